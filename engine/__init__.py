@@ -1,0 +1,22 @@
+"""The engine: Amplitude events in, Intercom contacts and events out. See ``engine.app.Engine``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from engine.app import BadEvents, Engine
+    from engine.config import Settings, from_table, load
+
+__all__ = ["BadEvents", "Engine", "Settings", "from_table", "load"]
+
+_HOMES = {"Engine": "engine.app", "BadEvents": "engine.app"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: the command's ``--help`` needs none of them."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES.get(name, "engine.config")), name)

@@ -1,0 +1,91 @@
+"""The event-sender actor: one call for each event, and what each answer to it means."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from engine.actor import Actor
+from engine.contacts import Contacts
+from engine.envelope import Envelope
+from engine.errors import DeadLetter, Failure, ParkUser
+from engine.gate import Gate, GateClosed
+from engine.spool.feed import Feed
+from transports import intercom
+from transports.intercom import Answer
+
+UnknownUser = Literal["park", "create", "dead_letter", "drop"]
+
+
+def refusal_of(answer: Answer) -> Failure | None:
+    """Return why an event was not taken, or None for a 2xx (its body is empty: nothing to read)."""
+    if answer.status < 300:
+        return None
+    said = intercom.parse_error(answer)
+    return Failure(
+        _reason(answer.status, said.code, said.message),
+        answer.status,
+        said.code,
+        said.message,
+        said.request_id,
+    )
+
+
+def _reason(status: int, code: str, message: str) -> str:
+    if status == 404:
+        return "user_not_found"
+    if status in (400, 409) and "multiple existing users" in message.lower():
+        return "contact_ambiguous"
+    if "120 active event names" in message or code == "custom_data_limit_reached":
+        return "event_type_limit"
+    return "refused"
+
+
+class EventSender(Actor[Envelope | None, None]):
+    """One lane's events, one at a time."""
+
+    def __init__(
+        self, gate: Gate, contacts: Contacts, feed: Feed, unknown_user: UnknownUser
+    ) -> None:
+        super().__init__()
+        self._gate = gate
+        self._contacts = contacts
+        self._feed = feed
+        self._unknown_user = unknown_user
+
+    async def handle(self, envelope: Envelope | None) -> None:
+        if envelope is None or envelope.plan.event is None:
+            return
+        record = envelope.record
+        if self._feed.is_halted(record.user_key):
+            await self._feed.release(record)
+            return
+        try:
+            refusal = await self._send(envelope, envelope.plan.event)
+        except GateClosed:
+            await self._feed.release(record)
+        except ParkUser as error:
+            await self._feed.park(record, error.failure)
+        except DeadLetter as error:
+            await self._feed.bury(record, error.failure)
+        else:
+            await self._settle(envelope, refusal)
+
+    async def _send(self, envelope: Envelope, event: bytes) -> Failure | None:
+        """Send an event; where the user is unknown and may be created, create it and send again."""
+        user = envelope.record.user_key
+        refusal = refusal_of(await self._gate.call(intercom.send_event(event), user))
+        if refusal and refusal.reason == "user_not_found" and self._unknown_user == "create":
+            await self._contacts.ensure(envelope.plan.identity)
+            refusal = refusal_of(await self._gate.call(intercom.send_event(event), user))
+        return refusal
+
+    async def _settle(self, envelope: Envelope, refusal: Failure | None) -> None:
+        record = envelope.record
+        if refusal is None:
+            await self._feed.deliver(record)
+        elif refusal.reason != "user_not_found" or self._unknown_user == "dead_letter":
+            await self._feed.bury(record, refusal)
+        elif self._unknown_user == "drop":
+            await self._feed.drop(record, "unknown_user")
+        else:
+            await self._feed.park(record, refusal)

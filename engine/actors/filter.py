@@ -1,0 +1,183 @@
+"""The filter actor: decides what of a batch a sync keeps, and has the spool keep it.
+
+An event type that nobody selected costs its decoded head and one dict look-up. Only what a
+``where`` clause or the mapping has to see is decoded whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import Counter
+
+import anyio
+
+from engine.actor import Actor
+from engine.actors.source import Share
+from engine.config import Sync
+from engine.envelope import Kind
+from engine.errors import SpoolError
+from engine.mapping import LOOP_PREFIX, Rules
+from engine.selection import Selection
+from engine.spool import Spool
+from engine.spool.store import Append, Appended, DeadRow, Row
+from transports import Batch, Receipt
+from transports.amplitude import (
+    GROUP_IDENTIFY,
+    IDENTIFY,
+    RESERVED_TYPES,
+    BadEvent,
+    Event,
+    Head,
+    check_head,
+    decode_event,
+)
+from transports.errors import Refused
+
+COMMITS_AHEAD = 64
+"""Batches that may wait for their fsync while the next ones are filtered."""
+
+
+Admitted = tuple[Kind, str]
+"""What a kept event is, and the key of its user."""
+
+
+class Filter:
+    """One sync's decision on an event: a row to keep, a dead letter, or a reason to drop it."""
+
+    def __init__(self, sync: Sync, rules: Rules) -> None:
+        self._rules = rules
+        self._selection = Selection(sync.events.select)
+        self._loop_guard = sync.events.loop_guard
+        self._events_drop = _off(sync.enabled, sync.events.enabled, "events_disabled")
+        self._users_drop = _off(sync.enabled, sync.users.enabled, "users_disabled")
+
+    def judge(self, head: Head, raw: bytes) -> Admitted | BadEvent | str:
+        """Return what it is kept as, what is wrong with the event, or the reason to drop it."""
+        event_type = head.event_type
+        if event_type == IDENTIFY:
+            return self._users_drop or self._admit(head, raw, Kind.IDENTIFY, None)
+        predicate = self._selection.lookup(event_type) if event_type else None
+        if predicate is None or self._events_drop:
+            return self._judge_unselected(head, raw)
+        if event_type in RESERVED_TYPES:
+            return "reserved_name"
+        if self._loop_guard and event_type is not None and event_type.startswith(LOOP_PREFIX):
+            return "loop_guard"
+        if predicate.always:
+            return self._admit(head, raw, Kind.EVENT, None)
+        event = _decode(raw)
+        if isinstance(event, BadEvent):
+            return event
+        if not predicate.matches(event.fields):
+            return self._judge_unselected(head, raw, "filtered_out")
+        return self._admit(head, raw, Kind.EVENT, event)
+
+    def _judge_unselected(
+        self, head: Head, raw: bytes, reason: str = "not_selected"
+    ) -> Admitted | BadEvent | str:
+        """An event that is not sent may still change its user, where the trigger says so."""
+        if not head.event_type:
+            return BadEvent("missing_field", "event_type", "event_type is missing")
+        if head.event_type == GROUP_IDENTIFY:
+            return "group_identify"
+        if self._rules.updates_on_events and not self._users_drop:
+            event = _decode(raw)
+            if isinstance(event, BadEvent):
+                return event
+            if self._rules.carries_update(event):
+                return self._admit(head, raw, Kind.IDENTIFY, event)
+        return self._events_drop or reason
+
+    def _admit(
+        self, head: Head, raw: bytes, kind: Kind, event: Event | None
+    ) -> Admitted | BadEvent | str:
+        problem = check_head(head, min_id_length=1)
+        if problem is not None:
+            return problem
+        if self._rules.identity_in_head:
+            user = self._rules.identity_of_head(head)
+        else:
+            decoded = event or _decode(raw)
+            if isinstance(decoded, BadEvent):
+                return decoded
+            user = self._rules.identity_of_event(decoded)
+        return (kind, user) if user else "no_identity"
+
+
+def _off(sync_enabled: bool, enabled: bool, reason: str) -> str:
+    if not sync_enabled:
+        return "sync_disabled"
+    return "" if enabled else reason
+
+
+def _decode(raw: bytes) -> Event | BadEvent:
+    try:
+        return decode_event(raw)
+    except ValueError as error:
+        return BadEvent("invalid_field", "event_time", str(error))
+
+
+def insert_key(head: Head | BadEvent, raw: bytes, *, derive: bool) -> bytes | None:
+    """Return what an event is known by again: its insert id on its device, or its content.
+
+    None where it has no insert id and ``derive`` is off: two equal requests are two events.
+    """
+    unique = head.unique_id if isinstance(head, Head) else None
+    if unique and isinstance(head, Head):
+        text = f"{unique}\x00{head.device_id or ''}"
+        return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    if derive:
+        return hashlib.blake2b(raw, digest_size=16, person=b"content").digest()
+    return None
+
+
+class FilterActor(Actor[Share, None]):
+    """Filters batches and appends what is left; acknowledges when that is on disk."""
+
+    def __init__(self, decide: Filter, spool: Spool) -> None:
+        super().__init__()
+        self._filter = decide
+        self._spool = spool
+        self._room = anyio.Semaphore(COMMITS_AHEAD)
+
+    async def handle(self, share: Share) -> None:
+        append = self.sift(share.batch)
+        if not append.rows and not append.dead:
+            self._spool.count_only(append.received, append.dropped)
+            share.tally.acknowledge(Receipt(0, 0, append.received, 0))
+            return
+        dropped = append.dropped.total()
+        await self._room.acquire()
+        future = self._spool.append(append)
+        future.add_done_callback(lambda done: self._appended(done, share, dropped))
+
+    def _appended(self, done: asyncio.Future[Appended], share: Share, dropped: int) -> None:
+        self._room.release()
+        error = done.exception()
+        if error is None:
+            kept = done.result()
+            share.tally.acknowledge(Receipt(kept.accepted, kept.duplicates, dropped, kept.dead))
+            self._spool.feed.notify()
+        elif isinstance(error, SpoolError):
+            share.tally.refuse(Refused(error.reason, str(error)))
+        else:
+            raise error
+
+    def sift(self, batch: Batch) -> Append:
+        """Return what is kept of a batch, and count the rest. Pure."""
+        rows: list[Row] = []
+        dead: list[DeadRow] = []
+        dropped: Counter[str] = Counter()
+        judge, derive = self._filter.judge, batch.derive_ids
+        for index, (head, raw) in enumerate(zip(batch.heads, batch.raws, strict=True)):
+            found = head if isinstance(head, BadEvent) else judge(head, raw)
+            if isinstance(found, str):
+                dropped[found] += 1
+            elif isinstance(found, tuple):
+                rows.append(Row(*found, raw, insert_key(head, raw, derive=derive)))
+            else:
+                line = batch.lines[index] if batch.lines else None
+                key = insert_key(head, raw, derive=derive)
+                dead.append(DeadRow(found.reason, found.message, raw, key, batch.origin, line))
+        return Append(len(batch.raws), rows, dead, dropped)

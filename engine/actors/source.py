@@ -1,0 +1,93 @@
+"""The source actor: takes batches from a transport and gives them to the syncs they are for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+from anyio.streams.memory import MemoryObjectSendStream
+
+from transports import Batch, Receipt, Source, Ticket
+from transports.errors import Refused, UnknownApiKey
+
+ANY_KEY = "*"
+
+
+class Tally:
+    """One ticket, for as many syncs as take the batch: done when the last of them is."""
+
+    def __init__(self, ticket: Ticket, shares: int) -> None:
+        self._ticket = ticket
+        self._shares = shares
+        self._sum = Receipt(0, 0, 0, 0)
+
+    def acknowledge(self, receipt: Receipt) -> None:
+        """Add what one sync stored."""
+        mine, theirs = msgspec.structs.astuple(self._sum), msgspec.structs.astuple(receipt)
+        self._sum = Receipt(*map(sum, zip(mine, theirs, strict=True)))
+        self._shares -= 1
+        if self._shares == 0:
+            self._ticket.acknowledge(self._sum)
+
+    def refuse(self, error: Refused) -> None:
+        """One sync could not store it: the sender has to send it again, to all of them."""
+        self._ticket.refuse(error)
+
+
+class Share(msgspec.Struct):
+    """A batch on its way into one sync, with where to say that it has arrived."""
+
+    batch: Batch
+    tally: Tally
+
+
+class SourceActor:
+    """The engine's intake, as its sources see it (``transports.Intake``)."""
+
+    def __init__(
+        self,
+        outboxes: Mapping[str, MemoryObjectSendStream[Share]],
+        syncs_by_key: Mapping[str, Sequence[str]],
+    ) -> None:
+        self._outboxes = outboxes
+        self._syncs_by_key = syncs_by_key
+        self._draining = False
+
+    async def run(self, transport: Source) -> None:
+        """Let a transport bring events until it ends."""
+        await transport.run(self)
+
+    def drain(self) -> None:
+        """Refuse everything from now on."""
+        self._draining = True
+
+    def close(self) -> None:
+        """End the syncs' inboxes: what was sent before is still worked through."""
+        self.drain()
+        for outbox in self._outboxes.values():
+            outbox.close()
+
+    async def send(self, batch: Batch) -> Ticket:
+        """Queue a batch for each sync that takes it; waits while one of them has no room.
+
+        Raises:
+            Refused: the engine is draining.
+            UnknownApiKey: no sync takes this key's events.
+        """
+        if self._draining:
+            raise Refused("draining")
+        names = self._takers(batch)
+        ticket = Ticket()
+        tally = Tally(ticket, len(names))
+        for name in names:
+            await self._outboxes[name].send(Share(batch, tally))
+        return ticket
+
+    def _takers(self, batch: Batch) -> list[str]:
+        if batch.sync is not None:
+            return [batch.sync]
+        key = batch.api_key or ""
+        names = [*self._syncs_by_key.get(key, ()), *self._syncs_by_key.get(ANY_KEY, ())]
+        if not names:
+            raise UnknownApiKey(key)
+        return list(dict.fromkeys(names))

@@ -1,0 +1,321 @@
+"""The composition root: the only place that builds things.
+
+As a library:
+
+    async with Engine(settings) as engine:
+        receipt = await engine.submit(events, api_key="…")     # returns when they are on disk
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Self
+
+import anyio
+import msgspec
+
+from engine.actors.source import SourceActor
+from engine.config import Intercom, Settings, Sync
+from engine.errors import SettingsError
+from engine.gate import Gate
+from engine.metrics import Status, SyncStatus, read_facts, sync_status
+from engine.pipeline import Pipeline
+from engine.spool import Spool, wall_clock_ms
+from engine.spool.lock import DataDir
+from engine.spool.store import DeadLetter, DeadLetterQuery, Store
+from transports import Batch, Receipt, Source
+from transports.amplitude import BadUpload, decode_events
+from transports.errors import Refused
+from transports.intercom import BASE_URLS, IntercomClient, Wire
+
+WireFactory = Callable[[Intercom], Wire]
+
+
+class BadEvents(ValueError):
+    """Events handed to ``submit`` that Amplitude itself would refuse; none of them is stored.
+
+    ``refusal`` lists every bad index under its field.
+    """
+
+    def __init__(self, refusal: BadUpload) -> None:
+        super().__init__(msgspec.json.encode(refusal).decode())
+        self.refusal = refusal
+
+
+class Engine:
+    """All syncs of one settings file, running while the context is open.
+
+    Raises (on entering):
+        SettingsError: the data directory cannot be used, or a sync is wired wrongly.
+        DataDirInUse: another process has it.
+        SpoolError: a spool cannot be opened.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        wire: WireFactory | None = None,
+        now_ms: Callable[[], int] = wall_clock_ms,
+        now_s: Callable[[], float] = time.time,
+        jitter: Callable[[], float] = random.random,
+        inline: bool = False,
+        deliver: bool = True,
+    ) -> None:
+        """Take checked settings. Nothing is opened before the context is entered.
+
+        ``wire`` replaces the HTTPS client (the sandbox's in-process face has its shape); ``inline``
+        runs the spool in the loop's own thread; without ``deliver`` no call is made at all.
+        """
+        self.settings = settings
+        self._wire = wire
+        self._now_ms = now_ms
+        self._now_s = now_s
+        self._jitter = jitter
+        self._inline = inline
+        self._delivers = deliver
+        self._gates: dict[tuple[str, str], Gate] = {}
+        self.pipelines: dict[str, Pipeline] = {}
+        self.state = "starting"
+        self._finished = anyio.Event()
+
+    # --- lifetime -------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            data_dir = stack.enter_context(DataDir(Path(self.settings.data_dir)))
+            for sync in self.settings.sync:
+                self.pipelines[sync.name] = await self._build(sync, data_dir, stack)
+            self.intake = SourceActor(
+                {name: pipeline.inbox for name, pipeline in self.pipelines.items()},
+                _syncs_by_key(self.settings),
+            )
+            self._tasks = await stack.enter_async_context(anyio.create_task_group())
+            self._tasks.start_soon(self._run)
+            self._stack = stack.pop_all()
+        self.state = "running"
+        return self
+
+    async def __aexit__(self, *exc: Any) -> bool | None:
+        self.drain()
+        if exc[0] is not None:
+            self._tasks.cancel_scope.cancel()
+        return await self._stack.__aexit__(*exc)
+
+    async def _run(self) -> None:
+        async with anyio.create_task_group() as tasks:
+            for pipeline in self.pipelines.values():
+                tasks.start_soon(pipeline.run)
+        self._finished.set()
+
+    async def finish(self, deadline_s: float) -> bool:
+        """Drain, and cancel what is not done by the deadline; return whether all was done.
+
+        Whatever is cancelled is still in the spool.
+        """
+        self.drain()
+        with anyio.move_on_after(deadline_s):
+            await self._finished.wait()
+        self.cancel()
+        return self._finished.is_set()
+
+    def cancel(self) -> None:
+        """Stop now. Whatever was under way is still in the spool."""
+        self._tasks.cancel_scope.cancel()
+
+    def drain(self) -> None:
+        """Take nothing in, send nothing new; what is under way is finished.
+
+        Leaving the context does this too, and waits; cancelling the wait loses nothing.
+        """
+        self.state = "draining"
+        self.intake.close()
+        for pipeline in self.pipelines.values():
+            pipeline.spool.feed.stop()
+        for gate in self._gates.values():
+            gate.close()
+
+    async def _build(self, sync: Sync, data_dir: DataDir, stack: AsyncExitStack) -> Pipeline:
+        spool = Spool(
+            data_dir.spool_path(sync.name),
+            self.settings.spool,
+            sync.delivery,
+            now_ms=self._now_ms,
+            inline=self._inline,
+        )
+        stack.push_async_callback(spool.close)
+        await spool.do(lambda store: _renew_directory(store, sync))
+        delivers = sync.enabled and self._delivers
+        gate = await self._gate(sync, stack) if delivers else None
+        pipeline = Pipeline(sync, spool, gate)
+        stack.callback(pipeline.close)
+        return pipeline
+
+    async def _gate(self, sync: Sync, stack: AsyncExitStack) -> Gate:
+        """Return the gate of a sync's access token: syncs that share it share one budget."""
+        key = (_base_url(sync.intercom), sync.intercom.access_token.reveal())
+        if key not in self._gates:
+            wire = self._wire(sync.intercom) if self._wire else await _connect(sync.intercom, stack)
+            self._gates[key] = Gate(
+                wire,
+                requests_per_minute=sync.intercom.requests_per_minute,
+                max_in_flight=sync.intercom.max_in_flight,
+                probe_first_s=sync.delivery.probe_first_s,
+                probe_most_s=sync.delivery.probe_most_s,
+                now_s=self._now_s,
+                jitter=self._jitter,
+            )
+        return self._gates[key]
+
+    # --- taking events in -----------------------------------------------------------------
+
+    async def submit(
+        self,
+        events: Sequence[Mapping[str, Any] | bytes],
+        *,
+        api_key: str | None = None,
+        sync: str | None = None,
+    ) -> Receipt:
+        """Take events in, as HTTP V2 spells them; return when they are on disk.
+
+        ``api_key`` names the Amplitude project, or ``sync`` the sync itself.
+
+        Raises:
+            BadEvents: some are not what Amplitude takes; none is stored.
+            Refused: not now (the spool is full or failing, or the engine drains).
+            UnknownApiKey: no sync takes this key.
+        """
+        decoded = decode_events(
+            e if isinstance(e, bytes) else msgspec.json.encode(e) for e in events
+        )
+        if isinstance(decoded, BadUpload):
+            raise BadEvents(decoded)
+        heads, raws = decoded
+        ticket = await self.intake.send(
+            Batch(heads, raws, api_key=api_key, sync=sync, origin="submit")
+        )
+        return await ticket.wait()
+
+    async def settled(self) -> None:
+        """Wait until nothing is pending in any sync that delivers."""
+        for pipeline in self.pipelines.values():
+            while pipeline.gate is not None and pipeline.spool.counters["pending"]:
+                await pipeline.spool.feed.progress()
+
+    @property
+    def ready(self) -> bool:
+        """Whether events are taken now."""
+        return self.state == "running" and not any(
+            pipeline.spool.full for pipeline in self.pipelines.values()
+        )
+
+    # --- looking at it --------------------------------------------------------------------
+
+    async def status(self) -> Status:
+        """Return the accounting of all syncs."""
+        syncs = [await self._sync_status(pipeline) for pipeline in self.pipelines.values()]
+        return Status(self.state, syncs)
+
+    async def _sync_status(self, pipeline: Pipeline) -> SyncStatus:
+        spool, contacts = pipeline.spool, pipeline.contacts
+        return sync_status(
+            pipeline.sync,
+            spool.counters,
+            await spool.do(read_facts),
+            now_ms=self._now_ms(),
+            latency_s=spool.feed.latency_s,
+            unknown_attributes=contacts.unknown_attributes if contacts else {},
+            gate=pipeline.gate,
+        )
+
+    # --- dead letters ---------------------------------------------------------------------
+
+    async def dead_letters(
+        self, sync: str, query: DeadLetterQuery, *, after_id: int = 0, limit: int = 1000
+    ) -> list[DeadLetter]:
+        """Return a sync's dead letters, by id."""
+        return await self.pipelines[sync].spool.do(
+            lambda store: store.dead_letters(query, after_id=after_id, limit=limit)
+        )
+
+    async def replay(self, sync: str, query: DeadLetterQuery) -> Counter[str]:
+        """Send dead letters through filter and mapping again; return how many went where.
+
+        A replayed record goes behind all that its user still has waiting.
+        """
+        return await self.pipelines[sync].replay(query)
+
+    async def discard(self, sync: str, query: DeadLetterQuery) -> int:
+        """Settle dead letters as dropped; return how many there were."""
+        return await self.pipelines[sync].spool.do(
+            lambda store: sum(store.discard(one) for one in store.dead_letters(query, limit=-1))
+        )
+
+
+def _base_url(intercom: Intercom) -> str:
+    return intercom.base_url or BASE_URLS[intercom.region]
+
+
+async def _connect(intercom: Intercom, stack: AsyncExitStack) -> Wire:
+    client = IntercomClient(
+        _base_url(intercom),
+        intercom.access_token.reveal(),
+        timeout_s=intercom.timeout_s,
+        connections=intercom.max_in_flight,
+    )
+    return await stack.enter_async_context(client)
+
+
+def _renew_directory(store: Store, sync: Sync) -> None:
+    """Start a new contact directory where the old one is about another workspace or key."""
+    about = f"{_base_url(sync.intercom)} {sync.mapping.identifier} {sync.mapping.source}"
+    if store.meta("directory") not in (None, about):
+        store.forget_all_contacts()
+    store.set_meta("directory", about)
+
+
+def _syncs_by_key(settings: Settings) -> dict[str, list[str]]:
+    keys: dict[str, list[str]] = {}
+    for sync in settings.sync:
+        for key in sync.amplitude_api_keys:
+            keys.setdefault(key.reveal(), []).append(sync.name)
+    return keys
+
+
+def load_source(name: str, arguments: Mapping[str, Any]) -> Source:
+    """Build a registered source (entry point group ``amplitude_intercom.sources``).
+
+    Raises:
+        SettingsError: no such source, or it does not take these settings.
+    """
+    found = [e for e in entry_points(group="amplitude_intercom.sources") if e.name == name]
+    if not found:
+        raise SettingsError(f"sources.{name}: no source of this name is installed")
+    try:
+        source: Source = found[0].load()(**arguments)
+    except TypeError as error:
+        raise SettingsError(f"sources.{name}: {error}") from None
+    return source
+
+
+def sources_of(settings: Settings) -> dict[str, Source]:
+    """Build the sources that the daemon serves.
+
+    Raises:
+        SettingsError: one of them is not installed, or does not take its settings.
+    """
+    sources: dict[str, Source] = {}
+    if settings.http is not None:
+        sources["http"] = load_source("http", msgspec.structs.asdict(settings.http))
+    for name, arguments in settings.sources.items():
+        sources[name] = load_source(name, arguments)
+    return sources
+
+
+__all__ = ["BadEvents", "Engine", "Refused", "Status", "load_source", "sources_of"]

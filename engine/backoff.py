@@ -1,0 +1,30 @@
+"""How long to wait before trying again: pure functions, the jitter is the caller's number.
+
+Record-level retries spread a number of attempts over a window, each wait longer than the last, as
+Amplitude's own streams do (10 attempts over 4 hours; the spacing is not documented, so it is ours).
+"""
+
+from __future__ import annotations
+
+GROWTH = 2.5
+"""Each wait is this much longer: 10 attempts over 4 h then start 6 s apart and end 2.4 h apart."""
+
+
+def retry_delay_s(failures: int, attempts: int, window_s: float, jitter: float) -> float:
+    """Return the seconds to wait after the ``failures``-th failure (1 = the first).
+
+    ``attempts`` calls fit into ``window_s``; ``jitter`` is in [0, 1) and moves the wait by ±10 %.
+    """
+    waits = max(1, attempts - 1)
+    first = window_s * (GROWTH - 1) / (GROWTH**waits - 1)
+    wait: float = first * GROWTH ** (min(failures, waits) - 1)
+    return wait * (0.9 + 0.2 * jitter)
+
+
+def probe_delay_s(failures: int, first_s: float, most_s: float, jitter: float) -> float:
+    """Return the seconds between probes of a destination that is down: doubling, full jitter.
+
+    Never under half of what the doubling says, so that probes cannot bunch up.
+    """
+    ceiling: float = min(most_s, first_s * 2 ** min(failures - 1, 30))
+    return ceiling * (0.5 + 0.5 * jitter)

@@ -1,0 +1,276 @@
+"""The command ``amplitude-intercom``: arguments only; ``engine.commands`` does the work.
+
+Imports are made by the command that needs them, so that ``--help`` is quick.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from engine.config import Settings
+    from engine.spool.store import DeadLetterQuery
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Streams Amplitude events and users to Intercom.",
+)
+letters = typer.Typer(no_args_is_help=True, help="Look at dead letters, replay or discard them.")
+app.add_typer(letters, name="dead-letters")
+
+Config = Annotated[Path, typer.Option("-c", "--config", help="The settings file (TOML).")]
+SyncName = Annotated[str | None, typer.Option("--sync", help="Which of several syncs.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Ids = Annotated[list[int] | None, typer.Argument(help="Dead letters by id; none: all that match.")]
+Reason = Annotated[str | None, typer.Option(help="Only those with this reason.")]
+User = Annotated[str | None, typer.Option(help="Only those of this user.")]
+Since = Annotated[
+    str | None, typer.Option(help="Only those that failed at this time (ISO 8601) or later.")
+]
+Until = Annotated[str | None, typer.Option(help="Only those that failed before this time.")]
+
+
+@app.command()
+def demo() -> None:
+    """Show the whole thing on embedded parts: a local Intercom, sample events, what arrived."""
+    from engine.commands import run
+    from engine.commands.demo import demo as main
+
+    raise typer.Exit(run(main))
+
+
+@app.command(name="run")
+def run_daemon(config: Config) -> None:
+    """Serve the configured sources until SIGTERM."""
+    from engine.commands import run
+    from engine.commands.run import run as main
+
+    async def work() -> int:
+        return await main(_settings(config))
+
+    raise typer.Exit(run(work))
+
+
+@app.command()
+def forward(
+    config: Config,
+    paths: Annotated[list[str] | None, typer.Argument(help="Files; - is standard input.")] = None,
+    sync: SyncName = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit 3 when something became a dead letter.")
+    ] = False,
+    max_wait: Annotated[
+        float | None,
+        typer.Option(help="Seconds to wait for retries at the end; default: for all of them."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Deliver files or a pipe, and exit when all of it is settled."""
+    from engine.commands import run
+    from engine.commands.forward import forward as main
+
+    async def work() -> int:
+        return await main(
+            _settings(config),
+            paths or ["-"],
+            sync=sync,
+            strict=strict,
+            as_json=json,
+            max_wait_s=max_wait,
+        )
+
+    raise typer.Exit(run(work))
+
+
+@app.command()
+def preview(
+    config: Config,
+    path: Annotated[str, typer.Argument(help="A file; - is standard input.")] = "-",
+    sync: SyncName = None,
+) -> None:
+    """Print for each event what would be sent, without sending it."""
+    from engine.commands import run
+    from engine.commands.preview import preview as main
+
+    async def work() -> int:
+        return main(_settings(config), path, sync=sync)
+
+    raise typer.Exit(run(work))
+
+
+@app.command()
+def check(config: Config, json: Json = False) -> None:
+    """Validate the settings and say what they amount to."""
+    from engine.commands import run
+    from engine.commands.check import check as main
+
+    async def work() -> int:
+        return main(_settings(config), as_json=json)
+
+    raise typer.Exit(run(work))
+
+
+@app.command()
+def status(config: Config, json: Json = False) -> None:
+    """Print the accounting: received = delivered + dropped + dead + pending."""
+    from engine.commands import inspect, run
+
+    async def work() -> int:
+        return await inspect.status(_settings(config), as_json=json)
+
+    raise typer.Exit(run(work))
+
+
+@app.command()
+def sandbox(
+    listen: Annotated[str, typer.Option(help="host:port")] = "127.0.0.1:8720",
+    latency: Annotated[float, typer.Option(help="Seconds that an answer takes.")] = 0.05,
+    requests_per_minute: Annotated[int, typer.Option(help="The rate limit.")] = 10_000,
+    token: Annotated[str | None, typer.Option(help="Accept only this access token.")] = None,
+    seed: Annotated[int, typer.Option(help="Of latencies and faults.")] = 0,
+    fault: Annotated[
+        list[str] | None,
+        typer.Option(
+            help='A fault as JSON, e.g. \'{"kind": "status", "status": 503, "share": 0.1}\'.'
+        ),
+    ] = None,
+) -> None:
+    """Run a local Intercom, with faults on request."""
+    from engine.commands import run
+    from engine.commands.sandbox import sandbox as main
+
+    async def work() -> int:
+        return await main(
+            listen,
+            latency_s=latency,
+            requests_per_minute=requests_per_minute,
+            token=token,
+            seed=seed,
+            faults=fault or [],
+        )
+
+    raise typer.Exit(run(work))
+
+
+@letters.command(name="list")
+def list_letters(
+    config: Config,
+    sync: SyncName = None,
+    reason: Reason = None,
+    user: User = None,
+    since: Since = None,
+    until: Until = None,
+    json: Json = False,
+) -> None:
+    """List dead letters."""
+    from engine.commands import inspect, run
+
+    async def work() -> int:
+        query = _query(None, reason, user, since, until)
+        return await inspect.list_letters(_settings(config), sync, query, as_json=json)
+
+    raise typer.Exit(run(work))
+
+
+@letters.command(name="show")
+def show_letter(
+    config: Config,
+    id_: Annotated[int, typer.Argument(metavar="ID")],
+    sync: SyncName = None,
+    json: Json = False,
+) -> None:
+    """Show one dead letter, whole, as JSON."""
+    from engine.commands import inspect, run
+
+    async def work() -> int:
+        return await inspect.show_letter(_settings(config), sync, id_)
+
+    raise typer.Exit(run(work))
+
+
+@letters.command(name="replay")
+def replay_letters(
+    config: Config,
+    ids: Ids = None,
+    sync: SyncName = None,
+    reason: Reason = None,
+    user: User = None,
+    since: Since = None,
+    until: Until = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show what would be sent today.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Send dead letters through filter and mapping again, behind what their user has waiting."""
+    from engine.commands import inspect, run
+
+    async def work() -> int:
+        query = _query(ids, reason, user, since, until)
+        return await inspect.replay_letters(_settings(config), sync, query, dry_run=dry_run)
+
+    raise typer.Exit(run(work))
+
+
+@letters.command(name="discard")
+def discard_letters(
+    config: Config,
+    ids: Ids = None,
+    sync: SyncName = None,
+    reason: Reason = None,
+    user: User = None,
+    since: Since = None,
+    until: Until = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Needed where neither ids nor a condition is given.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Settle dead letters as dropped: they are gone for good."""
+    from engine.commands import inspect, run
+
+    if not (ids or reason or user or since or until or every):
+        raise typer.BadParameter("say which: ids, a condition, or --all")
+
+    async def work() -> int:
+        query = _query(ids, reason, user, since, until)
+        return await inspect.discard_letters(_settings(config), sync, query)
+
+    raise typer.Exit(run(work))
+
+
+def _settings(path: Path) -> Settings:
+    from engine.commands import load_settings
+
+    return load_settings(path)
+
+
+def _query(
+    ids: list[int] | None,
+    reason: str | None,
+    user: str | None,
+    since: str | None,
+    until: str | None,
+) -> DeadLetterQuery:
+    from engine.spool.store import DeadLetterQuery
+
+    return DeadLetterQuery(ids or [], reason, user, _time_ms(since), _time_ms(until))
+
+
+def _time_ms(text: str | None) -> int | None:
+    from transports.amplitude import parse_time
+
+    try:
+        return None if text is None else parse_time(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"not a time: {error}") from None
+
+
+def main() -> None:
+    """Run the command."""
+    app()

@@ -1,0 +1,91 @@
+"""What the commands do, one module each; ``engine.cli`` only parses their arguments."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from engine import config
+from engine.config import Log, Settings
+from engine.errors import DataDirInUse, EngineError, SettingsError
+
+OK, FAILED, USAGE, DEAD_LETTERED = 0, 1, 2, 3
+"""Exit codes: settled; failure; wrong usage or settings; a dead letter and ``--strict``."""
+
+
+def load_settings(path: Path) -> Settings:
+    """Read settings and set logging up by them."""
+    settings = config.load(path)
+    configure_logging(settings.log)
+    return settings
+
+
+def configure_logging(log: Log) -> None:
+    """Send messages to stderr: for people on a terminal, as JSON lines otherwise."""
+    human = log.format == "human" or (log.format == "auto" and sys.stderr.isatty())
+    renderer: Any = (
+        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        if human
+        else structlog.processors.JSONRenderer()
+    )
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(
+            logging.getLevelNamesMapping()[log.level.upper()]
+        ),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+
+
+def run(main: Callable[[], Coroutine[Any, Any, int]]) -> int:
+    """Run a command; return its exit code, with one line on stderr for what went wrong."""
+    try:
+        return asyncio.run(main())
+    except BaseException as error:
+        for wrong in _leaves(error):
+            if isinstance(wrong, SettingsError | DataDirInUse):
+                return complain(wrong, USAGE)
+            if isinstance(wrong, EngineError | OSError):
+                return complain(wrong, FAILED)
+        if isinstance(error, KeyboardInterrupt):
+            return FAILED
+        raise
+
+
+def complain(error: BaseException | str, code: int) -> int:
+    """Say what is wrong on stderr; return the exit code."""
+    print(f"error: {error}", file=sys.stderr)
+    return code
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
+    return [error]
+
+
+class Signals:
+    """SIGTERM and SIGINT: the first asks to stop, the second to stop now."""
+
+    def __init__(self) -> None:
+        self.stop = asyncio.Event()
+        self.now = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._received)
+
+    def _received(self) -> None:
+        (self.now if self.stop.is_set() else self.stop).set()

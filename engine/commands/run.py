@@ -1,0 +1,68 @@
+"""``run``: the daemon."""
+
+from __future__ import annotations
+
+import os
+
+import anyio
+import structlog
+from anyio.abc import TaskGroup
+
+from engine.app import Engine, sources_of
+from engine.commands import FAILED, OK, Signals
+from engine.config import Settings
+from engine.console.server import AdminServer
+from engine.errors import SettingsError
+from transports import Source
+
+_log = structlog.get_logger("engine.run")
+
+
+async def run(settings: Settings) -> int:
+    """Serve the configured sources until SIGTERM; a second signal ends at once.
+
+    Raises:
+        SettingsError: nothing to serve, or an address that cannot be listened on.
+    """
+    sources = sources_of(settings)
+    if not sources:
+        raise SettingsError("no source is configured: add [http], or [sources.NAME]")
+    signals = Signals()
+    async with Engine(settings) as engine, anyio.create_task_group() as tasks:
+        await start_sources(engine, sources, tasks)
+        if settings.admin is not None:
+            admin = AdminServer(settings.admin, engine)
+            tasks.start_soon(admin.run)
+            _log.info("admin listening", address=await admin.listening())
+        _log.info("ready", syncs=list(engine.pipelines), data_dir=settings.data_dir)
+        await signals.stop.wait()
+        _log.info("draining", deadline_s=settings.drain_deadline_s)
+        tasks.start_soon(_cut_short, signals, engine)
+        done = await engine.finish(settings.drain_deadline_s)
+        tasks.cancel_scope.cancel()
+    _log.info("stopped", clean=done)
+    return OK if done else FAILED
+
+
+async def _cut_short(signals: Signals, engine: Engine) -> None:
+    await signals.now.wait()
+    _log.warning("stopping now")
+    engine.cancel()
+
+
+async def start_sources(engine: Engine, sources: dict[str, Source], tasks: TaskGroup) -> None:
+    """Start sources; those that listen do so when this returns."""
+    for name, source in sources.items():
+        tasks.start_soon(_serve, engine, name, source)
+        listening = getattr(source, "listening", None)
+        if listening is not None:
+            _log.info("source listening", source=name, address=await listening())
+
+
+async def _serve(engine: Engine, name: str, source: Source) -> None:
+    try:
+        await engine.intake.run(source)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        address = getattr(source, "address", "")
+        raise SettingsError(f"{name}.listen: {address} cannot be used: {reason}") from None

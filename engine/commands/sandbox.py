@@ -1,0 +1,46 @@
+"""``sandbox``: the local Intercom alone."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import msgspec
+
+from engine.commands import OK, USAGE, Signals, complain
+from engine.config import host_and_port
+from transports.sandbox import Fault, Sandbox, serve
+
+
+async def sandbox(
+    listen: str,
+    *,
+    latency_s: float,
+    requests_per_minute: int,
+    token: str | None,
+    seed: int,
+    faults: Sequence[str],
+) -> int:
+    """Serve until a signal; then say how many calls came."""
+    try:
+        parsed = [msgspec.json.decode(fault, type=Fault) for fault in faults]
+    except msgspec.MsgspecError as error:
+        return complain(f"--fault: {error}", USAGE)
+    local = Sandbox(
+        seed=seed,
+        limit_per_minute=requests_per_minute,
+        access_token=token,
+        latency_s=latency_s,
+        faults=parsed,
+        open_attributes=True,
+    )
+    host, port = host_and_port(listen)
+    signals = Signals()
+    try:
+        async with serve(local, host, port) as url:
+            print(f"a local Intercom at {url}; stop it with Ctrl-C", file=sys.stderr)
+            await signals.stop.wait()
+    except OSError as error:
+        return complain(f"--listen: {listen}: {error.strerror}", USAGE)
+    print(f"{len(local.journal)} calls, {len(local.events)} events kept", file=sys.stderr)
+    return OK

@@ -1,0 +1,346 @@
+"""The settings: what the TOML file says, checked once, with each problem named by its key.
+
+Every bound has a unit in its name. ``env:NAME`` and ``file:PATH`` fetch secrets, which never show
+in a ``repr``, an error or a dump.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+
+from engine.errors import SettingsError
+from engine.selection import ANY_TYPE, Selection, Selector
+
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+PositiveSeconds = Annotated[float, msgspec.Meta(gt=0)]
+Seconds = Annotated[float, msgspec.Meta(ge=0)]
+Address = Annotated[str, msgspec.Meta(pattern=r"^(\[[0-9a-fA-F:]+\]|[^:\s]+):\d{1,5}$")]
+Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+
+
+class Secret:
+    """A text that must not be seen; ``reveal()`` is the only way to it.
+
+    ``source`` is how the settings spell it (``env:NAME``), for messages; ``***`` when spelled out.
+    """
+
+    __slots__ = ("_value", "source")
+
+    def __init__(self, value: str, source: str = "***") -> None:
+        self._value = value
+        self.source = source
+
+    def reveal(self) -> str:
+        """Return the text itself."""
+        return self._value
+
+    def __repr__(self) -> str:
+        return f"Secret({self.source})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and self._value == other._value
+
+    def __hash__(self) -> int:
+        return hash(self._value)
+
+
+class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A table of the settings file; keys it does not know are refused."""
+
+
+class Rename(_Section, frozen=True, kw_only=True, rename={"source": "from"}):
+    """``{ from = "company_name", to = "Company" }``."""
+
+    source: str
+    to: str
+
+
+class Http(_Section, frozen=True, kw_only=True):
+    """The HTTP source."""
+
+    listen: Address = "127.0.0.1:8710"
+    cors_origins: list[str] = msgspec.field(default_factory=lambda: ["*"])
+    max_concurrent_requests: Positive = 64
+    body_timeout_s: PositiveSeconds = 10.0
+
+
+class Admin(_Section, frozen=True, kw_only=True):
+    """Health, metrics, API."""
+
+    listen: Address = "127.0.0.1:8711"
+    token: Secret | None = None
+
+
+class SpoolSettings(_Section, frozen=True, kw_only=True):
+    """The store on disk; each sync has one."""
+
+    max_bytes: Annotated[int, msgspec.Meta(ge=1_000_000)] = 10_000_000_000
+    dedupe_window_s: Seconds = 7 * 24 * 3600.0
+
+
+class Forward(_Section, frozen=True, kw_only=True):
+    """Reading files and pipes."""
+
+    max_line_bytes: Positive = 1_048_576
+    batch_lines: Positive = 500
+
+
+class Log(_Section, frozen=True, kw_only=True):
+    """Messages on stderr."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "human", "json"] = "auto"
+
+
+class Intercom(_Section, frozen=True, kw_only=True):
+    """The workspace that a sync writes to."""
+
+    access_token: Secret
+    region: Literal["us", "eu", "au"] = "us"
+    base_url: Annotated[str, msgspec.Meta(pattern="^https?://")] | None = None
+    requests_per_minute: Annotated[int, msgspec.Meta(ge=6)] = 10_000
+    max_in_flight: Positive = 400
+    timeout_s: PositiveSeconds = 30.0
+
+
+class Mapping(_Section, frozen=True, kw_only=True, rename={"source": "from"}):
+    """Which contact an Amplitude user is."""
+
+    identifier: Literal["external_id", "email"] = "external_id"
+    source: Annotated[str, msgspec.Meta(pattern=r"^(user_id|device_id|user\..+|event\..+)$")] = (
+        "user_id"
+    )
+
+
+class Users(_Section, frozen=True, kw_only=True):
+    """Create & Update Users."""
+
+    enabled: bool = True
+    properties: list[str | Rename] = []
+    trigger: Literal["identify", "any_update"] = "identify"
+    archived: Literal["unarchive", "dead_letter"] = "unarchive"
+
+
+class Events(_Section, frozen=True, kw_only=True):
+    """Send Events."""
+
+    enabled: bool = True
+    select: list[Selector] = []
+    metadata: list[str | Rename] = []
+    metadata_limit: Annotated[int, msgspec.Meta(ge=0, le=100)] = 20
+    unknown_user: Literal["park", "create", "dead_letter", "drop"] = "park"
+    loop_guard: bool = True
+    money: dict[str, str] = {}
+
+
+class Delivery(_Section, frozen=True, kw_only=True):
+    """Order, retries and memory of the way to Intercom."""
+
+    lanes: Annotated[int, msgspec.Meta(ge=1, le=8192)] = 512
+    read_ahead: Annotated[int, msgspec.Meta(ge=1)] = 2048
+    retry_attempts: Positive = 10
+    retry_window_s: PositiveSeconds = 4 * 3600.0
+    probe_first_s: PositiveSeconds = 0.5
+    probe_most_s: PositiveSeconds = 10.0
+
+
+class Sync(_Section, frozen=True, kw_only=True):
+    """One stream: Amplitude projects to one Intercom workspace."""
+
+    name: Name
+    amplitude_api_keys: list[Secret] = []
+    enabled: bool = True
+    intercom: Intercom
+    mapping: Mapping = Mapping()
+    users: Users = Users()
+    events: Events = Events()
+    delivery: Delivery = Delivery()
+
+
+class Settings(_Section, frozen=True, kw_only=True):
+    """All of it."""
+
+    data_dir: str = "data"
+    drain_deadline_s: Seconds = 25.0
+    http: Http | None = None
+    admin: Admin | None = None
+    sources: dict[str, dict[str, Any]] = {}
+    spool: SpoolSettings = SpoolSettings()
+    forward: Forward = Forward()
+    log: Log = Log()
+    sync: Annotated[list[Sync], msgspec.Meta(min_length=1)]
+
+
+MAX_EVENT_TYPES: Final = 120
+"""Active event names that a workspace can have (help article 5245634)."""
+
+
+def load(path: Path) -> Settings:
+    """Read and check a settings file. Relative paths in it start at the file's own folder.
+
+    Raises:
+        SettingsError: the file cannot be read, or something in it cannot be used.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{path}: not UTF-8: {error}") from None
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{path}: not TOML: {error}") from None
+    return from_table(table, folder=path.parent, origin=f"{path}: ")
+
+
+def from_table(table: dict[str, Any], *, folder: Path | None = None, origin: str = "") -> Settings:
+    """Check a table of settings, as ``tomllib`` gives it.
+
+    Raises:
+        SettingsError: naming the key's path and what was expected.
+    """
+    folder = folder or Path()
+    try:
+        settings = msgspec.convert(
+            table, Settings, dec_hook=lambda kind, value: _decode_secret(kind, value, folder)
+        )
+    except msgspec.ValidationError as error:
+        raise SettingsError(origin + _explain(error)) from None
+    problem = next(_problems(settings), None)
+    if problem:
+        raise SettingsError(origin + problem)
+    return msgspec.structs.replace(settings, data_dir=str(folder / settings.data_dir))
+
+
+def to_table(settings: Settings) -> dict[str, Any]:
+    """Return the table that ``from_table`` would read as these settings.
+
+    Secrets come out as their source; one that was spelled out comes out as ``***``.
+    """
+    table: dict[str, Any] = _without_none(msgspec.to_builtins(settings, enc_hook=_encode_secret))
+    return table
+
+
+def _without_none(value: Any) -> Any:
+    """TOML has no null: a key without value is left out."""
+    if isinstance(value, dict):
+        return {key: _without_none(inner) for key, inner in value.items() if inner is not None}
+    return [_without_none(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _encode_secret(value: object) -> str:
+    if isinstance(value, Secret):
+        return value.source
+    raise NotImplementedError(type(value))
+
+
+def _decode_secret(kind: type, value: object, folder: Path) -> Secret:
+    if kind is not Secret:
+        raise NotImplementedError(kind)
+    if not isinstance(value, str) or not value:
+        raise ValueError("Expected non-empty text, `env:NAME` or `file:PATH`")
+    scheme, _, rest = value.partition(":")
+    if scheme == "env":
+        return Secret(_from_environment(rest), value)
+    if scheme == "file":
+        return Secret(_from_file(folder / rest), value)
+    return Secret(value)
+
+
+def _from_environment(name: str) -> str:
+    value = os.environ.get(name)
+    if not value:
+        raise ValueError(f"Expected the environment variable `{name}` to be set")
+    return value
+
+
+def _from_file(path: Path) -> str:
+    try:
+        value = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"Expected a readable file `{path}`: {error}") from None
+    if not value:
+        raise ValueError(f"Expected a secret in the file `{path}`, it is empty")
+    return value
+
+
+_PATH = re.compile(r"^(?P<what>.*?)(?: - at `\$(?P<path>.*)`)?$", re.DOTALL)
+
+
+def _explain(error: msgspec.ValidationError) -> str:
+    """Turn msgspec's ``… - at `$.sync[0].users` `` into ``sync[0].users: …``."""
+    match = _PATH.match(str(error))
+    if match is None or not match["path"]:
+        return str(error)
+    return f"{match['path'].lstrip('.')}: {match['what']}"
+
+
+def _problems(settings: Settings) -> Iterator[str]:
+    """Yield what no single field can know to be wrong."""
+    names = [sync.name for sync in settings.sync]
+    for index, sync in enumerate(settings.sync):
+        where = f"sync[{index}]"
+        if sync.name in names[:index]:
+            yield f"{where}.name: `{sync.name}` is taken by another sync"
+        yield from _selection_problems(where, sync.events)
+        yield from _target_problems(f"{where}.users.properties", sync.users.properties)
+        yield from _target_problems(f"{where}.events.metadata", sync.events.metadata)
+    if settings.admin and not settings.admin.token and not is_loopback(settings.admin.listen):
+        yield (
+            f"admin.token: needed to listen beyond loopback ({settings.admin.listen}); "
+            'set token = "env:NAME"'
+        )
+
+
+def _selection_problems(where: str, events: Events) -> Iterator[str]:
+    try:
+        types = Selection(events.select).types - ANY_TYPE
+    except ValueError as error:
+        yield f"{where}.events.select: {error}"
+        return
+    if len(types) > MAX_EVENT_TYPES:
+        surplus = ", ".join(sorted(types)[MAX_EVENT_TYPES:])
+        yield (
+            f"{where}.events.select: Expected at most {MAX_EVENT_TYPES} event types, "
+            f"which is all that Intercom keeps; {len(types)} are named. Surplus: {surplus}"
+        )
+
+
+def _target_problems(where: str, properties: list[str | Rename]) -> Iterator[str]:
+    seen: set[str] = set()
+    for index, item in enumerate(properties):
+        source, target = source_and_target(item)
+        if source == "*":
+            yield f'{where}[{index}]: "*" is not offered: name the properties to send'
+        if not source or not target:
+            yield f"{where}[{index}]: Expected a property name, this one is empty"
+        if target in seen:
+            yield f"{where}[{index}]: `{target}` is fed twice"
+        seen.add(target)
+
+
+def source_and_target(item: str | Rename) -> tuple[str, str]:
+    """Return a selected property and the name it gets in Intercom."""
+    if isinstance(item, Rename):
+        return item.source, item.to
+    return item, item.removeprefix("user.").removeprefix("event.")
+
+
+def host_and_port(address: str) -> tuple[str, int]:
+    """Split ``host:port``; brackets around an IPv6 host go."""
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def is_loopback(address: str) -> bool:
+    """Return whether only this machine can reach the address."""
+    host, _ = host_and_port(address)
+    return host in {"localhost", "::1"} or host.startswith("127.")

@@ -1,0 +1,1 @@
+"""The admin port: health, metrics and API of a running engine."""

@@ -1,0 +1,140 @@
+"""The admin port's HTTP server.
+
+Without a token it listens on loopback only, and then answers only requests that were meant for
+loopback (``Host``): a web page that somebody opened on this machine cannot reach it under another
+name. Writing calls want ``Content-Type: application/json``, which a plain cross-site form cannot
+send. Health and readiness need no token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import os
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from engine import metrics
+from engine.app import Engine
+from engine.config import Admin, host_and_port
+from engine.errors import SettingsError
+from engine.spool.store import DeadLetterQuery
+
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_encoder = msgspec.json.Encoder()
+OPEN_PATHS = frozenset({"/healthz", "/readyz"})
+
+
+class AdminServer:
+    """Serves one engine until cancelled."""
+
+    def __init__(self, settings: Admin, engine: Engine) -> None:
+        self._settings = settings
+        self._engine = engine
+        self._listening = asyncio.Event()
+        self.address = settings.listen
+
+    async def run(self) -> None:
+        """Serve until cancelled.
+
+        Raises:
+            SettingsError: the address cannot be listened on.
+        """
+        runner = web.AppRunner(self._application(), access_log=None)
+        await runner.setup()
+        try:
+            host, port = host_and_port(self._settings.listen)
+            try:
+                await web.TCPSite(runner, host, port, reuse_address=True).start()
+            except OSError as error:
+                reason = os.strerror(error.errno) if error.errno else str(error)
+                raise SettingsError(
+                    f"admin.listen: {self._settings.listen} cannot be used: {reason}"
+                ) from None
+            host, port = runner.addresses[0][:2]
+            self.address = f"{host}:{port}"
+            self._listening.set()
+            await asyncio.Event().wait()
+        finally:
+            await runner.cleanup()
+
+    async def listening(self) -> str:
+        """Wait until the port is open; return the address."""
+        await self._listening.wait()
+        return self.address
+
+    def _application(self) -> web.Application:
+        app = web.Application(middlewares=[self._guard], client_max_size=1_000_000)
+        app.router.add_get("/healthz", self._healthz)
+        app.router.add_get("/readyz", self._readyz)
+        app.router.add_get("/metrics", self._metrics)
+        app.router.add_get("/api/status", self._status)
+        app.router.add_post("/api/{sync}/dead-letters/{action}", self._dead_letters)
+        return app
+
+    @web.middleware
+    async def _guard(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+        if request.path not in OPEN_PATHS:
+            self._authorize(request)
+        return await handler(request)
+
+    def _authorize(self, request: web.Request) -> None:
+        token = self._settings.token
+        if token is not None:
+            given = request.headers.get("Authorization", "").removeprefix("Bearer ")
+            if not hmac.compare_digest(given.encode(), token.reveal().encode()):
+                raise web.HTTPUnauthorized(text="admin token missing or wrong\n")
+        elif not _is_local_name(request.headers.get("Host", "")):
+            raise web.HTTPForbidden(text="this host name is not served\n")
+        if request.method == "POST" and request.content_type != "application/json":
+            raise web.HTTPUnsupportedMediaType(text="send Content-Type: application/json\n")
+
+    async def _healthz(self, request: web.Request) -> web.Response:
+        return web.json_response({"status": "ok", "state": self._engine.state})
+
+    async def _readyz(self, request: web.Request) -> web.Response:
+        ready = self._engine.ready
+        return web.json_response(
+            {"ready": ready, "state": self._engine.state}, status=200 if ready else 503
+        )
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        status = await self._engine.status()
+        return web.Response(
+            body=metrics.render(status, ready=self._engine.ready),
+            headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"},
+        )
+
+    async def _status(self, request: web.Request) -> web.Response:
+        return _json(await self._engine.status())
+
+    async def _dead_letters(self, request: web.Request) -> web.Response:
+        sync, action = request.match_info["sync"], request.match_info["action"]
+        if sync not in self._engine.pipelines:
+            raise web.HTTPNotFound(text=f"no sync named {sync}\n")
+        try:
+            query = msgspec.json.decode(await request.read() or b"{}", type=DeadLetterQuery)
+        except msgspec.MsgspecError as error:
+            raise web.HTTPBadRequest(text=f"{error}\n") from None
+        return _json(await self._act(sync, action, query))
+
+    async def _act(self, sync: str, action: str, query: DeadLetterQuery) -> Any:
+        if action == "list":
+            return await self._engine.dead_letters(sync, query)
+        if action == "replay":
+            return await self._engine.replay(sync, query)
+        if action == "discard":
+            return {"discarded": await self._engine.discard(sync, query)}
+        raise web.HTTPNotFound(text=f"no action {action}\n")
+
+
+def _is_local_name(host: str) -> bool:
+    name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
+    return name in ("localhost", "[::1]") or name.startswith("127.")
+
+
+def _json(value: Any) -> web.Response:
+    return web.Response(body=_encoder.encode(value), content_type="application/json")

@@ -1,0 +1,277 @@
+"""Finding, creating and updating contacts, in the fewest calls.
+
+Known to the directory: one ``PUT``, or none when nothing changed. Unknown: create first, since a
+``POST`` never updates; a 409 names the contact that is there, and that one is updated. No search,
+whose index lags minutes, and so no race: two creators end at the same contact.
+
+An answer that names another contact is followed once for each of these, never twice:
+
+    409 live       update the contact it names
+    409 archived   unarchive it, then update; or leave it, by setting
+    410            update the contact that its ``Link`` names (the one was merged away)
+    404 on PUT     forget the id, resolve again
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol
+
+from engine.envelope import ContactUpdate, Identity
+from engine.errors import DeadLetter, Failure
+from engine.gate import Gate
+from engine.mapping import ATTRIBUTE_PREFIX, Rules, contact_body, creation_body
+from engine.spool.store import Contact
+from engine.user_properties import CLEAR_ALL, apply, needs_state
+from transports import intercom
+from transports.intercom import Answer
+
+MAX_CALLS = 12
+"""Calls that one update may take: more means that the answers lead in a circle."""
+
+_UNKNOWN_ATTRIBUTE = "Custom attribute '"
+
+
+class Directory(Protocol):
+    """Where known contacts are kept (the spool)."""
+
+    async def contact(self, user: str) -> Contact | None: ...
+    async def remember(self, user: str, contact: Contact) -> None: ...
+    async def forget(self, user: str) -> None: ...
+
+
+class Contacts:
+    """One sync's contacts."""
+
+    def __init__(
+        self,
+        gate: Gate,
+        directory: Directory,
+        rules: Rules,
+        *,
+        archived: Literal["unarchive", "dead_letter"],
+    ) -> None:
+        self._gate = gate
+        self._directory = directory
+        self._rules = rules
+        self._archived = archived
+        self.unknown_attributes: Counter[str] = Counter()
+        """Attributes that the workspace does not have, and how often each was left out."""
+
+    async def upsert(self, update: ContactUpdate) -> bool:
+        """Bring user property operations to the user's contact; return whether a call was needed.
+
+        Raises:
+            ParkUser: not now.
+            DeadLetter: never.
+        """
+        return await _Upsert(self, update).run()
+
+    async def ensure(self, identity: Identity) -> None:
+        """Make sure that a contact exists, without touching one that does.
+
+        Raises:
+            ParkUser: not now.
+            DeadLetter: never.
+        """
+        await self.upsert(ContactUpdate(identity, {}))
+
+    def fit_to_workspace(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the fields without attributes that the workspace is known not to have."""
+        missing = [name for name in fields if name in self.unknown_attributes]
+        self.unknown_attributes.update(missing)
+        return {name: value for name, value in fields.items() if name not in missing}
+
+
+class _Upsert:
+    """One update on its way; lives for a few calls."""
+
+    def __init__(self, contacts: Contacts, update: ContactUpdate) -> None:
+        self._contacts = contacts
+        self._gate = contacts._gate
+        self._directory = contacts._directory
+        self._rules = contacts._rules
+        self._identity = update.identity
+        self._user = update.identity.value
+        self._operations = update.operations
+        self._record_id = update.record_id
+        self._calls = 0
+        self._tried: set[str] = set()
+
+    async def run(self) -> bool:
+        known = await self._directory.contact(self._user)
+        if known is None:
+            return await self._create()
+        if self._record_id and known.applied_id == self._record_id:
+            return True  # done before, by a process that ended before it could say so
+        return await self._update(known)
+
+    # --- the two ways ---------------------------------------------------------------------
+
+    async def _create(self) -> bool:
+        properties, _ = apply(self._operations, {})
+        answer, written = await self._write(None, self._fields(properties))
+        if answer.status == 200:
+            contact_id = str(intercom.decode_json(answer).get("id", ""))
+            await self._remember(contact_id, properties, written)
+            return True
+        if answer.status == 409:
+            return await self._adopt(answer, written)
+        raise DeadLetter(_failure("refused", answer))
+
+    async def _update(self, known: Contact) -> bool:
+        """Write what differs from what was last written; no difference, no call."""
+        properties, _ = apply(self._operations, known.properties)
+        changes = {
+            name: value
+            for name, value in self._with_cleared(properties, known.written).items()
+            if name not in known.written or known.written[name] != value
+        }
+        changes = self._contacts.fit_to_workspace(changes)
+        if not changes:
+            if properties != known.properties:
+                await self._remember(known.contact_id, properties, known.written)
+            return False
+        answer, written = await self._write(known.contact_id, changes)
+        if answer.status == 200:
+            await self._remember(known.contact_id, properties, {**known.written, **written})
+            return True
+        return await self._redirect(answer, known)
+
+    async def _redirect(self, answer: Answer, known: Contact) -> bool:
+        """Follow an answer that says that the contact is not, or not only, the one we knew."""
+        if answer.status == 404:
+            await self._directory.forget(self._user)
+            self._once("created again")
+            return await self._create()
+        if answer.status == 410:
+            merged_into = intercom.merged_into(answer)
+            if merged_into is None:
+                raise DeadLetter(_failure("contact_gone", answer))
+            self._once(merged_into)
+            return await self._update(Contact(merged_into, known.properties, {}))
+        if answer.status == 409:
+            raise DeadLetter(_failure("contact_conflict", answer))
+        raise DeadLetter(_failure("refused", answer))
+
+    # --- a contact that is there already --------------------------------------------------
+
+    async def _adopt(self, conflict: Answer, sent: Mapping[str, Any]) -> bool:
+        """Update the contact that a 409 on create names."""
+        message = intercom.parse_error(conflict).message
+        contact_id = intercom.named_contact(message)
+        if contact_id is None:
+            raise DeadLetter(_failure("contact_ambiguous", conflict))
+        self._once(contact_id)
+        if "archived" in message.lower():
+            await self._unarchive(contact_id, conflict)
+        properties: dict[str, Any] = {}
+        if needs_state(self._operations) or self._may_be_another(sent):
+            properties = await self._read(contact_id, conflict)
+        return await self._take_over(Contact(contact_id, properties, {}))
+
+    async def _take_over(self, found: Contact) -> bool:
+        """Update a contact just found; where there is nothing to write, remember it only."""
+        properties, _ = apply(self._operations, found.properties)
+        changes = self._contacts.fit_to_workspace(self._with_cleared(properties, {}))
+        if not changes:
+            await self._remember(found.contact_id, properties, {})
+            return True
+        return await self._update(found)
+
+    def _may_be_another(self, sent: Mapping[str, Any]) -> bool:
+        """Whether the 409 may mean another field than the identifier: then look before writing."""
+        return any(f in sent for f in ("email", "external_id") if f != self._identity.field)
+
+    async def _read(self, contact_id: str, conflict: Answer) -> dict[str, Any]:
+        answer = await self._call(intercom.get_contact(contact_id))
+        if answer.status != 200:
+            raise DeadLetter(_failure("contact_gone", answer))
+        contact = intercom.decode_json(answer)
+        theirs = contact.get(self._identity.field)
+        if theirs and not self._is_mine(str(theirs)):
+            raise DeadLetter(_failure("contact_conflict", conflict))
+        return self._rules.properties_of_contact(contact)
+
+    def _is_mine(self, value: str) -> bool:
+        if self._identity.field == "email":
+            return value.strip().lower() == self._identity.value
+        return value == self._identity.value
+
+    async def _unarchive(self, contact_id: str, conflict: Answer) -> None:
+        if self._contacts._archived == "dead_letter":
+            raise DeadLetter(_failure("contact_archived", conflict))
+        answer = await self._call(intercom.unarchive_contact(contact_id))
+        if answer.status != 200:
+            raise DeadLetter(_failure("contact_gone", answer))
+
+    # --- calls ----------------------------------------------------------------------------
+
+    async def _write(
+        self, contact_id: str | None, fields: Mapping[str, Any]
+    ) -> tuple[Answer, dict[str, Any]]:
+        """Create or update, leaving out attributes that the workspace turns out not to have."""
+        written = dict(fields)
+        while True:
+            if contact_id is None:
+                request = intercom.create_contact(creation_body(self._identity, written))
+            else:
+                request = intercom.update_contact(contact_id, contact_body(written))
+            answer = await self._call(request)
+            unknown = _unknown_attribute(answer)
+            if unknown is None or unknown not in written:
+                return answer, written
+            self._contacts.unknown_attributes[unknown] += 1
+            del written[unknown]
+
+    async def _call(self, request: intercom.Request) -> Answer:
+        self._calls += 1
+        if self._calls > MAX_CALLS:
+            raise DeadLetter(Failure("refused", message="Intercom's answers lead in a circle"))
+        return await self._gate.call(request, self._user)
+
+    def _once(self, step: str) -> None:
+        if step in self._tried:
+            raise DeadLetter(Failure("contact_gone", message=f"{step}: tried before"))
+        self._tried.add(step)
+
+    async def _remember(
+        self, contact_id: str, properties: dict[str, Any], written: dict[str, Any]
+    ) -> None:
+        contact = Contact(contact_id, properties, written, self._record_id)
+        await self._directory.remember(self._user, contact)
+
+    # --- fields ---------------------------------------------------------------------------
+
+    def _fields(self, properties: Mapping[str, Any]) -> dict[str, Any]:
+        fields, _ = self._rules.contact_fields(properties)
+        fields.pop(self._identity.field, None)
+        return self._contacts.fit_to_workspace(fields)
+
+    def _with_cleared(
+        self, properties: Mapping[str, Any], written: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Return the fields with null for each one that was unset or no longer has a value."""
+        fields = self._fields(properties)
+        unset = self._operations.get("$unset", {})
+        for source, name in self._rules.properties.items():
+            gone = source in unset or CLEAR_ALL in self._operations or name in written
+            if gone and name not in fields and name != self._identity.field:
+                fields[name] = None
+        return fields
+
+
+def _unknown_attribute(answer: Answer) -> str | None:
+    """Return the field that a 400 says does not exist (reference "Create a contact")."""
+    if answer.status != 400:
+        return None
+    message = intercom.parse_error(answer).message
+    if not message.startswith(_UNKNOWN_ATTRIBUTE):
+        return None
+    return ATTRIBUTE_PREFIX + message.removeprefix(_UNKNOWN_ATTRIBUTE).rpartition("'")[0]
+
+
+def _failure(reason: str, answer: Answer) -> Failure:
+    said = intercom.parse_error(answer)
+    return Failure(reason, answer.status, said.code, said.message, said.request_id)

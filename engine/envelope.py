@@ -1,0 +1,79 @@
+"""What travels through the engine: a row of the spool, and what the mapper made of it.
+
+An envelope is an item and its place in the spool. The item is the event exactly as it was
+accepted; what is to be done for it (``Plan``) is worked out after the spool, each time anew.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Any
+
+import msgspec
+
+
+class Kind(enum.IntEnum):
+    """What a spooled item is to Amplitude. The numbers are stored."""
+
+    EVENT = 1
+    IDENTIFY = 2
+
+
+class Record(msgspec.Struct, frozen=True, gc=False):
+    """A row of the spool: ``id`` is its place, in the order of acceptance."""
+
+    id: int
+    kind: Kind
+    user_key: str
+    accepted_at_ms: int
+    raw: bytes
+    attempts: int = 0
+    """Failed attempts of this record so far, over all restarts."""
+    first_failed_at_ms: int = 0
+    """When the first of them failed; 0 when none has."""
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """Who it is to Intercom: ``field`` is ``external_id`` or ``email``."""
+
+    field: str
+    value: str
+
+
+class ContactUpdate(msgspec.Struct, frozen=True):
+    """User property operations to bring to a contact, as Amplitude spells them.
+
+    ``operations`` maps ``$set``, ``$unset``, … to properties; only selected properties are in it.
+    """
+
+    identity: Identity
+    operations: dict[str, Any]
+    record_id: int = 0
+    """Of the record that brings them: ``$add`` and its like must not be applied twice."""
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What delivering one record takes: a contact write, an event, or both in this order.
+
+    ``event`` is the body of ``POST /events``. ``adjustments`` says, for people, what was changed.
+    """
+
+    identity: Identity
+    contact: ContactUpdate | None = None
+    event: bytes | None = None
+    adjustments: tuple[str, ...] = ()
+
+
+class Envelope(msgspec.Struct, frozen=True):
+    """A record on its way through delivery, with its plan."""
+
+    record: Record
+    plan: Plan
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """Why a record makes no call: ``drop`` by a rule, or ``reject`` into the dead letters."""
+
+    verdict: str
+    reason: str
+    message: str = ""

@@ -1,0 +1,378 @@
+"""The gate: the one place that limits, pauses, retries and sleeps; one for each access token.
+
+Rules
+=====
+Pace. Calls leave through a token bucket of ``Limit`` per 10 s. A bucket of size *b* that fills at
+rate *r* passes b + 10·r in some window of 10 s, so r = (Limit - b) / 10 and no window, wherever
+it starts, gets more; b is half a percent of ``Limit``. ``X-RateLimit-Limit`` replaces the first
+guess as soon as it is seen. After a 429 nothing leaves until ``X-RateLimit-Reset``.
+
+Whose trouble. 429, 401 and 403 concern everybody. With a 5xx, a time-out or a broken connection it
+is not known at first; the call is *held* until it is:
+  - a call of another user that left after the failure is answered   → it was this user's own;
+  - calls of ``OUTAGE_USERS`` different users failed without an answer between → everybody's;
+  - neither happens for a while                                      → ``GET /me`` decides.
+What concerns everybody opens the circuit: one call at a time goes out as a probe, with growing
+pauses, until one is answered. Calls that were held go out again, byte for byte, and nobody is
+charged an attempt. What is a user's own raises ``ParkUser``.
+"""
+
+from __future__ import annotations
+
+import enum
+import random
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from email.utils import parsedate_to_datetime
+
+import anyio
+from aiolimiter import AsyncLimiter
+
+from engine.backoff import probe_delay_s
+from engine.errors import EngineError, Failure, ParkUser
+from transports.errors import NoAnswer
+from transports.intercom import Answer, Request, Wire, me, parse_error, parse_rate
+
+WINDOW_S = 10.0
+"""Length of Intercom's rate windows (rate limiting page)."""
+
+SANE_LIMIT = range(1, 1_000_000)
+LONGEST_PAUSE_S = 60.0
+OUTAGE_USERS = 3
+UNDECIDED_S = 1.0
+RESUME_JITTER_S = 0.5
+
+
+class Health(enum.StrEnum):
+    """What the gate makes of the destination."""
+
+    OPEN = "open"
+    THROTTLED = "throttled"
+    OUTAGE = "outage"
+    UNAUTHORIZED = "unauthorized"
+
+
+class GateClosed(EngineError):
+    """The gate was closed before the call left; it was not made."""
+
+
+class Meaning(enum.Enum):
+    """What an answer says, as far as pace and health go."""
+
+    ANSWERED = enum.auto()
+    THROTTLED = enum.auto()
+    UNAUTHORIZED = enum.auto()
+    FAILED = enum.auto()
+
+
+def meaning_of(status: int) -> Meaning:
+    """Return what a status means for everybody; other 4xx are this call's own business."""
+    if status == 429:
+        return Meaning.THROTTLED
+    if status in (401, 403):
+        return Meaning.UNAUTHORIZED
+    if status == 408 or status >= 500 or status < 200 or 300 <= status < 400:
+        return Meaning.FAILED
+    return Meaning.ANSWERED
+
+
+class Pace:
+    """The token bucket, following the limit that the server names (calls a window).
+
+    One call at a time waits at the bucket and the others behind it in a queue, so that a bucket
+    that is replaced does not go on letting its own waiters through beside the new one.
+    """
+
+    def __init__(self, limit: float) -> None:
+        self.limit = limit
+        self._bucket = _bucket(limit)
+        self._queue = anyio.Lock()
+        self._replaced = False
+
+    def follow(self, limit: int | None) -> None:
+        """Take over a limit from a header; absent and absurd ones are passed over.
+
+        So is a difference of one: a sixth of 10,000 is rounded either way (rate limiting page).
+        """
+        if limit is not None and limit in SANE_LIMIT and abs(limit - self.limit) > 1:
+            self.limit = limit
+            self._bucket = _bucket(limit)
+            self._replaced = True
+
+    async def turn(self) -> None:
+        """Wait until one more call may leave."""
+        async with self._queue:
+            if self._replaced:  # the one before it may have let a burst through just now
+                self._replaced = False
+                await self._bucket.acquire(self._bucket.max_rate)
+            await self._bucket.acquire()
+
+
+def _bucket(limit: float) -> AsyncLimiter:
+    size = max(1.0, limit / 200)
+    per_s = max(limit - size, limit / 2) / WINDOW_S
+    return AsyncLimiter(size, size / per_s)
+
+
+def pause_s(answer: Answer, now_s: float) -> float:
+    """Return how long a 429 asks everybody to wait, in seconds.
+
+    Measured on the server's own clock where the answer has a ``Date``; a whole window where
+    ``X-RateLimit-Reset`` is absent or absurd.
+    """
+    reset = parse_rate(answer.headers).reset_at_s
+    wait = WINDOW_S if reset is None else reset - _server_time_s(answer, now_s)
+    return wait if 0 < wait <= LONGEST_PAUSE_S else WINDOW_S
+
+
+def _server_time_s(answer: Answer, now_s: float) -> float:
+    try:
+        return parsedate_to_datetime(answer.headers["date"]).timestamp()
+    except (KeyError, ValueError):
+        return now_s
+
+
+class Verdict(enum.Enum):
+    """Whose trouble a failed call is."""
+
+    OWN = enum.auto()
+    EVERYBODYS = enum.auto()
+    UNDECIDED = enum.auto()
+
+
+class Circuit:
+    """Whether calls may leave, and whose trouble a failure is. Decides only; the gate acts.
+
+    Calls are numbered as they leave. Instants are seconds of the loop's clock.
+    """
+
+    def __init__(self, delay_s: Callable[[int], float]) -> None:
+        self._delay_s = delay_s
+        self.health = Health.OPEN
+        self.closed_until_s = 0.0
+        self.probing = False
+        self._failures = 0
+        self._suspects: dict[str, int] = {}  # user → number of the last call that left before
+        self._own: set[str] = set()
+
+    def answered(self, user: str, number: int) -> bool:
+        """Take in an answer; return whether somebody who waits should look again."""
+        was_closed = self.health is not Health.OPEN
+        if self.health is not Health.THROTTLED:
+            self.health = Health.OPEN
+            self.closed_until_s = 0.0
+        self._failures = 0
+        self._suspects.pop(user, None)
+        alone = {u for u, left_before in self._suspects.items() if number > left_before}
+        self._own |= alone
+        for suspect in alone:
+            del self._suspects[suspect]
+        return was_closed or bool(alone)
+
+    def failed(self, user: str, last_number: int, now_s: float, *, probe: bool) -> None:
+        """Take in a call that was not answered, ``last_number`` being the last that left."""
+        self._suspects[user] = last_number
+        if probe or self.health is Health.OUTAGE or len(self._suspects) >= OUTAGE_USERS:
+            self.close(Health.OUTAGE, now_s)
+
+    def close(self, health: Health, now_s: float) -> None:
+        """Let nobody leave but probes. Late answers of earlier calls do not prolong the wait."""
+        if self.health is not health or self.closed_until_s <= now_s:
+            self._failures += 1
+            self.closed_until_s = now_s + self._delay_s(self._failures)
+        self.health = health
+        self._suspects.clear()
+
+    def throttle(self, wait_s: float, now_s: float) -> None:
+        """Let nobody leave for ``wait_s``; then everybody, no probe is needed."""
+        if self.health in (Health.OPEN, Health.THROTTLED):
+            self.health = Health.THROTTLED
+            self.closed_until_s = max(self.closed_until_s, now_s + wait_s)
+
+    def reopen(self, now_s: float) -> None:
+        """End a throttling whose time has come."""
+        if self.health is Health.THROTTLED and self.closed_until_s <= now_s:
+            self.health = Health.OPEN
+
+    def verdict(self, user: str) -> Verdict:
+        """Return whose trouble this user's last failure was; a verdict of OWN is given once."""
+        if user in self._own:
+            self._own.discard(user)
+            return Verdict.OWN
+        return Verdict.UNDECIDED if user in self._suspects else Verdict.EVERYBODYS
+
+    def acquit(self, user: str) -> None:
+        """Stop waiting for evidence: the destination is well, so it is the user's own."""
+        if self._suspects.pop(user, None) is not None:
+            self._own.add(user)
+
+
+class Gate:
+    """Sends calls of one access token; see the module's docstring."""
+
+    def __init__(
+        self,
+        wire: Wire,
+        *,
+        requests_per_minute: int,
+        max_in_flight: int,
+        probe_first_s: float = 0.5,
+        probe_most_s: float = 10.0,
+        now_s: Callable[[], float] = time.time,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._wire = wire
+        self._pace = Pace(requests_per_minute * WINDOW_S // 60)
+        self._slots = anyio.CapacityLimiter(max_in_flight)
+        self._circuit = Circuit(
+            lambda failures: probe_delay_s(failures, probe_first_s, probe_most_s, jitter())
+        )
+        self._now_s = now_s
+        self._jitter = jitter
+        self._sent = 0
+        self._closed = False
+        self._news = anyio.Event()
+        self.calls: Counter[tuple[str, int]] = Counter()
+        """Calls made, by endpoint and status (0: no answer)."""
+        self.took_s: deque[float] = deque(maxlen=4096)
+        """How long the latest calls took, in seconds."""
+
+    def __repr__(self) -> str:
+        return f"Gate({self.health}, {self.limit:g} per 10 s, {self.in_flight} in flight)"
+
+    @property
+    def health(self) -> Health:
+        return self._circuit.health
+
+    @property
+    def in_flight(self) -> int:
+        """Calls that are out, or next to leave."""
+        return int(self._slots.borrowed_tokens)
+
+    @property
+    def limit(self) -> float:
+        """Calls that a window of 10 s may have."""
+        return self._pace.limit
+
+    async def call(self, request: Request, user: str) -> Answer:
+        """Return the answer that concerns this call alone: 2xx, or a 4xx that is its own.
+
+        Waits as long as it takes where everybody has to wait. Cancelled, the call may or may not
+        have been done.
+
+        Raises:
+            ParkUser: this user's calls fail and other users' do not.
+            GateClosed: the gate was closed before the call left.
+        """
+        while True:
+            async with self._slots:
+                probe = await self._leave()
+                self._sent += 1
+                number = self._sent
+                outcome = await self._send(request)
+                self._learn(outcome, user, number, probe=probe)
+            if isinstance(outcome, Failure):
+                if await self._is_own_trouble(user):
+                    raise ParkUser(outcome)
+            elif meaning_of(outcome.status) is Meaning.ANSWERED:
+                return outcome
+
+    def close(self) -> None:
+        """Let no more calls leave; those that are out are finished."""
+        self._closed = True
+        self._tell()
+
+    async def _send(self, request: Request) -> Answer | Failure:
+        """Send once. A failure is whatever does not tell how *this* call fared."""
+        started = anyio.current_time()
+        try:
+            answer = await self._wire.send(request)
+        except NoAnswer as error:
+            self.calls[endpoint_of(request), 0] += 1
+            return Failure("user_failing", 0, error.cause, str(error))
+        self.calls[endpoint_of(request), answer.status] += 1
+        self.took_s.append(anyio.current_time() - started)
+        if meaning_of(answer.status) is Meaning.FAILED:
+            said = parse_error(answer)
+            return Failure("user_failing", answer.status, said.code, said.message, said.request_id)
+        return answer
+
+    def _learn(self, outcome: Answer | Failure, user: str, number: int, *, probe: bool) -> None:
+        """Let pace and circuit take in what came back."""
+        now_s = anyio.current_time()
+        if probe:
+            self._circuit.probing = False
+            self._tell()
+        if isinstance(outcome, Failure):
+            self._circuit.failed(user, self._sent, now_s, probe=probe)
+            return
+        self._pace.follow(parse_rate(outcome.headers).limit)
+        meaning = meaning_of(outcome.status)
+        if meaning is Meaning.THROTTLED:
+            wait_s = pause_s(outcome, self._now_s()) + self._jitter() * RESUME_JITTER_S
+            self._circuit.throttle(wait_s, now_s)
+        elif meaning is Meaning.UNAUTHORIZED:
+            self._circuit.close(Health.UNAUTHORIZED, now_s)
+        elif self._circuit.answered(user, number):
+            self._tell()
+
+    async def _leave(self) -> bool:
+        """Wait for this call's turn; return whether it goes out as a closed circuit's probe."""
+        while True:
+            await self._pace.turn()
+            if self._closed:
+                raise GateClosed
+            wait_s = self._circuit.closed_until_s - anyio.current_time()
+            if wait_s > 0 or self._circuit.probing:
+                await self._wait_for_news(wait_s if wait_s > 0 else None)
+                continue
+            self._circuit.reopen(anyio.current_time())
+            if self.health is Health.OPEN:
+                return False
+            self._circuit.probing = True
+            if await self._may_probe():
+                return True
+
+    async def _may_probe(self) -> bool:
+        """Ask ``GET /me`` first where the token was refused: a real call would be refused too."""
+        if self.health is Health.OUTAGE or await self._destination_is_well():
+            return True
+        self._circuit.probing = False
+        self._circuit.close(self.health, anyio.current_time())
+        self._tell()
+        return False
+
+    async def _destination_is_well(self) -> bool:
+        await self._pace.turn()
+        outcome = await self._send(me())
+        return isinstance(outcome, Answer) and meaning_of(outcome.status) is Meaning.ANSWERED
+
+    async def _is_own_trouble(self, user: str) -> bool:
+        """Hold a failed call until it is known whose trouble it is."""
+        if self._circuit.verdict(user) is Verdict.UNDECIDED:
+            await self._wait_for_news(UNDECIDED_S)
+        while (verdict := self._circuit.verdict(user)) is Verdict.UNDECIDED:
+            if self._closed:
+                raise GateClosed
+            if await self._destination_is_well():
+                self._circuit.acquit(user)
+            else:
+                self._circuit.close(Health.OUTAGE, anyio.current_time())
+        return verdict is Verdict.OWN
+
+    async def _wait_for_news(self, at_most_s: float | None) -> None:
+        with anyio.move_on_after(at_most_s):
+            await self._news.wait()
+
+    def _tell(self) -> None:
+        self._news.set()
+        self._news = anyio.Event()
+
+
+def endpoint_of(request: Request) -> str:
+    """Return a call's name for counting: ``PUT /contacts/{id}``."""
+    parts = request.path.partition("?")[0].strip("/").split("/")
+    if parts[0] == "contacts" and len(parts) > 1 and parts[1] not in ("search", "merge"):
+        parts[1] = "{id}"
+    return f"{request.method} /{'/'.join(parts)}"

@@ -1,0 +1,157 @@
+"""The wiring of one sync: actors joined by bounded channels in one task group.
+
+    Share ─► FilterActor ─► spool ═► Feed ─► MapperActor ─► Lanes ─┬► UserUpserter ─► EventSender
+                                                                  └► … (one pair a lane, on demand)
+
+The pipeline closes what is read; actors close what they write to.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import Counter
+from contextlib import ExitStack
+
+import anyio
+from anyio.abc import TaskGroup
+from anyio.streams.memory import MemoryObjectSendStream
+
+from engine.actors.event_sender import EventSender
+from engine.actors.filter import Filter, FilterActor
+from engine.actors.mapper import MapperActor
+from engine.actors.source import Share
+from engine.actors.user_upserter import UserUpserter
+from engine.config import Sync
+from engine.contacts import Contacts
+from engine.envelope import Envelope, Record
+from engine.gate import Gate
+from engine.mapping import Rules
+from engine.spool import Spool
+from engine.spool.store import DeadLetter, DeadLetterQuery, Row, Store
+from transports.amplitude import BadEvent, decode_head
+
+INTAKE_BATCHES = 16
+"""Batches between a source and the filter: enough to keep both busy."""
+
+FEED_BATCHES = 2
+"""Batches of records between the feed and the mapper; the feed bounds what is loaded."""
+
+
+class Pipeline:
+    """One sync, running: its intake and, where the sync is enabled, its delivery."""
+
+    def __init__(self, sync: Sync, spool: Spool, gate: Gate | None) -> None:
+        """Wire a sync; without a gate nothing is delivered (a sync that is disabled)."""
+        self.sync = sync
+        self.spool = spool
+        self.gate = gate
+        self.rules = Rules(sync)
+        self.filter = Filter(sync, self.rules)
+        self.contacts = (
+            Contacts(gate, spool, self.rules, archived=sync.users.archived) if gate else None
+        )
+        self.inbox, self._shares = anyio.create_memory_object_stream[Share](INTAKE_BATCHES)
+
+    async def run(self) -> None:
+        """Run until the inbox is closed and drained, and the feed is stopped."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._take_in)
+            if self.gate is not None and self.contacts is not None:
+                tasks.start_soon(self._deliver, self.gate, self.contacts)
+
+    async def replay(self, query: DeadLetterQuery) -> Counter[str]:
+        """Send dead letters through today's filter again; return how many went where.
+
+        ``replayed``, ``dropped:REASON`` where today's selection drops one, or ``still dead`` where
+        one still is no event. A replayed record goes behind all that its user has waiting.
+        """
+        counts = await self.spool.do(
+            lambda store: Counter(
+                self._replay_one(store, letter) for letter in store.dead_letters(query, limit=-1)
+            )
+        )
+        self.spool.feed.notify()
+        return counts
+
+    def _replay_one(self, store: Store, letter: DeadLetter) -> str:
+        head = decode_head(letter.raw)
+        found = head if isinstance(head, BadEvent) else self.filter.judge(head, letter.raw)
+        if isinstance(found, BadEvent):
+            return "still dead"
+        if isinstance(found, str):
+            store.discard(letter, found)
+            return f"dropped:{found}"
+        store.replay(letter, Row(*found, letter.raw, None))
+        return "replayed"
+
+    async def _take_in(self) -> None:
+        with self._shares:
+            await FilterActor(self.filter, self.spool).run(self._shares)
+
+    async def _deliver(self, gate: Gate, contacts: Contacts) -> None:
+        records, loaded = anyio.create_memory_object_stream[list[Record]](FEED_BATCHES)
+        with ExitStack() as ends:
+            ends.enter_context(records)
+            ends.enter_context(loaded)
+            async with anyio.create_task_group() as tasks:
+                lanes = Lanes(tasks, ends, self.sync, self.spool, gate, contacts)
+                tasks.start_soon(self.spool.feed.run, records)
+                await MapperActor(self.rules, self.spool.feed, lanes).run(loaded)
+                lanes.close()
+
+    def close(self) -> None:
+        """Close the intake's channel, whether it ever ran or not."""
+        self.inbox.close()
+        self._shares.close()
+
+
+class Lanes:
+    """The users in slices, each strictly in order: lane = hash of the user's key modulo lanes.
+
+    A lane is a user-upserter and an event-sender, started when its first envelope comes. Its
+    channel can hold all that the feed may load, so a lane that is slow never stops the mapper.
+    """
+
+    def __init__(
+        self,
+        tasks: TaskGroup,
+        ends: ExitStack,
+        sync: Sync,
+        spool: Spool,
+        gate: Gate,
+        contacts: Contacts,
+    ) -> None:
+        """Start lanes in ``tasks``, and have their channels closed with ``ends``."""
+        self._tasks = tasks
+        self._ends = ends
+        self._sync = sync
+        self._spool = spool
+        self._gate = gate
+        self._contacts = contacts
+        self._inboxes: dict[int, MemoryObjectSendStream[Envelope]] = {}
+
+    async def send(self, envelope: Envelope) -> None:
+        """Put an envelope at the end of its user's lane."""
+        number = zlib.crc32(envelope.record.user_key.encode()) % self._sync.delivery.lanes
+        if number not in self._inboxes:
+            self._inboxes[number] = self._start()
+        await self._inboxes[number].send(envelope)
+
+    def close(self) -> None:
+        """End the lanes once they have worked through what they hold."""
+        for inbox in self._inboxes.values():
+            inbox.close()
+
+    def _start(self) -> MemoryObjectSendStream[Envelope]:
+        inbox, envelopes = anyio.create_memory_object_stream[Envelope](
+            self._sync.delivery.read_ahead
+        )
+        handover, received = anyio.create_memory_object_stream[Envelope | None](0)
+        for end in (inbox, envelopes, handover, received):
+            self._ends.enter_context(end)
+        feed = self._spool.feed
+        upserter = UserUpserter(self._contacts, feed, handover)
+        sender = EventSender(self._gate, self._contacts, feed, self._sync.events.unknown_user)
+        self._tasks.start_soon(upserter.run, envelopes)
+        self._tasks.start_soon(sender.run, received)
+        return inbox

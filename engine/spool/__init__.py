@@ -1,0 +1,143 @@
+"""The durable store between intake and delivery; dead letters live in it.
+
+``Spool`` is its face on the event loop. Below it: ``schema`` (tables, opening), ``store`` (all
+SQL), ``writer`` (one thread, group commit), ``feed`` (loading, settling), ``lock`` (one process).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from engine.config import Delivery, SpoolSettings
+from engine.spool.feed import Feed
+from engine.spool.schema import connect
+from engine.spool.store import Append, Appended, Contact, Store
+from engine.spool.writer import InlineWriter, Job, ThreadWriter, Writer
+
+T = TypeVar("T")
+
+
+def wall_clock_ms() -> int:
+    """Return Unix milliseconds."""
+    return time.time_ns() // 1_000_000
+
+
+def open_store(path: Path, settings: SpoolSettings) -> Store:
+    """Open a spool's tables, creating the file where there is none.
+
+    Raises:
+        SpoolError: it cannot be opened.
+    """
+    return Store(
+        connect(path),
+        max_bytes=settings.max_bytes,
+        window_ms=int(settings.dedupe_window_s * 1000),
+    )
+
+
+class Spool:
+    """One sync's spool, open."""
+
+    def __init__(
+        self,
+        path: Path,
+        settings: SpoolSettings,
+        delivery: Delivery,
+        *,
+        now_ms: Callable[[], int] = wall_clock_ms,
+        inline: bool = False,
+    ) -> None:
+        """Open the file; ``inline`` runs transactions in the caller's thread (virtual time).
+
+        Raises:
+            SpoolError: it cannot be opened.
+        """
+        self._store = open_store(path, settings)
+        self._writer: Writer = (
+            InlineWriter(self._store) if inline else ThreadWriter(self._store, path.stem)
+        )
+        self._now_ms = now_ms
+        self._uncounted: Counter[str] = Counter()
+        self._uncounted_received = 0
+        self.feed = Feed(
+            self._writer,
+            read_ahead=delivery.read_ahead,
+            attempts=delivery.retry_attempts,
+            window_s=delivery.retry_window_s,
+            now_ms=now_ms,
+        )
+
+    async def close(self) -> None:
+        """Finish what was submitted and close the file."""
+        if self._uncounted_received:
+            await self.do(self._count)
+        await self._writer.close()
+
+    def append(self, batch: Append) -> asyncio.Future[Appended]:
+        """Queue a batch; the future resolves when it is on disk.
+
+        The future raises ``SpoolError`` when nothing of it is stored.
+        """
+        now_ms = self._now_ms()
+        self._take_uncounted(batch)
+        return self._writer.submit(lambda store: store.append(batch, now_ms))
+
+    def count_only(self, received: int, dropped: Counter[str]) -> None:
+        """Count a batch of which nothing is kept; written with the next batch that is.
+
+        A crash before that forgets both sides of the sum.
+        """
+        self._uncounted_received += received
+        self._uncounted.update(dropped)
+
+    def _take_uncounted(self, batch: Append) -> None:
+        batch.received += self._uncounted_received
+        batch.dropped.update(self._uncounted)
+        self._uncounted_received = 0
+        self._uncounted.clear()
+
+    def _count(self, store: Store) -> None:
+        received, dropped = self._uncounted_received, Counter(self._uncounted)
+        self._uncounted_received = 0
+        self._uncounted.clear()
+        store.count_only(received, dropped)
+
+    async def do(self, job: Job[T]) -> T:
+        """Run a job on the store; returns when what it did is durable.
+
+        Raises:
+            SpoolError: nothing of it was done.
+        """
+        return await self._writer.submit(job)
+
+    @property
+    def full(self) -> bool:
+        """Whether the spool has no room for more events."""
+        return self._store.full
+
+    @property
+    def counters(self) -> Counter[str]:
+        """Return the counters, those of batches that were only counted included."""
+        total = Counter(self._store.counters)
+        total["received"] += self._uncounted_received
+        total.update({f"dropped:{reason}": n for reason, n in self._uncounted.items()})
+        return total
+
+    # --- the directory of known contacts --------------------------------------------------
+
+    async def contact(self, user: str) -> Contact | None:
+        """Return what is known of a user's contact."""
+        return await self.do(lambda store: store.contact(user))
+
+    async def remember(self, user: str, contact: Contact) -> None:
+        """Keep what is known of a user's contact."""
+        await self.do(lambda store: store.remember(user, contact, self._now_ms()))
+
+    async def forget(self, user: str) -> None:
+        """Drop a contact that is no longer what it was."""
+        await self.do(lambda store: store.forget(user))

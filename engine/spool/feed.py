@@ -1,0 +1,293 @@
+"""The spool's delivery side: what is loaded, in which order, and how it is settled.
+
+Rules
+=====
+1. Records go out in the order of their ids, per user. The queue is read once from front to back;
+   what cannot go out when it is met goes *aside* (a mark on the row) with its user.
+2. A user is aside because it is **parked** (its call failed; it wakes at a set time) or because it
+   is **crowded** (more of it waits than may be loaded at once). All later records of a user that is
+   aside go aside as well, so none overtakes.
+3. A parked user wakes with *one* record, a probe. When a user's loaded records are all settled, the
+   next of its records are loaded; when none is left it is free again.
+4. Parking a user **halts** it: its records that are loaded already come back unsent (``release``),
+   and it is not woken before the last of them is back.
+5. What is loaded is bounded, in records and in bytes, whatever waits on disk.
+
+Only ``run`` loads. Lanes call the settling methods; each returns when the change is durable, so a
+lane's next call cannot overtake the settling of its last one.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, deque
+from collections.abc import Callable
+from typing import TypeVar
+
+import anyio
+from anyio.streams.memory import MemoryObjectSendStream
+
+from engine.backoff import retry_delay_s
+from engine.envelope import Record
+from engine.errors import Failure, SpoolError
+from engine.spool.store import Loaded, Store
+from engine.spool.writer import Job, Writer
+
+T = TypeVar("T")
+
+PER_USER = 32
+"""Records of one user that are loaded at once: one busy user must not fill the read-ahead."""
+
+READ_AHEAD_BYTES = 16 * 1024 * 1024
+LOAD_ROWS = 256
+LONGEST_NAP_S = 5.0
+"""Between looks at the wall clock, which may have been set while we waited."""
+
+FAILING_DISK_NAP_S = 1.0
+
+
+class Feed:
+    """Loads records, and settles them; see the module's docstring."""
+
+    def __init__(
+        self,
+        writer: Writer,
+        *,
+        read_ahead: int,
+        attempts: int,
+        window_s: float,
+        now_ms: Callable[[], int],
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._writer = writer
+        self._read_ahead = read_ahead
+        self._attempts = attempts
+        self._window_s = window_s
+        self._now_ms = now_ms
+        self._jitter = jitter
+        self._loaded: Counter[str] = Counter()
+        self._loaded_bytes = 0
+        self._draining: set[str] = set()
+        self._refills: deque[str] = deque()
+        self._refilled = False
+        self._halted: set[str] = set()
+        self._changed = anyio.Event()
+        self._progress = anyio.Event()
+        self._last_id = 0
+        self._nap_s = LONGEST_NAP_S
+        self._stopping = False
+        self.latency_s: deque[float] = deque(maxlen=4096)
+        """From accepted to answered, of the latest deliveries."""
+
+    def __repr__(self) -> str:
+        return (
+            f"Feed(loaded={self._loaded.total()}, draining={len(self._draining)},"
+            f" halted={len(self._halted)}, read up to {self._last_id})"
+        )
+
+    @property
+    def loaded(self) -> int:
+        """Records that are loaded and not settled."""
+        return self._loaded.total()
+
+    async def progress(self) -> None:
+        """Wait until a record is settled or parked."""
+        await self._progress.wait()
+
+    def notify(self) -> None:
+        """Say that something was appended, or woken."""
+        self._changed.set()
+
+    def stop(self) -> None:
+        """Load no more; what is loaded and not yet sent is left to the next start."""
+        self._stopping = True
+        self._changed.set()
+
+    @property
+    def stopping(self) -> bool:
+        return self._stopping
+
+    # --- loading --------------------------------------------------------------------------
+
+    async def run(self, outbox: MemoryObjectSendStream[list[Record]]) -> None:
+        """Send batches of records to ``outbox`` until stopped; closes it at the end."""
+        async with outbox:
+            while not self._stopping:
+                self._changed = anyio.Event()
+                if not await self._load_some(outbox):
+                    await self._rest()
+
+    async def _load_some(self, outbox: MemoryObjectSendStream[list[Record]]) -> bool:
+        """Load once where there is room; return whether to look again at once.
+
+        Users that are worked off and the queue take turns: neither can keep the room to itself.
+        """
+        room = self._read_ahead - self.loaded
+        if room < (min(LOAD_ROWS, self._read_ahead) + 1) // 2 or self._room_bytes <= 0:
+            self._nap_s = LONGEST_NAP_S
+            return False
+        self._refilled = bool(self._refills) and not self._refilled
+        if self._refilled:
+            await self._refill(self._refills.popleft(), min(room, PER_USER), outbox)
+            return True
+        found = await self._load(min(room, LOAD_ROWS))
+        self._last_id = found.last_id
+        self._nap_s = self._until(found.next_wake_ms)
+        # All of it is noted before the first of it is sent: answers may come while that waits.
+        self._count(found.records)
+        self._drain(found.draining)
+        await self._hand_out(found.records, outbox)
+        return bool(found.records or found.more or self._refills)
+
+    @property
+    def _room_bytes(self) -> int:
+        return READ_AHEAD_BYTES - self._loaded_bytes
+
+    async def _load(self, limit: int) -> Loaded:
+        crowded = {user for user, count in self._loaded.items() if count >= PER_USER}
+        halted = set(self._halted)
+        room_bytes = self._room_bytes
+        return await self._persist(
+            lambda store: store.load(
+                self._last_id,
+                limit=limit,
+                limit_bytes=room_bytes,
+                per_user=PER_USER,
+                crowded=crowded,
+                halted=halted,
+                now_ms=self._now_ms(),
+            )
+        )
+
+    async def _refill(
+        self, user: str, limit: int, outbox: MemoryObjectSendStream[list[Record]]
+    ) -> None:
+        room_bytes = self._room_bytes
+        records = await self._persist(lambda store: store.refill(user, limit, room_bytes))
+        if not records:
+            self._draining.discard(user)
+        self._count(records)
+        await self._hand_out(records, outbox)
+
+    def _count(self, records: list[Record]) -> None:
+        for record in records:
+            self._loaded[record.user_key] += 1
+            self._loaded_bytes += len(record.raw)
+
+    @staticmethod
+    async def _hand_out(
+        records: list[Record], outbox: MemoryObjectSendStream[list[Record]]
+    ) -> None:
+        if records:
+            await outbox.send(records)
+
+    def _drain(self, users: list[str]) -> None:
+        """Work users off from now on; one that has nothing loaded any more is due at once."""
+        for user in users:
+            self._draining.add(user)
+            if not self._loaded[user]:
+                self._refills.append(user)
+
+    async def _rest(self) -> None:
+        self._tell_progress()  # loading settles records as well: those that are damaged
+        with anyio.move_on_after(self._nap_s):
+            await self._changed.wait()
+
+    def _until(self, wake_ms: int | None) -> float:
+        if wake_ms is None:
+            return LONGEST_NAP_S
+        return min(LONGEST_NAP_S, max(0.001, (wake_ms - self._now_ms()) / 1000))
+
+    # --- settling -------------------------------------------------------------------------
+
+    def is_halted(self, user: str) -> bool:
+        """Return whether this user's loaded records must come back unsent."""
+        return user in self._halted or self._stopping
+
+    async def deliver(self, record: Record) -> None:
+        """Settle as delivered."""
+        self.latency_s.append((self._now_ms() - record.accepted_at_ms) / 1000)
+        await self._persist(lambda store: store.deliver([record.id]))
+        self._let_go(record)
+
+    async def drop(self, record: Record, reason: str) -> None:
+        """Settle as dropped by a rule."""
+        await self._persist(lambda store: store.drop(record.id, reason))
+        self._let_go(record)
+
+    async def bury(self, record: Record, failure: Failure) -> None:
+        """Settle as a dead letter."""
+        await self._persist(lambda store: store.bury(record, failure, self._now_ms()))
+        self._let_go(record)
+
+    async def release(self, record: Record) -> None:
+        """Put a record of a halted user back."""
+        if not self._stopping:
+            await self._persist(lambda store: store.release(record, self._now_ms()))
+        self._let_go(record)
+
+    async def park(self, record: Record, failure: Failure) -> bool:
+        """Charge a failed attempt and let the user wait, or bury a record that had its chances.
+
+        Returns whether the record is still waiting.
+        """
+        self._halted.add(record.user_key)
+        now_ms = self._now_ms()
+        since_ms = record.first_failed_at_ms or now_ms
+        last = record.attempts + 1 >= self._attempts or now_ms - since_ms >= self._window_s * 1000
+        if last and failure.reason != "user_not_found":
+            self._halted.discard(record.user_key)
+            await self.bury(record, failure)
+            return False
+        await self._persist(lambda store: self._park(store, record, failure, last))
+        self._let_go(record)
+        return not last
+
+    def _park(self, store: Store, record: Record, failure: Failure, last: bool) -> None:
+        """Park in a transaction. An unknown user stays parked though one of its events expires.
+
+        So what waits behind costs a probe per back-off, and expires when its own window is over.
+        """
+        now_ms = self._now_ms()
+        window_ms = int(self._window_s * 1000)
+        if last:
+            store.bury(record, failure, now_ms)
+            store.park_user(
+                record.user_key, failure.reason, now_ms + window_ms // self._attempts, now_ms
+            )
+        else:
+            wait_s = retry_delay_s(
+                store.failures(record.user_key) + 1, self._attempts, self._window_s, self._jitter()
+            )
+            store.park(record, failure, now_ms + int(wait_s * 1000), now_ms)
+        if failure.reason == "user_not_found":
+            store.expire(record.user_key, failure, now_ms - window_ms, now_ms)
+
+    def _let_go(self, record: Record) -> None:
+        user = record.user_key
+        self._loaded_bytes -= len(record.raw)
+        self._loaded[user] -= 1
+        if self._loaded[user] <= 0:
+            del self._loaded[user]
+            self._nothing_loaded(user)
+        self._changed.set()
+        self._tell_progress()
+
+    def _tell_progress(self) -> None:
+        self._progress.set()
+        self._progress = anyio.Event()
+
+    def _nothing_loaded(self, user: str) -> None:
+        if user in self._halted:
+            self._halted.discard(user)
+            self._draining.discard(user)
+        elif user in self._draining:
+            self._refills.append(user)
+
+    async def _persist(self, job: Job[T]) -> T:
+        """Run a job until it is durable: a disk that fails holds deliveries up, and loses none."""
+        while True:
+            try:
+                return await self._writer.submit(job)
+            except SpoolError:
+                await anyio.sleep(FAILING_DISK_NAP_S)

@@ -1,0 +1,162 @@
+"""The tables of a spool and how its file is opened.
+
+One SQLite file per sync, in WAL mode with ``synchronous=FULL``: a commit that returned is on disk.
+Exactly one connection writes and checkpoints, which also keeps clear of the WAL-reset bug that
+SQLite had before 3.51.3 (it takes two connections). A person can read all of it with ``sqlite3``.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from engine.errors import SpoolError
+
+APPLICATION_ID: Final = 0x416D4963  # "AmIc"
+SCHEMA_VERSION: Final = 1
+PAGE_BYTES: Final = 8192
+
+_TABLES: Final = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
+
+CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+
+-- Accepted and not settled, in the order of acceptance. kind: 1 event, 2 identify.
+-- set_aside: its user has a row in users_aside, and the record waits there.
+CREATE TABLE records (
+    id INTEGER PRIMARY KEY,
+    kind INTEGER NOT NULL,
+    user_key TEXT NOT NULL,
+    accepted_at_ms INTEGER NOT NULL,
+    attempts INTEGER NOT NULL DEFAULT 0,
+    first_failed_at_ms INTEGER NOT NULL DEFAULT 0,
+    set_aside INTEGER NOT NULL DEFAULT 0,
+    crc INTEGER NOT NULL,
+    raw BLOB NOT NULL
+) STRICT;
+CREATE INDEX records_set_aside ON records (user_key, id) WHERE set_aside = 1;
+
+-- Users whose records wait: parked until wake_at_ms, or (NULL) being worked off bit by bit.
+-- since_ms: of the first of its failures in a row.
+CREATE TABLE users_aside (
+    user_key TEXT PRIMARY KEY,
+    wake_at_ms INTEGER,
+    failures INTEGER NOT NULL,
+    reason TEXT NOT NULL,
+    since_ms INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX users_aside_by_wake ON users_aside (wake_at_ms) WHERE wake_at_ms IS NOT NULL;
+
+CREATE TABLE dead_letters (
+    id INTEGER PRIMARY KEY,
+    reason TEXT NOT NULL,
+    status INTEGER NOT NULL,
+    code TEXT NOT NULL,
+    message TEXT NOT NULL,
+    request_id TEXT NOT NULL,
+    attempts INTEGER NOT NULL,
+    first_failed_at_ms INTEGER NOT NULL,
+    last_failed_at_ms INTEGER NOT NULL,
+    accepted_at_ms INTEGER NOT NULL,
+    user_key TEXT NOT NULL,
+    origin TEXT NOT NULL,
+    line INTEGER,
+    raw BLOB NOT NULL
+) STRICT;
+
+-- Insert ids of the de-duplication window, as hashes; ordered by arrival through id.
+CREATE TABLE seen (id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, at_ms INTEGER NOT NULL) STRICT;
+
+-- Contacts that are known: what they are called in Intercom, the Amplitude properties as last
+-- worked out, and the fields as last written (both JSON objects). applied_id: the last record
+-- whose operations are in them.
+CREATE TABLE contacts (
+    user_key TEXT PRIMARY KEY,
+    contact_id TEXT NOT NULL,
+    properties TEXT NOT NULL,
+    written TEXT NOT NULL,
+    applied_id INTEGER NOT NULL,
+    at_ms INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+"""
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """Open a spool for writing, creating it where there is none (readable by its owner only).
+
+    Raises:
+        SpoolError: not a spool, written by a later version, or not to be opened at all.
+    """
+    try:
+        _create_private(path)
+        connection = sqlite3.connect(
+            path, isolation_level=None, check_same_thread=False, cached_statements=256
+        )
+        # A text that is not UTF-8 any more must fail its checksum, not the transaction it is in.
+        connection.text_factory = partial(str, encoding="utf-8", errors="replace")
+        _check(connection, path)
+        _configure(connection)
+        _migrate(connection)
+    except (sqlite3.Error, OSError) as error:
+        raise SpoolError("spool_failing", f"{path}: {error}") from error
+    return connection
+
+
+def _create_private(path: Path) -> None:
+    """Create the file with its owner's rights alone, and make its name durable."""
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _configure(connection: sqlite3.Connection) -> None:
+    connection.executescript(
+        f"""
+        PRAGMA page_size = {PAGE_BYTES};
+        PRAGMA auto_vacuum = INCREMENTAL;
+        PRAGMA journal_mode = WAL;
+        PRAGMA synchronous = FULL;
+        PRAGMA journal_size_limit = 67108864;
+        PRAGMA cache_size = -16384;
+        PRAGMA temp_store = MEMORY;
+        """
+    )
+    (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
+    (synchronous,) = connection.execute("PRAGMA synchronous").fetchone()
+    if (mode, synchronous) != ("wal", 2):
+        raise sqlite3.OperationalError(
+            f"cannot be made durable here: journal_mode={mode}, synchronous={synchronous}"
+        )
+
+
+def _check(connection: sqlite3.Connection, path: Path) -> None:
+    """Refuse what is not ours before anything in it is changed."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
+    if tables and application != APPLICATION_ID:
+        raise SpoolError("spool_failing", f"{path}: an SQLite file, but not a spool")
+    if version > SCHEMA_VERSION:
+        raise SpoolError(
+            "spool_failing",
+            f"{path}: written by a later version (schema {version}, this one reads "
+            f"up to {SCHEMA_VERSION})",
+        )
+
+
+def _migrate(connection: sqlite3.Connection) -> None:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version == 0:
+        connection.executescript(
+            f"BEGIN; {_TABLES} PRAGMA application_id = {APPLICATION_ID};"
+            f"PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+        )

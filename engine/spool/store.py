@@ -1,0 +1,766 @@
+"""All that is asked of a spool's tables, as plain synchronous methods.
+
+The store runs inside somebody's transaction: ``begin``, any number of methods, ``commit`` (or
+``rollback``). It has no clock and no thread of its own, so a test can walk it step by step.
+
+Counters change in the transaction that changes the rows they count. Hence, after every commit:
+
+    received = delivered + dropped (all reasons) + dead + pending
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import zlib
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
+from typing import Any, TypeVar
+
+import msgspec
+
+from engine.envelope import Kind, Record
+from engine.errors import Failure, SpoolError
+
+PRUNE_ROWS = 2_000
+"""Outlived insert ids that one append clears away: more than it can add."""
+
+
+REFILL_LEVEL = 0.95
+"""Share of the cap below which a spool that was full takes events again."""
+
+
+class Row(msgspec.Struct, frozen=True, gc=False):
+    """An event to append. ``insert_key``: what it is known by again, or None for never."""
+
+    kind: Kind
+    user_key: str
+    raw: bytes
+    insert_key: bytes | None
+
+
+class DeadRow(msgspec.Struct, frozen=True, gc=False):
+    """Something a source brought that is no event; kept as a dead letter at once."""
+
+    reason: str
+    message: str
+    raw: bytes
+    insert_key: bytes | None
+    origin: str
+    line: int | None
+
+
+Keyed = TypeVar("Keyed", Row, DeadRow)
+
+
+class Append(msgspec.Struct):
+    """What one sync keeps of one batch: rows, dead letters, and how much of it was dropped."""
+
+    received: int
+    rows: list[Row]
+    dead: list[DeadRow]
+    dropped: Counter[str]
+
+
+class Appended(msgspec.Struct, frozen=True):
+    """What became of an ``Append``."""
+
+    accepted: int
+    duplicates: int
+    dead: int
+
+
+class Loaded(msgspec.Struct, frozen=True):
+    """Records for delivery, in order per user.
+
+    ``last_id``: up to where the queue has been read. ``draining``: users of whom more waits than
+    was loaded. ``next_wake_ms``: when the next parked user is due, if any is parked.
+    """
+
+    records: list[Record]
+    last_id: int
+    draining: list[str]
+    next_wake_ms: int | None
+    more: bool
+
+
+class Contact(msgspec.Struct, frozen=True):
+    """What the directory knows of a user's contact.
+
+    ``properties``: the selected Amplitude properties as last worked out. ``written``: the contact's
+    fields as last written. ``applied_id``: the record whose operations were applied last.
+    """
+
+    contact_id: str
+    properties: dict[str, Any]
+    written: dict[str, Any]
+    applied_id: int = 0
+
+
+class DeadLetter(msgspec.Struct, frozen=True):
+    """A dead letter, whole."""
+
+    id: int
+    reason: str
+    status: int
+    code: str
+    message: str
+    request_id: str
+    attempts: int
+    first_failed_at_ms: int
+    last_failed_at_ms: int
+    accepted_at_ms: int
+    user_key: str
+    origin: str
+    line: int | None
+    raw: bytes
+
+
+class DeadLetterQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which dead letters: all conditions that are given must hold."""
+
+    ids: list[int] = []
+    reason: str | None = None
+    user: str | None = None
+    since_ms: int | None = None
+    until_ms: int | None = None
+
+
+_RECORD = "id, kind, user_key, accepted_at_ms, attempts, first_failed_at_ms, crc, raw"
+_DEAD = ", ".join(DeadLetter.__struct_fields__)
+
+
+def checksum(id_: int, kind: int, user_key: str, accepted_at_ms: int, raw: bytes) -> int:
+    """Return the CRC32 that a record is kept with: SQLite does not notice a flipped byte."""
+    head = b"%d %d %d %s" % (id_, kind, accepted_at_ms, user_key.encode())
+    return zlib.crc32(raw, zlib.crc32(head))
+
+
+class Store:
+    """One spool's tables; see the module's docstring."""
+
+    def __init__(self, connection: sqlite3.Connection, *, max_bytes: int, window_ms: int) -> None:
+        self._db = connection
+        self._max_bytes = max_bytes
+        self._window_ms = window_ms
+        self._counters: Counter[str] = Counter(
+            dict(connection.execute("SELECT name, value FROM counters"))
+        )
+        self._deltas: Counter[str] = Counter()
+        self._full = False
+        self._recover_users_aside()
+        self._next_id = self._read_next_id()
+
+    def _recover_users_aside(self) -> None:
+        """Set right what the last process left in the middle, so that each user goes on in order.
+
+        Users that were being worked off start over. What was loaded of a user that is aside stands
+        in the queue before all that is set aside of it, and must not be overtaken by it; only rows
+        behind the last reader's place are looked at. What waits behind nobody is queued again.
+        """
+        self._db.execute("BEGIN")
+        self._db.execute("UPDATE users_aside SET wake_at_ms = 0 WHERE wake_at_ms IS NULL")
+        self._db.execute(
+            "UPDATE records SET set_aside = 0"
+            " WHERE set_aside = 1 AND user_key NOT IN (SELECT user_key FROM users_aside)"
+        )
+        overtaken = self._db.execute(
+            "UPDATE records SET set_aside = 1 WHERE set_aside = 0 AND id <"
+            " (SELECT max(id) FROM records INDEXED BY records_set_aside WHERE set_aside = 1)"
+            " AND user_key IN (SELECT user_key FROM users_aside) RETURNING user_key, kind"
+        ).fetchall()
+        for user in {user for user, kind in overtaken if kind == Kind.IDENTIFY}:
+            self._hasten(user, 0)
+        self._db.execute("COMMIT")
+
+    def close(self) -> None:
+        """Close the file; SQLite folds the WAL into it."""
+        self._db.close()
+
+    # --- transactions ---------------------------------------------------------------------
+
+    def begin(self) -> None:
+        self._db.execute("BEGIN")
+
+    def commit(self) -> None:
+        """Make everything since ``begin`` durable.
+
+        Raises:
+            sqlite3.Error: nothing of it is.
+        """
+        if self._deltas:
+            self._db.executemany(
+                "INSERT INTO counters (name, value) VALUES (?, ?)"
+                " ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
+                list(self._deltas.items()),
+            )
+        full = self._full and self._is_over(REFILL_LEVEL)
+        self._db.execute("COMMIT")
+        self._full = full
+        fresh = Counter(self._counters)
+        fresh.update(self._deltas)
+        self._counters = fresh  # replaced, never changed: other threads may be reading it
+        self._deltas.clear()
+
+    def rollback(self) -> None:
+        """Forget everything since ``begin``; the places that were taken stay unused.
+
+        A disk that fails here as well is no news: the next ``begin`` fails, and so comes back here.
+        """
+        self._deltas.clear()
+        if self._db.in_transaction:
+            with suppress(sqlite3.Error):
+                self._db.execute("ROLLBACK")
+
+    @property
+    def counters(self) -> Counter[str]:
+        """The committed counters; not to be changed."""
+        return self._counters
+
+    def used_bytes(self) -> int:
+        """Return the bytes of the file that hold something."""
+        (pages,) = self._db.execute("PRAGMA page_count").fetchone()
+        (free,) = self._db.execute("PRAGMA freelist_count").fetchone()
+        return int(pages - free) * int(self._db.execute("PRAGMA page_size").fetchone()[0])
+
+    # --- meta -----------------------------------------------------------------------------
+
+    def meta(self, key: str) -> str | None:
+        row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        return row[0] if row else None
+
+    def set_meta(self, key: str, value: str) -> None:
+        self._db.execute("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", (key, value))
+
+    def _read_next_id(self) -> int:
+        """Return a place that no record ever had: dead letters keep theirs for ever."""
+        (queued,) = self._db.execute("SELECT max(id) FROM records").fetchone()
+        return max(int(self.meta("next_id") or 1), (queued or 0) + 1)
+
+    def _take_ids(self, count: int) -> int:
+        first = self._next_id
+        self._next_id += count
+        self.set_meta("next_id", str(self._next_id))
+        return first
+
+    # --- intake ---------------------------------------------------------------------------
+
+    def append(self, batch: Append, now_ms: int) -> Appended:
+        """Append what is new of a batch, behind everything that is there.
+
+        Raises:
+            SpoolError: ``spool_full``; nothing was changed.
+        """
+        self._check_room()
+        rows = self._unseen(batch.rows, now_ms)
+        dead = self._unseen(batch.dead, now_ms)
+        first = self._take_ids(len(rows) + len(dead))
+        self._insert_records(rows, first, now_ms)
+        for offset, letter in enumerate(dead, first + len(rows)):
+            self._bury_unread(offset, letter, now_ms)
+        duplicates = len(batch.rows) + len(batch.dead) - len(rows) - len(dead)
+        self._count_dropped(batch.dropped)
+        self._deltas.update(
+            {
+                "received": batch.received,
+                "pending": len(rows),
+                "dead": len(dead),
+                "dropped:duplicate": duplicates,
+            }
+        )
+        self._prune(now_ms)
+        return Appended(len(rows), duplicates, len(dead))
+
+    def _check_room(self) -> None:
+        """Refuse at the cap, and from then on until some room is back.
+
+        Refusals that came and went by the batch would let a later batch overtake an earlier one.
+        """
+        self._full = self._is_over(REFILL_LEVEL if self._full else 1.0)
+        if self._full:
+            raise SpoolError("spool_full", f"`spool.max_bytes` = {self._max_bytes} is reached")
+
+    def _is_over(self, level: float) -> bool:
+        return self.used_bytes() >= self._max_bytes * level
+
+    @property
+    def full(self) -> bool:
+        """Whether appends are refused for want of room, as of the last commit."""
+        return self._full
+
+    def count_only(self, received: int, dropped: Counter[str]) -> None:
+        """Count a batch of which nothing is kept."""
+        self._deltas["received"] += received
+        self._count_dropped(dropped)
+
+    def _count_dropped(self, dropped: Counter[str]) -> None:
+        for reason, count in dropped.items():
+            self._deltas[f"dropped:{reason}"] += count
+
+    def _insert_records(self, rows: Sequence[Row], first: int, at_ms: int) -> None:
+        self._db.executemany(
+            "INSERT INTO records (id, kind, user_key, accepted_at_ms, crc, raw)"
+            " VALUES (?, ?, ?, ?, ?, ?)",
+            [
+                (i, r.kind, r.user_key, at_ms, checksum(i, r.kind, r.user_key, at_ms, r.raw), r.raw)
+                for i, r in enumerate(rows, first)
+            ],
+        )
+
+    def _unseen(self, rows: Sequence[Keyed], now_ms: int) -> Sequence[Keyed]:
+        """Return the rows whose insert key is new within the window, and remember the keys.
+
+        The usual case, all of them new, is one statement; only else are they looked at singly.
+        """
+        keys = [(row.insert_key, now_ms) for row in rows if row.insert_key is not None]
+        if not keys:
+            return rows
+        (last,) = self._db.execute("SELECT max(id) FROM seen").fetchone()
+        cursor = self._db.executemany("INSERT OR IGNORE INTO seen (key, at_ms) VALUES (?, ?)", keys)
+        if cursor.rowcount == len(keys):
+            return rows
+        new = {
+            key for (key,) in self._db.execute("SELECT key FROM seen WHERE id > ?", (last or 0,))
+        }
+        return [row for row in rows if self._is_new(row.insert_key, new, now_ms)]
+
+    def _is_new(self, key: bytes | None, new: set[bytes], now_ms: int) -> bool:
+        if key is None:
+            return True
+        if key in new:
+            new.discard(key)  # a second one in the same batch is a duplicate
+            return True
+        outlived = self._db.execute(
+            "DELETE FROM seen WHERE key = ? AND at_ms <= ?", (key, now_ms - self._window_ms)
+        ).rowcount
+        if outlived:  # at the end again: pruning relies on the order of arrival
+            self._db.execute("INSERT INTO seen (key, at_ms) VALUES (?, ?)", (key, now_ms))
+        return bool(outlived)
+
+    def _prune(self, now_ms: int) -> None:
+        cutoff = now_ms - self._window_ms
+        oldest = self._db.execute("SELECT id, at_ms FROM seen ORDER BY id LIMIT 1").fetchone()
+        if oldest and oldest[1] <= cutoff:
+            self._db.execute(
+                "DELETE FROM seen WHERE id < ? AND at_ms <= ?", (oldest[0] + PRUNE_ROWS, cutoff)
+            )
+
+    def _bury_unread(self, id_: int, letter: DeadRow, now_ms: int) -> None:
+        failure = Failure(letter.reason, message=letter.message)
+        self._insert_dead(
+            id_, failure, 0, now_ms, now_ms, "", letter.raw, letter.origin, letter.line
+        )
+
+    # --- reading for delivery -------------------------------------------------------------
+
+    def load(
+        self,
+        after_id: int,
+        *,
+        limit: int,
+        limit_bytes: int,
+        per_user: int,
+        crowded: Collection[str],
+        halted: Collection[str],
+        now_ms: int,
+    ) -> Loaded:
+        """Return records to deliver next: one of each parked user that is due, then the queue.
+
+        Records of users that are set aside go aside too. A user in ``crowded``, or one of whom
+        this call meets more than ``per_user``, is set aside to be worked off with ``refill``.
+        ``halted`` users are not woken: some of their records are still on their way back.
+        """
+        woken = [r for user in self._due(now_ms, limit, halted) for r in self._probe(user)]
+        limit -= len(woken)
+        limit_bytes -= sum(len(record.raw) for record in woken)
+        records, last_id, crowd, more = self._read_queue(
+            after_id, limit, limit_bytes, per_user, crowded, now_ms
+        )
+        (next_wake,) = self._db.execute("SELECT min(wake_at_ms) FROM users_aside").fetchone()
+        draining = [record.user_key for record in woken] + crowd
+        return Loaded(woken + records, last_id, draining, next_wake, more)
+
+    def _due(self, now_ms: int, limit: int, halted: Collection[str]) -> list[str]:
+        due = self._db.execute(
+            "SELECT user_key FROM users_aside WHERE wake_at_ms <= ? ORDER BY wake_at_ms LIMIT ?",
+            (now_ms, limit),
+        ).fetchall()
+        return [user for (user,) in due if user not in halted]
+
+    def _probe(self, user: str) -> list[Record]:
+        """Wake a user with one record: its first, or the identify that makes it known.
+
+        An event of an unknown user had its turn and was answered 404; what can help it is an
+        identify that came later, so that one goes first.
+        """
+        self._db.execute("UPDATE users_aside SET wake_at_ms = NULL WHERE user_key = ?", (user,))
+        unknown = self._db.execute(
+            "SELECT TRUE FROM users_aside WHERE user_key = ? AND reason = 'user_not_found'", (user,)
+        ).fetchone()
+        found: list[Record] = []
+        if unknown:
+            found = self._waiting(user, 1, 1, f"AND kind = {Kind.IDENTIFY:d}")
+        found = found or self._waiting(user, 1, 1)
+        if not found:
+            self._db.execute("DELETE FROM users_aside WHERE user_key = ?", (user,))
+        return found
+
+    def refill(self, user: str, limit: int, limit_bytes: int) -> list[Record]:
+        """Return the next records of a user that is being worked off; none: it is free again."""
+        records = self._waiting(user, limit, limit_bytes)
+        if records:
+            self._db.execute(
+                "UPDATE users_aside SET failures = 0, reason = '' WHERE user_key = ?", (user,)
+            )
+        else:
+            self._db.execute("DELETE FROM users_aside WHERE user_key = ?", (user,))
+        return records
+
+    def _waiting(self, user: str, limit: int, limit_bytes: int, also: str = "") -> list[Record]:
+        """Return the next records of a user that is aside; none only where none is left."""
+        while True:
+            cursor = self._db.execute(
+                f"SELECT {_RECORD} FROM records WHERE set_aside = 1 AND user_key = ? {also}"  # noqa: S608 - constants
+                " ORDER BY id LIMIT ?",
+                (user, limit),
+            )
+            rows, _ = _cut(cursor, limit_bytes)
+            intact = list(self._intact(rows))
+            if intact or not rows:
+                return intact
+
+    def _read_queue(
+        self,
+        after_id: int,
+        limit: int,
+        limit_bytes: int,
+        per_user: int,
+        crowded: Collection[str],
+        now_ms: int,
+    ) -> tuple[list[Record], int, list[str], bool]:
+        rows, more = self._next_rows(after_id, limit, limit_bytes)
+        taken: list[Any] = []
+        aside: list[int] = []
+        loaded: Counter[str] = Counter(dict.fromkeys(crowded, per_user))
+        crowd: list[str] = []
+        for *row, user_aside in rows:
+            id_, kind, user = row[:3]
+            if user_aside is not None or user in crowd:
+                aside.append(id_)
+                if kind == Kind.IDENTIFY and user_aside == "user_not_found":
+                    self.wake(user, now_ms)
+            elif loaded[user] >= per_user:
+                aside.append(id_)
+                crowd.append(user)
+                self._set_user_aside(user, None, 0, "", now_ms)
+            else:
+                loaded[user] += 1
+                taken.append(row)
+        self.set_aside(aside)
+        last_id = rows[-1][0] if rows else after_id
+        return list(self._intact(taken)), last_id, crowd, more
+
+    def _next_rows(self, after_id: int, limit: int, limit_bytes: int) -> tuple[list[Any], bool]:
+        columns = ", ".join(f"r.{name}" for name in _RECORD.split(", "))
+        cursor = self._db.execute(
+            f"SELECT {columns}, u.reason FROM records r"  # noqa: S608 - constants
+            " LEFT JOIN users_aside u ON u.user_key = r.user_key"
+            " WHERE r.id > ? AND r.set_aside = 0 ORDER BY r.id LIMIT ?",
+            (after_id, limit),
+        )
+        rows, is_cut = _cut(cursor, limit_bytes)
+        return rows, is_cut or len(rows) == limit
+
+    def _intact(self, rows: Iterable[Any]) -> Iterator[Record]:
+        """Yield the records whose checksum holds; the others become dead letters."""
+        for id_, kind, user, at_ms, attempts, first_failed, crc, raw in rows:
+            if checksum(id_, kind, user, at_ms, raw) == crc:
+                yield Record(id_, Kind(kind), user, at_ms, raw, attempts, first_failed)
+            else:
+                self._bury_corrupt(id_, user, at_ms, raw)
+
+    def _bury_corrupt(self, id_: int, user: str, at_ms: int, raw: bytes) -> None:
+        self._delete([id_])
+        failure = Failure("corrupt", message="the checksum does not match: damaged on disk")
+        self._insert_dead(id_, failure, 0, at_ms, at_ms, user, raw, "", None)
+        self._deltas["dead"] += 1
+
+    # --- settling -------------------------------------------------------------------------
+
+    def deliver(self, ids: Sequence[int]) -> None:
+        """Settle records as delivered."""
+        self._deltas["delivered"] += self._delete(ids)
+
+    def drop(self, id_: int, reason: str) -> None:
+        """Settle a record as dropped by a rule."""
+        self._deltas[f"dropped:{reason}"] += self._delete([id_])
+
+    def bury(self, record: Record, failure: Failure, now_ms: int) -> None:
+        """Settle a record as a dead letter, which keeps the record's place as its id."""
+        if not self._delete([record.id]):
+            return
+        first = record.first_failed_at_ms or now_ms
+        self._insert_dead(
+            record.id,
+            failure,
+            record.attempts + 1,
+            first,
+            now_ms,
+            record.user_key,
+            record.raw,
+            "",
+            None,
+            accepted_at_ms=record.accepted_at_ms,
+        )
+        self._deltas["dead"] += 1
+
+    def park(self, record: Record, failure: Failure, wake_at_ms: int, now_ms: int) -> None:
+        """Charge a failed attempt to a record, and let its user wait until ``wake_at_ms``."""
+        self._db.execute(
+            "UPDATE records SET set_aside = 1, attempts = attempts + 1,"
+            " first_failed_at_ms = iif(first_failed_at_ms = 0, ?, first_failed_at_ms)"
+            " WHERE id = ?",
+            (now_ms, record.id),
+        )
+        self.park_user(record.user_key, failure.reason, wake_at_ms, now_ms)
+
+    def park_user(self, user: str, reason: str, wake_at_ms: int, now_ms: int) -> None:
+        """Let a user's records wait until ``wake_at_ms``; counts one failure of the user."""
+        self._set_user_aside(user, wake_at_ms, 1, reason, now_ms)
+        self._hasten(user, now_ms)
+
+    def release(self, record: Record, now_ms: int) -> None:
+        """Put back a record that was loaded before its user was parked."""
+        self.set_aside([record.id])
+        self._hasten(record.user_key, now_ms)
+
+    def _hasten(self, user: str, now_ms: int) -> None:
+        """Wake a user whom Intercom did not know, if an identify that makes it known waits."""
+        self._db.execute(
+            "UPDATE users_aside SET wake_at_ms = ?1 WHERE user_key = ?2 AND wake_at_ms > ?1"
+            " AND reason = 'user_not_found' AND EXISTS (SELECT 1 FROM records"
+            " WHERE set_aside = 1 AND user_key = ?2 AND kind = ?3)",
+            (now_ms, user, Kind.IDENTIFY),
+        )
+
+    def expire(self, user: str, failure: Failure, accepted_before_ms: int, now_ms: int) -> int:
+        """Bury a waiting user's events that have waited for the whole retry window.
+
+        What is older because deliveries stood still has not waited for this user yet.
+        """
+        rows = self._db.execute(
+            f"SELECT {_RECORD} FROM records WHERE set_aside = 1 AND user_key = ?1"  # noqa: S608 - constants
+            " AND accepted_at_ms <= ?2 AND kind = ?3 AND EXISTS (SELECT 1 FROM users_aside"
+            " WHERE user_key = ?1 AND since_ms <= ?2) ORDER BY id LIMIT 1000",
+            (user, accepted_before_ms, Kind.EVENT),
+        ).fetchall()
+        for record in self._intact(rows):
+            self.bury(record, failure, now_ms)
+        return len(rows)
+
+    def failures(self, user: str) -> int:
+        """Return how often in a row this user's calls have failed."""
+        row = self._db.execute(
+            "SELECT failures FROM users_aside WHERE user_key = ?", (user,)
+        ).fetchone()
+        return row[0] if row else 0
+
+    def set_aside(self, ids: Iterable[int]) -> None:
+        """Let records wait behind their user's."""
+        self._db.executemany(
+            "UPDATE records SET set_aside = 1 WHERE id = ?", [(id_,) for id_ in ids]
+        )
+
+    def wake(self, user: str, now_ms: int) -> None:
+        """Make a parked user due; one that is being worked off stays so."""
+        self._db.execute(
+            "UPDATE users_aside SET wake_at_ms = ? WHERE user_key = ? AND wake_at_ms > ?",
+            (now_ms, user, now_ms),
+        )
+
+    def _set_user_aside(
+        self, user: str, wake_at_ms: int | None, failures: int, reason: str, now_ms: int
+    ) -> None:
+        self._db.execute(
+            "INSERT INTO users_aside (user_key, wake_at_ms, failures, reason, since_ms)"
+            " VALUES (?, ?, ?, ?, ?) ON CONFLICT (user_key) DO UPDATE SET"
+            " wake_at_ms = excluded.wake_at_ms, reason = excluded.reason,"
+            " since_ms = iif(failures = 0, excluded.since_ms, since_ms),"
+            " failures = failures + excluded.failures",
+            (user, wake_at_ms, failures, reason, now_ms),
+        )
+
+    def _delete(self, ids: Sequence[int]) -> int:
+        cursor = self._db.executemany("DELETE FROM records WHERE id = ?", [(i,) for i in ids])
+        self._deltas["pending"] -= cursor.rowcount
+        return cursor.rowcount
+
+    def _insert_dead(
+        self,
+        id_: int,
+        failure: Failure,
+        attempts: int,
+        first_ms: int,
+        last_ms: int,
+        user: str,
+        raw: bytes,
+        origin: str,
+        line: int | None,
+        *,
+        accepted_at_ms: int | None = None,
+    ) -> None:
+        accepted = first_ms if accepted_at_ms is None else accepted_at_ms
+        self._db.execute(
+            f"INSERT INTO dead_letters ({_DEAD}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",  # noqa: S608 - constants
+            (
+                id_,
+                failure.reason,
+                failure.status,
+                failure.code,
+                failure.message,
+                failure.request_id,
+                attempts,
+                first_ms,
+                last_ms,
+                accepted,
+                user,
+                origin,
+                line,
+                raw,
+            ),
+        )
+
+    # --- dead letters ---------------------------------------------------------------------
+
+    def dead_letters(
+        self, query: DeadLetterQuery, *, after_id: int = 0, limit: int = 1000
+    ) -> list[DeadLetter]:
+        """Return the dead letters that a query means, by id."""
+        where, values = _conditions(query)
+        rows = self._db.execute(
+            f"SELECT {_DEAD} FROM dead_letters WHERE id > ? AND {where} ORDER BY id LIMIT ?",  # noqa: S608 - columns and placeholders only
+            (after_id, *values, limit),
+        )
+        return [DeadLetter(*row) for row in rows]
+
+    def dead_letter_reasons(self) -> dict[str, int]:
+        """Return the dead letters by reason."""
+        return dict(
+            self._db.execute("SELECT reason, count(*) FROM dead_letters GROUP BY reason").fetchall()
+        )
+
+    def replay(self, letter: DeadLetter, row: Row) -> int:
+        """Queue a dead letter again, behind all that waits, and return its new place."""
+        if not self._exhume(letter.id):
+            return 0
+        first = self._take_ids(1)
+        self._insert_records([row], first, letter.accepted_at_ms)
+        self._deltas["pending"] += 1
+        return first
+
+    def discard(self, letter: DeadLetter, reason: str = "discarded") -> bool:
+        """Settle a dead letter as dropped."""
+        gone = self._exhume(letter.id)
+        if gone:
+            self._deltas[f"dropped:{reason}"] += 1
+        return gone
+
+    def _exhume(self, id_: int) -> bool:
+        cursor = self._db.execute("DELETE FROM dead_letters WHERE id = ?", (id_,))
+        self._deltas["dead"] -= cursor.rowcount
+        return cursor.rowcount == 1
+
+    # --- contacts -------------------------------------------------------------------------
+
+    def contact(self, user: str) -> Contact | None:
+        """Return what is known of a user's contact."""
+        row = self._db.execute(
+            "SELECT contact_id, properties, written, applied_id FROM contacts WHERE user_key = ?",
+            (user,),
+        ).fetchone()
+        if row is None:
+            return None
+        contact_id, properties, written, applied_id = row
+        try:
+            return Contact(contact_id, _fields(properties), _fields(written), applied_id)
+        except msgspec.DecodeError:
+            return None  # damaged on disk: Intercom knows it better
+
+    def remember(self, user: str, contact: Contact, now_ms: int) -> None:
+        """Keep what is known of a user's contact."""
+        self._db.execute(
+            "INSERT OR REPLACE INTO contacts"
+            " (user_key, contact_id, properties, written, applied_id, at_ms)"
+            " VALUES (?, ?, ?, ?, ?, ?)",
+            (
+                user,
+                contact.contact_id,
+                msgspec.json.encode(contact.properties).decode(),
+                msgspec.json.encode(contact.written).decode(),
+                contact.applied_id,
+                now_ms,
+            ),
+        )
+
+    def forget(self, user: str) -> None:
+        """Drop a contact that is no longer what it was."""
+        self._db.execute("DELETE FROM contacts WHERE user_key = ?", (user,))
+
+    def forget_all_contacts(self) -> None:
+        """Start a new directory: it was another workspace's, or keyed in another way."""
+        self._db.execute("DELETE FROM contacts")
+
+    # --- looking at it --------------------------------------------------------------------
+
+    def recount(self) -> dict[str, int]:
+        """Count the rows themselves: what ``pending`` and ``dead`` must be."""
+        (pending,) = self._db.execute("SELECT count(*) FROM records").fetchone()
+        (dead,) = self._db.execute("SELECT count(*) FROM dead_letters").fetchone()
+        return {"pending": pending, "dead": dead}
+
+    def users_aside(self) -> dict[str, int]:
+        """Return how many users are parked, by reason."""
+        return dict(
+            self._db.execute(
+                "SELECT reason, count(*) FROM users_aside WHERE wake_at_ms IS NOT NULL"
+                " GROUP BY reason"
+            ).fetchall()
+        )
+
+    def oldest_accepted_ms(self) -> int | None:
+        """Return when the first waiting record was accepted."""
+        row = self._db.execute("SELECT accepted_at_ms FROM records ORDER BY id LIMIT 1").fetchone()
+        return row[0] if row else None
+
+
+def _fields(text: str) -> dict[str, Any]:
+    return msgspec.json.decode(text, type=dict[str, Any])
+
+
+def _cut(rows: Iterable[Any], limit_bytes: int) -> tuple[list[Any], bool]:
+    """Return the rows up to the one that reaches a number of bytes, and whether one did."""
+    taken: list[Any] = []
+    for row in rows:
+        taken.append(row)
+        limit_bytes -= len(row[7])
+        if limit_bytes <= 0:
+            return taken, True
+    return taken, False
+
+
+def _conditions(query: DeadLetterQuery) -> tuple[str, list[Any]]:
+    parts: list[str] = []
+    values: list[Any] = []
+    if query.ids:
+        parts.append("id IN (SELECT value FROM json_each(?))")
+        values.append(msgspec.json.encode(query.ids).decode())
+    for condition, value in (
+        ("reason = ?", query.reason),
+        ("user_key = ?", query.user),
+        ("last_failed_at_ms >= ?", query.since_ms),
+        ("last_failed_at_ms < ?", query.until_ms),
+    ):
+        if value is not None:
+            parts.append(condition)
+            values.append(value)
+    return " AND ".join(parts) or "TRUE", values

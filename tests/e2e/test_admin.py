@@ -1,0 +1,89 @@
+"""The admin port of the real process."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import aiohttp
+
+from engine.metrics import METRICS, PREFIX
+from support import process
+from transports.sandbox import Sandbox, serve
+
+
+async def test_health_readiness_metrics_and_status_tell_the_same_story(tmp_path: Path) -> None:
+    local = Sandbox(open_attributes=True)
+    async with (
+        serve(local) as url,
+        process.daemon(process.settings(tmp_path, url)) as daemon,
+        aiohttp.ClientSession(daemon.admin) as session,
+    ):
+        identify = process.event("mira-okafor", 1, "$identify", user_properties={"plan": "pro"})
+        events = [identify, *(process.event("mira-okafor", n) for n in range(2, 6))]
+        await process.upload(f"{daemon.http}/2/httpapi", [*events, events[-1]])
+        status = await daemon.settled()
+        async with session.get("/healthz") as answer:
+            assert (answer.status, (await answer.json())["status"]) == (200, "ok")
+        async with session.get("/readyz") as answer:
+            assert (answer.status, (await answer.json())["ready"]) == (200, True)
+        async with session.get("/metrics") as answer:
+            metrics = await answer.text()
+    assert (status["received"], status["delivered"], status["dropped"]) == (6, 5, {"duplicate": 1})
+    for name in METRICS:
+        assert f"# HELP {PREFIX}{name} " in metrics
+    assert f'{PREFIX}events_delivered_total{{sync="e2e"}} 5.0' in metrics
+    dropped = f'{PREFIX}events_dropped_total{{reason="duplicate",sync="e2e"}} 1.0'
+    assert dropped in re.sub(r'{sync="e2e",reason="(\w+)"}', r'{reason="\1",sync="e2e"}', metrics)
+
+
+async def test_commands_ask_the_daemon_while_it_holds_the_spools(tmp_path: Path) -> None:
+    config = process.settings(tmp_path, "http://127.0.0.1:9", events={"enabled": False})
+    async with process.daemon(config) as daemon:
+        await process.upload(f"{daemon.http}/2/httpapi", [process.event("mira-okafor", 1)])
+        port = daemon.admin.rpartition(":")[2]
+        text = config.read_text(encoding="utf-8")
+        config.write_text(
+            text.replace(
+                '[admin]\nlisten = "127.0.0.1:0"', f'[admin]\nlisten = "127.0.0.1:{port}"'
+            ),
+            encoding="utf-8",
+        )
+        code, out, err = await process.run("status", "-c", str(config), "--json")
+        assert code == 0, err
+        assert json.loads(out)["syncs"][0]["dropped"] == {"events_disabled": 1}
+        code, out, _ = await process.run("dead-letters", "list", "-c", str(config), "--json")
+        assert (code, json.loads(out)) == (0, [])
+        code, out, _ = await process.run("dead-letters", "replay", "-c", str(config))
+        assert (code, json.loads(out)) == (0, {})
+
+
+async def test_a_token_guards_everything_but_health(tmp_path: Path) -> None:
+    top = {"admin": {"listen": "127.0.0.1:0", "token": "admin-secret"}}
+    config = process.settings(tmp_path, "http://127.0.0.1:9", top=top)
+    async with (
+        process.daemon(config) as daemon,
+        aiohttp.ClientSession(daemon.admin) as session,
+    ):
+        async with session.get("/healthz") as answer:
+            assert answer.status == 200
+        async with session.get("/api/status") as answer:
+            assert answer.status == 401
+        headers = {"Authorization": "Bearer admin-secret"}
+        async with session.get("/api/status", headers=headers) as answer:
+            assert answer.status == 200
+
+
+async def test_without_a_token_other_host_names_and_plain_forms_are_refused(
+    tmp_path: Path,
+) -> None:
+    config = process.settings(tmp_path, "http://127.0.0.1:9")
+    async with (
+        process.daemon(config) as daemon,
+        aiohttp.ClientSession(daemon.admin) as session,
+    ):
+        async with session.get("/api/status", headers={"Host": "evil.example.com"}) as answer:
+            assert answer.status == 403
+        async with session.post("/api/e2e/dead-letters/discard", data={"a": "b"}) as answer:
+            assert answer.status == 415

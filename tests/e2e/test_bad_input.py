@@ -1,0 +1,164 @@
+"""What is wrong is named, by the real process, with the right exit code."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from support import process
+from transports.sandbox import Sandbox, serve
+
+NOWHERE = "http://127.0.0.1:9"
+
+
+def _edit(config: Path, old: str, new: str) -> None:
+    text = config.read_text(encoding="utf-8")
+    assert old in text
+    config.write_text(text.replace(old, new, 1), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('data_dir = "data"', 'data_dri = "data"', "data_dri"),
+        ("drain_deadline_s = 10.0", 'drain_deadline_s = "soon"', "drain_deadline_s"),
+        ('name = "e2e"', 'name = "e2e"\nenabeld = true', "sync[0]: Object contains unknown field"),
+        (process.TOKEN, "env:NOT_SET_ANYWHERE", "NOT_SET_ANYWHERE"),
+        (process.TOKEN, "file:no-such-file", "no-such-file"),
+        ("types = [", "types = [{ a = 1 }, ", "sync[0].events.select[0].types[0]"),
+        ("[http]", "[http", "not TOML"),
+    ],
+)
+async def test_a_wrong_setting_is_named_and_ends_with_2(
+    tmp_path: Path, old: str, new: str, said: str
+) -> None:
+    config = process.settings(tmp_path, NOWHERE)
+    _edit(config, old, new)
+    code, _, err = await process.run("check", "-c", str(config))
+    assert code == 2
+    assert said in err
+    assert "Traceback" not in err
+
+
+async def test_a_settings_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    code, _, err = await process.run("run", "-c", str(tmp_path / "absent.toml"))
+    assert (code, "absent.toml: cannot be read" in err) == (2, True)
+
+
+async def test_a_port_in_use_is_named(tmp_path: Path) -> None:
+    config = process.settings(tmp_path, NOWHERE)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        _edit(config, 'listen = "127.0.0.1:0"', f'listen = "{address}"')
+        code, _, err = await process.run("run", "-c", str(config))
+    assert code == 2
+    assert "error: http.listen: " in err
+    assert address in err
+
+
+async def test_a_second_instance_on_the_same_data_is_refused_by_name(tmp_path: Path) -> None:
+    config = process.settings(tmp_path, NOWHERE)
+    async with process.daemon(config) as daemon:
+        code, _, err = await process.run("run", "-c", str(config))
+    assert code == 2
+    assert f"in use by process {daemon.process.pid}" in err
+
+
+async def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    config = process.settings(tmp_path, NOWHERE)
+    code, _, err = await process.run("forward", "-c", str(config), str(tmp_path / "absent.jsonl"))
+    assert code == 1
+    assert "absent.jsonl: no such file" in err
+
+
+async def test_a_gigantic_line_is_kept_as_a_dead_letter_and_stops_nothing(tmp_path: Path) -> None:
+    local = Sandbox(open_attributes=True)
+    local.add_contact(external_id="mira-okafor")
+    good = json.dumps(process.event("mira-okafor", 1)).encode()
+    gigantic = b'{"event_type": "' + b"x" * 3_000_000 + b'"}'
+    async with serve(local) as url:
+        config = process.settings(tmp_path, url)
+        code, out, _ = await process.run(
+            "forward", "-c", str(config), "--json", stdin=gigantic + b"\n" + good
+        )
+    assert (code, json.loads(out)["delivered"], json.loads(out)["dead"]) == (0, 1, 1)
+
+
+async def test_what_http_clients_get_wrong_is_answered_and_nothing_is_stored(
+    tmp_path: Path,
+) -> None:
+    bodies = [
+        b"",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"api_key": "%s", "events": [{"event_type": "a", "user_id": "mira-okafor", "x": NaN}]}'
+        % process.API_KEY.encode(),
+        b'{"api_key": "somebody-elses", "events": [{"event_type": "a", "user_id": "mira-okafor"}]}',
+    ]
+    config = process.settings(tmp_path, NOWHERE)
+    async with process.daemon(config) as daemon, aiohttp.ClientSession() as session:
+        for body in bodies:
+            async with session.post(f"{daemon.http}/2/httpapi", data=body) as answer:
+                assert (answer.status, (await answer.json())["code"]) == (400, 400)
+        status = await daemon.status()
+    assert status["received"] == 0
+
+
+async def test_a_full_spool_answers_503_and_takes_events_again_when_there_is_room(
+    tmp_path: Path,
+) -> None:
+    """Intercom is down, so that the spool fills; then it is there, and the spool drains."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    spool = {"spool": {"max_bytes": 1_000_000}}
+    config = process.settings(tmp_path, f"http://127.0.0.1:{port}", top=spool)
+    local = Sandbox(limit_per_minute=6_000_000)
+    local.add_contact(external_id="mira-okafor")
+    async with process.daemon(config) as daemon:
+        url, taken = f"{daemon.http}/2/httpapi", 0
+        while (await _upload_padded(url, taken))[0] == 200:
+            taken += 1
+        status, body = await _upload_padded(url, taken)
+        assert (status, body["code"]) == (503, 503)
+        assert "spool_full" in body["error"]
+        async with serve(local, "127.0.0.1", port):
+            await daemon.settled()
+        status, _ = await _upload_padded(url, taken)
+        assert status == 200
+    assert len(local.events) == taken * 20
+
+
+async def _upload_padded(url: str, round_: int) -> tuple[int, dict[str, object]]:
+    padding = {"padding": "x" * 1_000}
+    events = [process.event("mira-okafor", round_ * 20 + n, **padding) for n in range(20)]
+    return await process.upload(url, events)
+
+
+async def test_no_token_is_in_any_output_or_file(tmp_path: Path) -> None:
+    local = Sandbox(access_token="another-token")
+    async with serve(local) as url:
+        config = process.settings(tmp_path, url, top={"log": {"level": "debug"}})
+        daemon = await process.start(config)
+        await process.upload(f"{daemon.http}/2/httpapi", [process.event("mira-okafor", 1)])
+        while (await daemon.status())["intercom"]["health"] != "unauthorized":
+            pass
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(f"{daemon.admin}/metrics") as answer,
+        ):
+            metrics = await answer.text()
+        await daemon.end(signal.SIGTERM)
+    seen = json.dumps(daemon.log) + metrics + repr(await _all_bytes(tmp_path / "data"))
+    assert process.TOKEN not in seen
+
+
+async def _all_bytes(folder: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in folder.iterdir())

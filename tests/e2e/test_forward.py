@@ -1,0 +1,120 @@
+"""``forward``: files and pipes, as a person or a cron job uses it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from support import process
+from transports.sandbox import Sandbox, serve
+
+SAMPLE = Path(__file__).parents[2].parent / "shared" / "data" / "amplitude-export-sample.jsonl"
+
+LINES = [
+    b'{"event_type": "$identify", "user_id": "mira-okafor", "insert_id": "1",'
+    b' "user_properties": {"$set": {"plan": "pro"}}}',
+    b'{"event_type": "Purchase", "user_id": "mira-okafor", "insert_id": "2",'
+    b' "time": 1700000000000, "event_properties": {"n": 1}}',
+    b'{"event_type": "Purchase", "user_id": "mira-okafor", "$insert_id": "3",'
+    b' "event_time": "2024-05-14 09:00:01.000000", "event_properties": {"n": 2}}',
+    b'{"event_type": "Purchase", "user_id": "mira-okafor", "event_ti',
+    b'{"event_type": "Purchase", "user_id": "mira-okafor", "event_properties": {"n": 3}}',
+    b"\xff\xfe not text",
+    b'{"event_type": "Purchase", "user_id": "mira-okafor", "event_properties": {"n": NaN}}',
+    b"",
+]
+
+
+async def _forward(config: Path, *paths: str, stdin: bytes = b"") -> tuple[int, dict[str, int]]:
+    code, out, err = await process.run("forward", "-c", str(config), "--json", *paths, stdin=stdin)
+    assert out, err
+    return code, json.loads(out)
+
+
+async def test_mixed_dialects_are_delivered_and_bad_lines_kept_with_their_number(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "events.jsonl"
+    file.write_bytes(b"\n".join(LINES))
+    local = Sandbox(open_attributes=True)
+    async with serve(local) as url:
+        config = process.settings(tmp_path, url)
+        code, counts = await _forward(config, str(file))
+    assert (code, counts["received"], counts["delivered"], counts["dead"]) == (0, 7, 4, 3)
+    assert [e.metadata["n"] for e in local.events] == [1, 2, 3]
+    _, out, _ = await process.run("dead-letters", "list", "-c", str(config), "--json")
+    letters = [(one["line"], one["reason"], one["origin"]) for one in json.loads(out)]
+    assert letters == [(n, "invalid_json", "events.jsonl") for n in (4, 6, 7)]
+
+
+async def test_the_same_file_twice_delivers_nothing_twice(tmp_path: Path) -> None:
+    file = tmp_path / "events.jsonl"
+    file.write_bytes(b"\n".join(LINES))
+    local = Sandbox(open_attributes=True)
+    async with serve(local) as url:
+        config = process.settings(tmp_path, url)
+        await _forward(config, str(file))
+        calls = local.calls
+        code, counts = await _forward(config, str(file))
+    assert (code, counts["dropped"], counts["dead"]) == (0, {"duplicate": 7}, 0)
+    assert local.calls == calls
+
+
+async def test_a_pipe_works_like_a_file_and_strict_tells_of_dead_letters(tmp_path: Path) -> None:
+    local = Sandbox(open_attributes=True)
+    async with serve(local) as url:
+        config = process.settings(tmp_path, url)
+        code, counts = await _forward(config, "--strict", "-", stdin=b"\n".join(LINES))
+    assert (code, counts["delivered"], counts["dead"]) == (3, 4, 3)
+
+
+async def test_a_replayed_dead_letter_is_delivered_and_a_discarded_one_is_counted(
+    tmp_path: Path,
+) -> None:
+    local = Sandbox(open_attributes=True)
+    lines = b"\n".join(
+        json.dumps(process.event(user, 1)).encode() for user in ("late-comer", "never-comes")
+    )
+    async with serve(local) as url:
+        events = {
+            "select": [{"types": ["*"]}],
+            "metadata": ["n"],
+            "unknown_user": "dead_letter",
+        }
+        config = process.settings(tmp_path, url, events=events)
+        _, counts = await _forward(config, stdin=lines)
+        assert counts["dead"] == 2
+        local.add_contact(external_id="late-comer")
+        ask = ("-c", str(config), "--user")
+        _, out, _ = await process.run("dead-letters", "replay", *ask, "late-comer", "--dry-run")
+        assert json.loads(out)["requests"][0]["path"] == "/events"
+        _, out, _ = await process.run("dead-letters", "replay", *ask, "late-comer")
+        assert json.loads(out) == {"replayed": 1}
+        _, out, _ = await process.run("dead-letters", "discard", *ask, "never-comes")
+        assert json.loads(out) == {"discarded": 1}
+        code, _ = await _forward(config)
+        assert code == 0
+    assert [e.metadata["n"] for e in local.events] == [1]
+    _, out, _ = await process.run("status", "-c", str(config), "--json")
+    [sync] = json.loads(out)["syncs"]
+    assert (sync["received"], sync["delivered"], sync["dropped"]) == (2, 1, {"discarded": 1})
+
+
+@pytest.mark.skipif(not SAMPLE.exists(), reason="the export sample is not here")
+async def test_the_export_sample_is_accounted_for_line_by_line(tmp_path: Path) -> None:
+    local = Sandbox(open_attributes=True)
+    for user in ("u-10001", "u-10002", "u-10003", "u-10004"):
+        local.add_contact(external_id=user)
+    async with serve(local) as url:
+        events = {"select": [{"types": ["*"]}], "metadata": ["plan"], "unknown_user": "drop"}
+        config = process.settings(tmp_path, url, events=events)
+        code, counts = await _forward(config, str(SAMPLE))
+        again, second = await _forward(config, str(SAMPLE))
+    settled = counts["delivered"] + sum(counts["dropped"].values()) + counts["dead"]
+    assert (code, counts["received"], settled, counts["pending"]) == (0, 60, 60, 0)
+    assert counts["dropped"]["duplicate"] == 1
+    assert counts["dropped"]["loop_guard"] == 3
+    assert counts["dead"] >= 1
+    assert (again, second["delivered"], second["dead"]) == (0, 0, 0)

@@ -1,0 +1,114 @@
+"""The README's own commands and examples, run as they stand there."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from transports.sandbox import Sandbox, serve
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def block(name: str) -> str:
+    """Return the code block behind a marker."""
+    found = re.search(rf"<!-- {name} -->\n```\w+\n(.*?)```", README, re.DOTALL)
+    assert found is not None, name
+    return found[1]
+
+
+@pytest.fixture(scope="module")
+def fresh_copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what a checkout has, and nothing that was built."""
+    folder = tmp_path_factory.mktemp("fresh") / "amplitude-intercom"
+    folder.mkdir()
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, folder)
+    for name in ("engine", "transports"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+def _shell(script: str, folder: Path, timeout_s: float = 300) -> str:
+    """Run a script in a process group of its own, and end what it leaves behind."""
+    environment = {
+        k: v for k, v in os.environ.items() if not k.startswith(("VIRTUAL_ENV", "PYTHON"))
+    }
+    process = subprocess.Popen(
+        ["bash", "-euo", "pipefail", "-c", script],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        if "&\n" in script:
+            process.wait(timeout_s)
+            os.killpg(process.pid, signal.SIGTERM)
+        out, err = process.communicate(timeout=timeout_s)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+    assert process.returncode == 0, err
+    return out
+
+
+@pytest.mark.timeout(400)
+def test_the_first_command_shows_the_demo_and_the_next_steps_deliver_an_event(
+    fresh_copy: Path,
+) -> None:
+    """From nothing to a delivered event, with what the README says and nothing else."""
+    out = _shell(block("demo-command"), fresh_copy)
+    for said in ("delivered", "dropped: duplicate", "dead letter", "p95", "run -c"):
+        assert said in out
+    (fresh_copy / "amplitude-intercom.toml").write_text(block("first-settings"), encoding="utf-8")
+    out = _shell(block("first-commands"), fresh_copy)
+    assert '"code":200' in out
+    assert '"event_name":"Signed Up"' in out
+
+
+def test_the_test_command_is_one_line_and_the_one_that_ci_runs() -> None:
+    [line] = block("test-command").strip().splitlines()
+    assert line.startswith("python3 -m venv .venv && ")
+    assert "test-command" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+async def test_the_library_example_runs_inside_another_program(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INTERCOM_ACCESS_TOKEN", "a-token")
+    monkeypatch.chdir(tmp_path)
+    example: dict[str, object] = {}
+    exec(compile(block("library-example"), "README", "exec"), example)
+    local = Sandbox(access_token="a-token")
+    async with serve(local) as url:
+        example["SETTINGS"]["sync"][0]["intercom"]["base_url"] = url  # type: ignore[index]
+        await asyncio.gather(example["sign_up"]("mira-okafor"), _another_task())  # type: ignore[operator]
+    assert capsys.readouterr().out == "1 accepted\n"
+    assert [e.name for e in local.events] == ["Signed Up"]
+
+
+async def _another_task() -> None:
+    """What else the program does meanwhile."""
+    for _ in range(100):
+        await asyncio.sleep(0)
+
+
+def test_help_names_every_command() -> None:
+    out = subprocess.run(
+        [sys.executable, "-m", "engine", "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    for name in ("demo", "run", "forward", "preview", "check", "status", "dead-letters", "sandbox"):
+        assert name in out

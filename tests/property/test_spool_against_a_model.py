@@ -1,0 +1,599 @@
+"""The store against a dict: whatever is done to it in whatever order, and wherever it is cut off."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import sys
+import tempfile
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from engine.envelope import Kind, Record
+from engine.errors import Failure
+from engine.spool.schema import connect
+from engine.spool.store import Append, DeadLetterQuery, DeadRow, Row, Store
+
+USERS = ("ann", "bob", "cid")
+PER_USER = 3
+WINDOW_MS = 1_000
+UNKNOWN = Failure("user_not_found", 404)
+FAILING = Failure("user_failing", 500)
+
+KEYS = st.none() | st.sampled_from([b"k1", b"k2", b"k3"])
+ROWS = st.lists(
+    st.builds(Row, st.sampled_from(Kind), st.sampled_from(USERS), st.binary(max_size=30), KEYS),
+    max_size=8,
+)
+DEAD_ROWS = st.lists(
+    st.builds(
+        DeadRow,
+        st.just("invalid_json"),
+        st.just("not JSON"),
+        st.binary(max_size=8),
+        KEYS,
+        st.just("http"),
+        st.none() | st.integers(1, 9),
+    ),
+    max_size=2,
+)
+DROPPED = st.dictionaries(st.sampled_from(["not_selected", "loop_guard"]), st.integers(0, 3))
+PICK = st.integers(0, 1_000)
+
+
+@dataclass
+class Item:
+    """A record as the model knows it; ``aside`` mirrors the mark on its row."""
+
+    kind: Kind
+    user: str
+    raw: bytes
+    accepted_at_ms: int
+    aside: bool = False
+    attempts: int = 0
+    first_failed_at_ms: int = 0
+    damaged: bool = False
+
+
+@dataclass
+class Aside:
+    """A user whose records wait; ``wake_at_ms`` None: being worked off."""
+
+    wake_at_ms: int | None
+    reason: str
+    failures: int
+    since_ms: int
+
+
+@dataclass
+class Letter:
+    user: str
+    raw: bytes
+    reason: str
+    accepted_at_ms: int
+
+
+@dataclass
+class Model:
+    """What is durable, and what only the running feed would know."""
+
+    pending: dict[int, Item] = field(default_factory=dict)
+    dead: dict[int, Letter] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
+    seen: dict[bytes, int] = field(default_factory=dict)
+    aside: dict[str, Aside] = field(default_factory=dict)
+    highest_id: int = 0
+    last_id: int = 0
+    out: dict[str, list[Record]] = field(default_factory=dict)
+    halted: set[str] = field(default_factory=set)
+    draining: set[str] = field(default_factory=set)
+
+    def out_ids(self) -> set[int]:
+        return {record.id for records in self.out.values() for record in records}
+
+    def next_of(self, user: str, *, aside: bool = False) -> list[int]:
+        """Return what may go out of a user next, in order."""
+        out = self.out_ids()
+        return [
+            i
+            for i, item in sorted(self.pending.items())
+            if item.user == user and i not in out and not item.damaged and item.aside >= aside
+        ]
+
+    def has_identify_aside(self, user: str) -> bool:
+        return any(
+            item.user == user and item.aside and item.kind == Kind.IDENTIFY
+            for item in self.pending.values()
+        )
+
+    def hasten(self, user: str, now_ms: int) -> None:
+        row = self.aside.get(user)
+        if (
+            row is not None
+            and row.wake_at_ms is not None
+            and row.reason == "user_not_found"
+            and self.has_identify_aside(user)
+        ):
+            row.wake_at_ms = min(row.wake_at_ms, now_ms)
+
+    def bury(self, id_: int, reason: str) -> None:
+        item = self.pending.pop(id_)
+        self.dead[id_] = Letter(item.user, item.raw, reason, item.accepted_at_ms)
+
+    def restart(self) -> None:
+        """Forget what a process that ended would forget, and stand where the next one starts."""
+        self.last_id = 0
+        self.out.clear()
+        self.halted.clear()
+        self.draining.clear()
+        last = max((i for i, item in self.pending.items() if item.aside), default=0)
+        for i, item in self.pending.items():
+            if i < last and item.user in self.aside and not item.aside:
+                item.aside = True
+                if item.kind == Kind.IDENTIFY:
+                    self.hasten(item.user, 0)
+        for row in self.aside.values():
+            if row.wake_at_ms is None:
+                row.wake_at_ms = 0
+
+
+class SpoolMachine(RuleBasedStateMachine):
+    """Steps a store and the model side by side; every rule is one transaction."""
+
+    store: Store
+    db: sqlite3.Connection
+
+    @initialize()
+    def start(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="spool-model-"))
+        self.generation = 0
+        self.now_ms = 1_000_000
+        self.model = Model()
+        self._open()
+
+    def teardown(self) -> None:
+        if hasattr(self, "store"):
+            if sys.exc_info()[0] is None:
+                self._deliver_all_that_is_left()
+            self.store.close()
+            shutil.rmtree(self.folder)
+
+    @property
+    def path(self) -> Path:
+        return self.folder / f"{self.generation}.db"
+
+    def _open(self) -> None:
+        self.db = connect(self.path)
+        self.store = Store(self.db, max_bytes=1 << 30, window_ms=WINDOW_MS)
+
+    # --- intake ---------------------------------------------------------------------------
+
+    @rule(rows=ROWS, dead=DEAD_ROWS, dropped=DROPPED)
+    def append(self, rows: list[Row], dead: list[DeadRow], dropped: dict[str, int]) -> None:
+        received = len(rows) + len(dead) + sum(dropped.values())
+        self.store.begin()
+        got = self.store.append(Append(received, rows, dead, Counter(dropped)), self.now_ms)
+        self.store.commit()
+        kept = [row for row in rows if self._is_new(row.insert_key)]
+        kept_dead = [row for row in dead if self._is_new(row.insert_key)]
+        duplicates = len(rows) + len(dead) - len(kept) - len(kept_dead)
+        assert (got.accepted, got.dead, got.duplicates) == (len(kept), len(kept_dead), duplicates)
+        counts = self.model.counts
+        counts.update({f"dropped:{reason}": n for reason, n in dropped.items()})
+        counts.update({"received": received, "dropped:duplicate": duplicates})
+        before = self.model.highest_id
+        new = {i for (i,) in self.db.execute("SELECT id FROM records WHERE id > ?", (before,))}
+        assert len(new) == len(kept)
+        for i, row in zip(sorted(new), kept, strict=True):
+            self.model.pending[i] = Item(row.kind, row.user_key, row.raw, self.now_ms)
+        new_dead = {
+            i for (i,) in self.db.execute("SELECT id FROM dead_letters WHERE id > ?", (before,))
+        }
+        for i, letter in zip(sorted(new_dead), kept_dead, strict=True):
+            self.model.dead[i] = Letter("", letter.raw, letter.reason, self.now_ms)
+        self.model.highest_id = max(new | new_dead | {before})
+
+    def _is_new(self, key: bytes | None) -> bool:
+        if key is None:
+            return True
+        at_ms = self.model.seen.get(key)
+        if at_ms is not None and at_ms > self.now_ms - WINDOW_MS:
+            return False
+        self.model.seen[key] = self.now_ms
+        return True
+
+    @rule(ms=st.sampled_from([1, 50, 400, WINDOW_MS, 5_000]))
+    def time_passes(self, ms: int) -> None:
+        self.now_ms += ms
+
+    # --- loading --------------------------------------------------------------------------
+
+    @rule(limit=st.integers(1, 8), limit_bytes=st.sampled_from([1, 40, 100_000]))
+    def load(self, limit: int, limit_bytes: int) -> None:
+        model = self.model
+        due = {
+            user
+            for user, row in model.aside.items()
+            if row.wake_at_ms is not None and row.wake_at_ms <= self.now_ms
+        }
+        crowded = [user for user, records in model.out.items() if len(records) >= PER_USER]
+        self.store.begin()
+        found = self.store.load(
+            model.last_id,
+            limit=limit,
+            limit_bytes=limit_bytes,
+            per_user=PER_USER,
+            crowded=crowded,
+            halted=set(model.halted),
+            now_ms=self.now_ms,
+        )
+        self.store.commit()
+        assert len(found.records) <= limit
+        by_user: dict[str, list[int]] = {}
+        for record in found.records:
+            by_user.setdefault(record.user_key, []).append(record.id)
+        if len(due) <= limit:
+            self._wake_all(due - model.halted, by_user)
+        else:
+            self._wake_all({u for u in due - model.halted if u in by_user}, by_user)
+            model.aside = {u: row for u, row in model.aside.items() if self._is_aside(u)}
+        self._read(found.records, found.last_id, set(found.draining), by_user)
+        if not found.more:
+            assert not [i for i, x in model.pending.items() if i > model.last_id and not x.aside]
+        wakes = [row.wake_at_ms for row in model.aside.values() if row.wake_at_ms is not None]
+        assert found.next_wake_ms == min(wakes, default=None)
+
+    def _is_aside(self, user: str) -> bool:
+        return bool(
+            self.db.execute("SELECT TRUE FROM users_aside WHERE user_key = ?", (user,)).fetchone()
+        )
+
+    def _wake_all(self, users: set[str], by_user: dict[str, list[int]]) -> None:
+        """A user that is due goes on with one record, or is free where nothing of it waits."""
+        for user in users:
+            row = self.model.aside[user]
+            waiting = self.model.next_of(user, aside=True)
+            if not waiting:
+                del self.model.aside[user]
+                continue
+            identifies = [i for i in waiting if self.model.pending[i].kind == Kind.IDENTIFY]
+            first = identifies if identifies and row.reason == "user_not_found" else waiting
+            assert by_user.get(user) == first[:1], f"{user} is due and was not woken in order"
+            row.wake_at_ms = None
+
+    def _read(
+        self, records: list[Record], last_id: int, draining: set[str], by_user: dict[str, list[int]]
+    ) -> None:
+        model = self.model
+        for user, ids in by_user.items():
+            if user not in model.aside:
+                assert ids == model.next_of(user)[: len(ids)], "out of order"
+            else:
+                assert len(ids) == 1, "more than a probe"
+        for user in draining - model.aside.keys():
+            model.aside[user] = Aside(None, "", 0, self.now_ms)
+        first, model.last_id = model.last_id, max(model.last_id, last_id)
+        self._find_damaged()
+        self._hand_out(records)
+        out = model.out_ids()
+        for i, item in model.pending.items():
+            if first < i <= last_id and i not in out and not item.aside:
+                assert item.user in model.aside, f"{i} was skipped"
+                item.aside = True
+                if item.kind == Kind.IDENTIFY:
+                    model.hasten(item.user, self.now_ms)
+        model.draining |= draining
+
+    def _hand_out(self, records: list[Record]) -> None:
+        for record in records:
+            item = self.model.pending[record.id]
+            assert record.id not in self.model.out_ids(), "handed out twice"
+            assert (record.kind, record.user_key, record.raw) == (item.kind, item.user, item.raw)
+            assert record.accepted_at_ms == item.accepted_at_ms
+            assert (record.attempts, record.first_failed_at_ms) == (
+                item.attempts,
+                item.first_failed_at_ms,
+            )
+            self.model.out.setdefault(item.user, []).append(record)
+
+    def _find_damaged(self) -> None:
+        """Damaged records become dead letters when they are met, whenever that is."""
+        met = self.store.dead_letters(DeadLetterQuery(reason="corrupt"))
+        for letter in met:
+            if letter.id in self.model.pending:
+                assert self.model.pending[letter.id].damaged
+                self.model.bury(letter.id, "corrupt")
+                self.model.dead[letter.id].raw = letter.raw
+
+    def _to_refill(self) -> list[str]:
+        return sorted(user for user in self.model.draining if not self.model.out.get(user))
+
+    @precondition(lambda self: self._to_refill())
+    @rule(pick=PICK, limit=st.integers(1, 4), limit_bytes=st.sampled_from([1, 40, 100_000]))
+    def refill(self, pick: int, limit: int, limit_bytes: int) -> None:
+        users = self._to_refill()
+        user = users[pick % len(users)]
+        expected = self.model.next_of(user, aside=True)
+        self.store.begin()
+        records = self.store.refill(user, limit, limit_bytes)
+        self.store.commit()
+        ids = [record.id for record in records]
+        assert ids == expected[: len(ids)], "out of order"
+        assert len(ids) <= limit
+        assert bool(ids) == bool(expected), "a user that waits was let go"
+        self._find_damaged()
+        self._hand_out(records)
+        if ids:
+            row = self.model.aside[user]
+            row.failures, row.reason = 0, ""
+        else:
+            self.model.draining.discard(user)
+            del self.model.aside[user]
+
+    # --- settling -------------------------------------------------------------------------
+
+    def _lanes(self) -> list[str]:
+        return sorted(user for user, records in self.model.out.items() if records)
+
+    def _head(self, pick: int) -> Record:
+        lanes = self._lanes()
+        return self.model.out[lanes[pick % len(lanes)]][0]
+
+    def _let_go(self, record: Record) -> None:
+        model, user = self.model, record.user_key
+        model.out[user].remove(record)
+        if not model.out[user] and user in model.halted:
+            model.halted.discard(user)
+            model.draining.discard(user)
+
+    @precondition(lambda self: self._lanes())
+    @rule(pick=PICK, how=st.sampled_from(["deliver", "deliver", "drop", "bury"]))
+    def settle(self, pick: int, how: str) -> None:
+        record = self._head(pick)
+        if record.user_key in self.model.halted:
+            self._release(record)
+            return
+        self.store.begin()
+        if how == "deliver":
+            self.store.deliver([record.id])
+        elif how == "drop":
+            self.store.drop(record.id, "unchanged")
+        else:
+            self.store.bury(record, FAILING, self.now_ms)
+        self.store.commit()
+        if how == "bury":
+            self.model.bury(record.id, "user_failing")
+        else:
+            del self.model.pending[record.id]
+            self.model.counts["delivered" if how == "deliver" else "dropped:unchanged"] += 1
+        self._let_go(record)
+
+    def _release(self, record: Record) -> None:
+        self.store.begin()
+        self.store.release(record, self.now_ms)
+        self.store.commit()
+        if record.id in self.model.pending:
+            self.model.pending[record.id].aside = True
+        self.model.hasten(record.user_key, self.now_ms)
+        self._let_go(record)
+
+    @precondition(lambda self: self._lanes())
+    @rule(pick=PICK, unknown=st.booleans(), wait_ms=st.sampled_from([1, 300, 3_000]))
+    def park(self, pick: int, unknown: bool, wait_ms: int) -> None:
+        record = self._head(pick)
+        user = record.user_key
+        if user in self.model.halted:
+            self._release(record)
+            return
+        failure = UNKNOWN if unknown and record.kind == Kind.EVENT else FAILING
+        self.store.begin()
+        failures = self.store.failures(user)
+        self.store.park(record, failure, self.now_ms + wait_ms, self.now_ms)
+        self.store.commit()
+        item, row = self.model.pending[record.id], self.model.aside.get(user)
+        assert failures == (row.failures if row else 0)
+        item.aside, item.attempts = True, item.attempts + 1
+        item.first_failed_at_ms = item.first_failed_at_ms or self.now_ms
+        since_ms = row.since_ms if row and row.failures else self.now_ms
+        self.model.aside[user] = Aside(
+            self.now_ms + wait_ms, failure.reason, failures + 1, since_ms
+        )
+        self.model.hasten(user, self.now_ms)
+        self.model.halted.add(user)
+        self._let_go(record)
+
+    @rule(user=st.sampled_from(USERS))
+    def wake(self, user: str) -> None:
+        self.store.begin()
+        self.store.wake(user, self.now_ms)
+        self.store.commit()
+        row = self.model.aside.get(user)
+        if row and row.wake_at_ms is not None:
+            row.wake_at_ms = min(row.wake_at_ms, self.now_ms)
+
+    @rule(user=st.sampled_from(USERS), window_ms=st.sampled_from([0, 300, 5_000]))
+    def expire(self, user: str, window_ms: int) -> None:
+        before_ms, row = self.now_ms - window_ms, self.model.aside.get(user)
+        out = self.model.out_ids()
+        if out & set(self._expiring(user, before_ms)) and user not in self.model.halted:
+            return  # the feed expires only what cannot be under way
+        self.store.begin()
+        self.store.expire(user, UNKNOWN, before_ms, self.now_ms)
+        self.store.commit()
+        if row and row.since_ms <= before_ms:
+            for i in self._expiring(user, before_ms):
+                if not self.model.pending[i].damaged:
+                    self.model.bury(i, "user_not_found")
+        self._find_damaged()
+
+    def _expiring(self, user: str, before_ms: int) -> list[int]:
+        return [
+            i
+            for i, item in self.model.pending.items()
+            if item.user == user
+            and item.aside
+            and item.kind == Kind.EVENT
+            and item.accepted_at_ms <= before_ms
+        ]
+
+    # --- dead letters ---------------------------------------------------------------------
+
+    @precondition(lambda self: self.model.dead)
+    @rule(pick=PICK, again=st.booleans(), user=st.sampled_from(USERS))
+    def replay_or_discard(self, pick: int, again: bool, user: str) -> None:
+        letters = self.store.dead_letters(DeadLetterQuery())
+        letter = letters[pick % len(letters)]
+        self.store.begin()
+        if again:
+            row = Row(Kind.EVENT, letter.user_key or user, letter.raw, None)
+            place = self.store.replay(letter, row)
+            assert self.store.replay(letter, row) == 0
+            assert place > self.model.highest_id
+            self.model.highest_id = place
+            self.model.pending[place] = Item(
+                Kind.EVENT, row.user_key, row.raw, letter.accepted_at_ms
+            )
+        else:
+            assert self.store.discard(letter)
+            assert not self.store.discard(letter)
+            self.model.counts["dropped:discarded"] += 1
+        self.store.commit()
+        del self.model.dead[letter.id]
+
+    # --- ends -----------------------------------------------------------------------------
+
+    @rule(rows=ROWS, crash=st.booleans())
+    def what_is_not_committed_never_was(self, rows: list[Row], crash: bool) -> None:
+        self.store.begin()
+        self.store.append(Append(len(rows), rows, [], Counter()), self.now_ms)
+        for i, item in list(self.model.pending.items())[:3]:
+            record = Record(i, item.kind, item.user, item.accepted_at_ms, item.raw)
+            self.store.park(record, UNKNOWN, 0, self.now_ms)
+            self.store.bury(record, FAILING, self.now_ms)
+        for letter in self.store.dead_letters(DeadLetterQuery(), limit=1):
+            self.store.discard(letter)
+        if crash:
+            self._crash()
+        else:
+            self.store.rollback()
+
+    @rule()
+    def crash(self) -> None:
+        self._crash()
+
+    def _crash(self) -> None:
+        """Go on with the files as a power cut would leave them now."""
+        old = self.path
+        self.generation += 1
+        shutil.copy(old, self.path)
+        shutil.copy(f"{old}-wal", f"{self.path}-wal")
+        self.store.close()
+        self._open()
+        self.model.restart()
+
+    @rule()
+    def reopen(self) -> None:
+        self.store.close()
+        self._open()
+        self.model.restart()
+
+    @precondition(lambda self: self.model.pending)
+    @rule(pick=PICK)
+    def a_record_is_damaged_on_disk(self, pick: int) -> None:
+        ids = sorted(self.model.pending)
+        i = ids[pick % len(ids)]
+        self.store.close()
+        other = sqlite3.connect(self.path)
+        with other:
+            other.execute("UPDATE records SET raw = CAST(raw || x'00' AS BLOB) WHERE id = ?", (i,))
+        other.close()
+        self.model.pending[i].damaged = True
+        self._open()
+        self.model.restart()
+
+    def _deliver_all_that_is_left(self) -> None:
+        """Nothing that is pending may be out of reach for good."""
+        for _ in range(10_000):
+            if not self.model.pending:
+                break
+            self.now_ms += 5_000
+            self.load(8, 100_000)
+            while self._to_refill():
+                self.refill(0, 4, 100_000)
+            while self._lanes():
+                self.settle(0, "deliver")
+            self.accounts_balance()
+        assert not self.model.pending, "stuck"
+
+    # --- what holds after every commit ----------------------------------------------------
+
+    @invariant()
+    def accounts_balance(self) -> None:
+        if not hasattr(self, "store"):
+            return
+        model, counters = self.model, self.store.counters
+        settled = sum(n for name, n in counters.items() if name.startswith("dropped:"))
+        settled += counters["delivered"] + counters["dead"] + counters["pending"]
+        assert counters["received"] == settled
+        recount = {name: counters[name] for name in ("pending", "dead")}
+        assert self.store.recount() == recount
+        assert recount == {"pending": len(model.pending), "dead": len(model.dead)}
+        for name in counters.keys() | model.counts.keys() - {"pending", "dead"}:
+            if name not in ("pending", "dead"):
+                assert counters[name] == model.counts[name], name
+        self._rows_are_the_models()
+
+    def _rows_are_the_models(self) -> None:
+        rows: dict[int, tuple[Any, ...]] = {
+            i: rest
+            for i, *rest in self.db.execute(
+                "SELECT id, user_key, attempts, first_failed_at_ms, set_aside FROM records"
+            )
+        }
+        assert rows == {
+            i: [item.user, item.attempts, item.first_failed_at_ms, item.aside]
+            for i, item in self.model.pending.items()
+        }
+        letters = {
+            letter.id: (letter.raw, letter.reason, letter.accepted_at_ms)
+            for letter in self.store.dead_letters(DeadLetterQuery())
+        }
+        assert letters == {
+            i: (letter.raw, letter.reason, letter.accepted_at_ms)
+            for i, letter in self.model.dead.items()
+        }
+        aside = {
+            user: (wake, reason, failures, since)
+            for user, wake, reason, failures, since in self.db.execute(
+                "SELECT user_key, wake_at_ms, reason, failures, since_ms FROM users_aside"
+            )
+        }
+        assert aside == {
+            user: (row.wake_at_ms, row.reason, row.failures, row.since_ms)
+            for user, row in self.model.aside.items()
+        }
+
+
+def test_the_store_does_what_a_dict_would() -> None:
+    run_state_machine_as_test(
+        SpoolMachine,
+        settings=settings(
+            max_examples=120,
+            stateful_step_count=45,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )

@@ -1,0 +1,154 @@
+"""The real program as a process, and a local Intercom for it to talk to."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import tomli_w
+
+API_KEY = "e2e-api-key"
+TOKEN = "canary-token-4c1d"
+
+
+def settings(
+    folder: Path, intercom_url: str, *, top: Mapping[str, Any] | None = None, **sync: Any
+) -> Path:
+    """Write a settings file; both ports are free ones. ``top``: more tables; ``sync``: keys."""
+    table = {
+        "data_dir": "data",
+        "drain_deadline_s": 10.0,
+        "http": {"listen": "127.0.0.1:0"},
+        "admin": {"listen": "127.0.0.1:0"},
+        **(top or {}),
+        "sync": [
+            {
+                "name": "e2e",
+                "amplitude_api_keys": [API_KEY],
+                "intercom": {
+                    "access_token": TOKEN,
+                    "base_url": intercom_url,
+                    "requests_per_minute": 600_000,
+                },
+                "users": {"properties": ["plan", "email"]},
+                "events": {"select": [{"types": ["*"]}], "metadata": ["n", "amount"]},
+                **sync,
+            }
+        ],
+    }
+    path = folder / "settings.toml"
+    path.write_text(tomli_w.dumps(table), encoding="utf-8")
+    return path
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "engine", *arguments]
+
+
+async def run(
+    *arguments: str, stdin: bytes = b"", env: Mapping[str, str] | None = None
+) -> tuple[int, str, str]:
+    """Run a command to its end; return exit code, stdout, stderr."""
+    process = await asyncio.create_subprocess_exec(
+        *command(*arguments),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, **(env or {})},
+    )
+    out, err = await process.communicate(stdin)
+    assert process.returncode is not None
+    return process.returncode, out.decode(), err.decode()
+
+
+class Daemon:
+    """``amplitude-intercom run``, once it is ready."""
+
+    def __init__(self, process: asyncio.subprocess.Process, http: str, admin: str) -> None:
+        self.process = process
+        self.http = f"http://{http}"
+        self.admin = f"http://{admin}"
+        self.log: list[dict[str, Any]] = []
+        self._reader = asyncio.create_task(self._read())
+
+    async def _read(self) -> None:
+        assert self.process.stderr is not None
+        async for line in self.process.stderr:
+            self.log.append(json.loads(line))
+
+    async def status(self) -> dict[str, Any]:
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(f"{self.admin}/api/status") as answer,
+        ):
+            status: dict[str, Any] = (await answer.json())["syncs"][0]
+            return status
+
+    async def settled(self) -> dict[str, Any]:
+        """Ask until nothing is pending; each question takes as long as the daemon needs."""
+        while (status := await self.status())["pending"]:
+            await asyncio.sleep(0)
+        return status
+
+    async def end(self, how: signal.Signals) -> int:
+        if self.process.returncode is None:
+            self.process.send_signal(how)
+        code = await self.process.wait()
+        await self._reader
+        return code
+
+
+async def start(config: Path) -> Daemon:
+    """Start the daemon and read its log until it is ready."""
+    process = await asyncio.create_subprocess_exec(
+        *command("run", "-c", str(config)), stderr=asyncio.subprocess.PIPE
+    )
+    assert process.stderr is not None
+    addresses: dict[str, str] = {}
+    seen: Sequence[str] = []
+    while line := await process.stderr.readline():
+        seen = [*seen, line.decode()]
+        entry = json.loads(line)
+        if entry["event"] == "source listening":
+            addresses["http"] = entry["address"]
+        elif entry["event"] == "admin listening":
+            addresses["admin"] = entry["address"]
+        elif entry["event"] == "ready":
+            return Daemon(process, addresses["http"], addresses["admin"])
+    raise AssertionError(f"the daemon ended before it was ready: {seen}")
+
+
+@asynccontextmanager
+async def daemon(config: Path) -> AsyncIterator[Daemon]:
+    """A running daemon, ended with SIGTERM, which has to be clean."""
+    running = await start(config)
+    try:
+        yield running
+    finally:
+        code = await running.end(signal.SIGTERM)
+    assert code == 0, running.log
+
+
+def event(user: str, n: int, event_type: str = "Purchase", **more: Any) -> dict[str, Any]:
+    return {
+        "user_id": user,
+        "event_type": event_type,
+        "insert_id": f"{user}-{n}",
+        "time": 1_700_000_000_000 + n * 1_000,
+        "event_properties": {"n": n},
+        **more,
+    }
+
+
+async def upload(url: str, events: Sequence[Mapping[str, Any]]) -> tuple[int, dict[str, Any]]:
+    body = {"api_key": API_KEY, "events": list(events)}
+    async with aiohttp.ClientSession() as session, session.post(url, json=body) as answer:
+        return answer.status, await answer.json()

@@ -1,0 +1,68 @@
+"""The delivery side, unchanged, against the in-process sandbox, in virtual time."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from engine.app import Engine
+from engine.config import Settings, from_table
+from support import virtual
+from transports.sandbox import InProcess, Sandbox
+
+API_KEY = "simulated"
+
+
+def settings(folder: Path, **sync: Any) -> Settings:
+    return from_table(
+        {
+            "data_dir": str(folder),
+            "sync": [
+                {
+                    "name": "simulated",
+                    "amplitude_api_keys": [API_KEY],
+                    "intercom": {"access_token": "simulated-token"},
+                    "users": {"properties": ["plan", "email", "visits"]},
+                    "events": {"select": [{"types": ["*"]}], "metadata": ["n"]},
+                    **sync,
+                }
+            ],
+        }
+    )
+
+
+def sandbox(**more: Any) -> Sandbox:
+    return Sandbox(**{"now": virtual.current().wall_s, "open_attributes": True, **more})
+
+
+@asynccontextmanager
+async def engine(folder: Path, local: Sandbox, seed: int = 0, **sync: Any) -> AsyncIterator[Engine]:
+    loop = virtual.current()
+    async with Engine(
+        settings(folder, **sync),
+        wire=lambda intercom: InProcess(local),
+        now_ms=loop.wall_ms,
+        now_s=loop.wall_s,
+        jitter=random.Random(seed).random,
+        inline=True,
+    ) as running:
+        yield running
+
+
+def event(user: str, n: int, **more: Any) -> dict[str, Any]:
+    """Return an event of its own second, so that Intercom has no reason to merge it."""
+    return {
+        "user_id": user,
+        "event_type": "Purchase",
+        "insert_id": f"{user}/{n}",
+        "time": 1_700_000_000_000 + n * 1_000,
+        "event_properties": {"n": n},
+        **more,
+    }
+
+
+def identify(user: str, n: int, operations: Mapping[str, Any]) -> dict[str, Any]:
+    return event(user, n) | {"event_type": "$identify", "user_properties": dict(operations)}

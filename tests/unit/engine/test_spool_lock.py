@@ -1,0 +1,50 @@
+"""One process for one data directory."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from engine.errors import DataDirInUse, SettingsError
+from engine.spool.lock import DataDir
+
+
+def test_a_second_process_is_told_who_holds_the_directory(tmp_path: Path) -> None:
+    with DataDir(tmp_path), pytest.raises(DataDirInUse, match=f"{tmp_path}.*process {os.getpid()}"):
+        DataDir(tmp_path)
+
+
+def test_a_refused_second_one_does_not_take_the_lock_from_the_first(tmp_path: Path) -> None:
+    with DataDir(tmp_path):
+        for _ in range(3):
+            with pytest.raises(DataDirInUse):
+                DataDir(tmp_path)
+
+
+def test_closing_lets_the_next_one_in(tmp_path: Path) -> None:
+    DataDir(tmp_path).close()
+    with DataDir(tmp_path) as again:
+        assert again.spool_path("production") == tmp_path / "production.db"
+
+
+def test_a_lock_file_left_behind_holds_nobody_up(tmp_path: Path) -> None:
+    (tmp_path / "lock").write_text("999999999\n")
+    with DataDir(tmp_path):
+        assert (tmp_path / "lock").read_text() == f"{os.getpid()}\n"
+
+
+def test_the_directory_is_made_for_its_owner_alone(tmp_path: Path) -> None:
+    with DataDir(tmp_path / "a" / "b"):
+        assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o700
+        assert (tmp_path / "a" / "b" / "lock").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("below", ["file", "file/folder"])
+def test_a_path_that_cannot_be_a_directory_is_a_matter_of_settings(
+    tmp_path: Path, below: str
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SettingsError, match="data_dir"):
+        DataDir(tmp_path / below)

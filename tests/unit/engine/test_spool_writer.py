@@ -1,0 +1,216 @@
+"""Who runs transactions: what shares a commit, who fails with whom, and what closing does."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import threading
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from engine.envelope import Kind
+from engine.errors import SettingsError, SpoolError
+from engine.spool.schema import connect
+from engine.spool.store import Append, Appended, Row, Store
+from engine.spool.writer import MAX_JOBS, InlineWriter, ThreadWriter, run_group
+
+
+def one(user: str, raw: bytes = b"{}") -> Append:
+    return Append(1, [Row(Kind.EVENT, user, raw, None)], [], Counter())
+
+
+def append(store: Store) -> Appended:
+    return store.append(one("ann"), 1)
+
+
+def broken(store: Store) -> None:
+    store.append(one("bob"), 1)
+    raise ZeroDivisionError
+
+
+class Spied:
+    """A store, and how often its connection committed or rolled back."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.db = connect(path)
+        self.said: Counter[str] = Counter()
+        self.store = Store(self.db, max_bytes=1 << 30, window_ms=1_000)
+        self.db.set_trace_callback(lambda statement: self.said.update([statement]))
+
+    def after(self) -> dict[str, int]:
+        """Return what a fresh reader counts."""
+        again = Store(connect(self.path), max_bytes=1 << 30, window_ms=1_000)
+        try:
+            assert again.recount()["pending"] == again.counters["pending"]
+            return again.recount()
+        finally:
+            again.close()
+
+
+@pytest.fixture
+def spied(tmp_path: Path) -> Spied:
+    return Spied(tmp_path / "s.db")
+
+
+def hold(writer: ThreadWriter) -> tuple[asyncio.Future[bool], threading.Event]:
+    """Occupy the writer's thread until the event is set."""
+    gate = threading.Event()
+    return writer.submit(lambda _: gate.wait(30)), gate
+
+
+async def test_what_is_submitted_during_a_commit_shares_the_next_one(spied: Spied) -> None:
+    writer = ThreadWriter(spied.store, "test")
+    held, gate = hold(writer)
+    futures = [writer.submit(append) for _ in range(200)]
+    gate.set()
+    results = await asyncio.gather(*futures)
+    await held
+    await writer.close()
+    assert set(results) == {Appended(1, 0, 0)}
+    assert spied.said["COMMIT"] <= 3
+    assert spied.after() == {"pending": 200, "dead": 0}
+
+
+async def test_jobs_run_in_the_order_of_submission_however_many_there_are(spied: Spied) -> None:
+    writer = ThreadWriter(spied.store, "test")
+    _, gate = hold(writer)
+    ran: list[int] = []
+    count = 2 * MAX_JOBS + 7
+    futures = [writer.submit(lambda _, i=i: ran.append(i) or i) for i in range(count)]
+    gate.set()
+    assert await asyncio.gather(*futures) == list(range(count))
+    assert ran == list(range(count))
+    await writer.close()
+    assert 3 <= spied.said["COMMIT"] <= 5
+
+
+async def test_closing_runs_what_was_submitted_and_resolves_it(spied: Spied) -> None:
+    writer = ThreadWriter(spied.store, "test")
+    _, gate = hold(writer)
+    futures = [writer.submit(append) for _ in range(MAX_JOBS + 1)]
+    gate.set()
+    await writer.close()
+    assert all(future.done() for future in futures)
+    assert spied.after()["pending"] == MAX_JOBS + 1
+    with pytest.raises(sqlite3.ProgrammingError):
+        spied.store.recount()
+
+
+async def test_a_caller_that_gives_up_does_not_disturb_the_others(spied: Spied) -> None:
+    writer = ThreadWriter(spied.store, "test")
+    _, gate = hold(writer)
+    futures = [writer.submit(append) for _ in range(3)]
+    futures[1].cancel()
+    gate.set()
+    assert await asyncio.gather(futures[0], futures[2]) == [Appended(1, 0, 0)] * 2
+    await writer.close()
+    assert spied.after()["pending"] == 3
+
+
+def refuse(_: Store) -> None:
+    raise SpoolError("spool_full")
+
+
+def test_a_job_that_is_refused_does_not_hurt_the_others(spied: Spied) -> None:
+    first, refused, last = run_group(spied.store, [append, refuse, append])
+    assert (first, last) == (Appended(1, 0, 0),) * 2
+    assert isinstance(refused, SpoolError)
+    assert refused.reason == "spool_full"
+    assert spied.said["COMMIT"] == 1
+    spied.store.close()
+    assert spied.after()["pending"] == 2
+
+
+def test_an_error_of_the_database_fails_the_group_and_leaves_nothing(spied: Spied) -> None:
+    def fail(store: Store) -> None:
+        append(store)
+        spied.db.execute("INSERT INTO no_such_table VALUES (1)")
+
+    results = run_group(spied.store, [append, fail, append])
+    assert [result.reason for result in results] == ["spool_failing"] * 3
+    assert "COMMIT" not in spied.said
+    assert spied.store.counters.total() == 0
+    assert spied.store.recount() == {"pending": 0, "dead": 0}
+    assert run_group(spied.store, [append]) == [Appended(1, 0, 0)]
+    assert spied.store.recount() == {"pending": 1, "dead": 0}
+    spied.store.close()
+
+
+def test_a_commit_that_fails_leaves_nothing(spied: Spied) -> None:
+    spied.db.execute(
+        f"PRAGMA max_page_count = {spied.db.execute('PRAGMA page_count').fetchone()[0]}"
+    )
+    big = one("ann", bytes(100_000))
+    (result,) = run_group(spied.store, [lambda store: store.append(big, 1)])
+    assert isinstance(result, SpoolError)
+    assert result.reason == "spool_failing"
+    assert spied.store.counters.total() == 0
+    spied.db.execute("PRAGMA max_page_count = 1000000")
+    assert run_group(spied.store, [append]) == [Appended(1, 0, 0)]
+    assert spied.store.counters["pending"] == spied.store.recount()["pending"] == 1
+    spied.store.close()
+
+
+def test_a_transaction_that_cannot_even_be_rolled_back_is_tried_again(spied: Spied) -> None:
+    denied = True
+
+    def authorize(action: int, what: str | None, *_: str | None) -> int:
+        is_rollback = action == sqlite3.SQLITE_TRANSACTION and what == "ROLLBACK"
+        return sqlite3.SQLITE_DENY if denied and is_rollback else sqlite3.SQLITE_OK
+
+    def fail(store: Store) -> None:
+        append(store)
+        raise sqlite3.OperationalError("disk I/O error")
+
+    spied.db.set_authorizer(authorize)
+    for job in (fail, append):
+        (result,) = run_group(spied.store, [job])
+        assert isinstance(result, SpoolError)
+    denied = False
+    assert isinstance(run_group(spied.store, [append])[0], SpoolError)
+    assert run_group(spied.store, [append]) == [Appended(1, 0, 0)]
+    assert spied.store.counters["pending"] == spied.store.recount()["pending"] == 1
+    spied.store.close()
+
+
+def test_a_job_with_a_fault_of_its_own_fails_alone_and_leaves_nothing(spied: Spied) -> None:
+    first, fault, last = run_group(spied.store, [append, broken, append])
+    assert (first, last) == (Appended(1, 0, 0),) * 2
+    assert isinstance(fault, ZeroDivisionError)
+    spied.store.close()
+    assert spied.after()["pending"] == 2
+
+
+async def test_a_fault_does_not_end_the_thread(spied: Spied) -> None:
+    writer = ThreadWriter(spied.store, "test")
+    with pytest.raises(ZeroDivisionError):
+        await writer.submit(broken)
+    assert await writer.submit(append) == Appended(1, 0, 0)
+    await writer.close()
+    assert spied.after()["pending"] == 1
+
+
+async def test_the_inline_writer_has_done_it_when_submit_returns(spied: Spied) -> None:
+    writer = InlineWriter(spied.store)
+    future = writer.submit(append)
+    assert future.result() == Appended(1, 0, 0)
+    failed = writer.submit(refuse)
+    with pytest.raises(SpoolError):
+        await failed
+    with pytest.raises(ZeroDivisionError):
+        await writer.submit(broken)
+    await writer.close()
+    assert spied.after()["pending"] == 1
+
+
+def test_settings_errors_fail_alone_as_every_error_of_ours_does(spied: Spied) -> None:
+    def fail(_: Store) -> None:
+        raise SettingsError("x")
+
+    results = run_group(spied.store, [fail, append])
+    assert isinstance(results[0], SettingsError)
+    assert results[1] == Appended(1, 0, 0)
+    spied.store.close()

@@ -1,0 +1,196 @@
+"""Amplitude's user property operations, one by one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from engine.user_properties import ORDER, Operations, apply, needs_state, select, split
+
+
+def after(payload: dict[str, Any], state: dict[str, Any]) -> dict[str, Any]:
+    return apply(split(payload).operations, state)[0]
+
+
+# --- split ---
+
+
+def test_plain_keys_act_like_set_beside_operations() -> None:
+    payload = {"plan": "pro", "$set": {"seats": 3}, "$add": {"logins": 1}}
+    assert split(payload) == Operations(
+        {"$set": {"plan": "pro", "seats": 3}, "$add": {"logins": 1}}
+    )
+
+
+def test_an_explicit_set_wins_over_a_plain_key() -> None:
+    assert split({"$set": {"p": 1}, "p": 2}).operations == {"$set": {"p": 1}}
+    assert split({"p": 2, "$set": {"p": 1}}).operations == {"$set": {"p": 1}}
+
+
+def test_operations_come_out_in_the_order_of_application() -> None:
+    payload = {op: "-" if op == "$clearAll" else {"p": 1} for op in reversed(ORDER)}
+    assert tuple(split(payload).operations) == ORDER
+
+
+def test_unknown_operations_are_left_out_and_reported() -> None:
+    assert split({"$typo": {"p": 1}, "p": 2}) == Operations(
+        {"$set": {"p": 2}}, ("$typo: not an operation",)
+    )
+
+
+@pytest.mark.parametrize("argument", [None, 1, "x", ["p"], True])
+def test_a_malformed_argument_is_left_out_and_reported(argument: Any) -> None:
+    assert split({"$set": argument}) == Operations(
+        problems=("$set: the argument is not an object",)
+    )
+
+
+@pytest.mark.parametrize("argument", [None, {}, {"p": "-"}, True, "", ["-"]])
+def test_only_the_documented_argument_clears_all(argument: Any) -> None:
+    assert split({"$clearAll": argument}) == Operations(
+        problems=('$clearAll: the argument is not "-"',)
+    )
+
+
+def test_operations_on_nothing_are_left_out_in_silence() -> None:
+    assert split({"$set": {}, "$unset": {}}) == Operations()
+    assert split(None) == Operations()
+
+
+def test_what_is_not_an_object_is_reported() -> None:
+    assert split(["p"]) == Operations(problems=("user_properties: not an object",))
+
+
+# --- select ---
+
+
+def test_only_selected_properties_are_kept() -> None:
+    operations = {"$set": {"a": 1, "b": 2}, "$add": {"b": 1}}
+    assert select(operations, {"a"}) == {"$set": {"a": 1}}
+
+
+def test_clear_all_is_kept_for_the_selected_properties() -> None:
+    assert select({"$clearAll": "-", "$set": {"a": 1}}, {"b"}) == {"$clearAll": "-"}
+
+
+def test_nothing_selected_leaves_nothing_even_of_clear_all() -> None:
+    assert select({"$clearAll": "-", "$set": {"a": 1}}, ()) == {}
+
+
+# --- needs_state ---
+
+
+@pytest.mark.parametrize("op", ORDER)
+def test_the_old_values_are_needed_for_all_but_set_unset_and_clear(op: str) -> None:
+    assert needs_state({op: {"p": 1}}) is (op not in {"$set", "$unset", "$clearAll"})
+
+
+def test_no_operations_need_no_state() -> None:
+    assert not needs_state({})
+
+
+# --- apply ---
+
+
+@pytest.mark.parametrize(
+    ("payload", "state", "expected"),
+    [
+        ({"$set": {"p": {"deep": [1]}}}, {"p": 1, "q": 2}, {"p": {"deep": [1]}, "q": 2}),
+        ({"$set": {"p": None}}, {"p": 1}, {"p": None}),
+        ({"$unset": {"p": "-", "gone": "-"}}, {"p": 1, "q": 2}, {"q": 2}),
+        ({"$clearAll": "-"}, {"p": 1, "q": 2}, {}),
+        ({"$clearAll": "-", "$set": {"p": 3}}, {"p": 1, "q": 2}, {"p": 3}),
+        ({"$unset": {"p": "-"}, "$set": {"p": 3}}, {"p": 1}, {"p": 3}),
+        ({"$setOnce": {"p": 1, "q": 1, "r": 1}}, {"p": 0, "q": None}, {"p": 0, "q": 1, "r": 1}),
+        ({"$add": {"p": 2, "q": 2, "r": -1}}, {"p": 1, "q": None}, {"p": 3, "q": 2, "r": -1}),
+        ({"$add": {"p": 0.5}}, {"p": 1}, {"p": 1.5}),
+        ({"$append": {"p": 3}}, {"p": [1]}, {"p": [1, 3]}),
+        ({"$append": {"p": [1, 1]}}, {"p": [1]}, {"p": [1, 1, 1]}),
+        ({"$append": {"p": 3}}, {"p": 1}, {"p": [1, 3]}),
+        ({"$append": {"p": 3}}, {}, {"p": [3]}),
+        ({"$prepend": {"p": [2, 3]}}, {"p": [1]}, {"p": [2, 3, 1]}),
+        ({"$prepend": {"p": 2}}, {"p": "x"}, {"p": [2, "x"]}),
+        ({"$preInsert": {"p": [3, 1, 2, 3]}}, {"p": [1]}, {"p": [3, 2, 1]}),
+        ({"$postInsert": {"p": [3, 1, 2, 3]}}, {"p": [1]}, {"p": [1, 3, 2]}),
+        ({"$postInsert": {"p": 1}}, {"p": 1}, {"p": [1]}),
+        ({"$preInsert": {"p": 2}}, {"p": 1}, {"p": [2, 1]}),
+        ({"$postInsert": {"p": [True, "1", 1.0]}}, {"p": [1]}, {"p": [1, True, "1"]}),
+        ({"$postInsert": {"p": [{"a": True}]}}, {"p": [{"a": 1}]}, {"p": [{"a": 1}, {"a": True}]}),
+        ({"$postInsert": {"p": [{"a": [1]}]}}, {"p": [{"a": [1]}]}, {"p": [{"a": [1]}]}),
+        ({"$remove": {"p": 1}}, {"p": [1, 2, 1, True]}, {"p": [2, True]}),
+        ({"$remove": {"p": [1, [2]]}}, {"p": [1, [2], 3]}, {"p": [3]}),
+        ({"$remove": {"p": 1, "q": 1}}, {"p": 1, "q": 2}, {"p": [], "q": 2}),
+        ({"$remove": {"p": 1, "q": 1}}, {"q": None}, {"q": None}),
+    ],
+)
+def test_each_operation_does_what_amplitude_says(
+    payload: dict[str, Any], state: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    new, problems = apply(split(payload).operations, state)
+    assert repr(new) == repr(expected)  # 1, 1.0 and True are equal to Python
+    assert problems == ()
+
+
+@pytest.mark.parametrize(
+    ("argument", "old", "why"),
+    [
+        (1, "text", "the old value is not a finite number"),
+        (1, True, "the old value is not a finite number"),
+        (1, [1], "the old value is not a finite number"),
+        ("1", 1, "the argument is not a finite number"),
+        (True, 1, "the argument is not a finite number"),
+        (None, 1, "the argument is not a finite number"),
+        (float("nan"), 1, "the argument is not a finite number"),
+        (1e308, 1e308, "the sum is out of range"),
+        (0.5, 10**400, "the sum is out of range"),
+    ],
+)
+def test_add_refuses_what_is_no_number_and_keeps_the_old_value(
+    argument: Any, old: Any, why: str
+) -> None:
+    new, problems = apply({"$add": {"p": argument, "q": 1}}, {"p": old})
+    assert new == {"p": old, "q": 1}
+    assert problems == (f"$add p: {why}",)
+
+
+def test_one_payload_runs_through_all_operations_in_order() -> None:
+    payload = {
+        "$remove": {"p": 9},
+        "$postInsert": {"p": [5, 9]},
+        "$preInsert": {"p": 4},
+        "$prepend": {"p": 3},
+        "$append": {"p": 2},
+        "$add": {"p": 1},
+        "$setOnce": {"p": 100},
+        "$set": {"p": 0},
+        "$unset": {"p": "-"},
+        "$clearAll": "-",
+    }
+    assert after(payload, {"p": "old", "q": 1}) == {"p": [4, 3, 1, 2, 5]}
+
+
+def test_problems_name_no_values_and_cut_long_names() -> None:
+    (problem,) = apply({"$add": {"n" * 5000: "secret"}}, {})[1]
+    assert "secret" not in problem
+    assert len(problem) < 200
+
+
+def test_neither_operations_nor_state_are_changed() -> None:
+    operations = {"$append": {"p": [2]}, "$postInsert": {"q": [3]}, "$remove": {"r": 1}}
+    state = {"p": [1], "q": [1], "r": [1]}
+    new, _ = apply(operations, state)
+    new["p"].append("later")
+    assert operations == {"$append": {"p": [2]}, "$postInsert": {"q": [3]}, "$remove": {"r": 1}}
+    assert state == {"p": [1], "q": [1], "r": [1]}
+
+
+def test_values_nested_beyond_the_stack_are_compared() -> None:
+    def nested() -> list[Any]:
+        value: list[Any] = []
+        for _ in range(50_000):
+            value = [value]
+        return value
+
+    new, _ = apply({"$postInsert": {"p": [nested()]}}, {"p": [nested()]})
+    assert len(new["p"]) == 1

@@ -1,0 +1,99 @@
+"""Typed clients and servers of outside interfaces; no policy lives here.
+
+What a source is
+================
+A source is one class. ``await source.run(intake)`` brings events in until it ends by itself (a
+file) or is cancelled (a server). It owes the engine four things:
+
+1. It hands over **batches**: ``ticket = await intake.send(batch)``. ``send`` waits while the engine
+   has no room, and keeps the order in which it was called.
+2. It tells its own side "done" only after ``receipt = await ticket.wait()`` has returned: from then
+   on the events are on disk.
+3. When either raises ``Refused``, nothing of the batch is stored: it says "later" to its own side,
+   or sends the same batch again. ``UnknownApiKey`` is final for the batch.
+4. Cancelled, it sends no more, and lets what it has sent be answered if it still can.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Protocol
+
+import msgspec
+
+from transports.amplitude import BadEvent, Head
+
+
+class Batch(msgspec.Struct):
+    """Events in order of arrival. ``heads[i]`` is what was decoded of ``raws[i]``."""
+
+    heads: Sequence[Head | BadEvent]
+    raws: Sequence[bytes]
+    api_key: str | None = None
+    """Whose events: the Amplitude key, or None where the source is bound to ``sync``."""
+    sync: str | None = None
+    derive_ids: bool = False
+    """Know an event without insert id again by its content (files and pipes are read twice)."""
+    origin: str = ""
+    """Where they come from, for dead letters: a path, ``stdin``, ``http``."""
+    lines: Sequence[int] | None = None
+    """Line numbers, one per event, where the source has such."""
+
+
+class Receipt(msgspec.Struct, frozen=True):
+    """What became of a batch that is now on disk; a sum over the syncs that took it."""
+
+    accepted: int
+    duplicates: int
+    dropped: int
+    dead: int
+
+
+class Ticket:
+    """The acknowledgement of one batch, to come."""
+
+    __slots__ = ("_future",)
+
+    def __init__(self) -> None:
+        self._future: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
+
+    async def wait(self) -> Receipt:
+        """Return the receipt once the batch is on disk.
+
+        Raises:
+            Refused: nothing of it is stored.
+        """
+        return await asyncio.shield(self._future)
+
+    def acknowledge(self, receipt: Receipt) -> None:
+        """Resolve the ticket; a ticket that is settled already stays as it is."""
+        if not self._future.done():
+            self._future.set_result(receipt)
+
+    def refuse(self, error: Exception) -> None:
+        """Fail the ticket; a ticket that is settled already stays as it is."""
+        if not self._future.done():
+            self._future.set_exception(error)
+            self._future.exception()  # nobody may be waiting: not a warning then
+
+
+class Intake(Protocol):
+    """The engine, as a source sees it."""
+
+    async def send(self, batch: Batch) -> Ticket:
+        """Queue a batch behind those sent before.
+
+        Raises:
+            Refused: the engine takes nothing now.
+            UnknownApiKey: no sync takes this key's events.
+        """
+        ...
+
+
+class Source(Protocol):
+    """A transport that brings events in."""
+
+    async def run(self, intake: Intake) -> None:
+        """Bring events until the end of input; cancelling ends it too."""
+        ...

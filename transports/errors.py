@@ -1,0 +1,42 @@
+"""What a transport raises. One tree, two branches:
+
+    TransportError
+    ├── NoAnswer      the other side did not answer; nobody knows whether the call was done
+    └── Refused       an intake did not take a batch; nothing of it is stored
+
+Neither says what to do next: that is the engine's decision.
+"""
+
+
+class TransportError(Exception):
+    """Root of everything that transports raise on purpose."""
+
+
+class NoAnswer(TransportError):
+    """No whole answer arrived: refused, reset, timed out or cut off half way.
+
+    ``cause`` is one of ``refused``, ``reset``, ``timeout``, ``incomplete``.
+    """
+
+    def __init__(self, cause: str, detail: str = "") -> None:
+        super().__init__(f"{cause}: {detail}" if detail else cause)
+        self.cause = cause
+
+
+class Refused(TransportError):
+    """The engine did not take a batch; the sender may send it again later.
+
+    ``reason`` is one of ``spool_full``, ``spool_failing``, ``draining``.
+    """
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+
+
+class UnknownApiKey(TransportError):
+    """No sync takes the events of this Amplitude API key."""
+
+    def __init__(self, api_key: str) -> None:
+        super().__init__(f"Invalid API key: {api_key}")
+        self.api_key = api_key
