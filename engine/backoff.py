@@ -16,8 +16,9 @@ def retry_delay_s(failures: int, attempts: int, window_s: float, jitter: float) 
     ``attempts`` calls fit into ``window_s``; ``jitter`` is in [0, 1) and moves the wait by ±10 %.
     """
     waits = max(1, attempts - 1)
-    first = window_s * (GROWTH - 1) / (GROWTH**waits - 1)
-    wait: float = first * GROWTH ** (min(failures, waits) - 1)
+    # The geometric series, written with the last wait so that no power can overflow.
+    last = window_s * (GROWTH - 1) / (GROWTH - GROWTH ** (1 - waits))
+    wait: float = last * GROWTH ** (min(failures, waits) - waits)
     return wait * (0.9 + 0.2 * jitter)
 
 

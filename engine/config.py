@@ -6,6 +6,7 @@ in a ``repr``, an error or a dump.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 import tomllib
@@ -21,8 +22,20 @@ from engine.selection import ANY_TYPE, Selection, Selector
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 PositiveSeconds = Annotated[float, msgspec.Meta(gt=0)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
-Address = Annotated[str, msgspec.Meta(pattern=r"^(\[[0-9a-fA-F:]+\]|[^:\s]+):\d{1,5}$")]
-Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+_ADDRESS = r"^(\[[0-9a-fA-F:]+\]|[^:\s]+):[0-9]{1,5}\Z"
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z"
+_SOURCE = r"^(user_id|device_id|user\..+|event\..+)\Z"
+_URL = r"^https?://"
+_IN_WORDS: Final = {
+    _ADDRESS: "an address, `host:port`",
+    _NAME: "a name of up to 64 letters, digits, `-` and `_`",
+    _SOURCE: "`user_id`, `device_id`, `user.PROPERTY` or `event.PROPERTY`",
+    _URL: "an address that starts with `http://` or `https://`",
+}
+"""What the patterns ask for, for messages."""
+
+Address = Annotated[str, msgspec.Meta(pattern=_ADDRESS)]
+Name = Annotated[str, msgspec.Meta(pattern=_NAME)]
 
 
 class Secret:
@@ -104,7 +117,7 @@ class Intercom(_Section, frozen=True, kw_only=True):
 
     access_token: Secret
     region: Literal["us", "eu", "au"] = "us"
-    base_url: Annotated[str, msgspec.Meta(pattern="^https?://")] | None = None
+    base_url: Annotated[str, msgspec.Meta(pattern=_URL)] | None = None
     requests_per_minute: Annotated[int, msgspec.Meta(ge=6)] = 10_000
     max_in_flight: Positive = 400
     timeout_s: PositiveSeconds = 30.0
@@ -114,9 +127,7 @@ class Mapping(_Section, frozen=True, kw_only=True, rename={"source": "from"}):
     """Which contact an Amplitude user is."""
 
     identifier: Literal["external_id", "email"] = "external_id"
-    source: Annotated[str, msgspec.Meta(pattern=r"^(user_id|device_id|user\..+|event\..+)$")] = (
-        "user_id"
-    )
+    source: Annotated[str, msgspec.Meta(pattern=_SOURCE)] = "user_id"
 
 
 class Users(_Section, frozen=True, kw_only=True):
@@ -147,6 +158,7 @@ class Delivery(_Section, frozen=True, kw_only=True):
     read_ahead: Annotated[int, msgspec.Meta(ge=1)] = 2048
     retry_attempts: Positive = 10
     retry_window_s: PositiveSeconds = 4 * 3600.0
+    twin_window_s: Seconds = 24 * 3600.0
     probe_first_s: PositiveSeconds = 0.5
     probe_most_s: PositiveSeconds = 10.0
 
@@ -178,6 +190,7 @@ class Settings(_Section, frozen=True, kw_only=True):
     sync: Annotated[list[Sync], msgspec.Meta(min_length=1)]
 
 
+MAX_PORT: Final = 65_535
 MAX_EVENT_TYPES: Final = 120
 """Active event names that a workspace can have (help article 5245634)."""
 
@@ -265,7 +278,7 @@ def _from_environment(name: str) -> str:
 def _from_file(path: Path) -> str:
     try:
         value = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"Expected a readable file `{path}`: {error}") from None
     if not value:
         raise ValueError(f"Expected a secret in the file `{path}`, it is empty")
@@ -280,7 +293,10 @@ def _explain(error: msgspec.ValidationError) -> str:
     match = _PATH.match(str(error))
     if match is None or not match["path"]:
         return str(error)
-    return f"{match['path'].lstrip('.')}: {match['what']}"
+    what = match["what"]
+    for pattern, words in _IN_WORDS.items():
+        what = what.replace(f"`str` matching regex {pattern!r}", words)
+    return f"{match['path'].lstrip('.')}: {what}"
 
 
 def _problems(settings: Settings) -> Iterator[str]:
@@ -293,6 +309,9 @@ def _problems(settings: Settings) -> Iterator[str]:
         yield from _selection_problems(where, sync.events)
         yield from _target_problems(f"{where}.users.properties", sync.users.properties)
         yield from _target_problems(f"{where}.events.metadata", sync.events.metadata)
+    for section, server in (("http", settings.http), ("admin", settings.admin)):
+        if server and host_and_port(server.listen)[1] > MAX_PORT:
+            yield f"{section}.listen: Expected a port up to {MAX_PORT}, not {server.listen}"
     if settings.admin and not settings.admin.token and not is_loopback(settings.admin.listen):
         yield (
             f"admin.token: needed to listen beyond loopback ({settings.admin.listen}); "
@@ -318,7 +337,7 @@ def _target_problems(where: str, properties: list[str | Rename]) -> Iterator[str
     seen: set[str] = set()
     for index, item in enumerate(properties):
         source, target = source_and_target(item)
-        if source == "*":
+        if source in ("*", "user.*", "event.*"):
             yield f'{where}[{index}]: "*" is not offered: name the properties to send'
         if not source or not target:
             yield f"{where}[{index}]: Expected a property name, this one is empty"
@@ -343,4 +362,7 @@ def host_and_port(address: str) -> tuple[str, int]:
 def is_loopback(address: str) -> bool:
     """Return whether only this machine can reach the address."""
     host, _ = host_and_port(address)
-    return host in {"localhost", "::1"} or host.startswith("127.")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"

@@ -31,6 +31,8 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     """Failed attempts of this record so far, over all restarts."""
     first_failed_at_ms: int = 0
     """When the first of them failed; 0 when none has."""
+    claim_id: int = 0
+    """The place it had first: a replayed dead letter has a new one, and keeps its claims."""
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -55,20 +57,25 @@ class ContactUpdate(msgspec.Struct, frozen=True):
 class Plan(msgspec.Struct, frozen=True):
     """What delivering one record takes: a contact write, an event, or both in this order.
 
-    ``event`` is the body of ``POST /events``. ``adjustments`` says, for people, what was changed.
+    ``event`` is what goes into ``POST /events``, its ``created_at`` being the event's own second.
+    ``adjustments`` says, for people, what was changed.
     """
 
     identity: Identity
     contact: ContactUpdate | None = None
-    event: bytes | None = None
+    event: dict[str, Any] | None = None
     adjustments: tuple[str, ...] = ()
 
 
 class Envelope(msgspec.Struct, frozen=True):
-    """A record on its way through delivery, with its plan."""
+    """A record on its way through delivery, with its plan.
+
+    ``event`` is the body of ``POST /events``, the same bytes at every attempt.
+    """
 
     record: Record
     plan: Plan
+    event: bytes | None = None
 
 
 class Verdict(msgspec.Struct, frozen=True):

@@ -64,6 +64,7 @@ ZERO_DECIMAL: Final = frozenset(
 THREE_DECIMAL: Final = frozenset({"BHD", "IQD", "JOD", "KWD", "LYD", "OMR", "TND"})
 """Currencies whose minor unit is not a hundredth (ISO 4217, table A.1)."""
 
+_CURRENCY = re.compile(r"[A-Za-z]{3}")
 _encoder = msgspec.json.Encoder()
 
 
@@ -157,7 +158,7 @@ class Rules:
 
     def _event(
         self, event: amplitude.Event, identity: Identity, accepted_at_ms: int
-    ) -> tuple[bytes, list[str]]:
+    ) -> tuple[dict[str, Any], list[str]]:
         metadata, adjustments = self._metadata_of(event)
         body: dict[str, Any] = {
             "event_name": _ILLEGAL_IN_NAME.sub("-", event.event_type),
@@ -166,7 +167,7 @@ class Rules:
         }
         if metadata:
             body["metadata"] = metadata
-        return _encoder.encode(body), adjustments
+        return body, adjustments
 
     def _metadata_of(self, event: amplitude.Event) -> tuple[dict[str, Any], list[str]]:
         sources = {"event": event.event_properties, "user": event.user_properties}
@@ -225,6 +226,11 @@ class Rules:
             for source, name in self._properties.items()
             if flat.get(name) is not None
         }
+
+
+def event_body(event: Mapping[str, Any], second: int | None = None) -> bytes:
+    """Return the body of ``POST /events``; ``second`` replaces the event's own ``created_at``."""
+    return _encoder.encode(event if second is None else {**event, "created_at": second})
 
 
 def field_name(target: str) -> str:
@@ -315,15 +321,17 @@ def money(value: Any, currency: Any) -> dict[str, Any] | None:
     """
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
-    if not isinstance(currency, str) or len(currency) != 3 or not currency.isalpha():
+    if not isinstance(currency, str) or not _CURRENCY.fullmatch(currency):
         return None
     code = currency.upper()
     digits = 0 if code in ZERO_DECIMAL else 3 if code in THREE_DECIMAL else 2
     try:
-        amount = decimal.Decimal(str(value)).scaleb(digits).to_integral_value()
-    except (decimal.InvalidOperation, decimal.Overflow):
-        return None
-    return {"amount": int(amount), "currency": code.lower()} if 0 <= amount < 2**53 else None
+        # One rounding, of the number as written: scaling first would round to 28 digits before.
+        amount = decimal.Decimal(str(value)).quantize(decimal.Decimal(1).scaleb(-digits))
+        minor = int(amount.scaleb(digits))
+    except (decimal.DecimalException, ValueError, OverflowError):
+        return None  # no number, not a finite one, or one that no price has
+    return {"amount": minor, "currency": code.lower()} if 0 <= minor < 2**53 else None
 
 
 def _as_date(value: Any) -> Any:

@@ -96,7 +96,7 @@ class Pipeline:
             async with anyio.create_task_group() as tasks:
                 lanes = Lanes(tasks, ends, self.sync, self.spool, gate, contacts)
                 tasks.start_soon(self.spool.feed.run, records)
-                await MapperActor(self.rules, self.spool.feed, lanes).run(loaded)
+                await MapperActor(self.rules, self.spool, lanes).run(loaded)
                 lanes.close()
 
     def close(self) -> None:

@@ -81,6 +81,8 @@ _head = msgspec.json.Decoder(Head)
 def decode_head(raw: bytes) -> Head | BadEvent:
     """Return the head of one event, or what is wrong with it. Never raises."""
     try:
+        if not raw.isascii():
+            raw.decode()  # the decoder does not look into what it skips
         return _head.decode(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         return _diagnose(raw, error)
@@ -267,8 +269,8 @@ def decode_upload(body: bytes) -> Upload | BadUpload:
 
 def _field_of(error: msgspec.ValidationError) -> str:
     """Return the path that msgspec names: clients give up on ``missing_field``, as they should."""
-    _, _, path = str(error).rpartition("`$")
-    return path.strip("`").strip(".")
+    _, found, path = str(error).rpartition("`$")
+    return path.strip("`").strip(".") if found else ""
 
 
 def decode_events(
@@ -302,7 +304,10 @@ _times = msgspec.json.Decoder(_Times)
 
 
 def _check_upload(head: Head, raw: bytes, min_id_length: int) -> BadEvent | None:
-    time = _times.decode(raw).time
+    try:
+        time = _times.decode(raw).time
+    except (msgspec.MsgspecError, RecursionError):
+        time = False  # a number out of range, half a surrogate pair: no time either
     if time is not None and (type(time) is not int or time < 0):
         return BadEvent("invalid_field", "time", "time must be whole milliseconds since 1970")
     return check_head(head, min_id_length)

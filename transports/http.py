@@ -95,7 +95,7 @@ class HttpSource:
         )
         for path in MAX_BYTES:
             app.router.add_post(path, self._upload)
-        app.router.add_route("OPTIONS", "/{path:.*}", self._preflight)
+            app.router.add_options(path, self._preflight)
         return app
 
     @web.middleware
@@ -135,6 +135,8 @@ class HttpSource:
                     body = await self._read(request, MAX_BYTES[request.path])
             except TimeoutError:
                 return _json(BadUpload(408, "Request body took too long"), 408)
+            except web.RequestPayloadError:  # not in the encoding that its header says
+                return _json(BadUpload(400, "Invalid JSON request body", missing_field=""), 400)
             answer = TOO_LARGE if body is None else await self._take(body, request.path)
         return _json(answer, answer.code)
 

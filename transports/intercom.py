@@ -128,7 +128,7 @@ def parse_error(answer: Answer) -> ApiError:
     header_id = answer.headers.get("x-request-id", "")
     try:
         parsed = _error_list.decode(answer.body)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return ApiError(request_id=header_id)
     first = parsed.errors[0] if parsed.errors else _Error()
     return ApiError(
@@ -240,6 +240,6 @@ def decode_json(answer: Answer) -> dict[str, Any]:
     """Return an answer's JSON object, or an empty one when it has none."""
     try:
         decoded = msgspec.json.decode(answer.body)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return {}
     return decoded if isinstance(decoded, dict) else {}

@@ -35,7 +35,7 @@ def _reason(status: int, code: str, message: str) -> str:
         return "user_not_found"
     if status in (400, 409) and "multiple existing users" in message.lower():
         return "contact_ambiguous"
-    if "120 active event names" in message or code == "custom_data_limit_reached":
+    if "active event names" in message or code == "custom_data_limit_reached":
         return "event_type_limit"
     return "refused"
 
@@ -53,14 +53,14 @@ class EventSender(Actor[Envelope | None, None]):
         self._unknown_user = unknown_user
 
     async def handle(self, envelope: Envelope | None) -> None:
-        if envelope is None or envelope.plan.event is None:
+        if envelope is None or envelope.event is None:
             return
         record = envelope.record
         if self._feed.is_halted(record.user_key):
             await self._feed.release(record)
             return
         try:
-            refusal = await self._send(envelope, envelope.plan.event)
+            refusal = await self._send(envelope, envelope.event)
         except GateClosed:
             await self._feed.release(record)
         except ParkUser as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import structlog
@@ -9,8 +10,9 @@ import structlog
 from engine.actor import Actor
 from engine.envelope import Envelope, Plan, Record, Verdict
 from engine.errors import Failure
-from engine.mapping import Rules
-from engine.spool.feed import Feed
+from engine.mapping import Rules, event_body
+from engine.spool import Spool
+from engine.spool.seconds import Claim
 
 
 class Outlet(Protocol):
@@ -25,26 +27,49 @@ _log = structlog.get_logger(__name__)
 class MapperActor(Actor[list[Record], Envelope]):
     """Batches of records in, envelopes out; what makes no call is settled here."""
 
-    def __init__(self, rules: Rules, feed: Feed, lanes: Outlet) -> None:
+    def __init__(self, rules: Rules, spool: Spool, lanes: Outlet) -> None:
         super().__init__()
         self._rules = rules
-        self._feed = feed
+        self._spool = spool
+        self._feed = spool.feed
         self._lanes = lanes
 
     async def handle(self, records: list[Record]) -> None:
-        for record in records:
-            await self._route(record)
+        planned = [(record, self._plan(record)) for record in records]
+        bodies = await self._bodies(planned)
+        for record, plan in planned:
+            if isinstance(plan, Plan):
+                await self._lanes.send(Envelope(record, plan, bodies.get(record.id)))
+            else:
+                await self._settle(record, plan)
 
-    async def _route(self, record: Record) -> None:
-        planned = self._plan(record)
-        if isinstance(planned, Plan):
-            await self._lanes.send(Envelope(record, planned))
-        elif self._feed.is_halted(record.user_key):
+    async def _bodies(self, planned: Sequence[tuple[Record, Plan | Verdict]]) -> dict[int, bytes]:
+        """Return the event bodies by record, each with a second that no twin of it has."""
+        events = [
+            (record, plan.event)
+            for record, plan in planned
+            if isinstance(plan, Plan) and plan.event is not None
+        ]
+        if not events:
+            return {}
+        seconds = await self._spool.claim_seconds(
+            [
+                Claim(record.claim_id, record.user_key, event["event_name"], event["created_at"])
+                for record, event in events
+            ]
+        )
+        return {
+            record.id: event_body(event, second)
+            for (record, event), second in zip(events, seconds, strict=True)
+        }
+
+    async def _settle(self, record: Record, verdict: Verdict) -> None:
+        if self._feed.is_halted(record.user_key):
             await self._feed.release(record)
-        elif planned.verdict == "drop":
-            await self._feed.drop(record, planned.reason)
+        elif verdict.verdict == "drop":
+            await self._feed.drop(record, verdict.reason)
         else:
-            await self._feed.bury(record, Failure(planned.reason, message=planned.message))
+            await self._feed.bury(record, Failure(verdict.reason, message=verdict.message))
 
     def _plan(self, record: Record) -> Plan | Verdict:
         """Map one record. What the rules did not foresee must not stop the records behind it."""

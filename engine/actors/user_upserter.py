@@ -52,7 +52,7 @@ class UserUpserter(Actor[Envelope, Envelope | None]):
         except DeadLetter as error:
             await self._feed.bury(record, error.failure)
         else:
-            if envelope.plan.event is not None:
+            if envelope.event is not None:
                 return True
             if called:
                 await self._feed.deliver(record)

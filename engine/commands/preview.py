@@ -14,7 +14,7 @@ from engine.commands import OK
 from engine.config import Settings, Sync
 from engine.envelope import Plan, Record
 from engine.errors import SettingsError
-from engine.mapping import Rules, creation_body
+from engine.mapping import Rules, creation_body, event_body
 from engine.spool import wall_clock_ms
 from engine.user_properties import apply
 from transports import intercom
@@ -79,7 +79,7 @@ class Preview:
             fields.pop(plan.identity.field, None)
             yield intercom.create_contact(creation_body(plan.identity, fields))
         if plan.event is not None:
-            yield intercom.send_event(plan.event)
+            yield intercom.send_event(event_body(plan.event))
 
     def _answer(
         self,

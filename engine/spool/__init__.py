@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from engine.config import Delivery, SpoolSettings
 from engine.spool.feed import Feed
 from engine.spool.schema import connect
+from engine.spool.seconds import Claim
 from engine.spool.store import Append, Appended, Contact, Store
 from engine.spool.writer import InlineWriter, Job, ThreadWriter, Writer
 
@@ -27,7 +28,7 @@ def wall_clock_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def open_store(path: Path, settings: SpoolSettings) -> Store:
+def open_store(path: Path, settings: SpoolSettings, twin_window_s: float) -> Store:
     """Open a spool's tables, creating the file where there is none.
 
     Raises:
@@ -37,6 +38,7 @@ def open_store(path: Path, settings: SpoolSettings) -> Store:
         connect(path),
         max_bytes=settings.max_bytes,
         window_ms=int(settings.dedupe_window_s * 1000),
+        twin_window_ms=int(twin_window_s * 1000),
     )
 
 
@@ -57,7 +59,7 @@ class Spool:
         Raises:
             SpoolError: it cannot be opened.
         """
-        self._store = open_store(path, settings)
+        self._store = open_store(path, settings, delivery.twin_window_s)
         self._writer: Writer = (
             InlineWriter(self._store) if inline else ThreadWriter(self._store, path.stem)
         )
@@ -127,6 +129,11 @@ class Spool:
         total["received"] += self._uncounted_received
         total.update({f"dropped:{reason}": n for reason, n in self._uncounted.items()})
         return total
+
+    async def claim_seconds(self, claims: Sequence[Claim]) -> list[int]:
+        """Give each event its second, its own or the first that no twin has; for good."""
+        now_ms = self._now_ms()
+        return await self.feed.persist(lambda store: store.seconds.claim(claims, now_ms))
 
     # --- the directory of known contacts --------------------------------------------------
 

@@ -147,7 +147,7 @@ class Feed:
         crowded = {user for user, count in self._loaded.items() if count >= PER_USER}
         halted = set(self._halted)
         room_bytes = self._room_bytes
-        return await self._persist(
+        return await self.persist(
             lambda store: store.load(
                 self._last_id,
                 limit=limit,
@@ -163,7 +163,7 @@ class Feed:
         self, user: str, limit: int, outbox: MemoryObjectSendStream[list[Record]]
     ) -> None:
         room_bytes = self._room_bytes
-        records = await self._persist(lambda store: store.refill(user, limit, room_bytes))
+        records = await self.persist(lambda store: store.refill(user, limit, room_bytes))
         if not records:
             self._draining.discard(user)
         self._count(records)
@@ -207,23 +207,23 @@ class Feed:
     async def deliver(self, record: Record) -> None:
         """Settle as delivered."""
         self.latency_s.append((self._now_ms() - record.accepted_at_ms) / 1000)
-        await self._persist(lambda store: store.deliver([record.id]))
+        await self.persist(lambda store: store.deliver([record.id]))
         self._let_go(record)
 
     async def drop(self, record: Record, reason: str) -> None:
         """Settle as dropped by a rule."""
-        await self._persist(lambda store: store.drop(record.id, reason))
+        await self.persist(lambda store: store.drop(record.id, reason))
         self._let_go(record)
 
     async def bury(self, record: Record, failure: Failure) -> None:
         """Settle as a dead letter."""
-        await self._persist(lambda store: store.bury(record, failure, self._now_ms()))
+        await self.persist(lambda store: store.bury(record, failure, self._now_ms()))
         self._let_go(record)
 
     async def release(self, record: Record) -> None:
         """Put a record of a halted user back."""
         if not self._stopping:
-            await self._persist(lambda store: store.release(record, self._now_ms()))
+            await self.persist(lambda store: store.release(record, self._now_ms()))
         self._let_go(record)
 
     async def park(self, record: Record, failure: Failure) -> bool:
@@ -239,7 +239,7 @@ class Feed:
             self._halted.discard(record.user_key)
             await self.bury(record, failure)
             return False
-        await self._persist(lambda store: self._park(store, record, failure, last))
+        await self.persist(lambda store: self._park(store, record, failure, last))
         self._let_go(record)
         return not last
 
@@ -284,7 +284,7 @@ class Feed:
         elif user in self._draining:
             self._refills.append(user)
 
-    async def _persist(self, job: Job[T]) -> T:
+    async def persist(self, job: Job[T]) -> T:
         """Run a job until it is durable: a disk that fails holds deliveries up, and loses none."""
         while True:
             try:

@@ -26,6 +26,7 @@ CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WI
 
 -- Accepted and not settled, in the order of acceptance. kind: 1 event, 2 identify.
 -- set_aside: its user has a row in users_aside, and the record waits there.
+-- claim_id: the id it had first; a replayed dead letter gets a new place and keeps its claims.
 CREATE TABLE records (
     id INTEGER PRIMARY KEY,
     kind INTEGER NOT NULL,
@@ -34,6 +35,7 @@ CREATE TABLE records (
     attempts INTEGER NOT NULL DEFAULT 0,
     first_failed_at_ms INTEGER NOT NULL DEFAULT 0,
     set_aside INTEGER NOT NULL DEFAULT 0,
+    claim_id INTEGER NOT NULL,
     crc INTEGER NOT NULL,
     raw BLOB NOT NULL
 ) STRICT;
@@ -64,11 +66,20 @@ CREATE TABLE dead_letters (
     user_key TEXT NOT NULL,
     origin TEXT NOT NULL,
     line INTEGER,
+    claim_id INTEGER NOT NULL,
     raw BLOB NOT NULL
 ) STRICT;
 
 -- Insert ids of the de-duplication window, as hashes; ordered by arrival through id.
 CREATE TABLE seen (id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, at_ms INTEGER NOT NULL) STRICT;
+
+-- The second that an event (id: its claim_id) was given; key: hash of user, name and second.
+CREATE TABLE seconds (
+    id INTEGER PRIMARY KEY,
+    key BLOB NOT NULL UNIQUE,
+    second INTEGER NOT NULL,
+    at_ms INTEGER NOT NULL
+) STRICT;
 
 -- Contacts that are known: what they are called in Intercom, the Amplitude properties as last
 -- worked out, and the fields as last written (both JSON objects). applied_id: the last record

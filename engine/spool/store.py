@@ -21,6 +21,7 @@ import msgspec
 
 from engine.envelope import Kind, Record
 from engine.errors import Failure, SpoolError
+from engine.spool.seconds import Seconds
 
 PRUNE_ROWS = 2_000
 """Outlived insert ids that one append clears away: more than it can add."""
@@ -113,6 +114,7 @@ class DeadLetter(msgspec.Struct, frozen=True):
     user_key: str
     origin: str
     line: int | None
+    claim_id: int
     raw: bytes
 
 
@@ -126,7 +128,9 @@ class DeadLetterQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     until_ms: int | None = None
 
 
-_RECORD = "id, kind, user_key, accepted_at_ms, attempts, first_failed_at_ms, crc, raw"
+_RECORD = (
+    "id, kind, user_key, accepted_at_ms, attempts, first_failed_at_ms, claim_id, crc, raw"
+)
 _DEAD = ", ".join(DeadLetter.__struct_fields__)
 
 
@@ -136,13 +140,25 @@ def checksum(id_: int, kind: int, user_key: str, accepted_at_ms: int, raw: bytes
     return zlib.crc32(raw, zlib.crc32(head))
 
 
+def _crc(id_: int, row: Row, at_ms: int) -> int:
+    return checksum(id_, row.kind, row.user_key, at_ms, row.raw)
+
+
 class Store:
     """One spool's tables; see the module's docstring."""
 
-    def __init__(self, connection: sqlite3.Connection, *, max_bytes: int, window_ms: int) -> None:
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        *,
+        max_bytes: int,
+        window_ms: int,
+        twin_window_ms: int = 0,
+    ) -> None:
         self._db = connection
         self._max_bytes = max_bytes
         self._window_ms = window_ms
+        self.seconds = Seconds(connection, twin_window_ms)
         self._counters: Counter[str] = Counter(
             dict(connection.execute("SELECT name, value FROM counters"))
         )
@@ -297,13 +313,15 @@ class Store:
         for reason, count in dropped.items():
             self._deltas[f"dropped:{reason}"] += count
 
-    def _insert_records(self, rows: Sequence[Row], first: int, at_ms: int) -> None:
+    def _insert_records(
+        self, rows: Sequence[Row], first: int, at_ms: int, claim_id: int | None = None
+    ) -> None:
         self._db.executemany(
-            "INSERT INTO records (id, kind, user_key, accepted_at_ms, crc, raw)"
-            " VALUES (?, ?, ?, ?, ?, ?)",
+            "INSERT INTO records (id, kind, user_key, accepted_at_ms, claim_id, crc, raw)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
             [
-                (i, r.kind, r.user_key, at_ms, checksum(i, r.kind, r.user_key, at_ms, r.raw), r.raw)
-                for i, r in enumerate(rows, first)
+                (i, row.kind, row.user_key, at_ms, claim_id or i, _crc(i, row, at_ms), row.raw)
+                for i, row in enumerate(rows, first)
             ],
         )
 
@@ -473,9 +491,9 @@ class Store:
 
     def _intact(self, rows: Iterable[Any]) -> Iterator[Record]:
         """Yield the records whose checksum holds; the others become dead letters."""
-        for id_, kind, user, at_ms, attempts, first_failed, crc, raw in rows:
+        for id_, kind, user, at_ms, attempts, first_failed, claim_id, crc, raw in rows:
             if checksum(id_, kind, user, at_ms, raw) == crc:
-                yield Record(id_, Kind(kind), user, at_ms, raw, attempts, first_failed)
+                yield Record(id_, Kind(kind), user, at_ms, raw, attempts, first_failed, claim_id)
             else:
                 self._bury_corrupt(id_, user, at_ms, raw)
 
@@ -511,6 +529,7 @@ class Store:
             "",
             None,
             accepted_at_ms=record.accepted_at_ms,
+            claim_id=record.claim_id,
         )
         self._deltas["dead"] += 1
 
@@ -608,10 +627,11 @@ class Store:
         line: int | None,
         *,
         accepted_at_ms: int | None = None,
+        claim_id: int | None = None,
     ) -> None:
         accepted = first_ms if accepted_at_ms is None else accepted_at_ms
         self._db.execute(
-            f"INSERT INTO dead_letters ({_DEAD}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",  # noqa: S608 - constants
+            f"INSERT INTO dead_letters ({_DEAD}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",  # noqa: S608 - constants
             (
                 id_,
                 failure.reason,
@@ -626,6 +646,7 @@ class Store:
                 user,
                 origin,
                 line,
+                claim_id or id_,
                 raw,
             ),
         )
@@ -654,7 +675,7 @@ class Store:
         if not self._exhume(letter.id):
             return 0
         first = self._take_ids(1)
-        self._insert_records([row], first, letter.accepted_at_ms)
+        self._insert_records([row], first, letter.accepted_at_ms, letter.claim_id)
         self._deltas["pending"] += 1
         return first
 
@@ -742,7 +763,7 @@ def _cut(rows: Iterable[Any], limit_bytes: int) -> tuple[list[Any], bool]:
     taken: list[Any] = []
     for row in rows:
         taken.append(row)
-        limit_bytes -= len(row[7])
+        limit_bytes -= len(row[8])
         if limit_bytes <= 0:
             return taken, True
     return taken, False

@@ -1,4 +1,4 @@
-"""The store against a dict: whatever is done to it in whatever order, and wherever it is cut off."""
+"""The store against a dict: whatever is done in whatever order, and wherever it is cut off."""
 
 from __future__ import annotations
 

@@ -8,9 +8,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import anyio
+
 from engine.app import Engine
 from engine.config import Settings, from_table
 from support import virtual
+from transports.intercom import Request
 from transports.sandbox import InProcess, Sandbox
 
 API_KEY = "simulated"
@@ -66,3 +69,16 @@ def event(user: str, n: int, **more: Any) -> dict[str, Any]:
 
 def identify(user: str, n: int, operations: Mapping[str, Any]) -> dict[str, Any]:
     return event(user, n) | {"event_type": "$identify", "user_properties": dict(operations)}
+
+
+def archive(contact_id: str) -> Request:
+    return Request("POST", f"/contacts/{contact_id}/archive", b"{}")
+
+
+def delete(contact_id: str) -> Request:
+    return Request("DELETE", f"/contacts/{contact_id}")
+
+
+async def a_moment() -> None:
+    """Let simulated time pass."""
+    await anyio.sleep(0.1)

@@ -1,0 +1,78 @@
+"""Which second of a user an event has: twins must not swallow each other.
+
+Intercom takes two events of one contact, with one name, in one second for the same (API description,
+``POST /events``). So the later of two *different* events is moved to the next free second, and which
+second belongs to which event is kept on disk: a retry, after a crash too, asks for the same again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from collections.abc import Sequence
+
+import msgspec
+
+PRUNE_ROWS = 2_000
+
+
+class Claim(msgspec.Struct, frozen=True, gc=False):
+    """An event that wants ``second``; ``claim_id`` stays the same through retries and replays."""
+
+    claim_id: int
+    user_key: str
+    name: str
+    second: int
+
+
+class Seconds:
+    """The table ``seconds``, inside somebody's transaction."""
+
+    def __init__(self, connection: sqlite3.Connection, window_ms: int) -> None:
+        self._db = connection
+        self._window_ms = window_ms
+
+    def claim(self, claims: Sequence[Claim], now_ms: int) -> list[int]:
+        """Return the second that each event has, its own or the first free one after it.
+
+        A window of 0 turns this off: every event keeps its own second.
+        """
+        if not self._window_ms:
+            return [claim.second for claim in claims]
+        self._prune(now_ms)
+        tried: dict[tuple[str, str, int], int] = {}
+        return [self._claim(one, tried, now_ms) for one in claims]
+
+    def _claim(self, one: Claim, tried: dict[tuple[str, str, int], int], now_ms: int) -> int:
+        """Try second after second; ``tried`` skips those that this call has found taken."""
+        start = (one.user_key, one.name, one.second)
+        mine = self._second_of(one.claim_id)
+        if mine is not None:
+            return mine
+        second = tried.get(start, one.second)
+        while not self._take(one, second, now_ms):
+            second += 1
+        tried[start] = second + 1
+        return second
+
+    def _second_of(self, claim_id: int) -> int | None:
+        row = self._db.execute("SELECT second FROM seconds WHERE id = ?", (claim_id,)).fetchone()
+        return row[0] if row else None
+
+    def _take(self, one: Claim, second: int, now_ms: int) -> bool:
+        text = f"{one.user_key}\x00{one.name.lower()}\x00{second}"
+        key = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        cursor = self._db.execute(
+            "INSERT INTO seconds (id, key, second, at_ms) VALUES (?, ?, ?, ?)"
+            " ON CONFLICT (key) DO NOTHING",
+            (one.claim_id, key, second, now_ms),
+        )
+        return cursor.rowcount == 1
+
+    def _prune(self, now_ms: int) -> None:
+        cutoff = now_ms - self._window_ms
+        oldest = self._db.execute("SELECT id, at_ms FROM seconds ORDER BY id LIMIT 1").fetchone()
+        if oldest and oldest[1] <= cutoff:
+            self._db.execute(
+                "DELETE FROM seconds WHERE id < ? AND at_ms <= ?", (oldest[0] + PRUNE_ROWS, cutoff)
+            )

@@ -1,0 +1,263 @@
+"""Each answer that a contact write can get, and what becomes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support import simulation, virtual
+from transports.sandbox import Fault, Sandbox
+
+USER = "mira-okafor"
+
+
+def deliver(
+    tmp_path: Path, prepare: Callable[[Sandbox], None], *events: dict[str, Any], **sync: Any
+) -> tuple[Sandbox, Any]:
+    """Deliver events to a prepared sandbox, one after the other; return it and the accounting."""
+
+    async def scenario() -> tuple[Sandbox, Any]:
+        local = simulation.sandbox(open_attributes=sync.pop("open_attributes", True))
+        prepare(local)
+        async with simulation.engine(tmp_path, local, **sync) as engine:
+            for event in events:
+                await engine.submit([event], api_key=simulation.API_KEY)
+                await engine.settled()
+            [status] = (await engine.status()).syncs
+        return local, status
+
+    return virtual.run(scenario)
+
+
+def identify(n: int = 1, **properties: Any) -> dict[str, Any]:
+    return simulation.identify(USER, n, {"$set": properties})
+
+
+def calls(local: Sandbox) -> list[str]:
+    return [f"{e.method} {e.path.split('/')[-1][:9]} {e.status}" for e in local.journal]
+
+
+def test_a_new_user_is_created_with_one_call(tmp_path: Path) -> None:
+    local, _ = deliver(tmp_path, lambda local: None, identify(plan="pro"))
+    assert calls(local) == ["POST contacts 200"]
+
+
+def test_a_live_contact_is_updated_by_the_id_that_the_409_names(tmp_path: Path) -> None:
+    def prepare(local: Sandbox) -> None:
+        local.add_contact(external_id=USER)
+
+    local, _ = deliver(tmp_path, prepare, identify(plan="pro"), identify(2, plan="free"))
+    assert [c[:4] for c in calls(local)] == ["POST", "PUT ", "PUT "]
+    [contact] = local.contacts.values()
+    assert contact.custom_attributes == {"plan": "free"}
+
+
+def _archived(local: Sandbox) -> None:
+    contact = local.add_contact(external_id=USER)
+    local.handle(simulation.archive(contact))
+    local.journal.clear()
+
+
+def test_an_archived_contact_is_unarchived_and_updated(tmp_path: Path) -> None:
+    local, status = deliver(tmp_path, _archived, identify(plan="pro"))
+    assert calls(local) == ["POST contacts 409", "POST unarchive 200", calls(local)[2]]
+    [contact] = local.contacts.values()
+    assert (contact.state, contact.custom_attributes) == ("live", {"plan": "pro"})
+    assert status.delivered == 1
+
+
+def test_an_archived_contact_is_left_alone_where_the_settings_say_so(tmp_path: Path) -> None:
+    users = {"properties": ["plan"], "archived": "dead_letter"}
+    local, status = deliver(tmp_path, _archived, identify(plan="pro"), users=users)
+    assert calls(local) == ["POST contacts 409"]
+    assert status.dead_by_reason == {"contact_archived": 1}
+
+
+def test_a_deleted_contact_cannot_be_brought_back_and_is_not_tried_for_ever(
+    tmp_path: Path,
+) -> None:
+    def prepare(local: Sandbox) -> None:
+        local.handle(simulation.delete(local.add_contact(external_id=USER)))
+        local.journal.clear()
+
+    local, status = deliver(tmp_path, prepare, identify(plan="pro"))
+    assert calls(local) == ["POST contacts 409", "POST unarchive 400"]
+    assert status.dead_by_reason == {"contact_gone": 1}
+
+
+def test_a_remembered_contact_that_is_gone_is_resolved_again_once(tmp_path: Path) -> None:
+    async def scenario() -> Sandbox:
+        local = simulation.sandbox()
+        async with simulation.engine(tmp_path, local) as engine:
+            await engine.submit([identify(plan="free")], api_key=simulation.API_KEY)
+            await engine.settled()
+            [contact_id] = local.contacts
+            local.handle(simulation.archive(contact_id))
+            local.journal.clear()
+            await engine.submit([identify(2, plan="pro")], api_key=simulation.API_KEY)
+            await engine.settled()
+        return local
+
+    local = virtual.run(scenario)
+    assert [c.rpartition(" ")[2] for c in calls(local)] == ["404", "409", "200", "200"]
+    [contact] = local.contacts.values()
+    assert (contact.state, contact.custom_attributes["plan"]) == ("live", "pro")
+
+
+def test_a_merged_contact_is_followed_to_where_it_went(tmp_path: Path) -> None:
+    async def scenario() -> Sandbox:
+        local = simulation.sandbox()
+        async with simulation.engine(tmp_path, local) as engine:
+            await engine.submit([identify(plan="free")], api_key=simulation.API_KEY)
+            await engine.settled()
+            [old] = local.contacts
+            local.merge(old, local.add_contact(external_id="the-other"))
+            local.journal.clear()
+            for n, plan in enumerate(["pro", "team"], 2):
+                await engine.submit([identify(n, plan=plan)], api_key=simulation.API_KEY)
+                await engine.settled()
+        return local
+
+    local = virtual.run(scenario)
+    assert [c.rpartition(" ")[2] for c in calls(local)] == ["410", "200", "200"]
+    [target] = [c for c in local.contacts.values() if c.external_id == "the-other"]
+    assert target.custom_attributes == {"plan": "team"}
+
+
+def test_an_attribute_that_does_not_exist_is_left_out_and_the_rest_is_written(
+    tmp_path: Path,
+) -> None:
+    users = {"properties": ["plan", "visits", "name"]}
+    local, status = deliver(
+        tmp_path,
+        lambda local: None,
+        identify(plan="pro", visits=3, name="Mira"),
+        identify(2, plan="free", name="Mira O."),
+        users=users,
+        open_attributes=False,
+    )
+    assert calls(local)[:3] == ["POST contacts 400", "POST contacts 400", "POST contacts 200"]
+    assert len(calls(local)) == 4
+    [contact] = local.contacts.values()
+    assert contact.name == "Mira O."
+    assert status.unknown_attributes == {
+        "custom_attributes.plan": 2,
+        "custom_attributes.visits": 2,
+    }
+
+
+def test_somebody_elses_contact_with_the_same_email_is_not_overwritten(tmp_path: Path) -> None:
+    async def scenario() -> tuple[Sandbox, Any]:
+        local = simulation.sandbox(strict_email=True)
+        local.add_contact(external_id="somebody-else", email="shared@example.com")
+        async with simulation.engine(tmp_path, local) as engine:
+            both = identify(email="shared@example.com", plan="pro")
+            await engine.submit([both], api_key=simulation.API_KEY)
+            await engine.settled()
+            [status] = (await engine.status()).syncs
+        return local, status
+
+    local, status = virtual.run(scenario)
+    assert status.dead_by_reason == {"contact_conflict": 1}
+    assert [c.custom_attributes for c in local.contacts.values()] == [{}]
+
+
+def test_contacts_can_be_found_by_email_whatever_its_case(tmp_path: Path) -> None:
+    def prepare(local: Sandbox) -> None:
+        local.add_contact(email="mira@example.com")
+
+    event = identify(email="Mira@Example.com ", plan="pro")
+    purchase = simulation.event(USER, 2, user_properties={"email": "mira@example.com"})
+    mapping = {"identifier": "email", "from": "user.email"}
+    local, status = deliver(tmp_path, prepare, event, purchase, mapping=mapping)
+    assert (status.delivered, len(local.contacts), len(local.events)) == (2, 1, 1)
+
+
+def test_several_users_with_one_email_are_a_dead_letter_and_not_a_guess(tmp_path: Path) -> None:
+    def prepare(local: Sandbox) -> None:
+        for name in ("one", "two"):
+            local.add_contact(external_id=name, email="shared@example.com")
+
+    purchase = simulation.event(USER, 2, user_properties={"email": "shared@example.com"})
+    mapping = {"identifier": "email", "from": "user.email"}
+    _, status = deliver(tmp_path, prepare, purchase, mapping=mapping)
+    assert status.dead_by_reason == {"contact_ambiguous": 1}
+
+
+@pytest.mark.parametrize(
+    ("choice", "delivered", "dropped", "dead"),
+    [
+        ("create", 1, {}, {}),
+        ("drop", 0, {"unknown_user": 1}, {}),
+        ("dead_letter", 0, {}, {"user_not_found": 1}),
+    ],
+)
+def test_an_event_of_an_unknown_user_goes_where_the_settings_say(
+    tmp_path: Path, choice: str, delivered: int, dropped: dict[str, int], dead: dict[str, int]
+) -> None:
+    events = {"select": [{"types": ["*"]}], "unknown_user": choice}
+    local, status = deliver(tmp_path, lambda local: None, simulation.event(USER, 1), events=events)
+    assert (status.delivered, status.dropped, status.dead_by_reason) == (delivered, dropped, dead)
+    assert len(local.events) == delivered
+
+
+def test_with_any_update_an_event_brings_its_users_properties_along(tmp_path: Path) -> None:
+    users = {"properties": ["plan"], "trigger": "any_update"}
+    events = {"select": [{"types": ["Purchase"]}]}
+    with_plan = {"user_properties": {"plan": "pro"}}
+    local, status = deliver(
+        tmp_path,
+        lambda local: None,
+        simulation.event(USER, 1, **with_plan),
+        simulation.event(USER, 2, **with_plan),
+        simulation.event(USER, 3, event_type="Page Viewed", user_properties={"plan": "team"}),
+        simulation.event(USER, 4, event_type="Page Viewed", user_properties={"other": 1}),
+        users=users,
+        events=events,
+    )
+    assert [c[:4] + c[-3:] for c in calls(local)] == ["POST200", "POST202", "POST202", "PUT 200"]
+    [contact] = local.contacts.values()
+    assert contact.custom_attributes == {"plan": "team"}
+    assert (status.delivered, status.dropped) == (3, {"not_selected": 1})
+
+
+def test_the_121st_event_name_is_a_dead_letter_with_its_reason(tmp_path: Path) -> None:
+    async def scenario() -> Any:
+        local = simulation.sandbox(max_event_names=1)
+        local.add_contact(external_id=USER)
+        async with simulation.engine(tmp_path, local) as engine:
+            batch = [simulation.event(USER, n, event_type=name) for n, name in enumerate("abb")]
+            await engine.submit(batch, api_key=simulation.API_KEY)
+            await engine.settled()
+            [status] = (await engine.status()).syncs
+        return status
+
+    assert virtual.run(scenario).dead_by_reason == {"event_type_limit": 2}
+
+
+def test_operations_are_applied_once_though_the_process_ends_before_it_can_say_so(
+    tmp_path: Path,
+) -> None:
+    """The contact is written and remembered, the record is not settled: then comes the restart."""
+
+    async def scenario() -> Sandbox:
+        local = simulation.sandbox(latency_s=0.5, faults=[Fault("hang", path="/events")])
+        users = {"properties": ["visits"], "trigger": "any_update"}
+        add = {"user_properties": {"$add": {"visits": 1}}}
+        async with simulation.engine(tmp_path, local, users=users) as engine:
+            await engine.submit([simulation.event(USER, 1, **add)], api_key=simulation.API_KEY)
+            while len(local.journal) < 2:
+                await simulation.a_moment()
+            engine.cancel()
+        local.faults.clear()
+        async with simulation.engine(tmp_path, local, users=users) as engine:
+            await engine.settled()
+        return local
+
+    local = virtual.run(scenario)
+    [contact] = local.contacts.values()
+    assert contact.custom_attributes == {"visits": 1}
+    assert len(local.events) == 1

@@ -1,0 +1,202 @@
+"""What is wrong with settings is named by its key; secrets are not seen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+
+from engine.config import MAX_EVENT_TYPES, Settings, from_table, is_loopback, load, to_table
+from engine.errors import SettingsError
+
+CANARY = "canary-7f3a"
+
+
+def table(**sync: Any) -> dict[str, Any]:
+    return {"sync": [{"name": "a", "intercom": {"access_token": CANARY}, **sync}]}
+
+
+def complaint(wrong: dict[str, Any]) -> str:
+    with pytest.raises(SettingsError) as caught:
+        from_table(wrong)
+    assert CANARY not in str(caught.value)
+    return str(caught.value)
+
+
+def events(**keys: Any) -> dict[str, Any]:
+    return table(events=keys)
+
+
+def test_the_smallest_settings_have_the_documented_defaults() -> None:
+    settings = from_table(table())
+    assert (settings.data_dir, settings.http, settings.admin) == ("data", None, None)
+    sync = settings.sync[0]
+    assert (sync.enabled, sync.mapping.identifier, sync.mapping.source) == (
+        True,
+        "external_id",
+        "user_id",
+    )
+    assert (sync.users.properties, sync.events.metadata) == ([], [])
+    assert (sync.events.unknown_user, sync.intercom.requests_per_minute) == ("park", 10_000)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (table() | {"data_dri": "x"}, "unknown field `data_dri`"),
+        (table(enabeld=True), "sync[0]: Object contains unknown field `enabeld`"),
+        (table() | {"drain_deadline_s": "soon"}, "drain_deadline_s: Expected `float`"),
+        (table(enabled=1), "sync[0].enabled: Expected `bool`"),
+        (table(name="no spaces"), "sync[0].name: Expected a name of up to 64"),
+        (table(name="line\n"), "sync[0].name: "),
+        (table(mapping={"from": "user."}), "sync[0].mapping.from: Expected `user_id`"),
+        (table(intercom={}), "sync[0].intercom: Object missing required field `access_token`"),
+        (table(intercom={"access_token": 5}), "sync[0].intercom.access_token: Expected"),
+        (table(intercom={"access_token": ""}), "sync[0].intercom.access_token: Expected"),
+        (
+            table(intercom={"access_token": CANARY, "base_url": "ftp://x"}),
+            "sync[0].intercom.base_url: Expected an address that starts with",
+        ),
+        ({}, "missing required field `sync`"),
+        ({"sync": []}, "sync: "),
+        (table() | {"http": {"listen": "nowhere"}}, "http.listen: Expected an address"),
+        (table() | {"http": {"listen": "::1:80"}}, "http.listen: Expected an address"),
+        (table() | {"admin": {"listen": "localhost:65536"}}, "admin.listen: Expected a port"),
+        (table() | {"http": {"body_timeout_s": float("nan")}}, "http.body_timeout_s: "),
+        (events(select=[{"types": []}]), "sync[0].events.select: selector 1: types is empty"),
+        (events(metadata=["*"]), 'sync[0].events.metadata[0]: "*" is not offered'),
+        (events(metadata=["a", "user.*"]), 'sync[0].events.metadata[1]: "*" is not offered'),
+        (events(metadata=["a", "event.a"]), "sync[0].events.metadata[1]: `a` is fed twice"),
+        (table(users={"properties": [""]}), "sync[0].users.properties[0]: Expected a property"),
+        (table(users={"properties": ["*"]}), 'sync[0].users.properties[0]: "*" is not offered'),
+    ],
+)
+def test_what_is_wrong_is_named_by_its_key(wrong: dict[str, Any], said: str) -> None:
+    assert said in complaint(wrong)
+
+
+def test_a_name_that_two_syncs_have_is_refused() -> None:
+    twice = {"sync": table()["sync"] * 2}
+    assert complaint(twice) == "sync[1].name: `a` is taken by another sync"
+
+
+def test_as_many_event_types_as_intercom_keeps_pass_and_one_more_is_named() -> None:
+    types = [f"Event {n:03}" for n in range(MAX_EVENT_TYPES + 1)]
+    from_table(events(select=[{"types": [*types[:-1], "*"]}]))
+    said = complaint(events(select=[{"types": types[:60]}, {"types": types[60:]}]))
+    assert said.startswith("sync[0].events.select: Expected at most 120 event types")
+    assert said.endswith("Surplus: Event 120")
+
+
+# --- the admin's door -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.8.8.8:1", "localhost:1", "[::1]:1"])
+def test_what_only_this_machine_reaches_needs_no_token(address: str) -> None:
+    assert is_loopback(address)
+    from_table(table() | {"admin": {"listen": address}})
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:1", "[::]:1", "127.example.com:1", "10.0.0.1:1"])
+def test_beyond_loopback_the_admin_needs_a_token(address: str) -> None:
+    assert complaint(table() | {"admin": {"listen": address}}).startswith("admin.token: needed")
+    from_table(table() | {"admin": {"listen": address, "token": CANARY}})
+
+
+# --- secrets ----------------------------------------------------------------------------
+
+
+def token_of(settings: Settings) -> str:
+    return settings.sync[0].intercom.access_token.reveal()
+
+
+def with_token(spelled: str) -> dict[str, Any]:
+    return table(intercom={"access_token": spelled})
+
+
+def test_a_secret_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A_TOKEN", CANARY)
+    settings = from_table(with_token("env:A_TOKEN"))
+    assert token_of(settings) == CANARY
+    assert CANARY not in f"{settings} {settings!r} {to_table(settings)}"
+    assert to_table(settings)["sync"][0]["intercom"]["access_token"] == "env:A_TOKEN"
+
+
+@pytest.mark.parametrize("value", [None, ""])
+def test_a_variable_that_is_missing_or_empty_is_named(
+    monkeypatch: pytest.MonkeyPatch, value: str | None
+) -> None:
+    monkeypatch.delenv("A_TOKEN", raising=False)
+    if value is not None:
+        monkeypatch.setenv("A_TOKEN", value)
+    assert complaint(with_token("env:A_TOKEN")) == (
+        "sync[0].intercom.access_token: Expected the environment variable `A_TOKEN` to be set"
+    )
+
+
+def test_a_secret_comes_from_a_file_beside_the_settings(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text(f"{CANARY}\n")
+    settings = from_table(with_token("file:token"), folder=tmp_path)
+    assert token_of(settings) == CANARY
+    assert CANARY not in f"{settings!r} {to_table(settings)}"
+
+
+@pytest.mark.parametrize("content", [None, b"", b" \n", b"\xff\xfe"])
+def test_a_secret_file_that_is_missing_empty_or_no_text_is_named(
+    tmp_path: Path, content: bytes | None
+) -> None:
+    path = tmp_path / "token"
+    if content is not None:
+        path.write_bytes(content)
+    said = complaint(with_token(f"file:{path}"))
+    assert said.startswith("sync[0].intercom.access_token: Expected")
+    assert str(path) in said
+
+
+def test_a_file_name_that_no_file_can_have_is_refused() -> None:
+    assert "sync[0].intercom.access_token: Expected a readable file" in complaint(
+        with_token("file:a\0b")
+    )
+
+
+def test_a_secret_that_is_spelled_out_is_dumped_as_stars() -> None:
+    settings = from_table(table(amplitude_api_keys=[CANARY]))
+    assert CANARY not in f"{settings} {settings!r} {to_table(settings)}"
+    assert to_table(settings)["sync"][0]["amplitude_api_keys"] == ["***"]
+
+
+# --- the file ---------------------------------------------------------------------------
+
+
+def test_relative_paths_start_at_the_file_s_folder(tmp_path: Path) -> None:
+    path = tmp_path / "s.toml"
+    path.write_text(tomli_w.dumps(table() | {"data_dir": "spools"}))
+    assert load(path).data_dir == str(tmp_path / "spools")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"[http\n", "not TOML"),
+        (b'data_dir = "\xff"\n', "not UTF-8"),
+        (b"", "missing required field `sync`"),
+    ],
+)
+def test_a_broken_file_is_named_with_what_is_wrong(
+    tmp_path: Path, content: bytes, said: str
+) -> None:
+    path = tmp_path / "s.toml"
+    path.write_bytes(content)
+    with pytest.raises(SettingsError) as caught:
+        load(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert said in str(caught.value)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    for path in (tmp_path / "absent.toml", tmp_path):
+        with pytest.raises(SettingsError, match=r"cannot be read: .* directory") as caught:
+            load(path)
+        assert str(path) in str(caught.value)

@@ -1,0 +1,228 @@
+"""The gate: pace, pauses, and whose trouble a failure is. In virtual time, with a scripted wire."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import anyio
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.errors import ParkUser
+from engine.gate import Gate, GateClosed, Health, Meaning, endpoint_of, meaning_of, pause_s
+from support import virtual
+from transports.errors import NoAnswer
+from transports.intercom import Answer, Request, send_event
+
+OK = Answer(202, {}, b"")
+Script = Callable[[Request, float], Answer]
+
+
+class Wire:
+    """Answers as a function of the request and the second; remembers when each call came."""
+
+    def __init__(self, script: Script, latency_s: float = 0.05) -> None:
+        self._script = script
+        self._latency_s = latency_s
+        self.calls: list[tuple[float, Request]] = []
+
+    async def send(self, request: Request) -> Answer:
+        at_s = virtual.current().now_s
+        self.calls.append((at_s, request))
+        await anyio.sleep(self._latency_s)
+        return self._script(request, at_s)
+
+    def times(self) -> list[float]:
+        return [at_s for at_s, _ in self.calls]
+
+
+def gate(wire: Wire, per_minute: int = 6_000, in_flight: int = 100) -> Gate:
+    loop = virtual.current()
+    dice = itertools.cycle([0.1, 0.9, 0.5])
+    return Gate(
+        wire,
+        requests_per_minute=per_minute,
+        max_in_flight=in_flight,
+        now_s=loop.wall_s,
+        jitter=lambda: next(dice),
+    )
+
+
+def request(text: str) -> Request:
+    return send_event(text.encode())
+
+
+def most_in_a_window(times: list[float], span_s: float = 10.0) -> int:
+    ordered = sorted(times)
+    return max(sum(start <= t < start + span_s for t in ordered) for start in ordered)
+
+
+async def call_all(one: Gate, users: list[str]) -> None:
+    async with anyio.create_task_group() as tasks:
+        for user in users:
+            tasks.start_soon(one.call, request(user), user)
+
+
+@pytest.mark.parametrize("per_minute", [60, 500, 10_000])
+def test_no_window_gets_more_than_the_limit_and_nearly_all_of_it_is_used(per_minute: int) -> None:
+    async def scenario() -> None:
+        wire = Wire(lambda r, at: OK)
+        count = per_minute // 2
+        await call_all(gate(wire, per_minute), [f"u{n}" for n in range(count)])
+        assert most_in_a_window(wire.times()) <= per_minute / 6
+        assert virtual.current().now_s <= 30 / (1 - 6 / per_minute) * 1.015 + 0.1
+
+    virtual.run(scenario)
+
+
+@pytest.mark.parametrize(("first", "then"), [(10_000, 83), (500, 1_667)])
+def test_the_limit_that_the_server_names_is_followed_down_and_up(first: int, then: int) -> None:
+    async def scenario() -> None:
+        named = Answer(202, {"x-ratelimit-limit": str(then)}, b"")
+        wire = Wire(lambda r, at: named)
+        one = gate(wire, first)
+        await one.call(request("first"), "first")
+        assert one.limit == then
+        began = virtual.current().now_s
+        await call_all(one, [f"u{n}" for n in range(then * 3)])
+        assert most_in_a_window([t for t in wire.times() if t >= began]) <= then
+        assert virtual.current().now_s - began <= 30 * 1.03
+
+    virtual.run(scenario)
+
+
+@pytest.mark.parametrize("absurd", ["0", "-1", "many", "", "99999999999999999999", "1.5"])
+def test_absurd_limits_are_passed_over(absurd: str) -> None:
+    async def scenario() -> None:
+        wire = Wire(lambda r, at: Answer(202, {"x-ratelimit-limit": absurd}, b""))
+        one = gate(wire)
+        await one.call(request("u"), "u")
+        assert one.limit == 1_000
+
+    virtual.run(scenario)
+
+
+def test_a_429_pauses_everybody_until_the_reset_and_charges_nobody() -> None:
+    async def scenario() -> None:
+        reset = int(virtual.EPOCH_S) + 8
+        refused = Answer(429, {"x-ratelimit-reset": str(reset)}, b"")
+        wire = Wire(lambda r, at: refused if 1.0 <= at < 8.0 else OK)
+        one = gate(wire)
+        users = [f"u{n}" for n in range(500)]
+        await call_all(one, users)
+        times = wire.times()
+        late = [t for t in times if 1.0 <= t < 8.0]
+        assert 1 <= len(late) <= 10  # those that were out when the first 429 came
+        assert len(times) == len(users) + len(late)
+        assert one.health is Health.OPEN
+
+    virtual.run(scenario)
+
+
+def test_an_outage_is_probed_one_call_at_a_time_and_charges_nobody() -> None:
+    async def scenario() -> None:
+        def script(_: Request, at: float) -> Answer:
+            if 1.0 <= at < 3600.0:
+                raise NoAnswer("refused")
+            return OK
+
+        wire = Wire(script)
+        one = gate(wire)
+        await call_all(one, [f"u{n}" for n in range(300)])
+        during = [t for t in wire.times() if 10.0 <= t < 3600.0]
+        gaps = [b - a for a, b in itertools.pairwise(during)]
+        assert min(gaps) >= 4.5  # half of the longest back-off, at least
+        assert max(gaps) <= 10.5
+        assert virtual.current().now_s < 3600 + 15
+
+    virtual.run(scenario)
+
+
+def test_one_users_trouble_is_its_own_when_others_are_answered() -> None:
+    async def scenario() -> None:
+        poison = Answer(500, {}, b"<html>")
+        wire = Wire(lambda r, at: poison if r.body == b"poison" else OK)
+        one = gate(wire)
+
+        async def others() -> None:
+            for n in range(50):
+                await one.call(request("fine"), f"u{n % 7}")
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(others)
+            with pytest.raises(ParkUser) as parked:
+                await one.call(request("poison"), "poisoned")
+        assert parked.value.failure.status == 500
+        assert one.health is Health.OPEN
+        assert len(wire.calls) == 51
+
+    virtual.run(scenario)
+
+
+def test_with_nobody_else_calling_the_destination_itself_is_asked_whose_trouble_it_is() -> None:
+    async def scenario() -> None:
+        poison = Answer(500, {}, b"")
+        wire = Wire(lambda r, at: poison if r.path == "/events" else OK)
+        with pytest.raises(ParkUser):
+            await gate(wire).call(request("alone"), "alone")
+        assert [r.path for _, r in wire.calls] == ["/events", "/me"]
+
+    virtual.run(scenario)
+
+
+def test_a_refused_token_is_probed_with_me_and_deliveries_resume() -> None:
+    async def scenario() -> None:
+        wire = Wire(lambda r, at: OK if at > 60 else Answer(401, {}, b""))
+        one = gate(wire)
+        await call_all(one, [f"u{n}" for n in range(20)])
+        probes = [r.path for at, r in wire.calls if 1 < at < 60]
+        assert probes
+        assert set(probes) == {"/me"}
+        assert one.health is Health.OPEN
+
+    virtual.run(scenario)
+
+
+def test_a_closed_gate_lets_nothing_more_leave() -> None:
+    async def scenario() -> None:
+        one = gate(Wire(lambda r, at: OK))
+        one.close()
+        with pytest.raises(GateClosed):
+            await one.call(request("late"), "late")
+
+    virtual.run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("headers", "wait_s"),
+    [
+        ({"x-ratelimit-reset": "1800000007"}, 7.0),
+        ({"x-ratelimit-reset": "1799999990"}, 10.0),  # in the past: a window
+        ({"x-ratelimit-reset": "1900000000"}, 10.0),  # absurd: a window
+        ({}, 10.0),
+        # Our clock is an hour off, and the server says what time it is there.
+        ({"x-ratelimit-reset": "1511540122", "date": "Fri, 24 Nov 2017 16:15:17 GMT"}, 5.0),
+    ],
+)
+def test_a_pause_lasts_until_the_reset_by_the_servers_own_clock(
+    headers: dict[str, str], wait_s: float
+) -> None:
+    assert pause_s(Answer(429, headers, b""), 1_800_000_000.0) == wait_s
+
+
+@given(status=st.integers(100, 599))
+@settings(max_examples=200)
+def test_every_status_has_a_meaning(status: int) -> None:
+    answered = 200 <= status < 300 or (400 <= status < 500 and status not in (401, 403, 408, 429))
+    assert (meaning_of(status) is Meaning.ANSWERED) == answered
+
+
+def test_calls_are_counted_by_endpoint_and_not_by_contact() -> None:
+    assert endpoint_of(Request("PUT", "/contacts/abc")) == "PUT /contacts/{id}"
+    assert (
+        endpoint_of(Request("POST", "/contacts/abc/unarchive")) == "POST /contacts/{id}/unarchive"
+    )
+    assert endpoint_of(Request("POST", "/contacts/search")) == "POST /contacts/search"
+    assert endpoint_of(Request("GET", "/me")) == "GET /me"

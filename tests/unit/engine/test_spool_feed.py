@@ -1,0 +1,586 @@
+"""The feed in virtual time: order per user, nobody stuck, nothing twice, memory bounded."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sqlite3
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from engine.envelope import Kind, Record
+from engine.errors import Failure
+from engine.spool import feed as feed_module
+from engine.spool.feed import PER_USER, Feed
+from engine.spool.schema import connect
+from engine.spool.store import Append, DeadLetterQuery, Row, Store
+from engine.spool.writer import InlineWriter, Job, T
+from support.virtual import EPOCH_S, current, run
+
+UNKNOWN = Failure("user_not_found", 404)
+FAILING = Failure("user_failing", 500)
+REFUSED = Failure("refused", 422)
+HOUR_S = 3600.0
+
+
+class LateWriter(InlineWriter):
+    """Runs jobs in order as the thread does: answers come late, some fail, and others go on."""
+
+    def __init__(self, store: Store, chance: random.Random) -> None:
+        super().__init__(store)
+        self._chance = chance
+        self._free_at_s = 0.0
+
+    def submit(self, job: Job[T]) -> asyncio.Future[T]:
+        loop = current()
+        future: asyncio.Future[T] = loop.create_future()
+        self._free_at_s = max(self._free_at_s, loop.time()) + self._chance.choice([0, 0, 0.002])
+        loop.call_at(self._free_at_s, self._run, job, future)
+        return future
+
+    def _run(self, job: Job[T], future: asyncio.Future[T]) -> None:
+        done = super().submit(job)
+        error = done.exception()
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(done.result())
+
+
+class Rig:
+    """A spool on disk, its feed, and lanes that do what ``answer`` says."""
+
+    def __init__(self, path: Path, *, read_ahead: int = 64, seed: int = 0, late: bool = False):
+        self.chance = random.Random(seed)
+        self.db = connect(path)
+        self.db.execute("PRAGMA synchronous = OFF")  # these are about order, not about power cuts
+        self.store = Store(self.db, max_bytes=1 << 30, window_ms=1_000)
+        self.writer = LateWriter(self.store, self.chance) if late else InlineWriter(self.store)
+        self.feed = Feed(
+            self.writer,
+            read_ahead=read_ahead,
+            attempts=5,
+            window_s=HOUR_S,
+            now_ms=lambda: current().wall_ms(),
+            jitter=self.chance.random,
+        )
+        self.read_ahead = read_ahead
+        self.delivered: dict[str, list[int]] = {}
+        self.at_s: dict[int, float] = {}
+        self.calls: Counter[str] = Counter()
+        self.called_at_s: dict[str, list[float]] = {}
+        self.out: set[int] = set()
+        self.most_loaded = 0
+        self.buffer = 2
+        self.answer: Callable[[Record], Failure | None] = lambda _: None
+        self.call_s: Callable[[], float] = lambda: 0.01
+
+    # --- intake ---------------------------------------------------------------------------
+
+    def append(self, *users: str, kind: Kind = Kind.EVENT, raw: bytes = b"{}") -> None:
+        rows = [Row(kind, user, raw, None) for user in users]
+        self.store.begin()
+        self.store.append(Append(len(rows), rows, [], Counter()), current().wall_ms())
+        self.store.commit()
+        self.feed.notify()
+
+    # --- delivery -------------------------------------------------------------------------
+
+    async def deliver(self, until: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run feed and lanes until ``until`` returns, then stop and drain them."""
+        outbox, inbox = anyio.create_memory_object_stream[list[Record]](self.buffer)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self.feed.run, outbox)
+            tasks.start_soon(self._route, inbox)
+            await until()
+            self.feed.stop()
+        await self.writer.close()
+
+    async def _route(self, inbox: Any) -> None:
+        lanes: dict[str, Any] = {}
+        async with inbox, anyio.create_task_group() as tasks:
+            async for records in inbox:
+                self.most_loaded = max(self.most_loaded, self.feed.loaded)
+                for record in records:
+                    assert record.id not in self.out, "handed out twice"
+                    self.out.add(record.id)
+                    if record.user_key not in lanes:
+                        # As large as the real ones: what is loaded always fits into a lane.
+                        lane, received = anyio.create_memory_object_stream[Record](self.read_ahead)
+                        lanes[record.user_key] = lane
+                        tasks.start_soon(self._lane, received)
+                    lanes[record.user_key].send_nowait(record)
+            for lane in lanes.values():
+                lane.close()
+
+    async def _lane(self, inbox: Any) -> None:
+        async with inbox:
+            async for record in inbox:
+                await self._one(record)
+
+    async def _one(self, record: Record) -> None:
+        user = record.user_key
+        if self.feed.is_halted(user):
+            self.out.discard(record.id)
+            await self.feed.release(record)
+            return
+        delay_s = self.call_s()
+        if delay_s:
+            await anyio.sleep(delay_s)
+        self.calls[user] += 1
+        self.called_at_s.setdefault(user, []).append(current().now_s)
+        refusal = self.answer(record)
+        self.out.discard(record.id)
+        if refusal is None:
+            self.delivered.setdefault(user, []).append(record.id)
+            self.at_s[record.id] = current().now_s
+            await self.feed.deliver(record)
+        elif refusal is REFUSED:
+            await self.feed.bury(record, refusal)
+        else:
+            await self.feed.park(record, refusal)
+
+    # --- looking --------------------------------------------------------------------------
+
+    @property
+    def pending(self) -> int:
+        return self.store.counters["pending"]
+
+    async def settled(self) -> None:
+        with anyio.fail_after(400 * HOUR_S):
+            while self.pending:
+                await self.feed.progress()
+
+    def dead(self) -> dict[int, str]:
+        return {letter.id: letter.reason for letter in self.store.dead_letters(DeadLetterQuery())}
+
+    def balanced(self) -> None:
+        counters = self.store.counters
+        settled = counters["delivered"] + counters["dead"] + counters["pending"]
+        assert counters["received"] == settled
+        assert self.store.recount() == {name: counters[name] for name in ("pending", "dead")}
+
+
+def ids_of(rig: Rig, user: str) -> list[int]:
+    rows = rig.db.execute("SELECT id FROM records WHERE user_key = ? ORDER BY id", (user,))
+    return [i for (i,) in rows]
+
+
+def lives_of(seed: int, folder: Path) -> None:
+    """One random history, over several processes; repeat it with ``lives_of(seed, tmp_path)``."""
+    chance = random.Random(seed)
+    users = [f"u{i}" for i in range(chance.choice([1, 2, 5, 12]))]
+    accepted: dict[str, list[int]] = {user: [] for user in users}
+    delivered: dict[str, list[int]] = {user: [] for user in users}
+    kinds: dict[int, Kind] = {}
+    strangers = chance.random() < 0.5
+    read_ahead = chance.choice([1, 2, 7, 40, 300])
+    path = folder / f"{seed}.db"
+    finished = False
+
+    async def life(last: bool) -> None:
+        nonlocal finished
+        rig = Rig(path, read_ahead=read_ahead, seed=chance.random(), late=chance.random() < 0.5)
+        rig.buffer = chance.choice([0, 2])
+        trouble = 0.0 if last else chance.choice([0.0, 0.05, 0.3])
+
+        def answer(record: Record) -> Failure | None:
+            if chance.random() >= trouble:
+                return None
+            if strangers and record.kind == Kind.EVENT:
+                return UNKNOWN
+            return chance.choice([FAILING, FAILING, FAILING, REFUSED])
+
+        rig.answer = answer
+        rig.call_s = lambda: chance.choice([0, 0, 0.01, 1.0])
+
+        async def intake() -> None:
+            for _ in range(chance.randrange(8)):
+                who = chance.choice(users)
+                batch = [
+                    who if chance.random() < 0.5 else chance.choice(users)
+                    for _ in range(chance.choice([1, 5, 40, 120]))
+                ]
+                first = rig.store._next_id
+                kind = chance.choice([Kind.EVENT, Kind.EVENT, Kind.IDENTIFY])
+                rig.append(*batch, kind=kind)
+                for i, user in enumerate(batch, first):
+                    accepted[user].append(i)
+                    kinds[i] = kind
+                await anyio.sleep(chance.choice([0, 0.01, 3, 60]))
+            if last:
+                await rig.settled()
+            else:
+                await anyio.sleep(chance.choice([0, 0.5, 30]))
+
+        await rig.deliver(intake)
+        again = Store(connect(path), max_bytes=1 << 30, window_ms=1_000)
+        dead = {letter.id: letter.reason for letter in again.dead_letters(DeadLetterQuery())}
+        counters = again.counters
+        assert again.recount() == {name: counters[name] for name in ("pending", "dead")}
+        assert (
+            counters["received"] == counters["delivered"] + counters["dead"] + counters["pending"]
+        )
+        again.close()
+        assert rig.most_loaded <= read_ahead
+        assert rig.feed.loaded == 0
+        for user, ids in rig.delivered.items():
+            delivered[user] += ids
+        if last:
+            finished = True
+            for user in users:
+                expected = [i for i in accepted[user] if i not in dead]
+                if strangers:  # an identify may go before the events of a user who is unknown
+                    expected.sort(key=kinds.__getitem__)
+                    delivered[user].sort(key=kinds.__getitem__)
+                assert delivered[user] == expected, user
+
+    for number in range(3):
+        run(lambda last=number == 2: life(last))
+    assert finished
+
+
+@pytest.mark.parametrize("first", range(0, 160, 20))
+def test_each_users_records_are_delivered_in_the_order_of_acceptance(
+    first: int, tmp_path: Path
+) -> None:
+    for seed in range(first, first + 20):
+        try:
+            lives_of(seed, tmp_path)
+        except BaseException as error:
+            error.add_note(f"repeat with lives_of({seed}, tmp_path)")
+            raise
+
+
+def in_virtual_time(test: Callable[[Path], Coroutine[Any, Any, None]]) -> Callable[[Path], None]:
+    def wrapper(tmp_path: Path) -> None:
+        run(lambda: test(tmp_path))
+
+    wrapper.__name__ = test.__name__
+    return wrapper
+
+
+@in_virtual_time
+async def test_a_crowded_user_does_not_hold_up_the_others(tmp_path: Path) -> None:
+    rig = Rig(tmp_path / "s.db", read_ahead=128)
+    rig.append(*["crowd"] * 1000, *[f"u{i}" for i in range(50)])
+    rig.call_s = lambda: 1.0
+    others = [i for (i,) in rig.db.execute("SELECT id FROM records WHERE user_key <> 'crowd'")]
+    crowd = ids_of(rig, "crowd")
+    await rig.deliver(rig.settled)
+    assert max(rig.at_s[i] for i in others) < 60
+    assert rig.delivered["crowd"] == crowd
+    assert rig.most_loaded <= 128
+
+
+@in_virtual_time
+async def test_many_crowded_users_leave_room_for_those_who_come_later(tmp_path: Path) -> None:
+    rig = Rig(tmp_path / "s.db", read_ahead=128)
+    rig.append(*[f"crowd{i // 200}" for i in range(12 * 200)])
+    rig.call_s = lambda: 1.0
+
+    async def later() -> None:
+        await anyio.sleep(320)
+        rig.append("late")
+        await rig.settled()
+        assert current().now_s > 450
+
+    await rig.deliver(later)
+    (late,) = rig.delivered["late"]
+    assert rig.at_s[late] < 320 + PER_USER
+    assert rig.most_loaded <= 128
+
+
+@in_virtual_time
+async def test_however_many_parked_users_wake_at_once_memory_is_bounded(tmp_path: Path) -> None:
+    rig = Rig(tmp_path / "s.db", read_ahead=100)
+    down = True
+    rig.answer = lambda _: FAILING if down else None
+    rig.append(*[f"u{i % 60}" for i in range(60 * 40)])
+
+    async def until() -> None:
+        nonlocal down
+        await anyio.sleep(30)
+        down = False
+        await rig.settled()
+
+    await rig.deliver(until)
+    assert rig.most_loaded <= 100
+    assert all(ids == sorted(ids) for ids in rig.delivered.values())
+
+
+@pytest.mark.parametrize("read_ahead", [1, 2, 3])
+def test_the_smallest_read_ahead_still_delivers(read_ahead: int, tmp_path: Path) -> None:
+    async def main() -> None:
+        rig = Rig(tmp_path / "s.db", read_ahead=read_ahead)
+        rig.append(*["ann", "bob"] * 50)
+        await rig.deliver(rig.settled)
+        assert rig.most_loaded <= read_ahead
+        assert all(ids == sorted(ids) for ids in rig.delivered.values())
+
+    run(main)
+
+
+@in_virtual_time
+async def test_large_records_are_bounded_in_bytes(tmp_path: Path) -> None:
+    rig = Rig(tmp_path / "s.db", read_ahead=2048)
+    size = feed_module.READ_AHEAD_BYTES // 16
+    most = 0
+
+    def answer(_: Record) -> None:
+        nonlocal most
+        most = max(most, rig.feed._loaded_bytes)
+
+    rig.answer = answer
+    rig.append(*["ann"] * 40, *["bob"] * 40, raw=bytes(size))
+    await rig.deliver(rig.settled)
+    assert most <= feed_module.READ_AHEAD_BYTES + size
+    assert rig.calls == {"ann": 40, "bob": 40}
+
+
+@in_virtual_time
+async def test_a_parked_user_wakes_when_it_is_due_and_others_do_not_wait(tmp_path: Path) -> None:
+    rig = Rig(tmp_path / "s.db")
+    rig.append("ann", "bob", "ann", "bob")
+    rig.answer = lambda r: FAILING if r.user_key == "ann" and rig.calls["ann"] < 3 else None
+    wakes: list[float] = []
+
+    async def until() -> None:
+        while rig.pending:
+            await rig.feed.progress()
+            (wake,) = rig.db.execute("SELECT max(wake_at_ms) FROM users_aside").fetchone()
+            if wake:
+                wakes.append(round(wake / 1000 - EPOCH_S, 3))
+
+    await rig.deliver(until)
+    assert max(rig.at_s[i] for i in rig.delivered["bob"]) < 0.1
+    assert rig.delivered["ann"] == sorted(rig.delivered["ann"])
+    assert rig.calls["ann"] == 4
+    due = sorted(set(wakes))
+    for called, wake in zip(rig.called_at_s["ann"][1:3], due, strict=True):
+        assert wake <= called < wake + 0.1
+
+
+@in_virtual_time
+async def test_an_identify_behind_an_unknown_user_wakes_it_at_once(tmp_path: Path) -> None:
+    rig = Rig(tmp_path / "s.db")
+    known = False
+
+    def answer(record: Record) -> Failure | None:
+        nonlocal known
+        known = known or record.kind == Kind.IDENTIFY
+        return None if known else UNKNOWN
+
+    rig.answer = answer
+    rig.append("ann", "ann", "ann")
+    first = ids_of(rig, "ann")
+
+    async def until() -> None:
+        await anyio.sleep(100)
+        rig.append("ann", kind=Kind.IDENTIFY)
+        asked_s = current().now_s
+        await rig.settled()
+        assert current().now_s < asked_s + 0.2
+
+    await rig.deliver(until)
+    assert rig.delivered["ann"] == [first[-1] + 1, *first]
+
+
+@in_virtual_time
+async def test_an_identify_that_was_loaded_already_wakes_an_unknown_user_at_once(
+    tmp_path: Path,
+) -> None:
+    rig = Rig(tmp_path / "s.db")
+    known = False
+
+    def answer(record: Record) -> Failure | None:
+        nonlocal known
+        known = known or record.kind == Kind.IDENTIFY
+        return None if known else UNKNOWN
+
+    rig.answer = answer
+    rig.append("ann")
+    rig.append("ann", kind=Kind.IDENTIFY)
+    rig.append("ann")
+    first, identify, last = ids_of(rig, "ann")
+
+    async def until() -> None:
+        await rig.settled()
+        assert current().now_s < 0.2
+
+    await rig.deliver(until)
+    assert rig.delivered["ann"] == [identify, first, last]
+
+
+@in_virtual_time
+async def test_an_unknown_users_events_expire_after_the_window(tmp_path: Path) -> None:
+    rig = Rig(tmp_path / "s.db")
+    rig.answer = lambda record: UNKNOWN if record.user_key == "ann" else None
+    rig.append(*["ann"] * 500, "bob")
+
+    async def until() -> None:
+        await rig.settled()
+        assert HOUR_S * 0.8 < current().now_s < HOUR_S * 1.5
+        assert set(rig.dead().values()) == {"user_not_found"}
+        assert len(rig.dead()) == 500
+        rig.balanced()
+
+    await rig.deliver(until)
+    assert rig.calls["ann"] <= 8
+
+
+@in_virtual_time
+async def test_the_window_begins_with_the_first_refusal_not_with_acceptance(
+    tmp_path: Path,
+) -> None:
+    """Deliveries that stood still for a day must not cost an event its retries."""
+    rig = Rig(tmp_path / "s.db")
+    rig.append("ann", "ann")
+    await anyio.sleep(24 * HOUR_S)
+    rig.answer = lambda _: UNKNOWN if rig.calls["ann"] < 3 else None
+    await rig.deliver(rig.settled)
+    assert len(rig.delivered["ann"]) == 2
+
+
+@in_virtual_time
+async def test_a_user_that_keeps_failing_loses_one_record_and_goes_on(tmp_path: Path) -> None:
+    rig = Rig(tmp_path / "s.db")
+    rig.append("ann", "ann", "ann")
+    bad, *rest = ids_of(rig, "ann")
+    rig.answer = lambda record: FAILING if record.id == bad else None
+
+    async def until() -> None:
+        await rig.settled()
+        assert rig.dead() == {bad: "user_failing"}
+        rig.balanced()
+
+    await rig.deliver(until)
+    assert rig.calls["ann"] == 5 + 2
+    assert rig.delivered["ann"] == rest
+
+
+@in_virtual_time
+async def test_a_probe_answered_before_the_feed_may_go_on_is_not_forgotten(tmp_path: Path) -> None:
+    """The lane may park a user while its batch is still on its way out of ``run``."""
+    rig = Rig(tmp_path / "s.db")
+    rig.append("ann", "ann")
+    first, second = ids_of(rig, "ann")
+    await rig.feed.park(Record(first, Kind.EVENT, "ann", 0, b""), FAILING)
+    rig.feed._loaded_bytes = 0
+    await anyio.sleep(200)
+
+    class Outbox:
+        """Takes a batch, and lets it be answered before ``send`` returns."""
+
+        def __init__(self) -> None:
+            self.sent: list[int] = []
+
+        async def __aenter__(self) -> None: ...
+        async def __aexit__(self, *_: object) -> None: ...
+
+        async def send(self, records: list[Record]) -> None:
+            self.sent += [record.id for record in records]
+            for record in records:
+                if len(self.sent) == 1:
+                    await rig.feed.park(record, FAILING)
+                else:
+                    await rig.feed.deliver(record)
+
+    outbox = Outbox()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(rig.feed.run, outbox)
+        await anyio.sleep(5)
+        assert outbox.sent == [first], "a parked user went on before it was due"
+        await rig.settled()
+        rig.feed.stop()
+    assert outbox.sent == [first, first, second]
+    await rig.writer.close()
+
+
+@in_virtual_time
+async def test_a_damaged_last_record_ends_the_wait_for_all_to_be_settled(tmp_path: Path) -> None:
+    rig = Rig(tmp_path / "s.db")
+    rig.append("ann")
+    rig.db.execute("UPDATE records SET crc = crc + 1")
+    await rig.deliver(rig.settled)
+    assert rig.delivered == {}
+
+
+def test_what_is_left_at_a_stop_is_delivered_in_order_by_the_next_feed(tmp_path: Path) -> None:
+    path = tmp_path / "s.db"
+    users = ["ann"] * 100 + ["bob"] * 3
+    seen: list[Rig] = []
+
+    async def first() -> None:
+        rig = Rig(path)
+        seen.append(rig)
+        rig.append(*users)
+        rig.call_s = lambda: 1.0
+        await rig.deliver(lambda: anyio.sleep(5.5))
+        assert sum(rig.calls.values()) < 20
+
+    async def second() -> None:
+        rig = Rig(path)
+        seen.append(rig)
+        await rig.deliver(rig.settled)
+
+    run(first)
+    run(second)
+    for user, count in Counter(users).items():
+        delivered = seen[0].delivered.get(user, []) + seen[1].delivered.get(user, [])
+        assert delivered == sorted(set(delivered))
+        assert len(delivered) == count
+
+
+def test_an_identify_that_was_loaded_at_a_crash_still_wakes_its_unknown_user(
+    tmp_path: Path,
+) -> None:
+    """Parked, and the process died before what was loaded behind came back."""
+    path = tmp_path / "s.db"
+
+    async def first() -> None:
+        rig = Rig(path)
+        rig.append("ann")
+        rig.append("ann", kind=Kind.IDENTIFY)
+        rig.append("ann")
+        one, _, three = ids_of(rig, "ann")
+        rig.store.begin()
+        rig.store.park(Record(one, Kind.EVENT, "ann", 0, b""), UNKNOWN, 1 << 52, 0)
+        rig.store.set_aside([three])
+        rig.store.commit()
+        rig.store.close()
+
+    async def second() -> None:
+        rig = Rig(path)
+        one, identify, three = ids_of(rig, "ann")
+        await rig.deliver(rig.settled)
+        assert rig.delivered["ann"] == [identify, one, three]
+        assert max(rig.at_s.values()) < 1
+
+    run(first)
+    run(second)
+
+
+@in_virtual_time
+async def test_a_failing_disk_holds_deliveries_up_and_loses_none(tmp_path: Path) -> None:
+    rig = Rig(tmp_path / "s.db")
+    chance = random.Random(7)
+    rig.append(*["ann", "bob", "cid"] * 40)
+    expected = {user: ids_of(rig, user) for user in ("ann", "bob", "cid")}
+    rig.answer = lambda _: FAILING if chance.random() < 0.1 else None
+    commit = rig.store.commit
+
+    class FailingStore(Store):
+        def commit(self) -> None:
+            if chance.random() < 0.2:
+                raise sqlite3.OperationalError("disk I/O error")
+            commit()
+
+    rig.store.__class__ = FailingStore
+    await rig.deliver(rig.settled)
+    assert rig.delivered == expected

@@ -1,0 +1,204 @@
+"""What Intercom's answers say, and what the client makes of broken ones."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+from aiohttp import web
+
+from transports.errors import NoAnswer
+from transports.intercom import (
+    MAX_ANSWER_BYTES,
+    VERSION,
+    Answer,
+    ApiError,
+    IntercomClient,
+    RateHeaders,
+    Request,
+    decode_json,
+    get_contact,
+    me,
+    merged_into,
+    named_contact,
+    parse_error,
+    parse_rate,
+    send_event,
+)
+
+TOKEN = "canary-token-91bc"
+DEEP = b'{"a":' * 10_000 + b"1" + b"}" * 10_000
+
+
+def answer(body: bytes = b"", status: int = 400, **headers: str) -> Answer:
+    return Answer(status, {k.replace("_", "-"): v for k, v in headers.items()}, body)
+
+
+# --- parsing ----------------------------------------------------------------------------
+
+
+def test_the_first_error_of_a_list_counts() -> None:
+    body = b'{"type":"error.list","request_id":"r","errors":[{"code":"c","message":"m"},{}]}'
+    assert parse_error(answer(body, x_request_id="h")) == ApiError("c", "m", "r")
+    old = b'{"errors":[{"type":"t"}]}'
+    assert parse_error(answer(old, x_request_id="h")) == ApiError("t", "", "h")
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"null", b"<html>", b'{"errors":null}', b'{"errors":[]}', b"\xff", b"[]", DEEP]
+)
+def test_no_body_is_too_strange_to_parse(body: bytes) -> None:
+    assert parse_error(answer(body, x_request_id="h")) == ApiError(request_id="h")
+
+
+@pytest.mark.parametrize("body", [b"", b"null", b"<html>", b"[]", b"\xff", DEEP])
+def test_what_is_no_object_decodes_to_an_empty_one(body: bytes) -> None:
+    assert decode_json(answer(body)) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("166", 166),
+        ("0", 0),
+        ("", None),
+        ("-1", None),
+        ("1.5", None),
+        ("²", None),
+        ("9" * 99, None),
+    ],
+)
+def test_rate_headers_are_whole_numbers_or_none(text: str, number: int | None) -> None:
+    headers = dict.fromkeys(
+        ("x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset"), text
+    )
+    assert parse_rate(headers) == RateHeaders(number, number, number)
+    assert parse_rate({}) == RateHeaders(None, None, None)
+
+
+def test_the_contact_that_a_conflict_names_is_found() -> None:
+    message = "A contact matching those details already exists with id=5f7f0d217289f8d5f4262080"
+    assert named_contact(message) == "5f7f0d217289f8d5f4262080"
+    assert named_contact("Conflict") is None
+
+
+def test_the_contact_that_another_was_merged_into_is_found() -> None:
+    assert merged_into(answer(link='</contacts/abc123>; rel="canonical"')) == "abc123"
+    assert merged_into(answer()) is None
+
+
+def test_an_id_cannot_leave_its_place_in_a_path() -> None:
+    assert get_contact("a/../b?c").path == "/contacts/a%2F..%2Fb%3Fc"
+
+
+# --- the client -------------------------------------------------------------------------
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@asynccontextmanager
+async def client_of(handler: Handler, timeout_s: float = 10.0) -> AsyncIterator[IntercomClient]:
+    """A client of a server on a port of this machine."""
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", handler)
+    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    port = runner.addresses[0][1]
+    async with IntercomClient(
+        f"http://127.0.0.1:{port}/", TOKEN, timeout_s=timeout_s, connections=2
+    ) as client:
+        yield client
+    await runner.cleanup()
+
+
+async def cause_of(client: IntercomClient, request: Request) -> str:
+    with pytest.raises(NoAnswer) as caught:
+        await client.send(request)
+    assert TOKEN not in f"{caught.value} {caught.value!r} {client!r}"
+    return caught.value.cause
+
+
+async def test_a_request_carries_token_version_and_exactly_its_bytes() -> None:
+    seen: list[tuple[str, str, str, bytes]] = []
+
+    async def handler(request: web.Request) -> web.Response:
+        headers = request.headers
+        seen.append(
+            (
+                request.path,
+                headers["Authorization"],
+                headers["Intercom-Version"],
+                await request.read(),
+            )
+        )
+        return web.Response(status=202, headers={"X-RateLimit-Limit": "166"})
+
+    async with client_of(handler) as client:
+        got = await client.send(send_event(b'{ "a" :1}'))
+    assert (got.status, got.body, got.headers["x-ratelimit-limit"]) == (202, b"", "166")
+    assert seen == [("/events", f"Bearer {TOKEN}", VERSION, b'{ "a" :1}')]
+
+
+@pytest.mark.parametrize("status", [200, 302, 404, 429, 502])
+async def test_every_status_is_an_answer_html_or_not(status: int) -> None:
+    async def handler(request: web.Request) -> web.Response:
+        page = "<html>proxy</html>"
+        headers = {"Location": "/elsewhere"}
+        return web.Response(status=status, text=page, content_type="text/html", headers=headers)
+
+    async with client_of(handler) as client:
+        got = await client.send(me())
+    assert (got.status, got.body) == (status, b"<html>proxy</html>")
+    assert (parse_error(got), decode_json(got)) == (ApiError(), {})
+
+
+async def test_a_refused_connection_is_called_so() -> None:
+    with socket.socket() as bound:  # bound, but nobody listens
+        bound.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{bound.getsockname()[1]}"
+        async with IntercomClient(url, TOKEN, timeout_s=10.0, connections=1) as client:
+            assert await cause_of(client, me()) == "refused"
+
+
+async def test_a_server_that_hangs_is_timed_out() -> None:
+    async def handler(request: web.Request) -> web.Response:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async with client_of(handler, timeout_s=0.05) as client:
+        assert await cause_of(client, me()) == "timeout"
+
+
+async def test_an_answer_that_is_cut_off_is_incomplete() -> None:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Length": "100"})
+        await response.prepare(request)
+        await response.write(b'{"id":')
+        assert request.transport is not None
+        request.transport.close()
+        return response
+
+    async with client_of(handler) as client:
+        assert await cause_of(client, me()) == "incomplete"
+
+
+async def test_a_connection_that_ends_without_an_answer_is_a_reset() -> None:
+    async def handler(request: web.Request) -> web.Response:
+        assert request.transport is not None
+        request.transport.abort()
+        return web.Response()
+
+    async with client_of(handler) as client:
+        assert await cause_of(client, send_event(b"{}")) == "reset"
+
+
+async def test_an_answer_without_bounds_is_not_read_to_its_end() -> None:
+    async def handler(request: web.Request) -> web.Response:
+        return web.Response(body=b"x" * (MAX_ANSWER_BYTES + 100_000))
+
+    async with client_of(handler) as client:
+        assert await cause_of(client, me()) == "incomplete"
