@@ -28,7 +28,8 @@ from engine.metrics import Status, SyncStatus, read_facts, sync_status
 from engine.pipeline import Pipeline
 from engine.spool import Spool, wall_clock_ms
 from engine.spool.lock import DataDir
-from engine.spool.store import DeadLetter, DeadLetterQuery, Store
+from engine.spool.rows import DeadLetter, DeadLetterQuery
+from engine.spool.store import Store
 from transports import Batch, Receipt, Source
 from transports.amplitude import BadUpload, decode_events
 from transports.errors import Refused
@@ -276,7 +277,7 @@ def _renew_directory(store: Store, sync: Sync) -> None:
     """Start a new contact directory where the old one is about another workspace or key."""
     about = f"{_base_url(sync.intercom)} {sync.mapping.identifier} {sync.mapping.source}"
     if store.meta("directory") not in (None, about):
-        store.forget_all_contacts()
+        store.contacts.forget_all()
     store.set_meta("directory", about)
 
 

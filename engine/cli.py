@@ -12,7 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from engine.config import Settings
-    from engine.spool.store import DeadLetterQuery
+    from engine.spool.rows import DeadLetterQuery
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -257,7 +257,7 @@ def _query(
     since: str | None,
     until: str | None,
 ) -> DeadLetterQuery:
-    from engine.spool.store import DeadLetterQuery
+    from engine.spool.rows import DeadLetterQuery
 
     return DeadLetterQuery(ids or [], reason, user, _time_ms(since), _time_ms(until))
 

@@ -156,7 +156,7 @@ class Delivery(_Section, frozen=True, kw_only=True):
 
     lanes: Annotated[int, msgspec.Meta(ge=1, le=8192)] = 512
     read_ahead: Annotated[int, msgspec.Meta(ge=1)] = 2048
-    retry_attempts: Positive = 10
+    retry_attempts: Annotated[int, msgspec.Meta(ge=1, le=30)] = 10
     retry_window_s: PositiveSeconds = 4 * 3600.0
     twin_window_s: Seconds = 24 * 3600.0
     probe_first_s: PositiveSeconds = 0.5
@@ -308,6 +308,7 @@ def _problems(settings: Settings) -> Iterator[str]:
             yield f"{where}.name: `{sync.name}` is taken by another sync"
         yield from _selection_problems(where, sync.events)
         yield from _target_problems(f"{where}.users.properties", sync.users.properties)
+        yield from _source_problems(f"{where}.users.properties", sync.users.properties)
         yield from _target_problems(f"{where}.events.metadata", sync.events.metadata)
     for section, server in (("http", settings.http), ("admin", settings.admin)):
         if server and host_and_port(server.listen)[1] > MAX_PORT:
@@ -344,6 +345,13 @@ def _target_problems(where: str, properties: list[str | Rename]) -> Iterator[str
         if target in seen:
             yield f"{where}[{index}]: `{target}` is fed twice"
         seen.add(target)
+
+
+def _source_problems(where: str, properties: list[str | Rename]) -> Iterator[str]:
+    sources = [source_and_target(item)[0].removeprefix("user.") for item in properties]
+    for index, source in enumerate(sources):
+        if source in sources[:index]:
+            yield f"{where}[{index}]: `{source}` is sent twice"
 
 
 def source_and_target(item: str | Rename) -> tuple[str, str]:

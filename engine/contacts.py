@@ -22,7 +22,7 @@ from engine.envelope import ContactUpdate, Identity
 from engine.errors import DeadLetter, Failure
 from engine.gate import Gate
 from engine.mapping import ATTRIBUTE_PREFIX, Rules, contact_body, creation_body
-from engine.spool.store import Contact
+from engine.spool.rows import Contact
 from engine.user_properties import CLEAR_ALL, apply, needs_state
 from transports import intercom
 from transports.intercom import Answer

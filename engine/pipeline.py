@@ -27,7 +27,8 @@ from engine.envelope import Envelope, Record
 from engine.gate import Gate
 from engine.mapping import Rules
 from engine.spool import Spool
-from engine.spool.store import DeadLetter, DeadLetterQuery, Row, Store
+from engine.spool.rows import DeadLetter, DeadLetterQuery, Row
+from engine.spool.store import Store
 from transports.amplitude import BadEvent, decode_head
 
 INTAKE_BATCHES = 16

@@ -8,6 +8,7 @@ was written in (HTTP V2 and SDKs; Export files and webhooks; the old JavaScript 
 from __future__ import annotations
 
 import datetime as dt
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
@@ -255,7 +256,7 @@ def decode_upload(body: bytes) -> Upload | BadUpload:
     if not body.strip():
         return BadUpload(400, "Missing request body")
     try:
-        upload = _upload.decode(body)
+        upload = _decode_mended(body)
     except msgspec.ValidationError as error:
         return BadUpload(400, "Invalid JSON request body", missing_field=_field_of(error))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -265,6 +266,35 @@ def decode_upload(body: bytes) -> Upload | BadUpload:
     if not isinstance(upload.events, list) or not upload.events:
         return BadUpload(400, "Request missing required field", missing_field="events")
     return upload
+
+
+def _decode_mended(body: bytes) -> Upload:
+    try:
+        return _upload.decode(body)
+    except msgspec.ValidationError:
+        raise
+    except msgspec.DecodeError:
+        return _upload.decode(mend_surrogates(body))
+
+
+_ESCAPE = re.compile(
+    rb"\\(?:u(?P<high>d[89ab][0-9a-f]{2})(?P<low>\\ud[c-f][0-9a-f]{2})?|u(?P<lone>d[c-f][0-9a-f]{2})|.)",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+def mend_surrogates(raw: bytes) -> bytes:
+    """Return JSON with U+FFFD for each half of a surrogate pair, which is not text.
+
+    JavaScript cuts strings between the halves of an emoji; one such string must not cost the others
+    of its upload.
+    """
+    return _ESCAPE.sub(_mend, raw)
+
+
+def _mend(escape: re.Match[bytes]) -> bytes:
+    halved = (escape["high"] and not escape["low"]) or escape["lone"]
+    return b"\\ufffd" if halved else escape[0]
 
 
 def _field_of(error: msgspec.ValidationError) -> str:

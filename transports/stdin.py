@@ -16,7 +16,7 @@ import anyio
 import anyio.to_thread
 
 from transports import Batch, Intake, Receipt, Ticket
-from transports.amplitude import BadEvent, Head, decode_head
+from transports.amplitude import BadEvent, Head, decode_head, mend_surrogates
 from transports.errors import Refused
 
 CHUNK_BYTES: Final = 256 * 1024
@@ -123,19 +123,25 @@ class LineSource:
                 await self._collect(intake)
 
     def _batch(self, lines: list[tuple[int, bytes, bool]], origin: str) -> Batch:
+        decoded = [self._decode(line, whole) for _, line, whole in lines]
         return Batch(
-            [self._head(line, whole) for _, line, whole in lines],
-            [line for _, line, _ in lines],
+            [head for head, _ in decoded],
+            [raw for _, raw in decoded],
             sync=self._sync,
             derive_ids=True,
             origin=origin,
             lines=[number for number, _, _ in lines],
         )
 
-    def _head(self, line: bytes, whole: bool) -> Head | BadEvent:
-        if whole:
-            return decode_head(line)
-        return BadEvent("too_large", "", f"longer than {self._max_line_bytes} bytes")
+    def _decode(self, line: bytes, whole: bool) -> tuple[Head | BadEvent, bytes]:
+        if not whole:
+            return BadEvent("too_large", "", f"longer than {self._max_line_bytes} bytes"), line
+        head = decode_head(line)
+        if isinstance(head, BadEvent) and head.reason == "invalid_json":
+            mended = mend_surrogates(line)
+            if mended != line:
+                return decode_head(mended), mended
+        return head, line
 
     async def _collect(self, intake: Intake) -> None:
         """Wait for the oldest batch. Refused, it and all behind it are sent again, in order."""

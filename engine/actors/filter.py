@@ -20,7 +20,7 @@ from engine.errors import SpoolError
 from engine.mapping import LOOP_PREFIX, Rules
 from engine.selection import Selection
 from engine.spool import Spool
-from engine.spool.store import Append, Appended, DeadRow, Row
+from engine.spool.rows import Append, Appended, DeadRow, Row
 from transports import Batch, Receipt
 from transports.amplitude import (
     GROUP_IDENTIFY,
@@ -57,6 +57,8 @@ class Filter:
         event_type = head.event_type
         if event_type == IDENTIFY:
             return self._users_drop or self._admit(head, raw, Kind.IDENTIFY, None)
+        if event_type == GROUP_IDENTIFY:
+            return "group_identify"
         predicate = self._selection.lookup(event_type) if event_type else None
         if predicate is None or self._events_drop:
             return self._judge_unselected(head, raw)
@@ -79,8 +81,6 @@ class Filter:
         """An event that is not sent may still change its user, where the trigger says so."""
         if not head.event_type:
             return BadEvent("missing_field", "event_type", "event_type is missing")
-        if head.event_type == GROUP_IDENTIFY:
-            return "group_identify"
         if self._rules.updates_on_events and not self._users_drop:
             event = _decode(raw)
             if isinstance(event, BadEvent):

@@ -22,7 +22,7 @@ from engine.commands import OK, configure_logging
 from engine.commands.run import start_sources
 from engine.config import Log, Settings, from_table
 from engine.metrics import SyncStatus
-from engine.spool.store import DeadLetter, DeadLetterQuery
+from engine.spool.rows import DeadLetter, DeadLetterQuery
 from transports.http import HttpSource
 from transports.sandbox import Sandbox, serve
 

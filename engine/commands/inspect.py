@@ -20,7 +20,7 @@ from engine.commands.preview import Preview
 from engine.config import Admin, Settings
 from engine.errors import DataDirInUse
 from engine.metrics import Status
-from engine.spool.store import DeadLetter, DeadLetterQuery
+from engine.spool.rows import DeadLetter, DeadLetterQuery
 
 
 class Spools(Protocol):

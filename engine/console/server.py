@@ -21,7 +21,7 @@ from engine import metrics
 from engine.app import Engine
 from engine.config import Admin, host_and_port
 from engine.errors import SettingsError
-from engine.spool.store import DeadLetterQuery
+from engine.spool.rows import DeadLetterQuery
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _encoder = msgspec.json.Encoder()

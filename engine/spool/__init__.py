@@ -15,9 +15,10 @@ from typing import TypeVar
 
 from engine.config import Delivery, SpoolSettings
 from engine.spool.feed import Feed
+from engine.spool.rows import Append, Appended, Contact
 from engine.spool.schema import connect
 from engine.spool.seconds import Claim
-from engine.spool.store import Append, Appended, Contact, Store
+from engine.spool.store import Store
 from engine.spool.writer import InlineWriter, Job, ThreadWriter, Writer
 
 T = TypeVar("T")
@@ -77,7 +78,8 @@ class Spool:
     async def close(self) -> None:
         """Finish what was submitted and close the file."""
         if self._uncounted_received:
-            await self.do(self._count)
+            received, dropped = self._take_uncounted()
+            await self.do(lambda store: store.count_only(received, dropped))
         await self._writer.close()
 
     def append(self, batch: Append) -> asyncio.Future[Appended]:
@@ -86,8 +88,13 @@ class Spool:
         The future raises ``SpoolError`` when nothing of it is stored.
         """
         now_ms = self._now_ms()
-        self._take_uncounted(batch)
-        return self._writer.submit(lambda store: store.append(batch, now_ms))
+        received, dropped = self._take_uncounted()
+
+        def job(store: Store) -> Appended:
+            store.count_only(received, dropped)
+            return store.append(batch, now_ms)
+
+        return self._writer.submit(job)
 
     def count_only(self, received: int, dropped: Counter[str]) -> None:
         """Count a batch of which nothing is kept; written with the next batch that is.
@@ -97,17 +104,11 @@ class Spool:
         self._uncounted_received += received
         self._uncounted.update(dropped)
 
-    def _take_uncounted(self, batch: Append) -> None:
-        batch.received += self._uncounted_received
-        batch.dropped.update(self._uncounted)
+    def _take_uncounted(self) -> tuple[int, Counter[str]]:
+        taken = self._uncounted_received, Counter(self._uncounted)
         self._uncounted_received = 0
         self._uncounted.clear()
-
-    def _count(self, store: Store) -> None:
-        received, dropped = self._uncounted_received, Counter(self._uncounted)
-        self._uncounted_received = 0
-        self._uncounted.clear()
-        store.count_only(received, dropped)
+        return taken
 
     async def do(self, job: Job[T]) -> T:
         """Run a job on the store; returns when what it did is durable.
@@ -139,12 +140,12 @@ class Spool:
 
     async def contact(self, user: str) -> Contact | None:
         """Return what is known of a user's contact."""
-        return await self.do(lambda store: store.contact(user))
+        return await self.do(lambda store: store.contacts.get(user))
 
     async def remember(self, user: str, contact: Contact) -> None:
         """Keep what is known of a user's contact."""
-        await self.do(lambda store: store.remember(user, contact, self._now_ms()))
+        await self.do(lambda store: store.contacts.remember(user, contact, self._now_ms()))
 
     async def forget(self, user: str) -> None:
         """Drop a contact that is no longer what it was."""
-        await self.do(lambda store: store.forget(user))
+        await self.do(lambda store: store.contacts.forget(user))

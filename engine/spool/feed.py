@@ -30,7 +30,8 @@ from anyio.streams.memory import MemoryObjectSendStream
 from engine.backoff import retry_delay_s
 from engine.envelope import Record
 from engine.errors import Failure, SpoolError
-from engine.spool.store import Loaded, Store
+from engine.spool.rows import Loaded
+from engine.spool.store import Store
 from engine.spool.writer import Job, Writer
 
 T = TypeVar("T")

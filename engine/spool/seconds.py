@@ -1,8 +1,9 @@
 """Which second of a user an event has: twins must not swallow each other.
 
-Intercom takes two events of one contact, with one name, in one second for the same (API description,
-``POST /events``). So the later of two *different* events is moved to the next free second, and which
-second belongs to which event is kept on disk: a retry, after a crash too, asks for the same again.
+Intercom takes two events of one contact, with one name, in one second for the same one (API
+description, ``POST /events``). So the later of two *different* events is moved to the next free
+second, and which second belongs to which event is kept on disk: a retry has the same, after a crash
+too.
 """
 
 from __future__ import annotations

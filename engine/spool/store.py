@@ -11,16 +11,31 @@ Counters change in the transaction that changes the rows they count. Hence, afte
 from __future__ import annotations
 
 import sqlite3
-import zlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
 from engine.envelope import Kind, Record
 from engine.errors import Failure, SpoolError
+from engine.spool.directory import ContactDirectory
+from engine.spool.rows import (
+    Append,
+    Appended,
+    DeadLetter,
+    DeadLetterQuery,
+    DeadRow,
+    Keyed,
+    Loaded,
+    Row,
+    checksum,
+    conditions,
+    cut,
+    dead_letter,
+    row_checksum,
+)
 from engine.spool.seconds import Seconds
 
 PRUNE_ROWS = 2_000
@@ -31,117 +46,9 @@ REFILL_LEVEL = 0.95
 """Share of the cap below which a spool that was full takes events again."""
 
 
-class Row(msgspec.Struct, frozen=True, gc=False):
-    """An event to append. ``insert_key``: what it is known by again, or None for never."""
-
-    kind: Kind
-    user_key: str
-    raw: bytes
-    insert_key: bytes | None
-
-
-class DeadRow(msgspec.Struct, frozen=True, gc=False):
-    """Something a source brought that is no event; kept as a dead letter at once."""
-
-    reason: str
-    message: str
-    raw: bytes
-    insert_key: bytes | None
-    origin: str
-    line: int | None
-
-
-Keyed = TypeVar("Keyed", Row, DeadRow)
-
-
-class Append(msgspec.Struct):
-    """What one sync keeps of one batch: rows, dead letters, and how much of it was dropped."""
-
-    received: int
-    rows: list[Row]
-    dead: list[DeadRow]
-    dropped: Counter[str]
-
-
-class Appended(msgspec.Struct, frozen=True):
-    """What became of an ``Append``."""
-
-    accepted: int
-    duplicates: int
-    dead: int
-
-
-class Loaded(msgspec.Struct, frozen=True):
-    """Records for delivery, in order per user.
-
-    ``last_id``: up to where the queue has been read. ``draining``: users of whom more waits than
-    was loaded. ``next_wake_ms``: when the next parked user is due, if any is parked.
-    """
-
-    records: list[Record]
-    last_id: int
-    draining: list[str]
-    next_wake_ms: int | None
-    more: bool
-
-
-class Contact(msgspec.Struct, frozen=True):
-    """What the directory knows of a user's contact.
-
-    ``properties``: the selected Amplitude properties as last worked out. ``written``: the contact's
-    fields as last written. ``applied_id``: the record whose operations were applied last.
-    """
-
-    contact_id: str
-    properties: dict[str, Any]
-    written: dict[str, Any]
-    applied_id: int = 0
-
-
-class DeadLetter(msgspec.Struct, frozen=True):
-    """A dead letter, whole."""
-
-    id: int
-    reason: str
-    status: int
-    code: str
-    message: str
-    request_id: str
-    attempts: int
-    first_failed_at_ms: int
-    last_failed_at_ms: int
-    accepted_at_ms: int
-    user_key: str
-    origin: str
-    line: int | None
-    claim_id: int
-    raw: bytes
-
-
-class DeadLetterQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Which dead letters: all conditions that are given must hold."""
-
-    ids: list[int] = []
-    reason: str | None = None
-    user: str | None = None
-    since_ms: int | None = None
-    until_ms: int | None = None
-
-
-_RECORD = (
-    "id, kind, user_key, accepted_at_ms, attempts, first_failed_at_ms, claim_id, crc, raw"
-)
+_RECORD = "id, kind, user_key, accepted_at_ms, attempts, first_failed_at_ms, claim_id, crc, raw"
 _DEAD = ", ".join(DeadLetter.__struct_fields__)
-
-
-def checksum(id_: int, kind: int, user_key: str, accepted_at_ms: int, raw: bytes) -> int:
-    """Return the CRC32 that a record is kept with: SQLite does not notice a flipped byte."""
-    head = b"%d %d %d %s" % (id_, kind, accepted_at_ms, user_key.encode())
-    return zlib.crc32(raw, zlib.crc32(head))
-
-
-def _crc(id_: int, row: Row, at_ms: int) -> int:
-    return checksum(id_, row.kind, row.user_key, at_ms, row.raw)
+_HOLES = ", ".join("?" * len(DeadLetter.__struct_fields__))
 
 
 class Store:
@@ -159,6 +66,7 @@ class Store:
         self._max_bytes = max_bytes
         self._window_ms = window_ms
         self.seconds = Seconds(connection, twin_window_ms)
+        self.contacts = ContactDirectory(connection)
         self._counters: Counter[str] = Counter(
             dict(connection.execute("SELECT name, value FROM counters"))
         )
@@ -320,7 +228,15 @@ class Store:
             "INSERT INTO records (id, kind, user_key, accepted_at_ms, claim_id, crc, raw)"
             " VALUES (?, ?, ?, ?, ?, ?, ?)",
             [
-                (i, row.kind, row.user_key, at_ms, claim_id or i, _crc(i, row, at_ms), row.raw)
+                (
+                    i,
+                    row.kind,
+                    row.user_key,
+                    at_ms,
+                    claim_id or i,
+                    row_checksum(i, row, at_ms),
+                    row.raw,
+                )
                 for i, row in enumerate(rows, first)
             ],
         )
@@ -363,11 +279,10 @@ class Store:
                 "DELETE FROM seen WHERE id < ? AND at_ms <= ?", (oldest[0] + PRUNE_ROWS, cutoff)
             )
 
-    def _bury_unread(self, id_: int, letter: DeadRow, now_ms: int) -> None:
-        failure = Failure(letter.reason, message=letter.message)
-        self._insert_dead(
-            id_, failure, 0, now_ms, now_ms, "", letter.raw, letter.origin, letter.line
-        )
+    def _bury_unread(self, id_: int, row: DeadRow, now_ms: int) -> None:
+        failure = Failure(row.reason, message=row.message)
+        letter = dead_letter(Record(id_, Kind.EVENT, "", now_ms, row.raw), failure, now_ms)
+        self._insert_dead(msgspec.structs.replace(letter, origin=row.origin, line=row.line))
 
     # --- reading for delivery -------------------------------------------------------------
 
@@ -442,7 +357,7 @@ class Store:
                 " ORDER BY id LIMIT ?",
                 (user, limit),
             )
-            rows, _ = _cut(cursor, limit_bytes)
+            rows, _ = cut(cursor, limit_bytes)
             intact = list(self._intact(rows))
             if intact or not rows:
                 return intact
@@ -486,7 +401,7 @@ class Store:
             " WHERE r.id > ? AND r.set_aside = 0 ORDER BY r.id LIMIT ?",
             (after_id, limit),
         )
-        rows, is_cut = _cut(cursor, limit_bytes)
+        rows, is_cut = cut(cursor, limit_bytes)
         return rows, is_cut or len(rows) == limit
 
     def _intact(self, rows: Iterable[Any]) -> Iterator[Record]:
@@ -495,12 +410,12 @@ class Store:
             if checksum(id_, kind, user, at_ms, raw) == crc:
                 yield Record(id_, Kind(kind), user, at_ms, raw, attempts, first_failed, claim_id)
             else:
-                self._bury_corrupt(id_, user, at_ms, raw)
+                self._bury_corrupt(Record(id_, Kind.EVENT, user, at_ms, raw, claim_id=claim_id))
 
-    def _bury_corrupt(self, id_: int, user: str, at_ms: int, raw: bytes) -> None:
-        self._delete([id_])
+    def _bury_corrupt(self, record: Record) -> None:
         failure = Failure("corrupt", message="the checksum does not match: damaged on disk")
-        self._insert_dead(id_, failure, 0, at_ms, at_ms, user, raw, "", None)
+        self._delete([record.id])
+        self._insert_dead(dead_letter(record, failure, record.accepted_at_ms))
         self._deltas["dead"] += 1
 
     # --- settling -------------------------------------------------------------------------
@@ -517,20 +432,8 @@ class Store:
         """Settle a record as a dead letter, which keeps the record's place as its id."""
         if not self._delete([record.id]):
             return
-        first = record.first_failed_at_ms or now_ms
-        self._insert_dead(
-            record.id,
-            failure,
-            record.attempts + 1,
-            first,
-            now_ms,
-            record.user_key,
-            record.raw,
-            "",
-            None,
-            accepted_at_ms=record.accepted_at_ms,
-            claim_id=record.claim_id,
-        )
+        charged = msgspec.structs.replace(record, attempts=record.attempts + 1)
+        self._insert_dead(dead_letter(charged, failure, now_ms))
         self._deltas["dead"] += 1
 
     def park(self, record: Record, failure: Failure, wake_at_ms: int, now_ms: int) -> None:
@@ -614,41 +517,10 @@ class Store:
         self._deltas["pending"] -= cursor.rowcount
         return cursor.rowcount
 
-    def _insert_dead(
-        self,
-        id_: int,
-        failure: Failure,
-        attempts: int,
-        first_ms: int,
-        last_ms: int,
-        user: str,
-        raw: bytes,
-        origin: str,
-        line: int | None,
-        *,
-        accepted_at_ms: int | None = None,
-        claim_id: int | None = None,
-    ) -> None:
-        accepted = first_ms if accepted_at_ms is None else accepted_at_ms
+    def _insert_dead(self, letter: DeadLetter) -> None:
         self._db.execute(
-            f"INSERT INTO dead_letters ({_DEAD}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",  # noqa: S608 - constants
-            (
-                id_,
-                failure.reason,
-                failure.status,
-                failure.code,
-                failure.message,
-                failure.request_id,
-                attempts,
-                first_ms,
-                last_ms,
-                accepted,
-                user,
-                origin,
-                line,
-                claim_id or id_,
-                raw,
-            ),
+            f"INSERT INTO dead_letters ({_DEAD}) VALUES ({_HOLES})",  # noqa: S608 - constants
+            msgspec.structs.astuple(letter),
         )
 
     # --- dead letters ---------------------------------------------------------------------
@@ -657,7 +529,7 @@ class Store:
         self, query: DeadLetterQuery, *, after_id: int = 0, limit: int = 1000
     ) -> list[DeadLetter]:
         """Return the dead letters that a query means, by id."""
-        where, values = _conditions(query)
+        where, values = conditions(query)
         rows = self._db.execute(
             f"SELECT {_DEAD} FROM dead_letters WHERE id > ? AND {where} ORDER BY id LIMIT ?",  # noqa: S608 - columns and placeholders only
             (after_id, *values, limit),
@@ -691,46 +563,6 @@ class Store:
         self._deltas["dead"] -= cursor.rowcount
         return cursor.rowcount == 1
 
-    # --- contacts -------------------------------------------------------------------------
-
-    def contact(self, user: str) -> Contact | None:
-        """Return what is known of a user's contact."""
-        row = self._db.execute(
-            "SELECT contact_id, properties, written, applied_id FROM contacts WHERE user_key = ?",
-            (user,),
-        ).fetchone()
-        if row is None:
-            return None
-        contact_id, properties, written, applied_id = row
-        try:
-            return Contact(contact_id, _fields(properties), _fields(written), applied_id)
-        except msgspec.DecodeError:
-            return None  # damaged on disk: Intercom knows it better
-
-    def remember(self, user: str, contact: Contact, now_ms: int) -> None:
-        """Keep what is known of a user's contact."""
-        self._db.execute(
-            "INSERT OR REPLACE INTO contacts"
-            " (user_key, contact_id, properties, written, applied_id, at_ms)"
-            " VALUES (?, ?, ?, ?, ?, ?)",
-            (
-                user,
-                contact.contact_id,
-                msgspec.json.encode(contact.properties).decode(),
-                msgspec.json.encode(contact.written).decode(),
-                contact.applied_id,
-                now_ms,
-            ),
-        )
-
-    def forget(self, user: str) -> None:
-        """Drop a contact that is no longer what it was."""
-        self._db.execute("DELETE FROM contacts WHERE user_key = ?", (user,))
-
-    def forget_all_contacts(self) -> None:
-        """Start a new directory: it was another workspace's, or keyed in another way."""
-        self._db.execute("DELETE FROM contacts")
-
     # --- looking at it --------------------------------------------------------------------
 
     def recount(self) -> dict[str, int]:
@@ -752,36 +584,3 @@ class Store:
         """Return when the first waiting record was accepted."""
         row = self._db.execute("SELECT accepted_at_ms FROM records ORDER BY id LIMIT 1").fetchone()
         return row[0] if row else None
-
-
-def _fields(text: str) -> dict[str, Any]:
-    return msgspec.json.decode(text, type=dict[str, Any])
-
-
-def _cut(rows: Iterable[Any], limit_bytes: int) -> tuple[list[Any], bool]:
-    """Return the rows up to the one that reaches a number of bytes, and whether one did."""
-    taken: list[Any] = []
-    for row in rows:
-        taken.append(row)
-        limit_bytes -= len(row[8])
-        if limit_bytes <= 0:
-            return taken, True
-    return taken, False
-
-
-def _conditions(query: DeadLetterQuery) -> tuple[str, list[Any]]:
-    parts: list[str] = []
-    values: list[Any] = []
-    if query.ids:
-        parts.append("id IN (SELECT value FROM json_each(?))")
-        values.append(msgspec.json.encode(query.ids).decode())
-    for condition, value in (
-        ("reason = ?", query.reason),
-        ("user_key = ?", query.user),
-        ("last_failed_at_ms >= ?", query.since_ms),
-        ("last_failed_at_ms < ?", query.until_ms),
-    ):
-        if value is not None:
-            parts.append(condition)
-            values.append(value)
-    return " AND ".join(parts) or "TRUE", values

@@ -24,8 +24,9 @@ from hypothesis.stateful import (
 
 from engine.envelope import Kind, Record
 from engine.errors import Failure
+from engine.spool.rows import Append, DeadLetterQuery, DeadRow, Row
 from engine.spool.schema import connect
-from engine.spool.store import Append, DeadLetterQuery, DeadRow, Row, Store
+from engine.spool.store import Store
 
 USERS = ("ann", "bob", "cid")
 PER_USER = 3

@@ -59,12 +59,7 @@ def test_an_identify_is_kept_though_no_selection_names_it() -> None:
         ({"enabled": False}, "$identify", "sync_disabled"),
         ({}, "[Intercom] event.created", "loop_guard"),
         ({"events": {"select": []}}, "$groupidentify", "group_identify"),
-        pytest.param(
-            {},
-            "$groupidentify",
-            "group_identify",
-            marks=pytest.mark.xfail(strict=True, reason='sent as "-groupidentify" where "*" is on'),
-        ),
+        ({}, "$groupidentify", "group_identify"),
         ({}, "[Amplitude] Start Session", "reserved_name"),
         ({}, None, "missing_field"),
         ({}, "", "missing_field"),

@@ -17,8 +17,9 @@ from engine.envelope import Kind, Record
 from engine.errors import Failure
 from engine.spool import feed as feed_module
 from engine.spool.feed import PER_USER, Feed
+from engine.spool.rows import Append, DeadLetterQuery, Row
 from engine.spool.schema import connect
-from engine.spool.store import Append, DeadLetterQuery, Row, Store
+from engine.spool.store import Store
 from engine.spool.writer import InlineWriter, Job, T
 from support.virtual import EPOCH_S, current, run
 

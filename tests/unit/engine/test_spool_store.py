@@ -10,17 +10,9 @@ import pytest
 
 from engine.envelope import Kind, Record
 from engine.errors import Failure, SpoolError
+from engine.spool.rows import Append, Appended, Contact, DeadLetterQuery, Loaded, Row
 from engine.spool.schema import PAGE_BYTES, SCHEMA_VERSION, connect
-from engine.spool.store import (
-    REFILL_LEVEL,
-    Append,
-    Appended,
-    Contact,
-    DeadLetterQuery,
-    Loaded,
-    Row,
-    Store,
-)
+from engine.spool.store import REFILL_LEVEL, Store
 
 FAILING = Failure("user_failing", 500)
 ROW = Row(Kind.EVENT, "ann", b"{}", None)
@@ -320,24 +312,24 @@ def test_a_folder_is_refused(path: Path) -> None:
 def test_contacts_are_remembered_and_forgotten(path: Path) -> None:
     store = opened(path)
     contact = Contact("c1", {"plan": "pro"}, {"name": "Ann"}, 7)
-    assert store.contact("ann") is None
-    store.remember("ann", contact, 1)
-    store.remember("bob", contact, 1)
-    assert store.contact("ann") == contact
-    store.forget("ann")
-    assert (store.contact("ann"), store.contact("bob")) == (None, contact)
-    store.forget_all_contacts()
-    assert store.contact("bob") is None
+    assert store.contacts.get("ann") is None
+    store.contacts.remember("ann", contact, 1)
+    store.contacts.remember("bob", contact, 1)
+    assert store.contacts.get("ann") == contact
+    store.contacts.forget("ann")
+    assert (store.contacts.get("ann"), store.contacts.get("bob")) == (None, contact)
+    store.contacts.forget_all()
+    assert store.contacts.get("bob") is None
     store.close()
 
 
 def test_a_damaged_contact_is_no_longer_known(path: Path) -> None:
     store = opened(path)
-    store.remember("ann", Contact("c1", {}, {}), 1)
+    store.contacts.remember("ann", Contact("c1", {}, {}), 1)
     store.close()
     tamper(path, "UPDATE contacts SET properties = '[}'")
     store = opened(path)
-    assert store.contact("ann") is None
+    assert store.contacts.get("ann") is None
     store.close()
 
 

@@ -12,8 +12,9 @@ import pytest
 
 from engine.envelope import Kind
 from engine.errors import SettingsError, SpoolError
+from engine.spool.rows import Append, Appended, Row
 from engine.spool.schema import connect
-from engine.spool.store import Append, Appended, Row, Store
+from engine.spool.store import Store
 from engine.spool.writer import MAX_JOBS, InlineWriter, ThreadWriter, run_group
 
 

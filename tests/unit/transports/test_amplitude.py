@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from transports import amplitude
 from transports.amplitude import (
     BadEvent,
     BadUpload,
@@ -236,3 +237,25 @@ def test_what_the_python_sdk_sends_is_taken_whole() -> None:
     sent = recorded["body_json"]["events"]
     assert [head.event_type for head in decoded[0]] == [event["event_type"] for event in sent]
     assert [decode_event(one).fields for one in decoded[1]] == sent
+
+
+@pytest.mark.parametrize(
+    ("cut", "mended"),
+    [
+        (rb'"\ud83d"', rb'"\ufffd"'),
+        (rb'"\uDE00 and \ud83d\ude00"', rb'"\ufffd and \ud83d\ude00"'),
+        (rb'"\\ud83d stays, it is a backslash"', rb'"\\ud83d stays, it is a backslash"'),
+        (rb'"\ud83d\ud83d\ude00\n"', rb'"\ufffd\ud83d\ude00\n"'),
+    ],
+)
+def test_half_a_surrogate_pair_is_mended_and_nothing_else(cut: bytes, mended: bytes) -> None:
+    assert amplitude.mend_surrogates(cut) == mended
+
+
+def test_half_a_surrogate_pair_costs_no_event_of_its_upload() -> None:
+    body = rb'{"api_key": "k", "events": [{"event_type": "a\ud83d", "user_id": "mira-okafor"}]}'
+    upload = amplitude.decode_upload(body)
+    assert isinstance(upload, amplitude.Upload)
+    assert isinstance(upload.events, list)
+    heads, _ = amplitude.decode_events(upload.events)
+    assert [head.event_type for head in heads] == ["a\N{REPLACEMENT CHARACTER}"]

@@ -1,0 +1,59 @@
+"""The directory of known contacts: so that a known user costs one call, or none."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Any
+
+import msgspec
+
+from engine.spool.rows import Contact
+
+
+class ContactDirectory:
+    """The table ``contacts``, inside somebody's transaction."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._db = connection
+
+    def get(self, user: str) -> Contact | None:
+        """Return what is known of a user's contact."""
+        row = self._db.execute(
+            "SELECT contact_id, properties, written, applied_id FROM contacts WHERE user_key = ?",
+            (user,),
+        ).fetchone()
+        if row is None:
+            return None
+        contact_id, properties, written, applied_id = row
+        try:
+            return Contact(contact_id, _fields(properties), _fields(written), applied_id)
+        except msgspec.DecodeError:
+            return None  # damaged on disk: Intercom knows it better
+
+    def remember(self, user: str, contact: Contact, now_ms: int) -> None:
+        """Keep what is known of a user's contact."""
+        self._db.execute(
+            "INSERT OR REPLACE INTO contacts"
+            " (user_key, contact_id, properties, written, applied_id, at_ms)"
+            " VALUES (?, ?, ?, ?, ?, ?)",
+            (
+                user,
+                contact.contact_id,
+                msgspec.json.encode(contact.properties).decode(),
+                msgspec.json.encode(contact.written).decode(),
+                contact.applied_id,
+                now_ms,
+            ),
+        )
+
+    def forget(self, user: str) -> None:
+        """Drop a contact that is no longer what it was."""
+        self._db.execute("DELETE FROM contacts WHERE user_key = ?", (user,))
+
+    def forget_all(self) -> None:
+        """Start a new directory: it was another workspace's, or keyed in another way."""
+        self._db.execute("DELETE FROM contacts")
+
+
+def _fields(text: str) -> dict[str, Any]:
+    return msgspec.json.decode(text, type=dict[str, Any])

@@ -1,0 +1,171 @@
+"""What goes into a spool and comes out of it: plain values, and how they are checked."""
+
+from __future__ import annotations
+
+import zlib
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+import msgspec
+
+from engine.envelope import Kind, Record
+from engine.errors import Failure
+
+
+class Row(msgspec.Struct, frozen=True, gc=False):
+    """An event to append. ``insert_key``: what it is known by again, or None for never."""
+
+    kind: Kind
+    user_key: str
+    raw: bytes
+    insert_key: bytes | None
+
+
+class DeadRow(msgspec.Struct, frozen=True, gc=False):
+    """Something a source brought that is no event; kept as a dead letter at once."""
+
+    reason: str
+    message: str
+    raw: bytes
+    insert_key: bytes | None
+    origin: str
+    line: int | None
+
+
+Keyed = TypeVar("Keyed", Row, DeadRow)
+
+
+class Append(msgspec.Struct):
+    """What one sync keeps of one batch: rows, dead letters, and how much of it was dropped."""
+
+    received: int
+    rows: list[Row]
+    dead: list[DeadRow]
+    dropped: Counter[str]
+
+
+class Appended(msgspec.Struct, frozen=True):
+    """What became of an ``Append``."""
+
+    accepted: int
+    duplicates: int
+    dead: int
+
+
+class Loaded(msgspec.Struct, frozen=True):
+    """Records for delivery, in order per user.
+
+    ``last_id``: up to where the queue has been read. ``draining``: users of whom more waits than
+    was loaded. ``next_wake_ms``: when the next parked user is due, if any is parked.
+    """
+
+    records: list[Record]
+    last_id: int
+    draining: list[str]
+    next_wake_ms: int | None
+    more: bool
+
+
+class Contact(msgspec.Struct, frozen=True):
+    """What the directory knows of a user's contact.
+
+    ``properties``: the selected Amplitude properties as last worked out. ``written``: the contact's
+    fields as last written. ``applied_id``: the record whose operations were applied last.
+    """
+
+    contact_id: str
+    properties: dict[str, Any]
+    written: dict[str, Any]
+    applied_id: int = 0
+
+
+class DeadLetter(msgspec.Struct, frozen=True):
+    """A dead letter, whole."""
+
+    id: int
+    reason: str
+    status: int
+    code: str
+    message: str
+    request_id: str
+    attempts: int
+    first_failed_at_ms: int
+    last_failed_at_ms: int
+    accepted_at_ms: int
+    user_key: str
+    origin: str
+    line: int | None
+    claim_id: int
+    raw: bytes
+
+
+def dead_letter(record: Record, failure: Failure, now_ms: int) -> DeadLetter:
+    """Return the dead letter that a record becomes."""
+    return DeadLetter(
+        record.id,
+        failure.reason,
+        failure.status,
+        failure.code,
+        failure.message,
+        failure.request_id,
+        record.attempts,
+        record.first_failed_at_ms or now_ms,
+        now_ms,
+        record.accepted_at_ms,
+        record.user_key,
+        "",
+        None,
+        record.claim_id or record.id,
+        record.raw,
+    )
+
+
+class DeadLetterQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which dead letters: all conditions that are given must hold."""
+
+    ids: list[int] = []
+    reason: str | None = None
+    user: str | None = None
+    since_ms: int | None = None
+    until_ms: int | None = None
+
+
+def checksum(id_: int, kind: int, user_key: str, accepted_at_ms: int, raw: bytes) -> int:
+    """Return the CRC32 that a record is kept with: SQLite does not notice a flipped byte."""
+    head = b"%d %d %d %s" % (id_, kind, accepted_at_ms, user_key.encode())
+    return zlib.crc32(raw, zlib.crc32(head))
+
+
+def row_checksum(id_: int, row: Row, at_ms: int) -> int:
+    """Return the checksum of a row that gets the place ``id_``."""
+    return checksum(id_, row.kind, row.user_key, at_ms, row.raw)
+
+
+def cut(rows: Iterable[Any], limit_bytes: int) -> tuple[list[Any], bool]:
+    """Return the rows up to the one that reaches a number of bytes, and whether one did."""
+    taken: list[Any] = []
+    for row in rows:
+        taken.append(row)
+        limit_bytes -= len(row[8])
+        if limit_bytes <= 0:
+            return taken, True
+    return taken, False
+
+
+def conditions(query: DeadLetterQuery) -> tuple[str, list[Any]]:
+    parts: list[str] = []
+    values: list[Any] = []
+    if query.ids:
+        parts.append("id IN (SELECT value FROM json_each(?))")
+        values.append(msgspec.json.encode(query.ids).decode())
+    for condition, value in (
+        ("reason = ?", query.reason),
+        ("user_key = ?", query.user),
+        ("last_failed_at_ms >= ?", query.since_ms),
+        ("last_failed_at_ms < ?", query.until_ms),
+    ):
+        if value is not None:
+            parts.append(condition)
+            values.append(value)
+    return " AND ".join(parts) or "TRUE", values
