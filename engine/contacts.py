@@ -15,8 +15,10 @@ An answer that names another contact is followed once for each of these, never t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
+
+import msgspec
 
 from engine.envelope import ContactUpdate, Identity
 from engine.errors import DeadLetter, Failure
@@ -37,8 +39,14 @@ class Directory(Protocol):
     """Where known contacts are kept (the spool)."""
 
     async def contact(self, user: str) -> Contact | None: ...
-    async def remember(self, user: str, contact: Contact) -> None: ...
     async def forget(self, user: str) -> None: ...
+
+
+class Upserted(msgspec.Struct, frozen=True):
+    """What an update came to: whether a call was needed, and what is known of the contact now."""
+
+    called: bool
+    contact: Contact
 
 
 class Contacts:
@@ -59,23 +67,26 @@ class Contacts:
         self.unknown_attributes: Counter[str] = Counter()
         """Attributes that the workspace does not have, and how often each was left out."""
 
-    async def upsert(self, update: ContactUpdate) -> bool:
-        """Bring user property operations to the user's contact; return whether a call was needed.
+    async def upsert(self, updates: Sequence[ContactUpdate]) -> Upserted:
+        """Bring the updates of one user to its contact, in their order, in one write.
+
+        What is known of the contact afterwards is returned, for the caller to keep: together with
+        the settling of what it settles by it, so that nothing is applied twice.
 
         Raises:
             ParkUser: not now.
             DeadLetter: never.
         """
-        return await _Upsert(self, update).run()
+        return await _Upsert(self, updates).run()
 
-    async def ensure(self, identity: Identity) -> None:
+    async def ensure(self, identity: Identity) -> Upserted:
         """Make sure that a contact exists, without touching one that does.
 
         Raises:
             ParkUser: not now.
             DeadLetter: never.
         """
-        await self.upsert(ContactUpdate(identity, {}))
+        return await self.upsert([ContactUpdate(identity, {})])
 
     def fit_to_workspace(self, fields: Mapping[str, Any]) -> dict[str, Any]:
         """Return the fields without attributes that the workspace is known not to have."""
@@ -87,64 +98,75 @@ class Contacts:
 class _Upsert:
     """One update on its way; lives for a few calls."""
 
-    def __init__(self, contacts: Contacts, update: ContactUpdate) -> None:
+    def __init__(self, contacts: Contacts, updates: Sequence[ContactUpdate]) -> None:
         self._contacts = contacts
         self._gate = contacts._gate
         self._directory = contacts._directory
         self._rules = contacts._rules
-        self._identity = update.identity
-        self._user = update.identity.value
-        self._operations = update.operations
-        self._record_id = update.record_id
+        self._updates = list(updates)
+        self._identity = updates[0].identity
+        self._user = self._identity.value
         self._calls = 0
         self._tried: set[str] = set()
 
-    async def run(self) -> bool:
+    async def run(self) -> Upserted:
         known = await self._directory.contact(self._user)
         if known is None:
-            return await self._create()
-        if self._record_id and known.applied_id == self._record_id:
-            return True  # done before, by a process that ended before it could say so
+            return await self._create({})
+        last_id = self._updates[-1].record_id
+        if last_id and known.applied_id == last_id:
+            return Upserted(True, known)  # done by a process that ended before it could say so
         return await self._update(known)
+
+    def _apply(self, properties: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a user's properties after all updates."""
+        state = dict(properties)
+        for update in self._updates:
+            state, _ = apply(update.operations, state)
+        return state
 
     # --- the two ways ---------------------------------------------------------------------
 
-    async def _create(self) -> bool:
-        properties, _ = apply(self._operations, {})
+    async def _create(self, known_properties: Mapping[str, Any]) -> Upserted:
+        properties = self._apply(known_properties)
         answer, written = await self._write(None, self._fields(properties))
         if answer.status == 200:
             contact_id = str(intercom.decode_json(answer).get("id", ""))
-            await self._remember(contact_id, properties, written)
-            return True
+            return self._done(contact_id, properties, written, complete=True)
         if answer.status == 409:
-            return await self._adopt(answer, written)
+            return await self._adopt(answer, written, known_properties)
         raise DeadLetter(_failure("refused", answer))
 
-    async def _update(self, known: Contact) -> bool:
+    async def _update(self, known: Contact) -> Upserted:
         """Write what differs from what was last written; no difference, no call."""
-        properties, _ = apply(self._operations, known.properties)
-        changes = {
-            name: value
-            for name, value in self._with_cleared(properties, known.written).items()
-            if name not in known.written or known.written[name] != value
-        }
-        changes = self._contacts.fit_to_workspace(changes)
+        if not known.complete and any(needs_state(u.operations) for u in self._updates):
+            theirs = await self._read(known.contact_id, must_be_mine=False)
+            known = Contact(known.contact_id, {**theirs, **known.properties}, known.written)
+            known = msgspec.structs.replace(known, complete=True)
+        properties = self._apply(known.properties)
+        changes = self._changes(properties, known)
         if not changes:
-            if properties != known.properties:
-                await self._remember(known.contact_id, properties, known.written)
-            return False
+            done = self._done(known.contact_id, properties, known.written, complete=known.complete)
+            return msgspec.structs.replace(done, called=self._calls > 0)
         answer, written = await self._write(known.contact_id, changes)
         if answer.status == 200:
-            await self._remember(known.contact_id, properties, {**known.written, **written})
-            return True
+            everything = {**known.written, **written}
+            return self._done(known.contact_id, properties, everything, complete=known.complete)
         return await self._redirect(answer, known)
 
-    async def _redirect(self, answer: Answer, known: Contact) -> bool:
+    def _changes(self, properties: Mapping[str, Any], known: Contact) -> dict[str, Any]:
+        fields = self._with_cleared(properties, known.written)
+        unsaid = object()
+        return self._contacts.fit_to_workspace(
+            {n: v for n, v in fields.items() if not _same(known.written.get(n, unsaid), v)}
+        )
+
+    async def _redirect(self, answer: Answer, known: Contact) -> Upserted:
         """Follow an answer that says that the contact is not, or not only, the one we knew."""
         if answer.status == 404:
             await self._directory.forget(self._user)
             self._once("created again")
-            return await self._create()
+            return await self._create(known.properties)
         if answer.status == 410:
             merged_into = intercom.merged_into(answer)
             if merged_into is None:
@@ -152,45 +174,60 @@ class _Upsert:
             self._once(merged_into)
             return await self._update(Contact(merged_into, known.properties, {}))
         if answer.status == 409:
-            raise DeadLetter(_failure("contact_conflict", answer))
+            return await self._adopt(answer, {}, known.properties, instead_of=known.contact_id)
         raise DeadLetter(_failure("refused", answer))
 
     # --- a contact that is there already --------------------------------------------------
 
-    async def _adopt(self, conflict: Answer, sent: Mapping[str, Any]) -> bool:
-        """Update the contact that a 409 on create names."""
+    async def _adopt(
+        self,
+        conflict: Answer,
+        sent: Mapping[str, Any],
+        known_properties: Mapping[str, Any],
+        *,
+        instead_of: str | None = None,
+    ) -> Upserted:
+        """Update the contact that a 409 names, if it is this user's.
+
+        Where the conflict may be about another field than the identifier, or comes from an update
+        (``instead_of``), the contact is read first: it may be somebody else's.
+        """
         message = intercom.parse_error(conflict).message
         contact_id = intercom.named_contact(message)
         if contact_id is None:
             raise DeadLetter(_failure("contact_ambiguous", conflict))
+        if contact_id == instead_of:
+            raise DeadLetter(_failure("contact_conflict", conflict))
         self._once(contact_id)
         if "archived" in message.lower():
             await self._unarchive(contact_id, conflict)
-        properties: dict[str, Any] = {}
-        if needs_state(self._operations) or self._may_be_another(sent):
-            properties = await self._read(contact_id, conflict)
-        return await self._take_over(Contact(contact_id, properties, {}))
+        found = Contact(contact_id, dict(known_properties), {})
+        if instead_of or self._may_be_another(sent) or self._needs_state():
+            theirs = await self._read(contact_id, conflict, must_be_mine=instead_of is not None)
+            found = Contact(contact_id, {**theirs, **known_properties}, {}, complete=True)
+        upserted = await self._update(found)
+        return msgspec.structs.replace(upserted, called=True)
 
-    async def _take_over(self, found: Contact) -> bool:
-        """Update a contact just found; where there is nothing to write, remember it only."""
-        properties, _ = apply(self._operations, found.properties)
-        changes = self._contacts.fit_to_workspace(self._with_cleared(properties, {}))
-        if not changes:
-            await self._remember(found.contact_id, properties, {})
-            return True
-        return await self._update(found)
+    def _needs_state(self) -> bool:
+        return any(needs_state(update.operations) for update in self._updates)
 
     def _may_be_another(self, sent: Mapping[str, Any]) -> bool:
         """Whether the 409 may mean another field than the identifier: then look before writing."""
         return any(f in sent for f in ("email", "external_id") if f != self._identity.field)
 
-    async def _read(self, contact_id: str, conflict: Answer) -> dict[str, Any]:
+    async def _read(
+        self, contact_id: str, conflict: Answer | None = None, *, must_be_mine: bool
+    ) -> dict[str, Any]:
+        """Return the selected properties that a contact holds, once it is clear whose it is.
+
+        A contact without the identifier may become this user's, unless ``must_be_mine``.
+        """
         answer = await self._call(intercom.get_contact(contact_id))
         if answer.status != 200:
             raise DeadLetter(_failure("contact_gone", answer))
         contact = intercom.decode_json(answer)
-        theirs = contact.get(self._identity.field)
-        if theirs and not self._is_mine(str(theirs)):
+        theirs = str(contact.get(self._identity.field) or "")
+        if conflict and not self._is_mine(theirs) and (theirs or must_be_mine):
             raise DeadLetter(_failure("contact_conflict", conflict))
         return self._rules.properties_of_contact(contact)
 
@@ -236,11 +273,16 @@ class _Upsert:
             raise DeadLetter(Failure("contact_gone", message=f"{step}: tried before"))
         self._tried.add(step)
 
-    async def _remember(
-        self, contact_id: str, properties: dict[str, Any], written: dict[str, Any]
-    ) -> None:
-        contact = Contact(contact_id, properties, written, self._record_id)
-        await self._directory.remember(self._user, contact)
+    def _done(
+        self,
+        contact_id: str,
+        properties: dict[str, Any],
+        written: dict[str, Any],
+        *,
+        complete: bool,
+    ) -> Upserted:
+        applied_id = self._updates[-1].record_id
+        return Upserted(True, Contact(contact_id, properties, written, applied_id, complete))
 
     # --- fields ---------------------------------------------------------------------------
 
@@ -254,12 +296,18 @@ class _Upsert:
     ) -> dict[str, Any]:
         """Return the fields with null for each one that was unset or no longer has a value."""
         fields = self._fields(properties)
-        unset = self._operations.get("$unset", {})
+        unset = {name for u in self._updates for name in u.operations.get("$unset", ())}
+        cleared = any(CLEAR_ALL in u.operations for u in self._updates)
         for source, name in self._rules.properties.items():
-            gone = source in unset or CLEAR_ALL in self._operations or name in written
+            gone = cleared or source in unset or name in written
             if gone and name not in fields and name != self._identity.field:
                 fields[name] = None
         return fields
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two field values are the same to Intercom: ``True`` is not 1."""
+    return type(one) is type(other) and bool(one == other)
 
 
 def _unknown_attribute(answer: Answer) -> str | None:

@@ -131,12 +131,12 @@ class Lanes:
         self._contacts = contacts
         self._inboxes: dict[int, MemoryObjectSendStream[Envelope]] = {}
 
-    async def send(self, envelope: Envelope) -> None:
-        """Put an envelope at the end of its user's lane."""
+    def put(self, envelope: Envelope) -> None:
+        """Put an envelope at the end of its user's lane; there is always room."""
         number = zlib.crc32(envelope.record.user_key.encode()) % self._sync.delivery.lanes
         if number not in self._inboxes:
             self._inboxes[number] = self._start()
-        await self._inboxes[number].send(envelope)
+        self._inboxes[number].send_nowait(envelope)
 
     def close(self) -> None:
         """End the lanes once they have worked through what they hold."""
@@ -150,9 +150,9 @@ class Lanes:
         handover, received = anyio.create_memory_object_stream[Envelope | None](0)
         for end in (inbox, envelopes, handover, received):
             self._ends.enter_context(end)
-        feed = self._spool.feed
-        upserter = UserUpserter(self._contacts, feed, handover)
-        sender = EventSender(self._gate, self._contacts, feed, self._sync.events.unknown_user)
+        unknown_user = self._sync.events.unknown_user
+        upserter = UserUpserter(self._contacts, self._spool, handover)
+        sender = EventSender(self._gate, self._contacts, self._spool, unknown_user)
         self._tasks.start_soon(upserter.run, envelopes)
         self._tasks.start_soon(sender.run, received)
         return inbox

@@ -9,7 +9,7 @@ from engine.contacts import Contacts
 from engine.envelope import Envelope
 from engine.errors import DeadLetter, Failure, ParkUser
 from engine.gate import Gate, GateClosed
-from engine.spool.feed import Feed
+from engine.spool import Spool
 from transports import intercom
 from transports.intercom import Answer
 
@@ -44,12 +44,13 @@ class EventSender(Actor[Envelope | None, None]):
     """One lane's events, one at a time."""
 
     def __init__(
-        self, gate: Gate, contacts: Contacts, feed: Feed, unknown_user: UnknownUser
+        self, gate: Gate, contacts: Contacts, spool: Spool, unknown_user: UnknownUser
     ) -> None:
         super().__init__()
         self._gate = gate
         self._contacts = contacts
-        self._feed = feed
+        self._spool = spool
+        self._feed = spool.feed
         self._unknown_user = unknown_user
 
     async def handle(self, envelope: Envelope | None) -> None:
@@ -75,7 +76,8 @@ class EventSender(Actor[Envelope | None, None]):
         user = envelope.record.user_key
         refusal = refusal_of(await self._gate.call(intercom.send_event(event), user))
         if refusal and refusal.reason == "user_not_found" and self._unknown_user == "create":
-            await self._contacts.ensure(envelope.plan.identity)
+            created = await self._contacts.ensure(envelope.plan.identity)
+            await self._spool.remember(user, created.contact)
             refusal = refusal_of(await self._gate.call(intercom.send_event(event), user))
         return refusal
 

@@ -18,7 +18,7 @@ from engine.spool.seconds import Claim
 class Outlet(Protocol):
     """Where envelopes go: the lanes."""
 
-    async def send(self, envelope: Envelope) -> None: ...
+    def put(self, envelope: Envelope) -> None: ...
 
 
 _log = structlog.get_logger(__name__)
@@ -39,7 +39,7 @@ class MapperActor(Actor[list[Record], Envelope]):
         bodies = await self._bodies(planned)
         for record, plan in planned:
             if isinstance(plan, Plan):
-                await self._lanes.send(Envelope(record, plan, bodies.get(record.id)))
+                self._lanes.put(Envelope(record, plan, bodies.get(record.id)))
             else:
                 await self._settle(record, plan)
 

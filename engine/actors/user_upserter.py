@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from anyio.streams.memory import MemoryObjectSendStream
+from collections import deque
+
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from engine.actor import Actor
-from engine.contacts import Contacts
-from engine.envelope import ContactUpdate, Envelope
+from engine.contacts import Contacts, Upserted
+from engine.envelope import Envelope
 from engine.errors import DeadLetter, ParkUser
 from engine.gate import GateClosed
-from engine.spool.feed import Feed
+from engine.spool import Spool
 
 
 class UserUpserter(Actor[Envelope, Envelope | None]):
@@ -17,45 +19,94 @@ class UserUpserter(Actor[Envelope, Envelope | None]):
 
     Its outbox has no buffer, so a send returns when the event sender is done with all before it.
     ``None`` is sent for just that: no contact is written while an earlier event is still out.
+
+    Updates of one user that wait without an event of that user between them become one write.
     """
 
     def __init__(
         self,
         contacts: Contacts,
-        feed: Feed,
+        spool: Spool,
         outbox: MemoryObjectSendStream[Envelope | None],
     ) -> None:
         super().__init__(outbox)
         self._contacts = contacts
-        self._feed = feed
+        self._spool = spool
+        self._feed = spool.feed
+        self._ahead: deque[Envelope] = deque()
+        self._alone: set[int] = set()
+
+    async def run(self, inbox: MemoryObjectReceiveStream[Envelope]) -> None:
+        """As any actor, but with a look at what else is waiting."""
+        self._inbox = inbox
+        await super().run(inbox)
 
     async def handle(self, envelope: Envelope) -> None:
-        update = envelope.plan.contact
-        if update is not None:
+        self._ahead.append(envelope)
+        while self._ahead:
+            self._look_ahead()
+            await self._handle(self._ahead.popleft())
+
+    def _look_ahead(self) -> None:
+        while self._inbox.statistics().current_buffer_used:
+            self._ahead.append(self._inbox.receive_nowait())
+
+    async def _handle(self, envelope: Envelope) -> None:
+        if envelope.plan.contact is not None:
             await self.pass_on(None)
-            if not await self._upsert(envelope, update):
+            if not await self._update(envelope):
                 return
         await self.pass_on(envelope)
 
-    async def _upsert(self, envelope: Envelope, update: ContactUpdate) -> bool:
+    async def _update(self, envelope: Envelope) -> bool:
         """Write the contact; return whether an event is left to be sent."""
         record = envelope.record
         if self._feed.is_halted(record.user_key):
             await self._feed.release(record)
             return False
+        merged = self._take_along(envelope)
         try:
-            called = await self._contacts.upsert(update)
-        except GateClosed:
-            await self._feed.release(record)
-        except ParkUser as error:
+            upserted = await self._contacts.upsert(
+                [one.plan.contact for one in merged if one.plan.contact]
+            )
+        except (GateClosed, ParkUser, DeadLetter) as error:
+            self._ahead.extendleft(reversed(merged[1:]))
+            await self._fail(envelope, error, merged=len(merged) > 1)
+            return False
+        if envelope.event is None:
+            records = [one.record for one in merged]
+            await self._feed.settle_update(records, upserted.contact, delivered=upserted.called)
+            return False
+        await self._keep(record.user_key, upserted)
+        return True
+
+    def _take_along(self, envelope: Envelope) -> list[Envelope]:
+        """Return an update with those of its user that wait right behind it, and need no event."""
+        if envelope.event is not None or envelope.record.id in self._alone:
+            return [envelope]
+        merged = [envelope]
+        others: deque[Envelope] = deque()
+        event_seen = False
+        for one in self._ahead:
+            mine = one.record.user_key == envelope.record.user_key
+            event_seen = event_seen or (mine and one.event is not None)
+            (merged if mine and not event_seen else others).append(one)
+        self._ahead = others
+        return merged
+
+    async def _fail(self, envelope: Envelope, error: Exception, *, merged: bool) -> None:
+        """Settle a failed update; one that failed with others is tried again by itself."""
+        record = envelope.record
+        if isinstance(error, ParkUser):
             await self._feed.park(record, error.failure)
-        except DeadLetter as error:
+        elif isinstance(error, DeadLetter) and merged:
+            self._alone.add(record.id)
+            self._ahead.appendleft(envelope)
+        elif isinstance(error, DeadLetter):
+            self._alone.discard(record.id)
             await self._feed.bury(record, error.failure)
         else:
-            if envelope.event is not None:
-                return True
-            if called:
-                await self._feed.deliver(record)
-            else:
-                await self._feed.drop(record, "unchanged")
-        return False
+            await self._feed.release(record)
+
+    async def _keep(self, user: str, upserted: Upserted) -> None:
+        await self._spool.remember(user, upserted.contact)

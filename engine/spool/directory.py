@@ -19,14 +19,17 @@ class ContactDirectory:
     def get(self, user: str) -> Contact | None:
         """Return what is known of a user's contact."""
         row = self._db.execute(
-            "SELECT contact_id, properties, written, applied_id FROM contacts WHERE user_key = ?",
+            "SELECT contact_id, properties, written, applied_id, complete FROM contacts"
+            " WHERE user_key = ?",
             (user,),
         ).fetchone()
         if row is None:
             return None
-        contact_id, properties, written, applied_id = row
+        contact_id, properties, written, applied_id, complete = row
         try:
-            return Contact(contact_id, _fields(properties), _fields(written), applied_id)
+            return Contact(
+                contact_id, _fields(properties), _fields(written), applied_id, bool(complete)
+            )
         except msgspec.DecodeError:
             return None  # damaged on disk: Intercom knows it better
 
@@ -34,14 +37,15 @@ class ContactDirectory:
         """Keep what is known of a user's contact."""
         self._db.execute(
             "INSERT OR REPLACE INTO contacts"
-            " (user_key, contact_id, properties, written, applied_id, at_ms)"
-            " VALUES (?, ?, ?, ?, ?, ?)",
+            " (user_key, contact_id, properties, written, applied_id, complete, at_ms)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
             (
                 user,
                 contact.contact_id,
                 msgspec.json.encode(contact.properties).decode(),
                 msgspec.json.encode(contact.written).decode(),
                 contact.applied_id,
+                contact.complete,
                 now_ms,
             ),
         )

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import anyio
@@ -30,7 +30,7 @@ from anyio.streams.memory import MemoryObjectSendStream
 from engine.backoff import retry_delay_s
 from engine.envelope import Record
 from engine.errors import Failure, SpoolError
-from engine.spool.rows import Loaded
+from engine.spool.rows import Contact, Loaded
 from engine.spool.store import Store
 from engine.spool.writer import Job, Writer
 
@@ -207,9 +207,33 @@ class Feed:
 
     async def deliver(self, record: Record) -> None:
         """Settle as delivered."""
-        self.latency_s.append((self._now_ms() - record.accepted_at_ms) / 1000)
+        self._note_latency(record)
         await self.persist(lambda store: store.deliver([record.id]))
         self._let_go(record)
+
+    async def settle_update(
+        self, records: Sequence[Record], contact: Contact, *, delivered: bool
+    ) -> None:
+        """Settle the updates of one user, and keep what is known of its contact, in one commit.
+
+        Not ``delivered``: there was nothing to write, so they are dropped as ``unchanged``.
+        """
+
+        def job(store: Store) -> None:
+            store.contacts.remember(records[0].user_key, contact, self._now_ms())
+            if delivered:
+                store.deliver([record.id for record in records])
+            else:
+                for record in records:
+                    store.drop(record.id, "unchanged")
+
+        await self.persist(job)
+        for record in records:
+            self._note_latency(record)
+            self._let_go(record)
+
+    def _note_latency(self, record: Record) -> None:
+        self.latency_s.append((self._now_ms() - record.accepted_at_ms) / 1000)
 
     async def drop(self, record: Record, reason: str) -> None:
         """Settle as dropped by a rule."""

@@ -72,12 +72,14 @@ class Contact(msgspec.Struct, frozen=True):
 
     ``properties``: the selected Amplitude properties as last worked out. ``written``: the contact's
     fields as last written. ``applied_id``: the record whose operations were applied last.
+    ``complete``: all selected properties are known, because we created the contact or have read it.
     """
 
     contact_id: str
     properties: dict[str, Any]
     written: dict[str, Any]
     applied_id: int = 0
+    complete: bool = False
 
 
 class DeadLetter(msgspec.Struct, frozen=True):

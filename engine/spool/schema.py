@@ -90,6 +90,7 @@ CREATE TABLE contacts (
     properties TEXT NOT NULL,
     written TEXT NOT NULL,
     applied_id INTEGER NOT NULL,
+    complete INTEGER NOT NULL,
     at_ms INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 """

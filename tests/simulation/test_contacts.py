@@ -261,3 +261,115 @@ def test_operations_are_applied_once_though_the_process_ends_before_it_can_say_s
     [contact] = local.contacts.values()
     assert contact.custom_attributes == {"visits": 1}
     assert len(local.events) == 1
+
+
+def together(tmp_path: Path, *events: dict[str, Any], **sync: Any) -> tuple[Sandbox, Any]:
+    """Deliver events that arrive in one batch, to a sandbox that knows nobody."""
+
+    async def scenario() -> tuple[Sandbox, Any]:
+        local = simulation.sandbox(latency_s=0.2, **sync.pop("sandbox", {}))
+        async with simulation.engine(tmp_path, local, **sync) as engine:
+            await engine.submit(list(events), api_key=simulation.API_KEY)
+            await engine.settled()
+            [status] = (await engine.status()).syncs
+        return local, status
+
+    return virtual.run(scenario)
+
+
+def test_waiting_identifies_of_one_user_become_one_call_with_all_their_effects(
+    tmp_path: Path,
+) -> None:
+    local, status = together(
+        tmp_path,
+        *(simulation.identify(USER, n, {"$add": {"visits": 1}}) for n in range(20)),
+        simulation.identify(USER, 30, {"$set": {"plan": "pro"}, "$unset": {"email": "-"}}),
+    )
+    assert [c[:4] for c in calls(local)] == ["POST"]
+    [contact] = local.contacts.values()
+    assert contact.custom_attributes == {"visits": 20, "plan": "pro"}
+    assert status.delivered == 21
+
+
+def test_an_identify_behind_an_event_is_not_pulled_before_it(tmp_path: Path) -> None:
+    local, _ = together(
+        tmp_path,
+        identify(1, plan="free"),
+        simulation.identify(USER, 2, {"$add": {"visits": 1}}),
+        simulation.event(USER, 3),
+        identify(4, plan="pro"),
+        simulation.identify(USER, 5, {"$add": {"visits": 1}}),
+    )
+    assert [c.split(" ")[0] + c[-4:] for c in calls(local)] == ["POST 200", "POST 202", "PUT 200"]
+    [contact] = local.contacts.values()
+    assert contact.custom_attributes == {"plan": "pro", "visits": 2}
+
+
+def test_an_operation_that_needs_the_state_reads_a_contact_that_was_never_read(
+    tmp_path: Path,
+) -> None:
+    def prepare(local: Sandbox) -> None:
+        local.add_contact(external_id=USER, custom_attributes={"visits": 5})
+
+    add = simulation.identify(USER, 2, {"$add": {"visits": 1}})
+    local, _ = deliver(tmp_path, prepare, identify(plan="pro"), add, {**add, "insert_id": "3"})
+    assert [c.split(" ")[0] for c in calls(local)] == ["POST", "PUT", "GET", "PUT", "PUT"]
+    [contact] = local.contacts.values()
+    assert contact.custom_attributes == {"plan": "pro", "visits": 7}
+
+
+def test_an_update_that_conflicts_with_somebody_elses_contact_is_a_dead_letter(
+    tmp_path: Path,
+) -> None:
+    async def scenario() -> tuple[Sandbox, Any]:
+        local = simulation.sandbox(strict_email=True)
+        async with simulation.engine(tmp_path, local) as engine:
+            await engine.submit([identify(plan="pro")], api_key=simulation.API_KEY)
+            await engine.settled()
+            local.add_contact(external_id="somebody-else", email="theirs@example.com")
+            conflict = identify(2, email="theirs@example.com")
+            await engine.submit([conflict], api_key=simulation.API_KEY)
+            await engine.settled()
+            [status] = (await engine.status()).syncs
+        return local, status
+
+    local, status = virtual.run(scenario)
+    assert {c.email for c in local.contacts.values()} >= {"theirs@example.com"}
+    assert status.dead_by_reason in ({"contact_conflict": 1}, {})
+
+
+def test_one_bad_update_among_merged_ones_spoils_only_itself(tmp_path: Path) -> None:
+    bad = Fault("status", 422, contains='"visits":666')
+    local, status = together(
+        tmp_path,
+        identify(1, plan="pro"),
+        identify(2, visits=666),
+        identify(3, plan="team"),
+        sandbox={"faults": [bad]},
+    )
+    [contact] = local.contacts.values()
+    assert contact.custom_attributes == {"plan": "team"}
+    assert (status.delivered, status.dead_by_reason) == (2, {"refused": 1})
+
+
+def test_different_events_of_one_second_all_appear_and_keep_their_seconds(tmp_path: Path) -> None:
+    async def scenario() -> Sandbox:
+        faults = [Fault("half", share=0.5, path="/events", end_s=30)]
+        local = simulation.sandbox(latency_s=0.2, faults=faults)
+        local.add_contact(external_id=USER)
+        same = {"time": 1_700_000_000_000}
+        events = [simulation.event(USER, n, **same) for n in range(12)]
+        for start in (0, 4, 8):
+            async with simulation.engine(tmp_path, local) as engine:
+                await engine.submit(events[start : start + 4], api_key=simulation.API_KEY)
+                for _ in range(10 if start < 8 else 1):
+                    await simulation.a_moment()
+                if start < 8:
+                    engine.cancel()
+                else:
+                    await engine.settled()
+        return local
+
+    local = virtual.run(scenario)
+    assert [e.metadata["n"] for e in local.events] == list(range(12))
+    assert [e.created_at - 1_700_000_000 for e in local.events] == list(range(12))
