@@ -5,7 +5,9 @@ Rules
 Pace. Calls leave through a token bucket of ``Limit`` per 10 s. A bucket of size *b* that fills at
 rate *r* passes b + 10·r in some window of 10 s, so r = (Limit - b) / 10 and no window, wherever
 it starts, gets more; b is half a percent of ``Limit``. ``X-RateLimit-Limit`` replaces the first
-guess as soon as it is seen. After a 429 nothing leaves until ``X-RateLimit-Reset``.
+guess as soon as it is seen, and where ``Remaining`` shows that somebody else calls with the token,
+what is left is spread over the rest of the window. After a 429 nothing leaves until
+``X-RateLimit-Reset``.
 
 Whose trouble. 429, 401 and 403 concern everybody. With a 5xx, a time-out or a broken connection it
 is not known at first; the call is *held* until it is:
@@ -32,12 +34,29 @@ from aiolimiter import AsyncLimiter
 from engine.backoff import probe_delay_s
 from engine.errors import EngineError, Failure, ParkUser
 from transports.errors import NoAnswer
-from transports.intercom import Answer, Request, Wire, me, parse_error, parse_rate
+from transports.intercom import (
+    Answer,
+    RateHeaders,
+    Request,
+    Wire,
+    me,
+    parse_error,
+    parse_rate,
+)
 
 WINDOW_S = 10.0
 """Length of Intercom's rate windows (rate limiting page)."""
 
 SANE_LIMIT = range(1, 1_000_000)
+FOREIGN_MEMORY_S = 2.0
+FOREIGN_NOISE = 0.02
+FOREIGN_MARGIN = 0.01
+"""How far back others' calls are looked at; shares of a limit that are noise, and kept clear."""
+
+LATENCY_WEIGHT = 1 / 32
+SPARE_SLOTS = 1.5
+FEWEST_SLOTS = 16
+LONGEST_NAP_S = 0.1
 LONGEST_PAUSE_S = 60.0
 OUTAGE_USERS = 3
 UNDECIDED_S = 1.0
@@ -77,6 +96,89 @@ def meaning_of(status: int) -> Meaning:
     return Meaning.ANSWERED
 
 
+class Window:
+    """What the headers tell of the server's current window, and so how much others take of it.
+
+    ``Remaining`` is the value before the call that it answers was charged (seen on 525 recorded
+    answers). So after the answer to call *n* our calls up to number n + Remaining - 1 still fit, if
+    nobody else called meanwhile; and what is missing beside our own calls, others have taken.
+    Instants are seconds of the loop's clock. Headers that are absent or make no sense tell nothing.
+    """
+
+    def __init__(self) -> None:
+        self._reset: int | None = None
+        self._limit = 0
+        self._began_s = 0.0
+        self._first = 0
+        self._last_fitting = 0
+        self._foreign = 0
+        self._foreign_before = 0
+        self._samples: deque[tuple[float, int]] = deque()
+
+    def see(self, rate: RateHeaders, number: int, left_at_s: float, settled_s: float) -> None:
+        """Take in the headers of the answer to call ``number``, which left at ``left_at_s``.
+
+        Answers overtake each other: for ``settled_s`` after a window began, its first call may
+        still be unknown, and nothing is concluded about others.
+        """
+        limit, remaining, reset = rate.limit, rate.remaining, rate.reset_at_s
+        if limit is None or remaining is None or reset is None or remaining > limit:
+            return
+        if self._is_over(left_at_s) or self._reset is None or reset > self._reset:
+            self._begin(reset, number, left_at_s)
+        elif reset < self._reset:
+            return  # a late answer of an earlier window
+        self._limit = limit
+        self._first = min(self._first, number)
+        self._began_s = min(self._began_s, left_at_s)
+        fitting = number + remaining - 1
+        self._last_fitting = min(self._last_fitting or fitting, fitting)
+        self._foreign = max(0, limit - remaining - (number - self._first))
+        if left_at_s - self._began_s >= settled_s:
+            self._sample(left_at_s)
+
+    def _begin(self, reset: int, number: int, at_s: float) -> None:
+        self._foreign_before += self._foreign
+        self._reset, self._first, self._began_s = reset, number, at_s
+        self._last_fitting = self._foreign = 0
+
+    def _sample(self, at_s: float) -> None:
+        self._samples.append((at_s, self._foreign_before + self._foreign))
+        while self._samples[-1][0] - self._samples[0][0] > FOREIGN_MEMORY_S:
+            self._samples.popleft()
+
+    def _is_over(self, now_s: float) -> bool:
+        return now_s >= self._began_s + WINDOW_S
+
+    def foreign_per_s(self) -> float:
+        """Return how many calls a second others make, lately; 0 below what is noise."""
+        if len(self._samples) < 2:
+            return 0.0
+        (first_s, before), (last_s, after) = self._samples[0], self._samples[-1]
+        if last_s - first_s < FOREIGN_MEMORY_S / 4:
+            return 0.0
+        per_s = (after - before) / (last_s - first_s)
+        return per_s if per_s * WINDOW_S > self._limit * FOREIGN_NOISE else 0.0
+
+    def wait_s(self, sent: int, now_s: float, lag_s: float) -> float:
+        """Return how long the next call has to wait for others' sake; 0 where nobody is seen.
+
+        What is left is spread over what is left of the window, less what others will take of it;
+        ``lag_s`` is how old the latest news are.
+        """
+        left_s = self._began_s + WINDOW_S - now_s
+        if self._reset is None or not self._last_fitting or left_s <= 0:
+            return 0.0
+        foreign = self.foreign_per_s()
+        left = self._last_fitting - sent
+        if left <= 0:
+            return left_s
+        if not foreign:
+            return 0.0
+        ours = left - foreign * (left_s + lag_s) - self._limit * FOREIGN_MARGIN
+        return min(left_s, left_s / ours if ours > 0 else left_s)
+
+
 class Pace:
     """The token bucket, following the limit that the server names (calls a window).
 
@@ -89,6 +191,11 @@ class Pace:
         self._bucket = _bucket(limit)
         self._queue = anyio.Lock()
         self._replaced = False
+        self._window = Window()
+        self.sent = 0
+        """Calls that have left: the number of the latest."""
+        self._latency_s = 0.0
+        self._slowest_s = 0.0
 
     def follow(self, limit: int | None) -> None:
         """Take over a limit from a header; absent and absurd ones are passed over.
@@ -100,6 +207,21 @@ class Pace:
             self._bucket = _bucket(limit)
             self._replaced = True
 
+    def learn(self, rate: RateHeaders, number: int, left_at_s: float, now_s: float) -> None:
+        """Take in an answer to call ``number``: its headers, and how long it took."""
+        took_s = now_s - left_at_s
+        self._latency_s += (
+            (took_s - self._latency_s) * LATENCY_WEIGHT if self._latency_s else took_s
+        )
+        self._slowest_s = max(took_s, self._slowest_s * (1 - LATENCY_WEIGHT))
+        self.follow(rate.limit)
+        self._window.see(rate, number, left_at_s, self._slowest_s)
+
+    @property
+    def in_flight(self) -> int:
+        """Calls that have to be out at once to use the whole limit at the latency that is seen."""
+        return int(self.limit / WINDOW_S * self._latency_s * SPARE_SLOTS) + FEWEST_SLOTS
+
     async def turn(self) -> None:
         """Wait until one more call may leave."""
         async with self._queue:
@@ -107,6 +229,13 @@ class Pace:
                 self._replaced = False
                 await self._bucket.acquire(self._bucket.max_rate)
             await self._bucket.acquire()
+            wait_s = self._window.wait_s(self.sent, anyio.current_time(), self._latency_s)
+            while wait_s > 0:
+                nap_s = min(wait_s, LONGEST_NAP_S)
+                await anyio.sleep(nap_s)
+                if wait_s <= nap_s:
+                    return
+                wait_s = self._window.wait_s(self.sent, anyio.current_time(), self._latency_s)
 
 
 def _bucket(limit: float) -> AsyncLimiter:
@@ -224,13 +353,13 @@ class Gate:
     ) -> None:
         self._wire = wire
         self._pace = Pace(requests_per_minute * WINDOW_S // 60)
+        self._max_in_flight = max_in_flight
         self._slots = anyio.CapacityLimiter(max_in_flight)
         self._circuit = Circuit(
             lambda failures: probe_delay_s(failures, probe_first_s, probe_most_s, jitter())
         )
         self._now_s = now_s
         self._jitter = jitter
-        self._sent = 0
         self._closed = False
         self._news = anyio.Event()
         self.calls: Counter[tuple[str, int]] = Counter()
@@ -268,10 +397,10 @@ class Gate:
         while True:
             async with self._slots:
                 probe = await self._leave()
-                self._sent += 1
-                number = self._sent
+                self._pace.sent += 1
+                number, left_at_s = self._pace.sent, anyio.current_time()
                 outcome = await self._send(request)
-                self._learn(outcome, user, number, probe=probe)
+                self._learn(outcome, user, number, left_at_s, probe=probe)
             if isinstance(outcome, Failure):
                 if await self._is_own_trouble(user):
                     raise ParkUser(outcome)
@@ -298,16 +427,19 @@ class Gate:
             return Failure("user_failing", answer.status, said.code, said.message, said.request_id)
         return answer
 
-    def _learn(self, outcome: Answer | Failure, user: str, number: int, *, probe: bool) -> None:
+    def _learn(
+        self, outcome: Answer | Failure, user: str, number: int, left_at_s: float, *, probe: bool
+    ) -> None:
         """Let pace and circuit take in what came back."""
         now_s = anyio.current_time()
         if probe:
             self._circuit.probing = False
             self._tell()
         if isinstance(outcome, Failure):
-            self._circuit.failed(user, self._sent, now_s, probe=probe)
+            self._circuit.failed(user, self._pace.sent, now_s, probe=probe)
             return
-        self._pace.follow(parse_rate(outcome.headers).limit)
+        self._pace.learn(parse_rate(outcome.headers), number, left_at_s, now_s)
+        self._slots.total_tokens = min(self._max_in_flight, self._pace.in_flight)
         meaning = meaning_of(outcome.status)
         if meaning is Meaning.THROTTLED:
             wait_s = pause_s(outcome, self._now_s()) + self._jitter() * RESUME_JITTER_S

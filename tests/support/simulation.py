@@ -19,22 +19,17 @@ from transports.sandbox import InProcess, Sandbox
 API_KEY = "simulated"
 
 
-def settings(folder: Path, **sync: Any) -> Settings:
-    return from_table(
-        {
-            "data_dir": str(folder),
-            "sync": [
-                {
-                    "name": "simulated",
-                    "amplitude_api_keys": [API_KEY],
-                    "intercom": {"access_token": "simulated-token"},
-                    "users": {"properties": ["plan", "email", "visits"]},
-                    "events": {"select": [{"types": ["*"]}], "metadata": ["n"]},
-                    **sync,
-                }
-            ],
-        }
-    )
+def settings(folder: Path, *, twice: bool = False, **sync: Any) -> Settings:
+    """Return settings with one sync, or ``twice`` the same under two names."""
+    table = {
+        "amplitude_api_keys": [API_KEY],
+        "intercom": {"access_token": "simulated-token"},
+        "users": {"properties": ["plan", "email", "visits"]},
+        "events": {"select": [{"types": ["*"]}], "metadata": ["n"]},
+        **sync,
+    }
+    names = ["simulated", "another"] if twice else ["simulated"]
+    return from_table({"data_dir": str(folder), "sync": [{"name": n, **table} for n in names]})
 
 
 def sandbox(**more: Any) -> Sandbox:
