@@ -57,6 +57,7 @@ LATENCY_WEIGHT = 1 / 32
 SPARE_SLOTS = 1.5
 FEWEST_SLOTS = 16
 LONGEST_NAP_S = 0.1
+CLOCK_GRAIN_S = 0.001
 LONGEST_PAUSE_S = 60.0
 OUTAGE_USERS = 3
 UNDECIDED_S = 1.0
@@ -183,14 +184,16 @@ class Pace:
     """The token bucket, following the limit that the server names (calls a window).
 
     One call at a time waits at the bucket and the others behind it in a queue, so that a bucket
-    that is replaced does not go on letting its own waiters through beside the new one.
+    that is replaced does not go on letting its own waiters through beside the new one. The instants
+    of the latest departures are kept, so that no window gets more than the limit either when the
+    limit turns out to be lower than it was believed to be.
     """
 
     def __init__(self, limit: float) -> None:
         self.limit = limit
         self._bucket = _bucket(limit)
         self._queue = anyio.Lock()
-        self._replaced = False
+        self._departures: deque[float] = deque(maxlen=int(limit))
         self._window = Window()
         self.sent = 0
         """Calls that have left: the number of the latest."""
@@ -205,7 +208,7 @@ class Pace:
         if limit is not None and limit in SANE_LIMIT and abs(limit - self.limit) > 1:
             self.limit = limit
             self._bucket = _bucket(limit)
-            self._replaced = True
+            self._departures = deque(self._departures, maxlen=limit)
 
     def learn(self, rate: RateHeaders, number: int, left_at_s: float, now_s: float) -> None:
         """Take in an answer to call ``number``: its headers, and how long it took."""
@@ -225,17 +228,28 @@ class Pace:
     async def turn(self) -> None:
         """Wait until one more call may leave."""
         async with self._queue:
-            if self._replaced:  # the one before it may have let a burst through just now
-                self._replaced = False
-                await self._bucket.acquire(self._bucket.max_rate)
             await self._bucket.acquire()
-            wait_s = self._window.wait_s(self.sent, anyio.current_time(), self._latency_s)
-            while wait_s > 0:
-                nap_s = min(wait_s, LONGEST_NAP_S)
-                await anyio.sleep(nap_s)
-                if wait_s <= nap_s:
-                    return
-                wait_s = self._window.wait_s(self.sent, anyio.current_time(), self._latency_s)
+            await self._wait_for_others()
+            await self._wait_for_room()
+            self._departures.append(anyio.current_time())
+
+    async def _wait_for_others(self) -> None:
+        """Leave others of the token what they take; news may come while we wait."""
+        while (wait_s := self._wait_s()) > LONGEST_NAP_S:  # noqa: ASYNC110 - news are no event
+            await anyio.sleep(LONGEST_NAP_S)
+        if wait_s > 0:
+            await anyio.sleep(wait_s)
+
+    def _wait_s(self) -> float:
+        return self._window.wait_s(self.sent, anyio.current_time(), self._latency_s)
+
+    async def _wait_for_room(self) -> None:
+        """Wait until the window that ends now has had fewer calls than the limit."""
+        while len(self._departures) == self._departures.maxlen:
+            wait_s = self._departures[0] + WINDOW_S + CLOCK_GRAIN_S - anyio.current_time()
+            if wait_s <= 0:
+                return
+            await anyio.sleep(wait_s)
 
 
 def _bucket(limit: float) -> AsyncLimiter:
