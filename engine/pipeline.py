@@ -16,7 +16,7 @@ import anyio
 from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectSendStream
 
-from engine.actors.event_sender import EventSender
+from engine.actors.event_sender import EventSender, RefusedNames
 from engine.actors.filter import Filter, FilterActor
 from engine.actors.mapper import MapperActor
 from engine.actors.source import Share
@@ -129,6 +129,7 @@ class Lanes:
         self._spool = spool
         self._gate = gate
         self._contacts = contacts
+        self._refused_names = RefusedNames()
         self._inboxes: dict[int, MemoryObjectSendStream[Envelope]] = {}
 
     def put(self, envelope: Envelope) -> None:
@@ -152,7 +153,9 @@ class Lanes:
             self._ends.enter_context(end)
         unknown_user = self._sync.events.unknown_user
         upserter = UserUpserter(self._contacts, self._spool, handover)
-        sender = EventSender(self._gate, self._contacts, self._spool, unknown_user)
+        sender = EventSender(
+            self._gate, self._contacts, self._spool, unknown_user, self._refused_names
+        )
         self._tasks.start_soon(upserter.run, envelopes)
         self._tasks.start_soon(sender.run, received)
         return inbox

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
+
+import anyio
 
 from engine.actor import Actor
 from engine.contacts import Contacts
@@ -12,6 +14,8 @@ from engine.gate import Gate, GateClosed
 from engine.spool import Spool
 from transports import intercom
 from transports.intercom import Answer
+
+RECHECK_S: Final = 3600.0
 
 UnknownUser = Literal["park", "create", "dead_letter", "drop"]
 
@@ -40,18 +44,43 @@ def _reason(status: int, code: str, message: str) -> str:
     return "refused"
 
 
+class RefusedNames:
+    """Event names that Intercom does not take, because it has as many as it can have.
+
+    No call is made for one until an hour has passed: somebody may have archived others (help
+    article 5245634).
+    """
+
+    def __init__(self) -> None:
+        self._until_s: dict[str, float] = {}
+
+    def add(self, name: str) -> None:
+        """Remember a name that was refused just now."""
+        self._until_s[name.lower()] = anyio.current_time() + RECHECK_S
+
+    def __contains__(self, name: str) -> bool:
+        return self._until_s.get(name.lower(), 0.0) > anyio.current_time()
+
+
 class EventSender(Actor[Envelope | None, None]):
     """One lane's events, one at a time."""
 
     def __init__(
-        self, gate: Gate, contacts: Contacts, spool: Spool, unknown_user: UnknownUser
+        self,
+        gate: Gate,
+        contacts: Contacts,
+        spool: Spool,
+        unknown_user: UnknownUser,
+        refused_names: RefusedNames,
     ) -> None:
+        """``refused_names`` is shared by all lanes of a sync."""
         super().__init__()
         self._gate = gate
         self._contacts = contacts
         self._spool = spool
         self._feed = spool.feed
         self._unknown_user = unknown_user
+        self._refused_names = refused_names
 
     async def handle(self, envelope: Envelope | None) -> None:
         if envelope is None or envelope.event is None:
@@ -73,12 +102,18 @@ class EventSender(Actor[Envelope | None, None]):
 
     async def _send(self, envelope: Envelope, event: bytes) -> Failure | None:
         """Send an event; where the user is unknown and may be created, create it and send again."""
-        user = envelope.record.user_key
+        user, name = envelope.record.user_key, _name_of(envelope)
+        if name in self._refused_names:
+            return Failure(
+                "event_type_limit", message=f"refused before, not tried again yet: {name}"
+            )
         refusal = refusal_of(await self._gate.call(intercom.send_event(event), user))
         if refusal and refusal.reason == "user_not_found" and self._unknown_user == "create":
             created = await self._contacts.ensure(envelope.plan.identity)
             await self._spool.remember(user, created.contact)
             refusal = refusal_of(await self._gate.call(intercom.send_event(event), user))
+        if refusal and refusal.reason == "event_type_limit":
+            self._refused_names.add(name)
         return refusal
 
     async def _settle(self, envelope: Envelope, refusal: Failure | None) -> None:
@@ -91,3 +126,7 @@ class EventSender(Actor[Envelope | None, None]):
             await self._feed.drop(record, "unknown_user")
         else:
             await self._feed.park(record, refusal)
+
+
+def _name_of(envelope: Envelope) -> str:
+    return str((envelope.plan.event or {}).get("event_name", ""))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from engine.spool.rows import DeadLetterQuery
 from support import simulation, virtual
 from transports.sandbox import Fault, Sandbox
 
@@ -233,6 +234,13 @@ def test_the_121st_event_name_is_a_dead_letter_with_its_reason(tmp_path: Path) -
             await engine.submit(batch, api_key=simulation.API_KEY)
             await engine.settled()
             [status] = (await engine.status()).syncs
+            assert [e.status for e in local.journal] == [202, 422]  # the second "b" costs no call
+            local.event_names.discard("a")  # somebody archives a name
+            for _ in range(36_010):
+                await simulation.a_moment()
+            assert await engine.replay("simulated", DeadLetterQuery()) == {"replayed": 2}
+            await engine.settled()
+            assert [e.metadata["n"] for e in local.events] == [0, 1, 2]
         return status
 
     assert virtual.run(scenario).dead_by_reason == {"event_type_limit": 2}

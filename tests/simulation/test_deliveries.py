@@ -11,6 +11,7 @@ import anyio
 import msgspec
 import pytest
 
+from engine.spool.rows import DeadLetterQuery
 from support import simulation, virtual
 from transports.sandbox import Fault, Sandbox
 
@@ -93,6 +94,46 @@ def _check(local: Sandbox, expected: dict[str, list[int]]) -> None:
     for _, body in _posted(local):
         bodies[body["user_id"], body["metadata"]["n"]].add(msgspec.json.encode(body))
     assert all(len(seen) == 1 for seen in bodies.values())  # a retry is byte-identical
+
+
+def test_a_lane_with_a_parked_user_in_front_flows_on(tmp_path: Path) -> None:
+    """All users in one lane, and the first of them fails for an hour."""
+
+    async def scenario() -> None:
+        failing = Fault("status", 500, contains="parked-user", end_s=3600)
+        local = simulation.sandbox(faults=[failing], latency_s=0.05)
+        users = ["parked-user", "second-user", "third-user"]
+        for user in users:
+            local.add_contact(external_id=user)
+        async with simulation.engine(tmp_path, local, delivery={"lanes": 1}) as engine:
+            batch = [simulation.event(user, n) for n in range(40) for user in users]
+            await engine.submit(batch, api_key=simulation.API_KEY)
+            await anyio.sleep(10)
+            assert len(local.events) == 80
+            await anyio.sleep(3600)
+            await engine.settled()
+        by_contact = [e.metadata["n"] for e in local.events][80:]
+        assert by_contact == list(range(40))
+
+    virtual.run(scenario)
+
+
+def test_a_replayed_record_goes_behind_what_its_user_has_waiting(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        poison = Fault("status", 422, contains='"n":0}')
+        local = simulation.sandbox(faults=[poison], latency_s=0.05)
+        local.add_contact(external_id="mira-okafor")
+        async with simulation.engine(tmp_path, local) as engine:
+            first, *others = [simulation.event("mira-okafor", n) for n in range(5)]
+            await engine.submit([first], api_key=simulation.API_KEY)
+            await engine.settled()
+            local.faults.clear()
+            await engine.submit(others, api_key=simulation.API_KEY)
+            await engine.replay("simulated", DeadLetterQuery(reason="refused"))
+            await engine.settled()
+        assert [e.metadata["n"] for e in local.events] == [1, 2, 3, 4, 0]
+
+    virtual.run(scenario)
 
 
 def test_an_unknown_user_is_parked_and_delivered_when_it_appears(tmp_path: Path) -> None:

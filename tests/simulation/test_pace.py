@@ -13,7 +13,7 @@ import pytest
 from engine.gate import Gate
 from support import simulation, virtual
 from transports.intercom import send_event
-from transports.sandbox import InProcess, Sandbox
+from transports.sandbox import Fault, InProcess, Sandbox
 
 MINUTES = 10
 FOREIGN_S = 240
@@ -57,6 +57,23 @@ def test_a_backlog_uses_at_least_99_percent_and_is_never_refused(
         assert local.most_calls_in(10.0) <= local.limit
         assert len(local.journal) >= 0.99 * MINUTES * 10_000
         assert gate.in_flight <= 400
+
+    virtual.run(scenario)
+
+
+def test_after_an_outage_the_pace_is_full_again_within_a_window_and_nobody_is_refused() -> None:
+    async def scenario() -> None:
+        faults = [Fault("status", 503, start_s=60, end_s=180)]
+        local = simulation.sandbox(latency_s=0.3, faults=faults)
+        await backlog(local, 220)
+        at_s = [entry.at_s - virtual.EPOCH_S for entry in local.journal]
+        probes = [t for t in at_s if 75 <= t < 180]
+        assert 105 / 10 <= len(probes) <= 105 / 5 + 1  # at most one for each back-off
+        answered = next(t for t in at_s if t >= 180)
+        assert answered <= 191
+        assert sum(answered + 10 <= t < answered + 20 for t in at_s) >= 0.99 * local.limit
+        assert local.throttled == 0
+        assert local.most_calls_in(10.0) <= local.limit
 
     virtual.run(scenario)
 
