@@ -29,6 +29,7 @@ from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 
 import anyio
+import structlog
 from aiolimiter import AsyncLimiter
 
 from engine.backoff import probe_delay_s
@@ -43,6 +44,8 @@ from transports.intercom import (
     parse_error,
     parse_rate,
 )
+
+_log = structlog.get_logger(__name__)
 
 WINDOW_S = 10.0
 """Length of Intercom's rate windows (rate limiting page)."""
@@ -445,6 +448,14 @@ class Gate:
         self, outcome: Answer | Failure, user: str, number: int, left_at_s: float, *, probe: bool
     ) -> None:
         """Let pace and circuit take in what came back."""
+        before = self.health
+        self._take_in(outcome, user, number, left_at_s, probe=probe)
+        if self.health is not before:
+            _log.warning("Intercom", health=self.health.value, before=before.value)
+
+    def _take_in(
+        self, outcome: Answer | Failure, user: str, number: int, left_at_s: float, *, probe: bool
+    ) -> None:
         now_s = anyio.current_time()
         if probe:
             self._circuit.probing = False

@@ -25,6 +25,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import anyio
+import structlog
 from anyio.streams.memory import MemoryObjectSendStream
 
 from engine.backoff import retry_delay_s
@@ -33,6 +34,8 @@ from engine.errors import Failure, SpoolError
 from engine.spool.rows import Contact, Loaded
 from engine.spool.store import Store
 from engine.spool.writer import Job, Writer
+
+_log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
@@ -243,7 +246,19 @@ class Feed:
     async def bury(self, record: Record, failure: Failure) -> None:
         """Settle as a dead letter."""
         await self.persist(lambda store: store.bury(record, failure, self._now_ms()))
+        self._log_dead(record, failure)
         self._let_go(record)
+
+    @staticmethod
+    def _log_dead(record: Record, failure: Failure) -> None:
+        _log.warning(
+            "dead letter",
+            record=record.id,
+            reason=failure.reason,
+            status=failure.status,
+            code=failure.code,
+            request_id=failure.request_id,
+        )
 
     async def release(self, record: Record) -> None:
         """Put a record of a halted user back."""
@@ -265,6 +280,8 @@ class Feed:
             await self.bury(record, failure)
             return False
         await self.persist(lambda store: self._park(store, record, failure, last))
+        if last:
+            self._log_dead(record, failure)
         self._let_go(record)
         return not last
 
