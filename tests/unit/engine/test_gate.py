@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.errors import ParkUser
-from engine.gate import Gate, GateClosed, Health, Meaning, endpoint_of, meaning_of, pause_s
+from engine.gate import Gate, GateClosed, Health, Meaning, endpoint_of, meaning_of
+from engine.pace import pause_s
 from support import virtual
 from transports.errors import NoAnswer
 from transports.intercom import Answer, Request, send_event
