@@ -100,7 +100,7 @@ class Engine:
             self._tasks = await stack.enter_async_context(anyio.create_task_group())
             self._tasks.start_soon(self._run)
             self._stack = stack.pop_all()
-        self.state = "running"
+        self.state = "running" if self._delivers else "offline"
         return self
 
     async def __aexit__(self, *exc: Any) -> bool | None:

@@ -9,7 +9,7 @@ An answer that names another contact is followed once for each of these, never t
     409 live       update the contact it names
     409 archived   unarchive it, then update; or leave it, by setting
     410            update the contact that its ``Link`` names (the one was merged away)
-    404 on PUT     forget the id, resolve again
+    404            create it again, with all that is known of it
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Directory(Protocol):
     """Where known contacts are kept (the spool)."""
 
     async def contact(self, user: str) -> Contact | None: ...
-    async def forget(self, user: str) -> None: ...
+    async def remember(self, user: str, contact: Contact) -> None: ...
 
 
 class Upserted(msgspec.Struct, frozen=True):
@@ -86,7 +86,7 @@ class Contacts:
             ParkUser: not now.
             DeadLetter: never.
         """
-        return await self.upsert([ContactUpdate(identity, {})])
+        return await _Upsert(self, [ContactUpdate(identity, {})]).run_again()
 
     def fit_to_workspace(self, fields: Mapping[str, Any]) -> dict[str, Any]:
         """Return the fields without attributes that the workspace is known not to have."""
@@ -107,16 +107,26 @@ class _Upsert:
         self._identity = updates[0].identity
         self._user = self._identity.value
         self._calls = 0
+        self._nameless = False  # the contact has no identifier yet, and gets this user's
         self._tried: set[str] = set()
 
     async def run(self) -> Upserted:
         known = await self._directory.contact(self._user)
-        if known is None:
-            return await self._create({})
+        if known is None or not known.contact_id:
+            return await self._create(known.properties if known else {})
         last_id = self._updates[-1].record_id
         if last_id and known.applied_id == last_id:
             return Upserted(True, known)  # done by a process that ended before it could say so
         return await self._update(known)
+
+    async def run_again(self) -> Upserted:
+        """Create the contact though it is known: Intercom has just said that it is not there."""
+        known = await self._directory.contact(self._user)
+        if known is None:
+            return await self._create({})
+        upserted = await self._create(known.properties)
+        contact = msgspec.structs.replace(upserted.contact, applied_id=known.applied_id)
+        return msgspec.structs.replace(upserted, contact=contact)
 
     def _apply(self, properties: Mapping[str, Any]) -> dict[str, Any]:
         """Return a user's properties after all updates."""
@@ -139,10 +149,15 @@ class _Upsert:
 
     async def _update(self, known: Contact) -> Upserted:
         """Write what differs from what was last written; no difference, no call."""
-        if not known.complete and any(needs_state(u.operations) for u in self._updates):
-            theirs = await self._read(known.contact_id, must_be_mine=False)
-            known = Contact(known.contact_id, {**theirs, **known.properties}, known.written)
-            known = msgspec.structs.replace(known, complete=True)
+        if not known.complete and self._needs_state():
+            answer = await self._call(intercom.get_contact(known.contact_id))
+            if answer.status != 200:
+                return await self._redirect(answer, known)
+            theirs = self._rules.properties_of_contact(intercom.decode_json(answer))
+            known = msgspec.structs.replace(
+                known, properties={**theirs, **known.properties}, complete=True
+            )
+            await self._keep(known)
         properties = self._apply(known.properties)
         changes = self._changes(properties, known)
         if not changes:
@@ -157,14 +172,14 @@ class _Upsert:
     def _changes(self, properties: Mapping[str, Any], known: Contact) -> dict[str, Any]:
         fields = self._with_cleared(properties, known.written)
         unsaid = object()
-        return self._contacts.fit_to_workspace(
-            {n: v for n, v in fields.items() if not _same(known.written.get(n, unsaid), v)}
-        )
+        changes = {n: v for n, v in fields.items() if not _same(known.written.get(n, unsaid), v)}
+        if self._nameless:
+            changes[self._identity.field] = self._identity.value
+        return self._contacts.fit_to_workspace(changes)
 
     async def _redirect(self, answer: Answer, known: Contact) -> Upserted:
         """Follow an answer that says that the contact is not, or not only, the one we knew."""
         if answer.status == 404:
-            await self._directory.forget(self._user)
             self._once("created again")
             return await self._create(known.properties)
         if answer.status == 410:
@@ -203,10 +218,23 @@ class _Upsert:
             await self._unarchive(contact_id, conflict)
         found = Contact(contact_id, dict(known_properties), {})
         if instead_of or self._may_be_another(sent) or self._needs_state():
-            theirs = await self._read(contact_id, conflict, must_be_mine=instead_of is not None)
+            contact = await self._read(contact_id, conflict, must_be_mine=instead_of is not None)
+            theirs = self._rules.properties_of_contact(contact)
+            if self._needs_state() and sent and _is_just_created(contact, sent):
+                return self._done(
+                    contact_id, self._apply(known_properties), dict(sent), complete=True
+                )
             found = Contact(contact_id, {**theirs, **known_properties}, {}, complete=True)
+            self._nameless = not contact.get(self._identity.field)
+            await self._keep(found)
         upserted = await self._update(found)
         return msgspec.structs.replace(upserted, called=True)
+
+    async def _keep(self, found: Contact) -> None:
+        """Keep what a contact held before operations that need it: a lost answer must not lead to
+        their being applied to their own result."""
+        if self._needs_state():
+            await self._directory.remember(self._user, found)
 
     def _needs_state(self) -> bool:
         return any(needs_state(update.operations) for update in self._updates)
@@ -216,9 +244,9 @@ class _Upsert:
         return any(f in sent for f in ("email", "external_id") if f != self._identity.field)
 
     async def _read(
-        self, contact_id: str, conflict: Answer | None = None, *, must_be_mine: bool
+        self, contact_id: str, conflict: Answer, *, must_be_mine: bool
     ) -> dict[str, Any]:
-        """Return the selected properties that a contact holds, once it is clear whose it is.
+        """Return a contact, once it is clear whose it is.
 
         A contact without the identifier may become this user's, unless ``must_be_mine``.
         """
@@ -227,9 +255,9 @@ class _Upsert:
             raise DeadLetter(_failure("contact_gone", answer))
         contact = intercom.decode_json(answer)
         theirs = str(contact.get(self._identity.field) or "")
-        if conflict and not self._is_mine(theirs) and (theirs or must_be_mine):
+        if not self._is_mine(theirs) and (theirs or must_be_mine):
             raise DeadLetter(_failure("contact_conflict", conflict))
-        return self._rules.properties_of_contact(contact)
+        return contact
 
     def _is_mine(self, value: str) -> bool:
         if self._identity.field == "email":
@@ -249,23 +277,27 @@ class _Upsert:
         self, contact_id: str | None, fields: Mapping[str, Any]
     ) -> tuple[Answer, dict[str, Any]]:
         """Create or update, leaving out attributes that the workspace turns out not to have."""
+        self._count_call()
         written = dict(fields)
         while True:
             if contact_id is None:
                 request = intercom.create_contact(creation_body(self._identity, written))
             else:
                 request = intercom.update_contact(contact_id, contact_body(written))
-            answer = await self._call(request)
+            answer = await self._gate.call(request, self._user)
             unknown = _unknown_attribute(answer)
             if unknown is None or unknown not in written:
                 return answer, written
             self._contacts.unknown_attributes[unknown] += 1
             del written[unknown]
 
-    async def _call(self, request: intercom.Request) -> Answer:
+    def _count_call(self) -> None:
         self._calls += 1
         if self._calls > MAX_CALLS:
             raise DeadLetter(Failure("refused", message="Intercom's answers lead in a circle"))
+
+    async def _call(self, request: intercom.Request) -> Answer:
+        self._count_call()
         return await self._gate.call(request, self._user)
 
     def _once(self, step: str) -> None:
@@ -303,6 +335,14 @@ class _Upsert:
             if gone and name not in fields and name != self._identity.field:
                 fields[name] = None
         return fields
+
+
+def _is_just_created(contact: Mapping[str, Any], sent: Mapping[str, Any]) -> bool:
+    """Whether a contact holds what we sent and is as it was created: the answer was lost."""
+    custom = contact.get("custom_attributes") or {}
+    flat = {**contact, **{ATTRIBUTE_PREFIX + name: value for name, value in custom.items()}}
+    untouched = contact.get("created_at") == contact.get("updated_at")
+    return untouched and all(_same(flat.get(name), value) for name, value in sent.items())
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -17,6 +17,8 @@ class Kind(enum.IntEnum):
 
     EVENT = 1
     IDENTIFY = 2
+    EVENT_WITH_UPDATE = 3
+    """An event that changes its user too: it makes an unknown user known, as an identify does."""
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):
@@ -33,6 +35,8 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     """When the first of them failed; 0 when none has."""
     claim_id: int = 0
     """The place it had first: a replayed dead letter has a new one, and keeps its claims."""
+    may_create: bool = False
+    """Whether its user may be created for it, because something waits that makes it known."""
 
 
 class Identity(msgspec.Struct, frozen=True):

@@ -79,6 +79,14 @@ class Verdict(enum.Enum):
     UNDECIDED = enum.auto()
 
 
+class Probe(enum.Enum):
+    """Whether a call leaves as a closed circuit's probe; ``VOUCHED``: ``/me`` was well just now."""
+
+    NO = enum.auto()
+    YES = enum.auto()
+    VOUCHED = enum.auto()
+
+
 class Circuit:
     """Whether calls may leave, and whose trouble a failure is. Decides only; the gate acts.
 
@@ -93,6 +101,7 @@ class Circuit:
         self._failures = 0
         self._suspects: dict[str, int] = {}  # user → number of the last call that left before
         self._own: set[str] = set()
+        self._probed: set[str] = set()
 
     def answered(self, user: str, number: int) -> bool:
         """Take in an answer; return whether somebody who waits should look again."""
@@ -101,6 +110,7 @@ class Circuit:
             self.health = Health.OPEN
             self.closed_until_s = 0.0
         self._failures = 0
+        self._probed.clear()
         self._suspects.pop(user, None)
         alone = {u for u, left_before in self._suspects.items() if number > left_before}
         self._own |= alone
@@ -111,6 +121,8 @@ class Circuit:
     def failed(self, user: str, last_number: int, now_s: float, *, probe: bool) -> None:
         """Take in a call that was not answered, ``last_number`` being the last that left."""
         self._suspects[user] = last_number
+        if probe:
+            self._probed.add(user)
         if probe or self.health is Health.OUTAGE or len(self._suspects) >= OUTAGE_USERS:
             self.close(Health.OUTAGE, now_s)
 
@@ -118,15 +130,19 @@ class Circuit:
         """Let nobody leave but probes. Late answers of earlier calls do not prolong the wait."""
         if self.health is not health or self.closed_until_s <= now_s:
             self._failures += 1
-            self.closed_until_s = now_s + self._delay_s(self._failures)
+            until_s = now_s + self._delay_s(self._failures)
+            self.closed_until_s = max(self.closed_until_s, until_s)
         self.health = health
         self._suspects.clear()
 
     def throttle(self, wait_s: float, now_s: float) -> None:
-        """Let nobody leave for ``wait_s``; then everybody, no probe is needed."""
-        if self.health in (Health.OPEN, Health.THROTTLED):
-            self.health = Health.THROTTLED
-            self.closed_until_s = max(self.closed_until_s, now_s + wait_s)
+        """Let nobody leave for ``wait_s``; then everybody: a 429 is an answer too."""
+        self.health = Health.THROTTLED
+        self.closed_until_s = max(self.closed_until_s, now_s + wait_s)
+
+    def has_probed(self, user: str) -> bool:
+        """Return whether this user's call has failed as a probe of the present outage before."""
+        return user in self._probed
 
     def reopen(self, now_s: float) -> None:
         """End a throttling whose time has come."""
@@ -139,6 +155,10 @@ class Circuit:
             self._own.discard(user)
             return Verdict.OWN
         return Verdict.UNDECIDED if user in self._suspects else Verdict.EVERYBODYS
+
+    def verdict_pending(self, user: str) -> bool:
+        """Return whether a verdict on this user's failure is still open."""
+        return user in self._suspects
 
     def acquit(self, user: str) -> None:
         """Stop waiting for evidence: the destination is well, so it is the user's own."""
@@ -205,12 +225,14 @@ class Gate:
         """
         while True:
             async with self._slots:
-                probe = await self._leave()
+                probe = await self._leave(user)
                 self._pace.sent += 1
                 number, left_at_s = self._pace.sent, anyio.current_time()
                 outcome = await self._send(request)
-                self._learn(outcome, user, number, left_at_s, probe=probe)
+                self._learn(outcome, user, number, left_at_s, probe=probe is not Probe.NO)
             if isinstance(outcome, Failure):
+                if probe is Probe.VOUCHED and outcome.status:
+                    raise ParkUser(outcome)
                 if await self._is_own_trouble(user):
                     raise ParkUser(outcome)
             elif meaning_of(outcome.status) is Meaning.ANSWERED:
@@ -259,14 +281,13 @@ class Gate:
         self._slots.total_tokens = min(self._max_in_flight, self._pace.in_flight)
         meaning = meaning_of(outcome.status)
         if meaning is Meaning.THROTTLED:
-            wait_s = pause_s(outcome, self._now_s()) + self._jitter() * RESUME_JITTER_S
-            self._circuit.throttle(wait_s, now_s)
+            self._throttle(outcome)
         elif meaning is Meaning.UNAUTHORIZED:
             self._circuit.close(Health.UNAUTHORIZED, now_s)
         elif self._circuit.answered(user, number):
             self._tell()
 
-    async def _leave(self) -> bool:
+    async def _leave(self, user: str) -> Probe:
         """Wait for this call's turn; return whether it goes out as a closed circuit's probe."""
         while True:
             await self._pace.turn()
@@ -278,35 +299,55 @@ class Gate:
                 continue
             self._circuit.reopen(anyio.current_time())
             if self.health is Health.OPEN:
-                return False
+                return Probe.NO
             self._circuit.probing = True
-            if await self._may_probe():
-                return True
+            probe = await self._may_probe(user)
+            if probe is not Probe.NO:
+                return probe
 
-    async def _may_probe(self) -> bool:
-        """Ask ``GET /me`` first where the token was refused: a real call would be refused too."""
-        if self.health is Health.OUTAGE or await self._destination_is_well():
-            return True
+    async def _may_probe(self, user: str) -> Probe:
+        """Ask ``GET /me`` first where a real call would only fail again.
+
+        That is so where the token was refused, and for a call that has failed in this outage
+        before: when all that wait fail and ``/me`` is well, each has a trouble of its own.
+        """
+        if self.health is Health.OUTAGE and not self._circuit.has_probed(user):
+            return Probe.YES
+        before = self.health
+        if await self._destination_is_well():
+            return Probe.VOUCHED if before is Health.OUTAGE else Probe.YES
         self._circuit.probing = False
-        self._circuit.close(self.health, anyio.current_time())
+        if self.health is not Health.THROTTLED:
+            self._circuit.close(before, anyio.current_time())
         self._tell()
-        return False
+        return Probe.NO
 
     async def _destination_is_well(self) -> bool:
         await self._pace.turn()
         outcome = await self._send(me())
-        return isinstance(outcome, Answer) and meaning_of(outcome.status) is Meaning.ANSWERED
+        if isinstance(outcome, Failure):
+            return False
+        if meaning_of(outcome.status) is Meaning.THROTTLED:
+            self._throttle(outcome)
+        return meaning_of(outcome.status) is Meaning.ANSWERED
+
+    def _throttle(self, answer: Answer) -> None:
+        wait_s = pause_s(answer, self._now_s()) + self._jitter() * RESUME_JITTER_S
+        self._circuit.throttle(wait_s, anyio.current_time())
 
     async def _is_own_trouble(self, user: str) -> bool:
         """Hold a failed call until it is known whose trouble it is."""
-        if self._circuit.verdict(user) is Verdict.UNDECIDED:
+        if self._circuit.verdict_pending(user):
             await self._wait_for_news(UNDECIDED_S)
         while (verdict := self._circuit.verdict(user)) is Verdict.UNDECIDED:
             if self._closed:
                 raise GateClosed
-            if await self._destination_is_well():
+            wait_s = self._circuit.closed_until_s - anyio.current_time()
+            if wait_s > 0:
+                await self._wait_for_news(wait_s)
+            elif await self._destination_is_well():
                 self._circuit.acquit(user)
-            else:
+            elif self.health is not Health.THROTTLED:
                 self._circuit.close(Health.OUTAGE, anyio.current_time())
         return verdict is Verdict.OWN
 

@@ -224,7 +224,7 @@ class Rules:
         return {
             source: flat[name]
             for source, name in self._properties.items()
-            if flat.get(name) is not None
+            if flat.get(name) not in (None, "")
         }
 
 

@@ -70,7 +70,7 @@ class Window:
         still be unknown, and nothing is concluded about others.
         """
         limit, remaining, reset = rate.limit, rate.remaining, rate.reset_at_s
-        if limit is None or remaining is None or reset is None or remaining > limit:
+        if limit is None or remaining is None or reset is None or not 0 < remaining <= limit:
             return
         if self._is_over(left_at_s) or self._reset is None or reset > self._reset:
             self._begin(reset, number, left_at_s)
@@ -201,7 +201,8 @@ class Pace:
 
 def _bucket(limit: float) -> AsyncLimiter:
     size = max(1.0, limit / 200)
-    per_s = max(limit - size, limit / 2) / WINDOW_S
+    burst = size if size > 1.0 else 0.0  # the departures that are kept guard small limits alone
+    per_s = (limit - burst) / WINDOW_S
     return AsyncLimiter(size, size / per_s)
 
 

@@ -7,6 +7,7 @@ fast. A line that cannot be used goes along as a ``BadEvent`` with its number an
 from __future__ import annotations
 
 import os
+import stat
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -170,5 +171,11 @@ class LineSource:
 
 
 async def _read_chunk(descriptor: int) -> bytes:
-    """Read what is there, waiting for a first byte; b"" at the end."""
-    return await anyio.to_thread.run_sync(os.read, descriptor, CHUNK_BYTES, abandon_on_cancel=True)
+    """Read what is there, waiting for a first byte; b"" at the end.
+
+    A pipe may stay silent for ever, and a thread that waits for it could not be cancelled.
+    """
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return await anyio.to_thread.run_sync(os.read, descriptor, CHUNK_BYTES)
+    await anyio.wait_readable(descriptor)
+    return os.read(descriptor, CHUNK_BYTES)

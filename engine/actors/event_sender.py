@@ -56,7 +56,9 @@ class RefusedNames:
 
     def add(self, name: str) -> None:
         """Remember a name that was refused just now."""
-        self._until_s[name.lower()] = anyio.current_time() + RECHECK_S
+        now_s = anyio.current_time()
+        self._until_s = {known: until for known, until in self._until_s.items() if until > now_s}
+        self._until_s[name.lower()] = now_s + RECHECK_S
 
     def __contains__(self, name: str) -> bool:
         return self._until_s.get(name.lower(), 0.0) > anyio.current_time()
@@ -108,7 +110,8 @@ class EventSender(Actor[Envelope | None, None]):
                 "event_type_limit", message=f"refused before, not tried again yet: {name}"
             )
         refusal = refusal_of(await self._gate.call(intercom.send_event(event), user))
-        if refusal and refusal.reason == "user_not_found" and self._unknown_user == "create":
+        may_create = self._unknown_user == "create" or envelope.record.may_create
+        if refusal and refusal.reason == "user_not_found" and may_create:
             created = await self._contacts.ensure(envelope.plan.identity)
             await self._spool.remember(user, created.contact)
             refusal = refusal_of(await self._gate.call(intercom.send_event(event), user))
@@ -118,6 +121,8 @@ class EventSender(Actor[Envelope | None, None]):
 
     async def _settle(self, envelope: Envelope, refusal: Failure | None) -> None:
         record = envelope.record
+        if refusal is not None and refusal.reason == "user_not_found":
+            await self._spool.lose_contact(record.user_key)
         if refusal is None:
             await self._feed.deliver(record)
         elif refusal.reason != "user_not_found" or self._unknown_user == "dead_letter":

@@ -66,14 +66,18 @@ class Filter:
             return "reserved_name"
         if self._loop_guard and event_type is not None and event_type.startswith(LOOP_PREFIX):
             return "loop_guard"
-        if predicate.always:
+        updates = self._rules.updates_on_events and not self._users_drop
+        if predicate.always and not updates:
             return self._admit(head, raw, Kind.EVENT, None)
         event = _decode(raw)
         if isinstance(event, BadEvent):
             return event
         if not predicate.matches(event.fields):
             return self._judge_unselected(head, raw, "filtered_out")
-        return self._admit(head, raw, Kind.EVENT, event)
+        kind = Kind.EVENT
+        if updates and self._rules.carries_update(event):
+            kind = Kind.EVENT_WITH_UPDATE
+        return self._admit(head, raw, kind, event)
 
     def _judge_unselected(
         self, head: Head, raw: bytes, reason: str = "not_selected"

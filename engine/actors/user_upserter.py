@@ -73,6 +73,7 @@ class UserUpserter(Actor[Envelope, Envelope | None]):
             self._ahead.extendleft(reversed(merged[1:]))
             await self._fail(envelope, error, merged=len(merged) > 1)
             return False
+        self._alone.discard(record.id)
         if envelope.event is None:
             records = [one.record for one in merged]
             await self._feed.settle_update(records, upserted.contact, delivered=upserted.called)

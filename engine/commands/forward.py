@@ -27,6 +27,8 @@ from engine.errors import SettingsError
 from engine.pipeline import Pipeline
 from transports import Receipt, Source
 
+SILENT_S = 5.0
+
 
 async def forward(
     settings: Settings,
@@ -66,9 +68,10 @@ async def forward(
         await engine.finish(settings.drain_deadline_s)
         counts = summary(before, pipeline.spool.counters)
     _report(counts, as_json=as_json)
-    if not done or counts["pending"]:
-        waiting = counts["pending"]
-        return complain(f"{waiting} events still wait; they are kept, the next run goes on", FAILED)
+    if not done:
+        return complain("stopped before the end; what was read is kept, run it again", FAILED)
+    if counts["pending"]:
+        return complain(f"{counts['pending']} still wait; they are kept for the next run", FAILED)
     return DEAD_LETTERED if strict and counts["dead"] else OK
 
 
@@ -98,7 +101,7 @@ async def _until_stopped(
             nonlocal done
             await engine.intake.run(source)
             with anyio.move_on_after(max_wait_s):
-                await engine.settled()
+                await _settle_aloud(engine)
             done = True
             tasks.cancel_scope.cancel()
 
@@ -106,6 +109,21 @@ async def _until_stopped(
         await signals.stop.wait()
         tasks.cancel_scope.cancel()
     return done
+
+
+async def _settle_aloud(engine: Engine) -> None:
+    """Wait until all is settled, and say what for when it takes a while."""
+    with anyio.move_on_after(SILENT_S):
+        await engine.settled()
+        return
+    for sync in (await engine.status()).syncs:
+        parked = ", ".join(f"{n} users: {reason}" for reason, n in sync.parked_users.items())
+        print(
+            f"{sync.name}: {sync.pending} waiting ({parked or 'being delivered'});"
+            " --max-wait ends this earlier, what waits is kept",
+            file=sys.stderr,
+        )
+    await engine.settled()
 
 
 def summary(before: Counter[str], after: Counter[str]) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+import msgspec
+
 from engine.config import Delivery, SpoolSettings
 from engine.spool.feed import Feed
 from engine.spool.rows import Append, Appended, Contact
@@ -142,10 +144,12 @@ class Spool:
         """Return what is known of a user's contact."""
         return await self.do(lambda store: store.contacts.get(user))
 
+    async def lose_contact(self, user: str) -> None:
+        """Keep what is known of a user, but not which contact it is: that one is gone."""
+        known = await self.contact(user)
+        if known is not None and known.contact_id:
+            await self.remember(user, msgspec.structs.replace(known, contact_id="", written={}))
+
     async def remember(self, user: str, contact: Contact) -> None:
         """Keep what is known of a user's contact."""
         await self.do(lambda store: store.contacts.remember(user, contact, self._now_ms()))
-
-    async def forget(self, user: str) -> None:
-        """Drop a contact that is no longer what it was."""
-        await self.do(lambda store: store.contacts.forget(user))

@@ -272,9 +272,7 @@ class Feed:
         Returns whether the record is still waiting.
         """
         self._halted.add(record.user_key)
-        now_ms = self._now_ms()
-        since_ms = record.first_failed_at_ms or now_ms
-        last = record.attempts + 1 >= self._attempts or now_ms - since_ms >= self._window_s * 1000
+        last = record.attempts + 1 >= self._attempts
         if last and failure.reason != "user_not_found":
             self._halted.discard(record.user_key)
             await self.bury(record, failure)
@@ -302,7 +300,7 @@ class Feed:
                 store.failures(record.user_key) + 1, self._attempts, self._window_s, self._jitter()
             )
             store.park(record, failure, now_ms + int(wait_s * 1000), now_ms)
-        if failure.reason == "user_not_found":
+        if failure.reason == "user_not_found" and store.failures(record.user_key) >= self._attempts:
             store.expire(record.user_key, failure, now_ms - window_ms, now_ms)
 
     def _let_go(self, record: Record) -> None:

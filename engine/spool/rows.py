@@ -72,6 +72,7 @@ class Contact(msgspec.Struct, frozen=True):
 
     ``properties``: the selected Amplitude properties as last worked out. ``written``: the contact's
     fields as last written. ``applied_id``: the record whose operations were applied last.
+    ``contact_id`` is empty where Intercom turned out not to have it any more.
     ``complete``: all selected properties are known, because we created the contact or have read it.
     """
 

@@ -24,7 +24,8 @@ CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT RO
 
 CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 
--- Accepted and not settled, in the order of acceptance. kind: 1 event, 2 identify.
+-- Accepted and not settled, in the order of acceptance. kind: 1 event, 2 identify,
+-- 3 event that updates its user too.
 -- set_aside: its user has a row in users_aside, and the record waits there.
 -- claim_id: the id it had first; a replayed dead letter gets a new place and keeps its claims.
 CREATE TABLE records (
@@ -40,6 +41,7 @@ CREATE TABLE records (
     raw BLOB NOT NULL
 ) STRICT;
 CREATE INDEX records_set_aside ON records (user_key, id) WHERE set_aside = 1;
+CREATE INDEX records_replayed ON records (claim_id) WHERE claim_id <> id;
 
 -- Users whose records wait: parked until wake_at_ms, or (NULL) being worked off bit by bit.
 -- since_ms: of the first of its failures in a row.
@@ -69,6 +71,7 @@ CREATE TABLE dead_letters (
     claim_id INTEGER NOT NULL,
     raw BLOB NOT NULL
 ) STRICT;
+CREATE INDEX dead_letters_replayed ON dead_letters (claim_id) WHERE claim_id <> id;
 
 -- Insert ids of the de-duplication window, as hashes; ordered by arrival through id.
 CREATE TABLE seen (id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, at_ms INTEGER NOT NULL) STRICT;

@@ -15,6 +15,15 @@ from collections.abc import Sequence
 import msgspec
 
 PRUNE_ROWS = 2_000
+PRUNE_EVERY_MS = 60_000
+
+_FORGET = """
+DELETE FROM seconds WHERE id = ?1
+    AND NOT EXISTS (SELECT 1 FROM records WHERE id = ?1)
+    AND NOT EXISTS (SELECT 1 FROM dead_letters WHERE id = ?1)
+    AND NOT EXISTS (SELECT 1 FROM records WHERE claim_id = ?1 AND claim_id <> id)
+    AND NOT EXISTS (SELECT 1 FROM dead_letters WHERE claim_id = ?1 AND claim_id <> id)
+"""
 
 
 class Claim(msgspec.Struct, frozen=True, gc=False):
@@ -32,6 +41,8 @@ class Seconds:
     def __init__(self, connection: sqlite3.Connection, window_ms: int) -> None:
         self._db = connection
         self._window_ms = window_ms
+        self._pruned_to = 0
+        self._pruned_at_ms = 0
 
     def claim(self, claims: Sequence[Claim], now_ms: int) -> list[int]:
         """Return the second that each event has, its own or the first free one after it.
@@ -71,9 +82,16 @@ class Seconds:
         return cursor.rowcount == 1
 
     def _prune(self, now_ms: int) -> None:
+        """Forget outlived seconds, bit by bit, but none whose event may still be sent."""
+        if now_ms - self._pruned_at_ms < PRUNE_EVERY_MS:
+            return
+        rows = self._db.execute(
+            "SELECT id, at_ms FROM seconds WHERE id > ? ORDER BY id LIMIT ?",
+            (self._pruned_to, PRUNE_ROWS),
+        ).fetchall()
         cutoff = now_ms - self._window_ms
-        oldest = self._db.execute("SELECT id, at_ms FROM seconds ORDER BY id LIMIT 1").fetchone()
-        if oldest and oldest[1] <= cutoff:
-            self._db.execute(
-                "DELETE FROM seconds WHERE id < ? AND at_ms <= ?", (oldest[0] + PRUNE_ROWS, cutoff)
-            )
+        outlived = [(id_,) for id_, at_ms in rows if at_ms <= cutoff]
+        self._db.executemany(_FORGET, outlived)
+        self._pruned_to = rows[-1][0] if len(outlived) == PRUNE_ROWS else 0
+        if len(outlived) < PRUNE_ROWS:
+            self._pruned_at_ms = now_ms

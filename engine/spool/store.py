@@ -93,7 +93,7 @@ class Store:
             " (SELECT max(id) FROM records INDEXED BY records_set_aside WHERE set_aside = 1)"
             " AND user_key IN (SELECT user_key FROM users_aside) RETURNING user_key, kind"
         ).fetchall()
-        for user in {user for user, kind in overtaken if kind == Kind.IDENTIFY}:
+        for user in {user for user, kind in overtaken if kind != Kind.EVENT}:
             self._hasten(user, 0)
         self._db.execute("COMMIT")
 
@@ -330,13 +330,22 @@ class Store:
         unknown = self._db.execute(
             "SELECT TRUE FROM users_aside WHERE user_key = ? AND reason = 'user_not_found'", (user,)
         ).fetchone()
-        found: list[Record] = []
-        if unknown:
-            found = self._waiting(user, 1, 1, f"AND kind = {Kind.IDENTIFY:d}")
-        found = found or self._waiting(user, 1, 1)
+        found = self._waiting(user, 1, 1)
+        if unknown and found:
+            found = self._make_known(user, found)
         if not found:
             self._db.execute("DELETE FROM users_aside WHERE user_key = ?", (user,))
         return found
+
+    def _make_known(self, user: str, head: list[Record]) -> list[Record]:
+        """Return what helps an unknown user: the identify that waits, or its first event, with the
+        right to create the user, where an event waits that has an update with it."""
+        makers = self._waiting(user, 1, 1, f"AND kind <> {Kind.EVENT:d}")
+        if not makers:
+            return head
+        if makers[0].kind is Kind.IDENTIFY:
+            return makers
+        return [msgspec.structs.replace(record, may_create=True) for record in head]
 
     def refill(self, user: str, limit: int, limit_bytes: int) -> list[Record]:
         """Return the next records of a user that is being worked off; none: it is free again."""
@@ -380,7 +389,7 @@ class Store:
             id_, kind, user = row[:3]
             if user_aside is not None or user in crowd:
                 aside.append(id_)
-                if kind == Kind.IDENTIFY and user_aside == "user_not_found":
+                if kind != Kind.EVENT and user_aside == "user_not_found":
                     self.wake(user, now_ms)
             elif loaded[user] >= per_user:
                 aside.append(id_)
@@ -461,19 +470,15 @@ class Store:
         self._db.execute(
             "UPDATE users_aside SET wake_at_ms = ?1 WHERE user_key = ?2 AND wake_at_ms > ?1"
             " AND reason = 'user_not_found' AND EXISTS (SELECT 1 FROM records"
-            " WHERE set_aside = 1 AND user_key = ?2 AND kind = ?3)",
-            (now_ms, user, Kind.IDENTIFY),
+            " WHERE set_aside = 1 AND user_key = ?2 AND kind <> ?3)",
+            (now_ms, user, Kind.EVENT),
         )
 
     def expire(self, user: str, failure: Failure, accepted_before_ms: int, now_ms: int) -> int:
-        """Bury a waiting user's events that have waited for the whole retry window.
-
-        What is older because deliveries stood still has not waited for this user yet.
-        """
+        """Bury a waiting user's events that have waited for the whole retry window."""
         rows = self._db.execute(
             f"SELECT {_RECORD} FROM records WHERE set_aside = 1 AND user_key = ?1"  # noqa: S608 - constants
-            " AND accepted_at_ms <= ?2 AND kind = ?3 AND EXISTS (SELECT 1 FROM users_aside"
-            " WHERE user_key = ?1 AND since_ms <= ?2) ORDER BY id LIMIT 1000",
+            " AND accepted_at_ms <= ?2 AND kind = ?3 ORDER BY id LIMIT 1000",
             (user, accepted_before_ms, Kind.EVENT),
         ).fetchall()
         for record in self._intact(rows):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,26 @@ async def test_a_pipe_works_like_a_file_and_strict_tells_of_dead_letters(tmp_pat
         config = process.settings(tmp_path, url)
         code, counts = await _forward(config, "--strict", "-", stdin=b"\n".join(LINES))
     assert (code, counts["delivered"], counts["dead"]) == (3, 4, 3)
+
+
+async def test_a_silent_pipe_does_not_hold_up_a_signal(tmp_path: Path) -> None:
+    config = process.settings(tmp_path, "http://127.0.0.1:9")
+    running = await asyncio.create_subprocess_exec(
+        *process.command("forward", "-c", str(config), "-"),
+        stdin=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert running.stdin is not None
+    assert running.stderr is not None
+    running.stdin.write(b"not json\n")
+    while not (tmp_path / "data" / "e2e.db").exists():
+        await asyncio.sleep(0)
+    running.send_signal(signal.SIGTERM)
+    async with asyncio.timeout(20):
+        said = await running.stderr.read()
+        assert await running.wait() == 1
+    running.stdin.close()
+    assert b"stopped before the end" in said
 
 
 async def test_a_replayed_dead_letter_is_delivered_and_a_discarded_one_is_counted(

@@ -141,6 +141,36 @@ def test_an_outage_is_probed_one_call_at_a_time_and_charges_nobody() -> None:
     virtual.run(scenario)
 
 
+def test_a_429_to_a_probe_is_a_pause_too() -> None:
+    async def scenario() -> None:
+        refused = Answer(429, {"x-ratelimit-reset": str(int(virtual.EPOCH_S) + 20)}, b"")
+
+        def script(_: Request, at: float) -> Answer:
+            if at < 5:
+                raise NoAnswer("refused")
+            return refused if at < 20 else OK
+
+        wire = Wire(script)
+        await call_all(gate(wire), [f"u{n}" for n in range(10)])
+        assert len([at for at in wire.times() if 5 <= at < 20]) <= 2
+
+    virtual.run(scenario)
+
+
+def test_remaining_of_zero_on_every_answer_does_not_stop_the_calls() -> None:
+    async def scenario() -> None:
+        headers = {
+            "x-ratelimit-limit": "1000",
+            "x-ratelimit-remaining": "0",
+            "x-ratelimit-reset": str(int(virtual.EPOCH_S) + 5),
+        }
+        wire = Wire(lambda r, at: Answer(202, headers, b""))
+        await call_all(gate(wire), [f"u{n}" for n in range(2_000)])
+        assert virtual.current().now_s < 21
+
+    virtual.run(scenario)
+
+
 def test_one_users_trouble_is_its_own_when_others_are_answered() -> None:
     async def scenario() -> None:
         poison = Answer(500, {}, b"<html>")

@@ -1,0 +1,173 @@
+"""Faults that were found by reading and by use; each of these failed once."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from engine.app import Engine
+from engine.spool.rows import DeadLetterQuery
+from support import simulation, virtual
+from transports.sandbox import Fault, Sandbox
+
+USER = "mira-okafor"
+Steps = Callable[[Engine, Sandbox], Awaitable[None]]
+
+
+def play(
+    folder: Path, steps: Steps, *, sandbox: dict[str, Any] | None = None, **sync: Any
+) -> Sandbox:
+    """Take steps with a running engine and a sandbox."""
+
+    async def scenario() -> Sandbox:
+        local = simulation.sandbox(**(sandbox or {}))
+        async with simulation.engine(folder, local, **sync) as engine:
+            await steps(engine, local)
+        return local
+
+    return virtual.run(scenario)
+
+
+async def deliver(engine: Engine, *events: dict[str, Any]) -> None:
+    await engine.submit(list(events), api_key=simulation.API_KEY)
+    with anyio.fail_after(30 * 3600):
+        await engine.settled()
+
+
+def add(n: int) -> dict[str, Any]:
+    return simulation.identify(USER, n, {"$add": {"visits": 1}})
+
+
+@pytest.mark.parametrize(("visits", "path"), [(None, "/contacts"), (5, "/contacts/")])
+def test_an_addition_whose_answer_is_lost_is_made_once(
+    tmp_path: Path, visits: int | None, path: str
+) -> None:
+    async def steps(engine: Engine, local: Sandbox) -> None:
+        if visits is not None:
+            local.add_contact(external_id=USER, custom_attributes={"visits": visits})
+        await deliver(engine, add(1))
+
+    lost = Fault("reset", path=path, contains="visits", end_s=0.5)
+    local = play(tmp_path, steps, sandbox={"faults": [lost]})
+    [contact] = local.contacts.values()
+    assert contact.custom_attributes == {"visits": (visits or 0) + 1}
+
+
+def test_a_contact_adopted_by_email_gets_the_users_id(tmp_path: Path) -> None:
+    async def steps(engine: Engine, local: Sandbox) -> None:
+        local.add_contact(email="mira@example.com")
+        found = simulation.identify(USER, 1, {"$set": {"email": "mira@example.com"}})
+        await deliver(engine, found, simulation.event(USER, 2))
+
+    local = play(tmp_path, steps, sandbox={"strict_email": True})
+    assert [c.external_id for c in local.contacts.values()] == [USER]
+    assert len(local.events) == 1
+
+
+def test_users_that_all_fail_are_no_outage_for_ever(tmp_path: Path) -> None:
+    async def steps(engine: Engine, local: Sandbox) -> None:
+        users = ["user-a", "user-b", "user-c"]
+        for user in users:
+            local.add_contact(external_id=user)
+        await deliver(engine, *(simulation.event(user, 13) for user in users))
+        assert (await engine.status()).syncs[0].dead_by_reason == {"user_failing": 3}
+
+    play(tmp_path, steps, sandbox={"faults": [Fault("status", 500, contains='"n":13}')]})
+
+
+def test_a_known_contact_that_is_gone_is_created_again_for_an_event(tmp_path: Path) -> None:
+    async def steps(engine: Engine, local: Sandbox) -> None:
+        await deliver(engine, simulation.event(USER, 1))
+        [contact] = local.contacts
+        local.handle(simulation.archive(contact))
+        await deliver(engine, simulation.event(USER, 2))
+
+    events = {"select": [{"types": ["*"]}], "unknown_user": "create", "metadata": ["n"]}
+    local = play(tmp_path, steps, events=events)
+    assert [e.metadata["n"] for e in local.events] == [1, 2]
+
+
+def test_an_identify_that_says_nothing_new_still_brings_back_a_contact_that_is_gone(
+    tmp_path: Path,
+) -> None:
+    async def steps(engine: Engine, local: Sandbox) -> None:
+        same = {"$set": {"plan": "pro"}}
+        await deliver(engine, simulation.identify(USER, 1, same))
+        [contact] = local.contacts
+        local.handle(simulation.archive(contact))
+        await engine.submit([simulation.event(USER, 2)], api_key=simulation.API_KEY)
+        await anyio.sleep(3)
+        with anyio.fail_after(3):
+            await deliver(engine, simulation.identify(USER, 3, same))
+
+    local = play(tmp_path, steps)
+    assert [e.metadata["n"] for e in local.events] == [2]
+
+
+def test_a_contact_that_is_gone_when_it_has_to_be_read_is_resolved_again(tmp_path: Path) -> None:
+    async def steps(engine: Engine, local: Sandbox) -> None:
+        contact = local.add_contact(external_id=USER, custom_attributes={"visits": 5})
+        await deliver(engine, simulation.identify(USER, 1, {"$set": {"plan": "pro"}}))
+        local.handle(simulation.archive(contact))
+        await deliver(engine, add(2))
+
+    [contact] = play(tmp_path, steps).contacts.values()
+    assert contact.custom_attributes == {"plan": "pro", "visits": 6}
+
+
+def test_an_identify_does_not_overtake_an_earlier_update_in_an_event(tmp_path: Path) -> None:
+    async def steps(engine: Engine, local: Sandbox) -> None:
+        await engine.submit([simulation.event(USER, 1)], api_key=simulation.API_KEY)
+        await anyio.sleep(1)
+        update = simulation.event(USER, 2, user_properties={"plan": "free"})
+        await deliver(engine, update, simulation.identify(USER, 3, {"$set": {"plan": "pro"}}))
+
+    users = {"properties": ["plan"], "trigger": "any_update"}
+    local = play(tmp_path, steps, users=users)
+    [contact] = local.contacts.values()
+    assert contact.custom_attributes == {"plan": "pro"}
+    assert [e.metadata["n"] for e in local.events] == [1, 2]
+
+
+def test_a_twin_keeps_its_second_as_long_as_it_may_still_be_sent(tmp_path: Path) -> None:
+    async def steps(engine: Engine, local: Sandbox) -> None:
+        local.add_contact(external_id=USER)
+        local.add_contact(external_id="another-user")
+        twin = simulation.event(USER, 1, insert_id="twin", event_properties={"n": 2})
+        await deliver(engine, simulation.event(USER, 1))
+        await deliver(engine, twin)
+        local.faults.clear()
+        await anyio.sleep(25 * 3600)
+        await deliver(engine, simulation.event("another-user", 1))
+        await engine.replay("simulated", DeadLetterQuery())
+        await deliver(engine, simulation.event("another-user", 2))
+
+    poison = Fault("status", 422, contains='"n":2}', end_s=3600)
+    local = play(tmp_path, steps, sandbox={"faults": [poison]})
+    assert sorted(e.metadata["n"] for e in local.events) == [1, 1, 2, 2]
+
+
+def test_an_outage_costs_a_parked_user_none_of_its_attempts(tmp_path: Path) -> None:
+    async def steps(engine: Engine, local: Sandbox) -> None:
+        others = [simulation.event(f"user-{n}", 1) for n in range(3)]
+        await engine.submit([simulation.event(USER, 1)], api_key=simulation.API_KEY)
+        await anyio.sleep(4)
+        await engine.submit(others, api_key=simulation.API_KEY)
+        await anyio.sleep(86_400)
+        assert (await engine.status()).syncs[0].dead == 0
+
+    play(tmp_path, steps, sandbox={"faults": [Fault("refuse", start_s=3, end_s=86_000)]})
+
+
+def test_a_workspace_without_most_of_the_attributes_stops_nobody(tmp_path: Path) -> None:
+    names = [f"property-{n}" for n in range(20)]
+
+    async def steps(engine: Engine, local: Sandbox) -> None:
+        await deliver(engine, simulation.identify(USER, 1, {"$set": dict.fromkeys(names, 1)}))
+        assert (await engine.status()).syncs[0].delivered == 1
+
+    play(tmp_path, steps, sandbox={"open_attributes": False}, users={"properties": names})
