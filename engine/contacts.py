@@ -112,11 +112,15 @@ class _Upsert:
 
     async def run(self) -> Upserted:
         known = await self._directory.contact(self._user)
-        if known is None or not known.contact_id:
-            return await self._create(known.properties if known else {})
+        if known is None:
+            return await self._create({})
         last_id = self._updates[-1].record_id
-        if last_id and known.applied_id == last_id:
-            return Upserted(True, known)  # done by a process that ended before it could say so
+        if last_id and known.applied_id == last_id:  # done before: none of it may be done twice
+            if known.contact_id:
+                return Upserted(True, known)
+            self._updates = [ContactUpdate(self._identity, {}, last_id)]
+        if not known.contact_id:
+            return await self._create(known.properties)
         return await self._update(known)
 
     async def run_again(self) -> Upserted:
@@ -220,13 +224,15 @@ class _Upsert:
         if instead_of or self._may_be_another(sent) or self._needs_state():
             contact = await self._read(contact_id, conflict, must_be_mine=instead_of is not None)
             theirs = self._rules.properties_of_contact(contact)
-            if self._needs_state() and sent and _is_just_created(contact, sent):
+            self._nameless = not contact.get(self._identity.field)
+            mine = sent and not self._nameless and _is_just_created(contact, sent)
+            if self._needs_state() and mine:
                 return self._done(
                     contact_id, self._apply(known_properties), dict(sent), complete=True
                 )
             found = Contact(contact_id, {**theirs, **known_properties}, {}, complete=True)
-            self._nameless = not contact.get(self._identity.field)
-            await self._keep(found)
+            if not self._nameless:  # else the next attempt has to find out again that it is
+                await self._keep(found)
         upserted = await self._update(found)
         return msgspec.structs.replace(upserted, called=True)
 

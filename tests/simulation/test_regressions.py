@@ -171,3 +171,38 @@ def test_a_workspace_without_most_of_the_attributes_stops_nobody(tmp_path: Path)
         assert (await engine.status()).syncs[0].delivered == 1
 
     play(tmp_path, steps, sandbox={"open_attributes": False}, users={"properties": names})
+
+
+def test_an_update_is_not_applied_again_when_its_event_finds_the_contact_gone(
+    tmp_path: Path,
+) -> None:
+    """The contact is written, and archived before the event of the same record arrives."""
+
+    async def steps(engine: Engine, local: Sandbox) -> None:
+        update = simulation.event(USER, 1, user_properties={"$add": {"visits": 1}})
+        await engine.submit([update], api_key=simulation.API_KEY)
+        while not local.contacts:
+            await anyio.sleep(0.05)
+        local.handle(simulation.archive(next(iter(local.contacts))))
+        await engine.settled()
+
+    users = {"properties": ["visits"], "trigger": "any_update"}
+    local = play(tmp_path, steps, sandbox={"latency_s": 0.5}, users=users)
+    [contact] = local.contacts.values()
+    assert contact.custom_attributes == {"visits": 1}
+    assert [e.metadata["n"] for e in local.events] == [1]
+
+
+def test_a_contact_adopted_by_email_gets_the_users_id_though_it_holds_the_same_values(
+    tmp_path: Path,
+) -> None:
+    async def steps(engine: Engine, local: Sandbox) -> None:
+        local.add_contact(email="mira@example.com", custom_attributes={"visits": 1})
+        both = {"$set": {"email": "mira@example.com"}, "$add": {"visits": 1}}
+        await deliver(engine, simulation.identify(USER, 1, both), simulation.event(USER, 2))
+
+    lost = Fault("reset", path="/contacts/", contains="visits", done=False, end_s=0.5)
+    local = play(tmp_path, steps, sandbox={"strict_email": True, "faults": [lost]})
+    [contact] = local.contacts.values()
+    assert (contact.external_id, contact.custom_attributes["visits"]) == (USER, 2)
+    assert [e.metadata["n"] for e in local.events] == [2]
