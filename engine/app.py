@@ -21,7 +21,7 @@ import anyio
 import msgspec
 
 from engine.actors.source import SourceActor
-from engine.config import Intercom, Settings, Sync
+from engine.config import Intercom, Settings, Sync, with_secrets_revealed
 from engine.errors import SettingsError
 from engine.gate import Gate
 from engine.metrics import Status, SyncStatus, read_facts, sync_status
@@ -31,9 +31,9 @@ from engine.spool.lock import DataDir
 from engine.spool.rows import DeadLetter, DeadLetterQuery
 from engine.spool.store import Store
 from transports import Batch, Receipt, Source
-from transports.amplitude import BadUpload, decode_events
 from transports.errors import Refused
 from transports.intercom import BASE_URLS, IntercomClient, Wire
+from transports.uploads import BadUpload, decode_events
 
 WireFactory = Callable[[Intercom], Wire]
 
@@ -300,7 +300,7 @@ def load_source(name: str, arguments: Mapping[str, Any]) -> Source:
         raise SettingsError(f"sources.{name}: no source of this name is installed")
     try:
         source: Source = found[0].load()(**arguments)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise SettingsError(f"sources.{name}: {error}") from None
     return source
 
@@ -315,7 +315,7 @@ def sources_of(settings: Settings) -> dict[str, Source]:
     if settings.http is not None:
         sources["http"] = load_source("http", msgspec.structs.asdict(settings.http))
     for name, arguments in settings.sources.items():
-        sources[name] = load_source(name, arguments)
+        sources[name] = load_source(name, with_secrets_revealed(arguments))
     return sources
 
 

@@ -59,8 +59,14 @@ def run_daemon(config: Config) -> None:
 @app.command()
 def forward(
     config: Config,
-    paths: Annotated[list[str] | None, typer.Argument(help="Files; - is standard input.")] = None,
+    paths: Annotated[
+        list[str] | None, typer.Argument(help="Files and folders; - is standard input.")
+    ] = None,
     sync: SyncName = None,
+    since: Annotated[
+        str | None, typer.Option(help="Only events of this time (ISO 8601) or later.")
+    ] = None,
+    until: Annotated[str | None, typer.Option(help="Only events before this time.")] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit 3 when something became a dead letter.")
     ] = False,
@@ -79,6 +85,8 @@ def forward(
             _settings(config),
             paths or ["-"],
             sync=sync,
+            since_ms=_time_ms(since),
+            until_ms=_time_ms(until),
             strict=strict,
             as_json=json,
             max_wait_s=max_wait,

@@ -20,6 +20,7 @@ from engine.errors import SettingsError
 from engine.selection import ANY_TYPE, Selection, Selector
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
+PositiveNumber = Annotated[float, msgspec.Meta(gt=0)]
 PositiveSeconds = Annotated[float, msgspec.Meta(gt=0)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 _ADDRESS = r"^(\[[0-9a-fA-F:]+\]|[^:\s]+):[0-9]{1,5}\Z"
@@ -80,8 +81,11 @@ class Http(_Section, frozen=True, kw_only=True):
 
     listen: Address = "127.0.0.1:8710"
     cors_origins: list[str] = msgspec.field(default_factory=lambda: ["*"])
-    max_concurrent_requests: Positive = 64
+    max_held_bytes: Annotated[int, msgspec.Meta(ge=20_000_000)] = 67_108_864
     body_timeout_s: PositiveSeconds = 10.0
+    idle_timeout_s: PositiveSeconds = 75.0
+    key_requests_per_s: PositiveNumber | None = None
+    key_events_per_s: PositiveNumber | None = None
 
 
 class Admin(_Section, frozen=True, kw_only=True):
@@ -103,6 +107,7 @@ class Forward(_Section, frozen=True, kw_only=True):
 
     max_line_bytes: Positive = 1_048_576
     batch_lines: Positive = 500
+    max_backlog: Positive = 100_000
 
 
 class Log(_Section, frozen=True, kw_only=True):
@@ -230,7 +235,38 @@ def from_table(table: dict[str, Any], *, folder: Path | None = None, origin: str
     problem = next(_problems(settings), None)
     if problem:
         raise SettingsError(origin + problem)
-    return msgspec.structs.replace(settings, data_dir=str(folder / settings.data_dir))
+    try:
+        sources = {
+            name: _with_secrets(arguments, folder, f"sources.{name}")
+            for name, arguments in settings.sources.items()
+        }
+    except ValueError as error:
+        raise SettingsError(f"{origin}{error}") from None
+    data_dir = str(folder / settings.data_dir)
+    return msgspec.structs.replace(settings, data_dir=data_dir, sources=sources)
+
+
+def _with_secrets(value: Any, folder: Path, where: str) -> Any:
+    """Return a source's arguments with a ``Secret`` for each ``env:NAME`` and ``file:PATH``."""
+    if isinstance(value, dict):
+        return {k: _with_secrets(v, folder, f"{where}.{k}") for k, v in value.items()}
+    if isinstance(value, list):
+        return [_with_secrets(v, folder, f"{where}[{i}]") for i, v in enumerate(value)]
+    if not isinstance(value, str) or not value.startswith(("env:", "file:")):
+        return value
+    try:
+        return _decode_secret(Secret, value, folder)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def with_secrets_revealed(value: Any) -> Any:
+    """Return a source's arguments as it takes them, each ``Secret`` being its text."""
+    if isinstance(value, dict):
+        return {k: with_secrets_revealed(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [with_secrets_revealed(v) for v in value]
+    return value.reveal() if isinstance(value, Secret) else value
 
 
 def to_table(settings: Settings) -> dict[str, Any]:

@@ -1,8 +1,18 @@
-"""Long forms of a proof run only when asked for: ``-m long``."""
+"""Long forms of a proof run only when asked for (``-m long``); in CI, properties repeat themselves.
+
+Everywhere else hypothesis looks for new examples at every run.
+"""
 
 from __future__ import annotations
 
+import os
+
 import pytest
+from hypothesis import settings
+
+settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    settings.load_profile("ci")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -2,27 +2,33 @@
 
 What a source is
 ================
-A source is one class. ``await source.run(intake)`` brings events in until it ends by itself (a
-file) or is cancelled (a server). It owes the engine four things:
+A source is one class with one method: ``await source.run(intake)`` brings events in, until it ends
+by itself (a file) or is cancelled (a server). It owes the engine five things:
 
-1. It hands over **batches**: ``ticket = await intake.send(batch)``. ``send`` waits while the engine
-   has no room, and keeps the order in which it was called.
+1. It hands over **batches**, each event once, in the order in which they came:
+   ``ticket = await intake.send(batch)``. ``send`` waits while the engine has no room.
 2. It tells its own side "done" only after ``receipt = await ticket.wait()`` has returned: from then
-   on the events are on disk.
+   on the events are on disk. A source that ends by itself may tell by ending.
 3. When either raises ``Refused``, nothing of the batch is stored: it says "later" to its own side,
-   or sends the same batch again. ``UnknownApiKey`` is final for the batch.
-4. Cancelled, it sends no more, and lets what it has sent be answered if it still can.
+   or sends the same batch again; ``draining`` is for good. ``UnknownApiKey`` is final for a batch.
+4. Cancelled, it ends, sends no more, and has told of nothing that is not on disk.
+5. When ``run`` has returned, none of its tasks is left.
+
+``transports.conformance`` has a check for each. A source is registered as an entry point of the
+group ``amplitude_intercom.sources``; the table ``[sources.NAME]`` of the settings holds the
+arguments of its class. One that listens somewhere has ``async listening()`` as well, which returns
+the address once it does.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import msgspec
 
-from transports.amplitude import BadEvent, Head
+from transports.amplitude import BadEvent, Head, decode_head
 
 
 class Batch(msgspec.Struct):
@@ -39,6 +45,21 @@ class Batch(msgspec.Struct):
     """Where they come from, for dead letters: a path, ``stdin``, ``http``."""
     lines: Sequence[int] | None = None
     """Line numbers, one per event, where the source has such."""
+    marks: Mapping[str, str] = {}
+    """How far a source that can be read again has come with what is on disk already: name →
+    position. Kept with the batch, in one commit, for the source's next start."""
+
+
+def batch_of(
+    raws: Sequence[bytes], *, api_key: str | None = None, sync: str | None = None, origin: str = ""
+) -> Batch:
+    """Return a batch of events as they came, in any of Amplitude's dialects.
+
+    ``api_key`` or ``sync`` says whose they are. What is no event becomes a dead letter.
+    """
+    return Batch(
+        [decode_head(raw) for raw in raws], raws, api_key=api_key, sync=sync, origin=origin
+    )
 
 
 class Receipt(msgspec.Struct, frozen=True):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -37,12 +36,18 @@ RESERVED_TYPES: Final = frozenset(
 )
 """Event types that cannot be ingested or streamed (streaming and HTTP V2 pages)."""
 
+MAX_TEXT: Final = 1_024
+"""Longest text in characters (HTTP V2 page)."""
+
 IDENTIFY: Final = "$identify"
 GROUP_IDENTIFY: Final = "$groupidentify"
 
 
+Time = int | float | str
+
+
 class Head(msgspec.Struct, gc=False):
-    """The fields of an event that intake needs; ids are None when null or missing."""
+    """The fields of an event that intake needs, as they are spelled; None when null or missing."""
 
     event_type: str | None = None
     user_id: str | None = None
@@ -50,7 +55,9 @@ class Head(msgspec.Struct, gc=False):
     insert_id: str | None = None
     export_insert_id: str | None = msgspec.field(default=None, name="$insert_id")
     uuid: str | None = None
-    event_time: str | int | None = None
+    time: Time | None = None
+    event_time: Time | None = None
+    timestamp: Time | None = None
 
     @property
     def unique_id(self) -> str | None:
@@ -62,6 +69,13 @@ class Head(msgspec.Struct, gc=False):
         if self.insert_id or self.export_insert_id:
             return self.insert_id or self.export_insert_id
         return self.uuid if self.event_time is None else None
+
+    @property
+    def written_time(self) -> Time | None:
+        """The event's own time as it is written: HTTP V2's, else Export's, else the old SDK's."""
+        if self.time is not None:
+            return self.time
+        return self.event_time if self.event_time is not None else self.timestamp
 
 
 class BadEvent(msgspec.Struct, frozen=True):
@@ -92,16 +106,25 @@ def decode_head(raw: bytes) -> Head | BadEvent:
 def _diagnose(raw: bytes, error: Exception) -> BadEvent:
     """Say which field is wrong: slow, and only for what could not be decoded."""
     try:
-        event = msgspec.json.decode(raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as broken:
+        fields = _fields.decode(raw)
+    except msgspec.ValidationError:
+        return BadEvent("not_an_object", "", "an event is an object")
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as broken:
         return BadEvent("invalid_json", "", f"not JSON: {broken}")
-    if not isinstance(event, dict):
-        return BadEvent("not_an_object", "", f"an event is an object, this is {_kind(event)}")
-    for name in ("event_type", "user_id", "device_id", "insert_id", "$insert_id", "uuid"):
-        value = event.get(name)
-        if value is not None and not isinstance(value, str):
-            return BadEvent("invalid_field", name, f"{name} must be text, this is {_kind(value)}")
-    return BadEvent("invalid_field", "event_time", f"{error}")
+    for field in msgspec.structs.fields(Head):
+        try:
+            msgspec.json.decode(fields.get(field.encode_name, b"null"), type=field.type)
+        except msgspec.ValidationError:
+            wanted = "a time" if field.type == Time | None else "text"
+            return BadEvent(
+                "invalid_field", field.encode_name, f"{field.encode_name} must be {wanted}"
+            )
+        except (msgspec.DecodeError, UnicodeDecodeError) as broken:
+            return BadEvent("invalid_json", field.encode_name, f"not JSON: {broken}")
+    return BadEvent("invalid_json", "", f"not JSON: {error}")
+
+
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def _kind(value: object) -> str:
@@ -116,9 +139,9 @@ def check_head(head: Head, min_id_length: int = MIN_ID_LENGTH) -> BadEvent | Non
     """
     if not head.event_type:
         return BadEvent("missing_field", "event_type", "event_type is missing")
-    if head.event_type == GROUP_IDENTIFY:
-        return None
-    if not head.user_id and not head.device_id:
+    if len(head.event_type) > MAX_TEXT:
+        return BadEvent("invalid_field", "event_type", f"event_type is longer than {MAX_TEXT}")
+    if not head.user_id and not head.device_id and head.event_type != GROUP_IDENTIFY:
         return BadEvent("missing_field", "user_id", "neither user_id nor device_id is there")
     return check_id("user_id", head.user_id, min_id_length) or check_id(
         "device_id", head.device_id, min_id_length
@@ -126,13 +149,30 @@ def check_head(head: Head, min_id_length: int = MIN_ID_LENGTH) -> BadEvent | Non
 
 
 def check_id(field: str, value: str | None, min_id_length: int) -> BadEvent | None:
-    """Return what is wrong with a user or device id; empty and missing ones are absent."""
+    """Return what is wrong with a user or device id; empty and missing ones are absent.
+
+    An id that is too long is refused where Amplitude would cut it: cut, it may be somebody else's.
+    """
     if not value:
         return None
     if len(value) < min_id_length:
         return BadEvent("invalid_id", field, f"{field} is shorter than {min_id_length}")
+    if len(value) > MAX_TEXT:
+        return BadEvent("invalid_id", field, f"{field} is longer than {MAX_TEXT}")
     if value.lower() in RESERVED_IDS:
         return BadEvent("invalid_id", field, f"{field} has a value that is not accepted")
+    return None
+
+
+def check_time(head: Head) -> BadEvent | None:
+    """Return what is wrong with an event's time, in whatever dialect it is written, or None."""
+    written = head.written_time
+    if written is None or type(written) is int:
+        return None
+    try:
+        parse_time(written)
+    except ValueError as error:
+        return BadEvent("invalid_field", "time", str(error))
     return None
 
 
@@ -162,33 +202,54 @@ NORMAL_NAMES: Final = {
     "ip_address": "ip",
     "device_carrier": "carrier",
 }
-"""Export spelling → HTTP V2 spelling (Export API and HTTP V2 pages)."""
+"""Export and old SDK spelling → HTTP V2 spelling (Export API and HTTP V2 pages)."""
+
+TIMES: Final = ("time", "event_time", "timestamp", "client_event_time")
+"""Names of an event's own time: HTTP V2's, else Export's, else the old SDK's, else the device's."""
 
 
 def decode_event(raw: bytes) -> Event:
-    """Return a whole event in normal form.
+    """Return a whole event in normal form: that of HTTP V2.
 
     Raises:
         ValueError: not a JSON object, or its time cannot be read.
     """
     try:
         decoded = msgspec.json.decode(raw)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"not JSON: {error}") from None
     if not isinstance(decoded, dict):
         raise ValueError(f"an event is an object, this is {_kind(decoded)}")
-    for theirs, ours in NORMAL_NAMES.items():
-        if theirs in decoded and decoded.get(ours) is None:
-            decoded[ours] = decoded.pop(theirs)
-    return Event(str(decoded.get("event_type") or ""), _time_of(decoded), decoded)
+    time_ms = _time_of(decoded)
+    _normalize(decoded, time_ms)
+    return Event(str(decoded.get("event_type") or ""), time_ms, decoded)
 
 
 def _time_of(fields: dict[str, Any]) -> int | None:
-    """Return the event's own time in ms: HTTP V2's, else Export's, else the old SDK's."""
-    for name in ("time", "event_time", "timestamp", "client_event_time"):
+    for name in TIMES:
         if fields.get(name) is not None:
             return parse_time(fields[name])
     return None
+
+
+def _normalize(fields: dict[str, Any], time_ms: int | None) -> None:
+    """Bring the top-level fields of any dialect into the spelling of HTTP V2, in place."""
+    if fields.get("uuid") and "event_time" not in fields:
+        fields.setdefault("insert_id", fields["uuid"])  # the old JavaScript SDK's
+    for theirs, ours in NORMAL_NAMES.items():
+        if theirs in fields:
+            value = fields.pop(theirs)
+            if fields.get(ours) is None:
+                fields[ours] = value
+    if time_ms is not None:
+        fields["time"] = time_ms
+        fields.pop("event_time", None)
+        fields.pop("timestamp", None)
+    library = fields.get("library")
+    if isinstance(library, dict):  # the old JavaScript SDK's
+        fields["library"] = f"{library.get('name')}/{library.get('version')}"
+    if fields.get("session_id") == -1:  # outside of any session
+        fields["session_id"] = None
 
 
 def parse_time(value: Any) -> int:
@@ -205,79 +266,21 @@ def parse_time(value: Any) -> int:
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, str):
-        moment = dt.datetime.fromisoformat(value.strip())
+        try:
+            moment = dt.datetime.fromisoformat(value.strip())
+        except ValueError:
+            raise ValueError(f"not a time: {value[:40]!r}") from None
         if moment.tzinfo is None:
             moment = moment.replace(tzinfo=dt.UTC)
-        return round(moment.timestamp() * 1000)
+        return (moment - _EPOCH) // _MILLISECOND
     raise ValueError(f"not a time: {_kind(value)}")
 
 
-# --- requests to /2/httpapi and /batch --------------------------------------------------------
+_EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+_MILLISECOND: Final = dt.timedelta(milliseconds=1)
 
 
-class _Options(msgspec.Struct):
-    min_id_length: int = MIN_ID_LENGTH
-
-
-class Upload(msgspec.Struct):
-    """The body of an upload: events are left undecoded."""
-
-    api_key: str | None = None
-    events: list[msgspec.Raw] | msgspec.UnsetType | None = msgspec.UNSET
-    options: _Options | None = None
-
-
-class BadUpload(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A refusal in Amplitude's words (HTTP V2 page). Encodes as the answer's body."""
-
-    code: int
-    error: str
-    missing_field: str | None = None
-    events_with_invalid_fields: dict[str, list[int]] = {}
-    events_with_missing_fields: dict[str, list[int]] = {}
-    events_with_invalid_id_lengths: dict[str, list[int]] = {}
-    silenced_events: list[int] = []
-
-
-class GoodUpload(msgspec.Struct, frozen=True):
-    """Success in Amplitude's words; clients look for ``code`` in it."""
-
-    code: int
-    events_ingested: int
-    payload_size_bytes: int
-    server_upload_time: int
-
-
-_upload = msgspec.json.Decoder(Upload)
-
-
-def decode_upload(body: bytes) -> Upload | BadUpload:
-    """Return an upload's parts, or the refusal that Amplitude would answer."""
-    if not body.strip():
-        return BadUpload(400, "Missing request body")
-    try:
-        upload = _decode_mended(body)
-    except msgspec.ValidationError as error:
-        return BadUpload(400, "Invalid JSON request body", missing_field=_field_of(error))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return BadUpload(400, "Invalid JSON request body", missing_field="")
-    if not upload.api_key:
-        return BadUpload(400, "Request missing required field", missing_field="api_key")
-    if not isinstance(upload.events, list) or not upload.events:
-        return BadUpload(400, "Request missing required field", missing_field="events")
-    return upload
-
-
-def _decode_mended(body: bytes) -> Upload:
-    try:
-        return _upload.decode(body)
-    except msgspec.ValidationError:
-        raise
-    except msgspec.DecodeError:
-        return _upload.decode(mend_surrogates(body))
-
-
-_ESCAPE = re.compile(
+_ESCAPE: Final = re.compile(
     rb"\\(?:u(?P<high>d[89ab][0-9a-f]{2})(?P<low>\\ud[c-f][0-9a-f]{2})?|u(?P<lone>d[c-f][0-9a-f]{2})|.)",
     re.IGNORECASE | re.DOTALL,
 )
@@ -295,75 +298,3 @@ def mend_surrogates(raw: bytes) -> bytes:
 def _mend(escape: re.Match[bytes]) -> bytes:
     halved = (escape["high"] and not escape["low"]) or escape["lone"]
     return b"\\ufffd" if halved else escape[0]
-
-
-def _field_of(error: msgspec.ValidationError) -> str:
-    """Return the path that msgspec names: clients give up on ``missing_field``, as they should."""
-    _, found, path = str(error).rpartition("`$")
-    return path.strip("`").strip(".") if found else ""
-
-
-def decode_events(
-    events: Iterable[msgspec.Raw | bytes], min_id_length: int = MIN_ID_LENGTH
-) -> tuple[list[Head], list[bytes]] | BadUpload:
-    """Return heads and bytes of the events, or one refusal that lists **every** bad index.
-
-    A batch that is partly bad is refused whole: the client drops what is listed and sends the
-    rest again (behaviour of the Python and Node SDKs).
-    """
-    heads: list[Head] = []
-    raws: list[bytes] = []
-    bad: list[tuple[int, BadEvent]] = []
-    for index, raw_event in enumerate(events):
-        raw = bytes(raw_event)
-        head = decode_head(raw)
-        problem = head if isinstance(head, BadEvent) else _check_upload(head, raw, min_id_length)
-        if problem is not None:
-            bad.append((index, problem))
-        elif isinstance(head, Head):
-            heads.append(head)
-            raws.append(raw)
-    return refuse_events(bad) if bad else (heads, raws)
-
-
-class _Times(msgspec.Struct, gc=False):
-    time: Any = None
-
-
-_times = msgspec.json.Decoder(_Times)
-
-
-def _check_upload(head: Head, raw: bytes, min_id_length: int) -> BadEvent | None:
-    try:
-        time = _times.decode(raw).time
-    except (msgspec.MsgspecError, RecursionError):
-        time = False  # a number out of range, half a surrogate pair: no time either
-    if time is not None and (type(time) is not int or time < 0):
-        return BadEvent("invalid_field", "time", "time must be whole milliseconds since 1970")
-    return check_head(head, min_id_length)
-
-
-def refuse_events(bad: Sequence[tuple[int, BadEvent]]) -> BadUpload:
-    """Return the 400 that names each bad event's index under its field."""
-    invalid: dict[str, list[int]] = {}
-    missing: dict[str, list[int]] = {}
-    ids: dict[str, list[int]] = {}
-    by_reason = {"missing_field": missing, "invalid_id": ids}
-    for index, problem in bad:
-        lists = by_reason.get(problem.reason, invalid)
-        lists.setdefault(problem.field or "event", []).append(index)
-    return BadUpload(
-        400,
-        _error_text(bool(invalid), bool(missing)),
-        events_with_invalid_fields=invalid,
-        events_with_missing_fields=missing,
-        events_with_invalid_id_lengths=ids,
-    )
-
-
-def _error_text(invalid: bool, missing: bool) -> str:
-    if missing:
-        return "Request missing required field"
-    if invalid:
-        return "Invalid field values on some events"
-    return "Invalid id length for user_id or device_id"

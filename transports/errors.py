@@ -40,3 +40,11 @@ class UnknownApiKey(TransportError):
     def __init__(self, api_key: str) -> None:
         super().__init__(f"Invalid API key: {api_key}")
         self.api_key = api_key
+
+
+class Damaged(TransportError):
+    """A file is not whole, or no file that can be read; what was before the damage has been."""
+
+    def __init__(self, path: str, detail: str) -> None:
+        super().__init__(f"{path}: damaged: {detail}")
+        self.path = path

@@ -1,4 +1,4 @@
-"""The HTTP source: takes what Amplitude's SDKs send, and answers as Amplitude does.
+"""The HTTP source: takes what Amplitude's clients send, and answers as Amplitude does.
 
 What clients make of an answer decides what is sent (behaviour of the Python and Node SDKs):
 
@@ -7,38 +7,104 @@ What clients make of an answer decides what is sent (behaviour of the Python and
 - 400 lists **every** bad index: the client drops those and sends the rest again;
 - 503 while nothing can be taken, on a port that stays open: a refused connection loses the events
   of the Node SDK.
+
+``transports.uploads`` decides what a request holds; here are the sockets, their bounds and CORS.
 """
 
 from __future__ import annotations
 
 import asyncio
+import email.parser
+import email.policy
+import logging
+import re
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final
+import urllib.parse
+import zlib
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Final
 
+import aiohttp
 import msgspec
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 
-from transports import Batch, Intake
-from transports.amplitude import (
-    MIN_ID_LENGTH,
-    BadUpload,
-    GoodUpload,
-    Upload,
-    decode_events,
-    decode_upload,
-)
+from transports import Intake, inflate, uploads
 from transports.errors import Refused, UnknownApiKey
+from transports.inflate import Inflate
+from transports.limits import KeyLimits, Room
+from transports.openapi import describe
+from transports.uploads import TOO_LARGE, BadUpload, GoodUpload, Upload
 
-MAX_EVENTS: Final = 2_000
-MAX_BYTES: Final = {"/2/httpapi": 1_000_000, "/batch": 20_000_000}
-"""Amplitude's own limits for one request (HTTP V2 and Batch pages)."""
+SMALL_BYTES: Final = 1_000_000
+LARGE_BYTES: Final = 20_000_000
+"""Amplitude's own limits for one request: HTTP V2's, and Batch's (their pages)."""
 
-TOO_LARGE: Final = BadUpload(413, "Payload too large")
 MAX_HEADER_BYTES: Final = 8_190
+MAX_FIELDS: Final = 32
+"""Fields of a form; Amplitude's have up to five."""
 
+_FORM: Final = "application/x-www-form-urlencoded"
 _encoder = msgspec.json.Encoder()
-_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_log = logging.getLogger(__name__)
+
+
+class Parts(msgspec.Struct):
+    """A request, read: its body inflated, its query's fields, its headers."""
+
+    body: bytes
+    query: Mapping[str, str]
+    headers: Mapping[str, str]
+
+    @property
+    def content_type(self) -> str:
+        return self.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+
+
+class Door(msgspec.Struct, frozen=True):
+    """An endpoint: what it takes, and how much of it."""
+
+    methods: frozenset[str]
+    max_bytes: int
+    decode: Callable[[Parts], Upload | BadUpload]
+
+
+def _form_door(decode: Callable[[Mapping[str, str]], Upload | BadUpload]) -> Door:
+    return Door(frozenset({"POST", "GET"}), SMALL_BYTES, lambda parts: _with_form(parts, decode))
+
+
+def _with_form(
+    parts: Parts, decode: Callable[[Mapping[str, str]], Upload | BadUpload]
+) -> Upload | BadUpload:
+    try:
+        return decode({**parts.query, **read_form(parts)})
+    except ValueError:
+        return BadUpload(400, "Invalid form", missing_field="")
+
+
+def _webhook(parts: Parts) -> Upload | BadUpload:
+    """Its key is where webhooks can have one: in a header of their own, or in the address."""
+    scheme, _, token = parts.headers.get("Authorization", "").partition(" ")
+    bearer = token.strip() if scheme.lower() == "bearer" else ""
+    key = bearer or parts.headers.get("X-Api-Key", "") or parts.query.get("api_key", "")
+    return uploads.decode_webhook(parts.body, key)
+
+
+_POST: Final = frozenset({"POST"})
+DOORS: Final = {
+    "/2/httpapi": Door(_POST, SMALL_BYTES, lambda parts: uploads.decode_upload(parts.body)),
+    "/batch": Door(_POST, LARGE_BYTES, lambda parts: uploads.decode_upload(parts.body)),
+    "/httpapi": _form_door(uploads.decode_event_form),
+    "/identify": _form_door(uploads.decode_identify_form),
+    "/groupidentify": _form_door(uploads.decode_group_identify_form),
+    "/": _form_door(uploads.decode_legacy_form),
+    "/webhook": Door(_POST, LARGE_BYTES, _webhook),
+}
+"""Amplitude's ingestion endpoints, and where its webhook stream is pointed at."""
+
+DESCRIPTION_PATH: Final = "/openapi.json"
+ALLOWED_HEADERS: Final = "Content-Type, Content-Encoding, Authorization, X-Api-Key"
+_HEADER_NAMES: Final = re.compile(r"[A-Za-z0-9_, -]{1,512}")
 
 
 class HttpSource:
@@ -49,18 +115,22 @@ class HttpSource:
         *,
         listen: str = "127.0.0.1:8710",
         cors_origins: Sequence[str] = ("*",),
-        max_concurrent_requests: int = 64,
+        max_held_bytes: int = 67_108_864,
         body_timeout_s: float = 10.0,
+        idle_timeout_s: float = 75.0,
+        key_requests_per_s: float | None = None,
+        key_events_per_s: float | None = None,
     ) -> None:
         """``listen`` is host:port; port 0 takes a free one, see ``address`` once it runs."""
         host, _, port = listen.rpartition(":")
         self._host, self._port = host.strip("[]"), int(port)
         self._origins = frozenset(cors_origins)
-        self._bodies = asyncio.Semaphore(max_concurrent_requests)
+        self._room = Room(max_held_bytes)
+        self._limits = KeyLimits(key_requests_per_s, key_events_per_s)
         self._body_timeout_s = body_timeout_s
+        self._idle_timeout_s = idle_timeout_s
         self._listening = asyncio.Event()
         self._intake: Intake | None = None
-        self._runner: web.AppRunner | None = None
         self.address = listen
 
     async def run(self, intake: Intake) -> None:
@@ -70,114 +140,265 @@ class HttpSource:
             OSError: the address cannot be listened on.
         """
         self._intake = intake
-        self._runner = web.AppRunner(
-            self._application(), access_log=None, handler_cancellation=False, shutdown_timeout=5.0
-        )
-        await self._runner.setup()
+        server = _Server(self._answer, self._idle_timeout_s)
+        runner = web.ServerRunner(server, shutdown_timeout=5.0)
+        await runner.setup()
         try:
-            site = web.TCPSite(self._runner, self._host, self._port, reuse_address=True)
-            await site.start()
-            host, port = self._runner.addresses[0][:2]
+            await web.TCPSite(runner, self._host, self._port, reuse_address=True).start()
+            host, port = runner.addresses[0][:2]
             self.address = f"{host}:{port}"
             self._listening.set()
             await asyncio.Event().wait()
         finally:
-            await self._runner.cleanup()
+            await runner.cleanup()
 
     async def listening(self) -> str:
         """Wait until the port is open; return the address."""
         await self._listening.wait()
         return self.address
 
-    def _application(self) -> web.Application:
-        app = web.Application(
-            middlewares=[self._answer_in_json], client_max_size=max(MAX_BYTES.values())
-        )
-        for path in MAX_BYTES:
-            app.router.add_post(path, self._upload)
-            app.router.add_options(path, self._preflight)
-        return app
+    # --- one request ----------------------------------------------------------------------
 
-    @web.middleware
-    async def _answer_in_json(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
-        """Give every answer a JSON body with ``code``, and browsers the headers they need."""
-        try:
-            response = await handler(request)
-        except web.HTTPRequestEntityTooLarge:
-            response = _json(TOO_LARGE, 413)
-        except web.HTTPException as error:
-            response = _json(BadUpload(error.status, "Invalid request path"), error.status)
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        response = await self._respond(request)
         self._allow_origin(request, response)
         return response
 
-    def _allow_origin(self, request: web.Request, response: web.StreamResponse) -> None:
-        origin = request.headers.get("Origin")
-        if origin and ("*" in self._origins or origin in self._origins):
-            response.headers["Access-Control-Allow-Origin"] = (
-                "*" if "*" in self._origins else origin
-            )
-            response.headers["Vary"] = "Origin"
+    async def _respond(self, request: web.BaseRequest) -> web.Response:
+        path = request.path if request.path == "/" else request.path.rstrip("/")
+        if path == DESCRIPTION_PATH and request.method == "GET":
+            return _json(describe(), 200)
+        door = DOORS.get(path)
+        if door is None:
+            return _refusal(BadUpload(404, "Invalid request path"))
+        if request.method == "OPTIONS":
+            return _preflight(request)
+        if request.method not in door.methods:
+            refused = _refusal(BadUpload(405, "Invalid request method"))
+            refused.headers["Allow"] = ", ".join(sorted(door.methods | {"OPTIONS"}))
+            return refused
+        return await self._take_in(request, door, path)
 
-    async def _preflight(self, request: web.Request) -> web.Response:
-        return web.Response(
-            status=204,
-            headers={
-                "Access-Control-Allow-Methods": "POST, GET, OPTIONS",
-                "Access-Control-Allow-Headers": "Content-Type, Content-Encoding, Authorization",
-                "Access-Control-Max-Age": "86400",
-            },
-        )
+    async def _take_in(self, request: web.BaseRequest, door: Door, path: str) -> web.Response:
+        size = _size_at_most(request, door.max_bytes)
+        if size is None:
+            return _refusal(TOO_LARGE)
+        late = BadUpload(503, "Service unavailable: busy")
+        try:
+            async with asyncio.timeout(self._body_timeout_s) as patience, self._room.hold(size):
+                late = BadUpload(408, "Request body took too long")
+                body = await read_body(request, door.max_bytes)
+                patience.reschedule(None)
+                return await self._take(Parts(body, request.query, request.headers), door, path)
+        except TimeoutError:
+            return _refusal(late)
+        except _Unreadable as error:
+            return _refusal(error.refusal)
 
-    async def _upload(self, request: web.Request) -> web.Response:
-        async with self._bodies:
-            try:
-                async with asyncio.timeout(self._body_timeout_s):
-                    body = await self._read(request, MAX_BYTES[request.path])
-            except TimeoutError:
-                return _json(BadUpload(408, "Request body took too long"), 408)
-            except web.RequestPayloadError:  # not in the encoding that its header says
-                return _json(BadUpload(400, "Invalid JSON request body", missing_field=""), 400)
-            answer = TOO_LARGE if body is None else await self._take(body, request.path)
-        return _json(answer, answer.code)
-
-    async def _read(self, request: web.Request, max_bytes: int) -> bytes | None:
-        if (request.content_length or 0) > max_bytes:
-            return None
-        body = await request.read()
-        return body if len(body) <= max_bytes else None
-
-    async def _take(self, body: bytes, path: str) -> GoodUpload | BadUpload:
+    async def _take(self, parts: Parts, door: Door, path: str) -> web.Response:
         """Decide on a request, and answer once its events are on disk."""
-        upload = decode_upload(body)
+        upload = door.decode(parts)
         if isinstance(upload, BadUpload):
-            return upload
-        decoded = _decode(upload, path)
-        if isinstance(decoded, BadUpload):
-            return decoded
+            return _refusal(upload)
+        batch = uploads.batch_of(upload, f"http {path}")
+        if isinstance(batch, BadUpload):
+            return _refusal(batch)
+        throttled = await self._limits.refuse(upload.api_key, batch.heads)
+        if throttled is not None:
+            return _refusal(throttled)
         assert self._intake is not None
         try:
-            ticket = await self._intake.send(decoded)
+            ticket = await self._intake.send(batch)
             await ticket.wait()
-        except UnknownApiKey as error:
-            return BadUpload(400, str(error))
+        except UnknownApiKey:
+            return _refusal(uploads.unknown_key(upload.api_key))
         except Refused as error:
-            return BadUpload(503, f"Service unavailable: {error.reason}")
-        return GoodUpload(200, len(decoded.raws), len(body), time.time_ns() // 1_000_000)
+            return _refusal(BadUpload(503, f"Service unavailable: {error.reason}"))
+        now_ms = time.time_ns() // 1_000_000
+        return _json(GoodUpload(200, len(batch.raws), len(parts.body), now_ms), 200)
+
+    # --- browsers -------------------------------------------------------------------------
+
+    def _allow_origin(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
+        origin = request.headers.get("Origin")
+        if not origin or not ("*" in self._origins or origin in self._origins):
+            return
+        everybody = "*" in self._origins
+        response.headers["Access-Control-Allow-Origin"] = "*" if everybody else origin
+        if not everybody:
+            response.headers["Vary"] = "Origin"
 
 
-def _decode(upload: Upload, path: str) -> Batch | BadUpload:
-    events: Any = upload.events
-    if len(events) > MAX_EVENTS:
-        return TOO_LARGE
-    min_id_length = upload.options.min_id_length if upload.options else MIN_ID_LENGTH
-    decoded = decode_events(events, min_id_length)
-    if isinstance(decoded, BadUpload):
-        return decoded
-    heads, raws = decoded
-    return Batch(heads, raws, api_key=upload.api_key, origin=f"http {path}")
+def _preflight(request: web.BaseRequest) -> web.Response:
+    """Allow the headers that are asked for: the old SDK sends one that nobody would think of."""
+    asked = request.headers.get("Access-Control-Request-Headers", "")
+    return web.Response(
+        status=204,
+        headers={
+            "Access-Control-Allow-Methods": "POST, GET, OPTIONS",
+            "Access-Control-Allow-Headers": (
+                asked if _HEADER_NAMES.fullmatch(asked) else ALLOWED_HEADERS
+            ),
+            "Access-Control-Max-Age": "86400",
+        },
+    )
 
 
-def _json(body: GoodUpload | BadUpload, status: int) -> web.Response:
+def _refusal(refusal: BadUpload) -> web.Response:
+    return _json(refusal, refusal.code)
+
+
+def _json(body: object, status: int) -> web.Response:
     return web.Response(
         status=status, body=_encoder.encode(body), content_type="application/json", charset="utf-8"
     )
+
+
+# --- bodies -------------------------------------------------------------------------------
+
+
+class _Unreadable(Exception):
+    """A body that is too large, or not what its headers say."""
+
+    def __init__(self, refusal: BadUpload) -> None:
+        super().__init__(refusal.error)
+        self.refusal = refusal
+
+
+_GARBLED: Final = BadUpload(400, "Invalid JSON request body", missing_field="")
+_WINDOW_BITS: Final = {"gzip": inflate.GZIP, "x-gzip": inflate.GZIP, "deflate": inflate.ANY}
+
+
+def _encoding(request: web.BaseRequest) -> str:
+    return request.headers.get("Content-Encoding", "identity").strip().lower() or "identity"
+
+
+def _size_at_most(request: web.BaseRequest, max_bytes: int) -> int | None:
+    """Return how many bytes a body may turn out to have; None where that is too many."""
+    length = request.content_length
+    if length is None:
+        return max_bytes if request.body_exists else 0
+    if length > max_bytes:
+        return None
+    return length if _encoding(request) == "identity" else max_bytes
+
+
+async def read_body(request: web.BaseRequest, max_bytes: int) -> bytes:
+    """Return a body, inflated, of which little more than ``max_bytes`` ever exist.
+
+    Raises:
+        _Unreadable: too large, in an unknown encoding, or not in the one that it says.
+    """
+    encoding = _encoding(request)
+    if encoding != "identity" and encoding not in _WINDOW_BITS:
+        raise _Unreadable(BadUpload(415, f"Unsupported content encoding: {encoding[:32]}"))
+    stream = None if encoding == "identity" else Inflate(_WINDOW_BITS[encoding])
+    body = bytearray()
+    try:
+        async for chunk in request.content.iter_any():
+            for piece in stream.feed(chunk) if stream else (chunk,):
+                body += piece
+                if len(body) > max_bytes:
+                    raise _Unreadable(TOO_LARGE)
+    except (aiohttp.ClientPayloadError, web.RequestPayloadError, ConnectionError, zlib.error):
+        raise _Unreadable(_GARBLED) from None
+    if stream and not stream.whole:
+        raise _Unreadable(_GARBLED)
+    return bytes(body)
+
+
+def read_form(parts: Parts) -> dict[str, str]:
+    """Return the fields of a form in a body, urlencoded or multipart; JSON of an object too.
+
+    Raises:
+        ValueError: it is none, or has more fields than any of these forms.
+    """
+    if not parts.body:
+        return {}
+    if parts.content_type == "multipart/form-data":
+        return _read_multipart(parts)
+    if parts.content_type == "application/json":
+        return _read_json_form(parts.body)
+    pairs = urllib.parse.parse_qsl(
+        parts.body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=MAX_FIELDS
+    )
+    return dict(pairs)
+
+
+def _read_json_form(body: bytes) -> dict[str, str]:
+    """Return the fields of a form that came as JSON: texts as they are, all else as JSON."""
+    try:
+        fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+        return {
+            name: msgspec.json.decode(value) if bytes(value[:1]) == b'"' else value.decode()
+            for name, value in ((n, bytes(v)) for n, v in fields.items())
+        }
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise ValueError(str(error)) from None
+
+
+def _read_multipart(parts: Parts) -> dict[str, str]:
+    if parts.body.count(b"Content-Disposition") + parts.body.count(b"\n--") > 4 * MAX_FIELDS:
+        raise ValueError("too many fields")
+    head = f"Content-Type: {parts.headers['Content-Type']}\r\n\r\n"
+    parser = email.parser.BytesParser(policy=email.policy.HTTP)
+    message = parser.parsebytes(head.encode("utf-8", "replace") + parts.body)
+    fields: dict[str, str] = {}
+    for part in message.iter_parts():
+        name = part.get_param("name", header="content-disposition")
+        content = part.get_payload(decode=True)
+        if isinstance(name, str) and isinstance(content, bytes):
+            fields[name] = content.decode("utf-8", "replace")
+    return fields
+
+
+# --- connections --------------------------------------------------------------------------
+
+
+class _Server(web.Server):
+    """aiohttp's server, with bounds, bodies left as they come, and errors in JSON."""
+
+    def __init__(
+        self,
+        answer: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
+        idle_timeout_s: float,
+    ) -> None:
+        super().__init__(answer)
+        self._idle_timeout_s = idle_timeout_s
+
+    def __call__(self) -> web.RequestHandler:
+        return _Connection(
+            self,
+            loop=asyncio.get_running_loop(),
+            keepalive_timeout=self._idle_timeout_s,  # also for what never becomes a request
+            auto_decompress=False,
+            max_line_size=MAX_HEADER_BYTES,
+            max_field_size=MAX_HEADER_BYTES,
+        )
+
+
+class _Connection(web.RequestHandler):
+    """One connection."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer what is no HTTP, and a fault of our own, in JSON as everything else."""
+        if isinstance(exc, LineTooLong):
+            refusal = BadUpload(414, "Request line or header too long")
+        elif isinstance(exc, HttpProcessingError) or status < 500:
+            refusal = BadUpload(status, "Bad HTTP request", missing_field="")
+        else:
+            _log.error("fault while answering %s", request.path, exc_info=exc)
+            refusal = BadUpload(500, "Internal error")
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer has begun, there cannot be another")
+        response = _refusal(refusal)
+        response.force_close()
+        return response

@@ -1,7 +1,11 @@
-"""The line source: NDJSON from a pipe or from files, HTTP V2 and Export spelling mixed.
+"""The line source: events from a pipe, from files and folders; all of Amplitude's dialects, mixed.
 
-A chunk is handed over as soon as it is there, so a pipe that trickles is as prompt as a file is
+What comes is handed over as soon as it is there, so a pipe that trickles is as prompt as a file is
 fast. A line that cannot be used goes along as a ``BadEvent`` with its number and stops nothing.
+
+Files can be read again, so they are resumed: with each batch goes how far all that was read before
+is on disk by now (``Batch.marks``), and whoever starts the source gives it the marks that are kept.
+What was read behind a mark is read twice, and known again.
 """
 
 from __future__ import annotations
@@ -9,67 +13,54 @@ from __future__ import annotations
 import os
 import stat
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import Final
 
 import anyio
 import anyio.to_thread
+import msgspec
 
-from transports import Batch, Intake, Receipt, Ticket
-from transports.amplitude import BadEvent, Head, decode_head, mend_surrogates
-from transports.errors import Refused
-
-CHUNK_BYTES: Final = 256 * 1024
-KEPT_BYTES: Final = 4096
-"""How much of a line that is too long is kept, for whoever looks for it."""
+from transports import Batch, Intake, Receipt, Ticket, files
+from transports.amplitude import BadEvent, Head, decode_head, mend_surrogates, parse_time
+from transports.errors import Damaged, Refused
+from transports.files import Chunk, Line, Position
 
 TICKETS: Final = 16
 """Batches that may be on their way to the disk while the next ones are read."""
 
-REFUSED_NAP_S: Final = 0.25
-BOM: Final = b"\xef\xbb\xbf"
+
+class Progress:
+    """Hears how reading goes; this one does not care."""
+
+    def read(self, count: int) -> None:
+        """So many more bytes of the files were read."""
+
+    def stored(self, receipt: Receipt) -> None:
+        """A batch is on disk."""
+
+    def passed_over(self, count: int) -> None:
+        """So many events are of a time that was not asked for."""
+
+    def damaged(self, error: Damaged) -> None:
+        """A file is not whole: the next one is read."""
 
 
-class Lines:
-    """Cuts chunks into numbered lines; remembers only the line that is not finished yet."""
+class _Sent(msgspec.Struct):
+    """A batch that waits for its receipt, and how far its file is read when it is on disk."""
 
-    def __init__(self, max_line_bytes: int) -> None:
-        self._max = max_line_bytes
-        self._rest = b""
-        self._skipping = False
-        self.number = 0
-
-    def cut(self, chunk: bytes) -> Iterator[tuple[int, bytes, bool]]:
-        """Yield (number, line, whole?) for each line that ends in this chunk, but empty ones."""
-        pieces = chunk.split(b"\n")
-        for piece in pieces[:-1]:
-            yield from self._end(piece)
-        self._keep(pieces[-1])
-
-    def end(self) -> Iterator[tuple[int, bytes, bool]]:
-        """Yield what is left when the input ends without a line break."""
-        if self._rest:
-            yield from self._end(b"")
-
-    def _keep(self, piece: bytes) -> None:
-        if not self._skipping:
-            self._rest += piece
-        if len(self._rest) > self._max:
-            self._rest, self._skipping = self._rest[:KEPT_BYTES], True
-
-    def _end(self, piece: bytes) -> Iterator[tuple[int, bytes, bool]]:
-        self._keep(piece)
-        self.number += 1
-        line = self._rest.strip().removeprefix(BOM if self.number == 1 else b"")
-        whole = not self._skipping
-        self._rest, self._skipping = b"", False
-        if line:
-            yield self.number, line, whole
+    ticket: Ticket
+    batch: Batch
+    file: str
+    position: Position
 
 
 class LineSource:
-    """Reads files one after the other, ``-`` being standard input; ends when all is on disk."""
+    """Reads files and folders one after the other, ``-`` being standard input.
+
+    Ends when all is on disk.
+    """
 
     def __init__(
         self,
@@ -78,15 +69,31 @@ class LineSource:
         sync: str | None = None,
         max_line_bytes: int = 1_048_576,
         batch_lines: int = 500,
-        progress: Callable[[int, Receipt | None], None] = lambda read_bytes, receipt: None,
+        since_ms: int | None = None,
+        until_ms: int | None = None,
+        marks: Mapping[str, str] | None = None,
+        progress: Progress | None = None,
+        refused_nap_s: float = 0.25,
     ) -> None:
-        """``sync`` says where the events go; ``progress`` hears of bytes read and of receipts."""
+        """``sync`` says where the events go; ``marks`` is what earlier batches left.
+
+        Only events from ``since_ms`` on and before ``until_ms`` are handed over (Unix
+        milliseconds); one without a time of its own always is. ``refused_nap_s`` is the pause
+        before what was refused is sent again.
+        """
         self._paths = paths
         self._sync = sync
         self._max_line_bytes = max_line_bytes
         self._batch_lines = batch_lines
-        self._progress = progress
-        self._waiting: deque[tuple[Ticket, Batch]] = deque()
+        self._since_ms = since_ms
+        self._until_ms = until_ms
+        self._marks = dict(marks or {})
+        self._progress = progress or Progress()
+        self._refused_nap_s = refused_nap_s
+        self._waiting: deque[_Sent] = deque()
+        self._reached: dict[str, Position] = {}
+        self.files: list[str] = []
+        """The files that were read, by the names of their marks."""
 
     async def run(self, intake: Intake) -> None:
         """Read everything; return when all of it is on disk.
@@ -95,87 +102,214 @@ class LineSource:
             OSError: a file cannot be read; what was read before is stored.
         """
         try:
-            for path in self._paths:
+            for path in files.find(self._paths):
                 await self._read(path, intake)
         finally:
             while self._waiting:
                 await self._collect(intake)
 
+    # --- reading --------------------------------------------------------------------------
+
     async def _read(self, path: str, intake: Intake) -> None:
-        descriptor = 0 if path == "-" else os.open(path, os.O_RDONLY)
-        origin = "stdin" if path == "-" else Path(path).name
-        lines = Lines(self._max_line_bytes)
+        if path == "-":
+            await self._take_in(_read_pipe(0, "stdin"), "stdin", "", Position(), intake)
+            return
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            await self._take_in(_read_named_pipe(path), path, "", Position(), intake)
+            return
+        file = files.identity(path)
+        self.files.append(file)
+        start = self._start_of(file)
+        if start.done:
+            self._progress.read(os.stat(path).st_size)
+        else:
+            await self._take_in(_in_thread(files.read(path, start)), path, file, start, intake)
+
+    def _start_of(self, file: str) -> Position:
         try:
-            while chunk := await _read_chunk(descriptor):
-                self._progress(len(chunk), None)
-                await self._hand_over(list(lines.cut(chunk)), origin, intake)
-            await self._hand_over(list(lines.end()), origin, intake)
-        finally:
-            if descriptor:
-                os.close(descriptor)
+            return msgspec.json.decode(self._marks.get(file, "{}"), type=Position)
+        except msgspec.MsgspecError:
+            return Position()
+
+    async def _take_in(
+        self, chunks: AsyncGenerator[Chunk], path: str, file: str, start: Position, intake: Intake
+    ) -> None:
+        """Hand over the lines of a file; one that is damaged ends where the damage is."""
+        cutter: files.Lines | files.Elements | None = None
+        position = start
+        try:
+            async with aclosing(chunks):
+                async for member, text, read_bytes in chunks:
+                    self._progress.read(read_bytes)
+                    if cutter is None:
+                        begun = member == start.member
+                        cutter = files.cutter(text, self._max_line_bytes, start if begun else None)
+                    lines = cutter.cut(text) if text else cutter.finish()
+                    origin = ":".join(filter(None, (Path(path).name, member)))
+                    position = await self._hand_over(lines, origin, file, member, position, intake)
+                    if not text:
+                        cutter = None
+        except Damaged as error:
+            self._progress.damaged(error)
+        self._finished(file, position)
 
     async def _hand_over(
-        self, lines: list[tuple[int, bytes, bool]], origin: str, intake: Intake
-    ) -> None:
+        self,
+        lines: list[Line],
+        origin: str,
+        file: str,
+        member: str,
+        position: Position,
+        intake: Intake,
+    ) -> Position:
         for start in range(0, len(lines), self._batch_lines):
-            batch = self._batch(lines[start : start + self._batch_lines], origin)
-            self._waiting.append((await intake.send(batch), batch))
+            some = lines[start : start + self._batch_lines]
+            last = some[-1]
+            position = Position(member, last.number if last.end else 0, last.end)
+            batch = self._batch(some, origin)
+            if batch.raws:
+                await self._send(_Sent(Ticket(), batch, file, position), intake)
             while len(self._waiting) >= TICKETS:
                 await self._collect(intake)
+        return position
 
-    def _batch(self, lines: list[tuple[int, bytes, bool]], origin: str) -> Batch:
-        decoded = [self._decode(line, whole) for _, line, whole in lines]
+    def _finished(self, file: str, position: Position) -> None:
+        """Note that nothing of a file is left to be read, once its last batch is on disk."""
+        done = msgspec.structs.replace(position, done=True)
+        if self._waiting and self._waiting[-1].file == file:
+            self._waiting[-1].position = done
+        else:
+            self._reach(file, done)
+
+    def _reach(self, file: str, position: Position) -> None:
+        if file:
+            self._reached[file] = position
+
+    # --- batches --------------------------------------------------------------------------
+
+    def _batch(self, lines: list[Line], origin: str) -> Batch:
+        decoded = [(line.number, *self._decode(line)) for line in lines]
+        if self._since_ms is not None or self._until_ms is not None:
+            wanted = [one for one in decoded if self._is_wanted(one[1])]
+            self._progress.passed_over(len(decoded) - len(wanted))
+            decoded = wanted
         return Batch(
-            [head for head, _ in decoded],
-            [raw for _, raw in decoded],
+            [head for _, head, _ in decoded],
+            [raw for _, _, raw in decoded],
             sync=self._sync,
             derive_ids=True,
             origin=origin,
-            lines=[number for number, _, _ in lines],
+            lines=[number for number, _, _ in decoded],
         )
 
-    def _decode(self, line: bytes, whole: bool) -> tuple[Head | BadEvent, bytes]:
-        if not whole:
-            return BadEvent("too_large", "", f"longer than {self._max_line_bytes} bytes"), line
-        head = decode_head(line)
+    def _decode(self, line: Line) -> tuple[Head | BadEvent, bytes]:
+        if not line.whole:
+            return BadEvent("too_large", "", f"longer than {self._max_line_bytes} bytes"), line.text
+        head = decode_head(line.text)
         if isinstance(head, BadEvent) and head.reason == "invalid_json":
-            mended = mend_surrogates(line)
-            if mended != line:
+            mended = mend_surrogates(line.text)
+            if mended != line.text:
                 return decode_head(mended), mended
-        return head, line
+        return head, line.text
+
+    def _is_wanted(self, head: Head | BadEvent) -> bool:
+        """Whether an event is of the time that is asked for; what has none is not hidden."""
+        if isinstance(head, BadEvent) or head.written_time is None:
+            return True
+        try:
+            time_ms = parse_time(head.written_time)
+        except ValueError:
+            return True
+        since_ms, until_ms = self._since_ms, self._until_ms
+        return (since_ms is None or time_ms >= since_ms) and (
+            until_ms is None or time_ms < until_ms
+        )
+
+    async def _send(self, sent: _Sent, intake: Intake) -> None:
+        marks = {file: msgspec.json.encode(at).decode() for file, at in self._reached.items()}
+        sent.batch.marks = {**sent.batch.marks, **marks}
+        self._reached.clear()
+        while True:
+            try:
+                sent.ticket = await intake.send(sent.batch)
+            except Refused as error:
+                if error.reason == "draining":
+                    raise
+                await anyio.sleep(self._refused_nap_s)
+            else:
+                self._waiting.append(sent)
+                return
 
     async def _collect(self, intake: Intake) -> None:
         """Wait for the oldest batch. Refused, it and all behind it are sent again, in order."""
-        ticket, _ = self._waiting[0]
+        oldest = self._waiting[0]
         try:
-            receipt = await ticket.wait()
+            receipt = await oldest.ticket.wait()
         except Refused as error:
             if error.reason == "draining":
                 raise
             await self._send_again(intake)
         else:
             self._waiting.popleft()
-            self._progress(0, receipt)
+            self._reach(oldest.file, oldest.position)
+            self._progress.stored(receipt)
 
     async def _send_again(self, intake: Intake) -> None:
-        refused: list[Batch] = []
-        for ticket, batch in self._waiting:
+        refused: list[_Sent] = []
+        for sent in self._waiting:
             try:
-                self._progress(0, await ticket.wait())
+                self._progress.stored(await sent.ticket.wait())
             except Refused:
-                refused.append(batch)
+                refused.append(sent)
         self._waiting.clear()
-        await anyio.sleep(REFUSED_NAP_S)
-        for batch in refused:
-            self._waiting.append((await intake.send(batch), batch))
+        await anyio.sleep(self._refused_nap_s)
+        for sent in refused:
+            await self._send(sent, intake)
 
 
-async def _read_chunk(descriptor: int) -> bytes:
+# --- chunks -------------------------------------------------------------------------------
+
+
+async def _in_thread(chunks: Iterator[Chunk]) -> AsyncGenerator[Chunk]:
+    """Yield what a blocking reader yields, each from a worker thread."""
+    while (chunk := await anyio.to_thread.run_sync(next, chunks, None)) is not None:
+        yield chunk
+
+
+async def _read_named_pipe(path: str) -> AsyncGenerator[Chunk]:
+    """Yield what comes through a pipe that has a name; one that nobody writes to yet is awaited."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        async with aclosing(_read_pipe(descriptor, path)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+    finally:
+        os.close(descriptor)
+
+
+async def _read_pipe(descriptor: int, name: str) -> AsyncGenerator[Chunk]:
+    """Yield what comes through a pipe, unpacked where it is gzip.
+
+    Raises:
+        Damaged: it is not whole, or a ZIP.
+    """
+    stream = files.Stream()
+    try:
+        while block := await _read_block(descriptor):
+            for text in stream.feed(block):
+                yield Chunk("", text, len(block))
+        stream.finish()
+    except files.DAMAGE as error:
+        raise Damaged(name, str(error)) from None
+    yield Chunk("", b"", 0)
+
+
+async def _read_block(descriptor: int) -> bytes:
     """Read what is there, waiting for a first byte; b"" at the end.
 
     A pipe may stay silent for ever, and a thread that waits for it could not be cancelled.
     """
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
-        return await anyio.to_thread.run_sync(os.read, descriptor, CHUNK_BYTES)
+        return await anyio.to_thread.run_sync(os.read, descriptor, files.CHUNK_BYTES)
     await anyio.wait_readable(descriptor)
-    return os.read(descriptor, CHUNK_BYTES)
+    return os.read(descriptor, files.CHUNK_BYTES)

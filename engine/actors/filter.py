@@ -30,6 +30,7 @@ from transports.amplitude import (
     Event,
     Head,
     check_head,
+    check_time,
     decode_event,
 )
 from transports.errors import Refused
@@ -96,7 +97,7 @@ class Filter:
     def _admit(
         self, head: Head, raw: bytes, kind: Kind, event: Event | None
     ) -> Admitted | BadEvent | str:
-        problem = check_head(head, min_id_length=1)
+        problem = check_head(head, min_id_length=1) or check_time(head)
         if problem is not None:
             return problem
         if self._rules.identity_in_head:
@@ -119,7 +120,7 @@ def _decode(raw: bytes) -> Event | BadEvent:
     try:
         return decode_event(raw)
     except ValueError as error:
-        return BadEvent("invalid_field", "event_time", str(error))
+        return BadEvent("invalid_field", "", str(error))
 
 
 def insert_key(head: Head | BadEvent, raw: bytes, *, derive: bool) -> bytes | None:
@@ -148,7 +149,7 @@ class FilterActor(Actor[Share, None]):
     async def handle(self, share: Share) -> None:
         append = self.sift(share.batch)
         if not append.rows and not append.dead:
-            self._spool.count_only(append.received, append.dropped)
+            self._spool.count_only(append)
             share.tally.acknowledge(Receipt(0, 0, append.received, 0))
             return
         dropped = append.dropped.total()
@@ -184,4 +185,4 @@ class FilterActor(Actor[Share, None]):
                 line = batch.lines[index] if batch.lines else None
                 key = insert_key(head, raw, derive=derive)
                 dead.append(DeadRow(found.reason, found.message, raw, key, batch.origin, line))
-        return Append(len(batch.raws), rows, dead, dropped)
+        return Append(len(batch.raws), rows, dead, dropped, batch.marks)

@@ -14,18 +14,21 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
-    Progress,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.progress import Progress as Bar
+from rich.table import Table
 
-from engine.app import Engine, load_source
+from engine.app import Engine
 from engine.commands import DEAD_LETTERED, FAILED, OK, Signals, complain
 from engine.config import Settings
 from engine.errors import SettingsError
 from engine.pipeline import Pipeline
-from transports import Receipt, Source
+from transports import Batch, Intake, Receipt, Ticket, files
+from transports.errors import Damaged
+from transports.stdin import LineSource, Progress
 
 SILENT_S = 5.0
 
@@ -35,13 +38,16 @@ async def forward(
     paths: Sequence[str],
     *,
     sync: str | None = None,
+    since_ms: int | None = None,
+    until_ms: int | None = None,
     strict: bool = False,
     as_json: bool = False,
     max_wait_s: float | None = None,
 ) -> int:
     """Read ``paths`` (``-``: standard input) into one sync and wait until it is settled.
 
-    ``max_wait_s`` bounds the wait for retries, counted from the end of the input.
+    ``max_wait_s`` bounds the wait for retries, counted from the end of the input. Interrupted, the
+    same files are resumed where reading stopped.
 
     Raises:
         SettingsError: no such sync, or several and none is named.
@@ -50,29 +56,58 @@ async def forward(
     unreadable = next((p for p in paths if p != "-" and not os.access(p, os.R_OK)), None)
     if unreadable is not None:
         return complain(f"{unreadable}: no such file, or not readable", FAILED)
+    found = files.find(paths)
     signals = Signals()
     async with Engine(settings) as engine:
         pipeline = engine.pipelines[name]
-        before = pipeline.spool.counters
-        with _Bar(paths, pipeline) as bar:
-            source = load_source(
-                "stdin",
-                {
-                    "paths": paths,
-                    "sync": name,
-                    **msgspec.structs.asdict(settings.forward),
-                    "progress": bar.read,
-                },
+        before = await _take_stock(pipeline)
+        with _Reading(found, pipeline) as reading:
+            source = LineSource(
+                found,
+                sync=name,
+                max_line_bytes=settings.forward.max_line_bytes,
+                batch_lines=settings.forward.batch_lines,
+                since_ms=since_ms,
+                until_ms=until_ms,
+                marks=await pipeline.spool.marks(),
+                progress=reading,
             )
-            done = await _until_stopped(engine, source, signals, max_wait_s)
-        await engine.finish(settings.drain_deadline_s)
-        counts = summary(before, pipeline.spool.counters)
+            intake = _Patient(engine.intake, pipeline, settings.forward.max_backlog)
+            done = await _until_stopped(engine, source, intake, signals, max_wait_s)
+        after = await _take_stock(pipeline)
+        await engine.finish(settings.drain_deadline_s)  # settles what was under way
+        after = msgspec.structs.replace(after, counters=pipeline.spool.counters)
+        counts = summary(before, after)
+    counts.update(files=reading.files, passed_over=reading.skipped)
     _report(counts, as_json=as_json)
+    for problem in reading.problems:
+        complain(problem, FAILED)
     if not done:
-        return complain("stopped before the end; what was read is kept, run it again", FAILED)
+        return complain("stopped before the end; run it again, it goes on from there", FAILED)
     if counts["pending"]:
         return complain(f"{counts['pending']} still wait; they are kept for the next run", FAILED)
+    if reading.problems:
+        return FAILED
     return DEAD_LETTERED if strict and counts["dead"] else OK
+
+
+class _Patient:
+    """The engine's intake, held back while delivery is far behind.
+
+    A file is on disk already: copying all of it into the spool would only fill the disk.
+    """
+
+    def __init__(self, intake: Intake, pipeline: Pipeline, max_backlog: int) -> None:
+        self._intake = intake
+        self._pipeline = pipeline
+        self._max_backlog = max_backlog
+
+    async def send(self, batch: Batch) -> Ticket:
+        """Pass a batch on once the spool's queue is short enough."""
+        spool = self._pipeline.spool
+        while self._pipeline.gate is not None and spool.unread > self._max_backlog:
+            await spool.feed.progress()
+        return await self._intake.send(batch)
 
 
 def choose_sync(settings: Settings, name: str | None) -> str:
@@ -91,7 +126,11 @@ def choose_sync(settings: Settings, name: str | None) -> str:
 
 
 async def _until_stopped(
-    engine: Engine, source: Source, signals: Signals, max_wait_s: float | None
+    engine: Engine,
+    source: LineSource,
+    intake: Intake,
+    signals: Signals,
+    max_wait_s: float | None,
 ) -> bool:
     """Read and settle; return False when a signal or the time limit came first."""
     done = False
@@ -99,7 +138,9 @@ async def _until_stopped(
 
         async def work() -> None:
             nonlocal done
-            await engine.intake.run(source)
+            await source.run(intake)
+            for pipeline in engine.pipelines.values():
+                await pipeline.spool.forget_marks(source.files)
             with anyio.move_on_after(max_wait_s):
                 await _settle_aloud(engine)
             done = True
@@ -126,10 +167,24 @@ async def _settle_aloud(engine: Engine) -> None:
     await engine.settled()
 
 
-def summary(before: Counter[str], after: Counter[str]) -> dict[str, Any]:
-    """Return what changed between two readings of a sync's counters, and what waits now."""
-    change = Counter(after)
-    change.subtract(before)
+class Stock(msgspec.Struct, frozen=True):
+    """A sync's accounting at one moment."""
+
+    counters: Counter[str]
+    dead_by_reason: Counter[str]
+
+
+async def _take_stock(pipeline: Pipeline) -> Stock:
+    reasons = await pipeline.spool.do(lambda store: store.dead_letter_reasons())
+    return Stock(pipeline.spool.counters, Counter(reasons))
+
+
+def summary(before: Stock, after: Stock) -> dict[str, Any]:
+    """Return what changed between two readings of a sync's accounting, and what waits now."""
+    change = Counter(after.counters)
+    change.subtract(before.counters)
+    dead = Counter(after.dead_by_reason)
+    dead.subtract(before.dead_by_reason)
     return {
         "received": change["received"],
         "delivered": change["delivered"],
@@ -139,7 +194,8 @@ def summary(before: Counter[str], after: Counter[str]) -> dict[str, Any]:
             if key.startswith("dropped:") and count
         },
         "dead": change["dead"],
-        "pending": after["pending"],
+        "dead_by_reason": {reason: count for reason, count in sorted(dead.items()) if count},
+        "pending": after.counters["pending"],
     }
 
 
@@ -147,24 +203,34 @@ def _report(counts: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(msgspec.json.encode(counts).decode() + "\n")
         return
-    dropped = ", ".join(f"{count} {reason}" for reason, count in counts["dropped"].items())
-    print(
-        f"received {counts['received']}, delivered {counts['delivered']},"
-        f" dropped {sum(counts['dropped'].values())}{f' ({dropped})' if dropped else ''},"
-        f" dead letters {counts['dead']}, waiting {counts['pending']}",
-        file=sys.stderr,
-    )
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(justify="right")
+    table.add_column()
+    rows = [
+        (counts["received"], f"received from {counts['files']} files"),
+        (counts["passed_over"], "passed over: of another time"),
+        (counts["delivered"], "delivered"),
+        *((count, f"dropped: {reason}") for reason, count in counts["dropped"].items()),
+        *((count, f"dead letters: {reason}") for reason, count in counts["dead_by_reason"].items()),
+        (counts["pending"], "waiting"),
+    ]
+    always = ("received", "delivered")
+    for count, what in rows:
+        if count or what.startswith(always):
+            table.add_row(f"{count:,}", what)
+    Console(stderr=True).print(table)
 
 
-class _Bar:
-    """A progress bar by bytes, on a terminal; nothing elsewhere."""
+class _Reading(Progress):
+    """What is heard of reading: a progress bar by bytes on a terminal, and what went wrong."""
 
     def __init__(self, paths: Sequence[str], pipeline: Pipeline) -> None:
-        sizes = [os.path.getsize(p) for p in paths if p != "-"]
-        total = sum(sizes) if len(sizes) == len(paths) else None
-        console = Console(stderr=True)
+        self.files = len(paths)
+        self.skipped = 0
+        self.problems: list[Damaged] = []
         self._pipeline = pipeline
-        self._progress = Progress(
+        console = Console(stderr=True)
+        self._bar = Bar(
             TextColumn("{task.description}"),
             BarColumn(),
             DownloadColumn(),
@@ -175,16 +241,27 @@ class _Bar:
             disable=not console.is_terminal,
             transient=True,
         )
-        self._task = self._progress.add_task("forward", total=total, waiting=0)
+        self._task = self._bar.add_task("forward", total=files.size(paths), waiting=0)
 
-    def __enter__(self) -> _Bar:
-        self._progress.start()
+    def __enter__(self) -> _Reading:
+        self._bar.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._progress.stop()
+        self._bar.stop()
 
-    def read(self, count: int, receipt: Receipt | None) -> None:
-        """Hear of bytes read, or of a batch stored."""
-        waiting = self._pipeline.spool.counters["pending"]
-        self._progress.update(self._task, advance=count, waiting=waiting)
+    def read(self, count: int) -> None:
+        """So many more bytes of the files were read."""
+        self._bar.update(self._task, advance=count)
+
+    def stored(self, receipt: Receipt) -> None:
+        """A batch is on disk."""
+        self._bar.update(self._task, waiting=self._pipeline.spool.counters["pending"])
+
+    def passed_over(self, count: int) -> None:
+        """So many events are of a time that was not asked for."""
+        self.skipped += count
+
+    def damaged(self, error: Damaged) -> None:
+        """A file is not whole: the next one is read."""
+        self.problems.append(error)

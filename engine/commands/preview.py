@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import IO, Any
+from collections.abc import Iterable
+from typing import Any
 
 import msgspec
 
 from engine.actors.filter import Filter
-from engine.commands import OK
+from engine.commands import FAILED, OK, complain
 from engine.config import Settings, Sync
 from engine.envelope import Plan, Record
 from engine.errors import SettingsError
 from engine.mapping import Rules, creation_body, event_body
 from engine.spool import wall_clock_ms
 from engine.user_properties import apply
-from transports import intercom
+from transports import files, intercom
 from transports.amplitude import BadEvent, decode_head
+from transports.errors import Damaged
 from transports.intercom import Request
-from transports.stdin import Lines
 
 
 def preview(settings: Settings, path: str, *, sync: str | None = None) -> int:
@@ -34,19 +33,17 @@ def preview(settings: Settings, path: str, *, sync: str | None = None) -> int:
     if not syncs:
         raise SettingsError(f"--sync: there is no sync `{sync}`")
     previews = [Preview(s) for s in syncs]
-    with sys.stdin.buffer if path == "-" else Path(path).open("rb") as file:
-        for line in read_lines(file, settings.forward.max_line_bytes):
+    try:
+        for _, line in files.read_lines(_openable(path), settings.forward.max_line_bytes):
             for one in previews:
-                sys.stdout.write(msgspec.json.encode(one.of(line)).decode() + "\n")
+                sys.stdout.write(msgspec.json.encode(one.of(line.text)).decode() + "\n")
+    except Damaged as error:
+        return complain(error, FAILED)
     return OK
 
 
-def read_lines(file: IO[bytes], max_line_bytes: int) -> Iterator[bytes]:
-    """Yield the lines of a file; one that is too long comes cut off."""
-    lines = Lines(max_line_bytes)
-    for chunk in iter(lambda: file.read(65536), b""):
-        yield from (line for _, line, _ in lines.cut(chunk))
-    yield from (line for _, line, _ in lines.end())
+def _openable(path: str) -> str:
+    return "/dev/stdin" if path == "-" else path
 
 
 class Preview:

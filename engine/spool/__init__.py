@@ -67,8 +67,7 @@ class Spool:
             InlineWriter(self._store) if inline else ThreadWriter(self._store, path.stem)
         )
         self._now_ms = now_ms
-        self._uncounted: Counter[str] = Counter()
-        self._uncounted_received = 0
+        self._uncounted = Append(0, [], [], Counter())
         self.feed = Feed(
             self._writer,
             read_ahead=delivery.read_ahead,
@@ -79,9 +78,9 @@ class Spool:
 
     async def close(self) -> None:
         """Finish what was submitted and close the file."""
-        if self._uncounted_received:
-            received, dropped = self._take_uncounted()
-            await self.do(lambda store: store.count_only(received, dropped))
+        if self._uncounted.received:
+            uncounted = self._take_uncounted()
+            await self.do(lambda store: store.count_only(uncounted))
         await self._writer.close()
 
     def append(self, batch: Append) -> asyncio.Future[Appended]:
@@ -90,26 +89,30 @@ class Spool:
         The future raises ``SpoolError`` when nothing of it is stored.
         """
         now_ms = self._now_ms()
-        received, dropped = self._take_uncounted()
+        uncounted = self._take_uncounted()
 
         def job(store: Store) -> Appended:
-            store.count_only(received, dropped)
+            store.count_only(uncounted)
             return store.append(batch, now_ms)
 
         return self._writer.submit(job)
 
-    def count_only(self, received: int, dropped: Counter[str]) -> None:
+    def count_only(self, batch: Append) -> None:
         """Count a batch of which nothing is kept; written with the next batch that is.
 
         A crash before that forgets both sides of the sum.
         """
-        self._uncounted_received += received
-        self._uncounted.update(dropped)
+        kept = self._uncounted
+        self._uncounted = Append(
+            kept.received + batch.received,
+            [],
+            [],
+            kept.dropped + batch.dropped,
+            {**kept.marks, **batch.marks},
+        )
 
-    def _take_uncounted(self) -> tuple[int, Counter[str]]:
-        taken = self._uncounted_received, Counter(self._uncounted)
-        self._uncounted_received = 0
-        self._uncounted.clear()
+    def _take_uncounted(self) -> Append:
+        taken, self._uncounted = self._uncounted, Append(0, [], [], Counter())
         return taken
 
     async def do(self, job: Job[T]) -> T:
@@ -129,9 +132,22 @@ class Spool:
     def counters(self) -> Counter[str]:
         """Return the counters, those of batches that were only counted included."""
         total = Counter(self._store.counters)
-        total["received"] += self._uncounted_received
-        total.update({f"dropped:{reason}": n for reason, n in self._uncounted.items()})
+        total["received"] += self._uncounted.received
+        total.update({f"dropped:{reason}": n for reason, n in self._uncounted.dropped.items()})
         return total
+
+    @property
+    def unread(self) -> int:
+        """Return how many places of the queue delivery has not come to: intake's lead."""
+        return self._store.last_id - self.feed.last_id
+
+    async def marks(self) -> dict[str, str]:
+        """Return how far the sources that can be read again have come."""
+        return await self.do(lambda store: store.marks())
+
+    async def forget_marks(self, names: Sequence[str]) -> None:
+        """Let these sources be read from their beginning again."""
+        await self.do(lambda store: store.forget_marks(names))
 
     async def claim_seconds(self, claims: Sequence[Claim]) -> list[int]:
         """Give each event its second, its own or the first that no twin has; for good."""

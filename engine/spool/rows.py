@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -37,12 +37,16 @@ Keyed = TypeVar("Keyed", Row, DeadRow)
 
 
 class Append(msgspec.Struct):
-    """What one sync keeps of one batch: rows, dead letters, and how much of it was dropped."""
+    """What one sync keeps of one batch: rows, dead letters, and how much of it was dropped.
+
+    ``marks``: how far the sources that can be read again have come.
+    """
 
     received: int
     rows: list[Row]
     dead: list[DeadRow]
     dropped: Counter[str]
+    marks: Mapping[str, str] = {}
 
 
 class Appended(msgspec.Struct, frozen=True):

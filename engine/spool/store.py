@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -45,6 +45,9 @@ PRUNE_ROWS = 2_000
 REFILL_LEVEL = 0.95
 """Share of the cap below which a spool that was full takes events again."""
 
+
+_MARK = "mark "
+"""What the names of marks have in front of them in the table ``meta``."""
 
 _RECORD = "id, kind, user_key, accepted_at_ms, attempts, first_failed_at_ms, claim_id, crc, raw"
 _DEAD = ", ".join(DeadLetter.__struct_fields__)
@@ -161,6 +164,11 @@ class Store:
         (queued,) = self._db.execute("SELECT max(id) FROM records").fetchone()
         return max(int(self.meta("next_id") or 1), (queued or 0) + 1)
 
+    @property
+    def last_id(self) -> int:
+        """Return the last place that was given to a record, or to a dead letter."""
+        return self._next_id - 1
+
     def _take_ids(self, count: int) -> int:
         first = self._next_id
         self._next_id += count
@@ -184,6 +192,7 @@ class Store:
             self._bury_unread(offset, letter, now_ms)
         duplicates = len(batch.rows) + len(batch.dead) - len(rows) - len(dead)
         self._count_dropped(batch.dropped)
+        self._set_marks(batch.marks)
         self._deltas.update(
             {
                 "received": batch.received,
@@ -212,10 +221,26 @@ class Store:
         """Whether appends are refused for want of room, as of the last commit."""
         return self._full
 
-    def count_only(self, received: int, dropped: Counter[str]) -> None:
+    def count_only(self, batch: Append) -> None:
         """Count a batch of which nothing is kept."""
-        self._deltas["received"] += received
-        self._count_dropped(dropped)
+        self._deltas["received"] += batch.received
+        self._count_dropped(batch.dropped)
+        self._set_marks(batch.marks)
+
+    def _set_marks(self, marks: Mapping[str, str]) -> None:
+        for name, position in marks.items():
+            self.set_meta(_MARK + name, position)
+
+    def marks(self) -> dict[str, str]:
+        """Return how far the sources that can be read again have come."""
+        rows = self._db.execute(
+            "SELECT substr(key, ?), value FROM meta WHERE key GLOB ?", (len(_MARK) + 1, _MARK + "*")
+        )
+        return dict(rows.fetchall())
+
+    def forget_marks(self, names: Iterable[str]) -> None:
+        """Let these sources be read from their beginning again."""
+        self._db.executemany("DELETE FROM meta WHERE key = ?", [(_MARK + name,) for name in names])
 
     def _count_dropped(self, dropped: Counter[str]) -> None:
         for reason, count in dropped.items():
@@ -399,7 +424,9 @@ class Store:
                 loaded[user] += 1
                 taken.append(row)
         self.set_aside(aside)
-        last_id = rows[-1][0] if rows else after_id
+        last_id = self.last_id
+        if more:
+            last_id = rows[-1][0] if rows else after_id
         return list(self._intact(taken)), last_id, crowd, more
 
     def _next_rows(self, after_id: int, limit: int, limit_bytes: int) -> tuple[list[Any], bool]:

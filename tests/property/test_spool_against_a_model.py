@@ -114,9 +114,9 @@ class Model:
             if item.user == user and i not in out and not item.damaged and item.aside >= aside
         ]
 
-    def has_identify_aside(self, user: str) -> bool:
+    def has_update_aside(self, user: str) -> bool:
         return any(
-            item.user == user and item.aside and item.kind == Kind.IDENTIFY
+            item.user == user and item.aside and item.kind != Kind.EVENT
             for item in self.pending.values()
         )
 
@@ -126,7 +126,7 @@ class Model:
             row is not None
             and row.wake_at_ms is not None
             and row.reason == "user_not_found"
-            and self.has_identify_aside(user)
+            and self.has_update_aside(user)
         ):
             row.wake_at_ms = min(row.wake_at_ms, now_ms)
 
@@ -144,7 +144,7 @@ class Model:
         for i, item in self.pending.items():
             if i < last and item.user in self.aside and not item.aside:
                 item.aside = True
-                if item.kind == Kind.IDENTIFY:
+                if item.kind != Kind.EVENT:
                     self.hasten(item.user, 0)
         for row in self.aside.values():
             if row.wake_at_ms is None:
@@ -270,8 +270,10 @@ class SpoolMachine(RuleBasedStateMachine):
             if not waiting:
                 del self.model.aside[user]
                 continue
-            identifies = [i for i in waiting if self.model.pending[i].kind == Kind.IDENTIFY]
-            first = identifies if identifies and row.reason == "user_not_found" else waiting
+            updates = [i for i in waiting if self.model.pending[i].kind != Kind.EVENT]
+            identify_helps = updates and self.model.pending[updates[0]].kind == Kind.IDENTIFY
+            unknown = row.reason == "user_not_found"
+            first = updates if unknown and identify_helps else waiting
             assert by_user.get(user) == first[:1], f"{user} is due and was not woken in order"
             row.wake_at_ms = None
 
@@ -294,7 +296,7 @@ class SpoolMachine(RuleBasedStateMachine):
             if first < i <= last_id and i not in out and not item.aside:
                 assert item.user in model.aside, f"{i} was skipped"
                 item.aside = True
-                if item.kind == Kind.IDENTIFY:
+                if item.kind != Kind.EVENT:
                     model.hasten(item.user, self.now_ms)
         model.draining |= draining
 
@@ -427,17 +429,16 @@ class SpoolMachine(RuleBasedStateMachine):
 
     @rule(user=st.sampled_from(USERS), window_ms=st.sampled_from([0, 300, 5_000]))
     def expire(self, user: str, window_ms: int) -> None:
-        before_ms, row = self.now_ms - window_ms, self.model.aside.get(user)
+        before_ms = self.now_ms - window_ms
         out = self.model.out_ids()
         if out & set(self._expiring(user, before_ms)) and user not in self.model.halted:
             return  # the feed expires only what cannot be under way
         self.store.begin()
         self.store.expire(user, UNKNOWN, before_ms, self.now_ms)
         self.store.commit()
-        if row and row.since_ms <= before_ms:
-            for i in self._expiring(user, before_ms):
-                if not self.model.pending[i].damaged:
-                    self.model.bury(i, "user_not_found")
+        for i in self._expiring(user, before_ms):
+            if not self.model.pending[i].damaged:
+                self.model.bury(i, "user_not_found")
         self._find_damaged()
 
     def _expiring(self, user: str, before_ms: int) -> list[int]:

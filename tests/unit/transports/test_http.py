@@ -198,7 +198,7 @@ async def test_a_body_that_does_not_come_is_given_up() -> None:
 
 @pytest.mark.parametrize(
     ("method", "path", "status"),
-    [("POST", "/", 404), ("POST", "/unknown", 404), ("GET", "/2/httpapi", 405)],
+    [("POST", "/unknown", 404), ("GET", "/2/httpapi", 405), ("PUT", "/identify", 405)],
 )
 async def test_what_is_not_served_is_answered_in_json_too(
     method: str, path: str, status: int

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+import zipfile
+from contextlib import suppress
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from transports import Batch, Receipt, Ticket
 from transports.amplitude import BadEvent, Head
-from transports.errors import Refused
-from transports.stdin import KEPT_BYTES, Lines, LineSource
+from transports.errors import Damaged, Refused
+from transports.stdin import TICKETS, LineSource, Progress
 
 GOOD = b'{"event_type": "Bought", "user_id": "user-1"}'
 
@@ -20,6 +25,7 @@ class Intake:
     def __init__(self, refuse: dict[int, str] | None = None) -> None:
         self.batches: list[Batch] = []
         self.stored: list[bytes] = []
+        self.marks: dict[str, str] = {}
         self._refuse = refuse or {}
 
     async def send(self, batch: Batch) -> Ticket:
@@ -30,41 +36,9 @@ class Intake:
             ticket.refuse(Refused(reason))
         else:
             self.stored.extend(batch.raws)
+            self.marks.update(batch.marks)
             ticket.acknowledge(Receipt(len(batch.raws), 0, 0, 0))
         return ticket
-
-
-def cut(lines: Lines, *chunks: bytes) -> list[tuple[int, bytes, bool]]:
-    found = [one for chunk in chunks for one in lines.cut(chunk)]
-    return [*found, *lines.end()]
-
-
-# --- lines ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
-def test_where_chunks_end_does_not_matter(size: int) -> None:
-    text = b"\xef\xbb\xbfone\r\n\n  \ntwo\nthree"
-    chunks = [text[at : at + size] for at in range(0, len(text), size)]
-    assert cut(Lines(100), *chunks) == [(1, b"one", True), (4, b"two", True), (5, b"three", True)]
-
-
-def test_a_line_may_be_as_long_as_the_limit_and_no_longer() -> None:
-    assert cut(Lines(3), b"abc\nabcd\nabc") == [
-        (1, b"abc", True),
-        (2, b"abcd", False),
-        (3, b"abc", True),
-    ]
-
-
-def test_only_the_beginning_of_a_gigantic_line_is_kept_and_the_next_is_whole() -> None:
-    lines = Lines(10_000)
-    found = cut(lines, *[b"x" * 1_000_000] * 20, b"\nnext\n")
-    assert found == [(1, b"x" * KEPT_BYTES, False), (2, b"next", True)]
-
-
-def test_a_gigantic_line_without_an_end_is_reported() -> None:
-    assert cut(Lines(10_000), b"x" * 20_000) == [(1, b"x" * KEPT_BYTES, False)]
 
 
 # --- the source -------------------------------------------------------------------------
@@ -87,7 +61,7 @@ async def test_good_lines_go_along_with_their_bytes_numbers_and_origin(tmp_path:
         (b'{"event_type": "cut', "invalid_json"),
         (b'{"event_type": "a", "p": "\xff\xfe"}', "invalid_json"),
         (b'{"event_type": "a", "p": NaN}', "invalid_json"),
-        (b"[" * 10_000 + b"]" * 10_000, "invalid_json"),
+        (b"[" * 10_000 + b"]" * 10_000, "not_an_object"),
         (b"[]", "not_an_object"),
         (b'{"user_id": 5}', "invalid_field"),
         (b"x" * 2_000_000, "too_large"),
@@ -116,10 +90,15 @@ async def test_batches_have_the_size_that_is_set_and_several_files_keep_their_or
         (tmp_path / name).write_bytes(b"".join(b'"%s%d"\n' % (name.encode(), n) for n in range(5)))
     intake = Intake()
     heard: list[Receipt] = []
+
+    class Heard(Progress):
+        def stored(self, receipt: Receipt) -> None:
+            heard.append(receipt)
+
     await LineSource(
         [str(tmp_path / "a"), str(tmp_path / "b")],
         batch_lines=2,
-        progress=lambda _, receipt: heard.append(receipt) if receipt else None,
+        progress=Heard(),
     ).run(intake)
     assert [len(batch.raws) for batch in intake.batches] == [2, 2, 1, 2, 2, 1]
     assert intake.stored == [b'"%s%d"' % (name, n) for name in (b"a", b"b") for n in range(5)]
@@ -155,3 +134,122 @@ async def test_an_empty_file_brings_nothing(tmp_path: Path) -> None:
     intake = Intake()
     await LineSource([str(path)]).run(intake)
     assert intake.batches == []
+
+
+# --- going on after an interruption -------------------------------------------------------
+
+
+class Stopped(Exception):
+    """The process ends here."""
+
+
+class DyingIntake(Intake):
+    """Takes so many batches, then nothing more is heard of it."""
+
+    def __init__(self, batches: int) -> None:
+        super().__init__()
+        self._left = batches
+
+    async def send(self, batch: Batch) -> Ticket:
+        if not self._left:
+            raise Stopped
+        self._left -= 1
+        return await super().send(batch)
+
+
+@pytest.mark.parametrize("pack", ["plain", "gzip", "zip"])
+async def test_reading_goes_on_where_it_stopped_whenever_that_was(
+    tmp_path: Path, pack: str
+) -> None:
+    lines = [b"%d" % n for n in range(300)]
+    _write_packed(tmp_path, lines, pack)
+    everything = Intake()
+    await LineSource([str(tmp_path)], batch_lines=3).run(everything)
+    assert everything.stored == lines
+    total = len(everything.batches)
+    for stop in range(0, total, 7):
+        first = DyingIntake(stop)
+        with suppress(Stopped):
+            await LineSource([str(tmp_path)], batch_lines=3).run(first)
+        second = Intake()
+        await LineSource([str(tmp_path)], batch_lines=3, marks=first.marks).run(second)
+        reread = len(first.stored) + len(second.stored) - len(lines)
+        assert second.stored == lines[len(lines) - len(second.stored) :]
+        assert 0 <= reread <= 3 * (TICKETS + 1)
+        numbers = [n for batch in second.batches for n in batch.lines or ()]
+        assert (
+            numbers
+            == [n for batch in everything.batches for n in batch.lines or ()][-len(numbers) :]
+        )
+
+
+def _numbers(intake: Intake) -> list[int]:
+    return [number for batch in intake.batches for number in batch.lines or ()]
+
+
+def _write_packed(folder: Path, lines: list[bytes], pack: str) -> None:
+    """Three files of lines, or a ZIP of three."""
+    thirds = [b"\n".join(lines[at : at + 100]) for at in (0, 100, 200)]
+    if pack == "zip":
+        with zipfile.ZipFile(folder / "export.zip", "w") as archive:
+            for n, third in enumerate(thirds):
+                archive.writestr(f"hour_{n + 9}.json.gz", gzip.compress(third))
+    else:
+        for n, third in enumerate(thirds):
+            packed = gzip.compress(third) if pack == "gzip" else third
+            (folder / f"hour_{n + 9}.json").write_bytes(packed)
+
+
+async def test_a_refused_batch_is_not_passed_by_the_mark_of_a_later_one(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(b"\n".join(b"%d" % n for n in range(200)))
+    intake = Intake(refuse={20: "spool_full"})
+    seen: list[int] = []
+    take = intake.send
+
+    async def send(batch: Batch) -> Ticket:
+        ticket = await take(batch)
+        marked = [msgspec.json.decode(mark)["line"] for mark in batch.marks.values()]
+        seen.extend(marked)
+        stored = {int(raw) for raw in intake.stored}
+        assert all(set(range(line)) <= stored for line in marked)
+        return ticket
+
+    intake.send = send  # type: ignore[method-assign]
+    await LineSource([str(tmp_path)], batch_lines=2).run(intake)
+    assert seen
+    assert sorted(map(int, intake.stored)) == list(range(200))
+
+
+async def test_a_damaged_file_is_reported_and_the_next_one_read(tmp_path: Path) -> None:
+    whole = gzip.compress(b"1\n2\n")
+    (tmp_path / "a.json.gz").write_bytes(whole[:-9])
+    (tmp_path / "b.json.gz").write_bytes(whole)
+    heard: list[str] = []
+
+    class Heard(Progress):
+        def damaged(self, error: Damaged) -> None:
+            heard.append(Path(error.path).name)
+
+    intake = Intake()
+    await LineSource([str(tmp_path)], progress=Heard()).run(intake)
+    assert heard == ["a.json.gz"]
+    assert intake.stored[-2:] == [b"1", b"2"]
+
+
+async def test_only_events_of_the_time_that_is_asked_for_are_handed_over(tmp_path: Path) -> None:
+    times = ["2024-05-14 08:59:59.999", "2024-05-14 09:00:00", "2024-05-14T11:59:59+02:00"]
+    lines = [json.dumps({"event_type": "a", "event_time": time}) for time in times]
+    lines += ['{"event_type": "a", "time": 1715680800000}', '{"event_type": "a"}', "not json"]
+    (tmp_path / "a.json").write_text("\n".join(lines), encoding="utf-8")
+    passed: list[int] = []
+
+    class Heard(Progress):
+        def passed_over(self, count: int) -> None:
+            passed.append(count)
+
+    intake = Intake()
+    since, until = 1715677200000, 1715680800000
+    source = LineSource([str(tmp_path)], since_ms=since, until_ms=until, progress=Heard())
+    await source.run(intake)
+    assert intake.stored == [line.encode() for line in (*lines[1:3], *lines[4:])]
+    assert sum(passed) == 2

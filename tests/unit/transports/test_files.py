@@ -1,0 +1,224 @@
+"""Files: found, opened whatever they are packed in, cut into lines."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from transports import files
+from transports.errors import Damaged
+from transports.files import KEPT_BYTES, Elements, Lines, Position
+
+
+def cut(cutter: Lines | Elements, *chunks: bytes) -> list[tuple[int, bytes, bool]]:
+    found = [line for chunk in chunks for line in cutter.cut(chunk)]
+    return [line[:3] for line in [*found, *cutter.finish()]]
+
+
+# --- lines ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
+def test_where_chunks_end_does_not_matter(size: int) -> None:
+    text = b"\xef\xbb\xbfone\r\n\n  \ntwo\nthree"
+    chunks = [text[at : at + size] for at in range(0, len(text), size)]
+    assert cut(Lines(100), *chunks) == [(1, b"one", True), (4, b"two", True), (5, b"three", True)]
+
+
+def test_a_line_may_be_as_long_as_the_limit_and_no_longer() -> None:
+    assert cut(Lines(3), b"abc\nabcd\nabc") == [
+        (1, b"abc", True),
+        (2, b"abcd", False),
+        (3, b"abc", True),
+    ]
+
+
+def test_only_the_beginning_of_a_gigantic_line_is_kept_and_the_next_is_whole() -> None:
+    lines = Lines(10_000)
+    found = cut(lines, *[b"x" * 1_000_000] * 20, b"\nnext\n")
+    assert found == [(1, b"x" * KEPT_BYTES, False), (2, b"next", True)]
+
+
+def test_a_gigantic_line_without_an_end_is_reported() -> None:
+    assert cut(Lines(10_000), b"x" * 20_000) == [(1, b"x" * KEPT_BYTES, False)]
+
+
+TEXTS = st.lists(st.sampled_from([b"", b"a", b"bc", b"\r", b"x" * 9]), max_size=8).map(b"\n".join)
+
+
+@given(TEXTS, st.integers(1, 5), st.integers(1, 10))
+def test_reading_on_from_behind_any_line_gives_the_rest(text: bytes, size: int, limit: int) -> None:
+    def lines_from(start: Position) -> list[files.Line]:
+        cutter, rest = Lines(limit, start), text[start.offset :]
+        found = [line for i in range(0, len(rest), size) for line in cutter.cut(rest[i : i + size])]
+        return found + cutter.finish()
+
+    everything = lines_from(Position())
+    for at, line in enumerate(everything):
+        start = Position("", line.number, line.end)
+        assert lines_from(start) == everything[at + 1 :]
+
+
+# --- arrays -----------------------------------------------------------------------------
+
+JSON: st.SearchStrategy[Any] = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.text(st.sampled_from('a"\\,[]{}:é\n'), max_size=6),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@given(st.lists(JSON, max_size=5), st.sampled_from([None, 2]), st.integers(1, 7))
+def test_an_array_is_cut_into_its_elements_wherever_the_chunks_end(
+    elements: list[Any], indent: int | None, size: int
+) -> None:
+    text = json.dumps(elements, indent=indent).encode()
+    chunks = [text[at : at + size] for at in range(0, len(text), size)]
+    found = cut(Elements(1_000), *chunks)
+    assert [json.loads(element) for _, element, _ in found] == elements
+    assert [(number, whole) for number, _, whole in found] == [
+        (n, True) for n in range(1, len(elements) + 1)
+    ]
+
+
+def test_an_element_that_is_too_long_costs_neither_memory_nor_the_next_one() -> None:
+    cutter = Elements(10_000)
+    pieces = [b'[{"a": "', *[b'\\"x,]' * 50_000] * 20, b'"}, {"b": [', *[b"1, " * 50_000] * 20]
+    found = [line for piece in pieces for line in cutter.cut(piece)]
+    assert len(cutter._buffer) < 300_000
+    found += cutter.cut(b'2]}, {"c": 3}]')
+    assert [(line.number, line.whole) for line in found] == [(1, False), (2, False), (3, True)]
+    assert found[2].text == b'{"c": 3}'
+    assert cutter.finish() == []
+
+
+def test_an_array_that_is_cut_off_says_so_by_its_last_element() -> None:
+    assert cut(Elements(100), b'[{"a": 1}, {"b": ') == [(1, b'{"a": 1}', True), (2, b'{"b":', True)]
+
+
+# --- packing ----------------------------------------------------------------------------
+
+
+def read(path: Path, start: Position | None = None) -> dict[str, bytes]:
+    found: dict[str, bytes] = {}
+    for member, text, _ in files.read(str(path), start):
+        found[member] = found.get(member, b"") + text
+    return found
+
+
+def zipped(**members: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("name", ["events.json", "events.json.gz", "events.zip", "events"])
+def test_what_a_file_is_packed_in_is_told_by_its_first_bytes_not_by_its_name(
+    tmp_path: Path, name: str
+) -> None:
+    text = b"one\ntwo\n" * 100_000
+    path = tmp_path / name
+    for content, expected in (
+        (text, {"": text}),
+        (gzip.compress(text), {"": text}),
+        (gzip.compress(text[:9]) + gzip.compress(text[9:]), {"": text}),
+        (zipped(a=gzip.compress(text), b=text), {"a": text, "b": text}),
+        (b"", {"": b""}),
+    ):
+        path.write_bytes(content)
+        assert read(path) == expected
+
+
+def test_the_files_of_an_export_are_read_hour_by_hour_and_what_is_none_of_them_is_not(
+    tmp_path: Path,
+) -> None:
+    names = ["412345/412345_2024-05-14_9#0.json.gz", "412345/412345_2024-05-14_10#0.json.gz"]
+    aside = ["412345/-OrgID_2024-05-14_9.json.gz", "__MACOSX/412345/x.json.gz", "412345/.hidden"]
+    path = tmp_path / "export.zip"
+    path.write_bytes(
+        zipped(**{name: gzip.compress(name.encode()) for name in [*aside, *names[::-1]]})
+    )
+    assert list(read(path)) == names
+    for name in [*aside, *names]:
+        (tmp_path / "folder" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "folder" / name).write_bytes(gzip.compress(b"x"))
+    (tmp_path / "folder" / "notes.txt").touch()
+    wanted = [str(tmp_path / "folder" / name) for name in ["__MACOSX/412345/x.json.gz", *names]]
+    assert sorted(files.find([str(tmp_path / "folder")])) == sorted(wanted)
+    assert files.find(["-", str(path)]) == ["-", str(path)]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_file_that_is_cut_off_gives_what_is_there_before_it_says_so(
+    tmp_path: Path, packed: bool
+) -> None:
+    text = bytes(range(256)) * 5_000
+    whole = gzip.compress(text)
+    path = tmp_path / "events.json.gz"
+    cut_off = whole[: len(whole) // 2]
+    path.write_bytes(zipped(**{"a.json.gz": cut_off}) if packed else cut_off)
+    chunks = files.read(str(path))
+    found = next(chunks).text
+    assert found
+    assert text.startswith(found)
+    with pytest.raises(Damaged, match=r"events\.json\.gz: damaged: "):
+        list(chunks)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [gzip.compress(b"x" * 1_000)[:-4] + b"\0\0\0\0", zipped(a=b"x")[:-30], b"PK\x03\x04junk"],
+)
+def test_a_damaged_file_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "events"
+    path.write_bytes(content)
+    with pytest.raises(Damaged, match="events"):
+        read(path)
+
+
+def test_a_bomb_is_inflated_bit_by_bit(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.gz"
+    path.write_bytes(gzip.compress(b"\0" * 50_000_000))
+    assert max(len(chunk.text) for chunk in files.read(str(path))) <= files.CHUNK_BYTES
+
+
+def test_reading_goes_on_in_the_member_and_at_the_place_where_it_stopped(tmp_path: Path) -> None:
+    text = b"".join(b"%d\n" % n for n in range(100_000))
+    path = tmp_path / "events"
+    place = Position("", 5, 10)
+    for content, start, expected in (
+        (text, place, {"": text[10:]}),
+        (gzip.compress(text), place, {"": text[10:]}),
+        (
+            zipped(a=b"1", b=gzip.compress(text), c=b"3"),
+            Position("b", 5, 10),
+            {"b": text[10:], "c": b"3"},
+        ),
+    ):
+        path.write_bytes(content)
+        assert read(path, start) == expected
+        assert sum(chunk.read_bytes for chunk in files.read(str(path), start)) <= len(content) + 9
+
+
+def test_a_file_that_has_changed_is_another_one(tmp_path: Path) -> None:
+    path = tmp_path / "events"
+    path.write_bytes(b"1\n")
+    before = files.identity(str(path))
+    assert files.identity(str(path)) == before
+    path.write_bytes(b"1\n2\n")
+    assert files.identity(str(path)) != before

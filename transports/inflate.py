@@ -1,0 +1,42 @@
+"""Compressed streams, inflated piece by piece, so that no bomb ever fills memory."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from typing import Final
+
+GZIP: Final = 31
+ANY: Final = 47
+"""zlib's window bits: a gzip stream; or gzip or zlib, whichever its header says."""
+
+PIECE_BYTES: Final = 262_144
+
+
+class Inflate:
+    """One compressed stream of any number of members (gzip allows several)."""
+
+    def __init__(self, window_bits: int = GZIP) -> None:
+        self._window_bits = window_bits
+        self._member = zlib.decompressobj(window_bits)
+        self._begun = False
+
+    @property
+    def whole(self) -> bool:
+        """Whether the stream ended where a member does."""
+        return self._member.eof or not self._begun
+
+    def feed(self, chunk: bytes) -> Iterator[bytes]:
+        """Yield what a chunk inflates to, in pieces of bounded size.
+
+        Raises:
+            zlib.error: it is damaged; what was before the damage has been yielded.
+        """
+        while chunk:
+            if self._member.eof:
+                self._member = zlib.decompressobj(self._window_bits)
+            self._begun = True
+            piece = self._member.decompress(chunk, PIECE_BYTES)
+            if piece:
+                yield piece
+            chunk = self._member.unconsumed_tail or self._member.unused_data
