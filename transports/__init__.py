@@ -51,15 +51,19 @@ class Batch(msgspec.Struct):
 
 
 def batch_of(
-    raws: Sequence[bytes], *, api_key: str | None = None, sync: str | None = None, origin: str = ""
+    raws: Sequence[bytes],
+    *,
+    api_key: str | None = None,
+    sync: str | None = None,
+    derive_ids: bool = False,
+    origin: str = "",
 ) -> Batch:
     """Return a batch of events as they came, in any of Amplitude's dialects.
 
     ``api_key`` or ``sync`` says whose they are. What is no event becomes a dead letter.
     """
-    return Batch(
-        [decode_head(raw) for raw in raws], raws, api_key=api_key, sync=sync, origin=origin
-    )
+    heads = [decode_head(raw) for raw in raws]
+    return Batch(heads, raws, api_key, sync, derive_ids, origin)
 
 
 class Receipt(msgspec.Struct, frozen=True):
@@ -86,6 +90,11 @@ class Ticket:
             Refused: nothing of it is stored.
         """
         return await asyncio.shield(self._future)
+
+    @property
+    def settled(self) -> bool:
+        """Whether ``wait`` would return, or raise, at once."""
+        return self._future.done()
 
     def acknowledge(self, receipt: Receipt) -> None:
         """Resolve the ticket; a ticket that is settled already stays as it is."""

@@ -49,11 +49,9 @@ class Room:
         try:
             await turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                self._give_back(cost)  # it was our turn, in the same moment
-            else:
-                self._waiting.remove((turn, cost))
-                self._call_in()
+            if not turn.cancelled():  # it became our turn in the same moment
+                self._give_back(cost)
+            self._call_in()
             raise
 
     def _give_back(self, cost: int) -> None:
@@ -61,10 +59,14 @@ class Room:
         self._call_in()
 
     def _call_in(self) -> None:
-        while self._waiting and self._waiting[0][1] <= self._free:
-            turn, cost = self._waiting.popleft()
-            self._free -= cost
-            turn.set_result(None)
+        while self._waiting:
+            turn, cost = self._waiting[0]
+            if not turn.cancelled():
+                if cost > self._free:
+                    return
+                self._free -= cost
+                turn.set_result(None)
+            self._waiting.popleft()
 
 
 class KeyLimits:

@@ -167,10 +167,12 @@ class LineSource:
             last = some[-1]
             position = Position(member, last.number if last.end else 0, last.end)
             batch = self._batch(some, origin)
+            while self._waiting and (
+                len(self._waiting) >= TICKETS or self._waiting[0].ticket.settled
+            ):
+                await self._collect(intake)
             if batch.raws:
                 await self._send(_Sent(Ticket(), batch, file, position), intake)
-            while len(self._waiting) >= TICKETS:
-                await self._collect(intake)
         return position
 
     def _finished(self, file: str, position: Position) -> None:

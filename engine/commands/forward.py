@@ -31,6 +31,7 @@ from transports.errors import Damaged
 from transports.stdin import LineSource, Progress
 
 SILENT_S = 5.0
+RECOUNT_S = 5.0
 
 
 async def forward(
@@ -94,19 +95,28 @@ async def forward(
 class _Patient:
     """The engine's intake, held back while delivery is far behind.
 
-    A file is on disk already: copying all of it into the spool would only fill the disk.
+    A file is on disk already: copying all of it into the spool would only fill the disk. What waits
+    with a parked user does not count, or a few thousand unknown users would stop all others.
     """
 
     def __init__(self, intake: Intake, pipeline: Pipeline, max_backlog: int) -> None:
         self._intake = intake
         self._pipeline = pipeline
         self._max_backlog = max_backlog
+        self._parked = 0
+        self._recount_at_s = 0.0
 
     async def send(self, batch: Batch) -> Ticket:
-        """Pass a batch on once the spool's queue is short enough."""
-        spool = self._pipeline.spool
-        while self._pipeline.gate is not None and spool.unread > self._max_backlog:
-            await spool.feed.progress()
+        """Pass a batch on once little enough waits for delivery."""
+        if self._pipeline.gate is not None:
+            spool = self._pipeline.spool
+            while spool.counters["pending"] - self._parked > self._max_backlog:
+                if anyio.current_time() >= self._recount_at_s:
+                    self._parked = await spool.do(lambda store: store.parked())
+                    self._recount_at_s = anyio.current_time() + RECOUNT_S
+                else:
+                    with anyio.move_on_after(RECOUNT_S):
+                        await spool.feed.progress()
         return await self._intake.send(batch)
 
 

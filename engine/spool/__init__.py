@@ -136,11 +136,6 @@ class Spool:
         total.update({f"dropped:{reason}": n for reason, n in self._uncounted.dropped.items()})
         return total
 
-    @property
-    def unread(self) -> int:
-        """Return how many places of the queue delivery has not come to: intake's lead."""
-        return self._store.last_id - self.feed.last_id
-
     async def marks(self) -> dict[str, str]:
         """Return how far the sources that can be read again have come."""
         return await self.do(lambda store: store.marks())

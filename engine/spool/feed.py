@@ -77,8 +77,7 @@ class Feed:
         self._halted: set[str] = set()
         self._changed = anyio.Event()
         self._progress = anyio.Event()
-        self.last_id = 0
-        """Up to where the queue has been read."""
+        self._last_id = 0
         self._nap_s = LONGEST_NAP_S
         self._stopping = False
         self.latency_s: deque[float] = deque(maxlen=4096)
@@ -87,7 +86,7 @@ class Feed:
     def __repr__(self) -> str:
         return (
             f"Feed(loaded={self._loaded.total()}, draining={len(self._draining)},"
-            f" halted={len(self._halted)}, read up to {self.last_id})"
+            f" halted={len(self._halted)}, read up to {self._last_id})"
         )
 
     @property
@@ -136,7 +135,7 @@ class Feed:
             await self._refill(self._refills.popleft(), min(room, PER_USER), outbox)
             return True
         found = await self._load(min(room, LOAD_ROWS))
-        self.last_id = found.last_id
+        self._last_id = found.last_id
         self._nap_s = self._until(found.next_wake_ms)
         # All of it is noted before the first of it is sent: answers may come while that waits.
         self._count(found.records)
@@ -154,7 +153,7 @@ class Feed:
         room_bytes = self._room_bytes
         return await self.persist(
             lambda store: store.load(
-                self.last_id,
+                self._last_id,
                 limit=limit,
                 limit_bytes=room_bytes,
                 per_user=PER_USER,

@@ -164,11 +164,6 @@ class Store:
         (queued,) = self._db.execute("SELECT max(id) FROM records").fetchone()
         return max(int(self.meta("next_id") or 1), (queued or 0) + 1)
 
-    @property
-    def last_id(self) -> int:
-        """Return the last place that was given to a record, or to a dead letter."""
-        return self._next_id - 1
-
     def _take_ids(self, count: int) -> int:
         first = self._next_id
         self._next_id += count
@@ -424,9 +419,7 @@ class Store:
                 loaded[user] += 1
                 taken.append(row)
         self.set_aside(aside)
-        last_id = self.last_id
-        if more:
-            last_id = rows[-1][0] if rows else after_id
+        last_id = rows[-1][0] if rows else after_id
         return list(self._intact(taken)), last_id, crowd, more
 
     def _next_rows(self, after_id: int, limit: int, limit_bytes: int) -> tuple[list[Any], bool]:
@@ -611,6 +604,14 @@ class Store:
                 " GROUP BY reason"
             ).fetchall()
         )
+
+    def parked(self) -> int:
+        """Return how many records wait with a parked user. Takes a while where there are many."""
+        (count,) = self._db.execute(
+            "SELECT count(*) FROM records WHERE set_aside = 1 AND user_key IN"
+            " (SELECT user_key FROM users_aside WHERE wake_at_ms IS NOT NULL)"
+        ).fetchone()
+        return int(count)
 
     def oldest_accepted_ms(self) -> int | None:
         """Return when the first waiting record was accepted."""

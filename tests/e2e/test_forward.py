@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import signal
+import zipfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -140,3 +143,96 @@ async def test_the_export_sample_is_accounted_for_line_by_line(tmp_path: Path) -
     assert counts["dropped"]["loop_guard"] == 3
     assert counts["dead"] >= 1
     assert (again, second["delivered"], second["dead"]) == (0, 0, 0)
+
+
+# --- archives, folders, interruptions -----------------------------------------------------
+
+
+def _lines(first: int, count: int) -> bytes:
+    events = (process.event("mira-okafor", n) for n in range(first, first + count))
+    return b"".join(json.dumps(event).encode() + b"\n" for event in events)
+
+
+def _known() -> Sandbox:
+    local = Sandbox(open_attributes=True, limit_per_minute=6_000_000)
+    local.add_contact(external_id="mira-okafor")
+    return local
+
+
+async def test_everything_an_export_can_be_saved_as_goes_through_one_command(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "export" / "412345"
+    folder.mkdir(parents=True)
+    with zipfile.ZipFile(tmp_path / "export.zip", "w") as archive:
+        archive.writestr("412345/412345_2024-05-14_9#0.json.gz", gzip.compress(_lines(0, 10)))
+    (folder / "412345_2024-05-14_10#0.json.gz").write_bytes(gzip.compress(_lines(10, 10)))
+    (folder / "412345_2024-05-14_9#1.json").write_bytes(_lines(20, 10))
+    array = [process.event("mira-okafor", n) for n in range(30, 40)]
+    (tmp_path / "array.json").write_text(json.dumps(array, indent=2), encoding="utf-8")
+    local = _known()
+    async with serve(local) as url:
+        config = process.settings(tmp_path, url)
+        paths = [str(tmp_path / name) for name in ("export.zip", "export", "array.json")]
+        code, counts = await _forward(config, *paths, "-", stdin=gzip.compress(_lines(40, 10)))
+    assert (code, counts["delivered"], counts["files"]) == (0, 50, 5)
+    expected = [*range(10), *range(20, 30), *range(10, 20), *range(30, 50)]
+    assert [e.metadata["n"] for e in local.events] == expected
+
+
+async def test_a_damaged_archive_is_named_and_what_is_whole_is_delivered(tmp_path: Path) -> None:
+    (tmp_path / "a.json.gz").write_bytes(gzip.compress(_lines(0, 5))[:-9])
+    (tmp_path / "b.json.gz").write_bytes(gzip.compress(_lines(5, 5)))
+    local = _known()
+    async with serve(local) as url:
+        config = process.settings(tmp_path, url)
+        paths = [str(tmp_path / f"{name}.json.gz") for name in "ab"]
+        code, out, err = await process.run("forward", "-c", str(config), "--json", *paths)
+    assert (code, json.loads(out)["delivered"]) == (1, 10)
+    assert "a.json.gz: damaged: it ends too early" in err
+
+
+async def test_since_and_until_choose_by_the_event_s_own_time(tmp_path: Path) -> None:
+    local = _known()
+    async with serve(local) as url:
+        config = process.settings(tmp_path, url)
+        times = ("--since", "2023-11-14T22:13:23Z", "--until", "2023-11-14 22:13:25")
+        code, counts = await _forward(config, *times, stdin=_lines(0, 10))
+    assert (code, counts["delivered"], counts["passed_over"]) == (0, 2, 8)
+    assert [e.metadata["n"] for e in local.events] == [3, 4]
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+async def test_an_interrupted_run_goes_on_where_it_stopped_and_sends_nothing_twice(
+    tmp_path: Path, how: signal.Signals
+) -> None:
+    total = 4_000
+    file = tmp_path / "events.json.gz"
+    file.write_bytes(gzip.compress(_lines(0, total), 1))
+    local = _known()
+    async with serve(local) as url:
+        select = {"select": [{"types": ["*"]}], "metadata": ["n"]}
+        top = {"forward": {"max_backlog": 200, "batch_lines": 50}}
+        config = process.settings(tmp_path, url, top=top, events=select)
+        running = await asyncio.create_subprocess_exec(
+            *process.command("forward", "-c", str(config), "--json", "--max-wait", "0", str(file)),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        while len(local.events) < 1_000:
+            await asyncio.sleep(0)
+        running.send_signal(how)
+        out, err = await running.communicate()
+        sent = len(local.events)
+        assert sent < total // 2  # it was interrupted, and had not read everything ahead
+        if how == signal.SIGTERM:
+            assert b"run it again, it goes on from there" in err
+            assert json.loads(out)["received"] < total // 2
+        code, counts = await _forward(config, "--max-wait", "0", str(file))
+    reread = counts["dropped"].get("duplicate", 0)
+    assert counts["received"] < total
+    assert reread <= 50 * 17
+    times = Counter(e.metadata["n"] for e in local.events)
+    assert set(times.values()) == {1}
+    assert len(times) + counts["pending"] >= total - 1
+    assert code in (0, 1)

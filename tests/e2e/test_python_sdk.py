@@ -3,51 +3,211 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
+import signal
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from amplitude import Amplitude, BaseEvent, Config, EventOptions, Identify
 
 from support import process
 from transports.sandbox import Sandbox, serve
 
+NOWHERE = "http://127.0.0.1:9"
 
-def _use_the_client(url: str) -> list[int]:
-    """Do what a product's code does; return the codes that the client's callbacks heard."""
-    heard: list[int] = []
-    logger = logging.getLogger("amplitude-client-under-test")
-    client = Amplitude(
-        process.API_KEY,
-        Config(
-            server_url=f"{url}/2/httpapi",
-            flush_interval_millis=50,
-            logger=logger,
-            callback=lambda event, code, message: heard.append(code),
-        ),
-    )
-    identify = Identify()
-    identify.set("plan", "pro").set("email", "mira@example.com")
-    client.identify(identify, EventOptions(user_id="mira-okafor"))
-    for future in client.flush() or []:
-        future.result(timeout=10)
-    for n in range(30):
-        client.track(
-            BaseEvent("Purchase Completed", user_id="mira-okafor", event_properties={"n": n})
+
+class Client:
+    """The SDK as a product uses it; what its callback heard, by the event's number."""
+
+    def __init__(self, url: str, path: str = "/2/httpapi", **settings: Any) -> None:
+        self.heard: dict[int, int] = {}
+        logger = logging.getLogger("amplitude-client-under-test")
+        logger.setLevel(logging.CRITICAL)  # it tells of each retry
+        self.amplitude = Amplitude(
+            process.API_KEY,
+            Config(
+                server_url=f"{url}{path}",
+                flush_interval_millis=50,
+                logger=logger,
+                callback=self._hear,
+                **settings,
+            ),
         )
-    for future in client.flush() or []:
-        future.result(timeout=10)
-    client.shutdown()
-    return heard
+
+    def _hear(self, event: BaseEvent, code: int, message: str | None) -> None:
+        properties = event.event_properties or {}
+        self.heard[properties.get("n", -1)] = code
+
+    def track(self, n: int, event_type: str = "Purchase", **more: Any) -> None:
+        self.amplitude.track(
+            BaseEvent(event_type, event_properties={"n": n} | more, user_id="mira-okafor")
+        )
+
+    def flush(self) -> None:
+        for future in self.amplitude.flush() or []:
+            if future is not None:
+                future.result(timeout=30)
+
+    async def told_of(self, count: int) -> Counter[int]:
+        """Wait until the callback has heard of so many events; return the codes.
+
+        The SDK flushes by itself; asking it to would use its retries up in no time.
+        """
+        async with asyncio.timeout(60):
+            while len(self.heard) < count:
+                await asyncio.sleep(0)
+        return Counter(self.heard.values())
+
+
+def known() -> Sandbox:
+    local = Sandbox(open_attributes=True, limit_per_minute=6_000_000)
+    local.add_contact(external_id="mira-okafor")
+    return local
+
+
+def arrived(local: Sandbox) -> list[int]:
+    return sorted(event.metadata["n"] for event in local.events)
 
 
 async def test_events_and_identifies_of_the_python_sdk_reach_intercom(tmp_path: Path) -> None:
     local = Sandbox(open_attributes=True)
     async with serve(local) as url, process.daemon(process.settings(tmp_path, url)) as daemon:
-        heard = await asyncio.to_thread(_use_the_client, daemon.http)
+        client = Client(daemon.http)
+        identify = Identify()
+        identify.set("plan", "pro").set("email", "mira@example.com")
+        client.amplitude.identify(identify, EventOptions(user_id="mira-okafor"))
+        assert await client.told_of(1) == {200: 1}
+        for n in range(30):
+            client.track(n)
+        assert await client.told_of(31) == {200: 31}
+        client.amplitude.shutdown()
         status = await daemon.settled()
-    assert heard == [200] * 31
     assert status["delivered"] == status["received"] == 31
     [contact] = local.contacts.values()
     assert (contact.external_id, contact.email) == ("mira-okafor", "mira@example.com")
     assert contact.custom_attributes == {"plan": "pro"}
-    assert sorted(e.metadata["n"] for e in local.events) == list(range(30))
+    assert arrived(local) == list(range(30))
+
+
+async def test_a_bad_event_is_dropped_by_the_sdk_and_the_good_ones_around_it_arrive(
+    tmp_path: Path,
+) -> None:
+    local = known()
+    async with serve(local) as url, process.daemon(process.settings(tmp_path, url)) as daemon:
+        client = Client(daemon.http, flush_queue_size=50)
+        for n in range(40):
+            client.amplitude.track(
+                BaseEvent(
+                    "Purchase",
+                    event_properties={"n": n},
+                    user_id="anonymous" if n in (3, 17, 39) else "mira-okafor",
+                )
+            )
+        codes = await client.told_of(40)
+        client.amplitude.shutdown()
+        await daemon.settled()
+    assert codes == {200: 37, 400: 3}
+    assert arrived(local) == [n for n in range(40) if n not in (3, 17, 39)]
+
+
+async def test_a_batch_that_is_too_large_is_sent_in_pieces_by_the_sdk(tmp_path: Path) -> None:
+    local = known()
+    async with serve(local) as url, process.daemon(process.settings(tmp_path, url)) as daemon:
+        client = Client(daemon.http, flush_queue_size=200)
+        for n in range(200):
+            client.track(n, **{f"padding_{i}": "x" * 1_000 for i in range(10)})  # 2 MB
+        codes = await client.told_of(200)
+        client.amplitude.shutdown()
+        await daemon.settled()
+    assert codes == {200: 200}
+    assert arrived(local) == list(range(200))
+
+
+async def test_what_was_answered_503_for_a_while_arrives_when_there_is_room(
+    tmp_path: Path,
+) -> None:
+    """Intercom is down, so that the spool fills; then it is there, and the spool drains."""
+    port = process.free_port()
+    spool = {"spool": {"max_bytes": 1_000_000}}
+    config = process.settings(tmp_path, f"http://127.0.0.1:{port}", top=spool)
+    local = known()
+    async with process.daemon(config) as daemon:
+        padding, filled = "x" * 1_000, 1_000
+        while True:
+            some = [process.event("mira-okafor", filled + i, padding=padding) for i in range(20)]
+            if (await process.upload(f"{daemon.http}/2/httpapi", some))[0] != 200:
+                break
+            filled += 20
+        client = Client(daemon.http, flush_max_retries=1_000)
+        for n in range(30):
+            client.track(n)
+        assert client.heard == {}
+        async with serve(local, "127.0.0.1", port):
+            codes = await client.told_of(30)
+            client.amplitude.shutdown()
+            await daemon.settled()
+    assert codes == {200: 30}
+    assert [n for n in arrived(local) if n < 1_000] == list(range(30))
+
+
+async def _restart_under_load(tmp_path: Path, how: signal.Signals) -> tuple[Client, list[int]]:
+    """Restart the daemon while the SDK sends 300 events; return the client, and what arrived."""
+    local = known()
+    http = {"http": {"listen": f"127.0.0.1:{process.free_port()}"}}
+    async with serve(local) as url:
+        config = process.settings(tmp_path, url, top=http)
+        daemon = await process.start(config)
+        client = Client(daemon.http, flush_queue_size=10)
+        for n in range(300):
+            client.track(n)
+            if n == 150:
+                await client.told_of(20)
+                await daemon.end(how)
+        async with process.daemon(config) as second:
+            await client.told_of(300 if how == signal.SIGTERM else 140)
+            await asyncio.to_thread(client.amplitude.shutdown)
+            await second.settled()
+    return client, arrived(local)
+
+
+async def test_a_restart_under_load_loses_nothing(tmp_path: Path) -> None:
+    client, found = await _restart_under_load(tmp_path, signal.SIGTERM)
+    assert Counter(client.heard.values()) == {200: 300}
+    assert found == list(range(300))
+
+
+async def test_a_kill_under_load_loses_nothing_that_the_sdk_was_told_of(tmp_path: Path) -> None:
+    """Of a request that is cut off the SDK itself keeps nothing, and nobody told it to."""
+    client, found = await _restart_under_load(tmp_path, signal.SIGKILL)
+    told = {n for n, code in client.heard.items() if code == 200}
+    assert told <= set(found)
+    assert len(found) == len(set(found))
+
+
+async def test_what_the_sdk_holds_when_the_program_ends_is_flushed(tmp_path: Path) -> None:
+    local = known()
+    async with serve(local) as url, process.daemon(process.settings(tmp_path, url)) as daemon:
+        client = Client(daemon.http, path="/batch")
+        for n in range(25):
+            client.track(n)
+        await asyncio.to_thread(client.amplitude.shutdown)
+        while len(client.heard) < 25:
+            await asyncio.sleep(0)
+        await daemon.settled()
+    assert arrived(local) == list(range(25))
+
+
+async def test_an_unknown_key_stops_the_sdk_and_is_named_in_the_answer(tmp_path: Path) -> None:
+    config = process.settings(tmp_path, NOWHERE)
+    async with process.daemon(config) as daemon:
+        body = {"api_key": "somebody-elses", "events": [process.event("mira-okafor", 1)]}
+        _, answer = await process.post(f"{daemon.http}/2/httpapi", json.dumps(body).encode())
+        assert answer == {"code": 400, "error": "Invalid API key: somebody-elses"}
+        client = Client(daemon.http)
+        client.amplitude.configuration.api_key = "somebody-elses"
+        client.track(1)
+        await asyncio.to_thread(client.flush)
+        status = await daemon.status()
+    assert status["received"] == 0

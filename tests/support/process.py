@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -149,6 +150,19 @@ def event(user: str, n: int, event_type: str = "Purchase", **more: Any) -> dict[
 
 
 async def upload(url: str, events: Sequence[Mapping[str, Any]]) -> tuple[int, dict[str, Any]]:
-    body = {"api_key": API_KEY, "events": list(events)}
-    async with aiohttp.ClientSession() as session, session.post(url, json=body) as answer:
+    return await post(url, json.dumps({"api_key": API_KEY, "events": list(events)}).encode())
+
+
+async def post(url: str, body: bytes, **headers: str) -> tuple[int, dict[str, Any]]:
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(url, data=body, headers=headers) as answer,
+    ):
         return answer.status, await answer.json()
+
+
+def free_port() -> int:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port: int = unused.getsockname()[1]
+    return port

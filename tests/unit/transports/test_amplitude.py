@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from transports import amplitude
 from transports.amplitude import (
@@ -143,3 +146,70 @@ def test_what_is_no_time_is_refused(written: Any) -> None:
 )
 def test_half_a_surrogate_pair_is_mended_and_nothing_else(cut: bytes, mended: bytes) -> None:
     assert amplitude.mend_surrogates(cut) == mended
+
+
+# --- one normal form --------------------------------------------------------------------
+
+SPELLINGS: list[dict[str, Any]] = [
+    {
+        "time": 1_606_211_995_977,
+        "insert_id": "i",
+        "app_version": "1.0",
+        "ip": "192.0.2.1",
+        "carrier": "c",
+        "library": "amplitude-js/8.21.10",
+        "session_id": None,
+    },
+    {
+        "event_time": "2020-11-24 09:59:55.977000",
+        "$insert_id": "i",
+        "version_name": "1.0",
+        "ip_address": "192.0.2.1",
+        "device_carrier": "c",
+        "library": "amplitude-js/8.21.10",
+        "session_id": -1,
+    },
+    {
+        "timestamp": 1_606_211_995_977,
+        "uuid": "i",
+        "version_name": "1.0",
+        "ip_address": "192.0.2.1",
+        "carrier": "c",
+        "library": {"name": "amplitude-js", "version": "8.21.10"},
+        "session_id": -1,
+    },
+]
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_every_dialect_ends_in_the_spelling_of_http_v2(spelling: dict[str, Any]) -> None:
+    event = decode_event(raw(**spelling))
+    event.fields.pop("uuid", None)
+    assert event.fields == GOOD | SPELLINGS[0]
+    assert event.time_ms == SPELLINGS[0]["time"]
+
+
+def test_the_uuid_of_an_export_row_does_not_become_its_insert_id() -> None:
+    event = decode_event(raw(uuid="u", event_time="2024-05-14 09:00:00"))
+    assert "insert_id" not in event.fields
+
+
+@given(
+    st.datetimes(dt.datetime.fromisoformat("1900-01-01"), dt.datetime.fromisoformat("2200-01-01")),
+    st.integers(0, 6),
+    st.sampled_from("T "),
+    st.sampled_from(["", "Z", "+00:00", "-05:30", "+14:00"]),
+)
+def test_a_time_is_read_in_every_way_it_is_written(
+    moment: dt.datetime, digits: int, separator: str, zone: str
+) -> None:
+    fraction = f".{moment.microsecond:06}"[: digits + 1] if digits else ""
+    written = moment.strftime(f"%Y-%m-%d{separator}%H:%M:%S") + fraction + zone
+    offset = dt.timedelta()
+    if ":" in zone:
+        hours, minutes = int(zone[:3]), int(zone[0] + zone[4:])
+        offset = dt.timedelta(hours=hours, minutes=minutes)
+    kept_us = moment.microsecond // 10 ** (6 - digits) * 10 ** (6 - digits)
+    utc = moment.replace(microsecond=kept_us) - offset
+    since_1970 = utc - dt.datetime.fromisoformat("1970-01-01")
+    assert parse_time(written) == since_1970 // dt.timedelta(milliseconds=1)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import hashlib
 import json
+import tracemalloc
+import urllib.parse
+import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -13,8 +17,9 @@ import aiohttp
 import pytest
 
 from transports import Batch, Receipt, Ticket
+from transports.amplitude import BadEvent, Head
 from transports.errors import Refused, UnknownApiKey
-from transports.http import HttpSource
+from transports.http import DOORS, HttpSource
 
 GOOD = {"event_type": "Bought", "user_id": "user-1"}
 Answer = tuple[int, dict[str, Any]]
@@ -232,3 +237,371 @@ async def test_the_port_is_closed_once_the_source_is_cancelled() -> None:
     async with aiohttp.ClientSession() as session:
         with pytest.raises(aiohttp.ClientConnectorError):
             await session.post(f"{url}/2/httpapi", data=b"{}")
+
+
+# --- the other endpoints ----------------------------------------------------------------
+
+IDENTIFICATION = {"user_id": "u1", "user_properties": {"$set": {"plan": "pro"}}}
+SENT = [IDENTIFICATION | {"event_type": "$identify"}]
+GROUP = {"group_type": "company", "group_value": "Acme", "group_properties": {"$set": {"a": 1}}}
+
+
+def taken(intake: Intake) -> list[dict[str, Any]]:
+    return [json.loads(raw) for batch in intake.batches for raw in batch.raws]
+
+
+async def ask_form(path: str, fields: dict[str, str], how: str) -> tuple[Answer, Intake]:
+    intake = Intake()
+    if how == "query":
+        return await ask(intake, b"", path, "GET", params=fields), intake
+    if how == "query of a POST":
+        return await ask(intake, b"", path, params=fields), intake
+    if how == "multipart":
+        with aiohttp.MultipartWriter("form-data") as writer:
+            for name, value in fields.items():
+                part = writer.append(value)
+                part.set_content_disposition("form-data", name=name)
+        chunks = Chunks()
+        await writer.write(chunks)  # type: ignore[arg-type]
+        headers = {"Content-Type": writer.content_type}
+        return await ask(intake, bytes(chunks.body), path, headers=headers), intake
+    if how == "json":
+        as_json = {k: v if k == "api_key" else json.loads(v) for k, v in fields.items()}
+        headers = {"Content-Type": "application/json"}
+        return await ask(intake, as_json, path, headers=headers), intake
+    body = urllib.parse.urlencode(fields).encode()
+    headers = {"Content-Type": "application/x-www-form-urlencoded; charset=UTF-8"}
+    return await ask(intake, body, path, headers=headers), intake
+
+
+class Chunks:
+    """What a multipart body is written to."""
+
+    def __init__(self) -> None:
+        self.body = bytearray()
+
+    async def write(self, chunk: bytes) -> None:
+        self.body += chunk
+
+
+@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize("how", ["form", "multipart", "query", "query of a POST", "json"])
+@pytest.mark.parametrize(
+    ("path", "field", "sent", "expected"),
+    [
+        ("/identify", "identification", IDENTIFICATION, SENT[0]),
+        ("/httpapi", "event", GOOD | {"time": 1}, GOOD | {"time": 1}),
+        (
+            "/groupidentify",
+            "identification",
+            GROUP,
+            {
+                "event_type": "$groupidentify",
+                "groups": {"company": "Acme"},
+                "group_properties": {"$set": {"a": 1}},
+            },
+        ),
+    ],
+)
+async def test_forms_are_taken_however_they_are_sent(
+    path: str, field: str, sent: dict[str, Any], expected: dict[str, Any], how: str, many: bool
+) -> None:
+    fields = {"api_key": "key", field: json.dumps([sent, sent] if many else sent)}
+    (status, answer), intake = await ask_form(path, fields, how)
+    assert (status, answer.get("events_ingested")) == (200, 2 if many else 1)
+    assert taken(intake) == [expected] * (2 if many else 1)
+    assert intake.batches[0].api_key == "key"
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "missing"),
+    [
+        ("/identify", {}, "api_key"),
+        ("/identify", {"api_key": "key"}, "identification"),
+        ("/identify", {"api_key": "key", "identification": "no json"}, "identification"),
+        ("/identify", {"api_key": "key", "identification": "[]"}, "identification"),
+        ("/httpapi", {"api_key": "key"}, "event"),
+        ("/", {"e": "[]"}, "client"),
+        ("/", {"client": "key", "e": "{"}, "e"),
+    ],
+)
+async def test_a_form_without_what_it_needs_is_refused_by_name(
+    path: str, fields: dict[str, str], missing: str
+) -> None:
+    (status, answer), intake = await ask_form(path, fields, "form")
+    assert (status, answer["missing_field"], intake.batches) == (400, missing, [])
+
+
+async def test_a_form_with_more_fields_than_any_is_refused() -> None:
+    for how in ("form", "multipart"):
+        fields = {f"field-{n}": "{}" for n in range(500)}
+        (status, answer), _ = await ask_form("/identify", fields, how)
+        assert (status, answer["missing_field"]) == (400, "")
+
+
+async def test_an_identification_without_a_user_is_refused_with_its_index() -> None:
+    fields = {"api_key": "key", "identification": json.dumps([IDENTIFICATION, {"a": 1}, 5])}
+    (status, answer), _ = await ask_form("/identify", fields, "form")
+    assert (status, answer["events_with_missing_fields"]) == (400, {"user_id": [1]})
+    assert answer["events_with_invalid_fields"] == {"event": [2]}
+
+
+def legacy(events: list[Any], **changes: str) -> dict[str, str]:
+    fields = {"client": "key", "e": json.dumps(events), "v": "2", "upload_time": "1700000000000"}
+    signed = fields["v"] + fields["client"] + fields["e"] + fields["upload_time"]
+    return fields | {"checksum": hashlib.md5(signed.encode()).hexdigest()} | changes
+
+
+async def test_the_old_javascript_sdk_is_understood_and_its_bad_events_stop_nothing() -> None:
+    event = {"event_type": "Sign Up", "device_id": "d", "timestamp": 1, "uuid": "unique"}
+    (status, answer), intake = await ask_form("/", legacy([event, {"event_type": "a"}]), "form")
+    assert (status, answer["events_ingested"]) == (200, 2)
+    heads = intake.batches[0].heads
+    assert isinstance(heads[0], Head)
+    assert heads[0].unique_id == "unique"
+    assert isinstance(heads[1], BadEvent)
+    assert heads[1].reason == "missing_field"
+
+
+async def test_a_checksum_that_is_wrong_is_refused_and_a_missing_one_is_not() -> None:
+    event = {"event_type": "Sign Up", "device_id": "d"}
+    (status, answer), _ = await ask_form("/", legacy([event], checksum="0" * 32), "form")
+    assert (status, answer["error"]) == (400, "bad_checksum")
+    (status, _), _ = await ask_form("/", legacy([event], checksum=""), "form")
+    assert status == 200
+
+
+EXPORTED = {"event_type": "Bought", "user_id": "u1", "event_time": "2024-05-14 09:00:00.5"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "query"),
+    [
+        ({"Authorization": "Bearer key"}, ""),
+        ({"authorization": "bearer  key"}, ""),
+        ({"X-Api-Key": "key"}, ""),
+        ({}, "?api_key=key"),
+    ],
+)
+async def test_amplitude_s_webhook_names_its_project_in_any_of_three_ways(
+    headers: dict[str, str], query: str
+) -> None:
+    intake = Intake()
+    for body in (EXPORTED, [EXPORTED, IDENTIFICATION]):
+        status, _ = await ask(intake, body, f"/webhook{query}", headers=headers)
+        assert status == 200
+    assert {batch.api_key for batch in intake.batches} == {"key"}
+    assert taken(intake) == [EXPORTED, EXPORTED, *SENT]
+
+
+async def test_what_a_webhook_brings_is_kept_though_it_is_no_event() -> None:
+    intake = Intake()
+    body = [EXPORTED, {"user_id": "u1"}, 5, EXPORTED | {"user_id": "anonymous"}]
+    assert (await ask(intake, body, "/webhook?api_key=key"))[0] == 200
+    reasons = [getattr(head, "reason", "") for head in intake.batches[0].heads]
+    assert reasons == ["", "missing_field", "not_an_object", "invalid_id"]
+
+
+@pytest.mark.parametrize(
+    ("body", "path", "said"),
+    [
+        (EXPORTED, "/webhook", "Request missing required field"),
+        (b"", "/webhook?api_key=key", "Missing request body"),
+        (b"{", "/webhook?api_key=key", "Invalid JSON request body"),
+        (b"[]", "/webhook?api_key=key", "Invalid JSON request body"),
+    ],
+)
+async def test_a_webhook_that_brings_nothing_is_refused(body: Any, path: str, said: str) -> None:
+    status, answer = await ask(Intake(), body, path)
+    assert (status, answer["error"]) == (400, said)
+
+
+# --- what is checked --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("user_id", ["anonymous", "NULL", "0", "-1", "x" * 1_025])
+async def test_ids_that_amplitude_refuses_are_refused(user_id: str) -> None:
+    body = upload(GOOD | {"user_id": user_id}, options={"min_id_length": 1})
+    status, answer = await ask(Intake(), body)
+    assert (status, answer["events_with_invalid_id_lengths"]) == (400, {"user_id": [0]})
+
+
+@pytest.mark.parametrize(("depth", "status"), [(40, 200), (41, 400), (3_000, 400)])
+async def test_values_are_nested_up_to_forty_deep(depth: int, status: int) -> None:
+    nested = "[" * (depth - 1) + '"]]"' + "]" * (depth - 1)
+    event = f'{{"event_type": "a", "user_id": "user-1", "event_properties": {{"p": {nested}}}}}'
+    body = f'{{"api_key": "key", "events": [{event}]}}'.encode()
+    found, answer = await ask(Intake(), body)
+    assert found == status
+    if status == 400 and depth < 100:
+        assert answer["events_with_invalid_fields"] == {"event_properties": [0]}
+
+
+# --- bodies -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["text/plain;charset=UTF-8", "", "application/octet-stream"])
+async def test_json_is_json_whatever_its_content_type(kind: str) -> None:
+    assert (await ask(Intake(), upload(GOOD), headers={"Content-Type": kind}))[0] == 200
+
+
+async def test_a_body_may_come_in_chunks_and_in_several_encodings() -> None:
+    body = json.dumps(upload(GOOD | {"name": "Zoë \u2713"})).encode()
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for at in range(0, len(body), 10):
+            yield body[at : at + 10]
+
+    async with (
+        serving(Intake()) as url,
+        aiohttp.ClientSession() as session,
+        session.post(f"{url}/2/httpapi", data=chunks()) as answer,
+    ):
+        assert answer.status == 200
+    for encoding, packed in (
+        ("deflate", zlib.compress(body)),
+        ("x-gzip", gzip.compress(body[:9]) + gzip.compress(body[9:])),
+        ("Identity", body),
+    ):
+        headers = {"Content-Encoding": encoding}
+        assert (await ask(Intake(), packed, headers=headers))[0] == 200
+    assert (await ask(Intake(), body, headers={"Content-Encoding": "br"}))[0] == 415
+    cut_off = gzip.compress(body)[:-3]
+    assert (await ask(Intake(), cut_off, headers={"Content-Encoding": "gzip"}))[0] == 400
+
+
+async def test_a_bomb_takes_no_memory() -> None:
+    bomb = gzip.compress(bytes(10_000_000)) * 90  # 0.9 MB that inflate to 900
+    assert len(bomb) < 1_000_000
+    async with serving(Intake()) as url, aiohttp.ClientSession() as session:
+        tracemalloc.start()
+        try:
+            headers = {"Content-Encoding": "gzip"}
+            async with session.post(f"{url}/2/httpapi", data=bomb, headers=headers) as answer:
+                assert answer.status == 413
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert peak < 10_000_000
+
+
+# --- pressure ---------------------------------------------------------------------------
+
+
+class SlowIntake(Intake):
+    """Takes batches, and acknowledges them when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go = asyncio.Event()
+        self.waiting = 0
+        self.someone = asyncio.Event()
+
+    async def send(self, batch: Batch) -> Ticket:
+        self.waiting += 1
+        self.someone.set()
+        await self.go.wait()
+        return await super().send(batch)
+
+
+async def test_what_finds_no_room_in_time_is_to_come_again() -> None:
+    intake = SlowIntake()
+    async with (
+        serving(intake, max_held_bytes=20_000, body_timeout_s=0.01) as url,
+        aiohttp.ClientSession() as session,
+    ):
+        first = asyncio.create_task(session.post(f"{url}/2/httpapi", json=upload(GOOD)))
+        await intake.someone.wait()
+        async with session.post(f"{url}/2/httpapi", json=upload(GOOD)) as answer:
+            body = await answer.json()
+        assert (answer.status, body["error"]) == (503, "Service unavailable: busy")
+        intake.go.set()
+        assert (await first).status == 200  # it was slow, and not late: its body had come
+
+
+async def test_a_key_with_a_limit_is_throttled_in_amplitude_s_words() -> None:
+    async with (
+        serving(Intake(), key_events_per_s=0.2) as url,
+        aiohttp.ClientSession() as session,
+    ):
+        answers = []
+        for _ in range(2):
+            async with session.post(f"{url}/2/httpapi", json=upload(GOOD, GOOD)) as answer:
+                answers.append((answer.status, await answer.json()))
+    assert answers[0][0] == 200
+    assert answers[1] == (
+        429,
+        {
+            "code": 429,
+            "error": "Too many requests for some devices and users",
+            "eps_threshold": 1,
+            "throttled_devices": {},
+            "throttled_users": {"user-1": 2},
+            "throttled_events": [0, 1],
+        },
+    )
+
+
+async def _speak(url: str, said: bytes) -> bytes:
+    host, port = url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(said)
+    heard = await reader.read()
+    writer.close()
+    with suppress(ConnectionError):
+        await writer.wait_closed()
+    return heard
+
+
+@pytest.mark.parametrize(
+    ("said", "status"),
+    [
+        (b"\x16\x03\x01 this is TLS\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nno colon\r\n\r\n", 400),
+        (b"GET /identify?identification=" + b"x" * 10_000 + b" HTTP/1.1\r\n\r\n", 414),
+        (b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 500 + b"\r\n", 400),
+    ],
+)
+async def test_what_is_no_http_is_answered_in_json(said: bytes, status: int) -> None:
+    async with serving(Intake()) as url:
+        heard = await _speak(url, said)
+    head, _, body = heard.partition(b"\r\n\r\n")
+    assert head.startswith((b"HTTP/1.1 %d " % status, b"HTTP/1.0 %d " % status))
+    assert json.loads(body)["code"] == status
+
+
+async def test_a_connection_that_never_becomes_a_request_is_closed() -> None:
+    async with serving(Intake(), idle_timeout_s=0.01) as url:
+        assert await _speak(url, b"POST /2/httpapi HTTP/1.1\r\nHost: half a he") == b""
+
+
+async def test_a_fault_of_our_own_is_answered_in_json_and_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    status, answer = await ask(Intake(RuntimeError("fault"), at_once=True), upload(GOOD))
+    assert (status, answer) == (500, {"code": 500, "error": "Internal error"})
+    assert "fault while answering /2/httpapi" in caplog.text
+
+
+async def test_a_browser_may_send_whatever_headers_its_sdk_has() -> None:
+    ask_for = {
+        "Origin": "https://shop.example",
+        "Access-Control-Request-Headers": "content-type,cross-origin-resource-policy",
+    }
+    async with serving(Intake()) as url, aiohttp.ClientSession() as session:
+        for path in DOORS:
+            async with session.options(url + path, headers=ask_for) as answer:
+                assert answer.status == 204
+                allowed = answer.headers["Access-Control-Allow-Headers"]
+                assert allowed == ask_for["Access-Control-Request-Headers"]
+                assert "POST" in answer.headers["Access-Control-Allow-Methods"]
+
+
+async def test_the_description_is_served() -> None:
+    async with (
+        serving(Intake()) as url,
+        aiohttp.ClientSession() as session,
+        session.get(f"{url}/openapi.json") as answer,
+    ):
+        described = await answer.json()
+    assert set(described["paths"]) == {*DOORS, "/openapi.json"}

@@ -1,0 +1,49 @@
+"""Requests that Amplitude's clients made, replayed byte for byte."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+
+import pytest
+
+from support.serving import serving, speak
+
+RECORDED = Path(__file__).parents[2].parent / "shared" / "data" / "amplitude-requests"
+API_KEY = "test-api-key-0123456789abcdef"
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "events", "dropped"),
+    [
+        ("amplitude-python-001-ok", "/2/httpapi", 8, {"group_identify": 1, "no_identity": 1}),
+        ("amplitude-js-legacy-001-ok", "/", 1, {}),
+        ("amplitude-js-legacy-002-ok", "/", 2, {}),
+    ],
+)
+async def test_what_clients_send_is_taken_whole_and_a_second_time_known_again(
+    tmp_path: Path, name: str, path: str, events: int, dropped: dict[str, int]
+) -> None:
+    file = RECORDED / f"{name}.json"
+    if not file.exists():
+        pytest.skip("no recorded requests here")
+    request = _bytes_of(json.loads(file.read_bytes()), path)
+    async with serving(tmp_path, API_KEY) as (source, engine):
+        for _ in range(2):
+            answer = await speak(source.address, request)
+            head, _, body = answer.partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200 ")
+            assert (json.loads(body)["code"], json.loads(body)["events_ingested"]) == (200, events)
+        [status] = (await engine.status()).syncs
+    kept = events - sum(dropped.values())
+    assert (status.received, status.pending) == (2 * events, kept)
+    assert status.dropped == {k: 2 * n for k, n in dropped.items()} | {"duplicate": kept}
+
+
+def _bytes_of(recorded: dict[str, object], path: str) -> bytes:
+    """The request as it was, but for the path that the recorder was given."""
+    headers: list[list[str]] = recorded["headers"]  # type: ignore[assignment]
+    lines = [f"POST {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers)]
+    body = base64.b64decode(str(recorded["raw_body_base64"]))
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body

@@ -1,0 +1,99 @@
+"""The README's source of one's own: installed beside the program, which is not touched."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import re
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support import process
+from transports import Source, conformance
+from transports.conformance import Outside, event
+from transports.sandbox import Sandbox, serve
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+
+
+def block(name: str) -> str:
+    found = re.search(rf"<!-- {name} -->\n```\w+\n(.*?)```", README, re.DOTALL)
+    assert found is not None, name
+    return found[1]
+
+
+async def test_a_source_that_is_only_installed_brings_events(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed, inbox = tmp_path / "site", tmp_path / "inbox"
+    metadata = installed / "folder_source-1.0.dist-info"
+    metadata.mkdir(parents=True)
+    inbox.mkdir()
+    (installed / "folder_source.py").write_text(block("source-example"), encoding="utf-8")
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: folder-source\nVersion: 1.0\n")
+    entry_point = block("source-entry-point").splitlines()[1].replace('"', "")
+    (metadata / "entry_points.txt").write_text(f"[amplitude_intercom.sources]\n{entry_point}\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(installed), *_paths()]))
+    monkeypatch.setenv("FOLDER_OF_EVENTS", str(inbox))
+    local = Sandbox(open_attributes=True)
+    local.add_contact(external_id="conformance-user")
+    async with serve(local) as url:
+        config = process.settings(tmp_path, url)
+        said = block("source-settings").replace('"production"', '"e2e"').replace("inbox", "env:")
+        settings = said.replace('"env:"', '"env:FOLDER_OF_EVENTS"') + "every_s = 0.01\n"
+        config.write_text(config.read_text() + settings)
+        async with process.daemon(config) as daemon:
+            for name in ("1", "2"):
+                (inbox / "being-written").write_bytes(event(f"{name}-a") + b"\n" + event(name))
+                (inbox / "being-written").rename(inbox / f"{name}.json")
+            while any(inbox.iterdir()):
+                await asyncio.sleep(0)
+            status = await daemon.settled()
+    assert status["received"] == status["delivered"] == 4
+    assert len(local.events) == 4
+
+
+def _paths() -> list[str]:
+    return [path for path in [os.environ.get("PYTHONPATH", "")] if path]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("check", conformance.CHECKS)
+async def test_it_keeps_the_contract(tmp_path: Path, check: conformance.Check, seed: int) -> None:
+    names = itertools.count()
+    scope: dict[str, Any] = {}
+    exec(block("source-example"), scope)
+
+    class FolderOutside:
+        """Whoever puts files there: one that is gone is safe."""
+
+        ends = False
+
+        def __init__(self, folder: Path) -> None:
+            folder.mkdir()
+            self._folder = folder
+            self._offered: dict[Path, str] = {}
+            self.source: Source = scope["FolderSource"](folder=folder, sync="a", every_s=0.0)
+
+        async def offer(self, ids: Sequence[str]) -> None:
+            for n, one in enumerate(ids):
+                path = self._folder / f"{n:03}.json"
+                path.with_suffix(".new").write_bytes(event(one))
+                self._offered[path] = one
+                path.with_suffix(".new").rename(path)
+            while self.told() != set(ids):
+                await asyncio.sleep(0)
+
+        def told(self) -> set[str]:
+            return {one for path, one in self._offered.items() if not path.exists()}
+
+    @asynccontextmanager
+    async def make() -> AsyncIterator[Outside]:
+        yield FolderOutside(tmp_path / str(next(names)))
+
+    await check(make, seed)
