@@ -154,7 +154,7 @@ class Engine:
         await spool.do(lambda store: _renew_directory(store, sync))
         delivers = sync.enabled and self._delivers
         gate = await self._gate(sync, stack) if delivers else None
-        pipeline = Pipeline(sync, spool, gate)
+        pipeline = Pipeline(sync, spool, gate, self._now_ms)
         stack.callback(pipeline.close)
         return pipeline
 
@@ -162,7 +162,11 @@ class Engine:
         """Return the gate of a sync's access token: syncs that share it share one budget."""
         key = (_base_url(sync.intercom), sync.intercom.access_token.reveal())
         if key not in self._gates:
-            wire = self._wire(sync.intercom) if self._wire else await _connect(sync.intercom, stack)
+            wire: Wire
+            if self._wire:
+                wire = self._wire(sync.intercom)
+            else:
+                wire = await stack.enter_async_context(client_of(sync.intercom))
             self._gates[key] = Gate(
                 wire,
                 requests_per_minute=sync.intercom.requests_per_minute,
@@ -232,6 +236,7 @@ class Engine:
             now_ms=self._now_ms(),
             latency_s=spool.feed.latency_s,
             unknown_attributes=contacts.unknown_attributes if contacts else {},
+            adjusted=pipeline.adjusted,
             gate=pipeline.gate,
         )
 
@@ -263,14 +268,14 @@ def _base_url(intercom: Intercom) -> str:
     return intercom.base_url or BASE_URLS[intercom.region]
 
 
-async def _connect(intercom: Intercom, stack: AsyncExitStack) -> Wire:
-    client = IntercomClient(
+def client_of(intercom: Intercom) -> IntercomClient:
+    """Build the client of a workspace, to be entered as a context."""
+    return IntercomClient(
         _base_url(intercom),
         intercom.access_token.reveal(),
         timeout_s=intercom.timeout_s,
         connections=intercom.max_in_flight,
     )
-    return await stack.enter_async_context(client)
 
 
 def _renew_directory(store: Store, sync: Sync) -> None:
@@ -319,4 +324,4 @@ def sources_of(settings: Settings) -> dict[str, Source]:
     return sources
 
 
-__all__ = ["BadEvents", "Engine", "Refused", "Status", "load_source", "sources_of"]
+__all__ = ["BadEvents", "Engine", "Refused", "Status", "client_of", "load_source", "sources_of"]

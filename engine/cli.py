@@ -100,25 +100,35 @@ def preview(
     config: Config,
     path: Annotated[str, typer.Argument(help="A file; - is standard input.")] = "-",
     sync: SyncName = None,
+    live: Annotated[
+        bool, typer.Option("--live", help="Ask the workspace for its attributes first.")
+    ] = False,
 ) -> None:
     """Print for each event what would be sent, without sending it."""
     from engine.commands import run
     from engine.commands.preview import preview as main
 
     async def work() -> int:
-        return main(_settings(config), path, sync=sync)
+        return await main(_settings(config), path, sync=sync, live=live)
 
     raise typer.Exit(run(work))
 
 
 @app.command()
-def check(config: Config, json: Json = False) -> None:
-    """Validate the settings and say what they amount to."""
+def check(
+    config: Config,
+    sample: Annotated[
+        str | None, typer.Argument(help="A file of events to try the settings on.")
+    ] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Do not ask Intercom.")] = False,
+    json: Json = False,
+) -> None:
+    """Validate the settings, ask Intercom, and say what will not work."""
     from engine.commands import run
     from engine.commands.check import check as main
 
     async def work() -> int:
-        return main(_settings(config), as_json=json)
+        return await main(_settings(config), sample=sample, offline=offline, as_json=json)
 
     raise typer.Exit(run(work))
 

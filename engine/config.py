@@ -10,13 +10,14 @@ import ipaddress
 import os
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
 from engine.errors import SettingsError
+from engine.fitting import fit_name, is_legal_key
 from engine.selection import ANY_TYPE, Selection, Selector
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
@@ -129,10 +130,13 @@ class Intercom(_Section, frozen=True, kw_only=True):
 
 
 class Mapping(_Section, frozen=True, kw_only=True, rename={"source": "from"}):
-    """Which contact an Amplitude user is."""
+    """Which contact an Amplitude user is, and what becomes of values without a like."""
 
     identifier: Literal["external_id", "email"] = "external_id"
     source: Annotated[str, msgspec.Meta(pattern=_SOURCE)] = "user_id"
+    nested: Literal["flatten", "drop"] = "flatten"
+    arrays: Literal["join", "drop"] = "join"
+    stringify: bool = False
 
 
 class Users(_Section, frozen=True, kw_only=True):
@@ -142,6 +146,8 @@ class Users(_Section, frozen=True, kw_only=True):
     properties: list[str | Rename] = []
     trigger: Literal["identify", "any_update"] = "identify"
     archived: Literal["unarchive", "dead_letter"] = "unarchive"
+    create_missing_attributes: bool = False
+    refresh_attributes_s: PositiveSeconds = 600.0
 
 
 class Events(_Section, frozen=True, kw_only=True):
@@ -149,11 +155,14 @@ class Events(_Section, frozen=True, kw_only=True):
 
     enabled: bool = True
     select: list[Selector] = []
+    rename: dict[str, str] = {}
     metadata: list[str | Rename] = []
     metadata_limit: Annotated[int, msgspec.Meta(ge=0, le=100)] = 20
     unknown_user: Literal["park", "create", "dead_letter", "drop"] = "park"
     loop_guard: bool = True
     money: dict[str, str] = {}
+    max_ahead_s: Seconds = 0.0
+    max_age_s: PositiveSeconds = 3650 * 24 * 3600.0
 
 
 class Delivery(_Section, frozen=True, kw_only=True):
@@ -345,6 +354,7 @@ def _problems(settings: Settings) -> Iterator[str]:
         yield from _selection_problems(where, sync.events)
         yield from _target_problems(f"{where}.users.properties", sync.users.properties)
         yield from _source_problems(f"{where}.users.properties", sync.users.properties)
+        yield from _attribute_problems(f"{where}.users.properties", sync.users.properties)
         yield from _target_problems(f"{where}.events.metadata", sync.events.metadata)
     for section, server in (("http", settings.http), ("admin", settings.admin)):
         if server and host_and_port(server.listen)[1] > MAX_PORT:
@@ -362,12 +372,31 @@ def _selection_problems(where: str, events: Events) -> Iterator[str]:
     except ValueError as error:
         yield f"{where}.events.select: {error}"
         return
-    if len(types) > MAX_EVENT_TYPES:
-        surplus = ", ".join(sorted(types)[MAX_EVENT_TYPES:])
+    empty = next((old for old, new in events.rename.items() if not new), None)
+    if empty is not None:
+        yield f"{where}.events.rename.{empty}: Expected a name, this one is empty"
+    names = event_names(types, events)
+    if len(names) > MAX_EVENT_TYPES:
+        surplus = ", ".join(sorted(names)[MAX_EVENT_TYPES:])
         yield (
             f"{where}.events.select: Expected at most {MAX_EVENT_TYPES} event types, "
-            f"which is all that Intercom keeps; {len(types)} are named. Surplus: {surplus}"
+            f"which is all that Intercom keeps; {len(names)} are named. Surplus: {surplus}"
         )
+
+
+def event_names(types: Iterable[str], events: Events) -> set[str]:
+    """Return the names that these event types have in Intercom, which tells them without case."""
+    return {fit_name(events.rename.get(name, name)).lower() for name in types}
+
+
+def _attribute_problems(where: str, properties: list[str | Rename]) -> Iterator[str]:
+    for index, item in enumerate(properties):
+        source, target = source_and_target(item)
+        if target and not is_legal_key(target):
+            yield (
+                f"{where}[{index}]: `{target}` cannot be the name of an attribute in Intercom; "
+                f'give it another one: {{ from = "{source}", to = "…" }}'
+            )
 
 
 def _target_problems(where: str, properties: list[str | Rename]) -> Iterator[str]:

@@ -20,10 +20,12 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
+from engine.attributes import Attributes
 from engine.envelope import ContactUpdate, Identity
 from engine.errors import DeadLetter, Failure
+from engine.fitting import Adjustment
 from engine.gate import Gate
-from engine.mapping import ATTRIBUTE_PREFIX, Rules, contact_body, creation_body
+from engine.mapping import ATTRIBUTE_PREFIX, Rules, contact_body, creation_body, type_of
 from engine.spool.rows import Contact
 from engine.user_properties import CLEAR_ALL, apply, needs_state
 from transports import intercom
@@ -58,12 +60,17 @@ class Contacts:
         directory: Directory,
         rules: Rules,
         *,
+        attributes: Attributes,
         archived: Literal["unarchive", "dead_letter"],
+        adjusted: Counter[str],
     ) -> None:
+        """``adjusted`` counts what is changed on the way, by reason."""
         self._gate = gate
         self._directory = directory
         self._rules = rules
+        self._attributes = attributes
         self._archived = archived
+        self._adjusted = adjusted
         self.unknown_attributes: Counter[str] = Counter()
         """Attributes that the workspace does not have, and how often each was left out."""
 
@@ -77,7 +84,10 @@ class Contacts:
             ParkUser: not now.
             DeadLetter: never.
         """
-        return await _Upsert(self, updates).run()
+        update = _Upsert(self, updates)
+        upserted = await update.run()
+        self.count(update.adjustments)
+        return upserted
 
     async def ensure(self, identity: Identity) -> Upserted:
         """Make sure that a contact exists, without touching one that does.
@@ -88,11 +98,12 @@ class Contacts:
         """
         return await _Upsert(self, [ContactUpdate(identity, {})]).run_again()
 
-    def fit_to_workspace(self, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the fields without attributes that the workspace is known not to have."""
-        missing = [name for name in fields if name in self.unknown_attributes]
-        self.unknown_attributes.update(missing)
-        return {name: value for name, value in fields.items() if name not in missing}
+    def count(self, adjustments: Sequence[Adjustment]) -> None:
+        """Count what one update changed on the way."""
+        for one in adjustments:
+            self._adjusted[one.reason] += 1
+            if one.reason == "unknown_attribute":
+                self.unknown_attributes[one.where] += 1
 
 
 class _Upsert:
@@ -103,12 +114,20 @@ class _Upsert:
         self._gate = contacts._gate
         self._directory = contacts._directory
         self._rules = contacts._rules
+        self._attributes = contacts._attributes
+        self._adjustments: list[Adjustment] = []
+        self._problems: list[Adjustment] = []
         self._updates = list(updates)
         self._identity = updates[0].identity
         self._user = self._identity.value
         self._calls = 0
         self._nameless = False  # the contact has no identifier yet, and gets this user's
         self._tried: set[str] = set()
+
+    @property
+    def adjustments(self) -> list[Adjustment]:
+        """What the values that were written had to become."""
+        return self._adjustments
 
     async def run(self) -> Upserted:
         known = await self._directory.contact(self._user)
@@ -135,15 +154,20 @@ class _Upsert:
     def _apply(self, properties: Mapping[str, Any]) -> dict[str, Any]:
         """Return a user's properties after all updates."""
         state = dict(properties)
+        self._problems = []
         for update in self._updates:
-            state, _ = apply(update.operations, state)
+            state, problems = apply(update.operations, state)
+            self._problems += [
+                Adjustment("operation_refused", "user_properties", text) for text in problems
+            ]
         return state
 
     # --- the two ways ---------------------------------------------------------------------
 
     async def _create(self, known_properties: Mapping[str, Any]) -> Upserted:
         properties = self._apply(known_properties)
-        answer, written = await self._write(None, self._fields(properties))
+        fields = await self._fields(properties)
+        answer, written = await self._write(None, fields)
         if answer.status == 200:
             contact_id = str(intercom.decode_json(answer).get("id", ""))
             return self._done(contact_id, properties, written, complete=True)
@@ -163,7 +187,7 @@ class _Upsert:
             )
             await self._keep(known)
         properties = self._apply(known.properties)
-        changes = self._changes(properties, known)
+        changes = await self._changes(properties, known)
         if not changes:
             done = self._done(known.contact_id, properties, known.written, complete=known.complete)
             return msgspec.structs.replace(done, called=self._calls > 0)
@@ -173,13 +197,13 @@ class _Upsert:
             return self._done(known.contact_id, properties, everything, complete=known.complete)
         return await self._redirect(answer, known)
 
-    def _changes(self, properties: Mapping[str, Any], known: Contact) -> dict[str, Any]:
-        fields = self._with_cleared(properties, known.written)
+    async def _changes(self, properties: Mapping[str, Any], known: Contact) -> dict[str, Any]:
+        fields = self._with_cleared(await self._fields(properties), known.written)
         unsaid = object()
         changes = {n: v for n, v in fields.items() if not _same(known.written.get(n, unsaid), v)}
         if self._nameless:
             changes[self._identity.field] = self._identity.value
-        return self._contacts.fit_to_workspace(changes)
+        return changes
 
     async def _redirect(self, answer: Answer, known: Contact) -> Upserted:
         """Follow an answer that says that the contact is not, or not only, the one we knew."""
@@ -294,7 +318,8 @@ class _Upsert:
             unknown = _unknown_attribute(answer)
             if unknown is None or unknown not in written:
                 return answer, written
-            self._contacts.unknown_attributes[unknown] += 1
+            self._attributes.learn_missing(unknown.removeprefix(ATTRIBUTE_PREFIX))
+            self._adjustments.append(Adjustment("unknown_attribute", unknown, "left out"))
             del written[unknown]
 
     def _count_call(self) -> None:
@@ -324,23 +349,25 @@ class _Upsert:
 
     # --- fields ---------------------------------------------------------------------------
 
-    def _fields(self, properties: Mapping[str, Any]) -> dict[str, Any]:
-        fields, _ = self._rules.contact_fields(properties)
-        fields.pop(self._identity.field, None)
-        return self._contacts.fit_to_workspace(fields)
+    async def _fields(self, properties: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the contact's fields, as the workspace takes them."""
+        await self._attributes.make_ready(self._rules.attributes_of(properties))
+        fields, adjustments = self._rules.contact_fields(properties, self._attributes)
+        self._adjustments = self._problems + adjustments
+        return fields
 
-    def _with_cleared(
-        self, properties: Mapping[str, Any], written: Mapping[str, Any]
-    ) -> dict[str, Any]:
+    def _with_cleared(self, fields: dict[str, Any], written: Mapping[str, Any]) -> dict[str, Any]:
         """Return the fields with null for each one that was unset or no longer has a value."""
-        fields = self._fields(properties)
         unset = {name for u in self._updates for name in u.operations.get("$unset", ())}
         cleared = any(CLEAR_ALL in u.operations for u in self._updates)
         for source, name in self._rules.properties.items():
             gone = cleared or source in unset or name in written
-            if gone and name not in fields and name != self._identity.field:
+            if gone and name not in fields and self._can_clear(name):
                 fields[name] = None
         return fields
+
+    def _can_clear(self, name: str) -> bool:
+        return name != self._identity.field and type_of(name, self._attributes) is not None
 
 
 def _is_just_created(contact: Mapping[str, Any], sent: Mapping[str, Any]) -> bool:

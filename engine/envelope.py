@@ -11,6 +11,8 @@ from typing import Any
 
 import msgspec
 
+from engine.fitting import Adjustment
+
 
 class Kind(enum.IntEnum):
     """What a spooled item is to Amplitude. The numbers are stored."""
@@ -62,13 +64,13 @@ class Plan(msgspec.Struct, frozen=True):
     """What delivering one record takes: a contact write, an event, or both in this order.
 
     ``event`` is what goes into ``POST /events``, its ``created_at`` being the event's own second.
-    ``adjustments`` says, for people, what was changed.
+    ``adjustments`` says what was changed.
     """
 
     identity: Identity
     contact: ContactUpdate | None = None
     event: dict[str, Any] | None = None
-    adjustments: tuple[str, ...] = ()
+    adjustments: tuple[Adjustment, ...] = ()
 
 
 class Envelope(msgspec.Struct, frozen=True):

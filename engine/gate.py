@@ -71,6 +71,14 @@ def meaning_of(status: int) -> Meaning:
     return Meaning.ANSWERED
 
 
+def _meaning_of(outcome: Answer | Failure, *, optional: bool) -> Meaning:
+    if isinstance(outcome, Failure):
+        return Meaning.FAILED
+    if optional and outcome.status == 403:
+        return Meaning.ANSWERED
+    return meaning_of(outcome.status)
+
+
 class Verdict(enum.Enum):
     """Whose trouble a failed call is."""
 
@@ -213,11 +221,12 @@ class Gate:
         """Calls that a window of 10 s may have."""
         return self._pace.limit
 
-    async def call(self, request: Request, user: str) -> Answer:
+    async def call(self, request: Request, user: str, *, optional: bool = False) -> Answer:
         """Return the answer that concerns this call alone: 2xx, or a 4xx that is its own.
 
         Waits as long as it takes where everybody has to wait. Cancelled, the call may or may not
-        have been done.
+        have been done. ``optional``: deliveries can do without it, so that a scope which the token
+        lacks for it (403) is this call's own business.
 
         Raises:
             ParkUser: this user's calls fail and other users' do not.
@@ -229,13 +238,14 @@ class Gate:
                 self._pace.sent += 1
                 number, left_at_s = self._pace.sent, anyio.current_time()
                 outcome = await self._send(request)
-                self._learn(outcome, user, number, left_at_s, probe=probe is not Probe.NO)
+                meaning = _meaning_of(outcome, optional=optional)
+                self._learn(outcome, meaning, user, number, left_at_s, probe is not Probe.NO)
             if isinstance(outcome, Failure):
                 if probe is Probe.VOUCHED and outcome.status:
                     raise ParkUser(outcome)
                 if await self._is_own_trouble(user):
                     raise ParkUser(outcome)
-            elif meaning_of(outcome.status) is Meaning.ANSWERED:
+            elif meaning is Meaning.ANSWERED:
                 return outcome
 
     def close(self) -> None:
@@ -259,16 +269,28 @@ class Gate:
         return answer
 
     def _learn(
-        self, outcome: Answer | Failure, user: str, number: int, left_at_s: float, *, probe: bool
+        self,
+        outcome: Answer | Failure,
+        meaning: Meaning,
+        user: str,
+        number: int,
+        left_at_s: float,
+        probe: bool,
     ) -> None:
         """Let pace and circuit take in what came back."""
         before = self.health
-        self._take_in(outcome, user, number, left_at_s, probe=probe)
+        self._take_in(outcome, meaning, user, number, left_at_s, probe)
         if self.health is not before:
             _log.warning("Intercom", health=self.health.value, before=before.value)
 
     def _take_in(
-        self, outcome: Answer | Failure, user: str, number: int, left_at_s: float, *, probe: bool
+        self,
+        outcome: Answer | Failure,
+        meaning: Meaning,
+        user: str,
+        number: int,
+        left_at_s: float,
+        probe: bool,
     ) -> None:
         now_s = anyio.current_time()
         if probe:
@@ -279,7 +301,6 @@ class Gate:
             return
         self._pace.learn(parse_rate(outcome.headers), number, left_at_s, now_s)
         self._slots.total_tokens = min(self._max_in_flight, self._pace.in_flight)
-        meaning = meaning_of(outcome.status)
         if meaning is Meaning.THROTTLED:
             self._throttle(outcome)
         elif meaning is Meaning.UNAUTHORIZED:

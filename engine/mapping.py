@@ -1,71 +1,66 @@
 """From an Amplitude event to what Intercom takes. Pure: the same event gives the same bytes.
 
-Intercom's rules that are kept here, and where they are from:
+- An event has ``event_name``, ``created_at`` in Unix seconds and one of ``user_id`` (the contact's
+  ``external_id``) and ``email`` (API description 2.16, ``POST /events``).
+- Surplus metadata keys are ignored in the order sent, so the selection's order is the priority (API
+  description 2.16), and keys are told apart without case (help article 175).
+- A contact takes a closed set of standard fields; all else is a custom attribute, which has to
+  exist and has a type (API description 2.16, ``POST /contacts``).
+- No limit of a request's size is known; 256 kB are kept to.
 
-- an event has ``event_name``, ``created_at`` in Unix seconds and one of ``user_id`` (the contact's
-  ``external_id``) and ``email`` (API description 2.16, ``POST /events``);
-- names of events and metadata keys have no ``.`` and no ``$``, keys none of
-  ``~`!@#%^&*'{}|\\"`` (help article 175 "Set up event tracking"); what is illegal
-  becomes ``-`` in names and ``_`` in keys;
-- texts have at most 255 characters (help articles 175 and 179);
-- surplus metadata keys are ignored in the order sent, so the selection's order is the priority;
-- nested values are not supported, but a rich link ``{url, value}`` and an amount of money
-  ``{amount, currency}`` are (API description 2.16); an empty object or array makes Intercom ignore
-  the event, so both are left out;
-- contacts take a closed set of standard fields, all else goes into ``custom_attributes`` as text,
-  number or boolean (API description 2.16; intercom-node #215).
+What becomes of a single value is ``engine.fitting``'s, of a price ``engine.money``'s.
 """
 
 from __future__ import annotations
 
-import decimal
-import math
-import re
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 
 from engine import config
 from engine.envelope import ContactUpdate, Identity, Kind, Plan, Record, Verdict
+from engine.fitting import Adjustment, Style, fit_attribute, fit_key, fit_name, spread
+from engine.money import money
+from engine.selection import dig
 from engine.user_properties import select, split
 from transports import amplitude
 
-MAX_TEXT: Final = 255
 MAX_ID: Final = 255
+MAX_BODY_BYTES: Final = 256_000
 LOOP_PREFIX: Final = "[Intercom] "
 ATTRIBUTE_PREFIX: Final = "custom_attributes."
 
-STANDARD_FIELDS: Final = frozenset(
-    {
-        "name",
-        "email",
-        "phone",
-        "avatar",
-        "signed_up_at",
-        "last_seen_at",
-        "owner_id",
-        "unsubscribed_from_emails",
-        "role",
-        "external_id",
-        "language_override",
-    }
-)
-"""Fields of the contact itself (API description 2.16)."""
-
-DATE_FIELDS: Final = frozenset({"signed_up_at", "last_seen_at"})
-
-_ILLEGAL_IN_NAME = re.compile(r"[.$]")
-_ILLEGAL_IN_KEY = re.compile(r"[.$~`!@#%^&*'{}|\\\"\x00]")
-
-ZERO_DECIMAL: Final = frozenset(
-    "BIF CLP DJF GNF ISK JPY KMF KRW PYG RWF UGX UYI VND VUV XAF XOF XPF".split()
-)
-THREE_DECIMAL: Final = frozenset({"BHD", "IQD", "JOD", "KWD", "LYD", "OMR", "TND"})
-"""Currencies whose minor unit is not a hundredth (ISO 4217, table A.1)."""
-
-_CURRENCY = re.compile(r"[A-Za-z]{3}")
 _encoder = msgspec.json.Encoder()
+
+STANDARD_TYPES: Final[Mapping[str, str]] = {
+    "role": "role",
+    "external_id": "string",
+    "email": "email",
+    "phone": "string",
+    "name": "string",
+    "avatar": "url",
+    "owner_id": "integer",
+    "signed_up_at": "date",
+    "last_seen_at": "date",
+    "unsubscribed_from_emails": "boolean",
+}
+"""Fields of the contact itself that can be written, and their types (API description 2.14)."""
+
+
+class Types(Protocol):
+    """What is known of a workspace's custom attributes."""
+
+    def type_of(self, name: str) -> str | None:
+        """Return an attribute's type, empty where it is not known; None: there is no such one."""
+        ...
+
+
+class AnyAttribute:
+    """Nothing is known, so everything may be there."""
+
+    def type_of(self, name: str) -> str | None:
+        return ""
 
 
 class Rules:
@@ -76,6 +71,7 @@ class Rules:
         self._field = sync.mapping.identifier
         scope, _, name = sync.mapping.source.partition(".")
         self._scope, self._name = scope, name
+        self._style = Style(sync.mapping.nested, sync.mapping.arrays, sync.mapping.stringify)
         self._metadata = [_metadata_source(item) for item in sync.events.metadata]
         self._properties = {
             source.removeprefix("user."): field_name(target)
@@ -97,18 +93,16 @@ class Rules:
     def identity_of_event(self, event: amplitude.Event) -> str:
         """Return the contact's key, or an empty text where there is none."""
         if self._scope == "user":
-            properties = event.user_properties
-            given = split(properties).operations.get("$set", {})
-            return self._normal(given.get(self._name, properties.get(self._name)))
+            return self._normal(_user_value(event, self._name))
         if self._scope == "event":
-            return self._normal(event.event_properties.get(self._name))
+            return self._normal(dig(event.event_properties, self._name))
         return self._normal(event.fields.get(self._scope))
 
     def _normal(self, value: Any) -> str:
         """E-mails compare without case and outer space; ids are taken as they are."""
         if isinstance(value, bool) or not isinstance(value, str | int):
             return ""
-        text = str(value)
+        text = value if isinstance(value, str) else _digits(value)
         return text.strip().lower() if self._field == "email" else text
 
     # --- what -----------------------------------------------------------------------------
@@ -119,14 +113,21 @@ class Rules:
             event = amplitude.decode_event(record.raw)
         except ValueError as error:
             return Verdict("reject", "invalid_field", str(error))
-        key = record.user_key
-        if len(key) > MAX_ID or "\x00" in key or (self._field == "email" and "@" not in key):
-            return Verdict("reject", "invalid_identity", f"{self._field}: {key[:MAX_TEXT]!r}")
-        identity = Identity(self._field, key)
-        contact = self._contact(event, identity, record.id)
+        if not event.event_type:
+            return Verdict("reject", "missing_field", "event_type is missing")
+        identity = Identity(self._field, record.user_key)
+        if not _is_acceptable(identity):
+            shown = record.user_key[:MAX_ID]
+            return Verdict("reject", "invalid_identity", f"{self._field}: {shown!r}")
+        contact, adjustments = self._contact(event, identity, record.id)
         if record.kind is Kind.IDENTIFY or not self._sends(event):
-            return Plan(identity, contact) if contact else Verdict("drop", "unchanged")
-        body, adjustments = self._event(event, identity, record.accepted_at_ms)
+            if contact is None:
+                return Verdict("drop", "unchanged")
+            return Plan(identity, contact, adjustments=tuple(adjustments))
+        created_at = self._created_at(event, record.accepted_at_ms, adjustments)
+        if isinstance(created_at, Verdict):
+            return created_at
+        body = self._event(event, identity, created_at, adjustments)
         return Plan(identity, contact, body, tuple(adjustments))
 
     def _sends(self, event: amplitude.Event) -> bool:
@@ -135,14 +136,16 @@ class Rules:
 
     def _contact(
         self, event: amplitude.Event, identity: Identity, record_id: int
-    ) -> ContactUpdate | None:
+    ) -> tuple[ContactUpdate | None, list[Adjustment]]:
         identify = event.event_type == amplitude.IDENTIFY
         if not self._sync.users.enabled or not (identify or self.updates_on_events):
-            return None
-        operations = select(split(event.user_properties).operations, self._properties)
+            return None, []
+        found = split(event.user_properties)
+        operations = select(found.operations, self._properties)
         if not operations and not identify:
-            return None
-        return ContactUpdate(identity, operations, record_id)
+            return None, []
+        problems = [Adjustment("operation_refused", "user_properties", p) for p in found.problems]
+        return ContactUpdate(identity, operations, record_id), problems
 
     @property
     def updates_on_events(self) -> bool:
@@ -156,43 +159,104 @@ class Rules:
 
     # --- events ---------------------------------------------------------------------------
 
+    def _created_at(
+        self, event: amplitude.Event, accepted_at_ms: int, adjustments: list[Adjustment]
+    ) -> int | Verdict:
+        """Return an event's Unix second: its own time, as far as that can be.
+
+        A clock that is ahead would put events into Intercom's future; the bound is the moment of
+        acceptance and not of sending, so that a retry says the same.
+        """
+        if event.time_ms is None:
+            return accepted_at_ms // 1000
+        time_ms = in_milliseconds(event.time_ms)
+        if time_ms != event.time_ms:
+            adjustments.append(Adjustment("time_unit", "created_at", "not in milliseconds"))
+        ahead_s = (time_ms - accepted_at_ms) // 1000
+        if ahead_s > self._sync.events.max_ahead_s:
+            what = f"{ahead_s} s ahead, the moment of acceptance instead"
+            adjustments.append(Adjustment("time_ahead", "created_at", what))
+            return accepted_at_ms // 1000
+        if -ahead_s > self._sync.events.max_age_s or time_ms < 0:
+            return Verdict("reject", "too_old", f"{-ahead_s} s before it was accepted")
+        return time_ms // 1000
+
     def _event(
-        self, event: amplitude.Event, identity: Identity, accepted_at_ms: int
-    ) -> tuple[dict[str, Any], list[str]]:
-        metadata, adjustments = self._metadata_of(event)
+        self,
+        event: amplitude.Event,
+        identity: Identity,
+        created_at: int,
+        adjustments: list[Adjustment],
+    ) -> dict[str, Any]:
+        wanted = self._sync.events.rename.get(event.event_type, event.event_type)
+        name = fit_name(wanted)
+        if name != wanted:
+            adjustments.append(Adjustment("name_cleaned", "event_name", f"sent as {name!r}"))
         body: dict[str, Any] = {
-            "event_name": _ILLEGAL_IN_NAME.sub("-", event.event_type),
-            "created_at": created_at_s(event.time_ms, accepted_at_ms),
+            "event_name": name,
+            "created_at": created_at,
             "user_id" if identity.field == "external_id" else "email": identity.value,
         }
+        metadata = self._metadata_of(event, adjustments)
         if metadata:
             body["metadata"] = metadata
-        return body, adjustments
+            _fit_size(body, metadata, adjustments)
+        return body
 
-    def _metadata_of(self, event: amplitude.Event) -> tuple[dict[str, Any], list[str]]:
-        sources = {"event": event.event_properties, "user": event.user_properties}
+    def _metadata_of(self, event: amplitude.Event, adjustments: list[Adjustment]) -> dict[str, Any]:
         metadata: dict[str, Any] = {}
-        adjustments: list[str] = []
         taken: set[str] = set()
         for scope, source, target in self._metadata:
-            value = sources[scope].get(source)
-            if scope == "event" and source in self._sync.events.money:
-                currency = event.event_properties.get(self._sync.events.money[source])
-                value = money(value, currency) or value
-            key = _ILLEGAL_IN_KEY.sub("_", target)
-            fitted, note = fit(value)
-            if note:
-                adjustments.append(f"metadata.{key}: {note}")
-            if fitted is None:
+            value = _value_of(event, scope, source)
+            if value is None:
                 continue
-            if len(metadata) == self._sync.events.metadata_limit:
-                adjustments.append(f"metadata.{key}: left out, {len(metadata)} keys are there")
-            elif key.lower() in taken:
-                adjustments.append(f"metadata.{key}: left out, equal to another key but for case")
-            else:
-                taken.add(key.lower())
-                metadata[key] = fitted
-        return metadata, adjustments
+            if scope == "event" and source in self._sync.events.money:
+                value = self._money(event, source, target, value, adjustments)
+            for wanted, (fitted, note) in spread(target, value, self._style):
+                key = wanted if wanted == target else fit_key(wanted)
+                if note is not None:
+                    adjustments.append(Adjustment(note.reason, f"metadata.{key}", note.what))
+                if fitted is not None:
+                    self._put(metadata, taken, key, fitted, adjustments)
+                    if key != wanted:
+                        what = f"{wanted[:MAX_ID]!r}, with `_` for what keys cannot have"
+                        adjustments.append(Adjustment("key_cleaned", f"metadata.{key}", what))
+        return metadata
+
+    def _put(
+        self,
+        metadata: dict[str, Any],
+        taken: set[str],
+        key: str,
+        value: Any,
+        adjustments: list[Adjustment],
+    ) -> None:
+        """Add a key, unless there is one like it, or as many as there may be."""
+        if key.lower() in taken:
+            what = "left out, equal to another key but for case"
+            adjustments.append(Adjustment("key_collision", f"metadata.{key}", what))
+        elif len(metadata) == self._sync.events.metadata_limit:
+            what = f"left out, {len(metadata)} keys are there"
+            adjustments.append(Adjustment("too_many_keys", f"metadata.{key}", what))
+        else:
+            taken.add(key.lower())
+            metadata[key] = value
+
+    def _money(
+        self,
+        event: amplitude.Event,
+        source: str,
+        target: str,
+        value: Any,
+        adjustments: list[Adjustment],
+    ) -> Any:
+        """Return a price as an amount in minor units, or as it is where it is none."""
+        currency = self._sync.events.money[source]
+        amount = money(value, dig(event.event_properties, currency))
+        if amount is None:
+            what = f"no amount in the currency that `{currency}` says, sent as it is"
+            adjustments.append(Adjustment("not_money", f"metadata.{target}", what))
+        return amount or value
 
     # --- contacts -------------------------------------------------------------------------
 
@@ -201,20 +265,39 @@ class Rules:
         """Selected user properties and the contact field that each goes to."""
         return self._properties
 
-    def contact_fields(self, properties: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    def attributes_of(self, properties: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the custom attributes that a user's properties would fill, by name."""
+        return {
+            name.removeprefix(ATTRIBUTE_PREFIX): properties[source]
+            for source, name in self._properties.items()
+            if name.startswith(ATTRIBUTE_PREFIX) and properties.get(source) is not None
+        }
+
+    def contact_fields(
+        self, properties: Mapping[str, Any], types: Types
+    ) -> tuple[dict[str, Any], list[Adjustment]]:
         """Return the contact's fields for a user's properties, flat, and what was adjusted.
 
-        Custom attributes are named ``custom_attributes.NAME``; ``contact_body`` nests them.
+        Custom attributes are named ``custom_attributes.NAME``; ``contact_body`` nests them. The
+        field that identifies the contact is not among them.
         """
         fields: dict[str, Any] = {}
-        adjustments: list[str] = []
+        adjustments: list[Adjustment] = []
         for source, name in self._properties.items():
             value = properties.get(source)
-            fitted, note = fit(_as_date(value) if name in DATE_FIELDS else value, nested=False)
-            if note:
-                adjustments.append(f"{name}: {note}")
+            if value is None or name == self._field:
+                continue
+            data_type = type_of(name, types)
+            if data_type is None:
+                what = "left out, the workspace has no such attribute"
+                adjustments.append(Adjustment("unknown_attribute", name, what))
+                continue
+            fitted, note = fit_attribute(source, value, data_type, self._style)
+            if note is not None:
+                adjustments.append(Adjustment(note.reason, name, note.what))
             if fitted is not None:
                 fields[name] = fitted
+        _fit_size(fields, fields, adjustments)
         return fields, adjustments
 
     def properties_of_contact(self, contact: Mapping[str, Any]) -> dict[str, Any]:
@@ -228,6 +311,66 @@ class Rules:
         }
 
 
+def _is_acceptable(identity: Identity) -> bool:
+    """Whether Intercom can find somebody by this; how long an id may be is not documented."""
+    value = identity.value
+    if not value or len(value) > MAX_ID or not value.isprintable() or not value.strip():
+        return False
+    if identity.field != "email":
+        return True
+    local, at, domain = value.rpartition("@")
+    return bool(local and at and domain) and " " not in value
+
+
+def in_milliseconds(time: int) -> int:
+    """Return a time in milliseconds that may be in seconds, micro- or nanoseconds, by its size.
+
+    As milliseconds, anything from 1973 to 5138 is taken as it is.
+    """
+    if 10**8 <= time < 10**11:
+        return time * 1000
+    while time >= 10**14:
+        time //= 1000
+    return time
+
+
+def _digits(value: int) -> str:
+    try:
+        return str(value)
+    except ValueError:  # more digits than Python is willing to write: nobody's id
+        return ""
+
+
+def _value_of(event: amplitude.Event, scope: str, source: str) -> Any:
+    if scope == "user":
+        return _user_value(event, source)
+    return dig(event.event_properties, source)
+
+
+def _user_value(event: amplitude.Event, name: str) -> Any:
+    """Return a property that an event itself says of its user: a plain key, or one that it sets."""
+    given = event.user_properties
+    sets = given.get("$set")
+    found = dig(sets, name) if isinstance(sets, dict) else None
+    return found if found is not None else dig(given, name)
+
+
+def _fit_size(
+    body: dict[str, Any], droppable: dict[str, Any], adjustments: list[Adjustment]
+) -> None:
+    """Take the last keys out of ``droppable``, which is in ``body``, until that is small enough."""
+    if sum(map(_size_at_most, droppable.values())) < MAX_BODY_BYTES // 2:
+        return
+    while droppable and len(_encoder.encode(body)) > MAX_BODY_BYTES:
+        name, _ = droppable.popitem()
+        adjustments.append(Adjustment("too_large", name, "left out, the request is too large"))
+
+
+def _size_at_most(value: Any) -> int:
+    """Return what a fitted value and its key may take as JSON, at most: six bytes a character."""
+    return 6 * 255 + (6 * len(value) if isinstance(value, str) else 6 * 600)
+
+
 def event_body(event: Mapping[str, Any], second: int | None = None) -> bytes:
     """Return the body of ``POST /events``; ``second`` replaces the event's own ``created_at``."""
     return _encoder.encode(event if second is None else {**event, "created_at": second})
@@ -235,7 +378,14 @@ def event_body(event: Mapping[str, Any], second: int | None = None) -> bytes:
 
 def field_name(target: str) -> str:
     """Return the flat name of a contact's field: standard ones as they are, else an attribute's."""
-    return target if target in STANDARD_FIELDS else ATTRIBUTE_PREFIX + target
+    return target if target in STANDARD_TYPES else ATTRIBUTE_PREFIX + target
+
+
+def type_of(name: str, types: Types) -> str | None:
+    """Return the type of a flat field; None: the workspace has no such attribute."""
+    if name.startswith(ATTRIBUTE_PREFIX):
+        return types.type_of(name.removeprefix(ATTRIBUTE_PREFIX))
+    return STANDARD_TYPES[name]
 
 
 def contact_body(fields: Mapping[str, Any]) -> bytes:
@@ -255,92 +405,9 @@ def creation_body(identity: Identity, fields: Mapping[str, Any]) -> bytes:
 
 
 def _metadata_source(item: str | config.Rename) -> tuple[str, str, str]:
-    """Return scope, property and target of a selected metadata property."""
+    """Return scope, property and key of a selected metadata property."""
     source, target = config.source_and_target(item)
     scope, dot, name = source.partition(".")
     if dot and scope in ("user", "event"):
-        return scope, name, target
-    return "event", source, target
-
-
-def created_at_s(time_ms: int | None, accepted_at_ms: int) -> int:
-    """Return an event's Unix second: its own time, never later than when it was accepted.
-
-    A clock that is ahead would put events into Intercom's future; the bound is the moment of
-    acceptance and not of sending, so that a retry says the same.
-    """
-    own = accepted_at_ms if time_ms is None else min(time_ms, accepted_at_ms)
-    return max(0, own) // 1000
-
-
-def fit(value: Any, *, nested: bool = True) -> tuple[Any, str]:
-    """Return a value as Intercom takes it, or None, and what was done to it.
-
-    ``nested``: whether rich links and money may pass (metadata yes, attributes no).
-    """
-    if value is None or isinstance(value, bool | int):
-        return value, ""
-    if isinstance(value, float):
-        return (value, "") if math.isfinite(value) else (None, "not a finite number, left out")
-    if isinstance(value, str):
-        if len(value) <= MAX_TEXT:
-            return value, ""
-        return value[:MAX_TEXT], f"cut from {len(value)} to {MAX_TEXT} characters"
-    if nested and (_is_money(value) or _is_rich_link(value)):
-        return value, ""
-    if not value:
-        return None, ""
-    return None, "nested, left out"
-
-
-def _is_money(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and value.keys() == {"amount", "currency"}
-        and type(value["amount"]) is int
-        and value["amount"] >= 0
-        and isinstance(value["currency"], str)
-        and len(value["currency"]) == 3
-    )
-
-
-def _is_rich_link(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and value.keys() == {"url", "value"}
-        and all(isinstance(v, str) and len(v) <= MAX_TEXT for v in value.values())
-        and value["url"].startswith(("http://", "https://"))
-    )
-
-
-def money(value: Any, currency: Any) -> dict[str, Any] | None:
-    """Return a monetary amount in the currency's minor unit, exactly, or None if it is none.
-
-    ``19.99`` and ``USD`` give 1999 of ``usd``; halves round to even. Negative amounts are not
-    amounts to Intercom (API description 2.16: "a positive integer").
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return None
-    if not isinstance(currency, str) or not _CURRENCY.fullmatch(currency):
-        return None
-    code = currency.upper()
-    digits = 0 if code in ZERO_DECIMAL else 3 if code in THREE_DECIMAL else 2
-    try:
-        # One rounding, of the number as written: scaling first would round to 28 digits before.
-        amount = decimal.Decimal(str(value)).quantize(decimal.Decimal(1).scaleb(-digits))
-        minor = int(amount.scaleb(digits))
-    except (decimal.DecimalException, ValueError, OverflowError):
-        return None  # no number, not a finite one, or one that no price has
-    return {"amount": minor, "currency": code.lower()} if 0 <= minor < 2**53 else None
-
-
-def _as_date(value: Any) -> Any:
-    """Return Unix seconds of a date in whatever way it is written; anything else unchanged."""
-    if isinstance(value, str):
-        try:
-            return amplitude.parse_time(value) // 1000
-        except ValueError:
-            return value
-    if isinstance(value, int | float) and not isinstance(value, bool) and value > 10**11:
-        return int(value) // 1000
-    return value
+        return scope, name, fit_key(target)
+    return "event", source, fit_key(target)

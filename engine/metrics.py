@@ -22,6 +22,8 @@ METRICS = {
     "events_delivered_total": "Events and identifies that Intercom took.",
     "events_dropped_total": "Events dropped by a rule, by reason.",
     "dead_letters": "Dead letters, by reason.",
+    "adjustments_total": "Values changed on the way to Intercom since the start, by reason.",
+    "event_names": "Event names that have a place in the workspace; there are 120.",
     "pending": "Events accepted and not settled.",
     "parked_users": "Users whose events wait for a retry, by reason.",
     "oldest_pending_seconds": "Age of the first event that waits.",
@@ -59,7 +61,9 @@ class SyncStatus(msgspec.Struct, frozen=True):
     parked_users: dict[str, int]
     oldest_pending_s: float | None
     spool_bytes: int
+    adjusted: dict[str, int]
     unknown_attributes: dict[str, int]
+    event_names: int
     latency_s: dict[str, float]
     intercom: GateStatus | None
 
@@ -78,6 +82,7 @@ class Facts(msgspec.Struct, frozen=True):
     parked_users: dict[str, int]
     oldest_accepted_ms: int | None
     used_bytes: int
+    event_names: int
 
 
 def read_facts(store: Store) -> Facts:
@@ -87,6 +92,7 @@ def read_facts(store: Store) -> Facts:
         store.users_aside(),
         store.oldest_accepted_ms(),
         store.used_bytes(),
+        len(store.event_names()),
     )
 
 
@@ -98,6 +104,7 @@ def sync_status(
     now_ms: int,
     latency_s: Sequence[float] = (),
     unknown_attributes: Mapping[str, int] | None = None,
+    adjusted: Mapping[str, int] | None = None,
     gate: Gate | None = None,
 ) -> SyncStatus:
     """Put one sync's accounting together."""
@@ -118,7 +125,9 @@ def sync_status(
         parked_users=facts.parked_users,
         oldest_pending_s=None if oldest is None else (now_ms - oldest) / 1000,
         spool_bytes=facts.used_bytes,
+        adjusted=dict(sorted((adjusted or {}).items())),
         unknown_attributes=dict(unknown_attributes or {}),
+        event_names=facts.event_names,
         latency_s=percentiles(latency_s),
         intercom=gate_status(gate) if gate else None,
     )
@@ -182,10 +191,12 @@ def _sync_samples(name: str, sync: SyncStatus) -> Iterator[tuple[dict[str, str],
         "pending": sync.pending,
         "oldest_pending_seconds": sync.oldest_pending_s,
         "spool_bytes": sync.spool_bytes,
+        "event_names": sync.event_names,
     }
     by_reason = {
         "events_dropped_total": sync.dropped,
         "dead_letters": sync.dead_by_reason,
+        "adjustments_total": sync.adjusted,
         "parked_users": sync.parked_users,
     }
     value = plain.get(name)

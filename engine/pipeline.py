@@ -10,20 +10,23 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack
 
 import anyio
 from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectSendStream
 
-from engine.actors.event_sender import EventSender, RefusedNames
+from engine.actors.event_sender import EventSender
 from engine.actors.filter import Filter, FilterActor
 from engine.actors.mapper import MapperActor
 from engine.actors.source import Share
 from engine.actors.user_upserter import UserUpserter
+from engine.attributes import Attributes
 from engine.config import Sync
 from engine.contacts import Contacts
 from engine.envelope import Envelope, Record
+from engine.event_names import EventNames
 from engine.gate import Gate
 from engine.mapping import Rules
 from engine.spool import Spool
@@ -41,17 +44,36 @@ FEED_BATCHES = 2
 class Pipeline:
     """One sync, running: its intake and, where the sync is enabled, its delivery."""
 
-    def __init__(self, sync: Sync, spool: Spool, gate: Gate | None) -> None:
+    def __init__(
+        self, sync: Sync, spool: Spool, gate: Gate | None, now_ms: Callable[[], int]
+    ) -> None:
         """Wire a sync; without a gate nothing is delivered (a sync that is disabled)."""
         self.sync = sync
         self.spool = spool
         self.gate = gate
         self.rules = Rules(sync)
         self.filter = Filter(sync, self.rules)
-        self.contacts = (
-            Contacts(gate, spool, self.rules, archived=sync.users.archived) if gate else None
-        )
+        self.adjusted: Counter[str] = Counter()
+        """What was changed on the way to Intercom, by reason, since the start."""
+        self.names = EventNames(spool, now_ms)
+        self.contacts = self._contacts(gate) if gate else None
         self.inbox, self._shares = anyio.create_memory_object_stream[Share](INTAKE_BATCHES)
+
+    def _contacts(self, gate: Gate) -> Contacts:
+        users = self.sync.users
+        attributes = Attributes(
+            gate,
+            create_missing=users.create_missing_attributes,
+            refresh_s=users.refresh_attributes_s,
+        )
+        return Contacts(
+            gate,
+            self.spool,
+            self.rules,
+            attributes=attributes,
+            archived=users.archived,
+            adjusted=self.adjusted,
+        )
 
     async def run(self) -> None:
         """Run until the inbox is closed and drained, and the feed is stopped."""
@@ -95,9 +117,10 @@ class Pipeline:
             ends.enter_context(records)
             ends.enter_context(loaded)
             async with anyio.create_task_group() as tasks:
-                lanes = Lanes(tasks, ends, self.sync, self.spool, gate, contacts)
+                lanes = Lanes(tasks, ends, self.sync, self.spool, gate, contacts, self.names)
                 tasks.start_soon(self.spool.feed.run, records)
-                await MapperActor(self.rules, self.spool, lanes).run(loaded)
+                mapper = MapperActor(self.rules, self.spool, self.names, lanes, self.adjusted)
+                await mapper.run(loaded)
                 lanes.close()
 
     def close(self) -> None:
@@ -121,6 +144,7 @@ class Lanes:
         spool: Spool,
         gate: Gate,
         contacts: Contacts,
+        names: EventNames,
     ) -> None:
         """Start lanes in ``tasks``, and have their channels closed with ``ends``."""
         self._tasks = tasks
@@ -129,7 +153,7 @@ class Lanes:
         self._spool = spool
         self._gate = gate
         self._contacts = contacts
-        self._refused_names = RefusedNames()
+        self._names = names
         self._inboxes: dict[int, MemoryObjectSendStream[Envelope]] = {}
 
     def put(self, envelope: Envelope) -> None:
@@ -153,9 +177,7 @@ class Lanes:
             self._ends.enter_context(end)
         unknown_user = self._sync.events.unknown_user
         upserter = UserUpserter(self._contacts, self._spool, handover)
-        sender = EventSender(
-            self._gate, self._contacts, self._spool, unknown_user, self._refused_names
-        )
+        sender = EventSender(self._gate, self._contacts, self._spool, unknown_user, self._names)
         self._tasks.start_soon(upserter.run, envelopes)
         self._tasks.start_soon(sender.run, received)
         return inbox

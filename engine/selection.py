@@ -209,20 +209,20 @@ def _reader(name: str) -> _Reader:
     if not name or (prefix in _PREFIXES and not rest):
         raise ValueError("property has no name; write event.NAME, user.NAME, group.TYPE or a field")
     if prefix == "event":
-        return lambda event: _found(_dig(event.get("event_properties"), rest))
+        return lambda event: _found(dig(event.get("event_properties"), rest))
     if prefix == "user":
         return lambda event: _found(_user_property(event.get("user_properties"), rest))
     if prefix == "group":
         return lambda event: _group(event, rest)
-    return lambda event: _found(_dig(event, name))
+    return lambda event: _found(dig(event, name))
 
 
 def _found(value: Any) -> Sequence[Any]:
     return () if value is None else (value,)
 
 
-def _dig(holder: Any, name: str) -> Any:
-    """The value under ``name`` as it stands, else along its dots; None where there is none."""
+def dig(holder: Any, name: str) -> Any:
+    """Return what is under ``name`` as it stands, else along its dots; None if nothing."""
     while isinstance(holder, Mapping):
         value = holder.get(name)
         if value is not None:
@@ -235,8 +235,8 @@ def _dig(holder: Any, name: str) -> Any:
 
 
 def _user_property(properties: Any, name: str) -> Any:
-    value = _dig(properties, name)
-    return value if value is not None else _dig(_dig(properties, "$set"), name)
+    value = dig(properties, name)
+    return value if value is not None else dig(dig(properties, "$set"), name)
 
 
 def _group(event: Mapping[str, Any], name: str) -> Sequence[Any]:
@@ -257,7 +257,7 @@ def _group_properties(event: Mapping[str, Any], kind: str, name: str) -> Sequenc
     by_name = by_kind.get(kind) if isinstance(by_kind, Mapping) else None
     if not isinstance(by_name, Mapping):
         return ()
-    values = (_dig(properties, name) for properties in by_name.values())
+    values = (dig(properties, name) for properties in by_name.values())
     return [value for value in values if value is not None]
 
 

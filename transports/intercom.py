@@ -101,6 +101,17 @@ def unarchive_contact(contact_id: str) -> Request:
     return Request("POST", f"/contacts/{quote(contact_id, safe='')}/unarchive", b"{}")
 
 
+def list_attributes() -> Request:
+    """``GET /data_attributes``: those of contacts, standard and custom, without pages."""
+    return Request("GET", "/data_attributes?model=contact")
+
+
+def create_attribute(name: str, data_type: str) -> Request:
+    """``POST /data_attributes``: a custom attribute of contacts."""
+    body = {"name": name, "model": "contact", "data_type": data_type}
+    return Request("POST", "/data_attributes", msgspec.json.encode(body))
+
+
 def me() -> Request:
     """``GET /me``: the cheapest check of a token."""
     return Request("GET", "/me")

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
-
-import anyio
+from typing import Literal
 
 from engine.actor import Actor
 from engine.contacts import Contacts
 from engine.envelope import Envelope
 from engine.errors import DeadLetter, Failure, ParkUser
+from engine.event_names import EventNames
 from engine.gate import Gate, GateClosed
 from engine.spool import Spool
 from transports import intercom
 from transports.intercom import Answer
-
-RECHECK_S: Final = 3600.0
 
 UnknownUser = Literal["park", "create", "dead_letter", "drop"]
 
@@ -44,26 +41,6 @@ def _reason(status: int, code: str, message: str) -> str:
     return "refused"
 
 
-class RefusedNames:
-    """Event names that Intercom does not take, because it has as many as it can have.
-
-    No call is made for one until an hour has passed: somebody may have archived others (help
-    article 5245634).
-    """
-
-    def __init__(self) -> None:
-        self._until_s: dict[str, float] = {}
-
-    def add(self, name: str) -> None:
-        """Remember a name that was refused just now."""
-        now_s = anyio.current_time()
-        self._until_s = {known: until for known, until in self._until_s.items() if until > now_s}
-        self._until_s[name.lower()] = now_s + RECHECK_S
-
-    def __contains__(self, name: str) -> bool:
-        return self._until_s.get(name.lower(), 0.0) > anyio.current_time()
-
-
 class EventSender(Actor[Envelope | None, None]):
     """One lane's events, one at a time."""
 
@@ -73,16 +50,16 @@ class EventSender(Actor[Envelope | None, None]):
         contacts: Contacts,
         spool: Spool,
         unknown_user: UnknownUser,
-        refused_names: RefusedNames,
+        names: EventNames,
     ) -> None:
-        """``refused_names`` is shared by all lanes of a sync."""
+        """``names`` is shared by all lanes of a sync."""
         super().__init__()
         self._gate = gate
         self._contacts = contacts
         self._spool = spool
         self._feed = spool.feed
         self._unknown_user = unknown_user
-        self._refused_names = refused_names
+        self._names = names
 
     async def handle(self, envelope: Envelope | None) -> None:
         if envelope is None or envelope.event is None:
@@ -105,7 +82,7 @@ class EventSender(Actor[Envelope | None, None]):
     async def _send(self, envelope: Envelope, event: bytes) -> Failure | None:
         """Send an event; where the user is unknown and may be created, create it and send again."""
         user, name = envelope.record.user_key, _name_of(envelope)
-        if name in self._refused_names:
+        if self._names.is_refused(name):
             return Failure(
                 "event_type_limit", message=f"refused before, not tried again yet: {name}"
             )
@@ -116,7 +93,7 @@ class EventSender(Actor[Envelope | None, None]):
             await self._spool.remember(user, created.contact)
             refusal = refusal_of(await self._gate.call(intercom.send_event(event), user))
         if refusal and refusal.reason == "event_type_limit":
-            self._refused_names.add(name)
+            self._names.refuse(name)
         return refusal
 
     async def _settle(self, envelope: Envelope, refusal: Failure | None) -> None:

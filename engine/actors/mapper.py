@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -10,6 +11,7 @@ import structlog
 from engine.actor import Actor
 from engine.envelope import Envelope, Plan, Record, Verdict
 from engine.errors import Failure
+from engine.event_names import EventNames
 from engine.mapping import Rules, event_body
 from engine.spool import Spool
 from engine.spool.seconds import Claim
@@ -23,19 +25,41 @@ class Outlet(Protocol):
 
 _log = structlog.get_logger(__name__)
 
+Planned = tuple[Record, Plan | Verdict]
+
+
+def _name_of(plan: Plan | Verdict) -> str:
+    event = plan.event if isinstance(plan, Plan) else None
+    return str(event["event_name"]) if event else ""
+
+
+def _no_place(plan: Plan | Verdict) -> Verdict:
+    name = _name_of(plan)
+    return Verdict("reject", "event_type_limit", f"{name!r} would be one name too many")
+
 
 class MapperActor(Actor[list[Record], Envelope]):
     """Batches of records in, envelopes out; what makes no call is settled here."""
 
-    def __init__(self, rules: Rules, spool: Spool, lanes: Outlet) -> None:
+    def __init__(
+        self,
+        rules: Rules,
+        spool: Spool,
+        names: EventNames,
+        lanes: Outlet,
+        adjusted: Counter[str],
+    ) -> None:
+        """``adjusted`` counts what is changed on the way, by reason."""
         super().__init__()
         self._rules = rules
+        self._names = names
+        self._adjusted = adjusted
         self._spool = spool
         self._feed = spool.feed
         self._lanes = lanes
 
     async def handle(self, records: list[Record]) -> None:
-        planned = [(record, self._plan(record)) for record in records]
+        planned = await self._admit([(record, self._plan(record)) for record in records])
         bodies = await self._bodies(planned)
         for record, plan in planned:
             if isinstance(plan, Plan):
@@ -43,7 +67,18 @@ class MapperActor(Actor[list[Record], Envelope]):
             else:
                 await self._settle(record, plan)
 
-    async def _bodies(self, planned: Sequence[tuple[Record, Plan | Verdict]]) -> dict[int, bytes]:
+    async def _admit(self, planned: Sequence[Planned]) -> Sequence[Planned]:
+        """Turn down events whose name has no place in the workspace any more."""
+        names = dict.fromkeys(name for _, plan in planned if (name := _name_of(plan)))
+        refused = await self._names.admit(names) if names else set()
+        if not refused:
+            return planned
+        return [
+            (record, _no_place(plan) if _name_of(plan) in refused else plan)
+            for record, plan in planned
+        ]
+
+    async def _bodies(self, planned: Sequence[Planned]) -> dict[int, bytes]:
         """Return the event bodies by record, each with a second that no twin of it has."""
         events = [
             (record, plan.event)
@@ -74,7 +109,10 @@ class MapperActor(Actor[list[Record], Envelope]):
     def _plan(self, record: Record) -> Plan | Verdict:
         """Map one record. What the rules did not foresee must not stop the records behind it."""
         try:
-            return self._rules.plan(record)
+            plan = self._rules.plan(record)
+            if isinstance(plan, Plan):
+                self._adjusted.update(one.reason for one in plan.adjustments)
+            return plan
         except Exception as error:
             _log.exception("mapping failed", record=record.id)
             return Verdict("reject", "internal", f"{type(error).__name__}: {error}")

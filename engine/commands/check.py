@@ -1,44 +1,93 @@
-"""``check``: are these settings good?"""
+"""``check``: are these settings good, and is the workspace what they take it for?"""
 
 from __future__ import annotations
 
 import sys
-from typing import Any
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import msgspec
+from rich.console import Console
+from rich.table import Table
 
-from engine.app import sources_of
-from engine.commands import OK
-from engine.config import MAX_EVENT_TYPES, Settings, Sync
+from engine.app import client_of, sources_of
+from engine.attributes import KnownAttributes, Listed, parse_list
+from engine.commands import FAILED, OK
+from engine.commands.preview import Preview, read_lines
+from engine.config import MAX_EVENT_TYPES, Settings, Sync, event_names, source_and_target
+from engine.event_names import WARN_AT
+from engine.fitting import fit_key, fit_name
+from engine.mapping import STANDARD_TYPES, field_name
 from engine.selection import Selection
+from transports import intercom
+from transports.errors import NoAnswer
+from transports.intercom import Answer, Wire
+
+DOCUMENTED_METADATA_KEYS = 10
+"""Keys that are kept, as the API reference says; the help centre says 20 (API description 2.16)."""
 
 
-def check(settings: Settings, *, as_json: bool = False) -> int:
-    """Say what the settings amount to. Whatever is wrong with them has been refused before.
+class Finding(msgspec.Struct, frozen=True):
+    """Something about a setting: an ``error`` will not work, a ``warning`` may surprise."""
+
+    level: Literal["error", "warning"]
+    key: str
+    text: str
+
+
+async def check(
+    settings: Settings, *, sample: str | None = None, offline: bool = False, as_json: bool = False
+) -> int:
+    """Say what will not work. Whatever is wrong in the settings alone has been refused before.
+
+    ``sample``: a file of events to try the settings on. ``offline``: do not ask Intercom.
 
     Raises:
         SettingsError: a source is not installed, or does not take its settings.
+        OSError: the sample cannot be read.
     """
     sources = list(sources_of(settings))
-    report = {
-        "ok": True,
-        "sources": sources,
-        "syncs": [_describe(sync) for sync in settings.sync],
-    }
+    syncs: list[dict[str, Any]] = []
+    for index, sync in enumerate(settings.sync):
+        findings = list(_settings_findings(sync))
+        known = None
+        if not offline:
+            more, known = await _ask(sync)
+            findings += more
+        if sample is not None:
+            lines = read_lines(sample, settings.forward.max_line_bytes)
+            findings += _sample_findings(sync, known, [raw for _, raw in lines])
+        where = f"sync[{index}]"
+        found = [msgspec.structs.replace(f, key=f"{where}.{f.key}") for f in findings]
+        syncs.append({**_describe(sync), "findings": found})
+    ok = not any(f.level == "error" for sync in syncs for f in sync["findings"])
+    report = {"ok": ok, "sources": sources, "syncs": syncs}
     if as_json:
         sys.stdout.write(msgspec.json.encode(report).decode() + "\n")
-        return OK
-    print(f"sources: {', '.join(sources) or 'none (forward only)'}")
-    for sync in settings.sync:
-        for key, value in _describe(sync).items():
-            print(f"  {key}: {value}" if key != "sync" else f"sync {value}")
-    print("the settings are good")
-    return OK
+    else:
+        _print(report, offline=offline)
+    return OK if ok else FAILED
+
+
+def _print(report: dict[str, Any], *, offline: bool) -> None:
+    print(f"sources: {', '.join(report['sources']) or 'none (forward only)'}")
+    for sync in report["syncs"]:
+        for key, value in sync.items():
+            if key != "findings":
+                print(f"  {key}: {value}" if key != "sync" else f"sync {value}")
+    table = Table("", "setting", "what", title_justify="left")
+    for finding in (finding for sync in report["syncs"] for finding in sync["findings"]):
+        table.add_row(finding.level, finding.key, finding.text)
+    if table.row_count:
+        Console().print(table)
+    asked = ", Intercom was not asked" if offline else ""
+    print(f"the settings are good{asked}" if report["ok"] else "this will not work")
 
 
 def _describe(sync: Sync) -> dict[str, Any]:
     selection = Selection(sync.events.select)
-    described: dict[str, Any] = {
+    return {
         "sync": sync.name,
         "enabled": sync.enabled,
         "intercom": sync.intercom.base_url or sync.intercom.region,
@@ -47,22 +96,133 @@ def _describe(sync: Sync) -> dict[str, Any]:
         "events": _describe_types(selection) if sync.events.enabled else "off",
         "metadata": f"{len(sync.events.metadata)} properties",
     }
-    warnings = list(_warnings(sync, selection))
-    return {**described, "warnings": warnings} if warnings else described
 
 
 def _describe_types(selection: Selection) -> str:
     return "any type" if selection.any_type else f"{len(selection.types)} types"
 
 
-def _warnings(sync: Sync, selection: Selection) -> list[str]:
-    warnings = []
+# --- the settings alone -------------------------------------------------------------------
+
+
+def _settings_findings(sync: Sync) -> Iterator[Finding]:
+    selection = Selection(sync.events.select)
     if not sync.amplitude_api_keys:
-        warnings.append("no amplitude_api_keys: only `forward` reaches this sync")
+        text = "none: only `forward` reaches this sync"
+        yield Finding("warning", "amplitude_api_keys", text)
     if sync.events.enabled and not selection.types and not selection.any_type:
-        warnings.append("events.select is empty: no event is sent")
-    if selection.any_type:
-        warnings.append(f"any event type is selected: Intercom keeps {MAX_EVENT_TYPES} names")
-    if len(sync.events.metadata) > 10:
-        warnings.append("more than 10 metadata keys: Intercom's API reference says 10 are kept")
-    return warnings
+        yield Finding("warning", "events.select", "empty: no event is sent")
+    if sync.events.enabled and selection.any_type:
+        text = f"any event type: names beyond {MAX_EVENT_TYPES} become dead letters"
+        yield Finding("warning", "events.select", text)
+    names = event_names(selection.types, sync.events)
+    if len(names) >= WARN_AT:
+        text = f"{len(names)} names; Intercom keeps {MAX_EVENT_TYPES}, whoever sends them"
+        yield Finding("warning", "events.select", text)
+    for name in sorted(selection.types):
+        wanted = sync.events.rename.get(name, name)
+        if fit_name(wanted) != wanted:
+            text = f"`{wanted}` is called `{fit_name(wanted)}` in Intercom"
+            yield Finding("warning", "events.select", text)
+    yield from _metadata_findings(sync)
+
+
+def _metadata_findings(sync: Sync) -> Iterator[Finding]:
+    metadata = sync.events.metadata
+    sent = min(len(metadata), sync.events.metadata_limit)
+    if sent > DOCUMENTED_METADATA_KEYS:
+        text = f"{sent} keys: Intercom's API reference says that the first 10 are kept"
+        yield Finding("warning", "events.metadata", text)
+    for index, item in enumerate(metadata):
+        _, target = source_and_target(item)
+        if fit_key(target) != target:
+            text = f"`{target}` is sent as `{fit_key(target)}`"
+            yield Finding("warning", f"events.metadata[{index}]", text)
+
+
+# --- the workspace ------------------------------------------------------------------------
+
+
+async def _ask(sync: Sync) -> tuple[list[Finding], KnownAttributes | None]:
+    async with client_of(sync.intercom) as client:
+        try:
+            findings = list(_token_findings(sync, await client.send(intercom.me())))
+            if any(finding.level == "error" for finding in findings):
+                return findings, None
+            listed = await _list(client)
+        except NoAnswer as error:
+            address = sync.intercom.base_url or f"Intercom ({sync.intercom.region})"
+            return [Finding("error", "intercom", f"{address} does not answer: {error}")], None
+    if listed is None:
+        text = "the workspace's attributes cannot be listed; missing ones show only when written"
+        return [*findings, Finding("warning", "users.properties", text)], None
+    return [*findings, *_attribute_findings(sync, listed)], KnownAttributes(listed)
+
+
+async def _list(client: Wire) -> list[Listed] | None:
+    return parse_list(await client.send(intercom.list_attributes()))
+
+
+def _token_findings(sync: Sync, answer: Answer) -> Iterator[Finding]:
+    if answer.status != 200:
+        said = intercom.parse_error(answer)
+        text = f"Intercom answers {answer.status}: {said.message or said.code or 'no reason given'}"
+        yield Finding("error", "intercom.access_token", text)
+        return
+    app = intercom.decode_json(answer).get("app")
+    region = str(app.get("region", "")) if isinstance(app, dict) else ""
+    if region and sync.intercom.base_url is None and region.lower() != sync.intercom.region:
+        text = f"`{sync.intercom.region}`, but the workspace is in `{region.lower()}`"
+        yield Finding("error", "intercom.region", text)
+
+
+def _attribute_findings(sync: Sync, listed: list[Listed]) -> Iterator[Finding]:
+    by_name = {one.name: one for one in listed}
+    for index, item in enumerate(sync.users.properties if sync.users.enabled else ()):
+        _, target = source_and_target(item)
+        if target in STANDARD_TYPES:
+            continue
+        key, one = f"users.properties[{index}]", by_name.get(target)
+        if one is None and sync.users.create_missing_attributes:
+            yield Finding("warning", key, f"`{target}` does not exist and will be created")
+        elif one is None:
+            near = next((name for name in by_name if name.lower() == target.lower()), None)
+            hint = f"; there is `{near}`" if near else ""
+            yield Finding("error", key, f"the workspace has no attribute `{target}`{hint}")
+        elif one.archived or not one.api_writable:
+            what = "archived" if one.archived else "not writable"
+            yield Finding("error", key, f"the attribute `{target}` is {what}")
+
+
+# --- a sample -----------------------------------------------------------------------------
+
+
+def _sample_findings(
+    sync: Sync, known: KnownAttributes | None, lines: list[bytes]
+) -> Iterator[Finding]:
+    """Yield what the settings make of real events."""
+    preview = Preview(sync, known)
+    answers = [preview.of(line) for line in lines]
+    verdicts = Counter((a["verdict"], a["reason"]) for a in answers)
+    sent, nameless = verdicts["send", ""], verdicts["drop", "no_identity"]
+    of = f"of {len(answers)} events of the sample"
+    if not sent and nameless:
+        text = f"none {of} has a `{sync.mapping.source}` to find a contact by"
+        yield Finding("error", "mapping.from", text)
+    elif nameless:
+        text = f"{nameless} {of} have no `{sync.mapping.source}`: they are dropped"
+        yield Finding("warning", "mapping.from", text)
+    elif not sent:
+        yield Finding("warning", "events.select", f"none {of} would be sent")
+    for (verdict, reason), count in sorted(verdicts.items()):
+        if verdict == "reject":
+            yield Finding("warning", "events", f"{count} {of} would be dead letters: {reason}")
+    changed = Counter(text for a in answers for text in a.get("adjustments", ()))
+    for text, count in changed.most_common(20):
+        where = "users.properties" if _is_about_a_contact(text, sync) else "events.metadata"
+        yield Finding("warning", where, f"{text} ({count}×)")
+
+
+def _is_about_a_contact(adjustment: str, sync: Sync) -> bool:
+    names = [field_name(source_and_target(item)[1]) for item in sync.users.properties]
+    return adjustment.startswith((*(f"{name}: " for name in names), "user_properties: "))

@@ -3,56 +3,92 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 
 from engine.actors.filter import Filter
+from engine.app import client_of
+from engine.attributes import KnownAttributes, parse_list, type_for
 from engine.commands import FAILED, OK, complain
-from engine.config import Settings, Sync
+from engine.config import Intercom, Settings, Sync
 from engine.envelope import Plan, Record
-from engine.errors import SettingsError
-from engine.mapping import Rules, creation_body, event_body
+from engine.errors import EngineError, SettingsError
+from engine.fitting import Adjustment
+from engine.mapping import AnyAttribute, Rules, Types, creation_body, event_body
 from engine.spool import wall_clock_ms
 from engine.user_properties import apply
 from transports import files, intercom
 from transports.amplitude import BadEvent, decode_head
-from transports.errors import Damaged
+from transports.errors import Damaged, NoAnswer
 from transports.intercom import Request
 
 
-def preview(settings: Settings, path: str, *, sync: str | None = None) -> int:
+async def preview(
+    settings: Settings, path: str, *, sync: str | None = None, live: bool = False
+) -> int:
     """Print one JSON line for each event and sync. Reads ``-`` from standard input.
+
+    ``live``: ask the workspace first which attributes it has; that is a read, and all there is.
 
     Raises:
         SettingsError: no such sync.
         OSError: the file cannot be read.
+        EngineError: the workspace cannot be asked.
     """
     syncs = [s for s in settings.sync if sync in (None, s.name)]
     if not syncs:
         raise SettingsError(f"--sync: there is no sync `{sync}`")
-    previews = [Preview(s) for s in syncs]
+    previews = [Preview(s, await attributes_of(s.intercom) if live else None) for s in syncs]
     try:
-        for _, line in files.read_lines(_openable(path), settings.forward.max_line_bytes):
+        for line, raw in read_lines(path, settings.forward.max_line_bytes):
             for one in previews:
-                sys.stdout.write(msgspec.json.encode(one.of(line.text)).decode() + "\n")
+                sys.stdout.write(msgspec.json.encode({"line": line, **one.of(raw)}).decode() + "\n")
     except Damaged as error:
         return complain(error, FAILED)
     return OK
 
 
-def _openable(path: str) -> str:
-    return "/dev/stdin" if path == "-" else path
+def read_lines(path: str, max_line_bytes: int) -> Iterator[tuple[int, bytes]]:
+    """Yield the numbered lines of a file, or of standard input (``-``).
+
+    Raises:
+        OSError: it cannot be read.
+        Damaged: it is not whole; what was before the damage has been yielded.
+    """
+    for _, line in files.read_lines("/dev/stdin" if path == "-" else path, max_line_bytes):
+        yield line.number, line.text
+
+
+async def attributes_of(settings: Intercom) -> KnownAttributes:
+    """Ask a workspace for its custom attributes.
+
+    Raises:
+        EngineError: it does not answer, or not with a list.
+    """
+    async with client_of(settings) as client:
+        try:
+            answer = await client.send(intercom.list_attributes())
+        except NoAnswer as error:
+            raise EngineError(f"Intercom does not answer: {error}") from None
+    listed = parse_list(answer)
+    if listed is None:
+        said = intercom.parse_error(answer).message
+        raise EngineError(f"Intercom gives no list of attributes: {answer.status} {said}")
+    return KnownAttributes(listed)
 
 
 class Preview:
     """One sync's answer to "what would happen to this event?": the code of the real thing."""
 
-    def __init__(self, sync: Sync) -> None:
-        self._name = sync.name
+    def __init__(self, sync: Sync, known: KnownAttributes | None = None) -> None:
+        """``known``: what the workspace has; without it, everything may be there."""
+        self._sync = sync
         self._rules = Rules(sync)
         self._filter = Filter(sync, self._rules)
+        self._known = known
+        self._types: Types = known or AnyAttribute()
 
     def of(self, raw: bytes) -> dict[str, Any]:
         """Return verdict (send, drop, reject), reason, requests and adjustments."""
@@ -65,38 +101,53 @@ class Preview:
         kind, user_key = found
         planned = self._rules.plan(Record(0, kind, user_key, wall_clock_ms(), raw))
         if isinstance(planned, Plan):
-            return self._answer("send", "", self._requests(planned), list(planned.adjustments))
+            requests, adjustments = self._requests(planned)
+            return self._answer("send", "", requests, adjustments)
         return self._answer(planned.verdict, planned.reason, message=planned.message)
 
-    def _requests(self, plan: Plan) -> Iterable[Request]:
-        """Yield the calls for a user that nothing is known of yet."""
+    def _requests(self, plan: Plan) -> tuple[list[Request], list[Adjustment]]:
+        """Return the calls for a user that nothing is known of yet, and what was adjusted."""
+        requests: list[Request] = []
+        adjustments = list(plan.adjustments)
         if plan.contact is not None:
-            properties, _ = apply(plan.contact.operations, {})
-            fields, _ = self._rules.contact_fields(properties)
-            fields.pop(plan.identity.field, None)
-            yield intercom.create_contact(creation_body(plan.identity, fields))
+            properties, problems = apply(plan.contact.operations, {})
+            adjustments += [Adjustment("operation_refused", "user_properties", p) for p in problems]
+            requests += self._creations(self._rules.attributes_of(properties))
+            fields, others = self._rules.contact_fields(properties, self._types)
+            adjustments += others
+            requests.append(intercom.create_contact(creation_body(plan.identity, fields)))
         if plan.event is not None:
-            yield intercom.send_event(event_body(plan.event))
+            requests.append(intercom.send_event(event_body(plan.event)))
+        return requests, adjustments
+
+    def _creations(self, values: dict[str, Any]) -> Iterator[Request]:
+        """Yield the calls that create what is missing, once each, where that is wanted."""
+        if self._known is None or not self._sync.users.create_missing_attributes:
+            return
+        for name, value in values.items():
+            if self._known.type_of(name) is None:
+                self._known.add(name, type_for(value))
+                yield intercom.create_attribute(name, type_for(value))
 
     def _answer(
         self,
         verdict: str,
         reason: str,
-        requests: Iterable[Request] = (),
-        adjustments: list[str] | None = None,
+        requests: list[Request] | None = None,
+        adjustments: list[Adjustment] | None = None,
         message: str = "",
     ) -> dict[str, Any]:
         answer: dict[str, Any] = {
-            "sync": self._name,
+            "sync": self._sync.name,
             "verdict": verdict,
             "reason": reason,
             "requests": [
                 {"method": r.method, "path": r.path, "body": msgspec.Raw(r.body or b"null")}
-                for r in requests
+                for r in requests or ()
             ],
         }
         if adjustments:
-            answer["adjustments"] = adjustments
+            answer["adjustments"] = list(map(str, adjustments))
         if message:
             answer["message"] = message
         return answer

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -143,6 +143,15 @@ class Spool:
     async def forget_marks(self, names: Sequence[str]) -> None:
         """Let these sources be read from their beginning again."""
         await self.do(lambda store: store.forget_marks(names))
+
+    async def event_names(self) -> dict[str, int]:
+        """Return the event names that have been sent, with the day of the last time."""
+        return await self.do(lambda store: store.event_names())
+
+    async def keep_event_names(self, last_days: Mapping[str, int]) -> None:
+        """Keep these event names, and no others."""
+        kept = dict(last_days)
+        await self.feed.persist(lambda store: store.keep_event_names(kept))
 
     async def claim_seconds(self, claims: Sequence[Claim]) -> list[int]:
         """Give each event its second, its own or the first that no twin has; for good."""

@@ -47,7 +47,8 @@ REFILL_LEVEL = 0.95
 
 
 _MARK = "mark "
-"""What the names of marks have in front of them in the table ``meta``."""
+_NAME = "event-name "
+"""What marks and event names have in front of them in the table ``meta``."""
 
 _RECORD = "id, kind, user_key, accepted_at_ms, attempts, first_failed_at_ms, claim_id, crc, raw"
 _DEAD = ", ".join(DeadLetter.__struct_fields__)
@@ -159,6 +160,24 @@ class Store:
     def set_meta(self, key: str, value: str) -> None:
         self._db.execute("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", (key, value))
 
+    def _entries(self, prefix: str) -> dict[str, str]:
+        """Return the entries of ``meta`` whose keys begin so, without that beginning."""
+        rows = self._db.execute(
+            "SELECT substr(key, ?), value FROM meta WHERE key GLOB ?",
+            (len(prefix) + 1, prefix + "*"),
+        )
+        return dict(rows.fetchall())
+
+    def event_names(self) -> dict[str, int]:
+        """Return the event names that have been sent, with the day of the last time."""
+        return {name: int(day) for name, day in self._entries(_NAME).items()}
+
+    def keep_event_names(self, last_days: Mapping[str, int]) -> None:
+        """Keep these event names, and no others."""
+        self._db.execute("DELETE FROM meta WHERE key GLOB ?", (_NAME + "*",))
+        for name, day in last_days.items():
+            self.set_meta(_NAME + name, str(day))
+
     def _read_next_id(self) -> int:
         """Return a place that no record ever had: dead letters keep theirs for ever."""
         (queued,) = self._db.execute("SELECT max(id) FROM records").fetchone()
@@ -228,10 +247,7 @@ class Store:
 
     def marks(self) -> dict[str, str]:
         """Return how far the sources that can be read again have come."""
-        rows = self._db.execute(
-            "SELECT substr(key, ?), value FROM meta WHERE key GLOB ?", (len(_MARK) + 1, _MARK + "*")
-        )
-        return dict(rows.fetchall())
+        return self._entries(_MARK)
 
     def forget_marks(self, names: Iterable[str]) -> None:
         """Let these sources be read from their beginning again."""

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine.config import Settings, from_table, to_table
+from engine.fitting import is_legal_key
 
 CANARY = "canary-3e88"
 VARIABLE = "PROPERTY_TEST_TOKEN"
@@ -28,7 +29,7 @@ COUNTS = st.integers(1, 5_000)
 SECRETS = st.just(f"env:{VARIABLE}")
 PROPERTIES = st.lists(
     st.from_regex(r"[a-z]{1,6}", fullmatch=True)
-    | st.builds(lambda source, to: {"from": source, "to": to}, PLAIN, TEXT),
+    | st.builds(lambda source, to: {"from": source, "to": to}, PLAIN, TEXT.filter(is_legal_key)),
     max_size=4,
     unique_by=lambda item: item["to"] if isinstance(item, dict) else item,
 )

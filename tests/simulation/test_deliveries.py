@@ -210,9 +210,8 @@ def test_known_contacts_are_remembered_across_restarts_and_unchanged_ones_not_wr
                 await engine.settled()
         calls = [(e.method, e.status) for e in local.journal if e.contact_id in ("", known)]
         assert calls.count(("POST", 409)) == 1
-        assert (
-            len(local.journal) == 2 + 1 + 2
-        )  # adopt, create; no call for "free" again; two updates
+        # Adopt, create; no call for "free" again; two updates.
+        assert len(simulation.made(local)) == 2 + 1 + 2
         assert {c.custom_attributes["plan"] for c in local.contacts.values()} == {"pro"}
 
     virtual.run(scenario)

@@ -13,8 +13,9 @@ import anyio
 from engine.app import Engine
 from engine.config import Settings, from_table
 from support import virtual
+from transports import intercom
 from transports.intercom import Request
-from transports.sandbox import InProcess, Sandbox
+from transports.sandbox import InProcess, JournalEntry, Sandbox
 
 API_KEY = "simulated"
 
@@ -77,3 +78,12 @@ def delete(contact_id: str) -> Request:
 async def a_moment() -> None:
     """Let simulated time pass."""
     await anyio.sleep(0.1)
+
+
+def made(local: Sandbox) -> list[JournalEntry]:
+    """The calls that were made, but for the list of attributes, which is read now and then."""
+    return [entry for entry in local.journal if not entry.path.startswith("/data_attributes")]
+
+
+def create_attribute(name: str, data_type: str) -> Request:
+    return intercom.create_attribute(name, data_type)

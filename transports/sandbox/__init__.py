@@ -258,6 +258,11 @@ class Sandbox:
         return self._routes.event_names
 
     @property
+    def attributes(self) -> Mapping[str, Mapping[str, Any]]:
+        """The custom attributes by name, as the list of data attributes shows them."""
+        return self._routes.attributes.custom
+
+    @property
     def calls(self) -> int:
         """How many calls arrived; those that were turned away at the door did not."""
         return sum(entry.outcome != "refuse" for entry in self.journal)

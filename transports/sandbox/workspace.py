@@ -383,7 +383,13 @@ class Attributes:
         return self.custom.setdefault(record["name"], {**record, **made, "admin_id": "1"})
 
     def listed(self, model: str) -> list[Json]:
-        """Return those of a model: the standard ones (contacts only), then the custom ones."""
+        """Return those of a model: the standard ones (contacts only), then the custom ones.
+
+        Raises:
+            Refusal: 404 where any attribute is taken: there is no list of all that could be.
+        """
+        if self._open:
+            raise not_found("No list of attributes")
         standard = self._standard if model == "contact" else []
         return standard + [each for each in self.custom.values() if each["model"] == model]
 

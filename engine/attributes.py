@@ -1,0 +1,150 @@
+"""What a workspace's contacts have: the data attributes, read when they are first needed.
+
+One attribute that does not exist makes Intercom refuse a whole write (400, reference "Create a
+contact"), and one of another type may. So the list is read before the first write, and again when
+it has become old; a 400 that names an attribute teaches too. Where the list cannot be had, the 400s
+are all there is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import anyio
+import msgspec
+import structlog
+
+from engine.errors import ParkUser
+from engine.gate import Gate
+from transports import intercom
+from transports.intercom import Answer
+
+_log = structlog.get_logger(__name__)
+
+
+class Listed(msgspec.Struct, frozen=True):
+    """An entry of the list of data attributes."""
+
+    name: str
+    data_type: str = "string"
+    custom: bool = False
+    archived: bool = False
+    api_writable: bool = True
+
+
+class _List(msgspec.Struct):
+    data: list[Listed] = []
+
+
+_list = msgspec.json.Decoder(_List)
+
+
+def parse_list(answer: Answer) -> list[Listed] | None:
+    """Return the custom attributes of ``GET /data_attributes``, or None where it has none."""
+    if answer.status != 200:
+        return None
+    try:
+        return [one for one in _list.decode(answer.body).data if one.custom]
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+class KnownAttributes:
+    """Custom attributes by name, as a list said."""
+
+    def __init__(self, listed: Iterable[Listed]) -> None:
+        self._types = {
+            one.name: one.data_type for one in listed if one.api_writable and not one.archived
+        }
+
+    def type_of(self, name: str) -> str | None:
+        return self._types.get(name)
+
+    def add(self, name: str, data_type: str) -> None:
+        """Take in one that was created."""
+        self._types[name] = data_type
+
+
+class Attributes:
+    """One sync's knowledge of its workspace's attributes; names are case-sensitive."""
+
+    def __init__(self, gate: Gate, *, create_missing: bool, refresh_s: float) -> None:
+        self._gate = gate
+        self._create_missing = create_missing
+        self._refresh_s = refresh_s
+        self._known: KnownAttributes | None = None
+        self._missing: set[str] = set()
+        self._read_again_at_s = float("-inf")
+        self._lock = anyio.Lock()
+
+    def type_of(self, name: str) -> str | None:
+        """Return an attribute's type, empty where it is not known; None: there is no such one."""
+        if name in self._missing:
+            return None
+        return self._known.type_of(name) if self._known else ""
+
+    def learn_missing(self, name: str) -> None:
+        """Take in that Intercom does not know this one; until the list is read again."""
+        self._missing.add(name)
+
+    async def make_ready(self, values: Mapping[str, Any]) -> None:
+        """Read the list if it is due, and create what is missing where that is wanted.
+
+        ``values`` are what is to be written, by attribute.
+
+        Raises:
+            GateClosed: the gate was closed before a call left.
+        """
+        if values and anyio.current_time() >= self._read_again_at_s:
+            async with self._lock:
+                if anyio.current_time() >= self._read_again_at_s:
+                    await self._read()
+        if self._create_missing and self._known:
+            for name, value in values.items():
+                if self.type_of(name) is None and name not in self._missing:
+                    async with self._lock:
+                        await self._create(name, type_for(value))
+
+    async def _read(self) -> None:
+        answer = await self._ask(intercom.list_attributes())
+        listed = parse_list(answer) if answer else None
+        if listed is not None:
+            self._known = KnownAttributes(listed)
+            self._missing.clear()
+        else:
+            _log.warning("the list of data attributes cannot be read", status=_status(answer))
+        self._read_again_at_s = anyio.current_time() + self._refresh_s
+
+    async def _create(self, name: str, data_type: str) -> None:
+        if self._known is None or self._known.type_of(name) is not None:
+            return
+        answer = await self._ask(intercom.create_attribute(name, data_type))
+        if answer is not None and answer.status == 200:
+            self._known.add(name, data_type)
+            _log.info("attribute created", name=name, data_type=data_type)
+        else:
+            self.learn_missing(name)
+            said = intercom.parse_error(answer).message if answer else ""
+            _log.warning("attribute not created", name=name, status=_status(answer), said=said)
+
+    async def _ask(self, request: intercom.Request) -> Answer | None:
+        """Ask for something without which all can go on."""
+        try:
+            return await self._gate.call(request, "", optional=True)
+        except ParkUser:
+            return None
+
+
+def _status(answer: Answer | None) -> int:
+    return answer.status if answer else 0
+
+
+def type_for(value: Any) -> str:
+    """Return the type for an attribute that is created for a value.
+
+    A number gets ``float`` though it is whole: the next one may not be, and would not fit.
+    """
+    if isinstance(value, bool):
+        return "boolean"
+    return "float" if isinstance(value, int | float) else "string"

@@ -1,0 +1,85 @@
+"""Which event names go to a workspace: it takes 120, and no more calls are made for others.
+
+A name counts from the first time it is sent; that is kept on disk, for names count as long as the
+workspace has them. One that was not sent for 90 days is forgotten: by then somebody may have
+archived it, which frees its place (help article 5245634). Intercom's own refusal (422) teaches as
+well, since others may send to the same workspace: that name is not tried again for an hour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Final
+
+import anyio
+import structlog
+
+from engine.config import MAX_EVENT_TYPES
+from engine.spool import Spool
+
+_log = structlog.get_logger(__name__)
+
+WARN_AT: Final = 100
+RECHECK_S: Final = 3600.0
+DAY_MS: Final = 86_400_000
+FORGOTTEN_AFTER_DAYS: Final = 90
+
+
+class EventNames:
+    """One sync's event names, compared without case."""
+
+    def __init__(self, spool: Spool, now_ms: Callable[[], int]) -> None:
+        self._spool = spool
+        self._now_ms = now_ms
+        self._last_day: dict[str, int] | None = None
+        self._refused_until_s: dict[str, float] = {}
+
+    @property
+    def count(self) -> int:
+        """Names that have a place."""
+        return len(self._last_day or ())
+
+    async def admit(self, names: Iterable[str]) -> set[str]:
+        """Give new names a place, as far as there are any; return those that have none.
+
+        Returns when what changed is on disk.
+        """
+        if self._last_day is None:
+            self._last_day = await self._spool.event_names()
+        today = self._now_ms() // DAY_MS
+        refused: set[str] = set()
+        changed = False
+        for name in names:
+            key = name.lower()
+            if self._last_day.get(key) == today:
+                continue
+            if key in self._last_day or self._has_room(today):
+                self._last_day[key] = today
+                changed = True
+            else:
+                refused.add(name)
+        if changed:
+            await self._spool.keep_event_names(self._last_day)
+        return refused
+
+    def _has_room(self, today: int) -> bool:
+        assert self._last_day is not None
+        if self.count >= MAX_EVENT_TYPES:
+            since = today - FORGOTTEN_AFTER_DAYS
+            self._last_day = {name: day for name, day in self._last_day.items() if day > since}
+        if self.count == WARN_AT:
+            _log.warning("event names become scarce", names=self.count, limit=MAX_EVENT_TYPES)
+        return self.count < MAX_EVENT_TYPES
+
+    def refuse(self, name: str) -> None:
+        """Take in that Intercom has no place for a name: it has none here either, for an hour."""
+        now_s = anyio.current_time()
+        key = name.lower()
+        self._refused_until_s = {k: s for k, s in self._refused_until_s.items() if s > now_s}
+        self._refused_until_s[key] = now_s + RECHECK_S
+        if self._last_day is not None:
+            self._last_day.pop(key, None)
+
+    def is_refused(self, name: str) -> bool:
+        """Return whether Intercom refused a name within the last hour."""
+        return self._refused_until_s.get(name.lower(), 0.0) > anyio.current_time()

@@ -1,0 +1,418 @@
+"""Values as Intercom takes them: what does not fit is changed by rule, or left out.
+
+Intercom's rules that are kept here, and where they are from:
+
+====================================================  =============================================
+a text has at most 255 characters                     help articles 175 and 179
+a metadata key has none of ``. $ ~ ` ! @ # % ^ & *``  help article 175
+``' { } | \\ "`` and NUL; case does not tell keys
+apart
+metadata values are texts, numbers, dates (Unix       API description 2.16, ``POST /events``;
+seconds), rich links and amounts of money; not        help article 175
+booleans, so these become text
+nested values are not supported; an empty object or   intercom-ruby #244; help article 5245634;
+array makes Intercom ignore the whole event           analytics.js-integrations #561
+custom attributes are texts, numbers and booleans,    intercom-node #215; API description 2.16,
+each of the type that the workspace gave it           ``/data_attributes``
+times are Unix seconds everywhere                     API description 2.16
+====================================================  =============================================
+
+Everything here is pure; the same value always comes out the same.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final, Literal, NamedTuple
+
+import msgspec
+
+from transports.amplitude import parse_time
+
+MAX_TEXT: Final = 255
+"""Characters of a text (help articles 175 and 179)."""
+
+MAX_NAME: Final = 255
+"""Characters of an event name or a metadata key: nothing is documented; it bounds what is sent."""
+
+MAX_WHOLE: Final = 2**53
+"""Whole numbers from here on are not told apart by programs that know only floating point."""
+
+MAX_DEPTH: Final = 8
+"""Objects within one another that are flattened; what is deeper is left out."""
+
+SEPARATOR: Final = "_"
+"""Between the names of a flattened key: ``.`` and brackets are not allowed in keys."""
+
+ADJUSTMENTS: Final = {
+    "text_cut": "a text of more than 255 characters was cut",
+    "key_cleaned": "characters that Intercom does not take in a metadata key became `_`",
+    "key_collision": "a metadata key equal to an earlier one but for case was left out",
+    "too_many_keys": "metadata beyond `sync.events.metadata_limit` was left out, the last first",
+    "name_cleaned": "`.` and `$` in an event name became `-`, or a longer one was cut",
+    "flattened": "a nested object became keys of its own",
+    "nested_left_out": "a nested value that has no place in Intercom was left out",
+    "array_joined": "an array became one text",
+    "array_left_out": "an array was left out",
+    "empty_left_out": "an empty object or array was left out; Intercom would ignore the event",
+    "not_finite": "a number that is none (NaN, an infinity) was left out",
+    "number_as_text": "a whole number beyond 2^53 became text, to keep its digits",
+    "date_converted": "a date or a time in milliseconds became Unix seconds",
+    "not_money": "`money` names it, but it is no amount of a currency; it was sent as it is",
+    "time_unit": "an event's time in seconds or microseconds was taken as such",
+    "time_ahead": "an event's clock was ahead; it got the moment of its acceptance",
+    "type_converted": "a value was converted to its attribute's type",
+    "type_mismatch": "a value that does not fit its field or attribute was left out",
+    "unknown_attribute": "an attribute that the workspace does not have was left out",
+    "operation_refused": "a user property operation that cannot be done was left out",
+    "too_large": "a request over 256 kB lost its last keys",
+}
+"""What is changed on the way: the closed set, as counted and as the README lists it."""
+
+
+class Adjustment(NamedTuple):
+    """One change: its ``reason`` of the closed set, where, and what was done, for people."""
+
+    reason: str
+    where: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}"
+
+
+class Note(NamedTuple):
+    """An adjustment that does not know yet where it was."""
+
+    reason: str
+    what: str
+
+
+Fitted = tuple[Any, Note | None]
+"""A value as Intercom takes it, None where it is left out, and what was done to it."""
+
+
+class Style(msgspec.Struct, frozen=True):
+    """What becomes of values that Intercom has no kind for; see the settings."""
+
+    nested: Literal["flatten", "drop"] = "flatten"
+    arrays: Literal["join", "drop"] = "join"
+    stringify: bool = False
+
+
+# --- texts and names ----------------------------------------------------------------------
+
+
+def cut(text: str, length: int = MAX_TEXT) -> str:
+    """Return the beginning of a text, not ending inside of what people see as one character."""
+    if len(text) <= length:
+        return text
+    end = length
+    while end > length - 32 and _joins(text[end - 1], text[end]):
+        end -= 1
+    return text[:end]
+
+
+_ZERO_WIDTH_JOINER: Final = "\N{ZERO WIDTH JOINER}"
+
+
+def _joins(before: str, after: str) -> bool:
+    """Whether two code points belong to one character: accents, joined emoji, skin tones, flags."""
+    return (
+        _ZERO_WIDTH_JOINER in (before, after)
+        or unicodedata.category(after) in ("Mn", "Me", "Mc")
+        or "\U0001f3fb" <= after <= "\U0001f3ff"
+        or ("\U0001f1e6" <= before <= "\U0001f1ff" and "\U0001f1e6" <= after <= "\U0001f1ff")
+    )
+
+
+_ILLEGAL_IN_NAME: Final = re.compile(r"[.$\x00]")
+_ILLEGAL_IN_KEY: Final = re.compile(r"[.$~`!@#%^&*'{}|\\\"\x00]")
+
+
+def fit_name(name: str) -> str:
+    """Return an event name as Intercom keeps it: it replaces ``.`` and ``$`` by ``-`` itself."""
+    return cut(_ILLEGAL_IN_NAME.sub("-", name), MAX_NAME)
+
+
+def fit_key(key: str) -> str:
+    """Return a metadata key without the characters that Intercom does not take."""
+    return cut(_ILLEGAL_IN_KEY.sub("_", key), MAX_NAME)
+
+
+def is_legal_key(key: str) -> bool:
+    """Return whether Intercom takes this as the name of a metadata key or custom attribute."""
+    return bool(key) and fit_key(key) == key
+
+
+# --- dates --------------------------------------------------------------------------------
+
+_DATE_KEY: Final = re.compile(r"(?:^|[_\s-])(?:at|date)$|(?:At|Date)$", re.ASCII)
+_DATE: Final = re.compile(r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d.*)?", re.ASCII)
+_DATE_TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d.*(?:Z|[+-]\d\d:?\d\d)", re.ASCII)
+_MILLISECONDS: Final = 10**11
+"""From here on a number of a date counts milliseconds: as seconds it would be the year 5138."""
+
+
+def is_date_key(key: str) -> bool:
+    """Return whether a key's name says that it holds a date: ``renewed_at``, ``end_date``."""
+    return bool(_DATE_KEY.search(key))
+
+
+def to_seconds(value: Any) -> int | None:
+    """Return the Unix seconds of a date, written as text, seconds or milliseconds; else None."""
+    if isinstance(value, str):
+        if not _DATE.fullmatch(value.strip()):
+            return None
+        try:
+            return parse_time(value) // 1000
+        except ValueError:
+            return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
+        return None
+    seconds = int(value / 1000 if abs(value) >= _MILLISECONDS else value)
+    return seconds if abs(seconds) < _MILLISECONDS else None
+
+
+def _as_date(key: str, value: Any) -> Fitted:
+    """Return Unix seconds where a value is a date, by its key or by itself; else the value."""
+    if not (is_date_key(key) or (isinstance(value, str) and _DATE_TIME.fullmatch(value))):
+        return value, None
+    seconds = to_seconds(value)
+    if seconds is None or seconds == value:
+        return value, None
+    return seconds, Note("date_converted", "a date, as Unix seconds")
+
+
+# --- single values ------------------------------------------------------------------------
+
+
+def _is_finite(value: float) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def _fit_text(value: str, style: Style) -> Fitted:
+    if len(value) <= MAX_TEXT:
+        return value, None
+    kept = cut(value)
+    return kept, Note("text_cut", f"cut from {len(value)} to {len(kept)} characters")
+
+
+def _fit_whole(value: int, style: Style) -> Fitted:
+    if style.stringify:
+        return _written(value), None
+    if abs(value) < MAX_WHOLE:
+        return value, None
+    return _written(value), Note("number_as_text", "a number beyond 2^53, as text")
+
+
+def _written(value: int) -> str:
+    """Return a whole number's digits, or its size where it has more than Python will write."""
+    try:
+        return cut(str(value))
+    except ValueError:
+        return f"about 10^{int(value.bit_length() * math.log10(2))}"
+
+
+def _fit_float(value: float, style: Style) -> Fitted:
+    if not math.isfinite(value):
+        return None, Note("not_finite", "not a finite number, left out")
+    return (repr(value) if style.stringify else value), None
+
+
+def _fit_boolean(value: bool, style: Style) -> Fitted:
+    return ("true" if value else "false"), None
+
+
+def _fit_nothing(value: None, style: Style) -> Fitted:
+    return None, None
+
+
+_BY_TYPE: Final[Mapping[type, Callable[[Any, Style], Fitted]]] = {
+    str: _fit_text,
+    int: _fit_whole,
+    float: _fit_float,
+    bool: _fit_boolean,
+    type(None): _fit_nothing,
+}
+"""How a single value becomes one of metadata."""
+
+
+def fit_scalar(value: Any, style: Style) -> Fitted:
+    """Return a single value as metadata takes it."""
+    return _BY_TYPE[type(value)](value, style)
+
+
+def join(values: list[Any]) -> Fitted:
+    """Return an array as one text, its elements that are single values being joined by commas."""
+    parts = [
+        fitted
+        for value in values
+        if not isinstance(value, list | dict)
+        and (fitted := fit_scalar(value, Style(stringify=True))[0]) is not None
+    ]
+    if not parts:
+        return None, Note("array_left_out", "an array without single values, left out")
+    text = ", ".join(parts)
+    kept = cut(text)
+    lost = f", cut from {len(text)} to {len(kept)} characters" if kept != text else ""
+    return kept, Note("array_joined", f"an array of {len(values)}, joined{lost}")
+
+
+# --- metadata -----------------------------------------------------------------------------
+
+
+def is_money(value: Mapping[str, Any]) -> bool:
+    """Return whether an object is an amount of money as Intercom takes it."""
+    return (
+        value.keys() == {"amount", "currency"}
+        and type(value["amount"]) is int
+        and 0 <= value["amount"] < MAX_WHOLE
+        and isinstance(value["currency"], str)
+        and len(value["currency"]) == 3
+        and value["currency"].isascii()
+        and value["currency"].isalpha()
+    )
+
+
+def is_rich_link(value: Mapping[str, Any]) -> bool:
+    """Return whether an object is a rich link as Intercom takes it."""
+    return (
+        value.keys() == {"url", "value"}
+        and all(isinstance(v, str) and len(v) <= MAX_TEXT for v in value.values())
+        and value["url"].startswith(("http://", "https://"))
+    )
+
+
+def spread(key: str, value: Any, style: Style, depth: int = 0) -> Iterator[tuple[str, Fitted]]:
+    """Yield what a property becomes in metadata: one key, or several where it is an object."""
+    if isinstance(value, dict):
+        yield from _spread_object(key, value, style, depth)
+    elif isinstance(value, list):
+        yield key, _fit_array(value, style)
+    else:
+        dated, note = _as_date(key, value)
+        fitted, other = fit_scalar(dated, style)
+        yield key, (fitted, other or note)
+
+
+def _fit_array(value: list[Any], style: Style) -> Fitted:
+    if not value:
+        return None, Note("empty_left_out", "an empty array, left out")
+    if style.arrays == "drop":
+        return None, Note("array_left_out", f"an array of {len(value)}, left out")
+    return join(value)
+
+
+def _spread_object(
+    key: str, value: dict[str, Any], style: Style, depth: int
+) -> Iterator[tuple[str, Fitted]]:
+    if is_money(value) or is_rich_link(value):
+        yield key, (value, None)
+    elif not value:
+        yield key, (None, Note("empty_left_out", "an empty object, left out"))
+    elif style.nested == "drop" or depth == MAX_DEPTH:
+        yield key, (None, Note("nested_left_out", "a nested object, left out"))
+    else:
+        yield key, (None, Note("flattened", f"an object of {len(value)} keys, flattened"))
+        for name, inner in value.items():
+            yield from spread(f"{key}{SEPARATOR}{name}", inner, style, depth + 1)
+
+
+# --- contacts -----------------------------------------------------------------------------
+
+
+def fit_attribute(key: str, value: Any, data_type: str, style: Style) -> Fitted:
+    """Return a user property as a contact's field or attribute of ``data_type`` takes it.
+
+    ``data_type`` is one of Intercom's (``string``, ``integer``, ``float``, ``boolean``, ``date``),
+    ``url``, ``email``, ``role``, or empty where it is not known. What can be converted without loss
+    is, anything else is left out.
+    """
+    if isinstance(value, dict):
+        return None, Note("nested_left_out", "a nested object, left out")
+    note: Note | None = None
+    if isinstance(value, list):
+        value, note = _fit_array(value, style)
+    if value is None:
+        return None, note
+    if data_type:
+        converted = _CONVERT.get(data_type, _CONVERT["string"])(value)
+        if converted is None:
+            return None, Note("type_mismatch", f"not a value of type {data_type}, left out")
+        if type(converted) is not type(value) or converted != value:
+            note = note or Note("type_converted", f"converted to {data_type}")
+        value = converted
+    else:
+        value, note = _as_date(key, value) if note is None else (value, note)
+        value = _to_text(value) if style.stringify else value
+    if isinstance(value, bool):
+        return value, note
+    fitted, other = fit_scalar(value, Style())
+    return fitted, other or note
+
+
+def _to_text(value: Any) -> str | None:
+    return value if isinstance(value, str) else fit_scalar(value, Style(stringify=True))[0]
+
+
+def _to_integer(value: Any) -> int | None:
+    number = _to_float(value)
+    return int(number) if number is not None and number == int(number) else None
+
+
+_NUMBER: Final = re.compile(r"[+-]?(?:\d{1,15}(?:\.\d{0,15})?|\.\d{1,15})(?:e[+-]?\d{1,2})?", re.A)
+
+
+def _to_float(value: Any) -> int | float | None:
+    if isinstance(value, str):
+        text = value.strip().lower()
+        if not _NUMBER.fullmatch(text):
+            return None
+        value = int(text) if text.lstrip("+-").isdecimal() else float(text)
+    if isinstance(value, bool) or not _is_finite(value) or abs(value) >= MAX_WHOLE:
+        return None
+    number: int | float = value
+    return number
+
+
+def _to_boolean(value: Any) -> bool | None:
+    if isinstance(value, bool):
+        return value
+    text = value.strip().lower() if isinstance(value, str) else str(value)
+    return {"true": True, "false": False, "1": True, "0": False}.get(text)
+
+
+def _to_url(value: Any) -> str | None:
+    is_one = isinstance(value, str) and value.startswith(("http://", "https://"))
+    return value if is_one and len(value) <= MAX_TEXT else None
+
+
+def _to_email(value: Any) -> str | None:
+    text = value.strip() if isinstance(value, str) else ""
+    local, _, domain = text.partition("@")
+    return text if local and domain and len(text) <= MAX_TEXT and not _SPACE.search(text) else None
+
+
+_SPACE: Final = re.compile(r"[\s\x00]")
+
+
+def _to_role(value: Any) -> str | None:
+    return value if value in ("user", "lead") else None
+
+
+_CONVERT: Final[Mapping[str, Callable[[Any], Any]]] = {
+    "string": _to_text,
+    "integer": _to_integer,
+    "float": _to_float,
+    "boolean": _to_boolean,
+    "date": to_seconds,
+    "datetime": to_seconds,
+    "url": _to_url,
+    "email": _to_email,
+    "role": _to_role,
+}
+"""How a value becomes one of a type; None where that would lose something."""

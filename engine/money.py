@@ -1,0 +1,52 @@
+"""Amounts of money as Intercom takes them: whole minor units, worked out exactly.
+
+Intercom wants ``{"amount": …, "currency": …}``, the amount being "a positive integer in cents" (API
+description 2.16). What a "cent" is depends on the currency (ISO 4217, table A.1): a yen has none,
+a dinar has a thousand of its own.
+"""
+
+from __future__ import annotations
+
+import decimal
+from typing import Any, Final
+
+MAX_AMOUNT: Final = 2**53
+"""Larger whole numbers are not told apart by programs that know only floating point."""
+
+_BY_DIGITS: Final = {
+    0: "BIF CLP DJF GNF ISK JPY KMF KRW PYG RWF UGX UYI VND VUV XAF XOF XPF",
+    2: (
+        "AED AFN ALL AMD ANG AOA ARS AUD AWG AZN BAM BBD BDT BGN BMD BND BOB BOV BRL BSD BTN BWP"
+        " BYN BZD CAD CDF CHE CHF CHW CNY COP COU CRC CUC CUP CVE CZK DKK DOP DZD EGP ERN ETB EUR"
+        " FJD FKP GBP GEL GHS GIP GMD GTQ GYD HKD HNL HRK HTG HUF IDR ILS INR IRR JMD KES KGS KHR"
+        " KPW KYD KZT LAK LBP LKR LRD LSL MAD MDL MGA MKD MMK MNT MOP MRU MUR MVR MWK MXN MXV MYR"
+        " MZN NAD NGN NIO NOK NPR NZD PAB PEN PGK PHP PKR PLN QAR RON RSD RUB SAR SBD SCR SDG SEK"
+        " SGD SHP SLE SLL SOS SRD SSP STN SVC SYP SZL THB TJS TMT TOP TRY TTD TWD TZS UAH USD USN"
+        " UYU UZS VED VES WST XCD XCG YER ZAR ZMW ZWG ZWL"
+    ),
+    3: "BHD IQD JOD KWD LYD OMR TND",
+    4: "CLF UYW",
+}
+MINOR_DIGITS: Final = {code: n for n, codes in _BY_DIGITS.items() for code in codes.split()}
+"""Decimal digits of each currency's minor unit (ISO 4217, table A.1, and lately withdrawn ones)."""
+
+
+def money(value: Any, currency: Any) -> dict[str, Any] | None:
+    """Return a monetary amount in the currency's minor unit, exactly, or None if it is none.
+
+    ``19.99`` and ``USD`` give 1999 of ``usd``; halves round to even. A number counts as it is
+    written: 19.99 is not the binary fraction next to it. Negative amounts are none to Intercom.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    code = currency.strip().upper() if isinstance(currency, str) else ""
+    digits = MINOR_DIGITS.get(code)
+    if digits is None:
+        return None
+    try:
+        # One rounding, of the number as written: scaling first would round to 28 digits before.
+        amount = decimal.Decimal(str(value)).quantize(decimal.Decimal(1).scaleb(-digits))
+        minor = int(amount.scaleb(digits))
+    except (decimal.DecimalException, ValueError, OverflowError):
+        return None  # no number, not a finite one, or one that no price has
+    return {"amount": minor, "currency": code.lower()} if 0 <= minor < MAX_AMOUNT else None

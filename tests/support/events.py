@@ -1,0 +1,108 @@
+"""Generated events: any JSON that a client can send, and mappings to try them on."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from typing import Any
+
+from hypothesis import strategies as st
+
+from engine.config import from_table
+from engine.envelope import Kind, Record
+from engine.mapping import Rules
+
+NAMES = ("price", "currency", "plan", "p.q", "P.Q", "$r", "signed_up_at", "email", "avatar", "tags")
+ATTRIBUTES = {"plan": "string", "price": "float", "tags": "string", "flag": "boolean"}
+STYLES = [
+    {"nested": nested, "arrays": arrays, "stringify": stringify}
+    for nested, arrays, stringify in itertools.product(
+        ("flatten", "drop"), ("join", "drop"), (False, True)
+    )
+]
+
+
+def sync_table(identifier: str, style: dict[str, Any], *, limit: int) -> dict[str, Any]:
+    """A sync's settings in which everything is selected that ``NAMES`` names."""
+    return {
+        "name": "a",
+        "amplitude_api_keys": ["key"],
+        "intercom": {"access_token": "t"},
+        "mapping": {"identifier": identifier, **style},
+        "users": {
+            "properties": [
+                *(name for name in NAMES if name.isidentifier()),
+                {"from": "p.q", "to": "flag"},
+                {"from": "$r", "to": "owner_id"},
+                {"from": "P.Q", "to": "unsubscribed_from_emails"},
+            ],
+            "trigger": "any_update",
+        },
+        "events": {
+            "select": [{"types": ["*"]}],
+            "metadata": [*NAMES, {"from": "user.plan", "to": "user plan"}],
+            "metadata_limit": limit,
+            "money": {"price": "currency"},
+            "rename": {"Bought": "Purchase Completed"},
+        },
+    }
+
+
+def rules(identifier: str, style: dict[str, Any], *, limit: int) -> Rules:
+    return Rules(from_table({"sync": [sync_table(identifier, style, limit=limit)]}).sync[0])
+
+
+CORNERS: list[Any] = [
+    *("x" * 300, "é\u0301" * 200, "nan", "1e99999", 10**300, 2**53, -(2**53), 1e308),
+    *("0001-01-01T00:00:00+23:59", "2024-05-14", "2024-05-14T09:00:00Z", 1_715_677_200_000),
+    *("true", "12", "1.50", "https://example.com/a.png", "a@example.com", "USD", "jpy"),
+]
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from(CORNERS)
+)
+JSON: st.SearchStrategy[Any] = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=5,
+)
+SHAPES = st.fixed_dictionaries(
+    {"amount": JSON | st.integers(0, 9), "currency": JSON | st.just("eur")}
+) | st.fixed_dictionaries({"url": JSON | st.just("https://a.b"), "value": JSON | st.text()})
+VALUES = JSON | SHAPES
+PROPERTIES = (
+    st.fixed_dictionaries(
+        {},
+        optional=dict.fromkeys(NAMES, VALUES)
+        | {"currency": st.sampled_from(["USD", "JPY", "kwd", "ßßß"]) | JSON}
+        | {op: st.dictionaries(st.sampled_from(NAMES), VALUES) | JSON for op in ("$set", "$add")},
+    )
+    | JSON
+)
+EVENTS = (
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "event_type": st.sampled_from(["Bought", "a.b$c", "$identify", "é" * 300])
+            | st.text(max_size=9),
+            "time": st.integers() | st.integers(0, 2**55) | JSON,
+            "event_time": st.just("2024-05-14 09:00:00") | JSON,
+            "event_properties": PROPERTIES,
+            "user_properties": PROPERTIES,
+        },
+    )
+    | JSON
+)
+RAWS = EVENTS.map(lambda event: json.dumps(event).encode()) | st.binary(max_size=20)
+RECORDS = st.builds(
+    Record,
+    id=st.just(1),
+    kind=st.sampled_from(Kind),
+    user_key=st.sampled_from(["user-1", "a@example.com", "x" * 300, "a\0b"]) | st.text(),
+    accepted_at_ms=st.integers(0, 2**45),
+    raw=RAWS,
+)

@@ -1,0 +1,199 @@
+"""Single values: what fits goes through, everything else is changed by rule and named."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from engine.fitting import (
+    ADJUSTMENTS,
+    Style,
+    cut,
+    fit_attribute,
+    fit_key,
+    fit_name,
+    is_date_key,
+    join,
+    spread,
+    to_seconds,
+)
+
+LINK = {"url": "https://example.com", "value": "Order"}
+MONEY = {"amount": 1999, "currency": "eur"}
+
+
+@pytest.mark.parametrize(
+    ("value", "fitted", "reason"),
+    [
+        ("text", "text", None),
+        ("", "", None),
+        ("x" * 300, "x" * 255, "text_cut"),
+        (1, 1, None),
+        (1.5, 1.5, None),
+        (True, "true", None),
+        (False, "false", None),
+        (None, None, None),
+        (2**53 - 1, 2**53 - 1, None),
+        (2**53, "9007199254740992", "number_as_text"),
+        (-(10**30), "-1000000000000000000000000000000", "number_as_text"),
+        (float("nan"), None, "not_finite"),
+        (float("-inf"), None, "not_finite"),
+        (LINK, LINK, None),
+        (MONEY, MONEY, None),
+        ({}, None, "empty_left_out"),
+        ([], None, "empty_left_out"),
+        ([[]], None, "array_left_out"),
+        ([1, "b", True, None, {"a": 1}], "1, b, true", "array_joined"),
+        (["x" * 200, "y" * 200], "x" * 200 + ", " + "y" * 53, "array_joined"),
+        ("2024-05-14T09:00:00Z", 1_715_677_200, "date_converted"),
+        ("2024-05-14", "2024-05-14", None),
+        ("2024-05-14T99:00:00Z", "2024-05-14T99:00:00Z", None),
+    ],
+)
+def test_a_value_of_metadata(value: Any, fitted: Any, reason: str | None) -> None:
+    [(key, (found, note))] = spread("key", value, Style())
+    assert (key, found, note.reason if note else None) == ("key", fitted, reason)
+    assert reason is None or reason in ADJUSTMENTS
+
+
+def test_a_number_too_long_to_be_written_is_told_by_its_size() -> None:
+    [(_, (fitted, note))] = spread("key", 10**5000, Style())
+    assert (fitted, note and note.reason) == ("about 10^5000", "number_as_text")
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ({"url": "javascript:alert(1)", "value": "x"}, "flattened"),
+        ({"amount": 19.99, "currency": "eur"}, "flattened"),
+        ({"amount": True, "currency": "eur"}, "flattened"),
+        ({"amount": 1, "currency": "e1r"}, "flattened"),
+    ],
+)
+def test_what_only_looks_like_a_link_or_money_is_an_object_like_any_other(
+    value: Any, reason: str
+) -> None:
+    (key, (fitted, note)), *inner = spread("p", value, Style())
+    assert (key, fitted, note and note.reason) == ("p", None, reason)
+    assert [k for k, _ in inner] == [f"p_{name}" for name in value]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "seconds"),
+    [
+        ("renewed_at", "2024-05-14", 1_715_644_800),
+        ("end_date", 1_715_677_200_000, 1_715_677_200),
+        ("endDate", "2024-05-14 09:00:00", 1_715_677_200),
+        ("date", "2024-05-14T11:00:00+02:00", 1_715_677_200),
+        ("renewed_at", 1_715_677_200, 1_715_677_200),
+        ("renewed_at", "soon", "soon"),
+        ("format", 1_715_677_200_000, 1_715_677_200_000),
+        ("update", "2024-05-14", "2024-05-14"),
+    ],
+)
+def test_dates_are_unix_seconds_where_key_or_value_says_that_it_is_one(
+    key: str, value: Any, seconds: Any
+) -> None:
+    [(_, (fitted, _))] = spread(key, value, Style())
+    assert fitted == seconds
+    assert is_date_key(key) is (key not in ("format", "update"))
+
+
+def test_what_is_nested_deeper_than_anybody_reads_is_left_out() -> None:
+    value: Any = 1
+    for _ in range(200):
+        value = {"a": value}
+    found = list(spread("a", value, Style()))
+    assert found[-1][1][1] is not None
+    assert found[-1][1][1].reason == "nested_left_out"
+    assert all(fitted is None for _, (fitted, _) in found)
+
+
+FAMILY = "👨\u200d👩\u200d👧"
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("x" * 254 + "é", "x" * 254 + "é"),
+        ("x" * 254 + "e\u0301", "x" * 254),
+        ("x" * 254 + FAMILY, "x" * 254),
+        ("x" * 253 + FAMILY, "x" * 253),
+        ("x" * 254 + "👍🏽", "x" * 254),
+        ("x" * 254 + "🇳🇬", "x" * 254),
+        ("x" * 250 + FAMILY + "y", "x" * 250 + FAMILY),
+        ("\u0301" * 300, "\u0301" * 223),
+    ],
+)
+def test_a_text_is_not_cut_inside_of_a_character(text: str, kept: str) -> None:
+    assert cut(text) == kept
+
+
+def test_names_and_keys_lose_what_intercom_does_not_take() -> None:
+    assert fit_name("a.b$c d") == "a-b-c d"
+    assert fit_key("a.b$~`!@#%^&*'{}|\\\"\0c d-e") == "a_b" + "_" * 17 + "c d-e"
+    for text in ("a.b", "x" * 999, "👍🏽" * 300, ""):
+        assert fit_key(fit_key(text)) == fit_key(text)
+        assert fit_name(fit_name(text)) == fit_name(text)
+        assert len(fit_key(text)) <= 255
+
+
+def test_an_array_says_how_many_it_joined() -> None:
+    fitted, note = join(["a", "b"])
+    assert (fitted, note and note.what) == ("a, b", "an array of 2, joined")
+
+
+@pytest.mark.parametrize(
+    ("data_type", "value", "fitted", "reason"),
+    [
+        ("string", "x", "x", None),
+        ("string", 5, "5", "type_converted"),
+        ("string", 1.5, "1.5", "type_converted"),
+        ("string", True, "true", "type_converted"),
+        ("string", ["a", "b"], "a, b", "array_joined"),
+        ("integer", 5, 5, None),
+        ("integer", "5", 5, "type_converted"),
+        ("integer", 5.0, 5, "type_converted"),
+        ("integer", "5.0", 5, "type_converted"),
+        ("integer", 5.5, None, "type_mismatch"),
+        ("integer", True, None, "type_mismatch"),
+        ("integer", 2**53, None, "type_mismatch"),
+        ("float", 5, 5, None),
+        ("float", "1e3", 1000.0, "type_converted"),
+        ("float", "1e999", None, "type_mismatch"),
+        ("float", "5 EUR", None, "type_mismatch"),
+        ("float", ["1"], 1, "array_joined"),
+        ("boolean", True, True, None),
+        ("boolean", "False", False, "type_converted"),
+        ("boolean", 1, True, "type_converted"),
+        ("boolean", 2, None, "type_mismatch"),
+        ("boolean", "yes", None, "type_mismatch"),
+        ("date", "2024-05-14T09:00:00Z", 1_715_677_200, "type_converted"),
+        ("date", 1_715_677_200_000, 1_715_677_200, "type_converted"),
+        ("date", 1_715_677_200, 1_715_677_200, None),
+        ("date", "soon", None, "type_mismatch"),
+        ("url", "https://example.com/a.png", "https://example.com/a.png", None),
+        ("url", "a.png", None, "type_mismatch"),
+        ("email", " a@example.com ", "a@example.com", "type_converted"),
+        ("email", "nobody", None, "type_mismatch"),
+        ("role", "lead", "lead", None),
+        ("role", "admin", None, "type_mismatch"),
+        ("", True, True, None),
+        ("", 10**20, "100000000000000000000", "number_as_text"),
+        ("", "x" * 300, "x" * 255, "text_cut"),
+        ("", {"a": 1}, None, "nested_left_out"),
+        ("", None, None, None),
+        ("list", "x", "x", None),
+    ],
+)
+def test_a_user_property_becomes_its_attribute_s_type_where_nothing_is_lost(
+    data_type: str, value: Any, fitted: Any, reason: str | None
+) -> None:
+    found, note = fit_attribute("plan", value, data_type, Style())
+    assert (found, type(found), note.reason if note else None) == (fitted, type(fitted), reason)
+
+
+@pytest.mark.parametrize("value", [True, None, [], {}, "x", "99999-01-01", float("nan"), 10**20])
+def test_what_is_no_date_is_none(value: Any) -> None:
+    assert to_seconds(value) is None
