@@ -286,7 +286,7 @@ def _time_ms(text: str | None) -> int | None:
     try:
         return None if text is None else parse_time(text)
     except ValueError as error:
-        raise typer.BadParameter(f"not a time: {error}") from None
+        raise typer.BadParameter(str(error)) from None
 
 
 def main() -> None:

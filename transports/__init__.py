@@ -42,7 +42,7 @@ class Batch(msgspec.Struct):
     derive_ids: bool = False
     """Know an event without insert id again by its content (files and pipes are read twice)."""
     origin: str = ""
-    """Where they come from, for dead letters: a path, ``stdin``, ``http``."""
+    """Where they come from, for dead letters: ``export.zip:hour.json.gz``, ``http /batch``."""
     lines: Sequence[int] | None = None
     """Line numbers, one per event, where the source has such."""
     marks: Mapping[str, str] = {}
@@ -101,7 +101,7 @@ class Ticket:
         if not self._future.done():
             self._future.set_result(receipt)
 
-    def refuse(self, error: Exception) -> None:
+    def refuse(self, error: BaseException) -> None:
         """Fail the ticket; a ticket that is settled already stays as it is."""
         if not self._future.done():
             self._future.set_exception(error)

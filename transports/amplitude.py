@@ -39,6 +39,7 @@ RESERVED_TYPES: Final = frozenset(
 MAX_TEXT: Final = 1_024
 """Longest text in characters (HTTP V2 page)."""
 
+BOM: Final = b"\xef\xbb\xbf"
 IDENTIFY: Final = "$identify"
 GROUP_IDENTIFY: Final = "$groupidentify"
 
@@ -280,10 +281,15 @@ _EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _MILLISECOND: Final = dt.timedelta(milliseconds=1)
 
 
-_ESCAPE: Final = re.compile(
-    rb"\\(?:u(?P<high>d[89ab][0-9a-f]{2})(?P<low>\\ud[c-f][0-9a-f]{2})?|u(?P<lone>d[c-f][0-9a-f]{2})|.)",
-    re.IGNORECASE | re.DOTALL,
+_UP_TO_A_HALF: Final = re.compile(
+    rb"((?:[^\\]++|\\u[dD][89abAB]..\\u[dD][c-fC-F]..|\\(?!u[dD][89a-fA-F]).)*+)"
+    rb"(?:(\\u[dD][89a-fA-F][0-9a-fA-F]{2})|(.?))",
+    re.DOTALL,
 )
+"""Text up to a half of a surrogate pair (group 2), or to what is no escape (3), or the end.
+
+One match takes as much as it can: a body full of escapes must not cost a call for each of them.
+"""
 
 
 def mend_surrogates(raw: bytes) -> bytes:
@@ -292,9 +298,8 @@ def mend_surrogates(raw: bytes) -> bytes:
     JavaScript cuts strings between the halves of an emoji; one such string must not cost the others
     of its upload.
     """
-    return _ESCAPE.sub(_mend, raw)
+    return _UP_TO_A_HALF.sub(_mend, raw)
 
 
-def _mend(escape: re.Match[bytes]) -> bytes:
-    halved = (escape["high"] and not escape["low"]) or escape["lone"]
-    return b"\\ufffd" if halved else escape[0]
+def _mend(found: re.Match[bytes]) -> bytes:
+    return found[1] + (b"\\ufffd" if found[2] else found[3])

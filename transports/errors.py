@@ -43,7 +43,7 @@ class UnknownApiKey(TransportError):
 
 
 class Damaged(TransportError):
-    """A file is not whole, or no file that can be read; what was before the damage has been."""
+    """A file, or a member of an archive, is not whole; what was before the damage has been read."""
 
     def __init__(self, path: str, detail: str) -> None:
         super().__init__(f"{path}: damaged: {detail}")

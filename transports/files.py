@@ -8,17 +8,18 @@ line by line. All of it is streamed: memory does not grow with the file.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Final, NamedTuple
 
 import msgspec
 
+from transports.amplitude import BOM
 from transports.errors import Damaged
 from transports.inflate import Inflate
 
@@ -31,8 +32,7 @@ SUFFIXES: Final = frozenset({".json", ".jsonl", ".ndjson", ".gz", ".zip"})
 
 GZIP_MAGIC: Final = b"\x1f\x8b"
 ZIP_MAGIC: Final = (b"PK\x03\x04", b"PK\x05\x06")
-BOM: Final = b"\xef\xbb\xbf"
-DAMAGE: Final = (zlib.error, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError)
+UTF_16: Final = (b"\xff\xfe", b"\xfe\xff")
 
 
 class Position(msgspec.Struct, frozen=True):
@@ -48,12 +48,13 @@ class Position(msgspec.Struct, frozen=True):
 
 
 class Chunk(NamedTuple):
-    """Some text of a file, or (empty) the end of one member."""
+    """Some text of a file, or (empty) the end of one member, and why it is not a good one."""
 
     member: str
     text: bytes
     read_bytes: int
     """Bytes of the file itself that this took."""
+    damage: str = ""
 
 
 class Line(NamedTuple):
@@ -73,19 +74,34 @@ def find(paths: Iterable[str]) -> list[str]:
     """Return the files that these paths mean: folders are searched, ``-`` stays as it is.
 
     In natural order, as Amplitude numbers the hours of an Export without zeros in front.
+
+    Raises:
+        OSError: a folder cannot be read.
     """
     found: list[str] = []
     for path in paths:
         if path != "-" and os.path.isdir(path):
-            inside = [str(p) for p in Path(path).rglob("*") if _is_wanted(p)]
-            found.extend(sorted(inside, key=_natural))
+            found.extend(sorted(_inside(path), key=_natural))
         else:
             found.append(path)
     return found
 
 
-def _is_wanted(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not _is_aside(path.name) and path.is_file()
+def _inside(folder: str) -> Iterator[str]:
+    seen: set[tuple[int, int]] = set()  # of links that lead back up
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=_fail):
+        here = os.stat(place)
+        if (here.st_dev, here.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((here.st_dev, here.st_ino))
+        for name in names:
+            if Path(name).suffix.lower() in SUFFIXES and not _is_aside(name):
+                yield os.path.join(place, name)
+
+
+def _fail(error: OSError) -> None:
+    raise error
 
 
 def _is_aside(name: str) -> bool:
@@ -97,7 +113,12 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in _DIGITS.split(name)]
 
 
-_DIGITS: Final = re.compile(r"(\d+)", re.ASCII)
+_DIGITS: Final = re.compile(r"(\d{1,18})", re.ASCII)
+
+
+def shown(path: str) -> str:
+    """Return a path as text that can be stored: a name may be any bytes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def size(paths: Sequence[str]) -> int | None:
@@ -111,7 +132,7 @@ def size(paths: Sequence[str]) -> int | None:
 def identity(path: str) -> str:
     """Return what a file is known by again, as long as nothing changes it."""
     found = os.stat(path)
-    return f"{os.path.abspath(path)} {found.st_size} {found.st_mtime_ns}"
+    return f"{shown(os.path.abspath(path))} {found.st_size} {found.st_mtime_ns}"
 
 
 # --- reading ------------------------------------------------------------------------------
@@ -120,13 +141,15 @@ def identity(path: str) -> str:
 def read(path: str, start: Position | None = None) -> Iterator[Chunk]:
     """Yield a file's text from a position on; blocks, so it belongs into a thread.
 
+    What is damaged says so in the chunk that ends it; what was before the damage has been yielded,
+    and what other members an archive has comes behind it.
+
     Raises:
         OSError: it cannot be read.
-        Damaged: it is not whole; what was before the damage has been yielded.
     """
     start = start or Position()
-    with open(path, "rb") as file:
-        try:
+    try:
+        with open(path, "rb") as file:
             magic = file.peek(4)[:4]
             if magic in ZIP_MAGIC and file.seekable():
                 yield from _read_zip(file, start)
@@ -136,8 +159,8 @@ def read(path: str, start: Position | None = None) -> Iterator[Chunk]:
                 file.seek(skip)
                 skip = 0
             yield from _unpack("", _blocks(file, passed=start.offset - skip), skip)
-        except DAMAGE as error:
-            raise Damaged(path, str(error) or type(error).__name__) from None
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), path) from None
 
 
 def _blocks(
@@ -150,40 +173,60 @@ def _blocks(
 
 
 def _read_zip(file: IO[bytes], start: Position) -> Iterator[Chunk]:
-    with zipfile.ZipFile(file) as archive:
-        members = [m for m in archive.infolist() if _is_member(m)]
+    try:
+        archive = zipfile.ZipFile(file)
+        members = [member for member in archive.infolist() if _is_member(member)]
+    except Exception as error:  # the library raises almost anything for what is damaged
+        yield Chunk("", b"", 0, _damage(error))
+        return
+    with archive:
         members.sort(key=lambda member: _natural(member.filename))
         names = [member.filename for member in members]
         first = names.index(start.member) if start.member in names else 0
         passed = sum(member.compress_size for member in members[:first])
+        skip = start.offset if start.member in names else 0
         for member in members[first:]:
-            skip = start.offset if member.filename == start.member else 0
-            share = member.compress_size / (member.file_size or 1)
-            with archive.open(member) as packed:
-                blocks = _blocks(packed, share=share, passed=passed)
-                yield from _unpack(member.filename, blocks, skip)
-            passed = 0
+            yield from _unpack(member.filename, _member_blocks(archive, member, passed), skip)
+            passed = skip = 0
 
 
 def _is_member(member: zipfile.ZipInfo) -> bool:
     parts = Path(member.filename).parts
-    return not member.is_dir() and not _is_aside(parts[-1]) and "__MACOSX" not in parts
+    return bool(parts) and not (member.is_dir() or _is_aside(parts[-1]) or "__MACOSX" in parts[:-1])
+
+
+def _member_blocks(
+    archive: zipfile.ZipFile, member: zipfile.ZipInfo, passed: int
+) -> Iterator[tuple[bytes, int]]:
+    share = member.compress_size / (member.file_size or 1)
+    with archive.open(member) as packed:
+        yield from _blocks(packed, share=share, passed=passed)
 
 
 def _unpack(member: str, blocks: Iterator[tuple[bytes, int]], skip: int) -> Iterator[Chunk]:
     """Yield the text of a stream that may be gzip, without its first ``skip`` bytes."""
-    stream = Stream()
-    took = 0
-    for block, read_bytes in blocks:
-        took += read_bytes
-        for piece in stream.feed(block):
-            text = piece[skip:]
-            skip -= len(piece) - len(text)
-            if text:
-                yield Chunk(member, text, took)
-                took = 0
-    stream.finish()
-    yield Chunk(member, b"", took)
+    stream, took, damage = Stream(), 0, ""
+    try:
+        for block, read_bytes in blocks:
+            took += read_bytes
+            for piece in stream.feed(block):
+                text = piece[skip:]
+                skip -= len(piece) - len(text)
+                if text:
+                    yield Chunk(member, text, took)
+                    took = 0
+        for piece in stream.finish():
+            yield Chunk(member, piece[skip:], took)
+            took = 0
+    except Exception as error:  # as above; a disk that fails is another matter
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise
+        damage = _damage(error)
+    yield Chunk(member, b"", took, damage)
+
+
+def _damage(error: Exception) -> str:
+    return str(error) or type(error).__name__
 
 
 class Stream:
@@ -191,47 +234,66 @@ class Stream:
 
     def __init__(self) -> None:
         self._inflate: Inflate | None = None
-        self._begun = False
+        self._first: bytes | None = b""
 
     def feed(self, block: bytes) -> Iterator[bytes]:
-        """Yield the text that a block holds.
+        """Yield the text that is there with this block; what comes first is held back a little.
 
         Raises:
             zlib.error: it is damaged; what was before the damage has been yielded.
-            zipfile.BadZipFile: it is a ZIP, whose table of contents is at its end.
+            ValueError: it is no text, and nothing that can be unpacked on the way.
         """
-        if not block:
-            return
-        if not self._begun:
-            self._begun = True
-            if block[:4] in ZIP_MAGIC:
-                raise zipfile.BadZipFile("a ZIP can only be read as a file of its own")
-            self._inflate = Inflate() if block.startswith(GZIP_MAGIC) else None
-        yield from self._inflate.feed(block) if self._inflate else (block,)
+        if self._first is not None:
+            self._first += block
+            if len(self._first) < 4:
+                return
+            block = self._begin(self._first)
+        yield from self._texts(block)
 
-    def finish(self) -> None:
-        """Say that nothing more comes.
+    def finish(self) -> Iterator[bytes]:
+        """Yield what was held back: nothing more comes.
 
         Raises:
             EOFError: it is not whole.
+            ValueError: as ``feed``.
         """
+        if self._first:
+            yield from self._texts(self._begin(self._first))
         if self._inflate and not self._inflate.whole:
             raise EOFError("it ends too early")
 
+    def _begin(self, first: bytes) -> bytes:
+        self._first = None
+        if first[:4] in ZIP_MAGIC:
+            raise ValueError("a ZIP can only be read as a file of its own")
+        if first.startswith(UTF_16):
+            raise ValueError("it is UTF-16, save it as UTF-8")
+        self._inflate = Inflate() if first.startswith(GZIP_MAGIC) else None
+        return first
 
-def read_lines(path: str, max_line_bytes: int) -> Iterator[tuple[str, Line]]:
-    """Yield a file's lines with their member; blocks.
+    def _texts(self, block: bytes) -> Iterator[bytes]:
+        if self._inflate:
+            yield from self._inflate.feed(block)
+        elif block:
+            yield block
+
+
+def read_lines(path: str, max_line_bytes: int) -> Iterator[Line]:
+    """Yield a file's lines; blocks.
 
     Raises:
         OSError: it cannot be read.
-        Damaged: it is not whole; what was before the damage has been yielded.
+        Damaged: some of it is not whole; everything that is has been yielded.
     """
-    cut: Lines | Elements | None = None
-    for member, text, _ in read(path):
-        cut = cut or cutter(text, max_line_bytes)
-        for line in cut.cut(text) if text else cut.finish():
-            yield member, line
-        cut = cut if text else None
+    damaged: Damaged | None = None
+    cutter = Cutter(max_line_bytes)
+    for member, text, _, damage in read(path):
+        yield from cutter.cut(text) if text else cutter.finish()
+        if damage:
+            damaged = damaged or Damaged(":".join(filter(None, (path, member))), damage)
+        cutter = cutter if text else Cutter(max_line_bytes)
+    if damaged:
+        raise damaged
 
 
 # --- cutting ------------------------------------------------------------------------------
@@ -300,9 +362,12 @@ class Elements:
         self._depth = 0
         self._in_string = False
         self._lost = False
+        self._behind: Lines | None = None
 
     def cut(self, text: bytes) -> list[Line]:
         """Return the elements that end in this text."""
+        if self._behind is not None:
+            return self._behind.cut(text)
         self._buffer += text
         if self._in_string:
             self._passed(_STRING_GOES_ON.match(self._buffer, self._scanned))
@@ -313,12 +378,20 @@ class Elements:
             if self._ends_element(token[0]):
                 found += self._element(self._buffer[begin : token.start()])
                 begin = token.end()
+            if self._depth == 0:
+                return found + self._leave(self._buffer[begin:])
         self._forget(begin)
         return found
 
     def finish(self) -> list[Line]:
         """Return what stands behind the last whole element: nothing, where the array is whole."""
-        return self._element(self._buffer)
+        return self._behind.finish() if self._behind else self._element(self._buffer)
+
+    def _leave(self, rest: bytes) -> list[Line]:
+        """Go on by lines behind the array's end: there should be nothing."""
+        self._behind = Lines(self._max, Position(line=self._number))
+        self._buffer = b""
+        return [line._replace(end=0) for line in self._behind.cut(rest)]
 
     def _passed(self, token: re.Match[bytes] | None) -> None:
         assert token is not None
@@ -344,7 +417,7 @@ class Elements:
 
     def _forget(self, count: int) -> None:
         """Drop what has been cut off, and of an element that is too long all but its beginning."""
-        if not self._in_string and not _TOKEN.search(self._buffer, self._scanned):
+        if not self._in_string:
             self._scanned = len(self._buffer)
         rest = self._buffer[count:]
         self._scanned -= count
@@ -355,8 +428,36 @@ class Elements:
         self._buffer = rest
 
 
-def cutter(first: bytes, max_line_bytes: int, start: Position | None = None) -> Lines | Elements:
-    """Return what cuts a text that begins so; one that was begun before goes on as lines."""
-    begins = first.removeprefix(BOM).lstrip()[:1]
-    is_array = begins == b"[" and not (start and start.offset)
-    return Elements(max_line_bytes) if is_array else Lines(max_line_bytes, start)
+class Cutter:
+    """Cuts a text into lines, or into elements where it is a JSON array; its beginning tells."""
+
+    def __init__(self, max_line_bytes: int, start: Position | None = None) -> None:
+        self._max = max_line_bytes
+        self._start = start
+        self._begun = b""
+        self._cutter: Lines | Elements | None = None
+        if start and start.offset:
+            self._cutter = Lines(max_line_bytes, start)  # arrays are not entered in the middle
+
+    def cut(self, text: bytes) -> list[Line]:
+        """Return the lines or elements that end in this text."""
+        if self._cutter is not None:
+            return self._cutter.cut(text)
+        self._begun += text
+        begins = _BEGINNING.match(self._begun)
+        if begins and not begins[2] and begins.end() == len(self._begun) <= self._max:
+            return []  # it may still become an array
+        return self._decide(is_array=bool(begins and begins[1] and begins[2]))
+
+    def finish(self) -> list[Line]:
+        """Return what is left when the text ends."""
+        found = [] if self._cutter else self._decide(is_array=False)
+        return found + (self._cutter.finish() if self._cutter else [])
+
+    def _decide(self, *, is_array: bool) -> list[Line]:
+        self._cutter = Elements(self._max) if is_array else Lines(self._max, self._start)
+        return self._cutter.cut(self._begun)
+
+
+_BEGINNING: Final = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:(\[)\s*([{\]])?)?")
+"""How an array of events begins; a log line may begin with a bracket too."""

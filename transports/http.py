@@ -14,14 +14,13 @@ What clients make of an answer decides what is sent (behaviour of the Python and
 from __future__ import annotations
 
 import asyncio
-import email.parser
-import email.policy
 import logging
 import re
 import time
 import urllib.parse
 import zlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from typing import Final
 
 import aiohttp
@@ -32,7 +31,7 @@ from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from transports import Intake, inflate, uploads
 from transports.errors import Refused, UnknownApiKey
 from transports.inflate import Inflate
-from transports.limits import KeyLimits, Room
+from transports.limits import Hold, KeyLimits, Room
 from transports.openapi import describe
 from transports.uploads import TOO_LARGE, BadUpload, GoodUpload, Upload
 
@@ -79,7 +78,7 @@ def _with_form(
     try:
         return decode({**parts.query, **read_form(parts)})
     except ValueError:
-        return BadUpload(400, "Invalid form", missing_field="")
+        return BadUpload(400, "Invalid form", missing_field="body")
 
 
 def _webhook(parts: Parts) -> Upload | BadUpload:
@@ -180,27 +179,30 @@ class HttpSource:
         return await self._take_in(request, door, path)
 
     async def _take_in(self, request: web.BaseRequest, door: Door, path: str) -> web.Response:
-        size = _size_at_most(request, door.max_bytes)
-        if size is None:
+        if (request.content_length or 0) > door.max_bytes:
             return _refusal(TOO_LARGE)
-        late = BadUpload(503, "Service unavailable: busy")
-        try:
-            async with asyncio.timeout(self._body_timeout_s) as patience, self._room.hold(size):
-                late = BadUpload(408, "Request body took too long")
-                body = await read_body(request, door.max_bytes)
-                patience.reschedule(None)
-                return await self._take(Parts(body, request.query, request.headers), door, path)
-        except TimeoutError:
-            return _refusal(late)
-        except _Unreadable as error:
-            return _refusal(error.refusal)
+        async with AsyncExitStack() as stack:
+            try:
+                async with asyncio.timeout(self._body_timeout_s):
+                    hold = await stack.enter_async_context(self._room.enter())
+            except TimeoutError:
+                return _refusal(BadUpload(503, "Service unavailable: busy"))
+            try:
+                async with asyncio.timeout(self._body_timeout_s):
+                    await _say_continue(request)
+                    body = await read_body(request, door.max_bytes, hold)
+            except TimeoutError:
+                return _refusal(BadUpload(408, "Request body took too long"))
+            except _Unreadable as error:
+                return _refusal(error.refusal)
+            return await self._take(Parts(body, request.query, request.headers), door, path)
 
     async def _take(self, parts: Parts, door: Door, path: str) -> web.Response:
         """Decide on a request, and answer once its events are on disk."""
         upload = door.decode(parts)
         if isinstance(upload, BadUpload):
             return _refusal(upload)
-        batch = uploads.batch_of(upload, f"http {path}")
+        batch = uploads.checked_batch(upload, f"http {path}")
         if isinstance(batch, BadUpload):
             return _refusal(batch)
         throttled = await self._limits.refuse(upload.api_key, batch.heads)
@@ -265,7 +267,6 @@ class _Unreadable(Exception):
         self.refusal = refusal
 
 
-_GARBLED: Final = BadUpload(400, "Invalid JSON request body", missing_field="")
 _WINDOW_BITS: Final = {"gzip": inflate.GZIP, "x-gzip": inflate.GZIP, "deflate": inflate.ANY}
 
 
@@ -273,17 +274,14 @@ def _encoding(request: web.BaseRequest) -> str:
     return request.headers.get("Content-Encoding", "identity").strip().lower() or "identity"
 
 
-def _size_at_most(request: web.BaseRequest, max_bytes: int) -> int | None:
-    """Return how many bytes a body may turn out to have; None where that is too many."""
-    length = request.content_length
-    if length is None:
-        return max_bytes if request.body_exists else 0
-    if length > max_bytes:
-        return None
-    return length if _encoding(request) == "identity" else max_bytes
+async def _say_continue(request: web.BaseRequest) -> None:
+    """Ask for a body that its client holds back until it is asked for (RFC 9110, 10.1.1)."""
+    if request.headers.get("Expect", "").lower() == "100-continue":
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # no answer has begun
 
 
-async def read_body(request: web.BaseRequest, max_bytes: int) -> bytes:
+async def read_body(request: web.BaseRequest, max_bytes: int, hold: Hold) -> bytes:
     """Return a body, inflated, of which little more than ``max_bytes`` ever exist.
 
     Raises:
@@ -300,10 +298,12 @@ async def read_body(request: web.BaseRequest, max_bytes: int) -> bytes:
                 body += piece
                 if len(body) > max_bytes:
                     raise _Unreadable(TOO_LARGE)
+                if len(body) > hold.size:
+                    await hold.grow(len(body))
     except (aiohttp.ClientPayloadError, web.RequestPayloadError, ConnectionError, zlib.error):
-        raise _Unreadable(_GARBLED) from None
+        raise _Unreadable(uploads.NOT_JSON) from None
     if stream and not stream.whole:
-        raise _Unreadable(_GARBLED)
+        raise _Unreadable(uploads.NOT_JSON)
     return bytes(body)
 
 
@@ -337,18 +337,28 @@ def _read_json_form(body: bytes) -> dict[str, str]:
         raise ValueError(str(error)) from None
 
 
+_BOUNDARY: Final = re.compile(r'boundary=(?:"([^"]{1,70})"|([^\s;,"]{1,70}))', re.IGNORECASE)
+_FIELD_NAME: Final = re.compile(rb'[;\s]name=(?:"([^"]{1,64})"|([^\s;"]{1,64}))', re.IGNORECASE)
+MAX_PART_HEADER_BYTES: Final = 1_024
+
+
 def _read_multipart(parts: Parts) -> dict[str, str]:
-    if parts.body.count(b"Content-Disposition") + parts.body.count(b"\n--") > 4 * MAX_FIELDS:
+    """Return the fields of a multipart form (RFC 7578); what is no field is passed over."""
+    boundary = _BOUNDARY.search(parts.headers["Content-Type"])
+    if boundary is None:
+        raise ValueError("no boundary")
+    mark = b"\r\n--" + (boundary[1] or boundary[2]).encode("utf-8", "replace")
+    _, *pieces = (b"\r\n" + parts.body).split(mark, MAX_FIELDS + 1)
+    if len(pieces) > MAX_FIELDS:
         raise ValueError("too many fields")
-    head = f"Content-Type: {parts.headers['Content-Type']}\r\n\r\n"
-    parser = email.parser.BytesParser(policy=email.policy.HTTP)
-    message = parser.parsebytes(head.encode("utf-8", "replace") + parts.body)
     fields: dict[str, str] = {}
-    for part in message.iter_parts():
-        name = part.get_param("name", header="content-disposition")
-        content = part.get_payload(decode=True)
-        if isinstance(name, str) and isinstance(content, bytes):
-            fields[name] = content.decode("utf-8", "replace")
+    for piece in pieces:
+        head, _, content = piece.partition(b"\r\n\r\n")
+        name = _FIELD_NAME.search(head) if len(head) <= MAX_PART_HEADER_BYTES else None
+        if name is not None:
+            fields[(name[1] or name[2]).decode("utf-8", "replace")] = content.decode(
+                "utf-8", "replace"
+            )
     return fields
 
 
@@ -393,7 +403,7 @@ class _Connection(web.RequestHandler):
         if isinstance(exc, LineTooLong):
             refusal = BadUpload(414, "Request line or header too long")
         elif isinstance(exc, HttpProcessingError) or status < 500:
-            refusal = BadUpload(status, "Bad HTTP request", missing_field="")
+            refusal = BadUpload(status, "Bad HTTP request", missing_field="body")
         else:
             _log.error("fault while answering %s", request.path, exc_info=exc)
             refusal = BadUpload(500, "Internal error")

@@ -32,6 +32,8 @@ class Inflate:
         Raises:
             zlib.error: it is damaged; what was before the damage has been yielded.
         """
+        if self._member.eof:
+            chunk = chunk.lstrip(b"\0")
         while chunk:
             if self._member.eof:
                 self._member = zlib.decompressobj(self._window_bits)
@@ -39,4 +41,5 @@ class Inflate:
             piece = self._member.decompress(chunk, PIECE_BYTES)
             if piece:
                 yield piece
-            chunk = self._member.unconsumed_tail or self._member.unused_data
+            # Tapes and tar leave zeros behind a member: they are padding.
+            chunk = self._member.unconsumed_tail or self._member.unused_data.lstrip(b"\0")

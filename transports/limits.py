@@ -23,50 +23,72 @@ MAX_KEYS: Final = 1_024
 """API keys whose use is remembered: what a stranger makes up must not fill memory."""
 
 
+class Hold:
+    """What one request holds of a ``Room``."""
+
+    def __init__(self, room: Room) -> None:
+        self._room = room
+        self.size = 0
+
+    async def grow(self, size: int) -> None:
+        """Hold ``size`` bytes from now on; waits until there is room for them."""
+        await self._room.take(self, size - self.size)
+
+
 class Room:
-    """Bytes of request bodies that may be held at once. Who comes first gets in first."""
+    """Bytes of request bodies that are held at once, as they come in.
+
+    Who waits longest gets in first. The oldest request may always go on, even beyond the bound: so
+    that requests which are all half there do not wait for one another.
+    """
 
     def __init__(self, max_bytes: int) -> None:
-        self._free = self._max = max_bytes
-        self._waiting: deque[tuple[asyncio.Future[None], int]] = deque()
+        self._free = max_bytes
+        self._holds: dict[Hold, None] = {}  # in the order of entering
+        self._waiting: deque[tuple[asyncio.Future[None], Hold, int]] = deque()
 
     @asynccontextmanager
-    async def hold(self, size: int) -> AsyncIterator[None]:
-        """Hold room for a body of ``size`` bytes; waits until there is some."""
-        cost = min(max(size, LEAST_COST_BYTES), self._max)
-        await self._take(cost)
+    async def enter(self) -> AsyncIterator[Hold]:
+        """Hold room for a small request, to grow from there; waits until there is some."""
+        hold = Hold(self)
         try:
-            yield
+            await self.take(hold, LEAST_COST_BYTES)
+            yield hold
         finally:
-            self._give_back(cost)
+            self._holds.pop(hold, None)
+            self._free += hold.size
+            self._call_in()
 
-    async def _take(self, cost: int) -> None:
-        if not self._waiting and cost <= self._free:
-            self._free -= cost
+    async def take(self, hold: Hold, size: int) -> None:
+        """Add ``size`` bytes to what is held; waits until there is room for them."""
+        if not self._waiting and self._grant(hold, size):
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((turn, cost))
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if not turn.cancelled():  # it became our turn in the same moment
-                self._give_back(cost)
-            self._call_in()
-            raise
-
-    def _give_back(self, cost: int) -> None:
-        self._free += cost
+        self._waiting.append((turn, hold, size))
         self._call_in()
+        await turn
+
+    def _grant(self, hold: Hold, size: int) -> bool:
+        if size > self._free and next(iter(self._holds), hold) is not hold:
+            return False
+        self._free -= size
+        hold.size += size
+        self._holds.setdefault(hold)
+        return True
 
     def _call_in(self) -> None:
-        while self._waiting:
-            turn, cost = self._waiting[0]
-            if not turn.cancelled():
-                if cost > self._free:
-                    return
-                self._free -= cost
+        """Let in who may: the first that waits, and the oldest, wherever in the line it stands."""
+        oldest = next(iter(self._holds), None)
+        kept: deque[tuple[asyncio.Future[None], Hold, int]] = deque()
+        for turn, hold, size in self._waiting:
+            may = not kept or hold is oldest
+            if turn.cancelled():
+                continue
+            if may and self._grant(hold, size):
                 turn.set_result(None)
-            self._waiting.popleft()
+            else:
+                kept.append((turn, hold, size))
+        self._waiting = kept
 
 
 class KeyLimits:

@@ -208,8 +208,7 @@ _SCHEMAS: Final = {
                 "items": _ref("UploadedEvent"),
             },
             "options": {
-                "type": ["object", "null"],
-                "description": "`min_id_length` changes the shortest length of ids.",
+                "description": "An object: `min_id_length` changes the shortest length of ids.",
             },
         },
     },

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import stat
+import zlib
 from collections import deque
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
@@ -45,6 +46,18 @@ class Progress:
 
     def damaged(self, error: Damaged) -> None:
         """A file is not whole: the next one is read."""
+
+
+def decode_line(line: Line, max_line_bytes: int) -> tuple[Head | BadEvent, bytes]:
+    """Return a line's head and its bytes, mended where that helps."""
+    if not line.whole:
+        return BadEvent("too_large", "", f"longer than {max_line_bytes} bytes"), line.text
+    head = decode_head(line.text)
+    if isinstance(head, BadEvent) and head.reason == "invalid_json":
+        mended = mend_surrogates(line.text)
+        if mended != line.text:
+            return decode_head(mended), mended
+    return head, line.text
 
 
 class _Sent(msgspec.Struct):
@@ -117,7 +130,7 @@ class LineSource:
         if not stat.S_ISREG(os.stat(path).st_mode):
             await self._take_in(_read_named_pipe(path), path, "", Position(), intake)
             return
-        file = files.identity(path)
+        file = f"{files.identity(path)} {self._since_ms}-{self._until_ms}"
         self.files.append(file)
         start = self._start_of(file)
         if start.done:
@@ -134,23 +147,19 @@ class LineSource:
     async def _take_in(
         self, chunks: AsyncGenerator[Chunk], path: str, file: str, start: Position, intake: Intake
     ) -> None:
-        """Hand over the lines of a file; one that is damaged ends where the damage is."""
-        cutter: files.Lines | files.Elements | None = None
+        """Hand over the lines of a file; what is damaged is told of, and the rest read."""
         position = start
-        try:
-            async with aclosing(chunks):
-                async for member, text, read_bytes in chunks:
-                    self._progress.read(read_bytes)
-                    if cutter is None:
-                        begun = member == start.member
-                        cutter = files.cutter(text, self._max_line_bytes, start if begun else None)
-                    lines = cutter.cut(text) if text else cutter.finish()
-                    origin = ":".join(filter(None, (Path(path).name, member)))
-                    position = await self._hand_over(lines, origin, file, member, position, intake)
-                    if not text:
-                        cutter = None
-        except Damaged as error:
-            self._progress.damaged(error)
+        cutter = files.Cutter(self._max_line_bytes, start)
+        async with aclosing(chunks):
+            async for member, text, read_bytes, damage in chunks:
+                self._progress.read(read_bytes)
+                lines = cutter.cut(text) if text else cutter.finish()
+                origin = ":".join(filter(None, (Path(files.shown(path)).name, member)))
+                position = await self._hand_over(lines, origin, file, member, position, intake)
+                if damage:
+                    self._progress.damaged(Damaged(":".join(filter(None, (path, member))), damage))
+                if not text:
+                    cutter = files.Cutter(self._max_line_bytes)
         self._finished(file, position)
 
     async def _hand_over(
@@ -190,7 +199,7 @@ class LineSource:
     # --- batches --------------------------------------------------------------------------
 
     def _batch(self, lines: list[Line], origin: str) -> Batch:
-        decoded = [(line.number, *self._decode(line)) for line in lines]
+        decoded = [(line.number, *decode_line(line, self._max_line_bytes)) for line in lines]
         if self._since_ms is not None or self._until_ms is not None:
             wanted = [one for one in decoded if self._is_wanted(one[1])]
             self._progress.passed_over(len(decoded) - len(wanted))
@@ -203,16 +212,6 @@ class LineSource:
             origin=origin,
             lines=[number for number, _, _ in decoded],
         )
-
-    def _decode(self, line: Line) -> tuple[Head | BadEvent, bytes]:
-        if not line.whole:
-            return BadEvent("too_large", "", f"longer than {self._max_line_bytes} bytes"), line.text
-        head = decode_head(line.text)
-        if isinstance(head, BadEvent) and head.reason == "invalid_json":
-            mended = mend_surrogates(line.text)
-            if mended != line.text:
-                return decode_head(mended), mended
-        return head, line.text
 
     def _is_wanted(self, head: Head | BadEvent) -> bool:
         """Whether an event is of the time that is asked for; what has none is not hidden."""
@@ -243,7 +242,11 @@ class LineSource:
                 return
 
     async def _collect(self, intake: Intake) -> None:
-        """Wait for the oldest batch. Refused, it and all behind it are sent again, in order."""
+        """Wait for the oldest batch. Refused, it and what else is refused are sent again, in order.
+
+        While the spool is full, all behind it are refused too. Behind a single failed commit some
+        may be stored: then they come first.
+        """
         oldest = self._waiting[0]
         try:
             receipt = await oldest.ticket.wait()
@@ -290,28 +293,36 @@ async def _read_named_pipe(path: str) -> AsyncGenerator[Chunk]:
 
 
 async def _read_pipe(descriptor: int, name: str) -> AsyncGenerator[Chunk]:
-    """Yield what comes through a pipe, unpacked where it is gzip.
-
-    Raises:
-        Damaged: it is not whole, or a ZIP.
-    """
-    stream = files.Stream()
+    """Yield what comes through a pipe, unpacked where it is gzip."""
+    stream, damage = files.Stream(), ""
     try:
-        while block := await _read_block(descriptor):
+        while block := await _read_block(descriptor, name):
             for text in stream.feed(block):
                 yield Chunk("", text, len(block))
-        stream.finish()
-    except files.DAMAGE as error:
-        raise Damaged(name, str(error)) from None
-    yield Chunk("", b"", 0)
+        for text in stream.finish():
+            yield Chunk("", text, len(text))
+    except (zlib.error, EOFError, ValueError) as error:
+        damage = str(error)
+    yield Chunk("", b"", 0, damage)
 
 
-async def _read_block(descriptor: int) -> bytes:
+async def _read_block(descriptor: int, name: str) -> bytes:
     """Read what is there, waiting for a first byte; b"" at the end.
 
     A pipe may stay silent for ever, and a thread that waits for it could not be cancelled.
+
+    Raises:
+        OSError: it cannot be read; the error names it.
     """
-    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+    try:
+        if _can_be_silent(descriptor):
+            await anyio.wait_readable(descriptor)
+            return os.read(descriptor, files.CHUNK_BYTES)
         return await anyio.to_thread.run_sync(os.read, descriptor, files.CHUNK_BYTES)
-    await anyio.wait_readable(descriptor)
-    return os.read(descriptor, files.CHUNK_BYTES)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, name) from None
+
+
+def _can_be_silent(descriptor: int) -> bool:
+    mode = os.fstat(descriptor).st_mode
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(descriptor)

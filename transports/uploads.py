@@ -1,8 +1,8 @@
 """What a request to Amplitude's ingestion endpoints holds, and what is answered. Pure.
 
 Each ``decode_…`` takes one endpoint's body or form apart and returns an ``Upload``, or the refusal
-that Amplitude would answer; ``batch_of`` checks its events. Clients decide by the answer, so what
-is said here decides what they send again (behaviour of the Python and Node SDKs):
+that Amplitude would answer; ``checked_batch`` looks at its events. Clients decide by the answer, so
+what is said here decides what they send again (behaviour of the Python and Node SDKs):
 
 - what they list as bad they drop, and send the rest again; so a batch that is partly bad is refused
   whole, and **every** bad index is listed;
@@ -25,6 +25,7 @@ import msgspec
 
 from transports import Batch
 from transports.amplitude import (
+    BOM,
     GROUP_IDENTIFY,
     IDENTIFY,
     MIN_ID_LENGTH,
@@ -81,7 +82,8 @@ class GoodUpload(msgspec.Struct, frozen=True):
 
 
 TOO_LARGE: Final = BadUpload(413, "Payload too large")
-_NOT_JSON: Final = BadUpload(400, "Invalid JSON request body", missing_field="")
+NOT_JSON: Final = BadUpload(400, "Invalid JSON request body", missing_field="body")
+NO_BODY: Final = BadUpload(400, "Missing request body", missing_field="body")
 
 
 def _missing(field: str) -> BadUpload:
@@ -96,14 +98,10 @@ def unknown_key(api_key: str) -> BadUpload:
 # --- /2/httpapi and /batch ----------------------------------------------------------------
 
 
-class _Options(msgspec.Struct):
-    min_id_length: int = MIN_ID_LENGTH
-
-
 class _Body(msgspec.Struct):
     api_key: str | None = None
     events: list[msgspec.Raw] | None = None
-    options: _Options | None = None
+    options: Any = None
 
 
 _body = msgspec.json.Decoder(_Body)
@@ -111,8 +109,9 @@ _body = msgspec.json.Decoder(_Body)
 
 def decode_upload(body: bytes) -> Upload | BadUpload:
     """Return what an SDK sends to ``/2/httpapi`` and ``/batch``."""
+    body = body.removeprefix(BOM)
     if not body.strip():
-        return BadUpload(400, "Missing request body")
+        return NO_BODY
     decoded = _decode_json(body, _body)
     if isinstance(decoded, BadUpload):
         return decoded
@@ -120,8 +119,13 @@ def decode_upload(body: bytes) -> Upload | BadUpload:
         return _missing("api_key")
     if not decoded.events:
         return _missing("events")
-    min_id_length = decoded.options.min_id_length if decoded.options else MIN_ID_LENGTH
-    return Upload(decoded.api_key, decoded.events, min_id_length)
+    return Upload(decoded.api_key, decoded.events, _min_id_length(decoded.options))
+
+
+def _min_id_length(options: Any) -> int:
+    """Return the shortest length of ids that an upload asks for; no option costs its events."""
+    wanted = options.get("min_id_length") if isinstance(options, dict) else None
+    return wanted if type(wanted) is int else MIN_ID_LENGTH
 
 
 def _decode_json(body: bytes, decoder: msgspec.json.Decoder[Any]) -> Any:
@@ -135,13 +139,13 @@ def _decode_json(body: bytes, decoder: msgspec.json.Decoder[Any]) -> Any:
     except msgspec.ValidationError as error:
         return BadUpload(400, "Invalid JSON request body", missing_field=_field_of(error))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return _NOT_JSON
+        return NOT_JSON
 
 
 def _field_of(error: msgspec.ValidationError) -> str:
-    """Return the path that msgspec names: clients give up on ``missing_field``, as they should."""
+    """Return the path that msgspec names; an empty one would have clients send it again."""
     _, found, path = str(error).rpartition("`$")
-    return path.strip("`").strip(".") if found else ""
+    return (path.strip("`").strip(".") if found else "") or "body"
 
 
 # --- forms --------------------------------------------------------------------------------
@@ -252,10 +256,10 @@ def decode_webhook(body: bytes, api_key: str) -> Upload | BadUpload:
     if not api_key:
         return _missing("api_key")
     if not body.strip():
-        return BadUpload(400, "Missing request body")
+        return NO_BODY
     found = _split(body)
     if not found:
-        return _NOT_JSON
+        return NOT_JSON
     return Upload(api_key, list(map(_webhook_event, found)), forgiving=True)
 
 
@@ -273,7 +277,7 @@ def _webhook_event(raw: msgspec.Raw | bytes) -> msgspec.Raw | bytes:
 # --- their events -------------------------------------------------------------------------
 
 
-def batch_of(upload: Upload, origin: str) -> Batch | BadUpload:
+def checked_batch(upload: Upload, origin: str) -> Batch | BadUpload:
     """Return an upload's events as a batch, or one refusal that lists every bad index."""
     if len(upload.events) > MAX_EVENTS:
         return TOO_LARGE
@@ -327,20 +331,22 @@ def _check_depth(raw: bytes) -> BadEvent | None:
     if raw.count(b"{") + raw.count(b"[") <= MAX_DEPTH:
         return None
     for name, value in (_fields_of(raw) or {}).items():
-        if _depth(bytes(value)) > MAX_DEPTH:
+        if _is_deep(bytes(value)):
             return BadEvent("invalid_field", name, f"{name} is nested deeper than {MAX_DEPTH}")
     return None
 
 
-_BRACKET: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"|([\[{])|([\]}])', re.DOTALL)
+_STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
+_ALIKE: Final = bytes.maketrans(b"{}", b"[]")
+_NO_BRACKET: Final = bytes(set(range(256)) - set(b"[]{}"))
 
 
-def _depth(value: bytes) -> int:
-    depth = deepest = 0
-    for bracket in _BRACKET.finditer(value):
-        depth += bool(bracket[1]) - bool(bracket[2])
-        deepest = max(deepest, depth)
-    return deepest
+def _is_deep(value: bytes) -> bool:
+    """Whether JSON is nested too deep: each round takes away what is innermost."""
+    brackets = _STRING.sub(b"", value).translate(_ALIKE, _NO_BRACKET)
+    for _ in range(MAX_DEPTH):
+        brackets = brackets.replace(b"[]", b"")
+    return bool(brackets)
 
 
 def refuse_events(bad: Sequence[tuple[int, BadEvent]]) -> BadUpload:

@@ -167,6 +167,7 @@ class FilterActor(Actor[Share, None]):
         elif isinstance(error, SpoolError):
             share.tally.refuse(Refused(error.reason, str(error)))
         else:
+            share.tally.refuse(error)  # a fault of ours: whoever waits must not wait for ever
             raise error
 
     def sift(self, batch: Batch) -> Append:

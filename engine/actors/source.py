@@ -29,7 +29,7 @@ class Tally:
         if self._shares == 0:
             self._ticket.acknowledge(self._sum)
 
-    def refuse(self, error: Refused) -> None:
+    def refuse(self, error: BaseException) -> None:
         """One sync could not store it: the sender has to send it again, to all of them."""
         self._ticket.refuse(error)
 

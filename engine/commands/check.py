@@ -14,7 +14,7 @@ from rich.table import Table
 from engine.app import client_of, sources_of
 from engine.attributes import KnownAttributes, Listed, parse_list
 from engine.commands import FAILED, OK
-from engine.commands.preview import Preview, read_lines
+from engine.commands.preview import Preview, read_events
 from engine.config import MAX_EVENT_TYPES, Settings, Sync, event_names, source_and_target
 from engine.event_names import WARN_AT
 from engine.fitting import fit_key, fit_name
@@ -56,8 +56,9 @@ async def check(
             more, known = await _ask(sync)
             findings += more
         if sample is not None:
-            lines = read_lines(sample, settings.forward.max_line_bytes)
-            findings += _sample_findings(sync, known, [raw for _, raw in lines])
+            preview = Preview(sync, known)
+            events = read_events(sample, settings.forward.max_line_bytes)
+            findings += _sample_findings(sync, [preview.judge(h, raw) for _, h, raw in events])
         where = f"sync[{index}]"
         found = [msgspec.structs.replace(f, key=f"{where}.{f.key}") for f in findings]
         syncs.append({**_describe(sync), "findings": found})
@@ -197,12 +198,8 @@ def _attribute_findings(sync: Sync, listed: list[Listed]) -> Iterator[Finding]:
 # --- a sample -----------------------------------------------------------------------------
 
 
-def _sample_findings(
-    sync: Sync, known: KnownAttributes | None, lines: list[bytes]
-) -> Iterator[Finding]:
-    """Yield what the settings make of real events."""
-    preview = Preview(sync, known)
-    answers = [preview.of(line) for line in lines]
+def _sample_findings(sync: Sync, answers: list[dict[str, Any]]) -> Iterator[Finding]:
+    """Yield what the settings make of real events, as ``preview`` answers for them."""
     verdicts = Counter((a["verdict"], a["reason"]) for a in answers)
     sent, nameless = verdicts["send", ""], verdicts["drop", "no_identity"]
     of = f"of {len(answers)} events of the sample"

@@ -58,6 +58,8 @@ async def forward(
     if unreadable is not None:
         return complain(f"{unreadable}: no such file, or not readable", FAILED)
     found = files.find(paths)
+    if not found:
+        print(f"no files of events in {', '.join(paths)}", file=sys.stderr)
     signals = Signals()
     async with Engine(settings) as engine:
         pipeline = engine.pipelines[name]

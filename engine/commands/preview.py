@@ -20,9 +20,10 @@ from engine.mapping import AnyAttribute, Rules, Types, creation_body, event_body
 from engine.spool import wall_clock_ms
 from engine.user_properties import apply
 from transports import files, intercom
-from transports.amplitude import BadEvent, decode_head
+from transports.amplitude import BadEvent, Head, decode_head
 from transports.errors import Damaged, NoAnswer
 from transports.intercom import Request
+from transports.stdin import decode_line
 
 
 async def preview(
@@ -42,23 +43,24 @@ async def preview(
         raise SettingsError(f"--sync: there is no sync `{sync}`")
     previews = [Preview(s, await attributes_of(s.intercom) if live else None) for s in syncs]
     try:
-        for line, raw in read_lines(path, settings.forward.max_line_bytes):
+        for number, head, raw in read_events(path, settings.forward.max_line_bytes):
             for one in previews:
-                sys.stdout.write(msgspec.json.encode({"line": line, **one.of(raw)}).decode() + "\n")
+                answer = {"line": number, **one.judge(head, raw)}
+                sys.stdout.write(msgspec.json.encode(answer).decode() + "\n")
     except Damaged as error:
         return complain(error, FAILED)
     return OK
 
 
-def read_lines(path: str, max_line_bytes: int) -> Iterator[tuple[int, bytes]]:
-    """Yield the numbered lines of a file, or of standard input (``-``).
+def read_events(path: str, max_line_bytes: int) -> Iterator[tuple[int, Head | BadEvent, bytes]]:
+    """Yield the numbered events of a file, or of standard input (``-``), as ``forward`` does.
 
     Raises:
         OSError: it cannot be read.
         Damaged: it is not whole; what was before the damage has been yielded.
     """
-    for _, line in files.read_lines("/dev/stdin" if path == "-" else path, max_line_bytes):
-        yield line.number, line.text
+    for line in files.read_lines("/dev/stdin" if path == "-" else path, max_line_bytes):
+        yield line.number, *decode_line(line, max_line_bytes)
 
 
 async def attributes_of(settings: Intercom) -> KnownAttributes:
@@ -92,7 +94,10 @@ class Preview:
 
     def of(self, raw: bytes) -> dict[str, Any]:
         """Return verdict (send, drop, reject), reason, requests and adjustments."""
-        head = decode_head(raw)
+        return self.judge(decode_head(raw), raw)
+
+    def judge(self, head: Head | BadEvent, raw: bytes) -> dict[str, Any]:
+        """Return the same for an event whose head is decoded."""
         found = head if isinstance(head, BadEvent) else self._filter.judge(head, raw)
         if isinstance(found, BadEvent):
             return self._answer("reject", found.reason, message=found.message)

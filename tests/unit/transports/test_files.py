@@ -5,16 +5,17 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transports import files
-from transports.errors import Damaged
 from transports.files import KEPT_BYTES, Elements, Lines, Position
 
 
@@ -114,9 +115,14 @@ def test_an_array_that_is_cut_off_says_so_by_its_last_element() -> None:
 
 def read(path: Path, start: Position | None = None) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
-    for member, text, _ in files.read(str(path), start):
+    for member, text, _, damage in files.read(str(path), start):
+        assert not damage
         found[member] = found.get(member, b"") + text
     return found
+
+
+def damage(path: Path) -> list[tuple[str, str]]:
+    return [(c.member, c.damage) for c in files.read(str(path)) if c.damage]
 
 
 def zipped(**members: bytes) -> bytes:
@@ -158,8 +164,12 @@ def test_the_files_of_an_export_are_read_hour_by_hour_and_what_is_none_of_them_i
         (tmp_path / "folder" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "folder" / name).write_bytes(gzip.compress(b"x"))
     (tmp_path / "folder" / "notes.txt").touch()
-    wanted = [str(tmp_path / "folder" / name) for name in ["__MACOSX/412345/x.json.gz", *names]]
-    assert sorted(files.find([str(tmp_path / "folder")])) == sorted(wanted)
+    wanted = [str(tmp_path / "folder" / name) for name in [*names, "__MACOSX/412345/x.json.gz"]]
+    assert files.find([str(tmp_path / "folder")]) == wanted
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "there").symlink_to(tmp_path / "folder")
+    (tmp_path / "folder" / "back").symlink_to(tmp_path / "links")
+    assert len(files.find([str(tmp_path / "links")])) == 3
     assert files.find(["-", str(path)]) == ["-", str(path)]
 
 
@@ -172,23 +182,115 @@ def test_a_file_that_is_cut_off_gives_what_is_there_before_it_says_so(
     path = tmp_path / "events.json.gz"
     cut_off = whole[: len(whole) // 2]
     path.write_bytes(zipped(**{"a.json.gz": cut_off}) if packed else cut_off)
-    chunks = files.read(str(path))
-    found = next(chunks).text
+    chunks = list(files.read(str(path)))
+    found = b"".join(chunk.text for chunk in chunks)
     assert found
     assert text.startswith(found)
-    with pytest.raises(Damaged, match=r"events\.json\.gz: damaged: "):
-        list(chunks)
+    assert chunks[-1].damage == "it ends too early"
 
 
 @pytest.mark.parametrize(
-    "content",
-    [gzip.compress(b"x" * 1_000)[:-4] + b"\0\0\0\0", zipped(a=b"x")[:-30], b"PK\x03\x04junk"],
+    ("content", "said"),
+    [
+        (gzip.compress(b"x" * 99)[:-4] + b"\0\0\0\0", "incorrect length check"),
+        (zipped(a=b"x")[:-30], "not a zip file"),
+        (b"PK\x03\x04junk", "not a zip file"),
+        ("one\n".encode("utf-16"), "UTF-16"),
+    ],
 )
-def test_a_damaged_file_is_named(tmp_path: Path, content: bytes) -> None:
+def test_what_is_wrong_with_a_file_is_said(tmp_path: Path, content: bytes, said: str) -> None:
     path = tmp_path / "events"
     path.write_bytes(content)
-    with pytest.raises(Damaged, match="events"):
-        read(path)
+    [(member, text)] = damage(path)
+    assert member == ""
+    assert said in text
+
+
+def test_one_damaged_member_does_not_cost_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "export.zip"
+    cut_off = gzip.compress(b"1\n" * 9)[:-9]
+    path.write_bytes(zipped(**{"a.gz": cut_off, "b.json": b"2\n", "c.zip": zipped(x=b"")}))
+    assert [m for m, _ in damage(path)] == ["a.gz", "c.zip"]
+    assert b"2\n" in [chunk.text for chunk in files.read(str(path))]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_whatever_byte_of_an_archive_is_flipped_it_is_read_or_called_damaged(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    method = data.draw(st.sampled_from([zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2]))
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as archive:
+        archive.writestr("a.json", b"1\n" * 50)
+        archive.writestr("b.json.gz", gzip.compress(b"2\n" * 50))
+    content = bytearray(buffer.getvalue())
+    at = data.draw(st.integers(0, len(content) - 1))
+    content[at] ^= data.draw(st.integers(1, 255))
+    path = tmp_path_factory.mktemp("flipped") / "x"
+    path.write_bytes(content)
+    for chunk in files.read(str(path)):
+        assert len(chunk.text) <= files.CHUNK_BYTES
+
+
+def test_zeros_behind_a_gzip_stream_are_padding(tmp_path: Path) -> None:
+    path = tmp_path / "events.gz"
+    padded = gzip.compress(b"1\n") + bytes(512) + gzip.compress(b"2\n") + bytes(512)
+    path.write_bytes(padded)
+    assert read(path) == {"": b"1\n2\n"}
+
+
+def test_members_of_one_name_are_all_read_on(tmp_path: Path) -> None:
+    path = tmp_path / "twice.zip"
+    with zipfile.ZipFile(path, "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(2):
+            archive.writestr("a.json", b"1\n2\n3\n")
+    assert read(path, Position("a.json", 1, 2)) == {"a.json": b"2\n3\n1\n2\n3\n"}
+
+
+def test_a_name_that_is_no_text_can_be_shown(tmp_path: Path) -> None:
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfe.json")
+    Path(path).write_bytes(b"1\n")
+    assert files.shown(path).endswith("/\\xff\\xfe.json")
+    files.identity(path).encode()
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        (b"[INFO] start\n{}\n", [b"[INFO] start", b"{}"]),
+        (b"\n\n [\n{}\n]", [b"{}"]),
+        (b"[", [b"["]),
+        (b"[\n", [b"["]),
+        (b"[{}]\n{}\n[1]\n", [b"{}", b"{}", b"[1]"]),
+        (b"[{}},{}]\n{}\n", [b"{}", b",{}]", b"{}"]),
+        (b"[]]]]\n{}", [b"]]]", b"{}"]),
+        (b"  \n", []),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 100])
+def test_a_text_is_an_array_only_where_it_begins_like_one_of_events(
+    text: bytes, lines: list[bytes], size: int
+) -> None:
+    cutter = files.Cutter(1_000)
+    found = [line for i in range(0, len(text), size) for line in cutter.cut(text[i : i + size])]
+    assert [line.text for line in [*found, *cutter.finish()]] == lines
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 100])
+def test_what_comes_through_a_pipe_is_unpacked_wherever_its_pieces_end(size: int) -> None:
+    for packed, text in (
+        (gzip.compress(b"one\ntwo\n"), b"one\ntwo\n"),
+        (b"one", b"one"),
+        (b"1", b"1"),
+        (b"", b""),
+    ):
+        stream = files.Stream()
+        found = b""
+        for at in range(0, len(packed), size):
+            found += b"".join(stream.feed(packed[at : at + size]))
+        assert found + b"".join(stream.finish()) == text
 
 
 def test_a_bomb_is_inflated_bit_by_bit(tmp_path: Path) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import gzip
 import hashlib
+import io
 import json
+import time
 import tracemalloc
 import urllib.parse
 import zlib
@@ -59,7 +61,8 @@ async def serving(intake: Intake, **settings: Any) -> AsyncIterator[str]:
 async def ask(
     intake: Intake, body: Any, path: str = "/2/httpapi", method: str = "POST", **more: Any
 ) -> Answer:
-    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    encoded = body if isinstance(body, bytes) else json.dumps(body).encode()
+    data = encoded if len(encoded) < 1_000_000 else io.BytesIO(encoded)
     async with (
         serving(intake) as url,
         aiohttp.ClientSession() as session,
@@ -162,7 +165,7 @@ async def test_a_partly_bad_batch_is_refused_whole_with_every_bad_index() -> Non
 async def test_a_body_in_another_encoding_than_it_says_is_refused() -> None:
     headers = {"Content-Encoding": "gzip"}
     status, answer = await ask(Intake(), upload(GOOD), headers=headers)
-    assert (status, answer["missing_field"]) == (400, "")
+    assert (status, answer["missing_field"]) == (400, "body")
 
 
 # --- limits -----------------------------------------------------------------------------
@@ -336,7 +339,7 @@ async def test_a_form_with_more_fields_than_any_is_refused() -> None:
     for how in ("form", "multipart"):
         fields = {f"field-{n}": "{}" for n in range(500)}
         (status, answer), _ = await ask_form("/identify", fields, how)
-        assert (status, answer["missing_field"]) == (400, "")
+        assert (status, answer["missing_field"]) == (400, "body")
 
 
 async def test_an_identification_without_a_user_is_refused_with_its_index() -> None:
@@ -605,3 +608,62 @@ async def test_the_description_is_served() -> None:
     ):
         described = await answer.json()
     assert set(described["paths"]) == {*DOORS, "/openapi.json"}
+
+
+async def test_a_body_that_is_held_back_is_asked_for() -> None:
+    body = json.dumps(upload(GOOD)).encode()
+    async with serving(Intake()) as url:
+        host, port = url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        head = "POST /batch HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nConnection: close\r\n"
+        writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode())
+        assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        writer.write(body)
+        assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
+        writer.close()
+
+
+async def test_requests_whose_bodies_do_not_come_do_not_keep_others_out() -> None:
+    async with (
+        serving(Intake(), max_held_bytes=20_000_000) as url,
+        aiohttp.ClientSession() as session,
+    ):
+        host, port = url.removeprefix("http://").split(":")
+        silent = [await asyncio.open_connection(host, int(port)) for _ in range(20)]
+        for _, writer in silent:
+            writer.write(b"POST /batch HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+            await writer.drain()
+        async with session.post(f"{url}/2/httpapi", json=upload(GOOD)) as answer:
+            assert answer.status == 200
+        for _, writer in silent:
+            writer.close()
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "body"),
+    [
+        ("/identify", "multipart/form-data; boundary=b", b"--b\r\nA: name=" + b'"' * 900_000),
+        ("/identify", "multipart/form-data; boundary=b", b"--b\r\nA: x" + b"; a=b" * 180_000),
+        ("/identify", "multipart/form-data; boundary=b", b"--b\r\nA: " + b"(" * 900_000),
+        ("/identify", "multipart/form-data; boundary=b", b"--b\r\n\r\n" * 90_000),
+        ("/identify", "application/x-www-form-urlencoded", b"%" * 900_000),
+        ("/batch", "", b'{"api_key":"' + rb"\n" * 9_000_000),
+        ("/batch", "", rb'{"api_key":"\ud83d' + rb"\n" * 9_000_000),
+        ("/batch", "", b'{"api_key":"k","events":[{"a":[' + b"[]," * 6_000_000 + b"1]}]}"),
+        ("/batch", "", b'{"api_key":"k","events":[{"a":' + b'"[",' * 4_000_000 + b"}]}"),
+        ("/2/httpapi", "", b'{"api_key":"k","events":[' + b"0," * 400_000 + b"0]}"),
+    ],
+)
+async def test_no_body_takes_long_to_be_refused(path: str, kind: str, body: bytes) -> None:
+    """What a stranger may send must not hold up everybody; some of these once took 200 times it."""
+    started = time.process_time()
+    assert sum(1 for _ in range(2_000_000)) == 2_000_000
+    measure = time.process_time() - started
+    status, _ = await ask(Intake(), body, path, headers={"Content-Type": kind})
+    assert status in (400, 413)
+    assert time.process_time() - started < 20 * measure
+
+
+@pytest.mark.parametrize("options", [None, [], {}, {"min_id_length": None}, {"min_id_length": "x"}])
+async def test_an_option_that_means_nothing_costs_no_event(options: Any) -> None:
+    assert (await ask(Intake(), upload(GOOD, options=options)))[0] == 200

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
+import os
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -253,3 +255,34 @@ async def test_only_events_of_the_time_that_is_asked_for_are_handed_over(tmp_pat
     await source.run(intake)
     assert intake.stored == [line.encode() for line in (*lines[1:3], *lines[4:])]
     assert sum(passed) == 2
+
+
+async def test_what_was_passed_over_is_read_when_another_time_is_asked_for(tmp_path: Path) -> None:
+    old = [b'{"event_type": "a", "time": %d}' % n for n in range(40)]
+    new = [b'{"event_type": "a", "time": %d}' % (10**12 + n) for n in range(400)]
+    (tmp_path / "1.json").write_bytes(b"\n".join(old))
+    (tmp_path / "2.json").write_bytes(b"\n".join(new))
+    first = DyingIntake(30)
+    with suppress(Stopped):
+        await LineSource([str(tmp_path)], batch_lines=3, since_ms=10**12).run(first)
+    assert any("1.json" in name for name in first.marks)
+    second = Intake()
+    await LineSource([str(tmp_path)], batch_lines=3, marks=first.marks).run(second)
+    assert second.stored == old + new
+
+
+async def test_a_file_whose_name_is_no_text_is_read_as_any_other(tmp_path: Path) -> None:
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfe.json")
+    Path(path).write_bytes(GOOD + b"\nnot json\n")
+    intake = Intake()
+    await LineSource([path]).run(intake)
+    [batch] = intake.batches
+    assert batch.origin == "\\xff\\xfe.json"
+    batch.origin.encode()
+
+
+async def test_an_input_that_nobody_can_wait_for_is_read_all_the_same() -> None:
+    intake = Intake()
+    async with asyncio.timeout(5):
+        await LineSource(["/dev/null"]).run(intake)
+    assert intake.batches == []

@@ -35,12 +35,12 @@ def refusal(events: list[bytes], min_id_length: int = 5) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("body", "error", "missing_field"),
     [
-        (b" \n", "Missing request body", None),
-        (b"not json", "Invalid JSON request body", ""),
-        (b"[]", "Invalid JSON request body", ""),
-        (b'{"api_key": "k", "events": [NaN]}', "Invalid JSON request body", ""),
-        (b'{"api_key": "k", "events": [' + DEEP + b"]}", "Invalid JSON request body", ""),
-        (b'{"api_key": "\xff", "events": [{}]}', "Invalid JSON request body", ""),
+        (b" \n", "Missing request body", "body"),
+        (b"not json", "Invalid JSON request body", "body"),
+        (b"[]", "Invalid JSON request body", "body"),
+        (b'{"api_key": "k", "events": [NaN]}', "Invalid JSON request body", "body"),
+        (b'{"api_key": "k", "events": [' + DEEP + b"]}", "Invalid JSON request body", "body"),
+        (b'{"api_key": "\xff", "events": [{}]}', "Invalid JSON request body", "body"),
         (b'{"api_key": 5, "events": [{}]}', "Invalid JSON request body", "api_key"),
         (b'{"api_key": "k", "events": {}}', "Invalid JSON request body", "events"),
         (b'{"events": [{}]}', "Request missing required field", "api_key"),
