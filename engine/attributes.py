@@ -113,7 +113,7 @@ class Attributes:
             self._known = KnownAttributes(listed)
             self._missing.clear()
         else:
-            _log.warning("the list of data attributes cannot be read", status=_status(answer))
+            _log.info("the list of data attributes cannot be read", status=_status(answer))
         self._read_again_at_s = anyio.current_time() + self._refresh_s
 
     async def _create(self, name: str, data_type: str) -> None:

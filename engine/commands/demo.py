@@ -33,7 +33,7 @@ SYNC: Final = "demo"
 async def demo() -> int:
     """Run it; print what happened."""
     configure_logging(Log(level="warning"))
-    local = Sandbox(seed=7, latency_s=0.03, open_attributes=True)
+    local = Sandbox(seed=7, latency_s=0.03, attributes={"plan": "string"})
     local.add_contact(external_id="lena-keller", email="lena@example.com", name="Lena Keller")
     with tempfile.TemporaryDirectory(prefix="amplitude-intercom-") as folder:
         async with serve(local) as url:

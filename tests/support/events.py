@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
 from typing import Any
 
 from hypothesis import strategies as st
@@ -106,3 +107,37 @@ RECORDS = st.builds(
     accepted_at_ms=st.integers(0, 2**45),
     raw=RAWS,
 )
+
+
+# --- many of them, quickly ----------------------------------------------------------------
+
+
+def random_value(dice: random.Random, depth: int = 0) -> Any:
+    """Any JSON that a client can send, by a seeded draw."""
+    kind = dice.randrange(12)
+    if kind < 5 or depth > 3:
+        return dice.choice([*CORNERS[:6], *CORNERS[8:], dice.randrange(10**6), None, True, 0.1])
+    if kind < 8:
+        return "".join(
+            dice.choice("aé ✓\U0001f44d.$'{}\"\\\n\0") for _ in range(dice.randrange(400))
+        )
+    if kind == 8:
+        return {"amount": dice.choice([5, -1, 1.5]), "currency": dice.choice(["eur", "e", 5])}
+    if kind == 9:
+        return {"url": dice.choice(["https://a.b", "x"]), "value": dice.choice(["Order", 5])}
+    inner = [random_value(dice, depth + 1) for _ in range(dice.randrange(5))]
+    return inner if kind == 10 else {dice.choice([*NAMES, "é", ""]): v for v in inner}
+
+
+def random_event(dice: random.Random, user: str, n: int) -> bytes:
+    """An event, an identify, or an event with an update, at a time of its own."""
+    properties = {name: random_value(dice) for name in NAMES if dice.random() < 0.5}
+    event = {
+        "event_type": dice.choice(["$identify", "Bought", "cart.$paid", "é" * 300, "Page Viewed"]),
+        "user_id": user,
+        "time": 1_700_000_000_000 + n * 1_000,
+        "insert_id": f"{n}",
+        "event_properties": properties,
+        "user_properties": {name: random_value(dice) for name in NAMES if dice.random() < 0.3},
+    }
+    return json.dumps(event).encode()

@@ -284,9 +284,15 @@ def _with_role(fields: Json, sent: Json) -> Json:
 
 
 def _is_metadata_value(value: object) -> bool:
+    """Return whether a value is a text, a number, a rich link or money (API description).
+
+    Booleans are none of the kinds that are listed; refusing them is a choice.
+    """
     if isinstance(value, dict):
         return _is_rich_link(value) or _is_money(value)
-    return not isinstance(value, list) and not (isinstance(value, str) and len(value) > MAX_STRING)
+    if isinstance(value, str):
+        return len(value) <= MAX_STRING
+    return value is None or type(value) in (int, float)
 
 
 def _is_rich_link(value: Json) -> bool:
@@ -306,11 +312,12 @@ def check_metadata(sent: object, kept: int) -> Json:
 
     Raises:
         Refusal: not an object; a nested value that is no rich link and no amount of money
-            (intercom-ruby #244); an illegal character in a key or a string too long (choices).
+            (intercom-ruby #244); an illegal character in a key, two keys that are equal but for
+            case, or a string too long (choices).
     """
     if sent is None:
         return {}
-    if not isinstance(sent, dict):
+    if not isinstance(sent, dict) or len({key.lower() for key in sent}) < len(sent):
         raise invalid("Invalid metadata")
     for key, value in sent.items():
         if not (ILLEGAL_IN_KEYS.isdisjoint(key) and _is_metadata_value(value)):

@@ -1,0 +1,111 @@
+"""``check`` and ``preview --live`` ask the workspace, and say what will not work."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.commands.check import _token_findings
+from engine.config import from_table
+from support import process
+from transports.intercom import Answer
+from transports.sandbox import Sandbox, serve
+
+EVENT = json.dumps(process.event("mira-okafor", 1)).encode()
+
+
+async def check(config: Path, *more: str, stdin: bytes = b"") -> tuple[int, list[tuple[str, str]]]:
+    code, out, err = await process.run("check", "-c", str(config), "--json", *more, stdin=stdin)
+    assert out, err
+    [sync] = json.loads(out)["syncs"]
+    assert json.loads(out)["ok"] is (code == 0)
+    return code, [(finding["level"], finding["text"]) for finding in sync["findings"]]
+
+
+async def test_settings_that_fit_their_workspace_are_good(tmp_path: Path) -> None:
+    local = Sandbox(attributes={"plan": "string"}, access_token=process.TOKEN)
+    select = {"select": [{"types": ["Purchase"]}]}
+    async with serve(local) as url:
+        config = process.settings(tmp_path, url, events=select)
+        assert await check(config, "-", stdin=EVENT) == (0, [])
+        code, out, _ = await process.run("check", "-c", str(config))
+    assert (code, out.splitlines()[-1]) == (0, "the settings are good")
+    assert {entry.method for entry in local.journal} == {"GET"}
+
+
+async def test_what_the_workspace_does_not_have_is_named(tmp_path: Path) -> None:
+    local = Sandbox(attributes={"Plan": "string"})
+    async with serve(local) as url:
+        code, found = await check(process.settings(tmp_path, url))
+        assert code == 1
+        assert ("error", "the workspace has no attribute `plan`; there is `Plan`") in found
+        users = {"properties": ["plan"], "create_missing_attributes": True}
+        code, found = await check(process.settings(tmp_path, url, users=users))
+    assert (code, found[-1]) == (0, ("warning", "`plan` does not exist and will be created"))
+
+
+async def test_a_token_that_is_wrong_and_an_intercom_that_is_away_are_named(tmp_path: Path) -> None:
+    local = Sandbox(access_token="another-token")
+    async with serve(local) as url:
+        code, found = await check(process.settings(tmp_path, url))
+    assert code == 1
+    assert ("error", "Intercom answers 401: Access Token Invalid") in found
+    code, found = await check(process.settings(tmp_path, url))
+    assert code == 1
+    assert found[-1][1].startswith(f"{url} does not answer: refused")
+    code, found = await check(process.settings(tmp_path, url), "--offline")
+    assert code == 0
+
+
+async def test_a_sample_shows_what_the_settings_make_of_real_events(tmp_path: Path) -> None:
+    lines = [
+        EVENT,
+        json.dumps({"event_type": "Purchase", "device_id": "device-1"}).encode(),
+        json.dumps(process.event("mira-okafor", 2, event_properties={"n": "x" * 300})).encode(),
+        b"not json",
+    ]
+    config = process.settings(tmp_path, "http://127.0.0.1:9")
+    code, found = await check(config, "--offline", "-", stdin=b"\n".join(lines))
+    texts = {text for _, text in found}
+    assert code == 0
+    assert "1 of 4 events of the sample have no `user_id`: they are dropped" in texts
+    assert "1 of 4 events of the sample would be dead letters: invalid_json" in texts
+    assert "metadata.n: cut from 300 to 255 characters (1×)" in texts
+    by_email = process.settings(tmp_path, "http://127.0.0.1:9", mapping={"from": "user.email"})
+    code, found = await check(by_email, "--offline", "-", stdin=EVENT)
+    assert code == 1
+    assert (
+        "error",
+        "none of 1 events of the sample has a `user.email` to find a contact by",
+    ) in found
+
+
+@pytest.mark.parametrize(("region", "findings"), [("US", 0), ("EU", 1)])
+def test_a_token_of_another_region_is_named(region: str, findings: int) -> None:
+    table: dict[str, Any] = {"name": "a", "intercom": {"access_token": "t", "region": "us"}}
+    [sync] = from_table({"sync": [table]}).sync
+    body = json.dumps({"app": {"region": region}}).encode()
+    found = list(_token_findings(sync, Answer(200, {}, body)))
+    assert [f.text for f in found] == ["`us`, but the workspace is in `eu`"][:findings]
+
+
+async def test_preview_asks_for_the_attributes_only_where_it_is_told_to(tmp_path: Path) -> None:
+    local = Sandbox(attributes={"email": "string"})
+    identify = process.event("mira-okafor", 1, "$identify", user_properties={"plan": "pro"})
+    async with serve(local) as url:
+        config = process.settings(tmp_path, url)
+        line = json.dumps(identify).encode()
+        for more, custom in (((), {"plan": "pro"}), (("--live",), None)):
+            arguments = ("preview", "-c", str(config), *more, "-")
+            _, out, _ = await process.run(*arguments, stdin=b"\n" + line)
+            shown = json.loads(out)
+            assert (shown["line"], shown["verdict"]) == (2, "send")
+            assert shown["requests"][0]["body"].get("custom_attributes") == custom
+    left_out = "custom_attributes.plan: left out, the workspace has no such attribute"
+    assert shown["adjustments"] == [left_out]
+    assert local.calls == 1
+    code, _, err = await process.run(*arguments, stdin=line)
+    assert (code, "Intercom does not answer" in err) == (1, True)
