@@ -74,9 +74,7 @@ def test_preview_shows_the_requests_that_are_made(tmp_path: Path, style: dict[st
         return local
 
     local = virtual.run(scenario)
-    known = KnownAttributes(
-        [Listed(n, t["data_type"], custom=True) for n, t in local.attributes.items()]
-    )
+    listed = [Listed(n, t["data_type"], custom=True) for n, t in local.attributes.items()]
     table = {"name": "a", "intercom": {"access_token": "t"}, **settings(style)}
     preview = Preview(from_table({"sync": [table]}).sync[0], KnownAttributes(listed))
     made: dict[str, list[Any]] = defaultdict(list)
