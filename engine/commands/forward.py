@@ -14,19 +14,22 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
+    ProgressColumn,
+    Task,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
 from rich.progress import Progress as Bar
 from rich.table import Table
+from rich.text import Text
 
 from engine.app import Engine
 from engine.commands import DEAD_LETTERED, FAILED, OK, Signals, complain
 from engine.config import Settings
 from engine.errors import SettingsError
 from engine.pipeline import Pipeline
-from transports import Batch, Intake, Receipt, Ticket, files
+from transports import Batch, Intake, Ticket, files
 from transports.errors import Damaged
 from transports.stdin import LineSource, Progress
 
@@ -81,6 +84,7 @@ async def forward(
         await engine.finish(settings.drain_deadline_s)  # settles what was under way
         after = msgspec.structs.replace(after, counters=pipeline.spool.counters)
         counts = summary(before, after)
+        counts["adjusted"] = dict(sorted(pipeline.adjusted.items()))
     counts.update(files=reading.files, passed_over=reading.skipped)
     _report(counts, as_json=as_json)
     for problem in reading.problems:
@@ -218,19 +222,32 @@ def _report(counts: dict[str, Any], *, as_json: bool) -> None:
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(justify="right")
     table.add_column()
+    files_read = "1 file" if counts["files"] == 1 else f"{counts['files']} files"
     rows = [
-        (counts["received"], f"received from {counts['files']} files"),
+        (counts["received"], f"received from {files_read}"),
         (counts["passed_over"], "passed over: of another time"),
         (counts["delivered"], "delivered"),
         *((count, f"dropped: {reason}") for reason, count in counts["dropped"].items()),
         *((count, f"dead letters: {reason}") for reason, count in counts["dead_by_reason"].items()),
         (counts["pending"], "waiting"),
+        *((count, f"changed: {reason}") for reason, count in counts["adjusted"].items()),
     ]
     always = ("received", "delivered")
     for count, what in rows:
         if count or what.startswith(always):
             table.add_row(f"{count:,}", what)
     Console(stderr=True).print(table)
+
+
+class _Waiting(ProgressColumn):
+    """How many events wait for Intercom, at the moment of looking."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        super().__init__()
+        self._pipeline = pipeline
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{self._pipeline.spool.counters['pending']:,} waiting")
 
 
 class _Reading(Progress):
@@ -240,7 +257,6 @@ class _Reading(Progress):
         self.files = len(paths)
         self.skipped = 0
         self.problems: list[Damaged] = []
-        self._pipeline = pipeline
         console = Console(stderr=True)
         self._bar = Bar(
             TextColumn("{task.description}"),
@@ -248,12 +264,12 @@ class _Reading(Progress):
             DownloadColumn(),
             TransferSpeedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[waiting]} waiting"),
+            _Waiting(pipeline),
             console=console,
             disable=not console.is_terminal,
             transient=True,
         )
-        self._task = self._bar.add_task("forward", total=files.size(paths), waiting=0)
+        self._task = self._bar.add_task("forward", total=files.size(paths))
 
     def __enter__(self) -> _Reading:
         self._bar.start()
@@ -265,10 +281,6 @@ class _Reading(Progress):
     def read(self, count: int) -> None:
         """So many more bytes of the files were read."""
         self._bar.update(self._task, advance=count)
-
-    def stored(self, receipt: Receipt) -> None:
-        """A batch is on disk."""
-        self._bar.update(self._task, waiting=self._pipeline.spool.counters["pending"])
 
     def passed_over(self, count: int) -> None:
         """So many events are of a time that was not asked for."""

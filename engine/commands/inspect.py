@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
@@ -19,7 +19,7 @@ from engine.commands.forward import choose_sync
 from engine.commands.preview import Preview
 from engine.config import Admin, Settings
 from engine.errors import DataDirInUse
-from engine.metrics import Status
+from engine.metrics import Status, SyncStatus
 from engine.spool.rows import DeadLetter, DeadLetterQuery
 
 
@@ -112,7 +112,25 @@ async def status(settings: Settings, *, as_json: bool = False) -> int:
         cells = (sync.received, sync.delivered, dropped, sync.dead, sync.pending, health)
         table.add_row(sync.name, *map(str, cells))
     Console().print(table)
+    for sync in found.syncs:
+        for what, counts in _details(sync):
+            told = ", ".join(f"{count} {name}" for name, count in counts.items())
+            print(f"{sync.name}: {what}: {told}")
     return OK
+
+
+def _details(sync: SyncStatus) -> Iterator[tuple[str, dict[str, int]]]:
+    """Yield what is behind the sums, where there is anything."""
+    details = {
+        "dropped": sync.dropped,
+        "dead letters": sync.dead_by_reason,
+        "users that wait": sync.parked_users,
+        "changed on the way": sync.adjusted,
+        "attributes that the workspace lacks": sync.unknown_attributes,
+    }
+    for what, counts in details.items():
+        if counts:
+            yield what, counts
 
 
 def view(letter: DeadLetter) -> dict[str, Any]:
