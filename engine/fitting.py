@@ -262,6 +262,23 @@ def join(values: list[Any]) -> Fitted:
     return kept, Note("array_joined", f"an array of {len(values)}, joined{lost}")
 
 
+def is_plain(value: Any, style: Style, *, dated: bool) -> bool:
+    """Return whether a value of metadata can go as it is: nearly all can, so it is asked first.
+
+    ``dated``: its key says that it is a date.
+    """
+    kind = type(value)
+    if dated:
+        return False
+    if kind is str:
+        return len(value) <= MAX_TEXT and value[10:11] != "T"
+    if style.stringify:
+        return False
+    return (kind is int and -MAX_WHOLE < value < MAX_WHOLE) or (
+        kind is float and math.isfinite(value)
+    )
+
+
 # --- metadata -----------------------------------------------------------------------------
 
 

@@ -20,7 +20,16 @@ import msgspec
 
 from engine import config
 from engine.envelope import ContactUpdate, Identity, Kind, Plan, Record, Verdict
-from engine.fitting import Adjustment, Style, fit_attribute, fit_key, fit_name, spread
+from engine.fitting import (
+    Adjustment,
+    Style,
+    fit_attribute,
+    fit_key,
+    fit_name,
+    is_date_key,
+    is_plain,
+    spread,
+)
 from engine.money import money
 from engine.selection import dig
 from engine.user_properties import select, split
@@ -28,6 +37,9 @@ from transports import amplitude
 
 MAX_ID: Final = 255
 MAX_BODY_BYTES: Final = 256_000
+MOST_BYTES_A_KEY: Final = 6 * 3 * 255 + 64
+"""A key and its value as JSON, at most: three texts (a link has two), six bytes a character."""
+
 LOOP_PREFIX: Final = "[Intercom] "
 ATTRIBUTE_PREFIX: Final = "custom_attributes."
 
@@ -206,12 +218,19 @@ class Rules:
     def _metadata_of(self, event: amplitude.Event, adjustments: list[Adjustment]) -> dict[str, Any]:
         metadata: dict[str, Any] = {}
         taken: set[str] = set()
-        for scope, source, target in self._metadata:
-            value = _value_of(event, scope, source)
+        amounts = self._sync.events.money
+        properties = event.event_properties
+        for scope, source, target, dated in self._metadata:
+            value = properties.get(source) if scope == "event" else _user_value(event, source)
+            if value is None and scope == "event":
+                value = dig(properties, source)
             if value is None:
                 continue
-            if scope == "event" and source in self._sync.events.money:
+            if scope == "event" and source in amounts:
                 value = self._money(event, source, target, value, adjustments)
+            if is_plain(value, self._style, dated=dated):
+                self._put(metadata, taken, target, value, adjustments)
+                continue
             for wanted, (fitted, note) in spread(target, value, self._style):
                 key = wanted if wanted == target else fit_key(wanted)
                 if note is not None:
@@ -341,12 +360,6 @@ def _digits(value: int) -> str:
         return ""
 
 
-def _value_of(event: amplitude.Event, scope: str, source: str) -> Any:
-    if scope == "user":
-        return _user_value(event, source)
-    return dig(event.event_properties, source)
-
-
 def _user_value(event: amplitude.Event, name: str) -> Any:
     """Return a property that an event itself says of its user: a plain key, or one that it sets."""
     given = event.user_properties
@@ -359,16 +372,11 @@ def _fit_size(
     body: dict[str, Any], droppable: dict[str, Any], adjustments: list[Adjustment]
 ) -> None:
     """Take the last keys out of ``droppable``, which is in ``body``, until that is small enough."""
-    if sum(map(_size_at_most, droppable.values())) < MAX_BODY_BYTES // 2:
+    if len(droppable) * MOST_BYTES_A_KEY < MAX_BODY_BYTES:
         return
     while droppable and len(_encoder.encode(body)) > MAX_BODY_BYTES:
         name, _ = droppable.popitem()
         adjustments.append(Adjustment("too_large", name, "left out, the request is too large"))
-
-
-def _size_at_most(value: Any) -> int:
-    """Return what a fitted value and its key may take as JSON, at most: six bytes a character."""
-    return 6 * 255 + (6 * len(value) if isinstance(value, str) else 6 * 600)
 
 
 def event_body(event: Mapping[str, Any], second: int | None = None) -> bytes:
@@ -404,10 +412,11 @@ def creation_body(identity: Identity, fields: Mapping[str, Any]) -> bytes:
     return contact_body({"role": "user", identity.field: identity.value, **fields})
 
 
-def _metadata_source(item: str | config.Rename) -> tuple[str, str, str]:
-    """Return scope, property and key of a selected metadata property."""
+def _metadata_source(item: str | config.Rename) -> tuple[str, str, str, bool]:
+    """Return scope, property and key of a selected metadata property, and if that is a date's."""
     source, target = config.source_and_target(item)
     scope, dot, name = source.partition(".")
+    key = fit_key(target)
     if dot and scope in ("user", "event"):
-        return scope, name, fit_key(target)
-    return "event", source, fit_key(target)
+        return scope, name, key, is_date_key(key)
+    return "event", source, key, is_date_key(key)
