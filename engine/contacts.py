@@ -198,7 +198,8 @@ class _Upsert:
         return await self._redirect(answer, known)
 
     async def _changes(self, properties: Mapping[str, Any], known: Contact) -> dict[str, Any]:
-        fields = self._with_cleared(await self._fields(properties), known.written)
+        fields = await self._fields(properties)
+        fields.update(self._cleared(properties, known.written))
         unsaid = object()
         changes = {n: v for n, v in fields.items() if not _same(known.written.get(n, unsaid), v)}
         if self._nameless:
@@ -356,15 +357,22 @@ class _Upsert:
         self._adjustments = self._problems + adjustments
         return fields
 
-    def _with_cleared(self, fields: dict[str, Any], written: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the fields with null for each one that was unset or no longer has a value."""
+    def _cleared(
+        self, properties: Mapping[str, Any], written: Mapping[str, Any]
+    ) -> dict[str, None]:
+        """Return null for each field whose property was unset, or no longer has a value.
+
+        One that has a value which does not fit keeps what it has in Intercom.
+        """
         unset = {name for u in self._updates for name in u.operations.get("$unset", ())}
         cleared = any(CLEAR_ALL in u.operations for u in self._updates)
-        for source, name in self._rules.properties.items():
-            gone = cleared or source in unset or name in written
-            if gone and name not in fields and self._can_clear(name):
-                fields[name] = None
-        return fields
+        return {
+            name: None
+            for source, name in self._rules.properties.items()
+            if properties.get(source) is None
+            and (cleared or source in unset or name in written)
+            and self._can_clear(name)
+        }
 
     def _can_clear(self, name: str) -> bool:
         return name != self._identity.field and type_of(name, self._attributes) is not None

@@ -184,14 +184,14 @@ class Rules:
         time_ms = in_milliseconds(event.time_ms)
         if time_ms != event.time_ms:
             adjustments.append(Adjustment("time_unit", "created_at", "not in milliseconds"))
-        ahead_s = (time_ms - accepted_at_ms) // 1000
-        if ahead_s > self._sync.events.max_ahead_s:
-            what = f"{ahead_s} s ahead, the moment of acceptance instead"
+        second, accepted_s = time_ms // 1000, accepted_at_ms // 1000
+        if second > accepted_s + self._sync.events.max_ahead_s:
+            what = f"{second - accepted_s} s ahead, the moment of acceptance instead"
             adjustments.append(Adjustment("time_ahead", "created_at", what))
-            return accepted_at_ms // 1000
-        if -ahead_s > self._sync.events.max_age_s or time_ms < 0:
-            return Verdict("reject", "too_old", f"{-ahead_s} s before it was accepted")
-        return time_ms // 1000
+            return accepted_s
+        if second < max(0, accepted_s - self._sync.events.max_age_s):
+            return Verdict("reject", "too_old", f"{accepted_s - second} s before it was accepted")
+        return second
 
     def _event(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any, Literal
 
 import msgspec
@@ -28,6 +29,10 @@ DOCUMENTED_METADATA_KEYS = 10
 """Keys that are kept, as the API reference says; the help centre says 20 (API description 2.16)."""
 
 
+MAX_SAMPLE = 10_000
+"""Events of a sample that are looked at."""
+
+
 class Finding(msgspec.Struct, frozen=True):
     """Something about a setting: an ``error`` will not work, a ``warning`` may surprise."""
 
@@ -41,13 +46,15 @@ async def check(
 ) -> int:
     """Say what will not work. Whatever is wrong in the settings alone has been refused before.
 
-    ``sample``: a file of events to try the settings on. ``offline``: do not ask Intercom.
+    ``sample``: a file of events to try the settings on, up to ``MAX_SAMPLE`` of them. ``offline``: do not ask Intercom.
 
     Raises:
         SettingsError: a source is not installed, or does not take its settings.
         OSError: the sample cannot be read.
     """
     sources = list(sources_of(settings))
+    limit = settings.forward.max_line_bytes
+    events = None if sample is None else list(islice(read_events(sample, limit), MAX_SAMPLE))
     syncs: list[dict[str, Any]] = []
     for index, sync in enumerate(settings.sync):
         findings = list(_settings_findings(sync))
@@ -55,9 +62,8 @@ async def check(
         if not offline:
             more, known = await _ask(sync)
             findings += more
-        if sample is not None:
+        if events is not None:
             preview = Preview(sync, known)
-            events = read_events(sample, settings.forward.max_line_bytes)
             findings += _sample_findings(sync, [preview.judge(h, raw) for _, h, raw in events])
         where = f"sync[{index}]"
         found = [msgspec.structs.replace(f, key=f"{where}.{f.key}") for f in findings]

@@ -170,7 +170,8 @@ class Store:
 
     def event_names(self) -> dict[str, int]:
         """Return the event names that have been sent, with the day of the last time."""
-        return {name: int(day) for name, day in self._entries(_NAME).items()}
+        found = self._entries(_NAME)
+        return {name: int(day) for name, day in found.items() if day.isdecimal()}
 
     def keep_event_names(self, last_days: Mapping[str, int]) -> None:
         """Keep these event names, and no others."""

@@ -148,8 +148,8 @@ def test_values_get_the_types_of_the_workspace_or_are_left_out(tmp_path: Path) -
         async with simulation.engine(tmp_path, local, users=USERS) as engine:
             status = await deliver(engine, identify(plan=7, visits="12"), identify(2, visits="x"))
         [contact] = local.contacts.values()
-        # What has no value that fits any more is cleared: the old one would be wrong.
-        assert contact.custom_attributes == {"plan": "7", "visits": None}
+        # A value that does not fit is skipped; it is unset that clears.
+        assert contact.custom_attributes == {"plan": "7", "visits": 12}
         assert status.adjusted == {"type_converted": 3, "type_mismatch": 1}
 
     virtual.run(scenario)

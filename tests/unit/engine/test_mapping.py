@@ -86,6 +86,8 @@ def test_a_contact_found_by_email_is_named_by_email() -> None:
         (None, ACCEPTED_MS // 1000, None),
         (ACCEPTED_MS - 5_000, ACCEPTED_MS // 1000 - 5, None),
         (ACCEPTED_MS + 10**7, ACCEPTED_MS // 1000, "time_ahead"),
+        (ACCEPTED_MS + 1, ACCEPTED_MS // 1000, "time_ahead"),
+        (ACCEPTED_MS - ACCEPTED_MS % 1000, ACCEPTED_MS // 1000, None),
         (1_700_000_000, 1_700_000_000, "time_unit"),
         (1_700_000_000_123_456, 1_700_000_000, "time_unit"),
         (1_700_000_000_123_456_789, 1_700_000_000, "time_unit"),
