@@ -46,7 +46,8 @@ async def check(
 ) -> int:
     """Say what will not work. Whatever is wrong in the settings alone has been refused before.
 
-    ``sample``: a file of events to try the settings on, up to ``MAX_SAMPLE`` of them. ``offline``: do not ask Intercom.
+    ``sample``: a file of events to try the settings on, up to ``MAX_SAMPLE`` of them. ``offline``:
+    do not ask Intercom.
 
     Raises:
         SettingsError: a source is not installed, or does not take its settings.
