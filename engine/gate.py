@@ -21,6 +21,7 @@ import random
 import time
 from collections import Counter, deque
 from collections.abc import Callable
+from typing import NamedTuple
 
 import anyio
 import structlog
@@ -77,6 +78,17 @@ def _meaning_of(outcome: Answer | Failure, *, optional: bool) -> Meaning:
     if optional and outcome.status == 403:
         return Meaning.ANSWERED
     return meaning_of(outcome.status)
+
+
+class Return(NamedTuple):
+    """What came back of one call: the ``number``-th, which left at ``left_at_s``."""
+
+    outcome: Answer | Failure
+    meaning: Meaning
+    user: str
+    number: int
+    left_at_s: float
+    probe: bool
 
 
 class Verdict(enum.Enum):
@@ -239,7 +251,8 @@ class Gate:
                 number, left_at_s = self._pace.sent, anyio.current_time()
                 outcome = await self._send(request)
                 meaning = _meaning_of(outcome, optional=optional)
-                self._learn(outcome, meaning, user, number, left_at_s, probe is not Probe.NO)
+                was_probe = probe is not Probe.NO
+                self._learn(Return(outcome, meaning, user, number, left_at_s, was_probe))
             if isinstance(outcome, Failure):
                 if probe is Probe.VOUCHED and outcome.status:
                     raise ParkUser(outcome)
@@ -268,44 +281,28 @@ class Gate:
             return Failure("user_failing", answer.status, said.code, said.message, said.request_id)
         return answer
 
-    def _learn(
-        self,
-        outcome: Answer | Failure,
-        meaning: Meaning,
-        user: str,
-        number: int,
-        left_at_s: float,
-        probe: bool,
-    ) -> None:
+    def _learn(self, back: Return) -> None:
         """Let pace and circuit take in what came back."""
         before = self.health
-        self._take_in(outcome, meaning, user, number, left_at_s, probe)
+        self._take_in(back)
         if self.health is not before:
             _log.warning("Intercom", health=self.health.value, before=before.value)
 
-    def _take_in(
-        self,
-        outcome: Answer | Failure,
-        meaning: Meaning,
-        user: str,
-        number: int,
-        left_at_s: float,
-        probe: bool,
-    ) -> None:
+    def _take_in(self, back: Return) -> None:
         now_s = anyio.current_time()
-        if probe:
+        if back.probe:
             self._circuit.probing = False
             self._tell()
-        if isinstance(outcome, Failure):
-            self._circuit.failed(user, self._pace.sent, now_s, probe=probe)
+        if isinstance(back.outcome, Failure):
+            self._circuit.failed(back.user, self._pace.sent, now_s, probe=back.probe)
             return
-        self._pace.learn(parse_rate(outcome.headers), number, left_at_s, now_s)
+        self._pace.learn(parse_rate(back.outcome.headers), back.number, back.left_at_s, now_s)
         self._slots.total_tokens = min(self._max_in_flight, self._pace.in_flight)
-        if meaning is Meaning.THROTTLED:
-            self._throttle(outcome)
-        elif meaning is Meaning.UNAUTHORIZED:
+        if back.meaning is Meaning.THROTTLED:
+            self._throttle(back.outcome)
+        elif back.meaning is Meaning.UNAUTHORIZED:
             self._circuit.close(Health.UNAUTHORIZED, now_s)
-        elif self._circuit.answered(user, number):
+        elif self._circuit.answered(back.user, back.number):
             self._tell()
 
     async def _leave(self, user: str) -> Probe:
