@@ -151,6 +151,10 @@ def sandbox(
     requests_per_minute: Annotated[int, typer.Option(help="The rate limit.")] = 10_000,
     token: Annotated[str | None, typer.Option(help="Accept only this access token.")] = None,
     seed: Annotated[int, typer.Option(help="Of latencies and faults.")] = 0,
+    attribute: Annotated[
+        list[str] | None,
+        typer.Option(help="A custom attribute that exists, NAME or NAME:TYPE; none: takes any."),
+    ] = None,
     fault: Annotated[
         list[str] | None,
         typer.Option(
@@ -170,6 +174,7 @@ def sandbox(
             token=token,
             seed=seed,
             faults=fault or [],
+            attributes=attribute or [],
         )
 
     raise typer.Exit(run(work))

@@ -12,7 +12,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_args
 
 import msgspec
 
@@ -341,7 +341,26 @@ def _explain(error: msgspec.ValidationError) -> str:
     what = match["what"]
     for pattern, words in _IN_WORDS.items():
         what = what.replace(f"`str` matching regex {pattern!r}", words)
+    if what.startswith("Invalid enum value"):
+        what = f"{what}; Expected one of {_choices(Settings, match['path'])}"
     return f"{match['path'].lstrip('.')}: {what}"
+
+
+def _choices(kind: Any, path: str) -> str:
+    """Return the values that the field at a path can have, of a struct and those inside it."""
+    for name in re.findall(r"[^.\[\]]+", path):
+        if name.isdecimal() or name == "...":
+            continue
+        kind = next(f.type for f in msgspec.structs.fields(kind) if f.encode_name == name)
+        kind = next((k for k in _inside(kind) if hasattr(k, "__struct_fields__")), kind)
+    return ", ".join(f"`{value}`" for value in get_args(kind))
+
+
+def _inside(kind: Any) -> Iterator[Any]:
+    """Yield a type and those that it is made of."""
+    yield kind
+    for inner in get_args(kind):
+        yield from _inside(inner)
 
 
 def _problems(settings: Settings) -> Iterator[str]:

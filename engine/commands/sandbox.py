@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Final
 
 import msgspec
 
 from engine.commands import OK, USAGE, Signals, complain
 from engine.config import host_and_port
 from transports.sandbox import Fault, Sandbox, serve
+
+TYPES: Final = ("string", "integer", "float", "boolean", "date")
+
+
+def _split(attribute: str) -> tuple[str, str, str]:
+    return attribute.partition(":")
 
 
 async def sandbox(
@@ -20,8 +27,12 @@ async def sandbox(
     token: str | None,
     seed: int,
     faults: Sequence[str],
+    attributes: Sequence[str],
 ) -> int:
-    """Serve until a signal; then say how many calls came."""
+    """Serve until a signal; then say how many calls came.
+
+    ``attributes``: custom ones that exist, ``NAME`` or ``NAME:TYPE``; without any, all are taken.
+    """
     try:
         parsed = [msgspec.json.decode(fault, type=Fault) for fault in faults]
     except msgspec.MsgspecError as error:
@@ -32,8 +43,12 @@ async def sandbox(
         access_token=token,
         latency_s=latency_s,
         faults=parsed,
-        open_attributes=True,
+        attributes={name: kind or "string" for name, _, kind in map(_split, attributes)},
+        open_attributes=not attributes,
     )
+    wrong = [a for a in attributes if _split(a)[2] not in ("", *TYPES)]
+    if wrong:
+        return complain(f"--attribute: {wrong[0]}: the types are {', '.join(TYPES)}", USAGE)
     host, port = host_and_port(listen)
     signals = Signals()
     try:

@@ -32,6 +32,16 @@ def _edit(config: Path, old: str, new: str) -> None:
         (process.TOKEN, "file:no-such-file", "no-such-file"),
         ("types = [", "types = [{ a = 1 }, ", "sync[0].events.select[0].types[0]"),
         ("[http]", "[http", "not TOML"),
+        (
+            'name = "e2e"',
+            'name = "e2e"\nmapping = { nested = "drip" }',
+            "sync[0].mapping.nested: Invalid enum value 'drip'; Expected one of `flatten`, `drop`",
+        ),
+        (
+            "metadata = [\n",
+            'unknown_user = "wait"\nmetadata = [\n',
+            "Expected one of `park`, `create`, `dead_letter`, `drop`",
+        ),
     ],
 )
 async def test_a_wrong_setting_is_named_and_ends_with_2(
