@@ -281,9 +281,9 @@ def client_of(intercom: Intercom) -> IntercomClient:
 def _renew_directory(store: Store, sync: Sync) -> None:
     """Start a new contact directory where the old one is about another workspace or key."""
     about = f"{_base_url(sync.intercom)} {sync.mapping.identifier} {sync.mapping.source}"
-    if store.meta("directory") not in (None, about):
+    if store.meta.get("directory") not in (None, about):
         store.contacts.forget_all()
-    store.set_meta("directory", about)
+    store.meta.set("directory", about)
 
 
 def _syncs_by_key(settings: Settings) -> dict[str, list[str]]:

@@ -92,7 +92,7 @@ def read_facts(store: Store) -> Facts:
         store.users_aside(),
         store.oldest_accepted_ms(),
         store.used_bytes(),
-        len(store.event_names()),
+        len(store.meta.event_names()),
     )
 
 

@@ -138,20 +138,20 @@ class Spool:
 
     async def marks(self) -> dict[str, str]:
         """Return how far the sources that can be read again have come."""
-        return await self.do(lambda store: store.marks())
+        return await self.do(lambda store: store.meta.marks())
 
     async def forget_marks(self, names: Sequence[str]) -> None:
         """Let these sources be read from their beginning again."""
-        await self.do(lambda store: store.forget_marks(names))
+        await self.do(lambda store: store.meta.forget_marks(names))
 
     async def event_names(self) -> dict[str, int]:
         """Return the event names that have been sent, with the day of the last time."""
-        return await self.do(lambda store: store.event_names())
+        return await self.do(lambda store: store.meta.event_names())
 
     async def keep_event_names(self, last_days: Mapping[str, int]) -> None:
         """Keep these event names, and no others."""
         kept = dict(last_days)
-        await self.feed.persist(lambda store: store.keep_event_names(kept))
+        await self.feed.persist(lambda store: store.meta.keep_event_names(kept))
 
     async def claim_seconds(self, claims: Sequence[Claim]) -> list[int]:
         """Give each event its second, its own or the first that no twin has; for good."""

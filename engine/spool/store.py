@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -21,6 +21,7 @@ import msgspec
 from engine.envelope import Kind, Record
 from engine.errors import Failure, SpoolError
 from engine.spool.directory import ContactDirectory
+from engine.spool.meta import Meta
 from engine.spool.rows import (
     Append,
     Appended,
@@ -46,10 +47,6 @@ REFILL_LEVEL = 0.95
 """Share of the cap below which a spool that was full takes events again."""
 
 
-_MARK = "mark "
-_NAME = "event-name "
-"""What marks and event names have in front of them in the table ``meta``."""
-
 _RECORD = "id, kind, user_key, accepted_at_ms, attempts, first_failed_at_ms, claim_id, crc, raw"
 _DEAD = ", ".join(DeadLetter.__struct_fields__)
 _HOLES = ", ".join("?" * len(DeadLetter.__struct_fields__))
@@ -71,6 +68,7 @@ class Store:
         self._window_ms = window_ms
         self.seconds = Seconds(connection, twin_window_ms)
         self.contacts = ContactDirectory(connection)
+        self.meta = Meta(connection)
         self._counters: Counter[str] = Counter(
             dict(connection.execute("SELECT name, value FROM counters"))
         )
@@ -151,43 +149,17 @@ class Store:
         (free,) = self._db.execute("PRAGMA freelist_count").fetchone()
         return int(pages - free) * int(self._db.execute("PRAGMA page_size").fetchone()[0])
 
-    # --- meta -----------------------------------------------------------------------------
-
-    def meta(self, key: str) -> str | None:
-        row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-        return row[0] if row else None
-
-    def set_meta(self, key: str, value: str) -> None:
-        self._db.execute("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", (key, value))
-
-    def _entries(self, prefix: str) -> dict[str, str]:
-        """Return the entries of ``meta`` whose keys begin so, without that beginning."""
-        rows = self._db.execute(
-            "SELECT substr(key, ?), value FROM meta WHERE key GLOB ?",
-            (len(prefix) + 1, prefix + "*"),
-        )
-        return dict(rows.fetchall())
-
-    def event_names(self) -> dict[str, int]:
-        """Return the event names that have been sent, with the day of the last time."""
-        found = self._entries(_NAME)
-        return {name: int(day) for name, day in found.items() if day.isdecimal()}
-
-    def keep_event_names(self, last_days: Mapping[str, int]) -> None:
-        """Keep these event names, and no others."""
-        self._db.execute("DELETE FROM meta WHERE key GLOB ?", (_NAME + "*",))
-        for name, day in last_days.items():
-            self.set_meta(_NAME + name, str(day))
+    # --- places ---------------------------------------------------------------------------
 
     def _read_next_id(self) -> int:
         """Return a place that no record ever had: dead letters keep theirs for ever."""
         (queued,) = self._db.execute("SELECT max(id) FROM records").fetchone()
-        return max(int(self.meta("next_id") or 1), (queued or 0) + 1)
+        return max(int(self.meta.get("next_id") or 1), (queued or 0) + 1)
 
     def _take_ids(self, count: int) -> int:
         first = self._next_id
         self._next_id += count
-        self.set_meta("next_id", str(self._next_id))
+        self.meta.set("next_id", str(self._next_id))
         return first
 
     # --- intake ---------------------------------------------------------------------------
@@ -207,7 +179,7 @@ class Store:
             self._bury_unread(offset, letter, now_ms)
         duplicates = len(batch.rows) + len(batch.dead) - len(rows) - len(dead)
         self._count_dropped(batch.dropped)
-        self._set_marks(batch.marks)
+        self.meta.set_marks(batch.marks)
         self._deltas.update(
             {
                 "received": batch.received,
@@ -240,19 +212,7 @@ class Store:
         """Count a batch of which nothing is kept."""
         self._deltas["received"] += batch.received
         self._count_dropped(batch.dropped)
-        self._set_marks(batch.marks)
-
-    def _set_marks(self, marks: Mapping[str, str]) -> None:
-        for name, position in marks.items():
-            self.set_meta(_MARK + name, position)
-
-    def marks(self) -> dict[str, str]:
-        """Return how far the sources that can be read again have come."""
-        return self._entries(_MARK)
-
-    def forget_marks(self, names: Iterable[str]) -> None:
-        """Let these sources be read from their beginning again."""
-        self._db.executemany("DELETE FROM meta WHERE key = ?", [(_MARK + name,) for name in names])
+        self.meta.set_marks(batch.marks)
 
     def _count_dropped(self, dropped: Counter[str]) -> None:
         for reason, count in dropped.items():
