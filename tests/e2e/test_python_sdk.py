@@ -55,7 +55,7 @@ class Client:
 
         The SDK flushes by itself; asking it to would use its retries up in no time.
         """
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(110):  # its pauses between retries double
             while len(self.heard) < count:
                 await asyncio.sleep(0)
         return Counter(self.heard.values())
