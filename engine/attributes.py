@@ -9,7 +9,6 @@ are all there is.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import anyio
 import msgspec
@@ -88,23 +87,23 @@ class Attributes:
         """Take in that Intercom does not know this one; until the list is read again."""
         self._missing.add(name)
 
-    async def make_ready(self, values: Mapping[str, Any]) -> None:
+    async def make_ready(self, wanted: Mapping[str, str]) -> None:
         """Read the list if it is due, and create what is missing where that is wanted.
 
-        ``values`` are what is to be written, by attribute.
+        ``wanted`` are the attributes that are to be written, with the types that would suit.
 
         Raises:
             GateClosed: the gate was closed before a call left.
         """
-        if values and anyio.current_time() >= self._read_again_at_s:
+        if wanted and anyio.current_time() >= self._read_again_at_s:
             async with self._lock:
                 if anyio.current_time() >= self._read_again_at_s:
                     await self._read()
         if self._create_missing and self._known:
-            for name, value in values.items():
+            for name, data_type in wanted.items():
                 if self.type_of(name) is None and name not in self._missing:
                     async with self._lock:
-                        await self._create(name, type_for(value))
+                        await self._create(name, data_type)
 
     async def _read(self) -> None:
         answer = await self._ask(intercom.list_attributes())
@@ -138,13 +137,3 @@ class Attributes:
 
 def _status(answer: Answer | None) -> int:
     return answer.status if answer else 0
-
-
-def type_for(value: Any) -> str:
-    """Return the type for an attribute that is created for a value.
-
-    A number gets ``float`` though it is whole: the next one may not be, and would not fit.
-    """
-    if isinstance(value, bool):
-        return "boolean"
-    return "float" if isinstance(value, int | float) else "string"

@@ -394,18 +394,20 @@ def _selection_problems(where: str, events: Events) -> Iterator[str]:
     empty = next((old for old, new in events.rename.items() if not new), None)
     if empty is not None:
         yield f"{where}.events.rename.{empty}: Expected a name, this one is empty"
-    names = event_names(types, events)
+    in_order = dict.fromkeys(name for s in events.select for name in s.types if name in types)
+    names = event_names(in_order, events)
     if len(names) > MAX_EVENT_TYPES:
-        surplus = ", ".join(sorted(names)[MAX_EVENT_TYPES:])
+        surplus = ", ".join(list(names.values())[MAX_EVENT_TYPES:])
         yield (
             f"{where}.events.select: Expected at most {MAX_EVENT_TYPES} event types, "
             f"which is all that Intercom keeps; {len(names)} are named. Surplus: {surplus}"
         )
 
 
-def event_names(types: Iterable[str], events: Events) -> set[str]:
-    """Return the names that these event types have in Intercom, which tells them without case."""
-    return {fit_name(events.rename.get(name, name)).lower() for name in types}
+def event_names(types: Iterable[str], events: Events) -> dict[str, str]:
+    """Return the names that these event types have in Intercom, by what tells them apart there."""
+    names = [fit_name(events.rename.get(name, name)) for name in types]
+    return {name.lower(): name for name in names}
 
 
 def _attribute_problems(where: str, properties: list[str | Rename]) -> Iterator[str]:

@@ -61,6 +61,7 @@ ADJUSTMENTS: Final = {
     "not_finite": "a number that is none (NaN, an infinity) was left out",
     "number_as_text": "a whole number beyond 2^53 became text, to keep its digits",
     "date_converted": "a date or a time in milliseconds became Unix seconds",
+    "amount_rounded": "an amount had more digits than its currency, and was rounded",
     "not_money": "`money` names it, but it is no amount of a currency; it was sent as it is",
     "time_unit": "an event's time in seconds or microseconds was taken as such",
     "time_ahead": "an event's clock was ahead; it got the moment of its acceptance",
@@ -259,7 +260,8 @@ def join(values: list[Any]) -> Fitted:
     text = ", ".join(parts)
     kept = cut(text)
     lost = f", cut from {len(text)} to {len(kept)} characters" if kept != text else ""
-    return kept, Note("array_joined", f"an array of {len(values)}, joined{lost}")
+    some = "" if len(parts) == len(values) else f" {len(parts)} of them"
+    return kept, Note("array_joined", f"an array of {len(values)},{some} joined{lost}")
 
 
 def is_plain(value: Any, style: Style, *, dated: bool) -> bool:
@@ -361,7 +363,8 @@ def fit_attribute(key: str, value: Any, data_type: str, style: Style) -> Fitted:
         if converted is None:
             return None, Note("type_mismatch", f"not a value of type {data_type}, left out")
         if type(converted) is not type(value) or converted != value:
-            note = note or Note("type_converted", f"converted to {data_type}")
+            what = "trimmed" if data_type == "email" else f"converted to {data_type}"
+            note = note or Note("type_converted", what)
         value = converted
     else:
         value, note = _as_date(key, value) if note is None else (value, note)
@@ -370,6 +373,22 @@ def fit_attribute(key: str, value: Any, data_type: str, style: Style) -> Fitted:
         return value, note
     fitted, other = fit_scalar(value, Style())
     return fitted, other or note
+
+
+def type_for(key: str, value: Any, style: Style) -> str | None:
+    """Return the type for an attribute that is created for a value; None where it has no place.
+
+    A number gets ``float`` though it is whole: the next one may not be, and would not fit.
+    """
+    fitted, note = fit_attribute(key, value, "", style)
+    if fitted is None:
+        return None
+    if isinstance(fitted, bool):
+        return "boolean"
+    if isinstance(fitted, str):
+        return "string"
+    dated = is_date_key(key) or (note is not None and note.reason == "date_converted")
+    return "date" if dated else "float"
 
 
 def _to_text(value: Any) -> str | None:

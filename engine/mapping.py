@@ -29,8 +29,9 @@ from engine.fitting import (
     is_date_key,
     is_plain,
     spread,
+    type_for,
 )
-from engine.money import money
+from engine.money import is_exact, money
 from engine.selection import dig
 from engine.user_properties import select, split
 from transports import amplitude
@@ -275,7 +276,11 @@ class Rules:
         if amount is None:
             what = f"no amount in the currency that `{currency}` says, sent as it is"
             adjustments.append(Adjustment("not_money", f"metadata.{target}", what))
-        return amount or value
+            return value
+        if not is_exact(value, amount):
+            what = f"rounded to {amount['amount']} of the minor unit"
+            adjustments.append(Adjustment("amount_rounded", f"metadata.{target}", what))
+        return amount
 
     # --- contacts -------------------------------------------------------------------------
 
@@ -284,13 +289,16 @@ class Rules:
         """Selected user properties and the contact field that each goes to."""
         return self._properties
 
-    def attributes_of(self, properties: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the custom attributes that a user's properties would fill, by name."""
-        return {
-            name.removeprefix(ATTRIBUTE_PREFIX): properties[source]
-            for source, name in self._properties.items()
-            if name.startswith(ATTRIBUTE_PREFIX) and properties.get(source) is not None
-        }
+    def attributes_of(self, properties: Mapping[str, Any]) -> dict[str, str]:
+        """Return the custom attributes that a user's properties would fill, and of which type."""
+        found: dict[str, str] = {}
+        for source, name in self._properties.items():
+            value = properties.get(source)
+            if value is not None and name.startswith(ATTRIBUTE_PREFIX):
+                data_type = type_for(source, value, self._style)
+                if data_type is not None:
+                    found[name.removeprefix(ATTRIBUTE_PREFIX)] = data_type
+        return found
 
     def contact_fields(
         self, properties: Mapping[str, Any], types: Types

@@ -31,6 +31,12 @@ MINOR_DIGITS: Final = {code: n for n, codes in _BY_DIGITS.items() for code in co
 """Decimal digits of each currency's minor unit (ISO 4217, table A.1, and lately withdrawn ones)."""
 
 
+def is_exact(value: Any, amount: dict[str, Any]) -> bool:
+    """Return whether an amount that ``money`` made of a value is all of it."""
+    digits = MINOR_DIGITS[amount["currency"].upper()]
+    return decimal.Decimal(str(value)) == decimal.Decimal(amount["amount"]).scaleb(-digits)
+
+
 def money(value: Any, currency: Any) -> dict[str, Any] | None:
     """Return a monetary amount in the currency's minor unit, exactly, or None if it is none.
 

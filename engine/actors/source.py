@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 from anyio.streams.memory import MemoryObjectSendStream
 
+from engine.errors import SettingsError
 from transports import Batch, Receipt, Source, Ticket
 from transports.errors import Refused, UnknownApiKey
 
@@ -73,6 +74,7 @@ class SourceActor:
         Raises:
             Refused: the engine is draining.
             UnknownApiKey: no sync takes this key's events.
+            SettingsError: the source is bound to a sync that is not there.
         """
         if self._draining:
             raise Refused("draining")
@@ -85,6 +87,9 @@ class SourceActor:
 
     def _takers(self, batch: Batch) -> list[str]:
         if batch.sync is not None:
+            if batch.sync not in self._outboxes:
+                known = ", ".join(self._outboxes)
+                raise SettingsError(f"there is no sync `{batch.sync}`; there is {known}")
             return [batch.sync]
         key = batch.api_key or ""
         names = [*self._syncs_by_key.get(key, ()), *self._syncs_by_key.get(ANY_KEY, ())]

@@ -58,6 +58,8 @@ def run(main: Callable[[], Coroutine[Any, Any, int]]) -> int:
         for wrong in _leaves(error):
             if isinstance(wrong, SettingsError | DataDirInUse):
                 return complain(wrong, USAGE)
+            if isinstance(wrong, OSError) and wrong.filename and wrong.strerror:
+                return complain(f"{wrong.filename}: {wrong.strerror}", FAILED)
             if isinstance(wrong, EngineError | OSError):
                 return complain(wrong, FAILED)
         if isinstance(error, KeyboardInterrupt):

@@ -132,7 +132,28 @@ def _settings_findings(sync: Sync) -> Iterator[Finding]:
         if fit_name(wanted) != wanted:
             text = f"`{wanted}` is called `{fit_name(wanted)}` in Intercom"
             yield Finding("warning", "events.select", text)
+    yield from _where_findings(sync)
     yield from _metadata_findings(sync)
+
+
+def _where_findings(sync: Sync) -> Iterator[Finding]:
+    for number, selector in enumerate(sync.events.select):
+        for clause in selector.where:
+            if "." not in clause.property and clause.property not in TOP_LEVEL:
+                text = (
+                    f"`{clause.property}` is no field of an event itself; is it"
+                    f" `event.{clause.property}` or `user.{clause.property}`?"
+                )
+                yield Finding("warning", f"events.select[{number}].where", text)
+
+
+TOP_LEVEL = frozenset(
+    "event_type user_id device_id time insert_id session_id event_id app_version platform os_name"
+    " os_version device_brand device_manufacturer device_model carrier country region city dma"
+    " language ip price quantity revenue productId revenueType currency library user_agent idfa"
+    " idfv adid android_id location_lat location_lng partner_id paying start_version".split()
+)
+"""Fields of an event itself (HTTP V2 page)."""
 
 
 def _metadata_findings(sync: Sync) -> Iterator[Finding]:
@@ -218,6 +239,10 @@ def _sample_findings(sync: Sync, answers: list[dict[str, Any]]) -> Iterator[Find
         yield Finding("warning", "mapping.from", text)
     elif not sent:
         yield Finding("warning", "events.select", f"none {of} would be sent")
+    for reason in ("not_selected", "filtered_out"):
+        if verdicts["drop", reason]:
+            text = f"{verdicts['drop', reason]} {of} are dropped: {reason}"
+            yield Finding("warning", "events.select", text)
     for (verdict, reason), count in sorted(verdicts.items()):
         if verdict == "reject":
             yield Finding("warning", "events", f"{count} {of} would be dead letters: {reason}")

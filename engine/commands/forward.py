@@ -175,6 +175,9 @@ async def _settle_aloud(engine: Engine) -> None:
         return
     for sync in (await engine.status()).syncs:
         parked = ", ".join(f"{n} users: {reason}" for reason, n in sync.parked_users.items())
+        health = sync.intercom.health if sync.intercom else "open"
+        if health != "open":
+            parked = f"Intercom: {health}"
         print(
             f"{sync.name}: {sync.pending} waiting ({parked or 'being delivered'});"
             " --max-wait ends this earlier, what waits is kept",

@@ -10,7 +10,7 @@ import msgspec
 
 from engine.actors.filter import Filter
 from engine.app import client_of
-from engine.attributes import KnownAttributes, parse_list, type_for
+from engine.attributes import KnownAttributes, parse_list
 from engine.commands import FAILED, OK, complain
 from engine.config import Intercom, Settings, Sync
 from engine.envelope import Plan, Record
@@ -125,14 +125,14 @@ class Preview:
             requests.append(intercom.send_event(event_body(plan.event)))
         return requests, adjustments
 
-    def _creations(self, values: dict[str, Any]) -> Iterator[Request]:
+    def _creations(self, wanted: dict[str, str]) -> Iterator[Request]:
         """Yield the calls that create what is missing, once each, where that is wanted."""
         if self._known is None or not self._sync.users.create_missing_attributes:
             return
-        for name, value in values.items():
+        for name, data_type in wanted.items():
             if self._known.type_of(name) is None:
-                self._known.add(name, type_for(value))
-                yield intercom.create_attribute(name, type_for(value))
+                self._known.add(name, data_type)
+                yield intercom.create_attribute(name, data_type)
 
     def _answer(
         self,

@@ -62,6 +62,8 @@ async def start_sources(engine: Engine, sources: dict[str, Source], tasks: TaskG
 async def _serve(engine: Engine, name: str, source: Source) -> None:
     try:
         await engine.intake.run(source)
+    except SettingsError as error:
+        raise SettingsError(f"sources.{name}: {error}") from None
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
         address = getattr(source, "address", "")

@@ -577,8 +577,8 @@ class Store:
         """Return how many users are parked, by reason."""
         return dict(
             self._db.execute(
-                "SELECT reason, count(*) FROM users_aside WHERE wake_at_ms IS NOT NULL"
-                " GROUP BY reason"
+                "SELECT reason, count(*) FROM users_aside"
+                " WHERE wake_at_ms IS NOT NULL AND reason <> '' GROUP BY reason"
             ).fetchall()
         )
 

@@ -92,6 +92,17 @@ def test_a_token_of_another_region_is_named(region: str, findings: int) -> None:
     assert [f.text for f in found] == ["`us`, but the workspace is in `eu`"][:findings]
 
 
+async def test_what_is_selected_by_mistake_is_pointed_out(tmp_path: Path) -> None:
+    where = [{"property": "amount", "op": ">=", "values": [100]}]
+    select = {"select": [{"types": ["Purchase"], "where": where}]}
+    config = process.settings(tmp_path, "http://127.0.0.1:9", events=select)
+    _, found = await check(config, "--offline", "-", stdin=EVENT)
+    texts = [text for _, text in found]
+    asked = "`amount` is no field of an event itself; is it `event.amount` or `user.amount`?"
+    assert asked in texts
+    assert "1 of 1 events of the sample are dropped: filtered_out" in texts
+
+
 async def test_preview_asks_for_the_attributes_only_where_it_is_told_to(tmp_path: Path) -> None:
     local = Sandbox(attributes={"email": "string"})
     identify = process.event("mira-okafor", 1, "$identify", user_properties={"plan": "pro"})

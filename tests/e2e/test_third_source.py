@@ -58,6 +58,18 @@ async def test_a_source_that_is_only_installed_brings_events(
     assert len(local.events) == 4
 
 
+async def test_a_source_of_an_unknown_sync_is_named(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "a.json").write_bytes(event("1"))
+    sources = {"sources": {"stdin": {"paths": [str(tmp_path / "a.json")], "sync": "prod"}}}
+    config = process.settings(tmp_path, "http://127.0.0.1:9", top=sources)
+    code, _, err = await process.run("run", "-c", str(config))
+    assert code == 2
+    assert "error: sources.stdin: there is no sync `prod`; there is e2e" in err
+    assert "Traceback" not in err
+
+
 def _paths() -> list[str]:
     return [path for path in [os.environ.get("PYTHONPATH", "")] if path]
 

@@ -87,7 +87,7 @@ def test_as_many_event_types_as_intercom_keeps_pass_and_one_more_is_named() -> N
     from_table(events(select=[{"types": [*types[:-1], "*"]}]))
     said = complaint(events(select=[{"types": types[:60]}, {"types": types[60:]}]))
     assert said.startswith("sync[0].events.select: Expected at most 120 event types")
-    assert said.endswith("Surplus: event 120")
+    assert said.endswith("Surplus: Event 120")
 
 
 # --- the admin's door -------------------------------------------------------------------

@@ -303,6 +303,39 @@ def test_the_types_of_the_workspace_s_attributes_are_kept() -> None:
     ]
 
 
+def test_an_attribute_is_created_only_for_what_is_written_and_with_a_type_that_suits() -> None:
+    names = ["addr", "trial_at", "signup_date", "seats", "plan", "vip", "tags", "gone"]
+    wanted = rules(users={"properties": names}).attributes_of(
+        {
+            "addr": {"city": "Oslo"},
+            "trial_at": "2026-01-02T10:00:00Z",
+            "signup_date": "2026-01-02",
+            "seats": 3,
+            "plan": "pro",
+            "vip": True,
+            "tags": ["a"],
+            "gone": None,
+        }
+    )
+    assert wanted == {
+        "trial_at": "date",
+        "signup_date": "date",
+        "seats": "float",
+        "plan": "string",
+        "vip": "boolean",
+        "tags": "string",
+    }
+
+
+def test_an_amount_with_too_many_digits_says_that_it_was_rounded() -> None:
+    chosen = rules(events={"metadata": ["price"], "money": {"price": "currency"}})
+    event = {"event_properties": {"price": 19.999, "currency": "USD"}}
+    planned = plan(chosen, event)
+    assert planned.event is not None
+    assert planned.event["metadata"] == {"price": {"amount": 2000, "currency": "usd"}}
+    assert [one.reason for one in planned.adjustments] == ["amount_rounded"]
+
+
 def test_the_field_that_identifies_a_contact_is_never_changed_by_a_property() -> None:
     mapping = rules(mapping={"identifier": "email"}, users={"properties": ["email", "name"]})
     fields, _ = mapping.contact_fields({"email": "other@example.com", "name": "A"}, ANY)
