@@ -22,9 +22,9 @@ import msgspec
 
 from engine.actors.source import SourceActor
 from engine.config import Intercom, Settings, Sync, with_secrets_revealed
-from engine.errors import SettingsError
+from engine.errors import SettingsError, SpoolError
 from engine.gate import Gate
-from engine.metrics import Status, SyncStatus, read_facts, sync_status
+from engine.metrics import Facts, Status, SyncStatus, read_facts, sync_status
 from engine.pipeline import Pipeline
 from engine.spool import Spool, wall_clock_ms
 from engine.spool.lock import DataDir
@@ -214,11 +214,17 @@ class Engine:
                 await pipeline.spool.feed.progress()
 
     @property
+    def unready(self) -> dict[str, str]:
+        """Why events are not taken now, by sync; empty when they are."""
+        if self.state != "running":
+            return dict.fromkeys(self.pipelines, self.state)
+        troubles = {name: pipeline.spool.trouble for name, pipeline in self.pipelines.items()}
+        return {name: str(trouble) for name, trouble in troubles.items() if trouble}
+
+    @property
     def ready(self) -> bool:
         """Whether events are taken now."""
-        return self.state == "running" and not any(
-            pipeline.spool.full for pipeline in self.pipelines.values()
-        )
+        return not self.unready
 
     # --- looking at it --------------------------------------------------------------------
 
@@ -229,11 +235,16 @@ class Engine:
 
     async def _sync_status(self, pipeline: Pipeline) -> SyncStatus:
         spool, contacts = pipeline.spool, pipeline.contacts
+        try:
+            facts = await spool.do(read_facts)
+        except SpoolError:
+            facts = Facts()  # its file cannot be read now, which ``trouble`` says
         return sync_status(
             pipeline.sync,
             spool.counters,
-            await spool.do(read_facts),
+            facts,
             now_ms=self._now_ms(),
+            trouble=spool.trouble or spool.damage,
             latency_s=spool.feed.latency_s,
             unknown_attributes=contacts.unknown_attributes if contacts else {},
             adjusted=pipeline.adjusted,
@@ -247,7 +258,7 @@ class Engine:
     ) -> list[DeadLetter]:
         """Return a sync's dead letters, by id."""
         return await self.pipelines[sync].spool.do(
-            lambda store: store.dead_letters(query, after_id=after_id, limit=limit)
+            lambda store: store.letters.find(query, after_id=after_id, limit=limit)
         )
 
     async def replay(self, sync: str, query: DeadLetterQuery) -> Counter[str]:
@@ -260,8 +271,28 @@ class Engine:
     async def discard(self, sync: str, query: DeadLetterQuery) -> int:
         """Settle dead letters as dropped; return how many there were."""
         return await self.pipelines[sync].spool.do(
-            lambda store: sum(store.discard(one) for one in store.dead_letters(query, limit=-1))
+            lambda store: sum(store.discard(one) for one in store.letters.find(query, limit=-1))
         )
+
+    # --- the spool's file -----------------------------------------------------------------
+
+    async def compact(self, sync: str) -> Compacted:
+        """Give the space that a sync's spool does not need back to the disk.
+
+        Raises:
+            SpoolError: the disk fails.
+        """
+        spool = self.pipelines[sync].spool
+        before = await spool.do(lambda store: store.file_bytes())
+        await spool.compact()
+        return Compacted(before, await spool.do(lambda store: store.file_bytes()))
+
+
+class Compacted(msgspec.Struct, frozen=True):
+    """The size of a spool's file, before and after."""
+
+    before_bytes: int
+    after_bytes: int
 
 
 def _base_url(intercom: Intercom) -> str:

@@ -22,6 +22,8 @@ app = typer.Typer(
 )
 letters = typer.Typer(no_args_is_help=True, help="Look at dead letters, replay or discard them.")
 app.add_typer(letters, name="dead-letters")
+spools = typer.Typer(no_args_is_help=True, help="Look at the files that hold what waits.")
+app.add_typer(spools, name="spool")
 
 Config = Annotated[Path, typer.Option("-c", "--config", help="The settings file (TOML).")]
 SyncName = Annotated[str | None, typer.Option("--sync", help="Which of several syncs.")]
@@ -263,6 +265,33 @@ def discard_letters(
     async def work() -> int:
         query = _query(ids, reason, user, since, until)
         return await inspect.discard_letters(_settings(config), sync, query)
+
+    raise typer.Exit(run(work))
+
+
+@spools.command(name="status")
+def spool_status(config: Config, sync: SyncName = None, json: Json = False) -> None:
+    """Print what the spools' files hold, and how large they are."""
+    from engine.commands import run_plainly, spool
+
+    raise typer.Exit(run_plainly(lambda: spool.status(_settings(config), sync, as_json=json)))
+
+
+@spools.command(name="verify")
+def spool_verify(config: Config, sync: SyncName = None, json: Json = False) -> None:
+    """Check every checksum and the accounting; exits 1 where something is damaged."""
+    from engine.commands import run_plainly, spool
+
+    raise typer.Exit(run_plainly(lambda: spool.verify(_settings(config), sync, as_json=json)))
+
+
+@spools.command(name="compact")
+def spool_compact(config: Config, sync: SyncName = None, json: Json = False) -> None:
+    """Give the space that the files do not need back to the disk."""
+    from engine.commands import run, spool
+
+    async def work() -> int:
+        return await spool.compact(_settings(config), sync, as_json=json)
 
     raise typer.Exit(run(work))
 

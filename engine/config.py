@@ -101,6 +101,7 @@ class SpoolSettings(_Section, frozen=True, kw_only=True):
 
     max_bytes: Annotated[int, msgspec.Meta(ge=1_000_000)] = 10_000_000_000
     dedupe_window_s: Seconds = 7 * 24 * 3600.0
+    reserve_bytes: Annotated[int, msgspec.Meta(ge=0)] = 33_554_432
 
 
 class Forward(_Section, frozen=True, kw_only=True):

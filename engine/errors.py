@@ -32,7 +32,8 @@ class DataDirInUse(EngineError):
 class SpoolError(EngineError):
     """The spool cannot take or change anything now.
 
-    ``reason``: ``spool_full`` (its cap is reached), ``spool_failing`` (disk or database error).
+    ``reason``: ``spool_full`` (its cap is reached), ``disk_full`` (the disk has no room left),
+    ``spool_failing`` (disk or database error).
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:

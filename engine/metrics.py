@@ -12,6 +12,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from engine.config import Sync
+from engine.errors import SpoolError
 from engine.gate import Gate
 from engine.spool.store import Store
 
@@ -28,6 +29,7 @@ METRICS = {
     "parked_users": "Users whose events wait for a retry, by reason.",
     "oldest_pending_seconds": "Age of the first event that waits.",
     "spool_bytes": "Bytes that the spool uses.",
+    "spool_trouble": "1 while the spool's disk is full or failing, or its file is damaged.",
     "calls_total": "Calls to Intercom, by endpoint and status (0: no answer).",
     "calls_in_flight": "Calls that are out, or next to leave.",
     "rate_limit": "Calls that Intercom allows in 10 seconds.",
@@ -65,6 +67,8 @@ class SyncStatus(msgspec.Struct, frozen=True):
     unknown_attributes: dict[str, int]
     event_names: int
     latency_s: dict[str, float]
+    trouble: str
+    """What is wrong with the spool; empty when all is well."""
     intercom: GateStatus | None
 
 
@@ -78,17 +82,17 @@ class Status(msgspec.Struct, frozen=True):
 class Facts(msgspec.Struct, frozen=True):
     """What a status needs of the spool's tables."""
 
-    dead_by_reason: dict[str, int]
-    parked_users: dict[str, int]
-    oldest_accepted_ms: int | None
-    used_bytes: int
-    event_names: int
+    dead_by_reason: dict[str, int] = {}
+    parked_users: dict[str, int] = {}
+    oldest_accepted_ms: int | None = None
+    used_bytes: int = 0
+    event_names: int = 0
 
 
 def read_facts(store: Store) -> Facts:
     """Read what a status needs of the tables."""
     return Facts(
-        store.dead_letter_reasons(),
+        store.letters.reasons(),
         store.users_aside(),
         store.oldest_accepted_ms(),
         store.used_bytes(),
@@ -105,6 +109,7 @@ def sync_status(
     latency_s: Sequence[float] = (),
     unknown_attributes: Mapping[str, int] | None = None,
     adjusted: Mapping[str, int] | None = None,
+    trouble: SpoolError | None = None,
     gate: Gate | None = None,
 ) -> SyncStatus:
     """Put one sync's accounting together."""
@@ -129,6 +134,7 @@ def sync_status(
         unknown_attributes=dict(unknown_attributes or {}),
         event_names=facts.event_names,
         latency_s=percentiles(latency_s),
+        trouble="" if trouble is None else str(trouble),
         intercom=gate_status(gate) if gate else None,
     )
 
@@ -191,6 +197,7 @@ def _sync_samples(name: str, sync: SyncStatus) -> Iterator[tuple[dict[str, str],
         "pending": sync.pending,
         "oldest_pending_seconds": sync.oldest_pending_s,
         "spool_bytes": sync.spool_bytes,
+        "spool_trouble": float(bool(sync.trouble)),
         "event_names": sync.event_names,
     }
     by_reason = {

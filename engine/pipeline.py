@@ -86,17 +86,20 @@ class Pipeline:
         """Send dead letters through today's filter again; return how many went where.
 
         ``replayed``, ``dropped:REASON`` where today's selection drops one, or ``still dead`` where
-        one still is no event. A replayed record goes behind all that its user has waiting.
+        one still is no event, or is damaged. A replayed record goes behind all that its user has
+        waiting.
         """
         counts = await self.spool.do(
             lambda store: Counter(
-                self._replay_one(store, letter) for letter in store.dead_letters(query, limit=-1)
+                self._replay_one(store, letter) for letter in store.letters.find(query, limit=-1)
             )
         )
         self.spool.feed.notify()
         return counts
 
     def _replay_one(self, store: Store, letter: DeadLetter) -> str:
+        if letter.reason == "corrupt":
+            return "still dead"  # what it says now is not what was accepted
         head = decode_head(letter.raw)
         found = head if isinstance(head, BadEvent) else self.filter.judge(head, letter.raw)
         if isinstance(found, BadEvent):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import structlog
 
 from engine import config
@@ -52,8 +53,13 @@ def configure_logging(log: Log) -> None:
 
 def run(main: Callable[[], Coroutine[Any, Any, int]]) -> int:
     """Run a command; return its exit code, with one line on stderr for what went wrong."""
+    return run_plainly(lambda: asyncio.run(main()))
+
+
+def run_plainly(main: Callable[[], int]) -> int:
+    """As ``run``, for a command that waits for nothing."""
     try:
-        return asyncio.run(main())
+        return main()
     except BaseException as error:
         for wrong in _leaves(error):
             if isinstance(wrong, SettingsError | DataDirInUse):
@@ -71,6 +77,11 @@ def complain(error: BaseException | str, code: int) -> int:
     """Say what is wrong on stderr; return the exit code."""
     print(f"error: {error}", file=sys.stderr)
     return code
+
+
+def print_json(value: Any) -> None:
+    """Print a value to stdout, as one line of JSON."""
+    sys.stdout.write(msgspec.json.encode(value).decode() + "\n")
 
 
 def _leaves(error: BaseException) -> list[BaseException]:

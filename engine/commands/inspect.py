@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -13,8 +12,8 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from engine.app import Engine
-from engine.commands import FAILED, OK, complain
+from engine.app import Compacted, Engine
+from engine.commands import FAILED, OK, complain, print_json
 from engine.commands.forward import choose_sync
 from engine.commands.preview import Preview
 from engine.config import Admin, Settings
@@ -30,6 +29,7 @@ class Spools(Protocol):
     async def dead_letters(self, sync: str, query: DeadLetterQuery) -> list[DeadLetter]: ...
     async def replay(self, sync: str, query: DeadLetterQuery) -> Counter[str]: ...
     async def discard(self, sync: str, query: DeadLetterQuery) -> int: ...
+    async def compact(self, sync: str) -> Compacted: ...
 
 
 @asynccontextmanager
@@ -97,13 +97,17 @@ class _Daemon:
         answer = await self._ask("POST", f"/api/{sync}/dead-letters/discard", query, dict[str, int])
         return int(answer["discarded"])
 
+    async def compact(self, sync: str) -> Compacted:
+        done: Compacted = await self._ask("POST", f"/api/{sync}/spool/compact", {}, Compacted)
+        return done
+
 
 async def status(settings: Settings, *, as_json: bool = False) -> int:
     """Print the accounting of all syncs."""
     async with open_spools(settings) as spools:
         found = await spools.status()
     if as_json:
-        _print_json(found)
+        print_json(found)
         return OK
     table = Table("sync", "received", "delivered", "dropped", "dead", "pending", "Intercom")
     for sync in found.syncs:
@@ -113,6 +117,8 @@ async def status(settings: Settings, *, as_json: bool = False) -> int:
         table.add_row(sync.name, *map(str, cells))
     Console().print(table)
     for sync in found.syncs:
+        if sync.trouble:
+            print(f"{sync.name}: trouble: {sync.trouble}")
         for what, counts in _details(sync):
             told = ", ".join(f"{count} {name}" for name, count in counts.items())
             print(f"{sync.name}: {what}: {told}")
@@ -145,7 +151,7 @@ async def list_letters(
     """Print dead letters, a line each."""
     letters = await _find(settings, choose_sync(settings, sync), query)
     if as_json:
-        _print_json([view(letter) for letter in letters])
+        print_json([view(letter) for letter in letters])
         return OK
     table = Table("id", "reason", "status", "user", "attempts", "from", "message")
     for one in letters:
@@ -168,7 +174,7 @@ async def show_letter(settings: Settings, sync: str | None, id_: int) -> int:
     letters = await _find(settings, choose_sync(settings, sync), DeadLetterQuery(ids=[id_]))
     if not letters:
         return complain(f"there is no dead letter {id_}", FAILED)
-    _print_json(view(letters[0]))
+    print_json(view(letters[0]))
     return OK
 
 
@@ -180,24 +186,20 @@ async def replay_letters(
     if dry_run:
         preview = Preview(next(s for s in settings.sync if s.name == name))
         for letter in await _find(settings, name, query):
-            _print_json({"id": letter.id, **preview.of(letter.raw)})
+            print_json({"id": letter.id, **preview.of(letter.raw)})
         return OK
     async with open_spools(settings) as spools:
-        _print_json(await spools.replay(name, query))
+        print_json(await spools.replay(name, query))
     return OK
 
 
 async def discard_letters(settings: Settings, sync: str | None, query: DeadLetterQuery) -> int:
     """Settle dead letters as dropped."""
     async with open_spools(settings) as spools:
-        _print_json({"discarded": await spools.discard(choose_sync(settings, sync), query)})
+        print_json({"discarded": await spools.discard(choose_sync(settings, sync), query)})
     return OK
 
 
 async def _find(settings: Settings, sync: str, query: DeadLetterQuery) -> list[DeadLetter]:
     async with open_spools(settings) as spools:
         return await spools.dead_letters(sync, query)
-
-
-def _print_json(value: Any) -> None:
-    sys.stdout.write(msgspec.json.encode(value).decode() + "\n")

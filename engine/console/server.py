@@ -73,6 +73,7 @@ class AdminServer:
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/api/status", self._status)
         app.router.add_post("/api/{sync}/dead-letters/{action}", self._dead_letters)
+        app.router.add_post("/api/{sync}/spool/compact", self._compact)
         return app
 
     @web.middleware
@@ -96,10 +97,9 @@ class AdminServer:
         return web.json_response({"status": "ok", "state": self._engine.state})
 
     async def _readyz(self, request: web.Request) -> web.Response:
-        ready = self._engine.ready
-        return web.json_response(
-            {"ready": ready, "state": self._engine.state}, status=200 if ready else 503
-        )
+        unready = self._engine.unready
+        said = {"ready": not unready, "state": self._engine.state, "unready": unready}
+        return web.json_response(said, status=503 if unready else 200)
 
     async def _metrics(self, request: web.Request) -> web.Response:
         status = await self._engine.status()
@@ -111,10 +111,17 @@ class AdminServer:
     async def _status(self, request: web.Request) -> web.Response:
         return _json(await self._engine.status())
 
-    async def _dead_letters(self, request: web.Request) -> web.Response:
-        sync, action = request.match_info["sync"], request.match_info["action"]
+    def _sync_of(self, request: web.Request) -> str:
+        sync = request.match_info["sync"]
         if sync not in self._engine.pipelines:
             raise web.HTTPNotFound(text=f"no sync named {sync}\n")
+        return sync
+
+    async def _compact(self, request: web.Request) -> web.Response:
+        return _json(await self._engine.compact(self._sync_of(request)))
+
+    async def _dead_letters(self, request: web.Request) -> web.Response:
+        sync, action = self._sync_of(request), request.match_info["action"]
         try:
             query = msgspec.json.decode(await request.read() or b"{}", type=DeadLetterQuery)
         except msgspec.MsgspecError as error:

@@ -1,12 +1,15 @@
 """The durable store between intake and delivery; dead letters live in it.
 
-``Spool`` is its face on the event loop. Below it: ``schema`` (tables, opening), ``store`` (all
-SQL), ``writer`` (one thread, group commit), ``feed`` (loading, settling), ``lock`` (one process).
+``Spool`` is its face on the event loop. Below it: ``feed`` (loading, settling), ``writer`` (one
+thread, group commit), ``database`` (when the disk fails or is full, with ``reserve``), ``store``
+(records and accounting; ``dead_letters``, ``directory``, ``seconds`` and ``meta`` beside them),
+``schema`` (tables, opening), ``lock`` (one process), ``examine`` (looking at a file from outside).
 """
 
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -16,12 +19,15 @@ from typing import TypeVar
 import msgspec
 
 from engine.config import Delivery, SpoolSettings
+from engine.errors import SpoolError
+from engine.spool.database import Database, Job
 from engine.spool.feed import Feed
+from engine.spool.reserve import Reserve
 from engine.spool.rows import Append, Appended, Contact
-from engine.spool.schema import connect
+from engine.spool.schema import connect, reason_of
 from engine.spool.seconds import Claim
 from engine.spool.store import Store
-from engine.spool.writer import InlineWriter, Job, ThreadWriter, Writer
+from engine.spool.writer import InlineWriter, ThreadWriter, Writer
 
 T = TypeVar("T")
 
@@ -31,18 +37,28 @@ def wall_clock_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def open_store(path: Path, settings: SpoolSettings, twin_window_s: float) -> Store:
+def open_database(path: Path, settings: SpoolSettings, twin_window_s: float) -> Database:
     """Open a spool's tables, creating the file where there is none.
 
     Raises:
         SpoolError: it cannot be opened.
     """
-    return Store(
-        connect(path),
-        max_bytes=settings.max_bytes,
-        window_ms=int(settings.dedupe_window_s * 1000),
-        twin_window_ms=int(twin_window_s * 1000),
-    )
+
+    def opener(*, recover: bool) -> Store:
+        connection = connect(path)
+        try:
+            return Store(
+                connection,
+                max_bytes=settings.max_bytes,
+                window_ms=int(settings.dedupe_window_s * 1000),
+                twin_window_ms=int(twin_window_s * 1000),
+                recover=recover,
+            )
+        except sqlite3.Error as error:
+            connection.close()
+            raise SpoolError(reason_of(error), f"{path}: {error}") from error
+
+    return Database(opener, Reserve(path, settings.reserve_bytes))
 
 
 class Spool:
@@ -62,9 +78,9 @@ class Spool:
         Raises:
             SpoolError: it cannot be opened.
         """
-        self._store = open_store(path, settings, delivery.twin_window_s)
+        self._database = open_database(path, settings, delivery.twin_window_s)
         self._writer: Writer = (
-            InlineWriter(self._store) if inline else ThreadWriter(self._store, path.stem)
+            InlineWriter(self._database) if inline else ThreadWriter(self._database, path.stem)
         )
         self._now_ms = now_ms
         self._uncounted = Append(0, [], [], Counter())
@@ -124,14 +140,21 @@ class Spool:
         return await self._writer.submit(job)
 
     @property
-    def full(self) -> bool:
-        """Whether the spool has no room for more events."""
-        return self._store.full
+    def trouble(self) -> SpoolError | None:
+        """Why nothing is taken in, or nothing can be done at all; None when all is well."""
+        if self._database.trouble is None and self._database.store.full:
+            return SpoolError("spool_full", "`spool.max_bytes` is reached")
+        return self._database.trouble
+
+    @property
+    def damage(self) -> SpoolError | None:
+        """What the database said when something in its file could not be read."""
+        return self._database.damage
 
     @property
     def counters(self) -> Counter[str]:
         """Return the counters, those of batches that were only counted included."""
-        total = Counter(self._store.counters)
+        total = Counter(self._database.store.counters)
         total["received"] += self._uncounted.received
         total.update({f"dropped:{reason}": n for reason, n in self._uncounted.dropped.items()})
         return total
@@ -157,6 +180,15 @@ class Spool:
         """Give each event its second, its own or the first that no twin has; for good."""
         now_ms = self._now_ms()
         return await self.feed.persist(lambda store: store.seconds.claim(claims, now_ms))
+
+    async def compact(self) -> None:
+        """Give all that the file does not need back to the disk, bit by bit.
+
+        Raises:
+            SpoolError: the disk fails.
+        """
+        while await self.do(lambda store: store.give_back()):
+            pass
 
     # --- the directory of known contacts --------------------------------------------------
 

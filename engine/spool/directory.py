@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from engine.spool.rows import Contact
+from engine.spool.rows import Contact, contact_checksum
 
 
 class ContactDirectory:
@@ -17,36 +17,38 @@ class ContactDirectory:
         self._db = connection
 
     def get(self, user: str) -> Contact | None:
-        """Return what is known of a user's contact."""
+        """Return what is known of a user's contact; what is damaged, Intercom knows better."""
         row = self._db.execute(
-            "SELECT contact_id, properties, written, applied_id, complete FROM contacts"
+            "SELECT contact_id, properties, written, applied_id, complete, crc FROM contacts"
             " WHERE user_key = ?",
             (user,),
         ).fetchone()
         if row is None:
             return None
-        contact_id, properties, written, applied_id, complete = row
-        try:
-            return Contact(
-                contact_id, _fields(properties), _fields(written), applied_id, bool(complete)
-            )
-        except msgspec.DecodeError:
-            return None  # damaged on disk: Intercom knows it better
+        contact_id, properties, written, applied_id, complete, crc = row
+        if contact_checksum(user, contact_id, properties, written) != crc:
+            return None
+        return Contact(
+            contact_id, _fields(properties), _fields(written), applied_id, bool(complete)
+        )
 
     def remember(self, user: str, contact: Contact, now_ms: int) -> None:
         """Keep what is known of a user's contact."""
+        properties = msgspec.json.encode(contact.properties).decode()
+        written = msgspec.json.encode(contact.written).decode()
         self._db.execute(
             "INSERT OR REPLACE INTO contacts"
-            " (user_key, contact_id, properties, written, applied_id, complete, at_ms)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            " (user_key, contact_id, properties, written, applied_id, complete, at_ms, crc)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 user,
                 contact.contact_id,
-                msgspec.json.encode(contact.properties).decode(),
-                msgspec.json.encode(contact.written).decode(),
+                properties,
+                written,
                 contact.applied_id,
                 contact.complete,
                 now_ms,
+                contact_checksum(user, contact.contact_id, properties, written),
             ),
         )
 

@@ -31,9 +31,10 @@ from anyio.streams.memory import MemoryObjectSendStream
 from engine.backoff import retry_delay_s
 from engine.envelope import Record
 from engine.errors import Failure, SpoolError
+from engine.spool.database import Job
 from engine.spool.rows import Contact, Loaded
 from engine.spool.store import Store
-from engine.spool.writer import Job, Writer
+from engine.spool.writer import Writer
 
 _log = structlog.get_logger(__name__)
 

@@ -144,6 +144,17 @@ def checksum(id_: int, kind: int, user_key: str, accepted_at_ms: int, raw: bytes
     return zlib.crc32(raw, zlib.crc32(head))
 
 
+def letter_checksum(id_: int, reason: str, user_key: str, accepted_at_ms: int, raw: bytes) -> int:
+    """Return the CRC32 that a dead letter is kept with."""
+    head = b"%d %d %s %s" % (id_, accepted_at_ms, reason.encode(), user_key.encode())
+    return zlib.crc32(raw, zlib.crc32(head))
+
+
+def contact_checksum(user_key: str, contact_id: str, properties: str, written: str) -> int:
+    """Return the CRC32 that a known contact is kept with."""
+    return zlib.crc32("\0".join((user_key, contact_id, properties, written)).encode())
+
+
 def row_checksum(id_: int, row: Row, at_ms: int) -> int:
     """Return the checksum of a row that gets the place ``id_``."""
     return checksum(id_, row.kind, row.user_key, at_ms, row.raw)
@@ -158,21 +169,3 @@ def cut(rows: Iterable[Any], limit_bytes: int) -> tuple[list[Any], bool]:
         if limit_bytes <= 0:
             return taken, True
     return taken, False
-
-
-def conditions(query: DeadLetterQuery) -> tuple[str, list[Any]]:
-    parts: list[str] = []
-    values: list[Any] = []
-    if query.ids:
-        parts.append("id IN (SELECT value FROM json_each(?))")
-        values.append(msgspec.json.encode(query.ids).decode())
-    for condition, value in (
-        ("reason = ?", query.reason),
-        ("user_key = ?", query.user),
-        ("last_failed_at_ms >= ?", query.since_ms),
-        ("last_failed_at_ms < ?", query.until_ms),
-    ):
-        if value is not None:
-            parts.append(condition)
-            values.append(value)
-    return " AND ".join(parts) or "TRUE", values

@@ -3,6 +3,9 @@
 One SQLite file per sync, in WAL mode with ``synchronous=FULL``: a commit that returned is on disk.
 Exactly one connection writes and checkpoints, which also keeps clear of the WAL-reset bug that
 SQLite had before 3.51.3 (it takes two connections). A person can read all of it with ``sqlite3``.
+
+The tables are the sum of ``STEPS``: a spool of version *n* has had the first *n* of them. A step
+that was released is never changed; what is new is a step of its own.
 """
 
 from __future__ import annotations
@@ -14,12 +17,12 @@ from pathlib import Path
 from typing import Final
 
 from engine.errors import SpoolError
+from engine.spool.rows import contact_checksum, letter_checksum
 
 APPLICATION_ID: Final = 0x416D4963  # "AmIc"
-SCHEMA_VERSION: Final = 1
 PAGE_BYTES: Final = 8192
 
-_TABLES: Final = """
+_FIRST: Final = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
 
 CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
@@ -98,9 +101,22 @@ CREATE TABLE contacts (
 ) STRICT, WITHOUT ROWID;
 """
 
+_CHECKSUMS_FOR_ALL: Final = """
+ALTER TABLE dead_letters ADD COLUMN crc INTEGER NOT NULL DEFAULT 0;
+UPDATE dead_letters SET crc = letter_checksum(id, reason, user_key, accepted_at_ms, raw);
+ALTER TABLE contacts ADD COLUMN crc INTEGER NOT NULL DEFAULT 0;
+UPDATE contacts SET crc = contact_checksum(user_key, contact_id, properties, written);
+"""
+
+STEPS: Final = (_FIRST, _CHECKSUMS_FOR_ALL)
+SCHEMA_VERSION: Final = len(STEPS)
+
 
 def connect(path: Path) -> sqlite3.Connection:
     """Open a spool for writing, creating it where there is none (readable by its owner only).
+
+    What a process that died left in the WAL is folded into the file at once. The last of it may
+    never have been acknowledged, and may be in memory only: it must not lie before what comes now.
 
     Raises:
         SpoolError: not a spool, written by a later version, or not to be opened at all.
@@ -110,14 +126,73 @@ def connect(path: Path) -> sqlite3.Connection:
         connection = sqlite3.connect(
             path, isolation_level=None, check_same_thread=False, cached_statements=256
         )
-        # A text that is not UTF-8 any more must fail its checksum, not the transaction it is in.
-        connection.text_factory = partial(str, encoding="utf-8", errors="replace")
+    except (sqlite3.Error, OSError) as error:
+        raise _failing(path, error) from error
+    try:
+        connection.text_factory = tolerant
         _check(connection, path)
         _configure(connection)
         _migrate(connection)
-    except (sqlite3.Error, OSError) as error:
-        raise SpoolError("spool_failing", f"{path}: {error}") from error
+        fold(connection)
+    except sqlite3.Error as error:
+        connection.close()
+        raise _failing(path, error) from error
+    except SpoolError:
+        connection.close()
+        raise
     return connection
+
+
+def connect_to_read(path: Path) -> sqlite3.Connection:
+    """Open a spool that somebody else may be writing, to look at it.
+
+    Raises:
+        SpoolError: it is not there, not a spool, or cannot be read.
+    """
+    try:
+        path.stat()
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+        connection.text_factory = tolerant
+    except (sqlite3.Error, OSError) as error:
+        raise _failing(path, error) from error
+    try:
+        _check(connection, path)
+    except sqlite3.Error as error:
+        connection.close()
+        raise _failing(path, error) from error
+    except SpoolError:
+        connection.close()
+        raise
+    return connection
+
+
+def _failing(path: Path, error: Exception) -> SpoolError:
+    return SpoolError(reason_of(error), f"{path}: {error}")
+
+
+def reason_of(error: Exception) -> str:
+    """Return the ``SpoolError`` reason that an error of the database has."""
+    return "disk_full" if primary_code(error) == sqlite3.SQLITE_FULL else "spool_failing"
+
+
+def primary_code(error: Exception) -> int:
+    """Return SQLite's primary result code of an error; 0 where it has none."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
+
+
+tolerant = partial(str, encoding="utf-8", errors="replace")
+"""A text that is not UTF-8 any more must fail its checksum, not the transaction it is in."""
+
+
+def fold(connection: sqlite3.Connection) -> None:
+    """Move all that the WAL holds into the file, and empty the WAL.
+
+    Raises:
+        sqlite3.Error: not possible now; nothing has changed.
+    """
+    busy, *_ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    if busy:
+        raise sqlite3.OperationalError("the write-ahead log is being read by somebody")
 
 
 def _create_private(path: Path) -> None:
@@ -169,9 +244,13 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
 
 
 def _migrate(connection: sqlite3.Connection) -> None:
+    """Take the steps that the file has not had yet, all or none."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version == 0:
-        connection.executescript(
-            f"BEGIN; {_TABLES} PRAGMA application_id = {APPLICATION_ID};"
-            f"PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
-        )
+    if version == SCHEMA_VERSION:
+        return
+    connection.create_function("letter_checksum", 5, letter_checksum, deterministic=True)
+    connection.create_function("contact_checksum", 4, contact_checksum, deterministic=True)
+    connection.executescript(
+        f"BEGIN; {''.join(STEPS[version:])} PRAGMA application_id = {APPLICATION_ID};"
+        f"PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+    )

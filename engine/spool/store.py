@@ -20,36 +20,38 @@ import msgspec
 
 from engine.envelope import Kind, Record
 from engine.errors import Failure, SpoolError
+from engine.spool.dead_letters import DeadLetters
 from engine.spool.directory import ContactDirectory
 from engine.spool.meta import Meta
 from engine.spool.rows import (
     Append,
     Appended,
     DeadLetter,
-    DeadLetterQuery,
     DeadRow,
     Keyed,
     Loaded,
     Row,
     checksum,
-    conditions,
     cut,
     dead_letter,
     row_checksum,
 )
+from engine.spool.schema import PAGE_BYTES, fold
 from engine.spool.seconds import Seconds
 
 PRUNE_ROWS = 2_000
 """Outlived insert ids that one append clears away: more than it can add."""
 
 
+GIVE_BACK_PAGES = 128
+LEAST_FREE_PAGES = 2048
+"""Free pages that are given back at once, and up to how many are kept for what comes."""
+
 REFILL_LEVEL = 0.95
 """Share of the cap below which a spool that was full takes events again."""
 
 
 _RECORD = "id, kind, user_key, accepted_at_ms, attempts, first_failed_at_ms, claim_id, crc, raw"
-_DEAD = ", ".join(DeadLetter.__struct_fields__)
-_HOLES = ", ".join("?" * len(DeadLetter.__struct_fields__))
 
 
 class Store:
@@ -62,19 +64,24 @@ class Store:
         max_bytes: int,
         window_ms: int,
         twin_window_ms: int = 0,
+        recover: bool = True,
     ) -> None:
+        """Take an open connection; ``recover``: the last process may have ended in the middle."""
         self._db = connection
         self._max_bytes = max_bytes
         self._window_ms = window_ms
         self.seconds = Seconds(connection, twin_window_ms)
         self.contacts = ContactDirectory(connection)
+        self.letters = DeadLetters(connection)
         self.meta = Meta(connection)
         self._counters: Counter[str] = Counter(
             dict(connection.execute("SELECT name, value FROM counters"))
         )
         self._deltas: Counter[str] = Counter()
         self._full = False
-        self._recover_users_aside()
+        self._shut = ""
+        if recover:
+            self._recover_users_aside()
         self._next_id = self._read_next_id()
 
     def _recover_users_aside(self) -> None:
@@ -102,6 +109,52 @@ class Store:
     def close(self) -> None:
         """Close the file; SQLite folds the WAL into it."""
         self._db.close()
+
+    # --- the disk -------------------------------------------------------------------------
+
+    def shut_intake(self, reason: str) -> None:
+        """Refuse appends for this reason, a ``SpoolError``'s, from now on; empty: no more."""
+        self._shut = reason
+
+    def fold(self) -> None:
+        """Move what the WAL holds into the file, and empty the WAL.
+
+        Raises:
+            sqlite3.Error: it cannot be done now.
+        """
+        fold(self._db)
+
+    def claim_room(self) -> None:
+        """Let the file have the room that its newest pages need while they are in the WAL.
+
+        The WAL is then written from its beginning again, and need not grow.
+        """
+        self._db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+
+    def has_much_free(self) -> bool:
+        """Whether free pages should go back to the disk.
+
+        Pages are moved for it, so it waits until more of the file is free than used, or until
+        the disk has no room left.
+        """
+        free = self._free_pages()
+        if self._shut:
+            return free > 0
+        return free > max(LEAST_FREE_PAGES, self.used_bytes() // PAGE_BYTES)
+
+    def give_back(self) -> int:
+        """Give some free pages back to the disk; return how many."""
+        pages = min(GIVE_BACK_PAGES, self._free_pages())
+        for _ in range(pages):  # Python's module stops after one, whatever number it is given
+            self._db.execute("PRAGMA incremental_vacuum(1)")
+        return pages
+
+    def file_bytes(self) -> int:
+        """Return the size of the file, once its log is folded into it."""
+        return int(self._db.execute("PRAGMA page_count").fetchone()[0]) * PAGE_BYTES
+
+    def _free_pages(self) -> int:
+        return int(self._db.execute("PRAGMA freelist_count").fetchone()[0])
 
     # --- transactions ---------------------------------------------------------------------
 
@@ -145,9 +198,7 @@ class Store:
 
     def used_bytes(self) -> int:
         """Return the bytes of the file that hold something."""
-        (pages,) = self._db.execute("PRAGMA page_count").fetchone()
-        (free,) = self._db.execute("PRAGMA freelist_count").fetchone()
-        return int(pages - free) * int(self._db.execute("PRAGMA page_size").fetchone()[0])
+        return self.file_bytes() - self._free_pages() * PAGE_BYTES
 
     # --- places ---------------------------------------------------------------------------
 
@@ -168,7 +219,7 @@ class Store:
         """Append what is new of a batch, behind everything that is there.
 
         Raises:
-            SpoolError: ``spool_full``; nothing was changed.
+            SpoolError: ``spool_full`` or ``disk_full``; nothing was changed.
         """
         self._check_room()
         rows = self._unseen(batch.rows, now_ms)
@@ -192,10 +243,12 @@ class Store:
         return Appended(len(rows), duplicates, len(dead))
 
     def _check_room(self) -> None:
-        """Refuse at the cap, and from then on until some room is back.
+        """Refuse on a full disk, or at the cap, and from then on until some room is back.
 
         Refusals that came and went by the batch would let a later batch overtake an earlier one.
         """
+        if self._shut:
+            raise SpoolError(self._shut)
         self._full = self._is_over(REFILL_LEVEL if self._full else 1.0)
         if self._full:
             raise SpoolError("spool_full", f"`spool.max_bytes` = {self._max_bytes} is reached")
@@ -279,7 +332,7 @@ class Store:
     def _bury_unread(self, id_: int, row: DeadRow, now_ms: int) -> None:
         failure = Failure(row.reason, message=row.message)
         letter = dead_letter(Record(id_, Kind.EVENT, "", now_ms, row.raw), failure, now_ms)
-        self._insert_dead(msgspec.structs.replace(letter, origin=row.origin, line=row.line))
+        self.letters.insert(msgspec.structs.replace(letter, origin=row.origin, line=row.line))
 
     # --- reading for delivery -------------------------------------------------------------
 
@@ -421,7 +474,7 @@ class Store:
     def _bury_corrupt(self, record: Record) -> None:
         failure = Failure("corrupt", message="the checksum does not match: damaged on disk")
         self._delete([record.id])
-        self._insert_dead(dead_letter(record, failure, record.accepted_at_ms))
+        self.letters.insert(dead_letter(record, failure, record.accepted_at_ms))
         self._deltas["dead"] += 1
 
     # --- settling -------------------------------------------------------------------------
@@ -439,7 +492,7 @@ class Store:
         if not self._delete([record.id]):
             return
         charged = msgspec.structs.replace(record, attempts=record.attempts + 1)
-        self._insert_dead(dead_letter(charged, failure, now_ms))
+        self.letters.insert(dead_letter(charged, failure, now_ms))
         self._deltas["dead"] += 1
 
     def park(self, record: Record, failure: Failure, wake_at_ms: int, now_ms: int) -> None:
@@ -519,33 +572,10 @@ class Store:
         self._deltas["pending"] -= cursor.rowcount
         return cursor.rowcount
 
-    def _insert_dead(self, letter: DeadLetter) -> None:
-        self._db.execute(
-            f"INSERT INTO dead_letters ({_DEAD}) VALUES ({_HOLES})",  # noqa: S608 - constants
-            msgspec.structs.astuple(letter),
-        )
-
     # --- dead letters ---------------------------------------------------------------------
 
-    def dead_letters(
-        self, query: DeadLetterQuery, *, after_id: int = 0, limit: int = 1000
-    ) -> list[DeadLetter]:
-        """Return the dead letters that a query means, by id."""
-        where, values = conditions(query)
-        rows = self._db.execute(
-            f"SELECT {_DEAD} FROM dead_letters WHERE id > ? AND {where} ORDER BY id LIMIT ?",  # noqa: S608 - columns and placeholders only
-            (after_id, *values, limit),
-        )
-        return [DeadLetter(*row) for row in rows]
-
-    def dead_letter_reasons(self) -> dict[str, int]:
-        """Return the dead letters by reason."""
-        return dict(
-            self._db.execute("SELECT reason, count(*) FROM dead_letters GROUP BY reason").fetchall()
-        )
-
     def replay(self, letter: DeadLetter, row: Row) -> int:
-        """Queue a dead letter again, behind all that waits, and return its new place."""
+        """Queue a dead letter again, behind all that waits, and return its new place (0: gone)."""
         if not self._exhume(letter.id):
             return 0
         first = self._take_ids(1)
@@ -561,9 +591,9 @@ class Store:
         return gone
 
     def _exhume(self, id_: int) -> bool:
-        cursor = self._db.execute("DELETE FROM dead_letters WHERE id = ?", (id_,))
-        self._deltas["dead"] -= cursor.rowcount
-        return cursor.rowcount == 1
+        gone = self.letters.remove(id_)
+        self._deltas["dead"] -= gone
+        return gone
 
     # --- looking at it --------------------------------------------------------------------
 

@@ -1,28 +1,23 @@
-"""Who runs transactions on a store: one thread with group commit, or the caller itself.
+"""Who runs transactions on a database: one thread with group commit, or the caller itself.
 
 Whatever is submitted while a commit is under way shares the next one, and so its fsync. A job is a
-function of the store. One that raises ``EngineError`` has changed nothing and fails alone; an error
-of the database fails the whole group, of which then nothing is stored. A job with a fault of its
-own, whatever it raises, fails alone as well: the others are run again without it.
+function of the store; what becomes of jobs that fail is told in ``engine.spool.database``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import queue
-import sqlite3
 import threading
-from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
-from engine.errors import EngineError, SpoolError
-from engine.spool.store import Store
+from engine.spool.database import HEAL_EVERY_S, Database, Job
 
 MAX_JOBS = 512
 """Jobs that share one commit at most; more would only make the first of them wait."""
 
 T = TypeVar("T")
-Job = Callable[[Store], T]
+Queued = tuple[Job[Any], asyncio.Future[Any]]
 
 
 class Writer(Protocol):
@@ -40,28 +35,6 @@ class Writer(Protocol):
         ...
 
 
-def run_group(store: Store, jobs: list[Job[Any]]) -> list[Any]:
-    """Run jobs in one transaction; return a result or an exception for each."""
-    try:
-        store.begin()
-        results = [_attempt(job, store) for job in jobs]
-        store.commit()
-    except sqlite3.Error as error:
-        store.rollback()
-        return [SpoolError("spool_failing", str(error)) for _ in jobs]
-    except Exception as fault:
-        store.rollback()
-        return [fault] if len(jobs) == 1 else [run_group(store, [job])[0] for job in jobs]
-    return results
-
-
-def _attempt(job: Job[Any], store: Store) -> Any:
-    try:
-        return job(store)
-    except EngineError as error:
-        return error
-
-
 def _resolve(future: asyncio.Future[Any], result: Any) -> None:
     if future.done():
         return
@@ -74,27 +47,25 @@ def _resolve(future: asyncio.Future[Any], result: Any) -> None:
 class InlineWriter:
     """Runs each job at once, in the caller's own thread: for loops in virtual time."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     def submit(self, job: Job[T]) -> asyncio.Future[T]:
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        _resolve(future, run_group(self._store, [job])[0])
+        _resolve(future, self._database.run([job])[0])
         return future
 
     async def close(self) -> None:
-        self._store.close()
+        self._database.close()
 
 
 class ThreadWriter:
     """Runs jobs in one thread, off the event loop."""
 
-    def __init__(self, store: Store, name: str) -> None:
-        self._store = store
+    def __init__(self, database: Database, name: str) -> None:
+        self._database = database
         self._loop = asyncio.get_running_loop()
-        self._jobs: queue.SimpleQueue[tuple[Job[Any], asyncio.Future[Any]] | None] = (
-            queue.SimpleQueue()
-        )
+        self._jobs: queue.SimpleQueue[Queued | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name=f"spool-{name}", daemon=True)
         self._thread.start()
 
@@ -110,15 +81,25 @@ class ThreadWriter:
     def _work(self) -> None:
         ended = False
         while not ended:
-            group, ended = self._next_group()
-            results = run_group(self._store, [job for job, _ in group])
+            try:
+                group, ended = self._next_group()
+            except queue.Empty:
+                self._database.look_again()
+                continue
+            results = self._database.run([job for job, _ in group])
             self._loop.call_soon_threadsafe(self._hand_back, group, results)
-        self._store.close()
+        self._database.close()
 
-    def _next_group(self) -> tuple[list[tuple[Job[Any], asyncio.Future[Any]]], bool]:
-        """Wait for a job, then take along what else is there."""
-        group: list[tuple[Job[Any], asyncio.Future[Any]]] = []
-        item = self._jobs.get()
+    def _next_group(self) -> tuple[list[Queued], bool]:
+        """Wait for a job, then take along what else is there.
+
+        Raises:
+            queue.Empty: none came while the database is in trouble, so that it should be looked at.
+        """
+        while self._jobs.empty() and self._database.tidy():
+            pass
+        group: list[Queued] = []
+        item = self._jobs.get(timeout=HEAL_EVERY_S if self._database.trouble else None)
         while item is not None:
             group.append(item)
             if len(group) == MAX_JOBS or self._jobs.empty():
@@ -127,6 +108,6 @@ class ThreadWriter:
         return group, True
 
     @staticmethod
-    def _hand_back(group: list[tuple[Job[Any], asyncio.Future[Any]]], results: list[Any]) -> None:
+    def _hand_back(group: list[Queued], results: list[Any]) -> None:
         for (_, future), result in zip(group, results, strict=True):
             _resolve(future, result)

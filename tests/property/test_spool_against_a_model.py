@@ -314,7 +314,7 @@ class SpoolMachine(RuleBasedStateMachine):
 
     def _find_damaged(self) -> None:
         """Damaged records become dead letters when they are met, whenever that is."""
-        met = self.store.dead_letters(DeadLetterQuery(reason="corrupt"))
+        met = self.store.letters.find(DeadLetterQuery(reason="corrupt"))
         for letter in met:
             if letter.id in self.model.pending:
                 assert self.model.pending[letter.id].damaged
@@ -456,7 +456,7 @@ class SpoolMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.model.dead)
     @rule(pick=PICK, again=st.booleans(), user=st.sampled_from(USERS))
     def replay_or_discard(self, pick: int, again: bool, user: str) -> None:
-        letters = self.store.dead_letters(DeadLetterQuery())
+        letters = self.store.letters.find(DeadLetterQuery())
         letter = letters[pick % len(letters)]
         self.store.begin()
         if again:
@@ -485,7 +485,7 @@ class SpoolMachine(RuleBasedStateMachine):
             record = Record(i, item.kind, item.user, item.accepted_at_ms, item.raw)
             self.store.park(record, UNKNOWN, 0, self.now_ms)
             self.store.bury(record, FAILING, self.now_ms)
-        for letter in self.store.dead_letters(DeadLetterQuery(), limit=1):
+        for letter in self.store.letters.find(DeadLetterQuery(), limit=1):
             self.store.discard(letter)
         if crash:
             self._crash()
@@ -571,7 +571,7 @@ class SpoolMachine(RuleBasedStateMachine):
         }
         letters = {
             letter.id: (letter.raw, letter.reason, letter.accepted_at_ms)
-            for letter in self.store.dead_letters(DeadLetterQuery())
+            for letter in self.store.letters.find(DeadLetterQuery())
         }
         assert letters == {
             i: (letter.raw, letter.reason, letter.accepted_at_ms)

@@ -16,11 +16,13 @@ import pytest
 from engine.envelope import Kind, Record
 from engine.errors import Failure
 from engine.spool import feed as feed_module
+from engine.spool.database import Job, T
 from engine.spool.feed import PER_USER, Feed
 from engine.spool.rows import Append, DeadLetterQuery, Row
 from engine.spool.schema import connect
 from engine.spool.store import Store
-from engine.spool.writer import InlineWriter, Job, T
+from engine.spool.writer import InlineWriter
+from support.spools import database_of
 from support.virtual import EPOCH_S, current, run
 
 UNKNOWN = Failure("user_not_found", 404)
@@ -33,7 +35,7 @@ class LateWriter(InlineWriter):
     """Runs jobs in order as the thread does: answers come late, some fail, and others go on."""
 
     def __init__(self, store: Store, chance: random.Random) -> None:
-        super().__init__(store)
+        super().__init__(database_of(store))
         self._chance = chance
         self._free_at_s = 0.0
 
@@ -61,7 +63,9 @@ class Rig:
         self.db = connect(path)
         self.db.execute("PRAGMA synchronous = OFF")  # these are about order, not about power cuts
         self.store = Store(self.db, max_bytes=1 << 30, window_ms=1_000)
-        self.writer = LateWriter(self.store, self.chance) if late else InlineWriter(self.store)
+        self.writer = (
+            LateWriter(self.store, self.chance) if late else InlineWriter(database_of(self.store))
+        )
         self.feed = Feed(
             self.writer,
             read_ahead=read_ahead,
@@ -158,7 +162,7 @@ class Rig:
                 await self.feed.progress()
 
     def dead(self) -> dict[int, str]:
-        return {letter.id: letter.reason for letter in self.store.dead_letters(DeadLetterQuery())}
+        return {letter.id: letter.reason for letter in self.store.letters.find(DeadLetterQuery())}
 
     def balanced(self) -> None:
         counters = self.store.counters
@@ -221,7 +225,7 @@ def lives_of(seed: int, folder: Path) -> None:
 
         await rig.deliver(intake)
         again = Store(connect(path), max_bytes=1 << 30, window_ms=1_000)
-        dead = {letter.id: letter.reason for letter in again.dead_letters(DeadLetterQuery())}
+        dead = {letter.id: letter.reason for letter in again.letters.find(DeadLetterQuery())}
         counters = again.counters
         assert again.recount() == {name: counters[name] for name in ("pending", "dead")}
         assert (

@@ -154,7 +154,7 @@ def test_a_damaged_record_becomes_a_dead_letter_and_the_rest_flows(
     store = opened(path)
     flowed = drain(store)
     assert flowed == [2, 4]
-    letters = store.dead_letters(DeadLetterQuery())
+    letters = store.letters.find(DeadLetterQuery())
     assert [(letter.id, letter.reason) for letter in letters] == [(1, "corrupt"), (3, "corrupt")]
     counters = store.counters
     assert (counters["received"], counters["delivered"], counters["dead"]) == (4, 2, 2)
@@ -344,9 +344,9 @@ def test_a_dead_letter_is_replayed_or_discarded_once(path: Path) -> None:
         store.bury(record, FAILING, 5)
         store.bury(record, FAILING, 5)
     store.commit()
-    one, two = store.dead_letters(DeadLetterQuery(user="ann", reason="user_failing", since_ms=5))
-    assert not store.dead_letters(DeadLetterQuery(until_ms=5))
-    assert store.dead_letters(DeadLetterQuery(ids=[two.id])) == [two]
+    one, two = store.letters.find(DeadLetterQuery(user="ann", reason="user_failing", since_ms=5))
+    assert not store.letters.find(DeadLetterQuery(until_ms=5))
+    assert store.letters.find(DeadLetterQuery(ids=[two.id])) == [two]
     store.begin()
     assert store.replay(one, ROW) == 3
     assert store.replay(one, ROW) == 0

@@ -15,7 +15,8 @@ from engine.errors import SettingsError, SpoolError
 from engine.spool.rows import Append, Appended, Row
 from engine.spool.schema import connect
 from engine.spool.store import Store
-from engine.spool.writer import MAX_JOBS, InlineWriter, ThreadWriter, run_group
+from engine.spool.writer import MAX_JOBS, InlineWriter, ThreadWriter
+from support.spools import database_of
 
 
 def one(user: str, raw: bytes = b"{}") -> Append:
@@ -39,6 +40,7 @@ class Spied:
         self.db = connect(path)
         self.said: Counter[str] = Counter()
         self.store = Store(self.db, max_bytes=1 << 30, window_ms=1_000)
+        self.database = database_of(self.store)
         self.db.set_trace_callback(lambda statement: self.said.update([statement]))
 
     def after(self) -> dict[str, int]:
@@ -63,7 +65,7 @@ def hold(writer: ThreadWriter) -> tuple[asyncio.Future[bool], threading.Event]:
 
 
 async def test_what_is_submitted_during_a_commit_shares_the_next_one(spied: Spied) -> None:
-    writer = ThreadWriter(spied.store, "test")
+    writer = ThreadWriter(database_of(spied.store), "test")
     held, gate = hold(writer)
     futures = [writer.submit(append) for _ in range(200)]
     gate.set()
@@ -76,7 +78,7 @@ async def test_what_is_submitted_during_a_commit_shares_the_next_one(spied: Spie
 
 
 async def test_jobs_run_in_the_order_of_submission_however_many_there_are(spied: Spied) -> None:
-    writer = ThreadWriter(spied.store, "test")
+    writer = ThreadWriter(database_of(spied.store), "test")
     _, gate = hold(writer)
     ran: list[int] = []
     count = 2 * MAX_JOBS + 7
@@ -89,7 +91,7 @@ async def test_jobs_run_in_the_order_of_submission_however_many_there_are(spied:
 
 
 async def test_closing_runs_what_was_submitted_and_resolves_it(spied: Spied) -> None:
-    writer = ThreadWriter(spied.store, "test")
+    writer = ThreadWriter(database_of(spied.store), "test")
     _, gate = hold(writer)
     futures = [writer.submit(append) for _ in range(MAX_JOBS + 1)]
     gate.set()
@@ -101,7 +103,7 @@ async def test_closing_runs_what_was_submitted_and_resolves_it(spied: Spied) -> 
 
 
 async def test_a_caller_that_gives_up_does_not_disturb_the_others(spied: Spied) -> None:
-    writer = ThreadWriter(spied.store, "test")
+    writer = ThreadWriter(database_of(spied.store), "test")
     _, gate = hold(writer)
     futures = [writer.submit(append) for _ in range(3)]
     futures[1].cancel()
@@ -116,7 +118,7 @@ def refuse(_: Store) -> None:
 
 
 def test_a_job_that_is_refused_does_not_hurt_the_others(spied: Spied) -> None:
-    first, refused, last = run_group(spied.store, [append, refuse, append])
+    first, refused, last = spied.database.run([append, refuse, append])
     assert (first, last) == (Appended(1, 0, 0),) * 2
     assert isinstance(refused, SpoolError)
     assert refused.reason == "spool_full"
@@ -125,18 +127,18 @@ def test_a_job_that_is_refused_does_not_hurt_the_others(spied: Spied) -> None:
     assert spied.after()["pending"] == 2
 
 
-def test_an_error_of_the_database_fails_the_group_and_leaves_nothing(spied: Spied) -> None:
+def test_a_job_that_the_database_refuses_fails_alone_and_leaves_nothing(spied: Spied) -> None:
     def fail(store: Store) -> None:
         append(store)
         spied.db.execute("INSERT INTO no_such_table VALUES (1)")
 
-    results = run_group(spied.store, [append, fail, append])
-    assert [result.reason for result in results] == ["spool_failing"] * 3
-    assert "COMMIT" not in spied.said
-    assert spied.store.counters.total() == 0
-    assert spied.store.recount() == {"pending": 0, "dead": 0}
-    assert run_group(spied.store, [append]) == [Appended(1, 0, 0)]
-    assert spied.store.recount() == {"pending": 1, "dead": 0}
+    first, refused, last = spied.database.run([append, fail, append])
+    assert (first, last) == (Appended(1, 0, 0),) * 2
+    assert isinstance(refused, SpoolError)
+    assert refused.reason == "spool_failing"
+    assert str(spied.database.damage) == "spool_failing: no such table: no_such_table"
+    assert spied.database.trouble is None
+    assert spied.store.recount() == {"pending": 2, "dead": 0}
     spied.store.close()
 
 
@@ -145,12 +147,13 @@ def test_a_commit_that_fails_leaves_nothing(spied: Spied) -> None:
         f"PRAGMA max_page_count = {spied.db.execute('PRAGMA page_count').fetchone()[0]}"
     )
     big = one("ann", bytes(100_000))
-    (result,) = run_group(spied.store, [lambda store: store.append(big, 1)])
+    (result,) = spied.database.run([lambda store: store.append(big, 1)])
     assert isinstance(result, SpoolError)
-    assert result.reason == "spool_failing"
+    assert result.reason == "disk_full"
     assert spied.store.counters.total() == 0
     spied.db.execute("PRAGMA max_page_count = 1000000")
-    assert run_group(spied.store, [append]) == [Appended(1, 0, 0)]
+    spied.database.heal(result)
+    assert spied.database.run([append]) == [Appended(1, 0, 0)]
     assert spied.store.counters["pending"] == spied.store.recount()["pending"] == 1
     spied.store.close()
 
@@ -168,17 +171,17 @@ def test_a_transaction_that_cannot_even_be_rolled_back_is_tried_again(spied: Spi
 
     spied.db.set_authorizer(authorize)
     for job in (fail, append):
-        (result,) = run_group(spied.store, [job])
+        (result,) = spied.database.run([job])
         assert isinstance(result, SpoolError)
     denied = False
-    assert isinstance(run_group(spied.store, [append])[0], SpoolError)
-    assert run_group(spied.store, [append]) == [Appended(1, 0, 0)]
+    assert isinstance(spied.database.run([append])[0], SpoolError)
+    assert spied.database.run([append]) == [Appended(1, 0, 0)]
     assert spied.store.counters["pending"] == spied.store.recount()["pending"] == 1
     spied.store.close()
 
 
 def test_a_job_with_a_fault_of_its_own_fails_alone_and_leaves_nothing(spied: Spied) -> None:
-    first, fault, last = run_group(spied.store, [append, broken, append])
+    first, fault, last = spied.database.run([append, broken, append])
     assert (first, last) == (Appended(1, 0, 0),) * 2
     assert isinstance(fault, ZeroDivisionError)
     spied.store.close()
@@ -186,7 +189,7 @@ def test_a_job_with_a_fault_of_its_own_fails_alone_and_leaves_nothing(spied: Spi
 
 
 async def test_a_fault_does_not_end_the_thread(spied: Spied) -> None:
-    writer = ThreadWriter(spied.store, "test")
+    writer = ThreadWriter(database_of(spied.store), "test")
     with pytest.raises(ZeroDivisionError):
         await writer.submit(broken)
     assert await writer.submit(append) == Appended(1, 0, 0)
@@ -195,7 +198,7 @@ async def test_a_fault_does_not_end_the_thread(spied: Spied) -> None:
 
 
 async def test_the_inline_writer_has_done_it_when_submit_returns(spied: Spied) -> None:
-    writer = InlineWriter(spied.store)
+    writer = InlineWriter(database_of(spied.store))
     future = writer.submit(append)
     assert future.result() == Appended(1, 0, 0)
     failed = writer.submit(refuse)
@@ -211,7 +214,7 @@ def test_settings_errors_fail_alone_as_every_error_of_ours_does(spied: Spied) ->
     def fail(_: Store) -> None:
         raise SettingsError("x")
 
-    results = run_group(spied.store, [fail, append])
+    results = spied.database.run([fail, append])
     assert isinstance(results[0], SettingsError)
     assert results[1] == Appended(1, 0, 0)
     spied.store.close()

@@ -1,0 +1,199 @@
+"""A spool's store, kept usable while its disk is not.
+
+Rules
+=====
+1. A group of jobs is one transaction. A job that raises ``EngineError`` has changed nothing and
+   fails alone; so does one with a fault of its own, for which the others are run again.
+2. When the disk fails (a write, an fsync), nothing of the group is done. What was written of it may
+   be in memory and not on the disk, where a later commit must not build upon it: so the log is
+   folded into the file, without what failed, before the file is opened again. While that cannot be
+   done either, there is ``trouble``, and it is tried again every ``HEAL_EVERY_S``.
+3. When the disk is full, the reserve is let go, and from then on appends are refused while
+   everything else, which makes room in the end, goes on. It is over once the reserve can be had
+   again.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Protocol, TypeVar
+
+import structlog
+
+from engine.errors import EngineError, SpoolError
+from engine.spool.reserve import Reserve
+from engine.spool.schema import primary_code, reason_of
+from engine.spool.store import Store
+
+_log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+Job = Callable[[Store], T]
+
+HEAL_EVERY_S = 1.0
+NO_RESERVE = "the disk has too little room for `spool.reserve_bytes` and as much again"
+
+_A_JOBS_OWN = frozenset({0, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT})
+"""Result codes that concern what a job asked for, not the disk as a whole."""
+
+
+class Opener(Protocol):
+    """Opens a spool's store; without ``recover``, the process that used it goes on."""
+
+    def __call__(self, *, recover: bool) -> Store: ...
+
+
+class Database:
+    """One spool's store, in the hands of one thread; see the module's docstring."""
+
+    def __init__(
+        self,
+        opener: Opener,
+        reserve: Reserve,
+        monotonic_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Open the store, with the reserve's help where the disk is full.
+
+        Raises:
+            SpoolError: it cannot be opened.
+        """
+        self._opener = opener
+        self._reserve = reserve
+        self._monotonic_s = monotonic_s
+        self._heal_at_s = 0.0
+        self._closed = False
+        self.trouble: SpoolError | None = None
+        """Why the spool takes nothing in, or nothing at all; None when all is well."""
+        self.damage: SpoolError | None = None
+        """What the database said when something that was asked of it could not be read."""
+        try:
+            self.store = opener(recover=True)
+        except SpoolError as error:
+            if error.reason != "disk_full" or not reserve.release():
+                raise
+            self.store = opener(recover=True)
+        if not reserve.take():
+            self._run_out_of_disk(NO_RESERVE)
+
+    def run(self, jobs: list[Job[Any]]) -> list[Any]:
+        """Run jobs in one transaction; return a result or an exception for each."""
+        self.look_again()
+        if self._closed:
+            return [self.trouble for _ in jobs]
+        try:
+            return run_group(self.store, jobs)
+        except sqlite3.Error as error:
+            if primary_code(error) in _A_JOBS_OWN:
+                return self._singly(jobs, self._as_damage(error))
+            return self._disk_failed(jobs, error)
+        except Exception as fault:
+            return self._singly(jobs, fault)
+
+    def _singly(self, jobs: list[Job[Any]], fault: Exception) -> list[Any]:
+        """Run each of several jobs by itself; one that is alone already has failed."""
+        return [fault] if len(jobs) == 1 else [self.run([job])[0] for job in jobs]
+
+    def _as_damage(self, error: sqlite3.Error) -> SpoolError:
+        damage = SpoolError("spool_failing", str(error))
+        if str(damage) != str(self.damage):
+            _log.error("the spool cannot do what it is asked", error=str(error))
+        self.damage = damage
+        return damage
+
+    def _disk_failed(self, jobs: list[Job[Any]], error: sqlite3.Error) -> list[Any]:
+        failed = SpoolError(reason_of(error), str(error))
+        if failed.reason != "disk_full":
+            self.heal(failed)
+        elif self._run_out_of_disk(str(error)):
+            return self.run(jobs)
+        return [failed for _ in jobs]
+
+    def _run_out_of_disk(self, detail: str) -> bool:
+        """Refuse appends; return whether there was a reserve to let go for all the rest."""
+        self._note(SpoolError("disk_full", detail))
+        self._heal_at_s = self._monotonic_s() + HEAL_EVERY_S
+        self.store.shut_intake("disk_full")
+        had_reserve = self._reserve.release()
+        with suppress(sqlite3.Error):
+            self.store.claim_room()  # before somebody else takes it
+        return had_reserve
+
+    def heal(self, trouble: SpoolError) -> None:
+        """Set right what can be; say what trouble is left."""
+        self._heal_at_s = self._monotonic_s() + HEAL_EVERY_S
+        try:
+            if trouble.reason == "spool_failing":
+                self._open_again()
+            if not self._reserve.take():
+                self._run_out_of_disk(NO_RESERVE)
+                return
+            self.store.shut_intake("")
+            run_group(self.store, [lambda store: store.meta.set("last_trouble", str(trouble))])
+        except sqlite3.Error as error:
+            self._note(SpoolError(reason_of(error), str(error)))
+        except SpoolError as error:
+            self._note(error)
+        else:
+            _log.warning("the spool is well again", after=str(trouble))
+            self.trouble = None
+
+    def look_again(self) -> None:
+        """Heal, where there is trouble and it is time: nobody else may be asking for anything."""
+        if self.trouble is not None and self._monotonic_s() >= self._heal_at_s:
+            self.heal(self.trouble)
+
+    def _open_again(self) -> None:
+        if not self._closed:
+            self.store.fold()
+            with suppress(sqlite3.Error):
+                self.store.close()
+            self._closed = True
+        self.store = self._opener(recover=False)
+        self._closed = False
+
+    def _note(self, trouble: SpoolError) -> None:
+        if str(trouble) != str(self.trouble):
+            _log.error("the spool is in trouble", trouble=str(trouble))
+        self.trouble = trouble
+
+    def tidy(self) -> bool:
+        """Give a little of what the file does not need back to the disk; False: no more to do."""
+        if self._closed:
+            return False
+        try:
+            if not self.store.has_much_free():
+                return False
+            run_group(self.store, [Store.give_back])
+        except sqlite3.Error:
+            return False  # the next job that writes will meet it
+        return True
+
+    def close(self) -> None:
+        """Close the store."""
+        with suppress(sqlite3.Error):
+            self.store.close()
+
+
+def run_group(store: Store, jobs: list[Job[Any]]) -> list[Any]:
+    """Run jobs in one transaction; return a result or an ``EngineError`` for each.
+
+    Whatever else is raised has undone all of it.
+    """
+    try:
+        store.begin()
+        results = [_attempt(job, store) for job in jobs]
+        store.commit()
+    except Exception:
+        store.rollback()
+        raise
+    return results
+
+
+def _attempt(job: Job[Any], store: Store) -> Any:
+    try:
+        return job(store)
+    except EngineError as error:
+        return error

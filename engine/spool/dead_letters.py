@@ -1,0 +1,83 @@
+"""The dead letters of a spool: events that are not sent, with why, until somebody decides."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Any
+
+import msgspec
+
+from engine.spool.rows import DeadLetter, DeadLetterQuery, letter_checksum
+
+_COLUMNS = ", ".join(DeadLetter.__struct_fields__)
+_HOLES = ", ".join("?" * len(DeadLetter.__struct_fields__))
+
+
+class DeadLetters:
+    """The table ``dead_letters``, inside somebody's transaction."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._db = connection
+
+    def find(
+        self, query: DeadLetterQuery, *, after_id: int = 0, limit: int = 1000
+    ) -> list[DeadLetter]:
+        """Return the dead letters that a query means, by id.
+
+        One that was damaged on disk has the reason ``corrupt`` from then on.
+        """
+        where, values = _conditions(query)
+        rows = self._db.execute(
+            f"SELECT {_COLUMNS}, crc FROM dead_letters WHERE id > ? AND {where}"  # noqa: S608 - columns and placeholders only
+            " ORDER BY id LIMIT ?",
+            (after_id, *values, limit),
+        )
+        return [_checked(DeadLetter(*row), crc) for *row, crc in rows]
+
+    def reasons(self) -> dict[str, int]:
+        """Return how many there are, by reason."""
+        return dict(
+            self._db.execute("SELECT reason, count(*) FROM dead_letters GROUP BY reason").fetchall()
+        )
+
+    def insert(self, letter: DeadLetter) -> None:
+        """Keep one more."""
+        self._db.execute(
+            f"INSERT INTO dead_letters ({_COLUMNS}, crc) VALUES ({_HOLES}, ?)",  # noqa: S608 - constants
+            (*msgspec.structs.astuple(letter), _checksum(letter)),
+        )
+
+    def remove(self, id_: int) -> bool:
+        """Take one away; return whether it was there."""
+        cursor = self._db.execute("DELETE FROM dead_letters WHERE id = ?", (id_,))
+        return cursor.rowcount == 1
+
+
+def _checksum(letter: DeadLetter) -> int:
+    return letter_checksum(
+        letter.id, letter.reason, letter.user_key, letter.accepted_at_ms, letter.raw
+    )
+
+
+def _checked(letter: DeadLetter, crc: int) -> DeadLetter:
+    if _checksum(letter) == crc:
+        return letter
+    return msgspec.structs.replace(letter, reason="corrupt")
+
+
+def _conditions(query: DeadLetterQuery) -> tuple[str, list[Any]]:
+    parts: list[str] = []
+    values: list[Any] = []
+    if query.ids:
+        parts.append("id IN (SELECT value FROM json_each(?))")
+        values.append(msgspec.json.encode(query.ids).decode())
+    for condition, value in (
+        ("reason = ?", query.reason),
+        ("user_key = ?", query.user),
+        ("last_failed_at_ms >= ?", query.since_ms),
+        ("last_failed_at_ms < ?", query.until_ms),
+    ):
+        if value is not None:
+            parts.append(condition)
+            values.append(value)
+    return " AND ".join(parts) or "TRUE", values

@@ -1,0 +1,163 @@
+"""Looking at a spool's file from outside, whoever is writing it: what is in it, and is it whole?
+
+Reads with a connection of its own that neither writes nor checkpoints, a little at a time, so that
+the one that does is not held up.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from engine.spool.rows import checksum, contact_checksum, letter_checksum
+from engine.spool.schema import connect_to_read
+
+CHUNK_ROWS = 2_000
+MOST_FINDINGS = 100
+
+
+class SpoolState(msgspec.Struct, frozen=True):
+    """What a spool's file holds. ``log_bytes``: of the write-ahead log beside it."""
+
+    path: str
+    schema_version: int
+    sqlite: str
+    file_bytes: int
+    free_bytes: int
+    log_bytes: int
+    reserve_bytes: int
+    rows: dict[str, int]
+    counters: dict[str, int]
+    last_trouble: str
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """Something that is not as it was written. ``key``: the row's, in ``table``."""
+
+    table: str
+    key: str
+    problem: str
+
+
+def state_of(path: Path) -> SpoolState:
+    """Return what a spool's file holds.
+
+    Raises:
+        SpoolError: it is not there, or cannot be read.
+    """
+    with closing(connect_to_read(path)) as db:
+        (page_bytes,), (free,) = db.execute("PRAGMA page_size"), db.execute("PRAGMA freelist_count")
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        tables = [
+            name
+            for (name,) in db.execute(
+                "SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name"
+            )
+        ]
+        last = db.execute("SELECT value FROM meta WHERE key = 'last_trouble'").fetchone()
+        return SpoolState(
+            path=str(path),
+            schema_version=version,
+            sqlite=sqlite3.sqlite_version,
+            file_bytes=path.stat().st_size,
+            free_bytes=free[0] * page_bytes[0],
+            log_bytes=_size(f"{path}-wal"),
+            reserve_bytes=_size(f"{path}-reserve"),
+            rows={
+                table: db.execute(f"SELECT count(*) FROM {table}").fetchone()[0]  # noqa: S608 - the schema's
+                for table in tables
+            },
+            counters=dict(db.execute("SELECT name, value FROM counters ORDER BY name").fetchall()),
+            last_trouble=last[0] if last else "",
+        )
+
+
+def _size(path: str) -> int:
+    file = Path(path)
+    return file.stat().st_size if file.exists() else 0
+
+
+def findings(path: Path) -> list[Finding]:
+    """Return what is damaged in a spool's file, the first hundred of it; nothing: it is whole.
+
+    Raises:
+        SpoolError: it is not there, or cannot be read at all.
+    """
+    found: list[Finding] = []
+    with closing(connect_to_read(path)) as db:
+        for check in (_structure, _records, _dead_letters, _contacts, _accounting):
+            for one in _until_unreadable(db, check):
+                found.append(one)
+                if len(found) == MOST_FINDINGS:
+                    return found
+    return found
+
+
+def _until_unreadable(
+    db: sqlite3.Connection, check: Callable[[sqlite3.Connection], Iterator[Finding]]
+) -> Iterator[Finding]:
+    try:
+        yield from check(db)
+    except (sqlite3.Error, ValueError) as error:
+        yield Finding(check.__name__.strip("_"), "", f"cannot be read to its end: {error}")
+
+
+def _structure(db: sqlite3.Connection) -> Iterator[Finding]:
+    for (line,) in db.execute(f"PRAGMA integrity_check({MOST_FINDINGS})"):
+        if line != "ok":
+            yield Finding("file", "", line)
+
+
+def _walk(
+    db: sqlite3.Connection, table: str, key: str, columns: str, start: Any
+) -> Iterator[tuple[Any, ...]]:
+    """Yield all rows in the order of their key, a chunk a read."""
+    while True:
+        rows = db.execute(
+            f"SELECT {columns} FROM {table} WHERE {key} > ? ORDER BY {key} LIMIT ?",  # noqa: S608 - constants
+            (start, CHUNK_ROWS),
+        ).fetchall()
+        yield from rows
+        if len(rows) < CHUNK_ROWS:
+            return
+        start = rows[-1][0]
+
+
+def _records(db: sqlite3.Connection) -> Iterator[Finding]:
+    columns = "id, kind, user_key, accepted_at_ms, raw, crc"
+    for id_, *fields, crc in _walk(db, "records", "id", columns, -1):
+        if checksum(id_, *fields) != crc:
+            yield Finding("records", str(id_), "its checksum does not match")
+
+
+def _dead_letters(db: sqlite3.Connection) -> Iterator[Finding]:
+    columns = "id, reason, user_key, accepted_at_ms, raw, crc"
+    for id_, *fields, crc in _walk(db, "dead_letters", "id", columns, -1):
+        if letter_checksum(id_, *fields) != crc:
+            yield Finding("dead_letters", str(id_), "its checksum does not match")
+
+
+def _contacts(db: sqlite3.Connection) -> Iterator[Finding]:
+    columns = "user_key, contact_id, properties, written, crc"
+    for user, *fields, crc in _walk(db, "contacts", "user_key", columns, ""):
+        if contact_checksum(user, *fields) != crc:
+            yield Finding("contacts", user, "its checksum does not match; it will be asked again")
+
+
+def _accounting(db: sqlite3.Connection) -> Iterator[Finding]:
+    db.execute("BEGIN")
+    counters = dict(db.execute("SELECT name, value FROM counters").fetchall())
+    for table, name in (("records", "pending"), ("dead_letters", "dead")):
+        (rows,) = db.execute(f"SELECT count(*) FROM {table}").fetchone()  # noqa: S608 - constants
+        if rows != counters.get(name, 0):
+            yield Finding("counters", name, f"says {counters.get(name, 0)}, there are {rows}")
+    db.execute("COMMIT")
+    settled = sum(n for name, n in counters.items() if name != "received")
+    if settled != counters.get("received", 0):
+        said = f"says {counters.get('received', 0)}, accounted for are {settled}"
+        yield Finding("counters", "received", said)
