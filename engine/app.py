@@ -33,6 +33,7 @@ from engine.spool.store import Store
 from transports import Batch, Receipt, Source
 from transports.errors import Refused
 from transports.intercom import BASE_URLS, IntercomClient, Wire
+from transports.sockets import share_of_descriptors
 from transports.uploads import BadUpload, decode_events
 
 WireFactory = Callable[[Intercom], Wire]
@@ -170,7 +171,7 @@ class Engine:
             self._gates[key] = Gate(
                 wire,
                 requests_per_minute=sync.intercom.requests_per_minute,
-                max_in_flight=sync.intercom.max_in_flight,
+                max_in_flight=_most_calls(sync.intercom),
                 probe_first_s=sync.delivery.probe_first_s,
                 probe_most_s=sync.delivery.probe_most_s,
                 now_s=self._now_s,
@@ -305,8 +306,13 @@ def client_of(intercom: Intercom) -> IntercomClient:
         _base_url(intercom),
         intercom.access_token.reveal(),
         timeout_s=intercom.timeout_s,
-        connections=intercom.max_in_flight,
+        connections=_most_calls(intercom),
     )
+
+
+def _most_calls(intercom: Intercom) -> int:
+    """Return how many calls may be out at once: no more than this process may have connections."""
+    return min(intercom.max_in_flight, share_of_descriptors(0.25))
 
 
 def _renew_directory(store: Store, sync: Sync) -> None:

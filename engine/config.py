@@ -85,6 +85,7 @@ class Http(_Section, frozen=True, kw_only=True):
     max_held_bytes: Annotated[int, msgspec.Meta(ge=20_000_000)] = 67_108_864
     body_timeout_s: PositiveSeconds = 10.0
     idle_timeout_s: PositiveSeconds = 75.0
+    max_connections: Positive = 1_024
     key_requests_per_s: PositiveNumber | None = None
     key_events_per_s: PositiveNumber | None = None
 

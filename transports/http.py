@@ -33,6 +33,7 @@ from transports.errors import Refused, UnknownApiKey
 from transports.inflate import Inflate
 from transports.limits import Hold, KeyLimits, Room
 from transports.openapi import describe
+from transports.sockets import Listener, share_of_descriptors
 from transports.uploads import TOO_LARGE, BadUpload, GoodUpload, Upload
 
 SMALL_BYTES: Final = 1_000_000
@@ -117,6 +118,7 @@ class HttpSource:
         max_held_bytes: int = 67_108_864,
         body_timeout_s: float = 10.0,
         idle_timeout_s: float = 75.0,
+        max_connections: int = 1_024,
         key_requests_per_s: float | None = None,
         key_events_per_s: float | None = None,
     ) -> None:
@@ -128,6 +130,8 @@ class HttpSource:
         self._limits = KeyLimits(key_requests_per_s, key_events_per_s)
         self._body_timeout_s = body_timeout_s
         self._idle_timeout_s = idle_timeout_s
+        self._max_connections = min(max_connections, share_of_descriptors(0.5))
+        self._listener: Listener | None = None
         self._listening = asyncio.Event()
         self._intake: Intake | None = None
         self.address = listen
@@ -140,14 +144,13 @@ class HttpSource:
         """
         self._intake = intake
         server = _Server(self._answer, self._idle_timeout_s)
+        self._listener = Listener(server, self._max_connections)
         runner = web.ServerRunner(server, shutdown_timeout=5.0)
         await runner.setup()
         try:
-            await web.TCPSite(runner, self._host, self._port, reuse_address=True).start()
-            host, port = runner.addresses[0][:2]
-            self.address = f"{host}:{port}"
-            self._listening.set()
-            await asyncio.Event().wait()
+            async with self._listener.listening(self._host, self._port) as self.address:
+                self._listening.set()
+                await asyncio.Event().wait()
         finally:
             await runner.cleanup()
 
@@ -161,6 +164,8 @@ class HttpSource:
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         response = await self._respond(request)
         self._allow_origin(request, response)
+        if self._listener is not None and self._listener.crowded:
+            response.force_close()
         return response
 
     async def _respond(self, request: web.BaseRequest) -> web.Response:

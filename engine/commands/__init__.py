@@ -29,26 +29,36 @@ def load_settings(path: Path) -> Settings:
 
 
 def configure_logging(log: Log) -> None:
-    """Send messages to stderr: for people on a terminal, as JSON lines otherwise."""
+    """Send messages to stderr: for people on a terminal, as JSON lines otherwise.
+
+    Those of libraries too, which come through the standard library's ``logging``.
+    """
     human = log.format == "human" or (log.format == "auto" and sys.stderr.isatty())
     renderer: Any = (
         structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
         if human
         else structlog.processors.JSONRenderer()
     )
+    level = logging.getLevelNamesMapping()[log.level.upper()]
+    stamp: list[Any] = [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    last: list[Any] = [structlog.processors.format_exc_info, renderer]
     structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            renderer,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(
-            logging.getLevelNamesMapping()[log.level.upper()]
-        ),
+        processors=[*stamp, *last],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=stamp,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
+        )
+    )
+    logging.basicConfig(handlers=[handler], level=max(level, logging.INFO), force=True)
 
 
 def run(main: Callable[[], Coroutine[Any, Any, int]]) -> int:

@@ -14,6 +14,7 @@ from engine.config import Settings
 from engine.console.server import AdminServer
 from engine.errors import SettingsError
 from transports import Source
+from transports.sockets import raise_descriptor_limit
 
 _log = structlog.get_logger("engine.run")
 
@@ -24,6 +25,7 @@ async def run(settings: Settings) -> int:
     Raises:
         SettingsError: nothing to serve, or an address that cannot be listened on.
     """
+    raise_descriptor_limit()
     sources = sources_of(settings)
     if not sources:
         raise SettingsError("no source is configured: add [http], or [sources.NAME]")

@@ -22,9 +22,12 @@ from engine.app import Engine
 from engine.config import Admin, host_and_port
 from engine.errors import SettingsError
 from engine.spool.rows import DeadLetterQuery
+from transports.http import MAX_HEADER_BYTES
+from transports.sockets import Listener, share_of_descriptors
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _encoder = msgspec.json.Encoder()
+MAX_CONNECTIONS = 64
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 
 
@@ -43,21 +46,24 @@ class AdminServer:
         Raises:
             SettingsError: the address cannot be listened on.
         """
-        runner = web.AppRunner(self._application(), access_log=None)
+        runner = web.AppRunner(
+            self._application(),
+            access_log=None,
+            max_line_size=MAX_HEADER_BYTES,
+            max_field_size=MAX_HEADER_BYTES,
+        )
         await runner.setup()
+        assert runner.server is not None
+        listener = Listener(runner.server, min(MAX_CONNECTIONS, share_of_descriptors(0.25)))
         try:
-            host, port = host_and_port(self._settings.listen)
-            try:
-                await web.TCPSite(runner, host, port, reuse_address=True).start()
-            except OSError as error:
-                reason = os.strerror(error.errno) if error.errno else str(error)
-                raise SettingsError(
-                    f"admin.listen: {self._settings.listen} cannot be used: {reason}"
-                ) from None
-            host, port = runner.addresses[0][:2]
-            self.address = f"{host}:{port}"
-            self._listening.set()
-            await asyncio.Event().wait()
+            async with listener.listening(*host_and_port(self._settings.listen)) as self.address:
+                self._listening.set()
+                await asyncio.Event().wait()
+        except OSError as error:
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            raise SettingsError(
+                f"admin.listen: {self._settings.listen} cannot be used: {reason}"
+            ) from None
         finally:
             await runner.cleanup()
 

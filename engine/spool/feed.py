@@ -50,6 +50,9 @@ LONGEST_NAP_S = 5.0
 
 FAILING_DISK_NAP_S = 1.0
 
+CLOCK_STEP_MS = 1_000
+"""A clock that is behind by more was set back; parked users must not wait for it to catch up."""
+
 
 class Feed:
     """Loads records, and settles them; see the module's docstring."""
@@ -79,6 +82,8 @@ class Feed:
         self._changed = anyio.Event()
         self._progress = anyio.Event()
         self._last_id = 0
+        self._looked_at_ms: int | None = None
+        self._looked_at_s = 0.0
         self._nap_s = LONGEST_NAP_S
         self._stopping = False
         self.latency_s: deque[float] = deque(maxlen=4096)
@@ -148,7 +153,19 @@ class Feed:
     def _room_bytes(self) -> int:
         return READ_AHEAD_BYTES - self._loaded_bytes
 
+    def _set_back_ms(self) -> int:
+        """Return by how much the wall clock was set back since the last look at it."""
+        now_ms, now_s = self._now_ms(), anyio.current_time()
+        expected_ms = self._looked_at_ms or 0
+        if self._looked_at_ms is not None:
+            expected_ms += int((now_s - self._looked_at_s) * 1000)
+        self._looked_at_ms, self._looked_at_s = now_ms, now_s
+        return expected_ms - now_ms if expected_ms - now_ms > CLOCK_STEP_MS else 0
+
     async def _load(self, limit: int) -> Loaded:
+        set_back_ms = self._set_back_ms()
+        if set_back_ms:
+            await self.persist(lambda store: store.wake_earlier(set_back_ms))
         crowded = {user for user, count in self._loaded.items() if count >= PER_USER}
         halted = set(self._halted)
         room_bytes = self._room_bytes

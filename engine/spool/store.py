@@ -555,6 +555,10 @@ class Store:
             (now_ms, user, now_ms),
         )
 
+    def wake_earlier(self, by_ms: int) -> None:
+        """Follow a clock that was set back: parked users wait as long as they were meant to."""
+        self._db.execute("UPDATE users_aside SET wake_at_ms = wake_at_ms - ?", (by_ms,))
+
     def _set_user_aside(
         self, user: str, wake_at_ms: int | None, failures: int, reason: str, now_ms: int
     ) -> None:

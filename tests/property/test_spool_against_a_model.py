@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import random
 import shutil
 import sqlite3
 import sys
@@ -27,10 +29,14 @@ from engine.errors import Failure
 from engine.spool.rows import Append, DeadLetterQuery, DeadRow, Row
 from engine.spool.schema import connect
 from engine.spool.store import Store
+from support.faulty_disk import after_power_cut
 
 USERS = ("ann", "bob", "cid")
 PER_USER = 3
 WINDOW_MS = 1_000
+FAULTY_DIR = os.environ.get("FAULTY_DIR")
+EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "120"))
+CUTS: list[int] = []
 UNKNOWN = Failure("user_not_found", 404)
 FAILING = Failure("user_failing", 500)
 
@@ -159,7 +165,7 @@ class SpoolMachine(RuleBasedStateMachine):
 
     @initialize()
     def start(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="spool-model-"))
+        self.folder = Path(tempfile.mkdtemp(prefix="spool-model-", dir=FAULTY_DIR))
         self.generation = 0
         self.now_ms = 1_000_000
         self.model = Model()
@@ -174,7 +180,7 @@ class SpoolMachine(RuleBasedStateMachine):
 
     @property
     def path(self) -> Path:
-        return self.folder / f"{self.generation}.db"
+        return self.folder / str(self.generation) / "spool.db"
 
     def _open(self) -> None:
         self.db = connect(self.path)
@@ -497,11 +503,19 @@ class SpoolMachine(RuleBasedStateMachine):
         self._crash()
 
     def _crash(self) -> None:
-        """Go on with the files as a power cut would leave them now."""
+        """Go on with the files as a crash leaves them now; on a faulty disk, as a power cut does.
+
+        A crash leaves what was written; a power cut only what was fsynced, and some of the rest.
+        """
         old = self.path
         self.generation += 1
-        shutil.copy(old, self.path)
-        shutil.copy(f"{old}-wal", f"{self.path}-wal")
+        if FAULTY_DIR:
+            after_power_cut(old.parent, self.path.parent, random.Random(self.generation))
+            CUTS.append(self.generation)
+        else:
+            self.path.parent.mkdir()
+            shutil.copy(old, self.path)
+            shutil.copy(f"{old}-wal", f"{self.path}-wal")
         self.store.close()
         self._open()
         self.model.restart()
@@ -593,9 +607,11 @@ def test_the_store_does_what_a_dict_would() -> None:
     run_state_machine_as_test(
         SpoolMachine,
         settings=settings(
-            max_examples=120,
+            max_examples=EXAMPLES,
             stateful_step_count=45,
             deadline=None,
             suppress_health_check=list(HealthCheck),
         ),
     )
+    if FAULTY_DIR:
+        print(f"{len(CUTS)} power cuts")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import mmap
+import os
 import random
 import shutil
 import struct
@@ -89,9 +90,12 @@ def after_power_cut(folder: Path, to: Path, chance: random.Random) -> None:
                     there.extend(bytes(max(0, end - len(there))))
                     there[offset + at : end] = sector
         new = to / file.relative_to(folder)
-        for path in (new, Path(f"{new}.durable")):
-            path.write_bytes(there)
+        Path(f"{new}.durable").write_bytes(there)
         Path(f"{new}.named").touch()
+        with new.open("wb") as copy:
+            copy.write(there)
+            copy.flush()
+            os.fsync(copy.fileno())  # where this process itself has the faulty disk
 
 
 def _read(path: Path) -> bytes:

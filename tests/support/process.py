@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import signal
 import socket
 import sys
@@ -99,6 +100,19 @@ class Daemon:
             await asyncio.sleep(0)
         return status
 
+    def memory_bytes(self, field: str = "VmRSS") -> int:
+        """Return what it holds in memory now, or ``VmHWM``: the most that it ever did."""
+        text = Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8")
+        line = next(one for one in text.splitlines() if one.startswith(f"{field}:"))
+        return int(line.split()[1]) * 1024
+
+    async def ready(self) -> tuple[int, dict[str, Any]]:
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(f"{self.admin}/readyz") as answer,
+        ):
+            return answer.status, await answer.json()
+
     async def end(self, how: signal.Signals) -> int:
         if self.process.returncode is None:
             self.process.send_signal(how)
@@ -107,10 +121,20 @@ class Daemon:
         return code
 
 
-async def start(config: Path) -> Daemon:
+async def start(
+    config: Path, env: Mapping[str, str] | None = None, max_files: int | None = None
+) -> Daemon:
     """Start the daemon and read its log until it is ready."""
+
+    def limit() -> None:
+        if max_files is not None:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max_files, max_files))
+
     process = await asyncio.create_subprocess_exec(
-        *command("run", "-c", str(config)), stderr=asyncio.subprocess.PIPE
+        *command("run", "-c", str(config)),
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, **(env or {})},
+        preexec_fn=limit,
     )
     assert process.stderr is not None
     addresses: dict[str, str] = {}
@@ -128,9 +152,11 @@ async def start(config: Path) -> Daemon:
 
 
 @asynccontextmanager
-async def daemon(config: Path) -> AsyncIterator[Daemon]:
+async def daemon(
+    config: Path, env: Mapping[str, str] | None = None, max_files: int | None = None
+) -> AsyncIterator[Daemon]:
     """A running daemon, ended with SIGTERM, which has to be clean."""
-    running = await start(config)
+    running = await start(config, env, max_files)
     try:
         yield running
     finally:
@@ -159,6 +185,13 @@ async def post(url: str, body: bytes, **headers: str) -> tuple[int, dict[str, An
         session.post(url, data=body, headers=headers) as answer,
     ):
         return answer.status, await answer.json()
+
+
+async def moment(delay_s: float) -> None:
+    """Let real time pass: for what another process does by itself."""
+    passed = asyncio.Event()
+    asyncio.get_running_loop().call_later(delay_s, passed.set)
+    await passed.wait()
 
 
 def free_port() -> int:

@@ -32,19 +32,20 @@ class _Selector(selectors.DefaultSelector):
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """``now_s`` is seconds since the simulation began."""
+    """``now_s`` is seconds since the simulation began; ``wall_offset_s`` is for stepping clocks."""
 
     def __init__(self) -> None:
         selector = _Selector()
         selector.loop = self
         self.now_s = 0.0
+        self.wall_offset_s = 0.0
         super().__init__(selector)
 
     def time(self) -> float:
         return self.now_s
 
     def wall_s(self) -> float:
-        return EPOCH_S + self.now_s
+        return EPOCH_S + self.now_s + self.wall_offset_s
 
     def wall_ms(self) -> int:
         return int(self.wall_s() * 1000)
