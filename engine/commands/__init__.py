@@ -58,7 +58,7 @@ def configure_logging(log: Log) -> None:
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
         )
     )
-    logging.basicConfig(handlers=[handler], level=max(level, logging.INFO), force=True)
+    logging.basicConfig(handlers=[handler], level=max(level, logging.WARNING), force=True)
 
 
 def run(main: Callable[[], Coroutine[Any, Any, int]]) -> int:
