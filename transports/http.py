@@ -386,7 +386,6 @@ class _Server(web.Server):
             self,
             loop=asyncio.get_running_loop(),
             keepalive_timeout=self._idle_timeout_s,  # also for what never becomes a request
-            access_log=None,
             auto_decompress=False,
             max_line_size=MAX_HEADER_BYTES,
             max_field_size=MAX_HEADER_BYTES,

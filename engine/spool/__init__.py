@@ -54,7 +54,7 @@ def open_database(path: Path, settings: SpoolSettings, twin_window_s: float) -> 
                 twin_window_ms=int(twin_window_s * 1000),
                 recover=recover,
             )
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             connection.close()
             raise SpoolError(reason_of(error), f"{path}: {error}") from error
 

@@ -85,7 +85,7 @@ class Database:
             return [self.trouble for _ in jobs]
         try:
             return run_group(self.store, jobs)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # its messages quote what is damaged
             if primary_code(error) in _A_JOBS_OWN:
                 return self._singly(jobs, self._as_damage(error))
             return self._disk_failed(jobs, error)
@@ -96,14 +96,14 @@ class Database:
         """Run each of several jobs by itself; one that is alone already has failed."""
         return [fault] if len(jobs) == 1 else [self.run([job])[0] for job in jobs]
 
-    def _as_damage(self, error: sqlite3.Error) -> SpoolError:
+    def _as_damage(self, error: Exception) -> SpoolError:
         damage = SpoolError("spool_failing", str(error))
         if str(damage) != str(self.damage):
             _log.error("the spool cannot do what it is asked", error=str(error))
         self.damage = damage
         return damage
 
-    def _disk_failed(self, jobs: list[Job[Any]], error: sqlite3.Error) -> list[Any]:
+    def _disk_failed(self, jobs: list[Job[Any]], error: Exception) -> list[Any]:
         failed = SpoolError(reason_of(error), str(error))
         if failed.reason != "disk_full":
             self.heal(failed)

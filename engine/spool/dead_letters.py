@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from engine.spool.rows import DeadLetter, DeadLetterQuery, letter_checksum
+from engine.spool.rows import DeadLetter, DeadLetterQuery, holds, letter_checksum
 
 _COLUMNS = ", ".join(DeadLetter.__struct_fields__)
 _HOLES = ", ".join("?" * len(DeadLetter.__struct_fields__))
@@ -59,10 +59,11 @@ def _checksum(letter: DeadLetter) -> int:
     )
 
 
-def _checked(letter: DeadLetter, crc: int) -> DeadLetter:
-    if _checksum(letter) == crc:
+def _checked(letter: DeadLetter, crc: Any) -> DeadLetter:
+    if holds(crc, _checksum, letter):
         return letter
-    return msgspec.structs.replace(letter, reason="corrupt")
+    raw = letter.raw if isinstance(letter.raw, bytes) else str(letter.raw).encode()
+    return msgspec.structs.replace(letter, reason="corrupt", raw=raw)
 
 
 def _conditions(query: DeadLetterQuery) -> tuple[str, list[Any]]:

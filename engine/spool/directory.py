@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from engine.spool.rows import Contact, contact_checksum
+from engine.spool.rows import Contact, contact_checksum, holds
 
 
 class ContactDirectory:
@@ -26,7 +26,7 @@ class ContactDirectory:
         if row is None:
             return None
         contact_id, properties, written, applied_id, complete, crc = row
-        if contact_checksum(user, contact_id, properties, written) != crc:
+        if not holds(crc, contact_checksum, user, contact_id, properties, written):
             return None
         return Contact(
             contact_id, _fields(properties), _fields(written), applied_id, bool(complete)

@@ -14,8 +14,8 @@ from typing import Any
 
 import msgspec
 
-from engine.spool.rows import checksum, contact_checksum, letter_checksum
-from engine.spool.schema import connect_to_read
+from engine.spool.rows import check_order, checksum, contact_checksum, holds, letter_checksum
+from engine.spool.schema import SCHEMA_VERSION, connect_to_read, migrate, tables_of
 
 CHUNK_ROWS = 2_000
 MOST_FINDINGS = 100
@@ -90,7 +90,7 @@ def findings(path: Path) -> list[Finding]:
     """
     found: list[Finding] = []
     with closing(connect_to_read(path)) as db:
-        for check in (_structure, _records, _dead_letters, _contacts, _accounting):
+        for check in (_structure, _tables, _records, _dead_letters, _contacts, _accounting):
             for one in _until_unreadable(db, check):
                 found.append(one)
                 if len(found) == MOST_FINDINGS:
@@ -103,7 +103,7 @@ def _until_unreadable(
 ) -> Iterator[Finding]:
     try:
         yield from check(db)
-    except (sqlite3.Error, ValueError) as error:
+    except (sqlite3.Error, ValueError, TypeError) as error:
         yield Finding(check.__name__.strip("_"), "", f"cannot be read to its end: {error}")
 
 
@@ -111,6 +111,18 @@ def _structure(db: sqlite3.Connection) -> Iterator[Finding]:
     for (line,) in db.execute(f"PRAGMA integrity_check({MOST_FINDINGS})"):
         if line != "ok":
             yield Finding("file", "", line)
+
+
+def _tables(db: sqlite3.Connection) -> Iterator[Finding]:
+    """Compare the tables with those of a new spool, where this one is of the same version."""
+    if db.execute("PRAGMA user_version").fetchone() != (SCHEMA_VERSION,):
+        return
+    with closing(sqlite3.connect(":memory:")) as new:
+        migrate(new)
+        found, expected = tables_of(db), tables_of(new)
+    for name in sorted(found.keys() | expected.keys()):
+        if found.get(name) != expected.get(name):
+            yield Finding("file", name, "is not as this program makes it")
 
 
 def _walk(
@@ -122,31 +134,35 @@ def _walk(
             f"SELECT {columns} FROM {table} WHERE {key} > ? ORDER BY {key} LIMIT ?",  # noqa: S608 - constants
             (start, CHUNK_ROWS),
         ).fetchall()
+        check_order(start, (row[0] for row in rows))
         yield from rows
         if len(rows) < CHUNK_ROWS:
             return
         start = rows[-1][0]
 
 
+def _checked(
+    db: sqlite3.Connection, table: str, columns: str, checksum_of: Callable[..., int], start: Any
+) -> Iterator[Finding]:
+    """Check the rows of a table, whose key is the first column and whose checksum the last."""
+    for key, *fields, crc in _walk(db, table, columns.partition(",")[0], columns, start):
+        if not holds(crc, checksum_of, key, *fields):
+            yield Finding(table, str(key), "its checksum does not match")
+
+
 def _records(db: sqlite3.Connection) -> Iterator[Finding]:
     columns = "id, kind, user_key, accepted_at_ms, raw, crc"
-    for id_, *fields, crc in _walk(db, "records", "id", columns, -1):
-        if checksum(id_, *fields) != crc:
-            yield Finding("records", str(id_), "its checksum does not match")
+    return _checked(db, "records", columns, checksum, -1)
 
 
 def _dead_letters(db: sqlite3.Connection) -> Iterator[Finding]:
     columns = "id, reason, user_key, accepted_at_ms, raw, crc"
-    for id_, *fields, crc in _walk(db, "dead_letters", "id", columns, -1):
-        if letter_checksum(id_, *fields) != crc:
-            yield Finding("dead_letters", str(id_), "its checksum does not match")
+    return _checked(db, "dead_letters", columns, letter_checksum, -1)
 
 
 def _contacts(db: sqlite3.Connection) -> Iterator[Finding]:
     columns = "user_key, contact_id, properties, written, crc"
-    for user, *fields, crc in _walk(db, "contacts", "user_key", columns, ""):
-        if contact_checksum(user, *fields) != crc:
-            yield Finding("contacts", user, "its checksum does not match; it will be asked again")
+    return _checked(db, "contacts", columns, contact_checksum, "")
 
 
 def _accounting(db: sqlite3.Connection) -> Iterator[Finding]:

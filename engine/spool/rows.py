@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -144,6 +145,14 @@ def checksum(id_: int, kind: int, user_key: str, accepted_at_ms: int, raw: bytes
     return zlib.crc32(raw, zlib.crc32(head))
 
 
+def holds(crc: Any, checksum_of: Callable[..., int], *fields: Any) -> bool:
+    """Return whether a checksum holds; damaged, a field may not even be of its column's type."""
+    try:
+        return bool(checksum_of(*fields) == crc)
+    except (TypeError, AttributeError, ValueError):
+        return False
+
+
 def letter_checksum(id_: int, reason: str, user_key: str, accepted_at_ms: int, raw: bytes) -> int:
     """Return the CRC32 that a dead letter is kept with."""
     head = b"%d %d %s %s" % (id_, accepted_at_ms, reason.encode(), user_key.encode())
@@ -160,12 +169,24 @@ def row_checksum(id_: int, row: Row, at_ms: int) -> int:
     return checksum(id_, row.kind, row.user_key, at_ms, row.raw)
 
 
+def check_order(after: Any, keys: Iterable[Any]) -> None:
+    """Check that keys were read in ascending order: a damaged tree can lead round in a circle.
+
+    Raises:
+        sqlite3.DatabaseError: they were not.
+    """
+    for key in keys:
+        if not key > after:
+            raise sqlite3.DatabaseError("rows are out of order: the file is damaged")
+        after = key
+
+
 def cut(rows: Iterable[Any], limit_bytes: int) -> tuple[list[Any], bool]:
     """Return the rows up to the one that reaches a number of bytes, and whether one did."""
     taken: list[Any] = []
     for row in rows:
         taken.append(row)
-        limit_bytes -= len(row[8])
+        limit_bytes -= len(row[8]) if isinstance(row[8], bytes) else 0
         if limit_bytes <= 0:
             return taken, True
     return taken, False

@@ -132,9 +132,9 @@ def connect(path: Path) -> sqlite3.Connection:
         connection.text_factory = tolerant
         _check(connection, path)
         _configure(connection)
-        _migrate(connection)
+        migrate(connection)
         fold(connection)
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:  # its messages quote what is damaged
         connection.close()
         raise _failing(path, error) from error
     except SpoolError:
@@ -157,7 +157,7 @@ def connect_to_read(path: Path) -> sqlite3.Connection:
         raise _failing(path, error) from error
     try:
         _check(connection, path)
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:  # its messages quote what is damaged
         connection.close()
         raise _failing(path, error) from error
     except SpoolError:
@@ -243,7 +243,13 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
         )
 
 
-def _migrate(connection: sqlite3.Connection) -> None:
+def tables_of(connection: sqlite3.Connection) -> dict[str, str]:
+    """Return the tables and indexes of a spool, and how each was made."""
+    rows = connection.execute("SELECT name, sql FROM sqlite_schema WHERE sql IS NOT NULL")
+    return dict(rows.fetchall())
+
+
+def migrate(connection: sqlite3.Connection) -> None:
     """Take the steps that the file has not had yet, all or none."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version == SCHEMA_VERSION:

@@ -31,9 +31,11 @@ from engine.spool.rows import (
     Keyed,
     Loaded,
     Row,
+    check_order,
     checksum,
     cut,
     dead_letter,
+    holds,
     row_checksum,
 )
 from engine.spool.schema import PAGE_BYTES, fold
@@ -461,20 +463,26 @@ class Store:
             (after_id, limit),
         )
         rows, is_cut = cut(cursor, limit_bytes)
+        check_order(after_id, (row[0] for row in rows))
         return rows, is_cut or len(rows) == limit
 
     def _intact(self, rows: Iterable[Any]) -> Iterator[Record]:
         """Yield the records whose checksum holds; the others become dead letters."""
-        for id_, kind, user, at_ms, attempts, first_failed, claim_id, crc, raw in rows:
-            if checksum(id_, kind, user, at_ms, raw) == crc:
-                yield Record(id_, Kind(kind), user, at_ms, raw, attempts, first_failed, claim_id)
+        for id_, kind, user, at_ms, *tries, crc, raw in rows:
+            whole = all(isinstance(number, int) for number in tries)
+            if whole and holds(crc, checksum, id_, kind, user, at_ms, raw):
+                yield Record(id_, Kind(kind), user, at_ms, raw, *tries)
             else:
-                self._bury_corrupt(Record(id_, Kind.EVENT, user, at_ms, raw, claim_id=claim_id))
+                self._bury_corrupt(id_, user, at_ms, raw)
 
-    def _bury_corrupt(self, record: Record) -> None:
+    def _bury_corrupt(self, id_: int, user: Any, at_ms: Any, raw: Any) -> None:
+        """Bury what is left of a record: any field may be anything."""
         failure = Failure("corrupt", message="the checksum does not match: damaged on disk")
-        self._delete([record.id])
-        self.letters.insert(dead_letter(record, failure, record.accepted_at_ms))
+        kept = raw if isinstance(raw, bytes) else str(raw).encode()
+        at_ms = at_ms if isinstance(at_ms, int) else 0
+        self._delete([id_])
+        letter = dead_letter(Record(id_, Kind.EVENT, str(user), at_ms, kept), failure, at_ms)
+        self.letters.insert(letter)
         self._deltas["dead"] += 1
 
     # --- settling -------------------------------------------------------------------------
