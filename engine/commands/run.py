@@ -30,6 +30,7 @@ async def run(settings: Settings) -> int:
     if not sources:
         raise SettingsError("no source is configured: add [http], or [sources.NAME]")
     signals = Signals()
+    done = False  # and so it stays where a second signal ends it all
     async with Engine(settings) as engine, anyio.create_task_group() as tasks:
         await start_sources(engine, sources, tasks)
         if settings.admin is not None:

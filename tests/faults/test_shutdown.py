@@ -5,9 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from support import process
+from support.products import Products, check_accounts
 from transports.sandbox import Sandbox, serve
 
 
@@ -55,3 +60,59 @@ async def test_a_clean_stop_leaves_nothing_half_done(tmp_path: Path) -> None:
         async with process.daemon(process.settings(tmp_path, url)) as second:
             status = await second.settled()
     assert (status["received"], status["delivered"], local.calls) == (1, 1, 1)
+
+
+async def test_sigterm_under_load_is_clean_loses_nothing_and_repeats_nothing(
+    tmp_path: Path, measured: Callable[[str], None]
+) -> None:
+    local = Sandbox(latency_s=0.01, limit_per_minute=6_000_000)
+    products = Products(local)
+    stops = 5
+    async with serve(local) as url:
+        config = process.settings(tmp_path, url)
+        for _ in range(stops):
+            daemon = await process.start(config)
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(products.upload_until_cut_off(daemon.http))
+                await process.moment(0.3)
+                assert await daemon.end(signal.SIGTERM) == 0
+            assert daemon.log[-1]["event"] == "stopped"
+        async with process.daemon(config) as last:
+            check_accounts(await last.settled())
+    assert products.check() == 0
+    measured(f"{stops} × SIGTERM under load: exit 0, nothing lost, no call made twice")
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+async def test_past_the_deadline_or_at_a_second_signal_it_ends_with_1_and_loses_nothing(
+    tmp_path: Path, measured: Callable[[str], None], signals: int
+) -> None:
+    """Intercom takes a minute for its answer."""
+    local = Sandbox(latency_s=60.0, limit_per_minute=6_000_000)
+    local.add_contact(external_id="mira-okafor")
+    deadline_s = 1.0 if signals == 1 else 30.0
+    async with serve(local) as url:
+        config = process.settings(tmp_path, url, top={"drain_deadline_s": deadline_s})
+        daemon = await process.start(config)
+        await process.upload(f"{daemon.http}/2/httpapi", [process.event("mira-okafor", 1)])
+        while (await daemon.status())["intercom"]["in_flight"] == 0:
+            pass
+        started = time.perf_counter()
+        for _ in range(signals):
+            daemon.process.send_signal(signal.SIGTERM)
+            while signals == 2 and not any(one["event"] == "draining" for one in daemon.log):
+                await asyncio.sleep(0)
+        await daemon.process.wait()
+        took_s = time.perf_counter() - started
+        assert await daemon.end(signal.SIGTERM) == 1
+        assert daemon.log[-1]["clean"] is False
+        assert took_s < 30
+    local = Sandbox(limit_per_minute=6_000_000)
+    local.add_contact(external_id="mira-okafor")
+    async with serve(local) as url:
+        config = process.settings(tmp_path, url)
+        async with process.daemon(config) as last:
+            status = await last.settled()
+    assert (status["received"], status["delivered"], len(local.events)) == (1, 1, 1)
+    how = "a second signal" if signals == 2 else f"a deadline of {deadline_s:.0f} s"
+    measured(f"{how}: exit 1 after {took_s:.1f} s, what was under way is delivered next time")
