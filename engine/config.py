@@ -27,12 +27,12 @@ Seconds = Annotated[float, msgspec.Meta(ge=0)]
 _ADDRESS = r"^(\[[0-9a-fA-F:]+\]|[^:\s]+):[0-9]{1,5}\Z"
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z"
 _SOURCE = r"^(user_id|device_id|user\..+|event\..+)\Z"
-_URL = r"^https?://"
+_URL = r"^https?://[^\s/?#@]+(/[^\s?#@]*)?\Z"
 _IN_WORDS: Final = {
     _ADDRESS: "an address, `host:port`",
     _NAME: "a name of up to 64 letters, digits, `-` and `_`",
     _SOURCE: "`user_id`, `device_id`, `user.PROPERTY` or `event.PROPERTY`",
-    _URL: "an address that starts with `http://` or `https://`",
+    _URL: "an address, `http://…` or `https://…`, without a user, a password or a query",
 }
 """What the patterns ask for, for messages."""
 

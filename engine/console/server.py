@@ -2,25 +2,31 @@
 
 Without a token it listens on loopback only, and then answers only requests that were meant for
 loopback (``Host``): a web page that somebody opened on this machine cannot reach it under another
-name. Writing calls want ``Content-Type: application/json``, which a plain cross-site form cannot
-send. Health and readiness need no token.
+name. What comes from a page of another origin (``Origin``) is refused, and writing calls want
+``Content-Type: application/json``, which a plain form cannot send. Health and readiness need no
+token.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hmac
+import ipaddress
+import logging
 import os
 from collections.abc import Awaitable, Callable
 from typing import Any
+from urllib.parse import urlsplit
 
+import aiohttp
 import msgspec
+import structlog
 from aiohttp import web
 
 from engine import metrics
 from engine.app import Engine
 from engine.config import Admin, host_and_port
-from engine.errors import SettingsError
+from engine.errors import SettingsError, SpoolError
 from engine.spool.rows import DeadLetterQuery
 from transports.http import MAX_HEADER_BYTES
 from transports.sockets import Listener, share_of_descriptors
@@ -28,6 +34,11 @@ from transports.sockets import Listener, share_of_descriptors
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _encoder = msgspec.json.Encoder()
 MAX_CONNECTIONS = 64
+MAX_BODY_BYTES = 1_000_000
+BODY_TIMEOUT_S = 10.0
+_log = structlog.get_logger(__name__)
+_quiet = logging.getLogger(f"{__name__}.aiohttp")
+_quiet.setLevel(logging.CRITICAL)  # it would log every client that sends rubbish, as an error
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 
 
@@ -49,6 +60,7 @@ class AdminServer:
         runner = web.AppRunner(
             self._application(),
             access_log=None,
+            logger=_quiet,
             max_line_size=MAX_HEADER_BYTES,
             max_field_size=MAX_HEADER_BYTES,
         )
@@ -73,7 +85,7 @@ class AdminServer:
         return self.address
 
     def _application(self) -> web.Application:
-        app = web.Application(middlewares=[self._guard], client_max_size=1_000_000)
+        app = web.Application(middlewares=[self._guard], client_max_size=MAX_BODY_BYTES)
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/metrics", self._metrics)
@@ -86,7 +98,17 @@ class AdminServer:
     async def _guard(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
         if request.path not in OPEN_PATHS:
             self._authorize(request)
-        return await handler(request)
+        if (request.content_length or 0) > MAX_BODY_BYTES:
+            raise web.HTTPRequestEntityTooLarge(MAX_BODY_BYTES, request.content_length or 0)
+        try:
+            return await handler(request)
+        except (web.HTTPException, ConnectionError):
+            raise
+        except SpoolError as error:
+            raise web.HTTPServiceUnavailable(text=f"{error}\n") from None
+        except Exception:
+            _log.exception("fault while answering", path=request.path)
+            raise web.HTTPInternalServerError(text="internal error, the log has it\n") from None
 
     def _authorize(self, request: web.Request) -> None:
         token = self._settings.token
@@ -96,6 +118,9 @@ class AdminServer:
                 raise web.HTTPUnauthorized(text="admin token missing or wrong\n")
         elif not _is_local_name(request.headers.get("Host", "")):
             raise web.HTTPForbidden(text="this host name is not served\n")
+        origin = request.headers.get("Origin")
+        if origin is not None and origin.partition("://")[2] != request.headers.get("Host"):
+            raise web.HTTPForbidden(text="not for pages of another origin\n")
         if request.method == "POST" and request.content_type != "application/json":
             raise web.HTTPUnsupportedMediaType(text="send Content-Type: application/json\n")
 
@@ -129,8 +154,14 @@ class AdminServer:
     async def _dead_letters(self, request: web.Request) -> web.Response:
         sync, action = self._sync_of(request), request.match_info["action"]
         try:
-            query = msgspec.json.decode(await request.read() or b"{}", type=DeadLetterQuery)
-        except msgspec.MsgspecError as error:
+            async with asyncio.timeout(BODY_TIMEOUT_S):
+                body = await request.read()
+            query = msgspec.json.decode(body or b"{}", type=DeadLetterQuery)
+        except TimeoutError:
+            raise web.HTTPRequestTimeout(text="the body took too long\n") from None
+        except (aiohttp.ClientPayloadError, web.RequestPayloadError):
+            raise web.HTTPBadRequest(text="not a body as its headers say\n") from None
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise web.HTTPBadRequest(text=f"{error}\n") from None
         return _json(await self._act(sync, action, query))
 
@@ -145,8 +176,11 @@ class AdminServer:
 
 
 def _is_local_name(host: str) -> bool:
-    name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
-    return name in ("localhost", "[::1]") or name.startswith("127.")
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 def _json(value: Any) -> web.Response:

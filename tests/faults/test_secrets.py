@@ -1,0 +1,143 @@
+"""A canary for each secret, through every error path: it is in no output and in no file."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from support import process
+from transports.sandbox import Fault, Sandbox, serve
+
+CANARIES = (process.TOKEN, "canary-admin-9f27")
+COMMANDS = (
+    ("check",),
+    ("status", "--json"),
+    ("preview",),
+    ("preview", "--live"),
+    ("forward", "--max-wait", "0", "--json"),
+    ("dead-letters", "list", "--json"),
+    ("spool", "status"),
+    ("spool", "verify"),
+    ("spool", "compact"),
+)
+
+
+class Seen:
+    """All that was put out; where a canary is in it, the test says in what."""
+
+    def __init__(self) -> None:
+        self.places = 0
+
+    def look(self, where: str, what: str | bytes) -> None:
+        text = what if isinstance(what, bytes) else what.encode()
+        for canary in CANARIES:
+            assert canary.encode() not in text, where
+        self.places += 1
+
+    def look_at_files(self, folder: Path) -> None:
+        for path in folder.rglob("*"):
+            if path.is_file():
+                self.look(str(path), path.read_bytes())
+
+
+def _settings(tmp_path: Path, url: str, **sync: Any) -> Path:
+    top = {
+        "log": {"level": "debug"},
+        "admin": {"listen": "127.0.0.1:0", "token": CANARIES[1]},
+        "drain_deadline_s": 0.5,
+    }
+    return process.settings(tmp_path, url, top=top, **sync)
+
+
+async def _run_all_commands(config: Path, seen: Seen) -> None:
+    event = json.dumps(process.event("mira-okafor", 1)).encode()
+    for command in COMMANDS:
+        _, out, err = await process.run(*command, "-c", str(config), stdin=event)
+        seen.look(f"{command} stdout", out)
+        seen.look(f"{command} stderr", err)
+
+
+async def _run_daemon(config: Path, seen: Seen, until: str) -> None:
+    daemon = await process.start(config)
+    right = {"Authorization": f"Bearer {CANARIES[1]}"}
+    await process.upload(f"{daemon.http}/2/httpapi", [process.event("mira-okafor", 1)])
+    async with aiohttp.ClientSession(daemon.admin) as session:
+        while True:
+            async with session.get("/api/status", headers=right) as answer:
+                health = (await answer.json())["syncs"][0]["intercom"]["health"]
+            if health == until:
+                break
+        for path in ("/healthz", "/readyz", "/metrics", "/api/status", "/nowhere"):
+            for headers in (right, {}, {"Authorization": f"Bearer {CANARIES[1]}x"}):
+                async with session.get(path, headers=headers) as answer:
+                    seen.look(path, repr(answer.headers) + await answer.text())
+        for body in (b"{}", b"{", b'{"ids": "x"}'):
+            json_headers = {**right, "Content-Type": "application/json"}
+            path = "/api/e2e/dead-letters/list"
+            async with session.post(path, data=body, headers=json_headers) as answer:
+                seen.look(path, await answer.text())
+    await daemon.end(signal.SIGTERM)
+    seen.look("the daemon's log", json.dumps(daemon.log))
+
+
+async def test_no_secret_is_in_any_output_or_file(
+    tmp_path: Path, measured: Callable[[str], None]
+) -> None:
+    seen = Seen()
+    outage = [Fault("status", 500)]
+    echo = "another-token"
+    for name, local, health in (
+        ("unauthorized", Sandbox(access_token=echo), "unauthorized"),
+        ("outage", Sandbox(faults=outage), "outage"),
+        ("refused", Sandbox(faults=[Fault("status", 400)]), "open"),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        async with serve(local) as url:
+            config = _settings(folder, url)
+            await _run_daemon(config, seen, health)
+            await _run_all_commands(config, seen)
+        seen.look_at_files(folder / "data")
+    await _run_all_commands(_settings(tmp_path, "http://127.0.0.1:9"), seen)
+    await _break_settings(tmp_path, seen)
+    measured(f"two canary secrets through {seen.places} outputs and files of every error path: 0")
+
+
+async def _break_settings(tmp_path: Path, seen: Seen) -> None:
+    """The secrets stand in the line that is wrong, or beside it."""
+    config = _settings(tmp_path, "http://127.0.0.1:9")
+    good = config.read_text(encoding="utf-8")
+    token = f'access_token = "{process.TOKEN}"'
+    wrong = [
+        f'access_token = "{process.TOKEN}',
+        f'access_token = ["{process.TOKEN}"]',
+        f'access_token = {{ value = "{process.TOKEN}" }}',
+        f'access_tokn = "{process.TOKEN}"',
+        f'access_token = "env:{process.TOKEN}"\nregion = 7'.replace("env:", ""),
+        f'{token}\nregion = "moon"',
+        f"{token}\n{token}",
+        f'access_token = "{process.TOKEN}\\u0007"',
+        f'access_token = "{process.TOKEN} with spaces"',
+        f'access_token = "{process.TOKEN}\\nX-Injected: 1"',
+    ]
+    await asyncio.gather(
+        *(_try(tmp_path, n, good, token, one, seen) for n, one in enumerate(wrong))
+    )
+    base_url = 'base_url = "http://127.0.0.1:9"'
+    with_secret = base_url.replace("//", f"//user:{process.TOKEN}@")
+    await _try(tmp_path, len(wrong), good, base_url, with_secret, seen)
+
+
+async def _try(tmp_path: Path, n: int, good: str, old: str, new: str, seen: Seen) -> None:
+    assert old in good
+    config = tmp_path / f"wrong-{n}.toml"
+    config.write_text(good.replace(old, new), encoding="utf-8")
+    code, out, err = await process.run("check", "-c", str(config))
+    assert code != 0, new
+    seen.look(new, out + err)
+    assert "Traceback" not in err, new
