@@ -89,11 +89,9 @@ async def test_no_secret_is_in_any_output_or_file(
     tmp_path: Path, measured: Callable[[str], None]
 ) -> None:
     seen = Seen()
-    outage = [Fault("status", 500)]
-    echo = "another-token"
     for name, local, health in (
-        ("unauthorized", Sandbox(access_token=echo), "unauthorized"),
-        ("outage", Sandbox(faults=outage), "outage"),
+        ("unauthorized", Sandbox(access_token="another-token"), "unauthorized"),
+        ("outage", Sandbox(faults=[Fault("status", 500)]), "outage"),
         ("refused", Sandbox(faults=[Fault("status", 400)]), "open"),
     ):
         folder = tmp_path / name
@@ -101,7 +99,8 @@ async def test_no_secret_is_in_any_output_or_file(
         async with serve(local) as url:
             config = _settings(folder, url)
             await _run_daemon(config, seen, health)
-            await _run_all_commands(config, seen)
+            if health == "unauthorized":
+                await _run_all_commands(config, seen)
         seen.look_at_files(folder / "data")
     await _run_all_commands(_settings(tmp_path, "http://127.0.0.1:9"), seen)
     await _break_settings(tmp_path, seen)
@@ -125,9 +124,8 @@ async def _break_settings(tmp_path: Path, seen: Seen) -> None:
         f'access_token = "{process.TOKEN} with spaces"',
         f'access_token = "{process.TOKEN}\\nX-Injected: 1"',
     ]
-    await asyncio.gather(
-        *(_try(tmp_path, n, good, token, one, seen) for n, one in enumerate(wrong))
-    )
+    for n, one in enumerate(wrong):
+        await _try(tmp_path, n, good, token, one, seen)
     base_url = 'base_url = "http://127.0.0.1:9"'
     with_secret = base_url.replace("//", f"//user:{process.TOKEN}@")
     await _try(tmp_path, len(wrong), good, base_url, with_secret, seen)

@@ -57,7 +57,7 @@ def test_the_smallest_settings_have_the_documented_defaults() -> None:
         (table(intercom={"access_token": ""}), "sync[0].intercom.access_token: Expected"),
         (
             table(intercom={"access_token": CANARY, "base_url": "ftp://x"}),
-            "sync[0].intercom.base_url: Expected an address that starts with",
+            "sync[0].intercom.base_url: Expected an address, `http",
         ),
         ({}, "missing required field `sync`"),
         ({"sync": []}, "sync: "),
