@@ -13,6 +13,7 @@ from engine.errors import Failure, SpoolError
 from engine.spool.rows import Append, Appended, Contact, DeadLetterQuery, Loaded, Row
 from engine.spool.schema import PAGE_BYTES, SCHEMA_VERSION, connect
 from engine.spool.store import REFILL_LEVEL, Store
+from support.spools import database_of
 
 FAILING = Failure("user_failing", 500)
 ROW = Row(Kind.EVENT, "ann", b"{}", None)
@@ -362,3 +363,26 @@ def load_within(store: Store) -> list[Record]:
     return store.load(
         0, limit=9, limit_bytes=999, per_user=9, crowded=(), halted=(), now_ms=1
     ).records
+
+
+def test_a_drained_backlog_gives_its_space_back_bit_by_bit(path: Path) -> None:
+    store = opened(path)
+    database = database_of(store)
+    for _ in range(40):
+        append(store, *(Row(Kind.EVENT, "ann", bytes(8_000), None) for _ in range(100)))
+    full_bytes = store.file_bytes()
+    assert not database.tidy(), "while it is needed"
+    while found := load(store).records:
+        deliver(store, *found)
+    assert store.file_bytes() == full_bytes
+    steps = 0
+    while database.tidy():
+        steps += 1
+    assert steps > 10
+    assert store.file_bytes() < full_bytes / 1.8
+    store.shut_intake("disk_full")
+    while database.tidy():
+        pass
+    assert store.file_bytes() < full_bytes / 20, "all of it, where the disk has no room"
+    store.close()
+    assert path.stat().st_size < full_bytes / 20

@@ -1,0 +1,77 @@
+"""``spool status``, ``verify`` and ``compact``, with a daemon and without one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support import process
+from transports.sandbox import Sandbox, serve
+
+NOWHERE = "http://127.0.0.1:9"
+
+
+async def _spool(action: str, config: Path, *more: str) -> tuple[int, Any]:
+    code, out, err = await process.run("spool", action, "-c", str(config), "--json", *more)
+    assert code in (0, 1), err
+    return code, json.loads(out) if out else err
+
+
+@pytest.mark.parametrize("running", [True, False], ids=["beside a daemon", "by themselves"])
+async def test_they_tell_what_is_there(tmp_path: Path, running: bool) -> None:
+    config = process.settings(tmp_path, NOWHERE)
+    async with process.daemon(config) as daemon:
+        events = [process.event("mira-okafor", n) for n in range(20)]
+        await process.upload(f"{daemon.http}/2/httpapi", events)
+        if running:
+            await _check(config)
+    if not running:
+        await _check(config)
+
+
+async def _check(config: Path) -> None:
+    code, told = await _spool("status", config)
+    assert code == 0
+    state = told["e2e"]
+    assert state["rows"]["records"] == state["counters"]["pending"] == 20
+    assert state["schema_version"] == 2
+    assert state["last_trouble"] == ""
+    assert await _spool("verify", config) == (0, {"e2e": []})
+    code, out, _ = await process.run("spool", "status", "-c", str(config))
+    assert (code, "20 rows" in out) == (0, True)
+
+
+async def test_a_spool_that_is_not_there_is_named(tmp_path: Path) -> None:
+    config = process.settings(tmp_path, NOWHERE)
+    code, _, err = await process.run("spool", "status", "-c", str(config))
+    assert (code, "e2e.db: " in err, "No such file" in err) == (1, True, True)
+    code, _, err = await process.run("spool", "verify", "-c", str(config), "--sync", "other")
+    assert (code, "there is no sync `other`" in err) == (2, True)
+
+
+@pytest.mark.parametrize("running", [True, False], ids=["through a daemon", "by itself"])
+async def test_compact_gives_the_space_back(tmp_path: Path, running: bool) -> None:
+    local = Sandbox(limit_per_minute=6_000_000)
+    local.add_contact(external_id="mira-okafor")
+    admin = {"admin": {"listen": f"127.0.0.1:{process.free_port()}"}}
+    async with serve(local) as url:
+        config = process.settings(tmp_path, url, top=admin)
+        async with process.daemon(config) as daemon:
+            for part in range(5):
+                events = [
+                    process.event("mira-okafor", part * 100 + n, padding="x" * 8_000)
+                    for n in range(100)
+                ]
+                await process.upload(f"{daemon.http}/2/httpapi", events)
+            await daemon.settled()
+            if running:
+                code, told = await _spool("compact", config)
+        if not running:
+            code, told = await _spool("compact", config)
+    assert code == 0
+    assert told["e2e"]["after_bytes"] < told["e2e"]["before_bytes"] / 5
+    _, after = await _spool("status", config)
+    assert after["e2e"]["file_bytes"] == told["e2e"]["after_bytes"]

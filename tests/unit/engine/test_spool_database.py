@@ -1,0 +1,110 @@
+"""What a database makes of a disk that fails; the disk itself is in ``tests/faults``."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from engine.envelope import Kind
+from engine.errors import SpoolError
+from engine.spool.database import HEAL_EVERY_S, Database
+from engine.spool.reserve import Reserve
+from engine.spool.rows import Append, Appended, Row
+from engine.spool.schema import connect
+from engine.spool.store import Store
+
+MIB = 1 << 20
+
+
+def append(store: Store) -> Appended:
+    return store.append(Append(1, [Row(Kind.EVENT, "ann", b"{}", None)], [], Counter()), 1)
+
+
+def fail(code: int) -> None:
+    error = sqlite3.OperationalError("as the test says")
+    error.sqlite_errorcode = code
+    raise error
+
+
+class Rig:
+    """A database whose store can be told to fail, and a clock that stands still."""
+
+    def __init__(self, path: Path, reserve_bytes: int = 0) -> None:
+        self.path = path
+        self.now_s = 0.0
+        self.opened: list[bool] = []
+        self.open_fails = False
+        self.database = Database(
+            self._open, Reserve(path, reserve_bytes), monotonic_s=lambda: self.now_s
+        )
+
+    def _open(self, *, recover: bool) -> Store:
+        if self.open_fails:
+            raise SpoolError("spool_failing", "cannot be opened")
+        self.opened.append(recover)
+        return Store(connect(self.path), max_bytes=1 << 30, window_ms=1_000, recover=recover)
+
+    def run(self, *jobs: object) -> list[object]:
+        return self.database.run(list(jobs))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Rig:
+    return Rig(tmp_path / "s.db")
+
+
+def failing(store: Store) -> None:
+    append(store)
+    fail(sqlite3.SQLITE_IOERR)
+
+
+def test_after_an_error_of_the_disk_it_is_opened_again_without_what_failed(rig: Rig) -> None:
+    assert rig.run(append) == [Appended(1, 0, 0)]
+    results = rig.run(append, failing, append)
+    assert [str(one) for one in results] == ["spool_failing: as the test says"] * 3
+    assert rig.opened == [True, False], "again, but its process goes on"
+    assert rig.database.trouble is None
+    assert rig.run(append) == [Appended(1, 0, 0)]
+    assert rig.database.store.recount()["pending"] == rig.database.store.counters["pending"] == 2
+
+
+def test_while_it_cannot_be_opened_everything_fails_and_it_is_tried_once_a_second(rig: Rig) -> None:
+    rig.open_fails = True
+    rig.run(failing)
+    assert str(rig.database.trouble) == "spool_failing: cannot be opened"
+    assert str(rig.run(append)[0]) == "spool_failing: cannot be opened"
+    rig.open_fails = False
+    assert isinstance(rig.run(append)[0], SpoolError), "not yet"
+    rig.now_s += HEAL_EVERY_S
+    assert rig.run(append) == [Appended(1, 0, 0)]
+    assert rig.database.trouble is None
+
+
+def test_the_reserve_is_let_go_for_what_makes_room_in_the_end(tmp_path: Path) -> None:
+    rig = Rig(tmp_path / "s.db", reserve_bytes=2 * MIB)
+    ballast = tmp_path / "s.db-reserve"
+    assert ballast.stat().st_size == MIB
+    full = True
+
+    def settle(store: Store) -> str:
+        if full and ballast.exists():
+            fail(sqlite3.SQLITE_FULL)
+        return "settled"
+
+    refused, settled = rig.run(append, settle)
+    assert (str(refused), settled) == ("disk_full", "settled")
+    assert not ballast.exists()
+    assert str(rig.database.trouble) == "disk_full: as the test says"
+    full = False
+    rig.now_s += HEAL_EVERY_S
+    assert rig.run(append) == [Appended(1, 0, 0)]
+    assert ballast.exists()
+
+
+def test_a_reserve_that_the_disk_does_not_have_is_not_taken(tmp_path: Path) -> None:
+    reserve = Reserve(tmp_path / "s.db", 1 << 60)
+    assert not reserve.take()
+    assert list(tmp_path.iterdir()) == []
