@@ -28,13 +28,16 @@ from typing import Protocol
 
 import msgspec
 
-from transports.amplitude import BadEvent, Head, decode_head
+from transports.amplitude import BadEvent, Head
 
 
 class Batch(msgspec.Struct):
-    """Events in order of arrival. ``heads[i]`` is what was decoded of ``raws[i]``."""
+    """Events in order of arrival. ``heads[i]`` is what was decoded of ``raws[i]``.
 
-    heads: Sequence[Head | BadEvent]
+    Without ``heads`` the engine decodes what it needs; a source that has done it gives them.
+    """
+
+    heads: Sequence[Head | BadEvent] | None
     raws: Sequence[bytes]
     api_key: str | None = None
     """Whose events: the Amplitude key, or None where the source is bound to ``sync``."""
@@ -62,8 +65,7 @@ def batch_of(
 
     ``api_key`` or ``sync`` says whose they are. What is no event becomes a dead letter.
     """
-    heads = [decode_head(raw) for raw in raws]
-    return Batch(heads, raws, api_key, sync, derive_ids, origin)
+    return Batch(None, raws, api_key, sync, derive_ids, origin)
 
 
 class Receipt(msgspec.Struct, frozen=True):

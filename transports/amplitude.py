@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
@@ -102,6 +103,35 @@ def decode_head(raw: bytes) -> Head | BadEvent:
         return _head.decode(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         return _diagnose(raw, error)
+
+
+class _TypeOnly(msgspec.Struct, gc=False):
+    event_type: str | None = None
+
+
+_type_only = msgspec.json.Decoder(_TypeOnly)
+
+
+def decode_types(raws: Sequence[bytes]) -> list[str | None] | None:
+    """Return the types of events, or None where one of them needs a look.
+
+    That is the least that tells whether anybody wants them; the rest is only checked to be JSON.
+    """
+    decode = _type_only.decode
+    try:
+        return [decode(raw).event_type for raw in raws]
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def read_head(raw: bytes) -> tuple[Head | BadEvent, bytes]:
+    """Return an event's head and its bytes, mended where that helps. Never raises."""
+    head = decode_head(raw)
+    if isinstance(head, BadEvent) and head.reason == "invalid_json":
+        mended = mend_surrogates(raw)
+        if mended != raw:
+            return decode_head(mended), mended
+    return head, raw
 
 
 def _diagnose(raw: bytes, error: Exception) -> BadEvent:

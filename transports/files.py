@@ -23,7 +23,7 @@ from transports.amplitude import BOM
 from transports.errors import Damaged
 from transports.inflate import Inflate
 
-CHUNK_BYTES: Final = 256 * 1024
+CHUNK_BYTES: Final = 1024 * 1024
 KEPT_BYTES: Final = 4096
 """How much of a line that is too long is kept, for whoever looks for it."""
 
@@ -65,6 +65,17 @@ class Line(NamedTuple):
     whole: bool
     end: int
     """Offset of what follows it."""
+
+
+class Plain(NamedTuple):
+    """Lines that came together and are as nearly all lines are: whole, and none of them empty.
+
+    ``first`` is the number of the first; ``end`` the offset of what follows the last.
+    """
+
+    first: int
+    texts: list[bytes]
+    end: int
 
 
 # --- finding ------------------------------------------------------------------------------
@@ -318,6 +329,26 @@ class Lines:
         self._keep(last)
         return found
 
+    def cut_plain(self, text: bytes) -> Plain | None:
+        """Do what ``cut`` does, all lines at once; do nothing where one of them needs a look.
+
+        The first line of all may have a byte order mark, so that one is looked at.
+        """
+        if not self._number or not self._whole:
+            return None
+        *pieces, last = text.split(b"\n")
+        if not pieces:
+            return None
+        pieces[0] = self._rest + pieces[0]
+        texts = [piece.strip() for piece in pieces]
+        if not all(texts) or max(map(len, pieces)) > self._max or len(last) > self._max:
+            return None
+        first = self._number + 1
+        self._number += len(texts)
+        self._end += len(self._rest) + len(text) - len(last)
+        self._rest = last
+        return Plain(first, texts, self._end)
+
     def finish(self) -> list[Line]:
         """Return what is left when the text ends without a line break."""
         line = self._finish(b"", 0) if self._rest else None
@@ -448,6 +479,10 @@ class Cutter:
         if begins and not begins[2] and begins.end() == len(self._begun) <= self._max:
             return []  # it may still become an array
         return self._decide(is_array=bool(begins and begins[1] and begins[2]))
+
+    def cut_plain(self, text: bytes) -> Plain | None:
+        """Return the lines that end in this text at once, where that is possible; see ``Lines``."""
+        return self._cutter.cut_plain(text) if isinstance(self._cutter, Lines) else None
 
     def finish(self) -> list[Line]:
         """Return what is left when the text ends."""

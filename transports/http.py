@@ -210,7 +210,7 @@ class HttpSource:
         batch = uploads.checked_batch(upload, f"http {path}")
         if isinstance(batch, BadUpload):
             return _refusal(batch)
-        throttled = await self._limits.refuse(upload.api_key, batch.heads)
+        throttled = await self._limits.refuse(upload.api_key, batch.heads or ())
         if throttled is not None:
             return _refusal(throttled)
         assert self._intake is not None

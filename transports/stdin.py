@@ -24,9 +24,9 @@ import anyio.to_thread
 import msgspec
 
 from transports import Batch, Intake, Receipt, Ticket, files
-from transports.amplitude import BadEvent, Head, decode_head, mend_surrogates, parse_time
+from transports.amplitude import BadEvent, Head, parse_time, read_head
 from transports.errors import Damaged, Refused
-from transports.files import Chunk, Line, Position
+from transports.files import Chunk, Line, Plain, Position
 
 TICKETS: Final = 16
 """Batches that may be on their way to the disk while the next ones are read."""
@@ -52,12 +52,7 @@ def decode_line(line: Line, max_line_bytes: int) -> tuple[Head | BadEvent, bytes
     """Return a line's head and its bytes, mended where that helps."""
     if not line.whole:
         return BadEvent("too_large", "", f"longer than {max_line_bytes} bytes"), line.text
-    head = decode_head(line.text)
-    if isinstance(head, BadEvent) and head.reason == "invalid_json":
-        mended = mend_surrogates(line.text)
-        if mended != line.text:
-            return decode_head(mended), mended
-    return head, line.text
+    return read_head(line.text)
 
 
 class _Sent(msgspec.Struct):
@@ -153,36 +148,26 @@ class LineSource:
         async with aclosing(chunks):
             async for member, text, read_bytes, damage in chunks:
                 self._progress.read(read_bytes)
-                lines = cutter.cut(text) if text else cutter.finish()
                 origin = ":".join(filter(None, (Path(files.shown(path)).name, member)))
-                position = await self._hand_over(lines, origin, file, member, position, intake)
+                plain = cutter.cut_plain(text) if text and not self._is_choosy else None
+                if plain is not None:
+                    batches = self._plain_batches(plain, origin, member, position)
+                else:
+                    lines = cutter.cut(text) if text else cutter.finish()
+                    batches = self._batches(lines, origin, member)
+                for batch, position in batches:
+                    await self._hand_over(batch, file, position, intake)
                 if damage:
                     self._progress.damaged(Damaged(":".join(filter(None, (path, member))), damage))
                 if not text:
                     cutter = files.Cutter(self._max_line_bytes)
         self._finished(file, position)
 
-    async def _hand_over(
-        self,
-        lines: list[Line],
-        origin: str,
-        file: str,
-        member: str,
-        position: Position,
-        intake: Intake,
-    ) -> Position:
-        for start in range(0, len(lines), self._batch_lines):
-            some = lines[start : start + self._batch_lines]
-            last = some[-1]
-            position = Position(member, last.number if last.end else 0, last.end)
-            batch = self._batch(some, origin)
-            while self._waiting and (
-                len(self._waiting) >= TICKETS or self._waiting[0].ticket.settled
-            ):
-                await self._collect(intake)
-            if batch.raws:
-                await self._send(_Sent(Ticket(), batch, file, position), intake)
-        return position
+    async def _hand_over(self, batch: Batch, file: str, position: Position, intake: Intake) -> None:
+        while self._waiting and (len(self._waiting) >= TICKETS or self._waiting[0].ticket.settled):
+            await self._collect(intake)
+        if batch.raws:
+            await self._send(_Sent(Ticket(), batch, file, position), intake)
 
     def _finished(self, file: str, position: Position) -> None:
         """Note that nothing of a file is left to be read, once its last batch is on disk."""
@@ -198,20 +183,45 @@ class LineSource:
 
     # --- batches --------------------------------------------------------------------------
 
-    def _batch(self, lines: list[Line], origin: str) -> Batch:
-        decoded = [(line.number, *decode_line(line, self._max_line_bytes)) for line in lines]
-        if self._since_ms is not None or self._until_ms is not None:
-            wanted = [one for one in decoded if self._is_wanted(one[1])]
-            self._progress.passed_over(len(decoded) - len(wanted))
-            decoded = wanted
-        return Batch(
-            [head for _, head, _ in decoded],
-            [raw for _, _, raw in decoded],
-            sync=self._sync,
-            derive_ids=True,
-            origin=origin,
-            lines=[number for number, _, _ in decoded],
-        )
+    @property
+    def _is_choosy(self) -> bool:
+        return self._since_ms is not None or self._until_ms is not None
+
+    def _plain_batches(
+        self, plain: Plain, origin: str, member: str, position: Position
+    ) -> Iterator[tuple[Batch, Position]]:
+        """Yield batches that nobody has looked into; only behind the last is the position known."""
+        numbers = range(plain.first, plain.first + len(plain.texts))
+        for start in range(0, len(plain.texts), self._batch_lines):
+            part = slice(start, start + self._batch_lines)
+            if part.stop >= len(plain.texts):
+                position = Position(member, numbers[-1], plain.end)
+            yield self._batch(None, plain.texts[part], numbers[part], origin), position
+
+    def _batches(
+        self, lines: Sequence[Line], origin: str, member: str
+    ) -> Iterator[tuple[Batch, Position]]:
+        for start in range(0, len(lines), self._batch_lines):
+            some = lines[start : start + self._batch_lines]
+            last = some[-1]
+            position = Position(member, last.number if last.end else 0, last.end)
+            decoded = [(line.number, *decode_line(line, self._max_line_bytes)) for line in some]
+            if self._is_choosy:
+                wanted = [one for one in decoded if self._is_wanted(one[1])]
+                self._progress.passed_over(len(decoded) - len(wanted))
+                decoded = wanted
+            numbers = [number for number, _, _ in decoded]
+            heads, raws = [head for _, head, _ in decoded], [raw for _, _, raw in decoded]
+            yield self._batch(heads, raws, numbers, origin), position
+
+    def _batch(
+        self,
+        heads: Sequence[Head | BadEvent] | None,
+        raws: Sequence[bytes],
+        numbers: Sequence[int],
+        origin: str,
+    ) -> Batch:
+        return Batch(heads, raws, sync=self._sync, derive_ids=True, origin=origin, lines=numbers)
 
     def _is_wanted(self, head: Head | BadEvent) -> bool:
         """Whether an event is of the time that is asked for; what has none is not hidden."""

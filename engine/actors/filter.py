@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import Counter
+from collections.abc import Iterable
+from functools import lru_cache
 
 import anyio
 
@@ -32,8 +34,13 @@ from transports.amplitude import (
     check_head,
     check_time,
     decode_event,
+    decode_types,
+    read_head,
 )
 from transports.errors import Refused
+
+TYPES_KEPT = 4_096
+"""Event types whose verdict is remembered."""
 
 COMMITS_AHEAD = 64
 """Batches that may wait for their fsync while the next ones are filtered."""
@@ -52,23 +59,35 @@ class Filter:
         self._loop_guard = sync.events.loop_guard
         self._events_drop = _off(sync.enabled, sync.events.enabled, "events_disabled")
         self._users_drop = _off(sync.enabled, sync.users.enabled, "users_disabled")
+        self._updates = rules.updates_on_events and not self._users_drop
+        self.drop_by_type = lru_cache(TYPES_KEPT)(self._drop_by_type)
+
+    def _drop_by_type(self, event_type: str | None) -> str:
+        """Return why an event of a type is dropped whatever it holds; empty: it has to be seen."""
+        if not event_type:
+            return ""
+        if event_type == IDENTIFY:
+            return self._users_drop
+        if event_type == GROUP_IDENTIFY:
+            return "group_identify"
+        if self._selection.lookup(event_type) is None or self._events_drop:
+            return "" if self._updates else self._events_drop or "not_selected"
+        if event_type in RESERVED_TYPES:
+            return "reserved_name"
+        return "loop_guard" if self._loop_guard and event_type.startswith(LOOP_PREFIX) else ""
 
     def judge(self, head: Head, raw: bytes) -> Admitted | BadEvent | str:
         """Return what it is kept as, what is wrong with the event, or the reason to drop it."""
         event_type = head.event_type
+        reason = self.drop_by_type(event_type)
+        if reason:
+            return reason
         if event_type == IDENTIFY:
-            return self._users_drop or self._admit(head, raw, Kind.IDENTIFY, None)
-        if event_type == GROUP_IDENTIFY:
-            return "group_identify"
+            return self._admit(head, raw, Kind.IDENTIFY, None)
         predicate = self._selection.lookup(event_type) if event_type else None
         if predicate is None or self._events_drop:
             return self._judge_unselected(head, raw)
-        if event_type in RESERVED_TYPES:
-            return "reserved_name"
-        if self._loop_guard and event_type is not None and event_type.startswith(LOOP_PREFIX):
-            return "loop_guard"
-        updates = self._rules.updates_on_events and not self._users_drop
-        if predicate.always and not updates:
+        if predicate.always and not self._updates:
             return self._admit(head, raw, Kind.EVENT, None)
         event = _decode(raw)
         if isinstance(event, BadEvent):
@@ -76,7 +95,7 @@ class Filter:
         if not predicate.matches(event.fields):
             return self._judge_unselected(head, raw, "filtered_out")
         kind = Kind.EVENT
-        if updates and self._rules.carries_update(event):
+        if self._updates and self._rules.carries_update(event):
             kind = Kind.EVENT_WITH_UPDATE
         return self._admit(head, raw, kind, event)
 
@@ -86,7 +105,7 @@ class Filter:
         """An event that is not sent may still change its user, where the trigger says so."""
         if not head.event_type:
             return BadEvent("missing_field", "event_type", "event_type is missing")
-        if self._rules.updates_on_events and not self._users_drop:
+        if self._updates:
             event = _decode(raw)
             if isinstance(event, BadEvent):
                 return event
@@ -145,6 +164,7 @@ class FilterActor(Actor[Share, None]):
         self._filter = decide
         self._spool = spool
         self._room = anyio.Semaphore(COMMITS_AHEAD)
+        self._few_are_kept = True
 
     async def handle(self, share: Share) -> None:
         append = self.sift(share.batch)
@@ -171,12 +191,14 @@ class FilterActor(Actor[Share, None]):
             raise error
 
     def sift(self, batch: Batch) -> Append:
-        """Return what is kept of a batch, and count the rest. Pure."""
+        """Return what is kept of a batch, and count the rest."""
         rows: list[Row] = []
         dead: list[DeadRow] = []
         dropped: Counter[str] = Counter()
-        judge, derive = self._filter.judge, batch.derive_ids
-        for index, (head, raw) in enumerate(zip(batch.heads, batch.raws, strict=True)):
+        judge, derive, heads = self._filter.judge, batch.derive_ids, batch.heads
+        for index in self._worth_a_look(batch, dropped):
+            raw = batch.raws[index]
+            head, raw = read_head(raw) if heads is None else (heads[index], raw)
             found = head if isinstance(head, BadEvent) else judge(head, raw)
             if isinstance(found, str):
                 dropped[found] += 1
@@ -186,4 +208,25 @@ class FilterActor(Actor[Share, None]):
                 line = batch.lines[index] if batch.lines else None
                 key = insert_key(head, raw, derive=derive)
                 dead.append(DeadRow(found.reason, found.message, raw, key, batch.origin, line))
+        self._few_are_kept = len(rows) < len(batch.raws) / 2
         return Append(len(batch.raws), rows, dead, dropped, batch.marks)
+
+    def _worth_a_look(self, batch: Batch, dropped: Counter[str]) -> Iterable[int]:
+        """Return the places of events that their type alone does not decide on; count the others.
+
+        Of most streams most is not selected. Where that was so of the last batch, the type is all
+        that is read of an event at first; else everything is read at once.
+        """
+        everything = range(len(batch.raws))
+        if batch.heads is not None or not self._few_are_kept:
+            return everything
+        types = decode_types(batch.raws)
+        if types is None:
+            return everything
+        reasons = {t: reason for t in set(types) if (reason := self._filter.drop_by_type(t))}
+        if not reasons:
+            return everything
+        for event_type, count in Counter(types).items():
+            if event_type in reasons:
+                dropped[reasons[event_type]] += count
+        return [index for index, event_type in enumerate(types) if event_type not in reasons]

@@ -78,3 +78,10 @@ def test_the_commands_table_has_every_command() -> None:
 )
 def test_the_table_has_every_name_with_its_meaning(name: str, said: dict[str, str]) -> None:
     assert table(name) == [[f"`{key}`", text] for key, text in said.items()]
+
+
+def test_the_faults_table_has_every_file_with_what_was_measured() -> None:
+    rows = table("faults-table")
+    files = (Path(__file__).parents[1] / "faults").glob("test_*.py")
+    assert sorted(row[1].strip("`") for row in rows) == sorted(file.name for file in files)
+    assert all(re.search(r"\d", row[2]) for row in rows)

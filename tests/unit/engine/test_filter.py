@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from engine.actors.filter import Filter, insert_key
+from engine.actors.filter import Filter, FilterActor, insert_key
 from engine.config import from_table
 from engine.envelope import Kind, Plan, Record
 from engine.errors import DEAD_REASONS, DROP_REASONS
 from engine.mapping import Rules
+from transports import Batch
 from transports.amplitude import BadEvent, Head, decode_head
 
 SAMPLE = Path(__file__).parents[3].parent / "shared" / "data" / "amplitude-export-sample.jsonl"
@@ -168,3 +169,33 @@ def test_only_the_same_event_of_the_same_device_is_known_again(sample: list[byte
 
     assert key(16) == key(17)
     assert len({key(n) for n in (6, 7, 8, 16, 18, 39, 40)}) == 7
+
+
+def sift(decide: Filter, raws: list[bytes], *, decoded: bool, few_are_kept: bool) -> Any:
+    actor = FilterActor(decide, cast("Any", None))  # sifting needs no spool
+    actor._few_are_kept = few_are_kept
+    heads = [decode_head(raw) for raw in raws] if decoded else None
+    return actor.sift(Batch(heads, raws, origin="f", lines=range(1, len(raws) + 1)))
+
+
+TYPES = ("Bought", "Seen", "$identify", "$groupidentify", "_all", "[Intercom] x", "", None)
+
+
+@pytest.mark.parametrize("trigger", ["identify", "any_update"])
+@pytest.mark.parametrize("broken", [b"", b"{", b'{"event_type": 5, "user_id": "user-1"}'])
+def test_whatever_is_decoded_first_the_same_is_kept(trigger: str, broken: bytes) -> None:
+    decide = a_filter(
+        events={"select": [{"types": ["Bought"]}]},
+        users={"properties": ["plan"], "trigger": trigger},
+    )
+    raws = [
+        json.dumps({"event_type": one, "user_id": f"user-{n}", "user_properties": given}).encode()
+        for one in TYPES
+        for n, given in enumerate(({}, {"plan": "pro"}, {"$set": {"plan": "pro"}}))
+    ]
+    raws[5:5] = [broken] if broken else []
+    expected = sift(decide, raws, decoded=True, few_are_kept=False)
+    for few_are_kept in (False, True):
+        assert sift(decide, raws, decoded=False, few_are_kept=few_are_kept) == expected
+    assert expected.rows
+    assert expected.dropped["not_selected"] or trigger == "any_update"

@@ -324,3 +324,24 @@ def test_a_file_that_has_changed_is_another_one(tmp_path: Path) -> None:
     assert files.identity(str(path)) == before
     path.write_bytes(b"1\n2\n")
     assert files.identity(str(path)) != before
+
+
+@given(
+    st.lists(st.sampled_from([b"a", b"bc", b" d\r", b"", b"x" * 9]), max_size=30).map(b"\n".join),
+    st.integers(1, 12),
+)
+def test_lines_that_are_cut_all_at_once_are_the_same(text: bytes, size: int) -> None:
+    slow, fast = Lines(8), Lines(8)
+    for at in range(0, len(text), size):
+        piece = text[at : at + size]
+        expected = slow.cut(piece)
+        plain = fast.cut_plain(piece)
+        if plain is None:
+            assert fast.cut(piece) == expected
+        else:
+            assert [(line.number, line.text) for line in expected] == [
+                *enumerate(plain.texts, plain.first)
+            ]
+            assert all(line.whole for line in expected)
+            assert expected[-1].end == plain.end
+    assert fast.finish() == slow.finish()

@@ -1,0 +1,94 @@
+"""Events as Amplitude's browser SDK sends them, 675 bytes each, and settings for them."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from engine.config import Settings, from_table
+
+API_KEY = "benchmark-key"
+EVENT_BYTES = 675
+SELECTED = "Purchase Completed"
+UNSELECTED = "Page Viewed"
+
+
+def event(n: int, user: int, event_type: str = SELECTED) -> bytes:
+    """Return one event; the same numbers give the same bytes."""
+    fields: dict[str, Any] = {
+        "user_id": f"user-{user:08}",
+        "device_id": f"0a1b2c3d-4e5f-6789-abcd-{user:012}",
+        "event_type": event_type,
+        "time": 1_700_000_000_000 + n * 1_000,
+        "insert_id": f"5f2b7c1e-0000-4000-8000-{n:012}",
+        "session_id": 1_700_000_000_000,
+        "library": "amplitude-ts/2.11.1",
+        "platform": "Web",
+        "language": "fi-FI",
+        "ip": "192.0.2.17",
+        "country": "Finland",
+        "user_agent": "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 Chrome/131.0 Safari/537",
+        "event_properties": {
+            "item": "newsletter",
+            "price": 19.99,
+            "quantity": n % 7,
+            "currency": "EUR",
+            "path": "/shop/newsletter/checkout",
+            "gift": False,
+        },
+        "user_properties": {"plan": "pro", "seats": 12},
+    }
+    short = len(msgspec.json.encode(fields))
+    fields["event_properties"]["padding"] = "x" * max(0, EVENT_BYTES - short - len(',"padding":""'))
+    return msgspec.json.encode(fields)
+
+
+def events(count: int, seed: int, event_type: str = SELECTED, users: int = 10_000) -> list[bytes]:
+    """Return events of random users, in order of time."""
+    dice = random.Random(seed)
+    return [event(n, dice.randrange(users), event_type) for n in range(count)]
+
+
+def write_lines(path: Path, lines: list[bytes]) -> None:
+    """Write a file of events, one a line."""
+    path.write_bytes(b"\n".join(lines) + b"\n")
+
+
+def table(folder: Path, base_url: str = "http://127.0.0.1:9", **more: Any) -> dict[str, Any]:
+    """Return settings of one sync that takes all of ``SELECTED``. ``more``: the sync's keys."""
+    return {
+        "data_dir": str(folder / "data"),
+        "log": {"level": "error"},
+        "http": {"listen": "127.0.0.1:0"},
+        "admin": {"listen": "127.0.0.1:0"},
+        "sync": [
+            {
+                "name": "benchmark",
+                "amplitude_api_keys": [API_KEY],
+                "intercom": {
+                    "access_token": "benchmark-token",
+                    "base_url": base_url,
+                    "requests_per_minute": 50_000_000,
+                },
+                "users": {"properties": ["plan", "seats"]},
+                "events": {
+                    "select": [{"types": [SELECTED]}],
+                    "metadata": ["item", "price", "quantity", "path", "plan"],
+                },
+                **more,
+            }
+        ],
+    }
+
+
+def settings(folder: Path, base_url: str = "http://127.0.0.1:9", **more: Any) -> Settings:
+    """Return ``table`` as checked settings."""
+    return from_table(table(folder, base_url, **more))
+
+
+def checked(found: dict[str, Any]) -> Settings:
+    """Return a table as checked settings."""
+    return from_table(found)

@@ -1,0 +1,183 @@
+"""How fast events come in: a file of which nothing is selected, one of which all is, and HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import io
+import tempfile
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from benchmarks import events
+from benchmarks.report import Result, in_turns, result_of_rounds
+from engine.commands.forward import forward
+from engine.config import Settings
+from engine.spool.schema import connect
+
+CHUNK_BYTES = 1 << 20
+BATCH = 500
+
+
+class _Needed(msgspec.Struct, gc=False):
+    """The two fields that this filter needs."""
+
+    event_type: str
+    user_id: str
+
+
+class _NeededToKeep(msgspec.Struct, gc=False):
+    """What an event that is kept takes."""
+
+    event_type: str
+    user_id: str
+    device_id: str
+    insert_id: str
+
+
+def _lines(path: Path) -> Iterator[list[bytes]]:
+    rest = b""
+    with path.open("rb") as file:
+        while block := file.read(CHUNK_BYTES):
+            *lines, rest = (rest + block).split(b"\n")
+            yield lines
+
+
+def _bare_filter(path: Path) -> int:
+    """Split lines, decode the two fields, look one up."""
+    decode = msgspec.json.Decoder(_Needed).decode
+    selected = {events.SELECTED: True}
+    kept = 0
+    for lines in _lines(path):
+        for line in lines:
+            if selected.get(decode(line).event_type):
+                kept += 1
+    return kept
+
+
+def _bare_intake(path: Path, spool: Path) -> int:
+    """Decode, checksum, and insert the same rows and insert ids, 500 a commit, in one thread."""
+    decode = msgspec.json.Decoder(_NeededToKeep).decode
+    db = connect(spool)
+    number = 0
+    for lines in _lines(path):
+        for start in range(0, len(lines), BATCH):
+            rows, keys = [], []
+            for raw in lines[start : start + BATCH]:
+                head = decode(raw)
+                number += 1
+                key = f"{head.insert_id}\x00{head.device_id}".encode()
+                keys.append((hashlib.blake2b(key, digest_size=16).digest(), 1))
+                checksum = zlib.crc32(raw, zlib.crc32(head.user_id.encode()))
+                rows.append((number, 1, head.user_id, 1, number, checksum, raw))
+            db.execute("BEGIN")
+            db.executemany("INSERT OR IGNORE INTO seen (key, at_ms) VALUES (?, ?)", keys)
+            db.executemany(
+                "INSERT INTO records (id, kind, user_key, accepted_at_ms, claim_id, crc, raw)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                rows,
+            )
+            db.execute("COMMIT")
+    db.close()
+    return number
+
+
+def _forward(settings: Settings, path: Path) -> None:
+    """Run the command as it is, all but the process."""
+    silent = io.StringIO()
+    with contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
+        asyncio.run(forward(settings, [str(path)], as_json=True, max_wait_s=0))
+    counts = msgspec.json.decode(silent.getvalue().splitlines()[0])
+    assert counts["received"] == counts["pending"] + sum(counts["dropped"].values())
+
+
+def _per_s(count: int, started: float) -> float:
+    return count / (time.perf_counter() - started)
+
+
+def filtering(seed: int, *, smoke: bool) -> list[Result]:
+    """``forward`` of a file of which nothing is selected."""
+    count, rounds = (40_000, 3) if smoke else (300_000, 5)
+    with tempfile.TemporaryDirectory() as name:
+        folder, path = Path(name), Path(name) / "events.jsonl"
+        events.write_lines(path, events.events(count, seed, events.UNSELECTED))
+        settings = events.settings(folder)
+
+        def measured() -> float:
+            started = time.perf_counter()
+            _forward(settings, path)
+            return _per_s(count, started)
+
+        def reference() -> float:
+            started = time.perf_counter()
+            assert _bare_filter(path) == 0
+            return _per_s(count, started)
+
+        return [result_of_rounds("filter", in_turns(rounds, measured, reference), "events/s")]
+
+
+def from_file(seed: int, *, smoke: bool) -> list[Result]:
+    """``forward`` of a file of which all is selected, until it is on disk."""
+    count, rounds = (20_000, 3) if smoke else (200_000, 5)
+    with tempfile.TemporaryDirectory() as name:
+        folder, path = Path(name), Path(name) / "events.jsonl"
+        events.write_lines(path, events.events(count, seed))
+        number = 0
+
+        def fresh() -> Path:
+            nonlocal number
+            number += 1
+            (folder / str(number)).mkdir()
+            return folder / str(number)
+
+        def measured() -> float:
+            # A disabled sync drops; this one keeps, and has nobody to deliver to.
+            table = events.table(fresh())
+            settings = events.checked(table | {"forward": {"max_backlog": count + 1}})
+            started = time.perf_counter()
+            _forward(settings, path)
+            return _per_s(count, started)
+
+        def reference() -> float:
+            spool = fresh() / "bare.db"
+            started = time.perf_counter()
+            assert _bare_intake(path, spool) == count
+            return _per_s(count, started)
+
+        return [result_of_rounds("intake-file", in_turns(rounds, measured, reference), "events/s")]
+
+
+def over_http(seed: int, *, smoke: bool) -> list[Result]:
+    """Requests of 100 events and of 10 over 32 connections, each answered when it is on disk."""
+    found = []
+    for size in (100, 10):
+        seconds, rounds = (0.7, 1) if smoke else (3.0, 3)
+        raws = events.events(20_000, seed)
+        name = f"intake-http-{size}"
+        with http_load.Servers() as servers:
+            bodies = [
+                b'{"api_key":"%s","events":[%s]}'
+                % (events.API_KEY.encode(), b",".join(raws[start : start + size]))
+                for start in range(0, len(raws), size)
+            ]
+
+            def measured(
+                servers: http_load.Servers = servers, bodies: list[bytes] = bodies
+            ) -> float:
+                return http_load.requests_per_s(servers.engine, bodies, seconds)
+
+            def reference(
+                servers: http_load.Servers = servers, bodies: list[bytes] = bodies
+            ) -> float:
+                return http_load.requests_per_s(servers.bare, bodies, seconds)
+
+            rounds_found = in_turns(rounds, measured, reference)
+        found.append(
+            result_of_rounds(name, [(m * size, r * size) for m, r in rounds_found], "events/s")
+        )
+    return found

@@ -1,0 +1,156 @@
+"""Results, and how they are shown."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sqlite3
+import statistics
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any, Literal
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+VERSIONS = ("aiohttp", "anyio", "msgspec", "aiolimiter")
+SMOKE_SLACK = 2.0
+"""How far from its goal a figure may be in the smoke form: that is short, and machines are busy."""
+
+
+class Goal(msgspec.Struct, frozen=True):
+    """What a ratio should be."""
+
+    ratio: float
+    better: Literal["higher", "lower"]
+
+    def is_met(self, ratio: float, slack: float = 1.0) -> bool:
+        """Return whether a ratio meets the goal, or misses it by no more than a factor."""
+        return (
+            ratio >= self.ratio / slack
+            if self.better == "higher"
+            else (ratio <= self.ratio * slack)
+        )
+
+
+GOALS = {
+    "filter": Goal(0.7, "higher"),
+    "intake-file": Goal(0.75, "higher"),
+    "intake-http-100": Goal(0.6, "higher"),
+    "intake-http-10": Goal(0.5, "higher"),
+    "mapping": Goal(0.4, "higher"),
+    "delivery": Goal(0.7, "higher"),
+    "delivery-cpu": Goal(1.5, "lower"),
+    "allowance": Goal(0.99, "higher"),
+    "calls": Goal(1.0, "lower"),
+    "latency": Goal(1.0, "lower"),
+    "memory-growth": Goal(1.05, "lower"),
+    "recovery": Goal(1.0, "lower"),
+    "start-help": Goal(2.0, "lower"),
+    "start-ready": Goal(3.0, "lower"),
+    "scale-events": Goal(1.3, "lower"),
+    "scale-syncs": Goal(1.3, "lower"),
+    "scale-lanes": Goal(1.3, "lower"),
+}
+"""All benchmarks, in the order of the table."""
+
+
+class Result(msgspec.Struct, frozen=True):
+    """One figure: ``ratio`` is of ``measured`` to ``reference``, both in ``unit``."""
+
+    name: str
+    ratio: float
+    goal: float
+    better: str
+    measured: float
+    reference: float
+    unit: str
+    note: str = ""
+
+
+def result(name: str, measured: float, reference: float, unit: str, note: str = "") -> Result:
+    """Return a result whose ratio is that of its two figures."""
+    return result_of_rounds(name, [(measured, reference)], unit, note)
+
+
+def result_of_rounds(
+    name: str, rounds: list[tuple[float, float]], unit: str, note: str = ""
+) -> Result:
+    """Return the result of paired measurements: the median of their ratios."""
+    goal = GOALS[name]
+    ratio = statistics.median(measured / reference for measured, reference in rounds)
+    return Result(
+        name,
+        round(ratio, 4),
+        goal.ratio,
+        goal.better,
+        round(statistics.median(measured for measured, _ in rounds), 3),
+        round(statistics.median(reference for _, reference in rounds), 3),
+        unit,
+        note,
+    )
+
+
+def in_turns(
+    rounds: int, measured: Callable[[], float], reference: Callable[[], float]
+) -> list[tuple[float, float]]:
+    """Measure both so many times, in turns, so that a busy moment meets both."""
+    found = []
+    for number in range(rounds):
+        if number % 2:
+            mine = measured()
+            found.append((mine, reference()))
+        else:
+            theirs = reference()
+            found.append((measured(), theirs))
+    return found
+
+
+class Report(msgspec.Struct, frozen=True):
+    """All that was measured in a run, and on what."""
+
+    machine: dict[str, Any]
+    versions: dict[str, str]
+    seed: int
+    results: list[Result]
+
+
+def report(seed: int, results: list[Result]) -> Report:
+    """Put a report together; results in the order of the table."""
+    order = list(GOALS)
+    return Report(
+        {
+            "system": platform.system(),
+            "processor": platform.machine(),
+            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0,
+        },
+        {
+            "python": platform.python_version(),
+            "sqlite": sqlite3.sqlite_version,
+            **{name: version(name) for name in VERSIONS},
+        },
+        seed,
+        sorted(results, key=lambda one: order.index(one.name)),
+    )
+
+
+def show(found: Report) -> None:
+    """Print a report as a table."""
+    versions = ", ".join(f"{name} {number}" for name, number in found.versions.items())
+    table = Table(title=f"{found.machine['cores']} cores, {versions}, seed {found.seed}")
+    for column in ("benchmark", "ratio", "goal", "measured", "reference", "unit", ""):
+        table.add_column(column)
+    for one in found.results:
+        sign = "≥" if one.better == "higher" else "≤"
+        met = GOALS[one.name].is_met(one.ratio)
+        table.add_row(
+            one.name,
+            f"{one.ratio:.3f}" if met else f"[red]{one.ratio:.3f}[/red]",
+            f"{sign} {one.goal:g}",
+            f"{one.measured:,.3g}" if one.measured < 1_000 else f"{one.measured:,.0f}",
+            f"{one.reference:,.3g}" if one.reference < 1_000 else f"{one.reference:,.0f}",
+            one.unit,
+            one.note,
+        )
+    Console(width=150).print(table)
