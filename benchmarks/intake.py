@@ -16,6 +16,7 @@ import msgspec
 
 from benchmarks import events
 from benchmarks.report import Result, in_turns, result_of_rounds
+from engine.commands import configure_logging
 from engine.commands.forward import forward
 from engine.config import Settings
 from engine.spool.schema import connect
@@ -89,10 +90,11 @@ def _bare_intake(path: Path, spool: Path) -> int:
 
 def _forward(settings: Settings, path: Path) -> None:
     """Run the command as it is, all but the process."""
-    silent = io.StringIO()
-    with contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
+    out = io.StringIO()
+    configure_logging(settings.log)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
         asyncio.run(forward(settings, [str(path)], as_json=True, max_wait_s=0))
-    counts = msgspec.json.decode(silent.getvalue().splitlines()[0])
+    counts = msgspec.json.decode(out.getvalue())
     assert counts["received"] == counts["pending"] + sum(counts["dropped"].values())
 
 

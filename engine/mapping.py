@@ -14,6 +14,7 @@ What becomes of a single value is ``engine.fitting``'s, of a price ``engine.mone
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -35,6 +36,10 @@ from engine.money import is_exact, money
 from engine.selection import dig
 from engine.user_properties import select, split
 from transports import amplitude
+from transports.amplitude import Content
+
+NAMES_KEPT: Final = 1_024
+"""Event names of which it is remembered how they are sent."""
 
 MAX_ID: Final = 255
 MAX_BODY_BYTES: Final = 256_000
@@ -86,10 +91,21 @@ class Rules:
         self._scope, self._name = scope, name
         self._style = Style(sync.mapping.nested, sync.mapping.arrays, sync.mapping.stringify)
         self._metadata = [_metadata_source(item) for item in sync.events.metadata]
+        self._amounts = sync.events.money
+        targets = {target.lower() for _, _, target, _ in self._metadata}
+        distinct = len(targets) == len(self._metadata)
+        self._plain_limit = sync.events.metadata_limit if distinct else 0
         self._properties = {
             source.removeprefix("user."): field_name(target)
             for source, target in map(config.source_and_target, sync.users.properties)
         }
+
+        users = sync.users
+        self.updates_on_events = (
+            users.enabled and users.trigger == "any_update" and bool(self._properties)
+        )
+        """Whether events that carry selected user properties update the contact too."""
+        self._fit_name = lru_cache(NAMES_KEPT)(fit_name)
 
     # --- who ------------------------------------------------------------------------------
 
@@ -123,7 +139,7 @@ class Rules:
     def plan(self, record: Record) -> Plan | Verdict:
         """Return what delivering a record takes, or why it makes no call. Never raises."""
         try:
-            event = amplitude.decode_event(record.raw)
+            event = amplitude.decode_content(record.raw)
         except ValueError as error:
             return Verdict("reject", "invalid_field", str(error))
         if not event.event_type:
@@ -143,12 +159,12 @@ class Rules:
         body = self._event(event, identity, created_at, adjustments)
         return Plan(identity, contact, body, tuple(adjustments))
 
-    def _sends(self, event: amplitude.Event) -> bool:
+    def _sends(self, event: Content) -> bool:
         """Whether the event itself goes out: asked again here, since a replay may be old."""
         return self._sync.events.enabled and event.event_type != amplitude.IDENTIFY
 
     def _contact(
-        self, event: amplitude.Event, identity: Identity, record_id: int
+        self, event: Content, identity: Identity, record_id: int
     ) -> tuple[ContactUpdate | None, list[Adjustment]]:
         identify = event.event_type == amplitude.IDENTIFY
         if not self._sync.users.enabled or not (identify or self.updates_on_events):
@@ -160,12 +176,6 @@ class Rules:
         problems = [Adjustment("operation_refused", "user_properties", p) for p in found.problems]
         return ContactUpdate(identity, operations, record_id), problems
 
-    @property
-    def updates_on_events(self) -> bool:
-        """Whether events that carry selected user properties update the contact too."""
-        users = self._sync.users
-        return users.enabled and users.trigger == "any_update" and bool(self._properties)
-
     def carries_update(self, event: amplitude.Event) -> bool:
         """Whether an event has anything to say about selected user properties."""
         return bool(select(split(event.user_properties).operations, self._properties))
@@ -173,7 +183,7 @@ class Rules:
     # --- events ---------------------------------------------------------------------------
 
     def _created_at(
-        self, event: amplitude.Event, accepted_at_ms: int, adjustments: list[Adjustment]
+        self, event: Content, accepted_at_ms: int, adjustments: list[Adjustment]
     ) -> int | Verdict:
         """Return an event's Unix second: its own time, as far as that can be.
 
@@ -196,13 +206,13 @@ class Rules:
 
     def _event(
         self,
-        event: amplitude.Event,
+        event: Content,
         identity: Identity,
         created_at: int,
         adjustments: list[Adjustment],
     ) -> dict[str, Any]:
         wanted = self._sync.events.rename.get(event.event_type, event.event_type)
-        name = fit_name(wanted)
+        name = self._fit_name(wanted)
         if name != wanted:
             adjustments.append(Adjustment("name_cleaned", "event_name", f"sent as {name!r}"))
         body: dict[str, Any] = {
@@ -216,10 +226,29 @@ class Rules:
             _fit_size(body, metadata, adjustments)
         return body
 
-    def _metadata_of(self, event: amplitude.Event, adjustments: list[Adjustment]) -> dict[str, Any]:
+    def _metadata_of(self, event: Content, adjustments: list[Adjustment]) -> dict[str, Any]:
+        """Return an event's metadata: at once where it is as most is, else value by value."""
+        found = self._plain_metadata(event)
+        return self._fitted_metadata(event, adjustments) if found is None else found
+
+    def _plain_metadata(self, event: Content) -> dict[str, Any] | None:
+        """Return the metadata where every value goes as it is; None where one has to be fitted."""
+        metadata: dict[str, Any] = {}
+        properties, style = event.event_properties, self._style
+        for scope, source, target, dated in self._metadata:
+            value = properties.get(source) if scope == "event" else _user_value(event, source)
+            if value is None:
+                if "." in source and dig(properties, source) is not None:
+                    return None
+            elif source in self._amounts or not is_plain(value, style, dated=dated):
+                return None
+            else:
+                metadata[target] = value
+        return metadata if len(metadata) <= self._plain_limit else None
+
+    def _fitted_metadata(self, event: Content, adjustments: list[Adjustment]) -> dict[str, Any]:
         metadata: dict[str, Any] = {}
         taken: set[str] = set()
-        amounts = self._sync.events.money
         properties = event.event_properties
         for scope, source, target, dated in self._metadata:
             value = properties.get(source) if scope == "event" else _user_value(event, source)
@@ -227,7 +256,7 @@ class Rules:
                 value = dig(properties, source)
             if value is None:
                 continue
-            if scope == "event" and source in amounts:
+            if scope == "event" and source in self._amounts:
                 value = self._money(event, source, target, value, adjustments)
             if is_plain(value, self._style, dated=dated):
                 self._put(metadata, taken, target, value, adjustments)
@@ -264,7 +293,7 @@ class Rules:
 
     def _money(
         self,
-        event: amplitude.Event,
+        event: Content,
         source: str,
         target: str,
         value: Any,
@@ -368,7 +397,7 @@ def _digits(value: int) -> str:
         return ""
 
 
-def _user_value(event: amplitude.Event, name: str) -> Any:
+def _user_value(event: Content | amplitude.Event, name: str) -> Any:
     """Return a property that an event itself says of its user: a plain key, or one that it sets."""
     given = event.user_properties
     sets = given.get("$set")
@@ -389,7 +418,9 @@ def _fit_size(
 
 def event_body(event: Mapping[str, Any], second: int | None = None) -> bytes:
     """Return the body of ``POST /events``; ``second`` replaces the event's own ``created_at``."""
-    return _encoder.encode(event if second is None else {**event, "created_at": second})
+    if second is None or second == event["created_at"]:
+        return _encoder.encode(event)
+    return _encoder.encode({**event, "created_at": second})
 
 
 def field_name(target: str) -> str:

@@ -223,7 +223,7 @@ def _found(value: Any) -> Sequence[Any]:
 
 def dig(holder: Any, name: str) -> Any:
     """Return what is under ``name`` as it stands, else along its dots; None if nothing."""
-    while isinstance(holder, Mapping):
+    while isinstance(holder, dict):
         value = holder.get(name)
         if value is not None:
             return value

@@ -256,6 +256,52 @@ def decode_event(raw: bytes) -> Event:
     return Event(str(decoded.get("event_type") or ""), time_ms, decoded)
 
 
+class Content(msgspec.Struct):
+    """What an event says, all that mapping needs of it: ``decode_content`` makes it."""
+
+    event_type: Any = None
+    time_ms: Any = msgspec.field(default=None, name="time")
+    event_properties: Any = None
+    user_properties: Any = None
+    event_time: Any = None
+    timestamp: Any = None
+    client_event_time: Any = None
+
+
+_content = msgspec.json.Decoder(Content)
+
+
+def decode_content(raw: bytes) -> Content:
+    """Return what an event says, whatever dialect it is written in; reads less than all of it.
+
+    Raises:
+        ValueError: not a JSON object, or its time cannot be read.
+    """
+    try:
+        content = _content.decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        bad = _diagnose(raw, error)
+        raise ValueError(bad.message) from None
+    content.event_type = str(content.event_type or "")
+    if type(content.time_ms) is not int:
+        content.time_ms = _time_of_content(content)
+    content.event_properties = _object(content.event_properties)
+    content.user_properties = _object(content.user_properties)
+    return content
+
+
+def _time_of_content(content: Content) -> int | None:
+    for written in (
+        content.time_ms,
+        content.event_time,
+        content.timestamp,
+        content.client_event_time,
+    ):
+        if written is not None:
+            return parse_time(written)
+    return None
+
+
 def _time_of(fields: dict[str, Any]) -> int | None:
     for name in TIMES:
         if fields.get(name) is not None:
