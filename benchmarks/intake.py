@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks import events
+from benchmarks import events, load, servers
 from benchmarks.report import Result, in_turns, result_of_rounds
 from engine.commands import configure_logging
 from engine.commands.forward import forward
@@ -156,30 +156,35 @@ def from_file(seed: int, *, smoke: bool) -> list[Result]:
 
 def over_http(seed: int, *, smoke: bool) -> list[Result]:
     """Requests of 100 events and of 10 over 32 connections, each answered when it is on disk."""
-    found = []
-    for size in (100, 10):
-        seconds, rounds = (0.7, 1) if smoke else (3.0, 3)
-        raws = events.events(20_000, seed)
-        name = f"intake-http-{size}"
-        with http_load.Servers() as servers:
-            bodies = [
-                b'{"api_key":"%s","events":[%s]}'
-                % (events.API_KEY.encode(), b",".join(raws[start : start + size]))
-                for start in range(0, len(raws), size)
-            ]
+    return [_over_http(f"intake-http-{size}", size, seed, smoke=smoke) for size in (100, 10)]
 
-            def measured(
-                servers: http_load.Servers = servers, bodies: list[bytes] = bodies
-            ) -> float:
-                return http_load.requests_per_s(servers.engine, bodies, seconds)
 
-            def reference(
-                servers: http_load.Servers = servers, bodies: list[bytes] = bodies
-            ) -> float:
-                return http_load.requests_per_s(servers.bare, bodies, seconds)
+def _over_http(name: str, size: int, seed: int, *, smoke: bool) -> Result:
+    seconds, rounds = (0.7, 2) if smoke else (2.5, 4)
+    bodies = [
+        b'{"api_key":"%s","events":[%s]}' % (events.API_KEY.encode(), b",".join(part))
+        for part in _parts(_unidentified(20_000, seed), size)
+    ]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        servers.running("bare-intake") as bare,
+        servers.daemon(events.table(Path(folder))) as daemon,
+    ):
 
-            rounds_found = in_turns(rounds, measured, reference)
-        found.append(
-            result_of_rounds(name, [(m * size, r * size) for m, r in rounds_found], "events/s")
-        )
-    return found
+        def measured() -> float:
+            return load.requests_per_s(daemon.http, "/batch", bodies, seconds) * size
+
+        def reference() -> float:
+            return load.requests_per_s(bare, "/batch", bodies, seconds) * size
+
+        return result_of_rounds(name, in_turns(rounds, measured, reference), "events/s")
+
+
+def _unidentified(count: int, seed: int) -> list[bytes]:
+    """Return events without insert ids: sent again and again, each is a new one."""
+    return [raw.replace(b'"insert_id"', b'"xnsert_id"') for raw in events.events(count, seed)]
+
+
+def _parts(raws: list[bytes], size: int) -> Iterator[list[bytes]]:
+    for start in range(0, len(raws), size):
+        yield raws[start : start + size]

@@ -36,6 +36,7 @@ from engine.spool.rows import (
     cut,
     dead_letter,
     holds,
+    insert_many,
     row_checksum,
 )
 from engine.spool.schema import PAGE_BYTES, fold
@@ -276,9 +277,10 @@ class Store:
     def _insert_records(
         self, rows: Sequence[Row], first: int, at_ms: int, claim_id: int | None = None
     ) -> None:
-        self._db.executemany(
-            "INSERT INTO records (id, kind, user_key, accepted_at_ms, claim_id, crc, raw)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+        insert_many(
+            self._db,
+            "INSERT INTO records (id, kind, user_key, accepted_at_ms, claim_id, crc, raw)",
+            7,
             [
                 (
                     i,
@@ -302,8 +304,7 @@ class Store:
         if not keys:
             return rows
         (last,) = self._db.execute("SELECT max(id) FROM seen").fetchone()
-        cursor = self._db.executemany("INSERT OR IGNORE INTO seen (key, at_ms) VALUES (?, ?)", keys)
-        if cursor.rowcount == len(keys):
+        if insert_many(self._db, "INSERT OR IGNORE INTO seen (key, at_ms)", 2, keys) == len(keys):
             return rows
         new = {
             key for (key,) in self._db.execute("SELECT key FROM seen WHERE id > ?", (last or 0,))

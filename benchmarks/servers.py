@@ -1,0 +1,137 @@
+"""Servers for benchmarks to talk to, each in a process of its own.
+
+``python -m benchmarks.servers NAME`` prints the address: ``bare-intake`` reads and decodes uploads
+and stores nothing; ``intercom`` answers every call with 202 and Intercom's headers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import msgspec
+import tomli_w
+from aiohttp import web
+
+
+async def _take(request: web.BaseRequest) -> web.Response:
+    """Read a request, decode it, and store nothing."""
+    upload = msgspec.json.decode(await request.read())
+    body = msgspec.json.encode({"code": 200, "events_ingested": len(upload["events"])})
+    return web.Response(body=body, content_type="application/json")
+
+
+async def _serve_bare_intake() -> None:
+    runner = web.ServerRunner(web.Server(_take))
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    print(f"{runner.addresses[0][0]}:{runner.addresses[0][1]}", flush=True)
+    await asyncio.Event().wait()
+
+
+ANSWER = (
+    b"HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\nX-RateLimit-Limit: 8333333\r\n"
+    b"X-RateLimit-Remaining: 8000000\r\nX-RateLimit-Reset: %d\r\n\r\n"
+)
+
+
+class _Intercom(asyncio.Protocol):
+    """Answers requests that have a body and come one at a time, as those of aiohttp do."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._heard = b""
+
+    def data_received(self, data: bytes) -> None:
+        self._heard += data
+        while True:
+            head, found, rest = self._heard.partition(b"\r\n\r\n")
+            if not found:
+                return
+            _, length, after = head.lower().partition(b"content-length: ")
+            needed = int(after.partition(b"\r\n")[0]) if length else 0
+            if len(rest) < needed:
+                return
+            self._heard = rest[needed:]
+            self._transport.write(ANSWER % (int(time.time() / 10) * 10 + 10))
+
+
+async def _serve_intercom() -> None:
+    server = await asyncio.get_running_loop().create_server(_Intercom, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()
+    print(f"{host}:{port}", flush=True)
+    await server.serve_forever()
+
+
+@contextmanager
+def running(name: str) -> Iterator[str]:
+    """One of these servers, in a process of its own; gives its address."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.servers", name], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        yield process.stdout.readline().strip()
+    finally:
+        process.kill()
+        process.communicate()
+
+
+class Daemon:
+    """``amplitude-intercom run``, once it is ready."""
+
+    def __init__(self, process: subprocess.Popen[str], ready_s: float, http: str) -> None:
+        self.process = process
+        self.ready_s = ready_s
+        self.http = http
+
+    def resident_bytes(self) -> int:
+        status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8")
+        line = next(one for one in status.splitlines() if one.startswith("VmRSS:"))
+        return int(line.split()[1]) * 1024
+
+
+@contextmanager
+def daemon(table: dict[str, object], how: signal.Signals = signal.SIGTERM) -> Iterator[Daemon]:
+    """The real daemon with these settings, ended by a signal."""
+    folder = Path(str(table["data_dir"])).parent
+    config = folder / "settings.toml"
+    config.write_text(tomli_w.dumps(table | {"log": {"level": "info"}}), encoding="utf-8")
+    started = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "engine", "run", "-c", str(config)],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield _ready(process, started)
+    finally:
+        process.send_signal(how)
+        with suppress(ValueError):
+            process.communicate()
+
+
+def _ready(process: subprocess.Popen[str], started: float) -> Daemon:
+    assert process.stderr is not None
+    http = ""
+    for line in process.stderr:
+        entry = msgspec.json.decode(line)
+        if entry["event"] == "source listening":
+            http = entry["address"]
+        if entry["event"] == "ready":
+            return Daemon(process, time.perf_counter() - started, http)
+    raise RuntimeError("the daemon ended before it was ready")
+
+
+SERVERS = {"bare-intake": _serve_bare_intake, "intercom": _serve_intercom}
+
+if __name__ == "__main__":
+    with suppress(KeyboardInterrupt):
+        asyncio.run(SERVERS[sys.argv[1]]())
