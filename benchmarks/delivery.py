@@ -76,7 +76,7 @@ async def _bare_posts(url: str, bodies: Sequence[bytes]) -> tuple[float, float]:
 
 
 def over_sockets(seed: int, *, smoke: bool) -> list[Result]:
-    """Events over real sockets without a rate limit, 64 in flight: calls a second, and CPU a call."""
+    """Events over real sockets without a rate limit, 64 in flight: calls a second, CPU a call."""
     count, rounds = (1_500, 2) if smoke else (8_000, 4)
     raws = events.events(count, seed, users=count)
     speed, cost = [], []
@@ -122,7 +122,7 @@ def of_the_allowance(seed: int, *, smoke: bool) -> list[Result]:
     allowed = 10_000 * seconds / 60
     local = _known(Sandbox(latency_s=0.3, seed=seed), 2_000)
 
-    async def scenario(folder: Path) -> None:
+    async def scenario(folder: Path) -> int:
         async with serve(local) as url:
             settings = _settings(folder, url, {"requests_per_minute": 10_000})
             await fill(settings, events.events(int(allowed * 1.2) + 1_000, seed, users=2_000))
@@ -133,12 +133,10 @@ def of_the_allowance(seed: int, *, smoke: bool) -> list[Result]:
                 calls = local.calls
                 engine.drain()
                 engine.cancel()
-            nonlocal made
-            made = calls
+        return calls
 
-    made = 0
     with tempfile.TemporaryDirectory() as name:
-        asyncio.run(scenario(Path(name)))
+        made = asyncio.run(scenario(Path(name)))
     note = f"{local.throttled} answers 429, {local.most_calls_in(10.0)} calls in 10 s at most"
     assert local.throttled == 0, note
     return [result("allowance", made, allowed, f"calls in {seconds} s", note)]

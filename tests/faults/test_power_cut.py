@@ -60,7 +60,7 @@ def _model(tmp_path: Path, examples: int) -> str:
     folder.mkdir()
     disk = FaultyDisk(folder, tmp_path / "control", keep=1)
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", MODEL],
+        [sys.executable, "-m", "pytest", "-qs", "-p", "no:cacheprovider", "-o", "timeout=0", MODEL],
         env=os.environ | disk.env | {"MODEL_EXAMPLES": str(examples)},
         capture_output=True,
         text=True,
