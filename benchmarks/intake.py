@@ -88,14 +88,15 @@ def _bare_intake(path: Path, spool: Path) -> int:
     return number
 
 
-def _forward(settings: Settings, path: Path) -> None:
-    """Run the command as it is, all but the process."""
+def _forward(settings: Settings, path: Path, count: int) -> None:
+    """Run the command as it is, all but the process, on a file of so many events."""
     out = io.StringIO()
     configure_logging(settings.log)
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
         asyncio.run(forward(settings, [str(path)], as_json=True, max_wait_s=0))
     counts = msgspec.json.decode(out.getvalue())
-    assert counts["received"] == counts["pending"] + sum(counts["dropped"].values())
+    assert counts["received"] == count
+    assert counts["pending"] + sum(counts["dropped"].values()) == count
 
 
 def _per_s(count: int, started: float) -> float:
@@ -112,7 +113,7 @@ def filtering(seed: int, *, smoke: bool) -> list[Result]:
 
         def measured() -> float:
             started = time.perf_counter()
-            _forward(settings, path)
+            _forward(settings, path, count)
             return _per_s(count, started)
 
         def reference() -> float:
@@ -142,7 +143,7 @@ def from_file(seed: int, *, smoke: bool) -> list[Result]:
             table = events.table(fresh())
             settings = events.checked(table | {"forward": {"max_backlog": count + 1}})
             started = time.perf_counter()
-            _forward(settings, path)
+            _forward(settings, path, count)
             return _per_s(count, started)
 
         def reference() -> float:

@@ -165,7 +165,13 @@ class Spool:
 
     async def forget_marks(self, names: Sequence[str]) -> None:
         """Let these sources be read from their beginning again."""
-        await self.do(lambda store: store.meta.forget_marks(names))
+        uncounted = self._take_uncounted()  # which may hold the last of their marks
+
+        def job(store: Store) -> None:
+            store.count_only(uncounted)
+            store.meta.forget_marks(names)
+
+        await self.do(job)
 
     async def event_names(self) -> dict[str, int]:
         """Return the event names that have been sent, with the day of the last time."""

@@ -67,6 +67,24 @@ async def test_the_same_file_twice_delivers_nothing_twice(tmp_path: Path) -> Non
     assert local.calls == calls
 
 
+async def test_a_file_of_which_nothing_was_selected_is_read_anew_with_other_settings(
+    tmp_path: Path,
+) -> None:
+    """What only was counted is written late, and its marks with it: they must be forgotten too."""
+    file = tmp_path / "events.jsonl"
+    file.write_bytes(
+        b"\n".join(json.dumps(process.event("mira-okafor", n)).encode() for n in range(9))
+    )
+    local = Sandbox()
+    local.add_contact(external_id="mira-okafor")
+    async with serve(local) as url:
+        none = process.settings(tmp_path, url, events={"select": [{"types": ["Other"]}]})
+        _, first = await _forward(none, str(file))
+        _, second = await _forward(process.settings(tmp_path, url), str(file))
+    assert (first["received"], first["dropped"]) == (9, {"not_selected": 9})
+    assert (second["received"], second["delivered"]) == (9, 9)
+
+
 async def test_a_pipe_works_like_a_file_and_strict_tells_of_dead_letters(tmp_path: Path) -> None:
     local = Sandbox(open_attributes=True)
     async with serve(local) as url:

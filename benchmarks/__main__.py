@@ -1,0 +1,65 @@
+"""Runs benchmarks: all of them, or those that are named."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+
+import msgspec
+import structlog
+
+from benchmarks import backlog, delivery, intake, mapping, start
+from benchmarks.report import GOALS, SMOKE_SLACK, Result, report, show
+
+RUNS: dict[Callable[..., list[Result]], tuple[str, ...]] = {
+    intake.filtering: ("filter",),
+    intake.from_file: ("intake-file",),
+    intake.over_http: ("intake-http-100", "intake-http-10"),
+    mapping.mapping: ("mapping",),
+    delivery.over_sockets: ("delivery", "delivery-cpu"),
+    delivery.of_the_allowance: ("allowance",),
+    delivery.number_of_calls: ("calls",),
+    delivery.latency: ("latency",),
+    backlog.memory_and_recovery: ("memory-growth", "recovery"),
+    start.starting: ("start-help", "start-ready"),
+    backlog.scaling: ("scale-events", "scale-syncs", "scale-lanes"),
+}
+"""What measures which of ``GOALS``; some things are measured together."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run, print, and return 0; in the smoke form 1 where a ratio has collapsed."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(GOALS))
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--smoke",
+        action="store_true",
+        help="a few seconds: do they work, and is no ratio worse than half as good as its goal?",
+    )
+    given = parser.parse_args(arguments)
+    unknown = sorted(set(given.names) - GOALS.keys())
+    if unknown:
+        parser.error(f"no such benchmark: {', '.join(unknown)}; there is {', '.join(GOALS)}")
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    results: list[Result] = []
+    for run, names in RUNS.items():
+        if not given.names or set(names) & set(given.names):
+            print(f"{', '.join(names)} …", file=sys.stderr)
+            results += run(given.seed, smoke=given.smoke)
+    found = report(given.seed, results)
+    if given.json:
+        print(msgspec.json.encode(found).decode())
+    else:
+        show(found)
+    collapsed = [one for one in results if not GOALS[one.name].is_met(one.ratio, SMOKE_SLACK)]
+    for one in collapsed if given.smoke else ():
+        print(f"{one.name} has collapsed: {one.ratio}, its goal is {one.goal}", file=sys.stderr)
+    return 1 if given.smoke and collapsed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

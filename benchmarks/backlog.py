@@ -1,0 +1,181 @@
+"""What a backlog costs: memory, the next start, and each event the more of them wait."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks import delivery, events, servers
+from benchmarks.report import Result, result
+from engine.app import Engine
+from engine.config import Settings
+from engine.envelope import Kind
+from engine.spool.rows import Append, Row
+from engine.spool.schema import connect
+from engine.spool.store import Store
+from transports.intercom import Answer, Request
+from transports.sandbox import Sandbox, serve
+
+MIB = 1 << 20
+A_COMMIT = 2_000
+USERS = 50_000
+READY_S = 2.0
+"""From SIGKILL's other side to the first delivery."""
+
+
+def _append(settings: Settings, count: int, first: int = 0, kept: int = 0) -> float:
+    """Append events as intake does; return the CPU seconds that each of the last took."""
+    path = Path(settings.data_dir)
+    path.mkdir(exist_ok=True)
+    store = Store(connect(path / "benchmark.db"), max_bytes=1 << 40, window_ms=10**9)
+    templates = [events.event(n, n % USERS) for n in range(A_COMMIT)]
+    cpu = 0.0
+    for start in range(first, first + count, A_COMMIT):
+        rows = [
+            Row(Kind.EVENT, f"user-{(start + n) % USERS:08}", raw, None)
+            for n, raw in enumerate(templates)
+        ]
+        started = time.process_time()
+        store.begin()
+        store.append(Append(len(rows), rows, [], Counter()), time.time_ns() // 1_000_000)
+        store.commit()
+        if start >= first + count - kept:
+            cpu += time.process_time() - started
+    store.close()
+    return cpu / kept if kept else 0.0
+
+
+def memory_and_recovery(seed: int, *, smoke: bool) -> list[Result]:
+    """Resident memory with nothing, a third and all waiting, each after as many deliveries."""
+    sizes = (0, 20_000, 40_000) if smoke else (0, 1_000_000, 3_000_000)
+    delivered = 300 if smoke else 1_500
+    local = Sandbox(seed=seed, limit_per_minute=10_000)
+    for user in range(USERS):
+        local.add_contact(external_id=f"user-{user:08}")
+    with tempfile.TemporaryDirectory() as name:
+        return asyncio.run(_memory_and_recovery(Path(name), local, sizes, delivered))
+
+
+async def _memory_and_recovery(
+    folder: Path, local: Sandbox, sizes: tuple[int, ...], delivered: int
+) -> list[Result]:
+    resident = []
+    first_s = 0.0
+    waiting = 0
+    async with serve(local) as url:
+        table = events.table(folder, url)
+        settings = events.checked(table)
+        for size in sizes:
+            filled = max(size - waiting, delivered)
+            await asyncio.to_thread(_append, settings, filled, waiting)
+            waiting += filled
+            before, started = local.calls, time.perf_counter()
+            with servers.daemon(table, signal.SIGKILL) as daemon:
+                while local.calls == before:
+                    await asyncio.sleep(0.005)
+                if size == sizes[1]:
+                    first_s = time.perf_counter() - started
+                while local.calls < before + delivered:
+                    await asyncio.sleep(0.05)
+                resident.append(daemon.resident_bytes() / MIB)
+    told = ", ".join(
+        f"{mib:.0f} MiB at {size:,}" for size, mib in zip(sizes, resident, strict=True)
+    )
+    assert max(resident) < 200, told
+    return [
+        result("memory-growth", max(resident), resident[0], "MiB", told),
+        result("recovery", first_s, READY_S, f"s to a call, {sizes[1]:,} waiting"),
+    ]
+
+
+# --- scale --------------------------------------------------------------------------------
+
+
+class _Instant:
+    """An Intercom that takes everything at once."""
+
+    async def send(self, request: Request) -> Answer:
+        await asyncio.sleep(0)
+        return Answer(202, {}, b"")
+
+
+def _per_event(settings: Settings, count: int) -> float:
+    """Return the CPU seconds that delivering ``count`` events takes, each."""
+
+    async def scenario() -> float:
+        async with Engine(settings, wire=lambda _: _Instant()) as engine:
+            pipelines = engine.pipelines.values()
+
+            def done() -> int:
+                return sum(pipeline.spool.counters["delivered"] for pipeline in pipelines)
+
+            started, before = time.process_time(), done()
+            while done() < before + count:
+                await asyncio.sleep(0.01)
+            used = time.process_time() - started
+            ended = done() - before
+            engine.drain()
+            engine.cancel()
+        return used / ended
+
+    return asyncio.run(scenario())
+
+
+def _spread(name: str, costs: dict[int, float]) -> Result:
+    """Return how much more an event costs where it costs most."""
+    told = ", ".join(f"{size:,}: {cost * 1e6:.0f}" for size, cost in costs.items())
+    return result(
+        name, max(costs.values()) * 1e6, min(costs.values()) * 1e6, "µs of CPU an event", told
+    )
+
+
+def _in_folders(sizes: tuple[int, ...], measure: Callable[[Path, int], float]) -> dict[int, float]:
+    costs = {}
+    for size in sizes:
+        with tempfile.TemporaryDirectory() as name:
+            costs[size] = measure(Path(name), size)
+    return costs
+
+
+def scaling(seed: int, *, smoke: bool) -> list[Result]:
+    """Cost of an event, taken in and delivered, over sizes of backlog, syncs and lanes."""
+    sizes = (2_000, 6_000) if smoke else (10_000, 100_000, 1_000_000)
+    delivered = 1_000 if smoke else 6_000
+
+    def of_backlog(folder: Path, size: int) -> float:
+        settings = events.settings(folder)
+        taken_in = _append(settings, size, kept=min(size, 10_000))
+        return taken_in + _per_event(settings, delivered)
+
+    def of_syncs(folder: Path, count: int) -> float:
+        table = events.table(folder)
+        one: dict[str, Any] = table["sync"][0]
+        table["sync"] = [one | {"name": f"sync-{n}"} for n in range(count)]
+        settings = events.checked(table)
+        raws = events.events(2 * delivered // count, seed)
+        asyncio.run(_fill_all(settings, raws))
+        return _per_event(settings, delivered)
+
+    def of_lanes(folder: Path, lanes: int) -> float:
+        settings = events.settings(folder, delivery={"lanes": lanes})
+        _append(settings, 2 * delivered)
+        return _per_event(settings, delivered)
+
+    return [
+        _spread("scale-events", _in_folders(sizes, of_backlog)),
+        _spread("scale-syncs", _in_folders((1, 4, 16), of_syncs)),
+        _spread("scale-lanes", _in_folders((1, 64, 256), of_lanes)),
+    ]
+
+
+async def _fill_all(settings: Settings, raws: list[bytes]) -> None:
+    async with Engine(settings, deliver=False) as engine:
+        for sync in settings.sync:
+            for start in range(0, len(raws), delivery.SUBMIT):
+                await engine.submit(raws[start : start + delivery.SUBMIT], sync=sync.name)

@@ -1,0 +1,42 @@
+"""How long it takes to start, beside what importing the libraries alone takes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks import events, servers
+from benchmarks.report import Result, in_turns, result_of_rounds
+
+IMPORTS = "import aiohttp, msgspec, anyio"
+
+
+def _run_s(*arguments: str) -> float:
+    started = time.perf_counter()
+    subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - started
+
+
+def starting(seed: int, *, smoke: bool) -> list[Result]:
+    """``--help``, and ``run`` until it is ready, with nothing waiting."""
+    rounds = 3 if smoke else 9
+    helping = in_turns(rounds, lambda: _run_s("-m", "engine", "--help"), _imports_s)
+    with tempfile.TemporaryDirectory() as name:
+        table = events.table(Path(name))
+
+        def ready_s() -> float:
+            with servers.daemon(table) as daemon:
+                return daemon.ready_s
+
+        running = in_turns(rounds, ready_s, _imports_s)
+    return [
+        result_of_rounds("start-help", helping, "s"),
+        result_of_rounds("start-ready", running, "s"),
+    ]
+
+
+def _imports_s() -> float:
+    return _run_s("-c", IMPORTS)
