@@ -297,7 +297,9 @@ class Gate:
             self._circuit.failed(back.user, self._pace.sent, now_s, probe=back.probe)
             return
         self._pace.learn(parse_rate(back.outcome.headers), back.number, back.left_at_s, now_s)
-        self._slots.total_tokens = min(self._max_in_flight, self._pace.in_flight)
+        slots = min(self._max_in_flight, self._pace.in_flight)
+        if slots != self._slots.total_tokens:
+            self._slots.total_tokens = slots
         if back.meaning is Meaning.THROTTLED:
             self._throttle(back.outcome)
         elif back.meaning is Meaning.UNAUTHORIZED:

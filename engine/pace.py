@@ -173,7 +173,16 @@ class Pace:
         return int(self.limit / WINDOW_S * self._latency_s * SPARE_SLOTS) + FEWEST_SLOTS
 
     async def turn(self) -> None:
-        """Wait until one more call may leave."""
+        """Wait until one more call may leave; at once where nobody and nothing is waited for."""
+        if (
+            not self._queue.locked()
+            and self._bucket.has_capacity()
+            and self._wait_s() <= 0
+            and self._has_room()
+        ):
+            await self._bucket.acquire()
+            self._departures.append(anyio.current_time())
+            return
         async with self._queue:
             await self._bucket.acquire()
             await self._wait_for_others()
@@ -190,10 +199,17 @@ class Pace:
     def _wait_s(self) -> float:
         return self._window.wait_s(self.sent, anyio.current_time(), self._latency_s)
 
+    def _has_room(self) -> bool:
+        full = len(self._departures) == self._departures.maxlen
+        return not full or self._until_room_s() <= 0
+
+    def _until_room_s(self) -> float:
+        return self._departures[0] + WINDOW_S + CLOCK_GRAIN_S - anyio.current_time()
+
     async def _wait_for_room(self) -> None:
         """Wait until the window that ends now has had fewer calls than the limit."""
         while len(self._departures) == self._departures.maxlen:
-            wait_s = self._departures[0] + WINDOW_S + CLOCK_GRAIN_S - anyio.current_time()
+            wait_s = self._until_room_s()
             if wait_s <= 0:
                 return
             await anyio.sleep(wait_s)

@@ -22,7 +22,7 @@ from __future__ import annotations
 import random
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import anyio
 import structlog
@@ -50,8 +50,18 @@ LONGEST_NAP_S = 5.0
 
 FAILING_DISK_NAP_S = 1.0
 
+TOGETHER_S = 0.004
+"""How long a delivery waits for others, to be settled with them: every commit costs an fsync."""
+
 CLOCK_STEP_MS = 1_000
 """A clock that is behind by more was set back; parked users must not wait for it to catch up."""
+
+
+class _Answered(NamedTuple):
+    """Records that are settled together, and when they are."""
+
+    ids: list[int]
+    settled: anyio.Event
 
 
 class Feed:
@@ -82,6 +92,8 @@ class Feed:
         self._changed = anyio.Event()
         self._progress = anyio.Event()
         self._last_id = 0
+        self._answered: _Answered | None = None
+        self._short_of_room = True
         self._looked_at_ms: int | None = None
         self._looked_at_s = 0.0
         self._nap_s = LONGEST_NAP_S
@@ -133,7 +145,10 @@ class Feed:
         Users that are worked off and the queue take turns: neither can keep the room to itself.
         """
         room = self._read_ahead - self.loaded
-        if room < (min(LOAD_ROWS, self._read_ahead) + 1) // 2 or self._room_bytes <= 0:
+        self._short_of_room = (
+            room < (min(LOAD_ROWS, self._read_ahead) + 1) // 2 or self._room_bytes <= 0
+        )
+        if self._short_of_room:
             self._nap_s = LONGEST_NAP_S
             return False
         self._refilled = bool(self._refills) and not self._refilled
@@ -227,9 +242,22 @@ class Feed:
         return user in self._halted or self._stopping
 
     async def deliver(self, record: Record) -> None:
-        """Settle as delivered."""
+        """Settle as delivered, together with what else is answered about now: one commit for all.
+
+        The first of them does it for the others.
+        """
         self._note_latency(record)
-        await self.persist(lambda store: store.deliver([record.id]))
+        batch = self._answered
+        if batch is not None:
+            batch.ids.append(record.id)
+            await batch.settled.wait()
+        else:
+            batch = self._answered = _Answered([record.id], anyio.Event())
+            await anyio.sleep(TOGETHER_S)
+            self._answered = None
+            ids = batch.ids
+            await self.persist(lambda store: store.deliver(ids))
+            batch.settled.set()
         self._let_go(record)
 
     async def settle_update(
@@ -328,7 +356,8 @@ class Feed:
         if self._loaded[user] <= 0:
             del self._loaded[user]
             self._nothing_loaded(user)
-        self._changed.set()
+        if self._short_of_room:
+            self._changed.set()
         self._tell_progress()
 
     def _tell_progress(self) -> None:
@@ -339,8 +368,10 @@ class Feed:
         if user in self._halted:
             self._halted.discard(user)
             self._draining.discard(user)
+            self._changed.set()
         elif user in self._draining:
             self._refills.append(user)
+            self._changed.set()
 
     async def persist(self, job: Job[T]) -> T:
         """Run a job until it is durable: a disk that fails holds deliveries up, and loses none."""

@@ -24,6 +24,7 @@ from engine.spool.dead_letters import DeadLetters
 from engine.spool.directory import ContactDirectory
 from engine.spool.meta import Meta
 from engine.spool.rows import (
+    MOST_ROWS,
     Append,
     Appended,
     DeadLetter,
@@ -42,9 +43,8 @@ from engine.spool.rows import (
 from engine.spool.schema import PAGE_BYTES, fold
 from engine.spool.seconds import Seconds
 
-PRUNE_ROWS = 2_000
-"""Outlived insert ids that one append clears away: more than it can add."""
-
+PRUNE_FACTOR = 2
+"""Outlived insert ids that a transaction clears away for each that it adds."""
 
 GIVE_BACK_PAGES = 128
 LEAST_FREE_PAGES = 2048
@@ -83,6 +83,10 @@ class Store:
         self._deltas: Counter[str] = Counter()
         self._full = False
         self._shut = ""
+        self._room_bytes: int | None = None
+        self._keys_added = 0
+        self._ids_taken = False
+        self._appended_at_ms = 0
         if recover:
             self._recover_users_aside()
         self._next_id = self._read_next_id()
@@ -163,6 +167,9 @@ class Store:
 
     def begin(self) -> None:
         self._db.execute("BEGIN")
+        self._room_bytes = None
+        self._keys_added = 0
+        self._ids_taken = False
 
     def commit(self) -> None:
         """Make everything since ``begin`` durable.
@@ -170,6 +177,10 @@ class Store:
         Raises:
             sqlite3.Error: nothing of it is.
         """
+        if self._ids_taken:
+            self.meta.set("next_id", str(self._next_id))
+        if self._keys_added:
+            self._prune(self._keys_added * PRUNE_FACTOR)
         if self._deltas:
             self._db.executemany(
                 "INSERT INTO counters (name, value) VALUES (?, ?)"
@@ -213,7 +224,7 @@ class Store:
     def _take_ids(self, count: int) -> int:
         first = self._next_id
         self._next_id += count
-        self.meta.set("next_id", str(self._next_id))
+        self._ids_taken = True
         return first
 
     # --- intake ---------------------------------------------------------------------------
@@ -225,6 +236,7 @@ class Store:
             SpoolError: ``spool_full`` or ``disk_full``; nothing was changed.
         """
         self._check_room()
+        self._appended_at_ms = now_ms
         rows = self._unseen(batch.rows, now_ms)
         dead = self._unseen(batch.dead, now_ms)
         first = self._take_ids(len(rows) + len(dead))
@@ -242,7 +254,6 @@ class Store:
                 "dropped:duplicate": duplicates,
             }
         )
-        self._prune(now_ms)
         return Appended(len(rows), duplicates, len(dead))
 
     def _check_room(self) -> None:
@@ -252,7 +263,10 @@ class Store:
         """
         if self._shut:
             raise SpoolError(self._shut)
-        self._full = self._is_over(REFILL_LEVEL if self._full else 1.0)
+        if self._room_bytes is None:  # once a transaction; it counts what it adds itself
+            self._full = self._is_over(REFILL_LEVEL if self._full else 1.0)
+            self._room_bytes = self._max_bytes - self.used_bytes()
+        self._full = self._full or self._room_bytes <= 0
         if self._full:
             raise SpoolError("spool_full", f"`spool.max_bytes` = {self._max_bytes} is reached")
 
@@ -277,6 +291,8 @@ class Store:
     def _insert_records(
         self, rows: Sequence[Row], first: int, at_ms: int, claim_id: int | None = None
     ) -> None:
+        if self._room_bytes is not None:
+            self._room_bytes -= sum(len(row.raw) for row in rows)
         insert_many(
             self._db,
             "INSERT INTO records (id, kind, user_key, accepted_at_ms, claim_id, crc, raw)",
@@ -304,6 +320,7 @@ class Store:
         if not keys:
             return rows
         (last,) = self._db.execute("SELECT max(id) FROM seen").fetchone()
+        self._keys_added += len(keys)
         if insert_many(self._db, "INSERT OR IGNORE INTO seen (key, at_ms)", 2, keys) == len(keys):
             return rows
         new = {
@@ -324,12 +341,12 @@ class Store:
             self._db.execute("INSERT INTO seen (key, at_ms) VALUES (?, ?)", (key, now_ms))
         return bool(outlived)
 
-    def _prune(self, now_ms: int) -> None:
-        cutoff = now_ms - self._window_ms
+    def _prune(self, rows: int) -> None:
+        cutoff = self._appended_at_ms - self._window_ms
         oldest = self._db.execute("SELECT id, at_ms FROM seen ORDER BY id LIMIT 1").fetchone()
         if oldest and oldest[1] <= cutoff:
             self._db.execute(
-                "DELETE FROM seen WHERE id < ? AND at_ms <= ?", (oldest[0] + PRUNE_ROWS, cutoff)
+                "DELETE FROM seen WHERE id < ? AND at_ms <= ?", (oldest[0] + rows, cutoff)
             )
 
     def _bury_unread(self, id_: int, row: DeadRow, now_ms: int) -> None:
@@ -581,9 +598,14 @@ class Store:
         )
 
     def _delete(self, ids: Sequence[int]) -> int:
-        cursor = self._db.executemany("DELETE FROM records WHERE id = ?", [(i,) for i in ids])
-        self._deltas["pending"] -= cursor.rowcount
-        return cursor.rowcount
+        deleted = 0
+        for start in range(0, len(ids), MOST_ROWS):
+            some = ids[start : start + MOST_ROWS]
+            holes = ", ".join("?" * len(some))
+            cursor = self._db.execute(f"DELETE FROM records WHERE id IN ({holes})", some)  # noqa: S608 - placeholders
+            deleted += cursor.rowcount
+        self._deltas["pending"] -= deleted
+        return deleted
 
     # --- dead letters ---------------------------------------------------------------------
 
