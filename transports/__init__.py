@@ -51,6 +51,8 @@ class Batch(msgspec.Struct):
     marks: Mapping[str, str] = {}
     """How far a source that can be read again has come with what is on disk already: name →
     position. Kept with the batch, in one commit, for the source's next start."""
+    checked: bool = False
+    """The source has checked the heads (``check_head`` and ``check_time``) and found them good."""
 
 
 def batch_of(

@@ -23,6 +23,8 @@ RESERVED_IDS: Final = frozenset(
 )
 """Ids that Amplitude refuses, compared without case (HTTP V2 page, "Device and user ids")."""
 
+_RESERVED_LENGTHS: Final = frozenset(map(len, RESERVED_IDS))
+
 RESERVED_TYPES: Final = frozenset(
     {
         "_all",
@@ -190,7 +192,7 @@ def check_id(field: str, value: str | None, min_id_length: int) -> BadEvent | No
         return BadEvent("invalid_id", field, f"{field} is shorter than {min_id_length}")
     if len(value) > MAX_TEXT:
         return BadEvent("invalid_id", field, f"{field} is longer than {MAX_TEXT}")
-    if value.lower() in RESERVED_IDS:
+    if len(value) in _RESERVED_LENGTHS and value.lower() in RESERVED_IDS:
         return BadEvent("invalid_id", field, f"{field} has a value that is not accepted")
     return None
 

@@ -186,18 +186,17 @@ class HttpSource:
     async def _take_in(self, request: web.BaseRequest, door: Door, path: str) -> web.Response:
         if (request.content_length or 0) > door.max_bytes:
             return _refusal(TOO_LARGE)
+        late = BadUpload(503, "Service unavailable: busy")
         async with AsyncExitStack() as stack:
             try:
-                async with asyncio.timeout(self._body_timeout_s):
+                async with asyncio.timeout(self._body_timeout_s) as deadline:
                     hold = await stack.enter_async_context(self._room.enter())
-            except TimeoutError:
-                return _refusal(BadUpload(503, "Service unavailable: busy"))
-            try:
-                async with asyncio.timeout(self._body_timeout_s):
+                    late = BadUpload(408, "Request body took too long")
+                    deadline.reschedule(asyncio.get_running_loop().time() + self._body_timeout_s)
                     await _say_continue(request)
                     body = await read_body(request, door.max_bytes, hold)
             except TimeoutError:
-                return _refusal(BadUpload(408, "Request body took too long"))
+                return _refusal(late)
             except _Unreadable as error:
                 return _refusal(error.refusal)
             return await self._take(Parts(body, request.query, request.headers), door, path)

@@ -8,7 +8,6 @@ the operating system's queue, and are served as soon as earlier ones are gone.
 from __future__ import annotations
 
 import asyncio
-import errno
 import resource
 import socket
 from collections.abc import AsyncIterator
@@ -22,7 +21,6 @@ OWN_DESCRIPTORS: Final = 24
 """Files, pipes and listening sockets that the program itself has open."""
 
 LOOK_EVERY_S: Final = 0.05
-_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 def raise_descriptor_limit() -> None:
@@ -46,11 +44,17 @@ class Listener:
     def __init__(self, server: web.Server, max_connections: int) -> None:
         self._server = server
         self._max = max_connections
+        self._coming: set[asyncio.Task[None]] = set()
+        self._pauses: dict[socket.socket, asyncio.TimerHandle] = {}
 
     @property
     def crowded(self) -> bool:
         """Whether connections should be closed after their request: others may be waiting."""
-        return len(self._server.connections) >= self._max * 3 // 4
+        return self._open >= self._max * 3 // 4
+
+    @property
+    def _open(self) -> int:
+        return len(self._server.connections) + len(self._coming)
 
     @asynccontextmanager
     async def listening(self, host: str, port: int) -> AsyncIterator[str]:
@@ -60,32 +64,55 @@ class Listener:
             OSError: it cannot be listened on.
         """
         sockets = await _bind(host, port)
-        tasks = [asyncio.create_task(self._accept(one)) for one in sockets]
+        for one in sockets:
+            self._watch(one)
         try:
             name, number = sockets[0].getsockname()[:2]
             yield f"[{name}]:{number}" if ":" in name else f"{name}:{number}"
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
             for one in sockets:
+                self._unwatch(one)
                 one.close()
+            await asyncio.gather(*self._coming)
 
-    async def _accept(self, listening: socket.socket) -> None:
+    def _watch(self, listening: socket.socket) -> None:
+        self._pauses.pop(listening, None)
+        asyncio.get_running_loop().add_reader(listening, self._accept, listening)
+
+    def _unwatch(self, listening: socket.socket) -> None:
+        asyncio.get_running_loop().remove_reader(listening)
+        pause = self._pauses.pop(listening, None)
+        if pause is not None:
+            pause.cancel()
+
+    def _accept(self, listening: socket.socket) -> None:
+        """Accept one connection, or look again a little later where there is no room for it."""
+        if self._open >= self._max:
+            self._pause(listening)
+            return
+        try:
+            connection, _ = listening.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return  # its client is gone already
+        except OSError:  # too many files are open elsewhere, or memory is short
+            self._pause(listening)
+            return
+        connection.setblocking(False)
+        task = asyncio.get_running_loop().create_task(self._hand_over(connection))
+        self._coming.add(task)
+        task.add_done_callback(self._coming.discard)
+
+    def _pause(self, listening: socket.socket) -> None:
         loop = asyncio.get_running_loop()
-        while True:
-            while len(self._server.connections) >= self._max:  # noqa: ASYNC110 - theirs, no event
-                await asyncio.sleep(LOOK_EVERY_S)
-            try:
-                connection, _ = await loop.sock_accept(listening)
-            except OSError as error:
-                if error.errno in _EXHAUSTED:  # elsewhere too many files are open
-                    await asyncio.sleep(LOOK_EVERY_S)
-                continue
-            try:
-                await loop.connect_accepted_socket(self._server, connection)
-            except OSError:
-                connection.close()  # its client is gone already
+        loop.remove_reader(listening)
+        self._pauses[listening] = loop.call_later(LOOK_EVERY_S, self._watch, listening)
+
+    async def _hand_over(self, connection: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.connect_accepted_socket(self._server, connection)
+        except OSError:
+            connection.close()
 
 
 async def _bind(host: str, port: int) -> list[socket.socket]:

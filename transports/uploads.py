@@ -289,7 +289,7 @@ def checked_batch(upload: Upload, origin: str) -> Batch | BadUpload:
         if isinstance(decoded, BadUpload):
             return decoded
         heads, raws = decoded
-    return Batch(heads, raws, api_key=upload.api_key, origin=origin)
+    return Batch(heads, raws, api_key=upload.api_key, checked=not upload.forgiving, origin=origin)
 
 
 def _decode_checked(raw: bytes, upload: Upload) -> Head | BadEvent:

@@ -76,19 +76,22 @@ class Filter:
             return "reserved_name"
         return "loop_guard" if self._loop_guard and event_type.startswith(LOOP_PREFIX) else ""
 
-    def judge(self, head: Head, raw: bytes) -> Admitted | BadEvent | str:
-        """Return what it is kept as, what is wrong with the event, or the reason to drop it."""
+    def judge(self, head: Head, raw: bytes, *, checked: bool = False) -> Admitted | BadEvent | str:
+        """Return what it is kept as, what is wrong with the event, or the reason to drop it.
+
+        ``checked``: its source has found nothing wrong with its head.
+        """
         event_type = head.event_type
         reason = self.drop_by_type(event_type)
         if reason:
             return reason
         if event_type == IDENTIFY:
-            return self._admit(head, raw, Kind.IDENTIFY, None)
+            return self._admit(head, raw, Kind.IDENTIFY, None, checked=checked)
         predicate = self._selection.lookup(event_type) if event_type else None
         if predicate is None or self._events_drop:
             return self._judge_unselected(head, raw)
         if predicate.always and not self._updates:
-            return self._admit(head, raw, Kind.EVENT, None)
+            return self._admit(head, raw, Kind.EVENT, None, checked=checked)
         event = _decode(raw)
         if isinstance(event, BadEvent):
             return event
@@ -114,11 +117,12 @@ class Filter:
         return self._events_drop or reason
 
     def _admit(
-        self, head: Head, raw: bytes, kind: Kind, event: Event | None
+        self, head: Head, raw: bytes, kind: Kind, event: Event | None, *, checked: bool = False
     ) -> Admitted | BadEvent | str:
-        problem = check_head(head, min_id_length=1) or check_time(head)
-        if problem is not None:
-            return problem
+        if not checked:
+            problem = check_head(head, min_id_length=1) or check_time(head)
+            if problem is not None:
+                return problem
         if self._rules.identity_in_head:
             user = self._rules.identity_of_head(head)
         else:
@@ -173,7 +177,10 @@ class FilterActor(Actor[Share, None]):
             share.tally.acknowledge(Receipt(0, 0, append.received, 0))
             return
         dropped = append.dropped.total()
-        await self._room.acquire()
+        try:
+            self._room.acquire_nowait()
+        except anyio.WouldBlock:
+            await self._room.acquire()
         future = self._spool.append(append)
         future.add_done_callback(lambda done: self._appended(done, share, dropped))
 
@@ -199,11 +206,11 @@ class FilterActor(Actor[Share, None]):
         for index in self._worth_a_look(batch, dropped):
             raw = batch.raws[index]
             head, raw = read_head(raw) if heads is None else (heads[index], raw)
-            found = head if isinstance(head, BadEvent) else judge(head, raw)
-            if isinstance(found, str):
-                dropped[found] += 1
-            elif isinstance(found, tuple):
+            found = head if isinstance(head, BadEvent) else judge(head, raw, checked=batch.checked)
+            if isinstance(found, tuple):
                 rows.append(Row(*found, raw, insert_key(head, raw, derive=derive)))
+            elif isinstance(found, str):
+                dropped[found] += 1
             else:
                 line = batch.lines[index] if batch.lines else None
                 key = insert_key(head, raw, derive=derive)

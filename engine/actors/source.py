@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import anyio
 import msgspec
 from anyio.streams.memory import MemoryObjectSendStream
 
@@ -82,7 +83,11 @@ class SourceActor:
         ticket = Ticket()
         tally = Tally(ticket, len(names))
         for name in names:
-            await self._outboxes[name].send(Share(batch, tally))
+            share = Share(batch, tally)
+            try:
+                self._outboxes[name].send_nowait(share)
+            except anyio.WouldBlock:
+                await self._outboxes[name].send(share)
         return ticket
 
     def _takers(self, batch: Batch) -> list[str]:

@@ -8,9 +8,10 @@ Rules
    be in memory and not on the disk, where a later commit must not build upon it: so the log is
    folded into the file, without what failed, before the file is opened again. While that cannot be
    done either, there is ``trouble``, and it is tried again every ``HEAL_EVERY_S``.
-3. When the disk is full, the reserve is let go, and from then on appends are refused while
-   everything else, which makes room in the end, goes on. It is over once the reserve can be had
-   again.
+3. When little of the disk is free, appends are refused, and what is only in the log is moved into
+   the file while that can still grow; everything else, which makes room in the end, goes on. When
+   the disk is full though, the reserve is let go for that. It is over once the disk has room for
+   the reserve and as much again.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ T = TypeVar("T")
 Job = Callable[[Store], T]
 
 HEAL_EVERY_S = 1.0
+SHORT = "hardly anything of the disk is free"
 NO_RESERVE = "the disk has too little room for `spool.reserve_bytes` and as much again"
 
 _A_JOBS_OWN = frozenset({0, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT})
@@ -81,6 +83,8 @@ class Database:
     def run(self, jobs: list[Job[Any]]) -> list[Any]:
         """Run jobs in one transaction; return a result or an exception for each."""
         self.look_again()
+        if self.trouble is None and self._reserve.is_short():
+            self._run_out_of_disk(SHORT)
         if self._closed:
             return [self.trouble for _ in jobs]
         try:
@@ -107,19 +111,20 @@ class Database:
         failed = SpoolError(reason_of(error), str(error))
         if failed.reason != "disk_full":
             self.heal(failed)
-        elif self._run_out_of_disk(str(error)):
-            return self.run(jobs)
+        else:
+            had_reserve = self._reserve.release()
+            self._run_out_of_disk(str(error))
+            if had_reserve:
+                return self.run(jobs)
         return [failed for _ in jobs]
 
-    def _run_out_of_disk(self, detail: str) -> bool:
-        """Refuse appends; return whether there was a reserve to let go for all the rest."""
+    def _run_out_of_disk(self, detail: str) -> None:
+        """Refuse appends, and let the rest have what room there is."""
         self._note(SpoolError("disk_full", detail))
         self._heal_at_s = self._monotonic_s() + HEAL_EVERY_S
         self.store.shut_intake("disk_full")
-        had_reserve = self._reserve.release()
         with suppress(sqlite3.Error):
             self.store.claim_room()  # before somebody else takes it
-        return had_reserve
 
     def heal(self, trouble: SpoolError) -> None:
         """Set right what can be; say what trouble is left."""

@@ -29,18 +29,27 @@ class Reserve:
         """
         if not self._half_bytes:
             return True
+        held = self._ballast.exists()
         try:
             _allocate(self._ballast, self._half_bytes)
             if self._log.exists():
                 _allocate(self._log, self._half_bytes)
-            disk = os.statvfs(self._ballast)
+            enough = _free_bytes(self._ballast) >= 2 * self._half_bytes
         except OSError:
+            enough = False
+        if not enough and not held:
             self.release()
+        return enough
+
+    def is_short(self) -> bool:
+        """Return whether so little of the disk is free that what there is should be used with care.
+
+        That is noticed while there still is some, however fast others fill the disk.
+        """
+        try:
+            return bool(self._half_bytes) and _free_bytes(self._ballast.parent) < self._half_bytes
+        except OSError:
             return False
-        if disk.f_bavail * disk.f_frsize >= self._half_bytes:
-            return True
-        self.release()
-        return False
 
     def release(self) -> bool:
         """Let the ballast go; return whether there was any."""
@@ -49,6 +58,11 @@ class Reserve:
         except OSError:
             return False
         return True
+
+
+def _free_bytes(path: Path) -> int:
+    disk = os.statvfs(path)
+    return disk.f_bavail * disk.f_frsize
 
 
 def _allocate(path: Path, size_bytes: int) -> None:
