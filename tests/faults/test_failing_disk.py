@@ -57,7 +57,7 @@ async def rig(tmp_path: Path, latency_s: float = 0.0, **disk: int) -> AsyncItera
     local = Sandbox(latency_s=latency_s, limit_per_minute=6_000_000)
     products = Products(local)
     async with serve(local) as url:
-        config = process.settings(tmp_path, url, top={"spool": {"reserve_bytes": 8 * MIB}})
+        config = process.settings(tmp_path, url, top={"spool": {"reserve_bytes": 32 * MIB}})
         faulty = FaultyDisk(tmp_path / "data", tmp_path / "control", **disk)
         running = Rig(await process.start(config, faulty.env), faulty, products)
         try:
@@ -124,8 +124,8 @@ async def test_after_failed_fsyncs_a_power_cut_loses_nothing_that_was_acknowledg
 async def test_on_a_full_disk_deliveries_are_settled_and_intake_says_later(
     tmp_path: Path, measured: Callable[[str], None]
 ) -> None:
-    """Somebody else writes four gigabytes a second, and takes whatever becomes free."""
-    async with rig(tmp_path, latency_s=0.1, quota_on=1, free_bytes=64 * MIB) as running:
+    """Somebody else writes 250 MB a second, and takes whatever becomes free."""
+    async with rig(tmp_path, latency_s=0.1, quota_on=1, free_bytes=96 * MIB) as running:
         for _ in range(30):
             await running.upload()
         filling = asyncio.create_task(_fill(running.disk))
@@ -138,19 +138,19 @@ async def test_on_a_full_disk_deliveries_are_settled_and_intake_says_later(
         assert (await running.ready())[0] == 503
         filling.cancel()
         while (await running.ready())[0] != 200:
-            running.disk.set(free_bytes=64 * MIB)  # again: the daemon may be counting just now
+            running.disk.set(free_bytes=96 * MIB)  # again: the daemon may be counting just now
             await process.moment(0.05)
     measured(f"full disk: intake 503, {waiting} deliveries settled on it, then goes on by itself")
 
 
 async def _fill(disk: FaultyDisk) -> None:
     while True:
-        await process.moment(0.001)
-        disk.set(free_bytes=max(0, disk.get("free_bytes") - 4 * MIB))
+        await process.moment(0.004)
+        disk.set(free_bytes=max(0, disk.get("free_bytes") - MIB))
 
 
 async def test_a_daemon_starts_on_a_full_disk(tmp_path: Path) -> None:
-    async with rig(tmp_path, quota_on=1, free_bytes=64 * MIB) as running:
+    async with rig(tmp_path, quota_on=1, free_bytes=96 * MIB) as running:
         await running.daemon.settled()
         await running.daemon.end(signal.SIGKILL)
         running.disk.set(free_bytes=0)
@@ -158,7 +158,7 @@ async def test_a_daemon_starts_on_a_full_disk(tmp_path: Path) -> None:
         status, why = await running.ready()
         assert (status, why["e2e"].partition(":")[0]) == (503, "disk_full")
         assert await running.upload() == [False] * 4
-        running.disk.set(free_bytes=64 * MIB)
+        running.disk.set(free_bytes=96 * MIB)
         while (await running.ready())[0] != 200:
             await process.moment(0.05)
 
