@@ -109,7 +109,7 @@ class Forward(_Section, frozen=True, kw_only=True):
     """Reading files and pipes."""
 
     max_line_bytes: Positive = 1_048_576
-    batch_lines: Positive = 500
+    batch_lines: Positive = 2_000
     max_backlog: Positive = 100_000
 
 

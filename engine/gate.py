@@ -16,6 +16,7 @@ charged an attempt. What is a user's own raises ``ParkUser``.
 
 from __future__ import annotations
 
+import asyncio
 import enum
 import random
 import time
@@ -28,7 +29,7 @@ import structlog
 
 from engine.backoff import probe_delay_s
 from engine.errors import EngineError, Failure, ParkUser
-from engine.pace import WINDOW_S, Pace, pause_s
+from engine.pace import WINDOW_S, Pace, loop_time_s, pause_s
 from transports.errors import NoAnswer
 from transports.intercom import Answer, Request, Wire, me, parse_error, parse_rate
 
@@ -210,7 +211,7 @@ class Gate:
         self._now_s = now_s
         self._jitter = jitter
         self._closed = False
-        self._news = anyio.Event()
+        self._news = asyncio.Event()
         self.calls: Counter[tuple[str, int]] = Counter()
         """Calls made, by endpoint and status (0: no answer)."""
         self.took_s: deque[float] = deque(maxlen=4096)
@@ -248,7 +249,7 @@ class Gate:
             async with self._slots:
                 probe = await self._leave(user)
                 self._pace.sent += 1
-                number, left_at_s = self._pace.sent, anyio.current_time()
+                number, left_at_s = self._pace.sent, loop_time_s()
                 outcome = await self._send(request)
                 meaning = _meaning_of(outcome, optional=optional)
                 was_probe = probe is not Probe.NO
@@ -268,14 +269,14 @@ class Gate:
 
     async def _send(self, request: Request) -> Answer | Failure:
         """Send once. A failure is whatever does not tell how *this* call fared."""
-        started = anyio.current_time()
+        started = loop_time_s()
         try:
             answer = await self._wire.send(request)
         except NoAnswer as error:
             self.calls[endpoint_of(request), 0] += 1
             return Failure("user_failing", 0, error.cause, str(error))
         self.calls[endpoint_of(request), answer.status] += 1
-        self.took_s.append(anyio.current_time() - started)
+        self.took_s.append(loop_time_s() - started)
         if meaning_of(answer.status) is Meaning.FAILED:
             said = parse_error(answer)
             return Failure("user_failing", answer.status, said.code, said.message, said.request_id)
@@ -289,7 +290,7 @@ class Gate:
             _log.warning("Intercom", health=self.health.value, before=before.value)
 
     def _take_in(self, back: Return) -> None:
-        now_s = anyio.current_time()
+        now_s = loop_time_s()
         if back.probe:
             self._circuit.probing = False
             self._tell()
@@ -313,11 +314,11 @@ class Gate:
             await self._pace.turn()
             if self._closed:
                 raise GateClosed
-            wait_s = self._circuit.closed_until_s - anyio.current_time()
+            wait_s = self._circuit.closed_until_s - loop_time_s()
             if wait_s > 0 or self._circuit.probing:
                 await self._wait_for_news(wait_s if wait_s > 0 else None)
                 continue
-            self._circuit.reopen(anyio.current_time())
+            self._circuit.reopen(loop_time_s())
             if self.health is Health.OPEN:
                 return Probe.NO
             self._circuit.probing = True
@@ -338,7 +339,7 @@ class Gate:
             return Probe.VOUCHED if before is Health.OUTAGE else Probe.YES
         self._circuit.probing = False
         if self.health is not Health.THROTTLED:
-            self._circuit.close(before, anyio.current_time())
+            self._circuit.close(before, loop_time_s())
         self._tell()
         return Probe.NO
 
@@ -353,7 +354,7 @@ class Gate:
 
     def _throttle(self, answer: Answer) -> None:
         wait_s = pause_s(answer, self._now_s()) + self._jitter() * RESUME_JITTER_S
-        self._circuit.throttle(wait_s, anyio.current_time())
+        self._circuit.throttle(wait_s, loop_time_s())
 
     async def _is_own_trouble(self, user: str) -> bool:
         """Hold a failed call until it is known whose trouble it is."""
@@ -362,13 +363,13 @@ class Gate:
         while (verdict := self._circuit.verdict(user)) is Verdict.UNDECIDED:
             if self._closed:
                 raise GateClosed
-            wait_s = self._circuit.closed_until_s - anyio.current_time()
+            wait_s = self._circuit.closed_until_s - loop_time_s()
             if wait_s > 0:
                 await self._wait_for_news(wait_s)
             elif await self._destination_is_well():
                 self._circuit.acquit(user)
             elif self.health is not Health.THROTTLED:
-                self._circuit.close(Health.OUTAGE, anyio.current_time())
+                self._circuit.close(Health.OUTAGE, loop_time_s())
         return verdict is Verdict.OWN
 
     async def _wait_for_news(self, at_most_s: float | None) -> None:
@@ -377,7 +378,7 @@ class Gate:
 
     def _tell(self) -> None:
         self._news.set()
-        self._news = anyio.Event()
+        self._news = asyncio.Event()
 
 
 def endpoint_of(request: Request) -> str:

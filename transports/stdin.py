@@ -10,6 +10,7 @@ What was read behind a mark is read twice, and known again.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
 import zlib
@@ -76,7 +77,7 @@ class LineSource:
         *,
         sync: str | None = None,
         max_line_bytes: int = 1_048_576,
-        batch_lines: int = 500,
+        batch_lines: int = 2_000,
         since_ms: int | None = None,
         until_ms: int | None = None,
         marks: Mapping[str, str] | None = None,
@@ -286,9 +287,17 @@ class LineSource:
 
 
 async def _in_thread(chunks: Iterator[Chunk]) -> AsyncGenerator[Chunk]:
-    """Yield what a blocking reader yields, each from a worker thread."""
-    while (chunk := await anyio.to_thread.run_sync(next, chunks, None)) is not None:
-        yield chunk
+    """Yield what a blocking reader yields; a thread reads the next while one is worked on."""
+    loop = asyncio.get_running_loop()
+    ahead = loop.run_in_executor(None, next, chunks, None)
+    try:
+        while (chunk := await ahead) is not None:
+            ahead = loop.run_in_executor(None, next, chunks, None)
+            yield chunk
+    finally:
+        await asyncio.wait([ahead])
+        if not ahead.cancelled():
+            ahead.exception()  # nobody asks for what lies behind the end
 
 
 async def _read_named_pipe(path: str) -> AsyncGenerator[Chunk]:

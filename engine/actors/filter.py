@@ -233,7 +233,9 @@ class FilterActor(Actor[Share, None]):
         reasons = {t: reason for t in set(types) if (reason := self._filter.drop_by_type(t))}
         if not reasons:
             return everything
-        for event_type, count in Counter(types).items():
-            if event_type in reasons:
-                dropped[reasons[event_type]] += count
+        counts = Counter(types)
+        for event_type, reason in reasons.items():
+            dropped[reason] += counts[event_type]
+        if len(reasons) == len(counts):
+            return ()
         return [index for index, event_type in enumerate(types) if event_type not in reasons]

@@ -19,6 +19,7 @@ lane's next call cannot overtake the settling of its last one.
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -61,7 +62,7 @@ class _Answered(NamedTuple):
     """Records that are settled together, and when they are."""
 
     ids: list[int]
-    settled: anyio.Event
+    settled: asyncio.Event
 
 
 class Feed:
@@ -89,8 +90,8 @@ class Feed:
         self._refills: deque[str] = deque()
         self._refilled = False
         self._halted: set[str] = set()
-        self._changed = anyio.Event()
-        self._progress = anyio.Event()
+        self._changed = asyncio.Event()
+        self._progress = asyncio.Event()
         self._last_id = 0
         self._answered: _Answered | None = None
         self._short_of_room = True
@@ -135,7 +136,7 @@ class Feed:
         """Send batches of records to ``outbox`` until stopped; closes it at the end."""
         async with outbox:
             while not self._stopping:
-                self._changed = anyio.Event()
+                self._changed = asyncio.Event()
                 if not await self._load_some(outbox):
                     await self._rest()
 
@@ -252,7 +253,7 @@ class Feed:
             batch.ids.append(record.id)
             await batch.settled.wait()
         else:
-            batch = self._answered = _Answered([record.id], anyio.Event())
+            batch = self._answered = _Answered([record.id], asyncio.Event())
             await anyio.sleep(TOGETHER_S)
             self._answered = None
             ids = batch.ids
@@ -362,7 +363,7 @@ class Feed:
 
     def _tell_progress(self) -> None:
         self._progress.set()
-        self._progress = anyio.Event()
+        self._progress = asyncio.Event()
 
     def _nothing_loaded(self, user: str) -> None:
         if user in self._halted:
