@@ -83,6 +83,7 @@ class Engine:
         self._inline = inline
         self._delivers = deliver
         self._gates: dict[tuple[str, str], Gate] = {}
+        self._tokens = len({_token_of(sync) for sync in settings.sync})
         self.pipelines: dict[str, Pipeline] = {}
         self.state = "starting"
         self._finished = anyio.Event()
@@ -161,17 +162,18 @@ class Engine:
 
     async def _gate(self, sync: Sync, stack: AsyncExitStack) -> Gate:
         """Return the gate of a sync's access token: syncs that share it share one budget."""
-        key = (_base_url(sync.intercom), sync.intercom.access_token.reveal())
+        key = _token_of(sync)
         if key not in self._gates:
             wire: Wire
             if self._wire:
                 wire = self._wire(sync.intercom)
             else:
-                wire = await stack.enter_async_context(client_of(sync.intercom))
+                client = client_of(sync.intercom, self._tokens)
+                wire = await stack.enter_async_context(client)
             self._gates[key] = Gate(
                 wire,
                 requests_per_minute=sync.intercom.requests_per_minute,
-                max_in_flight=_most_calls(sync.intercom),
+                max_in_flight=_most_calls(sync.intercom, self._tokens),
                 probe_first_s=sync.delivery.probe_first_s,
                 probe_most_s=sync.delivery.probe_most_s,
                 now_s=self._now_s,
@@ -216,11 +218,11 @@ class Engine:
 
     @property
     def unready(self) -> dict[str, str]:
-        """Why events are not taken now, by sync; empty when they are."""
+        """Why events are not taken now, by sync; empty when they are. ``status`` says more."""
         if self.state != "running":
             return dict.fromkeys(self.pipelines, self.state)
         troubles = {name: pipeline.spool.trouble for name, pipeline in self.pipelines.items()}
-        return {name: str(trouble) for name, trouble in troubles.items() if trouble}
+        return {name: trouble.reason for name, trouble in troubles.items() if trouble}
 
     @property
     def ready(self) -> bool:
@@ -296,23 +298,27 @@ class Compacted(msgspec.Struct, frozen=True):
     after_bytes: int
 
 
+def _token_of(sync: Sync) -> tuple[str, str]:
+    return _base_url(sync.intercom), sync.intercom.access_token.reveal()
+
+
 def _base_url(intercom: Intercom) -> str:
     return intercom.base_url or BASE_URLS[intercom.region]
 
 
-def client_of(intercom: Intercom) -> IntercomClient:
-    """Build the client of a workspace, to be entered as a context."""
+def client_of(intercom: Intercom, tokens: int = 1) -> IntercomClient:
+    """Build the client of a workspace, to be entered as a context; one of ``tokens`` of them."""
     return IntercomClient(
         _base_url(intercom),
         intercom.access_token.reveal(),
         timeout_s=intercom.timeout_s,
-        connections=_most_calls(intercom),
+        connections=_most_calls(intercom, tokens),
     )
 
 
-def _most_calls(intercom: Intercom) -> int:
+def _most_calls(intercom: Intercom, tokens: int) -> int:
     """Return how many calls may be out at once: no more than this process may have connections."""
-    return min(intercom.max_in_flight, share_of_descriptors(0.25))
+    return min(intercom.max_in_flight, share_of_descriptors(0.25 / tokens))
 
 
 def _renew_directory(store: Store, sync: Sync) -> None:

@@ -21,7 +21,8 @@ import enum
 import random
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import NamedTuple
 
 import anyio
@@ -246,7 +247,7 @@ class Gate:
             GateClosed: the gate was closed before the call left.
         """
         while True:
-            async with self._slots:
+            async with self._slot():
                 probe = await self._leave(user)
                 self._pace.sent += 1
                 number, left_at_s = self._pace.sent, loop_time_s()
@@ -261,6 +262,19 @@ class Gate:
                     raise ParkUser(outcome)
             elif meaning is Meaning.ANSWERED:
                 return outcome
+
+    @asynccontextmanager
+    async def _slot(self) -> AsyncIterator[None]:
+        """Hold one of the calls that may be out at once; waits for one only where there is none."""
+        borrower = object()
+        try:
+            self._slots.acquire_on_behalf_of_nowait(borrower)
+        except anyio.WouldBlock:
+            await self._slots.acquire_on_behalf_of(borrower)
+        try:
+            yield
+        finally:
+            self._slots.release_on_behalf_of(borrower)
 
     def close(self) -> None:
         """Let no more calls leave; those that are out are finished."""

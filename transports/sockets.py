@@ -8,6 +8,7 @@ the operating system's queue, and are served as soon as earlier ones are gone.
 from __future__ import annotations
 
 import asyncio
+import errno
 import resource
 import socket
 from collections.abc import AsyncIterator
@@ -116,17 +117,27 @@ class Listener:
 
 
 async def _bind(host: str, port: int) -> list[socket.socket]:
-    """Open the listening sockets of a host: a name may have several addresses."""
+    """Open the listening sockets of a host: a name may have several addresses, not all of use.
+
+    Raises:
+        OSError: none of them can be listened on, or one is taken.
+    """
     loop = asyncio.get_running_loop()
     found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     sockets: list[socket.socket] = []
-    try:
-        for family, address in dict.fromkeys((family, address) for family, *_, address in found):
+    absent: OSError | None = None
+    for family, address in dict.fromkeys((family, address) for family, *_, address in found):
+        try:
             opened = socket.create_server(address[:2], family=family, backlog=BACKLOG)
-            opened.setblocking(False)
-            sockets.append(opened)
-    except OSError:
-        for opened in sockets:
-            opened.close()
-        raise
+        except OSError as error:
+            if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+                for one in sockets:
+                    one.close()
+                raise
+            absent = error
+            continue
+        opened.setblocking(False)
+        sockets.append(opened)
+    if absent is not None and not sockets:
+        raise absent
     return sockets

@@ -27,6 +27,7 @@ from transports import Batch, Receipt
 from transports.amplitude import (
     GROUP_IDENTIFY,
     IDENTIFY,
+    MAX_TEXT,
     RESERVED_TYPES,
     BadEvent,
     Event,
@@ -60,10 +61,9 @@ class Filter:
         self._events_drop = _off(sync.enabled, sync.events.enabled, "events_disabled")
         self._users_drop = _off(sync.enabled, sync.users.enabled, "users_disabled")
         self._updates = rules.updates_on_events and not self._users_drop
-        self.drop_by_type = lru_cache(TYPES_KEPT)(self._drop_by_type)
+        self._known_drops = lru_cache(TYPES_KEPT)(self._drop_by_type)
 
     def _drop_by_type(self, event_type: str | None) -> str:
-        """Return why an event of a type is dropped whatever it holds; empty: it has to be seen."""
         if not event_type:
             return ""
         if event_type == IDENTIFY:
@@ -75,6 +75,20 @@ class Filter:
         if event_type in RESERVED_TYPES:
             return "reserved_name"
         return "loop_guard" if self._loop_guard and event_type.startswith(LOOP_PREFIX) else ""
+
+    def drop_by_type(self, event_type: str | None) -> str:
+        """Return why an event of a type is dropped whatever it holds; empty: it has to be seen."""
+        if event_type and len(event_type) > MAX_TEXT:  # not to be remembered
+            return self._drop_by_type(event_type)
+        return self._known_drops(event_type)
+
+    def excuse(self, bad: BadEvent, raw: bytes) -> BadEvent | str:
+        """Return the reason to drop a bad event that nobody has selected, or what is wrong with it.
+
+        What is not selected is not looked at, so it does not matter what else is wrong there.
+        """
+        types = decode_types([raw])
+        return (self.drop_by_type(types[0]) if types else "") or bad
 
     def judge(self, head: Head, raw: bytes, *, checked: bool = False) -> Admitted | BadEvent | str:
         """Return what it is kept as, what is wrong with the event, or the reason to drop it.
@@ -206,7 +220,11 @@ class FilterActor(Actor[Share, None]):
         for index in self._worth_a_look(batch, dropped):
             raw = batch.raws[index]
             head, raw = read_head(raw) if heads is None else (heads[index], raw)
-            found = head if isinstance(head, BadEvent) else judge(head, raw, checked=batch.checked)
+            found: Admitted | BadEvent | str
+            if not isinstance(head, BadEvent):
+                found = judge(head, raw, checked=batch.checked)
+            else:
+                found = head if heads is not None else self._filter.excuse(head, raw)
             if isinstance(found, tuple):
                 rows.append(Row(*found, raw, insert_key(head, raw, derive=derive)))
             elif isinstance(found, str):

@@ -2,7 +2,7 @@
 
 Without a token it listens on loopback only, and then answers only requests that were meant for
 loopback (``Host``): a web page that somebody opened on this machine cannot reach it under another
-name. What comes from a page of another origin (``Origin``) is refused, and writing calls want
+name, and what comes from a page of another origin (``Origin``) is refused. Writing calls want
 ``Content-Type: application/json``, which a plain form cannot send. Health and readiness need no
 token.
 """
@@ -34,6 +34,9 @@ from transports.sockets import Listener, share_of_descriptors
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _encoder = msgspec.json.Encoder()
 MAX_CONNECTIONS = 64
+KEEP_ALIVE_S = 15.0
+"""Until a connection without a request is closed: nobody may keep all of them."""
+
 MAX_BODY_BYTES = 1_000_000
 BODY_TIMEOUT_S = 10.0
 _log = structlog.get_logger(__name__)
@@ -49,6 +52,7 @@ class AdminServer:
         self._settings = settings
         self._engine = engine
         self._listening = asyncio.Event()
+        self._listener: Listener | None = None
         self.address = settings.listen
 
     async def run(self) -> None:
@@ -61,14 +65,18 @@ class AdminServer:
             self._application(),
             access_log=None,
             logger=_quiet,
+            keepalive_timeout=KEEP_ALIVE_S,
             max_line_size=MAX_HEADER_BYTES,
             max_field_size=MAX_HEADER_BYTES,
         )
         await runner.setup()
         assert runner.server is not None
-        listener = Listener(runner.server, min(MAX_CONNECTIONS, share_of_descriptors(0.25)))
+        most = min(MAX_CONNECTIONS, share_of_descriptors(0.25))
+        self._listener = Listener(runner.server, most)
         try:
-            async with listener.listening(*host_and_port(self._settings.listen)) as self.address:
+            async with self._listener.listening(
+                *host_and_port(self._settings.listen)
+            ) as self.address:
                 self._listening.set()
                 await asyncio.Event().wait()
         except OSError as error:
@@ -101,7 +109,10 @@ class AdminServer:
         if (request.content_length or 0) > MAX_BODY_BYTES:
             raise web.HTTPRequestEntityTooLarge(MAX_BODY_BYTES, request.content_length or 0)
         try:
-            return await handler(request)
+            response = await handler(request)
+            if self._listener is not None and self._listener.crowded:
+                response.force_close()
+            return response
         except (web.HTTPException, ConnectionError):
             raise
         except SpoolError as error:
@@ -114,12 +125,12 @@ class AdminServer:
         token = self._settings.token
         if token is not None:
             given = request.headers.get("Authorization", "").removeprefix("Bearer ")
-            if not hmac.compare_digest(given.encode(), token.reveal().encode()):
+            given_bytes = given.encode("utf-8", "surrogateescape")  # headers can be any bytes
+            if not hmac.compare_digest(given_bytes, token.reveal().encode()):
                 raise web.HTTPUnauthorized(text="admin token missing or wrong\n")
         elif not _is_local_name(request.headers.get("Host", "")):
             raise web.HTTPForbidden(text="this host name is not served\n")
-        origin = request.headers.get("Origin")
-        if origin is not None and origin.partition("://")[2] != request.headers.get("Host"):
+        elif _is_of_another_origin(request):
             raise web.HTTPForbidden(text="not for pages of another origin\n")
         if request.method == "POST" and request.content_type != "application/json":
             raise web.HTTPUnsupportedMediaType(text="send Content-Type: application/json\n")
@@ -173,6 +184,11 @@ class AdminServer:
         if action == "discard":
             return {"discarded": await self._engine.discard(sync, query)}
         raise web.HTTPNotFound(text=f"no action {action}\n")
+
+
+def _is_of_another_origin(request: web.Request) -> bool:
+    origin = request.headers.get("Origin")
+    return origin is not None and origin.partition("://")[2] != request.headers.get("Host")
 
 
 def _is_local_name(host: str) -> bool:

@@ -54,7 +54,7 @@ def open_database(path: Path, settings: SpoolSettings, twin_window_s: float) -> 
                 twin_window_ms=int(twin_window_s * 1000),
                 recover=recover,
             )
-        except (sqlite3.Error, UnicodeDecodeError) as error:
+        except (sqlite3.Error, ValueError) as error:  # of what is damaged, anything can be read
             connection.close()
             raise SpoolError(reason_of(error), f"{path}: {error}") from error
 
@@ -200,7 +200,7 @@ class Spool:
 
     async def contact(self, user: str) -> Contact | None:
         """Return what is known of a user's contact."""
-        return await self.do(lambda store: store.contacts.get(user))
+        return await self.feed.persist(lambda store: store.contacts.get(user))
 
     async def lose_contact(self, user: str) -> None:
         """Keep what is known of a user, but not which contact it is: that one is gone."""
@@ -210,4 +210,6 @@ class Spool:
 
     async def remember(self, user: str, contact: Contact) -> None:
         """Keep what is known of a user's contact."""
-        await self.do(lambda store: store.contacts.remember(user, contact, self._now_ms()))
+        await self.feed.persist(
+            lambda store: store.contacts.remember(user, contact, self._now_ms())
+        )

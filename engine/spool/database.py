@@ -38,8 +38,21 @@ HEAL_EVERY_S = 1.0
 SHORT = "hardly anything of the disk is free"
 NO_RESERVE = "the disk has too little room for `spool.reserve_bytes` and as much again"
 
-_A_JOBS_OWN = frozenset({0, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT})
-"""Result codes that concern what a job asked for, not the disk as a whole."""
+_DISK = frozenset(
+    {
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_NOTADB,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_PROTOCOL,
+        sqlite3.SQLITE_PERM,
+    }
+)
+"""Result codes that concern the disk as a whole; others are about what a job asked for."""
 
 
 class Opener(Protocol):
@@ -71,28 +84,32 @@ class Database:
         """Why the spool takes nothing in, or nothing at all; None when all is well."""
         self.damage: SpoolError | None = None
         """What the database said when something that was asked of it could not be read."""
-        try:
-            self.store = opener(recover=True)
-        except SpoolError as error:
-            if error.reason != "disk_full" or not reserve.release():
-                raise
-            self.store = opener(recover=True)
+        self.store = self._open(recover=True)
         if not reserve.take():
             self._run_out_of_disk(NO_RESERVE)
+
+    def _open(self, *, recover: bool) -> Store:
+        """Open the store. That takes room too, which on a full disk only the reserve has."""
+        try:
+            return self._opener(recover=recover)
+        except SpoolError:
+            if not self._reserve.is_short() or not self._reserve.release():
+                raise
+            return self._opener(recover=recover)
 
     def run(self, jobs: list[Job[Any]]) -> list[Any]:
         """Run jobs in one transaction; return a result or an exception for each."""
         self.look_again()
         if self.trouble is None and self._reserve.is_short():
             self._run_out_of_disk(SHORT)
-        if self._closed:
+        if self._closed or not jobs:
             return [self.trouble for _ in jobs]
         try:
             return run_group(self.store, jobs)
         except (sqlite3.Error, UnicodeDecodeError) as error:  # its messages quote what is damaged
-            if primary_code(error) in _A_JOBS_OWN:
-                return self._singly(jobs, self._as_damage(error))
-            return self._disk_failed(jobs, error)
+            if primary_code(error) in _DISK:
+                return self._disk_failed(jobs, error)
+            return self._singly(jobs, self._as_damage(error))
         except Exception as fault:
             return self._singly(jobs, fault)
 
@@ -130,7 +147,7 @@ class Database:
         """Set right what can be; say what trouble is left."""
         self._heal_at_s = self._monotonic_s() + HEAL_EVERY_S
         try:
-            if trouble.reason == "spool_failing":
+            if self._closed or trouble.reason == "spool_failing":
                 self._open_again()
             if not self._reserve.take():
                 self._run_out_of_disk(NO_RESERVE)
@@ -156,7 +173,7 @@ class Database:
             with suppress(sqlite3.Error):
                 self.store.close()
             self._closed = True
-        self.store = self._opener(recover=False)
+        self.store = self._open(recover=False)
         self._closed = False
 
     def _note(self, trouble: SpoolError) -> None:

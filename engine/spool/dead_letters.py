@@ -40,6 +40,11 @@ class DeadLetters:
             self._db.execute("SELECT reason, count(*) FROM dead_letters GROUP BY reason").fetchall()
         )
 
+    def has(self, id_: int) -> bool:
+        """Return whether there is one with this id."""
+        found = self._db.execute("SELECT TRUE FROM dead_letters WHERE id = ?", (id_,)).fetchone()
+        return found is not None
+
     def insert(self, letter: DeadLetter) -> None:
         """Keep one more."""
         self._db.execute(

@@ -28,9 +28,12 @@ class ContactDirectory:
         contact_id, properties, written, applied_id, complete, crc = row
         if not holds(crc, contact_checksum, user, contact_id, properties, written):
             return None
-        return Contact(
-            contact_id, _fields(properties), _fields(written), applied_id, bool(complete)
-        )
+        try:
+            return Contact(
+                contact_id, _fields(properties), _fields(written), applied_id, bool(complete)
+            )
+        except msgspec.DecodeError:
+            return None  # damaged before there were checksums
 
     def remember(self, user: str, contact: Contact, now_ms: int) -> None:
         """Keep what is known of a user's contact."""

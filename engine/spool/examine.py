@@ -1,19 +1,20 @@
 """Looking at a spool's file from outside, whoever is writing it: what is in it, and is it whole?
 
-Reads with a connection of its own that neither writes nor checkpoints, a little at a time, so that
-the one that does is not held up.
+Reads with a connection of its own that neither writes nor checkpoints, a little at a time. The one
+that does is not held up; but its log grows while the structure of the file is checked.
 """
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from engine.errors import SpoolError
 from engine.spool.rows import check_order, checksum, contact_checksum, holds, letter_checksum
 from engine.spool.schema import SCHEMA_VERSION, connect_to_read, migrate, tables_of
 
@@ -50,7 +51,7 @@ def state_of(path: Path) -> SpoolState:
     Raises:
         SpoolError: it is not there, or cannot be read.
     """
-    with closing(connect_to_read(path)) as db:
+    with closing(connect_to_read(path)) as db, _readable(path):
         (page_bytes,), (free,) = db.execute("PRAGMA page_size"), db.execute("PRAGMA freelist_count")
         (version,) = db.execute("PRAGMA user_version").fetchone()
         tables = [
@@ -77,6 +78,14 @@ def state_of(path: Path) -> SpoolState:
         )
 
 
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (sqlite3.Error, UnicodeDecodeError) as error:
+        raise SpoolError("spool_failing", f"{path}: {error}") from error
+
+
 def _size(path: str) -> int:
     file = Path(path)
     return file.stat().st_size if file.exists() else 0
@@ -90,7 +99,13 @@ def findings(path: Path) -> list[Finding]:
     """
     found: list[Finding] = []
     with closing(connect_to_read(path)) as db:
-        for check in (_structure, _tables, _records, _dead_letters, _contacts, _accounting):
+        checks = [_structure, _tables, _records, _accounting]
+        if db.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,):
+            checks += [
+                _dead_letters,
+                _contacts,
+            ]  # whose checksums came later than the first version
+        for check in checks:
             for one in _until_unreadable(db, check):
                 found.append(one)
                 if len(found) == MOST_FINDINGS:

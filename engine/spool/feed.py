@@ -23,7 +23,7 @@ import asyncio
 import random
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import anyio
 import structlog
@@ -58,11 +58,13 @@ CLOCK_STEP_MS = 1_000
 """A clock that is behind by more was set back; parked users must not wait for it to catch up."""
 
 
-class _Answered(NamedTuple):
-    """Records that are settled together, and when they are."""
+class _Answered:
+    """Records that are to be settled together, in one commit."""
 
-    ids: list[int]
-    settled: asyncio.Event
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self.tried = asyncio.Event()
+        self.settled = False
 
 
 class Feed:
@@ -245,21 +247,34 @@ class Feed:
     async def deliver(self, record: Record) -> None:
         """Settle as delivered, together with what else is answered about now: one commit for all.
 
-        The first of them does it for the others.
+        The first of them does it for the others; where that fails, each is settled by itself.
         """
         self._note_latency(record)
         batch = self._answered
         if batch is not None:
             batch.ids.append(record.id)
-            await batch.settled.wait()
+            await batch.tried.wait()
         else:
-            batch = self._answered = _Answered([record.id], asyncio.Event())
-            await anyio.sleep(TOGETHER_S)
-            self._answered = None
-            ids = batch.ids
-            await self.persist(lambda store: store.deliver(ids))
-            batch.settled.set()
+            batch = self._answered = _Answered()
+            batch.ids.append(record.id)
+            await self._settle_together(batch)
+        if not batch.settled:
+            await self.persist(lambda store: store.deliver([record.id]))
         self._let_go(record)
+
+    async def _settle_together(self, batch: _Answered) -> None:
+        try:
+            if len(self._loaded) > 1:  # users: where there is one only, nothing else can come
+                await anyio.sleep(TOGETHER_S)
+            self._answered = None
+            await self._writer.submit(lambda store: store.deliver(batch.ids))
+            batch.settled = True
+        except SpoolError:
+            await anyio.sleep(FAILING_DISK_NAP_S)
+        finally:
+            if self._answered is batch:
+                self._answered = None
+            batch.tried.set()
 
     async def settle_update(
         self, records: Sequence[Record], contact: Contact, *, delivered: bool

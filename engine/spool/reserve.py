@@ -29,10 +29,10 @@ class Reserve:
         """
         if not self._half_bytes:
             return True
-        held = self._ballast.exists()
+        held = os.path.exists(self._ballast)
         try:
             _allocate(self._ballast, self._half_bytes)
-            if self._log.exists():
+            if os.path.exists(self._log):
                 _allocate(self._log, self._half_bytes)
             enough = _free_bytes(self._ballast) >= 2 * self._half_bytes
         except OSError:

@@ -103,9 +103,11 @@ CREATE TABLE contacts (
 
 _CHECKSUMS_FOR_ALL: Final = """
 ALTER TABLE dead_letters ADD COLUMN crc INTEGER NOT NULL DEFAULT 0;
-UPDATE dead_letters SET crc = letter_checksum(id, reason, user_key, accepted_at_ms, raw);
+UPDATE dead_letters SET crc =
+    letter_checksum(id, CAST(reason AS BLOB), CAST(user_key AS BLOB), accepted_at_ms, raw);
 ALTER TABLE contacts ADD COLUMN crc INTEGER NOT NULL DEFAULT 0;
-UPDATE contacts SET crc = contact_checksum(user_key, contact_id, properties, written);
+UPDATE contacts SET crc = contact_checksum(CAST(user_key AS BLOB), CAST(contact_id AS BLOB),
+    CAST(properties AS BLOB), CAST(written AS BLOB));
 """
 
 STEPS: Final = (_FIRST, _CHECKSUMS_FOR_ALL)
@@ -115,8 +117,9 @@ SCHEMA_VERSION: Final = len(STEPS)
 def connect(path: Path) -> sqlite3.Connection:
     """Open a spool for writing, creating it where there is none (readable by its owner only).
 
-    What a process that died left in the WAL is folded into the file at once. The last of it may
-    never have been acknowledged, and may be in memory only: it must not lie before what comes now.
+    What a process that died left in the WAL is folded into the file at once, unless somebody is
+    looking at it. The last of it may be in memory only, where its fsync had failed: then it should
+    not lie before what comes now.
 
     Raises:
         SpoolError: not a spool, written by a later version, or not to be opened at all.
@@ -184,15 +187,14 @@ tolerant = partial(str, encoding="utf-8", errors="replace")
 """A text that is not UTF-8 any more must fail its checksum, not the transaction it is in."""
 
 
-def fold(connection: sqlite3.Connection) -> None:
-    """Move all that the WAL holds into the file, and empty the WAL.
+def fold(connection: sqlite3.Connection) -> bool:
+    """Move all that the WAL holds into the file, and empty the WAL; False: somebody is reading it.
 
     Raises:
         sqlite3.Error: not possible now; nothing has changed.
     """
-    busy, *_ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-    if busy:
-        raise sqlite3.OperationalError("the write-ahead log is being read by somebody")
+    (busy, *_) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    return not busy
 
 
 def _create_private(path: Path) -> None:
@@ -254,9 +256,27 @@ def migrate(connection: sqlite3.Connection) -> None:
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version == SCHEMA_VERSION:
         return
-    connection.create_function("letter_checksum", 5, letter_checksum, deterministic=True)
-    connection.create_function("contact_checksum", 4, contact_checksum, deterministic=True)
+    connection.create_function("letter_checksum", 5, _checksum_of_letter)
+    connection.create_function("contact_checksum", 4, _checksum_of_contact)
     connection.executescript(
         f"BEGIN; {''.join(STEPS[version:])} PRAGMA application_id = {APPLICATION_ID};"
         f"PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
     )
+
+
+NO_CHECKSUM: Final = -1
+"""For a row that is damaged already: no checksum is negative, so this one never holds."""
+
+
+def _checksum_of_letter(id_: int, reason: bytes, user: bytes, at_ms: int, raw: bytes) -> int:
+    try:
+        return letter_checksum(id_, tolerant(reason), tolerant(user), at_ms, raw)
+    except (TypeError, AttributeError, ValueError):
+        return NO_CHECKSUM
+
+
+def _checksum_of_contact(*texts: bytes) -> int:
+    try:
+        return contact_checksum(*map(tolerant, texts))
+    except (TypeError, AttributeError, ValueError):
+        return NO_CHECKSUM

@@ -129,7 +129,8 @@ class Store:
         Raises:
             sqlite3.Error: it cannot be done now.
         """
-        fold(self._db)
+        if not fold(self._db):
+            raise sqlite3.OperationalError("the write-ahead log is being read by somebody")
 
     def claim_room(self) -> None:
         """Let the file have the room that its newest pages need while they are in the WAL.
@@ -218,8 +219,12 @@ class Store:
 
     def _read_next_id(self) -> int:
         """Return a place that no record ever had: dead letters keep theirs for ever."""
-        (queued,) = self._db.execute("SELECT max(id) FROM records").fetchone()
-        return max(int(self.meta.get("next_id") or 1), (queued or 0) + 1)
+        kept = self.meta.get("next_id") or ""
+        (highest,) = self._db.execute(
+            "SELECT max(ifnull((SELECT max(id) FROM records), 0),"
+            " ifnull((SELECT max(id) FROM dead_letters), 0))"
+        ).fetchone()
+        return max(int(kept) if kept.isdecimal() else 1, int(highest) + 1)
 
     def _take_ids(self, count: int) -> int:
         first = self._next_id
@@ -352,6 +357,8 @@ class Store:
     def _bury_unread(self, id_: int, row: DeadRow, now_ms: int) -> None:
         failure = Failure(row.reason, message=row.message)
         letter = dead_letter(Record(id_, Kind.EVENT, "", now_ms, row.raw), failure, now_ms)
+        if self._room_bytes is not None:
+            self._room_bytes -= len(row.raw)
         self.letters.insert(msgspec.structs.replace(letter, origin=row.origin, line=row.line))
 
     # --- reading for delivery -------------------------------------------------------------
@@ -499,8 +506,7 @@ class Store:
         kept = raw if isinstance(raw, bytes) else str(raw).encode()
         at_ms = at_ms if isinstance(at_ms, int) else 0
         self._delete([id_])
-        letter = dead_letter(Record(id_, Kind.EVENT, str(user), at_ms, kept), failure, at_ms)
-        self.letters.insert(letter)
+        self._keep(dead_letter(Record(id_, Kind.EVENT, str(user), at_ms, kept), failure, at_ms))
         self._deltas["dead"] += 1
 
     # --- settling -------------------------------------------------------------------------
@@ -518,8 +524,14 @@ class Store:
         if not self._delete([record.id]):
             return
         charged = msgspec.structs.replace(record, attempts=record.attempts + 1)
-        self.letters.insert(dead_letter(charged, failure, now_ms))
+        self._keep(dead_letter(charged, failure, now_ms))
         self._deltas["dead"] += 1
+
+    def _keep(self, letter: DeadLetter) -> None:
+        """Keep a dead letter, under another id where damage has put its own to a second one."""
+        if self.letters.has(letter.id):
+            letter = msgspec.structs.replace(letter, id=self._take_ids(1))
+        self.letters.insert(letter)
 
     def park(self, record: Record, failure: Failure, wake_at_ms: int, now_ms: int) -> None:
         """Charge a failed attempt to a record, and let its user wait until ``wake_at_ms``."""

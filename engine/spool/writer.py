@@ -11,7 +11,11 @@ import queue
 import threading
 from typing import Any, Protocol, TypeVar
 
+import structlog
+
 from engine.spool.database import HEAL_EVERY_S, Database, Job
+
+_log = structlog.get_logger(__name__)
 
 MAX_JOBS = 512
 """Jobs that share one commit at most; more would only make the first of them wait."""
@@ -84,11 +88,19 @@ class ThreadWriter:
             try:
                 group, ended = self._next_group()
             except queue.Empty:
-                self._database.look_again()
+                self._run([])
                 continue
-            results = self._database.run([job for job, _ in group])
+            results = self._run([job for job, _ in group])
             self._loop.call_soon_threadsafe(self._hand_back, group, results)
         self._database.close()
+
+    def _run(self, jobs: list[Job[Any]]) -> list[Any]:
+        """Run jobs, or only look whether trouble is over. A fault must not end the thread."""
+        try:
+            return self._database.run(jobs)
+        except Exception as fault:
+            _log.exception("fault in the spool's thread")
+            return [fault for _ in jobs]
 
     def _next_group(self) -> tuple[list[Queued], bool]:
         """Wait for a job, then take along what else is there.

@@ -97,7 +97,7 @@ async def test_an_error_that_stays_is_said_and_nothing_is_acknowledged(
         for _ in range(3):
             assert await running.upload() == [False] * 4
         assert await running.trouble() == "spool_failing: disk I/O error"
-        assert await running.ready() == (503, {"e2e": "spool_failing: disk I/O error"})
+        assert await running.ready() == (503, {"e2e": "spool_failing"})
         assert running.logged("the spool is in trouble")
         running.disk.set(**{f"{call}_failures": 0})
         while (await running.ready())[0] != 200:
@@ -156,17 +156,20 @@ async def test_a_daemon_starts_on_a_full_disk(tmp_path: Path) -> None:
         running.disk.set(free_bytes=0)
         running.daemon = await process.start(tmp_path / "settings.toml", running.disk.env)
         status, why = await running.ready()
-        assert (status, why["e2e"].partition(":")[0]) == (503, "disk_full")
+        assert (status, why) == (503, {"e2e": "disk_full"})
         assert await running.upload() == [False] * 4
         running.disk.set(free_bytes=96 * MIB)
         while (await running.ready())[0] != 200:
             await process.moment(0.05)
 
 
+@pytest.mark.parametrize(
+    "long", [False, pytest.param(True, marks=pytest.mark.long)], ids=["short", "long"]
+)
 async def test_a_slow_disk_does_not_hold_the_event_loop_up(
-    tmp_path: Path, measured: Callable[[str], None]
+    tmp_path: Path, measured: Callable[[str], None], long: bool
 ) -> None:
-    delay_s = 0.5
+    delay_s = 0.5 if long else 0.25
     async with rig(tmp_path, fsync_delay_ms=int(delay_s * 1_000)) as running:
         async with (
             aiohttp.ClientSession(running.daemon.admin) as session,
@@ -175,7 +178,7 @@ async def test_a_slow_disk_does_not_hold_the_event_loop_up(
             for product in running.products.all:
                 up.create_task(_twice(product, running.daemon.http))
             took_s = []
-            while len(took_s) < 400:
+            while len(took_s) < (400 if long else 200):
                 started = time.perf_counter()
                 async with session.get("/healthz") as answer:
                     assert answer.status == 200

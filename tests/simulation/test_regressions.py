@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+import sqlite3
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -11,10 +14,12 @@ import pytest
 
 from engine.app import Engine
 from engine.spool.rows import DeadLetterQuery
+from engine.spool.store import Store
 from support import simulation, virtual
 from transports.sandbox import Fault, Sandbox
 
 USER = "mira-okafor"
+ANY: dict[str, Any] = {"select": [{"types": ["*"]}], "metadata": ["n"]}
 Steps = Callable[[Engine, Sandbox], Awaitable[None]]
 
 
@@ -206,3 +211,36 @@ def test_a_contact_adopted_by_email_gets_the_users_id_though_it_holds_the_same_v
     [contact] = local.contacts.values()
     assert (contact.external_id, contact.custom_attributes["visits"]) == (USER, 2)
     assert [e.metadata["n"] for e in local.events] == [2]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_disk_that_fails_now_and_then_ends_no_lane(tmp_path: Path, seed: int) -> None:
+    """What is known of a contact is read and written by lanes, which must not die of it."""
+    users, dice = [f"user-{n}" for n in range(12)], random.Random(seed)
+
+    async def steps(engine: Engine, local: Sandbox) -> None:
+        store = engine.pipelines["simulated"].spool._database.store
+        commit = store.commit
+
+        class FailingStore(Store):
+            def commit(self) -> None:
+                if dice.random() < 0.15:
+                    raise sqlite3.OperationalError("disk I/O error")
+                commit()
+
+        changes = [
+            simulation.event(user, n, user_properties={"plan": f"plan-{n}"})
+            for n in range(8)
+            for user in users
+        ]
+        await engine.submit(changes, api_key=simulation.API_KEY)
+        store.__class__ = FailingStore
+        with anyio.fail_after(3600):
+            await engine.settled()
+
+    update = {"properties": ["plan"], "trigger": "any_update"}
+    local = play(tmp_path, steps, users=update, events=ANY | {"unknown_user": "create"})
+    arrived: dict[str, list[int]] = defaultdict(list)
+    for event in local.events:
+        arrived[event.contact_id].append(event.metadata["n"])
+    assert list(arrived.values()) == [list(range(8))] * len(users)

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 import typer
 
+from benchmarks.report import GOALS
 from engine import cli, config, errors, metrics
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
@@ -85,3 +86,10 @@ def test_the_faults_table_has_every_file_with_what_was_measured() -> None:
     files = (Path(__file__).parents[1] / "faults").glob("test_*.py")
     assert sorted(row[1].strip("`") for row in rows) == sorted(file.name for file in files)
     assert all(re.search(r"\d", row[2]) for row in rows)
+
+
+def test_the_benchmarks_table_has_every_benchmark_with_its_goal() -> None:
+    sign = {"higher": "≥", "lower": "≤"}
+    assert [(row[0], row[-1]) for row in table("benchmarks-table")] == [
+        (f"`{name}`", f"{sign[goal.better]} {goal.ratio:g}") for name, goal in GOALS.items()
+    ]

@@ -199,3 +199,15 @@ def test_whatever_is_decoded_first_the_same_is_kept(trigger: str, broken: bytes)
         assert sift(decide, raws, decoded=False, few_are_kept=few_are_kept) == expected
     assert expected.rows
     assert expected.dropped["not_selected"] or trigger == "any_update"
+
+
+def test_what_nobody_selected_is_dropped_whatever_else_is_wrong_with_it() -> None:
+    """So it does not depend on what else is in its batch."""
+    decide = a_filter(events={"select": [{"types": ["Bought"]}]})
+    bad = [b'{"event_type": "Seen", "user_id": 5}', b'{"event_type": "Seen", "x": "\xff"}']
+    worse = [b'{"event_type": "Bought", "user_id": 5}', b"{"]
+    for few_are_kept in (False, True):
+        for beside in ([], worse):
+            kept = sift(decide, bad + beside, decoded=False, few_are_kept=few_are_kept)
+            assert kept.dropped == {"not_selected": 2}
+            assert len(kept.dead) == len(beside)

@@ -108,3 +108,31 @@ def test_a_reserve_that_the_disk_does_not_have_is_not_taken(tmp_path: Path) -> N
     reserve = Reserve(tmp_path / "s.db", 1 << 60)
     assert not reserve.take()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_where_opening_fails_for_want_of_room_the_reserve_gives_it(tmp_path: Path) -> None:
+    """SQLite calls a full disk an I/O error where it cannot make its index of the log."""
+    ballast = tmp_path / "s.db-reserve"
+    ballast.touch()
+
+    def opener(*, recover: bool) -> Store:
+        if ballast.exists():
+            raise SpoolError("spool_failing", "disk I/O error")
+        return Store(connect(tmp_path / "s.db"), max_bytes=1 << 30, window_ms=1_000)
+
+    database = Database(opener, Reserve(tmp_path / "s.db", 1 << 60))
+    assert str(database.trouble).startswith("disk_full: ")
+    refused, settled = database.run([append, lambda store: store.recount()])
+    assert (str(refused), settled) == ("disk_full", {"pending": 0, "dead": 0})
+
+
+def test_what_only_one_job_is_refused_for_costs_the_others_nothing(rig: Rig) -> None:
+    def constrained(store: Store) -> None:
+        append(store)
+        fail(sqlite3.SQLITE_CONSTRAINT)
+
+    first, refused, last = rig.run(append, constrained, append)
+    assert (first, last) == (Appended(1, 0, 0),) * 2
+    assert isinstance(refused, SpoolError)
+    assert rig.opened == [True]
+    assert rig.database.damage is refused

@@ -6,7 +6,7 @@ import asyncio
 import random
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -589,3 +589,24 @@ async def test_a_failing_disk_holds_deliveries_up_and_loses_none(tmp_path: Path)
     rig.store.__class__ = FailingStore
     await rig.deliver(rig.settled)
     assert rig.delivered == expected
+
+
+@in_virtual_time
+async def test_a_record_that_cannot_be_settled_keeps_no_other_from_it(tmp_path: Path) -> None:
+    """They are settled together, but not at any price."""
+    rig = Rig(tmp_path / "s.db")
+    rig.append(*(f"user-{n}" for n in range(20)))
+    (stuck,) = ids_of(rig, "user-7")
+    deliver = rig.store.deliver
+
+    class StuckStore(Store):
+        def deliver(self, ids: Sequence[int]) -> None:
+            if stuck in ids and rig.store.counters["delivered"] < 19:
+                raise sqlite3.DatabaseError("database disk image is malformed")
+            deliver(ids)
+
+    rig.store.__class__ = StuckStore
+
+    with anyio.fail_after(60):
+        await rig.deliver(rig.settled)
+    assert rig.store.counters["delivered"] == 20

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import sqlite3
 from contextlib import closing
 from pathlib import Path
 
@@ -63,6 +64,22 @@ def test_what_waits_in_it_is_delivered(spool: Path) -> None:
         )
 
     virtual.run(scenario)
+
+
+def test_a_damaged_row_does_not_stand_in_the_way_of_a_new_schema(tmp_path: Path) -> None:
+    path = tmp_path / "simulated.db"
+    path.write_bytes(gzip.decompress((FIXTURES / "spool-schema-1.db.gz").read_bytes()))
+    other = sqlite3.connect(path)
+    with other:
+        other.execute("UPDATE dead_letters SET user_key = CAST(x'61ff62' AS TEXT) WHERE TRUE")
+        other.execute("UPDATE contacts SET written = CAST(x'7bff' AS TEXT)")
+        assert other.total_changes > 1
+    other.close()
+    assert findings(path) == [], "it has no checksums yet that could fail"
+    with closing(connect(path)) as db:
+        store = Store(db, max_bytes=1 << 30, window_ms=1_000)
+        assert store.recount() == {"pending": 13, "dead": 2}
+        assert store.contacts.get("ann-user") is None
 
 
 def test_one_of_a_later_version_is_left_alone(tmp_path: Path) -> None:

@@ -386,3 +386,37 @@ def test_a_drained_backlog_gives_its_space_back_bit_by_bit(path: Path) -> None:
     assert store.file_bytes() < full_bytes / 20, "all of it, where the disk has no room"
     store.close()
     assert path.stat().st_size < full_bytes / 20
+
+
+def test_damage_that_puts_a_second_record_to_a_dead_letter_s_id_loses_neither(path: Path) -> None:
+    store = opened(path)
+    append(store, ROW, Row(Kind.EVENT, "bob", b"[]", None))
+    store.begin()
+    store.bury(Record(1, Kind.EVENT, "ann", 1, b"{}"), FAILING, 2)
+    store.commit()
+    store.close()
+    tamper(path, "UPDATE records SET id = 1 WHERE id = 2")
+    store = opened(path)
+    assert load(store).records == []
+    letters = store.letters.find(DeadLetterQuery())
+    assert [(one.id, one.reason, one.raw) for one in letters] == [
+        (1, "user_failing", b"{}"),
+        (3, "corrupt", b"[]"),
+    ]
+    assert store.recount() == {"pending": 0, "dead": 2}
+    assert store.counters["dead"] == 2
+    store.close()
+
+
+def test_a_place_is_never_given_twice_though_the_mark_of_the_next_is_damaged(path: Path) -> None:
+    store = opened(path)
+    append(store, ROW, ROW)
+    store.begin()
+    store.bury(Record(2, Kind.EVENT, "ann", 1, b"{}"), FAILING, 2)
+    store.commit()
+    store.close()
+    tamper(path, "UPDATE meta SET value = '1x' WHERE key = 'next_id'")
+    store = opened(path)
+    append(store, ROW)
+    assert [record.id for record in load(store).records] == [1, 3]
+    store.close()

@@ -218,3 +218,18 @@ def test_settings_errors_fail_alone_as_every_error_of_ours_does(spied: Spied) ->
     assert isinstance(results[0], SettingsError)
     assert results[1] == Appended(1, 0, 0)
     spied.store.close()
+
+
+async def test_a_fault_of_the_database_s_own_does_not_end_the_thread(spied: Spied) -> None:
+    database = spied.database
+    database.look_again = broken_look  # type: ignore[method-assign]
+    writer = ThreadWriter(database, "test")
+    with pytest.raises(ZeroDivisionError):
+        await writer.submit(append)
+    del database.look_again  # type: ignore[method-assign]
+    assert await writer.submit(append) == Appended(1, 0, 0)
+    await writer.close()
+
+
+def broken_look() -> None:
+    raise ZeroDivisionError
