@@ -2,7 +2,7 @@
 
 ``Spool`` is its face on the event loop. Below it: ``feed`` (loading, settling), ``writer`` (one
 thread, group commit), ``database`` (when the disk fails or is full, with ``reserve``), ``store``
-(records and accounting; ``dead_letters``, ``directory``, ``seconds`` and ``meta`` beside them),
+(records and accounting; ``seen``, ``dead_letters``, ``directory``, ``seconds``, ``meta`` beside),
 ``schema`` (tables, opening), ``lock`` (one process), ``examine`` (looking at a file from outside).
 """
 

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -131,18 +133,12 @@ def connect(path: Path) -> sqlite3.Connection:
         )
     except (sqlite3.Error, OSError) as error:
         raise _failing(path, error) from error
-    try:
+    with _closed_on_failure(connection, path):
         connection.text_factory = tolerant
         _check(connection, path)
         _configure(connection)
         migrate(connection)
         fold(connection)
-    except (sqlite3.Error, UnicodeDecodeError) as error:  # its messages quote what is damaged
-        connection.close()
-        raise _failing(path, error) from error
-    except SpoolError:
-        connection.close()
-        raise
     return connection
 
 
@@ -158,15 +154,21 @@ def connect_to_read(path: Path) -> sqlite3.Connection:
         connection.text_factory = tolerant
     except (sqlite3.Error, OSError) as error:
         raise _failing(path, error) from error
-    try:
+    with _closed_on_failure(connection, path):
         _check(connection, path)
+    return connection
+
+
+@contextmanager
+def _closed_on_failure(connection: sqlite3.Connection, path: Path) -> Iterator[None]:
+    try:
+        yield
     except (sqlite3.Error, UnicodeDecodeError) as error:  # its messages quote what is damaged
         connection.close()
         raise _failing(path, error) from error
     except SpoolError:
         connection.close()
         raise
-    return connection
 
 
 def _failing(path: Path, error: Exception) -> SpoolError:

@@ -29,7 +29,6 @@ from engine.spool.rows import (
     Appended,
     DeadLetter,
     DeadRow,
-    Keyed,
     Loaded,
     Row,
     check_order,
@@ -42,9 +41,7 @@ from engine.spool.rows import (
 )
 from engine.spool.schema import PAGE_BYTES, fold
 from engine.spool.seconds import Seconds
-
-PRUNE_FACTOR = 2
-"""Outlived insert ids that a transaction clears away for each that it adds."""
+from engine.spool.seen import Seen
 
 GIVE_BACK_PAGES = 128
 LEAST_FREE_PAGES = 2048
@@ -72,7 +69,7 @@ class Store:
         """Take an open connection; ``recover``: the last process may have ended in the middle."""
         self._db = connection
         self._max_bytes = max_bytes
-        self._window_ms = window_ms
+        self.seen = Seen(connection, window_ms)
         self.seconds = Seconds(connection, twin_window_ms)
         self.contacts = ContactDirectory(connection)
         self.letters = DeadLetters(connection)
@@ -84,9 +81,7 @@ class Store:
         self._full = False
         self._shut = ""
         self._room_bytes: int | None = None
-        self._keys_added = 0
         self._ids_taken = False
-        self._appended_at_ms = 0
         if recover:
             self._recover_users_aside()
         self._next_id = self._read_next_id()
@@ -169,7 +164,6 @@ class Store:
     def begin(self) -> None:
         self._db.execute("BEGIN")
         self._room_bytes = None
-        self._keys_added = 0
         self._ids_taken = False
 
     def commit(self) -> None:
@@ -180,8 +174,7 @@ class Store:
         """
         if self._ids_taken:
             self.meta.set("next_id", str(self._next_id))
-        if self._keys_added:
-            self._prune(self._keys_added * PRUNE_FACTOR)
+        self.seen.prune()
         if self._deltas:
             self._db.executemany(
                 "INSERT INTO counters (name, value) VALUES (?, ?)"
@@ -241,9 +234,8 @@ class Store:
             SpoolError: ``spool_full`` or ``disk_full``; nothing was changed.
         """
         self._check_room()
-        self._appended_at_ms = now_ms
-        rows = self._unseen(batch.rows, now_ms)
-        dead = self._unseen(batch.dead, now_ms)
+        rows = self.seen.new_of(batch.rows, now_ms)
+        dead = self.seen.new_of(batch.dead, now_ms)
         first = self._take_ids(len(rows) + len(dead))
         self._insert_records(rows, first, now_ms)
         for offset, letter in enumerate(dead, first + len(rows)):
@@ -315,44 +307,6 @@ class Store:
                 for i, row in enumerate(rows, first)
             ],
         )
-
-    def _unseen(self, rows: Sequence[Keyed], now_ms: int) -> Sequence[Keyed]:
-        """Return the rows whose insert key is new within the window, and remember the keys.
-
-        The usual case, all of them new, is one statement; only else are they looked at singly.
-        """
-        keys = [(row.insert_key, now_ms) for row in rows if row.insert_key is not None]
-        if not keys:
-            return rows
-        (last,) = self._db.execute("SELECT max(id) FROM seen").fetchone()
-        self._keys_added += len(keys)
-        if insert_many(self._db, "INSERT OR IGNORE INTO seen (key, at_ms)", 2, keys) == len(keys):
-            return rows
-        new = {
-            key for (key,) in self._db.execute("SELECT key FROM seen WHERE id > ?", (last or 0,))
-        }
-        return [row for row in rows if self._is_new(row.insert_key, new, now_ms)]
-
-    def _is_new(self, key: bytes | None, new: set[bytes], now_ms: int) -> bool:
-        if key is None:
-            return True
-        if key in new:
-            new.discard(key)  # a second one in the same batch is a duplicate
-            return True
-        outlived = self._db.execute(
-            "DELETE FROM seen WHERE key = ? AND at_ms <= ?", (key, now_ms - self._window_ms)
-        ).rowcount
-        if outlived:  # at the end again: pruning relies on the order of arrival
-            self._db.execute("INSERT INTO seen (key, at_ms) VALUES (?, ?)", (key, now_ms))
-        return bool(outlived)
-
-    def _prune(self, rows: int) -> None:
-        cutoff = self._appended_at_ms - self._window_ms
-        oldest = self._db.execute("SELECT id, at_ms FROM seen ORDER BY id LIMIT 1").fetchone()
-        if oldest and oldest[1] <= cutoff:
-            self._db.execute(
-                "DELETE FROM seen WHERE id < ? AND at_ms <= ?", (oldest[0] + rows, cutoff)
-            )
 
     def _bury_unread(self, id_: int, row: DeadRow, now_ms: int) -> None:
         failure = Failure(row.reason, message=row.message)
