@@ -70,12 +70,19 @@ class Line(NamedTuple):
 class Plain(NamedTuple):
     """Lines that came together and are as nearly all lines are: whole, and none of them empty.
 
-    ``first`` is the number of the first; ``end`` the offset of what follows the last.
+    ``first`` is the number of the first, ``begin`` its offset; ``pieces`` are as they were read,
+    ``texts`` stripped.
     """
 
     first: int
+    begin: int
+    pieces: list[bytes]
     texts: list[bytes]
-    end: int
+
+    def length(self, part: slice) -> int:
+        """Return how many bytes some of the lines took, with their line breaks."""
+        pieces = self.pieces[part]
+        return sum(map(len, pieces)) + len(pieces)
 
 
 # --- finding ------------------------------------------------------------------------------
@@ -343,11 +350,11 @@ class Lines:
         texts = [piece.strip() for piece in pieces]
         if not all(texts) or max(map(len, pieces)) > self._max or len(last) > self._max:
             return None
-        first = self._number + 1
+        plain = Plain(self._number + 1, self._end, pieces, texts)
         self._number += len(texts)
         self._end += len(self._rest) + len(text) - len(last)
         self._rest = last
-        return Plain(first, texts, self._end)
+        return plain
 
     def finish(self) -> list[Line]:
         """Return what is left when the text ends without a line break."""

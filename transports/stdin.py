@@ -152,7 +152,7 @@ class LineSource:
                 origin = ":".join(filter(None, (Path(files.shown(path)).name, member)))
                 plain = cutter.cut_plain(text) if text and not self._is_choosy else None
                 if plain is not None:
-                    batches = self._plain_batches(plain, origin, member, position)
+                    batches = self._plain_batches(plain, origin, member)
                 else:
                     lines = cutter.cut(text) if text else cutter.finish()
                     batches = self._batches(lines, origin, member)
@@ -189,14 +189,14 @@ class LineSource:
         return self._since_ms is not None or self._until_ms is not None
 
     def _plain_batches(
-        self, plain: Plain, origin: str, member: str, position: Position
+        self, plain: Plain, origin: str, member: str
     ) -> Iterator[tuple[Batch, Position]]:
-        """Yield batches that nobody has looked into; only behind the last is the position known."""
-        numbers = range(plain.first, plain.first + len(plain.texts))
+        """Yield batches that nobody has looked into."""
+        numbers, end = range(plain.first, plain.first + len(plain.texts)), plain.begin
         for start in range(0, len(plain.texts), self._batch_lines):
             part = slice(start, start + self._batch_lines)
-            if part.stop >= len(plain.texts):
-                position = Position(member, numbers[-1], plain.end)
+            end += plain.length(part)
+            position = Position(member, numbers[part][-1], end)
             yield self._batch(None, plain.texts[part], numbers[part], origin), position
 
     def _batches(

@@ -224,7 +224,7 @@ async def test_since_and_until_choose_by_the_event_s_own_time(tmp_path: Path) ->
 async def test_an_interrupted_run_goes_on_where_it_stopped_and_sends_nothing_twice(
     tmp_path: Path, how: signal.Signals
 ) -> None:
-    total = 2_000
+    total = 4_000
     file = tmp_path / "events.json.gz"
     file.write_bytes(gzip.compress(_lines(0, total), 1))
     local = _known()
@@ -237,7 +237,7 @@ async def test_an_interrupted_run_goes_on_where_it_stopped_and_sends_nothing_twi
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
-        while len(local.events) < 500:
+        while len(local.events) < 1_000:
             await asyncio.sleep(0)
         running.send_signal(how)
         out, err = await running.communicate()
