@@ -221,10 +221,10 @@ class FilterActor(Actor[Share, None]):
             raw = batch.raws[index]
             head, raw = read_head(raw) if heads is None else (heads[index], raw)
             found: Admitted | BadEvent | str
-            if not isinstance(head, BadEvent):
-                found = judge(head, raw, checked=batch.checked)
+            if isinstance(head, BadEvent):
+                found = self._filter.excuse(head, raw)
             else:
-                found = head if heads is not None else self._filter.excuse(head, raw)
+                found = judge(head, raw, checked=batch.checked)
             if isinstance(found, tuple):
                 rows.append(Row(*found, raw, insert_key(head, raw, derive=derive)))
             elif isinstance(found, str):

@@ -100,11 +100,9 @@ def findings(path: Path) -> list[Finding]:
     found: list[Finding] = []
     with closing(connect_to_read(path)) as db:
         checks = [_structure, _tables, _records, _accounting]
+        # Those of dead letters and contacts came later than the first version.
         if db.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,):
-            checks += [
-                _dead_letters,
-                _contacts,
-            ]  # whose checksums came later than the first version
+            checks += [_dead_letters, _contacts]
         for check in checks:
             for one in _until_unreadable(db, check):
                 found.append(one)

@@ -206,8 +206,8 @@ def test_what_nobody_selected_is_dropped_whatever_else_is_wrong_with_it() -> Non
     decide = a_filter(events={"select": [{"types": ["Bought"]}]})
     bad = [b'{"event_type": "Seen", "user_id": 5}', b'{"event_type": "Seen", "x": "\xff"}']
     worse = [b'{"event_type": "Bought", "user_id": 5}', b"{"]
-    for few_are_kept in (False, True):
+    for decoded, few_are_kept in ((True, False), (False, False), (False, True)):
         for beside in ([], worse):
-            kept = sift(decide, bad + beside, decoded=False, few_are_kept=few_are_kept)
+            kept = sift(decide, bad + beside, decoded=decoded, few_are_kept=few_are_kept)
             assert kept.dropped == {"not_selected": 2}
             assert len(kept.dead) == len(beside)
