@@ -93,6 +93,7 @@ async def test_an_error_that_stays_is_said_and_nothing_is_acknowledged(
     tmp_path: Path, measured: Callable[[str], None], call: str
 ) -> None:
     async with rig(tmp_path) as running:
+        received = (await running.daemon.settled())["received"]
         running.disk.set(**{f"{call}_errno": errno.EIO, f"{call}_failures": -1})
         for _ in range(3):
             assert await running.upload() == [False] * 4
@@ -103,6 +104,7 @@ async def test_an_error_that_stays_is_said_and_nothing_is_acknowledged(
         while (await running.ready())[0] != 200:
             await process.moment(0.05)
         assert await running.trouble() == ""
+        assert (await running.daemon.status())["received"] == received, "what failed came back"
     measured(f"{call} fails for good: every request 503, not ready, said why; well again by itself")
 
 
