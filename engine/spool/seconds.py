@@ -14,6 +14,8 @@ from collections.abc import Sequence
 
 import msgspec
 
+from engine.spool.rows import MOST_ROWS, insert_many
+
 PRUNE_ROWS = 2_000
 PRUNE_EVERY_MS = 60_000
 
@@ -52,32 +54,49 @@ class Seconds:
         if not self._window_ms:
             return [claim.second for claim in claims]
         self._prune(now_ms)
-        tried: dict[tuple[str, str, int], int] = {}
-        return [self._claim(one, tried, now_ms) for one in claims]
+        kept = self._kept(claims)
+        new = [one for one in claims if one.claim_id not in kept]
+        if new and not self._take_own(new, now_ms):
+            tried: dict[tuple[str, str, int], int] = {}
+            kept |= {one.claim_id: self._take_free(one, tried, now_ms) for one in new}
+        return [kept.get(one.claim_id, one.second) for one in claims]
 
-    def _claim(self, one: Claim, tried: dict[tuple[str, str, int], int], now_ms: int) -> int:
+    def _kept(self, claims: Sequence[Claim]) -> dict[int, int]:
+        """Return the seconds that events have had before."""
+        kept: dict[int, int] = {}
+        for start in range(0, len(claims), MOST_ROWS):
+            ids = [one.claim_id for one in claims[start : start + MOST_ROWS]]
+            holes = ", ".join("?" * len(ids))
+            kept.update(
+                self._db.execute(f"SELECT id, second FROM seconds WHERE id IN ({holes})", ids)  # noqa: S608 - placeholders
+            )
+        return kept
+
+    def _take_own(self, new: Sequence[Claim], now_ms: int) -> bool:
+        """Give each event its own second; where one of them is taken, nothing is done."""
+        rows = [(one.claim_id, _key(one, one.second), one.second, now_ms) for one in new]
+        if len({row[1] for row in rows}) < len(rows):
+            return False
+        insert = "INSERT OR IGNORE INTO seconds (id, key, second, at_ms)"
+        if insert_many(self._db, insert, 4, rows) == len(rows):
+            return True
+        self._db.executemany("DELETE FROM seconds WHERE id = ?", [(one.claim_id,) for one in new])
+        return False
+
+    def _take_free(self, one: Claim, tried: dict[tuple[str, str, int], int], now_ms: int) -> int:
         """Try second after second; ``tried`` skips those that this call has found taken."""
         start = (one.user_key, one.name, one.second)
-        mine = self._second_of(one.claim_id)
-        if mine is not None:
-            return mine
         second = tried.get(start, one.second)
         while not self._take(one, second, now_ms):
             second += 1
         tried[start] = second + 1
         return second
 
-    def _second_of(self, claim_id: int) -> int | None:
-        row = self._db.execute("SELECT second FROM seconds WHERE id = ?", (claim_id,)).fetchone()
-        return row[0] if row else None
-
     def _take(self, one: Claim, second: int, now_ms: int) -> bool:
-        text = f"{one.user_key}\x00{one.name.lower()}\x00{second}"
-        key = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
         cursor = self._db.execute(
             "INSERT INTO seconds (id, key, second, at_ms) VALUES (?, ?, ?, ?)"
             " ON CONFLICT (key) DO NOTHING",
-            (one.claim_id, key, second, now_ms),
+            (one.claim_id, _key(one, second), second, now_ms),
         )
         return cursor.rowcount == 1
 
@@ -95,3 +114,8 @@ class Seconds:
         self._pruned_to = rows[-1][0] if len(outlived) == PRUNE_ROWS else 0
         if len(outlived) < PRUNE_ROWS:
             self._pruned_at_ms = now_ms
+
+
+def _key(one: Claim, second: int) -> bytes:
+    text = f"{one.user_key}\x00{one.name.lower()}\x00{second}"
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
