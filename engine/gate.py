@@ -21,8 +21,8 @@ import enum
 import random
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 import anyio
@@ -65,11 +65,13 @@ class Meaning(enum.Enum):
 
 def meaning_of(status: int) -> Meaning:
     """Return what a status means for everybody; other 4xx are this call's own business."""
+    if 200 <= status < 300:
+        return Meaning.ANSWERED
     if status == 429:
         return Meaning.THROTTLED
     if status in (401, 403):
         return Meaning.UNAUTHORIZED
-    if status == 408 or status >= 500 or status < 200 or 300 <= status < 400:
+    if status == 408 or status >= 500 or status < 400:
         return Meaning.FAILED
     return Meaning.ANSWERED
 
@@ -83,14 +85,11 @@ def _meaning_of(outcome: Answer | Failure, *, optional: bool) -> Meaning:
 
 
 class Return(NamedTuple):
-    """What came back of one call: the ``number``-th, which left at ``left_at_s``."""
+    """What came back of one call, and when."""
 
     outcome: Answer | Failure
-    meaning: Meaning
-    user: str
-    number: int
     left_at_s: float
-    probe: bool
+    back_at_s: float
 
 
 class Verdict(enum.Enum):
@@ -166,10 +165,11 @@ class Circuit:
         """Return whether this user's call has failed as a probe of the present outage before."""
         return user in self._probed
 
-    def reopen(self, now_s: float) -> None:
-        """End a throttling whose time has come."""
+    def is_open(self, now_s: float) -> bool:
+        """Return whether calls may leave; ends a throttling whose time has come."""
         if self.health is Health.THROTTLED and self.closed_until_s <= now_s:
             self.health = Health.OPEN
+        return self.health is Health.OPEN
 
     def verdict(self, user: str) -> Verdict:
         """Return whose trouble this user's last failure was; a verdict of OWN is given once."""
@@ -247,14 +247,18 @@ class Gate:
             GateClosed: the gate was closed before the call left.
         """
         while True:
-            async with self._slot():
+            borrower = object()
+            await self._take_slot(borrower)
+            try:
                 probe = await self._leave(user)
                 self._pace.sent += 1
-                number, left_at_s = self._pace.sent, loop_time_s()
-                outcome = await self._send(request)
+                number = self._pace.sent
+                back = await self._send(request)
+                outcome = back.outcome
                 meaning = _meaning_of(outcome, optional=optional)
-                was_probe = probe is not Probe.NO
-                self._learn(Return(outcome, meaning, user, number, left_at_s, was_probe))
+                self._learn(back, meaning, user, number, probe=probe is not Probe.NO)
+            finally:
+                self._slots.release_on_behalf_of(borrower)
             if isinstance(outcome, Failure):
                 if probe is Probe.VOUCHED and outcome.status:
                     raise ParkUser(outcome)
@@ -263,63 +267,63 @@ class Gate:
             elif meaning is Meaning.ANSWERED:
                 return outcome
 
-    @asynccontextmanager
-    async def _slot(self) -> AsyncIterator[None]:
-        """Hold one of the calls that may be out at once; waits for one only where there is none."""
-        borrower = object()
+    async def _take_slot(self, borrower: object) -> None:
+        """Take one of the calls that may be out at once; wait for one only where there is none."""
         try:
             self._slots.acquire_on_behalf_of_nowait(borrower)
         except anyio.WouldBlock:
             await self._slots.acquire_on_behalf_of(borrower)
-        try:
-            yield
-        finally:
-            self._slots.release_on_behalf_of(borrower)
 
     def close(self) -> None:
         """Let no more calls leave; those that are out are finished."""
         self._closed = True
         self._tell()
 
-    async def _send(self, request: Request) -> Answer | Failure:
+    async def _send(self, request: Request) -> Return:
         """Send once. A failure is whatever does not tell how *this* call fared."""
-        started = loop_time_s()
+        left_at_s = loop_time_s()
         try:
             answer = await self._wire.send(request)
         except NoAnswer as error:
-            self.calls[endpoint_of(request), 0] += 1
-            return Failure("user_failing", 0, error.cause, str(error))
-        self.calls[endpoint_of(request), answer.status] += 1
-        self.took_s.append(loop_time_s() - started)
-        if meaning_of(answer.status) is Meaning.FAILED:
-            said = parse_error(answer)
-            return Failure("user_failing", answer.status, said.code, said.message, said.request_id)
-        return answer
+            self.calls[endpoint_of(request.method, request.path), 0] += 1
+            failure = Failure("user_failing", 0, error.cause, str(error))
+            return Return(failure, left_at_s, loop_time_s())
+        back_at_s = loop_time_s()
+        self.calls[endpoint_of(request.method, request.path), answer.status] += 1
+        self.took_s.append(back_at_s - left_at_s)
+        if meaning_of(answer.status) is not Meaning.FAILED:
+            return Return(answer, left_at_s, back_at_s)
+        said = parse_error(answer)
+        failure = Failure("user_failing", answer.status, said.code, said.message, said.request_id)
+        return Return(failure, left_at_s, back_at_s)
 
-    def _learn(self, back: Return) -> None:
-        """Let pace and circuit take in what came back."""
+    def _learn(
+        self, back: Return, meaning: Meaning, user: str, number: int, *, probe: bool
+    ) -> None:
+        """Let pace and circuit take in what came back of the ``number``-th call."""
         before = self.health
-        self._take_in(back)
-        if self.health is not before:
-            _log.warning("Intercom", health=self.health.value, before=before.value)
-
-    def _take_in(self, back: Return) -> None:
-        now_s = loop_time_s()
-        if back.probe:
+        if probe:
             self._circuit.probing = False
             self._tell()
         if isinstance(back.outcome, Failure):
-            self._circuit.failed(back.user, self._pace.sent, now_s, probe=back.probe)
-            return
-        self._pace.learn(parse_rate(back.outcome.headers), back.number, back.left_at_s, now_s)
+            self._circuit.failed(user, self._pace.sent, back.back_at_s, probe=probe)
+        else:
+            self._learn_from(back.outcome, back, meaning, user, number)
+        if self.health is not before:
+            _log.warning("Intercom", health=self.health.value, before=before.value)
+
+    def _learn_from(
+        self, answer: Answer, back: Return, meaning: Meaning, user: str, number: int
+    ) -> None:
+        self._pace.learn(parse_rate(answer.headers), number, back.left_at_s, back.back_at_s)
         slots = min(self._max_in_flight, self._pace.in_flight)
         if slots != self._slots.total_tokens:
             self._slots.total_tokens = slots
-        if back.meaning is Meaning.THROTTLED:
-            self._throttle(back.outcome)
-        elif back.meaning is Meaning.UNAUTHORIZED:
-            self._circuit.close(Health.UNAUTHORIZED, now_s)
-        elif self._circuit.answered(back.user, back.number):
+        if meaning is Meaning.THROTTLED:
+            self._throttle(answer)
+        elif meaning is Meaning.UNAUTHORIZED:
+            self._circuit.close(Health.UNAUTHORIZED, back.back_at_s)
+        elif self._circuit.answered(user, number):
             self._tell()
 
     async def _leave(self, user: str) -> Probe:
@@ -328,13 +332,13 @@ class Gate:
             await self._pace.turn()
             if self._closed:
                 raise GateClosed
-            wait_s = self._circuit.closed_until_s - loop_time_s()
+            now_s = loop_time_s()
+            if self._circuit.is_open(now_s):
+                return Probe.NO
+            wait_s = self._circuit.closed_until_s - now_s
             if wait_s > 0 or self._circuit.probing:
                 await self._wait_for_news(wait_s if wait_s > 0 else None)
                 continue
-            self._circuit.reopen(loop_time_s())
-            if self.health is Health.OPEN:
-                return Probe.NO
             self._circuit.probing = True
             probe = await self._may_probe(user)
             if probe is not Probe.NO:
@@ -359,7 +363,7 @@ class Gate:
 
     async def _destination_is_well(self) -> bool:
         await self._pace.turn()
-        outcome = await self._send(me())
+        outcome = (await self._send(me())).outcome
         if isinstance(outcome, Failure):
             return False
         if meaning_of(outcome.status) is Meaning.THROTTLED:
@@ -395,9 +399,10 @@ class Gate:
         self._news = asyncio.Event()
 
 
-def endpoint_of(request: Request) -> str:
+@lru_cache(256)
+def endpoint_of(method: str, path: str) -> str:
     """Return a call's name for counting: ``PUT /contacts/{id}``."""
-    parts = request.path.partition("?")[0].strip("/").split("/")
+    parts = path.partition("?")[0].strip("/").split("/")
     if parts[0] == "contacts" and len(parts) > 1 and parts[1] not in ("search", "merge"):
         parts[1] = "{id}"
-    return f"{request.method} /{'/'.join(parts)}"
+    return f"{method} /{'/'.join(parts)}"

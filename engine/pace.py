@@ -180,12 +180,7 @@ class Pace:
 
     async def turn(self) -> None:
         """Wait until one more call may leave; at once where nobody and nothing is waited for."""
-        if (
-            not self._queue.locked()
-            and self._bucket.has_capacity()
-            and self._wait_s() <= 0
-            and self._has_room()
-        ):
+        if not self._queue.locked() and self._bucket.has_capacity() and self._may_leave():
             await self._bucket.acquire()
             self._departures.append(loop_time_s())
             return
@@ -195,30 +190,29 @@ class Pace:
             await self._wait_for_room()
             self._departures.append(loop_time_s())
 
+    def _may_leave(self) -> bool:
+        now_s = loop_time_s()
+        return self._wait_s(now_s) <= 0 and self._until_room_s(now_s) <= 0
+
     async def _wait_for_others(self) -> None:
         """Leave others of the token what they take; news may come while we wait."""
-        while (wait_s := self._wait_s()) > LONGEST_NAP_S:  # noqa: ASYNC110 - news are no event
+        while (wait_s := self._wait_s(loop_time_s())) > LONGEST_NAP_S:  # noqa: ASYNC110 - news are no event
             await anyio.sleep(LONGEST_NAP_S)
         if wait_s > 0:
             await anyio.sleep(wait_s)
 
-    def _wait_s(self) -> float:
-        return self._window.wait_s(self.sent, loop_time_s(), self._latency_s)
-
-    def _has_room(self) -> bool:
-        full = len(self._departures) == self._departures.maxlen
-        return not full or self._until_room_s() <= 0
-
-    def _until_room_s(self) -> float:
-        return self._departures[0] + WINDOW_S + CLOCK_GRAIN_S - loop_time_s()
-
     async def _wait_for_room(self) -> None:
         """Wait until the window that ends now has had fewer calls than the limit."""
-        while len(self._departures) == self._departures.maxlen:
-            wait_s = self._until_room_s()
-            if wait_s <= 0:
-                return
+        while (wait_s := self._until_room_s(loop_time_s())) > 0:  # noqa: ASYNC110 - nor is time
             await anyio.sleep(wait_s)
+
+    def _wait_s(self, now_s: float) -> float:
+        return self._window.wait_s(self.sent, now_s, self._latency_s)
+
+    def _until_room_s(self, now_s: float) -> float:
+        if len(self._departures) < int(self.limit):
+            return 0.0
+        return self._departures[0] + WINDOW_S + CLOCK_GRAIN_S - now_s
 
 
 def _bucket(limit: float) -> AsyncLimiter:

@@ -41,7 +41,7 @@ class Request(msgspec.Struct, frozen=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What came back. ``headers`` has lower-case names."""
+    """What came back. ``headers`` has lower-case names, or compares them without case."""
 
     status: int
     headers: Mapping[str, str]
@@ -224,9 +224,7 @@ class IntercomClient:
                 allow_redirects=False,
             ) as response:
                 body = await _read_bounded(response)
-                return Answer(
-                    response.status, {k.lower(): v for k, v in response.headers.items()}, body
-                )
+                return Answer(response.status, response.headers, body)
         except TimeoutError as error:
             raise NoAnswer("timeout") from error
         except aiohttp.ClientConnectorError as error:

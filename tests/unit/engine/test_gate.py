@@ -251,9 +251,7 @@ def test_every_status_has_a_meaning(status: int) -> None:
 
 
 def test_calls_are_counted_by_endpoint_and_not_by_contact() -> None:
-    assert endpoint_of(Request("PUT", "/contacts/abc")) == "PUT /contacts/{id}"
-    assert (
-        endpoint_of(Request("POST", "/contacts/abc/unarchive")) == "POST /contacts/{id}/unarchive"
-    )
-    assert endpoint_of(Request("POST", "/contacts/search")) == "POST /contacts/search"
-    assert endpoint_of(Request("GET", "/me")) == "GET /me"
+    assert endpoint_of("PUT", "/contacts/abc") == "PUT /contacts/{id}"
+    assert endpoint_of("POST", "/contacts/abc/unarchive") == "POST /contacts/{id}/unarchive"
+    assert endpoint_of("POST", "/contacts/search") == "POST /contacts/search"
+    assert endpoint_of("GET", "/me") == "GET /me"
