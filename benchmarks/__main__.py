@@ -12,6 +12,7 @@ import structlog
 
 from benchmarks import backlog, delivery, intake, mapping, start
 from benchmarks.report import GOALS, Result, report, show
+from engine.commands import collect_garbage_rarely
 
 RUNS: dict[Callable[..., list[Result]], tuple[str, ...]] = {
     intake.filtering: ("filter",),
@@ -45,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown:
         parser.error(f"no such benchmark: {', '.join(unknown)}; there is {', '.join(GOALS)}")
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    collect_garbage_rarely()  # as every command does; the references have it too
     results: list[Result] = []
     for run, names in RUNS.items():
         if not given.names or set(names) & set(given.names):
