@@ -83,7 +83,12 @@ def over_sockets(seed: int, *, smoke: bool) -> list[Result]:
     with servers.running("intercom") as address:
         for number in range(rounds):
             with tempfile.TemporaryDirectory() as name:
-                settings = _settings(Path(name), f"http://{address}", {"max_in_flight": IN_FLIGHT})
+                settings = _settings(
+                    Path(name),
+                    f"http://{address}",
+                    {"max_in_flight": IN_FLIGHT},
+                    delivery={"lanes": IN_FLIGHT},
+                )
                 bodies = bodies_of(settings, raws)
                 asyncio.run(fill(settings, raws))
                 posts = _bare_posts(f"http://{address}/events", bodies)

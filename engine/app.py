@@ -149,6 +149,7 @@ class Engine:
             data_dir.spool_path(sync.name),
             self.settings.spool,
             sync.delivery,
+            max_in_flight=sync.intercom.max_in_flight,
             now_ms=self._now_ms,
             inline=self._inline,
         )

@@ -9,8 +9,8 @@ The pipeline closes what is read; actors close what they write to.
 from __future__ import annotations
 
 import zlib
-from collections import Counter
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 import anyio
@@ -157,25 +157,29 @@ class Lanes:
         self._gate = gate
         self._contacts = contacts
         self._names = names
-        self._inboxes: dict[int, MemoryObjectSendStream[Envelope]] = {}
+        self._inboxes: dict[int, MemoryObjectSendStream[list[Envelope]]] = {}
 
-    def put(self, envelope: Envelope) -> None:
-        """Put an envelope at the end of its user's lane; there is always room."""
-        number = zlib.crc32(envelope.record.user_key.encode()) % self._sync.delivery.lanes
-        if number not in self._inboxes:
-            self._inboxes[number] = self._start()
-        self._inboxes[number].send_nowait(envelope)
+    def put(self, envelopes: Sequence[Envelope]) -> None:
+        """Put envelopes at the end of their users' lanes; there is always room."""
+        by_lane: defaultdict[int, list[Envelope]] = defaultdict(list)
+        lanes = self._sync.delivery.lanes
+        for envelope in envelopes:
+            by_lane[zlib.crc32(envelope.record.user_key.encode()) % lanes].append(envelope)
+        for number, some in by_lane.items():
+            if number not in self._inboxes:
+                self._inboxes[number] = self._start()
+            self._inboxes[number].send_nowait(some)
 
     def close(self) -> None:
         """End the lanes once they have worked through what they hold."""
         for inbox in self._inboxes.values():
             inbox.close()
 
-    def _start(self) -> MemoryObjectSendStream[Envelope]:
-        inbox, envelopes = anyio.create_memory_object_stream[Envelope](
+    def _start(self) -> MemoryObjectSendStream[list[Envelope]]:
+        inbox, envelopes = anyio.create_memory_object_stream[list[Envelope]](
             self._sync.delivery.read_ahead
         )
-        handover, received = anyio.create_memory_object_stream[Envelope | None](0)
+        handover, received = anyio.create_memory_object_stream[list[Envelope]](0)
         for end in (inbox, envelopes, handover, received):
             self._ends.enter_context(end)
         unknown_user = self._sync.events.unknown_user

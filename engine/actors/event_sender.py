@@ -41,7 +41,7 @@ def _reason(status: int, code: str, message: str) -> str:
     return "refused"
 
 
-class EventSender(Actor[Envelope | None, None]):
+class EventSender(Actor[list[Envelope], None]):
     """One lane's events, one at a time."""
 
     def __init__(
@@ -61,15 +61,19 @@ class EventSender(Actor[Envelope | None, None]):
         self._unknown_user = unknown_user
         self._names = names
 
-    async def handle(self, envelope: Envelope | None) -> None:
-        if envelope is None or envelope.event is None:
-            return
+    async def handle(self, envelopes: list[Envelope]) -> None:
+        for envelope in envelopes:
+            if envelope.event is not None:
+                await self._handle(envelope, envelope.event)
+
+    async def _handle(self, envelope: Envelope, event: bytes) -> None:
         record = envelope.record
+        await self._feed.begin(record)
         if self._feed.is_halted(record.user_key):
             await self._feed.release(record)
             return
         try:
-            refusal = await self._send(envelope, envelope.event)
+            refusal = await self._send(envelope, event)
         except GateClosed:
             await self._feed.release(record)
         except ParkUser as error:
@@ -101,7 +105,7 @@ class EventSender(Actor[Envelope | None, None]):
         if refusal is not None and refusal.reason == "user_not_found":
             await self._spool.lose_contact(record.user_key)
         if refusal is None:
-            await self._feed.deliver(record)
+            self._feed.deliver(record)
         elif refusal.reason != "user_not_found" or self._unknown_user == "dead_letter":
             await self._feed.bury(record, refusal)
         elif self._unknown_user == "drop":

@@ -20,7 +20,7 @@ from engine.spool.seconds import Claim
 class Outlet(Protocol):
     """Where envelopes go: the lanes."""
 
-    def put(self, envelope: Envelope) -> None: ...
+    def put(self, envelopes: Sequence[Envelope]) -> None: ...
 
 
 _log = structlog.get_logger(__name__)
@@ -61,10 +61,15 @@ class MapperActor(Actor[list[Record], Envelope]):
     async def handle(self, records: list[Record]) -> None:
         planned = await self._admit([(record, self._plan(record)) for record in records])
         bodies = await self._bodies(planned)
+        self._lanes.put(
+            [
+                Envelope(record, plan, bodies.get(record.id))
+                for record, plan in planned
+                if isinstance(plan, Plan)
+            ]
+        )
         for record, plan in planned:
-            if isinstance(plan, Plan):
-                self._lanes.put(Envelope(record, plan, bodies.get(record.id)))
-            else:
+            if isinstance(plan, Verdict):
                 await self._settle(record, plan)
 
     async def _admit(self, planned: Sequence[Planned]) -> Sequence[Planned]:
@@ -110,7 +115,7 @@ class MapperActor(Actor[list[Record], Envelope]):
         """Map one record. What the rules did not foresee must not stop the records behind it."""
         try:
             plan = self._rules.plan(record)
-            if isinstance(plan, Plan):
+            if isinstance(plan, Plan) and plan.adjustments:
                 self._adjusted.update(one.reason for one in plan.adjustments)
             return plan
         except Exception as error:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
+from contextlib import suppress
 
+import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from engine.actor import Actor
@@ -14,11 +16,12 @@ from engine.gate import GateClosed
 from engine.spool import Spool
 
 
-class UserUpserter(Actor[Envelope, Envelope | None]):
+class UserUpserter(Actor[list[Envelope], list[Envelope]]):
     """One lane's contact writes, in order with the lane's events.
 
-    Its outbox has no buffer, so a send returns when the event sender is done with all before it.
-    ``None`` is sent for just that: no contact is written while an earlier event is still out.
+    What needs no contact written is passed on at once, all that waits of it. The outbox has no
+    buffer, so a send returns when the event sender is done with all before it. An empty list is
+    sent for just that: no contact is written while an earlier event is still out.
 
     Updates of one user that wait without an event of that user between them become one write.
     """
@@ -27,7 +30,7 @@ class UserUpserter(Actor[Envelope, Envelope | None]):
         self,
         contacts: Contacts,
         spool: Spool,
-        outbox: MemoryObjectSendStream[Envelope | None],
+        outbox: MemoryObjectSendStream[list[Envelope]],
     ) -> None:
         super().__init__(outbox)
         self._contacts = contacts
@@ -36,27 +39,36 @@ class UserUpserter(Actor[Envelope, Envelope | None]):
         self._ahead: deque[Envelope] = deque()
         self._alone: set[int] = set()
 
-    async def run(self, inbox: MemoryObjectReceiveStream[Envelope]) -> None:
+    async def run(self, inbox: MemoryObjectReceiveStream[list[Envelope]]) -> None:
         """As any actor, but with a look at what else is waiting."""
         self._inbox = inbox
         await super().run(inbox)
 
-    async def handle(self, envelope: Envelope) -> None:
-        self._ahead.append(envelope)
+    async def handle(self, envelopes: list[Envelope]) -> None:
+        self._ahead.extend(envelopes)
         while self._ahead:
             self._look_ahead()
-            await self._handle(self._ahead.popleft())
+            if self._ahead[0].plan.contact is None:
+                await self.pass_on(self._take_events())
+            else:
+                await self._bring_up_to_date(self._ahead.popleft())
 
     def _look_ahead(self) -> None:
-        while self._inbox.statistics().current_buffer_used:
-            self._ahead.append(self._inbox.receive_nowait())
+        with suppress(anyio.WouldBlock, anyio.EndOfStream):
+            while True:
+                self._ahead.extend(self._inbox.receive_nowait())
 
-    async def _handle(self, envelope: Envelope) -> None:
-        if envelope.plan.contact is not None:
-            await self.pass_on(None)
-            if not await self._update(envelope):
-                return
-        await self.pass_on(envelope)
+    def _take_events(self) -> list[Envelope]:
+        """Take what goes out before a contact is to be written again."""
+        taken = []
+        while self._ahead and self._ahead[0].plan.contact is None:
+            taken.append(self._ahead.popleft())
+        return taken
+
+    async def _bring_up_to_date(self, envelope: Envelope) -> None:
+        await self.pass_on([])
+        if await self._update(envelope):
+            await self.pass_on([envelope])
 
     async def _update(self, envelope: Envelope) -> bool:
         """Write the contact; return whether an event is left to be sent."""

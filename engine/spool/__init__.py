@@ -70,6 +70,7 @@ class Spool:
         settings: SpoolSettings,
         delivery: Delivery,
         *,
+        max_in_flight: int,
         now_ms: Callable[[], int] = wall_clock_ms,
         inline: bool = False,
     ) -> None:
@@ -87,6 +88,7 @@ class Spool:
         self.feed = Feed(
             self._writer,
             read_ahead=delivery.read_ahead,
+            max_in_flight=max_in_flight,
             attempts=delivery.retry_attempts,
             window_s=delivery.retry_window_s,
             now_ms=now_ms,

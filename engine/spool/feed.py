@@ -14,7 +14,8 @@ Rules
 5. What is loaded is bounded, in records and in bytes, whatever waits on disk.
 
 Only ``run`` loads. Lanes call the settling methods; each returns when the change is durable, so a
-lane's next call cannot overtake the settling of its last one.
+lane's next call cannot overtake the settling of its last one. Delivered events alone are settled a
+little later, many in one commit. A crash repeats them, so they count as under way until they are.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from typing import TypeVar
 
 import anyio
 import structlog
+from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectSendStream
 
 from engine.backoff import retry_delay_s
@@ -51,20 +53,11 @@ LONGEST_NAP_S = 5.0
 
 FAILING_DISK_NAP_S = 1.0
 
-TOGETHER_S = 0.004
+TOGETHER_S = 0.025
 """How long a delivery waits for others, to be settled with them: every commit costs an fsync."""
 
 CLOCK_STEP_MS = 1_000
 """A clock that is behind by more was set back; parked users must not wait for it to catch up."""
-
-
-class _Answered:
-    """Records that are to be settled together, in one commit."""
-
-    def __init__(self) -> None:
-        self.ids: list[int] = []
-        self.tried = asyncio.Event()
-        self.settled = False
 
 
 class Feed:
@@ -75,11 +68,13 @@ class Feed:
         writer: Writer,
         *,
         read_ahead: int,
+        max_in_flight: int,
         attempts: int,
         window_s: float,
         now_ms: Callable[[], int],
         jitter: Callable[[], float] = random.random,
     ) -> None:
+        """``max_in_flight``: events that may be sent and not settled, which a kill repeats."""
         self._writer = writer
         self._read_ahead = read_ahead
         self._attempts = attempts
@@ -95,7 +90,12 @@ class Feed:
         self._changed = asyncio.Event()
         self._progress = asyncio.Event()
         self._last_id = 0
-        self._answered: _Answered | None = None
+        self._places = asyncio.Semaphore(max_in_flight)
+        self._many = (max_in_flight + 1) // 2
+        self._under_way: set[int] = set()
+        self._answered: list[Record] = []
+        self._to_settle = asyncio.Event()
+        self._are_many = asyncio.Event()
         self._short_of_room = True
         self._looked_at_ms: int | None = None
         self._looked_at_s = 0.0
@@ -127,6 +127,7 @@ class Feed:
         """Load no more; what is loaded and not yet sent is left to the next start."""
         self._stopping = True
         self._changed.set()
+        self._to_settle.set()
 
     @property
     def stopping(self) -> bool:
@@ -135,12 +136,17 @@ class Feed:
     # --- loading --------------------------------------------------------------------------
 
     async def run(self, outbox: MemoryObjectSendStream[list[Record]]) -> None:
-        """Send batches of records to ``outbox`` until stopped; closes it at the end."""
-        async with outbox:
-            while not self._stopping:
-                self._changed = asyncio.Event()
-                if not await self._load_some(outbox):
-                    await self._rest()
+        """Send batches of records to ``outbox`` until stopped; closes it at the end.
+
+        Returns when all that was loaded is settled.
+        """
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._settle_answered, tasks)
+            async with outbox:
+                while not self._stopping:
+                    self._changed = asyncio.Event()
+                    if not await self._load_some(outbox):
+                        await self._rest()
 
     async def _load_some(self, outbox: MemoryObjectSendStream[list[Record]]) -> bool:
         """Load once where there is room; return whether to look again at once.
@@ -244,37 +250,49 @@ class Feed:
         """Return whether this user's loaded records must come back unsent."""
         return user in self._halted or self._stopping
 
-    async def deliver(self, record: Record) -> None:
-        """Settle as delivered, together with what else is answered about now: one commit for all.
+    async def begin(self, record: Record) -> None:
+        """Count an event as under way until it is settled; wait while as many are as may be."""
+        await self._places.acquire()
+        self._under_way.add(record.id)
 
-        The first of them does it for the others; where that fails, each is settled by itself.
-        """
+    def deliver(self, record: Record) -> None:
+        """Settle as delivered, a little later, together with what else is answered by then."""
         self._note_latency(record)
-        batch = self._answered
-        if batch is not None:
-            batch.ids.append(record.id)
-            await batch.tried.wait()
-        else:
-            batch = self._answered = _Answered()
-            batch.ids.append(record.id)
-            await self._settle_together(batch)
-        if not batch.settled:
-            await self.persist(lambda store: store.deliver([record.id]))
-        self._let_go(record)
+        self._answered.append(record)
+        self._to_settle.set()
+        if len(self._answered) >= self._many:
+            self._are_many.set()
 
-    async def _settle_together(self, batch: _Answered) -> None:
+    async def _settle_answered(self, tasks: TaskGroup) -> None:
+        """Settle what is answered, until nothing is left to be; cancelled, what is answered.
+
+        Where they cannot be settled together, each is by itself: one must not keep the others.
+        """
         try:
-            if len(self._loaded) > 1:  # users: where there is one only, nothing else can come
-                await anyio.sleep(TOGETHER_S)
-            self._answered = None
-            await self._writer.submit(lambda store: store.deliver(batch.ids))
-            batch.settled = True
-        except SpoolError:
-            await anyio.sleep(FAILING_DISK_NAP_S)
+            while self._answered or self._loaded or not self._stopping:
+                self._to_settle.clear()
+                if not self._answered:
+                    await self._to_settle.wait()
+                    continue
+                with anyio.move_on_after(TOGETHER_S):
+                    await self._are_many.wait()
+                self._are_many.clear()
+                records, self._answered = self._answered, []
+                try:
+                    await self._writer.submit(_delivery_of(records))
+                except SpoolError:
+                    await anyio.sleep(FAILING_DISK_NAP_S)
+                    for record in records:
+                        tasks.start_soon(self._settle_alone, record)
+                else:
+                    self._let_go(*records)
         finally:
-            if self._answered is batch:
-                self._answered = None
-            batch.tried.set()
+            if self._answered:
+                self._writer.submit(_delivery_of(self._answered))
+
+    async def _settle_alone(self, record: Record) -> None:
+        await self.persist(_delivery_of([record]))
+        self._let_go(record)
 
     async def settle_update(
         self, records: Sequence[Record], contact: Contact, *, delivered: bool
@@ -295,7 +313,7 @@ class Feed:
         await self.persist(job)
         for record in records:
             self._note_latency(record)
-            self._let_go(record)
+        self._let_go(*records)
 
     def _note_latency(self, record: Record) -> None:
         self.latency_s.append((self._now_ms() - record.accepted_at_ms) / 1000)
@@ -365,15 +383,21 @@ class Feed:
         if failure.reason == "user_not_found" and store.failures(record.user_key) >= self._attempts:
             store.expire(record.user_key, failure, now_ms - window_ms, now_ms)
 
-    def _let_go(self, record: Record) -> None:
-        user = record.user_key
-        self._loaded_bytes -= len(record.raw)
-        self._loaded[user] -= 1
-        if self._loaded[user] <= 0:
-            del self._loaded[user]
-            self._nothing_loaded(user)
+    def _let_go(self, *records: Record) -> None:
+        for record in records:
+            user = record.user_key
+            self._loaded_bytes -= len(record.raw)
+            if record.id in self._under_way:
+                self._under_way.discard(record.id)
+                self._places.release()
+            self._loaded[user] -= 1
+            if self._loaded[user] <= 0:
+                del self._loaded[user]
+                self._nothing_loaded(user)
         if self._short_of_room:
             self._changed.set()
+        if self._stopping:
+            self._to_settle.set()
         self._tell_progress()
 
     def _tell_progress(self) -> None:
@@ -396,3 +420,8 @@ class Feed:
                 return await self._writer.submit(job)
             except SpoolError:
                 await anyio.sleep(FAILING_DISK_NAP_S)
+
+
+def _delivery_of(records: Sequence[Record]) -> Job[None]:
+    ids = [record.id for record in records]
+    return lambda store: store.deliver(ids)

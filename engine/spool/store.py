@@ -416,8 +416,8 @@ class Store:
         aside: list[int] = []
         loaded: Counter[str] = Counter(dict.fromkeys(crowded, per_user))
         crowd: list[str] = []
-        for *row, user_aside in rows:
-            id_, kind, user = row[:3]
+        for row in rows:
+            id_, kind, user, user_aside = row[0], row[1], row[2], row[-1]
             if user_aside is not None or user in crowd:
                 aside.append(id_)
                 if kind != Kind.EVENT and user_aside == "user_not_found":
@@ -447,10 +447,10 @@ class Store:
 
     def _intact(self, rows: Iterable[Any]) -> Iterator[Record]:
         """Yield the records whose checksum holds; the others become dead letters."""
-        for id_, kind, user, at_ms, *tries, crc, raw in rows:
-            whole = all(isinstance(number, int) for number in tries)
+        for id_, kind, user, at_ms, attempts, failed_at_ms, claim_id, crc, raw, *_ in rows:
+            whole = type(attempts) is type(failed_at_ms) is type(claim_id) is int
             if whole and holds(crc, checksum, id_, kind, user, at_ms, raw):
-                yield Record(id_, Kind(kind), user, at_ms, raw, *tries)
+                yield Record(id_, Kind(kind), user, at_ms, raw, attempts, failed_at_ms, claim_id)
             else:
                 self._bury_corrupt(id_, user, at_ms, raw)
 

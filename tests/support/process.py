@@ -22,9 +22,17 @@ TOKEN = "canary-token-4c1d"
 
 
 def settings(
-    folder: Path, intercom_url: str, *, top: Mapping[str, Any] | None = None, **sync: Any
+    folder: Path,
+    intercom_url: str,
+    *,
+    top: Mapping[str, Any] | None = None,
+    intercom_more: Mapping[str, Any] | None = None,
+    **sync: Any,
 ) -> Path:
-    """Write a settings file; both ports are free ones. ``top``: more tables; ``sync``: keys."""
+    """Write a settings file; both ports are free ones.
+
+    ``top``: more tables; ``intercom_more``: more keys of ``sync.intercom``; ``sync``: of the sync.
+    """
     table = {
         "data_dir": "data",
         "drain_deadline_s": 10.0,
@@ -39,6 +47,7 @@ def settings(
                     "access_token": TOKEN,
                     "base_url": intercom_url,
                     "requests_per_minute": 600_000,
+                    **(intercom_more or {}),
                 },
                 "users": {"properties": ["plan", "email"]},
                 "events": {"select": [{"types": ["*"]}], "metadata": ["n", "amount"]},

@@ -7,6 +7,7 @@ import random
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,15 @@ class LateWriter(InlineWriter):
 class Rig:
     """A spool on disk, its feed, and lanes that do what ``answer`` says."""
 
-    def __init__(self, path: Path, *, read_ahead: int = 64, seed: int = 0, late: bool = False):
+    def __init__(
+        self,
+        path: Path,
+        *,
+        read_ahead: int = 64,
+        max_in_flight: int = 64,
+        seed: int = 0,
+        late: bool = False,
+    ) -> None:
         self.chance = random.Random(seed)
         self.db = connect(path)
         self.db.execute("PRAGMA synchronous = OFF")  # these are about order, not about power cuts
@@ -69,6 +78,7 @@ class Rig:
         self.feed = Feed(
             self.writer,
             read_ahead=read_ahead,
+            max_in_flight=max_in_flight,
             attempts=5,
             window_s=HOUR_S,
             now_ms=lambda: current().wall_ms(),
@@ -108,20 +118,23 @@ class Rig:
 
     async def _route(self, inbox: Any) -> None:
         lanes: dict[str, Any] = {}
-        async with inbox, anyio.create_task_group() as tasks:
-            async for records in inbox:
-                self.most_loaded = max(self.most_loaded, self.feed.loaded)
-                for record in records:
-                    assert record.id not in self.out, "handed out twice"
-                    self.out.add(record.id)
-                    if record.user_key not in lanes:
-                        # As large as the real ones: what is loaded always fits into a lane.
-                        lane, received = anyio.create_memory_object_stream[Record](self.read_ahead)
-                        lanes[record.user_key] = lane
-                        tasks.start_soon(self._lane, received)
-                    lanes[record.user_key].send_nowait(record)
-            for lane in lanes.values():
-                lane.close()
+        with ExitStack() as ends:
+            async with inbox, anyio.create_task_group() as tasks:
+                async for records in inbox:
+                    self.most_loaded = max(self.most_loaded, self.feed.loaded)
+                    for record in records:
+                        assert record.id not in self.out, "handed out twice"
+                        self.out.add(record.id)
+                        if record.user_key not in lanes:
+                            # As large as the real ones: what is loaded always fits into a lane.
+                            lane, received = anyio.create_memory_object_stream[Record](
+                                self.read_ahead
+                            )
+                            lanes[record.user_key] = ends.enter_context(lane)
+                            tasks.start_soon(self._lane, received)
+                        lanes[record.user_key].send_nowait(record)
+                for lane in lanes.values():
+                    lane.close()
 
     async def _lane(self, inbox: Any) -> None:
         async with inbox:
@@ -130,6 +143,7 @@ class Rig:
 
     async def _one(self, record: Record) -> None:
         user = record.user_key
+        await self.feed.begin(record)
         if self.feed.is_halted(user):
             self.out.discard(record.id)
             await self.feed.release(record)
@@ -144,7 +158,7 @@ class Rig:
         if refusal is None:
             self.delivered.setdefault(user, []).append(record.id)
             self.at_s[record.id] = current().now_s
-            await self.feed.deliver(record)
+            self.feed.deliver(record)
         elif refusal is REFUSED:
             await self.feed.bury(record, refusal)
         else:
@@ -185,12 +199,19 @@ def lives_of(seed: int, folder: Path) -> None:
     kinds: dict[int, Kind] = {}
     strangers = chance.random() < 0.5
     read_ahead = chance.choice([1, 2, 7, 40, 300])
+    max_in_flight = chance.choice([1, 2, 5, 300])
     path = folder / f"{seed}.db"
     finished = False
 
     async def life(last: bool) -> None:
         nonlocal finished
-        rig = Rig(path, read_ahead=read_ahead, seed=chance.random(), late=chance.random() < 0.5)
+        rig = Rig(
+            path,
+            read_ahead=read_ahead,
+            max_in_flight=max_in_flight,
+            seed=chance.random(),
+            late=chance.random() < 0.5,
+        )
         rig.buffer = chance.choice([0, 2])
         trouble = 0.0 if last else chance.choice([0.0, 0.05, 0.3])
 
@@ -494,7 +515,7 @@ async def test_a_probe_answered_before_the_feed_may_go_on_is_not_forgotten(tmp_p
                 if len(self.sent) == 1:
                     await rig.feed.park(record, FAILING)
                 else:
-                    await rig.feed.deliver(record)
+                    rig.feed.deliver(record)
 
     outbox = Outbox()
     async with anyio.create_task_group() as tasks:
@@ -610,3 +631,61 @@ async def test_a_record_that_cannot_be_settled_keeps_no_other_from_it(tmp_path: 
     with anyio.fail_after(60):
         await rig.deliver(rig.settled)
     assert rig.store.counters["delivered"] == 20
+
+
+@in_virtual_time
+async def test_deliveries_share_commits_and_no_lane_waits_for_them(tmp_path: Path) -> None:
+    rig = Rig(tmp_path / "s.db")
+    rig.append(*["ann"] * 50)
+    rig.call_s = lambda: 0.001
+    settled: list[int] = []
+    deliver = rig.store.deliver
+
+    class CountingStore(Store):
+        def deliver(self, ids: Sequence[int]) -> None:
+            settled.append(len(ids))
+            deliver(ids)
+
+    rig.store.__class__ = CountingStore
+    await rig.deliver(rig.settled)
+    assert sum(settled) == 50
+    assert len(settled) <= 4
+
+
+@in_virtual_time
+async def test_what_is_answered_and_not_on_disk_counts_as_in_flight(tmp_path: Path) -> None:
+    """A kill repeats it, so it is bounded: here the disk stands still for a while."""
+    rig = Rig(tmp_path / "s.db", max_in_flight=5)
+    rig.append(*(f"user-{n}" for n in range(40)))
+    deliver = rig.store.deliver
+    stands_still = True
+
+    class StillStore(Store):
+        def deliver(self, ids: Sequence[int]) -> None:
+            if stands_still:
+                raise sqlite3.OperationalError("disk I/O error")
+            deliver(ids)
+
+    rig.store.__class__ = StillStore
+
+    async def until() -> None:
+        nonlocal stands_still
+        await anyio.sleep(30)
+        assert rig.calls.total() == 5
+        stands_still = False
+        await rig.settled()
+
+    await rig.deliver(until)
+    assert rig.calls.total() == 40
+
+
+@in_virtual_time
+async def test_what_is_answered_is_settled_when_delivery_is_cancelled(tmp_path: Path) -> None:
+    rig = Rig(tmp_path / "s.db")
+    rig.append("ann", "bob")
+    rig.answer = lambda record: None if record.user_key == "ann" else pytest.fail("not sent")
+    rig.call_s = iter([0.0, 9.0]).__next__
+
+    with anyio.move_on_after(0.01):
+        await rig.deliver(lambda: anyio.sleep(1))
+    assert rig.pending == 1
