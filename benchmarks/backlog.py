@@ -44,7 +44,7 @@ def _append(settings: Settings, count: int, first: int = 0, kept: int = 0) -> fl
         ]
         started = time.process_time()
         store.begin()
-        store.append(Append(len(rows), rows, [], Counter()), time.time_ns() // 1_000_000)
+        store.append([Append(len(rows), rows, [], Counter())], time.time_ns() // 1_000_000)
         store.commit()
         if start >= first + count - kept:
             cpu += time.process_time() - started

@@ -89,6 +89,8 @@ class Rules:
         self._field = sync.mapping.identifier
         scope, _, name = sync.mapping.source.partition(".")
         self._scope, self._name = scope, name
+        self.identity_in_head = scope in ("user_id", "device_id")
+        """Whether the identity can be told from an event's head alone."""
         self._style = Style(sync.mapping.nested, sync.mapping.arrays, sync.mapping.stringify)
         self._metadata = [_metadata_source(item) for item in sync.events.metadata]
         self._amounts = sync.events.money
@@ -109,11 +111,6 @@ class Rules:
 
     # --- who ------------------------------------------------------------------------------
 
-    @property
-    def identity_in_head(self) -> bool:
-        """Whether the identity can be told from an event's head alone."""
-        return self._scope in ("user_id", "device_id")
-
     def identity_of_head(self, head: amplitude.Head) -> str:
         """Return the contact's key, or an empty text where there is none."""
         value = head.user_id if self._scope == "user_id" else head.device_id
@@ -129,9 +126,12 @@ class Rules:
 
     def _normal(self, value: Any) -> str:
         """E-mails compare without case and outer space; ids are taken as they are."""
-        if isinstance(value, bool) or not isinstance(value, str | int):
+        if type(value) is str:
+            text = value
+        elif type(value) is int:
+            text = _digits(value)
+        else:
             return ""
-        text = value if isinstance(value, str) else _digits(value)
         return text.strip().lower() if self._field == "email" else text
 
     # --- what -----------------------------------------------------------------------------

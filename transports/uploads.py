@@ -321,7 +321,11 @@ def decode_events(
 def _check_upload(head: Head, raw: bytes, min_id_length: int) -> BadEvent | None:
     """Return what HTTP V2 refuses about an event: it takes times in whole milliseconds only."""
     time = head.time
-    if time is not None and (isinstance(time, str) or time < 0 or time != int(time)):
+    if (
+        time is not None
+        and not (type(time) is int and time >= 0)
+        and (isinstance(time, str) or time < 0 or time != int(time))
+    ):
         return BadEvent("invalid_field", "time", "time must be whole milliseconds since 1970")
     return check_head(head, min_id_length) or _check_depth(raw)
 

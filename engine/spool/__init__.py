@@ -1,9 +1,10 @@
 """The durable store between intake and delivery; dead letters live in it.
 
-``Spool`` is its face on the event loop. Below it: ``feed`` (loading, settling), ``writer`` (one
-thread, group commit), ``database`` (when the disk fails or is full, with ``reserve``), ``store``
-(records and accounting; ``seen``, ``dead_letters``, ``directory``, ``seconds``, ``meta`` beside),
-``schema`` (tables, opening), ``lock`` (one process), ``examine`` (looking at a file from outside).
+``Spool`` is its face on the event loop. Below it: ``feed`` (loading, settling), ``appends``
+(batches that go in together), ``writer`` (one thread, group commit), ``database`` (when the disk
+fails or is full, with ``reserve``), ``store`` (records and accounting; ``seen``, ``dead_letters``,
+``directory``, ``seconds``, ``meta`` beside), ``schema`` (tables, opening), ``lock`` (one process),
+``examine`` (looking at a file from outside).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import msgspec
 
 from engine.config import Delivery, SpoolSettings
 from engine.errors import SpoolError
+from engine.spool.appends import Appends
 from engine.spool.database import Database, Job
 from engine.spool.feed import Feed
 from engine.spool.reserve import Reserve
@@ -84,6 +86,7 @@ class Spool:
             InlineWriter(self._database) if inline else ThreadWriter(self._database, path.stem)
         )
         self._now_ms = now_ms
+        self._appends = Appends(self._writer, now_ms)
         self._uncounted = Append(0, [], [], Counter())
         self.feed = Feed(
             self._writer,
@@ -106,14 +109,9 @@ class Spool:
 
         The future raises ``SpoolError`` when nothing of it is stored.
         """
-        now_ms = self._now_ms()
-        uncounted = self._take_uncounted()
-
-        def job(store: Store) -> Appended:
-            store.count_only(uncounted)
-            return store.append(batch, now_ms)
-
-        return self._writer.submit(job)
+        if self._uncounted.received:
+            self._appends.count(self._take_uncounted())
+        return self._appends.put(batch)
 
     def count_only(self, batch: Append) -> None:
         """Count a batch of which nothing is kept; written with the next batch that is.

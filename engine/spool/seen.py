@@ -20,22 +20,29 @@ class Seen:
         self._added = 0
         self._now_ms = 0
 
-    def new_of(self, rows: Sequence[Keyed], now_ms: int) -> Sequence[Keyed]:
-        """Return the rows whose insert key is new within the window, and remember the keys.
+    def new_of(self, batches: Sequence[Sequence[Keyed]], now_ms: int) -> Sequence[Sequence[Keyed]]:
+        """Return the rows of each batch whose insert key is new within the window; remember these.
 
         The usual case, all of them new, is one statement; only else are they looked at singly.
         """
-        keys = [(row.insert_key, now_ms) for row in rows if row.insert_key is not None]
+        keys = [
+            (row.insert_key, now_ms)
+            for rows in batches
+            for row in rows
+            if row.insert_key is not None
+        ]
         if not keys:
-            return rows
+            return batches
         self._added, self._now_ms = self._added + len(keys), now_ms
         (last,) = self._db.execute("SELECT max(id) FROM seen").fetchone()
         if insert_many(self._db, "INSERT OR IGNORE INTO seen (key, at_ms)", 2, keys) == len(keys):
-            return rows
+            return batches
         new = {
             key for (key,) in self._db.execute("SELECT key FROM seen WHERE id > ?", (last or 0,))
         }
-        return [row for row in rows if self._is_new(row.insert_key, new, now_ms)]
+        return [
+            [row for row in rows if self._is_new(row.insert_key, new, now_ms)] for rows in batches
+        ]
 
     def _is_new(self, key: bytes | None, new: set[bytes], now_ms: int) -> bool:
         if key is None:

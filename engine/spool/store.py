@@ -14,6 +14,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -227,45 +228,48 @@ class Store:
 
     # --- intake ---------------------------------------------------------------------------
 
-    def append(self, batch: Append, now_ms: int) -> Appended:
-        """Append what is new of a batch, behind everything that is there.
+    def append(self, batches: Sequence[Append], now_ms: int) -> list[Appended | SpoolError]:
+        """Append what is new of each batch, behind everything that is there.
 
-        Raises:
-            SpoolError: ``spool_full`` or ``disk_full``; nothing was changed.
+        One that is refused, ``spool_full`` or ``disk_full``, has changed nothing.
         """
-        self._check_room()
-        rows = self.seen.new_of(batch.rows, now_ms)
-        dead = self.seen.new_of(batch.dead, now_ms)
-        first = self._take_ids(len(rows) + len(dead))
-        self._insert_records(rows, first, now_ms)
-        for offset, letter in enumerate(dead, first + len(rows)):
-            self._bury_unread(offset, letter, now_ms)
-        duplicates = len(batch.rows) + len(batch.dead) - len(rows) - len(dead)
-        self._count_dropped(batch.dropped)
-        self.meta.set_marks(batch.marks)
-        self._deltas.update(
-            {
-                "received": batch.received,
-                "pending": len(rows),
-                "dead": len(dead),
-                "dropped:duplicate": duplicates,
-            }
-        )
-        return Appended(len(rows), duplicates, len(dead))
+        refusals = [self._refusal(batch) for batch in batches]
+        taken = [b for b, refusal in zip(batches, refusals, strict=True) if refusal is None]
+        rows = self.seen.new_of([batch.rows for batch in taken], now_ms)
+        dead = self.seen.new_of([batch.dead for batch in taken], now_ms)
+        if new := list(chain.from_iterable(rows)):
+            self._insert_records(new, now_ms)
+        for letter in chain.from_iterable(dead):
+            self._bury_unread(letter, now_ms)
+        appended = iter([self._count(*one) for one in zip(taken, rows, dead, strict=True)])
+        return [next(appended) if refusal is None else refusal for refusal in refusals]
 
-    def _check_room(self) -> None:
+    def _refusal(self, batch: Append) -> SpoolError | None:
         """Refuse on a full disk, or at the cap, and from then on until some room is back.
 
         Refusals that came and went by the batch would let a later batch overtake an earlier one.
         """
+        if not batch.rows and not batch.dead:
+            return None
         if self._shut:
-            raise SpoolError(self._shut)
+            return SpoolError(self._shut)
         if self._room_bytes is None:  # once a transaction; it counts what it adds itself
             self._full = self._is_over(REFILL_LEVEL if self._full else 1.0)
             self._room_bytes = self._max_bytes - self.used_bytes()
         self._full = self._full or self._room_bytes <= 0
         if self._full:
-            raise SpoolError("spool_full", f"`spool.max_bytes` = {self._max_bytes} is reached")
+            return SpoolError("spool_full", f"`spool.max_bytes` = {self._max_bytes} is reached")
+        self._room_bytes -= sum([len(row.raw) for row in batch.rows])
+        self._room_bytes -= sum([len(row.raw) for row in batch.dead])
+        return None
+
+    def _count(self, batch: Append, rows: Sequence[Row], dead: Sequence[DeadRow]) -> Appended:
+        duplicates = len(batch.rows) + len(batch.dead) - len(rows) - len(dead)
+        self.count_only(batch)
+        self._deltas["pending"] += len(rows)
+        self._deltas["dead"] += len(dead)
+        self._deltas["dropped:duplicate"] += duplicates
+        return Appended(len(rows), duplicates, len(dead))
 
     def _is_over(self, level: float) -> bool:
         return self.used_bytes() >= self._max_bytes * level
@@ -285,11 +289,9 @@ class Store:
         for reason, count in dropped.items():
             self._deltas[f"dropped:{reason}"] += count
 
-    def _insert_records(
-        self, rows: Sequence[Row], first: int, at_ms: int, claim_id: int | None = None
-    ) -> None:
-        if self._room_bytes is not None:
-            self._room_bytes -= sum(len(row.raw) for row in rows)
+    def _insert_records(self, rows: Sequence[Row], at_ms: int, claim_id: int | None = None) -> int:
+        """Insert records at the next places; return the first of these."""
+        first = self._take_ids(len(rows))
         insert_many(
             self._db,
             "INSERT INTO records (id, kind, user_key, accepted_at_ms, claim_id, crc, raw)",
@@ -297,7 +299,7 @@ class Store:
             [
                 (
                     i,
-                    row.kind,
+                    int(row.kind),  # the module looks for an adapter of what is not quite an int
                     row.user_key,
                     at_ms,
                     claim_id or i,
@@ -307,12 +309,12 @@ class Store:
                 for i, row in enumerate(rows, first)
             ],
         )
+        return first
 
-    def _bury_unread(self, id_: int, row: DeadRow, now_ms: int) -> None:
+    def _bury_unread(self, row: DeadRow, now_ms: int) -> None:
         failure = Failure(row.reason, message=row.message)
-        letter = dead_letter(Record(id_, Kind.EVENT, "", now_ms, row.raw), failure, now_ms)
-        if self._room_bytes is not None:
-            self._room_bytes -= len(row.raw)
+        record = Record(self._take_ids(1), Kind.EVENT, "", now_ms, row.raw)
+        letter = dead_letter(record, failure, now_ms)
         self.letters.insert(msgspec.structs.replace(letter, origin=row.origin, line=row.line))
 
     # --- reading for delivery -------------------------------------------------------------
@@ -579,8 +581,7 @@ class Store:
         """Queue a dead letter again, behind all that waits, and return its new place (0: gone)."""
         if not self._exhume(letter.id):
             return 0
-        first = self._take_ids(1)
-        self._insert_records([row], first, letter.accepted_at_ms, letter.claim_id)
+        first = self._insert_records([row], letter.accepted_at_ms, letter.claim_id)
         self._deltas["pending"] += 1
         return first
 

@@ -40,7 +40,7 @@ def opened(path: Path) -> Store:
 
 def commit(store: Store, *rows: Row, dead: list[DeadRow] | None = None) -> None:
     store.begin()
-    store.append(Append(len(rows) + len(dead or []), list(rows), dead or [], Counter()), 1)
+    store.append([Append(len(rows) + len(dead or []), list(rows), dead or [], Counter())], 1)
     store.commit()
 
 

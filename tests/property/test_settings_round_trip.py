@@ -31,7 +31,10 @@ PROPERTIES = st.lists(
     st.from_regex(r"[a-z]{1,6}", fullmatch=True)
     | st.builds(lambda source, to: {"from": source, "to": to}, PLAIN, TEXT.filter(is_legal_key)),
     max_size=4,
-    unique_by=lambda item: item["to"] if isinstance(item, dict) else item,
+    unique_by=(
+        lambda item: item["to"] if isinstance(item, dict) else item,
+        lambda item: item["from"].removeprefix("user.") if isinstance(item, dict) else item,
+    ),
 )
 CLAUSES = st.fixed_dictionaries(
     {

@@ -26,7 +26,7 @@ from hypothesis.stateful import (
 
 from engine.envelope import Kind, Record
 from engine.errors import Failure
-from engine.spool.rows import Append, DeadLetterQuery, DeadRow, Row
+from engine.spool.rows import Append, Appended, DeadLetterQuery, DeadRow, Row
 from engine.spool.schema import connect
 from engine.spool.store import Store
 from support.faulty_disk import after_power_cut
@@ -188,19 +188,25 @@ class SpoolMachine(RuleBasedStateMachine):
 
     # --- intake ---------------------------------------------------------------------------
 
-    @rule(rows=ROWS, dead=DEAD_ROWS, dropped=DROPPED)
-    def append(self, rows: list[Row], dead: list[DeadRow], dropped: dict[str, int]) -> None:
-        received = len(rows) + len(dead) + sum(dropped.values())
+    @rule(batches=st.lists(st.tuples(ROWS, DEAD_ROWS, DROPPED), min_size=1, max_size=3))
+    def append(self, batches: list[tuple[list[Row], list[DeadRow], dict[str, int]]]) -> None:
+        appends = [
+            Append(len(rows) + len(dead) + sum(dropped.values()), rows, dead, Counter(dropped))
+            for rows, dead, dropped in batches
+        ]
         self.store.begin()
-        got = self.store.append(Append(received, rows, dead, Counter(dropped)), self.now_ms)
+        got = self.store.append(appends, self.now_ms)
         self.store.commit()
-        kept = [row for row in rows if self._is_new(row.insert_key)]
-        kept_dead = [row for row in dead if self._is_new(row.insert_key)]
-        duplicates = len(rows) + len(dead) - len(kept) - len(kept_dead)
-        assert (got.accepted, got.dead, got.duplicates) == (len(kept), len(kept_dead), duplicates)
+        kept_of = [[row for row in one.rows if self._is_new(row.insert_key)] for one in appends]
+        dead_of = [[row for row in one.dead if self._is_new(row.insert_key)] for one in appends]
         counts = self.model.counts
-        counts.update({f"dropped:{reason}": n for reason, n in dropped.items()})
-        counts.update({"received": received, "dropped:duplicate": duplicates})
+        for one, rows, dead, done in zip(appends, kept_of, dead_of, got, strict=True):
+            duplicates = len(one.rows) + len(one.dead) - len(rows) - len(dead)
+            assert done == Appended(len(rows), duplicates, len(dead))
+            counts.update({f"dropped:{reason}": n for reason, n in one.dropped.items()})
+            counts.update({"received": one.received, "dropped:duplicate": duplicates})
+        kept = [row for rows in kept_of for row in rows]
+        kept_dead = [row for rows in dead_of for row in rows]
         before = self.model.highest_id
         new = {i for (i,) in self.db.execute("SELECT id FROM records WHERE id > ?", (before,))}
         assert len(new) == len(kept)
@@ -486,7 +492,7 @@ class SpoolMachine(RuleBasedStateMachine):
     @rule(rows=ROWS, crash=st.booleans())
     def what_is_not_committed_never_was(self, rows: list[Row], crash: bool) -> None:
         self.store.begin()
-        self.store.append(Append(len(rows), rows, [], Counter()), self.now_ms)
+        self.store.append([Append(len(rows), rows, [], Counter())], self.now_ms)
         for i, item in list(self.model.pending.items())[:3]:
             record = Record(i, item.kind, item.user, item.accepted_at_ms, item.raw)
             self.store.park(record, UNKNOWN, 0, self.now_ms)

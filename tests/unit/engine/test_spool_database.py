@@ -20,7 +20,10 @@ MIB = 1 << 20
 
 
 def append(store: Store) -> Appended:
-    return store.append(Append(1, [Row(Kind.EVENT, "ann", b"{}", None)], [], Counter()), 1)
+    (done,) = store.append([Append(1, [Row(Kind.EVENT, "ann", b"{}", None)], [], Counter())], 1)
+    if isinstance(done, SpoolError):
+        raise done
+    return done
 
 
 def fail(code: int) -> None:

@@ -100,7 +100,7 @@ class Rig:
     def append(self, *users: str, kind: Kind = Kind.EVENT, raw: bytes = b"{}") -> None:
         rows = [Row(kind, user, raw, None) for user in users]
         self.store.begin()
-        self.store.append(Append(len(rows), rows, [], Counter()), current().wall_ms())
+        self.store.append([Append(len(rows), rows, [], Counter())], current().wall_ms())
         self.store.commit()
         self.feed.notify()
 

@@ -30,12 +30,10 @@ def opened(path: Path, *, max_bytes: int = 1 << 30, window_ms: int = 1_000) -> S
 
 def append(store: Store, *rows: Row, now_ms: int = 1) -> Appended:
     store.begin()
-    try:
-        done = store.append(Append(len(rows), list(rows), [], Counter()), now_ms)
-    except SpoolError:
-        store.rollback()
-        raise
+    (done,) = store.append([Append(len(rows), list(rows), [], Counter())], now_ms)
     store.commit()
+    if isinstance(done, SpoolError):
+        raise done
     return done
 
 
@@ -92,7 +90,7 @@ def test_a_full_spool_refuses_until_some_room_is_back(path: Path) -> None:
     assert store.full
     assert store.used_bytes() >= cap
     records = load(store).records
-    while not tries(store):
+    while not tries(store, ROW):
         assert store.full
         assert store.used_bytes() >= cap * REFILL_LEVEL
         deliver(store, records.pop(0))

@@ -24,11 +24,13 @@ def one(user: str, raw: bytes = b"{}") -> Append:
 
 
 def append(store: Store) -> Appended:
-    return store.append(one("ann"), 1)
+    (done,) = store.append([one("ann")], 1)
+    assert isinstance(done, Appended)
+    return done
 
 
 def broken(store: Store) -> None:
-    store.append(one("bob"), 1)
+    store.append([one("bob")], 1)
     raise ZeroDivisionError
 
 
@@ -147,7 +149,7 @@ def test_a_commit_that_fails_leaves_nothing(spied: Spied) -> None:
         f"PRAGMA max_page_count = {spied.db.execute('PRAGMA page_count').fetchone()[0]}"
     )
     big = one("ann", bytes(100_000))
-    (result,) = spied.database.run([lambda store: store.append(big, 1)])
+    (result,) = spied.database.run([lambda store: store.append([big], 1)])
     assert isinstance(result, SpoolError)
     assert result.reason == "disk_full"
     assert spied.store.counters.total() == 0
