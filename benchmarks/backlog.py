@@ -153,7 +153,7 @@ def scaling(seed: int, *, smoke: bool) -> list[Result]:
     """Cost of an event, taken in and delivered, over sizes of backlog, syncs and lanes."""
     sizes = (2_000, 6_000) if smoke else (10_000, 100_000, 1_000_000)
     delivered, warm_up = (1_000, 500) if smoke else (6_000, 3_000)
-    lanes_start, rounds = (500, 1) if smoke else (16_000, 3)
+    lanes_start, rounds = (500, 1) if smoke else (16_000, 2)
 
     def of_backlog(folder: Path, size: int) -> float:
         settings = events.settings(folder)

@@ -20,7 +20,8 @@ VERSIONS = ("aiohttp", "anyio", "msgspec", "aiolimiter")
 class Goal(msgspec.Struct, frozen=True):
     """What a ratio should be, and from where on it counts as collapsed: at half as good.
 
-    Where the goal itself is not reached yet, ``collapsed`` is about half as good as what is.
+    Where the goal itself is not reached, ``collapsed`` is about half as good as what is; so it is
+    where the few events of the smoke form cost more, because lanes have yet to start.
     """
 
     ratio: float
@@ -43,11 +44,11 @@ class Goal(msgspec.Struct, frozen=True):
 GOALS = {
     "filter": Goal(0.7, "higher"),
     "intake-file": Goal(0.75, "higher"),
-    "intake-http-100": Goal(0.6, "higher", 0.07),
-    "intake-http-10": Goal(0.5, "higher", 0.09),
+    "intake-http-100": Goal(0.6, "higher", 0.09),
+    "intake-http-10": Goal(0.5, "higher", 0.1),
     "mapping": Goal(0.4, "higher"),
-    "delivery": Goal(0.7, "higher", 0.13),
-    "delivery-cpu": Goal(1.5, "lower", 9.0),
+    "delivery": Goal(0.7, "higher", 0.2),
+    "delivery-cpu": Goal(1.5, "lower", 5.0),
     "allowance": Goal(0.99, "higher"),
     "calls": Goal(1.0, "lower"),
     "latency": Goal(1.0, "lower"),
@@ -56,8 +57,8 @@ GOALS = {
     "start-help": Goal(2.0, "lower"),
     "start-ready": Goal(3.0, "lower"),
     "scale-events": Goal(1.3, "lower"),
-    "scale-syncs": Goal(1.3, "lower", 8.0),
-    "scale-lanes": Goal(1.3, "lower", 10.0),
+    "scale-syncs": Goal(1.3, "lower", 5.0),
+    "scale-lanes": Goal(1.3, "lower", 4.0),
 }
 """All benchmarks, in the order of the table."""
 

@@ -82,4 +82,5 @@ class EventNames:
 
     def is_refused(self, name: str) -> bool:
         """Return whether Intercom refused a name within the last hour."""
-        return self._refused_until_s.get(name.lower(), 0.0) > anyio.current_time()
+        until_s = self._refused_until_s.get(name.lower())
+        return until_s is not None and until_s > anyio.current_time()

@@ -264,14 +264,12 @@ def join(values: list[Any]) -> Fitted:
     return kept, Note("array_joined", f"an array of {len(values)},{some} joined{lost}")
 
 
-def is_plain(value: Any, style: Style, *, dated: bool) -> bool:
+def is_plain(value: Any, style: Style) -> bool:
     """Return whether a value of metadata can go as it is: nearly all can, so it is asked first.
 
-    ``dated``: its key says that it is a date.
+    That is so unless its key says that it is a date.
     """
     kind = type(value)
-    if dated:
-        return False
     if kind is str:
         return len(value) <= MAX_TEXT and value[10:11] != "T"
     if style.stringify:

@@ -234,13 +234,13 @@ class Rules:
     def _plain_metadata(self, event: Content) -> dict[str, Any] | None:
         """Return the metadata where every value goes as it is; None where one has to be fitted."""
         metadata: dict[str, Any] = {}
-        properties, style = event.event_properties, self._style
+        properties, style, amounts = event.event_properties, self._style, self._amounts
         for scope, source, target, dated in self._metadata:
             value = properties.get(source) if scope == "event" else _user_value(event, source)
             if value is None:
                 if "." in source and dig(properties, source) is not None:
                     return None
-            elif source in self._amounts or not is_plain(value, style, dated=dated):
+            elif dated or source in amounts or not is_plain(value, style):
                 return None
             else:
                 metadata[target] = value
@@ -258,7 +258,7 @@ class Rules:
                 continue
             if scope == "event" and source in self._amounts:
                 value = self._money(event, source, target, value, adjustments)
-            if is_plain(value, self._style, dated=dated):
+            if not dated and is_plain(value, self._style):
                 self._put(metadata, taken, target, value, adjustments)
                 continue
             for wanted, (fitted, note) in spread(target, value, self._style):

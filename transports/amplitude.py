@@ -284,11 +284,14 @@ def decode_content(raw: bytes) -> Content:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         bad = _diagnose(raw, error)
         raise ValueError(bad.message) from None
-    content.event_type = str(content.event_type or "")
+    if type(content.event_type) is not str:
+        content.event_type = str(content.event_type or "")
     if type(content.time_ms) is not int:
         content.time_ms = _time_of_content(content)
-    content.event_properties = _object(content.event_properties)
-    content.user_properties = _object(content.user_properties)
+    if type(content.event_properties) is not dict:
+        content.event_properties = {}
+    if type(content.user_properties) is not dict:
+        content.user_properties = {}
     return content
 
 
