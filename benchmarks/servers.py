@@ -19,6 +19,8 @@ import msgspec
 import tomli_w
 from aiohttp import web
 
+from engine.commands import collect_garbage_rarely
+
 
 async def _take(request: web.BaseRequest) -> web.Response:
     """Read a request, decode it, and store nothing."""
@@ -133,5 +135,6 @@ def _ready(process: subprocess.Popen[str], started: float) -> Daemon:
 SERVERS = {"bare-intake": _serve_bare_intake, "intercom": _serve_intercom}
 
 if __name__ == "__main__":
+    collect_garbage_rarely()  # as the daemon does that is measured beside it
     with suppress(KeyboardInterrupt):
         asyncio.run(SERVERS[sys.argv[1]]())

@@ -235,12 +235,20 @@ class Gate:
         """Calls that a window of 10 s may have."""
         return self._pace.limit
 
-    async def call(self, request: Request, user: str, *, optional: bool = False) -> Answer:
+    async def call(
+        self,
+        request: Request,
+        user: str,
+        *,
+        optional: bool = False,
+        places: asyncio.Semaphore | None = None,
+    ) -> Answer:
         """Return the answer that concerns this call alone: 2xx, or a 4xx that is its own.
 
         Waits as long as it takes where everybody has to wait. Cancelled, the call may or may not
         have been done. ``optional``: deliveries can do without it, so that a scope which the token
-        lacks for it (403) is this call's own business.
+        lacks for it (403) is this call's own business. ``places``: the call takes one of these as
+        it goes out, and keeps it when it is answered; it has none while it is only tried again.
 
         Raises:
             ParkUser: this user's calls fail and other users' do not.
@@ -248,7 +256,8 @@ class Gate:
         """
         while True:
             borrower = object()
-            await self._take_slot(borrower)
+            await self._take_slot(borrower, places)
+            meaning = Meaning.FAILED
             try:
                 probe = await self._leave(user)
                 self._pace.sent += 1
@@ -259,6 +268,8 @@ class Gate:
                 self._learn(back, meaning, user, number, probe=probe is not Probe.NO)
             finally:
                 self._slots.release_on_behalf_of(borrower)
+                if places is not None and meaning is not Meaning.ANSWERED:
+                    places.release()
             if isinstance(outcome, Failure):
                 if probe is Probe.VOUCHED and outcome.status:
                     raise ParkUser(outcome)
@@ -267,12 +278,19 @@ class Gate:
             elif meaning is Meaning.ANSWERED:
                 return outcome
 
-    async def _take_slot(self, borrower: object) -> None:
+    async def _take_slot(self, borrower: object, places: asyncio.Semaphore | None) -> None:
         """Take one of the calls that may be out at once; wait for one only where there is none."""
+        if places is not None:
+            await places.acquire()
         try:
-            self._slots.acquire_on_behalf_of_nowait(borrower)
-        except anyio.WouldBlock:
-            await self._slots.acquire_on_behalf_of(borrower)
+            try:
+                self._slots.acquire_on_behalf_of_nowait(borrower)
+            except anyio.WouldBlock:
+                await self._slots.acquire_on_behalf_of(borrower)
+        except BaseException:
+            if places is not None:
+                places.release()
+            raise
 
     def close(self) -> None:
         """Let no more calls leave; those that are out are finished."""

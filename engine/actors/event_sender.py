@@ -6,7 +6,7 @@ from typing import Literal
 
 from engine.actor import Actor
 from engine.contacts import Contacts
-from engine.envelope import Envelope
+from engine.envelope import Envelope, Record
 from engine.errors import DeadLetter, Failure, ParkUser
 from engine.event_names import EventNames
 from engine.gate import Gate, GateClosed
@@ -68,7 +68,6 @@ class EventSender(Actor[list[Envelope], None]):
 
     async def _handle(self, envelope: Envelope, event: bytes) -> None:
         record = envelope.record
-        await self._feed.begin(record)
         if self._feed.is_halted(record.user_key):
             await self._feed.release(record)
             return
@@ -90,14 +89,22 @@ class EventSender(Actor[list[Envelope], None]):
             return Failure(
                 "event_type_limit", message=f"refused before, not tried again yet: {name}"
             )
-        refusal = refusal_of(await self._gate.call(intercom.send_event(event), user))
+        refusal = await self._call(envelope.record, event)
         may_create = self._unknown_user == "create" or envelope.record.may_create
         if refusal and refusal.reason == "user_not_found" and may_create:
             created = await self._contacts.ensure(envelope.plan.identity)
             await self._spool.remember(user, created.contact)
-            refusal = refusal_of(await self._gate.call(intercom.send_event(event), user))
+            refusal = await self._call(envelope.record, event)
         if refusal and refusal.reason == "event_type_limit":
             self._names.refuse(name)
+        return refusal
+
+    async def _call(self, record: Record, event: bytes) -> Failure | None:
+        """Make the call. One that is delivered keeps its place until it is settled."""
+        request, places = intercom.send_event(event), self._feed.places
+        refusal = refusal_of(await self._gate.call(request, record.user_key, places=places))
+        if refusal is not None:
+            places.release()
         return refusal
 
     async def _settle(self, envelope: Envelope, refusal: Failure | None) -> None:

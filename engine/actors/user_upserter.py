@@ -21,7 +21,7 @@ class UserUpserter(Actor[list[Envelope], list[Envelope]]):
 
     What needs no contact written is passed on at once, all that waits of it. The outbox has no
     buffer, so a send returns when the event sender is done with all before it. An empty list is
-    sent for just that: no contact is written while an earlier event is still out.
+    sent for just that: no contact is written while an earlier event is still out, or not settled.
 
     Updates of one user that wait without an event of that user between them become one write.
     """
@@ -67,6 +67,7 @@ class UserUpserter(Actor[list[Envelope], list[Envelope]]):
 
     async def _bring_up_to_date(self, envelope: Envelope) -> None:
         await self.pass_on([])
+        await self._feed.caught_up(envelope.record.user_key)
         if await self._update(envelope):
             await self.pass_on([envelope])
 

@@ -9,12 +9,18 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 
-from engine.errors import SpoolError
 from engine.spool.rows import Append, Appended
 from engine.spool.store import Store
 from engine.spool.writer import Writer
+
+MOST_TOGETHER = 64
+"""Batches of one job, which succeeds or fails as a whole."""
+
+SINGLY = 64
+"""Jobs that take one batch each after a failure: whose fault it was is not known."""
 
 Waiting = tuple[Append, asyncio.Future[Appended] | None]
 
@@ -26,6 +32,7 @@ class Appends:
         self._writer = writer
         self._now_ms = now_ms
         self._waiting: deque[Waiting] = deque()
+        self._singly = 0
         self._asked = False
         """Whether a job is submitted that has not begun: it takes what is put until then."""
 
@@ -44,34 +51,63 @@ class Appends:
 
     def _queue(self, waiting: Waiting) -> None:
         self._waiting.append(waiting)
-        if self._asked:
+        self._ask()
+
+    def _ask(self) -> None:
+        if self._asked or not self._waiting:
             return
         self._asked = True
+        job = _Job(self._take, self._now_ms)
+        self._writer.submit(job).add_done_callback(lambda done: self._answer(job, done))
+
+    def _take(self) -> list[Waiting]:
+        """Take what waits; called in the writer's thread."""
+        self._asked = False  # first: who puts something after this asks anew
+        return self._first(1 if self._singly else MOST_TOGETHER)
+
+    def _first(self, most: int) -> list[Waiting]:
         taken: list[Waiting] = []
+        with suppress(IndexError):  # whoever else takes, each is taken once
+            while len(taken) < most:
+                taken.append(self._waiting.popleft())
+        return taken
 
-        def job(store: Store) -> list[Appended | SpoolError]:
-            self._asked = False  # first: who puts something after this asks anew
-            self._take(taken)
-            return store.append([batch for batch, _ in taken], self._now_ms())
-
-        self._writer.submit(job).add_done_callback(lambda done: self._answer(taken, done))
-
-    def _take(self, taken: list[Waiting]) -> None:
-        while self._waiting:
-            taken.append(self._waiting.popleft())
-
-    def _answer(
-        self, taken: list[Waiting], done: asyncio.Future[list[Appended | SpoolError]]
-    ) -> None:
+    def _answer(self, job: _Job, done: asyncio.Future[Sequence[Appended | BaseException]]) -> None:
+        """Hand the results out, and ask for what is left."""
         error = done.exception()
-        if error is not None:  # the job may not have run at all
-            self._asked = False
-            self._take(taken)
-        results = done.result() if error is None else [error] * len(taken)
-        for (_, future), result in zip(taken, results, strict=True):
-            if future is None or future.done():
-                continue
-            if isinstance(result, Appended):
-                future.set_result(result)
-            else:
-                future.set_exception(result)
+        if error is None:
+            self._singly = max(0, self._singly - 1)
+            _resolve(job.taken, done.result())
+        else:
+            self._singly = SINGLY
+            if not job.ran:  # nor will others, as long as there is this trouble
+                self._asked = False
+                job.taken = self._first(len(self._waiting))
+            _resolve(job.taken, [error] * len(job.taken))
+        self._ask()
+
+
+class _Job:
+    """Appends what it takes, and the same where the transaction is run again."""
+
+    def __init__(self, take: Callable[[], list[Waiting]], now_ms: Callable[[], int]) -> None:
+        self._take = take
+        self._now_ms = now_ms
+        self.taken: list[Waiting] = []
+        self.ran = False
+
+    def __call__(self, store: Store) -> Sequence[Appended | BaseException]:
+        if not self.ran:
+            self.ran = True
+            self.taken = self._take()
+        return store.append([batch for batch, _ in self.taken], self._now_ms())
+
+
+def _resolve(taken: Sequence[Waiting], results: Sequence[Appended | BaseException]) -> None:
+    for (_, future), result in zip(taken, results, strict=True):
+        if future is None or future.done():
+            continue
+        if isinstance(result, Appended):
+            future.set_result(result)
+        else:
+            future.set_exception(result)

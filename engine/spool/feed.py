@@ -90,10 +90,11 @@ class Feed:
         self._changed = asyncio.Event()
         self._progress = asyncio.Event()
         self._last_id = 0
-        self._places = asyncio.Semaphore(max_in_flight)
+        self.places = asyncio.Semaphore(max_in_flight)
+        """One for each event that is out, or answered and not settled."""
         self._many = (max_in_flight + 1) // 2
-        self._under_way: set[int] = set()
         self._answered: list[Record] = []
+        self._unsettled: Counter[str] = Counter()
         self._to_settle = asyncio.Event()
         self._are_many = asyncio.Event()
         self._short_of_room = True
@@ -250,18 +251,27 @@ class Feed:
         """Return whether this user's loaded records must come back unsent."""
         return user in self._halted or self._stopping
 
-    async def begin(self, record: Record) -> None:
-        """Count an event as under way until it is settled; wait while as many are as may be."""
-        await self._places.acquire()
-        self._under_way.add(record.id)
-
     def deliver(self, record: Record) -> None:
-        """Settle as delivered, a little later, together with what else is answered by then."""
+        """Settle as delivered, a little later, together with what else is answered by then.
+
+        The record has one of ``places``, which is free again when it is settled.
+        """
         self._note_latency(record)
         self._answered.append(record)
+        self._unsettled[record.user_key] += 1
         self._to_settle.set()
         if len(self._answered) >= self._many:
             self._are_many.set()
+
+    async def caught_up(self, user: str) -> None:
+        """Wait until all that this user was delivered is settled.
+
+        What is on disk of a user must not be ahead of that: after a crash it would come again, and
+        undo what came later.
+        """
+        while user in self._unsettled:
+            self._are_many.set()
+            await self._progress.wait()
 
     async def _settle_answered(self, tasks: TaskGroup) -> None:
         """Settle what is answered, until nothing is left to be; cancelled, what is answered.
@@ -285,14 +295,22 @@ class Feed:
                     for record in records:
                         tasks.start_soon(self._settle_alone, record)
                 else:
-                    self._let_go(*records)
+                    self._let_go_delivered(records)
         finally:
             if self._answered:
                 self._writer.submit(_delivery_of(self._answered))
 
     async def _settle_alone(self, record: Record) -> None:
         await self.persist(_delivery_of([record]))
-        self._let_go(record)
+        self._let_go_delivered([record])
+
+    def _let_go_delivered(self, records: Sequence[Record]) -> None:
+        for record in records:
+            self.places.release()
+            self._unsettled[record.user_key] -= 1
+            if not self._unsettled[record.user_key]:
+                del self._unsettled[record.user_key]
+        self._let_go(*records)
 
     async def settle_update(
         self, records: Sequence[Record], contact: Contact, *, delivered: bool
@@ -357,6 +375,7 @@ class Feed:
             self._halted.discard(record.user_key)
             await self.bury(record, failure)
             return False
+        await self.caught_up(record.user_key)
         await self.persist(lambda store: self._park(store, record, failure, last))
         if last:
             self._log_dead(record, failure)
@@ -387,9 +406,6 @@ class Feed:
         for record in records:
             user = record.user_key
             self._loaded_bytes -= len(record.raw)
-            if record.id in self._under_way:
-                self._under_way.discard(record.id)
-                self._places.release()
             self._loaded[user] -= 1
             if self._loaded[user] <= 0:
                 del self._loaded[user]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 
-from engine.spool.rows import Keyed, insert_many
+from engine.spool.rows import Append, DeadRow, Keyed, Row, insert_many
 
 PRUNE_FACTOR = 2
 """Outlived ids that a transaction clears away for each that it adds."""
@@ -20,29 +20,36 @@ class Seen:
         self._added = 0
         self._now_ms = 0
 
-    def new_of(self, batches: Sequence[Sequence[Keyed]], now_ms: int) -> Sequence[Sequence[Keyed]]:
-        """Return the rows of each batch whose insert key is new within the window; remember these.
+    def new_of(
+        self, batches: Sequence[Append], now_ms: int
+    ) -> Sequence[tuple[Sequence[Row], Sequence[DeadRow]]]:
+        """Return what of each batch is new within the window, by insert keys; remember these.
 
         The usual case, all of them new, is one statement; only else are they looked at singly.
         """
         keys = [
             (row.insert_key, now_ms)
-            for rows in batches
+            for batch in batches
+            for rows in (batch.rows, batch.dead)
             for row in rows
             if row.insert_key is not None
         ]
+        everything = [(batch.rows, batch.dead) for batch in batches]
         if not keys:
-            return batches
+            return everything
         self._added, self._now_ms = self._added + len(keys), now_ms
         (last,) = self._db.execute("SELECT max(id) FROM seen").fetchone()
         if insert_many(self._db, "INSERT OR IGNORE INTO seen (key, at_ms)", 2, keys) == len(keys):
-            return batches
-        new = {
-            key for (key,) in self._db.execute("SELECT key FROM seen WHERE id > ?", (last or 0,))
-        }
+            return everything
+        found = self._db.execute("SELECT key FROM seen WHERE id > ?", (last or 0,))
+        new = {key for (key,) in found}
         return [
-            [row for row in rows if self._is_new(row.insert_key, new, now_ms)] for rows in batches
+            (self._new(rows, new, now_ms), self._new(dead, new, now_ms))
+            for rows, dead in everything
         ]
+
+    def _new(self, rows: Sequence[Keyed], new: set[bytes], now_ms: int) -> Sequence[Keyed]:
+        return [row for row in rows if self._is_new(row.insert_key, new, now_ms)]
 
     def _is_new(self, key: bytes | None, new: set[bytes], now_ms: int) -> bool:
         if key is None:

@@ -14,7 +14,6 @@ import sqlite3
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
-from itertools import chain
 from typing import Any
 
 import msgspec
@@ -235,13 +234,13 @@ class Store:
         """
         refusals = [self._refusal(batch) for batch in batches]
         taken = [b for b, refusal in zip(batches, refusals, strict=True) if refusal is None]
-        rows = self.seen.new_of([batch.rows for batch in taken], now_ms)
-        dead = self.seen.new_of([batch.dead for batch in taken], now_ms)
-        if new := list(chain.from_iterable(rows)):
-            self._insert_records(new, now_ms)
-        for letter in chain.from_iterable(dead):
-            self._bury_unread(letter, now_ms)
-        appended = iter([self._count(*one) for one in zip(taken, rows, dead, strict=True)])
+        new = self.seen.new_of(taken, now_ms)
+        if records := [row for rows, _ in new for row in rows]:
+            self._insert_records(records, now_ms)
+        for _, dead in new:
+            for letter in dead:
+                self._bury_unread(letter, now_ms)
+        appended = iter([self._count(batch, *of) for batch, of in zip(taken, new, strict=True)])
         return [next(appended) if refusal is None else refusal for refusal in refusals]
 
     def _refusal(self, batch: Append) -> SpoolError | None:

@@ -197,8 +197,10 @@ class SpoolMachine(RuleBasedStateMachine):
         self.store.begin()
         got = self.store.append(appends, self.now_ms)
         self.store.commit()
-        kept_of = [[row for row in one.rows if self._is_new(row.insert_key)] for one in appends]
-        dead_of = [[row for row in one.dead if self._is_new(row.insert_key)] for one in appends]
+        kept_of, dead_of = [], []
+        for one in appends:
+            kept_of.append([row for row in one.rows if self._is_new(row.insert_key)])
+            dead_of.append([row for row in one.dead if self._is_new(row.insert_key)])
         counts = self.model.counts
         for one, rows, dead, done in zip(appends, kept_of, dead_of, got, strict=True):
             duplicates = len(one.rows) + len(one.dead) - len(rows) - len(dead)

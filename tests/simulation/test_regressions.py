@@ -43,6 +43,55 @@ async def deliver(engine: Engine, *events: dict[str, Any]) -> None:
         await engine.settled()
 
 
+def test_an_update_is_not_on_disk_before_an_earlier_event_of_its_user(tmp_path: Path) -> None:
+    """Else a kill in between would bring the earlier one again, and undo the update."""
+
+    async def steps(engine: Engine, local: Sandbox) -> None:
+        local.add_contact(external_id=USER)
+        await deliver(engine, simulation.identify(USER, 0, {"$set": {"plan": "none"}}))
+        earlier = simulation.event(USER, 1, user_properties={"$set": {"plan": "free"}})
+        later = simulation.identify(USER, 2, {"$set": {"plan": "paid"}})
+        await engine.submit([earlier, later], api_key=simulation.API_KEY)
+        spool = engine.pipelines["simulated"].spool
+        looks = 0
+        while spool.counters["pending"]:
+            contact = await spool.contact(USER)
+            waiting = await spool.do(lambda store: store.recount()["pending"])
+            if contact is not None and contact.properties["plan"] == "paid":
+                assert waiting == 0
+            looks += 1
+            await anyio.sleep(0.0005)
+        assert looks > 20
+
+    users = {"properties": ["plan"], "trigger": "any_update"}
+    play(tmp_path, steps, sandbox={"latency_s": 0.005}, users=users)
+
+
+@pytest.mark.parametrize("failing", [8, 12])
+def test_users_whose_calls_fail_keep_no_place_from_others(tmp_path: Path, failing: int) -> None:
+    """However few calls may be out: a call that is only tried again is not one of them."""
+    well = [f"well-{n}" for n in range(20)]
+
+    async def steps(engine: Engine, local: Sandbox) -> None:
+        for user in well[10:]:
+            local.add_contact(external_id=user)
+        sick = [simulation.event(f"sick-{n}", 1) for n in range(failing)]
+        await engine.submit(
+            [*sick, *(simulation.event(user, 1) for user in well)], api_key=simulation.API_KEY
+        )
+        await anyio.sleep(30)
+        assert {event.name for event in local.events} == {"Purchase"}
+        assert len(local.events) == len(well)
+
+    play(
+        tmp_path,
+        steps,
+        sandbox={"latency_s": 0.05, "faults": [Fault("status", contains="sick", status=500)]},
+        intercom={"access_token": "simulated-token", "max_in_flight": 8},
+        events=ANY | {"unknown_user": "create"},
+    )
+
+
 def add(n: int) -> dict[str, Any]:
     return simulation.identify(USER, n, {"$add": {"visits": 1}})
 

@@ -143,11 +143,11 @@ class Rig:
 
     async def _one(self, record: Record) -> None:
         user = record.user_key
-        await self.feed.begin(record)
         if self.feed.is_halted(user):
             self.out.discard(record.id)
             await self.feed.release(record)
             return
+        await self.feed.places.acquire()
         delay_s = self.call_s()
         if delay_s:
             await anyio.sleep(delay_s)
@@ -155,6 +155,8 @@ class Rig:
         self.called_at_s.setdefault(user, []).append(current().now_s)
         refusal = self.answer(record)
         self.out.discard(record.id)
+        if refusal is not None:
+            self.feed.places.release()
         if refusal is None:
             self.delivered.setdefault(user, []).append(record.id)
             self.at_s[record.id] = current().now_s

@@ -1,0 +1,102 @@
+"""Batches that go in together: none forgotten, none twice, in order, and no thread ahead."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from engine.envelope import Kind
+from engine.errors import SpoolError
+from engine.spool.appends import Appends
+from engine.spool.database import Database
+from engine.spool.rows import Append, Appended, Row
+from engine.spool.schema import connect
+from engine.spool.store import Store
+from engine.spool.writer import ThreadWriter
+from support.spools import database_of
+
+
+def batch(*users: str) -> Append:
+    return Append(len(users), [Row(Kind.EVENT, u, b"{}", None) for u in users], [], Counter())
+
+
+class SlowStore(Store):
+    """Notes how many batches come together; breaks at a user called ``bad``."""
+
+    calls: list[int]
+    gate: threading.Event
+
+    def append(self, batches: Sequence[Append], now_ms: int) -> list[Appended | SpoolError]:
+        self.gate.wait(10)
+        self.calls.append(len(batches))
+        if any(row.user_key == "bad" for one in batches for row in one.rows):
+            raise ValueError("bad")
+        return super().append(batches, now_ms)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> SlowStore:
+    slow = SlowStore(connect(tmp_path / "s.db"), max_bytes=1 << 30, window_ms=1_000)
+    slow.calls, slow.gate = [], threading.Event()
+    return slow
+
+
+def users_of(database: Database) -> list[str]:
+    rows = database.store._db.execute("SELECT user_key FROM records ORDER BY id")
+    return [user for (user,) in rows]
+
+
+async def settled(futures: Sequence[asyncio.Future[Appended]]) -> list[Appended | BaseException]:
+    return await asyncio.gather(*futures, return_exceptions=True)
+
+
+async def test_what_waits_goes_in_as_one_and_in_order(store: SlowStore) -> None:
+    database = database_of(store)
+    writer = ThreadWriter(database, "test")
+    appends = Appends(writer, lambda: 1)
+    users = [f"user-{n}" for n in range(100)]
+    futures = [appends.put(batch(user)) for user in users]
+    appends.count(Append(5, [], [], Counter({"not_selected": 5})))
+    store.gate.set()
+    assert await settled(futures) == [Appended(1, 0, 0)] * 100
+    assert len(store.calls) <= 3
+    await writer.submit(lambda s: None)
+    assert users_of(database) == users
+    assert store.counters["received"] == 105
+    await writer.close()
+
+
+async def test_after_a_fault_batches_go_in_one_by_one(store: SlowStore) -> None:
+    database = database_of(store)
+    writer = ThreadWriter(database, "test")
+    appends = Appends(writer, lambda: 1)
+    store.gate.set()
+    first = await settled([appends.put(batch(user)) for user in ("ann", "bad", "cid")])
+    assert isinstance(first[1], ValueError)
+    again = await settled([appends.put(batch(user)) for user in ("ann", "bad", "cid")])
+    assert [type(one) for one in again] == [Appended, ValueError, Appended]
+    await writer.close()
+
+
+async def test_jobs_that_never_run_refuse_what_waits(store: SlowStore) -> None:
+    class Refusing:
+        """As a writer whose disk has failed."""
+
+        def submit(self, job: object) -> asyncio.Future[object]:
+            future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+            asyncio.get_running_loop().call_soon(
+                future.set_exception, SpoolError("spool_failing", "no disk")
+            )
+            return future
+
+        async def close(self) -> None: ...
+
+    appends = Appends(Refusing(), lambda: 1)  # type: ignore[arg-type]
+    for _ in range(2):
+        refused = await settled([appends.put(batch("ann")) for _ in range(3)])
+        assert [type(one) for one in refused] == [SpoolError] * 3
