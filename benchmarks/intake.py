@@ -105,7 +105,7 @@ def _per_s(count: int, started: float) -> float:
 
 def filtering(seed: int, *, smoke: bool) -> list[Result]:
     """``forward`` of a file of which nothing is selected."""
-    count, rounds = (40_000, 3) if smoke else (300_000, 5)
+    count, rounds = (40_000, 3) if smoke else (600_000, 4)
     with tempfile.TemporaryDirectory() as name:
         folder, path = Path(name), Path(name) / "events.jsonl"
         events.write_lines(path, events.events(count, seed, events.UNSELECTED))
