@@ -13,9 +13,12 @@ Rules
    and it is not woken before the last of them is back.
 5. What is loaded is bounded, in records and in bytes, whatever waits on disk.
 
-Only ``run`` loads. Lanes call the settling methods; each returns when the change is durable, so a
-lane's next call cannot overtake the settling of its last one. Delivered events alone are settled a
-little later, many in one commit. A crash repeats them, so they count as under way until they are.
+6. Delivered events are settled a little later, many in one commit. A crash brings them again, so
+   each keeps its place among the calls in flight until then; and before a contact is written or a
+   user parked, all that the user was delivered is settled (``caught_up``).
+
+Only ``run`` loads. Lanes call the settling methods; all but ``deliver`` return when the change is
+durable, so a lane's next call cannot overtake the settling of its last one.
 """
 
 from __future__ import annotations
