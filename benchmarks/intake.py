@@ -161,7 +161,7 @@ def over_http(seed: int, *, smoke: bool) -> list[Result]:
 
 
 def _over_http(name: str, size: int, seed: int, *, smoke: bool) -> Result:
-    seconds, rounds = (0.7, 2) if smoke else (2.5, 4)
+    seconds, rounds = (0.5, 2) if smoke else (2.5, 4)
     bodies = [
         b'{"api_key":"%s","events":[%s]}' % (events.API_KEY.encode(), b",".join(part))
         for part in _parts(_unidentified(20_000, seed), size)

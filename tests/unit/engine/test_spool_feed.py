@@ -273,7 +273,7 @@ def lives_of(seed: int, folder: Path) -> None:
     assert finished
 
 
-@pytest.mark.parametrize("first", range(0, 160, 20))
+@pytest.mark.parametrize("first", range(0, 100, 20))
 def test_each_users_records_are_delivered_in_the_order_of_acceptance(
     first: int, tmp_path: Path
 ) -> None:
