@@ -255,19 +255,12 @@ class Gate:
             GateClosed: the gate was closed before the call left.
         """
         while True:
-            borrower = object()
-            await self._take_slot(borrower, places)
+            if places is not None:
+                await places.acquire()
             meaning = Meaning.FAILED
             try:
-                probe = await self._leave(user)
-                self._pace.sent += 1
-                number = self._pace.sent
-                back = await self._send(request)
-                outcome = back.outcome
-                meaning = _meaning_of(outcome, optional=optional)
-                self._learn(back, meaning, user, number, probe=probe is not Probe.NO)
+                outcome, meaning, probe = await self._try(request, user, optional=optional)
             finally:
-                self._slots.release_on_behalf_of(borrower)
                 if places is not None and meaning is not Meaning.ANSWERED:
                     places.release()
             if isinstance(outcome, Failure):
@@ -278,19 +271,29 @@ class Gate:
             elif meaning is Meaning.ANSWERED:
                 return outcome
 
-    async def _take_slot(self, borrower: object, places: asyncio.Semaphore | None) -> None:
-        """Take one of the calls that may be out at once; wait for one only where there is none."""
-        if places is not None:
-            await places.acquire()
+    async def _try(
+        self, request: Request, user: str, *, optional: bool
+    ) -> tuple[Answer | Failure, Meaning, Probe]:
+        """Make the call once, when there is a slot and it may leave; learn from what comes back."""
+        borrower = object()
+        await self._take_slot(borrower)
         try:
-            try:
-                self._slots.acquire_on_behalf_of_nowait(borrower)
-            except anyio.WouldBlock:
-                await self._slots.acquire_on_behalf_of(borrower)
-        except BaseException:
-            if places is not None:
-                places.release()
-            raise
+            probe = await self._leave(user)
+            self._pace.sent += 1
+            number = self._pace.sent
+            back = await self._send(request)
+            meaning = _meaning_of(back.outcome, optional=optional)
+            self._learn(back, meaning, user, number, probe=probe is not Probe.NO)
+            return back.outcome, meaning, probe
+        finally:
+            self._slots.release_on_behalf_of(borrower)
+
+    async def _take_slot(self, borrower: object) -> None:
+        """Take one of the calls that may be out at once; wait for one only where there is none."""
+        try:
+            self._slots.acquire_on_behalf_of_nowait(borrower)
+        except anyio.WouldBlock:
+            await self._slots.acquire_on_behalf_of(borrower)
 
     def close(self) -> None:
         """Let no more calls leave; those that are out are finished."""

@@ -65,6 +65,7 @@ class Rig:
         *,
         read_ahead: int = 64,
         max_in_flight: int = 64,
+        attempts: int = 5,
         seed: int = 0,
         late: bool = False,
     ) -> None:
@@ -79,7 +80,7 @@ class Rig:
             self.writer,
             read_ahead=read_ahead,
             max_in_flight=max_in_flight,
-            attempts=5,
+            attempts=attempts,
             window_s=HOUR_S,
             now_ms=lambda: current().wall_ms(),
             jitter=self.chance.random,
@@ -691,3 +692,24 @@ async def test_what_is_answered_is_settled_when_delivery_is_cancelled(tmp_path: 
     with anyio.move_on_after(0.01):
         await rig.deliver(lambda: anyio.sleep(1))
     assert rig.pending == 1
+
+
+@in_virtual_time
+async def test_what_was_delivered_is_not_buried_with_what_expires(tmp_path: Path) -> None:
+    """A crowded user's event is answered, and the next turns out to be of nobody, at once."""
+    rig = Rig(tmp_path / "s.db", attempts=1)
+    rig.append(*["ann"] * (PER_USER + 8))
+    ids = ids_of(rig, "ann")
+    last, unknown = ids[PER_USER], ids[PER_USER + 1]
+    rig.answer = lambda record: UNKNOWN if record.id >= unknown else None
+    rig.call_s = lambda: 2 * HOUR_S if rig.calls["ann"] == PER_USER - 1 else 0.001
+    dead: dict[int, str] = {}
+
+    async def until() -> None:
+        await rig.settled()
+        dead.update(rig.dead())
+
+    await rig.deliver(until)
+    assert rig.delivered["ann"][-1] == last
+    assert set(dead) == set(ids[PER_USER + 1 :])
+    assert rig.store.counters["delivered"] == PER_USER + 1
