@@ -36,7 +36,7 @@ from engine.money import is_exact, money
 from engine.selection import dig
 from engine.user_properties import select, split
 from transports import amplitude
-from transports.amplitude import Content
+from transports.amplitude import Content, in_milliseconds
 
 NAMES_KEPT: Final = 1_024
 """Event names of which it is remembered how they are sent."""
@@ -376,18 +376,6 @@ def _is_acceptable(identity: Identity) -> bool:
         return True
     local, at, domain = value.rpartition("@")
     return bool(local and at and domain) and " " not in value
-
-
-def in_milliseconds(time: int) -> int:
-    """Return a time in milliseconds that may be in seconds, micro- or nanoseconds, by its size.
-
-    As milliseconds, anything from 1973 to 5138 is taken as it is.
-    """
-    if 10**8 <= time < 10**11:
-        return time * 1000
-    while time >= 10**14:
-        time //= 1000
-    return time
 
 
 def _digits(value: int) -> str:

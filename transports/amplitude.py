@@ -200,7 +200,7 @@ def check_id(field: str, value: str | None, min_id_length: int) -> BadEvent | No
 def check_time(head: Head) -> BadEvent | None:
     """Return what is wrong with an event's time, in whatever dialect it is written, or None."""
     written = head.written_time
-    if written is None or type(written) is int:
+    if written is None:
         return None
     try:
         parse_time(written)
@@ -286,7 +286,8 @@ def decode_content(raw: bytes) -> Content:
         raise ValueError(bad.message) from None
     if type(content.event_type) is not str:
         content.event_type = str(content.event_type or "")
-    if type(content.time_ms) is not int:
+    time = content.time_ms
+    if type(time) is not int or not -MAX_TIME < time < MAX_TIME:
         content.time_ms = _time_of_content(content)
     if type(content.event_properties) is not dict:
         content.event_properties = {}
@@ -337,25 +338,62 @@ def _normalize(fields: dict[str, Any], time_ms: int | None) -> None:
 def parse_time(value: Any) -> int:
     """Return Unix milliseconds of a time as Amplitude's dialects write it.
 
-    Whole milliseconds, or text: ``2020-11-24 09:59:55.977000``, ``T`` or space, 0 to 6 fraction
-    digits, ``Z`` or an offset, none of them meaning UTC (Export API page; real files).
+    A whole number, or its digits as text, in milliseconds, seconds, micro- or nanoseconds, which
+    its size tells apart (``in_milliseconds``). Or a date as text: ``2020-11-24 09:59:55.977000``,
+    ``T`` or space, 0 to 6 fraction digits, ``Z`` or an offset, none of them meaning UTC (Export API
+    page; real files). A leap second, ``23:59:60``, is the second after it.
 
     Raises:
         ValueError: anything else.
     """
     if isinstance(value, int) and not isinstance(value, bool):
-        return value
+        return in_milliseconds(value)
     if isinstance(value, float) and value.is_integer():
-        return int(value)
+        return in_milliseconds(int(value))
     if isinstance(value, str):
-        try:
-            moment = dt.datetime.fromisoformat(value.strip())
-        except ValueError:
-            raise ValueError(f"not a time: {value[:40]!r}") from None
-        if moment.tzinfo is None:
-            moment = moment.replace(tzinfo=dt.UTC)
-        return (moment - _EPOCH) // _MILLISECOND
+        text = value.strip()
+        return in_milliseconds(int(text)) if _NUMBER.fullmatch(text) else _parse_date(text)
     raise ValueError(f"not a time: {_kind(value)}")
+
+
+_NUMBER: Final = re.compile(r"-?(?:[0-9]{1,7}|[0-9]{9,20})")
+"""A number as text; eight digits are a date without its dashes."""
+
+_DATE: Final = re.compile(r"[0-9]{8}|[0-9]{4}-.{1,60}", re.DOTALL)
+
+_LEAP_SECOND: Final = re.compile(r"(?<=[0-9]{2}:[0-9]{2}:)60")
+
+
+def _parse_date(text: str) -> int:
+    before, leaps = _LEAP_SECOND.subn("59", text, count=1) if _DATE.fullmatch(text) else ("", 0)
+    try:
+        moment = dt.datetime.fromisoformat(before)
+    except ValueError:
+        raise ValueError(f"not a time: {text[:40]!r}") from None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=dt.UTC)
+    return (moment - _EPOCH) // _MILLISECOND + 1000 * leaps
+
+
+MAX_TIME: Final = 10**20
+"""Numbers from here on are no time in any unit."""
+
+
+def in_milliseconds(time: int) -> int:
+    """Return a time in milliseconds that may be in seconds, micro- or nanoseconds, by its size.
+
+    As milliseconds, anything from 1973 to 5138 is taken as it is.
+
+    Raises:
+        ValueError: it is beyond all of these.
+    """
+    if abs(time) >= MAX_TIME:
+        raise ValueError("not a time: a number of too many digits")
+    if 10**8 <= time < 10**11:
+        return time * 1000
+    while time >= 10**14:
+        time //= 1000
+    return time
 
 
 _EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)

@@ -123,16 +123,33 @@ def test_what_cannot_be_decoded_raises_one_kind_of_error(line: bytes) -> None:
         ("2020-11-24T11:59:55.977+02:00", 1_606_211_995_977),
         ("2020-11-24 09:59:55", 1_606_211_995_000),
         ("0001-01-01T00:00:00+23:59", -62_135_683_140_000),
+        ("1712123100345", 1_712_123_100_345),
+        (" 1712123100345 ", 1_712_123_100_345),
+        ("1712123100", 1_712_123_100_000),
+        (1_712_123_100, 1_712_123_100_000),
+        (1_712_123_100_345_678, 1_712_123_100_345),
+        ("20240403", 1_712_102_400_000),
+        ("1971-01-01T00:00:00Z", 31_536_000_000),
+        ("2016-12-31T23:59:60Z", 1_483_228_800_000),
+        ("2016-12-31 23:59:60.500", 1_483_228_800_500),
     ],
 )
 def test_a_time_is_read_in_every_dialect(written: Any, ms: int) -> None:
     assert parse_time(written) == ms
 
 
-@pytest.mark.parametrize("written", [None, True, 1.5, "", "soon", [], {}])
+@pytest.mark.parametrize(
+    "written",
+    [None, True, 1.5, "", "soon", [], {}, "1" * 21, "9" * 5_000, 10**20, 1e300],
+)
 def test_what_is_no_time_is_refused(written: Any) -> None:
     with pytest.raises(ValueError, match=r"."):
         parse_time(written)
+
+
+def test_a_number_of_5_000_digits_is_no_time() -> None:
+    with pytest.raises(ValueError, match="too many digits"):
+        parse_time(10**4_999)
 
 
 @pytest.mark.parametrize(
