@@ -15,12 +15,23 @@ class TransportError(Exception):
 class NoAnswer(TransportError):
     """No whole answer arrived: refused, reset, timed out or cut off half way.
 
-    ``cause`` is one of ``refused``, ``reset``, ``timeout``, ``incomplete``.
+    ``cause`` is one of ``CAUSES``, ``detail`` what the operating system said.
     """
 
     def __init__(self, cause: str, detail: str = "") -> None:
-        super().__init__(f"{cause}: {detail}" if detail else cause)
+        super().__init__(f"{CAUSES[cause]} ({detail})" if detail else CAUSES[cause])
         self.cause = cause
+
+
+CAUSES = {
+    "unresolved": "the host name cannot be resolved",
+    "refused": "nothing listens there",
+    "untrusted": "no encrypted connection: the certificate or protocol does not fit",
+    "timeout": "no answer in time",
+    "reset": "the connection broke before an answer came",
+    "incomplete": "the answer was cut off",
+}
+"""Why a call has no answer: the closed set, in words."""
 
 
 class Refused(TransportError):

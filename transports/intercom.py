@@ -7,6 +7,7 @@ shape is a wire to Intercom; ``transports.sandbox`` has another one, without soc
 from __future__ import annotations
 
 import re
+import ssl
 from collections.abc import Mapping
 from typing import Any, Final, Protocol, Self
 from urllib.parse import quote
@@ -32,12 +33,20 @@ MAX_ANSWER_BYTES: Final = 4 * 1024 * 1024
 """An answer longer than this counts as cut off: no documented answer comes near it."""
 
 
+MAX_CONTACT_ID: Final = 64
+"""Longest contact id that is believed; Intercom's have 24 hexadecimal digits (recordings)."""
+
+
 class Request(msgspec.Struct, frozen=True):
     """One call: ``path`` begins with a slash, ``body`` is JSON bytes or None."""
 
     method: str
     path: str
     body: bytes | None = None
+
+
+MAX_SAID: Final = 2_048
+"""Characters of an error's message that are kept: dead letters, logs and pages show them."""
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -140,13 +149,18 @@ def parse_error(answer: Answer) -> ApiError:
     try:
         parsed = _error_list.decode(answer.body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return ApiError(request_id=header_id)
+        return ApiError(request_id=as_text(header_id))
     first = parsed.errors[0] if parsed.errors else _Error()
     return ApiError(
-        code=first.code or first.type or "",
-        message=first.message or "",
-        request_id=parsed.request_id or header_id,
+        code=as_text(first.code or first.type or ""),
+        message=as_text(first.message or ""),
+        request_id=as_text(parsed.request_id or header_id),
     )
+
+
+def as_text(said: str) -> str:
+    """Return what an answer says, as text of bounded length: header bytes need not be UTF-8."""
+    return said[:MAX_SAID].encode("utf-8", "backslashreplace").decode()
 
 
 def parse_rate(headers: Mapping[str, str]) -> RateHeaders:
@@ -178,6 +192,52 @@ def merged_into(answer: Answer) -> str | None:
     return match[1] if match else None
 
 
+# --- whose answer it is -------------------------------------------------------------------
+
+
+def is_intercoms(request: Request, answer: Answer) -> bool:
+    """Return whether an answer is one that the API describes for this call.
+
+    Between here and Intercom are proxies, portals and sorry pages, which answer 200 or 404 as well:
+    those say nothing about the call. A success has the body that the API description (2.16) gives
+    it, an error is an ``error.list``. 401, 403, 408, 429 and 5xx count whoever says so: they are
+    about the token, the budget or an outage, and charge nobody.
+    """
+    if 200 <= answer.status < 300:
+        return _is_success(request, answer)
+    if 400 <= answer.status < 500 and answer.status not in (401, 403, 408, 429):
+        return _is_error_list(answer)
+    return answer.status >= 400
+
+
+def _is_success(request: Request, answer: Answer) -> bool:
+    resource = request.path.partition("?")[0].strip("/").partition("/")[0]
+    if resource == "events":
+        return answer.status == 202 and not answer.body.strip()
+    found = decode_json(answer)
+    if resource == "contacts":
+        return is_contact(found)
+    if resource == "data_attributes":
+        return isinstance(found.get("data"), list) or isinstance(found.get("name"), str)
+    return isinstance(found.get("app"), dict)
+
+
+def is_contact(found: Mapping[str, Any]) -> bool:
+    """Return whether a JSON object is a contact: it has an ``id``, and attributes by name."""
+    contact_id, attributes = found.get("id"), found.get("custom_attributes")
+    return (
+        isinstance(contact_id, str)
+        and 0 < len(contact_id) <= MAX_CONTACT_ID
+        and (attributes is None or isinstance(attributes, dict))
+    )
+
+
+def _is_error_list(answer: Answer) -> bool:
+    found = decode_json(answer)
+    errors = found.get("errors")
+    return found.get("type") == "error.list" and isinstance(errors, list) and bool(errors)
+
+
 class IntercomClient:
     """The wire over HTTPS: one pool of connections, one token, one base URL.
 
@@ -190,6 +250,7 @@ class IntercomClient:
         self._base_url = base_url.rstrip("/")
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=connections, keepalive_timeout=30),
+            cookie_jar=aiohttp.DummyCookieJar(),  # nothing that an answer sets is kept
             timeout=aiohttp.ClientTimeout(total=timeout_s),
             headers={
                 "Authorization": f"Bearer {access_token}",
@@ -213,6 +274,7 @@ class IntercomClient:
 
         Raises:
             NoAnswer: the connection failed, the time-out passed, or the answer was cut off.
+            Exception: the call could not be made, and nothing of it left: a fault of ours.
         """
         headers = {"Content-Type": "application/json"} if request.body is not None else None
         try:
@@ -223,16 +285,36 @@ class IntercomClient:
                 headers=headers,
                 allow_redirects=False,
             ) as response:
-                body = await _read_bounded(response)
+                try:
+                    body = await _read_bounded(response)
+                except (TimeoutError, aiohttp.ClientError, OSError, NoAnswer):
+                    raise
+                except Exception as error:  # its bytes left, so nobody knows what became of it
+                    raise NoAnswer("incomplete", type(error).__name__) from error
                 return Answer(response.status, response.headers, body)
         except TimeoutError as error:
             raise NoAnswer("timeout") from error
-        except aiohttp.ClientConnectorError as error:
-            raise NoAnswer("refused", type(error.os_error).__name__) from error
-        except aiohttp.ClientPayloadError as error:
-            raise NoAnswer("incomplete") from error
         except (aiohttp.ClientError, OSError) as error:
-            raise NoAnswer("reset", type(error).__name__) from error
+            raise NoAnswer(cause_of(error), _detail(error)) from error
+
+
+def cause_of(error: Exception) -> str:
+    """Return the cause, as ``NoAnswer`` names it, of a call that failed with an error."""
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return "unresolved"
+    if isinstance(error, aiohttp.ClientSSLError | ssl.SSLError):
+        return "untrusted"
+    if isinstance(error, aiohttp.ClientConnectorError | ConnectionRefusedError):
+        return "refused"
+    return "incomplete" if isinstance(error, aiohttp.ClientPayloadError) else "reset"
+
+
+def _detail(error: Exception) -> str:
+    """Return the operating system's words for an error: they hold neither token nor body."""
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return str(error.certificate_error)[:200]
+    inner = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    return (getattr(inner, "strerror", None) or type(inner).__name__)[:200]
 
 
 async def _read_bounded(response: aiohttp.ClientResponse) -> bytes:
