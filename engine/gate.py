@@ -32,7 +32,16 @@ from engine.backoff import probe_delay_s
 from engine.errors import EngineError, Failure, ParkUser
 from engine.pace import WINDOW_S, Pace, loop_time_s, pause_s
 from transports.errors import NoAnswer
-from transports.intercom import Answer, Request, Wire, me, parse_error, parse_rate
+from transports.intercom import (
+    Answer,
+    Request,
+    Wire,
+    as_text,
+    is_intercoms,
+    me,
+    parse_error,
+    parse_rate,
+)
 
 _log = structlog.get_logger(__name__)
 
@@ -48,6 +57,12 @@ class Health(enum.StrEnum):
     THROTTLED = "throttled"
     OUTAGE = "outage"
     UNAUTHORIZED = "unauthorized"
+
+
+_BEGINS = {
+    Health.OUTAGE: "Intercom does not answer: calls wait until it does, nothing is lost",
+    Health.UNAUTHORIZED: "Intercom refuses the access token: calls wait until it is taken",
+}
 
 
 class GateClosed(EngineError):
@@ -82,6 +97,27 @@ def _meaning_of(outcome: Answer | Failure, *, optional: bool) -> Meaning:
     if optional and outcome.status == 403:
         return Meaning.ANSWERED
     return meaning_of(outcome.status)
+
+
+def _outcome_of(request: Request, answer: Answer) -> Answer | Failure:
+    """Return an answer that tells how its call fared, or the failure that it is otherwise."""
+    if meaning_of(answer.status) is Meaning.FAILED:
+        said = parse_error(answer)
+        return Failure("user_failing", answer.status, said.code, said.message, said.request_id)
+    if is_intercoms(request, answer):
+        return answer
+    kind = as_text(answer.headers.get("content-type", "no content type").partition(";")[0])
+    text = f"an answer that is not Intercom's: {answer.status} {kind[:64]}"
+    return Failure("user_failing", answer.status, "not_intercom", text)
+
+
+def _cause_of(outcome: Answer | Failure) -> str:
+    """Return an answer, or the lack of one, in a few words."""
+    if isinstance(outcome, Failure):
+        said = outcome.message or outcome.code
+        return f"{outcome.status}: {said}" if outcome.status else said
+    said = parse_error(outcome).message or parse_error(outcome).code
+    return f"{outcome.status}: {said}" if said else str(outcome.status)
 
 
 class Return(NamedTuple):
@@ -201,8 +237,13 @@ class Gate:
         probe_most_s: float = 10.0,
         now_s: Callable[[], float] = time.time,
         jitter: Callable[[], float] = random.random,
+        name: str = "Intercom",
     ) -> None:
+        """``name`` says in logs which Intercom it is: its host, and the syncs that call it."""
         self._wire = wire
+        self._name = name
+        self._logged = Health.OPEN
+        self._logged_at_s = 0.0
         self._pace = Pace(requests_per_minute * WINDOW_S // 60)
         self._max_in_flight = max_in_flight
         self._slots = anyio.CapacityLimiter(max_in_flight)
@@ -266,7 +307,7 @@ class Gate:
             if isinstance(outcome, Failure):
                 if probe is Probe.VOUCHED and outcome.status:
                     raise ParkUser(outcome)
-                if await self._is_own_trouble(user):
+                if await self._is_own_trouble(user, outcome):
                     raise ParkUser(outcome)
             elif meaning is Meaning.ANSWERED:
                 return outcome
@@ -277,6 +318,7 @@ class Gate:
         """Make the call once, when there is a slot and it may leave; learn from what comes back."""
         borrower = object()
         await self._take_slot(borrower)
+        probe = Probe.NO
         try:
             probe = await self._leave(user)
             self._pace.sent += 1
@@ -286,7 +328,13 @@ class Gate:
             self._learn(back, meaning, user, number, probe=probe is not Probe.NO)
             return back.outcome, meaning, probe
         finally:
+            if probe is not Probe.NO:
+                self._end_probe()  # cancelled or failed too: nobody else probes before
             self._slots.release_on_behalf_of(borrower)
+
+    def _end_probe(self) -> None:
+        self._circuit.probing = False
+        self._tell()
 
     async def _take_slot(self, borrower: object) -> None:
         """Take one of the calls that may be out at once; wait for one only where there is none."""
@@ -312,26 +360,29 @@ class Gate:
         back_at_s = loop_time_s()
         self.calls[endpoint_of(request.method, request.path), answer.status] += 1
         self.took_s.append(back_at_s - left_at_s)
-        if meaning_of(answer.status) is not Meaning.FAILED:
-            return Return(answer, left_at_s, back_at_s)
-        said = parse_error(answer)
-        failure = Failure("user_failing", answer.status, said.code, said.message, said.request_id)
-        return Return(failure, left_at_s, back_at_s)
+        return Return(_outcome_of(request, answer), left_at_s, back_at_s)
 
     def _learn(
         self, back: Return, meaning: Meaning, user: str, number: int, *, probe: bool
     ) -> None:
         """Let pace and circuit take in what came back of the ``number``-th call."""
-        before = self.health
-        if probe:
-            self._circuit.probing = False
-            self._tell()
         if isinstance(back.outcome, Failure):
             self._circuit.failed(user, self._pace.sent, back.back_at_s, probe=probe)
         else:
             self._learn_from(back.outcome, back, meaning, user, number)
-        if self.health is not before:
-            _log.warning("Intercom", health=self.health.value, before=before.value)
+        self._log_health(back.outcome)
+
+    def _log_health(self, outcome: Answer | Failure) -> None:
+        """Log one line when calls begin to wait for Intercom, and one when they no longer do."""
+        health = self.health
+        if health is self._logged or health is Health.THROTTLED:
+            return
+        if health is Health.OPEN:
+            after_s = round(loop_time_s() - self._logged_at_s, 1)
+            _log.warning("Intercom answers again", intercom=self._name, after_s=after_s)
+        else:
+            _log.warning(_BEGINS[health], intercom=self._name, cause=_cause_of(outcome))
+        self._logged, self._logged_at_s = health, loop_time_s()
 
     def _learn_from(
         self, answer: Answer, back: Return, meaning: Meaning, user: str, number: int
@@ -361,7 +412,12 @@ class Gate:
                 await self._wait_for_news(wait_s if wait_s > 0 else None)
                 continue
             self._circuit.probing = True
-            probe = await self._may_probe(user)
+            probe = Probe.NO
+            try:
+                probe = await self._may_probe(user)
+            finally:
+                if probe is Probe.NO:
+                    self._end_probe()
             if probe is not Probe.NO:
                 return probe
 
@@ -376,10 +432,8 @@ class Gate:
         before = self.health
         if await self._destination_is_well():
             return Probe.VOUCHED if before is Health.OUTAGE else Probe.YES
-        self._circuit.probing = False
         if self.health is not Health.THROTTLED:
             self._circuit.close(before, loop_time_s())
-        self._tell()
         return Probe.NO
 
     async def _destination_is_well(self) -> bool:
@@ -395,7 +449,7 @@ class Gate:
         wait_s = pause_s(answer, self._now_s()) + self._jitter() * RESUME_JITTER_S
         self._circuit.throttle(wait_s, loop_time_s())
 
-    async def _is_own_trouble(self, user: str) -> bool:
+    async def _is_own_trouble(self, user: str, failure: Failure) -> bool:
         """Hold a failed call until it is known whose trouble it is."""
         if self._circuit.verdict_pending(user):
             await self._wait_for_news(UNDECIDED_S)
@@ -409,6 +463,7 @@ class Gate:
                 self._circuit.acquit(user)
             elif self.health is not Health.THROTTLED:
                 self._circuit.close(Health.OUTAGE, loop_time_s())
+                self._log_health(failure)
         return verdict is Verdict.OWN
 
     async def _wait_for_news(self, at_most_s: float | None) -> None:
