@@ -1,38 +1,82 @@
-"""An actor: one task, one inbox, one outbox, one method to write."""
+"""An actor: one task, one inbox, one outbox, one method to write, and a barrier round each record.
+
+Rules
+=====
+1. An actor handles what comes in, in order, until its inbox ends; then it closes its outbox. So a
+   pipeline drains from its source down. An actor never closes what it reads: an actor upstream that
+   fails must not be woken by a broken channel before it is cancelled.
+2. A fault in the work on one record costs that record: ``attempt`` logs it and settles the record
+   as a dead letter ``internal``. The records before and behind it do not notice.
+3. A fault that belongs to no record leaves ``run``. The pipeline stops, and starts again later
+   (``engine.supervision``); what was under way is still in the spool.
+4. An actor keeps no reference to what it has handled: an item may be megabytes.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
 import anyio
+import structlog
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+
+from engine.envelope import Record
+from engine.errors import Failure
+
+_log = structlog.get_logger(__name__)
 
 In = TypeVar("In")
 Out = TypeVar("Out")
 
+MAX_FAULT_TEXT = 500
+"""Characters of an exception's text that a dead letter keeps; the log has the traceback."""
+
+Bury = Callable[[Record, Failure], Awaitable[None]]
+
 
 class Actor(Generic[In, Out]):
-    """Handles what comes in, in order, until its inbox ends; then closes its outbox.
+    """See the module's docstring."""
 
-    So a pipeline drains from its source down. An actor closes what it writes to, and never what it
-    reads: whoever fails upstream must not be woken by a broken channel before it is cancelled.
-    """
-
-    def __init__(self, outbox: MemoryObjectSendStream[Out] | None = None) -> None:
+    def __init__(
+        self,
+        outbox: MemoryObjectSendStream[Out] | None = None,
+        bury: Bury | None = None,
+    ) -> None:
+        """``bury`` settles a record as a dead letter; an actor without it uses no ``attempt``."""
         self._outbox = outbox
+        self._bury = bury
 
     async def run(self, inbox: MemoryObjectReceiveStream[In]) -> None:
         """Handle items until the inbox ends. Cancelled, the item in hand is not finished."""
         try:
-            async for item in inbox:
-                await self.handle(item)
+            while await self._handle_next(inbox):
+                pass
         finally:
             if self._outbox is not None:
                 self._outbox.close()
 
+    async def _handle_next(self, inbox: MemoryObjectReceiveStream[In]) -> bool:
+        try:
+            item = await inbox.receive()
+        except anyio.EndOfStream:
+            return False
+        await self.handle(item)
+        return True
+
     async def handle(self, item: In) -> None:
         """Deal with one item; may wait, which holds up those behind it."""
         raise NotImplementedError
+
+    async def attempt(self, record: Record, work: Awaitable[None]) -> None:
+        """Await the work on one record; what it did not foresee costs this record alone."""
+        try:
+            await work
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+            raise  # the actor behind has gone, which is no record's fault
+        except Exception as fault:
+            assert self._bury is not None
+            await self._bury(record, internal_failure(fault, record=record.id))
 
     async def pass_on(self, item: Out) -> None:
         """Send to the outbox; waits while it is full."""
@@ -42,3 +86,18 @@ class Actor(Generic[In, Out]):
             self._outbox.send_nowait(item)  # spares a turn of the loop where somebody waits for it
         except anyio.WouldBlock:
             await self._outbox.send(item)
+
+
+def internal_failure(fault: Exception, **about: object) -> Failure:
+    """Log a fault of ours with its traceback; return why its record becomes a dead letter."""
+    _log.error("internal fault", exc_info=fault, **about)
+    return Failure("internal", message=describe(fault))
+
+
+def describe(fault: Exception) -> str:
+    """Return an exception in one line of bounded length. Never raises."""
+    try:
+        text = f"{type(fault).__name__}: {fault}"
+    except Exception:  # a text of 5,000 digits cannot be written either
+        text = type(fault).__name__
+    return text[:MAX_FAULT_TEXT].encode("utf-8", "backslashreplace").decode()

@@ -14,8 +14,9 @@ import anyio
 import msgspec
 import structlog
 
+from engine.actor import internal_failure
 from engine.errors import ParkUser
-from engine.gate import Gate
+from engine.gate import Gate, GateClosed
 from transports import intercom
 from transports.intercom import Answer
 
@@ -131,7 +132,12 @@ class Attributes:
         """Ask for something without which all can go on."""
         try:
             return await self._gate.call(request, "", optional=True)
+        except GateClosed:
+            raise
         except ParkUser:
+            return None
+        except Exception as fault:
+            internal_failure(fault, call=request.path)
             return None
 
 

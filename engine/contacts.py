@@ -168,7 +168,7 @@ class _Upsert:
         properties = self._apply(known_properties)
         fields = await self._fields(properties)
         answer, written = await self._write(None, fields)
-        if answer.status == 200:
+        if answer.status in (200, 201):
             contact_id = str(intercom.decode_json(answer).get("id", ""))
             return self._done(contact_id, properties, written, complete=True)
         if answer.status == 409:

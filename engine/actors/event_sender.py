@@ -53,7 +53,7 @@ class EventSender(Actor[list[Envelope], None]):
         names: EventNames,
     ) -> None:
         """``names`` is shared by all lanes of a sync."""
-        super().__init__()
+        super().__init__(bury=spool.feed.bury)
         self._gate = gate
         self._contacts = contacts
         self._spool = spool
@@ -64,9 +64,9 @@ class EventSender(Actor[list[Envelope], None]):
     async def handle(self, envelopes: list[Envelope]) -> None:
         for envelope in envelopes:
             if envelope.event is not None:
-                await self._handle(envelope, envelope.event)
+                await self.attempt(envelope.record, self._deliver(envelope, envelope.event))
 
-    async def _handle(self, envelope: Envelope, event: bytes) -> None:
+    async def _deliver(self, envelope: Envelope, event: bytes) -> None:
         record = envelope.record
         if self._feed.is_halted(record.user_key):
             await self._feed.release(record)
@@ -102,10 +102,15 @@ class EventSender(Actor[list[Envelope], None]):
     async def _call(self, record: Record, event: bytes) -> Failure | None:
         """Make the call. One that is delivered keeps its place until it is settled."""
         request, places = intercom.send_event(event), self._feed.places
-        refusal = refusal_of(await self._gate.call(request, record.user_key, places=places))
-        if refusal is not None:
-            places.release()
-        return refusal
+        answer = await self._gate.call(request, record.user_key, places=places)
+        delivered = False
+        try:
+            refusal = refusal_of(answer)
+            delivered = refusal is None
+            return refusal
+        finally:
+            if not delivered:
+                places.release()
 
     async def _settle(self, envelope: Envelope, refusal: Failure | None) -> None:
         record = envelope.record

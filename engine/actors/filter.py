@@ -9,16 +9,17 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 import anyio
+from anyio.streams.memory import MemoryObjectReceiveStream
 
-from engine.actor import Actor
+from engine.actor import Actor, internal_failure
 from engine.actors.source import Share
 from engine.config import Sync
 from engine.envelope import Kind
-from engine.errors import SpoolError
+from engine.errors import Failure, SpoolError
 from engine.mapping import LOOP_PREFIX, Rules
 from engine.selection import Selection
 from engine.spool import Spool
@@ -184,57 +185,132 @@ class FilterActor(Actor[Share, None]):
         self._room = anyio.Semaphore(COMMITS_AHEAD)
         self._few_are_kept = True
 
+    async def run(self, inbox: MemoryObjectReceiveStream[Share]) -> None:
+        """As any actor; ends when all that was appended is on disk, or refused."""
+        async with anyio.create_task_group() as self._tasks:
+            await super().run(inbox)
+            for _ in range(COMMITS_AHEAD):  # all of them are free: nothing is on its way
+                await self._room.acquire()
+
     async def handle(self, share: Share) -> None:
-        append = self.sift(share.batch)
+        try:
+            append = self.sift(share.batch)
+            await self._append(append, share)
+        except Exception as fault:
+            self._refuse(share, fault)
+
+    async def _append(self, append: Append, share: Share) -> None:
         if not append.rows and not append.dead:
             self._spool.count_only(append)
             share.tally.acknowledge(Receipt(0, 0, append.received, 0))
             return
-        dropped = append.dropped.total()
         try:
             self._room.acquire_nowait()
         except anyio.WouldBlock:
             await self._room.acquire()
         future = self._spool.append(append)
-        future.add_done_callback(lambda done: self._appended(done, share, dropped))
+        future.add_done_callback(lambda done: self._appended(done, append, share))
 
-    def _appended(self, done: asyncio.Future[Appended], share: Share, dropped: int) -> None:
+    def _appended(self, done: asyncio.Future[Appended], append: Append, share: Share) -> None:
         self._room.release()
         error = done.exception()
         if error is None:
-            kept = done.result()
-            share.tally.acknowledge(Receipt(kept.accepted, kept.duplicates, dropped, kept.dead))
-            self._spool.feed.notify()
-        elif isinstance(error, SpoolError):
-            share.tally.refuse(Refused(error.reason, str(error)))
+            self._acknowledge(share, append, [done.result()])
+        elif isinstance(error, Exception) and not isinstance(error, SpoolError):
+            self._begin_singly(append, share, error)
         else:
-            share.tally.refuse(error)  # a fault of ours: whoever waits must not wait for ever
-            raise error
+            self._refuse(share, error)
+
+    def _begin_singly(self, append: Append, share: Share, fault: Exception) -> None:
+        try:
+            self._tasks.start_soon(self._append_singly, append, share, fault)
+        except RuntimeError:  # this actor has been cancelled, and takes no more tasks
+            self._refuse(share, fault)
+
+    async def _append_singly(self, append: Append, share: Share, fault: Exception) -> None:
+        """Append events one by one, where one of them makes the spool fail for all of them.
+
+        What cannot be appended becomes a dead letter; a batch is refused where even that fails.
+        """
+        internal_failure(fault, batch=share.batch.origin)
+        counted = Append(append.received, [], [], append.dropped, append.marks)
+        counted.received -= len(append.rows) + len(append.dead)
+        try:
+            parts = [await self._append_one(row, share.batch) for row in append.rows]
+            parts += [await self._append_one(dead, share.batch) for dead in append.dead]
+        except Exception as error:
+            self._refuse(share, error)
+            return
+        self._spool.count_only(counted)
+        self._acknowledge(share, append, parts)
+
+    async def _append_one(self, row: Row | DeadRow, batch: Batch) -> Appended:
+        rows, dead = ([row], []) if isinstance(row, Row) else ([], [row])
+        try:
+            return await self._spool.append(Append(1, rows, dead, Counter()))
+        except SpoolError:
+            raise
+        except Exception as fault:
+            letter = _internal_row(internal_failure(fault, batch=batch.origin), row.raw, batch)
+            return await self._spool.append(Append(1, [], [letter], Counter()))
+
+    def _acknowledge(self, share: Share, append: Append, parts: Sequence[Appended]) -> None:
+        share.tally.acknowledge(
+            Receipt(
+                sum(part.accepted for part in parts),
+                sum(part.duplicates for part in parts),
+                append.dropped.total(),
+                sum(part.dead for part in parts),
+            )
+        )
+        self._spool.feed.notify()
+
+    @staticmethod
+    def _refuse(share: Share, error: BaseException) -> None:
+        """Refuse a batch: nothing of it counts as stored, so it may come again."""
+        if isinstance(error, SpoolError):
+            share.tally.refuse(Refused(error.reason, str(error)))
+        elif isinstance(error, Exception):
+            failure = internal_failure(error, batch=share.batch.origin)
+            share.tally.refuse(Refused("internal", failure.message))
+        else:
+            share.tally.refuse(error)
 
     def sift(self, batch: Batch) -> Append:
         """Return what is kept of a batch, and count the rest."""
         rows: list[Row] = []
         dead: list[DeadRow] = []
         dropped: Counter[str] = Counter()
-        judge, derive, heads = self._filter.judge, batch.derive_ids, batch.heads
         for index in self._worth_a_look(batch, dropped):
-            raw = batch.raws[index]
-            head, raw = read_head(raw) if heads is None else (heads[index], raw)
-            found: Admitted | BadEvent | str
-            if isinstance(head, BadEvent):
-                found = self._filter.excuse(head, raw)
-            else:
-                found = judge(head, raw, checked=batch.checked)
-            if isinstance(found, tuple):
-                rows.append(Row(*found, raw, insert_key(head, raw, derive=derive)))
+            try:
+                found = self._sift_one(batch, index)
+            except Exception as fault:
+                failure = internal_failure(fault, batch=batch.origin)
+                found = _internal_row(failure, batch.raws[index], batch, index)
+            if isinstance(found, Row):
+                rows.append(found)
             elif isinstance(found, str):
                 dropped[found] += 1
             else:
-                line = batch.lines[index] if batch.lines else None
-                key = insert_key(head, raw, derive=derive)
-                dead.append(DeadRow(found.reason, found.message, raw, key, batch.origin, line))
+                dead.append(found)
         self._few_are_kept = len(rows) < len(batch.raws) / 2
         return Append(len(batch.raws), rows, dead, dropped, batch.marks)
+
+    def _sift_one(self, batch: Batch, index: int) -> Row | DeadRow | str:
+        raw, heads, derive = batch.raws[index], batch.heads, batch.derive_ids
+        head, raw = read_head(raw) if heads is None else (heads[index], raw)
+        found: Admitted | BadEvent | str
+        if isinstance(head, BadEvent):
+            found = self._filter.excuse(head, raw)
+        else:
+            found = self._filter.judge(head, raw, checked=batch.checked)
+        if isinstance(found, tuple):
+            return Row(*found, raw, insert_key(head, raw, derive=derive))
+        if isinstance(found, str):
+            return found
+        line = batch.lines[index] if batch.lines else None
+        key = insert_key(head, raw, derive=derive)
+        return DeadRow(found.reason, found.message, raw, key, batch.origin, line)
 
     def _worth_a_look(self, batch: Batch, dropped: Counter[str]) -> Iterable[int]:
         """Return the places of events that their type alone does not decide on; count the others.
@@ -257,3 +333,8 @@ class FilterActor(Actor[Share, None]):
         if len(reasons) == len(counts):
             return ()
         return [index for index, event_type in enumerate(types) if event_type not in reasons]
+
+
+def _internal_row(failure: Failure, raw: bytes, batch: Batch, index: int | None = None) -> DeadRow:
+    line = batch.lines[index] if batch.lines and index is not None else None
+    return DeadRow(failure.reason, failure.message, raw, None, batch.origin, line)

@@ -6,9 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Protocol
 
-import structlog
-
-from engine.actor import Actor
+from engine.actor import Actor, internal_failure
 from engine.envelope import Envelope, Plan, Record, Verdict
 from engine.errors import Failure
 from engine.event_names import EventNames
@@ -23,9 +21,10 @@ class Outlet(Protocol):
     def put(self, envelopes: Sequence[Envelope]) -> None: ...
 
 
-_log = structlog.get_logger(__name__)
-
 Planned = tuple[Record, Plan | Verdict]
+
+Bodies = dict[int, bytes]
+"""The bodies of events by the ids of their records."""
 
 
 def _name_of(plan: Plan | Verdict) -> str:
@@ -50,7 +49,7 @@ class MapperActor(Actor[list[Record], Envelope]):
         adjusted: Counter[str],
     ) -> None:
         """``adjusted`` counts what is changed on the way, by reason."""
-        super().__init__()
+        super().__init__(bury=spool.feed.bury)
         self._rules = rules
         self._names = names
         self._adjusted = adjusted
@@ -59,8 +58,7 @@ class MapperActor(Actor[list[Record], Envelope]):
         self._lanes = lanes
 
     async def handle(self, records: list[Record]) -> None:
-        planned = await self._admit([(record, self._plan(record)) for record in records])
-        bodies = await self._bodies(planned)
+        planned, bodies = await self._prepare(records)
         self._lanes.put(
             [
                 Envelope(record, plan, bodies.get(record.id))
@@ -70,7 +68,19 @@ class MapperActor(Actor[list[Record], Envelope]):
         )
         for record, plan in planned:
             if isinstance(plan, Verdict):
-                await self._settle(record, plan)
+                await self.attempt(record, self._settle(record, plan))
+
+    async def _prepare(self, records: Sequence[Record]) -> tuple[Sequence[Planned], Bodies]:
+        """Plan records together, or each by itself where a fault stops them together."""
+        try:
+            planned = await self._admit([(record, self._plan(record)) for record in records])
+            return planned, await self._bodies(planned)
+        except Exception as fault:
+            if len(records) == 1:
+                return [(records[0], _internal(fault, records[0]))], {}
+        alone = [await self._prepare([record]) for record in records]
+        every = [one for planned, _ in alone for one in planned]
+        return every, {id_: body for _, bodies in alone for id_, body in bodies.items()}
 
     async def _admit(self, planned: Sequence[Planned]) -> Sequence[Planned]:
         """Turn down events whose name has no place in the workspace any more."""
@@ -83,7 +93,7 @@ class MapperActor(Actor[list[Record], Envelope]):
             for record, plan in planned
         ]
 
-    async def _bodies(self, planned: Sequence[Planned]) -> dict[int, bytes]:
+    async def _bodies(self, planned: Sequence[Planned]) -> Bodies:
         """Return the event bodies by record, each with a second that no twin of it has."""
         events = [
             (record, plan.event)
@@ -118,6 +128,10 @@ class MapperActor(Actor[list[Record], Envelope]):
             if isinstance(plan, Plan) and plan.adjustments:
                 self._adjusted.update(one.reason for one in plan.adjustments)
             return plan
-        except Exception as error:
-            _log.exception("mapping failed", record=record.id)
-            return Verdict("reject", "internal", f"{type(error).__name__}: {error}")
+        except Exception as fault:
+            return _internal(fault, record)
+
+
+def _internal(fault: Exception, record: Record) -> Verdict:
+    failure = internal_failure(fault, record=record.id)
+    return Verdict("reject", failure.reason, failure.message)

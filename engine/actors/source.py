@@ -9,7 +9,7 @@ import msgspec
 from anyio.streams.memory import MemoryObjectSendStream
 
 from engine.errors import SettingsError
-from transports import Batch, Receipt, Source, Ticket
+from transports import Batch, Receipt, Ticket
 from transports.errors import Refused, UnknownApiKey
 
 ANY_KEY = "*"
@@ -54,10 +54,6 @@ class SourceActor:
         self._outboxes = outboxes
         self._syncs_by_key = syncs_by_key
         self._draining = False
-
-    async def run(self, transport: Source) -> None:
-        """Let a transport bring events until it ends."""
-        await transport.run(self)
 
     def drain(self) -> None:
         """Refuse everything from now on."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
 
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from engine.actor import Actor
-from engine.contacts import Contacts, Upserted
+from engine.actor import Actor, internal_failure
+from engine.contacts import Contacts
 from engine.envelope import Envelope
 from engine.errors import DeadLetter, ParkUser
 from engine.gate import GateClosed
@@ -79,20 +80,30 @@ class UserUpserter(Actor[list[Envelope], list[Envelope]]):
             return False
         merged = self._take_along(envelope)
         try:
-            upserted = await self._contacts.upsert(
-                [one.plan.contact for one in merged if one.plan.contact]
-            )
+            await self._write(envelope, merged)
         except (GateClosed, ParkUser, DeadLetter) as error:
-            self._ahead.extendleft(reversed(merged[1:]))
-            await self._fail(envelope, error, merged=len(merged) > 1)
-            return False
-        self._alone.discard(record.id)
+            await self._give_back(merged, error)
+        except Exception as fault:
+            await self._give_back(merged, DeadLetter(internal_failure(fault, record=record.id)))
+        else:
+            return envelope.event is not None
+        return False
+
+    async def _write(self, envelope: Envelope, merged: Sequence[Envelope]) -> None:
+        """Write the contact, and settle the updates, or keep the contact for the event behind."""
+        updates = [one.plan.contact for one in merged if one.plan.contact]
+        upserted = await self._contacts.upsert(updates)
+        self._alone.discard(envelope.record.id)
         if envelope.event is None:
             records = [one.record for one in merged]
             await self._feed.settle_update(records, upserted.contact, delivered=upserted.called)
-            return False
-        await self._keep(record.user_key, upserted)
-        return True
+        else:
+            await self._spool.remember(envelope.record.user_key, upserted.contact)
+
+    async def _give_back(self, merged: Sequence[Envelope], error: Exception) -> None:
+        """Settle the first of some updates that failed together; the others wait again."""
+        self._ahead.extendleft(reversed(merged[1:]))
+        await self._fail(merged[0], error, merged=len(merged) > 1)
 
     def _take_along(self, envelope: Envelope) -> list[Envelope]:
         """Return an update with those of its user that wait right behind it, and need no event."""
@@ -121,6 +132,3 @@ class UserUpserter(Actor[list[Envelope], list[Envelope]]):
             await self._feed.bury(record, error.failure)
         else:
             await self._feed.release(record)
-
-    async def _keep(self, user: str, upserted: Upserted) -> None:
-        await self._spool.remember(user, upserted.contact)
