@@ -140,7 +140,7 @@ class Engine:
         self.state = "draining"
         self.intake.close()
         for pipeline in self.pipelines.values():
-            pipeline.spool.feed.stop()
+            pipeline.drain()
         for gate in self._gates.values():
             gate.close()
 
@@ -179,8 +179,15 @@ class Engine:
                 probe_most_s=sync.delivery.probe_most_s,
                 now_s=self._now_s,
                 jitter=self._jitter,
+                name=self._name_of(key),
             )
         return self._gates[key]
+
+    def _name_of(self, token: tuple[str, str]) -> str:
+        """Return the host that an access token is for, and the syncs that use it, for logs."""
+        syncs = [sync.name for sync in self.settings.sync if _token_of(sync) == token]
+        host = token[0].partition("://")[2]
+        return f"{host} ({', '.join(syncs[:3])}{', …' if len(syncs) > 3 else ''})"
 
     # --- taking events in -----------------------------------------------------------------
 
@@ -226,6 +233,11 @@ class Engine:
         return {name: trouble.reason for name, trouble in troubles.items() if trouble}
 
     @property
+    def stopped(self) -> dict[str, str]:
+        """Which fault of this program keeps a sync from running now, by sync."""
+        return {n: fault for n, p in self.pipelines.items() if (fault := p.stopped)}
+
+    @property
     def ready(self) -> bool:
         """Whether events are taken now."""
         return not self.unready
@@ -253,6 +265,8 @@ class Engine:
             unknown_attributes=contacts.unknown_attributes if contacts else {},
             adjusted=pipeline.adjusted,
             gate=pipeline.gate,
+            stopped=pipeline.stopped,
+            faults=pipeline.faults,
         )
 
     # --- dead letters ---------------------------------------------------------------------

@@ -34,6 +34,8 @@ METRICS = {
     "calls_in_flight": "Calls that are out, or next to leave.",
     "rate_limit": "Calls that Intercom allows in 10 seconds.",
     "gate_health": "1 for what the gate makes of Intercom: open, throttled, outage, unauthorized.",
+    "sync_stopped": "1 while a fault of this program keeps a sync from running.",
+    "sync_faults_total": "Faults of this program that stopped a sync, since the start.",
     "ready": "1 while events are taken.",
 }
 """All metrics, without prefix. The README's table is checked against it."""
@@ -70,6 +72,9 @@ class SyncStatus(msgspec.Struct, frozen=True):
     trouble: str
     """What is wrong with the spool; empty when all is well."""
     intercom: GateStatus | None
+    stopped: str = ""
+    """The fault of this program that keeps the sync from running now; empty: none does."""
+    faults: int = 0
 
 
 class Status(msgspec.Struct, frozen=True):
@@ -111,6 +116,8 @@ def sync_status(
     adjusted: Mapping[str, int] | None = None,
     trouble: SpoolError | None = None,
     gate: Gate | None = None,
+    stopped: str = "",
+    faults: int = 0,
 ) -> SyncStatus:
     """Put one sync's accounting together."""
     oldest = facts.oldest_accepted_ms
@@ -136,6 +143,8 @@ def sync_status(
         latency_s=percentiles(latency_s),
         trouble="" if trouble is None else str(trouble),
         intercom=gate_status(gate) if gate else None,
+        stopped=stopped,
+        faults=faults,
     )
 
 
@@ -199,6 +208,8 @@ def _sync_samples(name: str, sync: SyncStatus) -> Iterator[tuple[dict[str, str],
         "spool_bytes": sync.spool_bytes,
         "spool_trouble": float(bool(sync.trouble)),
         "event_names": sync.event_names,
+        "sync_stopped": float(bool(sync.stopped)),
+        "sync_faults_total": sync.faults,
     }
     by_reason = {
         "events_dropped_total": sync.dropped,

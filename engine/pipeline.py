@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 import anyio
+import structlog
 from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectSendStream
 
@@ -32,6 +33,7 @@ from engine.mapping import Rules
 from engine.spool import Spool
 from engine.spool.rows import DeadLetter, DeadLetterQuery, Row
 from engine.spool.store import Store
+from engine.supervision import Supervisor
 from transports.amplitude import BadEvent, decode_head
 
 INTAKE_BATCHES = 16
@@ -58,6 +60,8 @@ class Pipeline:
         self.names = EventNames(spool, now_ms)
         self.contacts = self._contacts(gate) if gate else None
         self.inbox, self._shares = anyio.create_memory_object_stream[Share](INTAKE_BATCHES)
+        self._intake = Supervisor(self._take_in, sync=sync.name, part="intake")
+        self._delivery = Supervisor(self._deliver, sync=sync.name, part="delivery")
 
     def _contacts(self, gate: Gate) -> Contacts:
         users = self.sync.users
@@ -76,11 +80,31 @@ class Pipeline:
         )
 
     async def run(self) -> None:
-        """Run until the inbox is closed and drained, and the feed is stopped."""
+        """Run until the inbox is closed and drained, and the feed is stopped.
+
+        A fault that belongs to no record stops delivery, or intake; it starts again by itself.
+        """
+        structlog.contextvars.bind_contextvars(sync=self.sync.name)
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._take_in)
-            if self.gate is not None and self.contacts is not None:
-                tasks.start_soon(self._deliver, self.gate, self.contacts)
+            tasks.start_soon(self._intake.run)
+            if self.gate is not None:
+                tasks.start_soon(self._delivery.run)
+
+    def drain(self) -> None:
+        """Send nothing new; what is under way is finished."""
+        self.spool.feed.stop()
+        self._intake.end()
+        self._delivery.end()
+
+    @property
+    def stopped(self) -> str:
+        """The fault of this program that keeps the sync from running now; empty: none does."""
+        return self._intake.stopped or self._delivery.stopped
+
+    @property
+    def faults(self) -> int:
+        """How often a fault that belongs to no record has stopped this sync."""
+        return self._intake.faults + self._delivery.faults
 
     async def replay(self, query: DeadLetterQuery) -> Counter[str]:
         """Send dead letters through today's filter again; return how many went where.
@@ -111,16 +135,21 @@ class Pipeline:
         return "replayed"
 
     async def _take_in(self) -> None:
-        with self._shares:
-            await FilterActor(self.filter, self.spool).run(self._shares)
+        await FilterActor(self.filter, self.spool).run(self._shares)
 
-    async def _deliver(self, gate: Gate, contacts: Contacts) -> None:
+    async def _deliver(self) -> None:
+        assert self.gate is not None
+        assert self.contacts is not None
+        if self._delivery.faults:
+            await self.spool.begin_anew()
         records, loaded = anyio.create_memory_object_stream[list[Record]](FEED_BATCHES)
         with ExitStack() as ends:
             ends.enter_context(records)
             ends.enter_context(loaded)
             async with anyio.create_task_group() as tasks:
-                lanes = Lanes(tasks, ends, self.sync, self.spool, gate, contacts, self.names)
+                lanes = Lanes(
+                    tasks, ends, self.sync, self.spool, self.gate, self.contacts, self.names
+                )
                 tasks.start_soon(self.spool.feed.run, records)
                 mapper = MapperActor(self.rules, self.spool, self.names, lanes, self.adjusted)
                 await mapper.run(loaded)

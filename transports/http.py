@@ -154,6 +154,11 @@ class HttpSource:
         finally:
             await runner.cleanup()
 
+    @property
+    def is_listening(self) -> bool:
+        """Whether the port was opened."""
+        return self._listening.is_set()
+
     async def listening(self) -> str:
         """Wait until the port is open; return the address."""
         await self._listening.wait()

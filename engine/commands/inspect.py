@@ -119,6 +119,8 @@ async def status(settings: Settings, *, as_json: bool = False) -> int:
     for sync in found.syncs:
         if sync.trouble:
             print(f"{sync.name}: trouble: {sync.trouble}")
+        if sync.stopped:
+            print(f"{sync.name}: stopped by a fault, starts again by itself: {sync.stopped}")
         for what, counts in _details(sync):
             told = ", ".join(f"{count} {name}" for name, count in counts.items())
             print(f"{sync.name}: {what}: {told}")

@@ -13,7 +13,8 @@ from engine.commands import FAILED, OK, Signals
 from engine.config import Settings
 from engine.console.server import AdminServer
 from engine.errors import SettingsError
-from transports import Source
+from engine.supervision import Supervisor
+from transports import Batch, Intake, Source, Ticket
 from transports.sockets import raise_descriptor_limit
 
 _log = structlog.get_logger("engine.run")
@@ -63,11 +64,46 @@ async def start_sources(engine: Engine, sources: dict[str, Source], tasks: TaskG
 
 
 async def _serve(engine: Engine, name: str, source: Source) -> None:
-    try:
-        await engine.intake.run(source)
-    except SettingsError as error:
-        raise SettingsError(f"sources.{name}: {error}") from None
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        address = getattr(source, "address", "")
-        raise SettingsError(f"{name}.listen: {address} cannot be used: {reason}") from None
+    """Run a source; a fault of its own stops it for a while, and nothing else.
+
+    Raises:
+        SettingsError: it cannot begin.
+    """
+    intake = _Watched(engine.intake)
+
+    async def work() -> None:
+        try:
+            await source.run(intake)
+        except OSError as error:
+            if not intake.used and not _is_listening(source):
+                raise SettingsError(_problem(name, source, error)) from None
+            raise
+        except SettingsError as error:
+            raise SettingsError(f"sources.{name}: {error}") from None
+
+    await Supervisor(work, final=(SettingsError,), source=name).run()
+
+
+class _Watched:
+    """The engine's intake, which knows whether a source has ever handed something over."""
+
+    def __init__(self, intake: Intake) -> None:
+        self._intake = intake
+        self.used = False
+
+    async def send(self, batch: Batch) -> Ticket:
+        """Pass a batch on (``transports.Intake``)."""
+        self.used = True
+        return await self._intake.send(batch)
+
+
+def _is_listening(source: Source) -> bool:
+    return bool(getattr(source, "is_listening", False))
+
+
+def _problem(name: str, source: Source, error: OSError) -> str:
+    reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+    address = getattr(source, "address", "")
+    if not address:
+        return f"sources.{name}: {error.filename or ''}: {reason}"
+    return f"{name}.listen: {address} cannot be used: {reason}"

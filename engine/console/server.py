@@ -140,7 +140,12 @@ class AdminServer:
 
     async def _readyz(self, request: web.Request) -> web.Response:
         unready = self._engine.unready
-        said = {"ready": not unready, "state": self._engine.state, "unready": unready}
+        said = {
+            "ready": not unready,
+            "state": self._engine.state,
+            "unready": unready,
+            "stopped": self._engine.stopped,
+        }
         return web.json_response(said, status=503 if unready else 200)
 
     async def _metrics(self, request: web.Request) -> web.Response:

@@ -14,6 +14,7 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -88,7 +89,8 @@ class Spool:
         self._now_ms = now_ms
         self._appends = Appends(self._writer, now_ms)
         self._uncounted = Append(0, [], [], Counter())
-        self.feed = Feed(
+        self._new_feed = partial(
+            Feed,
             self._writer,
             read_ahead=delivery.read_ahead,
             max_in_flight=max_in_flight,
@@ -96,6 +98,7 @@ class Spool:
             window_s=delivery.retry_window_s,
             now_ms=now_ms,
         )
+        self.feed = self._new_feed()
 
     async def close(self) -> None:
         """Finish what was submitted and close the file."""
@@ -138,6 +141,16 @@ class Spool:
             SpoolError: nothing of it was done.
         """
         return await self._writer.submit(job)
+
+    async def begin_anew(self) -> None:
+        """Let delivery begin as after a restart: from what is on disk.
+
+        Raises:
+            SpoolError: the disk fails.
+        """
+        await self.do(Store.recover)
+        old, self.feed = self.feed, self._new_feed()
+        self.feed.succeed(old)
 
     @property
     def trouble(self) -> SpoolError | None:

@@ -137,6 +137,12 @@ class Feed:
     def stopping(self) -> bool:
         return self._stopping
 
+    def succeed(self, old: Feed) -> None:
+        """Take the place of a feed that a fault has stopped."""
+        self.latency_s = old.latency_s
+        self._stopping = old.stopping
+        old._tell_progress()
+
     # --- loading --------------------------------------------------------------------------
 
     async def run(self, outbox: MemoryObjectSendStream[list[Record]]) -> None:

@@ -51,6 +51,9 @@ REFILL_LEVEL = 0.95
 """Share of the cap below which a spool that was full takes events again."""
 
 
+KINDS = frozenset(map(int, Kind))
+"""Kinds of records that this version knows."""
+
 _RECORD = "id, kind, user_key, accepted_at_ms, attempts, first_failed_at_ms, claim_id, crc, raw"
 
 
@@ -83,17 +86,18 @@ class Store:
         self._room_bytes: int | None = None
         self._ids_taken = False
         if recover:
-            self._recover_users_aside()
+            connection.execute("BEGIN")
+            self.recover()
+            connection.execute("COMMIT")
         self._next_id = self._read_next_id()
 
-    def _recover_users_aside(self) -> None:
-        """Set right what the last process left in the middle, so that each user goes on in order.
+    def recover(self) -> None:
+        """Set right what the last delivery left in the middle, so that each user goes on in order.
 
         Users that were being worked off start over. What was loaded of a user that is aside stands
         in the queue before all that is set aside of it, and must not be overtaken by it; only rows
         behind the last reader's place are looked at. What waits behind nobody is queued again.
         """
-        self._db.execute("BEGIN")
         self._db.execute("UPDATE users_aside SET wake_at_ms = 0 WHERE wake_at_ms IS NULL")
         self._db.execute(
             "UPDATE records SET set_aside = 0"
@@ -106,7 +110,6 @@ class Store:
         ).fetchall()
         for user in {user for user, kind in overtaken if kind != Kind.EVENT}:
             self._hasten(user, 0)
-        self._db.execute("COMMIT")
 
     def close(self) -> None:
         """Close the file; SQLite folds the WAL into it."""
@@ -450,7 +453,8 @@ class Store:
         """Yield the records whose checksum holds; the others become dead letters."""
         for id_, kind, user, at_ms, attempts, failed_at_ms, claim_id, crc, raw, *_ in rows:
             whole = type(attempts) is type(failed_at_ms) is type(claim_id) is int
-            if whole and holds(crc, checksum, id_, kind, user, at_ms, raw):
+            known = kind in KINDS
+            if whole and known and holds(crc, checksum, id_, kind, user, at_ms, raw):
                 yield Record(id_, Kind(kind), user, at_ms, raw, attempts, failed_at_ms, claim_id)
             else:
                 self._bury_corrupt(id_, user, at_ms, raw)

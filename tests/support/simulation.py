@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import msgspec
 
 from engine.app import Engine
 from engine.config import Settings, from_table
@@ -87,3 +88,7 @@ def made(local: Sandbox) -> list[JournalEntry]:
 
 def create_attribute(name: str, data_type: str) -> Request:
     return intercom.create_attribute(name, data_type)
+
+
+def encode(value: Any) -> bytes:
+    return msgspec.json.encode(value)

@@ -1,0 +1,364 @@
+"""A fault that nobody foresaw costs the record it belongs to, and never its neighbours.
+
+Faults are put into each actor, each call and each answer, for many users at once, while others go
+on. Everything runs in virtual time, on the delivery side as it is.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from anyio.streams.memory import MemoryObjectSendStream
+
+from engine.app import Engine
+from engine.envelope import Plan, Record, Verdict
+from engine.mapping import Rules
+from engine.metrics import SyncStatus
+from engine.spool.feed import Feed
+from engine.spool.rows import DeadLetterQuery
+from support import simulation, virtual
+from transports.intercom import Answer, Request, Wire
+from transports.sandbox import InProcess, Sandbox
+
+SYNC = "simulated"
+CROWD = [f"poison-{n}" for n in range(30)]
+WELL = [f"well-{n}" for n in range(30)]
+
+Script = Callable[[Request], Answer | None]
+
+
+class Scripted:
+    """A wire to a sandbox on which some calls go as a script says: it answers, or raises."""
+
+    def __init__(self, local: Sandbox, script: Script) -> None:
+        self._wire = InProcess(local)
+        self._script = script
+
+    async def send(self, request: Request) -> Answer:
+        answer = self._script(request)
+        return await self._wire.send(request) if answer is None else answer
+
+
+def engine(folder: Path, wire: Wire, *, twice: bool = False, **sync: Any) -> Engine:
+    loop = virtual.current()
+    return Engine(
+        simulation.settings(folder, twice=twice, **sync),
+        wire=lambda intercom: wire,
+        now_ms=loop.wall_ms,
+        now_s=loop.wall_s,
+        jitter=random.Random(0).random,
+        inline=True,
+    )
+
+
+async def one_status(running: Engine) -> SyncStatus:
+    return next(sync for sync in (await running.status()).syncs if sync.name == SYNC)
+
+
+async def settle(running: Engine, most_s: float = 900) -> SyncStatus:
+    with anyio.move_on_after(most_s):
+        await running.settled()
+    return await one_status(running)
+
+
+def sandbox() -> Sandbox:
+    local = simulation.sandbox()
+    for user in [*WELL, *CROWD]:
+        local.add_contact(external_id=user)
+    return local
+
+
+def events_of(local: Sandbox) -> list[str]:
+    return sorted(str(local.contacts[e.contact_id].external_id) for e in local.events)
+
+
+def mixed(make: Callable[[str], dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return something of each user, the poison ones between the well ones."""
+    return [make(user) for pair in zip(WELL, CROWD, strict=True) for user in pair]
+
+
+def about_poison(request: Request) -> bool:
+    return b"poison" in (request.body or b"")
+
+
+# --- the actors ---------------------------------------------------------------------------
+
+
+class BrokenRules(Rules):
+    def plan(self, record: Record) -> Plan | Verdict:
+        if record.user_key.startswith("poison"):
+            raise OverflowError(10**5_000)
+        return super().plan(record)
+
+
+def test_a_fault_in_mapping_costs_each_of_the_records_that_have_it(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        local = sandbox()
+        async with engine(tmp_path, InProcess(local)) as running:
+            pipeline = running.pipelines[SYNC]
+            pipeline.rules = BrokenRules(pipeline.sync)
+            await running.submit(
+                mixed(lambda user: simulation.event(user, 1)), api_key=simulation.API_KEY
+            )
+            status = await settle(running)
+        assert events_of(local) == sorted(WELL)
+        assert status.dead_by_reason == {"internal": len(CROWD)}
+        assert status.faults == 0
+
+    virtual.run(scenario)
+
+
+def test_a_fault_in_a_call_costs_each_of_the_records_that_have_it(tmp_path: Path) -> None:
+    def script(request: Request) -> Answer | None:
+        if request.path == "/events" and about_poison(request):
+            raise TypeError("this call cannot be made")
+        return None
+
+    async def scenario() -> None:
+        local = sandbox()
+        async with engine(tmp_path, Scripted(local, script)) as running:
+            for n in range(3):
+                await running.submit(
+                    mixed(lambda user, n=n: simulation.event(user, n)), api_key=simulation.API_KEY
+                )
+            status = await settle(running)
+        assert events_of(local) == sorted(WELL * 3)
+        assert status.dead_by_reason == {"internal": len(CROWD) * 3}
+        assert (status.faults, status.pending) == (0, 0)
+        assert running.pipelines[SYNC].spool.feed.loaded == 0
+
+    virtual.run(scenario)
+
+
+def test_of_updates_that_wait_together_only_the_one_with_a_fault_dies(tmp_path: Path) -> None:
+    def script(request: Request) -> Answer | None:
+        if request.path.startswith("/contacts") and b'"poison' in (request.body or b""):
+            raise KeyError("unforeseen")
+        return None
+
+    async def scenario() -> None:
+        local = simulation.sandbox(latency_s=1.0)
+        async with engine(tmp_path, Scripted(local, script)) as running:
+            for user in WELL:
+                plans = ["free", "poison", "pro"]
+                await running.submit(
+                    [
+                        simulation.identify(user, n, {"$set": {"plan": plan, "email": f"{n}@x.io"}})
+                        for n, plan in enumerate(plans)
+                    ],
+                    api_key=simulation.API_KEY,
+                )
+            status = await settle(running)
+        plans_now = {str(c.external_id): c.custom_attributes for c in local.contacts.values()}
+        assert plans_now == {user: {"plan": "pro"} for user in WELL}
+        assert status.dead_by_reason.keys() <= {"internal"}
+        assert status.dead <= len(WELL)
+        assert (status.faults, status.pending) == (0, 0)
+
+    virtual.run(scenario)
+
+
+def test_a_fault_in_the_list_of_attributes_costs_no_record(tmp_path: Path) -> None:
+    def script(request: Request) -> Answer | None:
+        if request.path.startswith("/data_attributes"):
+            raise TypeError("unforeseen")
+        return None
+
+    async def scenario() -> None:
+        local = simulation.sandbox()
+        async with engine(tmp_path, Scripted(local, script)) as running:
+            update = simulation.identify("mira-okafor", 1, {"$set": {"plan": "pro"}})
+            await running.submit([update], api_key=simulation.API_KEY)
+            status = await settle(running)
+        assert (status.delivered, status.dead, status.faults) == (1, 0, 0)
+
+    virtual.run(scenario)
+
+
+# --- faults that belong to no record ------------------------------------------------------
+
+
+class BrokenFeed(Feed):
+    """Cannot load anything from an instant on, once it has loaded something."""
+
+    breaks_at_s = 0.0
+    loads = 0
+
+    async def _load_some(self, outbox: MemoryObjectSendStream[list[Record]]) -> bool:
+        self.loads += 1
+        if self.loads > 2 and virtual.current().now_s >= self.breaks_at_s:
+            raise RuntimeError("no record is to blame")
+        return await super()._load_some(outbox)
+
+
+def break_feed(running: Engine, at_s: float = 0.0) -> None:
+    spool = running.pipelines[SYNC].spool
+    feed = BrokenFeed(
+        spool._writer,
+        read_ahead=8,
+        max_in_flight=4,
+        attempts=3,
+        window_s=60.0,
+        now_ms=virtual.current().wall_ms,
+    )
+    feed.breaks_at_s = at_s
+    spool.feed = feed
+
+
+def test_a_fault_of_no_record_stops_one_sync_which_says_so_and_goes_on(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        local = sandbox()
+        async with engine(tmp_path, InProcess(local), twice=True) as running:
+            break_feed(running)
+            for n in range(10):
+                batch = [simulation.event(user, n) for user in WELL]
+                await running.submit(batch, api_key=simulation.API_KEY)
+            await anyio.sleep(0.5)
+            stopped, other = (await running.status()).syncs
+            assert running.stopped == {SYNC: "RuntimeError: no record is to blame"}
+            assert stopped.stopped == running.stopped[SYNC]
+            assert running.ready  # events are taken all the while
+            assert other.pending < stopped.pending
+            await settle(running)
+            stopped, other = (await running.status()).syncs
+        assert (stopped.delivered, other.delivered) == (300, 300)
+        assert (stopped.faults, other.faults, stopped.stopped) == (1, 0, "")
+        assert events_of(local) == sorted(WELL * 10)  # byte for byte: Intercom saw them once
+
+    virtual.run(scenario)
+
+
+def test_a_sync_that_stands_still_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with engine(tmp_path, InProcess(sandbox())) as running:
+            break_feed(running)
+            batch = [simulation.event(user, 1) for user in WELL]
+            await running.submit(batch, api_key=simulation.API_KEY)
+            await anyio.sleep(0.5)
+            assert running.stopped
+            began_s = virtual.current().now_s
+            assert await running.finish(25.0)
+            assert virtual.current().now_s - began_s < 1.0
+
+    virtual.run(scenario)
+
+
+def test_a_sync_that_stops_as_it_probes_does_not_keep_others_from_probing(tmp_path: Path) -> None:
+    """Two syncs share one token, and one of them is cancelled in the middle of a probe."""
+
+    async def scenario() -> None:
+        local = sandbox()
+        down = True
+
+        def script(request: Request) -> Answer | None:
+            return Answer(503, {}, b"") if down else None
+
+        async with engine(tmp_path, Scripted(local, script), twice=True) as running:
+            break_feed(running, at_s=2.0)
+            for n in range(4):
+                batch = [simulation.event(user, n) for user in WELL]
+                await running.submit(batch, api_key=simulation.API_KEY)
+                await anyio.sleep(0.7)
+            assert running.pipelines[SYNC].faults == 1
+            down = False
+            await settle(running)
+            statuses = (await running.status()).syncs
+        assert [status.delivered for status in statuses] == [120, 120]
+
+    virtual.run(scenario)
+
+
+# --- answers ------------------------------------------------------------------------------
+
+DEEP = b"[" * 5_000 + b"]" * 5_000
+IDS: list[Any] = [None, "", 7, [], {}, "x" * 100_000, True, "6" * 24]
+ATTRIBUTES: list[Any] = ["text", [], 1.5, None, {"plan": [1]}, {"plan": {"a": 1}}]
+BODIES = [
+    b"",
+    b" ",
+    b"null",
+    b"[]",
+    b"{}",
+    b"0",
+    b"1" * 5_000,
+    b"\xff\xfe",
+    b'"\xed\xa0\x80"',
+    DEEP,
+    b"<html><body>it works</body></html>",
+    b'{"type": "error.list"}',
+    b'{"type": "error.list", "errors": "none"}',
+    b'{"type": "error.list", "errors": [null, 1]}',
+    b'{"type": "error.list", "errors": [{"code": 5, "message": {"a": 1}}]}',
+    b'{"type": "error.list", "errors": [{"code": "conflict", "message": "id='
+    + b"9" * 9_000
+    + b'"}]}',
+    b'{"type": "error.list", "request_id": [], "errors": [{"code": "not_found"}]}',
+    b'{"data": [{"name": 5}, null]}',
+    b'{"data": {"name": "plan"}}',
+    b'{"app": []}',
+]
+HEADERS = [
+    {},
+    {"x-ratelimit-limit": "9" * 5_000, "x-ratelimit-remaining": "-1", "x-ratelimit-reset": "now"},
+    {"x-ratelimit-limit": "0", "x-ratelimit-remaining": "0", "x-ratelimit-reset": "0"},
+    {
+        "x-request-id": "\udcff" * 9_000,
+        "content-type": "\udcff",
+        "link": "</contacts/" + "9" * 9_000,
+    },
+    {"link": '</contacts/\u00e9>; rel="canonical"', "date": "yesterday"},
+]
+STATUSES = [100, 200, 200, 200, 201, 202, 204, 299, 301, 307, 400, 404, 404, 409, 410, 418, 422]
+STATUSES += [408, 429, 500, 503, 599, 999, 0, -1]
+
+
+def any_answer(dice: random.Random) -> Answer:
+    """Return an answer as nobody who speaks for Intercom would give it, or nearly."""
+    contact = {
+        "type": "contact",
+        "id": dice.choice(IDS),
+        "custom_attributes": dice.choice(ATTRIBUTES),
+    }
+    body = dice.choice([*BODIES, simulation.encode(contact), simulation.encode(contact)])
+    return Answer(dice.choice(STATUSES), dice.choice(HEADERS), body)
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_answers_of_any_shape_change_nothing_but_their_own_record(
+    tmp_path: Path, seed: int
+) -> None:
+    async def scenario() -> None:
+        local = simulation.sandbox()
+        dice = random.Random(seed)
+        ends_s = virtual.current().now_s + 120
+
+        def script(request: Request) -> Answer | None:
+            strange = virtual.current().now_s < ends_s and dice.random() < 0.5
+            return any_answer(dice) if strange else None
+
+        wire = Scripted(local, script)
+        async with engine(
+            tmp_path, wire, events={"unknown_user": "create", "select": [{"types": ["*"]}]}
+        ) as running:
+            for n in range(20):
+                users = dice.sample([*WELL, *CROWD], 10)
+                batch = [simulation.event(user, n) for user in users]
+                batch += [
+                    simulation.identify(user, n, {"$set": {"plan": n}, "$add": {"visits": 1}})
+                    for user in users
+                ]
+                await running.submit(batch, api_key=simulation.API_KEY)
+                await anyio.sleep(5)
+            status = await settle(running, most_s=6 * 3600)
+            letters = await running.dead_letters(SYNC, DeadLetterQuery(reason="internal"))
+        assert [(letter.message, letter.code) for letter in letters] == []
+        assert (status.faults, status.pending) == (0, 0)
+        dropped = sum(status.dropped.values())
+        assert status.received == 400 == status.delivered + status.dead + dropped
+
+    virtual.run(scenario)
