@@ -299,7 +299,9 @@ class Feed:
                 records, self._answered = self._answered, []
                 try:
                     await self._writer.submit(_delivery_of(records))
-                except SpoolError:
+                except Exception as error:
+                    if not isinstance(error, SpoolError):
+                        _log.error("deliveries cannot be settled together", exc_info=error)
                     await anyio.sleep(FAILING_DISK_NAP_S)
                     for record in records:
                         tasks.start_soon(self._settle_alone, record)

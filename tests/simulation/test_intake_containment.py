@@ -1,0 +1,151 @@
+"""A fault at intake costs the event it belongs to: others of its batch are kept, and answered."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import weakref
+from pathlib import Path
+from typing import Any
+
+import anyio
+import msgspec
+import pytest
+
+from engine.actor import Actor
+from engine.actors.filter import Admitted, Filter, FilterActor
+from engine.actors.source import Share, Tally
+from engine.config import Delivery, SpoolSettings, Sync
+from engine.mapping import Rules
+from engine.spool import Spool
+from engine.spool.rows import Append, Appended, DeadLetterQuery
+from support import simulation, virtual
+from transports import Batch, Receipt, Ticket
+from transports.amplitude import BadEvent, Head
+from transports.errors import Refused
+
+KEY = simulation.API_KEY
+
+
+def raw(user: str, n: int = 0) -> bytes:
+    return msgspec.json.encode(simulation.event(user, n))
+
+
+class BrokenFilter(Filter):
+    def judge(self, head: Head, raw: bytes, *, checked: bool = False) -> Admitted | BadEvent | str:
+        if b"poison" in raw:
+            raise OverflowError(10**5_000)
+        return super().judge(head, raw, checked=checked)
+
+
+class BrokenSpool(Spool):
+    """Cannot append the rows of some users, nor ``dead`` letters where it is told so."""
+
+    cannot_bury = False
+
+    def append(self, batch: Append) -> asyncio.Future[Appended]:
+        if any("poison" in row.user_key for row in batch.rows) or (batch.dead and self.cannot_bury):
+            future: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
+            future.set_exception(UnicodeEncodeError("utf-8", "\udcff", 0, 1, "unforeseen"))
+            return future
+        return super().append(batch)
+
+
+async def take_in(folder: Path, kind: type[Filter], spool_kind: type[Spool], *raws: bytes) -> Any:
+    """Send one batch through a filter actor; return spool counters, reasons, and the receipt."""
+    sync: Sync = simulation.settings(folder).sync[0]
+    spool = spool_kind(
+        folder / "s.db",
+        SpoolSettings(),
+        Delivery(),
+        max_in_flight=8,
+        now_ms=virtual.current().wall_ms,
+        inline=True,
+    )
+    send, receive = anyio.create_memory_object_stream[Share](1)
+    ticket = Ticket()
+    with send, receive:
+        async with anyio.create_task_group() as tasks:
+            actor = FilterActor(kind(sync, Rules(sync)), spool)
+            tasks.start_soon(actor.run, receive)
+            batch = Batch(None, raws, sync=sync.name, origin="pipe", lines=range(1, len(raws) + 1))
+            await send.send(Share(batch, Tally(ticket, 1)))
+            send.close()
+        try:
+            answer: Receipt | Refused = await ticket.wait()
+        except Refused as error:
+            answer = error
+        letters = await spool.do(lambda store: store.letters.find(DeadLetterQuery()))
+    counters = spool.counters
+    await spool.close()
+    return counters, [(letter.reason, letter.line) for letter in letters], answer
+
+
+MIXED = [raw(user) for n in range(30) for user in (f"well-{n}", f"poison-{n}")]
+
+
+def test_a_fault_in_judging_costs_each_event_that_has_it(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        counters, letters, receipt = await take_in(tmp_path, BrokenFilter, Spool, *MIXED)
+        assert letters == [("internal", line) for line in range(2, 61, 2)]
+        assert receipt == Receipt(30, 0, 0, 30)
+        assert (counters["received"], counters["pending"], counters["dead"]) == (60, 30, 30)
+
+    virtual.run(scenario)
+
+
+def test_a_fault_in_appending_costs_each_event_that_has_it(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        counters, letters, receipt = await take_in(tmp_path, Filter, BrokenSpool, *MIXED)
+        assert [reason for reason, _ in letters] == ["internal"] * 30
+        assert receipt == Receipt(30, 0, 0, 30)
+        assert (counters["received"], counters["pending"], counters["dead"]) == (60, 30, 30)
+
+    virtual.run(scenario)
+
+
+def test_where_not_even_a_dead_letter_can_be_kept_the_batch_is_refused(tmp_path: Path) -> None:
+    class CannotBury(BrokenSpool):
+        cannot_bury = True
+
+    async def scenario() -> None:
+        counters, letters, answer = await take_in(tmp_path, Filter, CannotBury, *MIXED)
+        assert isinstance(answer, Refused)
+        assert answer.reason == "internal"
+        assert letters == []
+        assert counters["received"] == counters["pending"] + counters["dead"]
+
+    virtual.run(scenario)
+
+
+# --- what an actor keeps ------------------------------------------------------------------
+
+
+class Item:
+    """Something to handle that can be watched."""
+
+
+class Idle(Actor[Item, None]):
+    async def handle(self, item: Item) -> None:
+        """Do nothing with it."""
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_an_actor_keeps_no_reference_to_what_it_has_handled(count: int) -> None:
+    async def scenario() -> None:
+        send, receive = anyio.create_memory_object_stream[Item](4)
+        watched = []
+        with send, receive:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(Idle().run, receive)
+                for _ in range(count):
+                    item = Item()
+                    watched.append(weakref.ref(item))
+                    send.send_nowait(item)
+                    del item
+                await anyio.sleep(1)
+                gc.collect()
+                assert [one() for one in watched] == [None] * count
+                send.close()
+
+    virtual.run(scenario)
