@@ -30,7 +30,7 @@ async def serving(
     settings = from_table({"data_dir": str(folder), "sync": [sync]})
     source = HttpSource(listen="127.0.0.1:0", **http)
     async with Engine(settings, deliver=False) as engine, anyio.create_task_group() as tasks:
-        tasks.start_soon(engine.intake.run, source)
+        tasks.start_soon(source.run, engine.intake)
         await source.listening()
         yield source, engine
         tasks.cancel_scope.cancel()

@@ -57,6 +57,9 @@ FAULT_ERRORS: Final[Mapping[int, tuple[str, str]]] = {
     504: ("server_timeout", "Server Timeout"),
 }
 
+NO_TOKEN: Final = ""
+"""What a call over HTTP without an access token brings."""
+
 NO_ANSWER: Final = {
     "hang": "timeout",
     "reset": "reset",
@@ -185,7 +188,7 @@ class Sandbox:
         now: Unix time in seconds, as a function.
         seed: of ids, latencies and the share of faults; the same calls meet the same sandbox.
         limit_per_minute: calls a minute; a sixth of it, rounded, is a window's.
-        access_token: the one that is right; None takes any, and none.
+        access_token: the one that is right; None takes any. A call over HTTP needs one in any case.
         latency_s: of each answer, after its call was carried out: a median, with a log-normal law
             around it, or the ends of an even one.
         window_offset_s: where windows begin, after whole tens of seconds.
@@ -338,6 +341,8 @@ class Sandbox:
             done, rate = self._serve(arrival, fault)
         self._note(arrival, done, cut)
         headers = {**self._headers(arrival), **rate, **done.headers}
+        if not done.body:
+            del headers["content-type"]  # a 202 has no body, and so nothing that it could be
         return Reply(Answer(done.status, headers, done.body), cut, self._draw_latency_s())
 
     def _serve(self, arrival: Arrival, fault: Fault | None) -> tuple[Done, Mapping[str, str]]:
@@ -378,6 +383,8 @@ class Sandbox:
     def _authorize(self, authorization: str | None) -> None:
         if self.token_revoked:
             raise Refusal(401, "token_revoked", "Access Token Invalid")
+        if authorization == NO_TOKEN:
+            raise Refusal(401, "unauthorized", "Access Token Invalid")
         if self.access_token is not None and authorization != f"Bearer {self.access_token}":
             raise Refusal(401, "unauthorized", "Access Token Invalid")
 
@@ -459,18 +466,26 @@ def application(sandbox: Sandbox) -> web.Application:
     async def respond(http: web.Request) -> web.StreamResponse:
         request = Request(http.method, http.raw_path, await http.read() or None)
         sent = http.headers
-        reply = sandbox.receive(request, sent.get("Authorization"), sent.get("Intercom-Version"))
+        authorization = sent.get("Authorization", NO_TOKEN)
+        reply = sandbox.receive(request, authorization, sent.get("Intercom-Version"))
         if reply.latency_s > 0:
             await anyio.sleep(reply.latency_s)
         return await (_cut_off(http, reply) if reply.cut else _whole(reply.answer))
 
     app = web.Application(client_max_size=MAX_BODY_BYTES)
     app.router.add_route("*", "/{path:.*}", respond)
+    app.on_response_prepare.append(_without_type)
     return app
 
 
 async def _whole(answer: Answer) -> web.Response:
     return web.Response(status=answer.status, headers=answer.headers, body=answer.body)
+
+
+async def _without_type(_: web.BaseRequest, response: web.StreamResponse) -> None:
+    """Leave the type out where there is no body: aiohttp adds one by itself."""
+    if response.content_length == 0:
+        response.headers.popall("Content-Type", None)
 
 
 async def _cut_off(http: web.Request, reply: Reply) -> web.StreamResponse:
