@@ -16,7 +16,7 @@ import msgspec
 
 from benchmarks import events, load, servers
 from benchmarks.report import Result, in_turns, result_of_rounds
-from engine.commands import configure_logging
+from engine import logs
 from engine.commands.forward import forward
 from engine.config import Settings
 from engine.spool.schema import connect
@@ -91,7 +91,7 @@ def _bare_intake(path: Path, spool: Path) -> int:
 def _forward(settings: Settings, path: Path, count: int) -> None:
     """Run the command as it is, all but the process, on a file of so many events."""
     out = io.StringIO()
-    configure_logging(settings.log)
+    logs.configure(settings.log)
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
         asyncio.run(forward(settings, [str(path)], as_json=True, max_wait_s=0))
     counts = msgspec.json.decode(out.getvalue())

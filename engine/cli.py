@@ -5,6 +5,9 @@ Imports are made by the command that needs them, so that ``--help`` is quick.
 
 from __future__ import annotations
 
+import io
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -50,7 +53,7 @@ def demo() -> None:
 def run_daemon(config: Config) -> None:
     """Serve the configured sources until SIGTERM."""
     from engine.commands import run
-    from engine.commands.run import run as main
+    from engine.commands.daemon import run as main
 
     async def work() -> int:
         return await main(_settings(config))
@@ -325,4 +328,36 @@ def _time_ms(text: str | None) -> int | None:
 
 def main() -> None:
     """Run the command."""
-    app()
+    _open_standard_streams()
+    try:
+        app(prog_name="amplitude-intercom")
+    except OSError as error:  # of stdout, while the help is printed
+        sys.exit(f"error: {error.strerror}")
+    finally:
+        _close_stdout()
+
+
+def _open_standard_streams() -> None:
+    """Give the three standard descriptors something to stand for, and let no character fail.
+
+    The next file that is opened would get the number of one that is closed (`>&-`), and with it all
+    that is printed.
+    """
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r+"))  # noqa: SIM115 - until the process ends
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _close_stdout() -> None:
+    """Write what is left; where that cannot be, the interpreter is not to try it once more."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -6,30 +6,57 @@ in a ``repr``, an error or a dump.
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
 import os
 import re
+import stat
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args
 
 import msgspec
 
+from engine.addresses import MAX_PORT, normal_host, normal_url
 from engine.errors import SettingsError
 from engine.fitting import fit_name, is_legal_key
 from engine.selection import ANY_TYPE, Selection, Selector
 
-Positive = Annotated[int, msgspec.Meta(ge=1)]
-PositiveNumber = Annotated[float, msgspec.Meta(gt=0)]
-PositiveSeconds = Annotated[float, msgspec.Meta(gt=0)]
-Seconds = Annotated[float, msgspec.Meta(ge=0)]
+MAX_SECONDS: Final = 3_155_760_000.0
+"""A hundred years: whatever is added to a time of today stays one that clocks and SQLite know."""
+
+MIN_SECONDS: Final = 0.001
+"""Clocks and timers are not finer; a shorter pause would be none."""
+
+MAX_COUNT: Final = 10_000_000
+"""Connections, calls, lines or events at once: more than one process can hold."""
+
+MAX_BYTES: Final = 1 << 50
+"""A pebibyte: more than any disk under a spool, and with a thousand syncs still a 64-bit sum."""
+
+MAX_MEMORY_BYTES: Final = 1 << 40
+"""A tebibyte: more than the memory of any machine this runs on."""
+
+MAX_RATE: Final = 1e9
+"""Calls, requests or events in a second or a minute: more than any machine makes."""
+
+MAX_FILE_BYTES: Final = 8 * 1024 * 1024
+"""A settings file: a thousand syncs take one megabyte."""
+
+MAX_SECRET_BYTES: Final = 65_536
+"""A file with a secret; headers beyond this are refused everywhere."""
+
+Positive = Annotated[int, msgspec.Meta(ge=1, le=MAX_COUNT)]
+PositiveNumber = Annotated[float, msgspec.Meta(ge=1 / MAX_RATE, le=MAX_RATE)]
+PositiveSeconds = Annotated[float, msgspec.Meta(ge=MIN_SECONDS, le=MAX_SECONDS)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=MAX_SECONDS)]
 _ADDRESS = r"^(\[[0-9a-fA-F:]+\]|[^:\s]+):[0-9]{1,5}\Z"
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z"
 _SOURCE = r"^(user_id|device_id|user\..+|event\..+)\Z"
-_URL = r"^https?://[^\s/?#@]+(/[^\s?#@]*)?\Z"
+_URL = r"^[hH][tT][tT][pP][sS]?://[^\s/?#@]+(/[^\s?#@]*)?\Z"
 _IN_WORDS: Final = {
-    _ADDRESS: "an address, `host:port`",
+    _ADDRESS: "an address, `host:port` (an IPv6 host in brackets, without a scope)",
     _NAME: "a name of up to 64 letters, digits, `-` and `_`",
     _SOURCE: "`user_id`, `device_id`, `user.PROPERTY` or `event.PROPERTY`",
     _URL: "an address, `http://…` or `https://…`, without a user, a password or a query",
@@ -46,15 +73,26 @@ class Secret:
     ``source`` is how the settings spell it (``env:NAME``), for messages; ``***`` when spelled out.
     """
 
-    __slots__ = ("_value", "source")
+    __slots__ = ("_read", "_value", "source")
 
-    def __init__(self, value: str, source: str = "***") -> None:
+    def __init__(
+        self, value: str, source: str = "***", read: Callable[[], str] | None = None
+    ) -> None:
+        """``read`` reads it again where it comes from; it raises ``ValueError``."""
         self._value = value
+        self._read = read
         self.source = source
 
     def reveal(self) -> str:
-        """Return the text itself."""
+        """Return the text itself, as it was when the settings were read."""
         return self._value
+
+    def reveal_again(self) -> str:
+        """Return the text as its file has it now; where that is none, as it was. Reads the file."""
+        try:
+            return self._read() if self._read is not None else self._value
+        except ValueError:
+            return self._value
 
     def __repr__(self) -> str:
         return f"Secret({self.source})"
@@ -82,7 +120,7 @@ class Http(_Section, frozen=True, kw_only=True):
 
     listen: Address = "127.0.0.1:8710"
     cors_origins: list[str] = msgspec.field(default_factory=lambda: ["*"])
-    max_held_bytes: Annotated[int, msgspec.Meta(ge=20_000_000)] = 67_108_864
+    max_held_bytes: Annotated[int, msgspec.Meta(ge=20_000_000, le=MAX_MEMORY_BYTES)] = 67_108_864
     body_timeout_s: PositiveSeconds = 10.0
     idle_timeout_s: PositiveSeconds = 75.0
     max_connections: Positive = 1_024
@@ -100,15 +138,15 @@ class Admin(_Section, frozen=True, kw_only=True):
 class SpoolSettings(_Section, frozen=True, kw_only=True):
     """The store on disk; each sync has one."""
 
-    max_bytes: Annotated[int, msgspec.Meta(ge=1_000_000)] = 10_000_000_000
+    max_bytes: Annotated[int, msgspec.Meta(ge=1_000_000, le=MAX_BYTES)] = 10_000_000_000
     dedupe_window_s: Seconds = 7 * 24 * 3600.0
-    reserve_bytes: Annotated[int, msgspec.Meta(ge=0)] = 33_554_432
+    reserve_bytes: Annotated[int, msgspec.Meta(ge=0, le=MAX_BYTES)] = 33_554_432
 
 
 class Forward(_Section, frozen=True, kw_only=True):
     """Reading files and pipes."""
 
-    max_line_bytes: Positive = 1_048_576
+    max_line_bytes: Annotated[int, msgspec.Meta(ge=1, le=MAX_MEMORY_BYTES)] = 1_048_576
     batch_lines: Positive = 2_000
     max_backlog: Positive = 100_000
 
@@ -126,7 +164,7 @@ class Intercom(_Section, frozen=True, kw_only=True):
     access_token: Secret
     region: Literal["us", "eu", "au"] = "us"
     base_url: Annotated[str, msgspec.Meta(pattern=_URL)] | None = None
-    requests_per_minute: Annotated[int, msgspec.Meta(ge=6)] = 10_000
+    requests_per_minute: Annotated[int, msgspec.Meta(ge=6, le=int(MAX_RATE))] = 10_000
     max_in_flight: Positive = 400
     timeout_s: PositiveSeconds = 30.0
 
@@ -171,7 +209,7 @@ class Delivery(_Section, frozen=True, kw_only=True):
     """Order, retries and memory of the way to Intercom."""
 
     lanes: Annotated[int, msgspec.Meta(ge=1, le=8192)] = 512
-    read_ahead: Annotated[int, msgspec.Meta(ge=1)] = 2048
+    read_ahead: Positive = 2048
     retry_attempts: Annotated[int, msgspec.Meta(ge=1, le=30)] = 10
     retry_window_s: PositiveSeconds = 4 * 3600.0
     twin_window_s: Seconds = 24 * 3600.0
@@ -206,9 +244,22 @@ class Settings(_Section, frozen=True, kw_only=True):
     sync: Annotated[list[Sync], msgspec.Meta(min_length=1)]
 
 
-MAX_PORT: Final = 65_535
 MAX_EVENT_TYPES: Final = 120
 """Active event names that a workspace can have (help article 5245634)."""
+
+
+RENAMED: Final[dict[str, str]] = {
+    "sync.api_key": "sync.amplitude_api_keys",
+    "sync.api_keys": "sync.amplitude_api_keys",
+    "sync.amplitude_api_key": "sync.amplitude_api_keys",
+    "sync.intercom.token": "sync.intercom.access_token",
+    "sync.events.properties": "sync.events.metadata",
+    "http.port": "http.listen",
+    "http.host": "http.listen",
+    "admin.port": "admin.listen",
+    "admin.host": "admin.listen",
+}
+"""Keys that are called otherwise here, or are no more, and the key to use instead."""
 
 
 def load(path: Path) -> Settings:
@@ -218,16 +269,33 @@ def load(path: Path) -> Settings:
         SettingsError: the file cannot be read, or something in it cannot be used.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        table = tomllib.loads(_read(path, MAX_FILE_BYTES).decode("utf-8-sig"))
     except OSError as error:
         raise SettingsError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise SettingsError(f"{path}: not UTF-8: {error}") from None
-    try:
-        table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"{path}: not TOML: {error}") from None
+    except (ValueError, RecursionError) as error:  # NUL in the path, digits or depth without end
+        raise SettingsError(f"{path}: cannot be read: {str(error).partition(':')[0]}") from None
     return from_table(table, folder=path.parent, origin=f"{path}: ")
+
+
+def _read(path: Path, most: int) -> bytes:
+    """Return what is in a regular file; another kind could be endless, or keep us waiting.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no file of at most ``most`` bytes, or none can be called so.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:  # refuses a directory
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ValueError("not a regular file")
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"larger than {most} bytes")
+    return content
 
 
 def from_table(table: dict[str, Any], *, folder: Path | None = None, origin: str = "") -> Settings:
@@ -241,20 +309,33 @@ def from_table(table: dict[str, Any], *, folder: Path | None = None, origin: str
         settings = msgspec.convert(
             table, Settings, dec_hook=lambda kind, value: _decode_secret(kind, value, folder)
         )
-    except msgspec.ValidationError as error:
-        raise SettingsError(origin + _explain(error)) from None
-    problem = next(_problems(settings), None)
-    if problem:
-        raise SettingsError(origin + problem)
-    try:
+        problem = next(_problems(settings), None)
+        if problem:
+            raise SettingsError(origin + problem)
         sources = {
             name: _with_secrets(arguments, folder, f"sources.{name}")
             for name, arguments in settings.sources.items()
         }
+        data_dir = str(folder / _home_expanded(settings.data_dir))
+    except msgspec.ValidationError as error:
+        raise SettingsError(origin + _explain(error, table)) from None
+    except RecursionError:
+        raise SettingsError(f"{origin}sources: nested too deeply") from None
     except ValueError as error:
         raise SettingsError(f"{origin}{error}") from None
-    data_dir = str(folder / settings.data_dir)
     return msgspec.structs.replace(settings, data_dir=data_dir, sources=sources)
+
+
+def _home_expanded(path: str) -> str:
+    """Return a path with its leading ``~`` or ``~user`` replaced.
+
+    Raises:
+        ValueError: there is no such user.
+    """
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
+        raise ValueError(f"Expected a user that exists in `{path}`")
+    return expanded
 
 
 def _with_secrets(value: Any, folder: Path, where: str) -> Any:
@@ -311,51 +392,111 @@ def _decode_secret(kind: type, value: object, folder: Path) -> Secret:
     if scheme == "env":
         return Secret(_from_environment(rest), value)
     if scheme == "file":
-        return Secret(_from_file(folder / rest), value)
-    return Secret(value)
+        path = folder / _home_expanded(rest)
+        return Secret(_from_file(path), value, lambda: _from_file(path))
+    return Secret(_usable(value))
+
+
+def _usable(text: str, of: str = "this one") -> str:
+    """Return a secret without the white space around it, which editors and shells leave there.
+
+    Raises:
+        ValueError: it cannot be the value of a header; the message does not quote it.
+    """
+    stripped = text.strip()
+    if not stripped:
+        raise ValueError(f"Expected a secret, {of} is empty")
+    if not (stripped.isascii() and stripped.isprintable()):
+        raise ValueError(
+            "Expected a secret that can be sent in a header, in ASCII and without control "
+            f"characters; {of} is not"
+        )
+    return stripped
 
 
 def _from_environment(name: str) -> str:
     value = os.environ.get(name)
     if not value:
         raise ValueError(f"Expected the environment variable `{name}` to be set")
-    return value
+    return _usable(value, f"the environment variable `{name}`")
 
 
 def _from_file(path: Path) -> str:
     try:
-        value = path.read_text(encoding="utf-8").strip()
+        value = _read(path, MAX_SECRET_BYTES).decode()
+    except UnicodeDecodeError:
+        raise ValueError(f"Expected a readable file `{path}`: not UTF-8") from None
     except (OSError, ValueError) as error:
-        raise ValueError(f"Expected a readable file `{path}`: {error}") from None
-    if not value:
-        raise ValueError(f"Expected a secret in the file `{path}`, it is empty")
-    return value
+        said = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"Expected a readable file `{path}`: {said}") from None
+    return _usable(value, f"the file `{path}`")
 
 
 _PATH = re.compile(r"^(?P<what>.*?)(?: - at `\$(?P<path>.*)`)?$", re.DOTALL)
 
 
-def _explain(error: msgspec.ValidationError) -> str:
+def _explain(error: msgspec.ValidationError, table: dict[str, Any]) -> str:
     """Turn msgspec's ``… - at `$.sync[0].users` `` into ``sync[0].users: …``."""
     match = _PATH.match(str(error))
-    if match is None or not match["path"]:
+    if match is None:
         return str(error)
     what = match["what"]
+    path = _keys_named(match["path"] or "", what, table)
     for pattern, words in _IN_WORDS.items():
         what = what.replace(f"`str` matching regex {pattern!r}", words)
     if what.startswith("Invalid enum value"):
-        what = f"{what}; Expected one of {_choices(Settings, match['path'])}"
-    return f"{match['path'].lstrip('.')}: {what}"
+        what = f"{what}; Expected one of {_choices(path)}"
+    unknown = re.fullmatch(r"Object contains unknown field `(.*)`", what, re.DOTALL)
+    if unknown:
+        what += _instead_of(path, unknown[1])
+    return f"{path}: {what}" if path else what
 
 
-def _choices(kind: Any, path: str) -> str:
-    """Return the values that the field at a path can have, of a struct and those inside it."""
-    for name in re.findall(r"[^.\[\]]+", path):
-        if name.isdecimal() or name == "...":
-            continue
-        kind = next(f.type for f in msgspec.structs.fields(kind) if f.encode_name == name)
-        kind = next((k for k in _inside(kind) if hasattr(k, "__struct_fields__")), kind)
+_ANY_KEY: Final = "[...]"
+"""How msgspec spells a key of a mapping that may have any."""
+
+
+def _keys_named(path: str, what: str, table: dict[str, Any]) -> str:
+    """Return a path with the key that is wrong where msgspec says `[...]`."""
+    path = path.lstrip(".")
+    before, found, after = path.partition(_ANY_KEY)
+    if not found:
+        return path
+    wanted = str if "Expected `str`" in what and not after else dict
+    inside: Any = table
+    for name in re.findall(r"[^.\[\]]+", before):
+        inside = inside[int(name)] if isinstance(inside, list) else inside[name]
+    wrong = next((key for key, value in inside.items() if not isinstance(value, wanted)), "…")
+    return f"{before}.{wrong}{after}"
+
+
+def _instead_of(path: str, key: str) -> str:
+    """Return a hint at the key that may have been meant."""
+    section = re.sub(r"\[\d+\]", "", path)
+    renamed = RENAMED.get(f"{section}.{key}".lstrip("."))
+    if renamed:
+        return f"; use `{renamed}`"
+    known = [field.encode_name for field in msgspec.structs.fields(_struct_at(path))]
+    near = difflib.get_close_matches(key, known, n=1)
+    return f"; did you mean `{near[0]}`?" if near else f"; there are {', '.join(known)}"
+
+
+def _choices(path: str) -> str:
+    """Return the values that the field at a path can have."""
+    section, _, name = path.rpartition(".")
+    fields = msgspec.structs.fields(_struct_at(section))
+    kind = next(field.type for field in fields if field.encode_name == name)
     return ", ".join(f"`{value}`" for value in get_args(kind))
+
+
+def _struct_at(path: str) -> Any:
+    """Return the struct that the table at a path is read as."""
+    kind: Any = Settings
+    for name in re.findall(r"[^.\[\]]+", path):
+        if not name.isdecimal():
+            kind = next(f.type for f in msgspec.structs.fields(kind) if f.encode_name == name)
+            kind = next(k for k in _inside(kind) if hasattr(k, "__struct_fields__"))
+    return kind
 
 
 def _inside(kind: Any) -> Iterator[Any]:
@@ -377,14 +518,50 @@ def _problems(settings: Settings) -> Iterator[str]:
         yield from _source_problems(f"{where}.users.properties", sync.users.properties)
         yield from _attribute_problems(f"{where}.users.properties", sync.users.properties)
         yield from _target_problems(f"{where}.events.metadata", sync.events.metadata)
+        yield from _intercom_problems(where, sync)
+    yield from _path_problems("data_dir", settings.data_dir)
     for section, server in (("http", settings.http), ("admin", settings.admin)):
-        if server and host_and_port(server.listen)[1] > MAX_PORT:
-            yield f"{section}.listen: Expected a port up to {MAX_PORT}, not {server.listen}"
+        if server:
+            yield from _listen_problems(f"{section}.listen", server.listen)
     if settings.admin and not settings.admin.token and not is_loopback(settings.admin.listen):
         yield (
             f"admin.token: needed to listen beyond loopback ({settings.admin.listen}); "
             'set token = "env:NAME"'
         )
+
+
+def _intercom_problems(where: str, sync: Sync) -> Iterator[str]:
+    try:
+        normal_url(sync.intercom.base_url or "https://localhost")
+    except ValueError as error:
+        yield f"{where}.intercom.base_url: {error}"
+    keys = [key.reveal() for key in sync.amplitude_api_keys]
+    for index, key in enumerate(keys):
+        if key in keys[:index]:
+            first = keys.index(key)
+            yield f"{where}.amplitude_api_keys[{index}]: the same key as the one at [{first}]"
+
+
+def _path_problems(where: str, path: str) -> Iterator[str]:
+    if not path or "\0" in path:
+        yield f"{where}: Expected a path, which has characters and no NUL"
+        return
+    try:
+        os.fsencode(_home_expanded(path))
+    except UnicodeEncodeError:
+        yield f"{where}: Expected a path that the system's encoding can spell"
+    except ValueError as error:
+        yield f"{where}: {error}"
+
+
+def _listen_problems(where: str, address: str) -> Iterator[str]:
+    host, port = host_and_port(address)
+    if port > MAX_PORT:
+        yield f"{where}: Expected a port up to {MAX_PORT}, not {address}"
+    try:
+        normal_host(host)
+    except ValueError as error:
+        yield f"{where}: {error}"
 
 
 def _selection_problems(where: str, events: Events) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
     EngineError
     ├── SettingsError     nothing will work until somebody changes the settings (exit 2)
-    ├── DataDirInUse      another process has the data directory (exit 2)
+    ├── DataDirInUse      another process has the data directory (exit 4)
     ├── SpoolError        the spool cannot do it now: a batch is refused, a delivery waits
     └── Failed            an answer, or none, to one delivery
         ├── ParkUser      this user later; others go on

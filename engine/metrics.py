@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 from engine.config import Sync
 from engine.errors import SpoolError
 from engine.gate import Gate
+from engine.logs import lines_lost
 from engine.spool.store import Store
 
 PREFIX = "amplitude_intercom_"
@@ -37,6 +38,7 @@ METRICS = {
     "sync_stopped": "1 while a fault of this program keeps a sync from running.",
     "sync_faults_total": "Faults of this program that stopped a sync, since the start.",
     "ready": "1 while events are taken.",
+    "log_lines_lost_total": "Lines of the log that could not be written.",
 }
 """All metrics, without prefix. The README's table is checked against it."""
 
@@ -194,6 +196,8 @@ class _Snapshot(Collector):
     def _samples(self, name: str) -> Iterator[tuple[dict[str, str], float]]:
         if name == "ready":
             yield {}, float(self._ready)
+        if name == "log_lines_lost_total":
+            yield {}, lines_lost()
         for sync in self._status.syncs:
             for labels, value in _sync_samples(name, sync):
                 yield {"sync": sync.name, **labels}, value

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import logging
 import signal
 import sys
 from collections.abc import Callable, Coroutine
@@ -12,54 +11,24 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import structlog
 
-from engine import config
-from engine.config import Log, Settings
+from engine import config, logs
+from engine.config import Settings
 from engine.errors import DataDirInUse, EngineError, SettingsError
 
-OK, FAILED, USAGE, DEAD_LETTERED = 0, 1, 2, 3
-"""Exit codes: settled; failure; wrong usage or settings; a dead letter and ``--strict``."""
+OK, FAILED, USAGE, DEAD_LETTERED, IN_USE = 0, 1, 2, 3, 4
+"""Exit codes: settled; failure; wrong usage or settings; a dead letter and ``--strict``; another
+process has the data directory."""
+
+INTERRUPTED, READER_GONE = 130, 141
+"""Exit codes as shells show them for SIGINT and SIGPIPE."""
 
 
 def load_settings(path: Path) -> Settings:
     """Read settings and set logging up by them."""
     settings = config.load(path)
-    configure_logging(settings.log)
+    logs.configure(settings.log)
     return settings
-
-
-def configure_logging(log: Log) -> None:
-    """Send messages to stderr: for people on a terminal, as JSON lines otherwise.
-
-    Those of libraries too, which come through the standard library's ``logging``.
-    """
-    human = log.format == "human" or (log.format == "auto" and sys.stderr.isatty())
-    renderer: Any = (
-        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
-        if human
-        else structlog.processors.JSONRenderer()
-    )
-    level = logging.getLevelNamesMapping()[log.level.upper()]
-    stamp: list[Any] = [
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-    ]
-    last: list[Any] = [structlog.processors.format_exc_info, renderer]
-    structlog.configure(
-        processors=[*stamp, *last],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=False,
-    )
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=stamp,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
-        )
-    )
-    logging.basicConfig(handlers=[handler], level=max(level, logging.WARNING), force=True)
 
 
 def collect_garbage_rarely() -> None:
@@ -78,24 +47,37 @@ def run(main: Callable[[], Coroutine[Any, Any, int]]) -> int:
 
 def run_plainly(main: Callable[[], int]) -> int:
     """As ``run``, for a command that waits for nothing."""
-    try:
-        return main()
-    except BaseException as error:
-        for wrong in _leaves(error):
-            if isinstance(wrong, SettingsError | DataDirInUse):
-                return complain(wrong, USAGE)
-            if isinstance(wrong, OSError) and wrong.filename and wrong.strerror:
-                return complain(f"{wrong.filename}: {wrong.strerror}", FAILED)
-            if isinstance(wrong, EngineError | OSError):
-                return complain(wrong, FAILED)
-        if isinstance(error, KeyboardInterrupt):
-            return FAILED
-        raise
+    with logs.stderr_taken():
+        try:
+            code = main()
+            sys.stdout.flush()
+        except BaseException as error:
+            known = next(filter(None, map(_code_of, _leaves(error))), None)
+            if known is None:
+                raise
+            return known
+    return code
+
+
+def _code_of(error: BaseException) -> int | None:
+    """Say what went wrong; return the exit code, or None for a fault of this program."""
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    if isinstance(error, BrokenPipeError) and not error.filename:
+        return READER_GONE  # of stdout, as in `preview | head`
+    if isinstance(error, SettingsError):
+        return complain(error, USAGE)
+    if isinstance(error, DataDirInUse):
+        return complain(error, IN_USE)
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return complain(f"{error.filename}: {error.strerror}", FAILED)
+    return complain(error, FAILED) if isinstance(error, EngineError | OSError) else None
 
 
 def complain(error: BaseException | str, code: int) -> int:
     """Say what is wrong on stderr; return the exit code."""
-    print(f"error: {error}", file=sys.stderr)
+    text = logs.printable(logs.cut(f"error: {error}", logs.MAX_LINE_BYTES), lines=True)
+    print(text, file=sys.stderr)
     return code
 
 

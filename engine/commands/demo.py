@@ -17,9 +17,10 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from engine import logs
 from engine.app import Engine, sources_of
-from engine.commands import OK, configure_logging
-from engine.commands.run import start_sources
+from engine.commands import OK
+from engine.commands.daemon import start_sources
 from engine.config import Log, Settings, from_table
 from engine.metrics import SyncStatus
 from engine.spool.rows import DeadLetter, DeadLetterQuery
@@ -32,7 +33,7 @@ SYNC: Final = "demo"
 
 async def demo() -> int:
     """Run it; print what happened."""
-    configure_logging(Log(level="warning"))
+    logs.configure(Log(level="warning"))
     local = Sandbox(seed=7, latency_s=0.03, attributes={"plan": "string"})
     local.add_contact(external_id="lena-keller", email="lena@example.com", name="Lena Keller")
     with tempfile.TemporaryDirectory(prefix="amplitude-intercom-") as folder:

@@ -77,7 +77,7 @@ async def test_a_second_instance_on_the_same_data_is_refused_by_name(tmp_path: P
     config = process.settings(tmp_path, NOWHERE)
     async with process.daemon(config) as daemon:
         code, _, err = await process.run("run", "-c", str(config))
-    assert code == 2
+    assert code == 4
     assert f"in use by process {daemon.process.pid}" in err
 
 

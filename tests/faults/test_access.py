@@ -96,9 +96,9 @@ async def test_a_second_process_on_the_same_data_is_refused_by_name(
             (tmp_path / "events.jsonl").touch()
             paths = [str(tmp_path / one) for one in again[1:]]
             code, _, err = await process.run(again[0], "-c", str(config), *paths)
-            assert code == 2
+            assert code == 4
             assert f"in use by process {daemon.process.pid}" in err
-    measured("a second process on the same data: exit 2, names the first")
+    measured("a second process on the same data: exit 4, names the first")
 
 
 @pytest.mark.parametrize("path", PATHS)

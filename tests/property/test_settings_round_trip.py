@@ -23,7 +23,9 @@ QUICK = settings(
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
 NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,20}", fullmatch=True)
-PLAIN = TEXT.filter(lambda text: not text.endswith(("*", ".")))  # a name, all told
+PLAIN = TEXT.filter(
+    lambda text: not text.endswith(("*", ".")) and not text.startswith(("env:", "file:"))
+)  # a name, all told
 SECONDS = st.floats(0.001, 1e6)
 COUNTS = st.integers(1, 5_000)
 SECRETS = st.just(f"env:{VARIABLE}")
@@ -71,7 +73,7 @@ SYNCS = st.fixed_dictionaries(
     },
     optional={
         "enabled": st.booleans(),
-        "amplitude_api_keys": st.lists(SECRETS, max_size=2),
+        "amplitude_api_keys": st.lists(SECRETS, max_size=1),
         "mapping": section(
             **{
                 "identifier": st.sampled_from(["external_id", "email"]),
@@ -104,7 +106,7 @@ TABLES = st.fixed_dictionaries(
         "http": section(listen=st.sampled_from(["[::1]:80", "a.b:0"]), cors_origins=st.lists(TEXT)),
         "admin": section(token=SECRETS),
         "sources": st.dictionaries(
-            NAMES, st.dictionaries(TEXT, TEXT | COUNTS | st.booleans()), max_size=2
+            NAMES, st.dictionaries(TEXT, PLAIN | COUNTS | st.booleans()), max_size=2
         ),
         "spool": section(max_bytes=st.integers(10**6, 10**12), dedupe_window_s=SECONDS),
         "forward": section(max_line_bytes=COUNTS, batch_lines=COUNTS),

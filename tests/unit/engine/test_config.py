@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,29 @@ def test_the_smallest_settings_have_the_documented_defaults() -> None:
         (table() | {"http": {"listen": "::1:80"}}, "http.listen: Expected an address"),
         (table() | {"admin": {"listen": "localhost:65536"}}, "admin.listen: Expected a port"),
         (table() | {"http": {"body_timeout_s": float("nan")}}, "http.body_timeout_s: "),
+        (table() | {"http": {"listen": "a..b:80"}}, "http.listen: Expected the name of a host"),
+        (table() | {"http": {"listen": f"{'a' * 64}:80"}}, "http.listen: Expected the name of"),
+        (table() | {"http": {"listen": "256.0.0.1:80"}}, "http.listen: Expected an IP address"),
+        (table() | {"http": {"listen": "[::1%lo]:80"}}, "http.listen: Expected an address"),
+        (table() | {"http": {"max_held_bytes": 10**21}}, "http.max_held_bytes: "),
+        (table() | {"spool": {"reserve_bytes": 10**21}}, "spool.reserve_bytes: "),
+        (table() | {"spool": {"dedupe_window_s": float("inf")}}, "spool.dedupe_window_s: "),
+        (table() | {"spool": {"max_bytes": -1}}, "spool.max_bytes: "),
+        (table(delivery={"probe_first_s": 1e-300}), "sync[0].delivery.probe_first_s: "),
+        (
+            table(intercom={"access_token": CANARY, "timeout_s": float("inf")}),
+            "sync[0].intercom.timeout_s: ",
+        ),
+        (table() | {"data_dir": ""}, "data_dir: Expected a path"),
+        (table() | {"data_dir": "a\0b"}, "data_dir: Expected a path"),
+        (table() | {"data_dir": "\ud800"}, "data_dir: Expected a path"),
+        (table() | {"data_dir": "~no-such-user-here/x"}, "data_dir: Expected a user that exists"),
+        (table() | {"sources": {"stdin": 5}}, "sources.stdin: Expected `object`"),
+        (table() | {"http": {"port": 80}}, "http: Object contains unknown field `port`; use `http"),
+        (table(enabeld=True), "`enabeld`; did you mean `enabled`?"),
+        (table(zzz=True), "`zzz`; there are name, amplitude_api_keys,"),
+        (events(rename={"a": "b", "c": 1}), "sync[0].events.rename.c: Expected `str`"),
+        (table(amplitude_api_keys=["a", "b", "a "]), "sync[0].amplitude_api_keys[2]: the same"),
         (events(select=[{"types": []}]), "sync[0].events.select: selector 1: types is empty"),
         (events(metadata=["*"]), 'sync[0].events.metadata[0]: "*" is not offered'),
         (events(metadata=["a", "user.*"]), 'sync[0].events.metadata[1]: "*" is not offered'),
@@ -167,6 +191,69 @@ def test_a_secret_that_is_spelled_out_is_dumped_as_stars() -> None:
     assert to_table(settings)["sync"][0]["amplitude_api_keys"] == ["***"]
 
 
+@pytest.mark.parametrize(
+    "evil",
+    ["line\nend", "a\rb", "nul\0", "esc\x1b[1m", "\u043a\u043b", "caf\xe9", "\ud800", "\x7f"],
+)
+@pytest.mark.parametrize("spelled", ["{}", "env:A_TOKEN", "file:token"])
+def test_a_secret_that_no_header_can_hold_is_refused_and_not_shown(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, evil: str, spelled: str
+) -> None:
+    value = f"{CANARY}{evil}{CANARY}"
+    if "env" in spelled and "\0" not in evil:
+        monkeypatch.setenv("A_TOKEN", value.replace("\ud800", "\udc80"))
+    (tmp_path / "token").write_bytes(value.encode(errors="surrogatepass"))
+    token = spelled.format(value)
+    for key, wrong in (
+        ("sync[0].intercom.access_token", with_token(token)),
+        ("sync[0].amplitude_api_keys[0]", table(amplitude_api_keys=[token])),
+        ("admin.token", table() | {"admin": {"token": token}}),
+    ):
+        with pytest.raises(SettingsError) as caught:
+            from_table(wrong, folder=tmp_path)
+        assert str(caught.value).startswith(f"{key}: Expected")
+        assert CANARY not in str(caught.value)
+
+
+@pytest.mark.parametrize("around", ["\n", "\r\n", " ", "\t"])
+def test_white_space_around_a_secret_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, around: str
+) -> None:
+    monkeypatch.setenv("A_TOKEN", f"{CANARY}{around}")
+    (tmp_path / "token").write_text(f"{around}{CANARY}{around}")
+    for spelled in (f"{CANARY}{around}", "env:A_TOKEN", "file:token"):
+        assert token_of(from_table(with_token(spelled), folder=tmp_path)) == CANARY
+
+
+def test_a_secret_for_a_source_is_held_to_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A_TOKEN", "a\nb")
+    wrong = table() | {"sources": {"queue": {"hosts": [{"password": "env:A_TOKEN"}]}}}
+    assert complaint(wrong).startswith("sources.queue.hosts[0].password: Expected a secret")
+
+
+def test_a_file_that_changed_is_read_again_and_one_that_is_broken_changes_nothing(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "token"
+    file.write_text("first")
+    secret = from_table(with_token("file:token"), folder=tmp_path).sync[0].intercom.access_token
+    file.write_text("second\n")
+    assert (secret.reveal(), secret.reveal_again()) == ("first", "second")
+    for broken in (b"", b"\xff", b"a\nb"):
+        file.write_bytes(broken)
+        assert secret.reveal_again() == "first"
+    file.unlink()
+    assert secret.reveal_again() == "first"
+
+
+def test_a_secret_file_that_is_no_plain_small_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "large").write_bytes(b"x" * 100_000)
+    for name in ("pipe", "large", ".", "/dev/zero"):
+        wrong = with_token(f"file:{tmp_path / name}")
+        assert complaint(wrong).startswith("sync[0].intercom.access_token: Expected a readable")
+
+
 # --- the file ---------------------------------------------------------------------------
 
 
@@ -182,6 +269,11 @@ def test_relative_paths_start_at_the_file_s_folder(tmp_path: Path) -> None:
         (b"[http\n", "not TOML"),
         (b'data_dir = "\xff"\n', "not UTF-8"),
         (b"", "missing required field `sync`"),
+        (b"data_dir = " + b"9" * 5_000, "Exceeds the limit"),
+        (b"data_dir = " + b"[" * 50_000, "recursion"),
+        (b'data_dir = "\\ud800"', "not TOML"),
+        (b"data_dir = 1\ndata_dir = 2", "not TOML"),
+        (b"# " + b"x" * 10_000_000, "larger than"),
     ],
 )
 def test_a_broken_file_is_named_with_what_is_wrong(
@@ -200,3 +292,25 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         with pytest.raises(SettingsError, match=r"cannot be read: .* directory") as caught:
             load(path)
         assert str(path) in str(caught.value)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_settings(tmp_path: Path) -> None:
+    path = tmp_path / "s.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + tomli_w.dumps(table()).encode())
+    assert load(path).sync[0].name == "a"
+
+
+def test_what_is_no_plain_file_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero"), Path("a\0b")):
+        with pytest.raises(SettingsError, match="cannot be read"):
+            load(path)
+
+
+def test_the_home_folder_is_spelled_with_a_tilde(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "token").write_text(CANARY)
+    settings = from_table(with_token("file:~/token") | {"data_dir": "~/spools"})
+    assert (settings.data_dir, token_of(settings)) == (str(tmp_path / "spools"), CANARY)
