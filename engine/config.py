@@ -19,6 +19,7 @@ import msgspec
 from engine.errors import SettingsError
 from engine.fitting import fit_name, is_legal_key
 from engine.selection import ANY_TYPE, Selection, Selector
+from transports.amplitude import MAX_EVENT_BYTES
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 PositiveNumber = Annotated[float, msgspec.Meta(gt=0)]
@@ -82,6 +83,7 @@ class Http(_Section, frozen=True, kw_only=True):
 
     listen: Address = "127.0.0.1:8710"
     cors_origins: list[str] = msgspec.field(default_factory=lambda: ["*"])
+    max_event_bytes: Annotated[int, msgspec.Meta(ge=1_024)] = MAX_EVENT_BYTES
     max_held_bytes: Annotated[int, msgspec.Meta(ge=20_000_000)] = 67_108_864
     body_timeout_s: PositiveSeconds = 10.0
     idle_timeout_s: PositiveSeconds = 75.0
