@@ -176,11 +176,16 @@ def decode_types(raws: Sequence[bytes]) -> list[str | None] | None:
 def read_head(raw: bytes) -> tuple[Head | BadEvent, bytes]:
     """Return an event's head and its bytes, mended where that helps. Never raises."""
     head = decode_head(raw)
-    if isinstance(head, BadEvent) and head.reason == "invalid_json":
+    return (head, raw) if isinstance(head, Head) else read_mended(head, raw)
+
+
+def read_mended(bad: BadEvent, raw: bytes) -> tuple[Head | BadEvent, bytes]:
+    """Return what an event that could not be read is once it is mended, where that helps."""
+    if bad.reason == "invalid_json":
         mended = mend(raw)
         if mended != raw:
             return decode_head(mended), mended
-    return head, raw
+    return bad, raw
 
 
 def _diagnose(raw: bytes, error: Exception) -> BadEvent:
@@ -236,11 +241,12 @@ def check_id(field: str, value: str | None, min_id_length: int) -> BadEvent | No
     """
     if not value:
         return None
-    if len(value) < min_id_length:
+    length = len(value)
+    if length < min_id_length:
         return BadEvent("invalid_id", field, f"{field} is shorter than {min_id_length}", short=True)
-    if len(value) > MAX_TEXT:
+    if length > MAX_TEXT:
         return BadEvent("invalid_id", field, f"{field} is longer than {MAX_TEXT}")
-    if len(value) in _RESERVED_LENGTHS and value.lower() in RESERVED_IDS:
+    if length in _RESERVED_LENGTHS and value.lower() in RESERVED_IDS:
         return BadEvent("invalid_id", field, f"{field} has a value that is not accepted")
     return None
 

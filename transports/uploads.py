@@ -38,9 +38,11 @@ from transports.amplitude import (
     BadEvent,
     Head,
     check_head,
+    decode_head,
     mend,
     parse_time,
     read_head,
+    read_mended,
 )
 
 MAX_EVENTS: Final = 2_000
@@ -219,6 +221,8 @@ def refuse_key(field: str, api_key: str | None, takes: Takes) -> BadUpload | Non
 
 def _min_id_length(options: msgspec.Raw) -> int:
     """Return the shortest length of ids that an upload asks for; no option costs its events."""
+    if options is _NULL:
+        return MIN_ID_LENGTH
     try:
         wanted = _options.decode(options).min_id_length
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -457,10 +461,13 @@ def decode_events(
     bad: list[tuple[int, BadEvent]] = []
     for index, event in enumerate(events):
         raw = bytes(event)
+        head: Head | BadEvent
         if len(raw) > max_event_bytes:
-            bad.append((index, _too_large(max_event_bytes)))
-            continue
-        head, raw = read_head(raw)
+            head = _too_large(max_event_bytes)
+        else:
+            head = decode_head(raw)
+            if not isinstance(head, Head):
+                head, raw = read_mended(head, raw)
         problem = head if isinstance(head, BadEvent) else _check_upload(head, raw, min_id_length)
         if problem is not None:
             bad.append((index, problem))
@@ -508,7 +515,10 @@ def _check_upload(head: Head, raw: bytes, min_id_length: int) -> BadEvent | None
         and (isinstance(time, str) or time < 0 or time != int(time))
     ):
         return BadEvent("invalid_field", "time", "time must be whole milliseconds since 1970")
-    return check_head(head, min_id_length) or _check_depth(raw)
+    problem = check_head(head, min_id_length)
+    if problem is None and raw.count(b"{") + raw.count(b"[") > MAX_DEPTH:
+        problem = _check_depth(raw)
+    return problem
 
 
 def _check_depth(raw: bytes) -> BadEvent | None:
