@@ -22,6 +22,7 @@ from engine.addresses import MAX_PORT, normal_host, normal_url
 from engine.errors import SettingsError
 from engine.fitting import fit_name, is_legal_key
 from engine.selection import ANY_TYPE, Selection, Selector
+from transports.amplitude import MAX_EVENT_BYTES
 
 MAX_SECONDS: Final = 3_155_760_000.0
 """A hundred years: whatever is added to a time of today stays one that clocks and SQLite know."""
@@ -120,6 +121,7 @@ class Http(_Section, frozen=True, kw_only=True):
 
     listen: Address = "127.0.0.1:8710"
     cors_origins: list[str] = msgspec.field(default_factory=lambda: ["*"])
+    max_event_bytes: Annotated[int, msgspec.Meta(ge=1_024, le=MAX_MEMORY_BYTES)] = MAX_EVENT_BYTES
     max_held_bytes: Annotated[int, msgspec.Meta(ge=20_000_000, le=MAX_MEMORY_BYTES)] = 67_108_864
     body_timeout_s: PositiveSeconds = 10.0
     idle_timeout_s: PositiveSeconds = 75.0

@@ -124,6 +124,13 @@ class Intake(Protocol):
         """
         ...
 
+    def takes(self, api_key: str) -> bool:
+        """Whether anybody takes this key's events: cheap, from any thread.
+
+        So that a source need not look into what would be refused anyway.
+        """
+        ...
+
 
 class Source(Protocol):
     """A transport that brings events in."""

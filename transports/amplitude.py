@@ -42,6 +42,12 @@ RESERVED_TYPES: Final = frozenset(
 MAX_TEXT: Final = 1_024
 """Longest text in characters (HTTP V2 page)."""
 
+MAX_EVENT_BYTES: Final = 262_144
+"""Largest event in bytes of JSON: 500 times a usual one, and all that Intercom takes of one."""
+
+KEPT_BYTES: Final = 4_096
+"""How much of an event that is too large is kept, for whoever looks for it."""
+
 BOM: Final = b"\xef\xbb\xbf"
 IDENTIFY: Final = "$identify"
 GROUP_IDENTIFY: Final = "$groupidentify"
@@ -50,8 +56,15 @@ GROUP_IDENTIFY: Final = "$groupidentify"
 Time = int | float | str
 
 
+class _Object(msgspec.Struct, frozen=True, gc=False):
+    """Any JSON object: decoding it says that it is one, and skips it."""
+
+
 class Head(msgspec.Struct, gc=False):
-    """The fields of an event that intake needs, as they are spelled; None when null or missing."""
+    """The fields of an event that intake needs, as they are spelled; None when null or missing.
+
+    Ids that are whole numbers are their digits, as at Amplitude.
+    """
 
     event_type: str | None = None
     user_id: str | None = None
@@ -62,6 +75,10 @@ class Head(msgspec.Struct, gc=False):
     time: Time | None = None
     event_time: Time | None = None
     timestamp: Time | None = None
+    event_properties: _Object | None = None
+    user_properties: _Object | None = None
+    groups: _Object | None = None
+    group_properties: _Object | None = None
 
     @property
     def unique_id(self) -> str | None:
@@ -86,15 +103,31 @@ class BadEvent(msgspec.Struct, frozen=True):
     """An event that cannot be taken: ``field`` is where, ``reason`` one of a closed set.
 
     Reasons: ``invalid_json``, ``not_an_object``, ``missing_field``, ``invalid_field``,
-    ``invalid_id``, ``too_large``.
+    ``invalid_id``, ``too_large``. ``short``: an id that is all right but for its length.
     """
 
     reason: str
     field: str
     message: str
+    short: bool = False
+
+
+class _NumberedHead(Head, gc=False):
+    """A head whose ids may be whole numbers: Rails and Go servers send them."""
+
+    user_id: str | int | None = None  # type: ignore[assignment]
+    device_id: str | int | None = None  # type: ignore[assignment]
+    insert_id: str | int | None = None  # type: ignore[assignment]
+    export_insert_id: str | int | None = msgspec.field(default=None, name="$insert_id")  # type: ignore[assignment]
+    uuid: str | int | None = None  # type: ignore[assignment]
 
 
 _head = msgspec.json.Decoder(Head)
+_numbered_head = msgspec.json.Decoder(_NumberedHead)
+OBJECTS: Final = ("event_properties", "user_properties", "groups", "group_properties")
+"""Fields of an event that are objects or null; Amplitude refuses anything else there."""
+
+_IDS: Final = ("user_id", "device_id", "insert_id", "export_insert_id", "uuid")
 
 
 def decode_head(raw: bytes) -> Head | BadEvent:
@@ -103,8 +136,22 @@ def decode_head(raw: bytes) -> Head | BadEvent:
         if not raw.isascii():
             raw.decode()  # the decoder does not look into what it skips
         return _head.decode(raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except msgspec.ValidationError:
+        return _decode_numbered_head(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return _diagnose(raw, error)
+
+
+def _decode_numbered_head(raw: bytes) -> Head | BadEvent:
+    """Read again an event that has something of a wrong type: numbers as ids are taken."""
+    try:
+        head = _numbered_head.decode(raw)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        return _diagnose(raw, error)
+    for name in _IDS:
+        value = getattr(head, name)
+        setattr(head, name, str(value) if isinstance(value, int) else value)
+    return head
 
 
 class _TypeOnly(msgspec.Struct, gc=False):
@@ -129,11 +176,16 @@ def decode_types(raws: Sequence[bytes]) -> list[str | None] | None:
 def read_head(raw: bytes) -> tuple[Head | BadEvent, bytes]:
     """Return an event's head and its bytes, mended where that helps. Never raises."""
     head = decode_head(raw)
-    if isinstance(head, BadEvent) and head.reason == "invalid_json":
-        mended = mend_surrogates(raw)
+    return (head, raw) if isinstance(head, Head) else read_mended(head, raw)
+
+
+def read_mended(bad: BadEvent, raw: bytes) -> tuple[Head | BadEvent, bytes]:
+    """Return what an event that could not be read is once it is mended, where that helps."""
+    if bad.reason == "invalid_json":
+        mended = mend(raw)
         if mended != raw:
             return decode_head(mended), mended
-    return head, raw
+    return bad, raw
 
 
 def _diagnose(raw: bytes, error: Exception) -> BadEvent:
@@ -144,11 +196,11 @@ def _diagnose(raw: bytes, error: Exception) -> BadEvent:
         return BadEvent("not_an_object", "", "an event is an object")
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as broken:
         return BadEvent("invalid_json", "", f"not JSON: {broken}")
-    for field in msgspec.structs.fields(Head):
+    for field in msgspec.structs.fields(_NumberedHead):
         try:
             msgspec.json.decode(fields.get(field.encode_name, b"null"), type=field.type)
         except msgspec.ValidationError:
-            wanted = "a time" if field.type == Time | None else "text"
+            wanted = _WANTED.get(field.type, "text")
             return BadEvent(
                 "invalid_field", field.encode_name, f"{field.encode_name} must be {wanted}"
             )
@@ -157,6 +209,7 @@ def _diagnose(raw: bytes, error: Exception) -> BadEvent:
     return BadEvent("invalid_json", "", f"not JSON: {error}")
 
 
+_WANTED: Final = {Time | None: "a time", _Object | None: "an object"}
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
@@ -188,11 +241,12 @@ def check_id(field: str, value: str | None, min_id_length: int) -> BadEvent | No
     """
     if not value:
         return None
-    if len(value) < min_id_length:
-        return BadEvent("invalid_id", field, f"{field} is shorter than {min_id_length}")
-    if len(value) > MAX_TEXT:
+    length = len(value)
+    if length < min_id_length:
+        return BadEvent("invalid_id", field, f"{field} is shorter than {min_id_length}", short=True)
+    if length > MAX_TEXT:
         return BadEvent("invalid_id", field, f"{field} is longer than {MAX_TEXT}")
-    if len(value) in _RESERVED_LENGTHS and value.lower() in RESERVED_IDS:
+    if length in _RESERVED_LENGTHS and value.lower() in RESERVED_IDS:
         return BadEvent("invalid_id", field, f"{field} has a value that is not accepted")
     return None
 
@@ -248,7 +302,7 @@ def decode_event(raw: bytes) -> Event:
         ValueError: not a JSON object, or its time cannot be read.
     """
     try:
-        decoded = msgspec.json.decode(raw)
+        decoded = _decode_mended(_anything, raw)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"not JSON: {error}") from None
     if not isinstance(decoded, dict):
@@ -256,6 +310,20 @@ def decode_event(raw: bytes) -> Event:
     time_ms = _time_of(decoded)
     _normalize(decoded, time_ms)
     return Event(str(decoded.get("event_type") or ""), time_ms, decoded)
+
+
+_anything = msgspec.json.Decoder()
+
+
+def _decode_mended(decoder: msgspec.json.Decoder[Any], raw: bytes) -> Any:
+    """Decode JSON, or what can be mended to it; raises as the decoder does."""
+    try:
+        return decoder.decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        mended = mend(raw)
+        if mended == raw:
+            raise
+        return decoder.decode(mended)
 
 
 class Content(msgspec.Struct):
@@ -279,8 +347,9 @@ def decode_content(raw: bytes) -> Content:
     Raises:
         ValueError: not a JSON object, or its time cannot be read.
     """
+    content: Content
     try:
-        content = _content.decode(raw)
+        content = _decode_mended(_content, raw)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         bad = _diagnose(raw, error)
         raise ValueError(bad.message) from None
@@ -317,6 +386,9 @@ def _time_of(fields: dict[str, Any]) -> int | None:
 
 def _normalize(fields: dict[str, Any], time_ms: int | None) -> None:
     """Bring the top-level fields of any dialect into the spelling of HTTP V2, in place."""
+    for name in ("user_id", "device_id", "insert_id", "$insert_id", "uuid"):
+        if type(fields.get(name)) is int:
+            fields[name] = str(fields[name])
     if fields.get("uuid") and "event_time" not in fields:
         fields.setdefault("insert_id", fields["uuid"])  # the old JavaScript SDK's
     for theirs, ours in NORMAL_NAMES.items():
@@ -400,25 +472,58 @@ _EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _MILLISECOND: Final = dt.timedelta(milliseconds=1)
 
 
+MAX_MENDED: Final = 20_000
+"""Values that are mended in one text: ten for each event of a full request."""
+
 _UP_TO_A_HALF: Final = re.compile(
-    rb"((?:[^\\]++|\\u[dD][89abAB]..\\u[dD][c-fC-F]..|\\(?!u[dD][89a-fA-F]).)*+)"
+    rb"((?:[^\\]++|\\u[dD][89abAB]..\\u[dD][c-fC-F]..|\\(?!u[dD][89a-fA-F]).){0,20000}+)"
     rb"(?:(\\u[dD][89a-fA-F][0-9a-fA-F]{2})|(.?))",
     re.DOTALL,
 )
 """Text up to a half of a surrogate pair (group 2), or to what is no escape (3), or the end.
 
-One match takes as much as it can: a body full of escapes must not cost a call for each of them.
+One match takes thousands of pieces: a body full of escapes must not cost a call for each of them.
+And no more than thousands: other threads have their turn only between two matches.
 """
+
+_UP_TO_NO_NUMBER: Final = re.compile(
+    rb'((?:[^"NI0-9-]++'
+    rb'|"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)'  # a text, whatever it holds
+    rb"|-?[0-9]{1,200}+(?:\.[0-9]++)?+(?:[eE](?:-[0-9]++|\+?[0-9]{1,2}+))?+(?![0-9.eE+-])"
+    rb"|N(?!aN)|I(?!nfinity)|-(?!Infinity|[0-9])){0,20000}+)"
+    rb"(?:(NaN|-?Infinity)|(-?[0-9][0-9.eE+-]*+))?",
+    re.DOTALL,
+)
+"""JSON up to what is no number (group 2), or may be beyond all floats (3); in pieces as above."""
+
+
+def mend(raw: bytes) -> bytes:
+    """Return JSON in which a writer's slip costs the value, and not all that came with it.
+
+    Python, Java and JavaScript writers cut strings between the halves of an emoji, which becomes
+    U+FFFD, and write ``NaN``, ``Infinity`` and numbers beyond any float, which become null. Takes
+    time in proportion to the length; for what could not be decoded.
+    """
+    return _UP_TO_NO_NUMBER.sub(_mend_number, mend_surrogates(raw), MAX_MENDED)
 
 
 def mend_surrogates(raw: bytes) -> bytes:
-    """Return JSON with U+FFFD for each half of a surrogate pair, which is not text.
-
-    JavaScript cuts strings between the halves of an emoji; one such string must not cost the others
-    of its upload.
-    """
-    return _UP_TO_A_HALF.sub(_mend, raw)
+    """Return JSON with U+FFFD for each half of a surrogate pair, which is not text."""
+    return _UP_TO_A_HALF.sub(_mend_surrogate, raw, MAX_MENDED)
 
 
-def _mend(found: re.Match[bytes]) -> bytes:
+def _mend_surrogate(found: re.Match[bytes]) -> bytes:
     return found[1] + (b"\\ufffd" if found[2] else found[3])
+
+
+def _mend_number(found: re.Match[bytes]) -> bytes:
+    number = found[3] or b""
+    return found[1] + (b"null" if found[2] or (number and not _is_number(number)) else number)
+
+
+def _is_number(token: bytes) -> bool:
+    try:
+        _anything.decode(token)
+    except msgspec.DecodeError:
+        return False
+    return True

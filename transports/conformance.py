@@ -97,6 +97,10 @@ class Recorder:
         answer.add_done_callback(self._answers.discard)
         return ticket
 
+    def takes(self, api_key: str) -> bool:
+        """Take every key (``transports.Intake``)."""
+        return True
+
     async def _answer(self, ids: Sequence[str], ticket: Ticket, refuses: bool) -> None:
         await self.held.wait()
         for _ in range(self.random.randrange(4)):

@@ -9,6 +9,7 @@ What clients make of an answer decides what is sent (behaviour of the Python and
   of the Node SDK.
 
 ``transports.uploads`` decides what a request holds; here are the sockets, their bounds and CORS.
+What takes long is done in a thread, so that everybody else is served meanwhile.
 """
 
 from __future__ import annotations
@@ -19,32 +20,46 @@ import re
 import time
 import urllib.parse
 import zlib
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from typing import Final
+from typing import Any, Final
 
 import aiohttp
 import msgspec
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 
-from transports import Intake, inflate, uploads
+from transports import Batch, Intake, inflate, uploads
+from transports.amplitude import MAX_EVENT_BYTES
 from transports.errors import Refused, UnknownApiKey
 from transports.inflate import Inflate
 from transports.limits import Hold, KeyLimits, Room
 from transports.openapi import describe
+from transports.refusals import NO_DOOR, Refusals
 from transports.sockets import Listener, share_of_descriptors
-from transports.uploads import TOO_LARGE, BadUpload, GoodUpload, Upload
+from transports.uploads import TOO_LARGE, BadUpload, GoodUpload, Takes, Upload
 
 SMALL_BYTES: Final = 1_000_000
 LARGE_BYTES: Final = 20_000_000
 """Amplitude's own limits for one request: HTTP V2's, and Batch's (their pages)."""
 
 MAX_HEADER_BYTES: Final = 8_190
+HEAVY_BYTES: Final = 262_144
+"""Bodies over this are taken apart in a thread: it takes some milliseconds, or a hundred."""
+
+HEAVY_AT_ONCE: Final = 2
+"""Threads for that; more would only hold more memory, since they share one interpreter."""
+
+MAX_MEMBERS: Final = 1_024
+"""Members of a packed body. bgzip, which makes the most, makes 320 of the largest."""
+
 MAX_FIELDS: Final = 32
 """Fields of a form; Amplitude's have up to five."""
 
-_FORM: Final = "application/x-www-form-urlencoded"
+SUCCESS: Final = "success"
+"""The old form's answer: amplitude-js 5.8 to 8.21.3 and Amplitude-Android compare with it."""
+
 _encoder = msgspec.json.Encoder()
 _log = logging.getLogger(__name__)
 
@@ -66,43 +81,69 @@ class Door(msgspec.Struct, frozen=True):
 
     methods: frozenset[str]
     max_bytes: int
-    decode: Callable[[Parts], Upload | BadUpload]
+    decode: Callable[[Parts, Takes], Upload | BadUpload]
+    key_of: Callable[[Mapping[str, str], Mapping[str, str]], str] | None = None
+    """The API key, where headers and query alone tell it."""
 
 
-def _form_door(decode: Callable[[Mapping[str, str]], Upload | BadUpload]) -> Door:
-    return Door(frozenset({"POST", "GET"}), SMALL_BYTES, lambda parts: _with_form(parts, decode))
+_DecodeForm = Callable[[Mapping[str, str], Takes], Upload | BadUpload]
 
 
-def _with_form(
-    parts: Parts, decode: Callable[[Mapping[str, str]], Upload | BadUpload]
-) -> Upload | BadUpload:
+def _form_door(decode: _DecodeForm) -> Door:
+    def decode_parts(parts: Parts, takes: Takes) -> Upload | BadUpload:
+        return _with_form(parts, takes, decode)
+
+    return Door(frozenset({"POST", "GET"}), SMALL_BYTES, decode_parts)
+
+
+def _with_form(parts: Parts, takes: Takes, decode: _DecodeForm) -> Upload | BadUpload:
     try:
-        return decode({**parts.query, **read_form(parts)})
+        return decode({**parts.query, **read_form(parts)}, takes)
     except ValueError:
         return BadUpload(400, "Invalid form", missing_field="body")
 
 
-def _webhook(parts: Parts) -> Upload | BadUpload:
-    """Its key is where webhooks can have one: in a header of their own, or in the address."""
-    scheme, _, token = parts.headers.get("Authorization", "").partition(" ")
+def _upload(parts: Parts, takes: Takes) -> Upload | BadUpload:
+    return uploads.decode_upload(parts.body, takes)
+
+
+def _root(parts: Parts, takes: Takes) -> Upload | BadUpload:
+    """The old SDKs' form; or JSON of a new one that was given a bare host."""
+    if uploads.first_byte(parts.body[:1_024]) == b"{":
+        return _upload(parts, takes)
+    return _with_form(parts, takes, uploads.decode_legacy_form)
+
+
+def _webhook_key(headers: Mapping[str, str], query: Mapping[str, str]) -> str:
+    """It is where webhooks can have one: in a header of their own, or in the address."""
+    scheme, _, token = headers.get("Authorization", "").partition(" ")
     bearer = token.strip() if scheme.lower() == "bearer" else ""
-    key = bearer or parts.headers.get("X-Api-Key", "") or parts.query.get("api_key", "")
-    return uploads.decode_webhook(parts.body, key)
+    return _text(bearer or headers.get("X-Api-Key", "") or query.get("api_key", ""))
+
+
+def _webhook(parts: Parts, takes: Takes) -> Upload | BadUpload:
+    return uploads.decode_webhook(parts.body, _webhook_key(parts.headers, parts.query), takes)
+
+
+def _text(header: str) -> str:
+    """Return a header's value as text: aiohttp gives bytes that are none as halves of pairs."""
+    return header.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 _POST: Final = frozenset({"POST"})
 DOORS: Final = {
-    "/2/httpapi": Door(_POST, SMALL_BYTES, lambda parts: uploads.decode_upload(parts.body)),
-    "/batch": Door(_POST, LARGE_BYTES, lambda parts: uploads.decode_upload(parts.body)),
+    "/2/httpapi": Door(_POST, SMALL_BYTES, _upload),
+    "/batch": Door(_POST, LARGE_BYTES, _upload),
     "/httpapi": _form_door(uploads.decode_event_form),
     "/identify": _form_door(uploads.decode_identify_form),
     "/groupidentify": _form_door(uploads.decode_group_identify_form),
-    "/": _form_door(uploads.decode_legacy_form),
-    "/webhook": Door(_POST, LARGE_BYTES, _webhook),
+    "/": Door(frozenset({"POST", "GET"}), SMALL_BYTES, _root),
+    "/webhook": Door(_POST, LARGE_BYTES, _webhook, _webhook_key),
 }
 """Amplitude's ingestion endpoints, and where its webhook stream is pointed at."""
 
 DESCRIPTION_PATH: Final = "/openapi.json"
+HEALTH_PATH: Final = "/healthz"
 ALLOWED_HEADERS: Final = "Content-Type, Content-Encoding, Authorization, X-Api-Key"
 _HEADER_NAMES: Final = re.compile(r"[A-Za-z0-9_, -]{1,512}")
 
@@ -115,18 +156,27 @@ class HttpSource:
         *,
         listen: str = "127.0.0.1:8710",
         cors_origins: Sequence[str] = ("*",),
+        max_event_bytes: int = MAX_EVENT_BYTES,
         max_held_bytes: int = 67_108_864,
         body_timeout_s: float = 10.0,
         idle_timeout_s: float = 75.0,
         max_connections: int = 1_024,
         key_requests_per_s: float | None = None,
         key_events_per_s: float | None = None,
+        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
-        """``listen`` is host:port; port 0 takes a free one, see ``address`` once it runs."""
+        """``listen`` is host:port; port 0 takes a free one, see ``address`` once it runs.
+
+        ``now_ms``: when requests arrive, by which clients' clocks are corrected.
+        """
         host, _, port = listen.rpartition(":")
         self._host, self._port = host.strip("[]"), int(port)
         self._origins = frozenset(cors_origins)
+        self._max_event_bytes = max_event_bytes
+        self._now_ms = now_ms
         self._room = Room(max_held_bytes)
+        self._heavy = asyncio.Semaphore(HEAVY_AT_ONCE)
+        self._refused = Refusals()
         self._limits = KeyLimits(key_requests_per_s, key_events_per_s)
         self._body_timeout_s = body_timeout_s
         self._idle_timeout_s = idle_timeout_s
@@ -143,8 +193,8 @@ class HttpSource:
             OSError: the address cannot be listened on.
         """
         self._intake = intake
-        server = _Server(self._answer, self._idle_timeout_s)
-        self._listener = Listener(server, self._max_connections)
+        server = _Server(self._answer, self._refused, self._idle_timeout_s)
+        self._listener = Listener(server, self._max_connections, self._idle_timeout_s)
         runner = web.ServerRunner(server, shutdown_timeout=5.0)
         await runner.setup()
         try:
@@ -164,69 +214,127 @@ class HttpSource:
         await self._listening.wait()
         return self.address
 
+    @property
+    def refusals(self) -> Counter[tuple[str, str]]:
+        """How many requests were refused since the start, by door and reason."""
+        return self._refused.counts
+
+    @property
+    def refused_keys(self) -> Counter[str]:
+        """How many of them had an API key that nobody takes, by key."""
+        return self._refused.keys
+
     # --- one request ----------------------------------------------------------------------
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        response = await self._respond(request)
+        assert self._listener is not None
+        path = request.path if request.path == "/" else request.path.rstrip("/")
+        with self._listener.request(request.transport):
+            response = await self._respond(request, path)
+        if isinstance(response, BadUpload):
+            self._refused.note(path if path in DOORS else NO_DOOR, response)
+            response = _refusal(response, DOORS.get(path))
         self._allow_origin(request, response)
-        if self._listener is not None and self._listener.crowded:
+        if self._listener.crowded:
             response.force_close()
         return response
 
-    async def _respond(self, request: web.BaseRequest) -> web.Response:
-        path = request.path if request.path == "/" else request.path.rstrip("/")
-        if path == DESCRIPTION_PATH and request.method == "GET":
+    async def _respond(self, request: web.BaseRequest, path: str) -> web.Response | BadUpload:
+        method = "GET" if request.method == "HEAD" else request.method
+        if path == DESCRIPTION_PATH and method == "GET":
             return _json(describe(), 200)
+        if path == HEALTH_PATH and method == "GET":
+            return _json({"code": 200, "status": "ok"}, 200)
         door = DOORS.get(path)
         if door is None:
-            return _refusal(BadUpload(404, "Invalid request path"))
+            return BadUpload(404, "Invalid request path")
         if request.method == "OPTIONS":
             return _preflight(request)
+        if request.method == "HEAD":
+            return web.Response()
         if request.method not in door.methods:
-            refused = _refusal(BadUpload(405, "Invalid request method"))
-            refused.headers["Allow"] = ", ".join(sorted(door.methods | {"OPTIONS"}))
-            return refused
+            return BadUpload(405, "Invalid request method")
         return await self._take_in(request, door, path)
 
-    async def _take_in(self, request: web.BaseRequest, door: Door, path: str) -> web.Response:
-        if (request.content_length or 0) > door.max_bytes:
-            return _refusal(TOO_LARGE)
-        late = BadUpload(503, "Service unavailable: busy")
-        async with AsyncExitStack() as stack:
-            try:
-                async with asyncio.timeout(self._body_timeout_s) as deadline:
-                    hold = await stack.enter_async_context(self._room.enter())
-                    late = BadUpload(408, "Request body took too long")
-                    deadline.reschedule(asyncio.get_running_loop().time() + self._body_timeout_s)
-                    await _say_continue(request)
-                    body = await read_body(request, door.max_bytes, hold)
-            except TimeoutError:
-                return _refusal(late)
-            except _Unreadable as error:
-                return _refusal(error.refusal)
-            return await self._take(Parts(body, request.query, request.headers), door, path)
-
-    async def _take(self, parts: Parts, door: Door, path: str) -> web.Response:
-        """Decide on a request, and answer once its events are on disk."""
-        upload = door.decode(parts)
-        if isinstance(upload, BadUpload):
-            return _refusal(upload)
-        batch = uploads.checked_batch(upload, f"http {path}")
-        if isinstance(batch, BadUpload):
-            return _refusal(batch)
-        throttled = await self._limits.refuse(upload.api_key, batch.heads or ())
-        if throttled is not None:
-            return _refusal(throttled)
+    async def _take_in(
+        self, request: web.BaseRequest, door: Door, path: str
+    ) -> web.Response | BadUpload:
         assert self._intake is not None
+        if door.key_of is not None:
+            key = door.key_of(request.headers, request.query)
+            refused = uploads.refuse_key("api_key", key, self._intake.takes)
+            if refused is not None:
+                return refused
+        if (request.content_length or 0) > door.max_bytes:
+            return TOO_LARGE
+        async with AsyncExitStack() as stack:
+            taken = await self._decode(await self._read(request, door, stack), door, path)
+            return taken if isinstance(taken, BadUpload) else await self._store(*taken)
+
+    async def _read(
+        self, request: web.BaseRequest, door: Door, stack: AsyncExitStack
+    ) -> Parts | BadUpload:
+        """Read a request whole, and hold its bytes as long as the stack is open."""
+        late = BadUpload(503, "Service unavailable: busy")
+        try:
+            async with asyncio.timeout(self._body_timeout_s) as deadline:
+                hold = await stack.enter_async_context(self._room.enter(request.remote or ""))
+                late = BadUpload(408, "Request body took too long")
+                deadline.reschedule(asyncio.get_running_loop().time() + self._body_timeout_s)
+                await _say_continue(request)
+                body = await read_body(request, door.max_bytes, hold)
+        except TimeoutError:
+            return late
+        except _Unreadable as error:
+            return error.refusal
+        assert self._listener is not None
+        self._listener.at_work(request.transport)
+        return Parts(body, request.query, request.headers)
+
+    async def _decode(
+        self, parts: Parts | BadUpload, door: Door, path: str
+    ) -> tuple[Batch, GoodUpload, bool] | BadUpload:
+        """Take a request apart: in a thread of its own where that takes long."""
+        if isinstance(parts, BadUpload):
+            return parts
+        if len(parts.body) <= HEAVY_BYTES:
+            return self._decode_now(parts, door, path)
+        async with self._heavy:
+            return await asyncio.to_thread(self._decode_now, parts, door, path)
+
+    def _decode_now(
+        self, parts: Parts, door: Door, path: str
+    ) -> tuple[Batch, GoodUpload, bool] | BadUpload:
+        """Return a request's batch, with the answer once it is on disk, and whether as text."""
+        assert self._intake is not None
+        upload = door.decode(parts, self._intake.takes)
+        if isinstance(upload, BadUpload):
+            return upload
+        now_ms = self._now_ms()
+        batch = uploads.checked_batch(
+            upload, f"http {path}", max_event_bytes=self._max_event_bytes, received_ms=now_ms
+        )
+        if isinstance(batch, BadUpload):
+            return batch
+        return batch, GoodUpload(200, len(batch.raws), len(parts.body), now_ms), upload.in_text
+
+    async def _store(
+        self, batch: Batch, good: GoodUpload, in_text: bool
+    ) -> web.Response | BadUpload:
+        """Hand a batch over, and answer once it is on disk."""
+        assert self._intake is not None
+        assert batch.api_key is not None
+        throttled = await self._limits.refuse(batch.api_key, batch.heads or ())
+        if throttled is not None:
+            return throttled
         try:
             ticket = await self._intake.send(batch)
             await ticket.wait()
         except UnknownApiKey:
-            return _refusal(uploads.unknown_key(upload.api_key))
+            return uploads.unknown_key(batch.api_key)
         except Refused as error:
-            return _refusal(BadUpload(503, f"Service unavailable: {error.reason}"))
-        now_ms = time.time_ns() // 1_000_000
-        return _json(GoodUpload(200, len(batch.raws), len(parts.body), now_ms), 200)
+            return BadUpload(503, f"Service unavailable: {error.reason}")
+        return web.Response(text=SUCCESS) if in_text else _json(good, 200)
 
     # --- browsers -------------------------------------------------------------------------
 
@@ -255,8 +363,11 @@ def _preflight(request: web.BaseRequest) -> web.Response:
     )
 
 
-def _refusal(refusal: BadUpload) -> web.Response:
-    return _json(refusal, refusal.code)
+def _refusal(refusal: BadUpload, door: Door | None = None) -> web.Response:
+    response = _json(refusal, refusal.code)
+    if door is not None and refusal.code == 405:
+        response.headers["Allow"] = ", ".join(sorted(door.methods | {"HEAD", "OPTIONS"}))
+    return response
 
 
 def _json(body: object, status: int) -> web.Response:
@@ -276,11 +387,13 @@ class _Unreadable(Exception):
         self.refusal = refusal
 
 
+_GZIP_MAGIC: Final = b"\x1f\x8b"
 _WINDOW_BITS: Final = {"gzip": inflate.GZIP, "x-gzip": inflate.GZIP, "deflate": inflate.ANY}
 
 
 def _encoding(request: web.BaseRequest) -> str:
-    return request.headers.get("Content-Encoding", "identity").strip().lower() or "identity"
+    said = _text(request.headers.get("Content-Encoding", "identity"))
+    return said.strip().lower() or "identity"
 
 
 async def _say_continue(request: web.BaseRequest) -> None:
@@ -293,27 +406,41 @@ async def _say_continue(request: web.BaseRequest) -> None:
 async def read_body(request: web.BaseRequest, max_bytes: int, hold: Hold) -> bytes:
     """Return a body, inflated, of which little more than ``max_bytes`` ever exist.
 
+    One that begins as gzip is gzip, though no header says so: nothing that is taken here begins so.
+
     Raises:
         _Unreadable: too large, in an unknown encoding, or not in the one that it says.
     """
     encoding = _encoding(request)
     if encoding != "identity" and encoding not in _WINDOW_BITS:
         raise _Unreadable(BadUpload(415, f"Unsupported content encoding: {encoding[:32]}"))
-    stream = None if encoding == "identity" else Inflate(_WINDOW_BITS[encoding])
+    stream = None if encoding == "identity" else _inflate(encoding)
     body = bytearray()
+    came_bytes = 0
     try:
         async for chunk in request.content.iter_any():
+            if not came_bytes and stream is None and chunk.startswith(_GZIP_MAGIC):
+                stream = _inflate("gzip")
+            came_bytes += len(chunk)
+            if came_bytes > max_bytes:
+                raise _Unreadable(TOO_LARGE)
             for piece in stream.feed(chunk) if stream else (chunk,):
                 body += piece
                 if len(body) > max_bytes:
                     raise _Unreadable(TOO_LARGE)
                 if len(body) > hold.size:
                     await hold.grow(len(body))
+                if stream:
+                    await asyncio.sleep(0)  # a small chunk may become any number of pieces
     except (aiohttp.ClientPayloadError, web.RequestPayloadError, ConnectionError, zlib.error):
         raise _Unreadable(uploads.NOT_JSON) from None
     if stream and not stream.whole:
         raise _Unreadable(uploads.NOT_JSON)
     return bytes(body)
+
+
+def _inflate(encoding: str) -> Inflate:
+    return Inflate(_WINDOW_BITS[encoding], MAX_MEMBERS)
 
 
 def read_form(parts: Parts) -> dict[str, str]:
@@ -380,9 +507,11 @@ class _Server(web.Server):
     def __init__(
         self,
         answer: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
+        refused: Refusals,
         idle_timeout_s: float,
     ) -> None:
         super().__init__(answer)
+        self.refused = refused
         self._idle_timeout_s = idle_timeout_s
 
     def __call__(self) -> web.RequestHandler:
@@ -399,7 +528,11 @@ class _Server(web.Server):
 class _Connection(web.RequestHandler):
     """One connection."""
 
-    __slots__ = ()
+    __slots__ = ("_refused",)
+
+    def __init__(self, server: _Server, **settings: Any) -> None:
+        super().__init__(server, **settings)
+        self._refused = server.refused
 
     def handle_error(
         self,
@@ -416,6 +549,7 @@ class _Connection(web.RequestHandler):
         else:
             _log.error("fault while answering %s", request.path, exc_info=exc)
             refusal = BadUpload(500, "Internal error")
+        self._refused.note(NO_DOOR, refusal)
         if request.writer.output_size > 0:
             raise ConnectionError("an answer has begun, there cannot be another")
         response = _refusal(refusal)

@@ -16,8 +16,10 @@ PIECE_BYTES: Final = 262_144
 class Inflate:
     """One compressed stream of any number of members (gzip allows several)."""
 
-    def __init__(self, window_bits: int = GZIP) -> None:
+    def __init__(self, window_bits: int = GZIP, max_members: float = float("inf")) -> None:
+        """``max_members``: a stranger's may be empty, which costs work and no other bound sees."""
         self._window_bits = window_bits
+        self._members_left = max_members - 1
         self._member = zlib.decompressobj(window_bits)
         self._begun = False
 
@@ -30,16 +32,22 @@ class Inflate:
         """Yield what a chunk inflates to, in pieces of bounded size.
 
         Raises:
-            zlib.error: it is damaged; what was before the damage has been yielded.
+            zlib.error: it is damaged, or has too many members; what was before has been yielded.
         """
         if self._member.eof:
             chunk = chunk.lstrip(b"\0")
         while chunk:
             if self._member.eof:
-                self._member = zlib.decompressobj(self._window_bits)
+                self._next_member()
             self._begun = True
             piece = self._member.decompress(chunk, PIECE_BYTES)
             if piece:
                 yield piece
             # Tapes and tar leave zeros behind a member: they are padding.
             chunk = self._member.unconsumed_tail or self._member.unused_data.lstrip(b"\0")
+
+    def _next_member(self) -> None:
+        if self._members_left <= 0:
+            raise zlib.error("too many members")
+        self._members_left -= 1
+        self._member = zlib.decompressobj(self._window_bits)

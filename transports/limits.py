@@ -23,44 +23,53 @@ MAX_KEYS: Final = 1_024
 """API keys whose use is remembered: what a stranger makes up must not fill memory."""
 
 
-class Hold:
-    """What one request holds of a ``Room``."""
+SMALL_BYTES: Final = 262_144
+"""A request that is no larger has the whole room; a usual one has a quarter of this."""
 
-    def __init__(self, room: Room) -> None:
+
+class Hold:
+    """What one request of a client holds of a ``Room``."""
+
+    def __init__(self, room: Room, address: str) -> None:
         self._room = room
+        self.address = address
         self.size = 0
 
     async def grow(self, size: int) -> None:
-        """Hold ``size`` bytes from now on; waits until there is room for them."""
+        """Hold ``size`` bytes from now on; waits until they are free."""
         await self._room.take(self, size - self.size)
 
 
 class Room:
     """Bytes of request bodies that are held at once, as they come in.
 
-    Who waits longest gets in first. The oldest request may always go on, even beyond the bound: so
-    that requests which are all half there do not wait for one another.
+    - Whoever waits longest is asked first whether he fits.
+    - Large requests leave a half to small ones: a few that are slow must not keep the others out.
+    - One address has a half at most: it must not keep the others out either.
+    - The oldest request may always go on, even beyond all that: so that requests which are all half
+      there do not wait for one another. Each becomes the oldest in time.
     """
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, small_bytes: int = SMALL_BYTES) -> None:
         self._free = max_bytes
+        self._half = max_bytes // 2
+        self._small_bytes = small_bytes
+        self._held_by: Counter[str] = Counter()
         self._holds: dict[Hold, None] = {}  # in the order of entering
         self._waiting: deque[tuple[asyncio.Future[None], Hold, int]] = deque()
 
     @asynccontextmanager
-    async def enter(self) -> AsyncIterator[Hold]:
-        """Hold room for a small request, to grow from there; waits until there is some."""
-        hold = Hold(self)
+    async def enter(self, address: str = "") -> AsyncIterator[Hold]:
+        """Hold the least that a request costs, to grow from there; waits until that is free."""
+        hold = Hold(self, address)
         try:
             await self.take(hold, LEAST_COST_BYTES)
             yield hold
         finally:
-            self._holds.pop(hold, None)
-            self._free += hold.size
-            self._call_in()
+            self._give_back(hold)
 
     async def take(self, hold: Hold, size: int) -> None:
-        """Add ``size`` bytes to what is held; waits until there is room for them."""
+        """Add ``size`` bytes to what is held; waits until they are free."""
         if not self._waiting and self._grant(hold, size):
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -69,22 +78,33 @@ class Room:
         await turn
 
     def _grant(self, hold: Hold, size: int) -> bool:
-        if size > self._free and next(iter(self._holds), hold) is not hold:
+        if next(iter(self._holds), hold) is not hold and not self._fits(hold, size):
             return False
         self._free -= size
+        self._held_by[hold.address] += size
         hold.size += size
         self._holds.setdefault(hold)
         return True
 
+    def _fits(self, hold: Hold, size: int) -> bool:
+        kept_free = 0 if hold.size + size <= self._small_bytes else self._half
+        return size + kept_free <= self._free and self._held_by[hold.address] + size <= self._half
+
+    def _give_back(self, hold: Hold) -> None:
+        self._holds.pop(hold, None)
+        self._free += hold.size
+        self._held_by[hold.address] -= hold.size
+        if not self._held_by[hold.address]:
+            del self._held_by[hold.address]
+        self._call_in()
+
     def _call_in(self) -> None:
-        """Let in who may: the first that waits, and the oldest, wherever in the line it stands."""
-        oldest = next(iter(self._holds), None)
+        """Let in whoever fits, those first that have waited longest."""
         kept: deque[tuple[asyncio.Future[None], Hold, int]] = deque()
         for turn, hold, size in self._waiting:
-            may = not kept or hold is oldest
             if turn.cancelled():
                 continue
-            if may and self._grant(hold, size):
+            if self._grant(hold, size):
                 turn.set_result(None)
             else:
                 kept.append((turn, hold, size))

@@ -1,8 +1,18 @@
 """Listening with a bound: how many connections are open at once, whatever the clients do.
 
 A server beyond its limit of file descriptors fails where it least should: in the spool, or in a
-call to Intercom. So connections are accepted only while there is room for them; the others wait in
-the operating system's queue, and are served as soon as earlier ones are gone.
+call to Intercom. So there is a most. Whatever its client does or leaves undone, a connection that
+waits for it does so for a bounded time, whichever version of aiohttp serves it:
+
+| waits for | at most |
+|---|---|
+| the rest of a request's head, or the first byte of the first one | ``HEADER_TIMEOUT_S`` |
+| the next request | ``idle_timeout_s`` |
+| an answer to be read | ``ANSWER_TIMEOUT_S`` without any progress |
+| a body | the server's own deadline |
+
+Where all are taken, the one that has waited longest gives way to a new one; if none has waited for
+``GIVE_WAY_S``, new ones stay in the operating system's queue.
 """
 
 from __future__ import annotations
@@ -11,9 +21,9 @@ import asyncio
 import errno
 import resource
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
-from typing import Final
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Final, cast
 
 from aiohttp import web
 
@@ -22,6 +32,17 @@ OWN_DESCRIPTORS: Final = 24
 """Files, pipes and listening sockets that the program itself has open."""
 
 LOOK_EVERY_S: Final = 0.05
+SWEEP_EVERY_S: Final = 1.0
+
+HEADER_TIMEOUT_S: Final = 10.0
+"""A request's head is a packet or two: this is for the worst of mobile networks."""
+
+ANSWER_TIMEOUT_S: Final = 10.0
+"""An answer is some hundred bytes, which the kernel's buffers take at once: who does not read one
+does not want it."""
+
+GIVE_WAY_S: Final = 0.2
+"""A client that has connected and has something to say says it within a round trip."""
 
 
 def raise_descriptor_limit() -> None:
@@ -39,14 +60,68 @@ def share_of_descriptors(share: float) -> int:
     return max(4, int((limit - OWN_DESCRIPTORS) * share))
 
 
+class Connection(asyncio.Protocol):
+    """One connection: passes everything on to the server's own protocol, and knows who waits."""
+
+    def __init__(self, listener: Listener, served_by: asyncio.Protocol) -> None:
+        self._listener = listener
+        self._served_by = served_by
+        self.since_s = 0.0
+        """The loop's time since when its client is waited for."""
+        self._has_begun = True
+        """Whether its client owes the rest of a request."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+        self._listener.wait_for(self)
+        self._served_by.connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._has_begun = True
+        self._served_by.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        return self._served_by.eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._listener.forget(self)
+        self._served_by.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        self._served_by.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._listener.progressed(self)
+        self._served_by.resume_writing()
+
+    def answered(self) -> None:
+        """Wait for the next request from now on."""
+        self._has_begun = False
+        self._listener.wait_for(self)
+
+    def is_late(self, now_s: float, idle_timeout_s: float) -> bool:
+        """Whether its client has been waited for long enough."""
+        if self.transport.get_write_buffer_size():
+            limit_s = ANSWER_TIMEOUT_S
+        elif self._has_begun:
+            limit_s = HEADER_TIMEOUT_S
+        else:
+            limit_s = idle_timeout_s
+        return now_s - self.since_s > min(limit_s, idle_timeout_s)
+
+
 class Listener:
     """Accepts connections for one server of aiohttp's."""
 
-    def __init__(self, server: web.Server, max_connections: int) -> None:
+    def __init__(self, server: web.Server, max_connections: int, idle_timeout_s: float) -> None:
         self._server = server
         self._max = max_connections
+        self._idle_timeout_s = idle_timeout_s
         self._coming: set[asyncio.Task[None]] = set()
         self._pauses: dict[socket.socket, asyncio.TimerHandle] = {}
+        self._open_ones: set[Connection] = set()
+        self._waited_for: dict[Connection, bool] = {}
+        """Connections that may be closed, longest wait first → whether by their own deadline."""
 
     @property
     def crowded(self) -> bool:
@@ -55,7 +130,71 @@ class Listener:
 
     @property
     def _open(self) -> int:
-        return len(self._server.connections) + len(self._coming)
+        return len(self._open_ones) + len(self._coming)
+
+    # --- connections, as they tell --------------------------------------------------------
+
+    @contextmanager
+    def request(self, transport: asyncio.BaseTransport | None) -> Iterator[None]:
+        """Tell that a request of a connection has begun, and when its answer is ready.
+
+        Until ``at_work`` its client is waited for, by the server's own deadline.
+        """
+        connection = self._connection(transport)
+        if connection is not None:
+            self.wait_for(connection, by_deadline=False)
+        try:
+            yield
+        finally:
+            if connection in self._open_ones:
+                connection.answered()
+
+    def at_work(self, transport: asyncio.BaseTransport | None) -> None:
+        """Tell that a whole request is here: its connection does not give way any more."""
+        connection = self._connection(transport)
+        if connection is not None:
+            self._waited_for.pop(connection, None)
+
+    def _connection(self, transport: asyncio.BaseTransport | None) -> Connection | None:
+        found = transport.get_protocol() if transport is not None else None
+        return found if isinstance(found, Connection) else None
+
+    def wait_for(self, connection: Connection, *, by_deadline: bool = True) -> None:
+        """Note that a connection's client is waited for from now on."""
+        self._open_ones.add(connection)
+        self._waited_for.pop(connection, None)
+        self._waited_for[connection] = by_deadline
+        connection.since_s = asyncio.get_running_loop().time()
+
+    def progressed(self, connection: Connection) -> None:
+        """Note that a client who is waited for reads what it was sent."""
+        if connection in self._waited_for:
+            self.wait_for(connection, by_deadline=self._waited_for[connection])
+
+    def forget(self, connection: Connection) -> None:
+        """Note that a connection is gone."""
+        self._open_ones.discard(connection)
+        self._waited_for.pop(connection, None)
+
+    async def _sweep(self) -> None:
+        """Close connections that are late, for ever."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(min(SWEEP_EVERY_S, self._idle_timeout_s))
+            for connection, by_deadline in list(self._waited_for.items()):
+                if by_deadline and connection.is_late(loop.time(), self._idle_timeout_s):
+                    connection.transport.abort()
+
+    def _make_one_give_way(self) -> bool:
+        """Close the connection that has waited longest, if any has waited for a while."""
+        longest = next(iter(self._waited_for), None)
+        now_s = asyncio.get_running_loop().time()
+        if longest is None or now_s - longest.since_s < GIVE_WAY_S:
+            return False
+        longest.transport.abort()
+        return True
+
+    # --- listening ------------------------------------------------------------------------
 
     @asynccontextmanager
     async def listening(self, host: str, port: int) -> AsyncIterator[str]:
@@ -67,14 +206,16 @@ class Listener:
         sockets = await _bind(host, port)
         for one in sockets:
             self._watch(one)
+        sweep = asyncio.create_task(self._sweep())
         try:
             name, number = sockets[0].getsockname()[:2]
             yield f"[{name}]:{number}" if ":" in name else f"{name}:{number}"
         finally:
+            sweep.cancel()
             for one in sockets:
                 self._unwatch(one)
                 one.close()
-            await asyncio.gather(*self._coming)
+            await asyncio.gather(sweep, *self._coming, return_exceptions=True)
 
     def _watch(self, listening: socket.socket) -> None:
         self._pauses.pop(listening, None)
@@ -89,8 +230,9 @@ class Listener:
     def _accept(self, listening: socket.socket) -> None:
         """Accept one connection, or look again a little later where there is no room for it."""
         if self._open >= self._max:
-            self._pause(listening)
-            return
+            if not self._make_one_give_way():
+                self._pause(listening)
+            return  # the loop comes here again, once that one is gone
         try:
             connection, _ = listening.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
@@ -111,7 +253,7 @@ class Listener:
     async def _hand_over(self, connection: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         try:
-            await loop.connect_accepted_socket(self._server, connection)
+            await loop.connect_accepted_socket(lambda: Connection(self, self._server()), connection)
         except OSError:
             connection.close()
 

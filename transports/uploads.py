@@ -12,6 +12,10 @@ what is said here decides what they send again (behaviour of the Python and Node
 The senders of ``/`` and ``/webhook`` know none of this: the old JavaScript SDK would keep a bad
 event for ever and with it all behind it, Amplitude's webhook would lose it after ten tries. There a
 bad event is taken along as a ``BadEvent`` and becomes a dead letter.
+
+Nothing here costs more than in proportion to the body, whatever that holds: the key is looked at
+first, elements are counted before there are objects for them, and an event that is too large is not
+looked into.
 """
 
 from __future__ import annotations
@@ -28,12 +32,17 @@ from transports.amplitude import (
     BOM,
     GROUP_IDENTIFY,
     IDENTIFY,
+    KEPT_BYTES,
+    MAX_EVENT_BYTES,
     MIN_ID_LENGTH,
     BadEvent,
     Head,
     check_head,
     decode_head,
-    mend_surrogates,
+    mend,
+    parse_time,
+    read_head,
+    read_mended,
 )
 
 MAX_EVENTS: Final = 2_000
@@ -43,18 +52,33 @@ MAX_DEPTH: Final = 40
 """Objects and arrays inside one another, in one value of an event (HTTP V2 page)."""
 
 MAX_KEY_SHOWN: Final = 128
+INVALID_KEY: Final = "Invalid API key: "
+MAX_KEY_LENGTH: Final = 1_024
+"""Characters of an API key; Amplitude's have 32."""
+
+MIN_SKEW_MS: Final = 60_000
+"""A client's clock that is off by less is left alone (Export API page, ``event_time``)."""
+
+MAX_SKEW_MS: Final = 20 * 365 * 86_400_000
+"""A client's clock that is off by more is none: phones that lost theirs begin at 2009 or later."""
+
+Takes = Callable[[str], bool]
+"""Whether somebody takes the events of an API key."""
 
 
 class Upload(msgspec.Struct):
     """The events of one request, not decoded yet.
 
-    ``forgiving``: the sender could not act on a list of bad events, so they are taken along.
+    ``uploaded_at``: the client's own time of sending, as JSON. ``forgiving``: the sender could not
+    act on a list of bad events, so they are taken along. ``in_text``: it wants its answer as text.
     """
 
     api_key: str
     events: Sequence[msgspec.Raw | bytes]
     min_id_length: int = 1
+    uploaded_at: msgspec.Raw | bytes = b"null"
     forgiving: bool = False
+    in_text: bool = False
 
 
 class BadUpload(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -92,50 +116,123 @@ def _missing(field: str) -> BadUpload:
 
 def unknown_key(api_key: str) -> BadUpload:
     """Return the refusal on which both SDKs stop: they look for the colon."""
-    return BadUpload(400, f"Invalid API key: {api_key[:MAX_KEY_SHOWN]}")
+    shown = api_key[:MAX_KEY_SHOWN].encode(errors="replace").decode()
+    return BadUpload(400, f"{INVALID_KEY}{shown}")
 
 
 # --- /2/httpapi and /batch ----------------------------------------------------------------
 
 
+_NULL: Final = msgspec.Raw(b"null")
+
+
 class _Body(msgspec.Struct):
     api_key: str | None = None
     events: list[msgspec.Raw] | None = None
-    options: Any = None
+    options: msgspec.Raw = _NULL
+    client_upload_time: msgspec.Raw = _NULL
+
+
+SMALL_BODY_BYTES: Final = 65_536
+"""A body whose elements need not be counted: there is memory for as many as it can hold."""
+
+_First = msgspec.defstruct(
+    "_First",
+    [(f"element_{n}", msgspec.Raw, _NULL) for n in range(MAX_EVENTS + 1)],
+    array_like=True,
+    gc=False,
+)
+"""The first elements of an array, enough to tell that it has too many; the others are skipped."""
+
+
+class _LargeBody(msgspec.Struct):
+    api_key: str | None = None
+    events: _First | None = None  # type: ignore[valid-type]
+    options: msgspec.Raw = _NULL
+    client_upload_time: msgspec.Raw = _NULL
+
+
+class _Options(msgspec.Struct):
+    min_id_length: int | None = None
 
 
 _body = msgspec.json.Decoder(_Body)
+_large_body = msgspec.json.Decoder(_LargeBody)
+_array = msgspec.json.Decoder(list[msgspec.Raw])
+_large_array = msgspec.json.Decoder(_First)
+_any = msgspec.json.Decoder(msgspec.Raw)
+_options = msgspec.json.Decoder(_Options)
 
 
-def decode_upload(body: bytes) -> Upload | BadUpload:
+def _elements(found: Any) -> Sequence[msgspec.Raw]:
+    """Return the elements of an array that was decoded either way; no more than one too many."""
+    if found is None or isinstance(found, list):
+        return found or ()
+    return [raw for raw in msgspec.structs.astuple(found) if raw is not _NULL]
+
+
+def decode_upload(body: bytes, takes: Takes = bool) -> Upload | BadUpload:
     """Return what an SDK sends to ``/2/httpapi`` and ``/batch``."""
     body = body.removeprefix(BOM)
-    if not body.strip():
+    if first_byte(body) == b"":
         return NO_BODY
-    decoded = _decode_json(body, _body)
+    decoded = _decode_body(body, takes)
     if isinstance(decoded, BadUpload):
         return decoded
-    if not decoded.api_key:
-        return _missing("api_key")
-    if not decoded.events:
+    refused = refuse_key("api_key", decoded.api_key, takes)
+    if refused is not None:
+        return refused
+    events = _elements(decoded.events)
+    if not events:
         return _missing("events")
-    return Upload(decoded.api_key, decoded.events, _min_id_length(decoded.options))
+    return Upload(
+        decoded.api_key, events, _min_id_length(decoded.options), decoded.client_upload_time
+    )
 
 
-def _min_id_length(options: Any) -> int:
+def _decode_body(body: bytes, takes: Takes) -> Any:
+    """Decode an SDK's body; it is worth mending only where somebody takes its events."""
+    decoder = _body if len(body) <= SMALL_BODY_BYTES else _large_body
+    decoded = _decode_json(body, decoder)
+    if decoded is not NOT_JSON:
+        return decoded
+    key = _API_KEY.search(body)
+    if key is None or not takes(key[1].decode(errors="replace")):
+        return NOT_JSON
+    return _decode_json(mend(body), decoder)
+
+
+_API_KEY: Final = re.compile(rb'"api_key"\s{0,8}:\s{0,8}"([^"\\]{1,1024})"')
+_FIRST_BYTE: Final = re.compile(rb"[ \t\r\n]*+(.?)", re.DOTALL)
+
+
+def first_byte(body: bytes) -> bytes:
+    """Return the byte that tells what JSON is: ``{``, ``[``, …; empty where there is none."""
+    found = _FIRST_BYTE.match(body)
+    return found[1] if found else b""
+
+
+def refuse_key(field: str, api_key: str | None, takes: Takes) -> BadUpload | None:
+    """Return the refusal of a request whose key is missing, or nobody's; ``field`` is its name."""
+    if not api_key:
+        return _missing(field)
+    return None if len(api_key) <= MAX_KEY_LENGTH and takes(api_key) else unknown_key(api_key)
+
+
+def _min_id_length(options: msgspec.Raw) -> int:
     """Return the shortest length of ids that an upload asks for; no option costs its events."""
-    wanted = options.get("min_id_length") if isinstance(options, dict) else None
-    return wanted if type(wanted) is int else MIN_ID_LENGTH
+    if options is _NULL:
+        return MIN_ID_LENGTH
+    try:
+        wanted = _options.decode(options).min_id_length
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        wanted = None
+    return MIN_ID_LENGTH if wanted is None else wanted
 
 
 def _decode_json(body: bytes, decoder: msgspec.json.Decoder[Any]) -> Any:
     try:
-        try:
-            return decoder.decode(body)
-        except msgspec.ValidationError:
-            raise
-        except msgspec.DecodeError:
-            return decoder.decode(mend_surrogates(body))
+        return decoder.decode(body)
     except msgspec.ValidationError as error:
         return BadUpload(400, "Invalid JSON request body", missing_field=_field_of(error))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -150,45 +247,74 @@ def _field_of(error: msgspec.ValidationError) -> str:
 
 # --- forms --------------------------------------------------------------------------------
 
-_one_or_more = msgspec.json.Decoder(list[msgspec.Raw] | dict[str, msgspec.Raw])
 _object = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_NULL: Final = msgspec.Raw(b"null")
-_Convert = Callable[[msgspec.Raw | bytes], bytes]
+_Convert = Callable[[msgspec.Raw | bytes], msgspec.Raw | bytes]
 
 
-def decode_event_form(form: Mapping[str, str]) -> Upload | BadUpload:
+def decode_event_form(form: Mapping[str, str], takes: Takes = bool) -> Upload | BadUpload:
     """Return the form of ``/httpapi``, the endpoint before HTTP V2: one event or an array."""
-    return _decode_form(form, "event")
+    return _decode_form(form, "event", takes)
 
 
-def decode_identify_form(form: Mapping[str, str]) -> Upload | BadUpload:
+def decode_identify_form(form: Mapping[str, str], takes: Takes = bool) -> Upload | BadUpload:
     """Return the form of ``/identify`` as ``$identify`` events: one object or an array."""
-    return _decode_form(form, "identification", _identify)
+    return _decode_form(form, "identification", takes, _identify)
 
 
-def decode_group_identify_form(form: Mapping[str, str]) -> Upload | BadUpload:
+def decode_group_identify_form(form: Mapping[str, str], takes: Takes = bool) -> Upload | BadUpload:
     """Return the form of ``/groupidentify`` as ``$groupidentify`` events."""
-    return _decode_form(form, "identification", _group_identify)
+    return _decode_form(form, "identification", takes, _group_identify)
 
 
 def _decode_form(
-    form: Mapping[str, str], field: str, convert: _Convert | None = None
+    form: Mapping[str, str], field: str, takes: Takes, convert: _Convert | None = None
 ) -> Upload | BadUpload:
-    if not form.get("api_key"):
-        return _missing("api_key")
+    api_key = form.get("api_key", "")
+    refused = refuse_key("api_key", api_key, takes)
+    if refused is not None:
+        return refused
     found = _split(_bytes(form.get(field, "")))
     if not found:
         return _missing(field)
-    events = list(map(convert, found)) if convert else found
-    return Upload(form["api_key"], events)
+    return Upload(api_key, _converted(found, convert), uploaded_at=_upload_time(form))
+
+
+def _upload_time(form: Mapping[str, str]) -> bytes:
+    return msgspec.json.encode(form.get("upload_time", "")[:64])
 
 
 def _split(body: bytes) -> Sequence[msgspec.Raw | bytes]:
-    """Return the elements of a JSON array, or the one object that it is; else nothing."""
-    decoded = _decode_json(body, _one_or_more)
+    """Return the elements of a JSON array, or the one object that it is; else nothing.
+
+    An array of too many elements is cut behind the first that is too many.
+    """
+    body = body.removeprefix(BOM)
+    first = first_byte(body)
+    if first not in (b"{", b"["):
+        return ()
+    if first == b"{":
+        decoder: Any = _any
+    else:
+        decoder = _array if len(body) <= SMALL_BODY_BYTES else _large_array
+    decoded = _decode_json(body, decoder)
+    if decoded is NOT_JSON:
+        decoded = _decode_json(mend(body), decoder)
     if isinstance(decoded, BadUpload):
         return ()
-    return [mend_surrogates(body)] if isinstance(decoded, dict) else decoded
+    return (decoded,) if first == b"{" else _elements(decoded)
+
+
+def _converted(
+    events: Sequence[msgspec.Raw | bytes], convert: _Convert | None
+) -> Sequence[msgspec.Raw | bytes]:
+    """Return events in the spelling of HTTP V2; too many or too large ones as they are."""
+    if convert is None or len(events) > MAX_EVENTS:
+        return events
+    return [one if _size(one) > MAX_EVENT_BYTES else convert(one) for one in events]
+
+
+def _size(raw: msgspec.Raw | bytes) -> int:
+    return len(memoryview(raw))
 
 
 def _bytes(text: str) -> bytes:
@@ -227,40 +353,44 @@ def _event(event_type: str, fields: Mapping[str, msgspec.Raw]) -> bytes:
 # --- the old JavaScript SDK ---------------------------------------------------------------
 
 
-def decode_legacy_form(form: Mapping[str, str]) -> Upload | BadUpload:
+def decode_legacy_form(form: Mapping[str, str], takes: Takes = bool) -> Upload | BadUpload:
     """Return what the old JavaScript and Android SDKs send to ``/``.
 
     ``checksum`` is the MD5 of ``v``, ``client``, ``e`` and ``upload_time`` (requests of
     amplitude-js 8.21.10). One that is wrong tells of a body that was mangled on its way.
     """
     api_key, text = form.get("client", ""), form.get("e", "")
-    if not api_key:
-        return _missing("client")
+    refused = refuse_key("client", api_key, takes)
+    if refused is not None:
+        return refused
     signed = form.get("v", "") + api_key + text + form.get("upload_time", "")
     checksum = hashlib.md5(_bytes(signed), usedforsecurity=False)
     if form.get("checksum") and form["checksum"].lower() != checksum.hexdigest():
         return BadUpload(400, "bad_checksum", missing_field="checksum")
     found = _split(_bytes(text))
-    return Upload(api_key, found, forgiving=True) if found else _missing("e")
+    if not found:
+        return _missing("e")
+    return Upload(api_key, found, uploaded_at=_upload_time(form), forgiving=True, in_text=True)
 
 
 # --- Amplitude's webhook stream -----------------------------------------------------------
 
 
-def decode_webhook(body: bytes, api_key: str) -> Upload | BadUpload:
+def decode_webhook(body: bytes, api_key: str, takes: Takes = bool) -> Upload | BadUpload:
     """Return what Amplitude's webhook stream sends: an event as in an Export, or an Identify.
 
     One object or an array; an object without event type that has user properties is an Identify
     (webhook streaming page).
     """
-    if not api_key:
-        return _missing("api_key")
-    if not body.strip():
+    refused = refuse_key("api_key", api_key, takes)
+    if refused is not None:
+        return refused
+    if first_byte(body) == b"":
         return NO_BODY
     found = _split(body)
     if not found:
         return NOT_JSON
-    return Upload(api_key, list(map(_webhook_event, found)), forgiving=True)
+    return Upload(api_key, _converted(found, _webhook_event), forgiving=True)
 
 
 def _webhook_event(raw: msgspec.Raw | bytes) -> msgspec.Raw | bytes:
@@ -277,38 +407,67 @@ def _webhook_event(raw: msgspec.Raw | bytes) -> msgspec.Raw | bytes:
 # --- their events -------------------------------------------------------------------------
 
 
-def checked_batch(upload: Upload, origin: str) -> Batch | BadUpload:
-    """Return an upload's events as a batch, or one refusal that lists every bad index."""
+def checked_batch(
+    upload: Upload,
+    origin: str,
+    *,
+    max_event_bytes: int = MAX_EVENT_BYTES,
+    received_ms: int | None = None,
+) -> Batch | BadUpload:
+    """Return an upload's events as a batch, or one refusal that lists every bad index.
+
+    ``received_ms``: now, by a clock that is right; with it the client's own is corrected.
+    """
     if len(upload.events) > MAX_EVENTS:
         return TOO_LARGE
+    heads: Sequence[Head | BadEvent]
     if upload.forgiving:
-        raws = [bytes(event) for event in upload.events]
-        heads: Sequence[Head | BadEvent] = [_decode_checked(raw, upload) for raw in raws]
+        read = [_read_checked(event, upload, max_event_bytes) for event in upload.events]
+        heads, raws = [head for head, _ in read], [raw for _, raw in read]
     else:
-        decoded = decode_events(upload.events, upload.min_id_length)
+        decoded = decode_events(upload.events, upload.min_id_length, max_event_bytes)
         if isinstance(decoded, BadUpload):
             return decoded
         heads, raws = decoded
+    skew_ms = clock_skew_ms(upload.uploaded_at, received_ms)
+    if skew_ms:
+        raws = [_shifted(head, raw, skew_ms) for head, raw in zip(heads, raws, strict=True)]
     return Batch(heads, raws, api_key=upload.api_key, checked=not upload.forgiving, origin=origin)
 
 
-def _decode_checked(raw: bytes, upload: Upload) -> Head | BadEvent:
-    head = decode_head(raw)
+def _read_checked(
+    event: msgspec.Raw | bytes, upload: Upload, max_event_bytes: int
+) -> tuple[Head | BadEvent, bytes]:
+    if _size(event) > max_event_bytes:
+        return _too_large(max_event_bytes), bytes(memoryview(event)[:KEPT_BYTES])
+    head, raw = read_head(bytes(event))
     if isinstance(head, BadEvent):
-        return head
-    return check_head(head, upload.min_id_length) or _check_depth(raw) or head
+        return head, raw
+    return check_head(head, upload.min_id_length) or _check_depth(raw) or head, raw
+
+
+def _too_large(max_event_bytes: int) -> BadEvent:
+    return BadEvent("too_large", "event", f"longer than {max_event_bytes} bytes")
 
 
 def decode_events(
-    events: Iterable[msgspec.Raw | bytes], min_id_length: int = MIN_ID_LENGTH
+    events: Iterable[msgspec.Raw | bytes],
+    min_id_length: int = MIN_ID_LENGTH,
+    max_event_bytes: int = MAX_EVENT_BYTES,
 ) -> tuple[list[Head], list[bytes]] | BadUpload:
     """Return heads and bytes of events as HTTP V2 takes them, or the refusal of all of them."""
     heads: list[Head] = []
     raws: list[bytes] = []
     bad: list[tuple[int, BadEvent]] = []
-    for index, raw_event in enumerate(events):
-        raw = bytes(raw_event)
-        head = decode_head(raw)
+    for index, event in enumerate(events):
+        raw = bytes(event)
+        head: Head | BadEvent
+        if len(raw) > max_event_bytes:
+            head = _too_large(max_event_bytes)
+        else:
+            head = decode_head(raw)
+            if not isinstance(head, Head):
+                head, raw = read_mended(head, raw)
         problem = head if isinstance(head, BadEvent) else _check_upload(head, raw, min_id_length)
         if problem is not None:
             bad.append((index, problem))
@@ -316,6 +475,35 @@ def decode_events(
             heads.append(head)
             raws.append(raw)
     return refuse_events(bad) if bad else (heads, raws)
+
+
+# --- clients whose clock is wrong ---------------------------------------------------------
+
+
+def clock_skew_ms(uploaded_at: msgspec.Raw | bytes, received_ms: int | None) -> int:
+    """Return what a client's clock lacks, in milliseconds; 0 where that is little, or absurd."""
+    if received_ms is None or uploaded_at is _NULL or uploaded_at == b"null":
+        return 0
+    try:
+        skew_ms = received_ms - parse_time(msgspec.json.decode(uploaded_at))
+    except (ValueError, RecursionError):  # msgspec's errors are ValueErrors
+        return 0
+    return skew_ms if MIN_SKEW_MS < abs(skew_ms) <= MAX_SKEW_MS else 0
+
+
+def _shifted(head: Head | BadEvent, raw: bytes, skew_ms: int) -> bytes:
+    """Return an event with its time corrected, in its head too; one without a time as it is."""
+    name = "timestamp" if isinstance(head, Head) and head.time is None else "time"
+    written = None if isinstance(head, BadEvent) else getattr(head, name)
+    fields = None if written is None else _fields_of(raw)
+    if fields is None:
+        return raw
+    try:
+        time_ms = parse_time(written) + skew_ms
+    except ValueError:
+        return raw
+    setattr(head, name, time_ms)
+    return msgspec.json.encode({**fields, name: time_ms})
 
 
 def _check_upload(head: Head, raw: bytes, min_id_length: int) -> BadEvent | None:
@@ -327,7 +515,10 @@ def _check_upload(head: Head, raw: bytes, min_id_length: int) -> BadEvent | None
         and (isinstance(time, str) or time < 0 or time != int(time))
     ):
         return BadEvent("invalid_field", "time", "time must be whole milliseconds since 1970")
-    return check_head(head, min_id_length) or _check_depth(raw)
+    problem = check_head(head, min_id_length)
+    if problem is None and raw.count(b"{") + raw.count(b"[") > MAX_DEPTH:
+        problem = _check_depth(raw)
+    return problem
 
 
 def _check_depth(raw: bytes) -> BadEvent | None:
@@ -354,17 +545,23 @@ def _is_deep(value: bytes) -> bool:
 
 
 def refuse_events(bad: Sequence[tuple[int, BadEvent]]) -> BadUpload:
-    """Return the 400 that names each bad event's index under its field."""
+    """Return the 400 that names each bad event's index under its field.
+
+    Short ids stand in two lists: that of their own, and that which Kotlin, Swift, Java and the old
+    Node SDK read (their sources).
+    """
     invalid: dict[str, list[int]] = {}
     missing: dict[str, list[int]] = {}
     ids: dict[str, list[int]] = {}
-    by_reason = {"missing_field": missing, "invalid_id": ids}
     for index, problem in bad:
-        lists = by_reason.get(problem.reason, invalid)
+        lists = missing if problem.reason == "missing_field" else invalid
         lists.setdefault(problem.field or "event", []).append(index)
+        if problem.short:
+            ids.setdefault(problem.field, []).append(index)
+    all_short = all(problem.short for _, problem in bad)
     return BadUpload(
         400,
-        _error_text(bool(invalid), bool(missing)),
+        _error_text(not all_short, bool(missing)),
         events_with_invalid_fields=invalid,
         events_with_missing_fields=missing,
         events_with_invalid_id_lengths=ids,

@@ -86,6 +86,10 @@ class SourceActor:
                 await self._outboxes[name].send(share)
         return ticket
 
+    def takes(self, api_key: str) -> bool:
+        """Whether any sync takes this key's events."""
+        return api_key in self._syncs_by_key or ANY_KEY in self._syncs_by_key
+
     def _takers(self, batch: Batch) -> list[str]:
         if batch.sync is not None:
             if batch.sync not in self._outboxes:

@@ -125,6 +125,10 @@ class _Patient:
                         await spool.feed.progress()
         return await self._intake.send(batch)
 
+    def takes(self, api_key: str) -> bool:
+        """As the engine's."""
+        return self._intake.takes(api_key)
+
 
 def choose_sync(settings: Settings, name: str | None) -> str:
     """Return the sync that a file goes to.

@@ -72,7 +72,7 @@ class AdminServer:
         await runner.setup()
         assert runner.server is not None
         most = min(MAX_CONNECTIONS, share_of_descriptors(0.25))
-        self._listener = Listener(runner.server, most)
+        self._listener = Listener(runner.server, most, KEEP_ALIVE_S)
         try:
             async with self._listener.listening(
                 *host_and_port(self._settings.listen)
@@ -104,13 +104,21 @@ class AdminServer:
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+        assert self._listener is not None
+        with self._listener.request(request.transport):
+            return await self._guarded(request, handler)
+
+    async def _guarded(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
         if request.path not in OPEN_PATHS:
             self._authorize(request)
         if (request.content_length or 0) > MAX_BODY_BYTES:
             raise web.HTTPRequestEntityTooLarge(MAX_BODY_BYTES, request.content_length or 0)
+        if not request.can_read_body:
+            self._at_work(request)
         try:
             response = await handler(request)
-            if self._listener is not None and self._listener.crowded:
+            assert self._listener is not None
+            if self._listener.crowded:
                 response.force_close()
             return response
         except (web.HTTPException, ConnectionError):
@@ -120,6 +128,10 @@ class AdminServer:
         except Exception:
             _log.exception("fault while answering", path=request.path)
             raise web.HTTPInternalServerError(text="internal error, the log has it\n") from None
+
+    def _at_work(self, request: web.Request) -> None:
+        assert self._listener is not None
+        self._listener.at_work(request.transport)
 
     def _authorize(self, request: web.Request) -> None:
         token = self._settings.token
@@ -172,6 +184,7 @@ class AdminServer:
         try:
             async with asyncio.timeout(BODY_TIMEOUT_S):
                 body = await request.read()
+            self._at_work(request)
             query = msgspec.json.decode(body or b"{}", type=DeadLetterQuery)
         except TimeoutError:
             raise web.HTTPRequestTimeout(text="the body took too long\n") from None

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import math
+import time
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,9 +18,11 @@ from transports.amplitude import (
     BadEvent,
     Head,
     check_head,
+    decode_content,
     decode_event,
     decode_head,
     parse_time,
+    read_head,
 )
 
 DEEP = b"[" * 10_000 + b"]" * 10_000
@@ -38,7 +43,9 @@ def raw(**changes: Any) -> bytes:
         (b"{", "invalid_json", ""),
         (b"[1]", "not_an_object", ""),
         (b"null", "not_an_object", ""),
-        (raw(user_id=5), "invalid_field", "user_id"),
+        (raw(user_id=5.0), "invalid_field", "user_id"),
+        (raw(user_id=True), "invalid_field", "user_id"),
+        (raw(user_id=5, device_id=[]), "invalid_field", "device_id"),
         (raw(event_type=["a"]), "invalid_field", "event_type"),
         (raw(event_time={}), "invalid_field", "event_time"),
         (b'{"event_type": NaN}', "invalid_json", ""),
@@ -106,7 +113,7 @@ def test_properties_that_are_no_object_are_none(properties: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", [b"", b"[]", b'{"a": "\xff"}', b'{"a": 1e999}', DEEP, raw(time="x"), raw(time=True)]
+    "line", [b"", b"[]", b'{"a": "\xff"}', b'{"a": nan}', DEEP, raw(time="x"), raw(time=True)]
 )
 def test_what_cannot_be_decoded_raises_one_kind_of_error(line: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
@@ -163,6 +170,86 @@ def test_a_number_of_5_000_digits_is_no_time() -> None:
 )
 def test_half_a_surrogate_pair_is_mended_and_nothing_else(cut: bytes, mended: bytes) -> None:
     assert amplitude.mend_surrogates(cut) == mended
+
+
+@pytest.mark.parametrize(
+    ("written", "mended"),
+    [
+        (b'{"a":NaN}', b'{"a":null}'),
+        (b"[Infinity, -Infinity,NaN]", b"[null, null,null]"),
+        (b"[1e400,-1E+400,1.5e308,-2,1e-400]", b"[null,null,1.5e308,-2,1e-400]"),
+        (b"[" + b"1" * 400 + b".5]", b"[null]"),
+        (b"[" + b"1" * 5_000 + b"]", b"[null]"),
+        (b"[" + b"1" * 300 + b"]", b"[" + b"1" * 300 + b"]"),
+        (rb'{"NaN":"1e400 \" NaN","b":NaN}', rb'{"NaN":"1e400 \" NaN","b":null}'),
+        (rb'["\\",NaN,"\ud83d"]', rb'["\\",null,"\ufffd"]'),
+        (b'["NaN', b'["NaN'),
+        (b"[N, I, -, nope]", b"[N, I, -, nope]"),
+    ],
+)
+def test_what_is_no_number_becomes_null_and_texts_are_left_alone(
+    written: bytes, mended: bytes
+) -> None:
+    assert amplitude.mend(written) == mended
+
+
+@given(st.recursive(st.none() | st.integers() | st.floats() | st.text(), st.lists, max_leaves=20))
+def test_whatever_python_writes_is_json_once_it_is_mended(value: Any) -> None:
+    def without_what_is_no_number(value: Any) -> Any:
+        if isinstance(value, list):
+            return list(map(without_what_is_no_number, value))
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    mended = amplitude.mend(json.dumps(value).encode())
+    assert msgspec.json.decode(mended) == without_what_is_no_number(value)
+
+
+@pytest.mark.parametrize(
+    "hostile", [b"NaN,", b"1e400,", b"-", b"N", b'"\\', b'"a\\"', b"1", b"0,", rb"\ud83d", b"1-"]
+)
+def test_mending_takes_time_in_proportion(hostile: bytes) -> None:
+    def taken_s(times: int) -> float:
+        started = time.process_time()
+        amplitude.mend(hostile * times)
+        return time.process_time() - started
+
+    assert min(taken_s(200_000) for _ in range(3)) < 100 * max(taken_s(20_000), 0.001)
+
+
+@pytest.mark.parametrize("number", [b"NaN", b"-Infinity", b"1e400", b"1" * 5_000])
+def test_a_value_that_is_no_number_costs_itself_alone(number: bytes) -> None:
+    event = b'{"event_type":"a","user_id":"user-1","event_properties":{"n":1,"x":%b}}' % number
+    head, mended = read_head(event)
+    assert isinstance(head, Head)
+    assert (head.event_type, head.user_id) == ("a", "user-1")
+    for line in (event, mended):
+        assert decode_event(line).event_properties == {"n": 1, "x": None}
+        assert decode_content(line).event_properties == {"n": 1, "x": None}
+
+
+# --- ids and properties -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["user_id", "device_id", "insert_id", "$insert_id", "uuid"])
+def test_an_id_that_is_a_whole_number_is_its_digits(name: str) -> None:
+    line = raw(**{name: 2_016_192_872})
+    head = decode_head(line)
+    assert isinstance(head, Head)
+    found = head.unique_id if "insert" in name or name == "uuid" else getattr(head, name)
+    assert found == "2016192872"
+    fields = decode_event(line).fields
+    assert fields[name if name.endswith("e_id") or name == "user_id" else "insert_id"] == found
+
+
+@pytest.mark.parametrize("name", amplitude.OBJECTS)
+@pytest.mark.parametrize("value", ["{}", [], [{}], 5, True])
+def test_properties_of_an_event_are_an_object_or_null(name: str, value: Any) -> None:
+    head = decode_head(raw(**{name: value}))
+    assert isinstance(head, BadEvent)
+    assert (head.reason, head.field) == ("invalid_field", name)
+    assert head.message == f"{name} must be an object"
+    for good in (None, {}, {"a": {"b": [1]}}):
+        assert isinstance(decode_head(raw(**{name: good})), Head)
 
 
 # --- one normal form --------------------------------------------------------------------

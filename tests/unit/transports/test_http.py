@@ -34,6 +34,9 @@ class Intake:
         self.batches: list[Batch] = []
         self._error, self._at_once = error, at_once
 
+    def takes(self, api_key: str) -> bool:
+        return True
+
     async def send(self, batch: Batch) -> Ticket:
         if self._error and self._at_once:
             raise self._error
@@ -68,6 +71,8 @@ async def ask(
         aiohttp.ClientSession() as session,
         session.request(method, url + path, data=data, **more) as answer,
     ):
+        if answer.content_type == "text/plain":
+            return answer.status, {"text": await answer.text()}
         assert answer.content_type == "application/json"
         decoded = await answer.json()
         assert decoded["code"] == answer.status
@@ -133,7 +138,7 @@ async def test_what_is_not_stored_now_is_asked_for_again(reason: str, at_once: b
         (b"not json", "Invalid JSON request body"),
         (b"\xff", "Invalid JSON request body"),
         (b"[" * 10_000, "Invalid JSON request body"),
-        (b'{"api_key": "key", "events": [{"a": NaN}]}', "Invalid JSON request body"),
+        (b'{"api_key": "key", "events": [{"a": nan}]}', "Invalid JSON request body"),
         ({"events": [GOOD]}, "Request missing required field"),
         ({"api_key": "key"}, "Request missing required field"),
         (upload(), "Request missing required field"),
@@ -150,14 +155,14 @@ async def test_a_partly_bad_batch_is_refused_whole_with_every_bad_index() -> Non
     events = [
         GOOD,
         GOOD | {"time": "2024-05-14T09:00:00Z"},
-        GOOD | {"user_id": 5},
+        GOOD | {"user_id": 5.5},
         {"user_id": "user-1"},
         GOOD | {"user_id": "abcd"},
         GOOD | {"time": "2024-05-14"},
     ]
     status, answer = await ask(intake, upload(*events))
     assert (status, intake.batches) == (400, [])
-    assert answer["events_with_invalid_fields"] == {"time": [1, 5], "user_id": [2]}
+    assert answer["events_with_invalid_fields"] == {"time": [1, 5], "user_id": [2, 4]}
     assert answer["events_with_missing_fields"] == {"event_type": [3]}
     assert answer["events_with_invalid_id_lengths"] == {"user_id": [4]}
 
@@ -358,7 +363,7 @@ def legacy(events: list[Any], **changes: str) -> dict[str, str]:
 async def test_the_old_javascript_sdk_is_understood_and_its_bad_events_stop_nothing() -> None:
     event = {"event_type": "Sign Up", "device_id": "d", "timestamp": 1, "uuid": "unique"}
     (status, answer), intake = await ask_form("/", legacy([event, {"event_type": "a"}]), "form")
-    assert (status, answer["events_ingested"]) == (200, 2)
+    assert (status, answer) == (200, {"text": "success"})  # what those SDKs compare with
     heads = intake.batches[0].heads
     assert isinstance(heads[0], Head)
     assert heads[0].unique_id == "unique"
@@ -426,7 +431,8 @@ async def test_a_webhook_that_brings_nothing_is_refused(body: Any, path: str, sa
 async def test_ids_that_amplitude_refuses_are_refused(user_id: str) -> None:
     body = upload(GOOD | {"user_id": user_id}, options={"min_id_length": 1})
     status, answer = await ask(Intake(), body)
-    assert (status, answer["events_with_invalid_id_lengths"]) == (400, {"user_id": [0]})
+    assert (status, answer["events_with_invalid_fields"]) == (400, {"user_id": [0]})
+    assert "events_with_invalid_id_lengths" not in answer
 
 
 @pytest.mark.parametrize(("depth", "status"), [(40, 200), (41, 400), (3_000, 400)])

