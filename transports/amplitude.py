@@ -67,12 +67,10 @@ class Head(msgspec.Struct, gc=False):
     def unique_id(self) -> str | None:
         """The insert id, whichever dialect it was spelled in.
 
-        The old JavaScript SDK calls it ``uuid``; an Export row has a ``uuid`` too, but that
-        differs between two deliveries of one event, so it counts only where no Export time is.
+        The old JavaScript SDK calls it ``uuid``. An Export row has Amplitude's own ``uuid`` beside
+        it, which differs where an event came there twice: so it counts where there is no other.
         """
-        if self.insert_id or self.export_insert_id:
-            return self.insert_id or self.export_insert_id
-        return self.uuid if self.event_time is None else None
+        return self.insert_id or self.export_insert_id or self.uuid
 
     @property
     def written_time(self) -> Time | None:
@@ -86,12 +84,13 @@ class BadEvent(msgspec.Struct, frozen=True):
     """An event that cannot be taken: ``field`` is where, ``reason`` one of a closed set.
 
     Reasons: ``invalid_json``, ``not_an_object``, ``missing_field``, ``invalid_field``,
-    ``invalid_id``, ``too_large``.
+    ``invalid_id``, ``too_large``. ``digest``: of all of it, where only its beginning is kept.
     """
 
     reason: str
     field: str
     message: str
+    digest: bytes = b""
 
 
 _head = msgspec.json.Decoder(Head)

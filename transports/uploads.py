@@ -49,12 +49,14 @@ class Upload(msgspec.Struct):
     """The events of one request, not decoded yet.
 
     ``forgiving``: the sender could not act on a list of bad events, so they are taken along.
+    ``derive_ids``: it may send an event again, and not every event has an insert id.
     """
 
     api_key: str
     events: Sequence[msgspec.Raw | bytes]
     min_id_length: int = 1
     forgiving: bool = False
+    derive_ids: bool = False
 
 
 class BadUpload(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -260,7 +262,7 @@ def decode_webhook(body: bytes, api_key: str) -> Upload | BadUpload:
     found = _split(body)
     if not found:
         return NOT_JSON
-    return Upload(api_key, list(map(_webhook_event, found)), forgiving=True)
+    return Upload(api_key, list(map(_webhook_event, found)), forgiving=True, derive_ids=True)
 
 
 def _webhook_event(raw: msgspec.Raw | bytes) -> msgspec.Raw | bytes:
@@ -289,7 +291,14 @@ def checked_batch(upload: Upload, origin: str) -> Batch | BadUpload:
         if isinstance(decoded, BadUpload):
             return decoded
         heads, raws = decoded
-    return Batch(heads, raws, api_key=upload.api_key, checked=not upload.forgiving, origin=origin)
+    return Batch(
+        heads,
+        raws,
+        api_key=upload.api_key,
+        derive_ids=upload.derive_ids,
+        checked=not upload.forgiving,
+        origin=origin,
+    )
 
 
 def _decode_checked(raw: bytes, upload: Upload) -> Head | BadEvent:

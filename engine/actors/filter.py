@@ -15,7 +15,7 @@ from functools import lru_cache
 import anyio
 
 from engine.actor import Actor
-from engine.actors.source import Share
+from engine.actors.source import ANY_KEY, Share
 from engine.config import Sync
 from engine.envelope import Kind
 from engine.errors import SpoolError
@@ -56,6 +56,8 @@ class Filter:
 
     def __init__(self, sync: Sync, rules: Rules) -> None:
         self._rules = rules
+        self.project = _only_project(sync)
+        """Whose events a batch without API key holds, where that can be told; else empty."""
         self._selection = Selection(sync.events.select)
         self._loop_guard = sync.events.loop_guard
         self._events_drop = _off(sync.enabled, sync.events.enabled, "events_disabled")
@@ -147,6 +149,11 @@ class Filter:
         return (kind, user) if user else "no_identity"
 
 
+def _only_project(sync: Sync) -> str:
+    keys = [key.reveal() for key in sync.amplitude_api_keys]
+    return keys[0] if len(keys) == 1 and keys[0] != ANY_KEY else ""
+
+
 def _off(sync_enabled: bool, enabled: bool, reason: str) -> str:
     if not sync_enabled:
         return "sync_disabled"
@@ -160,18 +167,31 @@ def _decode(raw: bytes) -> Event | BadEvent:
         return BadEvent("invalid_field", "", str(error))
 
 
-def insert_key(head: Head | BadEvent, raw: bytes, *, derive: bool) -> bytes | None:
-    """Return what an event is known by again: its insert id on its device, or its content.
+def insert_key(head: Head, raw: bytes, project: str, *, derive: bool) -> bytes | None:
+    """Return what an event is known by again: its insert id in its project and on its device.
 
-    None where it has no insert id and ``derive`` is off: two equal requests are two events.
+    One without device id has one of its own user's, as at Amplitude (HTTP V2 page). One without
+    insert id is known by its content, or not at all where ``derive`` is off: two equal requests are
+    two events.
     """
-    unique = head.unique_id if isinstance(head, Head) else None
-    if unique and isinstance(head, Head):
-        text = f"{unique}\x00{head.device_id or ''}"
-        return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-    if derive:
-        return hashlib.blake2b(raw, digest_size=16, person=b"content").digest()
-    return None
+    unique = head.unique_id
+    if not unique:
+        return _content_key(raw, project, b"event") if derive else None
+    device = f"d{head.device_id}" if head.device_id else f"u{head.user_id or ''}"
+    text = f"{len(project)} {len(device)} {project}{device}{unique}"
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def dead_key(bad: BadEvent, raw: bytes, project: str) -> bytes:
+    """Return what a dead letter is known by again: all of its content, so never what mends it."""
+    return _content_key(bad.digest or raw, project, b"dead")
+
+
+def _content_key(content: bytes, project: str, person: bytes) -> bytes:
+    prefix = f"{len(project)} {project}".encode("utf-8", "surrogatepass")
+    key = hashlib.blake2b(prefix, digest_size=16, person=person)
+    key.update(content)
+    return key.digest()
 
 
 class FilterActor(Actor[Share, None]):
@@ -217,6 +237,7 @@ class FilterActor(Actor[Share, None]):
         dead: list[DeadRow] = []
         dropped: Counter[str] = Counter()
         judge, derive, heads = self._filter.judge, batch.derive_ids, batch.heads
+        project = batch.api_key or self._filter.project
         for index in self._worth_a_look(batch, dropped):
             raw = batch.raws[index]
             head, raw = read_head(raw) if heads is None else (heads[index], raw)
@@ -225,13 +246,14 @@ class FilterActor(Actor[Share, None]):
                 found = self._filter.excuse(head, raw)
             else:
                 found = judge(head, raw, checked=batch.checked)
-            if isinstance(found, tuple):
-                rows.append(Row(*found, raw, insert_key(head, raw, derive=derive)))
-            elif isinstance(found, str):
+                if isinstance(found, tuple):
+                    rows.append(Row(*found, raw, insert_key(head, raw, project, derive=derive)))
+                    continue
+            if isinstance(found, str):
                 dropped[found] += 1
             else:
                 line = batch.lines[index] if batch.lines else None
-                key = insert_key(head, raw, derive=derive)
+                key = dead_key(found, raw, project)
                 dead.append(DeadRow(found.reason, found.message, raw, key, batch.origin, line))
         self._few_are_kept = len(rows) < len(batch.raws) / 2
         return Append(len(batch.raws), rows, dead, dropped, batch.marks)
