@@ -21,7 +21,7 @@ import anyio
 import msgspec
 
 from engine.actors.source import SourceActor
-from engine.config import Intercom, Settings, Sync, with_secrets_revealed
+from engine.config import Http, Intercom, Settings, Sync, with_secrets_revealed
 from engine.errors import SettingsError, SpoolError
 from engine.gate import Gate
 from engine.metrics import Facts, Status, SyncStatus, read_facts, sync_status
@@ -82,6 +82,7 @@ class Engine:
         self._jitter = jitter
         self._inline = inline
         self._delivers = deliver
+        self._max_event_bytes = (settings.http or Http()).max_event_bytes
         self._gates: dict[tuple[str, str], Gate] = {}
         self._tokens = len({_token_of(sync) for sync in settings.sync})
         self.pipelines: dict[str, Pipeline] = {}
@@ -157,7 +158,7 @@ class Engine:
         await spool.do(lambda store: _renew_directory(store, sync))
         delivers = sync.enabled and self._delivers
         gate = await self._gate(sync, stack) if delivers else None
-        pipeline = Pipeline(sync, spool, gate, self._now_ms)
+        pipeline = Pipeline(sync, spool, gate, self._now_ms, self._max_event_bytes)
         stack.callback(pipeline.close)
         return pipeline
 
@@ -208,7 +209,8 @@ class Engine:
             UnknownApiKey: no sync takes this key.
         """
         decoded = decode_events(
-            e if isinstance(e, bytes) else msgspec.json.encode(e) for e in events
+            (e if isinstance(e, bytes) else msgspec.json.encode(e) for e in events),
+            max_event_bytes=self._max_event_bytes,
         )
         if isinstance(decoded, BadUpload):
             raise BadEvents(decoded)

@@ -77,7 +77,8 @@ DROP_REASONS = {
     "loop_guard": "an `[Intercom] …` event that came back through Amplitude",
     "group_identify": "Amplitude groups are not forwarded",
     "reserved_name": "an event type that Amplitude itself reserves",
-    "duplicate": "its insert id was accepted before, within `spool.dedupe_window_s`",
+    "duplicate": "it was accepted before, within `spool.dedupe_window_s`: the same insert id of its"
+    " project and device, or the same bytes",
     "unchanged": "the contact is known to have these values already, so there is nothing to write",
     "unknown_user": "Intercom does not know the user, and `sync.events.unknown_user` is `drop`",
     "discarded": "a dead letter that somebody discarded",

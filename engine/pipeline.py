@@ -34,7 +34,7 @@ from engine.spool import Spool
 from engine.spool.rows import DeadLetter, DeadLetterQuery, Row
 from engine.spool.store import Store
 from engine.supervision import Supervisor
-from transports.amplitude import BadEvent, decode_head
+from transports.amplitude import MAX_EVENT_BYTES, BadEvent, decode_head
 
 INTAKE_BATCHES = 16
 """Batches between a source and the filter: enough to keep both busy."""
@@ -47,14 +47,19 @@ class Pipeline:
     """One sync, running: its intake and, where the sync is enabled, its delivery."""
 
     def __init__(
-        self, sync: Sync, spool: Spool, gate: Gate | None, now_ms: Callable[[], int]
+        self,
+        sync: Sync,
+        spool: Spool,
+        gate: Gate | None,
+        now_ms: Callable[[], int],
+        max_event_bytes: int = MAX_EVENT_BYTES,
     ) -> None:
         """Wire a sync; without a gate nothing is delivered (a sync that is disabled)."""
         self.sync = sync
         self.spool = spool
         self.gate = gate
         self.rules = Rules(sync)
-        self.filter = Filter(sync, self.rules)
+        self.filter = Filter(sync, self.rules, max_event_bytes)
         self.adjusted: Counter[str] = Counter()
         """What was changed on the way to Intercom, by reason, since the start."""
         self.names = EventNames(spool, now_ms)

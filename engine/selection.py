@@ -16,6 +16,10 @@ operators of its streams are not documented:
 - ``contains`` and ``starts with`` ignore case, ``is`` and ``glob`` do not.
 - ``<`` ``<=`` ``>`` ``>=`` take a number, or a text that is a decimal number; nothing else matches.
 - In a glob only ``**`` and a written ``/`` match a slash: not ``*``, ``?``, ``[0-9]``, ``[!a-z]``.
+- What an operator looks at is bounded, whatever a client sends: of an array its first 1,000
+  elements; for ``contains``, ``starts with`` and ``glob`` the first 4,096 characters of a text, or
+  of an array's elements together, as if nothing came behind them. A longer text is no number.
+  ``is`` and ``set contains`` compare whole texts.
 
 A property is ``event.NAME``, ``user.NAME``, ``group.TYPE`` (the names of that type's groups),
 ``group.TYPE.NAME`` (that property of any of them), or a top-level field such as ``country``. A name
@@ -28,11 +32,18 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import pairwise
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final, Literal, get_args
 
 import msgspec
+
+from engine.globs import Glob
+
+MAX_ELEMENTS: Final = 1_000
+"""Elements of an array that an operator looks at: enough for lists that people keep."""
+
+MAX_CHARACTERS: Final = 4_096
+"""Characters in which an operator searches: four times the text that Amplitude keeps."""
 
 NONE = "(none)"
 """The value that stands for a missing one."""
@@ -285,8 +296,18 @@ def _digits(value: int) -> str | None:
 
 
 def _texts(value: object) -> list[str]:
-    elements = value if isinstance(value, list) else [value]
+    elements = value[:MAX_ELEMENTS] if isinstance(value, list) else [value]
     return [text for text in map(_text, elements) if text is not None]
+
+
+def _searched(value: object) -> Iterator[str]:
+    """Yield the texts to search in, up to ``MAX_CHARACTERS`` of them all together."""
+    left = MAX_CHARACTERS
+    for text in _texts(value):
+        yield text[:left]
+        left -= len(text)
+        if left <= 0:
+            return
 
 
 def _wanted(values: Sequence[Value]) -> list[str]:
@@ -314,13 +335,13 @@ def _is(values: Sequence[Value]) -> _Test:
 def _contains(values: Sequence[Value]) -> _Test:
     parts = _wanted_parts(values)
     return lambda value: any(
-        part in text for text in map(str.casefold, _texts(value)) for part in parts
+        part in text for text in map(str.casefold, _searched(value)) for part in parts
     )
 
 
 def _starts_with(values: Sequence[Value]) -> _Test:
     prefixes = tuple(_wanted_parts(values))
-    return lambda value: any(text.casefold().startswith(prefixes) for text in _texts(value))
+    return lambda value: any(text.casefold().startswith(prefixes) for text in _searched(value))
 
 
 def _set_contains(values: Sequence[Value]) -> _Test:
@@ -329,10 +350,8 @@ def _set_contains(values: Sequence[Value]) -> _Test:
 
 
 def _glob(values: Sequence[Value]) -> _Test:
-    patterns = [_glob_pattern(text) for text in _wanted(values)]
-    return lambda value: any(
-        pattern.fullmatch(text) for text in _texts(value) for pattern in patterns
-    )
+    globs = [Glob(text) for text in _wanted(values)]
+    return lambda value: any(glob.matches(text) for text in _searched(value) for glob in globs)
 
 
 def _numeric(compare: Callable[[Any, Any], bool]) -> Callable[[Sequence[Value]], _Test]:
@@ -354,7 +373,8 @@ _DECIMAL = re.compile(r"\s*[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?\s*", re.AS
 def _number(value: object) -> int | float | None:
     """A finite number, from a number or from the text of a decimal one; None for all else."""
     if isinstance(value, str):
-        value = float(value) if _DECIMAL.fullmatch(value) else None
+        is_decimal = len(value) <= MAX_CHARACTERS and _DECIMAL.fullmatch(value)
+        value = float(value) if is_decimal else None
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if isinstance(value, int) and not isinstance(value, bool) else None
@@ -386,56 +406,3 @@ _NEGATED = {
     "set does not contain": "set contains",
     "not glob": "glob",
 }
-
-
-# --- Globs --------------------------------------------------------------------------------------
-
-# A class in brackets may begin with "]"; without a closing one, "[" is an ordinary character.
-_GLOB_TOKEN = re.compile(r"\*+|\?|\[(?P<not>!?)(?P<set>\]?[^\]]*)\]|.", re.DOTALL)
-_RANGE = re.compile(r"(.)-(.)|(.)", re.DOTALL)
-_STAR, _STARS = "[^/]*?", ".*?"
-
-
-def _glob_pattern(glob: str) -> re.Pattern[str]:
-    """The glob as a regex to ``fullmatch``; raises ValueError where a range in it is upside down.
-
-    A star and what follows it, up to the next star, are made atomic wherever that next star could
-    cross all that this one could: the first fit is then as good as any, and the time to match a
-    hostile text does not explode with the number of stars.
-    """
-    fixed, *starred = _glob_parts(glob)
-    pieces = [fixed[1]]
-    for (star, text), (next_star, _) in pairwise([*starred, ("", "")]):
-        absorbed = next_star == _STARS or (next_star == _STAR and star == _STAR)
-        pieces.append(f"(?>{star}{text})" if absorbed else f"{star}{text}")
-    return re.compile("".join(pieces), re.DOTALL)
-
-
-def _glob_parts(glob: str) -> list[tuple[str, str]]:
-    """Pairs of a star (none before the first part) and the regex of the fixed text behind it."""
-    parts = [("", "")]
-    for token in _GLOB_TOKEN.finditer(glob):
-        if token[0][0] == "*":
-            parts.append((_STAR if len(token[0]) == 1 else _STARS, ""))
-        else:
-            star, text = parts[-1]
-            parts[-1] = (star, text + _glob_character(token))
-    return parts
-
-
-def _glob_character(token: re.Match[str]) -> str:
-    if token[0] == "?":
-        return "[^/]"
-    if token["set"]:
-        return f"(?!/)[{'^' if token['not'] else ''}{_class_members(token['set'])}]"
-    return re.escape(token[0])
-
-
-def _class_members(members: str) -> str:
-    """The inside of a bracket, each character escaped, lest the regex see syntax of its own."""
-    pieces = []
-    for first, last, single in _RANGE.findall(members):
-        if first > last:
-            raise ValueError(f"the range {first}-{last} is upside down")
-        pieces.append(re.escape(single) if single else f"{re.escape(first)}-{re.escape(last)}")
-    return "".join(pieces)

@@ -43,7 +43,8 @@ class Batch(msgspec.Struct):
     """Whose events: the Amplitude key, or None where the source is bound to ``sync``."""
     sync: str | None = None
     derive_ids: bool = False
-    """Know an event without insert id again by its content (files and pipes are read twice)."""
+    """Know an event without insert id again by its content: files and pipes are read twice, and
+    Amplitude's webhook tries again."""
     origin: str = ""
     """Where they come from, for dead letters: ``export.zip:hour.json.gz``, ``http /batch``."""
     lines: Sequence[int] | None = None

@@ -8,6 +8,7 @@ was written in (HTTP V2 and SDKs; Export files and webhooks; the old JavaScript 
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 import re
 from collections.abc import Sequence
 from typing import Any, Final
@@ -84,12 +85,10 @@ class Head(msgspec.Struct, gc=False):
     def unique_id(self) -> str | None:
         """The insert id, whichever dialect it was spelled in.
 
-        The old JavaScript SDK calls it ``uuid``; an Export row has a ``uuid`` too, but that
-        differs between two deliveries of one event, so it counts only where no Export time is.
+        The old JavaScript SDK calls it ``uuid``. An Export row has Amplitude's own ``uuid`` beside
+        it, which differs where an event came there twice: so it counts where there is no other.
         """
-        if self.insert_id or self.export_insert_id:
-            return self.insert_id or self.export_insert_id
-        return self.uuid if self.event_time is None else None
+        return self.insert_id or self.export_insert_id or self.uuid
 
     @property
     def written_time(self) -> Time | None:
@@ -104,12 +103,20 @@ class BadEvent(msgspec.Struct, frozen=True):
 
     Reasons: ``invalid_json``, ``not_an_object``, ``missing_field``, ``invalid_field``,
     ``invalid_id``, ``too_large``. ``short``: an id that is all right but for its length.
+    ``digest``: of all of it, where only its beginning is kept.
     """
 
     reason: str
     field: str
     message: str
     short: bool = False
+    digest: bytes = b""
+
+
+def too_large(raw: bytes | memoryview, max_bytes: int) -> BadEvent:
+    """Return what is wrong with an event of more than ``max_bytes``; it knows all of it again."""
+    digest = hashlib.blake2b(raw, digest_size=16).digest()
+    return BadEvent("too_large", "event", f"longer than {max_bytes} bytes", digest=digest)
 
 
 class _NumberedHead(Head, gc=False):

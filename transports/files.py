@@ -9,6 +9,7 @@ line by line. All of it is streamed: memory does not grow with the file.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import stat
@@ -65,6 +66,8 @@ class Line(NamedTuple):
     whole: bool
     end: int
     """Offset of what follows it."""
+    digest: bytes = b""
+    """Of all of it, where only its beginning is kept: lines that begin alike are different ones."""
 
 
 class Plain(NamedTuple):
@@ -317,6 +320,10 @@ def read_lines(path: str, max_line_bytes: int) -> Iterator[Line]:
 # --- cutting ------------------------------------------------------------------------------
 
 
+def _digest() -> hashlib.blake2b:
+    return hashlib.blake2b(digest_size=16)
+
+
 class Lines:
     """Cuts text into numbered lines; remembers only the line that is not finished yet."""
 
@@ -328,6 +335,7 @@ class Lines:
         self._rest = b""
         self._whole = True
         self._lost = 0
+        self._digest = _digest()
 
     def cut(self, text: bytes) -> list[Line]:
         """Return the lines that end in this text, but empty ones."""
@@ -371,11 +379,18 @@ class Lines:
         if self._number == 1:
             piece = piece.removeprefix(BOM)
         line = piece.strip()
-        return Line(self._number, line, whole, self._end) if line else None
+        if whole:
+            return Line(self._number, line, True, self._end) if line else None
+        digest, self._digest = self._digest.digest(), _digest()
+        return Line(self._number, line, False, self._end, digest) if line else None
 
     def _keep(self, piece: bytes) -> None:
         self._rest += piece
-        self._whole = self._whole and len(self._rest) <= self._max
+        if not self._whole:
+            self._digest.update(piece)
+        elif len(self._rest) > self._max:
+            self._digest.update(self._rest)
+            self._whole = False
         if not self._whole and len(self._rest) > KEPT_BYTES:
             self._lost += len(self._rest) - KEPT_BYTES
             self._rest = self._rest[:KEPT_BYTES]
@@ -400,6 +415,7 @@ class Elements:
         self._depth = 0
         self._in_string = False
         self._lost = False
+        self._digest = _digest()
         self._behind: Lines | None = None
 
     def cut(self, text: bytes) -> list[Line]:
@@ -445,13 +461,19 @@ class Elements:
         return self._depth == 0 or (self._depth == 1 and token == b",")
 
     def _element(self, text: bytes) -> list[Line]:
+        all_of_it, passed = text, KEPT_BYTES if self._lost else 0
         text = text.removeprefix(BOM).strip() if self._number == 0 else text.strip()
         whole = not self._lost and len(text) <= self._max
         self._lost = False
         if not text:
+            self._digest = _digest()
             return []
         self._number += 1
-        return [Line(self._number, text if whole else text[:KEPT_BYTES], whole, 0)]
+        if whole:
+            return [Line(self._number, text, True, 0)]
+        self._digest.update(all_of_it[passed:])
+        digest, self._digest = self._digest.digest(), _digest()
+        return [Line(self._number, text[:KEPT_BYTES], False, 0, digest)]
 
     def _forget(self, count: int) -> None:
         """Drop what has been cut off, and of an element that is too long all but its beginning."""
@@ -460,6 +482,7 @@ class Elements:
         rest = self._buffer[count:]
         self._scanned -= count
         if len(rest) > self._max and self._scanned > KEPT_BYTES:
+            self._digest.update(rest[KEPT_BYTES if self._lost else 0 : self._scanned])
             rest = rest[:KEPT_BYTES] + rest[self._scanned :]
             self._scanned = KEPT_BYTES
             self._lost = True

@@ -52,7 +52,8 @@ class Progress:
 def decode_line(line: Line, max_line_bytes: int) -> tuple[Head | BadEvent, bytes]:
     """Return a line's head and its bytes, mended where that helps."""
     if not line.whole:
-        return BadEvent("too_large", "", f"longer than {max_line_bytes} bytes"), line.text
+        longer = f"longer than {max_line_bytes} bytes"
+        return BadEvent("too_large", "", longer, digest=line.digest), line.text
     return read_head(line.text)
 
 

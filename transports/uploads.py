@@ -43,6 +43,7 @@ from transports.amplitude import (
     parse_time,
     read_head,
     read_mended,
+    too_large,
 )
 
 MAX_EVENTS: Final = 2_000
@@ -71,6 +72,7 @@ class Upload(msgspec.Struct):
 
     ``uploaded_at``: the client's own time of sending, as JSON. ``forgiving``: the sender could not
     act on a list of bad events, so they are taken along. ``in_text``: it wants its answer as text.
+    ``derive_ids``: it may send an event again, and not every event has an insert id.
     """
 
     api_key: str
@@ -79,6 +81,7 @@ class Upload(msgspec.Struct):
     uploaded_at: msgspec.Raw | bytes = b"null"
     forgiving: bool = False
     in_text: bool = False
+    derive_ids: bool = False
 
 
 class BadUpload(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -390,7 +393,8 @@ def decode_webhook(body: bytes, api_key: str, takes: Takes = bool) -> Upload | B
     found = _split(body)
     if not found:
         return NOT_JSON
-    return Upload(api_key, _converted(found, _webhook_event), forgiving=True)
+    events = _converted(found, _webhook_event)
+    return Upload(api_key, events, forgiving=True, derive_ids=True)
 
 
 def _webhook_event(raw: msgspec.Raw | bytes) -> msgspec.Raw | bytes:
@@ -432,22 +436,26 @@ def checked_batch(
     skew_ms = clock_skew_ms(upload.uploaded_at, received_ms)
     if skew_ms:
         raws = [_shifted(head, raw, skew_ms) for head, raw in zip(heads, raws, strict=True)]
-    return Batch(heads, raws, api_key=upload.api_key, checked=not upload.forgiving, origin=origin)
+    return Batch(
+        heads,
+        raws,
+        api_key=upload.api_key,
+        derive_ids=upload.derive_ids,
+        checked=not upload.forgiving,
+        origin=origin,
+    )
 
 
 def _read_checked(
     event: msgspec.Raw | bytes, upload: Upload, max_event_bytes: int
 ) -> tuple[Head | BadEvent, bytes]:
     if _size(event) > max_event_bytes:
-        return _too_large(max_event_bytes), bytes(memoryview(event)[:KEPT_BYTES])
+        view = memoryview(event)
+        return too_large(view, max_event_bytes), bytes(view[:KEPT_BYTES])
     head, raw = read_head(bytes(event))
     if isinstance(head, BadEvent):
         return head, raw
     return check_head(head, upload.min_id_length) or _check_depth(raw) or head, raw
-
-
-def _too_large(max_event_bytes: int) -> BadEvent:
-    return BadEvent("too_large", "event", f"longer than {max_event_bytes} bytes")
 
 
 def decode_events(
@@ -463,7 +471,7 @@ def decode_events(
         raw = bytes(event)
         head: Head | BadEvent
         if len(raw) > max_event_bytes:
-            head = _too_large(max_event_bytes)
+            head = too_large(raw, max_event_bytes)
         else:
             head = decode_head(raw)
             if not isinstance(head, Head):

@@ -16,7 +16,7 @@ import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream
 
 from engine.actor import Actor, internal_failure
-from engine.actors.source import Share
+from engine.actors.source import ANY_KEY, Share
 from engine.config import Sync
 from engine.envelope import Kind
 from engine.errors import Failure, SpoolError
@@ -28,6 +28,8 @@ from transports import Batch, Receipt
 from transports.amplitude import (
     GROUP_IDENTIFY,
     IDENTIFY,
+    KEPT_BYTES,
+    MAX_EVENT_BYTES,
     MAX_TEXT,
     RESERVED_TYPES,
     BadEvent,
@@ -38,6 +40,7 @@ from transports.amplitude import (
     decode_event,
     decode_types,
     read_head,
+    too_large,
 )
 from transports.errors import Refused
 
@@ -55,8 +58,11 @@ Admitted = tuple[Kind, str]
 class Filter:
     """One sync's decision on an event: a row to keep, a dead letter, or a reason to drop it."""
 
-    def __init__(self, sync: Sync, rules: Rules) -> None:
+    def __init__(self, sync: Sync, rules: Rules, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
         self._rules = rules
+        self.max_event_bytes = max_event_bytes
+        self.project = _only_project(sync)
+        """Whose events a batch without API key holds, where that can be told; else empty."""
         self._selection = Selection(sync.events.select)
         self._loop_guard = sync.events.loop_guard
         self._events_drop = _off(sync.enabled, sync.events.enabled, "events_disabled")
@@ -148,6 +154,11 @@ class Filter:
         return (kind, user) if user else "no_identity"
 
 
+def _only_project(sync: Sync) -> str:
+    keys = [key.reveal() for key in sync.amplitude_api_keys]
+    return keys[0] if len(keys) == 1 and keys[0] != ANY_KEY else ""
+
+
 def _off(sync_enabled: bool, enabled: bool, reason: str) -> str:
     if not sync_enabled:
         return "sync_disabled"
@@ -161,18 +172,31 @@ def _decode(raw: bytes) -> Event | BadEvent:
         return BadEvent("invalid_field", "", str(error))
 
 
-def insert_key(head: Head | BadEvent, raw: bytes, *, derive: bool) -> bytes | None:
-    """Return what an event is known by again: its insert id on its device, or its content.
+def insert_key(head: Head, raw: bytes, project: str, *, derive: bool) -> bytes | None:
+    """Return what an event is known by again: its insert id in its project and on its device.
 
-    None where it has no insert id and ``derive`` is off: two equal requests are two events.
+    One without device id has one of its own user's, as at Amplitude (HTTP V2 page). One without
+    insert id is known by its content, or not at all where ``derive`` is off: two equal requests are
+    two events.
     """
-    unique = head.unique_id if isinstance(head, Head) else None
-    if unique and isinstance(head, Head):
-        text = f"{unique}\x00{head.device_id or ''}"
-        return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-    if derive:
-        return hashlib.blake2b(raw, digest_size=16, person=b"content").digest()
-    return None
+    unique = head.unique_id
+    if not unique:
+        return _content_key(raw, project, b"event") if derive else None
+    device = f"d{head.device_id}" if head.device_id else f"u{head.user_id or ''}"
+    text = f"{len(project)} {len(device)} {project}{device}{unique}"
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def dead_key(bad: BadEvent, raw: bytes, project: str) -> bytes:
+    """Return what a dead letter is known by again: all of its content, so never what mends it."""
+    return _content_key(bad.digest or raw, project, b"dead")
+
+
+def _content_key(content: bytes, project: str, person: bytes) -> bytes:
+    prefix = f"{len(project)} {project}".encode("utf-8", "surrogatepass")
+    key = hashlib.blake2b(prefix, digest_size=16, person=person)
+    key.update(content)
+    return key.digest()
 
 
 class FilterActor(Actor[Share, None]):
@@ -281,9 +305,10 @@ class FilterActor(Actor[Share, None]):
         rows: list[Row] = []
         dead: list[DeadRow] = []
         dropped: Counter[str] = Counter()
+        project = batch.api_key or self._filter.project
         for index in self._worth_a_look(batch, dropped):
             try:
-                found = self._sift_one(batch, index)
+                found = self._sift_one(batch, index, project)
             except Exception as fault:
                 failure = internal_failure(fault, batch=batch.origin)
                 found = _internal_row(failure, batch.raws[index], batch, index)
@@ -296,21 +321,23 @@ class FilterActor(Actor[Share, None]):
         self._few_are_kept = len(rows) < len(batch.raws) / 2
         return Append(len(batch.raws), rows, dead, dropped, batch.marks)
 
-    def _sift_one(self, batch: Batch, index: int) -> Row | DeadRow | str:
-        raw, heads, derive = batch.raws[index], batch.heads, batch.derive_ids
+    def _sift_one(self, batch: Batch, index: int, project: str) -> Row | DeadRow | str:
+        raw, heads = batch.raws[index], batch.heads
         head, raw = read_head(raw) if heads is None else (heads[index], raw)
         found: Admitted | BadEvent | str
+        if len(raw) > self._filter.max_event_bytes:
+            head = too_large(raw, self._filter.max_event_bytes)
         if isinstance(head, BadEvent):
             found = self._filter.excuse(head, raw)
         else:
             found = self._filter.judge(head, raw, checked=batch.checked)
-        if isinstance(found, tuple):
-            return Row(*found, raw, insert_key(head, raw, derive=derive))
+            if isinstance(found, tuple):
+                return Row(*found, raw, insert_key(head, raw, project, derive=batch.derive_ids))
         if isinstance(found, str):
             return found
         line = batch.lines[index] if batch.lines else None
-        key = insert_key(head, raw, derive=derive)
-        return DeadRow(found.reason, found.message, raw, key, batch.origin, line)
+        key, kept = dead_key(found, raw, project), raw[: KEPT_BYTES if found.digest else None]
+        return DeadRow(found.reason, found.message, kept, key, batch.origin, line)
 
     def _worth_a_look(self, batch: Batch, dropped: Counter[str]) -> Iterable[int]:
         """Return the places of events that their type alone does not decide on; count the others.

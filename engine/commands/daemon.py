@@ -91,6 +91,10 @@ class _Watched:
         self._intake = intake
         self.used = False
 
+    def takes(self, api_key: str) -> bool:
+        """Ask the engine (``transports.Intake``)."""
+        return self._intake.takes(api_key)
+
     async def send(self, batch: Batch) -> Ticket:
         """Pass a batch on (``transports.Intake``)."""
         self.used = True

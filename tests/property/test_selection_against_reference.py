@@ -136,6 +136,8 @@ def glob_matches(glob: str, string: str) -> bool:
         return string[0] in "ab" and glob_matches(glob[4:], string[1:])
     if glob.startswith("[!a]"):
         return string[0] not in "a/" and glob_matches(glob[4:], string[1:])
+    if glob.startswith("[b-c/]"):
+        return string[0] in "bc" and glob_matches(glob[6:], string[1:])
     if glob[0] == "?":
         return string[0] != "/" and glob_matches(glob[1:], string[1:])
     return glob[0] == string[0] and glob_matches(glob[1:], string[1:])
@@ -171,7 +173,7 @@ EVENTS = st.fixed_dictionaries(
 PROPERTIES = st.sampled_from(["country", "p", "p.q"]) | st.builds(
     "{}.{}".format, st.sampled_from(["event", "user", "group"]), NAMES | st.just("p.q.p")
 )
-GLOB_TOKENS = ["*", "*", "**", "?", "[ab]", "[!a]", "a", "b", "/", "."]
+GLOB_TOKENS = ["*", "*", "**", "?", "[ab]", "[!a]", "[b-c/]", "a", "b", "/", "."]
 GLOBS = st.lists(st.sampled_from(GLOB_TOKENS), max_size=7).map("".join)
 NUMBERS = st.sampled_from([0, 1, 1.5, 100, -1, "1", "1.5"])
 

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import msgspec
 import pytest
 
 from engine.app import Engine
 from engine.spool.rows import DeadLetterQuery
 from engine.spool.store import Store
 from support import simulation, virtual
+from transports import batch_of
 from transports.sandbox import Fault, Sandbox
 
 USER = "mira-okafor"
@@ -185,6 +187,34 @@ def test_an_identify_does_not_overtake_an_earlier_update_in_an_event(tmp_path: P
     [contact] = local.contacts.values()
     assert contact.custom_attributes == {"plan": "pro"}
     assert [e.metadata["n"] for e in local.events] == [1, 2]
+
+
+def test_an_insert_id_is_its_users_own_where_there_is_no_device(tmp_path: Path) -> None:
+    """Shops count their orders for each customer; Amplitude makes a device of the user id."""
+
+    async def steps(engine: Engine, local: Sandbox) -> None:
+        for user in ("alice", "bobby"):
+            local.add_contact(external_id=user)
+        orders = [simulation.event(user, 1, insert_id="order-1") for user in ("alice", "bobby")]
+        await deliver(engine, *orders)
+        await deliver(engine, *orders)
+        assert (await engine.status()).syncs[0].dropped == {"duplicate": 2}
+
+    assert len(play(tmp_path, steps).events) == 2
+
+
+def test_a_corrected_event_is_taken_though_its_insert_id_is_a_dead_letters(tmp_path: Path) -> None:
+    async def steps(engine: Engine, local: Sandbox) -> None:
+        local.add_contact(external_id=USER)
+        wrong = msgspec.json.encode(simulation.event(USER, 1, time="soon"))
+        for raws in ([wrong], [wrong], [msgspec.json.encode(simulation.event(USER, 1))]):
+            ticket = await engine.intake.send(batch_of(raws, sync="simulated", derive_ids=True))
+            await ticket.wait()
+        await engine.settled()
+        [status] = (await engine.status()).syncs
+        assert (status.dead, status.dropped) == (1, {"duplicate": 1})
+
+    assert len(play(tmp_path, steps).events) == 1
 
 
 def test_a_twin_keeps_its_second_as_long_as_it_may_still_be_sent(tmp_path: Path) -> None:

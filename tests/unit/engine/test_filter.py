@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from engine.actors.filter import Filter, FilterActor, insert_key
+from engine.actors.filter import Filter, FilterActor, dead_key, insert_key
 from engine.config import from_table
 from engine.envelope import Kind, Plan, Record
 from engine.errors import DEAD_REASONS, DROP_REASONS
@@ -114,15 +114,96 @@ def test_emails_compare_without_case_and_outer_space() -> None:
     assert judge(decide, "Bought", user_id=" Lena@Example.com ") == (Kind.EVENT, "lena@example.com")
 
 
-def test_a_repeated_event_is_known_by_its_insert_id_on_its_device() -> None:
-    def key(**head: Any) -> bytes | None:
-        return insert_key(Head(**head), b"raw", derive=False)
+def key_of(project: str = "p", *, derive: bool = False, **head: Any) -> bytes | None:
+    return insert_key(Head(**head), b"raw", project, derive=derive)
 
-    assert key(insert_id="i", device_id="d") == key(export_insert_id="i", device_id="d")
-    assert key(insert_id="i", device_id="d") != key(insert_id="i", device_id="e")
-    assert key() is None
-    assert insert_key(Head(), b"raw", derive=True) == insert_key(Head(), b"raw", derive=True)
-    assert insert_key(Head(), b"raw", derive=True) != insert_key(Head(), b"other", derive=True)
+
+def test_an_event_is_known_again_by_its_insert_id_on_its_device() -> None:
+    assert key_of(insert_id="i", device_id="d") == key_of(export_insert_id="i", device_id="d")
+    assert key_of(insert_id="i", device_id="d") != key_of(insert_id="i", device_id="e")
+    assert key_of(insert_id="i", device_id="d", user_id="ann") == key_of(
+        insert_id="i", device_id="d", user_id="bob"
+    )
+
+
+def test_an_event_without_device_id_is_known_again_as_its_users() -> None:
+    assert key_of(insert_id="i", user_id="alice") != key_of(insert_id="i", user_id="bobby")
+    assert key_of(insert_id="i", user_id="alice") == key_of(insert_id="i", user_id="alice")
+    assert key_of(insert_id="i", user_id="alice") != key_of(insert_id="i", device_id="alice")
+
+
+def test_an_event_is_another_one_in_another_project() -> None:
+    assert key_of("p", insert_id="i", device_id="d") != key_of("q", insert_id="i", device_id="d")
+    assert key_of("p", derive=True) != key_of("q", derive=True)
+
+
+def test_no_part_of_a_key_can_pass_for_another() -> None:
+    parts = [("p", "d", "ui"), ("p", "du", "i"), ("pd", "", "ui"), ("p", "d\0u", "i")]
+    keys = [key_of(project, device_id=d, insert_id=i) for project, d, i in parts]
+    assert len(set(keys)) == len(parts)
+
+
+@pytest.mark.parametrize("time", [{}, {"event_time": "2024-05-14 09:00:00"}])
+def test_an_event_without_insert_id_is_known_again_by_its_uuid(time: dict[str, str]) -> None:
+    assert key_of(uuid="u", device_id="d", **time) == key_of(insert_id="u", device_id="d")
+    both = key_of(uuid="u", export_insert_id="i", device_id="d", **time)
+    assert both == key_of(insert_id="i", device_id="d")
+
+
+def test_an_event_without_any_id_is_known_by_its_content_where_its_source_may_repeat() -> None:
+    assert key_of() is None
+    same = insert_key(Head(), b"raw", "p", derive=True)
+    assert same == insert_key(Head(), b"raw", "p", derive=True)
+    assert same != insert_key(Head(), b"other", "p", derive=True)
+
+
+def keys(decide: Filter, raw: bytes, **batch: Any) -> list[bytes | None]:
+    kept = FilterActor(decide, cast("Any", None)).sift(Batch(None, [raw], **batch))
+    return [row.insert_key for row in (*kept.rows, *kept.dead)]
+
+
+GOOD = b'{"event_type": "Bought", "user_id": "user-1", "insert_id": "i"}'
+
+
+def test_a_file_and_the_sdk_bring_the_same_event_where_the_sync_has_one_project() -> None:
+    one = a_filter(amplitude_api_keys=["k1"])
+    assert keys(one, GOOD, sync="a") == keys(one, GOOD, api_key="k1")
+    assert keys(one, GOOD, sync="a") != keys(one, GOOD, api_key="k2")
+
+
+@pytest.mark.parametrize("api_keys", [[], ["*"], ["k1", "k2"]])
+def test_a_file_belongs_to_no_project_where_it_may_be_any(api_keys: list[str]) -> None:
+    several = a_filter(amplitude_api_keys=api_keys)
+    found = keys(several, GOOD, sync="a")
+    assert found == keys(several, GOOD, sync="a")
+    assert found not in [keys(several, GOOD, api_key=key) for key in ("k1", "k2", "*")]
+
+
+BAD = b'{"event_type": "Bought", "user_id": "user-1", "insert_id": "i", "time": "soon"}'
+
+
+def test_a_dead_letter_is_known_again_by_its_content_and_never_makes_another_a_duplicate() -> None:
+    decide = a_filter()
+    assert keys(decide, BAD, sync="a", derive_ids=True) == keys(decide, BAD, sync="a")
+    assert keys(decide, BAD, sync="a") != keys(decide, GOOD, sync="a")
+    no_id = b'{"event_type": "Bought", "user_id": "user-1"}'
+    assert keys(decide, no_id, sync="a", derive_ids=True) != keys(decide, BAD, sync="a")
+    assert keys(decide, b"{", sync="a") != keys(decide, b"[", sync="a")
+
+
+def test_a_dead_letter_is_not_the_event_that_the_same_bytes_are_under_other_settings() -> None:
+    """Its letter may be gone by then, and it would be lost."""
+    raw = b'{"event_type": "Bought", "user_id": "user-1", "event_properties": 1, "time": -1e300}'
+    head, bad = Head(event_type="Bought"), BadEvent("invalid_field", "time", "not a time")
+    assert dead_key(bad, raw, "p") != insert_key(head, raw, "p", derive=True)
+
+
+def test_lines_that_begin_alike_are_different_dead_letters_where_the_rest_differs() -> None:
+    def key(digest: bytes) -> bytes:
+        return dead_key(BadEvent("too_large", "", "too long", digest=digest), b"alike", "p")
+
+    assert key(b"one") == key(b"one")
+    assert key(b"one") != key(b"other")
 
 
 # --- the Export sample ------------------------------------------------------------------
@@ -165,7 +246,9 @@ def test_every_line_that_is_kept_can_be_sent(sample: list[bytes]) -> None:
 
 def test_only_the_same_event_of_the_same_device_is_known_again(sample: list[bytes]) -> None:
     def key(number: int) -> bytes | None:
-        return insert_key(decode_head(sample[number - 1]), sample[number - 1], derive=True)
+        head = decode_head(sample[number - 1])
+        assert isinstance(head, Head)
+        return insert_key(head, sample[number - 1], "", derive=True)
 
     assert key(16) == key(17)
     assert len({key(n) for n in (6, 7, 8, 16, 18, 39, 40)}) == 7
@@ -204,8 +287,8 @@ def test_whatever_is_decoded_first_the_same_is_kept(trigger: str, broken: bytes)
 def test_what_nobody_selected_is_dropped_whatever_else_is_wrong_with_it() -> None:
     """So it does not depend on what else is in its batch."""
     decide = a_filter(events={"select": [{"types": ["Bought"]}]})
-    bad = [b'{"event_type": "Seen", "user_id": 5}', b'{"event_type": "Seen", "x": "\xff"}']
-    worse = [b'{"event_type": "Bought", "user_id": 5}', b"{"]
+    bad = [b'{"event_type": "Seen", "user_id": true}', b'{"event_type": "Seen", "x": "\xff"}']
+    worse = [b'{"event_type": "Bought", "user_id": true}', b"{"]
     for decoded, few_are_kept in ((True, False), (False, False), (False, True)):
         for beside in ([], worse):
             kept = sift(decide, bad + beside, decoded=decoded, few_are_kept=few_are_kept)

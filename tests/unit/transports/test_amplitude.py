@@ -70,10 +70,12 @@ def test_every_dialect_s_insert_id_is_found() -> None:
         assert head.unique_id == "i"
 
 
-def test_the_uuid_of_an_export_row_is_not_its_insert_id() -> None:
-    head = decode_head(raw(uuid="u", event_time="2024-05-14 09:00:00"))
-    assert isinstance(head, Head)
-    assert head.unique_id is None
+def test_the_uuid_of_an_export_row_counts_where_it_has_no_insert_id() -> None:
+    row = {"uuid": "u", "event_time": "2024-05-14 09:00:00"}
+    for more, expected in (({}, "u"), ({"$insert_id": "i"}, "i"), ({"$insert_id": None}, "u")):
+        head = decode_head(raw(**row, **more))
+        assert isinstance(head, Head)
+        assert head.unique_id == expected
 
 
 @pytest.mark.parametrize(

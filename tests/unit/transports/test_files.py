@@ -52,6 +52,23 @@ def test_a_gigantic_line_without_an_end_is_reported() -> None:
     assert cut(Lines(10_000), b"x" * 20_000) == [(1, b"x" * KEPT_BYTES, False)]
 
 
+@pytest.mark.parametrize(("before", "cutter"), [(b"", Lines), (b"[", Elements)])
+def test_texts_that_are_too_long_differ_wherever_they_differ(before: bytes, cutter: Any) -> None:
+    def digest(text: bytes, size: int) -> bytes:
+        one, whole = cutter(10_000), before + text
+        found = [
+            line for at in range(0, len(whole), size) for line in one.cut(whole[at : at + size])
+        ]
+        [line] = found + one.finish()
+        assert not line.whole
+        return bytes(line.digest)
+
+    texts = [b"1" * at + b"2" + b"1" * (50_000 - at) for at in (0, 100, 5_000, 15_000, 49_999)]
+    for text in texts:
+        assert len({digest(text, size) for size in (999, 7_001, 60_000)}) == 1
+    assert len({digest(text, 7_001) for text in texts}) == len(texts)
+
+
 TEXTS = st.lists(st.sampled_from([b"", b"a", b"bc", b"\r", b"x" * 9]), max_size=8).map(b"\n".join)
 
 

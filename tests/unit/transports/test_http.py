@@ -402,6 +402,16 @@ async def test_amplitude_s_webhook_names_its_project_in_any_of_three_ways(
     assert taken(intake) == [EXPORTED, EXPORTED, *SENT]
 
 
+async def test_what_a_webhook_brings_twice_is_known_again_by_its_content_and_an_upload_is_not() -> (
+    None
+):
+    intake = Intake()
+    assert (await ask(intake, EXPORTED, "/webhook?api_key=key"))[0] == 200
+    upload = {"api_key": "key", "events": [GOOD]}
+    assert (await ask(intake, upload, "/2/httpapi"))[0] == 200
+    assert [batch.derive_ids for batch in intake.batches] == [True, False]
+
+
 async def test_what_a_webhook_brings_is_kept_though_it_is_no_event() -> None:
     intake = Intake()
     body = [EXPORTED, {"user_id": "u1"}, 5, EXPORTED | {"user_id": "anonymous"}]

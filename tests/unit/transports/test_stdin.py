@@ -60,6 +60,17 @@ async def test_good_lines_go_along_with_their_bytes_numbers_and_origin(tmp_path:
     assert batch.derive_ids
 
 
+async def test_lines_that_are_too_long_and_begin_alike_are_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "events.ndjson"
+    path.write_bytes(b"\n".join(b"x" * 9_000 + end for end in (b"1", b"2", b"1")))
+    intake = Intake()
+    await LineSource([str(path)], max_line_bytes=8_000).run(intake)
+    heads = [head for batch in intake.batches for head in batch.heads or ()]
+    one, other, again = [head.digest for head in heads if isinstance(head, BadEvent)]
+    assert one == again != other
+    assert len({raw for batch in intake.batches for raw in batch.raws}) == 1
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
