@@ -34,12 +34,6 @@ class DeadLetters:
         )
         return [_checked(DeadLetter(*row), crc) for *row, crc in rows]
 
-    def reasons(self) -> dict[str, int]:
-        """Return how many there are, by reason."""
-        return dict(
-            self._db.execute("SELECT reason, count(*) FROM dead_letters GROUP BY reason").fetchall()
-        )
-
     def has(self, id_: int) -> bool:
         """Return whether there is one with this id."""
         found = self._db.execute("SELECT TRUE FROM dead_letters WHERE id = ?", (id_,)).fetchone()
@@ -52,10 +46,11 @@ class DeadLetters:
             (*msgspec.structs.astuple(letter), _checksum(letter)),
         )
 
-    def remove(self, id_: int) -> bool:
-        """Take one away; return whether it was there."""
-        cursor = self._db.execute("DELETE FROM dead_letters WHERE id = ?", (id_,))
-        return cursor.rowcount == 1
+    def remove(self, id_: int) -> str | None:
+        """Take one away; return the reason it was kept for, None where it was not there."""
+        gone = self._db.execute("DELETE FROM dead_letters WHERE id = ? RETURNING reason", (id_,))
+        row = gone.fetchone()
+        return None if row is None else str(row[0])
 
 
 def _checksum(letter: DeadLetter) -> int:
