@@ -39,8 +39,9 @@ from engine.pipeline import Pipeline
 from engine.spool import Spool, wall_clock_ms
 from engine.spool.lock import DataDir
 from engine.spool.reading import disk_bytes
-from engine.spool.rows import DeadLetter, DeadLetterQuery
+from engine.spool.rows import DeadLetter, DeadLetterPage, DeadLetterQuery
 from engine.spool.store import Store
+from engine.spool.user_state import UserState
 from transports import Batch, Receipt, Source
 from transports.errors import Refused
 from transports.intercom import BASE_URLS, IntercomClient, Wire
@@ -95,9 +96,8 @@ class Engine:
         self._delivers = deliver
         self._gates: dict[tuple[str, str], Gate] = {}
         self._tokens = len({_token_of(sync) for sync in settings.sync})
-        self._data_dir = os.path.abspath(settings.data_dir)
+        self._data_dir = data_dir_of(settings)
         self._gate_names = _gate_names(settings)
-        self._waiting_from: dict[str, int] = {}
         self.pipelines: dict[str, Pipeline] = {}
         self.state = "starting"
         self._finished = anyio.Event()
@@ -266,10 +266,10 @@ class Engine:
 
     async def _sync_status(self, pipeline: Pipeline) -> SyncStatus:
         spool, contacts = pipeline.spool, pipeline.contacts
-        sync, waiting_from = pipeline.sync, self._waiting_from.get(pipeline.sync.name, 0)
+        sync, feed = pipeline.sync, spool.feed
         try:
-            facts = await spool.look(lambda store: read_facts(store, waiting_from))
-            self._waiting_from[sync.name] = facts.waiting_from_id
+            facts = await spool.look(lambda store: read_facts(store, feed.waiting_from_id))
+            feed.waiting_from_id = facts.waiting_from_id
         except SpoolError:
             facts = Facts()  # its file cannot be read now, which ``trouble`` says
         return sync_status(
@@ -301,6 +301,26 @@ class Engine:
         return await self.pipelines[sync].spool.do(
             lambda store: store.letters.find(query, after_id=after_id, limit=limit)
         )
+
+    async def dead_letter_page(
+        self, sync: str, query: DeadLetterQuery, *, after_id: int = 0, limit: int = 1000
+    ) -> DeadLetterPage:
+        """Return some of a sync's dead letters, by id, and how many the query means in all.
+
+        Raises:
+            SpoolError: the spool cannot be read.
+        """
+        return await self.pipelines[sync].spool.look(
+            lambda store: store.dead_letter_page(query, after_id, limit)
+        )
+
+    async def user(self, sync: str, user: str) -> UserState:
+        """Return what is known of one user of a sync, by its key.
+
+        Raises:
+            SpoolError: the spool cannot be read.
+        """
+        return await self.pipelines[sync].spool.look(lambda store: store.user(user))
 
     async def replay(self, sync: str, query: DeadLetterQuery) -> Counter[str]:
         """Send dead letters through filter and mapping again; return how many went where.
@@ -338,6 +358,11 @@ class Compacted(msgspec.Struct, frozen=True):
 
 def _token_of(sync: Sync) -> tuple[str, str]:
     return _base_url(sync.intercom), sync.intercom.access_token.reveal()
+
+
+def data_dir_of(settings: Settings) -> str:
+    """Return the whole path of the data directory, by which a daemon is known."""
+    return os.path.realpath(settings.data_dir)
 
 
 def _gate_names(settings: Settings) -> dict[tuple[str, str], str]:

@@ -261,7 +261,7 @@ def _sync_samples(name: str, sync: SyncStatus) -> Iterator[tuple[dict[str, str],
         yield {"reason": reason}, count
     if name == "latency_seconds":
         for percent, seconds in sync.latency_s.items():
-            yield {"quantile": f"0.{percent.removeprefix('p')}"}, seconds
+            yield {"quantile": str(int(percent.removeprefix("p")) / 100)}, seconds
     if name == "sync_info" and sync.intercom is not None:
         yield {"intercom": sync.intercom.name}, 1
 

@@ -15,9 +15,11 @@ import msgspec
 import structlog
 
 from engine import config
+from engine.commands.terminal import json_shown, shown
 from engine.config import Log, Settings
 from engine.errors import DataDirInUse, EngineError, SettingsError
 
+MOST_OF_AN_ERROR = 4_000
 OK, FAILED, USAGE, DEAD_LETTERED = 0, 1, 2, 3
 """Exit codes: settled; failure; wrong usage or settings; a dead letter and ``--strict``."""
 
@@ -95,13 +97,13 @@ def run_plainly(main: Callable[[], int]) -> int:
 
 def complain(error: BaseException | str, code: int) -> int:
     """Say what is wrong on stderr; return the exit code."""
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {shown(error, MOST_OF_AN_ERROR)}", file=sys.stderr)
     return code
 
 
 def print_json(value: Any) -> None:
     """Print a value to stdout, as one line of JSON."""
-    sys.stdout.write(msgspec.json.encode(value).decode() + "\n")
+    sys.stdout.write(json_shown(msgspec.json.encode(value).decode()) + "\n")
 
 
 def _leaves(error: BaseException) -> list[BaseException]:

@@ -110,6 +110,8 @@ class Feed:
         self.adjusted: Counter[str] = Counter()
         """What was changed on the way to Intercom, by reason, since the start."""
         self._adjusted_on_disk: Counter[str] = Counter()
+        self.waiting_from_id = 0
+        """Where the last reading of a status found the first record of the queue."""
 
     def __repr__(self) -> str:
         return (

@@ -31,6 +31,8 @@ from engine.spool.rows import (
     Append,
     Appended,
     DeadLetter,
+    DeadLetterPage,
+    DeadLetterQuery,
     DeadRow,
     Loaded,
     Row,
@@ -40,11 +42,13 @@ from engine.spool.rows import (
     dead_letter,
     holds,
     insert_many,
+    is_counted,
     row_checksum,
 )
 from engine.spool.schema import PAGE_BYTES, fold
 from engine.spool.seconds import Seconds
 from engine.spool.seen import Seen
+from engine.spool.user_state import UserState, state_of_user
 
 GIVE_BACK_PAGES = 128
 LEAST_FREE_PAGES = 2048
@@ -653,6 +657,14 @@ class Store:
         self._count_dead(reason, -1)
         return True
 
+    def dead_letter_page(self, query: DeadLetterQuery, after_id: int, limit: int) -> DeadLetterPage:
+        """Return some of the dead letters that a query means, and how many there are in all."""
+        found, more = self.letters.page(query, after_id, limit)
+        if is_counted(query):
+            name = f"dead:{query.reason}" if query.reason else "dead"
+            return DeadLetterPage(found, self._counters[name], more)
+        return DeadLetterPage(found, self.letters.count(query), more)
+
     # --- looking at it --------------------------------------------------------------------
 
     def recount(self) -> dict[str, int]:
@@ -688,6 +700,10 @@ class Store:
             " (SELECT user_key FROM users_aside WHERE wake_at_ms IS NOT NULL)"
         ).fetchone()
         return int(count)
+
+    def user(self, user: str) -> UserState:
+        """Return what is known of one user; reads a bounded part of the tables."""
+        return state_of_user(self._db, user)
 
     def first_waiting(self, from_id: int = 0) -> tuple[int, int] | None:
         """Return id and time of acceptance of the first record that waits in the queue.
