@@ -8,6 +8,7 @@ As a library:
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from collections import Counter
@@ -16,6 +17,7 @@ from contextlib import AsyncExitStack
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 import anyio
 import msgspec
@@ -24,12 +26,22 @@ from engine.actors.source import SourceActor
 from engine.config import Http, Intercom, Settings, Sync, with_secrets_revealed
 from engine.errors import SettingsError, SpoolError
 from engine.gate import Gate
-from engine.metrics import Facts, Status, SyncStatus, read_facts, sync_status
+from engine.metrics import (
+    Facts,
+    GateStatus,
+    Status,
+    SyncStatus,
+    gate_status,
+    read_facts,
+    sync_status,
+)
 from engine.pipeline import Pipeline
 from engine.spool import Spool, wall_clock_ms
 from engine.spool.lock import DataDir
-from engine.spool.rows import DeadLetter, DeadLetterQuery
+from engine.spool.reading import disk_bytes
+from engine.spool.rows import DeadLetter, DeadLetterPage, DeadLetterQuery
 from engine.spool.store import Store
+from engine.spool.user_state import UserState
 from transports import Batch, Receipt, Source
 from transports.errors import Refused
 from transports.intercom import BASE_URLS, IntercomClient, Wire
@@ -85,6 +97,8 @@ class Engine:
         self._max_event_bytes = (settings.http or Http()).max_event_bytes
         self._gates: dict[tuple[str, str], Gate] = {}
         self._tokens = len({_token_of(sync) for sync in settings.sync})
+        self._data_dir = data_dir_of(settings)
+        self._gate_names = _gate_names(settings)
         self.pipelines: dict[str, Pipeline] = {}
         self.state = "starting"
         self._finished = anyio.Event()
@@ -155,8 +169,9 @@ class Engine:
             inline=self._inline,
         )
         stack.push_async_callback(spool.close)
-        await spool.do(lambda store: _renew_directory(store, sync))
         delivers = sync.enabled and self._delivers
+        if delivers:
+            await spool.do(lambda store: _renew_directory(store, sync))
         gate = await self._gate(sync, stack) if delivers else None
         pipeline = Pipeline(sync, spool, gate, self._now_ms, self._max_event_bytes)
         stack.callback(pipeline.close)
@@ -249,27 +264,35 @@ class Engine:
     async def status(self) -> Status:
         """Return the accounting of all syncs."""
         syncs = [await self._sync_status(pipeline) for pipeline in self.pipelines.values()]
-        return Status(self.state, syncs)
+        return Status(self.state, self._data_dir, syncs)
 
     async def _sync_status(self, pipeline: Pipeline) -> SyncStatus:
         spool, contacts = pipeline.spool, pipeline.contacts
+        sync, feed = pipeline.sync, spool.feed
         try:
-            facts = await spool.do(read_facts)
+            facts = await spool.look(lambda store: read_facts(store, feed.waiting_from_id))
+            feed.waiting_from_id = facts.waiting_from_id
         except SpoolError:
             facts = Facts()  # its file cannot be read now, which ``trouble`` says
         return sync_status(
-            pipeline.sync,
+            sync,
             spool.counters,
             facts,
             now_ms=self._now_ms(),
+            disk_bytes=disk_bytes(spool.path),
             trouble=spool.trouble or spool.damage,
             latency_s=spool.feed.latency_s,
             unknown_attributes=contacts.unknown_attributes if contacts else {},
-            adjusted=pipeline.adjusted,
-            gate=pipeline.gate,
+            adjusted=spool.adjusted,
+            gate=self._gate_status(pipeline),
             stopped=pipeline.stopped,
             faults=pipeline.faults,
         )
+
+    def _gate_status(self, pipeline: Pipeline) -> GateStatus | None:
+        if pipeline.gate is None:
+            return None
+        return gate_status(pipeline.gate, self._gate_names[_token_of(pipeline.sync)])
 
     # --- dead letters ---------------------------------------------------------------------
 
@@ -280,6 +303,26 @@ class Engine:
         return await self.pipelines[sync].spool.do(
             lambda store: store.letters.find(query, after_id=after_id, limit=limit)
         )
+
+    async def dead_letter_page(
+        self, sync: str, query: DeadLetterQuery, *, after_id: int = 0, limit: int = 1000
+    ) -> DeadLetterPage:
+        """Return some of a sync's dead letters, by id, and how many the query means in all.
+
+        Raises:
+            SpoolError: the spool cannot be read.
+        """
+        return await self.pipelines[sync].spool.look(
+            lambda store: store.dead_letter_page(query, after_id, limit)
+        )
+
+    async def user(self, sync: str, user: str) -> UserState:
+        """Return what is known of one user of a sync, by its key.
+
+        Raises:
+            SpoolError: the spool cannot be read.
+        """
+        return await self.pipelines[sync].spool.look(lambda store: store.user(user))
 
     async def replay(self, sync: str, query: DeadLetterQuery) -> Counter[str]:
         """Send dead letters through filter and mapping again; return how many went where.
@@ -317,6 +360,20 @@ class Compacted(msgspec.Struct, frozen=True):
 
 def _token_of(sync: Sync) -> tuple[str, str]:
     return _base_url(sync.intercom), sync.intercom.access_token.reveal()
+
+
+def data_dir_of(settings: Settings) -> str:
+    """Return the whole path of the data directory, by which a daemon is known."""
+    return os.path.realpath(settings.data_dir)
+
+
+def _gate_names(settings: Settings) -> dict[tuple[str, str], str]:
+    """Return a name without secrets for each access token: ``HOST#N``."""
+    tokens = dict.fromkeys(_token_of(sync) for sync in settings.sync)
+    return {
+        token: f"{urlsplit(token[0]).netloc}#{number}"
+        for number, token in enumerate(tokens, start=1)
+    }
 
 
 def _base_url(intercom: Intercom) -> str:

@@ -25,6 +25,8 @@ app = typer.Typer(
 )
 letters = typer.Typer(no_args_is_help=True, help="Look at dead letters, replay or discard them.")
 app.add_typer(letters, name="dead-letters")
+users = typer.Typer(no_args_is_help=True, help="Look at one user.")
+app.add_typer(users, name="users")
 spools = typer.Typer(no_args_is_help=True, help="Look at the files that hold what waits.")
 app.add_typer(spools, name="spool")
 
@@ -90,8 +92,8 @@ def forward(
             _settings(config),
             paths or ["-"],
             sync=sync,
-            since_ms=_time_ms(since),
-            until_ms=_time_ms(until),
+            since_ms=_time_ms(since, "--since"),
+            until_ms=_time_ms(until, "--until"),
             strict=strict,
             as_json=json,
             max_wait_s=max_wait,
@@ -193,14 +195,20 @@ def list_letters(
     user: User = None,
     since: Since = None,
     until: Until = None,
+    limit: Annotated[int, typer.Option(min=1, help="Show this many at most.")] = 1_000,
+    after: Annotated[int, typer.Option(help="Only those with a larger id.")] = 0,
     json: Json = False,
 ) -> None:
     """List dead letters."""
-    from engine.commands import inspect, run
+    from engine.commands import letters as commands
+    from engine.commands import run
+
+    query = _query(None, reason, user, since, until)
 
     async def work() -> int:
-        query = _query(None, reason, user, since, until)
-        return await inspect.list_letters(_settings(config), sync, query, as_json=json)
+        return await commands.list_letters(
+            _settings(config), sync, query, after_id=after, limit=limit, as_json=json
+        )
 
     raise typer.Exit(run(work))
 
@@ -212,11 +220,12 @@ def show_letter(
     sync: SyncName = None,
     json: Json = False,
 ) -> None:
-    """Show one dead letter, whole, as JSON."""
-    from engine.commands import inspect, run
+    """Show one dead letter, whole."""
+    from engine.commands import letters as commands
+    from engine.commands import run
 
     async def work() -> int:
-        return await inspect.show_letter(_settings(config), sync, id_)
+        return await commands.show_letter(_settings(config), sync, id_, as_json=json)
 
     raise typer.Exit(run(work))
 
@@ -236,11 +245,14 @@ def replay_letters(
     json: Json = False,
 ) -> None:
     """Send dead letters through filter and mapping again, behind what their user has waiting."""
-    from engine.commands import inspect, run
+    from engine.commands import letters as commands
+    from engine.commands import run
+
+    query = _query(ids, reason, user, since, until)
 
     async def work() -> int:
-        query = _query(ids, reason, user, since, until)
-        return await inspect.replay_letters(_settings(config), sync, query, dry_run=dry_run)
+        main = commands.foresee_replay if dry_run else commands.replay_letters
+        return await main(_settings(config), sync, query, as_json=json)
 
     raise typer.Exit(run(work))
 
@@ -260,14 +272,34 @@ def discard_letters(
     json: Json = False,
 ) -> None:
     """Settle dead letters as dropped: they are gone for good."""
-    from engine.commands import inspect, run
+    from engine.commands import letters as commands
+    from engine.commands import run
 
     if not (ids or reason or user or since or until or every):
         raise typer.BadParameter("say which: ids, a condition, or --all")
+    query = _query(ids, reason, user, since, until)
 
     async def work() -> int:
-        query = _query(ids, reason, user, since, until)
-        return await inspect.discard_letters(_settings(config), sync, query)
+        return await commands.discard_letters(_settings(config), sync, query, as_json=json)
+
+    raise typer.Exit(run(work))
+
+
+@users.command(name="show")
+def show_user(
+    config: Config,
+    key: Annotated[
+        str, typer.Argument(metavar="KEY", help="What `sync.mapping.from` says of the user.")
+    ],
+    sync: SyncName = None,
+    json: Json = False,
+) -> None:
+    """Show what is known of one user; exits 1 where that is nothing."""
+    from engine.commands import run
+    from engine.commands import users as commands
+
+    async def work() -> int:
+        return await commands.show(_settings(config), sync, key, as_json=json)
 
     raise typer.Exit(run(work))
 
@@ -312,18 +344,22 @@ def _query(
     since: str | None,
     until: str | None,
 ) -> DeadLetterQuery:
+    from engine.errors import DEAD_REASONS, unknown_reason
     from engine.spool.rows import DeadLetterQuery
 
-    return DeadLetterQuery(ids or [], reason, user, _time_ms(since), _time_ms(until))
+    if reason is not None and reason not in DEAD_REASONS:
+        raise typer.BadParameter(unknown_reason(reason), param_hint="--reason")
+    since_ms, until_ms = _time_ms(since, "--since"), _time_ms(until, "--until")
+    return DeadLetterQuery(ids or [], reason, user, since_ms, until_ms)
 
 
-def _time_ms(text: str | None) -> int | None:
+def _time_ms(text: str | None, option: str) -> int | None:
     from transports.amplitude import parse_time
 
     try:
         return None if text is None else parse_time(text)
     except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
+        raise typer.BadParameter(str(error), param_hint=option) from None
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ from engine.envelope import ContactUpdate, Identity
 from engine.errors import DeadLetter, Failure
 from engine.fitting import Adjustment
 from engine.gate import Gate
-from engine.mapping import ATTRIBUTE_PREFIX, Rules, contact_body, creation_body, type_of
+from engine.mapping import ATTRIBUTE_PREFIX, Rules, Types, contact_body, creation_body, type_of
 from engine.spool.rows import Contact
 from engine.user_properties import CLEAR_ALL, apply, needs_state
 from transports import intercom
@@ -199,9 +199,15 @@ class _Upsert:
 
     async def _changes(self, properties: Mapping[str, Any], known: Contact) -> dict[str, Any]:
         fields = await self._fields(properties)
-        fields.update(self._cleared(properties, known.written))
-        unsaid = object()
-        changes = {n: v for n, v in fields.items() if not _same(known.written.get(n, unsaid), v)}
+        changes = differences(
+            self._rules,
+            self._attributes,
+            self._identity.field,
+            self._updates,
+            properties,
+            fields,
+            known.written,
+        )
         if self._nameless:
             changes[self._identity.field] = self._identity.value
         return changes
@@ -357,25 +363,37 @@ class _Upsert:
         self._adjustments = self._problems + adjustments
         return fields
 
-    def _cleared(
-        self, properties: Mapping[str, Any], written: Mapping[str, Any]
-    ) -> dict[str, None]:
-        """Return null for each field whose property was unset, or no longer has a value.
 
-        One that has a value which does not fit keeps what it has in Intercom.
-        """
-        unset = {name for u in self._updates for name in u.operations.get("$unset", ())}
-        cleared = any(CLEAR_ALL in u.operations for u in self._updates)
-        return {
-            name: None
-            for source, name in self._rules.properties.items()
-            if properties.get(source) is None
-            and (cleared or source in unset or name in written)
-            and self._can_clear(name)
-        }
+def differences(
+    rules: Rules,
+    types: Types,
+    identifier: str,
+    updates: Sequence[ContactUpdate],
+    properties: Mapping[str, Any],
+    fields: Mapping[str, Any],
+    written: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return the fields that differ from what was ``written`` last, null for what is cleared.
 
-    def _can_clear(self, name: str) -> bool:
-        return name != self._identity.field and type_of(name, self._attributes) is not None
+    A property that was unset, or no longer has a value, clears its field. One that has a value
+    which does not fit keeps what it has in Intercom.
+    """
+    unset = {name for update in updates for name in update.operations.get("$unset", ())}
+    cleared = any(CLEAR_ALL in update.operations for update in updates)
+    empty = {
+        name: None
+        for source, name in rules.properties.items()
+        if properties.get(source) is None
+        and (cleared or source in unset or name in written)
+        and name != identifier
+        and type_of(name, types) is not None
+    }
+    unsaid = object()
+    return {
+        name: value
+        for name, value in {**fields, **empty}.items()
+        if not _same(written.get(name, unsaid), value)
+    }
 
 
 def _is_just_created(contact: Mapping[str, Any], sent: Mapping[str, Any]) -> bool:

@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import msgspec
 
+from engine.near import did_you_mean
+
 
 class EngineError(Exception):
     """Root of everything the engine raises on purpose."""
@@ -106,3 +108,10 @@ DEAD_REASONS = {
     "corrupt": "the record on disk does not match its checksum",
 }
 """Why an event ends as a dead letter: the closed set, as counted and as the README lists it."""
+
+
+def unknown_reason(reason: str) -> str:
+    """Return the message for a reason that no dead letter can have."""
+    known = ", ".join(DEAD_REASONS)
+    hint = did_you_mean(reason, DEAD_REASONS)
+    return f"no dead letter has the reason `{reason[:64]}`, there are {known}{hint}"

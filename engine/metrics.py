@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
@@ -15,7 +14,7 @@ from engine.config import Sync
 from engine.errors import SpoolError
 from engine.gate import Gate
 from engine.logs import lines_lost
-from engine.spool.store import Store
+from engine.spool.store import Store, under
 
 PREFIX = "amplitude_intercom_"
 
@@ -24,17 +23,22 @@ METRICS = {
     "events_delivered_total": "Events and identifies that Intercom took.",
     "events_dropped_total": "Events dropped by a rule, by reason.",
     "dead_letters": "Dead letters, by reason.",
-    "adjustments_total": "Values changed on the way to Intercom since the start, by reason.",
-    "event_names": "Event names that have a place in the workspace; there are 120.",
+    "adjustments_total": "Values changed on the way to Intercom, by reason.",
+    "event_names": "Event names that are in use in the workspace; it has 120.",
     "pending": "Events accepted and not settled.",
     "parked_users": "Users whose events wait for a retry, by reason.",
-    "oldest_pending_seconds": "Age of the first event that waits.",
-    "spool_bytes": "Bytes that the spool uses.",
+    "oldest_pending_seconds": "Age of the first event that waits, those of parked users left out.",
+    "oldest_parked_seconds": "Time since the first failure of the user that is parked the longest.",
+    "last_delivery_seconds": "Time since the last delivery.",
+    "latency_seconds": "Time from accepted to answered, of the last 4,096 deliveries, by quantile.",
+    "spool_bytes": "Bytes that the spool has on disk, with its log and its reserve.",
+    "spool_used_bytes": "Bytes of them that hold something.",
     "spool_trouble": "1 while the spool's disk is full or failing, or its file is damaged.",
-    "calls_total": "Calls to Intercom, by endpoint and status (0: no answer).",
-    "calls_in_flight": "Calls that are out, or next to leave.",
-    "rate_limit": "Calls that Intercom allows in 10 seconds.",
-    "gate_health": "1 for what the gate makes of Intercom: open, throttled, outage, unauthorized.",
+    "calls_total": "Calls to Intercom, by access token, endpoint and status (0: no answer).",
+    "calls_in_flight": "Calls that are out, or next to leave, by access token.",
+    "rate_limit": "Calls that Intercom allows an access token in 10 seconds.",
+    "gate_health": "1 for the health of an access token: open, throttled, outage, unauthorized.",
+    "sync_info": "1 for each sync, with the access token that it uses.",
     "sync_stopped": "1 while a fault of this program keeps a sync from running.",
     "sync_faults_total": "Faults of this program that stopped a sync, since the start.",
     "ready": "1 while events are taken.",
@@ -44,8 +48,12 @@ METRICS = {
 
 
 class GateStatus(msgspec.Struct, frozen=True):
-    """One access token's gate: ``limit`` is in calls per 10 seconds."""
+    """One access token's gate: ``limit`` is in calls per 10 seconds.
 
+    ``name``: the host and the number of the token there, in the order of the settings.
+    """
+
+    name: str
     health: str
     limit: float
     in_flight: int
@@ -66,7 +74,16 @@ class SyncStatus(msgspec.Struct, frozen=True):
     dead_by_reason: dict[str, int]
     parked_users: dict[str, int]
     oldest_pending_s: float | None
+    """Age of the first event that waits, those of parked users left out."""
+    oldest_parked_s: float | None
+    """Time since the first failure of the user that is parked the longest."""
+    last_delivery_s: float | None
+    """Time since the last delivery."""
+    spool_exists: bool
     spool_bytes: int
+    """On disk: the file, its log and its reserve."""
+    spool_used_bytes: int
+    """Of the file, those that hold something."""
     adjusted: dict[str, int]
     unknown_attributes: dict[str, int]
     event_names: int
@@ -80,28 +97,36 @@ class SyncStatus(msgspec.Struct, frozen=True):
 
 
 class Status(msgspec.Struct, frozen=True):
-    """What ``status`` and the admin port say."""
+    """What ``status`` and the admin port say. ``data_dir`` is a whole path."""
 
     state: str
+    data_dir: str
     syncs: list[SyncStatus]
 
 
 class Facts(msgspec.Struct, frozen=True):
-    """What a status needs of the spool's tables."""
+    """What a status needs of the spool's tables. ``waiting_from_id``: where the queue begins."""
 
-    dead_by_reason: dict[str, int] = {}
     parked_users: dict[str, int] = {}
+    parked_since_ms: int | None = None
     oldest_accepted_ms: int | None = None
+    waiting_from_id: int = 0
+    delivered_at_ms: int | None = None
     used_bytes: int = 0
     event_names: int = 0
 
 
-def read_facts(store: Store) -> Facts:
-    """Read what a status needs of the tables."""
+def read_facts(store: Store, waiting_from_id: int = 0) -> Facts:
+    """Read what a status needs of the tables; ``waiting_from_id``: as the last reading found it."""
+    parked = store.parked_users()
+    first_id, first_ms = store.first_waiting(waiting_from_id) or (waiting_from_id, None)
+    delivered_at_ms = store.meta.get("delivered_at_ms") or ""
     return Facts(
-        store.letters.reasons(),
-        store.users_aside(),
-        store.oldest_accepted_ms(),
+        {reason: count for reason, (count, _) in parked.items()},
+        min((since_ms for _, since_ms in parked.values()), default=None),
+        min((ms for ms in (first_ms, store.first_crowded_ms()) if ms is not None), default=None),
+        first_id,
+        int(delivered_at_ms) if delivered_at_ms.isdecimal() else None,
         store.used_bytes(),
         len(store.meta.event_names()),
     )
@@ -109,52 +134,56 @@ def read_facts(store: Store) -> Facts:
 
 def sync_status(
     sync: Sync,
-    counters: Counter[str],
+    counters: Mapping[str, int],
     facts: Facts,
     *,
     now_ms: int,
+    disk_bytes: int = 0,
     latency_s: Sequence[float] = (),
     unknown_attributes: Mapping[str, int] | None = None,
     adjusted: Mapping[str, int] | None = None,
     trouble: SpoolError | None = None,
-    gate: Gate | None = None,
+    gate: GateStatus | None = None,
     stopped: str = "",
     faults: int = 0,
 ) -> SyncStatus:
-    """Put one sync's accounting together."""
-    oldest = facts.oldest_accepted_ms
+    """Put one sync's accounting together; ``disk_bytes``: of the spool's files, 0 without one."""
     return SyncStatus(
         name=sync.name,
         enabled=sync.enabled,
-        received=counters["received"],
-        delivered=counters["delivered"],
-        dropped={
-            name.removeprefix("dropped:"): count
-            for name, count in sorted(counters.items())
-            if name.startswith("dropped:") and count
-        },
-        dead=counters["dead"],
-        pending=counters["pending"],
-        dead_by_reason=facts.dead_by_reason,
+        received=counters.get("received", 0),
+        delivered=counters.get("delivered", 0),
+        dropped=under(counters, "dropped:"),
+        dead=counters.get("dead", 0),
+        pending=counters.get("pending", 0),
+        dead_by_reason=under(counters, "dead:"),
         parked_users=facts.parked_users,
-        oldest_pending_s=None if oldest is None else (now_ms - oldest) / 1000,
-        spool_bytes=facts.used_bytes,
-        adjusted=dict(sorted((adjusted or {}).items())),
+        oldest_pending_s=_age_s(facts.oldest_accepted_ms, now_ms),
+        oldest_parked_s=_age_s(facts.parked_since_ms, now_ms),
+        last_delivery_s=_age_s(facts.delivered_at_ms, now_ms),
+        spool_exists=disk_bytes > 0,
+        spool_bytes=disk_bytes,
+        spool_used_bytes=facts.used_bytes,
+        adjusted=dict(sorted((adjusted or under(counters, "adjusted:")).items())),
         unknown_attributes=dict(unknown_attributes or {}),
         event_names=facts.event_names,
         latency_s=percentiles(latency_s),
         trouble="" if trouble is None else str(trouble),
-        intercom=gate_status(gate) if gate else None,
+        intercom=gate,
         stopped=stopped,
         faults=faults,
     )
 
 
-def gate_status(gate: Gate) -> GateStatus:
+def _age_s(at_ms: int | None, now_ms: int) -> float | None:
+    return None if at_ms is None else max(0.0, (now_ms - at_ms) / 1000)
+
+
+def gate_status(gate: Gate, name: str) -> GateStatus:
     """Put one gate's state together."""
     calls = {f"{endpoint} {status}": n for (endpoint, status), n in sorted(gate.calls.items())}
     return GateStatus(
-        gate.health.value, gate.limit, gate.in_flight, calls, percentiles(gate.took_s)
+        name, gate.health.value, gate.limit, gate.in_flight, calls, percentiles(gate.took_s)
     )
 
 
@@ -181,6 +210,8 @@ class _Snapshot(Collector):
     def __init__(self, status: Status, ready: bool) -> None:
         self._status = status
         self._ready = ready
+        # Syncs with one access token share one gate: its calls must not count twice.
+        self._gates = {s.intercom.name: s.intercom for s in status.syncs if s.intercom}
 
     def collect(self) -> Iterator[Metric]:
         """Yield the families of ``METRICS``."""
@@ -201,6 +232,9 @@ class _Snapshot(Collector):
         for sync in self._status.syncs:
             for labels, value in _sync_samples(name, sync):
                 yield {"sync": sync.name, **labels}, value
+        for gate in self._gates.values():
+            for labels, value in _gate_samples(name, gate):
+                yield {"intercom": gate.name, **labels}, value
 
 
 def _sync_samples(name: str, sync: SyncStatus) -> Iterator[tuple[dict[str, str], float]]:
@@ -209,7 +243,10 @@ def _sync_samples(name: str, sync: SyncStatus) -> Iterator[tuple[dict[str, str],
         "events_delivered_total": sync.delivered,
         "pending": sync.pending,
         "oldest_pending_seconds": sync.oldest_pending_s,
+        "oldest_parked_seconds": sync.oldest_parked_s,
+        "last_delivery_seconds": sync.last_delivery_s,
         "spool_bytes": sync.spool_bytes,
+        "spool_used_bytes": sync.spool_used_bytes,
         "spool_trouble": float(bool(sync.trouble)),
         "event_names": sync.event_names,
         "sync_stopped": float(bool(sync.stopped)),
@@ -226,8 +263,11 @@ def _sync_samples(name: str, sync: SyncStatus) -> Iterator[tuple[dict[str, str],
         yield {}, value
     for reason, count in by_reason.get(name, {}).items():
         yield {"reason": reason}, count
-    if sync.intercom is not None:
-        yield from _gate_samples(name, sync.intercom)
+    if name == "latency_seconds":
+        for percent, seconds in sync.latency_s.items():
+            yield {"quantile": str(int(percent.removeprefix("p")) / 100)}, seconds
+    if name == "sync_info" and sync.intercom is not None:
+        yield {"intercom": sync.intercom.name}, 1
 
 
 def _gate_samples(name: str, gate: GateStatus) -> Iterator[tuple[dict[str, str], float]]:

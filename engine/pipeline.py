@@ -60,7 +60,7 @@ class Pipeline:
         self.gate = gate
         self.rules = Rules(sync)
         self.filter = Filter(sync, self.rules, max_event_bytes)
-        self.adjusted: Counter[str] = Counter()
+        self.adjusted = spool.feed.adjusted
         """What was changed on the way to Intercom, by reason, since the start."""
         self.names = EventNames(spool, now_ms)
         self.contacts = self._contacts(gate) if gate else None

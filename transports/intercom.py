@@ -6,6 +6,7 @@ shape is a wire to Intercom; ``transports.sandbox`` has another one, without soc
 
 from __future__ import annotations
 
+import os
 import re
 import ssl
 from collections.abc import Mapping
@@ -314,7 +315,8 @@ def _detail(error: Exception) -> str:
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return str(error.certificate_error)[:200]
     inner = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
-    return (getattr(inner, "strerror", None) or type(inner).__name__)[:200]
+    number = getattr(inner, "errno", None)
+    return os.strerror(number) if isinstance(number, int) and number > 0 else type(inner).__name__
 
 
 async def _read_bounded(response: aiohttp.ClientResponse) -> bytes:

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from engine import config, logs
+from engine.commands.terminal import json_shown
 from engine.config import Settings
 from engine.errors import DataDirInUse, EngineError, SettingsError
 
@@ -83,7 +84,7 @@ def complain(error: BaseException | str, code: int) -> int:
 
 def print_json(value: Any) -> None:
     """Print a value to stdout, as one line of JSON."""
-    sys.stdout.write(msgspec.json.encode(value).decode() + "\n")
+    sys.stdout.write(json_shown(msgspec.json.encode(value).decode()) + "\n")
 
 
 def _leaves(error: BaseException) -> list[BaseException]:

@@ -198,7 +198,7 @@ class Stock(msgspec.Struct, frozen=True):
 
 
 async def _take_stock(pipeline: Pipeline) -> Stock:
-    reasons = await pipeline.spool.do(lambda store: store.letters.reasons())
+    reasons = await pipeline.spool.do(lambda store: store.dead_by_reason)
     return Stock(pipeline.spool.counters, Counter(reasons))
 
 

@@ -13,12 +13,16 @@ from engine.app import client_of
 from engine.attributes import KnownAttributes, parse_list
 from engine.commands import FAILED, OK, complain
 from engine.config import Intercom, Settings, Sync
-from engine.envelope import Plan, Record
+from engine.contacts import differences
+from engine.envelope import ContactUpdate, Plan, Record
 from engine.errors import EngineError, SettingsError
 from engine.fitting import Adjustment
-from engine.mapping import AnyAttribute, Rules, Types, creation_body, event_body
+from engine.mapping import AnyAttribute, Rules, Types, contact_body, creation_body, event_body
 from engine.spool import wall_clock_ms
-from engine.user_properties import apply
+from engine.spool.rows import Contact, DeadLetter
+from engine.spool.seconds import Claim
+from engine.spool.store import Store
+from engine.user_properties import apply, needs_state
 from transports import files, intercom
 from transports.amplitude import BadEvent, Head, decode_head
 from transports.errors import Damaged, NoAnswer
@@ -81,6 +85,35 @@ async def attributes_of(settings: Intercom) -> KnownAttributes:
     return KnownAttributes(listed)
 
 
+class Past:
+    """What a spool knows that decides on a request; of an event that is new, nothing."""
+
+    def second(self, claim: Claim) -> int:
+        """Return the second that an event has, or would be given."""
+        return claim.second
+
+    def contact(self, user: str) -> Contact | None:
+        """Return what is known of a user's contact."""
+        return None
+
+
+class SpooledPast(Past):
+    """What one spool knows; the seconds that it promised are remembered from event to event."""
+
+    def __init__(self, store: Store, promised: set[bytes] | None) -> None:
+        """``promised`` None: events of one second are not told apart."""
+        self._store = store
+        self._promised = promised
+
+    def second(self, claim: Claim) -> int:
+        if self._promised is None:
+            return claim.second
+        return self._store.seconds.foresee(claim, self._promised)
+
+    def contact(self, user: str) -> Contact | None:
+        return self._store.contacts.get(user)
+
+
 class Preview:
     """One sync's answer to "what would happen to this event?": the code of the real thing."""
 
@@ -103,26 +136,68 @@ class Preview:
             return self._answer("reject", found.reason, message=found.message)
         if isinstance(found, str):
             return self._answer("drop", found)
-        kind, user_key = found
-        planned = self._rules.plan(Record(0, kind, user_key, wall_clock_ms(), raw))
+        return self._of_record(Record(0, *found, wall_clock_ms(), raw), Past())
+
+    def replayed(self, letter: DeadLetter, past: Past) -> dict[str, Any]:
+        """Return the same for a dead letter, were it replayed now; each for itself."""
+        if letter.reason == "corrupt":
+            return self._answer("reject", "corrupt", message="what it says was not accepted so")
+        head = decode_head(letter.raw)
+        found = head if isinstance(head, BadEvent) else self._filter.judge(head, letter.raw)
+        if isinstance(found, BadEvent):
+            return self._answer("reject", found.reason, message=found.message)
+        if isinstance(found, str):
+            return self._answer("drop", found)
+        record = Record(
+            letter.id, *found, letter.accepted_at_ms, letter.raw, claim_id=letter.claim_id
+        )
+        return self._of_record(record, past)
+
+    def _of_record(self, record: Record, past: Past) -> dict[str, Any]:
+        planned = self._rules.plan(record)
         if isinstance(planned, Plan):
-            requests, adjustments = self._requests(planned)
+            requests, adjustments = self._requests(planned, record, past)
             return self._answer("send", "", requests, adjustments)
         return self._answer(planned.verdict, planned.reason, message=planned.message)
 
-    def _requests(self, plan: Plan) -> tuple[list[Request], list[Adjustment]]:
-        """Return the calls for a user that nothing is known of yet, and what was adjusted."""
+    def _requests(
+        self, plan: Plan, record: Record, past: Past
+    ) -> tuple[list[Request], list[Adjustment]]:
+        """Return the calls, as far as they follow from what is known, and what was adjusted."""
         requests: list[Request] = []
         adjustments = list(plan.adjustments)
         if plan.contact is not None:
-            properties, problems = apply(plan.contact.operations, {})
-            adjustments += [Adjustment("operation_refused", "user_properties", p) for p in problems]
-            requests += self._creations(self._rules.attributes_of(properties))
-            fields, others = self._rules.contact_fields(properties, self._types)
+            updates, others = self._update(plan.contact, past.contact(record.user_key))
+            requests += updates
             adjustments += others
-            requests.append(intercom.create_contact(creation_body(plan.identity, fields)))
         if plan.event is not None:
-            requests.append(intercom.send_event(event_body(plan.event)))
+            event = plan.event
+            claim = Claim(
+                record.claim_id, record.user_key, event["event_name"], event["created_at"]
+            )
+            requests.append(intercom.send_event(event_body(event, past.second(claim))))
+        return requests, adjustments
+
+    def _update(
+        self, update: ContactUpdate, known: Contact | None
+    ) -> tuple[list[Request], list[Adjustment]]:
+        """Return the calls that bring an update to its contact: a new one where none is known."""
+        identity = update.identity
+        properties, problems = apply(update.operations, known.properties if known else {})
+        adjustments = [Adjustment("operation_refused", "user_properties", p) for p in problems]
+        requests = list(self._creations(self._rules.attributes_of(properties)))
+        fields, others = self._rules.contact_fields(properties, self._types)
+        adjustments += others
+        if known is None or not known.contact_id:
+            requests.append(intercom.create_contact(creation_body(identity, fields)))
+            return requests, adjustments
+        if not known.complete and needs_state(update.operations):
+            requests.append(intercom.get_contact(known.contact_id))
+        changes = differences(
+            self._rules, self._types, identity.field, [update], properties, fields, known.written
+        )
+        if changes:
+            requests.append(intercom.update_contact(known.contact_id, contact_body(changes)))
         return requests, adjustments
 
     def _creations(self, wanted: dict[str, str]) -> Iterator[Request]:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
-from rich.table import Table
 
 from engine.commands import FAILED, OK, complain, print_json
-from engine.commands.inspect import open_spools
+from engine.commands.spools import open_spools
+from engine.commands.terminal import count, duration, print_table, say, size
 from engine.config import Settings
 from engine.errors import SettingsError, SpoolError
-from engine.spool import examine
+from engine.spool import examine, wall_clock_ms
 
 
 def _files(settings: Settings, sync: str | None) -> Iterator[tuple[str, Path]]:
@@ -30,44 +27,83 @@ def _files(settings: Settings, sync: str | None) -> Iterator[tuple[str, Path]]:
 
 
 def status(settings: Settings, sync: str | None, *, as_json: bool) -> int:
-    """Print what the spools hold."""
-    states = {name: examine.state_of(path) for name, path in _files(settings, sync)}
+    """Print what the spools hold; null, and a line that says so, for one that is not there yet."""
+    states = {
+        name: examine.state_of(path) if path.exists() else None
+        for name, path in _files(settings, sync)
+    }
     if as_json:
         print_json(states)
         return OK
-    for name, state in states.items():
-        table = Table(title=f"{name}: {state.path}", show_header=False, title_justify="left")
-        rows: dict[str, Any] = {
-            "file": f"{state.file_bytes:,} bytes, {state.free_bytes:,} of them free",
-            "log": f"{state.log_bytes:,} bytes",
-            "reserve": f"{state.reserve_bytes:,} bytes",
-            "schema": f"{state.schema_version} (SQLite {state.sqlite})",
-            **{table_name: f"{count:,} rows" for table_name, count in state.rows.items()},
-        }
-        if state.last_trouble:
-            rows["last trouble"] = state.last_trouble
-        for what, value in rows.items():
-            table.add_row(what, value)
-        Console().print(table)
+    for name, path in _files(settings, sync):
+        state = states[name]
+        if state is None:
+            say(f"{name}: {NOT_YET.format(path)}")
+            continue
+        say(f"{name}: {state.path}")
+        print_table([(f"  {what}", *more) for what, *more in _rows(state, wall_clock_ms())])
     return OK
 
 
+NOT_YET = "there is no spool {} yet; the first start makes it"
+
+
+def _rows(state: examine.SpoolState, now_ms: int) -> Iterator[tuple[str, str, str]]:
+    """Yield what is known of a spool: a name, a size, and what there is to say about it."""
+    yield "file", size(state.file_bytes), f"{size(state.free_bytes)} of it free"
+    yield "log", size(state.log_bytes), "written first, folded into the file bit by bit"
+    yield "reserve", size(state.reserve_bytes), "kept back for a full disk"
+    yield "schema", str(state.schema_version), f"SQLite {state.sqlite}"
+    tables = sorted(state.rows, key=lambda table: -state.table_bytes.get(table, 0))
+    for table in tables:
+        held = state.table_bytes.get(table)
+        first_ms = state.oldest_ms.get(table)
+        age = "" if first_ms is None else f", the oldest {duration((now_ms - first_ms) / 1000)}"
+        holds = f": {TABLES[table]}" if table in TABLES else ""
+        yield (
+            table,
+            "" if held is None else size(held),
+            f"{count(state.rows[table], 'row')}{age}{holds}",
+        )
+    if state.last_trouble:
+        yield "last trouble", "", state.last_trouble
+
+
+TABLES = {
+    "records": "events that wait",
+    "dead_letters": "events that are not sent",
+    "seen": "insert ids, for spool.dedupe_window_s",
+    "seconds": "which event has which second of its user",
+    "contacts": "what is known of contacts",
+    "users_aside": "users that wait",
+}
+"""What is in a table, for people."""
+
+
 def verify(settings: Settings, sync: str | None, *, as_json: bool) -> int:
-    """Check every checksum and the accounting; 1 where something is damaged."""
+    """Check every checksum and the accounting; 1 where something is damaged, or not there."""
     found: dict[str, list[examine.Finding]] = {}
     for name, path in _files(settings, sync):
         try:
-            found[name] = examine.findings(path)
+            found[name] = examine.findings(path) if path.exists() else [_missing(path)]
         except SpoolError as error:
             found[name] = [examine.Finding("file", "", str(error))]
     if as_json:
         print_json(found)
     else:
         for name, findings in found.items():
-            print(f"{name}: {'whole' if not findings else 'damaged'}")
+            damaged = any(one.problem and one.table != MISSING for one in findings)
+            say(f"{name}: {'damaged' if damaged else 'not there' if findings else 'whole'}")
             for one in findings:
-                print(f"{name}: {one.table} {one.key}: {one.problem}".replace(" :", ":"))
+                say(f"{name}: {one.table} {one.key}: {one.problem}".replace(" :", ":"))
     return FAILED if any(found.values()) else OK
+
+
+MISSING = "spool"
+
+
+def _missing(path: Path) -> examine.Finding:
+    return examine.Finding(MISSING, "", NOT_YET.format(path))
 
 
 async def compact(settings: Settings, sync: str | None, *, as_json: bool) -> int:
@@ -83,5 +119,5 @@ async def compact(settings: Settings, sync: str | None, *, as_json: bool) -> int
         print_json(done)
         return OK
     for name, sizes in done.items():
-        print(f"{name}: {sizes.before_bytes:,} bytes before, {sizes.after_bytes:,} now")
+        say(f"{name}: {sizes.before_bytes:,} bytes before, {sizes.after_bytes:,} now")
     return OK

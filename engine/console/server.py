@@ -15,7 +15,7 @@ import ipaddress
 import logging
 import os
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -26,7 +26,7 @@ from aiohttp import web
 from engine import metrics
 from engine.app import Engine
 from engine.config import Admin, host_and_port
-from engine.errors import SettingsError, SpoolError
+from engine.errors import DEAD_REASONS, SettingsError, SpoolError, unknown_reason
 from engine.spool.rows import DeadLetterQuery
 from transports.http import MAX_HEADER_BYTES
 from transports.sockets import Listener, share_of_descriptors
@@ -43,6 +43,13 @@ _log = structlog.get_logger(__name__)
 _quiet = logging.getLogger(f"{__name__}.aiohttp")
 _quiet.setLevel(logging.CRITICAL)  # it would log every client that sends rubbish, as an error
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
+
+
+class Listing(DeadLetterQuery, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which dead letters to list: those behind ``after_id``, up to ``limit`` of them."""
+
+    after_id: int = 0
+    limit: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 1_000
 
 
 class AdminServer:
@@ -98,6 +105,7 @@ class AdminServer:
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/api/status", self._status)
+        app.router.add_get("/api/{sync}/users/{key:.+}", self._user)
         app.router.add_post("/api/{sync}/dead-letters/{action}", self._dead_letters)
         app.router.add_post("/api/{sync}/spool/compact", self._compact)
         return app
@@ -179,24 +187,32 @@ class AdminServer:
     async def _compact(self, request: web.Request) -> web.Response:
         return _json(await self._engine.compact(self._sync_of(request)))
 
+    async def _user(self, request: web.Request) -> web.Response:
+        return _json(await self._engine.user(self._sync_of(request), request.match_info["key"]))
+
     async def _dead_letters(self, request: web.Request) -> web.Response:
         sync, action = self._sync_of(request), request.match_info["action"]
         try:
             async with asyncio.timeout(BODY_TIMEOUT_S):
                 body = await request.read()
             self._at_work(request)
-            query = msgspec.json.decode(body or b"{}", type=DeadLetterQuery)
+            kind = Listing if action == "list" else DeadLetterQuery
+            query = msgspec.json.decode(body or b"{}", type=kind)
         except TimeoutError:
             raise web.HTTPRequestTimeout(text="the body took too long\n") from None
         except (aiohttp.ClientPayloadError, web.RequestPayloadError):
             raise web.HTTPBadRequest(text="not a body as its headers say\n") from None
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise web.HTTPBadRequest(text=f"{error}\n") from None
+        if query.reason is not None and query.reason not in DEAD_REASONS:
+            raise web.HTTPBadRequest(text=f"{unknown_reason(query.reason)}\n")
         return _json(await self._act(sync, action, query))
 
     async def _act(self, sync: str, action: str, query: DeadLetterQuery) -> Any:
-        if action == "list":
-            return await self._engine.dead_letters(sync, query)
+        if isinstance(query, Listing):
+            return await self._engine.dead_letter_page(
+                sync, query, after_id=query.after_id, limit=query.limit
+            )
         if action == "replay":
             return await self._engine.replay(sync, query)
         if action == "discard":

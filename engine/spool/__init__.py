@@ -4,7 +4,7 @@
 (batches that go in together), ``writer`` (one thread, group commit), ``database`` (when the disk
 fails or is full, with ``reserve``), ``store`` (records and accounting; ``seen``, ``dead_letters``,
 ``directory``, ``seconds``, ``meta`` beside), ``schema`` (tables, opening), ``lock`` (one process),
-``examine`` (looking at a file from outside).
+``reading`` and ``examine`` (looking at a file from outside).
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ from engine.errors import SpoolError
 from engine.spool.appends import Appends
 from engine.spool.database import Database, Job
 from engine.spool.feed import Feed
+from engine.spool.reading import look
 from engine.spool.reserve import Reserve
 from engine.spool.rows import Append, Appended, Contact
 from engine.spool.schema import connect, reason_of
 from engine.spool.seconds import Claim
-from engine.spool.store import Store
+from engine.spool.store import Store, under
 from engine.spool.writer import InlineWriter, ThreadWriter, Writer
 
 T = TypeVar("T")
@@ -82,7 +83,10 @@ class Spool:
         Raises:
             SpoolError: it cannot be opened.
         """
+        self.path = path
+        self._inline = inline
         self._database = open_database(path, settings, delivery.twin_window_s)
+        self._adjusted_before = Counter(under(self._database.store.counters, "adjusted:"))
         self._writer: Writer = (
             InlineWriter(self._database) if inline else ThreadWriter(self._database, path.stem)
         )
@@ -102,9 +106,14 @@ class Spool:
 
     async def close(self) -> None:
         """Finish what was submitted and close the file."""
-        if self._uncounted.received:
-            uncounted = self._take_uncounted()
-            await self.do(lambda store: store.count_only(uncounted))
+        uncounted, adjusted = self._take_uncounted(), self.feed.take_adjusted()
+        if uncounted.received or adjusted:
+
+            def job(store: Store) -> None:
+                store.count_only(uncounted)
+                store.count_adjusted(adjusted)
+
+            await self.do(job)
         await self._writer.close()
 
     def append(self, batch: Append) -> asyncio.Future[Appended]:
@@ -151,6 +160,21 @@ class Spool:
         await self.do(Store.recover)
         old, self.feed = self.feed, self._new_feed()
         self.feed.succeed(old)
+
+    async def look(self, job: Job[T]) -> T:
+        """Run a job that only reads, on a connection of its own: the writer is not held up.
+
+        Raises:
+            SpoolError: the file cannot be read.
+        """
+        if self._inline:
+            return await self.do(job)
+        return await asyncio.to_thread(look, self.path, job)
+
+    @property
+    def adjusted(self) -> Counter[str]:
+        """What was changed on the way to Intercom, by reason, since the spool was made."""
+        return self._adjusted_before + self.feed.adjusted
 
     @property
     def trouble(self) -> SpoolError | None:

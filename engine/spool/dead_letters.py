@@ -10,6 +10,9 @@ import msgspec
 from engine.spool.rows import DeadLetter, DeadLetterQuery, holds, letter_checksum
 
 _COLUMNS = ", ".join(DeadLetter.__struct_fields__)
+PAGE_BYTES = 8 * 1024 * 1024
+"""Bytes of events that one page may hold, but for the last of them: memory is bounded."""
+
 _HOLES = ", ".join("?" * len(DeadLetter.__struct_fields__))
 
 
@@ -34,11 +37,36 @@ class DeadLetters:
         )
         return [_checked(DeadLetter(*row), crc) for *row, crc in rows]
 
-    def reasons(self) -> dict[str, int]:
-        """Return how many there are, by reason."""
-        return dict(
-            self._db.execute("SELECT reason, count(*) FROM dead_letters GROUP BY reason").fetchall()
+    def page(
+        self, query: DeadLetterQuery, after_id: int, limit: int
+    ) -> tuple[list[DeadLetter], bool]:
+        """Return up to ``limit`` dead letters behind an id, and whether there are more.
+
+        Fewer where they hold more than ``PAGE_BYTES``; one at least, where there is one.
+        """
+        where, values = _conditions(query)
+        rows = self._db.execute(
+            f"SELECT {_COLUMNS}, crc FROM dead_letters WHERE id > ? AND {where}"  # noqa: S608 - columns and placeholders only
+            " ORDER BY id LIMIT ?",
+            (after_id, *values, limit + 1),
         )
+        found: list[DeadLetter] = []
+        held_bytes = 0
+        for *row, crc in rows:
+            if len(found) == limit or held_bytes > PAGE_BYTES:
+                return found, True
+            found.append(_checked(DeadLetter(*row), crc))
+            held_bytes += len(found[-1].raw)
+        return found, False
+
+    def count(self, query: DeadLetterQuery) -> int:
+        """Return how many dead letters a query means; reads them all, and keeps none."""
+        where, values = _conditions(query)
+        (count,) = self._db.execute(
+            f"SELECT count(*) FROM dead_letters WHERE {where}",  # noqa: S608 - placeholders only
+            values,
+        ).fetchone()
+        return int(count)
 
     def has(self, id_: int) -> bool:
         """Return whether there is one with this id."""
@@ -52,10 +80,11 @@ class DeadLetters:
             (*msgspec.structs.astuple(letter), _checksum(letter)),
         )
 
-    def remove(self, id_: int) -> bool:
-        """Take one away; return whether it was there."""
-        cursor = self._db.execute("DELETE FROM dead_letters WHERE id = ?", (id_,))
-        return cursor.rowcount == 1
+    def remove(self, id_: int) -> str | None:
+        """Take one away; return the reason it was kept for, None where it was not there."""
+        gone = self._db.execute("DELETE FROM dead_letters WHERE id = ? RETURNING reason", (id_,))
+        row = gone.fetchone()
+        return None if row is None else str(row[0])
 
 
 def _checksum(letter: DeadLetter) -> int:

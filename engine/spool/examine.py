@@ -8,22 +8,28 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from engine.errors import SpoolError
+from engine.spool.reading import look_at, size_of
 from engine.spool.rows import check_order, checksum, contact_checksum, holds, letter_checksum
-from engine.spool.schema import SCHEMA_VERSION, connect_to_read, migrate, tables_of
+from engine.spool.schema import SCHEMA_VERSION, migrate, tables_of
+from engine.spool.store import is_settled
 
 CHUNK_ROWS = 2_000
 MOST_FINDINGS = 100
 
 
 class SpoolState(msgspec.Struct, frozen=True):
-    """What a spool's file holds. ``log_bytes``: of the write-ahead log beside it."""
+    """What a spool's file holds. ``log_bytes``: of the write-ahead log beside it.
+
+    ``rows``, ``table_bytes`` (pages, those of indexes included; empty where SQLite cannot tell) and
+    ``oldest_ms`` (Unix milliseconds, of tables whose rows have a time) are by table.
+    """
 
     path: str
     schema_version: int
@@ -33,6 +39,8 @@ class SpoolState(msgspec.Struct, frozen=True):
     log_bytes: int
     reserve_bytes: int
     rows: dict[str, int]
+    table_bytes: dict[str, int]
+    oldest_ms: dict[str, int]
     counters: dict[str, int]
     last_trouble: str
 
@@ -51,44 +59,59 @@ def state_of(path: Path) -> SpoolState:
     Raises:
         SpoolError: it is not there, or cannot be read.
     """
-    with closing(connect_to_read(path)) as db, _readable(path):
-        (page_bytes,), (free,) = db.execute("PRAGMA page_size"), db.execute("PRAGMA freelist_count")
-        (version,) = db.execute("PRAGMA user_version").fetchone()
-        tables = [
-            name
-            for (name,) in db.execute(
-                "SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name"
-            )
-        ]
-        last = db.execute("SELECT value FROM meta WHERE key = 'last_trouble'").fetchone()
-        return SpoolState(
-            path=str(path),
-            schema_version=version,
-            sqlite=sqlite3.sqlite_version,
-            file_bytes=path.stat().st_size,
-            free_bytes=free[0] * page_bytes[0],
-            log_bytes=_size(f"{path}-wal"),
-            reserve_bytes=_size(f"{path}-reserve"),
-            rows={
-                table: db.execute(f"SELECT count(*) FROM {table}").fetchone()[0]  # noqa: S608 - the schema's
-                for table in tables
-            },
-            counters=dict(db.execute("SELECT name, value FROM counters ORDER BY name").fetchall()),
-            last_trouble=last[0] if last else "",
-        )
+    return look_at(path, lambda db: _state(db, path))
 
 
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def _state(db: sqlite3.Connection, path: Path) -> SpoolState:
+    db.execute("BEGIN")
+    (page_bytes,), (free,) = db.execute("PRAGMA page_size"), db.execute("PRAGMA freelist_count")
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    tables = db.execute("SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name")
+    last = db.execute("SELECT value FROM meta WHERE key = 'last_trouble'").fetchone()
+    return SpoolState(
+        path=str(path),
+        schema_version=version,
+        sqlite=sqlite3.sqlite_version,
+        file_bytes=size_of(str(path)),
+        free_bytes=free[0] * page_bytes[0],
+        log_bytes=size_of(f"{path}-wal"),
+        reserve_bytes=size_of(f"{path}-reserve"),
+        rows={
+            table: db.execute(f"SELECT count(*) FROM {table}").fetchone()[0]  # noqa: S608 - the schema's
+            for (table,) in tables.fetchall()
+        },
+        table_bytes=_table_bytes(db),
+        oldest_ms=_oldest_ms(db),
+        counters=dict(db.execute("SELECT name, value FROM counters ORDER BY name").fetchall()),
+        last_trouble=last[0] if last else "",
+    )
+
+
+def _table_bytes(db: sqlite3.Connection) -> dict[str, int]:
+    """Return the bytes of each table's pages; nothing where this SQLite has no ``dbstat``."""
     try:
-        yield
-    except (sqlite3.Error, UnicodeDecodeError) as error:
-        raise SpoolError("spool_failing", f"{path}: {error}") from error
+        return dict(
+            db.execute(
+                "SELECT s.tbl_name, sum(d.pgsize) FROM dbstat('main', 1) d"
+                " JOIN sqlite_schema s ON s.name = d.name GROUP BY s.tbl_name ORDER BY 2 DESC"
+            ).fetchall()
+        )
+    except sqlite3.OperationalError:
+        return {}
 
 
-def _size(path: str) -> int:
-    file = Path(path)
-    return file.stat().st_size if file.exists() else 0
+_FIRST_TIMES = {
+    "records": "SELECT accepted_at_ms FROM records ORDER BY id LIMIT 1",
+    "dead_letters": "SELECT min(last_failed_at_ms) FROM dead_letters",
+    "users_aside": "SELECT min(since_ms) FROM users_aside",
+    "seen": "SELECT at_ms FROM seen ORDER BY id LIMIT 1",
+    "contacts": "SELECT min(at_ms) FROM contacts",
+}
+
+
+def _oldest_ms(db: sqlite3.Connection) -> dict[str, int]:
+    found = {table: db.execute(query).fetchone() for table, query in _FIRST_TIMES.items()}
+    return {table: row[0] for table, row in found.items() if row and row[0] is not None}
 
 
 def findings(path: Path) -> list[Finding]:
@@ -97,18 +120,16 @@ def findings(path: Path) -> list[Finding]:
     Raises:
         SpoolError: it is not there, or cannot be read at all.
     """
-    found: list[Finding] = []
-    with closing(connect_to_read(path)) as db:
-        checks = [_structure, _tables, _records, _accounting]
-        # Those of dead letters and contacts came later than the first version.
-        if db.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,):
-            checks += [_dead_letters, _contacts]
-        for check in checks:
-            for one in _until_unreadable(db, check):
-                found.append(one)
-                if len(found) == MOST_FINDINGS:
-                    return found
-    return found
+    return look_at(path, lambda db: list(islice(_findings(db), MOST_FINDINGS)))
+
+
+def _findings(db: sqlite3.Connection) -> Iterator[Finding]:
+    checks = [_structure, _tables, _records, _accounting]
+    # Those of dead letters and contacts came later than the first version.
+    if db.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,):
+        checks += [_dead_letters, _contacts]
+    for check in checks:
+        yield from _until_unreadable(db, check)
 
 
 def _until_unreadable(
@@ -186,7 +207,8 @@ def _accounting(db: sqlite3.Connection) -> Iterator[Finding]:
         if rows != counters.get(name, 0):
             yield Finding("counters", name, f"says {counters.get(name, 0)}, there are {rows}")
     db.execute("COMMIT")
-    settled = sum(n for name, n in counters.items() if name != "received")
+    settled = sum(n for name, n in counters.items() if is_settled(name))
+    settled += counters.get("pending", 0)
     if settled != counters.get("received", 0):
         said = f"says {counters.get('received', 0)}, accounted for are {settled}"
         yield Finding("counters", "received", said)

@@ -26,7 +26,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import anyio
@@ -107,6 +107,11 @@ class Feed:
         self._stopping = False
         self.latency_s: deque[float] = deque(maxlen=4096)
         """From accepted to answered, of the latest deliveries."""
+        self.adjusted: Counter[str] = Counter()
+        """What was changed on the way to Intercom, by reason, since the start."""
+        self._adjusted_on_disk: Counter[str] = Counter()
+        self.waiting_from_id = 0
+        """Where the last reading of a status found the first record of the queue."""
 
     def __repr__(self) -> str:
         return (
@@ -140,6 +145,7 @@ class Feed:
     def succeed(self, old: Feed) -> None:
         """Take the place of a feed that a fault has stopped."""
         self.latency_s = old.latency_s
+        self.adjusted, self._adjusted_on_disk = old.adjusted, old._adjusted_on_disk
         self._stopping = old.stopping
         old._tell_progress()
 
@@ -297,9 +303,11 @@ class Feed:
                     await self._are_many.wait()
                 self._are_many.clear()
                 records, self._answered = self._answered, []
+                adjusted = self.take_adjusted()
                 try:
-                    await self._writer.submit(_delivery_of(records))
+                    await self._writer.submit(self._delivery_of(records, adjusted))
                 except Exception as error:
+                    self._adjusted_on_disk.subtract(adjusted)
                     if not isinstance(error, SpoolError):
                         _log.error("deliveries cannot be settled together", exc_info=error)
                     await anyio.sleep(FAILING_DISK_NAP_S)
@@ -309,10 +317,10 @@ class Feed:
                     self._let_go_delivered(records)
         finally:
             if self._answered:
-                self._writer.submit(_delivery_of(self._answered))
+                self._writer.submit(self._delivery_of(self._answered))
 
     async def _settle_alone(self, record: Record) -> None:
-        await self.persist(_delivery_of([record]))
+        await self.persist(self._delivery_of([record]))
         self._let_go_delivered([record])
 
     def _let_go_delivered(self, records: Sequence[Record]) -> None:
@@ -331,10 +339,15 @@ class Feed:
         Not ``delivered``: there was nothing to write, so they are dropped as ``unchanged``.
         """
 
+        adjusted = self.take_adjusted()
+
         def job(store: Store) -> None:
-            store.contacts.remember(records[0].user_key, contact, self._now_ms())
+            now_ms = self._now_ms()
+            store.count_adjusted(adjusted)
+            store.contacts.remember(records[0].user_key, contact, now_ms)
             if delivered:
                 store.deliver([record.id for record in records])
+                store.note_delivery(now_ms)
             else:
                 for record in records:
                     store.drop(record.id, "unchanged")
@@ -343,6 +356,25 @@ class Feed:
         for record in records:
             self._note_latency(record)
         self._let_go(*records)
+
+    def take_adjusted(self) -> Counter[str]:
+        """Return what was changed and is not counted on disk yet, to be counted now."""
+        taken = self.adjusted - self._adjusted_on_disk
+        self._adjusted_on_disk.update(taken)
+        return taken
+
+    def _delivery_of(
+        self, records: Sequence[Record], adjusted: Mapping[str, int] | None = None
+    ) -> Job[None]:
+        ids, now_ms = [record.id for record in records], self._now_ms()
+
+        def job(store: Store) -> None:
+            store.deliver(ids)
+            store.note_delivery(now_ms)
+            if adjusted:
+                store.count_adjusted(adjusted)
+
+        return job
 
     def _note_latency(self, record: Record) -> None:
         self.latency_s.append((self._now_ms() - record.accepted_at_ms) / 1000)
@@ -447,8 +479,3 @@ class Feed:
                 return await self._writer.submit(job)
             except SpoolError:
                 await anyio.sleep(FAILING_DISK_NAP_S)
-
-
-def _delivery_of(records: Sequence[Record]) -> Job[None]:
-    ids = [record.id for record in records]
-    return lambda store: store.deliver(ids)

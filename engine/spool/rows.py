@@ -140,6 +140,22 @@ class DeadLetterQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     until_ms: int | None = None
 
 
+def is_counted(query: DeadLetterQuery) -> bool:
+    """Return whether a query has no condition but a reason, by which dead letters are counted."""
+    return not query.ids and (query.user, query.since_ms, query.until_ms) == (None, None, None)
+
+
+class DeadLetterPage(msgspec.Struct, frozen=True):
+    """Some dead letters of those that a query means, by id.
+
+    ``matching``: how many it means in all. ``more``: whether there are any behind these.
+    """
+
+    dead_letters: list[DeadLetter]
+    matching: int
+    more: bool
+
+
 def checksum(id_: int, kind: int, user_key: str, accepted_at_ms: int, raw: bytes) -> int:
     """Return the CRC32 that a record is kept with: SQLite does not notice a flipped byte."""
     head = b"%d %d %d %s" % (id_, kind, accepted_at_ms, user_key.encode())

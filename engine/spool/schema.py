@@ -142,21 +142,41 @@ def connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
+def has_log(path: Path) -> bool:
+    """Return whether a spool has a log beside it: somebody writes, or ended without folding it."""
+    return os.path.exists(f"{path}-wal") and os.path.exists(f"{path}-shm")
+
+
 def connect_to_read(path: Path) -> sqlite3.Connection:
-    """Open a spool that somebody else may be writing, to look at it.
+    """Open a spool that somebody else may be writing, to look at it. Nothing at all is written.
+
+    A reader of a log shares an index of it with the writer (``-shm``), which SQLite would create
+    and change for the reader too: not with ``readonly_shm``. Without a log the file changes no
+    more (``immutable``); the caller sees by ``has_log`` whether that was still so at the end.
 
     Raises:
         SpoolError: it is not there, not a spool, or cannot be read.
     """
+    how = "readonly_shm=1" if has_log(path) else "immutable=1"
     try:
         path.stat()
-        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+        _check_log(path)
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&{how}", uri=True)
+        connection.isolation_level = None
         connection.text_factory = tolerant
     except (sqlite3.Error, OSError) as error:
         raise _failing(path, error) from error
     with _closed_on_failure(connection, path):
         _check(connection, path)
     return connection
+
+
+def _check_log(path: Path) -> None:
+    """Refuse a log that was copied without its index: SQLite would write one to read it."""
+    log = Path(f"{path}-wal")
+    if log.exists() and log.stat().st_size and not has_log(path):
+        text = "its log has no index (-shm); the next start of the daemon makes one"
+        raise SpoolError("spool_failing", f"{path}: {text}")
 
 
 @contextmanager

@@ -61,6 +61,24 @@ class Seconds:
             kept |= {one.claim_id: self._take_free(one, tried, now_ms) for one in new}
         return [kept.get(one.claim_id, one.second) for one in claims]
 
+    def foresee(self, one: Claim, promised: set[bytes]) -> int:
+        """Return the second that an event has, or would be given now; nothing is changed.
+
+        ``promised``: keys of seconds that were foreseen for others; this one's is added.
+        """
+        kept = self._kept([one])
+        if one.claim_id in kept:
+            return kept[one.claim_id]
+        second = one.second
+        while (key := _key(one, second)) in promised or self._is_taken(key):
+            second += 1
+        promised.add(key)
+        return second
+
+    def _is_taken(self, key: bytes) -> bool:
+        row = self._db.execute("SELECT TRUE FROM seconds WHERE key = ?", (key,)).fetchone()
+        return row is not None
+
     def _kept(self, claims: Sequence[Claim]) -> dict[int, int]:
         """Return the seconds that events have had before."""
         kept: dict[int, int] = {}

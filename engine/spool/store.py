@@ -6,13 +6,16 @@ The store runs inside somebody's transaction: ``begin``, any number of methods, 
 Counters change in the transaction that changes the rows they count. Hence, after every commit:
 
     received = delivered + dropped (all reasons) + dead + pending
+
+Beside these are ``dead:REASON``, which dead letters are made of, and ``adjusted:REASON``, values
+that were changed on the way to Intercom.
 """
 
 from __future__ import annotations
 
 import sqlite3
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -28,6 +31,8 @@ from engine.spool.rows import (
     Append,
     Appended,
     DeadLetter,
+    DeadLetterPage,
+    DeadLetterQuery,
     DeadRow,
     Loaded,
     Row,
@@ -37,11 +42,13 @@ from engine.spool.rows import (
     dead_letter,
     holds,
     insert_many,
+    is_counted,
     row_checksum,
 )
 from engine.spool.schema import PAGE_BYTES, fold
 from engine.spool.seconds import Seconds
 from engine.spool.seen import Seen
+from engine.spool.user_state import UserState, state_of_user
 
 GIVE_BACK_PAGES = 128
 LEAST_FREE_PAGES = 2048
@@ -53,6 +60,21 @@ REFILL_LEVEL = 0.95
 
 KINDS = frozenset(map(int, Kind))
 """Kinds of records that this version knows."""
+
+
+def is_settled(counter: str) -> bool:
+    """Return whether a counter is one of those that settled events add up to."""
+    return counter in ("delivered", "dead") or counter.startswith("dropped:")
+
+
+def under(counters: Mapping[str, int], prefix: str) -> dict[str, int]:
+    """Return the counters whose names begin so, without that beginning, those of 0 left out."""
+    return {
+        name.removeprefix(prefix): count
+        for name, count in sorted(counters.items())
+        if name.startswith(prefix) and count > 0
+    }
+
 
 _RECORD = "id, kind, user_key, accepted_at_ms, attempts, first_failed_at_ms, claim_id, crc, raw"
 
@@ -77,9 +99,8 @@ class Store:
         self.contacts = ContactDirectory(connection)
         self.letters = DeadLetters(connection)
         self.meta = Meta(connection)
-        self._counters: Counter[str] = Counter(
-            dict(connection.execute("SELECT name, value FROM counters"))
-        )
+        self._counters = self._read_counters()
+        self._delivered_at_ms: int | None = None
         self._deltas: Counter[str] = Counter()
         self._full = False
         self._shut = ""
@@ -88,8 +109,24 @@ class Store:
         if recover:
             connection.execute("BEGIN")
             self.recover()
+            self._recover_reasons()
             connection.execute("COMMIT")
+            self._counters = self._read_counters()
         self._next_id = self._read_next_id()
+
+    def _read_counters(self) -> Counter[str]:
+        return Counter(dict(self._db.execute("SELECT name, value FROM counters")))
+
+    def _recover_reasons(self) -> None:
+        """Count the dead letters by reason, where an earlier version has left that undone."""
+        counts = [n for name, n in self._counters.items() if name.startswith("dead:")]
+        if sum(counts) == self._counters["dead"] and min(counts, default=0) >= 0:
+            return
+        self._db.execute("DELETE FROM counters WHERE name GLOB 'dead:*'")
+        self._db.execute(
+            "INSERT INTO counters SELECT 'dead:' || reason, count(*) FROM dead_letters"
+            " GROUP BY reason"
+        )
 
     def recover(self) -> None:
         """Set right what the last delivery left in the middle, so that each user goes on in order.
@@ -177,6 +214,9 @@ class Store:
         """
         if self._ids_taken:
             self.meta.set("next_id", str(self._next_id))
+        if self._delivered_at_ms is not None:
+            self.meta.set("delivered_at_ms", str(self._delivered_at_ms))
+            self._delivered_at_ms = None
         self.seen.prune()
         if self._deltas:
             self._db.executemany(
@@ -198,6 +238,7 @@ class Store:
         A disk that fails here as well is no news: the next ``begin`` fails, and so comes back here.
         """
         self._deltas.clear()
+        self._delivered_at_ms = None
         if self._db.in_transaction:
             with suppress(sqlite3.Error):
                 self._db.execute("ROLLBACK")
@@ -269,7 +310,8 @@ class Store:
         duplicates = len(batch.rows) + len(batch.dead) - len(rows) - len(dead)
         self.count_only(batch)
         self._deltas["pending"] += len(rows)
-        self._deltas["dead"] += len(dead)
+        for letter in dead:
+            self._count_dead(letter.reason)
         self._deltas["dropped:duplicate"] += duplicates
         return Appended(len(rows), duplicates, len(dead))
 
@@ -290,6 +332,15 @@ class Store:
     def _count_dropped(self, dropped: Counter[str]) -> None:
         for reason, count in dropped.items():
             self._deltas[f"dropped:{reason}"] += count
+
+    def _count_dead(self, reason: str, count: int = 1) -> None:
+        self._deltas["dead"] += count
+        self._deltas[f"dead:{reason}"] += count
+
+    def count_adjusted(self, adjusted: Mapping[str, int]) -> None:
+        """Count values that were changed on the way to Intercom, by reason."""
+        for reason, count in adjusted.items():
+            self._deltas[f"adjusted:{reason}"] += count
 
     def _insert_records(self, rows: Sequence[Row], at_ms: int, claim_id: int | None = None) -> int:
         """Insert records at the next places; return the first of these."""
@@ -466,9 +517,13 @@ class Store:
         at_ms = at_ms if isinstance(at_ms, int) else 0
         self._delete([id_])
         self._keep(dead_letter(Record(id_, Kind.EVENT, str(user), at_ms, kept), failure, at_ms))
-        self._deltas["dead"] += 1
+        self._count_dead(failure.reason)
 
     # --- settling -------------------------------------------------------------------------
+
+    def note_delivery(self, now_ms: int) -> None:
+        """Keep the time of the last delivery."""
+        self._delivered_at_ms = now_ms
 
     def deliver(self, ids: Sequence[int]) -> None:
         """Settle records as delivered."""
@@ -484,7 +539,7 @@ class Store:
             return
         charged = msgspec.structs.replace(record, attempts=record.attempts + 1)
         self._keep(dead_letter(charged, failure, now_ms))
-        self._deltas["dead"] += 1
+        self._count_dead(failure.reason)
 
     def _keep(self, letter: DeadLetter) -> None:
         """Keep a dead letter, under another id where damage has put its own to a second one."""
@@ -596,9 +651,19 @@ class Store:
         return gone
 
     def _exhume(self, id_: int) -> bool:
-        gone = self.letters.remove(id_)
-        self._deltas["dead"] -= gone
-        return gone
+        reason = self.letters.remove(id_)
+        if reason is None:
+            return False
+        self._count_dead(reason, -1)
+        return True
+
+    def dead_letter_page(self, query: DeadLetterQuery, after_id: int, limit: int) -> DeadLetterPage:
+        """Return some of the dead letters that a query means, and how many there are in all."""
+        found, more = self.letters.page(query, after_id, limit)
+        if is_counted(query):
+            name = f"dead:{query.reason}" if query.reason else "dead"
+            return DeadLetterPage(found, self._counters[name], more)
+        return DeadLetterPage(found, self.letters.count(query), more)
 
     # --- looking at it --------------------------------------------------------------------
 
@@ -608,14 +673,25 @@ class Store:
         (dead,) = self._db.execute("SELECT count(*) FROM dead_letters").fetchone()
         return {"pending": pending, "dead": dead}
 
+    @property
+    def dead_by_reason(self) -> dict[str, int]:
+        """Return how many dead letters there are, by reason, as of the last commit."""
+        return under(self._counters, "dead:")
+
     def users_aside(self) -> dict[str, int]:
         """Return how many users are parked, by reason."""
-        return dict(
-            self._db.execute(
-                "SELECT reason, count(*) FROM users_aside"
-                " WHERE wake_at_ms IS NOT NULL AND reason <> '' GROUP BY reason"
-            ).fetchall()
+        return {reason: count for reason, (count, _) in self.parked_users().items()}
+
+    def parked_users(self) -> dict[str, tuple[int, int]]:
+        """Return how many users are parked by reason, and when the first of them failed first.
+
+        One whose next try is out at this moment counts too.
+        """
+        rows = self._db.execute(
+            "SELECT reason, count(*), min(since_ms) FROM users_aside"
+            " WHERE reason <> '' GROUP BY reason"
         )
+        return {reason: (count, since_ms) for reason, count, since_ms in rows}
 
     def parked(self) -> int:
         """Return how many records wait with a parked user. Takes a while where there are many."""
@@ -625,7 +701,28 @@ class Store:
         ).fetchone()
         return int(count)
 
-    def oldest_accepted_ms(self) -> int | None:
-        """Return when the first waiting record was accepted."""
-        row = self._db.execute("SELECT accepted_at_ms FROM records ORDER BY id LIMIT 1").fetchone()
-        return row[0] if row else None
+    def user(self, user: str) -> UserState:
+        """Return what is known of one user; reads a bounded part of the tables."""
+        return state_of_user(self._db, user)
+
+    def first_waiting(self, from_id: int = 0) -> tuple[int, int] | None:
+        """Return id and time of acceptance of the first record that waits in the queue.
+
+        ``from_id``: where an earlier call found it; records ahead of that are settled or aside for
+        good. What waits with users that are aside is not in the queue.
+        """
+        row = self._db.execute(
+            "SELECT id, accepted_at_ms FROM records WHERE id >= ? AND set_aside = 0"
+            " ORDER BY id LIMIT 1",
+            (from_id,),
+        ).fetchone()
+        return (row[0], row[1]) if row else None
+
+    def first_crowded_ms(self) -> int | None:
+        """Return when the first record was accepted of users that are worked off bit by bit."""
+        (first_ms,) = self._db.execute(
+            "SELECT min((SELECT accepted_at_ms FROM records r WHERE r.set_aside = 1"
+            " AND r.user_key = u.user_key ORDER BY r.id LIMIT 1))"
+            " FROM users_aside u WHERE u.reason = ''"
+        ).fetchone()
+        return first_ms if isinstance(first_ms, int) else None

@@ -55,7 +55,7 @@ async def test_commands_ask_the_daemon_while_it_holds_the_spools(tmp_path: Path)
         assert json.loads(out)["syncs"][0]["dropped"] == {"events_disabled": 1}
         code, out, _ = await process.run("dead-letters", "list", "-c", str(config), "--json")
         assert (code, json.loads(out)) == (0, [])
-        code, out, _ = await process.run("dead-letters", "replay", "-c", str(config))
+        code, out, _ = await process.run("dead-letters", "replay", "-c", str(config), "--json")
         assert (code, json.loads(out)) == (0, {})
 
 

@@ -131,11 +131,13 @@ async def test_a_replayed_dead_letter_is_delivered_and_a_discarded_one_is_counte
         assert counts["dead"] == 2
         local.add_contact(external_id="late-comer")
         ask = ("-c", str(config), "--user")
-        _, out, _ = await process.run("dead-letters", "replay", *ask, "late-comer", "--dry-run")
+        _, out, _ = await process.run(
+            "dead-letters", "replay", *ask, "late-comer", "--dry-run", "--json"
+        )
         assert json.loads(out)["requests"][0]["path"] == "/events"
-        _, out, _ = await process.run("dead-letters", "replay", *ask, "late-comer")
+        _, out, _ = await process.run("dead-letters", "replay", *ask, "late-comer", "--json")
         assert json.loads(out) == {"replayed": 1}
-        _, out, _ = await process.run("dead-letters", "discard", *ask, "never-comes")
+        _, out, _ = await process.run("dead-letters", "discard", *ask, "never-comes", "--json")
         assert json.loads(out) == {"discarded": 1}
         code, _ = await _forward(config)
         assert code == 0

@@ -65,7 +65,7 @@ async def test_a_poison_event_ends_as_a_dead_letter_and_can_be_replayed_when_it_
             assert settled["dead_by_reason"] == {"user_failing": 1}
             assert len(local.events) == 47
             local.faults.clear()
-        code, out, _ = await process.run("dead-letters", "replay", "-c", str(config))
+        code, out, _ = await process.run("dead-letters", "replay", "-c", str(config), "--json")
         assert (code, msgspec.json.decode(out)) == (0, {"replayed": 1})
         code, _, _ = await process.run("forward", "-c", str(config))
         assert code == 0

@@ -204,5 +204,5 @@ async def test_a_damaged_record_is_a_dead_letter_and_the_rest_is_delivered(tmp_p
     async with serve(local) as url, process.daemon(process.settings(tmp_path, url)) as daemon:
         status = await daemon.settled()
     assert (status["delivered"], status["dead_by_reason"]) == (9, {"corrupt": 1})
-    code, out, _ = await process.run("dead-letters", "replay", "-c", str(nowhere))
+    code, out, _ = await process.run("dead-letters", "replay", "-c", str(nowhere), "--json")
     assert (code, json.loads(out)) == (0, {"still dead": 1})

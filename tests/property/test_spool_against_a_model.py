@@ -575,8 +575,10 @@ class SpoolMachine(RuleBasedStateMachine):
         recount = {name: counters[name] for name in ("pending", "dead")}
         assert self.store.recount() == recount
         assert recount == {"pending": len(model.pending), "dead": len(model.dead)}
+        reasons = Counter(letter.reason for letter in model.dead.values())
+        assert self.store.dead_by_reason == reasons
         for name in counters.keys() | model.counts.keys() - {"pending", "dead"}:
-            if name not in ("pending", "dead"):
+            if name not in ("pending", "dead") and not name.startswith("dead:"):
                 assert counters[name] == model.counts[name], name
         self._rows_are_the_models()
 

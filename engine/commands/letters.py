@@ -1,0 +1,172 @@
+"""``dead-letters``: list, show, replay, discard."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from engine.commands import FAILED, OK, complain, print_json
+from engine.commands.forward import choose_sync
+from engine.commands.preview import Preview
+from engine.commands.spools import Files, Reading, open_spools, read_spools
+from engine.commands.terminal import count, listed, print_table, say, shown
+from engine.config import Settings
+from engine.spool.rows import DeadLetter, DeadLetterPage, DeadLetterQuery
+
+PAGE = 1_000
+"""Dead letters that are asked for at once."""
+
+
+async def list_letters(
+    settings: Settings,
+    sync: str | None,
+    query: DeadLetterQuery,
+    *,
+    after_id: int,
+    limit: int,
+    as_json: bool,
+) -> int:
+    """Print dead letters, a line each, up to ``limit``; say on stderr where there are more."""
+    name = choose_sync(settings, sync)
+    letters: list[DeadLetter] = []
+    matching, more = 0, False
+    async with read_spools(settings) as spools:
+        async for page in _pages(spools, name, query, after_id, limit):
+            letters += page.dead_letters
+            matching, more = page.matching, page.more
+    if as_json:
+        print_json([view(letter) for letter in letters])
+    elif letters:
+        head = ("id", "reason", "status", "user", "attempts", "from", "message")
+        print_table(map(_row, letters), head, right=(0, 2, 4))
+    if more:
+        text = f"{len(letters):,} of {matching:,} shown; --after {letters[-1].id} shows more"
+        say(text, stderr=True)
+    elif not letters and not as_json:
+        say("no dead letters" + (f" behind {after_id}" if after_id else ""), stderr=True)
+    return OK
+
+
+async def _pages(
+    spools: Reading, sync: str, query: DeadLetterQuery, after_id: int = 0, limit: int | None = None
+) -> AsyncIterator[DeadLetterPage]:
+    """Yield what a query means, a page at a time, up to ``limit`` dead letters."""
+    while True:
+        wanted = PAGE if limit is None else min(PAGE, limit)
+        page = await spools.dead_letters(sync, query, after_id, wanted)
+        yield page
+        if limit is not None:
+            limit -= len(page.dead_letters)
+        if not page.more or limit == 0:
+            return
+        after_id = page.dead_letters[-1].id
+
+
+def _row(letter: DeadLetter) -> tuple[object, ...]:
+    where = f"{letter.origin}:{letter.line}" if letter.line else letter.origin
+    message = shown(letter.message, 80)
+    user = shown(letter.user_key, 40)
+    return (letter.id, letter.reason, letter.status or "", user, letter.attempts, where, message)
+
+
+def view(letter: DeadLetter) -> dict[str, Any]:
+    """Return a dead letter for JSON, its raw event as text."""
+    fields = msgspec.structs.asdict(letter)
+    return {**fields, "raw": letter.raw.decode(errors="replace")}
+
+
+async def show_letter(settings: Settings, sync: str | None, id_: int, *, as_json: bool) -> int:
+    """Print one dead letter, whole."""
+    async with read_spools(settings) as spools:
+        query = DeadLetterQuery(ids=[id_])
+        page = await spools.dead_letters(choose_sync(settings, sync), query, 0, 1)
+    if not page.dead_letters:
+        return complain(f"there is no dead letter {id_}", FAILED)
+    [letter] = page.dead_letters
+    if as_json:
+        print_json(view(letter))
+        return OK
+    print_table(_fields(letter))
+    say(shown(letter.raw.decode(errors="replace"), len(letter.raw) * 6), most=len(letter.raw) * 6)
+    return OK
+
+
+def _fields(letter: DeadLetter) -> Iterator[tuple[str, object]]:
+    """Yield what is known of a dead letter but its event, in the words of the columns."""
+    for name, value in msgspec.structs.asdict(letter).items():
+        if name.endswith("_at_ms"):
+            yield name.removesuffix("_ms").replace("_", " "), _time(value)
+        elif name not in ("raw", "claim_id") and value not in (None, ""):
+            yield name.replace("_", " "), value
+
+
+def _time(at_ms: int) -> str:
+    try:
+        return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="seconds")
+    except (ValueError, OverflowError, OSError):
+        return str(at_ms)  # damaged
+
+
+async def replay_letters(
+    settings: Settings, sync: str | None, query: DeadLetterQuery, *, as_json: bool
+) -> int:
+    """Queue dead letters again."""
+    name = choose_sync(settings, sync)
+    async with open_spools(settings) as spools:
+        counts = await spools.replay(name, query)
+    if as_json:
+        print_json(counts)
+    else:
+        say(listed(sorted(counts.items())) or "no dead letters")
+    return OK
+
+
+async def foresee_replay(
+    settings: Settings, sync: str | None, query: DeadLetterQuery, *, as_json: bool
+) -> int:
+    """Print the requests that a replay would make for each dead letter; nothing is changed.
+
+    Read from the files: seconds that events have, and contacts that are known, are there.
+    """
+    name = choose_sync(settings, sync)
+    [its_settings] = [one for one in settings.sync if one.name == name]
+    preview, files = Preview(its_settings), Files(settings)
+    promised: set[bytes] | None = set() if its_settings.delivery.twin_window_s else None
+    found = 0
+    async for page in _pages(files, name, query):
+        answers = files.foresee(name, page.dead_letters, preview, promised)
+        for letter, answer in zip(page.dead_letters, answers, strict=True):
+            found += 1
+            if as_json:
+                print_json({"id": letter.id, **answer})
+            else:
+                _print_answer(letter, answer)
+    if not found and not as_json:
+        say("no dead letters", stderr=True)
+    return OK
+
+
+def _print_answer(letter: DeadLetter, answer: dict[str, Any]) -> None:
+    reason = " ".join(part for part in (answer["reason"], answer.get("message", "")) if part)
+    say(f"{letter.id} {answer['verdict']}" + (f": {reason}" if reason else ""))
+    for request in answer["requests"]:
+        body = bytes(request["body"]).decode()
+        say(f"  {request['method']} {request['path']} {body}", most=len(body) * 6 + 200)
+    for text in answer.get("adjustments", ()):
+        say(f"  {text}")
+
+
+async def discard_letters(
+    settings: Settings, sync: str | None, query: DeadLetterQuery, *, as_json: bool
+) -> int:
+    """Settle dead letters as dropped."""
+    async with open_spools(settings) as spools:
+        discarded = await spools.discard(choose_sync(settings, sync), query)
+    if as_json:
+        print_json({"discarded": discarded})
+    else:
+        say(f"{count(discarded, 'dead letter')} discarded")
+    return OK

@@ -1,0 +1,72 @@
+"""``users show``: what is known of one user."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from engine.commands import FAILED, OK, print_json
+from engine.commands.forward import choose_sync
+from engine.commands.spools import read_spools
+from engine.commands.terminal import count, duration, listed, print_table, say, shown
+from engine.config import Settings
+from engine.spool import wall_clock_ms
+from engine.spool.user_state import MOST_ROWS_READ, UserState
+
+
+async def show(settings: Settings, sync: str | None, key: str, *, as_json: bool) -> int:
+    """Print what is known of one user, by the key that ``sync.mapping.from`` gives; 1: nothing."""
+    name = choose_sync(settings, sync)
+    [identifier] = [one.mapping.identifier for one in settings.sync if one.name == name]
+    if identifier == "email":
+        key = key.strip().lower()
+    async with read_spools(settings) as spools:
+        state = await spools.user(name, key.encode(errors="replace").decode())
+    known = bool(state.waiting.records or state.parked or state.contact or state.dead_letters)
+    if as_json:
+        print_json({"sync": name, "known": known, **_fields(state)})
+        return OK if known else FAILED
+    say(f"user {shown(key)} in {name}" + ("" if known else ": nothing is known"))
+    if known:
+        print_table(_rows(state, wall_clock_ms()))
+    if not state.complete:
+        say(f"only {MOST_ROWS_READ:,} records and dead letters were looked through", stderr=True)
+    return OK if known else FAILED
+
+
+def _fields(state: UserState) -> dict[str, object]:
+    return {name: getattr(state, name) for name in state.__struct_fields__}
+
+
+def _rows(state: UserState, now_ms: int) -> Iterator[tuple[str, str]]:
+    def ago(at_ms: int) -> str:
+        return f"{duration(max(0, now_ms - at_ms) / 1000)} ago"
+
+    waiting = state.waiting
+    if waiting.first_accepted_at_ms is None:
+        yield "waiting", "nothing"
+    else:
+        yield (
+            "waiting",
+            f"{waiting.records:,}, the first accepted {ago(waiting.first_accepted_at_ms)}",
+        )
+        yield "", listed(waiting.types.items())
+    if state.parked is not None:
+        at_ms, failures = state.parked.next_try_at_ms, state.parked.failures
+        due = at_ms is None or at_ms <= now_ms
+        next_try = "now" if due else f"in {duration(((at_ms or 0) - now_ms) / 1000)}"
+        since = f"{count(failures, 'failure')}, the first {ago(state.parked.since_ms)}"
+        yield "parked", f"{state.parked.reason}: {since}; next try {next_try}"
+    if state.contact is None:
+        yield "contact", "not known yet: it is looked for at the next update"
+    else:
+        yield (
+            "contact",
+            f"{state.contact.contact_id or 'deleted'}, written {ago(state.contact.at_ms)}",
+        )
+        names = [name.removeprefix("custom_attributes.") for name in state.contact.fields]
+        yield "", ", ".join(names) or "no properties"
+    if state.dead_letters:
+        ids = ", ".join(map(str, state.dead_letter_ids))
+        yield "dead letters", f"{listed(state.dead_letters.items())} (latest ids: {ids})"
+    else:
+        yield "dead letters", "none"

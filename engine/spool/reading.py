@@ -1,0 +1,68 @@
+"""Reading a spool's file from outside, whoever is writing it: nothing is written, nobody waits."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import TypeVar
+
+from engine.errors import SpoolError
+from engine.spool.schema import SCHEMA_VERSION, connect_to_read, has_log, reason_of
+from engine.spool.store import Store
+
+T = TypeVar("T")
+
+
+def look_at(path: Path, job: Callable[[sqlite3.Connection], T]) -> T:
+    """Run a job that only reads on a connection of its own.
+
+    A file that was at rest is read without locks; where a writer came meanwhile, it is read again.
+
+    Raises:
+        SpoolError: it is not there, or cannot be read.
+    """
+    at_rest = not has_log(path)
+    try:
+        with closing(connect_to_read(path)) as db:
+            found = job(db)
+    except (sqlite3.Error, UnicodeDecodeError, SpoolError) as error:
+        if at_rest and has_log(path):
+            return look_at(path, job)
+        if isinstance(error, SpoolError):
+            raise
+        raise SpoolError(reason_of(error), f"{path}: {error}") from error
+    return look_at(path, job) if at_rest and has_log(path) else found
+
+
+def look(path: Path, job: Callable[[Store], T]) -> T:
+    """Run a job that only reads on one snapshot of a spool's tables.
+
+    Raises:
+        SpoolError: it is not there, cannot be read, or was written by an earlier version.
+    """
+    return look_at(path, lambda db: _in_snapshot(db, path, job))
+
+
+def _in_snapshot(db: sqlite3.Connection, path: Path, job: Callable[[Store], T]) -> T:
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    if version < SCHEMA_VERSION:
+        text = f"of schema {version}; the next start of the daemon brings it up to date"
+        raise SpoolError("spool_failing", f"{path}: {text}")
+    db.execute("BEGIN")
+    return job(Store(db, max_bytes=0, window_ms=0, recover=False))
+
+
+def disk_bytes(path: Path) -> int:
+    """Return the bytes that a spool's files have on disk: its log and its reserve included."""
+    return sum(size_of(f"{path}{end}") for end in ("", "-wal", "-shm", "-reserve"))
+
+
+def size_of(path: str) -> int:
+    """Return the size of a file in bytes; 0 where there is none."""
+    try:
+        return os.stat(path).st_size
+    except FileNotFoundError:
+        return 0
