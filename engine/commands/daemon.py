@@ -15,6 +15,7 @@ from engine.console.server import AdminServer
 from engine.errors import SettingsError
 from engine.supervision import Supervisor
 from transports import Batch, Intake, Source, Ticket
+from transports.errors import Refused
 from transports.sockets import raise_descriptor_limit
 
 _log = structlog.get_logger("engine.run")
@@ -80,6 +81,9 @@ async def _serve(engine: Engine, name: str, source: Source) -> None:
             raise
         except SettingsError as error:
             raise SettingsError(f"sources.{name}: {error}") from None
+        except Refused as error:
+            if error.reason != "draining":  # what the source holds comes again after the start
+                raise
 
     await Supervisor(work, final=(SettingsError,), source=name).run()
 

@@ -1,0 +1,97 @@
+"""A source that faults is started again by itself; the engine and the other sources go on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import anyio
+import pytest
+
+from engine.commands.daemon import start_sources
+from engine.errors import SettingsError
+from support import simulation, virtual
+from transports import Intake, batch_of
+from transports.errors import Refused
+from transports.sandbox import Sandbox
+
+SYNC = "simulated"
+
+
+class Flaky:
+    """Hands one event over each time it runs, then faults, the first ``faults`` times."""
+
+    def __init__(self, faults: int, user: str, fault: Exception) -> None:
+        self.runs = 0
+        self._faults = faults
+        self._user = user
+        self._fault = fault
+
+    async def run(self, intake: Intake) -> None:
+        self.runs += 1
+        event = simulation.event(self._user, self.runs)
+        ticket = await intake.send(batch_of([simulation.encode(event)], sync=SYNC))
+        await ticket.wait()
+        if self.runs <= self._faults:
+            raise self._fault
+
+
+class Unable:
+    """Cannot even begin."""
+
+    async def run(self, intake: Intake) -> None:
+        raise FileNotFoundError(2, "No such file or directory", "/nowhere")
+
+
+class AtTheEnd:
+    """Is refused because the engine drains."""
+
+    async def run(self, intake: Intake) -> None:
+        raise Refused("draining")
+
+
+def users() -> Sandbox:
+    local = simulation.sandbox()
+    for user in ("flaky-user", "well-user"):
+        local.add_contact(external_id=user)
+    return local
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("unforeseen"), OSError(5, "Input/output error")])
+def test_a_source_that_faults_is_started_again_and_others_do_not_notice(
+    tmp_path: Path, fault: Exception
+) -> None:
+    async def scenario() -> None:
+        local = users()
+        async with simulation.engine(tmp_path, local) as running:
+            flaky, well = Flaky(4, "flaky-user", fault), Flaky(0, "well-user", fault)
+            async with anyio.create_task_group() as tasks:
+                await start_sources(running, {"flaky": flaky, "well": well}, tasks)
+            await running.settled()
+            assert (flaky.runs, well.runs) == (5, 1)
+            assert virtual.current().now_s == pytest.approx(1 + 2 + 4 + 8, abs=1)
+        assert len(local.events) == 6
+
+    virtual.run(scenario)
+
+
+def test_a_source_that_cannot_begin_is_a_wrong_setting(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with simulation.engine(tmp_path, users()) as running:
+            with pytest.raises(ExceptionGroup) as raised:
+                async with anyio.create_task_group() as tasks:
+                    await start_sources(running, {"folder": Unable()}, tasks)
+            [error] = raised.value.exceptions
+            assert isinstance(error, SettingsError)
+            assert "sources.folder: /nowhere: No such file" in str(error)
+
+    virtual.run(scenario)
+
+
+def test_a_source_that_is_refused_because_the_engine_drains_has_ended(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with simulation.engine(tmp_path, users()) as running:
+            async with anyio.create_task_group() as tasks:
+                await start_sources(running, {"last": AtTheEnd()}, tasks)
+            assert virtual.current().now_s < 1
+
+    virtual.run(scenario)
