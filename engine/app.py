@@ -395,9 +395,14 @@ def _most_calls(intercom: Intercom, tokens: int) -> int:
     return min(intercom.max_in_flight, share_of_descriptors(0.25 / tokens))
 
 
+def directory_of(sync: Sync) -> str:
+    """Return what a sync's contact directory is about: the workspace, and how users are found."""
+    return f"{_base_url(sync.intercom)} {sync.mapping.identifier} {sync.mapping.source}"
+
+
 def _renew_directory(store: Store, sync: Sync) -> None:
     """Start a new contact directory where the old one is about another workspace or key."""
-    about = f"{_base_url(sync.intercom)} {sync.mapping.identifier} {sync.mapping.source}"
+    about = directory_of(sync)
     if store.meta.get("directory") not in (None, about):
         store.contacts.forget_all()
     store.meta.set("directory", about)

@@ -134,10 +134,10 @@ async def foresee_replay(
     name = choose_sync(settings, sync)
     [its_settings] = [one for one in settings.sync if one.name == name]
     preview, files = Preview(its_settings), Files(settings)
-    promised: set[bytes] | None = set() if its_settings.delivery.twin_window_s else None
+    promised: set[bytes] = set()
     found = 0
     async for page in _pages(files, name, query):
-        answers = files.foresee(name, page.dead_letters, preview, promised)
+        answers = files.foresee(its_settings, page.dead_letters, preview, promised)
         for letter, answer in zip(page.dead_letters, answers, strict=True):
             found += 1
             if as_json:

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from engine.actors.filter import Filter
-from engine.app import client_of
+from engine.app import client_of, directory_of
 from engine.attributes import KnownAttributes, parse_list
 from engine.commands import FAILED, OK, complain
 from engine.config import Intercom, Settings, Sync
@@ -100,18 +100,19 @@ class Past:
 class SpooledPast(Past):
     """What one spool knows; the seconds that it promised are remembered from event to event."""
 
-    def __init__(self, store: Store, promised: set[bytes] | None) -> None:
-        """``promised`` None: events of one second are not told apart."""
+    def __init__(self, store: Store, sync: Sync, promised: set[bytes]) -> None:
         self._store = store
         self._promised = promised
+        self._shifts = sync.delivery.twin_window_s > 0
+        self._knows_contacts = store.meta.get("directory") == directory_of(sync)
 
     def second(self, claim: Claim) -> int:
-        if self._promised is None:
+        if not self._shifts:
             return claim.second
         return self._store.seconds.foresee(claim, self._promised)
 
     def contact(self, user: str) -> Contact | None:
-        return self._store.contacts.get(user)
+        return self._store.contacts.get(user) if self._knows_contacts else None
 
 
 class Preview:

@@ -164,15 +164,15 @@ class Files:
         )
 
     def foresee(
-        self, sync: str, letters: list[DeadLetter], preview: Preview, promised: set[bytes] | None
+        self, sync: Sync, letters: list[DeadLetter], preview: Preview, promised: set[bytes]
     ) -> list[dict[str, Any]]:
         """Return what a replay of each dead letter would send, by what the spool knows."""
 
         def job(store: Store) -> list[dict[str, Any]]:
-            past = SpooledPast(store, promised)
+            past = SpooledPast(store, sync, promised)
             return [preview.replayed(letter, past) for letter in letters]
 
-        return self._look(sync, job, [])
+        return self._look(sync.name, job, [])
 
     async def user(self, sync: str, user: str) -> UserState:
         return self._look(sync, lambda store: store.user(user), nothing_of(user))

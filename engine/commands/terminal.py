@@ -9,6 +9,9 @@ from collections.abc import Iterable, Sequence
 from engine.logs import printable
 
 MOST_CHARACTERS = 200
+WIDE = 10_000
+"""Columns of a pipe: what reads it wants a row in one line."""
+
 _UNSEEN = re.compile(r"[\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
 """What JSON leaves as it is, and a terminal obeys or does not show."""
 
@@ -53,6 +56,8 @@ def print_table(
     for row in cells:
         table.add_row(*map(Text, row))
     console = Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+    if not console.is_terminal:
+        console = Console(width=WIDE, markup=False, emoji=False, highlight=False)
     with console.capture() as captured:
         console.print(table)
     lines = [line.rstrip() for line in captured.get().splitlines()]

@@ -1,0 +1,160 @@
+"""``dead-letters`` at the prompt: what is listed, shown, foreseen and refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support import process
+from transports.sandbox import Sandbox, serve
+
+NOWHERE = "http://127.0.0.1:9"
+NASTY = (
+    "[/bold]\\a",
+    "\x1b[31mred\x07",
+    "two\nlines",
+    "\u202egnp.exe",
+    "x" * 400,
+    ":smile: [link=a]",
+)
+
+
+async def letters(action: str, config: Path, *more: str) -> tuple[int, str, str]:
+    return await process.run("dead-letters", action, "-c", str(config), *more)
+
+
+async def bury(config: Path, events: Sequence[dict[str, Any]]) -> None:
+    """Have a daemon take events that become dead letters, and end it."""
+    async with process.daemon(config) as daemon:
+        code, answer = await process.upload(f"{daemon.http}/2/httpapi", events)
+        assert code == 200, answer
+        await daemon.settled()
+
+
+async def test_what_is_left_out_of_a_list_is_said(tmp_path: Path) -> None:
+    config = process.settings(tmp_path, NOWHERE)
+    await bury(config, [process.event("late-user", n, time=1_000) for n in range(7)])
+    code, out, err = await letters("list", config, "--limit", "3")
+    assert (code, len(out.splitlines()), err) == (0, 4, "3 of 7 shown; --after 3 shows more\n")
+    code, out, err = await letters("list", config, "--after", "3", "--json")
+    assert (code, [one["id"] for one in json.loads(out)], err) == (0, [4, 5, 6, 7], "")
+    code, out, err = await letters("list", config, "--limit", "2", "--user", "late-user", "--json")
+    assert (code, len(json.loads(out)), "2 of 7 shown" in err) == (0, 2, True)
+
+
+async def test_text_from_outside_is_text(tmp_path: Path) -> None:
+    unknown = {"select": [{"types": ["*"]}], "unknown_user": "dead_letter"}
+    async with serve(Sandbox()) as url:
+        config = process.settings(tmp_path, url, events=unknown)
+        await bury(config, [process.event(user, 1) for user in NASTY])
+    for action, *more in (("list",), ("show", "1"), ("show", "2"), ("replay", "--dry-run")):
+        code, out, err = await letters(action, config, *more)
+        assert (code, err) == (0, ""), action
+        assert all(line.isprintable() for line in out.splitlines()), action
+    _, out, _ = await letters("list", config)
+    assert "[/bold]\\a" in out
+    assert "\\x1b[31mred\\x07" in out
+    assert ":smile: [link=a]" in out
+    code, out, _ = await process.run("users", "show", NASTY[1], "-c", str(config), "--json")
+    assert (code, json.loads(out)["dead_letters"]) == (0, {"invalid_identity": 1})
+
+
+@pytest.mark.parametrize("running", [True, False], ids=["through a daemon", "from the file"])
+async def test_a_user_of_any_name_is_found(tmp_path: Path, running: bool) -> None:
+    names = [*NASTY, "..", "a/b", "50%", "{x}", "é ✓", "?a=b#c"]
+    admin = {"admin": {"listen": f"127.0.0.1:{process.free_port()}"}}
+    config = process.settings(tmp_path, NOWHERE, top=admin, events={"enabled": False})
+    async with process.daemon(config) as daemon:
+        events = [process.event(name, n, "$identify") for n, name in enumerate(names)]
+        body = {"api_key": process.API_KEY, "events": events, "options": {"min_id_length": 1}}
+        await process.post(f"{daemon.http}/2/httpapi", json.dumps(body).encode())
+        if running:
+            await _find(config, names)
+    if not running:
+        await _find(config, names)
+
+
+async def _find(config: Path, names: Sequence[str]) -> None:
+    for name in names:
+        code, out, err = await process.run("users", "show", name, "-c", str(config), "--json")
+        assert err == "", name
+        state = json.loads(out)
+        seen = state["waiting"]["records"] + sum(state["dead_letters"].values())
+        assert (code, state["user"], seen, err) == (0, name, 1, "")
+
+
+async def test_what_cannot_be_meant_is_refused_by_name(tmp_path: Path) -> None:
+    config = process.settings(tmp_path, NOWHERE)
+    for action in ("list", "replay", "discard"):
+        code, _, err = await letters(action, config, "--reason", "refusd")
+        assert (code, "did you mean `refused`?" in " ".join(err.split())) == (2, True)
+        code, _, err = await letters(action, config, "--since", "yesterday")
+        assert (code, "--since" in err) == (2, True)
+        code, _, err = await letters(action, config, "--until", "[/bold]\x1b")
+        assert (code, "--until" in err, "\x1b" in err) == (2, True, False)
+    assert not (tmp_path / "data").exists()
+
+
+async def test_for_people_and_for_programs_the_same_is_said(tmp_path: Path) -> None:
+    config = process.settings(tmp_path, NOWHERE)
+    await bury(config, [process.event("late-user", n, time=1_000) for n in range(3)])
+    _, out, _ = await letters("show", config, "1", "--json")
+    assert json.loads(out)["reason"] == "too_old"
+    _, out, _ = await letters("show", config, "1")
+    assert "too_old" in out
+    assert out.splitlines()[-1].startswith('{"')
+    assert (await letters("replay", config, "1"))[:2] == (0, "1 replayed\n")
+    assert (await letters("discard", config, "2"))[:2] == (0, "1 dead letter discarded\n")
+    _, out, _ = await letters("discard", config, "3", "--json")
+    assert json.loads(out) == {"discarded": 1}
+
+
+async def test_a_dry_run_shows_the_bytes_that_a_replay_sends(tmp_path: Path) -> None:
+    """Seconds that were claimed, ones that are claimed now, and a contact that is known."""
+    local = Sandbox(attributes={"plan": "string"})
+    local.add_contact(external_id="known-user")
+    async with serve(local) as url:
+        await _bury_for_replay(tmp_path, url)
+        config = process.settings(
+            tmp_path, url, users={"properties": ["plan"], "trigger": "any_update"}
+        )
+        code, out, err = await letters("replay", config, "--dry-run", "--json")
+        assert code == 0, err
+        foreseen = [one for line in out.splitlines() for one in json.loads(line)["requests"]]
+        assert len(foreseen) == 8
+        for user in ("late-comer", "early-bird"):
+            local.add_contact(external_id=user)
+        before = len(local.journal)
+        code, out, _ = await letters("replay", config, "--json")
+        assert (code, json.loads(out)) == (0, {"replayed": 7})
+        code, _, err = await process.run("forward", "-c", str(config))
+        assert code == 0, err
+    sent = [
+        (one.method, one.path, one.body) for one in local.journal[before:] if one.method != "GET"
+    ]
+    wanted = [
+        (one["method"], one["path"], json.dumps(one["body"], separators=(",", ":")).encode())
+        for one in foreseen
+    ]
+    assert sorted(sent) == sorted(wanted)
+
+
+async def _bury_for_replay(tmp_path: Path, url: str) -> None:
+    delivery = {"retry_attempts": 1, "retry_window_s": 1.0}
+    every = {"select": [{"types": ["*"]}]}
+    config = process.settings(
+        tmp_path, url, delivery=delivery, events={**every, "unknown_user": "dead_letter"}
+    )
+    second = {"time": 1_700_000_000_000}
+    same_second = [process.event("late-comer", n, **second) for n in range(3)]
+    ahead = [process.event("early-bird", n, time=4_000_000_000_000) for n in range(2)]
+    identify = process.event("known-user", 1, "$identify", user_properties={"plan": "free"})
+    await bury(config, [*same_second, *ahead, identify])
+    too_old = process.settings(tmp_path, url, delivery=delivery, events={**every, "max_age_s": 1.0})
+    update = {"user_properties": {"plan": "pro"}}
+    unclaimed = process.event("late-comer", 9, **second)
+    await bury(too_old, [process.event("known-user", 2, **update), unclaimed])
