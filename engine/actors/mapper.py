@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import structlog
 
@@ -38,6 +38,16 @@ def _no_place(plan: Plan | Verdict) -> Verdict:
     return Verdict("reject", "event_type_limit", f"{name!r} would be one name too many")
 
 
+def _claim(record: Record, event: Mapping[str, Any]) -> Claim:
+    name, second = event["event_name"], event["created_at"]
+    return Claim(record.claim_id, record.user_key, name, second, record.raw)
+
+
+def _not_before_ms(event: Mapping[str, Any], second: int) -> int:
+    """Return when an event may leave: one that was moved ahead, not before its second begins."""
+    return second * 1000 if second > event["created_at"] else 0
+
+
 class MapperActor(Actor[list[Record], Envelope]):
     """Batches of records in, envelopes out; what makes no call is settled here."""
 
@@ -63,7 +73,7 @@ class MapperActor(Actor[list[Record], Envelope]):
         bodies = await self._bodies(planned)
         self._lanes.put(
             [
-                Envelope(record, plan, bodies.get(record.id))
+                Envelope(record, plan, *bodies.get(record.id, ()))
                 for record, plan in planned
                 if isinstance(plan, Plan)
             ]
@@ -83,8 +93,8 @@ class MapperActor(Actor[list[Record], Envelope]):
             for record, plan in planned
         ]
 
-    async def _bodies(self, planned: Sequence[Planned]) -> dict[int, bytes]:
-        """Return the event bodies by record, each with a second that no twin of it has."""
+    async def _bodies(self, planned: Sequence[Planned]) -> dict[int, tuple[bytes, int]]:
+        """Return by record the event's body and when it may leave, which its second decides."""
         events = [
             (record, plan.event)
             for record, plan in planned
@@ -92,15 +102,11 @@ class MapperActor(Actor[list[Record], Envelope]):
         ]
         if not events:
             return {}
-        seconds = await self._spool.claim_seconds(
-            [
-                Claim(record.claim_id, record.user_key, event["event_name"], event["created_at"])
-                for record, event in events
-            ]
-        )
+        given = await self._spool.claim_seconds([_claim(*one) for one in events])
+        self._adjusted.update("same_second" for one in given if one.crowded)
         return {
-            record.id: event_body(event, second)
-            for (record, event), second in zip(events, seconds, strict=True)
+            record.id: (event_body(event, second), _not_before_ms(event, second))
+            for (record, event), (second, _) in zip(events, given, strict=True)
         }
 
     async def _settle(self, record: Record, verdict: Verdict) -> None:
