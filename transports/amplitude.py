@@ -232,6 +232,8 @@ def check_head(head: Head, min_id_length: int = MIN_ID_LENGTH) -> BadEvent | Non
     """
     if not head.event_type:
         return BadEvent("missing_field", "event_type", "event_type is missing")
+    if head.event_type.isspace():
+        return BadEvent("invalid_field", "event_type", "event_type is blank")
     if len(head.event_type) > MAX_TEXT:
         return BadEvent("invalid_field", "event_type", f"event_type is longer than {MAX_TEXT}")
     if not head.user_id and not head.device_id and head.event_type != GROUP_IDENTIFY:

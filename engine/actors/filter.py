@@ -30,7 +30,6 @@ from transports.amplitude import (
     IDENTIFY,
     KEPT_BYTES,
     MAX_EVENT_BYTES,
-    MAX_TEXT,
     RESERVED_TYPES,
     BadEvent,
     Event,
@@ -46,6 +45,9 @@ from transports.errors import Refused
 
 TYPES_KEPT = 4_096
 """Event types whose verdict is remembered."""
+
+LONGEST_TYPE_KEPT = 128
+"""Characters of such a type: 2 MB of them at most, and nobody's real types are longer."""
 
 COMMITS_AHEAD = 64
 """Batches that may wait for their fsync while the next ones are filtered."""
@@ -85,7 +87,7 @@ class Filter:
 
     def drop_by_type(self, event_type: str | None) -> str:
         """Return why an event of a type is dropped whatever it holds; empty: it has to be seen."""
-        if event_type and len(event_type) > MAX_TEXT:  # not to be remembered
+        if event_type and len(event_type) > LONGEST_TYPE_KEPT:
             return self._drop_by_type(event_type)
         return self._known_drops(event_type)
 

@@ -7,8 +7,17 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from engine.actors.filter import Filter, FilterActor, dead_key, insert_key
+from engine.actors.filter import (
+    LONGEST_TYPE_KEPT,
+    TYPES_KEPT,
+    Filter,
+    FilterActor,
+    dead_key,
+    insert_key,
+)
 from engine.config import from_table
 from engine.envelope import Kind, Plan, Record
 from engine.errors import DEAD_REASONS, DROP_REASONS
@@ -71,6 +80,58 @@ def test_what_is_not_kept_has_its_reason(
 ) -> None:
     assert judge(a_filter(**sync), event_type) == reason
     assert reason in DROP_REASONS | DEAD_REASONS
+
+
+@pytest.mark.parametrize(
+    ("event_type", "selected", "unselected"),
+    [
+        (" \t\u00a0", "invalid_field", "not_selected"),
+        ("x" * 1_025, "invalid_field", "not_selected"),
+        ("x" * 1_024, (Kind.EVENT, "user-1"), "not_selected"),
+        ("x" * 200, (Kind.EVENT, "user-1"), "not_selected"),
+        ("[Intercom] " + "x" * 200, "loop_guard", "not_selected"),
+        ("\0", (Kind.EVENT, "user-1"), "not_selected"),
+        ("_all", "reserved_name", "not_selected"),
+    ],
+)
+def test_an_unusual_type_has_its_verdict(event_type: str, selected: Any, unselected: str) -> None:
+    assert judge(a_filter(), event_type) == selected
+    assert judge(a_filter(events={"select": [{"types": ["Bought"]}]}), event_type) == unselected
+
+
+def test_types_that_are_remembered_are_bounded_in_number_and_length() -> None:
+    decide = a_filter()
+    for n in range(2 * TYPES_KEPT):
+        decide.drop_by_type(f"{n}" * 64)
+        decide.drop_by_type(f"type {n}")
+    assert decide._known_drops.cache_info().currsize == TYPES_KEPT
+    before = decide._known_drops.cache_info().misses
+    assert decide.drop_by_type("x" * (LONGEST_TYPE_KEPT + 1)) == ""
+    assert decide._known_drops.cache_info().misses == before
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=6,
+)
+FIELDS = ["event_type", "user_id", "device_id", "insert_id", "uuid", "time", "event_time"]
+PROPERTIES = ["event_properties", "user_properties", "groups", "group_properties", "country"]
+EVENTS = st.dictionaries(st.sampled_from(FIELDS + PROPERTIES), JSON | st.just("Bought"))
+
+
+@given(EVENTS | JSON, st.booleans())
+def test_whatever_comes_is_kept_dropped_or_a_dead_letter(event: Any, derive: bool) -> None:
+    where = [{"property": "event.p", "op": "is not", "values": [1]}]
+    raw = json.dumps(event).encode()
+    for decide in (
+        a_filter(events={"select": [{"types": ["*"], "where": where}]}),
+        a_filter(users={"properties": ["plan"], "trigger": "any_update"}, events={"select": []}),
+    ):
+        kept = FilterActor(decide, cast("Any", None)).sift(Batch(None, [raw], derive_ids=derive))
+        assert len(kept.rows) + len(kept.dead) + kept.dropped.total() == kept.received == 1
+        assert {letter.reason for letter in kept.dead} <= DEAD_REASONS.keys()
+        assert kept.dropped.keys() <= DROP_REASONS.keys()
 
 
 def test_a_where_clause_that_does_not_hold_drops_the_event() -> None:
