@@ -24,7 +24,7 @@ from engine.actors.source import SourceActor
 from engine.config import Intercom, Settings, Sync, with_secrets_revealed
 from engine.errors import SettingsError, SpoolError
 from engine.gate import Gate
-from engine.metrics import Facts, Status, SyncStatus, read_facts, sync_status
+from engine.metrics import Facts, Refusal, Status, SyncStatus, read_facts, sync_status
 from engine.pipeline import Pipeline
 from engine.spool import Spool, wall_clock_ms
 from engine.spool.lock import DataDir
@@ -85,6 +85,8 @@ class Engine:
         self._gates: dict[tuple[str, str], Gate] = {}
         self._tokens = len({_token_of(sync) for sync in settings.sync})
         self.pipelines: dict[str, Pipeline] = {}
+        self.sources: dict[str, Source] = {}
+        """Sources that run, by name: whoever starts one notes it here, for ``status``."""
         self.state = "starting"
         self._finished = anyio.Event()
 
@@ -235,7 +237,13 @@ class Engine:
     async def status(self) -> Status:
         """Return the accounting of all syncs."""
         syncs = [await self._sync_status(pipeline) for pipeline in self.pipelines.values()]
-        return Status(self.state, syncs)
+        refusals: Counter[tuple[str, str]] = Counter()
+        refused_keys: Counter[str] = Counter()
+        for source in self.sources.values():
+            refusals.update(getattr(source, "refusals", {}))
+            refused_keys.update(getattr(source, "refused_keys", {}))
+        counted = [Refusal(*kind, count) for kind, count in sorted(refusals.items())]
+        return Status(self.state, syncs, counted, dict(refused_keys))
 
     async def _sync_status(self, pipeline: Pipeline) -> SyncStatus:
         spool, contacts = pipeline.spool, pipeline.contacts

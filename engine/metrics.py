@@ -34,6 +34,7 @@ METRICS = {
     "calls_in_flight": "Calls that are out, or next to leave.",
     "rate_limit": "Calls that Intercom allows in 10 seconds.",
     "gate_health": "1 for what the gate makes of Intercom: open, throttled, outage, unauthorized.",
+    "http_refusals_total": "Requests that the HTTP source refused, by door and reason.",
     "ready": "1 while events are taken.",
 }
 """All metrics, without prefix. The README's table is checked against it."""
@@ -72,11 +73,22 @@ class SyncStatus(msgspec.Struct, frozen=True):
     intercom: GateStatus | None
 
 
+class Refusal(msgspec.Struct, frozen=True):
+    """How often an HTTP source refused requests at a door for a reason, since the start."""
+
+    door: str
+    reason: str
+    count: int
+
+
 class Status(msgspec.Struct, frozen=True):
     """What ``status`` and the admin port say."""
 
     state: str
     syncs: list[SyncStatus]
+    refusals: list[Refusal] = []
+    refused_keys: dict[str, int] = {}
+    """Requests with an API key that no sync takes, by key."""
 
 
 class Facts(msgspec.Struct, frozen=True):
@@ -185,6 +197,9 @@ class _Snapshot(Collector):
     def _samples(self, name: str) -> Iterator[tuple[dict[str, str], float]]:
         if name == "ready":
             yield {}, float(self._ready)
+        if name == "http_refusals_total":
+            for refusal in self._status.refusals:
+                yield {"door": refusal.door, "reason": refusal.reason}, refusal.count
         for sync in self._status.syncs:
             for labels, value in _sync_samples(name, sync):
                 yield {"sync": sync.name, **labels}, value

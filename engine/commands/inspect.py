@@ -122,6 +122,10 @@ async def status(settings: Settings, *, as_json: bool = False) -> int:
         for what, counts in _details(sync):
             told = ", ".join(f"{count} {name}" for name, count in counts.items())
             print(f"{sync.name}: {what}: {told}")
+    for refusal in found.refusals:
+        print(f"http: refused at {refusal.door}: {refusal.count} {refusal.reason}")
+    for key, count in found.refused_keys.items():
+        print(f"http: no sync takes the API key {key}: {count} refused")
     return OK
 
 
