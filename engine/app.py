@@ -29,6 +29,7 @@ from engine.gate import Gate
 from engine.metrics import (
     Facts,
     GateStatus,
+    Refusal,
     Status,
     SyncStatus,
     gate_status,
@@ -100,6 +101,8 @@ class Engine:
         self._data_dir = data_dir_of(settings)
         self._gate_names = _gate_names(settings)
         self.pipelines: dict[str, Pipeline] = {}
+        self.sources: dict[str, Source] = {}
+        """Sources that run, by name: whoever starts one notes it here, for ``status``."""
         self.state = "starting"
         self._finished = anyio.Event()
 
@@ -264,7 +267,13 @@ class Engine:
     async def status(self) -> Status:
         """Return the accounting of all syncs."""
         syncs = [await self._sync_status(pipeline) for pipeline in self.pipelines.values()]
-        return Status(self.state, self._data_dir, syncs)
+        refusals: Counter[tuple[str, str]] = Counter()
+        refused_keys: Counter[str] = Counter()
+        for source in self.sources.values():
+            refusals.update(getattr(source, "refusals", {}))
+            refused_keys.update(getattr(source, "refused_keys", {}))
+        counted = [Refusal(*kind, count) for kind, count in sorted(refusals.items())]
+        return Status(self.state, self._data_dir, syncs, counted, dict(refused_keys))
 
     async def _sync_status(self, pipeline: Pipeline) -> SyncStatus:
         spool, contacts = pipeline.spool, pipeline.contacts

@@ -58,6 +58,7 @@ async def _cut_short(signals: Signals, engine: Engine) -> None:
 async def start_sources(engine: Engine, sources: dict[str, Source], tasks: TaskGroup) -> None:
     """Start sources; those that listen do so when this returns."""
     for name, source in sources.items():
+        engine.sources[name] = source
         tasks.start_soon(_serve, engine, name, source)
         listening = getattr(source, "listening", None)
         if listening is not None:
