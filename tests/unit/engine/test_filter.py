@@ -17,6 +17,7 @@ from engine.actors.filter import (
     FilterActor,
     dead_key,
     insert_key,
+    project_hash,
 )
 from engine.config import from_table
 from engine.envelope import Kind, Plan, Record
@@ -176,7 +177,7 @@ def test_emails_compare_without_case_and_outer_space() -> None:
 
 
 def key_of(project: str = "p", *, derive: bool = False, **head: Any) -> bytes | None:
-    return insert_key(Head(**head), b"raw", project, derive=derive)
+    return insert_key(Head(**head), b"raw", project_hash(project), derive=derive)
 
 
 def test_an_event_is_known_again_by_its_insert_id_on_its_device() -> None:
@@ -199,7 +200,13 @@ def test_an_event_is_another_one_in_another_project() -> None:
 
 
 def test_no_part_of_a_key_can_pass_for_another() -> None:
-    parts = [("p", "d", "ui"), ("p", "du", "i"), ("pd", "", "ui"), ("p", "d\0u", "i")]
+    parts = [
+        ("p", "d", "ui"),
+        ("p", "du", "i"),
+        ("pd", "", "ui"),
+        ("p", "d\0u", "i"),
+        ("p", "", "dui"),
+    ]
     keys = [key_of(project, device_id=d, insert_id=i) for project, d, i in parts]
     assert len(set(keys)) == len(parts)
 
@@ -213,9 +220,9 @@ def test_an_event_without_insert_id_is_known_again_by_its_uuid(time: dict[str, s
 
 def test_an_event_without_any_id_is_known_by_its_content_where_its_source_may_repeat() -> None:
     assert key_of() is None
-    same = insert_key(Head(), b"raw", "p", derive=True)
-    assert same == insert_key(Head(), b"raw", "p", derive=True)
-    assert same != insert_key(Head(), b"other", "p", derive=True)
+    same = insert_key(Head(), b"raw", project_hash("p"), derive=True)
+    assert same == insert_key(Head(), b"raw", project_hash("p"), derive=True)
+    assert same != insert_key(Head(), b"other", project_hash("p"), derive=True)
 
 
 def keys(decide: Filter, raw: bytes, **batch: Any) -> list[bytes | None]:
@@ -256,12 +263,16 @@ def test_a_dead_letter_is_not_the_event_that_the_same_bytes_are_under_other_sett
     """Its letter may be gone by then, and it would be lost."""
     raw = b'{"event_type": "Bought", "user_id": "user-1", "event_properties": 1, "time": -1e300}'
     head, bad = Head(event_type="Bought"), BadEvent("invalid_field", "time", "not a time")
-    assert dead_key(bad, raw, "p") != insert_key(head, raw, "p", derive=True)
+    assert dead_key(bad, raw, project_hash("p")) != insert_key(
+        head, raw, project_hash("p"), derive=True
+    )
 
 
 def test_lines_that_begin_alike_are_different_dead_letters_where_the_rest_differs() -> None:
     def key(digest: bytes) -> bytes:
-        return dead_key(BadEvent("too_large", "", "too long", digest=digest), b"alike", "p")
+        return dead_key(
+            BadEvent("too_large", "", "too long", digest=digest), b"alike", project_hash("p")
+        )
 
     assert key(b"one") == key(b"one")
     assert key(b"one") != key(b"other")
@@ -309,7 +320,7 @@ def test_only_the_same_event_of_the_same_device_is_known_again(sample: list[byte
     def key(number: int) -> bytes | None:
         head = decode_head(sample[number - 1])
         assert isinstance(head, Head)
-        return insert_key(head, sample[number - 1], "", derive=True)
+        return insert_key(head, sample[number - 1], project_hash(""), derive=True)
 
     assert key(16) == key(17)
     assert len({key(n) for n in (6, 7, 8, 16, 18, 39, 40)}) == 7
