@@ -482,8 +482,8 @@ _EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _MILLISECOND: Final = dt.timedelta(milliseconds=1)
 
 
-MAX_MENDED: Final = 20_000
-"""Values that are mended in one text: ten for each event of a full request."""
+MAX_MENDED: Final = 100_000
+"""Values that are mended in one text: fifty for each event of a full request."""
 
 _UP_TO_A_HALF: Final = re.compile(
     rb"((?:[^\\]++|\\u[dD][89abAB]..\\u[dD][c-fC-F]..|\\(?!u[dD][89a-fA-F]).){0,20000}+)"
@@ -498,13 +498,18 @@ And no more than thousands: other threads have their turn only between two match
 
 _UP_TO_NO_NUMBER: Final = re.compile(
     rb'((?:[^"NI0-9-]++'
-    rb'|"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)'  # a text, whatever it holds
+    rb'|"(?:[^"\\]++|\\.){0,100}+"'  # a text, whatever it holds
     rb"|-?[0-9]{1,200}+(?:\.[0-9]++)?+(?:[eE](?:-[0-9]++|\+?[0-9]{1,2}+))?+(?![0-9.eE+-])"
-    rb"|N(?!aN)|I(?!nfinity)|-(?!Infinity|[0-9])){0,20000}+)"
-    rb"(?:(NaN|-?Infinity)|(-?[0-9][0-9.eE+-]*+))?",
+    rb"|N(?!aN)|I(?!nfinity)|-(?!Infinity|[0-9])){0,5000}+)"
+    rb"(?:(NaN|-?Infinity)|(-?[0-9][0-9.eE+-]*+)"
+    rb'|("(?:[^"\\]++|\\.){0,200000}+(?:"|.*+\Z)))?',
     re.DOTALL,
 )
-"""JSON up to what is no number (group 2), or may be beyond all floats (3); in pieces as above."""
+"""JSON up to what is no number (group 2), or may be beyond all floats (3), or a long text (4).
+
+In pieces as above, but for one long text; all that follows one that is longer still, or has no end,
+counts as part of it.
+"""
 
 
 def mend(raw: bytes) -> bytes:
@@ -519,7 +524,7 @@ def mend(raw: bytes) -> bytes:
 
 def mend_surrogates(raw: bytes) -> bytes:
     """Return JSON with U+FFFD for each half of a surrogate pair, which is not text."""
-    return _UP_TO_A_HALF.sub(_mend_surrogate, raw, MAX_MENDED)
+    return _UP_TO_A_HALF.sub(_mend_surrogate, raw, MAX_MENDED) if b"\\u" in raw else raw
 
 
 def _mend_surrogate(found: re.Match[bytes]) -> bytes:
@@ -527,8 +532,10 @@ def _mend_surrogate(found: re.Match[bytes]) -> bytes:
 
 
 def _mend_number(found: re.Match[bytes]) -> bytes:
-    number = found[3] or b""
-    return found[1] + (b"null" if found[2] or (number and not _is_number(number)) else number)
+    before, no_number, number, text = found.groups(b"")
+    if no_number or (number and not _is_number(number)):
+        return before + b"null"
+    return before + number + text
 
 
 def _is_number(token: bytes) -> bool:

@@ -333,7 +333,7 @@ class FilterActor(Actor[Share, None]):
         self._few_are_kept = len(rows) < len(batch.raws) / 2
         return Append(len(batch.raws), rows, dead, dropped, batch.marks)
 
-    def _sift_one(self, batch: Batch, index: int, project: bytes) -> Row | DeadRow | str:
+    def _sift_one(self, batch: Batch, index: int, project: hashlib.blake2b) -> Row | DeadRow | str:
         raw, heads = batch.raws[index], batch.heads
         head, raw = read_head(raw) if heads is None else (heads[index], raw)
         found: Admitted | BadEvent | str

@@ -786,7 +786,7 @@ async def test_the_description_is_served() -> None:
         session.get(f"{url}/openapi.json") as answer,
     ):
         described = await answer.json()
-    assert set(described["paths"]) == {*DOORS, "/openapi.json"}
+    assert set(described["paths"]) == {*DOORS, "/openapi.json", "/healthz"}
 
 
 async def test_a_body_that_is_held_back_is_asked_for() -> None:
