@@ -89,7 +89,7 @@ class AdminServer:
                 self._listening.set()
                 await asyncio.Event().wait()
         except OSError as error:
-            reason = os.strerror(error.errno) if error.errno else str(error)
+            reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
             raise SettingsError(
                 f"admin.listen: {self._settings.listen} cannot be used: {reason}"
             ) from None
