@@ -349,7 +349,11 @@ def _detail(error: Exception) -> str:
     """Return the operating system's words for an error: they hold neither token nor body."""
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return str(error.certificate_error)[:200]
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return ""  # the system's words differ, and say no more than the cause
     inner = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    if isinstance(inner, ssl.SSLError):
+        return (inner.reason or "")[:200]  # its number is OpenSSL's
     number = getattr(inner, "errno", None)
     return os.strerror(number) if isinstance(number, int) and number > 0 else type(inner).__name__
 

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-import sys
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from email.utils import parsedate_to_datetime
 from itertools import islice
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
-from rich.console import Console
-from rich.table import Table
 
 from engine.app import client_of, sources_of
 from engine.attributes import KnownAttributes, Listed, parse_list
-from engine.commands import FAILED, OK
+from engine.commands import FAILED, OK, print_json
+from engine.commands.findings import Finding, key_findings, key_name, port_findings
+from engine.commands.machine import machine_findings
 from engine.commands.preview import Preview, read_events
+from engine.commands.sample import Names, name_findings, type_of, unselected
+from engine.commands.spools import is_running
+from engine.commands.terminal import duration, print_table, say
 from engine.config import MAX_EVENT_TYPES, Settings, Sync, event_names, source_and_target
 from engine.event_names import WARN_AT
 from engine.fitting import fit_key, fit_name
 from engine.mapping import STANDARD_TYPES, field_name
+from engine.near import nearest
 from engine.selection import Selection
 from transports import intercom
+from transports.amplitude import BadEvent, Head
 from transports.errors import NoAnswer
 from transports.intercom import Answer, Wire
 
@@ -33,12 +39,11 @@ MAX_SAMPLE = 10_000
 """Events of a sample that are looked at."""
 
 
-class Finding(msgspec.Struct, frozen=True):
-    """Something about a setting: an ``error`` will not work, a ``warning`` may surprise."""
+Event = tuple[int, Head | BadEvent, bytes]
+"""An event of a sample: its line, its head and all of it."""
 
-    level: Literal["error", "warning"]
-    key: str
-    text: str
+CLOCK_OFF_S = 60.0
+"""Of Intercom's clock, beyond which a machine's is wrong; requests take seconds at most."""
 
 
 async def check(
@@ -56,6 +61,9 @@ async def check(
     sources = list(sources_of(settings))
     limit = settings.forward.max_line_bytes
     events = None if sample is None else list(islice(read_events(sample, limit), MAX_SAMPLE))
+    running = await is_running(settings)
+    general = [*key_findings(settings), *port_findings(settings)]
+    general += machine_findings(settings, running=running)
     syncs: list[dict[str, Any]] = []
     for index, sync in enumerate(settings.sync):
         findings = list(_settings_findings(sync))
@@ -64,33 +72,29 @@ async def check(
             more, known = await _ask(sync)
             findings += more
         if events is not None:
-            preview = Preview(sync, known)
-            findings += _sample_findings(sync, [preview.judge(h, raw) for _, h, raw in events])
+            findings += _sample_findings(sync, events, Preview(sync, known))
         where = f"sync[{index}]"
         found = [msgspec.structs.replace(f, key=f"{where}.{f.key}") for f in findings]
         syncs.append({**_describe(sync), "findings": found})
-    ok = not any(f.level == "error" for sync in syncs for f in sync["findings"])
-    report = {"ok": ok, "sources": sources, "syncs": syncs}
+    everything = [*general, *(f for sync in syncs for f in sync["findings"])]
+    ok = not any(finding.level == "error" for finding in everything)
+    report = {"ok": ok, "sources": sources, "running": running, "findings": general, "syncs": syncs}
     if as_json:
-        sys.stdout.write(msgspec.json.encode(report).decode() + "\n")
+        print_json(report)
     else:
-        _print(report, offline=offline)
+        _print(report, everything, offline=offline)
     return OK if ok else FAILED
 
 
-def _print(report: dict[str, Any], *, offline: bool) -> None:
-    print(f"sources: {', '.join(report['sources']) or 'none (forward only)'}")
+def _print(report: dict[str, Any], findings: Sequence[Finding], *, offline: bool) -> None:
+    say(f"sources: {', '.join(report['sources']) or 'none (forward only)'}")
     for sync in report["syncs"]:
-        for key, value in sync.items():
-            if key != "findings":
-                print(f"  {key}: {value}" if key != "sync" else f"sync {value}")
-    table = Table("", "setting", "what", title_justify="left")
-    for finding in (finding for sync in report["syncs"] for finding in sync["findings"]):
-        table.add_row(finding.level, finding.key, finding.text)
-    if table.row_count:
-        Console().print(table)
+        say(f"sync {sync['sync']}")
+        print_table([(f"  {key}", v) for key, v in sync.items() if key not in ("sync", "findings")])
+    for finding in sorted(findings, key=lambda finding: finding.level):
+        say(f"{finding.level}: {finding.key}: {finding.text}")
     asked = ", Intercom was not asked" if offline else ""
-    print(f"the settings are good{asked}" if report["ok"] else "this will not work")
+    say(f"the settings are good{asked}" if report["ok"] else "this will not work")
 
 
 def _describe(sync: Sync) -> dict[str, Any]:
@@ -98,6 +102,7 @@ def _describe(sync: Sync) -> dict[str, Any]:
     return {
         "sync": sync.name,
         "enabled": sync.enabled,
+        "keys": ", ".join(map(key_name, sync.amplitude_api_keys)) or "none",
         "intercom": sync.intercom.base_url or sync.intercom.region,
         "contact": f"{sync.mapping.identifier} from {sync.mapping.source}",
         "users": f"{len(sync.users.properties)} properties" if sync.users.enabled else "off",
@@ -173,19 +178,34 @@ def _metadata_findings(sync: Sync) -> Iterator[Finding]:
 
 
 async def _ask(sync: Sync) -> tuple[list[Finding], KnownAttributes | None]:
+    address = sync.intercom.base_url or f"Intercom ({sync.intercom.region})"
     async with client_of(sync.intercom) as client:
         try:
-            findings = list(_token_findings(sync, await client.send(intercom.me())))
+            answer = await client.send(intercom.me())
+            findings = [*_token_findings(sync, answer), *_clock_findings(answer, time.time())]
             if any(finding.level == "error" for finding in findings):
                 return findings, None
             listed = await _list(client)
         except NoAnswer as error:
-            address = sync.intercom.base_url or f"Intercom ({sync.intercom.region})"
-            return [Finding("error", "intercom", f"{address} does not answer: {error}")], None
+            within = f"no answer within {sync.intercom.timeout_s:g} s"
+            why = within if error.cause == "timeout" else str(error)
+            return [Finding("error", "intercom", f"{address} does not answer: {why}")], None
     if listed is None:
         text = "the workspace's attributes cannot be listed; missing ones show only when written"
         return [*findings, Finding("warning", "users.properties", text)], None
     return [*findings, *_attribute_findings(sync, listed)], KnownAttributes(listed)
+
+
+def _clock_findings(answer: Answer, now_s: float) -> Iterator[Finding]:
+    """Yield that this machine's clock is wrong, by the ``Date`` of an answer."""
+    try:
+        off_s = now_s - parsedate_to_datetime(answer.headers.get("date", "")).timestamp()
+    except (TypeError, ValueError, IndexError, OverflowError):
+        return
+    if abs(off_s) > CLOCK_OFF_S:
+        way = "ahead of" if off_s > 0 else "behind"
+        text = f"the clock of this machine is {duration(abs(off_s))} {way} Intercom's"
+        yield Finding("warning", "intercom", f'{text}: events that are "now" get a wrong time')
 
 
 async def _list(client: Wire) -> list[Listed] | None:
@@ -193,10 +213,16 @@ async def _list(client: Wire) -> list[Listed] | None:
 
 
 def _token_findings(sync: Sync, answer: Answer) -> Iterator[Finding]:
+    said = intercom.parse_error(answer)
+    why = said.message or said.code
+    if not intercom.is_intercoms(intercom.me(), answer) or (answer.status != 200 and not why):
+        kind = answer.headers.get("content-type", "").partition(";")[0] or "no content type"
+        text = f"it answered, but not as Intercom does: {answer.status} {kind}"
+        yield Finding("error", "intercom", text)
+        return
     if answer.status != 200:
-        said = intercom.parse_error(answer)
-        text = f"Intercom answers {answer.status}: {said.message or said.code or 'no reason given'}"
-        yield Finding("error", "intercom.access_token", text)
+        key = "intercom.access_token" if answer.status in (401, 403) else "intercom"
+        yield Finding("error", key, f"Intercom answers {answer.status}: {why}")
         return
     app = intercom.decode_json(answer).get("app")
     region = str(app.get("region", "")) if isinstance(app, dict) else ""
@@ -215,7 +241,7 @@ def _attribute_findings(sync: Sync, listed: list[Listed]) -> Iterator[Finding]:
         if one is None and sync.users.create_missing_attributes:
             yield Finding("warning", key, f"`{target}` does not exist and will be created")
         elif one is None:
-            near = next((name for name in by_name if name.lower() == target.lower()), None)
+            near = nearest(target, by_name)
             hint = f"; there is `{near}`" if near else ""
             yield Finding("error", key, f"the workspace has no attribute `{target}`{hint}")
         elif one.archived or not one.api_writable:
@@ -226,8 +252,9 @@ def _attribute_findings(sync: Sync, listed: list[Listed]) -> Iterator[Finding]:
 # --- a sample -----------------------------------------------------------------------------
 
 
-def _sample_findings(sync: Sync, answers: list[dict[str, Any]]) -> Iterator[Finding]:
+def _sample_findings(sync: Sync, events: Sequence[Event], preview: Preview) -> Iterator[Finding]:
     """Yield what the settings make of real events, as ``preview`` answers for them."""
+    answers = [preview.judge(head, raw) for _, head, raw in events]
     verdicts = Counter((a["verdict"], a["reason"]) for a in answers)
     sent, nameless = verdicts["send", ""], verdicts["drop", "no_identity"]
     of = f"of {len(answers)} events of the sample"
@@ -241,8 +268,14 @@ def _sample_findings(sync: Sync, answers: list[dict[str, Any]]) -> Iterator[Find
         yield Finding("warning", "events.select", f"none {of} would be sent")
     for reason in ("not_selected", "filtered_out"):
         if verdicts["drop", reason]:
+            types = Counter(
+                type_of(event[1])
+                for event, answer in zip(events, answers, strict=True)
+                if answer["reason"] == reason
+            )
             text = f"{verdicts['drop', reason]} {of} are dropped: {reason}"
-            yield Finding("warning", "events.select", text)
+            yield Finding("warning", "events.select", f"{text}: {unselected(sync, types)}")
+    yield from name_findings(sync, Names(raw for _, _, raw in events))
     for (verdict, reason), count in sorted(verdicts.items()):
         if verdict == "reject":
             yield Finding("warning", "events", f"{count} {of} would be dead letters: {reason}")

@@ -10,6 +10,7 @@ from anyio.abc import TaskGroup
 
 from engine.app import Engine, sources_of
 from engine.commands import FAILED, OK, Signals
+from engine.commands.findings import key_findings
 from engine.config import Settings
 from engine.console.server import AdminServer
 from engine.errors import SettingsError
@@ -31,6 +32,8 @@ async def run(settings: Settings) -> int:
         SettingsError: nothing to serve, or an address that cannot be listened on.
     """
     raise_descriptor_limit()
+    for finding in key_findings(settings):
+        _log.warning(finding.text, key=finding.key)
     sources = sources_of(settings)
     if not sources:
         raise SettingsError("no source is configured: add [http], or [sources.NAME]")

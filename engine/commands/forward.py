@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
@@ -21,13 +22,13 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 from rich.progress import Progress as Bar
-from rich.table import Table
 from rich.text import Text
 
 from engine.app import Engine
-from engine.commands import DEAD_LETTERED, FAILED, OK, Signals, complain
+from engine.commands import DEAD_LETTERED, FAILED, OK, Signals, complain, print_json
+from engine.commands.terminal import print_table, say
 from engine.config import Settings
-from engine.errors import SettingsError
+from engine.errors import DataDirInUse, SettingsError
 from engine.pipeline import Pipeline
 from transports import Batch, Intake, Ticket, files
 from transports.errors import Damaged
@@ -62,9 +63,9 @@ async def forward(
         return complain(f"{unreadable}: no such file, or not readable", FAILED)
     found = files.find(paths)
     if not found:
-        print(f"no files of events in {', '.join(paths)}", file=sys.stderr)
+        say(f"no files of events in {', '.join(paths)}", stderr=True)
     signals = Signals()
-    async with Engine(settings) as engine:
+    async with _started(settings) as engine:
         pipeline = engine.pipelines[name]
         before = await _take_stock(pipeline)
         with _Reading(found, pipeline) as reading:
@@ -96,6 +97,21 @@ async def forward(
     if reading.problems:
         return FAILED
     return DEAD_LETTERED if strict and counts["dead"] else OK
+
+
+@asynccontextmanager
+async def _started(settings: Settings) -> AsyncIterator[Engine]:
+    """Start an engine.
+
+    Raises:
+        DataDirInUse: a daemon runs; the message says what to do.
+    """
+    try:
+        async with Engine(settings) as engine:
+            yield engine
+    except DataDirInUse as error:
+        text = "stop it first, or give `forward` settings with another data_dir"
+        raise DataDirInUse(f"{error}; {text}") from None
 
 
 class _Patient:
@@ -224,11 +240,8 @@ def summary(before: Stock, after: Stock) -> dict[str, Any]:
 
 def _report(counts: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
-        sys.stdout.write(msgspec.json.encode(counts).decode() + "\n")
+        print_json(counts)
         return
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(justify="right")
-    table.add_column()
     files_read = "1 file" if counts["files"] == 1 else f"{counts['files']} files"
     rows = [
         (counts["received"], f"received from {files_read}"),
@@ -240,10 +253,8 @@ def _report(counts: dict[str, Any], *, as_json: bool) -> None:
         *((count, f"changed: {reason}") for reason, count in counts["adjusted"].items()),
     ]
     always = ("received", "delivered")
-    for count, what in rows:
-        if count or what.startswith(always):
-            table.add_row(f"{count:,}", what)
-    Console(stderr=True).print(table)
+    shown = [(f"{count:,}", what) for count, what in rows if count or what.startswith(always)]
+    print_table(shown, right=(0,), stderr=True)
 
 
 class _Waiting(ProgressColumn):

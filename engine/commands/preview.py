@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +10,7 @@ import msgspec
 from engine.actors.filter import Filter
 from engine.app import client_of, directory_of
 from engine.attributes import KnownAttributes, parse_list
-from engine.commands import FAILED, OK, complain
+from engine.commands import FAILED, OK, complain, print_json
 from engine.config import Intercom, Settings, Sync
 from engine.contacts import differences
 from engine.envelope import ContactUpdate, Plan, Record
@@ -50,7 +49,7 @@ async def preview(
         for number, head, raw in read_events(path, settings.forward.max_line_bytes):
             for one in previews:
                 answer = {"line": number, **one.judge(head, raw)}
-                sys.stdout.write(msgspec.json.encode(answer).decode() + "\n")
+                print_json(answer)
     except Damaged as error:
         return complain(error, FAILED)
     return OK

@@ -26,6 +26,7 @@ from engine.config import Admin, Settings, Sync, host_and_port
 from engine.errors import DataDirInUse, EngineError, SpoolError
 from engine.metrics import Facts, Status, SyncStatus, read_facts, sync_status
 from engine.spool import wall_clock_ms
+from engine.spool.lock import holder_is_alive
 from engine.spool.reading import disk_bytes, look
 from engine.spool.rows import DeadLetter, DeadLetterPage, DeadLetterQuery
 from engine.spool.store import Store
@@ -73,7 +74,15 @@ async def read_spools(settings: Settings) -> AsyncIterator[Reading]:
         yield Files(settings, why) if why else daemon
 
 
-async def _why_not(daemon: Daemon, settings: Settings) -> str:
+async def is_running(settings: Settings) -> bool:
+    """Return whether a daemon of these settings runs; without ``[admin]``, its process is alive."""
+    if settings.admin is None:
+        return holder_is_alive(Path(settings.data_dir))
+    async with Daemon(settings.admin) as daemon:
+        return not await _why_not(daemon, settings, aloud=False)
+
+
+async def _why_not(daemon: Daemon, settings: Settings, *, aloud: bool = True) -> str:
     """Return why a daemon cannot be asked about these spools; empty: it can."""
     try:
         theirs = (await daemon.status(FIRST_ANSWER_S)).data_dir
@@ -85,7 +94,8 @@ async def _why_not(daemon: Daemon, settings: Settings) -> str:
         if theirs == data_dir_of(settings):
             return ""
         why = f"the daemon at {daemon.address} has another data_dir, {theirs}"
-    say(f"note: the files are read, since {why}", stderr=True)
+    if aloud:
+        say(f"note: the files are read, since {why}", stderr=True)
     return why
 
 

@@ -79,3 +79,14 @@ class DataDir:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def holder_is_alive(data_dir: Path) -> bool:
+    """Return whether the process that took a data directory last is still there; takes no lock."""
+    try:
+        os.kill(int((data_dir / "lock").read_text()), 0)
+    except PermissionError:
+        return True  # somebody else's
+    except (OSError, ValueError, OverflowError):
+        return False
+    return True

@@ -64,5 +64,5 @@ def size_of(path: str) -> int:
     """Return the size of a file in bytes; 0 where there is none."""
     try:
         return os.stat(path).st_size
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return 0

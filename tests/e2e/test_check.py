@@ -55,7 +55,7 @@ async def test_a_token_that_is_wrong_and_an_intercom_that_is_away_are_named(tmp_
     assert ("error", "Intercom answers 401: Access Token Invalid") in found
     code, found = await check(process.settings(tmp_path, url))
     assert code == 1
-    assert found[-1][1].startswith(f"{url} does not answer: refused")
+    assert found[-1][1].startswith(f"{url} does not answer: nothing listens there")
     code, found = await check(process.settings(tmp_path, url), "--offline")
     assert code == 0
 
@@ -100,7 +100,7 @@ async def test_what_is_selected_by_mistake_is_pointed_out(tmp_path: Path) -> Non
     texts = [text for _, text in found]
     asked = "`amount` is no field of an event itself; is it `event.amount` or `user.amount`?"
     assert asked in texts
-    assert "1 of 1 events of the sample are dropped: filtered_out" in texts
+    assert "1 of 1 events of the sample are dropped: filtered_out: `Purchase` 1×" in texts
 
 
 async def test_preview_asks_for_the_attributes_only_where_it_is_told_to(tmp_path: Path) -> None:

@@ -1,0 +1,103 @@
+"""Findings in the settings alone. ``check`` prints them; a start logs those about API keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import combinations
+from typing import Literal
+
+import msgspec
+
+from engine.config import Secret, Settings, Sync, host_and_port
+
+EVERYBODY = ("0.0.0.0", "::")  # noqa: S104 - hosts that are compared with
+ANY_KEY = "*"
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """Something about a setting: an ``error`` will not work, a ``warning`` may surprise."""
+
+    level: Literal["error", "warning"]
+    key: str
+    text: str
+
+
+def key_findings(settings: Settings) -> Iterator[Finding]:
+    """Yield what is wrong with whose events are taken by which syncs."""
+    if settings.http is not None and not any(sync.amplitude_api_keys for sync in settings.sync):
+        text = "no sync has `amplitude_api_keys`: every client is refused, and drops its events"
+        yield Finding("error", "http", text)
+    for index, sync in enumerate(settings.sync):
+        for key in sync.amplitude_api_keys:
+            if not sync.enabled and not _is_delivered(key, settings):
+                text = f"no enabled sync takes the key {key_name(key)}: its events are dropped"
+                yield Finding("warning", f"sync[{index}].amplitude_api_keys", text)
+    for one, other in combinations([sync for sync in settings.sync if sync.enabled], 2):
+        if _write_to_one(one, other) and (shared := _shared_key(one, other)):
+            text = (
+                f"`{one.name}` and `{other.name}` take the key {key_name(shared)} and have one"
+                " access token: what both select is sent twice"
+            )
+            yield Finding("warning", "sync", text)
+
+
+def _is_delivered(key: Secret, settings: Settings) -> bool:
+    return any(
+        sync.enabled and {key.reveal(), ANY_KEY} & {k.reveal() for k in sync.amplitude_api_keys}
+        for sync in settings.sync
+    )
+
+
+def key_name(key: Secret) -> str:
+    """Return a key as the settings spell it; one that is spelled out is not shown whole."""
+    if key.reveal() == ANY_KEY:
+        return "* (any)"
+    return key.source if key.source != "***" else f"{key.reveal()[:4]}…"
+
+
+def _write_to_one(one: Sync, other: Sync) -> bool:
+    a, b = one.intercom, other.intercom
+    return (a.access_token, a.region, a.base_url) == (b.access_token, b.region, b.base_url)
+
+
+def _shared_key(one: Sync, other: Sync) -> Secret | None:
+    theirs = {key.reveal() for key in other.amplitude_api_keys}
+    mine = {key.reveal() for key in one.amplitude_api_keys}
+    for key in one.amplitude_api_keys:
+        if theirs & {key.reveal(), ANY_KEY} or (theirs and key.reveal() == ANY_KEY):
+            return key
+    return next((k for k in other.amplitude_api_keys if k.reveal() == ANY_KEY and mine), None)
+
+
+def addresses(settings: Settings) -> Iterator[tuple[str, str]]:
+    """Yield the settings that say where the daemon listens, and the addresses."""
+    if settings.http is not None:
+        yield "http.listen", settings.http.listen
+    if settings.admin is not None:
+        yield "admin.listen", settings.admin.listen
+
+
+def port_findings(settings: Settings) -> Iterator[Finding]:
+    """Yield which addresses are meant for two servers, or for ours and an Intercom."""
+    for (one, address), (other, same) in combinations(addresses(settings), 2):
+        if _overlap(address, same):
+            yield Finding("error", other, f"{same} is the address of {one} too")
+    for index, sync in enumerate(settings.sync):
+        host = (sync.intercom.base_url or "").partition("://")[2].partition("/")[0]
+        for name, address in addresses(settings):
+            if ":" in host and host.rpartition(":")[2].isdecimal() and _overlap(address, host):
+                text = f"{sync.intercom.base_url} is this program's own {name}"
+                yield Finding("error", f"sync[{index}].intercom.base_url", text)
+
+
+def _overlap(one: str, other: str) -> bool:
+    (host, port), (other_host, other_port) = host_and_port(one), host_and_port(other)
+    if port != other_port or not port:
+        return False
+    if {host, other_host} & set(EVERYBODY):
+        return True
+    return _as_loopback(host) == _as_loopback(other_host)
+
+
+def _as_loopback(host: str) -> str:
+    return "127.0.0.1" if host.lower() == "localhost" else host.lower()

@@ -1,0 +1,105 @@
+"""Findings on this machine: the data directory, its disk, the ports. Nothing is changed.
+
+A port is tried by binding it for an instant, without listening.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from engine.commands.findings import Finding, addresses
+from engine.commands.terminal import size
+from engine.config import Settings, host_and_port
+from engine.spool.reading import size_of
+
+
+def machine_findings(settings: Settings, *, running: bool) -> Iterator[Finding]:
+    """Yield what this machine does not have; ``running``: a daemon of these settings does run."""
+    yield from _data_dir(Path(settings.data_dir))
+    if not running:
+        yield from _disk(settings)
+    for key, address in addresses(settings):
+        problem = _bind(*host_and_port(address))
+        if problem and not (running and problem == IN_USE):
+            yield Finding("error", key, f"{address} {problem}")
+
+
+# --- files --------------------------------------------------------------------------------
+
+
+def _data_dir(path: Path) -> Iterator[Finding]:
+    there = _nearest(path)
+    if not there.is_dir():
+        yield Finding("error", "data_dir", f"`{there}` is no folder")
+    elif not os.access(there, os.R_OK | os.W_OK | os.X_OK):
+        what = "cannot be written" if there == path else f"cannot be made: `{there}` is read-only"
+        yield Finding("error", "data_dir", f"`{path}` {what} for user {os.geteuid()}")
+    elif there == path:
+        yield from _rights(path)
+    elif there != path.parent:
+        text = f"`{path.parent}` does not exist; the first start makes it (is a disk mounted?)"
+        yield Finding("warning", "data_dir", text)
+
+
+def _rights(path: Path) -> Iterator[Finding]:
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & 0o077:
+        may = "written" if mode & 0o022 else "read"
+        yield Finding("warning", "data_dir", f"`{path}` can be {may} by other users (0{mode:o})")
+
+
+def _nearest(path: Path) -> Path:
+    """Return the path, or the nearest folder above it that exists."""
+    return next((one for one in (path, *path.absolute().parents) if os.path.lexists(one)), path)
+
+
+def _disk(settings: Settings) -> Iterator[Finding]:
+    """Yield whether the disk is too small: a spool wants its reserve, and as much again free."""
+    reserve_bytes = settings.spool.reserve_bytes
+    folder = Path(settings.data_dir)
+    kept = [
+        max(0, reserve_bytes // 2 - size_of(f"{folder / sync.name}.db{end}"))
+        for sync in settings.sync
+        for end in ("-reserve", "-wal")
+    ]
+    try:
+        disk = os.statvfs(_nearest(folder))
+    except OSError:
+        return
+    free, needed = disk.f_bavail * disk.f_frsize, sum(kept) + reserve_bytes
+    if free < needed:
+        text = (
+            f"{size(needed)} are needed on the disk of `{folder}` (a reserve for each sync, and"
+            f" the size of one again), {size(free)} are free"
+        )
+        yield Finding("error", "spool.reserve_bytes", text)
+
+
+# --- ports --------------------------------------------------------------------------------
+
+IN_USE = "is in use by another program"
+
+
+def _bind(host: str, port: int) -> str:
+    """Return why an address cannot be listened on; empty: it can."""
+    if not port:
+        return ""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            tried.bind(address)
+    except (socket.gaierror, UnicodeError):
+        return "cannot be listened on: the host name cannot be resolved"
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            return IN_USE
+        return f"cannot be listened on: {error.strerror}"
+    return ""

@@ -1,0 +1,208 @@
+"""What ``check`` finds in settings, on this machine, in answers and in samples."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.commands.check import _clock_findings, _token_findings
+from engine.commands.findings import Finding, key_findings, port_findings
+from engine.commands.machine import machine_findings
+from engine.commands.sample import Names, name_findings
+from engine.config import Settings, from_table
+from transports.intercom import Answer
+
+
+def sync(name: str = "a", **more: Any) -> dict[str, Any]:
+    return {
+        "name": name,
+        "amplitude_api_keys": ["key-1"],
+        "intercom": {"access_token": "t"},
+        **more,
+    }
+
+
+def settings(*syncs: dict[str, Any], **top: Any) -> Settings:
+    return from_table({"sync": list(syncs or (sync(),)), **top})
+
+
+def texts(findings: list[Finding]) -> list[str]:
+    return [f"{finding.level} {finding.key}: {finding.text}" for finding in findings]
+
+
+HTTP = {"http": {"listen": "127.0.0.1:8710"}}
+
+
+def test_an_http_source_without_keys_refuses_everybody() -> None:
+    [text] = texts([*key_findings(settings(sync(amplitude_api_keys=[]), **HTTP))])
+    assert text.startswith("error http: no sync has `amplitude_api_keys`")
+    assert not [*key_findings(settings(sync(amplitude_api_keys=[])))]
+    assert not [*key_findings(settings(**HTTP))]
+
+
+def test_a_key_of_a_disabled_sync_alone_is_named() -> None:
+    off = sync("off", enabled=False)
+    [text] = texts([*key_findings(settings(off, sync("on", amplitude_api_keys=["key-2"])))])
+    assert "no enabled sync takes the key key-…" in text
+    assert not [*key_findings(settings(off, sync("on")))]
+    assert not [*key_findings(settings(off, sync("on", amplitude_api_keys=["*"])))]
+
+
+@pytest.mark.parametrize(("keys", "found"), [(["key-1"], 1), (["*"], 1), (["key-2"], 0), ([], 0)])
+def test_two_syncs_with_one_key_and_one_token_send_twice(keys: list[str], found: int) -> None:
+    other = sync("b", amplitude_api_keys=keys)
+    for pair in ((sync(), other), (other, sync())):
+        said = texts([*key_findings(settings(*pair))])
+        assert len(said) == found
+        assert all("sent twice" in text for text in said)
+    elsewhere = {**other, "intercom": {"access_token": "another"}}
+    assert not [*key_findings(settings(sync(), elsewhere))]
+
+
+@pytest.mark.parametrize(
+    ("admin", "found"),
+    [("127.0.0.1:8710", 1), ("localhost:8710", 1), ("127.0.0.1:8711", 0), ("[::1]:8710", 0)],
+)
+def test_one_port_twice_is_named(admin: str, found: int) -> None:
+    table = settings(**HTTP, admin={"listen": admin})
+    assert len([*port_findings(table)]) == found
+
+
+def test_an_intercom_at_our_own_port_is_named() -> None:
+    table = settings(
+        sync(intercom={"access_token": "t", "base_url": "http://localhost:8710/x"}), **HTTP
+    )
+    [text] = texts([*port_findings(table)])
+    assert "is this program's own http.listen" in text
+
+
+def test_a_port_of_somebody_else_is_named_and_the_daemons_own_is_not(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        table = settings(http={"listen": address}, data_dir=str(tmp_path))
+        tmp_path.chmod(0o700)
+        [text] = texts([*machine_findings(table, running=False)])
+        assert text == f"error http.listen: {address} is in use by another program"
+        assert not [*machine_findings(table, running=True)]
+    assert not [*machine_findings(table, running=False)]
+
+
+@pytest.mark.parametrize("listen", ["no-such-host.invalid:8710", "192.0.2.1:8710"])
+def test_an_address_that_is_not_here_is_named(tmp_path: Path, listen: str) -> None:
+    table = settings(http={"listen": listen}, data_dir=str(tmp_path / "data"))
+    [text] = texts([*machine_findings(table, running=False)])
+    assert text.startswith(f"error http.listen: {listen} cannot be listened on: ")
+
+
+def test_a_data_directory_that_cannot_be_one_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for folder, level in ((file, "error"), (file / "data", "error"), (tmp_path / "x/y", "warning")):
+        table = settings(data_dir=str(folder))
+        [finding] = machine_findings(table, running=False)
+        assert (finding.level, finding.key) == (level, "data_dir")
+    tmp_path.chmod(0o777)
+    [finding] = machine_findings(settings(data_dir=str(tmp_path)), running=False)
+    assert "can be written by other users" in finding.text
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_disk_without_space_for_the_reserve_is_named(tmp_path: Path) -> None:
+    large = {"spool": {"reserve_bytes": 10**15}, "data_dir": str(tmp_path / "data")}
+    [text] = texts([*machine_findings(settings(**large), running=False)])
+    assert text.startswith("error spool.reserve_bytes: 2e+06 GB are needed")
+    two = settings(sync("a"), sync("b"), **large)
+    [text] = texts([*machine_findings(two, running=False)])
+    assert "3e+06 GB are needed" in text
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "body", "said"),
+    [
+        (200, "text/html", b"<html>", "not as Intercom does: 200 text/html"),
+        (200, "application/json", b"{}", "not as Intercom does: 200 application/json"),
+        (200, "application/json", b'{"app": null}', "not as Intercom does"),
+        (200, "application/json", b'["app"]', "not as Intercom does"),
+        (204, "", b"", "not as Intercom does: 204 no content type"),
+        (302, "text/html; charset=x", b"", "not as Intercom does: 302 text/html"),
+        (403, "text/html", b"<html>", "not as Intercom does: 403 text/html"),
+        (404, "text/html", b"<html>", "not as Intercom does: 404 text/html"),
+        (
+            401,
+            "application/json",
+            b'{"type": "error.list", "errors": [{"code": "unauthorized", "message": "no"}]}',
+            "Intercom answers 401: no",
+        ),
+    ],
+)
+def test_an_answer_of_somebody_between_is_no_good_sign(
+    status: int, kind: str, body: bytes, said: str
+) -> None:
+    [one] = settings().sync
+    [finding] = _token_findings(one, Answer(status, {"content-type": kind}, body))
+    assert finding.level == "error"
+    assert said in finding.text
+
+
+@pytest.mark.parametrize(
+    ("date", "said"),
+    [
+        ("Tue, 14 Nov 2023 22:13:20 GMT", ""),
+        ("Tue, 14 Nov 2023 22:12:25 GMT", ""),
+        ("Tue, 14 Nov 2023 22:12:10 GMT", "70 s ahead of Intercom's"),
+        ("Wed, 15 Nov 2023 22:13:20 GMT", "24 h behind Intercom's"),
+        ("yesterday", ""),
+        ("", ""),
+    ],
+)
+def test_a_clock_that_is_off_is_named(date: str, said: str) -> None:
+    found = [*_clock_findings(Answer(200, {"date": date}, b""), 1_700_000_000.0)]
+    assert len(found) == bool(said)
+    assert all(said in finding.text for finding in found)
+
+
+def names(*events: dict[str, Any]) -> Names:
+    return Names(json.dumps(event).encode() for event in events)
+
+
+def test_selected_names_that_a_sample_lacks_are_named_with_those_that_may_be_meant() -> None:
+    [one] = settings(
+        sync(
+            users={"properties": ["Plan", {"from": "address.city", "to": "city"}]},
+            events={
+                "select": [{"types": ["Signed Up", "Purchase"]}],
+                "metadata": ["price", "place.city", "user.plan", "absent"],
+            },
+        )
+    ).sync
+    sample = names(
+        {"event_type": "Sign Up", "event_properties": {"Price": 1, "place": {"city": "x"}}},
+        {
+            "event_type": "Purchase",
+            "user_properties": {"$set": {"plan": "pro", "address": {"city": "x"}}},
+        },
+    )
+    assert [finding.text for finding in name_findings(one, sample)] == [
+        "the sample has no event type `Signed Up` (did you mean `Sign Up`?)",
+        "the sample has no event property `price` (did you mean `Price`?), `absent`",
+        "the sample has no user property `Plan` (did you mean `plan`?)",
+    ]
+
+
+def test_a_sample_of_anything_is_looked_at_within_bounds() -> None:
+    deep: Any = "x"
+    for _ in range(40):
+        deep = {"\x1b[31m": deep}
+    many = {f"name {n}": n for n in range(20_000)}
+    odd = [b"\xff", b"[]", b"{", b"1" * 5_000, b'{"event_type": 5}', b'{"user_properties": [1]}']
+    sample = Names([*odd, json.dumps({"event_properties": many, "user_properties": deep}).encode()])
+    selected = {"events": {"metadata": [f"wanted {n}" for n in range(30)]}}
+    [one] = settings(sync(**selected)).sync
+    [finding] = name_findings(one, sample)
+    assert len(sample.event) <= 10_000
+    assert len(finding.text) < 2_000
+    assert finding.text.endswith("and 20 more")
