@@ -204,8 +204,8 @@ def test_whatever_is_decoded_first_the_same_is_kept(trigger: str, broken: bytes)
 def test_what_nobody_selected_is_dropped_whatever_else_is_wrong_with_it() -> None:
     """So it does not depend on what else is in its batch."""
     decide = a_filter(events={"select": [{"types": ["Bought"]}]})
-    bad = [b'{"event_type": "Seen", "user_id": 5}', b'{"event_type": "Seen", "x": "\xff"}']
-    worse = [b'{"event_type": "Bought", "user_id": 5}', b"{"]
+    bad = [b'{"event_type": "Seen", "user_id": 5.5}', b'{"event_type": "Seen", "x": "\xff"}']
+    worse = [b'{"event_type": "Bought", "user_id": 5.5}', b"{"]
     for decoded, few_are_kept in ((True, False), (False, False), (False, True)):
         for beside in ([], worse):
             kept = sift(decide, bad + beside, decoded=decoded, few_are_kept=few_are_kept)
