@@ -25,7 +25,13 @@ from engine.envelope import ContactUpdate, Identity
 from engine.errors import DeadLetter, Failure
 from engine.fitting import Adjustment
 from engine.gate import Gate
-from engine.mapping import ATTRIBUTE_PREFIX, Rules, contact_body, creation_body, type_of
+from engine.mapping import (
+    ATTRIBUTE_PREFIX,
+    Rules,
+    can_be_cleared,
+    contact_body,
+    creation_body,
+)
 from engine.spool.rows import Contact
 from engine.user_properties import CLEAR_ALL, apply, needs_state
 from transports import intercom
@@ -375,7 +381,7 @@ class _Upsert:
         }
 
     def _can_clear(self, name: str) -> bool:
-        return name != self._identity.field and type_of(name, self._attributes) is not None
+        return name != self._identity.field and can_be_cleared(name, self._attributes)
 
 
 def _is_just_created(contact: Mapping[str, Any], sent: Mapping[str, Any]) -> bool:
