@@ -109,11 +109,12 @@ class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """A table of the settings file; keys it does not know are refused."""
 
 
-class Rename(_Section, frozen=True, kw_only=True, rename={"source": "from"}):
-    """``{ from = "company_name", to = "Company" }``."""
+class Rename(_Section, frozen=True, kw_only=True, rename={"source": "from", "as_": "as"}):
+    """``{ from = "company_name", to = "Company" }``; ``as = "date"`` for metadata that is one."""
 
     source: str
     to: str
+    as_: Literal["date"] | None = None
 
 
 class Http(_Section, frozen=True, kw_only=True):

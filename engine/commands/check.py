@@ -25,6 +25,7 @@ from engine.event_names import WARN_AT
 from engine.fitting import fit_key, fit_name
 from engine.mapping import STANDARD_TYPES, field_name
 from engine.near import nearest
+from engine.paths import FIELDS
 from engine.selection import Selection
 from transports import intercom
 from transports.amplitude import BadEvent, Head
@@ -144,21 +145,12 @@ def _settings_findings(sync: Sync) -> Iterator[Finding]:
 def _where_findings(sync: Sync) -> Iterator[Finding]:
     for number, selector in enumerate(sync.events.select):
         for clause in selector.where:
-            if "." not in clause.property and clause.property not in TOP_LEVEL:
+            if "." not in clause.property and clause.property not in FIELDS:
                 text = (
                     f"`{clause.property}` is no field of an event itself; is it"
                     f" `event.{clause.property}` or `user.{clause.property}`?"
                 )
                 yield Finding("warning", f"events.select[{number}].where", text)
-
-
-TOP_LEVEL = frozenset(
-    "event_type user_id device_id time insert_id session_id event_id app_version platform os_name"
-    " os_version device_brand device_manufacturer device_model carrier country region city dma"
-    " language ip price quantity revenue productId revenueType currency library user_agent idfa"
-    " idfv adid android_id location_lat location_lng partner_id paying start_version".split()
-)
-"""Fields of an event itself (HTTP V2 page)."""
 
 
 def _metadata_findings(sync: Sync) -> Iterator[Finding]:
