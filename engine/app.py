@@ -22,13 +22,16 @@ from urllib.parse import urlsplit
 import anyio
 import msgspec
 
+from engine import arguments as arguments_of
 from engine.actors.source import SourceActor
+from engine.addresses import normal_url
 from engine.config import Http, Intercom, Settings, Sync, with_secrets_revealed
 from engine.errors import SettingsError, SpoolError
 from engine.gate import Gate
 from engine.metrics import (
     Facts,
     GateStatus,
+    Refusal,
     Status,
     SyncStatus,
     gate_status,
@@ -100,6 +103,8 @@ class Engine:
         self._data_dir = data_dir_of(settings)
         self._gate_names = _gate_names(settings)
         self.pipelines: dict[str, Pipeline] = {}
+        self.sources: dict[str, Source] = {}
+        """Sources that run, by name: whoever starts one notes it here, for ``status``."""
         self.state = "starting"
         self._finished = anyio.Event()
 
@@ -181,14 +186,8 @@ class Engine:
         """Return the gate of a sync's access token: syncs that share it share one budget."""
         key = _token_of(sync)
         if key not in self._gates:
-            wire: Wire
-            if self._wire:
-                wire = self._wire(sync.intercom)
-            else:
-                client = client_of(sync.intercom, self._tokens)
-                wire = await stack.enter_async_context(client)
             self._gates[key] = Gate(
-                wire,
+                await self._wire_of(sync, stack),
                 requests_per_minute=sync.intercom.requests_per_minute,
                 max_in_flight=_most_calls(sync.intercom, self._tokens),
                 probe_first_s=sync.delivery.probe_first_s,
@@ -198,6 +197,21 @@ class Engine:
                 name=self._name_of(key),
             )
         return self._gates[key]
+
+    async def _wire_of(self, sync: Sync, stack: AsyncExitStack) -> Wire:
+        """Build the client of a sync.
+
+        Raises:
+            SettingsError: it cannot be built; an error's own text could quote the token.
+        """
+        try:
+            if self._wire:
+                return self._wire(sync.intercom)
+            return await stack.enter_async_context(client_of(sync.intercom, self._tokens))
+        except Exception as fault:
+            raise SettingsError(
+                f"sync `{sync.name}`: sync.intercom makes no client: {type(fault).__name__}"
+            ) from fault
 
     def _name_of(self, token: tuple[str, str]) -> str:
         """Return the host that an access token is for, and the syncs that use it, for logs."""
@@ -264,7 +278,13 @@ class Engine:
     async def status(self) -> Status:
         """Return the accounting of all syncs."""
         syncs = [await self._sync_status(pipeline) for pipeline in self.pipelines.values()]
-        return Status(self.state, self._data_dir, syncs)
+        refusals: Counter[tuple[str, str]] = Counter()
+        refused_keys: Counter[str] = Counter()
+        for source in self.sources.values():
+            refusals.update(getattr(source, "refusals", {}))
+            refused_keys.update(getattr(source, "refused_keys", {}))
+        counted = [Refusal(*kind, count) for kind, count in sorted(refusals.items())]
+        return Status(self.state, self._data_dir, syncs, counted, dict(refused_keys))
 
     async def _sync_status(self, pipeline: Pipeline) -> SyncStatus:
         spool, contacts = pipeline.spool, pipeline.contacts
@@ -377,7 +397,8 @@ def _gate_names(settings: Settings) -> dict[tuple[str, str], str]:
 
 
 def _base_url(intercom: Intercom) -> str:
-    return intercom.base_url or BASE_URLS[intercom.region]
+    """Return the address in its one spelling, so that one token has one budget."""
+    return normal_url(intercom.base_url or BASE_URLS[intercom.region])
 
 
 def client_of(intercom: Intercom, tokens: int = 1) -> IntercomClient:
@@ -385,6 +406,7 @@ def client_of(intercom: Intercom, tokens: int = 1) -> IntercomClient:
     return IntercomClient(
         _base_url(intercom),
         intercom.access_token.reveal(),
+        renewed=intercom.access_token.reveal_again,
         timeout_s=intercom.timeout_s,
         connections=_most_calls(intercom, tokens),
     )
@@ -416,8 +438,10 @@ def _syncs_by_key(settings: Settings) -> dict[str, list[str]]:
     return keys
 
 
-def load_source(name: str, arguments: Mapping[str, Any]) -> Source:
+def load_source(name: str, arguments: Mapping[str, Any], syncs: Sequence[str]) -> Source:
     """Build a registered source (entry point group ``amplitude_intercom.sources``).
+
+    ``syncs`` are the names of those that it can bring events for.
 
     Raises:
         SettingsError: no such source, or it does not take these settings.
@@ -426,8 +450,12 @@ def load_source(name: str, arguments: Mapping[str, Any]) -> Source:
     if not found:
         raise SettingsError(f"sources.{name}: no source of this name is installed")
     try:
-        source: Source = found[0].load()(**arguments)
-    except (TypeError, ValueError) as error:
+        source_class = found[0].load()
+        problem = next(arguments_of.problems(source_class, arguments, syncs), None)
+        if problem is not None:
+            raise SettingsError(f"sources.{name}.{problem}")
+        source: Source = source_class(**arguments)
+    except (TypeError, ValueError, ImportError) as error:
         raise SettingsError(f"sources.{name}: {error}") from None
     return source
 
@@ -439,10 +467,11 @@ def sources_of(settings: Settings) -> dict[str, Source]:
         SettingsError: one of them is not installed, or does not take its settings.
     """
     sources: dict[str, Source] = {}
+    syncs = [sync.name for sync in settings.sync]
     if settings.http is not None:
-        sources["http"] = load_source("http", msgspec.structs.asdict(settings.http))
+        sources["http"] = load_source("http", msgspec.structs.asdict(settings.http), syncs)
     for name, arguments in settings.sources.items():
-        sources[name] = load_source(name, with_secrets_revealed(arguments))
+        sources[name] = load_source(name, with_secrets_revealed(arguments), syncs)
     return sources
 
 

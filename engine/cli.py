@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Streams Amplitude events and users to Intercom.",
 )
@@ -30,7 +30,26 @@ app.add_typer(users, name="users")
 spools = typer.Typer(no_args_is_help=True, help="Look at the files that hold what waits.")
 app.add_typer(spools, name="spool")
 
-Config = Annotated[Path, typer.Option("-c", "--config", help="The settings file (TOML).")]
+SETTINGS_FILE = "amplitude-intercom.toml"
+SETTINGS_VARIABLE = "AMPLITUDE_INTERCOM_CONFIG"
+
+
+_given_before: ContextVar[Path | None] = ContextVar("_given_before", default=None)
+"""The settings file that stands before the command, as in `-c FILE status`."""
+
+
+def _default_settings() -> Path:
+    """Return the settings file where none stands behind the command."""
+    return _given_before.get() or Path(os.environ.get(SETTINGS_VARIABLE) or SETTINGS_FILE)
+
+
+_HELP = f"The settings file (TOML); default: ${SETTINGS_VARIABLE}, else {SETTINGS_FILE}."
+Config = Annotated[
+    Path,
+    typer.Option(
+        "-c", "--config", default_factory=_default_settings, show_default=False, help=_HELP
+    ),
+]
 SyncName = Annotated[str | None, typer.Option("--sync", help="Which of several syncs.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Ids = Annotated[list[int] | None, typer.Argument(help="Dead letters by id; none: all that match.")]
@@ -40,6 +59,29 @@ Since = Annotated[
     str | None, typer.Option(help="Only those that failed at this time (ISO 8601) or later.")
 ]
 Until = Annotated[str | None, typer.Option(help="Only those that failed before this time.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(version("amplitude-intercom"))
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    config: Annotated[
+        Path | None, typer.Option("-c", "--config", show_default=False, help=_HELP)
+    ] = None,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    _given_before.set(config)
 
 
 @app.command()
@@ -333,7 +375,12 @@ def spool_compact(config: Config, sync: SyncName = None, json: Json = False) -> 
 
 def _settings(path: Path) -> Settings:
     from engine.commands import load_settings
+    from engine.errors import SettingsError
 
+    if str(path) == SETTINGS_FILE and not path.exists():
+        raise SettingsError(
+            f"{SETTINGS_FILE}: no such file here; say `-c FILE`, or set {SETTINGS_VARIABLE}"
+        )
     return load_settings(path)
 
 

@@ -207,6 +207,10 @@ class Events(_Section, frozen=True, kw_only=True):
     max_age_s: PositiveSeconds = 3650 * 24 * 3600.0
 
 
+MAX_SHIFT_S: Final = 600
+"""Furthest that an event may be moved: its user's later events wait for its second."""
+
+
 class Delivery(_Section, frozen=True, kw_only=True):
     """Order, retries and memory of the way to Intercom."""
 
@@ -215,6 +219,7 @@ class Delivery(_Section, frozen=True, kw_only=True):
     retry_attempts: Annotated[int, msgspec.Meta(ge=1, le=30)] = 10
     retry_window_s: PositiveSeconds = 4 * 3600.0
     twin_window_s: Seconds = 24 * 3600.0
+    same_second_shift_s: Annotated[int, msgspec.Meta(ge=0, le=MAX_SHIFT_S)] = 60
     probe_first_s: PositiveSeconds = 0.5
     probe_most_s: PositiveSeconds = 10.0
 

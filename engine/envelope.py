@@ -76,12 +76,14 @@ class Plan(msgspec.Struct, frozen=True):
 class Envelope(msgspec.Struct, frozen=True):
     """A record on its way through delivery, with its plan.
 
-    ``event`` is the body of ``POST /events``, the same bytes at every attempt.
+    ``event`` is the body of ``POST /events``, the same bytes at every attempt. ``not_before_ms``:
+    when it may leave, where its ``created_at`` was moved ahead; else 0.
     """
 
     record: Record
     plan: Plan
     event: bytes | None = None
+    not_before_ms: int = 0
 
 
 class Verdict(msgspec.Struct, frozen=True):

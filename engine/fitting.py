@@ -65,6 +65,8 @@ ADJUSTMENTS: Final = {
     "not_money": "`money` names it, but it is no amount of a currency; it was sent as it is",
     "time_unit": "an event's time in seconds or microseconds was taken as such",
     "time_ahead": "an event's clock was ahead; it got the moment of its acceptance",
+    "same_second": "an event has a second that a different one of its user and name has too: none"
+    " was free within `sync.delivery.same_second_shift_s`, and Intercom may take the two for one",
     "type_converted": "a value was converted to its attribute's type",
     "type_mismatch": "a value that does not fit its field or attribute was left out",
     "unknown_attribute": "an attribute that the workspace does not have was left out",

@@ -41,6 +41,7 @@ METRICS = {
     "sync_info": "1 for each sync, with the access token that it uses.",
     "sync_stopped": "1 while a fault of this program keeps a sync from running.",
     "sync_faults_total": "Faults of this program that stopped a sync, since the start.",
+    "http_refusals_total": "Requests that the HTTP source refused, by door and reason.",
     "ready": "1 while events are taken.",
     "log_lines_lost_total": "Lines of the log that could not be written.",
 }
@@ -96,12 +97,23 @@ class SyncStatus(msgspec.Struct, frozen=True):
     faults: int = 0
 
 
+class Refusal(msgspec.Struct, frozen=True):
+    """How often an HTTP source refused requests at a door for a reason, since the start."""
+
+    door: str
+    reason: str
+    count: int
+
+
 class Status(msgspec.Struct, frozen=True):
     """What ``status`` and the admin port say. ``data_dir`` is a whole path."""
 
     state: str
     data_dir: str
     syncs: list[SyncStatus]
+    refusals: list[Refusal] = []
+    refused_keys: dict[str, int] = {}
+    """Requests with an API key that no sync takes, by key."""
 
 
 class Facts(msgspec.Struct, frozen=True):
@@ -229,6 +241,9 @@ class _Snapshot(Collector):
             yield {}, float(self._ready)
         if name == "log_lines_lost_total":
             yield {}, lines_lost()
+        if name == "http_refusals_total":
+            for refusal in self._status.refusals:
+                yield {"door": refusal.door, "reason": refusal.reason}, refusal.count
         for sync in self._status.syncs:
             for labels, value in _sync_samples(name, sync):
                 yield {"sync": sync.name, **labels}, value

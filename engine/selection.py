@@ -32,7 +32,7 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal, get_args
 
 import msgspec
@@ -300,14 +300,17 @@ def _texts(value: object) -> list[str]:
     return [text for text in map(_text, elements) if text is not None]
 
 
-def _searched(value: object) -> Iterator[str]:
-    """Yield the texts to search in, up to ``MAX_CHARACTERS`` of them all together."""
-    left = MAX_CHARACTERS
+def _searched(value: object) -> list[str]:
+    """Return the texts to search in, up to ``MAX_CHARACTERS`` of them all together."""
+    if isinstance(value, str):
+        return [value[:MAX_CHARACTERS]]
+    found, left = [], MAX_CHARACTERS
     for text in _texts(value):
-        yield text[:left]
+        found.append(text[:left])
         left -= len(text)
         if left <= 0:
-            return
+            break
+    return found
 
 
 def _wanted(values: Sequence[Value]) -> list[str]:

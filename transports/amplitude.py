@@ -230,11 +230,14 @@ def check_head(head: Head, min_id_length: int = MIN_ID_LENGTH) -> BadEvent | Non
 
     A ``$groupidentify`` needs neither user nor device (Python and Node SDKs send none).
     """
-    if not head.event_type:
+    event_type = head.event_type
+    if not event_type:
         return BadEvent("missing_field", "event_type", "event_type is missing")
-    if len(head.event_type) > MAX_TEXT:
+    if event_type.isspace():
+        return BadEvent("invalid_field", "event_type", "event_type is blank")
+    if len(event_type) > MAX_TEXT:
         return BadEvent("invalid_field", "event_type", f"event_type is longer than {MAX_TEXT}")
-    if not head.user_id and not head.device_id and head.event_type != GROUP_IDENTIFY:
+    if not head.user_id and not head.device_id and event_type != GROUP_IDENTIFY:
         return BadEvent("missing_field", "user_id", "neither user_id nor device_id is there")
     return check_id("user_id", head.user_id, min_id_length) or check_id(
         "device_id", head.device_id, min_id_length
@@ -479,8 +482,8 @@ _EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _MILLISECOND: Final = dt.timedelta(milliseconds=1)
 
 
-MAX_MENDED: Final = 20_000
-"""Values that are mended in one text: ten for each event of a full request."""
+MAX_MENDED: Final = 100_000
+"""Values that are mended in one text: fifty for each event of a full request."""
 
 _UP_TO_A_HALF: Final = re.compile(
     rb"((?:[^\\]++|\\u[dD][89abAB]..\\u[dD][c-fC-F]..|\\(?!u[dD][89a-fA-F]).){0,20000}+)"
@@ -495,13 +498,18 @@ And no more than thousands: other threads have their turn only between two match
 
 _UP_TO_NO_NUMBER: Final = re.compile(
     rb'((?:[^"NI0-9-]++'
-    rb'|"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)'  # a text, whatever it holds
+    rb'|"(?:[^"\\]++|\\.){0,100}+"'  # a text, whatever it holds
     rb"|-?[0-9]{1,200}+(?:\.[0-9]++)?+(?:[eE](?:-[0-9]++|\+?[0-9]{1,2}+))?+(?![0-9.eE+-])"
-    rb"|N(?!aN)|I(?!nfinity)|-(?!Infinity|[0-9])){0,20000}+)"
-    rb"(?:(NaN|-?Infinity)|(-?[0-9][0-9.eE+-]*+))?",
+    rb"|N(?!aN)|I(?!nfinity)|-(?!Infinity|[0-9])){0,5000}+)"
+    rb"(?:(NaN|-?Infinity)|(-?[0-9][0-9.eE+-]*+)"
+    rb'|("(?:[^"\\]++|\\.){0,200000}+(?:"|.*+\Z)))?',
     re.DOTALL,
 )
-"""JSON up to what is no number (group 2), or may be beyond all floats (3); in pieces as above."""
+"""JSON up to what is no number (group 2), or may be beyond all floats (3), or a long text (4).
+
+In pieces as above, but for one long text; all that follows one that is longer still, or has no end,
+counts as part of it.
+"""
 
 
 def mend(raw: bytes) -> bytes:
@@ -516,7 +524,7 @@ def mend(raw: bytes) -> bytes:
 
 def mend_surrogates(raw: bytes) -> bytes:
     """Return JSON with U+FFFD for each half of a surrogate pair, which is not text."""
-    return _UP_TO_A_HALF.sub(_mend_surrogate, raw, MAX_MENDED)
+    return _UP_TO_A_HALF.sub(_mend_surrogate, raw, MAX_MENDED) if b"\\u" in raw else raw
 
 
 def _mend_surrogate(found: re.Match[bytes]) -> bytes:
@@ -524,8 +532,10 @@ def _mend_surrogate(found: re.Match[bytes]) -> bytes:
 
 
 def _mend_number(found: re.Match[bytes]) -> bytes:
-    number = found[3] or b""
-    return found[1] + (b"null" if found[2] or (number and not _is_number(number)) else number)
+    before, no_number, number, text = found.groups(b"")
+    if no_number or (number and not _is_number(number)):
+        return before + b"null"
+    return before + number + text
 
 
 def _is_number(token: bytes) -> bool:

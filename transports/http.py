@@ -35,7 +35,7 @@ from transports.amplitude import MAX_EVENT_BYTES
 from transports.errors import Refused, UnknownApiKey
 from transports.inflate import Inflate
 from transports.limits import Hold, KeyLimits, Room
-from transports.openapi import describe
+from transports.openapi import SUCCESS, describe
 from transports.refusals import NO_DOOR, Refusals
 from transports.sockets import Listener, share_of_descriptors
 from transports.uploads import TOO_LARGE, BadUpload, GoodUpload, Takes, Upload
@@ -48,7 +48,7 @@ MAX_HEADER_BYTES: Final = 8_190
 HEAVY_BYTES: Final = 262_144
 """Bodies over this are taken apart in a thread: it takes some milliseconds, or a hundred."""
 
-HEAVY_AT_ONCE: Final = 2
+HEAVY_AT_ONCE: Final = 1
 """Threads for that; more would only hold more memory, since they share one interpreter."""
 
 MAX_MEMBERS: Final = 1_024
@@ -56,9 +56,6 @@ MAX_MEMBERS: Final = 1_024
 
 MAX_FIELDS: Final = 32
 """Fields of a form; Amplitude's have up to five."""
-
-SUCCESS: Final = "success"
-"""The old form's answer: amplitude-js 5.8 to 8.21.3 and Amplitude-Android compare with it."""
 
 _encoder = msgspec.json.Encoder()
 _log = logging.getLogger(__name__)
@@ -142,8 +139,13 @@ DOORS: Final = {
 }
 """Amplitude's ingestion endpoints, and where its webhook stream is pointed at."""
 
-DESCRIPTION_PATH: Final = "/openapi.json"
-HEALTH_PATH: Final = "/healthz"
+PAGES: Final[Mapping[str, Callable[[], object]]] = {
+    "/openapi.json": describe,
+    "/healthz": lambda: {"code": 200, "status": "ok"},
+}
+"""What is there to be looked at: the description of the doors, and a word for load balancers."""
+
+_NOT_SO: Final = BadUpload(405, "Invalid request method")
 ALLOWED_HEADERS: Final = "Content-Type, Content-Encoding, Authorization, X-Api-Key"
 _HEADER_NAMES: Final = re.compile(r"[A-Za-z0-9_, -]{1,512}")
 
@@ -233,27 +235,24 @@ class HttpSource:
             response = await self._respond(request, path)
         if isinstance(response, BadUpload):
             self._refused.note(path if path in DOORS else NO_DOOR, response)
-            response = _refusal(response, DOORS.get(path))
+            response = _refusal(response, _methods(path))
         self._allow_origin(request, response)
         if self._listener.crowded:
             response.force_close()
         return response
 
     async def _respond(self, request: web.BaseRequest, path: str) -> web.Response | BadUpload:
-        method = "GET" if request.method == "HEAD" else request.method
-        if path == DESCRIPTION_PATH and method == "GET":
-            return _json(describe(), 200)
-        if path == HEALTH_PATH and method == "GET":
-            return _json({"code": 200, "status": "ok"}, 200)
         door = DOORS.get(path)
-        if door is None:
+        if door is None and path not in PAGES:
             return BadUpload(404, "Invalid request path")
-        if request.method == "OPTIONS":
-            return _preflight(request)
         if request.method == "HEAD":
             return web.Response()
+        if door is None:
+            return _json(PAGES[path](), 200) if request.method == "GET" else _NOT_SO
+        if request.method == "OPTIONS":
+            return _preflight(request)
         if request.method not in door.methods:
-            return BadUpload(405, "Invalid request method")
+            return _NOT_SO
         return await self._take_in(request, door, path)
 
     async def _take_in(
@@ -363,10 +362,15 @@ def _preflight(request: web.BaseRequest) -> web.Response:
     )
 
 
-def _refusal(refusal: BadUpload, door: Door | None = None) -> web.Response:
+def _methods(path: str) -> frozenset[str]:
+    door = DOORS.get(path)
+    return frozenset({"GET", "HEAD"}) if door is None else door.methods | {"HEAD", "OPTIONS"}
+
+
+def _refusal(refusal: BadUpload, methods: frozenset[str] = frozenset()) -> web.Response:
     response = _json(refusal, refusal.code)
-    if door is not None and refusal.code == 405:
-        response.headers["Allow"] = ", ".join(sorted(door.methods | {"HEAD", "OPTIONS"}))
+    if refusal.code == 405:
+        response.headers["Allow"] = ", ".join(sorted(methods))
     return response
 
 

@@ -6,10 +6,13 @@ shape is a wire to Intercom; ``transports.sandbox`` has another one, without soc
 
 from __future__ import annotations
 
+import asyncio
+import math
 import os
 import re
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, Final, Protocol, Self
 from urllib.parse import quote
 
@@ -33,6 +36,9 @@ BASE_URLS: Final[Mapping[str, str]] = {
 MAX_ANSWER_BYTES: Final = 4 * 1024 * 1024
 """An answer longer than this counts as cut off: no documented answer comes near it."""
 
+
+RENEW_EVERY_S: Final = 1.0
+"""Between looks at the token's file while Intercom refuses the token."""
 
 MAX_CONTACT_ID: Final = 64
 """Longest contact id that is believed; Intercom's have 24 hexadecimal digits (recordings)."""
@@ -243,12 +249,23 @@ class IntercomClient:
     """The wire over HTTPS: one pool of connections, one token, one base URL.
 
     The token goes into the session's headers and nowhere else; ``repr`` shows the address only.
+    When it is refused (401) it is fetched again, for the calls that come after.
     """
 
     def __init__(
-        self, base_url: str, access_token: str, *, timeout_s: float, connections: int
+        self,
+        base_url: str,
+        access_token: str,
+        *,
+        timeout_s: float,
+        connections: int,
+        renewed: Callable[[], str] | None = None,
     ) -> None:
+        """``renewed`` returns the token as it is now; it is called in a thread, as it may read."""
         self._base_url = base_url.rstrip("/")
+        self._renewed = renewed
+        self._renewed_at_s = -math.inf
+        self._renewing: asyncio.Task[None] | None = None
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=connections, keepalive_timeout=30),
             cookie_jar=aiohttp.DummyCookieJar(),  # nothing that an answer sets is kept
@@ -268,6 +285,8 @@ class IntercomClient:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
+        if self._renewing is not None:
+            self._renewing.cancel()
         await self._session.close()
 
     async def send(self, request: Request) -> Answer:
@@ -292,11 +311,27 @@ class IntercomClient:
                     raise
                 except Exception as error:  # its bytes left, so nobody knows what became of it
                     raise NoAnswer("incomplete", type(error).__name__) from error
-                return Answer(response.status, response.headers, body)
+            if response.status == 401:
+                self._renew()
+            return Answer(response.status, response.headers, body)
         except TimeoutError as error:
             raise NoAnswer("timeout") from error
         except (aiohttp.ClientError, OSError) as error:
             raise NoAnswer(cause_of(error), _detail(error)) from error
+
+    def _renew(self) -> None:
+        """Begin to fetch the token again, one at a time and at most once in ``RENEW_EVERY_S``."""
+        now_s = asyncio.get_running_loop().time()
+        if self._renewed is None or now_s < self._renewed_at_s + RENEW_EVERY_S:
+            return
+        if self._renewing is None or self._renewing.done():
+            self._renewed_at_s = now_s
+            self._renewing = asyncio.create_task(self._take_renewed(self._renewed))
+
+    async def _take_renewed(self, renewed: Callable[[], str]) -> None:
+        with suppress(Exception):  # the old token is as good as none; its refusal is said
+            token = await asyncio.to_thread(renewed)
+            self._session.headers["Authorization"] = f"Bearer {token}"
 
 
 def cause_of(error: Exception) -> str:

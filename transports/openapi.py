@@ -14,6 +14,9 @@ from transports.uploads import MAX_EVENTS
 
 _Schema = dict[str, Any]
 
+SUCCESS: Final = "success"
+"""The old form's answer: amplitude-js 5.8 to 8.21.3 and Amplitude-Android compare with it."""
+
 ANSWERS: Final = {
     "200": "the events are on disk",
     "400": "refused whole; every bad event's index is listed under its field",
@@ -46,10 +49,14 @@ def describe() -> _Schema:
                 "identification",
                 "GroupIdentification",
             ),
-            "/": _form_path(
-                "Events of the old JavaScript SDK, with their checksum.", "e", "Event", key="client"
-            ),
+            "/": _root_path(),
             "/webhook": {"post": _webhook()},
+            "/healthz": {
+                "get": {
+                    "summary": "Whether the port is served, for load balancers.",
+                    "responses": {"200": _response("it is", _ref("Health"))},
+                }
+            },
             "/openapi.json": {
                 "get": {
                     "summary": "This description.",
@@ -127,6 +134,20 @@ def _form_path(summary: str, field: str, item: str, key: str = "api_key") -> _Sc
     }
 
 
+def _root_path() -> _Schema:
+    """Describe the old SDKs' form, which is answered in text, and JSON as for ``/2/httpapi``."""
+    path = _form_path(
+        "Events of the old JavaScript SDK, with their checksum; or JSON of an SDK of today.",
+        *("e", "Event", "client"),
+    )
+    content = path["post"]["requestBody"]["content"]
+    content["application/json"] = {"schema": _ref("Upload")}
+    for operation in path.values():
+        success = operation["responses"]["200"]["content"]
+        success["text/plain"] = {"schema": {"const": SUCCESS}}
+    return path
+
+
 def _responses() -> _Schema:
     return {
         status: _response(text, _ref("Success" if status == "200" else "Refusal"))
@@ -151,12 +172,15 @@ def _any_case(text: str) -> str:
 
 _RESERVED: Final = "|".join(_any_case(text) for text in sorted(RESERVED_IDS) if text)
 _KEY: Final = {"type": "string", "minLength": 1, "description": "The project's API key."}
+_OBJECT: Final = {"type": ["object", "null"]}
 _TEXT: Final = {"type": ["string", "null"]}
 
 
 def _id(min_length: int) -> _Schema:
     return {
-        "type": ["string", "null"],
+        "type": ["string", "integer", "null"],
+        "description": "A whole number is its digits.",
+        "minimum": 10 ** (min_length - 1),
         "minLength": min_length,
         "maxLength": MAX_TEXT,
         "not": {"type": "string", "pattern": f"^({_RESERVED})$"},
@@ -164,7 +188,7 @@ def _id(min_length: int) -> _Schema:
 
 
 def _has(field: str, min_length: int) -> _Schema:
-    there = {"type": "string", "minLength": min_length}
+    there = {"type": ["string", "integer"], "minLength": min_length}
     return {"required": [field], "properties": {field: there}}
 
 
@@ -173,10 +197,15 @@ def _event(min_length: int, *, named: bool) -> _Schema:
     properties: _Schema = {
         "user_id": _id(min_length),
         "device_id": _id(min_length),
-        "insert_id": _TEXT,
+        "insert_id": {"type": ["string", "integer", "null"]},
         "time": {"type": ["integer", "null"], "minimum": 0, "description": "Unix milliseconds."},
-        "event_properties": {"description": "An object."},
-        "user_properties": {"description": "An object: plain keys, operations, or both."},
+        "event_properties": _OBJECT,
+        "user_properties": {
+            **_OBJECT,
+            "description": "An object: plain keys, operations, or both.",
+        },
+        "groups": _OBJECT,
+        "group_properties": _OBJECT,
     }
     who = [_has("user_id", min_length), _has("device_id", min_length)]
     if not named:
@@ -207,6 +236,9 @@ _SCHEMAS: Final = {
                 "description": f"Up to {MAX_EVENTS}.",
                 "items": _ref("UploadedEvent"),
             },
+            "client_upload_time": {
+                "description": "The client's time of sending: Unix milliseconds, or ISO text.",
+            },
             "options": {
                 "description": "An object: `min_id_length` changes the shortest length of ids.",
             },
@@ -217,7 +249,12 @@ _SCHEMAS: Final = {
     "Identification": _event(1, named=False),
     "GroupIdentification": {
         "type": "object",
-        "properties": {"group_type": _TEXT, "group_value": {}, "group_properties": {}},
+        "properties": {"group_type": _TEXT, "group_value": {}, "group_properties": _OBJECT},
+    },
+    "Health": {
+        "type": "object",
+        "required": ["code", "status"],
+        "properties": {"code": {"const": 200}, "status": {"const": "ok"}},
     },
     "Success": {
         "type": "object",

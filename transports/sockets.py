@@ -41,8 +41,8 @@ ANSWER_TIMEOUT_S: Final = 10.0
 """An answer is some hundred bytes, which the kernel's buffers take at once: who does not read one
 does not want it."""
 
-GIVE_WAY_S: Final = 0.2
-"""A client that has connected and has something to say says it within a round trip."""
+GIVE_WAY_S: Final = 0.1
+"""A client that has something to say sends it right behind its connecting."""
 
 
 def raise_descriptor_limit() -> None:

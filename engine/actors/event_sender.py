@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterable
 from typing import Literal
 
 from engine.actor import Actor
@@ -62,9 +64,33 @@ class EventSender(Actor[list[Envelope], None]):
         self._names = names
 
     async def handle(self, envelopes: list[Envelope]) -> None:
-        for envelope in envelopes:
-            if envelope.event is not None:
+        ahead = deque(envelopes)
+        while ahead:
+            envelope = ahead.popleft()
+            if self._is_early(envelope):
+                ahead = await self._defer(envelope, ahead)
+            elif envelope.event is not None:
                 await self.attempt(envelope.record, self._deliver(envelope, envelope.event))
+
+    def _is_early(self, envelope: Envelope) -> bool:
+        if not envelope.not_before_ms or self._feed.is_halted(envelope.record.user_key):
+            return False
+        return not self._feed.is_due(envelope.not_before_ms)
+
+    async def _defer(self, early: Envelope, ahead: Iterable[Envelope]) -> deque[Envelope]:
+        """Put an event back until its second begins, with what its user has behind it.
+
+        Return what others have: they go on as soon as that is one commit.
+        """
+        user = early.record.user_key
+        mine, others = [early.record], deque[Envelope]()
+        for one in ahead:
+            if one.record.user_key == user:
+                mine.append(one.record)
+            else:
+                others.append(one)
+        await self._feed.defer(mine, early.not_before_ms)
+        return others
 
     async def _deliver(self, envelope: Envelope, event: bytes) -> None:
         record = envelope.record

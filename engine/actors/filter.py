@@ -30,7 +30,6 @@ from transports.amplitude import (
     IDENTIFY,
     KEPT_BYTES,
     MAX_EVENT_BYTES,
-    MAX_TEXT,
     RESERVED_TYPES,
     BadEvent,
     Event,
@@ -46,6 +45,9 @@ from transports.errors import Refused
 
 TYPES_KEPT = 4_096
 """Event types whose verdict is remembered."""
+
+LONGEST_TYPE_KEPT = 128
+"""Characters of such a type: 2 MB of them at most, and nobody's real types are longer."""
 
 COMMITS_AHEAD = 64
 """Batches that may wait for their fsync while the next ones are filtered."""
@@ -85,7 +87,7 @@ class Filter:
 
     def drop_by_type(self, event_type: str | None) -> str:
         """Return why an event of a type is dropped whatever it holds; empty: it has to be seen."""
-        if event_type and len(event_type) > MAX_TEXT:  # not to be remembered
+        if event_type and len(event_type) > LONGEST_TYPE_KEPT:
             return self._drop_by_type(event_type)
         return self._known_drops(event_type)
 
@@ -172,30 +174,40 @@ def _decode(raw: bytes) -> Event | BadEvent:
         return BadEvent("invalid_field", "", str(error))
 
 
-def insert_key(head: Head, raw: bytes, project: str, *, derive: bool) -> bytes | None:
+def project_hash(api_key: str) -> hashlib.blake2b:
+    """Return the beginning of every key of a project's events."""
+    text = f"{len(api_key)} {api_key} "
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16)
+
+
+def insert_key(head: Head, raw: bytes, project: hashlib.blake2b, *, derive: bool) -> bytes | None:
     """Return what an event is known by again: its insert id in its project and on its device.
 
     One without device id has one of its own user's, as at Amplitude (HTTP V2 page). One without
     insert id is known by its content, or not at all where ``derive`` is off: two equal requests are
     two events.
     """
-    unique = head.unique_id
+    unique, device = head.unique_id, head.device_id
     if not unique:
-        return _content_key(raw, project, b"event") if derive else None
-    device = f"d{head.device_id}" if head.device_id else f"u{head.user_id or ''}"
-    text = f"{len(project)} {len(device)} {project}{device}{unique}"
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        return _key(project, b"content ", raw) if derive else None
+    if device:
+        text = f"device {len(device)} {device}{unique}"
+    else:
+        user = head.user_id or ""
+        text = f"user {len(user)} {user}{unique}"
+    return _key(project, text.encode("utf-8", "surrogatepass"))
 
 
-def dead_key(bad: BadEvent, raw: bytes, project: str) -> bytes:
+def dead_key(bad: BadEvent, raw: bytes, project: hashlib.blake2b) -> bytes:
     """Return what a dead letter is known by again: all of its content, so never what mends it."""
-    return _content_key(bad.digest or raw, project, b"dead")
+    return _key(project, b"dead ", bad.digest or raw)
 
 
-def _content_key(content: bytes, project: str, person: bytes) -> bytes:
-    prefix = f"{len(project)} {project}".encode("utf-8", "surrogatepass")
-    key = hashlib.blake2b(prefix, digest_size=16, person=person)
-    key.update(content)
+def _key(project: hashlib.blake2b, text: bytes, content: bytes = b"") -> bytes:
+    key = project.copy()
+    key.update(text)
+    if content:
+        key.update(content)
     return key.digest()
 
 
@@ -305,7 +317,7 @@ class FilterActor(Actor[Share, None]):
         rows: list[Row] = []
         dead: list[DeadRow] = []
         dropped: Counter[str] = Counter()
-        project = batch.api_key or self._filter.project
+        project = project_hash(batch.api_key or self._filter.project)
         for index in self._worth_a_look(batch, dropped):
             try:
                 found = self._sift_one(batch, index, project)
@@ -321,7 +333,7 @@ class FilterActor(Actor[Share, None]):
         self._few_are_kept = len(rows) < len(batch.raws) / 2
         return Append(len(batch.raws), rows, dead, dropped, batch.marks)
 
-    def _sift_one(self, batch: Batch, index: int, project: str) -> Row | DeadRow | str:
+    def _sift_one(self, batch: Batch, index: int, project: hashlib.blake2b) -> Row | DeadRow | str:
         raw, heads = batch.raws[index], batch.heads
         head, raw = read_head(raw) if heads is None else (heads[index], raw)
         found: Admitted | BadEvent | str

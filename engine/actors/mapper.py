@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from engine.actor import Actor, internal_failure
 from engine.envelope import Envelope, Plan, Record, Verdict
@@ -12,7 +12,7 @@ from engine.errors import Failure
 from engine.event_names import EventNames
 from engine.mapping import Rules, event_body
 from engine.spool import Spool
-from engine.spool.seconds import Claim
+from engine.spool.seconds import claim_of
 
 
 class Outlet(Protocol):
@@ -23,8 +23,8 @@ class Outlet(Protocol):
 
 Planned = tuple[Record, Plan | Verdict]
 
-Bodies = dict[int, bytes]
-"""The bodies of events by the ids of their records."""
+Bodies = dict[int, tuple[bytes, int]]
+"""By the ids of records, the bodies of their events, and when each may leave (Unix ms; 0: now)."""
 
 
 def _name_of(plan: Plan | Verdict) -> str:
@@ -35,6 +35,11 @@ def _name_of(plan: Plan | Verdict) -> str:
 def _no_place(plan: Plan | Verdict) -> Verdict:
     name = _name_of(plan)
     return Verdict("reject", "event_type_limit", f"{name!r} would be one name too many")
+
+
+def _not_before_ms(event: Mapping[str, Any], second: int) -> int:
+    """Return when an event may leave: one that was moved ahead, not before its second begins."""
+    return second * 1000 if second > event["created_at"] else 0
 
 
 class MapperActor(Actor[list[Record], Envelope]):
@@ -61,7 +66,7 @@ class MapperActor(Actor[list[Record], Envelope]):
         planned, bodies = await self._prepare(records)
         self._lanes.put(
             [
-                Envelope(record, plan, bodies.get(record.id))
+                Envelope(record, plan, *bodies.get(record.id, ()))
                 for record, plan in planned
                 if isinstance(plan, Plan)
             ]
@@ -94,7 +99,7 @@ class MapperActor(Actor[list[Record], Envelope]):
         ]
 
     async def _bodies(self, planned: Sequence[Planned]) -> Bodies:
-        """Return the event bodies by record, each with a second that no twin of it has."""
+        """Return by record the event's body and when it may leave, which its second decides."""
         events = [
             (record, plan.event)
             for record, plan in planned
@@ -102,15 +107,11 @@ class MapperActor(Actor[list[Record], Envelope]):
         ]
         if not events:
             return {}
-        seconds = await self._spool.claim_seconds(
-            [
-                Claim(record.claim_id, record.user_key, event["event_name"], event["created_at"])
-                for record, event in events
-            ]
-        )
+        given = await self._spool.claim_seconds([claim_of(*one) for one in events])
+        self._adjusted.update("same_second" for one in given if one.crowded)
         return {
-            record.id: event_body(event, second)
-            for (record, event), second in zip(events, seconds, strict=True)
+            record.id: (event_body(event, second), _not_before_ms(event, second))
+            for (record, event), (second, _) in zip(events, given, strict=True)
         }
 
     async def _settle(self, record: Record, verdict: Verdict) -> None:

@@ -8,7 +8,8 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 import msgspec
 
@@ -43,7 +44,13 @@ def collect_garbage_rarely() -> None:
 def run(main: Callable[[], Coroutine[Any, Any, int]]) -> int:
     """Run a command; return its exit code, with one line on stderr for what went wrong."""
     collect_garbage_rarely()
+    signal.signal(signal.SIGINT, _interrupt)
     return run_plainly(lambda: asyncio.run(main()))
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    """End the command at Ctrl-C, also while it reads: asyncio's own handler waits for the loop."""
+    raise KeyboardInterrupt
 
 
 def run_plainly(main: Callable[[], int]) -> int:
@@ -94,14 +101,17 @@ def _leaves(error: BaseException) -> list[BaseException]:
 
 
 class Signals:
-    """SIGTERM and SIGINT: the first asks to stop, the second to stop now."""
+    """SIGTERM, SIGINT and SIGHUP: the first asks to stop, the second to stop now."""
 
-    def __init__(self) -> None:
+    def __init__(self, hung_up: Callable[[], None] | None = None) -> None:
+        """``hung_up`` is called at SIGHUP instead; under `nohup` nothing is."""
         self.stop = asyncio.Event()
         self.now = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._received)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            loop.add_signal_handler(signal.SIGHUP, hung_up or self._received)
 
     def _received(self) -> None:
         (self.now if self.stop.is_set() else self.stop).set()

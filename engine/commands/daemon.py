@@ -19,6 +19,9 @@ from transports import Batch, Intake, Source, Ticket
 from transports.errors import Refused
 from transports.sockets import raise_descriptor_limit
 
+READY_LOOK_S = 1.0
+"""Between looks whether the engine is ready."""
+
 _log = structlog.get_logger("engine.run")
 
 
@@ -34,7 +37,7 @@ async def run(settings: Settings) -> int:
     sources = sources_of(settings)
     if not sources:
         raise SettingsError("no source is configured: add [http], or [sources.NAME]")
-    signals = Signals()
+    signals = Signals(_hung_up)
     done = False  # and so it stays where a second signal ends it all
     async with Engine(settings) as engine, anyio.create_task_group() as tasks:
         await start_sources(engine, sources, tasks)
@@ -42,14 +45,34 @@ async def run(settings: Settings) -> int:
             admin = AdminServer(settings.admin, engine)
             tasks.start_soon(admin.run)
             _log.info("admin listening", address=await admin.listening())
-        _log.info("ready", syncs=list(engine.pipelines), data_dir=settings.data_dir)
-        await signals.stop.wait()
+        async with anyio.create_task_group() as meanwhile:
+            meanwhile.start_soon(_tell_readiness, engine)
+            await signals.stop.wait()
+            meanwhile.cancel_scope.cancel()
         _log.info("draining", deadline_s=settings.drain_deadline_s)
         tasks.start_soon(_cut_short, signals, engine)
         done = await engine.finish(settings.drain_deadline_s)
         tasks.cancel_scope.cancel()
     _log.info("stopped", clean=done)
     return OK if done else FAILED
+
+
+def _hung_up() -> None:
+    _log.warning("SIGHUP is ignored: settings are read at the start, so restart to apply changes")
+
+
+async def _tell_readiness(engine: Engine) -> None:
+    """Log when the engine is ready, and when and why it is not any more, as ``/readyz`` says it."""
+    said: dict[str, str] | None = None
+    while True:
+        if engine.unready != said:
+            said = engine.unready
+            if said:
+                _log.warning("not ready", unready=said)
+            else:
+                data_dir = engine.settings.data_dir
+                _log.info("ready", syncs=list(engine.pipelines), data_dir=data_dir)
+        await anyio.sleep(READY_LOOK_S)
 
 
 async def _cut_short(signals: Signals, engine: Engine) -> None:
@@ -61,6 +84,7 @@ async def _cut_short(signals: Signals, engine: Engine) -> None:
 async def start_sources(engine: Engine, sources: dict[str, Source], tasks: TaskGroup) -> None:
     """Start sources; those that listen do so when this returns."""
     for name, source in sources.items():
+        engine.sources[name] = source
         tasks.start_soon(_serve, engine, name, source)
         listening = getattr(source, "listening", None)
         if listening is not None:

@@ -33,6 +33,15 @@ async def status(settings: Settings, *, as_json: bool = False) -> int:
         limit = settings.spool.max_bytes
         say(f"sync {sync.name}" + ("" if sync.enabled else " (disabled: what waits is kept)"))
         print_table([(f"  {what}", number, more) for what, number, more in _rows(sync, limit)])
+    refused = [(f"  {r.door}", f"{r.count:,}", r.reason) for r in found.refusals]
+    refused += [
+        ("  unknown key", f"{number:,}", f"{key}: no sync takes this API key")
+        for key, number in _most(found.refused_keys)[:10]
+    ]
+    if refused:
+        say("")
+        say("requests that the HTTP source refused since its start")
+        print_table(refused)
     return OK
 
 

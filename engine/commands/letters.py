@@ -134,7 +134,7 @@ async def foresee_replay(
     name = choose_sync(settings, sync)
     [its_settings] = [one for one in settings.sync if one.name == name]
     preview, files = Preview(its_settings), Files(settings)
-    promised: set[bytes] = set()
+    promised: dict[bytes, int] = {}
     found = 0
     async for page in _pages(files, name, query):
         answers = files.foresee(its_settings, page.dead_letters, preview, promised)

@@ -19,7 +19,7 @@ from engine.fitting import Adjustment
 from engine.mapping import AnyAttribute, Rules, Types, contact_body, creation_body, event_body
 from engine.spool import wall_clock_ms
 from engine.spool.rows import Contact, DeadLetter
-from engine.spool.seconds import Claim
+from engine.spool.seconds import Claim, claim_of
 from engine.spool.store import Store
 from engine.user_properties import apply, needs_state
 from transports import files, intercom
@@ -99,16 +99,17 @@ class Past:
 class SpooledPast(Past):
     """What one spool knows; the seconds that it promised are remembered from event to event."""
 
-    def __init__(self, store: Store, sync: Sync, promised: set[bytes]) -> None:
+    def __init__(self, store: Store, sync: Sync, promised: dict[bytes, int]) -> None:
         self._store = store
         self._promised = promised
-        self._shifts = sync.delivery.twin_window_s > 0
+        self._delivery = sync.delivery
         self._knows_contacts = store.meta.get("directory") == directory_of(sync)
 
     def second(self, claim: Claim) -> int:
-        if not self._shifts:
+        if not self._delivery.twin_window_s:
             return claim.second
-        return self._store.seconds.foresee(claim, self._promised)
+        shift_s = self._delivery.same_second_shift_s
+        return self._store.seconds.foresee(claim, self._promised, shift_s)
 
     def contact(self, user: str) -> Contact | None:
         return self._store.contacts.get(user) if self._knows_contacts else None
@@ -172,10 +173,8 @@ class Preview:
             adjustments += others
         if plan.event is not None:
             event = plan.event
-            claim = Claim(
-                record.claim_id, record.user_key, event["event_name"], event["created_at"]
-            )
-            requests.append(intercom.send_event(event_body(event, past.second(claim))))
+            second = past.second(claim_of(record, event))
+            requests.append(intercom.send_event(event_body(event, second)))
         return requests, adjustments
 
     def _update(

@@ -174,7 +174,7 @@ class Files:
         )
 
     def foresee(
-        self, sync: Sync, letters: list[DeadLetter], preview: Preview, promised: set[bytes]
+        self, sync: Sync, letters: list[DeadLetter], preview: Preview, promised: dict[bytes, int]
     ) -> list[dict[str, Any]]:
         """Return what a replay of each dead letter would send, by what the spool knows."""
 

@@ -33,7 +33,9 @@ from transports.sockets import Listener, share_of_descriptors
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _encoder = msgspec.json.Encoder()
-MAX_CONNECTIONS = 64
+MAX_CONNECTIONS = 512
+"""So many that silent ones give way faster than anybody notices, and still cheap."""
+
 KEEP_ALIVE_S = 15.0
 """Until a connection without a request is closed: nobody may keep all of them."""
 
@@ -87,7 +89,7 @@ class AdminServer:
                 self._listening.set()
                 await asyncio.Event().wait()
         except OSError as error:
-            reason = os.strerror(error.errno) if error.errno else str(error)
+            reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
             raise SettingsError(
                 f"admin.listen: {self._settings.listen} cannot be used: {reason}"
             ) from None

@@ -29,7 +29,7 @@ from engine.spool.reading import look
 from engine.spool.reserve import Reserve
 from engine.spool.rows import Append, Appended, Contact
 from engine.spool.schema import connect, reason_of
-from engine.spool.seconds import Claim
+from engine.spool.seconds import Claim, Given
 from engine.spool.store import Store, under
 from engine.spool.writer import InlineWriter, ThreadWriter, Writer
 
@@ -41,7 +41,7 @@ def wall_clock_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def open_database(path: Path, settings: SpoolSettings, twin_window_s: float) -> Database:
+def open_database(path: Path, settings: SpoolSettings, delivery: Delivery) -> Database:
     """Open a spool's tables, creating the file where there is none.
 
     Raises:
@@ -55,7 +55,8 @@ def open_database(path: Path, settings: SpoolSettings, twin_window_s: float) -> 
                 connection,
                 max_bytes=settings.max_bytes,
                 window_ms=int(settings.dedupe_window_s * 1000),
-                twin_window_ms=int(twin_window_s * 1000),
+                twin_window_ms=int(delivery.twin_window_s * 1000),
+                same_second_shift_s=delivery.same_second_shift_s,
                 recover=recover,
             )
         except (sqlite3.Error, ValueError) as error:  # of what is damaged, anything can be read
@@ -85,7 +86,7 @@ class Spool:
         """
         self.path = path
         self._inline = inline
-        self._database = open_database(path, settings, delivery.twin_window_s)
+        self._database = open_database(path, settings, delivery)
         self._adjusted_before = Counter(under(self._database.store.counters, "adjusted:"))
         self._writer: Writer = (
             InlineWriter(self._database) if inline else ThreadWriter(self._database, path.stem)
@@ -219,8 +220,8 @@ class Spool:
         kept = dict(last_days)
         await self.feed.persist(lambda store: store.meta.keep_event_names(kept))
 
-    async def claim_seconds(self, claims: Sequence[Claim]) -> list[int]:
-        """Give each event its second, its own or the first that no twin has; for good."""
+    async def claim_seconds(self, claims: Sequence[Claim]) -> list[Given]:
+        """Give each event its second, its own or the next that no other has; for good."""
         now_ms = self._now_ms()
         return await self.feed.persist(lambda store: store.seconds.claim(claims, now_ms))
 

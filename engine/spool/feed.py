@@ -4,13 +4,14 @@ Rules
 =====
 1. Records go out in the order of their ids, per user. The queue is read once from front to back;
    what cannot go out when it is met goes *aside* (a mark on the row) with its user.
-2. A user is aside because it is **parked** (its call failed; it wakes at a set time) or because it
-   is **crowded** (more of it waits than may be loaded at once). All later records of a user that is
+2. A user is aside because it is **parked** (its call failed; it wakes at a set time), **deferred**
+   (its next event has a second that is still to come; it wakes then, and nothing has failed) or
+   **crowded** (more of it waits than may be loaded at once). All later records of a user that is
    aside go aside as well, so none overtakes.
-3. A parked user wakes with *one* record, a probe. When a user's loaded records are all settled, the
-   next of its records are loaded; when none is left it is free again.
-4. Parking a user **halts** it: its records that are loaded already come back unsent (``release``),
-   and it is not woken before the last of them is back.
+3. A parked or deferred user wakes with *one* record, a probe. When a user's loaded records are all
+   settled, the next of its records are loaded; when none is left it is free again.
+4. Parking or deferring a user **halts** it: its records that are loaded already come back unsent
+   (``release``), and it is not woken before the last of them is back.
 5. What is loaded is bounded, in records and in bytes, whatever waits on disk.
 
 6. Delivered events are settled a little later, many in one commit. A crash brings them again, so
@@ -35,6 +36,7 @@ from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectSendStream
 
 from engine.backoff import retry_delay_s
+from engine.config import MAX_SHIFT_S
 from engine.envelope import Record
 from engine.errors import Failure, SpoolError
 from engine.spool.database import Job
@@ -400,6 +402,23 @@ class Feed:
             code=failure.code,
             request_id=failure.request_id,
         )
+
+    def is_due(self, at_ms: int) -> bool:
+        """Return whether an instant has come by the wall clock.
+
+        One that is further away than any event is moved has come too: the clock was set back since,
+        or the event's own time is ahead of it, and its user must not wait for that.
+        """
+        return not 0 < at_ms - self._now_ms() <= MAX_SHIFT_S * 1000
+
+    async def defer(self, records: Sequence[Record], until_ms: int) -> None:
+        """Put records of one user back until an instant has come. No attempt is charged.
+
+        The user is halted, as when it is parked: what else of it is loaded comes back too.
+        """
+        self._halted.add(records[0].user_key)
+        await self.persist(lambda store: store.defer(records, until_ms, self._now_ms()))
+        self._let_go(*records)
 
     async def release(self, record: Record) -> None:
         """Put a record of a halted user back."""

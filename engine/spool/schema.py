@@ -112,7 +112,26 @@ UPDATE contacts SET crc = contact_checksum(CAST(user_key AS BLOB), CAST(contact_
     CAST(properties AS BLOB), CAST(written AS BLOB));
 """
 
-STEPS: Final = (_FIRST, _CHECKSUMS_FOR_ALL)
+_SECONDS_ARE_SHARED: Final = """
+ALTER TABLE seconds RENAME TO seconds_before;
+
+-- The second that an event (id: its claim_id) was given. key: hash of user, name and second, in the
+-- row of the event that holds it; content: hash of user, name, own second and bytes, in the row of
+-- the first event with these. Events that share a second have neither.
+CREATE TABLE seconds (
+    id INTEGER PRIMARY KEY,
+    key BLOB UNIQUE,
+    content BLOB UNIQUE,
+    second INTEGER NOT NULL,
+    at_ms INTEGER NOT NULL
+) STRICT;
+INSERT OR IGNORE INTO seconds (id, key, second, at_ms)
+    SELECT id, key, second, at_ms FROM seconds_before WHERE typeof(key) = 'blob'
+    AND typeof(second) = 'integer' AND typeof(at_ms) = 'integer';
+DROP TABLE seconds_before;
+"""
+
+STEPS: Final = (_FIRST, _CHECKSUMS_FOR_ALL, _SECONDS_ARE_SHARED)
 SCHEMA_VERSION: Final = len(STEPS)
 
 

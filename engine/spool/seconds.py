@@ -1,19 +1,31 @@
-"""Which second of a user an event has: twins must not swallow each other.
+"""The second that an event has: two different events must not swallow each other.
 
 Intercom takes two events of one contact, with one name, in one second for the same one (API
-description, ``POST /events``). So the later of two *different* events is moved to the next free
-second, and which second belongs to which event is kept on disk: a retry has the same, after a crash
-too.
+description, ``POST /events``). Which second belongs to which event is kept on disk, so that a retry
+has the same, after a crash too.
+
+Rules
+=====
+1. An event that had a second before keeps it, whatever the settings say now.
+2. One with the same content as another shares its second: Intercom is to take them for the same.
+3. Every other one gets its own second, or else the next free one, up to ``shift_s`` ahead.
+4. Where none of these is free it gets its own nevertheless, and that is said.
+
+In the table ``seconds`` every event has a row. ``key`` (user, name, second) is in the row of the
+one event that holds the second, ``content`` (user, name, own second, bytes) in that of the first
+event with it; events that share the second of another have neither.
 """
 
 from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 
+from engine.envelope import Record
 from engine.spool.rows import MOST_ROWS, insert_many
 
 PRUNE_ROWS = 2_000
@@ -35,88 +47,118 @@ class Claim(msgspec.Struct, frozen=True, gc=False):
     user_key: str
     name: str
     second: int
+    raw: bytes
+
+
+def claim_of(record: Record, event: Mapping[str, Any]) -> Claim:
+    """Return the claim of a record whose event is to be sent as ``event``."""
+    name, second = event["event_name"], event["created_at"]
+    return Claim(record.claim_id, record.user_key, name, second, record.raw)
+
+
+class Given(NamedTuple):
+    """The second that an event has; ``crowded``: a different one has it too, none being free."""
+
+    second: int
+    crowded: bool = False
 
 
 class Seconds:
     """The table ``seconds``, inside somebody's transaction."""
 
-    def __init__(self, connection: sqlite3.Connection, window_ms: int) -> None:
+    def __init__(self, connection: sqlite3.Connection, window_ms: int, shift_s: int) -> None:
         self._db = connection
         self._window_ms = window_ms
+        self._shift_s = shift_s
         self._pruned_to = 0
         self._pruned_at_ms = 0
 
-    def claim(self, claims: Sequence[Claim], now_ms: int) -> list[int]:
-        """Return the second that each event has, its own or the first free one after it.
+    def claim(self, claims: Sequence[Claim], now_ms: int) -> list[Given]:
+        """Return the second that each event has, by the rules above.
 
-        A window of 0 turns this off: every event keeps its own second.
+        A window of 0 turns this off: an event that has no second yet keeps its own.
         """
-        if not self._window_ms:
-            return [claim.second for claim in claims]
         self._prune(now_ms)
-        kept = self._kept(claims)
-        new = [one for one in claims if one.claim_id not in kept]
+        given = self._kept(claims)
+        new = [one for one in claims if one.claim_id not in given] if self._window_ms else []
         if new and not self._take_own(new, now_ms):
-            tried: dict[tuple[str, str, int], int] = {}
-            kept |= {one.claim_id: self._take_free(one, tried, now_ms) for one in new}
-        return [kept.get(one.claim_id, one.second) for one in claims]
+            passed: dict[tuple[str, str, int], int] = {}
+            for one in new:
+                given[one.claim_id] = self._share(one, now_ms) or self._take(one, passed, now_ms)
+        return [given.get(one.claim_id) or Given(one.second) for one in claims]
 
-    def foresee(self, one: Claim, promised: set[bytes]) -> int:
+    def foresee(self, one: Claim, promised: dict[bytes, int], shift_s: int) -> int:
         """Return the second that an event has, or would be given now; nothing is changed.
 
-        ``promised``: keys of seconds that were foreseen for others; this one's is added.
+        ``promised``: seconds that were foreseen for others, by key and by content; this one's are
+        added.
         """
-        kept = self._kept([one])
-        if one.claim_id in kept:
-            return kept[one.claim_id]
-        second = one.second
-        while (key := _key(one, second)) in promised or self._is_taken(key):
-            second += 1
-        promised.add(key)
+        if one.claim_id in (kept := self._kept([one])):
+            return kept[one.claim_id].second
+        content = _content(one)
+        if (shared := promised.get(content, self._second_of(content))) is not None:
+            return shared
+        last = one.second + shift_s
+        free = (s for s in range(one.second, last + 1) if self._is_free(_key(one, s), promised))
+        second = next(free, one.second)
+        promised[content] = promised[_key(one, second)] = second
         return second
 
-    def _is_taken(self, key: bytes) -> bool:
+    def _is_free(self, key: bytes, promised: dict[bytes, int]) -> bool:
         row = self._db.execute("SELECT TRUE FROM seconds WHERE key = ?", (key,)).fetchone()
-        return row is not None
+        return row is None and key not in promised
 
-    def _kept(self, claims: Sequence[Claim]) -> dict[int, int]:
+    def _second_of(self, content: bytes) -> int | None:
+        """Return the second of an event with this content, if there is one."""
+        query = "SELECT second FROM seconds WHERE content = ?"
+        found = self._db.execute(query, (content,)).fetchone()
+        return None if found is None else int(found[0])
+
+    def _kept(self, claims: Sequence[Claim]) -> dict[int, Given]:
         """Return the seconds that events have had before."""
-        kept: dict[int, int] = {}
+        kept: dict[int, Given] = {}
         for start in range(0, len(claims), MOST_ROWS):
             ids = [one.claim_id for one in claims[start : start + MOST_ROWS]]
             holes = ", ".join("?" * len(ids))
-            kept.update(
-                self._db.execute(f"SELECT id, second FROM seconds WHERE id IN ({holes})", ids)  # noqa: S608 - placeholders
-            )
+            rows = self._db.execute(f"SELECT id, second FROM seconds WHERE id IN ({holes})", ids)  # noqa: S608 - placeholders
+            kept.update((id_, Given(second)) for id_, second in rows)
         return kept
 
     def _take_own(self, new: Sequence[Claim], now_ms: int) -> bool:
         """Give each event its own second; where one of them is taken, nothing is done."""
-        rows = [(one.claim_id, _key(one, one.second), one.second, now_ms) for one in new]
-        if len({row[1] for row in rows}) < len(rows):
+        rows = [_row(one, one.second, now_ms) for one in new]
+        if len({key for _, key, *_ in rows}) < len(rows):
             return False
-        insert = "INSERT OR IGNORE INTO seconds (id, key, second, at_ms)"
-        if insert_many(self._db, insert, 4, rows) == len(rows):
+        insert = "INSERT OR IGNORE INTO seconds (id, key, content, second, at_ms)"
+        if insert_many(self._db, insert, 5, rows) == len(rows):
             return True
         self._db.executemany("DELETE FROM seconds WHERE id = ?", [(one.claim_id,) for one in new])
         return False
 
-    def _take_free(self, one: Claim, tried: dict[tuple[str, str, int], int], now_ms: int) -> int:
-        """Try second after second; ``tried`` skips those that this call has found taken."""
-        start = (one.user_key, one.name, one.second)
-        second = tried.get(start, one.second)
-        while not self._take(one, second, now_ms):
-            second += 1
-        tried[start] = second + 1
-        return second
+    def _share(self, one: Claim, now_ms: int) -> Given | None:
+        """Give an event the second of one with the same content, if there is one."""
+        second = self._second_of(_content(one))
+        if second is None:
+            return None
+        self._insert((one.claim_id, None, None, second, now_ms))
+        return Given(second)
 
-    def _take(self, one: Claim, second: int, now_ms: int) -> bool:
-        cursor = self._db.execute(
-            "INSERT INTO seconds (id, key, second, at_ms) VALUES (?, ?, ?, ?)"
-            " ON CONFLICT (key) DO NOTHING",
-            (one.claim_id, _key(one, second), second, now_ms),
-        )
-        return cursor.rowcount == 1
+    def _take(self, one: Claim, passed: dict[tuple[str, str, int], int], now_ms: int) -> Given:
+        """Try second after second; ``passed`` skips those that this call has found taken."""
+        start = (one.user_key, one.name, one.second)
+        last = one.second + self._shift_s
+        for second in range(passed.get(start, one.second), last + 1):
+            if self._insert(_row(one, second, now_ms)):
+                passed[start] = second + 1
+                return Given(second)
+        passed[start] = last + 1
+        self._insert((one.claim_id, None, _content(one), one.second, now_ms))
+        return Given(one.second, crowded=True)
+
+    def _insert(self, row: _Row) -> bool:
+        """Insert a row; False where its second is taken."""
+        insert = "INSERT INTO seconds (id, key, content, second, at_ms) VALUES (?, ?, ?, ?, ?)"
+        return self._db.execute(f"{insert} ON CONFLICT (key) DO NOTHING", row).rowcount == 1
 
     def _prune(self, now_ms: int) -> None:
         """Forget outlived seconds, bit by bit, but none whose event may still be sent."""
@@ -134,6 +176,24 @@ class Seconds:
             self._pruned_at_ms = now_ms
 
 
+_Row = tuple[int, bytes | None, bytes | None, int, int]
+
+
+def _row(one: Claim, second: int, now_ms: int) -> _Row:
+    """Return the row of the first event with this content, which holds a second."""
+    return one.claim_id, _key(one, second), _content(one), second, now_ms
+
+
 def _key(one: Claim, second: int) -> bytes:
+    return _hash(one, second).digest()
+
+
+def _content(one: Claim) -> bytes:
+    content = _hash(one, one.second)
+    content.update(one.raw)
+    return content.digest()
+
+
+def _hash(one: Claim, second: int) -> hashlib.blake2b:
     text = f"{one.user_key}\x00{one.name.lower()}\x00{second}"
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16)

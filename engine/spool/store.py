@@ -89,13 +89,14 @@ class Store:
         max_bytes: int,
         window_ms: int,
         twin_window_ms: int = 0,
+        same_second_shift_s: int = 60,
         recover: bool = True,
     ) -> None:
         """Take an open connection; ``recover``: the last process may have ended in the middle."""
         self._db = connection
         self._max_bytes = max_bytes
         self.seen = Seen(connection, window_ms)
-        self.seconds = Seconds(connection, twin_window_ms)
+        self.seconds = Seconds(connection, twin_window_ms, same_second_shift_s)
         self.contacts = ContactDirectory(connection)
         self.letters = DeadLetters(connection)
         self.meta = Meta(connection)
@@ -561,6 +562,16 @@ class Store:
         """Let a user's records wait until ``wake_at_ms``; counts one failure of the user."""
         self._set_user_aside(user, wake_at_ms, 1, reason, now_ms)
         self._hasten(user, now_ms)
+
+    def defer(self, records: Sequence[Record], until_ms: int, now_ms: int) -> None:
+        """Let a user's records wait until ``until_ms``: no failure, and it forgives none."""
+        self.set_aside([record.id for record in records])
+        self._db.execute(
+            "INSERT INTO users_aside (user_key, wake_at_ms, failures, reason, since_ms)"
+            " VALUES (?, ?, 0, '', ?)"
+            " ON CONFLICT (user_key) DO UPDATE SET wake_at_ms = excluded.wake_at_ms",
+            (records[0].user_key, until_ms, now_ms),
+        )
 
     def release(self, record: Record, now_ms: int) -> None:
         """Put back a record that was loaded before its user was parked."""

@@ -87,3 +87,29 @@ async def test_without_a_token_other_host_names_and_plain_forms_are_refused(
             assert answer.status == 403
         async with session.post("/api/e2e/dead-letters/discard", data={"a": "b"}) as answer:
             assert answer.status == 415
+
+
+async def test_refusals_are_in_the_metrics_the_log_and_in_status(tmp_path: Path) -> None:
+    config = process.settings(tmp_path, "http://127.0.0.1:9")
+    async with process.daemon(config) as daemon:
+        port = daemon.admin.rpartition(":")[2]
+        text = config.read_text(encoding="utf-8")
+        config.write_text(text.replace("127.0.0.1:0", f"127.0.0.1:{port}"), encoding="utf-8")
+        typo = b'{"api_key": "typo", "events": [{"user_id": "mira-okafor", "event_type": "A"}]}'
+        for body in (typo, typo, b"{not json"):
+            status, _ = await process.post(f"{daemon.http}/2/httpapi", body)
+            assert status == 400
+        async with (
+            aiohttp.ClientSession(daemon.admin) as session,
+            session.get("/metrics") as answer,
+        ):
+            metrics = await answer.text()
+        code, out, err = await process.run("status", "-c", str(config))
+        assert code == 0, err
+    name = f"{PREFIX}http_refusals_total"
+    assert f'{name}{{door="/2/httpapi",reason="unknown_key"}} 2.0' in metrics
+    assert f'{name}{{door="/2/httpapi",reason="invalid_json"}} 1.0' in metrics
+    assert "refused at /2/httpapi: 2 unknown_key" in out
+    assert "no sync takes the API key typo: 2 refused" in out
+    lines = [entry["event"] for entry in daemon.log if "refused a request" in entry["event"]]
+    assert len(lines) == 2

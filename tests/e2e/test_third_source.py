@@ -66,7 +66,7 @@ async def test_a_source_of_an_unknown_sync_is_named(
     config = process.settings(tmp_path, "http://127.0.0.1:9", top=sources)
     code, _, err = await process.run("run", "-c", str(config))
     assert code == 2
-    assert "error: sources.stdin: there is no sync `prod`; there is e2e" in err
+    assert "error: sources.stdin.sync: there is no sync `prod`; there is e2e" in err
     assert "Traceback" not in err
 
 

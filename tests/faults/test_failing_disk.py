@@ -159,6 +159,7 @@ async def test_a_daemon_starts_on_a_full_disk(tmp_path: Path) -> None:
         running.daemon = await process.start(tmp_path / "settings.toml", running.disk.env)
         status, why = await running.ready()
         assert (status, why) == (503, {"e2e": "disk_full"})
+        assert not running.logged("ready")
         assert await running.upload() == [False] * 4
         running.disk.set(free_bytes=96 * MIB)
         while (await running.ready())[0] != 200:

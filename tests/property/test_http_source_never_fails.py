@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from engine.app import Engine
 from support.serving import CONTINUE, serving, speak
 from transports.http import DOORS
+from transports.openapi import SUCCESS
 
 QUICK = settings(
     max_examples=1_000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -71,9 +72,10 @@ MULTIPART = FORMS.map(
     )
 )
 ANY_BODY = UPLOADS | URLENCODED | MULTIPART | MANY.map(lambda m: dumps(m).encode()) | st.binary()
+OBJECTS = st.none() | st.dictionaries(TEXT, JSON, max_size=3)
 GOOD = st.fixed_dictionaries(
     {"event_type": st.text(min_size=1, max_size=8), "user_id": st.just("user-1")},
-    optional={"time": st.integers(0), "user_properties": JSON, "event_properties": JSON},
+    optional={"time": st.integers(0), "user_properties": OBJECTS, "event_properties": OBJECTS},
 ).filter(lambda event: json.dumps(event).isascii())
 GOOD_UPLOADS = st.lists(GOOD, min_size=1, max_size=4).map(
     lambda events: dumps({"api_key": "key", "events": events}).encode()
@@ -111,6 +113,10 @@ HEADERS = st.lists(
             "Content-Encoding: br",
             "Authorization: Bearer key",
             "Authorization: \x80\xff",
+            "X-Api-Key: \xff",
+            "Authorization: Bearer \xff",
+            "Content-Encoding: \xff",
+            "Origin: \xff",
             "X-Api-Key: key",
             "Origin: null",
             "Expect: 100-continue",
@@ -177,12 +183,15 @@ def check(server: Server, caplog: pytest.LogCaptureFixture, request: bytes) -> N
     answer = server.ask(request)
     head, _, body = answer.removeprefix(CONTINUE).partition(b"\r\n\r\n")
     status = int(head.split(b" ")[1])
-    said = json.loads(body)
     event(f"answered {status}")
-    assert said["code"] == status
     assert status != 500
     assert not [r for r in caplog.records if r.levelno >= logging.ERROR]
     stored = server.received() - before
+    if body == SUCCESS.encode():  # the old SDKs compare with it
+        assert (status, stored > 0) == (200, True)
+        return
+    said = json.loads(body)
+    assert said["code"] == status
     assert stored == (said["events_ingested"] if status == 200 else 0)
 
 

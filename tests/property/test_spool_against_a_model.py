@@ -432,6 +432,26 @@ class SpoolMachine(RuleBasedStateMachine):
         self.model.halted.add(user)
         self._let_go(record)
 
+    @precondition(lambda self: self._lanes())
+    @rule(pick=PICK, wait_ms=st.sampled_from([0, 10, 300, 3_000]), with_next=st.booleans())
+    def defer(self, pick: int, wait_ms: int, with_next: bool) -> None:
+        """Put what a user has next back until a set time, without a failure."""
+        model, head = self.model, self._head(pick)
+        user = head.user_key
+        if user in model.halted:
+            self._release(head)
+            return
+        records = model.out[user][: 1 + with_next]
+        self.store.begin()
+        self.store.defer(records, self.now_ms + wait_ms, self.now_ms)
+        self.store.commit()
+        row = model.aside.setdefault(user, Aside(None, "", 0, self.now_ms))
+        row.wake_at_ms = self.now_ms + wait_ms
+        model.halted.add(user)
+        for record in records:
+            model.pending[record.id].aside = True
+            self._let_go(record)
+
     @rule(user=st.sampled_from(USERS))
     def wake(self, user: str) -> None:
         self.store.begin()

@@ -133,7 +133,7 @@ class Daemon:
 async def start(
     config: Path, env: Mapping[str, str] | None = None, max_files: int | None = None
 ) -> Daemon:
-    """Start the daemon and read its log until it is ready."""
+    """Start the daemon and read its log until it says whether it is ready."""
 
     def limit() -> None:
         if max_files is not None:
@@ -155,7 +155,7 @@ async def start(
             addresses["http"] = entry["address"]
         elif entry["event"] == "admin listening":
             addresses["admin"] = entry["address"]
-        elif entry["event"] == "ready":
+        elif entry["event"] in ("ready", "not ready"):
             return Daemon(process, addresses["http"], addresses["admin"])
     raise AssertionError(f"the daemon ended before it was ready: {seen}")
 

@@ -7,8 +7,18 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from engine.actors.filter import Filter, FilterActor, dead_key, insert_key
+from engine.actors.filter import (
+    LONGEST_TYPE_KEPT,
+    TYPES_KEPT,
+    Filter,
+    FilterActor,
+    dead_key,
+    insert_key,
+    project_hash,
+)
 from engine.config import from_table
 from engine.envelope import Kind, Plan, Record
 from engine.errors import DEAD_REASONS, DROP_REASONS
@@ -73,6 +83,58 @@ def test_what_is_not_kept_has_its_reason(
     assert reason in DROP_REASONS | DEAD_REASONS
 
 
+@pytest.mark.parametrize(
+    ("event_type", "selected", "unselected"),
+    [
+        (" \t\u00a0", "invalid_field", "not_selected"),
+        ("x" * 1_025, "invalid_field", "not_selected"),
+        ("x" * 1_024, (Kind.EVENT, "user-1"), "not_selected"),
+        ("x" * 200, (Kind.EVENT, "user-1"), "not_selected"),
+        ("[Intercom] " + "x" * 200, "loop_guard", "not_selected"),
+        ("\0", (Kind.EVENT, "user-1"), "not_selected"),
+        ("_all", "reserved_name", "not_selected"),
+    ],
+)
+def test_an_unusual_type_has_its_verdict(event_type: str, selected: Any, unselected: str) -> None:
+    assert judge(a_filter(), event_type) == selected
+    assert judge(a_filter(events={"select": [{"types": ["Bought"]}]}), event_type) == unselected
+
+
+def test_types_that_are_remembered_are_bounded_in_number_and_length() -> None:
+    decide = a_filter()
+    for n in range(2 * TYPES_KEPT):
+        decide.drop_by_type(f"{n}" * 64)
+        decide.drop_by_type(f"type {n}")
+    assert decide._known_drops.cache_info().currsize == TYPES_KEPT
+    before = decide._known_drops.cache_info().misses
+    assert decide.drop_by_type("x" * (LONGEST_TYPE_KEPT + 1)) == ""
+    assert decide._known_drops.cache_info().misses == before
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=6,
+)
+FIELDS = ["event_type", "user_id", "device_id", "insert_id", "uuid", "time", "event_time"]
+PROPERTIES = ["event_properties", "user_properties", "groups", "group_properties", "country"]
+EVENTS = st.dictionaries(st.sampled_from(FIELDS + PROPERTIES), JSON | st.just("Bought"))
+
+
+@given(EVENTS | JSON, st.booleans())
+def test_whatever_comes_is_kept_dropped_or_a_dead_letter(event: Any, derive: bool) -> None:
+    where = [{"property": "event.p", "op": "is not", "values": [1]}]
+    raw = json.dumps(event).encode()
+    for decide in (
+        a_filter(events={"select": [{"types": ["*"], "where": where}]}),
+        a_filter(users={"properties": ["plan"], "trigger": "any_update"}, events={"select": []}),
+    ):
+        kept = FilterActor(decide, cast("Any", None)).sift(Batch(None, [raw], derive_ids=derive))
+        assert len(kept.rows) + len(kept.dead) + kept.dropped.total() == kept.received == 1
+        assert {letter.reason for letter in kept.dead} <= DEAD_REASONS.keys()
+        assert kept.dropped.keys() <= DROP_REASONS.keys()
+
+
 def test_a_where_clause_that_does_not_hold_drops_the_event() -> None:
     clause = {"property": "event.amount", "op": ">=", "values": [100]}
     decide = a_filter(events={"select": [{"types": ["Bought"], "where": [clause]}]})
@@ -115,7 +177,7 @@ def test_emails_compare_without_case_and_outer_space() -> None:
 
 
 def key_of(project: str = "p", *, derive: bool = False, **head: Any) -> bytes | None:
-    return insert_key(Head(**head), b"raw", project, derive=derive)
+    return insert_key(Head(**head), b"raw", project_hash(project), derive=derive)
 
 
 def test_an_event_is_known_again_by_its_insert_id_on_its_device() -> None:
@@ -138,7 +200,13 @@ def test_an_event_is_another_one_in_another_project() -> None:
 
 
 def test_no_part_of_a_key_can_pass_for_another() -> None:
-    parts = [("p", "d", "ui"), ("p", "du", "i"), ("pd", "", "ui"), ("p", "d\0u", "i")]
+    parts = [
+        ("p", "d", "ui"),
+        ("p", "du", "i"),
+        ("pd", "", "ui"),
+        ("p", "d\0u", "i"),
+        ("p", "", "dui"),
+    ]
     keys = [key_of(project, device_id=d, insert_id=i) for project, d, i in parts]
     assert len(set(keys)) == len(parts)
 
@@ -152,9 +220,9 @@ def test_an_event_without_insert_id_is_known_again_by_its_uuid(time: dict[str, s
 
 def test_an_event_without_any_id_is_known_by_its_content_where_its_source_may_repeat() -> None:
     assert key_of() is None
-    same = insert_key(Head(), b"raw", "p", derive=True)
-    assert same == insert_key(Head(), b"raw", "p", derive=True)
-    assert same != insert_key(Head(), b"other", "p", derive=True)
+    same = insert_key(Head(), b"raw", project_hash("p"), derive=True)
+    assert same == insert_key(Head(), b"raw", project_hash("p"), derive=True)
+    assert same != insert_key(Head(), b"other", project_hash("p"), derive=True)
 
 
 def keys(decide: Filter, raw: bytes, **batch: Any) -> list[bytes | None]:
@@ -195,12 +263,16 @@ def test_a_dead_letter_is_not_the_event_that_the_same_bytes_are_under_other_sett
     """Its letter may be gone by then, and it would be lost."""
     raw = b'{"event_type": "Bought", "user_id": "user-1", "event_properties": 1, "time": -1e300}'
     head, bad = Head(event_type="Bought"), BadEvent("invalid_field", "time", "not a time")
-    assert dead_key(bad, raw, "p") != insert_key(head, raw, "p", derive=True)
+    assert dead_key(bad, raw, project_hash("p")) != insert_key(
+        head, raw, project_hash("p"), derive=True
+    )
 
 
 def test_lines_that_begin_alike_are_different_dead_letters_where_the_rest_differs() -> None:
     def key(digest: bytes) -> bytes:
-        return dead_key(BadEvent("too_large", "", "too long", digest=digest), b"alike", "p")
+        return dead_key(
+            BadEvent("too_large", "", "too long", digest=digest), b"alike", project_hash("p")
+        )
 
     assert key(b"one") == key(b"one")
     assert key(b"one") != key(b"other")
@@ -248,7 +320,7 @@ def test_only_the_same_event_of_the_same_device_is_known_again(sample: list[byte
     def key(number: int) -> bytes | None:
         head = decode_head(sample[number - 1])
         assert isinstance(head, Head)
-        return insert_key(head, sample[number - 1], "", derive=True)
+        return insert_key(head, sample[number - 1], project_hash(""), derive=True)
 
     assert key(16) == key(17)
     assert len({key(n) for n in (6, 7, 8, 16, 18, 39, 40)}) == 7

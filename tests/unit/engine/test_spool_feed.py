@@ -95,6 +95,8 @@ class Rig:
         self.buffer = 2
         self.answer: Callable[[Record], Failure | None] = lambda _: None
         self.call_s: Callable[[], float] = lambda: 0.01
+        self.not_before_ms: dict[int, int] = {}
+        self.deferrals: Counter[str] = Counter()
 
     # --- intake ---------------------------------------------------------------------------
 
@@ -148,6 +150,11 @@ class Rig:
             self.out.discard(record.id)
             await self.feed.release(record)
             return
+        if not self.feed.is_due(self.not_before_ms.get(record.id, 0)):
+            self.out.discard(record.id)
+            self.deferrals[user] += 1
+            await self.feed.defer([record], self.not_before_ms[record.id])
+            return
         await self.feed.places.acquire()
         delay_s = self.call_s()
         if delay_s:
@@ -200,9 +207,11 @@ def lives_of(seed: int, folder: Path) -> None:
     accepted: dict[str, list[int]] = {user: [] for user in users}
     delivered: dict[str, list[int]] = {user: [] for user in users}
     kinds: dict[int, Kind] = {}
+    not_before_ms: dict[int, int] = {}
     strangers = chance.random() < 0.5
     read_ahead = chance.choice([1, 2, 7, 40, 300])
     max_in_flight = chance.choice([1, 2, 5, 300])
+    early = chance.choice([0, 0, 0.05, 0.5])
     path = folder / f"{seed}.db"
     finished = False
 
@@ -219,6 +228,7 @@ def lives_of(seed: int, folder: Path) -> None:
         trouble = 0.0 if last else chance.choice([0.0, 0.05, 0.3])
 
         def answer(record: Record) -> Failure | None:
+            assert current().wall_ms() >= not_before_ms.get(record.id, 0), "left early"
             if chance.random() >= trouble:
                 return None
             if strangers and record.kind == Kind.EVENT:
@@ -226,6 +236,7 @@ def lives_of(seed: int, folder: Path) -> None:
             return chance.choice([FAILING, FAILING, FAILING, REFUSED])
 
         rig.answer = answer
+        rig.not_before_ms = not_before_ms
         rig.call_s = lambda: chance.choice([0, 0, 0.01, 1.0])
 
         async def intake() -> None:
@@ -241,6 +252,8 @@ def lives_of(seed: int, folder: Path) -> None:
                 for i, user in enumerate(batch, first):
                     accepted[user].append(i)
                     kinds[i] = kind
+                    if kind is Kind.EVENT and chance.random() < early:
+                        not_before_ms[i] = current().wall_ms() + chance.choice([1, 500, 60_000])
                 await anyio.sleep(chance.choice([0, 0.01, 3, 60]))
             if last:
                 await rig.settled()
@@ -393,6 +406,77 @@ async def test_a_parked_user_wakes_when_it_is_due_and_others_do_not_wait(tmp_pat
     due = sorted(set(wakes))
     for called, wake in zip(rig.called_at_s["ann"][1:3], due, strict=True):
         assert wake <= called < wake + 0.1
+
+
+@in_virtual_time
+async def test_a_deferred_user_goes_on_at_its_time_without_a_failure_and_others_do_not_wait(
+    tmp_path: Path,
+) -> None:
+    rig = Rig(tmp_path / "s.db")
+    rig.append(*["ann"] * 5, *["bob"] * 5)
+    ann, bob = ids_of(rig, "ann"), ids_of(rig, "bob")
+    rig.not_before_ms[ann[2]] = current().wall_ms() + 40_000
+
+    async def until() -> None:
+        await anyio.sleep(20)
+        assert rig.delivered == {"ann": ann[:2], "bob": bob}
+        assert rig.store.failures("ann") == 0
+        assert rig.store.users_aside() == {}
+        assert rig.feed.loaded == 0
+        await rig.settled()
+
+    await rig.deliver(until)
+    assert rig.delivered["ann"] == ann
+    assert 40 <= rig.at_s[ann[2]] < 40.1
+    assert rig.deferrals == {"ann": 1}
+    assert rig.calls == {"ann": 5, "bob": 5}
+
+
+@in_virtual_time
+async def test_deferring_forgives_a_failing_user_nothing(tmp_path: Path) -> None:
+    rig = Rig(tmp_path / "s.db")
+    rig.append("ann", "ann")
+    first, second = ids_of(rig, "ann")
+    rig.answer = lambda _: FAILING if rig.calls["ann"] < 3 else None
+    rig.not_before_ms[first] = current().wall_ms() + 500_000
+
+    async def until() -> None:
+        rig.not_before_ms[first] = 0
+        await anyio.sleep(1)
+        assert rig.store.failures("ann") == 1
+        rig.not_before_ms[first] = current().wall_ms() + 500_000
+        await anyio.sleep(450)
+        assert rig.store.failures("ann") == 1
+        await rig.settled()
+
+    await rig.deliver(until)
+    assert rig.delivered["ann"] == [first, second]
+    assert rig.calls["ann"] == 4
+
+
+@in_virtual_time
+async def test_nobody_waits_for_a_clock_that_was_set_back_far(tmp_path: Path) -> None:
+    rig = Rig(tmp_path / "s.db")
+    rig.append("ann", "bob")
+    (ann,), (bob,) = ids_of(rig, "ann"), ids_of(rig, "bob")
+    rig.not_before_ms = {ann: current().wall_ms() + 30_000, bob: current().wall_ms() + 30_000}
+
+    async def until() -> None:
+        await anyio.sleep(1)
+        current().wall_offset_s = -20.0
+        await anyio.sleep(40)
+        assert not rig.delivered, "their second begins ten seconds later"
+        await anyio.sleep(11)
+        assert rig.delivered == {"ann": [ann], "bob": [bob]}
+        rig.append("cid")
+        (cid,) = ids_of(rig, "cid")
+        rig.not_before_ms[cid] = current().wall_ms() + 30_000
+        await anyio.sleep(1)
+        current().wall_offset_s = -86_400.0
+        with anyio.fail_after(40):
+            await rig.settled()
+
+    await rig.deliver(until)
 
 
 @in_virtual_time

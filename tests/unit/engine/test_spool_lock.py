@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from engine.errors import DataDirInUse, SettingsError
 from engine.spool.lock import DataDir
@@ -39,6 +40,30 @@ def test_the_directory_is_made_for_its_owner_alone(tmp_path: Path) -> None:
     with DataDir(tmp_path / "a" / "b"):
         assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o700
         assert (tmp_path / "a" / "b" / "lock").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o1777, 0o702])
+def test_a_directory_that_every_user_can_write_in_is_refused(tmp_path: Path, mode: int) -> None:
+    tmp_path.chmod(mode)
+    with pytest.raises(SettingsError, match=f"data_dir: .*mode {mode:04o}"):
+        DataDir(tmp_path)
+    assert not (tmp_path / "lock").exists()
+
+
+@pytest.mark.parametrize(("mode", "said"), [(0o755, 1), (0o770, 1), (0o700, 0)])
+def test_a_directory_that_others_may_look_into_is_taken_and_said_once(
+    tmp_path: Path, mode: int, said: int
+) -> None:
+    tmp_path.chmod(mode)
+    with capture_logs() as lines, DataDir(tmp_path):
+        assert len(lines) == said
+
+
+def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(SettingsError, match="data_dir"):
+        DataDir(tmp_path)
+    assert not (tmp_path / "elsewhere").exists()
 
 
 @pytest.mark.parametrize("below", ["file", "file/folder"])

@@ -1,44 +1,121 @@
-"""Seconds of events: no two different ones share one, whether claimed together or singly."""
+"""Seconds of events: which is whose, whether they are claimed together or singly."""
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
 
-from hypothesis import given, settings
+import msgspec
+from hypothesis import given as drawn
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from engine.spool.schema import connect
-from engine.spool.seconds import Claim, Seconds
+from engine.spool.seconds import Claim, Given, Seconds
 
 FEW = st.tuples(
-    st.sampled_from(["ann", "bob"]), st.sampled_from(["A", "a", "B"]), st.integers(1, 3)
+    st.sampled_from(["ann", "bob"]),
+    st.sampled_from(["A", "a", "B"]),
+    st.integers(1, 3),
+    st.sampled_from([b"1", b"2", b"3", b"4", b"5"]),
 )
+SHIFT_S = 3
 
 
-def seconds(folder: str) -> Seconds:
-    return Seconds(connect(Path(folder) / "s.db"), window_ms=1_000)
+def seconds(folder: Path | str, window_ms: int = 1_000, shift_s: int = SHIFT_S) -> Seconds:
+    db = connect(Path(folder) / "s.db")
+    db.execute("PRAGMA synchronous = OFF")
+    return Seconds(db, window_ms, shift_s)
 
 
-@given(st.lists(st.lists(FEW, max_size=8), max_size=4))
+def claims_of(count: int, *, first: int = 1, second: int = 100) -> list[Claim]:
+    return [Claim(n, "ann", "A", second, b"%d" % n) for n in range(first, first + count)]
+
+
+@drawn(st.lists(st.lists(FEW, max_size=8), max_size=4))
 @settings(max_examples=60, deadline=None)
 def test_claimed_together_they_have_the_seconds_that_they_have_one_after_the_other(
-    batches: list[list[tuple[str, str, int]]],
+    batches: list[list[tuple[str, str, int, bytes]]],
 ) -> None:
     number = 0
     with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
         together, singly = seconds(one), seconds(other)
         everything = []
+        given: list[tuple[Claim, Given]] = []
         for batch in batches:
             claims = [Claim(number + n, *wish) for n, wish in enumerate(batch, 1)]
             number += len(claims)
             everything += claims
             mine = together.claim(claims, 1)
-            assert mine == [second for claim in claims for second in singly.claim([claim], 1)]
+            assert mine == [given for claim in claims for given in singly.claim([claim], 1)]
+            given += zip(claims, mine, strict=True)
         again = together.claim(everything, 2)
-        assert again == [second for claim in everything for second in singly.claim([claim], 2)]
-        taken = {
-            (claim.user_key, claim.name.lower(), second)
-            for claim, second in zip(everything, again, strict=True)
-        }
-        assert len(taken) == len(everything)
+        assert again == [given for claim in everything for given in singly.claim([claim], 2)]
+        assert [one.second for one in again] == [one.second for _, one in given]
+    check(given)
+
+
+def check(given: list[tuple[Claim, Given]]) -> None:
+    """One event a second, all of identical bytes; and none is crowded where a second is free."""
+    scopes: dict[tuple[str, str], dict[int, tuple[int, bytes]]] = {}
+    crowded: set[tuple[str, str, int, bytes]] = set()
+    for one, (second, is_crowded) in given:
+        scope, content = (one.user_key, one.name.lower()), (one.second, one.raw)
+        holders = scopes.setdefault(scope, {})
+        free = [at for at in range(one.second, one.second + SHIFT_S + 1) if at not in holders]
+        if (*scope, *content) in crowded:
+            assert (second, is_crowded) == (one.second, False)
+        elif content in holders.values():
+            assert holders[second] == content
+        elif free:
+            assert (second, is_crowded) == (free[0], False)
+            holders[second] = content
+        else:
+            assert (second, is_crowded) == (one.second, True)
+            crowded.add((*scope, *content))
+
+
+def test_identical_bytes_share_their_second_wherever_it_is(tmp_path: Path) -> None:
+    table = seconds(tmp_path)
+    one, other = claims_of(2)
+    assert table.claim([one, other], 1) == [Given(100), Given(101)]
+    copies = [
+        msgspec.structs.replace(claim, claim_id=9 + n) for n, claim in enumerate([other, one])
+    ]
+    assert table.claim(copies, 2) == [Given(101), Given(100)]
+    assert table.claim([copies[0], one], 3) == [Given(101), Given(100)]
+
+
+def test_beyond_the_shift_events_keep_their_own_second_and_say_so(tmp_path: Path) -> None:
+    claims = claims_of(SHIFT_S + 3)
+    given = seconds(tmp_path).claim(claims, 1)
+    assert [one.second for one in given] == [*range(100, 101 + SHIFT_S), 100, 100]
+    assert [one.crowded for one in given] == [False] * (SHIFT_S + 1) + [True] * 2
+
+
+def test_a_second_that_was_given_stays_whatever_the_settings_say_now(tmp_path: Path) -> None:
+    claims = claims_of(SHIFT_S + 2)
+    before = [one.second for one in seconds(tmp_path).claim(claims, 1)]
+    for window_ms, shift_s in ((1_000, 0), (1_000, 60), (0, 60)):
+        after = seconds(tmp_path, window_ms, shift_s).claim(claims, 2)
+        assert [one.second for one in after] == before
+
+
+def test_thousands_of_one_second_cost_no_more_each_than_a_few(tmp_path: Path) -> None:
+    steps = [0, 0]
+    for number, count in enumerate((320, 8_000)):
+        (tmp_path / str(count)).mkdir()
+        table = seconds(tmp_path / str(count), shift_s=60)
+
+        def step(number: int = number) -> None:
+            steps[number] += 1
+
+        table._db.set_progress_handler(step, 100)
+        for first in range(0, count, 32):
+            table.claim(claims_of(32, first=first + 1), 1)
+    few, many = steps[0] / 320, steps[1] / 8_000
+    assert many < 2 * few
+
+
+def test_without_a_window_every_event_has_its_own_second(tmp_path: Path) -> None:
+    assert seconds(tmp_path, window_ms=0).claim(claims_of(3), 1) == [Given(100)] * 3

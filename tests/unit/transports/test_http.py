@@ -18,10 +18,12 @@ from typing import Any
 import aiohttp
 import pytest
 
+from support.serving import speak
 from transports import Batch, Receipt, Ticket
 from transports.amplitude import BadEvent, Head
 from transports.errors import Refused, UnknownApiKey
 from transports.http import DOORS, HttpSource
+from transports.refusals import NO_DOOR
 
 GOOD = {"event_type": "Bought", "user_id": "user-1"}
 Answer = tuple[int, dict[str, Any]]
@@ -456,6 +458,167 @@ async def test_values_are_nested_up_to_forty_deep(depth: int, status: int) -> No
         assert answer["events_with_invalid_fields"] == {"event_properties": [0]}
 
 
+# --- clients as Amplitude understands them ----------------------------------------------
+
+
+@pytest.mark.parametrize("number", [b"NaN", b"Infinity", b"-Infinity"])
+@pytest.mark.parametrize("path", ["/2/httpapi", "/batch", "/httpapi", "/webhook?api_key=key", "/"])
+async def test_what_is_no_number_costs_the_value_at_every_door(path: str, number: bytes) -> None:
+    intake, good = Intake(), json.dumps(GOOD).encode()
+    event = b'{"event_type": "a", "user_id": "user-1", "event_properties": {"n": %b}}' % number
+    events = b"[%b, %b]" % (good, event)
+    if path == "/httpapi":
+        form = urllib.parse.urlencode({"api_key": "key", "event": events})
+        status, _ = await ask(intake, form.encode(), path)
+    elif path == "/":
+        status, _ = await ask(intake, b"client=key&e=" + events, path)
+    else:
+        body = events if "webhook" in path else b'{"api_key": "key", "events": %b}' % events
+        status, _ = await ask(intake, body, path)
+    assert status == 200
+    assert taken(intake) == [GOOD, GOOD | {"event_type": "a", "event_properties": {"n": None}}]
+
+
+@pytest.mark.parametrize("user_id", ["unknown", "00000000-0000-0000-0000-000000000000"])
+async def test_reserved_ids_stand_in_the_list_that_clients_read(user_id: str) -> None:
+    status, answer = await ask(Intake(), upload(GOOD, GOOD | {"device_id": user_id}))
+    assert (status, answer["events_with_invalid_fields"]) == (400, {"device_id": [1]})
+    assert "events_with_invalid_id_lengths" not in answer
+
+
+async def test_short_ids_stand_in_both_lists() -> None:
+    _, answer = await ask(Intake(), upload(GOOD, GOOD | {"user_id": "abcd"}))
+    assert answer["error"] == "Invalid id length for user_id or device_id"
+    assert answer["events_with_invalid_fields"] == {"user_id": [1]}
+    assert answer["events_with_invalid_id_lengths"] == {"user_id": [1]}
+
+
+async def test_numbers_as_ids_are_their_digits() -> None:
+    intake = Intake()
+    status, _ = await ask(intake, upload(GOOD | {"user_id": 2_016_192_872, "device_id": 123_456}))
+    assert status == 200
+    [head] = intake.batches[0].heads or ()
+    assert isinstance(head, Head)
+    assert (head.user_id, head.device_id) == ("2016192872", "123456")
+
+
+async def test_json_of_an_sdk_that_was_given_a_bare_host_is_http_v2() -> None:
+    intake = Intake()
+    status, answer = await ask(intake, b" \n" + json.dumps(upload(GOOD)).encode(), "/")
+    assert (status, answer["events_ingested"], taken(intake)) == (200, 1, [GOOD])
+    status, answer = await ask(Intake(), upload(GOOD | {"user_id": "abcd"}), "/")
+    assert (status, answer["events_with_invalid_fields"]) == (400, {"user_id": [0]})
+
+
+async def test_load_balancers_are_answered() -> None:
+    async with serving(Intake()) as url, aiohttp.ClientSession() as session:
+        async with session.get(f"{url}/healthz") as answer:
+            assert (answer.status, await answer.json()) == (200, {"code": 200, "status": "ok"})
+        for path in ("/healthz", "/openapi.json", *DOORS):
+            async with session.head(url + path) as answer:
+                assert (answer.status, await answer.read()) == (200, b"")
+
+
+@pytest.mark.parametrize("path", ["/2/httpapi", "/webhook?api_key=key"])
+async def test_gzip_that_no_header_announces_is_taken(path: str) -> None:
+    intake = Intake()
+    body: Any = GOOD if "webhook" in path else upload(GOOD)
+    status, _ = await ask(intake, gzip.compress(json.dumps(body).encode()), path)
+    assert (status, taken(intake)) == (200, [GOOD])
+
+
+@pytest.mark.parametrize(
+    ("path", "header", "status"),
+    [
+        ("/webhook", b"X-Api-Key: \xff", 400),
+        ("/webhook", b"Authorization: Bearer \xff", 400),
+        ("/webhook?api_key=%ff", b"A: b", 400),
+        ("/2/httpapi", b"Content-Encoding: \xff", 415),
+        ("/identify", b"Content-Type: multipart/form-data; boundary=\xff", 400),
+        ("/2/httpapi", b"Origin: \xff", 400),
+        ("/2/httpapi", b"Expect: \xff", 400),
+    ],
+)
+async def test_bytes_that_are_no_text_in_a_header_are_refused_in_json(
+    path: str, header: bytes, status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(Choosy("key"), cors_origins=["https://shop.example"]) as url:
+        heard = await _speak(
+            url,
+            b"POST %b HTTP/1.1\r\nHost: x\r\nConnection: close\r\n%b\r\nContent-Length: 2\r\n\r\n{}"
+            % (path.encode(), header),
+        )
+    head, _, body = heard.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % status)
+    assert json.loads(body)["code"] == status
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+class Choosy(Intake):
+    """Takes the events of one key."""
+
+    def __init__(self, api_key: str) -> None:
+        super().__init__()
+        self._api_key = api_key
+
+    def takes(self, api_key: str) -> bool:
+        return api_key == self._api_key
+
+
+async def test_a_webhook_with_a_key_that_nobody_takes_is_refused_before_its_body_is_read() -> None:
+    head = b"POST /webhook?api_key=other HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n"
+    async with serving(Choosy("key")) as url:
+        heard = await speak(url.removeprefix("http://"), head)
+    assert heard.startswith(b"HTTP/1.1 400 ")
+    assert b"Invalid API key: other" in heard
+
+
+async def test_the_clock_that_corrects_clients_is_the_one_that_is_given() -> None:
+    intake, now_ms = Intake(), 1_750_000_000_000
+    body = upload(GOOD | {"time": 1_000_000_000_000}, client_upload_time=1_600_000_000_000)
+    async with (
+        serving(intake, now_ms=lambda: now_ms) as url,
+        aiohttp.ClientSession() as session,
+        session.post(f"{url}/2/httpapi", json=body) as answer,
+    ):
+        assert (await answer.json())["server_upload_time"] == now_ms
+    assert taken(intake) == [GOOD | {"time": 1_150_000_000_000}]
+
+
+# --- refusals are counted ---------------------------------------------------------------
+
+
+async def test_every_refusal_is_counted_by_door_and_reason_and_logged_once_a_second(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    source = HttpSource(listen="127.0.0.1:0")
+    task = asyncio.create_task(source.run(Choosy("key")))
+    address = await source.listening()
+    async with aiohttp.ClientSession(f"http://{address}") as session:
+        for path, body, more in (
+            *[("/2/httpapi", b'{"api_key": "typo", "events": [{}]}', {})] * 3,
+            ("/2/httpapi", b"{not json", {}),
+            ("/wrong/path", b"x", {}),
+            ("/batch", b"x", {"Content-Encoding": "zstd"}),
+            ("/batch", b'{"api_key": "key", "events": [5]}', {}),
+        ):
+            async with session.post(path, data=body, headers=more) as answer:
+                assert answer.status >= 400
+    await speak(address, b"no http\r\n\r\n")
+    task.cancel()
+    await asyncio.wait([task])
+    assert source.refusals == {
+        ("/2/httpapi", "unknown_key"): 3,
+        ("/2/httpapi", "invalid_json"): 1,
+        ("/batch", "encoding"): 1,
+        ("/batch", "bad_events"): 1,
+        (NO_DOOR, "unknown_path"): 1,
+        (NO_DOOR, "bad_http"): 1,
+    }
+    assert source.refused_keys == {"typo": 3}
+    assert len([r for r in caplog.records if "refused a request" in r.getMessage()]) == 6
+
+
 # --- bodies -----------------------------------------------------------------------------
 
 
@@ -623,7 +786,7 @@ async def test_the_description_is_served() -> None:
         session.get(f"{url}/openapi.json") as answer,
     ):
         described = await answer.json()
-    assert set(described["paths"]) == {*DOORS, "/openapi.json"}
+    assert set(described["paths"]) == {*DOORS, "/openapi.json", "/healthz"}
 
 
 async def test_a_body_that_is_held_back_is_asked_for() -> None:

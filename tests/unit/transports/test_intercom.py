@@ -100,7 +100,9 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @asynccontextmanager
-async def client_of(handler: Handler, timeout_s: float = 10.0) -> AsyncIterator[IntercomClient]:
+async def client_of(
+    handler: Handler, timeout_s: float = 10.0, renewed: Callable[[], str] | None = None
+) -> AsyncIterator[IntercomClient]:
     """A client of a server on a port of this machine."""
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", handler)
@@ -109,7 +111,7 @@ async def client_of(handler: Handler, timeout_s: float = 10.0) -> AsyncIterator[
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     port = runner.addresses[0][1]
     async with IntercomClient(
-        f"http://127.0.0.1:{port}/", TOKEN, timeout_s=timeout_s, connections=2
+        f"http://127.0.0.1:{port}/", TOKEN, timeout_s=timeout_s, connections=2, renewed=renewed
     ) as client:
         yield client
     await runner.cleanup()
@@ -194,6 +196,43 @@ async def test_a_connection_that_ends_without_an_answer_is_a_reset() -> None:
 
     async with client_of(handler) as client:
         assert await cause_of(client, send_event(b"{}")) == "reset"
+
+
+async def test_a_token_that_is_refused_is_fetched_again_for_the_next_calls() -> None:
+    fetched = 0
+
+    def renewed() -> str:
+        nonlocal fetched
+        fetched += 1
+        return "another-token"
+
+    async def handler(request: web.Request) -> web.Response:
+        right = request.headers["Authorization"] == "Bearer another-token"
+        return web.Response(status=200 if right else 401)
+
+    async with client_of(handler, renewed=renewed) as client:
+        while (await client.send(me())).status == 401:
+            pass
+    assert fetched == 1
+
+
+async def test_a_token_that_stays_wrong_is_fetched_at_most_once_a_second() -> None:
+    fetched = 0
+
+    def renewed() -> str:
+        nonlocal fetched
+        fetched += 1
+        raise OSError("the file is gone")
+
+    async def handler(request: web.Request) -> web.Response:
+        return web.Response(status=401)
+
+    async with client_of(handler, renewed=renewed) as client:
+        started_s = asyncio.get_running_loop().time()
+        for _ in range(50):
+            assert (await client.send(me())).status == 401
+        seconds = asyncio.get_running_loop().time() - started_s
+    assert 1 <= fetched <= 1 + seconds
 
 
 async def test_an_answer_without_bounds_is_not_read_to_its_end() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -71,6 +73,40 @@ def test_requests_that_are_all_half_there_do_not_wait_for_one_another() -> None:
                 tasks.create_task(visit(number))
         assert sorted(done) == list(range(8))
         assert done[0] == 0
+
+    virtual.run(main)
+
+
+def test_one_address_holds_a_half_and_large_requests_leave_a_half_to_small_ones() -> None:
+    small = LEAST_COST_BYTES
+
+    async def main() -> None:
+        room = Room(16 * small, 2 * small)
+        async with AsyncExitStack() as stack:
+            enter = stack.enter_async_context
+            first = await enter(room.enter("a"))
+            await first.grow(2 * small)
+            many = [await enter(room.enter("a")) for _ in range(6)]
+            assert await _waits(room.enter("a"), many[0].grow(2 * small))  # a half: no more
+            other = await enter(room.enter("b"))  # though the first of them waits
+            await other.grow(2 * small)
+            assert await _waits(other.grow(3 * small))  # large: it would have to leave a half
+            for address in "cdefg":
+                await (await enter(room.enter(address))).grow(small)
+
+    async def _waits(*what: Any) -> bool:
+        tasks = [asyncio.ensure_future(_whole(one)) for one in what]
+        done, pending = await asyncio.wait(tasks, timeout=1)
+        for task in pending:
+            task.cancel()
+        await asyncio.wait(tasks)
+        return not done
+
+    async def _whole(what: Any) -> None:
+        if hasattr(what, "__aenter__"):
+            async with what:
+                return
+        await what
 
     virtual.run(main)
 

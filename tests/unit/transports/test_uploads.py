@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import base64
 import json
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from transports.amplitude import decode_event
-from transports.uploads import BadUpload, Upload, decode_events, decode_upload
+from transports import Batch, uploads
+from transports.amplitude import BadEvent, Head, decode_event
+from transports.uploads import (
+    MAX_EVENTS,
+    BadUpload,
+    Upload,
+    checked_batch,
+    decode_events,
+    decode_upload,
+    unknown_key,
+)
 
 RECORDED = Path(__file__).parents[3].parent / "shared" / "data" / "amplitude-requests"
 DEEP = b"[" * 10_000 + b"]" * 10_000
@@ -114,6 +127,151 @@ def test_half_a_surrogate_pair_costs_no_event_of_its_upload() -> None:
     assert isinstance(upload.events, list)
     heads, _ = decode_events(upload.events)
     assert [head.event_type for head in heads] == ["a\N{REPLACEMENT CHARACTER}"]
+
+
+# --- bounds -----------------------------------------------------------------------------
+
+ZEROS = b"0," * 2_000_000 + b"0"
+
+
+@pytest.mark.parametrize(
+    "decode",
+    [
+        lambda: decode_upload(b'{"api_key": "k", "events": [' + ZEROS + b"]}"),
+        lambda: uploads.decode_webhook(b"[" + ZEROS + b"]", "k"),
+        lambda: uploads.decode_event_form({"api_key": "k", "event": f"[{ZEROS.decode()}]"}),
+        lambda: uploads.decode_legacy_form({"client": "k", "e": f"[{ZEROS.decode()}]"}),
+    ],
+)
+def test_elements_are_counted_before_there_are_objects_for_them(
+    decode: Callable[[], Upload | BadUpload],
+) -> None:
+    tracemalloc.start()
+    try:
+        upload = decode()
+        held = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert isinstance(upload, Upload)
+    assert len(upload.events) == MAX_EVENTS + 1
+    assert held < 10 * len(ZEROS)  # an object for each would be 30 times it
+    assert checked_batch(upload, "") is uploads.TOO_LARGE
+
+
+@pytest.mark.parametrize("count", [1, 200, 1_999, 2_000])
+def test_up_to_two_thousand_events_are_the_same_whatever_the_body_s_size(count: int) -> None:
+    events = [raw(n=n, padding="x" * 100) for n in range(count)]
+    upload = decode_upload(b'{"api_key":"k","events":[' + b",".join(events) + b"]}")
+    assert isinstance(upload, Upload)
+    assert [bytes(event) for event in upload.events] == events
+
+
+def test_a_key_that_nobody_takes_is_refused_before_its_events_are_looked_at() -> None:
+    body = b'{"events": [5, "no event", {}], "api_key": "stranger"}'
+    form = {"api_key": "stranger", "client": "stranger", "event": "no json", "e": "no json"}
+    refused = unknown_key("stranger")
+    assert decode_upload(body, _nobody) == refused
+    assert uploads.decode_event_form(form, _nobody) == refused
+    assert uploads.decode_identify_form(form, _nobody) == refused
+    assert uploads.decode_legacy_form(form, _nobody) == refused
+    assert uploads.decode_webhook(b"no json", "stranger", _nobody) == refused
+    assert decode_upload(b'{"api_key": "stranger", "events": [NaN]}', _nobody) == uploads.NOT_JSON
+
+
+def _nobody(api_key: str) -> bool:
+    return False
+
+
+def test_an_event_that_is_too_large_is_refused_by_its_index() -> None:
+    large = raw(event_properties={"text": "x" * 1_000})
+    refused = decode_events([raw(), large, raw()], max_event_bytes=1_000)
+    assert isinstance(refused, BadUpload)
+    assert refused.events_with_invalid_fields == {"event": [1]}
+    assert not isinstance(decode_events([raw(), large, raw()], max_event_bytes=2_000), BadUpload)
+
+
+def test_from_a_forgiving_door_an_event_that_is_too_large_is_a_dead_letter_of_its_beginning() -> (
+    None
+):
+    large = raw(event_properties={"text": "x" * 300_000})
+    for upload in (
+        uploads.decode_webhook(b"[%b,%b]" % (raw(), large), "k"),
+        uploads.decode_legacy_form({"client": "k", "e": f"[{raw().decode()},{large.decode()}]"}),
+    ):
+        assert isinstance(upload, Upload)
+        batch = checked_batch(upload, "")
+        assert isinstance(batch, Batch)
+        assert batch.heads is not None
+        assert isinstance(batch.heads[0], Head)
+        assert isinstance(batch.heads[1], BadEvent)
+        assert batch.heads[1].reason == "too_large"
+        assert list(batch.raws) == [raw(), large[:4_096]]
+
+
+@pytest.mark.parametrize(
+    "options", [b"5", b'"x"', b"[" + ZEROS + b"]", b'{"min_id_length":"x"}', b'{"other":{}}']
+)
+def test_options_of_any_shape_cost_no_event(options: bytes) -> None:
+    upload = decode_upload(b'{"api_key":"k","events":[%b],"options":%b}' % (raw(), options))
+    assert isinstance(upload, Upload)
+    assert upload.min_id_length == 5
+
+
+# --- clients' clocks --------------------------------------------------------------------
+
+NOW = 1_750_000_000_000
+YEARS = 2 * 365 * 86_400_000
+
+
+def times_of(batch: Batch | BadUpload) -> list[Any]:
+    assert isinstance(batch, Batch)
+    assert batch.heads is not None
+    found = [json.loads(one) for one in batch.raws]
+    heads = [head.written_time for head in batch.heads if isinstance(head, Head)]
+    assert heads == [event.get("time", event.get("timestamp")) for event in found]
+    return heads
+
+
+@pytest.mark.parametrize("written", [NOW - YEARS, "2023-06-16T15:06:40.000Z", str(NOW - YEARS)])
+def test_a_clock_that_is_years_behind_is_corrected_for_all_events_alike(written: Any) -> None:
+    behind = NOW - YEARS
+    events = [GOOD | {"time": behind - 500}, GOOD, GOOD | {"time": behind}]
+    body = {"api_key": "k", "client_upload_time": written, "events": events}
+    upload = decode_upload(json.dumps(body).encode())
+    assert isinstance(upload, Upload)
+    assert times_of(checked_batch(upload, "", received_ms=NOW)) == [NOW - 500, None, NOW]
+
+
+def test_the_forms_upload_time_corrects_too() -> None:
+    event = json.dumps(GOOD | {"timestamp": NOW - YEARS - 500})
+    form = {"client": "k", "e": f"[{event}]", "upload_time": str(NOW - YEARS)}
+    upload = uploads.decode_legacy_form(form)
+    assert isinstance(upload, Upload)
+    assert times_of(checked_batch(upload, "", received_ms=NOW)) == [NOW - 500]
+
+
+@pytest.mark.parametrize(
+    "written",
+    [NOW - 60_000, NOW + 60_000, None, "soon", 0, -1, 1e400, [], {}, "9" * 5_000, NOW * 1_000_000],
+)
+def test_a_clock_that_is_nearly_right_or_absurd_is_left_alone(written: Any) -> None:
+    body = {"api_key": "k", "client_upload_time": written, "events": [GOOD | {"time": NOW - 5}]}
+    upload = decode_upload(json.dumps(body).encode())
+    assert isinstance(upload, Upload)
+    assert times_of(checked_batch(upload, "", received_ms=NOW)) == [NOW - 5]
+
+
+@given(st.lists(st.integers(0, 10**12), min_size=1), st.integers(-YEARS, YEARS))
+def test_the_order_of_a_request_s_events_is_kept(times: list[int], skew_ms: int) -> None:
+    body = {
+        "api_key": "k",
+        "client_upload_time": NOW - skew_ms,
+        "events": [GOOD | {"time": 10**12 + time} for time in times],
+    }
+    upload = decode_upload(json.dumps(body).encode())
+    assert isinstance(upload, Upload)
+    found = times_of(checked_batch(upload, "", received_ms=NOW))
+    assert len({new - old for new, old in zip(found, times, strict=True)}) == 1
 
 
 # --- recorded requests ------------------------------------------------------------------

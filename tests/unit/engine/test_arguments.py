@@ -1,0 +1,66 @@
+"""What is wrong with a source's settings is named before the source is built."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.app import load_source
+from engine.arguments import problems
+from engine.errors import SettingsError
+
+
+class Queue:
+    """A source with arguments of several kinds."""
+
+    def __init__(
+        self, *, hosts: Sequence[str], folder: Path | None = None, every_s: float = 1.0
+    ) -> None:
+        raise AssertionError("it is not built")
+
+
+class Anything:
+    def __init__(self, **more: Any) -> None:
+        raise AssertionError("it is not built")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"hosts": ["a"]}, ""),
+        ({"hosts": ["a"], "every_s": 2, "folder": "x"}, ""),
+        ({}, "hosts: missing"),
+        ({"hosts": "a"}, "hosts: Expected `array`"),
+        ({"hosts": ["a", 5]}, "hosts: Expected `str`"),
+        ({"hosts": ["a"], "every_s": "soon"}, "every_s: Expected `float`"),
+        ({"hosts": ["a"], "evry_s": 1}, "evry_s: this source has no such setting; it has hosts,"),
+    ],
+)
+def test_an_argument_that_cannot_be_is_named(arguments: dict[str, Any], said: str) -> None:
+    assert next(problems(Queue, arguments, ["a"]), "").startswith(said)
+    assert said or not list(problems(Queue, arguments, ["a"]))
+
+
+def test_a_source_that_takes_anything_is_given_it() -> None:
+    assert not list(problems(Anything, {"a": 1}, ["a"]))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "said"),
+    [
+        ("stdin", {}, "sources.stdin.sync: missing"),
+        ("stdin", {"sync": "b"}, "sources.stdin.sync: there is no sync `b`; there is a"),
+        ("stdin", {"sync": 5}, "sources.stdin.sync: Expected"),
+        ("stdin", {"sync": "a", "paths": 5}, "sources.stdin.paths: Expected `array`"),
+        ("stdni", {"sync": "a"}, "sources.stdni: no source of this name"),
+    ],
+)
+def test_a_pipe_has_to_say_which_sync_it_is_for(
+    name: str, arguments: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_source(name, arguments, ["a"])
+    assert str(caught.value).startswith(said)

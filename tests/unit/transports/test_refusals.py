@@ -1,0 +1,45 @@
+"""Refusals, counted and logged."""
+
+from __future__ import annotations
+
+import pytest
+
+from transports.refusals import MAX_KEYS, OTHER_KEYS, Refusals
+from transports.uploads import NOT_JSON, unknown_key
+
+
+def test_a_kind_is_logged_at_most_once_a_second_with_how_many_were_not(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    now_s = 100.0
+    refusals = Refusals(lambda: now_s)
+    for _ in range(50):
+        refusals.note("/batch", NOT_JSON)
+    refusals.note("/2/httpapi", NOT_JSON)
+    now_s = 101.0
+    refusals.note("/batch", NOT_JSON)
+    lines = [record.getMessage() for record in caplog.records]
+    assert [line.partition(": ")[0] for line in lines] == [
+        "refused a request at /batch",
+        "refused a request at /2/httpapi",
+        "refused a request at /batch",
+    ]
+    assert lines[2].endswith("49 more since the line before")
+
+
+def test_keys_that_strangers_make_up_are_counted_together_once_there_are_many() -> None:
+    refusals = Refusals()
+    for n in range(3 * MAX_KEYS):
+        refusals.note("/batch", unknown_key(f"key-{n}"))
+    refusals.note("/batch", unknown_key("key-0"))
+    assert len(refusals.keys) == MAX_KEYS + 1
+    assert (refusals.keys["key-0"], refusals.keys[OTHER_KEYS]) == (2, 2 * MAX_KEYS)
+    assert sum(refusals.keys.values()) == refusals.counts["/batch", "unknown_key"]
+
+
+def test_a_key_is_shown_without_what_terminals_obey() -> None:
+    refusals = Refusals()
+    refusals.note("/batch", unknown_key("\x1b[31m\x00" + "x" * 5_000))
+    [key] = refusals.keys
+    assert key.isprintable()
+    assert len(key) <= 128
