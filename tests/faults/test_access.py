@@ -98,6 +98,7 @@ async def test_a_second_process_on_the_same_data_is_refused_by_name(
             code, _, err = await process.run(again[0], "-c", str(config), *paths)
             assert code == 4
             assert f"in use by process {daemon.process.pid}" in err
+            assert ("stop it first" in err) == (again[0] == "forward")
     measured("a second process on the same data: exit 4, names the first")
 
 
