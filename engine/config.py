@@ -205,7 +205,7 @@ class Events(_Section, frozen=True, kw_only=True):
     loop_guard: bool = True
     money: dict[str, str] = {}
     max_ahead_s: Seconds = 0.0
-    max_age_s: PositiveSeconds = 3650 * 24 * 3600.0
+    max_age_s: PositiveSeconds = 7305 * 24 * 3600.0
 
 
 MAX_SHIFT_S: Final = 600
@@ -595,6 +595,12 @@ def event_names(types: Iterable[str], events: Events) -> dict[str, str]:
     """Return the names that these event types have in Intercom, by what tells them apart there."""
     names = [fit_name(events.rename.get(name, name)) for name in types]
     return {name.lower(): name for name in names}
+
+
+def largest_event(settings: Settings) -> int:
+    """Return how many bytes an event of a file can have."""
+    http = settings.http or Http()
+    return min(settings.forward.max_line_bytes, http.max_event_bytes)
 
 
 def _attribute_problems(where: str, properties: list[str | Rename]) -> Iterator[str]:

@@ -315,8 +315,10 @@ class Rules:
             what = f"{second - accepted_s} s ahead, the moment of acceptance instead"
             adjustments.append(Adjustment("time_ahead", "created_at", what))
             return accepted_s
-        if second < max(0, accepted_s - self._sync.events.max_age_s):
-            return Verdict("reject", "too_old", f"{accepted_s - second} s before it was accepted")
+        oldest_s = self._sync.events.max_age_s
+        if second < max(0, accepted_s - oldest_s):
+            age = f"{accepted_s - second} s before it was accepted"
+            return Verdict("reject", "too_old", f"{age}; sync.events.max_age_s is {oldest_s:.0f}")
         return second
 
     def _event(

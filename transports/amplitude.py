@@ -181,9 +181,17 @@ def decode_types(raws: Sequence[bytes]) -> list[str | None] | None:
 
 
 def read_head(raw: bytes) -> tuple[Head | BadEvent, bytes]:
-    """Return an event's head and its bytes, mended where that helps. Never raises."""
+    """Return an event's head and its bytes, mended where that helps. Never raises.
+
+    An Identify object, which has no event type, becomes the event that it is (``as_event``).
+    """
     head = decode_head(raw)
-    return (head, raw) if isinstance(head, Head) else read_mended(head, raw)
+    if not isinstance(head, Head):
+        head, raw = read_mended(head, raw)
+    if isinstance(head, Head) and head.event_type is None:
+        event = as_event(raw)
+        return (head, raw) if event is raw else (decode_head(event), event)
+    return head, raw
 
 
 def read_mended(bad: BadEvent, raw: bytes) -> tuple[Head | BadEvent, bytes]:
@@ -218,6 +226,46 @@ def _diagnose(raw: bytes, error: Exception) -> BadEvent:
 
 _WANTED: Final = {Time | None: "a time", _Object | None: "an object"}
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_NULL: Final = msgspec.Raw(b"null")
+
+
+def fields_of(raw: msgspec.Raw | bytes) -> dict[str, msgspec.Raw] | None:
+    """Return an object's fields, not decoded; None where it is no object."""
+    try:
+        return _fields.decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def as_event(raw: bytes) -> bytes:
+    """Return an event as it is, and an Identify object, which has no event type, as an event.
+
+    An object with user properties is an Identify (webhook streaming page), one with group
+    properties a Group Identify (Group Identify page).
+    """
+    fields = fields_of(raw)
+    if fields is None or fields.get("event_type", _NULL) != _NULL:
+        return raw
+    if "user_properties" in fields:
+        return identify_event(fields)
+    return group_identify_event(fields) if "group_properties" in fields else raw
+
+
+def identify_event(fields: Mapping[str, msgspec.Raw]) -> bytes:
+    """Return an Identify object as a ``$identify`` event."""
+    return msgspec.json.encode({**fields, "event_type": IDENTIFY})
+
+
+def group_identify_event(fields: Mapping[str, msgspec.Raw]) -> bytes:
+    """Return a Group Identify object as a ``$groupidentify`` event."""
+    try:
+        group_type = msgspec.json.decode(fields.get("group_type", _NULL), type=str | None)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        group_type = None
+    groups = msgspec.json.encode({group_type or "": fields.get("group_value", _NULL)})
+    rest = {k: v for k, v in fields.items() if k not in ("group_type", "group_value")}
+    more = {"groups": msgspec.Raw(groups), "event_type": GROUP_IDENTIFY}
+    return msgspec.json.encode({**rest, **more})
 
 
 def _kind(value: object) -> str:

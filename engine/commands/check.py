@@ -20,7 +20,15 @@ from engine.commands.preview import Preview, read_events
 from engine.commands.sample import Names, name_findings, type_of, unselected
 from engine.commands.spools import is_running
 from engine.commands.terminal import duration, print_table, say
-from engine.config import MAX_EVENT_TYPES, Settings, Sync, event_names, source_and_target
+from engine.config import (
+    MAX_EVENT_TYPES,
+    Settings,
+    Sync,
+    event_names,
+    largest_event,
+    source_and_target,
+)
+from engine.errors import DEAD_REASONS
 from engine.event_names import WARN_AT
 from engine.fitting import fit_key, fit_name
 from engine.mapping import STANDARD_TYPES, field_name
@@ -60,7 +68,7 @@ async def check(
         OSError: the sample cannot be read.
     """
     sources = list(sources_of(settings))
-    limit = settings.forward.max_line_bytes
+    limit = largest_event(settings)
     events = None if sample is None else list(islice(read_events(sample, limit), MAX_SAMPLE))
     running = await is_running(settings)
     general = [*key_findings(settings), *port_findings(settings)]
@@ -270,7 +278,8 @@ def _sample_findings(sync: Sync, events: Sequence[Event], preview: Preview) -> I
     yield from name_findings(sync, Names(raw for _, _, raw in events))
     for (verdict, reason), count in sorted(verdicts.items()):
         if verdict == "reject":
-            yield Finding("warning", "events", f"{count} {of} would be dead letters: {reason}")
+            text = f"{count} {of} would be dead letters: {reason} ({DEAD_REASONS[reason]})"
+            yield Finding("warning", "events", text)
     changed = Counter(text for a in answers for text in a.get("adjustments", ()))
     for text, count in changed.most_common(20):
         where = "users.properties" if _is_about_a_contact(text, sync) else "events.metadata"

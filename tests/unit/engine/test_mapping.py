@@ -113,6 +113,7 @@ def test_how_far_a_clock_may_be_off_is_a_setting() -> None:
         planned = lenient.plan(record({"time": time}))
         assert isinstance(planned, Verdict)
         assert (planned.verdict, planned.reason) == ("reject", "too_old")
+        assert planned.message.endswith("sync.events.max_age_s is 100")
 
 
 def test_signs_that_intercom_replaces_in_names_are_replaced_here() -> None:
