@@ -6,7 +6,6 @@ in a ``repr``, an error or a dump.
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import os
 import re
@@ -21,6 +20,7 @@ import msgspec
 from engine.addresses import MAX_PORT, normal_host, normal_url
 from engine.errors import SettingsError
 from engine.fitting import fit_name, is_legal_key
+from engine.near import did_you_mean
 from engine.selection import ANY_TYPE, Selection, Selector
 from transports.amplitude import MAX_EVENT_BYTES
 
@@ -485,8 +485,7 @@ def _instead_of(path: str, key: str) -> str:
     if renamed:
         return f"; use `{renamed}`"
     known = [field.encode_name for field in msgspec.structs.fields(_struct_at(path))]
-    near = difflib.get_close_matches(key, known, n=1)
-    return f"; did you mean `{near[0]}`?" if near else f"; there are {', '.join(known)}"
+    return did_you_mean(key, known) or f"; there are {', '.join(known)}"
 
 
 def _choices(path: str) -> str:
