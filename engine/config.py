@@ -6,7 +6,6 @@ in a ``repr``, an error or a dump.
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import os
 import re
@@ -21,6 +20,7 @@ import msgspec
 from engine.addresses import MAX_PORT, normal_host, normal_url
 from engine.errors import SettingsError
 from engine.fitting import fit_name, is_legal_key
+from engine.near import did_you_mean
 from engine.selection import ANY_TYPE, Selection, Selector
 from transports.amplitude import MAX_EVENT_BYTES
 
@@ -109,11 +109,12 @@ class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """A table of the settings file; keys it does not know are refused."""
 
 
-class Rename(_Section, frozen=True, kw_only=True, rename={"source": "from"}):
-    """``{ from = "company_name", to = "Company" }``."""
+class Rename(_Section, frozen=True, kw_only=True, rename={"source": "from", "as_": "as"}):
+    """``{ from = "company_name", to = "Company" }``; ``as = "date"`` for metadata that is one."""
 
     source: str
     to: str
+    as_: Literal["date"] | None = None
 
 
 class Http(_Section, frozen=True, kw_only=True):
@@ -204,7 +205,7 @@ class Events(_Section, frozen=True, kw_only=True):
     loop_guard: bool = True
     money: dict[str, str] = {}
     max_ahead_s: Seconds = 0.0
-    max_age_s: PositiveSeconds = 3650 * 24 * 3600.0
+    max_age_s: PositiveSeconds = 7305 * 24 * 3600.0
 
 
 MAX_SHIFT_S: Final = 600
@@ -484,8 +485,7 @@ def _instead_of(path: str, key: str) -> str:
     if renamed:
         return f"; use `{renamed}`"
     known = [field.encode_name for field in msgspec.structs.fields(_struct_at(path))]
-    near = difflib.get_close_matches(key, known, n=1)
-    return f"; did you mean `{near[0]}`?" if near else f"; there are {', '.join(known)}"
+    return did_you_mean(key, known) or f"; there are {', '.join(known)}"
 
 
 def _choices(path: str) -> str:
@@ -594,6 +594,12 @@ def event_names(types: Iterable[str], events: Events) -> dict[str, str]:
     """Return the names that these event types have in Intercom, by what tells them apart there."""
     names = [fit_name(events.rename.get(name, name)) for name in types]
     return {name.lower(): name for name in names}
+
+
+def largest_event(settings: Settings) -> int:
+    """Return how many bytes an event of a file can have."""
+    http = settings.http or Http()
+    return min(settings.forward.max_line_bytes, http.max_event_bytes)
 
 
 def _attribute_problems(where: str, properties: list[str | Rename]) -> Iterator[str]:

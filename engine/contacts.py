@@ -25,7 +25,14 @@ from engine.envelope import ContactUpdate, Identity
 from engine.errors import DeadLetter, Failure
 from engine.fitting import Adjustment
 from engine.gate import Gate
-from engine.mapping import ATTRIBUTE_PREFIX, Rules, Types, contact_body, creation_body, type_of
+from engine.mapping import (
+    ATTRIBUTE_PREFIX,
+    Rules,
+    Types,
+    can_be_cleared,
+    contact_body,
+    creation_body,
+)
 from engine.spool.rows import Contact
 from engine.user_properties import CLEAR_ALL, apply, needs_state
 from transports import intercom
@@ -386,7 +393,7 @@ def differences(
         if properties.get(source) is None
         and (cleared or source in unset or name in written)
         and name != identifier
-        and type_of(name, types) is not None
+        and can_be_cleared(name, types)
     }
     unsaid = object()
     return {

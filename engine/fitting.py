@@ -26,11 +26,12 @@ import math
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 
-from transports.amplitude import parse_time
+from transports.amplitude import MAX_TIME, in_milliseconds, parse_time
 
 MAX_TEXT: Final = 255
 """Characters of a text (help articles 175 and 179)."""
@@ -44,15 +45,19 @@ MAX_WHOLE: Final = 2**53
 MAX_DEPTH: Final = 8
 """Objects within one another that are flattened; what is deeper is left out."""
 
+MAX_SPREAD: Final = 256
+"""Values of one object that are looked at: more than twice the keys that metadata can have."""
+
 SEPARATOR: Final = "_"
 """Between the names of a flattened key: ``.`` and brackets are not allowed in keys."""
 
 ADJUSTMENTS: Final = {
     "text_cut": "a text of more than 255 characters was cut",
+    "characters_cleaned": "control characters in a text became spaces",
     "key_cleaned": "characters that Intercom does not take in a metadata key became `_`",
     "key_collision": "a metadata key equal to an earlier one but for case was left out",
     "too_many_keys": "metadata beyond `sync.events.metadata_limit` was left out, the last first",
-    "name_cleaned": "`.` and `$` in an event name became `-`, or a longer one was cut",
+    "name_cleaned": "`.`, `$` and control characters in an event name became `-`, or it was cut",
     "flattened": "a nested object became keys of its own",
     "nested_left_out": "a nested value that has no place in Intercom was left out",
     "array_joined": "an array became one text",
@@ -132,30 +137,55 @@ def _joins(before: str, after: str) -> bool:
     )
 
 
-_ILLEGAL_IN_NAME: Final = re.compile(r"[.$\x00]")
-_ILLEGAL_IN_KEY: Final = re.compile(r"[.$~`!@#%^&*'{}|\\\"\x00]")
+_UNWRITTEN: Final = r"\x00-\x1f\x7f-\x9f\ud800-\udfff"
+"""Characters that are no writing: control characters, halves of surrogate pairs."""
+
+_ILLEGAL_IN_NAME: Final = re.compile(rf"[.${_UNWRITTEN}]")
+_ILLEGAL_IN_KEY: Final = re.compile(rf"[.$~`!@#%^&*'{{}}|\\\"{_UNWRITTEN}]")
+_ILLEGAL_IN_TEXT: Final = re.compile(rf"(?![\t\n\r])[{_UNWRITTEN}]")
+_SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
+
+
+def clean(text: str) -> str:
+    """Return a text with spaces for control characters, tabs and line ends excepted."""
+    return text if text.isprintable() else _ILLEGAL_IN_TEXT.sub(" ", text)
+
+
+def encodable(text: str) -> str:
+    """Return a text that UTF-8 can write: with U+FFFD for halves of surrogate pairs."""
+    return text if text.isprintable() else _SURROGATE.sub("\ufffd", text)
+
+
+def is_blank(text: str) -> bool:
+    """Return whether a name shows nothing: it is empty, or of spaces and control characters."""
+    if text.isprintable():
+        return not text.strip()
+    return all(unicodedata.category(character)[0] in "ZC" for character in text)
 
 
 def fit_name(name: str) -> str:
     """Return an event name as Intercom keeps it: it replaces ``.`` and ``$`` by ``-`` itself."""
-    return cut(_ILLEGAL_IN_NAME.sub("-", name), MAX_NAME)
+    return cut(_ILLEGAL_IN_NAME.sub("-", name[: MAX_NAME + 1]), MAX_NAME)
 
 
 def fit_key(key: str) -> str:
     """Return a metadata key without the characters that Intercom does not take."""
-    return cut(_ILLEGAL_IN_KEY.sub("_", key), MAX_NAME)
+    return cut(_ILLEGAL_IN_KEY.sub("_", key[: MAX_NAME + 1]), MAX_NAME)
 
 
 def is_legal_key(key: str) -> bool:
     """Return whether Intercom takes this as the name of a metadata key or custom attribute."""
-    return bool(key) and fit_key(key) == key
+    return not is_blank(key) and fit_key(key) == key
 
 
 # --- dates --------------------------------------------------------------------------------
 
 _DATE_KEY: Final = re.compile(r"(?:^|[_\s-])(?:at|date)$|(?:At|Date)$", re.ASCII)
-_DATE: Final = re.compile(r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d.*)?", re.ASCII)
-_DATE_TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d.*(?:Z|[+-]\d\d:?\d\d)", re.ASCII)
+_DATE: Final = re.compile(r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d.{0,40})?|\d{8}", re.ASCII)
+_DATE_TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d.{0,40}(?:Z|[+-]\d\d:?\d\d)", re.A)
+_COUNT: Final = re.compile(r"-?\d{9,20}", re.ASCII)
+"""A date as the digits of a number; fewer are as likely something else."""
+
 _MILLISECONDS: Final = 10**11
 """From here on a number of a date counts milliseconds: as seconds it would be the year 5138."""
 
@@ -165,25 +195,37 @@ def is_date_key(key: str) -> bool:
     return bool(_DATE_KEY.search(key))
 
 
+def shows_date(key: str) -> bool:
+    """Return whether Intercom shows a metadata key as a date (API description 2.16)."""
+    return key.endswith("_date")
+
+
 def to_seconds(value: Any) -> int | None:
-    """Return the Unix seconds of a date, written as text, seconds or milliseconds; else None."""
+    """Return the Unix seconds of a date: text, digits, a number of seconds or less; else None."""
     if isinstance(value, str):
-        if not _DATE.fullmatch(value.strip()):
-            return None
-        try:
-            return parse_time(value) // 1000
-        except ValueError:
-            return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
+        return _text_to_seconds(value.strip())
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    seconds = int(value / 1000 if abs(value) >= _MILLISECONDS else value)
+    if not -MAX_TIME < value < MAX_TIME:  # nor is it NaN
+        return None
+    whole = int(value)
+    seconds = in_milliseconds(whole) // 1000 if abs(whole) >= _MILLISECONDS else whole
     return seconds if abs(seconds) < _MILLISECONDS else None
 
 
-def _as_date(key: str, value: Any) -> Fitted:
-    """Return Unix seconds where a value is a date, by its key or by itself; else the value."""
-    if not (is_date_key(key) or (isinstance(value, str) and _DATE_TIME.fullmatch(value))):
-        return value, None
+def _text_to_seconds(text: str) -> int | None:
+    if _COUNT.fullmatch(text):
+        return to_seconds(int(text))
+    if not _DATE.fullmatch(text):
+        return None
+    try:
+        return parse_time(text) // 1000
+    except ValueError:
+        return None
+
+
+def _as_date(value: Any) -> Fitted:
+    """Return the Unix seconds of a date; else the value."""
     seconds = to_seconds(value)
     if seconds is None or seconds == value:
         return value, None
@@ -193,21 +235,19 @@ def _as_date(key: str, value: Any) -> Fitted:
 # --- single values ------------------------------------------------------------------------
 
 
-def _is_finite(value: float) -> bool:
-    return not isinstance(value, float) or math.isfinite(value)
-
-
 def _fit_text(value: str, style: Style) -> Fitted:
-    if len(value) <= MAX_TEXT:
-        return value, None
     kept = cut(value)
-    return kept, Note("text_cut", f"cut from {len(value)} to {len(kept)} characters")
+    cleaned = clean(kept)
+    if len(kept) < len(value):
+        return cleaned, Note("text_cut", f"cut from {len(value)} to {len(kept)} characters")
+    note = None if cleaned == kept else Note("characters_cleaned", "without control characters")
+    return cleaned, note
 
 
 def _fit_whole(value: int, style: Style) -> Fitted:
     if style.stringify:
         return _written(value), None
-    if abs(value) < MAX_WHOLE:
+    if -MAX_WHOLE < value < MAX_WHOLE:
         return value, None
     return _written(value), Note("number_as_text", "a number beyond 2^53, as text")
 
@@ -249,13 +289,17 @@ def fit_scalar(value: Any, style: Style) -> Fitted:
     return _BY_TYPE[type(value)](value, style)
 
 
+_PLAIN: Final = Style()
+_AS_TEXT: Final = Style(stringify=True)
+
+
 def join(values: list[Any]) -> Fitted:
     """Return an array as one text, its elements that are single values being joined by commas."""
     parts = [
         fitted
         for value in values
         if not isinstance(value, list | dict)
-        and (fitted := fit_scalar(value, Style(stringify=True))[0]) is not None
+        and (fitted := fit_scalar(value, _AS_TEXT)[0]) is not None
     ]
     if not parts:
         return None, Note("array_left_out", "an array without single values, left out")
@@ -269,11 +313,11 @@ def join(values: list[Any]) -> Fitted:
 def is_plain(value: Any, style: Style) -> bool:
     """Return whether a value of metadata can go as it is: nearly all can, so it is asked first.
 
-    That is so unless its key says that it is a date.
+    That is so unless it is to be a date.
     """
     kind = type(value)
     if kind is str:
-        return len(value) <= MAX_TEXT and value[10:11] != "T"
+        return len(value) <= MAX_TEXT and value.isprintable()
     if style.stringify:
         return False
     return (kind is int and -MAX_WHOLE < value < MAX_WHOLE) or (
@@ -301,20 +345,25 @@ def is_rich_link(value: Mapping[str, Any]) -> bool:
     """Return whether an object is a rich link as Intercom takes it."""
     return (
         value.keys() == {"url", "value"}
-        and all(isinstance(v, str) and len(v) <= MAX_TEXT for v in value.values())
+        and all(type(v) is str and len(v) <= MAX_TEXT and v.isprintable() for v in value.values())
         and value["url"].startswith(("http://", "https://"))
     )
 
 
-def spread(key: str, value: Any, style: Style, depth: int = 0) -> Iterator[tuple[str, Fitted]]:
-    """Yield what a property becomes in metadata: one key, or several where it is an object."""
+def spread(
+    key: str, value: Any, style: Style, *, dated: bool = False, depth: int = 0
+) -> Iterator[tuple[str, Fitted]]:
+    """Yield what a property becomes in metadata: one key, or several where it is an object.
+
+    ``dated``: its key is one that Intercom shows as a date, or the settings say that it is one.
+    """
     if isinstance(value, dict):
         yield from _spread_object(key, value, style, depth)
     elif isinstance(value, list):
         yield key, _fit_array(value, style)
     else:
-        dated, note = _as_date(key, value)
-        fitted, other = fit_scalar(dated, style)
+        value, note = _as_date(value) if dated else (value, None)
+        fitted, other = fit_scalar(value, style)
         yield key, (fitted, other or note)
 
 
@@ -337,8 +386,24 @@ def _spread_object(
         yield key, (None, Note("nested_left_out", "a nested object, left out"))
     else:
         yield key, (None, Note("flattened", f"an object of {len(value)} keys, flattened"))
-        for name, inner in value.items():
-            yield from spread(f"{key}{SEPARATOR}{name}", inner, style, depth + 1)
+        yield from _spread_items(key, value, style, depth + 1)
+
+
+def _spread_items(
+    key: str, value: dict[str, Any], style: Style, depth: int
+) -> Iterator[tuple[str, Fitted]]:
+    for name, inner in islice(value.items(), MAX_SPREAD):
+        inner_key = f"{key}{SEPARATOR}{name[:MAX_NAME]}"
+        dated = shows_date(inner_key)
+        if is_blank(name):
+            yield key, (None, Note("nested_left_out", "a value without a name, left out"))
+        elif is_plain(inner, style) and not dated:
+            yield inner_key, (inner, None)
+        else:
+            yield from spread(inner_key, inner, style, dated=dated, depth=depth)
+    if len(value) > MAX_SPREAD:
+        what = f"all but {MAX_SPREAD} of its {len(value)} values, left out"
+        yield key, (None, Note("nested_left_out", what))
 
 
 # --- contacts -----------------------------------------------------------------------------
@@ -363,16 +428,22 @@ def fit_attribute(key: str, value: Any, data_type: str, style: Style) -> Fitted:
         if converted is None:
             return None, Note("type_mismatch", f"not a value of type {data_type}, left out")
         if type(converted) is not type(value) or converted != value:
-            what = "trimmed" if data_type == "email" else f"converted to {data_type}"
+            trimmed = "trimmed, in lower case"
+            what = trimmed if data_type == "email" else f"converted to {data_type}"
             note = note or Note("type_converted", what)
         value = converted
     else:
-        value, note = _as_date(key, value) if note is None else (value, note)
+        value, note = _as_date(value) if note is None and _is_date(key, value) else (value, note)
         value = _to_text(value) if style.stringify else value
     if isinstance(value, bool):
         return value, note
-    fitted, other = fit_scalar(value, Style())
+    fitted, other = fit_scalar(value, _PLAIN)
     return fitted, other or note
+
+
+def _is_date(key: str, value: Any) -> bool:
+    """Whether a value is a date, as its key or the value itself says."""
+    return is_date_key(key) or (isinstance(value, str) and bool(_DATE_TIME.fullmatch(value)))
 
 
 def type_for(key: str, value: Any, style: Style) -> str | None:
@@ -392,7 +463,7 @@ def type_for(key: str, value: Any, style: Style) -> str | None:
 
 
 def _to_text(value: Any) -> str | None:
-    return value if isinstance(value, str) else fit_scalar(value, Style(stringify=True))[0]
+    return value if isinstance(value, str) else fit_scalar(value, _AS_TEXT)[0]
 
 
 def _to_integer(value: Any) -> int | None:
@@ -400,7 +471,10 @@ def _to_integer(value: Any) -> int | None:
     return int(number) if number is not None and number == int(number) else None
 
 
-_NUMBER: Final = re.compile(r"[+-]?(?:\d{1,15}(?:\.\d{0,15})?|\.\d{1,15})(?:e[+-]?\d{1,2})?", re.A)
+_NUMBER: Final = re.compile(
+    r"[+-]?(?:(?:0|[1-9]\d{0,14})(?:\.\d{0,15})?|\.\d{1,15})(?:e[+-]?\d{1,2})?", re.ASCII
+)
+"""A number as text. One with leading zeros is a code: ``02138`` is not 2138."""
 
 
 def _to_float(value: Any) -> int | float | None:
@@ -409,31 +483,30 @@ def _to_float(value: Any) -> int | float | None:
         if not _NUMBER.fullmatch(text):
             return None
         value = int(text) if text.lstrip("+-").isdecimal() else float(text)
-    if isinstance(value, bool) or not _is_finite(value) or abs(value) >= MAX_WHOLE:
+    if isinstance(value, bool) or not -MAX_WHOLE < value < MAX_WHOLE:  # nor is it NaN
         return None
     number: int | float = value
     return number
 
 
 def _to_boolean(value: Any) -> bool | None:
-    if isinstance(value, bool):
-        return value
-    text = value.strip().lower() if isinstance(value, str) else str(value)
-    return {"true": True, "false": False, "1": True, "0": False}.get(text)
+    if isinstance(value, str):
+        return {"true": True, "false": False, "1": True, "0": False}.get(value.strip().lower())
+    if isinstance(value, int) and value in (0, 1):
+        return bool(value)
+    return None
 
 
 def _to_url(value: Any) -> str | None:
     is_one = isinstance(value, str) and value.startswith(("http://", "https://"))
-    return value if is_one and len(value) <= MAX_TEXT else None
+    return value if is_one and len(value) <= MAX_TEXT and value.isprintable() else None
 
 
 def _to_email(value: Any) -> str | None:
-    text = value.strip() if isinstance(value, str) else ""
+    text = value.strip().lower() if isinstance(value, str) else ""
     local, _, domain = text.partition("@")
-    return text if local and domain and len(text) <= MAX_TEXT and not _SPACE.search(text) else None
-
-
-_SPACE: Final = re.compile(r"[\s\x00]")
+    fits = local and domain and len(text) <= MAX_TEXT and text.isprintable() and " " not in text
+    return text if fits else None
 
 
 def _to_role(value: Any) -> str | None:

@@ -28,6 +28,7 @@ from typing import NamedTuple
 import anyio
 import structlog
 
+from engine import logs
 from engine.backoff import probe_delay_s
 from engine.errors import EngineError, Failure, ParkUser
 from engine.pace import WINDOW_S, Pace, loop_time_s, pause_s
@@ -355,12 +356,19 @@ class Gate:
             answer = await self._wire.send(request)
         except NoAnswer as error:
             self.calls[endpoint_of(request.method, request.path), 0] += 1
+            self._log_call(request, error.cause, left_at_s)
             failure = Failure("user_failing", 0, error.cause, str(error))
             return Return(failure, left_at_s, loop_time_s())
         back_at_s = loop_time_s()
         self.calls[endpoint_of(request.method, request.path), answer.status] += 1
         self.took_s.append(back_at_s - left_at_s)
+        self._log_call(request, answer.status, left_at_s)
         return Return(_outcome_of(request, answer), left_at_s, back_at_s)
+
+    def _log_call(self, request: Request, outcome: int | str, left_at_s: float) -> None:
+        if logs.debugging():
+            call, took_s = f"{request.method} {request.path}", loop_time_s() - left_at_s
+            _log.debug("call made", intercom=self._name, call=call, outcome=outcome, took_s=took_s)
 
     def _learn(
         self, back: Return, meaning: Meaning, user: str, number: int, *, probe: bool

@@ -338,7 +338,13 @@ def _say_what_was_left_out() -> None:
 _stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
 _writer = Writer(_stderr, _say_what_was_left_out)
 _rates = Rates()
+_debugging = False
 _line_of: Callable[[dict[str, Any]], bytes] = _json_line
+
+
+def debugging() -> bool:
+    """Return whether lines of the level `debug` are written: most cost a look at an event."""
+    return _debugging
 
 
 def lines_lost() -> int:
@@ -435,7 +441,8 @@ class _Handler(logging.Handler):
 
 def configure(log: Log) -> None:
     """Send all messages of this process to stderr: for people on a terminal, else as JSON lines."""
-    global _line_of
+    global _line_of, _debugging
+    _debugging = log.level == "debug"
     stderr = _Stderr()
     human = log.format == "human" or (log.format == "auto" and stderr.isatty())
     human_line = _HumanLine(colors=stderr.isatty(), encoding=stderr.encoding)

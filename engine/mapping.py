@@ -15,36 +15,38 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
 
-from engine import config
+from engine import config, paths
 from engine.envelope import ContactUpdate, Identity, Kind, Plan, Record, Verdict
 from engine.fitting import (
+    MAX_NAME,
     Adjustment,
     Style,
     fit_attribute,
     fit_key,
     fit_name,
-    is_date_key,
+    is_blank,
     is_plain,
+    shows_date,
     spread,
     type_for,
 )
 from engine.money import is_exact, money
-from engine.selection import dig
-from engine.user_properties import select, split
+from engine.selection import Predicate, Selection
+from engine.user_properties import CLEAR_ALL, UNCHANGED, keep, select, split
 from transports import amplitude
-from transports.amplitude import Content, in_milliseconds
+from transports.amplitude import Content
 
-NAMES_KEPT: Final = 1_024
-"""Event names of which it is remembered how they are sent."""
+TYPES_KEPT: Final = 1_024
+"""Event types of which it is remembered whether and under which name they are sent."""
 
 MAX_ID: Final = 255
 MAX_BODY_BYTES: Final = 256_000
-MOST_BYTES_A_KEY: Final = 6 * 3 * 255 + 64
-"""A key and its value as JSON, at most: three texts (a link has two), six bytes a character."""
+MOST_BYTES_A_KEY: Final = 4 * 3 * 255 + 64
+"""A key and its value as JSON, at most: three texts (a link has two), four bytes a character."""
 
 LOOP_PREFIX: Final = "[Intercom] "
 ATTRIBUTE_PREFIX: Final = "custom_attributes."
@@ -65,6 +67,9 @@ STANDARD_TYPES: Final[Mapping[str, str]] = {
 }
 """Fields of the contact itself that can be written, and their types (API description 2.14)."""
 
+NEVER_CLEARED: Final = frozenset({"role", "external_id"})
+"""Fields that null does not clear: a role is never null, an external id stays (recordings)."""
+
 
 class Types(Protocol):
     """What is known of a workspace's custom attributes."""
@@ -81,48 +86,94 @@ class AnyAttribute:
         return ""
 
 
+class TypeRule(msgspec.Struct, frozen=True):
+    """What becomes of the events of one type: ``reason`` is why none is sent, or empty.
+
+    Else those that ``predicate`` matches are sent as ``name``, which ``note`` explains.
+    """
+
+    reason: str = ""
+    predicate: Predicate | None = None
+    name: str = ""
+    note: Adjustment | None = None
+
+
+class Source(NamedTuple):
+    """A selected metadata property: where it is from, and the key that it goes to."""
+
+    of_user: bool
+    name: str
+    field: str
+    key: str
+    folded: str
+    dated: bool
+    currency: paths.Path | None
+
+
+class Field(NamedTuple):
+    """A selected user property, and the contact's field that it goes to."""
+
+    source: str
+    name: str
+    attribute: str
+    """The custom attribute's name; empty for a standard field."""
+    data_type: str
+    """Of a standard field."""
+
+
 class Rules:
     """One sync's mapping, compiled from its settings."""
 
     def __init__(self, sync: config.Sync) -> None:
         self._sync = sync
         self._field = sync.mapping.identifier
-        scope, _, name = sync.mapping.source.partition(".")
-        self._scope, self._name = scope, name
-        self.identity_in_head = scope in ("user_id", "device_id")
+        self._source = paths.parse(sync.mapping.source)
+        self.identity_in_head = not self._source.scope
         """Whether the identity can be told from an event's head alone."""
         self._style = Style(sync.mapping.nested, sync.mapping.arrays, sync.mapping.stringify)
-        self._metadata = [_metadata_source(item) for item in sync.events.metadata]
-        self._amounts = sync.events.money
-        targets = {target.lower() for _, _, target, _ in self._metadata}
-        distinct = len(targets) == len(self._metadata)
-        self._plain_limit = sync.events.metadata_limit if distinct else 0
-        self._properties = {
-            source.removeprefix("user."): field_name(target)
-            for source, target in map(config.source_and_target, sync.users.properties)
-        }
+        self._compile_events(sync.events)
+        self._compile_users(sync.users)
+        self._decode = amplitude.content_decoder(self._top_level_keys())
 
-        users = sync.users
+    def _compile_events(self, events: config.Events) -> None:
+        self._selection = Selection(events.select)
+        self._rule_of_type = lru_cache(TYPES_KEPT)(self._type_rule)
+        self._metadata = [_metadata_source(item, events.money) for item in events.metadata]
+        keys = {source.folded for source in self._metadata}
+        self._all_fit = len(keys) == len(self._metadata) <= events.metadata_limit
+        """Whether no two keys are alike and the limit holds, unless an object is spread."""
+
+    def _compile_users(self, users: config.Users) -> None:
+        chosen = map(config.source_and_target, users.properties)
+        self._properties = {
+            source.removeprefix("user."): field_name(target) for source, target in chosen
+        }
+        self._fields = [_field(source, name) for source, name in self._properties.items()]
+        found = [paths.parse(f"user.{source}") for source in self._properties]
+        self._stand_ins = {path.name: path.field for path in found if path.field}
         self.updates_on_events = (
             users.enabled and users.trigger == "any_update" and bool(self._properties)
         )
         """Whether events that carry selected user properties update the contact too."""
-        self._fit_name = lru_cache(NAMES_KEPT)(fit_name)
+
+    def _top_level_keys(self) -> set[str]:
+        """Return the fields of an event itself that may have to be read."""
+        keys = {*self._selection.needed, *self._stand_ins.values()}
+        for source in self._metadata:
+            keys.add(source.field)
+            keys.update(paths.top_level_keys(source.currency) if source.currency else ())
+        return keys - {""}
 
     # --- who ------------------------------------------------------------------------------
 
     def identity_of_head(self, head: amplitude.Head) -> str:
         """Return the contact's key, or an empty text where there is none."""
-        value = head.user_id if self._scope == "user_id" else head.device_id
+        value = head.user_id if self._source.name == "user_id" else head.device_id
         return self._normal(value)
 
     def identity_of_event(self, event: amplitude.Event) -> str:
         """Return the contact's key, or an empty text where there is none."""
-        if self._scope == "user":
-            return self._normal(_user_value(event, self._name))
-        if self._scope == "event":
-            return self._normal(dig(event.event_properties, self._name))
-        return self._normal(event.fields.get(self._scope))
+        return self._normal(paths.read(self._source, event.fields))
 
     def _normal(self, value: Any) -> str:
         """E-mails compare without case and outer space; ids are taken as they are."""
@@ -137,9 +188,12 @@ class Rules:
     # --- what -----------------------------------------------------------------------------
 
     def plan(self, record: Record) -> Plan | Verdict:
-        """Return what delivering a record takes, or why it makes no call. Never raises."""
+        """Return what delivering a record takes, or why it makes no call. Never raises.
+
+        Today's settings apply, whatever they were when the record was accepted.
+        """
         try:
-            event = amplitude.decode_content(record.raw)
+            event = self._decode(record.raw)
         except ValueError as error:
             return Verdict("reject", "invalid_field", str(error))
         if not event.event_type:
@@ -148,37 +202,97 @@ class Rules:
         if not _is_acceptable(identity):
             shown = record.user_key[:MAX_ID]
             return Verdict("reject", "invalid_identity", f"{self._field}: {shown!r}")
-        contact, adjustments = self._contact(event, identity, record.id)
-        if record.kind is Kind.IDENTIFY or not self._sends(event):
+        adjustments: list[Adjustment] = []
+        contact = self._contact(event, identity, record.id, adjustments)
+        rule = self._rule(event.event_type)
+        reason = self._why_not_sent(rule, event, record.kind)
+        if reason:
             if contact is None:
-                return Verdict("drop", "unchanged")
+                return Verdict("drop", reason)
             return Plan(identity, contact, adjustments=tuple(adjustments))
+        if not rule.name:
+            return Verdict("reject", "invalid_field", "event_type is blank")
         created_at = self._created_at(event, record.accepted_at_ms, adjustments)
         if isinstance(created_at, Verdict):
             return created_at
-        body = self._event(event, identity, created_at, adjustments)
+        body = self._event(rule, event, identity, created_at, adjustments)
         return Plan(identity, contact, body, tuple(adjustments))
 
-    def _sends(self, event: Content) -> bool:
-        """Whether the event itself goes out: asked again here, since a replay may be old."""
-        return self._sync.events.enabled and event.event_type != amplitude.IDENTIFY
+    def _rule(self, event_type: str) -> TypeRule:
+        if len(event_type) > amplitude.MAX_TEXT:  # not to be remembered
+            return self._type_rule(event_type)
+        return self._rule_of_type(event_type)
+
+    def _type_rule(self, event_type: str) -> TypeRule:
+        reason, predicate = self._why_not_type(event_type), self._selection.lookup(event_type)
+        if reason or predicate is None:
+            return TypeRule(reason or "not_selected")
+        wanted = self._sync.events.rename.get(event_type, event_type)
+        if is_blank(wanted):
+            return TypeRule("", predicate)
+        name = fit_name(wanted)
+        note = None
+        if name != wanted:
+            note = Adjustment("name_cleaned", "event_name", f"sent as {name!r}")
+        return TypeRule("", predicate, name, note)
+
+    def _why_not_type(self, event_type: str) -> str:
+        if event_type == amplitude.IDENTIFY:
+            return "users_disabled"  # the only reason for which one makes no update
+        if event_type == amplitude.GROUP_IDENTIFY:
+            return "group_identify"
+        if not self._sync.events.enabled:
+            return "events_disabled"
+        is_loop = self._sync.events.loop_guard and event_type.startswith(LOOP_PREFIX)
+        return "loop_guard" if is_loop else ""
+
+    def _why_not_sent(self, rule: TypeRule, event: Content, kind: Kind) -> str:
+        """Return the reason for which the event itself is not sent, or an empty text."""
+        if kind is Kind.IDENTIFY and not self._sync.users.enabled:
+            return "users_disabled"
+        predicate = rule.predicate
+        if predicate is None:
+            return rule.reason
+        if not predicate.always and not predicate.matches(event.fields):
+            return "filtered_out"
+        return "not_selected" if kind is Kind.IDENTIFY else ""  # kept for its update alone
 
     def _contact(
-        self, event: Content, identity: Identity, record_id: int
-    ) -> tuple[ContactUpdate | None, list[Adjustment]]:
+        self, event: Content, identity: Identity, record_id: int, adjustments: list[Adjustment]
+    ) -> ContactUpdate | None:
         identify = event.event_type == amplitude.IDENTIFY
-        if not self._sync.users.enabled or not (identify or self.updates_on_events):
-            return None, []
-        found = split(event.user_properties)
-        operations = select(found.operations, self._properties)
+        if not (self.updates_on_events or (identify and self._sync.users.enabled)):
+            return None
+        operations, problems = self._operations(event)
         if not operations and not identify:
-            return None, []
-        problems = [Adjustment("operation_refused", "user_properties", p) for p in found.problems]
-        return ContactUpdate(identity, operations, record_id), problems
+            return None
+        for problem in problems:
+            adjustments.append(Adjustment("operation_refused", "user_properties", problem))
+        return ContactUpdate(identity, operations, record_id)
 
     def carries_update(self, event: amplitude.Event) -> bool:
         """Whether an event has anything to say about selected user properties."""
-        return bool(select(split(event.user_properties).operations, self._properties))
+        return bool(self._operations(event)[0])
+
+    def _operations(
+        self, event: Content | amplitude.Event
+    ) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """Return what an event does to selected user properties, and what of it cannot be done."""
+        if event.leaves_user_alone:
+            return {}, ()
+        found = split(event.user_properties)
+        operations = select(found.operations, self._properties)
+        if self._stand_ins:
+            self._add_fields(event.fields, operations)
+        return operations, found.problems
+
+    def _add_fields(self, fields: Mapping[str, Any], operations: dict[str, Any]) -> None:
+        """Set the properties that an event has as fields of its own, unless an operation does."""
+        for source, field in self._stand_ins.items():
+            value = fields.get(field)
+            named = any(source in names for op, names in operations.items() if op != CLEAR_ALL)
+            if value is not None and not named:
+                operations["$set"] = {**operations.get("$set", {}), source: value}
 
     # --- events ---------------------------------------------------------------------------
 
@@ -190,33 +304,35 @@ class Rules:
         A clock that is ahead would put events into Intercom's future; the bound is the moment of
         acceptance and not of sending, so that a retry says the same.
         """
-        if event.time_ms is None:
+        time_ms = event.time_ms
+        if time_ms is None:
             return accepted_at_ms // 1000
-        time_ms = in_milliseconds(event.time_ms)
-        if time_ms != event.time_ms:
+        if time_ms is not event.time and event.time_was_guessed:
             adjustments.append(Adjustment("time_unit", "created_at", "not in milliseconds"))
-        second, accepted_s = time_ms // 1000, accepted_at_ms // 1000
+        second: int = time_ms // 1000
+        accepted_s = accepted_at_ms // 1000
         if second > accepted_s + self._sync.events.max_ahead_s:
             what = f"{second - accepted_s} s ahead, the moment of acceptance instead"
             adjustments.append(Adjustment("time_ahead", "created_at", what))
             return accepted_s
-        if second < max(0, accepted_s - self._sync.events.max_age_s):
-            return Verdict("reject", "too_old", f"{accepted_s - second} s before it was accepted")
+        oldest_s = self._sync.events.max_age_s
+        if second < max(0, accepted_s - oldest_s):
+            age = f"{accepted_s - second} s before it was accepted"
+            return Verdict("reject", "too_old", f"{age}; sync.events.max_age_s is {oldest_s:.0f}")
         return second
 
     def _event(
         self,
+        rule: TypeRule,
         event: Content,
         identity: Identity,
         created_at: int,
         adjustments: list[Adjustment],
     ) -> dict[str, Any]:
-        wanted = self._sync.events.rename.get(event.event_type, event.event_type)
-        name = self._fit_name(wanted)
-        if name != wanted:
-            adjustments.append(Adjustment("name_cleaned", "event_name", f"sent as {name!r}"))
+        if rule.note is not None:
+            adjustments.append(rule.note)
         body: dict[str, Any] = {
-            "event_name": name,
+            "event_name": rule.name,
             "created_at": created_at,
             "user_id" if identity.field == "external_id" else "email": identity.value,
         }
@@ -227,88 +343,57 @@ class Rules:
         return body
 
     def _metadata_of(self, event: Content, adjustments: list[Adjustment]) -> dict[str, Any]:
-        """Return an event's metadata: at once where it is as most is, else value by value."""
-        found = self._plain_metadata(event)
-        return self._fitted_metadata(event, adjustments) if found is None else found
-
-    def _plain_metadata(self, event: Content) -> dict[str, Any] | None:
-        """Return the metadata where every value goes as it is; None where one has to be fitted."""
+        """Return an event's metadata. Most values go as they are, and are put in at once."""
         metadata: dict[str, Any] = {}
-        properties, style, amounts = event.event_properties, self._style, self._amounts
-        for scope, source, target, dated in self._metadata:
-            value = properties.get(source) if scope == "event" else _user_value(event, source)
+        fitted: _Metadata | None = None
+        if not self._all_fit:
+            fitted = _Metadata(metadata, self._sync.events.metadata_limit, adjustments)
+        style, properties = self._style, event.event_properties
+        of_user: dict[str, Any] | None = None
+        for source in self._metadata:
+            of_its_user, name, field, key, folded, dated, currency = source
+            holder = properties
+            if of_its_user:
+                if of_user is None:
+                    of_user = paths.user_properties(event.user_properties)
+                holder = of_user
+            value = holder.get(name)
             if value is None:
-                if "." in source and dig(properties, source) is not None:
-                    return None
-            elif dated or source in amounts or not is_plain(value, style):
-                return None
-            else:
-                metadata[target] = value
-        return metadata if len(metadata) <= self._plain_limit else None
-
-    def _fitted_metadata(self, event: Content, adjustments: list[Adjustment]) -> dict[str, Any]:
-        metadata: dict[str, Any] = {}
-        taken: set[str] = set()
-        properties = event.event_properties
-        for scope, source, target, dated in self._metadata:
-            value = properties.get(source) if scope == "event" else _user_value(event, source)
-            if value is None and scope == "event":
-                value = dig(properties, source)
-            if value is None:
+                value = paths.find(holder, name)
+                if value is None and field:
+                    value = event.fields.get(field)
+                if value is None:
+                    continue
+            if currency is not None:
+                value = self._money(event, source, currency, value, adjustments)
+            if not dated and is_plain(value, style):
+                if fitted is None:
+                    metadata[key] = value
+                else:
+                    fitted.put(key, folded, value)
                 continue
-            if scope == "event" and source in self._amounts:
-                value = self._money(event, source, target, value, adjustments)
-            if not dated and is_plain(value, self._style):
-                self._put(metadata, taken, target, value, adjustments)
-                continue
-            for wanted, (fitted, note) in spread(target, value, self._style):
-                key = wanted if wanted == target else fit_key(wanted)
-                if note is not None:
-                    adjustments.append(Adjustment(note.reason, f"metadata.{key}", note.what))
-                if fitted is not None:
-                    self._put(metadata, taken, key, fitted, adjustments)
-                    if key != wanted:
-                        what = f"{wanted[:MAX_ID]!r}, with `_` for what keys cannot have"
-                        adjustments.append(Adjustment("key_cleaned", f"metadata.{key}", what))
+            if fitted is None:
+                fitted = _Metadata(metadata, self._sync.events.metadata_limit, adjustments)
+            fitted.spread(source, value, style)
         return metadata
-
-    def _put(
-        self,
-        metadata: dict[str, Any],
-        taken: set[str],
-        key: str,
-        value: Any,
-        adjustments: list[Adjustment],
-    ) -> None:
-        """Add a key, unless there is one like it, or as many as there may be."""
-        if key.lower() in taken:
-            what = "left out, equal to another key but for case"
-            adjustments.append(Adjustment("key_collision", f"metadata.{key}", what))
-        elif len(metadata) == self._sync.events.metadata_limit:
-            what = f"left out, {len(metadata)} keys are there"
-            adjustments.append(Adjustment("too_many_keys", f"metadata.{key}", what))
-        else:
-            taken.add(key.lower())
-            metadata[key] = value
 
     def _money(
         self,
         event: Content,
-        source: str,
-        target: str,
+        source: Source,
+        currency: paths.Path,
         value: Any,
         adjustments: list[Adjustment],
     ) -> Any:
         """Return a price as an amount in minor units, or as it is where it is none."""
-        currency = self._sync.events.money[source]
-        amount = money(value, dig(event.event_properties, currency))
+        amount = money(value, paths.read(currency, event.fields))
         if amount is None:
-            what = f"no amount in the currency that `{currency}` says, sent as it is"
-            adjustments.append(Adjustment("not_money", f"metadata.{target}", what))
+            what = f"no amount in the currency that `{currency.name}` says, sent as it is"
+            adjustments.append(Adjustment("not_money", f"metadata.{source.key}", what))
             return value
         if not is_exact(value, amount):
             what = f"rounded to {amount['amount']} of the minor unit"
-            adjustments.append(Adjustment("amount_rounded", f"metadata.{target}", what))
+            adjustments.append(Adjustment("amount_rounded", f"metadata.{source.key}", what))
         return amount
 
     # --- contacts -------------------------------------------------------------------------
@@ -321,12 +406,12 @@ class Rules:
     def attributes_of(self, properties: Mapping[str, Any]) -> dict[str, str]:
         """Return the custom attributes that a user's properties would fill, and of which type."""
         found: dict[str, str] = {}
-        for source, name in self._properties.items():
+        for source, _, attribute, _ in self._fields:
             value = properties.get(source)
-            if value is not None and name.startswith(ATTRIBUTE_PREFIX):
+            if value is not None and attribute:
                 data_type = type_for(source, value, self._style)
                 if data_type is not None:
-                    found[name.removeprefix(ATTRIBUTE_PREFIX)] = data_type
+                    found[attribute] = data_type
         return found
 
     def contact_fields(
@@ -335,15 +420,16 @@ class Rules:
         """Return the contact's fields for a user's properties, flat, and what was adjusted.
 
         Custom attributes are named ``custom_attributes.NAME``; ``contact_body`` nests them. The
-        field that identifies the contact is not among them.
+        field that identifies the contact is not among them, nor a role beside an external id,
+        which only users have.
         """
         fields: dict[str, Any] = {}
         adjustments: list[Adjustment] = []
-        for source, name in self._properties.items():
+        for source, name, attribute, standard_type in self._fields:
             value = properties.get(source)
             if value is None or name == self._field:
                 continue
-            data_type = type_of(name, types)
+            data_type = types.type_of(attribute) if attribute else standard_type
             if data_type is None:
                 what = "left out, the workspace has no such attribute"
                 adjustments.append(Adjustment("unknown_attribute", name, what))
@@ -353,18 +439,76 @@ class Rules:
                 adjustments.append(Adjustment(note.reason, name, note.what))
             if fitted is not None:
                 fields[name] = fitted
+        if "role" in fields and (self._field == "external_id" or "external_id" in fields):
+            role = fields.pop("role")
+            if role != "user":
+                what = "left out, whoever has an external id is a user"
+                adjustments.append(Adjustment("type_mismatch", "role", what))
         _fit_size(fields, fields, adjustments)
         return fields, adjustments
 
-    def properties_of_contact(self, contact: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the selected properties as a contact read from Intercom holds them."""
-        custom = contact.get("custom_attributes") or {}
-        flat = {**contact, **{ATTRIBUTE_PREFIX + name: value for name, value in custom.items()}}
-        return {
-            source: flat[name]
-            for source, name in self._properties.items()
-            if flat.get(name) not in (None, "")
-        }
+    def properties_of_contact(self, contact: Any) -> dict[str, Any]:
+        """Return the selected properties as a contact read from Intercom holds them.
+
+        Whatever was answered: what is no contact holds none.
+        """
+        contact = contact if isinstance(contact, dict) else {}
+        custom = contact.get("custom_attributes")
+        custom = custom if isinstance(custom, dict) else {}
+        found: dict[str, Any] = {}
+        for source, name, attribute, _ in self._fields:
+            value, _ = keep(custom.get(attribute) if attribute else contact.get(name))
+            if value is not None and value != "" and value is not UNCHANGED:
+                found[source] = value
+        return found
+
+
+def _inner_key(key: str) -> str:
+    return key if len(key) <= MAX_NAME and key.isidentifier() else fit_key(key)
+
+
+class _Metadata:
+    """Metadata that needs a closer look: alike keys, the limit, values that become others."""
+
+    def __init__(self, metadata: dict[str, Any], limit: int, adjustments: list[Adjustment]) -> None:
+        """``metadata`` is filled further; ``adjustments`` says how."""
+        self._metadata = metadata
+        self._limit = limit
+        self._adjustments = adjustments
+        self._taken = {key.lower() for key in metadata}
+
+    def put(self, key: str, folded: str, value: Any) -> bool:
+        """Add a key, unless there is one like it, or as many as there may be; return if it is."""
+        if folded in self._taken:
+            self._note("key_collision", key, "left out, equal to another key but for case")
+            return False
+        if self._is_full():
+            self._note("too_many_keys", key, f"left out, {self._limit} keys are there")
+            return False
+        self._taken.add(folded)
+        self._metadata[key] = value
+        return True
+
+    def spread(self, source: Source, value: Any, style: Style) -> None:
+        """Add what a value becomes: one key, or several."""
+        for wanted, (fitted, note) in spread(source.key, value, style, dated=source.dated):
+            key = wanted if wanted == source.key else _inner_key(wanted)
+            if note is not None:
+                self._note(note.reason, key, note.what)
+            if fitted is None:
+                continue
+            was_full = self._is_full()
+            if self.put(key, key.lower(), fitted) and key != wanted:
+                what = f"{wanted[:MAX_ID]!r}, with `_` for what keys cannot have"
+                self._note("key_cleaned", key, what)
+            if was_full:  # one note is enough: an object can have thousands
+                break
+
+    def _is_full(self) -> bool:
+        return len(self._metadata) >= self._limit
+
+    def _note(self, reason: str, key: str, what: str) -> None:
+        self._adjustments.append(Adjustment(reason, f"metadata.{key}", what))
 
 
 def _is_acceptable(identity: Identity) -> bool:
@@ -383,14 +527,6 @@ def _digits(value: int) -> str:
         return str(value)
     except ValueError:  # more digits than Python is willing to write: nobody's id
         return ""
-
-
-def _user_value(event: Content | amplitude.Event, name: str) -> Any:
-    """Return a property that an event itself says of its user: a plain key, or one that it sets."""
-    given = event.user_properties
-    sets = given.get("$set")
-    found = dig(sets, name) if isinstance(sets, dict) else None
-    return found if found is not None else dig(given, name)
 
 
 def _fit_size(
@@ -416,22 +552,25 @@ def field_name(target: str) -> str:
     return target if target in STANDARD_TYPES else ATTRIBUTE_PREFIX + target
 
 
-def type_of(name: str, types: Types) -> str | None:
-    """Return the type of a flat field; None: the workspace has no such attribute."""
+def can_be_cleared(name: str, types: Types) -> bool:
+    """Return whether a flat field can be set to null: the workspace has it, and it may be empty."""
     if name.startswith(ATTRIBUTE_PREFIX):
-        return types.type_of(name.removeprefix(ATTRIBUTE_PREFIX))
-    return STANDARD_TYPES[name]
+        return types.type_of(name.removeprefix(ATTRIBUTE_PREFIX)) is not None
+    return name not in NEVER_CLEARED
 
 
 def contact_body(fields: Mapping[str, Any]) -> bytes:
     """Return the body of a contact write for flat fields."""
-    body = {k: v for k, v in fields.items() if not k.startswith(ATTRIBUTE_PREFIX)}
-    custom = {
-        k.removeprefix(ATTRIBUTE_PREFIX): v
-        for k, v in fields.items()
-        if k.startswith(ATTRIBUTE_PREFIX)
-    }
-    return _encoder.encode({**body, "custom_attributes": custom} if custom else body)
+    body: dict[str, Any] = {}
+    custom: dict[str, Any] = {}
+    for name, value in fields.items():
+        if name.startswith(ATTRIBUTE_PREFIX):
+            custom[name[len(ATTRIBUTE_PREFIX) :]] = value
+        else:
+            body[name] = value
+    if custom:
+        body["custom_attributes"] = custom
+    return _encoder.encode(body)
 
 
 def creation_body(identity: Identity, fields: Mapping[str, Any]) -> bytes:
@@ -439,11 +578,17 @@ def creation_body(identity: Identity, fields: Mapping[str, Any]) -> bytes:
     return contact_body({"role": "user", identity.field: identity.value, **fields})
 
 
-def _metadata_source(item: str | config.Rename) -> tuple[str, str, str, bool]:
-    """Return scope, property and key of a selected metadata property, and if that is a date's."""
-    source, target = config.source_and_target(item)
-    scope, dot, name = source.partition(".")
+def _field(source: str, name: str) -> Field:
+    if name.startswith(ATTRIBUTE_PREFIX):
+        return Field(source, name, name.removeprefix(ATTRIBUTE_PREFIX), "")
+    return Field(source, name, "", STANDARD_TYPES[name])
+
+
+def _metadata_source(item: str | config.Rename, currencies: Mapping[str, str]) -> Source:
+    written, target = config.source_and_target(item)
+    path = paths.parse(written, "event")
     key = fit_key(target)
-    if dot and scope in ("user", "event"):
-        return scope, name, key, is_date_key(key)
-    return "event", source, key, is_date_key(key)
+    dated = shows_date(key) or (isinstance(item, config.Rename) and item.as_ == "date")
+    named = currencies.get(path.name) if path.scope == "event" else None
+    currency = None if named is None else paths.parse(f"event.{named}")
+    return Source(path.scope == "user", path.name, path.field, key, key.lower(), dated, currency)

@@ -22,9 +22,8 @@ operators of its streams are not documented:
   ``is`` and ``set contains`` compare whole texts.
 
 A property is ``event.NAME``, ``user.NAME``, ``group.TYPE`` (the names of that type's groups),
-``group.TYPE.NAME`` (that property of any of them), or a top-level field such as ``country``. A name
-with dots is first looked up as it stands, then as a path. Where user properties hold operations,
-those of ``$set`` are seen as well, because plain keys are its other spelling.
+``group.TYPE.NAME`` (that property of any of them), or a top-level field such as ``country``.
+``engine.paths`` has the rules by which it is looked up.
 """
 
 from __future__ import annotations
@@ -37,6 +36,7 @@ from typing import Any, Final, Literal, get_args
 
 import msgspec
 
+from engine import paths
 from engine.globs import Glob
 
 MAX_ELEMENTS: Final = 1_000
@@ -203,51 +203,27 @@ def _condition(clause: Clause) -> _Condition:
 
 # --- Properties ---------------------------------------------------------------------------------
 
-_PREFIXES = {
-    "event": ("event_properties",),
-    "user": ("user_properties",),
-    "group": ("groups", "group_properties"),
-}
+_SCOPES = frozenset({"event", "user", "group"})
 
 
 def _top_level_keys(name: str) -> tuple[str, ...]:
-    prefix, _, rest = name.partition(".")
-    return _PREFIXES.get(prefix, (name, prefix) if rest else (name,))
+    if name.partition(".")[0] == "group":
+        return ("groups", "group_properties")
+    return paths.top_level_keys(paths.parse(name))
 
 
 def _reader(name: str) -> _Reader:
-    prefix, _, rest = name.partition(".")
-    if not name or (prefix in _PREFIXES and not rest):
+    scope, _, rest = name.partition(".")
+    if not name or (scope in _SCOPES and not rest):
         raise ValueError("property has no name; write event.NAME, user.NAME, group.TYPE or a field")
-    if prefix == "event":
-        return lambda event: _found(dig(event.get("event_properties"), rest))
-    if prefix == "user":
-        return lambda event: _found(_user_property(event.get("user_properties"), rest))
-    if prefix == "group":
+    if scope == "group":
         return lambda event: _group(event, rest)
-    return lambda event: _found(dig(event, name))
+    path = paths.parse(name)
+    return lambda event: _found(paths.read(path, event))
 
 
 def _found(value: Any) -> Sequence[Any]:
     return () if value is None else (value,)
-
-
-def dig(holder: Any, name: str) -> Any:
-    """Return what is under ``name`` as it stands, else along its dots; None if nothing."""
-    while isinstance(holder, dict):
-        value = holder.get(name)
-        if value is not None:
-            return value
-        head, _, name = name.partition(".")
-        if not name:
-            return None
-        holder = holder.get(head)
-    return None
-
-
-def _user_property(properties: Any, name: str) -> Any:
-    value = dig(properties, name)
-    return value if value is not None else dig(dig(properties, "$set"), name)
 
 
 def _group(event: Mapping[str, Any], name: str) -> Sequence[Any]:
@@ -268,7 +244,7 @@ def _group_properties(event: Mapping[str, Any], kind: str, name: str) -> Sequenc
     by_name = by_kind.get(kind) if isinstance(by_kind, Mapping) else None
     if not isinstance(by_name, Mapping):
         return ()
-    values = (dig(properties, name) for properties in by_name.values())
+    values = (paths.find(properties, name) for properties in by_name.values())
     return [value for value in values if value is not None]
 
 

@@ -12,16 +12,37 @@ The rules (Amplitude's Identify API and SDK pages):
   what the list does not hold yet; several values go in in the order of the argument.
 - ``$add`` takes finite numbers only (a boolean or a text is none): else the old value stays.
 
+- A selected property ``address.city`` is found nested or dotted (``engine.paths``), in every
+  operation; ``$unset`` of ``address`` unsets it too.
+
 Nothing here raises for anything that JSON can say: what cannot be done is left out and named in
-``problems``, by operation and property and never by value, for values may be personal.
+``problems``, by operation and property and never by value, for values may be personal. A property
+is remembered as far as it may ever be sent: a text up to ``MAX_KEPT_TEXT`` characters, anything
+else up to ``MAX_KEPT_BYTES`` of JSON.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
+
+import msgspec
+
+from engine import paths
+from engine.fitting import MAX_WHOLE, encodable
+
+MAX_KEPT_TEXT: Final = 1_024
+"""Characters of a text: as many as Amplitude keeps, four times what a contact takes."""
+
+MAX_KEPT_BYTES: Final = 4_096
+"""Bytes as JSON of a list or object; a contact takes 255 characters of one."""
+
+MAX_KEPT_NUMBER: Final = 10**255
+"""A contact takes 255 digits."""
+
+MAX_PROBLEMS: Final = 20
+"""Problems of one payload that are named."""
 
 CLEAR_ALL = "$clearAll"
 
@@ -43,15 +64,14 @@ _STATELESS = frozenset({CLEAR_ALL, "$unset", "$set"})
 _LONGEST_NAME_IN_A_PROBLEM = 100
 
 
-@dataclass(frozen=True, slots=True)
-class Operations:
+class Operations(msgspec.Struct, frozen=True):
     """What a payload asks for: ``operations`` in the order of ``ORDER``, spelled as Amplitude does.
 
     ``operations`` maps an operation to ``{property: argument}`` (``$clearAll`` to ``"-"``) and has
-    no empty ones. ``problems`` has one text for each key that was left out.
+    no empty ones. ``problems`` has a text for each key that was left out, up to ``MAX_PROBLEMS``.
     """
 
-    operations: dict[str, Any] = field(default_factory=dict)
+    operations: dict[str, Any] = {}
     problems: tuple[str, ...] = ()
 
 
@@ -66,34 +86,51 @@ def split(user_properties: object) -> Operations:
         return Operations(problems=("user_properties: not an object",))
     plain: dict[str, Any] = {}
     operations: dict[str, Any] = {}
-    problems = []
+    problems: list[str] = []
     for name, value in user_properties.items():
-        if not name.startswith("$"):
+        if name[:1] != "$":
             plain[name] = value
-        elif (problem := _problem(name, value)) is not None:
-            problems.append(f"{_short(name)}: {problem}")
-        else:
+        elif (problem := _problem(name, value)) is None:
             operations[name] = value
+        else:
+            problems.append(f"{_short(name)}: {problem}")
     if plain:
         operations["$set"] = {**plain, **operations.get("$set", {})}
     in_order = {op: operations[op] for op in ORDER if operations.get(op)}
-    return Operations(in_order, tuple(sorted(problems)))
+    return Operations(in_order, tuple(sorted(problems)[:MAX_PROBLEMS]) if problems else ())
 
 
 def select(operations: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """Those of ``operations`` that concern the properties ``names``.
+    """Those of ``operations`` (of ``split``) that concern the properties ``names``, by these names.
 
     A ``$clearAll`` is kept where there are names, and then means: unset all of ``names``.
     """
     selected: dict[str, Any] = {}
-    for op in ORDER:
-        argument = operations.get(op)
+    dotted = [name for name in names if "." in name]
+    for op, argument in operations.items():
         if op == CLEAR_ALL:
-            if argument and names:
+            if names:
                 selected[op] = argument
-        elif kept := {name: value for name, value in (argument or {}).items() if name in names}:
+            continue
+        kept = {name: argument[name] for name in names if name in argument}
+        for name in dotted:
+            if name not in kept and (value := _along_dots(op, argument, name)) is not None:
+                kept[name] = value
+        if kept:
             selected[op] = kept
     return selected
+
+
+def _along_dots(op: str, argument: dict[str, Any], name: str) -> Any:
+    value = paths.walk(argument, name)
+    if value is None and op == "$unset" and not _parents(name).isdisjoint(argument):
+        return "-"
+    return value
+
+
+def _parents(name: str) -> set[str]:
+    parts = name.split(".")
+    return {".".join(parts[:n]) for n in range(1, len(parts))}
 
 
 def needs_state(operations: Mapping[str, Any]) -> bool:
@@ -111,12 +148,22 @@ def apply(
     """
     new = {} if CLEAR_ALL in operations else dict(state)
     problems = []
-    for op, change in _CHANGES.items():
-        for name, argument in operations.get(op, {}).items():
-            problem = change(new, name, argument)
+    for op in ORDER:
+        arguments = operations.get(op)
+        if not arguments or op == CLEAR_ALL:
+            continue
+        if op == "$unset":
+            for name in arguments:
+                new.pop(name, None)
+            continue
+        change = _CHANGES[op]
+        for name, argument in arguments.items():
+            value, problem = change(new.get(name), argument)
+            if value is not UNCHANGED:
+                new[name] = value
             if problem is not None:
                 problems.append(f"{op} {_short(name)}: {problem}")
-    return new, tuple(sorted(problems))
+    return new, tuple(sorted(problems)) if problems else ()
 
 
 def _problem(op: str, argument: object) -> str | None:
@@ -129,79 +176,134 @@ def _problem(op: str, argument: object) -> str | None:
 
 
 def _short(name: str) -> str:
-    return name[:_LONGEST_NAME_IN_A_PROBLEM]
+    return encodable(name[:_LONGEST_NAME_IN_A_PROBLEM])
 
 
-# A change works on the new state in place and returns why it was refused, or None.
-_Change = Callable[[dict[str, Any], str, Any], str | None]
+# --- values -----------------------------------------------------------------------------------
+
+_encoder = msgspec.json.Encoder()
+
+UNCHANGED: Final[Any] = object()
+"""In the position of a new value: the old one stays."""
+
+Changed = tuple[Any, str | None]
+"""The new value, and what was refused of it."""
+
+_TOO_LARGE: Final = "too large to remember"
 
 
-def _unset(state: dict[str, Any], name: str, _: Any) -> None:
-    state.pop(name, None)
+def keep(value: Any) -> Changed:
+    """Return as much of a value as is remembered, or ``UNCHANGED``, and what was refused of it."""
+    kind = type(value)
+    if kind is str:
+        kept = value if len(value) <= MAX_KEPT_TEXT else value[:MAX_KEPT_TEXT]
+        return encodable(kept), None
+    if kind is bool or value is None:
+        return value, None
+    if kind is int:
+        fits = -MAX_KEPT_NUMBER < value < MAX_KEPT_NUMBER
+        return (value, None) if fits else (UNCHANGED, "the number is out of range")
+    if kind is float:
+        return (value, None) if math.isfinite(value) else (UNCHANGED, "the number is not finite")
+    if _size(value) <= MAX_KEPT_BYTES:
+        return value, None
+    if kind is list:
+        return _beginning(value), f"{_TOO_LARGE}, the first {MAX_KEPT_BYTES} bytes are"
+    return UNCHANGED, _TOO_LARGE
 
 
-def _set(state: dict[str, Any], name: str, argument: Any) -> None:
-    state[name] = argument
+def _size(value: Any) -> int:
+    """Return a value's bytes as JSON; more than are kept where it cannot be written."""
+    try:
+        return len(_encoder.encode(value))
+    except (ValueError, TypeError, OverflowError, RecursionError):
+        return MAX_KEPT_BYTES + 1
 
 
-def _set_once(state: dict[str, Any], name: str, argument: Any) -> None:
-    if state.get(name) is None:
-        state[name] = argument
+def _beginning(values: list[Any]) -> list[Any]:
+    """Return the first elements of a list, as many as are kept; without those that never are."""
+    kept, size = [], 2
+    for value in values:
+        more = _size(value) + 1
+        if more > MAX_KEPT_BYTES:
+            continue
+        size += more
+        if size > MAX_KEPT_BYTES:
+            break
+        kept.append(value)
+    return kept
 
 
-def _add(state: dict[str, Any], name: str, argument: Any) -> str | None:
-    old = state.get(name)
+# --- operations -------------------------------------------------------------------------------
+
+
+def _set(old: Any, argument: Any) -> Changed:
+    return keep(argument)
+
+
+def _set_once(old: Any, argument: Any) -> Changed:
+    return keep(argument) if old is None else (UNCHANGED, None)
+
+
+def _add(old: Any, argument: Any) -> Changed:
+    if not _is_number(argument):
+        return UNCHANGED, "the argument is not a finite number"
     if old is None:
         old = 0
-    if not _is_number(argument):
-        return "the argument is not a finite number"
     if not _is_number(old):
-        return "the old value is not a finite number"
+        return UNCHANGED, "the old value is not a finite number"
     try:
         total = old + argument
     except OverflowError:  # an int beyond any float, and a float
-        total = math.inf
-    if not _is_number(total):
-        return "the sum is out of range"
-    state[name] = total
-    return None
+        return UNCHANGED, "the sum is out of range"
+    if not -MAX_WHOLE < total < MAX_WHOLE:
+        return UNCHANGED, "the sum is out of range"
+    return total, None
 
 
-def _append(state: dict[str, Any], name: str, argument: Any) -> None:
-    state[name] = [*_as_list(state.get(name)), *_values(argument)]
+def _listed(combine: Callable[[list[Any], list[Any]], list[Any]]) -> Callable[[Any, Any], Changed]:
+    """Return the change that combines the old list and the argument's."""
+
+    def change(old: Any, argument: Any) -> Changed:
+        values, problem = keep(_values(argument))
+        kept, too_long = keep(combine(_as_list(old), values))
+        return kept, problem or too_long
+
+    return change
 
 
-def _prepend(state: dict[str, Any], name: str, argument: Any) -> None:
-    state[name] = [*_values(argument), *_as_list(state.get(name))]
+def _append(old: list[Any], values: list[Any]) -> list[Any]:
+    return [*old, *values]
 
 
-def _pre_insert(state: dict[str, Any], name: str, argument: Any) -> None:
-    old = _as_list(state.get(name))
-    state[name] = [*_new_values(argument, old), *old]
+def _prepend(old: list[Any], values: list[Any]) -> list[Any]:
+    return [*values, *old]
 
 
-def _post_insert(state: dict[str, Any], name: str, argument: Any) -> None:
-    old = _as_list(state.get(name))
-    state[name] = [*old, *_new_values(argument, old)]
+def _pre_insert(old: list[Any], values: list[Any]) -> list[Any]:
+    return [*_new_values(values, old), *old]
 
 
-def _remove(state: dict[str, Any], name: str, argument: Any) -> None:
-    old = _as_list(state.get(name))
-    gone = _Members(_values(argument))
-    kept = [value for value in old if value not in gone]
-    if len(kept) < len(old):
-        state[name] = kept
+def _post_insert(old: list[Any], values: list[Any]) -> list[Any]:
+    return [*old, *_new_values(values, old)]
 
 
-_CHANGES: dict[str, _Change] = {
-    "$unset": _unset,
+def _remove(old: Any, argument: Any) -> Changed:
+    values, problem = keep(_values(argument))
+    gone = _Members(values)
+    held = _as_list(old)
+    kept = [value for value in held if value not in gone]
+    return (kept if len(kept) < len(held) else UNCHANGED), problem
+
+
+_CHANGES: dict[str, Callable[[Any, Any], Changed]] = {
     "$set": _set,
     "$setOnce": _set_once,
     "$add": _add,
-    "$append": _append,
-    "$prepend": _prepend,
-    "$preInsert": _pre_insert,
-    "$postInsert": _post_insert,
+    "$append": _listed(_append),
+    "$prepend": _listed(_prepend),
+    "$preInsert": _listed(_pre_insert),
+    "$postInsert": _listed(_post_insert),
     "$remove": _remove,
 }
 
@@ -220,10 +322,10 @@ def _values(argument: Any) -> list[Any]:
     return argument if isinstance(argument, list) else [argument]
 
 
-def _new_values(argument: Any, old: list[Any]) -> list[Any]:
+def _new_values(values: list[Any], old: list[Any]) -> list[Any]:
     seen = _Members(old)
     new = []
-    for value in _values(argument):
+    for value in values:
         if value not in seen:
             seen.add(value)
             new.append(value)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import re
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Final
 
 import msgspec
 
@@ -181,9 +181,17 @@ def decode_types(raws: Sequence[bytes]) -> list[str | None] | None:
 
 
 def read_head(raw: bytes) -> tuple[Head | BadEvent, bytes]:
-    """Return an event's head and its bytes, mended where that helps. Never raises."""
+    """Return an event's head and its bytes, mended where that helps. Never raises.
+
+    An Identify object, which has no event type, becomes the event that it is (``as_event``).
+    """
     head = decode_head(raw)
-    return (head, raw) if isinstance(head, Head) else read_mended(head, raw)
+    if not isinstance(head, Head):
+        head, raw = read_mended(head, raw)
+    if isinstance(head, Head) and head.event_type is None:
+        event = as_event(raw)
+        return (head, raw) if event is raw else (decode_head(event), event)
+    return head, raw
 
 
 def read_mended(bad: BadEvent, raw: bytes) -> tuple[Head | BadEvent, bytes]:
@@ -218,6 +226,46 @@ def _diagnose(raw: bytes, error: Exception) -> BadEvent:
 
 _WANTED: Final = {Time | None: "a time", _Object | None: "an object"}
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_NULL: Final = msgspec.Raw(b"null")
+
+
+def fields_of(raw: msgspec.Raw | bytes) -> dict[str, msgspec.Raw] | None:
+    """Return an object's fields, not decoded; None where it is no object."""
+    try:
+        return _fields.decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def as_event(raw: bytes) -> bytes:
+    """Return an event as it is, and an Identify object, which has no event type, as an event.
+
+    An object with user properties is an Identify (webhook streaming page), one with group
+    properties a Group Identify (Group Identify page).
+    """
+    fields = fields_of(raw)
+    if fields is None or fields.get("event_type", _NULL) != _NULL:
+        return raw
+    if "user_properties" in fields:
+        return identify_event(fields)
+    return group_identify_event(fields) if "group_properties" in fields else raw
+
+
+def identify_event(fields: Mapping[str, msgspec.Raw]) -> bytes:
+    """Return an Identify object as a ``$identify`` event."""
+    return msgspec.json.encode({**fields, "event_type": IDENTIFY})
+
+
+def group_identify_event(fields: Mapping[str, msgspec.Raw]) -> bytes:
+    """Return a Group Identify object as a ``$groupidentify`` event."""
+    try:
+        group_type = msgspec.json.decode(fields.get("group_type", _NULL), type=str | None)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        group_type = None
+    groups = msgspec.json.encode({group_type or "": fields.get("group_value", _NULL)})
+    rest = {k: v for k, v in fields.items() if k not in ("group_type", "group_value")}
+    more = {"groups": msgspec.Raw(groups), "event_type": GROUP_IDENTIFY}
+    return msgspec.json.encode({**rest, **more})
 
 
 def _kind(value: object) -> str:
@@ -288,6 +336,15 @@ class Event(msgspec.Struct):
     def user_properties(self) -> dict[str, Any]:
         return _object(self.fields.get("user_properties"))
 
+    @property
+    def leaves_user_alone(self) -> bool:
+        """Whether its user properties are about the event only, and do not change the user."""
+        return self.fields.get(SKIP_SYNC) is True
+
+
+SKIP_SYNC: Final = "$skip_user_properties_sync"
+"""Top-level key of an event that does not change its user (HTTP V2 page)."""
+
 
 def _object(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
@@ -319,7 +376,8 @@ def decode_event(raw: bytes) -> Event:
         raise ValueError(f"an event is an object, this is {_kind(decoded)}")
     time_ms = _time_of(decoded)
     _normalize(decoded, time_ms)
-    return Event(str(decoded.get("event_type") or ""), time_ms, decoded)
+    event_type = decoded.get("event_type")
+    return Event(event_type if isinstance(event_type, str) else "", time_ms, decoded)
 
 
 _anything = msgspec.json.Decoder()
@@ -337,37 +395,101 @@ def _decode_mended(decoder: msgspec.json.Decoder[Any], raw: bytes) -> Any:
 
 
 class Content(msgspec.Struct):
-    """What an event says, all that mapping needs of it: ``decode_content`` makes it."""
+    """What an event says, as far as mapping needs it: ``content_decoder`` makes one that reads it.
+
+    ``time_ms`` is the event's own time in milliseconds, None where it has none.
+    """
 
     event_type: Any = None
-    time_ms: Any = msgspec.field(default=None, name="time")
+    time: Any = None
     event_properties: Any = None
     user_properties: Any = None
     event_time: Any = None
     timestamp: Any = None
     client_event_time: Any = None
+    skip_sync: Any = msgspec.field(default=None, name=SKIP_SYNC)
+    time_ms: Any = msgspec.field(default=None, name="(time_ms)")  # worked out, not read
+
+    EXTRA: ClassVar[Mapping[str, str]] = {}
+    """Further top-level fields that are read, as they are spelled, by attribute."""
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The top-level fields that were read, in normal form."""
+        found = {
+            "event_type": self.event_type,
+            "event_properties": self.event_properties,
+            "user_properties": self.user_properties,
+        }
+        if self.event_time is not None:
+            found["event_time"] = self.event_time
+        for attribute, name in self.EXTRA.items():
+            value = getattr(self, attribute)
+            if value is not None:
+                found[name] = value
+        _normalize(found, self.time_ms)
+        return found
+
+    @property
+    def leaves_user_alone(self) -> bool:
+        """Whether its user properties are about the event only, and do not change the user."""
+        return self.skip_sync is True
+
+    @property
+    def time_was_guessed(self) -> bool:
+        """Whether its time is a number that counts something else than milliseconds."""
+        written = self._written_time()
+        if isinstance(written, str):
+            digits = written.strip()
+            return bool(_NUMBER.fullmatch(digits)) and int(digits) != self.time_ms
+        return written is not None and written != self.time_ms
+
+    def _written_time(self) -> Any:
+        times = (self.time, self.event_time, self.timestamp, self.client_event_time)
+        return next((time for time in times if time is not None), None)
 
 
-_content = msgspec.json.Decoder(Content)
+def content_decoder(fields: Iterable[str] = ()) -> Callable[[bytes], Content]:
+    """Return a function that reads what an event says, whatever dialect it is written in.
 
-
-def decode_content(raw: bytes) -> Content:
-    """Return what an event says, whatever dialect it is written in; reads less than all of it.
-
-    Raises:
-        ValueError: not a JSON object, or its time cannot be read.
+    It reads less than all of it. ``fields`` are top-level fields to read beside the properties, by
+    their names in HTTP V2. The function raises ValueError for what is not a JSON object, and for a
+    time that cannot be read.
     """
-    content: Content
+    read = {field.encode_name for field in msgspec.structs.fields(Content)}
+    names = sorted({name for field in fields for name in _spellings(field)} - read)
+    extra = {f"field_{number}": name for number, name in enumerate(names)}
+    kind = msgspec.defstruct(
+        "Content",
+        [(a, Any, msgspec.field(default=None, name=name)) for a, name in extra.items()],
+        bases=(Content,),
+        namespace={"EXTRA": extra},
+    )
+    decoder = msgspec.json.Decoder(kind)
+    return lambda raw: _decode_content(decoder, raw)
+
+
+def _spellings(field: str) -> Iterator[str]:
+    """Yield the names of a top-level field in all dialects."""
+    yield field
+    yield from (theirs for theirs, ours in NORMAL_NAMES.items() if ours == field)
+    if field == "insert_id":
+        yield "uuid"
+
+
+def _decode_content(decoder: msgspec.json.Decoder[Any], raw: bytes) -> Content:
     try:
-        content = _decode_mended(_content, raw)
+        content: Content = _decode_mended(decoder, raw)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        bad = _diagnose(raw, error)
-        raise ValueError(bad.message) from None
+        raise ValueError(_diagnose(raw, error).message) from None
     if type(content.event_type) is not str:
-        content.event_type = str(content.event_type or "")
-    time = content.time_ms
-    if type(time) is not int or not -MAX_TIME < time < MAX_TIME:
-        content.time_ms = _time_of_content(content)
+        content.event_type = ""
+    time = content.time
+    if type(time) is int and 10**11 <= time < 10**14:  # nearly all are: milliseconds as they are
+        content.time_ms = time
+    else:
+        written = content._written_time()
+        content.time_ms = None if written is None else parse_time(written)
     if type(content.event_properties) is not dict:
         content.event_properties = {}
     if type(content.user_properties) is not dict:
@@ -375,16 +497,8 @@ def decode_content(raw: bytes) -> Content:
     return content
 
 
-def _time_of_content(content: Content) -> int | None:
-    for written in (
-        content.time_ms,
-        content.event_time,
-        content.timestamp,
-        content.client_event_time,
-    ):
-        if written is not None:
-            return parse_time(written)
-    return None
+decode_content: Final = content_decoder()
+"""Reads the properties alone."""
 
 
 def _time_of(fields: dict[str, Any]) -> int | None:
@@ -412,7 +526,8 @@ def _normalize(fields: dict[str, Any], time_ms: int | None) -> None:
         fields.pop("timestamp", None)
     library = fields.get("library")
     if isinstance(library, dict):  # the old JavaScript SDK's
-        fields["library"] = f"{library.get('name')}/{library.get('version')}"
+        parts = (library.get("name"), library.get("version"))
+        fields["library"] = "/".join(part for part in parts if isinstance(part, str))
     if fields.get("session_id") == -1:  # outside of any session
         fields["session_id"] = None
 

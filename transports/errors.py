@@ -53,9 +53,12 @@ class UnknownApiKey(TransportError):
         self.api_key = api_key
 
 
-class Damaged(TransportError):
-    """A file, or a member of an archive, is not whole; what was before the damage has been read."""
+class BadFile(TransportError):
+    """A file, or a member of an archive, is not whole, or holds no events; ``problem`` says why.
 
-    def __init__(self, path: str, detail: str) -> None:
-        super().__init__(f"{path}: damaged: {detail}")
+    What of it is whole has been read.
+    """
+
+    def __init__(self, path: str, problem: str) -> None:
+        super().__init__(f"{path}: {problem}")
         self.path = path

@@ -12,7 +12,7 @@ waits for it does so for a bounded time, whichever version of aiohttp serves it:
 | a body | the server's own deadline |
 
 Where all are taken, the one that has waited longest gives way to a new one; if none has waited for
-``GIVE_WAY_S``, new ones stay in the operating system's queue.
+its share of ``GIVE_WAY_S``, new ones stay in the operating system's queue.
 """
 
 from __future__ import annotations
@@ -41,8 +41,9 @@ ANSWER_TIMEOUT_S: Final = 10.0
 """An answer is some hundred bytes, which the kernel's buffers take at once: who does not read one
 does not want it."""
 
-GIVE_WAY_S: Final = 0.1
-"""A client that has something to say sends it right behind its connecting."""
+GIVE_WAY_S: Final = 150.0
+"""Shared by all connections: with a thousand, 0.15 s each. A client that has something to say sends
+it right behind its connecting, and the fewer there are, the likelier it is an honest crowd."""
 
 
 def raise_descriptor_limit() -> None:
@@ -189,7 +190,7 @@ class Listener:
         """Close the connection that has waited longest, if any has waited for a while."""
         longest = next(iter(self._waited_for), None)
         now_s = asyncio.get_running_loop().time()
-        if longest is None or now_s - longest.since_s < GIVE_WAY_S:
+        if longest is None or now_s - longest.since_s < GIVE_WAY_S / self._max:
             return False
         longest.transport.abort()
         return True

@@ -5,15 +5,18 @@ fast. A line that cannot be used goes along as a ``BadEvent`` with its number an
 
 Files can be read again, so they are resumed: with each batch goes how far all that was read before
 is on disk by now (``Batch.marks``), and whoever starts the source gives it the marks that are kept.
-What was read behind a mark is read twice, and known again.
+What was read behind a mark is read twice, and known again. A mark says too what was wrong with a
+file: it is said in every run.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
+import logging
 import os
 import stat
-import zlib
+import sys
 from collections import deque
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
@@ -25,16 +28,23 @@ import anyio.to_thread
 import msgspec
 
 from transports import Batch, Intake, Receipt, Ticket, files
-from transports.amplitude import BadEvent, Head, parse_time, read_head
-from transports.errors import Damaged, Refused
-from transports.files import Chunk, Line, Plain, Position
+from transports.amplitude import MAX_EVENT_BYTES, BadEvent, Head, Time, parse_time, read_head
+from transports.errors import BadFile, Refused
+from transports.files import Chunk
+from transports.lines import Cutter, Line, Plain, Position
+from transports.packing import Stream
 
 TICKETS: Final = 16
 """Batches that may be on their way to the disk while the next ones are read."""
 
+MAX_PROBLEMS: Final = 20
+"""What is remembered of one file to be said again; an archive can have many bad members."""
+
+_log = logging.getLogger(__name__)
+
 
 class Progress:
-    """Hears how reading goes; this one does not care."""
+    """Hears how reading goes; this one does not care, but for what goes wrong."""
 
     def read(self, count: int) -> None:
         """So many more bytes of the files were read."""
@@ -45,16 +55,40 @@ class Progress:
     def passed_over(self, count: int) -> None:
         """So many events are of a time that was not asked for."""
 
-    def damaged(self, error: Damaged) -> None:
-        """A file is not whole: the next one is read."""
+    def bad_file(self, error: BadFile) -> None:
+        """A file is not whole, or holds no events: the next one is read."""
+        _log.warning("%s", error)
+
+    def unreadable(self, error: OSError) -> None:
+        """A file cannot be read; unless this raises, the next one is."""
+        raise error
 
 
-def decode_line(line: Line, max_line_bytes: int) -> tuple[Head | BadEvent, bytes]:
+def decode_line(line: Line, max_bytes: int) -> tuple[Head | BadEvent, bytes]:
     """Return a line's head and its bytes, mended where that helps."""
     if not line.whole:
-        longer = f"longer than {max_line_bytes} bytes"
+        longer = f"longer than {max_bytes} bytes"
         return BadEvent("too_large", "", longer, digest=line.digest), line.text
     return read_head(line.text)
+
+
+class _ClientTime(msgspec.Struct, gc=False):
+    client_event_time: Time | None = None
+
+
+_client_time = msgspec.json.Decoder(_ClientTime)
+
+
+def time_of(head: Head, raw: bytes) -> int | None:
+    """Return an event's own time in Unix milliseconds, as delivery reads it; None: it has none.
+
+    Raises:
+        ValueError: what is written there is no time.
+    """
+    written = head.written_time
+    if written is None:
+        written = _client_time.decode(raw).client_event_time
+    return None if written is None else parse_time(written)
 
 
 class _Sent(msgspec.Struct):
@@ -78,6 +112,7 @@ class LineSource:
         *,
         sync: str | None = None,
         max_line_bytes: int = 1_048_576,
+        max_event_bytes: int = MAX_EVENT_BYTES,
         batch_lines: int = 2_000,
         since_ms: int | None = None,
         until_ms: int | None = None,
@@ -87,13 +122,15 @@ class LineSource:
     ) -> None:
         """``sync`` says where the events go; ``marks`` is what earlier batches left.
 
+        A line that is longer than ``max_line_bytes``, or an event than ``max_event_bytes``, is bad.
+
         Only events from ``since_ms`` on and before ``until_ms`` are handed over (Unix
         milliseconds); one without a time of its own always is. ``refused_nap_s`` is the pause
         before what was refused is sent again.
         """
         self._paths = paths
         self._sync = sync
-        self._max_line_bytes = max_line_bytes
+        self._max_bytes = min(max_line_bytes, max_event_bytes)
         self._batch_lines = batch_lines
         self._since_ms = since_ms
         self._until_ms = until_ms
@@ -109,11 +146,15 @@ class LineSource:
         """Read everything; return when all of it is on disk.
 
         Raises:
-            OSError: a file cannot be read; what was read before is stored.
+            OSError: a file cannot be read, and ``progress`` wants it so; what was read before is
+                stored.
         """
         try:
-            for path in files.find(self._paths):
-                await self._read(path, intake)
+            for path in files.find(self._paths, self._progress.unreadable):
+                try:
+                    await self._read(path, intake)
+                except OSError as error:
+                    self._progress.unreadable(error)
         finally:
             while self._waiting:
                 await self._collect(intake)
@@ -122,6 +163,8 @@ class LineSource:
 
     async def _read(self, path: str, intake: Intake) -> None:
         if path == "-":
+            if sys.stdin is None:  # another file may have its number
+                raise OSError(errno.EBADF, "it is closed", "stdin")
             await self._take_in(_read_pipe(0, "stdin"), "stdin", "", Position(), intake)
             return
         if not stat.S_ISREG(os.stat(path).st_mode):
@@ -132,6 +175,7 @@ class LineSource:
         start = self._start_of(file)
         if start.done:
             self._progress.read(os.stat(path).st_size)
+            self._say_again(path, start)
         else:
             await self._take_in(_in_thread(files.read(path, start)), path, file, start, intake)
 
@@ -141,29 +185,45 @@ class LineSource:
         except msgspec.MsgspecError:
             return Position()
 
+    def _say_again(self, path: str, start: Position) -> list[tuple[str, str]]:
+        for member, problem in start.problems:
+            self._progress.bad_file(files.bad_file(path, member, problem))
+        return list(start.problems)
+
     async def _take_in(
         self, chunks: AsyncGenerator[Chunk], path: str, file: str, start: Position, intake: Intake
     ) -> None:
-        """Hand over the lines of a file; what is damaged is told of, and the rest read."""
-        position = start
-        cutter = files.Cutter(self._max_line_bytes, start)
+        """Hand over the events of a file; what is wrong with it is said, and the rest read."""
+        position, problems = start, self._say_again(path, start)
+        cutter: Cutter | None = None
         async with aclosing(chunks):
-            async for member, text, read_bytes, damage in chunks:
+            async for member, text, read_bytes, problem in chunks:
                 self._progress.read(read_bytes)
-                origin = ":".join(filter(None, (Path(files.shown(path)).name, member)))
-                plain = cutter.cut_plain(text) if text and not self._is_choosy else None
-                if plain is not None:
-                    batches = self._plain_batches(plain, origin, member)
-                else:
-                    lines = cutter.cut(text) if text else cutter.finish()
-                    batches = self._batches(lines, origin, member)
-                for batch, position in batches:
+                if cutter is None:
+                    cutter = Cutter(self._max_bytes, start if member == start.member else None)
+                    start = Position() if member == start.member else start
+                for batch, reached in self._cut(cutter, text, path, member):
+                    position = msgspec.structs.replace(reached, problems=problems[:MAX_PROBLEMS])
                     await self._hand_over(batch, file, position, intake)
-                if damage:
-                    self._progress.damaged(Damaged(":".join(filter(None, (path, member))), damage))
-                if not text:
-                    cutter = files.Cutter(self._max_line_bytes)
-        self._finished(file, position)
+                ends = not text or (cutter.refused and not member)
+                problem = problem or cutter.problem
+                if ends and problem:
+                    problems.append((member, problem))
+                    self._progress.bad_file(files.bad_file(path, member, problem))
+                if ends and text:
+                    break
+                cutter = None if ends else cutter
+        self._finished(file, msgspec.structs.replace(position, problems=problems[:MAX_PROBLEMS]))
+
+    def _cut(
+        self, cutter: Cutter, text: bytes, path: str, member: str
+    ) -> Iterator[tuple[Batch, Position]]:
+        """Yield what ends in this text; empty, it is the end of all."""
+        origin = ":".join(map(files.shown, filter(None, (Path(path).name, member))))
+        plain = cutter.cut_plain(text) if text and not self._is_choosy else None
+        if plain is not None:
+            return self._plain_batches(plain, origin, member)
+        return self._batches(cutter.cut(text) if text else cutter.finish(), origin, member)
 
     async def _hand_over(self, batch: Batch, file: str, position: Position, intake: Intake) -> None:
         while self._waiting and (len(self._waiting) >= TICKETS or self._waiting[0].ticket.settled):
@@ -207,9 +267,9 @@ class LineSource:
             some = lines[start : start + self._batch_lines]
             last = some[-1]
             position = Position(member, last.number if last.end else 0, last.end)
-            decoded = [(line.number, *decode_line(line, self._max_line_bytes)) for line in some]
+            decoded = [(line.number, *decode_line(line, self._max_bytes)) for line in some]
             if self._is_choosy:
-                wanted = [one for one in decoded if self._is_wanted(one[1])]
+                wanted = [one for one in decoded if self._is_wanted(*one[1:])]
                 self._progress.passed_over(len(decoded) - len(wanted))
                 decoded = wanted
             numbers = [number for number, _, _ in decoded]
@@ -225,13 +285,13 @@ class LineSource:
     ) -> Batch:
         return Batch(heads, raws, sync=self._sync, derive_ids=True, origin=origin, lines=numbers)
 
-    def _is_wanted(self, head: Head | BadEvent) -> bool:
+    def _is_wanted(self, head: Head | BadEvent, raw: bytes) -> bool:
         """Whether an event is of the time that is asked for; what has none is not hidden."""
-        if isinstance(head, BadEvent) or head.written_time is None:
-            return True
         try:
-            time_ms = parse_time(head.written_time)
-        except ValueError:
+            time_ms = None if isinstance(head, BadEvent) else time_of(head, raw)
+        except ValueError:  # msgspec's errors are ValueErrors
+            time_ms = None
+        if time_ms is None:
             return True
         since_ms, until_ms = self._since_ms, self._until_ms
         return (since_ms is None or time_ms >= since_ms) and (
@@ -313,17 +373,25 @@ async def _read_named_pipe(path: str) -> AsyncGenerator[Chunk]:
 
 
 async def _read_pipe(descriptor: int, name: str) -> AsyncGenerator[Chunk]:
-    """Yield what comes through a pipe, unpacked where it is gzip."""
-    stream, damage = files.Stream(), ""
+    """Yield what comes through a pipe, unpacked where it is packed."""
+    stream, problem = Stream(), ""
     try:
         while block := await _read_block(descriptor, name):
             for text in stream.feed(block):
                 yield Chunk("", text, len(block))
         for text in stream.finish():
             yield Chunk("", text, len(text))
-    except (zlib.error, EOFError, ValueError) as error:
-        damage = str(error)
-    yield Chunk("", b"", 0, damage)
+        if stream.archive is not None:
+            inside = files.read_archive(stream.archive, Position(), layers=stream.layers)
+            async with aclosing(_in_thread(inside)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+    except Exception as error:  # the libraries raise almost anything for what is damaged
+        problem = files.problem_of(error)
+    finally:
+        if stream.archive is not None:
+            stream.archive.close()
+    yield Chunk("", b"", 0, problem)
 
 
 async def _read_block(descriptor: int, name: str) -> bytes:

@@ -30,8 +30,6 @@ import msgspec
 from transports import Batch
 from transports.amplitude import (
     BOM,
-    GROUP_IDENTIFY,
-    IDENTIFY,
     KEPT_BYTES,
     MAX_EVENT_BYTES,
     MIN_ID_LENGTH,
@@ -39,6 +37,9 @@ from transports.amplitude import (
     Head,
     check_head,
     decode_head,
+    fields_of,
+    group_identify_event,
+    identify_event,
     mend,
     parse_time,
     read_head,
@@ -250,7 +251,6 @@ def _field_of(error: msgspec.ValidationError) -> str:
 
 # --- forms --------------------------------------------------------------------------------
 
-_object = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _Convert = Callable[[msgspec.Raw | bytes], msgspec.Raw | bytes]
 
 
@@ -325,32 +325,13 @@ def _bytes(text: str) -> bytes:
 
 
 def _identify(raw: msgspec.Raw | bytes) -> bytes:
-    fields = _fields_of(raw)
-    return bytes(raw) if fields is None else _event(IDENTIFY, fields)
+    fields = fields_of(raw)
+    return bytes(raw) if fields is None else identify_event(fields)
 
 
 def _group_identify(raw: msgspec.Raw | bytes) -> bytes:
-    fields = _fields_of(raw)
-    if fields is None:
-        return bytes(raw)
-    try:
-        group_type = msgspec.json.decode(fields.pop("group_type", _NULL), type=str | None)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        group_type = None
-    value = fields.pop("group_value", _NULL)
-    groups = msgspec.Raw(msgspec.json.encode({group_type or "": value}))
-    return _event(GROUP_IDENTIFY, {**fields, "groups": groups})
-
-
-def _fields_of(raw: msgspec.Raw | bytes) -> dict[str, msgspec.Raw] | None:
-    try:
-        return _object.decode(raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return None
-
-
-def _event(event_type: str, fields: Mapping[str, msgspec.Raw]) -> bytes:
-    return msgspec.json.encode({**fields, "event_type": event_type})
+    fields = fields_of(raw)
+    return bytes(raw) if fields is None else group_identify_event(fields)
 
 
 # --- the old JavaScript SDK ---------------------------------------------------------------
@@ -382,8 +363,8 @@ def decode_legacy_form(form: Mapping[str, str], takes: Takes = bool) -> Upload |
 def decode_webhook(body: bytes, api_key: str, takes: Takes = bool) -> Upload | BadUpload:
     """Return what Amplitude's webhook stream sends: an event as in an Export, or an Identify.
 
-    One object or an array; an object without event type that has user properties is an Identify
-    (webhook streaming page).
+    One object or an array of them. Reading their heads makes events of Identify objects
+    (``amplitude.as_event``).
     """
     refused = refuse_key("api_key", api_key, takes)
     if refused is not None:
@@ -393,19 +374,7 @@ def decode_webhook(body: bytes, api_key: str, takes: Takes = bool) -> Upload | B
     found = _split(body)
     if not found:
         return NOT_JSON
-    events = _converted(found, _webhook_event)
-    return Upload(api_key, events, forgiving=True, derive_ids=True)
-
-
-def _webhook_event(raw: msgspec.Raw | bytes) -> msgspec.Raw | bytes:
-    fields = _fields_of(raw)
-    if (
-        fields is None
-        or fields.get("event_type", _NULL) != _NULL
-        or "user_properties" not in fields
-    ):
-        return raw
-    return _event(IDENTIFY, fields)
+    return Upload(api_key, found, forgiving=True, derive_ids=True)
 
 
 # --- their events -------------------------------------------------------------------------
@@ -503,7 +472,7 @@ def _shifted(head: Head | BadEvent, raw: bytes, skew_ms: int) -> bytes:
     """Return an event with its time corrected, in its head too; one without a time as it is."""
     name = "timestamp" if isinstance(head, Head) and head.time is None else "time"
     written = None if isinstance(head, BadEvent) else getattr(head, name)
-    fields = None if written is None else _fields_of(raw)
+    fields = None if written is None else fields_of(raw)
     if fields is None:
         return raw
     try:
@@ -533,7 +502,7 @@ def _check_depth(raw: bytes) -> BadEvent | None:
     """Return what is nested too deep. Counting the brackets clears nearly every event at once."""
     if raw.count(b"{") + raw.count(b"[") <= MAX_DEPTH:
         return None
-    for name, value in (_fields_of(raw) or {}).items():
+    for name, value in (fields_of(raw) or {}).items():
         if _is_deep(bytes(value)):
             return BadEvent("invalid_field", name, f"{name} is nested deeper than {MAX_DEPTH}")
     return None

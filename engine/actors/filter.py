@@ -13,8 +13,10 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 import anyio
+import structlog
 from anyio.streams.memory import MemoryObjectReceiveStream
 
+from engine import logs
 from engine.actor import Actor, internal_failure
 from engine.actors.source import ANY_KEY, Share
 from engine.config import Sync
@@ -24,6 +26,7 @@ from engine.mapping import LOOP_PREFIX, Rules
 from engine.selection import Selection
 from engine.spool import Spool
 from engine.spool.rows import Append, Appended, DeadRow, Row
+from engine.spool.settled import log_dropped_raw
 from transports import Batch, Receipt
 from transports.amplitude import (
     GROUP_IDENTIFY,
@@ -42,6 +45,8 @@ from transports.amplitude import (
     too_large,
 )
 from transports.errors import Refused
+
+_log = structlog.get_logger(__name__)
 
 TYPES_KEPT = 4_096
 """Event types whose verdict is remembered."""
@@ -300,6 +305,9 @@ class FilterActor(Actor[Share, None]):
             )
         )
         self._spool.feed.notify()
+        if logs.debugging():
+            kept = sum(part.accepted for part in parts)
+            _log.debug("batch taken in", of=append.received, kept=kept, origin=share.batch.origin)
 
     @staticmethod
     def _refuse(share: Share, error: BaseException) -> None:
@@ -318,6 +326,7 @@ class FilterActor(Actor[Share, None]):
         dead: list[DeadRow] = []
         dropped: Counter[str] = Counter()
         project = project_hash(batch.api_key or self._filter.project)
+        debugging = logs.debugging()
         for index in self._worth_a_look(batch, dropped):
             try:
                 found = self._sift_one(batch, index, project)
@@ -328,6 +337,8 @@ class FilterActor(Actor[Share, None]):
                 rows.append(found)
             elif isinstance(found, str):
                 dropped[found] += 1
+                if debugging:
+                    log_dropped_raw(batch.raws[index], found)
             else:
                 dead.append(found)
         self._few_are_kept = len(rows) < len(batch.raws) / 2
@@ -358,7 +369,7 @@ class FilterActor(Actor[Share, None]):
         that is read of an event at first; else everything is read at once.
         """
         everything = range(len(batch.raws))
-        if batch.heads is not None or not self._few_are_kept:
+        if batch.heads is not None or not self._few_are_kept or logs.debugging():
             return everything
         types = decode_types(batch.raws)
         if types is None:

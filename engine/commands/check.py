@@ -20,11 +20,20 @@ from engine.commands.preview import Preview, read_events
 from engine.commands.sample import Names, name_findings, type_of, unselected
 from engine.commands.spools import is_running
 from engine.commands.terminal import duration, print_table, say
-from engine.config import MAX_EVENT_TYPES, Settings, Sync, event_names, source_and_target
+from engine.config import (
+    MAX_EVENT_TYPES,
+    Settings,
+    Sync,
+    event_names,
+    largest_event,
+    source_and_target,
+)
+from engine.errors import DEAD_REASONS
 from engine.event_names import WARN_AT
 from engine.fitting import fit_key, fit_name
 from engine.mapping import STANDARD_TYPES, field_name
 from engine.near import nearest
+from engine.paths import FIELDS
 from engine.selection import Selection
 from transports import intercom
 from transports.amplitude import BadEvent, Head
@@ -59,7 +68,7 @@ async def check(
         OSError: the sample cannot be read.
     """
     sources = list(sources_of(settings))
-    limit = settings.forward.max_line_bytes
+    limit = largest_event(settings)
     events = None if sample is None else list(islice(read_events(sample, limit), MAX_SAMPLE))
     running = await is_running(settings)
     general = [*key_findings(settings), *port_findings(settings)]
@@ -144,21 +153,12 @@ def _settings_findings(sync: Sync) -> Iterator[Finding]:
 def _where_findings(sync: Sync) -> Iterator[Finding]:
     for number, selector in enumerate(sync.events.select):
         for clause in selector.where:
-            if "." not in clause.property and clause.property not in TOP_LEVEL:
+            if "." not in clause.property and clause.property not in FIELDS:
                 text = (
                     f"`{clause.property}` is no field of an event itself; is it"
                     f" `event.{clause.property}` or `user.{clause.property}`?"
                 )
                 yield Finding("warning", f"events.select[{number}].where", text)
-
-
-TOP_LEVEL = frozenset(
-    "event_type user_id device_id time insert_id session_id event_id app_version platform os_name"
-    " os_version device_brand device_manufacturer device_model carrier country region city dma"
-    " language ip price quantity revenue productId revenueType currency library user_agent idfa"
-    " idfv adid android_id location_lat location_lng partner_id paying start_version".split()
-)
-"""Fields of an event itself (HTTP V2 page)."""
 
 
 def _metadata_findings(sync: Sync) -> Iterator[Finding]:
@@ -278,7 +278,8 @@ def _sample_findings(sync: Sync, events: Sequence[Event], preview: Preview) -> I
     yield from name_findings(sync, Names(raw for _, _, raw in events))
     for (verdict, reason), count in sorted(verdicts.items()):
         if verdict == "reject":
-            yield Finding("warning", "events", f"{count} {of} would be dead letters: {reason}")
+            text = f"{count} {of} would be dead letters: {reason} ({DEAD_REASONS[reason]})"
+            yield Finding("warning", "events", text)
     changed = Counter(text for a in answers for text in a.get("adjustments", ()))
     for text, count in changed.most_common(20):
         where = "users.properties" if _is_about_a_contact(text, sync) else "events.metadata"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
@@ -27,15 +26,17 @@ from rich.text import Text
 from engine.app import Engine
 from engine.commands import DEAD_LETTERED, FAILED, OK, Signals, complain, print_json
 from engine.commands.terminal import print_table, say
-from engine.config import Settings
+from engine.config import Settings, largest_event
 from engine.errors import DataDirInUse, SettingsError
 from engine.pipeline import Pipeline
 from transports import Batch, Intake, Ticket, files
-from transports.errors import Damaged
+from transports.errors import BadFile
 from transports.stdin import LineSource, Progress
 
 SILENT_S = 5.0
 RECOUNT_S = 5.0
+MAX_PROBLEMS = 100
+"""Files, or members of archives, that are named as bad; of more, their number is said."""
 
 
 async def forward(
@@ -58,21 +59,20 @@ async def forward(
         SettingsError: no such sync, or several and none is named.
     """
     name = choose_sync(settings, sync)
-    unreadable = next((p for p in paths if p != "-" and not os.access(p, os.R_OK)), None)
-    if unreadable is not None:
-        return complain(f"{unreadable}: no such file, or not readable", FAILED)
-    found = files.find(paths)
+    problems = _Problems()
+    found = files.find(paths, problems.unreadable)
     if not found:
-        say(f"no files of events in {', '.join(paths)}", stderr=True)
+        say(f"no files of events in {', '.join(map(files.shown, paths))}", stderr=True)
     signals = Signals()
     async with _started(settings) as engine:
         pipeline = engine.pipelines[name]
         before = await _take_stock(pipeline)
-        with _Reading(found, pipeline) as reading:
+        with _Reading(found, pipeline, problems) as reading:
             source = LineSource(
                 found,
                 sync=name,
                 max_line_bytes=settings.forward.max_line_bytes,
+                max_event_bytes=largest_event(settings),
                 batch_lines=settings.forward.batch_lines,
                 since_ms=since_ms,
                 until_ms=until_ms,
@@ -86,15 +86,15 @@ async def forward(
         after = msgspec.structs.replace(after, counters=pipeline.spool.counters)
         counts = summary(before, after)
         counts["adjusted"] = dict(sorted(pipeline.adjusted.items()))
-    counts.update(files=reading.files, passed_over=reading.skipped)
+    counts.update(files=reading.files, passed_over=reading.skipped, problems=problems.texts())
     _report(counts, as_json=as_json)
-    for problem in reading.problems:
+    for problem in problems.texts():
         complain(problem, FAILED)
     if not done:
         return complain("stopped before the end; run it again, it goes on from there", FAILED)
     if counts["pending"]:
         return complain(f"{counts['pending']} still wait; they are kept for the next run", FAILED)
-    if reading.problems:
+    if problems.count:
         return FAILED
     return DEAD_LETTERED if strict and counts["dead"] else OK
 
@@ -268,13 +268,36 @@ class _Waiting(ProgressColumn):
         return Text(f"{self._pipeline.spool.counters['pending']:,} waiting")
 
 
+class _Problems:
+    """What was wrong with files: each is named, the others are read."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._texts: list[str] = []
+
+    def add(self, error: BadFile) -> None:
+        """Note what is wrong with a file."""
+        self.count += 1
+        if len(self._texts) < MAX_PROBLEMS:
+            self._texts.append(str(error))
+
+    def unreadable(self, error: OSError) -> None:
+        """Note that a file cannot be read."""
+        self.add(files.bad_file(str(error.filename or ""), "", error.strerror or str(error)))
+
+    def texts(self) -> list[str]:
+        """Return what is to be said of them."""
+        more = self.count - len(self._texts)
+        return [*self._texts, *([f"and {more} more like these"] if more else [])]
+
+
 class _Reading(Progress):
     """What is heard of reading: a progress bar by bytes on a terminal, and what went wrong."""
 
-    def __init__(self, paths: Sequence[str], pipeline: Pipeline) -> None:
+    def __init__(self, paths: Sequence[str], pipeline: Pipeline, problems: _Problems) -> None:
         self.files = len(paths)
         self.skipped = 0
-        self.problems: list[Damaged] = []
+        self._problems = problems
         console = Console(stderr=True)
         self._bar = Bar(
             TextColumn("{task.description}"),
@@ -304,6 +327,10 @@ class _Reading(Progress):
         """So many events are of a time that was not asked for."""
         self.skipped += count
 
-    def damaged(self, error: Damaged) -> None:
-        """A file is not whole: the next one is read."""
-        self.problems.append(error)
+    def bad_file(self, error: BadFile) -> None:
+        """A file is not whole, or holds no events: the next one is read."""
+        self._problems.add(error)
+
+    def unreadable(self, error: OSError) -> None:
+        """A file cannot be read: the next one is."""
+        self._problems.unreadable(error)

@@ -11,7 +11,7 @@ from engine.actors.filter import Filter
 from engine.app import client_of, directory_of
 from engine.attributes import KnownAttributes, parse_list
 from engine.commands import FAILED, OK, complain, print_json
-from engine.config import Intercom, Settings, Sync
+from engine.config import Intercom, Settings, Sync, largest_event
 from engine.contacts import differences
 from engine.envelope import ContactUpdate, Plan, Record
 from engine.errors import EngineError, SettingsError
@@ -24,7 +24,7 @@ from engine.spool.store import Store
 from engine.user_properties import apply, needs_state
 from transports import files, intercom
 from transports.amplitude import BadEvent, Head, decode_head
-from transports.errors import Damaged, NoAnswer
+from transports.errors import BadFile, NoAnswer
 from transports.intercom import Request
 from transports.stdin import decode_line
 
@@ -46,24 +46,24 @@ async def preview(
         raise SettingsError(f"--sync: there is no sync `{sync}`")
     previews = [Preview(s, await attributes_of(s.intercom) if live else None) for s in syncs]
     try:
-        for number, head, raw in read_events(path, settings.forward.max_line_bytes):
+        for number, head, raw in read_events(path, largest_event(settings)):
             for one in previews:
                 answer = {"line": number, **one.judge(head, raw)}
                 print_json(answer)
-    except Damaged as error:
+    except BadFile as error:
         return complain(error, FAILED)
     return OK
 
 
-def read_events(path: str, max_line_bytes: int) -> Iterator[tuple[int, Head | BadEvent, bytes]]:
+def read_events(path: str, max_bytes: int) -> Iterator[tuple[int, Head | BadEvent, bytes]]:
     """Yield the numbered events of a file, or of standard input (``-``), as ``forward`` does.
 
     Raises:
         OSError: it cannot be read.
-        Damaged: it is not whole; what was before the damage has been yielded.
+        BadFile: it is not whole, or holds no events; what can be read has been yielded.
     """
-    for line in files.read_lines("/dev/stdin" if path == "-" else path, max_line_bytes):
-        yield line.number, *decode_line(line, max_line_bytes)
+    for line in files.read_lines("/dev/stdin" if path == "-" else path, max_bytes):
+        yield line.number, *decode_line(line, max_bytes)
 
 
 async def attributes_of(settings: Intercom) -> KnownAttributes:

@@ -33,7 +33,7 @@ from transports.sockets import Listener, share_of_descriptors
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _encoder = msgspec.json.Encoder()
-MAX_CONNECTIONS = 512
+MAX_CONNECTIONS = 1_024
 """So many that silent ones give way faster than anybody notices, and still cheap."""
 
 KEEP_ALIVE_S = 15.0

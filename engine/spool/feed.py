@@ -41,6 +41,7 @@ from engine.envelope import Record
 from engine.errors import Failure, SpoolError
 from engine.spool.database import Job
 from engine.spool.rows import Contact, Loaded
+from engine.spool.settled import log_delivered, log_dropped
 from engine.spool.store import Store
 from engine.spool.writer import Writer
 
@@ -327,6 +328,7 @@ class Feed:
 
     def _let_go_delivered(self, records: Sequence[Record]) -> None:
         for record in records:
+            log_delivered(record)
             self.places.release()
             self._unsettled[record.user_key] -= 1
             if not self._unsettled[record.user_key]:
@@ -357,6 +359,7 @@ class Feed:
         await self.persist(job)
         for record in records:
             self._note_latency(record)
+            log_delivered(record) if delivered else log_dropped(record, "unchanged")
         self._let_go(*records)
 
     def take_adjusted(self) -> Counter[str]:
@@ -384,24 +387,13 @@ class Feed:
     async def drop(self, record: Record, reason: str) -> None:
         """Settle as dropped by a rule."""
         await self.persist(lambda store: store.drop(record.id, reason))
+        log_dropped(record, reason)
         self._let_go(record)
 
     async def bury(self, record: Record, failure: Failure) -> None:
         """Settle as a dead letter."""
         await self.persist(lambda store: store.bury(record, failure, self._now_ms()))
-        self._log_dead(record, failure)
         self._let_go(record)
-
-    @staticmethod
-    def _log_dead(record: Record, failure: Failure) -> None:
-        _log.warning(
-            "dead letter",
-            record=record.id,
-            reason=failure.reason,
-            status=failure.status,
-            code=failure.code,
-            request_id=failure.request_id,
-        )
 
     def is_due(self, at_ms: int) -> bool:
         """Return whether an instant has come by the wall clock.
@@ -439,8 +431,6 @@ class Feed:
             return False
         await self.caught_up(record.user_key)
         await self.persist(lambda store: self._park(store, record, failure, last))
-        if last:
-            self._log_dead(record, failure)
         self._let_go(record)
         return not last
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import msgspec
 
+from engine import logs
 from engine.envelope import Kind, Record
 from engine.errors import Failure, SpoolError
 from engine.spool.dead_letters import DeadLetters
@@ -48,6 +49,7 @@ from engine.spool.rows import (
 from engine.spool.schema import PAGE_BYTES, fold
 from engine.spool.seconds import Seconds
 from engine.spool.seen import Seen
+from engine.spool.settled import SettledLines
 from engine.spool.user_state import UserState, state_of_user
 
 GIVE_BACK_PAGES = 128
@@ -106,6 +108,7 @@ class Store:
         self._delivered_at_ms: int | None = None
         self._noted_at_ms = 0
         self._deltas: Counter[str] = Counter()
+        self._settled = SettledLines()
         self._full = False
         self._shut = ""
         self._room_bytes: int | None = None
@@ -235,6 +238,7 @@ class Store:
         fresh.update(self._deltas)
         self._counters = fresh  # replaced, never changed: other threads may be reading it
         self._deltas.clear()
+        self._settled.write()
 
     def rollback(self) -> None:
         """Forget everything since ``begin``; the places that were taken stay unused.
@@ -242,6 +246,7 @@ class Store:
         A disk that fails here as well is no news: the next ``begin`` fails, and so comes back here.
         """
         self._deltas.clear()
+        self._settled.forget()
         self._delivered_at_ms = None
         if self._db.in_transaction:
             with suppress(sqlite3.Error):
@@ -317,6 +322,8 @@ class Store:
         for letter in dead:
             self._count_dead(letter.reason)
         self._deltas["dropped:duplicate"] += duplicates
+        if duplicates and logs.debugging():
+            self._settled.duplicates(batch.rows, rows)
         return Appended(len(rows), duplicates, len(dead))
 
     def _is_over(self, level: float) -> bool:
@@ -373,6 +380,7 @@ class Store:
         record = Record(self._take_ids(1), Kind.EVENT, "", now_ms, row.raw)
         letter = dead_letter(record, failure, now_ms)
         self.letters.insert(msgspec.structs.replace(letter, origin=row.origin, line=row.line))
+        self._settled.dead_at_the_door(record.id, row)
 
     # --- reading for delivery -------------------------------------------------------------
 
@@ -520,8 +528,10 @@ class Store:
         kept = raw if isinstance(raw, bytes) else str(raw).encode()
         at_ms = at_ms if isinstance(at_ms, int) else 0
         self._delete([id_])
-        self._keep(dead_letter(Record(id_, Kind.EVENT, str(user), at_ms, kept), failure, at_ms))
+        record = Record(id_, Kind.EVENT, str(user), at_ms, kept)
+        self._keep(dead_letter(record, failure, at_ms))
         self._count_dead(failure.reason)
+        self._settled.dead(record, failure)
 
     # --- settling -------------------------------------------------------------------------
 
@@ -545,6 +555,7 @@ class Store:
         charged = msgspec.structs.replace(record, attempts=record.attempts + 1)
         self._keep(dead_letter(charged, failure, now_ms))
         self._count_dead(failure.reason)
+        self._settled.dead(charged, failure)
 
     def _keep(self, letter: DeadLetter) -> None:
         """Keep a dead letter, under another id where damage has put its own to a second one."""
@@ -560,6 +571,7 @@ class Store:
             " WHERE id = ?",
             (now_ms, record.id),
         )
+        self._settled.parked(record, failure, wake_at_ms)
         self.park_user(record.user_key, failure.reason, wake_at_ms, now_ms)
 
     def park_user(self, user: str, reason: str, wake_at_ms: int, now_ms: int) -> None:

@@ -70,6 +70,7 @@ class ThreadWriter:
         self._database = database
         self._loop = asyncio.get_running_loop()
         self._jobs: queue.SimpleQueue[Queued | None] = queue.SimpleQueue()
+        self._name = name
         self._thread = threading.Thread(target=self._work, name=f"spool-{name}", daemon=True)
         self._thread.start()
 
@@ -83,6 +84,7 @@ class ThreadWriter:
         await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
 
     def _work(self) -> None:
+        structlog.contextvars.bind_contextvars(sync=self._name)
         ended = False
         while not ended:
             try:

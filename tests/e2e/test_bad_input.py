@@ -85,7 +85,7 @@ async def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     config = process.settings(tmp_path, NOWHERE)
     code, _, err = await process.run("forward", "-c", str(config), str(tmp_path / "absent.jsonl"))
     assert code == 1
-    assert "absent.jsonl: no such file" in err
+    assert "absent.jsonl: No such file" in err
 
 
 async def test_a_gigantic_line_is_kept_as_a_dead_letter_and_stops_nothing(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ async def test_what_http_clients_get_wrong_is_answered_and_nothing_is_stored(
         b"",
         b"\xff\xfe",
         b"[" * 100_000,
-        b'{"api_key": "%s", "events": [{"event_type": "a", "user_id": "mira-okafor", "x": NaN}]}'
+        b'{"api_key": "%s", "events": [{"event_type": "a", "user_id": "mira-okafor", "x": nan}]}'
         % process.API_KEY.encode(),
         b'{"api_key": "somebody-elses", "events": [{"event_type": "a", "user_id": "mira-okafor"}]}',
     ]

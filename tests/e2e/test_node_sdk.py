@@ -53,7 +53,8 @@ async def send(program: Path, url: str, *events: list[Any]) -> list[int]:
 
 
 def purchase(n: int, user: Any = "mira-okafor", **properties: Any) -> list[Any]:
-    return ["Purchase", {"n": n, **properties}, {"user_id": user}]
+    time = process.event("", n)["time"]  # a second of its own, or Intercom would take two for one
+    return ["Purchase", {"n": n, **properties}, {"user_id": user, "time": time}]
 
 
 def arrived(local: Sandbox) -> list[int]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from engine.spool.schema import SCHEMA_VERSION
 from support import process
 from transports.sandbox import Sandbox, serve
 
@@ -37,7 +38,7 @@ async def _check(config: Path) -> None:
     assert code == 0
     state = told["e2e"]
     assert state["rows"]["records"] == state["counters"]["pending"] == 20
-    assert state["schema_version"] == 2
+    assert state["schema_version"] == SCHEMA_VERSION
     assert state["last_trouble"] == ""
     assert await _spool("verify", config) == (0, {"e2e": []})
     code, out, _ = await process.run("spool", "status", "-c", str(config))

@@ -24,7 +24,7 @@ from engine.envelope import Kind, Plan, Record
 from engine.errors import DEAD_REASONS, DROP_REASONS
 from engine.mapping import Rules
 from transports import Batch
-from transports.amplitude import BadEvent, Head, decode_head
+from transports.amplitude import BadEvent, Head, decode_head, read_head
 
 SAMPLE = Path(__file__).parents[3].parent / "shared" / "data" / "amplitude-export-sample.jsonl"
 ANY: dict[str, Any] = {"select": [{"types": ["*"]}]}
@@ -329,8 +329,9 @@ def test_only_the_same_event_of_the_same_device_is_known_again(sample: list[byte
 def sift(decide: Filter, raws: list[bytes], *, decoded: bool, few_are_kept: bool) -> Any:
     actor = FilterActor(decide, cast("Any", None))  # sifting needs no spool
     actor._few_are_kept = few_are_kept
-    heads = [decode_head(raw) for raw in raws] if decoded else None
-    return actor.sift(Batch(heads, raws, origin="f", lines=range(1, len(raws) + 1)))
+    heads = [read_head(raw)[0] for raw in raws] if decoded else None
+    read = [read_head(raw)[1] for raw in raws] if decoded else raws
+    return actor.sift(Batch(heads, read, origin="f", lines=range(1, len(raws) + 1)))
 
 
 TYPES = ("Bought", "Seen", "$identify", "$groupidentify", "_all", "[Intercom] x", "", None)

@@ -8,13 +8,16 @@ import pytest
 
 from engine.fitting import (
     ADJUSTMENTS,
+    MAX_SPREAD,
     Style,
     cut,
     fit_attribute,
     fit_key,
     fit_name,
+    is_blank,
     is_date_key,
     join,
+    shows_date,
     spread,
     to_seconds,
 )
@@ -46,13 +49,16 @@ MONEY = {"amount": 1999, "currency": "eur"}
         ([[]], None, "array_left_out"),
         ([1, "b", True, None, {"a": 1}], "1, b, true", "array_joined"),
         (["x" * 200, "y" * 200], "x" * 200 + ", " + "y" * 53, "array_joined"),
-        ("2024-05-14T09:00:00Z", 1_715_677_200, "date_converted"),
+        ("2024-05-14T09:00:00Z", "2024-05-14T09:00:00Z", None),
         ("2024-05-14", "2024-05-14", None),
-        ("2024-05-14T99:00:00Z", "2024-05-14T99:00:00Z", None),
+        ("two\nlines\tand tabs", "two\nlines\tand tabs", None),
+        ("\x1b[31mred\0\x85\ud83d", " [31mred   ", "characters_cleaned"),
+        ("\0" * 300, " " * 255, "text_cut"),
+        ({"url": "https://example.com/\0", "value": "x"}, None, "flattened"),
     ],
 )
 def test_a_value_of_metadata(value: Any, fitted: Any, reason: str | None) -> None:
-    [(key, (found, note))] = spread("key", value, Style())
+    (key, (found, note)), *_ = spread("key", value, Style())
     assert (key, found, note.reason if note else None) == ("key", fitted, reason)
     assert reason is None or reason in ADJUSTMENTS
 
@@ -80,24 +86,60 @@ def test_what_only_looks_like_a_link_or_money_is_an_object_like_any_other(
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "seconds"),
+    ("value", "seconds"),
     [
-        ("renewed_at", "2024-05-14", 1_715_644_800),
-        ("end_date", 1_715_677_200_000, 1_715_677_200),
-        ("endDate", "2024-05-14 09:00:00", 1_715_677_200),
-        ("date", "2024-05-14T11:00:00+02:00", 1_715_677_200),
-        ("renewed_at", 1_715_677_200, 1_715_677_200),
-        ("renewed_at", "soon", "soon"),
-        ("format", 1_715_677_200_000, 1_715_677_200_000),
-        ("update", "2024-05-14", "2024-05-14"),
+        ("2024-05-14", 1_715_644_800),
+        (1_715_677_200_000, 1_715_677_200),
+        (1_715_677_200_000_000_000, 1_715_677_200),
+        ("1715677200", 1_715_677_200),
+        ("2024-05-14 09:00:00", 1_715_677_200),
+        ("2024-05-14T11:00:00+02:00", 1_715_677_200),
+        (1_715_677_200, 1_715_677_200),
+        ("soon", "soon"),
+        ("2024-05-14T99:00:00Z", "2024-05-14T99:00:00Z"),
     ],
 )
-def test_dates_are_unix_seconds_where_key_or_value_says_that_it_is_one(
-    key: str, value: Any, seconds: Any
-) -> None:
-    [(_, (fitted, _))] = spread(key, value, Style())
+def test_what_is_shown_as_a_date_is_unix_seconds_where_it_is_one(value: Any, seconds: Any) -> None:
+    [(_, (fitted, _))] = spread("end_date", value, Style(), dated=True)
     assert fitted == seconds
-    assert is_date_key(key) is (key not in ("format", "update"))
+    [(_, (fitted, note))] = spread("renewed_at", value, Style())
+    assert str(fitted) == str(value)
+    assert note is None or note.reason == "number_as_text"
+
+
+@pytest.mark.parametrize(
+    ("key", "says", "shows"),
+    [
+        ("renewed_at", True, False),
+        ("end_date", True, True),
+        ("endDate", True, False),
+        ("date", True, False),
+        ("format", False, False),
+        ("update", False, False),
+    ],
+)
+def test_a_key_says_that_it_holds_a_date(key: str, says: bool, shows: bool) -> None:
+    assert (is_date_key(key), shows_date(key)) == (says, shows)
+
+
+def test_a_nested_key_that_intercom_shows_as_a_date_holds_one() -> None:
+    found = dict(spread("trip", {"start_date": "2024-05-14", "at": "2024-05-14"}, Style()))
+    assert found["trip_start_date"][0] == 1_715_644_800
+    assert found["trip_at"][0] == "2024-05-14"
+
+
+def test_an_object_without_end_is_looked_at_up_to_a_bound() -> None:
+    found = list(spread("p", {f"k{n}": n for n in range(100_000)}, Style()))
+    assert len(found) == MAX_SPREAD + 2
+    assert found[-1][1][1] is not None
+    assert found[-1][1][1].reason == "nested_left_out"
+
+
+@pytest.mark.parametrize("name", ["", " ", "\t\n", "\0", "\u200b\u00a0", "\ud83d"])
+def test_a_value_without_a_name_is_left_out(name: str) -> None:
+    assert is_blank(name)
+    found = [(key, fitted) for key, (fitted, _) in spread("p", {name: 1, "a": 2}, Style())]
+    assert found == [("p", None), ("p", None), ("p_a", 2)]
 
 
 def test_what_is_nested_deeper_than_anybody_reads_is_left_out() -> None:
@@ -132,6 +174,7 @@ def test_a_text_is_not_cut_inside_of_a_character(text: str, kept: str) -> None:
 
 def test_names_and_keys_lose_what_intercom_does_not_take() -> None:
     assert fit_name("a.b$c d") == "a-b-c d"
+    assert (fit_name("a\0b\x1b\ud83d"), fit_key("a\0b\x85\ud83d")) == ("a-b--", "a_b__")
     assert fit_key("a.b$~`!@#%^&*'{}|\\\"\0c d-e") == "a_b" + "_" * 17 + "c d-e"
     for text in ("a.b", "x" * 999, "👍🏽" * 300, ""):
         assert fit_key(fit_key(text)) == fit_key(text)
@@ -163,6 +206,16 @@ def test_an_array_says_how_many_it_joined() -> None:
         ("float", "1e3", 1000.0, "type_converted"),
         ("float", "1e999", None, "type_mismatch"),
         ("float", "5 EUR", None, "type_mismatch"),
+        ("float", "02138", None, "type_mismatch"),
+        ("integer", "007", None, "type_mismatch"),
+        ("integer", "0", 0, "type_converted"),
+        ("float", "0.5", 0.5, "type_converted"),
+        ("float", 10**300, None, "type_mismatch"),
+        ("float", float("nan"), None, "type_mismatch"),
+        ("integer", 1e300, None, "type_mismatch"),
+        ("string", 1e300, "1e+300", "type_converted"),
+        ("string", "a\0b", "a b", "characters_cleaned"),
+        ("string", "02138", "02138", None),
         ("float", ["1"], 1, "array_joined"),
         ("boolean", True, True, None),
         ("boolean", "False", False, "type_converted"),
@@ -172,10 +225,18 @@ def test_an_array_says_how_many_it_joined() -> None:
         ("date", "2024-05-14T09:00:00Z", 1_715_677_200, "type_converted"),
         ("date", 1_715_677_200_000, 1_715_677_200, "type_converted"),
         ("date", 1_715_677_200, 1_715_677_200, None),
+        ("date", "1715644800", 1_715_644_800, "type_converted"),
+        ("date", "1715644800000", 1_715_644_800, "type_converted"),
+        ("date", "12", None, "type_mismatch"),
+        ("date", 10**321, None, "type_mismatch"),
+        ("date", 1e300, None, "type_mismatch"),
         ("date", "soon", None, "type_mismatch"),
         ("url", "https://example.com/a.png", "https://example.com/a.png", None),
         ("url", "a.png", None, "type_mismatch"),
-        ("email", " a@example.com ", "a@example.com", "type_converted"),
+        ("url", "https://example.com/\0", None, "type_mismatch"),
+        ("email", " A@Example.com ", "a@example.com", "type_converted"),
+        ("email", "a@example.com", "a@example.com", None),
+        ("email", "a\x01@example.com", None, "type_mismatch"),
         ("email", "nobody", None, "type_mismatch"),
         ("role", "lead", "lead", None),
         ("role", "admin", None, "type_mismatch"),
@@ -192,6 +253,14 @@ def test_a_user_property_becomes_its_attribute_s_type_where_nothing_is_lost(
 ) -> None:
     found, note = fit_attribute("plan", value, data_type, Style())
     assert (found, type(found), note.reason if note else None) == (fitted, type(fitted), reason)
+
+
+def test_a_number_of_any_length_is_fitted_or_left_out() -> None:
+    for data_type in ("string", "integer", "float", "boolean", "date", "url", "email", "role", ""):
+        for value in (10**5_000, -(10**5_000), "9" * 5_000, [10**5_000]):
+            fitted, note = fit_attribute("renewed_at", value, data_type, Style())
+            assert fitted is None or len(fitted) <= 255
+            assert note is not None
 
 
 @pytest.mark.parametrize("value", [True, None, [], {}, "x", "99999-01-01", float("nan"), 10**20])

@@ -35,7 +35,8 @@ class Types:
 
 def rules(**sync: Any) -> Rules:
     base = {"name": "a", "intercom": {"access_token": "t"}}
-    return Rules(from_table({"sync": [base | sync]}).sync[0])
+    events = {"select": [{"types": ["*"]}], **sync.pop("events", {})}
+    return Rules(from_table({"sync": [base | sync | {"events": events}]}).sync[0])
 
 
 def record(event: dict[str, Any], user: str = "user-1", kind: Kind = Kind.EVENT) -> Record:
@@ -112,6 +113,7 @@ def test_how_far_a_clock_may_be_off_is_a_setting() -> None:
         planned = lenient.plan(record({"time": time}))
         assert isinstance(planned, Verdict)
         assert (planned.verdict, planned.reason) == ("reject", "too_old")
+        assert planned.message.endswith("sync.events.max_age_s is 100")
 
 
 def test_signs_that_intercom_replaces_in_names_are_replaced_here() -> None:
@@ -190,8 +192,9 @@ def test_everything_can_be_text_as_in_amplitude_s_own_stream() -> None:
 
 
 def test_a_gigantic_property_stops_nobody() -> None:
-    name = "\u0001" * 250
-    properties = {f"{name}{n}": "\u0001" * 100_000 for n in range(100)}
+    link = {"url": "https://a.b/" + "👍" * 240, "value": "👍" * 255}
+    properties: dict[str, Any] = {"text": "\u0001" * 100_000}
+    properties |= {f"{'👍' * 250}{n}": link for n in range(99)}
     planned = plan(
         rules(events={"metadata": list(properties), "metadata_limit": 100}),
         {"event_properties": properties},
@@ -199,7 +202,7 @@ def test_a_gigantic_property_stops_nobody() -> None:
     assert planned.event is not None
     assert len(event_body(planned.event)) <= 256_000
     reasons = Counter(one.reason for one in planned.adjustments)
-    assert reasons["text_cut"] == 100
+    assert reasons["text_cut"] == 1
     assert reasons["too_large"] == 100 - len(planned.event["metadata"]) > 0
 
 

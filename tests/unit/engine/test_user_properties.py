@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
-from engine.user_properties import ORDER, Operations, apply, needs_state, select, split
+from engine.user_properties import (
+    MAX_KEPT_BYTES,
+    MAX_PROBLEMS,
+    ORDER,
+    Operations,
+    apply,
+    needs_state,
+    select,
+    split,
+)
 
 
 def after(payload: dict[str, Any], state: dict[str, Any]) -> dict[str, Any]:
@@ -185,12 +195,76 @@ def test_neither_operations_nor_state_are_changed() -> None:
     assert state == {"p": [1], "q": [1], "r": [1]}
 
 
-def test_values_nested_beyond_the_stack_are_compared() -> None:
+def test_values_nested_beyond_the_stack_are_refused() -> None:
     def nested() -> list[Any]:
         value: list[Any] = []
         for _ in range(50_000):
             value = [value]
         return value
 
-    new, _ = apply({"$postInsert": {"p": [nested()]}}, {"p": [nested()]})
-    assert len(new["p"]) == 1
+    new, [problem] = apply({"$postInsert": {"p": [nested(), 1]}}, {"p": [2]})
+    assert (new, problem.partition(":")[0]) == ({"p": [2, 1]}, "$postInsert p")
+    assert apply({"$set": {"p": {"a": nested()}}}, {"p": 1})[0] == {"p": 1}
+
+
+@pytest.mark.parametrize(
+    ("op", "argument"),
+    [
+        ("$set", 10**5_000),
+        ("$set", float("nan")),
+        ("$set", {"a": 10**5_000}),
+        ("$set", {"a": "x" * 5_000}),
+        ("$set", {"a": "\ud800"}),
+        ("$setOnce", float("inf")),
+        ("$add", 10**4_299),
+        ("$add", 2**53),
+        ("$add", float("inf")),
+    ],
+    ids=map(str, range(9)),  # not by value: even these cannot be written
+)
+def test_what_cannot_be_remembered_is_refused_and_named(op: str, argument: Any) -> None:
+    new, [problem] = apply({op: {"p": argument}}, {})
+    assert new == {}
+    assert problem.startswith(f"{op} p: ")
+
+
+@pytest.mark.parametrize("op", ["$append", "$prepend", "$preInsert", "$postInsert"])
+def test_a_list_grows_no_further_than_is_ever_sent(op: str) -> None:
+    state: dict[str, Any] = {}
+    for n in range(1_000):
+        state, problems = apply({op: {"p": [f"value {n}"]}}, state)
+    assert len(json.dumps(state["p"], separators=(",", ":"))) <= MAX_KEPT_BYTES
+    assert len(", ".join(state["p"])) > 255
+    assert [problem.partition(":")[0] for problem in problems] == [f"{op} p"]
+
+
+def test_a_text_is_remembered_as_far_as_amplitude_keeps_it() -> None:
+    assert apply({"$set": {"p": "x" * 5_000}}, {})[0] == {"p": "x" * 1_024}
+    assert apply({"$set": {"p": "a\ud83d"}}, {})[0] == {"p": "a\ufffd"}
+
+
+def test_a_list_without_end_takes_no_time_to_insert() -> None:
+    argument = [[n] for n in range(100_000)]
+    new, _ = apply({"$postInsert": {"p": argument}}, {})
+    assert apply({"$postInsert": {"p": argument}, "$remove": {"p": argument}}, new)[0] == {"p": []}
+
+
+def test_few_problems_of_many_are_named_and_can_be_written() -> None:
+    problems = split({f"$\ud800{n}": 1 for n in range(10_000)}).problems
+    assert len(problems) == MAX_PROBLEMS
+    assert json.dumps(problems, ensure_ascii=False).encode()
+
+
+# --- names with dots ---
+
+
+@pytest.mark.parametrize("op", [op for op in ORDER if op != "$clearAll"])
+def test_a_property_is_found_nested_or_dotted_in_every_operation(op: str) -> None:
+    for argument in ({"address": {"city": 1}}, {"address.city": 1}, {"address.city": 1, "x": 2}):
+        assert select({op: argument}, ["address.city"]) == {op: {"address.city": 1}}
+
+
+def test_a_property_goes_with_the_object_that_holds_it() -> None:
+    unset = {"$unset": {"address": "-"}}
+    assert select(unset, ["address.city", "city"]) == {"$unset": {"address.city": "-"}}
+    assert select({"$set": {"address": "-"}}, ["address.city"]) == {}

@@ -2,144 +2,42 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import importlib.util
 import io
-import json
+import lzma
 import os
+import socket
+import tarfile
 import warnings
 import zipfile
+import zlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transports import files
-from transports.files import KEPT_BYTES, Elements, Lines, Position
-
-
-def cut(cutter: Lines | Elements, *chunks: bytes) -> list[tuple[int, bytes, bool]]:
-    found = [line for chunk in chunks for line in cutter.cut(chunk)]
-    return [line[:3] for line in [*found, *cutter.finish()]]
-
-
-# --- lines ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
-def test_where_chunks_end_does_not_matter(size: int) -> None:
-    text = b"\xef\xbb\xbfone\r\n\n  \ntwo\nthree"
-    chunks = [text[at : at + size] for at in range(0, len(text), size)]
-    assert cut(Lines(100), *chunks) == [(1, b"one", True), (4, b"two", True), (5, b"three", True)]
-
-
-def test_a_line_may_be_as_long_as_the_limit_and_no_longer() -> None:
-    assert cut(Lines(3), b"abc\nabcd\nabc") == [
-        (1, b"abc", True),
-        (2, b"abcd", False),
-        (3, b"abc", True),
-    ]
-
-
-def test_only_the_beginning_of_a_gigantic_line_is_kept_and_the_next_is_whole() -> None:
-    lines = Lines(10_000)
-    found = cut(lines, *[b"x" * 1_000_000] * 20, b"\nnext\n")
-    assert found == [(1, b"x" * KEPT_BYTES, False), (2, b"next", True)]
-
-
-def test_a_gigantic_line_without_an_end_is_reported() -> None:
-    assert cut(Lines(10_000), b"x" * 20_000) == [(1, b"x" * KEPT_BYTES, False)]
-
-
-@pytest.mark.parametrize(("before", "cutter"), [(b"", Lines), (b"[", Elements)])
-def test_texts_that_are_too_long_differ_wherever_they_differ(before: bytes, cutter: Any) -> None:
-    def digest(text: bytes, size: int) -> bytes:
-        one, whole = cutter(10_000), before + text
-        found = [
-            line for at in range(0, len(whole), size) for line in one.cut(whole[at : at + size])
-        ]
-        [line] = found + one.finish()
-        assert not line.whole
-        return bytes(line.digest)
-
-    texts = [b"1" * at + b"2" + b"1" * (50_000 - at) for at in (0, 100, 5_000, 15_000, 49_999)]
-    for text in texts:
-        assert len({digest(text, size) for size in (999, 7_001, 60_000)}) == 1
-    assert len({digest(text, 7_001) for text in texts}) == len(texts)
-
-
-TEXTS = st.lists(st.sampled_from([b"", b"a", b"bc", b"\r", b"x" * 9]), max_size=8).map(b"\n".join)
-
-
-@given(TEXTS, st.integers(1, 5), st.integers(1, 10))
-def test_reading_on_from_behind_any_line_gives_the_rest(text: bytes, size: int, limit: int) -> None:
-    def lines_from(start: Position) -> list[files.Line]:
-        cutter, rest = Lines(limit, start), text[start.offset :]
-        found = [line for i in range(0, len(rest), size) for line in cutter.cut(rest[i : i + size])]
-        return found + cutter.finish()
-
-    everything = lines_from(Position())
-    for at, line in enumerate(everything):
-        start = Position("", line.number, line.end)
-        assert lines_from(start) == everything[at + 1 :]
-
-
-# --- arrays -----------------------------------------------------------------------------
-
-JSON: st.SearchStrategy[Any] = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.text(st.sampled_from('a"\\,[]{}:é\n'), max_size=6),
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
-    ),
-    max_leaves=8,
-)
-
-
-@given(st.lists(JSON, max_size=5), st.sampled_from([None, 2]), st.integers(1, 7))
-def test_an_array_is_cut_into_its_elements_wherever_the_chunks_end(
-    elements: list[Any], indent: int | None, size: int
-) -> None:
-    text = json.dumps(elements, indent=indent).encode()
-    chunks = [text[at : at + size] for at in range(0, len(text), size)]
-    found = cut(Elements(1_000), *chunks)
-    assert [json.loads(element) for _, element, _ in found] == elements
-    assert [(number, whole) for number, _, whole in found] == [
-        (n, True) for n in range(1, len(elements) + 1)
-    ]
-
-
-def test_an_element_that_is_too_long_costs_neither_memory_nor_the_next_one() -> None:
-    cutter = Elements(10_000)
-    pieces = [b'[{"a": "', *[b'\\"x,]' * 50_000] * 20, b'"}, {"b": [', *[b"1, " * 50_000] * 20]
-    found = [line for piece in pieces for line in cutter.cut(piece)]
-    assert len(cutter._buffer) < 300_000
-    found += cutter.cut(b'2]}, {"c": 3}]')
-    assert [(line.number, line.whole) for line in found] == [(1, False), (2, False), (3, True)]
-    assert found[2].text == b'{"c": 3}'
-    assert cutter.finish() == []
-
-
-def test_an_array_that_is_cut_off_says_so_by_its_last_element() -> None:
-    assert cut(Elements(100), b'[{"a": 1}, {"b": ') == [(1, b'{"a": 1}', True), (2, b'{"b":', True)]
-
+from transports.errors import BadFile
+from transports.lines import Position
+from transports.packing import Stream
 
 # --- packing ----------------------------------------------------------------------------
 
 
 def read(path: Path, start: Position | None = None) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
-    for member, text, _, damage in files.read(str(path), start):
-        assert not damage
+    for member, text, _, problem in files.read(str(path), start):
+        assert not problem
         found[member] = found.get(member, b"") + text
     return found
 
 
-def damage(path: Path) -> list[tuple[str, str]]:
-    return [(c.member, c.damage) for c in files.read(str(path)) if c.damage]
+def problems(path: Path) -> list[tuple[str, str]]:
+    return [(c.member, c.problem) for c in files.read(str(path)) if c.problem]
 
 
 def zipped(**members: bytes) -> bytes:
@@ -194,7 +92,7 @@ def test_the_files_of_an_export_are_read_hour_by_hour_and_what_is_none_of_them_i
 def test_a_file_that_is_cut_off_gives_what_is_there_before_it_says_so(
     tmp_path: Path, packed: bool
 ) -> None:
-    text = bytes(range(256)) * 5_000
+    text = b"".join(b"%d\n" % (n * n) for n in range(200_000))
     whole = gzip.compress(text)
     path = tmp_path / "events.json.gz"
     cut_off = whole[: len(whole) // 2]
@@ -203,7 +101,7 @@ def test_a_file_that_is_cut_off_gives_what_is_there_before_it_says_so(
     found = b"".join(chunk.text for chunk in chunks)
     assert found
     assert text.startswith(found)
-    assert chunks[-1].damage == "it ends too early"
+    assert chunks[-1].problem == "damaged: it ends too early"
 
 
 @pytest.mark.parametrize(
@@ -212,13 +110,12 @@ def test_a_file_that_is_cut_off_gives_what_is_there_before_it_says_so(
         (gzip.compress(b"x" * 99)[:-4] + b"\0\0\0\0", "incorrect length check"),
         (zipped(a=b"x")[:-30], "not a zip file"),
         (b"PK\x03\x04junk", "not a zip file"),
-        ("one\n".encode("utf-16"), "UTF-16"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_said(tmp_path: Path, content: bytes, said: str) -> None:
     path = tmp_path / "events"
     path.write_bytes(content)
-    [(member, text)] = damage(path)
+    [(member, text)] = problems(path)
     assert member == ""
     assert said in text
 
@@ -226,8 +123,8 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path: Path, content: bytes, said:
 def test_one_damaged_member_does_not_cost_the_others(tmp_path: Path) -> None:
     path = tmp_path / "export.zip"
     cut_off = gzip.compress(b"1\n" * 9)[:-9]
-    path.write_bytes(zipped(**{"a.gz": cut_off, "b.json": b"2\n", "c.zip": zipped(x=b"")}))
-    assert [m for m, _ in damage(path)] == ["a.gz", "c.zip"]
+    path.write_bytes(zipped(**{"a.gz": cut_off, "b.json": b"2\n", "c.zip": zipped(x=b"")[:-9]}))
+    assert [m for m, _ in problems(path)] == ["a.gz", "c.zip"]
     assert b"2\n" in [chunk.text for chunk in files.read(str(path))]
 
 
@@ -273,28 +170,6 @@ def test_a_name_that_is_no_text_can_be_shown(tmp_path: Path) -> None:
     files.identity(path).encode()
 
 
-@pytest.mark.parametrize(
-    ("text", "lines"),
-    [
-        (b"[INFO] start\n{}\n", [b"[INFO] start", b"{}"]),
-        (b"\n\n [\n{}\n]", [b"{}"]),
-        (b"[", [b"["]),
-        (b"[\n", [b"["]),
-        (b"[{}]\n{}\n[1]\n", [b"{}", b"{}", b"[1]"]),
-        (b"[{}},{}]\n{}\n", [b"{}", b",{}]", b"{}"]),
-        (b"[]]]]\n{}", [b"]]]", b"{}"]),
-        (b"  \n", []),
-    ],
-)
-@pytest.mark.parametrize("size", [1, 100])
-def test_a_text_is_an_array_only_where_it_begins_like_one_of_events(
-    text: bytes, lines: list[bytes], size: int
-) -> None:
-    cutter = files.Cutter(1_000)
-    found = [line for i in range(0, len(text), size) for line in cutter.cut(text[i : i + size])]
-    assert [line.text for line in [*found, *cutter.finish()]] == lines
-
-
 @pytest.mark.parametrize("size", [1, 2, 3, 100])
 def test_what_comes_through_a_pipe_is_unpacked_wherever_its_pieces_end(size: int) -> None:
     for packed, text in (
@@ -303,11 +178,173 @@ def test_what_comes_through_a_pipe_is_unpacked_wherever_its_pieces_end(size: int
         (b"1", b"1"),
         (b"", b""),
     ):
-        stream = files.Stream()
+        stream = Stream()
         found = b""
         for at in range(0, len(packed), size):
             found += b"".join(stream.feed(packed[at : at + size]))
         assert found + b"".join(stream.finish()) == text
+
+
+LINES = b"".join(b'{"event_type": "a", "n": %d}\n' % n for n in range(20_000))
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
+def test_packed_files_are_read_by_their_first_bytes_inside_zips_and_in_each_other(
+    tmp_path: Path, pack: Callable[[bytes], bytes]
+) -> None:
+    half = LINES.index(b"\n", len(LINES) // 2) + 1
+    path = tmp_path / "events.json"
+    for content, expected in (
+        (pack(LINES), {"": LINES}),
+        (pack(LINES[:half]) + pack(LINES[half:]), {"": LINES}),
+        (gzip.compress(pack(LINES)), {"": LINES}),
+        (zipped(a=pack(LINES), b=LINES), {"a": LINES, "b": LINES}),
+        (pack(zipped(a=LINES)), {"a": LINES, "": b""}),
+    ):
+        path.write_bytes(content)
+        assert read(path) == expected
+    path.write_bytes(pack(LINES)[:-20])
+    assert problems(path) == [("", "damaged: it ends too early")]
+
+
+def test_a_zip_in_a_zip_is_read_like_the_same_file_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "export.zip"
+    inner = zipped(**{"x/2.json.gz": gzip.compress(b"2\n"), "x/1.json": b"1\n", "__MACOSX/1": b"-"})
+    path.write_bytes(zipped(**{"1.json.gz": inner, "2.json": b"3\n", "3.zip": zipped(a=inner)}))
+    found = {member: text for member, text in read(path).items() if text}
+    inside = {"x/1.json": b"1\n", "x/2.json.gz": b"2\n"}
+    assert found == {
+        **{f"1.json.gz:{name}": text for name, text in inside.items()},
+        "2.json": b"3\n",
+        **{f"3.zip:a:{name}": text for name, text in inside.items()},
+    }
+    start = Position("3.zip:a:x/2.json.gz", 1, 1)
+    assert {m: t for m, t in read(path, start).items() if t} == {start.member: b"\n"}
+
+
+def test_packing_ends_somewhere(tmp_path: Path) -> None:
+    content = b"{}"
+    for _ in range(20):
+        content = gzip.compress(content)
+    path = tmp_path / "events.gz"
+    path.write_bytes(content)
+    assert problems(path) == [("", "packed more than 4 times")]
+    path.write_bytes(zipped(a=zipped(a=zipped(a=zipped(a=zipped(a=b"{}"))))))
+    assert problems(path) == [("a:a:a:a", "packed more than 4 times")]
+
+
+def test_a_zip_that_lists_members_without_end_is_refused_before_they_are_read(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "events.zip"
+    content = bytearray(zipped(a=b"{}"))
+    at = content.rindex(b"PK\x05\x06") + 12
+    content[at : at + 4] = (2**31).to_bytes(4, "little")
+    path.write_bytes(content)
+    [(_, problem)] = problems(path)
+    assert "list of members" in problem
+    path.write_bytes(zipped(b=b"{}", a=bytes(content)))
+    assert [member for member, _ in problems(path)] == ["a"]
+
+
+def test_what_asks_for_too_much_memory_to_be_unpacked_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "events.xz"
+    packed = bytearray(lzma.compress(b"{}\n", filters=[{"id": lzma.FILTER_LZMA2, "preset": 0}]))
+    header = slice(12, 12 + 4 * (packed[12] + 1) - 4)
+    packed[packed.index(b"\x21\x01", 12) + 2] = 36  # a dictionary of 1 GiB (xz format, 5.3.1)
+    packed[header.stop : header.stop + 4] = zlib.crc32(packed[header]).to_bytes(4, "little")
+    path.write_bytes(packed)
+    assert problems(path) == [("", "damaged: Memory usage limit exceeded")]
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"PAR1\x15\x04", "a Parquet file"),
+        (b"Obj\x01\x04\x14avro", "an Avro file"),
+        (b"ORC\x08\x03", "an ORC file"),
+        (b"SQLite format 3\x00\x10", "an SQLite database"),
+        (b"7z\xbc\xaf\x27\x1c\x00\x04", "a 7-Zip archive, unpack it first"),
+        (b"%PDF-1.7\n%\xe2", "a PDF document"),
+        (b"\x89PNG\r\n\x1a\n", "an image (PNG)"),
+        (b"\xff\xd8\xff\xe0", "an image (JPEG)"),
+        (b"a\x00b\x01" * 9, "binary"),
+        (b"\n<!DOCTYPE html><html>", "an HTML page"),
+        (b"<HTML><head>", "an HTML page"),
+        (b'<?xml version="1.0"?><Error>', "XML"),
+        ('{"event_type": "a"}'.encode("utf-16-le"), "UTF-16, save it as UTF-8"),
+        ('{"event_type": "a"}'.encode("utf-16-be"), "UTF-16, save it as UTF-8"),
+        ('{"event_type": "a"}'.encode("utf-16"), "UTF-16, save it as UTF-8"),
+    ],
+)
+def test_what_holds_no_json_is_called_by_its_kind(
+    tmp_path: Path, content: bytes, kind: str
+) -> None:
+    path = tmp_path / "events.json"
+    for packed in (content, content + b"\n" * 600, gzip.compress(content)):
+        path.write_bytes(packed)
+        assert problems(path) == [("", f"not JSON: {kind}")]
+    path.write_bytes(zipped(a=b"{}", b=content))
+    assert problems(path) == [("b", f"not JSON: {kind}")]
+
+
+def test_a_tar_archive_is_called_one_packed_or_not(tmp_path: Path) -> None:
+    path = tmp_path / "events.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        archive.add(__file__, "events.json")
+    assert problems(path) == [("", "not JSON: a tar archive, unpack it first")]
+    path.write_bytes(gzip.decompress(path.read_bytes()))
+    assert problems(path) == [("", "not JSON: a tar archive, unpack it first")]
+
+
+def test_zstandard_is_read_where_a_library_is_there_and_else_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "events.json.zst"
+    path.write_bytes(b"\x28\xb5\x2f\xfd\x20\x03\x19\x00\x00{}\n")
+    if any(map(_is_there, ("compression", "backports", "zstandard"))):
+        assert read(path) == {"": b"{}\n"}
+    else:
+        [(_, problem)] = problems(path)
+        assert problem.startswith("packed with Zstandard: install `zstandard`")
+
+
+def _is_there(library: str) -> bool:
+    return importlib.util.find_spec(library) is not None
+
+
+def test_a_log_that_begins_with_zeros_is_still_text(tmp_path: Path) -> None:
+    path = tmp_path / "copied-and-truncated.log"
+    path.write_bytes(bytes(100) + b'{"event_type": "a"}\n')
+    assert problems(path) == []
+
+
+def test_what_cannot_be_read_in_a_folder_is_told_of_and_the_rest_found(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(b"{}")
+    (tmp_path / "b.json").symlink_to(tmp_path / "b.json")
+    (tmp_path / "c.json").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "d.json")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "e.json"))
+        told: list[OSError] = []
+        assert files.find([str(tmp_path), "-", "-"], told.append) == [str(tmp_path / "a.json"), "-"]
+    assert sorted(Path(error.filename).name for error in told) == [f"{c}.json" for c in "bcde"]
+    with pytest.raises(OSError, match=r"[bcde]\.json"):
+        files.find([str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"a,b\n1,2\n", "not JSON: CSV"), (b'[{"a":1},', "ends too early"), (b"PAR1", "Parquet")],
+)
+def test_events_of_one_file_are_read_until_it_is_known_to_be_bad(
+    tmp_path: Path, content: bytes, said: str
+) -> None:
+    path = tmp_path / "x.zip"
+    for packed, name in ((content, "x.zip"), (zipped(a=content, b=b'{"b":1}'), "x.zip:a")):
+        path.write_bytes(packed)
+        found: list[bytes] = []
+        with pytest.raises(BadFile, match=said) as caught:
+            found.extend(line.text for line in files.read_lines(str(path), 1_000))
+        assert caught.value.path == str(tmp_path / name)
 
 
 def test_a_bomb_is_inflated_bit_by_bit(tmp_path: Path) -> None:
@@ -341,25 +378,3 @@ def test_a_file_that_has_changed_is_another_one(tmp_path: Path) -> None:
     assert files.identity(str(path)) == before
     path.write_bytes(b"1\n2\n")
     assert files.identity(str(path)) != before
-
-
-@given(
-    st.lists(st.sampled_from([b"a", b"bc", b" d\r", b"", b"x" * 9]), max_size=30).map(b"\n".join),
-    st.integers(1, 12),
-)
-def test_lines_that_are_cut_all_at_once_are_the_same(text: bytes, size: int) -> None:
-    slow, fast = Lines(8), Lines(8)
-    for at in range(0, len(text), size):
-        piece = text[at : at + size]
-        expected = slow.cut(piece)
-        plain = fast.cut_plain(piece)
-        if plain is None:
-            assert fast.cut(piece) == expected
-        else:
-            assert [(line.number, line.text) for line in expected] == [
-                *enumerate(plain.texts, plain.first)
-            ]
-            assert all(line.whole for line in expected)
-            ends = [plain.begin + plain.length(slice(0, n + 1)) for n in range(len(expected))]
-            assert [line.end for line in expected] == ends
-    assert fast.finish() == slow.finish()

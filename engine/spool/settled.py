@@ -1,0 +1,123 @@
+"""The log's lines about what one transaction settles, written once it is durable.
+
+Each settling but *delivered* has one, with its record, user, event type and reason: dead letters
+are warnings, parked users are info, drops are debug. The store keeps the lines until its commit, so
+that none speaks of what was rolled back, and so that what the store buries by itself (expired,
+damaged) has a line as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any, Final
+
+import structlog
+
+from engine import logs
+from engine.envelope import Record
+from engine.errors import Failure
+from engine.spool.rows import DeadRow, Row
+from transports.amplitude import BadEvent, decode_head
+
+_log = structlog.get_logger(__name__)
+
+MOST_LINES: Final = 2 * logs.KIND_LINES_PER_S
+"""Lines that a transaction keeps: more would not be written anyway."""
+
+
+class SettledLines:
+    """The lines of one transaction."""
+
+    def __init__(self) -> None:
+        self._lines: list[Callable[[], None]] = []
+        self._more = 0
+
+    def dead(self, record: Record, failure: Failure) -> None:
+        """A record became a dead letter."""
+        self._keep(lambda: _log.warning("dead letter", **_about(record), **_why(failure)))
+
+    def dead_at_the_door(self, id_: int, row: DeadRow) -> None:
+        """An event became a dead letter before it was a record."""
+        where = {"origin": row.origin, "line": row.line}
+        why = {"reason": row.reason, "message": row.message}
+        self._keep(
+            lambda: _log.warning("dead letter", record=id_, **about_raw(row.raw), **why, **where)
+        )
+
+    def parked(self, record: Record, failure: Failure, wake_at_ms: int) -> None:
+        """A record failed, and its user waits."""
+        until = {"wake_at_ms": wake_at_ms}
+        self._keep(lambda: _log.info("user parked", **_about(record), **_why(failure), **until))
+
+    def duplicates(self, brought: Sequence[Row], kept: Sequence[Row]) -> None:
+        """Of the rows that a batch brought only some were kept."""
+        known = {id(row) for row in kept}
+        for row in brought:
+            if id(row) not in known:
+                self._keep(partial(log_dropped_raw, row.raw, "duplicate"))
+
+    def _keep(self, line: Callable[[], None]) -> None:
+        if len(self._lines) < MOST_LINES:
+            self._lines.append(line)
+        else:
+            self._more += 1
+
+    def write(self) -> None:
+        """Write the lines: what they say is durable."""
+        if not self._lines:
+            return
+        lines, more = self._lines, self._more
+        self.forget()
+        if more:
+            lines.append(lambda: _log.warning("more was settled with these", count=more))
+        with suppress(Exception):  # it is settled, whatever becomes of the log
+            for line in lines:
+                line()
+
+    def forget(self) -> None:
+        """Drop the lines: what they say was rolled back."""
+        if self._lines:
+            self._lines, self._more = [], 0
+
+
+def log_dropped(record: Record, reason: str) -> None:
+    """Log a record that a rule dropped."""
+    if logs.debugging():
+        _log.debug("dropped", **_about(record), reason=reason)
+
+
+def log_dropped_raw(raw: bytes, reason: str) -> None:
+    """Log an event that a rule dropped before it was a record."""
+    if logs.debugging():
+        _log.debug("dropped", **about_raw(raw), reason=reason)
+
+
+def log_delivered(record: Record) -> None:
+    """Log a record that Intercom has."""
+    if logs.debugging():
+        _log.debug("delivered", **_about(record))
+
+
+def _about(record: Record) -> dict[str, Any]:
+    of_event = about_raw(record.raw)
+    return {**of_event, "record": record.id, "user": record.user_key}
+
+
+def about_raw(raw: bytes) -> dict[str, Any]:
+    """Return the user and the type of an event, as far as it can be read. Never raises."""
+    head = decode_head(raw)
+    if isinstance(head, BadEvent):
+        return {}
+    return {"user": head.user_id or head.device_id, "event_type": head.event_type}
+
+
+def _why(failure: Failure) -> dict[str, Any]:
+    return {
+        "reason": failure.reason,
+        "status": failure.status,
+        "code": failure.code,
+        "message": failure.message,
+        "request_id": failure.request_id,
+    }

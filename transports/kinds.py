@@ -1,0 +1,100 @@
+"""What a file is, by its first bytes: text, packed text, or no text of events at all. Pure.
+
+Names lie: pieces of an Export are saved as a ZIP called ``.json.gz``, an error page as ``.json``.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+SNIFF_BYTES: Final = 512
+"""Enough to know anything by: a tar archive says so at byte 257."""
+
+GZIP, BZIP2, XZ, ZSTD, ZIP = "gzip", "bzip2", "xz", "zstd", "zip"
+
+PACKINGS: Final = {
+    b"\x1f\x8b": GZIP,
+    b"BZh": BZIP2,
+    b"\xfd7zXZ\x00": XZ,
+    b"\x28\xb5\x2f\xfd": ZSTD,
+    b"PK\x03\x04": ZIP,
+    b"PK\x05\x06": ZIP,
+}
+"""What can be unpacked, by its first bytes (their formats' own documents)."""
+
+_UNPACK = "unpack it first"
+_FOREIGN: Final = {
+    b"PAR1": "a Parquet file",
+    b"Obj\x01": "an Avro file",
+    b"ORC": "an ORC file",
+    b"ARROW1": "an Arrow file",
+    b"SQLite format 3\x00": "an SQLite database",
+    b"\x89HDF\r\n": "an HDF5 file",
+    b"7z\xbc\xaf\x27\x1c": f"a 7-Zip archive, {_UNPACK}",
+    b"Rar!\x1a\x07": f"a RAR archive, {_UNPACK}",
+    b"\x04\x22\x4d\x18": f"packed with LZ4, {_UNPACK}",
+    b"\x1f\x9d": f"packed with compress, {_UNPACK}",
+    b"%PDF": "a PDF document",
+    b"\x89PNG": "an image (PNG)",
+    b"GIF8": "an image (GIF)",
+    b"\xff\xd8\xff": "an image (JPEG)",
+    b"\x7fELF": "a program",
+}
+"""What holds no JSON, by its first bytes."""
+
+_MARKUP: Final = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:(!doctype html|html)|(\?xml))", re.I)
+_UTF_16: Final = (b"\xff\xfe", b"\xfe\xff")
+_SEPARATED: Final = re.compile(r'[\w .$"\'-]+(?:[,;\t|][\w .$"\'-]*)+')
+_SHOWN: Final = 40
+
+
+class NotEvents(ValueError):
+    """No JSON can be read from a text; the message says what it is."""
+
+
+def tells(first: bytes) -> bool:
+    """Whether first bytes are enough to know what they begin; a pipe may bring no more for long."""
+    if len(first) >= SNIFF_BYTES or packing_of(first) in (GZIP, XZ, ZSTD, ZIP):
+        return True
+    if first[:1] in (b"{", b"["):
+        return len(first) >= 4
+    return b"\n" in first
+
+
+def packing_of(first: bytes) -> str | None:
+    """Return what a file is packed with, or None."""
+    found = next((name for magic, name in PACKINGS.items() if first.startswith(magic)), None)
+    return None if found == BZIP2 and not first[3:4].isdigit() else found
+
+
+def foreign(first: bytes) -> str | None:
+    """Return what a file that holds no JSON is, or None: it may be text."""
+    for magic, name in _FOREIGN.items():
+        if first.startswith(magic):
+            return name
+    if first[257:262] == b"ustar":
+        return f"a tar archive, {_UNPACK}"
+    markup = _MARKUP.match(first)
+    if markup:
+        return "an HTML page" if markup[1] else "XML"
+    if _is_utf_16(first):
+        return "UTF-16, save it as UTF-8"
+    begins = first.lstrip(b"\0 \t\r\n")  # a log that was cut short while it was written
+    return "binary" if b"\0" in begins and begins[:1] not in (b"{", b"[") else None
+
+
+def _is_utf_16(first: bytes) -> bool:
+    """Whether every other byte is zero, as in the UTF-16 of ASCII text, or that it says so."""
+    if first.startswith(_UTF_16):
+        return True
+    even, odd = first[0:16:2], first[1:16:2]
+    return len(first) >= 4 and any(even) is not any(odd)
+
+
+def not_json(line: bytes) -> str:
+    """Return what to say of a text in which there is no JSON object; ``line`` is its first."""
+    text = line.decode("utf-8", "replace").strip()
+    if _SEPARATED.fullmatch(text):
+        return f"not JSON: CSV, its first line is {text[:_SHOWN]!r}"
+    return f"not JSON objects: it begins with {text[:_SHOWN]!r}"

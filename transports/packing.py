@@ -1,0 +1,217 @@
+"""Packed texts, unpacked as they come, whatever they are packed in and however often.
+
+gzip, bzip2, xz and (with a library) Zstandard are unpacked on the way. A ZIP can only be read from
+its end, so one that comes in a stream is collected in a temporary file first.
+"""
+
+from __future__ import annotations
+
+import bz2
+import importlib
+import lzma
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import IO, Any, Final, Protocol
+
+from transports import kinds
+from transports.inflate import PIECE_BYTES, Inflate
+from transports.kinds import NotEvents
+
+MAX_LAYERS: Final = 4
+"""Packings inside one another. An Export is gzip in a ZIP; that in a ZIP is three."""
+
+MAX_MEMORY: Final = 134_217_728
+"""Bytes that unpacking may take. ``xz -9`` takes half of that (xz(1)); more is asked for by what
+was made to ask for it."""
+
+MAX_ZIP_BYTES: Final = 1_073_741_824
+"""Largest ZIP that is collected on disk; a larger one has to be a file of its own."""
+
+IN_MEMORY_BYTES: Final = 4_194_304
+"""Of that, how much may be in memory."""
+
+
+class Unpacker(Protocol):
+    """One packed stream."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether the stream ended where a member does."""
+        ...
+
+    def feed(self, chunk: bytes) -> Iterator[bytes]:
+        """Yield what a chunk unpacks to, in pieces of bounded size."""
+        ...
+
+
+class Bounded:
+    """A stream of members that a standard library's decompressor reads piece by piece."""
+
+    def __init__(self, decompressor: Callable[[], Any]) -> None:
+        self._decompressor = decompressor
+        self._member = decompressor()
+        self._begun = False
+
+    @property
+    def whole(self) -> bool:
+        """Whether the stream ended where a member does."""
+        return self._member.eof or not self._begun
+
+    def feed(self, chunk: bytes) -> Iterator[bytes]:
+        """Yield what a chunk unpacks to, in pieces of bounded size.
+
+        Raises:
+            OSError, lzma.LZMAError: it is damaged; what was before has been yielded.
+        """
+        if self._member.eof:
+            chunk = chunk.lstrip(b"\0")  # padding between members (xz file format)
+        while chunk or not (self._member.needs_input or self._member.eof):
+            if self._member.eof:
+                self._member = self._decompressor()
+            self._begun = True
+            piece = self._member.decompress(chunk, PIECE_BYTES)
+            chunk = self._member.unused_data.lstrip(b"\0") if self._member.eof else b""
+            if piece:
+                yield piece
+
+
+class Sliced:
+    """A Zstandard stream, read by the library ``zstandard``.
+
+    That gives all that a chunk unpacks to at once, so chunks are cut into slices: 64 bytes can hold
+    16 blocks, each of at most 128 KiB (RFC 8878).
+    """
+
+    SLICE: Final = 64
+
+    def __init__(self, library: Any) -> None:
+        self._make = library.ZstdDecompressor(max_window_size=MAX_MEMORY).decompressobj
+        self._member = self._make()
+        self._begun = False
+
+    @property
+    def whole(self) -> bool:
+        """Whether the stream ended where a member does."""
+        return self._member.eof or not self._begun
+
+    def feed(self, chunk: bytes) -> Iterator[bytes]:
+        """Yield what a chunk unpacks to, in pieces of bounded size."""
+        for at in range(0, len(chunk), self.SLICE):
+            rest = chunk[at : at + self.SLICE]
+            while rest:
+                if self._member.eof:
+                    self._member = self._make()
+                self._begun = True
+                piece = self._member.decompress(rest)
+                rest = self._member.unused_data if self._member.eof else b""
+                if piece:
+                    yield piece
+
+
+def _zstd() -> Unpacker:
+    for name in ("compression.zstd", "backports.zstd"):
+        library = _imported(name)
+        if library:
+            return Bounded(library.ZstdDecompressor)
+    library = _imported("zstandard")
+    if library is None:
+        raise NotEvents("packed with Zstandard: install `zstandard` beside this, or unpack it")
+    return Sliced(library)
+
+
+def _imported(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
+
+
+_UNPACKERS: Final[dict[str, Callable[[], Unpacker]]] = {
+    kinds.GZIP: Inflate,
+    kinds.BZIP2: lambda: Bounded(bz2.BZ2Decompressor),
+    kinds.XZ: lambda: Bounded(lambda: lzma.LZMADecompressor(memlimit=MAX_MEMORY)),
+    kinds.ZSTD: _zstd,
+}
+
+
+class Stream:
+    """A text on its way, packed or not: its first bytes tell, and those of what is in it.
+
+    ``layers``: how often it was packed outside of this. ``plain``: it is known to be text.
+    """
+
+    def __init__(self, layers: int = 0, *, plain: bool = False) -> None:
+        self._layers = layers
+        self._first: bytes | None = None if plain else b""
+        self._unpacker: Unpacker | None = None
+        self._inner: Stream | None = None
+        self._archive: IO[bytes] | None = None
+
+    def feed(self, block: bytes) -> Iterator[bytes]:
+        """Yield the text that is there with this block; what comes first is held back a little.
+
+        Raises:
+            NotEvents: it is no text, and nothing that can be unpacked.
+            Exception: it is damaged, in the words of the library that unpacks it; what was before
+                the damage has been yielded.
+        """
+        if self._first is None:
+            yield from self._pass(block)
+            return
+        self._first += block
+        if kinds.tells(self._first):
+            yield from self._begin(self._first)
+
+    def finish(self) -> Iterator[bytes]:
+        """Yield what was held back: nothing more comes.
+
+        Raises:
+            EOFError: it is not whole.
+            Exception: as ``feed``.
+        """
+        if self._first:
+            yield from self._begin(self._first)
+        if self._inner is not None and self._unpacker is not None:
+            yield from self._inner.finish()
+            if not self._unpacker.whole:
+                raise EOFError("it ends too early")
+
+    @property
+    def archive(self) -> IO[bytes] | None:
+        """The ZIP that was collected, to be read and closed by whoever asks."""
+        return self._inner.archive if self._inner else self._archive
+
+    @property
+    def layers(self) -> int:
+        """How often the innermost text, or archive, is packed."""
+        return self._inner.layers if self._inner else self._layers
+
+    def _begin(self, first: bytes) -> Iterator[bytes]:
+        self._first = None
+        packing = kinds.packing_of(first)
+        foreign = None if packing else kinds.foreign(first)
+        if foreign:
+            raise NotEvents(f"not JSON: {foreign}")
+        if packing and self._layers >= MAX_LAYERS:
+            raise NotEvents(f"packed more than {MAX_LAYERS} times")
+        if packing == kinds.ZIP:
+            self._archive = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY_BYTES)  # noqa: SIM115
+        elif packing:
+            self._unpacker = _UNPACKERS[packing]()
+            self._inner = Stream(self._layers + 1)
+        yield from self._pass(first)
+
+    def _pass(self, block: bytes) -> Iterator[bytes]:
+        if self._archive is not None:
+            self._collect(self._archive, block)
+        elif self._inner is not None and self._unpacker is not None:
+            for piece in self._unpacker.feed(block):
+                yield from self._inner.feed(piece)
+        elif block:
+            yield block
+
+    @staticmethod
+    def _collect(archive: IO[bytes], block: bytes) -> None:
+        if archive.tell() + len(block) > MAX_ZIP_BYTES:
+            raise NotEvents(f"a ZIP of over {MAX_ZIP_BYTES} bytes that is no file of its own")
+        archive.write(block)
