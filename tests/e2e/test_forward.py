@@ -47,11 +47,11 @@ async def test_mixed_dialects_are_delivered_and_bad_lines_kept_with_their_number
     async with serve(local) as url:
         config = process.settings(tmp_path, url)
         code, counts = await _forward(config, str(file))
-    assert (code, counts["received"], counts["delivered"], counts["dead"]) == (0, 7, 4, 3)
-    assert [e.metadata["n"] for e in local.events] == [1, 2, 3]
+    assert (code, counts["received"], counts["delivered"], counts["dead"]) == (0, 7, 5, 2)
+    assert [e.metadata.get("n") for e in local.events] == [1, 2, 3, None]  # NaN is left out
     _, out, _ = await process.run("dead-letters", "list", "-c", str(config), "--json")
     letters = [(one["line"], one["reason"], one["origin"]) for one in json.loads(out)]
-    assert letters == [(n, "invalid_json", "events.jsonl") for n in (4, 6, 7)]
+    assert letters == [(n, "invalid_json", "events.jsonl") for n in (4, 6)]
 
 
 async def test_the_same_file_twice_delivers_nothing_twice(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ async def test_a_pipe_works_like_a_file_and_strict_tells_of_dead_letters(tmp_pat
     async with serve(local) as url:
         config = process.settings(tmp_path, url)
         code, counts = await _forward(config, "--strict", "-", stdin=b"\n".join(LINES))
-    assert (code, counts["delivered"], counts["dead"]) == (3, 4, 3)
+    assert (code, counts["delivered"], counts["dead"]) == (3, 5, 2)
 
 
 async def test_a_silent_pipe_does_not_hold_up_a_signal(tmp_path: Path) -> None:
