@@ -31,7 +31,7 @@ LINES = [
     b'{"event_type": "Purchase", "user_id": "mira-okafor", "event_ti',
     b'{"event_type": "Purchase", "user_id": "mira-okafor", "event_properties": {"n": 3}}',
     b"\xff\xfe not text",
-    b'{"event_type": "Purchase", "user_id": "mira-okafor", "event_properties": {"n": nan}}',
+    b'{"event_type": "Purchase", "user_id": "mira-okafor", "event_properties": {"n": NaN}}',
     b"",
 ]
 
