@@ -91,7 +91,8 @@ def complain(error: BaseException | str, code: int) -> int:
 
 def print_json(value: Any) -> None:
     """Print a value to stdout, as one line of JSON."""
-    sys.stdout.write(json_shown(msgspec.json.encode(value).decode()) + "\n")
+    text = msgspec.json.encode(value).decode()
+    sys.stdout.write(json_shown(text, sys.stdout.encoding) + "\n")
 
 
 def _leaves(error: BaseException) -> list[BaseException]:

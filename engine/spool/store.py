@@ -60,8 +60,6 @@ REFILL_LEVEL = 0.95
 """Share of the cap below which a spool that was full takes events again."""
 
 
-NOTE_EVERY_MS = 1_000
-
 KINDS = frozenset(map(int, Kind))
 """Kinds of records that this version knows."""
 
@@ -106,7 +104,6 @@ class Store:
         self.meta = Meta(connection)
         self._counters = self._read_counters()
         self._delivered_at_ms: int | None = None
-        self._noted_at_ms = 0
         self._deltas: Counter[str] = Counter()
         self._settled = SettledLines()
         self._full = False
@@ -536,9 +533,8 @@ class Store:
     # --- settling -------------------------------------------------------------------------
 
     def note_delivery(self, now_ms: int) -> None:
-        """Keep the time of the last delivery, once a second: it costs a row in the commit."""
-        if abs(now_ms - self._noted_at_ms) >= NOTE_EVERY_MS:
-            self._delivered_at_ms = self._noted_at_ms = now_ms
+        """Keep the time of the last delivery."""
+        self._delivered_at_ms = now_ms
 
     def deliver(self, ids: Sequence[int]) -> None:
         """Settle records as delivered."""
