@@ -108,7 +108,7 @@ async def test_what_http_clients_get_wrong_is_answered_and_nothing_is_stored(
         b"",
         b"\xff\xfe",
         b"[" * 100_000,
-        b'{"api_key": "%s", "events": [{"event_type": "a", "user_id": "mira-okafor", "x": NaN}]}'
+        b'{"api_key": "%s", "events": [{"event_type": "a", "user_id": "mira-okafor", "x": nan}]}'
         % process.API_KEY.encode(),
         b'{"api_key": "somebody-elses", "events": [{"event_type": "a", "user_id": "mira-okafor"}]}',
     ]
