@@ -89,6 +89,27 @@ async def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     assert "absent.jsonl: No such file" in err
 
 
+@pytest.mark.parametrize("command", ["check --offline", "preview"])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"user_id,event_type\nu-00001,A\n", "not JSON: CSV"),
+        (b'[{"event_type": "A", "user_id": "mira-okafor"},', "damaged: its JSON ends too early"),
+    ],
+)
+async def test_a_sample_that_cannot_be_read_is_named(
+    tmp_path: Path, command: str, content: bytes, said: str
+) -> None:
+    (tmp_path / "sample").write_bytes(content)
+    config = process.settings(tmp_path, NOWHERE)
+    name, *flags = command.split()
+    code, out, err = await process.run(name, "-c", str(config), *flags, str(tmp_path / "sample"))
+    assert code == 1
+    assert f"error: {tmp_path}/sample: {said}" in err
+    assert "Traceback" not in err
+    assert out.count("mira-okafor") == (name == "preview" and b"mira" in content)
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
 async def test_bad_files_of_any_name_are_named_on_any_terminal(
     tmp_path: Path, encoding: str
