@@ -41,14 +41,14 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     """Whether its user may be created for it, because something waits that makes it known."""
 
 
-class Identity(msgspec.Struct, frozen=True):
+class Identity(msgspec.Struct, frozen=True, gc=False):
     """Who it is to Intercom: ``field`` is ``external_id`` or ``email``."""
 
     field: str
     value: str
 
 
-class ContactUpdate(msgspec.Struct, frozen=True):
+class ContactUpdate(msgspec.Struct, frozen=True, gc=False):
     """User property operations to bring to a contact, as Amplitude spells them.
 
     ``operations`` maps ``$set``, ``$unset``, … to properties; only selected properties are in it.
@@ -60,7 +60,7 @@ class ContactUpdate(msgspec.Struct, frozen=True):
     """Of the record that brings them: ``$add`` and its like must not be applied twice."""
 
 
-class Plan(msgspec.Struct, frozen=True):
+class Plan(msgspec.Struct, frozen=True, gc=False):
     """What delivering one record takes: a contact write, an event, or both in this order.
 
     ``event`` is what goes into ``POST /events``, its ``created_at`` being the event's own second.

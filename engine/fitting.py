@@ -25,9 +25,9 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
-from itertools import islice
-from typing import Any, Final, Literal, NamedTuple
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any, Final, Literal, TypeGuard
 
 import msgspec
 
@@ -81,7 +81,7 @@ ADJUSTMENTS: Final = {
 """What is changed on the way: the closed set, as counted and as the README lists it."""
 
 
-class Adjustment(NamedTuple):
+class Adjustment(msgspec.Struct, frozen=True, gc=False):
     """One change: its ``reason`` of the closed set, where, and what was done, for people."""
 
     reason: str
@@ -92,7 +92,7 @@ class Adjustment(NamedTuple):
         return f"{self.where}: {self.what}"
 
 
-class Note(NamedTuple):
+class Note(msgspec.Struct, frozen=True, gc=False):
     """An adjustment that does not know yet where it was."""
 
     reason: str
@@ -190,14 +190,14 @@ _MILLISECONDS: Final = 10**11
 """From here on a number of a date counts milliseconds: as seconds it would be the year 5138."""
 
 
+@lru_cache(1_024)
 def is_date_key(key: str) -> bool:
-    """Return whether a key's name says that it holds a date: ``renewed_at``, ``end_date``."""
+    """Return whether a name in the settings says that it holds a date: ``renewed_at``."""
     return bool(_DATE_KEY.search(key))
 
 
-def shows_date(key: str) -> bool:
-    """Return whether Intercom shows a metadata key as a date (API description 2.16)."""
-    return key.endswith("_date")
+DATE_ENDING: Final = "_date"
+"""Intercom shows a metadata key that ends so as a date (API description 2.16)."""
 
 
 def to_seconds(value: Any) -> int | None:
@@ -330,41 +330,55 @@ def is_plain(value: Any, style: Style) -> bool:
 
 def is_money(value: Mapping[str, Any]) -> bool:
     """Return whether an object is an amount of money as Intercom takes it."""
+    if len(value) != 2 or "amount" not in value or "currency" not in value:
+        return False
+    amount, currency = value["amount"], value["currency"]
     return (
-        value.keys() == {"amount", "currency"}
-        and type(value["amount"]) is int
-        and 0 <= value["amount"] < MAX_WHOLE
-        and isinstance(value["currency"], str)
-        and len(value["currency"]) == 3
-        and value["currency"].isascii()
-        and value["currency"].isalpha()
+        type(amount) is int
+        and 0 <= amount < MAX_WHOLE
+        and isinstance(currency, str)
+        and len(currency) == 3
+        and currency.isascii()
+        and currency.isalpha()
     )
 
 
 def is_rich_link(value: Mapping[str, Any]) -> bool:
     """Return whether an object is a rich link as Intercom takes it."""
-    return (
-        value.keys() == {"url", "value"}
-        and all(type(v) is str and len(v) <= MAX_TEXT and v.isprintable() for v in value.values())
-        and value["url"].startswith(("http://", "https://"))
-    )
+    if len(value) != 2 or "url" not in value or "value" not in value:
+        return False
+    url, text = value["url"], value["value"]
+    return _is_short_text(url) and _is_short_text(text) and url.startswith(("http://", "https://"))
 
 
-def spread(
-    key: str, value: Any, style: Style, *, dated: bool = False, depth: int = 0
-) -> Iterator[tuple[str, Fitted]]:
-    """Yield what a property becomes in metadata: one key, or several where it is an object.
+def _is_short_text(value: Any) -> TypeGuard[str]:
+    return type(value) is str and len(value) <= MAX_TEXT and value.isprintable()
 
-    ``dated``: its key is one that Intercom shows as a date, or the settings say that it is one.
+
+Spread = list[tuple[str, Any, Note | None]]
+"""Keys of metadata: what each gets, None where it gets nothing, and what was done to it."""
+
+
+def spread(key: str, value: Any, style: Style, dated: bool = False) -> Spread:
+    """Return what a property becomes in metadata: one key, or several where it is an object.
+
+    ``key`` is one that Intercom takes. ``dated``: it is shown as a date, or the settings say that
+    it is one.
     """
+    found: Spread = []
     if isinstance(value, dict):
-        yield from _spread_object(key, value, style, depth)
-    elif isinstance(value, list):
-        yield key, _fit_array(value, style)
+        _spread_object(found, key, value, style, 0)
     else:
-        value, note = _as_date(value) if dated else (value, None)
-        fitted, other = fit_scalar(value, style)
-        yield key, (fitted, other or note)
+        found.append((key, *_fit_single(value, style, dated)))
+    return found
+
+
+def _fit_single(value: Any, style: Style, dated: bool) -> Fitted:
+    if isinstance(value, list):
+        return _fit_array(value, style)
+    value, note = _as_date(value) if dated else (value, None)
+    fitted, other = fit_scalar(value, style)
+    return fitted, other or note
 
 
 def _fit_array(value: list[Any], style: Style) -> Fitted:
@@ -376,34 +390,53 @@ def _fit_array(value: list[Any], style: Style) -> Fitted:
 
 
 def _spread_object(
-    key: str, value: dict[str, Any], style: Style, depth: int
-) -> Iterator[tuple[str, Fitted]]:
-    if is_money(value) or is_rich_link(value):
-        yield key, (value, None)
-    elif not value:
-        yield key, (None, Note("empty_left_out", "an empty object, left out"))
+    found: Spread, key: str, value: dict[str, Any], style: Style, depth: int
+) -> None:
+    if not value:
+        found.append((key, None, Note("empty_left_out", "an empty object, left out")))
+    elif is_money(value) or is_rich_link(value):
+        found.append((key, value, None))
     elif style.nested == "drop" or depth == MAX_DEPTH:
-        yield key, (None, Note("nested_left_out", "a nested object, left out"))
+        found.append((key, None, Note("nested_left_out", "a nested object, left out")))
     else:
-        yield key, (None, Note("flattened", f"an object of {len(value)} keys, flattened"))
-        yield from _spread_items(key, value, style, depth + 1)
+        note = Note("flattened", f"an object of {len(value)} keys, flattened")
+        found.append((key, None, note))
+        _spread_items(found, key, value, style, depth + 1)
 
 
 def _spread_items(
-    key: str, value: dict[str, Any], style: Style, depth: int
-) -> Iterator[tuple[str, Fitted]]:
-    for name, inner in islice(value.items(), MAX_SPREAD):
-        inner_key = f"{key}{SEPARATOR}{name[:MAX_NAME]}"
-        dated = shows_date(inner_key)
-        if is_blank(name):
-            yield key, (None, Note("nested_left_out", "a value without a name, left out"))
-        elif is_plain(inner, style) and not dated:
-            yield inner_key, (inner, None)
+    found: Spread, outer: str, value: dict[str, Any], style: Style, depth: int
+) -> None:
+    for name, inner in value.items():
+        if len(found) > MAX_SPREAD:
+            what = f"what comes after {MAX_SPREAD} of its values, left out"
+            found.append((outer, None, Note("nested_left_out", what)))
+            return
+        key = f"{outer}{SEPARATOR}{name}"
+        if not name.isidentifier() or len(key) > MAX_NAME:  # most are fine as they are
+            key = _fit_inner_key(found, outer, name)
+        if not key:
+            continue
+        dated = key.endswith(DATE_ENDING)
+        if is_plain(inner, style) and not dated:
+            found.append((key, inner, None))
+        elif isinstance(inner, dict):
+            _spread_object(found, key, inner, style, depth)
         else:
-            yield from spread(inner_key, inner, style, dated=dated, depth=depth)
-    if len(value) > MAX_SPREAD:
-        what = f"all but {MAX_SPREAD} of its {len(value)} values, left out"
-        yield key, (None, Note("nested_left_out", what))
+            found.append((key, *_fit_single(inner, style, dated)))
+
+
+def _fit_inner_key(found: Spread, outer: str, name: str) -> str:
+    """Return the key of a nested value as Intercom takes it; empty where it has no name."""
+    if is_blank(name):
+        found.append((outer, None, Note("nested_left_out", "a value without a name, left out")))
+        return ""
+    wanted = f"{outer}{SEPARATOR}{name[:MAX_NAME]}"
+    key = fit_key(wanted)
+    if key != wanted:
+        what = f"{wanted[:MAX_NAME]!r}, with `_` for what keys cannot have"
+        found.append((key, None, Note("key_cleaned", what)))
+    return key
 
 
 # --- contacts -----------------------------------------------------------------------------
@@ -416,6 +449,12 @@ def fit_attribute(key: str, value: Any, data_type: str, style: Style) -> Fitted:
     ``url``, ``email``, ``role``, or empty where it is not known. What can be converted without loss
     is, anything else is left out.
     """
+    kind = type(value)
+    if data_type:
+        if _KINDS.get(data_type) is kind and is_plain(value, style):  # nearly all are
+            return value, None
+    elif is_plain(value, style) and not _is_date(key, value):
+        return value, None
     if isinstance(value, dict):
         return None, Note("nested_left_out", "a nested object, left out")
     note: Note | None = None
@@ -441,9 +480,14 @@ def fit_attribute(key: str, value: Any, data_type: str, style: Style) -> Fitted:
     return fitted, other or note
 
 
+_KINDS: Final[Mapping[str, type]] = {"string": str, "integer": int, "float": int}
+
+
 def _is_date(key: str, value: Any) -> bool:
     """Whether a value is a date, as its key or the value itself says."""
-    return is_date_key(key) or (isinstance(value, str) and bool(_DATE_TIME.fullmatch(value)))
+    if isinstance(value, str) and value[10:11] == "T" and _DATE_TIME.fullmatch(value):
+        return True
+    return is_date_key(key)
 
 
 def type_for(key: str, value: Any, style: Style) -> str | None:
@@ -451,13 +495,13 @@ def type_for(key: str, value: Any, style: Style) -> str | None:
 
     A number gets ``float`` though it is whole: the next one may not be, and would not fit.
     """
+    if type(value) is str and value[10:11] != "T" and not is_date_key(key):  # most are
+        return "string"
     fitted, note = fit_attribute(key, value, "", style)
-    if fitted is None:
-        return None
     if isinstance(fitted, bool):
         return "boolean"
-    if isinstance(fitted, str):
-        return "string"
+    if fitted is None or isinstance(fitted, str):
+        return None if fitted is None else "string"
     dated = is_date_key(key) or (note is not None and note.reason == "date_converted")
     return "date" if dated else "float"
 

@@ -22,15 +22,15 @@ import msgspec
 from engine import config, paths
 from engine.envelope import ContactUpdate, Identity, Kind, Plan, Record, Verdict
 from engine.fitting import (
-    MAX_NAME,
+    DATE_ENDING,
     Adjustment,
+    Spread,
     Style,
     fit_attribute,
     fit_key,
     fit_name,
     is_blank,
     is_plain,
-    shows_date,
     spread,
     type_for,
 )
@@ -48,6 +48,7 @@ MAX_BODY_BYTES: Final = 256_000
 MOST_BYTES_A_KEY: Final = 4 * 3 * 255 + 64
 """A key and its value as JSON, at most: three texts (a link has two), four bytes a character."""
 
+_IDENTIFY: Final = Kind.IDENTIFY
 LOOP_PREFIX: Final = "[Intercom] "
 ATTRIBUTE_PREFIX: Final = "custom_attributes."
 
@@ -96,18 +97,18 @@ class TypeRule(msgspec.Struct, frozen=True):
     predicate: Predicate | None = None
     name: str = ""
     note: Adjustment | None = None
+    always: bool = False
+    """Whether all of them are, whatever they hold."""
 
 
 class Source(NamedTuple):
     """A selected metadata property: where it is from, and the key that it goes to."""
 
-    of_user: bool
-    name: str
-    field: str
+    path: paths.Path
     key: str
-    folded: str
     dated: bool
     currency: paths.Path | None
+    """Where the currency is, if it is an amount."""
 
 
 class Field(NamedTuple):
@@ -139,8 +140,11 @@ class Rules:
         self._selection = Selection(events.select)
         self._rule_of_type = lru_cache(TYPES_KEPT)(self._type_rule)
         self._metadata = [_metadata_source(item, events.money) for item in events.metadata]
-        keys = {source.folded for source in self._metadata}
-        self._all_fit = len(keys) == len(self._metadata) <= events.metadata_limit
+        self._limit = events.metadata_limit
+        self._max_ahead_s, self._max_age_s = events.max_ahead_s, events.max_age_s
+        self._looked_up = [_looked_up(source) for source in self._metadata]
+        keys = {source.key.lower() for source in self._metadata}
+        self._all_fit = len(keys) == len(self._metadata) <= self._limit
         """Whether no two keys are alike and the limit holds, unless an object is spread."""
 
     def _compile_users(self, users: config.Users) -> None:
@@ -160,7 +164,7 @@ class Rules:
         """Return the fields of an event itself that may have to be read."""
         keys = {*self._selection.needed, *self._stand_ins.values()}
         for source in self._metadata:
-            keys.add(source.field)
+            keys.add(source.path.field)
             keys.update(paths.top_level_keys(source.currency) if source.currency else ())
         return keys - {""}
 
@@ -205,7 +209,8 @@ class Rules:
         adjustments: list[Adjustment] = []
         contact = self._contact(event, identity, record.id, adjustments)
         rule = self._rule(event.event_type)
-        reason = self._why_not_sent(rule, event, record.kind)
+        always = rule.always and record.kind is not _IDENTIFY
+        reason = "" if always else self._why_not_sent(rule, event, record.kind)
         if reason:
             if contact is None:
                 return Verdict("drop", reason)
@@ -234,7 +239,7 @@ class Rules:
         note = None
         if name != wanted:
             note = Adjustment("name_cleaned", "event_name", f"sent as {name!r}")
-        return TypeRule("", predicate, name, note)
+        return TypeRule("", predicate, name, note, predicate.always)
 
     def _why_not_type(self, event_type: str) -> str:
         if event_type == amplitude.IDENTIFY:
@@ -248,14 +253,14 @@ class Rules:
 
     def _why_not_sent(self, rule: TypeRule, event: Content, kind: Kind) -> str:
         """Return the reason for which the event itself is not sent, or an empty text."""
-        if kind is Kind.IDENTIFY and not self._sync.users.enabled:
+        if kind is _IDENTIFY and not self._sync.users.enabled:
             return "users_disabled"
         predicate = rule.predicate
         if predicate is None:
             return rule.reason
         if not predicate.always and not predicate.matches(event.fields):
             return "filtered_out"
-        return "not_selected" if kind is Kind.IDENTIFY else ""  # kept for its update alone
+        return "not_selected" if kind is _IDENTIFY else ""  # kept for its update alone
 
     def _contact(
         self, event: Content, identity: Identity, record_id: int, adjustments: list[Adjustment]
@@ -311,12 +316,12 @@ class Rules:
             adjustments.append(Adjustment("time_unit", "created_at", "not in milliseconds"))
         second: int = time_ms // 1000
         accepted_s = accepted_at_ms // 1000
-        if second > accepted_s + self._sync.events.max_ahead_s:
+        if second > accepted_s + self._max_ahead_s:
             what = f"{second - accepted_s} s ahead, the moment of acceptance instead"
             adjustments.append(Adjustment("time_ahead", "created_at", what))
             return accepted_s
-        oldest_s = self._sync.events.max_age_s
-        if second < max(0, accepted_s - oldest_s):
+        oldest_s = self._max_age_s
+        if second < 0 or second < accepted_s - oldest_s:
             age = f"{accepted_s - second} s before it was accepted"
             return Verdict("reject", "too_old", f"{age}; sync.events.max_age_s is {oldest_s:.0f}")
         return second
@@ -345,37 +350,67 @@ class Rules:
     def _metadata_of(self, event: Content, adjustments: list[Adjustment]) -> dict[str, Any]:
         """Return an event's metadata. Most values go as they are, and are put in at once."""
         metadata: dict[str, Any] = {}
-        fitted: _Metadata | None = None
-        if not self._all_fit:
-            fitted = _Metadata(metadata, self._sync.events.metadata_limit, adjustments)
+        taken: set[str] | None = None if self._all_fit else set()
         style, properties = self._style, event.event_properties
-        of_user: dict[str, Any] | None = None
-        for source in self._metadata:
-            of_its_user, name, field, key, folded, dated, currency = source
-            holder = properties
-            if of_its_user:
-                if of_user is None:
-                    of_user = paths.user_properties(event.user_properties)
-                holder = of_user
-            value = holder.get(name)
+        flat: bool | None = None
+        for name, key, simple, alone, dated, source in self._looked_up:
+            value = properties.get(name) if simple else None
             if value is None:
-                value = paths.find(holder, name)
-                if value is None and field:
-                    value = event.fields.get(field)
+                if alone:
+                    if flat is None:
+                        flat = "." in "".join(properties)
+                    if not flat:
+                        continue
+                value = self._value(event, source, adjustments)
                 if value is None:
                     continue
-            if currency is not None:
-                value = self._money(event, source, currency, value, adjustments)
-            if not dated and is_plain(value, style):
-                if fitted is None:
-                    metadata[key] = value
-                else:
-                    fitted.put(key, folded, value)
+            plain = not dated and is_plain(value, style)
+            if plain and taken is None:
+                metadata[key] = value
                 continue
-            if fitted is None:
-                fitted = _Metadata(metadata, self._sync.events.metadata_limit, adjustments)
-            fitted.spread(source, value, style)
+            if taken is None:
+                taken = set(map(str.lower, metadata))
+            found: Spread = [(key, value, None)] if plain else spread(key, value, style, dated)
+            self._put(metadata, taken, found, adjustments)
         return metadata
+
+    def _put(
+        self,
+        metadata: dict[str, Any],
+        taken: set[str],
+        found: Spread,
+        adjustments: list[Adjustment],
+    ) -> None:
+        """Add keys, unless there is one like it, or as many as there may be."""
+        for key, value, note in found:
+            if note is not None:
+                adjustments.append(Adjustment(note.reason, f"metadata.{key}", note.what))
+            if value is None:
+                continue
+            folded = key.lower()
+            if folded in taken:
+                what = "left out, equal to another key but for case"
+                adjustments.append(Adjustment("key_collision", f"metadata.{key}", what))
+            elif len(metadata) >= self._limit:
+                what = f"left out, {len(metadata)} keys are there"
+                adjustments.append(Adjustment("too_many_keys", f"metadata.{key}", what))
+                break  # one of them is named: an object can have many
+            else:
+                taken.add(folded)
+                metadata[key] = value
+
+    def _value(self, event: Content, source: Source, adjustments: list[Adjustment]) -> Any:
+        """Return what an event has for a source, wherever it has it; None where it has nothing."""
+        scope, name, field = source.path
+        if scope == "event":
+            value = paths.find(event.event_properties, name)
+        else:
+            value = paths.find(paths.user_properties(event.user_properties), name)
+        if value is None and field:
+            value = event.fields.get(field)
+        if value is None or source.currency is None:
+            return value
+        return self._money(event, source, source.currency, value, adjustments)
 
     def _money(
         self,
@@ -463,54 +498,6 @@ class Rules:
         return found
 
 
-def _inner_key(key: str) -> str:
-    return key if len(key) <= MAX_NAME and key.isidentifier() else fit_key(key)
-
-
-class _Metadata:
-    """Metadata that needs a closer look: alike keys, the limit, values that become others."""
-
-    def __init__(self, metadata: dict[str, Any], limit: int, adjustments: list[Adjustment]) -> None:
-        """``metadata`` is filled further; ``adjustments`` says how."""
-        self._metadata = metadata
-        self._limit = limit
-        self._adjustments = adjustments
-        self._taken = {key.lower() for key in metadata}
-
-    def put(self, key: str, folded: str, value: Any) -> bool:
-        """Add a key, unless there is one like it, or as many as there may be; return if it is."""
-        if folded in self._taken:
-            self._note("key_collision", key, "left out, equal to another key but for case")
-            return False
-        if self._is_full():
-            self._note("too_many_keys", key, f"left out, {self._limit} keys are there")
-            return False
-        self._taken.add(folded)
-        self._metadata[key] = value
-        return True
-
-    def spread(self, source: Source, value: Any, style: Style) -> None:
-        """Add what a value becomes: one key, or several."""
-        for wanted, (fitted, note) in spread(source.key, value, style, dated=source.dated):
-            key = wanted if wanted == source.key else _inner_key(wanted)
-            if note is not None:
-                self._note(note.reason, key, note.what)
-            if fitted is None:
-                continue
-            was_full = self._is_full()
-            if self.put(key, key.lower(), fitted) and key != wanted:
-                what = f"{wanted[:MAX_ID]!r}, with `_` for what keys cannot have"
-                self._note("key_cleaned", key, what)
-            if was_full:  # one note is enough: an object can have thousands
-                break
-
-    def _is_full(self) -> bool:
-        return len(self._metadata) >= self._limit
-
-    def _note(self, reason: str, key: str, what: str) -> None:
-        self._adjustments.append(Adjustment(reason, f"metadata.{key}", what))
-
-
 def _is_acceptable(identity: Identity) -> bool:
     """Whether Intercom can find somebody by this; how long an id may be is not documented."""
     value = identity.value
@@ -588,7 +575,19 @@ def _metadata_source(item: str | config.Rename, currencies: Mapping[str, str]) -
     written, target = config.source_and_target(item)
     path = paths.parse(written, "event")
     key = fit_key(target)
-    dated = shows_date(key) or (isinstance(item, config.Rename) and item.as_ == "date")
+    dated = key.endswith(DATE_ENDING) or (isinstance(item, config.Rename) and item.as_ == "date")
     named = currencies.get(path.name) if path.scope == "event" else None
     currency = None if named is None else paths.parse(f"event.{named}")
-    return Source(path.scope == "user", path.name, path.field, key, key.lower(), dated, currency)
+    return Source(path, key, dated, currency)
+
+
+def _looked_up(source: Source) -> tuple[str, str, bool, bool, bool, Source]:
+    """Return what is looked at first: the name of a property, the key, and three bits.
+
+    First, whether an event property of that name is the value as it is; second, whether without one
+    there is no other, unless keys have dots; third, whether it is a date.
+    """
+    scope, name, field = source.path
+    simple = scope == "event" and source.currency is None
+    alone = simple and not field and "." not in name
+    return name, source.key, simple, alone, source.dated, source

@@ -45,8 +45,17 @@ MONEY_FIELDS: Final = frozenset("price quantity revenue productId revenueType cu
 
 def find(holder: Any, name: str) -> Any:
     """Return what an object has under ``name``: as it stands, along its dots, or flattened."""
-    value = walk(holder, name)
-    return _gather(holder, name) if value is None and isinstance(holder, dict) else value
+    if not isinstance(holder, dict):
+        return None
+    value = holder.get(name)
+    if value is None and "." in name:
+        value = _walk_dots(holder, name)
+    if value is not None:
+        return value
+    start = name + "."
+    if start not in "\n".join(holder):  # most often so, and quicker than a look at each key
+        return None
+    return _gather(holder, start)
 
 
 def walk(holder: Any, name: str) -> Any:
@@ -71,11 +80,8 @@ def _walk_dots(holder: dict[str, Any], name: str) -> Any:
     return None
 
 
-def _gather(holder: dict[str, Any], name: str) -> dict[str, Any] | None:
-    """Return the object that was flattened into keys that begin with ``name`` and a dot."""
-    start = f"{name}."
-    if start not in "\n".join(holder):  # most often so, and quicker than a look at each key
-        return None
+def _gather(holder: dict[str, Any], start: str) -> dict[str, Any] | None:
+    """Return the object that was flattened into keys that begin with ``start``."""
     found = {
         key[len(start) :]: value
         for key, value in holder.items()

@@ -60,11 +60,12 @@ ORDER = (
 )
 """The order of application in one payload. Source: Amplitude's Node SDK, package ``identify``."""
 
+_CHANGING = frozenset(ORDER) - {CLEAR_ALL}
 _STATELESS = frozenset({CLEAR_ALL, "$unset", "$set"})
 _LONGEST_NAME_IN_A_PROBLEM = 100
 
 
-class Operations(msgspec.Struct, frozen=True):
+class Operations(msgspec.Struct, frozen=True, gc=False):
     """What a payload asks for: ``operations`` in the order of ``ORDER``, spelled as Amplitude does.
 
     ``operations`` maps an operation to ``{property: argument}`` (``$clearAll`` to ``"-"``) and has
@@ -82,13 +83,15 @@ def split(user_properties: object) -> Operations:
     """
     if user_properties is None:
         return Operations()
-    if not isinstance(user_properties, Mapping):
+    if not isinstance(user_properties, dict):
         return Operations(problems=("user_properties: not an object",))
     plain: dict[str, Any] = {}
     operations: dict[str, Any] = {}
     problems: list[str] = []
     for name, value in user_properties.items():
-        if name[:1] != "$":
+        if type(value) is dict and name in _CHANGING:  # most often so
+            operations[name] = value
+        elif name[:1] != "$":
             plain[name] = value
         elif (problem := _problem(name, value)) is None:
             operations[name] = value
@@ -148,15 +151,12 @@ def apply(
     """
     new = {} if CLEAR_ALL in operations else dict(state)
     problems = []
-    for op in ORDER:
-        arguments = operations.get(op)
-        if not arguments or op == CLEAR_ALL:
-            continue
-        if op == "$unset":
-            for name in arguments:
+    for op, arguments in operations.items():
+        change = _CHANGES.get(op)
+        if change is None:
+            for name in arguments if op == "$unset" else ():
                 new.pop(name, None)
             continue
-        change = _CHANGES[op]
         for name, argument in arguments.items():
             value, problem = change(new.get(name), argument)
             if value is not UNCHANGED:
@@ -172,7 +172,7 @@ def _problem(op: str, argument: object) -> str | None:
     if op == CLEAR_ALL:
         # Clearing destroys, so nothing but the documented spelling starts it.
         return None if argument == "-" else 'the argument is not "-"'
-    return None if isinstance(argument, Mapping) else "the argument is not an object"
+    return None if isinstance(argument, dict) else "the argument is not an object"
 
 
 def _short(name: str) -> str:

@@ -396,7 +396,7 @@ def _decode_mended(decoder: msgspec.json.Decoder[Any], raw: bytes) -> Any:
         return decoder.decode(mended)
 
 
-class Content(msgspec.Struct):
+class Content(msgspec.Struct, gc=False):
     """What an event says, as far as mapping needs it: ``content_decoder`` makes one that reads it.
 
     ``time_ms`` is the event's own time in milliseconds, None where it has none.
@@ -411,6 +411,7 @@ class Content(msgspec.Struct):
     client_event_time: Any = None
     skip_sync: Any = msgspec.field(default=None, name=SKIP_SYNC)
     time_ms: Any = msgspec.field(default=None, name="(time_ms)")  # worked out, not read
+    _fields: Any = msgspec.field(default=None, name="(fields)")  # nor is this
 
     EXTRA: ClassVar[Mapping[str, str]] = {}
     """Further top-level fields that are read, as they are spelled, by attribute."""
@@ -418,6 +419,12 @@ class Content(msgspec.Struct):
     @property
     def fields(self) -> dict[str, Any]:
         """The top-level fields that were read, in normal form."""
+        if self._fields is None:
+            self._fields = self._normal_fields()
+        fields: dict[str, Any] = self._fields
+        return fields
+
+    def _normal_fields(self) -> dict[str, Any]:
         found = {
             "event_type": self.event_type,
             "event_properties": self.event_properties,
@@ -466,9 +473,31 @@ def content_decoder(fields: Iterable[str] = ()) -> Callable[[bytes], Content]:
         [(a, Any, msgspec.field(default=None, name=name)) for a, name in extra.items()],
         bases=(Content,),
         namespace={"EXTRA": extra},
+        gc=False,
     )
-    decoder = msgspec.json.Decoder(kind)
-    return lambda raw: _decode_content(decoder, raw)
+    decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(kind)
+
+    def decode(raw: bytes) -> Content:
+        try:
+            content: Content = decoder.decode(raw)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            content = _decode_badly_written(decoder, raw)
+        content._fields = None
+        time = content.time
+        if type(time) is int and 10**11 <= time < 10**14:  # nearly all are: milliseconds
+            content.time_ms = time
+        else:
+            written = content._written_time()
+            content.time_ms = None if written is None else parse_time(written)
+        if type(content.event_type) is not str:
+            content.event_type = ""
+        if type(content.event_properties) is not dict:
+            content.event_properties = {}
+        if type(content.user_properties) is not dict:
+            content.user_properties = {}
+        return content
+
+    return decode
 
 
 def _spellings(field: str) -> Iterator[str]:
@@ -479,24 +508,11 @@ def _spellings(field: str) -> Iterator[str]:
         yield "uuid"
 
 
-def _decode_content(decoder: msgspec.json.Decoder[Any], raw: bytes) -> Content:
+def _decode_badly_written(decoder: msgspec.json.Decoder[Any], raw: bytes) -> Any:
     try:
-        content: Content = _decode_mended(decoder, raw)
+        return _decode_mended(decoder, raw)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(_diagnose(raw, error).message) from None
-    if type(content.event_type) is not str:
-        content.event_type = ""
-    time = content.time
-    if type(time) is int and 10**11 <= time < 10**14:  # nearly all are: milliseconds as they are
-        content.time_ms = time
-    else:
-        written = content._written_time()
-        content.time_ms = None if written is None else parse_time(written)
-    if type(content.event_properties) is not dict:
-        content.event_properties = {}
-    if type(content.user_properties) is not dict:
-        content.user_properties = {}
-    return content
 
 
 decode_content: Final = content_decoder()
