@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 from aiohttp import web
 
-from transports.sockets import Listener
+from transports.sockets import HEADER_TIMEOUT_S, Connection, Listener
 
 
 class Patient(asyncio.Protocol):
@@ -61,3 +61,34 @@ async def test_a_connection_at_work_is_left_alone_and_counts_again_once_it_has_a
                 await asyncio.wait_for(reader.read(), 0.1)
         assert await reader.read() == b""
         writer.close()
+
+
+class Watch(Listener):
+    """A listener that only keeps the time."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def wait_for(self, connection: Connection) -> None:
+        connection.since_s = self.now_s
+
+
+class Nothing(asyncio.Transport):
+    """A transport with nothing to write."""
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+
+def test_a_head_has_as_long_after_an_idle_time_as_the_first_one() -> None:
+    watch = Watch()
+    connection = Connection(watch, asyncio.Protocol())
+    connection.connection_made(Nothing())
+    connection.answered()
+    watch.now_s = 70.0
+    assert not connection.is_late(watch.now_s, idle_timeout_s=75.0)
+    connection.data_received(b"GET / HT")
+    assert not connection.is_late(watch.now_s + HEADER_TIMEOUT_S - 1, idle_timeout_s=75.0)
+    watch.now_s += HEADER_TIMEOUT_S - 1
+    connection.data_received(b"TP")  # a trickle does not make it longer
+    assert connection.is_late(watch.now_s + 2, idle_timeout_s=75.0)
