@@ -138,10 +138,14 @@ class Stream:
     """A text on its way, packed or not: its first bytes tell, and those of what is in it.
 
     ``layers``: how often it was packed outside of this. ``plain``: it is known to be text.
+    ``max_zip_bytes``: largest ZIP that is collected.
     """
 
-    def __init__(self, layers: int = 0, *, plain: bool = False) -> None:
+    def __init__(
+        self, layers: int = 0, *, plain: bool = False, max_zip_bytes: int = MAX_ZIP_BYTES
+    ) -> None:
         self._layers = layers
+        self._max_zip_bytes = max_zip_bytes
         self._first: bytes | None = None if plain else b""
         self._unpacker: Unpacker | None = None
         self._inner: Stream | None = None
@@ -198,7 +202,7 @@ class Stream:
             self._archive = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY_BYTES)  # noqa: SIM115
         elif packing:
             self._unpacker = _UNPACKERS[packing]()
-            self._inner = Stream(self._layers + 1)
+            self._inner = Stream(self._layers + 1, max_zip_bytes=self._max_zip_bytes)
         yield from self._pass(first)
 
     def _pass(self, block: bytes) -> Iterator[bytes]:
@@ -210,8 +214,8 @@ class Stream:
         elif block:
             yield block
 
-    @staticmethod
-    def _collect(archive: IO[bytes], block: bytes) -> None:
-        if archive.tell() + len(block) > MAX_ZIP_BYTES:
-            raise NotEvents(f"a ZIP of over {MAX_ZIP_BYTES} bytes that is no file of its own")
+    def _collect(self, archive: IO[bytes], block: bytes) -> None:
+        most = self._max_zip_bytes
+        if archive.tell() + len(block) > most:
+            raise NotEvents(f"a ZIP of over {most} bytes that is no file of its own")
         archive.write(block)

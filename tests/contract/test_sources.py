@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import itertools
+import lzma
 import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -72,7 +73,7 @@ class PipeOutside:
 
 
 class FileOutside:
-    """A folder of two files, which is read once they are there."""
+    """A folder of files of several shapes, which is read once they are there."""
 
     ends = True
 
@@ -88,9 +89,11 @@ class FileOutside:
         await self._source.run(intake)
 
     async def offer(self, ids: Sequence[str]) -> None:
-        half = len(ids) // 2
-        (self._folder / "1.json").write_bytes(lines(ids[:half]))
-        (self._folder / "2.json.gz").write_bytes(gzip.compress(lines(ids[half:])))
+        third = len(ids) // 3
+        array = b"[" + b",\n".join(map(event, ids[2 * third :])) + b"]"
+        (self._folder / "1.json").write_bytes(lines(ids[:third]))
+        (self._folder / "2.json.gz").write_bytes(gzip.compress(lines(ids[third : 2 * third])))
+        (self._folder / "3.json.xz").write_bytes(lzma.compress(array))
         self._written.set()
 
     def told(self) -> set[str]:

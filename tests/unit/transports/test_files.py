@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from transports import files
 from transports.errors import BadFile
+from transports.kinds import NotEvents
 from transports.lines import Position
 from transports.packing import Stream
 
@@ -347,9 +348,19 @@ def test_events_of_one_file_are_read_until_it_is_known_to_be_bad(
         assert caught.value.path == str(tmp_path / name)
 
 
-def test_a_bomb_is_inflated_bit_by_bit(tmp_path: Path) -> None:
+def test_a_zip_that_has_to_be_collected_is_bounded() -> None:
+    stream = Stream(max_zip_bytes=100)
+    assert list(stream.feed(b"PK\x03\x04" + bytes(90))) == []
+    with pytest.raises(NotEvents, match="a ZIP of over 100 bytes that is no file of its own"):
+        list(stream.feed(bytes(9)))
+    assert stream.archive is not None
+    stream.archive.close()
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
+def test_a_bomb_is_inflated_bit_by_bit(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
     path = tmp_path / "bomb.gz"
-    path.write_bytes(gzip.compress(b"\0" * 50_000_000))
+    path.write_bytes(pack(b"\0" * 50_000_000))
     assert max(len(chunk.text) for chunk in files.read(str(path))) <= files.CHUNK_BYTES
 
 
