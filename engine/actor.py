@@ -68,8 +68,11 @@ class Actor(Generic[In, Out]):
         """Deal with one item; may wait, which holds up those behind it."""
         raise NotImplementedError
 
-    async def attempt(self, record: Record, work: Awaitable[None]) -> None:
-        """Await the work on one record; what it did not foresee costs this record alone."""
+    async def attempt(self, record: Record, work: Awaitable[None]) -> bool:
+        """Await the work on one record; what it did not foresee costs this record alone.
+
+        Returns whether the work was done.
+        """
         try:
             await work
         except (anyio.BrokenResourceError, anyio.ClosedResourceError):
@@ -77,6 +80,8 @@ class Actor(Generic[In, Out]):
         except Exception as fault:
             assert self._bury is not None
             await self._bury(record, internal_failure(fault, record=record.id))
+            return False
+        return True
 
     async def pass_on(self, item: Out) -> None:
         """Send to the outbox; waits while it is full."""

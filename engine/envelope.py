@@ -85,6 +85,11 @@ class Envelope(msgspec.Struct, frozen=True):
     event: bytes | None = None
     not_before_ms: int = 0
 
+    @property
+    def reasons(self) -> list[str]:
+        """The reasons of what was changed on the way, to be counted when it has arrived."""
+        return [adjustment.reason for adjustment in self.plan.adjustments]
+
 
 class Verdict(msgspec.Struct, frozen=True):
     """Why a record makes no call: ``drop`` by a rule, or ``reject`` into the dead letters."""

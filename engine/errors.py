@@ -95,8 +95,7 @@ DEAD_REASONS = {
     "invalid_id": "a user or device id that Amplitude refuses",
     "invalid_identity": "a user id or e-mail that Intercom cannot take",
     "too_old": "its time is further back than `sync.events.max_age_s`",
-    "too_large": "an event larger than `http.max_event_bytes`, or a line than"
-    " `forward.max_line_bytes`; its beginning is kept",
+    "too_large": "over `http.max_event_bytes` or `forward.max_line_bytes`; its beginning is kept",
     "user_not_found": "Intercom did not know the user for the whole retry window",
     "user_failing": "Intercom kept failing on this user's call, and on nobody else's",
     "contact_archived": "the contact is archived, and `sync.users.archived` says to leave it so",

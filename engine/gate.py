@@ -386,6 +386,8 @@ class Gate:
         if health is self._logged or health is Health.THROTTLED:
             return
         if health is Health.OPEN:
+            if isinstance(outcome, Failure):
+                return  # a pause is over, and nobody has been answered yet
             after_s = round(loop_time_s() - self._logged_at_s, 1)
             _log.warning("Intercom answers again", intercom=self._name, after_s=after_s)
         else:

@@ -265,9 +265,12 @@ class Writer:
 
     def _run(self) -> None:
         while True:
-            with suppress(queue.Empty):
-                self._write_next(self._queue.get(timeout=LOOK_EVERY_S))
-            self._look()
+            try:
+                with suppress(queue.Empty):
+                    self._write_next(self._queue.get(timeout=LOOK_EVERY_S))
+                self._look()
+            except Exception:  # a thread that ended would lose every line behind this one
+                self.lose()
 
     def _write_next(self, first: bytes | threading.Event) -> None:
         """Write a line together with those behind it, as far as they go into one write."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import anyio
 import structlog
@@ -35,6 +35,7 @@ from engine.spool.rows import DeadLetter, DeadLetterQuery, Row
 from engine.spool.store import Store
 from engine.supervision import Supervisor
 from transports.amplitude import MAX_EVENT_BYTES, BadEvent, decode_head
+from transports.errors import Refused
 
 INTAKE_BATCHES = 16
 """Batches between a source and the filter: enough to keep both busy."""
@@ -156,13 +157,16 @@ class Pipeline:
                     tasks, ends, self.sync, self.spool, self.gate, self.contacts, self.names
                 )
                 tasks.start_soon(self.spool.feed.run, records)
-                mapper = MapperActor(self.rules, self.spool, self.names, lanes, self.adjusted)
+                mapper = MapperActor(self.rules, self.spool, self.names, lanes)
                 await mapper.run(loaded)
                 lanes.close()
 
     def close(self) -> None:
         """Close the intake's channel, whether it ever ran or not."""
         self.inbox.close()
+        with suppress(anyio.WouldBlock, anyio.EndOfStream, anyio.ClosedResourceError):
+            while True:
+                self._shares.receive_nowait().tally.refuse(Refused("draining"))
         self._shares.close()
 
 

@@ -278,17 +278,19 @@ def check_head(head: Head, min_id_length: int = MIN_ID_LENGTH) -> BadEvent | Non
 
     A ``$groupidentify`` needs neither user nor device (Python and Node SDKs send none).
     """
-    event_type = head.event_type
+    event_type, user_id, device_id = head.event_type, head.user_id, head.device_id
     if not event_type:
         return BadEvent("missing_field", "event_type", "event_type is missing")
     if event_type.isspace():
         return BadEvent("invalid_field", "event_type", "event_type is blank")
     if len(event_type) > MAX_TEXT:
         return BadEvent("invalid_field", "event_type", f"event_type is longer than {MAX_TEXT}")
-    if not head.user_id and not head.device_id and event_type != GROUP_IDENTIFY:
+    if not user_id and not device_id:
+        if event_type == GROUP_IDENTIFY:
+            return None
         return BadEvent("missing_field", "user_id", "neither user_id nor device_id is there")
-    return check_id("user_id", head.user_id, min_id_length) or check_id(
-        "device_id", head.device_id, min_id_length
+    return check_id("user_id", user_id, min_id_length) or check_id(
+        "device_id", device_id, min_id_length
     )
 
 

@@ -150,6 +150,10 @@ ALLOWED_HEADERS: Final = "Content-Type, Content-Encoding, Authorization, X-Api-K
 _HEADER_NAMES: Final = re.compile(r"[A-Za-z0-9_, -]{1,512}")
 
 
+BUSY: Final = BadUpload(503, "Service unavailable: busy")
+TOO_SLOW: Final = BadUpload(408, "Request body took too long")
+
+
 class HttpSource:
     """A server of Amplitude's ingestion endpoints."""
 
@@ -274,16 +278,15 @@ class HttpSource:
         self, request: web.BaseRequest, door: Door, stack: AsyncExitStack
     ) -> Parts | BadUpload:
         """Read a request whole, and hold its bytes as long as the stack is open."""
-        late = BadUpload(503, "Service unavailable: busy")
+        hold: Hold | None = None
         try:
             async with asyncio.timeout(self._body_timeout_s) as deadline:
                 hold = await stack.enter_async_context(self._room.enter(request.remote or ""))
-                late = BadUpload(408, "Request body took too long")
                 deadline.reschedule(asyncio.get_running_loop().time() + self._body_timeout_s)
                 await _say_continue(request)
                 body = await read_body(request, door.max_bytes, hold)
         except TimeoutError:
-            return late
+            return BUSY if hold is None or hold.waits else TOO_SLOW
         except _Unreadable as error:
             return error.refusal
         assert self._listener is not None

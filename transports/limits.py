@@ -34,10 +34,14 @@ class Hold:
         self._room = room
         self.address = address
         self.size = 0
+        self.waits = False
+        """Whether it waits, or was waiting when it was given up, for bytes that others hold."""
 
     async def grow(self, size: int) -> None:
         """Hold ``size`` bytes from now on; waits until they are free."""
+        self.waits = True
         await self._room.take(self, size - self.size)
+        self.waits = False
 
 
 class Room:

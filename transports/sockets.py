@@ -78,6 +78,8 @@ class Connection(asyncio.Protocol):
         self._served_by.connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
+        if not self._has_begun:  # a head has as long as any other, however long its client idled
+            self._listener.wait_for(self)
         self._has_begun = True
         self._served_by.data_received(data)
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
@@ -137,7 +138,7 @@ class _Body(msgspec.Struct):
     client_upload_time: msgspec.Raw = _NULL
 
 
-SMALL_BODY_BYTES: Final = 65_536
+SMALL_BODY_BYTES: Final = 262_144
 """A body whose elements need not be counted: there is memory for as many as it can hold."""
 
 _First = msgspec.defstruct(
@@ -172,7 +173,8 @@ def _elements(found: Any) -> Sequence[msgspec.Raw]:
     """Return the elements of an array that was decoded either way; no more than one too many."""
     if found is None or isinstance(found, list):
         return found or ()
-    return [raw for raw in msgspec.structs.astuple(found) if raw is not _NULL]
+    raws = msgspec.structs.astuple(found)
+    return raws[: bisect_left(range(len(raws)), True, key=lambda n: raws[n] is _NULL)]
 
 
 def decode_upload(body: bytes, takes: Takes = bool) -> Upload | BadUpload:
@@ -438,19 +440,15 @@ def decode_events(
     bad: list[tuple[int, BadEvent]] = []
     for index, event in enumerate(events):
         raw = bytes(event)
-        head: Head | BadEvent
-        if len(raw) > max_event_bytes:
-            head = too_large(raw, max_event_bytes)
-        else:
-            head = decode_head(raw)
-            if not isinstance(head, Head):
-                head, raw = read_mended(head, raw)
+        head = decode_head(raw) if len(raw) <= max_event_bytes else too_large(raw, max_event_bytes)
+        if isinstance(head, BadEvent):
+            head, raw = read_mended(head, raw)
         problem = head if isinstance(head, BadEvent) else _check_upload(head, raw, min_id_length)
-        if problem is not None:
-            bad.append((index, problem))
-        elif isinstance(head, Head):
-            heads.append(head)
+        if problem is None:
+            heads.append(head)  # type: ignore[arg-type]  # a head: bad events are problems
             raws.append(raw)
+        else:
+            bad.append((index, problem))
     return refuse_events(bad) if bad else (heads, raws)
 
 
@@ -493,14 +491,12 @@ def _check_upload(head: Head, raw: bytes, min_id_length: int) -> BadEvent | None
     ):
         return BadEvent("invalid_field", "time", "time must be whole milliseconds since 1970")
     problem = check_head(head, min_id_length)
-    if problem is None and raw.count(b"{") + raw.count(b"[") > MAX_DEPTH:
-        problem = _check_depth(raw)
-    return problem
+    return problem or _check_depth(raw)
 
 
 def _check_depth(raw: bytes) -> BadEvent | None:
     """Return what is nested too deep. Counting the brackets clears nearly every event at once."""
-    if raw.count(b"{") + raw.count(b"[") <= MAX_DEPTH:
+    if len(raw.translate(None, _NO_OPENING)) <= MAX_DEPTH:
         return None
     for name, value in (fields_of(raw) or {}).items():
         if _is_deep(bytes(value)):
@@ -510,6 +506,7 @@ def _check_depth(raw: bytes) -> BadEvent | None:
 
 _STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
 _ALIKE: Final = bytes.maketrans(b"{}", b"[]")
+_NO_OPENING: Final = bytes(set(range(256)) - set(b"[{"))
 _NO_BRACKET: Final = bytes(set(range(256)) - set(b"[]{}"))
 
 

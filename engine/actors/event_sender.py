@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
 from typing import Literal
 
 from engine.actor import Actor
@@ -77,20 +76,17 @@ class EventSender(Actor[list[Envelope], None]):
             return False
         return not self._feed.is_due(envelope.not_before_ms)
 
-    async def _defer(self, early: Envelope, ahead: Iterable[Envelope]) -> deque[Envelope]:
+    async def _defer(self, early: Envelope, ahead: deque[Envelope]) -> deque[Envelope]:
         """Put an event back until its second begins, with what its user has behind it.
 
         Return what others have: they go on as soon as that is one commit.
         """
         user = early.record.user_key
-        mine, others = [early.record], deque[Envelope]()
-        for one in ahead:
-            if one.record.user_key == user:
-                mine.append(one.record)
-            else:
-                others.append(one)
-        await self._feed.defer(mine, early.not_before_ms)
-        return others
+        mine = [one.record for one in ahead if one.record.user_key == user]
+        work = self._feed.defer([early.record, *mine], early.not_before_ms)
+        if await self.attempt(early.record, work):
+            return deque(one for one in ahead if one.record.user_key != user)
+        return ahead
 
     async def _deliver(self, envelope: Envelope, event: bytes) -> None:
         record = envelope.record
@@ -143,6 +139,7 @@ class EventSender(Actor[list[Envelope], None]):
         if refusal is not None and refusal.reason == "user_not_found":
             await self._spool.lose_contact(record.user_key)
         if refusal is None:
+            self._feed.adjusted.update(envelope.reasons)
             self._feed.deliver(record)
         elif refusal.reason != "user_not_found" or self._unknown_user == "dead_letter":
             await self._feed.bury(record, refusal)

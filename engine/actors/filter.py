@@ -348,7 +348,7 @@ class FilterActor(Actor[Share, None]):
         raw, heads = batch.raws[index], batch.heads
         head, raw = read_head(raw) if heads is None else (heads[index], raw)
         found: Admitted | BadEvent | str
-        if len(raw) > self._filter.max_event_bytes:
+        if heads is None and len(raw) > self._filter.max_event_bytes:  # else its source decides
             head = too_large(raw, self._filter.max_event_bytes)
         if isinstance(head, BadEvent):
             found = self._filter.excuse(head, raw)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
+
+import msgspec
 
 from engine.actor import Actor, internal_failure
 from engine.envelope import Envelope, Plan, Record, Verdict
 from engine.errors import Failure
 from engine.event_names import EventNames
+from engine.fitting import Adjustment
 from engine.mapping import Rules, event_body
 from engine.spool import Spool
 from engine.spool.seconds import claim_of
@@ -23,8 +25,11 @@ class Outlet(Protocol):
 
 Planned = tuple[Record, Plan | Verdict]
 
-Bodies = dict[int, tuple[bytes, int]]
-"""By the ids of records, the bodies of their events, and when each may leave (Unix ms; 0: now)."""
+Bodies = dict[int, tuple[bytes, int, bool]]
+"""By the ids of records: the body of the event, when it may leave (Unix ms; 0: now), and whether it
+shares its second with a different one."""
+
+CROWDED = Adjustment("same_second", "created_at", "no second was free, it shares its own")
 
 
 def _name_of(plan: Plan | Verdict) -> str:
@@ -35,6 +40,12 @@ def _name_of(plan: Plan | Verdict) -> str:
 def _no_place(plan: Plan | Verdict) -> Verdict:
     name = _name_of(plan)
     return Verdict("reject", "event_type_limit", f"{name!r} would be one name too many")
+
+
+def _noted(plan: Plan, crowded: bool) -> Plan:
+    if not crowded:
+        return plan
+    return msgspec.structs.replace(plan, adjustments=(*plan.adjustments, CROWDED))
 
 
 def _not_before_ms(event: Mapping[str, Any], second: int) -> int:
@@ -51,13 +62,10 @@ class MapperActor(Actor[list[Record], Envelope]):
         spool: Spool,
         names: EventNames,
         lanes: Outlet,
-        adjusted: Counter[str],
     ) -> None:
-        """``adjusted`` counts what is changed on the way, by reason."""
         super().__init__(bury=spool.feed.bury)
         self._rules = rules
         self._names = names
-        self._adjusted = adjusted
         self._spool = spool
         self._feed = spool.feed
         self._lanes = lanes
@@ -66,9 +74,10 @@ class MapperActor(Actor[list[Record], Envelope]):
         planned, bodies = await self._prepare(records)
         self._lanes.put(
             [
-                Envelope(record, plan, *bodies.get(record.id, ()))
+                Envelope(record, _noted(plan, crowded), *body)
                 for record, plan in planned
                 if isinstance(plan, Plan)
+                for *body, crowded in [bodies.get(record.id, (None, 0, False))]
             ]
         )
         for record, plan in planned:
@@ -108,10 +117,9 @@ class MapperActor(Actor[list[Record], Envelope]):
         if not events:
             return {}
         given = await self._spool.claim_seconds([claim_of(*one) for one in events])
-        self._adjusted.update("same_second" for one in given if one.crowded)
         return {
-            record.id: (event_body(event, second), _not_before_ms(event, second))
-            for (record, event), (second, _) in zip(events, given, strict=True)
+            record.id: (event_body(event, second), _not_before_ms(event, second), crowded)
+            for (record, event), (second, crowded) in zip(events, given, strict=True)
         }
 
     async def _settle(self, record: Record, verdict: Verdict) -> None:
@@ -125,10 +133,7 @@ class MapperActor(Actor[list[Record], Envelope]):
     def _plan(self, record: Record) -> Plan | Verdict:
         """Map one record. What the rules did not foresee must not stop the records behind it."""
         try:
-            plan = self._rules.plan(record)
-            if isinstance(plan, Plan) and plan.adjustments:
-                self._adjusted.update(one.reason for one in plan.adjustments)
-            return plan
+            return self._rules.plan(record)
         except Exception as fault:
             return _internal(fault, record)
 

@@ -96,6 +96,7 @@ class UserUpserter(Actor[list[Envelope], list[Envelope]]):
         self._alone.discard(envelope.record.id)
         if envelope.event is None:
             records = [one.record for one in merged]
+            self._feed.adjusted.update(reason for one in merged for reason in one.reasons)
             await self._feed.settle_update(records, upserted.contact, delivered=upserted.called)
         else:
             await self._spool.remember(envelope.record.user_key, upserted.contact)

@@ -17,6 +17,7 @@ from engine import config, logs
 from engine.commands.terminal import json_shown
 from engine.config import Settings
 from engine.errors import DataDirInUse, EngineError, SettingsError
+from transports.errors import BadFile
 
 OK, FAILED, USAGE, DEAD_LETTERED, IN_USE = 0, 1, 2, 3, 4
 """Exit codes: settled; failure; wrong usage or settings; a dead letter and ``--strict``; another
@@ -79,7 +80,7 @@ def _code_of(error: BaseException) -> int | None:
         return complain(error, IN_USE)
     if isinstance(error, OSError) and error.filename and error.strerror:
         return complain(f"{error.filename}: {error.strerror}", FAILED)
-    return complain(error, FAILED) if isinstance(error, EngineError | OSError) else None
+    return complain(error, FAILED) if isinstance(error, EngineError | OSError | BadFile) else None
 
 
 def complain(error: BaseException | str, code: int) -> int:
@@ -91,7 +92,8 @@ def complain(error: BaseException | str, code: int) -> int:
 
 def print_json(value: Any) -> None:
     """Print a value to stdout, as one line of JSON."""
-    sys.stdout.write(json_shown(msgspec.json.encode(value).decode()) + "\n")
+    text = msgspec.json.encode(value).decode()
+    sys.stdout.write(json_shown(text, sys.stdout.encoding) + "\n")
 
 
 def _leaves(error: BaseException) -> list[BaseException]:

@@ -65,7 +65,7 @@ async def check(
 
     Raises:
         SettingsError: a source is not installed, or does not take its settings.
-        OSError: the sample cannot be read.
+        OSError, BadFile: the sample cannot be read.
     """
     sources = list(sources_of(settings))
     limit = largest_event(settings)

@@ -10,7 +10,7 @@ import msgspec
 from engine.actors.filter import Filter
 from engine.app import client_of, directory_of
 from engine.attributes import KnownAttributes, parse_list
-from engine.commands import FAILED, OK, complain, print_json
+from engine.commands import OK, print_json
 from engine.config import Intercom, Settings, Sync, largest_event
 from engine.contacts import differences
 from engine.envelope import ContactUpdate, Plan, Record
@@ -24,7 +24,7 @@ from engine.spool.store import Store
 from engine.user_properties import apply, needs_state
 from transports import files, intercom
 from transports.amplitude import BadEvent, Head, decode_head
-from transports.errors import BadFile, NoAnswer
+from transports.errors import NoAnswer
 from transports.intercom import Request
 from transports.stdin import decode_line
 
@@ -39,19 +39,16 @@ async def preview(
     Raises:
         SettingsError: no such sync.
         OSError: the file cannot be read.
+        BadFile: some of it cannot, or it holds no events; what can be read has been printed.
         EngineError: the workspace cannot be asked.
     """
     syncs = [s for s in settings.sync if sync in (None, s.name)]
     if not syncs:
         raise SettingsError(f"--sync: there is no sync `{sync}`")
     previews = [Preview(s, await attributes_of(s.intercom) if live else None) for s in syncs]
-    try:
-        for number, head, raw in read_events(path, largest_event(settings)):
-            for one in previews:
-                answer = {"line": number, **one.judge(head, raw)}
-                print_json(answer)
-    except BadFile as error:
-        return complain(error, FAILED)
+    for number, head, raw in read_events(path, largest_event(settings)):
+        for one in previews:
+            print_json({"line": number, **one.judge(head, raw)})
     return OK
 
 

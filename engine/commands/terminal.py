@@ -15,6 +15,8 @@ WIDE = 10_000
 _UNSEEN = re.compile(r"[\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
 """What JSON leaves as it is, and a terminal obeys or does not show."""
 
+_NOT_ASCII = re.compile(r"[^\x00-\x7e]")
+
 
 def shown(value: object, most: int = MOST_CHARACTERS) -> str:
     """Return a value as one line of printable text of at most ``most`` characters.
@@ -26,9 +28,15 @@ def shown(value: object, most: int = MOST_CHARACTERS) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def json_shown(text: str) -> str:
-    """Return JSON that says the same, without characters that a terminal obeys."""
-    return _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+def json_shown(text: str, encoding: str | None = "utf-8") -> str:
+    """Return JSON that says the same, without characters that a terminal obeys or cannot show."""
+    can_show_all = "utf" in (encoding or "").lower()
+    return (_UNSEEN if can_show_all else _NOT_ASCII).sub(_json_escaped, text)
+
+
+def _json_escaped(found: re.Match[str]) -> str:
+    units = found[0].encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4))
 
 
 def say(text: str, *, stderr: bool = False, most: int = 2_000) -> None:

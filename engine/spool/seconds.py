@@ -40,6 +40,10 @@ DELETE FROM seconds WHERE id = ?1
 """
 
 
+_GIVEN = "SELECT id, second, key IS NULL AND content IS NOT NULL FROM seconds"
+"""The third column is true of an event that shares its second with a different one (rule 4)."""
+
+
 class Claim(msgspec.Struct, frozen=True, gc=False):
     """An event that wants ``second``; ``claim_id`` stays the same through retries and replays."""
 
@@ -120,8 +124,9 @@ class Seconds:
         for start in range(0, len(claims), MOST_ROWS):
             ids = [one.claim_id for one in claims[start : start + MOST_ROWS]]
             holes = ", ".join("?" * len(ids))
-            rows = self._db.execute(f"SELECT id, second FROM seconds WHERE id IN ({holes})", ids)  # noqa: S608 - placeholders
-            kept.update((id_, Given(second)) for id_, second in rows)
+            query = f"{_GIVEN} WHERE id IN ({holes})"
+            rows = self._db.execute(query, ids)
+            kept.update((id_, Given(second, bool(crowded))) for id_, second, crowded in rows)
         return kept
 
     def _take_own(self, new: Sequence[Claim], now_ms: int) -> bool:

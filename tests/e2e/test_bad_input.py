@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 from pathlib import Path
@@ -86,6 +87,49 @@ async def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     code, _, err = await process.run("forward", "-c", str(config), str(tmp_path / "absent.jsonl"))
     assert code == 1
     assert "absent.jsonl: No such file" in err
+
+
+@pytest.mark.parametrize("command", ["check --offline", "preview"])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"user_id,event_type\nu-00001,A\n", "not JSON: CSV"),
+        (b'[{"event_type": "A", "user_id": "mira-okafor"},', "damaged: its JSON ends too early"),
+    ],
+)
+async def test_a_sample_that_cannot_be_read_is_named(
+    tmp_path: Path, command: str, content: bytes, said: str
+) -> None:
+    (tmp_path / "sample").write_bytes(content)
+    config = process.settings(tmp_path, NOWHERE)
+    name, *flags = command.split()
+    code, out, err = await process.run(name, "-c", str(config), *flags, str(tmp_path / "sample"))
+    assert code == 1
+    assert f"error: {tmp_path}/sample: {said}" in err
+    assert "Traceback" not in err
+    assert out.count("mira-okafor") == (name == "preview" and b"mira" in content)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+async def test_bad_files_of_any_name_are_named_on_any_terminal(
+    tmp_path: Path, encoding: str
+) -> None:
+    names = [b"b\xc3\xbccher.json", b"\xff\xfe.json", b"bell \x1b]0;x\x07.json"]
+    for name in names:
+        (Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))).write_bytes(b"a,b\n1,2\n")
+    config = process.settings(tmp_path, NOWHERE)
+    env = {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    code, out, err = await process.run(
+        "forward", "-c", str(config), "--json", str(tmp_path), str(tmp_path / "é-1"), env=env
+    )
+    shown = ["b\u00fccher.json" if encoding == "utf-8" else "b\\xfccher.json"]
+    shown += ["\\xff\\xfe.json", "bell \\x1b]0;x\\x07.json"]
+    for name in shown:
+        assert f"{name}: not JSON: CSV, its first line is 'a,b'" in err
+    assert code == 1
+    assert len(json.loads(out)["problems"]) == 4
+    assert "Traceback" not in err
+    assert "\x1b" not in err + out
 
 
 async def test_a_gigantic_line_is_kept_as_a_dead_letter_and_stops_nothing(tmp_path: Path) -> None:

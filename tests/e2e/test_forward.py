@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import bz2
 import gzip
+import io
 import json
+import lzma
 import signal
 import zipfile
 from collections import Counter
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from support import process
@@ -47,11 +51,11 @@ async def test_mixed_dialects_are_delivered_and_bad_lines_kept_with_their_number
     async with serve(local) as url:
         config = process.settings(tmp_path, url)
         code, counts = await _forward(config, str(file))
-    assert (code, counts["received"], counts["delivered"], counts["dead"]) == (0, 7, 4, 3)
-    assert [e.metadata["n"] for e in local.events] == [1, 2, 3]
+    assert (code, counts["received"], counts["delivered"], counts["dead"]) == (0, 7, 5, 2)
+    assert [e.metadata.get("n") for e in local.events] == [1, 2, 3, None]
     _, out, _ = await process.run("dead-letters", "list", "-c", str(config), "--json")
     letters = [(one["line"], one["reason"], one["origin"]) for one in json.loads(out)]
-    assert letters == [(n, "invalid_json", "events.jsonl") for n in (4, 6, 7)]
+    assert letters == [(n, "invalid_json", "events.jsonl") for n in (4, 6)]
 
 
 async def test_the_same_file_twice_delivers_nothing_twice(tmp_path: Path) -> None:
@@ -90,7 +94,7 @@ async def test_a_pipe_works_like_a_file_and_strict_tells_of_dead_letters(tmp_pat
     async with serve(local) as url:
         config = process.settings(tmp_path, url)
         code, counts = await _forward(config, "--strict", "-", stdin=b"\n".join(LINES))
-    assert (code, counts["delivered"], counts["dead"]) == (3, 4, 3)
+    assert (code, counts["delivered"], counts["dead"]) == (3, 5, 2)
 
 
 async def test_a_silent_pipe_does_not_hold_up_a_signal(tmp_path: Path) -> None:
@@ -198,6 +202,108 @@ async def test_everything_an_export_can_be_saved_as_goes_through_one_command(
     assert (code, counts["delivered"], counts["files"]) == (0, 50, 5)
     expected = [*range(10), *range(20, 30), *range(10, 20), *range(30, 50)]
     assert [e.metadata["n"] for e in local.events] == expected
+
+
+async def test_json_in_any_shape_and_packing_is_delivered(tmp_path: Path) -> None:
+    def event(n: int) -> dict[str, object]:
+        return process.event("mira-okafor", n)
+
+    body = {"api_key": "another", "events": [event(4), event(5)]}
+    texts = {
+        "0-pretty.json": json.dumps(event(0), indent=2) + "\n" + json.dumps(event(1), indent=2),
+        "1-concatenated.json": json.dumps(event(2)) + json.dumps(event(3)),
+        "2-body.json": json.dumps(body, indent=1),
+        "3-commas.json": f"{json.dumps(event(6))},\n{json.dumps(event(7))},\n",
+        "4-windows.json": "\ufeff" + "".join(f"{json.dumps(event(n))}\r\n\r\n" for n in (8, 9)),
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    packed = {
+        "5.json.bz2": bz2.compress(_lines(10, 2)),
+        "6.json.xz": lzma.compress(_lines(12, 2)),
+        "7.zip": _zipped({"1.json.gz": _zipped({"x/1.json.gz": gzip.compress(_lines(14, 2))})}),
+    }
+    for name, content in packed.items():
+        (tmp_path / name).write_bytes(content)
+    local = _known()
+    async with serve(local) as url:
+        config = process.settings(tmp_path, url)
+        paths = [str(tmp_path / name) for name in (*texts, *packed)]
+        code, counts = await _forward(config, *paths)
+        again, second = await _forward(config, *paths)
+    assert (code, counts["delivered"], counts["dead"]) == (0, 16, 0)
+    assert [e.metadata["n"] for e in local.events] == list(range(16))
+    assert (again, second["dropped"]) == (0, {"duplicate": 16})
+
+
+def _zipped(members: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+async def test_what_holds_no_json_is_refused_by_name_and_the_rest_delivered(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "a.csv").write_bytes(b"user_id,event_type\n" + b"u-00001,A\n" * 5_000)
+    (tmp_path / "b.json").write_bytes(b"PAR1" + bytes(9))
+    (tmp_path / "c.json").write_bytes(
+        b'[{"event_type": "A", "user_id": "mira-okafor", "insert_id": "c"},'
+    )
+    (tmp_path / "d.json").write_bytes(_lines(0, 3))
+    (tmp_path / "e.json").symlink_to("nowhere")
+    local = _known()
+    async with serve(local) as url:
+        config = process.settings(tmp_path, url)
+        paths = [str(tmp_path / name) for name in ("a.csv", "b.json", "c.json", "d.json", "e.json")]
+        first = await process.run("forward", "-c", str(config), "--json", *paths)
+        again = await process.run("forward", "-c", str(config), "--json", *paths)
+    for code, out, err in (first, again):
+        assert code == 1
+        for said in (
+            "a.csv: not JSON: CSV, its first line is 'user_id,event_type'",
+            "b.json: not JSON: a Parquet file",
+            "c.json: damaged: its JSON ends too early",
+            "e.json: No such file or directory",
+        ):
+            assert f"error: {tmp_path}/{said}" in err
+            assert f"{tmp_path}/{said}" in json.loads(out)["problems"]
+        assert "Traceback" not in err
+    counts = [json.loads(out) for _, out, _ in (first, again)]
+    assert [(c["received"], c["delivered"], c["dead"]) for c in counts] == [(4, 4, 0), (4, 0, 0)]
+
+
+async def test_identify_objects_and_times_of_2014_are_taken_from_files(tmp_path: Path) -> None:
+    lines = [
+        {"user_id": "mira-okafor", "user_properties": {"$set": {"plan": "pro"}}},
+        {"group_type": "org", "group_value": "acme", "group_properties": {"size": 3}},
+        process.event("mira-okafor", 1) | {"time": 1396381378000},
+        process.event("mira-okafor", 2) | {"time": 1396381378},
+    ]
+    local = _known()
+    async with serve(local) as url:
+        config = process.settings(tmp_path, url)
+        code, counts = await _forward(config, stdin=b"\n".join(map(msgspec.json.encode, lines)))
+    assert (code, counts["delivered"], counts["dead"]) == (0, 3, 0)
+    assert counts["dropped"] == {"group_identify": 1}
+    assert [e.created_at // 10 for e in local.events] == [139638137, 139638137]
+    [contact] = local.contacts.values()
+    assert contact.custom_attributes == {"plan": "pro"}
+
+
+async def test_events_of_a_file_have_the_bound_of_http(tmp_path: Path) -> None:
+    large = [process.event("mira-okafor", n, padding="x" * 20_000 + str(n)) for n in range(3)]
+    stdin = b"\n".join(map(msgspec.json.encode, [*large, process.event("mira-okafor", 9)]))
+    local = _known()
+    async with serve(local) as url:
+        http = {"http": {"listen": "127.0.0.1:0", "max_event_bytes": 10_000}}
+        config = process.settings(tmp_path, url, top=http)
+        code, counts = await _forward(config, stdin=stdin)
+        _, again = await _forward(config, stdin=stdin)
+    assert (code, counts["delivered"], counts["dead_by_reason"]) == (0, 1, {"too_large": 3})
+    assert again["dropped"] == {"duplicate": 4}
 
 
 async def test_a_damaged_archive_is_named_and_what_is_whole_is_delivered(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pytest
 from amplitude import Amplitude, BaseEvent, Config, EventOptions, Identify
 
 from support import process
@@ -118,6 +119,22 @@ async def test_a_bad_event_is_dropped_by_the_sdk_and_the_good_ones_around_it_arr
         await daemon.settled()
     assert codes == {200: 37, 400: 3}
     assert arrived(local) == [n for n in range(40) if n not in (3, 17, 39)]
+
+
+@pytest.mark.parametrize("path", ["/2/httpapi", "/batch", ""])
+async def test_a_number_that_is_none_costs_its_value_and_a_bare_host_is_enough(
+    tmp_path: Path, path: str
+) -> None:
+    local = known()
+    async with serve(local) as url, process.daemon(process.settings(tmp_path, url)) as daemon:
+        client = Client(daemon.http, path, flush_queue_size=50)
+        for n, amount in enumerate((1.5, float("nan"), float("-inf"), 2.5)):
+            client.track(n, amount=amount)
+        assert await client.told_of(4) == {200: 4}
+        client.amplitude.shutdown()
+        await daemon.settled()
+    assert arrived(local) == [0, 1, 2, 3]
+    assert [event.metadata.get("amount") for event in local.events] == [1.5, None, None, 2.5]
 
 
 async def test_a_batch_that_is_too_large_is_sent_in_pieces_by_the_sdk(tmp_path: Path) -> None:

@@ -173,3 +173,23 @@ def test_a_failing_event_between_events_of_one_second_keeps_the_order(tmp_path: 
         assert len({second for _, second in by_user[BUSY]}) == 8
 
     virtual.run(scenario)
+
+
+def test_values_that_are_changed_count_once_however_often_their_event_is_put_back(
+    tmp_path: Path,
+) -> None:
+    async def scenario() -> None:
+        local = a_sandbox()
+        async with simulation.engine(tmp_path, local, delivery=ONE_LANE) as engine:
+            time_ms = now_ms()
+            events = [
+                simulation.event(BUSY, n, time=time_ms, event_properties={"n": f"{n}\x00"})
+                for n in range(50)
+            ]
+            await submit(engine, events)
+            await engine.settled()
+            [status] = (await engine.status()).syncs
+        assert status.delivered == 50
+        assert status.adjusted == {"characters_cleaned": 50}
+
+    virtual.run(scenario)

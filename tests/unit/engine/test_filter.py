@@ -25,6 +25,7 @@ from engine.errors import DEAD_REASONS, DROP_REASONS
 from engine.mapping import Rules
 from transports import Batch
 from transports.amplitude import BadEvent, Head, decode_head, read_head
+from transports.uploads import Upload, checked_batch
 
 SAMPLE = Path(__file__).parents[3].parent / "shared" / "data" / "amplitude-export-sample.jsonl"
 ANY: dict[str, Any] = {"select": [{"types": ["*"]}]}
@@ -367,3 +368,19 @@ def test_what_nobody_selected_is_dropped_whatever_else_is_wrong_with_it() -> Non
             kept = sift(decide, bad + beside, decoded=decoded, few_are_kept=few_are_kept)
             assert kept.dropped == {"not_selected": 2}
             assert len(kept.dead) == len(beside)
+
+
+@pytest.mark.parametrize("extra", [b"", b', "x": NaN'])
+def test_what_a_door_has_let_in_does_not_become_too_large_behind_it(extra: bytes) -> None:
+    """A clock that is corrected, and a number that is mended, make an event a little longer."""
+    start = b'{"event_type": "Bought", "user_id": "user-1", "time": 1' + extra + b', "p": "'
+    raw = start + b"x" * (1_024 - len(start) - 2) + b'"}'
+    assert len(raw) == 1_024
+    upload = Upload("key", [raw], uploaded_at=b"1500000000000")
+    batch = checked_batch(upload, "http", max_event_bytes=1_024, received_ms=1_800_000_000_000)
+    assert isinstance(batch, Batch)
+    assert len(batch.raws[0]) > 1_024
+    decide = a_filter()
+    decide.max_event_bytes = 1_024
+    append = FilterActor(decide, cast("Any", None)).sift(batch)
+    assert (len(append.rows), append.dead) == (1, [])

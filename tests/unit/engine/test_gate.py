@@ -9,6 +9,7 @@ import anyio
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from engine.errors import ParkUser
 from engine.gate import Gate, GateClosed, Health, Meaning, endpoint_of, meaning_of
@@ -257,3 +258,23 @@ def test_calls_are_counted_by_endpoint_and_not_by_contact() -> None:
     assert endpoint_of("POST", "/contacts/abc/unarchive") == "POST /contacts/{id}/unarchive"
     assert endpoint_of("POST", "/contacts/search") == "POST /contacts/search"
     assert endpoint_of("GET", "/me") == "GET /me"
+
+
+def test_an_outage_that_a_429_interrupts_is_one_line_when_it_begins_and_one_when_it_ends() -> None:
+    async def scenario() -> None:
+        def script(request: Request, at_s: float) -> Answer:
+            if at_s < 20:
+                return Answer(503, {}, b"")
+            if at_s < 21:
+                return Answer(429, {"x-ratelimit-reset": str(int(virtual.EPOCH_S) + 24)}, b"")
+            return Answer(503, {}, b"") if at_s < 60 else OK
+
+        with capture_logs() as lines:
+            one = gate(Wire(script))
+            with anyio.move_on_after(120):
+                await call_all(one, [f"u{n}" for n in range(20)])
+        said = [line["event"] for line in lines if line["log_level"] == "warning"]
+        assert ["not answer" in said[0], "answers again" in said[1]] == [True, True]
+        assert len(said) == 2
+
+    virtual.run(scenario)

@@ -1,0 +1,94 @@
+"""Connections: each that waits for its client does so for a bounded time, whoever serves it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+import pytest
+from aiohttp import web
+
+from transports.sockets import HEADER_TIMEOUT_S, Connection, Listener
+
+
+class Patient(asyncio.Protocol):
+    """A server that would wait for ever, and answers every word with a great many."""
+
+    def __init__(self) -> None:
+        self.transport: Any = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        if data.endswith(b"?"):
+            self.transport.write(bytes(50_000_000))
+
+
+@pytest.mark.parametrize("said", [b"", b"POST / HTTP/1.1\r\nHost: half a he", b"?"])
+async def test_a_connection_that_waits_for_its_client_ends_whoever_serves_it(said: bytes) -> None:
+    listener = Listener(cast("web.Server", Patient), 10, idle_timeout_s=0.02)
+    async with listener.listening("127.0.0.1", 0) as address:
+        host, _, port = address.rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port), limit=1_024)
+        writer.write(said)
+        if said == b"?":
+            cast("asyncio.Transport", writer.transport).pause_reading()
+            while listener._open_ones or listener._coming:
+                await asyncio.sleep(0)
+        else:
+            assert await reader.read() == b""
+        writer.transport.abort()
+        assert not listener._open_ones
+
+
+async def test_a_connection_at_work_is_left_alone_and_counts_again_once_it_has_answered() -> None:
+    served: list[Patient] = []
+
+    def serve() -> Patient:
+        served.append(Patient())
+        return served[-1]
+
+    listener = Listener(cast("web.Server", serve), 10, idle_timeout_s=0.02)
+    async with listener.listening("127.0.0.1", 0) as address:
+        host, _, port = address.rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        while not served or served[0].transport is None:
+            await asyncio.sleep(0)
+        with listener.request(served[0].transport):
+            listener.at_work(served[0].transport)
+            with pytest.raises(TimeoutError):  # as long as some sweeps take
+                await asyncio.wait_for(reader.read(), 0.1)
+        assert await reader.read() == b""
+        writer.close()
+
+
+class Watch(Listener):
+    """A listener that only keeps the time."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def wait_for(self, connection: Connection) -> None:
+        connection.since_s = self.now_s
+
+
+class Nothing(asyncio.Transport):
+    """A transport with nothing to write."""
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+
+def test_a_head_has_as_long_after_an_idle_time_as_the_first_one() -> None:
+    watch = Watch()
+    connection = Connection(watch, asyncio.Protocol())
+    connection.connection_made(Nothing())
+    connection.answered()
+    watch.now_s = 70.0
+    assert not connection.is_late(watch.now_s, idle_timeout_s=75.0)
+    connection.data_received(b"GET / HT")
+    assert not connection.is_late(watch.now_s + HEADER_TIMEOUT_S - 1, idle_timeout_s=75.0)
+    watch.now_s += HEADER_TIMEOUT_S - 1
+    connection.data_received(b"TP")  # a trickle does not make it longer
+    assert connection.is_late(watch.now_s + 2, idle_timeout_s=75.0)
