@@ -52,9 +52,9 @@ def property_values(name: str, event: dict[str, Any]) -> list[Any]:
     if parts[0] == "event":
         return [nested(event.get("event_properties"), parts[1])]
     if parts[0] == "user":
-        return [nested(event.get("user_properties"), parts[1])]
+        return [nested(as_set(event.get("user_properties")), parts[1])]
     if parts[0] != "group":
-        return [nested(event, name)]
+        return [nested_field(event, name)]
     names = nested_one(event.get("groups"), parts[1])
     if names is not None and names != []:
         return names if isinstance(names, list) and len(names) == 1 else [names]
@@ -70,11 +70,28 @@ def nested_one(holder: Any, key: str) -> Any:
 
 
 def nested(holder: Any, name: str) -> Any:
-    value = nested_one(holder, name)
-    if value is None and "." in name:
-        head, rest = name.split(".", 1)
-        return nested(nested_one(holder, head), rest)
+    value = nested_field(holder, name)
+    if value is None and isinstance(holder, dict):
+        inner = {
+            k.removeprefix(f"{name}."): v
+            for k, v in holder.items()
+            if k[: len(name) + 1] == f"{name}."
+        }
+        return {k: v for k, v in inner.items() if v is not None} or None
     return value
+
+
+def nested_field(holder: Any, name: str) -> Any:
+    parts = name.split(".")
+    ways = [nested_one(holder, name)]
+    for n in range(1, len(parts)):
+        ways.append(nested(nested_one(holder, ".".join(parts[:n])), ".".join(parts[n:])))
+    return next((value for value in ways if value is not None), None)
+
+
+def as_set(properties: Any) -> Any:
+    sets = nested_one(properties, "$set")
+    return {**properties, **sets} if isinstance(sets, dict) else properties
 
 
 def one_holds(op: str, held: Any, want: Any) -> bool:
@@ -159,11 +176,12 @@ HELD = st.recursive(
     max_leaves=4,
 )
 HOLDERS = st.none() | HELD | st.dictionaries(NAMES, HELD, max_size=3)
+SETS = st.fixed_dictionaries({"$set": HOLDERS}, optional={"p": HELD, "p.q": HELD})
 EVENTS = st.fixed_dictionaries(
     {},
     optional={
         "event_properties": HOLDERS,
-        "user_properties": HOLDERS,
+        "user_properties": HOLDERS | SETS,
         "groups": HOLDERS,
         "group_properties": st.none() | st.dictionaries(st.sampled_from("pq"), HOLDERS, max_size=2),
         "country": HELD,

@@ -11,7 +11,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-ILLEGAL_IN_KEYS = set(".$~`!@#%^&*'{}|\\\"\0")
+UNWRITTEN = set(map(chr, [*range(0x20), *range(0x7F, 0xA0)]))  # control characters
+LINES = set("\t\n\r")
+ILLEGAL_IN_KEYS = set(".$~`!@#%^&*'{}|\\\"") | UNWRITTEN
 LONGEST_BODY = 256_000
 CURRENCY = re.compile(r"[A-Za-z]{3}")
 STANDARD = {
@@ -44,7 +46,7 @@ def faults_of_event(body: bytes, *, kept: int, now_s: int) -> list[str]:
     if len({"user_id", "email", "id"} & event.keys()) != 1:
         faults.append("not one contact")
     name, second = event.get("event_name"), event.get("created_at")
-    if not isinstance(name, str) or not name or {".", "$"} & set(name):
+    if not isinstance(name, str) or not name.strip() or ({".", "$"} | UNWRITTEN) & set(name):
         faults.append(f"event_name {name!r}")
     if type(second) is not int or not 0 <= second <= now_s:
         faults.append(f"created_at {second!r}")
@@ -58,7 +60,7 @@ def _faults_of_metadata(metadata: Any, kept: int) -> list[str]:
     if not isinstance(metadata, dict) or not metadata:
         return ["metadata is no object, or an empty one"]
     faults = [f"metadata {k!r}: {v!r}" for k, v in metadata.items() if not _is_metadata(v)]
-    faults += [f"metadata key {k!r}" for k in metadata if not k or ILLEGAL_IN_KEYS & set(k)]
+    faults += [f"metadata key {k!r}" for k in metadata if not k.strip() or ILLEGAL_IN_KEYS & set(k)]
     if len({key.lower() for key in metadata}) != len(metadata):
         faults.append("keys that are equal but for case")
     if len(metadata) > kept:
@@ -92,7 +94,7 @@ def _is_rich_link(value: dict[str, Any]) -> bool:
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and len(value) <= 255
+    return isinstance(value, str) and len(value) <= 255 and not (UNWRITTEN - LINES) & set(value)
 
 
 def _is_number(value: Any) -> bool:
@@ -123,7 +125,7 @@ def _is_standard(field: str, value: Any) -> bool:
         return False
     if field.endswith("_at"):
         return abs(value) < 10**11  # seconds
-    return not isinstance(value, str) or len(value) <= 255
+    return not isinstance(value, str) or _is_text(value)
 
 
 def _fits(value: Any, data_type: str | None) -> bool:

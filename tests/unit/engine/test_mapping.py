@@ -13,11 +13,13 @@ from engine.envelope import ContactUpdate, Identity, Kind, Plan, Record, Verdict
 from engine.mapping import (
     AnyAttribute,
     Rules,
+    can_be_cleared,
     contact_body,
     creation_body,
     event_body,
     field_name,
 )
+from engine.user_properties import apply
 
 ACCEPTED_MS = 1_715_677_200_999
 ANY = AnyAttribute()
@@ -364,3 +366,268 @@ def test_what_a_contact_holds_is_read_back_as_selected_properties() -> None:
     contact = {"name": "A", "custom_attributes": {"Company": "Acme", "gone": None, "x": 1}}
     assert mapping.properties_of_contact(contact) == {"name": "A", "co": "Acme"}
     assert mapping.properties_of_contact({"custom_attributes": None}) == {}
+
+
+# --- where properties are ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("properties", [{"place": {"city": "Oslo"}}, {"place.city": "Oslo"}])
+def test_an_event_property_is_sent_whether_nested_or_flattened(properties: dict[str, Any]) -> None:
+    chosen = {"metadata": ["place", {"from": "place.city", "to": "town"}]}
+    sent = body(rules(events=chosen), {"event_properties": properties})
+    assert sent["metadata"] == {"place_city": "Oslo", "town": "Oslo"}
+
+
+@pytest.mark.parametrize("sets", [{"address": {"city": "Oslo"}}, {"address.city": "Oslo"}])
+@pytest.mark.parametrize("op", ["$set", "$setOnce", ""])
+def test_a_user_property_is_written_whether_nested_or_dotted(op: str, sets: dict[str, Any]) -> None:
+    mapping = rules(users={"properties": [{"from": "address.city", "to": "city"}]})
+    event = {"event_type": "$identify", "user_properties": {op: sets} if op else sets}
+    planned = plan(mapping, event, kind=Kind.IDENTIFY)
+    assert planned.contact is not None
+    state, _ = apply(planned.contact.operations, {})
+    assert mapping.contact_fields(state, ANY)[0] == {"custom_attributes.city": "Oslo"}
+
+
+def test_what_is_set_wins_over_a_plain_key_in_filter_metadata_and_contact() -> None:
+    pro = {"property": "user.plan", "op": "is", "values": ["pro"]}
+    events = {"select": [{"types": ["*"], "where": [pro]}], "metadata": ["user.plan"]}
+    mapping = rules(events=events, users={"properties": ["plan"], "trigger": "any_update"})
+    planned = plan(mapping, {"user_properties": {"plan": "free", "$set": {"plan": "pro"}}})
+    assert planned.event is not None
+    assert planned.event["metadata"] == {"plan": "pro"}
+    assert planned.contact is not None
+    assert planned.contact.operations == {"$set": {"plan": "pro"}}
+
+
+@pytest.mark.parametrize("version", ["app_version", "version_name"])
+def test_fields_of_an_event_itself_are_sent_where_properties_lack_them(version: str) -> None:
+    event = {
+        "price": 9.99,
+        "quantity": 2,
+        "revenue": 19.98,
+        "currency": "USD",
+        "productId": "sku-1",
+        "country": "Norway",
+        version: "1.2",
+        "event_properties": {"quantity": 3},
+    }
+    home = {"from": "user.country", "to": "home"}
+    names = ["$price", "quantity", "revenue", "productId", "country", "app_version", home]
+    chosen = rules(events={"metadata": names, "money": {"revenue": "currency"}})
+    assert body(chosen, event)["metadata"] == {
+        "_price": 9.99,
+        "quantity": 3,
+        "revenue": {"amount": 1998, "currency": "usd"},
+        "productId": "sku-1",
+        "country": "Norway",
+        "app_version": "1.2",
+        "home": "Norway",
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "operations"),
+    [
+        ({}, {"$set": {"country": "Norway"}}),
+        ({"country": "Chile"}, {"$set": {"country": "Chile"}}),
+        ({"$setOnce": {"country": "Chile"}}, {"$setOnce": {"country": "Chile"}}),
+        ({"$clearAll": "-"}, {"$clearAll": "-", "$set": {"country": "Norway"}}),
+    ],
+)
+def test_a_standard_user_property_is_taken_from_the_event_itself(
+    given: dict[str, Any], operations: dict[str, Any]
+) -> None:
+    mapping = rules(users={"properties": ["country"]})
+    event = {"event_type": "$identify", "country": "Norway", "user_properties": given}
+    planned = plan(mapping, event, kind=Kind.IDENTIFY)
+    assert planned.contact is not None
+    assert planned.contact.operations == operations
+
+
+def test_a_field_named_like_ours_says_nothing() -> None:
+    event = {"(fields)": {"country": "x"}, "(time_ms)": 5, "time": ACCEPTED_MS - 1_000}
+    sent = body(rules(events={"metadata": ["country"]}), event)
+    assert sent == {
+        "event_name": "Bought",
+        "created_at": ACCEPTED_MS // 1000 - 1,
+        "user_id": "user-1",
+    }
+
+
+def test_an_event_can_say_that_it_leaves_its_user_alone() -> None:
+    users = {"properties": ["plan"], "trigger": "any_update"}
+    mapping = rules(users=users, events={"metadata": ["user.plan"]})
+    event = {"$skip_user_properties_sync": True, "user_properties": {"plan": "free-2017"}}
+    planned = plan(mapping, event)
+    assert planned.contact is None
+    assert planned.event is not None
+    assert planned.event["metadata"] == {"plan": "free-2017"}
+    assert plan(mapping, event | {"$skip_user_properties_sync": False}).contact is not None
+
+
+# --- today's settings -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sync", "event", "kind", "reason"),
+    [
+        ({"events": {"enabled": False}}, {}, Kind.EVENT, "events_disabled"),
+        ({"events": {"select": []}}, {}, Kind.EVENT, "not_selected"),
+        ({"events": {"select": [{"types": ["Other"]}]}}, {}, Kind.EVENT, "not_selected"),
+        ({}, {"event_type": "[Intercom] a"}, Kind.EVENT, "loop_guard"),
+        ({}, {"event_type": "$groupidentify"}, Kind.EVENT, "group_identify"),
+        (
+            {"users": {"enabled": False}},
+            {"event_type": "$identify"},
+            Kind.IDENTIFY,
+            "users_disabled",
+        ),
+        ({"users": {"enabled": False}}, {}, Kind.IDENTIFY, "users_disabled"),
+        ({}, {}, Kind.IDENTIFY, "not_selected"),
+    ],
+)
+def test_what_waited_is_dropped_for_the_reason_that_holds_today(
+    sync: dict[str, Any], event: dict[str, Any], kind: Kind, reason: str
+) -> None:
+    assert rules(**sync).plan(record(event, kind=kind)) == Verdict("drop", reason)
+
+
+@pytest.mark.parametrize(
+    ("name", "event"),
+    [
+        ("event.amount", {"event_properties": {"amount": 5}}),
+        ("user.amount", {"user_properties": {"$set": {"amount": 5}}}),
+        ("group.team.a", {"group_properties": {"team": {"x": {"a": 5}}}}),
+        ("quantity", {"quantity": 5}),
+        ("event.$quantity", {"quantity": 5}),
+        ("app_version", {"version_name": 5}),
+        ("plan.branch", {"plan": {"branch": 5}}),
+    ],
+)
+def test_what_waited_has_to_pass_today_s_filter(name: str, event: dict[str, Any]) -> None:
+    def filtering(value: int) -> Rules:
+        where = [{"property": name, "op": ">=", "values": [value]}]
+        return rules(events={"select": [{"types": ["Bought"], "where": where}]})
+
+    assert plan(filtering(5), event).event is not None
+    assert filtering(6).plan(record(event)) == Verdict("drop", "filtered_out")
+
+
+def test_an_event_that_is_no_longer_sent_still_updates_its_user() -> None:
+    users = {"properties": ["plan"], "trigger": "any_update"}
+    mapping = rules(users=users, events={"enabled": False})
+    planned = plan(mapping, {"user_properties": {"plan": "pro"}}, kind=Kind.EVENT_WITH_UPDATE)
+    assert planned.contact is not None
+    assert planned.event is None
+
+
+@pytest.mark.parametrize("name", [" ", "\t\n", "\0\x1b", "\u200b"])
+def test_an_event_whose_name_shows_nothing_is_rejected(name: str) -> None:
+    planned = rules().plan(record({"event_type": name}))
+    assert planned == Verdict("reject", "invalid_field", "event_type is blank")
+
+
+def test_a_date_as_text_is_not_taken_for_a_number() -> None:
+    lenient = rules(events={"max_age_s": 3e9})
+    planned = plan(lenient, {"time": "1971-01-01 00:00:00"})
+    assert planned.event is not None
+    assert planned.event["created_at"] == 31_536_000
+    assert planned.adjustments == ()
+    [adjustment] = plan(rules(), {"time": "1700000000"}).adjustments
+    assert adjustment.reason == "time_unit"
+
+
+def test_a_time_of_too_many_digits_is_rejected() -> None:
+    for time in (10**30, 10**400, float("1e300"), "9" * 5_000):
+        planned = rules().plan(record({"time": time}))
+        assert isinstance(planned, Verdict)
+        assert (planned.verdict, planned.reason) == ("reject", "invalid_field")
+
+
+# --- dates, control characters, roles ---------------------------------------------------
+
+
+def test_text_stays_text_unless_it_is_shown_as_a_date_or_said_to_be_one() -> None:
+    written = "2026-01-01T10:00:00Z"
+    as_date = {"from": "paid", "to": "paid_on", "as": "date"}
+    renamed = {"from": "delivered", "to": "delivery_date"}
+    chosen = rules(events={"metadata": ["delivered", "renewed_at", "end_date", as_date, renamed]})
+    properties = dict.fromkeys(("delivered", "renewed_at", "end_date", "paid"), written)
+    planned = plan(chosen, {"event_properties": properties})
+    assert planned.event is not None
+    assert planned.event["metadata"] == {
+        "delivered": written,
+        "renewed_at": written,
+        "end_date": 1_767_261_600,
+        "paid_on": 1_767_261_600,
+        "delivery_date": 1_767_261_600,
+    }
+    assert [one.reason for one in planned.adjustments] == ["date_converted"] * 3
+
+
+def test_control_characters_do_not_reach_intercom() -> None:
+    chosen = rules(events={"metadata": ["a"]})
+    event = {"event_type": "Bo\x1bught", "event_properties": {"a": {"x\0": "1\x072\n3"}}}
+    planned = plan(chosen, event)
+    assert planned.event is not None
+    assert planned.event["event_name"] == "Bo-ught"
+    assert planned.event["metadata"] == {"a_x_": "1 2\n3"}
+    reasons = [one.reason for one in planned.adjustments]
+    assert reasons == ["name_cleaned", "flattened", "key_cleaned", "characters_cleaned"]
+
+
+def test_an_object_of_many_keys_is_named_once_where_there_is_no_more_space() -> None:
+    chosen = rules(events={"metadata": ["a", "b"], "metadata_limit": 2})
+    event = {"event_properties": {"a": {f"k{n}": n for n in range(10_000)}, "b": 1}}
+    planned = plan(chosen, event)
+    assert planned.event is not None
+    assert list(planned.event["metadata"]) == ["a_k0", "a_k1"]
+    assert [one.reason for one in planned.adjustments] == [
+        "flattened",
+        "too_many_keys",
+        "too_many_keys",
+    ]
+
+
+@pytest.mark.parametrize("role", ["user", "lead", "admin", 5])
+def test_a_role_is_not_written_beside_an_external_id(role: Any) -> None:
+    chosen = ["role", "external_id", "name"]
+    properties = {"role": role, "external_id": "u-1", "name": "A"}
+    for identifier in ("external_id", "email"):
+        mapping = rules(mapping={"identifier": identifier}, users={"properties": chosen})
+        assert "role" not in mapping.contact_fields(properties, ANY)[0]
+    fields, _ = mapping.contact_fields({"role": "lead", "name": "A"}, ANY)
+    assert fields == {"role": "lead", "name": "A"}
+
+
+def test_neither_role_nor_external_id_can_be_cleared() -> None:
+    types = Types(plan="string")
+    names = ["role", "external_id", "name", "custom_attributes.plan", "custom_attributes.gone"]
+    assert [name for name in names if can_be_cleared(name, types)] == [
+        "name",
+        "custom_attributes.plan",
+    ]
+
+
+def test_one_value_that_does_not_fit_costs_itself_alone() -> None:
+    chosen = {"owner_id": "nobody", "signed_up_at": 10**321, "avatar": "x", "name": "Mira"}
+    mapping = rules(users={"properties": list(chosen)})
+    fields, adjustments = mapping.contact_fields(chosen, ANY)
+    assert fields == {"name": "Mira"}
+    assert [one.reason for one in adjustments] == ["type_mismatch"] * 3
+    assert mapping.contact_fields({"owner_id": "999"}, ANY)[0] == {"owner_id": 999}
+
+
+def test_a_code_of_digits_becomes_an_attribute_of_text() -> None:
+    mapping = rules(users={"properties": ["postalCode"]})
+    assert mapping.attributes_of({"postalCode": "02138"}) == {"postalCode": "string"}
+    fields, [adjustment] = mapping.contact_fields(
+        {"postalCode": "02138"}, Types(postalCode="float")
+    )
+    assert (fields, adjustment.reason) == ({}, "type_mismatch")
+
+
+@pytest.mark.parametrize("answer", [None, [], "text", 5, {"custom_attributes": "text"}])
+def test_what_is_no_contact_holds_no_properties(answer: Any) -> None:
+    assert rules(users={"properties": ["name", "plan"]}).properties_of_contact(answer) == {}
