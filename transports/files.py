@@ -2,7 +2,7 @@
 
 Plain text, gzip, bzip2, xz, Zstandard, and ZIP archives of any of these (an Export API answer is a
 ZIP of ``.json.gz``) are told apart by their first bytes (``transports.kinds``), and cut into events
-by ``transports.lines``. All of it is streamed: memory does not grow with the file.
+by ``transports.shapes``. All of it is streamed: memory does not grow with the file.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from typing import IO, Final, NamedTuple
 from transports import kinds
 from transports.errors import BadFile
 from transports.kinds import NotEvents
-from transports.lines import Cutter, Line, Position
+from transports.lines import Line, Position
 from transports.packing import Stream
+from transports.shapes import Cutter
 
 CHUNK_BYTES: Final = 1024 * 1024
 

@@ -31,8 +31,9 @@ from transports import Batch, Intake, Receipt, Ticket, files
 from transports.amplitude import MAX_EVENT_BYTES, BadEvent, Head, Time, parse_time, read_head
 from transports.errors import BadFile, Refused
 from transports.files import Chunk
-from transports.lines import Cutter, Line, Plain, Position
+from transports.lines import Line, Plain, Position
 from transports.packing import Stream
+from transports.shapes import Cutter
 
 TICKETS: Final = 16
 """Batches that may be on their way to the disk while the next ones are read."""

@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transports.amplitude import KEPT_BYTES
-from transports.lines import FIRST_PIECES, Cutter, Line, Lines, Position, Values
+from transports.lines import Line, Lines, Position
+from transports.shapes import FIRST_PIECES, Cutter
+from transports.values import Values
 
 
 def cut(cutter: Lines | Values, *chunks: bytes) -> list[tuple[int, bytes, bool]]:

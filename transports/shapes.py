@@ -1,0 +1,164 @@
+"""Text, cut into the events that it holds, however they are set in it. Pure, and streamed.
+
+Shapes
+======
+1. **Lines**: one JSON value a line (NDJSON). The fast path: nobody looks into a line here. Only
+   this shape can be entered in the middle.
+2. **Values**: all else that is JSON: objects over several lines, or several on one; arrays of
+   events; whole request bodies, ``{"api_key": …, "events": […]}``, of which the events are taken;
+   and any of these one after the other. Commas between values do no harm.
+
+``Cutter`` decides, by the first line that begins like an object or an array of them: one that is a
+whole event is one of many lines. A line that is broken does not tell.
+
+What is no JSON costs itself: a line of lines, or an event of values (``transports.values``).
+
+A text without any JSON object among its first lines or values is refused (``Cutter.problem``):
+until the first of them comes, what comes is held back.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+from transports import kinds
+from transports.amplitude import BOM, BadEvent, Head, read_head
+from transports.lines import Line, Lines, Plain, Position
+from transports.values import ARRAY, BETWEEN, Values, match_end
+
+FIRST_PIECES: Final = 100
+"""Lines, or values, of a text among which one has to be a JSON object."""
+
+
+class Cutter:
+    """Cuts a text into its events; its beginning tells how they are set in it.
+
+    ``problem`` says what is wrong with the text as a whole, once that is known: it is ``refused``,
+    and nothing of it is an event, or it ends too early.
+    """
+
+    def __init__(self, max_bytes: int, start: Position | None = None) -> None:
+        self._max = max_bytes
+        self._begun = b""
+        self._held: list[Line] = []
+        self._cutter: Lines | Values | None = None
+        if start and start.offset:
+            self._cutter = Lines(max_bytes, start)
+        self._accepted = self._cutter is not None
+        self.refused = False
+        self.problem = ""
+
+    def cut(self, text: bytes) -> list[Line]:
+        """Return the events that end in this text, and those before that were held back."""
+        if self._accepted and self._cutter is not None:
+            return self._cutter.cut(text)
+        return [] if self.refused else self._admit(self._cut_first(text))
+
+    def cut_plain(self, text: bytes) -> Plain | None:
+        """Return the lines that end in this text at once, where that is possible; see ``Lines``."""
+        if self._accepted and isinstance(self._cutter, Lines):
+            return self._cutter.cut_plain(text)
+        return None
+
+    def finish(self) -> list[Line]:
+        """Return what is left when the text ends."""
+        if self.refused:
+            return []
+        found = [] if self._cutter else self._begin(shape_of(self._begun, self._max, ended=True))
+        if self._cutter is not None:
+            found += self._cutter.finish()
+        if isinstance(self._cutter, Values):
+            self.problem = self._cutter.problem
+        return self._admit(found, ended=True)
+
+    def _cut_first(self, text: bytes) -> list[Line]:
+        if self._cutter is not None:
+            return self._cutter.cut(text)
+        self._begun += text
+        return self._begin(shape_of(self._begun, self._max))
+
+    def _begin(self, shape: Shape | None) -> list[Line]:
+        if shape is None:
+            return []
+        self._cutter = shape(self._max)
+        begun, self._begun = self._begun, b""
+        return self._cutter.cut(begun.removeprefix(BOM) if shape is Values else begun)
+
+    def _admit(self, found: list[Line], *, ended: bool = False) -> list[Line]:
+        """Hold back what is found until an object is among it; without one, refuse all."""
+        if self._accepted:
+            return found
+        held = self._held = self._held + found
+        if any(map(_is_object, held[:FIRST_PIECES])) or (ended and self.problem):
+            self._accepted, self._held = True, []
+            return held
+        if len(held) >= FIRST_PIECES or (ended and held):
+            self.refused, self._held = True, []
+            self.problem = kinds.not_json(held[0].text)
+        return []
+
+
+def _is_object(line: Line) -> bool:
+    if not line.whole:
+        return line.text.startswith(b"{")
+    head, _ = read_head(line.text)
+    return not (isinstance(head, BadEvent) and head.reason in ("invalid_json", "not_an_object"))
+
+
+def _is_event(line: Line) -> bool:
+    head, _ = read_head(line.text)
+    return not line.whole or (isinstance(head, Head) and head.event_type is not None)
+
+
+Shape = type[Lines] | type[Values]
+
+
+def shape_of(text: bytes, max_bytes: int, *, ended: bool = False) -> Shape | None:
+    """Return what a text is to be cut by, or None: more of it has to be seen.
+
+    The first line tells that begins like an object, or an array of them, and is neither broken nor
+    an object that is no event.
+    """
+    at = len(BOM) if text.startswith(BOM) else 0
+    for _ in range(FIRST_PIECES):
+        line = at
+        at = match_end(BETWEEN, text, line)
+        if text[at : at + 1] == b"{":
+            if text[line:at].strip():
+                return Values  # a comma, or the mark of a sequence
+            shape = _shape_of_object(text[at:], max_bytes, ended=ended)
+            if shape != "next line":
+                return None if shape == "more" else shape
+        array = ARRAY.match(text, at)
+        if array and array[1]:
+            return Values
+        at = text.find(b"\n", at) + 1
+        if not at or (array and array.end() == len(text)):
+            return Lines if ended or len(text) > max_bytes else None
+    return Lines
+
+
+def _shape_of_object(
+    text: bytes, max_bytes: int, *, ended: bool
+) -> Shape | Literal["more", "next line"]:
+    """Return the shape of a text that begins with an object, or what would tell."""
+    line, line_end, rest = text.partition(b"\n")
+    if not line_end and not ended and len(text) <= max_bytes:
+        return "more"
+    probe = Values(max_bytes)
+    found = probe.cut(line + line_end)
+    if probe.bodies or len(found) > 1:
+        return Values
+    if probe.is_between and found and found[0].whole and found[0].text != line.strip():
+        return Values  # and something behind it
+    if probe.is_between:
+        return Lines if any(map(_is_event, found)) else "next line"
+    if probe.is_broken:
+        return "next line"
+    if not line_end:
+        return Values if ended else Lines  # one that is too large
+    begin = match_end(BETWEEN, rest, 0)
+    if begin == len(rest) and not ended and len(text) <= max_bytes:
+        return "more"
+    broke_off = rest[begin : begin + 1] == b"{" and probe.cut(rest[: begin + 1])
+    return "next line" if broke_off else Values
