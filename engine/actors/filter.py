@@ -321,46 +321,65 @@ class FilterActor(Actor[Share, None]):
             share.tally.refuse(error)
 
     def sift(self, batch: Batch) -> Append:
-        """Return what is kept of a batch, and count the rest."""
-        rows: list[Row] = []
-        dead: list[DeadRow] = []
+        """Return what is kept of a batch, and count the rest.
+
+        A barrier round each event would cost every one of them; so there is one round all of them,
+        and where it is needed they are looked at once more, each by itself.
+        """
         dropped: Counter[str] = Counter()
+        indexes = self._worth_a_look(batch, dropped)
+        sifted = Append(len(batch.raws), [], [], Counter(dropped), batch.marks)
+        try:
+            self._sift(batch, indexes, sifted)
+        except Exception:
+            sifted = Append(len(batch.raws), [], [], dropped, batch.marks)
+            for index in indexes:
+                self._sift_alone(batch, index, sifted)
+        self._few_are_kept = len(sifted.rows) < len(batch.raws) / 2
+        return sifted
+
+    def _sift_alone(self, batch: Batch, index: int, into: Append) -> None:
+        try:
+            self._sift(batch, (index,), into)
+        except Exception as fault:
+            failure = internal_failure(fault, batch=batch.origin)
+            into.dead.append(_internal_row(failure, batch.raws[index], batch, index))
+
+    def _sift(self, batch: Batch, indexes: Iterable[int], into: Append) -> None:
+        raws, heads, derive, checked = batch.raws, batch.heads, batch.derive_ids, batch.checked
+        judge, most, keep = self._filter.judge, self._filter.max_event_bytes, into.rows.append
         project = project_hash(batch.api_key or self._filter.project)
         debugging = logs.debugging()
-        for index in self._worth_a_look(batch, dropped):
-            try:
-                found = self._sift_one(batch, index, project)
-            except Exception as fault:
-                failure = internal_failure(fault, batch=batch.origin)
-                found = _internal_row(failure, batch.raws[index], batch, index)
-            if isinstance(found, Row):
-                rows.append(found)
-            elif isinstance(found, str):
-                dropped[found] += 1
-                if debugging:
-                    log_dropped_raw(batch.raws[index], found)
-            else:
-                dead.append(found)
-        self._few_are_kept = len(rows) < len(batch.raws) / 2
-        return Append(len(batch.raws), rows, dead, dropped, batch.marks)
-
-    def _sift_one(self, batch: Batch, index: int, project: hashlib.blake2b) -> Row | DeadRow | str:
-        raw, heads = batch.raws[index], batch.heads
-        head, raw = read_head(raw) if heads is None else (heads[index], raw)
         found: Admitted | BadEvent | str
-        if heads is None and len(raw) > self._filter.max_event_bytes:  # else its source decides
-            head = too_large(raw, self._filter.max_event_bytes)
-        if isinstance(head, BadEvent):
-            found = self._filter.excuse(head, raw)
-        else:
-            found = self._filter.judge(head, raw, checked=batch.checked)
-            if isinstance(found, tuple):
-                return Row(*found, raw, insert_key(head, raw, project, derive=batch.derive_ids))
-        if isinstance(found, str):
-            return found
+        for index in indexes:
+            raw = raws[index]
+            if heads is not None:
+                head = heads[index]  # and its source has decided on its size
+            elif len(raw) <= most:
+                head, raw = read_head(raw)
+            else:
+                head = too_large(raw, most)
+            if isinstance(head, BadEvent):
+                found = self._filter.excuse(head, raw)
+            else:
+                found = judge(head, raw, checked=checked)
+                if isinstance(found, tuple):
+                    keep(Row(*found, raw, insert_key(head, raw, project, derive=derive)))
+                    continue
+            if isinstance(found, str):
+                into.dropped[found] += 1
+                if debugging:
+                    log_dropped_raw(raw, found)
+            else:
+                into.dead.append(self._dead_row(found, raw, project, batch, index))
+
+    @staticmethod
+    def _dead_row(
+        bad: BadEvent, raw: bytes, project: hashlib.blake2b, batch: Batch, index: int
+    ) -> DeadRow:
         line = batch.lines[index] if batch.lines else None
-        key, kept = dead_key(found, raw, project), raw[: KEPT_BYTES if found.digest else None]
-        return DeadRow(found.reason, found.message, kept, key, batch.origin, line)
+        key, kept = dead_key(bad, raw, project), raw[: KEPT_BYTES if bad.digest else None]
+        return DeadRow(bad.reason, bad.message, kept, key, batch.origin, line)
 
     def _worth_a_look(self, batch: Batch, dropped: Counter[str]) -> Iterable[int]:
         """Return the places of events that their type alone does not decide on; count the others.
