@@ -347,6 +347,7 @@ class Gate:
     def close(self) -> None:
         """Let no more calls leave; those that are out are finished."""
         self._closed = True
+        self._pace.close()
         self._tell()
 
     async def _send(self, request: Request) -> Return:
@@ -397,7 +398,10 @@ class Gate:
     def _learn_from(
         self, answer: Answer, back: Return, meaning: Meaning, user: str, number: int
     ) -> None:
-        self._pace.learn(parse_rate(answer.headers), number, back.left_at_s, back.back_at_s)
+        try:
+            self._pace.learn(parse_rate(answer.headers), number, back.left_at_s, back.back_at_s)
+        except Exception as fault:  # headers that nobody foresaw cost themselves, not the call
+            _log.error("internal fault", exc_info=fault, intercom=self._name)
         slots = min(self._max_in_flight, self._pace.in_flight)
         if slots != self._slots.total_tokens:
             self._slots.total_tokens = slots
@@ -448,6 +452,8 @@ class Gate:
 
     async def _destination_is_well(self) -> bool:
         await self._pace.turn()
+        if self._closed:
+            return False
         outcome = (await self._send(me())).outcome
         if isinstance(outcome, Failure):
             return False

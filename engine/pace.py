@@ -152,6 +152,8 @@ class Pace:
         """Calls that have left: the number of the latest."""
         self._latency_s = 0.0
         self._slowest_s = 0.0
+        self._waiting: set[anyio.CancelScope] = set()
+        self._closed = False
 
     def follow(self, limit: int | None) -> None:
         """Take over a limit from a header; absent and absurd ones are passed over.
@@ -180,15 +182,31 @@ class Pace:
 
     async def turn(self) -> None:
         """Wait until one more call may leave; at once where nobody and nothing is waited for."""
+        if self._closed:
+            return
         if not self._queue.locked() and self._bucket.has_capacity() and self._may_leave():
             await self._bucket.acquire()
             self._departures.append(loop_time_s())
             return
+        with anyio.CancelScope() as waiting:
+            self._waiting.add(waiting)
+            try:
+                await self._wait()
+            finally:
+                self._waiting.discard(waiting)
+
+    async def _wait(self) -> None:
         async with self._queue:
             await self._bucket.acquire()
             await self._wait_for_others()
             await self._wait_for_room()
             self._departures.append(loop_time_s())
+
+    def close(self) -> None:
+        """Let ``turn`` return at once from now on, also to those who wait: no call leaves."""
+        self._closed = True
+        for waiting in list(self._waiting):
+            waiting.cancel()
 
     def _may_leave(self) -> bool:
         now_s = loop_time_s()
@@ -236,5 +254,5 @@ def pause_s(answer: Answer, now_s: float) -> float:
 def _server_time_s(answer: Answer, now_s: float) -> float:
     try:
         return parsedate_to_datetime(answer.headers["date"]).timestamp()
-    except (KeyError, ValueError):
-        return now_s
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError):
+        return now_s  # absent, or no date: it can be any bytes

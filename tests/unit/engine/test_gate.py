@@ -278,3 +278,45 @@ def test_an_outage_that_a_429_interrupts_is_one_line_when_it_begins_and_one_when
         assert len(said) == 2
 
     virtual.run(scenario)
+
+
+HOSTILE_DATES = [
+    "",
+    "yesterday",
+    "Mon, 99999999999999999999 Jan 2026 00:00:00 GMT",
+    "Mon, 01 Jan 99999999999999999999 00:00:00 GMT",
+    "Mon, 01 Jan 2026 00:00:00 +99999999999999999999",
+    "Mon, 01 Jan 0001 00:00:00 GMT",
+    f"Mon, 01 Jan 2026 {'9' * 5_000}:00:00 GMT",
+]
+
+
+@pytest.mark.parametrize("date", HOSTILE_DATES)
+def test_a_date_that_is_none_counts_as_absent(date: str) -> None:
+    headers = {"date": date, "x-ratelimit-reset": "1800000007"}
+    assert 0 < pause_s(Answer(429, headers, b""), 1_800_000_000.0) <= 10
+
+
+@pytest.mark.parametrize("per_minute", [6, 60])
+def test_closed_it_lets_nobody_wait_for_the_pace(per_minute: int) -> None:
+    async def scenario() -> None:
+        wire = Wire(lambda r, at: OK)
+        one = gate(wire, per_minute, in_flight=4)
+        closed = []
+
+        async def call(user: str) -> None:
+            try:
+                await one.call(request(user), user)
+            except GateClosed:
+                closed.append(user)
+
+        async with anyio.create_task_group() as tasks:
+            for n in range(200):
+                tasks.start_soon(call, f"u{n}")
+            await anyio.sleep(0.5)
+            made = len(wire.calls)
+            one.close()
+        assert virtual.current().now_s < 0.6
+        assert (len(wire.calls), len(closed)) == (made, 200 - made)
+
+    virtual.run(scenario)
