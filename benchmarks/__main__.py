@@ -18,7 +18,7 @@ RUNS: dict[Callable[..., list[Result]], tuple[str, ...]] = {
     intake.filtering: ("filter",),
     intake.from_file: ("intake-file",),
     intake.over_http: ("intake-http-100", "intake-http-10"),
-    mapping.mapping: ("mapping",),
+    mapping.mapping: ("mapping", "mapping-nested", "mapping-identify"),
     delivery.over_sockets: ("delivery", "delivery-cpu"),
     delivery.of_the_allowance: ("allowance",),
     delivery.number_of_calls: ("calls",),

@@ -47,6 +47,8 @@ GOALS = {
     "intake-http-100": Goal(0.6, "higher", 0.09),
     "intake-http-10": Goal(0.5, "higher", 0.1),
     "mapping": Goal(0.4, "higher"),
+    "mapping-nested": Goal(0.28, "higher"),
+    "mapping-identify": Goal(0.2, "higher"),
     "delivery": Goal(0.7, "higher", 0.2),
     "delivery-cpu": Goal(1.5, "lower", 5.0),
     "allowance": Goal(0.99, "higher"),

@@ -19,7 +19,7 @@ import msgspec
 
 from engine.addresses import MAX_PORT, normal_host, normal_url
 from engine.errors import SettingsError
-from engine.fitting import fit_name, is_legal_key
+from engine.fitting import fit_name, is_blank, is_legal_key
 from engine.near import did_you_mean
 from engine.selection import ANY_TYPE, Selection, Selector
 from transports.amplitude import MAX_EVENT_BYTES
@@ -577,9 +577,9 @@ def _selection_problems(where: str, events: Events) -> Iterator[str]:
     except ValueError as error:
         yield f"{where}.events.select: {error}"
         return
-    empty = next((old for old, new in events.rename.items() if not new), None)
-    if empty is not None:
-        yield f"{where}.events.rename.{empty}: Expected a name, this one is empty"
+    blank = next((old for old, new in events.rename.items() if is_blank(new)), None)
+    if blank is not None:
+        yield f"{where}.events.rename.{blank}: Expected a name, this one is blank"
     in_order = dict.fromkeys(name for s in events.select for name in s.types if name in types)
     names = event_names(in_order, events)
     if len(names) > MAX_EVENT_TYPES:
@@ -604,6 +604,8 @@ def largest_event(settings: Settings) -> int:
 
 def _attribute_problems(where: str, properties: list[str | Rename]) -> Iterator[str]:
     for index, item in enumerate(properties):
+        if isinstance(item, Rename) and item.as_:
+            yield f"{where}[{index}].as: is for metadata; a contact's attributes have their types"
         source, target = source_and_target(item)
         if target and not is_legal_key(target):
             yield (
@@ -618,8 +620,8 @@ def _target_problems(where: str, properties: list[str | Rename]) -> Iterator[str
         source, target = source_and_target(item)
         if source in ("*", "user.*", "event.*"):
             yield f'{where}[{index}]: "*" is not offered: name the properties to send'
-        if not source or not target:
-            yield f"{where}[{index}]: Expected a property name, this one is empty"
+        if is_blank(source) or is_blank(target):
+            yield f"{where}[{index}]: Expected a property name, this one is blank"
         if target in seen:
             yield f"{where}[{index}]: `{target}` is fed twice"
         seen.add(target)

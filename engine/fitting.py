@@ -453,7 +453,7 @@ def fit_attribute(key: str, value: Any, data_type: str, style: Style) -> Fitted:
     if data_type:
         if _KINDS.get(data_type) is kind and is_plain(value, style):  # nearly all are
             return value, None
-    elif is_plain(value, style) and not _is_date(key, value):
+    elif is_plain(value, style) and not (is_date_key(key) or _is_date_time(value)):
         return value, None
     if isinstance(value, dict):
         return None, Note("nested_left_out", "a nested object, left out")
@@ -472,7 +472,8 @@ def fit_attribute(key: str, value: Any, data_type: str, style: Style) -> Fitted:
             note = note or Note("type_converted", what)
         value = converted
     else:
-        value, note = _as_date(value) if note is None and _is_date(key, value) else (value, note)
+        if note is None and (is_date_key(key) or _is_date_time(value)):
+            value, note = _as_date(value)
         value = _to_text(value) if style.stringify else value
     if isinstance(value, bool):
         return value, note
@@ -483,11 +484,9 @@ def fit_attribute(key: str, value: Any, data_type: str, style: Style) -> Fitted:
 _KINDS: Final[Mapping[str, type]] = {"string": str, "integer": int, "float": int}
 
 
-def _is_date(key: str, value: Any) -> bool:
-    """Whether a value is a date, as its key or the value itself says."""
-    if isinstance(value, str) and value[10:11] == "T" and _DATE_TIME.fullmatch(value):
-        return True
-    return is_date_key(key)
+def _is_date_time(value: Any) -> bool:
+    """Whether a value says itself that it is a date with a time."""
+    return type(value) is str and value[10:11] == "T" and bool(_DATE_TIME.fullmatch(value))
 
 
 def type_for(key: str, value: Any, style: Style) -> str | None:
@@ -495,8 +494,11 @@ def type_for(key: str, value: Any, style: Style) -> str | None:
 
     A number gets ``float`` though it is whole: the next one may not be, and would not fit.
     """
-    if type(value) is str and value[10:11] != "T" and not is_date_key(key):  # most are
-        return "string"
+    if not is_date_key(key):  # nearly all are of these two
+        if type(value) is str and value[10:11] != "T":
+            return "string"
+        if type(value) is int and is_plain(value, style):
+            return "float"
     fitted, note = fit_attribute(key, value, "", style)
     if isinstance(fitted, bool):
         return "boolean"

@@ -45,8 +45,8 @@ TYPES_KEPT: Final = 1_024
 
 MAX_ID: Final = 255
 MAX_BODY_BYTES: Final = 256_000
-MOST_BYTES_A_KEY: Final = 4 * 3 * 255 + 64
-"""A key and its value as JSON, at most: three texts (a link has two), four bytes a character."""
+MOST_THAT_FIT: Final = (MAX_BODY_BYTES - 4_096) // (4 * 3 * 255 + 64)
+"""Keys that fit whatever they hold: three texts (a link has two), four bytes a character."""
 
 _IDENTIFY: Final = Kind.IDENTIFY
 LOOP_PREFIX: Final = "[Intercom] "
@@ -344,7 +344,8 @@ class Rules:
         metadata = self._metadata_of(event, adjustments)
         if metadata:
             body["metadata"] = metadata
-            _fit_size(body, metadata, adjustments)
+            if len(metadata) > MOST_THAT_FIT:
+                _fit_size(body, metadata, adjustments)
         return body
 
     def _metadata_of(self, event: Content, adjustments: list[Adjustment]) -> dict[str, Any]:
@@ -479,7 +480,8 @@ class Rules:
             if role != "user":
                 what = "left out, whoever has an external id is a user"
                 adjustments.append(Adjustment("type_mismatch", "role", what))
-        _fit_size(fields, fields, adjustments)
+        if len(fields) > MOST_THAT_FIT:
+            _fit_size(fields, fields, adjustments)
         return fields, adjustments
 
     def properties_of_contact(self, contact: Any) -> dict[str, Any]:
@@ -520,8 +522,6 @@ def _fit_size(
     body: dict[str, Any], droppable: dict[str, Any], adjustments: list[Adjustment]
 ) -> None:
     """Take the last keys out of ``droppable``, which is in ``body``, until that is small enough."""
-    if len(droppable) * MOST_BYTES_A_KEY < MAX_BODY_BYTES:
-        return
     while droppable and len(_encoder.encode(body)) > MAX_BODY_BYTES:
         name, _ = droppable.popitem()
         adjustments.append(Adjustment("too_large", name, "left out, the request is too large"))

@@ -99,7 +99,10 @@ def split(user_properties: object) -> Operations:
             problems.append(f"{_short(name)}: {problem}")
     if plain:
         operations["$set"] = {**plain, **operations.get("$set", {})}
-    in_order = {op: operations[op] for op in ORDER if operations.get(op)}
+    in_order = {}
+    for op in ORDER:
+        if operations.get(op):
+            in_order[op] = operations[op]
     return Operations(in_order, tuple(sorted(problems)[:MAX_PROBLEMS]) if problems else ())
 
 
@@ -115,7 +118,10 @@ def select(operations: Mapping[str, Any], names: Collection[str]) -> dict[str, A
             if names:
                 selected[op] = argument
             continue
-        kept = {name: argument[name] for name in names if name in argument}
+        kept = {}
+        for name in names:
+            if name in argument:
+                kept[name] = argument[name]
         for name in dotted:
             if name not in kept and (value := _along_dots(op, argument, name)) is not None:
                 kept[name] = value

@@ -515,10 +515,6 @@ def _decode_badly_written(decoder: msgspec.json.Decoder[Any], raw: bytes) -> Any
         raise ValueError(_diagnose(raw, error).message) from None
 
 
-decode_content: Final = content_decoder()
-"""Reads the properties alone."""
-
-
 def _time_of(fields: dict[str, Any]) -> int | None:
     for name in TIMES:
         if fields.get(name) is not None:

@@ -11,9 +11,25 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 NAMES = (
-    *("filter", "intake-file", "intake-http-100", "intake-http-10", "mapping", "delivery"),
-    *("delivery-cpu", "allowance", "calls", "latency", "memory-growth", "recovery"),
-    *("start-help", "start-ready", "scale-events", "scale-syncs", "scale-lanes"),
+    *("filter", "intake-file", "intake-http-100", "intake-http-10", "mapping"),
+    *(
+        "mapping-nested",
+        "mapping-identify",
+        "delivery",
+        "delivery-cpu",
+        "allowance",
+        "calls",
+        "latency",
+    ),
+    *(
+        "memory-growth",
+        "recovery",
+        "start-help",
+        "start-ready",
+        "scale-events",
+        "scale-syncs",
+        "scale-lanes",
+    ),
 )
 
 

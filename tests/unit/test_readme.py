@@ -11,7 +11,7 @@ import pytest
 import typer
 
 from benchmarks.report import GOALS
-from engine import cli, config, errors, metrics
+from engine import cli, config, errors, fitting, metrics
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 
@@ -72,6 +72,7 @@ def test_the_commands_table_has_every_command() -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
+        ("adjust-table", fitting.ADJUSTMENTS),
         ("drop-table", errors.DROP_REASONS),
         ("dead-table", errors.DEAD_REASONS),
         ("metrics-table", metrics.METRICS),

@@ -94,6 +94,17 @@ def test_the_smallest_settings_have_the_documented_defaults() -> None:
         (events(metadata=["a", "user.*"]), 'sync[0].events.metadata[1]: "*" is not offered'),
         (events(metadata=["a", "event.a"]), "sync[0].events.metadata[1]: `a` is fed twice"),
         (table(users={"properties": [""]}), "sync[0].users.properties[0]: Expected a property"),
+        (table(users={"properties": [" "]}), "sync[0].users.properties[0]: Expected a property"),
+        (events(metadata=["\t"]), "sync[0].events.metadata[0]: Expected a property"),
+        (events(rename={"a": "\0"}), "sync[0].events.rename.a: Expected a name"),
+        (
+            table(users={"properties": [{"from": "a", "to": "b", "as": "date"}]}),
+            "sync[0].users.properties[0].as: is for metadata",
+        ),
+        (
+            events(metadata=[{"from": "a", "to": "b", "as": "text"}]),
+            "sync[0].events.metadata[0].as: Invalid enum value",
+        ),
         (table(users={"properties": ["*"]}), 'sync[0].users.properties[0]: "*" is not offered'),
     ],
 )

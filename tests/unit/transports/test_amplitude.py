@@ -18,7 +18,7 @@ from transports.amplitude import (
     BadEvent,
     Head,
     check_head,
-    decode_content,
+    content_decoder,
     decode_event,
     decode_head,
     parse_time,
@@ -226,7 +226,7 @@ def test_a_value_that_is_no_number_costs_itself_alone(number: bytes) -> None:
     assert (head.event_type, head.user_id) == ("a", "user-1")
     for line in (event, mended):
         assert decode_event(line).event_properties == {"n": 1, "x": None}
-        assert decode_content(line).event_properties == {"n": 1, "x": None}
+        assert content_decoder()(line).event_properties == {"n": 1, "x": None}
 
 
 # --- ids and properties -----------------------------------------------------------------
