@@ -314,7 +314,7 @@ def check_id(field: str, value: str | None, min_id_length: int) -> BadEvent | No
 def check_time(head: Head) -> BadEvent | None:
     """Return what is wrong with an event's time, in whatever dialect it is written, or None."""
     written = head.written_time
-    if written is None:
+    if written is None or (type(written) is int and -MAX_TIME < written < MAX_TIME):
         return None
     try:
         parse_time(written)
