@@ -38,6 +38,7 @@ from transports.intercom import (
     Request,
     Wire,
     as_text,
+    is_error_list,
     is_intercoms,
     me,
     parse_error,
@@ -398,10 +399,8 @@ class Gate:
     def _learn_from(
         self, answer: Answer, back: Return, meaning: Meaning, user: str, number: int
     ) -> None:
-        try:
-            self._pace.learn(parse_rate(answer.headers), number, back.left_at_s, back.back_at_s)
-        except Exception as fault:  # headers that nobody foresaw cost themselves, not the call
-            _log.error("internal fault", exc_info=fault, intercom=self._name)
+        if meaning is Meaning.ANSWERED or is_error_list(answer):
+            self._learn_pace(answer, back, number)
         slots = min(self._max_in_flight, self._pace.in_flight)
         if slots != self._slots.total_tokens:
             self._slots.total_tokens = slots
@@ -411,6 +410,13 @@ class Gate:
             self._circuit.close(Health.UNAUTHORIZED, back.back_at_s)
         elif self._circuit.answered(user, number):
             self._tell()
+
+    def _learn_pace(self, answer: Answer, back: Return, number: int) -> None:
+        """Let the pace follow the headers of an answer that is Intercom's own."""
+        try:
+            self._pace.learn(parse_rate(answer.headers), number, back.left_at_s, back.back_at_s)
+        except Exception as fault:  # headers that nobody foresaw cost themselves, not the call
+            _log.error("internal fault", exc_info=fault, intercom=self._name)
 
     async def _leave(self, user: str) -> Probe:
         """Wait for this call's turn; return whether it goes out as a closed circuit's probe."""

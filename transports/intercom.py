@@ -213,7 +213,7 @@ def is_intercoms(request: Request, answer: Answer) -> bool:
     if 200 <= answer.status < 300:
         return _is_success(request, answer)
     if 400 <= answer.status < 500 and answer.status not in (401, 403, 408, 429):
-        return _is_error_list(answer)
+        return is_error_list(answer)
     return answer.status >= 400
 
 
@@ -239,7 +239,8 @@ def is_contact(found: Mapping[str, Any]) -> bool:
     )
 
 
-def _is_error_list(answer: Answer) -> bool:
+def is_error_list(answer: Answer) -> bool:
+    """Return whether an answer is an error as Intercom gives it, with at least one error."""
     found = decode_json(answer)
     errors = found.get("errors")
     return found.get("type") == "error.list" and isinstance(errors, list) and bool(errors)

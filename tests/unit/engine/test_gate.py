@@ -320,3 +320,15 @@ def test_closed_it_lets_nobody_wait_for_the_pace(per_minute: int) -> None:
         assert (len(wire.calls), len(closed)) == (made, 200 - made)
 
     virtual.run(scenario)
+
+
+@pytest.mark.parametrize("status", [401, 403, 429])
+def test_a_stranger_between_does_not_set_the_pace(status: int) -> None:
+    async def scenario() -> None:
+        page = Answer(status, {"x-ratelimit-limit": "1"}, b"<html>blocked</html>")
+        wire = Wire(lambda r, at: page if at < 1 else OK)
+        one = gate(wire)
+        await call_all(one, [f"u{n}" for n in range(5)])
+        assert one.limit == 1_000
+
+    virtual.run(scenario)
