@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine.config import Settings, from_table, to_table
-from engine.fitting import is_legal_key
+from engine.fitting import is_blank, is_legal_key
 
 CANARY = "canary-3e88"
 VARIABLE = "PROPERTY_TEST_TOKEN"
@@ -24,20 +24,29 @@ QUICK = settings(
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
 NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,20}", fullmatch=True)
 PLAIN = TEXT.filter(
-    lambda text: not text.endswith(("*", ".")) and not text.startswith(("env:", "file:"))
+    lambda text: (
+        not text.endswith(("*", "."))
+        and not text.startswith(("env:", "file:"))
+        and not is_blank(text)
+    )
 )  # a name, all told
 SECONDS = st.floats(0.001, 1e6)
 COUNTS = st.integers(1, 5_000)
 SECRETS = st.just(f"env:{VARIABLE}")
-PROPERTIES = st.lists(
-    st.from_regex(r"[a-z]{1,6}", fullmatch=True)
-    | st.builds(lambda source, to: {"from": source, "to": to}, PLAIN, TEXT.filter(is_legal_key)),
-    max_size=4,
-    unique_by=(
-        lambda item: item["to"] if isinstance(item, dict) else item,
-        lambda item: item["from"].removeprefix("user.") if isinstance(item, dict) else item,
-    ),
-)
+
+
+def properties(**more: st.SearchStrategy[str]) -> st.SearchStrategy[list[Any]]:
+    renames = st.fixed_dictionaries({"from": PLAIN, "to": TEXT.filter(is_legal_key)}, optional=more)
+    return st.lists(
+        st.from_regex(r"[a-z]{1,6}", fullmatch=True) | renames,
+        max_size=4,
+        unique_by=(
+            lambda item: item["to"] if isinstance(item, dict) else item,
+            lambda item: item["from"].removeprefix("user.") if isinstance(item, dict) else item,
+        ),
+    )
+
+
 CLAUSES = st.fixed_dictionaries(
     {
         "property": st.builds("event.{}".format, TEXT),
@@ -82,13 +91,13 @@ SYNCS = st.fixed_dictionaries(
         ),
         "users": section(
             enabled=st.booleans(),
-            properties=PROPERTIES,
+            properties=properties(),
             trigger=st.sampled_from(["identify", "any_update"]),
         ),
         "events": section(
             enabled=st.booleans(),
             select=st.lists(SELECTORS, max_size=3),
-            metadata=PROPERTIES,
+            metadata=properties(**{"as": st.just("date")}),
             metadata_limit=st.integers(0, 100),
             unknown_user=st.sampled_from(["park", "create", "dead_letter", "drop"]),
             money=st.dictionaries(TEXT, TEXT, max_size=2),
