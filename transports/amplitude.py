@@ -575,7 +575,13 @@ _DATE: Final = re.compile(r"[0-9]{8}|[0-9]{4}-.{1,60}", re.DOTALL)
 _LEAP_SECOND: Final = re.compile(r"(?<=[0-9]{2}:[0-9]{2}:)60")
 
 
+_WITH_COLONS: Final = re.compile(r"[0-9]{4}:[0-9]{2}:[0-9]{2}[T ]")
+
+
 def _parse_date(text: str) -> int:
+    text = text.removesuffix(" UTC")
+    if _WITH_COLONS.match(text):
+        text = text[:10].replace(":", "-") + text[10:]
     before, leaps = _LEAP_SECOND.subn("59", text, count=1) if _DATE.fullmatch(text) else ("", 0)
     try:
         moment = dt.datetime.fromisoformat(before)
