@@ -551,8 +551,9 @@ def parse_time(value: Any) -> int:
 
     A whole number, or its digits as text, in milliseconds, seconds, micro- or nanoseconds, which
     its size tells apart (``in_milliseconds``). Or a date as text: ``2020-11-24 09:59:55.977000``,
-    ``T`` or space, 0 to 6 fraction digits, ``Z`` or an offset, none of them meaning UTC (Export API
-    page; real files). A leap second, ``23:59:60``, is the second after it.
+    ``T`` or space, 0 to 6 fraction digits, ``Z``, ``UTC`` or an offset, none of them meaning UTC,
+    the date with dashes or colons (Export API page; real files). A leap second, ``23:59:60``, is
+    the second after it.
 
     Raises:
         ValueError: anything else.
