@@ -41,7 +41,7 @@ def _data_dir(path: Path) -> Iterator[Finding]:
         yield Finding("error", "data_dir", f"`{path}` {what} for user {os.geteuid()}")
     elif there == path:
         yield from _rights(path)
-    elif there != path.parent:
+    elif there != path.absolute().parent:
         text = f"`{path.parent}` does not exist; the first start makes it (is a disk mounted?)"
         yield Finding("warning", "data_dir", text)
 

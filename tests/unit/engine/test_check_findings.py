@@ -206,3 +206,11 @@ def test_a_sample_of_anything_is_looked_at_within_bounds() -> None:
     assert len(sample.event) <= 10_000
     assert len(finding.text) < 2_000
     assert finding.text.endswith("and 20 more")
+
+
+def test_a_relative_data_dir_beside_the_settings_is_no_reason_to_warn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = machine_findings(settings(data_dir="data"), running=False)
+    assert [finding for finding in said if finding.key == "data_dir"] == []
