@@ -6,7 +6,8 @@ Also what is cut off a text, whatever its shape (``transports.shapes``), and how
 from __future__ import annotations
 
 import hashlib
-from typing import Any, NamedTuple
+import re
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -90,12 +91,21 @@ class Held:
         return text, digest
 
 
+_BEGINS: Final = re.compile(rb"\[\s*+\{|[\[{]\Z")
+"""A line with which an array of events, or an event over several lines, begins."""
+
+
 class Lines:
-    """Cuts text into numbered lines; remembers only the line that is not finished yet."""
+    """Cuts text into numbered lines; remembers only the line that is not finished yet.
+
+    At a line with which something else than an event of one line begins it stops: ``rest`` is the
+    text from there on, to be cut otherwise.
+    """
 
     def __init__(self, max_bytes: int, start: Position | None = None) -> None:
         start = start or Position()
         self._max = max_bytes
+        self.rest = b""
         self._number = start.line
         self._end = start.offset
         self._held = Held(max_bytes)
@@ -103,10 +113,23 @@ class Lines:
     def cut(self, text: bytes) -> list[Line]:
         """Return the lines that end in this text, but empty ones."""
         *pieces, last = text.split(b"\n")
-        found = [line for piece in pieces if (line := self._finish(piece, 1)) is not None]
+        found: list[Line] = []
+        for at, piece in enumerate(pieces, 1):
+            line = self._finish(piece, 1)
+            if line is not None and line.whole and _BEGINS.match(line.text):
+                self._number -= 1
+                self.rest = b"\n".join([line.text, *pieces[at:], last])
+                return found
+            if line is not None:
+                found.append(line)
         if last:
             self._held.add(last)
         return found
+
+    @property
+    def number(self) -> int:
+        """The number of the last line."""
+        return self._number
 
     def cut_plain(self, text: bytes) -> Plain | None:
         """Do what ``cut`` does, all lines at once; do nothing where one of them needs a look.
@@ -121,7 +144,10 @@ class Lines:
             return None
         pieces[0] = held.text + pieces[0]
         texts = [piece.strip() for piece in pieces]
-        if not all(texts) or max(map(len, pieces)) > self._max or len(last) > self._max:
+        first = min(texts)  # an empty one, an array and a lone bracket come before all events
+        if first[:1] != b"{" or len(first) == 1:
+            return None
+        if max(map(len, pieces)) > self._max or len(last) > self._max:
             return None
         plain = Plain(self._number + 1, self._end, pieces, texts)
         self._number += len(texts)

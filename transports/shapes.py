@@ -9,7 +9,8 @@ Shapes
    and any of these one after the other. Commas between values do no harm.
 
 ``Cutter`` decides, by the first line that begins like an object or an array of them: one that is a
-whole event is one of many lines. A line that is broken does not tell.
+whole event is one of many lines. A line that is broken does not tell. Lines end where a line is an
+array of events, or no more than an opening bracket: from there on the text is cut into values.
 
 What is no JSON costs itself: a line of lines, or an event of values (``transports.values``).
 
@@ -51,7 +52,7 @@ class Cutter:
     def cut(self, text: bytes) -> list[Line]:
         """Return the events that end in this text, and those before that were held back."""
         if self._accepted and self._cutter is not None:
-            return self._cutter.cut(text)
+            return self._go_on(self._cutter, text)
         return [] if self.refused else self._admit(self._cut_first(text))
 
     def cut_plain(self, text: bytes) -> Plain | None:
@@ -73,7 +74,7 @@ class Cutter:
 
     def _cut_first(self, text: bytes) -> list[Line]:
         if self._cutter is not None:
-            return self._cutter.cut(text)
+            return self._go_on(self._cutter, text)
         self._begun += text
         return self._begin(shape_of(self._begun, self._max))
 
@@ -82,7 +83,15 @@ class Cutter:
             return []
         self._cutter = shape(self._max)
         begun, self._begun = self._begun, b""
-        return self._cutter.cut(begun.removeprefix(BOM) if shape is Values else begun)
+        return self._go_on(self._cutter, begun.removeprefix(BOM) if shape is Values else begun)
+
+    def _go_on(self, cutter: Lines | Values, text: bytes) -> list[Line]:
+        """Cut on; where lines end, and events over several lines begin, by values from there."""
+        found = cutter.cut(text)
+        if isinstance(cutter, Lines) and cutter.rest:
+            self._cutter = Values(self._max, cutter.number)
+            found += self._cutter.cut(cutter.rest)
+        return found
 
     def _admit(self, found: list[Line], *, ended: bool = False) -> list[Line]:
         """Hold back what is found until an object is among it; without one, refuse all."""

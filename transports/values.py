@@ -55,7 +55,8 @@ class Values:
     Its numbers count events.
     """
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, number: int = 0) -> None:
+        """``number``: of the last event, or line, before this text."""
         self._held = Held(max_bytes)
         self._buffer = b""
         self._begin = 0  # of the event in the buffer, or of its rest
@@ -66,7 +67,7 @@ class Values:
         self._indent: bytes | None = b""  # before this event on its line; None: something else
         self._behind_events = False
         self._ended = False
-        self._number = 0
+        self._number = number
         self._found: list[Line] = []
         self.bodies = 0
         """Request bodies that were met."""

@@ -215,6 +215,30 @@ def test_events_come_out_the_same_in_whatever_shape_they_were_written(
     assert [line.whole for line in found] == [True] * len(events)
 
 
+SET_IN_LINES = [name for name, shape in SHAPES.items() if shape([{}]).strip()[:2] in ("[\n", "[{")]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from([*SET_IN_LINES, "pretty"]), EVENTS, EVENTS, st.integers(1, 90))
+def test_events_behind_lines_may_be_set_otherwise(
+    shape: str, lines: list[Any], others: list[Any], size: int
+) -> None:
+    text = _lines(lines) + SHAPES[shape](others) + "\n" + _lines(lines)
+    found, problem = cut_all(text.encode(), size)
+    assert [json.loads(line.text) for line in found] == [*lines, *others, *lines]
+    assert problem == ""
+    assert [line.number for line in found] == list(range(1, len(found) + 1))
+
+
+@pytest.mark.parametrize("broken", ["{", "{\n", "[", "[INFO] started", "[1, 2", "}", "]"])
+def test_a_line_that_only_looks_like_more_swallows_no_event(broken: str) -> None:
+    events = _few(40)
+    text = _lines(events[:20]) + broken + "\n" + _lines(events[20:])
+    found, _ = cut_all(text.encode(), 1_000)
+    whole = [json.loads(line.text) for line in found if line.text.startswith(b'{"event_type"')]
+    assert whole == events
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_only_lines_can_be_entered_in_the_middle(shape: str) -> None:
     events = [{"event_type": "a"}, {"event_type": "b"}]
@@ -357,7 +381,9 @@ def test_separated_names_are_called_csv() -> None:
 
 
 @given(
-    st.lists(st.sampled_from([b"a", b"bc", b" d\r", b"", b"x" * 9]), max_size=30).map(b"\n".join),
+    st.lists(st.sampled_from([b"{}", b"{c", b" {d\r", b"", b"b", b"{" * 9]), max_size=30).map(
+        b"\n".join
+    ),
     st.integers(1, 12),
 )
 def test_lines_that_are_cut_all_at_once_are_the_same(text: bytes, size: int) -> None:
