@@ -109,11 +109,14 @@ class Signals:
         """``hung_up`` is called at SIGHUP instead; under `nohup` nothing is."""
         self.stop = asyncio.Event()
         self.now = asyncio.Event()
+        self.interrupted = False
+        """Whether the first was Ctrl-C, SIGINT."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._received)
+            loop.add_signal_handler(number, self._received, number)
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
             loop.add_signal_handler(signal.SIGHUP, hung_up or self._received)
 
-    def _received(self) -> None:
+    def _received(self, number: int = signal.SIGHUP) -> None:
+        self.interrupted |= number == signal.SIGINT and not self.stop.is_set()
         (self.now if self.stop.is_set() else self.stop).set()

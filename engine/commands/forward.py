@@ -24,7 +24,7 @@ from rich.progress import Progress as Bar
 from rich.text import Text
 
 from engine.app import Engine
-from engine.commands import DEAD_LETTERED, FAILED, OK, Signals, complain, print_json
+from engine.commands import DEAD_LETTERED, FAILED, INTERRUPTED, OK, Signals, complain, print_json
 from engine.commands.terminal import print_table, say
 from engine.config import Settings, largest_event
 from engine.errors import DataDirInUse, SettingsError
@@ -88,10 +88,11 @@ async def forward(
         counts["adjusted"] = dict(sorted(pipeline.adjusted.items()))
     counts.update(files=reading.files, passed_over=reading.skipped, problems=problems.texts())
     _report(counts, as_json=as_json)
-    for problem in problems.texts():
-        complain(problem, FAILED)
+    if problems.more:
+        complain(problems.more, FAILED)
     if not done:
-        return complain("stopped before the end; run it again, it goes on from there", FAILED)
+        code = INTERRUPTED if signals.interrupted else FAILED
+        return complain("stopped before the end; run it again, it goes on from there", code)
     if counts["pending"]:
         return complain(f"{counts['pending']} still wait; they are kept for the next run", FAILED)
     if problems.count:
@@ -276,19 +277,25 @@ class _Problems:
         self._texts: list[str] = []
 
     def add(self, error: BadFile) -> None:
-        """Note what is wrong with a file."""
+        """Say what is wrong with a file, at once: reading and delivering may take hours."""
         self.count += 1
         if len(self._texts) < MAX_PROBLEMS:
             self._texts.append(str(error))
+            complain(error, FAILED)
 
     def unreadable(self, error: OSError) -> None:
         """Note that a file cannot be read."""
         self.add(files.bad_file(str(error.filename or ""), "", error.strerror or str(error)))
 
+    @property
+    def more(self) -> str:
+        """Say how many were not named; empty where all were."""
+        more = self.count - len(self._texts)
+        return f"and {more} more like these" if more else ""
+
     def texts(self) -> list[str]:
         """Return what is to be said of them."""
-        more = self.count - len(self._texts)
-        return [*self._texts, *([f"and {more} more like these"] if more else [])]
+        return [*self._texts, *filter(None, [self.more])]
 
 
 class _Reading(Progress):

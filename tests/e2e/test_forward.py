@@ -97,7 +97,10 @@ async def test_a_pipe_works_like_a_file_and_strict_tells_of_dead_letters(tmp_pat
     assert (code, counts["delivered"], counts["dead"]) == (3, 5, 2)
 
 
-async def test_a_silent_pipe_does_not_hold_up_a_signal(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGTERM, 1), (signal.SIGINT, 130)])
+async def test_a_silent_pipe_does_not_hold_up_a_signal(
+    tmp_path: Path, how: signal.Signals, code: int
+) -> None:
     config = process.settings(tmp_path, "http://127.0.0.1:9")
     running = await asyncio.create_subprocess_exec(
         *process.command("forward", "-c", str(config), "-"),
@@ -109,12 +112,27 @@ async def test_a_silent_pipe_does_not_hold_up_a_signal(tmp_path: Path) -> None:
     running.stdin.write(b"not json\n")
     while not (tmp_path / "data" / "e2e.db").exists():
         await asyncio.sleep(0)
-    running.send_signal(signal.SIGTERM)
+    running.send_signal(how)
     async with asyncio.timeout(20):
         said = await running.stderr.read()
-        assert await running.wait() == 1
+        assert await running.wait() == code
     running.stdin.close()
     assert b"stopped before the end" in said
+
+
+async def test_a_file_that_is_not_there_is_named_while_others_still_wait(tmp_path: Path) -> None:
+    there = tmp_path / "events.jsonl"
+    there.write_bytes(json.dumps(process.event("mira-okafor", 1)).encode())
+    config = process.settings(tmp_path, "http://127.0.0.1:9")  # so it waits for ever
+    running = await asyncio.create_subprocess_exec(
+        *process.command("forward", "-c", str(config), "absent.jsonl", str(there)),
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert running.stderr is not None
+    async with asyncio.timeout(20):
+        assert b"absent.jsonl" in await running.stderr.readline()
+    running.send_signal(signal.SIGTERM)
+    await running.communicate()
 
 
 async def test_a_replayed_dead_letter_is_delivered_and_a_discarded_one_is_counted(
