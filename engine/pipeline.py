@@ -130,8 +130,7 @@ class Pipeline:
     def _replay_one(self, store: Store, letter: DeadLetter) -> str:
         if letter.reason == "corrupt":
             return "still dead"  # what it says now is not what was accepted
-        head = decode_head(letter.raw)
-        found = head if isinstance(head, BadEvent) else self.filter.judge(head, letter.raw)
+        found = self.filter.judge(decode_head(letter.raw), letter.raw)
         if isinstance(found, BadEvent):
             return "still dead"
         if isinstance(found, str):

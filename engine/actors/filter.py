@@ -96,19 +96,15 @@ class Filter:
             return self._drop_by_type(event_type)
         return self._known_drops(event_type)
 
-    def excuse(self, bad: BadEvent, raw: bytes) -> BadEvent | str:
-        """Return the reason to drop a bad event that nobody has selected, or what is wrong with it.
-
-        What is not selected is not looked at, so it does not matter what else is wrong there.
-        """
-        types = decode_types([raw])
-        return (self.drop_by_type(types[0]) if types else "") or bad
-
-    def judge(self, head: Head, raw: bytes, *, checked: bool = False) -> Admitted | BadEvent | str:
+    def judge(
+        self, head: Head | BadEvent, raw: bytes, *, checked: bool = False
+    ) -> Admitted | BadEvent | str:
         """Return what it is kept as, what is wrong with the event, or the reason to drop it.
 
         ``checked``: its source has found nothing wrong with its head.
         """
+        if isinstance(head, BadEvent):
+            return self._judge_bad(head, raw)
         event_type = head.event_type
         reason = self.drop_by_type(event_type)
         if reason:
@@ -129,6 +125,11 @@ class Filter:
         if self._updates and self._rules.carries_update(event):
             kind = Kind.EVENT_WITH_UPDATE
         return self._admit(head, raw, kind, event)
+
+    def _judge_bad(self, bad: BadEvent, raw: bytes) -> BadEvent | str:
+        """What nobody has selected is dropped, whatever else is wrong with it."""
+        types = decode_types([raw])
+        return (self.drop_by_type(types[0]) if types else "") or bad
 
     def _judge_unselected(
         self, head: Head, raw: bytes, reason: str = "not_selected"
@@ -350,7 +351,7 @@ class FilterActor(Actor[Share, None]):
         judge, most, keep = self._filter.judge, self._filter.max_event_bytes, into.rows.append
         project = project_hash(batch.api_key or self._filter.project)
         debugging = logs.debugging()
-        found: Admitted | BadEvent | str
+        head: Head | BadEvent
         for index in indexes:
             raw = raws[index]
             if heads is not None:
@@ -359,14 +360,11 @@ class FilterActor(Actor[Share, None]):
                 head, raw = read_head(raw)
             else:
                 head = too_large(raw, most)
-            if isinstance(head, BadEvent):
-                found = self._filter.excuse(head, raw)
-            else:
-                found = judge(head, raw, checked=checked)
-                if isinstance(found, tuple):
-                    keep(Row(*found, raw, insert_key(head, raw, project, derive=derive)))
-                    continue
-            if isinstance(found, str):
+            found = judge(head, raw, checked=checked)
+            if isinstance(found, tuple):
+                key = insert_key(head, raw, project, derive=derive)  # type: ignore[arg-type]  # it was read
+                keep(Row(*found, raw, key))
+            elif isinstance(found, str):
                 into.dropped[found] += 1
                 if debugging:
                     log_dropped_raw(raw, found)

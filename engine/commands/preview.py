@@ -129,27 +129,27 @@ class Preview:
 
     def judge(self, head: Head | BadEvent, raw: bytes) -> dict[str, Any]:
         """Return the same for an event whose head is decoded."""
-        found = head if isinstance(head, BadEvent) else self._filter.judge(head, raw)
-        if isinstance(found, BadEvent):
-            return self._answer("reject", found.reason, message=found.message)
-        if isinstance(found, str):
-            return self._answer("drop", found)
-        return self._of_record(Record(0, *found, wall_clock_ms(), raw), Past())
+        found = self._filter.judge(head, raw)
+        if isinstance(found, tuple):
+            return self._of_record(Record(0, *found, wall_clock_ms(), raw), Past())
+        return self._not_kept(found)
 
     def replayed(self, letter: DeadLetter, past: Past) -> dict[str, Any]:
         """Return the same for a dead letter, were it replayed now; each for itself."""
         if letter.reason == "corrupt":
             return self._answer("reject", "corrupt", message="what it says was not accepted so")
-        head = decode_head(letter.raw)
-        found = head if isinstance(head, BadEvent) else self._filter.judge(head, letter.raw)
-        if isinstance(found, BadEvent):
-            return self._answer("reject", found.reason, message=found.message)
-        if isinstance(found, str):
-            return self._answer("drop", found)
+        found = self._filter.judge(decode_head(letter.raw), letter.raw)
+        if not isinstance(found, tuple):
+            return self._not_kept(found)
         record = Record(
             letter.id, *found, letter.accepted_at_ms, letter.raw, claim_id=letter.claim_id
         )
         return self._of_record(record, past)
+
+    def _not_kept(self, found: BadEvent | str) -> dict[str, Any]:
+        if isinstance(found, str):
+            return self._answer("drop", found)
+        return self._answer("reject", found.reason, message=found.message)
 
     def _of_record(self, record: Record, past: Past) -> dict[str, Any]:
         planned = self._rules.plan(record)

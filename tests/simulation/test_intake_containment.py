@@ -32,7 +32,9 @@ def raw(user: str, n: int = 0) -> bytes:
 
 
 class BrokenFilter(Filter):
-    def judge(self, head: Head, raw: bytes, *, checked: bool = False) -> Admitted | BadEvent | str:
+    def judge(
+        self, head: Head | BadEvent, raw: bytes, *, checked: bool = False
+    ) -> Admitted | BadEvent | str:
         if b"poison" in raw:
             raise OverflowError(10**5_000)
         return super().judge(head, raw, checked=checked)

@@ -19,16 +19,19 @@ from engine.actors.filter import (
     insert_key,
     project_hash,
 )
+from engine.commands.preview import Past, Preview
 from engine.config import from_table
 from engine.envelope import Kind, Plan, Record
-from engine.errors import DEAD_REASONS, DROP_REASONS
+from engine.errors import DEAD_REASONS, DROP_REASONS, Failure
 from engine.mapping import Rules
+from engine.spool.rows import dead_letter
 from transports import Batch
 from transports.amplitude import BadEvent, Head, decode_head, read_head
 from transports.uploads import Upload, checked_batch
 
 SAMPLE = Path(__file__).parents[3].parent / "shared" / "data" / "amplitude-export-sample.jsonl"
 ANY: dict[str, Any] = {"select": [{"types": ["*"]}]}
+BOUGHT: dict[str, Any] = {"types": ["Bought"]}
 
 
 def a_filter(**sync: Any) -> Filter:
@@ -39,8 +42,7 @@ def a_filter(**sync: Any) -> Filter:
 
 def judged(decide: Filter, raw: bytes) -> Any:
     """The verdict: a kind, a reason to drop, or a reason for a dead letter."""
-    head = decode_head(raw)
-    found = head if isinstance(head, BadEvent) else decide.judge(head, raw)
+    found = decide.judge(decode_head(raw), raw)
     return found.reason if isinstance(found, BadEvent) else found
 
 
@@ -384,3 +386,18 @@ def test_what_a_door_has_let_in_does_not_become_too_large_behind_it(extra: bytes
     decide.max_event_bytes = 1_024
     append = FilterActor(decide, cast("Any", None)).sift(batch)
     assert (len(append.rows), append.dead) == (1, [])
+
+
+@pytest.mark.parametrize("event_type", ["Bought", "Seen"])
+@pytest.mark.parametrize("user_id", ['"user-1"', "true", '"user-1", "groups": 1'])
+def test_preview_and_replay_judge_a_bad_event_as_intake_does(event_type: str, user_id: str) -> None:
+    table = {"name": "a", "intercom": {"access_token": "t"}, "events": {"select": [BOUGHT]}}
+    sync = from_table({"sync": [table]}).sync[0]
+    raw = f'{{"event_type": "{event_type}", "user_id": {user_id}}}'.encode()
+    kept = sift(Filter(sync, Rules(sync)), [raw], decoded=False, few_are_kept=False)
+    letter = dead_letter(Record(1, Kind.EVENT, "", 0, raw), Failure("invalid_field"), 0)
+    foreseen = [Preview(sync).of(raw), Preview(sync).replayed(letter, Past())]
+    expected = ["send"] * len(kept.rows) + ["reject"] * len(kept.dead) + list(kept.dropped)
+    assert [a["reason"] if a["verdict"] == "drop" else a["verdict"] for a in foreseen] == (
+        expected * 2
+    )
