@@ -1,10 +1,12 @@
-"""What a transport raises. One tree, two branches:
+"""What a transport raises, and what an intake raises to it. One tree:
 
     TransportError
-    ├── NoAnswer      the other side did not answer; nobody knows whether the call was done
-    └── Refused       an intake did not take a batch; nothing of it is stored
+    ├── NoAnswer       the other side did not answer; nobody knows whether the call was done
+    ├── Refused        an intake did not take a batch; nothing of it is stored
+    ├── UnknownApiKey  no sync takes a batch; sending it again does not help
+    └── BadFile        some of a file, or all, cannot be read; the others can
 
-Neither says what to do next: that is the engine's decision.
+None says what to do next: that is the decision of whoever catches it.
 """
 
 
@@ -34,10 +36,20 @@ CAUSES = {
 """Why a call has no answer: the closed set, in words."""
 
 
+REFUSED = {
+    "spool_full": "more waits than `spool.max_bytes`",
+    "spool_failing": "the spool's disk or file fails",
+    "disk_full": "the disk under the spool is full",
+    "draining": "the engine is about to end",
+    "internal": "a fault of this program; the log has it",
+}
+"""Why a batch is refused: the closed set, in words."""
+
+
 class Refused(TransportError):
     """The engine did not take a batch; the sender may send it again later.
 
-    ``reason`` is one of ``spool_full``, ``spool_failing``, ``draining``.
+    ``reason`` is one of ``REFUSED``.
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
+from transports.errors import REFUSED
 from transports.uploads import INVALID_KEY, BadUpload
 
 LOG_EVERY_S: Final = 1.0
@@ -38,7 +39,7 @@ _BY_ERROR: Final = {
     "Invalid form": "invalid_form",
     "bad_checksum": "bad_checksum",
 }
-_UNAVAILABLE: Final = frozenset({"busy", "spool_full", "spool_failing", "draining"})
+_UNAVAILABLE: Final = frozenset({"busy", *REFUSED})
 _log = logging.getLogger(__name__)
 
 
@@ -79,10 +80,11 @@ class Refusals:
         if self._now_s() - logged_at_s < LOG_EVERY_S:
             return
         self._logged[kind] = (self._now_s(), self.counts[kind])
+        more = self.counts[kind] - logged - 1
         _log.warning(
-            "refused a request at %s: %s: %d %s; %d more since the line before",
+            "refused a request at %s: %s: %d %s%s",
             *(door, reason, refusal.code, _printable(refusal.error)),
-            self.counts[kind] - logged - 1,
+            f"; {more} more since the line before" if more else "",
         )
 
     def _note_key(self, key: str) -> None:

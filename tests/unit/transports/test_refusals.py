@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from transports.refusals import MAX_KEYS, OTHER_KEYS, Refusals
-from transports.uploads import NOT_JSON, unknown_key
+from transports.errors import REFUSED
+from transports.refusals import MAX_KEYS, OTHER_KEYS, Refusals, reason_of
+from transports.uploads import NOT_JSON, BadUpload, unknown_key
 
 
 def test_a_kind_is_logged_at_most_once_a_second_with_how_many_were_not(
@@ -24,7 +25,14 @@ def test_a_kind_is_logged_at_most_once_a_second_with_how_many_were_not(
         "refused a request at /2/httpapi",
         "refused a request at /batch",
     ]
-    assert lines[2].endswith("49 more since the line before")
+    assert [line.rpartition("; ")[2] for line in lines if "more" in line] == [
+        "49 more since the line before"
+    ]
+
+
+@pytest.mark.parametrize("reason", REFUSED)
+def test_what_the_intake_refuses_is_counted_by_its_reason(reason: str) -> None:
+    assert reason_of(BadUpload(503, f"Service unavailable: {reason}")) == reason
 
 
 def test_keys_that_strangers_make_up_are_counted_together_once_there_are_many() -> None:
