@@ -419,7 +419,7 @@ def _logger_of(level: int) -> type[structlog.typing.FilteringBoundLogger]:
     """Return structlog's logger of a level, made unable to raise."""
     filtering: Any = structlog.make_filtering_bound_logger(level)
 
-    class Logger(filtering):  # type: ignore[misc]
+    class Logger(filtering):  # type: ignore[misc]  # structlog makes it when it is asked
         def _proxy_to_logger(self, method_name: str, event: str | None = None, **more: Any) -> None:
             try:
                 super()._proxy_to_logger(method_name, event, **more)

@@ -40,8 +40,8 @@ from transports.refusals import NO_DOOR, Refusals
 from transports.sockets import Listener, share_of_descriptors
 from transports.uploads import TOO_LARGE, BadUpload, GoodUpload, Takes, Upload
 
-SMALL_BYTES: Final = 1_000_000
-LARGE_BYTES: Final = 20_000_000
+HTTP_V2_BYTES: Final = 1_000_000
+BATCH_BYTES: Final = 20_000_000
 """Amplitude's own limits for one request: HTTP V2's, and Batch's (their pages)."""
 
 MAX_HEADER_BYTES: Final = 8_190
@@ -90,7 +90,7 @@ def _form_door(decode: _DecodeForm) -> Door:
     def decode_parts(parts: Parts, takes: Takes) -> Upload | BadUpload:
         return _with_form(parts, takes, decode)
 
-    return Door(frozenset({"POST", "GET"}), SMALL_BYTES, decode_parts)
+    return Door(frozenset({"POST", "GET"}), HTTP_V2_BYTES, decode_parts)
 
 
 def _with_form(parts: Parts, takes: Takes, decode: _DecodeForm) -> Upload | BadUpload:
@@ -129,13 +129,13 @@ def _text(header: str) -> str:
 
 _POST: Final = frozenset({"POST"})
 DOORS: Final = {
-    "/2/httpapi": Door(_POST, SMALL_BYTES, _upload),
-    "/batch": Door(_POST, LARGE_BYTES, _upload),
+    "/2/httpapi": Door(_POST, HTTP_V2_BYTES, _upload),
+    "/batch": Door(_POST, BATCH_BYTES, _upload),
     "/httpapi": _form_door(uploads.decode_event_form),
     "/identify": _form_door(uploads.decode_identify_form),
     "/groupidentify": _form_door(uploads.decode_group_identify_form),
-    "/": Door(frozenset({"POST", "GET"}), SMALL_BYTES, _root),
-    "/webhook": Door(_POST, LARGE_BYTES, _webhook, _webhook_key),
+    "/": Door(frozenset({"POST", "GET"}), HTTP_V2_BYTES, _root),
+    "/webhook": Door(_POST, BATCH_BYTES, _webhook, _webhook_key),
 }
 """Amplitude's ingestion endpoints, and where its webhook stream is pointed at."""
 

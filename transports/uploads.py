@@ -152,7 +152,7 @@ _First = msgspec.defstruct(
 
 class _LargeBody(msgspec.Struct):
     api_key: str | None = None
-    events: _First | None = None  # type: ignore[valid-type]
+    events: _First | None = None  # type: ignore[valid-type]  # it is made above
     options: msgspec.Raw = _NULL
     client_upload_time: msgspec.Raw = _NULL
 

@@ -8,10 +8,10 @@ from typing import Literal
 
 import msgspec
 
+from engine.actors.source import ANY_KEY
 from engine.config import Secret, Settings, Sync, host_and_port
 
 EVERYBODY = ("0.0.0.0", "::")  # noqa: S104 - hosts that are compared with
-ANY_KEY = "*"
 
 
 class Finding(msgspec.Struct, frozen=True):

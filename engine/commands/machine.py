@@ -25,7 +25,7 @@ def machine_findings(settings: Settings, *, running: bool) -> Iterator[Finding]:
         yield from _disk(settings)
     for key, address in addresses(settings):
         problem = _bind(*host_and_port(address))
-        if problem and not (running and problem == IN_USE):
+        if problem and not (running and problem == TAKEN):
             yield Finding("error", key, f"{address} {problem}")
 
 
@@ -82,7 +82,7 @@ def _disk(settings: Settings) -> Iterator[Finding]:
 
 # --- ports --------------------------------------------------------------------------------
 
-IN_USE = "is in use by another program"
+TAKEN = "is in use by another program"
 
 
 def _bind(host: str, port: int) -> str:
@@ -100,6 +100,6 @@ def _bind(host: str, port: int) -> str:
         return "cannot be listened on: the host name cannot be resolved"
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            return IN_USE
+            return TAKEN
         return f"cannot be listened on: {error.strerror}"
     return ""

@@ -20,6 +20,7 @@ import msgspec
 from yarl import URL
 
 from engine.app import Compacted, Engine, data_dir_of
+from engine.commands.findings import EVERYBODY
 from engine.commands.preview import Preview, SpooledPast
 from engine.commands.terminal import say
 from engine.config import Admin, Settings, Sync, host_and_port
@@ -272,6 +273,6 @@ class Daemon:
 def _reachable(address: str) -> str:
     """Return an address to connect to: a server that listens everywhere listens on loopback too."""
     host, port = host_and_port(address)
-    if host in ("0.0.0.0", "::"):  # noqa: S104 - not listened on here
-        host = "127.0.0.1" if host == "0.0.0.0" else "::1"  # noqa: S104
+    if host in EVERYBODY:
+        host = "::1" if ":" in host else "127.0.0.1"
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
