@@ -14,6 +14,7 @@ Rules
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
@@ -35,7 +36,7 @@ MAX_FAULT_TEXT = 500
 Bury = Callable[[Record, Failure], Awaitable[None]]
 
 
-class Actor(Generic[In, Out]):
+class Actor(ABC, Generic[In, Out]):
     """See the module's docstring."""
 
     def __init__(
@@ -64,9 +65,9 @@ class Actor(Generic[In, Out]):
         await self.handle(item)
         return True
 
+    @abstractmethod
     async def handle(self, item: In) -> None:
         """Deal with one item; may wait, which holds up those behind it."""
-        raise NotImplementedError
 
     async def attempt(self, record: Record, work: Awaitable[None]) -> bool:
         """Await the work on one record; what it did not foresee costs this record alone.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
-from typing import Final
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, Final
 
 GZIP: Final = 31
 ANY: Final = 47
@@ -13,20 +15,32 @@ ANY: Final = 47
 PIECE_BYTES: Final = 262_144
 
 
-class Inflate:
-    """One compressed stream of any number of members (gzip allows several)."""
+class Members(ABC):
+    """A packed stream of any number of members, each unpacked by a decompressor of its own."""
 
-    def __init__(self, window_bits: int = GZIP, max_members: float = float("inf")) -> None:
-        """``max_members``: a stranger's may be empty, which costs work and no other bound sees."""
-        self._window_bits = window_bits
-        self._members_left = max_members - 1
-        self._member = zlib.decompressobj(window_bits)
+    def __init__(self, decompressor: Callable[[], Any]) -> None:
+        """``decompressor`` makes one, as those of the standard library are."""
+        self._decompressor = decompressor
+        self._member = decompressor()
         self._begun = False
 
     @property
     def whole(self) -> bool:
         """Whether the stream ended where a member does."""
         return self._member.eof or not self._begun
+
+    @abstractmethod
+    def feed(self, chunk: bytes) -> Iterator[bytes]:
+        """Yield what a chunk unpacks to, in pieces of bounded size."""
+
+
+class Inflate(Members):
+    """A gzip or zlib stream."""
+
+    def __init__(self, window_bits: int = GZIP, max_members: float = float("inf")) -> None:
+        """``max_members``: a stranger's may be empty, which costs work and no other bound sees."""
+        super().__init__(partial(zlib.decompressobj, window_bits))
+        self._members_left = max_members - 1
 
     def feed(self, chunk: bytes) -> Iterator[bytes]:
         """Yield what a chunk inflates to, in pieces of bounded size.
@@ -50,4 +64,4 @@ class Inflate:
         if self._members_left <= 0:
             raise zlib.error("too many members")
         self._members_left -= 1
-        self._member = zlib.decompressobj(self._window_bits)
+        self._member = self._decompressor()

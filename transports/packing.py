@@ -11,10 +11,10 @@ import importlib
 import lzma
 import tempfile
 from collections.abc import Callable, Iterator
-from typing import IO, Any, Final, Protocol
+from typing import IO, Any, Final
 
 from transports import kinds
-from transports.inflate import PIECE_BYTES, Inflate
+from transports.inflate import PIECE_BYTES, Inflate, Members
 from transports.kinds import NotEvents
 
 MAX_LAYERS: Final = 4
@@ -31,31 +31,8 @@ IN_MEMORY_BYTES: Final = 4_194_304
 """Of that, how much may be in memory."""
 
 
-class Unpacker(Protocol):
-    """One packed stream."""
-
-    @property
-    def whole(self) -> bool:
-        """Whether the stream ended where a member does."""
-        ...
-
-    def feed(self, chunk: bytes) -> Iterator[bytes]:
-        """Yield what a chunk unpacks to, in pieces of bounded size."""
-        ...
-
-
-class Bounded:
-    """A stream of members that a standard library's decompressor reads piece by piece."""
-
-    def __init__(self, decompressor: Callable[[], Any]) -> None:
-        self._decompressor = decompressor
-        self._member = decompressor()
-        self._begun = False
-
-    @property
-    def whole(self) -> bool:
-        """Whether the stream ended where a member does."""
-        return self._member.eof or not self._begun
+class Bounded(Members):
+    """A stream that a standard library's decompressor reads piece by piece."""
 
     def feed(self, chunk: bytes) -> Iterator[bytes]:
         """Yield what a chunk unpacks to, in pieces of bounded size.
@@ -75,7 +52,7 @@ class Bounded:
                 yield piece
 
 
-class Sliced:
+class Sliced(Members):
     """A Zstandard stream, read by the library ``zstandard``.
 
     That gives all that a chunk unpacks to at once, so chunks are cut into slices: 64 bytes can hold
@@ -85,14 +62,7 @@ class Sliced:
     SLICE: Final = 64
 
     def __init__(self, library: Any) -> None:
-        self._make = library.ZstdDecompressor(max_window_size=MAX_MEMORY).decompressobj
-        self._member = self._make()
-        self._begun = False
-
-    @property
-    def whole(self) -> bool:
-        """Whether the stream ended where a member does."""
-        return self._member.eof or not self._begun
+        super().__init__(library.ZstdDecompressor(max_window_size=MAX_MEMORY).decompressobj)
 
     def feed(self, chunk: bytes) -> Iterator[bytes]:
         """Yield what a chunk unpacks to, in pieces of bounded size."""
@@ -100,7 +70,7 @@ class Sliced:
             rest = chunk[at : at + self.SLICE]
             while rest:
                 if self._member.eof:
-                    self._member = self._make()
+                    self._member = self._decompressor()
                 self._begun = True
                 piece = self._member.decompress(rest)
                 rest = self._member.unused_data if self._member.eof else b""
@@ -108,7 +78,7 @@ class Sliced:
                     yield piece
 
 
-def _zstd() -> Unpacker:
+def _zstd() -> Members:
     for name in ("compression.zstd", "backports.zstd"):
         library = _imported(name)
         if library:
@@ -126,7 +96,7 @@ def _imported(name: str) -> Any:
         return None
 
 
-_UNPACKERS: Final[dict[str, Callable[[], Unpacker]]] = {
+_UNPACKERS: Final[dict[str, Callable[[], Members]]] = {
     kinds.GZIP: Inflate,
     kinds.BZIP2: lambda: Bounded(bz2.BZ2Decompressor),
     kinds.XZ: lambda: Bounded(lambda: lzma.LZMADecompressor(memlimit=MAX_MEMORY)),
@@ -147,7 +117,7 @@ class Stream:
         self._layers = layers
         self._max_zip_bytes = max_zip_bytes
         self._first: bytes | None = None if plain else b""
-        self._unpacker: Unpacker | None = None
+        self._unpacker: Members | None = None
         self._inner: Stream | None = None
         self._archive: IO[bytes] | None = None
 
