@@ -45,10 +45,10 @@ def _rows(state: UserState, now_ms: int) -> Iterator[tuple[str, str]]:
     if waiting.first_accepted_at_ms is None:
         yield "waiting", "nothing"
     else:
-        yield (
-            "waiting",
-            f"{waiting.records:,}, the first accepted {ago(waiting.first_accepted_at_ms)}",
-        )
+        first = f"the first accepted {ago(waiting.first_accepted_at_ms)}"
+        ahead_ms = (waiting.second_at_ms or 0) - now_ms
+        until = f"; its second begins in {duration(ahead_ms / 1000)}" if ahead_ms > 0 else ""
+        yield "waiting", f"{waiting.records:,}, {first}{until}"
         yield "", listed(waiting.types.items())
     if state.parked is not None:
         at_ms, failures = state.parked.next_try_at_ms, state.parked.failures

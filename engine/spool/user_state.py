@@ -19,12 +19,16 @@ MOST_IDS = 20
 
 
 class Waiting(msgspec.Struct, frozen=True):
-    """Records that wait. ``types``: of the first ``MOST_TYPES_READ``."""
+    """Records that wait. ``types``: of the first ``MOST_TYPES_READ``.
+
+    ``second_at_ms``: when the second begins that the next event was given, where it waits for that.
+    """
 
     records: int = 0
     first_id: int | None = None
     first_accepted_at_ms: int | None = None
     types: dict[str, int] = {}
+    second_at_ms: int | None = None
 
 
 class Parked(msgspec.Struct, frozen=True):
@@ -112,7 +116,16 @@ def _waiting(db: sqlite3.Connection, user: str) -> tuple[Waiting, bool]:
     ).fetchone()
     raws = [_raw(db, id_) for id_ in ids[:MOST_TYPES_READ]]
     types = Counter(_type(raw) for raw in raws)
-    return Waiting(len(ids), ids[0], first_ms, dict(types.most_common())), complete
+    found = Waiting(len(ids), ids[0], first_ms, dict(types.most_common()), _second(db, user))
+    return found, complete
+
+
+def _second(db: sqlite3.Connection, user: str) -> int | None:
+    row = db.execute(
+        "SELECT wake_at_ms FROM users_aside WHERE user_key = ? AND reason = '' AND wake_at_ms > 0",
+        (user,),
+    ).fetchone()
+    return row[0] if row else None
 
 
 def _raw(db: sqlite3.Connection, id_: int) -> bytes:

@@ -6,6 +6,7 @@ import json
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -144,3 +145,18 @@ async def test_a_disk_that_cannot_be_written_is_read(
     said = await read_everything(config)
     [sync] = json.loads(said["status", "--json"][1])["syncs"]
     assert (sync["received"], sync["delivered"]) == (4, 2)
+
+
+async def test_a_user_whose_next_event_waits_for_its_second_is_shown_so(tmp_path: Path) -> None:
+    local = Sandbox()
+    local.add_contact(external_id="mira-okafor")
+    async with serve(local) as url:
+        config = process.settings(tmp_path, url)
+        async with process.daemon(config) as daemon:
+            now_ms = time.time_ns() // 1_000_000
+            events = [{**process.event("mira-okafor", n), "time": now_ms} for n in range(30)]
+            await process.upload(f"{daemon.http}/2/httpapi", events)
+            while (await daemon.status())["delivered"] < 1:
+                pass
+            _, out, _ = await process.run("users", "show", "mira-okafor", "-c", str(config))
+    assert "its second begins in" in out

@@ -422,8 +422,10 @@ async def test_a_deferred_user_goes_on_at_its_time_without_a_failure_and_others_
         assert rig.delivered == {"ann": ann[:2], "bob": bob}
         assert rig.store.failures("ann") == 0
         assert rig.store.users_aside() == {}
+        assert rig.store.user("ann").waiting.second_at_ms == rig.not_before_ms[ann[2]]
         assert rig.feed.loaded == 0
         await rig.settled()
+        assert rig.store.user("ann").waiting.second_at_ms is None
 
     await rig.deliver(until)
     assert rig.delivered["ann"] == ann
