@@ -121,7 +121,15 @@ async def replay_letters(
         print_json(counts)
     else:
         say(listed(sorted(counts.items())) or "no dead letters")
-    return OK
+    return _code(sum(counts.values()), query)
+
+
+def _code(found: int, query: DeadLetterQuery) -> int:
+    """Return the exit code: dead letters that are named by their ids have to be there."""
+    named = len(set(query.ids))
+    if found >= named:
+        return OK
+    return complain(f"no such dead letter: {named - found:,} of {count(named, 'id')}", FAILED)
 
 
 async def foresee_replay(
@@ -146,7 +154,7 @@ async def foresee_replay(
                 _print_answer(letter, answer)
     if not found and not as_json:
         say("no dead letters", stderr=True)
-    return OK
+    return _code(found, query)
 
 
 def _print_answer(letter: DeadLetter, answer: dict[str, Any]) -> None:
@@ -169,4 +177,4 @@ async def discard_letters(
         print_json({"discarded": discarded})
     else:
         say(f"{count(discarded, 'dead letter')} discarded")
-    return OK
+    return _code(discarded, query)

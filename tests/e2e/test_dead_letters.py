@@ -158,3 +158,17 @@ async def _bury_for_replay(tmp_path: Path, url: str) -> None:
     update = {"user_properties": {"plan": "pro"}}
     unclaimed = process.event("late-comer", 9, **second)
     await bury(too_old, [process.event("known-user", 2, **update), unclaimed])
+
+
+@pytest.mark.parametrize("action", ["replay", "discard"])
+async def test_an_id_that_is_not_there_is_no_success(tmp_path: Path, action: str) -> None:
+    config = process.settings(tmp_path, NOWHERE)
+    await bury(config, [process.event("late-user", n, time=1_000) for n in range(3)])
+    if action == "replay":
+        code, _, err = await letters(action, config, "999", "--dry-run")
+        assert (code, "no such dead letter: 1 of 1 id" in err) == (1, True)
+    code, out, err = await letters(action, config, "1", "999", "999", "--json")
+    assert (code, list(json.loads(out).values())) == (1, [1])
+    assert "no such dead letter: 1 of 2 ids" in err
+    code, _, err = await letters(action, config, "--reason", "refused")
+    assert (code, "no such" in err) == (0, False)
