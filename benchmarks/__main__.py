@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 import msgspec
 import structlog
 
+from amplitude_intercom.engine.commands import collect_garbage_rarely
 from benchmarks import backlog, delivery, intake, mapping, start
 from benchmarks.report import GOALS, Result, report, show
-from engine.commands import collect_garbage_rarely
 
 RUNS: dict[Callable[..., list[Result]], tuple[str, ...]] = {
     intake.filtering: ("filter",),

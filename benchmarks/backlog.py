@@ -12,16 +12,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from amplitude_intercom.engine.app import Engine
+from amplitude_intercom.engine.config import Settings
+from amplitude_intercom.engine.envelope import Kind
+from amplitude_intercom.engine.spool.rows import Append, Row
+from amplitude_intercom.engine.spool.schema import connect
+from amplitude_intercom.engine.spool.store import Store
+from amplitude_intercom.transports.intercom import Answer, Request
+from amplitude_intercom.transports.sandbox import Sandbox, serve
 from benchmarks import delivery, events, servers
 from benchmarks.report import Result, result
-from engine.app import Engine
-from engine.config import Settings
-from engine.envelope import Kind
-from engine.spool.rows import Append, Row
-from engine.spool.schema import connect
-from engine.spool.store import Store
-from transports.intercom import Answer, Request
-from transports.sandbox import Sandbox, serve
 
 MIB = 1 << 20
 A_COMMIT = 2_000

@@ -12,14 +12,14 @@ from typing import Any
 
 import aiohttp
 
+from amplitude_intercom.engine.app import Engine
+from amplitude_intercom.engine.config import Settings
+from amplitude_intercom.engine.envelope import Kind, Plan, Record
+from amplitude_intercom.engine.mapping import Rules, event_body
+from amplitude_intercom.transports.intercom import VERSION, Answer, Request, Wire
+from amplitude_intercom.transports.sandbox import InProcess, Sandbox, serve
 from benchmarks import events, servers
 from benchmarks.report import Result, result, result_of_rounds
-from engine.app import Engine
-from engine.config import Settings
-from engine.envelope import Kind, Plan, Record
-from engine.mapping import Rules, event_body
-from transports.intercom import VERSION, Answer, Request, Wire
-from transports.sandbox import InProcess, Sandbox, serve
 
 IN_FLIGHT = 64
 SUBMIT = 500

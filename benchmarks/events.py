@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from engine.config import Settings, from_table
+from amplitude_intercom.engine.config import Settings, from_table
 
 API_KEY = "benchmark-key"
 EVENT_BYTES = 675

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import msgspec
 
+from amplitude_intercom.engine import logs
+from amplitude_intercom.engine.commands.forward import forward
+from amplitude_intercom.engine.config import Settings
+from amplitude_intercom.engine.spool.schema import connect
 from benchmarks import events, load, servers
 from benchmarks.report import Result, in_turns, result_of_rounds
-from engine import logs
-from engine.commands.forward import forward
-from engine.config import Settings
-from engine.spool.schema import connect
 
 CHUNK_BYTES = 1 << 20
 BATCH = 500

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import msgspec
 
+from amplitude_intercom.engine.envelope import Kind, Plan, Record
+from amplitude_intercom.engine.mapping import AnyAttribute, Rules, creation_body, event_body
+from amplitude_intercom.engine.user_properties import apply
 from benchmarks import events
 from benchmarks.report import Result, in_turns, result_of_rounds
-from engine.envelope import Kind, Plan, Record
-from engine.mapping import AnyAttribute, Rules, creation_body, event_body
-from engine.user_properties import apply
 
 UNIT = "events/s of CPU"
 

@@ -19,7 +19,7 @@ import msgspec
 import tomli_w
 from aiohttp import web
 
-from engine.commands import collect_garbage_rarely
+from amplitude_intercom.engine.commands import collect_garbage_rarely
 
 
 async def _take(request: web.BaseRequest) -> web.Response:
@@ -108,7 +108,7 @@ def daemon(table: dict[str, object], how: signal.Signals = signal.SIGTERM) -> It
     config.write_text(tomli_w.dumps(table | {"log": {"level": "info"}}), encoding="utf-8")
     started = time.perf_counter()
     process = subprocess.Popen(
-        [sys.executable, "-m", "engine", "run", "-c", str(config)],
+        [sys.executable, "-m", "amplitude_intercom.engine", "run", "-c", str(config)],
         stderr=subprocess.PIPE,
         text=True,
     )

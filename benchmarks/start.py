@@ -23,7 +23,9 @@ def _run_s(*arguments: str) -> float:
 def starting(seed: int, *, smoke: bool) -> list[Result]:
     """``--help``, and ``run`` until it is ready, with nothing waiting."""
     rounds = 3 if smoke else 9
-    helping = in_turns(rounds, lambda: _run_s("-m", "engine", "--help"), _imports_s)
+    helping = in_turns(
+        rounds, lambda: _run_s("-m", "amplitude_intercom.engine", "--help"), _imports_s
+    )
     with tempfile.TemporaryDirectory() as name:
         table = events.table(Path(name))
 

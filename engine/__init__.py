@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from engine.app import BadEvents, Engine
-    from engine.config import Settings, from_table, load
+    from amplitude_intercom.engine.app import BadEvents, Engine
+    from amplitude_intercom.engine.config import Settings, from_table, load
 
 __all__ = ["BadEvents", "Engine", "Settings", "from_table", "load"]
 
-_HOMES = {"Engine": "engine.app", "BadEvents": "engine.app"}
+_HOMES = {"Engine": "app", "BadEvents": "app"}
 
 
 def __getattr__(name: str) -> Any:
@@ -19,4 +19,4 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
 
-    return getattr(importlib.import_module(_HOMES.get(name, "engine.config")), name)
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES.get(name, 'config')}"), name)

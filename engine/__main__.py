@@ -1,5 +1,5 @@
-"""``python -m engine`` is the command ``amplitude-intercom``."""
+"""``python -m amplitude_intercom.engine`` is the command ``amplitude-intercom``."""
 
-from engine.cli import main
+from amplitude_intercom.engine.cli import main
 
 main()

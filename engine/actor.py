@@ -22,8 +22,8 @@ import anyio
 import structlog
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from engine.envelope import Record
-from engine.errors import Failure
+from amplitude_intercom.engine.envelope import Record
+from amplitude_intercom.engine.errors import Failure
 
 _log = structlog.get_logger(__name__)
 

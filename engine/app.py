@@ -22,13 +22,13 @@ from urllib.parse import urlsplit
 import anyio
 import msgspec
 
-from engine import arguments as arguments_of
-from engine.actors.source import SourceActor
-from engine.addresses import normal_url
-from engine.config import Http, Intercom, Settings, Sync, with_secrets_revealed
-from engine.errors import SettingsError, SpoolError
-from engine.gate import Gate
-from engine.metrics import (
+from amplitude_intercom.engine import arguments as arguments_of
+from amplitude_intercom.engine.actors.source import SourceActor
+from amplitude_intercom.engine.addresses import normal_url
+from amplitude_intercom.engine.config import Http, Intercom, Settings, Sync, with_secrets_revealed
+from amplitude_intercom.engine.errors import SettingsError, SpoolError
+from amplitude_intercom.engine.gate import Gate
+from amplitude_intercom.engine.metrics import (
     Facts,
     GateStatus,
     Refusal,
@@ -38,18 +38,18 @@ from engine.metrics import (
     read_facts,
     sync_status,
 )
-from engine.pipeline import Pipeline
-from engine.spool import Spool, wall_clock_ms
-from engine.spool.lock import DataDir
-from engine.spool.reading import disk_bytes
-from engine.spool.rows import DeadLetter, DeadLetterPage, DeadLetterQuery
-from engine.spool.store import Store
-from engine.spool.user_state import UserState
-from transports import Batch, Receipt, Source
-from transports.errors import Refused
-from transports.intercom import BASE_URLS, IntercomClient, Wire
-from transports.sockets import share_of_descriptors
-from transports.uploads import BadUpload, decode_events
+from amplitude_intercom.engine.pipeline import Pipeline
+from amplitude_intercom.engine.spool import Spool, wall_clock_ms
+from amplitude_intercom.engine.spool.lock import DataDir
+from amplitude_intercom.engine.spool.reading import disk_bytes
+from amplitude_intercom.engine.spool.rows import DeadLetter, DeadLetterPage, DeadLetterQuery
+from amplitude_intercom.engine.spool.store import Store
+from amplitude_intercom.engine.spool.user_state import UserState
+from amplitude_intercom.transports import Batch, Receipt, Source
+from amplitude_intercom.transports.errors import Refused
+from amplitude_intercom.transports.intercom import BASE_URLS, IntercomClient, Wire
+from amplitude_intercom.transports.sockets import share_of_descriptors
+from amplitude_intercom.transports.uploads import BadUpload, decode_events
 
 WireFactory = Callable[[Intercom], Wire]
 

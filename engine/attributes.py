@@ -14,11 +14,11 @@ import anyio
 import msgspec
 import structlog
 
-from engine.actor import internal_failure
-from engine.errors import ParkUser
-from engine.gate import Gate, GateClosed
-from transports import intercom
-from transports.intercom import Answer
+from amplitude_intercom.engine.actor import internal_failure
+from amplitude_intercom.engine.errors import ParkUser
+from amplitude_intercom.engine.gate import Gate, GateClosed
+from amplitude_intercom.transports import intercom
+from amplitude_intercom.transports.intercom import Answer
 
 _log = structlog.get_logger(__name__)
 

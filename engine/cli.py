@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from engine.config import Settings
-    from engine.spool.rows import DeadLetterQuery
+    from amplitude_intercom.engine.config import Settings
+    from amplitude_intercom.engine.spool.rows import DeadLetterQuery
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -87,8 +87,8 @@ def _root(
 @app.command()
 def demo() -> None:
     """Show the whole thing on embedded parts: a local Intercom, sample events, what arrived."""
-    from engine.commands import run
-    from engine.commands.demo import demo as main
+    from amplitude_intercom.engine.commands import run
+    from amplitude_intercom.engine.commands.demo import demo as main
 
     raise typer.Exit(run(main))
 
@@ -96,8 +96,8 @@ def demo() -> None:
 @app.command(name="run")
 def run_daemon(config: Config) -> None:
     """Serve the configured sources until SIGTERM."""
-    from engine.commands import run
-    from engine.commands.daemon import run as main
+    from amplitude_intercom.engine.commands import run
+    from amplitude_intercom.engine.commands.daemon import run as main
 
     async def work() -> int:
         return await main(_settings(config))
@@ -126,8 +126,8 @@ def forward(
     json: Json = False,
 ) -> None:
     """Deliver files or a pipe, and exit when all of it is settled."""
-    from engine.commands import run
-    from engine.commands.forward import forward as main
+    from amplitude_intercom.engine.commands import run
+    from amplitude_intercom.engine.commands.forward import forward as main
 
     async def work() -> int:
         return await main(
@@ -154,8 +154,8 @@ def preview(
     ] = False,
 ) -> None:
     """Print for each event what would be sent, without sending it."""
-    from engine.commands import run
-    from engine.commands.preview import preview as main
+    from amplitude_intercom.engine.commands import run
+    from amplitude_intercom.engine.commands.preview import preview as main
 
     async def work() -> int:
         return await main(_settings(config), path, sync=sync, live=live)
@@ -173,8 +173,8 @@ def check(
     json: Json = False,
 ) -> None:
     """Validate the settings, ask Intercom, and say what will not work."""
-    from engine.commands import run
-    from engine.commands.check import check as main
+    from amplitude_intercom.engine.commands import run
+    from amplitude_intercom.engine.commands.check import check as main
 
     async def work() -> int:
         return await main(_settings(config), sample=sample, offline=offline, as_json=json)
@@ -185,7 +185,7 @@ def check(
 @app.command()
 def status(config: Config, json: Json = False) -> None:
     """Print the accounting: received = delivered + dropped + dead + pending."""
-    from engine.commands import inspect, run
+    from amplitude_intercom.engine.commands import inspect, run
 
     async def work() -> int:
         return await inspect.status(_settings(config), as_json=json)
@@ -212,8 +212,8 @@ def sandbox(
     ] = None,
 ) -> None:
     """Run a local Intercom, with faults on request."""
-    from engine.commands import run
-    from engine.commands.sandbox import sandbox as main
+    from amplitude_intercom.engine.commands import run
+    from amplitude_intercom.engine.commands.sandbox import sandbox as main
 
     async def work() -> int:
         return await main(
@@ -242,8 +242,8 @@ def list_letters(
     json: Json = False,
 ) -> None:
     """List dead letters."""
-    from engine.commands import letters as commands
-    from engine.commands import run
+    from amplitude_intercom.engine.commands import letters as commands
+    from amplitude_intercom.engine.commands import run
 
     query = _query(None, reason, user, since, until)
 
@@ -263,8 +263,8 @@ def show_letter(
     json: Json = False,
 ) -> None:
     """Show one dead letter, whole."""
-    from engine.commands import letters as commands
-    from engine.commands import run
+    from amplitude_intercom.engine.commands import letters as commands
+    from amplitude_intercom.engine.commands import run
 
     async def work() -> int:
         return await commands.show_letter(_settings(config), sync, id_, as_json=json)
@@ -287,8 +287,8 @@ def replay_letters(
     json: Json = False,
 ) -> None:
     """Send dead letters through filter and mapping again, behind what their user has waiting."""
-    from engine.commands import letters as commands
-    from engine.commands import run
+    from amplitude_intercom.engine.commands import letters as commands
+    from amplitude_intercom.engine.commands import run
 
     query = _query(ids, reason, user, since, until)
 
@@ -314,8 +314,8 @@ def discard_letters(
     json: Json = False,
 ) -> None:
     """Settle dead letters as dropped: they are gone for good."""
-    from engine.commands import letters as commands
-    from engine.commands import run
+    from amplitude_intercom.engine.commands import letters as commands
+    from amplitude_intercom.engine.commands import run
 
     if not (ids or reason or user or since or until or every):
         raise typer.BadParameter("say which: ids, a condition, or --all")
@@ -337,8 +337,8 @@ def show_user(
     json: Json = False,
 ) -> None:
     """Show what is known of one user; exits 1 where that is nothing."""
-    from engine.commands import run
-    from engine.commands import users as commands
+    from amplitude_intercom.engine.commands import run
+    from amplitude_intercom.engine.commands import users as commands
 
     async def work() -> int:
         return await commands.show(_settings(config), sync, key, as_json=json)
@@ -349,7 +349,7 @@ def show_user(
 @spools.command(name="status")
 def spool_status(config: Config, sync: SyncName = None, json: Json = False) -> None:
     """Print what the spools' files hold, and how large they are."""
-    from engine.commands import run_plainly, spool
+    from amplitude_intercom.engine.commands import run_plainly, spool
 
     raise typer.Exit(run_plainly(lambda: spool.status(_settings(config), sync, as_json=json)))
 
@@ -357,7 +357,7 @@ def spool_status(config: Config, sync: SyncName = None, json: Json = False) -> N
 @spools.command(name="verify")
 def spool_verify(config: Config, sync: SyncName = None, json: Json = False) -> None:
     """Check every checksum and the accounting; exits 1 where something is damaged."""
-    from engine.commands import run_plainly, spool
+    from amplitude_intercom.engine.commands import run_plainly, spool
 
     raise typer.Exit(run_plainly(lambda: spool.verify(_settings(config), sync, as_json=json)))
 
@@ -365,7 +365,7 @@ def spool_verify(config: Config, sync: SyncName = None, json: Json = False) -> N
 @spools.command(name="compact")
 def spool_compact(config: Config, sync: SyncName = None, json: Json = False) -> None:
     """Give the space that the files do not need back to the disk."""
-    from engine.commands import run, spool
+    from amplitude_intercom.engine.commands import run, spool
 
     async def work() -> int:
         return await spool.compact(_settings(config), sync, as_json=json)
@@ -374,8 +374,8 @@ def spool_compact(config: Config, sync: SyncName = None, json: Json = False) -> 
 
 
 def _settings(path: Path) -> Settings:
-    from engine.commands import load_settings
-    from engine.errors import SettingsError
+    from amplitude_intercom.engine.commands import load_settings
+    from amplitude_intercom.engine.errors import SettingsError
 
     if str(path) == SETTINGS_FILE and not path.exists():
         raise SettingsError(
@@ -391,8 +391,8 @@ def _query(
     since: str | None,
     until: str | None,
 ) -> DeadLetterQuery:
-    from engine.errors import DEAD_REASONS, unknown_reason
-    from engine.spool.rows import DeadLetterQuery
+    from amplitude_intercom.engine.errors import DEAD_REASONS, unknown_reason
+    from amplitude_intercom.engine.spool.rows import DeadLetterQuery
 
     if reason is not None and reason not in DEAD_REASONS:
         raise typer.BadParameter(unknown_reason(reason), param_hint="--reason")
@@ -401,7 +401,7 @@ def _query(
 
 
 def _time_ms(text: str | None, option: str) -> int | None:
-    from transports.amplitude import parse_time
+    from amplitude_intercom.transports.amplitude import parse_time
 
     try:
         return None if text is None else parse_time(text)

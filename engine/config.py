@@ -17,12 +17,12 @@ from typing import Annotated, Any, Final, Literal, get_args
 
 import msgspec
 
-from engine.addresses import MAX_PORT, normal_host, normal_url
-from engine.errors import SettingsError
-from engine.fitting import fit_name, is_blank, is_legal_key
-from engine.near import did_you_mean
-from engine.selection import ANY_TYPE, Selection, Selector
-from transports.amplitude import MAX_EVENT_BYTES
+from amplitude_intercom.engine.addresses import MAX_PORT, normal_host, normal_url
+from amplitude_intercom.engine.errors import SettingsError
+from amplitude_intercom.engine.fitting import fit_name, is_blank, is_legal_key
+from amplitude_intercom.engine.near import did_you_mean
+from amplitude_intercom.engine.selection import ANY_TYPE, Selection, Selector
+from amplitude_intercom.transports.amplitude import MAX_EVENT_BYTES
 
 MAX_SECONDS: Final = 3_155_760_000.0
 """A hundred years: whatever is added to a time of today stays one that clocks and SQLite know."""

@@ -20,12 +20,12 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
-from engine.attributes import Attributes
-from engine.envelope import ContactUpdate, Identity
-from engine.errors import DeadLetter, Failure
-from engine.fitting import Adjustment
-from engine.gate import Gate
-from engine.mapping import (
+from amplitude_intercom.engine.attributes import Attributes
+from amplitude_intercom.engine.envelope import ContactUpdate, Identity
+from amplitude_intercom.engine.errors import DeadLetter, Failure
+from amplitude_intercom.engine.fitting import Adjustment
+from amplitude_intercom.engine.gate import Gate
+from amplitude_intercom.engine.mapping import (
     ATTRIBUTE_PREFIX,
     Rules,
     Types,
@@ -33,10 +33,10 @@ from engine.mapping import (
     contact_body,
     creation_body,
 )
-from engine.spool.rows import Contact
-from engine.user_properties import CLEAR_ALL, apply, needs_state
-from transports import intercom
-from transports.intercom import Answer
+from amplitude_intercom.engine.spool.rows import Contact
+from amplitude_intercom.engine.user_properties import CLEAR_ALL, apply, needs_state
+from amplitude_intercom.transports import intercom
+from amplitude_intercom.transports.intercom import Answer
 
 MAX_CALLS = 12
 """Calls that one update may take: more means that the answers lead in a circle."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from engine.fitting import Adjustment
+from amplitude_intercom.engine.fitting import Adjustment
 
 
 class Kind(enum.IntEnum):

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import msgspec
 
-from engine.near import did_you_mean
+from amplitude_intercom.engine.near import did_you_mean
 
 
 class EngineError(Exception):

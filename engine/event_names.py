@@ -14,8 +14,8 @@ from typing import Final
 import anyio
 import structlog
 
-from engine.config import MAX_EVENT_TYPES
-from engine.spool import Spool
+from amplitude_intercom.engine.config import MAX_EVENT_TYPES
+from amplitude_intercom.engine.spool import Spool
 
 _log = structlog.get_logger(__name__)
 

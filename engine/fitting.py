@@ -31,7 +31,7 @@ from typing import Any, Final, Literal, TypeGuard
 
 import msgspec
 
-from transports.amplitude import MAX_TIME, in_milliseconds, parse_time
+from amplitude_intercom.transports.amplitude import MAX_TIME, in_milliseconds, parse_time
 
 MAX_TEXT: Final = 255
 """Characters of a text (help articles 175 and 179)."""

@@ -28,12 +28,12 @@ from typing import NamedTuple
 import anyio
 import structlog
 
-from engine import logs
-from engine.backoff import probe_delay_s
-from engine.errors import EngineError, Failure, ParkUser
-from engine.pace import WINDOW_S, Pace, loop_time_s, pause_s
-from transports.errors import NoAnswer
-from transports.intercom import (
+from amplitude_intercom.engine import logs
+from amplitude_intercom.engine.backoff import probe_delay_s
+from amplitude_intercom.engine.errors import EngineError, Failure, ParkUser
+from amplitude_intercom.engine.pace import WINDOW_S, Pace, loop_time_s, pause_s
+from amplitude_intercom.transports.errors import NoAnswer
+from amplitude_intercom.transports.intercom import (
     Answer,
     Request,
     Wire,

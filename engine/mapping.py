@@ -19,9 +19,9 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
 
-from engine import config, paths
-from engine.envelope import ContactUpdate, Identity, Kind, Plan, Record, Verdict
-from engine.fitting import (
+from amplitude_intercom.engine import config, paths
+from amplitude_intercom.engine.envelope import ContactUpdate, Identity, Kind, Plan, Record, Verdict
+from amplitude_intercom.engine.fitting import (
     DATE_ENDING,
     Adjustment,
     Spread,
@@ -34,11 +34,11 @@ from engine.fitting import (
     spread,
     type_for,
 )
-from engine.money import is_exact, money
-from engine.selection import Predicate, Selection
-from engine.user_properties import CLEAR_ALL, UNCHANGED, keep, select, split
-from transports import amplitude
-from transports.amplitude import Content
+from amplitude_intercom.engine.money import is_exact, money
+from amplitude_intercom.engine.selection import Predicate, Selection
+from amplitude_intercom.engine.user_properties import CLEAR_ALL, UNCHANGED, keep, select, split
+from amplitude_intercom.transports import amplitude
+from amplitude_intercom.transports.amplitude import Content
 
 TYPES_KEPT: Final = 1_024
 """Event types of which it is remembered whether and under which name they are sent."""

@@ -10,11 +10,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from engine.config import Sync
-from engine.errors import SpoolError
-from engine.gate import Gate
-from engine.logs import lines_lost
-from engine.spool.store import Store, under
+from amplitude_intercom.engine.config import Sync
+from amplitude_intercom.engine.errors import SpoolError
+from amplitude_intercom.engine.gate import Gate
+from amplitude_intercom.engine.logs import lines_lost
+from amplitude_intercom.engine.spool.store import Store, under
 
 PREFIX = "amplitude_intercom_"
 

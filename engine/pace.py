@@ -19,7 +19,7 @@ from typing import Final
 import anyio
 from aiolimiter import AsyncLimiter
 
-from transports.intercom import Answer, RateHeaders, parse_rate
+from amplitude_intercom.transports.intercom import Answer, RateHeaders, parse_rate
 
 WINDOW_S: Final = 10.0
 """Length of Intercom's rate windows (rate limiting page)."""

@@ -18,24 +18,24 @@ import structlog
 from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectSendStream
 
-from engine.actors.event_sender import EventSender
-from engine.actors.filter import Filter, FilterActor
-from engine.actors.mapper import MapperActor
-from engine.actors.source import Share
-from engine.actors.user_upserter import UserUpserter
-from engine.attributes import Attributes
-from engine.config import Sync
-from engine.contacts import Contacts
-from engine.envelope import Envelope, Record
-from engine.event_names import EventNames
-from engine.gate import Gate
-from engine.mapping import Rules
-from engine.spool import Spool
-from engine.spool.rows import DeadLetter, DeadLetterQuery, Row
-from engine.spool.store import Store
-from engine.supervision import Supervisor
-from transports.amplitude import MAX_EVENT_BYTES, BadEvent, decode_head
-from transports.errors import Refused
+from amplitude_intercom.engine.actors.event_sender import EventSender
+from amplitude_intercom.engine.actors.filter import Filter, FilterActor
+from amplitude_intercom.engine.actors.mapper import MapperActor
+from amplitude_intercom.engine.actors.source import Share
+from amplitude_intercom.engine.actors.user_upserter import UserUpserter
+from amplitude_intercom.engine.attributes import Attributes
+from amplitude_intercom.engine.config import Sync
+from amplitude_intercom.engine.contacts import Contacts
+from amplitude_intercom.engine.envelope import Envelope, Record
+from amplitude_intercom.engine.event_names import EventNames
+from amplitude_intercom.engine.gate import Gate
+from amplitude_intercom.engine.mapping import Rules
+from amplitude_intercom.engine.spool import Spool
+from amplitude_intercom.engine.spool.rows import DeadLetter, DeadLetterQuery, Row
+from amplitude_intercom.engine.spool.store import Store
+from amplitude_intercom.engine.supervision import Supervisor
+from amplitude_intercom.transports.amplitude import MAX_EVENT_BYTES, BadEvent, decode_head
+from amplitude_intercom.transports.errors import Refused
 
 INTAKE_BATCHES = 16
 """Batches between a source and the filter: enough to keep both busy."""

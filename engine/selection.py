@@ -36,8 +36,8 @@ from typing import Any, Final, Literal, get_args
 
 import msgspec
 
-from engine import paths
-from engine.globs import Glob
+from amplitude_intercom.engine import paths
+from amplitude_intercom.engine.globs import Glob
 
 MAX_ELEMENTS: Final = 1_000
 """Elements of an array that an operator looks at: enough for lists that people keep."""

@@ -29,8 +29,8 @@ from typing import Any, Final
 
 import msgspec
 
-from engine import paths
-from engine.fitting import MAX_WHOLE, encodable
+from amplitude_intercom.engine import paths
+from amplitude_intercom.engine.fitting import MAX_WHOLE, encodable
 
 MAX_KEPT_TEXT: Final = 1_024
 """Characters of a text: as many as Amplitude keeps, four times what a contact takes."""

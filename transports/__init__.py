@@ -28,7 +28,7 @@ from typing import Protocol
 
 import msgspec
 
-from transports.amplitude import BadEvent, Head
+from amplitude_intercom.transports.amplitude import BadEvent, Head
 
 
 class Batch(msgspec.Struct):

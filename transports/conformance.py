@@ -21,8 +21,8 @@ from typing import Final, Protocol
 
 import msgspec
 
-from transports import Batch, Receipt, Source, Ticket
-from transports.errors import Refused
+from amplitude_intercom.transports import Batch, Receipt, Source, Ticket
+from amplitude_intercom.transports.errors import Refused
 
 PATIENCE_S: Final = 30.0
 EVENTS: Final = 60

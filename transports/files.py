@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Final, NamedTuple
 
-from transports import kinds
-from transports.errors import BadFile
-from transports.kinds import NotEvents
-from transports.lines import Line, Position
-from transports.packing import Stream
-from transports.shapes import Cutter
+from amplitude_intercom.transports import kinds
+from amplitude_intercom.transports.errors import BadFile
+from amplitude_intercom.transports.kinds import NotEvents
+from amplitude_intercom.transports.lines import Line, Position
+from amplitude_intercom.transports.packing import Stream
+from amplitude_intercom.transports.shapes import Cutter
 
 CHUNK_BYTES: Final = 1024 * 1024
 

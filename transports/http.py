@@ -30,15 +30,15 @@ import msgspec
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 
-from transports import Batch, Intake, inflate, uploads
-from transports.amplitude import MAX_EVENT_BYTES
-from transports.errors import Refused, UnknownApiKey
-from transports.inflate import Inflate
-from transports.limits import Hold, KeyLimits, Room
-from transports.openapi import SUCCESS, describe
-from transports.refusals import NO_DOOR, Refusals
-from transports.sockets import Listener, share_of_descriptors
-from transports.uploads import TOO_LARGE, BadUpload, GoodUpload, Takes, Upload
+from amplitude_intercom.transports import Batch, Intake, inflate, uploads
+from amplitude_intercom.transports.amplitude import MAX_EVENT_BYTES
+from amplitude_intercom.transports.errors import Refused, UnknownApiKey
+from amplitude_intercom.transports.inflate import Inflate
+from amplitude_intercom.transports.limits import Hold, KeyLimits, Room
+from amplitude_intercom.transports.openapi import SUCCESS, describe
+from amplitude_intercom.transports.refusals import NO_DOOR, Refusals
+from amplitude_intercom.transports.sockets import Listener, share_of_descriptors
+from amplitude_intercom.transports.uploads import TOO_LARGE, BadUpload, GoodUpload, Takes, Upload
 
 HTTP_V2_BYTES: Final = 1_000_000
 BATCH_BYTES: Final = 20_000_000

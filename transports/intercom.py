@@ -19,7 +19,7 @@ from urllib.parse import quote
 import aiohttp
 import msgspec
 
-from transports.errors import NoAnswer
+from amplitude_intercom.transports.errors import NoAnswer
 
 VERSION: Final = "2.14"
 """``Intercom-Version`` sent with each call: the one that official SDKs are generated from.

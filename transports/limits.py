@@ -10,8 +10,8 @@ from typing import Final
 
 from aiolimiter import AsyncLimiter
 
-from transports.amplitude import BadEvent, Head
-from transports.uploads import TOO_LARGE, BadUpload
+from amplitude_intercom.transports.amplitude import BadEvent, Head
+from amplitude_intercom.transports.uploads import TOO_LARGE, BadUpload
 
 LEAST_COST_BYTES: Final = 16_384
 """What a request costs at least, so that the number of small ones is bounded too."""

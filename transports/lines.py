@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from transports.amplitude import BOM, KEPT_BYTES
+from amplitude_intercom.transports.amplitude import BOM, KEPT_BYTES
 
 
 class Position(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -9,8 +9,13 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
-from transports.amplitude import GROUP_IDENTIFY, MAX_TEXT, MIN_ID_LENGTH, RESERVED_IDS
-from transports.uploads import MAX_EVENTS
+from amplitude_intercom.transports.amplitude import (
+    GROUP_IDENTIFY,
+    MAX_TEXT,
+    MIN_ID_LENGTH,
+    RESERVED_IDS,
+)
+from amplitude_intercom.transports.uploads import MAX_EVENTS
 
 _Schema = dict[str, Any]
 

@@ -13,9 +13,9 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import IO, Any, Final
 
-from transports import kinds
-from transports.inflate import PIECE_BYTES, Inflate, Members
-from transports.kinds import NotEvents
+from amplitude_intercom.transports import kinds
+from amplitude_intercom.transports.inflate import PIECE_BYTES, Inflate, Members
+from amplitude_intercom.transports.kinds import NotEvents
 
 MAX_LAYERS: Final = 4
 """Packings inside one another. An Export is gzip in a ZIP; that in a ZIP is three."""

@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
-from transports.errors import REFUSED
-from transports.uploads import INVALID_KEY, BadUpload
+from amplitude_intercom.transports.errors import REFUSED
+from amplitude_intercom.transports.uploads import INVALID_KEY, BadUpload
 
 LOG_EVERY_S: Final = 1.0
 MAX_KEYS: Final = 100

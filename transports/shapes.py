@@ -22,10 +22,10 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-from transports import kinds
-from transports.amplitude import BOM, BadEvent, Head, read_head
-from transports.lines import Line, Lines, Plain, Position
-from transports.values import ARRAY, BETWEEN, Values, match_end
+from amplitude_intercom.transports import kinds
+from amplitude_intercom.transports.amplitude import BOM, BadEvent, Head, read_head
+from amplitude_intercom.transports.lines import Line, Lines, Plain, Position
+from amplitude_intercom.transports.values import ARRAY, BETWEEN, Values, match_end
 
 FIRST_PIECES: Final = 100
 """Lines, or values, of a text among which one has to be a JSON object."""

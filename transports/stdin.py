@@ -27,13 +27,20 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from transports import Batch, Intake, Receipt, Ticket, files
-from transports.amplitude import MAX_EVENT_BYTES, BadEvent, Head, Time, parse_time, read_head
-from transports.errors import BadFile, Refused
-from transports.files import Chunk
-from transports.lines import Line, Plain, Position
-from transports.packing import Stream
-from transports.shapes import Cutter
+from amplitude_intercom.transports import Batch, Intake, Receipt, Ticket, files
+from amplitude_intercom.transports.amplitude import (
+    MAX_EVENT_BYTES,
+    BadEvent,
+    Head,
+    Time,
+    parse_time,
+    read_head,
+)
+from amplitude_intercom.transports.errors import BadFile, Refused
+from amplitude_intercom.transports.files import Chunk
+from amplitude_intercom.transports.lines import Line, Plain, Position
+from amplitude_intercom.transports.packing import Stream
+from amplitude_intercom.transports.shapes import Cutter
 
 TICKETS: Final = 16
 """Batches that may be on their way to the disk while the next ones are read."""

@@ -28,8 +28,8 @@ from typing import Any, Final
 
 import msgspec
 
-from transports import Batch
-from transports.amplitude import (
+from amplitude_intercom.transports import Batch
+from amplitude_intercom.transports.amplitude import (
     BOM,
     KEPT_BYTES,
     MAX_EVENT_BYTES,

@@ -21,7 +21,7 @@ import re
 from collections.abc import Callable
 from typing import Final
 
-from transports.lines import Held, Line
+from amplitude_intercom.transports.lines import Held, Line
 
 MAX_OPEN: Final = 1_000
 """Brackets inside one another; Amplitude takes 40 (HTTP V2 page)."""

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections import deque
 from typing import Literal
 
-from engine.actor import Actor
-from engine.contacts import Contacts
-from engine.envelope import Envelope, Record
-from engine.errors import DeadLetter, Failure, ParkUser
-from engine.event_names import EventNames
-from engine.gate import Gate, GateClosed
-from engine.spool import Spool
-from transports import intercom
-from transports.intercom import Answer
+from amplitude_intercom.engine.actor import Actor
+from amplitude_intercom.engine.contacts import Contacts
+from amplitude_intercom.engine.envelope import Envelope, Record
+from amplitude_intercom.engine.errors import DeadLetter, Failure, ParkUser
+from amplitude_intercom.engine.event_names import EventNames
+from amplitude_intercom.engine.gate import Gate, GateClosed
+from amplitude_intercom.engine.spool import Spool
+from amplitude_intercom.transports import intercom
+from amplitude_intercom.transports.intercom import Answer
 
 UnknownUser = Literal["park", "create", "dead_letter", "drop"]
 

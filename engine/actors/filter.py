@@ -16,19 +16,19 @@ import anyio
 import structlog
 from anyio.streams.memory import MemoryObjectReceiveStream
 
-from engine import logs
-from engine.actor import Actor, internal_failure
-from engine.actors.source import ANY_KEY, Share
-from engine.config import Sync
-from engine.envelope import Kind
-from engine.errors import Failure, SpoolError
-from engine.mapping import LOOP_PREFIX, Rules
-from engine.selection import Selection
-from engine.spool import Spool
-from engine.spool.rows import Append, Appended, DeadRow, Row
-from engine.spool.settled import log_dropped_raw
-from transports import Batch, Receipt
-from transports.amplitude import (
+from amplitude_intercom.engine import logs
+from amplitude_intercom.engine.actor import Actor, internal_failure
+from amplitude_intercom.engine.actors.source import ANY_KEY, Share
+from amplitude_intercom.engine.config import Sync
+from amplitude_intercom.engine.envelope import Kind
+from amplitude_intercom.engine.errors import Failure, SpoolError
+from amplitude_intercom.engine.mapping import LOOP_PREFIX, Rules
+from amplitude_intercom.engine.selection import Selection
+from amplitude_intercom.engine.spool import Spool
+from amplitude_intercom.engine.spool.rows import Append, Appended, DeadRow, Row
+from amplitude_intercom.engine.spool.settled import log_dropped_raw
+from amplitude_intercom.transports import Batch, Receipt
+from amplitude_intercom.transports.amplitude import (
     GROUP_IDENTIFY,
     IDENTIFY,
     KEPT_BYTES,
@@ -44,7 +44,7 @@ from transports.amplitude import (
     read_head,
     too_large,
 )
-from transports.errors import Refused
+from amplitude_intercom.transports.errors import Refused
 
 _log = structlog.get_logger(__name__)
 

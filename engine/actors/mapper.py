@@ -7,14 +7,14 @@ from typing import Any, Protocol
 
 import msgspec
 
-from engine.actor import Actor, internal_failure
-from engine.envelope import Envelope, Plan, Record, Verdict
-from engine.errors import Failure
-from engine.event_names import EventNames
-from engine.fitting import Adjustment
-from engine.mapping import Rules, event_body
-from engine.spool import Spool
-from engine.spool.seconds import claim_of
+from amplitude_intercom.engine.actor import Actor, internal_failure
+from amplitude_intercom.engine.envelope import Envelope, Plan, Record, Verdict
+from amplitude_intercom.engine.errors import Failure
+from amplitude_intercom.engine.event_names import EventNames
+from amplitude_intercom.engine.fitting import Adjustment
+from amplitude_intercom.engine.mapping import Rules, event_body
+from amplitude_intercom.engine.spool import Spool
+from amplitude_intercom.engine.spool.seconds import claim_of
 
 
 class Outlet(Protocol):

@@ -8,9 +8,9 @@ import anyio
 import msgspec
 from anyio.streams.memory import MemoryObjectSendStream
 
-from engine.errors import SettingsError
-from transports import Batch, Receipt, Ticket
-from transports.errors import Refused, UnknownApiKey
+from amplitude_intercom.engine.errors import SettingsError
+from amplitude_intercom.transports import Batch, Receipt, Ticket
+from amplitude_intercom.transports.errors import Refused, UnknownApiKey
 
 ANY_KEY = "*"
 

@@ -9,12 +9,12 @@ from contextlib import suppress
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from engine.actor import Actor, internal_failure
-from engine.contacts import Contacts
-from engine.envelope import Envelope
-from engine.errors import DeadLetter, ParkUser
-from engine.gate import GateClosed
-from engine.spool import Spool
+from amplitude_intercom.engine.actor import Actor, internal_failure
+from amplitude_intercom.engine.contacts import Contacts
+from amplitude_intercom.engine.envelope import Envelope
+from amplitude_intercom.engine.errors import DeadLetter, ParkUser
+from amplitude_intercom.engine.gate import GateClosed
+from amplitude_intercom.engine.spool import Spool
 
 
 class UserUpserter(Actor[list[Envelope], list[Envelope]]):

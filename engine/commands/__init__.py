@@ -13,11 +13,11 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from engine import config, logs
-from engine.commands.terminal import json_shown
-from engine.config import Settings
-from engine.errors import DataDirInUse, EngineError, SettingsError
-from transports.errors import BadFile
+from amplitude_intercom.engine import config, logs
+from amplitude_intercom.engine.commands.terminal import json_shown
+from amplitude_intercom.engine.config import Settings
+from amplitude_intercom.engine.errors import DataDirInUse, EngineError, SettingsError
+from amplitude_intercom.transports.errors import BadFile
 
 OK, FAILED, USAGE, DEAD_LETTERED, IN_USE = 0, 1, 2, 3, 4
 """Exit codes: settled; failure; wrong usage or settings; a dead letter and ``--strict``; another

@@ -11,16 +11,21 @@ from typing import Any
 
 import msgspec
 
-from engine.app import client_of, sources_of
-from engine.attributes import KnownAttributes, Listed, parse_list
-from engine.commands import FAILED, OK, print_json
-from engine.commands.findings import Finding, key_findings, key_name, port_findings
-from engine.commands.machine import machine_findings
-from engine.commands.preview import Preview, read_events
-from engine.commands.sample import Names, name_findings, type_of, unselected
-from engine.commands.spools import is_running
-from engine.commands.terminal import duration, print_table, say
-from engine.config import (
+from amplitude_intercom.engine.app import client_of, sources_of
+from amplitude_intercom.engine.attributes import KnownAttributes, Listed, parse_list
+from amplitude_intercom.engine.commands import FAILED, OK, print_json
+from amplitude_intercom.engine.commands.findings import (
+    Finding,
+    key_findings,
+    key_name,
+    port_findings,
+)
+from amplitude_intercom.engine.commands.machine import machine_findings
+from amplitude_intercom.engine.commands.preview import Preview, read_events
+from amplitude_intercom.engine.commands.sample import Names, name_findings, type_of, unselected
+from amplitude_intercom.engine.commands.spools import is_running
+from amplitude_intercom.engine.commands.terminal import duration, print_table, say
+from amplitude_intercom.engine.config import (
     MAX_EVENT_TYPES,
     Settings,
     Sync,
@@ -28,17 +33,17 @@ from engine.config import (
     largest_event,
     source_and_target,
 )
-from engine.errors import DEAD_REASONS
-from engine.event_names import WARN_AT
-from engine.fitting import fit_key, fit_name
-from engine.mapping import STANDARD_TYPES, field_name
-from engine.near import nearest
-from engine.paths import FIELDS
-from engine.selection import Selection
-from transports import intercom
-from transports.amplitude import BadEvent, Head
-from transports.errors import NoAnswer
-from transports.intercom import Answer, Wire
+from amplitude_intercom.engine.errors import DEAD_REASONS
+from amplitude_intercom.engine.event_names import WARN_AT
+from amplitude_intercom.engine.fitting import fit_key, fit_name
+from amplitude_intercom.engine.mapping import STANDARD_TYPES, field_name
+from amplitude_intercom.engine.near import nearest
+from amplitude_intercom.engine.paths import FIELDS
+from amplitude_intercom.engine.selection import Selection
+from amplitude_intercom.transports import intercom
+from amplitude_intercom.transports.amplitude import BadEvent, Head
+from amplitude_intercom.transports.errors import NoAnswer
+from amplitude_intercom.transports.intercom import Answer, Wire
 
 DOCUMENTED_METADATA_KEYS = 10
 """Keys that are kept, as the API reference says; the help centre says 20 (API description 2.16)."""

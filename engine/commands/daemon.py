@@ -8,16 +8,16 @@ import anyio
 import structlog
 from anyio.abc import TaskGroup
 
-from engine.app import Engine, sources_of
-from engine.commands import FAILED, OK, Signals
-from engine.commands.findings import key_findings
-from engine.config import Settings
-from engine.console.server import AdminServer
-from engine.errors import SettingsError
-from engine.supervision import Supervisor
-from transports import Batch, Intake, Source, Ticket
-from transports.errors import Refused
-from transports.sockets import raise_descriptor_limit
+from amplitude_intercom.engine.app import Engine, sources_of
+from amplitude_intercom.engine.commands import FAILED, OK, Signals
+from amplitude_intercom.engine.commands.findings import key_findings
+from amplitude_intercom.engine.config import Settings
+from amplitude_intercom.engine.console.server import AdminServer
+from amplitude_intercom.engine.errors import SettingsError
+from amplitude_intercom.engine.supervision import Supervisor
+from amplitude_intercom.transports import Batch, Intake, Source, Ticket
+from amplitude_intercom.transports.errors import Refused
+from amplitude_intercom.transports.sockets import raise_descriptor_limit
 
 READY_LOOK_S = 1.0
 """Between looks whether the engine is ready."""

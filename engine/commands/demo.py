@@ -17,15 +17,15 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from engine import logs
-from engine.app import Engine, sources_of
-from engine.commands import OK
-from engine.commands.daemon import start_sources
-from engine.config import Log, Settings, from_table
-from engine.metrics import SyncStatus
-from engine.spool.rows import DeadLetter, DeadLetterQuery
-from transports.http import HttpSource
-from transports.sandbox import Sandbox, serve
+from amplitude_intercom.engine import logs
+from amplitude_intercom.engine.app import Engine, sources_of
+from amplitude_intercom.engine.commands import OK
+from amplitude_intercom.engine.commands.daemon import start_sources
+from amplitude_intercom.engine.config import Log, Settings, from_table
+from amplitude_intercom.engine.metrics import SyncStatus
+from amplitude_intercom.engine.spool.rows import DeadLetter, DeadLetterQuery
+from amplitude_intercom.transports.http import HttpSource
+from amplitude_intercom.transports.sandbox import Sandbox, serve
 
 API_KEY: Final = "demo-api-key"
 SYNC: Final = "demo"

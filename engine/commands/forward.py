@@ -23,15 +23,23 @@ from rich.progress import (
 from rich.progress import Progress as Bar
 from rich.text import Text
 
-from engine.app import Engine
-from engine.commands import DEAD_LETTERED, FAILED, INTERRUPTED, OK, Signals, complain, print_json
-from engine.commands.terminal import print_table, say
-from engine.config import Settings, largest_event
-from engine.errors import DataDirInUse, SettingsError
-from engine.pipeline import Pipeline
-from transports import Batch, Intake, Ticket, files
-from transports.errors import BadFile
-from transports.stdin import LineSource, Progress
+from amplitude_intercom.engine.app import Engine
+from amplitude_intercom.engine.commands import (
+    DEAD_LETTERED,
+    FAILED,
+    INTERRUPTED,
+    OK,
+    Signals,
+    complain,
+    print_json,
+)
+from amplitude_intercom.engine.commands.terminal import print_table, say
+from amplitude_intercom.engine.config import Settings, largest_event
+from amplitude_intercom.engine.errors import DataDirInUse, SettingsError
+from amplitude_intercom.engine.pipeline import Pipeline
+from amplitude_intercom.transports import Batch, Intake, Ticket, files
+from amplitude_intercom.transports.errors import BadFile
+from amplitude_intercom.transports.stdin import LineSource, Progress
 
 SILENT_S = 5.0
 RECOUNT_S = 5.0

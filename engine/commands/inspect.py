@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from engine.commands import OK, print_json
-from engine.commands.spools import Files, read_spools
-from engine.commands.terminal import count, duration, listed, print_table, say, size
-from engine.config import Settings
-from engine.metrics import GateStatus, Status, SyncStatus
+from amplitude_intercom.engine.commands import OK, print_json
+from amplitude_intercom.engine.commands.spools import Files, read_spools
+from amplitude_intercom.engine.commands.terminal import (
+    count,
+    duration,
+    listed,
+    print_table,
+    say,
+    size,
+)
+from amplitude_intercom.engine.config import Settings
+from amplitude_intercom.engine.metrics import GateStatus, Status, SyncStatus
 
 HEALTH = {
     "open": "answers",

@@ -8,13 +8,13 @@ from typing import Any
 
 import msgspec
 
-from engine.commands import FAILED, OK, complain, print_json
-from engine.commands.forward import choose_sync
-from engine.commands.preview import Preview
-from engine.commands.spools import Files, Reading, open_spools, read_spools
-from engine.commands.terminal import count, listed, print_table, say, shown
-from engine.config import Settings
-from engine.spool.rows import DeadLetter, DeadLetterPage, DeadLetterQuery
+from amplitude_intercom.engine.commands import FAILED, OK, complain, print_json
+from amplitude_intercom.engine.commands.forward import choose_sync
+from amplitude_intercom.engine.commands.preview import Preview
+from amplitude_intercom.engine.commands.spools import Files, Reading, open_spools, read_spools
+from amplitude_intercom.engine.commands.terminal import count, listed, print_table, say, shown
+from amplitude_intercom.engine.config import Settings
+from amplitude_intercom.engine.spool.rows import DeadLetter, DeadLetterPage, DeadLetterQuery
 
 PAGE = 1_000
 """Dead letters that are asked for at once."""

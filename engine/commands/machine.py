@@ -12,10 +12,10 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from engine.commands.findings import Finding, addresses
-from engine.commands.terminal import size
-from engine.config import Settings, host_and_port
-from engine.spool.reading import size_of
+from amplitude_intercom.engine.commands.findings import Finding, addresses
+from amplitude_intercom.engine.commands.terminal import size
+from amplitude_intercom.engine.config import Settings, host_and_port
+from amplitude_intercom.engine.spool.reading import size_of
 
 
 def machine_findings(settings: Settings, *, running: bool) -> Iterator[Finding]:

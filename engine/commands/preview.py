@@ -7,26 +7,33 @@ from typing import Any
 
 import msgspec
 
-from engine.actors.filter import Filter
-from engine.app import client_of, directory_of
-from engine.attributes import KnownAttributes, parse_list
-from engine.commands import OK, print_json
-from engine.config import Intercom, Settings, Sync, largest_event
-from engine.contacts import differences
-from engine.envelope import ContactUpdate, Plan, Record
-from engine.errors import EngineError, SettingsError
-from engine.fitting import Adjustment
-from engine.mapping import AnyAttribute, Rules, Types, contact_body, creation_body, event_body
-from engine.spool import wall_clock_ms
-from engine.spool.rows import Contact, DeadLetter
-from engine.spool.seconds import Claim, claim_of
-from engine.spool.store import Store
-from engine.user_properties import apply, needs_state
-from transports import files, intercom
-from transports.amplitude import BadEvent, Head, decode_head
-from transports.errors import NoAnswer
-from transports.intercom import Request
-from transports.stdin import decode_line
+from amplitude_intercom.engine.actors.filter import Filter
+from amplitude_intercom.engine.app import client_of, directory_of
+from amplitude_intercom.engine.attributes import KnownAttributes, parse_list
+from amplitude_intercom.engine.commands import OK, print_json
+from amplitude_intercom.engine.config import Intercom, Settings, Sync, largest_event
+from amplitude_intercom.engine.contacts import differences
+from amplitude_intercom.engine.envelope import ContactUpdate, Plan, Record
+from amplitude_intercom.engine.errors import EngineError, SettingsError
+from amplitude_intercom.engine.fitting import Adjustment
+from amplitude_intercom.engine.mapping import (
+    AnyAttribute,
+    Rules,
+    Types,
+    contact_body,
+    creation_body,
+    event_body,
+)
+from amplitude_intercom.engine.spool import wall_clock_ms
+from amplitude_intercom.engine.spool.rows import Contact, DeadLetter
+from amplitude_intercom.engine.spool.seconds import Claim, claim_of
+from amplitude_intercom.engine.spool.store import Store
+from amplitude_intercom.engine.user_properties import apply, needs_state
+from amplitude_intercom.transports import files, intercom
+from amplitude_intercom.transports.amplitude import BadEvent, Head, decode_head
+from amplitude_intercom.transports.errors import NoAnswer
+from amplitude_intercom.transports.intercom import Request
+from amplitude_intercom.transports.stdin import decode_line
 
 
 async def preview(

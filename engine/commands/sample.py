@@ -8,12 +8,12 @@ from typing import Any
 
 import msgspec
 
-from engine.commands.findings import Finding
-from engine.commands.terminal import shown
-from engine.config import Rename, Sync, source_and_target
-from engine.near import nearest
-from engine.selection import ANY_TYPE, Selection
-from transports import amplitude
+from amplitude_intercom.engine.commands.findings import Finding
+from amplitude_intercom.engine.commands.terminal import shown
+from amplitude_intercom.engine.config import Rename, Sync, source_and_target
+from amplitude_intercom.engine.near import nearest
+from amplitude_intercom.engine.selection import ANY_TYPE, Selection
+from amplitude_intercom.transports import amplitude
 
 MOST_NAMES = 10_000
 """Names of one kind that are remembered of a sample."""

@@ -8,9 +8,9 @@ from typing import Final
 
 import msgspec
 
-from engine.commands import OK, USAGE, Signals, complain
-from engine.config import host_and_port
-from transports.sandbox import Fault, Sandbox, serve
+from amplitude_intercom.engine.commands import OK, USAGE, Signals, complain
+from amplitude_intercom.engine.config import host_and_port
+from amplitude_intercom.transports.sandbox import Fault, Sandbox, serve
 
 TYPES: Final = ("string", "integer", "float", "boolean", "date")
 

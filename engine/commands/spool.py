@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from engine.commands import FAILED, OK, complain, print_json
-from engine.commands.spools import open_spools
-from engine.commands.terminal import count, duration, print_table, say, size
-from engine.config import Settings
-from engine.errors import SettingsError, SpoolError
-from engine.spool import examine, wall_clock_ms
+from amplitude_intercom.engine.commands import FAILED, OK, complain, print_json
+from amplitude_intercom.engine.commands.spools import open_spools
+from amplitude_intercom.engine.commands.terminal import count, duration, print_table, say, size
+from amplitude_intercom.engine.config import Settings
+from amplitude_intercom.engine.errors import SettingsError, SpoolError
+from amplitude_intercom.engine.spool import examine, wall_clock_ms
 
 
 def _files(settings: Settings, sync: str | None) -> Iterator[tuple[str, Path]]:

@@ -19,19 +19,19 @@ import aiohttp
 import msgspec
 from yarl import URL
 
-from engine.app import Compacted, Engine, data_dir_of
-from engine.commands.findings import EVERYBODY
-from engine.commands.preview import Preview, SpooledPast
-from engine.commands.terminal import say
-from engine.config import Admin, Settings, Sync, host_and_port
-from engine.errors import DataDirInUse, EngineError, SpoolError
-from engine.metrics import Facts, Status, SyncStatus, read_facts, sync_status
-from engine.spool import wall_clock_ms
-from engine.spool.lock import holder_is_alive
-from engine.spool.reading import disk_bytes, look
-from engine.spool.rows import DeadLetter, DeadLetterPage, DeadLetterQuery
-from engine.spool.store import Store
-from engine.spool.user_state import UserState, nothing_of
+from amplitude_intercom.engine.app import Compacted, Engine, data_dir_of
+from amplitude_intercom.engine.commands.findings import EVERYBODY
+from amplitude_intercom.engine.commands.preview import Preview, SpooledPast
+from amplitude_intercom.engine.commands.terminal import say
+from amplitude_intercom.engine.config import Admin, Settings, Sync, host_and_port
+from amplitude_intercom.engine.errors import DataDirInUse, EngineError, SpoolError
+from amplitude_intercom.engine.metrics import Facts, Status, SyncStatus, read_facts, sync_status
+from amplitude_intercom.engine.spool import wall_clock_ms
+from amplitude_intercom.engine.spool.lock import holder_is_alive
+from amplitude_intercom.engine.spool.reading import disk_bytes, look
+from amplitude_intercom.engine.spool.rows import DeadLetter, DeadLetterPage, DeadLetterQuery
+from amplitude_intercom.engine.spool.store import Store
+from amplitude_intercom.engine.spool.user_state import UserState, nothing_of
 
 T = TypeVar("T")
 

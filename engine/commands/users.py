@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from engine.commands import FAILED, OK, print_json
-from engine.commands.forward import choose_sync
-from engine.commands.spools import read_spools
-from engine.commands.terminal import count, duration, listed, print_table, say, shown
-from engine.config import Settings
-from engine.spool import wall_clock_ms
-from engine.spool.user_state import MOST_ROWS_READ, UserState
+from amplitude_intercom.engine.commands import FAILED, OK, print_json
+from amplitude_intercom.engine.commands.forward import choose_sync
+from amplitude_intercom.engine.commands.spools import read_spools
+from amplitude_intercom.engine.commands.terminal import (
+    count,
+    duration,
+    listed,
+    print_table,
+    say,
+    shown,
+)
+from amplitude_intercom.engine.config import Settings
+from amplitude_intercom.engine.spool import wall_clock_ms
+from amplitude_intercom.engine.spool.user_state import MOST_ROWS_READ, UserState
 
 
 async def show(settings: Settings, sync: str | None, key: str, *, as_json: bool) -> int:

@@ -23,13 +23,13 @@ import msgspec
 import structlog
 from aiohttp import web
 
-from engine import metrics
-from engine.app import Engine
-from engine.config import Admin, host_and_port
-from engine.errors import DEAD_REASONS, SettingsError, SpoolError, unknown_reason
-from engine.spool.rows import DeadLetterQuery
-from transports.http import MAX_HEADER_BYTES
-from transports.sockets import Listener, share_of_descriptors
+from amplitude_intercom.engine import metrics
+from amplitude_intercom.engine.app import Engine
+from amplitude_intercom.engine.config import Admin, host_and_port
+from amplitude_intercom.engine.errors import DEAD_REASONS, SettingsError, SpoolError, unknown_reason
+from amplitude_intercom.engine.spool.rows import DeadLetterQuery
+from amplitude_intercom.transports.http import MAX_HEADER_BYTES
+from amplitude_intercom.transports.sockets import Listener, share_of_descriptors
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _encoder = msgspec.json.Encoder()

@@ -20,18 +20,18 @@ from typing import TypeVar
 
 import msgspec
 
-from engine.config import Delivery, SpoolSettings
-from engine.errors import SpoolError
-from engine.spool.appends import Appends
-from engine.spool.database import Database, Job
-from engine.spool.feed import Feed
-from engine.spool.reading import look
-from engine.spool.reserve import Reserve
-from engine.spool.rows import Append, Appended, Contact
-from engine.spool.schema import connect, reason_of
-from engine.spool.seconds import Claim, Given
-from engine.spool.store import Store, under
-from engine.spool.writer import InlineWriter, ThreadWriter, Writer
+from amplitude_intercom.engine.config import Delivery, SpoolSettings
+from amplitude_intercom.engine.errors import SpoolError
+from amplitude_intercom.engine.spool.appends import Appends
+from amplitude_intercom.engine.spool.database import Database, Job
+from amplitude_intercom.engine.spool.feed import Feed
+from amplitude_intercom.engine.spool.reading import look
+from amplitude_intercom.engine.spool.reserve import Reserve
+from amplitude_intercom.engine.spool.rows import Append, Appended, Contact
+from amplitude_intercom.engine.spool.schema import connect, reason_of
+from amplitude_intercom.engine.spool.seconds import Claim, Given
+from amplitude_intercom.engine.spool.store import Store, under
+from amplitude_intercom.engine.spool.writer import InlineWriter, ThreadWriter, Writer
 
 T = TypeVar("T")
 

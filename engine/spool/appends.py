@@ -12,9 +12,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from engine.spool.rows import Append, Appended
-from engine.spool.store import Store
-from engine.spool.writer import Writer
+from amplitude_intercom.engine.spool.rows import Append, Appended
+from amplitude_intercom.engine.spool.store import Store
+from amplitude_intercom.engine.spool.writer import Writer
 
 MOST_TOGETHER = 64
 """Batches of one job, which succeeds or fails as a whole."""

@@ -24,10 +24,10 @@ from typing import Any, Protocol, TypeVar
 
 import structlog
 
-from engine.errors import EngineError, SpoolError
-from engine.spool.reserve import Reserve
-from engine.spool.schema import primary_code, reason_of
-from engine.spool.store import Store
+from amplitude_intercom.engine.errors import EngineError, SpoolError
+from amplitude_intercom.engine.spool.reserve import Reserve
+from amplitude_intercom.engine.spool.schema import primary_code, reason_of
+from amplitude_intercom.engine.spool.store import Store
 
 _log = structlog.get_logger(__name__)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from engine.spool.rows import DeadLetter, DeadLetterQuery, holds, letter_checksum
+from amplitude_intercom.engine.spool.rows import DeadLetter, DeadLetterQuery, holds, letter_checksum
 
 _COLUMNS = ", ".join(DeadLetter.__struct_fields__)
 PAGE_BYTES = 8 * 1024 * 1024

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from engine.spool.rows import Contact, contact_checksum, holds
+from amplitude_intercom.engine.spool.rows import Contact, contact_checksum, holds
 
 
 class ContactDirectory:

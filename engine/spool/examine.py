@@ -15,10 +15,16 @@ from typing import Any
 
 import msgspec
 
-from engine.spool.reading import look_at, size_of
-from engine.spool.rows import check_order, checksum, contact_checksum, holds, letter_checksum
-from engine.spool.schema import SCHEMA_VERSION, migrate, tables_of
-from engine.spool.store import is_settled
+from amplitude_intercom.engine.spool.reading import look_at, size_of
+from amplitude_intercom.engine.spool.rows import (
+    check_order,
+    checksum,
+    contact_checksum,
+    holds,
+    letter_checksum,
+)
+from amplitude_intercom.engine.spool.schema import SCHEMA_VERSION, migrate, tables_of
+from amplitude_intercom.engine.spool.store import is_settled
 
 CHUNK_ROWS = 2_000
 MOST_FINDINGS = 100

@@ -35,15 +35,15 @@ import structlog
 from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectSendStream
 
-from engine.backoff import retry_delay_s
-from engine.config import MAX_SHIFT_S
-from engine.envelope import Record
-from engine.errors import Failure, SpoolError
-from engine.spool.database import Job
-from engine.spool.rows import Contact, Loaded
-from engine.spool.settled import log_delivered, log_dropped
-from engine.spool.store import Store
-from engine.spool.writer import Writer
+from amplitude_intercom.engine.backoff import retry_delay_s
+from amplitude_intercom.engine.config import MAX_SHIFT_S
+from amplitude_intercom.engine.envelope import Record
+from amplitude_intercom.engine.errors import Failure, SpoolError
+from amplitude_intercom.engine.spool.database import Job
+from amplitude_intercom.engine.spool.rows import Contact, Loaded
+from amplitude_intercom.engine.spool.settled import log_delivered, log_dropped
+from amplitude_intercom.engine.spool.store import Store
+from amplitude_intercom.engine.spool.writer import Writer
 
 _log = structlog.get_logger(__name__)
 

@@ -11,7 +11,7 @@ from typing import Self
 
 import structlog
 
-from engine.errors import DataDirInUse, SettingsError
+from amplitude_intercom.engine.errors import DataDirInUse, SettingsError
 
 _log = structlog.get_logger(__name__)
 

@@ -9,9 +9,14 @@ from contextlib import closing
 from pathlib import Path
 from typing import TypeVar
 
-from engine.errors import SpoolError
-from engine.spool.schema import SCHEMA_VERSION, connect_to_read, has_log, reason_of
-from engine.spool.store import Store
+from amplitude_intercom.engine.errors import SpoolError
+from amplitude_intercom.engine.spool.schema import (
+    SCHEMA_VERSION,
+    connect_to_read,
+    has_log,
+    reason_of,
+)
+from amplitude_intercom.engine.spool.store import Store
 
 T = TypeVar("T")
 

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from engine.envelope import Kind, Record
-from engine.errors import Failure
+from amplitude_intercom.engine.envelope import Kind, Record
+from amplitude_intercom.engine.errors import Failure
 
 
 class Row(msgspec.Struct, frozen=True, gc=False):

@@ -18,8 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from engine.errors import SpoolError
-from engine.spool.rows import contact_checksum, letter_checksum
+from amplitude_intercom.engine.errors import SpoolError
+from amplitude_intercom.engine.spool.rows import contact_checksum, letter_checksum
 
 APPLICATION_ID: Final = 0x416D4963  # "AmIc"
 PAGE_BYTES: Final = 8192

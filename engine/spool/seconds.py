@@ -25,8 +25,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from engine.envelope import Record
-from engine.spool.rows import MOST_ROWS, insert_many
+from amplitude_intercom.engine.envelope import Record
+from amplitude_intercom.engine.spool.rows import MOST_ROWS, insert_many
 
 PRUNE_ROWS = 2_000
 PRUNE_EVERY_MS = 60_000

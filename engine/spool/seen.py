@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 
-from engine.spool.rows import Append, DeadRow, Keyed, Row, insert_many
+from amplitude_intercom.engine.spool.rows import Append, DeadRow, Keyed, Row, insert_many
 
 PRUNE_FACTOR = 2
 """Outlived ids that a transaction clears away for each that it adds."""

@@ -15,11 +15,11 @@ from typing import Any, Final
 
 import structlog
 
-from engine import logs
-from engine.envelope import Record
-from engine.errors import Failure
-from engine.spool.rows import DeadRow, Row
-from transports.amplitude import BadEvent, decode_head
+from amplitude_intercom.engine import logs
+from amplitude_intercom.engine.envelope import Record
+from amplitude_intercom.engine.errors import Failure
+from amplitude_intercom.engine.spool.rows import DeadRow, Row
+from amplitude_intercom.transports.amplitude import BadEvent, decode_head
 
 _log = structlog.get_logger(__name__)
 

@@ -21,13 +21,13 @@ from typing import Any
 
 import msgspec
 
-from engine import logs
-from engine.envelope import Kind, Record
-from engine.errors import Failure, SpoolError
-from engine.spool.dead_letters import DeadLetters
-from engine.spool.directory import ContactDirectory
-from engine.spool.meta import Meta
-from engine.spool.rows import (
+from amplitude_intercom.engine import logs
+from amplitude_intercom.engine.envelope import Kind, Record
+from amplitude_intercom.engine.errors import Failure, SpoolError
+from amplitude_intercom.engine.spool.dead_letters import DeadLetters
+from amplitude_intercom.engine.spool.directory import ContactDirectory
+from amplitude_intercom.engine.spool.meta import Meta
+from amplitude_intercom.engine.spool.rows import (
     MOST_ROWS,
     Append,
     Appended,
@@ -46,11 +46,11 @@ from engine.spool.rows import (
     is_counted,
     row_checksum,
 )
-from engine.spool.schema import PAGE_BYTES, fold
-from engine.spool.seconds import Seconds
-from engine.spool.seen import Seen
-from engine.spool.settled import SettledLines
-from engine.spool.user_state import UserState, state_of_user
+from amplitude_intercom.engine.spool.schema import PAGE_BYTES, fold
+from amplitude_intercom.engine.spool.seconds import Seconds
+from amplitude_intercom.engine.spool.seen import Seen
+from amplitude_intercom.engine.spool.settled import SettledLines
+from amplitude_intercom.engine.spool.user_state import UserState, state_of_user
 
 GIVE_BACK_PAGES = 128
 LEAST_FREE_PAGES = 2048

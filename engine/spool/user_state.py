@@ -7,7 +7,7 @@ from collections import Counter
 
 import msgspec
 
-from transports.amplitude import decode_types
+from amplitude_intercom.transports.amplitude import decode_types
 
 MOST_ROWS_READ = 500_000
 """Rows of a table that are looked through, as users are not indexed: it has to end in seconds."""

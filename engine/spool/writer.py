@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 import structlog
 
-from engine.spool.database import HEAL_EVERY_S, Database, Job
+from amplitude_intercom.engine.spool.database import HEAL_EVERY_S, Database, Job
 
 _log = structlog.get_logger(__name__)
 

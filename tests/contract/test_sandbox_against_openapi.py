@@ -15,8 +15,8 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from transports.intercom import Answer, Request
-from transports.sandbox import Sandbox
+from amplitude_intercom.transports.intercom import Answer, Request
+from amplitude_intercom.transports.sandbox import Sandbox
 
 DESCRIPTION = Path(__file__).parents[2].parent / "shared/data/intercom-openapi-2.16.yaml"
 

@@ -20,8 +20,8 @@ from urllib.parse import urlencode
 
 import pytest
 
-from transports.intercom import Answer, Request
-from transports.sandbox import Sandbox
+from amplitude_intercom.transports.intercom import Answer, Request
+from amplitude_intercom.transports.sandbox import Sandbox
 
 RECORDINGS = Path(__file__).parents[2].parent / "shared/data/intercom-recorded-exchanges.jsonl"
 

@@ -15,11 +15,11 @@ import aiohttp
 import msgspec
 import pytest
 
-from transports import Intake, Source, batch_of, conformance
-from transports.conformance import Outside, event
-from transports.errors import Refused
-from transports.http import HttpSource
-from transports.stdin import LineSource
+from amplitude_intercom.transports import Intake, Source, batch_of, conformance
+from amplitude_intercom.transports.conformance import Outside, event
+from amplitude_intercom.transports.errors import Refused
+from amplitude_intercom.transports.http import HttpSource
+from amplitude_intercom.transports.stdin import LineSource
 
 API_KEY = "conformance-key"
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import aiohttp
 
-from engine.metrics import METRICS, PREFIX
+from amplitude_intercom.engine.metrics import METRICS, PREFIX
+from amplitude_intercom.transports.sandbox import Sandbox, serve
 from support import process
-from transports.sandbox import Sandbox, serve
 
 
 async def test_health_readiness_metrics_and_status_tell_the_same_story(tmp_path: Path) -> None:

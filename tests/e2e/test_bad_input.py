@@ -11,8 +11,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from amplitude_intercom.transports.sandbox import Sandbox, serve
 from support import process
-from transports.sandbox import Sandbox, serve
 
 NOWHERE = "http://127.0.0.1:9"
 

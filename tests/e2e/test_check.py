@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from engine.commands.check import _token_findings
-from engine.config import from_table
+from amplitude_intercom.engine.commands.check import _token_findings
+from amplitude_intercom.engine.config import from_table
+from amplitude_intercom.transports.intercom import Answer
+from amplitude_intercom.transports.sandbox import Sandbox, serve
 from support import process
-from transports.intercom import Answer
-from transports.sandbox import Sandbox, serve
 
 EVENT = json.dumps(process.event("mira-okafor", 1)).encode()
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-import engine.commands
+from amplitude_intercom.engine import commands
+from amplitude_intercom.transports.sandbox import Sandbox, serve
 from support import process
-from transports.sandbox import Sandbox, serve
 
 NOWHERE = "http://127.0.0.1:9"
 
@@ -25,13 +25,13 @@ def shell(
     script: str, folder: Path, stdin: bytes = b"", **env: str
 ) -> subprocess.CompletedProcess[bytes]:
     """Run a line of shell, in which `ai` is the command."""
-    command = f'ai() {{ "{sys.executable}" -m engine "$@"; }}; {script}'
+    command = f'ai() {{ "{sys.executable}" -m amplitude_intercom.engine "$@"; }}; {script}'
     return subprocess.run(
         ["bash", "-c", command],
         input=stdin,
         capture_output=True,
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **env},
+        env={**os.environ, **env},
         check=False,
         timeout=60,
     )
@@ -44,7 +44,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_no_function_of_the_package_is_hidden_by_a_module_of_its_name() -> None:
-    modules = {module.name for module in pkgutil.iter_modules(engine.commands.__path__)}
+    modules = {module.name for module in pkgutil.iter_modules(commands.__path__)}
     used = {"run", "run_plainly", "complain", "print_json", "load_settings"}
     assert not used & modules
 
@@ -52,7 +52,7 @@ def test_no_function_of_the_package_is_hidden_by_a_module_of_its_name() -> None:
 def test_one_process_can_run_command_after_command(folder: Path) -> None:
     script = """
 import sys
-from engine.cli import app
+from amplitude_intercom.engine.cli import app
 for arguments in (["demo"], ["status", "-c", "settings.toml", "--json"]) * 2:
     try:
         app(arguments)

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from amplitude_intercom.transports.sandbox import Fault, Sandbox, serve
 from support import process
-from transports.sandbox import Fault, Sandbox, serve
 
 WELL = [f"well-user-{n}" for n in range(20)]
 CROWD = [f"poison-user-{n}" for n in range(20)]

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from amplitude_intercom.transports.sandbox import Sandbox, serve
 from support import process
-from transports.sandbox import Sandbox, serve
 
 NOWHERE = "http://127.0.0.1:9"
 NASTY = (

@@ -16,8 +16,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from amplitude_intercom.transports.sandbox import Sandbox, serve
 from support import process
-from transports.sandbox import Sandbox, serve
 
 SAMPLE = Path(__file__).parents[2].parent / "shared" / "data" / "amplitude-export-sample.jsonl"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from amplitude_intercom.transports.sandbox import Fault, Sandbox, serve
 from support import process
-from transports.sandbox import Fault, Sandbox, serve
 
 
 def found(log: list[dict[str, Any]], event: str, **where: Any) -> list[dict[str, Any]]:

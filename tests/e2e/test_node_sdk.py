@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from amplitude_intercom.transports.sandbox import Sandbox, serve
 from support import process
-from transports.sandbox import Sandbox, serve
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from amplitude_intercom.transports.sandbox import Fault, Sandbox, serve
 from support import process
-from transports.sandbox import Fault, Sandbox, serve
 
 USERS = [f"user-{n:02}" for n in range(12)]
 OUTAGES = {

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from amplitude import Amplitude, BaseEvent, Config, EventOptions, Identify
 
+from amplitude_intercom.transports.sandbox import Sandbox, serve
 from support import process
-from transports.sandbox import Sandbox, serve
 
 NOWHERE = "http://127.0.0.1:9"
 

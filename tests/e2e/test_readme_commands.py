@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from transports.sandbox import Sandbox, serve
+from amplitude_intercom.transports.sandbox import Sandbox, serve
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -108,7 +108,10 @@ async def _another_task() -> None:
 
 def test_help_names_every_command() -> None:
     out = subprocess.run(
-        [sys.executable, "-m", "engine", "--help"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "amplitude_intercom.engine", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     for name in ("demo", "run", "forward", "preview", "check", "status", "dead-letters", "sandbox"):
         assert name in out

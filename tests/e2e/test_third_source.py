@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
+from amplitude_intercom.transports import Source, conformance
+from amplitude_intercom.transports.conformance import Outside, event
+from amplitude_intercom.transports.sandbox import Sandbox, serve
 from support import process
-from transports import Source, conformance
-from transports.conformance import Outside, event
-from transports.sandbox import Sandbox, serve
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 

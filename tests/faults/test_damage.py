@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from engine.envelope import Kind, Record
-from engine.errors import Failure, SpoolError
-from engine.spool.examine import Finding, findings
-from engine.spool.rows import Append, Contact, DeadLetterQuery, DeadRow, Row
-from engine.spool.schema import PAGE_BYTES, connect
-from engine.spool.store import Store
+from amplitude_intercom.engine.envelope import Kind, Record
+from amplitude_intercom.engine.errors import Failure, SpoolError
+from amplitude_intercom.engine.spool.examine import Finding, findings
+from amplitude_intercom.engine.spool.rows import Append, Contact, DeadLetterQuery, DeadRow, Row
+from amplitude_intercom.engine.spool.schema import PAGE_BYTES, connect
+from amplitude_intercom.engine.spool.store import Store
+from amplitude_intercom.transports.sandbox import Sandbox, serve
 from support import process
-from transports.sandbox import Sandbox, serve
 
 FRAME_BYTES = 24 + PAGE_BYTES
 """A frame of the write-ahead log: its header and a page (sqlite.org/fileformat2.html)."""

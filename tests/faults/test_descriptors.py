@@ -9,9 +9,9 @@ from pathlib import Path
 
 import aiohttp
 
+from amplitude_intercom.transports.sandbox import Sandbox, serve
 from support import process
 from support.products import check_accounts
-from transports.sandbox import Sandbox, serve
 
 MAX_FILES = 64
 CLIENTS = 500

@@ -15,10 +15,10 @@ from typing import Any
 import aiohttp
 import pytest
 
+from amplitude_intercom.transports.sandbox import Sandbox, serve
 from support import process
 from support.faulty_disk import FaultyDisk, after_power_cut
 from support.products import Products, check_accounts
-from transports.sandbox import Sandbox, serve
 
 MIB = 1 << 20
 

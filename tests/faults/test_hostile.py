@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from amplitude_intercom.transports.sandbox import Sandbox, serve
 from support import process
 from support.serving import speak
-from transports.sandbox import Sandbox, serve
 
 MIB = 1 << 20
 PORTS = ("http", "admin")

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from amplitude_intercom.transports.sandbox import Sandbox, serve
 from support import process
 from support.products import Products, check_accounts
-from transports.sandbox import Sandbox, serve
 
 IN_FLIGHT = 25
 """Calls that may be under way at once; fewer than there are users, so that the bound is met."""

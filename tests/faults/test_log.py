@@ -13,8 +13,8 @@ from typing import Any
 import aiohttp
 import pytest
 
+from amplitude_intercom.transports.sandbox import Fault, Sandbox, serve
 from support import process
-from transports.sandbox import Fault, Sandbox, serve
 
 EVENTS = 2_000
 PER_REQUEST = 200

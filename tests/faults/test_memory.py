@@ -10,8 +10,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from amplitude_intercom.transports.sandbox import Sandbox, serve
 from support import process
-from transports.sandbox import Sandbox, serve
 
 MIB = 1 << 20
 A_REQUEST = 2_000

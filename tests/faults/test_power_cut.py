@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from amplitude_intercom.transports.sandbox import Sandbox, serve
 from support import process
 from support.faulty_disk import FaultyDisk, after_power_cut
 from support.products import Products, check_accounts
-from transports.sandbox import Sandbox, serve
 
 CARELESS = """
 import os, sqlite3, sys

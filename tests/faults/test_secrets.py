@@ -10,8 +10,8 @@ from typing import Any
 
 import aiohttp
 
+from amplitude_intercom.transports.sandbox import Fault, Sandbox, serve
 from support import process
-from transports.sandbox import Fault, Sandbox, serve
 
 CANARIES = (process.TOKEN, "canary-admin-9f27")
 ASKING = (("check",), ("preview", "--live"), ("forward", "--max-wait", "0", "--json"))

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from amplitude_intercom.transports.sandbox import Sandbox, serve
 from support import process
 from support.products import Products, check_accounts
-from transports.sandbox import Sandbox, serve
 
 
 async def test_while_it_drains_the_port_stays_open_and_says_later(tmp_path: Path) -> None:

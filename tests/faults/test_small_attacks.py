@@ -13,9 +13,9 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from amplitude_intercom.transports.sandbox import Sandbox, serve
 from support import process
 from support.serving import speak
-from transports.sandbox import Sandbox, serve
 
 MIB = 1 << 20
 GROWTH_BYTES = 150 * MIB

@@ -15,10 +15,10 @@ import pytest
 from hypothesis import HealthCheck, event, example, given, settings
 from hypothesis import strategies as st
 
-from engine.app import Engine
+from amplitude_intercom.engine.app import Engine
+from amplitude_intercom.transports.http import DOORS
+from amplitude_intercom.transports.openapi import SUCCESS
 from support.serving import CONTINUE, serving, speak
-from transports.http import DOORS
-from transports.openapi import SUCCESS
 
 QUICK = settings(
     max_examples=1_000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

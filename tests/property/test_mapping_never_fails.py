@@ -12,11 +12,17 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.envelope import Identity, Kind, Plan, Record, Verdict
-from engine.fitting import ADJUSTMENTS, fit_key, fit_name
-from engine.mapping import AnyAttribute, Rules, contact_body, creation_body, event_body
-from engine.money import money
-from engine.user_properties import apply
+from amplitude_intercom.engine.envelope import Identity, Kind, Plan, Record, Verdict
+from amplitude_intercom.engine.fitting import ADJUSTMENTS, fit_key, fit_name
+from amplitude_intercom.engine.mapping import (
+    AnyAttribute,
+    Rules,
+    contact_body,
+    creation_body,
+    event_body,
+)
+from amplitude_intercom.engine.money import money
+from amplitude_intercom.engine.user_properties import apply
 from support.events import ATTRIBUTES, NAMES, RECORDS, STYLES, VALUES, rules
 from support.intercom_rules import faults_of_contact, faults_of_event
 

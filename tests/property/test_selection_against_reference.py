@@ -10,7 +10,7 @@ from typing import Any, get_args
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from engine.selection import Clause, Operator, Selection, Selector
+from amplitude_intercom.engine.selection import Clause, Operator, Selection, Selector
 
 NEGATED = {
     "is not": "is",

@@ -12,8 +12,8 @@ import tomli_w
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine import config
-from engine.errors import SettingsError
+from amplitude_intercom.engine import config
+from amplitude_intercom.engine.errors import SettingsError
 
 SCALARS = (
     st.text(st.characters(exclude_categories=["Cs"]), max_size=12)

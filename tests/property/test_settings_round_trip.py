@@ -10,8 +10,8 @@ import tomli_w
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine.config import Settings, from_table, to_table
-from engine.fitting import is_blank, is_legal_key
+from amplitude_intercom.engine.config import Settings, from_table, to_table
+from amplitude_intercom.engine.fitting import is_blank, is_legal_key
 
 CANARY = "canary-3e88"
 VARIABLE = "PROPERTY_TEST_TOKEN"

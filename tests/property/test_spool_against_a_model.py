@@ -24,11 +24,11 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from engine.envelope import Kind, Record
-from engine.errors import Failure
-from engine.spool.rows import Append, Appended, DeadLetterQuery, DeadRow, Row
-from engine.spool.schema import connect
-from engine.spool.store import Store
+from amplitude_intercom.engine.envelope import Kind, Record
+from amplitude_intercom.engine.errors import Failure
+from amplitude_intercom.engine.spool.rows import Append, Appended, DeadLetterQuery, DeadRow, Row
+from amplitude_intercom.engine.spool.schema import connect
+from amplitude_intercom.engine.spool.store import Store
 from support.faulty_disk import after_power_cut
 
 USERS = ("ann", "bob", "cid")

@@ -13,12 +13,25 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.envelope import Identity, Kind, Plan, Record, Verdict
-from engine.fitting import ADJUSTMENTS, Adjustment
-from engine.mapping import AnyAttribute, Rules, contact_body, creation_body, event_body
-from engine.money import money
-from engine.selection import Clause, Selection, Selector
-from engine.user_properties import MAX_KEPT_BYTES, ORDER, apply, needs_state, select, split
+from amplitude_intercom.engine.envelope import Identity, Kind, Plan, Record, Verdict
+from amplitude_intercom.engine.fitting import ADJUSTMENTS, Adjustment
+from amplitude_intercom.engine.mapping import (
+    AnyAttribute,
+    Rules,
+    contact_body,
+    creation_body,
+    event_body,
+)
+from amplitude_intercom.engine.money import money
+from amplitude_intercom.engine.selection import Clause, Selection, Selector
+from amplitude_intercom.engine.user_properties import (
+    MAX_KEPT_BYTES,
+    ORDER,
+    apply,
+    needs_state,
+    select,
+    split,
+)
 from support.events import ATTRIBUTES, NAMES, STYLES, rules
 from support.intercom_rules import faults_of_contact, faults_of_event
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from engine.spool.rows import DeadLetterQuery
+from amplitude_intercom.engine.spool.rows import DeadLetterQuery
+from amplitude_intercom.transports.sandbox import Fault, Sandbox
 from support import simulation, virtual
-from transports.sandbox import Fault, Sandbox
 
 USER = "mira-okafor"
 

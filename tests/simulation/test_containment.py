@@ -15,15 +15,15 @@ import anyio
 import pytest
 from anyio.streams.memory import MemoryObjectSendStream
 
-from engine.app import Engine
-from engine.envelope import Plan, Record, Verdict
-from engine.mapping import Rules
-from engine.metrics import SyncStatus
-from engine.spool.feed import Feed
-from engine.spool.rows import DeadLetterQuery
+from amplitude_intercom.engine.app import Engine
+from amplitude_intercom.engine.envelope import Plan, Record, Verdict
+from amplitude_intercom.engine.mapping import Rules
+from amplitude_intercom.engine.metrics import SyncStatus
+from amplitude_intercom.engine.spool.feed import Feed
+from amplitude_intercom.engine.spool.rows import DeadLetterQuery
+from amplitude_intercom.transports.intercom import Answer, Request, Wire
+from amplitude_intercom.transports.sandbox import InProcess, Sandbox
 from support import simulation, virtual
-from transports.intercom import Answer, Request, Wire
-from transports.sandbox import InProcess, Sandbox
 
 SYNC = "simulated"
 CROWD = [f"poison-{n}" for n in range(30)]

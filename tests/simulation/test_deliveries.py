@@ -11,9 +11,9 @@ import anyio
 import msgspec
 import pytest
 
-from engine.spool.rows import DeadLetterQuery
+from amplitude_intercom.engine.spool.rows import DeadLetterQuery
+from amplitude_intercom.transports.sandbox import Fault, Sandbox
 from support import simulation, virtual
-from transports.sandbox import Fault, Sandbox
 
 
 def _posted(local: Sandbox, path: str = "/events") -> list[tuple[int, dict[str, Any]]]:

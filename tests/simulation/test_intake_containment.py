@@ -12,17 +12,17 @@ import anyio
 import msgspec
 import pytest
 
-from engine.actor import Actor
-from engine.actors.filter import Admitted, Filter, FilterActor
-from engine.actors.source import Share, Tally
-from engine.config import Delivery, SpoolSettings, Sync
-from engine.mapping import Rules
-from engine.spool import Spool
-from engine.spool.rows import Append, Appended, DeadLetterQuery
+from amplitude_intercom.engine.actor import Actor
+from amplitude_intercom.engine.actors.filter import Admitted, Filter, FilterActor
+from amplitude_intercom.engine.actors.source import Share, Tally
+from amplitude_intercom.engine.config import Delivery, SpoolSettings, Sync
+from amplitude_intercom.engine.mapping import Rules
+from amplitude_intercom.engine.spool import Spool
+from amplitude_intercom.engine.spool.rows import Append, Appended, DeadLetterQuery
+from amplitude_intercom.transports import Batch, Receipt, Ticket
+from amplitude_intercom.transports.amplitude import BadEvent, Head
+from amplitude_intercom.transports.errors import Refused
 from support import simulation, virtual
-from transports import Batch, Receipt, Ticket
-from transports.amplitude import BadEvent, Head
-from transports.errors import Refused
 
 KEY = simulation.API_KEY
 

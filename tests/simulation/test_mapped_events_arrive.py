@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from engine.attributes import KnownAttributes, Listed
-from engine.commands.preview import Preview
-from engine.config import from_table
+from amplitude_intercom.engine.attributes import KnownAttributes, Listed
+from amplitude_intercom.engine.commands.preview import Preview
+from amplitude_intercom.engine.config import from_table
+from amplitude_intercom.transports.sandbox import Sandbox
 from support import simulation, virtual
 from support.events import ATTRIBUTES, STYLES, random_event, sync_table
-from transports.sandbox import Sandbox
 
 IGNORED = ("name", "amplitude_api_keys", "intercom")
 

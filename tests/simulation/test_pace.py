@@ -10,10 +10,10 @@ from typing import Any
 import anyio
 import pytest
 
-from engine.gate import Gate
+from amplitude_intercom.engine.gate import Gate
+from amplitude_intercom.transports.intercom import send_event
+from amplitude_intercom.transports.sandbox import Fault, InProcess, Sandbox
 from support import simulation, virtual
-from transports.intercom import send_event
-from transports.sandbox import Fault, InProcess, Sandbox
 
 MINUTES = 10
 FOREIGN_S = 240

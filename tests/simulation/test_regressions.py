@@ -13,12 +13,12 @@ import anyio
 import msgspec
 import pytest
 
-from engine.app import Engine
-from engine.spool.rows import DeadLetterQuery
-from engine.spool.store import Store
+from amplitude_intercom.engine.app import Engine
+from amplitude_intercom.engine.spool.rows import DeadLetterQuery
+from amplitude_intercom.engine.spool.store import Store
+from amplitude_intercom.transports import batch_of
+from amplitude_intercom.transports.sandbox import Fault, Sandbox
 from support import simulation, virtual
-from transports import batch_of
-from transports.sandbox import Fault, Sandbox
 
 USER = "mira-okafor"
 ANY: dict[str, Any] = {"select": [{"types": ["*"]}], "metadata": ["n"]}

@@ -11,9 +11,9 @@ import anyio
 import msgspec
 import pytest
 
-from engine.app import Engine
+from amplitude_intercom.engine.app import Engine
+from amplitude_intercom.transports.sandbox import Fault, Sandbox
 from support import simulation, virtual
-from transports.sandbox import Fault, Sandbox
 
 BUSY = "busy-user"
 OTHERS = ["ann-user", "bob-user", "cid-user"]

@@ -16,9 +16,9 @@ import anyio
 import msgspec
 import pytest
 
-from engine.metrics import SyncStatus
+from amplitude_intercom.engine.metrics import SyncStatus
+from amplitude_intercom.transports.sandbox import Fault, JournalEntry, Sandbox
 from support import simulation, virtual
-from transports.sandbox import Fault, JournalEntry, Sandbox
 
 FOLDER = Path(__file__).parent / "scenarios"
 DAY_S = 24 * 3600

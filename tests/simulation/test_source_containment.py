@@ -7,12 +7,12 @@ from pathlib import Path
 import anyio
 import pytest
 
-from engine.commands.daemon import start_sources
-from engine.errors import SettingsError
+from amplitude_intercom.engine.commands.daemon import start_sources
+from amplitude_intercom.engine.errors import SettingsError
+from amplitude_intercom.transports import Intake, batch_of
+from amplitude_intercom.transports.errors import Refused
+from amplitude_intercom.transports.sandbox import Sandbox
 from support import simulation, virtual
-from transports import Intake, batch_of
-from transports.errors import Refused
-from transports.sandbox import Sandbox
 
 SYNC = "simulated"
 

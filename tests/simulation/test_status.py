@@ -7,12 +7,12 @@ from pathlib import Path
 
 import anyio
 
-from engine.app import Engine
-from engine.metrics import SyncStatus, render
-from engine.spool.user_state import UserState
+from amplitude_intercom.engine.app import Engine
+from amplitude_intercom.engine.metrics import SyncStatus, render
+from amplitude_intercom.engine.spool.user_state import UserState
+from amplitude_intercom.transports.sandbox import Fault
 from support import simulation, virtual
 from support.simulation import API_KEY, event, identify
-from transports.sandbox import Fault
 
 
 def test_a_parked_user_does_not_pin_the_age_of_what_waits(tmp_path: Path) -> None:

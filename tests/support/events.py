@@ -9,9 +9,9 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from engine.config import from_table
-from engine.envelope import Kind, Record
-from engine.mapping import Rules
+from amplitude_intercom.engine.config import from_table
+from amplitude_intercom.engine.envelope import Kind, Record
+from amplitude_intercom.engine.mapping import Rules
 
 NAMES = ("price", "currency", "plan", "p.q", "P.Q", "$r", "signed_up_at", "email", "avatar", "tags")
 ATTRIBUTES = {"plan": "string", "price": "float", "tags": "string", "flag": "boolean"}

@@ -61,7 +61,7 @@ def settings(
 
 
 def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "engine", *arguments]
+    return [sys.executable, "-m", "amplitude_intercom.engine", *arguments]
 
 
 async def run(

@@ -10,8 +10,8 @@ from typing import Any
 import aiohttp
 import msgspec
 
+from amplitude_intercom.transports.sandbox import Sandbox
 from support import process
-from transports.sandbox import Sandbox
 
 USERS = 40
 UPLOADERS = 4

@@ -11,9 +11,9 @@ from typing import Any
 
 import anyio
 
-from engine.app import Engine
-from engine.config import from_table
-from transports.http import HttpSource
+from amplitude_intercom.engine.app import Engine
+from amplitude_intercom.engine.config import from_table
+from amplitude_intercom.transports.http import HttpSource
 
 
 @asynccontextmanager

@@ -11,12 +11,12 @@ from typing import Any
 import anyio
 import msgspec
 
-from engine.app import Engine
-from engine.config import Settings, from_table
+from amplitude_intercom.engine.app import Engine
+from amplitude_intercom.engine.config import Settings, from_table
+from amplitude_intercom.transports import intercom
+from amplitude_intercom.transports.intercom import Request
+from amplitude_intercom.transports.sandbox import InProcess, JournalEntry, Sandbox
 from support import virtual
-from transports import intercom
-from transports.intercom import Request
-from transports.sandbox import InProcess, JournalEntry, Sandbox
 
 API_KEY = "simulated"
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from engine.spool.database import Database
-from engine.spool.reserve import Reserve
-from engine.spool.store import Store
+from amplitude_intercom.engine.spool.database import Database
+from amplitude_intercom.engine.spool.reserve import Reserve
+from amplitude_intercom.engine.spool.store import Store
 
 
 def database_of(store: Store) -> Database:

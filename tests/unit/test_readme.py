@@ -10,8 +10,8 @@ import msgspec
 import pytest
 import typer
 
+from amplitude_intercom.engine import cli, config, errors, fitting, metrics
 from benchmarks.report import GOALS
-from engine import cli, config, errors, fitting, metrics
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 

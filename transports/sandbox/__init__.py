@@ -31,10 +31,16 @@ import anyio.lowlevel
 import msgspec
 from aiohttp import web
 
-from transports.errors import NoAnswer
-from transports.intercom import VERSION, Answer, Request
-from transports.sandbox.routes import Done, Routes, Rules
-from transports.sandbox.workspace import Attributes, Contact, Directory, Refusal, StoredEvent
+from amplitude_intercom.transports.errors import NoAnswer
+from amplitude_intercom.transports.intercom import VERSION, Answer, Request
+from amplitude_intercom.transports.sandbox.routes import Done, Routes, Rules
+from amplitude_intercom.transports.sandbox.workspace import (
+    Attributes,
+    Contact,
+    Directory,
+    Refusal,
+    StoredEvent,
+)
 
 WINDOW_S: Final = 10
 RESET_LATE_S: Final = 2  # ``X-RateLimit-Reset`` is the window's end plus this (recordings)

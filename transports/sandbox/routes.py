@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl, unquote
 
 import msgspec
 
-from transports.sandbox.workspace import (
+from amplitude_intercom.transports.sandbox.workspace import (
     Attributes,
     Contact,
     Directory,

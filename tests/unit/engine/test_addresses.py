@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.addresses import normal_host, normal_url
+from amplitude_intercom.engine.addresses import normal_host, normal_url
 
 
 @pytest.mark.parametrize(

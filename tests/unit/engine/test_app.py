@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from engine.app import Engine
-from engine.config import Intercom, from_table
-from engine.errors import SettingsError
-from transports.intercom import Wire
-from transports.sandbox import InProcess, Sandbox
+from amplitude_intercom.engine.app import Engine
+from amplitude_intercom.engine.config import Intercom, from_table
+from amplitude_intercom.engine.errors import SettingsError
+from amplitude_intercom.transports.intercom import Wire
+from amplitude_intercom.transports.sandbox import InProcess, Sandbox
 
 CANARY = "canary-5e10"
 WELL = InProcess(Sandbox())

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from engine.app import load_source
-from engine.arguments import problems
-from engine.errors import SettingsError
+from amplitude_intercom.engine.app import load_source
+from amplitude_intercom.engine.arguments import problems
+from amplitude_intercom.engine.errors import SettingsError
 
 
 class Queue:

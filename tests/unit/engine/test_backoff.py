@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from engine.backoff import probe_delay_s, retry_delay_s
+from amplitude_intercom.engine.backoff import probe_delay_s, retry_delay_s
 
 HOURS_4 = 4 * 3600.0
 

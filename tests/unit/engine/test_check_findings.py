@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from engine.commands.check import _clock_findings, _token_findings
-from engine.commands.findings import Finding, key_findings, port_findings
-from engine.commands.machine import machine_findings
-from engine.commands.sample import Names, name_findings
-from engine.config import Settings, from_table
-from transports.intercom import Answer
+from amplitude_intercom.engine.commands.check import _clock_findings, _token_findings
+from amplitude_intercom.engine.commands.findings import Finding, key_findings, port_findings
+from amplitude_intercom.engine.commands.machine import machine_findings
+from amplitude_intercom.engine.commands.sample import Names, name_findings
+from amplitude_intercom.engine.config import Settings, from_table
+from amplitude_intercom.transports.intercom import Answer
 
 
 def sync(name: str = "a", **more: Any) -> dict[str, Any]:

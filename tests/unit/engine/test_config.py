@@ -9,8 +9,15 @@ from typing import Any
 import pytest
 import tomli_w
 
-from engine.config import MAX_EVENT_TYPES, Settings, from_table, is_loopback, load, to_table
-from engine.errors import SettingsError
+from amplitude_intercom.engine.config import (
+    MAX_EVENT_TYPES,
+    Settings,
+    from_table,
+    is_loopback,
+    load,
+    to_table,
+)
+from amplitude_intercom.engine.errors import SettingsError
 
 CANARY = "canary-7f3a"
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.actors.filter import (
+from amplitude_intercom.engine.actors.filter import (
     LONGEST_TYPE_KEPT,
     TYPES_KEPT,
     Filter,
@@ -19,15 +19,15 @@ from engine.actors.filter import (
     insert_key,
     project_hash,
 )
-from engine.commands.preview import Past, Preview
-from engine.config import from_table
-from engine.envelope import Kind, Plan, Record
-from engine.errors import DEAD_REASONS, DROP_REASONS, Failure
-from engine.mapping import Rules
-from engine.spool.rows import dead_letter
-from transports import Batch
-from transports.amplitude import BadEvent, Head, decode_head, read_head
-from transports.uploads import Upload, checked_batch
+from amplitude_intercom.engine.commands.preview import Past, Preview
+from amplitude_intercom.engine.config import from_table
+from amplitude_intercom.engine.envelope import Kind, Plan, Record
+from amplitude_intercom.engine.errors import DEAD_REASONS, DROP_REASONS, Failure
+from amplitude_intercom.engine.mapping import Rules
+from amplitude_intercom.engine.spool.rows import dead_letter
+from amplitude_intercom.transports import Batch
+from amplitude_intercom.transports.amplitude import BadEvent, Head, decode_head, read_head
+from amplitude_intercom.transports.uploads import Upload, checked_batch
 
 SAMPLE = Path(__file__).parents[3].parent / "shared" / "data" / "amplitude-export-sample.jsonl"
 ANY: dict[str, Any] = {"select": [{"types": ["*"]}]}

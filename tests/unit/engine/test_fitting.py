@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from engine.fitting import (
+from amplitude_intercom.engine.fitting import (
     ADJUSTMENTS,
     MAX_SPREAD,
     Style,

@@ -11,12 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from engine.errors import ParkUser
-from engine.gate import Gate, GateClosed, Health, Meaning, endpoint_of, meaning_of
-from engine.pace import pause_s
+from amplitude_intercom.engine.errors import ParkUser
+from amplitude_intercom.engine.gate import (
+    Gate,
+    GateClosed,
+    Health,
+    Meaning,
+    endpoint_of,
+    meaning_of,
+)
+from amplitude_intercom.engine.pace import pause_s
+from amplitude_intercom.transports.errors import NoAnswer
+from amplitude_intercom.transports.intercom import Answer, Request, send_event
 from support import virtual
-from transports.errors import NoAnswer
-from transports.intercom import Answer, Request, send_event
 
 OK = Answer(202, {}, b"")
 WELL = Answer(200, {}, b'{"type": "admin", "app": {"type": "app"}}')

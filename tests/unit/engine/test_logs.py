@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine import logs
+from amplitude_intercom.engine import logs
 
 VALUES = st.recursive(
     st.none()

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from engine.config import from_table
-from engine.envelope import ContactUpdate, Identity, Kind, Plan, Record, Verdict
-from engine.mapping import (
+from amplitude_intercom.engine.config import from_table
+from amplitude_intercom.engine.envelope import ContactUpdate, Identity, Kind, Plan, Record, Verdict
+from amplitude_intercom.engine.mapping import (
     AnyAttribute,
     Rules,
     can_be_cleared,
@@ -19,7 +19,7 @@ from engine.mapping import (
     event_body,
     field_name,
 )
-from engine.user_properties import apply
+from amplitude_intercom.engine.user_properties import apply
 
 ACCEPTED_MS = 1_715_677_200_999
 ANY = AnyAttribute()

@@ -7,7 +7,7 @@ from typing import Any, get_args
 import msgspec
 import pytest
 
-from engine.selection import Clause, Operator, Selection, Selector
+from amplitude_intercom.engine.selection import Clause, Operator, Selection, Selector
 
 
 def clause(prop: str, op: str, *values: Any) -> Clause:

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from engine.envelope import Kind
-from engine.errors import SpoolError
-from engine.spool.appends import Appends
-from engine.spool.database import Database
-from engine.spool.rows import Append, Appended, Row
-from engine.spool.schema import connect
-from engine.spool.store import Store
-from engine.spool.writer import ThreadWriter
+from amplitude_intercom.engine.envelope import Kind
+from amplitude_intercom.engine.errors import SpoolError
+from amplitude_intercom.engine.spool.appends import Appends
+from amplitude_intercom.engine.spool.database import Database
+from amplitude_intercom.engine.spool.rows import Append, Appended, Row
+from amplitude_intercom.engine.spool.schema import connect
+from amplitude_intercom.engine.spool.store import Store
+from amplitude_intercom.engine.spool.writer import ThreadWriter
 from support.spools import database_of
 
 

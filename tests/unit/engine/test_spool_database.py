@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from engine.envelope import Kind
-from engine.errors import SpoolError
-from engine.spool.database import HEAL_EVERY_S, Database
-from engine.spool.reserve import Reserve
-from engine.spool.rows import Append, Appended, Row
-from engine.spool.schema import connect
-from engine.spool.store import Store
+from amplitude_intercom.engine.envelope import Kind
+from amplitude_intercom.engine.errors import SpoolError
+from amplitude_intercom.engine.spool.database import HEAL_EVERY_S, Database
+from amplitude_intercom.engine.spool.reserve import Reserve
+from amplitude_intercom.engine.spool.rows import Append, Appended, Row
+from amplitude_intercom.engine.spool.schema import connect
+from amplitude_intercom.engine.spool.store import Store
 
 MIB = 1 << 20
 

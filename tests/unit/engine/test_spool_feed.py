@@ -14,15 +14,15 @@ from typing import Any
 import anyio
 import pytest
 
-from engine.envelope import Kind, Record
-from engine.errors import Failure
-from engine.spool import feed as feed_module
-from engine.spool.database import Job, T
-from engine.spool.feed import PER_USER, Feed
-from engine.spool.rows import Append, DeadLetterQuery, Row
-from engine.spool.schema import connect
-from engine.spool.store import Store
-from engine.spool.writer import InlineWriter
+from amplitude_intercom.engine.envelope import Kind, Record
+from amplitude_intercom.engine.errors import Failure
+from amplitude_intercom.engine.spool import feed as feed_module
+from amplitude_intercom.engine.spool.database import Job, T
+from amplitude_intercom.engine.spool.feed import PER_USER, Feed
+from amplitude_intercom.engine.spool.rows import Append, DeadLetterQuery, Row
+from amplitude_intercom.engine.spool.schema import connect
+from amplitude_intercom.engine.spool.store import Store
+from amplitude_intercom.engine.spool.writer import InlineWriter
 from support.spools import database_of
 from support.virtual import EPOCH_S, current, run
 

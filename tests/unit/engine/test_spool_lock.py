@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from engine.errors import DataDirInUse, SettingsError
-from engine.spool.lock import DataDir
+from amplitude_intercom.engine.errors import DataDirInUse, SettingsError
+from amplitude_intercom.engine.spool.lock import DataDir
 
 
 def test_a_second_process_is_told_who_holds_the_directory(tmp_path: Path) -> None:

@@ -10,11 +10,11 @@ from pathlib import Path
 import anyio
 import pytest
 
-from engine.errors import SpoolError
-from engine.spool.examine import findings
-from engine.spool.rows import DeadLetterQuery
-from engine.spool.schema import SCHEMA_VERSION, connect, tables_of
-from engine.spool.store import Store
+from amplitude_intercom.engine.errors import SpoolError
+from amplitude_intercom.engine.spool.examine import findings
+from amplitude_intercom.engine.spool.rows import DeadLetterQuery
+from amplitude_intercom.engine.spool.schema import SCHEMA_VERSION, connect, tables_of
+from amplitude_intercom.engine.spool.store import Store
 from support import simulation, virtual
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from engine.envelope import Kind
-from engine.errors import Failure
-from engine.spool.rows import Append, DeadRow, Row
-from engine.spool.schema import connect
-from engine.spool.settled import MOST_LINES
-from engine.spool.store import Store
+from amplitude_intercom.engine.envelope import Kind
+from amplitude_intercom.engine.errors import Failure
+from amplitude_intercom.engine.spool.rows import Append, DeadRow, Row
+from amplitude_intercom.engine.spool.schema import connect
+from amplitude_intercom.engine.spool.settled import MOST_LINES
+from amplitude_intercom.engine.spool.store import Store
 
 RAW = b'{"event_type":"Purchase","user_id":"ann"}'
 ROW = Row(Kind.EVENT, "ann", RAW, None)

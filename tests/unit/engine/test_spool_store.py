@@ -8,11 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from engine.envelope import Kind, Record
-from engine.errors import Failure, SpoolError
-from engine.spool.rows import Append, Appended, Contact, DeadLetterQuery, Loaded, Row
-from engine.spool.schema import PAGE_BYTES, SCHEMA_VERSION, connect
-from engine.spool.store import REFILL_LEVEL, Store
+from amplitude_intercom.engine.envelope import Kind, Record
+from amplitude_intercom.engine.errors import Failure, SpoolError
+from amplitude_intercom.engine.spool.rows import (
+    Append,
+    Appended,
+    Contact,
+    DeadLetterQuery,
+    Loaded,
+    Row,
+)
+from amplitude_intercom.engine.spool.schema import PAGE_BYTES, SCHEMA_VERSION, connect
+from amplitude_intercom.engine.spool.store import REFILL_LEVEL, Store
 from support.spools import database_of
 
 FAILING = Failure("user_failing", 500)

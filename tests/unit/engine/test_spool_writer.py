@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from engine.envelope import Kind
-from engine.errors import SettingsError, SpoolError
-from engine.spool.rows import Append, Appended, Row
-from engine.spool.schema import connect
-from engine.spool.store import Store
-from engine.spool.writer import MAX_JOBS, InlineWriter, ThreadWriter
+from amplitude_intercom.engine.envelope import Kind
+from amplitude_intercom.engine.errors import SettingsError, SpoolError
+from amplitude_intercom.engine.spool.rows import Append, Appended, Row
+from amplitude_intercom.engine.spool.schema import connect
+from amplitude_intercom.engine.spool.store import Store
+from amplitude_intercom.engine.spool.writer import MAX_JOBS, InlineWriter, ThreadWriter
 from support.spools import database_of
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import anyio
 import pytest
 
-from engine.supervision import LONGEST_PAUSE_S, Supervisor
+from amplitude_intercom.engine.supervision import LONGEST_PAUSE_S, Supervisor
 from support import virtual
 
 

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transports import amplitude
-from transports.amplitude import (
+from amplitude_intercom.transports import amplitude
+from amplitude_intercom.transports.amplitude import (
     BadEvent,
     Head,
     check_head,

@@ -20,11 +20,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transports import files
-from transports.errors import BadFile
-from transports.kinds import NotEvents
-from transports.lines import Position
-from transports.packing import Stream
+from amplitude_intercom.transports import files
+from amplitude_intercom.transports.errors import BadFile
+from amplitude_intercom.transports.kinds import NotEvents
+from amplitude_intercom.transports.lines import Position
+from amplitude_intercom.transports.packing import Stream
 
 # --- packing ----------------------------------------------------------------------------
 

@@ -18,12 +18,12 @@ from typing import Any
 import aiohttp
 import pytest
 
+from amplitude_intercom.transports import Batch, Receipt, Ticket
+from amplitude_intercom.transports.amplitude import BadEvent, Head
+from amplitude_intercom.transports.errors import Refused, UnknownApiKey
+from amplitude_intercom.transports.http import DOORS, HttpSource
+from amplitude_intercom.transports.refusals import NO_DOOR
 from support.serving import speak
-from transports import Batch, Receipt, Ticket
-from transports.amplitude import BadEvent, Head
-from transports.errors import Refused, UnknownApiKey
-from transports.http import DOORS, HttpSource
-from transports.refusals import NO_DOOR
 
 GOOD = {"event_type": "Bought", "user_id": "user-1"}
 Answer = tuple[int, dict[str, Any]]

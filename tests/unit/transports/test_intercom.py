@@ -10,8 +10,8 @@ from contextlib import asynccontextmanager
 import pytest
 from aiohttp import web
 
-from transports.errors import NoAnswer
-from transports.intercom import (
+from amplitude_intercom.transports.errors import NoAnswer
+from amplitude_intercom.transports.intercom import (
     MAX_ANSWER_BYTES,
     VERSION,
     Answer,

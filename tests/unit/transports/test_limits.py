@@ -9,10 +9,10 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from amplitude_intercom.transports.amplitude import Head
+from amplitude_intercom.transports.limits import LEAST_COST_BYTES, MAX_KEYS, KeyLimits, Room
+from amplitude_intercom.transports.uploads import TOO_LARGE, BadUpload
 from support import virtual
-from transports.amplitude import Head
-from transports.limits import LEAST_COST_BYTES, MAX_KEYS, KeyLimits, Room
-from transports.uploads import TOO_LARGE, BadUpload
 
 MAX = 4 * LEAST_COST_BYTES
 SIZES = st.integers(0, 5 * LEAST_COST_BYTES)

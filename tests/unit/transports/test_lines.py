@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transports.amplitude import KEPT_BYTES
-from transports.lines import Line, Lines, Position
-from transports.shapes import FIRST_PIECES, Cutter
-from transports.values import Values
+from amplitude_intercom.transports.amplitude import KEPT_BYTES
+from amplitude_intercom.transports.lines import Line, Lines, Position
+from amplitude_intercom.transports.shapes import FIRST_PIECES, Cutter
+from amplitude_intercom.transports.values import Values
 
 
 def cut(cutter: Lines | Values, *chunks: bytes) -> list[tuple[int, bytes, bool]]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from transports.errors import REFUSED
-from transports.refusals import MAX_KEYS, OTHER_KEYS, Refusals, reason_of
-from transports.uploads import NOT_JSON, BadUpload, unknown_key
+from amplitude_intercom.transports.errors import REFUSED
+from amplitude_intercom.transports.refusals import MAX_KEYS, OTHER_KEYS, Refusals, reason_of
+from amplitude_intercom.transports.uploads import NOT_JSON, BadUpload, unknown_key
 
 
 def test_a_kind_is_logged_at_most_once_a_second_with_how_many_were_not(

@@ -9,8 +9,8 @@ import aiohttp
 import msgspec
 import pytest
 
-from transports.errors import NoAnswer
-from transports.intercom import (
+from amplitude_intercom.transports.errors import NoAnswer
+from amplitude_intercom.transports.intercom import (
     Answer,
     IntercomClient,
     Request,
@@ -26,7 +26,7 @@ from transports.intercom import (
     unarchive_contact,
     update_contact,
 )
-from transports.sandbox import Fault, InProcess, Sandbox, serve
+from amplitude_intercom.transports.sandbox import Fault, InProcess, Sandbox, serve
 
 NOW_S = 1_700_000_000  # begins a window
 

@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 from aiohttp import web
 
-from transports.sockets import HEADER_TIMEOUT_S, Connection, Listener
+from amplitude_intercom.transports.sockets import HEADER_TIMEOUT_S, Connection, Listener
 
 
 class Patient(asyncio.Protocol):

@@ -18,10 +18,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from transports import Batch, Receipt, Ticket
-from transports.amplitude import BadEvent, Head, read_head
-from transports.errors import BadFile, Refused
-from transports.stdin import TICKETS, LineSource, Progress
+from amplitude_intercom.transports import Batch, Receipt, Ticket
+from amplitude_intercom.transports.amplitude import BadEvent, Head, read_head
+from amplitude_intercom.transports.errors import BadFile, Refused
+from amplitude_intercom.transports.stdin import TICKETS, LineSource, Progress
 
 GOOD = b'{"event_type": "Bought", "user_id": "user-1"}'
 

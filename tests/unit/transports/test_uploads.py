@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transports import Batch, uploads
-from transports.amplitude import BadEvent, Head, decode_event
-from transports.uploads import (
+from amplitude_intercom.transports import Batch, uploads
+from amplitude_intercom.transports.amplitude import BadEvent, Head, decode_event
+from amplitude_intercom.transports.uploads import (
     MAX_EVENTS,
     BadUpload,
     Upload,
