@@ -319,7 +319,11 @@ class Engine:
     async def dead_letters(
         self, sync: str, query: DeadLetterQuery, *, after_id: int = 0, limit: int = 1000
     ) -> list[DeadLetter]:
-        """Return a sync's dead letters, by id."""
+        """Return a sync's dead letters, by id.
+
+        Raises:
+            SpoolError: the spool cannot be read.
+        """
         return await self.pipelines[sync].spool.do(
             lambda store: store.letters.find(query, after_id=after_id, limit=limit)
         )
@@ -348,11 +352,18 @@ class Engine:
         """Send dead letters through filter and mapping again; return how many went where.
 
         A replayed record goes behind all that its user still has waiting.
+
+        Raises:
+            SpoolError: the spool cannot be read or changed.
         """
         return await self.pipelines[sync].replay(query)
 
     async def discard(self, sync: str, query: DeadLetterQuery) -> int:
-        """Settle dead letters as dropped; return how many there were."""
+        """Settle dead letters as dropped; return how many there were.
+
+        Raises:
+            SpoolError: the spool cannot be read or changed.
+        """
         return await self.pipelines[sync].spool.do(
             lambda store: sum(store.discard(one) for one in store.letters.find(query, limit=-1))
         )
