@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from amplitude_intercom.engine.app import Engine
-from amplitude_intercom.engine.config import Settings
 from amplitude_intercom.engine.envelope import Kind
+from amplitude_intercom.engine.settings import Settings
 from amplitude_intercom.engine.spool.rows import Append, Row
 from amplitude_intercom.engine.spool.schema import connect
 from amplitude_intercom.engine.spool.store import Store

@@ -13,9 +13,9 @@ from typing import Any
 import aiohttp
 
 from amplitude_intercom.engine.app import Engine
-from amplitude_intercom.engine.config import Settings
 from amplitude_intercom.engine.envelope import Kind, Plan, Record
 from amplitude_intercom.engine.mapping import Rules, event_body
+from amplitude_intercom.engine.settings import Settings
 from amplitude_intercom.transports.intercom import VERSION, Answer, Request, Wire
 from amplitude_intercom.transports.sandbox import InProcess, Sandbox, serve
 from benchmarks import events, servers

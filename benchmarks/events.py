@@ -8,7 +8,8 @@ from typing import Any
 
 import msgspec
 
-from amplitude_intercom.engine.config import Settings, from_table
+from amplitude_intercom.engine.config import from_table
+from amplitude_intercom.engine.settings import Settings
 
 API_KEY = "benchmark-key"
 EVENT_BYTES = 675

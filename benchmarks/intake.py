@@ -16,7 +16,7 @@ import msgspec
 
 from amplitude_intercom.engine import logs
 from amplitude_intercom.engine.commands.forward import forward
-from amplitude_intercom.engine.config import Settings
+from amplitude_intercom.engine.settings import Settings
 from amplitude_intercom.engine.spool.schema import connect
 from benchmarks import events, load, servers
 from benchmarks.report import Result, in_turns, result_of_rounds

@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from amplitude_intercom.engine.app import BadEvents, Engine
-    from amplitude_intercom.engine.config import Settings, from_table, load
+    from amplitude_intercom.engine.config import from_table, load
     from amplitude_intercom.engine.errors import (
         DataDirInUse,
         EngineError,
         SettingsError,
         SpoolError,
     )
+    from amplitude_intercom.engine.settings import Settings
     from amplitude_intercom.engine.spool.rows import DeadLetterQuery
     from amplitude_intercom.transports import Receipt
     from amplitude_intercom.transports.errors import Refused, UnknownApiKey

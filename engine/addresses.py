@@ -1,4 +1,4 @@
-"""Hosts and URLs: whether they can be asked for, and their one spelling."""
+"""Hosts, ports and URLs: whether they can be asked for, and their one spelling."""
 
 from __future__ import annotations
 
@@ -62,3 +62,18 @@ def normal_host(host: str) -> str:
             "by single dots"
         )
     return name
+
+
+def host_and_port(address: str) -> tuple[str, int]:
+    """Split ``host:port``; brackets around an IPv6 host go."""
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def is_loopback(address: str) -> bool:
+    """Return whether only this machine can reach the address."""
+    host, _ = host_and_port(address)
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"

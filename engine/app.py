@@ -25,7 +25,7 @@ import msgspec
 from amplitude_intercom.engine import arguments as arguments_of
 from amplitude_intercom.engine.actors.source import SourceActor
 from amplitude_intercom.engine.addresses import normal_url
-from amplitude_intercom.engine.config import Http, Intercom, Settings, Sync, with_secrets_revealed
+from amplitude_intercom.engine.config import with_secrets_revealed
 from amplitude_intercom.engine.errors import SettingsError, SpoolError
 from amplitude_intercom.engine.gate import Gate
 from amplitude_intercom.engine.metrics import (
@@ -39,6 +39,7 @@ from amplitude_intercom.engine.metrics import (
     sync_status,
 )
 from amplitude_intercom.engine.pipeline import Pipeline
+from amplitude_intercom.engine.settings import Http, Intercom, Settings, Sync
 from amplitude_intercom.engine.spool import Spool, wall_clock_ms
 from amplitude_intercom.engine.spool.lock import DataDir
 from amplitude_intercom.engine.spool.reading import disk_bytes

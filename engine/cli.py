@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from amplitude_intercom.engine.config import Settings
+    from amplitude_intercom.engine.settings import Settings
     from amplitude_intercom.engine.spool.rows import DeadLetterQuery
 
 app = typer.Typer(

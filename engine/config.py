@@ -1,260 +1,48 @@
-"""The settings: what the TOML file says, checked once, with each problem named by its key.
+"""Reading and checking the settings: a TOML file, or a table, to ``Settings`` or a message.
 
-Every bound has a unit in its name. ``env:NAME`` and ``file:PATH`` fetch secrets, which never show
-in a ``repr``, an error or a dump.
+Each problem is named by its key. ``env:NAME`` and ``file:PATH`` fetch secrets.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 import stat
 import tomllib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, get_args
+from typing import Any, Final, get_args
 
 import msgspec
 
-from amplitude_intercom.engine.addresses import MAX_PORT, normal_host, normal_url
+from amplitude_intercom.engine.addresses import (
+    MAX_PORT,
+    host_and_port,
+    is_loopback,
+    normal_host,
+    normal_url,
+)
 from amplitude_intercom.engine.errors import SettingsError
 from amplitude_intercom.engine.fitting import fit_name, is_blank, is_legal_key
 from amplitude_intercom.engine.near import did_you_mean
-from amplitude_intercom.engine.selection import ANY_TYPE, Selection, Selector
-from amplitude_intercom.transports.amplitude import MAX_EVENT_BYTES
-
-MAX_SECONDS: Final = 3_155_760_000.0
-"""A hundred years: whatever is added to a time of today stays one that clocks and SQLite know."""
-
-MIN_SECONDS: Final = 0.001
-"""Clocks and timers are not finer; a shorter pause would be none."""
-
-MAX_COUNT: Final = 10_000_000
-"""Connections, calls, lines or events at once: more than one process can hold."""
-
-MAX_BYTES: Final = 1 << 50
-"""A pebibyte: more than any disk under a spool, and with a thousand syncs still a 64-bit sum."""
-
-MAX_MEMORY_BYTES: Final = 1 << 40
-"""A tebibyte: more than the memory of any machine this runs on."""
-
-MAX_RATE: Final = 1e9
-"""Calls, requests or events in a second or a minute: more than any machine makes."""
+from amplitude_intercom.engine.selection import Selection
+from amplitude_intercom.engine.settings import (
+    ANY_TYPE,
+    MAX_EVENT_TYPES,
+    PATTERNS_IN_WORDS,
+    Events,
+    Rename,
+    Secret,
+    Settings,
+    Sync,
+    source_and_target,
+)
 
 MAX_FILE_BYTES: Final = 8 * 1024 * 1024
 """A settings file: a thousand syncs take one megabyte."""
 
 MAX_SECRET_BYTES: Final = 65_536
 """A file with a secret; headers beyond this are refused everywhere."""
-
-Positive = Annotated[int, msgspec.Meta(ge=1, le=MAX_COUNT)]
-PositiveNumber = Annotated[float, msgspec.Meta(ge=1 / MAX_RATE, le=MAX_RATE)]
-PositiveSeconds = Annotated[float, msgspec.Meta(ge=MIN_SECONDS, le=MAX_SECONDS)]
-Seconds = Annotated[float, msgspec.Meta(ge=0, le=MAX_SECONDS)]
-_ADDRESS = r"^(\[[0-9a-fA-F:]+\]|[^:\s]+):[0-9]{1,5}\Z"
-_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z"
-_SOURCE = r"^(user_id|device_id|user\..+|event\..+)\Z"
-_URL = r"^[hH][tT][tT][pP][sS]?://[^\s/?#@]+(/[^\s?#@]*)?\Z"
-_IN_WORDS: Final = {
-    _ADDRESS: "an address, `host:port` (an IPv6 host in brackets, without a scope)",
-    _NAME: "a name of up to 64 letters, digits, `-` and `_`",
-    _SOURCE: "`user_id`, `device_id`, `user.PROPERTY` or `event.PROPERTY`",
-    _URL: "an address, `http://…` or `https://…`, without a user, a password or a query",
-}
-"""What the patterns ask for, for messages."""
-
-Address = Annotated[str, msgspec.Meta(pattern=_ADDRESS)]
-Name = Annotated[str, msgspec.Meta(pattern=_NAME)]
-
-
-class Secret:
-    """A text that must not be seen; ``reveal()`` is the only way to it.
-
-    ``source`` is how the settings spell it (``env:NAME``), for messages; ``***`` when spelled out.
-    """
-
-    __slots__ = ("_read", "_value", "source")
-
-    def __init__(
-        self, value: str, source: str = "***", read: Callable[[], str] | None = None
-    ) -> None:
-        """``read`` reads it again where it comes from; it raises ``ValueError``."""
-        self._value = value
-        self._read = read
-        self.source = source
-
-    def reveal(self) -> str:
-        """Return the text itself, as it was when the settings were read."""
-        return self._value
-
-    def reveal_again(self) -> str:
-        """Return the text as its file has it now; where that is none, as it was. Reads the file."""
-        try:
-            return self._read() if self._read is not None else self._value
-        except ValueError:
-            return self._value
-
-    def __repr__(self) -> str:
-        return f"Secret({self.source})"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Secret) and self._value == other._value
-
-    def __hash__(self) -> int:
-        return hash(self._value)
-
-
-class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A table of the settings file; keys it does not know are refused."""
-
-
-class Rename(_Section, frozen=True, kw_only=True, rename={"source": "from", "as_": "as"}):
-    """``{ from = "company_name", to = "Company" }``; ``as = "date"`` for metadata that is one."""
-
-    source: str
-    to: str
-    as_: Literal["date"] | None = None
-
-
-class Http(_Section, frozen=True, kw_only=True):
-    """The HTTP source."""
-
-    listen: Address = "127.0.0.1:8710"
-    cors_origins: list[str] = msgspec.field(default_factory=lambda: ["*"])
-    max_event_bytes: Annotated[int, msgspec.Meta(ge=1_024, le=MAX_MEMORY_BYTES)] = MAX_EVENT_BYTES
-    max_held_bytes: Annotated[int, msgspec.Meta(ge=20_000_000, le=MAX_MEMORY_BYTES)] = 67_108_864
-    body_timeout_s: PositiveSeconds = 10.0
-    idle_timeout_s: PositiveSeconds = 75.0
-    max_connections: Positive = 1_024
-    key_requests_per_s: PositiveNumber | None = None
-    key_events_per_s: PositiveNumber | None = None
-
-
-class Admin(_Section, frozen=True, kw_only=True):
-    """Health, metrics, API."""
-
-    listen: Address = "127.0.0.1:8711"
-    token: Secret | None = None
-
-
-class SpoolSettings(_Section, frozen=True, kw_only=True):
-    """The store on disk; each sync has one."""
-
-    max_bytes: Annotated[int, msgspec.Meta(ge=1_000_000, le=MAX_BYTES)] = 10_000_000_000
-    dedupe_window_s: Seconds = 7 * 24 * 3600.0
-    reserve_bytes: Annotated[int, msgspec.Meta(ge=0, le=MAX_BYTES)] = 33_554_432
-
-
-class Forward(_Section, frozen=True, kw_only=True):
-    """Reading files and pipes."""
-
-    max_line_bytes: Annotated[int, msgspec.Meta(ge=1, le=MAX_MEMORY_BYTES)] = 1_048_576
-    batch_lines: Positive = 2_000
-    max_backlog: Positive = 100_000
-
-
-class Log(_Section, frozen=True, kw_only=True):
-    """Messages on stderr."""
-
-    level: Literal["debug", "info", "warning", "error"] = "info"
-    format: Literal["auto", "human", "json"] = "auto"
-
-
-class Intercom(_Section, frozen=True, kw_only=True):
-    """The workspace that a sync writes to."""
-
-    access_token: Secret
-    region: Literal["us", "eu", "au"] = "us"
-    base_url: Annotated[str, msgspec.Meta(pattern=_URL)] | None = None
-    requests_per_minute: Annotated[int, msgspec.Meta(ge=6, le=int(MAX_RATE))] = 10_000
-    max_in_flight: Positive = 400
-    timeout_s: PositiveSeconds = 30.0
-
-
-class Mapping(_Section, frozen=True, kw_only=True, rename={"source": "from"}):
-    """Which contact an Amplitude user is, and what becomes of values without a like."""
-
-    identifier: Literal["external_id", "email"] = "external_id"
-    source: Annotated[str, msgspec.Meta(pattern=_SOURCE)] = "user_id"
-    nested: Literal["flatten", "drop"] = "flatten"
-    arrays: Literal["join", "drop"] = "join"
-    stringify: bool = False
-
-
-class Users(_Section, frozen=True, kw_only=True):
-    """Create & Update Users."""
-
-    enabled: bool = True
-    properties: list[str | Rename] = []
-    trigger: Literal["identify", "any_update"] = "identify"
-    archived: Literal["unarchive", "dead_letter"] = "unarchive"
-    create_missing_attributes: bool = False
-    refresh_attributes_s: PositiveSeconds = 600.0
-
-
-class Events(_Section, frozen=True, kw_only=True):
-    """Send Events."""
-
-    enabled: bool = True
-    select: list[Selector] = []
-    rename: dict[str, str] = {}
-    metadata: list[str | Rename] = []
-    metadata_limit: Annotated[int, msgspec.Meta(ge=0, le=100)] = 20
-    unknown_user: Literal["park", "create", "dead_letter", "drop"] = "park"
-    loop_guard: bool = True
-    money: dict[str, str] = {}
-    max_ahead_s: Seconds = 0.0
-    max_age_s: PositiveSeconds = 7305 * 24 * 3600.0
-
-
-MAX_SHIFT_S: Final = 600
-"""Furthest that an event may be moved: its user's later events wait for its second."""
-
-
-class Delivery(_Section, frozen=True, kw_only=True):
-    """Order, retries and memory of the way to Intercom."""
-
-    lanes: Annotated[int, msgspec.Meta(ge=1, le=8192)] = 512
-    read_ahead: Positive = 2048
-    retry_attempts: Annotated[int, msgspec.Meta(ge=1, le=30)] = 10
-    retry_window_s: PositiveSeconds = 4 * 3600.0
-    twin_window_s: Seconds = 24 * 3600.0
-    same_second_shift_s: Annotated[int, msgspec.Meta(ge=0, le=MAX_SHIFT_S)] = 60
-    probe_first_s: PositiveSeconds = 0.5
-    probe_most_s: PositiveSeconds = 10.0
-
-
-class Sync(_Section, frozen=True, kw_only=True):
-    """One stream: Amplitude projects to one Intercom workspace."""
-
-    name: Name
-    amplitude_api_keys: list[Secret] = []
-    enabled: bool = True
-    intercom: Intercom
-    mapping: Mapping = Mapping()
-    users: Users = Users()
-    events: Events = Events()
-    delivery: Delivery = Delivery()
-
-
-class Settings(_Section, frozen=True, kw_only=True):
-    """All of it."""
-
-    data_dir: str = "data"
-    drain_deadline_s: Seconds = 25.0
-    http: Http | None = None
-    admin: Admin | None = None
-    sources: dict[str, dict[str, Any]] = {}
-    spool: SpoolSettings = SpoolSettings()
-    forward: Forward = Forward()
-    log: Log = Log()
-    sync: Annotated[list[Sync], msgspec.Meta(min_length=1)]
-
-
-MAX_EVENT_TYPES: Final = 120
-"""Active event names that a workspace can have (help article 5245634)."""
-
 
 RENAMED: Final[dict[str, str]] = {
     "sync.api_key": "sync.amplitude_api_keys",
@@ -450,7 +238,7 @@ def _explain(error: msgspec.ValidationError, table: dict[str, Any]) -> str:
         return str(error)
     what = match["what"]
     path = _keys_named(match["path"] or "", what, table)
-    for pattern, words in _IN_WORDS.items():
+    for pattern, words in PATTERNS_IN_WORDS.items():
         what = what.replace(f"`str` matching regex {pattern!r}", words)
     if what.startswith("Invalid enum value"):
         what = f"{what}; Expected one of {_choices(path)}"
@@ -596,12 +384,6 @@ def event_names(types: Iterable[str], events: Events) -> dict[str, str]:
     return {name.lower(): name for name in names}
 
 
-def largest_event(settings: Settings) -> int:
-    """Return how many bytes an event of a file can have."""
-    http = settings.http or Http()
-    return min(settings.forward.max_line_bytes, http.max_event_bytes)
-
-
 def _attribute_problems(where: str, properties: list[str | Rename]) -> Iterator[str]:
     for index, item in enumerate(properties):
         if isinstance(item, Rename) and item.as_:
@@ -632,25 +414,3 @@ def _source_problems(where: str, properties: list[str | Rename]) -> Iterator[str
     for index, source in enumerate(sources):
         if source in sources[:index]:
             yield f"{where}[{index}]: `{source}` is sent twice"
-
-
-def source_and_target(item: str | Rename) -> tuple[str, str]:
-    """Return a selected property and the name it gets in Intercom."""
-    if isinstance(item, Rename):
-        return item.source, item.to
-    return item, item.removeprefix("user.").removeprefix("event.")
-
-
-def host_and_port(address: str) -> tuple[str, int]:
-    """Split ``host:port``; brackets around an IPv6 host go."""
-    host, _, port = address.rpartition(":")
-    return host.strip("[]"), int(port)
-
-
-def is_loopback(address: str) -> bool:
-    """Return whether only this machine can reach the address."""
-    host, _ = host_and_port(address)
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"

@@ -14,7 +14,7 @@ from typing import Final
 import anyio
 import structlog
 
-from amplitude_intercom.engine.config import MAX_EVENT_TYPES
+from amplitude_intercom.engine.settings import MAX_EVENT_TYPES
 from amplitude_intercom.engine.spool import Spool
 
 _log = structlog.get_logger(__name__)

@@ -34,7 +34,7 @@ from typing import Any, Final
 
 import structlog
 
-from amplitude_intercom.engine.config import Log
+from amplitude_intercom.engine.settings import Log
 
 MAX_LINES: Final = 1_024
 """Lines that wait for the writing thread; with ``MAX_LINE_BYTES`` they bound its memory."""

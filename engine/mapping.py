@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
 
-from amplitude_intercom.engine import config, paths
+from amplitude_intercom.engine import paths
 from amplitude_intercom.engine.envelope import ContactUpdate, Identity, Kind, Plan, Record, Verdict
 from amplitude_intercom.engine.fitting import (
     DATE_ENDING,
@@ -36,6 +36,7 @@ from amplitude_intercom.engine.fitting import (
 )
 from amplitude_intercom.engine.money import is_exact, money
 from amplitude_intercom.engine.selection import Predicate, Selection
+from amplitude_intercom.engine.settings import Events, Rename, Sync, Users, source_and_target
 from amplitude_intercom.engine.user_properties import CLEAR_ALL, UNCHANGED, keep, select, split
 from amplitude_intercom.transports import amplitude
 from amplitude_intercom.transports.amplitude import Content
@@ -125,7 +126,7 @@ class Field(NamedTuple):
 class Rules:
     """One sync's mapping, compiled from its settings."""
 
-    def __init__(self, sync: config.Sync) -> None:
+    def __init__(self, sync: Sync) -> None:
         self._sync = sync
         self._field = sync.mapping.identifier
         self._source = paths.parse(sync.mapping.source)
@@ -136,7 +137,7 @@ class Rules:
         self._compile_users(sync.users)
         self._decode = amplitude.content_decoder(self._top_level_keys())
 
-    def _compile_events(self, events: config.Events) -> None:
+    def _compile_events(self, events: Events) -> None:
         self._selection = Selection(events.select)
         self._rule_of_type = lru_cache(TYPES_KEPT)(self._type_rule)
         self._metadata = [_metadata_source(item, events.money) for item in events.metadata]
@@ -147,8 +148,8 @@ class Rules:
         self._all_fit = len(keys) == len(self._metadata) <= self._limit
         """Whether no two keys are alike and the limit holds, unless an object is spread."""
 
-    def _compile_users(self, users: config.Users) -> None:
-        chosen = map(config.source_and_target, users.properties)
+    def _compile_users(self, users: Users) -> None:
+        chosen = map(source_and_target, users.properties)
         self._properties = {
             source.removeprefix("user."): field_name(target) for source, target in chosen
         }
@@ -571,11 +572,11 @@ def _field(source: str, name: str) -> Field:
     return Field(source, name, "", STANDARD_TYPES[name])
 
 
-def _metadata_source(item: str | config.Rename, currencies: Mapping[str, str]) -> Source:
-    written, target = config.source_and_target(item)
+def _metadata_source(item: str | Rename, currencies: Mapping[str, str]) -> Source:
+    written, target = source_and_target(item)
     path = paths.parse(written, "event")
     key = fit_key(target)
-    dated = key.endswith(DATE_ENDING) or (isinstance(item, config.Rename) and item.as_ == "date")
+    dated = key.endswith(DATE_ENDING) or (isinstance(item, Rename) and item.as_ == "date")
     named = currencies.get(path.name) if path.scope == "event" else None
     currency = None if named is None else paths.parse(f"event.{named}")
     return Source(path, key, dated, currency)

@@ -10,10 +10,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from amplitude_intercom.engine.config import Sync
 from amplitude_intercom.engine.errors import SpoolError
 from amplitude_intercom.engine.gate import Gate
 from amplitude_intercom.engine.logs import lines_lost
+from amplitude_intercom.engine.settings import Sync
 from amplitude_intercom.engine.spool.store import Store, under
 
 PREFIX = "amplitude_intercom_"

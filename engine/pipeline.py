@@ -24,12 +24,12 @@ from amplitude_intercom.engine.actors.mapper import MapperActor
 from amplitude_intercom.engine.actors.source import Share
 from amplitude_intercom.engine.actors.user_upserter import UserUpserter
 from amplitude_intercom.engine.attributes import Attributes
-from amplitude_intercom.engine.config import Sync
 from amplitude_intercom.engine.contacts import Contacts
 from amplitude_intercom.engine.envelope import Envelope, Record
 from amplitude_intercom.engine.event_names import EventNames
 from amplitude_intercom.engine.gate import Gate
 from amplitude_intercom.engine.mapping import Rules
+from amplitude_intercom.engine.settings import Sync
 from amplitude_intercom.engine.spool import Spool
 from amplitude_intercom.engine.spool.rows import DeadLetter, DeadLetterQuery, Row
 from amplitude_intercom.engine.spool.store import Store

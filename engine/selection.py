@@ -32,59 +32,17 @@ import math
 import operator
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final, Literal, get_args
-
-import msgspec
+from typing import Any, Final, get_args
 
 from amplitude_intercom.engine import paths
 from amplitude_intercom.engine.globs import Glob
+from amplitude_intercom.engine.settings import ANY_TYPE, NONE, Clause, Operator, Selector, Value
 
 MAX_ELEMENTS: Final = 1_000
 """Elements of an array that an operator looks at: enough for lists that people keep."""
 
 MAX_CHARACTERS: Final = 4_096
 """Characters in which an operator searches: four times the text that Amplitude keeps."""
-
-NONE = "(none)"
-"""The value that stands for a missing one."""
-
-ANY_TYPE = frozenset({"*", "_all"})
-"""Event types in the settings that mean every type."""
-
-Operator = Literal[
-    "is",
-    "is not",
-    "contains",
-    "does not contain",
-    "<",
-    "<=",
-    ">",
-    ">=",
-    "starts with",
-    "does not start with",
-    "glob",
-    "not glob",
-    "set contains",
-    "set does not contain",
-]
-
-Value = str | int | float | bool
-
-
-class Clause(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A condition on one property: ``{ property = "event.amount", op = ">=", values = [100] }``."""
-
-    property: str
-    op: Operator
-    values: list[Value]
-
-
-class Selector(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Event types, and the conditions that such an event must meet."""
-
-    types: list[str]
-    where: list[Clause] = []
-
 
 _Condition = Callable[[Mapping[str, Any]], bool]
 _Test = Callable[[Any], bool]

@@ -19,11 +19,11 @@ from anyio.streams.memory import MemoryObjectReceiveStream
 from amplitude_intercom.engine import logs
 from amplitude_intercom.engine.actor import Actor, internal_failure
 from amplitude_intercom.engine.actors.source import ANY_KEY, Share
-from amplitude_intercom.engine.config import Sync
 from amplitude_intercom.engine.envelope import Kind
 from amplitude_intercom.engine.errors import Failure, SpoolError
 from amplitude_intercom.engine.mapping import LOOP_PREFIX, Rules
 from amplitude_intercom.engine.selection import Selection
+from amplitude_intercom.engine.settings import Sync
 from amplitude_intercom.engine.spool import Spool
 from amplitude_intercom.engine.spool.rows import Append, Appended, DeadRow, Row
 from amplitude_intercom.engine.spool.settled import log_dropped_raw

@@ -15,8 +15,8 @@ import msgspec
 
 from amplitude_intercom.engine import config, logs
 from amplitude_intercom.engine.commands.terminal import json_shown
-from amplitude_intercom.engine.config import Settings
 from amplitude_intercom.engine.errors import DataDirInUse, EngineError, SettingsError
+from amplitude_intercom.engine.settings import Settings
 from amplitude_intercom.transports.errors import BadFile
 
 OK, FAILED, USAGE, DEAD_LETTERED, IN_USE = 0, 1, 2, 3, 4

@@ -25,14 +25,7 @@ from amplitude_intercom.engine.commands.preview import Preview, read_events
 from amplitude_intercom.engine.commands.sample import Names, name_findings, type_of, unselected
 from amplitude_intercom.engine.commands.spools import is_running
 from amplitude_intercom.engine.commands.terminal import duration, print_table, say
-from amplitude_intercom.engine.config import (
-    MAX_EVENT_TYPES,
-    Settings,
-    Sync,
-    event_names,
-    largest_event,
-    source_and_target,
-)
+from amplitude_intercom.engine.config import event_names
 from amplitude_intercom.engine.errors import DEAD_REASONS
 from amplitude_intercom.engine.event_names import WARN_AT
 from amplitude_intercom.engine.fitting import fit_key, fit_name
@@ -40,6 +33,12 @@ from amplitude_intercom.engine.mapping import STANDARD_TYPES, field_name
 from amplitude_intercom.engine.near import nearest
 from amplitude_intercom.engine.paths import FIELDS
 from amplitude_intercom.engine.selection import Selection
+from amplitude_intercom.engine.settings import (
+    MAX_EVENT_TYPES,
+    Settings,
+    Sync,
+    source_and_target,
+)
 from amplitude_intercom.transports import intercom
 from amplitude_intercom.transports.amplitude import BadEvent, Head
 from amplitude_intercom.transports.errors import NoAnswer
@@ -73,7 +72,7 @@ async def check(
         OSError, BadFile: the sample cannot be read.
     """
     sources = list(sources_of(settings))
-    limit = largest_event(settings)
+    limit = settings.largest_file_event_bytes
     events = None if sample is None else list(islice(read_events(sample, limit), MAX_SAMPLE))
     running = await is_running(settings)
     general = [*key_findings(settings), *port_findings(settings)]

@@ -21,8 +21,9 @@ from amplitude_intercom.engine import logs
 from amplitude_intercom.engine.app import Engine, sources_of
 from amplitude_intercom.engine.commands import OK
 from amplitude_intercom.engine.commands.daemon import start_sources
-from amplitude_intercom.engine.config import Log, Settings, from_table
+from amplitude_intercom.engine.config import from_table
 from amplitude_intercom.engine.metrics import SyncStatus
+from amplitude_intercom.engine.settings import Log, Settings
 from amplitude_intercom.engine.spool.rows import DeadLetter, DeadLetterQuery
 from amplitude_intercom.transports.http import HttpSource
 from amplitude_intercom.transports.sandbox import Sandbox, serve

@@ -9,7 +9,8 @@ from typing import Literal
 import msgspec
 
 from amplitude_intercom.engine.actors.source import ANY_KEY
-from amplitude_intercom.engine.config import Secret, Settings, Sync, host_and_port
+from amplitude_intercom.engine.addresses import host_and_port
+from amplitude_intercom.engine.settings import Secret, Settings, Sync
 
 EVERYBODY = ("0.0.0.0", "::")  # noqa: S104 - hosts that are compared with
 

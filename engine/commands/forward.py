@@ -34,9 +34,9 @@ from amplitude_intercom.engine.commands import (
     print_json,
 )
 from amplitude_intercom.engine.commands.terminal import print_table, say
-from amplitude_intercom.engine.config import Settings, largest_event
 from amplitude_intercom.engine.errors import DataDirInUse, SettingsError
 from amplitude_intercom.engine.pipeline import Pipeline
+from amplitude_intercom.engine.settings import Settings
 from amplitude_intercom.transports import Batch, Intake, Ticket, files
 from amplitude_intercom.transports.errors import BadFile
 from amplitude_intercom.transports.stdin import LineSource, Progress
@@ -80,7 +80,7 @@ async def forward(
                 found,
                 sync=name,
                 max_line_bytes=settings.forward.max_line_bytes,
-                max_event_bytes=largest_event(settings),
+                max_event_bytes=settings.largest_file_event_bytes,
                 batch_lines=settings.forward.batch_lines,
                 since_ms=since_ms,
                 until_ms=until_ms,

@@ -14,8 +14,8 @@ from amplitude_intercom.engine.commands.terminal import (
     say,
     size,
 )
-from amplitude_intercom.engine.config import Settings
 from amplitude_intercom.engine.metrics import GateStatus, Status, SyncStatus
+from amplitude_intercom.engine.settings import Settings
 
 HEALTH = {
     "open": "answers",

@@ -13,7 +13,7 @@ from amplitude_intercom.engine.commands.forward import choose_sync
 from amplitude_intercom.engine.commands.preview import Preview
 from amplitude_intercom.engine.commands.spools import Files, Reading, open_spools, read_spools
 from amplitude_intercom.engine.commands.terminal import count, listed, print_table, say, shown
-from amplitude_intercom.engine.config import Settings
+from amplitude_intercom.engine.settings import Settings
 from amplitude_intercom.engine.spool.rows import DeadLetter, DeadLetterPage, DeadLetterQuery
 
 PAGE = 1_000

@@ -12,9 +12,10 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from amplitude_intercom.engine.addresses import host_and_port
 from amplitude_intercom.engine.commands.findings import Finding, addresses
 from amplitude_intercom.engine.commands.terminal import size
-from amplitude_intercom.engine.config import Settings, host_and_port
+from amplitude_intercom.engine.settings import Settings
 from amplitude_intercom.engine.spool.reading import size_of
 
 

@@ -11,7 +11,6 @@ from amplitude_intercom.engine.actors.filter import Filter
 from amplitude_intercom.engine.app import client_of, directory_of
 from amplitude_intercom.engine.attributes import KnownAttributes, parse_list
 from amplitude_intercom.engine.commands import OK, print_json
-from amplitude_intercom.engine.config import Intercom, Settings, Sync, largest_event
 from amplitude_intercom.engine.contacts import differences
 from amplitude_intercom.engine.envelope import ContactUpdate, Plan, Record
 from amplitude_intercom.engine.errors import EngineError, SettingsError
@@ -24,6 +23,7 @@ from amplitude_intercom.engine.mapping import (
     creation_body,
     event_body,
 )
+from amplitude_intercom.engine.settings import Intercom, Settings, Sync
 from amplitude_intercom.engine.spool import wall_clock_ms
 from amplitude_intercom.engine.spool.rows import Contact, DeadLetter
 from amplitude_intercom.engine.spool.seconds import Claim, claim_of
@@ -53,7 +53,7 @@ async def preview(
     if not syncs:
         raise SettingsError(f"--sync: there is no sync `{sync}`")
     previews = [Preview(s, await attributes_of(s.intercom) if live else None) for s in syncs]
-    for number, head, raw in read_events(path, largest_event(settings)):
+    for number, head, raw in read_events(path, settings.largest_file_event_bytes):
         for one in previews:
             print_json({"line": number, **one.judge(head, raw)})
     return OK

@@ -10,9 +10,9 @@ import msgspec
 
 from amplitude_intercom.engine.commands.findings import Finding
 from amplitude_intercom.engine.commands.terminal import shown
-from amplitude_intercom.engine.config import Rename, Sync, source_and_target
 from amplitude_intercom.engine.near import nearest
-from amplitude_intercom.engine.selection import ANY_TYPE, Selection
+from amplitude_intercom.engine.selection import Selection
+from amplitude_intercom.engine.settings import ANY_TYPE, Rename, Sync, source_and_target
 from amplitude_intercom.transports import amplitude
 
 MOST_NAMES = 10_000

@@ -8,8 +8,8 @@ from typing import Final
 
 import msgspec
 
+from amplitude_intercom.engine.addresses import host_and_port
 from amplitude_intercom.engine.commands import OK, USAGE, Signals, complain
-from amplitude_intercom.engine.config import host_and_port
 from amplitude_intercom.transports.sandbox import Fault, Sandbox, serve
 
 TYPES: Final = ("string", "integer", "float", "boolean", "date")

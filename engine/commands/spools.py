@@ -19,13 +19,14 @@ import aiohttp
 import msgspec
 from yarl import URL
 
+from amplitude_intercom.engine.addresses import host_and_port
 from amplitude_intercom.engine.app import Compacted, Engine, data_dir_of
 from amplitude_intercom.engine.commands.findings import EVERYBODY
 from amplitude_intercom.engine.commands.preview import Preview, SpooledPast
 from amplitude_intercom.engine.commands.terminal import say
-from amplitude_intercom.engine.config import Admin, Settings, Sync, host_and_port
 from amplitude_intercom.engine.errors import DataDirInUse, EngineError, SpoolError
 from amplitude_intercom.engine.metrics import Facts, Status, SyncStatus, read_facts, sync_status
+from amplitude_intercom.engine.settings import Admin, Settings, Sync
 from amplitude_intercom.engine.spool import wall_clock_ms
 from amplitude_intercom.engine.spool.lock import holder_is_alive
 from amplitude_intercom.engine.spool.reading import disk_bytes, look

@@ -15,7 +15,7 @@ from amplitude_intercom.engine.commands.terminal import (
     say,
     shown,
 )
-from amplitude_intercom.engine.config import Settings
+from amplitude_intercom.engine.settings import Settings
 from amplitude_intercom.engine.spool import wall_clock_ms
 from amplitude_intercom.engine.spool.user_state import MOST_ROWS_READ, UserState
 

@@ -24,9 +24,10 @@ import structlog
 from aiohttp import web
 
 from amplitude_intercom.engine import metrics
+from amplitude_intercom.engine.addresses import host_and_port
 from amplitude_intercom.engine.app import Engine
-from amplitude_intercom.engine.config import Admin, host_and_port
 from amplitude_intercom.engine.errors import DEAD_REASONS, SettingsError, SpoolError, unknown_reason
+from amplitude_intercom.engine.settings import Admin
 from amplitude_intercom.engine.spool.rows import DeadLetterQuery
 from amplitude_intercom.transports.http import MAX_HEADER_BYTES
 from amplitude_intercom.transports.sockets import Listener, share_of_descriptors

@@ -20,8 +20,8 @@ from typing import TypeVar
 
 import msgspec
 
-from amplitude_intercom.engine.config import Delivery, SpoolSettings
 from amplitude_intercom.engine.errors import SpoolError
+from amplitude_intercom.engine.settings import Delivery, SpoolSettings
 from amplitude_intercom.engine.spool.appends import Appends
 from amplitude_intercom.engine.spool.database import Database, Job
 from amplitude_intercom.engine.spool.feed import Feed

@@ -36,9 +36,9 @@ from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectSendStream
 
 from amplitude_intercom.engine.backoff import retry_delay_s
-from amplitude_intercom.engine.config import MAX_SHIFT_S
 from amplitude_intercom.engine.envelope import Record
 from amplitude_intercom.engine.errors import Failure, SpoolError
+from amplitude_intercom.engine.settings import MAX_SHIFT_S
 from amplitude_intercom.engine.spool.database import Job
 from amplitude_intercom.engine.spool.rows import Contact, Loaded
 from amplitude_intercom.engine.spool.settled import log_delivered, log_dropped

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from amplitude_intercom.engine import config
 from amplitude_intercom.engine.errors import SettingsError
+from amplitude_intercom.engine.settings import Rename, Section, Settings
 
 SCALARS = (
     st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
@@ -37,14 +38,14 @@ VALUES = st.recursive(
 )
 
 
-def keys_of(struct: Any = config.Settings, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+def keys_of(struct: Any = Settings, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
     found = []
     for field in msgspec.structs.fields(struct):
         here = (*path, field.encode_name)
         found.append(here)
         for kind in (field.type, *get_args(field.type), *_inner(field.type)):
-            if isinstance(kind, type) and issubclass(kind, config._Section):
-                found += [] if kind is config.Rename else keys_of(kind, here)
+            if isinstance(kind, type) and issubclass(kind, Section):
+                found += [] if kind is Rename else keys_of(kind, here)
     return found
 
 
@@ -68,7 +69,7 @@ def test_any_value_at_any_key_is_read_or_refused_by_name(path: tuple[str, ...], 
         file = Path(folder) / "s.toml"
         file.write_text(tomli_w.dumps(table), encoding="utf-8")
         try:
-            assert isinstance(config.load(file), config.Settings)
+            assert isinstance(config.load(file), Settings)
         except SettingsError as error:
             said = str(error).removeprefix(f"{file}: ").replace("[0]", "")
             section = ".".join(path[:-1]) or path[0]

@@ -10,8 +10,9 @@ import tomli_w
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from amplitude_intercom.engine.config import Settings, from_table, to_table
+from amplitude_intercom.engine.config import from_table, to_table
 from amplitude_intercom.engine.fitting import is_blank, is_legal_key
+from amplitude_intercom.engine.settings import Settings
 
 CANARY = "canary-3e88"
 VARIABLE = "PROPERTY_TEST_TOKEN"

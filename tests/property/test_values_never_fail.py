@@ -23,7 +23,8 @@ from amplitude_intercom.engine.mapping import (
     event_body,
 )
 from amplitude_intercom.engine.money import money
-from amplitude_intercom.engine.selection import Clause, Selection, Selector
+from amplitude_intercom.engine.selection import Selection
+from amplitude_intercom.engine.settings import Clause, Selector
 from amplitude_intercom.engine.user_properties import (
     MAX_KEPT_BYTES,
     ORDER,

@@ -15,8 +15,8 @@ import pytest
 from amplitude_intercom.engine.actor import Actor
 from amplitude_intercom.engine.actors.filter import Admitted, Filter, FilterActor
 from amplitude_intercom.engine.actors.source import Share, Tally
-from amplitude_intercom.engine.config import Delivery, SpoolSettings, Sync
 from amplitude_intercom.engine.mapping import Rules
+from amplitude_intercom.engine.settings import Delivery, SpoolSettings, Sync
 from amplitude_intercom.engine.spool import Spool
 from amplitude_intercom.engine.spool.rows import Append, Appended, DeadLetterQuery
 from amplitude_intercom.transports import Batch, Receipt, Ticket

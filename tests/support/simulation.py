@@ -12,7 +12,8 @@ import anyio
 import msgspec
 
 from amplitude_intercom.engine.app import Engine
-from amplitude_intercom.engine.config import Settings, from_table
+from amplitude_intercom.engine.config import from_table
+from amplitude_intercom.engine.settings import Settings
 from amplitude_intercom.transports import intercom
 from amplitude_intercom.transports.intercom import Request
 from amplitude_intercom.transports.sandbox import InProcess, JournalEntry, Sandbox

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 import typer
 
-from amplitude_intercom.engine import cli, config, errors, fitting, metrics
+from amplitude_intercom.engine import cli, errors, fitting, metrics, settings
 from benchmarks.report import GOALS
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
@@ -25,7 +25,7 @@ def table(name: str) -> list[list[str]]:
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
 
 
-def settings_rows(struct: Any = config.Settings, prefix: str = "") -> list[list[str]]:
+def settings_rows(struct: Any = settings.Settings, prefix: str = "") -> list[list[str]]:
     rows = []
     for field in msgspec.structs.fields(struct):
         inner = _section(field.type)
@@ -39,8 +39,8 @@ def settings_rows(struct: Any = config.Settings, prefix: str = "") -> list[list[
 
 def _section(kind: Any) -> Any:
     for candidate in (kind, *get_args(kind), *(a for t in get_args(kind) for a in get_args(t))):
-        if isinstance(candidate, type) and issubclass(candidate, config._Section):
-            return candidate if candidate is not config.Rename else None
+        if isinstance(candidate, type) and issubclass(candidate, settings.Section):
+            return candidate if candidate is not settings.Rename else None
     return None
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from amplitude_intercom.engine.app import Engine
-from amplitude_intercom.engine.config import Intercom, from_table
+from amplitude_intercom.engine.config import from_table
 from amplitude_intercom.engine.errors import SettingsError
+from amplitude_intercom.engine.settings import Intercom
 from amplitude_intercom.transports.intercom import Wire
 from amplitude_intercom.transports.sandbox import InProcess, Sandbox
 

@@ -13,7 +13,8 @@ from amplitude_intercom.engine.commands.check import _clock_findings, _token_fin
 from amplitude_intercom.engine.commands.findings import Finding, key_findings, port_findings
 from amplitude_intercom.engine.commands.machine import machine_findings
 from amplitude_intercom.engine.commands.sample import Names, name_findings
-from amplitude_intercom.engine.config import Settings, from_table
+from amplitude_intercom.engine.config import from_table
+from amplitude_intercom.engine.settings import Settings
 from amplitude_intercom.transports.intercom import Answer
 
 

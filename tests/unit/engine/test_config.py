@@ -9,15 +9,10 @@ from typing import Any
 import pytest
 import tomli_w
 
-from amplitude_intercom.engine.config import (
-    MAX_EVENT_TYPES,
-    Settings,
-    from_table,
-    is_loopback,
-    load,
-    to_table,
-)
+from amplitude_intercom.engine.addresses import is_loopback
+from amplitude_intercom.engine.config import from_table, load, to_table
 from amplitude_intercom.engine.errors import SettingsError
+from amplitude_intercom.engine.settings import MAX_EVENT_TYPES, Settings
 
 CANARY = "canary-7f3a"
 

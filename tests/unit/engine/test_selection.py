@@ -7,7 +7,8 @@ from typing import Any, get_args
 import msgspec
 import pytest
 
-from amplitude_intercom.engine.selection import Clause, Operator, Selection, Selector
+from amplitude_intercom.engine.selection import Selection
+from amplitude_intercom.engine.settings import Clause, Operator, Selector
 
 
 def clause(prop: str, op: str, *values: Any) -> Clause:

@@ -1,0 +1,292 @@
+"""The settings as values: one struct a table of the TOML file; a bound has its unit in its name.
+
+``engine.config`` reads and checks them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+
+from amplitude_intercom.transports.amplitude import MAX_EVENT_BYTES
+
+MAX_SECONDS: Final = 3_155_760_000.0
+"""A hundred years: whatever is added to a time of today stays one that clocks and SQLite know."""
+
+MIN_SECONDS: Final = 0.001
+"""Clocks and timers are not finer; a shorter pause would be none."""
+
+MAX_COUNT: Final = 10_000_000
+"""Connections, calls, lines or events at once: more than one process can hold."""
+
+MAX_BYTES: Final = 1 << 50
+"""A pebibyte: more than any disk under a spool, and with a thousand syncs still a 64-bit sum."""
+
+MAX_MEMORY_BYTES: Final = 1 << 40
+"""A tebibyte: more than the memory of any machine this runs on."""
+
+MAX_RATE: Final = 1e9
+"""Calls, requests or events in a second or a minute: more than any machine makes."""
+
+Positive = Annotated[int, msgspec.Meta(ge=1, le=MAX_COUNT)]
+PositiveNumber = Annotated[float, msgspec.Meta(ge=1 / MAX_RATE, le=MAX_RATE)]
+PositiveSeconds = Annotated[float, msgspec.Meta(ge=MIN_SECONDS, le=MAX_SECONDS)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=MAX_SECONDS)]
+_ADDRESS = r"^(\[[0-9a-fA-F:]+\]|[^:\s]+):[0-9]{1,5}\Z"
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z"
+_SOURCE = r"^(user_id|device_id|user\..+|event\..+)\Z"
+_URL = r"^[hH][tT][tT][pP][sS]?://[^\s/?#@]+(/[^\s?#@]*)?\Z"
+PATTERNS_IN_WORDS: Final = {
+    _ADDRESS: "an address, `host:port` (an IPv6 host in brackets, without a scope)",
+    _NAME: "a name of up to 64 letters, digits, `-` and `_`",
+    _SOURCE: "`user_id`, `device_id`, `user.PROPERTY` or `event.PROPERTY`",
+    _URL: "an address, `http://…` or `https://…`, without a user, a password or a query",
+}
+"""What the patterns ask for, for messages."""
+
+Address = Annotated[str, msgspec.Meta(pattern=_ADDRESS)]
+Name = Annotated[str, msgspec.Meta(pattern=_NAME)]
+
+
+class Secret:
+    """A text that must not be seen; ``reveal()`` is the only way to it.
+
+    ``source`` is how the settings spell it (``env:NAME``), for messages; ``***`` when spelled out.
+    """
+
+    __slots__ = ("_read", "_value", "source")
+
+    def __init__(
+        self, value: str, source: str = "***", read: Callable[[], str] | None = None
+    ) -> None:
+        """``read`` reads it again where it comes from; it raises ``ValueError``."""
+        self._value = value
+        self._read = read
+        self.source = source
+
+    def reveal(self) -> str:
+        """Return the text itself, as it was when the settings were read."""
+        return self._value
+
+    def reveal_again(self) -> str:
+        """Return the text as its file has it now; where that is none, as it was. Reads the file."""
+        try:
+            return self._read() if self._read is not None else self._value
+        except ValueError:
+            return self._value
+
+    def __repr__(self) -> str:
+        return f"Secret({self.source})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and self._value == other._value
+
+    def __hash__(self) -> int:
+        return hash(self._value)
+
+
+NONE = "(none)"
+"""The value that stands for a missing one."""
+
+ANY_TYPE = frozenset({"*", "_all"})
+"""Event types in the settings that mean every type."""
+
+Operator = Literal[
+    "is",
+    "is not",
+    "contains",
+    "does not contain",
+    "<",
+    "<=",
+    ">",
+    ">=",
+    "starts with",
+    "does not start with",
+    "glob",
+    "not glob",
+    "set contains",
+    "set does not contain",
+]
+
+Value = str | int | float | bool
+
+
+class Clause(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A condition on one property: ``{ property = "event.amount", op = ">=", values = [100] }``."""
+
+    property: str
+    op: Operator
+    values: list[Value]
+
+
+class Selector(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Event types, and the conditions that such an event must meet."""
+
+    types: list[str]
+    where: list[Clause] = []
+
+
+class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A table of the settings file; keys it does not know are refused."""
+
+
+class Rename(Section, frozen=True, kw_only=True, rename={"source": "from", "as_": "as"}):
+    """``{ from = "company_name", to = "Company" }``; ``as = "date"`` for metadata that is one."""
+
+    source: str
+    to: str
+    as_: Literal["date"] | None = None
+
+
+class Http(Section, frozen=True, kw_only=True):
+    """The HTTP source."""
+
+    listen: Address = "127.0.0.1:8710"
+    cors_origins: list[str] = msgspec.field(default_factory=lambda: ["*"])
+    max_event_bytes: Annotated[int, msgspec.Meta(ge=1_024, le=MAX_MEMORY_BYTES)] = MAX_EVENT_BYTES
+    max_held_bytes: Annotated[int, msgspec.Meta(ge=20_000_000, le=MAX_MEMORY_BYTES)] = 67_108_864
+    body_timeout_s: PositiveSeconds = 10.0
+    idle_timeout_s: PositiveSeconds = 75.0
+    max_connections: Positive = 1_024
+    key_requests_per_s: PositiveNumber | None = None
+    key_events_per_s: PositiveNumber | None = None
+
+
+class Admin(Section, frozen=True, kw_only=True):
+    """Health, metrics, API."""
+
+    listen: Address = "127.0.0.1:8711"
+    token: Secret | None = None
+
+
+class SpoolSettings(Section, frozen=True, kw_only=True):
+    """The store on disk; each sync has one."""
+
+    max_bytes: Annotated[int, msgspec.Meta(ge=1_000_000, le=MAX_BYTES)] = 10_000_000_000
+    dedupe_window_s: Seconds = 7 * 24 * 3600.0
+    reserve_bytes: Annotated[int, msgspec.Meta(ge=0, le=MAX_BYTES)] = 33_554_432
+
+
+class Forward(Section, frozen=True, kw_only=True):
+    """Reading files and pipes."""
+
+    max_line_bytes: Annotated[int, msgspec.Meta(ge=1, le=MAX_MEMORY_BYTES)] = 1_048_576
+    batch_lines: Positive = 2_000
+    max_backlog: Positive = 100_000
+
+
+class Log(Section, frozen=True, kw_only=True):
+    """Messages on stderr."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "human", "json"] = "auto"
+
+
+class Intercom(Section, frozen=True, kw_only=True):
+    """The workspace that a sync writes to."""
+
+    access_token: Secret
+    region: Literal["us", "eu", "au"] = "us"
+    base_url: Annotated[str, msgspec.Meta(pattern=_URL)] | None = None
+    requests_per_minute: Annotated[int, msgspec.Meta(ge=6, le=int(MAX_RATE))] = 10_000
+    max_in_flight: Positive = 400
+    timeout_s: PositiveSeconds = 30.0
+
+
+class Mapping(Section, frozen=True, kw_only=True, rename={"source": "from"}):
+    """Which contact an Amplitude user is, and what becomes of values without a like."""
+
+    identifier: Literal["external_id", "email"] = "external_id"
+    source: Annotated[str, msgspec.Meta(pattern=_SOURCE)] = "user_id"
+    nested: Literal["flatten", "drop"] = "flatten"
+    arrays: Literal["join", "drop"] = "join"
+    stringify: bool = False
+
+
+class Users(Section, frozen=True, kw_only=True):
+    """Create & Update Users."""
+
+    enabled: bool = True
+    properties: list[str | Rename] = []
+    trigger: Literal["identify", "any_update"] = "identify"
+    archived: Literal["unarchive", "dead_letter"] = "unarchive"
+    create_missing_attributes: bool = False
+    refresh_attributes_s: PositiveSeconds = 600.0
+
+
+class Events(Section, frozen=True, kw_only=True):
+    """Send Events."""
+
+    enabled: bool = True
+    select: list[Selector] = []
+    rename: dict[str, str] = {}
+    metadata: list[str | Rename] = []
+    metadata_limit: Annotated[int, msgspec.Meta(ge=0, le=100)] = 20
+    unknown_user: Literal["park", "create", "dead_letter", "drop"] = "park"
+    loop_guard: bool = True
+    money: dict[str, str] = {}
+    max_ahead_s: Seconds = 0.0
+    max_age_s: PositiveSeconds = 7305 * 24 * 3600.0
+
+
+MAX_SHIFT_S: Final = 600
+"""Furthest that an event may be moved: its user's later events wait for its second."""
+
+
+class Delivery(Section, frozen=True, kw_only=True):
+    """Order, retries and memory of the way to Intercom."""
+
+    lanes: Annotated[int, msgspec.Meta(ge=1, le=8192)] = 512
+    read_ahead: Positive = 2048
+    retry_attempts: Annotated[int, msgspec.Meta(ge=1, le=30)] = 10
+    retry_window_s: PositiveSeconds = 4 * 3600.0
+    twin_window_s: Seconds = 24 * 3600.0
+    same_second_shift_s: Annotated[int, msgspec.Meta(ge=0, le=MAX_SHIFT_S)] = 60
+    probe_first_s: PositiveSeconds = 0.5
+    probe_most_s: PositiveSeconds = 10.0
+
+
+class Sync(Section, frozen=True, kw_only=True):
+    """One stream: Amplitude projects to one Intercom workspace."""
+
+    name: Name
+    amplitude_api_keys: list[Secret] = []
+    enabled: bool = True
+    intercom: Intercom
+    mapping: Mapping = Mapping()
+    users: Users = Users()
+    events: Events = Events()
+    delivery: Delivery = Delivery()
+
+
+class Settings(Section, frozen=True, kw_only=True):
+    """All of it."""
+
+    data_dir: str = "data"
+    drain_deadline_s: Seconds = 25.0
+    http: Http | None = None
+    admin: Admin | None = None
+    sources: dict[str, dict[str, Any]] = {}
+    spool: SpoolSettings = SpoolSettings()
+    forward: Forward = Forward()
+    log: Log = Log()
+    sync: Annotated[list[Sync], msgspec.Meta(min_length=1)]
+
+    @property
+    def largest_file_event_bytes(self) -> int:
+        """How many bytes an event of a file can have."""
+        http = self.http or Http()
+        return min(self.forward.max_line_bytes, http.max_event_bytes)
+
+
+MAX_EVENT_TYPES: Final = 120
+"""Active event names that a workspace can have (help article 5245634)."""
+
+
+def source_and_target(item: str | Rename) -> tuple[str, str]:
+    """Return a selected property and the name it gets in Intercom."""
+    if isinstance(item, Rename):
+        return item.source, item.to
+    return item, item.removeprefix("user.").removeprefix("event.")
