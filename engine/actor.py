@@ -24,6 +24,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 
 from amplitude_intercom.engine.envelope import Record
 from amplitude_intercom.engine.errors import Failure
+from amplitude_intercom.engine.reasons import DeadReason
 
 _log = structlog.get_logger(__name__)
 
@@ -97,7 +98,7 @@ class Actor(ABC, Generic[In, Out]):
 def internal_failure(fault: Exception, **about: object) -> Failure:
     """Log a fault of ours with its traceback; return why its record becomes a dead letter."""
     _log.error("internal fault", exc_info=fault, **about)
-    return Failure("internal", message=describe(fault))
+    return Failure(DeadReason.INTERNAL, message=describe(fault))
 
 
 def describe(fault: Exception) -> str:

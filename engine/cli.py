@@ -229,6 +229,20 @@ def sandbox(
     raise typer.Exit(run(work))
 
 
+@app.command()
+def explain(
+    word: Annotated[
+        str | None, typer.Argument(help="A setting, a reason or a metric; none lists them.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Say what a word means that settings, logs, tables or metrics use, and what to do about it."""
+    from amplitude_intercom.engine.commands import run_plainly
+    from amplitude_intercom.engine.commands.explain import explain as main
+
+    raise typer.Exit(run_plainly(lambda: main(word, as_json=json)))
+
+
 @letters.command(name="list")
 def list_letters(
     config: Config,
@@ -391,11 +405,11 @@ def _query(
     since: str | None,
     until: str | None,
 ) -> DeadLetterQuery:
-    from amplitude_intercom.engine.errors import DEAD_REASONS, unknown_reason
+    from amplitude_intercom.engine.reasons import DeadReason, no_dead_reason
     from amplitude_intercom.engine.spool.rows import DeadLetterQuery
 
-    if reason is not None and reason not in DEAD_REASONS:
-        raise typer.BadParameter(unknown_reason(reason), param_hint="--reason")
+    if reason is not None and reason not in set(DeadReason):
+        raise typer.BadParameter(no_dead_reason(reason), param_hint="--reason")
     since_ms, until_ms = _time_ms(since, "--since"), _time_ms(until, "--until")
     return DeadLetterQuery(ids or [], reason, user, since_ms, until_ms)
 

@@ -33,6 +33,7 @@ from amplitude_intercom.engine.mapping import (
     contact_body,
     creation_body,
 )
+from amplitude_intercom.engine.reasons import AdjustmentReason, DeadReason
 from amplitude_intercom.engine.spool.rows import Contact
 from amplitude_intercom.engine.user_properties import CLEAR_ALL, apply, needs_state
 from amplitude_intercom.transports import intercom
@@ -165,7 +166,8 @@ class _Upsert:
         for update in self._updates:
             state, problems = apply(update.operations, state)
             self._problems += [
-                Adjustment("operation_refused", "user_properties", text) for text in problems
+                Adjustment(AdjustmentReason.OPERATION_REFUSED, "user_properties", text)
+                for text in problems
             ]
         return state
 
@@ -180,7 +182,7 @@ class _Upsert:
             return self._done(contact_id, properties, written, complete=True)
         if answer.status == 409:
             return await self._adopt(answer, written, known_properties)
-        raise DeadLetter(_failure("refused", answer))
+        raise DeadLetter(_failure(DeadReason.REFUSED, answer))
 
     async def _update(self, known: Contact) -> Upserted:
         """Write what differs from what was last written; no difference, no call."""
@@ -227,12 +229,12 @@ class _Upsert:
         if answer.status == 410:
             merged_into = intercom.merged_into(answer)
             if merged_into is None:
-                raise DeadLetter(_failure("contact_gone", answer))
+                raise DeadLetter(_failure(DeadReason.CONTACT_GONE, answer))
             self._once(merged_into)
             return await self._update(Contact(merged_into, known.properties, {}))
         if answer.status == 409:
             return await self._adopt(answer, {}, known.properties, instead_of=known.contact_id)
-        raise DeadLetter(_failure("refused", answer))
+        raise DeadLetter(_failure(DeadReason.REFUSED, answer))
 
     # --- a contact that is there already --------------------------------------------------
 
@@ -252,9 +254,9 @@ class _Upsert:
         message = intercom.parse_error(conflict).message
         contact_id = intercom.named_contact(message)
         if contact_id is None:
-            raise DeadLetter(_failure("contact_ambiguous", conflict))
+            raise DeadLetter(_failure(DeadReason.CONTACT_AMBIGUOUS, conflict))
         if contact_id == instead_of:
-            raise DeadLetter(_failure("contact_conflict", conflict))
+            raise DeadLetter(_failure(DeadReason.CONTACT_CONFLICT, conflict))
         self._once(contact_id)
         if "archived" in message.lower():
             await self._unarchive(contact_id, conflict)
@@ -296,11 +298,11 @@ class _Upsert:
         """
         answer = await self._call(intercom.get_contact(contact_id))
         if answer.status != 200:
-            raise DeadLetter(_failure("contact_gone", answer))
+            raise DeadLetter(_failure(DeadReason.CONTACT_GONE, answer))
         contact = intercom.decode_json(answer)
         theirs = str(contact.get(self._identity.field) or "")
         if not self._is_mine(theirs) and (theirs or must_be_mine):
-            raise DeadLetter(_failure("contact_conflict", conflict))
+            raise DeadLetter(_failure(DeadReason.CONTACT_CONFLICT, conflict))
         return contact
 
     def _is_mine(self, value: str) -> bool:
@@ -310,10 +312,10 @@ class _Upsert:
 
     async def _unarchive(self, contact_id: str, conflict: Answer) -> None:
         if self._contacts._archived == "dead_letter":
-            raise DeadLetter(_failure("contact_archived", conflict))
+            raise DeadLetter(_failure(DeadReason.CONTACT_ARCHIVED, conflict))
         answer = await self._call(intercom.unarchive_contact(contact_id))
         if answer.status != 200:
-            raise DeadLetter(_failure("contact_gone", answer))
+            raise DeadLetter(_failure(DeadReason.CONTACT_GONE, answer))
 
     # --- calls ----------------------------------------------------------------------------
 
@@ -333,13 +335,17 @@ class _Upsert:
             if unknown is None or unknown not in written:
                 return answer, written
             self._attributes.learn_missing(unknown.removeprefix(ATTRIBUTE_PREFIX))
-            self._adjustments.append(Adjustment("unknown_attribute", unknown, "left out"))
+            self._adjustments.append(
+                Adjustment(AdjustmentReason.UNKNOWN_ATTRIBUTE, unknown, "left out")
+            )
             del written[unknown]
 
     def _count_call(self) -> None:
         self._calls += 1
         if self._calls > MAX_CALLS:
-            raise DeadLetter(Failure("refused", message="Intercom's answers lead in a circle"))
+            raise DeadLetter(
+                Failure(DeadReason.REFUSED, message="Intercom's answers lead in a circle")
+            )
 
     async def _call(self, request: intercom.Request) -> Answer:
         self._count_call()
@@ -347,7 +353,7 @@ class _Upsert:
 
     def _once(self, step: str) -> None:
         if step in self._tried:
-            raise DeadLetter(Failure("contact_gone", message=f"{step}: tried before"))
+            raise DeadLetter(Failure(DeadReason.CONTACT_GONE, message=f"{step}: tried before"))
         self._tried.add(step)
 
     def _done(
@@ -426,6 +432,6 @@ def _unknown_attribute(answer: Answer) -> str | None:
     return ATTRIBUTE_PREFIX + message.removeprefix(_UNKNOWN_ATTRIBUTE).rpartition("'")[0]
 
 
-def _failure(reason: str, answer: Answer) -> Failure:
+def _failure(reason: DeadReason, answer: Answer) -> Failure:
     said = intercom.parse_error(answer)
     return Failure(reason, answer.status, said.code, said.message, said.request_id)

@@ -31,6 +31,7 @@ from typing import Any, Final, Literal, TypeGuard
 
 import msgspec
 
+from amplitude_intercom.engine.reasons import AdjustmentReason
 from amplitude_intercom.transports.amplitude import MAX_TIME, in_milliseconds, parse_time
 
 MAX_TEXT: Final = 255
@@ -51,40 +52,11 @@ MAX_SPREAD: Final = 256
 SEPARATOR: Final = "_"
 """Between the names of a flattened key: ``.`` and brackets are not allowed in keys."""
 
-ADJUSTMENTS: Final = {
-    "text_cut": "a text of more than 255 characters was cut",
-    "characters_cleaned": "control characters in a text became spaces",
-    "key_cleaned": "characters that Intercom does not take in a metadata key became `_`",
-    "key_collision": "a metadata key equal to an earlier one but for case was left out",
-    "too_many_keys": "metadata beyond `sync.events.metadata_limit` was left out, the last first",
-    "name_cleaned": "`.`, `$` and control characters in an event name became `-`, or it was cut",
-    "flattened": "a nested object became keys of its own",
-    "nested_left_out": "a nested value that has no place in Intercom was left out",
-    "array_joined": "an array became one text",
-    "array_left_out": "an array was left out",
-    "empty_left_out": "an empty object or array was left out; Intercom would ignore the event",
-    "not_finite": "a number that is none (NaN, an infinity) was left out",
-    "number_as_text": "a whole number beyond 2^53 became text, to keep its digits",
-    "date_converted": "a date or a time in milliseconds became Unix seconds",
-    "amount_rounded": "an amount had more digits than its currency, and was rounded",
-    "not_money": "`money` names it, but it is no amount of a currency; it was sent as it is",
-    "time_unit": "an event's time in seconds or microseconds was taken as such",
-    "time_ahead": "an event's clock was ahead; it got the moment of its acceptance",
-    "same_second": "an event has a second that a different one of its user and name has too: none"
-    " was free within `sync.delivery.same_second_shift_s`, and Intercom may take the two for one",
-    "type_converted": "a value was converted to its attribute's type",
-    "type_mismatch": "a value that does not fit its field or attribute was left out",
-    "unknown_attribute": "an attribute that the workspace does not have was left out",
-    "operation_refused": "a user property operation that cannot be done was left out",
-    "too_large": "a request over 256 kB lost its last keys",
-}
-"""What is changed on the way: the closed set, as counted and as the README lists it."""
-
 
 class Adjustment(msgspec.Struct, frozen=True, gc=False):
-    """One change: its ``reason`` of the closed set, where, and what was done, for people."""
+    """One change: its reason, where, and what was done, for people."""
 
-    reason: str
+    reason: AdjustmentReason
     where: str
     what: str
 
@@ -95,7 +67,7 @@ class Adjustment(msgspec.Struct, frozen=True, gc=False):
 class Note(msgspec.Struct, frozen=True, gc=False):
     """An adjustment that does not know yet where it was."""
 
-    reason: str
+    reason: AdjustmentReason
     what: str
 
 
@@ -229,7 +201,7 @@ def _as_date(value: Any) -> Fitted:
     seconds = to_seconds(value)
     if seconds is None or seconds == value:
         return value, None
-    return seconds, Note("date_converted", "a date, as Unix seconds")
+    return seconds, Note(AdjustmentReason.DATE_CONVERTED, "a date, as Unix seconds")
 
 
 # --- single values ------------------------------------------------------------------------
@@ -239,8 +211,14 @@ def _fit_text(value: str, style: Style) -> Fitted:
     kept = cut(value)
     cleaned = clean(kept)
     if len(kept) < len(value):
-        return cleaned, Note("text_cut", f"cut from {len(value)} to {len(kept)} characters")
-    note = None if cleaned == kept else Note("characters_cleaned", "without control characters")
+        return cleaned, Note(
+            AdjustmentReason.TEXT_CUT, f"cut from {len(value)} to {len(kept)} characters"
+        )
+    note = (
+        None
+        if cleaned == kept
+        else Note(AdjustmentReason.CHARACTERS_CLEANED, "without control characters")
+    )
     return cleaned, note
 
 
@@ -249,7 +227,7 @@ def _fit_whole(value: int, style: Style) -> Fitted:
         return _written(value), None
     if -MAX_WHOLE < value < MAX_WHOLE:
         return value, None
-    return _written(value), Note("number_as_text", "a number beyond 2^53, as text")
+    return _written(value), Note(AdjustmentReason.NUMBER_AS_TEXT, "a number beyond 2^53, as text")
 
 
 def _written(value: int) -> str:
@@ -262,7 +240,7 @@ def _written(value: int) -> str:
 
 def _fit_float(value: float, style: Style) -> Fitted:
     if not math.isfinite(value):
-        return None, Note("not_finite", "not a finite number, left out")
+        return None, Note(AdjustmentReason.NOT_FINITE, "not a finite number, left out")
     return (repr(value) if style.stringify else value), None
 
 
@@ -302,12 +280,16 @@ def join(values: list[Any]) -> Fitted:
         and (fitted := fit_scalar(value, _AS_TEXT)[0]) is not None
     ]
     if not parts:
-        return None, Note("array_left_out", "an array without single values, left out")
+        return None, Note(
+            AdjustmentReason.ARRAY_LEFT_OUT, "an array without single values, left out"
+        )
     text = ", ".join(parts)
     kept = cut(text)
     lost = f", cut from {len(text)} to {len(kept)} characters" if kept != text else ""
     some = "" if len(parts) == len(values) else f" {len(parts)} of them"
-    return kept, Note("array_joined", f"an array of {len(values)},{some} joined{lost}")
+    return kept, Note(
+        AdjustmentReason.ARRAY_JOINED, f"an array of {len(values)},{some} joined{lost}"
+    )
 
 
 def is_plain(value: Any, style: Style) -> bool:
@@ -383,9 +365,9 @@ def _fit_single(value: Any, style: Style, dated: bool) -> Fitted:
 
 def _fit_array(value: list[Any], style: Style) -> Fitted:
     if not value:
-        return None, Note("empty_left_out", "an empty array, left out")
+        return None, Note(AdjustmentReason.EMPTY_LEFT_OUT, "an empty array, left out")
     if style.arrays == "drop":
-        return None, Note("array_left_out", f"an array of {len(value)}, left out")
+        return None, Note(AdjustmentReason.ARRAY_LEFT_OUT, f"an array of {len(value)}, left out")
     return join(value)
 
 
@@ -393,13 +375,17 @@ def _spread_object(
     found: Spread, key: str, value: dict[str, Any], style: Style, depth: int
 ) -> None:
     if not value:
-        found.append((key, None, Note("empty_left_out", "an empty object, left out")))
+        found.append(
+            (key, None, Note(AdjustmentReason.EMPTY_LEFT_OUT, "an empty object, left out"))
+        )
     elif is_money(value) or is_rich_link(value):
         found.append((key, value, None))
     elif style.nested == "drop" or depth == MAX_DEPTH:
-        found.append((key, None, Note("nested_left_out", "a nested object, left out")))
+        found.append(
+            (key, None, Note(AdjustmentReason.NESTED_LEFT_OUT, "a nested object, left out"))
+        )
     else:
-        note = Note("flattened", f"an object of {len(value)} keys, flattened")
+        note = Note(AdjustmentReason.FLATTENED, f"an object of {len(value)} keys, flattened")
         found.append((key, None, note))
         _spread_items(found, key, value, style, depth + 1)
 
@@ -410,7 +396,7 @@ def _spread_items(
     for name, inner in value.items():
         if len(found) > MAX_SPREAD:
             what = f"what comes after {MAX_SPREAD} of its values, left out"
-            found.append((outer, None, Note("nested_left_out", what)))
+            found.append((outer, None, Note(AdjustmentReason.NESTED_LEFT_OUT, what)))
             return
         key = f"{outer}{SEPARATOR}{name}"
         if not name.isidentifier() or len(key) > MAX_NAME:  # most are fine as they are
@@ -429,13 +415,19 @@ def _spread_items(
 def _fit_inner_key(found: Spread, outer: str, name: str) -> str:
     """Return the key of a nested value as Intercom takes it; empty where it has no name."""
     if is_blank(name):
-        found.append((outer, None, Note("nested_left_out", "a value without a name, left out")))
+        found.append(
+            (
+                outer,
+                None,
+                Note(AdjustmentReason.NESTED_LEFT_OUT, "a value without a name, left out"),
+            )
+        )
         return ""
     wanted = f"{outer}{SEPARATOR}{name[:MAX_NAME]}"
     key = fit_key(wanted)
     if key != wanted:
         what = f"{wanted[:MAX_NAME]!r}, with `_` for what keys cannot have"
-        found.append((key, None, Note("key_cleaned", what)))
+        found.append((key, None, Note(AdjustmentReason.KEY_CLEANED, what)))
     return key
 
 
@@ -456,7 +448,7 @@ def fit_attribute(key: str, value: Any, data_type: str, style: Style) -> Fitted:
     elif is_plain(value, style) and not (is_date_key(key) or _is_date_time(value)):
         return value, None
     if isinstance(value, dict):
-        return None, Note("nested_left_out", "a nested object, left out")
+        return None, Note(AdjustmentReason.NESTED_LEFT_OUT, "a nested object, left out")
     note: Note | None = None
     if isinstance(value, list):
         value, note = _fit_array(value, style)
@@ -465,11 +457,13 @@ def fit_attribute(key: str, value: Any, data_type: str, style: Style) -> Fitted:
     if data_type:
         converted = _CONVERT.get(data_type, _CONVERT["string"])(value)
         if converted is None:
-            return None, Note("type_mismatch", f"not a value of type {data_type}, left out")
+            return None, Note(
+                AdjustmentReason.TYPE_MISMATCH, f"not a value of type {data_type}, left out"
+            )
         if type(converted) is not type(value) or converted != value:
             trimmed = "trimmed, in lower case"
             what = trimmed if data_type == "email" else f"converted to {data_type}"
-            note = note or Note("type_converted", what)
+            note = note or Note(AdjustmentReason.TYPE_CONVERTED, what)
         value = converted
     else:
         if note is None and (is_date_key(key) or _is_date_time(value)):
@@ -504,7 +498,9 @@ def type_for(key: str, value: Any, style: Style) -> str | None:
         return "boolean"
     if fitted is None or isinstance(fitted, str):
         return None if fitted is None else "string"
-    dated = is_date_key(key) or (note is not None and note.reason == "date_converted")
+    dated = is_date_key(key) or (
+        note is not None and note.reason is AdjustmentReason.DATE_CONVERTED
+    )
     return "date" if dated else "float"
 
 

@@ -32,6 +32,7 @@ from amplitude_intercom.engine import logs
 from amplitude_intercom.engine.backoff import probe_delay_s
 from amplitude_intercom.engine.errors import EngineError, Failure, ParkUser
 from amplitude_intercom.engine.pace import WINDOW_S, Pace, loop_time_s, pause_s
+from amplitude_intercom.engine.reasons import DeadReason
 from amplitude_intercom.transports.errors import NoAnswer
 from amplitude_intercom.transports.intercom import (
     Answer,
@@ -105,12 +106,14 @@ def _outcome_of(request: Request, answer: Answer) -> Answer | Failure:
     """Return an answer that tells how its call fared, or the failure that it is otherwise."""
     if meaning_of(answer.status) is Meaning.FAILED:
         said = parse_error(answer)
-        return Failure("user_failing", answer.status, said.code, said.message, said.request_id)
+        return Failure(
+            DeadReason.USER_FAILING, answer.status, said.code, said.message, said.request_id
+        )
     if is_intercoms(request, answer):
         return answer
     kind = as_text(answer.headers.get("content-type", "no content type").partition(";")[0])
     text = f"an answer that is not Intercom's: {answer.status} {kind[:64]}"
-    return Failure("user_failing", answer.status, "not_intercom", text)
+    return Failure(DeadReason.USER_FAILING, answer.status, "not_intercom", text)
 
 
 def _cause_of(outcome: Answer | Failure) -> str:
@@ -359,7 +362,7 @@ class Gate:
         except NoAnswer as error:
             self.calls[endpoint_of(request.method, request.path), 0] += 1
             self._log_call(request, error.cause, left_at_s)
-            failure = Failure("user_failing", 0, error.cause, str(error))
+            failure = Failure(DeadReason.USER_FAILING, 0, error.cause, str(error))
             return Return(failure, left_at_s, loop_time_s())
         back_at_s = loop_time_s()
         self.calls[endpoint_of(request.method, request.path), answer.status] += 1

@@ -35,6 +35,7 @@ from amplitude_intercom.engine.fitting import (
     type_for,
 )
 from amplitude_intercom.engine.money import is_exact, money
+from amplitude_intercom.engine.reasons import AdjustmentReason, DeadReason
 from amplitude_intercom.engine.selection import Predicate, Selection
 from amplitude_intercom.engine.settings import Events, Rename, Sync, Users, source_and_target
 from amplitude_intercom.engine.user_properties import CLEAR_ALL, UNCHANGED, keep, select, split
@@ -200,13 +201,13 @@ class Rules:
         try:
             event = self._decode(record.raw)
         except ValueError as error:
-            return Verdict("reject", "invalid_field", str(error))
+            return Verdict("reject", DeadReason.INVALID_FIELD, str(error))
         if not event.event_type:
-            return Verdict("reject", "missing_field", "event_type is missing")
+            return Verdict("reject", DeadReason.MISSING_FIELD, "event_type is missing")
         identity = Identity(self._field, record.user_key)
         if not _is_acceptable(identity):
             shown = record.user_key[:MAX_ID]
-            return Verdict("reject", "invalid_identity", f"{self._field}: {shown!r}")
+            return Verdict("reject", DeadReason.INVALID_IDENTITY, f"{self._field}: {shown!r}")
         adjustments: list[Adjustment] = []
         contact = self._contact(event, identity, record.id, adjustments)
         rule = self._rule(event.event_type)
@@ -217,7 +218,7 @@ class Rules:
                 return Verdict("drop", reason)
             return Plan(identity, contact, adjustments=tuple(adjustments))
         if not rule.name:
-            return Verdict("reject", "invalid_field", "event_type is blank")
+            return Verdict("reject", DeadReason.INVALID_FIELD, "event_type is blank")
         created_at = self._created_at(event, record.accepted_at_ms, adjustments)
         if isinstance(created_at, Verdict):
             return created_at
@@ -239,7 +240,7 @@ class Rules:
         name = fit_name(wanted)
         note = None
         if name != wanted:
-            note = Adjustment("name_cleaned", "event_name", f"sent as {name!r}")
+            note = Adjustment(AdjustmentReason.NAME_CLEANED, "event_name", f"sent as {name!r}")
         return TypeRule("", predicate, name, note, predicate.always)
 
     def _why_not_type(self, event_type: str) -> str:
@@ -273,7 +274,9 @@ class Rules:
         if not operations and not identify:
             return None
         for problem in problems:
-            adjustments.append(Adjustment("operation_refused", "user_properties", problem))
+            adjustments.append(
+                Adjustment(AdjustmentReason.OPERATION_REFUSED, "user_properties", problem)
+            )
         return ContactUpdate(identity, operations, record_id)
 
     def carries_update(self, event: amplitude.Event) -> bool:
@@ -314,17 +317,21 @@ class Rules:
         if time_ms is None:
             return accepted_at_ms // 1000
         if time_ms is not event.time and event.time_was_guessed:
-            adjustments.append(Adjustment("time_unit", "created_at", "not in milliseconds"))
+            adjustments.append(
+                Adjustment(AdjustmentReason.TIME_UNIT, "created_at", "not in milliseconds")
+            )
         second: int = time_ms // 1000
         accepted_s = accepted_at_ms // 1000
         if second > accepted_s + self._max_ahead_s:
             what = f"{second - accepted_s} s ahead, the moment of acceptance instead"
-            adjustments.append(Adjustment("time_ahead", "created_at", what))
+            adjustments.append(Adjustment(AdjustmentReason.TIME_AHEAD, "created_at", what))
             return accepted_s
         oldest_s = self._max_age_s
         if second < 0 or second < accepted_s - oldest_s:
             age = f"{accepted_s - second} s before it was accepted"
-            return Verdict("reject", "too_old", f"{age}; sync.events.max_age_s is {oldest_s:.0f}")
+            return Verdict(
+                "reject", DeadReason.TOO_OLD, f"{age}; sync.events.max_age_s is {oldest_s:.0f}"
+            )
         return second
 
     def _event(
@@ -392,10 +399,14 @@ class Rules:
             folded = key.lower()
             if folded in taken:
                 what = "left out, equal to another key but for case"
-                adjustments.append(Adjustment("key_collision", f"metadata.{key}", what))
+                adjustments.append(
+                    Adjustment(AdjustmentReason.KEY_COLLISION, f"metadata.{key}", what)
+                )
             elif len(metadata) >= self._limit:
                 what = f"left out, {len(metadata)} keys are there"
-                adjustments.append(Adjustment("too_many_keys", f"metadata.{key}", what))
+                adjustments.append(
+                    Adjustment(AdjustmentReason.TOO_MANY_KEYS, f"metadata.{key}", what)
+                )
                 break  # one of them is named: an object can have many
             else:
                 taken.add(folded)
@@ -426,11 +437,15 @@ class Rules:
         amount = money(value, paths.read(currency, event.fields))
         if amount is None:
             what = f"no amount in the currency that `{currency.name}` says, sent as it is"
-            adjustments.append(Adjustment("not_money", f"metadata.{source.key}", what))
+            adjustments.append(
+                Adjustment(AdjustmentReason.NOT_MONEY, f"metadata.{source.key}", what)
+            )
             return value
         if not is_exact(value, amount):
             what = f"rounded to {amount['amount']} of the minor unit"
-            adjustments.append(Adjustment("amount_rounded", f"metadata.{source.key}", what))
+            adjustments.append(
+                Adjustment(AdjustmentReason.AMOUNT_ROUNDED, f"metadata.{source.key}", what)
+            )
         return amount
 
     # --- contacts -------------------------------------------------------------------------
@@ -469,7 +484,7 @@ class Rules:
             data_type = types.type_of(attribute) if attribute else standard_type
             if data_type is None:
                 what = "left out, the workspace has no such attribute"
-                adjustments.append(Adjustment("unknown_attribute", name, what))
+                adjustments.append(Adjustment(AdjustmentReason.UNKNOWN_ATTRIBUTE, name, what))
                 continue
             fitted, note = fit_attribute(source, value, data_type, self._style)
             if note is not None:
@@ -480,7 +495,7 @@ class Rules:
             role = fields.pop("role")
             if role != "user":
                 what = "left out, whoever has an external id is a user"
-                adjustments.append(Adjustment("type_mismatch", "role", what))
+                adjustments.append(Adjustment(AdjustmentReason.TYPE_MISMATCH, "role", what))
         if len(fields) > MOST_THAT_FIT:
             _fit_size(fields, fields, adjustments)
         return fields, adjustments
@@ -525,7 +540,9 @@ def _fit_size(
     """Take the last keys out of ``droppable``, which is in ``body``, until that is small enough."""
     while droppable and len(_encoder.encode(body)) > MAX_BODY_BYTES:
         name, _ = droppable.popitem()
-        adjustments.append(Adjustment("too_large", name, "left out, the request is too large"))
+        adjustments.append(
+            Adjustment(AdjustmentReason.TOO_LARGE, name, "left out, the request is too large")
+        )
 
 
 def event_body(event: Mapping[str, Any], second: int | None = None) -> bytes:

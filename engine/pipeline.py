@@ -29,6 +29,7 @@ from amplitude_intercom.engine.envelope import Envelope, Record
 from amplitude_intercom.engine.event_names import EventNames
 from amplitude_intercom.engine.gate import Gate
 from amplitude_intercom.engine.mapping import Rules
+from amplitude_intercom.engine.reasons import DeadReason
 from amplitude_intercom.engine.settings import Sync
 from amplitude_intercom.engine.spool import Spool
 from amplitude_intercom.engine.spool.rows import DeadLetter, DeadLetterQuery, Row
@@ -36,6 +37,7 @@ from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.engine.supervision import Supervisor
 from amplitude_intercom.transports.amplitude import MAX_EVENT_BYTES, BadEvent, decode_head
 from amplitude_intercom.transports.errors import Refused
+from amplitude_intercom.transports.reasons import RefusalReason
 
 INTAKE_BATCHES = 16
 """Batches between a source and the filter: enough to keep both busy."""
@@ -128,7 +130,7 @@ class Pipeline:
         return counts
 
     def _replay_one(self, store: Store, letter: DeadLetter) -> str:
-        if letter.reason == "corrupt":
+        if letter.reason == DeadReason.CORRUPT:
             return "still dead"  # what it says now is not what was accepted
         found = self.filter.judge(decode_head(letter.raw), letter.raw)
         if isinstance(found, BadEvent):
@@ -165,7 +167,7 @@ class Pipeline:
         self.inbox.close()
         with suppress(anyio.WouldBlock, anyio.EndOfStream, anyio.ClosedResourceError):
             while True:
-                self._shares.receive_nowait().tally.refuse(Refused("draining"))
+                self._shares.receive_nowait().tally.refuse(Refused(RefusalReason.DRAINING))
         self._shares.close()
 
 

@@ -11,7 +11,7 @@ import datetime as dt
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Literal
 
 import msgspec
 
@@ -98,15 +98,19 @@ class Head(msgspec.Struct, gc=False):
         return self.event_time if self.event_time is not None else self.timestamp
 
 
-class BadEvent(msgspec.Struct, frozen=True):
-    """An event that cannot be taken: ``field`` is where, ``reason`` one of a closed set.
+BadEventReason = Literal[
+    "invalid_json", "not_an_object", "missing_field", "invalid_field", "invalid_id", "too_large"
+]
 
-    Reasons: ``invalid_json``, ``not_an_object``, ``missing_field``, ``invalid_field``,
-    ``invalid_id``, ``too_large``. ``short``: an id that is all right but for its length.
-    ``digest``: of all of it, where only its beginning is kept.
+
+class BadEvent(msgspec.Struct, frozen=True):
+    """An event that cannot be taken: ``field`` is where.
+
+    ``short``: an id that is all right but for its length. ``digest``: of all of it, where only its
+    beginning is kept.
     """
 
-    reason: str
+    reason: BadEventReason
     field: str
     message: str
     short: bool = False

@@ -23,6 +23,7 @@ import msgspec
 
 from amplitude_intercom.transports import Batch, Receipt, Source, Ticket
 from amplitude_intercom.transports.errors import Refused
+from amplitude_intercom.transports.reasons import RefusalReason
 
 PATIENCE_S: Final = 30.0
 EVENTS: Final = 60
@@ -90,7 +91,7 @@ class Recorder:
         await asyncio.sleep(0)
         refuses = self.random.random() < self._refuse
         if refuses and self.random.random() < 0.5:
-            raise Refused("spool_full")
+            raise Refused(RefusalReason.SPOOL_FULL)
         ticket = Ticket()
         answer = asyncio.create_task(self._answer(ids, ticket, refuses))
         self._answers.add(answer)
@@ -106,7 +107,7 @@ class Recorder:
         for _ in range(self.random.randrange(4)):
             await asyncio.sleep(0)
         if refuses:
-            ticket.refuse(Refused("spool_full"))
+            ticket.refuse(Refused(RefusalReason.SPOOL_FULL))
             return
         self.taken.extend(ids)
         ticket.acknowledge(Receipt(len(ids), 0, 0, 0))

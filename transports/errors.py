@@ -9,6 +9,8 @@
 None says what to do next: that is the decision of whoever catches it.
 """
 
+from amplitude_intercom.transports.reasons import NoAnswerCause, RefusalReason
+
 
 class TransportError(Exception):
     """Root of everything that transports raise on purpose."""
@@ -17,42 +19,21 @@ class TransportError(Exception):
 class NoAnswer(TransportError):
     """No whole answer arrived: refused, reset, timed out or cut off half way.
 
-    ``cause`` is one of ``CAUSES``, ``detail`` what the operating system said.
+    ``detail``: what the operating system said.
     """
 
-    def __init__(self, cause: str, detail: str = "") -> None:
-        super().__init__(f"{CAUSES[cause]} ({detail})" if detail else CAUSES[cause])
+    def __init__(self, cause: NoAnswerCause, detail: str = "") -> None:
+        super().__init__(f"{cause.means} ({detail})" if detail else cause.means)
         self.cause = cause
-
-
-CAUSES = {
-    "unresolved": "the host name cannot be resolved",
-    "refused": "nothing listens there",
-    "untrusted": "no encrypted connection: the certificate or protocol does not fit",
-    "timeout": "no answer in time",
-    "reset": "the connection broke before an answer came",
-    "incomplete": "the answer was cut off",
-}
-"""Why a call has no answer: the closed set, in words."""
-
-
-REFUSED = {
-    "spool_full": "more waits than `spool.max_bytes`",
-    "spool_failing": "the spool's disk or file fails",
-    "disk_full": "the disk under the spool is full",
-    "draining": "the engine is about to end",
-    "internal": "a fault of this program; the log has it",
-}
-"""Why a batch is refused: the closed set, in words."""
 
 
 class Refused(TransportError):
     """The engine did not take a batch; the sender may send it again later.
 
-    ``reason`` is one of ``REFUSED``.
+    ``reason`` is one of ``UNTAKEN``.
     """
 
-    def __init__(self, reason: str, detail: str = "") -> None:
+    def __init__(self, reason: RefusalReason, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason = reason
 

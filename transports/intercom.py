@@ -20,6 +20,7 @@ import aiohttp
 import msgspec
 
 from amplitude_intercom.transports.errors import NoAnswer
+from amplitude_intercom.transports.reasons import NoAnswerCause
 
 VERSION: Final = "2.14"
 """``Intercom-Version`` sent with each call: the one that official SDKs are generated from.
@@ -311,12 +312,12 @@ class IntercomClient:
                 except (TimeoutError, aiohttp.ClientError, OSError, NoAnswer):
                     raise
                 except Exception as error:  # its bytes left, so nobody knows what became of it
-                    raise NoAnswer("incomplete", type(error).__name__) from error
+                    raise NoAnswer(NoAnswerCause.INCOMPLETE, type(error).__name__) from error
             if response.status == 401:
                 self._renew()
             return Answer(response.status, response.headers, body)
         except TimeoutError as error:
-            raise NoAnswer("timeout") from error
+            raise NoAnswer(NoAnswerCause.TIMEOUT) from error
         except (aiohttp.ClientError, OSError) as error:
             raise NoAnswer(cause_of(error), _detail(error)) from error
 
@@ -335,15 +336,16 @@ class IntercomClient:
             self._session.headers["Authorization"] = f"Bearer {token}"
 
 
-def cause_of(error: Exception) -> str:
+def cause_of(error: Exception) -> NoAnswerCause:
     """Return the cause, as ``NoAnswer`` names it, of a call that failed with an error."""
     if isinstance(error, aiohttp.ClientConnectorDNSError):
-        return "unresolved"
+        return NoAnswerCause.UNRESOLVED
     if isinstance(error, aiohttp.ClientSSLError | ssl.SSLError):
-        return "untrusted"
+        return NoAnswerCause.UNTRUSTED
     if isinstance(error, aiohttp.ClientConnectorError | ConnectionRefusedError):
-        return "refused"
-    return "incomplete" if isinstance(error, aiohttp.ClientPayloadError) else "reset"
+        return NoAnswerCause.REFUSED
+    is_cut = isinstance(error, aiohttp.ClientPayloadError)
+    return NoAnswerCause.INCOMPLETE if is_cut else NoAnswerCause.RESET
 
 
 def _detail(error: Exception) -> str:
@@ -365,7 +367,7 @@ async def _read_bounded(response: aiohttp.ClientResponse) -> bytes:
         more = await response.content.read(MAX_ANSWER_BYTES)
         body += more
         if len(body) > MAX_ANSWER_BYTES:
-            raise NoAnswer("incomplete", f"answer longer than {MAX_ANSWER_BYTES} bytes")
+            raise NoAnswer(NoAnswerCause.INCOMPLETE, f"answer longer than {MAX_ANSWER_BYTES} bytes")
     return body
 
 

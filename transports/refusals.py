@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
-from amplitude_intercom.transports.errors import REFUSED
+from amplitude_intercom.transports.reasons import UNTAKEN, RefusalReason
 from amplitude_intercom.transports.uploads import INVALID_KEY, BadUpload
 
 LOG_EVERY_S: Final = 1.0
@@ -24,37 +24,37 @@ NO_DOOR: Final = "(none)"
 """The door of what asks for a path that is not served, or is no HTTP."""
 
 _BY_STATUS: Final = {
-    404: "unknown_path",
-    405: "method",
-    408: "slow_body",
-    413: "too_large",
-    415: "encoding",
-    429: "throttled",
-    500: "internal",
+    404: RefusalReason.UNKNOWN_PATH,
+    405: RefusalReason.METHOD,
+    408: RefusalReason.SLOW_BODY,
+    413: RefusalReason.TOO_LARGE,
+    415: RefusalReason.ENCODING,
+    429: RefusalReason.THROTTLED,
+    500: RefusalReason.INTERNAL,
 }
 _BY_ERROR: Final = {
-    "Invalid JSON request body": "invalid_json",
-    "Missing request body": "no_body",
-    "Request missing required field": "missing_field",
-    "Invalid form": "invalid_form",
-    "bad_checksum": "bad_checksum",
+    "Invalid JSON request body": RefusalReason.INVALID_JSON,
+    "Missing request body": RefusalReason.NO_BODY,
+    "Request missing required field": RefusalReason.MISSING_FIELD,
+    "Invalid form": RefusalReason.INVALID_FORM,
+    "bad_checksum": RefusalReason.BAD_CHECKSUM,
 }
-_UNAVAILABLE: Final = frozenset({"busy", *REFUSED})
+_UNAVAILABLE: Final = frozenset({RefusalReason.BUSY, *UNTAKEN})
 _log = logging.getLogger(__name__)
 
 
-def reason_of(refusal: BadUpload) -> str:
-    """Return why a request is refused, as one of a closed set of names."""
+def reason_of(refusal: BadUpload) -> RefusalReason:
+    """Return why a request is refused."""
     if refusal.code == 503:
         reason = refusal.error.rpartition(": ")[2]
-        return reason if reason in _UNAVAILABLE else "unavailable"
+        return RefusalReason(reason) if reason in _UNAVAILABLE else RefusalReason.UNAVAILABLE
     if refusal.code != 400:
-        return _BY_STATUS.get(refusal.code, "bad_http")
+        return _BY_STATUS.get(refusal.code, RefusalReason.BAD_HTTP)
     if refusal.error.startswith(INVALID_KEY):
-        return "unknown_key"
+        return RefusalReason.UNKNOWN_KEY
     if refusal.events_with_invalid_fields or refusal.events_with_missing_fields:
-        return "bad_events"
-    return _BY_ERROR.get(refusal.error, "bad_http")
+        return RefusalReason.BAD_EVENTS
+    return _BY_ERROR.get(refusal.error, RefusalReason.BAD_HTTP)
 
 
 class Refusals:
@@ -72,7 +72,7 @@ class Refusals:
     def note(self, door: str, refusal: BadUpload) -> None:
         """Count a refusal, and log it unless one of its kind was logged just now."""
         reason = reason_of(refusal)
-        if reason == "unknown_key":
+        if reason is RefusalReason.UNKNOWN_KEY:
             self._note_key(_printable(refusal.error.removeprefix(INVALID_KEY)))
         kind = (door, reason)
         self.counts[kind] += 1

@@ -11,6 +11,7 @@ from amplitude_intercom.engine.envelope import Envelope, Record
 from amplitude_intercom.engine.errors import DeadLetter, Failure, ParkUser
 from amplitude_intercom.engine.event_names import EventNames
 from amplitude_intercom.engine.gate import Gate, GateClosed
+from amplitude_intercom.engine.reasons import DeadReason, DropReason
 from amplitude_intercom.engine.spool import Spool
 from amplitude_intercom.transports import intercom
 from amplitude_intercom.transports.intercom import Answer
@@ -32,14 +33,14 @@ def refusal_of(answer: Answer) -> Failure | None:
     )
 
 
-def _reason(status: int, code: str, message: str) -> str:
+def _reason(status: int, code: str, message: str) -> DeadReason:
     if status == 404:
-        return "user_not_found"
+        return DeadReason.USER_NOT_FOUND
     if status in (400, 409) and "multiple existing users" in message.lower():
-        return "contact_ambiguous"
+        return DeadReason.CONTACT_AMBIGUOUS
     if "active event names" in message or code == "custom_data_limit_reached":
-        return "event_type_limit"
-    return "refused"
+        return DeadReason.EVENT_TYPE_LIMIT
+    return DeadReason.REFUSED
 
 
 class EventSender(Actor[list[Envelope], None]):
@@ -109,15 +110,15 @@ class EventSender(Actor[list[Envelope], None]):
         user, name = envelope.record.user_key, _name_of(envelope)
         if self._names.is_refused(name):
             return Failure(
-                "event_type_limit", message=f"refused before, not tried again yet: {name}"
+                DeadReason.EVENT_TYPE_LIMIT, message=f"refused before, not tried again yet: {name}"
             )
         refusal = await self._call(envelope.record, event)
         may_create = self._unknown_user == "create" or envelope.record.may_create
-        if refusal and refusal.reason == "user_not_found" and may_create:
+        if refusal and refusal.reason == DeadReason.USER_NOT_FOUND and may_create:
             created = await self._contacts.ensure(envelope.plan.identity)
             await self._spool.remember(user, created.contact)
             refusal = await self._call(envelope.record, event)
-        if refusal and refusal.reason == "event_type_limit":
+        if refusal and refusal.reason == DeadReason.EVENT_TYPE_LIMIT:
             self._names.refuse(name)
         return refusal
 
@@ -136,15 +137,15 @@ class EventSender(Actor[list[Envelope], None]):
 
     async def _settle(self, envelope: Envelope, refusal: Failure | None) -> None:
         record = envelope.record
-        if refusal is not None and refusal.reason == "user_not_found":
+        if refusal is not None and refusal.reason == DeadReason.USER_NOT_FOUND:
             await self._spool.lose_contact(record.user_key)
         if refusal is None:
             self._feed.adjusted.update(envelope.reasons)
             self._feed.deliver(record)
-        elif refusal.reason != "user_not_found" or self._unknown_user == "dead_letter":
+        elif refusal.reason != DeadReason.USER_NOT_FOUND or self._unknown_user == "dead_letter":
             await self._feed.bury(record, refusal)
         elif self._unknown_user == "drop":
-            await self._feed.drop(record, "unknown_user")
+            await self._feed.drop(record, DropReason.UNKNOWN_USER)
         else:
             await self._feed.park(record, refusal)
 

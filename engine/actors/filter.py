@@ -22,6 +22,7 @@ from amplitude_intercom.engine.actors.source import ANY_KEY, Share
 from amplitude_intercom.engine.envelope import Kind
 from amplitude_intercom.engine.errors import Failure, SpoolError
 from amplitude_intercom.engine.mapping import LOOP_PREFIX, Rules
+from amplitude_intercom.engine.reasons import DropReason
 from amplitude_intercom.engine.selection import Selection
 from amplitude_intercom.engine.settings import Sync
 from amplitude_intercom.engine.spool import Spool
@@ -45,6 +46,7 @@ from amplitude_intercom.transports.amplitude import (
     too_large,
 )
 from amplitude_intercom.transports.errors import Refused
+from amplitude_intercom.transports.reasons import RefusalReason
 
 _log = structlog.get_logger(__name__)
 
@@ -132,7 +134,7 @@ class Filter:
         return (self.drop_by_type(types[0]) if types else "") or bad
 
     def _judge_unselected(
-        self, head: Head, raw: bytes, reason: str = "not_selected"
+        self, head: Head, raw: bytes, reason: str = DropReason.NOT_SELECTED
     ) -> Admitted | BadEvent | str:
         """An event that is not sent may still change its user, where the trigger says so."""
         if not head.event_type:
@@ -317,7 +319,7 @@ class FilterActor(Actor[Share, None]):
             share.tally.refuse(Refused(error.reason, str(error)))
         elif isinstance(error, Exception):
             failure = internal_failure(error, batch=share.batch.origin)
-            share.tally.refuse(Refused("internal", failure.message))
+            share.tally.refuse(Refused(RefusalReason.INTERNAL, failure.message))
         else:
             share.tally.refuse(error)
 

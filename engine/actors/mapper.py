@@ -13,6 +13,7 @@ from amplitude_intercom.engine.errors import Failure
 from amplitude_intercom.engine.event_names import EventNames
 from amplitude_intercom.engine.fitting import Adjustment
 from amplitude_intercom.engine.mapping import Rules, event_body
+from amplitude_intercom.engine.reasons import AdjustmentReason, DeadReason
 from amplitude_intercom.engine.spool import Spool
 from amplitude_intercom.engine.spool.seconds import claim_of
 
@@ -29,7 +30,9 @@ Bodies = dict[int, tuple[bytes, int, bool]]
 """By the ids of records: the body of the event, when it may leave (Unix ms; 0: now), and whether it
 shares its second with a different one."""
 
-CROWDED = Adjustment("same_second", "created_at", "no second was free, it shares its own")
+CROWDED = Adjustment(
+    AdjustmentReason.SAME_SECOND, "created_at", "no second was free, it shares its own"
+)
 
 
 def _name_of(plan: Plan | Verdict) -> str:
@@ -39,7 +42,7 @@ def _name_of(plan: Plan | Verdict) -> str:
 
 def _no_place(plan: Plan | Verdict) -> Verdict:
     name = _name_of(plan)
-    return Verdict("reject", "event_type_limit", f"{name!r} would be one name too many")
+    return Verdict("reject", DeadReason.EVENT_TYPE_LIMIT, f"{name!r} would be one name too many")
 
 
 def _noted(plan: Plan, crowded: bool) -> Plan:
@@ -128,7 +131,9 @@ class MapperActor(Actor[list[Record], Envelope]):
         elif verdict.verdict == "drop":
             await self._feed.drop(record, verdict.reason)
         else:
-            await self._feed.bury(record, Failure(verdict.reason, message=verdict.message))
+            await self._feed.bury(
+                record, Failure(DeadReason(verdict.reason), message=verdict.message)
+            )
 
     def _plan(self, record: Record) -> Plan | Verdict:
         """Map one record. What the rules did not foresee must not stop the records behind it."""

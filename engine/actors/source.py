@@ -11,6 +11,7 @@ from anyio.streams.memory import MemoryObjectSendStream
 from amplitude_intercom.engine.errors import SettingsError
 from amplitude_intercom.transports import Batch, Receipt, Ticket
 from amplitude_intercom.transports.errors import Refused, UnknownApiKey
+from amplitude_intercom.transports.reasons import RefusalReason
 
 ANY_KEY = "*"
 
@@ -74,7 +75,7 @@ class SourceActor:
             SettingsError: the source is bound to a sync that is not there.
         """
         if self._draining:
-            raise Refused("draining")
+            raise Refused(RefusalReason.DRAINING)
         names = self._takers(batch)
         ticket = Ticket()
         tally = Tally(ticket, len(names))

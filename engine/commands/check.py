@@ -26,12 +26,12 @@ from amplitude_intercom.engine.commands.sample import Names, name_findings, type
 from amplitude_intercom.engine.commands.spools import is_running
 from amplitude_intercom.engine.commands.terminal import duration, print_table, say
 from amplitude_intercom.engine.config import event_names
-from amplitude_intercom.engine.errors import DEAD_REASONS
 from amplitude_intercom.engine.event_names import WARN_AT
 from amplitude_intercom.engine.fitting import fit_key, fit_name
 from amplitude_intercom.engine.mapping import STANDARD_TYPES, field_name
 from amplitude_intercom.engine.near import nearest
 from amplitude_intercom.engine.paths import FIELDS
+from amplitude_intercom.engine.reasons import DeadReason
 from amplitude_intercom.engine.selection import Selection
 from amplitude_intercom.engine.settings import (
     MAX_EVENT_TYPES,
@@ -282,7 +282,7 @@ def _sample_findings(sync: Sync, events: Sequence[Event], preview: Preview) -> I
     yield from name_findings(sync, Names(raw for _, _, raw in events))
     for (verdict, reason), count in sorted(verdicts.items()):
         if verdict == "reject":
-            text = f"{count} {of} would be dead letters: {reason} ({DEAD_REASONS[reason]})"
+            text = f"{count} {of} would be dead letters: {reason} ({DeadReason(reason).means})"
             yield Finding("warning", "events", text)
     changed = Counter(text for a in answers for text in a.get("adjustments", ()))
     for text, count in changed.most_common(20):

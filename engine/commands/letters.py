@@ -13,6 +13,7 @@ from amplitude_intercom.engine.commands.forward import choose_sync
 from amplitude_intercom.engine.commands.preview import Preview
 from amplitude_intercom.engine.commands.spools import Files, Reading, open_spools, read_spools
 from amplitude_intercom.engine.commands.terminal import count, listed, print_table, say, shown
+from amplitude_intercom.engine.reasons import DeadReason
 from amplitude_intercom.engine.settings import Settings
 from amplitude_intercom.engine.spool.rows import DeadLetter, DeadLetterPage, DeadLetterQuery
 
@@ -101,6 +102,9 @@ def _fields(letter: DeadLetter) -> Iterator[tuple[str, object]]:
             yield name.removesuffix("_ms").replace("_", " "), _time(value)
         elif name not in ("raw", "claim_id") and value not in (None, ""):
             yield name.replace("_", " "), value
+        if name == "reason" and value in set(DeadReason):
+            yield "means", DeadReason(value).means
+            yield "what to do", DeadReason(value).remedy
 
 
 def _time(at_ms: int) -> str:

@@ -23,6 +23,7 @@ from amplitude_intercom.engine.mapping import (
     creation_body,
     event_body,
 )
+from amplitude_intercom.engine.reasons import AdjustmentReason, DeadReason
 from amplitude_intercom.engine.settings import Intercom, Settings, Sync
 from amplitude_intercom.engine.spool import wall_clock_ms
 from amplitude_intercom.engine.spool.rows import Contact, DeadLetter
@@ -143,7 +144,7 @@ class Preview:
 
     def replayed(self, letter: DeadLetter, past: Past) -> dict[str, Any]:
         """Return the same for a dead letter, were it replayed now; each for itself."""
-        if letter.reason == "corrupt":
+        if letter.reason == DeadReason.CORRUPT:
             return self._answer("reject", "corrupt", message="what it says was not accepted so")
         found = self._filter.judge(decode_head(letter.raw), letter.raw)
         if not isinstance(found, tuple):
@@ -187,7 +188,9 @@ class Preview:
         """Return the calls that bring an update to its contact: a new one where none is known."""
         identity = update.identity
         properties, problems = apply(update.operations, known.properties if known else {})
-        adjustments = [Adjustment("operation_refused", "user_properties", p) for p in problems]
+        adjustments = [
+            Adjustment(AdjustmentReason.OPERATION_REFUSED, "user_properties", p) for p in problems
+        ]
         requests = list(self._creations(self._rules.attributes_of(properties)))
         fields, others = self._rules.contact_fields(properties, self._types)
         adjustments += others

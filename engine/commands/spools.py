@@ -33,6 +33,7 @@ from amplitude_intercom.engine.spool.reading import disk_bytes, look
 from amplitude_intercom.engine.spool.rows import DeadLetter, DeadLetterPage, DeadLetterQuery
 from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.engine.spool.user_state import UserState, nothing_of
+from amplitude_intercom.transports.reasons import RefusalReason
 
 T = TypeVar("T")
 
@@ -141,7 +142,9 @@ class Files:
         except (FileNotFoundError, NotADirectoryError):
             return without
         except OSError as error:
-            raise SpoolError("spool_failing", f"{self._path(sync)}: {error.strerror}") from None
+            raise SpoolError(
+                RefusalReason.SPOOL_FAILING, f"{self._path(sync)}: {error.strerror}"
+            ) from None
         return look(self._path(sync), job)
 
     async def status(self) -> Status:

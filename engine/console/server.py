@@ -26,7 +26,8 @@ from aiohttp import web
 from amplitude_intercom.engine import metrics
 from amplitude_intercom.engine.addresses import host_and_port
 from amplitude_intercom.engine.app import Engine
-from amplitude_intercom.engine.errors import DEAD_REASONS, SettingsError, SpoolError, unknown_reason
+from amplitude_intercom.engine.errors import SettingsError, SpoolError
+from amplitude_intercom.engine.reasons import DeadReason, no_dead_reason
 from amplitude_intercom.engine.settings import Admin
 from amplitude_intercom.engine.spool.rows import DeadLetterQuery
 from amplitude_intercom.transports.http import MAX_HEADER_BYTES
@@ -207,8 +208,8 @@ class AdminServer:
             raise web.HTTPBadRequest(text="not a body as its headers say\n") from None
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise web.HTTPBadRequest(text=f"{error}\n") from None
-        if query.reason is not None and query.reason not in DEAD_REASONS:
-            raise web.HTTPBadRequest(text=f"{unknown_reason(query.reason)}\n")
+        if query.reason is not None and query.reason not in set(DeadReason):
+            raise web.HTTPBadRequest(text=f"{no_dead_reason(query.reason)}\n")
         return _json(await self._act(sync, action, query))
 
     async def _act(self, sync: str, action: str, query: DeadLetterQuery) -> Any:

@@ -32,6 +32,7 @@ from amplitude_intercom.engine.spool.schema import connect, reason_of
 from amplitude_intercom.engine.spool.seconds import Claim, Given
 from amplitude_intercom.engine.spool.store import Store, under
 from amplitude_intercom.engine.spool.writer import InlineWriter, ThreadWriter, Writer
+from amplitude_intercom.transports.reasons import RefusalReason
 
 T = TypeVar("T")
 
@@ -181,7 +182,7 @@ class Spool:
     def trouble(self) -> SpoolError | None:
         """Why nothing is taken in, or nothing can be done at all; None when all is well."""
         if self._database.trouble is None and self._database.store.full:
-            return SpoolError("spool_full", "`spool.max_bytes` is reached")
+            return SpoolError(RefusalReason.SPOOL_FULL, "`spool.max_bytes` is reached")
         return self._database.trouble
 
     @property

@@ -28,6 +28,7 @@ from amplitude_intercom.engine.errors import EngineError, SpoolError
 from amplitude_intercom.engine.spool.reserve import Reserve
 from amplitude_intercom.engine.spool.schema import primary_code, reason_of
 from amplitude_intercom.engine.spool.store import Store
+from amplitude_intercom.transports.reasons import RefusalReason
 
 _log = structlog.get_logger(__name__)
 
@@ -118,7 +119,7 @@ class Database:
         return [fault] if len(jobs) == 1 else [self.run([job])[0] for job in jobs]
 
     def _as_damage(self, error: Exception) -> SpoolError:
-        damage = SpoolError("spool_failing", str(error))
+        damage = SpoolError(RefusalReason.SPOOL_FAILING, str(error))
         if str(damage) != str(self.damage):
             _log.error("the spool cannot do what it is asked", error=str(error))
         self.damage = damage
@@ -126,7 +127,7 @@ class Database:
 
     def _disk_failed(self, jobs: list[Job[Any]], error: Exception) -> list[Any]:
         failed = SpoolError(reason_of(error), str(error))
-        if failed.reason != "disk_full":
+        if failed.reason is not RefusalReason.DISK_FULL:
             self.heal(failed)
         else:
             had_reserve = self._reserve.release()
@@ -137,9 +138,9 @@ class Database:
 
     def _run_out_of_disk(self, detail: str) -> None:
         """Refuse appends, and let the rest have what room there is."""
-        self._note(SpoolError("disk_full", detail))
+        self._note(SpoolError(RefusalReason.DISK_FULL, detail))
         self._heal_at_s = self._monotonic_s() + HEAL_EVERY_S
-        self.store.shut_intake("disk_full")
+        self.store.shut_intake(RefusalReason.DISK_FULL)
         with suppress(sqlite3.Error):
             self.store.claim_room()  # before somebody else takes it
 
@@ -147,12 +148,12 @@ class Database:
         """Set right what can be; say what trouble is left."""
         self._heal_at_s = self._monotonic_s() + HEAL_EVERY_S
         try:
-            if self._closed or trouble.reason == "spool_failing":
+            if self._closed or trouble.reason is RefusalReason.SPOOL_FAILING:
                 self._open_again()
             if not self._reserve.take():
                 self._run_out_of_disk(NO_RESERVE)
                 return
-            self.store.shut_intake("")
+            self.store.shut_intake(None)
             run_group(self.store, [lambda store: store.meta.set("last_trouble", str(trouble))])
         except sqlite3.Error as error:
             self._note(SpoolError(reason_of(error), str(error)))

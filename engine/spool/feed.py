@@ -38,6 +38,7 @@ from anyio.streams.memory import MemoryObjectSendStream
 from amplitude_intercom.engine.backoff import retry_delay_s
 from amplitude_intercom.engine.envelope import Record
 from amplitude_intercom.engine.errors import Failure, SpoolError
+from amplitude_intercom.engine.reasons import DeadReason, DropReason
 from amplitude_intercom.engine.settings import MAX_SHIFT_S
 from amplitude_intercom.engine.spool.database import Job
 from amplitude_intercom.engine.spool.rows import Contact, Loaded
@@ -354,12 +355,12 @@ class Feed:
                 store.note_delivery(now_ms)
             else:
                 for record in records:
-                    store.drop(record.id, "unchanged")
+                    store.drop(record.id, DropReason.UNCHANGED)
 
         await self.persist(job)
         for record in records:
             self._note_latency(record)
-            log_delivered(record) if delivered else log_dropped(record, "unchanged")
+            log_delivered(record) if delivered else log_dropped(record, DropReason.UNCHANGED)
         self._let_go(*records)
 
     def take_adjusted(self) -> Counter[str]:
@@ -425,7 +426,7 @@ class Feed:
         """
         self._halted.add(record.user_key)
         last = record.attempts + 1 >= self._attempts
-        if last and failure.reason != "user_not_found":
+        if last and failure.reason != DeadReason.USER_NOT_FOUND:
             self._halted.discard(record.user_key)
             await self.bury(record, failure)
             return False
@@ -451,7 +452,10 @@ class Feed:
                 store.failures(record.user_key) + 1, self._attempts, self._window_s, self._jitter()
             )
             store.park(record, failure, now_ms + int(wait_s * 1000), now_ms)
-        if failure.reason == "user_not_found" and store.failures(record.user_key) >= self._attempts:
+        if (
+            failure.reason == DeadReason.USER_NOT_FOUND
+            and store.failures(record.user_key) >= self._attempts
+        ):
             store.expire(record.user_key, failure, now_ms - window_ms, now_ms)
 
     def _let_go(self, *records: Record) -> None:

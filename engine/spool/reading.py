@@ -17,6 +17,7 @@ from amplitude_intercom.engine.spool.schema import (
     reason_of,
 )
 from amplitude_intercom.engine.spool.store import Store
+from amplitude_intercom.transports.reasons import RefusalReason
 
 T = TypeVar("T")
 
@@ -55,7 +56,7 @@ def _in_snapshot(db: sqlite3.Connection, path: Path, job: Callable[[Store], T]) 
     (version,) = db.execute("PRAGMA user_version").fetchone()
     if version < SCHEMA_VERSION:
         text = f"of schema {version}; the next start of the daemon brings it up to date"
-        raise SpoolError("spool_failing", f"{path}: {text}")
+        raise SpoolError(RefusalReason.SPOOL_FAILING, f"{path}: {text}")
     db.execute("BEGIN")
     return job(Store(db, max_bytes=0, window_ms=0, recover=False))
 

@@ -20,6 +20,7 @@ from typing import Final
 
 from amplitude_intercom.engine.errors import SpoolError
 from amplitude_intercom.engine.spool.rows import contact_checksum, letter_checksum
+from amplitude_intercom.transports.reasons import RefusalReason
 
 APPLICATION_ID: Final = 0x416D4963  # "AmIc"
 PAGE_BYTES: Final = 8192
@@ -195,7 +196,7 @@ def _check_log(path: Path) -> None:
     log = Path(f"{path}-wal")
     if log.exists() and log.stat().st_size and not has_log(path):
         text = "its log has no index (-shm); the next start of the daemon makes one"
-        raise SpoolError("spool_failing", f"{path}: {text}")
+        raise SpoolError(RefusalReason.SPOOL_FAILING, f"{path}: {text}")
 
 
 @contextmanager
@@ -214,9 +215,10 @@ def _failing(path: Path, error: Exception) -> SpoolError:
     return SpoolError(reason_of(error), f"{path}: {error}")
 
 
-def reason_of(error: Exception) -> str:
+def reason_of(error: Exception) -> RefusalReason:
     """Return the ``SpoolError`` reason that an error of the database has."""
-    return "disk_full" if primary_code(error) == sqlite3.SQLITE_FULL else "spool_failing"
+    is_full = primary_code(error) == sqlite3.SQLITE_FULL
+    return RefusalReason.DISK_FULL if is_full else RefusalReason.SPOOL_FAILING
 
 
 def primary_code(error: Exception) -> int:
@@ -277,10 +279,10 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
     if tables and application != APPLICATION_ID:
-        raise SpoolError("spool_failing", f"{path}: an SQLite file, but not a spool")
+        raise SpoolError(RefusalReason.SPOOL_FAILING, f"{path}: an SQLite file, but not a spool")
     if version > SCHEMA_VERSION:
         raise SpoolError(
-            "spool_failing",
+            RefusalReason.SPOOL_FAILING,
             f"{path}: written by a later version (schema {version}, this one reads "
             f"up to {SCHEMA_VERSION})",
         )

@@ -18,6 +18,7 @@ import structlog
 from amplitude_intercom.engine import logs
 from amplitude_intercom.engine.envelope import Record
 from amplitude_intercom.engine.errors import Failure
+from amplitude_intercom.engine.reasons import DeadReason, DropReason
 from amplitude_intercom.engine.spool.rows import DeadRow, Row
 from amplitude_intercom.transports.amplitude import BadEvent, decode_head
 
@@ -36,12 +37,15 @@ class SettledLines:
 
     def dead(self, record: Record, failure: Failure) -> None:
         """A record became a dead letter."""
-        self._keep(lambda: _log.warning("dead letter", **_about(record), **_why(failure)))
+        means = failure.reason.means
+        self._keep(
+            lambda: _log.warning("dead letter", **_about(record), **_why(failure), means=means)
+        )
 
     def dead_at_the_door(self, id_: int, row: DeadRow) -> None:
         """An event became a dead letter before it was a record."""
         where = {"origin": row.origin, "line": row.line}
-        why = {"reason": row.reason, "message": row.message}
+        why = {"reason": row.reason, "message": row.message, "means": DeadReason(row.reason).means}
         self._keep(
             lambda: _log.warning("dead letter", record=id_, **about_raw(row.raw), **why, **where)
         )
@@ -56,7 +60,7 @@ class SettledLines:
         known = {id(row) for row in kept}
         for row in brought:
             if id(row) not in known:
-                self._keep(partial(log_dropped_raw, row.raw, "duplicate"))
+                self._keep(partial(log_dropped_raw, row.raw, DropReason.DUPLICATE))
 
     def _keep(self, line: Callable[[], None]) -> None:
         if len(self._lines) < MOST_LINES:
@@ -85,13 +89,13 @@ class SettledLines:
 def log_dropped(record: Record, reason: str) -> None:
     """Log a record that a rule dropped."""
     if logs.debugging():
-        _log.debug("dropped", **_about(record), reason=reason)
+        _log.debug("dropped", **_about(record), reason=str(reason))
 
 
 def log_dropped_raw(raw: bytes, reason: str) -> None:
     """Log an event that a rule dropped before it was a record."""
     if logs.debugging():
-        _log.debug("dropped", **about_raw(raw), reason=reason)
+        _log.debug("dropped", **about_raw(raw), reason=str(reason))
 
 
 def log_delivered(record: Record) -> None:
@@ -115,7 +119,7 @@ def about_raw(raw: bytes) -> dict[str, Any]:
 
 def _why(failure: Failure) -> dict[str, Any]:
     return {
-        "reason": failure.reason,
+        "reason": failure.reason.value,
         "status": failure.status,
         "code": failure.code,
         "message": failure.message,

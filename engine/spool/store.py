@@ -24,6 +24,7 @@ import msgspec
 from amplitude_intercom.engine import logs
 from amplitude_intercom.engine.envelope import Kind, Record
 from amplitude_intercom.engine.errors import Failure, SpoolError
+from amplitude_intercom.engine.reasons import DeadReason, DropReason
 from amplitude_intercom.engine.spool.dead_letters import DeadLetters
 from amplitude_intercom.engine.spool.directory import ContactDirectory
 from amplitude_intercom.engine.spool.meta import Meta
@@ -51,6 +52,7 @@ from amplitude_intercom.engine.spool.seconds import Seconds
 from amplitude_intercom.engine.spool.seen import Seen
 from amplitude_intercom.engine.spool.settled import SettledLines
 from amplitude_intercom.engine.spool.user_state import UserState, state_of_user
+from amplitude_intercom.transports.reasons import RefusalReason
 
 GIVE_BACK_PAGES = 128
 LEAST_FREE_PAGES = 2048
@@ -107,7 +109,7 @@ class Store:
         self._deltas: Counter[str] = Counter()
         self._settled = SettledLines()
         self._full = False
-        self._shut = ""
+        self._shut: RefusalReason | None = None
         self._room_bytes: int | None = None
         self._ids_taken = False
         if recover:
@@ -158,8 +160,8 @@ class Store:
 
     # --- the disk -------------------------------------------------------------------------
 
-    def shut_intake(self, reason: str) -> None:
-        """Refuse appends for this reason, a ``SpoolError``'s, from now on; empty: no more."""
+    def shut_intake(self, reason: RefusalReason | None) -> None:
+        """Refuse appends for this reason from now on; None: no more."""
         self._shut = reason
 
     def fold(self) -> None:
@@ -307,7 +309,9 @@ class Store:
             self._room_bytes = self._max_bytes - self.used_bytes()
         self._full = self._full or self._room_bytes <= 0
         if self._full:
-            return SpoolError("spool_full", f"`spool.max_bytes` = {self._max_bytes} is reached")
+            return SpoolError(
+                RefusalReason.SPOOL_FULL, f"`spool.max_bytes` = {self._max_bytes} is reached"
+            )
         self._room_bytes -= sum([len(row.raw) for row in batch.rows])
         self._room_bytes -= sum([len(row.raw) for row in batch.dead])
         return None
@@ -373,7 +377,7 @@ class Store:
         return first
 
     def _bury_unread(self, row: DeadRow, now_ms: int) -> None:
-        failure = Failure(row.reason, message=row.message)
+        failure = Failure(DeadReason(row.reason), message=row.message)
         record = Record(self._take_ids(1), Kind.EVENT, "", now_ms, row.raw)
         letter = dead_letter(record, failure, now_ms)
         self.letters.insert(msgspec.structs.replace(letter, origin=row.origin, line=row.line))
@@ -484,7 +488,7 @@ class Store:
             id_, kind, user, user_aside = row[0], row[1], row[2], row[-1]
             if user_aside is not None or user in crowd:
                 aside.append(id_)
-                if kind != Kind.EVENT and user_aside == "user_not_found":
+                if kind != Kind.EVENT and user_aside == DeadReason.USER_NOT_FOUND:
                     self.wake(user, now_ms)
             elif loaded[user] >= per_user:
                 aside.append(id_)
@@ -521,7 +525,9 @@ class Store:
 
     def _bury_corrupt(self, id_: int, user: Any, at_ms: Any, raw: Any) -> None:
         """Bury what is left of a record: any field may be anything."""
-        failure = Failure("corrupt", message="the checksum does not match: damaged on disk")
+        failure = Failure(
+            DeadReason.CORRUPT, message="the checksum does not match: damaged on disk"
+        )
         kept = raw if isinstance(raw, bytes) else str(raw).encode()
         at_ms = at_ms if isinstance(at_ms, int) else 0
         self._delete([id_])
@@ -666,7 +672,7 @@ class Store:
         self._deltas["pending"] += 1
         return first
 
-    def discard(self, letter: DeadLetter, reason: str = "discarded") -> bool:
+    def discard(self, letter: DeadLetter, reason: str = DropReason.DISCARDED) -> bool:
         """Settle a dead letter as dropped."""
         gone = self._exhume(letter.id)
         if gone:

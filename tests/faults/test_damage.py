@@ -15,6 +15,7 @@ import pytest
 
 from amplitude_intercom.engine.envelope import Kind, Record
 from amplitude_intercom.engine.errors import Failure, SpoolError
+from amplitude_intercom.engine.reasons import DeadReason
 from amplitude_intercom.engine.spool.examine import Finding, findings
 from amplitude_intercom.engine.spool.rows import Append, Contact, DeadLetterQuery, DeadRow, Row
 from amplitude_intercom.engine.spool.schema import PAGE_BYTES, connect
@@ -116,7 +117,7 @@ def _filled(path: Path) -> dict[int, tuple[str, bytes]]:
     for n in range(40):
         known = Contact(f"id-{n}", {"plan": "pro" * 20}, {"custom_attributes": {"plan": "pro"}})
         store.contacts.remember(f"known-{n}", known, 1)
-    store.bury(Record(1, Kind.EVENT, "user-0", 1, row(0).raw), Failure("refused", 400), 2)
+    store.bury(Record(1, Kind.EVENT, "user-0", 1, row(0).raw), Failure(DeadReason.REFUSED, 400), 2)
     store.commit()
     records = {record.id: (record.user_key, record.raw) for record in read_all(store)}
     store.close()

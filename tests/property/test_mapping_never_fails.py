@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amplitude_intercom.engine.envelope import Identity, Kind, Plan, Record, Verdict
-from amplitude_intercom.engine.fitting import ADJUSTMENTS, fit_key, fit_name
+from amplitude_intercom.engine.fitting import fit_key, fit_name
 from amplitude_intercom.engine.mapping import (
     AnyAttribute,
     Rules,
@@ -22,6 +22,7 @@ from amplitude_intercom.engine.mapping import (
     event_body,
 )
 from amplitude_intercom.engine.money import money
+from amplitude_intercom.engine.reasons import AdjustmentReason
 from amplitude_intercom.engine.user_properties import apply
 from support.events import ATTRIBUTES, NAMES, RECORDS, STYLES, VALUES, rules
 from support.intercom_rules import faults_of_contact, faults_of_event
@@ -61,7 +62,7 @@ def test_an_event_s_body_is_what_intercom_takes(mapping: Rules, record: Record) 
         return
     body = event_body(planned.event)
     assert faults_of_event(body, kept=LIMIT, now_s=record.accepted_at_ms // 1000) == []
-    assert {one.reason for one in planned.adjustments} <= ADJUSTMENTS.keys()
+    assert {one.reason for one in planned.adjustments} <= set(AdjustmentReason)
 
 
 @QUICK
@@ -79,7 +80,7 @@ def test_a_contact_s_body_is_what_intercom_takes(
     types = Types() if known else AnyAttribute()
     fields, adjustments = mapping.contact_fields(new, types)
     assert faults_of_contact(contact_body(fields), ATTRIBUTES if known else None) == []
-    assert {one.reason for one in adjustments} <= ADJUSTMENTS.keys()
+    assert {one.reason for one in adjustments} <= set(AdjustmentReason)
     written = json.loads(contact_body(fields))
     created = json.loads(creation_body(Identity("external_id", "user-1"), fields))
     assert created == {"role": "user", "external_id": "user-1"} | written

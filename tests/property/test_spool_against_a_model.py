@@ -26,6 +26,7 @@ from hypothesis.stateful import (
 
 from amplitude_intercom.engine.envelope import Kind, Record
 from amplitude_intercom.engine.errors import Failure
+from amplitude_intercom.engine.reasons import DeadReason
 from amplitude_intercom.engine.spool.rows import Append, Appended, DeadLetterQuery, DeadRow, Row
 from amplitude_intercom.engine.spool.schema import connect
 from amplitude_intercom.engine.spool.store import Store
@@ -37,8 +38,8 @@ WINDOW_MS = 1_000
 FAULTY_DIR = os.environ.get("FAULTY_DIR")
 EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "120"))
 CUTS: list[int] = []
-UNKNOWN = Failure("user_not_found", 404)
-FAILING = Failure("user_failing", 500)
+UNKNOWN = Failure(DeadReason.USER_NOT_FOUND, 404)
+FAILING = Failure(DeadReason.USER_FAILING, 500)
 
 KEYS = st.none() | st.sampled_from([b"k1", b"k2", b"k3"])
 ROWS = st.lists(

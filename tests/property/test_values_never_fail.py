@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amplitude_intercom.engine.envelope import Identity, Kind, Plan, Record, Verdict
-from amplitude_intercom.engine.fitting import ADJUSTMENTS, Adjustment
+from amplitude_intercom.engine.fitting import Adjustment
 from amplitude_intercom.engine.mapping import (
     AnyAttribute,
     Rules,
@@ -23,6 +23,7 @@ from amplitude_intercom.engine.mapping import (
     event_body,
 )
 from amplitude_intercom.engine.money import money
+from amplitude_intercom.engine.reasons import AdjustmentReason
 from amplitude_intercom.engine.selection import Selection
 from amplitude_intercom.engine.settings import Clause, Selector
 from amplitude_intercom.engine.user_properties import (
@@ -119,7 +120,7 @@ def written(value: Any) -> str:
 
 
 def assert_named(adjustments: list[Adjustment] | tuple[Adjustment, ...]) -> None:
-    assert {one.reason for one in adjustments} <= ADJUSTMENTS.keys()
+    assert {one.reason for one in adjustments} <= set(AdjustmentReason)
     assert msgspec.json.encode([str(one) for one in adjustments])
     assert len(adjustments) < 3_000
 

@@ -11,6 +11,7 @@ from amplitude_intercom.engine.commands.daemon import start_sources
 from amplitude_intercom.engine.errors import SettingsError
 from amplitude_intercom.transports import Intake, batch_of
 from amplitude_intercom.transports.errors import Refused
+from amplitude_intercom.transports.reasons import RefusalReason
 from amplitude_intercom.transports.sandbox import Sandbox
 from support import simulation, virtual
 
@@ -46,7 +47,7 @@ class AtTheEnd:
     """Is refused because the engine drains."""
 
     async def run(self, intake: Intake) -> None:
-        raise Refused("draining")
+        raise Refused(RefusalReason.DRAINING)
 
 
 def users() -> Sandbox:

@@ -33,6 +33,7 @@ from aiohttp import web
 
 from amplitude_intercom.transports.errors import NoAnswer
 from amplitude_intercom.transports.intercom import VERSION, Answer, Request
+from amplitude_intercom.transports.reasons import NoAnswerCause
 from amplitude_intercom.transports.sandbox.routes import Done, Routes, Rules
 from amplitude_intercom.transports.sandbox.workspace import (
     Attributes,
@@ -67,10 +68,10 @@ NO_TOKEN: Final = ""
 """What a call over HTTP without an access token brings."""
 
 NO_ANSWER: Final = {
-    "hang": "timeout",
-    "reset": "reset",
-    "half": "incomplete",
-    "refuse": "refused",
+    "hang": NoAnswerCause.TIMEOUT,
+    "reset": NoAnswerCause.RESET,
+    "half": NoAnswerCause.INCOMPLETE,
+    "refuse": NoAnswerCause.REFUSED,
 }
 
 _HTML: Final = b"<html><head><title>Bad Gateway</title></head><body>nginx</body></html>"
@@ -456,7 +457,7 @@ class InProcess:
         reply = self._sandbox.receive(request, self._authorization)
         if reply.cut == "hang" or reply.latency_s >= self._timeout_s:
             await anyio.sleep(self._timeout_s)
-            raise NoAnswer("timeout")
+            raise NoAnswer(NoAnswerCause.TIMEOUT)
         if reply.latency_s > 0:
             await anyio.sleep(reply.latency_s)
         else:

@@ -22,8 +22,9 @@ from amplitude_intercom.engine.actors.filter import (
 from amplitude_intercom.engine.commands.preview import Past, Preview
 from amplitude_intercom.engine.config import from_table
 from amplitude_intercom.engine.envelope import Kind, Plan, Record
-from amplitude_intercom.engine.errors import DEAD_REASONS, DROP_REASONS, Failure
+from amplitude_intercom.engine.errors import Failure
 from amplitude_intercom.engine.mapping import Rules
+from amplitude_intercom.engine.reasons import DeadReason, DropReason
 from amplitude_intercom.engine.spool.rows import dead_letter
 from amplitude_intercom.transports import Batch
 from amplitude_intercom.transports.amplitude import BadEvent, Head, decode_head, read_head
@@ -83,7 +84,7 @@ def test_what_is_not_kept_has_its_reason(
     sync: dict[str, Any], event_type: str | None, reason: str
 ) -> None:
     assert judge(a_filter(**sync), event_type) == reason
-    assert reason in DROP_REASONS | DEAD_REASONS
+    assert reason in {*DropReason, *DeadReason}
 
 
 @pytest.mark.parametrize(
@@ -134,8 +135,8 @@ def test_whatever_comes_is_kept_dropped_or_a_dead_letter(event: Any, derive: boo
     ):
         kept = FilterActor(decide, cast("Any", None)).sift(Batch(None, [raw], derive_ids=derive))
         assert len(kept.rows) + len(kept.dead) + kept.dropped.total() == kept.received == 1
-        assert {letter.reason for letter in kept.dead} <= DEAD_REASONS.keys()
-        assert kept.dropped.keys() <= DROP_REASONS.keys()
+        assert {letter.reason for letter in kept.dead} <= set(DeadReason)
+        assert kept.dropped.keys() <= set(DropReason)
 
 
 def test_a_where_clause_that_does_not_hold_drops_the_event() -> None:
@@ -395,7 +396,7 @@ def test_preview_and_replay_judge_a_bad_event_as_intake_does(event_type: str, us
     sync = from_table({"sync": [table]}).sync[0]
     raw = f'{{"event_type": "{event_type}", "user_id": {user_id}}}'.encode()
     kept = sift(Filter(sync, Rules(sync)), [raw], decoded=False, few_are_kept=False)
-    letter = dead_letter(Record(1, Kind.EVENT, "", 0, raw), Failure("invalid_field"), 0)
+    letter = dead_letter(Record(1, Kind.EVENT, "", 0, raw), Failure(DeadReason.INVALID_FIELD), 0)
     foreseen = [Preview(sync).of(raw), Preview(sync).replayed(letter, Past())]
     expected = ["send"] * len(kept.rows) + ["reject"] * len(kept.dead) + list(kept.dropped)
     assert [a["reason"] if a["verdict"] == "drop" else a["verdict"] for a in foreseen] == (

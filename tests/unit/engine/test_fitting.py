@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from amplitude_intercom.engine.fitting import (
-    ADJUSTMENTS,
     MAX_SPREAD,
     Style,
     cut,
@@ -21,6 +20,7 @@ from amplitude_intercom.engine.fitting import (
     to_seconds,
     type_for,
 )
+from amplitude_intercom.engine.reasons import AdjustmentReason
 
 LINK = {"url": "https://example.com", "value": "Order"}
 MONEY = {"amount": 1999, "currency": "eur"}
@@ -60,7 +60,7 @@ MONEY = {"amount": 1999, "currency": "eur"}
 def test_a_value_of_metadata(value: Any, fitted: Any, reason: str | None) -> None:
     (key, found, note), *_ = spread("key", value, Style())
     assert (key, found, note.reason if note else None) == ("key", fitted, reason)
-    assert reason is None or reason in ADJUSTMENTS
+    assert reason is None or reason in set(AdjustmentReason)
 
 
 def test_a_number_too_long_to_be_written_is_told_by_its_size() -> None:

@@ -23,6 +23,7 @@ from amplitude_intercom.engine.gate import (
 from amplitude_intercom.engine.pace import pause_s
 from amplitude_intercom.transports.errors import NoAnswer
 from amplitude_intercom.transports.intercom import Answer, Request, send_event
+from amplitude_intercom.transports.reasons import NoAnswerCause
 from support import virtual
 
 OK = Answer(202, {}, b"")
@@ -136,7 +137,7 @@ def test_an_outage_is_probed_one_call_at_a_time_and_charges_nobody() -> None:
     async def scenario() -> None:
         def script(_: Request, at: float) -> Answer:
             if 1.0 <= at < 3600.0:
-                raise NoAnswer("refused")
+                raise NoAnswer(NoAnswerCause.REFUSED)
             return OK
 
         wire = Wire(script)
@@ -157,7 +158,7 @@ def test_a_429_to_a_probe_is_a_pause_too() -> None:
 
         def script(_: Request, at: float) -> Answer:
             if at < 5:
-                raise NoAnswer("refused")
+                raise NoAnswer(NoAnswerCause.REFUSED)
             return refused if at < 20 else OK
 
         wire = Wire(script)

@@ -18,6 +18,7 @@ from amplitude_intercom.engine.spool.rows import Append, Appended, Row
 from amplitude_intercom.engine.spool.schema import connect
 from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.engine.spool.writer import ThreadWriter
+from amplitude_intercom.transports.reasons import RefusalReason
 from support.spools import database_of
 
 
@@ -90,7 +91,7 @@ async def test_jobs_that_never_run_refuse_what_waits(store: SlowStore) -> None:
         def submit(self, job: object) -> asyncio.Future[object]:
             future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
             asyncio.get_running_loop().call_soon(
-                future.set_exception, SpoolError("spool_failing", "no disk")
+                future.set_exception, SpoolError(RefusalReason.SPOOL_FAILING, "no disk")
             )
             return future
 

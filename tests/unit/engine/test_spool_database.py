@@ -15,6 +15,7 @@ from amplitude_intercom.engine.spool.reserve import Reserve
 from amplitude_intercom.engine.spool.rows import Append, Appended, Row
 from amplitude_intercom.engine.spool.schema import connect
 from amplitude_intercom.engine.spool.store import Store
+from amplitude_intercom.transports.reasons import RefusalReason
 
 MIB = 1 << 20
 
@@ -46,7 +47,7 @@ class Rig:
 
     def _open(self, *, recover: bool) -> Store:
         if self.open_fails:
-            raise SpoolError("spool_failing", "cannot be opened")
+            raise SpoolError(RefusalReason.SPOOL_FAILING, "cannot be opened")
         self.opened.append(recover)
         return Store(connect(self.path), max_bytes=1 << 30, window_ms=1_000, recover=recover)
 
@@ -120,7 +121,7 @@ def test_where_opening_fails_for_want_of_room_the_reserve_gives_it(tmp_path: Pat
 
     def opener(*, recover: bool) -> Store:
         if ballast.exists():
-            raise SpoolError("spool_failing", "disk I/O error")
+            raise SpoolError(RefusalReason.SPOOL_FAILING, "disk I/O error")
         return Store(connect(tmp_path / "s.db"), max_bytes=1 << 30, window_ms=1_000)
 
     database = Database(opener, Reserve(tmp_path / "s.db", 1 << 60))

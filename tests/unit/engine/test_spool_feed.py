@@ -16,6 +16,7 @@ import pytest
 
 from amplitude_intercom.engine.envelope import Kind, Record
 from amplitude_intercom.engine.errors import Failure
+from amplitude_intercom.engine.reasons import DeadReason
 from amplitude_intercom.engine.spool import feed as feed_module
 from amplitude_intercom.engine.spool.database import Job, T
 from amplitude_intercom.engine.spool.feed import PER_USER, Feed
@@ -26,9 +27,9 @@ from amplitude_intercom.engine.spool.writer import InlineWriter
 from support.spools import database_of
 from support.virtual import EPOCH_S, current, run
 
-UNKNOWN = Failure("user_not_found", 404)
-FAILING = Failure("user_failing", 500)
-REFUSED = Failure("refused", 422)
+UNKNOWN = Failure(DeadReason.USER_NOT_FOUND, 404)
+FAILING = Failure(DeadReason.USER_FAILING, 500)
+REFUSED = Failure(DeadReason.REFUSED, 422)
 HOUR_S = 3600.0
 
 

@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 
 from amplitude_intercom.engine.envelope import Kind
 from amplitude_intercom.engine.errors import Failure
+from amplitude_intercom.engine.reasons import DeadReason
 from amplitude_intercom.engine.spool.rows import Append, DeadRow, Row
 from amplitude_intercom.engine.spool.schema import connect
 from amplitude_intercom.engine.spool.settled import MOST_LINES
@@ -18,7 +19,7 @@ from amplitude_intercom.engine.spool.store import Store
 
 RAW = b'{"event_type":"Purchase","user_id":"ann"}'
 ROW = Row(Kind.EVENT, "ann", RAW, None)
-FAILED = Failure("user_not_found", 404, "not_found", "User Not Found", "r-1")
+FAILED = Failure(DeadReason.USER_NOT_FOUND, 404, "not_found", "User Not Found", "r-1")
 
 
 @pytest.fixture
@@ -57,6 +58,7 @@ def test_a_dead_letter_has_a_warning_with_all_that_finds_it(store: Store) -> Non
             "code": "not_found",
             "message": "User Not Found",
             "request_id": "r-1",
+            "means": "Intercom did not know the user for the whole retry window",
         }
     ]
 

@@ -10,6 +10,7 @@ import pytest
 
 from amplitude_intercom.engine.envelope import Kind, Record
 from amplitude_intercom.engine.errors import Failure, SpoolError
+from amplitude_intercom.engine.reasons import DeadReason
 from amplitude_intercom.engine.spool.rows import (
     Append,
     Appended,
@@ -20,9 +21,10 @@ from amplitude_intercom.engine.spool.rows import (
 )
 from amplitude_intercom.engine.spool.schema import PAGE_BYTES, SCHEMA_VERSION, connect
 from amplitude_intercom.engine.spool.store import REFILL_LEVEL, Store
+from amplitude_intercom.transports.reasons import RefusalReason
 from support.spools import database_of
 
-FAILING = Failure("user_failing", 500)
+FAILING = Failure(DeadReason.USER_FAILING, 500)
 ROW = Row(Kind.EVENT, "ann", b"{}", None)
 
 
@@ -385,7 +387,7 @@ def test_a_drained_backlog_gives_its_space_back_bit_by_bit(path: Path) -> None:
         steps += 1
     assert steps > 10
     assert store.file_bytes() < full_bytes / 1.8
-    store.shut_intake("disk_full")
+    store.shut_intake(RefusalReason.DISK_FULL)
     while database.tidy():
         pass
     assert store.file_bytes() < full_bytes / 20, "all of it, where the disk has no room"

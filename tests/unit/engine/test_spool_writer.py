@@ -16,6 +16,7 @@ from amplitude_intercom.engine.spool.rows import Append, Appended, Row
 from amplitude_intercom.engine.spool.schema import connect
 from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.engine.spool.writer import MAX_JOBS, InlineWriter, ThreadWriter
+from amplitude_intercom.transports.reasons import RefusalReason
 from support.spools import database_of
 
 
@@ -116,7 +117,7 @@ async def test_a_caller_that_gives_up_does_not_disturb_the_others(spied: Spied) 
 
 
 def refuse(_: Store) -> None:
-    raise SpoolError("spool_full")
+    raise SpoolError(RefusalReason.SPOOL_FULL)
 
 
 def test_a_job_that_is_refused_does_not_hurt_the_others(spied: Spied) -> None:

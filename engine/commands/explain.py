@@ -1,0 +1,79 @@
+"""``explain``: what a setting, a reason or a metric is, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+
+from amplitude_intercom.engine.commands import OK, USAGE, complain, print_json
+from amplitude_intercom.engine.commands.terminal import print_table, say
+from amplitude_intercom.engine.metrics import METRICS, PREFIX
+from amplitude_intercom.engine.near import did_you_mean
+from amplitude_intercom.engine.reasons import AdjustmentReason, DeadReason, DropReason
+from amplitude_intercom.engine.settings import MEANINGS
+from amplitude_intercom.transports.reasons import NoAnswerCause, Reason, RefusalReason
+
+_SETS: dict[str, type[Reason]] = {
+    "why an event is dropped": DropReason,
+    "why an event is a dead letter": DeadReason,
+    "what was changed on the way to Intercom": AdjustmentReason,
+    "why a request is refused": RefusalReason,
+    "why a call has no answer": NoAnswerCause,
+}
+
+
+class Word(msgspec.Struct, frozen=True):
+    """A word that the program uses; ``kind`` says for what."""
+
+    word: str
+    kind: str
+    means: str
+    remedy: str = ""
+
+
+def words() -> Iterator[Word]:
+    """Yield every word that can be explained; one may have several meanings."""
+    for path, meaning in MEANINGS.items():
+        yield Word(path, "a setting", meaning)
+    for kind, members in _SETS.items():
+        for member in members:
+            yield Word(member.value, kind, member.means, member.remedy)
+    for name, text in METRICS.items():
+        yield Word(PREFIX + name, "a metric", text)
+
+
+def explain(word: str | None, *, as_json: bool) -> int:
+    """Print what a word means, or all that there are; exits 2 where there is no such word."""
+    every = list(words())
+    found = every if word is None else [one for one in every if _is_meant(word, one.word)]
+    if not found:
+        known = [one.word for one in every]
+        hint = did_you_mean(str(word), known) or "; `explain` alone lists them"
+        return complain(f"there is no word `{str(word)[:64]}`{hint}", USAGE)
+    if as_json:
+        print_json([msgspec.structs.asdict(one) for one in found])
+    elif word is None:
+        print_table([(one.word, one.kind, one.means) for one in found])
+    else:
+        _print(found)
+    return OK
+
+
+def _is_meant(asked: str, word: str) -> bool:
+    """Whether a word is asked for: as it is, by its last part, or by the section it is in."""
+    asked = asked.strip("`[]").lower()
+    plain = word.lower()
+    return (
+        asked in (plain, plain.removeprefix(PREFIX))
+        or plain.endswith(f".{asked}")
+        or plain.startswith(f"{asked}.")
+    )
+
+
+def _print(found: list[Word]) -> None:
+    for one in found:
+        say(f"{one.word}: {one.kind}")
+        say(f"  {one.means}")
+        if one.remedy:
+            say(f"  what to do: {one.remedy}")

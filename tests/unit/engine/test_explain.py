@@ -1,0 +1,56 @@
+"""``explain`` knows every word that the program uses for people."""
+
+from __future__ import annotations
+
+import json
+from typing import get_args
+
+import pytest
+
+from amplitude_intercom.engine.commands.explain import explain, words
+from amplitude_intercom.engine.reasons import DeadReason
+from amplitude_intercom.engine.settings import MEANINGS
+from amplitude_intercom.transports.amplitude import BadEventReason
+from support import readme_tables
+
+
+def test_every_setting_has_a_meaning_and_no_other_has() -> None:
+    assert [row[0].strip("`") for row in readme_tables.settings_rows()] == list(MEANINGS)
+
+
+def test_every_word_has_a_sentence_and_every_dead_letter_a_remedy() -> None:
+    assert all(word.means for word in words())
+    assert all(reason.remedy for reason in DeadReason)
+
+
+def test_whatever_is_wrong_with_an_event_is_a_reason_of_dead_letters() -> None:
+    assert set(get_args(BadEventReason)) <= set(DeadReason)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    "user_not_found User_Not_Found `loop_guard` max_event_bytes http [sync.events]"
+    " amplitude_intercom_pending pending spool_full unresolved text_cut".split(),
+)
+def test_a_word_is_found_however_it_is_asked_for(
+    asked: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert explain(asked, as_json=False) == 0
+    assert asked.strip("`[]").lower() in capsys.readouterr().out
+
+
+def test_all_meanings_of_a_word_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert explain("refused", as_json=True) == 0
+    assert len({word["kind"] for word in json.loads(capsys.readouterr().out)}) == 2
+
+
+def test_without_a_word_all_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert explain(None, as_json=False) == 0
+    assert len(capsys.readouterr().out.splitlines()) == len(list(words()))
+
+
+def test_a_word_that_is_none_is_answered_by_the_one_like_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert explain("user_not_fund", as_json=False) == 2
+    assert "did you mean `user_not_found`" in capsys.readouterr().err
