@@ -13,8 +13,10 @@ from typing import Any
 import aiohttp
 
 from amplitude_intercom.engine.app import Engine
-from amplitude_intercom.engine.envelope import Kind, Plan, Record
-from amplitude_intercom.engine.mapping import Rules, event_body
+from amplitude_intercom.engine.envelope import Kind, Record
+from amplitude_intercom.engine.rules.bodies import event_body
+from amplitude_intercom.engine.rules.planning import SyncRules
+from amplitude_intercom.engine.rules.verdicts import Keep
 from amplitude_intercom.engine.settings import Settings
 from amplitude_intercom.transports.intercom import VERSION, Answer, Request, Wire
 from amplitude_intercom.transports.sandbox import InProcess, Sandbox, serve
@@ -43,13 +45,14 @@ async def drain(settings: Settings, wire: Wire | None = None) -> tuple[float, fl
 
 def bodies_of(settings: Settings, raws: Sequence[bytes]) -> list[bytes]:
     """Return what is posted for these events."""
-    rules = Rules(settings.sync[0])
+    rules = SyncRules(settings.sync[0])
     bodies = []
     for number, raw in enumerate(raws):
-        plan = rules.plan(Record(number, Kind.EVENT, f"user-{number:08}", 1_800_000_000_000, raw))
-        assert isinstance(plan, Plan)
-        assert plan.event is not None
-        bodies.append(event_body(plan.event))
+        record = Record(number, Kind.EVENT, f"user-{number:08}", 1_800_000_000_000, raw)
+        verdict = rules.plan(record)
+        assert isinstance(verdict, Keep)
+        assert verdict.value.event is not None
+        bodies.append(event_body(verdict.value.event))
     return bodies
 
 

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import msgspec
 
-from amplitude_intercom.engine.envelope import Kind, Plan, Record
-from amplitude_intercom.engine.mapping import AnyAttribute, Rules, creation_body, event_body
-from amplitude_intercom.engine.user_properties import apply
+from amplitude_intercom.engine.envelope import Kind, Record
+from amplitude_intercom.engine.rules.bodies import creation_body, event_body
+from amplitude_intercom.engine.rules.contacts import AnyAttribute
+from amplitude_intercom.engine.rules.planning import SyncRules
+from amplitude_intercom.engine.rules.user_properties import apply
+from amplitude_intercom.engine.rules.verdicts import Keep
 from benchmarks import events
 from benchmarks.report import Result, in_turns, result_of_rounds
 
@@ -20,7 +23,7 @@ UNIT = "events/s of CPU"
 def mapping(seed: int, *, smoke: bool) -> list[Result]:
     """Events mapped in a second of CPU, beside bare decoding and encoding of the same events."""
     count, rounds = (5_000, 5) if smoke else (40_000, 9)
-    rules = Rules(events.settings(Path("nowhere")).sync[0])
+    rules = SyncRules(events.settings(Path("nowhere")).sync[0])
     plain = events.events(count, seed)
     return [
         _measured("mapping", rounds, plain, lambda record: _event(rules, record)),
@@ -31,21 +34,23 @@ def mapping(seed: int, *, smoke: bool) -> list[Result]:
     ]
 
 
-def _event(rules: Rules, record: Record) -> bytes:
-    plan = rules.plan(record)
-    assert isinstance(plan, Plan)
+def _event(rules: SyncRules, record: Record) -> bytes:
+    verdict = rules.plan(record)
+    assert isinstance(verdict, Keep)
+    plan = verdict.value
     assert plan.event is not None
     return event_body(plan.event, plan.event["created_at"])
 
 
-def _identify(rules: Rules, record: Record) -> bytes:
+def _identify(rules: SyncRules, record: Record) -> bytes:
     """The body that creates the contact, as for a user of whom nothing is known."""
-    plan = rules.plan(record)
-    assert isinstance(plan, Plan)
+    verdict = rules.plan(record)
+    assert isinstance(verdict, Keep)
+    plan = verdict.value
     assert plan.contact is not None
     properties, _ = apply(plan.contact.operations, {})
-    rules.attributes_of(properties)
-    fields, _ = rules.contact_fields(properties, AnyAttribute())
+    rules.contacts.attributes_of(properties)
+    fields, _ = rules.contacts.contact_fields(properties, AnyAttribute())
     return creation_body(plan.identity, fields)
 
 

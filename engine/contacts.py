@@ -21,21 +21,14 @@ from typing import Any, Literal, Protocol
 import msgspec
 
 from amplitude_intercom.engine.attributes import Attributes
-from amplitude_intercom.engine.envelope import ContactUpdate, Identity
+from amplitude_intercom.engine.envelope import Adjustment, ContactUpdate, Identity
 from amplitude_intercom.engine.errors import DeadLetter, Failure
-from amplitude_intercom.engine.fitting import Adjustment
 from amplitude_intercom.engine.gate import Gate
-from amplitude_intercom.engine.mapping import (
-    ATTRIBUTE_PREFIX,
-    Rules,
-    Types,
-    can_be_cleared,
-    contact_body,
-    creation_body,
-)
 from amplitude_intercom.engine.reasons import AdjustmentReason, DeadReason
+from amplitude_intercom.engine.rules.bodies import ATTRIBUTE_PREFIX, contact_body, creation_body
+from amplitude_intercom.engine.rules.contacts import ContactRules, Types, can_be_cleared
+from amplitude_intercom.engine.rules.user_properties import CLEAR_ALL, apply, needs_state
 from amplitude_intercom.engine.spool.rows import Contact
-from amplitude_intercom.engine.user_properties import CLEAR_ALL, apply, needs_state
 from amplitude_intercom.transports import intercom
 from amplitude_intercom.transports.intercom import Answer
 
@@ -66,7 +59,7 @@ class Contacts:
         self,
         gate: Gate,
         directory: Directory,
-        rules: Rules,
+        rules: ContactRules,
         *,
         attributes: Attributes,
         archived: Literal["unarchive", "dead_letter"],
@@ -373,12 +366,12 @@ class _Upsert:
         """Return the contact's fields, as the workspace takes them."""
         await self._attributes.make_ready(self._rules.attributes_of(properties))
         fields, adjustments = self._rules.contact_fields(properties, self._attributes)
-        self._adjustments = self._problems + adjustments
+        self._adjustments = [*self._problems, *adjustments]
         return fields
 
 
 def differences(
-    rules: Rules,
+    rules: ContactRules,
     types: Types,
     identifier: str,
     updates: Sequence[ContactUpdate],

@@ -7,11 +7,12 @@ accepted; what is to be done for it (``Plan``) is worked out after the spool, ea
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
-from amplitude_intercom.engine.fitting import Adjustment
+from amplitude_intercom.engine.reasons import AdjustmentReason
 
 
 class Kind(enum.IntEnum):
@@ -39,6 +40,21 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     """The place it had first: a replayed dead letter has a new one, and keeps its claims."""
     may_create: bool = False
     """Whether its user may be created for it, because something waits that makes it known."""
+
+
+class Adjustment(msgspec.Struct, frozen=True, gc=False):
+    """One change: its reason, where, and what was done, for people."""
+
+    reason: AdjustmentReason
+    where: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}"
+
+
+Adjusted = tuple[dict[str, Any], Sequence[Adjustment]]
+"""Some fields of a request, and what was changed in them."""
 
 
 class Identity(msgspec.Struct, frozen=True, gc=False):
@@ -89,11 +105,3 @@ class Envelope(msgspec.Struct, frozen=True):
     def reasons(self) -> list[str]:
         """The reasons of what was changed on the way, to be counted when it has arrived."""
         return [adjustment.reason for adjustment in self.plan.adjustments]
-
-
-class Verdict(msgspec.Struct, frozen=True):
-    """Why a record makes no call: ``drop`` by a rule, or ``reject`` into the dead letters."""
-
-    verdict: str
-    reason: str
-    message: str = ""

@@ -19,7 +19,7 @@ from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectSendStream
 
 from amplitude_intercom.engine.actors.event_sender import EventSender
-from amplitude_intercom.engine.actors.filter import Filter, FilterActor
+from amplitude_intercom.engine.actors.filter import FilterActor, only_project
 from amplitude_intercom.engine.actors.mapper import MapperActor
 from amplitude_intercom.engine.actors.source import Share
 from amplitude_intercom.engine.actors.user_upserter import UserUpserter
@@ -28,14 +28,15 @@ from amplitude_intercom.engine.contacts import Contacts
 from amplitude_intercom.engine.envelope import Envelope, Record
 from amplitude_intercom.engine.event_names import EventNames
 from amplitude_intercom.engine.gate import Gate
-from amplitude_intercom.engine.mapping import Rules
 from amplitude_intercom.engine.reasons import DeadReason
+from amplitude_intercom.engine.rules.planning import SyncRules
+from amplitude_intercom.engine.rules.verdicts import Drop, Keep
 from amplitude_intercom.engine.settings import Sync
 from amplitude_intercom.engine.spool import Spool
 from amplitude_intercom.engine.spool.rows import DeadLetter, DeadLetterQuery, Row
 from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.engine.supervision import Supervisor
-from amplitude_intercom.transports.amplitude import MAX_EVENT_BYTES, BadEvent, decode_head
+from amplitude_intercom.transports.amplitude import MAX_EVENT_BYTES, decode_head
 from amplitude_intercom.transports.errors import Refused
 from amplitude_intercom.transports.reasons import RefusalReason
 
@@ -61,8 +62,8 @@ class Pipeline:
         self.sync = sync
         self.spool = spool
         self.gate = gate
-        self.rules = Rules(sync)
-        self.filter = Filter(sync, self.rules, max_event_bytes)
+        self.rules = SyncRules(sync)
+        self._max_event_bytes = max_event_bytes
         self.adjusted = spool.feed.adjusted
         """What was changed on the way to Intercom, by reason, since the start."""
         self.names = EventNames(spool, now_ms)
@@ -81,7 +82,7 @@ class Pipeline:
         return Contacts(
             gate,
             self.spool,
-            self.rules,
+            self.rules.contacts,
             attributes=attributes,
             archived=users.archived,
             adjusted=self.adjusted,
@@ -132,17 +133,23 @@ class Pipeline:
     def _replay_one(self, store: Store, letter: DeadLetter) -> str:
         if letter.reason == DeadReason.CORRUPT:
             return "still dead"  # what it says now is not what was accepted
-        found = self.filter.judge(decode_head(letter.raw), letter.raw)
-        if isinstance(found, BadEvent):
-            return "still dead"
-        if isinstance(found, str):
-            store.discard(letter, found)
-            return f"dropped:{found}"
-        store.replay(letter, Row(*found, letter.raw, None))
-        return "replayed"
+        match self.rules.admission.judge(decode_head(letter.raw), letter.raw):
+            case Keep(admitted):
+                store.replay(letter, Row(*admitted, letter.raw, None))
+                return "replayed"
+            case Drop(reason):
+                store.discard(letter, reason)
+                return f"dropped:{reason}"
+        return "still dead"
 
     async def _take_in(self) -> None:
-        await FilterActor(self.filter, self.spool).run(self._shares)
+        actor = FilterActor(
+            self.rules.admission,
+            self.spool,
+            project=only_project(self.sync),
+            max_event_bytes=self._max_event_bytes,
+        )
+        await actor.run(self._shares)
 
     async def _deliver(self) -> None:
         assert self.gate is not None

@@ -1,16 +1,10 @@
-"""The filter actor: decides what of a batch a sync keeps, and has the spool keep it.
-
-An event type that nobody selected costs its decoded head and one dict look-up. Only what a
-``where`` clause or the mapping has to see is decoded whole.
-"""
+"""The filter actor: has the spool keep what a sync's rules admit of a batch."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 
 import anyio
 import structlog
@@ -19,28 +13,21 @@ from anyio.streams.memory import MemoryObjectReceiveStream
 from amplitude_intercom.engine import logs
 from amplitude_intercom.engine.actor import Actor, internal_failure
 from amplitude_intercom.engine.actors.source import ANY_KEY, Share
-from amplitude_intercom.engine.envelope import Kind
 from amplitude_intercom.engine.errors import Failure, SpoolError
-from amplitude_intercom.engine.mapping import LOOP_PREFIX, Rules
 from amplitude_intercom.engine.reasons import DropReason
-from amplitude_intercom.engine.selection import Selection
+from amplitude_intercom.engine.rules.admission import Admission
+from amplitude_intercom.engine.rules.insert_keys import dead_key, insert_key, project_hash
+from amplitude_intercom.engine.rules.verdicts import Drop, Keep, Reject
 from amplitude_intercom.engine.settings import Sync
 from amplitude_intercom.engine.spool import Spool
 from amplitude_intercom.engine.spool.rows import Append, Appended, DeadRow, Row
 from amplitude_intercom.engine.spool.settled import log_dropped_raw
 from amplitude_intercom.transports import Batch, Receipt
 from amplitude_intercom.transports.amplitude import (
-    GROUP_IDENTIFY,
-    IDENTIFY,
     KEPT_BYTES,
     MAX_EVENT_BYTES,
-    RESERVED_TYPES,
     BadEvent,
-    Event,
     Head,
-    check_head,
-    check_time,
-    decode_event,
     decode_types,
     read_head,
     too_large,
@@ -50,181 +37,32 @@ from amplitude_intercom.transports.reasons import RefusalReason
 
 _log = structlog.get_logger(__name__)
 
-TYPES_KEPT = 4_096
-"""Event types whose verdict is remembered."""
-
-LONGEST_TYPE_KEPT = 128
-"""Characters of such a type: 2 MB of them at most, and nobody's real types are longer."""
-
 COMMITS_AHEAD = 64
 """Batches that may wait for their fsync while the next ones are filtered."""
 
 
-Admitted = tuple[Kind, str]
-"""What a kept event is, and the key of its user."""
-
-
-class Filter:
-    """One sync's decision on an event: a row to keep, a dead letter, or a reason to drop it."""
-
-    def __init__(self, sync: Sync, rules: Rules, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
-        self._rules = rules
-        self.max_event_bytes = max_event_bytes
-        self.project = _only_project(sync)
-        """Whose events a batch without API key holds, where that can be told; else empty."""
-        self._selection = Selection(sync.events.select)
-        self._loop_guard = sync.events.loop_guard
-        self._events_drop = _off(sync.enabled, sync.events.enabled, "events_disabled")
-        self._users_drop = _off(sync.enabled, sync.users.enabled, "users_disabled")
-        self._updates = rules.updates_on_events and not self._users_drop
-        self._known_drops = lru_cache(TYPES_KEPT)(self._drop_by_type)
-
-    def _drop_by_type(self, event_type: str | None) -> str:
-        if not event_type:
-            return ""
-        if event_type == IDENTIFY:
-            return self._users_drop
-        if event_type == GROUP_IDENTIFY:
-            return "group_identify"
-        if self._selection.lookup(event_type) is None or self._events_drop:
-            return "" if self._updates else self._events_drop or "not_selected"
-        if event_type in RESERVED_TYPES:
-            return "reserved_name"
-        return "loop_guard" if self._loop_guard and event_type.startswith(LOOP_PREFIX) else ""
-
-    def drop_by_type(self, event_type: str | None) -> str:
-        """Return why an event of a type is dropped whatever it holds; empty: it has to be seen."""
-        if event_type and len(event_type) > LONGEST_TYPE_KEPT:
-            return self._drop_by_type(event_type)
-        return self._known_drops(event_type)
-
-    def judge(
-        self, head: Head | BadEvent, raw: bytes, *, checked: bool = False
-    ) -> Admitted | BadEvent | str:
-        """Return what it is kept as, what is wrong with the event, or the reason to drop it.
-
-        ``checked``: its source has found nothing wrong with its head.
-        """
-        if isinstance(head, BadEvent):
-            return self._judge_bad(head, raw)
-        event_type = head.event_type
-        reason = self.drop_by_type(event_type)
-        if reason:
-            return reason
-        if event_type == IDENTIFY:
-            return self._admit(head, raw, Kind.IDENTIFY, None, checked=checked)
-        predicate = self._selection.lookup(event_type) if event_type else None
-        if predicate is None or self._events_drop:
-            return self._judge_unselected(head, raw)
-        if predicate.always and not self._updates:
-            return self._admit(head, raw, Kind.EVENT, None, checked=checked)
-        event = _decode(raw)
-        if isinstance(event, BadEvent):
-            return event
-        if not predicate.matches(event.fields):
-            return self._judge_unselected(head, raw, "filtered_out")
-        kind = Kind.EVENT
-        if self._updates and self._rules.carries_update(event):
-            kind = Kind.EVENT_WITH_UPDATE
-        return self._admit(head, raw, kind, event)
-
-    def _judge_bad(self, bad: BadEvent, raw: bytes) -> BadEvent | str:
-        """What nobody has selected is dropped, whatever else is wrong with it."""
-        types = decode_types([raw])
-        return (self.drop_by_type(types[0]) if types else "") or bad
-
-    def _judge_unselected(
-        self, head: Head, raw: bytes, reason: str = DropReason.NOT_SELECTED
-    ) -> Admitted | BadEvent | str:
-        """An event that is not sent may still change its user, where the trigger says so."""
-        if not head.event_type:
-            return BadEvent("missing_field", "event_type", "event_type is missing")
-        if self._updates:
-            event = _decode(raw)
-            if isinstance(event, BadEvent):
-                return event
-            if self._rules.carries_update(event):
-                return self._admit(head, raw, Kind.IDENTIFY, event)
-        return self._events_drop or reason
-
-    def _admit(
-        self, head: Head, raw: bytes, kind: Kind, event: Event | None, *, checked: bool = False
-    ) -> Admitted | BadEvent | str:
-        if not checked:
-            problem = check_head(head, min_id_length=1) or check_time(head)
-            if problem is not None:
-                return problem
-        if self._rules.identity_in_head:
-            user = self._rules.identity_of_head(head)
-        else:
-            decoded = event or _decode(raw)
-            if isinstance(decoded, BadEvent):
-                return decoded
-            user = self._rules.identity_of_event(decoded)
-        return (kind, user) if user else "no_identity"
-
-
-def _only_project(sync: Sync) -> str:
+def only_project(sync: Sync) -> str:
+    """Return the one API key whose events a sync takes; empty where there are several, or any."""
     keys = [key.reveal() for key in sync.amplitude_api_keys]
     return keys[0] if len(keys) == 1 and keys[0] != ANY_KEY else ""
-
-
-def _off(sync_enabled: bool, enabled: bool, reason: str) -> str:
-    if not sync_enabled:
-        return "sync_disabled"
-    return "" if enabled else reason
-
-
-def _decode(raw: bytes) -> Event | BadEvent:
-    try:
-        return decode_event(raw)
-    except ValueError as error:
-        return BadEvent("invalid_field", "", str(error))
-
-
-def project_hash(api_key: str) -> hashlib.blake2b:
-    """Return the beginning of every key of a project's events."""
-    text = f"{len(api_key)} {api_key} "
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16)
-
-
-def insert_key(head: Head, raw: bytes, project: hashlib.blake2b, *, derive: bool) -> bytes | None:
-    """Return what an event is known by again: its insert id in its project and on its device.
-
-    One without device id has one of its own user's, as at Amplitude (HTTP V2 page). One without
-    insert id is known by its content, or not at all where ``derive`` is off: two equal requests are
-    two events.
-    """
-    unique, device = head.unique_id, head.device_id
-    if not unique:
-        return _key(project, b"content ", raw) if derive else None
-    if device:
-        text = f"device {len(device)} {device}{unique}"
-    else:
-        user = head.user_id or ""
-        text = f"user {len(user)} {user}{unique}"
-    return _key(project, text.encode("utf-8", "surrogatepass"))
-
-
-def dead_key(bad: BadEvent, raw: bytes, project: hashlib.blake2b) -> bytes:
-    """Return what a dead letter is known by again: all of its content, so never what mends it."""
-    return _key(project, b"dead ", bad.digest or raw)
-
-
-def _key(project: hashlib.blake2b, text: bytes, content: bytes = b"") -> bytes:
-    key = project.copy()
-    key.update(text)
-    if content:
-        key.update(content)
-    return key.digest()
 
 
 class FilterActor(Actor[Share, None]):
     """Filters batches and appends what is left; acknowledges when that is on disk."""
 
-    def __init__(self, decide: Filter, spool: Spool) -> None:
+    def __init__(
+        self,
+        admission: Admission,
+        spool: Spool,
+        *,
+        project: str = "",
+        max_event_bytes: int = MAX_EVENT_BYTES,
+    ) -> None:
+        """``project``: the API key of batches that come without one."""
         super().__init__()
-        self._filter = decide
+        self._admission = admission
+        self._project = project
+        self._max_event_bytes = max_event_bytes
         self._spool = spool
         self._room = anyio.Semaphore(COMMITS_AHEAD)
         self._few_are_kept = True
@@ -295,7 +133,7 @@ class FilterActor(Actor[Share, None]):
         except SpoolError:
             raise
         except Exception as fault:
-            letter = _internal_row(internal_failure(fault, batch=batch.origin), row.raw, batch)
+            letter = _dead_row(internal_failure(fault, batch=batch.origin), row.raw, None, batch)
             return await self._spool.append(Append(1, [], [letter], Counter()))
 
     def _acknowledge(self, share: Share, append: Append, parts: Sequence[Appended]) -> None:
@@ -329,7 +167,7 @@ class FilterActor(Actor[Share, None]):
         A barrier round each event would cost every one of them; so there is one round all of them,
         and where it is needed they are looked at once more, each by itself.
         """
-        dropped: Counter[str] = Counter()
+        dropped: Counter[DropReason] = Counter()
         indexes = self._worth_a_look(batch, dropped)
         sifted = Append(len(batch.raws), [], [], Counter(dropped), batch.marks)
         try:
@@ -346,42 +184,36 @@ class FilterActor(Actor[Share, None]):
             self._sift(batch, (index,), into)
         except Exception as fault:
             failure = internal_failure(fault, batch=batch.origin)
-            into.dead.append(_internal_row(failure, batch.raws[index], batch, index))
+            into.dead.append(_dead_row(failure, batch.raws[index], None, batch, index))
 
     def _sift(self, batch: Batch, indexes: Iterable[int], into: Append) -> None:
         raws, heads, derive, checked = batch.raws, batch.heads, batch.derive_ids, batch.checked
-        judge, most, keep = self._filter.judge, self._filter.max_event_bytes, into.rows.append
-        project = project_hash(batch.api_key or self._filter.project)
+        judge, keep = self._admission.judge, into.rows.append
+        project = project_hash(batch.api_key or self._project)
         debugging = logs.debugging()
-        head: Head | BadEvent
         for index in indexes:
-            raw = raws[index]
-            if heads is not None:
-                head = heads[index]  # and its source has decided on its size
-            elif len(raw) <= most:
-                head, raw = read_head(raw)
-            else:
-                head = too_large(raw, most)
-            found = judge(head, raw, checked=checked)
-            if isinstance(found, tuple):
+            head, raw = self._read(raws[index]) if heads is None else (heads[index], raws[index])
+            verdict = judge(head, raw, checked=checked)
+            if isinstance(verdict, Keep):
                 key = insert_key(head, raw, project, derive=derive)  # type: ignore[arg-type]  # it was read
-                keep(Row(*found, raw, key))
-            elif isinstance(found, str):
-                into.dropped[found] += 1
+                keep(Row(*verdict.value, raw, key))
+            elif isinstance(verdict, Drop):
+                into.dropped[verdict.reason] += 1
                 if debugging:
-                    log_dropped_raw(raw, found)
+                    log_dropped_raw(raw, verdict.reason)
             else:
-                into.dead.append(self._dead_row(found, raw, project, batch, index))
+                digest = head.digest if isinstance(head, BadEvent) else b""
+                key = dead_key(digest or raw, project)
+                kept = raw[:KEPT_BYTES] if digest else raw
+                into.dead.append(_dead_row(verdict, kept, key, batch, index))
 
-    @staticmethod
-    def _dead_row(
-        bad: BadEvent, raw: bytes, project: hashlib.blake2b, batch: Batch, index: int
-    ) -> DeadRow:
-        line = batch.lines[index] if batch.lines else None
-        key, kept = dead_key(bad, raw, project), raw[: KEPT_BYTES if bad.digest else None]
-        return DeadRow(bad.reason, bad.message, kept, key, batch.origin, line)
+    def _read(self, raw: bytes) -> tuple[Head | BadEvent, bytes]:
+        """Return an event's head, and its bytes as they can be kept."""
+        if len(raw) <= self._max_event_bytes:
+            return read_head(raw)
+        return too_large(raw, self._max_event_bytes), raw
 
-    def _worth_a_look(self, batch: Batch, dropped: Counter[str]) -> Iterable[int]:
+    def _worth_a_look(self, batch: Batch, dropped: Counter[DropReason]) -> Iterable[int]:
         """Return the places of events that their type alone does not decide on; count the others.
 
         Of most streams most is not selected. Where that was so of the last batch, the type is all
@@ -393,7 +225,7 @@ class FilterActor(Actor[Share, None]):
         types = decode_types(batch.raws)
         if types is None:
             return everything
-        reasons = {t: reason for t in set(types) if (reason := self._filter.drop_by_type(t))}
+        reasons = {t: reason for t in set(types) if (reason := self._admission.drop_by_type(t))}
         if not reasons:
             return everything
         counts = Counter(types)
@@ -404,6 +236,8 @@ class FilterActor(Actor[Share, None]):
         return [index for index, event_type in enumerate(types) if event_type not in reasons]
 
 
-def _internal_row(failure: Failure, raw: bytes, batch: Batch, index: int | None = None) -> DeadRow:
+def _dead_row(
+    why: Reject | Failure, raw: bytes, key: bytes | None, batch: Batch, index: int | None = None
+) -> DeadRow:
     line = batch.lines[index] if batch.lines and index is not None else None
-    return DeadRow(failure.reason, failure.message, raw, None, batch.origin, line)
+    return DeadRow(why.reason, why.message, raw, key, batch.origin, line)

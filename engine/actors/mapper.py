@@ -8,12 +8,13 @@ from typing import Any, Protocol
 import msgspec
 
 from amplitude_intercom.engine.actor import Actor, internal_failure
-from amplitude_intercom.engine.envelope import Envelope, Plan, Record, Verdict
+from amplitude_intercom.engine.envelope import Adjustment, Envelope, Plan, Record
 from amplitude_intercom.engine.errors import Failure
 from amplitude_intercom.engine.event_names import EventNames
-from amplitude_intercom.engine.fitting import Adjustment
-from amplitude_intercom.engine.mapping import Rules, event_body
 from amplitude_intercom.engine.reasons import AdjustmentReason, DeadReason
+from amplitude_intercom.engine.rules.bodies import event_body
+from amplitude_intercom.engine.rules.planning import SyncRules
+from amplitude_intercom.engine.rules.verdicts import Drop, Keep, Reject, Verdict
 from amplitude_intercom.engine.spool import Spool
 from amplitude_intercom.engine.spool.seconds import claim_of
 
@@ -24,7 +25,7 @@ class Outlet(Protocol):
     def put(self, envelopes: Sequence[Envelope]) -> None: ...
 
 
-Planned = tuple[Record, Plan | Verdict]
+Planned = tuple[Record, Verdict[Plan]]
 
 Bodies = dict[int, tuple[bytes, int, bool]]
 """By the ids of records: the body of the event, when it may leave (Unix ms; 0: now), and whether it
@@ -35,14 +36,14 @@ CROWDED = Adjustment(
 )
 
 
-def _name_of(plan: Plan | Verdict) -> str:
-    event = plan.event if isinstance(plan, Plan) else None
+def _name_of(verdict: Verdict[Plan]) -> str:
+    """Return the name of the event that is to be sent; empty where none is."""
+    event = verdict.value.event if isinstance(verdict, Keep) else None
     return str(event["event_name"]) if event else ""
 
 
-def _no_place(plan: Plan | Verdict) -> Verdict:
-    name = _name_of(plan)
-    return Verdict("reject", DeadReason.EVENT_TYPE_LIMIT, f"{name!r} would be one name too many")
+def _one_name_too_many(name: str) -> Reject:
+    return Reject(DeadReason.EVENT_TYPE_LIMIT, f"{name!r} would be one name too many")
 
 
 def _noted(plan: Plan, crowded: bool) -> Plan:
@@ -61,7 +62,7 @@ class MapperActor(Actor[list[Record], Envelope]):
 
     def __init__(
         self,
-        rules: Rules,
+        rules: SyncRules,
         spool: Spool,
         names: EventNames,
         lanes: Outlet,
@@ -77,15 +78,15 @@ class MapperActor(Actor[list[Record], Envelope]):
         planned, bodies = await self._prepare(records)
         self._lanes.put(
             [
-                Envelope(record, _noted(plan, crowded), *body)
-                for record, plan in planned
-                if isinstance(plan, Plan)
+                Envelope(record, _noted(verdict.value, crowded), *body)
+                for record, verdict in planned
+                if isinstance(verdict, Keep)
                 for *body, crowded in [bodies.get(record.id, (None, 0, False))]
             ]
         )
-        for record, plan in planned:
-            if isinstance(plan, Verdict):
-                await self.attempt(record, self._settle(record, plan))
+        for record, verdict in planned:
+            if not isinstance(verdict, Keep):
+                await self.attempt(record, self._settle(record, verdict))
 
     async def _prepare(self, records: Sequence[Record]) -> tuple[Sequence[Planned], Bodies]:
         """Plan records together, or each by itself where a fault stops them together."""
@@ -100,22 +101,25 @@ class MapperActor(Actor[list[Record], Envelope]):
         return every, {id_: body for _, bodies in alone for id_, body in bodies.items()}
 
     async def _admit(self, planned: Sequence[Planned]) -> Sequence[Planned]:
-        """Turn down events whose name has no place in the workspace any more."""
-        names = dict.fromkeys(name for _, plan in planned if (name := _name_of(plan)))
+        """Turn down events for whose names the workspace has no more slots."""
+        names = dict.fromkeys(name for _, verdict in planned if (name := _name_of(verdict)))
         refused = await self._names.admit(names) if names else set()
         if not refused:
             return planned
         return [
-            (record, _no_place(plan) if _name_of(plan) in refused else plan)
-            for record, plan in planned
+            (
+                record,
+                _one_name_too_many(name) if (name := _name_of(verdict)) in refused else verdict,
+            )
+            for record, verdict in planned
         ]
 
     async def _bodies(self, planned: Sequence[Planned]) -> Bodies:
         """Return by record the event's body and when it may leave, which its second decides."""
         events = [
-            (record, plan.event)
-            for record, plan in planned
-            if isinstance(plan, Plan) and plan.event is not None
+            (record, verdict.value.event)
+            for record, verdict in planned
+            if isinstance(verdict, Keep) and verdict.value.event is not None
         ]
         if not events:
             return {}
@@ -125,17 +129,15 @@ class MapperActor(Actor[list[Record], Envelope]):
             for (record, event), (second, crowded) in zip(events, given, strict=True)
         }
 
-    async def _settle(self, record: Record, verdict: Verdict) -> None:
+    async def _settle(self, record: Record, verdict: Drop | Reject) -> None:
         if self._feed.is_halted(record.user_key):
             await self._feed.release(record)
-        elif verdict.verdict == "drop":
+        elif isinstance(verdict, Drop):
             await self._feed.drop(record, verdict.reason)
         else:
-            await self._feed.bury(
-                record, Failure(DeadReason(verdict.reason), message=verdict.message)
-            )
+            await self._feed.bury(record, Failure(verdict.reason, message=verdict.message))
 
-    def _plan(self, record: Record) -> Plan | Verdict:
+    def _plan(self, record: Record) -> Verdict[Plan]:
         """Map one record. What the rules did not foresee must not stop the records behind it."""
         try:
             return self._rules.plan(record)
@@ -143,6 +145,6 @@ class MapperActor(Actor[list[Record], Envelope]):
             return _internal(fault, record)
 
 
-def _internal(fault: Exception, record: Record) -> Verdict:
+def _internal(fault: Exception, record: Record) -> Reject:
     failure = internal_failure(fault, record=record.id)
-    return Verdict("reject", failure.reason, failure.message)
+    return Reject(failure.reason, failure.message)

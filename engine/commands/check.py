@@ -27,12 +27,12 @@ from amplitude_intercom.engine.commands.spools import is_running
 from amplitude_intercom.engine.commands.terminal import duration, print_table, say
 from amplitude_intercom.engine.config import event_names
 from amplitude_intercom.engine.event_names import WARN_AT
-from amplitude_intercom.engine.fitting import fit_key, fit_name
-from amplitude_intercom.engine.mapping import STANDARD_TYPES, field_name
 from amplitude_intercom.engine.near import nearest
-from amplitude_intercom.engine.paths import FIELDS
 from amplitude_intercom.engine.reasons import DeadReason
-from amplitude_intercom.engine.selection import Selection
+from amplitude_intercom.engine.rules.contacts import STANDARD_TYPES, field_name
+from amplitude_intercom.engine.rules.fitting import fit_key, fit_name
+from amplitude_intercom.engine.rules.paths import FIELDS
+from amplitude_intercom.engine.rules.selection import Selection
 from amplitude_intercom.engine.settings import (
     MAX_EVENT_TYPES,
     Settings,

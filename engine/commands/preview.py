@@ -7,29 +7,23 @@ from typing import Any
 
 import msgspec
 
-from amplitude_intercom.engine.actors.filter import Filter
 from amplitude_intercom.engine.app import client_of, directory_of
 from amplitude_intercom.engine.attributes import KnownAttributes, parse_list
 from amplitude_intercom.engine.commands import OK, print_json
 from amplitude_intercom.engine.contacts import differences
-from amplitude_intercom.engine.envelope import ContactUpdate, Plan, Record
+from amplitude_intercom.engine.envelope import Adjustment, ContactUpdate, Plan, Record
 from amplitude_intercom.engine.errors import EngineError, SettingsError
-from amplitude_intercom.engine.fitting import Adjustment
-from amplitude_intercom.engine.mapping import (
-    AnyAttribute,
-    Rules,
-    Types,
-    contact_body,
-    creation_body,
-    event_body,
-)
 from amplitude_intercom.engine.reasons import AdjustmentReason, DeadReason
+from amplitude_intercom.engine.rules.bodies import contact_body, creation_body, event_body
+from amplitude_intercom.engine.rules.contacts import AnyAttribute, Types
+from amplitude_intercom.engine.rules.planning import SyncRules
+from amplitude_intercom.engine.rules.user_properties import apply, needs_state
+from amplitude_intercom.engine.rules.verdicts import Drop, Keep, Reject
 from amplitude_intercom.engine.settings import Intercom, Settings, Sync
 from amplitude_intercom.engine.spool import wall_clock_ms
 from amplitude_intercom.engine.spool.rows import Contact, DeadLetter
 from amplitude_intercom.engine.spool.seconds import Claim, claim_of
 from amplitude_intercom.engine.spool.store import Store
-from amplitude_intercom.engine.user_properties import apply, needs_state
 from amplitude_intercom.transports import files, intercom
 from amplitude_intercom.transports.amplitude import BadEvent, Head, decode_head
 from amplitude_intercom.transports.errors import NoAnswer
@@ -126,8 +120,7 @@ class Preview:
     def __init__(self, sync: Sync, known: KnownAttributes | None = None) -> None:
         """``known``: what the workspace has; without it, everything may be there."""
         self._sync = sync
-        self._rules = Rules(sync)
-        self._filter = Filter(sync, self._rules)
+        self._rules = SyncRules(sync)
         self._known = known
         self._types: Types = known or AnyAttribute()
 
@@ -137,34 +130,39 @@ class Preview:
 
     def judge(self, head: Head | BadEvent, raw: bytes) -> dict[str, Any]:
         """Return the same for an event whose head is decoded."""
-        found = self._filter.judge(head, raw)
-        if isinstance(found, tuple):
-            return self._of_record(Record(0, *found, wall_clock_ms(), raw), Past())
-        return self._not_kept(found)
+        verdict = self._rules.admission.judge(head, raw)
+        if isinstance(verdict, Keep):
+            return self._of_record(Record(0, *verdict.value, wall_clock_ms(), raw), Past())
+        return self._turned_down(verdict)
 
     def replayed(self, letter: DeadLetter, past: Past) -> dict[str, Any]:
         """Return the same for a dead letter, were it replayed now; each for itself."""
         if letter.reason == DeadReason.CORRUPT:
-            return self._answer("reject", "corrupt", message="what it says was not accepted so")
-        found = self._filter.judge(decode_head(letter.raw), letter.raw)
-        if not isinstance(found, tuple):
-            return self._not_kept(found)
+            what = "what it says was not accepted so"
+            return self._turned_down(Reject(DeadReason.CORRUPT, what))
+        verdict = self._rules.admission.judge(decode_head(letter.raw), letter.raw)
+        if not isinstance(verdict, Keep):
+            return self._turned_down(verdict)
         record = Record(
-            letter.id, *found, letter.accepted_at_ms, letter.raw, claim_id=letter.claim_id
+            letter.id,
+            *verdict.value,
+            letter.accepted_at_ms,
+            letter.raw,
+            claim_id=letter.claim_id,
         )
         return self._of_record(record, past)
 
-    def _not_kept(self, found: BadEvent | str) -> dict[str, Any]:
-        if isinstance(found, str):
-            return self._answer("drop", found)
-        return self._answer("reject", found.reason, message=found.message)
-
     def _of_record(self, record: Record, past: Past) -> dict[str, Any]:
-        planned = self._rules.plan(record)
-        if isinstance(planned, Plan):
-            requests, adjustments = self._requests(planned, record, past)
-            return self._answer("send", "", requests, adjustments)
-        return self._answer(planned.verdict, planned.reason, message=planned.message)
+        verdict = self._rules.plan(record)
+        if not isinstance(verdict, Keep):
+            return self._turned_down(verdict)
+        requests, adjustments = self._requests(verdict.value, record, past)
+        return self._answer("send", "", requests, adjustments)
+
+    def _turned_down(self, verdict: Drop | Reject) -> dict[str, Any]:
+        if isinstance(verdict, Drop):
+            return self._answer("drop", verdict.reason)
+        return self._answer("reject", verdict.reason, message=verdict.message)
 
     def _requests(
         self, plan: Plan, record: Record, past: Past
@@ -191,8 +189,8 @@ class Preview:
         adjustments = [
             Adjustment(AdjustmentReason.OPERATION_REFUSED, "user_properties", p) for p in problems
         ]
-        requests = list(self._creations(self._rules.attributes_of(properties)))
-        fields, others = self._rules.contact_fields(properties, self._types)
+        requests = list(self._creations(self._rules.contacts.attributes_of(properties)))
+        fields, others = self._rules.contacts.contact_fields(properties, self._types)
         adjustments += others
         if known is None or not known.contact_id:
             requests.append(intercom.create_contact(creation_body(identity, fields)))
@@ -200,7 +198,13 @@ class Preview:
         if not known.complete and needs_state(update.operations):
             requests.append(intercom.get_contact(known.contact_id))
         changes = differences(
-            self._rules, self._types, identity.field, [update], properties, fields, known.written
+            self._rules.contacts,
+            self._types,
+            identity.field,
+            [update],
+            properties,
+            fields,
+            known.written,
         )
         if changes:
             requests.append(intercom.update_contact(known.contact_id, contact_body(changes)))

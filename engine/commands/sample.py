@@ -11,7 +11,7 @@ import msgspec
 from amplitude_intercom.engine.commands.findings import Finding
 from amplitude_intercom.engine.commands.terminal import shown
 from amplitude_intercom.engine.near import nearest
-from amplitude_intercom.engine.selection import Selection
+from amplitude_intercom.engine.rules.selection import Selection
 from amplitude_intercom.engine.settings import ANY_TYPE, Rename, Sync, source_and_target
 from amplitude_intercom.transports import amplitude
 

@@ -13,6 +13,7 @@ import msgspec
 
 from amplitude_intercom.engine.envelope import Kind, Record
 from amplitude_intercom.engine.errors import Failure
+from amplitude_intercom.engine.reasons import DropReason
 
 
 class Row(msgspec.Struct, frozen=True, gc=False):
@@ -47,7 +48,7 @@ class Append(msgspec.Struct):
     received: int
     rows: list[Row]
     dead: list[DeadRow]
-    dropped: Counter[str]
+    dropped: Counter[DropReason]
     marks: Mapping[str, str] = {}
 
 

@@ -341,7 +341,7 @@ class Store:
         self._count_dropped(batch.dropped)
         self.meta.set_marks(batch.marks)
 
-    def _count_dropped(self, dropped: Counter[str]) -> None:
+    def _count_dropped(self, dropped: Counter[DropReason]) -> None:
         for reason, count in dropped.items():
             self._deltas[f"dropped:{reason}"] += count
 

@@ -12,18 +12,15 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amplitude_intercom.engine.envelope import Identity, Kind, Plan, Record, Verdict
-from amplitude_intercom.engine.fitting import fit_key, fit_name
-from amplitude_intercom.engine.mapping import (
-    AnyAttribute,
-    Rules,
-    contact_body,
-    creation_body,
-    event_body,
-)
-from amplitude_intercom.engine.money import money
+from amplitude_intercom.engine.envelope import Identity, Kind, Record
 from amplitude_intercom.engine.reasons import AdjustmentReason
-from amplitude_intercom.engine.user_properties import apply
+from amplitude_intercom.engine.rules.bodies import contact_body, creation_body, event_body
+from amplitude_intercom.engine.rules.contacts import AnyAttribute
+from amplitude_intercom.engine.rules.fitting import fit_key, fit_name
+from amplitude_intercom.engine.rules.money import money
+from amplitude_intercom.engine.rules.planning import SyncRules
+from amplitude_intercom.engine.rules.user_properties import apply
+from amplitude_intercom.engine.rules.verdicts import Drop, Keep, Reject
 from support.events import ATTRIBUTES, NAMES, RECORDS, STYLES, VALUES, rules
 from support.intercom_rules import faults_of_contact, faults_of_event
 
@@ -48,18 +45,19 @@ def test_a_record_is_planned_or_gets_a_verdict_and_the_same_one_again(
     which: int, record: Record
 ) -> None:
     planned, again = BY_STYLE[which].plan(record), BY_STYLE[which].plan(record)
-    assert isinstance(planned, Plan | Verdict)
+    assert isinstance(planned, Keep | Drop | Reject)
     assert again == planned
-    if isinstance(planned, Plan) and isinstance(again, Plan) and planned.event and again.event:
-        assert event_body(again.event) == event_body(planned.event)
+    if isinstance(planned, Keep) and isinstance(again, Keep) and planned.value.event:
+        assert event_body(again.value.event) == event_body(planned.value.event)
 
 
 @QUICK
 @given(RULES, RECORDS)
-def test_an_event_s_body_is_what_intercom_takes(mapping: Rules, record: Record) -> None:
-    planned = mapping.plan(record)
-    if not isinstance(planned, Plan) or planned.event is None:
+def test_an_event_s_body_is_what_intercom_takes(mapping: SyncRules, record: Record) -> None:
+    verdict = mapping.plan(record)
+    if not isinstance(verdict, Keep) or verdict.value.event is None:
         return
+    planned = verdict.value
     body = event_body(planned.event)
     assert faults_of_event(body, kept=LIMIT, now_s=record.accepted_at_ms // 1000) == []
     assert {one.reason for one in planned.adjustments} <= set(AdjustmentReason)
@@ -68,23 +66,24 @@ def test_an_event_s_body_is_what_intercom_takes(mapping: Rules, record: Record) 
 @QUICK
 @given(RULES, st.dictionaries(st.sampled_from(NAMES), VALUES), VALUES, st.booleans())
 def test_a_contact_s_body_is_what_intercom_takes(
-    mapping: Rules, state: dict[str, Any], properties: Any, known: bool
+    mapping: SyncRules, state: dict[str, Any], properties: Any, known: bool
 ) -> None:
     event = {"event_type": "$identify", "user_properties": properties}
     raw = json.dumps(event).encode()
-    planned = mapping.plan(Record(1, Kind.IDENTIFY, "a@example.com", 0, raw))
-    if not isinstance(planned, Plan):  # a number that no decoder takes
+    verdict = mapping.plan(Record(1, Kind.IDENTIFY, "a@example.com", 0, raw))
+    if not isinstance(verdict, Keep):  # a number that no decoder takes
         return
-    assert planned.contact is not None
-    new, _ = apply(planned.contact.operations, state)
+    contact = verdict.value.contact
+    assert contact is not None
+    new, _ = apply(contact.operations, state)
     types = Types() if known else AnyAttribute()
-    fields, adjustments = mapping.contact_fields(new, types)
+    fields, adjustments = mapping.contacts.contact_fields(new, types)
     assert faults_of_contact(contact_body(fields), ATTRIBUTES if known else None) == []
     assert {one.reason for one in adjustments} <= set(AdjustmentReason)
     written = json.loads(contact_body(fields))
     created = json.loads(creation_body(Identity("external_id", "user-1"), fields))
     assert created == {"role": "user", "external_id": "user-1"} | written
-    assert mapping.contact_fields(new, types) == (fields, adjustments)
+    assert mapping.contacts.contact_fields(new, types) == (fields, adjustments)
 
 
 @given(st.text(max_size=300))

@@ -10,7 +10,7 @@ from typing import Any, get_args
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from amplitude_intercom.engine.selection import Selection
+from amplitude_intercom.engine.rules.selection import Selection
 from amplitude_intercom.engine.settings import Clause, Operator, Selector
 
 NEGATED = {

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amplitude_intercom.engine.user_properties import ORDER, apply, needs_state, select, split
+from amplitude_intercom.engine.rules.user_properties import ORDER, apply, needs_state, select, split
 
 NAMES = st.sampled_from(["p", "q", "r"])
 JSON = st.recursive(

@@ -13,20 +13,14 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amplitude_intercom.engine.envelope import Identity, Kind, Plan, Record, Verdict
-from amplitude_intercom.engine.fitting import Adjustment
-from amplitude_intercom.engine.mapping import (
-    AnyAttribute,
-    Rules,
-    contact_body,
-    creation_body,
-    event_body,
-)
-from amplitude_intercom.engine.money import money
+from amplitude_intercom.engine.envelope import Adjustment, Identity, Kind, Plan, Record
 from amplitude_intercom.engine.reasons import AdjustmentReason
-from amplitude_intercom.engine.selection import Selection
-from amplitude_intercom.engine.settings import Clause, Selector
-from amplitude_intercom.engine.user_properties import (
+from amplitude_intercom.engine.rules.bodies import contact_body, creation_body, event_body
+from amplitude_intercom.engine.rules.contacts import AnyAttribute
+from amplitude_intercom.engine.rules.money import money
+from amplitude_intercom.engine.rules.planning import SyncRules
+from amplitude_intercom.engine.rules.selection import Selection
+from amplitude_intercom.engine.rules.user_properties import (
     MAX_KEPT_BYTES,
     ORDER,
     apply,
@@ -34,6 +28,8 @@ from amplitude_intercom.engine.user_properties import (
     select,
     split,
 )
+from amplitude_intercom.engine.rules.verdicts import Drop, Keep, Reject
+from amplitude_intercom.engine.settings import Clause, Selector
 from support.events import ATTRIBUTES, NAMES, STYLES, rules
 from support.intercom_rules import faults_of_contact, faults_of_event
 
@@ -135,39 +131,39 @@ class Types:
 @QUICK
 @given(RULES, st.lists(PAYLOADS, max_size=3), st.booleans())
 def test_any_operations_leave_properties_that_can_be_kept_and_written(
-    mapping: Rules, payloads: list[Any], known: bool
+    mapping: SyncRules, payloads: list[Any], known: bool
 ) -> None:
     state: dict[str, Any] = {}
     for payload in map(made, payloads):
         found = split(payload)
         needs_state(found.operations)
-        state, problems = apply(select(found.operations, mapping.properties), state)
+        state, problems = apply(select(found.operations, mapping.contacts.properties), state)
         assert msgspec.json.encode([*found.problems, *problems])
     assert len(msgspec.json.encode(state)) <= 2 + len(state) * (MAX_KEPT_BYTES + 300)
     types = Types() if known else AnyAttribute()
-    assert msgspec.json.encode(mapping.attributes_of(state))
-    fields, adjustments = mapping.contact_fields(state, types)
+    assert msgspec.json.encode(mapping.contacts.attributes_of(state))
+    fields, adjustments = mapping.contacts.contact_fields(state, types)
     assert_named(adjustments)
     assert faults_of_contact(contact_body(fields), ATTRIBUTES if known else None) == []
     creation_body(Identity("external_id", "user-1"), fields)
-    assert mapping.contact_fields(state, types) == (fields, adjustments)
+    assert mapping.contacts.contact_fields(state, types) == (fields, adjustments)
 
 
 @QUICK
 @given(RULES, VALUES | st.fixed_dictionaries({"custom_attributes": VALUES | PROPERTIES}) | PAYLOADS)
 def test_any_answer_of_intercom_gives_properties_that_can_be_kept(
-    mapping: Rules, answer: Any
+    mapping: SyncRules, answer: Any
 ) -> None:
-    state = mapping.properties_of_contact(made(answer))
-    assert state.keys() <= mapping.properties.keys()
+    state = mapping.contacts.properties_of_contact(made(answer))
+    assert state.keys() <= mapping.contacts.properties.keys()
     assert len(msgspec.json.encode(state)) <= 2 + len(state) * (MAX_KEPT_BYTES + 300)
-    mapping.contact_fields(state, AnyAttribute())
+    mapping.contacts.contact_fields(state, AnyAttribute())
 
 
 @QUICK
 @given(RULES, st.sampled_from(Kind), VALUES, VALUES, PROPERTIES, PAYLOADS)
 def test_any_event_is_planned_or_gets_a_verdict(
-    mapping: Rules, kind: Kind, event_type: Any, time: Any, properties: Any, payload: Any
+    mapping: SyncRules, kind: Kind, event_type: Any, time: Any, properties: Any, payload: Any
 ) -> None:
     event = {
         "event_type": event_type,
@@ -179,11 +175,11 @@ def test_any_event_is_planned_or_gets_a_verdict(
     for raw in map(written, map(made, (event, {**event, "event_type": "A", "time": None}))):
         record = Record(1, kind, "a@example.com", ACCEPTED_MS, raw.encode())
         planned = mapping.plan(record)
-        assert isinstance(planned, Plan | Verdict)
+        assert isinstance(planned, Keep | Drop | Reject)
         assert msgspec.json.encode(planned)
-        if isinstance(planned, Plan):
-            assert_named(planned.adjustments)
-            assert_is_intercom_s(planned)
+        if isinstance(planned, Keep):
+            assert_named(planned.value.adjustments)
+            assert_is_intercom_s(planned.value)
 
 
 def assert_is_intercom_s(plan: Plan) -> None:

@@ -16,9 +16,10 @@ import pytest
 from anyio.streams.memory import MemoryObjectSendStream
 
 from amplitude_intercom.engine.app import Engine
-from amplitude_intercom.engine.envelope import Plan, Record, Verdict
-from amplitude_intercom.engine.mapping import Rules
+from amplitude_intercom.engine.envelope import Plan, Record
 from amplitude_intercom.engine.metrics import SyncStatus
+from amplitude_intercom.engine.rules.planning import SyncRules
+from amplitude_intercom.engine.rules.verdicts import Verdict
 from amplitude_intercom.engine.spool.feed import Feed
 from amplitude_intercom.engine.spool.rows import DeadLetterQuery
 from amplitude_intercom.transports.intercom import Answer, Request, Wire
@@ -89,8 +90,8 @@ def about_poison(request: Request) -> bool:
 # --- the actors ---------------------------------------------------------------------------
 
 
-class BrokenRules(Rules):
-    def plan(self, record: Record) -> Plan | Verdict:
+class BrokenRules(SyncRules):
+    def plan(self, record: Record) -> Verdict[Plan]:
         if record.user_key.startswith("poison"):
             raise OverflowError(10**5_000)
         return super().plan(record)

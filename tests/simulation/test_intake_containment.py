@@ -13,9 +13,11 @@ import msgspec
 import pytest
 
 from amplitude_intercom.engine.actor import Actor
-from amplitude_intercom.engine.actors.filter import Admitted, Filter, FilterActor
+from amplitude_intercom.engine.actors.filter import FilterActor
 from amplitude_intercom.engine.actors.source import Share, Tally
-from amplitude_intercom.engine.mapping import Rules
+from amplitude_intercom.engine.rules.admission import Admission, Admitted
+from amplitude_intercom.engine.rules.planning import SyncRules
+from amplitude_intercom.engine.rules.verdicts import Verdict
 from amplitude_intercom.engine.settings import Delivery, SpoolSettings, Sync
 from amplitude_intercom.engine.spool import Spool
 from amplitude_intercom.engine.spool.rows import Append, Appended, DeadLetterQuery
@@ -31,10 +33,10 @@ def raw(user: str, n: int = 0) -> bytes:
     return msgspec.json.encode(simulation.event(user, n))
 
 
-class BrokenFilter(Filter):
+class BrokenAdmission(Admission):
     def judge(
         self, head: Head | BadEvent, raw: bytes, *, checked: bool = False
-    ) -> Admitted | BadEvent | str:
+    ) -> Verdict[Admitted]:
         if b"poison" in raw:
             raise OverflowError(10**5_000)
         return super().judge(head, raw, checked=checked)
@@ -53,9 +55,12 @@ class BrokenSpool(Spool):
         return super().append(batch)
 
 
-async def take_in(folder: Path, kind: type[Filter], spool_kind: type[Spool], *raws: bytes) -> Any:
+async def take_in(
+    folder: Path, kind: type[Admission], spool_kind: type[Spool], *raws: bytes
+) -> Any:
     """Send one batch through a filter actor; return spool counters, reasons, and the receipt."""
     sync: Sync = simulation.settings(folder).sync[0]
+    rules = SyncRules(sync)
     spool = spool_kind(
         folder / "s.db",
         SpoolSettings(),
@@ -68,7 +73,7 @@ async def take_in(folder: Path, kind: type[Filter], spool_kind: type[Spool], *ra
     ticket = Ticket()
     with send, receive:
         async with anyio.create_task_group() as tasks:
-            actor = FilterActor(kind(sync, Rules(sync)), spool)
+            actor = FilterActor(kind(sync, rules.who, rules.contacts), spool)
             tasks.start_soon(actor.run, receive)
             batch = Batch(None, raws, sync=sync.name, origin="pipe", lines=range(1, len(raws) + 1))
             await send.send(Share(batch, Tally(ticket, 1)))
@@ -88,7 +93,7 @@ MIXED = [raw(user) for n in range(30) for user in (f"well-{n}", f"poison-{n}")]
 
 def test_a_fault_in_judging_costs_each_event_that_has_it(tmp_path: Path) -> None:
     async def scenario() -> None:
-        counters, letters, receipt = await take_in(tmp_path, BrokenFilter, Spool, *MIXED)
+        counters, letters, receipt = await take_in(tmp_path, BrokenAdmission, Spool, *MIXED)
         assert letters == [("internal", line) for line in range(2, 61, 2)]
         assert receipt == Receipt(30, 0, 0, 30)
         assert (counters["received"], counters["pending"], counters["dead"]) == (60, 30, 30)
@@ -98,7 +103,7 @@ def test_a_fault_in_judging_costs_each_event_that_has_it(tmp_path: Path) -> None
 
 def test_a_fault_in_appending_costs_each_event_that_has_it(tmp_path: Path) -> None:
     async def scenario() -> None:
-        counters, letters, receipt = await take_in(tmp_path, Filter, BrokenSpool, *MIXED)
+        counters, letters, receipt = await take_in(tmp_path, Admission, BrokenSpool, *MIXED)
         assert [reason for reason, _ in letters] == ["internal"] * 30
         assert receipt == Receipt(30, 0, 0, 30)
         assert (counters["received"], counters["pending"], counters["dead"]) == (60, 30, 30)
@@ -111,7 +116,7 @@ def test_where_not_even_a_dead_letter_can_be_kept_the_batch_is_refused(tmp_path:
         cannot_bury = True
 
     async def scenario() -> None:
-        counters, letters, answer = await take_in(tmp_path, Filter, CannotBury, *MIXED)
+        counters, letters, answer = await take_in(tmp_path, Admission, CannotBury, *MIXED)
         assert isinstance(answer, Refused)
         assert answer.reason == "internal"
         assert letters == []

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from amplitude_intercom.engine.config import from_table
 from amplitude_intercom.engine.envelope import Kind, Record
-from amplitude_intercom.engine.mapping import Rules
+from amplitude_intercom.engine.rules.planning import SyncRules
 
 NAMES = ("price", "currency", "plan", "p.q", "P.Q", "$r", "signed_up_at", "email", "avatar", "tags")
 ATTRIBUTES = {"plan": "string", "price": "float", "tags": "string", "flag": "boolean"}
@@ -49,8 +49,8 @@ def sync_table(identifier: str, style: dict[str, Any], *, limit: int) -> dict[st
     }
 
 
-def rules(identifier: str, style: dict[str, Any], *, limit: int) -> Rules:
-    return Rules(from_table({"sync": [sync_table(identifier, style, limit=limit)]}).sync[0])
+def rules(identifier: str, style: dict[str, Any], *, limit: int) -> SyncRules:
+    return SyncRules(from_table({"sync": [sync_table(identifier, style, limit=limit)]}).sync[0])
 
 
 CORNERS: list[Any] = [

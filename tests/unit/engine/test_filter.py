@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,21 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amplitude_intercom.engine.actors.filter import (
-    LONGEST_TYPE_KEPT,
-    TYPES_KEPT,
-    Filter,
-    FilterActor,
-    dead_key,
-    insert_key,
-    project_hash,
-)
+from amplitude_intercom.engine.actors.filter import FilterActor, only_project
 from amplitude_intercom.engine.commands.preview import Past, Preview
 from amplitude_intercom.engine.config import from_table
-from amplitude_intercom.engine.envelope import Kind, Plan, Record
+from amplitude_intercom.engine.envelope import Kind, Record
 from amplitude_intercom.engine.errors import Failure
-from amplitude_intercom.engine.mapping import Rules
 from amplitude_intercom.engine.reasons import DeadReason, DropReason
+from amplitude_intercom.engine.rules.admission import LONGEST_TYPE_KEPT, TYPES_KEPT, Admission
+from amplitude_intercom.engine.rules.insert_keys import dead_key, insert_key, project_hash
+from amplitude_intercom.engine.rules.planning import SyncRules
+from amplitude_intercom.engine.rules.verdicts import Keep
 from amplitude_intercom.engine.spool.rows import dead_letter
 from amplitude_intercom.transports import Batch
 from amplitude_intercom.transports.amplitude import BadEvent, Head, decode_head, read_head
@@ -35,33 +31,33 @@ ANY: dict[str, Any] = {"select": [{"types": ["*"]}]}
 BOUGHT: dict[str, Any] = {"types": ["Bought"]}
 
 
-def a_filter(**sync: Any) -> Filter:
+def an_admission(**sync: Any) -> Admission:
     base = {"name": "a", "intercom": {"access_token": "t"}, "events": ANY}
     checked = from_table({"sync": [base | sync]}).sync[0]
-    return Filter(checked, Rules(checked))
+    return SyncRules(checked).admission
 
 
-def judged(decide: Filter, raw: bytes) -> Any:
+def judged(decide: Admission, raw: bytes) -> Any:
     """The verdict: a kind, a reason to drop, or a reason for a dead letter."""
-    found = decide.judge(decode_head(raw), raw)
-    return found.reason if isinstance(found, BadEvent) else found
+    verdict = decide.judge(decode_head(raw), raw)
+    return verdict.value if isinstance(verdict, Keep) else verdict.reason
 
 
-def judge(decide: Filter, event_type: str | None, **more: Any) -> Any:
+def judge(decide: Admission, event_type: str | None, **more: Any) -> Any:
     event = {"event_type": event_type, "user_id": "user-1", **more}
     return judged(decide, json.dumps(event).encode())
 
 
 def test_a_selected_event_is_kept_under_its_user() -> None:
-    assert judge(a_filter(), "Bought") == (Kind.EVENT, "user-1")
-    assert judge(a_filter(events={"select": [{"types": ["Bought"]}]}), "Bought") == (
+    assert judge(an_admission(), "Bought") == (Kind.EVENT, "user-1")
+    assert judge(an_admission(events={"select": [{"types": ["Bought"]}]}), "Bought") == (
         Kind.EVENT,
         "user-1",
     )
 
 
 def test_an_identify_is_kept_though_no_selection_names_it() -> None:
-    assert judge(a_filter(events={"select": []}), "$identify") == (Kind.IDENTIFY, "user-1")
+    assert judge(an_admission(events={"select": []}), "$identify") == (Kind.IDENTIFY, "user-1")
 
 
 @pytest.mark.parametrize(
@@ -83,7 +79,7 @@ def test_an_identify_is_kept_though_no_selection_names_it() -> None:
 def test_what_is_not_kept_has_its_reason(
     sync: dict[str, Any], event_type: str | None, reason: str
 ) -> None:
-    assert judge(a_filter(**sync), event_type) == reason
+    assert judge(an_admission(**sync), event_type) == reason
     assert reason in {*DropReason, *DeadReason}
 
 
@@ -100,19 +96,19 @@ def test_what_is_not_kept_has_its_reason(
     ],
 )
 def test_an_unusual_type_has_its_verdict(event_type: str, selected: Any, unselected: str) -> None:
-    assert judge(a_filter(), event_type) == selected
-    assert judge(a_filter(events={"select": [{"types": ["Bought"]}]}), event_type) == unselected
+    assert judge(an_admission(), event_type) == selected
+    assert judge(an_admission(events={"select": [{"types": ["Bought"]}]}), event_type) == unselected
 
 
 def test_types_that_are_remembered_are_bounded_in_number_and_length() -> None:
-    decide = a_filter()
+    decide = an_admission()
     for n in range(2 * TYPES_KEPT):
         decide.drop_by_type(f"{n}" * 64)
         decide.drop_by_type(f"type {n}")
-    assert decide._known_drops.cache_info().currsize == TYPES_KEPT
-    before = decide._known_drops.cache_info().misses
-    assert decide.drop_by_type("x" * (LONGEST_TYPE_KEPT + 1)) == ""
-    assert decide._known_drops.cache_info().misses == before
+    assert decide._known.cache_info().currsize == TYPES_KEPT
+    before = decide._known.cache_info().misses
+    assert decide.drop_by_type("x" * (LONGEST_TYPE_KEPT + 1)) is None
+    assert decide._known.cache_info().misses == before
 
 
 JSON = st.recursive(
@@ -130,8 +126,10 @@ def test_whatever_comes_is_kept_dropped_or_a_dead_letter(event: Any, derive: boo
     where = [{"property": "event.p", "op": "is not", "values": [1]}]
     raw = json.dumps(event).encode()
     for decide in (
-        a_filter(events={"select": [{"types": ["*"], "where": where}]}),
-        a_filter(users={"properties": ["plan"], "trigger": "any_update"}, events={"select": []}),
+        an_admission(events={"select": [{"types": ["*"], "where": where}]}),
+        an_admission(
+            users={"properties": ["plan"], "trigger": "any_update"}, events={"select": []}
+        ),
     ):
         kept = FilterActor(decide, cast("Any", None)).sift(Batch(None, [raw], derive_ids=derive))
         assert len(kept.rows) + len(kept.dead) + kept.dropped.total() == kept.received == 1
@@ -141,19 +139,19 @@ def test_whatever_comes_is_kept_dropped_or_a_dead_letter(event: Any, derive: boo
 
 def test_a_where_clause_that_does_not_hold_drops_the_event() -> None:
     clause = {"property": "event.amount", "op": ">=", "values": [100]}
-    decide = a_filter(events={"select": [{"types": ["Bought"], "where": [clause]}]})
+    decide = an_admission(events={"select": [{"types": ["Bought"], "where": [clause]}]})
     assert judge(decide, "Bought", event_properties={"amount": 99}) == "filtered_out"
     assert judge(decide, "Bought", event_properties={"amount": 100}) == (Kind.EVENT, "user-1")
 
 
 def test_an_event_that_comes_back_from_intercom_passes_where_the_guard_is_off() -> None:
-    decide = a_filter(events=ANY | {"loop_guard": False})
+    decide = an_admission(events=ANY | {"loop_guard": False})
     assert judge(decide, "[Intercom] event.created") == (Kind.EVENT, "user-1")
 
 
 def test_an_unselected_event_may_still_update_its_user() -> None:
     users = {"properties": ["plan"], "trigger": "any_update"}
-    decide = a_filter(users=users, events={"select": []})
+    decide = an_admission(users=users, events={"select": []})
     assert judge(decide, "Seen", user_properties={"plan": "pro"}) == (Kind.IDENTIFY, "user-1")
     assert judge(decide, "Seen", user_properties={"other": 1}) == "not_selected"
 
@@ -170,13 +168,13 @@ def test_an_unselected_event_may_still_update_its_user() -> None:
 def test_the_user_comes_from_where_the_mapping_says(
     source: str, event: dict[str, Any], user: str
 ) -> None:
-    decide = a_filter(mapping={"from": source})
+    decide = an_admission(mapping={"from": source})
     assert judge(decide, "Bought", **event) == (Kind.EVENT, user)
     assert judge(decide, "Bought") == "no_identity"
 
 
 def test_emails_compare_without_case_and_outer_space() -> None:
-    decide = a_filter(mapping={"identifier": "email"})
+    decide = an_admission(mapping={"identifier": "email"})
     assert judge(decide, "Bought", user_id=" Lena@Example.com ") == (Kind.EVENT, "lena@example.com")
 
 
@@ -229,8 +227,12 @@ def test_an_event_without_any_id_is_known_by_its_content_where_its_source_may_re
     assert same != insert_key(Head(), b"other", project_hash("p"), derive=True)
 
 
-def keys(decide: Filter, raw: bytes, **batch: Any) -> list[bytes | None]:
-    kept = FilterActor(decide, cast("Any", None)).sift(Batch(None, [raw], **batch))
+def keys(raw: bytes, api_keys: Sequence[str] = (), **batch: Any) -> list[bytes | None]:
+    table = {"name": "a", "intercom": {"access_token": "t"}, "events": ANY}
+    sync = from_table({"sync": [{**table, "amplitude_api_keys": list(api_keys)}]}).sync[0]
+    nowhere = cast("Any", None)
+    actor = FilterActor(SyncRules(sync).admission, nowhere, project=only_project(sync))
+    kept = actor.sift(Batch(batch.pop("heads", None), [raw], **batch))
     return [row.insert_key for row in (*kept.rows, *kept.dead)]
 
 
@@ -238,45 +240,38 @@ GOOD = b'{"event_type": "Bought", "user_id": "user-1", "insert_id": "i"}'
 
 
 def test_a_file_and_the_sdk_bring_the_same_event_where_the_sync_has_one_project() -> None:
-    one = a_filter(amplitude_api_keys=["k1"])
-    assert keys(one, GOOD, sync="a") == keys(one, GOOD, api_key="k1")
-    assert keys(one, GOOD, sync="a") != keys(one, GOOD, api_key="k2")
+    assert keys(GOOD, ["k1"], sync="a") == keys(GOOD, ["k1"], api_key="k1")
+    assert keys(GOOD, ["k1"], sync="a") != keys(GOOD, ["k1"], api_key="k2")
 
 
 @pytest.mark.parametrize("api_keys", [[], ["*"], ["k1", "k2"]])
 def test_a_file_belongs_to_no_project_where_it_may_be_any(api_keys: list[str]) -> None:
-    several = a_filter(amplitude_api_keys=api_keys)
-    found = keys(several, GOOD, sync="a")
-    assert found == keys(several, GOOD, sync="a")
-    assert found not in [keys(several, GOOD, api_key=key) for key in ("k1", "k2", "*")]
+    found = keys(GOOD, api_keys, sync="a")
+    assert found == keys(GOOD, api_keys, sync="a")
+    assert found not in [keys(GOOD, api_keys, api_key=key) for key in ("k1", "k2", "*")]
 
 
 BAD = b'{"event_type": "Bought", "user_id": "user-1", "insert_id": "i", "time": "soon"}'
 
 
 def test_a_dead_letter_is_known_again_by_its_content_and_never_makes_another_a_duplicate() -> None:
-    decide = a_filter()
-    assert keys(decide, BAD, sync="a", derive_ids=True) == keys(decide, BAD, sync="a")
-    assert keys(decide, BAD, sync="a") != keys(decide, GOOD, sync="a")
+    assert keys(BAD, sync="a", derive_ids=True) == keys(BAD, sync="a")
+    assert keys(BAD, sync="a") != keys(GOOD, sync="a")
     no_id = b'{"event_type": "Bought", "user_id": "user-1"}'
-    assert keys(decide, no_id, sync="a", derive_ids=True) != keys(decide, BAD, sync="a")
-    assert keys(decide, b"{", sync="a") != keys(decide, b"[", sync="a")
+    assert keys(no_id, sync="a", derive_ids=True) != keys(BAD, sync="a")
+    assert keys(b"{", sync="a") != keys(b"[", sync="a")
 
 
 def test_a_dead_letter_is_not_the_event_that_the_same_bytes_are_under_other_settings() -> None:
     """Its letter may be gone by then, and it would be lost."""
-    raw = b'{"event_type": "Bought", "user_id": "user-1", "event_properties": 1, "time": -1e300}'
-    head, bad = Head(event_type="Bought"), BadEvent("invalid_field", "time", "not a time")
-    assert dead_key(bad, raw, project_hash("p")) != insert_key(
-        head, raw, project_hash("p"), derive=True
-    )
+    raw, project = b'{"event_type": "Bought", "user_id": "user-1"}', project_hash("p")
+    head = Head(event_type="Bought")
+    assert dead_key(raw, project) != insert_key(head, raw, project, derive=True)
 
 
 def test_lines_that_begin_alike_are_different_dead_letters_where_the_rest_differs() -> None:
-    def key(digest: bytes) -> bytes:
-        return dead_key(
-            BadEvent("too_large", "", "too long", digest=digest), b"alike", project_hash("p")
-        )
+    def key(digest: bytes) -> list[bytes | None]:
+        return keys(b"alike", heads=[BadEvent("too_large", "", "too long", digest=digest)])
 
     assert key(b"one") == key(b"one")
     assert key(b"one") != key(b"other")
@@ -303,7 +298,7 @@ def sample() -> list[bytes]:
 
 
 def test_each_line_of_an_export_gets_the_verdict_it_deserves(sample: list[bytes]) -> None:
-    decide = a_filter()
+    decide = an_admission()
     verdicts = {number: judged(decide, line) for number, line in enumerate(sample, 1)}
     assert {n: v for n, v in verdicts.items() if isinstance(v, str)} == NOT_KEPT
     assert len(verdicts) == 60
@@ -313,11 +308,11 @@ def test_every_line_that_is_kept_can_be_sent(sample: list[bytes]) -> None:
     checked = from_table(
         {"sync": [{"name": "a", "intercom": {"access_token": "t"}, "events": ANY}]}
     ).sync[0]
-    mapping = Rules(checked)
+    mapping = SyncRules(checked)
     for line in sample:
-        found = judged(a_filter(), line)
+        found = judged(an_admission(), line)
         if isinstance(found, tuple):
-            assert isinstance(mapping.plan(Record(1, *found, 1_800_000_000_000, line)), Plan)
+            assert isinstance(mapping.plan(Record(1, *found, 1_800_000_000_000, line)), Keep)
 
 
 def test_only_the_same_event_of_the_same_device_is_known_again(sample: list[bytes]) -> None:
@@ -330,7 +325,7 @@ def test_only_the_same_event_of_the_same_device_is_known_again(sample: list[byte
     assert len({key(n) for n in (6, 7, 8, 16, 18, 39, 40)}) == 7
 
 
-def sift(decide: Filter, raws: list[bytes], *, decoded: bool, few_are_kept: bool) -> Any:
+def sift(decide: Admission, raws: list[bytes], *, decoded: bool, few_are_kept: bool) -> Any:
     actor = FilterActor(decide, cast("Any", None))  # sifting needs no spool
     actor._few_are_kept = few_are_kept
     heads = [read_head(raw)[0] for raw in raws] if decoded else None
@@ -344,7 +339,7 @@ TYPES = ("Bought", "Seen", "$identify", "$groupidentify", "_all", "[Intercom] x"
 @pytest.mark.parametrize("trigger", ["identify", "any_update"])
 @pytest.mark.parametrize("broken", [b"", b"{", b'{"event_type": 5, "user_id": "user-1"}'])
 def test_whatever_is_decoded_first_the_same_is_kept(trigger: str, broken: bytes) -> None:
-    decide = a_filter(
+    decide = an_admission(
         events={"select": [{"types": ["Bought"]}]},
         users={"properties": ["plan"], "trigger": trigger},
     )
@@ -363,7 +358,7 @@ def test_whatever_is_decoded_first_the_same_is_kept(trigger: str, broken: bytes)
 
 def test_what_nobody_selected_is_dropped_whatever_else_is_wrong_with_it() -> None:
     """So it does not depend on what else is in its batch."""
-    decide = a_filter(events={"select": [{"types": ["Bought"]}]})
+    decide = an_admission(events={"select": [{"types": ["Bought"]}]})
     bad = [b'{"event_type": "Seen", "user_id": true}', b'{"event_type": "Seen", "x": "\xff"}']
     worse = [b'{"event_type": "Bought", "user_id": true}', b"{"]
     for decoded, few_are_kept in ((True, False), (False, False), (False, True)):
@@ -383,9 +378,8 @@ def test_what_a_door_has_let_in_does_not_become_too_large_behind_it(extra: bytes
     batch = checked_batch(upload, "http", max_event_bytes=1_024, received_ms=1_800_000_000_000)
     assert isinstance(batch, Batch)
     assert len(batch.raws[0]) > 1_024
-    decide = a_filter()
-    decide.max_event_bytes = 1_024
-    append = FilterActor(decide, cast("Any", None)).sift(batch)
+    decide = an_admission()
+    append = FilterActor(decide, cast("Any", None), max_event_bytes=1_024).sift(batch)
     assert (len(append.rows), append.dead) == (1, [])
 
 
@@ -395,7 +389,7 @@ def test_preview_and_replay_judge_a_bad_event_as_intake_does(event_type: str, us
     table = {"name": "a", "intercom": {"access_token": "t"}, "events": {"select": [BOUGHT]}}
     sync = from_table({"sync": [table]}).sync[0]
     raw = f'{{"event_type": "{event_type}", "user_id": {user_id}}}'.encode()
-    kept = sift(Filter(sync, Rules(sync)), [raw], decoded=False, few_are_kept=False)
+    kept = sift(SyncRules(sync).admission, [raw], decoded=False, few_are_kept=False)
     letter = dead_letter(Record(1, Kind.EVENT, "", 0, raw), Failure(DeadReason.INVALID_FIELD), 0)
     foreseen = [Preview(sync).of(raw), Preview(sync).replayed(letter, Past())]
     expected = ["send"] * len(kept.rows) + ["reject"] * len(kept.dead) + list(kept.dropped)

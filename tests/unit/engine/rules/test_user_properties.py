@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from amplitude_intercom.engine.user_properties import (
+from amplitude_intercom.engine.rules.user_properties import (
     MAX_KEPT_BYTES,
     MAX_PROBLEMS,
     ORDER,

@@ -7,7 +7,7 @@ from typing import Any, get_args
 import msgspec
 import pytest
 
-from amplitude_intercom.engine.selection import Selection
+from amplitude_intercom.engine.rules.selection import Selection
 from amplitude_intercom.engine.settings import Clause, Operator, Selector
 
 

@@ -1,4 +1,4 @@
-"""Values as Intercom takes them: what does not fit is changed by rule, or left out.
+"""Texts, names, dates and metadata as Intercom takes them: changed by rule, or left out.
 
 Intercom's rules that are kept here, and where they are from:
 
@@ -12,8 +12,6 @@ seconds), rich links and amounts of money; not        help article 175
 booleans, so these become text
 nested values are not supported; an empty object or   intercom-ruby #244; help article 5245634;
 array makes Intercom ignore the whole event           analytics.js-integrations #561
-custom attributes are texts, numbers and booleans,    intercom-node #215; API description 2.16,
-each of the type that the workspace gave it           ``/data_attributes``
 times are Unix seconds everywhere                     API description 2.16
 ====================================================  =============================================
 
@@ -51,17 +49,6 @@ MAX_SPREAD: Final = 256
 
 SEPARATOR: Final = "_"
 """Between the names of a flattened key: ``.`` and brackets are not allowed in keys."""
-
-
-class Adjustment(msgspec.Struct, frozen=True, gc=False):
-    """One change: its reason, where, and what was done, for people."""
-
-    reason: AdjustmentReason
-    where: str
-    what: str
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.what}"
 
 
 class Note(msgspec.Struct, frozen=True, gc=False):
@@ -154,7 +141,7 @@ def is_legal_key(key: str) -> bool:
 
 _DATE_KEY: Final = re.compile(r"(?:^|[_\s-])(?:at|date)$|(?:At|Date)$", re.ASCII)
 _DATE: Final = re.compile(r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d.{0,40})?|\d{8}", re.ASCII)
-_DATE_TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d.{0,40}(?:Z|[+-]\d\d:?\d\d)", re.A)
+DATE_TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d.{0,40}(?:Z|[+-]\d\d:?\d\d)", re.A)
 _COUNT: Final = re.compile(r"-?\d{9,20}", re.ASCII)
 """A date as the digits of a number; fewer are as likely something else."""
 
@@ -196,7 +183,7 @@ def _text_to_seconds(text: str) -> int | None:
         return None
 
 
-def _as_date(value: Any) -> Fitted:
+def as_date(value: Any) -> Fitted:
     """Return the Unix seconds of a date; else the value."""
     seconds = to_seconds(value)
     if seconds is None or seconds == value:
@@ -267,8 +254,7 @@ def fit_scalar(value: Any, style: Style) -> Fitted:
     return _BY_TYPE[type(value)](value, style)
 
 
-_PLAIN: Final = Style()
-_AS_TEXT: Final = Style(stringify=True)
+AS_TEXT: Final = Style(stringify=True)
 
 
 def join(values: list[Any]) -> Fitted:
@@ -277,7 +263,7 @@ def join(values: list[Any]) -> Fitted:
         fitted
         for value in values
         if not isinstance(value, list | dict)
-        and (fitted := fit_scalar(value, _AS_TEXT)[0]) is not None
+        and (fitted := fit_scalar(value, AS_TEXT)[0]) is not None
     ]
     if not parts:
         return None, Note(
@@ -357,13 +343,13 @@ def spread(key: str, value: Any, style: Style, dated: bool = False) -> Spread:
 
 def _fit_single(value: Any, style: Style, dated: bool) -> Fitted:
     if isinstance(value, list):
-        return _fit_array(value, style)
-    value, note = _as_date(value) if dated else (value, None)
+        return fit_array(value, style)
+    value, note = as_date(value) if dated else (value, None)
     fitted, other = fit_scalar(value, style)
     return fitted, other or note
 
 
-def _fit_array(value: list[Any], style: Style) -> Fitted:
+def fit_array(value: list[Any], style: Style) -> Fitted:
     if not value:
         return None, Note(AdjustmentReason.EMPTY_LEFT_OUT, "an empty array, left out")
     if style.arrays == "drop":
@@ -429,141 +415,3 @@ def _fit_inner_key(found: Spread, outer: str, name: str) -> str:
         what = f"{wanted[:MAX_NAME]!r}, with `_` for what keys cannot have"
         found.append((key, None, Note(AdjustmentReason.KEY_CLEANED, what)))
     return key
-
-
-# --- contacts -----------------------------------------------------------------------------
-
-
-def fit_attribute(key: str, value: Any, data_type: str, style: Style) -> Fitted:
-    """Return a user property as a contact's field or attribute of ``data_type`` takes it.
-
-    ``data_type`` is one of Intercom's (``string``, ``integer``, ``float``, ``boolean``, ``date``),
-    ``url``, ``email``, ``role``, or empty where it is not known. What can be converted without loss
-    is, anything else is left out.
-    """
-    kind = type(value)
-    if data_type:
-        if _KINDS.get(data_type) is kind and is_plain(value, style):  # nearly all are
-            return value, None
-    elif is_plain(value, style) and not (is_date_key(key) or _is_date_time(value)):
-        return value, None
-    if isinstance(value, dict):
-        return None, Note(AdjustmentReason.NESTED_LEFT_OUT, "a nested object, left out")
-    note: Note | None = None
-    if isinstance(value, list):
-        value, note = _fit_array(value, style)
-    if value is None:
-        return None, note
-    if data_type:
-        converted = _CONVERT.get(data_type, _CONVERT["string"])(value)
-        if converted is None:
-            return None, Note(
-                AdjustmentReason.TYPE_MISMATCH, f"not a value of type {data_type}, left out"
-            )
-        if type(converted) is not type(value) or converted != value:
-            trimmed = "trimmed, in lower case"
-            what = trimmed if data_type == "email" else f"converted to {data_type}"
-            note = note or Note(AdjustmentReason.TYPE_CONVERTED, what)
-        value = converted
-    else:
-        if note is None and (is_date_key(key) or _is_date_time(value)):
-            value, note = _as_date(value)
-        value = _to_text(value) if style.stringify else value
-    if isinstance(value, bool):
-        return value, note
-    fitted, other = fit_scalar(value, _PLAIN)
-    return fitted, other or note
-
-
-_KINDS: Final[Mapping[str, type]] = {"string": str, "integer": int, "float": int}
-
-
-def _is_date_time(value: Any) -> bool:
-    """Whether a value says itself that it is a date with a time."""
-    return type(value) is str and value[10:11] == "T" and bool(_DATE_TIME.fullmatch(value))
-
-
-def type_for(key: str, value: Any, style: Style) -> str | None:
-    """Return the type for an attribute that is created for a value; None where it has no place.
-
-    A number gets ``float`` though it is whole: the next one may not be, and would not fit.
-    """
-    if not is_date_key(key):  # nearly all are of these two
-        if type(value) is str and value[10:11] != "T":
-            return "string"
-        if type(value) is int and is_plain(value, style):
-            return "float"
-    fitted, note = fit_attribute(key, value, "", style)
-    if isinstance(fitted, bool):
-        return "boolean"
-    if fitted is None or isinstance(fitted, str):
-        return None if fitted is None else "string"
-    dated = is_date_key(key) or (
-        note is not None and note.reason is AdjustmentReason.DATE_CONVERTED
-    )
-    return "date" if dated else "float"
-
-
-def _to_text(value: Any) -> str | None:
-    return value if isinstance(value, str) else fit_scalar(value, _AS_TEXT)[0]
-
-
-def _to_integer(value: Any) -> int | None:
-    number = _to_float(value)
-    return int(number) if number is not None and number == int(number) else None
-
-
-_NUMBER: Final = re.compile(
-    r"[+-]?(?:(?:0|[1-9]\d{0,14})(?:\.\d{0,15})?|\.\d{1,15})(?:e[+-]?\d{1,2})?", re.ASCII
-)
-"""A number as text. One with leading zeros is a code: ``02138`` is not 2138."""
-
-
-def _to_float(value: Any) -> int | float | None:
-    if isinstance(value, str):
-        text = value.strip().lower()
-        if not _NUMBER.fullmatch(text):
-            return None
-        value = int(text) if text.lstrip("+-").isdecimal() else float(text)
-    if isinstance(value, bool) or not -MAX_WHOLE < value < MAX_WHOLE:  # nor is it NaN
-        return None
-    number: int | float = value
-    return number
-
-
-def _to_boolean(value: Any) -> bool | None:
-    if isinstance(value, str):
-        return {"true": True, "false": False, "1": True, "0": False}.get(value.strip().lower())
-    if isinstance(value, int) and value in (0, 1):
-        return bool(value)
-    return None
-
-
-def _to_url(value: Any) -> str | None:
-    is_one = isinstance(value, str) and value.startswith(("http://", "https://"))
-    return value if is_one and len(value) <= MAX_TEXT and value.isprintable() else None
-
-
-def _to_email(value: Any) -> str | None:
-    text = value.strip().lower() if isinstance(value, str) else ""
-    local, _, domain = text.partition("@")
-    fits = local and domain and len(text) <= MAX_TEXT and text.isprintable() and " " not in text
-    return text if fits else None
-
-
-def _to_role(value: Any) -> str | None:
-    return value if value in ("user", "lead") else None
-
-
-_CONVERT: Final[Mapping[str, Callable[[Any], Any]]] = {
-    "string": _to_text,
-    "integer": _to_integer,
-    "float": _to_float,
-    "boolean": _to_boolean,
-    "date": to_seconds,
-    "datetime": to_seconds,
-    "url": _to_url,
-    "email": _to_email,
-    "role": _to_role,
-}
-"""How a value becomes one of a type; None where that would lose something."""

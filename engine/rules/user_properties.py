@@ -12,7 +12,7 @@ The rules (Amplitude's Identify API and SDK pages):
   what the list does not hold yet; several values go in in the order of the argument.
 - ``$add`` takes finite numbers only (a boolean or a text is none): else the old value stays.
 
-- A selected property ``address.city`` is found nested or dotted (``engine.paths``), in every
+- A selected property ``address.city`` is found nested or dotted (``engine.rules.paths``), in every
   operation; ``$unset`` of ``address`` unsets it too.
 
 Nothing here raises for anything that JSON can say: what cannot be done is left out and named in
@@ -29,8 +29,8 @@ from typing import Any, Final
 
 import msgspec
 
-from amplitude_intercom.engine import paths
-from amplitude_intercom.engine.fitting import MAX_WHOLE, encodable
+from amplitude_intercom.engine.rules import paths
+from amplitude_intercom.engine.rules.fitting import MAX_WHOLE, encodable
 
 MAX_KEPT_TEXT: Final = 1_024
 """Characters of a text: as many as Amplitude keeps, four times what a contact takes."""

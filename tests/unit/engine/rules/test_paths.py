@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from amplitude_intercom.engine.paths import FIELDS, find, parse, read, top_level_keys
+from amplitude_intercom.engine.rules.paths import FIELDS, find, parse, read, top_level_keys
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ operators of its streams are not documented:
 
 A property is ``event.NAME``, ``user.NAME``, ``group.TYPE`` (the names of that type's groups),
 ``group.TYPE.NAME`` (that property of any of them), or a top-level field such as ``country``.
-``engine.paths`` has the rules by which it is looked up.
+``engine.rules.paths`` has the rules by which it is looked up.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, get_args
 
-from amplitude_intercom.engine import paths
-from amplitude_intercom.engine.globs import Glob
+from amplitude_intercom.engine.rules import paths
+from amplitude_intercom.engine.rules.globs import Glob
 from amplitude_intercom.engine.settings import ANY_TYPE, NONE, Clause, Operator, Selector, Value
 
 MAX_ELEMENTS: Final = 1_000

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from amplitude_intercom.engine.globs import CHARACTERS_KEPT, Glob
+from amplitude_intercom.engine.rules.globs import CHARACTERS_KEPT, Glob
 
 
 @pytest.mark.parametrize(

@@ -9,17 +9,13 @@ from typing import Any
 import pytest
 
 from amplitude_intercom.engine.config import from_table
-from amplitude_intercom.engine.envelope import ContactUpdate, Identity, Kind, Plan, Record, Verdict
-from amplitude_intercom.engine.mapping import (
-    AnyAttribute,
-    Rules,
-    can_be_cleared,
-    contact_body,
-    creation_body,
-    event_body,
-    field_name,
-)
-from amplitude_intercom.engine.user_properties import apply
+from amplitude_intercom.engine.envelope import ContactUpdate, Identity, Kind, Plan, Record
+from amplitude_intercom.engine.reasons import DeadReason, DropReason
+from amplitude_intercom.engine.rules.bodies import contact_body, creation_body, event_body
+from amplitude_intercom.engine.rules.contacts import AnyAttribute, can_be_cleared, field_name
+from amplitude_intercom.engine.rules.planning import SyncRules
+from amplitude_intercom.engine.rules.user_properties import apply
+from amplitude_intercom.engine.rules.verdicts import Drop, Keep, Reject
 
 ACCEPTED_MS = 1_715_677_200_999
 ANY = AnyAttribute()
@@ -35,23 +31,23 @@ class Types:
         return self._types.get(name)
 
 
-def rules(**sync: Any) -> Rules:
+def rules(**sync: Any) -> SyncRules:
     base = {"name": "a", "intercom": {"access_token": "t"}}
     events = {"select": [{"types": ["*"]}], **sync.pop("events", {})}
-    return Rules(from_table({"sync": [base | sync | {"events": events}]}).sync[0])
+    return SyncRules(from_table({"sync": [base | sync | {"events": events}]}).sync[0])
 
 
 def record(event: dict[str, Any], user: str = "user-1", kind: Kind = Kind.EVENT) -> Record:
     return Record(7, kind, user, ACCEPTED_MS, json.dumps({"event_type": "Bought"} | event).encode())
 
 
-def plan(mapping: Rules, event: dict[str, Any], **more: Any) -> Plan:
-    planned = mapping.plan(record(event, **more))
-    assert isinstance(planned, Plan)
-    return planned
+def plan(mapping: SyncRules, event: dict[str, Any], **more: Any) -> Plan:
+    verdict = mapping.plan(record(event, **more))
+    assert isinstance(verdict, Keep)
+    return verdict.value
 
 
-def body(mapping: Rules, event: dict[str, Any], **more: Any) -> dict[str, Any]:
+def body(mapping: SyncRules, event: dict[str, Any], **more: Any) -> dict[str, Any]:
     sent = plan(mapping, event, **more).event
     assert sent is not None
     decoded: dict[str, Any] = json.loads(event_body(sent))
@@ -113,8 +109,8 @@ def test_how_far_a_clock_may_be_off_is_a_setting() -> None:
     assert body(lenient, {"time": ACCEPTED_MS - 100_000})["created_at"] == ACCEPTED_MS // 1000 - 100
     for time in (ACCEPTED_MS - 102_000, 5_000, -1):
         planned = lenient.plan(record({"time": time}))
-        assert isinstance(planned, Verdict)
-        assert (planned.verdict, planned.reason) == ("reject", "too_old")
+        assert isinstance(planned, Reject)
+        assert planned.reason == "too_old"
         assert planned.message.endswith("sync.events.max_age_s is 100")
 
 
@@ -234,15 +230,15 @@ def test_a_selected_property_with_a_currency_becomes_money() -> None:
 )
 def test_an_identity_that_intercom_cannot_take_is_rejected(identifier: str, user: str) -> None:
     planned = rules(mapping={"identifier": identifier}).plan(record({}, user))
-    assert isinstance(planned, Verdict)
-    assert (planned.verdict, planned.reason) == ("reject", "invalid_identity")
+    assert isinstance(planned, Reject)
+    assert planned.reason == "invalid_identity"
     assert planned.message.startswith(f"{identifier}: ")
 
 
 def test_a_time_that_cannot_be_read_is_rejected() -> None:
     planned = rules().plan(record({"time": "yesterday"}))
-    assert isinstance(planned, Verdict)
-    assert (planned.verdict, planned.reason) == ("reject", "invalid_field")
+    assert isinstance(planned, Reject)
+    assert planned.reason == "invalid_field"
 
 
 # --- contacts ---------------------------------------------------------------------------
@@ -267,7 +263,7 @@ def test_an_event_updates_its_user_only_where_the_trigger_says_so() -> None:
 def test_standard_fields_go_to_the_contact_and_all_others_to_custom_attributes() -> None:
     mapping = rules(users={"properties": ["name", {"from": "company_name", "to": "Company"}]})
     properties = {"name": "Lena", "company_name": "Acme", "secret": 1}
-    fields, _ = mapping.contact_fields(properties, ANY)
+    fields, _ = mapping.contacts.contact_fields(properties, ANY)
     assert json.loads(contact_body(fields)) == {
         "name": "Lena",
         "custom_attributes": {"Company": "Acme"},
@@ -278,7 +274,7 @@ def test_standard_fields_go_to_the_contact_and_all_others_to_custom_attributes()
 def test_a_contact_s_dates_are_unix_seconds_however_they_were_written() -> None:
     mapping = rules(users={"properties": ["signed_up_at"]})
     for written in ("2024-05-14T09:00:00Z", 1_715_677_200, 1_715_677_200_000):
-        assert mapping.contact_fields({"signed_up_at": written}, ANY)[0] == {
+        assert mapping.contacts.contact_fields({"signed_up_at": written}, ANY)[0] == {
             "signed_up_at": 1_715_677_200
         }
 
@@ -287,7 +283,7 @@ def test_nested_values_do_not_reach_a_contact_and_are_reported() -> None:
     mapping = rules(users={"properties": ["p"]})
     link = {"url": "https://example.com", "value": "x"}
     for nested in ({"a": 1}, link, {"amount": 1, "currency": "eur"}):
-        fields, [adjustment] = mapping.contact_fields({"p": nested}, ANY)
+        fields, [adjustment] = mapping.contacts.contact_fields({"p": nested}, ANY)
         assert (fields, adjustment.reason) == ({}, "nested_left_out")
 
 
@@ -295,7 +291,7 @@ def test_the_types_of_the_workspace_s_attributes_are_kept() -> None:
     mapping = rules(users={"properties": ["seats", "trial", "plan", "gone", "since"]})
     types = Types(seats="integer", trial="boolean", plan="string", since="date")
     properties = {"seats": "12", "trial": "no", "plan": 7, "gone": 1, "since": "2024-05-14"}
-    fields, adjustments = mapping.contact_fields(properties, types)
+    fields, adjustments = mapping.contacts.contact_fields(properties, types)
     assert json.loads(contact_body(fields)) == {
         "custom_attributes": {"seats": 12, "plan": "7", "since": 1_715_644_800}
     }
@@ -310,7 +306,7 @@ def test_the_types_of_the_workspace_s_attributes_are_kept() -> None:
 
 def test_an_attribute_is_created_only_for_what_is_written_and_with_a_type_that_suits() -> None:
     names = ["addr", "trial_at", "signup_date", "seats", "plan", "vip", "tags", "gone"]
-    wanted = rules(users={"properties": names}).attributes_of(
+    wanted = rules(users={"properties": names}).contacts.attributes_of(
         {
             "addr": {"city": "Oslo"},
             "trial_at": "2026-01-02T10:00:00Z",
@@ -343,7 +339,7 @@ def test_an_amount_with_too_many_digits_says_that_it_was_rounded() -> None:
 
 def test_the_field_that_identifies_a_contact_is_never_changed_by_a_property() -> None:
     mapping = rules(mapping={"identifier": "email"}, users={"properties": ["email", "name"]})
-    fields, _ = mapping.contact_fields({"email": "other@example.com", "name": "A"}, ANY)
+    fields, _ = mapping.contacts.contact_fields({"email": "other@example.com", "name": "A"}, ANY)
     assert fields == {"name": "A"}
 
 
@@ -364,8 +360,8 @@ def test_a_new_contact_is_a_user_with_its_identity() -> None:
 def test_what_a_contact_holds_is_read_back_as_selected_properties() -> None:
     mapping = rules(users={"properties": ["name", {"from": "co", "to": "Company"}, "gone"]})
     contact = {"name": "A", "custom_attributes": {"Company": "Acme", "gone": None, "x": 1}}
-    assert mapping.properties_of_contact(contact) == {"name": "A", "co": "Acme"}
-    assert mapping.properties_of_contact({"custom_attributes": None}) == {}
+    assert mapping.contacts.properties_of_contact(contact) == {"name": "A", "co": "Acme"}
+    assert mapping.contacts.properties_of_contact({"custom_attributes": None}) == {}
 
 
 # --- where properties are ---------------------------------------------------------------
@@ -386,7 +382,7 @@ def test_a_user_property_is_written_whether_nested_or_dotted(op: str, sets: dict
     planned = plan(mapping, event, kind=Kind.IDENTIFY)
     assert planned.contact is not None
     state, _ = apply(planned.contact.operations, {})
-    assert mapping.contact_fields(state, ANY)[0] == {"custom_attributes.city": "Oslo"}
+    assert mapping.contacts.contact_fields(state, ANY)[0] == {"custom_attributes.city": "Oslo"}
 
 
 def test_what_is_set_wins_over_a_plain_key_in_filter_metadata_and_contact() -> None:
@@ -490,7 +486,7 @@ def test_an_event_can_say_that_it_leaves_its_user_alone() -> None:
 def test_what_waited_is_dropped_for_the_reason_that_holds_today(
     sync: dict[str, Any], event: dict[str, Any], kind: Kind, reason: str
 ) -> None:
-    assert rules(**sync).plan(record(event, kind=kind)) == Verdict("drop", reason)
+    assert rules(**sync).plan(record(event, kind=kind)) == Drop(DropReason(reason))
 
 
 @pytest.mark.parametrize(
@@ -506,12 +502,12 @@ def test_what_waited_is_dropped_for_the_reason_that_holds_today(
     ],
 )
 def test_what_waited_has_to_pass_today_s_filter(name: str, event: dict[str, Any]) -> None:
-    def filtering(value: int) -> Rules:
+    def filtering(value: int) -> SyncRules:
         where = [{"property": name, "op": ">=", "values": [value]}]
         return rules(events={"select": [{"types": ["Bought"], "where": where}]})
 
     assert plan(filtering(5), event).event is not None
-    assert filtering(6).plan(record(event)) == Verdict("drop", "filtered_out")
+    assert filtering(6).plan(record(event)) == Drop(DropReason.FILTERED_OUT)
 
 
 def test_an_event_that_is_no_longer_sent_still_updates_its_user() -> None:
@@ -525,7 +521,7 @@ def test_an_event_that_is_no_longer_sent_still_updates_its_user() -> None:
 @pytest.mark.parametrize("name", [" ", "\t\n", "\0\x1b", "\u200b"])
 def test_an_event_whose_name_shows_nothing_is_rejected(name: str) -> None:
     planned = rules().plan(record({"event_type": name}))
-    assert planned == Verdict("reject", "invalid_field", "event_type is blank")
+    assert planned == Reject(DeadReason.INVALID_FIELD, "event_type is blank")
 
 
 def test_a_date_as_text_is_not_taken_for_a_number() -> None:
@@ -541,8 +537,8 @@ def test_a_date_as_text_is_not_taken_for_a_number() -> None:
 def test_a_time_of_too_many_digits_is_rejected() -> None:
     for time in (10**30, 10**400, float("1e300"), "9" * 5_000):
         planned = rules().plan(record({"time": time}))
-        assert isinstance(planned, Verdict)
-        assert (planned.verdict, planned.reason) == ("reject", "invalid_field")
+        assert isinstance(planned, Reject)
+        assert planned.reason == "invalid_field"
 
 
 # --- dates, control characters, roles ---------------------------------------------------
@@ -596,8 +592,8 @@ def test_a_role_is_not_written_beside_an_external_id(role: Any) -> None:
     properties = {"role": role, "external_id": "u-1", "name": "A"}
     for identifier in ("external_id", "email"):
         mapping = rules(mapping={"identifier": identifier}, users={"properties": chosen})
-        assert "role" not in mapping.contact_fields(properties, ANY)[0]
-    fields, _ = mapping.contact_fields({"role": "lead", "name": "A"}, ANY)
+        assert "role" not in mapping.contacts.contact_fields(properties, ANY)[0]
+    fields, _ = mapping.contacts.contact_fields({"role": "lead", "name": "A"}, ANY)
     assert fields == {"role": "lead", "name": "A"}
 
 
@@ -613,16 +609,16 @@ def test_neither_role_nor_external_id_can_be_cleared() -> None:
 def test_one_value_that_does_not_fit_costs_itself_alone() -> None:
     chosen = {"owner_id": "nobody", "signed_up_at": 10**321, "avatar": "x", "name": "Mira"}
     mapping = rules(users={"properties": list(chosen)})
-    fields, adjustments = mapping.contact_fields(chosen, ANY)
+    fields, adjustments = mapping.contacts.contact_fields(chosen, ANY)
     assert fields == {"name": "Mira"}
     assert [one.reason for one in adjustments] == ["type_mismatch"] * 3
-    assert mapping.contact_fields({"owner_id": "999"}, ANY)[0] == {"owner_id": 999}
+    assert mapping.contacts.contact_fields({"owner_id": "999"}, ANY)[0] == {"owner_id": 999}
 
 
 def test_a_code_of_digits_becomes_an_attribute_of_text() -> None:
     mapping = rules(users={"properties": ["postalCode"]})
-    assert mapping.attributes_of({"postalCode": "02138"}) == {"postalCode": "string"}
-    fields, [adjustment] = mapping.contact_fields(
+    assert mapping.contacts.attributes_of({"postalCode": "02138"}) == {"postalCode": "string"}
+    fields, [adjustment] = mapping.contacts.contact_fields(
         {"postalCode": "02138"}, Types(postalCode="float")
     )
     assert (fields, adjustment.reason) == ({}, "type_mismatch")
@@ -630,4 +626,6 @@ def test_a_code_of_digits_becomes_an_attribute_of_text() -> None:
 
 @pytest.mark.parametrize("answer", [None, [], "text", 5, {"custom_attributes": "text"}])
 def test_what_is_no_contact_holds_no_properties(answer: Any) -> None:
-    assert rules(users={"properties": ["name", "plan"]}).properties_of_contact(answer) == {}
+    assert (
+        rules(users={"properties": ["name", "plan"]}).contacts.properties_of_contact(answer) == {}
+    )

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from amplitude_intercom.engine.money import MINOR_DIGITS, money
+from amplitude_intercom.engine.rules.money import MINOR_DIGITS, money
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,170 @@
+"""Which events a sync keeps, and for which user.
+
+An event type that nobody selected costs its decoded head and one dict look-up. Only what a
+``where`` clause or the mapping has to see is decoded whole.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Final
+
+from amplitude_intercom.engine.envelope import Kind
+from amplitude_intercom.engine.reasons import DeadReason, DropReason
+from amplitude_intercom.engine.rules.contacts import ContactRules
+from amplitude_intercom.engine.rules.selection import Predicate, Selection
+from amplitude_intercom.engine.rules.verdicts import Drop, Keep, Reject, Verdict
+from amplitude_intercom.engine.rules.who import Who
+from amplitude_intercom.engine.settings import Sync
+from amplitude_intercom.transports.amplitude import (
+    GROUP_IDENTIFY,
+    IDENTIFY,
+    RESERVED_TYPES,
+    BadEvent,
+    Event,
+    Head,
+    check_head,
+    check_time,
+    decode_event,
+    decode_types,
+)
+
+TYPES_KEPT: Final = 4_096
+"""Event types whose verdict is remembered."""
+
+LONGEST_TYPE_KEPT: Final = 128
+"""Characters of such a type: 2 MB of them at most, and nobody's real types are longer."""
+
+LOOP_PREFIX: Final = "[Intercom] "
+
+Admitted = tuple[Kind, str]
+"""What a kept event is, and the key of its user."""
+
+
+class Admission:
+    """One sync's decision on an event: kept for a user, dropped, or a dead letter."""
+
+    def __init__(self, sync: Sync, who: Who, contacts: ContactRules) -> None:
+        self._who = who
+        self._contacts = contacts
+        self._selection = Selection(sync.events.select)
+        self._loop_guard = sync.events.loop_guard
+        off = None if sync.enabled else DropReason.SYNC_DISABLED
+        self._events_off = off or (None if sync.events.enabled else DropReason.EVENTS_DISABLED)
+        self._users_off = off or (None if sync.users.enabled else DropReason.USERS_DISABLED)
+        self._updates = contacts.updates_on_events and not self._users_off
+        self._known = lru_cache(TYPES_KEPT)(self._drop_by_type)
+
+    @property
+    def needed(self) -> frozenset[str]:
+        """The top-level fields of an event that a selection looks at."""
+        return self._selection.needed
+
+    def of_type(self, event_type: str) -> Predicate | Drop:
+        """Return what an event of a type must meet to be sent, or why none is sent."""
+        if event_type == IDENTIFY:
+            return Drop(DropReason.USERS_DISABLED)  # the only reason for which one makes no update
+        if event_type == GROUP_IDENTIFY:
+            return Drop(DropReason.GROUP_IDENTIFY)
+        if self._events_off:
+            return Drop(self._events_off)
+        predicate = self._selection.lookup(event_type)
+        if predicate is None:
+            return Drop(DropReason.NOT_SELECTED)
+        if event_type in RESERVED_TYPES:
+            return Drop(DropReason.RESERVED_NAME)
+        if self._loop_guard and event_type.startswith(LOOP_PREFIX):
+            return Drop(DropReason.LOOP_GUARD)
+        return predicate
+
+    def drop_by_type(self, event_type: str | None) -> DropReason | None:
+        """Return why an event of a type is dropped whatever it holds; None: it has to be seen."""
+        if event_type and len(event_type) > LONGEST_TYPE_KEPT:
+            return self._drop_by_type(event_type)
+        return self._known(event_type)
+
+    def _drop_by_type(self, event_type: str | None) -> DropReason | None:
+        if not event_type:
+            return None
+        if event_type == IDENTIFY:
+            return self._users_off
+        found = self.of_type(event_type)
+        if not isinstance(found, Drop):
+            return None
+        may_update = found.reason in (self._events_off, DropReason.NOT_SELECTED)
+        return None if may_update and self._updates else found.reason
+
+    def judge(
+        self, head: Head | BadEvent, raw: bytes, *, checked: bool = False
+    ) -> Verdict[Admitted]:
+        """Return what an event is kept as, or why it is not.
+
+        ``checked``: its source has found nothing wrong with its head.
+        """
+        if isinstance(head, BadEvent):
+            return self._judge_bad(head, raw)
+        event_type = head.event_type
+        reason = self.drop_by_type(event_type)
+        if reason:
+            return Drop(reason)
+        if event_type == IDENTIFY:
+            return self._admit(head, raw, Kind.IDENTIFY, None, checked=checked)
+        predicate = self._selection.lookup(event_type) if event_type else None
+        if predicate is None or self._events_off:
+            return self._judge_unsent(head, raw, self._events_off or DropReason.NOT_SELECTED)
+        if predicate.always and not self._updates:
+            return self._admit(head, raw, Kind.EVENT, None, checked=checked)
+        event = _decode(raw)
+        if isinstance(event, Reject):
+            return event
+        if not predicate.matches(event.fields):
+            return self._judge_unsent(head, raw, DropReason.FILTERED_OUT)
+        kind = Kind.EVENT
+        if self._updates and self._contacts.carries_update(event):
+            kind = Kind.EVENT_WITH_UPDATE
+        return self._admit(head, raw, kind, event)
+
+    def _judge_bad(self, bad: BadEvent, raw: bytes) -> Drop | Reject:
+        """What nobody has selected is dropped, whatever else is wrong with it."""
+        types = decode_types([raw])
+        reason = self.drop_by_type(types[0]) if types else None
+        return Drop(reason) if reason else _rejected(bad)
+
+    def _judge_unsent(self, head: Head, raw: bytes, reason: DropReason) -> Verdict[Admitted]:
+        """An event that is not sent may still change its user, where the trigger says so."""
+        if not head.event_type:
+            return Reject(DeadReason.MISSING_FIELD, "event_type is missing")
+        if self._updates:
+            event = _decode(raw)
+            if isinstance(event, Reject):
+                return event
+            if self._contacts.carries_update(event):
+                return self._admit(head, raw, Kind.IDENTIFY, event)
+        return Drop(reason)
+
+    def _admit(
+        self, head: Head, raw: bytes, kind: Kind, event: Event | None, *, checked: bool = False
+    ) -> Verdict[Admitted]:
+        if not checked:
+            problem = check_head(head, min_id_length=1) or check_time(head)
+            if problem is not None:
+                return _rejected(problem)
+        if self._who.in_head:
+            user = self._who.of_head(head)
+        else:
+            decoded = event or _decode(raw)
+            if isinstance(decoded, Reject):
+                return decoded
+            user = self._who.of_event(decoded)
+        return Keep((kind, user)) if user else Drop(DropReason.NO_IDENTITY)
+
+
+def _rejected(bad: BadEvent) -> Reject:
+    return Reject(DeadReason(bad.reason), bad.message)
+
+
+def _decode(raw: bytes) -> Event | Reject:
+    try:
+        return decode_event(raw)
+    except ValueError as error:
+        return Reject(DeadReason.INVALID_FIELD, str(error))

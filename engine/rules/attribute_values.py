@@ -1,0 +1,166 @@
+"""User properties as fields and custom attributes of a contact take them, by type.
+
+Custom attributes are texts, numbers and booleans, each of the type that the workspace gave it
+(intercom-node #215; API description 2.16, ``/data_attributes``). A value that can be converted
+without loss is, any other is left out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from amplitude_intercom.engine.reasons import AdjustmentReason
+from amplitude_intercom.engine.rules.fitting import (
+    AS_TEXT,
+    DATE_TIME,
+    MAX_TEXT,
+    MAX_WHOLE,
+    Fitted,
+    Note,
+    Style,
+    as_date,
+    fit_array,
+    fit_scalar,
+    is_date_key,
+    is_plain,
+    to_seconds,
+)
+
+_PLAIN: Final = Style()
+
+
+def fit_attribute(key: str, value: Any, data_type: str, style: Style) -> Fitted:
+    """Return a user property as a contact's field or attribute of ``data_type`` takes it.
+
+    ``data_type`` is one of Intercom's (``string``, ``integer``, ``float``, ``boolean``, ``date``),
+    ``url``, ``email``, ``role``, or empty where it is not known. What can be converted without loss
+    is, anything else is left out.
+    """
+    kind = type(value)
+    if data_type:
+        if _KINDS.get(data_type) is kind and is_plain(value, style):  # nearly all are
+            return value, None
+    elif is_plain(value, style) and not (is_date_key(key) or _is_date_time(value)):
+        return value, None
+    if isinstance(value, dict):
+        return None, Note(AdjustmentReason.NESTED_LEFT_OUT, "a nested object, left out")
+    note: Note | None = None
+    if isinstance(value, list):
+        value, note = fit_array(value, style)
+    if value is None:
+        return None, note
+    if data_type:
+        converted = _CONVERT.get(data_type, _CONVERT["string"])(value)
+        if converted is None:
+            return None, Note(
+                AdjustmentReason.TYPE_MISMATCH, f"not a value of type {data_type}, left out"
+            )
+        if type(converted) is not type(value) or converted != value:
+            trimmed = "trimmed, in lower case"
+            what = trimmed if data_type == "email" else f"converted to {data_type}"
+            note = note or Note(AdjustmentReason.TYPE_CONVERTED, what)
+        value = converted
+    else:
+        if note is None and (is_date_key(key) or _is_date_time(value)):
+            value, note = as_date(value)
+        value = _to_text(value) if style.stringify else value
+    if isinstance(value, bool):
+        return value, note
+    fitted, other = fit_scalar(value, _PLAIN)
+    return fitted, other or note
+
+
+_KINDS: Final[Mapping[str, type]] = {"string": str, "integer": int, "float": int}
+
+
+def _is_date_time(value: Any) -> bool:
+    """Whether a value says itself that it is a date with a time."""
+    return type(value) is str and value[10:11] == "T" and bool(DATE_TIME.fullmatch(value))
+
+
+def type_for(key: str, value: Any, style: Style) -> str | None:
+    """Return the type for an attribute that is created for a value; None where it has no place.
+
+    A number gets ``float`` though it is whole: the next one may not be, and would not fit.
+    """
+    if not is_date_key(key):  # nearly all are of these two
+        if type(value) is str and value[10:11] != "T":
+            return "string"
+        if type(value) is int and is_plain(value, style):
+            return "float"
+    fitted, note = fit_attribute(key, value, "", style)
+    if isinstance(fitted, bool):
+        return "boolean"
+    if fitted is None or isinstance(fitted, str):
+        return None if fitted is None else "string"
+    dated = is_date_key(key) or (
+        note is not None and note.reason is AdjustmentReason.DATE_CONVERTED
+    )
+    return "date" if dated else "float"
+
+
+def _to_text(value: Any) -> str | None:
+    return value if isinstance(value, str) else fit_scalar(value, AS_TEXT)[0]
+
+
+def _to_integer(value: Any) -> int | None:
+    number = _to_float(value)
+    return int(number) if number is not None and number == int(number) else None
+
+
+_NUMBER: Final = re.compile(
+    r"[+-]?(?:(?:0|[1-9]\d{0,14})(?:\.\d{0,15})?|\.\d{1,15})(?:e[+-]?\d{1,2})?", re.ASCII
+)
+"""A number as text. One with leading zeros is a code: ``02138`` is not 2138."""
+
+
+def _to_float(value: Any) -> int | float | None:
+    if isinstance(value, str):
+        text = value.strip().lower()
+        if not _NUMBER.fullmatch(text):
+            return None
+        value = int(text) if text.lstrip("+-").isdecimal() else float(text)
+    if isinstance(value, bool) or not -MAX_WHOLE < value < MAX_WHOLE:  # nor is it NaN
+        return None
+    number: int | float = value
+    return number
+
+
+def _to_boolean(value: Any) -> bool | None:
+    if isinstance(value, str):
+        return {"true": True, "false": False, "1": True, "0": False}.get(value.strip().lower())
+    if isinstance(value, int) and value in (0, 1):
+        return bool(value)
+    return None
+
+
+def _to_url(value: Any) -> str | None:
+    is_one = isinstance(value, str) and value.startswith(("http://", "https://"))
+    return value if is_one and len(value) <= MAX_TEXT and value.isprintable() else None
+
+
+def _to_email(value: Any) -> str | None:
+    text = value.strip().lower() if isinstance(value, str) else ""
+    local, _, domain = text.partition("@")
+    fits = local and domain and len(text) <= MAX_TEXT and text.isprintable() and " " not in text
+    return text if fits else None
+
+
+def _to_role(value: Any) -> str | None:
+    return value if value in ("user", "lead") else None
+
+
+_CONVERT: Final[Mapping[str, Callable[[Any], Any]]] = {
+    "string": _to_text,
+    "integer": _to_integer,
+    "float": _to_float,
+    "boolean": _to_boolean,
+    "date": to_seconds,
+    "datetime": to_seconds,
+    "url": _to_url,
+    "email": _to_email,
+    "role": _to_role,
+}
+"""How a value becomes one of a type; None where that would lose something."""

@@ -1,0 +1,211 @@
+"""From user properties to a contact's fields.
+
+A contact takes a closed set of standard fields; all else is a custom attribute, which has to exist
+and has a type (API description 2.16, ``POST /contacts``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple, Protocol
+
+from amplitude_intercom.engine.envelope import Adjusted, Adjustment, ContactUpdate, Identity
+from amplitude_intercom.engine.reasons import AdjustmentReason
+from amplitude_intercom.engine.rules import paths
+from amplitude_intercom.engine.rules.attribute_values import fit_attribute, type_for
+from amplitude_intercom.engine.rules.bodies import ATTRIBUTE_PREFIX, MOST_THAT_FIT, cut_to_size
+from amplitude_intercom.engine.rules.fitting import Style
+from amplitude_intercom.engine.rules.user_properties import (
+    CLEAR_ALL,
+    UNCHANGED,
+    keep,
+    select,
+    split,
+)
+from amplitude_intercom.engine.settings import Users, source_and_target
+from amplitude_intercom.transports.amplitude import IDENTIFY, Content, Event
+
+STANDARD_TYPES: Final[Mapping[str, str]] = {
+    "role": "role",
+    "external_id": "string",
+    "email": "email",
+    "phone": "string",
+    "name": "string",
+    "avatar": "url",
+    "owner_id": "integer",
+    "signed_up_at": "date",
+    "last_seen_at": "date",
+    "unsubscribed_from_emails": "boolean",
+}
+"""Fields of the contact itself that can be written, and their types (API description 2.14)."""
+
+NEVER_CLEARED: Final = frozenset({"role", "external_id"})
+"""Fields that null does not clear: a role is never null, an external id stays (recordings)."""
+
+
+class Types(Protocol):
+    """What is known of a workspace's custom attributes."""
+
+    def type_of(self, name: str) -> str | None:
+        """Return an attribute's type, empty where it is not known; None: there is no such one."""
+        ...
+
+
+class AnyAttribute:
+    """Nothing is known, so everything may be there."""
+
+    def type_of(self, name: str) -> str | None:
+        return ""
+
+
+class Field(NamedTuple):
+    """A selected user property, and the contact's field that it goes to."""
+
+    source: str
+    name: str
+    attribute: str
+    """The custom attribute's name; empty for a standard field."""
+    data_type: str
+    """Of a standard field."""
+
+
+class ContactRules:
+    """``[sync.users]``, compiled. ``identifier``: the field that contacts are found by."""
+
+    def __init__(self, users: Users, style: Style, identifier: str) -> None:
+        self._enabled = users.enabled
+        self._style = style
+        self._identifier = identifier
+        chosen = map(source_and_target, users.properties)
+        self._properties = {
+            source.removeprefix("user."): field_name(target) for source, target in chosen
+        }
+        self._fields = [_field(source, name) for source, name in self._properties.items()]
+        found = [paths.parse(f"user.{source}") for source in self._properties]
+        self._stand_ins = {path.name: path.field for path in found if path.field}
+        self.updates_on_events = (
+            users.enabled and users.trigger == "any_update" and bool(self._properties)
+        )
+        """Whether events that carry selected user properties update the contact too."""
+
+    @property
+    def needed(self) -> set[str]:
+        """The top-level fields of an event that are read."""
+        return set(self._stand_ins.values())
+
+    def update(
+        self, event: Content, identity: Identity, record_id: int
+    ) -> tuple[ContactUpdate | None, Sequence[Adjustment]]:
+        """Return what an event brings to its contact; None where it does not touch it."""
+        identify = event.event_type == IDENTIFY
+        if not (self.updates_on_events or (identify and self._enabled)):
+            return None, ()
+        operations, problems = self._operations(event)
+        if not operations and not identify:
+            return None, ()
+        refused = AdjustmentReason.OPERATION_REFUSED
+        adjustments = [Adjustment(refused, "user_properties", problem) for problem in problems]
+        return ContactUpdate(identity, operations, record_id), adjustments
+
+    def carries_update(self, event: Event) -> bool:
+        """Whether an event has anything to say about selected user properties."""
+        return bool(self._operations(event)[0])
+
+    def _operations(self, event: Content | Event) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """Return what an event does to selected user properties, and what of it cannot be done."""
+        if event.leaves_user_alone:
+            return {}, ()
+        found = split(event.user_properties)
+        operations = select(found.operations, self._properties)
+        if self._stand_ins:
+            self._add_fields(event.fields, operations)
+        return operations, found.problems
+
+    def _add_fields(self, fields: Mapping[str, Any], operations: dict[str, Any]) -> None:
+        """Set the properties that an event has as fields of its own, unless an operation does."""
+        for source, field in self._stand_ins.items():
+            value = fields.get(field)
+            named = any(source in names for op, names in operations.items() if op != CLEAR_ALL)
+            if value is not None and not named:
+                operations["$set"] = {**operations.get("$set", {}), source: value}
+
+    @property
+    def properties(self) -> Mapping[str, str]:
+        """Selected user properties and the contact field that each goes to."""
+        return self._properties
+
+    def attributes_of(self, properties: Mapping[str, Any]) -> dict[str, str]:
+        """Return the custom attributes that a user's properties would fill, and of which type."""
+        found: dict[str, str] = {}
+        for source, _, attribute, _ in self._fields:
+            value = properties.get(source)
+            if value is not None and attribute:
+                data_type = type_for(source, value, self._style)
+                if data_type is not None:
+                    found[attribute] = data_type
+        return found
+
+    def contact_fields(self, properties: Mapping[str, Any], types: Types) -> Adjusted:
+        """Return the contact's fields for a user's properties, flat, and what was adjusted.
+
+        Custom attributes are named ``custom_attributes.NAME``; ``contact_body`` nests them. The
+        field that identifies the contact is not among them, nor a role beside an external id,
+        which only users have.
+        """
+        fields: dict[str, Any] = {}
+        adjustments: list[Adjustment] = []
+        for source, name, attribute, standard_type in self._fields:
+            value = properties.get(source)
+            if value is None or name == self._identifier:
+                continue
+            data_type = types.type_of(attribute) if attribute else standard_type
+            if data_type is None:
+                what = "left out, the workspace has no such attribute"
+                adjustments.append(Adjustment(AdjustmentReason.UNKNOWN_ATTRIBUTE, name, what))
+                continue
+            fitted, note = fit_attribute(source, value, data_type, self._style)
+            if note is not None:
+                adjustments.append(Adjustment(note.reason, name, note.what))
+            if fitted is not None:
+                fields[name] = fitted
+        if "role" in fields and (self._identifier == "external_id" or "external_id" in fields):
+            role = fields.pop("role")
+            if role != "user":
+                what = "left out, whoever has an external id is a user"
+                adjustments.append(Adjustment(AdjustmentReason.TYPE_MISMATCH, "role", what))
+        if len(fields) > MOST_THAT_FIT:
+            adjustments += cut_to_size(fields, fields)
+        return fields, adjustments
+
+    def properties_of_contact(self, contact: Any) -> dict[str, Any]:
+        """Return the selected properties as a contact read from Intercom holds them.
+
+        Whatever was answered: what is no contact holds none.
+        """
+        contact = contact if isinstance(contact, dict) else {}
+        custom = contact.get("custom_attributes")
+        custom = custom if isinstance(custom, dict) else {}
+        found: dict[str, Any] = {}
+        for source, name, attribute, _ in self._fields:
+            value, _ = keep(custom.get(attribute) if attribute else contact.get(name))
+            if value is not None and value != "" and value is not UNCHANGED:
+                found[source] = value
+        return found
+
+
+def field_name(target: str) -> str:
+    """Return the flat name of a contact's field: standard ones as they are, else an attribute's."""
+    return target if target in STANDARD_TYPES else ATTRIBUTE_PREFIX + target
+
+
+def can_be_cleared(name: str, types: Types) -> bool:
+    """Return whether a flat field can be set to null: the workspace has it, and it may be empty."""
+    if name.startswith(ATTRIBUTE_PREFIX):
+        return types.type_of(name.removeprefix(ATTRIBUTE_PREFIX)) is not None
+    return name not in NEVER_CLEARED
+
+
+def _field(source: str, name: str) -> Field:
+    if name.startswith(ATTRIBUTE_PREFIX):
+        return Field(source, name, name.removeprefix(ATTRIBUTE_PREFIX), "")
+    return Field(source, name, "", STANDARD_TYPES[name])

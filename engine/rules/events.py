@@ -1,0 +1,226 @@
+"""From an Amplitude event to Intercom's: its name, its second, its metadata.
+
+- An event has ``event_name``, ``created_at`` in Unix seconds and one of ``user_id`` (the contact's
+  ``external_id``) and ``email`` (API description 2.16, ``POST /events``).
+- Surplus metadata keys are ignored in the order sent, so the selection's order is the priority (API
+  description 2.16), and keys are told apart without case (help article 175).
+
+A single value is fitted by ``rules.fitting``, a price by ``rules.money``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from amplitude_intercom.engine.envelope import Adjusted, Adjustment, Identity
+from amplitude_intercom.engine.reasons import AdjustmentReason, DeadReason
+from amplitude_intercom.engine.rules import paths
+from amplitude_intercom.engine.rules.bodies import MOST_THAT_FIT, cut_to_size
+from amplitude_intercom.engine.rules.fitting import (
+    DATE_ENDING,
+    Spread,
+    Style,
+    fit_key,
+    fit_name,
+    is_blank,
+    is_plain,
+    spread,
+)
+from amplitude_intercom.engine.rules.money import is_exact, money
+from amplitude_intercom.engine.rules.verdicts import Reject
+from amplitude_intercom.engine.settings import Events, Rename, source_and_target
+from amplitude_intercom.transports.amplitude import Content
+
+
+class Source(NamedTuple):
+    """A selected metadata property: where it is from, and the key that it goes to."""
+
+    path: paths.Path
+    key: str
+    dated: bool
+    currency: paths.Path | None
+    """Where the currency is, if it is an amount."""
+
+
+class EventRules:
+    """``[sync.events]``, compiled."""
+
+    def __init__(self, events: Events, style: Style) -> None:
+        self._rename = events.rename
+        self._style = style
+        self._metadata = [_metadata_source(item, events.money) for item in events.metadata]
+        self._limit = events.metadata_limit
+        self._max_ahead_s, self._max_age_s = events.max_ahead_s, events.max_age_s
+        self._looked_up = [_looked_up(source) for source in self._metadata]
+        keys = {source.key.lower() for source in self._metadata}
+        self._all_fit = len(keys) == len(self._metadata) <= self._limit
+        """Whether no two keys are alike and the limit holds, unless an object is spread."""
+
+    @property
+    def needed(self) -> set[str]:
+        """The top-level fields of an event that are read."""
+        keys: set[str] = set()
+        for source in self._metadata:
+            keys.add(source.path.field)
+            keys.update(paths.top_level_keys(source.currency) if source.currency else ())
+        return keys - {""}
+
+    def name_of(self, event_type: str) -> tuple[str, Sequence[Adjustment]]:
+        """Return the name that a type has in Intercom; empty where it would be blank."""
+        wanted = self._rename.get(event_type, event_type)
+        if is_blank(wanted):
+            return "", ()
+        name = fit_name(wanted)
+        if name == wanted:
+            return name, ()
+        what = f"sent as {name!r}"
+        return name, (Adjustment(AdjustmentReason.NAME_CLEANED, "event_name", what),)
+
+    def created_at(
+        self, event: Content, accepted_at_ms: int
+    ) -> tuple[int, Sequence[Adjustment]] | Reject:
+        """Return an event's Unix second: its own time, as far as that can be.
+
+        A clock that is ahead would put events into Intercom's future; the bound is the moment of
+        acceptance and not of sending, so that a retry says the same.
+        """
+        accepted_s, time_ms = accepted_at_ms // 1000, event.time_ms
+        if time_ms is None:
+            return accepted_s, ()
+        adjustments: Sequence[Adjustment] = ()
+        if time_ms is not event.time and event.time_was_guessed:
+            what = "not in milliseconds"
+            adjustments = (Adjustment(AdjustmentReason.TIME_UNIT, "created_at", what),)
+        second: int = time_ms // 1000
+        if second > accepted_s + self._max_ahead_s:
+            what = f"{second - accepted_s} s ahead, the moment of acceptance instead"
+            ahead = Adjustment(AdjustmentReason.TIME_AHEAD, "created_at", what)
+            return accepted_s, (*adjustments, ahead)
+        if second < 0 or second < accepted_s - self._max_age_s:
+            age = f"{accepted_s - second} s before it was accepted"
+            limit = f"sync.events.max_age_s is {self._max_age_s:.0f}"
+            return Reject(DeadReason.TOO_OLD, f"{age}; {limit}")
+        return second, adjustments
+
+    def fields(self, name: str, event: Content, identity: Identity, created_at: int) -> Adjusted:
+        """Return what goes into ``POST /events``."""
+        body: dict[str, Any] = {
+            "event_name": name,
+            "created_at": created_at,
+            "user_id" if identity.field == "external_id" else "email": identity.value,
+        }
+        metadata, adjustments = self.metadata(event)
+        if metadata:
+            body["metadata"] = metadata
+            if len(metadata) > MOST_THAT_FIT:
+                adjustments = [*adjustments, *cut_to_size(body, metadata)]
+        return body, adjustments
+
+    def metadata(self, event: Content) -> Adjusted:
+        """Return an event's metadata. Most values go as they are, and are put in at once."""
+        metadata: dict[str, Any] = {}
+        checked = None if self._all_fit else _CheckedMetadata(metadata, self._limit)
+        style, properties = self._style, event.event_properties
+        get, flat = properties.get, None
+        for name, key, simple, alone, dated, source in self._looked_up:
+            value = get(name) if simple else None
+            if value is None:
+                if alone:
+                    if flat is None:
+                        flat = "." in "".join(properties)
+                    if not flat:
+                        continue
+                value = _value(event, source)
+                if value is None:
+                    continue
+                if source.currency is not None:
+                    checked = checked or _CheckedMetadata(metadata, self._limit)
+                    value = checked.amount(event, source, source.currency, value)
+            is_plain_value = not dated and is_plain(value, style)
+            if is_plain_value and checked is None:
+                metadata[key] = value
+                continue
+            checked = checked or _CheckedMetadata(metadata, self._limit)
+            checked.put(
+                [(key, value, None)] if is_plain_value else spread(key, value, style, dated)
+            )
+        return metadata, () if checked is None else checked.adjustments
+
+
+class _CheckedMetadata:
+    """Metadata whose keys may be alike, or too many."""
+
+    def __init__(self, metadata: dict[str, Any], limit: int) -> None:
+        self._metadata = metadata
+        self._limit = limit
+        self._taken = set(map(str.lower, metadata))
+        self.adjustments: list[Adjustment] = []
+
+    def put(self, found: Spread) -> None:
+        """Add the keys of one property, unless there is one alike, or as many as there may be."""
+        for key, value, note in found:
+            if note is not None:
+                self._adjusted(note.reason, key, note.what)
+            if value is None:
+                continue
+            folded = key.lower()
+            if folded in self._taken:
+                what = "left out, equal to another key but for case"
+                self._adjusted(AdjustmentReason.KEY_COLLISION, key, what)
+            elif len(self._metadata) >= self._limit:
+                what = f"left out, {len(self._metadata)} keys are there"
+                self._adjusted(AdjustmentReason.TOO_MANY_KEYS, key, what)
+                break  # one of them is named: an object can have many
+            else:
+                self._taken.add(folded)
+                self._metadata[key] = value
+
+    def amount(
+        self, event: Content, source: Source, currency: paths.Path, value: Any
+    ) -> dict[str, Any] | Any:
+        """Return a price as an amount in minor units, or as it is where it is none."""
+        amount = money(value, paths.read(currency, event.fields))
+        if amount is None:
+            what = f"no amount in the currency that `{currency.name}` says, sent as it is"
+            self._adjusted(AdjustmentReason.NOT_MONEY, source.key, what)
+            return value
+        if not is_exact(value, amount):
+            what = f"rounded to {amount['amount']} of the minor unit"
+            self._adjusted(AdjustmentReason.AMOUNT_ROUNDED, source.key, what)
+        return amount
+
+    def _adjusted(self, reason: AdjustmentReason, key: str, what: str) -> None:
+        self.adjustments.append(Adjustment(reason, f"metadata.{key}", what))
+
+
+def _value(event: Content, source: Source) -> Any:
+    """Return what an event has for a source, wherever it has it; None where it has nothing."""
+    scope, name, field = source.path
+    if scope == "event":
+        value = paths.find(event.event_properties, name)
+    else:
+        value = paths.find(paths.user_properties(event.user_properties), name)
+    return event.fields.get(field) if value is None and field else value
+
+
+def _metadata_source(item: str | Rename, currencies: Mapping[str, str]) -> Source:
+    written, target = source_and_target(item)
+    path = paths.parse(written, "event")
+    key = fit_key(target)
+    dated = key.endswith(DATE_ENDING) or (isinstance(item, Rename) and item.as_ == "date")
+    named = currencies.get(path.name) if path.scope == "event" else None
+    currency = None if named is None else paths.parse(f"event.{named}")
+    return Source(path, key, dated, currency)
+
+
+def _looked_up(source: Source) -> tuple[str, str, bool, bool, bool, Source]:
+    """Return what is looked at first: the name of a property, the key, and three bits.
+
+    First, whether an event property of that name is the value as it is; second, whether without one
+    there is no other, unless keys have dots; third, whether it is a date.
+    """
+    scope, name, field = source.path
+    simple = scope == "event" and source.currency is None
+    alone = simple and not field and "." not in name
+    return name, source.key, simple, alone, source.dated, source

@@ -1,0 +1,47 @@
+"""The keys by which an event is known again when it comes a second time."""
+
+from __future__ import annotations
+
+import hashlib
+
+from amplitude_intercom.transports.amplitude import Head
+
+
+def project_hash(api_key: str) -> hashlib.blake2b:
+    """Return the beginning of every key of a project's events."""
+    text = f"{len(api_key)} {api_key} "
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16)
+
+
+def insert_key(head: Head, raw: bytes, project: hashlib.blake2b, *, derive: bool) -> bytes | None:
+    """Return the key of an event: its insert id in its project and on its device.
+
+    Without a device id the user counts instead, as at Amplitude (HTTP V2 page). Without an insert
+    id the content is the key where ``derive`` is on; else there is none: two equal requests are two
+    events.
+    """
+    unique, device = head.unique_id, head.device_id
+    if not unique:
+        return _key(project, b"content ", raw) if derive else None
+    if device:
+        text = f"device {len(device)} {device}{unique}"
+    else:
+        user = head.user_id or ""
+        text = f"user {len(user)} {user}{unique}"
+    return _key(project, text.encode("utf-8", "surrogatepass"))
+
+
+def dead_key(content: bytes, project: hashlib.blake2b) -> bytes:
+    """Return the key of a dead letter: all of its content, so never what mends it.
+
+    ``content`` is the event itself, or a digest of it.
+    """
+    return _key(project, b"dead ", content)
+
+
+def _key(project: hashlib.blake2b, text: bytes, content: bytes = b"") -> bytes:
+    key = project.copy()
+    key.update(text)
+    if content:
+        key.update(content)
+    return key.digest()
