@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from support import reference
 from support.serving import serving, speak
 
-RECORDED = Path(__file__).parents[2].parent / "shared" / "data" / "amplitude-requests"
 API_KEY = "test-api-key-0123456789abcdef"
 
 
@@ -25,9 +25,7 @@ API_KEY = "test-api-key-0123456789abcdef"
 async def test_what_clients_send_is_taken_whole_and_a_second_time_known_again(
     tmp_path: Path, name: str, path: str, events: int, dropped: dict[str, int]
 ) -> None:
-    file = RECORDED / f"{name}.json"
-    if not file.exists():
-        pytest.skip("no recorded requests here")
+    file = reference.REQUESTS / f"{name}.json"
     request = _bytes_of(json.loads(file.read_bytes()), path)
     async with serving(tmp_path, API_KEY) as (source, engine):
         for _ in range(2):

@@ -8,19 +8,14 @@ from __future__ import annotations
 
 import functools
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from jsonschema import Draft202012Validator
 
 from amplitude_intercom.transports.intercom import Answer, Request
 from amplitude_intercom.transports.sandbox import Sandbox
-
-DESCRIPTION = Path(__file__).parents[2].parent / "shared/data/intercom-openapi-2.16.yaml"
-
-pytestmark = pytest.mark.skipif(not DESCRIPTION.exists(), reason=f"{DESCRIPTION} is not here")
+from support import reference
 
 NOW_S = 1_700_000_000
 
@@ -29,9 +24,7 @@ Schema = dict[str, Any]
 
 @functools.cache
 def description() -> Schema:
-    text = DESCRIPTION.read_text()
-    loaded: Schema = mended(yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
-    return without_nullable(loaded)
+    return without_nullable(mended(reference.api_description()))
 
 
 def mended(loaded: Schema) -> Schema:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -25,8 +24,8 @@ from amplitude_intercom.engine.spool.rows import dead_letter
 from amplitude_intercom.transports import Batch
 from amplitude_intercom.transports.amplitude import BadEvent, Head, decode_head, read_head
 from amplitude_intercom.transports.uploads import Upload, checked_batch
+from support import reference
 
-SAMPLE = Path(__file__).parents[3].parent / "shared" / "data" / "amplitude-export-sample.jsonl"
 ANY: dict[str, Any] = {"select": [{"types": ["*"]}]}
 BOUGHT: dict[str, Any] = {"types": ["Bought"]}
 
@@ -290,36 +289,32 @@ NOT_KEPT = {
 """What ``shared/data/README.md`` says of these lines, in this program's words."""
 
 
-@pytest.fixture(scope="module")
-def sample() -> list[bytes]:
-    if not SAMPLE.exists():
-        pytest.skip("no sample data here")
-    return SAMPLE.read_bytes().splitlines()
+def test_each_line_of_an_export_gets_the_verdict_it_deserves() -> None:
+    decide, rows = an_admission(), reference.export_rows()
+    verdicts = {number: judged(decide, row) for number, row in rows.items()}
+    deserved = {number: reason for number, reason in NOT_KEPT.items() if number in rows}
+    assert {n: v for n, v in verdicts.items() if isinstance(v, str)} == deserved
+    assert deserved
 
 
-def test_each_line_of_an_export_gets_the_verdict_it_deserves(sample: list[bytes]) -> None:
-    decide = an_admission()
-    verdicts = {number: judged(decide, line) for number, line in enumerate(sample, 1)}
-    assert {n: v for n, v in verdicts.items() if isinstance(v, str)} == NOT_KEPT
-    assert len(verdicts) == 60
-
-
-def test_every_line_that_is_kept_can_be_sent(sample: list[bytes]) -> None:
+def test_every_line_that_is_kept_can_be_sent() -> None:
     checked = from_table(
         {"sync": [{"name": "a", "intercom": {"access_token": "t"}, "events": ANY}]}
     ).sync[0]
     mapping = SyncRules(checked)
-    for line in sample:
+    for line in reference.export_rows().values():
         found = judged(an_admission(), line)
         if isinstance(found, tuple):
             assert isinstance(mapping.plan(Record(1, *found, 1_800_000_000_000, line)), Keep)
 
 
-def test_only_the_same_event_of_the_same_device_is_known_again(sample: list[bytes]) -> None:
+def test_only_the_same_event_of_the_same_device_is_known_again() -> None:
+    rows = reference.export_rows()
+
     def key(number: int) -> bytes | None:
-        head = decode_head(sample[number - 1])
+        head = decode_head(rows[number])
         assert isinstance(head, Head)
-        return insert_key(head, sample[number - 1], project_hash(""), derive=True)
+        return insert_key(head, rows[number], project_hash(""), derive=True)
 
     assert key(16) == key(17)
     assert len({key(n) for n in (6, 7, 8, 16, 18, 39, 40)}) == 7

@@ -6,7 +6,6 @@ import base64
 import json
 import tracemalloc
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -25,8 +24,8 @@ from amplitude_intercom.transports.uploads import (
     decode_upload,
     unknown_key,
 )
+from support import reference
 
-RECORDED = Path(__file__).parents[3].parent / "shared" / "data" / "amplitude-requests"
 DEEP = b"[" * 10_000 + b"]" * 10_000
 GOOD = {"event_type": "Bought", "user_id": "user-1"}
 
@@ -278,9 +277,7 @@ def test_the_order_of_a_request_s_events_is_kept(times: list[int], skew_ms: int)
 
 
 def test_what_the_python_sdk_sends_is_taken_whole() -> None:
-    path = RECORDED / "amplitude-python-001-ok.json"
-    if not path.exists():
-        pytest.skip("no recorded requests here")
+    path = reference.REQUESTS / "amplitude-python-001-ok.json"
     recorded = json.loads(path.read_bytes())
     upload = decode_upload(base64.b64decode(recorded["raw_body_base64"]))
     assert isinstance(upload, Upload)
