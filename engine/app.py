@@ -46,7 +46,7 @@ from amplitude_intercom.engine.spool.reading import disk_bytes
 from amplitude_intercom.engine.spool.rows import DeadLetter, DeadLetterPage, DeadLetterQuery
 from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.engine.spool.user_state import UserState
-from amplitude_intercom.transports import Batch, Receipt, Source
+from amplitude_intercom.transports.contract import Batch, Receipt, Source
 from amplitude_intercom.transports.errors import Refused
 from amplitude_intercom.transports.intercom import BASE_URLS, IntercomClient, Wire
 from amplitude_intercom.transports.sockets import share_of_descriptors

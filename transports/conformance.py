@@ -21,7 +21,7 @@ from typing import Final, Protocol
 
 import msgspec
 
-from amplitude_intercom.transports import Batch, Receipt, Source, Ticket
+from amplitude_intercom.transports.contract import Batch, Receipt, Source, Ticket
 from amplitude_intercom.transports.errors import Refused
 from amplitude_intercom.transports.reasons import RefusalReason
 

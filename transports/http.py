@@ -30,8 +30,9 @@ import msgspec
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 
-from amplitude_intercom.transports import Batch, Intake, inflate, uploads
+from amplitude_intercom.transports import inflate, uploads
 from amplitude_intercom.transports.amplitude import MAX_EVENT_BYTES
+from amplitude_intercom.transports.contract import Batch, Intake
 from amplitude_intercom.transports.errors import Refused, UnknownApiKey
 from amplitude_intercom.transports.inflate import Inflate
 from amplitude_intercom.transports.limits import Hold, KeyLimits, Room

@@ -27,7 +27,7 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from amplitude_intercom.transports import Batch, Intake, Receipt, Ticket, files
+from amplitude_intercom.transports import files
 from amplitude_intercom.transports.amplitude import (
     MAX_EVENT_BYTES,
     BadEvent,
@@ -36,6 +36,7 @@ from amplitude_intercom.transports.amplitude import (
     parse_time,
     read_head,
 )
+from amplitude_intercom.transports.contract import Batch, Intake, Receipt, Ticket
 from amplitude_intercom.transports.errors import BadFile, Refused
 from amplitude_intercom.transports.files import Chunk
 from amplitude_intercom.transports.lines import Line, Plain, Position

@@ -28,7 +28,6 @@ from typing import Any, Final
 
 import msgspec
 
-from amplitude_intercom.transports import Batch
 from amplitude_intercom.transports.amplitude import (
     BOM,
     KEPT_BYTES,
@@ -47,6 +46,7 @@ from amplitude_intercom.transports.amplitude import (
     read_mended,
     too_large,
 )
+from amplitude_intercom.transports.contract import Batch
 
 MAX_EVENTS: Final = 2_000
 """Events of one request (HTTP V2 and Batch pages)."""

@@ -22,7 +22,6 @@ from amplitude_intercom.engine.settings import Sync
 from amplitude_intercom.engine.spool import Spool
 from amplitude_intercom.engine.spool.rows import Append, Appended, DeadRow, Row
 from amplitude_intercom.engine.spool.settled import log_dropped_raw
-from amplitude_intercom.transports import Batch, Receipt
 from amplitude_intercom.transports.amplitude import (
     KEPT_BYTES,
     MAX_EVENT_BYTES,
@@ -32,6 +31,7 @@ from amplitude_intercom.transports.amplitude import (
     read_head,
     too_large,
 )
+from amplitude_intercom.transports.contract import Batch, Receipt
 from amplitude_intercom.transports.errors import Refused
 from amplitude_intercom.transports.reasons import RefusalReason
 

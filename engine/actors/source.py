@@ -9,7 +9,7 @@ import msgspec
 from anyio.streams.memory import MemoryObjectSendStream
 
 from amplitude_intercom.engine.errors import SettingsError
-from amplitude_intercom.transports import Batch, Receipt, Ticket
+from amplitude_intercom.transports.contract import Batch, Receipt, Ticket
 from amplitude_intercom.transports.errors import Refused, UnknownApiKey
 from amplitude_intercom.transports.reasons import RefusalReason
 

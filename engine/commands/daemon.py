@@ -15,7 +15,7 @@ from amplitude_intercom.engine.console.server import AdminServer
 from amplitude_intercom.engine.errors import SettingsError
 from amplitude_intercom.engine.settings import Settings
 from amplitude_intercom.engine.supervision import Supervisor
-from amplitude_intercom.transports import Batch, Intake, Source, Ticket
+from amplitude_intercom.transports.contract import Batch, Intake, Source, Ticket
 from amplitude_intercom.transports.errors import Refused
 from amplitude_intercom.transports.sockets import raise_descriptor_limit
 

@@ -37,7 +37,8 @@ from amplitude_intercom.engine.commands.terminal import print_table, say
 from amplitude_intercom.engine.errors import DataDirInUse, SettingsError
 from amplitude_intercom.engine.pipeline import Pipeline
 from amplitude_intercom.engine.settings import Settings
-from amplitude_intercom.transports import Batch, Intake, Ticket, files
+from amplitude_intercom.transports import files
+from amplitude_intercom.transports.contract import Batch, Intake, Ticket
 from amplitude_intercom.transports.errors import BadFile
 from amplitude_intercom.transports.stdin import LineSource, Progress
 
