@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -247,6 +248,21 @@ def test_a_list_without_end_takes_no_time_to_insert() -> None:
     argument = [[n] for n in range(100_000)]
     new, _ = apply({"$postInsert": {"p": argument}}, {})
     assert apply({"$postInsert": {"p": argument}, "$remove": {"p": argument}}, new)[0] == {"p": []}
+
+
+@pytest.mark.parametrize("op", ["$preInsert", "$postInsert", "$remove"])
+def test_lists_of_lists_and_objects_take_time_by_their_length_and_not_by_its_square(
+    op: str,
+) -> None:
+    def took_s(count: int) -> float:
+        lists = [[n] if n % 2 else {"": n} for n in range(count)]
+        before = {f"p{i}": lists for i in range(6_400 // count)}
+        asked = {op: dict.fromkeys(before, lists[::-1])}
+        started_s = time.process_time()
+        apply(asked, before)
+        return time.process_time() - started_s
+
+    assert min(took_s(400) for _ in range(5)) < 4 * min(took_s(25) for _ in range(5))
 
 
 def test_few_problems_of_many_are_named_and_can_be_written() -> None:
