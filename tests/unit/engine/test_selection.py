@@ -7,7 +7,7 @@ from typing import Any, get_args
 import msgspec
 import pytest
 
-from engine.selection import Clause, Operator, Selection, Selector
+from engine.selection import MAX_ELEMENTS, Clause, Operator, Selection, Selector
 
 
 def clause(prop: str, op: str, *values: Any) -> Clause:
@@ -138,6 +138,13 @@ def test_a_group_property_matches_when_that_of_any_group_does() -> None:
     assert passes(event, "group.org.plan", "is", "free")
     assert not passes(event, "group.org.plan", "is not", "free")
     assert passes(event, "group.org.size", "is", "(none)")
+
+
+def test_of_many_groups_of_a_type_the_first_are_looked_at() -> None:
+    groups = {f"g{n}": {"n": n} for n in range(MAX_ELEMENTS + 1)}
+    event = {"group_properties": {"org": groups}}
+    assert passes(event, "group.org.n", "is", MAX_ELEMENTS - 1)
+    assert not passes(event, "group.org.n", "is", MAX_ELEMENTS)
 
 
 @pytest.mark.parametrize("holder", [None, 7, "text", [], {"p": None}])
