@@ -17,7 +17,7 @@ import structlog
 from anyio.streams.memory import MemoryObjectReceiveStream
 
 from engine import logs
-from engine.actor import Actor, internal_failure
+from engine.actor import Actor, internal_failure, runs
 from engine.actors.source import ANY_KEY, Share
 from engine.config import Sync
 from engine.envelope import Kind
@@ -236,7 +236,7 @@ class FilterActor(Actor[Share, None]):
 
     async def handle(self, share: Share) -> None:
         try:
-            append = self.sift(share.batch)
+            append = await self.sift(share.batch)
             await self._append(append, share)
         except Exception as fault:
             self._refuse(share, fault)
@@ -321,22 +321,34 @@ class FilterActor(Actor[Share, None]):
         else:
             share.tally.refuse(error)
 
-    def sift(self, batch: Batch) -> Append:
-        """Return what is kept of a batch, and count the rest.
+    async def sift(self, batch: Batch) -> Append:
+        """Return what is kept of a batch, and count the rest."""
+        sifted = Append(len(batch.raws), [], [], Counter(), batch.marks)
+        for run in runs(map(len, batch.raws)):
+            if run.start:
+                await asyncio.sleep(0)
+            part = self._sift_run(batch, run)
+            sifted.rows += part.rows
+            sifted.dead += part.dead
+            sifted.dropped.update(part.dropped)
+        return sifted
+
+    def _sift_run(self, batch: Batch, run: range) -> Append:
+        """Return what is kept of some events of a batch.
 
         A barrier round each event would cost every one of them; so there is one round all of them,
         and where it is needed they are looked at once more, each by itself.
         """
         dropped: Counter[str] = Counter()
-        indexes = self._worth_a_look(batch, dropped)
-        sifted = Append(len(batch.raws), [], [], Counter(dropped), batch.marks)
+        indexes = self._worth_a_look(batch, run, dropped)
+        sifted = Append(len(run), [], [], Counter(dropped))
         try:
             self._sift(batch, indexes, sifted)
         except Exception:
-            sifted = Append(len(batch.raws), [], [], dropped, batch.marks)
+            sifted = Append(len(run), [], [], dropped)
             for index in indexes:
                 self._sift_alone(batch, index, sifted)
-        self._few_are_kept = len(sifted.rows) < len(batch.raws) / 2
+        self._few_are_kept = len(sifted.rows) < len(run) / 2
         return sifted
 
     def _sift_alone(self, batch: Batch, index: int, into: Append) -> None:
@@ -379,27 +391,26 @@ class FilterActor(Actor[Share, None]):
         key, kept = dead_key(bad, raw, project), raw[: KEPT_BYTES if bad.digest else None]
         return DeadRow(bad.reason, bad.message, kept, key, batch.origin, line)
 
-    def _worth_a_look(self, batch: Batch, dropped: Counter[str]) -> Iterable[int]:
+    def _worth_a_look(self, batch: Batch, run: range, dropped: Counter[str]) -> Iterable[int]:
         """Return the places of events that their type alone does not decide on; count the others.
 
-        Of most streams most is not selected. Where that was so of the last batch, the type is all
+        Of most streams most is not selected. Where that was so of the last run, the type is all
         that is read of an event at first; else everything is read at once.
         """
-        everything = range(len(batch.raws))
         if batch.heads is not None or not self._few_are_kept or logs.debugging():
-            return everything
-        types = decode_types(batch.raws)
+            return run
+        types = decode_types(batch.raws[run.start : run.stop])
         if types is None:
-            return everything
+            return run
         reasons = {t: reason for t in set(types) if (reason := self._filter.drop_by_type(t))}
         if not reasons:
-            return everything
+            return run
         counts = Counter(types)
         for event_type, reason in reasons.items():
             dropped[reason] += counts[event_type]
         if len(reasons) == len(counts):
             return ()
-        return [index for index, event_type in enumerate(types) if event_type not in reasons]
+        return [i for i, event_type in zip(run, types, strict=True) if event_type not in reasons]
 
 
 def _internal_row(failure: Failure, raw: bytes, batch: Batch, index: int | None = None) -> DeadRow:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
 
-from engine.actor import Actor, internal_failure
+from engine.actor import Actor, internal_failure, runs
 from engine.envelope import Envelope, Plan, Record, Verdict
 from engine.errors import Failure
 from engine.event_names import EventNames
@@ -71,6 +72,12 @@ class MapperActor(Actor[list[Record], Envelope]):
         self._lanes = lanes
 
     async def handle(self, records: list[Record]) -> None:
+        for run in runs(len(record.raw) for record in records):
+            if run.start:
+                await asyncio.sleep(0)
+            await self._pass_on(records[run.start : run.stop])
+
+    async def _pass_on(self, records: Sequence[Record]) -> None:
         planned, bodies = await self._prepare(records)
         self._lanes.put(
             [

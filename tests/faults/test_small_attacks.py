@@ -6,12 +6,15 @@ import asyncio
 import gzip
 import json
 import time
+import tomllib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from uuid import uuid4
 
 import aiohttp
 import pytest
+import tomli_w
 
 from support import process
 from support.serving import speak
@@ -164,6 +167,39 @@ async def test_a_few_kilobytes_fill_no_memory_and_hold_nobody_up(
     for name, said in ATTACKS.items():
         result = await withstand(daemon, attack)
         measured(f"{name}, 4 × {len(said) // 1024} kB: {result}")
+
+
+async def test_large_events_that_are_taken_in_hold_nobody_up(
+    tmp_path: Path, measured: Callable[[str], None]
+) -> None:
+    """Three syncs decode each of them whole, for a ``where``, and map half of them."""
+    local = Sandbox(limit_per_minute=6_000_000)
+    where = [{"property": "event.n", "op": ">=", "values": [38]}]
+    select = [{"types": ["*"], "where": where}]
+    async with serve(local) as url:
+        path = process.settings(tmp_path, url, events={"select": select, "metadata": ["n"]})
+        table = tomllib.loads(path.read_text())
+        table["sync"] = [{**table["sync"][0], "name": name} for name in ("a", "b", "c")]
+        path.write_text(tomli_w.dumps(table))
+        async with process.daemon(path) as daemon:
+
+            async def attack() -> None:
+                status, said = await process.post(
+                    f"{daemon.http}/batch", large_events(), **{"Content-Encoding": "gzip"}
+                )
+                assert (status, said["events_ingested"]) == (200, 76)
+
+            measured(f"76 events of 240 kB for three syncs: {await withstand(daemon, attack)}")
+
+
+def large_events() -> bytes:
+    many = {"many": [{"a": n % 10} for n in range(26_000)]}
+    events = [
+        process.event(f"user-{n}", n, insert_id=uuid4().hex, user_properties=many)
+        for n in range(76)
+    ]
+    body = {"api_key": process.API_KEY, "events": events}
+    return gzip.compress(json.dumps(body, separators=(",", ":")).encode(), 1)
 
 
 @pytest.mark.parametrize("said", [b"", b"POST / HTTP/1.1\r\nHost: half a he"], ids=["none", "half"])

@@ -6,6 +6,7 @@ on. Everything runs in virtual time, on the delivery side as it is.
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ import anyio
 import pytest
 from anyio.streams.memory import MemoryObjectSendStream
 
+from engine.actor import RUN_BYTES
 from engine.app import Engine
 from engine.envelope import Plan, Record, Verdict
 from engine.mapping import Rules
@@ -109,6 +111,40 @@ def test_a_fault_in_mapping_costs_each_of_the_records_that_have_it(tmp_path: Pat
         assert events_of(local) == sorted(WELL)
         assert status.dead_by_reason == {"internal": len(CROWD)}
         assert status.faults == 0
+
+    virtual.run(scenario)
+
+
+class WatchedRules(Rules):
+    """Counts the bytes that are planned between two turns of the loop."""
+
+    planned_bytes = 0
+    worst_bytes = 0
+
+    def plan(self, record: Record) -> Plan | Verdict:
+        if not self.planned_bytes:
+            asyncio.get_running_loop().call_soon(self._turn)
+        self.planned_bytes += len(record.raw)
+        self.worst_bytes = max(self.worst_bytes, self.planned_bytes)
+        return super().plan(record)
+
+    def _turn(self) -> None:
+        self.planned_bytes = 0
+
+
+def test_others_have_their_turn_while_many_large_records_are_mapped(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        local = sandbox()
+        async with engine(tmp_path, InProcess(local)) as running:
+            pipeline = running.pipelines[SYNC]
+            pipeline.rules = rules = WatchedRules(pipeline.sync)
+            large = [
+                simulation.event(user, 1, user_properties={"x": "x" * 200_000}) for user in WELL
+            ]
+            await running.submit(large, api_key=simulation.API_KEY)
+            await settle(running)
+        assert events_of(local) == sorted(WELL)
+        assert 200_000 < rules.worst_bytes <= RUN_BYTES
 
     virtual.run(scenario)
 

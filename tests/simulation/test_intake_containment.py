@@ -6,13 +6,13 @@ import asyncio
 import gc
 import weakref
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import msgspec
 import pytest
 
-from engine.actor import Actor
+from engine.actor import RUN_BYTES, Actor
 from engine.actors.filter import Admitted, Filter, FilterActor
 from engine.actors.source import Share, Tally
 from engine.config import Delivery, SpoolSettings, Sync
@@ -81,6 +81,56 @@ async def take_in(folder: Path, kind: type[Filter], spool_kind: type[Spool], *ra
     counters = spool.counters
     await spool.close()
     return counters, [(letter.reason, letter.line) for letter in letters], answer
+
+
+class Watched(Filter):
+    """Counts the bytes that are judged between two turns of the loop."""
+
+    judged_bytes = 0
+    worst_bytes = 0
+
+    def judge(
+        self, head: Head | BadEvent, raw: bytes, *, checked: bool = False
+    ) -> Admitted | BadEvent | str:
+        if not self.judged_bytes:
+            asyncio.get_running_loop().call_soon(self._turn)
+        self.judged_bytes += len(raw)
+        self.worst_bytes = max(self.worst_bytes, self.judged_bytes)
+        if b"poison" in raw:
+            raise OverflowError(10**5_000)
+        return super().judge(head, raw, checked=checked)
+
+    def _turn(self) -> None:
+        self.judged_bytes = 0
+
+
+@pytest.mark.parametrize("poisoned", [False, True])
+def test_others_have_their_turn_while_a_large_batch_is_filtered(
+    tmp_path: Path, poisoned: bool
+) -> None:
+    async def scenario() -> None:
+        sync = simulation.settings(tmp_path).sync[0]
+        decide = Watched(sync, Rules(sync))
+        users = [f"poison-{n}" if poisoned and n % 5 == 0 else f"well-{n}" for n in range(40)]
+        raws = [msgspec.json.encode(simulation.event(u, 0, x="x" * 240_000)) for u in users]
+        batch = Batch(None, raws, sync=sync.name, lines=range(1, 41))
+        kept = await FilterActor(decide, cast("Any", None)).sift(batch)
+        assert [row.user_key for row in kept.rows] == [u for u in users if u.startswith("well")]
+        assert [letter.line for letter in kept.dead] == (list(range(1, 41, 5)) if poisoned else [])
+        assert decide.worst_bytes <= RUN_BYTES * (2 if poisoned else 1)
+
+    virtual.run(scenario)
+
+
+def test_a_small_batch_is_filtered_in_one_go(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        sync = simulation.settings(tmp_path).sync[0]
+        decide = Watched(sync, Rules(sync))
+        raws = [raw(f"well-{n}") for n in range(500)]
+        await FilterActor(decide, cast("Any", None)).sift(Batch(None, raws, sync=sync.name))
+        assert decide.judged_bytes == sum(map(len, raws))
+
+    virtual.run(scenario)
 
 
 MIXED = [raw(user) for n in range(30) for user in (f"well-{n}", f"poison-{n}")]

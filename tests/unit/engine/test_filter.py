@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any, cast
@@ -24,7 +25,7 @@ from engine.config import from_table
 from engine.envelope import Kind, Plan, Record
 from engine.errors import DEAD_REASONS, DROP_REASONS, Failure
 from engine.mapping import Rules
-from engine.spool.rows import dead_letter
+from engine.spool.rows import Append, dead_letter
 from transports import Batch
 from transports.amplitude import BadEvent, Head, decode_head, read_head
 from transports.uploads import Upload, checked_batch
@@ -38,6 +39,11 @@ def a_filter(**sync: Any) -> Filter:
     base = {"name": "a", "intercom": {"access_token": "t"}, "events": ANY}
     checked = from_table({"sync": [base | sync]}).sync[0]
     return Filter(checked, Rules(checked))
+
+
+def kept_of(decide: Filter, batch: Batch) -> Append:
+    actor = FilterActor(decide, cast("Any", None))  # sifting needs no spool
+    return asyncio.run(actor.sift(batch))
 
 
 def judged(decide: Filter, raw: bytes) -> Any:
@@ -132,7 +138,7 @@ def test_whatever_comes_is_kept_dropped_or_a_dead_letter(event: Any, derive: boo
         a_filter(events={"select": [{"types": ["*"], "where": where}]}),
         a_filter(users={"properties": ["plan"], "trigger": "any_update"}, events={"select": []}),
     ):
-        kept = FilterActor(decide, cast("Any", None)).sift(Batch(None, [raw], derive_ids=derive))
+        kept = kept_of(decide, Batch(None, [raw], derive_ids=derive))
         assert len(kept.rows) + len(kept.dead) + kept.dropped.total() == kept.received == 1
         assert {letter.reason for letter in kept.dead} <= DEAD_REASONS.keys()
         assert kept.dropped.keys() <= DROP_REASONS.keys()
@@ -229,7 +235,7 @@ def test_an_event_without_any_id_is_known_by_its_content_where_its_source_may_re
 
 
 def keys(decide: Filter, raw: bytes, **batch: Any) -> list[bytes | None]:
-    kept = FilterActor(decide, cast("Any", None)).sift(Batch(None, [raw], **batch))
+    kept = kept_of(decide, Batch(None, [raw], **batch))
     return [row.insert_key for row in (*kept.rows, *kept.dead)]
 
 
@@ -334,7 +340,8 @@ def sift(decide: Filter, raws: list[bytes], *, decoded: bool, few_are_kept: bool
     actor._few_are_kept = few_are_kept
     heads = [read_head(raw)[0] for raw in raws] if decoded else None
     read = [read_head(raw)[1] for raw in raws] if decoded else raws
-    return actor.sift(Batch(heads, read, origin="f", lines=range(1, len(raws) + 1)))
+    batch = Batch(heads, read, origin="f", lines=range(1, len(raws) + 1))
+    return asyncio.run(actor.sift(batch))
 
 
 TYPES = ("Bought", "Seen", "$identify", "$groupidentify", "_all", "[Intercom] x", "", None)
@@ -384,7 +391,7 @@ def test_what_a_door_has_let_in_does_not_become_too_large_behind_it(extra: bytes
     assert len(batch.raws[0]) > 1_024
     decide = a_filter()
     decide.max_event_bytes = 1_024
-    append = FilterActor(decide, cast("Any", None)).sift(batch)
+    append = kept_of(decide, batch)
     assert (len(append.rows), append.dead) == (1, [])
 
 
