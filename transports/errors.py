@@ -32,6 +32,7 @@ CAUSES = {
     "timeout": "no answer in time",
     "reset": "the connection broke before an answer came",
     "incomplete": "the answer was cut off",
+    "unforeseen": "the call failed on this side, in a way that nobody foresaw",
 }
 """Why a call has no answer: the closed set, in words."""
 

@@ -7,10 +7,12 @@ shape is a wire to Intercom; ``transports.sandbox`` has another one, without soc
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import os
 import re
 import ssl
+import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Final, Protocol, Self
@@ -20,6 +22,8 @@ import aiohttp
 import msgspec
 
 from transports.errors import NoAnswer
+
+_log = logging.getLogger(__name__)
 
 VERSION: Final = "2.14"
 """``Intercom-Version`` sent with each call: the one that official SDKs are generated from.
@@ -39,6 +43,18 @@ MAX_ANSWER_BYTES: Final = 4 * 1024 * 1024
 
 RENEW_EVERY_S: Final = 1.0
 """Between looks at the token's file while Intercom refuses the token."""
+
+ABOUT_THE_REQUEST: Final = (ValueError, TypeError, OverflowError)
+"""Errors that say that a request cannot be made: it is at fault, and it alone.
+
+All others are about the moment, and so no verdict on a record. Those of aiohttp and of the system
+are too, though some are a ``ValueError`` as well."""
+
+LOG_EVERY_S: Final = 1.0
+"""Between two log lines about unforeseen errors: in a trouble every call may have one."""
+
+MAX_FRAMES: Final = 12
+"""Innermost lines of a traceback that are logged."""
 
 MAX_CONTACT_ID: Final = 64
 """Longest contact id that is believed; Intercom's have 24 hexadecimal digits (recordings)."""
@@ -266,6 +282,7 @@ class IntercomClient:
         self._base_url = base_url.rstrip("/")
         self._renewed = renewed
         self._renewed_at_s = -math.inf
+        self._logged_at_s = -math.inf
         self._renewing: asyncio.Task[None] | None = None
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=connections, keepalive_timeout=30),
@@ -294,31 +311,53 @@ class IntercomClient:
         """Send one request and read the whole answer. Redirects are not followed.
 
         Raises:
-            NoAnswer: the connection failed, the time-out passed, or the answer was cut off.
-            Exception: the call could not be made, and nothing of it left: a fault of ours.
+            NoAnswer: the connection failed, the time-out passed, the answer was cut off, or what
+                nobody foresaw happened: no thread could be started, no memory was left.
+            ValueError, TypeError, OverflowError: this request cannot be made, whenever it is tried.
         """
-        headers = {"Content-Type": "application/json"} if request.body is not None else None
         try:
-            async with self._session.request(
-                request.method,
-                self._base_url + request.path,
-                data=request.body,
-                headers=headers,
-                allow_redirects=False,
-            ) as response:
-                try:
-                    body = await _read_bounded(response)
-                except (TimeoutError, aiohttp.ClientError, OSError, NoAnswer):
-                    raise
-                except Exception as error:  # its bytes left, so nobody knows what became of it
-                    raise NoAnswer("incomplete", type(error).__name__) from error
-            if response.status == 401:
-                self._renew()
-            return Answer(response.status, response.headers, body)
+            return await self._exchange(request)
+        except NoAnswer:
+            raise
         except TimeoutError as error:
             raise NoAnswer("timeout") from error
         except (aiohttp.ClientError, OSError) as error:
             raise NoAnswer(cause_of(error), _detail(error)) from error
+        except ABOUT_THE_REQUEST:
+            raise
+        except Exception as error:
+            raise self._unforeseen("unforeseen", error) from error
+
+    async def _exchange(self, request: Request) -> Answer:
+        headers = {"Content-Type": "application/json"} if request.body is not None else None
+        async with self._session.request(
+            request.method,
+            self._base_url + request.path,
+            data=request.body,
+            headers=headers,
+            allow_redirects=False,
+        ) as response:
+            try:
+                body = await _read_bounded(response)
+            except (TimeoutError, aiohttp.ClientError, OSError, NoAnswer):
+                raise
+            except Exception as error:  # its bytes left, so nobody knows what became of it
+                raise self._unforeseen("incomplete", error) from error
+        if response.status == 401:
+            self._renew()
+        return Answer(response.status, response.headers, body)
+
+    def _unforeseen(self, cause: str, error: Exception) -> NoAnswer:
+        """Log where an error came from, at most once in ``LOG_EVERY_S``; return what it means.
+
+        Its text is left out, for it may quote what was to be sent.
+        """
+        kind, now_s = type(error).__name__, asyncio.get_running_loop().time()
+        if now_s >= self._logged_at_s + LOG_EVERY_S:
+            self._logged_at_s = now_s
+            frames = "".join(traceback.format_tb(error.__traceback__)[-MAX_FRAMES:])
+            _log.error("a call failed with an unforeseen %s\n%s", kind, frames)
+        return NoAnswer(cause, kind)
 
     def _renew(self) -> None:
         """Begin to fetch the token again, one at a time and at most once in ``RENEW_EVERY_S``."""
@@ -354,7 +393,7 @@ def _detail(error: Exception) -> str:
         return ""  # the system's words differ, and say no more than the cause
     inner = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
     if isinstance(inner, ssl.SSLError):
-        return (inner.reason or "")[:200]  # its number is OpenSSL's
+        return str(getattr(inner, "reason", None) or "")[:200]  # its number is OpenSSL's
     number = getattr(inner, "errno", None)
     return os.strerror(number) if isinstance(number, int) and number > 0 else type(inner).__name__
 

@@ -24,7 +24,7 @@ from engine.metrics import SyncStatus
 from engine.spool.feed import Feed
 from engine.spool.rows import DeadLetterQuery
 from support import simulation, virtual
-from transports.intercom import Answer, Request, Wire
+from transports.intercom import Answer, IntercomClient, Request, Wire
 from transports.sandbox import InProcess, Sandbox
 
 SYNC = "simulated"
@@ -171,10 +171,44 @@ def test_a_fault_in_a_call_costs_each_of_the_records_that_have_it(tmp_path: Path
     virtual.run(scenario)
 
 
+class ShortOfThreads(IntercomClient):
+    """A client to a sandbox that can start no thread until an instant."""
+
+    def __init__(self, local: Sandbox, until_s: float) -> None:
+        super().__init__("http://127.0.0.1:9", "token", timeout_s=30, connections=9)
+        self._wire, self._until_s = InProcess(local), until_s
+
+    async def _exchange(self, request: Request) -> Answer:
+        if virtual.current().now_s < self._until_s:
+            raise RuntimeError("can't start new thread")
+        return await self._wire.send(request)
+
+
+def test_what_fails_this_process_and_no_request_is_a_verdict_on_none(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        local = simulation.sandbox()
+        users = [f"user-{n}" for n in range(100)]
+        for user in users:
+            local.add_contact(external_id=user)
+        async with (
+            ShortOfThreads(local, virtual.current().now_s + 2.0) as client,
+            engine(tmp_path, client) as running,
+        ):
+            await running.submit(
+                [simulation.event(user, n) for n in range(5) for user in users],
+                api_key=simulation.API_KEY,
+            )
+            status = await settle(running)
+        assert (status.delivered, status.dead, status.faults) == (500, 0, 0)
+        assert events_of(local) == sorted(users * 5)
+
+    virtual.run(scenario)
+
+
 def test_of_updates_that_wait_together_only_the_one_with_a_fault_dies(tmp_path: Path) -> None:
     def script(request: Request) -> Answer | None:
         if request.path.startswith("/contacts") and b'"poison' in (request.body or b""):
-            raise KeyError("unforeseen")
+            raise ValueError("about this request")
         return None
 
     async def scenario() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -186,6 +187,67 @@ async def test_an_answer_that_is_cut_off_is_incomplete() -> None:
 
     async with client_of(handler) as client:
         assert await cause_of(client, me()) == "incomplete"
+
+
+class Faulty(IntercomClient):
+    """A client that cannot make a call, for a reason that is set."""
+
+    fault: Exception
+
+    async def _exchange(self, request: Request) -> Answer:
+        raise self.fault
+
+
+@pytest.fixture
+async def faulty() -> AsyncIterator[Faulty]:
+    async with Faulty("http://127.0.0.1:9", TOKEN, timeout_s=1.0, connections=1) as client:
+        yield client
+
+
+UNFORESEEN = [
+    RuntimeError(f"can't start new thread {TOKEN}"),
+    MemoryError(),
+    KeyError(TOKEN),
+    RecursionError(),
+    AssertionError(),
+]
+
+
+@pytest.mark.parametrize("fault", UNFORESEEN, ids=repr)
+async def test_an_error_that_nobody_foresaw_is_no_answer(faulty: Faulty, fault: Exception) -> None:
+    faulty.fault = fault
+    assert await cause_of(faulty, send_event(b"{}")) == "unforeseen"
+
+
+@pytest.mark.parametrize(
+    "fault", [ValueError(), TypeError(), OverflowError(), UnicodeEncodeError("utf-8", "", 0, 1, "")]
+)
+async def test_an_error_about_the_request_itself_stays_one(
+    faulty: Faulty, fault: Exception
+) -> None:
+    faulty.fault = fault
+    with pytest.raises(type(fault)):
+        await faulty.send(send_event(b"{}"))
+
+
+async def test_an_error_of_the_system_is_about_no_request_though_it_is_a_value_error(
+    faulty: Faulty,
+) -> None:
+    faulty.fault = ssl.SSLCertVerificationError("certificate verify failed")
+    assert isinstance(faulty.fault, ValueError)
+    assert await cause_of(faulty, send_event(b"{}")) == "untrusted"
+
+
+async def test_unforeseen_errors_are_logged_once_a_second_without_what_they_quote(
+    faulty: Faulty, caplog: pytest.LogCaptureFixture
+) -> None:
+    faulty.fault = UNFORESEEN[0]
+    for _ in range(100):
+        await cause_of(faulty, send_event(b"{}"))
+    [line] = caplog.messages
+    assert "RuntimeError" in line
+    assert "in _exchange" in line
+    assert TOKEN not in line
 
 
 async def test_a_connection_that_ends_without_an_answer_is_a_reset() -> None:
