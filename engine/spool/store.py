@@ -398,9 +398,14 @@ class Store:
         this call meets more than ``per_user``, is set aside to be worked off with ``refill``.
         ``halted`` users are not woken: some of their records are still on their way back.
         """
-        woken = [r for user in self._due(now_ms, limit, halted) for r in self._probe(user)]
+        woken: list[Record] = []
+        for user in self._due(now_ms, limit, halted):
+            if limit_bytes <= 0:
+                break  # they are still due, and woken when there is room
+            found = self._probe(user)
+            woken += found
+            limit_bytes -= sum(len(record.raw) for record in found)
         limit -= len(woken)
-        limit_bytes -= sum(len(record.raw) for record in woken)
         records, last_id, crowd, more = self._read_queue(
             after_id, limit, limit_bytes, per_user, crowded, now_ms
         )
