@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import sqlite3
+import weakref
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import anyio
+import msgspec
 import pytest
 
 from engine.envelope import Kind, Record
@@ -799,3 +802,36 @@ async def test_what_was_delivered_is_not_buried_with_what_expires(tmp_path: Path
     assert rig.delivered["ann"][-1] == last
     assert set(dead) == set(ids[PER_USER + 1 :])
     assert rig.store.counters["delivered"] == PER_USER + 1
+
+
+class WatchedRecord(Record, weakref=True, gc=True):
+    """A record of which can be told whether anybody still has it."""
+
+
+@in_virtual_time
+async def test_a_feed_that_waits_keeps_nothing_of_what_it_has_settled(tmp_path: Path) -> None:
+    rig = Rig(tmp_path / "s.db")
+    rig.append("ann", "bob")
+    watched: list[weakref.ref[Record]] = []
+
+    class WatchingStore(Store):
+        def _intact(self, rows: Iterable[Any]) -> Iterator[Record]:
+            for record in super()._intact(rows):
+                kept = WatchedRecord(*msgspec.structs.astuple(record))
+                watched.append(weakref.ref(kept))
+                yield kept
+
+    rig.store.__class__ = WatchingStore
+    outbox, inbox = anyio.create_memory_object_stream[list[Record]](2)
+    with inbox:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(rig.feed.run, outbox)
+            for record in await inbox.receive():
+                await rig.feed.places.acquire()
+                rig.feed.deliver(record)
+            del record
+            await rig.settled()
+            await anyio.sleep(1)
+            gc.collect()
+            assert [one() for one in watched] == [None, None]
+            rig.feed.stop()
