@@ -240,6 +240,10 @@ class FilterActor(Actor[Share, None]):
             await self._append(append, share)
         except Exception as fault:
             self._refuse(share, fault)
+        except BaseException:  # cancelled, and nothing of it is stored
+            draining = self._spool.feed.stopping
+            share.tally.refuse(Refused("draining" if draining else "internal"))
+            raise
 
     async def _append(self, append: Append, share: Share) -> None:
         if not append.rows and not append.dead:

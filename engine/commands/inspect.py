@@ -18,6 +18,8 @@ HEALTH = {
 }
 """What the health of an access token is called for people."""
 
+BY_A_FAULT = "by a fault, starts again by itself"
+
 
 async def status(settings: Settings, *, as_json: bool = False) -> int:
     """Print the accounting of all syncs."""
@@ -33,6 +35,12 @@ async def status(settings: Settings, *, as_json: bool = False) -> int:
         limit = settings.spool.max_bytes
         say(f"sync {sync.name}" + ("" if sync.enabled else " (disabled: what waits is kept)"))
         print_table([(f"  {what}", number, more) for what, number, more in _rows(sync, limit)])
+    for source in found.sources:
+        if source.stopped:
+            say("")
+            say(
+                f"source {source.name} stopped by a fault, starts again by itself: {source.stopped}"
+            )
     refused = [(f"  {r.door}", f"{r.count:,}", r.reason) for r in found.refusals]
     refused += [
         ("  unknown key", f"{number:,}", f"{key}: no sync takes this API key")
@@ -76,7 +84,7 @@ def _rows(sync: SyncStatus, max_bytes: int) -> Iterator[tuple[str, str, str]]:
     if sync.trouble:
         yield "trouble", "", sync.trouble
     if sync.stopped:
-        yield "stopped", "", f"by a fault, starts again by itself: {sync.stopped}"
+        yield "stopped", "", f"{BY_A_FAULT}: {sync.stopped}"
 
 
 def _most(counts: dict[str, int]) -> list[tuple[str, int]]:

@@ -167,6 +167,7 @@ class AdminServer:
             "state": self._engine.state,
             "unready": unready,
             "stopped": self._engine.stopped,
+            "stopped_sources": self._engine.stopped_sources,
         }
         return web.json_response(said, status=503 if unready else 200)
 

@@ -11,6 +11,7 @@ from typing import Any, cast
 import anyio
 import msgspec
 import pytest
+from anyio.streams.memory import MemoryObjectReceiveStream
 
 from engine.actor import RUN_BYTES, Actor
 from engine.actors.filter import Admitted, Filter, FilterActor
@@ -166,6 +167,62 @@ def test_where_not_even_a_dead_letter_can_be_kept_the_batch_is_refused(tmp_path:
         assert answer.reason == "internal"
         assert letters == []
         assert counters["received"] == counters["pending"] + counters["dead"]
+
+    virtual.run(scenario)
+
+
+# --- a fault that belongs to no event ------------------------------------------------------
+
+
+class Torn(MemoryObjectReceiveStream[Share]):
+    """A channel from which nothing can be received any more, once something has been."""
+
+    is_torn = True
+
+    async def receive(self) -> Share:
+        if Torn.is_torn:
+            raise RuntimeError("no event is to blame")
+        return await super().receive()
+
+
+def test_while_an_intake_stands_events_are_refused_and_nobody_waits(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        local = simulation.sandbox()
+        local.add_contact(external_id="mira-okafor")
+        answers: list[Receipt | Refused] = []
+
+        async def submit(n: int) -> None:
+            try:
+                event = simulation.event("mira-okafor", n)
+                answers.append(await running.submit([event], api_key=KEY))
+            except Refused as refused:
+                answers.append(refused)
+
+        async with simulation.engine(tmp_path, local) as running:
+            pipeline = running.pipelines["simulated"]
+            await submit(0)
+            pipeline._shares.__class__ = Torn
+            Torn.is_torn = True
+            with anyio.fail_after(0.5):
+                async with anyio.create_task_group() as tasks:
+                    for n in range(1, 100):
+                        tasks.start_soon(submit, n)
+            refused = [one for one in answers if isinstance(one, Refused)]
+            assert len(answers) == 100
+            assert len(refused) >= 98
+            assert {one.reason for one in refused} == {"internal"}
+            assert running.unready == {"simulated": "internal"}
+            assert "no event is to blame" in running.stopped["simulated"]
+            with anyio.fail_after(0.1), pytest.raises(Refused, match="no event is to blame"):
+                await running.submit([simulation.event("mira-okafor", 100)], api_key=KEY)
+            Torn.is_torn = False
+            await anyio.sleep(2)
+            assert (running.unready, running.stopped) == ({}, {})
+            await submit(101)
+            await running.settled()
+        stored = [one for one in answers if isinstance(one, Receipt)]
+        assert answers[-1] in stored
+        assert len(local.events) == sum(one.accepted for one in stored) == len(stored)
 
     virtual.run(scenario)
 
