@@ -11,6 +11,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from itertools import chain
 
 import anyio
 import structlog
@@ -53,6 +54,9 @@ TYPES_KEPT = 4_096
 
 LONGEST_TYPE_KEPT = 128
 """Characters of such a type: 2 MB of them at most, and nobody's real types are longer."""
+
+TRY_AGAIN_S = 1.0
+"""Between two attempts to append the rest of a batch of which some is stored."""
 
 COMMITS_AHEAD = 64
 """Batches that may wait for their fsync while the next ones are filtered."""
@@ -240,9 +244,8 @@ class FilterActor(Actor[Share, None]):
             await self._append(append, share)
         except Exception as fault:
             self._refuse(share, fault)
-        except BaseException:  # cancelled, and nothing of it is stored
-            draining = self._spool.feed.stopping
-            share.tally.refuse(Refused("draining" if draining else "internal"))
+        except BaseException:
+            self._refuse_cancelled(share)
             raise
 
     async def _append(self, append: Append, share: Share) -> None:
@@ -274,31 +277,69 @@ class FilterActor(Actor[Share, None]):
             self._refuse(share, fault)
 
     async def _append_singly(self, append: Append, share: Share, fault: Exception) -> None:
-        """Append events one by one, where one of them makes the spool fail for all of them.
+        """Append a batch in parts, where some of its events make the spool fail for all of them.
 
-        What cannot be appended becomes a dead letter; a batch is refused where even that fails.
+        It is refused only while nothing of it is stored: a sender that is refused sends it again.
+        Once some is, the rest is tried until the spool takes it. Cancelled in between, it is
+        refused though: nobody is to wait for ever, and a sender that asks twice may get it twice.
         """
         internal_failure(fault, batch=share.batch.origin)
         counted = Append(append.received, [], [], append.dropped, append.marks)
         counted.received -= len(append.rows) + len(append.dead)
+        parts: list[Appended] = []
         try:
-            parts = [await self._append_one(row, share.batch) for row in append.rows]
-            parts += [await self._append_one(dead, share.batch) for dead in append.dead]
+            await self._append_halves([*append.rows, *append.dead], share.batch, parts)
         except Exception as error:
             self._refuse(share, error)
             return
+        except BaseException:
+            self._refuse_cancelled(share)
+            raise
         self._spool.count_only(counted)
         self._acknowledge(share, append, parts)
 
-    async def _append_one(self, row: Row | DeadRow, batch: Batch) -> Appended:
-        rows, dead = ([row], []) if isinstance(row, Row) else ([], [row])
+    async def _append_halves(
+        self, rows: Sequence[Row | DeadRow], batch: Batch, parts: list[Appended]
+    ) -> None:
+        """Append rows together; where that fails one half and then the other, down to each alone.
+
+        One that cannot be appended becomes a dead letter. ``parts`` is added to.
+        """
         try:
-            return await self._spool.append(Append(1, rows, dead, Counter()))
+            await self._append_surely(rows, parts)
+            return
         except SpoolError:
             raise
-        except Exception as fault:
-            letter = _internal_row(internal_failure(fault, batch=batch.origin), row.raw, batch)
-            return await self._spool.append(Append(1, [], [letter], Counter()))
+        except Exception as error:
+            fault = error
+        if len(rows) > 1:
+            half = len(rows) // 2
+            await self._append_halves(rows[:half], batch, parts)
+            await self._append_halves(rows[half:], batch, parts)
+            return
+        failure = internal_failure(fault, batch=batch.origin)
+        letter = _internal_row(failure, rows[0].raw, batch, _place_of(rows[0], batch))
+        while True:
+            try:
+                await self._append_surely([letter], parts)
+                return
+            except Exception:
+                if not parts:
+                    raise
+            await anyio.sleep(TRY_AGAIN_S)
+
+    async def _append_surely(self, rows: Sequence[Row | DeadRow], parts: list[Appended]) -> None:
+        """Append rows as one; where others are stored already, wait until the disk takes them."""
+        kept = [row for row in rows if isinstance(row, Row)]
+        dead = [row for row in rows if isinstance(row, DeadRow)]
+        while True:
+            try:
+                parts.append(await self._spool.append(Append(len(rows), kept, dead, Counter())))
+                return
+            except SpoolError:
+                if not parts:
+                    raise
+            await anyio.sleep(TRY_AGAIN_S)
 
     def _acknowledge(self, share: Share, append: Append, parts: Sequence[Appended]) -> None:
         share.tally.acknowledge(
@@ -314,9 +355,12 @@ class FilterActor(Actor[Share, None]):
             kept = sum(part.accepted for part in parts)
             _log.debug("batch taken in", of=append.received, kept=kept, origin=share.batch.origin)
 
+    def _refuse_cancelled(self, share: Share) -> None:
+        share.tally.refuse(Refused("draining" if self._spool.feed.stopping else "internal"))
+
     @staticmethod
     def _refuse(share: Share, error: BaseException) -> None:
-        """Refuse a batch: nothing of it counts as stored, so it may come again."""
+        """Refuse a batch: nothing of it is stored, so it may come again."""
         if isinstance(error, SpoolError):
             share.tally.refuse(Refused(error.reason, str(error)))
         elif isinstance(error, Exception):
@@ -415,6 +459,13 @@ class FilterActor(Actor[Share, None]):
         if len(reasons) == len(counts):
             return ()
         return [i for i, event_type in zip(run, types, strict=True) if event_type not in reasons]
+
+
+def _place_of(row: Row | DeadRow, batch: Batch) -> int | None:
+    """Return where a row is in its batch: what was mended when it was read is read once more."""
+    same = (place for place, raw in enumerate(batch.raws) if raw is row.raw)
+    mended = (place for place, raw in enumerate(batch.raws) if read_head(raw)[1] == row.raw)
+    return next(same, None) if batch.heads is not None else next(chain(same, mended), None)
 
 
 def _internal_row(failure: Failure, raw: bytes, batch: Batch, index: int | None = None) -> DeadRow:

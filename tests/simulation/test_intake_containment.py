@@ -17,6 +17,7 @@ from engine.actor import RUN_BYTES, Actor
 from engine.actors.filter import Admitted, Filter, FilterActor
 from engine.actors.source import Share, Tally
 from engine.config import Delivery, SpoolSettings, Sync
+from engine.errors import SpoolError
 from engine.mapping import Rules
 from engine.spool import Spool
 from engine.spool.rows import Append, Appended, DeadLetterQuery
@@ -150,23 +151,84 @@ def test_a_fault_in_judging_costs_each_event_that_has_it(tmp_path: Path) -> None
 def test_a_fault_in_appending_costs_each_event_that_has_it(tmp_path: Path) -> None:
     async def scenario() -> None:
         counters, letters, receipt = await take_in(tmp_path, Filter, BrokenSpool, *MIXED)
-        assert [reason for reason, _ in letters] == ["internal"] * 30
+        assert letters == [("internal", line) for line in range(2, 61, 2)]
         assert receipt == Receipt(30, 0, 0, 30)
         assert (counters["received"], counters["pending"], counters["dead"]) == (60, 30, 30)
 
     virtual.run(scenario)
 
 
+class CannotBury(BrokenSpool):
+    """Cannot keep dead letters either, the first ten times that it is asked to."""
+
+    tries = 10
+
+    def append(self, batch: Append) -> asyncio.Future[Appended]:
+        if batch.dead:
+            self.tries -= 1
+        self.cannot_bury = self.tries >= 0
+        return super().append(batch)
+
+
+def without_insert_id(user: str) -> bytes:
+    return msgspec.json.encode({"user_id": user, "event_type": "Purchase", "time": 1_700_000_000})
+
+
 def test_where_not_even_a_dead_letter_can_be_kept_the_batch_is_refused(tmp_path: Path) -> None:
-    class CannotBury(BrokenSpool):
-        cannot_bury = True
+    """Nothing of it is stored then, so that it comes again and nothing is there twice."""
+    raws = [without_insert_id(user) for user in ("poison-1", "well-1", "well-2")]
 
     async def scenario() -> None:
-        counters, letters, answer = await take_in(tmp_path, Filter, CannotBury, *MIXED)
+        counters, letters, answer = await take_in(tmp_path, Filter, CannotBury, *raws)
         assert isinstance(answer, Refused)
         assert answer.reason == "internal"
         assert letters == []
-        assert counters["received"] == counters["pending"] + counters["dead"]
+        assert (counters["received"], counters["pending"], counters["dead"]) == (0, 0, 0)
+
+    virtual.run(scenario)
+
+
+def test_a_batch_of_which_some_is_stored_is_not_refused(tmp_path: Path) -> None:
+    raws = [without_insert_id(f"{kind}-{n}") for n in range(9) for kind in ("well", "poison")]
+
+    async def scenario() -> None:
+        counters, letters, answer = await take_in(tmp_path, Filter, CannotBury, *raws)
+        assert answer == Receipt(9, 0, 0, 9)
+        assert letters == [("internal", line) for line in range(2, 19, 2)]
+        assert (counters["received"], counters["pending"], counters["dead"]) == (18, 9, 9)
+
+    virtual.run(scenario)
+
+
+class FullForAWhile(BrokenSpool):
+    """Has space for a few events, and for more of them only some seconds later."""
+
+    def append(self, batch: Append) -> asyncio.Future[Appended]:
+        if self.counters["pending"] >= 4 and virtual.current().now_s < 30:
+            future: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
+            future.set_exception(SpoolError("spool_full"))
+            return future
+        return super().append(batch)
+
+
+def test_the_rest_of_a_batch_waits_for_a_full_spool(tmp_path: Path) -> None:
+    raws = [without_insert_id(f"{kind}-{n}") for n in range(9) for kind in ("well", "poison")]
+
+    async def scenario() -> None:
+        counters, _, answer = await take_in(tmp_path, Filter, FullForAWhile, *raws)
+        assert answer == Receipt(9, 0, 0, 9)
+        assert (counters["received"], counters["pending"], counters["dead"]) == (18, 9, 9)
+        assert virtual.current().now_s >= 30
+
+    virtual.run(scenario)
+
+
+def test_a_mended_event_s_dead_letter_names_its_line(tmp_path: Path) -> None:
+    mended = b'{"user_id": "poison-1", "event_type": "Purchase", "event_properties": {"n": NaN}}'
+
+    async def scenario() -> None:
+        _, letters, _ = await take_in(tmp_path, Filter, BrokenSpool, raw("well-1"), mended)
+        assert letters == [("internal", 2)]
 
     virtual.run(scenario)
 
