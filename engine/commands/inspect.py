@@ -25,11 +25,11 @@ async def status(settings: Settings, *, as_json: bool = False) -> int:
     """Print the accounting of all syncs."""
     async with read_spools(settings) as spools:
         found = await spools.status()
-        why = spools.why if isinstance(spools, Files) else ""
+        files = spools if isinstance(spools, Files) else None
     if as_json:
         print_json(found)
         return OK
-    say(_headline(found, why))
+    say(_headline(found, files))
     for sync in found.syncs:
         say("")
         limit = settings.spool.max_bytes
@@ -53,10 +53,13 @@ async def status(settings: Settings, *, as_json: bool = False) -> int:
     return OK
 
 
-def _headline(found: Status, why: str) -> str:
-    if found.state != "offline":
+def _headline(found: Status, files: Files | None) -> str:
+    if files is None:
         return f"the daemon is {found.state}, data in {found.data_dir}"
-    return f"no daemon runs, data in {found.data_dir}" + (f" ({why})" if why else "")
+    if files.holder is not None:
+        runs = f"a daemon or `forward` runs (process {files.holder}), but it cannot be asked"
+        return f"{runs}: {files.why}; this is what the files say, data in {found.data_dir}"
+    return f"no daemon runs, data in {found.data_dir} ({files.why})"
 
 
 def _rows(sync: SyncStatus, max_bytes: int) -> Iterator[tuple[str, str, str]]:

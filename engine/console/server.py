@@ -107,7 +107,7 @@ class AdminServer:
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/api/status", self._status)
-        app.router.add_get("/api/{sync}/users/{key:(?s:.+)}", self._user)
+        app.router.add_get("/api/{sync}/users/{key:(?s:.*)}", self._user)
         app.router.add_post("/api/{sync}/dead-letters/{action}", self._dead_letters)
         app.router.add_post("/api/{sync}/spool/compact", self._compact)
         return app

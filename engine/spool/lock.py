@@ -81,12 +81,36 @@ class DataDir:
         self.close()
 
 
-def holder_is_alive(data_dir: Path) -> bool:
-    """Return whether the process that took a data directory last is still there; takes no lock."""
+def holder(data_dir: Path) -> int | None:
+    """Return the number of the process that holds a data directory, if one does; takes no lock."""
     try:
-        os.kill(int((data_dir / "lock").read_text()), 0)
-    except PermissionError:
-        return True  # somebody else's
+        with open(data_dir / "lock", "rb", opener=_without_waiting) as file:
+            number = int(file.read(32))
+            inode = os.fstat(file.fileno()).st_ino
+        if number <= 0:
+            return None
+        os.kill(number, 0)
+    except PermissionError as error:
+        if error.filename:
+            return None  # the file's
     except (OSError, ValueError, OverflowError):
-        return False
-    return True
+        return None
+    return number if _may_hold(number, inode) else None
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _may_hold(number: int, inode: int) -> bool:
+    """Return whether a process that is alive holds a lock; a number may have a new owner by now.
+
+    Where the system has no list of locks, as on macOS, the number is all there is.
+    """
+    try:
+        held = Path("/proc/locks").read_text(encoding="ascii").splitlines()
+    except (OSError, ValueError):
+        return True
+    return any(
+        " FLOCK " in line and f" {number} " in line and f":{inode} " in line for line in held
+    )
