@@ -8,17 +8,51 @@ from __future__ import annotations
 import io
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 if TYPE_CHECKING:
     from engine.config import Settings
     from engine.spool.rows import DeadLetterQuery
 
+
+class _Root(TyperGroup):
+    """All commands. What they quote of their arguments is text: no terminal obeys it."""
+
+    def make_context(self, *args: Any, **more: Any) -> Any:
+        with _quoting_text():
+            return super().make_context(*args, **more)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _quoting_text():
+            return super().invoke(ctx)
+
+
+_UsageError: type[Exception] = typer.BadParameter.__mro__[
+    1
+]  # click's, of which newer typers have a copy
+
+
+@contextmanager
+def _quoting_text() -> Iterator[None]:
+    try:
+        yield
+    except _UsageError as error:
+        from engine.logs import printable
+
+        of_click: Any = error
+        of_click.message = printable(of_click.message, lines=True)
+        raise
+
+
 app = typer.Typer(
+    cls=_Root,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Streams Amplitude events and users to Intercom.",
@@ -52,7 +86,13 @@ Config = Annotated[
 ]
 SyncName = Annotated[str | None, typer.Option("--sync", help="Which of several syncs.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Ids = Annotated[list[int] | None, typer.Argument(help="Dead letters by id; none: all that match.")]
+MOST = (1 << 63) - 1
+"""The largest number that is an id, as ``engine.spool.rows`` has it."""
+
+Ids = Annotated[
+    list[int] | None,
+    typer.Argument(min=0, max=MOST, help="Dead letters by id; none: all that match."),
+]
 Reason = Annotated[str | None, typer.Option(help="Only those with this reason.")]
 User = Annotated[str | None, typer.Option(help="Only those of this user.")]
 Since = Annotated[
@@ -237,8 +277,8 @@ def list_letters(
     user: User = None,
     since: Since = None,
     until: Until = None,
-    limit: Annotated[int, typer.Option(min=1, help="Show this many at most.")] = 1_000,
-    after: Annotated[int, typer.Option(help="Only those with a larger id.")] = 0,
+    limit: Annotated[int, typer.Option(min=1, max=MOST, help="Show this many at most.")] = 1_000,
+    after: Annotated[int, typer.Option(min=0, max=MOST, help="Only those with a larger id.")] = 0,
     json: Json = False,
 ) -> None:
     """List dead letters."""
@@ -258,7 +298,7 @@ def list_letters(
 @letters.command(name="show")
 def show_letter(
     config: Config,
-    id_: Annotated[int, typer.Argument(metavar="ID")],
+    id_: Annotated[int, typer.Argument(metavar="ID", min=0, max=MOST)],
     sync: SyncName = None,
     json: Json = False,
 ) -> None:
@@ -340,6 +380,8 @@ def show_user(
     from engine.commands import run
     from engine.commands import users as commands
 
+    _check_text(key, "KEY")
+
     async def work() -> int:
         return await commands.show(_settings(config), sync, key, as_json=json)
 
@@ -396,8 +438,18 @@ def _query(
 
     if reason is not None and reason not in DEAD_REASONS:
         raise typer.BadParameter(unknown_reason(reason), param_hint="--reason")
+    if user is not None:
+        _check_text(user, "--user")
     since_ms, until_ms = _time_ms(since, "--since"), _time_ms(until, "--until")
     return DeadLetterQuery(ids or [], reason, user, since_ms, until_ms)
+
+
+def _check_text(text: str, option: str) -> None:
+    """Refuse bytes that are no UTF-8: no user is called so, and what is like it is another one."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise typer.BadParameter(f"`{text}` is not UTF-8", param_hint=option) from None
 
 
 def _time_ms(text: str | None, option: str) -> int | None:

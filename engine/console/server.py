@@ -27,7 +27,8 @@ from engine import metrics
 from engine.app import Engine
 from engine.config import Admin, host_and_port
 from engine.errors import DEAD_REASONS, SettingsError, SpoolError, unknown_reason
-from engine.spool.rows import DeadLetterQuery
+from engine.logs import printable
+from engine.spool.rows import DeadLetterQuery, Id
 from transports.http import MAX_HEADER_BYTES
 from transports.sockets import Listener, share_of_descriptors
 
@@ -50,7 +51,7 @@ OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 class Listing(DeadLetterQuery, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Which dead letters to list: those behind ``after_id``, up to ``limit`` of them."""
 
-    after_id: int = 0
+    after_id: Id = 0
     limit: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 1_000
 
 
@@ -131,7 +132,10 @@ class AdminServer:
             if self._listener.crowded:
                 response.force_close()
             return response
-        except (web.HTTPException, ConnectionError):
+        except web.HTTPException as answer:
+            answer.text = printable(answer.text or "", lines=True)  # it may quote what was asked
+            raise
+        except ConnectionError:
             raise
         except SpoolError as error:
             raise web.HTTPServiceUnavailable(text=f"{error}\n") from None

@@ -7,7 +7,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 
@@ -130,14 +130,21 @@ def dead_letter(record: Record, failure: Failure, now_ms: int) -> DeadLetter:
     )
 
 
+MOST: Final = (1 << 63) - 1
+"""The largest number that SQLite can be asked for."""
+
+Id = Annotated[int, msgspec.Meta(ge=0, le=MOST)]
+TimeMs = Annotated[int, msgspec.Meta(ge=-MOST, le=MOST)]
+
+
 class DeadLetterQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which dead letters: all conditions that are given must hold."""
 
-    ids: list[int] = []
+    ids: list[Id] = []
     reason: str | None = None
     user: str | None = None
-    since_ms: int | None = None
-    until_ms: int | None = None
+    since_ms: TimeMs | None = None
+    until_ms: TimeMs | None = None
 
 
 def is_counted(query: DeadLetterQuery) -> bool:

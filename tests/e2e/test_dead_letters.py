@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -172,3 +173,33 @@ async def test_an_id_that_is_not_there_is_no_success(tmp_path: Path, action: str
     assert "no such dead letter: 1 of 2 ids" in err
     code, _, err = await letters(action, config, "--reason", "refused")
     assert (code, "no such" in err) == (0, False)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--after", str(2**63)],
+        ["--after", "-1"],
+        ["--limit", str(2**63)],
+        ["--user", os.fsdecode(b"\xff")],
+        ["--reason", "\x1b[31mX"],
+        ["--since", "\x1b[31mX"],
+        ["--\x1b[31mX"],
+        ["\x1b[31mX"],
+    ],
+    ids=ascii,
+)
+async def test_what_no_dead_letter_can_have_is_refused_and_shown_as_text(
+    tmp_path: Path, arguments: list[str]
+) -> None:
+    config = process.settings(tmp_path, NOWHERE)
+    code, out, err = await letters("list", config, *arguments)
+    assert (code, out, "Traceback" in err, "\x1b" in err) == (2, "", False, False)
+    if "31mX" in arguments[-1]:
+        assert "\\x1b[31mX" in err
+
+
+@pytest.mark.parametrize("action", ["show", "replay", "discard"])
+async def test_a_number_that_is_no_id_is_refused(tmp_path: Path, action: str) -> None:
+    code, _, err = await letters(action, process.settings(tmp_path, NOWHERE), str(2**63))
+    assert (code, "Traceback" in err) == (2, False)
