@@ -8,13 +8,13 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from engine.commands.findings import Finding, addresses
 from engine.commands.terminal import size
 from engine.config import Settings, host_and_port
+from engine.spool.lock import rights_of_others
 from engine.spool.reading import size_of
 
 
@@ -47,10 +47,9 @@ def _data_dir(path: Path) -> Iterator[Finding]:
 
 
 def _rights(path: Path) -> Iterator[Finding]:
-    mode = stat.S_IMODE(path.stat().st_mode)
-    if mode & 0o077:
-        may = "written" if mode & 0o022 else "read"
-        yield Finding("warning", "data_dir", f"`{path}` can be {may} by other users (0{mode:o})")
+    text, refused = rights_of_others(path)
+    if text:
+        yield Finding("error" if refused else "warning", "data_dir", text)
 
 
 def _nearest(path: Path) -> Path:
