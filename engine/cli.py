@@ -6,6 +6,7 @@ Imports are made by the command that needs them, so that ``--help`` is quick.
 from __future__ import annotations
 
 import io
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -109,6 +110,13 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _finite(seconds: float | None) -> float | None:
+    """Refuse what is no time span: NaN is neither more nor less than anything."""
+    if seconds is not None and not 0 <= seconds < math.inf:
+        raise typer.BadParameter(f"expected seconds, 0 or more, not {seconds}")
+    return seconds
+
+
 @app.callback()
 def _root(
     config: Annotated[
@@ -161,7 +169,11 @@ def forward(
     ] = False,
     max_wait: Annotated[
         float | None,
-        typer.Option(help="Seconds to wait for retries at the end; default: for all of them."),
+        typer.Option(
+            callback=_finite,
+            help="Seconds to wait for retries at the end, or for anything to be settled while"
+            " reading pauses; default: for all of them.",
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -236,7 +248,9 @@ def status(config: Config, json: Json = False) -> None:
 @app.command()
 def sandbox(
     listen: Annotated[str, typer.Option(help="host:port")] = "127.0.0.1:8720",
-    latency: Annotated[float, typer.Option(help="Seconds that an answer takes.")] = 0.05,
+    latency: Annotated[
+        float, typer.Option(callback=_finite, help="Seconds that an answer takes.")
+    ] = 0.05,
     requests_per_minute: Annotated[int, typer.Option(help="The rate limit.")] = 10_000,
     token: Annotated[str | None, typer.Option(help="Accept only this access token.")] = None,
     seed: Annotated[int, typer.Option(help="Of latencies and faults.")] = 0,
