@@ -14,6 +14,7 @@ from engine.errors import Failure, SpoolError
 from engine.spool.rows import Append, Appended, Contact, DeadLetterQuery, Loaded, Row
 from engine.spool.schema import PAGE_BYTES, SCHEMA_VERSION, connect
 from engine.spool.store import REFILL_LEVEL, Store
+from engine.spool.user_state import MOST_TYPES_READ
 from support.spools import database_of
 
 FAILING = Failure("user_failing", 500)
@@ -452,3 +453,17 @@ def test_a_place_is_never_given_twice_though_the_mark_of_the_next_is_damaged(pat
     append(store, ROW)
     assert [record.id for record in load(store).records] == [1, 3]
     store.close()
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_types_of_more_records_than_are_read_are_not_called_complete(path: Path, more: int) -> None:
+    store = opened(path)
+    row = Row(Kind.EVENT, "ann", b'{"event_type": "Purchase", "user_id": "ann"}', None)
+    append(store, *[row] * (MOST_TYPES_READ + more))
+    state = store.user("ann")
+    assert (state.waiting.records, state.waiting.types_of) == (
+        MOST_TYPES_READ + more,
+        MOST_TYPES_READ,
+    )
+    assert state.waiting.types == {"Purchase": MOST_TYPES_READ}
+    assert state.complete is (more == 0)
