@@ -179,6 +179,18 @@ class Rules:
         """Return the contact's key, or an empty text where there is none."""
         return self._normal(paths.read(self._source, event.fields))
 
+    def identity_of_bad(self, raw: bytes) -> str:
+        """Return the key of an event that cannot be taken, as far as it can be read."""
+        try:
+            if self.identity_in_head:
+                user = self.identity_of_head(amplitude.legible(raw))
+            else:
+                user = self.identity_of_event(amplitude.decode_event(raw))
+            user.encode()
+        except Exception:  # it is bad: anything may be wrong with it
+            return ""
+        return user if len(user) <= amplitude.MAX_TEXT else ""
+
     def _normal(self, value: Any) -> str:
         """E-mails compare without case and outer space; ids are taken as they are."""
         if type(value) is str:

@@ -130,6 +130,10 @@ class Filter:
             kind = Kind.EVENT_WITH_UPDATE
         return self._admit(head, raw, kind, event)
 
+    def user_of_bad(self, raw: bytes) -> str:
+        """Return the key of a bad event's user; empty where it cannot be read."""
+        return self._rules.identity_of_bad(raw)
+
     def _judge_bad(self, bad: BadEvent, raw: bytes) -> BadEvent | str:
         """What nobody has selected is dropped, whatever else is wrong with it."""
         types = decode_types([raw])
@@ -318,7 +322,7 @@ class FilterActor(Actor[Share, None]):
             await self._append_halves(rows[half:], batch, parts)
             return
         failure = internal_failure(fault, batch=batch.origin)
-        letter = _internal_row(failure, rows[0].raw, batch, _place_of(rows[0], batch))
+        letter = self._internal_row(failure, rows[0].raw, batch, _place_of(rows[0], batch))
         while True:
             try:
                 await self._append_surely([letter], parts)
@@ -404,7 +408,7 @@ class FilterActor(Actor[Share, None]):
             self._sift(batch, (index,), into)
         except Exception as fault:
             failure = internal_failure(fault, batch=batch.origin)
-            into.dead.append(_internal_row(failure, batch.raws[index], batch, index))
+            into.dead.append(self._internal_row(failure, batch.raws[index], batch, index))
 
     def _sift(self, batch: Batch, indexes: Iterable[int], into: Append) -> None:
         raws, heads, derive, checked = batch.raws, batch.heads, batch.derive_ids, batch.checked
@@ -431,13 +435,20 @@ class FilterActor(Actor[Share, None]):
             else:
                 into.dead.append(self._dead_row(found, raw, project, batch, index))
 
-    @staticmethod
     def _dead_row(
-        bad: BadEvent, raw: bytes, project: hashlib.blake2b, batch: Batch, index: int
+        self, bad: BadEvent, raw: bytes, project: hashlib.blake2b, batch: Batch, index: int
     ) -> DeadRow:
         line = batch.lines[index] if batch.lines else None
         key, kept = dead_key(bad, raw, project), raw[: KEPT_BYTES if bad.digest else None]
-        return DeadRow(bad.reason, bad.message, kept, key, batch.origin, line)
+        user = self._filter.user_of_bad(raw)
+        return DeadRow(bad.reason, bad.message, kept, key, batch.origin, line, user)
+
+    def _internal_row(
+        self, failure: Failure, raw: bytes, batch: Batch, index: int | None = None
+    ) -> DeadRow:
+        line = batch.lines[index] if batch.lines and index is not None else None
+        user = self._filter.user_of_bad(raw)
+        return DeadRow(failure.reason, failure.message, raw, None, batch.origin, line, user)
 
     def _worth_a_look(self, batch: Batch, run: range, dropped: Counter[str]) -> Iterable[int]:
         """Return the places of events that their type alone does not decide on; count the others.
@@ -466,8 +477,3 @@ def _place_of(row: Row | DeadRow, batch: Batch) -> int | None:
     same = (place for place, raw in enumerate(batch.raws) if raw is row.raw)
     mended = (place for place, raw in enumerate(batch.raws) if read_head(raw)[1] == row.raw)
     return next(same, None) if batch.heads is not None else next(chain(same, mended), None)
-
-
-def _internal_row(failure: Failure, raw: bytes, batch: Batch, index: int | None = None) -> DeadRow:
-    line = batch.lines[index] if batch.lines and index is not None else None
-    return DeadRow(failure.reason, failure.message, raw, None, batch.origin, line)

@@ -25,7 +25,10 @@ class Row(msgspec.Struct, frozen=True, gc=False):
 
 
 class DeadRow(msgspec.Struct, frozen=True, gc=False):
-    """Something a source brought that is no event; kept as a dead letter at once."""
+    """Something a source brought that is no event; kept as a dead letter at once.
+
+    ``user_key``: whose it is, as far as it can be read.
+    """
 
     reason: str
     message: str
@@ -33,6 +36,7 @@ class DeadRow(msgspec.Struct, frozen=True, gc=False):
     insert_key: bytes | None
     origin: str
     line: int | None
+    user_key: str = ""
 
 
 Keyed = TypeVar("Keyed", Row, DeadRow)

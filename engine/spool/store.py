@@ -321,6 +321,7 @@ class Store:
         self._deltas["dropped:duplicate"] += duplicates
         if duplicates and logs.debugging():
             self._settled.duplicates(batch.rows, rows)
+            self._settled.duplicates(batch.dead, dead)
         return Appended(len(rows), duplicates, len(dead))
 
     def _is_over(self, level: float) -> bool:
@@ -374,7 +375,7 @@ class Store:
 
     def _bury_unread(self, row: DeadRow, now_ms: int) -> None:
         failure = Failure(row.reason, message=row.message)
-        record = Record(self._take_ids(1), Kind.EVENT, "", now_ms, row.raw)
+        record = Record(self._take_ids(1), Kind.EVENT, row.user_key, now_ms, row.raw)
         letter = dead_letter(record, failure, now_ms)
         self.letters.insert(msgspec.structs.replace(letter, origin=row.origin, line=row.line))
         self._settled.dead_at_the_door(record.id, row)
@@ -676,6 +677,7 @@ class Store:
         gone = self._exhume(letter.id)
         if gone:
             self._deltas[f"dropped:{reason}"] += 1
+            self._settled.dropped(letter, reason)
         return gone
 
     def _exhume(self, id_: int) -> bool:

@@ -408,3 +408,26 @@ def test_preview_and_replay_judge_a_bad_event_as_intake_does(event_type: str, us
     assert [a["reason"] if a["verdict"] == "drop" else a["verdict"] for a in foreseen] == (
         expected * 2
     )
+
+
+@pytest.mark.parametrize(
+    ("mapping", "raw", "user"),
+    [
+        ({}, b'{"event_type": [], "user_id": "Ann"}', "Ann"),
+        ({}, b'{"event_type": "A", "user_id": 17, "time": "never"}', "17"),
+        ({}, b'{"event_type": "A", "user_id": {}, "device_id": "d-1"}', ""),
+        ({"from": "device_id"}, b'{"event_type": "A", "user_id": {}, "device_id": "d-1"}', "d-1"),
+        ({"identifier": "email"}, b'{"event_type": 1, "user_id": " A@B.c "}', "a@b.c"),
+        ({"from": "user.id"}, b'{"event_type": [], "user_properties": {"id": "Ann"}}', "Ann"),
+        ({"from": "user.id"}, b'{"event_type": "A", "user_properties": 7}', ""),
+        ({}, b'{"event_type": "A", "user_id": "An', ""),
+        ({}, b'{"event_type": "A", "user_id": "%s"}' % (b"x" * 5_000), ""),
+    ],
+)
+def test_an_event_that_dies_at_the_door_is_its_user_s_where_that_can_be_read(
+    mapping: dict[str, str], raw: bytes, user: str
+) -> None:
+    decide = a_filter(mapping=mapping)
+    actor = FilterActor(decide, cast("Any", None))
+    [letter] = actor.sift(Batch(None, [raw], sync="a", derive_ids=True, origin="f")).dead
+    assert letter.user_key == user
