@@ -9,7 +9,9 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+import select
 import stat
+import time
 import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -23,24 +25,17 @@ from engine.fitting import fit_name, is_blank, is_legal_key
 from engine.near import did_you_mean
 from engine.selection import ANY_TYPE, Selection, Selector
 from transports.amplitude import MAX_EVENT_BYTES
-
-MAX_SECONDS: Final = 3_155_760_000.0
-"""A hundred years: whatever is added to a time of today stays one that clocks and SQLite know."""
-
-MIN_SECONDS: Final = 0.001
-"""Clocks and timers are not finer; a shorter pause would be none."""
-
-MAX_COUNT: Final = 10_000_000
-"""Connections, calls, lines or events at once: more than one process can hold."""
-
-MAX_BYTES: Final = 1 << 50
-"""A pebibyte: more than any disk under a spool, and with a thousand syncs still a 64-bit sum."""
-
-MAX_MEMORY_BYTES: Final = 1 << 40
-"""A tebibyte: more than the memory of any machine this runs on."""
-
-MAX_RATE: Final = 1e9
-"""Calls, requests or events in a second or a minute: more than any machine makes."""
+from transports.bounds import (
+    MAX_BYTES,
+    MAX_RATE,
+    EventBytes,
+    HeldBytes,
+    LineBytes,
+    Positive,
+    PositiveNumber,
+    PositiveSeconds,
+    Seconds,
+)
 
 MAX_FILE_BYTES: Final = 8 * 1024 * 1024
 """A settings file: a thousand syncs take one megabyte."""
@@ -48,10 +43,6 @@ MAX_FILE_BYTES: Final = 8 * 1024 * 1024
 MAX_SECRET_BYTES: Final = 65_536
 """A file with a secret; headers beyond this are refused everywhere."""
 
-Positive = Annotated[int, msgspec.Meta(ge=1, le=MAX_COUNT)]
-PositiveNumber = Annotated[float, msgspec.Meta(ge=1 / MAX_RATE, le=MAX_RATE)]
-PositiveSeconds = Annotated[float, msgspec.Meta(ge=MIN_SECONDS, le=MAX_SECONDS)]
-Seconds = Annotated[float, msgspec.Meta(ge=0, le=MAX_SECONDS)]
 _ADDRESS = r"^(\[[0-9a-fA-F:]+\]|[^:\s]+):[0-9]{1,5}\Z"
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z"
 _SOURCE = r"^(user_id|device_id|user\..+|event\..+)\Z"
@@ -122,8 +113,8 @@ class Http(_Section, frozen=True, kw_only=True):
 
     listen: Address = "127.0.0.1:8710"
     cors_origins: list[str] = msgspec.field(default_factory=lambda: ["*"])
-    max_event_bytes: Annotated[int, msgspec.Meta(ge=1_024, le=MAX_MEMORY_BYTES)] = MAX_EVENT_BYTES
-    max_held_bytes: Annotated[int, msgspec.Meta(ge=20_000_000, le=MAX_MEMORY_BYTES)] = 67_108_864
+    max_event_bytes: EventBytes = MAX_EVENT_BYTES
+    max_held_bytes: HeldBytes = 67_108_864
     body_timeout_s: PositiveSeconds = 10.0
     idle_timeout_s: PositiveSeconds = 75.0
     max_connections: Positive = 1_024
@@ -149,7 +140,7 @@ class SpoolSettings(_Section, frozen=True, kw_only=True):
 class Forward(_Section, frozen=True, kw_only=True):
     """Reading files and pipes."""
 
-    max_line_bytes: Annotated[int, msgspec.Meta(ge=1, le=MAX_MEMORY_BYTES)] = 1_048_576
+    max_line_bytes: LineBytes = 1_048_576
     batch_lines: Positive = 2_000
     max_backlog: Positive = 100_000
 
@@ -289,8 +280,15 @@ def load(path: Path) -> Settings:
     return from_table(table, folder=path.parent, origin=f"{path}: ")
 
 
+PIPE_S: Final = 30.0
+"""Until a pipe has to be at its end: ``-c <(sops -d …)`` may ask a key server."""
+
+NOBODY_S: Final = 0.3
+"""Until somebody has to be there who writes to a pipe."""
+
+
 def _read(path: Path, most: int) -> bytes:
-    """Return what is in a regular file; another kind could be endless, or keep us waiting.
+    """Return what is in a regular file or a pipe; another kind could be endless.
 
     Raises:
         OSError: it cannot be read.
@@ -298,11 +296,39 @@ def _read(path: Path, most: int) -> bytes:
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:  # refuses a directory
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISFIFO(mode):
             raise ValueError("not a regular file")
-        content = file.read(most + 1)
+        content = file.read(most + 1) if stat.S_ISREG(mode) else _read_pipe(descriptor, most)
     if len(content) > most:
         raise ValueError(f"larger than {most} bytes")
+    return content
+
+
+def _read_pipe(descriptor: int, most: int, within_s: float = PIPE_S) -> bytes:
+    """Return what comes through a pipe; more than ``most`` bytes where that is more.
+
+    Raises:
+        ValueError: nobody writes to it, or not to its end in time.
+    """
+    pipe = select.poll()
+    pipe.register(descriptor, select.POLLIN)
+    block: bytes | None
+    content, until_s, wait_s = b"", time.monotonic() + within_s, NOBODY_S
+    while len(content) <= most and wait_s > 0:
+        ready = pipe.poll(wait_s * 1_000)
+        try:
+            block = os.read(descriptor, most + 1 - len(content))
+        except BlockingIOError:  # somebody is there, and has not written yet
+            block = None
+        if block == b"" and not ready:
+            raise ValueError("a pipe that nobody writes to")
+        if block == b"":
+            return content
+        content += block or b""
+        wait_s = until_s - time.monotonic()
+    if len(content) <= most:
+        raise ValueError(f"a pipe that has not come to its end within {within_s:g} s")
     return content
 
 
@@ -527,6 +553,8 @@ def _problems(settings: Settings) -> Iterator[str]:
         yield from _target_problems(f"{where}.events.metadata", sync.events.metadata)
         yield from _intercom_problems(where, sync)
     yield from _path_problems("data_dir", settings.data_dir)
+    if settings.http and "http" in settings.sources:
+        yield "sources.http: [http] is that source already; leave one of the two out"
     for section, server in (("http", settings.http), ("admin", settings.admin)):
         if server:
             yield from _listen_problems(f"{section}.listen", server.listen)

@@ -32,6 +32,7 @@ from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 
 from transports import Batch, Intake, inflate, uploads
 from transports.amplitude import MAX_EVENT_BYTES
+from transports.bounds import EventBytes, HeldBytes, Positive, PositiveNumber, PositiveSeconds
 from transports.errors import Refused, UnknownApiKey
 from transports.inflate import Inflate
 from transports.limits import Hold, KeyLimits, Room
@@ -162,13 +163,13 @@ class HttpSource:
         *,
         listen: str = "127.0.0.1:8710",
         cors_origins: Sequence[str] = ("*",),
-        max_event_bytes: int = MAX_EVENT_BYTES,
-        max_held_bytes: int = 67_108_864,
-        body_timeout_s: float = 10.0,
-        idle_timeout_s: float = 75.0,
-        max_connections: int = 1_024,
-        key_requests_per_s: float | None = None,
-        key_events_per_s: float | None = None,
+        max_event_bytes: EventBytes = MAX_EVENT_BYTES,
+        max_held_bytes: HeldBytes = 67_108_864,
+        body_timeout_s: PositiveSeconds = 10.0,
+        idle_timeout_s: PositiveSeconds = 75.0,
+        max_connections: Positive = 1_024,
+        key_requests_per_s: PositiveNumber | None = None,
+        key_events_per_s: PositiveNumber | None = None,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
         """``listen`` is host:port; port 0 takes a free one, see ``address`` once it runs.
@@ -176,6 +177,8 @@ class HttpSource:
         ``now_ms``: when requests arrive, by which clients' clocks are corrected.
         """
         host, _, port = listen.rpartition(":")
+        if not host or not re.fullmatch("[0-9]{1,5}", port) or int(port) > MAX_PORT:
+            raise ValueError(f"listen: expected `host:port`, not {listen!r}")
         self._host, self._port = host.strip("[]"), int(port)
         self._origins = frozenset(cors_origins)
         self._max_event_bytes = max_event_bytes
@@ -393,6 +396,8 @@ class _Unreadable(Exception):
         super().__init__(refusal.error)
         self.refusal = refusal
 
+
+MAX_PORT: Final = 65_535
 
 _GZIP_MAGIC: Final = b"\x1f\x8b"
 _WINDOW_BITS: Final = {"gzip": inflate.GZIP, "x-gzip": inflate.GZIP, "deflate": inflate.ANY}

@@ -29,6 +29,7 @@ import msgspec
 
 from transports import Batch, Intake, Receipt, Ticket, files
 from transports.amplitude import MAX_EVENT_BYTES, BadEvent, Head, Time, parse_time, read_head
+from transports.bounds import EventBytes, LineBytes, Positive, PositiveSeconds
 from transports.errors import BadFile, Refused
 from transports.files import Chunk
 from transports.lines import Line, Plain, Position
@@ -112,14 +113,14 @@ class LineSource:
         paths: Sequence[str] = ("-",),
         *,
         sync: str | None = None,
-        max_line_bytes: int = 1_048_576,
-        max_event_bytes: int = MAX_EVENT_BYTES,
-        batch_lines: int = 2_000,
+        max_line_bytes: LineBytes = 1_048_576,
+        max_event_bytes: EventBytes = MAX_EVENT_BYTES,
+        batch_lines: Positive = 2_000,
         since_ms: int | None = None,
         until_ms: int | None = None,
         marks: Mapping[str, str] | None = None,
         progress: Progress | None = None,
-        refused_nap_s: float = 0.25,
+        refused_nap_s: PositiveSeconds = 0.25,
     ) -> None:
         """``sync`` says where the events go; ``marks`` is what earlier batches left.
 

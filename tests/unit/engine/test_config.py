@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tomli_w
 
-from engine.config import MAX_EVENT_TYPES, Settings, from_table, is_loopback, load, to_table
+from engine.config import (
+    MAX_EVENT_TYPES,
+    Settings,
+    _read_pipe,
+    from_table,
+    is_loopback,
+    load,
+    to_table,
+)
 from engine.errors import SettingsError
 
 CANARY = "canary-7f3a"
@@ -325,3 +334,31 @@ def test_the_home_folder_is_spelled_with_a_tilde(
     (tmp_path / "token").write_text(CANARY)
     settings = from_table(with_token("file:~/token") | {"data_dir": "~/spools"})
     assert (settings.data_dir, token_of(settings)) == (str(tmp_path / "spools"), CANARY)
+
+
+def test_settings_come_through_a_pipe_that_somebody_writes_to() -> None:
+    """As with ``-c <(sops -d settings.toml)``: the writer is there, and may take its time."""
+    reading, writing = os.pipe()
+    content = tomli_w.dumps(table()).encode() + b"# " + b"x" * 200_000
+    with os.fdopen(writing, "wb") as file, ThreadPoolExecutor(1) as pool:
+        loaded = pool.submit(load, Path(f"/dev/fd/{reading}"))
+        file.write(content)
+        file.close()
+        assert loaded.result().sync[0].name == "a"
+    os.close(reading)
+
+
+def test_a_pipe_without_end_is_refused_at_its_bound() -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    with pytest.raises(ValueError, match="a pipe that has not come to its end within"):
+        _read_pipe(reading, 100, within_s=0.01)
+    os.write(writing, b"x" * 101)
+    assert len(_read_pipe(reading, 100)) == 101
+    os.close(writing)
+    os.close(reading)
+
+
+def test_a_source_that_is_configured_twice_is_refused() -> None:
+    twice = table() | {"http": {}, "sources": {"http": {"listen": "127.0.0.1:9"}}}
+    assert complaint(twice).startswith("sources.http: [http] is that source already")
