@@ -477,6 +477,8 @@ def _read_json_form(body: bytes) -> dict[str, str]:
     """Return the fields of a form that came as JSON: texts as they are, all else as JSON."""
     try:
         fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+        if len(fields) > MAX_FIELDS:
+            raise ValueError("too many fields")
         return {
             name: msgspec.json.decode(value) if bytes(value[:1]) == b'"' else value.decode()
             for name, value in ((n, bytes(v)) for n, v in fields.items())

@@ -22,7 +22,7 @@ from support.serving import speak
 from transports import Batch, Receipt, Ticket
 from transports.amplitude import BadEvent, Head
 from transports.errors import Refused, UnknownApiKey
-from transports.http import DOORS, HttpSource
+from transports.http import DOORS, MAX_FIELDS, HttpSource, Parts, read_form
 from transports.refusals import NO_DOOR
 
 GOOD = {"event_type": "Bought", "user_id": "user-1"}
@@ -846,3 +846,11 @@ async def test_no_body_takes_long_to_be_refused(path: str, kind: str, body: byte
 @pytest.mark.parametrize("options", [None, [], {}, {"min_id_length": None}, {"min_id_length": "x"}])
 async def test_an_option_that_means_nothing_costs_no_event(options: Any) -> None:
     assert (await ask(Intake(), upload(GOOD, options=options)))[0] == 200
+
+
+@pytest.mark.parametrize("kind", ["application/json", "application/x-www-form-urlencoded"])
+def test_a_form_has_few_fields_however_it_is_written(kind: str) -> None:
+    many = {f"field-{n}": "x" for n in range(MAX_FIELDS + 1)}
+    body = json.dumps(many) if "json" in kind else urllib.parse.urlencode(many)
+    with pytest.raises(ValueError, match=r"(?i)fields"):
+        read_form(Parts(body.encode(), {}, {"Content-Type": kind}))
