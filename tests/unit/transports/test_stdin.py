@@ -10,6 +10,7 @@ import json
 import lzma
 import os
 import socket
+import time
 import zipfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -478,3 +479,20 @@ async def test_an_input_that_nobody_can_wait_for_is_read_all_the_same() -> None:
     async with asyncio.timeout(5):
         await LineSource(["/dev/null"]).run(intake)
     assert intake.batches == []
+
+
+async def test_a_text_of_tiny_values_leaves_others_their_turns(tmp_path: Path) -> None:
+    path = tmp_path / "events.json"
+    path.write_bytes(b'[{"event_type":"a"},' + b"{}," * 100_000 + b"{}]")
+    gaps_s: list[float] = []
+
+    async def take_turns() -> None:
+        while True:
+            started_s = time.process_time()
+            await asyncio.sleep(0)
+            gaps_s.append(time.process_time() - started_s)
+
+    turns = asyncio.create_task(take_turns())
+    await LineSource([str(path)]).run(Intake())
+    turns.cancel()
+    assert max(gaps_s) < sum(gaps_s) / 5
