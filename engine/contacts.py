@@ -176,7 +176,7 @@ class _Upsert:
         fields = await self._fields(properties)
         answer, written = await self._write(None, fields)
         if answer.status in (200, 201):
-            contact_id = str(intercom.decode_json(answer).get("id", ""))
+            contact_id = str(answer.contact.get("id", ""))
             return self._done(contact_id, properties, written, complete=True)
         if answer.status == 409:
             return await self._adopt(answer, written, known_properties)
@@ -188,7 +188,7 @@ class _Upsert:
             answer = await self._call(intercom.get_contact(known.contact_id))
             if answer.status != 200:
                 return await self._redirect(answer, known)
-            theirs = self._rules.properties_of_contact(intercom.decode_json(answer))
+            theirs = self._rules.properties_of_contact(answer.contact)
             known = msgspec.structs.replace(
                 known, properties={**theirs, **known.properties}, complete=True
             )
@@ -297,7 +297,7 @@ class _Upsert:
         answer = await self._call(intercom.get_contact(contact_id))
         if answer.status != 200:
             raise DeadLetter(_failure("contact_gone", answer))
-        contact = intercom.decode_json(answer)
+        contact = answer.contact
         theirs = str(contact.get(self._identity.field) or "")
         if not self._is_mine(theirs) and (theirs or must_be_mine):
             raise DeadLetter(_failure("contact_conflict", conflict))

@@ -37,9 +37,15 @@ class Members(ABC):
 class Inflate(Members):
     """A gzip or zlib stream."""
 
-    def __init__(self, window_bits: int = GZIP, max_members: float = float("inf")) -> None:
+    def __init__(
+        self,
+        window_bits: int = GZIP,
+        max_members: float = float("inf"),
+        piece_bytes: int = PIECE_BYTES,
+    ) -> None:
         """``max_members``: a stranger's may be empty, which costs work and no other bound sees."""
         super().__init__(partial(zlib.decompressobj, window_bits))
+        self._piece_bytes = piece_bytes
         self._members_left = max_members - 1
 
     def feed(self, chunk: bytes) -> Iterator[bytes]:
@@ -54,7 +60,7 @@ class Inflate(Members):
             if self._member.eof:
                 self._next_member()
             self._begun = True
-            piece = self._member.decompress(chunk, PIECE_BYTES)
+            piece = self._member.decompress(chunk, self._piece_bytes)
             if piece:
                 yield piece
             # Tapes and tar leave zeros behind a member: they are padding.
