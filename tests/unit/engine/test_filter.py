@@ -428,6 +428,6 @@ def test_an_event_that_dies_at_the_door_is_its_user_s_where_that_can_be_read(
     mapping: dict[str, str], raw: bytes, user: str
 ) -> None:
     decide = a_filter(mapping=mapping)
-    actor = FilterActor(decide, cast("Any", None))
-    [letter] = actor.sift(Batch(None, [raw], sync="a", derive_ids=True, origin="f")).dead
+    batch = Batch(None, [raw], sync="a", derive_ids=True, origin="f")
+    [letter] = kept_of(decide, batch).dead
     assert letter.user_key == user

@@ -10,7 +10,6 @@ import json
 import lzma
 import os
 import socket
-import time
 import zipfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -484,15 +483,15 @@ async def test_an_input_that_nobody_can_wait_for_is_read_all_the_same() -> None:
 async def test_a_text_of_tiny_values_leaves_others_their_turns(tmp_path: Path) -> None:
     path = tmp_path / "events.json"
     path.write_bytes(b'[{"event_type":"a"},' + b"{}," * 100_000 + b"{}]")
-    gaps_s: list[float] = []
+    turns = 0
 
     async def take_turns() -> None:
+        nonlocal turns
         while True:
-            started_s = time.process_time()
             await asyncio.sleep(0)
-            gaps_s.append(time.process_time() - started_s)
+            turns += 1
 
-    turns = asyncio.create_task(take_turns())
+    others = asyncio.create_task(take_turns())
     await LineSource([str(path)]).run(Intake())
-    turns.cancel()
-    assert max(gaps_s) < sum(gaps_s) / 5
+    others.cancel()
+    assert turns > 200  # cut in one go, it leaves them some sixty
