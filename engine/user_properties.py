@@ -5,6 +5,9 @@ The rules (Amplitude's Identify API and SDK pages):
 - The operations of one payload are applied in the order ``ORDER``, whatever the order of its keys.
 - Plain keys act like ``$set``; where a payload has both for one property, the ``$set`` wins.
 - ``$clearAll`` takes the text ``"-"``, every other operation an object ``{property: argument}``.
+- Null in ``$set``, ``$setOnce`` and plain keys says nothing, as everywhere (``engine.paths``): the
+  old value stays. Amplitude's pages do not say what it does, and some of its SDKs send the nulls
+  that others leave out; ``$unset`` is what removes a property.
 - A property that is absent or null has no value: ``$setOnce`` sets it, ``$add`` counts from 0, the
   list operations start from an empty list, ``$remove`` leaves it alone.
 - A single value is a list of one to the list operations. Values are compared as JSON: 1 is 1.0 but
@@ -62,6 +65,7 @@ ORDER = (
 
 _CHANGING = frozenset(ORDER) - {CLEAR_ALL}
 _STATELESS = frozenset({CLEAR_ALL, "$unset", "$set"})
+_SETTING = frozenset({"$set", "$setOnce"})
 _LONGEST_NAME_IN_A_PROBLEM = 100
 
 
@@ -120,7 +124,7 @@ def select(operations: Mapping[str, Any], names: Collection[str]) -> dict[str, A
             continue
         kept = {}
         for name in names:
-            if name in argument:
+            if name in argument and (argument[name] is not None or op not in _SETTING):
                 kept[name] = argument[name]
         for name in dotted:
             if name not in kept and (value := _along_dots(op, argument, name)) is not None:
@@ -244,11 +248,11 @@ def _beginning(values: list[Any]) -> list[Any]:
 
 
 def _set(old: Any, argument: Any) -> Changed:
-    return keep(argument)
+    return (UNCHANGED, None) if argument is None else keep(argument)
 
 
 def _set_once(old: Any, argument: Any) -> Changed:
-    return keep(argument) if old is None else (UNCHANGED, None)
+    return _set(old, argument) if old is None else (UNCHANGED, None)
 
 
 def _add(old: Any, argument: Any) -> Changed:

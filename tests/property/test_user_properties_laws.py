@@ -125,7 +125,13 @@ def test_without_need_of_state_the_old_values_of_touched_properties_do_not_matte
         for op, argument in split(payload).operations.items()
         if not needs_state({op: argument})
     }
-    touched = {n for op, names in operations.items() if op != "$clearAll" for n in names}
+    touched = {
+        name
+        for op, names in operations.items()
+        if op != "$clearAll"
+        for name, argument in names.items()
+        if op == "$unset" or argument is not None
+    }
     first, second = apply(operations, one)[0], apply(operations, other)[0]
     assert {n: first[n] for n in touched & first.keys()} == {
         n: second[n] for n in touched & second.keys()

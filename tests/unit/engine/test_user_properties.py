@@ -81,6 +81,13 @@ def test_only_selected_properties_are_kept() -> None:
     assert select(operations, {"a"}) == {"$set": {"a": 1}}
 
 
+def test_a_null_that_is_set_is_not_kept_and_one_that_is_unset_is() -> None:
+    nulls = {"p": None, "q": 1}
+    assert select({"$set": nulls, "$setOnce": nulls}, ["p"]) == {}
+    assert select({"$set": nulls}, ["p", "q"]) == {"$set": {"q": 1}}
+    assert select({"$unset": nulls}, ["p"]) == {"$unset": {"p": None}}
+
+
 def test_clear_all_is_kept_for_the_selected_properties() -> None:
     assert select({"$clearAll": "-", "$set": {"a": 1}}, {"b"}) == {"$clearAll": "-"}
 
@@ -108,7 +115,9 @@ def test_no_operations_need_no_state() -> None:
     ("payload", "state", "expected"),
     [
         ({"$set": {"p": {"deep": [1]}}}, {"p": 1, "q": 2}, {"p": {"deep": [1]}, "q": 2}),
-        ({"$set": {"p": None}}, {"p": 1}, {"p": None}),
+        ({"$set": {"p": None}}, {"p": 1}, {"p": 1}),
+        ({"$set": {"p": None}}, {}, {}),
+        ({"$setOnce": {"p": None}}, {}, {}),
         ({"$unset": {"p": "-", "gone": "-"}}, {"p": 1, "q": 2}, {"q": 2}),
         ({"$clearAll": "-"}, {"p": 1, "q": 2}, {}),
         ({"$clearAll": "-", "$set": {"p": 3}}, {"p": 1, "q": 2}, {"p": 3}),
