@@ -42,6 +42,9 @@ MAX_CALLS = 12
 """Calls that one update may take: more means that the answers lead in a circle."""
 
 _UNKNOWN_ATTRIBUTE = "Custom attribute '"
+_NOBODYS_OWNER = "The owner specified is not a member of the workspace"
+OWNER = "owner_id"
+_NO_SUCH_OWNER = Adjustment("type_mismatch", OWNER, "left out, no teammate has this id")
 
 
 class Directory(Protocol):
@@ -130,6 +133,7 @@ class _Upsert:
         self._calls = 0
         self._nameless = False  # the contact has no identifier yet, and gets this user's
         self._tried: set[str] = set()
+        self._refused: dict[str, Any] = {}  # and not to be written again before it changes
 
     @property
     def adjustments(self) -> list[Adjustment]:
@@ -320,7 +324,8 @@ class _Upsert:
     async def _write(
         self, contact_id: str | None, fields: Mapping[str, Any]
     ) -> tuple[Answer, dict[str, Any]]:
-        """Create or update, leaving out attributes that the workspace turns out not to have."""
+        """Create or update, leaving out what the workspace turns out not to have: an attribute, or
+        a teammate to be the owner."""
         self._count_call()
         written = dict(fields)
         while True:
@@ -329,12 +334,16 @@ class _Upsert:
             else:
                 request = intercom.update_contact(contact_id, contact_body(written))
             answer = await self._gate.call(request, self._user)
-            unknown = _unknown_attribute(answer)
-            if unknown is None or unknown not in written:
+            refused = _unknown_attribute(answer) or _nobodys_owner(answer)
+            if refused not in written:
                 return answer, written
-            self._attributes.learn_missing(unknown.removeprefix(ATTRIBUTE_PREFIX))
-            self._adjustments.append(Adjustment("unknown_attribute", unknown, "left out"))
-            del written[unknown]
+            value = written.pop(refused)
+            if refused == OWNER:
+                self._refused[refused] = value
+                self._adjustments.append(_NO_SUCH_OWNER)
+            else:
+                self._attributes.learn_missing(refused.removeprefix(ATTRIBUTE_PREFIX))
+                self._adjustments.append(Adjustment("unknown_attribute", refused, "left out"))
 
     def _count_call(self) -> None:
         self._calls += 1
@@ -359,7 +368,8 @@ class _Upsert:
         complete: bool,
     ) -> Upserted:
         applied_id = self._updates[-1].record_id
-        return Upserted(True, Contact(contact_id, properties, written, applied_id, complete))
+        known = {**written, **self._refused}
+        return Upserted(True, Contact(contact_id, properties, known, applied_id, complete))
 
     # --- fields ---------------------------------------------------------------------------
 
@@ -368,6 +378,9 @@ class _Upsert:
         await self._attributes.make_ready(self._rules.attributes_of(properties))
         fields, adjustments = self._rules.contact_fields(properties, self._attributes)
         self._adjustments = self._problems + adjustments
+        for name in self._refused.keys() & fields.keys():
+            del fields[name]
+            self._adjustments.append(_NO_SUCH_OWNER)
         return fields
 
 
@@ -416,13 +429,20 @@ def _same(one: Any, other: Any) -> bool:
     return type(one) is type(other) and bool(one == other)
 
 
-def _unknown_attribute(answer: Answer) -> str | None:
-    """Return the field that a 400 says does not exist (reference "Create a contact")."""
+def _nobodys_owner(answer: Answer) -> str:
+    """Return the owner's field where a 400 says that it is nobody of the workspace, else nothing
+    (reference "Create a contact")."""
+    is_that = answer.status == 400 and intercom.parse_error(answer).message == _NOBODYS_OWNER
+    return OWNER if is_that else ""
+
+
+def _unknown_attribute(answer: Answer) -> str:
+    """Return the field that a 400 says does not exist, else nothing (the same reference)."""
     if answer.status != 400:
-        return None
+        return ""
     message = intercom.parse_error(answer).message
     if not message.startswith(_UNKNOWN_ATTRIBUTE):
-        return None
+        return ""
     return ATTRIBUTE_PREFIX + message.removeprefix(_UNKNOWN_ATTRIBUTE).rpartition("'")[0]
 
 
