@@ -266,11 +266,11 @@ class BrokenFeed(Feed):
         return await super()._load_some(outbox)
 
 
-def break_feed(running: Engine, at_s: float = 0.0) -> None:
+def break_feed(running: Engine, at_s: float = 0.0, read_ahead: int = 8) -> None:
     spool = running.pipelines[SYNC].spool
     feed = BrokenFeed(
         spool._writer,
-        read_ahead=8,
+        read_ahead=read_ahead,
         max_in_flight=4,
         attempts=3,
         window_s=60.0,
@@ -299,6 +299,24 @@ def test_a_fault_of_no_record_stops_one_sync_which_says_so_and_goes_on(tmp_path:
         assert (stopped.delivered, other.delivered) == (300, 300)
         assert (stopped.faults, other.faults, stopped.stopped) == (1, 0, "")
         assert events_of(local) == sorted(WELL * 10)  # byte for byte: Intercom saw them once
+
+    virtual.run(scenario)
+
+
+def test_a_user_of_whom_much_waits_goes_on_where_a_fault_has_stopped_its_sync(
+    tmp_path: Path,
+) -> None:
+    """It was being worked off, and only the feed that is gone knew that it was."""
+
+    async def scenario() -> None:
+        local = sandbox()
+        async with engine(tmp_path, InProcess(local)) as running:
+            break_feed(running, read_ahead=300)
+            batch = [simulation.event(WELL[0], n) for n in range(200)]
+            await running.submit(batch, api_key=simulation.API_KEY)
+            status = await settle(running)
+        assert (status.delivered, status.pending, status.faults) == (200, 0, 1)
+        assert events_of(local) == [WELL[0]] * 200
 
     virtual.run(scenario)
 

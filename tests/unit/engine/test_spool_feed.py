@@ -726,6 +726,37 @@ async def test_a_record_that_cannot_be_settled_keeps_no_other_from_it(tmp_path: 
 
 
 @in_virtual_time
+async def test_what_was_adjusted_is_counted_once_though_the_first_commit_fails(
+    tmp_path: Path,
+) -> None:
+    rig = Rig(tmp_path / "s.db")
+    deliver = rig.store.deliver
+    failures = 1
+
+    class FailingStore(Store):
+        def deliver(self, ids: Sequence[int]) -> None:
+            nonlocal failures
+            failures -= 1
+            if failures >= 0:
+                raise sqlite3.OperationalError("disk I/O error")
+            deliver(ids)
+
+    rig.store.__class__ = FailingStore
+    rig.feed.adjusted["text_cut"] += 3
+    rig.append("ann")
+    counted: list[int] = []
+
+    async def until() -> None:
+        await rig.settled()
+        rig.append("ann")
+        await rig.settled()
+        counted.append(rig.store.counters["adjusted:text_cut"])
+
+    await rig.deliver(until)
+    assert counted == [3]
+
+
+@in_virtual_time
 async def test_deliveries_share_commits_and_no_lane_waits_for_them(tmp_path: Path) -> None:
     rig = Rig(tmp_path / "s.db")
     rig.append(*["ann"] * 50)

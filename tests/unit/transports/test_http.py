@@ -458,6 +458,24 @@ async def test_values_are_nested_up_to_forty_deep(depth: int, status: int) -> No
         assert answer["events_with_invalid_fields"] == {"event_properties": [0]}
 
 
+@pytest.mark.parametrize(("depth", "reason"), [(40, ""), (41, "invalid_field")])
+@pytest.mark.parametrize("path", ["/", "/webhook?api_key=key"])
+async def test_doors_that_refuse_nothing_bury_what_is_nested_deeper(
+    path: str, depth: int, reason: str
+) -> None:
+    nested: Any = "deep"
+    for _ in range(depth - 1):
+        nested = [nested]
+    events = [GOOD | {"event_properties": {"p": nested}}]
+    intake = Intake()
+    if path == "/":
+        (status, _), intake = await ask_form(path, legacy(events), "form")
+    else:
+        status, _ = await ask(intake, events, path)
+    [head] = intake.batches[0].heads
+    assert (status, getattr(head, "reason", "")) == (200, reason)
+
+
 # --- clients as Amplitude understands them ----------------------------------------------
 
 
@@ -816,6 +834,25 @@ async def test_requests_whose_bodies_do_not_come_do_not_keep_others_out() -> Non
             assert answer.status == 200
         for _, writer in silent:
             writer.close()
+
+
+async def test_a_request_that_is_worked_on_does_not_give_way_to_new_connections() -> None:
+    """Which connections may give way is what the listener notes of each that it waits for."""
+    intake = SlowIntake()
+    source = HttpSource(listen="127.0.0.1:0")
+    task = asyncio.create_task(source.run(intake))
+    url = f"http://{await source.listening()}"
+    listener = source._listener
+    assert listener is not None
+    async with aiohttp.ClientSession() as session:
+        asked = asyncio.create_task(session.post(f"{url}/2/httpapi", json=upload(GOOD)))
+        await intake.someone.wait()
+        assert (len(listener._open_ones), len(listener._waited_for)) == (1, 0)
+        intake.go.set()
+        assert (await asked).status == 200
+        assert listener._open_ones == listener._waited_for.keys()
+    task.cancel()
+    await asyncio.wait([task])
 
 
 @pytest.mark.parametrize(
