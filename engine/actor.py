@@ -17,7 +17,7 @@ Rules
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Generic, TypeVar
 
 import anyio
@@ -99,22 +99,22 @@ class Actor(ABC, Generic[In, Out]):
             await self._outbox.send(item)
 
 
-def runs(sizes: Iterable[int]) -> Iterator[range]:
+def runs(sizes: Sequence[int]) -> Sequence[range]:
     """Return the places of things in runs of ``RUN_BYTES``, and of one thing at least.
 
     Most often there is one run, and finding that out costs a sum.
     """
-    sizes = list(sizes)
     if sum(sizes) <= RUN_BYTES:
-        yield range(len(sizes))
-        return
+        return (range(len(sizes)),)
+    found = []
     start, left = 0, RUN_BYTES
     for place, size in enumerate(sizes):
         if left < size and start < place:
-            yield range(start, place)
+            found.append(range(start, place))
             start, left = place, RUN_BYTES
         left -= size
-    yield range(start, len(sizes))
+    found.append(range(start, len(sizes)))
+    return found
 
 
 def internal_failure(fault: Exception, **about: object) -> Failure:

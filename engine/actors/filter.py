@@ -375,11 +375,12 @@ class FilterActor(Actor[Share, None]):
 
     async def sift(self, batch: Batch) -> Append:
         """Return what is kept of a batch, and count the rest."""
-        sifted = Append(len(batch.raws), [], [], Counter(), batch.marks)
-        for run in runs(map(len, batch.raws)):
-            if run.start:
-                await asyncio.sleep(0)
+        first, *others = runs(list(map(len, batch.raws)))
+        sifted = self._sift_run(batch, first)
+        for run in others:
+            await asyncio.sleep(0)
             part = self._sift_run(batch, run)
+            sifted.received += part.received
             sifted.rows += part.rows
             sifted.dead += part.dead
             sifted.dropped.update(part.dropped)
@@ -393,11 +394,11 @@ class FilterActor(Actor[Share, None]):
         """
         dropped: Counter[str] = Counter()
         indexes = self._worth_a_look(batch, run, dropped)
-        sifted = Append(len(run), [], [], Counter(dropped))
+        sifted = Append(len(run), [], [], Counter(dropped), batch.marks)
         try:
             self._sift(batch, indexes, sifted)
         except Exception:
-            sifted = Append(len(run), [], [], dropped)
+            sifted = Append(len(run), [], [], dropped, batch.marks)
             for index in indexes:
                 self._sift_alone(batch, index, sifted)
         self._few_are_kept = len(sifted.rows) < len(run) / 2

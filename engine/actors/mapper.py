@@ -72,7 +72,7 @@ class MapperActor(Actor[list[Record], Envelope]):
         self._lanes = lanes
 
     async def handle(self, records: list[Record]) -> None:
-        for run in runs(len(record.raw) for record in records):
+        for run in runs([len(record.raw) for record in records]):
             if run.start:
                 await asyncio.sleep(0)
             await self._pass_on(records[run.start : run.stop])
