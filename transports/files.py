@@ -12,11 +12,13 @@ import os
 import re
 import stat
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Final, NamedTuple
 
-from transports import kinds
+from transports import kinds, zips
 from transports.errors import BadFile
 from transports.kinds import NotEvents
 from transports.lines import Line, Position
@@ -238,10 +240,16 @@ def read_archive(
     try:
         archive = _open_archive(file)
     except Exception as error:  # as above
-        yield Chunk(inside, b"", 0, problem_of(error))
+        problem = problem_of(error)
+        if isinstance(error, zipfile.BadZipFile):
+            for chunk in _read_cut_off(file, start, inside, layers, counts=counts):
+                yield chunk
+                problem = "damaged: a ZIP that ends too early"
+        yield Chunk(inside, b"", 0, problem)
         return
     with archive:
-        members = sorted(filter(_is_member, archive.infolist()), key=lambda m: _natural(m.filename))
+        listed = (one for one in archive.infolist() if _is_member(one.filename))
+        members = sorted(listed, key=lambda member: _natural(member.filename))
         names = [f"{inside}:{m.filename}" if inside else m.filename for m in members]
         first = _index(names, start.member)
         passed = sum(member.compress_size for member in members[:first]) * counts
@@ -275,17 +283,63 @@ def _directory_bytes(file: IO[bytes]) -> int:
     return int.from_bytes(tail[at], "little")
 
 
-def _is_member(member: zipfile.ZipInfo) -> bool:
-    parts = Path(member.filename).parts
-    return bool(parts) and not (member.is_dir() or _is_aside(parts[-1]) or "__MACOSX" in parts[:-1])
+def _is_member(name: str) -> bool:
+    parts = Path(name).parts
+    is_aside = name.endswith("/") or _is_aside(parts[-1]) if parts else True
+    return not (is_aside or "__MACOSX" in parts[:-1])
 
 
 def _member_blocks(
     archive: zipfile.ZipFile, member: zipfile.ZipInfo, passed: int, *, counts: bool
 ) -> Iterator[tuple[bytes, int]]:
     share = counts * member.compress_size / (member.file_size or 1)
+    unpacked = 0
     with archive.open(member) as packed:
-        yield from _blocks(packed, share=share, passed=passed)
+        try:
+            for block, read_bytes in _blocks(packed, share=share, passed=passed):
+                unpacked += len(block)
+                yield block, read_bytes
+        except (EOFError, zipfile.BadZipFile, zlib.error):
+            assert archive.fp is not None
+            found = zips.Member(archive.fp, member.header_offset, member.compress_size)
+            yield from _behind(unpacked, found)
+            raise
+
+
+def _behind(unpacked: int, member: zips.Member) -> Iterator[tuple[bytes, int]]:
+    """Yield what of a damaged member can be unpacked, but for its beginning."""
+    with suppress(EOFError, zipfile.BadZipFile, zlib.error):
+        for block in member.read():
+            yield block[unpacked:], 0
+            unpacked -= min(unpacked, len(block))
+
+
+def _read_cut_off(
+    file: IO[bytes], start: Position, inside: str, layers: int, *, counts: bool
+) -> Iterator[Chunk]:
+    """Yield what is in an archive without its list of members, in the order in which they come."""
+    at: int | None = 0
+    while at is not None:
+        try:
+            member = zips.Member(file, at)
+        except zipfile.BadZipFile:
+            return
+        blocks = _counted_blocks(member, counts=counts)
+        if _is_member(member.name):
+            name = f"{inside}:{member.name}" if inside else member.name
+            yield from _unpack(name, blocks, start, layers=layers + 1)
+        with suppress(EOFError, zipfile.BadZipFile, zlib.error):
+            for _ in blocks:  # where it ends is known then
+                pass
+        at = member.end
+
+
+def _counted_blocks(member: zips.Member, *, counts: bool) -> Iterator[tuple[bytes, int]]:
+    """Yield what a member unpacks to, and what that took of the archive."""
+    taken = member.taken_bytes
+    for block in member.read():
+        yield block, (member.taken_bytes - taken) * counts
+        taken = member.taken_bytes
 
 
 # --- events -------------------------------------------------------------------------------
