@@ -231,6 +231,18 @@ def test_events_behind_lines_may_be_set_otherwise(
     assert [line.number for line in found] == list(range(1, len(found) + 1))
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from(SET_IN_LINES), EVENTS, EVENTS, st.integers(1, 90))
+def test_the_last_line_may_be_an_array_whether_a_line_break_follows_or_not(
+    shape: str, lines: list[Any], others: list[Any], size: int
+) -> None:
+    text = _lines(lines) + SHAPES[shape](others).strip()
+    found, problem = cut_all(text.encode(), size)
+    assert [json.loads(line.text) for line in found] == [*lines, *others]
+    assert problem == ""
+    assert [line.number for line in found] == list(range(1, len(found) + 1))
+
+
 @pytest.mark.parametrize("broken", ["{", "{\n", "[", "[INFO] started", "[1, 2", "}", "]"])
 def test_a_line_that_only_looks_like_more_swallows_no_event(broken: str) -> None:
     events = _few(40)
