@@ -181,13 +181,15 @@ def forward(
     from engine.commands import run
     from engine.commands.forward import forward as main
 
+    since_ms, until_ms = _span_ms(since, until)
+
     async def work() -> int:
         return await main(
             _settings(config),
             paths or ["-"],
             sync=sync,
-            since_ms=_time_ms(since, "--since"),
-            until_ms=_time_ms(until, "--until"),
+            since_ms=since_ms,
+            until_ms=until_ms,
             strict=strict,
             as_json=json,
             max_wait_s=max_wait,
@@ -371,8 +373,9 @@ def discard_letters(
     from engine.commands import letters as commands
     from engine.commands import run
 
-    if not (ids or reason or user or since or until or every):
-        raise typer.BadParameter("say which: ids, a condition, or --all")
+    if every == bool(ids or reason or user or since or until):
+        wrong = "all of them, or ids and conditions, not both" if every else "say which"
+        raise typer.BadParameter(f"{wrong}: ids, a condition, or --all")
     query = _query(ids, reason, user, since, until)
 
     async def work() -> int:
@@ -454,7 +457,7 @@ def _query(
         raise typer.BadParameter(unknown_reason(reason), param_hint="--reason")
     if user is not None:
         _check_text(user, "--user")
-    since_ms, until_ms = _time_ms(since, "--since"), _time_ms(until, "--until")
+    since_ms, until_ms = _span_ms(since, until)
     return DeadLetterQuery(ids or [], reason, user, since_ms, until_ms)
 
 
@@ -472,7 +475,15 @@ def _time_ms(text: str | None, option: str) -> int | None:
     try:
         return None if text is None else parse_time(text)
     except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint=option) from None
+        example = "write it as 2024-05-14 or 2024-05-14T09:00:00Z"
+        raise typer.BadParameter(f"{error}; {example}", param_hint=option) from None
+
+
+def _span_ms(since: str | None, until: str | None) -> tuple[int | None, int | None]:
+    since_ms, until_ms = _time_ms(since, "--since"), _time_ms(until, "--until")
+    if since_ms is not None and until_ms is not None and since_ms >= until_ms:
+        raise typer.BadParameter(f"`{since}` is not before --until `{until}`", param_hint="--since")
+    return since_ms, until_ms
 
 
 def main() -> None:

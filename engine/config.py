@@ -480,10 +480,20 @@ def _explain(error: msgspec.ValidationError, table: dict[str, Any]) -> str:
         what = what.replace(f"`str` matching regex {pattern!r}", words)
     if what.startswith("Invalid enum value"):
         what = f"{what}; Expected one of {_choices(path)}"
+    what += _shape_meant(path, what)
     unknown = re.fullmatch(r"Object contains unknown field `(.*)`", what, re.DOTALL)
     if unknown:
         what += _instead_of(path, unknown[1])
     return f"{path}: {what}" if path else what
+
+
+def _shape_meant(path: str, what: str) -> str:
+    """Return how a table is written that was written otherwise; empty: nothing is known of it."""
+    if path == "sync" and what == "Expected `array`, got `object`":
+        return "; write [[sync]], with two brackets: there may be several"
+    if re.fullmatch(r"sync\[\d+\]\.events\.select\[\d+\]", path) and what.endswith("got `str`"):
+        return '; write { types = ["…"] } with the event types in it'
+    return ""
 
 
 _ANY_KEY: Final = "[...]"
@@ -519,7 +529,16 @@ def _choices(path: str) -> str:
     section, _, name = path.rpartition(".")
     fields = msgspec.structs.fields(_struct_at(section))
     kind = next(field.type for field in fields if field.encode_name == name)
-    return ", ".join(f"`{value}`" for value in get_args(kind))
+    return ", ".join(f"`{value}`" for value in _literals(kind))
+
+
+def _literals(kind: Any) -> Iterator[Any]:
+    """Yield the values of a ``Literal``, which may be one of several types."""
+    for inner in get_args(kind):
+        if get_args(inner):
+            yield from _literals(inner)
+        elif inner is not type(None):
+            yield inner
 
 
 def _struct_at(path: str) -> Any:

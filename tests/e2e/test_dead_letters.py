@@ -203,3 +203,21 @@ async def test_what_no_dead_letter_can_have_is_refused_and_shown_as_text(
 async def test_a_number_that_is_no_id_is_refused(tmp_path: Path, action: str) -> None:
     code, _, err = await letters(action, process.settings(tmp_path, NOWHERE), str(2**63))
     assert (code, "Traceback" in err) == (2, False)
+
+
+async def test_what_contradicts_itself_is_refused(tmp_path: Path) -> None:
+    config = process.settings(tmp_path, NOWHERE)
+    code, _, err = await letters("discard", config, "--all", "24")
+    assert (code, "not both" in " ".join(err.split())) == (2, True)
+    code, _, err = await letters("list", config, "--since", "2024-05-15", "--until", "2024-05-14")
+    assert (code, "is not before --until" in err) == (2, True)
+    code, _, err = await letters("list", config, "--since", "yesterday")
+    assert (code, "2024-05-14T09:00:00Z" in err) == (2, True)
+
+
+async def test_the_local_intercom_is_for_this_machine_and_names_its_faults() -> None:
+    for listen in ("8720", "0.0.0.0:0", ":8720"):
+        code, _, err = await process.run("sandbox", "--listen", listen)
+        assert (code, "--listen" in err) == (2, True), listen
+    code, _, err = await process.run("sandbox", "--fault", '{"kind":"nope"}')
+    assert (code, "the kinds are status, html, hang" in err) == (2, True)

@@ -362,3 +362,15 @@ def test_a_pipe_without_end_is_refused_at_its_bound() -> None:
 def test_a_source_that_is_configured_twice_is_refused() -> None:
     twice = table() | {"http": {}, "sources": {"http": {"listen": "127.0.0.1:9"}}}
     assert complaint(twice).startswith("sources.http: [http] is that source already")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"sync": table()["sync"][0]}, "write [[sync]], with two brackets"),
+        (events(select=["Signed Up"]), 'write { types = ["…"] }'),
+        (events(metadata=[{"from": "a", "to": "b", "as": "datum"}]), "Expected one of `date`"),
+    ],
+)
+def test_what_was_meant_is_shown_as_it_is_written(wrong: dict[str, Any], said: str) -> None:
+    assert said in complaint(wrong)
