@@ -622,7 +622,7 @@ def _selection_problems(where: str, events: Events) -> Iterator[str]:
     try:
         types = Selection(events.select).types - ANY_TYPE
     except ValueError as error:
-        yield f"{where}.events.select: {error}"
+        yield f"{where}.events.select{error}"  # it begins with its index
         return
     blank = next((old for old, new in events.rename.items() if is_blank(new)), None)
     if blank is not None:

@@ -418,10 +418,8 @@ def _spread_object(
     elif style.nested == "drop" or depth == MAX_DEPTH:
         found.append((key, None, Note("nested_left_out", "a nested object, left out")))
     else:
-        note = Note(
-            "flattened",
-            f"an object of {len(value)} {'key' if len(value) == 1 else 'keys'}, flattened",
-        )
+        keys = "1 key" if len(value) == 1 else f"{len(value)} keys"
+        note = Note("flattened", f"an object of {keys}, flattened")
         found.append((key, None, note))
         _spread_items(found, key, value, style, depth + 1)
 

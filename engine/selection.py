@@ -133,10 +133,10 @@ class Selection:
         """Compile ``selectors``; without any, nothing is selected.
 
         Raises:
-            ValueError: a selector or clause can mean nothing; the message says which (counted
-                from 1), and what is wrong.
+            ValueError: a selector or clause can mean nothing; the message begins with
+                its index, ``[0].where[1]``, and says what is wrong.
         """
-        compiled = [_compile(selector, at) for at, selector in enumerate(selectors, 1)]
+        compiled = [_compile(selector, at) for at, selector in enumerate(selectors)]
         self.types = frozenset(
             name for selector in selectors for name in selector.types if name not in ANY_TYPE
         )
@@ -170,15 +170,15 @@ def _needed(selectors: Iterable[Selector]) -> Iterable[str]:
 
 def _compile(selector: Selector, at: int) -> list[_Condition]:
     if not selector.types:
-        raise ValueError(f'selector {at}: types is empty; ["*"] means every type')
+        raise ValueError(f'[{at}].types: empty; ["*"] means every type')
     if "" in selector.types:
-        raise ValueError(f"selector {at}: an event type is empty")
+        raise ValueError(f"[{at}].types: an event type is empty")
     conditions = []
-    for number, clause in enumerate(selector.where, 1):
+    for number, clause in enumerate(selector.where):
         try:
             conditions.append(_condition(clause))
         except ValueError as error:
-            where = f"selector {at}, clause {number} ({clause.property!r} {clause.op})"
+            where = f"[{at}].where[{number}] ({clause.property!r} {clause.op})"
             raise ValueError(f"{where}: {error}") from None
     return conditions
 

@@ -98,7 +98,7 @@ def test_the_smallest_settings_have_the_documented_defaults() -> None:
         (table(zzz=True), "`zzz`; there are name, amplitude_api_keys,"),
         (events(rename={"a": "b", "c": 1}), "sync[0].events.rename.c: Expected `str`"),
         (table(amplitude_api_keys=["a", "b", "a "]), "sync[0].amplitude_api_keys[2]: the same"),
-        (events(select=[{"types": []}]), "sync[0].events.select: selector 1: types is empty"),
+        (events(select=[{"types": []}]), "sync[0].events.select[0].types: empty"),
         (events(metadata=["*"]), 'sync[0].events.metadata[0]: "*" is not offered'),
         (events(metadata=["a", "user.*"]), 'sync[0].events.metadata[1]: "*" is not offered'),
         (events(metadata=["a", "event.a"]), "sync[0].events.metadata[1]: `a` is fed twice"),

@@ -348,9 +348,9 @@ def test_whole_numbers_of_thousands_of_digits_compare_with_any_number() -> None:
 @pytest.mark.parametrize(
     ("selector", "message"),
     [
-        (Selector([]), "selector 2: types is empty"),
-        (Selector([""]), "selector 2: an event type is empty"),
-        (Selector(["T"], [clause("", "is", 1)]), "selector 2, clause 1 .*no name"),
+        (Selector([]), r"\[1\].types: empty"),
+        (Selector([""]), r"\[1\].types: an event type is empty"),
+        (Selector(["T"], [clause("", "is", 1)]), r"\[1\].where\[0\] .*no name"),
         (Selector(["T"], [clause("event", "is", 1)]), "no name"),
         (Selector(["T"], [clause("user.", "is", 1)]), "no name"),
         (Selector(["T"], [clause("event.p", "is")]), r"\('event.p' is\): values is empty"),
@@ -363,7 +363,7 @@ def test_whole_numbers_of_thousands_of_digits_compare_with_any_number() -> None:
         (Selector(["T"], [clause("event.p", "like", 1)]), "op is none of is, is not"),
         (
             Selector(["T"], [clause("country", "is", 1), clause("user.x", ">", "x")]),
-            "selector 2, clause 2",
+            r"\[1\].where\[1\] ",
         ),
     ],
 )
