@@ -139,6 +139,8 @@ class Preview:
         if letter.reason == "corrupt":
             return self._answer("reject", "corrupt", message="what it says was not accepted so")
         found = self._filter.judge(decode_head(letter.raw), letter.raw)
+        if letter.reason == "too_large" and isinstance(found, BadEvent):
+            return self._answer("reject", "too_large", message="only its beginning is kept")
         if not isinstance(found, tuple):
             return self._not_kept(found)
         record = Record(

@@ -167,10 +167,10 @@ async def test_an_id_that_is_not_there_is_no_success(tmp_path: Path, action: str
     await bury(config, [process.event("late-user", n, time=1_000) for n in range(3)])
     if action == "replay":
         code, _, err = await letters(action, config, "999", "--dry-run")
-        assert (code, "no such dead letter: 1 of 1 id" in err) == (1, True)
+        assert (code, "no such dead letter: 1 of 1 id (999)" in err) == (1, True)
     code, out, err = await letters(action, config, "1", "999", "999", "--json")
     assert (code, list(json.loads(out).values())) == (1, [1])
-    assert "no such dead letter: 1 of 2 ids" in err
+    assert "no such dead letter: 1 of 2 ids (999)" in err
     code, _, err = await letters(action, config, "--reason", "refused")
     assert (code, "no such" in err) == (0, False)
 
@@ -221,3 +221,12 @@ async def test_the_local_intercom_is_for_this_machine_and_names_its_faults() -> 
         assert (code, "--listen" in err) == (2, True), listen
     code, _, err = await process.run("sandbox", "--fault", '{"kind":"nope"}')
     assert (code, "the kinds are status, html, hang" in err) == (2, True)
+
+
+async def test_a_dry_run_says_of_what_only_the_beginning_is_kept(tmp_path: Path) -> None:
+    top = {"forward": {"max_line_bytes": 20_000}}
+    config = process.settings(tmp_path, NOWHERE, top=top)
+    line = json.dumps(process.event("mira-okafor", 1, padding="x" * 100_000)).encode()
+    await process.run("forward", "-c", str(config), stdin=line)
+    code, out, _ = await letters("replay", config, "--dry-run")
+    assert (code, out) == (0, "1 reject: too_large only its beginning is kept\n")
