@@ -501,14 +501,14 @@ def _open_standard_streams() -> None:
     """Give the three standard descriptors something to stand for, and let no character fail.
 
     The next file that is opened would get the number of one that is closed (`>&-`), and with it all
-    that is printed.
+    that is printed. ``sys.stdin`` stays None: closed is not empty.
     """
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
-    for name in ("stdin", "stdout", "stderr"):
+    for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "r+"))  # noqa: SIM115 - until the process ends
     if isinstance(sys.stdout, io.TextIOWrapper):

@@ -10,13 +10,16 @@ from __future__ import annotations
 import errno
 import os
 import re
+import select
 import stat
+import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from io import BufferedReader, FileIO
 from pathlib import Path
-from typing import IO, Final, NamedTuple
+from typing import IO, Any, Final, NamedTuple
 
 from transports import kinds, zips
 from transports.errors import BadFile
@@ -140,7 +143,9 @@ def identity(path: str) -> str:
 
 
 def read(path: str, start: Position | None = None) -> Iterator[Chunk]:
-    """Yield a file's text from a position on; blocks, so it belongs into a thread.
+    """Yield the text of a file, or of standard input (``-``), from a position on.
+
+    It blocks, so it belongs into a thread.
 
     What is wrong with it, or with one member of an archive, is said in the chunk that ends it; what
     was before the damage has been yielded, and what other members there are comes behind it.
@@ -150,7 +155,7 @@ def read(path: str, start: Position | None = None) -> Iterator[Chunk]:
     """
     start = start or Position()
     try:
-        with open(path, "rb") as file:
+        with _opened(path) as file:
             packing = kinds.packing_of(file.peek(kinds.SNIFF_BYTES)[: kinds.SNIFF_BYTES])
             if packing == kinds.ZIP and file.seekable():
                 yield from read_archive(file, start)
@@ -160,7 +165,28 @@ def read(path: str, start: Position | None = None) -> Iterator[Chunk]:
                 passed = file.seek(start.offset)
             yield from _unpack("", _blocks(file, passed=passed), start, passed=passed)
     except OSError as error:
-        raise OSError(error.errno, error.strerror or str(error), path) from None
+        raise OSError(error.errno, error.strerror or str(error), _named(path)) from None
+
+
+def _opened(path: str) -> BufferedReader:
+    if path != "-":
+        return open(path, "rb")
+    if sys.stdin is None:  # another file may have its number
+        raise OSError(errno.EBADF, "it is closed")
+    return BufferedReader(Patient(0, closefd=False))  # by its name, a socket cannot be opened
+
+
+class Patient(FileIO):
+    """A file that waits for bytes though somebody who has it too has set it not to."""
+
+    def readinto(self, buffer: Any, /) -> int:
+        while (count := super().readinto(buffer)) is None:
+            select.select([self], [], [])
+        return count
+
+
+def _named(path: str) -> str:
+    return "stdin" if path == "-" else path
 
 
 def _blocks(
@@ -369,4 +395,4 @@ def read_lines(path: str, max_bytes: int) -> Iterator[Line]:
 
 def bad_file(path: str, member: str, problem: str) -> BadFile:
     """Return what is wrong with a file, or with a member of it."""
-    return BadFile(":".join(map(shown, filter(None, (path, member)))), problem)
+    return BadFile(":".join(map(shown, filter(None, (_named(path), member)))), problem)

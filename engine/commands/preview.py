@@ -59,7 +59,7 @@ def read_events(path: str, max_bytes: int) -> Iterator[tuple[int, Head | BadEven
         OSError: it cannot be read.
         BadFile: it is not whole, or holds no events; what can be read has been yielded.
     """
-    for line in files.read_lines("/dev/stdin" if path == "-" else path, max_bytes):
+    for line in files.read_lines(path, max_bytes):
         yield line.number, *decode_line(line, max_bytes)
 
 

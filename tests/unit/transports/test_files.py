@@ -14,6 +14,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -519,3 +520,14 @@ def test_a_member_that_is_damaged_costs_no_other_in_a_zip_that_is_cut_off(tmp_pa
         found[chunk.member] = found.get(chunk.member, b"") + chunk.text
     assert (found["a"], found["c"]) == (LINES, LINES)
     assert [member for member, _ in problems(path)] == ["a", "b", "c", ""]
+
+
+def test_standard_input_that_does_not_block_is_waited_for() -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    with ThreadPoolExecutor() as threads, io.BufferedReader(files.Patient(reading)) as file:
+        found = threads.submit(file.read)
+        for byte in LINES[:100]:
+            os.write(writing, bytes([byte]))
+        os.close(writing)
+        assert found.result() == LINES[:100]
