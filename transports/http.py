@@ -152,6 +152,7 @@ _HEADER_NAMES: Final = re.compile(r"[A-Za-z0-9_, -]{1,512}")
 
 
 BUSY: Final = BadUpload(503, "Service unavailable: busy")
+GONE: Final = BadUpload(499, "Client closed the connection")  # nobody reads it: it is counted
 TOO_SLOW: Final = BadUpload(408, "Request body took too long")
 
 
@@ -444,8 +445,10 @@ async def read_body(request: web.BaseRequest, max_bytes: int, hold: Hold) -> byt
                     await hold.grow(len(body))
                 if stream:
                     await asyncio.sleep(0)  # a small chunk may become any number of pieces
-    except (aiohttp.ClientPayloadError, web.RequestPayloadError, ConnectionError, zlib.error):
+    except (aiohttp.ClientPayloadError, web.RequestPayloadError, zlib.error):
         raise _Unreadable(uploads.NOT_JSON) from None
+    except OSError:
+        raise _Unreadable(GONE) from None
     if stream and not stream.whole:
         raise _Unreadable(uploads.NOT_JSON)
     return bytes(body)

@@ -30,6 +30,7 @@ _BY_STATUS: Final = {
     413: "too_large",
     415: "encoding",
     429: "throttled",
+    499: "gone",
     500: "internal",
 }
 _BY_ERROR: Final = {

@@ -891,3 +891,25 @@ def test_a_form_has_few_fields_however_it_is_written(kind: str) -> None:
     body = json.dumps(many) if "json" in kind else urllib.parse.urlencode(many)
     with pytest.raises(ValueError, match=r"(?i)fields"):
         read_form(Parts(body.encode(), {}, {"Content-Type": kind}))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+async def test_a_client_that_hangs_up_within_a_body_is_gone_and_sent_nothing_bad(
+    packed: bool,
+) -> None:
+    source = HttpSource(listen="127.0.0.1:0")
+    task = asyncio.create_task(source.run(Intake()))
+    host, _, port = (await source.listening()).rpartition(":")
+    whole = json.dumps(upload(GOOD)).encode()
+    body = gzip.compress(whole) if packed else whole
+    encoding = "Content-Encoding: gzip\r\n" if packed else ""
+    head = f"POST /batch HTTP/1.1\r\nHost: x\r\n{encoding}Content-Length: {len(body)}\r\n\r\n"
+    _, writer = await asyncio.open_connection(host, int(port))
+    writer.write(head.encode() + body[:-5])
+    await writer.drain()
+    writer.close()
+    while not source.refusals:
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+    assert source.refusals == {("/batch", "gone"): 1}
