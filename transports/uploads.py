@@ -33,6 +33,7 @@ from transports.amplitude import (
     BOM,
     KEPT_BYTES,
     MAX_EVENT_BYTES,
+    MAX_TIME,
     MIN_ID_LENGTH,
     BadEvent,
     Head,
@@ -493,8 +494,8 @@ def _check_upload(head: Head, raw: bytes, min_id_length: int) -> BadEvent | None
     time = head.time
     if (
         time is not None
-        and not (type(time) is int and time >= 0)
-        and (isinstance(time, str) or time < 0 or time != int(time))
+        and not (type(time) is int and 0 <= time < MAX_TIME)
+        and (isinstance(time, str) or not 0 <= time < MAX_TIME or time != int(time))
     ):
         return BadEvent("invalid_field", "time", "time must be whole milliseconds since 1970")
     problem = check_head(head, min_id_length)
