@@ -42,8 +42,8 @@ class Bounded(Members):
         """Yield what a chunk unpacks to, in pieces of bounded size.
 
         Raises:
-            OSError, lzma.LZMAError: it is damaged; what was before has been yielded, but for
-                less than ``STEP_BYTES``.
+            Exception: it is damaged, in the library's words; what was before has been yielded, but
+                for less than ``STEP_BYTES``.
         """
         piece = bytearray()
         try:
@@ -52,7 +52,7 @@ class Bounded(Members):
                 if len(piece) > PIECE_BYTES - STEP_BYTES:
                     yield bytes(piece)
                     piece.clear()
-        except (OSError, EOFError, lzma.LZMAError):
+        except Exception:  # each library has errors of its own
             yield bytes(piece)
             raise
         if piece:

@@ -526,7 +526,7 @@ def test_standard_input_that_does_not_block_is_waited_for() -> None:
     reading, writing = os.pipe()
     os.set_blocking(reading, False)
     with ThreadPoolExecutor() as threads, io.BufferedReader(files.Patient(reading)) as file:
-        found = threads.submit(file.read)
+        found = threads.submit(file.read, files.CHUNK_BYTES)
         for byte in LINES[:100]:
             os.write(writing, bytes([byte]))
         os.close(writing)
