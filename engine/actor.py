@@ -10,13 +10,15 @@ Rules
 3. A fault that belongs to no record leaves ``run``. The pipeline stops, and starts again later
    (``engine.supervision``); what was under way is still in the spool.
 4. An actor keeps no reference to what it has handled: an item may be megabytes.
+5. What takes time by the byte is done in ``runs`` of bounded bytes, and other tasks have their turn
+   in between: one large request must not hold up everybody else's answers.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
-from typing import Generic, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, Generic, TypeVar
 
 import anyio
 import structlog
@@ -33,6 +35,9 @@ Out = TypeVar("Out")
 
 MAX_FAULT_TEXT = 500
 """Characters of an exception's text that a dead letter keeps; the log has the traceback."""
+
+RUN_BYTES: Final = 512 * 1024
+"""Bytes of events that are worked on in one go: some 5 ms where all of them are decoded."""
 
 Bury = Callable[[Record, Failure], Awaitable[None]]
 
@@ -93,6 +98,24 @@ class Actor(ABC, Generic[In, Out]):
             self._outbox.send_nowait(item)  # spares a turn of the loop where somebody waits for it
         except anyio.WouldBlock:
             await self._outbox.send(item)
+
+
+def runs(sizes: Sequence[int]) -> Sequence[range]:
+    """Return the places of things in runs of ``RUN_BYTES``, and of one thing at least.
+
+    Most often there is one run, and finding that out costs a sum.
+    """
+    if sum(sizes) <= RUN_BYTES:
+        return (range(len(sizes)),)
+    found = []
+    start, left = 0, RUN_BYTES
+    for place, size in enumerate(sizes):
+        if left < size and start < place:
+            found.append(range(start, place))
+            start, left = place, RUN_BYTES
+        left -= size
+    found.append(range(start, len(sizes)))
+    return found
 
 
 def internal_failure(fault: Exception, **about: object) -> Failure:

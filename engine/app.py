@@ -32,6 +32,7 @@ from amplitude_intercom.engine.metrics import (
     Facts,
     GateStatus,
     Refusal,
+    SourceStatus,
     Status,
     SyncStatus,
     gate_status,
@@ -46,6 +47,7 @@ from amplitude_intercom.engine.spool.reading import disk_bytes
 from amplitude_intercom.engine.spool.rows import DeadLetter, DeadLetterPage, DeadLetterQuery
 from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.engine.spool.user_state import UserState
+from amplitude_intercom.engine.supervision import Supervisor
 from amplitude_intercom.transports.contract import Batch, Receipt, Source
 from amplitude_intercom.transports.errors import Refused
 from amplitude_intercom.transports.intercom import BASE_URLS, IntercomClient, Wire
@@ -106,6 +108,8 @@ class Engine:
         self.pipelines: dict[str, Pipeline] = {}
         self.sources: dict[str, Source] = {}
         """Sources that run, by name: whoever starts one notes it here, for ``status``."""
+        self.supervisors: dict[str, Supervisor] = {}
+        """What starts the sources again after a fault, by name of the source; noted likewise."""
         self.state = "starting"
         self._finished = anyio.Event()
 
@@ -119,6 +123,7 @@ class Engine:
             self.intake = SourceActor(
                 {name: pipeline.inbox for name, pipeline in self.pipelines.items()},
                 _syncs_by_key(self.settings),
+                lambda name: self.pipelines[name].intake_stopped,
             )
             self._tasks = await stack.enter_async_context(anyio.create_task_group())
             self._tasks.start_soon(self._run)
@@ -261,13 +266,17 @@ class Engine:
         """Why events are not taken now, by sync; empty when they are. ``status`` says more."""
         if self.state != "running":
             return dict.fromkeys(self.pipelines, self.state)
-        troubles = {name: pipeline.spool.trouble for name, pipeline in self.pipelines.items()}
-        return {name: trouble.reason for name, trouble in troubles.items() if trouble}
+        return {name: reason for name, p in self.pipelines.items() if (reason := p.unready)}
 
     @property
     def stopped(self) -> dict[str, str]:
         """Which fault of this program keeps a sync from running now, by sync."""
         return {n: fault for n, p in self.pipelines.items() if (fault := p.stopped)}
+
+    @property
+    def stopped_sources(self) -> dict[str, str]:
+        """Which fault of this program keeps a source from running now, by source."""
+        return {name: fault for name, s in self.supervisors.items() if (fault := s.stopped)}
 
     @property
     def ready(self) -> bool:
@@ -285,7 +294,8 @@ class Engine:
             refusals.update(getattr(source, "refusals", {}))
             refused_keys.update(getattr(source, "refused_keys", {}))
         counted = [Refusal(*kind, count) for kind, count in sorted(refusals.items())]
-        return Status(self.state, self._data_dir, syncs, counted, dict(refused_keys))
+        sources = [SourceStatus(n, s.stopped, s.faults) for n, s in self.supervisors.items()]
+        return Status(self.state, self._data_dir, syncs, counted, dict(refused_keys), sources)
 
     async def _sync_status(self, pipeline: Pipeline) -> SyncStatus:
         spool, contacts = pipeline.spool, pipeline.contacts

@@ -47,7 +47,7 @@ def _of_wrong_type(source: type[Any], arguments: Mapping[str, Any]) -> Iterator[
 
 def _hints(source: type[Any]) -> dict[str, Any]:
     try:
-        return get_type_hints(source.__init__)
+        return get_type_hints(source.__init__, include_extras=True)
     except (NameError, TypeError, AttributeError):
         return {}
 

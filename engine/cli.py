@@ -6,19 +6,54 @@ Imports are made by the command that needs them, so that ``--help`` is quick.
 from __future__ import annotations
 
 import io
+import math
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 if TYPE_CHECKING:
     from amplitude_intercom.engine.settings import Settings
     from amplitude_intercom.engine.spool.rows import DeadLetterQuery
 
+
+class _Root(TyperGroup):
+    """All commands. What they quote of their arguments is text: no terminal obeys it."""
+
+    def make_context(self, *args: Any, **more: Any) -> Any:
+        with _quoting_text():
+            return super().make_context(*args, **more)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _quoting_text():
+            return super().invoke(ctx)
+
+
+_UsageError: type[Exception] = typer.BadParameter.__mro__[
+    1
+]  # click's, of which newer typers have a copy
+
+
+@contextmanager
+def _quoting_text() -> Iterator[None]:
+    try:
+        yield
+    except _UsageError as error:
+        from amplitude_intercom.engine.logs import printable
+
+        of_click: Any = error
+        of_click.message = printable(of_click.message, lines=True)
+        raise
+
+
 app = typer.Typer(
+    cls=_Root,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Streams Amplitude events and users to Intercom.",
@@ -52,7 +87,13 @@ Config = Annotated[
 ]
 SyncName = Annotated[str | None, typer.Option("--sync", help="Which of several syncs.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Ids = Annotated[list[int] | None, typer.Argument(help="Dead letters by id; none: all that match.")]
+MOST = (1 << 63) - 1
+"""The largest number that is an id, as ``engine.spool.rows`` has it."""
+
+Ids = Annotated[
+    list[int] | None,
+    typer.Argument(min=0, max=MOST, help="Dead letters by id; none: all that match."),
+]
 Reason = Annotated[str | None, typer.Option(help="Only those with this reason.")]
 User = Annotated[str | None, typer.Option(help="Only those of this user.")]
 Since = Annotated[
@@ -67,6 +108,13 @@ def _print_version(wanted: bool) -> None:
 
         typer.echo(version("amplitude-intercom"))
         raise typer.Exit
+
+
+def _finite(seconds: float | None) -> float | None:
+    """Refuse what is no time span: NaN is neither more nor less than anything."""
+    if seconds is not None and not 0 <= seconds < math.inf:
+        raise typer.BadParameter(f"expected seconds, 0 or more, not {seconds}")
+    return seconds
 
 
 @app.callback()
@@ -121,7 +169,11 @@ def forward(
     ] = False,
     max_wait: Annotated[
         float | None,
-        typer.Option(help="Seconds to wait for retries at the end; default: for all of them."),
+        typer.Option(
+            callback=_finite,
+            help="Seconds to wait for retries at the end, or for anything to be settled while"
+            " reading pauses; default: for all of them.",
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -129,13 +181,15 @@ def forward(
     from amplitude_intercom.engine.commands import run
     from amplitude_intercom.engine.commands.forward import forward as main
 
+    since_ms, until_ms = _span_ms(since, until)
+
     async def work() -> int:
         return await main(
             _settings(config),
             paths or ["-"],
             sync=sync,
-            since_ms=_time_ms(since, "--since"),
-            until_ms=_time_ms(until, "--until"),
+            since_ms=since_ms,
+            until_ms=until_ms,
             strict=strict,
             as_json=json,
             max_wait_s=max_wait,
@@ -196,7 +250,9 @@ def status(config: Config, json: Json = False) -> None:
 @app.command()
 def sandbox(
     listen: Annotated[str, typer.Option(help="host:port")] = "127.0.0.1:8720",
-    latency: Annotated[float, typer.Option(help="Seconds that an answer takes.")] = 0.05,
+    latency: Annotated[
+        float, typer.Option(callback=_finite, help="Seconds that an answer takes.")
+    ] = 0.05,
     requests_per_minute: Annotated[int, typer.Option(help="The rate limit.")] = 10_000,
     token: Annotated[str | None, typer.Option(help="Accept only this access token.")] = None,
     seed: Annotated[int, typer.Option(help="Of latencies and faults.")] = 0,
@@ -251,8 +307,8 @@ def list_letters(
     user: User = None,
     since: Since = None,
     until: Until = None,
-    limit: Annotated[int, typer.Option(min=1, help="Show this many at most.")] = 1_000,
-    after: Annotated[int, typer.Option(help="Only those with a larger id.")] = 0,
+    limit: Annotated[int, typer.Option(min=1, max=MOST, help="Show this many at most.")] = 1_000,
+    after: Annotated[int, typer.Option(min=0, max=MOST, help="Only those with a larger id.")] = 0,
     json: Json = False,
 ) -> None:
     """List dead letters."""
@@ -272,7 +328,7 @@ def list_letters(
 @letters.command(name="show")
 def show_letter(
     config: Config,
-    id_: Annotated[int, typer.Argument(metavar="ID")],
+    id_: Annotated[int, typer.Argument(metavar="ID", min=0, max=MOST)],
     sync: SyncName = None,
     json: Json = False,
 ) -> None:
@@ -331,8 +387,9 @@ def discard_letters(
     from amplitude_intercom.engine.commands import letters as commands
     from amplitude_intercom.engine.commands import run
 
-    if not (ids or reason or user or since or until or every):
-        raise typer.BadParameter("say which: ids, a condition, or --all")
+    if every == bool(ids or reason or user or since or until):
+        wrong = "all of them, or ids and conditions, not both" if every else "say which"
+        raise typer.BadParameter(f"{wrong}: ids, a condition, or --all")
     query = _query(ids, reason, user, since, until)
 
     async def work() -> int:
@@ -353,6 +410,8 @@ def show_user(
     """Show what is known of one user; exits 1 where that is nothing."""
     from amplitude_intercom.engine.commands import run
     from amplitude_intercom.engine.commands import users as commands
+
+    _check_text(key, "KEY")
 
     async def work() -> int:
         return await commands.show(_settings(config), sync, key, as_json=json)
@@ -410,8 +469,18 @@ def _query(
 
     if reason is not None and reason not in set(DeadReason):
         raise typer.BadParameter(no_dead_reason(reason), param_hint="--reason")
-    since_ms, until_ms = _time_ms(since, "--since"), _time_ms(until, "--until")
+    if user is not None:
+        _check_text(user, "--user")
+    since_ms, until_ms = _span_ms(since, until)
     return DeadLetterQuery(ids or [], reason, user, since_ms, until_ms)
+
+
+def _check_text(text: str, option: str) -> None:
+    """Refuse bytes that are no UTF-8: no user is called so, and what is like it is another one."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise typer.BadParameter(f"`{text}` is not UTF-8", param_hint=option) from None
 
 
 def _time_ms(text: str | None, option: str) -> int | None:
@@ -420,7 +489,15 @@ def _time_ms(text: str | None, option: str) -> int | None:
     try:
         return None if text is None else parse_time(text)
     except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint=option) from None
+        example = "write it as 2024-05-14 or 2024-05-14T09:00:00Z"
+        raise typer.BadParameter(f"{error}; {example}", param_hint=option) from None
+
+
+def _span_ms(since: str | None, until: str | None) -> tuple[int | None, int | None]:
+    since_ms, until_ms = _time_ms(since, "--since"), _time_ms(until, "--until")
+    if since_ms is not None and until_ms is not None and since_ms >= until_ms:
+        raise typer.BadParameter(f"`{since}` is not before --until `{until}`", param_hint="--since")
+    return since_ms, until_ms
 
 
 def main() -> None:
@@ -438,14 +515,14 @@ def _open_standard_streams() -> None:
     """Give the three standard descriptors something to stand for, and let no character fail.
 
     The next file that is opened would get the number of one that is closed (`>&-`), and with it all
-    that is printed.
+    that is printed. ``sys.stdin`` stays None: closed is not empty.
     """
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
-    for name in ("stdin", "stdout", "stderr"):
+    for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "r+"))  # noqa: SIM115 - until the process ends
     if isinstance(sys.stdout, io.TextIOWrapper):

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import stat
+import time
 import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -77,8 +79,15 @@ def load(path: Path) -> Settings:
     return from_table(table, folder=path.parent, origin=f"{path}: ")
 
 
+PIPE_S: Final = 30.0
+"""Until a pipe has to be at its end: ``-c <(sops -d …)`` may ask a key server."""
+
+NOBODY_S: Final = 0.3
+"""Until somebody has to be there who writes to a pipe."""
+
+
 def _read(path: Path, most: int) -> bytes:
-    """Return what is in a regular file; another kind could be endless, or keep us waiting.
+    """Return what is in a regular file or a pipe; another kind could be endless.
 
     Raises:
         OSError: it cannot be read.
@@ -86,11 +95,39 @@ def _read(path: Path, most: int) -> bytes:
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:  # refuses a directory
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISFIFO(mode):
             raise ValueError("not a regular file")
-        content = file.read(most + 1)
+        content = file.read(most + 1) if stat.S_ISREG(mode) else _read_pipe(descriptor, most)
     if len(content) > most:
         raise ValueError(f"larger than {most} bytes")
+    return content
+
+
+def _read_pipe(descriptor: int, most: int, within_s: float = PIPE_S) -> bytes:
+    """Return what comes through a pipe; more than ``most`` bytes where that is more.
+
+    Raises:
+        ValueError: nobody writes to it, or not to its end in time.
+    """
+    pipe = select.poll()
+    pipe.register(descriptor, select.POLLIN)
+    block: bytes | None
+    content, until_s, wait_s = b"", time.monotonic() + within_s, NOBODY_S
+    while len(content) <= most and wait_s > 0:
+        ready = pipe.poll(wait_s * 1_000)
+        try:
+            block = os.read(descriptor, most + 1 - len(content))
+        except BlockingIOError:  # somebody is there, and has not written yet
+            block = None
+        if block == b"" and not ready:
+            raise ValueError("a pipe that nobody writes to")
+        if block == b"":
+            return content
+        content += block or b""
+        wait_s = until_s - time.monotonic()
+    if len(content) <= most:
+        raise ValueError(f"a pipe that has not come to its end within {within_s:g} s")
     return content
 
 
@@ -242,10 +279,20 @@ def _explain(error: msgspec.ValidationError, table: dict[str, Any]) -> str:
         what = what.replace(f"`str` matching regex {pattern!r}", words)
     if what.startswith("Invalid enum value"):
         what = f"{what}; Expected one of {_choices(path)}"
+    what += _shape_meant(path, what)
     unknown = re.fullmatch(r"Object contains unknown field `(.*)`", what, re.DOTALL)
     if unknown:
         what += _instead_of(path, unknown[1])
     return f"{path}: {what}" if path else what
+
+
+def _shape_meant(path: str, what: str) -> str:
+    """Return how a table is written that was written otherwise; empty: nothing is known of it."""
+    if path == "sync" and what == "Expected `array`, got `object`":
+        return "; write [[sync]], with two brackets: there may be several"
+    if re.fullmatch(r"sync\[\d+\]\.events\.select\[\d+\]", path) and what.endswith("got `str`"):
+        return '; write { types = ["…"] } with the event types in it'
+    return ""
 
 
 _ANY_KEY: Final = "[...]"
@@ -281,7 +328,16 @@ def _choices(path: str) -> str:
     section, _, name = path.rpartition(".")
     fields = msgspec.structs.fields(_struct_at(section))
     kind = next(field.type for field in fields if field.encode_name == name)
-    return ", ".join(f"`{value}`" for value in get_args(kind))
+    return ", ".join(f"`{value}`" for value in _literals(kind))
+
+
+def _literals(kind: Any) -> Iterator[Any]:
+    """Yield the values of a ``Literal``, which may be one of several types."""
+    for inner in get_args(kind):
+        if get_args(inner):
+            yield from _literals(inner)
+        elif inner is not type(None):
+            yield inner
 
 
 def _struct_at(path: str) -> Any:
@@ -315,6 +371,8 @@ def _problems(settings: Settings) -> Iterator[str]:
         yield from _target_problems(f"{where}.events.metadata", sync.events.metadata)
         yield from _intercom_problems(where, sync)
     yield from _path_problems("data_dir", settings.data_dir)
+    if settings.http and "http" in settings.sources:
+        yield "sources.http: [http] is that source already; leave one of the two out"
     for section, server in (("http", settings.http), ("admin", settings.admin)):
         if server:
             yield from _listen_problems(f"{section}.listen", server.listen)
@@ -363,7 +421,7 @@ def _selection_problems(where: str, events: Events) -> Iterator[str]:
     try:
         types = Selection(events.select).types - ANY_TYPE
     except ValueError as error:
-        yield f"{where}.events.select: {error}"
+        yield f"{where}.events.select{error}"  # it begins with its index
         return
     blank = next((old for old, new in events.rename.items() if is_blank(new)), None)
     if blank is not None:

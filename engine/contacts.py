@@ -36,6 +36,11 @@ MAX_CALLS = 12
 """Calls that one update may take: more means that the answers lead in a circle."""
 
 _UNKNOWN_ATTRIBUTE = "Custom attribute '"
+_NOBODYS_OWNER = "The owner specified is not a member of the workspace"
+OWNER = "owner_id"
+_NO_SUCH_OWNER = Adjustment(
+    AdjustmentReason.TYPE_MISMATCH, OWNER, "left out, no teammate has this id"
+)
 
 
 class Directory(Protocol):
@@ -124,6 +129,7 @@ class _Upsert:
         self._calls = 0
         self._nameless = False  # the contact has no identifier yet, and gets this user's
         self._tried: set[str] = set()
+        self._refused: dict[str, Any] = {}  # and not to be written again before it changes
 
     @property
     def adjustments(self) -> list[Adjustment]:
@@ -171,7 +177,7 @@ class _Upsert:
         fields = await self._fields(properties)
         answer, written = await self._write(None, fields)
         if answer.status in (200, 201):
-            contact_id = str(intercom.decode_json(answer).get("id", ""))
+            contact_id = str(answer.contact.get("id", ""))
             return self._done(contact_id, properties, written, complete=True)
         if answer.status == 409:
             return await self._adopt(answer, written, known_properties)
@@ -183,7 +189,7 @@ class _Upsert:
             answer = await self._call(intercom.get_contact(known.contact_id))
             if answer.status != 200:
                 return await self._redirect(answer, known)
-            theirs = self._rules.properties_of_contact(intercom.decode_json(answer))
+            theirs = self._rules.properties_of_contact(answer.contact)
             known = msgspec.structs.replace(
                 known, properties={**theirs, **known.properties}, complete=True
             )
@@ -292,7 +298,7 @@ class _Upsert:
         answer = await self._call(intercom.get_contact(contact_id))
         if answer.status != 200:
             raise DeadLetter(_failure(DeadReason.CONTACT_GONE, answer))
-        contact = intercom.decode_json(answer)
+        contact = answer.contact
         theirs = str(contact.get(self._identity.field) or "")
         if not self._is_mine(theirs) and (theirs or must_be_mine):
             raise DeadLetter(_failure(DeadReason.CONTACT_CONFLICT, conflict))
@@ -315,7 +321,8 @@ class _Upsert:
     async def _write(
         self, contact_id: str | None, fields: Mapping[str, Any]
     ) -> tuple[Answer, dict[str, Any]]:
-        """Create or update, leaving out attributes that the workspace turns out not to have."""
+        """Create or update, leaving out what the workspace turns out not to have: an attribute, or
+        a teammate to be the owner."""
         self._count_call()
         written = dict(fields)
         while True:
@@ -324,14 +331,18 @@ class _Upsert:
             else:
                 request = intercom.update_contact(contact_id, contact_body(written))
             answer = await self._gate.call(request, self._user)
-            unknown = _unknown_attribute(answer)
-            if unknown is None or unknown not in written:
+            refused = _unknown_attribute(answer) or _nobodys_owner(answer)
+            if refused not in written:
                 return answer, written
-            self._attributes.learn_missing(unknown.removeprefix(ATTRIBUTE_PREFIX))
-            self._adjustments.append(
-                Adjustment(AdjustmentReason.UNKNOWN_ATTRIBUTE, unknown, "left out")
-            )
-            del written[unknown]
+            value = written.pop(refused)
+            if refused == OWNER:
+                self._refused[refused] = value
+                self._adjustments.append(_NO_SUCH_OWNER)
+            else:
+                self._attributes.learn_missing(refused.removeprefix(ATTRIBUTE_PREFIX))
+                self._adjustments.append(
+                    Adjustment(AdjustmentReason.UNKNOWN_ATTRIBUTE, refused, "left out")
+                )
 
     def _count_call(self) -> None:
         self._calls += 1
@@ -358,7 +369,8 @@ class _Upsert:
         complete: bool,
     ) -> Upserted:
         applied_id = self._updates[-1].record_id
-        return Upserted(True, Contact(contact_id, properties, written, applied_id, complete))
+        known = {**written, **self._refused}
+        return Upserted(True, Contact(contact_id, properties, known, applied_id, complete))
 
     # --- fields ---------------------------------------------------------------------------
 
@@ -367,6 +379,9 @@ class _Upsert:
         await self._attributes.make_ready(self._rules.attributes_of(properties))
         fields, adjustments = self._rules.contact_fields(properties, self._attributes)
         self._adjustments = [*self._problems, *adjustments]
+        for name in self._refused.keys() & fields.keys():
+            del fields[name]
+            self._adjustments.append(_NO_SUCH_OWNER)
         return fields
 
 
@@ -415,13 +430,20 @@ def _same(one: Any, other: Any) -> bool:
     return type(one) is type(other) and bool(one == other)
 
 
-def _unknown_attribute(answer: Answer) -> str | None:
-    """Return the field that a 400 says does not exist (reference "Create a contact")."""
+def _nobodys_owner(answer: Answer) -> str:
+    """Return the owner's field where a 400 says that it is nobody of the workspace, else nothing
+    (reference "Create a contact")."""
+    is_that = answer.status == 400 and intercom.parse_error(answer).message == _NOBODYS_OWNER
+    return OWNER if is_that else ""
+
+
+def _unknown_attribute(answer: Answer) -> str:
+    """Return the field that a 400 says does not exist, else nothing (the same reference)."""
     if answer.status != 400:
-        return None
+        return ""
     message = intercom.parse_error(answer).message
     if not message.startswith(_UNKNOWN_ATTRIBUTE):
-        return None
+        return ""
     return ATTRIBUTE_PREFIX + message.removeprefix(_UNKNOWN_ATTRIBUTE).rpartition("'")[0]
 
 

@@ -41,6 +41,8 @@ METRICS = {
     "sync_info": "1 for each sync, with the access token that it uses.",
     "sync_stopped": "1 while a fault of this program keeps a sync from running.",
     "sync_faults_total": "Faults of this program that stopped a sync, since the start.",
+    "source_stopped": "1 while a fault of this program keeps a source from running.",
+    "source_faults_total": "Faults of this program that stopped a source, since the start.",
     "http_refusals_total": "Requests that the HTTP source refused, by door and reason.",
     "ready": "1 while events are taken.",
     "log_lines_lost_total": "Lines of the log that could not be written.",
@@ -97,6 +99,14 @@ class SyncStatus(msgspec.Struct, frozen=True):
     faults: int = 0
 
 
+class SourceStatus(msgspec.Struct, frozen=True):
+    """One source: the fault that keeps it from running now, or empty, and how many there were."""
+
+    name: str
+    stopped: str
+    faults: int
+
+
 class Refusal(msgspec.Struct, frozen=True):
     """How often an HTTP source refused requests at a door for a reason, since the start."""
 
@@ -114,6 +124,7 @@ class Status(msgspec.Struct, frozen=True):
     refusals: list[Refusal] = []
     refused_keys: dict[str, int] = {}
     """Requests with an API key that no sync takes, by key."""
+    sources: list[SourceStatus] = []
 
 
 class Facts(msgspec.Struct, frozen=True):
@@ -244,6 +255,11 @@ class _Snapshot(Collector):
         if name == "http_refusals_total":
             for refusal in self._status.refusals:
                 yield {"door": refusal.door, "reason": refusal.reason}, refusal.count
+        for source in self._status.sources:
+            if name == "source_stopped":
+                yield {"source": source.name}, float(bool(source.stopped))
+            if name == "source_faults_total":
+                yield {"source": source.name}, source.faults
         for sync in self._status.syncs:
             for labels, value in _sync_samples(name, sync):
                 yield {"sync": sync.name, **labels}, value

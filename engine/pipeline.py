@@ -18,6 +18,7 @@ import structlog
 from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectSendStream
 
+from amplitude_intercom.engine.actor import describe
 from amplitude_intercom.engine.actors.event_sender import EventSender
 from amplitude_intercom.engine.actors.filter import FilterActor, only_project
 from amplitude_intercom.engine.actors.mapper import MapperActor
@@ -111,6 +112,17 @@ class Pipeline:
         return self._intake.stopped or self._delivery.stopped
 
     @property
+    def intake_stopped(self) -> str:
+        """The fault of this program that keeps the sync from taking events in; empty: none does."""
+        return self._intake.stopped
+
+    @property
+    def unready(self) -> str:
+        """The reason for which events are refused now; empty: they are taken."""
+        trouble = self.spool.trouble
+        return trouble.reason if trouble else "internal" if self.intake_stopped else ""
+
+    @property
     def faults(self) -> int:
         """How often a fault that belongs to no record has stopped this sync."""
         return self._intake.faults + self._delivery.faults
@@ -149,7 +161,17 @@ class Pipeline:
             project=only_project(self.sync),
             max_event_bytes=self._max_event_bytes,
         )
-        await actor.run(self._shares)
+        try:
+            await actor.run(self._shares)
+        except Exception as fault:
+            self._refuse_waiting(Refused(RefusalReason.INTERNAL, describe(fault)))
+            raise
+
+    def _refuse_waiting(self, refused: Refused) -> None:
+        """Refuse what waits for the filter: it may stand for a minute, and senders wait with it."""
+        with suppress(anyio.WouldBlock, anyio.EndOfStream, anyio.ClosedResourceError):
+            while True:
+                self._shares.receive_nowait().tally.refuse(refused)
 
     async def _deliver(self) -> None:
         assert self.gate is not None
@@ -172,9 +194,7 @@ class Pipeline:
     def close(self) -> None:
         """Close the intake's channel, whether it ever ran or not."""
         self.inbox.close()
-        with suppress(anyio.WouldBlock, anyio.EndOfStream, anyio.ClosedResourceError):
-            while True:
-                self._shares.receive_nowait().tally.refuse(Refused(RefusalReason.DRAINING))
+        self._refuse_waiting(Refused(RefusalReason.DRAINING))
         self._shares.close()
 
 

@@ -11,29 +11,18 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 
 from amplitude_intercom.transports.amplitude import MAX_EVENT_BYTES
+from amplitude_intercom.transports.bounds import (
+    MAX_BYTES,
+    MAX_RATE,
+    EventBytes,
+    HeldBytes,
+    LineBytes,
+    Positive,
+    PositiveNumber,
+    PositiveSeconds,
+    Seconds,
+)
 
-MAX_SECONDS: Final = 3_155_760_000.0
-"""A hundred years: whatever is added to a time of today stays one that clocks and SQLite know."""
-
-MIN_SECONDS: Final = 0.001
-"""Clocks and timers are not finer; a shorter pause would be none."""
-
-MAX_COUNT: Final = 10_000_000
-"""Connections, calls, lines or events at once: more than one process can hold."""
-
-MAX_BYTES: Final = 1 << 50
-"""A pebibyte: more than any disk under a spool, and with a thousand syncs still a 64-bit sum."""
-
-MAX_MEMORY_BYTES: Final = 1 << 40
-"""A tebibyte: more than the memory of any machine this runs on."""
-
-MAX_RATE: Final = 1e9
-"""Calls, requests or events in a second or a minute: more than any machine makes."""
-
-Positive = Annotated[int, msgspec.Meta(ge=1, le=MAX_COUNT)]
-PositiveNumber = Annotated[float, msgspec.Meta(ge=1 / MAX_RATE, le=MAX_RATE)]
-PositiveSeconds = Annotated[float, msgspec.Meta(ge=MIN_SECONDS, le=MAX_SECONDS)]
-Seconds = Annotated[float, msgspec.Meta(ge=0, le=MAX_SECONDS)]
 _ADDRESS = r"^(\[[0-9a-fA-F:]+\]|[^:\s]+):[0-9]{1,5}\Z"
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z"
 _SOURCE = r"^(user_id|device_id|user\..+|event\..+)\Z"
@@ -145,8 +134,8 @@ class Http(Section, frozen=True, kw_only=True):
 
     listen: Address = "127.0.0.1:8710"
     cors_origins: list[str] = msgspec.field(default_factory=lambda: ["*"])
-    max_event_bytes: Annotated[int, msgspec.Meta(ge=1_024, le=MAX_MEMORY_BYTES)] = MAX_EVENT_BYTES
-    max_held_bytes: Annotated[int, msgspec.Meta(ge=20_000_000, le=MAX_MEMORY_BYTES)] = 67_108_864
+    max_event_bytes: EventBytes = MAX_EVENT_BYTES
+    max_held_bytes: HeldBytes = 67_108_864
     body_timeout_s: PositiveSeconds = 10.0
     idle_timeout_s: PositiveSeconds = 75.0
     max_connections: Positive = 1_024
@@ -172,7 +161,7 @@ class SpoolSettings(Section, frozen=True, kw_only=True):
 class Forward(Section, frozen=True, kw_only=True):
     """Reading files and pipes."""
 
-    max_line_bytes: Annotated[int, msgspec.Meta(ge=1, le=MAX_MEMORY_BYTES)] = 1_048_576
+    max_line_bytes: LineBytes = 1_048_576
     batch_lines: Positive = 2_000
     max_backlog: Positive = 100_000
 

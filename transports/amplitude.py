@@ -241,6 +241,21 @@ def fields_of(raw: msgspec.Raw | bytes) -> dict[str, msgspec.Raw] | None:
         return None
 
 
+def legible(raw: bytes) -> Head:
+    """Return type and ids of an event, each where it can be read by itself. Never raises.
+
+    A head is read as a whole: one field of a wrong kind would hide all others.
+    """
+    fields, head = fields_of(raw) or {}, Head()
+    for name in ("event_type", "user_id", "device_id"):
+        try:
+            value = msgspec.json.decode(fields.get(name, _NULL), type=str | int | None)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            continue
+        setattr(head, name, None if value is None else str(value))
+    return head
+
+
 def as_event(raw: bytes) -> bytes:
     """Return an event as it is, and an Identify object, which has no event type, as an event.
 

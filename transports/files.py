@@ -10,13 +10,18 @@ from __future__ import annotations
 import errno
 import os
 import re
+import select
 import stat
+import sys
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from io import BufferedReader, FileIO
 from pathlib import Path
-from typing import IO, Final, NamedTuple
+from typing import IO, Any, Final, NamedTuple
 
-from amplitude_intercom.transports import kinds
+from amplitude_intercom.transports import kinds, zips
 from amplitude_intercom.transports.errors import BadFile
 from amplitude_intercom.transports.kinds import NotEvents
 from amplitude_intercom.transports.lines import Line, Position
@@ -138,7 +143,9 @@ def identity(path: str) -> str:
 
 
 def read(path: str, start: Position | None = None) -> Iterator[Chunk]:
-    """Yield a file's text from a position on; blocks, so it belongs into a thread.
+    """Yield the text of a file, or of standard input (``-``), from a position on.
+
+    It blocks, so it belongs into a thread.
 
     What is wrong with it, or with one member of an archive, is said in the chunk that ends it; what
     was before the damage has been yielded, and what other members there are comes behind it.
@@ -148,7 +155,7 @@ def read(path: str, start: Position | None = None) -> Iterator[Chunk]:
     """
     start = start or Position()
     try:
-        with open(path, "rb") as file:
+        with _opened(path) as file:
             packing = kinds.packing_of(file.peek(kinds.SNIFF_BYTES)[: kinds.SNIFF_BYTES])
             if packing == kinds.ZIP and file.seekable():
                 yield from read_archive(file, start)
@@ -158,7 +165,28 @@ def read(path: str, start: Position | None = None) -> Iterator[Chunk]:
                 passed = file.seek(start.offset)
             yield from _unpack("", _blocks(file, passed=passed), start, passed=passed)
     except OSError as error:
-        raise OSError(error.errno, error.strerror or str(error), path) from None
+        raise OSError(error.errno, error.strerror or str(error), _named(path)) from None
+
+
+def _opened(path: str) -> BufferedReader:
+    if path != "-":
+        return open(path, "rb")
+    if sys.stdin is None:  # another file may have its number
+        raise OSError(errno.EBADF, "it is closed")
+    return BufferedReader(Patient(0, closefd=False))  # by its name, a socket cannot be opened
+
+
+class Patient(FileIO):
+    """A file that waits for bytes though somebody who has it too has set it not to."""
+
+    def readinto(self, buffer: Any, /) -> int:
+        while (count := super().readinto(buffer)) is None:
+            select.select([self], [], [])
+        return count
+
+
+def _named(path: str) -> str:
+    return "stdin" if path == "-" else path
 
 
 def _blocks(
@@ -238,10 +266,16 @@ def read_archive(
     try:
         archive = _open_archive(file)
     except Exception as error:  # as above
-        yield Chunk(inside, b"", 0, problem_of(error))
+        problem = problem_of(error)
+        if isinstance(error, zipfile.BadZipFile):
+            for chunk in _read_cut_off(file, start, inside, layers, counts=counts):
+                yield chunk
+                problem = "damaged: a ZIP that ends too early"
+        yield Chunk(inside, b"", 0, problem)
         return
     with archive:
-        members = sorted(filter(_is_member, archive.infolist()), key=lambda m: _natural(m.filename))
+        listed = (one for one in archive.infolist() if _is_member(one.filename))
+        members = sorted(listed, key=lambda member: _natural(member.filename))
         names = [f"{inside}:{m.filename}" if inside else m.filename for m in members]
         first = _index(names, start.member)
         passed = sum(member.compress_size for member in members[:first]) * counts
@@ -275,17 +309,63 @@ def _directory_bytes(file: IO[bytes]) -> int:
     return int.from_bytes(tail[at], "little")
 
 
-def _is_member(member: zipfile.ZipInfo) -> bool:
-    parts = Path(member.filename).parts
-    return bool(parts) and not (member.is_dir() or _is_aside(parts[-1]) or "__MACOSX" in parts[:-1])
+def _is_member(name: str) -> bool:
+    parts = Path(name).parts
+    is_aside = name.endswith("/") or _is_aside(parts[-1]) if parts else True
+    return not (is_aside or "__MACOSX" in parts[:-1])
 
 
 def _member_blocks(
     archive: zipfile.ZipFile, member: zipfile.ZipInfo, passed: int, *, counts: bool
 ) -> Iterator[tuple[bytes, int]]:
     share = counts * member.compress_size / (member.file_size or 1)
+    unpacked = 0
     with archive.open(member) as packed:
-        yield from _blocks(packed, share=share, passed=passed)
+        try:
+            for block, read_bytes in _blocks(packed, share=share, passed=passed):
+                unpacked += len(block)
+                yield block, read_bytes
+        except (EOFError, zipfile.BadZipFile, zlib.error):
+            assert archive.fp is not None
+            found = zips.Member(archive.fp, member.header_offset, member.compress_size)
+            yield from _behind(unpacked, found)
+            raise
+
+
+def _behind(unpacked: int, member: zips.Member) -> Iterator[tuple[bytes, int]]:
+    """Yield what of a damaged member can be unpacked, but for its beginning."""
+    with suppress(EOFError, zipfile.BadZipFile, zlib.error):
+        for block in member.read():
+            yield block[unpacked:], 0
+            unpacked -= min(unpacked, len(block))
+
+
+def _read_cut_off(
+    file: IO[bytes], start: Position, inside: str, layers: int, *, counts: bool
+) -> Iterator[Chunk]:
+    """Yield what is in an archive without its list of members, in the order in which they come."""
+    at: int | None = 0
+    while at is not None:
+        try:
+            member = zips.Member(file, at)
+        except zipfile.BadZipFile:
+            return
+        blocks = _counted_blocks(member, counts=counts)
+        if _is_member(member.name):
+            name = f"{inside}:{member.name}" if inside else member.name
+            yield from _unpack(name, blocks, start, layers=layers + 1)
+        with suppress(EOFError, zipfile.BadZipFile, zlib.error):
+            for _ in blocks:  # where it ends is known then
+                pass
+        at = member.end
+
+
+def _counted_blocks(member: zips.Member, *, counts: bool) -> Iterator[tuple[bytes, int]]:
+    """Yield what a member unpacks to, and what that took of the archive."""
+    taken = member.taken_bytes
+    for block in member.read():
+        yield block, (member.taken_bytes - taken) * counts
+        taken = member.taken_bytes
 
 
 # --- events -------------------------------------------------------------------------------
@@ -315,4 +395,4 @@ def read_lines(path: str, max_bytes: int) -> Iterator[Line]:
 
 def bad_file(path: str, member: str, problem: str) -> BadFile:
     """Return what is wrong with a file, or with a member of it."""
-    return BadFile(":".join(map(shown, filter(None, (path, member)))), problem)
+    return BadFile(":".join(map(shown, filter(None, (_named(path), member)))), problem)

@@ -32,6 +32,13 @@ from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 
 from amplitude_intercom.transports import inflate, uploads
 from amplitude_intercom.transports.amplitude import MAX_EVENT_BYTES
+from amplitude_intercom.transports.bounds import (
+    EventBytes,
+    HeldBytes,
+    Positive,
+    PositiveNumber,
+    PositiveSeconds,
+)
 from amplitude_intercom.transports.contract import Batch, Intake
 from amplitude_intercom.transports.errors import Refused, UnknownApiKey
 from amplitude_intercom.transports.inflate import Inflate
@@ -152,6 +159,7 @@ _HEADER_NAMES: Final = re.compile(r"[A-Za-z0-9_, -]{1,512}")
 
 
 BUSY: Final = BadUpload(503, "Service unavailable: busy")
+GONE: Final = BadUpload(499, "Client closed the connection")  # nobody reads it: it is counted
 TOO_SLOW: Final = BadUpload(408, "Request body took too long")
 
 
@@ -163,13 +171,13 @@ class HttpSource:
         *,
         listen: str = "127.0.0.1:8710",
         cors_origins: Sequence[str] = ("*",),
-        max_event_bytes: int = MAX_EVENT_BYTES,
-        max_held_bytes: int = 67_108_864,
-        body_timeout_s: float = 10.0,
-        idle_timeout_s: float = 75.0,
-        max_connections: int = 1_024,
-        key_requests_per_s: float | None = None,
-        key_events_per_s: float | None = None,
+        max_event_bytes: EventBytes = MAX_EVENT_BYTES,
+        max_held_bytes: HeldBytes = 67_108_864,
+        body_timeout_s: PositiveSeconds = 10.0,
+        idle_timeout_s: PositiveSeconds = 75.0,
+        max_connections: Positive = 1_024,
+        key_requests_per_s: PositiveNumber | None = None,
+        key_events_per_s: PositiveNumber | None = None,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
         """``listen`` is host:port; port 0 takes a free one, see ``address`` once it runs.
@@ -177,6 +185,8 @@ class HttpSource:
         ``now_ms``: when requests arrive, by which clients' clocks are corrected.
         """
         host, _, port = listen.rpartition(":")
+        if not host or not re.fullmatch("[0-9]{1,5}", port) or int(port) > MAX_PORT:
+            raise ValueError(f"listen: expected `host:port`, not {listen!r}")
         self._host, self._port = host.strip("[]"), int(port)
         self._origins = frozenset(cors_origins)
         self._max_event_bytes = max_event_bytes
@@ -395,6 +405,8 @@ class _Unreadable(Exception):
         self.refusal = refusal
 
 
+MAX_PORT: Final = 65_535
+
 _GZIP_MAGIC: Final = b"\x1f\x8b"
 _WINDOW_BITS: Final = {"gzip": inflate.GZIP, "x-gzip": inflate.GZIP, "deflate": inflate.ANY}
 
@@ -440,8 +452,10 @@ async def read_body(request: web.BaseRequest, max_bytes: int, hold: Hold) -> byt
                     await hold.grow(len(body))
                 if stream:
                     await asyncio.sleep(0)  # a small chunk may become any number of pieces
-    except (aiohttp.ClientPayloadError, web.RequestPayloadError, ConnectionError, zlib.error):
+    except (aiohttp.ClientPayloadError, web.RequestPayloadError, zlib.error):
         raise _Unreadable(uploads.NOT_JSON) from None
+    except OSError:
+        raise _Unreadable(GONE) from None
     if stream and not stream.whole:
         raise _Unreadable(uploads.NOT_JSON)
     return bytes(body)
@@ -473,6 +487,8 @@ def _read_json_form(body: bytes) -> dict[str, str]:
     """Return the fields of a form that came as JSON: texts as they are, all else as JSON."""
     try:
         fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+        if len(fields) > MAX_FIELDS:
+            raise ValueError("too many fields")
         return {
             name: msgspec.json.decode(value) if bytes(value[:1]) == b'"' else value.decode()
             for name, value in ((n, bytes(v)) for n, v in fields.items())

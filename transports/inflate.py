@@ -10,7 +10,8 @@ from typing import Any, Final
 
 GZIP: Final = 31
 ANY: Final = 47
-"""zlib's window bits: a gzip stream; or gzip or zlib, whichever its header says."""
+RAW: Final = -15
+"""zlib's window bits: a gzip stream; or gzip or zlib, whichever its header says; or neither."""
 
 PIECE_BYTES: Final = 262_144
 
@@ -37,9 +38,21 @@ class Members(ABC):
 class Inflate(Members):
     """A gzip or zlib stream."""
 
-    def __init__(self, window_bits: int = GZIP, max_members: float = float("inf")) -> None:
-        """``max_members``: a stranger's may be empty, which costs work and no other bound sees."""
+    def __init__(
+        self,
+        window_bits: int = GZIP,
+        max_members: float = float("inf"),
+        piece_bytes: int = PIECE_BYTES,
+        *,
+        rescues: bool = False,
+    ) -> None:
+        """``max_members``: a stranger's may be empty, which costs work and no other bound sees.
+
+        ``rescues``: all that is inflated before the damage is yielded, to the last byte.
+        """
         super().__init__(partial(zlib.decompressobj, window_bits))
+        self._piece_bytes = piece_bytes
+        self._rescues = rescues
         self._members_left = max_members - 1
 
     def feed(self, chunk: bytes) -> Iterator[bytes]:
@@ -54,14 +67,41 @@ class Inflate(Members):
             if self._member.eof:
                 self._next_member()
             self._begun = True
-            piece = self._member.decompress(chunk, PIECE_BYTES)
+            before = self._member.copy() if self._rescues else None
+            try:
+                piece = self._member.decompress(chunk, self._piece_bytes)
+            except zlib.error:
+                if before is not None:
+                    yield from rescue(before, chunk)
+                raise
             if piece:
                 yield piece
             # Tapes and tar leave zeros behind a member: they are padding.
-            chunk = self._member.unconsumed_tail or self._member.unused_data.lstrip(b"\0")
+            if self._member.eof:  # then a tail that is not consumed says the same, zeros included
+                chunk = self._member.unused_data.lstrip(b"\0")
+            else:
+                chunk = self._member.unconsumed_tail
 
     def _next_member(self) -> None:
         if self._members_left <= 0:
             raise zlib.error("too many members")
         self._members_left -= 1
         self._member = self._decompressor()
+
+
+def rescue(member: Any, chunk: bytes) -> Iterator[bytes]:
+    """Yield what a chunk inflates to before its damage: zlib keeps that back when it fails.
+
+    In ever smaller steps: of the chunk, and then of what its damaged byte still inflates to.
+    """
+    take, most = len(chunk), PIECE_BYTES
+    while chunk and most and not member.eof:
+        attempt = member.copy()
+        try:
+            piece = attempt.decompress(chunk[:take], most)
+        except zlib.error:
+            take, most = (take // 2, most) if take > 1 else (1, most // 2)
+        else:
+            member, chunk = attempt, attempt.unconsumed_tail + chunk[take:]
+            if piece:
+                yield piece

@@ -7,20 +7,26 @@ shape is a wire to Intercom; ``transports.sandbox`` has another one, without soc
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import os
 import re
 import ssl
+import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any, Final, Protocol, Self
+from functools import cached_property
+from typing import Any, Final, Protocol, Self, TypeVar
 from urllib.parse import quote
 
 import aiohttp
 import msgspec
 
 from amplitude_intercom.transports.errors import NoAnswer
+from amplitude_intercom.transports.inflate import ANY, Inflate
 from amplitude_intercom.transports.reasons import NoAnswerCause
+
+_log = logging.getLogger(__name__)
 
 VERSION: Final = "2.14"
 """``Intercom-Version`` sent with each call: the one that official SDKs are generated from.
@@ -34,12 +40,38 @@ BASE_URLS: Final[Mapping[str, str]] = {
 }
 """Regional hosts (Intercom-OpenAPI 2.16, ``servers``)."""
 
-MAX_ANSWER_BYTES: Final = 4 * 1024 * 1024
-"""An answer longer than this counts as cut off: no documented answer comes near it."""
+MAX_ANSWER_BYTES: Final = 256 * 1024
+"""An answer longer than this, unpacked, counts as cut off: a contact with 250 attributes has half
+of that. As many of them as calls are in flight are in memory at once."""
 
+MAX_LIST_BYTES: Final = 4 * 1024 * 1024
+"""The same for the list of data attributes, of which one is read at a time."""
+
+MAX_CONTACT_FIELDS: Final = 1_000
+"""Fields, or custom attributes, of a contact; a workspace has 250 of these (Intercom's help)."""
+
+PIECE_BYTES: Final = 16_384
+"""What of an answer is unpacked at once."""
+
+MAX_MEMBERS: Final = 64
+"""Members of a packed answer; each server makes one."""
+
+_PACKINGS: Final = frozenset({"gzip", "x-gzip", "deflate"})
 
 RENEW_EVERY_S: Final = 1.0
 """Between looks at the token's file while Intercom refuses the token."""
+
+ABOUT_THE_REQUEST: Final = (ValueError, TypeError, OverflowError)
+"""Errors that say that a request cannot be made: it is at fault, and it alone.
+
+All others are about the moment, and so no verdict on a record. Those of aiohttp and of the system
+are too, though some are a ``ValueError`` as well."""
+
+LOG_EVERY_S: Final = 1.0
+"""Between two log lines about unforeseen errors: in a trouble every call may have one."""
+
+MAX_FRAMES: Final = 12
+"""Innermost lines of a traceback that are logged."""
 
 MAX_CONTACT_ID: Final = 64
 """Longest contact id that is believed; Intercom's have 24 hexadecimal digits (recordings)."""
@@ -57,12 +89,35 @@ MAX_SAID: Final = 2_048
 """Characters of an error's message that are kept: dead letters, logs and pages show them."""
 
 
-class Answer(msgspec.Struct, frozen=True):
-    """What came back. ``headers`` has lower-case names, or compares them without case."""
+class Answer(msgspec.Struct, frozen=True, dict=True):
+    """What came back. ``headers`` has lower-case names, or compares them without case.
+
+    Its body is decoded once, and only what is needed of it: no count of elements costs memory.
+    """
 
     status: int
     headers: Mapping[str, str]
     body: bytes
+
+    @cached_property
+    def error_list(self) -> ErrorList | None:
+        """The errors that it lists, or None: it is no such list."""
+        return _decode(_error_list, self.body)
+
+    @cached_property
+    def contact(self) -> dict[str, Any]:
+        """The contact that it holds, or an empty one: its values, and its custom attributes'.
+
+        What is nested is left out: no value of a contact is.
+        """
+        found = _decode(_object, self.body) or {}
+        custom = found.get("custom_attributes")
+        kept = _values_of(found)
+        if isinstance(custom, dict):
+            kept["custom_attributes"] = custom = _values_of(custom)
+        elif custom is not None:
+            return {}
+        return kept if max(len(kept), len(custom or ())) <= MAX_CONTACT_FIELDS else {}
 
 
 class Wire(Protocol):
@@ -134,18 +189,68 @@ def me() -> Request:
     return Request("GET", "/me")
 
 
+_NULL: Final = msgspec.Raw(b"null")
+
+
 class _Error(msgspec.Struct):
     code: str | None = None
     type: str | None = None  # older answers name the code so (intercom-ruby)
     message: str | None = None
 
 
-class _ErrorList(msgspec.Struct):
+class _Errors(msgspec.Struct, array_like=True):
+    """An array, of which only the first element is looked at."""
+
+    first: msgspec.Raw = _NULL
+
+
+class ErrorList(msgspec.Struct):
+    """An error as Intercom gives it, as far as it is needed."""
+
+    type: str | None = None
     request_id: str | None = None
-    errors: list[_Error] = []
+    errors: _Errors | None = None
 
 
-_error_list = msgspec.json.Decoder(_ErrorList)
+class _Something(msgspec.Struct):
+    """Any JSON object; it is not looked into."""
+
+
+class _Array(msgspec.Struct, array_like=True):
+    """Any JSON array; it is not looked into."""
+
+
+class _Me(msgspec.Struct):
+    app: _Something
+
+
+class _Attributes(msgspec.Struct):
+    data: _Array
+
+
+class _Attribute(msgspec.Struct):
+    name: str
+
+
+_T = TypeVar("_T")
+_error = msgspec.json.Decoder(_Error)
+_error_list = msgspec.json.Decoder(ErrorList)
+_object = msgspec.json.Decoder(dict[str, Any])
+_me = msgspec.json.Decoder(_Me)
+_attributes = msgspec.json.Decoder(_Attributes)
+_attribute = msgspec.json.Decoder(_Attribute)
+
+
+def _decode(decoder: msgspec.json.Decoder[_T], body: bytes | msgspec.Raw) -> _T | None:
+    """Return what a body holds, or None: it is no JSON, or other than it should be."""
+    try:
+        return decoder.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def _values_of(found: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in found.items() if not isinstance(value, list | dict)}
 
 
 def parse_error(answer: Answer) -> ApiError:
@@ -154,15 +259,13 @@ def parse_error(answer: Answer) -> ApiError:
     Proxies answer HTML, and a body can be ``null`` or empty (intercom-ruby #52, #568).
     """
     header_id = answer.headers.get("x-request-id", "")
-    try:
-        parsed = _error_list.decode(answer.body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return ApiError(request_id=as_text(header_id))
-    first = parsed.errors[0] if parsed.errors else _Error()
+    listed = answer.error_list or ErrorList()
+    raw = listed.errors.first if listed.errors else _NULL
+    first = _decode(_error, raw) or _Error()
     return ApiError(
         code=as_text(first.code or first.type or ""),
         message=as_text(first.message or ""),
-        request_id=as_text(parsed.request_id or header_id),
+        request_id=as_text(listed.request_id or header_id),
     )
 
 
@@ -222,29 +325,29 @@ def _is_success(request: Request, answer: Answer) -> bool:
     resource = request.path.partition("?")[0].strip("/").partition("/")[0]
     if resource == "events":
         return answer.status == 202 and not answer.body.strip()
-    found = decode_json(answer)
     if resource == "contacts":
-        return is_contact(found)
+        return 0 < len(_id_of(answer.contact)) <= MAX_CONTACT_ID
     if resource == "data_attributes":
-        return isinstance(found.get("data"), list) or isinstance(found.get("name"), str)
-    return isinstance(found.get("app"), dict)
+        decoders: tuple[msgspec.json.Decoder[Any], ...] = (_attributes, _attribute)
+    else:
+        decoders = (_me,)
+    return any(_decode(decoder, answer.body) is not None for decoder in decoders)
 
 
-def is_contact(found: Mapping[str, Any]) -> bool:
-    """Return whether a JSON object is a contact: it has an ``id``, and attributes by name."""
-    contact_id, attributes = found.get("id"), found.get("custom_attributes")
-    return (
-        isinstance(contact_id, str)
-        and 0 < len(contact_id) <= MAX_CONTACT_ID
-        and (attributes is None or isinstance(attributes, dict))
-    )
+def _id_of(contact: Mapping[str, Any]) -> str:
+    contact_id = contact.get("id")
+    return contact_id if isinstance(contact_id, str) else ""
 
 
 def is_error_list(answer: Answer) -> bool:
     """Return whether an answer is an error as Intercom gives it, with at least one error."""
-    found = decode_json(answer)
-    errors = found.get("errors")
-    return found.get("type") == "error.list" and isinstance(errors, list) and bool(errors)
+    found = answer.error_list
+    return (
+        found is not None
+        and found.type == "error.list"
+        and found.errors is not None
+        and found.errors.first is not _NULL
+    )
 
 
 class IntercomClient:
@@ -267,14 +370,17 @@ class IntercomClient:
         self._base_url = base_url.rstrip("/")
         self._renewed = renewed
         self._renewed_at_s = -math.inf
+        self._logged_at_s = -math.inf
         self._renewing: asyncio.Task[None] | None = None
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=connections, keepalive_timeout=30),
             cookie_jar=aiohttp.DummyCookieJar(),  # nothing that an answer sets is kept
+            auto_decompress=False,  # it would unpack 64 kB at once, whatever they become
             timeout=aiohttp.ClientTimeout(total=timeout_s),
             headers={
                 "Authorization": f"Bearer {access_token}",
                 "Accept": "application/json",
+                "Accept-Encoding": "gzip, deflate",
                 "Intercom-Version": VERSION,
                 "User-Agent": "amplitude-intercom",
             },
@@ -295,31 +401,53 @@ class IntercomClient:
         """Send one request and read the whole answer. Redirects are not followed.
 
         Raises:
-            NoAnswer: the connection failed, the time-out passed, or the answer was cut off.
-            Exception: the call could not be made, and nothing of it left: a fault of ours.
+            NoAnswer: the connection failed, the time-out passed, the answer was cut off, or what
+                nobody foresaw happened: no thread could be started, no memory was left.
+            ValueError, TypeError, OverflowError: this request cannot be made, whenever it is tried.
         """
-        headers = {"Content-Type": "application/json"} if request.body is not None else None
         try:
-            async with self._session.request(
-                request.method,
-                self._base_url + request.path,
-                data=request.body,
-                headers=headers,
-                allow_redirects=False,
-            ) as response:
-                try:
-                    body = await _read_bounded(response)
-                except (TimeoutError, aiohttp.ClientError, OSError, NoAnswer):
-                    raise
-                except Exception as error:  # its bytes left, so nobody knows what became of it
-                    raise NoAnswer(NoAnswerCause.INCOMPLETE, type(error).__name__) from error
-            if response.status == 401:
-                self._renew()
-            return Answer(response.status, response.headers, body)
+            return await self._exchange(request)
+        except NoAnswer:
+            raise
         except TimeoutError as error:
             raise NoAnswer(NoAnswerCause.TIMEOUT) from error
         except (aiohttp.ClientError, OSError) as error:
             raise NoAnswer(cause_of(error), _detail(error)) from error
+        except ABOUT_THE_REQUEST:
+            raise
+        except Exception as error:
+            raise self._unforeseen(NoAnswerCause.UNFORESEEN, error) from error
+
+    async def _exchange(self, request: Request) -> Answer:
+        headers = {"Content-Type": "application/json"} if request.body is not None else None
+        async with self._session.request(
+            request.method,
+            self._base_url + request.path,
+            data=request.body,
+            headers=headers,
+            allow_redirects=False,
+        ) as response:
+            try:
+                body = await _read_bounded(response, _most_bytes(request))
+            except (TimeoutError, aiohttp.ClientError, OSError, NoAnswer):
+                raise
+            except Exception as error:  # its bytes left, so nobody knows what became of it
+                raise self._unforeseen(NoAnswerCause.INCOMPLETE, error) from error
+        if response.status == 401:
+            self._renew()
+        return Answer(response.status, response.headers, body)
+
+    def _unforeseen(self, cause: NoAnswerCause, error: Exception) -> NoAnswer:
+        """Log where an error came from, at most once in ``LOG_EVERY_S``; return what it means.
+
+        Its text is left out, for it may quote what was to be sent.
+        """
+        kind, now_s = type(error).__name__, asyncio.get_running_loop().time()
+        if now_s >= self._logged_at_s + LOG_EVERY_S:
+            self._logged_at_s = now_s
+            frames = "".join(traceback.format_tb(error.__traceback__)[-MAX_FRAMES:])
+            _log.error("a call failed with an unforeseen %s\n%s", kind, frames)
+        return NoAnswer(cause, kind)
 
     def _renew(self) -> None:
         """Begin to fetch the token again, one at a time and at most once in ``RENEW_EVERY_S``."""
@@ -356,25 +484,38 @@ def _detail(error: Exception) -> str:
         return ""  # the system's words differ, and say no more than the cause
     inner = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
     if isinstance(inner, ssl.SSLError):
-        return (inner.reason or "")[:200]  # its number is OpenSSL's
+        return str(getattr(inner, "reason", None) or "")[:200]  # its number is OpenSSL's
     number = getattr(inner, "errno", None)
     return os.strerror(number) if isinstance(number, int) and number > 0 else type(inner).__name__
 
 
-async def _read_bounded(response: aiohttp.ClientResponse) -> bytes:
-    body = await response.content.read(MAX_ANSWER_BYTES)
-    while not response.content.at_eof():
-        more = await response.content.read(MAX_ANSWER_BYTES)
-        body += more
-        if len(body) > MAX_ANSWER_BYTES:
-            raise NoAnswer(NoAnswerCause.INCOMPLETE, f"answer longer than {MAX_ANSWER_BYTES} bytes")
-    return body
+def _most_bytes(request: Request) -> int:
+    is_list = request == list_attributes()
+    return MAX_LIST_BYTES if is_list else MAX_ANSWER_BYTES
+
+
+async def _read_bounded(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
+    """Return a body, unpacked, of which little more than ``max_bytes`` ever exist.
+
+    Raises:
+        NoAnswer: it is longer, or not whole.
+    """
+    packing = response.headers.get("Content-Encoding", "").strip().lower()
+    stream = Inflate(ANY, MAX_MEMBERS, PIECE_BYTES) if packing in _PACKINGS else None
+    body, came_bytes = bytearray(), 0
+    async for chunk in response.content.iter_any():
+        came_bytes += len(chunk)
+        for piece in stream.feed(chunk) if stream else (chunk,):
+            body += piece
+            if len(body) > max_bytes:
+                break
+        if max(came_bytes, len(body)) > max_bytes:
+            raise NoAnswer(NoAnswerCause.INCOMPLETE, f"answer longer than {max_bytes} bytes")
+    if stream and not stream.whole:
+        raise NoAnswer(NoAnswerCause.INCOMPLETE, f"its {packing[:16]} ends too early")
+    return bytes(body)
 
 
 def decode_json(answer: Answer) -> dict[str, Any]:
     """Return an answer's JSON object, or an empty one when it has none."""
-    try:
-        decoded = msgspec.json.decode(answer.body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return {}
-    return decoded if isinstance(decoded, dict) else {}
+    return _decode(_object, answer.body) or {}

@@ -157,8 +157,12 @@ class Lines:
         return plain
 
     def finish(self) -> list[Line]:
-        """Return what is left when the text ends without a line break."""
+        """Return what is left when the text ends without a line break; or it is the ``rest``."""
         line = self._finish(b"", 0) if self._held.length else None
+        if line is not None and line.whole and _BEGINS.match(line.text):
+            self._number -= 1
+            self.rest = line.text
+            return []
         return [line] if line else []
 
     def _finish(self, piece: bytes, breaks: int) -> Line | None:

@@ -31,6 +31,10 @@ IN_MEMORY_BYTES: Final = 4_194_304
 """Of that, how much may be in memory."""
 
 
+STEP_BYTES: Final = 256
+"""What is lost before a damage, at most, where a library keeps it back and cannot be copied."""
+
+
 class Bounded(Members):
     """A stream that a standard library's decompressor reads piece by piece."""
 
@@ -38,18 +42,31 @@ class Bounded(Members):
         """Yield what a chunk unpacks to, in pieces of bounded size.
 
         Raises:
-            OSError, lzma.LZMAError: it is damaged; what was before has been yielded.
+            Exception: it is damaged, in the library's words; what was before has been yielded, but
+                for less than ``STEP_BYTES``.
         """
+        piece = bytearray()
+        try:
+            for step in self._steps(chunk):
+                piece += step
+                if len(piece) > PIECE_BYTES - STEP_BYTES:
+                    yield bytes(piece)
+                    piece.clear()
+        except Exception:  # each library has errors of its own
+            yield bytes(piece)
+            raise
+        if piece:
+            yield bytes(piece)
+
+    def _steps(self, chunk: bytes) -> Iterator[bytes]:
         if self._member.eof:
             chunk = chunk.lstrip(b"\0")  # padding between members (xz file format)
         while chunk or not (self._member.needs_input or self._member.eof):
             if self._member.eof:
                 self._member = self._decompressor()
             self._begun = True
-            piece = self._member.decompress(chunk, PIECE_BYTES)
+            yield self._member.decompress(chunk, STEP_BYTES)
             chunk = self._member.unused_data.lstrip(b"\0") if self._member.eof else b""
-            if piece:
-                yield piece
 
 
 class Sliced(Members):
@@ -97,7 +114,7 @@ def _imported(name: str) -> Any:
 
 
 _UNPACKERS: Final[dict[str, Callable[[], Members]]] = {
-    kinds.GZIP: Inflate,
+    kinds.GZIP: lambda: Inflate(rescues=True),
     kinds.BZIP2: lambda: Bounded(bz2.BZ2Decompressor),
     kinds.XZ: lambda: Bounded(lambda: lzma.LZMADecompressor(memlimit=MAX_MEMORY)),
     kinds.ZSTD: _zstd,

@@ -52,6 +52,11 @@ class NoAnswerCause(Reason):
     )
     RESET = ("reset", "the connection broke before an answer came", "it is tried again")
     INCOMPLETE = ("incomplete", "the answer was cut off", "it is tried again")
+    UNFORESEEN = (
+        "unforeseen",
+        "the call failed on this side, in a way that nobody foresaw",
+        "it is tried again; look at the log, and at the memory and threads of this machine",
+    )
 
 
 class RefusalReason(Reason):
@@ -125,6 +130,11 @@ class RefusalReason(Reason):
         "slow_body",
         "the body did not arrive within `http.body_timeout_s`",
         "look at the client's network",
+    )
+    GONE = (
+        "gone",
+        "the client hung up before its request was whole",
+        "look at the client's network and time-outs",
     )
     ENCODING = (
         "encoding",

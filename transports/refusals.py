@@ -30,6 +30,7 @@ _BY_STATUS: Final = {
     413: RefusalReason.TOO_LARGE,
     415: RefusalReason.ENCODING,
     429: RefusalReason.THROTTLED,
+    499: RefusalReason.GONE,
     500: RefusalReason.INTERNAL,
 }
 _BY_ERROR: Final = {
@@ -88,8 +89,16 @@ class Refusals:
         )
 
     def _note_key(self, key: str) -> None:
-        known = key in self.keys or len(self.keys) < MAX_KEYS
-        self.keys[key if known else OTHER_KEYS] += 1
+        """Count a key; where there are too many, the rarest is no longer named, oldest first.
+
+        A client with a wrong key sends again and again; one that is made up, once.
+        """
+        self.keys[key] += 1
+        named = [one for one in self.keys if one != OTHER_KEYS]
+        if len(named) > MAX_KEYS:
+            named.remove(key)
+            rarest = min(named, key=self.keys.__getitem__)
+            self.keys[OTHER_KEYS] += self.keys.pop(rarest)
 
 
 def _printable(text: str) -> str:

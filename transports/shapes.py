@@ -66,9 +66,10 @@ class Cutter:
         if self.refused:
             return []
         found = [] if self._cutter else self._begin(shape_of(self._begun, self._max, ended=True))
-        if self._cutter is not None:
-            found += self._cutter.finish()
+        if isinstance(self._cutter, Lines):
+            found += self._cutter.finish() + self._go_on_by_values(self._cutter)
         if isinstance(self._cutter, Values):
+            found += self._cutter.finish()
             self.problem = self._cutter.problem
         return self._admit(found, ended=True)
 
@@ -88,10 +89,13 @@ class Cutter:
     def _go_on(self, cutter: Lines | Values, text: bytes) -> list[Line]:
         """Cut on; where lines end, and events over several lines begin, by values from there."""
         found = cutter.cut(text)
-        if isinstance(cutter, Lines) and cutter.rest:
-            self._cutter = Values(self._max, cutter.number)
-            found += self._cutter.cut(cutter.rest)
-        return found
+        return found + self._go_on_by_values(cutter) if isinstance(cutter, Lines) else found
+
+    def _go_on_by_values(self, lines: Lines) -> list[Line]:
+        if not lines.rest:
+            return []
+        self._cutter = Values(self._max, lines.number)
+        return self._cutter.cut(lines.rest)
 
     def _admit(self, found: list[Line], *, ended: bool = False) -> list[Line]:
         """Hold back what is found until an object is among it; without one, refuse all."""

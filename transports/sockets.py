@@ -11,8 +11,9 @@ waits for it does so for a bounded time, whichever version of aiohttp serves it:
 | an answer to be read | ``ANSWER_TIMEOUT_S`` without any progress |
 | a body | the server's own deadline |
 
-Where all are taken, the one that has waited longest gives way to a new one; if none has waited for
-its share of ``GIVE_WAY_S``, new ones stay in the operating system's queue.
+Where all are taken, the one that has waited longest gives way to a new one; a body that comes on,
+and an answer that is read, begin to wait anew. If none has waited for its share of ``GIVE_WAY_S``,
+new ones stay in the operating system's queue.
 """
 
 from __future__ import annotations
@@ -40,6 +41,9 @@ HEADER_TIMEOUT_S: Final = 10.0
 ANSWER_TIMEOUT_S: Final = 10.0
 """An answer is some hundred bytes, which the kernel's buffers take at once: who does not read one
 does not want it."""
+
+PROGRESS_BYTES: Final = 1_024
+"""What has to come of a body for its client not to count as silent; a trickle is less."""
 
 GIVE_WAY_S: Final = 150.0
 """Shared by all connections: with a thousand, 0.15 s each. A client that has something to say sends
@@ -71,6 +75,8 @@ class Connection(asyncio.Protocol):
         """The loop's time since when its client is waited for."""
         self._has_begun = True
         """Whether its client owes the rest of a request."""
+        self._came_bytes = 0
+        """Of a body, since it last counted as progress."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
@@ -80,6 +86,11 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if not self._has_begun:  # a head has as long as any other, however long its client idled
             self._listener.wait_for(self)
+        elif self._listener.is_in_body(self):
+            self._came_bytes += len(data)
+            if self._came_bytes >= PROGRESS_BYTES:
+                self._came_bytes = 0
+                self._listener.progressed(self)
         self._has_begun = True
         self._served_by.data_received(data)
 
@@ -170,9 +181,13 @@ class Listener:
         connection.since_s = asyncio.get_running_loop().time()
 
     def progressed(self, connection: Connection) -> None:
-        """Note that a client who is waited for reads what it was sent."""
+        """Note that a client who is waited for reads what it was sent, or sends on."""
         if connection in self._waited_for:
             self.wait_for(connection, by_deadline=self._waited_for[connection])
+
+    def is_in_body(self, connection: Connection) -> bool:
+        """Whether the rest of a request's body is waited for."""
+        return self._waited_for.get(connection) is False
 
     def forget(self, connection: Connection) -> None:
         """Note that a connection is gone."""

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Final
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import msgspec
 
@@ -36,6 +37,7 @@ from amplitude_intercom.transports.amplitude import (
     parse_time,
     read_head,
 )
+from amplitude_intercom.transports.bounds import EventBytes, LineBytes, Positive, PositiveSeconds
 from amplitude_intercom.transports.contract import Batch, Intake, Receipt, Ticket
 from amplitude_intercom.transports.errors import BadFile, Refused
 from amplitude_intercom.transports.files import Chunk
@@ -45,6 +47,9 @@ from amplitude_intercom.transports.shapes import Cutter
 
 TICKETS: Final = 16
 """Batches that may be on their way to the disk while the next ones are read."""
+
+SLICE_BYTES: Final = 32_768
+"""Text that is cut at once, where lines need a look: some milliseconds, whatever it holds."""
 
 MAX_PROBLEMS: Final = 20
 """What is remembered of one file to be said again; an archive can have many bad members."""
@@ -120,14 +125,14 @@ class LineSource:
         paths: Sequence[str] = ("-",),
         *,
         sync: str | None = None,
-        max_line_bytes: int = 1_048_576,
-        max_event_bytes: int = MAX_EVENT_BYTES,
-        batch_lines: int = 2_000,
+        max_line_bytes: LineBytes = 1_048_576,
+        max_event_bytes: EventBytes = MAX_EVENT_BYTES,
+        batch_lines: Positive = 2_000,
         since_ms: int | None = None,
         until_ms: int | None = None,
         marks: Mapping[str, str] | None = None,
         progress: Progress | None = None,
-        refused_nap_s: float = 0.25,
+        refused_nap_s: PositiveSeconds = 0.25,
     ) -> None:
         """``sync`` says where the events go; ``marks`` is what earlier batches left.
 
@@ -211,9 +216,12 @@ class LineSource:
                 if cutter is None:
                     cutter = Cutter(self._max_bytes, start if member == start.member else None)
                     start = Position() if member == start.member else start
-                for batch, reached in self._cut(cutter, text, path, member):
-                    position = msgspec.structs.replace(reached, problems=problems[:MAX_PROBLEMS])
-                    await self._hand_over(batch, file, position, intake)
+                for cut in self._cut(cutter, text, path, member):
+                    await anyio.lowlevel.checkpoint()
+                    if cut is not None:
+                        batch, reached = cut
+                        position = _with_problems(reached, problems)
+                        await self._hand_over(batch, file, position, intake)
                 ends = not text or (cutter.refused and not member)
                 problem = problem or cutter.problem
                 if ends and problem:
@@ -222,17 +230,28 @@ class LineSource:
                 if ends and text:
                     break
                 cutter = None if ends else cutter
-        self._finished(file, msgspec.structs.replace(position, problems=problems[:MAX_PROBLEMS]))
+        self._finished(file, _with_problems(position, problems))
 
     def _cut(
         self, cutter: Cutter, text: bytes, path: str, member: str
-    ) -> Iterator[tuple[Batch, Position]]:
-        """Yield what ends in this text; empty, it is the end of all."""
+    ) -> Iterator[tuple[Batch, Position] | None]:
+        """Yield what ends in this text, or None: others have a turn. Empty, it is the end of all.
+
+        Lines that need a look are cut in slices: a few kilobytes can hold thousands of values.
+        """
         origin = ":".join(map(files.shown, filter(None, (Path(path).name, member))))
         plain = cutter.cut_plain(text) if text and not self._is_choosy else None
         if plain is not None:
-            return self._plain_batches(plain, origin, member)
-        return self._batches(cutter.cut(text) if text else cutter.finish(), origin, member)
+            yield from self._plain_batches(plain, origin, member)
+            return
+        lines = [] if text else cutter.finish()
+        for at in range(0, len(text), SLICE_BYTES):
+            lines += cutter.cut(text[at : at + SLICE_BYTES])
+            full = len(lines) - len(lines) % self._batch_lines
+            yield from self._batches(lines[:full], origin, member)
+            del lines[:full]
+            yield None
+        yield from self._batches(lines, origin, member)
 
     async def _hand_over(self, batch: Batch, file: str, position: Position, intake: Intake) -> None:
         while self._waiting and (len(self._waiting) >= TICKETS or self._waiting[0].ticket.settled):
@@ -351,6 +370,10 @@ class LineSource:
         await anyio.sleep(self._refused_nap_s)
         for sent in refused:
             await self._send(sent, intake)
+
+
+def _with_problems(position: Position, problems: list[tuple[str, str]]) -> Position:
+    return msgspec.structs.replace(position, problems=problems[:MAX_PROBLEMS])
 
 
 # --- chunks -------------------------------------------------------------------------------

@@ -32,9 +32,11 @@ from amplitude_intercom.transports.amplitude import (
     BOM,
     KEPT_BYTES,
     MAX_EVENT_BYTES,
+    MAX_TIME,
     MIN_ID_LENGTH,
     BadEvent,
     Head,
+    Time,
     check_head,
     decode_head,
     fields_of,
@@ -64,6 +66,9 @@ MIN_SKEW_MS: Final = 60_000
 
 MAX_SKEW_MS: Final = 20 * 365 * 86_400_000
 """A client's clock that is off by more is none: phones that lost theirs begin at 2009 or later."""
+
+MAX_TIME_BYTES: Final = 64
+"""JSON of a client's time of sending; the longest date in use has half of that."""
 
 Takes = Callable[[str], bool]
 """Whether somebody takes the events of an API key."""
@@ -167,6 +172,7 @@ _array = msgspec.json.Decoder(list[msgspec.Raw])
 _large_array = msgspec.json.Decoder(_First)
 _any = msgspec.json.Decoder(msgspec.Raw)
 _options = msgspec.json.Decoder(_Options)
+_time = msgspec.json.Decoder(Time)
 
 
 def _elements(found: Any) -> Sequence[msgspec.Raw]:
@@ -285,7 +291,7 @@ def _decode_form(
 
 
 def _upload_time(form: Mapping[str, str]) -> bytes:
-    return msgspec.json.encode(form.get("upload_time", "")[:64])
+    return msgspec.json.encode(form.get("upload_time", "")[:MAX_TIME_BYTES])
 
 
 def _split(body: bytes) -> Sequence[msgspec.Raw | bytes]:
@@ -459,9 +465,11 @@ def clock_skew_ms(uploaded_at: msgspec.Raw | bytes, received_ms: int | None) -> 
     """Return what a client's clock lacks, in milliseconds; 0 where that is little, or absurd."""
     if received_ms is None or uploaded_at is _NULL or uploaded_at == b"null":
         return 0
+    if _size(uploaded_at) > MAX_TIME_BYTES:
+        return 0
     try:
-        skew_ms = received_ms - parse_time(msgspec.json.decode(uploaded_at))
-    except (ValueError, RecursionError):  # msgspec's errors are ValueErrors
+        skew_ms = received_ms - parse_time(_time.decode(uploaded_at))
+    except ValueError:  # msgspec's errors are ValueErrors
         return 0
     return skew_ms if MIN_SKEW_MS < abs(skew_ms) <= MAX_SKEW_MS else 0
 
@@ -486,8 +494,8 @@ def _check_upload(head: Head, raw: bytes, min_id_length: int) -> BadEvent | None
     time = head.time
     if (
         time is not None
-        and not (type(time) is int and time >= 0)
-        and (isinstance(time, str) or time < 0 or time != int(time))
+        and not (type(time) is int and 0 <= time < MAX_TIME)
+        and (isinstance(time, str) or not 0 <= time < MAX_TIME or time != int(time))
     ):
         return BadEvent("invalid_field", "time", "time must be whole milliseconds since 1970")
     problem = check_head(head, min_id_length)

@@ -45,7 +45,13 @@ ARRAY: Final = re.compile(rb"\[\s*+([{\]])?")
 """How an array of events begins; a log line may begin with a bracket too."""
 
 _EVENTS: Final = re.compile(rb'[{,]\s*+"events"\s*+:\s*+\Z')
-_NEXT_OBJECT: Final = re.compile(rb"[\n}]\s*+,?\s*+(?=\{)")
+_TYPE: Final = b'"event_type"'
+_NEXT_OBJECT: Final = re.compile(
+    rb"(?:[^\n}]++|[\n}]\s*+(?!\{|,\s*+\{))*+"  # blanks are looked at twice at most
+    rb"[\n}]\s*+,?\s*+(?=\{)"
+)
+"""Up to the next object that may begin an event, where events do not begin lines."""
+
 _OPENER: Final = {0x7D: b"{", 0x5D: b"["}
 
 
@@ -66,6 +72,7 @@ class Values:
         self._state: Callable[[], bool] = self._between
         self._indent: bytes | None = b""  # before this event on its line; None: something else
         self._behind_events = False
+        self._is_event = False  # it has a type, so it is no request body, whatever else it has
         self._ended = False
         self._number = number
         self._found: list[Line] = []
@@ -192,9 +199,12 @@ class Values:
 
     def _is_body(self, before: bytes) -> bool:
         """Whether the events of a request body begin here."""
-        if len(self._open) > 1 or self._base or self._behind_events or not _EVENTS.search(before):
+        if len(self._open) > 1 or self._base or self._behind_events or self._is_event:
             return False
-        return b'"event_type"' not in self._held.text + self._buffer[self._begin : self._at]
+        if not _EVENTS.search(before):
+            return False
+        self._is_event = _TYPE in self._held.text + self._buffer[self._begin : self._at]
+        return not self._is_event
 
     def _may_begin(self, before: bytes) -> bool:
         """Whether a value may stand here: in an object, behind a colon only."""
@@ -222,16 +232,16 @@ class Values:
 
     def _in_broken(self) -> bool:
         if self._indent is None:
-            found = _NEXT_OBJECT.search(self._buffer, self._at)
+            found = _NEXT_OBJECT.match(self._buffer, self._at)
+            next_at = found.end() if found else -1
         else:
             at = max(self._begin, self._at - 1 - len(self._indent))
-            found = re.compile(b"\n" + re.escape(self._indent) + rb"(?=\{)").search(
-                self._buffer, at
-            )
-        if found is None:
+            line_at = self._buffer.find(b"\n" + self._indent + b"{", at)
+            next_at = line_at + 1 + len(self._indent) if line_at >= 0 else -1
+        if next_at < 0:
             self._at = max(self._at, len(self._buffer) - LOOK_BACK)
             return False
-        self._end_broken(found.end())
+        self._end_broken(next_at)
         return True
 
     def _end_broken(self, end: int) -> None:
@@ -280,7 +290,7 @@ class Values:
             self._found.append(Line(self._number, text, not digest, 0, digest))
         if not self._open:
             self._behind_events = False
-        self._begin, self._indent = end, None
+        self._begin, self._indent, self._is_event = end, None, False
         self._state = self._between
 
     def _forget(self) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import chain
 
 import anyio
 import structlog
 from anyio.streams.memory import MemoryObjectReceiveStream
 
 from amplitude_intercom.engine import logs
-from amplitude_intercom.engine.actor import Actor, internal_failure
+from amplitude_intercom.engine.actor import Actor, internal_failure, runs
 from amplitude_intercom.engine.actors.source import ANY_KEY, Share
 from amplitude_intercom.engine.errors import Failure, SpoolError
 from amplitude_intercom.engine.reasons import DropReason
@@ -36,6 +37,9 @@ from amplitude_intercom.transports.errors import Refused
 from amplitude_intercom.transports.reasons import RefusalReason
 
 _log = structlog.get_logger(__name__)
+
+TRY_AGAIN_S = 1.0
+"""Between two attempts to append the rest of a batch of which some is stored."""
 
 COMMITS_AHEAD = 64
 """Batches that may wait for their fsync while the next ones are filtered."""
@@ -76,10 +80,13 @@ class FilterActor(Actor[Share, None]):
 
     async def handle(self, share: Share) -> None:
         try:
-            append = self.sift(share.batch)
+            append = await self.sift(share.batch)
             await self._append(append, share)
         except Exception as fault:
             self._refuse(share, fault)
+        except BaseException:
+            self._refuse_cancelled(share)
+            raise
 
     async def _append(self, append: Append, share: Share) -> None:
         if not append.rows and not append.dead:
@@ -110,31 +117,69 @@ class FilterActor(Actor[Share, None]):
             self._refuse(share, fault)
 
     async def _append_singly(self, append: Append, share: Share, fault: Exception) -> None:
-        """Append events one by one, where one of them makes the spool fail for all of them.
+        """Append a batch in parts, where some of its events make the spool fail for all of them.
 
-        What cannot be appended becomes a dead letter; a batch is refused where even that fails.
+        It is refused only while nothing of it is stored: a sender that is refused sends it again.
+        Once some is, the rest is tried until the spool takes it. Cancelled in between, it is
+        refused though: nobody is to wait for ever, and a sender that asks twice may get it twice.
         """
         internal_failure(fault, batch=share.batch.origin)
         counted = Append(append.received, [], [], append.dropped, append.marks)
         counted.received -= len(append.rows) + len(append.dead)
+        parts: list[Appended] = []
         try:
-            parts = [await self._append_one(row, share.batch) for row in append.rows]
-            parts += [await self._append_one(dead, share.batch) for dead in append.dead]
+            await self._append_halves([*append.rows, *append.dead], share.batch, parts)
         except Exception as error:
             self._refuse(share, error)
             return
+        except BaseException:
+            self._refuse_cancelled(share)
+            raise
         self._spool.count_only(counted)
         self._acknowledge(share, append, parts)
 
-    async def _append_one(self, row: Row | DeadRow, batch: Batch) -> Appended:
-        rows, dead = ([row], []) if isinstance(row, Row) else ([], [row])
+    async def _append_halves(
+        self, rows: Sequence[Row | DeadRow], batch: Batch, parts: list[Appended]
+    ) -> None:
+        """Append rows together; where that fails one half and then the other, down to each alone.
+
+        One that cannot be appended becomes a dead letter. ``parts`` is added to.
+        """
         try:
-            return await self._spool.append(Append(1, rows, dead, Counter()))
+            await self._append_surely(rows, parts)
+            return
         except SpoolError:
             raise
-        except Exception as fault:
-            letter = _dead_row(internal_failure(fault, batch=batch.origin), row.raw, None, batch)
-            return await self._spool.append(Append(1, [], [letter], Counter()))
+        except Exception as error:
+            fault = error
+        if len(rows) > 1:
+            half = len(rows) // 2
+            await self._append_halves(rows[:half], batch, parts)
+            await self._append_halves(rows[half:], batch, parts)
+            return
+        failure = internal_failure(fault, batch=batch.origin)
+        letter = self._dead_row(failure, rows[0].raw, None, batch, _index_of(rows[0], batch))
+        while True:
+            try:
+                await self._append_surely([letter], parts)
+                return
+            except Exception:
+                if not parts:
+                    raise
+            await anyio.sleep(TRY_AGAIN_S)
+
+    async def _append_surely(self, rows: Sequence[Row | DeadRow], parts: list[Appended]) -> None:
+        """Append rows as one; where others are stored already, wait until the disk takes them."""
+        kept = [row for row in rows if isinstance(row, Row)]
+        dead = [row for row in rows if isinstance(row, DeadRow)]
+        while True:
+            try:
+                parts.append(await self._spool.append(Append(len(rows), kept, dead, Counter())))
+                return
+            except SpoolError:
+                if not parts:
+                    raise
+            await anyio.sleep(TRY_AGAIN_S)
 
     def _acknowledge(self, share: Share, append: Append, parts: Sequence[Appended]) -> None:
         share.tally.acknowledge(
@@ -150,9 +195,14 @@ class FilterActor(Actor[Share, None]):
             kept = sum(part.accepted for part in parts)
             _log.debug("batch taken in", of=append.received, kept=kept, origin=share.batch.origin)
 
+    def _refuse_cancelled(self, share: Share) -> None:
+        share.tally.refuse(
+            Refused(RefusalReason.DRAINING if self._spool.feed.stopping else RefusalReason.INTERNAL)
+        )
+
     @staticmethod
     def _refuse(share: Share, error: BaseException) -> None:
-        """Refuse a batch: nothing of it counts as stored, so it may come again."""
+        """Refuse a batch: nothing of it is stored, so it may come again."""
         if isinstance(error, SpoolError):
             share.tally.refuse(Refused(error.reason, str(error)))
         elif isinstance(error, Exception):
@@ -161,22 +211,35 @@ class FilterActor(Actor[Share, None]):
         else:
             share.tally.refuse(error)
 
-    def sift(self, batch: Batch) -> Append:
-        """Return what is kept of a batch, and count the rest.
+    async def sift(self, batch: Batch) -> Append:
+        """Return what is kept of a batch, and count the rest."""
+        first, *others = runs(list(map(len, batch.raws)))
+        sifted = self._sift_run(batch, first)
+        for run in others:
+            await asyncio.sleep(0)
+            part = self._sift_run(batch, run)
+            sifted.received += part.received
+            sifted.rows += part.rows
+            sifted.dead += part.dead
+            sifted.dropped.update(part.dropped)
+        return sifted
+
+    def _sift_run(self, batch: Batch, run: range) -> Append:
+        """Return what is kept of some events of a batch.
 
         A barrier round each event would cost every one of them; so there is one round all of them,
         and where it is needed they are looked at once more, each by itself.
         """
         dropped: Counter[DropReason] = Counter()
-        indexes = self._worth_a_look(batch, dropped)
-        sifted = Append(len(batch.raws), [], [], Counter(dropped), batch.marks)
+        indexes = self._worth_a_look(batch, run, dropped)
+        sifted = Append(len(run), [], [], Counter(dropped), batch.marks)
         try:
             self._sift(batch, indexes, sifted)
         except Exception:
-            sifted = Append(len(batch.raws), [], [], dropped, batch.marks)
+            sifted = Append(len(run), [], [], dropped, batch.marks)
             for index in indexes:
                 self._sift_alone(batch, index, sifted)
-        self._few_are_kept = len(sifted.rows) < len(batch.raws) / 2
+        self._few_are_kept = len(sifted.rows) < len(run) / 2
         return sifted
 
     def _sift_alone(self, batch: Batch, index: int, into: Append) -> None:
@@ -184,7 +247,7 @@ class FilterActor(Actor[Share, None]):
             self._sift(batch, (index,), into)
         except Exception as fault:
             failure = internal_failure(fault, batch=batch.origin)
-            into.dead.append(_dead_row(failure, batch.raws[index], None, batch, index))
+            into.dead.append(self._dead_row(failure, batch.raws[index], None, batch, index))
 
     def _sift(self, batch: Batch, indexes: Iterable[int], into: Append) -> None:
         raws, heads, derive, checked = batch.raws, batch.heads, batch.derive_ids, batch.checked
@@ -205,7 +268,7 @@ class FilterActor(Actor[Share, None]):
                 digest = head.digest if isinstance(head, BadEvent) else b""
                 key = dead_key(digest or raw, project)
                 kept = raw[:KEPT_BYTES] if digest else raw
-                into.dead.append(_dead_row(verdict, kept, key, batch, index))
+                into.dead.append(self._dead_row(verdict, kept, key, batch, index))
 
     def _read(self, raw: bytes) -> tuple[Head | BadEvent, bytes]:
         """Return an event's head, and its bytes as they can be kept."""
@@ -213,31 +276,39 @@ class FilterActor(Actor[Share, None]):
             return read_head(raw)
         return too_large(raw, self._max_event_bytes), raw
 
-    def _worth_a_look(self, batch: Batch, dropped: Counter[DropReason]) -> Iterable[int]:
+    def _dead_row(
+        self, why: Reject | Failure, raw: bytes, key: bytes | None, batch: Batch, index: int | None
+    ) -> DeadRow:
+        line = batch.lines[index] if batch.lines and index is not None else None
+        user = self._admission.user_of_bad(raw)
+        return DeadRow(why.reason, why.message, raw, key, batch.origin, line, user)
+
+    def _worth_a_look(
+        self, batch: Batch, run: range, dropped: Counter[DropReason]
+    ) -> Iterable[int]:
         """Return the places of events that their type alone does not decide on; count the others.
 
-        Of most streams most is not selected. Where that was so of the last batch, the type is all
+        Of most streams most is not selected. Where that was so of the last run, the type is all
         that is read of an event at first; else everything is read at once.
         """
-        everything = range(len(batch.raws))
         if batch.heads is not None or not self._few_are_kept or logs.debugging():
-            return everything
-        types = decode_types(batch.raws)
+            return run
+        types = decode_types(batch.raws[run.start : run.stop])
         if types is None:
-            return everything
+            return run
         reasons = {t: reason for t in set(types) if (reason := self._admission.drop_by_type(t))}
         if not reasons:
-            return everything
+            return run
         counts = Counter(types)
         for event_type, reason in reasons.items():
             dropped[reason] += counts[event_type]
         if len(reasons) == len(counts):
             return ()
-        return [index for index, event_type in enumerate(types) if event_type not in reasons]
+        return [i for i, event_type in zip(run, types, strict=True) if event_type not in reasons]
 
 
-def _dead_row(
-    why: Reject | Failure, raw: bytes, key: bytes | None, batch: Batch, index: int | None = None
-) -> DeadRow:
-    line = batch.lines[index] if batch.lines and index is not None else None
-    return DeadRow(why.reason, why.message, raw, key, batch.origin, line)
+def _index_of(row: Row | DeadRow, batch: Batch) -> int | None:
+    """Return the index of a row in its batch; what was mended at reading is read once more."""
+    same = (index for index, raw in enumerate(batch.raws) if raw is row.raw)
+    mended = (index for index, raw in enumerate(batch.raws) if read_head(raw)[1] == row.raw)
+    return next(same, None) if batch.heads is not None else next(chain(same, mended), None)

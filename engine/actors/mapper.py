@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
 
-from amplitude_intercom.engine.actor import Actor, internal_failure
+from amplitude_intercom.engine.actor import Actor, internal_failure, runs
 from amplitude_intercom.engine.envelope import Adjustment, Envelope, Plan, Record
 from amplitude_intercom.engine.errors import Failure
 from amplitude_intercom.engine.event_names import EventNames
@@ -75,6 +76,12 @@ class MapperActor(Actor[list[Record], Envelope]):
         self._lanes = lanes
 
     async def handle(self, records: list[Record]) -> None:
+        for run in runs([len(record.raw) for record in records]):
+            if run.start:
+                await asyncio.sleep(0)
+            await self._pass_on(records[run.start : run.stop])
+
+    async def _pass_on(self, records: Sequence[Record]) -> None:
         planned, bodies = await self._prepare(records)
         self._lanes.put(
             [

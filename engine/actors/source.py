@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import anyio
 import msgspec
@@ -51,9 +51,12 @@ class SourceActor:
         self,
         outboxes: Mapping[str, MemoryObjectSendStream[Share]],
         syncs_by_key: Mapping[str, Sequence[str]],
+        stopped: Callable[[str], str],
     ) -> None:
+        """``stopped`` returns the fault that keeps a sync from taking events in, or nothing."""
         self._outboxes = outboxes
         self._syncs_by_key = syncs_by_key
+        self._stopped = stopped
         self._draining = False
 
     def drain(self) -> None:
@@ -70,13 +73,16 @@ class SourceActor:
         """Queue a batch for each sync that takes it; waits while one of them has no room.
 
         Raises:
-            Refused: the engine is draining.
+            Refused: the engine is draining, or a fault has stopped the intake of one of them.
             UnknownApiKey: no sync takes this key's events.
             SettingsError: the source is bound to a sync that is not there.
         """
         if self._draining:
             raise Refused(RefusalReason.DRAINING)
         names = self._takers(batch)
+        for name in names:
+            if fault := self._stopped(name):
+                raise Refused(RefusalReason.INTERNAL, fault)
         ticket = Ticket()
         tally = Tally(ticket, len(names))
         for name in names:

@@ -23,8 +23,10 @@ OK, FAILED, USAGE, DEAD_LETTERED, IN_USE = 0, 1, 2, 3, 4
 """Exit codes: settled; failure; wrong usage or settings; a dead letter and ``--strict``; another
 process has the data directory."""
 
-INTERRUPTED, READER_GONE = 130, 141
-"""Exit codes as shells show them for SIGINT and SIGPIPE."""
+OF_SIGNAL = 128
+"""What shells add to a signal's number to show it as an exit code."""
+
+INTERRUPTED, READER_GONE = OF_SIGNAL + signal.SIGINT, OF_SIGNAL + signal.SIGPIPE
 
 
 def load_settings(path: Path) -> Settings:
@@ -109,8 +111,8 @@ class Signals:
         """``hung_up`` is called at SIGHUP instead; under `nohup` nothing is."""
         self.stop = asyncio.Event()
         self.now = asyncio.Event()
-        self.interrupted = False
-        """Whether the first was Ctrl-C, SIGINT."""
+        self.first = 0
+        """Which was the first; 0: none yet."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._received, number)
@@ -118,5 +120,5 @@ class Signals:
             loop.add_signal_handler(signal.SIGHUP, hung_up or self._received)
 
     def _received(self, number: int = signal.SIGHUP) -> None:
-        self.interrupted |= number == signal.SIGINT and not self.stop.is_set()
+        self.first = self.first or number
         (self.now if self.stop.is_set() else self.stop).set()

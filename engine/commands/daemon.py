@@ -112,7 +112,8 @@ async def _serve(engine: Engine, name: str, source: Source) -> None:
             if error.reason != "draining":  # what the source holds comes again after the start
                 raise
 
-    await Supervisor(work, final=(SettingsError,), source=name).run()
+    engine.supervisors[name] = Supervisor(work, final=(SettingsError,), source=name)
+    await engine.supervisors[name].run()
 
 
 class _Watched:

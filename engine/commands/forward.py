@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -27,13 +26,13 @@ from amplitude_intercom.engine.app import Engine
 from amplitude_intercom.engine.commands import (
     DEAD_LETTERED,
     FAILED,
-    INTERRUPTED,
+    OF_SIGNAL,
     OK,
     Signals,
     complain,
     print_json,
 )
-from amplitude_intercom.engine.commands.terminal import print_table, say
+from amplitude_intercom.engine.commands.terminal import count, print_table, say
 from amplitude_intercom.engine.errors import DataDirInUse, SettingsError
 from amplitude_intercom.engine.pipeline import Pipeline
 from amplitude_intercom.engine.settings import Settings
@@ -43,6 +42,8 @@ from amplitude_intercom.transports.errors import BadFile
 from amplitude_intercom.transports.stdin import LineSource, Progress
 
 SILENT_S = 5.0
+THROTTLED_S = 15.0
+LOOK_S = 0.5
 RECOUNT_S = 5.0
 MAX_PROBLEMS = 100
 """Files, or members of archives, that are named as bad; of more, their number is said."""
@@ -61,8 +62,9 @@ async def forward(
 ) -> int:
     """Read ``paths`` (``-``: standard input) into one sync and wait until it is settled.
 
-    ``max_wait_s`` bounds the wait for retries, counted from the end of the input. Interrupted, the
-    same files are resumed where reading stopped.
+    ``max_wait_s`` bounds the wait for retries, counted from the end of the input; or, while reading
+    pauses, from the last event that was settled. Interrupted, the same files are resumed where
+    reading stopped.
 
     Raises:
         SettingsError: no such sync, or several and none is named.
@@ -89,7 +91,8 @@ async def forward(
                 progress=reading,
             )
             intake = _Patient(engine.intake, pipeline, settings.forward.max_backlog)
-            done = await _until_stopped(engine, source, intake, signals, max_wait_s)
+            stalls = _Stalls(pipeline, intake)
+            done = await _until_stopped(engine, source, intake, signals, stalls, max_wait_s)
         after = await _take_stock(pipeline)
         await engine.finish(settings.drain_deadline_s)  # settles what was under way
         after = msgspec.structs.replace(after, counters=pipeline.spool.counters)
@@ -100,7 +103,7 @@ async def forward(
     if problems.more:
         complain(problems.more, FAILED)
     if not done:
-        code = INTERRUPTED if signals.interrupted else FAILED
+        code = OF_SIGNAL + signals.first if signals.first else FAILED
         return complain("stopped before the end; run it again, it goes on from there", code)
     if counts["pending"]:
         return complain(f"{counts['pending']} still wait; they are kept for the next run", FAILED)
@@ -137,9 +140,17 @@ class _Patient:
         self._max_backlog = max_backlog
         self._parked = 0
         self._recount_at_s = 0.0
+        self.holds_back = False
+        """Whether a batch waits here at this moment."""
 
     async def send(self, batch: Batch) -> Ticket:
         """Pass a batch on once little enough waits for delivery."""
+        self.holds_back = True
+        await self._little_waits()
+        self.holds_back = False
+        return await self._intake.send(batch)
+
+    async def _little_waits(self) -> None:
         if self._pipeline.gate is not None:
             spool = self._pipeline.spool
             while spool.counters["pending"] - self._parked > self._max_backlog:
@@ -149,11 +160,76 @@ class _Patient:
                 else:
                     with anyio.move_on_after(RECOUNT_S):
                         await spool.feed.progress()
-        return await self._intake.send(batch)
 
     def takes(self, api_key: str) -> bool:
         """As the engine's."""
         return self._intake.takes(api_key)
+
+
+class _Stalls:
+    """Pauses of reading in which nothing is settled: they are said, and end at a deadline."""
+
+    def __init__(self, pipeline: Pipeline, intake: _Patient) -> None:
+        self._pipeline = pipeline
+        self._intake = intake
+        self._is_said = False
+
+    async def watch(self, most_s: float | None) -> None:
+        """Return once a pause has gone on for ``most_s`` without anything that was settled.
+
+        A pause alone is everyday: files are read faster than Intercom takes events.
+        """
+        settled, since_s = -1, anyio.current_time()
+        while True:
+            why, before, settled = self._why(), settled, self._settled()
+            now_s = anyio.current_time()
+            if not why or settled != before:
+                since_s = now_s
+            self._tell(why, now_s - since_s)
+            if why and most_s is not None and now_s - since_s >= max(most_s, self._least_s()):
+                say(f"{self._name}: nothing was settled while reading paused", stderr=True)
+                return
+            await anyio.sleep(LOOK_S)
+
+    @property
+    def _name(self) -> str:
+        return self._pipeline.sync.name
+
+    @property
+    def _health(self) -> str:
+        return self._pipeline.gate.health if self._pipeline.gate is not None else "open"
+
+    def _least_s(self) -> float:
+        """Return how long a pause is at least that is no everyday one: an allowance takes 10 s."""
+        return THROTTLED_S if self._health == "throttled" else SILENT_S
+
+    def _settled(self) -> int:
+        counters = self._pipeline.spool.counters
+        return counters["received"] - counters["pending"]
+
+    def _why(self) -> str:
+        """Return why reading pauses at this moment; empty: it does not."""
+        trouble = self._pipeline.spool.trouble
+        if trouble is not None:
+            return str(trouble)
+        if not self._intake.holds_back:
+            return ""
+        waiting = self._pipeline.spool.counters["pending"]
+        health = f", Intercom: {self._health}" if self._health != "open" else ""
+        return f"{count(waiting, 'event')} wait (forward.max_backlog{health})"
+
+    def over(self) -> None:
+        """Say that reading went on, where it went on to its end between two looks."""
+        self._tell("", 0)
+
+    def _tell(self, why: str, for_s: float) -> None:
+        if why and for_s >= SILENT_S and not self._is_said:
+            hint = "--max-wait ends this, what waits is kept"
+            say(f"{self._name}: reading pauses: {why}; {hint}", stderr=True)
+            self._is_said = True
+        elif not why and self._is_said:
+            say(f"{self._name}: reading goes on", stderr=True)
+            self._is_said = False
 
 
 def choose_sync(settings: Settings, name: str | None) -> str:
@@ -176,15 +252,24 @@ async def _until_stopped(
     source: LineSource,
     intake: Intake,
     signals: Signals,
+    stalls: _Stalls,
     max_wait_s: float | None,
 ) -> bool:
     """Read and settle; return False when a signal or the time limit came first."""
     done = False
     async with anyio.create_task_group() as tasks:
 
+        async def give_up() -> None:
+            await stalls.watch(max_wait_s)
+            tasks.cancel_scope.cancel()
+
         async def work() -> None:
             nonlocal done
-            await source.run(intake)
+            async with anyio.create_task_group() as meanwhile:
+                meanwhile.start_soon(give_up)
+                await source.run(intake)
+                meanwhile.cancel_scope.cancel()
+            stalls.over()
             for pipeline in engine.pipelines.values():
                 await pipeline.spool.forget_marks(source.files)
             with anyio.move_on_after(max_wait_s):
@@ -204,14 +289,14 @@ async def _settle_aloud(engine: Engine) -> None:
         await engine.settled()
         return
     for sync in (await engine.status()).syncs:
-        parked = ", ".join(f"{n} users: {reason}" for reason, n in sync.parked_users.items())
+        parked = ", ".join(f"{count(n, 'user')}: {why}" for why, n in sync.parked_users.items())
         health = sync.intercom.health if sync.intercom else "open"
         if health != "open":
             parked = f"Intercom: {health}"
-        print(
-            f"{sync.name}: {sync.pending} waiting ({parked or 'being delivered'});"
+        say(
+            f"{sync.name}: {sync.pending:,} waiting ({parked or 'being delivered'});"
             " --max-wait ends this earlier, what waits is kept",
-            file=sys.stderr,
+            stderr=True,
         )
     await engine.settled()
 

@@ -25,21 +25,29 @@ HEALTH = {
 }
 """What the health of an access token is called for people."""
 
+BY_A_FAULT = "by a fault, starts again by itself"
+
 
 async def status(settings: Settings, *, as_json: bool = False) -> int:
     """Print the accounting of all syncs."""
     async with read_spools(settings) as spools:
         found = await spools.status()
-        why = spools.why if isinstance(spools, Files) else ""
+        files = spools if isinstance(spools, Files) else None
     if as_json:
         print_json(found)
         return OK
-    say(_headline(found, why))
+    say(_headline(found, files))
     for sync in found.syncs:
         say("")
         limit = settings.spool.max_bytes
         say(f"sync {sync.name}" + ("" if sync.enabled else " (disabled: what waits is kept)"))
         print_table([(f"  {what}", number, more) for what, number, more in _rows(sync, limit)])
+    for source in found.sources:
+        if source.stopped:
+            say("")
+            say(
+                f"source {source.name} stopped by a fault, starts again by itself: {source.stopped}"
+            )
     refused = [(f"  {r.door}", f"{r.count:,}", r.reason) for r in found.refusals]
     refused += [
         ("  unknown key", f"{number:,}", f"{key}: no sync takes this API key")
@@ -52,10 +60,13 @@ async def status(settings: Settings, *, as_json: bool = False) -> int:
     return OK
 
 
-def _headline(found: Status, why: str) -> str:
-    if found.state != "offline":
+def _headline(found: Status, files: Files | None) -> str:
+    if files is None:
         return f"the daemon is {found.state}, data in {found.data_dir}"
-    return f"no daemon runs, data in {found.data_dir}" + (f" ({why})" if why else "")
+    if files.holder is not None:
+        runs = f"a daemon or `forward` runs (process {files.holder}), but it cannot be asked"
+        return f"{runs}: {files.why}; this is what the files say, data in {found.data_dir}"
+    return f"no daemon runs, data in {found.data_dir} ({files.why})"
 
 
 def _rows(sync: SyncStatus, max_bytes: int) -> Iterator[tuple[str, str, str]]:
@@ -83,7 +94,7 @@ def _rows(sync: SyncStatus, max_bytes: int) -> Iterator[tuple[str, str, str]]:
     if sync.trouble:
         yield "trouble", "", sync.trouble
     if sync.stopped:
-        yield "stopped", "", f"by a fault, starts again by itself: {sync.stopped}"
+        yield "stopped", "", f"{BY_A_FAULT}: {sync.stopped}"
 
 
 def _most(counts: dict[str, int]) -> list[tuple[str, int]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -119,21 +119,41 @@ async def replay_letters(
 ) -> int:
     """Queue dead letters again."""
     name = choose_sync(settings, sync)
+    there = await _there(settings, name, query)
     async with open_spools(settings) as spools:
         counts = await spools.replay(name, query)
     if as_json:
         print_json(counts)
     else:
         say(listed(sorted(counts.items())) or "no dead letters")
-    return _code(sum(counts.values()), query)
+    return _code(sum(counts.values()), query, there)
 
 
-def _code(found: int, query: DeadLetterQuery) -> int:
-    """Return the exit code: dead letters that are named by their ids have to be there."""
-    named = len(set(query.ids))
-    if found >= named:
+def _code(found: int, query: DeadLetterQuery, there: Collection[int]) -> int:
+    """Return the exit code: dead letters that are named by their ids have to be there.
+
+    ``there``: those of the ids that were there before anything was done.
+    """
+    named = dict.fromkeys(query.ids)
+    if found >= len(named):
         return OK
-    return complain(f"no such dead letter: {named - found:,} of {count(named, 'id')}", FAILED)
+    absent = [str(id_) for id_ in named if id_ not in there]
+    which = f" ({', '.join(absent[:MOST_NAMED])}{', …' if absent[MOST_NAMED:] else ''})"
+    few = f"{len(named) - found:,} of {count(len(named), 'id')}{which if absent else ''}"
+    return complain(f"no such dead letter: {few}", FAILED)
+
+
+MOST_NAMED = 20
+"""Ids that are named as not there."""
+
+
+async def _there(settings: Settings, sync: str, query: DeadLetterQuery) -> set[int]:
+    """Return which of the dead letters that are named by their ids are there."""
+    if not query.ids:
+        return set()
+    async with read_spools(settings) as spools:
+        only = DeadLetterQuery(ids=query.ids)
+        return {one.id async for page in _pages(spools, sync, only) for one in page.dead_letters}
 
 
 async def foresee_replay(
@@ -147,18 +167,18 @@ async def foresee_replay(
     [its_settings] = [one for one in settings.sync if one.name == name]
     preview, files = Preview(its_settings), Files(settings)
     promised: dict[bytes, int] = {}
-    found = 0
+    found: list[int] = []
     async for page in _pages(files, name, query):
         answers = files.foresee(its_settings, page.dead_letters, preview, promised)
         for letter, answer in zip(page.dead_letters, answers, strict=True):
-            found += 1
+            found.append(letter.id)
             if as_json:
                 print_json({"id": letter.id, **answer})
             else:
                 _print_answer(letter, answer)
     if not found and not as_json:
         say("no dead letters", stderr=True)
-    return _code(found, query)
+    return _code(len(found), query, found)
 
 
 def _print_answer(letter: DeadLetter, answer: dict[str, Any]) -> None:
@@ -175,10 +195,12 @@ async def discard_letters(
     settings: Settings, sync: str | None, query: DeadLetterQuery, *, as_json: bool
 ) -> int:
     """Settle dead letters as dropped."""
+    name = choose_sync(settings, sync)
+    there = await _there(settings, name, query)
     async with open_spools(settings) as spools:
-        discarded = await spools.discard(choose_sync(settings, sync), query)
+        discarded = await spools.discard(name, query)
     if as_json:
         print_json({"discarded": discarded})
     else:
         say(f"{count(discarded, 'dead letter')} discarded")
-    return _code(discarded, query)
+    return _code(discarded, query, there)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from amplitude_intercom.engine.addresses import host_and_port
 from amplitude_intercom.engine.commands.findings import Finding, addresses
 from amplitude_intercom.engine.commands.terminal import size
 from amplitude_intercom.engine.settings import Settings
+from amplitude_intercom.engine.spool.lock import rights_of_others
 from amplitude_intercom.engine.spool.reading import size_of
 
 
@@ -48,10 +48,9 @@ def _data_dir(path: Path) -> Iterator[Finding]:
 
 
 def _rights(path: Path) -> Iterator[Finding]:
-    mode = stat.S_IMODE(path.stat().st_mode)
-    if mode & 0o077:
-        may = "written" if mode & 0o022 else "read"
-        yield Finding("warning", "data_dir", f"`{path}` can be {may} by other users (0{mode:o})")
+    text, refused = rights_of_others(path)
+    if text:
+        yield Finding("error" if refused else "warning", "data_dir", text)
 
 
 def _nearest(path: Path) -> Path:

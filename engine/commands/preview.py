@@ -61,7 +61,7 @@ def read_events(path: str, max_bytes: int) -> Iterator[tuple[int, Head | BadEven
         OSError: it cannot be read.
         BadFile: it is not whole, or holds no events; what can be read has been yielded.
     """
-    for line in files.read_lines("/dev/stdin" if path == "-" else path, max_bytes):
+    for line in files.read_lines(path, max_bytes):
         yield line.number, *decode_line(line, max_bytes)
 
 
@@ -141,6 +141,9 @@ class Preview:
             what = "what it says was not accepted so"
             return self._turned_down(Reject(DeadReason.CORRUPT, what))
         verdict = self._rules.admission.judge(decode_head(letter.raw), letter.raw)
+        if letter.reason == DeadReason.TOO_LARGE and isinstance(verdict, Reject):
+            what = "only its beginning is kept"
+            return self._turned_down(Reject(DeadReason.TOO_LARGE, what))
         if not isinstance(verdict, Keep):
             return self._turned_down(verdict)
         record = Record(

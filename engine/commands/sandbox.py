@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, get_args, get_type_hints
 
 import msgspec
 
-from amplitude_intercom.engine.addresses import host_and_port
+from amplitude_intercom.engine.addresses import host_and_port, is_loopback
 from amplitude_intercom.engine.commands import OK, USAGE, Signals, complain
 from amplitude_intercom.transports.sandbox import Fault, Sandbox, serve
 
@@ -36,7 +37,11 @@ async def sandbox(
     try:
         parsed = [msgspec.json.decode(fault, type=Fault) for fault in faults]
     except msgspec.MsgspecError as error:
-        return complain(f"--fault: {error}", USAGE)
+        kinds = ", ".join(get_args(get_type_hints(Fault)["kind"]))
+        hint = f"; the kinds are {kinds}" if "`$.kind`" in str(error) else ""
+        return complain(f"--fault: {error}{hint}", USAGE)
+    if not re.fullmatch(r".+:[0-9]{1,5}", listen) or not is_loopback(listen):
+        return complain(f"--listen: {listen}: expected host:port of this machine alone", USAGE)
     local = Sandbox(
         seed=seed,
         limit_per_minute=requests_per_minute,

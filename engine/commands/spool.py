@@ -81,29 +81,26 @@ TABLES = {
 
 
 def verify(settings: Settings, sync: str | None, *, as_json: bool) -> int:
-    """Check every checksum and the accounting; 1 where something is damaged, or not there."""
+    """Check every checksum and the accounting; 1 where something is damaged."""
     found: dict[str, list[examine.Finding]] = {}
     for name, path in _files(settings, sync):
         try:
-            found[name] = examine.findings(path) if path.exists() else [_missing(path)]
+            if path.exists():
+                found[name] = examine.findings(path)
+            else:  # before the first start there is nothing that could be damaged
+                found[name] = []
+                say(f"{name}: {NOT_YET.format(path)}", stderr=True)
         except SpoolError as error:
             found[name] = [examine.Finding("file", "", str(error))]
     if as_json:
         print_json(found)
     else:
         for name, findings in found.items():
-            damaged = any(one.problem and one.table != MISSING for one in findings)
-            say(f"{name}: {'damaged' if damaged else 'not there' if findings else 'whole'}")
+            there = "whole" if (Path(settings.data_dir) / f"{name}.db").exists() else "not there"
+            say(f"{name}: {'damaged' if findings else there}")
             for one in findings:
                 say(f"{name}: {one.table} {one.key}: {one.problem}".replace(" :", ":"))
     return FAILED if any(found.values()) else OK
-
-
-MISSING = "spool"
-
-
-def _missing(path: Path) -> examine.Finding:
-    return examine.Finding(MISSING, "", NOT_YET.format(path))
 
 
 async def compact(settings: Settings, sync: str | None, *, as_json: bool) -> int:

@@ -28,7 +28,7 @@ from amplitude_intercom.engine.errors import DataDirInUse, EngineError, SpoolErr
 from amplitude_intercom.engine.metrics import Facts, Status, SyncStatus, read_facts, sync_status
 from amplitude_intercom.engine.settings import Admin, Settings, Sync
 from amplitude_intercom.engine.spool import wall_clock_ms
-from amplitude_intercom.engine.spool.lock import holder_is_alive
+from amplitude_intercom.engine.spool.lock import holder
 from amplitude_intercom.engine.spool.reading import disk_bytes, look
 from amplitude_intercom.engine.spool.rows import DeadLetter, DeadLetterPage, DeadLetterQuery
 from amplitude_intercom.engine.spool.store import Store
@@ -41,11 +41,11 @@ ANSWER_S = 60.0
 """Until a daemon counts as one that does not answer. Replays and large spools take their time."""
 
 FIRST_ANSWER_S = 5.0
-"""The same for the first question of a command that can read the files instead."""
+"""The same for the first question, whose data_dir it has: that is answered at once."""
 
 
 class NotAnswered(EngineError):
-    """No daemon of these settings answers at the admin port."""
+    """Nothing at the admin port, or nothing that can be used: the message says what."""
 
 
 class Reading(Protocol):
@@ -68,38 +68,45 @@ class Writing(Protocol):
 
 @asynccontextmanager
 async def read_spools(settings: Settings) -> AsyncIterator[Reading]:
-    """Yield the daemon that has these spools, or their files where none answers."""
+    """Yield the daemon that has these spools, or their files where none can be asked."""
     if settings.admin is None:
-        yield Files(settings)
+        yield _files(settings, NO_ADMIN)
         return
     async with Daemon(settings.admin) as daemon:
         why = await _why_not(daemon, settings)
-        yield Files(settings, why) if why else daemon
+        yield _files(settings, why, aloud=daemon.is_there) if why else daemon
+
+
+NO_ADMIN = "there is no [admin] to ask one through"
+
+
+def _files(settings: Settings, why: str, *, aloud: bool = False) -> Files:
+    """Return the files; where somebody has them at this moment, say that they are read, and why."""
+    files = Files(settings, why, holder(Path(settings.data_dir)))
+    if aloud or files.holder is not None:
+        say(f"note: the files are read, since {why}", stderr=True)
+    return files
 
 
 async def is_running(settings: Settings) -> bool:
-    """Return whether a daemon of these settings runs; without ``[admin]``, its process is alive."""
+    """Return whether a daemon of these settings runs, whether it can be asked or not."""
+    if holder(Path(settings.data_dir)) is not None:
+        return True
     if settings.admin is None:
-        return holder_is_alive(Path(settings.data_dir))
+        return False
     async with Daemon(settings.admin) as daemon:
-        return not await _why_not(daemon, settings, aloud=False)
+        return not await _why_not(daemon, settings)
 
 
-async def _why_not(daemon: Daemon, settings: Settings, *, aloud: bool = True) -> str:
+async def _why_not(daemon: Daemon, settings: Settings) -> str:
     """Return why a daemon cannot be asked about these spools; empty: it can."""
     try:
         theirs = (await daemon.status(FIRST_ANSWER_S)).data_dir
     except NotAnswered as error:
         return str(error)
-    except DataDirInUse as error:
-        why = str(error)
-    else:
-        if theirs == data_dir_of(settings):
-            return ""
-        why = f"the daemon at {daemon.address} has another data_dir, {theirs}"
-    if aloud:
-        say(f"note: the files are read, since {why}", stderr=True)
-    return why
+    if theirs == data_dir_of(settings):
+        return ""
+    return f"the daemon at {daemon.address} has another data_dir, {theirs}"
 
 
 @asynccontextmanager
@@ -107,26 +114,31 @@ async def open_spools(settings: Settings) -> AsyncIterator[Writing]:
     """Open the spools, or ask the daemon that has them, through its admin port.
 
     Raises:
-        DataDirInUse: a daemon has them, and its admin port cannot be asked.
+        DataDirInUse: another process has them, and no daemon says that it is the one.
     """
     try:
         async with Engine(settings, deliver=False) as engine:
             yield engine
         return
     except DataDirInUse as error:
-        if settings.admin is None:
-            raise DataDirInUse(f"{error}, and there is no [admin] to ask it through") from None
+        in_use = error
+    if settings.admin is None:
+        raise DataDirInUse(f"{in_use}, and {NO_ADMIN}") from None
     async with Daemon(settings.admin) as daemon:
+        why = await _why_not(daemon, settings)
+        if why:
+            raise DataDirInUse(f"{in_use}, and {why}")
         yield daemon
 
 
 class Files:
     """The spools' files, read as they are."""
 
-    def __init__(self, settings: Settings, why: str = "") -> None:
-        """``why``: why no daemon is asked."""
+    def __init__(self, settings: Settings, why: str = "", holder: int | None = None) -> None:
+        """``why``: why no daemon is asked; ``holder``: the process that has them at this moment."""
         self._settings = settings
         self.why = why
+        self.holder = holder
 
     def _path(self, sync: str) -> Path:
         return Path(self._settings.data_dir) / f"{sync}.db"
@@ -149,7 +161,8 @@ class Files:
 
     async def status(self) -> Status:
         syncs = [self._sync_status(sync) for sync in self._settings.sync]
-        return Status("offline", data_dir_of(self._settings), syncs)
+        state = "offline" if self.holder is None else "unreachable"
+        return Status(state, data_dir_of(self._settings), syncs)
 
     def _sync_status(self, sync: Sync) -> SyncStatus:
         trouble: SpoolError | None = None
@@ -199,6 +212,8 @@ class Daemon:
     def __init__(self, admin: Admin) -> None:
         headers = {"Authorization": f"Bearer {admin.token.reveal()}"} if admin.token else {}
         self.address = admin.listen
+        self.is_there = False
+        """Whether something took a connection, whatever it answered."""
         self._base = f"http://{_reachable(admin.listen)}"
         self._session = aiohttp.ClientSession(headers=headers)
 
@@ -214,8 +229,7 @@ class Daemon:
         """Return the daemon's answer.
 
         Raises:
-            NotAnswered: nothing listens there.
-            DataDirInUse: it does not answer as it should.
+            NotAnswered: nothing listens there, or it does not answer as it should.
         """
         try:
             async with self._session.request(
@@ -232,15 +246,17 @@ class Daemon:
                 reason = "nothing listens there"
             raise NotAnswered(f"admin.listen {self.address}: {reason}") from None
         except (aiohttp.ClientError, TimeoutError) as error:
+            self.is_there = True
             why = str(error) or f"no answer within {within_s:g} s"
-            raise DataDirInUse(f"admin.listen {self.address}: {why}") from None
+            raise NotAnswered(f"admin.listen {self.address}: {why}") from None
+        self.is_there = True
         if status != 200:
             said = content.decode(errors="replace").strip()
-            raise DataDirInUse(f"the daemon at {self.address} answers {status}: {said[:500]}")
+            raise NotAnswered(f"the daemon at {self.address} answers {status}: {said[:500]}")
         try:
             return msgspec.json.decode(content, type=kind)
         except (msgspec.MsgspecError, UnicodeDecodeError):
-            raise DataDirInUse(f"{self.address} is no daemon of this version") from None
+            raise NotAnswered(f"{self.address} is no daemon of this version") from None
 
     async def status(self, within_s: float = ANSWER_S) -> Status:
         status: Status = await self._ask("GET", "/api/status", None, Status, within_s)

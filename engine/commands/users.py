@@ -35,7 +35,7 @@ async def show(settings: Settings, sync: str | None, key: str, *, as_json: bool)
     say(f"user {shown(key)} in {name}" + ("" if known else ": nothing is known"))
     if known:
         print_table(_rows(state, wall_clock_ms()))
-    if not state.complete:
+    if not state.complete and state.waiting.types_of == state.waiting.records:
         say(f"only {MOST_ROWS_READ:,} records and dead letters were looked through", stderr=True)
     return OK if known else FAILED
 
@@ -56,7 +56,8 @@ def _rows(state: UserState, now_ms: int) -> Iterator[tuple[str, str]]:
         ahead_ms = (waiting.second_at_ms or 0) - now_ms
         until = f"; its second begins in {duration(ahead_ms / 1000)}" if ahead_ms > 0 else ""
         yield "waiting", f"{waiting.records:,}, {first}{until}"
-        yield "", listed(waiting.types.items())
+        of = "" if waiting.types_of == waiting.records else f"of the first {waiting.types_of:,}: "
+        yield "", of + listed(waiting.types.items())
     if state.parked is not None:
         at_ms, failures = state.parked.next_try_at_ms, state.parked.failures
         due = at_ms is None or at_ms <= now_ms

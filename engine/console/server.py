@@ -27,9 +27,10 @@ from amplitude_intercom.engine import metrics
 from amplitude_intercom.engine.addresses import host_and_port
 from amplitude_intercom.engine.app import Engine
 from amplitude_intercom.engine.errors import SettingsError, SpoolError
+from amplitude_intercom.engine.logs import printable
 from amplitude_intercom.engine.reasons import DeadReason, no_dead_reason
 from amplitude_intercom.engine.settings import Admin
-from amplitude_intercom.engine.spool.rows import DeadLetterQuery
+from amplitude_intercom.engine.spool.rows import DeadLetterQuery, Id
 from amplitude_intercom.transports.http import MAX_HEADER_BYTES
 from amplitude_intercom.transports.sockets import Listener, share_of_descriptors
 
@@ -52,7 +53,7 @@ OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 class Listing(DeadLetterQuery, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Which dead letters to list: those behind ``after_id``, up to ``limit`` of them."""
 
-    after_id: int = 0
+    after_id: Id = 0
     limit: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 1_000
 
 
@@ -109,7 +110,7 @@ class AdminServer:
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/api/status", self._status)
-        app.router.add_get("/api/{sync}/users/{key:(?s:.+)}", self._user)
+        app.router.add_get("/api/{sync}/users/{key:(?s:.*)}", self._user)
         app.router.add_post("/api/{sync}/dead-letters/{action}", self._dead_letters)
         app.router.add_post("/api/{sync}/spool/compact", self._compact)
         return app
@@ -133,7 +134,10 @@ class AdminServer:
             if self._listener.crowded:
                 response.force_close()
             return response
-        except (web.HTTPException, ConnectionError):
+        except web.HTTPException as answer:
+            answer.text = printable(answer.text or "", lines=True)  # it may quote what was asked
+            raise
+        except ConnectionError:
             raise
         except SpoolError as error:
             raise web.HTTPServiceUnavailable(text=f"{error}\n") from None
@@ -169,6 +173,7 @@ class AdminServer:
             "state": self._engine.state,
             "unready": unready,
             "stopped": self._engine.stopped,
+            "stopped_sources": self._engine.stopped_sources,
         }
         return web.json_response(said, status=503 if unready else 200)
 

@@ -25,6 +25,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Mapping
 from functools import lru_cache
+from itertools import islice
 from typing import Any, Final, Literal, TypeGuard
 
 import msgspec
@@ -46,6 +47,9 @@ MAX_DEPTH: Final = 8
 
 MAX_SPREAD: Final = 256
 """Values of one object that are looked at: more than twice the keys that metadata can have."""
+
+MAX_ELEMENTS: Final = 1_000
+"""Elements of an array that are looked at; 255 characters hold 85 that are not empty."""
 
 SEPARATOR: Final = "_"
 """Between the names of a flattened key: ``.`` and brackets are not allowed in keys."""
@@ -116,7 +120,11 @@ def encodable(text: str) -> str:
 
 
 def is_blank(text: str) -> bool:
-    """Return whether a name shows nothing: it is empty, or of spaces and control characters."""
+    """Return whether a name shows nothing: it is empty, or of spaces and control characters.
+
+    Only as much of it counts as is sent.
+    """
+    text = text[:MAX_NAME]
     if text.isprintable():
         return not text.strip()
     return all(unicodedata.category(character)[0] in "ZC" for character in text)
@@ -258,24 +266,35 @@ AS_TEXT: Final = Style(stringify=True)
 
 
 def join(values: list[Any]) -> Fitted:
-    """Return an array as one text, its elements that are single values being joined by commas."""
-    parts = [
-        fitted
-        for value in values
-        if not isinstance(value, list | dict)
-        and (fitted := fit_scalar(value, AS_TEXT)[0]) is not None
-    ]
+    """Return an array as one text, its elements that are single values being joined by commas.
+
+    No more of it is looked at than the text can hold, nor more than ``MAX_ELEMENTS``.
+    """
+    parts, length = [], -len(_COMMA)
+    for value in islice(values, MAX_ELEMENTS):
+        if isinstance(value, list | dict):
+            continue
+        fitted = fit_scalar(value, AS_TEXT)[0]
+        if fitted is None:
+            continue
+        parts.append(fitted)
+        length += len(_COMMA) + len(fitted)
+        if length > MAX_TEXT:
+            break
     if not parts:
+        among = "" if len(values) <= MAX_ELEMENTS else f" in its first {MAX_ELEMENTS}"
         return None, Note(
-            AdjustmentReason.ARRAY_LEFT_OUT, "an array without single values, left out"
+            AdjustmentReason.ARRAY_LEFT_OUT, f"an array without single values{among}, left out"
         )
-    text = ", ".join(parts)
-    kept = cut(text)
-    lost = f", cut from {len(text)} to {len(kept)} characters" if kept != text else ""
+    kept = cut(_COMMA.join(parts))
+    lost = f", cut to {len(kept)} characters" if len(kept) < length else ""
     some = "" if len(parts) == len(values) else f" {len(parts)} of them"
     return kept, Note(
         AdjustmentReason.ARRAY_JOINED, f"an array of {len(values)},{some} joined{lost}"
     )
+
+
+_COMMA: Final = ", "
 
 
 def is_plain(value: Any, style: Style) -> bool:
@@ -371,7 +390,8 @@ def _spread_object(
             (key, None, Note(AdjustmentReason.NESTED_LEFT_OUT, "a nested object, left out"))
         )
     else:
-        note = Note(AdjustmentReason.FLATTENED, f"an object of {len(value)} keys, flattened")
+        keys = "1 key" if len(value) == 1 else f"{len(value)} keys"
+        note = Note(AdjustmentReason.FLATTENED, f"an object of {keys}, flattened")
         found.append((key, None, note))
         _spread_items(found, key, value, style, depth + 1)
 

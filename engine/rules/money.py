@@ -8,6 +8,7 @@ a dinar has a thousand of its own.
 from __future__ import annotations
 
 import decimal
+import re
 from typing import Any, Final
 
 MAX_AMOUNT: Final = 2**53
@@ -31,6 +32,12 @@ MINOR_DIGITS: Final = {code: n for n, codes in _BY_DIGITS.items() for code in co
 """Decimal digits of each currency's minor unit (ISO 4217, table A.1, and lately withdrawn ones)."""
 
 
+_DECIMAL: Final = re.compile(
+    r"\s*[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?\s*", re.ASCII | re.IGNORECASE
+)
+"""A number as it is written."""
+
+
 def is_exact(value: Any, amount: dict[str, Any]) -> bool:
     """Return whether an amount that ``money`` made of a value is all of it."""
     digits = MINOR_DIGITS[amount["currency"].upper()]
@@ -49,6 +56,8 @@ def money(value: Any, currency: Any) -> dict[str, Any] | None:
     digits = MINOR_DIGITS.get(code)
     if digits is None:
         return None
+    if isinstance(value, str) and not _DECIMAL.fullmatch(value):
+        return None  # Python takes more for a number: 1_9.9_9, and the digits of other scripts
     try:
         # One rounding, of the number as written: scaling first would round to 28 digits before.
         amount = decimal.Decimal(str(value)).quantize(decimal.Decimal(1).scaleb(-digits))

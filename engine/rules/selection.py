@@ -17,9 +17,9 @@ operators of its streams are not documented:
 - ``<`` ``<=`` ``>`` ``>=`` take a number, or a text that is a decimal number; nothing else matches.
 - In a glob only ``**`` and a written ``/`` match a slash: not ``*``, ``?``, ``[0-9]``, ``[!a-z]``.
 - What an operator looks at is bounded, whatever a client sends: of an array its first 1,000
-  elements; for ``contains``, ``starts with`` and ``glob`` the first 4,096 characters of a text, or
-  of an array's elements together, as if nothing came behind them. A longer text is no number.
-  ``is`` and ``set contains`` compare whole texts.
+  elements, of the groups of a type as many; for ``contains``, ``starts with`` and ``glob`` the
+  first 4,096 characters of a text, or of an array's elements together, as if nothing came behind
+  them. A longer text is no number. ``is`` and ``set contains`` compare whole texts.
 
 A property is ``event.NAME``, ``user.NAME``, ``group.TYPE`` (the names of that type's groups),
 ``group.TYPE.NAME`` (that property of any of them), or a top-level field such as ``country``.
@@ -32,6 +32,7 @@ import math
 import operator
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any, Final, get_args
 
 from amplitude_intercom.engine.rules import paths
@@ -90,10 +91,10 @@ class Selection:
         """Compile ``selectors``; without any, nothing is selected.
 
         Raises:
-            ValueError: a selector or clause can mean nothing; the message says which (counted
-                from 1), and what is wrong.
+            ValueError: a selector or clause can mean nothing; the message begins with
+                its index, ``[0].where[1]``, and says what is wrong.
         """
-        compiled = [_compile(selector, at) for at, selector in enumerate(selectors, 1)]
+        compiled = [_compile(selector, at) for at, selector in enumerate(selectors)]
         self.types = frozenset(
             name for selector in selectors for name in selector.types if name not in ANY_TYPE
         )
@@ -127,15 +128,15 @@ def _needed(selectors: Iterable[Selector]) -> Iterable[str]:
 
 def _compile(selector: Selector, at: int) -> list[_Condition]:
     if not selector.types:
-        raise ValueError(f'selector {at}: types is empty; ["*"] means every type')
+        raise ValueError(f'[{at}].types: empty; ["*"] means every type')
     if "" in selector.types:
-        raise ValueError(f"selector {at}: an event type is empty")
+        raise ValueError(f"[{at}].types: an event type is empty")
     conditions = []
-    for number, clause in enumerate(selector.where, 1):
+    for number, clause in enumerate(selector.where):
         try:
             conditions.append(_condition(clause))
         except ValueError as error:
-            where = f"selector {at}, clause {number} ({clause.property!r} {clause.op})"
+            where = f"[{at}].where[{number}] ({clause.property!r} {clause.op})"
             raise ValueError(f"{where}: {error}") from None
     return conditions
 
@@ -202,7 +203,8 @@ def _group_properties(event: Mapping[str, Any], kind: str, name: str) -> Sequenc
     by_name = by_kind.get(kind) if isinstance(by_kind, Mapping) else None
     if not isinstance(by_name, Mapping):
         return ()
-    values = (paths.find(properties, name) for properties in by_name.values())
+    some = islice(by_name.values(), MAX_ELEMENTS)
+    values = (paths.find(properties, name) for properties in some)
     return [value for value in values if value is not None]
 
 

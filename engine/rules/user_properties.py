@@ -5,6 +5,9 @@ The rules (Amplitude's Identify API and SDK pages):
 - The operations of one payload are applied in the order ``ORDER``, whatever the order of its keys.
 - Plain keys act like ``$set``; where a payload has both for one property, the ``$set`` wins.
 - ``$clearAll`` takes the text ``"-"``, every other operation an object ``{property: argument}``.
+- Null in ``$set``, ``$setOnce`` and plain keys says nothing, as everywhere (``engine.paths``): the
+  old value stays. Amplitude's pages do not say what it does, and some of its SDKs send the nulls
+  that others leave out; ``$unset`` is what removes a property.
 - A property that is absent or null has no value: ``$setOnce`` sets it, ``$add`` counts from 0, the
   list operations start from an empty list, ``$remove`` leaves it alone.
 - A single value is a list of one to the list operations. Values are compared as JSON: 1 is 1.0 but
@@ -62,6 +65,7 @@ ORDER = (
 
 _CHANGING = frozenset(ORDER) - {CLEAR_ALL}
 _STATELESS = frozenset({CLEAR_ALL, "$unset", "$set"})
+_SETTING = frozenset({"$set", "$setOnce"})
 _LONGEST_NAME_IN_A_PROBLEM = 100
 
 
@@ -120,7 +124,7 @@ def select(operations: Mapping[str, Any], names: Collection[str]) -> dict[str, A
             continue
         kept = {}
         for name in names:
-            if name in argument:
+            if name in argument and (argument[name] is not None or op not in _SETTING):
                 kept[name] = argument[name]
         for name in dotted:
             if name not in kept and (value := _along_dots(op, argument, name)) is not None:
@@ -132,14 +136,14 @@ def select(operations: Mapping[str, Any], names: Collection[str]) -> dict[str, A
 
 def _along_dots(op: str, argument: dict[str, Any], name: str) -> Any:
     value = paths.walk(argument, name)
-    if value is None and op == "$unset" and not _parents(name).isdisjoint(argument):
+    if value is None and op == "$unset" and any(parent in argument for parent in _parents(name)):
         return "-"
     return value
 
 
-def _parents(name: str) -> set[str]:
+def _parents(name: str) -> Iterable[str]:
     parts = name.split(".")
-    return {".".join(parts[:n]) for n in range(1, len(parts))}
+    return (".".join(parts[:n]) for n in range(1, len(parts)))
 
 
 def needs_state(operations: Mapping[str, Any]) -> bool:
@@ -244,11 +248,11 @@ def _beginning(values: list[Any]) -> list[Any]:
 
 
 def _set(old: Any, argument: Any) -> Changed:
-    return keep(argument)
+    return (UNCHANGED, None) if argument is None else keep(argument)
 
 
 def _set_once(old: Any, argument: Any) -> Changed:
-    return keep(argument) if old is None else (UNCHANGED, None)
+    return _set(old, argument) if old is None else (UNCHANGED, None)
 
 
 def _add(old: Any, argument: Any) -> Changed:
@@ -339,39 +343,40 @@ def _new_values(values: list[Any], old: list[Any]) -> list[Any]:
 
 
 class _Members:
-    """JSON values to look up: scalars by hash, for lists can have thousands; the rest in turn."""
+    """JSON values to look up, each by one hash: a list can have thousands, of lists or objects."""
 
     def __init__(self, values: Iterable[Any]) -> None:
-        self._scalars: set[tuple[bool, Any]] = set()
-        self._containers: list[Any] = []
-        for value in values:
-            self.add(value)
+        self._keys = set(map(_key, values))
 
     def add(self, value: Any) -> None:
-        if isinstance(value, list | dict):
-            self._containers.append(value)
-        else:
-            self._scalars.add((isinstance(value, bool), value))
+        self._keys.add(_key(value))
 
     def __contains__(self, value: object) -> bool:
-        if isinstance(value, list | dict):
-            return any(_same(value, other) for other in self._containers)
-        return (isinstance(value, bool), value) in self._scalars
+        return _key(value) in self._keys
 
 
-def _same(first: Any, second: Any) -> bool:
-    """Equality as JSON has it. Not recursive, so that no depth of nesting can exhaust the stack."""
-    pending = [(first, second)]
+_Tokens = tuple[Any, ...]
+
+
+def _key(value: Any) -> _Tokens:
+    """Return what is equal for values that JSON takes for the same: 1 and 1.0, but not true.
+
+    Every list begins with its length and every object with its sorted keys, so that no two values
+    are written with the same tokens. Not recursive, so that no depth can exhaust the stack.
+    """
+    if not isinstance(value, list | dict):
+        return (isinstance(value, bool), value)
+    tokens: list[_Tokens] = []
+    pending: list[Any] = [value]
     while pending:
-        a, b = pending.pop()
-        if isinstance(a, dict) and isinstance(b, dict):
-            if a.keys() != b.keys():
-                return False
-            pending.extend((a[key], b[key]) for key in a)
-        elif isinstance(a, list) and isinstance(b, list):
-            if len(a) != len(b):
-                return False
-            pending.extend(zip(a, b, strict=True))
-        elif isinstance(a, bool) is not isinstance(b, bool) or a != b:
-            return False
-    return True
+        one = pending.pop()
+        if isinstance(one, dict):
+            names = sorted(one)
+            tokens.append(("object", *names))
+            pending.extend(map(one.__getitem__, names))
+        elif isinstance(one, list):
+            tokens.append(("list", len(one)))
+            pending.extend(one)
+        else:
+            tokens.append((isinstance(one, bool), one))
+    return tuple(tokens)

@@ -9,7 +9,7 @@ from amplitude_intercom.engine.reasons import DeadReason
 from amplitude_intercom.engine.rules import paths
 from amplitude_intercom.engine.rules.verdicts import Reject
 from amplitude_intercom.engine.settings import Mapping
-from amplitude_intercom.transports.amplitude import Event, Head
+from amplitude_intercom.transports.amplitude import MAX_TEXT, Event, Head, decode_event, legible
 
 MAX_ID: Final = 255
 """Characters of an id or e-mail: how long they may be is not documented."""
@@ -32,6 +32,16 @@ class Who:
     def of_event(self, event: Event) -> str:
         """Return the contact's key, or an empty text where there is none."""
         return self._normal(paths.read(self._source, event.fields))
+
+    def of_bad(self, raw: bytes) -> str:
+        """Return the key of an event that cannot be taken, as far as it can be read."""
+        try:
+            in_head = self.in_head
+            user = self.of_head(legible(raw)) if in_head else self.of_event(decode_event(raw))
+            user.encode()
+        except Exception:  # it is bad: anything may be wrong with it
+            return ""
+        return user if len(user) <= MAX_TEXT else ""
 
     def _normal(self, value: Any) -> str:
         """E-mails compare without case and outer space; ids are taken as they are."""

@@ -306,22 +306,25 @@ class Feed:
                 with anyio.move_on_after(TOGETHER_S):
                     await self._are_many.wait()
                 self._are_many.clear()
-                records, self._answered = self._answered, []
-                adjusted = self.take_adjusted()
-                try:
-                    await self._writer.submit(self._delivery_of(records, adjusted))
-                except Exception as error:
-                    self._adjusted_on_disk.subtract(adjusted)
-                    if not isinstance(error, SpoolError):
-                        _log.error("deliveries cannot be settled together", exc_info=error)
-                    await anyio.sleep(FAILING_DISK_NAP_S)
-                    for record in records:
-                        tasks.start_soon(self._settle_alone, record)
-                else:
-                    self._let_go_delivered(records)
+                await self._settle_together(tasks)
         finally:
             if self._answered:
                 self._writer.submit(self._delivery_of(self._answered))
+
+    async def _settle_together(self, tasks: TaskGroup) -> None:
+        records, self._answered = self._answered, []
+        adjusted = self.take_adjusted()
+        try:
+            await self._writer.submit(self._delivery_of(records, adjusted))
+        except Exception as error:
+            self._adjusted_on_disk.subtract(adjusted)
+            if not isinstance(error, SpoolError):
+                _log.error("deliveries cannot be settled together", exc_info=error)
+            await anyio.sleep(FAILING_DISK_NAP_S)
+            for record in records:
+                tasks.start_soon(self._settle_alone, record)
+        else:
+            self._let_go_delivered(records)
 
     async def _settle_alone(self, record: Record) -> None:
         await self.persist(self._delivery_of([record]))

@@ -42,14 +42,11 @@ class DataDir:
             raise
 
     def _refuse_strangers(self) -> None:
-        mode = stat.S_IMODE(self.path.stat().st_mode)
-        if mode & stat.S_IWOTH:
-            raise SettingsError(
-                f"data_dir: {self.path} can be written by every user of this machine"
-                f" (mode {mode:04o}): chmod 700 it"
-            )
-        if mode & 0o077:
-            _log.info("others may look into data_dir", data_dir=str(self.path), mode=f"{mode:04o}")
+        text, refused = rights_of_others(self.path)
+        if refused:
+            raise SettingsError(f"data_dir: {text}")
+        if text:
+            _log.info("others have rights in data_dir", rights=text)
 
     def _take(self) -> None:
         try:
@@ -81,12 +78,58 @@ class DataDir:
         self.close()
 
 
-def holder_is_alive(data_dir: Path) -> bool:
-    """Return whether the process that took a data directory last is still there; takes no lock."""
+def rights_of_others(path: Path) -> tuple[str, bool]:
+    """Return what others can do in a data directory, and whether it is refused for that.
+
+    Where every user can write, somebody could put another spool there. The group is the owner's
+    own choice.
+    """
+    state = path.stat()
+    mode = stat.S_IMODE(state.st_mode)
+    of_all, of_group = "every user of this machine", "its group"
+    if mode & stat.S_IWOTH:
+        shared = mode & stat.S_ISVTX or state.st_uid != os.geteuid()
+        advice = "choose a folder of its own" + ("" if shared else ", or chmod 700 this one")
+        return f"{path} can be written by {of_all} (mode {mode:04o}): {advice}", True
+    rights = [f"written by {of_group}"] if mode & stat.S_IWGRP else []
+    if mode & stat.S_IRWXO:
+        rights.append(f"read by {of_all}")
+    elif mode & stat.S_IRWXG and not rights:
+        rights.append(f"read by {of_group}")
+    said = f"{path} can be {' and '.join(rights)} (mode {mode:04o})"
+    return (said if rights else ""), False
+
+
+def holder(data_dir: Path) -> int | None:
+    """Return the number of the process that holds a data directory, if one does; takes no lock."""
     try:
-        os.kill(int((data_dir / "lock").read_text()), 0)
-    except PermissionError:
-        return True  # somebody else's
+        with open(data_dir / "lock", "rb", opener=_without_waiting) as file:
+            number = int(file.read(32))
+            inode = os.fstat(file.fileno()).st_ino
+        if number <= 0:
+            return None
+        os.kill(number, 0)
+    except PermissionError as error:
+        if error.filename:
+            return None  # the file's
     except (OSError, ValueError, OverflowError):
-        return False
-    return True
+        return None
+    return number if _may_hold(number, inode) else None
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _may_hold(number: int, inode: int) -> bool:
+    """Return whether a process that is alive holds a lock; a number may have a new owner by now.
+
+    Where the system has no list of locks, as on macOS, the number is all there is.
+    """
+    try:
+        held = Path("/proc/locks").read_text(encoding="ascii").splitlines()
+    except (OSError, ValueError):
+        return True
+    return any(
+        " FLOCK " in line and f" {number} " in line and f":{inode} " in line for line in held
+    )

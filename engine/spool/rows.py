@@ -7,7 +7,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 
@@ -26,7 +26,10 @@ class Row(msgspec.Struct, frozen=True, gc=False):
 
 
 class DeadRow(msgspec.Struct, frozen=True, gc=False):
-    """Something a source brought that is no event; kept as a dead letter at once."""
+    """Something a source brought that is no event; kept as a dead letter at once.
+
+    ``user_key``: whose it is, as far as it can be read.
+    """
 
     reason: str
     message: str
@@ -34,6 +37,7 @@ class DeadRow(msgspec.Struct, frozen=True, gc=False):
     insert_key: bytes | None
     origin: str
     line: int | None
+    user_key: str = ""
 
 
 Keyed = TypeVar("Keyed", Row, DeadRow)
@@ -131,14 +135,21 @@ def dead_letter(record: Record, failure: Failure, now_ms: int) -> DeadLetter:
     )
 
 
+MOST: Final = (1 << 63) - 1
+"""The largest number that SQLite can be asked for."""
+
+Id = Annotated[int, msgspec.Meta(ge=0, le=MOST)]
+TimeMs = Annotated[int, msgspec.Meta(ge=-MOST, le=MOST)]
+
+
 class DeadLetterQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which dead letters: all conditions that are given must hold."""
 
-    ids: list[int] = []
+    ids: list[Id] = []
     reason: str | None = None
     user: str | None = None
-    since_ms: int | None = None
-    until_ms: int | None = None
+    since_ms: TimeMs | None = None
+    until_ms: TimeMs | None = None
 
 
 def is_counted(query: DeadLetterQuery) -> bool:

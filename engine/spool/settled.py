@@ -19,8 +19,8 @@ from amplitude_intercom.engine import logs
 from amplitude_intercom.engine.envelope import Record
 from amplitude_intercom.engine.errors import Failure
 from amplitude_intercom.engine.reasons import DeadReason, DropReason
-from amplitude_intercom.engine.spool.rows import DeadRow, Row
-from amplitude_intercom.transports.amplitude import BadEvent, decode_head
+from amplitude_intercom.engine.spool.rows import DeadLetter, DeadRow, Keyed
+from amplitude_intercom.transports.amplitude import BadEvent, Head, decode_head, legible
 
 _log = structlog.get_logger(__name__)
 
@@ -45,9 +45,12 @@ class SettledLines:
     def dead_at_the_door(self, id_: int, row: DeadRow) -> None:
         """An event became a dead letter before it was a record."""
         where = {"origin": row.origin, "line": row.line}
+        user = {"user": row.user_key} if row.user_key else {}
         why = {"reason": row.reason, "message": row.message, "means": DeadReason(row.reason).means}
         self._keep(
-            lambda: _log.warning("dead letter", record=id_, **about_raw(row.raw), **why, **where)
+            lambda: _log.warning(
+                "dead letter", record=id_, **{**about_raw(row.raw), **user}, **why, **where
+            )
         )
 
     def parked(self, record: Record, failure: Failure, wake_at_ms: int) -> None:
@@ -55,7 +58,13 @@ class SettledLines:
         until = {"wake_at_ms": wake_at_ms}
         self._keep(lambda: _log.info("user parked", **_about(record), **_why(failure), **until))
 
-    def duplicates(self, brought: Sequence[Row], kept: Sequence[Row]) -> None:
+    def dropped(self, letter: DeadLetter, reason: str) -> None:
+        """A dead letter was discarded, or a replay found that a rule drops it."""
+        if logs.debugging():
+            about = {**about_raw(letter.raw), "record": letter.id, "user": letter.user_key}
+            self._keep(lambda: _log.debug("dropped", **about, reason=reason))
+
+    def duplicates(self, brought: Sequence[Keyed], kept: Sequence[Keyed]) -> None:
         """Of the rows that a batch brought only some were kept."""
         known = {id(row) for row in kept}
         for row in brought:
@@ -113,7 +122,9 @@ def about_raw(raw: bytes) -> dict[str, Any]:
     """Return the user and the type of an event, as far as it can be read. Never raises."""
     head = decode_head(raw)
     if isinstance(head, BadEvent):
-        return {}
+        head = legible(raw)
+        if head == Head():
+            return {}
     return {"user": head.user_id or head.device_id, "event_type": head.event_type}
 
 

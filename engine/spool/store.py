@@ -325,6 +325,7 @@ class Store:
         self._deltas["dropped:duplicate"] += duplicates
         if duplicates and logs.debugging():
             self._settled.duplicates(batch.rows, rows)
+            self._settled.duplicates(batch.dead, dead)
         return Appended(len(rows), duplicates, len(dead))
 
     def _is_over(self, level: float) -> bool:
@@ -378,7 +379,7 @@ class Store:
 
     def _bury_unread(self, row: DeadRow, now_ms: int) -> None:
         failure = Failure(DeadReason(row.reason), message=row.message)
-        record = Record(self._take_ids(1), Kind.EVENT, "", now_ms, row.raw)
+        record = Record(self._take_ids(1), Kind.EVENT, row.user_key, now_ms, row.raw)
         letter = dead_letter(record, failure, now_ms)
         self.letters.insert(msgspec.structs.replace(letter, origin=row.origin, line=row.line))
         self._settled.dead_at_the_door(record.id, row)
@@ -402,9 +403,14 @@ class Store:
         this call meets more than ``per_user``, is set aside to be worked off with ``refill``.
         ``halted`` users are not woken: some of their records are still on their way back.
         """
-        woken = [r for user in self._due(now_ms, limit, halted) for r in self._probe(user)]
+        woken: list[Record] = []
+        for user in self._due(now_ms, limit, halted):
+            if limit_bytes <= 0:
+                break  # they are still due, and woken when there is room
+            found = self._probe(user)
+            woken += found
+            limit_bytes -= sum(len(record.raw) for record in found)
         limit -= len(woken)
-        limit_bytes -= sum(len(record.raw) for record in woken)
         records, last_id, crowd, more = self._read_queue(
             after_id, limit, limit_bytes, per_user, crowded, now_ms
         )
@@ -677,6 +683,7 @@ class Store:
         gone = self._exhume(letter.id)
         if gone:
             self._deltas[f"dropped:{reason}"] += 1
+            self._settled.dropped(letter, reason)
         return gone
 
     def _exhume(self, id_: int) -> bool:

@@ -19,7 +19,7 @@ MOST_IDS = 20
 
 
 class Waiting(msgspec.Struct, frozen=True):
-    """Records that wait. ``types``: of the first ``MOST_TYPES_READ``.
+    """Records that wait. ``types``: of the first ``types_of``, up to ``MOST_TYPES_READ``.
 
     ``second_at_ms``: when the second begins that the next event was given, where it waits for that.
     """
@@ -29,6 +29,7 @@ class Waiting(msgspec.Struct, frozen=True):
     first_accepted_at_ms: int | None = None
     types: dict[str, int] = {}
     second_at_ms: int | None = None
+    types_of: int = 0
 
 
 class Parked(msgspec.Struct, frozen=True):
@@ -49,7 +50,7 @@ class KnownContact(msgspec.Struct, frozen=True):
 
 
 class UserState(msgspec.Struct, frozen=True):
-    """What a spool knows of one user. ``complete``: all of it was looked through.
+    """What a spool knows of one user. ``complete``: all of it was looked through and counted.
 
     ``dead_letters`` counts by reason; ``dead_letter_ids`` are the latest of them.
     """
@@ -116,8 +117,10 @@ def _waiting(db: sqlite3.Connection, user: str) -> tuple[Waiting, bool]:
     ).fetchone()
     raws = [_raw(db, id_) for id_ in ids[:MOST_TYPES_READ]]
     types = Counter(_type(raw) for raw in raws)
-    found = Waiting(len(ids), ids[0], first_ms, dict(types.most_common()), _second(db, user))
-    return found, complete
+    second_ms = _second(db, user)
+    counts = dict(types.most_common())
+    found = Waiting(len(ids), ids[0], first_ms, counts, second_ms, len(raws))
+    return found, complete and len(raws) == len(ids)
 
 
 def _second(db: sqlite3.Connection, user: str) -> int | None:

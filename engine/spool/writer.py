@@ -85,16 +85,24 @@ class ThreadWriter:
 
     def _work(self) -> None:
         structlog.contextvars.bind_contextvars(sync=self._name)
-        ended = False
-        while not ended:
-            try:
-                group, ended = self._next_group()
-            except queue.Empty:
-                self._run([])
-                continue
-            results = self._run([job for job, _ in group])
-            self._loop.call_soon_threadsafe(self._hand_back, group, results)
+        while self._work_on_next():
+            pass
         self._database.close()
+
+    def _work_on_next(self) -> bool:
+        """Run the next group; return whether there may be another.
+
+        A function of its own, so that a thread that waits holds no job and no result: they can be
+        megabytes.
+        """
+        try:
+            group, ended = self._next_group()
+        except queue.Empty:
+            self._run([])
+            return True
+        results = self._run([job for job, _ in group])
+        self._loop.call_soon_threadsafe(self._hand_back, group, results)
+        return not ended
 
     def _run(self, jobs: list[Job[Any]]) -> list[Any]:
         """Run jobs, or only look whether trouble is over. A fault must not end the thread."""

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import aiohttp
+from yarl import URL
 
 from amplitude_intercom.engine.metrics import METRICS, PREFIX
 from amplitude_intercom.transports.sandbox import Sandbox, serve
@@ -114,3 +115,23 @@ async def test_refusals_are_in_the_metrics_the_log_and_in_status(tmp_path: Path)
     assert "unknown key 2 typo: no sync takes this API key" in shown
     lines = [entry["event"] for entry in daemon.log if "refused a request" in entry["event"]]
     assert len(lines) == 2
+
+
+async def test_what_nothing_can_be_is_refused_in_words_and_without_controls(
+    tmp_path: Path,
+) -> None:
+    big = 2**63
+    bodies = [{"after_id": big}, {"after_id": -1}, {"since_ms": big}, {"until_ms": -big - 1}]
+    bodies += [{"ids": [big]}, {"user": "\ud800"}, {"reason": "\x1b[31mX"}, {"\x1b[31mX": 1}]
+    async with (
+        process.daemon(process.settings(tmp_path, "http://127.0.0.1:9")) as daemon,
+        aiohttp.ClientSession(daemon.admin) as session,
+    ):
+        for body in bodies:
+            async with session.post("/api/e2e/dead-letters/list", json=body) as answer:
+                said = await answer.text()
+            assert (answer.status, "\x1b" in said, said.count("\n")) == (400, False, 1), body
+        for path in ("/api/%1b%5b31mX/dead-letters/list", "/api/e2e/dead-letters/%1b%5b31mX"):
+            async with session.post(URL(path, encoded=True), json={}) as answer:
+                assert (answer.status, "\x1b" in await answer.text()) == (404, False)
+    assert not [entry for entry in daemon.log if entry["level"] == "error"]

@@ -7,6 +7,7 @@ import json
 import os
 import pkgutil
 import signal
+import socket
 import subprocess
 import sys
 from importlib.metadata import version
@@ -209,3 +210,29 @@ async def test_a_source_that_cannot_begin_is_a_matter_of_settings(
     code, _, err = await process.run("run", "-c", str(config))
     assert (code, "Traceback" in err, "Unknown error" in err) == (2, False, False)
     assert f"error: {said}" in err
+
+
+def test_a_preview_of_standard_input_reads_sockets_too_and_says_where_it_is_closed(
+    tmp_path: Path,
+) -> None:
+    config = process.settings(tmp_path, NOWHERE)
+    ours, theirs = socket.socketpair()
+    events = "".join(json.dumps(process.event("mira-okafor", n)) + "\n" for n in range(2))
+    with ours, theirs:
+        ours.sendall(events.encode())
+        ours.shutdown(socket.SHUT_WR)
+        done = subprocess.run(
+            process.command("preview", "-c", str(config), "-"),
+            stdin=theirs,
+            capture_output=True,
+            check=False,
+            timeout=60,
+        )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert [json.loads(line)["line"] for line in done.stdout.splitlines()] == [1, 2]
+    for command in ("preview", "forward"):
+        closed = shell(f"ai {command} -c {config} - <&-", tmp_path)
+        assert closed.returncode == 1
+        assert b"stdin: it is closed" in closed.stderr
+    csv = shell(f"ai preview -c {config} -", tmp_path, b"a,b\n1,2\n")
+    assert csv.stderr.startswith(b"error: stdin: not JSON: CSV")

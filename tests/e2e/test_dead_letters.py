@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -166,9 +167,66 @@ async def test_an_id_that_is_not_there_is_no_success(tmp_path: Path, action: str
     await bury(config, [process.event("late-user", n, time=1_000) for n in range(3)])
     if action == "replay":
         code, _, err = await letters(action, config, "999", "--dry-run")
-        assert (code, "no such dead letter: 1 of 1 id" in err) == (1, True)
+        assert (code, "no such dead letter: 1 of 1 id (999)" in err) == (1, True)
     code, out, err = await letters(action, config, "1", "999", "999", "--json")
     assert (code, list(json.loads(out).values())) == (1, [1])
-    assert "no such dead letter: 1 of 2 ids" in err
+    assert "no such dead letter: 1 of 2 ids (999)" in err
     code, _, err = await letters(action, config, "--reason", "refused")
     assert (code, "no such" in err) == (0, False)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--after", str(2**63)],
+        ["--after", "-1"],
+        ["--limit", str(2**63)],
+        ["--user", os.fsdecode(b"\xff")],
+        ["--reason", "\x1b[31mX"],
+        ["--since", "\x1b[31mX"],
+        ["--\x1b[31mX"],
+        ["\x1b[31mX"],
+    ],
+    ids=ascii,
+)
+async def test_what_no_dead_letter_can_have_is_refused_and_shown_as_text(
+    tmp_path: Path, arguments: list[str]
+) -> None:
+    config = process.settings(tmp_path, NOWHERE)
+    code, out, err = await letters("list", config, *arguments)
+    assert (code, out, "Traceback" in err, "\x1b" in err) == (2, "", False, False)
+    if "31mX" in arguments[-1]:
+        assert "\\x1b[31mX" in err
+
+
+@pytest.mark.parametrize("action", ["show", "replay", "discard"])
+async def test_a_number_that_is_no_id_is_refused(tmp_path: Path, action: str) -> None:
+    code, _, err = await letters(action, process.settings(tmp_path, NOWHERE), str(2**63))
+    assert (code, "Traceback" in err) == (2, False)
+
+
+async def test_what_contradicts_itself_is_refused(tmp_path: Path) -> None:
+    config = process.settings(tmp_path, NOWHERE)
+    code, _, err = await letters("discard", config, "--all", "24")
+    assert (code, "not both" in " ".join(err.split())) == (2, True)
+    code, _, err = await letters("list", config, "--since", "2024-05-15", "--until", "2024-05-14")
+    assert (code, "is not before --until" in err) == (2, True)
+    code, _, err = await letters("list", config, "--since", "yesterday")
+    assert (code, "2024-05-14T09:00:00Z" in err) == (2, True)
+
+
+async def test_the_local_intercom_is_for_this_machine_and_names_its_faults() -> None:
+    for listen in ("8720", "0.0.0.0:0", ":8720"):
+        code, _, err = await process.run("sandbox", "--listen", listen)
+        assert (code, "--listen" in err) == (2, True), listen
+    code, _, err = await process.run("sandbox", "--fault", '{"kind":"nope"}')
+    assert (code, "the kinds are status, html, hang" in err) == (2, True)
+
+
+async def test_a_dry_run_says_of_what_only_the_beginning_is_kept(tmp_path: Path) -> None:
+    top = {"forward": {"max_line_bytes": 20_000}}
+    config = process.settings(tmp_path, NOWHERE, top=top)
+    line = json.dumps(process.event("mira-okafor", 1, padding="x" * 100_000)).encode()
+    await process.run("forward", "-c", str(config), stdin=line)
+    code, out, _ = await letters("replay", config, "--dry-run")
+    assert (code, out) == (0, "1 reject: too_large only its beginning is kept\n")

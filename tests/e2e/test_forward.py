@@ -95,7 +95,9 @@ async def test_a_pipe_works_like_a_file_and_strict_tells_of_dead_letters(tmp_pat
     assert (code, counts["delivered"], counts["dead"]) == (3, 5, 2)
 
 
-@pytest.mark.parametrize(("how", "code"), [(signal.SIGTERM, 1), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("how", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
+)
 async def test_a_silent_pipe_does_not_hold_up_a_signal(
     tmp_path: Path, how: signal.Signals, code: int
 ) -> None:
@@ -380,3 +382,54 @@ async def test_an_interrupted_run_goes_on_where_it_stopped_and_sends_nothing_twi
     assert set(times.values()) == {1}
     assert len(times) + counts["pending"] >= total - 1
     assert code in (0, 1)
+
+
+@pytest.mark.parametrize("full", ["backlog", "spool"])
+async def test_a_run_that_cannot_read_on_says_why_and_ends_at_its_deadline(
+    tmp_path: Path, full: str
+) -> None:
+    """Intercom is down, and what may wait does: there is no end of the input to count from."""
+    top = {
+        "backlog": {"forward": {"max_backlog": 50, "batch_lines": 20}},
+        "spool": {"spool": {"max_bytes": 1_000_000}, "forward": {"batch_lines": 20}},
+    }[full]
+    config = process.settings(tmp_path, "http://127.0.0.1:9", top=top)
+    padded = [process.event("mira-okafor", n, padding="x" * 2_000) for n in range(2_000)]
+    file = tmp_path / "events.jsonl"
+    file.write_bytes(b"\n".join(json.dumps(one).encode() for one in padded))
+    async with asyncio.timeout(60):
+        code, _, err = await process.run(
+            "forward", "-c", str(config), "--max-wait", "0.1", str(file)
+        )
+    why = {"backlog": "events wait (forward.max_backlog", "spool": "spool_full"}[full]
+    [line] = [line for line in err.splitlines() if line.startswith("e2e: reading pauses: ")]
+    assert why in line
+    assert (code, "nothing was settled while reading paused" in err) == (1, True)
+    assert "run it again, it goes on from there" in err
+
+
+async def test_reading_that_goes_on_is_said(tmp_path: Path) -> None:
+    port = process.free_port()
+    top = {"forward": {"max_backlog": 50, "batch_lines": 20}}
+    config = process.settings(tmp_path, f"http://127.0.0.1:{port}", top=top)
+    file = tmp_path / "events.jsonl"
+    file.write_bytes(_lines(0, 2_000))
+    running = await asyncio.create_subprocess_exec(
+        *process.command("forward", "-c", str(config), str(file)), stderr=asyncio.subprocess.PIPE
+    )
+    assert running.stderr is not None
+    async with asyncio.timeout(60):
+        while b"reading pauses" not in await running.stderr.readline():
+            pass
+        async with serve(_known(), "127.0.0.1", port):
+            _, err = await running.communicate()
+    assert (running.returncode, b"e2e: reading goes on" in err) == (0, True)
+
+
+@pytest.mark.parametrize("seconds", ["nan", "-1", "inf", "soon"])
+async def test_a_wait_that_is_no_time_is_refused(tmp_path: Path, seconds: str) -> None:
+    config = process.settings(tmp_path, "http://127.0.0.1:9")
+    code, _, err = await process.run("forward", "-c", str(config), "--max-wait", seconds)
+    assert (code, "--max-wait" in err, "Traceback" in err) == (2, True, False)
+    code, _, err = await process.run("sandbox", "--latency", seconds)
+    assert (code, "--latency" in err, "Traceback" in err) == (2, True, False)

@@ -125,7 +125,13 @@ def test_without_need_of_state_the_old_values_of_touched_properties_do_not_matte
         for op, argument in split(payload).operations.items()
         if not needs_state({op: argument})
     }
-    touched = {n for op, names in operations.items() if op != "$clearAll" for n in names}
+    touched = {
+        name
+        for op, names in operations.items()
+        if op != "$clearAll"
+        for name, argument in names.items()
+        if op == "$unset" or argument is not None
+    }
     first, second = apply(operations, one)[0], apply(operations, other)[0]
     assert {n: first[n] for n in touched & first.keys()} == {
         n: second[n] for n in touched & second.keys()
@@ -143,3 +149,36 @@ def test_an_addition_is_done_or_is_reported_and_changes_nothing(
     else:
         old = state.get(name)
         assert new == {**state, name: argument if old is None else old + argument}
+
+
+def same(first: Any, second: Any) -> bool:
+    """Equality as JSON has it, by going through both values side by side."""
+    if isinstance(first, dict) and isinstance(second, dict):
+        return first.keys() == second.keys() and all(same(first[k], second[k]) for k in first)
+    if isinstance(first, list) and isinstance(second, list):
+        return len(first) == len(second) and all(map(same, first, second))
+    return isinstance(first, bool) is isinstance(second, bool) and bool(first == second)
+
+
+ALIKE = st.recursive(
+    st.none() | st.booleans() | st.sampled_from([0, 1, 0.0, 1.0, -0.0, "", "1", "list", 2**60]),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["", "1", "a"]), inner)
+    ),
+    max_leaves=5,
+)
+
+
+@QUICK
+@given(st.lists(ALIKE, max_size=6), st.lists(ALIKE, max_size=6))
+def test_a_list_holds_what_is_equal_to_one_of_its_values_as_json(
+    old: list[Any], values: list[Any]
+) -> None:
+    new: list[Any] = []
+    for value in values:
+        if not any(same(value, other) for other in [*old, *new]):
+            new.append(value)
+    left = [value for value in old if not any(same(value, other) for other in values)]
+    assert repr(after({"$postInsert": {"p": values}}, {"p": old})["p"]) == repr([*old, *new])
+    assert repr(after({"$preInsert": {"p": values}}, {"p": old})["p"]) == repr([*new, *old])
+    assert repr(after({"$remove": {"p": values}}, {"p": old})["p"]) == repr(left)

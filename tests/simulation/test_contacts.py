@@ -57,6 +57,45 @@ def test_a_live_contact_is_updated_by_the_id_that_the_409_names(tmp_path: Path) 
     assert contact.custom_attributes == {"plan": "free"}
 
 
+@pytest.mark.parametrize("is_there", [False, True])
+def test_an_owner_that_is_nobody_is_left_out_and_the_rest_is_written(
+    tmp_path: Path, is_there: bool
+) -> None:
+    def prepare(local: Sandbox) -> None:
+        if is_there:
+            local.add_contact(external_id=USER)
+
+    local, status = deliver(
+        tmp_path,
+        prepare,
+        identify(1, plan="pro", owner_id=4711),
+        identify(2, plan="pro", owner_id=4711),
+        identify(3, plan="team", owner_id=4711),
+        identify(4, plan="team", owner_id=1),
+        users={"properties": ["plan", "owner_id"]},
+    )
+    [contact] = local.contacts.values()
+    assert (contact.custom_attributes, contact.owner_id) == ({"plan": "team"}, "1")
+    assert (status.delivered, status.dead) == (3, 0)
+    assert (status.dropped, status.adjusted) == ({"unchanged": 1}, {"type_mismatch": 1})
+    answers = [call.rpartition(" ")[2] for call in calls(local)]
+    assert answers == ["400", *(["409"] if is_there else []), "200", "200", "200"]
+
+
+def test_null_leaves_a_contact_s_property_as_it_is_and_unset_clears_it(tmp_path: Path) -> None:
+    local, status = deliver(
+        tmp_path,
+        lambda local: None,
+        identify(1, plan="pro", visits=3),
+        identify(2, plan=None, visits=4),
+        identify(3, plan=None),
+        simulation.identify(USER, 4, {"$unset": {"visits": "-"}}),
+    )
+    [contact] = local.contacts.values()
+    assert contact.custom_attributes == {"plan": "pro", "visits": None}
+    assert (status.delivered, status.dropped) == (3, {"unchanged": 1})
+
+
 def _archived(local: Sandbox) -> None:
     contact = local.add_contact(external_id=USER)
     local.handle(simulation.archive(contact))

@@ -6,6 +6,7 @@ on. Everything runs in virtual time, on the delivery side as it is.
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ import anyio
 import pytest
 from anyio.streams.memory import MemoryObjectSendStream
 
+from amplitude_intercom.engine.actor import RUN_BYTES
 from amplitude_intercom.engine.app import Engine
 from amplitude_intercom.engine.envelope import Plan, Record
 from amplitude_intercom.engine.metrics import SyncStatus
@@ -22,8 +24,9 @@ from amplitude_intercom.engine.rules.planning import SyncRules
 from amplitude_intercom.engine.rules.verdicts import Verdict
 from amplitude_intercom.engine.spool.feed import Feed
 from amplitude_intercom.engine.spool.rows import DeadLetterQuery
-from amplitude_intercom.transports.intercom import Answer, Request, Wire
+from amplitude_intercom.transports.intercom import Answer, IntercomClient, Request, Wire
 from amplitude_intercom.transports.sandbox import InProcess, Sandbox
+from amplitude_intercom.transports.sandbox.routes import Rules
 from support import simulation, virtual
 
 SYNC = "simulated"
@@ -114,6 +117,40 @@ def test_a_fault_in_mapping_costs_each_of_the_records_that_have_it(tmp_path: Pat
     virtual.run(scenario)
 
 
+class WatchedRules(Rules):
+    """Counts the bytes that are planned between two turns of the loop."""
+
+    planned_bytes = 0
+    worst_bytes = 0
+
+    def plan(self, record: Record) -> Plan | Verdict:
+        if not self.planned_bytes:
+            asyncio.get_running_loop().call_soon(self._turn)
+        self.planned_bytes += len(record.raw)
+        self.worst_bytes = max(self.worst_bytes, self.planned_bytes)
+        return super().plan(record)
+
+    def _turn(self) -> None:
+        self.planned_bytes = 0
+
+
+def test_others_have_their_turn_while_many_large_records_are_mapped(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        local = sandbox()
+        async with engine(tmp_path, InProcess(local)) as running:
+            pipeline = running.pipelines[SYNC]
+            pipeline.rules = rules = WatchedRules(pipeline.sync)
+            large = [
+                simulation.event(user, 1, user_properties={"x": "x" * 200_000}) for user in WELL
+            ]
+            await running.submit(large, api_key=simulation.API_KEY)
+            await settle(running)
+        assert events_of(local) == sorted(WELL)
+        assert 200_000 < rules.worst_bytes <= RUN_BYTES
+
+    virtual.run(scenario)
+
+
 def test_a_fault_in_a_call_costs_each_of_the_records_that_have_it(tmp_path: Path) -> None:
     def script(request: Request) -> Answer | None:
         if request.path == "/events" and about_poison(request):
@@ -136,10 +173,44 @@ def test_a_fault_in_a_call_costs_each_of_the_records_that_have_it(tmp_path: Path
     virtual.run(scenario)
 
 
+class ShortOfThreads(IntercomClient):
+    """A client to a sandbox that can start no thread until an instant."""
+
+    def __init__(self, local: Sandbox, until_s: float) -> None:
+        super().__init__("http://127.0.0.1:9", "token", timeout_s=30, connections=9)
+        self._wire, self._until_s = InProcess(local), until_s
+
+    async def _exchange(self, request: Request) -> Answer:
+        if virtual.current().now_s < self._until_s:
+            raise RuntimeError("can't start new thread")
+        return await self._wire.send(request)
+
+
+def test_what_fails_this_process_and_no_request_is_a_verdict_on_none(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        local = simulation.sandbox()
+        users = [f"user-{n}" for n in range(100)]
+        for user in users:
+            local.add_contact(external_id=user)
+        async with (
+            ShortOfThreads(local, virtual.current().now_s + 2.0) as client,
+            engine(tmp_path, client) as running,
+        ):
+            await running.submit(
+                [simulation.event(user, n) for n in range(5) for user in users],
+                api_key=simulation.API_KEY,
+            )
+            status = await settle(running)
+        assert (status.delivered, status.dead, status.faults) == (500, 0, 0)
+        assert events_of(local) == sorted(users * 5)
+
+    virtual.run(scenario)
+
+
 def test_of_updates_that_wait_together_only_the_one_with_a_fault_dies(tmp_path: Path) -> None:
     def script(request: Request) -> Answer | None:
         if request.path.startswith("/contacts") and b'"poison' in (request.body or b""):
-            raise KeyError("unforeseen")
+            raise ValueError("about this request")
         return None
 
     async def scenario() -> None:
@@ -197,11 +268,11 @@ class BrokenFeed(Feed):
         return await super()._load_some(outbox)
 
 
-def break_feed(running: Engine, at_s: float = 0.0) -> None:
+def break_feed(running: Engine, at_s: float = 0.0, read_ahead: int = 8) -> None:
     spool = running.pipelines[SYNC].spool
     feed = BrokenFeed(
         spool._writer,
-        read_ahead=8,
+        read_ahead=read_ahead,
         max_in_flight=4,
         attempts=3,
         window_s=60.0,
@@ -230,6 +301,24 @@ def test_a_fault_of_no_record_stops_one_sync_which_says_so_and_goes_on(tmp_path:
         assert (stopped.delivered, other.delivered) == (300, 300)
         assert (stopped.faults, other.faults, stopped.stopped) == (1, 0, "")
         assert events_of(local) == sorted(WELL * 10)  # byte for byte: Intercom saw them once
+
+    virtual.run(scenario)
+
+
+def test_a_user_of_whom_much_waits_goes_on_where_a_fault_has_stopped_its_sync(
+    tmp_path: Path,
+) -> None:
+    """It was being worked off, and only the feed that is gone knew that it was."""
+
+    async def scenario() -> None:
+        local = sandbox()
+        async with engine(tmp_path, InProcess(local)) as running:
+            break_feed(running, read_ahead=300)
+            batch = [simulation.event(WELL[0], n) for n in range(200)]
+            await running.submit(batch, api_key=simulation.API_KEY)
+            status = await settle(running)
+        assert (status.delivered, status.pending, status.faults) == (200, 0, 1)
+        assert events_of(local) == [WELL[0]] * 200
 
     virtual.run(scenario)
 

@@ -9,6 +9,7 @@ import pytest
 
 from amplitude_intercom.engine.commands.daemon import start_sources
 from amplitude_intercom.engine.errors import SettingsError
+from amplitude_intercom.engine.metrics import SourceStatus, render
 from amplitude_intercom.transports import Intake, batch_of
 from amplitude_intercom.transports.errors import Refused
 from amplitude_intercom.transports.reasons import RefusalReason
@@ -71,6 +72,29 @@ def test_a_source_that_faults_is_started_again_and_others_do_not_notice(
             assert (flaky.runs, well.runs) == (5, 1)
             assert virtual.current().now_s == pytest.approx(1 + 2 + 4 + 8, abs=1)
         assert len(local.events) == 6
+
+    virtual.run(scenario)
+
+
+def test_a_source_that_stands_is_told_by_status_readyz_and_metrics(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with simulation.engine(tmp_path, users()) as running:
+            flaky, well = (Flaky(n, "flaky-user", RuntimeError("unforeseen")) for n in (1, 0))
+            async with anyio.create_task_group() as tasks:
+                await start_sources(running, {"flaky": flaky, "well": well}, tasks)
+                await anyio.sleep(0.5)
+                stands = await running.status()
+                told = (dict(running.stopped_sources), running.ready)
+            again = await running.status()
+        fault = "RuntimeError: unforeseen"
+        assert told == ({"flaky": fault}, True)
+        assert running.stopped_sources == {}
+        assert stands.sources == [SourceStatus("flaky", fault, 1), SourceStatus("well", "", 0)]
+        assert again.sources == [SourceStatus("flaky", "", 1), SourceStatus("well", "", 0)]
+        for status, value in ((stands, b"1.0"), (again, b"0.0")):
+            lines = render(status, ready=True).splitlines()
+            assert b'amplitude_intercom_source_stopped{source="flaky"} ' + value in lines
+            assert b'amplitude_intercom_source_faults_total{source="flaky"} 1.0' in lines
 
     virtual.run(scenario)
 

@@ -110,10 +110,14 @@ class Daemon:
         return status
 
     def memory_bytes(self, field: str = "VmRSS") -> int:
-        """Return what it holds in memory now, or ``VmHWM``: the most that it ever did."""
+        """Return what it holds in memory now, or ``VmHWM``: the most since ``forget_peak``."""
         text = Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8")
         line = next(one for one in text.splitlines() if one.startswith(f"{field}:"))
         return int(line.split()[1]) * 1024
+
+    def forget_peak(self) -> None:
+        """Measure the most that it holds in memory from now on (proc(5), ``clear_refs``)."""
+        Path(f"/proc/{self.process.pid}/clear_refs").write_text("5", encoding="utf-8")
 
     async def ready(self) -> tuple[int, dict[str, Any]]:
         async with (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -64,3 +65,28 @@ def test_a_pipe_has_to_say_which_sync_it_is_for(
     with pytest.raises(SettingsError) as caught:
         load_source(name, arguments, ["a"])
     assert str(caught.value).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "said"),
+    [
+        ("stdin", {"batch_lines": 0}, "batch_lines: Expected `int` >= 1"),
+        ("stdin", {"max_line_bytes": -1}, "max_line_bytes: Expected `int` >= 1"),
+        ("stdin", {"max_event_bytes": 0}, "max_event_bytes: Expected `int` >= 1024"),
+        ("stdin", {"refused_nap_s": -1.0}, "refused_nap_s: Expected `float` >= 0.001"),
+        ("http", {"max_held_bytes": 0}, "max_held_bytes: Expected `int` >= 20000000"),
+        ("http", {"body_timeout_s": float("nan")}, "body_timeout_s: Expected `float`"),
+        ("http", {"idle_timeout_s": 0.0}, "idle_timeout_s: Expected `float`"),
+        ("http", {"max_connections": -5}, "max_connections: Expected `int` >= 1"),
+        ("http", {"key_events_per_s": -1.0}, "key_events_per_s: Expected `float`"),
+        ("http", {"listen": "8710"}, "listen: expected `host:port`"),
+        ("http", {"listen": "127.0.0.1:99999"}, "listen: expected `host:port`"),
+    ],
+)
+def test_the_bounds_of_a_source_are_those_of_its_settings(
+    name: str, arguments: dict[str, Any], said: str
+) -> None:
+    more = {"sync": "a"} if name == "stdin" else {}
+    with pytest.raises(SettingsError) as caught:
+        load_source(name, {**arguments, **more}, ["a"])
+    assert re.match(rf"sources\.{name}(\.|: ){re.escape(said)}", str(caught.value))

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from amplitude_intercom.engine.commands.check import _clock_findings, _token_findings
 from amplitude_intercom.engine.commands.findings import Finding, key_findings, port_findings
 from amplitude_intercom.engine.commands.machine import machine_findings
 from amplitude_intercom.engine.commands.sample import Names, name_findings
 from amplitude_intercom.engine.config import from_table
+from amplitude_intercom.engine.errors import SettingsError
 from amplitude_intercom.engine.settings import Settings
+from amplitude_intercom.engine.spool.lock import DataDir
 from amplitude_intercom.transports.intercom import Answer
 
 
@@ -106,10 +109,43 @@ def test_a_data_directory_that_cannot_be_one_is_named(tmp_path: Path) -> None:
         table = settings(data_dir=str(folder))
         [finding] = machine_findings(table, running=False)
         assert (finding.level, finding.key) == (level, "data_dir")
-    tmp_path.chmod(0o777)
-    [finding] = machine_findings(settings(data_dir=str(tmp_path)), running=False)
-    assert "can be written by other users" in finding.text
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o1777, 0o702, 0o775, 0o770, 0o755, 0o750, 0o711, 0o700])
+def test_the_rights_of_a_data_directory_are_judged_as_a_start_judges_them(
+    tmp_path: Path, mode: int
+) -> None:
+    tmp_path.chmod(mode)
+    found = texts([*machine_findings(settings(data_dir=str(tmp_path)), running=False)])
+    started = []
+    with capture_logs() as lines:
+        try:
+            DataDir(tmp_path).close()
+        except SettingsError as error:
+            started = [f"error {error}"]
+    started += [f"warning data_dir: {line['rights']}" for line in lines]
+    assert found == started
+
+
+@pytest.mark.parametrize(
+    ("mode", "said"),
+    [
+        (0o777, "can be written by every user of this machine (mode 0777): choose a folder of its"
+            " own, or chmod 700 this one"),
+        (0o1777, "(mode 1777): choose a folder of its own"),
+        (0o775, "can be written by its group and read by every user of this machine (mode 0775)"),
+        (0o770, "can be written by its group (mode 0770)"),
+        (0o750, "can be read by its group (mode 0750)"),
+        (0o755, "can be read by every user of this machine (mode 0755)"),
+    ],
+)  # fmt: skip
+def test_who_can_do_what_in_a_data_directory_is_said_as_it_is(
+    tmp_path: Path, mode: int, said: str
+) -> None:
+    tmp_path.chmod(mode)
+    [finding] = machine_findings(settings(data_dir=str(tmp_path)), running=False)
+    assert finding.text.endswith(said)
 
 
 def test_a_disk_without_space_for_the_reserve_is_named(tmp_path: Path) -> None:

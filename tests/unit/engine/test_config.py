@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import tomli_w
 
 from amplitude_intercom.engine.addresses import is_loopback
-from amplitude_intercom.engine.config import from_table, load, to_table
+from amplitude_intercom.engine.config import _read_pipe, from_table, load, to_table
 from amplitude_intercom.engine.errors import SettingsError
 from amplitude_intercom.engine.settings import MAX_EVENT_TYPES, Settings
 
@@ -91,7 +92,7 @@ def test_the_smallest_settings_have_the_documented_defaults() -> None:
         (table(zzz=True), "`zzz`; there are name, amplitude_api_keys,"),
         (events(rename={"a": "b", "c": 1}), "sync[0].events.rename.c: Expected `str`"),
         (table(amplitude_api_keys=["a", "b", "a "]), "sync[0].amplitude_api_keys[2]: the same"),
-        (events(select=[{"types": []}]), "sync[0].events.select: selector 1: types is empty"),
+        (events(select=[{"types": []}]), "sync[0].events.select[0].types: empty"),
         (events(metadata=["*"]), 'sync[0].events.metadata[0]: "*" is not offered'),
         (events(metadata=["a", "user.*"]), 'sync[0].events.metadata[1]: "*" is not offered'),
         (events(metadata=["a", "event.a"]), "sync[0].events.metadata[1]: `a` is fed twice"),
@@ -327,3 +328,43 @@ def test_the_home_folder_is_spelled_with_a_tilde(
     (tmp_path / "token").write_text(CANARY)
     settings = from_table(with_token("file:~/token") | {"data_dir": "~/spools"})
     assert (settings.data_dir, token_of(settings)) == (str(tmp_path / "spools"), CANARY)
+
+
+def test_settings_come_through_a_pipe_that_somebody_writes_to() -> None:
+    """As with ``-c <(sops -d settings.toml)``: the writer is there, and may take its time."""
+    reading, writing = os.pipe()
+    content = tomli_w.dumps(table()).encode() + b"# " + b"x" * 200_000
+    with os.fdopen(writing, "wb") as file, ThreadPoolExecutor(1) as pool:
+        loaded = pool.submit(load, Path(f"/dev/fd/{reading}"))
+        file.write(content)
+        file.close()
+        assert loaded.result().sync[0].name == "a"
+    os.close(reading)
+
+
+def test_a_pipe_without_end_is_refused_at_its_bound() -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    with pytest.raises(ValueError, match="a pipe that has not come to its end within"):
+        _read_pipe(reading, 100, within_s=0.01)
+    os.write(writing, b"x" * 101)
+    assert len(_read_pipe(reading, 100)) == 101
+    os.close(writing)
+    os.close(reading)
+
+
+def test_a_source_that_is_configured_twice_is_refused() -> None:
+    twice = table() | {"http": {}, "sources": {"http": {"listen": "127.0.0.1:9"}}}
+    assert complaint(twice).startswith("sources.http: [http] is that source already")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"sync": table()["sync"][0]}, "write [[sync]], with two brackets"),
+        (events(select=["Signed Up"]), 'write { types = ["…"] }'),
+        (events(metadata=[{"from": "a", "to": "b", "as": "datum"}]), "Expected one of `date`"),
+    ],
+)
+def test_what_was_meant_is_shown_as_it_is_written(wrong: dict[str, Any], said: str) -> None:
+    assert said in complaint(wrong)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Sequence
 from typing import Any, cast
@@ -20,7 +21,7 @@ from amplitude_intercom.engine.rules.admission import LONGEST_TYPE_KEPT, TYPES_K
 from amplitude_intercom.engine.rules.insert_keys import dead_key, insert_key, project_hash
 from amplitude_intercom.engine.rules.planning import SyncRules
 from amplitude_intercom.engine.rules.verdicts import Keep
-from amplitude_intercom.engine.spool.rows import dead_letter
+from amplitude_intercom.engine.spool.rows import Append, dead_letter
 from amplitude_intercom.transports import Batch
 from amplitude_intercom.transports.amplitude import BadEvent, Head, decode_head, read_head
 from amplitude_intercom.transports.uploads import Upload, checked_batch
@@ -34,6 +35,11 @@ def an_admission(**sync: Any) -> Admission:
     base = {"name": "a", "intercom": {"access_token": "t"}, "events": ANY}
     checked = from_table({"sync": [base | sync]}).sync[0]
     return SyncRules(checked).admission
+
+
+def kept_of(decide: Admission, batch: Batch, **actor: Any) -> Append:
+    spool = cast("Any", None)  # filtering needs none
+    return asyncio.run(FilterActor(decide, spool, **actor).sift(batch))
 
 
 def judged(decide: Admission, raw: bytes) -> Any:
@@ -130,7 +136,7 @@ def test_whatever_comes_is_kept_dropped_or_a_dead_letter(event: Any, derive: boo
             users={"properties": ["plan"], "trigger": "any_update"}, events={"select": []}
         ),
     ):
-        kept = FilterActor(decide, cast("Any", None)).sift(Batch(None, [raw], derive_ids=derive))
+        kept = kept_of(decide, Batch(None, [raw], derive_ids=derive))
         assert len(kept.rows) + len(kept.dead) + kept.dropped.total() == kept.received == 1
         assert {letter.reason for letter in kept.dead} <= set(DeadReason)
         assert kept.dropped.keys() <= set(DropReason)
@@ -229,9 +235,8 @@ def test_an_event_without_any_id_is_known_by_its_content_where_its_source_may_re
 def keys(raw: bytes, api_keys: Sequence[str] = (), **batch: Any) -> list[bytes | None]:
     table = {"name": "a", "intercom": {"access_token": "t"}, "events": ANY}
     sync = from_table({"sync": [{**table, "amplitude_api_keys": list(api_keys)}]}).sync[0]
-    nowhere = cast("Any", None)
-    actor = FilterActor(SyncRules(sync).admission, nowhere, project=only_project(sync))
-    kept = actor.sift(Batch(batch.pop("heads", None), [raw], **batch))
+    brought = Batch(batch.pop("heads", None), [raw], **batch)
+    kept = kept_of(SyncRules(sync).admission, brought, project=only_project(sync))
     return [row.insert_key for row in (*kept.rows, *kept.dead)]
 
 
@@ -325,7 +330,8 @@ def sift(decide: Admission, raws: list[bytes], *, decoded: bool, few_are_kept: b
     actor._few_are_kept = few_are_kept
     heads = [read_head(raw)[0] for raw in raws] if decoded else None
     read = [read_head(raw)[1] for raw in raws] if decoded else raws
-    return actor.sift(Batch(heads, read, origin="f", lines=range(1, len(raws) + 1)))
+    batch = Batch(heads, read, origin="f", lines=range(1, len(raws) + 1))
+    return asyncio.run(actor.sift(batch))
 
 
 TYPES = ("Bought", "Seen", "$identify", "$groupidentify", "_all", "[Intercom] x", "", None)
@@ -373,8 +379,7 @@ def test_what_a_door_has_let_in_does_not_become_too_large_behind_it(extra: bytes
     batch = checked_batch(upload, "http", max_event_bytes=1_024, received_ms=1_800_000_000_000)
     assert isinstance(batch, Batch)
     assert len(batch.raws[0]) > 1_024
-    decide = an_admission()
-    append = FilterActor(decide, cast("Any", None), max_event_bytes=1_024).sift(batch)
+    append = kept_of(an_admission(), batch, max_event_bytes=1_024)
     assert (len(append.rows), append.dead) == (1, [])
 
 
@@ -391,3 +396,26 @@ def test_preview_and_replay_judge_a_bad_event_as_intake_does(event_type: str, us
     assert [a["reason"] if a["verdict"] == "drop" else a["verdict"] for a in foreseen] == (
         expected * 2
     )
+
+
+@pytest.mark.parametrize(
+    ("mapping", "raw", "user"),
+    [
+        ({}, b'{"event_type": [], "user_id": "Ann"}', "Ann"),
+        ({}, b'{"event_type": "A", "user_id": 17, "time": "never"}', "17"),
+        ({}, b'{"event_type": "A", "user_id": {}, "device_id": "d-1"}', ""),
+        ({"from": "device_id"}, b'{"event_type": "A", "user_id": {}, "device_id": "d-1"}', "d-1"),
+        ({"identifier": "email"}, b'{"event_type": 1, "user_id": " A@B.c "}', "a@b.c"),
+        ({"from": "user.id"}, b'{"event_type": [], "user_properties": {"id": "Ann"}}', "Ann"),
+        ({"from": "user.id"}, b'{"event_type": "A", "user_properties": 7}', ""),
+        ({}, b'{"event_type": "A", "user_id": "An', ""),
+        ({}, b'{"event_type": "A", "user_id": "%s"}' % (b"x" * 5_000), ""),
+    ],
+)
+def test_an_event_that_dies_at_the_door_is_its_user_s_where_that_can_be_read(
+    mapping: dict[str, str], raw: bytes, user: str
+) -> None:
+    decide = an_admission(mapping=mapping)
+    batch = Batch(None, [raw], sync="a", derive_ids=True, origin="f")
+    [letter] = kept_of(decide, batch).dead
+    assert letter.user_key == user

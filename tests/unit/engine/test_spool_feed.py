@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import sqlite3
+import weakref
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import anyio
+import msgspec
 import pytest
 
 from amplitude_intercom.engine.envelope import Kind, Record
@@ -724,6 +727,37 @@ async def test_a_record_that_cannot_be_settled_keeps_no_other_from_it(tmp_path: 
 
 
 @in_virtual_time
+async def test_what_was_adjusted_is_counted_once_though_the_first_commit_fails(
+    tmp_path: Path,
+) -> None:
+    rig = Rig(tmp_path / "s.db")
+    deliver = rig.store.deliver
+    failures = 1
+
+    class FailingStore(Store):
+        def deliver(self, ids: Sequence[int]) -> None:
+            nonlocal failures
+            failures -= 1
+            if failures >= 0:
+                raise sqlite3.OperationalError("disk I/O error")
+            deliver(ids)
+
+    rig.store.__class__ = FailingStore
+    rig.feed.adjusted["text_cut"] += 3
+    rig.append("ann")
+    counted: list[int] = []
+
+    async def until() -> None:
+        await rig.settled()
+        rig.append("ann")
+        await rig.settled()
+        counted.append(rig.store.counters["adjusted:text_cut"])
+
+    await rig.deliver(until)
+    assert counted == [3]
+
+
+@in_virtual_time
 async def test_deliveries_share_commits_and_no_lane_waits_for_them(tmp_path: Path) -> None:
     rig = Rig(tmp_path / "s.db")
     rig.append(*["ann"] * 50)
@@ -800,3 +834,36 @@ async def test_what_was_delivered_is_not_buried_with_what_expires(tmp_path: Path
     assert rig.delivered["ann"][-1] == last
     assert set(dead) == set(ids[PER_USER + 1 :])
     assert rig.store.counters["delivered"] == PER_USER + 1
+
+
+class WatchedRecord(Record, weakref=True, gc=True):
+    """A record of which can be told whether anybody still has it."""
+
+
+@in_virtual_time
+async def test_a_feed_that_waits_keeps_nothing_of_what_it_has_settled(tmp_path: Path) -> None:
+    rig = Rig(tmp_path / "s.db")
+    rig.append("ann", "bob")
+    watched: list[weakref.ref[Record]] = []
+
+    class WatchingStore(Store):
+        def _intact(self, rows: Iterable[Any]) -> Iterator[Record]:
+            for record in super()._intact(rows):
+                kept = WatchedRecord(*msgspec.structs.astuple(record))
+                watched.append(weakref.ref(kept))
+                yield kept
+
+    rig.store.__class__ = WatchingStore
+    outbox, inbox = anyio.create_memory_object_stream[list[Record]](2)
+    with inbox:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(rig.feed.run, outbox)
+            for record in await inbox.receive():
+                await rig.feed.places.acquire()
+                rig.feed.deliver(record)
+            del record
+            await rig.settled()
+            await anyio.sleep(1)
+            gc.collect()
+            assert [one() for one in watched] == [None, None]
+            rig.feed.stop()

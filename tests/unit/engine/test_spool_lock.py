@@ -9,7 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from amplitude_intercom.engine.errors import DataDirInUse, SettingsError
-from amplitude_intercom.engine.spool.lock import DataDir
+from amplitude_intercom.engine.spool.lock import DataDir, holder
 
 
 def test_a_second_process_is_told_who_holds_the_directory(tmp_path: Path) -> None:
@@ -73,3 +73,12 @@ def test_a_path_that_cannot_be_a_directory_is_a_matter_of_settings(
     (tmp_path / "file").touch()
     with pytest.raises(SettingsError, match="data_dir"):
         DataDir(tmp_path / below)
+
+
+def test_who_holds_a_data_directory_is_known_without_taking_it(tmp_path: Path) -> None:
+    assert holder(tmp_path) is None
+    with DataDir(tmp_path):
+        assert holder(tmp_path) == os.getpid()
+    for left in (str(os.getpid()), "999999999", "no number", "-1", "0", "9" * 30):
+        (tmp_path / "lock").write_text(left)
+        assert holder(tmp_path) is None, left

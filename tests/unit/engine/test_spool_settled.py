@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from amplitude_intercom.engine import logs
 from amplitude_intercom.engine.envelope import Kind
 from amplitude_intercom.engine.errors import Failure
 from amplitude_intercom.engine.reasons import DeadReason
-from amplitude_intercom.engine.spool.rows import Append, DeadRow, Row
+from amplitude_intercom.engine.settings import Log
+from amplitude_intercom.engine.spool.rows import Append, DeadLetterQuery, DeadRow, Row
 from amplitude_intercom.engine.spool.schema import connect
-from amplitude_intercom.engine.spool.settled import MOST_LINES
+from amplitude_intercom.engine.spool.settled import MOST_LINES, about_raw
 from amplitude_intercom.engine.spool.store import Store
 
 RAW = b'{"event_type":"Purchase","user_id":"ann"}'
@@ -112,3 +114,41 @@ def test_a_crowd_in_one_transaction_costs_a_bounded_number_of_lines(store: Store
         append(store, count=0, dead=5 * MOST_LINES)
     assert len(lines) == MOST_LINES + 1
     assert lines[-1]["count"] == 4 * MOST_LINES
+
+
+def test_a_discarded_letter_and_a_known_bad_line_have_their_lines_at_debug(store: Store) -> None:
+    logs.configure(Log(level="debug"))
+    try:
+        letter = DeadRow("invalid_id", "too short", RAW, b"k" * 16, "f", 7, "ann")
+        with capture_logs() as lines:
+            for _ in range(2):
+                store.begin()
+                store.append([Append(1, [], [letter], Counter())], 1)
+                store.commit()
+            store.begin()
+            [kept] = store.letters.find(DeadLetterQuery(user="ann"))
+            assert store.discard(kept)
+            assert lines[1:] == lines[1:2]  # not before it is durable
+            store.commit()
+    finally:
+        logs.configure(Log())
+    found = [(line["event"], line["user"], line["reason"]) for line in lines]
+    assert found == [
+        ("dead letter", "ann", "invalid_id"),
+        ("dropped", "ann", "duplicate"),
+        ("dropped", "ann", "discarded"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("raw", "about"),
+    [
+        (b'{"event_type": 7, "user_id": "ann"}', {"user": "ann", "event_type": "7"}),
+        (b'{"event_type": "A", "user_id": [], "device_id": 5}', {"user": "5", "event_type": "A"}),
+        (b'{"event_type": "A", "user_id": "ann", "time": {}}', {"user": "ann", "event_type": "A"}),
+        (b'{"event_type": "A", "user_id": "a', {}),
+        (b"[]", {}),
+    ],
+)
+def test_one_bad_field_hides_no_other(raw: bytes, about: dict[str, str]) -> None:
+    assert about_raw(raw) == about

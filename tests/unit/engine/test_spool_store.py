@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from amplitude_intercom.engine.spool.rows import (
 )
 from amplitude_intercom.engine.spool.schema import PAGE_BYTES, SCHEMA_VERSION, connect
 from amplitude_intercom.engine.spool.store import REFILL_LEVEL, Store
+from amplitude_intercom.engine.spool.user_state import MOST_TYPES_READ
 from amplitude_intercom.transports.reasons import RefusalReason
 from support.spools import database_of
 
@@ -205,6 +207,39 @@ def test_a_run_of_damaged_records_longer_than_a_refill_does_not_free_the_user(pa
 
 
 # --- restarts -----------------------------------------------------------------------------
+
+
+def test_users_that_are_due_load_no_more_bytes_than_there_may_be(path: Path) -> None:
+    """One record more, as everywhere: the one that reaches the limit."""
+    store = opened(path)
+    users = [f"user-{n}" for n in range(50)]
+    append(store, *(Row(Kind.EVENT, user, bytes(100_000), None) for user in users))
+    store.begin()
+    for record in load_queue(store, limit_bytes=1 << 30).records:
+        store.park(record, FAILING, 2, 1)
+    store.commit()
+    woken: list[str] = []
+    while len(woken) < 50:
+        store.begin()
+        records = load_queue(store, limit_bytes=1_000_000).records
+        assert 10 <= len(records) <= 11
+        deliver_in(store, records)
+        store.commit()
+        woken += [record.user_key for record in records]
+    assert sorted(woken) == sorted(users)
+    store.close()
+
+
+def load_queue(store: Store, limit_bytes: int) -> Loaded:
+    return store.load(
+        0, limit=100, limit_bytes=limit_bytes, per_user=9, crowded=(), halted=(), now_ms=3
+    )
+
+
+def deliver_in(store: Store, records: Sequence[Record]) -> None:
+    store.deliver([record.id for record in records])
+    for record in records:
+        assert not store.refill(record.user_key, 1, 1)
 
 
 def test_what_was_loaded_before_its_user_went_aside_still_goes_first(path: Path) -> None:
@@ -427,3 +462,17 @@ def test_a_place_is_never_given_twice_though_the_mark_of_the_next_is_damaged(pat
     append(store, ROW)
     assert [record.id for record in load(store).records] == [1, 3]
     store.close()
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_types_of_more_records_than_are_read_are_not_called_complete(path: Path, more: int) -> None:
+    store = opened(path)
+    row = Row(Kind.EVENT, "ann", b'{"event_type": "Purchase", "user_id": "ann"}', None)
+    append(store, *[row] * (MOST_TYPES_READ + more))
+    state = store.user("ann")
+    assert (state.waiting.records, state.waiting.types_of) == (
+        MOST_TYPES_READ + more,
+        MOST_TYPES_READ,
+    )
+    assert state.waiting.types == {"Purchase": MOST_TYPES_READ}
+    assert state.complete is (more == 0)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sqlite3
 import threading
+import weakref
 from collections import Counter
 from pathlib import Path
 
@@ -78,6 +80,22 @@ async def test_what_is_submitted_during_a_commit_shares_the_next_one(spied: Spie
     assert set(results) == {Appended(1, 0, 0)}
     assert spied.said["COMMIT"] <= 3
     assert spied.after() == {"pending": 200, "dead": 0}
+
+
+class Watched:
+    """What a job holds, and what one returns."""
+
+
+async def test_a_writer_that_waits_keeps_neither_jobs_nor_results(spied: Spied) -> None:
+    writer = ThreadWriter(database_of(spied.store), "test")
+    held = Watched()
+    watched = [weakref.ref(held), weakref.ref(await writer.submit(lambda _, held=held: Watched()))]
+    del held
+    async with asyncio.timeout(10):
+        while any(one() is not None for one in watched):
+            gc.collect()
+            await asyncio.sleep(0)
+    await writer.close()
 
 
 async def test_jobs_run_in_the_order_of_submission_however_many_there_are(spied: Spied) -> None:

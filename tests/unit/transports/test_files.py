@@ -14,17 +14,19 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amplitude_intercom.transports import files
+from amplitude_intercom.transports import files, kinds
 from amplitude_intercom.transports.errors import BadFile
 from amplitude_intercom.transports.kinds import NotEvents
 from amplitude_intercom.transports.lines import Position
-from amplitude_intercom.transports.packing import Stream
+from amplitude_intercom.transports.packing import STEP_BYTES, Stream
 
 # --- packing ----------------------------------------------------------------------------
 
@@ -109,7 +111,7 @@ def test_a_file_that_is_cut_off_gives_what_is_there_before_it_says_so(
     ("content", "said"),
     [
         (gzip.compress(b"x" * 99)[:-4] + b"\0\0\0\0", "incorrect length check"),
-        (zipped(a=b"x")[:-30], "not a zip file"),
+        (b"PK\x05\x06" + bytes(9), "not a zip file"),
         (b"PK\x03\x04junk", "not a zip file"),
     ],
 )
@@ -150,9 +152,10 @@ def test_whatever_byte_of_an_archive_is_flipped_it_is_read_or_called_damaged(
 
 def test_zeros_behind_a_gzip_stream_are_padding(tmp_path: Path) -> None:
     path = tmp_path / "events.gz"
-    padded = gzip.compress(b"1\n") + bytes(512) + gzip.compress(b"2\n") + bytes(512)
-    path.write_bytes(padded)
-    assert read(path) == {"": b"1\n2\n"}
+    for one, two in ((b"1\n", b"2\n"), (b"1\n" * 400_000, b"2\n" * 400_000)):
+        padded = gzip.compress(one) + bytes(512) + gzip.compress(two) + bytes(512)
+        path.write_bytes(padded)
+        assert read(path) == {"": one + two}
 
 
 def test_members_of_one_name_are_all_read_on(tmp_path: Path) -> None:
@@ -389,3 +392,142 @@ def test_a_file_that_has_changed_is_another_one(tmp_path: Path) -> None:
     assert files.identity(str(path)) == before
     path.write_bytes(b"1\n2\n")
     assert files.identity(str(path)) != before
+
+
+# --- damage -----------------------------------------------------------------------------
+
+
+def _deflated(text: bytes) -> bytes:
+    return zipped(a=text)
+
+
+def _wrong_crc(packed: bytes, text: bytes) -> bytes:
+    """Flip the checksum of a text wherever it stands."""
+    crc = zlib.crc32(text).to_bytes(4, "little")
+    assert crc in packed
+    return packed.replace(crc, bytes(byte ^ 1 for byte in crc))
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, _deflated], ids=["gzip", "zip"])
+@pytest.mark.parametrize("count", [20, 5_000, 20_000])
+def test_a_wrong_checksum_at_the_end_costs_nothing_of_what_was_before_it(
+    tmp_path: Path, pack: Callable[[bytes], bytes], count: int
+) -> None:
+    text = b"".join(LINES.splitlines(keepends=True)[:count])
+    path = tmp_path / "events"
+    path.write_bytes(_wrong_crc(pack(text), text))
+    chunks = list(files.read(str(path)))
+    assert b"".join(chunk.text for chunk in chunks) == text
+    assert [chunk.problem for chunk in chunks if chunk.problem]
+
+
+@pytest.mark.parametrize("pack", [bz2.compress, lambda text: lzma.compress(text, check=1)])
+def test_of_what_no_copy_can_be_kept_a_wrong_checksum_costs_the_last_bytes_alone(
+    tmp_path: Path, pack: Callable[[bytes], bytes]
+) -> None:
+    packed = bytearray(pack(LINES))
+    if packed.startswith(b"BZh"):
+        packed[10] ^= 1  # of its first block
+    else:
+        at = packed.index(zlib.crc32(LINES).to_bytes(4, "little"))
+        packed[at] ^= 1
+    path = tmp_path / "events"
+    path.write_bytes(packed)
+    chunks = list(files.read(str(path)))
+    found = b"".join(chunk.text for chunk in chunks)
+    assert LINES.startswith(found)
+    assert len(found) > len(LINES) - STEP_BYTES
+    assert chunks[-1].problem
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_whatever_is_inflated_before_the_damage_is_delivered(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    packed = bytearray(gzip.compress(LINES[:30_000], mtime=0))
+    at = data.draw(st.integers(10, len(packed) - 1))
+    packed[at] ^= data.draw(st.integers(1, 255))
+    path = tmp_path_factory.mktemp("flipped") / "x"
+    path.write_bytes(packed)
+    found = b"".join(chunk.text for chunk in files.read(str(path)))
+    expected = _byte_by_byte(bytes(packed))
+    assert found.startswith(expected) or not kinds.tells(expected)
+
+
+def _byte_by_byte(packed: bytes) -> bytes:
+    member, found = zlib.decompressobj(31), b""
+    with suppress(zlib.error):
+        for at in range(len(packed)):
+            found += member.decompress(packed[at : at + 1])
+    return found
+
+
+class _Unseekable(io.BytesIO):
+    """What a ZIP is written to whose members' sizes stand behind them."""
+
+    def seekable(self) -> bool:
+        return False
+
+    def seek(self, *_: int) -> int:
+        raise OSError
+
+    def tell(self) -> int:
+        raise OSError
+
+
+@pytest.mark.parametrize(
+    ("buffer", "method"),  # without sizes in front, nothing tells where a stored member ends
+    [
+        (io.BytesIO, zipfile.ZIP_DEFLATED),
+        (io.BytesIO, zipfile.ZIP_STORED),
+        (_Unseekable, zipfile.ZIP_DEFLATED),
+    ],
+)
+def test_a_zip_that_is_cut_off_gives_the_members_that_are_whole(
+    tmp_path: Path, buffer: type[io.BytesIO], method: int
+) -> None:
+    target = buffer()
+    with zipfile.ZipFile(target, "w", method) as archive:
+        archive.writestr("a.json", LINES)
+        archive.writestr("__MACOSX/b.json", b"none")
+        archive.writestr("b.json.gz", gzip.compress(LINES))
+        archive.writestr("c.json", LINES)
+    whole = target.getvalue()
+    path = tmp_path / "export.zip"
+    for cut_at, names in (
+        (whole.index(b"PK\x01\x02"), "abc"),
+        (whole.index(b"PK\x01\x02") + 99, "abc"),
+        (whole.rindex(b"PK\x03\x04") + 9, "ab"),
+        (whole.rindex(b"PK\x03\x04") + 9_000, "abc"),
+    ):
+        path.write_bytes(whole[:cut_at])
+        found: dict[str, bytes] = {}
+        for chunk in files.read(str(path)):
+            found[chunk.member] = found.get(chunk.member, b"") + chunk.text
+        assert [name[0] for name in found if name] == list(names)
+        assert found["a.json"] == found["b.json.gz"] == LINES
+        assert LINES.startswith(found.get("c.json", b""))
+        assert ("", "damaged: a ZIP that ends too early") in problems(path)
+
+
+def test_a_member_that_is_damaged_costs_no_other_in_a_zip_that_is_cut_off(tmp_path: Path) -> None:
+    whole = zipped(a=LINES, b=b"PAR1" + LINES, c=LINES)
+    path = tmp_path / "export.zip"
+    path.write_bytes(_wrong_crc(whole[: whole.index(b"PK\x01\x02")], LINES))
+    found: dict[str, bytes] = {}
+    for chunk in files.read(str(path)):
+        found[chunk.member] = found.get(chunk.member, b"") + chunk.text
+    assert (found["a"], found["c"]) == (LINES, LINES)
+    assert [member for member, _ in problems(path)] == ["a", "b", "c", ""]
+
+
+def test_standard_input_that_does_not_block_is_waited_for() -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    with ThreadPoolExecutor() as threads, io.BufferedReader(files.Patient(reading)) as file:
+        found = threads.submit(file.read, files.CHUNK_BYTES)
+        for byte in LINES[:100]:
+            os.write(writing, bytes([byte]))
+        os.close(writing)
+        assert found.result() == LINES[:100]

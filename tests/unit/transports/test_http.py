@@ -21,7 +21,7 @@ import pytest
 from amplitude_intercom.transports import Batch, Receipt, Ticket
 from amplitude_intercom.transports.amplitude import BadEvent, Head
 from amplitude_intercom.transports.errors import Refused, UnknownApiKey
-from amplitude_intercom.transports.http import DOORS, HttpSource
+from amplitude_intercom.transports.http import DOORS, MAX_FIELDS, HttpSource, Parts, read_form
 from amplitude_intercom.transports.refusals import NO_DOOR
 from support.serving import speak
 
@@ -458,6 +458,24 @@ async def test_values_are_nested_up_to_forty_deep(depth: int, status: int) -> No
         assert answer["events_with_invalid_fields"] == {"event_properties": [0]}
 
 
+@pytest.mark.parametrize(("depth", "reason"), [(40, ""), (41, "invalid_field")])
+@pytest.mark.parametrize("path", ["/", "/webhook?api_key=key"])
+async def test_doors_that_refuse_nothing_bury_what_is_nested_deeper(
+    path: str, depth: int, reason: str
+) -> None:
+    nested: Any = "deep"
+    for _ in range(depth - 1):
+        nested = [nested]
+    events = [GOOD | {"event_properties": {"p": nested}}]
+    intake = Intake()
+    if path == "/":
+        (status, _), intake = await ask_form(path, legacy(events), "form")
+    else:
+        status, _ = await ask(intake, events, path)
+    [head] = intake.batches[0].heads
+    assert (status, getattr(head, "reason", "")) == (200, reason)
+
+
 # --- clients as Amplitude understands them ----------------------------------------------
 
 
@@ -818,6 +836,25 @@ async def test_requests_whose_bodies_do_not_come_do_not_keep_others_out() -> Non
             writer.close()
 
 
+async def test_a_request_that_is_worked_on_does_not_give_way_to_new_connections() -> None:
+    """Which connections may give way is what the listener notes of each that it waits for."""
+    intake = SlowIntake()
+    source = HttpSource(listen="127.0.0.1:0")
+    task = asyncio.create_task(source.run(intake))
+    url = f"http://{await source.listening()}"
+    listener = source._listener
+    assert listener is not None
+    async with aiohttp.ClientSession() as session:
+        asked = asyncio.create_task(session.post(f"{url}/2/httpapi", json=upload(GOOD)))
+        await intake.someone.wait()
+        assert (len(listener._open_ones), len(listener._waited_for)) == (1, 0)
+        intake.go.set()
+        assert (await asked).status == 200
+        assert listener._open_ones == listener._waited_for.keys()
+    task.cancel()
+    await asyncio.wait([task])
+
+
 @pytest.mark.parametrize(
     ("path", "kind", "body"),
     [
@@ -846,3 +883,33 @@ async def test_no_body_takes_long_to_be_refused(path: str, kind: str, body: byte
 @pytest.mark.parametrize("options", [None, [], {}, {"min_id_length": None}, {"min_id_length": "x"}])
 async def test_an_option_that_means_nothing_costs_no_event(options: Any) -> None:
     assert (await ask(Intake(), upload(GOOD, options=options)))[0] == 200
+
+
+@pytest.mark.parametrize("kind", ["application/json", "application/x-www-form-urlencoded"])
+def test_a_form_has_few_fields_however_it_is_written(kind: str) -> None:
+    many = {f"field-{n}": "x" for n in range(MAX_FIELDS + 1)}
+    body = json.dumps(many) if "json" in kind else urllib.parse.urlencode(many)
+    with pytest.raises(ValueError, match=r"(?i)fields"):
+        read_form(Parts(body.encode(), {}, {"Content-Type": kind}))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+async def test_a_client_that_hangs_up_within_a_body_is_gone_and_sent_nothing_bad(
+    packed: bool,
+) -> None:
+    source = HttpSource(listen="127.0.0.1:0")
+    task = asyncio.create_task(source.run(Intake()))
+    host, _, port = (await source.listening()).rpartition(":")
+    whole = json.dumps(upload(GOOD)).encode()
+    body = gzip.compress(whole) if packed else whole
+    encoding = "Content-Encoding: gzip\r\n" if packed else ""
+    head = f"POST /batch HTTP/1.1\r\nHost: x\r\n{encoding}Content-Length: {len(body)}\r\n\r\n"
+    _, writer = await asyncio.open_connection(host, int(port))
+    writer.write(head.encode() + body[:-5])
+    await writer.drain()
+    writer.close()
+    while not source.refusals:
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+    assert source.refusals == {("/batch", "gone"): 1}

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import socket
+import ssl
+import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -13,14 +16,20 @@ from aiohttp import web
 from amplitude_intercom.transports.errors import NoAnswer
 from amplitude_intercom.transports.intercom import (
     MAX_ANSWER_BYTES,
+    MAX_CONTACT_FIELDS,
+    MAX_LIST_BYTES,
     VERSION,
     Answer,
     ApiError,
     IntercomClient,
     RateHeaders,
     Request,
+    create_attribute,
     decode_json,
     get_contact,
+    is_error_list,
+    is_intercoms,
+    list_attributes,
     me,
     merged_into,
     named_contact,
@@ -188,6 +197,67 @@ async def test_an_answer_that_is_cut_off_is_incomplete() -> None:
         assert await cause_of(client, me()) == "incomplete"
 
 
+class Faulty(IntercomClient):
+    """A client that cannot make a call, for a reason that is set."""
+
+    fault: Exception
+
+    async def _exchange(self, request: Request) -> Answer:
+        raise self.fault
+
+
+@pytest.fixture
+async def faulty() -> AsyncIterator[Faulty]:
+    async with Faulty("http://127.0.0.1:9", TOKEN, timeout_s=1.0, connections=1) as client:
+        yield client
+
+
+UNFORESEEN = [
+    RuntimeError(f"can't start new thread {TOKEN}"),
+    MemoryError(),
+    KeyError(TOKEN),
+    RecursionError(),
+    AssertionError(),
+]
+
+
+@pytest.mark.parametrize("fault", UNFORESEEN, ids=repr)
+async def test_an_error_that_nobody_foresaw_is_no_answer(faulty: Faulty, fault: Exception) -> None:
+    faulty.fault = fault
+    assert await cause_of(faulty, send_event(b"{}")) == "unforeseen"
+
+
+@pytest.mark.parametrize(
+    "fault", [ValueError(), TypeError(), OverflowError(), UnicodeEncodeError("utf-8", "", 0, 1, "")]
+)
+async def test_an_error_about_the_request_itself_stays_one(
+    faulty: Faulty, fault: Exception
+) -> None:
+    faulty.fault = fault
+    with pytest.raises(type(fault)):
+        await faulty.send(send_event(b"{}"))
+
+
+async def test_an_error_of_the_system_is_about_no_request_though_it_is_a_value_error(
+    faulty: Faulty,
+) -> None:
+    faulty.fault = ssl.SSLCertVerificationError("certificate verify failed")
+    assert isinstance(faulty.fault, ValueError)
+    assert await cause_of(faulty, send_event(b"{}")) == "untrusted"
+
+
+async def test_unforeseen_errors_are_logged_once_a_second_without_what_they_quote(
+    faulty: Faulty, caplog: pytest.LogCaptureFixture
+) -> None:
+    faulty.fault = UNFORESEEN[0]
+    for _ in range(100):
+        await cause_of(faulty, send_event(b"{}"))
+    [line] = caplog.messages
+    assert "RuntimeError" in line
+    assert "in _exchange" in line
+    assert TOKEN not in line
+
+
 async def test_a_connection_that_ends_without_an_answer_is_a_reset() -> None:
     async def handler(request: web.Request) -> web.Response:
         assert request.transport is not None
@@ -235,9 +305,100 @@ async def test_a_token_that_stays_wrong_is_fetched_at_most_once_a_second() -> No
     assert 1 <= fetched <= 1 + seconds
 
 
-async def test_an_answer_without_bounds_is_not_read_to_its_end() -> None:
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    ("request_", "most"),
+    [
+        (me(), MAX_ANSWER_BYTES),
+        (send_event(b"{}"), MAX_ANSWER_BYTES),
+        (get_contact("a"), MAX_ANSWER_BYTES),
+        (create_attribute("plan", "string"), MAX_ANSWER_BYTES),
+        (list_attributes(), MAX_LIST_BYTES),
+    ],
+)
+async def test_an_answer_is_as_long_as_what_it_is_for_and_no_longer(
+    request_: Request, most: int, packed: bool
+) -> None:
+    too_much = 0
+
     async def handler(request: web.Request) -> web.Response:
-        return web.Response(body=b"x" * (MAX_ANSWER_BYTES + 100_000))
+        response = web.Response(body=b"x" * (most + too_much))
+        if packed:
+            response.enable_compression(web.ContentCoding.gzip)
+        return response
 
     async with client_of(handler) as client:
+        assert len((await client.send(request_)).body) == most
+        too_much = 1
+        assert await cause_of(client, request_) == "incomplete"
+
+
+@pytest.mark.parametrize("packed", [gzip.compress(bytes(60_000_000)), gzip.compress(b"{}")[:-1]])
+async def test_an_answer_that_swells_or_is_not_whole_costs_no_memory_and_is_none(
+    packed: bytes,
+) -> None:
+    async def handler(request: web.Request) -> web.Response:
+        return web.Response(body=packed, headers={"Content-Encoding": "gzip"})
+
+    async with client_of(handler) as client:
+        tracemalloc.start()
         assert await cause_of(client, me()) == "incomplete"
+        _, peak_bytes = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert peak_bytes < 10 * MAX_ANSWER_BYTES
+
+
+MANY = b"[" + b"[]," * 80_000 + b"[]]"
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "body"),
+    [
+        (send_event(b"{}"), 404, b'{"type":"error.list","errors":%b}' % MANY),
+        (send_event(b"{}"), 404, b'{"type":"error.list","errors":[{}],"x":%b}' % MANY),
+        (me(), 200, b'{"app":{"x":%b}}' % MANY),
+        (list_attributes(), 200, b'{"data":%b}' % MANY),
+    ],
+)
+def test_what_tells_whose_an_answer_is_makes_no_objects_of_the_rest_of_it(
+    request_: Request, status: int, body: bytes
+) -> None:
+    got = answer(body, status)
+    tracemalloc.start()
+    assert is_intercoms(request_, got)
+    parse_error(got)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 2 * len(body)
+
+
+def test_of_a_contact_is_kept_what_it_is_read_for() -> None:
+    body = b'{"id":"a","email":"m@x.io","tags":%b,"custom_attributes":{"n":1,"o":%b}}'
+    got = answer(body % (MANY, MANY), 200)
+    assert is_intercoms(get_contact("a"), got)
+    attributes = {"n": 1}
+    assert got.contact == {"id": "a", "email": "m@x.io", "custom_attributes": attributes}
+    assert got.contact is got.contact
+    many = b",".join(b'"a%d":0' % n for n in range(MAX_CONTACT_FIELDS + 1))
+    for absurd in (b'{"id":"a",%b}', b'{"id":"a","custom_attributes":{%b}}'):
+        assert not is_intercoms(get_contact("a"), answer(absurd % many, 200))
+
+
+@pytest.mark.parametrize(
+    ("body", "is_one"),
+    [
+        (b'{"type":"error.list","errors":[{"code":"x"}]}', True),
+        (b'{"type":"error.list","errors":[{"code":5}]}', True),
+        (b'{"type":"error.list","errors":["x"]}', True),
+        (b'{"type":"error.list","errors":[]}', False),
+        (b'{"type":"error.list","errors":null}', False),
+        (b'{"type":"error.list","errors":{}}', False),
+        (b'{"type":5,"errors":[{}]}', False),
+        (b'{"errors":[{}]}', False),
+        (b"[]", False),
+        (b"<html>", False),
+        (DEEP, False),
+    ],
+)
+def test_an_error_list_is_one_with_an_error_in_it(body: bytes, is_one: bool) -> None:
+    assert is_error_list(answer(body)) is is_one

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -230,6 +231,18 @@ def test_events_behind_lines_may_be_set_otherwise(
     assert [line.number for line in found] == list(range(1, len(found) + 1))
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from(SET_IN_LINES), EVENTS, EVENTS, st.integers(1, 90))
+def test_the_last_line_may_be_an_array_whether_a_line_break_follows_or_not(
+    shape: str, lines: list[Any], others: list[Any], size: int
+) -> None:
+    text = _lines(lines) + SHAPES[shape](others).strip()
+    found, problem = cut_all(text.encode(), size)
+    assert [json.loads(line.text) for line in found] == [*lines, *others]
+    assert problem == ""
+    assert [line.number for line in found] == list(range(1, len(found) + 1))
+
+
 @pytest.mark.parametrize("broken", ["{", "{\n", "[", "[INFO] started", "[1, 2", "}", "]"])
 def test_a_line_that_only_looks_like_more_swallows_no_event(broken: str) -> None:
     events = _few(40)
@@ -402,3 +415,28 @@ def test_lines_that_are_cut_all_at_once_are_the_same(text: bytes, size: int) -> 
             ends = [plain.begin + plain.length(slice(0, n + 1)) for n in range(len(expected))]
             assert [line.end for line in expected] == ends
     assert fast.finish() == slow.finish()
+
+
+# --- time in proportion to the length -----------------------------------------------------
+
+LONG: dict[str, Callable[[int], bytes]] = {
+    "line ends behind a broken value": lambda n: b'[{"a":1},{"b":"x\n' + b"\n" * n,
+    "commas between line ends": lambda n: b'[{"a":1},{"b":"x\n' + b"\n," * n,
+    "closed and blank": lambda n: b'[{"a":1},{"b":"x\n' + b"}   " * n,
+    "an event that is no request body": lambda n: (
+        b'{"event_type":"x"' + b',"events":[]' * (3 * n) + b"}"
+    ),
+    "tiny values": lambda n: b"[" + b"{}," * (n // 3),
+}
+
+
+@pytest.mark.parametrize("text", LONG)
+def test_a_text_of_eight_times_the_length_takes_about_eight_times_as_long(text: str) -> None:
+    def took_s(length: int) -> float:
+        cutter, whole = Values(1 << 20), LONG[text](length)
+        started_s = time.process_time()
+        cutter.cut(whole)
+        return time.process_time() - started_s
+
+    short_s, long_s = (min(took_s(length) for _ in range(3)) for length in (6_000, 48_000))
+    assert long_s < 24 * short_s + 0.001

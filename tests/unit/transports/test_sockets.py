@@ -8,7 +8,12 @@ from typing import Any, cast
 import pytest
 from aiohttp import web
 
-from amplitude_intercom.transports.sockets import HEADER_TIMEOUT_S, Connection, Listener
+from amplitude_intercom.transports.sockets import (
+    HEADER_TIMEOUT_S,
+    PROGRESS_BYTES,
+    Connection,
+    Listener,
+)
 
 
 class Patient(asyncio.Protocol):
@@ -68,6 +73,7 @@ class Watch(Listener):
 
     def __init__(self) -> None:
         self.now_s = 0.0
+        self._waited_for = {}
 
     def wait_for(self, connection: Connection) -> None:
         connection.since_s = self.now_s
@@ -92,3 +98,36 @@ def test_a_head_has_as_long_after_an_idle_time_as_the_first_one() -> None:
     watch.now_s += HEADER_TIMEOUT_S - 1
     connection.data_received(b"TP")  # a trickle does not make it longer
     assert connection.is_late(watch.now_s + 2, idle_timeout_s=75.0)
+
+
+class Carrier(Nothing):
+    """A transport of one connection."""
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__()
+        self._connection = connection
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        return self._connection
+
+
+@pytest.mark.parametrize(
+    ("piece", "goes_first"), [(PROGRESS_BYTES // 4, "a silent one"), (1, "the body")]
+)
+async def test_a_body_that_comes_on_does_not_give_way_before_a_connection_that_is_silent(
+    piece: int, goes_first: str
+) -> None:
+    listener = Listener(cast("web.Server", Patient), 10, idle_timeout_s=75.0)
+    body, silent = (Connection(listener, asyncio.Protocol()) for _ in range(2))
+    carrier = Carrier(body)
+    body.connection_made(carrier)
+    body.data_received(b"POST / HTTP/1.1\r\n\r\n")
+    with listener.request(carrier):
+        silent.connection_made(Carrier(silent))
+        for _ in range(4):
+            body.data_received(bytes(piece))
+        first = next(iter(listener._waited_for))
+        assert first is (silent if goes_first == "a silent one" else body)
+        listener.at_work(carrier)
+        body.data_received(bytes(PROGRESS_BYTES))  # of its next request
+        assert list(listener._waited_for) == [silent]

@@ -478,3 +478,20 @@ async def test_an_input_that_nobody_can_wait_for_is_read_all_the_same() -> None:
     async with asyncio.timeout(5):
         await LineSource(["/dev/null"]).run(intake)
     assert intake.batches == []
+
+
+async def test_a_text_of_tiny_values_leaves_others_their_turns(tmp_path: Path) -> None:
+    path = tmp_path / "events.json"
+    path.write_bytes(b'[{"event_type":"a"},' + b"{}," * 100_000 + b"{}]")
+    turns = 0
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    others = asyncio.create_task(take_turns())
+    await LineSource([str(path)]).run(Intake())
+    others.cancel()
+    assert turns > 200  # cut in one go, it leaves them some sixty

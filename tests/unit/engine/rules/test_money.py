@@ -22,6 +22,10 @@ from amplitude_intercom.engine.rules.money import MINOR_DIGITS, money
         (0.135, "USD", 14),
         ("0.12500000000000000000000000000000001", "USD", 13),
         (0, "USD", 0),
+        (" +19.99\n", "USD", 1999),
+        ("1.", "USD", 100),
+        (".5", "USD", 50),
+        ("1E1", "USD", 1000),
     ],
 )
 def test_an_amount_is_exact_in_the_minor_unit(value: Any, currency: str, amount: int) -> None:
@@ -29,7 +33,12 @@ def test_an_amount_is_exact_in_the_minor_unit(value: Any, currency: str, amount:
 
 
 @pytest.mark.parametrize(
-    "value", [None, True, [], -1, "nan", "sNaN", "inf", "", "1e999999", 10**20]
+    "value",
+    [
+        *(None, True, [], -1, 10**20),
+        *("nan", "sNaN", "inf", "Infinity", "", "1e999999", "-0.5", ".", "e5", "1e5e5", "1..5"),
+        *("1_9.9_9", "1_000", "\uff11\uff19.9", "\u0661", "1 9", "1,5", "0x10", "\u00a019"),
+    ],
 )
 def test_what_is_no_amount_is_no_money(value: Any) -> None:
     assert money(value, "USD") is None

@@ -7,7 +7,7 @@ from typing import Any, get_args
 import msgspec
 import pytest
 
-from amplitude_intercom.engine.rules.selection import Selection
+from amplitude_intercom.engine.rules.selection import MAX_ELEMENTS, Selection
 from amplitude_intercom.engine.settings import Clause, Operator, Selector
 
 
@@ -139,6 +139,13 @@ def test_a_group_property_matches_when_that_of_any_group_does() -> None:
     assert passes(event, "group.org.plan", "is", "free")
     assert not passes(event, "group.org.plan", "is not", "free")
     assert passes(event, "group.org.size", "is", "(none)")
+
+
+def test_of_many_groups_of_a_type_the_first_are_looked_at() -> None:
+    groups = {f"g{n}": {"n": n} for n in range(MAX_ELEMENTS + 1)}
+    event = {"group_properties": {"org": groups}}
+    assert passes(event, "group.org.n", "is", MAX_ELEMENTS - 1)
+    assert not passes(event, "group.org.n", "is", MAX_ELEMENTS)
 
 
 @pytest.mark.parametrize("holder", [None, 7, "text", [], {"p": None}])
@@ -342,9 +349,9 @@ def test_whole_numbers_of_thousands_of_digits_compare_with_any_number() -> None:
 @pytest.mark.parametrize(
     ("selector", "message"),
     [
-        (Selector([]), "selector 2: types is empty"),
-        (Selector([""]), "selector 2: an event type is empty"),
-        (Selector(["T"], [clause("", "is", 1)]), "selector 2, clause 1 .*no name"),
+        (Selector([]), r"\[1\].types: empty"),
+        (Selector([""]), r"\[1\].types: an event type is empty"),
+        (Selector(["T"], [clause("", "is", 1)]), r"\[1\].where\[0\] .*no name"),
         (Selector(["T"], [clause("event", "is", 1)]), "no name"),
         (Selector(["T"], [clause("user.", "is", 1)]), "no name"),
         (Selector(["T"], [clause("event.p", "is")]), r"\('event.p' is\): values is empty"),
@@ -357,7 +364,7 @@ def test_whole_numbers_of_thousands_of_digits_compare_with_any_number() -> None:
         (Selector(["T"], [clause("event.p", "like", 1)]), "op is none of is, is not"),
         (
             Selector(["T"], [clause("country", "is", 1), clause("user.x", ">", "x")]),
-            "selector 2, clause 2",
+            r"\[1\].where\[1\] ",
         ),
     ],
 )
