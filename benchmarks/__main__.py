@@ -57,9 +57,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(msgspec.json.encode(found).decode())
     else:
         show(found)
-    collapsed = [one for one in results if GOALS[one.name].has_collapsed(one.ratio)]
-    for one in collapsed if given.smoke else ():
-        print(f"{one.name} has collapsed: {one.ratio}, its goal is {one.goal}", file=sys.stderr)
+    collapsed = [result for result in results if GOALS[result.name].has_collapsed(result.ratio)]
+    for result in collapsed if given.smoke else ():
+        print(
+            f"{result.name} has collapsed: {result.ratio}, its goal is {result.goal}",
+            file=sys.stderr,
+        )
     return 1 if given.smoke and collapsed else 0
 
 

@@ -140,7 +140,7 @@ def report(seed: int, results: list[Result]) -> Report:
             **{name: version(name) for name in VERSIONS},
         },
         seed,
-        sorted(results, key=lambda one: order.index(one.name)),
+        sorted(results, key=lambda result: order.index(result.name)),
     )
 
 
@@ -150,16 +150,16 @@ def show(found: Report) -> None:
     table = Table(title=f"{found.machine['cores']} cores, {versions}, seed {found.seed}")
     for column in ("benchmark", "ratio", "goal", "measured", "reference", "unit", ""):
         table.add_column(column)
-    for one in found.results:
-        sign = "≥" if one.better == "higher" else "≤"
-        met = GOALS[one.name].is_met(one.ratio)
+    for result in found.results:
+        sign = "≥" if result.better == "higher" else "≤"
+        met = GOALS[result.name].is_met(result.ratio)
         table.add_row(
-            one.name,
-            f"{one.ratio:.3f}" if met else f"[red]{one.ratio:.3f}[/red]",
-            f"{sign} {one.goal:g}",
-            f"{one.measured:,.3g}" if one.measured < 1_000 else f"{one.measured:,.0f}",
-            f"{one.reference:,.3g}" if one.reference < 1_000 else f"{one.reference:,.0f}",
-            one.unit,
-            one.note,
+            result.name,
+            f"{result.ratio:.3f}" if met else f"[red]{result.ratio:.3f}[/red]",
+            f"{sign} {result.goal:g}",
+            f"{result.measured:,.3g}" if result.measured < 1_000 else f"{result.measured:,.0f}",
+            f"{result.reference:,.3g}" if result.reference < 1_000 else f"{result.reference:,.0f}",
+            result.unit,
+            result.note,
         )
     Console(width=150).print(table)

@@ -96,7 +96,7 @@ class Daemon:
 
     def resident_bytes(self) -> int:
         status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8")
-        line = next(one for one in status.splitlines() if one.startswith("VmRSS:"))
+        line = next(line for line in status.splitlines() if line.startswith("VmRSS:"))
         return int(line.split()[1]) * 1024
 
 

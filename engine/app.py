@@ -376,7 +376,9 @@ class Engine:
             SpoolError: the spool cannot be read or changed.
         """
         return await self.pipelines[sync].spool.do(
-            lambda store: sum(store.discard(one) for one in store.letters.find(query, limit=-1))
+            lambda store: sum(
+                store.discard(letter) for letter in store.letters.find(query, limit=-1)
+            )
         )
 
     # --- the spool's file -----------------------------------------------------------------

@@ -18,11 +18,11 @@ def problems(
     it, unless it is given the ``api_key`` of an Amplitude project.
     """
     parameters = inspect.signature(source).parameters
-    takes_any = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     named = [
-        one.name
-        for one in parameters.values()
-        if one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL)
+        parameter.name
+        for parameter in parameters.values()
+        if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
     ]
     for name in arguments:
         if name not in named and not takes_any:

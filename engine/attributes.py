@@ -45,7 +45,7 @@ def parse_list(answer: Answer) -> list[Listed] | None:
     if answer.status != 200:
         return None
     try:
-        return [one for one in _list.decode(answer.body).data if one.custom]
+        return [attribute for attribute in _list.decode(answer.body).data if attribute.custom]
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
 
@@ -55,7 +55,9 @@ class KnownAttributes:
 
     def __init__(self, listed: Iterable[Listed]) -> None:
         self._types = {
-            one.name: one.data_type for one in listed if one.api_writable and not one.archived
+            attribute.name: attribute.data_type
+            for attribute in listed
+            if attribute.api_writable and not attribute.archived
         }
 
     def type_of(self, name: str) -> str | None:

@@ -106,10 +106,10 @@ class Contacts:
 
     def count(self, adjustments: Sequence[Adjustment]) -> None:
         """Count what one update changed on the way."""
-        for one in adjustments:
-            self._adjusted[one.reason] += 1
-            if one.reason == "unknown_attribute":
-                self.unknown_attributes[one.where] += 1
+        for adjustment in adjustments:
+            self._adjusted[adjustment.reason] += 1
+            if adjustment.reason == "unknown_attribute":
+                self.unknown_attributes[adjustment.where] += 1
 
 
 class _Upsert:
@@ -425,9 +425,9 @@ def _is_just_created(contact: Mapping[str, Any], sent: Mapping[str, Any]) -> boo
     return untouched and all(_same(flat.get(name), value) for name, value in sent.items())
 
 
-def _same(one: Any, other: Any) -> bool:
+def _same(first: Any, other: Any) -> bool:
     """Whether two field values are the same to Intercom: ``True`` is not 1."""
-    return type(one) is type(other) and bool(one == other)
+    return type(first) is type(other) and bool(first == other)
 
 
 def _nobodys_owner(answer: Answer) -> str:

@@ -276,17 +276,17 @@ class Writer:
         """Write a line together with those behind it, as far as they go into one write."""
         lines: list[bytes] = []
         size = 0
-        one: bytes | threading.Event | None = first
-        while isinstance(one, bytes):
-            if lines and size + len(one) > WRITE_BYTES:
+        line: bytes | threading.Event | None = first
+        while isinstance(line, bytes):
+            if lines and size + len(line) > WRITE_BYTES:
                 self._write(lines)
                 lines, size = [], 0
-            lines.append(one)
-            size += len(one)
-            one = self._waiting()
+            lines.append(line)
+            size += len(line)
+            line = self._waiting()
         self._write(lines)
-        if one is not None:
-            one.set()
+        if line is not None:
+            line.set()
 
     def _waiting(self) -> bytes | threading.Event | None:
         try:

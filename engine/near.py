@@ -13,8 +13,8 @@ MOST_CHARACTERS = 200
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """Return the known word that is most like a word, whatever its case; None: none is like it."""
-    short = (one for one in islice(known, MOST_WORDS) if len(one) <= MOST_CHARACTERS)
-    by_lower = {one.lower(): one for one in short if one != word}
+    short = (word for word in islice(known, MOST_WORDS) if len(word) <= MOST_CHARACTERS)
+    by_lower = {known_word.lower(): known_word for known_word in short if known_word != word}
     found = get_close_matches(word[:MOST_CHARACTERS].lower(), by_lower, n=1, cutoff=0.7)
     return by_lower[found[0]] if found else None
 

@@ -174,7 +174,7 @@ async def check_4_cancelled_it_ends_and_claims_nothing(make: MakeOutside, seed: 
         told = _told(outside, work, ids)
         claimed = told - set(intake.taken)
         _hold(4, seed, not claimed, f"told of {claimed}, which nobody has")
-        rest = [one for one in ids if one not in told]
+        rest = [id_ for id_ in ids if id_ not in told]
     second = Recorder(seed)
     async with make() as outside:
         await _run(outside, second, rest)

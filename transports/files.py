@@ -124,9 +124,9 @@ def size(paths: Sequence[str]) -> int | None:
         found = [os.stat(path) for path in paths if path != "-"]
     except OSError:
         return None
-    if len(found) < len(paths) or not all(stat.S_ISREG(one.st_mode) for one in found):
+    if len(found) < len(paths) or not all(stat.S_ISREG(status.st_mode) for status in found):
         return None
-    return sum(one.st_size for one in found)
+    return sum(status.st_size for status in found)
 
 
 def identity(path: str) -> str:
@@ -274,7 +274,7 @@ def read_archive(
         yield Chunk(inside, b"", 0, problem)
         return
     with archive:
-        listed = (one for one in archive.infolist() if _is_member(one.filename))
+        listed = (status for status in archive.infolist() if _is_member(status.filename))
         members = sorted(listed, key=lambda member: _natural(member.filename))
         names = [f"{inside}:{m.filename}" if inside else m.filename for m in members]
         first = _index(names, start.member)

@@ -94,7 +94,7 @@ class Refusals:
         A client with a wrong key sends again and again; one that is made up, once.
         """
         self.keys[key] += 1
-        named = [one for one in self.keys if one != OTHER_KEYS]
+        named = [key for key in self.keys if key != OTHER_KEYS]
         if len(named) > MAX_KEYS:
             named.remove(key)
             rarest = min(named, key=self.keys.__getitem__)

@@ -222,17 +222,17 @@ class Listener:
             OSError: it cannot be listened on.
         """
         sockets = await _bind(host, port)
-        for one in sockets:
-            self._watch(one)
+        for listening in sockets:
+            self._watch(listening)
         sweep = asyncio.create_task(self._sweep())
         try:
             name, number = sockets[0].getsockname()[:2]
             yield f"[{name}]:{number}" if ":" in name else f"{name}:{number}"
         finally:
             sweep.cancel()
-            for one in sockets:
-                self._unwatch(one)
-                one.close()
+            for listening in sockets:
+                self._unwatch(listening)
+                listening.close()
             await asyncio.gather(sweep, *self._coming, return_exceptions=True)
 
     def _watch(self, listening: socket.socket) -> None:
@@ -291,8 +291,8 @@ async def _bind(host: str, port: int) -> list[socket.socket]:
             opened = socket.create_server(address[:2], family=family, backlog=BACKLOG)
         except OSError as error:
             if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
-                for one in sockets:
-                    one.close()
+                for listening in sockets:
+                    listening.close()
                 raise
             absent = error
             continue

@@ -297,7 +297,7 @@ class LineSource:
             position = Position(member, last.number if last.end else 0, last.end)
             decoded = [(line.number, *decode_line(line, self._max_bytes)) for line in some]
             if self._is_choosy:
-                wanted = [one for one in decoded if self._is_wanted(*one[1:])]
+                wanted = [line for line in decoded if self._is_wanted(*line[1:])]
                 self._progress.passed_over(len(decoded) - len(wanted))
                 decoded = wanted
             numbers = [number for number, _, _ in decoded]

@@ -321,7 +321,7 @@ def _converted(
     """Return events in the spelling of HTTP V2; too many or too large ones as they are."""
     if convert is None or len(events) > MAX_EVENTS:
         return events
-    return [one if _size(one) > MAX_EVENT_BYTES else convert(one) for one in events]
+    return [event if _size(event) > MAX_EVENT_BYTES else convert(event) for event in events]
 
 
 def _size(raw: msgspec.Raw | bytes) -> int:

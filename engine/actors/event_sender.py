@@ -83,10 +83,10 @@ class EventSender(Actor[list[Envelope], None]):
         Return what others have: they go on as soon as that is one commit.
         """
         user = early.record.user_key
-        mine = [one.record for one in ahead if one.record.user_key == user]
+        mine = [envelope.record for envelope in ahead if envelope.record.user_key == user]
         work = self._feed.defer([early.record, *mine], early.not_before_ms)
         if await self.attempt(early.record, work):
-            return deque(one for one in ahead if one.record.user_key != user)
+            return deque(envelope for envelope in ahead if envelope.record.user_key != user)
         return ahead
 
     async def _deliver(self, envelope: Envelope, event: bytes) -> None:

@@ -104,7 +104,7 @@ class MapperActor(Actor[list[Record], Envelope]):
             if len(records) == 1:
                 return [(records[0], _internal(fault, records[0]))], {}
         alone = [await self._prepare([record]) for record in records]
-        every = [one for planned, _ in alone for one in planned]
+        every = [outcome for planned, _ in alone for outcome in planned]
         return every, {id_: body for _, bodies in alone for id_, body in bodies.items()}
 
     async def _admit(self, planned: Sequence[Planned]) -> Sequence[Planned]:
@@ -130,7 +130,7 @@ class MapperActor(Actor[list[Record], Envelope]):
         ]
         if not events:
             return {}
-        given = await self._spool.claim_seconds([claim_of(*one) for one in events])
+        given = await self._spool.claim_seconds([claim_of(*outcome) for outcome in events])
         return {
             record.id: (event_body(event, second), _not_before_ms(event, second), crowded)
             for (record, event), (second, crowded) in zip(events, given, strict=True)

@@ -91,12 +91,12 @@ class UserUpserter(Actor[list[Envelope], list[Envelope]]):
 
     async def _write(self, envelope: Envelope, merged: Sequence[Envelope]) -> None:
         """Write the contact, and settle the updates, or keep the contact for the event behind."""
-        updates = [one.plan.contact for one in merged if one.plan.contact]
+        updates = [envelope.plan.contact for envelope in merged if envelope.plan.contact]
         upserted = await self._contacts.upsert(updates)
         self._alone.discard(envelope.record.id)
         if envelope.event is None:
-            records = [one.record for one in merged]
-            self._feed.adjusted.update(reason for one in merged for reason in one.reasons)
+            records = [envelope.record for envelope in merged]
+            self._feed.adjusted.update(reason for envelope in merged for reason in envelope.reasons)
             await self._feed.settle_update(records, upserted.contact, delivered=upserted.called)
         else:
             await self._spool.remember(envelope.record.user_key, upserted.contact)
@@ -113,10 +113,10 @@ class UserUpserter(Actor[list[Envelope], list[Envelope]]):
         merged = [envelope]
         others: deque[Envelope] = deque()
         event_seen = False
-        for one in self._ahead:
-            mine = one.record.user_key == envelope.record.user_key
-            event_seen = event_seen or (mine and one.event is not None)
-            (merged if mine and not event_seen else others).append(one)
+        for waiting in self._ahead:
+            mine = waiting.record.user_key == envelope.record.user_key
+            event_seen = event_seen or (mine and waiting.event is not None)
+            (merged if mine and not event_seen else others).append(waiting)
         self._ahead = others
         return merged
 

@@ -236,7 +236,7 @@ def _token_findings(sync: Sync, answer: Answer) -> Iterator[Finding]:
 
 
 def _attribute_findings(sync: Sync, listed: list[Listed]) -> Iterator[Finding]:
-    by_name = {one.name: one for one in listed}
+    by_name = {attribute.name: attribute for attribute in listed}
     for index, item in enumerate(sync.users.properties if sync.users.enabled else ()):
         _, target = source_and_target(item)
         if target in STANDARD_TYPES:

@@ -177,8 +177,8 @@ def _show(status: SyncStatus, letters: list[DeadLetter], local: Sandbox) -> None
             f" {letter.attempts} attempts, user {letter.user_key}"
         )
     _say(f"Intercom now has {len(local.contacts)} contacts and {len(local.events)} events.")
-    for one in local.events:
-        _say(f"  {msgspec.json.encode(one).decode()}")
+    for event in local.events:
+        _say(f"  {msgspec.json.encode(event).decode()}")
     _say("")
     _say("Next, with your own workspace: write amplitude-intercom.toml as the README shows, then")
     _say("  .venv/bin/amplitude-intercom check -c amplitude-intercom.toml")

@@ -46,15 +46,15 @@ def words() -> Iterator[Word]:
 def explain(word: str | None, *, as_json: bool) -> int:
     """Print what a word means, or all that there are; exits 2 where there is no such word."""
     every = list(words())
-    found = every if word is None else [one for one in every if _is_meant(word, one.word)]
+    found = every if word is None else [entry for entry in every if _is_meant(word, entry.word)]
     if not found:
-        known = [one.word for one in every]
+        known = [word.word for word in every]
         hint = did_you_mean(str(word), known) or "; `explain` alone lists them"
         return complain(f"there is no word `{str(word)[:64]}`{hint}", USAGE)
     if as_json:
-        print_json([msgspec.structs.asdict(one) for one in found])
+        print_json([msgspec.structs.asdict(word) for word in found])
     elif word is None:
-        print_table([(one.word, one.kind, one.means) for one in found])
+        print_table([(word.word, word.kind, word.means) for word in found])
     else:
         _print(found)
     return OK
@@ -72,8 +72,8 @@ def _is_meant(asked: str, word: str) -> bool:
 
 
 def _print(found: list[Word]) -> None:
-    for one in found:
-        say(f"{one.word}: {one.kind}")
-        say(f"  {one.means}")
-        if one.remedy:
-            say(f"  what to do: {one.remedy}")
+    for word in found:
+        say(f"{word.word}: {word.kind}")
+        say(f"  {word.means}")
+        if word.remedy:
+            say(f"  what to do: {word.remedy}")

@@ -33,10 +33,10 @@ def key_findings(settings: Settings) -> Iterator[Finding]:
             if not sync.enabled and not _is_delivered(key, settings):
                 text = f"no enabled sync takes the key {key_name(key)}: its events are dropped"
                 yield Finding("warning", f"sync[{index}].amplitude_api_keys", text)
-    for one, other in combinations([sync for sync in settings.sync if sync.enabled], 2):
-        if _write_to_one(one, other) and (shared := _shared_key(one, other)):
+    for first, other in combinations([sync for sync in settings.sync if sync.enabled], 2):
+        if _write_to_one(first, other) and (shared := _shared_key(first, other)):
             text = (
-                f"`{one.name}` and `{other.name}` take the key {key_name(shared)} and have one"
+                f"`{first.name}` and `{other.name}` take the key {key_name(shared)} and have one"
                 " access token: what both select is sent twice"
             )
             yield Finding("warning", "sync", text)
@@ -56,15 +56,15 @@ def key_name(key: Secret) -> str:
     return key.source if key.source != "***" else f"{key.reveal()[:4]}…"
 
 
-def _write_to_one(one: Sync, other: Sync) -> bool:
-    a, b = one.intercom, other.intercom
+def _write_to_one(first: Sync, other: Sync) -> bool:
+    a, b = first.intercom, other.intercom
     return (a.access_token, a.region, a.base_url) == (b.access_token, b.region, b.base_url)
 
 
-def _shared_key(one: Sync, other: Sync) -> Secret | None:
+def _shared_key(first: Sync, other: Sync) -> Secret | None:
     theirs = {key.reveal() for key in other.amplitude_api_keys}
-    mine = {key.reveal() for key in one.amplitude_api_keys}
-    for key in one.amplitude_api_keys:
+    mine = {key.reveal() for key in first.amplitude_api_keys}
+    for key in first.amplitude_api_keys:
         if theirs & {key.reveal(), ANY_KEY} or (theirs and key.reveal() == ANY_KEY):
             return key
     return next((k for k in other.amplitude_api_keys if k.reveal() == ANY_KEY and mine), None)
@@ -80,9 +80,9 @@ def addresses(settings: Settings) -> Iterator[tuple[str, str]]:
 
 def port_findings(settings: Settings) -> Iterator[Finding]:
     """Yield which addresses are meant for two servers, or for ours and an Intercom."""
-    for (one, address), (other, same) in combinations(addresses(settings), 2):
+    for (first, address), (other, same) in combinations(addresses(settings), 2):
         if _overlap(address, same):
-            yield Finding("error", other, f"{same} is the address of {one} too")
+            yield Finding("error", other, f"{same} is the address of {first} too")
     for index, sync in enumerate(settings.sync):
         host = (sync.intercom.base_url or "").partition("://")[2].partition("/")[0]
         for name, address in addresses(settings):
@@ -91,8 +91,8 @@ def port_findings(settings: Settings) -> Iterator[Finding]:
                 yield Finding("error", f"sync[{index}].intercom.base_url", text)
 
 
-def _overlap(one: str, other: str) -> bool:
-    (host, port), (other_host, other_port) = host_and_port(one), host_and_port(other)
+def _overlap(first: str, other: str) -> bool:
+    (host, port), (other_host, other_port) = host_and_port(first), host_and_port(other)
     if port != other_port or not port:
         return False
     if {host, other_host} & set(EVERYBODY):

@@ -153,7 +153,9 @@ async def _there(settings: Settings, sync: str, query: DeadLetterQuery) -> set[i
         return set()
     async with read_spools(settings) as spools:
         only = DeadLetterQuery(ids=query.ids)
-        return {one.id async for page in _pages(spools, sync, only) for one in page.dead_letters}
+        return {
+            letter.id async for page in _pages(spools, sync, only) for letter in page.dead_letters
+        }
 
 
 async def foresee_replay(
@@ -164,7 +166,7 @@ async def foresee_replay(
     Read from the files: seconds that events have, and contacts that are known, are there.
     """
     name = choose_sync(settings, sync)
-    [its_settings] = [one for one in settings.sync if one.name == name]
+    [its_settings] = [sync for sync in settings.sync if sync.name == name]
     preview, files = Preview(its_settings), Files(settings)
     promised: dict[bytes, int] = {}
     found: list[int] = []

@@ -55,7 +55,9 @@ def _rights(path: Path) -> Iterator[Finding]:
 
 def _nearest(path: Path) -> Path:
     """Return the path, or the nearest folder above it that exists."""
-    return next((one for one in (path, *path.absolute().parents) if os.path.lexists(one)), path)
+    return next(
+        (folder for folder in (path, *path.absolute().parents) if os.path.lexists(folder)), path
+    )
 
 
 def _disk(settings: Settings) -> Iterator[Finding]:

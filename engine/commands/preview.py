@@ -49,8 +49,8 @@ async def preview(
         raise SettingsError(f"--sync: there is no sync `{sync}`")
     previews = [Preview(s, await attributes_of(s.intercom) if live else None) for s in syncs]
     for number, head, raw in read_events(path, settings.largest_file_event_bytes):
-        for one in previews:
-            print_json({"line": number, **one.judge(head, raw)})
+        for preview in previews:
+            print_json({"line": number, **preview.judge(head, raw)})
     return OK
 
 

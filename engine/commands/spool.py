@@ -19,7 +19,7 @@ def _files(settings: Settings, sync: str | None) -> Iterator[tuple[str, Path]]:
     Raises:
         SettingsError: there is no such sync.
     """
-    names = [one.name for one in settings.sync]
+    names = [sync.name for sync in settings.sync]
     if sync is not None and sync not in names:
         raise SettingsError(f"--sync: there is no sync `{sync}`; there is {', '.join(names)}")
     for name in names if sync is None else [sync]:
@@ -98,8 +98,8 @@ def verify(settings: Settings, sync: str | None, *, as_json: bool) -> int:
         for name, findings in found.items():
             there = "whole" if (Path(settings.data_dir) / f"{name}.db").exists() else "not there"
             say(f"{name}: {'damaged' if findings else there}")
-            for one in findings:
-                say(f"{name}: {one.table} {one.key}: {one.problem}".replace(" :", ":"))
+            for finding in findings:
+                say(f"{name}: {finding.table} {finding.key}: {finding.problem}".replace(" :", ":"))
     return FAILED if any(found.values()) else OK
 
 

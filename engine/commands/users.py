@@ -23,7 +23,7 @@ from amplitude_intercom.engine.spool.user_state import MOST_ROWS_READ, UserState
 async def show(settings: Settings, sync: str | None, key: str, *, as_json: bool) -> int:
     """Print what is known of one user, by the key that ``sync.mapping.from`` gives; 1: nothing."""
     name = choose_sync(settings, sync)
-    [identifier] = [one.mapping.identifier for one in settings.sync if one.name == name]
+    [identifier] = [sync.mapping.identifier for sync in settings.sync if sync.name == name]
     if identifier == "email":
         key = key.strip().lower()
     async with read_spools(settings) as spools:

@@ -369,14 +369,14 @@ def _key(value: Any) -> _Tokens:
     tokens: list[_Tokens] = []
     pending: list[Any] = [value]
     while pending:
-        one = pending.pop()
-        if isinstance(one, dict):
-            names = sorted(one)
+        value = pending.pop()
+        if isinstance(value, dict):
+            names = sorted(value)
             tokens.append(("object", *names))
-            pending.extend(map(one.__getitem__, names))
-        elif isinstance(one, list):
-            tokens.append(("list", len(one)))
-            pending.extend(one)
+            pending.extend(map(value.__getitem__, names))
+        elif isinstance(value, list):
+            tokens.append(("list", len(value)))
+            pending.extend(value)
         else:
-            tokens.append((isinstance(one, bool), one))
+            tokens.append((isinstance(value, bool), value))
     return tuple(tokens)

@@ -84,28 +84,30 @@ class Seconds:
         """
         self._prune(now_ms)
         given = self._kept(claims)
-        new = [one for one in claims if one.claim_id not in given] if self._window_ms else []
+        new = [claim for claim in claims if claim.claim_id not in given] if self._window_ms else []
         if new and not self._take_own(new, now_ms):
             passed: dict[tuple[str, str, int], int] = {}
-            for one in new:
-                given[one.claim_id] = self._share(one, now_ms) or self._take(one, passed, now_ms)
-        return [given.get(one.claim_id) or Given(one.second) for one in claims]
+            for claim in new:
+                given[claim.claim_id] = self._share(claim, now_ms) or self._take(
+                    claim, passed, now_ms
+                )
+        return [given.get(claim.claim_id) or Given(claim.second) for claim in claims]
 
-    def foresee(self, one: Claim, promised: dict[bytes, int], shift_s: int) -> int:
+    def foresee(self, claim: Claim, promised: dict[bytes, int], shift_s: int) -> int:
         """Return the second that an event has, or would be given now; nothing is changed.
 
         ``promised``: seconds that were foreseen for others, by key and by content; this one's are
         added.
         """
-        if one.claim_id in (kept := self._kept([one])):
-            return kept[one.claim_id].second
-        content = _content(one)
+        if claim.claim_id in (kept := self._kept([claim])):
+            return kept[claim.claim_id].second
+        content = _content(claim)
         if (shared := promised.get(content, self._second_of(content))) is not None:
             return shared
-        last = one.second + shift_s
-        free = (s for s in range(one.second, last + 1) if self._is_free(_key(one, s), promised))
-        second = next(free, one.second)
-        promised[content] = promised[_key(one, second)] = second
+        last = claim.second + shift_s
+        free = (s for s in range(claim.second, last + 1) if self._is_free(_key(claim, s), promised))
+        second = next(free, claim.second)
+        promised[content] = promised[_key(claim, second)] = second
         return second
 
     def _is_free(self, key: bytes, promised: dict[bytes, int]) -> bool:
@@ -122,7 +124,7 @@ class Seconds:
         """Return the seconds that events have had before."""
         kept: dict[int, Given] = {}
         for start in range(0, len(claims), MOST_ROWS):
-            ids = [one.claim_id for one in claims[start : start + MOST_ROWS]]
+            ids = [claim.claim_id for claim in claims[start : start + MOST_ROWS]]
             holes = ", ".join("?" * len(ids))
             query = f"{_GIVEN} WHERE id IN ({holes})"
             rows = self._db.execute(query, ids)
@@ -131,34 +133,36 @@ class Seconds:
 
     def _take_own(self, new: Sequence[Claim], now_ms: int) -> bool:
         """Give each event its own second; where one of them is taken, nothing is done."""
-        rows = [_row(one, one.second, now_ms) for one in new]
+        rows = [_row(claim, claim.second, now_ms) for claim in new]
         if len({key for _, key, *_ in rows}) < len(rows):
             return False
         insert = "INSERT OR IGNORE INTO seconds (id, key, content, second, at_ms)"
         if insert_many(self._db, insert, 5, rows) == len(rows):
             return True
-        self._db.executemany("DELETE FROM seconds WHERE id = ?", [(one.claim_id,) for one in new])
+        self._db.executemany(
+            "DELETE FROM seconds WHERE id = ?", [(claim.claim_id,) for claim in new]
+        )
         return False
 
-    def _share(self, one: Claim, now_ms: int) -> Given | None:
+    def _share(self, claim: Claim, now_ms: int) -> Given | None:
         """Give an event the second of one with the same content, if there is one."""
-        second = self._second_of(_content(one))
+        second = self._second_of(_content(claim))
         if second is None:
             return None
-        self._insert((one.claim_id, None, None, second, now_ms))
+        self._insert((claim.claim_id, None, None, second, now_ms))
         return Given(second)
 
-    def _take(self, one: Claim, passed: dict[tuple[str, str, int], int], now_ms: int) -> Given:
+    def _take(self, claim: Claim, passed: dict[tuple[str, str, int], int], now_ms: int) -> Given:
         """Try second after second; ``passed`` skips those that this call has found taken."""
-        start = (one.user_key, one.name, one.second)
-        last = one.second + self._shift_s
-        for second in range(passed.get(start, one.second), last + 1):
-            if self._insert(_row(one, second, now_ms)):
+        start = (claim.user_key, claim.name, claim.second)
+        last = claim.second + self._shift_s
+        for second in range(passed.get(start, claim.second), last + 1):
+            if self._insert(_row(claim, second, now_ms)):
                 passed[start] = second + 1
                 return Given(second)
         passed[start] = last + 1
-        self._insert((one.claim_id, None, _content(one), one.second, now_ms))
-        return Given(one.second, crowded=True)
+        self._insert((claim.claim_id, None, _content(claim), claim.second, now_ms))
+        return Given(claim.second, crowded=True)
 
     def _insert(self, row: _Row) -> bool:
         """Insert a row; False where its second is taken."""
@@ -184,21 +188,21 @@ class Seconds:
 _Row = tuple[int, bytes | None, bytes | None, int, int]
 
 
-def _row(one: Claim, second: int, now_ms: int) -> _Row:
+def _row(claim: Claim, second: int, now_ms: int) -> _Row:
     """Return the row of the first event with this content, which holds a second."""
-    return one.claim_id, _key(one, second), _content(one), second, now_ms
+    return claim.claim_id, _key(claim, second), _content(claim), second, now_ms
 
 
-def _key(one: Claim, second: int) -> bytes:
-    return _hash(one, second).digest()
+def _key(claim: Claim, second: int) -> bytes:
+    return _hash(claim, second).digest()
 
 
-def _content(one: Claim) -> bytes:
-    content = _hash(one, one.second)
-    content.update(one.raw)
+def _content(claim: Claim) -> bytes:
+    content = _hash(claim, claim.second)
+    content.update(claim.raw)
     return content.digest()
 
 
-def _hash(one: Claim, second: int) -> hashlib.blake2b:
-    text = f"{one.user_key}\x00{one.name.lower()}\x00{second}"
+def _hash(claim: Claim, second: int) -> hashlib.blake2b:
+    text = f"{claim.user_key}\x00{claim.name.lower()}\x00{second}"
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16)

@@ -44,7 +44,7 @@ class HttpOutside:
             self._told.update(some)
 
     async def _upload(self, url: str, ids: Sequence[str]) -> bool:
-        events = [msgspec.json.decode(event(one)) for one in ids]
+        events = [msgspec.json.decode(event(id_)) for id_ in ids]
         body = {"api_key": API_KEY, "events": events}
         async with self._session.post(url, json=body) as answer:
             assert answer.status in (200, 503)
@@ -101,7 +101,7 @@ class FileOutside:
 
 
 def lines(ids: Sequence[str]) -> bytes:
-    return b"".join(event(one) + b"\n" for one in ids)
+    return b"".join(event(id_) + b"\n" for id_ in ids)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -149,28 +149,28 @@ class Wrong:
 
     async def _serve(self, intake: Intake) -> None:
         while True:
-            one = await self._events.get()
-            if self._fault == "loses one" and one.endswith("-9"):
-                self._told.add(one)
+            id_ = await self._events.get()
+            if self._fault == "loses one" and id_.endswith("-9"):
+                self._told.add(id_)
                 continue
-            await self._bring(one, intake)
+            await self._bring(id_, intake)
 
-    async def _bring(self, one: str, intake: Intake) -> None:
-        while one not in self._told:
+    async def _bring(self, id_: str, intake: Intake) -> None:
+        while id_ not in self._told:
             try:
-                ticket = await intake.send(batch_of([event(one)], sync="a"))
+                ticket = await intake.send(batch_of([event(id_)], sync="a"))
                 if self._fault == "tells at once":
-                    self._told.add(one)
+                    self._told.add(id_)
                 await ticket.wait()
             except Refused:
                 if self._fault == "forgets what is refused":
-                    self._told.add(one)
+                    self._told.add(id_)
             else:
-                self._told.add(one)
+                self._told.add(id_)
 
     async def offer(self, ids: Sequence[str]) -> None:
-        for one in ids if self._fault != "out of order" else reversed(ids):
-            self._events.put_nowait(one)
+        for id_ in ids if self._fault != "out of order" else reversed(ids):
+            self._events.put_nowait(id_)
         while not self._told >= set(ids):
             await asyncio.sleep(0)
 

@@ -53,16 +53,16 @@ async def test_the_smoke_form_works_and_nothing_has_collapsed() -> None:
     assert found["seed"] == 3
     assert found["versions"].keys() >= {"python", "sqlite", "aiohttp", "msgspec", "anyio"}
     assert found["machine"]["cores"] >= 1
-    assert tuple(one["name"] for one in found["results"]) == NAMES
-    for one in found["results"]:
-        assert one["ratio"] > 0
-        assert one["better"] in ("higher", "lower")
-        assert one["unit"]
+    assert tuple(result["name"] for result in found["results"]) == NAMES
+    for result in found["results"]:
+        assert result["ratio"] > 0
+        assert result["better"] in ("higher", "lower")
+        assert result["unit"]
 
 
 async def test_one_benchmark_can_be_run_and_an_unknown_one_is_named() -> None:
     code, out, _ = await _benchmarks("filter", "--smoke", "--json")
     assert code == 0
-    assert [one["name"] for one in json.loads(out)["results"]] == ["filter"]
+    assert [result["name"] for result in json.loads(out)["results"]] == ["filter"]
     code, _, err = await _benchmarks("speed")
     assert (code, "no such benchmark: speed; there is filter" in err) == (2, True)

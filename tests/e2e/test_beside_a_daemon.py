@@ -84,7 +84,7 @@ async def test_a_daemon_that_hangs_is_given_up_and_named(tmp_path: Path) -> None
         config = settings_of(tmp_path, silent.getsockname()[1])
         commands = [(*command, "-c", str(config)) for command in (*WRITING, ("status", "--json"))]
         async with asyncio.timeout(30):
-            *wrote, status = await asyncio.gather(*(process.run(*one) for one in commands))
+            *wrote, status = await asyncio.gather(*(process.run(*command) for command in commands))
     for code, out, err in wrote:
         assert (code, out, "no answer within 5 s" in err) == (4, "", True)
         assert f"in use by process {os.getpid()}" in err

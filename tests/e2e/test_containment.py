@@ -50,9 +50,9 @@ async def test_values_beyond_any_range_end_neither_the_process_nor_other_users_e
         async with process.daemon(config) as daemon:
             for n in range(2):
                 mixed = [
-                    one
+                    event
                     for well, bad in zip(WELL, CROWD, strict=True)
-                    for one in (json.dumps(process.event(well, n)), poison(bad, n))
+                    for event in (json.dumps(process.event(well, n)), poison(bad, n))
                 ]
                 status, answer = await process.post(f"{daemon.http}/2/httpapi", body(*mixed))
                 assert (status, answer["code"]) == (200, 200)

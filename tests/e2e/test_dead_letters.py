@@ -42,7 +42,7 @@ async def test_what_is_left_out_of_a_list_is_said(tmp_path: Path) -> None:
     code, out, err = await letters("list", config, "--limit", "3")
     assert (code, len(out.splitlines()), err) == (0, 4, "3 of 7 shown; --after 3 shows more\n")
     code, out, err = await letters("list", config, "--after", "3", "--json")
-    assert (code, [one["id"] for one in json.loads(out)], err) == (0, [4, 5, 6, 7], "")
+    assert (code, [letter["id"] for letter in json.loads(out)], err) == (0, [4, 5, 6, 7], "")
     code, out, err = await letters("list", config, "--limit", "2", "--user", "late-user", "--json")
     assert (code, len(json.loads(out)), "2 of 7 shown" in err) == (0, 2, True)
 
@@ -125,7 +125,9 @@ async def test_a_dry_run_shows_the_bytes_that_a_replay_sends(tmp_path: Path) -> 
         )
         code, out, err = await letters("replay", config, "--dry-run", "--json")
         assert code == 0, err
-        foreseen = [one for line in out.splitlines() for one in json.loads(line)["requests"]]
+        foreseen = [
+            request for line in out.splitlines() for request in json.loads(line)["requests"]
+        ]
         assert len(foreseen) == 8
         for user in ("late-comer", "early-bird"):
             local.add_contact(external_id=user)
@@ -135,11 +137,17 @@ async def test_a_dry_run_shows_the_bytes_that_a_replay_sends(tmp_path: Path) -> 
         code, _, err = await process.run("forward", "-c", str(config))
         assert code == 0, err
     sent = [
-        (one.method, one.path, one.body) for one in local.journal[before:] if one.method != "GET"
+        (call.method, call.path, call.body)
+        for call in local.journal[before:]
+        if call.method != "GET"
     ]
     wanted = [
-        (one["method"], one["path"], json.dumps(one["body"], separators=(",", ":")).encode())
-        for one in foreseen
+        (
+            request["method"],
+            request["path"],
+            json.dumps(request["body"], separators=(",", ":")).encode(),
+        )
+        for request in foreseen
     ]
     assert sorted(sent) == sorted(wanted)
 

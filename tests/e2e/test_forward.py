@@ -52,7 +52,7 @@ async def test_mixed_dialects_are_delivered_and_bad_lines_kept_with_their_number
     assert (code, counts["received"], counts["delivered"], counts["dead"]) == (0, 7, 5, 2)
     assert [e.metadata.get("n") for e in local.events] == [1, 2, 3, None]
     _, out, _ = await process.run("dead-letters", "list", "-c", str(config), "--json")
-    letters = [(one["line"], one["reason"], one["origin"]) for one in json.loads(out)]
+    letters = [(letter["line"], letter["reason"], letter["origin"]) for letter in json.loads(out)]
     assert letters == [(n, "invalid_json", "events.jsonl") for n in (4, 6)]
 
 
@@ -396,7 +396,7 @@ async def test_a_run_that_cannot_read_on_says_why_and_ends_at_its_deadline(
     config = process.settings(tmp_path, "http://127.0.0.1:9", top=top)
     padded = [process.event("mira-okafor", n, padding="x" * 2_000) for n in range(2_000)]
     file = tmp_path / "events.jsonl"
-    file.write_bytes(b"\n".join(json.dumps(one).encode() for one in padded))
+    file.write_bytes(b"\n".join(json.dumps(event).encode() for event in padded))
     async with asyncio.timeout(60):
         code, _, err = await process.run(
             "forward", "-c", str(config), "--max-wait", "0.1", str(file)

@@ -93,10 +93,10 @@ async def test_it_keeps_the_contract(tmp_path: Path, check: conformance.Check, s
             self.source: Source = scope["FolderSource"](folder=folder, sync="a", every_s=0.0)
 
         async def offer(self, ids: Sequence[str]) -> None:
-            for n, one in enumerate(ids):
+            for n, id_ in enumerate(ids):
                 path = self._folder / f"{n:03}.json"
-                path.with_suffix(".new").write_bytes(event(one))
-                self._offered[path] = one
+                path.with_suffix(".new").write_bytes(event(id_))
+                self._offered[path] = id_
                 path.with_suffix(".new").rename(path)
             while self.told() != set(ids):
                 await asyncio.sleep(0)

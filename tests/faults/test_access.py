@@ -94,7 +94,7 @@ async def test_a_second_process_on_the_same_data_is_refused_by_name(
     async with process.daemon(config) as daemon:
         for again in (("run",), ("forward", "events.jsonl")):
             (tmp_path / "events.jsonl").touch()
-            paths = [str(tmp_path / one) for one in again[1:]]
+            paths = [str(tmp_path / name) for name in again[1:]]
             code, _, err = await process.run(again[0], "-c", str(config), *paths)
             assert code == 4
             assert f"in use by process {daemon.process.pid}" in err

@@ -100,7 +100,7 @@ async def test_past_the_deadline_or_at_a_second_signal_it_ends_with_1_and_loses_
         started = time.perf_counter()
         for _ in range(signals):
             daemon.process.send_signal(signal.SIGTERM)
-            while signals == 2 and not any(one["event"] == "draining" for one in daemon.log):
+            while signals == 2 and not any(line["event"] == "draining" for line in daemon.log):
                 await asyncio.sleep(0)
         await daemon.process.wait()
         took_s = time.perf_counter() - started

@@ -60,7 +60,7 @@ def test_an_event_s_body_is_what_intercom_takes(mapping: SyncRules, record: Reco
     planned = verdict.value
     body = event_body(planned.event)
     assert faults_of_event(body, kept=LIMIT, now_s=record.accepted_at_ms // 1000) == []
-    assert {one.reason for one in planned.adjustments} <= set(AdjustmentReason)
+    assert {adjustment.reason for adjustment in planned.adjustments} <= set(AdjustmentReason)
 
 
 @QUICK
@@ -79,7 +79,7 @@ def test_a_contact_s_body_is_what_intercom_takes(
     types = Types() if known else AnyAttribute()
     fields, adjustments = mapping.contacts.contact_fields(new, types)
     assert faults_of_contact(contact_body(fields), ATTRIBUTES if known else None) == []
-    assert {one.reason for one in adjustments} <= set(AdjustmentReason)
+    assert {adjustment.reason for adjustment in adjustments} <= set(AdjustmentReason)
     written = json.loads(contact_body(fields))
     created = json.loads(creation_body(Identity("external_id", "user-1"), fields))
     assert created == {"role": "user", "external_id": "user-1"} | written

@@ -102,7 +102,9 @@ def one_holds(op: str, held: Any, want: Any) -> bool:
             return False
         return {"<": left < right, "<=": left <= right, ">": left > right, ">=": left >= right}[op]
     if isinstance(held, list):
-        return any(not isinstance(one, list) and one_holds(op, one, want) for one in held)
+        return any(
+            not isinstance(element, list) and one_holds(op, element, want) for element in held
+        )
     if held is None or isinstance(held, dict):
         return False
     left_text, right_text = text(held), text(want)

@@ -199,15 +199,15 @@ class SpoolMachine(RuleBasedStateMachine):
         got = self.store.append(appends, self.now_ms)
         self.store.commit()
         kept_of, dead_of = [], []
-        for one in appends:
-            kept_of.append([row for row in one.rows if self._is_new(row.insert_key)])
-            dead_of.append([row for row in one.dead if self._is_new(row.insert_key)])
+        for append in appends:
+            kept_of.append([row for row in append.rows if self._is_new(row.insert_key)])
+            dead_of.append([row for row in append.dead if self._is_new(row.insert_key)])
         counts = self.model.counts
-        for one, rows, dead, done in zip(appends, kept_of, dead_of, got, strict=True):
-            duplicates = len(one.rows) + len(one.dead) - len(rows) - len(dead)
+        for append, rows, dead, done in zip(appends, kept_of, dead_of, got, strict=True):
+            duplicates = len(append.rows) + len(append.dead) - len(rows) - len(dead)
             assert done == Appended(len(rows), duplicates, len(dead))
-            counts.update({f"dropped:{reason}": n for reason, n in one.dropped.items()})
-            counts.update({"received": one.received, "dropped:duplicate": duplicates})
+            counts.update({f"dropped:{reason}": n for reason, n in append.dropped.items()})
+            counts.update({"received": append.received, "dropped:duplicate": duplicates})
         kept = [row for rows in kept_of for row in rows]
         kept_dead = [row for rows in dead_of for row in rows]
         before = self.model.highest_id

@@ -116,8 +116,8 @@ def written(value: Any) -> str:
 
 
 def assert_named(adjustments: list[Adjustment] | tuple[Adjustment, ...]) -> None:
-    assert {one.reason for one in adjustments} <= set(AdjustmentReason)
-    assert msgspec.json.encode([str(one) for one in adjustments])
+    assert {adjustment.reason for adjustment in adjustments} <= set(AdjustmentReason)
+    assert msgspec.json.encode([str(adjustment) for adjustment in adjustments])
     assert len(adjustments) < 3_000
 
 

@@ -276,10 +276,10 @@ def test_while_an_intake_stands_events_are_refused_and_nobody_waits(tmp_path: Pa
                 async with anyio.create_task_group() as tasks:
                     for n in range(1, 100):
                         tasks.start_soon(submit, n)
-            refused = [one for one in answers if isinstance(one, Refused)]
+            refused = [answer for answer in answers if isinstance(answer, Refused)]
             assert len(answers) == 100
             assert len(refused) >= 98
-            assert {one.reason for one in refused} == {"internal"}
+            assert {result.reason for result in refused} == {"internal"}
             assert running.unready == {"simulated": "internal"}
             assert "no event is to blame" in running.stopped["simulated"]
             with anyio.fail_after(0.1), pytest.raises(Refused, match="no event is to blame"):
@@ -289,9 +289,9 @@ def test_while_an_intake_stands_events_are_refused_and_nobody_waits(tmp_path: Pa
             assert (running.unready, running.stopped) == ({}, {})
             await submit(101)
             await running.settled()
-        stored = [one for one in answers if isinstance(one, Receipt)]
+        stored = [answer for answer in answers if isinstance(answer, Receipt)]
         assert answers[-1] in stored
-        assert len(local.events) == sum(one.accepted for one in stored) == len(stored)
+        assert len(local.events) == sum(receipt.accepted for receipt in stored) == len(stored)
 
     virtual.run(scenario)
 
@@ -323,7 +323,7 @@ def test_an_actor_keeps_no_reference_to_what_it_has_handled(count: int) -> None:
                     del item
                 await anyio.sleep(1)
                 gc.collect()
-                assert [one() for one in watched] == [None] * count
+                assert [reference() for reference in watched] == [None] * count
                 send.close()
 
     virtual.run(scenario)

@@ -153,7 +153,7 @@ def test_an_update_in_an_event_that_waits_is_applied_once(tmp_path: Path) -> Non
             await submit(engine, of_this_second(BUSY, 8, user_properties={"$add": {"visits": 1}}))
             with anyio.fail_after(60):
                 await engine.settled()
-        [contact] = [one for one in local.contacts.values() if one.external_id == BUSY]
+        [contact] = [contact for contact in local.contacts.values() if contact.external_id == BUSY]
         assert contact.custom_attributes == {"visits": 8}
         assert [n for n, _ in sent(local)[BUSY]] == list(range(8))
 

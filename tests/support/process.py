@@ -112,7 +112,7 @@ class Daemon:
     def memory_bytes(self, field: str = "VmRSS") -> int:
         """Return what it holds in memory now, or ``VmHWM``: the most since ``forget_peak``."""
         text = Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8")
-        line = next(one for one in text.splitlines() if one.startswith(f"{field}:"))
+        line = next(line for line in text.splitlines() if line.startswith(f"{field}:"))
         return int(line.split()[1]) * 1024
 
     def forget_peak(self) -> None:

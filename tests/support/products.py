@@ -45,7 +45,7 @@ class Product:
             await process.moment(PAUSE_S)
             return False
         self.acknowledged += [
-            (one["user_id"], one["event_properties"]["n"]) for one in self._unanswered
+            (event["user_id"], event["event_properties"]["n"]) for event in self._unanswered
         ]
         self._unanswered = []
         return True
@@ -63,7 +63,7 @@ class Products:
 
     @property
     def acknowledged(self) -> list[tuple[str, int]]:
-        return [one for product in self.all for one in product.acknowledged]
+        return [event for product in self.all for event in product.acknowledged]
 
     async def upload_until_cut_off(self, url: str) -> None:
         async with asyncio.TaskGroup() as tasks:

@@ -345,8 +345,10 @@ def test_whatever_is_decoded_first_the_same_is_kept(trigger: str, broken: bytes)
         users={"properties": ["plan"], "trigger": trigger},
     )
     raws = [
-        json.dumps({"event_type": one, "user_id": f"user-{n}", "user_properties": given}).encode()
-        for one in TYPES
+        json.dumps(
+            {"event_type": event_type, "user_id": f"user-{n}", "user_properties": given}
+        ).encode()
+        for event_type in TYPES
         for n, given in enumerate(({}, {"plan": "pro"}, {"$set": {"plan": "pro"}}))
     ]
     raws[5:5] = [broken] if broken else []

@@ -35,7 +35,7 @@ class SlowStore(Store):
     def append(self, batches: Sequence[Append], now_ms: int) -> list[Appended | SpoolError]:
         self.gate.wait(10)
         self.calls.append(len(batches))
-        if any(row.user_key == "bad" for one in batches for row in one.rows):
+        if any(row.user_key == "bad" for append in batches for row in append.rows):
             raise ValueError("bad")
         return super().append(batches, now_ms)
 
@@ -80,7 +80,7 @@ async def test_after_a_fault_batches_go_in_one_by_one(store: SlowStore) -> None:
     first = await settled([appends.put(batch(user)) for user in ("ann", "bad", "cid")])
     assert isinstance(first[1], ValueError)
     again = await settled([appends.put(batch(user)) for user in ("ann", "bad", "cid")])
-    assert [type(one) for one in again] == [Appended, ValueError, Appended]
+    assert [type(given_second) for given_second in again] == [Appended, ValueError, Appended]
     await writer.close()
 
 
@@ -100,4 +100,4 @@ async def test_jobs_that_never_run_refuse_what_waits(store: SlowStore) -> None:
     appends = Appends(Refusing(), lambda: 1)  # type: ignore[arg-type]
     for _ in range(2):
         refused = await settled([appends.put(batch("ann")) for _ in range(3)])
-        assert [type(one) for one in refused] == [SpoolError] * 3
+        assert [type(result) for result in refused] == [SpoolError] * 3

@@ -68,7 +68,7 @@ def failing(store: Store) -> None:
 def test_after_an_error_of_the_disk_it_is_opened_again_without_what_failed(rig: Rig) -> None:
     assert rig.run(append) == [Appended(1, 0, 0)]
     results = rig.run(append, failing, append)
-    assert [str(one) for one in results] == ["spool_failing: as the test says"] * 3
+    assert [str(result) for result in results] == ["spool_failing: as the test says"] * 3
     assert rig.opened == [True, False], "again, but its process goes on"
     assert rig.database.trouble is None
     assert rig.run(append) == [Appended(1, 0, 0)]

@@ -865,5 +865,5 @@ async def test_a_feed_that_waits_keeps_nothing_of_what_it_has_settled(tmp_path: 
             await rig.settled()
             await anyio.sleep(1)
             gc.collect()
-            assert [one() for one in watched] == [None, None]
+            assert [reference() for reference in watched] == [None, None]
             rig.feed.stop()

@@ -51,7 +51,7 @@ def test_claimed_together_they_have_the_seconds_that_they_have_one_after_the_oth
             given += zip(claims, mine, strict=True)
         again = together.claim(everything, 2)
         assert again == [given for claim in everything for given in singly.claim([claim], 2)]
-        assert [one.second for one in again] == [one.second for _, one in given]
+        assert [given.second for given in again] == [shared.second for _, shared in given]
     check(given)
 
 
@@ -59,19 +59,19 @@ def check(given: list[tuple[Claim, Given]]) -> None:
     """One event a second, all of identical bytes; and none is crowded where a second is free."""
     scopes: dict[tuple[str, str], dict[int, tuple[int, bytes]]] = {}
     crowded: set[tuple[str, str, int, bytes]] = set()
-    for one, (second, is_crowded) in given:
-        scope, content = (one.user_key, one.name.lower()), (one.second, one.raw)
+    for claim, (second, is_crowded) in given:
+        scope, content = (claim.user_key, claim.name.lower()), (claim.second, claim.raw)
         holders = scopes.setdefault(scope, {})
-        free = [at for at in range(one.second, one.second + SHIFT_S + 1) if at not in holders]
+        free = [at for at in range(claim.second, claim.second + SHIFT_S + 1) if at not in holders]
         if (*scope, *content) in crowded:
-            assert (second, is_crowded) == (one.second, False)
+            assert (second, is_crowded) == (claim.second, False)
         elif content in holders.values():
             assert holders[second] == content
         elif free:
             assert (second, is_crowded) == (free[0], False)
             holders[second] = content
         else:
-            assert (second, is_crowded) == (one.second, True)
+            assert (second, is_crowded) == (claim.second, True)
             crowded.add((*scope, *content))
 
 
@@ -89,16 +89,16 @@ def test_identical_bytes_share_their_second_wherever_it_is(tmp_path: Path) -> No
 def test_beyond_the_shift_events_keep_their_own_second_and_say_so(tmp_path: Path) -> None:
     claims = claims_of(SHIFT_S + 3)
     given = seconds(tmp_path).claim(claims, 1)
-    assert [one.second for one in given] == [*range(100, 101 + SHIFT_S), 100, 100]
-    assert [one.crowded for one in given] == [False] * (SHIFT_S + 1) + [True] * 2
+    assert [shared.second for shared in given] == [*range(100, 101 + SHIFT_S), 100, 100]
+    assert [shared.crowded for shared in given] == [False] * (SHIFT_S + 1) + [True] * 2
 
 
 def test_a_second_that_was_given_stays_whatever_the_settings_say_now(tmp_path: Path) -> None:
     claims = claims_of(SHIFT_S + 2)
-    before = [one.second for one in seconds(tmp_path).claim(claims, 1)]
+    before = [given.second for given in seconds(tmp_path).claim(claims, 1)]
     for window_ms, shift_s in ((1_000, 0), (1_000, 60), (0, 60)):
         after = seconds(tmp_path, window_ms, shift_s).claim(claims, 2)
-        assert [one.second for one in after] == before
+        assert [given.second for given in after] == before
 
 
 def test_thousands_of_one_second_cost_no_more_each_than_a_few(tmp_path: Path) -> None:

@@ -441,7 +441,7 @@ def test_damage_that_puts_a_second_record_to_a_dead_letter_s_id_loses_neither(pa
     store = opened(path)
     assert load(store).records == []
     letters = store.letters.find(DeadLetterQuery())
-    assert [(one.id, one.reason, one.raw) for one in letters] == [
+    assert [(letter.id, letter.reason, letter.raw) for letter in letters] == [
         (1, "user_failing", b"{}"),
         (3, "corrupt", b"[]"),
     ]

@@ -92,7 +92,7 @@ async def test_a_writer_that_waits_keeps_neither_jobs_nor_results(spied: Spied) 
     watched = [weakref.ref(held), weakref.ref(await writer.submit(lambda _, held=held: Watched()))]
     del held
     async with asyncio.timeout(10):
-        while any(one() is not None for one in watched):
+        while any(reference() is not None for reference in watched):
             gc.collect()
             await asyncio.sleep(0)
     await writer.close()

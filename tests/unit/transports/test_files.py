@@ -152,10 +152,10 @@ def test_whatever_byte_of_an_archive_is_flipped_it_is_read_or_called_damaged(
 
 def test_zeros_behind_a_gzip_stream_are_padding(tmp_path: Path) -> None:
     path = tmp_path / "events.gz"
-    for one, two in ((b"1\n", b"2\n"), (b"1\n" * 400_000, b"2\n" * 400_000)):
-        padded = gzip.compress(one) + bytes(512) + gzip.compress(two) + bytes(512)
+    for first, second in ((b"1\n", b"2\n"), (b"1\n" * 400_000, b"2\n" * 400_000)):
+        padded = gzip.compress(first) + bytes(512) + gzip.compress(second) + bytes(512)
         path.write_bytes(padded)
-        assert read(path) == {"": one + two}
+        assert read(path) == {"": first + second}
 
 
 def test_members_of_one_name_are_all_read_on(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ async def test_success_is_said_in_exactly_amplitude_s_words(path: str) -> None:
     assert answer.pop("server_upload_time") > 1_700_000_000_000
     assert answer == {"code": 200, "events_ingested": 2, "payload_size_bytes": len(body)}
     batch = intake.batches[0]
-    assert [json.loads(one) for one in batch.raws] == [GOOD, GOOD]
+    assert [json.loads(raw) for raw in batch.raws] == [GOOD, GOOD]
     assert (batch.api_key, batch.origin, batch.sync) == ("key", f"http {path}", None)
 
 

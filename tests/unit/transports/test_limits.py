@@ -95,7 +95,7 @@ def test_one_address_holds_a_half_and_large_requests_leave_a_half_to_small_ones(
                 await (await enter(room.enter(address))).grow(small)
 
     async def _waits(*what: Any) -> bool:
-        tasks = [asyncio.ensure_future(_whole(one)) for one in what]
+        tasks = [asyncio.ensure_future(_whole(piece)) for piece in what]
         done, pending = await asyncio.wait(tasks, timeout=1)
         for task in pending:
             task.cancel()

@@ -320,8 +320,8 @@ def test_only_a_lead_that_is_a_duplicate_can_be_merged_and_only_into_a_user() ->
     sandbox = Sandbox()
     lead = sandbox.add_contact(role="lead", email="a@example.com")
     user, other = sandbox.add_contact("u-1", "a@example.com"), sandbox.add_contact("u-2")
-    for one, into in ((user, lead), (user, other), (lead, other)):
-        answer = sandbox.handle(post("/contacts/merge", {"from": one, "into": into}))
+    for source, into in ((user, lead), (user, other), (lead, other)):
+        answer = sandbox.handle(post("/contacts/merge", {"from": source, "into": into}))
         assert refusal(answer)[:2] == (400, "invalid_merge")
     assert sandbox.handle(post("/contacts/merge", {"from": lead, "into": user})).status == 200
     assert sandbox.handle(get_contact(lead)).status == 410

@@ -415,8 +415,8 @@ async def test_an_event_that_is_too_large_is_bad_and_known_by_all_of_it(
     await LineSource([str(path)], max_line_bytes=20_000, max_event_bytes=8_000).run(intake)
     heads = [head for batch in intake.batches for head in batch.heads or ()]
     bad = [head for head in heads if isinstance(head, BadEvent)]
-    assert [one.reason for one in bad] == ["too_large"] * 3
-    assert {one.message for one in bad} == {"longer than 8000 bytes"}
+    assert [bad_event.reason for bad_event in bad] == ["too_large"] * 3
+    assert {bad_event.message for bad_event in bad} == {"longer than 8000 bytes"}
     assert bad[0].digest == bad[2].digest != bad[1].digest
     assert [len(raw) for raw in intake.stored] == [len(GOOD), *[4_096] * 3]
 

@@ -225,7 +225,7 @@ YEARS = 2 * 365 * 86_400_000
 def times_of(batch: Batch | BadUpload) -> list[Any]:
     assert isinstance(batch, Batch)
     assert batch.heads is not None
-    found = [json.loads(one) for one in batch.raws]
+    found = [json.loads(raw) for raw in batch.raws]
     heads = [head.written_time for head in batch.heads if isinstance(head, Head)]
     assert heads == [event.get("time", event.get("timestamp")) for event in found]
     return heads
@@ -286,4 +286,4 @@ def test_what_the_python_sdk_sends_is_taken_whole() -> None:
     assert not isinstance(decoded, BadUpload), decoded
     sent = recorded["body_json"]["events"]
     assert [head.event_type for head in decoded[0]] == [event["event_type"] for event in sent]
-    assert [decode_event(one).fields for one in decoded[1]] == sent
+    assert [decode_event(raw).fields for raw in decoded[1]] == sent

@@ -99,7 +99,7 @@ def test_an_event_is_of_its_own_second_whatever_its_clock_counts(
     planned = plan(rules(), {"time": time})
     assert planned.event is not None
     assert planned.event["created_at"] == second
-    assert [one.reason for one in planned.adjustments] == ([reason] if reason else [])
+    assert [adjustment.reason for adjustment in planned.adjustments] == ([reason] if reason else [])
 
 
 def test_how_far_a_clock_may_be_off_is_a_setting() -> None:
@@ -118,7 +118,9 @@ def test_signs_that_intercom_replaces_in_names_are_replaced_here() -> None:
     planned = plan(rules(), {"event_type": "cart.$paid"})
     assert planned.event is not None
     assert planned.event["event_name"] == "cart--paid"
-    assert [str(one) for one in planned.adjustments] == ["event_name: sent as 'cart--paid'"]
+    assert [str(adjustment) for adjustment in planned.adjustments] == [
+        "event_name: sent as 'cart--paid'"
+    ]
 
 
 def test_an_event_can_be_renamed() -> None:
@@ -179,7 +181,7 @@ def test_nested_values_and_arrays_can_be_dropped_instead() -> None:
     planned = plan(dropping, {"event_properties": {"a": {"x": 1}, "b": [1], "c": 1}})
     assert planned.event is not None
     assert planned.event["metadata"] == {"c": 1}
-    reasons = [one.reason for one in planned.adjustments]
+    reasons = [adjustment.reason for adjustment in planned.adjustments]
     assert reasons == ["nested_left_out", "array_left_out"]
 
 
@@ -199,7 +201,7 @@ def test_a_gigantic_property_stops_nobody() -> None:
     )
     assert planned.event is not None
     assert len(event_body(planned.event)) <= 256_000
-    reasons = Counter(one.reason for one in planned.adjustments)
+    reasons = Counter(adjustment.reason for adjustment in planned.adjustments)
     assert reasons["text_cut"] == 1
     assert reasons["too_large"] == 100 - len(planned.event["metadata"]) > 0
 
@@ -295,7 +297,9 @@ def test_the_types_of_the_workspace_s_attributes_are_kept() -> None:
     assert json.loads(contact_body(fields)) == {
         "custom_attributes": {"seats": 12, "plan": "7", "since": 1_715_644_800}
     }
-    assert sorted((one.reason, one.where.rpartition(".")[2]) for one in adjustments) == [
+    assert sorted(
+        (adjustment.reason, adjustment.where.rpartition(".")[2]) for adjustment in adjustments
+    ) == [
         ("type_converted", "plan"),
         ("type_converted", "seats"),
         ("type_converted", "since"),
@@ -334,7 +338,7 @@ def test_an_amount_with_too_many_digits_says_that_it_was_rounded() -> None:
     planned = plan(chosen, event)
     assert planned.event is not None
     assert planned.event["metadata"] == {"price": {"amount": 2000, "currency": "usd"}}
-    assert [one.reason for one in planned.adjustments] == ["amount_rounded"]
+    assert [adjustment.reason for adjustment in planned.adjustments] == ["amount_rounded"]
 
 
 def test_the_field_that_identifies_a_contact_is_never_changed_by_a_property() -> None:
@@ -346,7 +350,7 @@ def test_the_field_that_identifies_a_contact_is_never_changed_by_a_property() ->
 def test_what_a_property_operation_cannot_do_is_reported() -> None:
     event = {"event_type": "$identify", "user_properties": {"$bad": 1, "$set": {"plan": "pro"}}}
     planned = plan(rules(users={"properties": ["plan"]}), event, kind=Kind.IDENTIFY)
-    assert [one.reason for one in planned.adjustments] == ["operation_refused"]
+    assert [adjustment.reason for adjustment in planned.adjustments] == ["operation_refused"]
 
 
 def test_a_new_contact_is_a_user_with_its_identity() -> None:
@@ -559,7 +563,7 @@ def test_text_stays_text_unless_it_is_shown_as_a_date_or_said_to_be_one() -> Non
         "paid_on": 1_767_261_600,
         "delivery_date": 1_767_261_600,
     }
-    assert [one.reason for one in planned.adjustments] == ["date_converted"] * 3
+    assert [adjustment.reason for adjustment in planned.adjustments] == ["date_converted"] * 3
 
 
 def test_control_characters_do_not_reach_intercom() -> None:
@@ -569,7 +573,7 @@ def test_control_characters_do_not_reach_intercom() -> None:
     assert planned.event is not None
     assert planned.event["event_name"] == "Bo-ught"
     assert planned.event["metadata"] == {"a_x_": "1 2\n3"}
-    reasons = [one.reason for one in planned.adjustments]
+    reasons = [adjustment.reason for adjustment in planned.adjustments]
     assert reasons == ["name_cleaned", "flattened", "key_cleaned", "characters_cleaned"]
 
 
@@ -579,7 +583,7 @@ def test_an_object_of_many_keys_is_named_once_where_there_is_no_more_space() -> 
     planned = plan(chosen, event)
     assert planned.event is not None
     assert list(planned.event["metadata"]) == ["a_k0", "a_k1"]
-    assert [one.reason for one in planned.adjustments] == [
+    assert [adjustment.reason for adjustment in planned.adjustments] == [
         "flattened",
         "too_many_keys",
         "too_many_keys",
@@ -611,7 +615,7 @@ def test_one_value_that_does_not_fit_costs_itself_alone() -> None:
     mapping = rules(users={"properties": list(chosen)})
     fields, adjustments = mapping.contacts.contact_fields(chosen, ANY)
     assert fields == {"name": "Mira"}
-    assert [one.reason for one in adjustments] == ["type_mismatch"] * 3
+    assert [adjustment.reason for adjustment in adjustments] == ["type_mismatch"] * 3
     assert mapping.contacts.contact_fields({"owner_id": "999"}, ANY)[0] == {"owner_id": 999}
 
 
