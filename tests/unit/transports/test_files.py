@@ -110,7 +110,7 @@ def test_a_file_that_is_cut_off_gives_what_is_there_before_it_says_so(
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (gzip.compress(b"x" * 99)[:-4] + b"\0\0\0\0", "incorrect length check"),
+        (gzip.compress(b"x" * 99, mtime=0)[:-4] + b"\0\0\0\0", "incorrect length check"),
         (b"PK\x05\x06" + bytes(9), "not a zip file"),
         (b"PK\x03\x04junk", "not a zip file"),
     ],
