@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 import structlog
 
-from amplitude_intercom.engine.commands import collect_garbage_rarely
+from amplitude_intercom.engine.commands.running import collect_garbage_rarely
 from benchmarks import backlog, delivery, intake, mapping, start
 from benchmarks.report import GOALS, Result, report, show
 

@@ -19,7 +19,7 @@ import msgspec
 import tomli_w
 from aiohttp import web
 
-from amplitude_intercom.engine.commands import collect_garbage_rarely
+from amplitude_intercom.engine.commands.running import collect_garbage_rarely
 
 
 async def _take(request: web.BaseRequest) -> web.Response:

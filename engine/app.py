@@ -41,10 +41,10 @@ from amplitude_intercom.engine.metrics import (
 )
 from amplitude_intercom.engine.pipeline import Pipeline
 from amplitude_intercom.engine.settings import Http, Intercom, Settings, Sync
-from amplitude_intercom.engine.spool import Spool, wall_clock_ms
 from amplitude_intercom.engine.spool.lock import DataDir
 from amplitude_intercom.engine.spool.reading import disk_bytes
 from amplitude_intercom.engine.spool.rows import DeadLetter, DeadLetterPage, DeadLetterQuery
+from amplitude_intercom.engine.spool.spool import Spool, wall_clock_ms
 from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.engine.spool.user_state import UserState
 from amplitude_intercom.engine.supervision import Supervisor

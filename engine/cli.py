@@ -58,8 +58,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Streams Amplitude events and users to Intercom.",
 )
-letters = typer.Typer(no_args_is_help=True, help="Look at dead letters, replay or discard them.")
-app.add_typer(letters, name="dead-letters")
+dead_letters = typer.Typer(
+    no_args_is_help=True, help="Look at dead letters, replay or discard them."
+)
+app.add_typer(dead_letters, name="dead-letters")
 users = typer.Typer(no_args_is_help=True, help="Look at one user.")
 app.add_typer(users, name="users")
 spools = typer.Typer(no_args_is_help=True, help="Look at the files that hold what waits.")
@@ -135,8 +137,8 @@ def _root(
 @app.command()
 def demo() -> None:
     """Show the whole thing on embedded parts: a local Intercom, sample events, what arrived."""
-    from amplitude_intercom.engine.commands import run
     from amplitude_intercom.engine.commands.demo import demo as main
+    from amplitude_intercom.engine.commands.running import run
 
     raise typer.Exit(run(main))
 
@@ -144,8 +146,8 @@ def demo() -> None:
 @app.command(name="run")
 def run_daemon(config: Config) -> None:
     """Serve the configured sources until SIGTERM."""
-    from amplitude_intercom.engine.commands import run
     from amplitude_intercom.engine.commands.daemon import run as main
+    from amplitude_intercom.engine.commands.running import run
 
     async def work() -> int:
         return await main(_settings(config))
@@ -178,8 +180,8 @@ def forward(
     json: Json = False,
 ) -> None:
     """Deliver files or a pipe, and exit when all of it is settled."""
-    from amplitude_intercom.engine.commands import run
     from amplitude_intercom.engine.commands.forward import forward as main
+    from amplitude_intercom.engine.commands.running import run
 
     since_ms, until_ms = _span_ms(since, until)
 
@@ -208,8 +210,8 @@ def preview(
     ] = False,
 ) -> None:
     """Print for each event what would be sent, without sending it."""
-    from amplitude_intercom.engine.commands import run
     from amplitude_intercom.engine.commands.preview import preview as main
+    from amplitude_intercom.engine.commands.running import run
 
     async def work() -> int:
         return await main(_settings(config), path, sync=sync, live=live)
@@ -227,8 +229,8 @@ def check(
     json: Json = False,
 ) -> None:
     """Validate the settings, ask Intercom, and say what will not work."""
-    from amplitude_intercom.engine.commands import run
     from amplitude_intercom.engine.commands.check import check as main
+    from amplitude_intercom.engine.commands.running import run
 
     async def work() -> int:
         return await main(_settings(config), sample=sample, offline=offline, as_json=json)
@@ -239,7 +241,8 @@ def check(
 @app.command()
 def status(config: Config, json: Json = False) -> None:
     """Print the accounting: received = delivered + dropped + dead + pending."""
-    from amplitude_intercom.engine.commands import inspect, run
+    from amplitude_intercom.engine.commands import inspect
+    from amplitude_intercom.engine.commands.running import run
 
     async def work() -> int:
         return await inspect.status(_settings(config), as_json=json)
@@ -268,7 +271,7 @@ def sandbox(
     ] = None,
 ) -> None:
     """Run a local Intercom, with faults on request."""
-    from amplitude_intercom.engine.commands import run
+    from amplitude_intercom.engine.commands.running import run
     from amplitude_intercom.engine.commands.sandbox import sandbox as main
 
     async def work() -> int:
@@ -293,14 +296,14 @@ def explain(
     json: Json = False,
 ) -> None:
     """Say what a word means that settings, logs, tables or metrics use, and what to do about it."""
-    from amplitude_intercom.engine.commands import run_plainly
     from amplitude_intercom.engine.commands.explain import explain as main
+    from amplitude_intercom.engine.commands.running import run_plainly
 
     raise typer.Exit(run_plainly(lambda: main(word, as_json=json)))
 
 
-@letters.command(name="list")
-def list_letters(
+@dead_letters.command(name="list")
+def list_dead_letters(
     config: Config,
     sync: SyncName = None,
     reason: Reason = None,
@@ -312,38 +315,38 @@ def list_letters(
     json: Json = False,
 ) -> None:
     """List dead letters."""
-    from amplitude_intercom.engine.commands import letters as commands
-    from amplitude_intercom.engine.commands import run
+    from amplitude_intercom.engine.commands import dead_letters as commands
+    from amplitude_intercom.engine.commands.running import run
 
     query = _query(None, reason, user, since, until)
 
     async def work() -> int:
-        return await commands.list_letters(
+        return await commands.list_dead_letters(
             _settings(config), sync, query, after_id=after, limit=limit, as_json=json
         )
 
     raise typer.Exit(run(work))
 
 
-@letters.command(name="show")
-def show_letter(
+@dead_letters.command(name="show")
+def show_dead_letter(
     config: Config,
     id_: Annotated[int, typer.Argument(metavar="ID", min=0, max=MOST)],
     sync: SyncName = None,
     json: Json = False,
 ) -> None:
     """Show one dead letter, whole."""
-    from amplitude_intercom.engine.commands import letters as commands
-    from amplitude_intercom.engine.commands import run
+    from amplitude_intercom.engine.commands import dead_letters as commands
+    from amplitude_intercom.engine.commands.running import run
 
     async def work() -> int:
-        return await commands.show_letter(_settings(config), sync, id_, as_json=json)
+        return await commands.show_dead_letter(_settings(config), sync, id_, as_json=json)
 
     raise typer.Exit(run(work))
 
 
-@letters.command(name="replay")
-def replay_letters(
+@dead_letters.command(name="replay")
+def replay_dead_letters(
     config: Config,
     ids: Ids = None,
     sync: SyncName = None,
@@ -357,20 +360,20 @@ def replay_letters(
     json: Json = False,
 ) -> None:
     """Send dead letters through filter and mapping again, behind what their user has waiting."""
-    from amplitude_intercom.engine.commands import letters as commands
-    from amplitude_intercom.engine.commands import run
+    from amplitude_intercom.engine.commands import dead_letters as commands
+    from amplitude_intercom.engine.commands.running import run
 
     query = _query(ids, reason, user, since, until)
 
     async def work() -> int:
-        main = commands.foresee_replay if dry_run else commands.replay_letters
+        main = commands.foresee_replay if dry_run else commands.replay_dead_letters
         return await main(_settings(config), sync, query, as_json=json)
 
     raise typer.Exit(run(work))
 
 
-@letters.command(name="discard")
-def discard_letters(
+@dead_letters.command(name="discard")
+def discard_dead_letters(
     config: Config,
     ids: Ids = None,
     sync: SyncName = None,
@@ -384,8 +387,8 @@ def discard_letters(
     json: Json = False,
 ) -> None:
     """Settle dead letters as dropped: they are gone for good."""
-    from amplitude_intercom.engine.commands import letters as commands
-    from amplitude_intercom.engine.commands import run
+    from amplitude_intercom.engine.commands import dead_letters as commands
+    from amplitude_intercom.engine.commands.running import run
 
     if every == bool(ids or reason or user or since or until):
         wrong = "all of them, or ids and conditions, not both" if every else "say which"
@@ -393,7 +396,7 @@ def discard_letters(
     query = _query(ids, reason, user, since, until)
 
     async def work() -> int:
-        return await commands.discard_letters(_settings(config), sync, query, as_json=json)
+        return await commands.discard_dead_letters(_settings(config), sync, query, as_json=json)
 
     raise typer.Exit(run(work))
 
@@ -408,8 +411,8 @@ def show_user(
     json: Json = False,
 ) -> None:
     """Show what is known of one user; exits 1 where that is nothing."""
-    from amplitude_intercom.engine.commands import run
     from amplitude_intercom.engine.commands import users as commands
+    from amplitude_intercom.engine.commands.running import run
 
     _check_text(key, "KEY")
 
@@ -422,7 +425,8 @@ def show_user(
 @spools.command(name="status")
 def spool_status(config: Config, sync: SyncName = None, json: Json = False) -> None:
     """Print what the spools' files hold, and how large they are."""
-    from amplitude_intercom.engine.commands import run_plainly, spool
+    from amplitude_intercom.engine.commands import spool
+    from amplitude_intercom.engine.commands.running import run_plainly
 
     raise typer.Exit(run_plainly(lambda: spool.status(_settings(config), sync, as_json=json)))
 
@@ -430,7 +434,8 @@ def spool_status(config: Config, sync: SyncName = None, json: Json = False) -> N
 @spools.command(name="verify")
 def spool_verify(config: Config, sync: SyncName = None, json: Json = False) -> None:
     """Check every checksum and the accounting; exits 1 where something is damaged."""
-    from amplitude_intercom.engine.commands import run_plainly, spool
+    from amplitude_intercom.engine.commands import spool
+    from amplitude_intercom.engine.commands.running import run_plainly
 
     raise typer.Exit(run_plainly(lambda: spool.verify(_settings(config), sync, as_json=json)))
 
@@ -438,7 +443,8 @@ def spool_verify(config: Config, sync: SyncName = None, json: Json = False) -> N
 @spools.command(name="compact")
 def spool_compact(config: Config, sync: SyncName = None, json: Json = False) -> None:
     """Give the space that the files do not need back to the disk."""
-    from amplitude_intercom.engine.commands import run, spool
+    from amplitude_intercom.engine.commands import spool
+    from amplitude_intercom.engine.commands.running import run
 
     async def work() -> int:
         return await spool.compact(_settings(config), sync, as_json=json)
@@ -447,7 +453,7 @@ def spool_compact(config: Config, sync: SyncName = None, json: Json = False) -> 
 
 
 def _settings(path: Path) -> Settings:
-    from amplitude_intercom.engine.commands import load_settings
+    from amplitude_intercom.engine.commands.running import load_settings
     from amplitude_intercom.engine.errors import SettingsError
 
     if str(path) == SETTINGS_FILE and not path.exists():

@@ -33,8 +33,8 @@ from amplitude_intercom.engine.reasons import DeadReason
 from amplitude_intercom.engine.rules.planning import SyncRules
 from amplitude_intercom.engine.rules.verdicts import Drop, Keep
 from amplitude_intercom.engine.settings import Sync
-from amplitude_intercom.engine.spool import Spool
 from amplitude_intercom.engine.spool.rows import DeadLetter, DeadLetterQuery, Row
+from amplitude_intercom.engine.spool.spool import Spool
 from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.engine.supervision import Supervisor
 from amplitude_intercom.transports.amplitude import MAX_EVENT_BYTES, decode_head

@@ -12,7 +12,7 @@ from amplitude_intercom.engine.errors import DeadLetter, Failure, ParkUser
 from amplitude_intercom.engine.event_names import EventNames
 from amplitude_intercom.engine.gate import Gate, GateClosed
 from amplitude_intercom.engine.reasons import DeadReason, DropReason
-from amplitude_intercom.engine.spool import Spool
+from amplitude_intercom.engine.spool.spool import Spool
 from amplitude_intercom.transports import intercom
 from amplitude_intercom.transports.intercom import Answer
 

@@ -20,9 +20,9 @@ from amplitude_intercom.engine.rules.admission import Admission
 from amplitude_intercom.engine.rules.insert_keys import dead_key, insert_key, project_hash
 from amplitude_intercom.engine.rules.verdicts import Drop, Keep, Reject
 from amplitude_intercom.engine.settings import Sync
-from amplitude_intercom.engine.spool import Spool
 from amplitude_intercom.engine.spool.rows import Append, Appended, DeadRow, Row
 from amplitude_intercom.engine.spool.settled import log_dropped_raw
+from amplitude_intercom.engine.spool.spool import Spool
 from amplitude_intercom.transports.amplitude import (
     KEPT_BYTES,
     MAX_EVENT_BYTES,
@@ -80,7 +80,7 @@ class FilterActor(Actor[Share, None]):
 
     async def handle(self, share: Share) -> None:
         try:
-            append = await self.sift(share.batch)
+            append = await self.admit(share.batch)
             await self._append(append, share)
         except Exception as fault:
             self._refuse(share, fault)
@@ -211,45 +211,45 @@ class FilterActor(Actor[Share, None]):
         else:
             share.tally.refuse(error)
 
-    async def sift(self, batch: Batch) -> Append:
+    async def admit(self, batch: Batch) -> Append:
         """Return what is kept of a batch, and count the rest."""
         first, *others = runs(list(map(len, batch.raws)))
-        sifted = self._sift_run(batch, first)
+        admitted = self._admit_run(batch, first)
         for run in others:
             await asyncio.sleep(0)
-            part = self._sift_run(batch, run)
-            sifted.received += part.received
-            sifted.rows += part.rows
-            sifted.dead += part.dead
-            sifted.dropped.update(part.dropped)
-        return sifted
+            part = self._admit_run(batch, run)
+            admitted.received += part.received
+            admitted.rows += part.rows
+            admitted.dead += part.dead
+            admitted.dropped.update(part.dropped)
+        return admitted
 
-    def _sift_run(self, batch: Batch, run: range) -> Append:
+    def _admit_run(self, batch: Batch, run: range) -> Append:
         """Return what is kept of some events of a batch.
 
         A barrier round each event would cost every one of them; so there is one round all of them,
         and where it is needed they are looked at once more, each by itself.
         """
         dropped: Counter[DropReason] = Counter()
-        indexes = self._worth_a_look(batch, run, dropped)
-        sifted = Append(len(run), [], [], Counter(dropped), batch.marks)
+        indexes = self._undecided(batch, run, dropped)
+        admitted = Append(len(run), [], [], Counter(dropped), batch.marks)
         try:
-            self._sift(batch, indexes, sifted)
+            self._admit_each(batch, indexes, admitted)
         except Exception:
-            sifted = Append(len(run), [], [], dropped, batch.marks)
+            admitted = Append(len(run), [], [], dropped, batch.marks)
             for index in indexes:
-                self._sift_alone(batch, index, sifted)
-        self._few_are_kept = len(sifted.rows) < len(run) / 2
-        return sifted
+                self._admit_alone(batch, index, admitted)
+        self._few_are_kept = len(admitted.rows) < len(run) / 2
+        return admitted
 
-    def _sift_alone(self, batch: Batch, index: int, into: Append) -> None:
+    def _admit_alone(self, batch: Batch, index: int, into: Append) -> None:
         try:
-            self._sift(batch, (index,), into)
+            self._admit_each(batch, (index,), into)
         except Exception as fault:
             failure = internal_failure(fault, batch=batch.origin)
             into.dead.append(self._dead_row(failure, batch.raws[index], None, batch, index))
 
-    def _sift(self, batch: Batch, indexes: Iterable[int], into: Append) -> None:
+    def _admit_each(self, batch: Batch, indexes: Iterable[int], into: Append) -> None:
         raws, heads, derive, checked = batch.raws, batch.heads, batch.derive_ids, batch.checked
         judge, keep = self._admission.judge, into.rows.append
         project = project_hash(batch.api_key or self._project)
@@ -283,10 +283,8 @@ class FilterActor(Actor[Share, None]):
         user = self._admission.user_of_bad(raw)
         return DeadRow(why.reason, why.message, raw, key, batch.origin, line, user)
 
-    def _worth_a_look(
-        self, batch: Batch, run: range, dropped: Counter[DropReason]
-    ) -> Iterable[int]:
-        """Return the places of events that their type alone does not decide on; count the others.
+    def _undecided(self, batch: Batch, run: range, dropped: Counter[DropReason]) -> Iterable[int]:
+        """Return the indexes of events that their type alone does not decide on; count the others.
 
         Of most streams most is not selected. Where that was so of the last run, the type is all
         that is read of an event at first; else everything is read at once.

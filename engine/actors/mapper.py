@@ -16,8 +16,8 @@ from amplitude_intercom.engine.reasons import AdjustmentReason, DeadReason
 from amplitude_intercom.engine.rules.bodies import event_body
 from amplitude_intercom.engine.rules.planning import SyncRules
 from amplitude_intercom.engine.rules.verdicts import Drop, Keep, Reject, Verdict
-from amplitude_intercom.engine.spool import Spool
-from amplitude_intercom.engine.spool.seconds import claim_of
+from amplitude_intercom.engine.spool.claims import claim_of
+from amplitude_intercom.engine.spool.spool import Spool
 
 
 class Outlet(Protocol):

@@ -14,7 +14,7 @@ from amplitude_intercom.engine.contacts import Contacts
 from amplitude_intercom.engine.envelope import Envelope
 from amplitude_intercom.engine.errors import DeadLetter, ParkUser
 from amplitude_intercom.engine.gate import GateClosed
-from amplitude_intercom.engine.spool import Spool
+from amplitude_intercom.engine.spool.spool import Spool
 
 
 class UserUpserter(Actor[list[Envelope], list[Envelope]]):

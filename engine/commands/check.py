@@ -13,7 +13,6 @@ import msgspec
 
 from amplitude_intercom.engine.app import client_of, sources_of
 from amplitude_intercom.engine.attributes import KnownAttributes, Listed, parse_list
-from amplitude_intercom.engine.commands import FAILED, OK, print_json
 from amplitude_intercom.engine.commands.findings import (
     Finding,
     key_findings,
@@ -22,6 +21,7 @@ from amplitude_intercom.engine.commands.findings import (
 )
 from amplitude_intercom.engine.commands.machine import machine_findings
 from amplitude_intercom.engine.commands.preview import Preview, read_events
+from amplitude_intercom.engine.commands.running import FAILED, OK, print_json
 from amplitude_intercom.engine.commands.sample import Names, name_findings, type_of, unselected
 from amplitude_intercom.engine.commands.spools import is_running
 from amplitude_intercom.engine.commands.terminal import duration, print_table, say

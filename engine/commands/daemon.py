@@ -9,8 +9,8 @@ import structlog
 from anyio.abc import TaskGroup
 
 from amplitude_intercom.engine.app import Engine, sources_of
-from amplitude_intercom.engine.commands import FAILED, OK, Signals
 from amplitude_intercom.engine.commands.findings import key_findings
+from amplitude_intercom.engine.commands.running import FAILED, OK, Signals
 from amplitude_intercom.engine.console.server import AdminServer
 from amplitude_intercom.engine.errors import SettingsError
 from amplitude_intercom.engine.settings import Settings

@@ -19,8 +19,8 @@ from rich.table import Table
 
 from amplitude_intercom.engine import logs
 from amplitude_intercom.engine.app import Engine, sources_of
-from amplitude_intercom.engine.commands import OK
 from amplitude_intercom.engine.commands.daemon import start_sources
+from amplitude_intercom.engine.commands.running import OK
 from amplitude_intercom.engine.config import from_table
 from amplitude_intercom.engine.metrics import SyncStatus
 from amplitude_intercom.engine.settings import Log, Settings

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from amplitude_intercom.engine.commands import OK, USAGE, complain, print_json
+from amplitude_intercom.engine.commands.running import OK, USAGE, complain, print_json
 from amplitude_intercom.engine.commands.terminal import print_table, say
 from amplitude_intercom.engine.metrics import METRICS, PREFIX
 from amplitude_intercom.engine.near import did_you_mean

@@ -23,7 +23,7 @@ from rich.progress import Progress as Bar
 from rich.text import Text
 
 from amplitude_intercom.engine.app import Engine
-from amplitude_intercom.engine.commands import (
+from amplitude_intercom.engine.commands.running import (
     DEAD_LETTERED,
     FAILED,
     OF_SIGNAL,

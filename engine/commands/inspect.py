@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from amplitude_intercom.engine.commands import OK, print_json
+from amplitude_intercom.engine.commands.running import OK, print_json
 from amplitude_intercom.engine.commands.spools import Files, read_spools
 from amplitude_intercom.engine.commands.terminal import (
     count,

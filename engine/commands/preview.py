@@ -9,7 +9,7 @@ import msgspec
 
 from amplitude_intercom.engine.app import client_of, directory_of
 from amplitude_intercom.engine.attributes import KnownAttributes, parse_list
-from amplitude_intercom.engine.commands import OK, print_json
+from amplitude_intercom.engine.commands.running import OK, print_json
 from amplitude_intercom.engine.contacts import differences
 from amplitude_intercom.engine.envelope import Adjustment, ContactUpdate, Plan, Record
 from amplitude_intercom.engine.errors import EngineError, SettingsError
@@ -20,9 +20,9 @@ from amplitude_intercom.engine.rules.planning import SyncRules
 from amplitude_intercom.engine.rules.user_properties import apply, needs_state
 from amplitude_intercom.engine.rules.verdicts import Drop, Keep, Reject
 from amplitude_intercom.engine.settings import Intercom, Settings, Sync
-from amplitude_intercom.engine.spool import wall_clock_ms
+from amplitude_intercom.engine.spool.claims import Claim, claim_of
 from amplitude_intercom.engine.spool.rows import Contact, DeadLetter
-from amplitude_intercom.engine.spool.seconds import Claim, claim_of
+from amplitude_intercom.engine.spool.spool import wall_clock_ms
 from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.transports import files, intercom
 from amplitude_intercom.transports.amplitude import BadEvent, Head, decode_head

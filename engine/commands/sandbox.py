@@ -10,7 +10,7 @@ from typing import Final, get_args, get_type_hints
 import msgspec
 
 from amplitude_intercom.engine.addresses import host_and_port, is_loopback
-from amplitude_intercom.engine.commands import OK, USAGE, Signals, complain
+from amplitude_intercom.engine.commands.running import OK, USAGE, Signals, complain
 from amplitude_intercom.transports.sandbox import Fault, Sandbox, serve
 
 TYPES: Final = ("string", "integer", "float", "boolean", "date")

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from amplitude_intercom.engine.commands import FAILED, OK, complain, print_json
+from amplitude_intercom.engine.commands.running import FAILED, OK, complain, print_json
 from amplitude_intercom.engine.commands.spools import open_spools
 from amplitude_intercom.engine.commands.terminal import count, duration, print_table, say, size
 from amplitude_intercom.engine.errors import SettingsError, SpoolError
 from amplitude_intercom.engine.settings import Settings
-from amplitude_intercom.engine.spool import examine, wall_clock_ms
+from amplitude_intercom.engine.spool import examine
+from amplitude_intercom.engine.spool.spool import wall_clock_ms
 
 
 def _files(settings: Settings, sync: str | None) -> Iterator[tuple[str, Path]]:

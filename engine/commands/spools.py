@@ -27,10 +27,10 @@ from amplitude_intercom.engine.commands.terminal import say
 from amplitude_intercom.engine.errors import DataDirInUse, EngineError, SpoolError
 from amplitude_intercom.engine.metrics import Facts, Status, SyncStatus, read_facts, sync_status
 from amplitude_intercom.engine.settings import Admin, Settings, Sync
-from amplitude_intercom.engine.spool import wall_clock_ms
 from amplitude_intercom.engine.spool.lock import holder
 from amplitude_intercom.engine.spool.reading import disk_bytes, look
 from amplitude_intercom.engine.spool.rows import DeadLetter, DeadLetterPage, DeadLetterQuery
+from amplitude_intercom.engine.spool.spool import wall_clock_ms
 from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.engine.spool.user_state import UserState, nothing_of
 from amplitude_intercom.transports.reasons import RefusalReason

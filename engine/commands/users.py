@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from amplitude_intercom.engine.commands import FAILED, OK, print_json
 from amplitude_intercom.engine.commands.forward import choose_sync
+from amplitude_intercom.engine.commands.running import FAILED, OK, print_json
 from amplitude_intercom.engine.commands.spools import read_spools
 from amplitude_intercom.engine.commands.terminal import (
     count,
@@ -16,7 +16,7 @@ from amplitude_intercom.engine.commands.terminal import (
     shown,
 )
 from amplitude_intercom.engine.settings import Settings
-from amplitude_intercom.engine.spool import wall_clock_ms
+from amplitude_intercom.engine.spool.spool import wall_clock_ms
 from amplitude_intercom.engine.spool.user_state import MOST_ROWS_READ, UserState
 
 

@@ -25,6 +25,7 @@ from amplitude_intercom.engine import logs
 from amplitude_intercom.engine.envelope import Kind, Record
 from amplitude_intercom.engine.errors import Failure, SpoolError
 from amplitude_intercom.engine.reasons import DeadReason, DropReason
+from amplitude_intercom.engine.spool.claims import Seconds
 from amplitude_intercom.engine.spool.dead_letters import DeadLetters
 from amplitude_intercom.engine.spool.directory import ContactDirectory
 from amplitude_intercom.engine.spool.meta import Meta
@@ -48,7 +49,6 @@ from amplitude_intercom.engine.spool.rows import (
     row_checksum,
 )
 from amplitude_intercom.engine.spool.schema import PAGE_BYTES, fold
-from amplitude_intercom.engine.spool.seconds import Seconds
 from amplitude_intercom.engine.spool.seen import Seen
 from amplitude_intercom.engine.spool.settled import SettledLines
 from amplitude_intercom.engine.spool.user_state import UserState, state_of_user

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import pkgutil
 import signal
 import socket
 import subprocess
@@ -15,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from amplitude_intercom.engine import commands
 from amplitude_intercom.transports.sandbox import Sandbox, serve
 from support import process
 
@@ -42,12 +40,6 @@ def shell(
 def folder(tmp_path: Path) -> Path:
     process.settings(tmp_path, NOWHERE)
     return tmp_path
-
-
-def test_no_function_of_the_package_is_hidden_by_a_module_of_its_name() -> None:
-    modules = {module.name for module in pkgutil.iter_modules(commands.__path__)}
-    used = {"run", "run_plainly", "complain", "print_json", "load_settings"}
-    assert not used & modules
 
 
 def test_one_process_can_run_command_after_command(folder: Path) -> None:

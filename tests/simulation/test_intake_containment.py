@@ -21,8 +21,8 @@ from amplitude_intercom.engine.rules.admission import Admission, Admitted
 from amplitude_intercom.engine.rules.planning import SyncRules
 from amplitude_intercom.engine.rules.verdicts import Verdict
 from amplitude_intercom.engine.settings import Delivery, SpoolSettings, Sync
-from amplitude_intercom.engine.spool import Spool
 from amplitude_intercom.engine.spool.rows import Append, Appended, DeadLetterQuery
+from amplitude_intercom.engine.spool.spool import Spool
 from amplitude_intercom.transports import Batch, Receipt, Ticket
 from amplitude_intercom.transports.amplitude import BadEvent, Head
 from amplitude_intercom.transports.errors import Refused
@@ -123,7 +123,7 @@ def test_others_have_their_turn_while_a_large_batch_is_filtered(
         users = [f"poison-{n}" if poisoned and n % 5 == 0 else f"well-{n}" for n in range(40)]
         raws = [msgspec.json.encode(simulation.event(u, 0, x="x" * 240_000)) for u in users]
         batch = Batch(None, raws, sync=sync.name, lines=range(1, 41))
-        kept = await FilterActor(decide, cast("Any", None)).sift(batch)
+        kept = await FilterActor(decide, cast("Any", None)).admit(batch)
         assert [row.user_key for row in kept.rows] == [u for u in users if u.startswith("well")]
         assert [letter.line for letter in kept.dead] == (list(range(1, 41, 5)) if poisoned else [])
         assert decide.worst_bytes <= RUN_BYTES * (2 if poisoned else 1)
@@ -136,7 +136,7 @@ def test_a_small_batch_is_filtered_in_one_go(tmp_path: Path) -> None:
         sync = simulation.settings(tmp_path).sync[0]
         decide = Watched(sync, Rules(sync))
         raws = [raw(f"well-{n}") for n in range(500)]
-        await FilterActor(decide, cast("Any", None)).sift(Batch(None, raws, sync=sync.name))
+        await FilterActor(decide, cast("Any", None)).admit(Batch(None, raws, sync=sync.name))
         assert decide.judged_bytes == sum(map(len, raws))
 
     virtual.run(scenario)

@@ -39,7 +39,7 @@ def an_admission(**sync: Any) -> Admission:
 
 def kept_of(decide: Admission, batch: Batch, **actor: Any) -> Append:
     spool = cast("Any", None)  # filtering needs none
-    return asyncio.run(FilterActor(decide, spool, **actor).sift(batch))
+    return asyncio.run(FilterActor(decide, spool, **actor).admit(batch))
 
 
 def judged(decide: Admission, raw: bytes) -> Any:
@@ -325,13 +325,13 @@ def test_only_the_same_event_of_the_same_device_is_known_again() -> None:
     assert len({key(n) for n in (6, 7, 8, 16, 18, 39, 40)}) == 7
 
 
-def sift(decide: Admission, raws: list[bytes], *, decoded: bool, few_are_kept: bool) -> Any:
-    actor = FilterActor(decide, cast("Any", None))  # sifting needs no spool
+def admit(decide: Admission, raws: list[bytes], *, decoded: bool, few_are_kept: bool) -> Any:
+    actor = FilterActor(decide, cast("Any", None))  # admitting needs no spool
     actor._few_are_kept = few_are_kept
     heads = [read_head(raw)[0] for raw in raws] if decoded else None
     read = [read_head(raw)[1] for raw in raws] if decoded else raws
     batch = Batch(heads, read, origin="f", lines=range(1, len(raws) + 1))
-    return asyncio.run(actor.sift(batch))
+    return asyncio.run(actor.admit(batch))
 
 
 TYPES = ("Bought", "Seen", "$identify", "$groupidentify", "_all", "[Intercom] x", "", None)
@@ -352,9 +352,9 @@ def test_whatever_is_decoded_first_the_same_is_kept(trigger: str, broken: bytes)
         for n, given in enumerate(({}, {"plan": "pro"}, {"$set": {"plan": "pro"}}))
     ]
     raws[5:5] = [broken] if broken else []
-    expected = sift(decide, raws, decoded=True, few_are_kept=False)
+    expected = admit(decide, raws, decoded=True, few_are_kept=False)
     for few_are_kept in (False, True):
-        assert sift(decide, raws, decoded=False, few_are_kept=few_are_kept) == expected
+        assert admit(decide, raws, decoded=False, few_are_kept=few_are_kept) == expected
     assert expected.rows
     assert expected.dropped["not_selected"] or trigger == "any_update"
 
@@ -366,7 +366,7 @@ def test_what_nobody_selected_is_dropped_whatever_else_is_wrong_with_it() -> Non
     worse = [b'{"event_type": "Bought", "user_id": true}', b"{"]
     for decoded, few_are_kept in ((True, False), (False, False), (False, True)):
         for beside in ([], worse):
-            kept = sift(decide, bad + beside, decoded=decoded, few_are_kept=few_are_kept)
+            kept = admit(decide, bad + beside, decoded=decoded, few_are_kept=few_are_kept)
             assert kept.dropped == {"not_selected": 2}
             assert len(kept.dead) == len(beside)
 
@@ -391,7 +391,7 @@ def test_preview_and_replay_judge_a_bad_event_as_intake_does(event_type: str, us
     table = {"name": "a", "intercom": {"access_token": "t"}, "events": {"select": [BOUGHT]}}
     sync = from_table({"sync": [table]}).sync[0]
     raw = f'{{"event_type": "{event_type}", "user_id": {user_id}}}'.encode()
-    kept = sift(SyncRules(sync).admission, [raw], decoded=False, few_are_kept=False)
+    kept = admit(SyncRules(sync).admission, [raw], decoded=False, few_are_kept=False)
     letter = dead_letter(Record(1, Kind.EVENT, "", 0, raw), Failure(DeadReason.INVALID_FIELD), 0)
     foreseen = [Preview(sync).of(raw), Preview(sync).replayed(letter, Past())]
     expected = ["send"] * len(kept.rows) + ["reject"] * len(kept.dead) + list(kept.dropped)

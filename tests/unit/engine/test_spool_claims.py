@@ -10,8 +10,8 @@ from hypothesis import given as drawn
 from hypothesis import settings
 from hypothesis import strategies as st
 
+from amplitude_intercom.engine.spool.claims import Claim, Given, Seconds
 from amplitude_intercom.engine.spool.schema import connect
-from amplitude_intercom.engine.spool.seconds import Claim, Given, Seconds
 
 FEW = st.tuples(
     st.sampled_from(["ann", "bob"]),

@@ -8,9 +8,9 @@ from typing import Any
 
 import msgspec
 
-from amplitude_intercom.engine.commands import FAILED, OK, complain, print_json
 from amplitude_intercom.engine.commands.forward import choose_sync
 from amplitude_intercom.engine.commands.preview import Preview
+from amplitude_intercom.engine.commands.running import FAILED, OK, complain, print_json
 from amplitude_intercom.engine.commands.spools import Files, Reading, open_spools, read_spools
 from amplitude_intercom.engine.commands.terminal import count, listed, print_table, say, shown
 from amplitude_intercom.engine.reasons import DeadReason
@@ -21,7 +21,7 @@ PAGE = 1_000
 """Dead letters that are asked for at once."""
 
 
-async def list_letters(
+async def list_dead_letters(
     settings: Settings,
     sync: str | None,
     query: DeadLetterQuery,
@@ -79,7 +79,7 @@ def view(letter: DeadLetter) -> dict[str, Any]:
     return {**fields, "raw": letter.raw.decode(errors="replace")}
 
 
-async def show_letter(settings: Settings, sync: str | None, id_: int, *, as_json: bool) -> int:
+async def show_dead_letter(settings: Settings, sync: str | None, id_: int, *, as_json: bool) -> int:
     """Print one dead letter, whole."""
     async with read_spools(settings) as spools:
         query = DeadLetterQuery(ids=[id_])
@@ -114,7 +114,7 @@ def _time(at_ms: int) -> str:
         return str(at_ms)  # damaged
 
 
-async def replay_letters(
+async def replay_dead_letters(
     settings: Settings, sync: str | None, query: DeadLetterQuery, *, as_json: bool
 ) -> int:
     """Queue dead letters again."""
@@ -193,7 +193,7 @@ def _print_answer(letter: DeadLetter, answer: dict[str, Any]) -> None:
         say(f"  {text}")
 
 
-async def discard_letters(
+async def discard_dead_letters(
     settings: Settings, sync: str | None, query: DeadLetterQuery, *, as_json: bool
 ) -> int:
     """Settle dead letters as dropped."""
