@@ -27,7 +27,6 @@ from amplitude_intercom.transports import Batch, Receipt, Ticket
 from amplitude_intercom.transports.amplitude import BadEvent, Head
 from amplitude_intercom.transports.errors import Refused
 from amplitude_intercom.transports.reasons import RefusalReason
-from amplitude_intercom.transports.sandbox.routes import Rules
 from support import simulation, virtual
 
 KEY = simulation.API_KEY
@@ -100,7 +99,7 @@ class Watched(Admission):
 
     def judge(
         self, head: Head | BadEvent, raw: bytes, *, checked: bool = False
-    ) -> Admitted | BadEvent | str:
+    ) -> Verdict[Admitted]:
         if not self.judged_bytes:
             asyncio.get_running_loop().call_soon(self._turn)
         self.judged_bytes += len(raw)
@@ -119,7 +118,8 @@ def test_others_have_their_turn_while_a_large_batch_is_filtered(
 ) -> None:
     async def scenario() -> None:
         sync = simulation.settings(tmp_path).sync[0]
-        decide = Watched(sync, Rules(sync))
+        rules = SyncRules(sync)
+        decide = Watched(sync, rules.who, rules.contacts)
         users = [f"poison-{n}" if poisoned and n % 5 == 0 else f"well-{n}" for n in range(40)]
         raws = [msgspec.json.encode(simulation.event(u, 0, x="x" * 240_000)) for u in users]
         batch = Batch(None, raws, sync=sync.name, lines=range(1, 41))
@@ -134,7 +134,8 @@ def test_others_have_their_turn_while_a_large_batch_is_filtered(
 def test_a_small_batch_is_filtered_in_one_go(tmp_path: Path) -> None:
     async def scenario() -> None:
         sync = simulation.settings(tmp_path).sync[0]
-        decide = Watched(sync, Rules(sync))
+        rules = SyncRules(sync)
+        decide = Watched(sync, rules.who, rules.contacts)
         raws = [raw(f"well-{n}") for n in range(500)]
         await FilterActor(decide, cast("Any", None)).admit(Batch(None, raws, sync=sync.name))
         assert decide.judged_bytes == sum(map(len, raws))
