@@ -22,7 +22,7 @@ import msgspec
 
 from amplitude_intercom.engine.attributes import Attributes
 from amplitude_intercom.engine.envelope import Adjustment, ContactUpdate, Identity
-from amplitude_intercom.engine.errors import DeadLetter, Failure
+from amplitude_intercom.engine.errors import Failure, Undeliverable
 from amplitude_intercom.engine.gate import Gate
 from amplitude_intercom.engine.reasons import AdjustmentReason, DeadReason
 from amplitude_intercom.engine.rules.bodies import ATTRIBUTE_PREFIX, contact_body, creation_body
@@ -88,7 +88,7 @@ class Contacts:
 
         Raises:
             ParkUser: not now.
-            DeadLetter: never.
+            Undeliverable: never.
         """
         update = _Upsert(self, updates)
         upserted = await update.run()
@@ -100,7 +100,7 @@ class Contacts:
 
         Raises:
             ParkUser: not now.
-            DeadLetter: never.
+            Undeliverable: never.
         """
         return await _Upsert(self, [ContactUpdate(identity, {})]).run_again()
 
@@ -181,7 +181,7 @@ class _Upsert:
             return self._done(contact_id, properties, written, complete=True)
         if answer.status == 409:
             return await self._adopt(answer, written, known_properties)
-        raise DeadLetter(_failure(DeadReason.REFUSED, answer))
+        raise Undeliverable(_failure(DeadReason.REFUSED, answer))
 
     async def _update(self, known: Contact) -> Upserted:
         """Write what differs from what was last written; no difference, no call."""
@@ -228,12 +228,12 @@ class _Upsert:
         if answer.status == 410:
             merged_into = intercom.merged_into(answer)
             if merged_into is None:
-                raise DeadLetter(_failure(DeadReason.CONTACT_GONE, answer))
+                raise Undeliverable(_failure(DeadReason.CONTACT_GONE, answer))
             self._once(merged_into)
             return await self._update(Contact(merged_into, known.properties, {}))
         if answer.status == 409:
             return await self._adopt(answer, {}, known.properties, instead_of=known.contact_id)
-        raise DeadLetter(_failure(DeadReason.REFUSED, answer))
+        raise Undeliverable(_failure(DeadReason.REFUSED, answer))
 
     # --- a contact that is there already --------------------------------------------------
 
@@ -253,9 +253,9 @@ class _Upsert:
         message = intercom.parse_error(conflict).message
         contact_id = intercom.named_contact(message)
         if contact_id is None:
-            raise DeadLetter(_failure(DeadReason.CONTACT_AMBIGUOUS, conflict))
+            raise Undeliverable(_failure(DeadReason.CONTACT_AMBIGUOUS, conflict))
         if contact_id == instead_of:
-            raise DeadLetter(_failure(DeadReason.CONTACT_CONFLICT, conflict))
+            raise Undeliverable(_failure(DeadReason.CONTACT_CONFLICT, conflict))
         self._once(contact_id)
         if "archived" in message.lower():
             await self._unarchive(contact_id, conflict)
@@ -297,11 +297,11 @@ class _Upsert:
         """
         answer = await self._call(intercom.get_contact(contact_id))
         if answer.status != 200:
-            raise DeadLetter(_failure(DeadReason.CONTACT_GONE, answer))
+            raise Undeliverable(_failure(DeadReason.CONTACT_GONE, answer))
         contact = answer.contact
         theirs = str(contact.get(self._identity.field) or "")
         if not self._is_mine(theirs) and (theirs or must_be_mine):
-            raise DeadLetter(_failure(DeadReason.CONTACT_CONFLICT, conflict))
+            raise Undeliverable(_failure(DeadReason.CONTACT_CONFLICT, conflict))
         return contact
 
     def _is_mine(self, value: str) -> bool:
@@ -311,10 +311,10 @@ class _Upsert:
 
     async def _unarchive(self, contact_id: str, conflict: Answer) -> None:
         if self._contacts._archived == "dead_letter":
-            raise DeadLetter(_failure(DeadReason.CONTACT_ARCHIVED, conflict))
+            raise Undeliverable(_failure(DeadReason.CONTACT_ARCHIVED, conflict))
         answer = await self._call(intercom.unarchive_contact(contact_id))
         if answer.status != 200:
-            raise DeadLetter(_failure(DeadReason.CONTACT_GONE, answer))
+            raise Undeliverable(_failure(DeadReason.CONTACT_GONE, answer))
 
     # --- calls ----------------------------------------------------------------------------
 
@@ -347,7 +347,7 @@ class _Upsert:
     def _count_call(self) -> None:
         self._calls += 1
         if self._calls > MAX_CALLS:
-            raise DeadLetter(
+            raise Undeliverable(
                 Failure(DeadReason.REFUSED, message="Intercom's answers lead in a circle")
             )
 
@@ -357,7 +357,7 @@ class _Upsert:
 
     def _once(self, step: str) -> None:
         if step in self._tried:
-            raise DeadLetter(Failure(DeadReason.CONTACT_GONE, message=f"{step}: tried before"))
+            raise Undeliverable(Failure(DeadReason.CONTACT_GONE, message=f"{step}: tried before"))
         self._tried.add(step)
 
     def _done(

@@ -6,7 +6,7 @@
     ├── SpoolError        the spool cannot do it now: a batch is refused, a delivery waits
     └── Failed            an answer, or none, to one delivery
         ├── ParkUser      this user later; others go on
-        └── DeadLetter    this one never
+        └── Undeliverable this one never
 
 What concerns *everybody* (429, 401, an outage) is no error at all here: the gate waits and sends
 again, and its callers never hear of it.
@@ -66,5 +66,5 @@ class ParkUser(Failed):
     """This user's trouble: its records wait, everybody else's flow on."""
 
 
-class DeadLetter(Failed):
+class Undeliverable(Failed):
     """Sending this record again would be refused again."""

@@ -133,8 +133,8 @@ class Return(NamedTuple):
     back_at_s: float
 
 
-class Verdict(enum.Enum):
-    """Whose trouble a failed call is."""
+class Blame(enum.Enum):
+    """Whether a failed call is the user's own fault or an outage."""
 
     OWN = enum.auto()
     EVERYBODYS = enum.auto()
@@ -212,12 +212,12 @@ class Circuit:
             self.health = Health.OPEN
         return self.health is Health.OPEN
 
-    def verdict(self, user: str) -> Verdict:
+    def verdict(self, user: str) -> Blame:
         """Return whose trouble this user's last failure was; a verdict of OWN is given once."""
         if user in self._own:
             self._own.discard(user)
-            return Verdict.OWN
-        return Verdict.UNDECIDED if user in self._suspects else Verdict.EVERYBODYS
+            return Blame.OWN
+        return Blame.UNDECIDED if user in self._suspects else Blame.EVERYBODYS
 
     def verdict_pending(self, user: str) -> bool:
         """Return whether a verdict on this user's failure is still open."""
@@ -478,7 +478,7 @@ class Gate:
         """Hold a failed call until it is known whose trouble it is."""
         if self._circuit.verdict_pending(user):
             await self._wait_for_news(UNDECIDED_S)
-        while (verdict := self._circuit.verdict(user)) is Verdict.UNDECIDED:
+        while (verdict := self._circuit.verdict(user)) is Blame.UNDECIDED:
             if self._closed:
                 raise GateClosed
             wait_s = self._circuit.closed_until_s - loop_time_s()
@@ -489,7 +489,7 @@ class Gate:
             elif self.health is not Health.THROTTLED:
                 self._circuit.close(Health.OUTAGE, loop_time_s())
                 self._log_health(failure)
-        return verdict is Verdict.OWN
+        return verdict is Blame.OWN
 
     async def _wait_for_news(self, at_most_s: float | None) -> None:
         with anyio.move_on_after(at_most_s):

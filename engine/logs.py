@@ -209,7 +209,7 @@ class Rates:
 # --- the thread that writes ---------------------------------------------------------------
 
 
-class Writer:
+class LineWriter:
     """Writes lines to a descriptor in a thread of its own; see the module's rules.
 
     ``put`` may be called from any thread, and by a finalizer in the middle of another ``put``: so
@@ -339,7 +339,7 @@ def _say_what_was_left_out() -> None:
 
 
 _stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
-_writer = Writer(_stderr, _say_what_was_left_out)
+_writer = LineWriter(_stderr, _say_what_was_left_out)
 _rates = Rates()
 _debugging = False
 _line_of: Callable[[dict[str, Any]], bytes] = _json_line

@@ -8,7 +8,7 @@ from typing import Literal
 from amplitude_intercom.engine.actor import Actor
 from amplitude_intercom.engine.contacts import Contacts
 from amplitude_intercom.engine.envelope import Envelope, Record
-from amplitude_intercom.engine.errors import DeadLetter, Failure, ParkUser
+from amplitude_intercom.engine.errors import Failure, ParkUser, Undeliverable
 from amplitude_intercom.engine.event_names import EventNames
 from amplitude_intercom.engine.gate import Gate, GateClosed
 from amplitude_intercom.engine.reasons import DeadReason, DropReason
@@ -100,7 +100,7 @@ class EventSender(Actor[list[Envelope], None]):
             await self._feed.release(record)
         except ParkUser as error:
             await self._feed.park(record, error.failure)
-        except DeadLetter as error:
+        except Undeliverable as error:
             await self._feed.bury(record, error.failure)
         else:
             await self._settle(envelope, refusal)

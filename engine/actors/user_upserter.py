@@ -12,7 +12,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 from amplitude_intercom.engine.actor import Actor, internal_failure
 from amplitude_intercom.engine.contacts import Contacts
 from amplitude_intercom.engine.envelope import Envelope
-from amplitude_intercom.engine.errors import DeadLetter, ParkUser
+from amplitude_intercom.engine.errors import ParkUser, Undeliverable
 from amplitude_intercom.engine.gate import GateClosed
 from amplitude_intercom.engine.spool.spool import Spool
 
@@ -81,10 +81,10 @@ class UserUpserter(Actor[list[Envelope], list[Envelope]]):
         merged = self._take_along(envelope)
         try:
             await self._write(envelope, merged)
-        except (GateClosed, ParkUser, DeadLetter) as error:
+        except (GateClosed, ParkUser, Undeliverable) as error:
             await self._give_back(merged, error)
         except Exception as fault:
-            await self._give_back(merged, DeadLetter(internal_failure(fault, record=record.id)))
+            await self._give_back(merged, Undeliverable(internal_failure(fault, record=record.id)))
         else:
             return envelope.event is not None
         return False
@@ -125,10 +125,10 @@ class UserUpserter(Actor[list[Envelope], list[Envelope]]):
         record = envelope.record
         if isinstance(error, ParkUser):
             await self._feed.park(record, error.failure)
-        elif isinstance(error, DeadLetter) and merged:
+        elif isinstance(error, Undeliverable) and merged:
             self._alone.add(record.id)
             self._ahead.appendleft(envelope)
-        elif isinstance(error, DeadLetter):
+        elif isinstance(error, Undeliverable):
             self._alone.discard(record.id)
             await self._feed.bury(record, error.failure)
         else:

@@ -83,7 +83,7 @@ TABLES = {
 
 def verify(settings: Settings, sync: str | None, *, as_json: bool) -> int:
     """Check every checksum and the accounting; 1 where something is damaged."""
-    found: dict[str, list[examine.Finding]] = {}
+    found: dict[str, list[examine.Damage]] = {}
     for name, path in _files(settings, sync):
         try:
             if path.exists():
@@ -92,7 +92,7 @@ def verify(settings: Settings, sync: str | None, *, as_json: bool) -> int:
                 found[name] = []
                 say(f"{name}: {NOT_YET.format(path)}", stderr=True)
         except SpoolError as error:
-            found[name] = [examine.Finding("file", "", str(error))]
+            found[name] = [examine.Damage("file", "", str(error))]
     if as_json:
         print_json(found)
     else:

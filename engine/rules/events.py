@@ -33,12 +33,17 @@ from amplitude_intercom.engine.settings import Events, Rename, source_and_target
 from amplitude_intercom.transports.amplitude import Content
 
 
-class Source(NamedTuple):
-    """A selected metadata property: where it is from, and the key that it goes to."""
+class MetadataSource(NamedTuple):
+    """A selected metadata property: what it is looked up by, and the key that it goes to."""
 
-    path: paths.Path
+    name: str
     key: str
+    simple: bool
+    """Whether an event property of this name is the value as it is."""
+    alone: bool
+    """Whether without such a property there is no value, unless keys have dots."""
     dated: bool
+    path: paths.Path
     currency: paths.Path | None
     """Where the currency is, if it is an amount."""
 
@@ -52,7 +57,6 @@ class EventRules:
         self._metadata = [_metadata_source(item, events.money) for item in events.metadata]
         self._limit = events.metadata_limit
         self._max_ahead_s, self._max_age_s = events.max_ahead_s, events.max_age_s
-        self._looked_up = [_looked_up(source) for source in self._metadata]
         keys = {source.key.lower() for source in self._metadata}
         self._all_fit = len(keys) == len(self._metadata) <= self._limit
         """Whether no two keys are alike and the limit holds, unless an object is spread."""
@@ -123,7 +127,7 @@ class EventRules:
         checked = None if self._all_fit else _CheckedMetadata(metadata, self._limit)
         style, properties = self._style, event.event_properties
         get, flat = properties.get, None
-        for name, key, simple, alone, dated, source in self._looked_up:
+        for name, key, simple, alone, dated, path, currency in self._metadata:
             value = get(name) if simple else None
             if value is None:
                 if alone:
@@ -131,12 +135,12 @@ class EventRules:
                         flat = "." in "".join(properties)
                     if not flat:
                         continue
-                value = _value(event, source)
+                value = _value(event, path)
                 if value is None:
                     continue
-                if source.currency is not None:
+                if currency is not None:
                     checked = checked or _CheckedMetadata(metadata, self._limit)
-                    value = checked.amount(event, source, source.currency, value)
+                    value = checked.amount(event, key, currency, value)
             is_plain_value = not dated and is_plain(value, style)
             if is_plain_value and checked is None:
                 metadata[key] = value
@@ -177,26 +181,26 @@ class _CheckedMetadata:
                 self._metadata[key] = value
 
     def amount(
-        self, event: Content, source: Source, currency: paths.Path, value: Any
+        self, event: Content, key: str, currency: paths.Path, value: Any
     ) -> dict[str, Any] | Any:
         """Return a price as an amount in minor units, or as it is where it is none."""
         amount = money(value, paths.read(currency, event.fields))
         if amount is None:
             what = f"no amount in the currency that `{currency.name}` says, sent as it is"
-            self._adjusted(AdjustmentReason.NOT_MONEY, source.key, what)
+            self._adjusted(AdjustmentReason.NOT_MONEY, key, what)
             return value
         if not is_exact(value, amount):
             what = f"rounded to {amount['amount']} of the minor unit"
-            self._adjusted(AdjustmentReason.AMOUNT_ROUNDED, source.key, what)
+            self._adjusted(AdjustmentReason.AMOUNT_ROUNDED, key, what)
         return amount
 
     def _adjusted(self, reason: AdjustmentReason, key: str, what: str) -> None:
         self.adjustments.append(Adjustment(reason, f"metadata.{key}", what))
 
 
-def _value(event: Content, source: Source) -> Any:
-    """Return what an event has for a source, wherever it has it; None where it has nothing."""
-    scope, name, field = source.path
+def _value(event: Content, path: paths.Path) -> Any:
+    """Return what an event has at a path, wherever it has it; None where it has nothing."""
+    scope, name, field = path
     if scope == "event":
         value = paths.find(event.event_properties, name)
     else:
@@ -204,23 +208,13 @@ def _value(event: Content, source: Source) -> Any:
     return event.fields.get(field) if value is None and field else value
 
 
-def _metadata_source(item: str | Rename, currencies: Mapping[str, str]) -> Source:
+def _metadata_source(item: str | Rename, currencies: Mapping[str, str]) -> MetadataSource:
     written, target = source_and_target(item)
     path = paths.parse(written, "event")
     key = fit_key(target)
     dated = key.endswith(DATE_ENDING) or (isinstance(item, Rename) and item.as_ == "date")
     named = currencies.get(path.name) if path.scope == "event" else None
     currency = None if named is None else paths.parse(f"event.{named}")
-    return Source(path, key, dated, currency)
-
-
-def _looked_up(source: Source) -> tuple[str, str, bool, bool, bool, Source]:
-    """Return what is looked at first: the name of a property, the key, and three bits.
-
-    First, whether an event property of that name is the value as it is; second, whether without one
-    there is no other, unless keys have dots; third, whether it is a date.
-    """
-    scope, name, field = source.path
-    simple = scope == "event" and source.currency is None
-    alone = simple and not field and "." not in name
-    return name, source.key, simple, alone, source.dated, source
+    simple = path.scope == "event" and currency is None
+    alone = simple and not path.field and "." not in path.name
+    return MetadataSource(path.name, key, simple, alone, dated, path, currency)

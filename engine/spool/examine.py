@@ -51,7 +51,7 @@ class SpoolState(msgspec.Struct, frozen=True):
     last_trouble: str
 
 
-class Finding(msgspec.Struct, frozen=True):
+class Damage(msgspec.Struct, frozen=True):
     """Something that is not as it was written. ``key``: the row's, in ``table``."""
 
     table: str
@@ -120,7 +120,7 @@ def _oldest_ms(db: sqlite3.Connection) -> dict[str, int]:
     return {table: row[0] for table, row in found.items() if row and row[0] is not None}
 
 
-def findings(path: Path) -> list[Finding]:
+def findings(path: Path) -> list[Damage]:
     """Return what is damaged in a spool's file, the first hundred of it; nothing: it is whole.
 
     Raises:
@@ -129,7 +129,7 @@ def findings(path: Path) -> list[Finding]:
     return look_at(path, lambda db: list(islice(_findings(db), MOST_FINDINGS)))
 
 
-def _findings(db: sqlite3.Connection) -> Iterator[Finding]:
+def _findings(db: sqlite3.Connection) -> Iterator[Damage]:
     checks = [_structure, _tables, _records, _accounting]
     # Those of dead letters and contacts came later than the first version.
     if db.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,):
@@ -139,21 +139,21 @@ def _findings(db: sqlite3.Connection) -> Iterator[Finding]:
 
 
 def _until_unreadable(
-    db: sqlite3.Connection, check: Callable[[sqlite3.Connection], Iterator[Finding]]
-) -> Iterator[Finding]:
+    db: sqlite3.Connection, check: Callable[[sqlite3.Connection], Iterator[Damage]]
+) -> Iterator[Damage]:
     try:
         yield from check(db)
     except (sqlite3.Error, ValueError, TypeError) as error:
-        yield Finding(check.__name__.strip("_"), "", f"cannot be read to its end: {error}")
+        yield Damage(check.__name__.strip("_"), "", f"cannot be read to its end: {error}")
 
 
-def _structure(db: sqlite3.Connection) -> Iterator[Finding]:
+def _structure(db: sqlite3.Connection) -> Iterator[Damage]:
     for (line,) in db.execute(f"PRAGMA integrity_check({MOST_FINDINGS})"):
         if line != "ok":
-            yield Finding("file", "", line)
+            yield Damage("file", "", line)
 
 
-def _tables(db: sqlite3.Connection) -> Iterator[Finding]:
+def _tables(db: sqlite3.Connection) -> Iterator[Damage]:
     """Compare the tables with those of a new spool, where this one is of the same version."""
     if db.execute("PRAGMA user_version").fetchone() != (SCHEMA_VERSION,):
         return
@@ -162,7 +162,7 @@ def _tables(db: sqlite3.Connection) -> Iterator[Finding]:
         found, expected = tables_of(db), tables_of(new)
     for name in sorted(found.keys() | expected.keys()):
         if found.get(name) != expected.get(name):
-            yield Finding("file", name, "is not as this program makes it")
+            yield Damage("file", name, "is not as this program makes it")
 
 
 def _walk(
@@ -183,38 +183,38 @@ def _walk(
 
 def _checked(
     db: sqlite3.Connection, table: str, columns: str, checksum_of: Callable[..., int], start: Any
-) -> Iterator[Finding]:
+) -> Iterator[Damage]:
     """Check the rows of a table, whose key is the first column and whose checksum the last."""
     for key, *fields, crc in _walk(db, table, columns.partition(",")[0], columns, start):
         if not holds(crc, checksum_of, key, *fields):
-            yield Finding(table, str(key), "its checksum does not match")
+            yield Damage(table, str(key), "its checksum does not match")
 
 
-def _records(db: sqlite3.Connection) -> Iterator[Finding]:
+def _records(db: sqlite3.Connection) -> Iterator[Damage]:
     columns = "id, kind, user_key, accepted_at_ms, raw, crc"
     return _checked(db, "records", columns, checksum, -1)
 
 
-def _dead_letters(db: sqlite3.Connection) -> Iterator[Finding]:
+def _dead_letters(db: sqlite3.Connection) -> Iterator[Damage]:
     columns = "id, reason, user_key, accepted_at_ms, raw, crc"
     return _checked(db, "dead_letters", columns, letter_checksum, -1)
 
 
-def _contacts(db: sqlite3.Connection) -> Iterator[Finding]:
+def _contacts(db: sqlite3.Connection) -> Iterator[Damage]:
     columns = "user_key, contact_id, properties, written, crc"
     return _checked(db, "contacts", columns, contact_checksum, "")
 
 
-def _accounting(db: sqlite3.Connection) -> Iterator[Finding]:
+def _accounting(db: sqlite3.Connection) -> Iterator[Damage]:
     db.execute("BEGIN")
     counters = dict(db.execute("SELECT name, value FROM counters").fetchall())
     for table, name in (("records", "pending"), ("dead_letters", "dead")):
         (rows,) = db.execute(f"SELECT count(*) FROM {table}").fetchone()  # noqa: S608 - constants
         if rows != counters.get(name, 0):
-            yield Finding("counters", name, f"says {counters.get(name, 0)}, there are {rows}")
+            yield Damage("counters", name, f"says {counters.get(name, 0)}, there are {rows}")
     db.execute("COMMIT")
     settled = sum(n for name, n in counters.items() if is_settled(name))
     settled += counters.get("pending", 0)
     if settled != counters.get("received", 0):
         said = f"says {counters.get('received', 0)}, accounted for are {settled}"
-        yield Finding("counters", "received", said)
+        yield Damage("counters", "received", said)

@@ -16,7 +16,7 @@ import pytest
 from amplitude_intercom.engine.envelope import Kind, Record
 from amplitude_intercom.engine.errors import Failure, SpoolError
 from amplitude_intercom.engine.reasons import DeadReason
-from amplitude_intercom.engine.spool.examine import Finding, findings
+from amplitude_intercom.engine.spool.examine import Damage, findings
 from amplitude_intercom.engine.spool.rows import Append, Contact, DeadLetterQuery, DeadRow, Row
 from amplitude_intercom.engine.spool.schema import PAGE_BYTES, connect
 from amplitude_intercom.engine.spool.store import Store
@@ -130,7 +130,7 @@ def _outcome(path: Path, expected: dict[int, tuple[str, bytes]]) -> str:
     try:
         named = findings(path)
     except SpoolError as error:
-        named = [Finding("file", "", str(error))]
+        named = [Damage("file", "", str(error))]
     try:
         store = opened(path)
     except (SpoolError, sqlite3.Error, UnicodeDecodeError):

@@ -114,7 +114,7 @@ def raising(error: Exception) -> Callable[[], int]:
 
 def test_lines_are_written_whole_and_in_order() -> None:
     reading, writing = os.pipe()
-    writer = logs.Writer(lambda: writing)
+    writer = logs.LineWriter(lambda: writing)
     lines = [b"%d %s\n" % (n, b"x" * (n * 37 % 900)) for n in range(100)]
     for line in lines:
         writer.put(line)
@@ -129,7 +129,7 @@ def test_lines_are_written_whole_and_in_order() -> None:
 
 @pytest.mark.parametrize("error", [ValueError("closed"), OSError(28, "full"), OSError(32, "gone")])
 def test_lines_that_cannot_be_written_are_counted(error: Exception) -> None:
-    writer = logs.Writer(raising(error))
+    writer = logs.LineWriter(raising(error))
     for _ in range(10):
         writer.put(b"line\n")
     assert writer.flush(10)
@@ -138,7 +138,7 @@ def test_lines_that_cannot_be_written_are_counted(error: Exception) -> None:
 
 def test_while_nobody_reads_lines_wait_up_to_a_bound_and_flush_gives_up() -> None:
     reading, writing = os.pipe()
-    writer = logs.Writer(lambda: writing)
+    writer = logs.LineWriter(lambda: writing)
     line = b"x" * 1_000 + b"\n"
     count = 3 * logs.MAX_LINES
     for _ in range(count):
@@ -163,7 +163,7 @@ def test_a_torn_line_is_ended_before_the_next_one() -> None:
             raise OSError(28, "full")
         return writing
 
-    writer = logs.Writer(descriptor_of)
+    writer = logs.LineWriter(descriptor_of)
     writer._torn = True
     writer.put(b"next\n")
     assert writer.flush(10)
