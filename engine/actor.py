@@ -101,7 +101,7 @@ class Actor(ABC, Generic[In, Out]):
 
 
 def runs(sizes: Sequence[int]) -> Sequence[range]:
-    """Return the places of things in runs of ``RUN_BYTES``, and of one thing at least.
+    """Return the indexes of things in runs of ``RUN_BYTES``, and of one thing at least.
 
     Most often there is one run, and finding that out costs a sum.
     """
@@ -109,10 +109,10 @@ def runs(sizes: Sequence[int]) -> Sequence[range]:
         return (range(len(sizes)),)
     found = []
     start, left = 0, RUN_BYTES
-    for place, size in enumerate(sizes):
-        if left < size and start < place:
-            found.append(range(start, place))
-            start, left = place, RUN_BYTES
+    for index, size in enumerate(sizes):
+        if left < size and start < index:
+            found.append(range(start, index))
+            start, left = index, RUN_BYTES
         left -= size
     found.append(range(start, len(sizes)))
     return found

@@ -226,7 +226,7 @@ class Lanes:
         self._inboxes: dict[int, MemoryObjectSendStream[list[Envelope]]] = {}
 
     def put(self, envelopes: Sequence[Envelope]) -> None:
-        """Put envelopes at the end of their users' lanes; there is always room."""
+        """Put envelopes at the end of their users' lanes; there is always space."""
         by_lane: defaultdict[int, list[Envelope]] = defaultdict(list)
         lanes = self._sync.delivery.lanes
         for envelope in envelopes:

@@ -297,7 +297,7 @@ MEANINGS: Final[dict[str, str]] = {
         "bytes of request bodies that are held at once; others wait. One address holds a half at "
         "most, and bodies over 256 KiB leave a half to smaller ones"
     ),
-    "http.body_timeout_s": "seconds that a body may take to arrive, its wait for room included",
+    "http.body_timeout_s": "seconds that a body may take to arrive, its wait for bytes included",
     "http.idle_timeout_s": (
         "seconds until a connection without a request is closed; one whose request has begun has 10"
     ),

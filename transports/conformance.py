@@ -47,8 +47,8 @@ class Outside(Protocol):
         """
         ...
 
-    def told(self) -> set[str]:
-        """Return the ids that the outside has been told are safe, apart from the source's end."""
+    def confirmed(self) -> set[str]:
+        """Return the ids that the outside was told are on disk, apart from the source's end."""
         ...
 
 
@@ -137,12 +137,12 @@ async def check_2_nobody_is_told_before_it_is_on_disk(make: MakeOutside, seed: i
     async with make() as outside, _running(outside, intake, ids) as work:
         await _while_running(work, intake.something_sent.wait())
         await _turns(200)
-        told = _told(outside, work, ids)
-        _hold(2, seed, not told, f"told of {told} before anything was on disk")
+        confirmed = _confirmed(outside, work, ids)
+        _hold(2, seed, not confirmed, f"confirmed {confirmed} before anything was on disk")
         await intake.close()
         await _wait_for(work)
-        told = _told(outside, work, ids)
-        _hold(2, seed, told == set(ids), f"told of {told} of {ids}")
+        confirmed = _confirmed(outside, work, ids)
+        _hold(2, seed, confirmed == set(ids), f"confirmed {confirmed} of {ids}")
 
 
 async def check_3_what_is_refused_is_kept_and_sent_again(make: MakeOutside, seed: int) -> None:
@@ -157,7 +157,7 @@ async def check_3_what_is_refused_is_kept_and_sent_again(make: MakeOutside, seed
 
 
 async def check_4_cancelled_it_ends_and_claims_nothing(make: MakeOutside, seed: int) -> None:
-    """4: cancelled at any moment it ends, sends no more, and has told of nothing that is not
+    """4: cancelled at any moment it ends, sends no more, and has confirmed nothing that is not
     taken; offered once more to a new one, all of it arrives."""
     ids, intake = _ids(seed), Recorder(seed, refuse=0.2)
     rest = ids
@@ -171,10 +171,10 @@ async def check_4_cancelled_it_ends_and_claims_nothing(make: MakeOutside, seed: 
         await intake.close()
         await _turns(50)
         _hold(4, seed, intake.sent == sent, "it sends though it has been cancelled")
-        told = _told(outside, work, ids)
-        claimed = told - set(intake.taken)
-        _hold(4, seed, not claimed, f"told of {claimed}, which nobody has")
-        rest = [id_ for id_ in ids if id_ not in told]
+        confirmed = _confirmed(outside, work, ids)
+        claimed = confirmed - set(intake.taken)
+        _hold(4, seed, not claimed, f"confirmed {claimed}, which nobody has")
+        rest = [id_ for id_ in ids if id_ not in confirmed]
     second = Recorder(seed)
     async with make() as outside:
         await _run(outside, second, rest)
@@ -215,10 +215,10 @@ def _ids(seed: int) -> list[str]:
     return [f"{seed}-{n}" for n in range(EVENTS)]
 
 
-def _told(outside: Outside, work: asyncio.Task[None], ids: Sequence[str]) -> set[str]:
+def _confirmed(outside: Outside, work: asyncio.Task[None], ids: Sequence[str]) -> set[str]:
     """Return the ids that are believed to be safe, by the source's own end too."""
     ended_well = work.done() and not work.cancelled() and work.exception() is None
-    return outside.told() | (set(ids) if outside.ends and ended_well else set())
+    return outside.confirmed() | (set(ids) if outside.ends and ended_well else set())
 
 
 async def _turns(count: int) -> None:

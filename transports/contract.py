@@ -6,12 +6,12 @@ A source is one class with one method: ``await source.run(intake)`` brings event
 by itself (a file) or is cancelled (a server). It owes the engine five things:
 
 1. It hands over **batches**, each event once, in the order in which they came:
-   ``ticket = await intake.send(batch)``. ``send`` waits while the engine has no room.
+   ``ticket = await intake.send(batch)``. ``send`` waits while the engine is full.
 2. It tells its own side "done" only after ``receipt = await ticket.wait()`` has returned: from then
    on the events are on disk. A source that ends by itself may tell by ending.
 3. When either raises ``Refused``, nothing of the batch is stored: it says "later" to its own side,
    or sends the same batch again; ``draining`` is for good. ``UnknownApiKey`` is final for a batch.
-4. Cancelled, it ends, sends no more, and has told of nothing that is not on disk.
+4. Cancelled, it ends, sends no more, and has confirmed nothing that is not on disk.
 5. When ``run`` has returned, none of its tasks is left.
 
 ``transports.conformance`` has a check for each. A source is registered as an entry point of the
@@ -49,7 +49,7 @@ class Batch(msgspec.Struct):
     """Where they come from, for dead letters: ``export.zip:hour.json.gz``, ``http /batch``."""
     lines: Sequence[int] | None = None
     """Line numbers, one per event, where the source has such."""
-    marks: Mapping[str, str] = {}
+    checkpoints: Mapping[str, str] = {}
     """How far a source that can be read again has come with what is on disk already: name →
     position. Kept with the batch, in one commit, for the source's next start."""
     checked: bool = False

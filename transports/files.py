@@ -74,15 +74,15 @@ def find(paths: Iterable[str], fail: Callable[[OSError], None] = _fail) -> list[
 
 def _inside(folder: str, fail: Callable[[OSError], None]) -> Iterator[str]:
     seen: set[tuple[int, int]] = set()  # of links that lead back up
-    for place, folders, names in os.walk(folder, followlinks=True, onerror=fail):
-        here = os.stat(place)
+    for within, folders, names in os.walk(folder, followlinks=True, onerror=fail):
+        here = os.stat(within)
         if (here.st_dev, here.st_ino) in seen:
             folders.clear()
             continue
         seen.add((here.st_dev, here.st_ino))
         for name in names:
             if Path(name).suffix.lower() in SUFFIXES and not _is_aside(name):
-                yield from _file(os.path.join(place, name), fail)
+                yield from _file(os.path.join(within, name), fail)
 
 
 def _file(path: str, fail: Callable[[OSError], None]) -> Iterator[str]:

@@ -42,7 +42,7 @@ from amplitude_intercom.transports.bounds import (
 from amplitude_intercom.transports.contract import Batch, Intake
 from amplitude_intercom.transports.errors import Refused, UnknownApiKey
 from amplitude_intercom.transports.inflate import Inflate
-from amplitude_intercom.transports.limits import Hold, KeyLimits, Room
+from amplitude_intercom.transports.limits import ByteBudget, Hold, KeyLimits
 from amplitude_intercom.transports.openapi import SUCCESS, describe
 from amplitude_intercom.transports.refusals import NO_DOOR, Refusals
 from amplitude_intercom.transports.sockets import Listener, share_of_descriptors
@@ -191,7 +191,7 @@ class HttpSource:
         self._origins = frozenset(cors_origins)
         self._max_event_bytes = max_event_bytes
         self._now_ms = now_ms
-        self._room = Room(max_held_bytes)
+        self._budget = ByteBudget(max_held_bytes)
         self._heavy = asyncio.Semaphore(HEAVY_AT_ONCE)
         self._refused = Refusals()
         self._limits = KeyLimits(key_requests_per_s, key_events_per_s)
@@ -292,7 +292,7 @@ class HttpSource:
         hold: Hold | None = None
         try:
             async with asyncio.timeout(self._body_timeout_s) as deadline:
-                hold = await stack.enter_async_context(self._room.enter(request.remote or ""))
+                hold = await stack.enter_async_context(self._budget.enter(request.remote or ""))
                 deadline.reschedule(asyncio.get_running_loop().time() + self._body_timeout_s)
                 await _say_continue(request)
                 body = await read_body(request, door.max_bytes, hold)

@@ -68,7 +68,7 @@ All others are about the moment, and so no verdict on a record. Those of aiohttp
 are too, though some are a ``ValueError`` as well."""
 
 LOG_EVERY_S: Final = 1.0
-"""Between two log lines about unforeseen errors: in a trouble every call may have one."""
+"""Between two log lines about unforeseen errors: in an outage every call may have one."""
 
 MAX_FRAMES: Final = 12
 """Innermost lines of a traceback that are logged."""

@@ -24,14 +24,14 @@ MAX_KEYS: Final = 1_024
 
 
 SMALL_BYTES: Final = 262_144
-"""A request that is no larger has the whole room; a usual one has a quarter of this."""
+"""A request that is no larger may have the whole budget; a usual one has a quarter of this."""
 
 
 class Hold:
-    """What one request of a client holds of a ``Room``."""
+    """What one request of a client holds of a ``ByteBudget``."""
 
-    def __init__(self, room: Room, address: str) -> None:
-        self._room = room
+    def __init__(self, budget: ByteBudget, address: str) -> None:
+        self._budget = budget
         self.address = address
         self.size = 0
         self.waits = False
@@ -40,11 +40,11 @@ class Hold:
     async def grow(self, size: int) -> None:
         """Hold ``size`` bytes from now on; waits until they are free."""
         self.waits = True
-        await self._room.take(self, size - self.size)
+        await self._budget.take(self, size - self.size)
         self.waits = False
 
 
-class Room:
+class ByteBudget:
     """Bytes of request bodies that are held at once, as they come in.
 
     - Whoever waits longest is asked first whether he fits.
@@ -142,7 +142,7 @@ class KeyLimits:
         if events is not None and not events.has_capacity(len(heads)):
             fitting = next(n for n in range(len(heads), -1, -1) if not n or events.has_capacity(n))
             return _throttled(heads, fitting, self._events_per_s)
-        # There is room, so neither of these waits: nobody else can take it in between.
+        # Bytes are free, so neither of these waits: nobody else can take it in between.
         if requests is not None:
             await requests.acquire()
         if events is not None:

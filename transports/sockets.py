@@ -246,7 +246,7 @@ class Listener:
             pause.cancel()
 
     def _accept(self, listening: socket.socket) -> None:
-        """Accept one connection, or look again a little later where there is no room for it."""
+        """Accept one connection, or look again a little later where the limit is reached."""
         if self._open >= self._max:
             if not self._make_one_give_way():
                 self._pause(listening)

@@ -4,9 +4,9 @@ What comes is handed over as soon as it is there, so a pipe that trickles is as 
 fast. A line that cannot be used goes along as a ``BadEvent`` with its number and stops nothing.
 
 Files can be read again, so they are resumed: with each batch goes how far all that was read before
-is on disk by now (``Batch.marks``), and whoever starts the source gives it the marks that are kept.
-What was read behind a mark is read twice, and known again. A mark says too what was wrong with a
-file: it is said in every run.
+is on disk by now (``Batch.checkpoints``), and whoever starts the source gives it the checkpoints
+that are kept. What was read behind a checkpoint is read twice, and known again. A checkpoint says
+too what was wrong with a file: it is said in every run.
 """
 
 from __future__ import annotations
@@ -130,11 +130,11 @@ class LineSource:
         batch_lines: Positive = 2_000,
         since_ms: int | None = None,
         until_ms: int | None = None,
-        marks: Mapping[str, str] | None = None,
+        checkpoints: Mapping[str, str] | None = None,
         progress: Progress | None = None,
         refused_nap_s: PositiveSeconds = 0.25,
     ) -> None:
-        """``sync`` says where the events go; ``marks`` is what earlier batches left.
+        """``sync`` says where the events go; ``checkpoints`` is what earlier batches left.
 
         A line that is longer than ``max_line_bytes``, or an event than ``max_event_bytes``, is bad.
 
@@ -148,13 +148,13 @@ class LineSource:
         self._batch_lines = batch_lines
         self._since_ms = since_ms
         self._until_ms = until_ms
-        self._marks = dict(marks or {})
+        self._checkpoints = dict(checkpoints or {})
         self._progress = progress or Progress()
         self._refused_nap_s = refused_nap_s
         self._waiting: deque[_Sent] = deque()
         self._reached: dict[str, Position] = {}
         self.files: list[str] = []
-        """The files that were read, by the names of their marks."""
+        """The files that were read, by the names of their checkpoints."""
 
     async def run(self, intake: Intake) -> None:
         """Read everything; return when all of it is on disk.
@@ -195,7 +195,7 @@ class LineSource:
 
     def _start_of(self, file: str) -> Position:
         try:
-            return msgspec.json.decode(self._marks.get(file, "{}"), type=Position)
+            return msgspec.json.decode(self._checkpoints.get(file, "{}"), type=Position)
         except msgspec.MsgspecError:
             return Position()
 
@@ -327,8 +327,8 @@ class LineSource:
         )
 
     async def _send(self, sent: _Sent, intake: Intake) -> None:
-        marks = {file: msgspec.json.encode(at).decode() for file, at in self._reached.items()}
-        sent.batch.marks = {**sent.batch.marks, **marks}
+        checkpoints = {file: msgspec.json.encode(at).decode() for file, at in self._reached.items()}
+        sent.batch.checkpoints = {**sent.batch.checkpoints, **checkpoints}
         self._reached.clear()
         while True:
             try:

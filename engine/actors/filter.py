@@ -124,7 +124,7 @@ class FilterActor(Actor[Share, None]):
         refused though: nobody is to wait for ever, and a sender that asks twice may get it twice.
         """
         internal_failure(fault, batch=share.batch.origin)
-        counted = Append(append.received, [], [], append.dropped, append.marks)
+        counted = Append(append.received, [], [], append.dropped, append.checkpoints)
         counted.received -= len(append.rows) + len(append.dead)
         parts: list[Appended] = []
         try:
@@ -232,11 +232,11 @@ class FilterActor(Actor[Share, None]):
         """
         dropped: Counter[DropReason] = Counter()
         indexes = self._undecided(batch, run, dropped)
-        admitted = Append(len(run), [], [], Counter(dropped), batch.marks)
+        admitted = Append(len(run), [], [], Counter(dropped), batch.checkpoints)
         try:
             self._admit_each(batch, indexes, admitted)
         except Exception:
-            admitted = Append(len(run), [], [], dropped, batch.marks)
+            admitted = Append(len(run), [], [], dropped, batch.checkpoints)
             for index in indexes:
                 self._admit_alone(batch, index, admitted)
         self._few_are_kept = len(admitted.rows) < len(run) / 2

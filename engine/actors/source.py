@@ -70,7 +70,7 @@ class SourceActor:
             outbox.close()
 
     async def send(self, batch: Batch) -> Ticket:
-        """Queue a batch for each sync that takes it; waits while one of them has no room.
+        """Queue a batch for each sync that takes it; waits while one of them is full.
 
         Raises:
             Refused: the engine is draining, or a fault has stopped the intake of one of them.

@@ -87,7 +87,7 @@ async def forward(
                 batch_lines=settings.forward.batch_lines,
                 since_ms=since_ms,
                 until_ms=until_ms,
-                marks=await pipeline.spool.marks(),
+                checkpoints=await pipeline.spool.checkpoints(),
                 progress=reading,
             )
             intake = _Patient(engine.intake, pipeline, settings.forward.max_backlog)

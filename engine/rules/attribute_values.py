@@ -81,7 +81,7 @@ def _is_date_time(value: Any) -> bool:
 
 
 def type_for(key: str, value: Any, style: Style) -> str | None:
-    """Return the type for an attribute that is created for a value; None where it has no place.
+    """Return the type for an attribute that is created for a value; None where it has no such.
 
     A number gets ``float`` though it is whole: the next one may not be, and would not fit.
     """

@@ -34,13 +34,13 @@ class Meta:
 
     # --- sources that can be read again ---------------------------------------------------
 
-    def marks(self) -> dict[str, str]:
+    def checkpoints(self) -> dict[str, str]:
         """Return how far they have come with what is on disk."""
         return self._under(_MARK)
 
-    def set_marks(self, marks: Mapping[str, str]) -> None:
+    def set_marks(self, checkpoints: Mapping[str, str]) -> None:
         """Keep how far some of them have come."""
-        for name, position in marks.items():
+        for name, position in checkpoints.items():
             self.set(_MARK + name, position)
 
     def forget_marks(self, names: Iterable[str]) -> None:

@@ -46,14 +46,14 @@ Keyed = TypeVar("Keyed", Row, DeadRow)
 class Append(msgspec.Struct):
     """What one sync keeps of one batch: rows, dead letters, and how much of it was dropped.
 
-    ``marks``: how far the sources that can be read again have come.
+    ``checkpoints``: how far the sources that can be read again have come.
     """
 
     received: int
     rows: list[Row]
     dead: list[DeadRow]
     dropped: Counter[DropReason]
-    marks: Mapping[str, str] = {}
+    checkpoints: Mapping[str, str] = {}
 
 
 class Appended(msgspec.Struct, frozen=True):

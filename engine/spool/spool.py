@@ -131,7 +131,7 @@ class Spool:
             [],
             [],
             kept.dropped + batch.dropped,
-            {**kept.marks, **batch.marks},
+            {**kept.checkpoints, **batch.checkpoints},
         )
 
     def _take_uncounted(self) -> Append:
@@ -191,13 +191,13 @@ class Spool:
         total.update({f"dropped:{reason}": n for reason, n in self._uncounted.dropped.items()})
         return total
 
-    async def marks(self) -> dict[str, str]:
+    async def checkpoints(self) -> dict[str, str]:
         """Return how far the sources that can be read again have come."""
-        return await self.do(lambda store: store.meta.marks())
+        return await self.do(lambda store: store.meta.checkpoints())
 
     async def forget_marks(self, names: Sequence[str]) -> None:
         """Let these sources be read from their beginning again."""
-        uncounted = self._take_uncounted()  # which may hold the last of their marks
+        uncounted = self._take_uncounted()  # which may hold the last of their checkpoints
 
         def job(store: Store) -> None:
             store.count_only(uncounted)

@@ -340,7 +340,7 @@ class Store:
         """Count a batch of which nothing is kept."""
         self._deltas["received"] += batch.received
         self._count_dropped(batch.dropped)
-        self.meta.set_marks(batch.marks)
+        self.meta.set_marks(batch.checkpoints)
 
     def _count_dropped(self, dropped: Counter[DropReason]) -> None:
         for reason, count in dropped.items():

@@ -33,7 +33,7 @@ class HttpOutside:
         self._http = HttpSource(listen="127.0.0.1:0")
         self.source: Source = self._http
         self._session = session
-        self._told: set[str] = set()
+        self._confirmed: set[str] = set()
 
     async def offer(self, ids: Sequence[str]) -> None:
         url = f"http://{await self._http.listening()}/2/httpapi"
@@ -41,7 +41,7 @@ class HttpOutside:
             some = ids[start : start + 7]
             while not await self._upload(url, some):
                 pass
-            self._told.update(some)
+            self._confirmed.update(some)
 
     async def _upload(self, url: str, ids: Sequence[str]) -> bool:
         events = [msgspec.json.decode(event(id_)) for id_ in ids]
@@ -50,8 +50,8 @@ class HttpOutside:
             assert answer.status in (200, 503)
             return answer.status == 200
 
-    def told(self) -> set[str]:
-        return self._told
+    def confirmed(self) -> set[str]:
+        return self._confirmed
 
 
 class PipeOutside:
@@ -68,7 +68,7 @@ class PipeOutside:
         with suppress(BrokenPipeError):
             await asyncio.to_thread(self._path.write_bytes, lines(ids))
 
-    def told(self) -> set[str]:
+    def confirmed(self) -> set[str]:
         return set()
 
 
@@ -96,7 +96,7 @@ class FileOutside:
         (self._folder / "3.json.xz").write_bytes(lzma.compress(array))
         self._written.set()
 
-    def told(self) -> set[str]:
+    def confirmed(self) -> set[str]:
         return set()
 
 
@@ -136,7 +136,7 @@ class Wrong:
     def __init__(self, fault: str) -> None:
         self._fault = fault
         self._events: asyncio.Queue[str] = asyncio.Queue()
-        self._told: set[str] = set()
+        self._confirmed: set[str] = set()
         self.source: Source = self
 
     async def run(self, intake: Intake) -> None:
@@ -151,31 +151,31 @@ class Wrong:
         while True:
             id_ = await self._events.get()
             if self._fault == "loses one" and id_.endswith("-9"):
-                self._told.add(id_)
+                self._confirmed.add(id_)
                 continue
             await self._bring(id_, intake)
 
     async def _bring(self, id_: str, intake: Intake) -> None:
-        while id_ not in self._told:
+        while id_ not in self._confirmed:
             try:
                 ticket = await intake.send(batch_of([event(id_)], sync="a"))
                 if self._fault == "tells at once":
-                    self._told.add(id_)
+                    self._confirmed.add(id_)
                 await ticket.wait()
             except Refused:
                 if self._fault == "forgets what is refused":
-                    self._told.add(id_)
+                    self._confirmed.add(id_)
             else:
-                self._told.add(id_)
+                self._confirmed.add(id_)
 
     async def offer(self, ids: Sequence[str]) -> None:
         for id_ in ids if self._fault != "out of order" else reversed(ids):
             self._events.put_nowait(id_)
-        while not self._told >= set(ids):
+        while not self._confirmed >= set(ids):
             await asyncio.sleep(0)
 
-    def told(self) -> set[str]:
-        return self._told
+    def confirmed(self) -> set[str]:
+        return self._confirmed
 
 
 @pytest.mark.parametrize(

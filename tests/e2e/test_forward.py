@@ -72,7 +72,7 @@ async def test_the_same_file_twice_delivers_nothing_twice(tmp_path: Path) -> Non
 async def test_a_file_of_which_nothing_was_selected_is_read_anew_with_other_settings(
     tmp_path: Path,
 ) -> None:
-    """What only was counted is written late, and its marks with it: they must be forgotten too."""
+    """What only was counted is written late, and its checkpoints too: they must be forgotten."""
     file = tmp_path / "events.jsonl"
     file.write_bytes(
         b"\n".join(json.dumps(process.event("mira-okafor", n)).encode() for n in range(9))

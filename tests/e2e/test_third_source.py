@@ -98,10 +98,10 @@ async def test_it_keeps_the_contract(tmp_path: Path, check: conformance.Check, s
                 path.with_suffix(".new").write_bytes(event(id_))
                 self._offered[path] = id_
                 path.with_suffix(".new").rename(path)
-            while self.told() != set(ids):
+            while self.confirmed() != set(ids):
                 await asyncio.sleep(0)
 
-        def told(self) -> set[str]:
+        def confirmed(self) -> set[str]:
             return {one for path, one in self._offered.items() if not path.exists()}
 
     @asynccontextmanager

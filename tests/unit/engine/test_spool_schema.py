@@ -41,7 +41,7 @@ def test_it_opens_and_all_of_it_is_there(spool: Path) -> None:
         known = store.contacts.get("ann-user")
         assert known is not None
         assert known.contact_id
-        assert store.meta.marks() == {"old.jsonl": "17"}
+        assert store.meta.checkpoints() == {"old.jsonl": "17"}
     assert findings(spool) == []
 
 

@@ -1,4 +1,4 @@
-"""Room for bodies, and limits of keys."""
+"""A budget of bytes for bodies, and limits of keys."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amplitude_intercom.transports.amplitude import Head
-from amplitude_intercom.transports.limits import LEAST_COST_BYTES, MAX_KEYS, KeyLimits, Room
+from amplitude_intercom.transports.limits import LEAST_COST_BYTES, MAX_KEYS, ByteBudget, KeyLimits
 from amplitude_intercom.transports.uploads import TOO_LARGE, BadUpload
 from support import virtual
 
@@ -23,12 +23,12 @@ def test_no_more_than_the_room_is_held_and_whoever_waits_gets_in(
     visits: list[tuple[list[int], int, bool]],
 ) -> None:
     async def main() -> None:
-        room, served = Room(MAX, LEAST_COST_BYTES), 0
+        budget, served = ByteBudget(MAX, LEAST_COST_BYTES), 0
         held: list[int] = []
 
         async def visit(sizes: list[int], duration: int) -> None:
             nonlocal served
-            async with room.enter() as hold:
+            async with budget.enter() as hold:
                 held.append(0)
                 mine = len(held) - 1
                 try:
@@ -50,7 +50,7 @@ def test_no_more_than_the_room_is_held_and_whoever_waits_gets_in(
         ended = await asyncio.gather(*tasks, return_exceptions=True)
         assert not [error for error in ended if isinstance(error, AssertionError)]
         assert served >= len(visits) - len(given_up)
-        async with asyncio.timeout(1), room.enter() as hold, room.enter() as another:
+        async with asyncio.timeout(1), budget.enter() as hold, budget.enter() as another:
             await hold.grow(MAX // 2)  # nothing of it is lost
             assert another.size == LEAST_COST_BYTES
 
@@ -59,10 +59,10 @@ def test_no_more_than_the_room_is_held_and_whoever_waits_gets_in(
 
 def test_requests_that_are_all_half_there_do_not_wait_for_one_another() -> None:
     async def main() -> None:
-        room, done = Room(MAX), list[int]()
+        budget, done = ByteBudget(MAX), list[int]()
 
         async def visit(number: int) -> None:
-            async with room.enter() as hold:
+            async with budget.enter() as hold:
                 for size in range(LEAST_COST_BYTES, MAX, LEAST_COST_BYTES):
                     await hold.grow(size)
                     await asyncio.sleep(0.1)
@@ -81,18 +81,18 @@ def test_one_address_holds_a_half_and_large_requests_leave_a_half_to_small_ones(
     small = LEAST_COST_BYTES
 
     async def main() -> None:
-        room = Room(16 * small, 2 * small)
+        budget = ByteBudget(16 * small, 2 * small)
         async with AsyncExitStack() as stack:
             enter = stack.enter_async_context
-            first = await enter(room.enter("a"))
+            first = await enter(budget.enter("a"))
             await first.grow(2 * small)
-            many = [await enter(room.enter("a")) for _ in range(6)]
-            assert await _waits(room.enter("a"), many[0].grow(2 * small))  # a half: no more
-            other = await enter(room.enter("b"))  # though the first of them waits
+            many = [await enter(budget.enter("a")) for _ in range(6)]
+            assert await _waits(budget.enter("a"), many[0].grow(2 * small))  # a half: no more
+            other = await enter(budget.enter("b"))  # though the first of them waits
             await other.grow(2 * small)
             assert await _waits(other.grow(3 * small))  # large: it would have to leave a half
             for address in "cdefg":
-                await (await enter(room.enter(address))).grow(small)
+                await (await enter(budget.enter(address))).grow(small)
 
     async def _waits(*what: Any) -> bool:
         tasks = [asyncio.ensure_future(_whole(piece)) for piece in what]

@@ -38,7 +38,7 @@ class Intake:
     def __init__(self, refuse: dict[int, str] | None = None) -> None:
         self.batches: list[Batch] = []
         self.stored: list[bytes] = []
-        self.marks: dict[str, str] = {}
+        self.checkpoints: dict[str, str] = {}
         self._refuse = refuse or {}
 
     def takes(self, api_key: str) -> bool:
@@ -52,7 +52,7 @@ class Intake:
             ticket.refuse(Refused(reason))
         else:
             self.stored.extend(batch.raws)
-            self.marks.update(batch.marks)
+            self.checkpoints.update(batch.checkpoints)
             ticket.acknowledge(Receipt(len(batch.raws), 0, 0, 0))
         return ticket
 
@@ -193,7 +193,7 @@ async def test_reading_goes_on_where_it_stopped_whenever_that_was(
         with suppress(Stopped):
             await LineSource([str(tmp_path)], batch_lines=3).run(first)
         second = Intake()
-        await LineSource([str(tmp_path)], batch_lines=3, marks=first.marks).run(second)
+        await LineSource([str(tmp_path)], batch_lines=3, checkpoints=first.checkpoints).run(second)
         reread = len(first.stored) + len(second.stored) - len(lines)
         assert second.stored == lines[len(lines) - len(second.stored) :]
         assert 0 <= reread <= 3 * (TICKETS + 1)
@@ -229,7 +229,7 @@ async def test_a_refused_batch_is_not_passed_by_the_mark_of_a_later_one(tmp_path
 
     async def send(batch: Batch) -> Ticket:
         ticket = await take(batch)
-        marked = [msgspec.json.decode(mark)["line"] for mark in batch.marks.values()]
+        marked = [msgspec.json.decode(mark)["line"] for mark in batch.checkpoints.values()]
         seen.extend(marked)
         stored = {json.loads(raw)["n"] for raw in intake.stored}
         assert all(set(range(line)) <= stored for line in marked)
@@ -287,9 +287,9 @@ async def test_what_is_wrong_with_a_file_is_said_in_every_run_until_all_is_read(
         first, second, heard = DyingIntake(stop), Intake(), Heard()
         with suppress(Stopped):
             await LineSource([str(tmp_path)], batch_lines=3, progress=Heard()).run(first)
-        await LineSource([str(tmp_path)], batch_lines=3, marks=first.marks, progress=heard).run(
-            second
-        )
+        await LineSource(
+            [str(tmp_path)], batch_lines=3, checkpoints=first.checkpoints, progress=heard
+        ).run(second)
         assert heard.bad == [f"1.json: {said}"]
         stored = {*first.stored, *second.stored}
         assert stored >= set(map(numbered, range(50 if b"event_type" in content else 0)))
@@ -306,8 +306,10 @@ async def test_a_member_s_damage_is_said_again_where_reading_goes_on_behind_it(
     first, second, heard = DyingIntake(50), Intake(), Heard()
     with suppress(Stopped):
         await LineSource([str(tmp_path)], batch_lines=2, progress=Heard()).run(first)
-    assert any("3.json" in mark for mark in first.marks.values())
-    await LineSource([str(tmp_path)], batch_lines=2, marks=first.marks, progress=heard).run(second)
+    assert any("3.json" in mark for mark in first.checkpoints.values())
+    await LineSource(
+        [str(tmp_path)], batch_lines=2, checkpoints=first.checkpoints, progress=heard
+    ).run(second)
     assert heard.bad == [
         "export.zip:1.json.gz: damaged: it ends too early",
         "export.zip:2.csv: not JSON: CSV, its first line is 'a,b'",
@@ -325,7 +327,7 @@ async def test_what_cannot_be_entered_in_the_middle_is_read_again_from_its_begin
     first, second = DyingIntake(30), Intake()
     with suppress(Stopped):
         await LineSource([str(tmp_path)], batch_lines=2).run(first)
-    await LineSource([str(tmp_path)], batch_lines=2, marks=first.marks).run(second)
+    await LineSource([str(tmp_path)], batch_lines=2, checkpoints=first.checkpoints).run(second)
     assert list(map(json.loads, second.stored)) == events
     assert _numbers(second) == list(range(1, 101))
 
@@ -383,7 +385,7 @@ async def test_a_file_that_grows_while_it_is_read_is_read_to_its_end(tmp_path: P
     intake = Growing()
     await LineSource([str(path)]).run(intake)
     again = Intake()
-    await LineSource([str(path)], marks=intake.marks).run(again)
+    await LineSource([str(path)], checkpoints=intake.checkpoints).run(again)
     assert again.stored == list(map(numbered, range(len(again.stored))))
     assert set(intake.stored) <= set(again.stored)
 
@@ -459,9 +461,9 @@ async def test_what_was_passed_over_is_read_when_another_time_is_asked_for(tmp_p
     first = DyingIntake(30)
     with suppress(Stopped):
         await LineSource([str(tmp_path)], batch_lines=3, since_ms=10**12).run(first)
-    assert any("1.json" in name for name in first.marks)
+    assert any("1.json" in name for name in first.checkpoints)
     second = Intake()
-    await LineSource([str(tmp_path)], batch_lines=3, marks=first.marks).run(second)
+    await LineSource([str(tmp_path)], batch_lines=3, checkpoints=first.checkpoints).run(second)
     assert second.stored == old + new
 
 
