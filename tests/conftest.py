@@ -6,6 +6,7 @@ Everywhere else hypothesis looks for new examples at every run.
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 import structlog
@@ -14,6 +15,8 @@ from hypothesis import settings
 settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
     settings.load_profile("ci")
+
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the tests' own processes would ignore it
 
 structlog.configure(  # a traceback with all its locals costs a fifth of a second, each
     processors=[
