@@ -317,7 +317,7 @@ class LineSource:
         """Whether an event is of the time that is asked for; what has none is not hidden."""
         try:
             time_ms = None if isinstance(head, BadEvent) else time_of(head, raw)
-        except ValueError:  # msgspec's errors are ValueErrors
+        except (ValueError, msgspec.MsgspecError):
             time_ms = None
         if time_ms is None:
             return True

@@ -469,7 +469,7 @@ def clock_skew_ms(uploaded_at: msgspec.Raw | bytes, received_ms: int | None) -> 
         return 0
     try:
         skew_ms = received_ms - parse_time(_time.decode(uploaded_at))
-    except ValueError:  # msgspec's errors are ValueErrors
+    except (ValueError, msgspec.MsgspecError):
         return 0
     return skew_ms if MIN_SKEW_MS < abs(skew_ms) <= MAX_SKEW_MS else 0
 
