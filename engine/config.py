@@ -61,7 +61,8 @@ RENAMED: Final[dict[str, str]] = {
 
 
 def load(path: Path) -> Settings:
-    """Read and check a settings file. Relative paths in it start at the file's own folder.
+    """Read and check a settings file. Relative paths in it start at the file's own folder; those of
+    a pipe at the working directory.
 
     Raises:
         SettingsError: the file cannot be read, or something in it cannot be used.
@@ -76,7 +77,8 @@ def load(path: Path) -> Settings:
         raise SettingsError(f"{path}: not TOML: {error}") from None
     except (ValueError, RecursionError) as error:  # NUL in the path, digits or depth without end
         raise SettingsError(f"{path}: cannot be read: {str(error).partition(':')[0]}") from None
-    return from_table(table, folder=path.parent, origin=f"{path}: ")
+    folder = path.parent if path.is_file() else Path()  # a pipe's folder is `/dev/fd`
+    return from_table(table, folder=folder, origin=f"{path}: ")
 
 
 PIPE_S: Final = 30.0

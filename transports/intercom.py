@@ -23,7 +23,7 @@ import aiohttp
 import msgspec
 
 from amplitude_intercom.transports.errors import NoAnswer
-from amplitude_intercom.transports.inflate import ANY, Inflate
+from amplitude_intercom.transports.inflate import ANY, RAW, Inflate
 from amplitude_intercom.transports.reasons import NoAnswerCause
 
 _log = logging.getLogger(__name__)
@@ -40,9 +40,10 @@ BASE_URLS: Final[Mapping[str, str]] = {
 }
 """Regional hosts (Intercom-OpenAPI 2.16, ``servers``)."""
 
-MAX_ANSWER_BYTES: Final = 256 * 1024
-"""An answer longer than this, unpacked, counts as cut off: a contact with 250 attributes has half
-of that. As many of them as calls are in flight are in memory at once."""
+MAX_ANSWER_BYTES: Final = 512 * 1024
+"""An answer longer than this, unpacked, counts as cut off: a contact with 250 attributes, of 255
+characters that are all escaped, has 385 kB. As many of them as calls are in flight are in memory at
+once."""
 
 MAX_LIST_BYTES: Final = 4 * 1024 * 1024
 """The same for the list of data attributes, of which one is read at a time."""
@@ -55,6 +56,9 @@ PIECE_BYTES: Final = 16_384
 
 MAX_MEMBERS: Final = 64
 """Members of a packed answer; each server makes one."""
+
+ZLIB_METHOD: Final = 8
+"""Low bits of the first byte of a zlib stream (RFC 1950, 2.2)."""
 
 _PACKINGS: Final = frozenset({"gzip", "x-gzip", "deflate"})
 
@@ -208,7 +212,7 @@ class ErrorList(msgspec.Struct):
     """An error as Intercom gives it, as far as it is needed."""
 
     type: str | None = None
-    request_id: str | None = None
+    request_id: msgspec.Raw = _NULL
     errors: _Errors | None = None
 
 
@@ -236,6 +240,7 @@ _T = TypeVar("_T")
 _error = msgspec.json.Decoder(_Error)
 _error_list = msgspec.json.Decoder(ErrorList)
 _object = msgspec.json.Decoder(dict[str, Any])
+_text = msgspec.json.Decoder(str | None)
 _me = msgspec.json.Decoder(_Me)
 _attributes = msgspec.json.Decoder(_Attributes)
 _attribute = msgspec.json.Decoder(_Attribute)
@@ -265,7 +270,7 @@ def parse_error(answer: Answer) -> ApiError:
     return ApiError(
         code=as_text(first.code or first.type or ""),
         message=as_text(first.message or ""),
-        request_id=as_text(listed.request_id or header_id),
+        request_id=as_text(_decode(_text, listed.request_id) or header_id),
     )
 
 
@@ -494,6 +499,11 @@ def _most_bytes(request: Request) -> int:
     return MAX_LIST_BYTES if is_list else MAX_ANSWER_BYTES
 
 
+def _window_bits(packing: str, start: bytes) -> int:
+    """Return how to unpack: some servers send ``deflate`` without the header it should have."""
+    return RAW if packing == "deflate" and start[0] & 0x0F != ZLIB_METHOD else ANY
+
+
 async def _read_bounded(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
     """Return a body, unpacked, of which little more than ``max_bytes`` ever exist.
 
@@ -501,9 +511,11 @@ async def _read_bounded(response: aiohttp.ClientResponse, max_bytes: int) -> byt
         NoAnswer: it is longer, or not whole.
     """
     packing = response.headers.get("Content-Encoding", "").strip().lower()
-    stream = Inflate(ANY, MAX_MEMBERS, PIECE_BYTES) if packing in _PACKINGS else None
+    stream: Inflate | None = None
     body, came_bytes = bytearray(), 0
     async for chunk in response.content.iter_any():
+        if packing in _PACKINGS and not came_bytes:
+            stream = Inflate(_window_bits(packing, chunk), MAX_MEMBERS, PIECE_BYTES)
         came_bytes += len(chunk)
         for piece in stream.feed(chunk) if stream else (chunk,):
             body += piece

@@ -67,6 +67,9 @@ class Refusals:
         """By door and reason."""
         self.keys: Counter[str] = Counter()
         """By API key that nobody takes."""
+        self._weights: Counter[str] = Counter()
+        """By key that is named: how often it may have come. One that is new begins with what the
+        one had that it replaces, so that whoever comes again and again stays named."""
         self._now_s = now_s
         self._logged: dict[tuple[str, str], tuple[float, int]] = {}
 
@@ -89,16 +92,19 @@ class Refusals:
         )
 
     def _note_key(self, key: str) -> None:
-        """Count a key; where there are too many, the rarest is no longer named, oldest first.
+        """Count a key; where there are too many, the one of least weight is no longer named.
 
         A client with a wrong key sends again and again; one that is made up, once.
         """
         self.keys[key] += 1
-        named = [key for key in self.keys if key != OTHER_KEYS]
-        if len(named) > MAX_KEYS:
-            named.remove(key)
-            rarest = min(named, key=self.keys.__getitem__)
-            self.keys[OTHER_KEYS] += self.keys.pop(rarest)
+        self._weights[key] += 1
+        if len(self._weights) <= MAX_KEYS:
+            return
+        lightest = min(
+            (other for other in self._weights if other != key), key=self._weights.__getitem__
+        )
+        self._weights[key] += self._weights.pop(lightest)
+        self.keys[OTHER_KEYS] += self.keys.pop(lightest)
 
 
 def _printable(text: str) -> str:

@@ -11,9 +11,10 @@ waits for it does so for a bounded time, whichever version of aiohttp serves it:
 | an answer to be read | ``ANSWER_TIMEOUT_S`` without any progress |
 | a body | the server's own deadline |
 
-Where all are taken, the one that has waited longest gives way to a new one; a body that comes on,
-and an answer that is read, begin to wait anew. If none has waited for its share of ``GIVE_WAY_S``,
-new ones stay in the operating system's queue.
+Where all are taken, the oldest gives way to a new one: the one that has been silent longest, or
+whose body has been coming longest, which counts a third (``BODY_AGES``). So an upload outlives the
+silent, and slow uploads alone cannot hold every connection. If none is as old as its share of
+``GIVE_WAY_S``, new ones stay in the operating system's queue.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ import resource
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from itertools import islice
+from operator import itemgetter
 from typing import Final, cast
 
 from aiohttp import web
@@ -44,6 +47,9 @@ does not want it."""
 
 PROGRESS_BYTES: Final = 1_024
 """What has to come of a body for its client not to count as silent; a trickle is less."""
+
+BODY_AGES: Final = 3.0
+"""Seconds of a body that comes on, for one of silence."""
 
 GIVE_WAY_S: Final = 150.0
 """Shared by all connections: with a thousand, 0.15 s each. A client that has something to say sends
@@ -135,7 +141,9 @@ class Listener:
         self._pauses: dict[socket.socket, asyncio.TimerHandle] = {}
         self._open_ones: set[Connection] = set()
         self._waited_for: dict[Connection, bool] = {}
-        """Connections that may be closed, longest wait first → whether by their own deadline."""
+        """Connections that may be closed, longest silence first → whether by their own deadline."""
+        self._bodies: dict[Connection, float] = {}
+        """Connections whose requests are waited for → since when, the longest first."""
 
     @property
     def crowded(self) -> bool:
@@ -157,9 +165,12 @@ class Listener:
         connection = self._connection(transport)
         if connection is not None:
             self.wait_for(connection, by_deadline=False)
+            self._bodies[connection] = connection.since_s
         try:
             yield
         finally:
+            if connection is not None:
+                self._bodies.pop(connection, None)
             if connection in self._open_ones:
                 connection.answered()
 
@@ -168,6 +179,7 @@ class Listener:
         connection = self._connection(transport)
         if connection is not None:
             self._waited_for.pop(connection, None)
+            self._bodies.pop(connection, None)
 
     def _connection(self, transport: asyncio.BaseTransport | None) -> Connection | None:
         found = transport.get_protocol() if transport is not None else None
@@ -193,6 +205,7 @@ class Listener:
         """Note that a connection is gone."""
         self._open_ones.discard(connection)
         self._waited_for.pop(connection, None)
+        self._bodies.pop(connection, None)
 
     async def _sweep(self) -> None:
         """Close connections that are late, for ever."""
@@ -204,12 +217,15 @@ class Listener:
                     connection.transport.abort()
 
     def _make_one_give_way(self) -> bool:
-        """Close the connection that has waited longest, if any has waited for a while."""
-        longest = next(iter(self._waited_for), None)
+        """Close the oldest connection, if any has been there for a while."""
         now_s = asyncio.get_running_loop().time()
-        if longest is None or now_s - longest.since_s < GIVE_WAY_S / self._max:
+        ages = [(now_s - silent.since_s, silent) for silent in islice(self._waited_for, 1)]
+        begun = islice(self._bodies.items(), 1)
+        ages += [((now_s - since_s) / BODY_AGES, sending) for sending, since_s in begun]
+        age_s, oldest = max(ages, key=itemgetter(0), default=(0.0, None))
+        if oldest is None or age_s < GIVE_WAY_S / self._max:
             return False
-        longest.transport.abort()
+        oldest.transport.abort()
         return True
 
     # --- listening ------------------------------------------------------------------------

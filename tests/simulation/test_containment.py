@@ -26,7 +26,6 @@ from amplitude_intercom.engine.spool.feed import Feed
 from amplitude_intercom.engine.spool.rows import DeadLetterQuery
 from amplitude_intercom.transports.intercom import Answer, IntercomClient, Request, Wire
 from amplitude_intercom.transports.sandbox import InProcess, Sandbox
-from amplitude_intercom.transports.sandbox.routes import Rules
 from support import simulation, virtual
 
 SYNC = "simulated"
@@ -117,13 +116,13 @@ def test_a_fault_in_mapping_costs_each_of_the_records_that_have_it(tmp_path: Pat
     virtual.run(scenario)
 
 
-class WatchedRules(Rules):
+class WatchedRules(SyncRules):
     """Counts the bytes that are planned between two turns of the loop."""
 
     planned_bytes = 0
     worst_bytes = 0
 
-    def plan(self, record: Record) -> Plan | Verdict:
+    def plan(self, record: Record) -> Verdict[Plan]:
         if not self.planned_bytes:
             asyncio.get_running_loop().call_soon(self._turn)
         self.planned_bytes += len(record.raw)

@@ -338,7 +338,8 @@ def test_settings_come_through_a_pipe_that_somebody_writes_to() -> None:
         loaded = pool.submit(load, Path(f"/dev/fd/{reading}"))
         file.write(content)
         file.close()
-        assert loaded.result().sync[0].name == "a"
+        settings = loaded.result()
+    assert (settings.sync[0].name, settings.data_dir) == ("a", "data")  # not below /dev/fd
     os.close(reading)
 
 

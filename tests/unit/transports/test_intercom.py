@@ -7,6 +7,7 @@ import gzip
 import socket
 import ssl
 import tracemalloc
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -303,6 +304,26 @@ async def test_a_token_that_stays_wrong_is_fetched_at_most_once_a_second() -> No
             assert (await client.send(me())).status == 401
         seconds = asyncio.get_running_loop().time() - started_s
     assert 1 <= fetched <= 1 + seconds
+
+
+@pytest.mark.parametrize("request_id", ["1", "{}", "null", "[]"])
+def test_an_error_list_with_an_odd_request_id_is_one(request_id: str) -> None:
+    said = f'{{"type":"error.list","request_id":{request_id},"errors":[{{"code":"not_found"}}]}}'
+    answer = Answer(404, {"x-request-id": "r-1"}, said.encode())
+    assert is_error_list(answer)
+    assert (parse_error(answer).code, parse_error(answer).request_id) == ("not_found", "r-1")
+
+
+async def test_deflate_is_unpacked_with_and_without_the_header_that_it_should_have() -> None:
+    for bits in (15, -15):
+        packer = zlib.compressobj(wbits=bits)
+        body = packer.compress(b'{"app":{}}') + packer.flush()
+
+        async def handler(_: web.Request, body: bytes = body) -> web.Response:
+            return web.Response(body=body, headers={"Content-Encoding": "deflate"})
+
+        async with client_of(handler) as client:
+            assert (await client.send(me())).body == b'{"app":{}}'
 
 
 @pytest.mark.parametrize("packed", [False, True])

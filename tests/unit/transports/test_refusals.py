@@ -57,6 +57,17 @@ def test_a_key_that_is_refused_again_and_again_is_named_whatever_strangers_make_
     assert sum(refusals.keys.values()) == refusals.counts["/batch", "unknown_key"]
 
 
+def test_a_key_that_is_refused_in_turn_with_strangers_is_named_though_others_came_before() -> None:
+    refusals = Refusals()
+    for n in range(2 * MAX_KEYS):
+        refusals.note("/batch", unknown_key(f"key-{n // 2}"))
+    for n in range(1_000):
+        refusals.note("/batch", unknown_key("misspelt"))
+        refusals.note("/batch", unknown_key(f"another-{n}"))
+    assert refusals.keys.most_common(2)[1] == ("misspelt", 1_000)
+    assert len(refusals.keys) == MAX_KEYS + 1
+
+
 def test_a_key_is_shown_without_what_terminals_obey() -> None:
     refusals = Refusals()
     refusals.note("/batch", unknown_key("\x1b[31m\x00" + "x" * 5_000))
