@@ -35,8 +35,6 @@ from amplitude_intercom.transports.intercom import Answer
 MAX_CALLS = 12
 """Calls that one update may take: more means that the answers lead in a circle."""
 
-_UNKNOWN_ATTRIBUTE = "Custom attribute '"
-_NOBODYS_OWNER = "The owner specified is not a member of the workspace"
 OWNER = "owner_id"
 _NO_SUCH_OWNER = Adjustment(
     AdjustmentReason.TYPE_MISMATCH, OWNER, "left out, no teammate has this id"
@@ -257,7 +255,7 @@ class _Upsert:
         if contact_id == instead_of:
             raise Undeliverable(_failure(DeadReason.CONTACT_CONFLICT, conflict))
         self._once(contact_id)
-        if "archived" in message.lower():
+        if intercom.says_archived(conflict):
             await self._unarchive(contact_id, conflict)
         found = Contact(contact_id, dict(known_properties), {})
         if instead_of or self._may_be_another(sent) or self._needs_state():
@@ -331,7 +329,7 @@ class _Upsert:
             else:
                 request = intercom.update_contact(contact_id, contact_body(written))
             answer = await self._gate.call(request, self._user)
-            refused = _unknown_attribute(answer) or _nobodys_owner(answer)
+            refused = _refused_field(answer)
             if refused not in written:
                 return answer, written
             value = written.pop(refused)
@@ -430,21 +428,12 @@ def _same(first: Any, other: Any) -> bool:
     return type(first) is type(other) and bool(first == other)
 
 
-def _nobodys_owner(answer: Answer) -> str:
-    """Return the owner's field where a 400 says that it is nobody of the workspace, else nothing
-    (reference "Create a contact")."""
-    is_that = answer.status == 400 and intercom.parse_error(answer).message == _NOBODYS_OWNER
-    return OWNER if is_that else ""
-
-
-def _unknown_attribute(answer: Answer) -> str:
-    """Return the field that a 400 says does not exist, else nothing (the same reference)."""
-    if answer.status != 400:
-        return ""
-    message = intercom.parse_error(answer).message
-    if not message.startswith(_UNKNOWN_ATTRIBUTE):
-        return ""
-    return ATTRIBUTE_PREFIX + message.removeprefix(_UNKNOWN_ATTRIBUTE).rpartition("'")[0]
+def _refused_field(answer: Answer) -> str:
+    """Return the field for which a write was refused and without which it may be taken."""
+    if intercom.is_nobodys_owner(answer):
+        return OWNER
+    name = intercom.unknown_attribute(answer)
+    return ATTRIBUTE_PREFIX + name if name else ""
 
 
 def _failure(reason: DeadReason, answer: Answer) -> Failure:

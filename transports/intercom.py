@@ -292,6 +292,44 @@ def _whole(text: str | None) -> int | None:
     return int(text) if text and text.isascii() and text.isdigit() and len(text) < 16 else None
 
 
+# --- what its sentences mean --------------------------------------------------------------
+
+_UNKNOWN_ATTRIBUTE: Final = "Custom attribute '"
+_NOBODYS_OWNER: Final = "The owner specified is not a member of the workspace"
+
+
+def unknown_attribute(answer: Answer) -> str:
+    """Return the custom attribute that a 400 says does not exist, or nothing (reference "Create a
+    contact")."""
+    message = parse_error(answer).message if answer.status == 400 else ""
+    if not message.startswith(_UNKNOWN_ATTRIBUTE):
+        return ""
+    return message.removeprefix(_UNKNOWN_ATTRIBUTE).rpartition("'")[0]
+
+
+def is_nobodys_owner(answer: Answer) -> bool:
+    """Return whether a 400 says that ``owner_id`` is no teammate's (the same reference)."""
+    return answer.status == 400 and parse_error(answer).message == _NOBODYS_OWNER
+
+
+def says_ambiguous(answer: Answer) -> bool:
+    """Return whether several contacts share the e-mail of an event (intercom-node #96)."""
+    message = parse_error(answer).message.lower()
+    return answer.status in (400, 409) and "multiple existing users" in message
+
+
+def says_too_many_names(answer: Answer) -> bool:
+    """Return whether the workspace takes no further event name (neo4j-contrib/training-v3 #56;
+    intercom-ruby knows the code)."""
+    said = parse_error(answer)
+    return "active event names" in said.message or said.code == "custom_data_limit_reached"
+
+
+def says_archived(answer: Answer) -> bool:
+    """Return whether a 409 is about a contact that is archived (reference "Create a contact")."""
+    return "archived" in parse_error(answer).message.lower()
+
+
 _ID_IN_TEXT = re.compile(r"id=([0-9a-zA-Z]+)")
 _ID_IN_LINK = re.compile(r"/contacts/([0-9a-zA-Z]+)>")
 

@@ -25,7 +25,7 @@ def refusal_of(answer: Answer) -> Failure | None:
         return None
     said = intercom.parse_error(answer)
     return Failure(
-        _reason(answer.status, said.code, said.message),
+        _reason(answer),
         answer.status,
         said.code,
         said.message,
@@ -33,12 +33,12 @@ def refusal_of(answer: Answer) -> Failure | None:
     )
 
 
-def _reason(status: int, code: str, message: str) -> DeadReason:
-    if status == 404:
+def _reason(answer: Answer) -> DeadReason:
+    if answer.status == 404:
         return DeadReason.USER_NOT_FOUND
-    if status in (400, 409) and "multiple existing users" in message.lower():
+    if intercom.says_ambiguous(answer):
         return DeadReason.CONTACT_AMBIGUOUS
-    if "active event names" in message or code == "custom_data_limit_reached":
+    if intercom.says_too_many_names(answer):
         return DeadReason.EVENT_TYPE_LIMIT
     return DeadReason.REFUSED
 

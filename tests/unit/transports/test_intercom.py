@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import json
 import socket
 import ssl
 import tracemalloc
@@ -14,6 +15,7 @@ from contextlib import asynccontextmanager
 import pytest
 from aiohttp import web
 
+from amplitude_intercom.transports import intercom
 from amplitude_intercom.transports.errors import NoAnswer
 from amplitude_intercom.transports.intercom import (
     MAX_ANSWER_BYTES,
@@ -425,3 +427,29 @@ def test_of_a_contact_is_kept_what_it_is_read_for() -> None:
 )
 def test_an_error_list_is_one_with_an_error_in_it(body: bytes, is_one: bool) -> None:
     assert is_error_list(answer(body)) is is_one
+
+
+def refusal(status: int, message: str, code: str = "parameter_invalid") -> Answer:
+    error = {"type": "error.list", "errors": [{"code": code, "message": message}]}
+    return Answer(status, {}, json.dumps(error).encode())
+
+
+def test_what_a_refusal_names_is_read_from_its_sentence_and_from_no_other() -> None:
+    unknown = refusal(400, "Custom attribute 'plan's end' does not exist")
+    assert intercom.unknown_attribute(unknown) == "plan's end"
+    assert intercom.unknown_attribute(refusal(422, "Custom attribute 'plan' does not exist")) == ""
+    owner = refusal(400, "The owner specified is not a member of the workspace")
+    assert intercom.is_nobodys_owner(owner)
+    assert intercom.unknown_attribute(owner) == ""
+    ambiguous = refusal(409, "Multiple existing users match this email address", "conflict")
+    assert intercom.says_ambiguous(ambiguous)
+    assert not intercom.says_ambiguous(refusal(404, "Multiple existing users match", "not_found"))
+    assert intercom.says_too_many_names(
+        refusal(422, "Cannot have more than 120 active event names", "422")
+    )
+    assert intercom.says_too_many_names(refusal(422, "", "custom_data_limit_reached"))
+    assert intercom.says_archived(refusal(409, "An archived contact matches, id=5f"))
+    assert not any(
+        said(refusal(400, "Something else"))
+        for said in (intercom.is_nobodys_owner, intercom.says_ambiguous, intercom.says_archived)
+    )
