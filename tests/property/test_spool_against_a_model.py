@@ -261,7 +261,8 @@ class SpoolMachine(RuleBasedStateMachine):
         by_user: dict[str, list[int]] = {}
         for record in found.records:
             by_user.setdefault(record.user_key, []).append(record.id)
-        if len(due) <= limit:
+        woken_bytes = sum(len(r.raw) for r in found.records if r.user_key in due - model.halted)
+        if len(due) <= limit and woken_bytes < limit_bytes:
             self._wake_all(due - model.halted, by_user)
         else:
             self._wake_all({u for u in due - model.halted if u in by_user}, by_user)
