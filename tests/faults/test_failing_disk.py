@@ -167,7 +167,7 @@ async def test_a_daemon_starts_on_a_full_disk(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "long", [False, pytest.param(True, checkpoints=pytest.mark.long)], ids=["short", "long"]
+    "long", [False, pytest.param(True, marks=pytest.mark.long)], ids=["short", "long"]
 )
 async def test_a_slow_disk_does_not_hold_the_event_loop_up(
     tmp_path: Path, measured: Callable[[str], None], long: bool
