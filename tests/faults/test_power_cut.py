@@ -59,8 +59,9 @@ def _model(tmp_path: Path, examples: int) -> str:
     folder = tmp_path / "data"
     folder.mkdir()
     disk = FaultyDisk(folder, tmp_path / "control", keep=1)
+    alone = ("-qs", "-n0", "-p", "no:cacheprovider", "-o", "timeout=0")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-qs", "-p", "no:cacheprovider", "-o", "timeout=0", MODEL],
+        [sys.executable, "-m", "pytest", *alone, MODEL],
         env=os.environ | disk.env | {"MODEL_EXAMPLES": str(examples)},
         capture_output=True,
         text=True,
