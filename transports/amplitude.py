@@ -126,11 +126,11 @@ def too_large(raw: bytes | memoryview, max_bytes: int) -> BadEvent:
 class _NumberedHead(Head, gc=False):
     """A head whose ids may be whole numbers: Rails and Go servers send them."""
 
-    user_id: str | int | None = None  # type: ignore[assignment]
-    device_id: str | int | None = None  # type: ignore[assignment]
-    insert_id: str | int | None = None  # type: ignore[assignment]
-    export_insert_id: str | int | None = msgspec.field(default=None, name="$insert_id")  # type: ignore[assignment]
-    uuid: str | int | None = None  # type: ignore[assignment]
+    user_id: str | int | None = None  # type: ignore[assignment]  # wider, on purpose
+    device_id: str | int | None = None  # type: ignore[assignment]  # wider, on purpose
+    insert_id: str | int | None = None  # type: ignore[assignment]  # wider, on purpose
+    export_insert_id: str | int | None = msgspec.field(default=None, name="$insert_id")  # type: ignore[assignment]  # wider, on purpose
+    uuid: str | int | None = None  # type: ignore[assignment]  # wider, on purpose
 
 
 _head = msgspec.json.Decoder(Head)

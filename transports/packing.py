@@ -186,7 +186,7 @@ class Stream:
         if packing and self._layers >= MAX_LAYERS:
             raise NotEvents(f"packed more than {MAX_LAYERS} times")
         if packing == kinds.ZIP:
-            self._archive = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY_BYTES)  # noqa: SIM115
+            self._archive = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY_BYTES)  # noqa: SIM115 - files.py closes it
         elif packing:
             self._unpacker = _UNPACKERS[packing]()
             self._inner = Stream(self._layers + 1, max_zip_bytes=self._max_zip_bytes)

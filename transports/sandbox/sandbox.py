@@ -238,11 +238,11 @@ class Sandbox:
         self._header_mode = headers
         self._first_headers: dict[str, str] | None = None
         self._windows = Windows(limit_per_minute, window_offset_s)
-        self._dice = random.Random(seed)  # noqa: S311
+        self._dice = random.Random(seed)  # noqa: S311 - repeatable, not secret
         self._directory = Directory(search_lag_s)
         rules = Rules(max_event_names, metadata_keys_kept, strict_email, region, teammates)
         known = Attributes(attributes or {}, open_attributes)
-        self._routes = Routes(rules, self._directory, known, random.Random(seed))  # noqa: S311
+        self._routes = Routes(rules, self._directory, known, random.Random(seed))  # noqa: S311 - the same
         self._ids = f"00{seed & 0xFFFFFFFF:08x}"
         self._date = (-1, "")
 
