@@ -95,7 +95,7 @@ async def test_the_library_example_runs_inside_another_program(
     local = Sandbox(access_token="a-token")
     async with serve(local) as url:
         example["SETTINGS"]["sync"][0]["intercom"]["base_url"] = url  # type: ignore[index]
-        await asyncio.gather(example["sign_up"]("mira-okafor"), _another_task())  # type: ignore[operator]
+        await asyncio.gather(example["main"](), _another_task())  # type: ignore[operator]
     assert capsys.readouterr().out == "1 accepted\n"
     assert [e.name for e in local.events] == ["Signed Up"]
 

@@ -143,7 +143,7 @@ async def under_watch(daemon: process.Daemon) -> AsyncIterator[Health]:
 
 
 async def withstand(daemon: process.Daemon, attack: Callable[[], Awaitable[None]]) -> str:
-    """Attack up to three times, since this machine is shared: one has to be harmless.
+    """Attack up to three times: other programs may take the processor, one has to be harmless.
 
     Returns what was measured.
     """
