@@ -22,9 +22,15 @@ from amplitude_intercom.engine.commands.findings import (
 from amplitude_intercom.engine.commands.machine import machine_findings
 from amplitude_intercom.engine.commands.preview import Preview, read_events
 from amplitude_intercom.engine.commands.running import FAILED, OK, print_json
-from amplitude_intercom.engine.commands.sample import Names, name_findings, type_of, unselected
+from amplitude_intercom.engine.commands.sample import (
+    Names,
+    name_findings,
+    type_of,
+    unselected,
+    wanted_of,
+)
 from amplitude_intercom.engine.commands.spools import is_running
-from amplitude_intercom.engine.commands.terminal import duration, print_table, say
+from amplitude_intercom.engine.commands.terminal import count, duration, print_table, say
 from amplitude_intercom.engine.config import event_names
 from amplitude_intercom.engine.event_names import WARN_AT
 from amplitude_intercom.engine.near import nearest
@@ -79,7 +85,8 @@ async def check(
     general += machine_findings(settings, running=running)
     syncs: list[dict[str, Any]] = []
     for index, sync in enumerate(settings.sync):
-        findings = list(_settings_findings(sync))
+        fed = any(sync.name in arguments.values() for arguments in settings.sources.values())
+        findings = list(_settings_findings(sync, has_source=fed))
         known = None
         if not offline:
             more, known = await _ask(sync)
@@ -99,6 +106,9 @@ async def check(
     return OK if ok else FAILED
 
 
+GOOD = "the settings are good"
+
+
 def _print(report: dict[str, Any], findings: Sequence[Finding], *, offline: bool) -> None:
     say(f"sources: {', '.join(report['sources']) or 'none (forward only)'}")
     for sync in report["syncs"]:
@@ -107,7 +117,11 @@ def _print(report: dict[str, Any], findings: Sequence[Finding], *, offline: bool
     for finding in sorted(findings, key=lambda finding: finding.level):
         say(f"{finding.level}: {finding.key}: {finding.text}")
     asked = ", Intercom was not asked" if offline else ""
-    say(f"the settings are good{asked}" if report["ok"] else "this will not work")
+    warnings = sum(finding.level == "warning" for finding in findings)
+    good = (
+        f"it will work, with {count(warnings, 'warning')}" if warnings else "the settings are good"
+    )
+    say(f"{good}{asked}" if report["ok"] else "this will not work")
 
 
 def _describe(sync: Sync) -> dict[str, Any]:
@@ -131,9 +145,9 @@ def _describe_types(selection: Selection) -> str:
 # --- the settings alone -------------------------------------------------------------------
 
 
-def _settings_findings(sync: Sync) -> Iterator[Finding]:
+def _settings_findings(sync: Sync, *, has_source: bool) -> Iterator[Finding]:
     selection = Selection(sync.events.select)
-    if not sync.amplitude_api_keys:
+    if not sync.amplitude_api_keys and not has_source:
         text = "none: only `forward` reaches this sync"
         yield Finding("warning", "amplitude_api_keys", text)
     if sync.events.enabled and not selection.types and not selection.any_type:
@@ -241,15 +255,15 @@ def _attribute_findings(sync: Sync, listed: list[Listed]) -> Iterator[Finding]:
         _, target = source_and_target(item)
         if target in STANDARD_TYPES:
             continue
-        key, one = f"users.properties[{index}]", by_name.get(target)
-        if one is None and sync.users.create_missing_attributes:
+        key, found = f"users.properties[{index}]", by_name.get(target)
+        if found is None and sync.users.create_missing_attributes:
             yield Finding("warning", key, f"`{target}` does not exist and will be created")
-        elif one is None:
+        elif found is None:
             near = nearest(target, by_name)
             hint = f"; there is `{near}`" if near else ""
             yield Finding("error", key, f"the workspace has no attribute `{target}`{hint}")
-        elif one.archived or not one.api_writable:
-            what = "archived" if one.archived else "not writable"
+        elif found.archived or not found.api_writable:
+            what = "archived" if found.archived else "not writable"
             yield Finding("error", key, f"the attribute `{target}` is {what}")
 
 
@@ -279,15 +293,15 @@ def _sample_findings(sync: Sync, events: Sequence[Event], preview: Preview) -> I
             )
             text = f"{verdicts['drop', reason]} {of} are dropped: {reason}"
             yield Finding("warning", "events.select", f"{text}: {unselected(sync, types)}")
-    yield from name_findings(sync, Names(raw for _, _, raw in events))
-    for (verdict, reason), count in sorted(verdicts.items()):
+    yield from name_findings(sync, Names((raw for _, _, raw in events), wanted_of(sync)))
+    for (verdict, reason), number in sorted(verdicts.items()):
         if verdict == "reject":
-            text = f"{count} {of} would be dead letters: {reason} ({DeadReason(reason).means})"
+            text = f"{number} {of} would be dead letters: {reason} ({DeadReason(reason).means})"
             yield Finding("warning", "events", text)
     changed = Counter(text for a in answers for text in a.get("adjustments", ()))
-    for text, count in changed.most_common(20):
+    for text, number in changed.most_common(20):
         where = "users.properties" if _is_about_a_contact(text, sync) else "events.metadata"
-        yield Finding("warning", where, f"{text} ({count}×)")
+        yield Finding("warning", where, f"{text} ({number}×)")
 
 
 def _is_about_a_contact(adjustment: str, sync: Sync) -> bool:

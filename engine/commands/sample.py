@@ -6,13 +6,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import msgspec
-
 from amplitude_intercom.engine.commands.findings import Finding
 from amplitude_intercom.engine.commands.terminal import shown
 from amplitude_intercom.engine.near import nearest
+from amplitude_intercom.engine.rules.paths import Path, parse, read
 from amplitude_intercom.engine.rules.selection import Selection
-from amplitude_intercom.engine.settings import ANY_TYPE, Rename, Sync, source_and_target
+from amplitude_intercom.engine.settings import Rename, Sync, source_and_target
 from amplitude_intercom.transports import amplitude
 
 MOST_NAMES = 10_000
@@ -23,33 +22,55 @@ DEPTH = 4
 
 
 class Names:
-    """The names of a sample: event types, and properties by scope, nested ones with dots."""
+    """The names of a sample: event types, and properties by scope, nested ones with dots.
 
-    def __init__(self, raws: Iterable[bytes]) -> None:
+    Whether a property is there is asked of the rules' own look-up; the names are for hints.
+    """
+
+    def __init__(self, raws: Iterable[bytes], wanted: Iterable[Path] = ()) -> None:
+        """``wanted``: the properties that will be asked for."""
         self.types: Counter[str] = Counter()
         self.event: dict[str, None] = {}
         self.user: dict[str, None] = {}
-        self.fields: dict[str, None] = {}
+        self._missing = set(wanted)
         for raw in raws:
             self._take(raw)
 
+    def lacks(self, path: Path) -> bool:
+        """Whether no event of the sample has a property that was wanted."""
+        return path in self._missing
+
     def _take(self, raw: bytes) -> None:
         try:
-            event = msgspec.json.decode(raw)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            event = amplitude.decode_event(raw)
+        except ValueError:
             return
-        if not isinstance(event, dict):
-            return
-        event_type = event.get("event_type")
-        if isinstance(event_type, str) and len(self.types) < MOST_NAMES:
-            self.types[event_type] += 1
-        _note(self.event, event.get("event_properties"))
-        given = event.get("user_properties")
-        _note(self.user, given)
-        for name, inner in given.items() if isinstance(given, dict) else ():
+        if event.event_type and len(self.types) < MOST_NAMES:
+            self.types[event.event_type] += 1
+        _note(self.event, event.event_properties)
+        _note(self.user, event.user_properties)
+        for name, inner in event.user_properties.items():
             if name.startswith("$"):
                 _note(self.user, inner)
-        self.fields |= dict.fromkeys(list(event)[: MOST_NAMES - len(self.fields)])
+        self._missing -= {path for path in self._missing if _has(event, path)}
+
+
+def _has(event: amplitude.Event, path: Path) -> bool:
+    """Whether an event has a property; for a user's, whatever its operation does with it."""
+    if read(path, event.fields) is not None:
+        return True
+    operations = event.user_properties if path.scope == "user" else {}
+    return any(
+        name.startswith("$") and isinstance(inner, dict) and path.name in inner
+        for name, inner in operations.items()
+    )
+
+
+def wanted_of(sync: Sync) -> list[Path]:
+    """Return the properties that a sync sends."""
+    metadata = [parse(_source(item), "event") for item in sync.events.metadata]
+    properties = [parse(_source(item), "user") for item in sync.users.properties]
+    return [*(metadata if sync.events.enabled else []), *(properties if sync.users.enabled else [])]
 
 
 def _note(names: dict[str, None], properties: Any, prefix: str = "", depth: int = DEPTH) -> None:
@@ -64,24 +85,24 @@ def _note(names: dict[str, None], properties: Any, prefix: str = "", depth: int 
 def name_findings(sync: Sync, names: Names) -> Iterator[Finding]:
     """Yield selected names that a sample lacks, with the ones that may be meant."""
     if sync.events.enabled:
-        types = Selection(sync.events.select).types - ANY_TYPE
+        types = Selection(sync.events.select).types
         yield from _lacking("events.select", "event type", sorted(types), names.types)
-        wanted = [*map(_source, sync.events.metadata)]
-        of_users = [w.removeprefix("user.") for w in wanted if w.startswith("user.")]
-        of_events = [w.removeprefix("event.") for w in wanted if not w.startswith("user.")]
-        event_names = {**names.event, **names.fields}
-        if names.event:
-            yield from _lacking("events.metadata", "event property", of_events, event_names)
-        yield from _users("events.metadata", of_users, names)
+        paths = [parse(_source(item), "event") for item in sync.events.metadata]
+        yield from _properties("events.metadata", paths, names)
     if sync.users.enabled:
-        properties = [_source(item).removeprefix("user.") for item in sync.users.properties]
-        yield from _users("users.properties", properties, names)
+        paths = [parse(_source(item), "user") for item in sync.users.properties]
+        yield from _properties("users.properties", paths, names)
 
 
-def _users(key: str, wanted: Iterable[str], names: Names) -> Iterator[Finding]:
-    """A sample in which no event says anything of its user lacks nothing that can be named."""
-    if names.user:
-        yield from _lacking(key, "user property", wanted, {**names.user, **names.fields})
+def _properties(key: str, paths: Iterable[Path], names: Names) -> Iterator[Finding]:
+    """Yield which properties a sample lacks.
+
+    A sample in which no event says anything of its user lacks nothing that can be named.
+    """
+    for scope, there in (("event", names.event), ("user", names.user)):
+        missing = [path.name for path in paths if path.scope == scope and names.lacks(path)]
+        if there:
+            yield from _lacking(key, f"{scope} property", missing, there)
 
 
 def _source(item: str | Rename) -> str:
@@ -90,7 +111,7 @@ def _source(item: str | Rename) -> str:
 
 def _lacking(key: str, what: str, wanted: Iterable[str], there: Iterable[str]) -> Iterator[Finding]:
     known = set(there)
-    missing = [name for name in wanted if name not in known and name.lstrip("$") not in known]
+    missing = [name for name in wanted if name not in known]
     if missing:
         text = f"the sample has no {what} {_with_hints(missing, list(known - set(wanted)))}"
         yield Finding("warning", key, text)
@@ -98,7 +119,7 @@ def _lacking(key: str, what: str, wanted: Iterable[str], there: Iterable[str]) -
 
 def unselected(sync: Sync, types: Counter[str]) -> str:
     """Return in words which event types no selection takes, and which ones may be meant."""
-    selected = sorted(Selection(sync.events.select).types - ANY_TYPE)
+    selected = sorted(Selection(sync.events.select).types)
     ordered = [name for name, _ in types.most_common()]
     return _with_hints(ordered, selected, types)
 

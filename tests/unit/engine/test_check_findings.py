@@ -13,10 +13,10 @@ from structlog.testing import capture_logs
 from amplitude_intercom.engine.commands.check import _clock_findings, _token_findings
 from amplitude_intercom.engine.commands.findings import Finding, key_findings, port_findings
 from amplitude_intercom.engine.commands.machine import machine_findings
-from amplitude_intercom.engine.commands.sample import Names, name_findings
+from amplitude_intercom.engine.commands.sample import Names, name_findings, wanted_of
 from amplitude_intercom.engine.config import from_table
 from amplitude_intercom.engine.errors import SettingsError
-from amplitude_intercom.engine.settings import Settings
+from amplitude_intercom.engine.settings import Settings, Sync
 from amplitude_intercom.engine.spool.lock import DataDir
 from amplitude_intercom.transports.intercom import Answer
 
@@ -202,12 +202,12 @@ def test_a_clock_that_is_off_is_named(date: str, said: str) -> None:
     assert all(said in finding.text for finding in found)
 
 
-def names(*events: dict[str, Any]) -> Names:
-    return Names(json.dumps(event).encode() for event in events)
+def names(of: Sync, *events: dict[str, Any]) -> Names:
+    return Names((json.dumps(event).encode() for event in events), wanted_of(of))
 
 
 def test_selected_names_that_a_sample_lacks_are_named_with_those_that_may_be_meant() -> None:
-    [one] = settings(
+    [shop] = settings(
         sync(
             users={"properties": ["Plan", {"from": "address.city", "to": "city"}]},
             events={
@@ -217,16 +217,40 @@ def test_selected_names_that_a_sample_lacks_are_named_with_those_that_may_be_mea
         )
     ).sync
     sample = names(
+        shop,
         {"event_type": "Sign Up", "event_properties": {"Price": 1, "place": {"city": "x"}}},
         {
             "event_type": "Purchase",
             "user_properties": {"$set": {"plan": "pro", "address": {"city": "x"}}},
         },
     )
-    assert [finding.text for finding in name_findings(one, sample)] == [
+    assert [finding.text for finding in name_findings(shop, sample)] == [
         "the sample has no event type `Signed Up` (did you mean `Sign Up`?)",
         "the sample has no event property `price` (did you mean `Price`?), `absent`",
         "the sample has no user property `Plan` (did you mean `plan`?)",
+    ]
+
+
+def test_a_sample_is_looked_through_as_the_rules_do() -> None:
+    """Flattened as Export writes it, and fields of the event's own: neither is missing."""
+    [shop] = settings(
+        sync(
+            users={"properties": ["carrier", "visits"]},
+            events={"select": [{"types": ["*"]}], "metadata": ["place", "country", "absent"]},
+        )
+    ).sync
+    sample = names(
+        shop,
+        {
+            "event_type": "Seen",
+            "country": "NL",
+            "device_carrier": "KPN",
+            "event_properties": {"place.city": "Delft"},
+            "user_properties": {"$add": {"visits": 1}},
+        },
+    )
+    assert [finding.text for finding in name_findings(shop, sample)] == [
+        "the sample has no event property `absent`"
     ]
 
 
@@ -236,10 +260,11 @@ def test_a_sample_of_anything_is_looked_at_within_bounds() -> None:
         deep = {"\x1b[31m": deep}
     many = {f"name {n}": n for n in range(20_000)}
     odd = [b"\xff", b"[]", b"{", b"1" * 5_000, b'{"event_type": 5}', b'{"user_properties": [1]}']
-    sample = Names([*odd, json.dumps({"event_properties": many, "user_properties": deep}).encode()])
     selected = {"events": {"metadata": [f"wanted {n}" for n in range(30)]}}
-    [one] = settings(sync(**selected)).sync
-    [finding] = name_findings(one, sample)
+    [shop] = settings(sync(**selected)).sync
+    full = json.dumps({"event_properties": many, "user_properties": deep}).encode()
+    sample = Names([*odd, full], wanted_of(shop))
+    [finding] = name_findings(shop, sample)
     assert len(sample.event) <= 10_000
     assert len(finding.text) < 2_000
     assert finding.text.endswith("and 20 more")
