@@ -10,6 +10,7 @@ A program needs no more than these names: ``Engine`` runs the ``Settings`` that 
     BadEvents            some of the events are not what Amplitude takes; none is stored
     Refused              not now; nothing is stored, the same events may come again
     UnknownApiKey        no sync takes the events of this Amplitude API key
+    UnknownSync          there is no sync of this name
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from amplitude_intercom.engine.settings import Settings
     from amplitude_intercom.engine.spool.rows import DeadLetterQuery
     from amplitude_intercom.transports import Receipt
-    from amplitude_intercom.transports.errors import Refused, UnknownApiKey
+    from amplitude_intercom.transports.errors import Refused, UnknownApiKey, UnknownSync
 
 _HOMES = {
     "BadEvents": ".app",
@@ -39,10 +40,11 @@ _HOMES = {
     "EngineError": ".errors",
     "Receipt": "amplitude_intercom.transports",
     "Refused": "amplitude_intercom.transports.errors",
-    "Settings": ".config",
+    "Settings": ".settings",
     "SettingsError": ".errors",
     "SpoolError": ".errors",
     "UnknownApiKey": "amplitude_intercom.transports.errors",
+    "UnknownSync": "amplitude_intercom.transports.errors",
     "from_table": ".config",
     "load": ".config",
 }
@@ -59,6 +61,7 @@ __all__ = [
     "SettingsError",
     "SpoolError",
     "UnknownApiKey",
+    "UnknownSync",
     "from_table",
     "load",
 ]

@@ -23,6 +23,7 @@ import anyio
 import msgspec
 
 from amplitude_intercom.engine import arguments as arguments_of
+from amplitude_intercom.engine.actor import describe
 from amplitude_intercom.engine.actors.source import SourceActor
 from amplitude_intercom.engine.addresses import normal_url
 from amplitude_intercom.engine.config import with_secrets_revealed
@@ -49,12 +50,14 @@ from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.engine.spool.user_state import UserState
 from amplitude_intercom.engine.supervision import Supervisor
 from amplitude_intercom.transports.contract import Batch, Receipt, Source
-from amplitude_intercom.transports.errors import Refused
 from amplitude_intercom.transports.intercom import BASE_URLS, IntercomClient, Wire
 from amplitude_intercom.transports.sockets import share_of_descriptors
 from amplitude_intercom.transports.uploads import BadUpload, decode_events
 
 WireFactory = Callable[[Intercom], Wire]
+
+SOURCES = "amplitude_intercom.sources"
+"""The group of entry points by which sources are found."""
 
 
 class BadEvents(ValueError):
@@ -135,6 +138,9 @@ class Engine:
         self.drain()
         if exc[0] is not None:
             self._tasks.cancel_scope.cancel()
+        if isinstance(exc[1], Exception):  # the caller's own, which is not to come out as a group
+            await self._stack.__aexit__(None, None, None)
+            return False
         return await self._stack.__aexit__(*exc)
 
     async def _run(self) -> None:
@@ -242,6 +248,7 @@ class Engine:
             BadEvents: some are not what Amplitude takes; none is stored.
             Refused: not now (the spool is full or failing, or the engine drains).
             UnknownApiKey: no sync takes this key.
+            UnknownSync: there is no sync of this name.
         """
         decoded = decode_events(
             (e if isinstance(e, bytes) else msgspec.json.encode(e) for e in events),
@@ -470,17 +477,25 @@ def load_source(name: str, arguments: Mapping[str, Any], syncs: Sequence[str]) -
     Raises:
         SettingsError: no such source, or it does not take these settings.
     """
-    found = [e for e in entry_points(group="amplitude_intercom.sources") if e.name == name]
+    found = [e for e in entry_points(group=SOURCES) if e.name == name]
     if not found:
-        raise SettingsError(f"sources.{name}: no source of this name is installed")
+        there = ", ".join(sorted(e.name for e in entry_points(group=SOURCES)))
+        raise SettingsError(
+            f"sources.{name}: no source of this name is installed, there is {there}"
+        )
     try:
         source_class = found[0].load()
         problem = next(arguments_of.problems(source_class, arguments, syncs), None)
         if problem is not None:
             raise SettingsError(f"sources.{name}.{problem}")
         source: Source = source_class(**arguments)
-    except (TypeError, ValueError, ImportError) as error:
-        raise SettingsError(f"sources.{name}: {error}") from None
+    except SettingsError:
+        raise
+    except Exception as error:  # it is somebody else's code
+        said = str(error) if isinstance(error, TypeError | ValueError) else describe(error)
+        raise SettingsError(f"sources.{name}: {said}") from None
+    if not callable(getattr(source, "run", None)):
+        raise SettingsError(f"sources.{name}: what is installed is no source, it has no `run`")
     return source
 
 
@@ -497,6 +512,3 @@ def sources_of(settings: Settings) -> dict[str, Source]:
     for name, arguments in settings.sources.items():
         sources[name] = load_source(name, with_secrets_revealed(arguments), syncs)
     return sources
-
-
-__all__ = ["BadEvents", "Engine", "Refused", "Status", "client_of", "load_source", "sources_of"]

@@ -10,7 +10,8 @@ by itself (a file) or is cancelled (a server). It owes the engine five things:
 2. It tells its own side "done" only after ``receipt = await ticket.wait()`` has returned: from then
    on the events are on disk. A source that ends by itself may tell by ending.
 3. When either raises ``Refused``, nothing of the batch is stored: it says "later" to its own side,
-   or sends the same batch again; ``draining`` is for good. ``UnknownApiKey`` is final for a batch.
+   or sends the same batch again; ``draining`` is for good. ``UnknownApiKey`` and
+   ``UnknownSync`` are final for a batch.
 4. Cancelled, it ends, sends no more, and has confirmed nothing that is not on disk.
 5. When ``run`` has returned, none of its tasks is left.
 
@@ -122,6 +123,7 @@ class Intake(Protocol):
         Raises:
             Refused: the engine takes nothing now.
             UnknownApiKey: no sync takes this key's events.
+            UnknownSync: the batch is for a sync that is not there.
         """
         ...
 

@@ -4,6 +4,7 @@
     ├── NoAnswer       the other side did not answer; nobody knows whether the call was done
     ├── Refused        an intake did not take a batch; nothing of it is stored
     ├── UnknownApiKey  no sync takes a batch; sending it again does not help
+    ├── UnknownSync    there is no sync of the name that a batch is for; nor does it here
     └── BadFile        some of a file, or all, cannot be read; the others can
 
 None says what to do next: that is the decision of whoever catches it.
@@ -42,8 +43,13 @@ class UnknownApiKey(TransportError):
     """No sync takes the events of this Amplitude API key."""
 
     def __init__(self, api_key: str) -> None:
-        super().__init__(f"Invalid API key: {api_key}")
+        named = f"Invalid API key: {api_key}" if api_key else "no API key, and no sync, is named"
+        super().__init__(named)
         self.api_key = api_key
+
+
+class UnknownSync(TransportError):
+    """There is no sync of the name that a batch says it is for."""
 
 
 class BadFile(TransportError):

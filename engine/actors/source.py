@@ -8,12 +8,10 @@ import anyio
 import msgspec
 from anyio.streams.memory import MemoryObjectSendStream
 
-from amplitude_intercom.engine.errors import SettingsError
+from amplitude_intercom.engine.settings import ANY_KEY
 from amplitude_intercom.transports.contract import Batch, Receipt, Ticket
-from amplitude_intercom.transports.errors import Refused, UnknownApiKey
+from amplitude_intercom.transports.errors import Refused, UnknownApiKey, UnknownSync
 from amplitude_intercom.transports.reasons import RefusalReason
-
-ANY_KEY = "*"
 
 
 class Tally:
@@ -75,7 +73,7 @@ class SourceActor:
         Raises:
             Refused: the engine is draining, or a fault has stopped the intake of one of them.
             UnknownApiKey: no sync takes this key's events.
-            SettingsError: the source is bound to a sync that is not there.
+            UnknownSync: the batch is for a sync that is not there.
         """
         if self._draining:
             raise Refused(RefusalReason.DRAINING)
@@ -90,8 +88,15 @@ class SourceActor:
             try:
                 self._outboxes[name].send_nowait(share)
             except anyio.WouldBlock:
-                await self._outboxes[name].send(share)
+                await self._wait_to_send(name, share)
         return ticket
+
+    async def _wait_to_send(self, name: str, share: Share) -> None:
+        """Send to a full channel; who waits when the engine begins to drain is refused."""
+        try:
+            await self._outboxes[name].send(share)
+        except (anyio.ClosedResourceError, anyio.BrokenResourceError):
+            raise Refused(RefusalReason.DRAINING) from None
 
     def takes(self, api_key: str) -> bool:
         """Whether any sync takes this key's events."""
@@ -101,7 +106,7 @@ class SourceActor:
         if batch.sync is not None:
             if batch.sync not in self._outboxes:
                 known = ", ".join(self._outboxes)
-                raise SettingsError(f"there is no sync `{batch.sync}`; there is {known}")
+                raise UnknownSync(f"there is no sync `{batch.sync}`; there is {known}")
             return [batch.sync]
         key = batch.api_key or ""
         names = [*self._syncs_by_key.get(key, ()), *self._syncs_by_key.get(ANY_KEY, ())]

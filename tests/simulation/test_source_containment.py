@@ -120,3 +120,59 @@ def test_a_source_that_is_refused_because_the_engine_drains_has_ended(tmp_path: 
             assert virtual.current().now_s < 1
 
     virtual.run(scenario)
+
+
+class ForNobody:
+    """Says that its events are for a sync that is not there."""
+
+    def __init__(self) -> None:
+        self.runs = 0
+
+    async def run(self, intake: Intake) -> None:
+        self.runs += 1
+        await intake.send(batch_of([b"{}"], sync="no such sync"))
+
+
+def test_a_source_that_names_a_wrong_sync_stops_nothing_but_itself(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with (
+            simulation.engine(tmp_path, users()) as running,
+            anyio.create_task_group() as tasks,
+        ):
+            source = ForNobody()
+            await start_sources(running, {"nobody's": source}, tasks)
+            await anyio.sleep(10)
+            assert source.runs == 4
+            assert "no such sync" in running.stopped_sources["nobody's"]
+            assert running.ready
+            tasks.cancel_scope.cancel()
+
+    virtual.run(scenario)
+
+
+def test_who_waits_to_hand_over_when_the_engine_drains_is_refused(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        answers: list[str] = []
+        event = simulation.encode(simulation.event("well-user", 1))
+
+        async def bring() -> None:
+            try:
+                ticket = await running.intake.send(batch_of([event] * 100, sync=SYNC))
+                await ticket.wait()
+                answers.append("stored")
+            except Refused as refused:
+                answers.append(refused.reason)
+
+        async with (
+            simulation.engine(tmp_path, users()) as running,
+            anyio.create_task_group() as tasks,
+        ):
+            for _ in range(200):
+                tasks.start_soon(bring)
+            await anyio.lowlevel.checkpoint()
+            running.drain()
+        assert set(answers) <= {"stored", "draining"}
+        assert len(answers) == 200
+        assert "draining" in answers
+
+    virtual.run(scenario)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from importlib import import_module
 
 import pytest
 
@@ -32,3 +33,9 @@ def test_every_error_that_is_documented_can_be_imported_from_the_engine() -> Non
 @pytest.mark.parametrize("name", engine.__all__)
 def test_every_public_name_is_there(name: str) -> None:
     assert getattr(engine, name).__name__ == name
+
+
+def test_each_public_name_is_taken_from_where_it_is_defined() -> None:
+    assert list(engine._HOMES) == engine.__all__
+    homes = {name: import_module(home, engine.__name__) for name, home in engine._HOMES.items()}
+    assert all(getattr(engine, name).__module__.startswith(m.__name__) for name, m in homes.items())
