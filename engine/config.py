@@ -297,14 +297,14 @@ def _shape_meant(path: str, what: str) -> str:
     return ""
 
 
-_ANY_KEY: Final = "[...]"
+_UNNAMED_KEY: Final = "[...]"
 """How msgspec spells a key of a mapping that may have any."""
 
 
 def _keys_named(path: str, what: str, table: dict[str, Any]) -> str:
     """Return a path with the key that is wrong where msgspec says `[...]`."""
     path = path.lstrip(".")
-    before, found, after = path.partition(_ANY_KEY)
+    before, found, after = path.partition(_UNNAMED_KEY)
     if not found:
         return path
     wanted = str if "Expected `str`" in what and not after else dict

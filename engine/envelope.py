@@ -1,7 +1,7 @@
 """What travels through the engine: a row of the spool, and what the mapper made of it.
 
-An envelope is an item and its place in the spool. The item is the event exactly as it was
-accepted; what is to be done for it (``Plan``) is worked out after the spool, each time anew.
+An envelope is a record and its plan. The record is the event exactly as it was accepted; what is to
+be done for it (``Plan``) is worked out after the spool, each time anew.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from amplitude_intercom.engine.reasons import AdjustmentReason
 
 
 class Kind(enum.IntEnum):
-    """What a spooled item is to Amplitude. The numbers are stored."""
+    """What a record is to Amplitude. The numbers are stored."""
 
     EVENT = 1
     IDENTIFY = 2
@@ -25,7 +25,7 @@ class Kind(enum.IntEnum):
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):
-    """A row of the spool: ``id`` is its place, in the order of acceptance."""
+    """An accepted event, in the spool. Ids are in the order of acceptance."""
 
     id: int
     kind: Kind
@@ -37,7 +37,7 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     first_failed_at_ms: int = 0
     """When the first of them failed; 0 when none has."""
     claim_id: int = 0
-    """The place it had first: a replayed dead letter has a new one, and keeps its claims."""
+    """The id it had first: a replayed dead letter has a new one, and keeps its claims."""
     may_create: bool = False
     """Whether its user may be created for it, because something waits that makes it known."""
 

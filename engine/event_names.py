@@ -2,7 +2,7 @@
 
 A name counts from the first time it is sent; that is kept on disk, for names count as long as the
 workspace has them. One that was not sent for 90 days is forgotten: by then somebody may have
-archived it, which frees its place (help article 5245634). Intercom's own refusal (422) teaches as
+archived it, which frees its slot (help article 5245634). Intercom's own refusal (422) teaches as
 well, since others may send to the same workspace: that name is not tried again for an hour.
 """
 
@@ -36,11 +36,11 @@ class EventNames:
 
     @property
     def count(self) -> int:
-        """Names that have a place."""
+        """Names that have a slot."""
         return len(self._last_day or ())
 
     async def admit(self, names: Iterable[str]) -> set[str]:
-        """Give new names a place, as far as there are any; return those that have none.
+        """Give new names a slot, as far as there are any; return those that have none.
 
         Returns when what changed is on disk.
         """
@@ -72,7 +72,7 @@ class EventNames:
         return self.count < MAX_EVENT_TYPES
 
     def refuse(self, name: str) -> None:
-        """Take in that Intercom has no place for a name: it has none here either, for an hour."""
+        """Take in that Intercom has no slot for a name: it has none here either, for an hour."""
         now_s = anyio.current_time()
         key = name.lower()
         self._refused_until_s = {k: s for k, s in self._refused_until_s.items() if s > now_s}

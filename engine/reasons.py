@@ -104,8 +104,8 @@ class DeadReason(Reason):
     )
     USER_NOT_FOUND = (
         "user_not_found",
-        "Intercom did not know the user for the whole retry window",
-        "create the contact and replay, or set `sync.events.unknown_user`",
+        "Intercom does not know the user: for the retry window, or as long as `unknown_user` says",
+        "create the contact, or identify the user; replay what is dead already",
     )
     USER_FAILING = (
         "user_failing",

@@ -79,6 +79,9 @@ class Secret:
 NONE = "(none)"
 """The value that stands for a missing one."""
 
+ANY_KEY = "*"
+"""Among API keys: events of any project."""
+
 ANY_TYPE = frozenset({"*", "_all"})
 """Event types in the settings that mean every type."""
 

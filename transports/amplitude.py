@@ -40,7 +40,7 @@ RESERVED_TYPES: Final = frozenset(
 )
 """Event types that cannot be ingested or streamed (streaming and HTTP V2 pages)."""
 
-MAX_TEXT: Final = 1_024
+MAX_AMPLITUDE_TEXT: Final = 1_024
 """Longest text in characters (HTTP V2 page)."""
 
 MAX_EVENT_BYTES: Final = 262_144
@@ -302,8 +302,10 @@ def check_head(head: Head, min_id_length: int = MIN_ID_LENGTH) -> BadEvent | Non
         return BadEvent("missing_field", "event_type", "event_type is missing")
     if event_type.isspace():
         return BadEvent("invalid_field", "event_type", "event_type is blank")
-    if len(event_type) > MAX_TEXT:
-        return BadEvent("invalid_field", "event_type", f"event_type is longer than {MAX_TEXT}")
+    if len(event_type) > MAX_AMPLITUDE_TEXT:
+        return BadEvent(
+            "invalid_field", "event_type", f"event_type is longer than {MAX_AMPLITUDE_TEXT}"
+        )
     if not user_id and not device_id:
         if event_type == GROUP_IDENTIFY:
             return None
@@ -323,8 +325,8 @@ def check_id(field: str, value: str | None, min_id_length: int) -> BadEvent | No
     length = len(value)
     if length < min_id_length:
         return BadEvent("invalid_id", field, f"{field} is shorter than {min_id_length}", short=True)
-    if length > MAX_TEXT:
-        return BadEvent("invalid_id", field, f"{field} is longer than {MAX_TEXT}")
+    if length > MAX_AMPLITUDE_TEXT:
+        return BadEvent("invalid_id", field, f"{field} is longer than {MAX_AMPLITUDE_TEXT}")
     if length in _RESERVED_LENGTHS and value.lower() in RESERVED_IDS:
         return BadEvent("invalid_id", field, f"{field} has a value that is not accepted")
     return None

@@ -81,7 +81,7 @@ def _inside(folder: str, fail: Callable[[OSError], None]) -> Iterator[str]:
             continue
         seen.add((here.st_dev, here.st_ino))
         for name in names:
-            if Path(name).suffix.lower() in SUFFIXES and not _is_aside(name):
+            if Path(name).suffix.lower() in SUFFIXES and not _is_hidden(name):
                 yield from _file(os.path.join(within, name), fail)
 
 
@@ -96,7 +96,7 @@ def _file(path: str, fail: Callable[[OSError], None]) -> Iterator[str]:
         yield path
 
 
-def _is_aside(name: str) -> bool:
+def _is_hidden(name: str) -> bool:
     """Whether a file is no file of events: hidden, or S3's list of merged users (``-…``)."""
     return name.startswith((".", "-"))
 
@@ -311,8 +311,8 @@ def _directory_bytes(file: IO[bytes]) -> int:
 
 def _is_member(name: str) -> bool:
     parts = Path(name).parts
-    is_aside = name.endswith("/") or _is_aside(parts[-1]) if parts else True
-    return not (is_aside or "__MACOSX" in parts[:-1])
+    is_passed_over = name.endswith("/") or _is_hidden(parts[-1]) if parts else True
+    return not (is_passed_over or "__MACOSX" in parts[:-1])
 
 
 def _member_blocks(

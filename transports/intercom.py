@@ -1,7 +1,8 @@
 """A typed client of Intercom's REST API. It sends one request and returns one answer.
 
-No policy lives here: no retry, no pace, no meaning of a status. Whoever has a ``send`` of this
-shape is a wire to Intercom; ``transports.sandbox`` has another one, without sockets.
+No policy lives here: no retry, no pace, no consequence of an answer. What Intercom's own words and
+sentences say is read here, and nowhere else. Whoever has a ``send`` of this shape is a wire to
+Intercom; ``transports.sandbox`` has another one, without sockets.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from amplitude_intercom.transports.amplitude import (
     GROUP_IDENTIFY,
-    MAX_TEXT,
+    MAX_AMPLITUDE_TEXT,
     MIN_ID_LENGTH,
     RESERVED_IDS,
 )
@@ -187,7 +187,7 @@ def _id(min_length: int) -> _Schema:
         "description": "A whole number is its digits.",
         "minimum": 10 ** (min_length - 1),
         "minLength": min_length,
-        "maxLength": MAX_TEXT,
+        "maxLength": MAX_AMPLITUDE_TEXT,
         "not": {"type": "string", "pattern": f"^({_RESERVED})$"},
     }
 
@@ -216,7 +216,7 @@ def _event(min_length: int, *, named: bool) -> _Schema:
     if not named:
         return {"type": "object", "properties": properties, "anyOf": who}
     group = {"properties": {"event_type": {"const": GROUP_IDENTIFY}}}
-    properties["event_type"] = {"type": "string", "minLength": 1, "maxLength": MAX_TEXT}
+    properties["event_type"] = {"type": "string", "minLength": 1, "maxLength": MAX_AMPLITUDE_TEXT}
     return {
         "type": "object",
         "required": ["event_type"],

@@ -10,8 +10,10 @@ class Reason(enum.StrEnum):
     """A word of a closed set.
 
     A member is its word (``NoAnswerCause.TIMEOUT == "timeout"``), so it is stored, counted and
-    logged as that.
+    logged as that, also where a log writes the ``repr`` of what holds it.
     """
+
+    __repr__ = str.__repr__
 
     means: str
     """What has happened, in half a sentence."""
@@ -138,7 +140,7 @@ class RefusalReason(Reason):
     )
     ENCODING = (
         "encoding",
-        "a content encoding that is not read here, or a damaged one",
+        "a content encoding that is not read here",
         "send gzip, deflate or plain bytes",
     )
     UNKNOWN_PATH = (

@@ -13,13 +13,13 @@ from anyio.streams.memory import MemoryObjectReceiveStream
 
 from amplitude_intercom.engine import logs
 from amplitude_intercom.engine.actor import Actor, internal_failure, runs
-from amplitude_intercom.engine.actors.source import ANY_KEY, Share
+from amplitude_intercom.engine.actors.source import Share
 from amplitude_intercom.engine.errors import Failure, SpoolError
 from amplitude_intercom.engine.reasons import DropReason
 from amplitude_intercom.engine.rules.admission import Admission
 from amplitude_intercom.engine.rules.insert_keys import dead_key, insert_key, project_hash
 from amplitude_intercom.engine.rules.verdicts import Drop, Keep, Reject
-from amplitude_intercom.engine.settings import Sync
+from amplitude_intercom.engine.settings import ANY_KEY, Sync
 from amplitude_intercom.engine.spool.rows import Append, Appended, DeadRow, Row
 from amplitude_intercom.engine.spool.settled import log_dropped_raw
 from amplitude_intercom.engine.spool.spool import Spool

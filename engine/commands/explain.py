@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import msgspec
@@ -62,12 +63,13 @@ def explain(word: str | None, *, as_json: bool) -> int:
 
 def _is_meant(asked: str, word: str) -> bool:
     """Whether a word is asked for: as it is, by its last part, or by the section it is in."""
-    asked = asked.strip("`[]").lower()
+    asked = re.sub(r"\[\d*\]", "", asked.strip(" `[]")).lower().replace("-", "_")
     plain = word.lower()
     return (
         asked in (plain, plain.removeprefix(PREFIX))
         or plain.endswith(f".{asked}")
-        or plain.startswith(f"{asked}.")
+        or f".{asked}." in f".{plain}."
+        or asked.startswith(f"{plain}.")
     )
 
 

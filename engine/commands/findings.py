@@ -8,9 +8,8 @@ from typing import Literal
 
 import msgspec
 
-from amplitude_intercom.engine.actors.source import ANY_KEY
 from amplitude_intercom.engine.addresses import host_and_port
-from amplitude_intercom.engine.settings import Secret, Settings, Sync
+from amplitude_intercom.engine.settings import ANY_KEY, Secret, Settings, Sync
 
 EVERYBODY = ("0.0.0.0", "::")  # noqa: S104 - hosts that are compared with
 

@@ -29,7 +29,7 @@ from amplitude_intercom.transports.amplitude import (
     decode_types,
 )
 
-TYPES_KEPT: Final = 4_096
+TYPE_VERDICTS_KEPT: Final = 4_096
 """Event types whose verdict is remembered."""
 
 LONGEST_TYPE_KEPT: Final = 128
@@ -53,7 +53,7 @@ class Admission:
         self._events_off = off or (None if sync.events.enabled else DropReason.EVENTS_DISABLED)
         self._users_off = off or (None if sync.users.enabled else DropReason.USERS_DISABLED)
         self._updates = contacts.updates_on_events and not self._users_off
-        self._known = lru_cache(TYPES_KEPT)(self._drop_by_type)
+        self._known = lru_cache(TYPE_VERDICTS_KEPT)(self._drop_by_type)
 
     @property
     def needed(self) -> frozenset[str]:

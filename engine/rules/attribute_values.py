@@ -15,7 +15,7 @@ from amplitude_intercom.engine.reasons import AdjustmentReason
 from amplitude_intercom.engine.rules.fitting import (
     AS_TEXT,
     DATE_TIME,
-    MAX_TEXT,
+    MAX_INTERCOM_TEXT,
     MAX_WHOLE,
     Fitted,
     Note,
@@ -138,13 +138,19 @@ def _to_boolean(value: Any) -> bool | None:
 
 def _to_url(value: Any) -> str | None:
     is_one = isinstance(value, str) and value.startswith(("http://", "https://"))
-    return value if is_one and len(value) <= MAX_TEXT and value.isprintable() else None
+    return value if is_one and len(value) <= MAX_INTERCOM_TEXT and value.isprintable() else None
 
 
 def _to_email(value: Any) -> str | None:
     text = value.strip().lower() if isinstance(value, str) else ""
     local, _, domain = text.partition("@")
-    fits = local and domain and len(text) <= MAX_TEXT and text.isprintable() and " " not in text
+    fits = (
+        local
+        and domain
+        and len(text) <= MAX_INTERCOM_TEXT
+        and text.isprintable()
+        and " " not in text
+    )
     return text if fits else None
 
 

@@ -33,7 +33,7 @@ import msgspec
 from amplitude_intercom.engine.reasons import AdjustmentReason
 from amplitude_intercom.transports.amplitude import MAX_TIME, in_milliseconds, parse_time
 
-MAX_TEXT: Final = 255
+MAX_INTERCOM_TEXT: Final = 255
 """Characters of a text (help articles 175 and 179)."""
 
 MAX_NAME: Final = 255
@@ -77,7 +77,7 @@ class Style(msgspec.Struct, frozen=True):
 # --- texts and names ----------------------------------------------------------------------
 
 
-def cut(text: str, length: int = MAX_TEXT) -> str:
+def cut(text: str, length: int = MAX_INTERCOM_TEXT) -> str:
     """Return the beginning of a text, not ending inside of what people see as one character."""
     if len(text) <= length:
         return text
@@ -279,7 +279,7 @@ def join(values: list[Any]) -> Fitted:
             continue
         parts.append(fitted)
         length += len(_COMMA) + len(fitted)
-        if length > MAX_TEXT:
+        if length > MAX_INTERCOM_TEXT:
             break
     if not parts:
         among = "" if len(values) <= MAX_ELEMENTS else f" in its first {MAX_ELEMENTS}"
@@ -304,7 +304,7 @@ def is_plain(value: Any, style: Style) -> bool:
     """
     kind = type(value)
     if kind is str:
-        return len(value) <= MAX_TEXT and value.isprintable()
+        return len(value) <= MAX_INTERCOM_TEXT and value.isprintable()
     if style.stringify:
         return False
     return (kind is int and -MAX_WHOLE < value < MAX_WHOLE) or (
@@ -339,7 +339,7 @@ def is_rich_link(value: Mapping[str, Any]) -> bool:
 
 
 def _is_short_text(value: Any) -> TypeGuard[str]:
-    return type(value) is str and len(value) <= MAX_TEXT and value.isprintable()
+    return type(value) is str and len(value) <= MAX_INTERCOM_TEXT and value.isprintable()
 
 
 Spread = list[tuple[str, Any, Note | None]]

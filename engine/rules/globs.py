@@ -89,7 +89,7 @@ class Glob:
 
 def _ranges(members: str) -> list[tuple[str, str]]:
     """Return the inside of a bracket as first and last characters; both alike for a single one."""
-    found = [(first or one, last or one) for first, last, one in _RANGE.findall(members)]
+    found = [(first or single, last or single) for first, last, single in _RANGE.findall(members)]
     for first, last in found:
         if first > last:
             raise ValueError(f"the range {first}-{last} is upside down")

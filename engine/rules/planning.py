@@ -22,9 +22,9 @@ from amplitude_intercom.engine.rules.selection import Predicate
 from amplitude_intercom.engine.rules.verdicts import Drop, Keep, Reject, Verdict
 from amplitude_intercom.engine.rules.who import Who
 from amplitude_intercom.engine.settings import Sync
-from amplitude_intercom.transports.amplitude import MAX_TEXT, Content, content_decoder
+from amplitude_intercom.transports.amplitude import MAX_AMPLITUDE_TEXT, Content, content_decoder
 
-TYPES_KEPT: Final = 1_024
+TYPE_RULES_KEPT: Final = 1_024
 """Event types of which it is remembered whether and under which name they are sent."""
 
 _IDENTIFY: Final = Kind.IDENTIFY
@@ -56,7 +56,7 @@ class SyncRules:
         self.events = EventRules(sync.events, style)
         self.contacts = ContactRules(sync.users, style, self.who.field)
         self.admission = Admission(sync, self.who, self.contacts)
-        self._rule_of_type = lru_cache(TYPES_KEPT)(self._type_rule)
+        self._rule_of_type = lru_cache(TYPE_RULES_KEPT)(self._type_rule)
         needed = self.admission.needed | self.events.needed | self.contacts.needed
         self._decode = content_decoder(needed)
 
@@ -72,7 +72,7 @@ class SyncRules:
         if type(identity) is Reject:  # `isinstance` takes five times as long for what is none
             return identity
         contact, of_contact = self.contacts.update(event, identity, record.id)
-        is_short = len(event.event_type) <= MAX_TEXT  # others are not worth remembering
+        is_short = len(event.event_type) <= MAX_AMPLITUDE_TEXT  # others are not worth remembering
         rule = (self._rule_of_type if is_short else self._type_rule)(event.event_type)
         always = rule.always and record.kind is not _IDENTIFY
         reason = None if always else self._why_not_sent(rule, event, record.kind)

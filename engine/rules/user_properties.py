@@ -5,9 +5,9 @@ The rules (Amplitude's Identify API and SDK pages):
 - The operations of one payload are applied in the order ``ORDER``, whatever the order of its keys.
 - Plain keys act like ``$set``; where a payload has both for one property, the ``$set`` wins.
 - ``$clearAll`` takes the text ``"-"``, every other operation an object ``{property: argument}``.
-- Null in ``$set``, ``$setOnce`` and plain keys says nothing, as everywhere (``engine.paths``): the
-  old value stays. Amplitude's pages do not say what it does, and some of its SDKs send the nulls
-  that others leave out; ``$unset`` is what removes a property.
+- Null in ``$set``, ``$setOnce`` and plain keys says nothing, as everywhere
+  (``engine.rules.paths``): the old value stays. Amplitude's pages do not say what it does, and some
+  of its SDKs send the nulls that others leave out; ``$unset`` is what removes a property.
 - A property that is absent or null has no value: ``$setOnce`` sets it, ``$add`` counts from 0, the
   list operations start from an empty list, ``$remove`` leaves it alone.
 - A single value is a list of one to the list operations. Values are compared as JSON: 1 is 1.0 but

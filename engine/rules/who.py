@@ -9,7 +9,13 @@ from amplitude_intercom.engine.reasons import DeadReason
 from amplitude_intercom.engine.rules import paths
 from amplitude_intercom.engine.rules.verdicts import Reject
 from amplitude_intercom.engine.settings import Mapping
-from amplitude_intercom.transports.amplitude import MAX_TEXT, Event, Head, decode_event, legible
+from amplitude_intercom.transports.amplitude import (
+    MAX_AMPLITUDE_TEXT,
+    Event,
+    Head,
+    decode_event,
+    legible,
+)
 
 MAX_ID: Final = 255
 """Characters of an id or e-mail: how long they may be is not documented."""
@@ -41,7 +47,7 @@ class Who:
             user.encode()
         except Exception:  # it is bad: anything may be wrong with it
             return ""
-        return user if len(user) <= MAX_TEXT else ""
+        return user if len(user) <= MAX_AMPLITUDE_TEXT else ""
 
     def _normal(self, value: Any) -> str:
         """E-mails compare without case and outer space; ids are taken as they are."""

@@ -30,13 +30,31 @@ def test_whatever_is_wrong_with_an_event_is_a_reason_of_dead_letters() -> None:
 @pytest.mark.parametrize(
     "asked",
     "user_not_found User_Not_Found `loop_guard` max_event_bytes http [sync.events]"
-    " amplitude_intercom_pending pending spool_full unresolved text_cut".split(),
+    " amplitude_intercom_pending pending spool_full unresolved text_cut delivery".split(),
 )
 def test_a_word_is_found_however_it_is_asked_for(
     asked: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert explain(asked, as_json=False) == 0
     assert asked.strip("`[]").lower() in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        ("sync[0].amplitude_api_keys", "sync.amplitude_api_keys"),
+        ("sync[1].events.select[0].where[2]", "sync.events.select"),
+        ("sync.events.rename.Signed Up", "sync.events.rename"),
+        ("sources.folder.sync", "sources"),
+        ("data-dir", "data_dir"),
+        (" not-selected ", "not_selected"),
+    ],
+)
+def test_a_key_is_found_as_messages_write_it(
+    asked: str, found: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert explain(asked, as_json=False) == 0
+    assert f"{found}:" in capsys.readouterr().out
 
 
 def test_all_meanings_of_a_word_are_said(capsys: pytest.CaptureFixture[str]) -> None:

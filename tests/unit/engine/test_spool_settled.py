@@ -60,7 +60,7 @@ def test_a_dead_letter_has_a_warning_with_all_that_finds_it(store: Store) -> Non
             "code": "not_found",
             "message": "User Not Found",
             "request_id": "r-1",
-            "means": "Intercom did not know the user for the whole retry window",
+            "means": DeadReason.USER_NOT_FOUND.means,
         }
     ]
 

@@ -9,7 +9,7 @@ import pytest
 from amplitude_intercom.engine.config import from_table
 from amplitude_intercom.engine.envelope import Kind, Record
 from amplitude_intercom.engine.reasons import DeadReason, DropReason
-from amplitude_intercom.engine.rules.admission import LONGEST_TYPE_KEPT, TYPES_KEPT
+from amplitude_intercom.engine.rules.admission import LONGEST_TYPE_KEPT, TYPE_VERDICTS_KEPT
 from amplitude_intercom.engine.rules.planning import SyncRules
 from amplitude_intercom.engine.rules.verdicts import Keep
 from support import reference
@@ -70,10 +70,10 @@ def test_an_unusual_type_has_its_verdict(event_type: str, selected: Any, unselec
 
 def test_types_that_are_remembered_are_bounded_in_number_and_length() -> None:
     decide = an_admission()
-    for n in range(2 * TYPES_KEPT):
+    for n in range(2 * TYPE_VERDICTS_KEPT):
         decide.drop_by_type(f"{n}" * 64)
         decide.drop_by_type(f"type {n}")
-    assert decide._known.cache_info().currsize == TYPES_KEPT
+    assert decide._known.cache_info().currsize == TYPE_VERDICTS_KEPT
     before = decide._known.cache_info().misses
     assert decide.drop_by_type("x" * (LONGEST_TYPE_KEPT + 1)) is None
     assert decide._known.cache_info().misses == before
