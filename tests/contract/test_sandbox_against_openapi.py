@@ -1,7 +1,8 @@
 """The sandbox's answers have the shapes of Intercom's API description 2.16.
 
-Formats are not checked, which excuses defects 7 and 8 of ``shared/data/README.md``. Other known
-defects are mended in ``mended``, by number, before validating.
+The description contradicts itself and Intercom in places. Formats are not checked: it has
+``date-time`` on integers, and ``uuid`` on the request id of an error, which is none. The rest is
+mended before validating, in ``mended``, ``without_nullable`` and ``schema_of``.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ def description() -> Schema:
 
 def mended(loaded: Schema) -> Schema:
     schemas = loaded["components"]["schemas"]
-    # 3: metadata is typed string → string; numbers, links and money are described in the prose.
+    # Metadata is typed string → string; numbers, links and money are described in the prose.
     schemas["data_event"]["properties"]["metadata"]["additionalProperties"] = True
-    # Not in the list of defects: search and list show null for no e-mail (recordings).
+    # Search and list show null for no e-mail (recordings).
     schemas["contact"]["properties"]["email"]["nullable"] = True
-    # Not in the list of defects: the answer to GET /events is described as a summary only.
+    # The answer to GET /events is described as a summary only.
     events = loaded["paths"]["/events"]["get"]["responses"]["200"]["content"]["application/json"]
     refs = ("data_event_summary", "data_event_list")
     events["schema"] = {"anyOf": [{"$ref": f"#/components/schemas/{ref}"} for ref in refs]}
@@ -41,7 +42,7 @@ def mended(loaded: Schema) -> Schema:
 
 
 def without_nullable(node: Any) -> Any:
-    """Return JSON schema for OpenAPI 3.0's; 5: ``nullable`` stands without ``type`` in places."""
+    """Return JSON schema for OpenAPI 3.0's; ``nullable`` stands without ``type`` in places."""
     if isinstance(node, list):
         return [without_nullable(each) for each in node]
     if not isinstance(node, dict):
@@ -51,7 +52,7 @@ def without_nullable(node: Any) -> Any:
 
 
 def schema_of(method: str, path: str, status: int) -> Schema:
-    """Return what is described; 1: where an error is missing, the general one stands in."""
+    """Return what is described; where an error is missing, the general one stands in."""
     answers = description()["paths"][path][method.lower()]["responses"]
     if str(status) in answers:
         content = answers[str(status)].get("content")
@@ -131,7 +132,7 @@ def test_lists_and_searches_are_as_described() -> None:
 
 @pytest.mark.parametrize("action", ["archive", "unarchive"])
 def test_archiving_is_answered_as_described(action: str) -> None:
-    # 14: the description calls the key ``type``, the wire ``object``; neither is required.
+    # The description calls the key ``type``, the wire ``object``; neither is required.
     box = sandbox()
     answer = send(box, "POST", f"/contacts/{box.add_contact('u-1')}/{action}", {})
     assert_described(answer, "POST", f"/contacts/{{contact_id}}/{action}")
