@@ -109,6 +109,39 @@ RECORDS = st.builds(
 )
 
 
+# --- those that are sent ------------------------------------------------------------------
+
+KNOWN = st.dictionaries(st.sampled_from(NAMES), VALUES, min_size=1)
+"""Properties that the settings select."""
+
+USER_PROPERTIES = KNOWN | st.fixed_dictionaries(
+    {}, optional=dict.fromkeys(("$set", "$setOnce", "$append"), KNOWN) | {"plan": VALUES}
+)
+ACCEPTED_MS = 1_715_677_200_999
+
+
+def sent_record(kind: Kind, user_key: str, age_ms: int, fields: dict[str, Any]) -> Record:
+    event = {"time": ACCEPTED_MS - age_ms, **fields}
+    return Record(1, kind, user_key, ACCEPTED_MS, json.dumps(event).encode())
+
+
+SENT_RECORDS = st.builds(
+    sent_record,
+    kind=st.sampled_from([Kind.EVENT, Kind.EVENT_WITH_UPDATE]),
+    user_key=st.sampled_from(["a@example.com", f"{'x' * 243}@example.com"]),
+    age_ms=st.integers(-(10**7), 10**9),
+    fields=st.fixed_dictionaries(
+        {
+            "event_type": st.sampled_from(["Bought", "a.b$c", "é" * 300, "Page Viewed"]),
+            "event_properties": KNOWN,
+            "user_properties": USER_PROPERTIES,
+        },
+        optional={"price": SCALARS, "currency": st.just("USD")},
+    ),
+)
+"""Events of a selected type, of a user and at a time that Intercom takes, with any values."""
+
+
 # --- many of them, quickly ----------------------------------------------------------------
 
 
