@@ -66,6 +66,19 @@ def test_no_body_is_too_strange_to_parse(body: bytes) -> None:
     assert parse_error(answer(body, x_request_id="h")) == ApiError(request_id="h")
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"errors":[{"code":"%b"}]}',
+        b'{"errors":[{"message":"%b"}]}',
+        b'{"request_id":"%b","type":"error.list"}',
+    ],
+)
+def test_no_more_of_what_an_error_says_is_kept_than_is_shown(body: bytes) -> None:
+    said = parse_error(answer(body % (b"x" * 2_048 + b"y")))
+    assert said.code + said.message + said.request_id == "x" * 2_048
+
+
 @pytest.mark.parametrize("body", [b"", b"null", b"<html>", b"[]", b"\xff", DEEP])
 def test_what_is_no_object_decodes_to_an_empty_one(body: bytes) -> None:
     assert decode_json(answer(body)) == {}
@@ -395,6 +408,55 @@ def test_what_tells_whose_an_answer_is_makes_no_objects_of_the_rest_of_it(
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak_bytes < 2 * len(body)
+
+
+ERROR = b'{"type":"error.list","errors":[{"code":"x"}]}'
+PAGE = b"<html>"
+EVENT = send_event(b"{}")
+CONTACT = get_contact("a")
+LIST = list_attributes()
+ATTRIBUTE = create_attribute("plan", "string")
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "body", "is_theirs"),
+    [
+        (EVENT, 202, b"", True),
+        (EVENT, 202, b" \r\n", True),
+        (EVENT, 202, PAGE, False),
+        (EVENT, 202, b"{}", False),
+        (EVENT, 200, b"", False),
+        (EVENT, 204, b"", False),
+        (CONTACT, 200, b'{"id":"5f"}', True),
+        (CONTACT, 200, b'{"id":"%b"}' % (b"5" * 64), True),
+        (CONTACT, 200, b'{"id":"%b"}' % (b"5" * 65), False),
+        (CONTACT, 200, b'{"id":""}', False),
+        (CONTACT, 200, b'{"id":5}', False),
+        (CONTACT, 200, b"{}", False),
+        (CONTACT, 200, b"", False),
+        (CONTACT, 200, PAGE, False),
+        (LIST, 200, b'{"data":[]}', True),
+        (LIST, 200, b'{"data":{}}', False),
+        (LIST, 200, b"[]", False),
+        (LIST, 200, PAGE, False),
+        (ATTRIBUTE, 200, b'{"name":"plan"}', True),
+        (ATTRIBUTE, 200, b'{"name":5}', False),
+        (ATTRIBUTE, 200, b'{"app":{}}', False),
+        (me(), 200, b'{"app":{}}', True),
+        (me(), 200, b'{"app":null}', False),
+        (me(), 200, b'{"data":[]}', False),
+        (me(), 200, PAGE, False),
+        *[(EVENT, status, ERROR, True) for status in (400, 404, 409, 410, 422)],
+        *[(EVENT, status, PAGE, False) for status in (400, 404, 407, 409, 410, 422)],
+        *[(EVENT, status, PAGE, True) for status in (401, 403, 408, 429, 500, 502, 599)],
+        *[(EVENT, status, b"", True) for status in (401, 403, 408, 429, 500, 503)],
+        *[(EVENT, status, ERROR, False) for status in (101, 199, 300, 302, 304)],
+    ],
+)
+def test_an_answer_is_intercoms_where_the_api_describes_it_for_the_call(
+    request_: Request, status: int, body: bytes, is_theirs: bool
+) -> None:
+    assert is_intercoms(request_, answer(body, status)) is is_theirs
 
 
 def test_of_a_contact_is_kept_what_it_is_read_for() -> None:
