@@ -148,6 +148,8 @@ def test_missing_properties_take_no_room_in_the_limit() -> None:
 
 def test_keys_that_differ_in_case_only_are_one() -> None:
     assert metadata({"Plan": 1, "plan": 2}) == {"Plan": 1}
+    assert metadata({"PLACE_CITY": 1, "place": {"city": 2}}) == {"PLACE_CITY": 1}
+    assert metadata({"place": {"city": 2}, "PLACE_CITY": 1}) == {"place_city": 2}
 
 
 def test_metadata_comes_from_the_user_too_and_can_be_renamed() -> None:
@@ -215,6 +217,12 @@ def test_a_selected_property_with_a_currency_becomes_money() -> None:
     assert metadata({"price": 5}, **chosen) == {"price": 5}
 
 
+def test_a_user_property_is_no_price_though_an_event_property_of_its_name_is() -> None:
+    chosen = rules(events={"metadata": ["user.price"], "money": {"price": "currency"}})
+    event = {"user_properties": {"price": 5}, "event_properties": {"currency": "EUR"}}
+    assert body(chosen, event)["metadata"] == {"price": 5}
+
+
 # --- who --------------------------------------------------------------------------------
 
 
@@ -260,6 +268,9 @@ def test_an_event_updates_its_user_only_where_the_trigger_says_so() -> None:
     updated = plan(rules(users=users | {"trigger": "any_update"}), event)
     assert updated.contact is not None
     assert updated.event is not None
+    disabled = plan(rules(users=users | {"trigger": "any_update", "enabled": False}), event)
+    assert disabled.contact is None
+    assert disabled.event is not None
 
 
 def test_standard_fields_go_to_the_contact_and_all_others_to_custom_attributes() -> None:
@@ -366,6 +377,8 @@ def test_what_a_contact_holds_is_read_back_as_selected_properties() -> None:
     contact = {"name": "A", "custom_attributes": {"Company": "Acme", "gone": None, "x": 1}}
     assert mapping.contacts.properties_of_contact(contact) == {"name": "A", "co": "Acme"}
     assert mapping.contacts.properties_of_contact({"custom_attributes": None}) == {}
+    empty = {"name": "", "custom_attributes": {"Company": "", "gone": 0}}
+    assert mapping.contacts.properties_of_contact(empty) == {"gone": 0}
 
 
 # --- where properties are ---------------------------------------------------------------
@@ -538,6 +551,13 @@ def test_a_date_as_text_is_not_taken_for_a_number() -> None:
     assert adjustment.reason == "time_unit"
 
 
+@pytest.mark.parametrize("time", [-1, -1_000, "1969-12-31 23:59:59"])
+def test_a_time_before_1970_is_too_old_however_old_an_event_may_be(time: Any) -> None:
+    planned = rules(events={"max_age_s": 3e9}).plan(record({"time": time}))
+    assert isinstance(planned, Reject)
+    assert planned.reason == "too_old"
+
+
 def test_a_time_of_too_many_digits_is_rejected() -> None:
     for time in (10**30, 10**400, float("1e300"), "9" * 5_000):
         planned = rules().plan(record({"time": time}))
@@ -596,7 +616,10 @@ def test_a_role_is_not_written_beside_an_external_id(role: Any) -> None:
     properties = {"role": role, "external_id": "u-1", "name": "A"}
     for identifier in ("external_id", "email"):
         mapping = rules(mapping={"identifier": identifier}, users={"properties": chosen})
-        assert "role" not in mapping.contacts.contact_fields(properties, ANY)[0]
+        fields, adjustments = mapping.contacts.contact_fields(properties, ANY)
+        assert "role" not in fields
+        reasons = [adjustment.reason for adjustment in adjustments]
+        assert reasons == ([] if role == "user" else ["type_mismatch"])
     fields, _ = mapping.contacts.contact_fields({"role": "lead", "name": "A"}, ANY)
     assert fields == {"role": "lead", "name": "A"}
 
@@ -617,6 +640,17 @@ def test_one_value_that_does_not_fit_costs_itself_alone() -> None:
     assert fields == {"name": "Mira"}
     assert [adjustment.reason for adjustment in adjustments] == ["type_mismatch"] * 3
     assert mapping.contacts.contact_fields({"owner_id": "999"}, ANY)[0] == {"owner_id": 999}
+
+
+def test_a_contact_s_last_attributes_are_left_out_where_the_request_would_be_too_large() -> None:
+    properties = {f"{'👍' * 250}{n}": "👍" * 255 for n in range(200)}
+    mapping = rules(users={"properties": list(properties)})
+    fields, adjustments = mapping.contacts.contact_fields(properties, ANY)
+    assert len(contact_body(fields)) <= 256_000
+    assert list(fields) == [field_name(name) for name in properties][: len(fields)]
+    reasons = [adjustment.reason for adjustment in adjustments]
+    assert reasons == ["too_large"] * (200 - len(fields))
+    assert 100 < len(fields) < 200
 
 
 def test_a_code_of_digits_becomes_an_attribute_of_text() -> None:
