@@ -61,6 +61,9 @@ def test_what_is_not_kept_has_its_reason(
         ("[Intercom] " + "x" * 200, "loop_guard", "not_selected"),
         ("\0", (Kind.EVENT, "user-1"), "not_selected"),
         ("_all", "reserved_name", "not_selected"),
+        ("[Intercomx] a", (Kind.EVENT, "user-1"), "not_selected"),
+        ("[Intercom]", (Kind.EVENT, "user-1"), "not_selected"),
+        ("[Intercom]a", (Kind.EVENT, "user-1"), "not_selected"),
     ],
 )
 def test_an_unusual_type_has_its_verdict(event_type: str, selected: Any, unselected: str) -> None:

@@ -71,6 +71,8 @@ MONEY = {"amount": 1999, "currency": "eur"}
         ("", True, True, None),
         ("", 10**20, "100000000000000000000", "number_as_text"),
         ("", "x" * 300, "x" * 255, "text_cut"),
+        ("", "2024-05-14T09:00:00Z", 1_715_677_200, "date_converted"),
+        ("", "2024-05-14", "2024-05-14", None),
         ("", {"a": 1}, None, "nested_left_out"),
         ("", None, None, None),
         ("list", "x", "x", None),

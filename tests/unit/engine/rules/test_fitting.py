@@ -146,14 +146,31 @@ def test_a_value_without_a_name_is_left_out(name: str) -> None:
     assert found == [("p", None), ("p", None), ("p_a", 2)]
 
 
-def test_what_is_nested_deeper_than_anybody_reads_is_left_out() -> None:
+def within_objects(depth: int) -> Any:
     value: Any = 1
-    for _ in range(200):
+    for _ in range(depth):
         value = {"a": value}
-    found = spread("a", value, Style())
+    return value
+
+
+@pytest.mark.parametrize("depth", [9, 200])
+def test_what_is_nested_deeper_than_anybody_reads_is_left_out(depth: int) -> None:
+    found = spread("a", within_objects(depth), Style())
     assert found[-1][2] is not None
     assert found[-1][2].reason == "nested_left_out"
     assert all(fitted is None for _, fitted, _ in found)
+
+
+def test_what_is_nested_as_deep_as_is_read_is_flattened() -> None:
+    found = spread("a", within_objects(8), Style())
+    assert found[-1] == ("_".join("a" * 9), 1, None)
+
+
+@pytest.mark.parametrize("name", ["n" * 100, "n" * 300, "n-" * 50])
+def test_the_key_of_a_nested_value_is_cut_to_its_bound(name: str) -> None:
+    found = spread("p" * 200, {name: 1}, Style())
+    assert found[-1] == ("p" * 200 + "_" + name[:54], 1, None)
+    assert [note.reason for _, _, note in found if note] == ["flattened", "key_cleaned"]
 
 
 FAMILY = "👨\u200d👩\u200d👧"
@@ -236,6 +253,8 @@ def test_a_name_that_shows_nothing_where_it_is_cut_is_blank() -> None:
     assert is_blank("\n" * 255 + "x")
 
 
-@pytest.mark.parametrize("value", [True, None, [], {}, "x", "99999-01-01", float("nan"), 10**20])
+@pytest.mark.parametrize(
+    "value", [True, None, [], {}, "x", "99999-01-01", float("nan"), 10**20, -(10**14)]
+)
 def test_what_is_no_date_is_none(value: Any) -> None:
     assert to_seconds(value) is None

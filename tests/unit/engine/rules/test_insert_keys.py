@@ -44,6 +44,8 @@ def test_no_part_of_a_key_can_pass_for_another() -> None:
     ]
     keys = [key_of(project, device_id=d, insert_id=i) for project, d, i in parts]
     assert len(set(keys)) == len(parts)
+    of_users = [key_of(project, user_id=user, insert_id=i) for project, user, i in parts]
+    assert len({*keys, *of_users}) == 2 * len(parts) - 2  # two have neither device nor user
 
 
 @pytest.mark.parametrize("time", [{}, {"event_time": "2024-05-14 09:00:00"}])
