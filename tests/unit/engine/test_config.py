@@ -108,6 +108,10 @@ def test_the_smallest_settings_have_the_documented_defaults() -> None:
             events(metadata=[{"from": "a", "to": "b", "as": "text"}]),
             "sync[0].events.metadata[0].as: Invalid enum value",
         ),
+        (
+            table(users={"properties": ["plan", {"from": "user.plan", "to": "Plan"}]}),
+            "sync[0].users.properties[1]: `plan` is sent twice",
+        ),
         (table(users={"properties": ["*"]}), 'sync[0].users.properties[0]: "*" is not offered'),
     ],
 )
