@@ -15,9 +15,10 @@ from typing import Any
 from amplitude_intercom.engine.app import Engine
 from amplitude_intercom.engine.envelope import Kind
 from amplitude_intercom.engine.settings import Settings
-from amplitude_intercom.engine.spool.rows import Append, Row
-from amplitude_intercom.engine.spool.schema import connect
-from amplitude_intercom.engine.spool.store import Store
+from amplitude_intercom.engine.spool.batches import Kept, entry_of, packs
+from amplitude_intercom.engine.spool.rows import Append, Part
+from amplitude_intercom.engine.spool.sqlite.files import FILE_NAME, connect
+from amplitude_intercom.engine.spool.store import Limits, Store
 from amplitude_intercom.transports.intercom import Answer, Request
 from amplitude_intercom.transports.sandbox import Sandbox, serve
 from benchmarks import delivery, events, servers
@@ -34,17 +35,19 @@ def _append(settings: Settings, count: int, first: int = 0, kept: int = 0) -> fl
     """Append events as intake does; return the CPU seconds that each of the last took."""
     path = Path(settings.data_dir)
     path.mkdir(exist_ok=True)
-    store = Store(connect(path / "benchmark.db"), max_bytes=1 << 40, window_ms=10**9)
+    store = Store(connect(path / FILE_NAME), Limits(window_ms=10**9))
     templates = [events.event(n, n % USERS) for n in range(A_COMMIT)]
     cpu = 0.0
     for start in range(first, first + count, A_COMMIT):
         rows = [
-            Row(Kind.EVENT, f"user-{(start + n) % USERS:08}", raw, None)
+            Kept(Kind.EVENT, f"user-{(start + n) % USERS:08}", raw)
             for n, raw in enumerate(templates)
         ]
         started = time.process_time()
+        packed = packs([entry_of(row) for row in rows], [row.raw for row in rows])
+        part = Part("benchmark", len(rows), packed, [], Counter())
         store.begin()
-        store.append([Append(len(rows), rows, [], Counter())], time.time_ns() // 1_000_000)
+        store.append([Append([part])], time.time_ns() // 1_000_000)
         store.commit()
         if start >= first + count - kept:
             cpu += time.process_time() - started

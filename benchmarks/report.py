@@ -43,9 +43,9 @@ class Goal(msgspec.Struct, frozen=True):
 
 GOALS = {
     "filter": Goal(0.7, "higher"),
-    "intake-file": Goal(0.75, "higher"),
-    "intake-http-100": Goal(0.6, "higher", 0.09),
-    "intake-http-10": Goal(0.5, "higher", 0.1),
+    "intake-file": Goal(1.5, "higher"),
+    "intake-http-100": Goal(0.45, "higher"),
+    "intake-http-10": Goal(0.4, "higher"),
     "mapping": Goal(0.4, "higher"),
     "mapping-nested": Goal(0.28, "higher"),
     "mapping-identify": Goal(0.2, "higher"),

@@ -1,17 +1,21 @@
 """Servers for benchmarks to talk to, each in a process of its own.
 
 ``python -m benchmarks.servers NAME`` prints the address: ``bare-intake`` reads and decodes uploads
-and stores nothing; ``intercom`` answers every call with 202 and Intercom's headers.
+and stores nothing; ``durable-intake`` decodes what an intake needs of each event and stores the
+body, a row a request, many in one commit; ``intercom`` answers every call with 202 and Intercom's
+headers.
 """
 
 from __future__ import annotations
 
 import asyncio
 import signal
+import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -30,11 +34,74 @@ async def _take(request: web.BaseRequest) -> web.Response:
 
 
 async def _serve_bare_intake() -> None:
-    runner = web.ServerRunner(web.Server(_take))
+    await _serve_http(_take)
+
+
+async def _serve_http(handler: Callable[[web.BaseRequest], Awaitable[web.Response]]) -> None:
+    runner = web.ServerRunner(web.Server(handler))
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     print(f"{runner.addresses[0][0]}:{runner.addresses[0][1]}", flush=True)
     await asyncio.Event().wait()
+
+
+class _Needed(msgspec.Struct, gc=False):
+    """What an intake needs of an event."""
+
+    event_type: str
+    user_id: str
+    device_id: str = ""
+    insert_id: str = ""
+    time: int = 0
+
+
+class _Upload(msgspec.Struct, gc=False):
+    api_key: str
+    events: list[_Needed]
+
+
+class _DurableIntake:
+    """Stores each request as a row; whatever comes while a commit is under way shares the next."""
+
+    def __init__(self, folder: Path) -> None:
+        self._decode = msgspec.json.Decoder(_Upload).decode
+        self._waiting: list[tuple[bytes, asyncio.Future[None]]] = []
+        self._commits: asyncio.Task[None] | None = None
+        self._db = sqlite3.connect(
+            folder / "bodies.db", isolation_level=None, check_same_thread=False
+        )
+        self._db.executescript(
+            "PRAGMA page_size = 8192; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;"
+            "CREATE TABLE bodies (id INTEGER PRIMARY KEY, body BLOB NOT NULL) STRICT;"
+        )
+
+    async def take(self, request: web.BaseRequest) -> web.Response:
+        body = await request.read()
+        upload = self._decode(body)
+        stored: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((body, stored))
+        if self._commits is None or self._commits.done():
+            self._commits = asyncio.create_task(self._commit())
+        await stored
+        answer = msgspec.json.encode({"code": 200, "events_ingested": len(upload.events)})
+        return web.Response(body=answer, content_type="application/json")
+
+    async def _commit(self) -> None:
+        while self._waiting:
+            taken, self._waiting = self._waiting, []
+            await asyncio.to_thread(self._store, [body for body, _ in taken])
+            for _, stored in taken:
+                stored.set_result(None)
+
+    def _store(self, bodies: list[bytes]) -> None:
+        self._db.execute("BEGIN")
+        self._db.executemany("INSERT INTO bodies (body) VALUES (?)", [(body,) for body in bodies])
+        self._db.execute("COMMIT")
+
+
+async def _serve_durable_intake() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        await _serve_http(_DurableIntake(Path(folder)).take)
 
 
 ANSWER = (
@@ -132,7 +199,11 @@ def _ready(process: subprocess.Popen[str], started: float) -> Daemon:
     raise RuntimeError("the daemon ended before it was ready")
 
 
-SERVERS = {"bare-intake": _serve_bare_intake, "intercom": _serve_intercom}
+SERVERS = {
+    "bare-intake": _serve_bare_intake,
+    "durable-intake": _serve_durable_intake,
+    "intercom": _serve_intercom,
+}
 
 if __name__ == "__main__":
     collect_garbage_rarely()  # as the daemon does that is measured beside it

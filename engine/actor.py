@@ -21,20 +21,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Generic, TypeVar
 
 import anyio
-import structlog
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from amplitude_intercom.engine.envelope import Record
 from amplitude_intercom.engine.errors import Failure
-from amplitude_intercom.engine.reasons import DeadReason
-
-_log = structlog.get_logger(__name__)
+from amplitude_intercom.engine.faults import internal_failure
 
 In = TypeVar("In")
 Out = TypeVar("Out")
-
-MAX_FAULT_TEXT = 500
-"""Characters of an exception's text that a dead letter keeps; the log has the traceback."""
 
 RUN_BYTES: Final = 512 * 1024
 """Bytes of events that are worked on in one go: some 5 ms where all of them are decoded."""
@@ -116,18 +110,3 @@ def runs(sizes: Sequence[int]) -> Sequence[range]:
         left -= size
     found.append(range(start, len(sizes)))
     return found
-
-
-def internal_failure(fault: Exception, **about: object) -> Failure:
-    """Log a fault of ours with its traceback; return why its record becomes a dead letter."""
-    _log.error("internal fault", exc_info=fault, **about)
-    return Failure(DeadReason.INTERNAL, message=describe(fault))
-
-
-def describe(fault: Exception) -> str:
-    """Return an exception in one line of bounded length. Never raises."""
-    try:
-        text = f"{type(fault).__name__}: {fault}"
-    except Exception:  # a text of 5,000 digits cannot be written either
-        text = type(fault).__name__
-    return text[:MAX_FAULT_TEXT].encode("utf-8", "backslashreplace").decode()

@@ -13,7 +13,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Self
@@ -23,34 +23,40 @@ import anyio
 import msgspec
 
 from amplitude_intercom.engine import arguments as arguments_of
-from amplitude_intercom.engine.actor import describe
 from amplitude_intercom.engine.actors.source import SourceActor
 from amplitude_intercom.engine.addresses import normal_url
 from amplitude_intercom.engine.config import with_secrets_revealed
 from amplitude_intercom.engine.errors import SettingsError, SpoolError
+from amplitude_intercom.engine.faults import describe
 from amplitude_intercom.engine.gate import Gate
 from amplitude_intercom.engine.metrics import (
     Facts,
     GateStatus,
+    LeftSync,
     Refusal,
     SourceStatus,
+    SpoolStatus,
     Status,
     SyncStatus,
     gate_status,
     read_facts,
+    read_left,
     sync_status,
 )
-from amplitude_intercom.engine.pipeline import Pipeline
+from amplitude_intercom.engine.pipeline import SLICE, IntakePipeline, Pipeline
 from amplitude_intercom.engine.settings import Http, Intercom, Settings, Sync
-from amplitude_intercom.engine.spool.lock import DataDir
-from amplitude_intercom.engine.spool.reading import disk_bytes
 from amplitude_intercom.engine.spool.rows import DeadLetter, DeadLetterPage, DeadLetterQuery
-from amplitude_intercom.engine.spool.spool import Spool, wall_clock_ms
-from amplitude_intercom.engine.spool.store import Store
-from amplitude_intercom.engine.spool.user_state import UserState
+from amplitude_intercom.engine.spool.spool import Spool
+from amplitude_intercom.engine.spool.sqlite.files import former_spools
+from amplitude_intercom.engine.spool.sqlite.lock import DataDir
+from amplitude_intercom.engine.spool.sqlite.reading import disk_bytes
+from amplitude_intercom.engine.spool.store import wall_clock_ms
+from amplitude_intercom.engine.spool.user_state import UserState, state_of_user
 from amplitude_intercom.engine.supervision import Supervisor
 from amplitude_intercom.transports.contract import Batch, Receipt, Source
+from amplitude_intercom.transports.errors import Refused
 from amplitude_intercom.transports.intercom import BASE_URLS, IntercomClient, Wire
+from amplitude_intercom.transports.reasons import RefusalReason
 from amplitude_intercom.transports.sockets import share_of_descriptors
 from amplitude_intercom.transports.uploads import BadUpload, decode_events
 
@@ -120,13 +126,25 @@ class Engine:
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
-            data_dir = stack.enter_context(DataDir(Path(self.settings.data_dir)))
+            stack.enter_context(DataDir(Path(self.settings.data_dir)))
+            _refuse_former_spools(Path(self.settings.data_dir))
+            self.spool = Spool(
+                Path(self.settings.data_dir),
+                self.settings,
+                now_ms=self._now_ms,
+                inline=self._inline,
+            )
+            stack.push_async_callback(self.spool.close)
             for sync in self.settings.sync:
-                self.pipelines[sync.name] = await self._build(sync, data_dir, stack)
+                self.pipelines[sync.name] = await self._build(sync, stack)
+            doors = [pipeline.door for pipeline in self.pipelines.values()]
+            self._taking_in = IntakePipeline(doors, self.spool, self._max_event_bytes)
+            stack.callback(self._taking_in.close)
             self.intake = SourceActor(
-                {name: pipeline.inbox for name, pipeline in self.pipelines.items()},
+                self._taking_in.inbox,
+                list(self.pipelines),
                 _syncs_by_key(self.settings),
-                lambda name: self.pipelines[name].intake_stopped,
+                lambda: self._taking_in.stopped,
             )
             self._tasks = await stack.enter_async_context(anyio.create_task_group())
             self._tasks.start_soon(self._run)
@@ -138,15 +156,24 @@ class Engine:
         self.drain()
         if exc[0] is not None:
             self._tasks.cancel_scope.cancel()
-        if isinstance(exc[1], Exception):  # the caller's own, which is not to come out as a group
-            await self._stack.__aexit__(None, None, None)
-            return False
-        return await self._stack.__aexit__(*exc)
+        try:
+            if isinstance(exc[1], Exception):  # the caller's own, not to come out as a group
+                await self._stack.__aexit__(None, None, None)
+                return False
+            return await self._stack.__aexit__(*exc)
+        finally:
+            self.state = "ended"
+            for pipeline in self.pipelines.values():
+                pipeline.spool.feed.end()
 
     async def _run(self) -> None:
-        async with anyio.create_task_group() as tasks:
-            for pipeline in self.pipelines.values():
-                tasks.start_soon(pipeline.run)
+        async with anyio.create_task_group() as forever:
+            forever.start_soon(self.spool.keep_tidy)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._taking_in.run)
+                for pipeline in self.pipelines.values():
+                    tasks.start_soon(pipeline.run)
+            forever.cancel_scope.cancel()
         self._finished.set()
 
     async def finish(self, deadline_s: float) -> bool:
@@ -170,29 +197,28 @@ class Engine:
         Leaving the context does this too, and waits; cancelling the wait loses nothing.
         """
         self.state = "draining"
+        self._taking_in.drain()
         self.intake.close()
         for pipeline in self.pipelines.values():
             pipeline.drain()
         for gate in self._gates.values():
             gate.close()
 
-    async def _build(self, sync: Sync, data_dir: DataDir, stack: AsyncExitStack) -> Pipeline:
-        spool = Spool(
-            data_dir.spool_path(sync.name),
-            self.settings.spool,
-            sync.delivery,
-            max_in_flight=sync.intercom.max_in_flight,
-            now_ms=self._now_ms,
-            inline=self._inline,
-        )
-        stack.push_async_callback(spool.close)
+    async def _build(self, sync: Sync, stack: AsyncExitStack) -> Pipeline:
+        spool = await self.spool.of(sync)
         delivers = sync.enabled and self._delivers
         if delivers:
-            await spool.do(lambda store: _renew_directory(store, sync))
+            await self._renew_directory(sync, spool.taker)
         gate = await self._gate(sync, stack) if delivers else None
-        pipeline = Pipeline(sync, spool, gate, self._now_ms, self._max_event_bytes)
-        stack.callback(pipeline.close)
-        return pipeline
+        return Pipeline(sync, spool, gate, self._now_ms)
+
+    async def _renew_directory(self, sync: Sync, taker: int) -> None:
+        """Start a new contact directory where the old one is about another workspace or key."""
+        key, about = f"directory {taker}", directory_of(sync)
+        if await self.spool.do(lambda store: store.meta.get(key)) not in (None, about):
+            while await self.spool.do(lambda store: store.contacts.forget_all(taker, SLICE)):
+                pass
+        await self.spool.do(lambda store: store.meta.set(key, about))
 
     async def _gate(self, sync: Sync, stack: AsyncExitStack) -> Gate:
         """Return the gate of a sync's access token: syncs that share it share one budget."""
@@ -263,9 +289,15 @@ class Engine:
         return await ticket.wait()
 
     async def settled(self) -> None:
-        """Wait until nothing is pending in any sync that delivers."""
+        """Wait until nothing is pending in any sync that delivers.
+
+        Raises:
+            Refused: the engine has ended before that; what is pending is kept.
+        """
         for pipeline in self.pipelines.values():
             while pipeline.gate is not None and pipeline.spool.counters["pending"]:
+                if self.state == "ended":
+                    raise Refused(RefusalReason.DRAINING)
                 await pipeline.spool.feed.progress()
 
     @property
@@ -273,11 +305,16 @@ class Engine:
         """Why events are not taken now, by sync; empty when they are. ``status`` says more."""
         if self.state != "running":
             return dict.fromkeys(self.pipelines, self.state)
-        return {name: reason for name, p in self.pipelines.items() if (reason := p.unready)}
+        if self._taking_in.stopped:
+            return dict.fromkeys(self.pipelines, str(RefusalReason.INTERNAL))
+        troubles = {name: pipeline.spool.trouble for name, pipeline in self.pipelines.items()}
+        return {name: trouble.reason for name, trouble in troubles.items() if trouble}
 
     @property
     def stopped(self) -> dict[str, str]:
         """Which fault of this program keeps a sync from running now, by sync."""
+        if self._taking_in.stopped:
+            return dict.fromkeys(self.pipelines, self._taking_in.stopped)
         return {n: fault for n, p in self.pipelines.items() if (fault := p.stopped)}
 
     @property
@@ -287,14 +324,18 @@ class Engine:
 
     @property
     def ready(self) -> bool:
-        """Whether events are taken now."""
-        return not self.unready
+        """Whether events are taken now, of one sync at least: a full one closes no other's door."""
+        return len(self.unready) < len(self.pipelines)
 
     # --- looking at it --------------------------------------------------------------------
 
     async def status(self) -> Status:
         """Return the accounting of all syncs."""
-        syncs = [await self._sync_status(pipeline) for pipeline in self.pipelines.values()]
+        facts, used_bytes, left = await self._facts()
+        syncs = [
+            self._sync_status(pipeline, facts.get(name, Facts()))
+            for name, pipeline in self.pipelines.items()
+        ]
         refusals: Counter[tuple[str, str]] = Counter()
         refused_keys: Counter[str] = Counter()
         for source in self.sources.values():
@@ -302,29 +343,57 @@ class Engine:
             refused_keys.update(getattr(source, "refused_keys", {}))
         counted = [Refusal(*kind, count) for kind, count in sorted(refusals.items())]
         sources = [SourceStatus(n, s.stopped, s.faults) for n, s in self.supervisors.items()]
-        return Status(self.state, self._data_dir, syncs, counted, dict(refused_keys), sources)
+        return Status(
+            self.state,
+            self._data_dir,
+            syncs,
+            self._spool_status(used_bytes, left),
+            counted,
+            dict(refused_keys),
+            sources,
+        )
 
-    async def _sync_status(self, pipeline: Pipeline) -> SyncStatus:
+    def _sync_status(self, pipeline: Pipeline, facts: Facts) -> SyncStatus:
         spool, contacts = pipeline.spool, pipeline.contacts
-        sync, feed = pipeline.sync, spool.feed
-        try:
-            facts = await spool.look(lambda store: read_facts(store, feed.waiting_from_id))
-            feed.waiting_from_id = facts.waiting_from_id
-        except SpoolError:
-            facts = Facts()  # its file cannot be read now, which ``trouble`` says
         return sync_status(
-            sync,
+            pipeline.sync,
             spool.counters,
             facts,
             now_ms=self._now_ms(),
-            disk_bytes=disk_bytes(spool.path),
-            trouble=spool.trouble or spool.damage,
+            trouble=spool.trouble or self.spool.damage,
             latency_s=spool.feed.latency_s,
             unknown_attributes=contacts.unknown_attributes if contacts else {},
             adjusted=spool.adjusted,
             gate=self._gate_status(pipeline),
-            stopped=pipeline.stopped,
+            stopped=self._taking_in.stopped or pipeline.stopped,
             faults=pipeline.faults,
+        )
+
+    async def _facts(self) -> tuple[dict[str, Facts], int, dict[str, LeftSync]]:
+        """Return what the tables say of each sync, what of the spool's file is in use, and what is
+        left of syncs that are gone from the settings.
+
+        Nothing where the file cannot be read now.
+        """
+        takers = {name: pipeline.spool.taker for name, pipeline in self.pipelines.items()}
+        with suppress(SpoolError):  # which ``trouble`` says
+            return await self.spool.look(
+                lambda store: (
+                    {name: read_facts(store, taker) for name, taker in takers.items()},
+                    self.spool.used_bytes(store),
+                    read_left(store, takers),
+                )
+            )
+        return {}, 0, {}
+
+    def _spool_status(self, used_bytes: int, left: dict[str, LeftSync]) -> SpoolStatus:
+        trouble = self.spool.trouble or self.spool.damage
+        return SpoolStatus(
+            disk_bytes(self.spool.path),
+            used_bytes,
+            self.spool.waiting_bytes,
+            "" if trouble is None else str(trouble),
+            left,
         )
 
     def _gate_status(self, pipeline: Pipeline) -> GateStatus | None:
@@ -342,8 +411,9 @@ class Engine:
         Raises:
             SpoolError: the spool cannot be read.
         """
-        return await self.pipelines[sync].spool.do(
-            lambda store: store.letters.find(query, after_id=after_id, limit=limit)
+        taker = self.pipelines[sync].spool.taker
+        return await self.spool.do(
+            lambda store: store.letters.find(taker, query, after_id=after_id, limit=limit)
         )
 
     async def dead_letter_page(
@@ -354,8 +424,9 @@ class Engine:
         Raises:
             SpoolError: the spool cannot be read.
         """
-        return await self.pipelines[sync].spool.look(
-            lambda store: store.dead_letter_page(query, after_id, limit)
+        taker = self.pipelines[sync].spool.taker
+        return await self.spool.look(
+            lambda store: store.dead_letter_page(taker, query, after_id, limit)
         )
 
     async def user(self, sync: str, user: str) -> UserState:
@@ -364,7 +435,8 @@ class Engine:
         Raises:
             SpoolError: the spool cannot be read.
         """
-        return await self.pipelines[sync].spool.look(lambda store: store.user(user))
+        taker = self.pipelines[sync].spool.taker
+        return await self.spool.look(lambda store: state_of_user(store, taker, user))
 
     async def replay(self, sync: str, query: DeadLetterQuery) -> Counter[str]:
         """Send dead letters through filter and mapping again; return how many went where.
@@ -382,24 +454,19 @@ class Engine:
         Raises:
             SpoolError: the spool cannot be read or changed.
         """
-        return await self.pipelines[sync].spool.do(
-            lambda store: sum(
-                store.discard(letter) for letter in store.letters.find(query, limit=-1)
-            )
-        )
+        return await self.pipelines[sync].discard(query)
 
     # --- the spool's file -----------------------------------------------------------------
 
-    async def compact(self, sync: str) -> Compacted:
-        """Give the space that a sync's spool does not need back to the disk.
+    async def compact(self) -> Compacted:
+        """Give the space that the spool does not need back to the disk.
 
         Raises:
             SpoolError: the disk fails.
         """
-        spool = self.pipelines[sync].spool
-        before = await spool.do(lambda store: store.file_bytes())
-        await spool.compact()
-        return Compacted(before, await spool.do(lambda store: store.file_bytes()))
+        before = await self.spool.size_bytes()
+        await self.spool.compact()
+        return Compacted(before, await self.spool.size_bytes())
 
 
 class Compacted(msgspec.Struct, frozen=True):
@@ -407,6 +474,21 @@ class Compacted(msgspec.Struct, frozen=True):
 
     before_bytes: int
     after_bytes: int
+
+
+def _refuse_former_spools(data_dir: Path) -> None:
+    """Refuse a folder that holds spools of 0.1.0, which had one for each sync.
+
+    Raises:
+        SettingsError: it does.
+    """
+    found = former_spools(data_dir)
+    if found:
+        names = ", ".join(path.name for path in found[:3])
+        raise SettingsError(
+            f"data_dir: {data_dir} holds spools of 0.1.0 ({names}), which are not read any more:"
+            " deliver what waits in them with 0.1.0 first, then move them away"
+        )
 
 
 def _token_of(sync: Sync) -> tuple[str, str]:
@@ -451,14 +533,6 @@ def _most_calls(intercom: Intercom, tokens: int) -> int:
 def directory_of(sync: Sync) -> str:
     """Return what a sync's contact directory is about: the workspace, and how users are found."""
     return f"{_base_url(sync.intercom)} {sync.mapping.identifier} {sync.mapping.source}"
-
-
-def _renew_directory(store: Store, sync: Sync) -> None:
-    """Start a new contact directory where the old one is about another workspace or key."""
-    about = directory_of(sync)
-    if store.meta.get("directory") not in (None, about):
-        store.contacts.forget_all()
-    store.meta.set("directory", about)
 
 
 def _syncs_by_key(settings: Settings) -> dict[str, list[str]]:

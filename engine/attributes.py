@@ -14,8 +14,8 @@ import anyio
 import msgspec
 import structlog
 
-from amplitude_intercom.engine.actor import internal_failure
 from amplitude_intercom.engine.errors import ParkUser
+from amplitude_intercom.engine.faults import internal_failure
 from amplitude_intercom.engine.gate import Gate, GateClosed
 from amplitude_intercom.transports import intercom
 from amplitude_intercom.transports.intercom import Answer

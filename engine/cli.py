@@ -64,7 +64,7 @@ dead_letters = typer.Typer(
 app.add_typer(dead_letters, name="dead-letters")
 users = typer.Typer(no_args_is_help=True, help="Look at one user.")
 app.add_typer(users, name="users")
-spools = typer.Typer(no_args_is_help=True, help="Look at the files that hold what waits.")
+spools = typer.Typer(no_args_is_help=True, help="Look at the file that holds what waits.")
 app.add_typer(spools, name="spool")
 
 SETTINGS_FILE = "amplitude-intercom.toml"
@@ -423,31 +423,31 @@ def show_user(
 
 
 @spools.command(name="status")
-def spool_status(config: Config, sync: SyncName = None, json: Json = False) -> None:
-    """Print what the spools' files hold, and how large they are."""
+def spool_status(config: Config, json: Json = False) -> None:
+    """Print what the spool's file holds, and how large it is."""
     from amplitude_intercom.engine.commands import spool
     from amplitude_intercom.engine.commands.running import run_plainly
 
-    raise typer.Exit(run_plainly(lambda: spool.status(_settings(config), sync, as_json=json)))
+    raise typer.Exit(run_plainly(lambda: spool.status(_settings(config), as_json=json)))
 
 
 @spools.command(name="verify")
-def spool_verify(config: Config, sync: SyncName = None, json: Json = False) -> None:
+def spool_verify(config: Config, json: Json = False) -> None:
     """Check every checksum and the accounting; exits 1 where something is damaged."""
     from amplitude_intercom.engine.commands import spool
     from amplitude_intercom.engine.commands.running import run_plainly
 
-    raise typer.Exit(run_plainly(lambda: spool.verify(_settings(config), sync, as_json=json)))
+    raise typer.Exit(run_plainly(lambda: spool.verify(_settings(config), as_json=json)))
 
 
 @spools.command(name="compact")
-def spool_compact(config: Config, sync: SyncName = None, json: Json = False) -> None:
-    """Give the space that the files do not need back to the disk."""
+def spool_compact(config: Config, json: Json = False) -> None:
+    """Give the space that the spool's file does not need back to the disk."""
     from amplitude_intercom.engine.commands import spool
     from amplitude_intercom.engine.commands.running import run
 
     async def work() -> int:
-        return await spool.compact(_settings(config), sync, as_json=json)
+        return await spool.compact(_settings(config), as_json=json)
 
     raise typer.Exit(run(work))
 

@@ -36,12 +36,13 @@ class SpoolError(EngineError):
     """The spool cannot take or change anything now.
 
     ``reason``: ``SPOOL_FULL`` (its cap is reached), ``DISK_FULL`` (no free bytes left on it),
-    or ``SPOOL_FAILING`` (disk or database error).
+    ``SPOOL_FAILING`` (disk or database error), or ``DRAINING`` (it is closed).
     """
 
     def __init__(self, reason: RefusalReason, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason = reason
+        self.detail = detail
 
 
 class Failure(msgspec.Struct, frozen=True):

@@ -15,7 +15,7 @@ import anyio
 import structlog
 
 from amplitude_intercom.engine.settings import MAX_EVENT_TYPES
-from amplitude_intercom.engine.spool.spool import Spool
+from amplitude_intercom.engine.spool.spool import TakerSpool
 
 _log = structlog.get_logger(__name__)
 
@@ -28,7 +28,7 @@ FORGOTTEN_AFTER_DAYS: Final = 90
 class EventNames:
     """One sync's event names, compared without case."""
 
-    def __init__(self, spool: Spool, now_ms: Callable[[], int]) -> None:
+    def __init__(self, spool: TakerSpool, now_ms: Callable[[], int]) -> None:
         self._spool = spool
         self._now_ms = now_ms
         self._last_day: dict[str, int] | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import msgspec
 from prometheus_client import CollectorRegistry, generate_latest
@@ -14,7 +14,8 @@ from amplitude_intercom.engine.errors import SpoolError
 from amplitude_intercom.engine.gate import Gate
 from amplitude_intercom.engine.logs import lines_lost
 from amplitude_intercom.engine.settings import Sync
-from amplitude_intercom.engine.spool.store import Store, under
+from amplitude_intercom.engine.spool.accounts import INBOX, TAKEN_ALONG, under
+from amplitude_intercom.engine.spool.store import Store
 
 PREFIX = "amplitude_intercom_"
 
@@ -33,7 +34,9 @@ METRICS = {
     "latency_seconds": "Time from accepted to answered, of the last 4,096 deliveries, by quantile.",
     "spool_bytes": "Bytes that the spool has on disk, with its log and its reserve.",
     "spool_used_bytes": "Bytes of them that hold something.",
-    "spool_trouble": "1 while the spool's disk is full or failing, or its file is damaged.",
+    "waiting_bytes": "Bytes of what waits of a sync, which `spool.max_bytes` bounds for all.",
+    "left_events": "Events and dead letters of a sync that is not in the settings any more.",
+    "spool_trouble": "1 while events are refused or the spool cannot be read, by sync.",
     "calls_total": "Calls to Intercom, by access token, endpoint and status (0: no answer).",
     "calls_in_flight": "Calls that are out, or next to leave, by access token.",
     "rate_limit": "Calls that Intercom allows an access token in 10 seconds.",
@@ -82,11 +85,8 @@ class SyncStatus(msgspec.Struct, frozen=True):
     """Time since the first failure of the user that is parked the longest."""
     last_delivery_s: float | None
     """Time since the last delivery."""
-    spool_exists: bool
-    spool_bytes: int
-    """On disk: the file, its log and its reserve."""
-    spool_used_bytes: int
-    """Of the file, those that hold something."""
+    waiting_bytes: int
+    """What waits, as a spool's fullness is reckoned."""
     adjusted: dict[str, int]
     unknown_attributes: dict[str, int]
     event_names: int
@@ -115,12 +115,39 @@ class Refusal(msgspec.Struct, frozen=True):
     count: int
 
 
+class LeftSync(msgspec.Struct, frozen=True):
+    """What the spool holds of a sync that is not in the settings any more."""
+
+    pending: int
+    dead: int
+
+
+class SpoolStatus(msgspec.Struct, frozen=True):
+    """What the spool takes up: on disk, with its log and its reserve, and of its file in use.
+
+    ``trouble``: what is wrong with it; empty when all is well. ``left``: syncs that are not in the
+    settings any more, of which something is there.
+    """
+
+    disk_bytes: int = 0
+    used_bytes: int = 0
+    waiting_bytes: int = 0
+    trouble: str = ""
+    left: dict[str, LeftSync] = {}
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is one yet."""
+        return self.disk_bytes > 0
+
+
 class Status(msgspec.Struct, frozen=True):
     """What ``status`` and the admin port say. ``data_dir`` is a whole path."""
 
     state: str
     data_dir: str
     syncs: list[SyncStatus]
+    spool: SpoolStatus = SpoolStatus()
     refusals: list[Refusal] = []
     refused_keys: dict[str, int] = {}
     """Requests with an API key that no sync takes, by key."""
@@ -128,31 +155,35 @@ class Status(msgspec.Struct, frozen=True):
 
 
 class Facts(msgspec.Struct, frozen=True):
-    """What a status needs of the spool's tables. ``waiting_from_id``: where the queue begins."""
+    """What a sync's status needs of the spool's tables."""
 
     parked_users: dict[str, int] = {}
     parked_since_ms: int | None = None
     oldest_accepted_ms: int | None = None
-    waiting_from_id: int = 0
     delivered_at_ms: int | None = None
-    used_bytes: int = 0
     event_names: int = 0
 
 
-def read_facts(store: Store, waiting_from_id: int = 0) -> Facts:
-    """Read what a status needs of the tables; ``waiting_from_id``: as the last reading found it."""
-    parked = store.parked_users()
-    first_id, first_ms = store.first_waiting(waiting_from_id) or (waiting_from_id, None)
-    delivered_at_ms = store.meta.get("delivered_at_ms") or ""
+def read_facts(store: Store, taker: int) -> Facts:
+    """Read what a sync's status needs of the tables."""
+    parked = store.users.parked(taker)
     return Facts(
         {reason: count for reason, (count, _) in parked.items()},
         min((since_ms for _, since_ms in parked.values()), default=None),
-        min((ms for ms in (first_ms, store.first_crowded_ms()) if ms is not None), default=None),
-        first_id,
-        int(delivered_at_ms) if delivered_at_ms.isdecimal() else None,
-        store.used_bytes(),
-        len(store.meta.event_names()),
+        store.first_waiting_ms(taker),
+        store.takers.delivered_at_ms(taker),
+        len(store.event_names.of(taker)),
     )
+
+
+def read_left(store: Store, names: Collection[str]) -> dict[str, LeftSync]:
+    """Return what there is of syncs that have none of these names."""
+    found = {}
+    for taker in store.takers.all():
+        counters = store.accounts.committed(taker.id)
+        if taker.name not in names and (counters["pending"] or counters["dead"]):
+            found[taker.name] = LeftSync(counters["pending"], counters["dead"])
+    return found
 
 
 def sync_status(
@@ -161,7 +192,6 @@ def sync_status(
     facts: Facts,
     *,
     now_ms: int,
-    disk_bytes: int = 0,
     latency_s: Sequence[float] = (),
     unknown_attributes: Mapping[str, int] | None = None,
     adjusted: Mapping[str, int] | None = None,
@@ -170,7 +200,7 @@ def sync_status(
     stopped: str = "",
     faults: int = 0,
 ) -> SyncStatus:
-    """Put one sync's accounting together; ``disk_bytes``: of the spool's files, 0 without one."""
+    """Put one sync's accounting together."""
     return SyncStatus(
         name=sync.name,
         enabled=sync.enabled,
@@ -184,9 +214,7 @@ def sync_status(
         oldest_pending_s=_age_s(facts.oldest_accepted_ms, now_ms),
         oldest_parked_s=_age_s(facts.parked_since_ms, now_ms),
         last_delivery_s=_age_s(facts.delivered_at_ms, now_ms),
-        spool_exists=disk_bytes > 0,
-        spool_bytes=disk_bytes,
-        spool_used_bytes=facts.used_bytes,
+        waiting_bytes=counters.get(INBOX, 0) + counters.get(TAKEN_ALONG, 0),
         adjusted=dict(sorted((adjusted or under(counters, "adjusted:")).items())),
         unknown_attributes=dict(unknown_attributes or {}),
         event_names=facts.event_names,
@@ -252,6 +280,13 @@ class _Snapshot(Collector):
             yield {}, float(self._ready)
         if name == "log_lines_lost_total":
             yield {}, lines_lost()
+        if name == "spool_bytes":
+            yield {}, self._status.spool.disk_bytes
+        if name == "left_events":
+            for sync_name, left in self._status.spool.left.items():
+                yield {"sync": sync_name}, left.pending + left.dead
+        if name == "spool_used_bytes":
+            yield {}, self._status.spool.used_bytes
         if name == "http_refusals_total":
             for refusal in self._status.refusals:
                 yield {"door": refusal.door, "reason": refusal.reason}, refusal.count
@@ -276,8 +311,7 @@ def _sync_samples(name: str, sync: SyncStatus) -> Iterator[tuple[dict[str, str],
         "oldest_pending_seconds": sync.oldest_pending_s,
         "oldest_parked_seconds": sync.oldest_parked_s,
         "last_delivery_seconds": sync.last_delivery_s,
-        "spool_bytes": sync.spool_bytes,
-        "spool_used_bytes": sync.spool_used_bytes,
+        "waiting_bytes": sync.waiting_bytes,
         "spool_trouble": float(bool(sync.trouble)),
         "event_names": sync.event_names,
         "sync_stopped": float(bool(sync.stopped)),

@@ -1,16 +1,17 @@
-"""The wiring of one sync: actors joined by bounded channels in one task group.
+"""The wiring: actors joined by bounded channels, each group of them in a task group.
 
-    Share ─► FilterActor ─► spool ═► Feed ─► MapperActor ─► Lanes ─┬► UserUpserter ─► EventSender
-                                                                  └► … (one pair a lane, on demand)
+    Offer ─► FilterActor ─► spool ═► Feed ─► MapperActor ─► Lanes ─┬► UserUpserter ─► EventSender
+    (one, for all syncs)             (one pipeline a sync)         └► … (one pair a lane, on demand)
 
 The pipeline closes what is read; actors close what they write to.
 """
 
 from __future__ import annotations
 
+import asyncio
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
 
 import anyio
@@ -18,23 +19,24 @@ import structlog
 from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectSendStream
 
-from amplitude_intercom.engine.actor import describe
 from amplitude_intercom.engine.actors.event_sender import EventSender
-from amplitude_intercom.engine.actors.filter import FilterActor, only_project
+from amplitude_intercom.engine.actors.filter import Door, FilterActor, only_project
 from amplitude_intercom.engine.actors.mapper import MapperActor
-from amplitude_intercom.engine.actors.source import Share
+from amplitude_intercom.engine.actors.source import Offer
 from amplitude_intercom.engine.actors.user_upserter import UserUpserter
 from amplitude_intercom.engine.attributes import Attributes
 from amplitude_intercom.engine.contacts import Contacts
 from amplitude_intercom.engine.envelope import Envelope, Record
 from amplitude_intercom.engine.event_names import EventNames
+from amplitude_intercom.engine.faults import describe
 from amplitude_intercom.engine.gate import Gate
 from amplitude_intercom.engine.reasons import DeadReason
 from amplitude_intercom.engine.rules.planning import SyncRules
 from amplitude_intercom.engine.rules.verdicts import Drop, Keep
 from amplitude_intercom.engine.settings import Sync
-from amplitude_intercom.engine.spool.rows import DeadLetter, DeadLetterQuery, Row
-from amplitude_intercom.engine.spool.spool import Spool
+from amplitude_intercom.engine.spool.batches import Kept
+from amplitude_intercom.engine.spool.rows import DeadLetter, DeadLetterQuery
+from amplitude_intercom.engine.spool.spool import Spool, TakerSpool
 from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.engine.supervision import Supervisor
 from amplitude_intercom.transports.amplitude import MAX_EVENT_BYTES, decode_head
@@ -42,36 +44,109 @@ from amplitude_intercom.transports.errors import Refused
 from amplitude_intercom.transports.reasons import RefusalReason
 
 INTAKE_BATCHES = 16
-"""Batches between a source and the filter: enough to keep both busy."""
+"""Batches between the sources and the filter: enough to keep both busy."""
 
 FEED_BATCHES = 2
 """Batches of records between the feed and the mapper; the feed bounds what is loaded."""
 
+SENDERS_TURNS = 5
+"""Turns of the loop until whoever was about to send when a fault came is in the channel."""
+
+SLICE = 500
+"""Dead letters that one transaction replays or discards: others wait for so many at most."""
+
+
+class IntakePipeline:
+    """What takes events in for all syncs, running."""
+
+    def __init__(
+        self,
+        doors: Iterable[Door],
+        spool: Spool,
+        max_event_bytes: int = MAX_EVENT_BYTES,
+    ) -> None:
+        self._doors = list(doors)
+        self._spool = spool
+        self._max_event_bytes = max_event_bytes
+        self._draining = False
+        self._fault = ""
+        self._actor: FilterActor | None = None
+        self.inbox, self._offers = anyio.create_memory_object_stream[Offer](INTAKE_BATCHES)
+        self._supervisor = Supervisor(self._take_in, part="intake")
+
+    async def run(self) -> None:
+        """Run until the inbox is closed and drained; after a fault it starts again by itself."""
+        await self._supervisor.run()
+
+    def drain(self) -> None:
+        """Do not start again after a fault."""
+        self._draining = True
+        if self._actor is not None:
+            self._actor.draining = True
+        self._supervisor.end()
+
+    @property
+    def stopped(self) -> str:
+        """The fault of this program that keeps events from being taken in; empty: none does."""
+        return self._fault or self._supervisor.stopped
+
+    @property
+    def faults(self) -> int:
+        """How often a fault that belongs to no record has stopped the intake."""
+        return self._supervisor.faults
+
+    async def _take_in(self) -> None:
+        self._actor = FilterActor(self._doors, self._spool, max_event_bytes=self._max_event_bytes)
+        self._actor.draining = self._draining
+        self._fault = ""
+        try:
+            await self._actor.run(self._offers)
+        except Exception as fault:
+            self._fault = describe(fault)
+            for _ in range(SENDERS_TURNS):
+                self._refuse_waiting(Refused(RefusalReason.INTERNAL, self._fault))
+                await asyncio.sleep(0)
+            raise
+
+    def _refuse_waiting(self, refused: Refused) -> None:
+        """Refuse what waits for the filter: it may stand for a minute, and senders wait with it."""
+        with suppress(anyio.WouldBlock, anyio.EndOfStream, anyio.ClosedResourceError):
+            while True:
+                self._offers.receive_nowait().ticket.refuse(refused)
+
+    def close(self) -> None:
+        """Close the channel, whether it was ever read or not."""
+        self.inbox.close()
+        self._refuse_waiting(Refused(RefusalReason.DRAINING))
+        self._offers.close()
+
 
 class Pipeline:
-    """One sync, running: its intake and, where the sync is enabled, its delivery."""
+    """One sync, running: its rules, its part of the spool and, where enabled, its delivery."""
 
     def __init__(
         self,
         sync: Sync,
-        spool: Spool,
+        spool: TakerSpool,
         gate: Gate | None,
         now_ms: Callable[[], int],
-        max_event_bytes: int = MAX_EVENT_BYTES,
     ) -> None:
         """Wire a sync; without a gate nothing is delivered (a sync that is disabled)."""
         self.sync = sync
         self.spool = spool
         self.gate = gate
         self.rules = SyncRules(sync)
-        self._max_event_bytes = max_event_bytes
+        self._now_ms = now_ms
         self.adjusted = spool.feed.adjusted
         """What was changed on the way to Intercom, by reason, since the start."""
         self.names = EventNames(spool, now_ms)
         self.contacts = self._contacts(gate) if gate else None
-        self.inbox, self._shares = anyio.create_memory_object_stream[Share](INTAKE_BATCHES)
-        self._intake = Supervisor(self._take_in, sync=sync.name, part="intake")
         self._delivery = Supervisor(self._deliver, sync=sync.name, part="delivery")
+
+    @property
+    def door(self) -> Door:
+        """The sync's side of the filter."""
+        return Door(self.sync.name, self.rules.admission, only_project(self.sync))
 
     def _contacts(self, gate: Gate) -> Contacts:
         users = self.sync.users
@@ -90,42 +165,28 @@ class Pipeline:
         )
 
     async def run(self) -> None:
-        """Run until the inbox is closed and drained, and the feed is stopped.
+        """Run until the feed is stopped, and what was loaded is settled.
 
-        A fault that belongs to no record stops delivery, or intake; it starts again by itself.
+        A fault that belongs to no record stops delivery; it starts again by itself.
         """
         structlog.contextvars.bind_contextvars(sync=self.sync.name)
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._intake.run)
-            if self.gate is not None:
-                tasks.start_soon(self._delivery.run)
+        if self.gate is not None:
+            await self._delivery.run()
 
     def drain(self) -> None:
         """Send nothing new; what is under way is finished."""
         self.spool.feed.stop()
-        self._intake.end()
         self._delivery.end()
 
     @property
     def stopped(self) -> str:
-        """The fault of this program that keeps the sync from running now; empty: none does."""
-        return self._intake.stopped or self._delivery.stopped
-
-    @property
-    def intake_stopped(self) -> str:
-        """The fault of this program that keeps the sync from taking events in; empty: none does."""
-        return self._intake.stopped
-
-    @property
-    def unready(self) -> str:
-        """The reason for which events are refused now; empty: they are taken."""
-        trouble = self.spool.trouble
-        return trouble.reason if trouble else "internal" if self.intake_stopped else ""
+        """The fault of this program that keeps the sync from delivering now; empty: none does."""
+        return self._delivery.stopped
 
     @property
     def faults(self) -> int:
         """How often a fault that belongs to no record has stopped this sync."""
-        return self._intake.faults + self._delivery.faults
+        return self._delivery.faults
 
     async def replay(self, query: DeadLetterQuery) -> Counter[str]:
         """Send dead letters through today's filter again; return how many went where.
@@ -134,44 +195,59 @@ class Pipeline:
         one still is no event, or is damaged. A replayed record goes behind all that its user has
         waiting.
         """
-        counts = await self.spool.do(
-            lambda store: Counter(
-                self._replay_one(store, letter) for letter in store.letters.find(query, limit=-1)
-            )
-        )
-        self.spool.feed.notify()
+        counts: Counter[str] = Counter()
+        async for some in self._slices(query):
+            letters = some
+            counts.update(await self.spool.spool.do(lambda store: self._replay(store, letters)))  # noqa: B023 - awaited here
+            self.spool.feed.notify()
         return counts
 
-    def _replay_one(self, store: Store, letter: DeadLetter) -> str:
-        if letter.reason == DeadReason.CORRUPT:
-            return "still dead"  # what it says now is not what was accepted
-        match self.rules.admission.judge(decode_head(letter.raw), letter.raw):
-            case Keep(admitted):
-                store.replay(letter, Row(*admitted, letter.raw, None))
-                return "replayed"
-            case Drop(reason):
-                store.discard(letter, reason)
-                return f"dropped:{reason}"
-        return "still dead"
+    async def discard(self, query: DeadLetterQuery) -> int:
+        """Settle dead letters as dropped; return how many there were."""
+        discarded = 0
+        async for some in self._slices(query):
+            letters = some
+            discarded += await self.spool.spool.do(
+                lambda store: store.discard(self.spool.taker, letters)  # noqa: B023 - awaited here
+            )
+        return discarded
 
-    async def _take_in(self) -> None:
-        actor = FilterActor(
-            self.rules.admission,
-            self.spool,
-            project=only_project(self.sync),
-            max_event_bytes=self._max_event_bytes,
-        )
-        try:
-            await actor.run(self._shares)
-        except Exception as fault:
-            self._refuse_waiting(Refused(RefusalReason.INTERNAL, describe(fault)))
-            raise
+    async def _slices(self, query: DeadLetterQuery) -> AsyncIterator[list[DeadLetter]]:
+        """Yield what a query means now, a slice at a time; what dies meanwhile is not in it."""
+        last_id = await self.spool.spool.do(lambda store: store.letters.last_id(self.spool.taker))
+        after_id = 0
+        more = True
+        while more:
+            found, more = await self.spool.spool.do(
+                lambda store: store.letters.page(self.spool.taker, query, after_id, SLICE)  # noqa: B023 - awaited here
+            )
+            if found := [letter for letter in found if letter.id <= last_id]:
+                after_id = found[-1].id
+                yield found
+            else:
+                return
 
-    def _refuse_waiting(self, refused: Refused) -> None:
-        """Refuse what waits for the filter: it may stand for a minute, and senders wait with it."""
-        with suppress(anyio.WouldBlock, anyio.EndOfStream, anyio.ClosedResourceError):
-            while True:
-                self._shares.receive_nowait().tally.refuse(refused)
+    def _replay(self, store: Store, letters: Sequence[DeadLetter]) -> Counter[str]:
+        """Replay some letters in a transaction."""
+        taker = self.spool.taker
+        counts: Counter[str] = Counter()
+        kept: list[tuple[DeadLetter, Kept]] = []
+        for letter in letters:
+            if letter.reason == DeadReason.CORRUPT:
+                counts["still dead"] += 1  # what it says now is not what was accepted
+                continue
+            match self.rules.admission.judge(decode_head(letter.raw), letter.raw):
+                case Keep((kind, user)):
+                    event = Kept(
+                        kind, user, letter.raw, None, letter.claim_id, letter.accepted_at_ms
+                    )
+                    kept.append((letter, event))
+                case Drop(reason):
+                    counts[f"dropped:{reason}"] += store.discard(taker, [letter], reason)
+                case _:
+                    counts["still dead"] += 1
+        counts["replayed"] += store.replay(taker, kept, self._now_ms())
+        return +counts
 
     async def _deliver(self) -> None:
         assert self.gate is not None
@@ -191,12 +267,6 @@ class Pipeline:
                 await mapper.run(loaded)
                 lanes.close()
 
-    def close(self) -> None:
-        """Close the intake's channel, whether it ever ran or not."""
-        self.inbox.close()
-        self._refuse_waiting(Refused(RefusalReason.DRAINING))
-        self._shares.close()
-
 
 class Lanes:
     """The users in slices, each strictly in order: lane = hash of the user's key modulo lanes.
@@ -210,7 +280,7 @@ class Lanes:
         tasks: TaskGroup,
         ends: ExitStack,
         sync: Sync,
-        spool: Spool,
+        spool: TakerSpool,
         gate: Gate,
         contacts: Contacts,
         names: EventNames,

@@ -62,6 +62,11 @@ class DropReason(Reason):
         "identify the user before, or set `unknown_user` to `park` or `create`",
     )
     DISCARDED = ("discarded", "a dead letter that somebody discarded")
+    EXPIRED_LETTER = (
+        "expired_letter",
+        "a dead letter that was kept for `spool.dead_letters_days`, or until there were too many",
+        "replay or discard dead letters in time, or raise `spool.dead_letters_max_bytes`",
+    )
 
 
 _CORRECT_CLIENT = "correct the client, and send it again"

@@ -154,10 +154,14 @@ class Admin(Section, frozen=True, kw_only=True):
 
 
 class SpoolSettings(Section, frozen=True, kw_only=True):
-    """The store on disk; each sync has one."""
+    """The store on disk."""
 
     max_bytes: Annotated[int, msgspec.Meta(ge=1_000_000, le=MAX_BYTES)] = 10_000_000_000
     dedupe_window_s: Seconds = 7 * 24 * 3600.0
+    dedupe_max_bytes: Annotated[int, msgspec.Meta(ge=1_000_000, le=MAX_BYTES)] = 1_000_000_000
+    dead_letters_days: Annotated[float, msgspec.Meta(gt=0, le=36_500)] = 30.0
+    dead_letters_max_bytes: Annotated[int, msgspec.Meta(ge=1_000_000, le=MAX_BYTES)] = 1_000_000_000
+    max_contacts: Annotated[int, msgspec.Meta(ge=1_000, le=1_000_000_000)] = 1_000_000
     reserve_bytes: Annotated[int, msgspec.Meta(ge=0, le=MAX_BYTES)] = 33_554_432
 
 
@@ -286,7 +290,7 @@ def source_and_target(item: str | Rename) -> tuple[str, str]:
 
 MEANINGS: Final[dict[str, str]] = {
     "data_dir": (
-        "where the spools live; one process at a time; refused where every user of the machine "
+        "where the spool is; one process at a time; refused where every user of the machine "
         "can write"
     ),
     "drain_deadline_s": "seconds that SIGTERM leaves for calls under way",
@@ -321,8 +325,19 @@ MEANINGS: Final[dict[str, str]] = {
         "further sources: `[sources.NAME]` holds the arguments of the installed one; `env:` and "
         "`file:` work here too"
     ),
-    "spool.max_bytes": "size of a sync's spool at which intake answers 503",
+    "spool.max_bytes": (
+        "bytes of events that may wait, of all syncs; above 80 % of it those over an equal share"
+        " are answered 503, at all of it everybody"
+    ),
     "spool.dedupe_window_s": "seconds for which insert ids are remembered",
+    "spool.dedupe_max_bytes": "disk space for insert ids; beyond it the oldest are forgotten",
+    "spool.dead_letters_days": (
+        "days for which dead letters are kept; one that goes is counted as `expired_letter`"
+    ),
+    "spool.dead_letters_max_bytes": "disk space for dead letters; beyond it the oldest go",
+    "spool.max_contacts": (
+        "contacts that are remembered; beyond it those that were asked for least recently go"
+    ),
     "spool.reserve_bytes": (
         "disk space that is kept back, so that deliveries go on where others fill the disk; "
         "intake answers 503 then, and until as much again is free"
@@ -332,7 +347,7 @@ MEANINGS: Final[dict[str, str]] = {
     "forward.max_backlog": "events in the spool's queue above which reading pauses",
     "log.level": "`debug`, `info`, `warning`, `error`",
     "log.format": "`human`, `json`; `auto`: human on a terminal",
-    "sync.name": "letters, digits, `-`, `_`; also the name of its spool",
+    "sync.name": "letters, digits, `-`, `_`; the spool knows its events by it",
     "sync.amplitude_api_keys": 'whose events this sync takes; `["*"]` = any',
     "sync.enabled": "off: events are counted and dropped, what waits is kept",
     "sync.intercom.access_token": "syncs with the same token share one rate budget",

@@ -13,7 +13,7 @@ from typing import Final
 import anyio
 import structlog
 
-from amplitude_intercom.engine.actor import describe
+from amplitude_intercom.engine.faults import describe
 
 _log = structlog.get_logger(__name__)
 

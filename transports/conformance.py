@@ -110,7 +110,7 @@ class Recorder:
             ticket.refuse(Refused(RefusalReason.SPOOL_FULL))
             return
         self.taken.extend(ids)
-        ticket.acknowledge(Receipt(len(ids), 0, 0, 0))
+        ticket.acknowledge(Receipt(len(ids), 0, 0))
 
     async def close(self) -> None:
         """Answer what is still held."""

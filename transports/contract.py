@@ -73,10 +73,12 @@ def batch_of(
 
 
 class Receipt(msgspec.Struct, frozen=True):
-    """What became of a batch that is now on disk; a sum over the syncs that took it."""
+    """What became of a batch that is now on disk; a sum over the syncs that took it.
+
+    Whether an accepted event was accepted before turns out later, on its way to Intercom.
+    """
 
     accepted: int
-    duplicates: int
     dropped: int
     dead: int
 

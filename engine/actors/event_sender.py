@@ -12,7 +12,7 @@ from amplitude_intercom.engine.errors import Failure, ParkUser, Undeliverable
 from amplitude_intercom.engine.event_names import EventNames
 from amplitude_intercom.engine.gate import Gate, GateClosed
 from amplitude_intercom.engine.reasons import DeadReason, DropReason
-from amplitude_intercom.engine.spool.spool import Spool
+from amplitude_intercom.engine.spool.spool import TakerSpool
 from amplitude_intercom.transports import intercom
 from amplitude_intercom.transports.intercom import Answer
 
@@ -50,7 +50,7 @@ class EventSender(Actor[list[Envelope], None]):
         self,
         gate: Gate,
         contacts: Contacts,
-        spool: Spool,
+        spool: TakerSpool,
         unknown_user: UnknownUser,
         names: EventNames,
     ) -> None:

@@ -8,16 +8,17 @@ from typing import Any, Protocol
 
 import msgspec
 
-from amplitude_intercom.engine.actor import Actor, internal_failure, runs
+from amplitude_intercom.engine.actor import Actor, runs
 from amplitude_intercom.engine.envelope import Adjustment, Envelope, Plan, Record
 from amplitude_intercom.engine.errors import Failure
 from amplitude_intercom.engine.event_names import EventNames
+from amplitude_intercom.engine.faults import internal_failure
 from amplitude_intercom.engine.reasons import AdjustmentReason, DeadReason
 from amplitude_intercom.engine.rules.bodies import event_body
 from amplitude_intercom.engine.rules.planning import SyncRules
 from amplitude_intercom.engine.rules.verdicts import Drop, Keep, Reject, Verdict
 from amplitude_intercom.engine.spool.claims import claim_of
-from amplitude_intercom.engine.spool.spool import Spool
+from amplitude_intercom.engine.spool.spool import TakerSpool
 
 
 class Outlet(Protocol):
@@ -64,7 +65,7 @@ class MapperActor(Actor[list[Record], Envelope]):
     def __init__(
         self,
         rules: SyncRules,
-        spool: Spool,
+        spool: TakerSpool,
         names: EventNames,
         lanes: Outlet,
     ) -> None:

@@ -9,12 +9,13 @@ from contextlib import suppress
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from amplitude_intercom.engine.actor import Actor, internal_failure
+from amplitude_intercom.engine.actor import Actor
 from amplitude_intercom.engine.contacts import Contacts
 from amplitude_intercom.engine.envelope import Envelope
 from amplitude_intercom.engine.errors import ParkUser, Undeliverable
+from amplitude_intercom.engine.faults import internal_failure
 from amplitude_intercom.engine.gate import GateClosed
-from amplitude_intercom.engine.spool.spool import Spool
+from amplitude_intercom.engine.spool.spool import TakerSpool
 
 
 class UserUpserter(Actor[list[Envelope], list[Envelope]]):
@@ -30,7 +31,7 @@ class UserUpserter(Actor[list[Envelope], list[Envelope]]):
     def __init__(
         self,
         contacts: Contacts,
-        spool: Spool,
+        spool: TakerSpool,
         outbox: MemoryObjectSendStream[list[Envelope]],
     ) -> None:
         super().__init__(outbox)

@@ -36,6 +36,7 @@ from amplitude_intercom.engine.commands.terminal import count, print_table, say
 from amplitude_intercom.engine.errors import DataDirInUse, SettingsError
 from amplitude_intercom.engine.pipeline import Pipeline
 from amplitude_intercom.engine.settings import Settings
+from amplitude_intercom.engine.spool.accounts import under
 from amplitude_intercom.transports import files
 from amplitude_intercom.transports.contract import Batch, Intake, Ticket
 from amplitude_intercom.transports.errors import BadFile
@@ -155,7 +156,7 @@ class _Patient:
             spool = self._pipeline.spool
             while spool.counters["pending"] - self._parked > self._max_backlog:
                 if anyio.current_time() >= self._recount_at_s:
-                    self._parked = await spool.do(lambda store: store.parked())
+                    self._parked = await spool.spool.do(lambda store: store.parked(spool.taker))
                     self._recount_at_s = anyio.current_time() + RECOUNT_S
                 else:
                     with anyio.move_on_after(RECOUNT_S):
@@ -271,7 +272,7 @@ async def _until_stopped(
                 meanwhile.cancel_scope.cancel()
             stalls.over()
             for pipeline in engine.pipelines.values():
-                await pipeline.spool.forget_marks(source.files)
+                await pipeline.spool.forget_checkpoints(source.files)
             with anyio.move_on_after(max_wait_s):
                 await _settle_aloud(engine)
             done = True
@@ -309,8 +310,8 @@ class Stock(msgspec.Struct, frozen=True):
 
 
 async def _take_stock(pipeline: Pipeline) -> Stock:
-    reasons = await pipeline.spool.do(lambda store: store.dead_by_reason)
-    return Stock(pipeline.spool.counters, Counter(reasons))
+    counters = pipeline.spool.counters
+    return Stock(counters, Counter(under(counters, "dead:")))
 
 
 def summary(before: Stock, after: Stock) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from amplitude_intercom.engine.commands.terminal import (
     say,
     size,
 )
-from amplitude_intercom.engine.metrics import GateStatus, Status, SyncStatus
+from amplitude_intercom.engine.metrics import GateStatus, SpoolStatus, Status, SyncStatus
 from amplitude_intercom.engine.settings import Settings
 
 HEALTH = {
@@ -37,11 +37,14 @@ async def status(settings: Settings, *, as_json: bool = False) -> int:
         print_json(found)
         return OK
     say(_headline(found, files))
-    for sync in found.syncs:
+    if not found.spool.exists:
+        say("there is no spool yet: nothing was accepted, the first start makes it")
+    else:
+        print_table(_spool(found.spool, settings.spool.max_bytes))
+    for sync in found.syncs if found.spool.exists else ():
         say("")
-        limit = settings.spool.max_bytes
         say(f"sync {sync.name}" + ("" if sync.enabled else " (disabled: what waits is kept)"))
-        print_table([(f"  {what}", number, more) for what, number, more in _rows(sync, limit)])
+        print_table([(f"  {what}", number, more) for what, number, more in _rows(sync)])
     for source in found.sources:
         if source.stopped:
             say("")
@@ -69,11 +72,19 @@ def _headline(found: Status, files: Files | None) -> str:
     return f"no daemon runs, data in {found.data_dir} ({files.why})"
 
 
-def _rows(sync: SyncStatus, max_bytes: int) -> Iterator[tuple[str, str, str]]:
+def _spool(spool: SpoolStatus, max_bytes: int) -> Iterator[tuple[str, str, str]]:
+    """Yield what is known of the spool."""
+    waits = f"{size(spool.waiting_bytes)} wait, {size(max_bytes)} may"
+    yield "spool", size(spool.disk_bytes), f"on disk, {size(spool.used_bytes)} in use; {waits}"
+    if spool.trouble:
+        yield "trouble", "", spool.trouble
+    for name, left in spool.left.items():
+        there = f"{count(left.pending, 'event')} and {count(left.dead, 'dead letter')} of it"
+        yield "left", name, f"{there}, and it is not in the settings: put it back to deliver them"
+
+
+def _rows(sync: SyncStatus) -> Iterator[tuple[str, str, str]]:
     """Yield what is known of a sync: a name, a number, and what the number is made of."""
-    if not sync.spool_exists:
-        yield "spool", "none", "nothing was accepted yet; the first start makes it"
-        return
     yield "received", f"{sync.received:,}", ""
     yield "delivered", f"{sync.delivered:,}", _deliveries(sync)
     yield "dropped", f"{sum(sync.dropped.values()):,}", listed(_most(sync.dropped))
@@ -89,8 +100,6 @@ def _rows(sync: SyncStatus, max_bytes: int) -> Iterator[tuple[str, str, str]]:
         yield "no attribute", total, f"left out, the workspace lacks them: {names}"
     if sync.intercom is not None:
         yield "Intercom", sync.intercom.name, _intercom(sync.intercom)
-    used = f"on disk; {size(sync.spool_used_bytes)} in use, {size(max_bytes)} at most"
-    yield "spool", size(sync.spool_bytes), used
     if sync.trouble:
         yield "trouble", "", sync.trouble
     if sync.stopped:

@@ -22,8 +22,7 @@ from amplitude_intercom.engine.rules.verdicts import Drop, Keep, Reject
 from amplitude_intercom.engine.settings import Intercom, Settings, Sync
 from amplitude_intercom.engine.spool.claims import Claim, claim_of
 from amplitude_intercom.engine.spool.rows import Contact, DeadLetter
-from amplitude_intercom.engine.spool.spool import wall_clock_ms
-from amplitude_intercom.engine.spool.store import Store
+from amplitude_intercom.engine.spool.store import Store, wall_clock_ms
 from amplitude_intercom.transports import files, intercom
 from amplitude_intercom.transports.amplitude import BadEvent, Head, decode_head
 from amplitude_intercom.transports.errors import NoAnswer
@@ -102,16 +101,19 @@ class SpooledPast(Past):
         self._store = store
         self._promised = promised
         self._delivery = sync.delivery
-        self._knows_contacts = store.meta.get("directory") == directory_of(sync)
+        self._taker = store.known_taker(sync.name)
+        self._sync = sync
+        about = store.meta.get(f"directory {self._taker}")
+        self._knows_contacts = about == directory_of(sync)
 
     def second(self, claim: Claim) -> int:
         if not self._delivery.twin_window_s:
             return claim.second
         shift_s = self._delivery.same_second_shift_s
-        return self._store.seconds.foresee(claim, self._promised, shift_s)
+        return self._store.claims(self._sync.name).foresee(claim, self._promised, shift_s)
 
     def contact(self, user: str) -> Contact | None:
-        return self._store.contacts.get(user) if self._knows_contacts else None
+        return self._store.contacts.get(self._taker, user) if self._knows_contacts else None
 
 
 class Preview:

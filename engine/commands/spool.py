@@ -1,4 +1,4 @@
-"""``spool status``, ``verify`` and ``compact``: the files themselves, whoever is using them."""
+"""``spool status``, ``verify`` and ``compact``: the file itself, whoever is using it."""
 
 from __future__ import annotations
 
@@ -8,45 +8,31 @@ from pathlib import Path
 from amplitude_intercom.engine.commands.running import FAILED, OK, complain, print_json
 from amplitude_intercom.engine.commands.spools import open_spools
 from amplitude_intercom.engine.commands.terminal import count, duration, print_table, say, size
-from amplitude_intercom.engine.errors import SettingsError, SpoolError
+from amplitude_intercom.engine.errors import SpoolError
 from amplitude_intercom.engine.settings import Settings
-from amplitude_intercom.engine.spool import examine
-from amplitude_intercom.engine.spool.spool import wall_clock_ms
-
-
-def _files(settings: Settings, sync: str | None) -> Iterator[tuple[str, Path]]:
-    """Yield the spools that are meant.
-
-    Raises:
-        SettingsError: there is no such sync.
-    """
-    names = [sync.name for sync in settings.sync]
-    if sync is not None and sync not in names:
-        raise SettingsError(f"--sync: there is no sync `{sync}`; there is {', '.join(names)}")
-    for name in names if sync is None else [sync]:
-        yield name, Path(settings.data_dir) / f"{name}.db"
-
-
-def status(settings: Settings, sync: str | None, *, as_json: bool) -> int:
-    """Print what the spools hold; null, and a line that says so, for one that is not there yet."""
-    states = {
-        name: examine.state_of(path) if path.exists() else None
-        for name, path in _files(settings, sync)
-    }
-    if as_json:
-        print_json(states)
-        return OK
-    for name, path in _files(settings, sync):
-        state = states[name]
-        if state is None:
-            say(f"{name}: {NOT_YET.format(path)}")
-            continue
-        say(f"{name}: {state.path}")
-        print_table([(f"  {what}", *more) for what, *more in _rows(state, wall_clock_ms())])
-    return OK
-
+from amplitude_intercom.engine.spool.sqlite import examine
+from amplitude_intercom.engine.spool.sqlite.files import FILE_NAME
+from amplitude_intercom.engine.spool.store import wall_clock_ms
 
 NOT_YET = "there is no spool {} yet; the first start makes it"
+
+
+def _path(settings: Settings) -> Path:
+    return Path(settings.data_dir) / FILE_NAME
+
+
+def status(settings: Settings, *, as_json: bool) -> int:
+    """Print what the spool holds; null, or a line that says so, where there is none yet."""
+    path = _path(settings)
+    state = examine.state_of(path) if path.exists() else None
+    if as_json:
+        print_json(state)
+    elif state is None:
+        say(NOT_YET.format(path))
+    else:
+        say(state.path)
+        print_table([(f"  {what}", *more) for what, *more in _rows(state, wall_clock_ms())])
+    return OK
 
 
 def _rows(state: examine.SpoolState, now_ms: int) -> Iterator[tuple[str, str, str]]:
@@ -71,51 +57,45 @@ def _rows(state: examine.SpoolState, now_ms: int) -> Iterator[tuple[str, str, st
 
 
 TABLES = {
-    "records": "events that wait",
+    "inbox": "batches of events, as they were accepted",
+    "records": "events that wait or are under way",
     "dead_letters": "events that are not sent",
-    "seen": "insert ids, for spool.dedupe_window_s",
-    "seconds": "which event has which second of its user",
+    "insert_ids": "which were accepted before, for spool.dedupe_window_s",
+    "created_at_claims": "which event has which second of its user",
     "contacts": "what is known of contacts",
-    "users_aside": "users that wait",
+    "users": "users that wait",
+    "minutes": "counters by the minute",
 }
 """What is in a table, for people."""
 
 
-def verify(settings: Settings, sync: str | None, *, as_json: bool) -> int:
+def verify(settings: Settings, *, as_json: bool) -> int:
     """Check every checksum and the accounting; 1 where something is damaged."""
-    found: dict[str, list[examine.Damage]] = {}
-    for name, path in _files(settings, sync):
-        try:
-            if path.exists():
-                found[name] = examine.findings(path)
-            else:  # before the first start there is nothing that could be damaged
-                found[name] = []
-                say(f"{name}: {NOT_YET.format(path)}", stderr=True)
-        except SpoolError as error:
-            found[name] = [examine.Damage("file", "", str(error))]
+    path = _path(settings)
+    try:
+        found = examine.findings(path) if path.exists() else []
+    except SpoolError as error:
+        found = [examine.Damage("file", "", str(error))]
+    if not path.exists():  # before the first start there is nothing that could be damaged
+        say(NOT_YET.format(path), stderr=True)
     if as_json:
         print_json(found)
     else:
-        for name, findings in found.items():
-            there = "whole" if (Path(settings.data_dir) / f"{name}.db").exists() else "not there"
-            say(f"{name}: {'damaged' if findings else there}")
-            for finding in findings:
-                say(f"{name}: {finding.table} {finding.key}: {finding.problem}".replace(" :", ":"))
-    return FAILED if any(found.values()) else OK
+        say(f"{path}: {'damaged' if found else 'whole' if path.exists() else 'not there'}")
+        for finding in found:
+            say(f"{finding.table} {finding.key}: {finding.problem}".replace(" :", ":"))
+    return FAILED if found else OK
 
 
-async def compact(settings: Settings, sync: str | None, *, as_json: bool) -> int:
-    """Give what the files do not need back to the disk."""
-    done = {}
+async def compact(settings: Settings, *, as_json: bool) -> int:
+    """Give what the file does not need back to the disk."""
     async with open_spools(settings) as spools:
-        for name, _ in _files(settings, sync):
-            try:
-                done[name] = await spools.compact(name)
-            except SpoolError as error:
-                return complain(error, FAILED)
+        try:
+            sizes = await spools.compact()
+        except SpoolError as error:
+            return complain(error, FAILED)
     if as_json:
-        print_json(done)
-        return OK
-    for name, sizes in done.items():
-        say(f"{name}: {sizes.before_bytes:,} bytes before, {sizes.after_bytes:,} now")
+        print_json(sizes)
+    else:
+        say(f"{sizes.before_bytes:,} bytes before, {sizes.after_bytes:,} now")
     return OK

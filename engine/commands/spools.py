@@ -25,14 +25,24 @@ from amplitude_intercom.engine.commands.findings import EVERYBODY
 from amplitude_intercom.engine.commands.preview import Preview, SpooledPast
 from amplitude_intercom.engine.commands.terminal import say
 from amplitude_intercom.engine.errors import DataDirInUse, EngineError, SpoolError
-from amplitude_intercom.engine.metrics import Facts, Status, SyncStatus, read_facts, sync_status
+from amplitude_intercom.engine.metrics import (
+    Facts,
+    SpoolStatus,
+    Status,
+    SyncStatus,
+    read_facts,
+    read_left,
+    sync_status,
+)
 from amplitude_intercom.engine.settings import Admin, Settings, Sync
-from amplitude_intercom.engine.spool.lock import holder
-from amplitude_intercom.engine.spool.reading import disk_bytes, look
+from amplitude_intercom.engine.spool.accounts import SPOOL, WAITING
 from amplitude_intercom.engine.spool.rows import DeadLetter, DeadLetterPage, DeadLetterQuery
-from amplitude_intercom.engine.spool.spool import wall_clock_ms
-from amplitude_intercom.engine.spool.store import Store
-from amplitude_intercom.engine.spool.user_state import UserState, nothing_of
+from amplitude_intercom.engine.spool.spool import Spool
+from amplitude_intercom.engine.spool.sqlite.files import FILE_NAME
+from amplitude_intercom.engine.spool.sqlite.lock import holder
+from amplitude_intercom.engine.spool.sqlite.reading import disk_bytes, look
+from amplitude_intercom.engine.spool.store import Store, wall_clock_ms
+from amplitude_intercom.engine.spool.user_state import UserState, nothing_of, state_of_user
 from amplitude_intercom.transports.reasons import RefusalReason
 
 T = TypeVar("T")
@@ -63,7 +73,7 @@ class Writing(Protocol):
 
     async def replay(self, sync: str, query: DeadLetterQuery) -> Counter[str]: ...
     async def discard(self, sync: str, query: DeadLetterQuery) -> int: ...
-    async def compact(self, sync: str) -> Compacted: ...
+    async def compact(self) -> Compacted: ...
 
 
 @asynccontextmanager
@@ -140,54 +150,65 @@ class Files:
         self.why = why
         self.holder = holder
 
-    def _path(self, sync: str) -> Path:
-        return Path(self._settings.data_dir) / f"{sync}.db"
+    @property
+    def path(self) -> Path:
+        """Where the spool's file is, or will be."""
+        return Path(self._settings.data_dir) / FILE_NAME
 
-    def _look(self, sync: str, job: Callable[[Store], T], without: T) -> T:
-        """Read a spool; ``without`` where there is none yet.
+    def _look(self, job: Callable[[Store], T], without: T) -> T:
+        """Read the spool; ``without`` where there is none yet.
 
         Raises:
             SpoolError: it is there, and cannot be read.
         """
         try:
-            self._path(sync).stat()
+            self.path.stat()
         except (FileNotFoundError, NotADirectoryError):
             return without
         except OSError as error:
-            raise SpoolError(
-                RefusalReason.SPOOL_FAILING, f"{self._path(sync)}: {error.strerror}"
-            ) from None
-        return look(self._path(sync), job)
+            text = f"{self.path}: {error.strerror}"
+            raise SpoolError(RefusalReason.SPOOL_FAILING, text) from None
+        return look(self.path, job)
 
     async def status(self) -> Status:
-        syncs = [self._sync_status(sync) for sync in self._settings.sync]
         state = "offline" if self.holder is None else "unreachable"
-        return Status(state, data_dir_of(self._settings), syncs)
+        syncs, spool = self._read_status()
+        return Status(state, data_dir_of(self._settings), syncs, spool)
 
-    def _sync_status(self, sync: Sync) -> SyncStatus:
+    def _read_status(self) -> tuple[list[SyncStatus], SpoolStatus]:
+        names = [sync.name for sync in self._settings.sync]
+
+        def job(store: Store) -> tuple[dict[str, tuple[Counter[str], Facts]], SpoolStatus]:
+            found = {}
+            for sync in self._settings.sync:
+                taker = store.known_taker(sync.name)
+                found[sync.name] = (store.accounts.committed(taker), read_facts(store, taker))
+            waiting_bytes = store.accounts.committed(SPOOL)[WAITING]
+            used_bytes = Spool.used_bytes(store)
+            left = read_left(store, names)
+            return found, SpoolStatus(disk_bytes(self.path), used_bytes, waiting_bytes, "", left)
+
         trouble: SpoolError | None = None
-        counters, facts = Counter[str](), Facts()
+        read: dict[str, tuple[Counter[str], Facts]] = {}
+        spool = SpoolStatus(disk_bytes(self.path))
         try:
-            counters, facts = self._look(
-                sync.name, lambda store: (store.counters, read_facts(store)), (counters, facts)
-            )
+            read, spool = self._look(job, (read, spool))
         except SpoolError as error:
             trouble = error
-        return sync_status(
-            sync,
-            counters,
-            facts,
-            now_ms=wall_clock_ms(),
-            disk_bytes=disk_bytes(self._path(sync.name)),
-            trouble=trouble,
-        )
+            spool = SpoolStatus(disk_bytes(self.path), trouble=str(error))
+        syncs = []
+        for sync in self._settings.sync:
+            counters, facts = read.get(sync.name, (Counter[str](), Facts()))
+            syncs.append(
+                sync_status(sync, counters, facts, now_ms=wall_clock_ms(), trouble=trouble)
+            )
+        return syncs, spool
 
     async def dead_letters(
         self, sync: str, query: DeadLetterQuery, after_id: int, limit: int
     ) -> DeadLetterPage:
         return self._look(
-            sync,
-            lambda store: store.dead_letter_page(query, after_id, limit),
+            lambda store: store.dead_letter_page(store.known_taker(sync), query, after_id, limit),
             DeadLetterPage([], 0, more=False),
         )
 
@@ -200,10 +221,12 @@ class Files:
             past = SpooledPast(store, sync, promised)
             return [preview.replayed(letter, past) for letter in letters]
 
-        return self._look(sync.name, job, [])
+        return self._look(job, [])
 
     async def user(self, sync: str, user: str) -> UserState:
-        return self._look(sync, lambda store: store.user(user), nothing_of(user))
+        return self._look(
+            lambda store: state_of_user(store, store.known_taker(sync), user), nothing_of(user)
+        )
 
 
 class Daemon:
@@ -285,8 +308,8 @@ class Daemon:
         answer = await self._ask("POST", f"/api/{sync}/dead-letters/discard", query, dict[str, int])
         return int(answer["discarded"])
 
-    async def compact(self, sync: str) -> Compacted:
-        done: Compacted = await self._ask("POST", f"/api/{sync}/spool/compact", {}, Compacted)
+    async def compact(self) -> Compacted:
+        done: Compacted = await self._ask("POST", "/api/spool/compact", {}, Compacted)
         return done
 
 

@@ -16,8 +16,8 @@ from amplitude_intercom.engine.commands.terminal import (
     shown,
 )
 from amplitude_intercom.engine.settings import Settings
-from amplitude_intercom.engine.spool.spool import wall_clock_ms
-from amplitude_intercom.engine.spool.user_state import MOST_ROWS_READ, UserState
+from amplitude_intercom.engine.spool.store import wall_clock_ms
+from amplitude_intercom.engine.spool.user_state import MOST_BATCHES_READ, UserState
 
 
 async def show(settings: Settings, sync: str | None, key: str, *, as_json: bool) -> int:
@@ -36,7 +36,7 @@ async def show(settings: Settings, sync: str | None, key: str, *, as_json: bool)
     if known:
         print_table(_rows(state, wall_clock_ms()))
     if not state.complete and state.waiting.types_of == state.waiting.records:
-        say(f"only {MOST_ROWS_READ:,} records and dead letters were looked through", stderr=True)
+        say(f"only {MOST_BATCHES_READ:,} batches of events were looked through", stderr=True)
     return OK if known else FAILED
 
 

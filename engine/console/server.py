@@ -112,7 +112,7 @@ class AdminServer:
         app.router.add_get("/api/status", self._status)
         app.router.add_get("/api/{sync}/users/{key:(?s:.*)}", self._user)
         app.router.add_post("/api/{sync}/dead-letters/{action}", self._dead_letters)
-        app.router.add_post("/api/{sync}/spool/compact", self._compact)
+        app.router.add_post("/api/spool/compact", self._compact)
         return app
 
     @web.middleware
@@ -194,7 +194,7 @@ class AdminServer:
         return sync
 
     async def _compact(self, request: web.Request) -> web.Response:
-        return _json(await self._engine.compact(self._sync_of(request)))
+        return _json(await self._engine.compact())
 
     async def _user(self, request: web.Request) -> web.Response:
         return _json(await self._engine.user(self._sync_of(request), request.match_info["key"]))

@@ -1,8 +1,11 @@
-"""The durable store between intake and delivery; dead letters live in it.
+"""The durable store between intake and delivery, of all syncs; dead letters live in it.
 
-``spool`` is its face on the event loop. Below it: ``feed`` (loading, settling), ``appends``
-(batches that go in together), ``writer`` (one thread, group commit), ``database`` (when the disk
-fails or is full, with ``reserve``), ``store`` (records and accounting; ``seen``, ``dead_letters``,
-``directory``, ``claims``, ``meta`` beside), ``schema`` (tables, opening), ``lock`` (one process),
-``reading`` and ``examine`` (looking at a file from outside).
+``spool`` is its face on the event loop; each sync sees its part (``TakerSpool``) and its ``feed``
+(loading, settling). Below it: ``appends`` (batches that go in together), ``writer`` (one thread,
+group commit), ``retention`` (forgetting), ``store`` (what concerns several tables), ``queue`` (one
+sync's records). Tables by subject, in the SQL that SQLite and PostgreSQL both know (``connection``,
+``schema``): ``takers``, ``inbox``, ``records``, ``users``, ``dead_letters``, ``insert_ids``,
+``claims``, ``directory``, ``accounts`` (counters, minutes), ``meta`` (checkpoints, event names).
+Pure: ``batches``, ``unpacking``, ``fullness``, ``rows``. ``sqlite/`` is the file: opening,
+healing, the lock, looking at it from outside.
 """

@@ -11,36 +11,38 @@ Rules
 3. Every other one gets its own second, or else the next free one, up to ``shift_s`` ahead.
 4. Where none of these is free it gets its own nevertheless, and that is said.
 
-In the table ``seconds`` every event has a row. ``key`` (user, name, second) is in the row of the
-one event that holds the second, ``content`` (user, name, own second, bytes) in that of the first
-event with it; events that share the second of another have neither.
+In the table ``created_at_claims`` every event has a row. ``key`` (user, name, second) is in the
+row of the one event that holds the second, ``content`` (user, name, own second, bytes) in that of
+the first event with it; events that share the second of another have neither.
 """
 
 from __future__ import annotations
 
 import hashlib
-import sqlite3
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 
 from amplitude_intercom.engine.envelope import Record
-from amplitude_intercom.engine.spool.rows import MOST_ROWS, insert_many
-
-PRUNE_ROWS = 2_000
-PRUNE_EVERY_MS = 60_000
+from amplitude_intercom.engine.spool.connection import (
+    Connection,
+    change_in,
+    find_in,
+    insert_many,
+)
 
 _FORGET = """
-DELETE FROM seconds WHERE id = ?1
-    AND NOT EXISTS (SELECT 1 FROM records WHERE id = ?1)
-    AND NOT EXISTS (SELECT 1 FROM dead_letters WHERE id = ?1)
-    AND NOT EXISTS (SELECT 1 FROM records WHERE claim_id = ?1 AND claim_id <> id)
-    AND NOT EXISTS (SELECT 1 FROM dead_letters WHERE claim_id = ?1 AND claim_id <> id)
+DELETE FROM created_at_claims WHERE id = ?
+    AND NOT EXISTS (SELECT 1 FROM records WHERE id = created_at_claims.id)
+    AND NOT EXISTS (SELECT 1 FROM dead_letters WHERE id = created_at_claims.id)
+    AND NOT EXISTS (SELECT 1 FROM records WHERE claim_id = created_at_claims.id AND claim_id <> id)
+    AND NOT EXISTS
+        (SELECT 1 FROM dead_letters WHERE claim_id = created_at_claims.id AND claim_id <> id)
 """
 
 
-_GIVEN = "SELECT id, second, key IS NULL AND content IS NOT NULL FROM seconds"
+_GIVEN = "SELECT id, second, key IS NULL AND content IS NOT NULL FROM created_at_claims"
 """The third column is true of an event that shares its second with a different one (rule 4)."""
 
 
@@ -67,22 +69,23 @@ class Given(NamedTuple):
     crowded: bool = False
 
 
-class Seconds:
-    """The table ``seconds``, inside somebody's transaction."""
+_Row = tuple[int, bytes | None, bytes | None, int, int]
 
-    def __init__(self, connection: sqlite3.Connection, window_ms: int, shift_s: int) -> None:
-        self._db = connection
+
+class Claims:
+    """One taker's rows of the table ``created_at_claims``, inside somebody's transaction."""
+
+    def __init__(self, db: Connection, taker: int, window_ms: int, shift_s: int) -> None:
+        self._db = db
+        self._taker = taker
         self._window_ms = window_ms
         self._shift_s = shift_s
-        self._pruned_to = 0
-        self._pruned_at_ms = 0
 
     def claim(self, claims: Sequence[Claim], now_ms: int) -> list[Given]:
         """Return the second that each event has, by the rules above.
 
         A window of 0 turns this off: an event that has no second yet keeps its own.
         """
-        self._prune(now_ms)
         given = self._kept(claims)
         new = [claim for claim in claims if claim.claim_id not in given] if self._window_ms else []
         if new and not self._take_own(new, now_ms):
@@ -101,52 +104,52 @@ class Seconds:
         """
         if claim.claim_id in (kept := self._kept([claim])):
             return kept[claim.claim_id].second
-        content = _content(claim)
+        content = self._content(claim)
         if (shared := promised.get(content, self._second_of(content))) is not None:
             return shared
         last = claim.second + shift_s
-        free = (s for s in range(claim.second, last + 1) if self._is_free(_key(claim, s), promised))
+        free = (
+            s for s in range(claim.second, last + 1) if self._is_free(self._key(claim, s), promised)
+        )
         second = next(free, claim.second)
-        promised[content] = promised[_key(claim, second)] = second
+        promised[content] = promised[self._key(claim, second)] = second
         return second
 
     def _is_free(self, key: bytes, promised: dict[bytes, int]) -> bool:
-        row = self._db.execute("SELECT TRUE FROM seconds WHERE key = ?", (key,)).fetchone()
+        row = self._db.execute(
+            "SELECT TRUE FROM created_at_claims WHERE key = ?", (key,)
+        ).fetchone()
         return row is None and key not in promised
 
     def _second_of(self, content: bytes) -> int | None:
         """Return the second of an event with this content, if there is one."""
-        query = "SELECT second FROM seconds WHERE content = ?"
+        query = "SELECT second FROM created_at_claims WHERE content = ?"
         found = self._db.execute(query, (content,)).fetchone()
         return None if found is None else int(found[0])
 
     def _kept(self, claims: Sequence[Claim]) -> dict[int, Given]:
         """Return the seconds that events have had before."""
-        kept: dict[int, Given] = {}
-        for start in range(0, len(claims), MOST_ROWS):
-            ids = [claim.claim_id for claim in claims[start : start + MOST_ROWS]]
-            holes = ", ".join("?" * len(ids))
-            query = f"{_GIVEN} WHERE id IN ({holes})"
-            rows = self._db.execute(query, ids)
-            kept.update((id_, Given(second, bool(crowded))) for id_, second, crowded in rows)
-        return kept
+        rows = find_in(self._db, f"{_GIVEN} WHERE id IN", [claim.claim_id for claim in claims])
+        return {id_: Given(second, bool(crowded)) for id_, second, crowded in rows}
 
     def _take_own(self, new: Sequence[Claim], now_ms: int) -> bool:
         """Give each event its own second; where one of them is taken, nothing is done."""
-        rows = [_row(claim, claim.second, now_ms) for claim in new]
+        rows = [self._row(claim, claim.second, now_ms) for claim in new]
         if len({key for _, key, *_ in rows}) < len(rows):
             return False
-        insert = "INSERT OR IGNORE INTO seconds (id, key, content, second, at_ms)"
-        if insert_many(self._db, insert, 5, rows) == len(rows):
+        insert = "INSERT INTO created_at_claims (id, key, content, second, at_ms)"
+        if insert_many(self._db, insert, 5, rows, "ON CONFLICT DO NOTHING") == len(rows):
             return True
-        self._db.executemany(
-            "DELETE FROM seconds WHERE id = ?", [(claim.claim_id,) for claim in new]
+        change_in(
+            self._db,
+            "DELETE FROM created_at_claims WHERE id IN",
+            [claim.claim_id for claim in new],
         )
         return False
 
     def _share(self, claim: Claim, now_ms: int) -> Given | None:
         """Give an event the second of one with the same content, if there is one."""
-        second = self._second_of(_content(claim))
+        second = self._second_of(self._content(claim))
         if second is None:
             return None
         self._insert((claim.claim_id, None, None, second, now_ms))
@@ -157,52 +160,56 @@ class Seconds:
         start = (claim.user_key, claim.name, claim.second)
         last = claim.second + self._shift_s
         for second in range(passed.get(start, claim.second), last + 1):
-            if self._insert(_row(claim, second, now_ms)):
+            if self._insert(self._row(claim, second, now_ms)):
                 passed[start] = second + 1
                 return Given(second)
         passed[start] = last + 1
-        self._insert((claim.claim_id, None, _content(claim), claim.second, now_ms))
+        self._insert((claim.claim_id, None, self._content(claim), claim.second, now_ms))
         return Given(claim.second, crowded=True)
 
     def _insert(self, row: _Row) -> bool:
         """Insert a row; False where its second is taken."""
-        insert = "INSERT INTO seconds (id, key, content, second, at_ms) VALUES (?, ?, ?, ?, ?)"
-        return self._db.execute(f"{insert} ON CONFLICT (key) DO NOTHING", row).rowcount == 1
+        insert = (
+            "INSERT INTO created_at_claims (id, key, content, second, at_ms) VALUES (?, ?, ?, ?, ?)"
+        )
+        return self._db.execute(f"{insert} ON CONFLICT DO NOTHING", row).rowcount == 1
 
-    def _prune(self, now_ms: int) -> None:
-        """Forget outlived seconds, bit by bit, but none whose event may still be sent."""
-        if now_ms - self._pruned_at_ms < PRUNE_EVERY_MS:
-            return
-        rows = self._db.execute(
-            "SELECT id, at_ms FROM seconds WHERE id > ? ORDER BY id LIMIT ?",
-            (self._pruned_to, PRUNE_ROWS),
-        ).fetchall()
-        cutoff = now_ms - self._window_ms
-        outlived = [(id_,) for id_, at_ms in rows if at_ms <= cutoff]
-        self._db.executemany(_FORGET, outlived)
-        self._pruned_to = rows[-1][0] if len(outlived) == PRUNE_ROWS else 0
-        if len(outlived) < PRUNE_ROWS:
-            self._pruned_at_ms = now_ms
+    def _row(self, claim: Claim, second: int, now_ms: int) -> _Row:
+        """Return the row of the first event with this content, which holds a second."""
+        return claim.claim_id, self._key(claim, second), self._content(claim), second, now_ms
 
+    def _key(self, claim: Claim, second: int) -> bytes:
+        return self._hash(claim, second).digest()
 
-_Row = tuple[int, bytes | None, bytes | None, int, int]
+    def _content(self, claim: Claim) -> bytes:
+        content = self._hash(claim, claim.second)
+        content.update(claim.raw)
+        return content.digest()
 
-
-def _row(claim: Claim, second: int, now_ms: int) -> _Row:
-    """Return the row of the first event with this content, which holds a second."""
-    return claim.claim_id, _key(claim, second), _content(claim), second, now_ms
+    def _hash(self, claim: Claim, second: int) -> hashlib.blake2b:
+        text = f"{self._taker} {claim.user_key}\x00{claim.name.lower()}\x00{second}"
+        return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16)
 
 
-def _key(claim: Claim, second: int) -> bytes:
-    return _hash(claim, second).digest()
+def renew(db: Connection, claim_ids: Sequence[int], now_ms: int) -> None:
+    """Keep claims as long as if they were made now: their events are to be sent again."""
+    change_in(db, "UPDATE created_at_claims SET at_ms = ? WHERE id IN", claim_ids, [now_ms])
 
 
-def _content(claim: Claim) -> bytes:
-    content = _hash(claim, claim.second)
-    content.update(claim.raw)
-    return content.digest()
+def forget_outlived(
+    db: Connection, after_id: int, rows: int, cutoff_ms: int, now_ms: int
+) -> tuple[int, int]:
+    """Look at ``rows`` claims behind one, and forget those that are outlived.
 
-
-def _hash(claim: Claim, second: int) -> hashlib.blake2b:
-    text = f"{claim.user_key}\x00{claim.name.lower()}\x00{second}"
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16)
+    None is forgotten whose event may still be sent. Returns the last that was looked at, or 0 at
+    the end, and how many were forgotten. What a clock ahead of its time has left is made younger.
+    """
+    found = db.execute(
+        "SELECT id, at_ms FROM created_at_claims WHERE id > ? ORDER BY id LIMIT ?", (after_id, rows)
+    ).fetchall()
+    gone = 0
+    for id_, at_ms in found:
+        if at_ms <= cutoff_ms:
+            gone += db.execute(_FORGET, (id_,)).rowcount
+    renew(db, [id_ for id_, at_ms in found if at_ms > now_ms], now_ms)
+    return (found[-1][0] if len(found) == rows else 0), gone

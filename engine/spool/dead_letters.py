@@ -1,90 +1,194 @@
-"""The dead letters of a spool: events that are not sent, with why, until somebody decides."""
+"""The dead letters of a spool: events that are not sent, with why, until somebody decides.
+
+Letters of one reason, status, code and event type are a group; groups are counted in the commits
+that change their letters.
+"""
 
 from __future__ import annotations
 
-import sqlite3
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
+from amplitude_intercom.engine.spool.connection import Connection, change_in, find_in, holes
 from amplitude_intercom.engine.spool.rows import DeadLetter, DeadLetterQuery, holds, letter_checksum
 
-_COLUMNS = ", ".join(DeadLetter.__struct_fields__)
+_FIELDS = DeadLetter.__struct_fields__
+_COLUMNS = ", ".join(_FIELDS)
 PAGE_BYTES = 8 * 1024 * 1024
 """Bytes of events that one page may hold, but for the last of them: memory is bounded."""
 
-_HOLES = ", ".join("?" * len(DeadLetter.__struct_fields__))
+MOST_COUNTED = 10_000
+"""Letters of a query that are counted one by one; of more it is said that there are more."""
+
+OVERHEAD_BYTES = 500
+"""What a letter takes beside its event, with its entries in the indexes."""
+
+
+class Group(msgspec.Struct, frozen=True):
+    """Dead letters of one kind: how many, since when, and the id of the last that came."""
+
+    reason: str
+    status: int
+    code: str
+    event_type: str
+    count: int
+    first_ms: int
+    last_ms: int
+    sample_id: int
 
 
 class DeadLetters:
-    """The table ``dead_letters``, inside somebody's transaction."""
+    """The tables ``dead_letters`` and ``dead_letter_groups``, inside somebody's transaction."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._db = connection
+    def __init__(self, db: Connection) -> None:
+        self._db = db
+        self.bytes_added: dict[int, int] = {}
+        """By how many bytes a taker's letters have grown since somebody took the number."""
+
+    # --- reading --------------------------------------------------------------------------
 
     def find(
-        self, query: DeadLetterQuery, *, after_id: int = 0, limit: int = 1000
+        self, taker: int, query: DeadLetterQuery, *, after_id: int = 0, limit: int = 1000
     ) -> list[DeadLetter]:
         """Return the dead letters that a query means, by id.
 
         One that was damaged on disk has the reason ``corrupt`` from then on.
         """
-        where, values = _conditions(query)
-        rows = self._db.execute(
-            f"SELECT {_COLUMNS}, crc FROM dead_letters WHERE id > ? AND {where}"  # noqa: S608 - columns and placeholders only
-            " ORDER BY id LIMIT ?",
-            (after_id, *values, limit),
-        )
-        return [_checked(DeadLetter(*row), crc) for *row, crc in rows]
+        return self.page(taker, query, after_id, limit, 1 << 40)[0]
 
     def page(
-        self, query: DeadLetterQuery, after_id: int, limit: int
+        self,
+        taker: int,
+        query: DeadLetterQuery,
+        after_id: int,
+        limit: int,
+        limit_bytes: int = PAGE_BYTES,
     ) -> tuple[list[DeadLetter], bool]:
         """Return up to ``limit`` dead letters behind an id, and whether there are more.
 
-        Fewer where they hold more than ``PAGE_BYTES``; one at least, where there is one.
+        Fewer where they hold more than ``limit_bytes``; one at least, where there is one.
         """
         where, values = _conditions(query)
         rows = self._db.execute(
-            f"SELECT {_COLUMNS}, crc FROM dead_letters WHERE id > ? AND {where}"  # noqa: S608 - columns and placeholders only
+            f"SELECT {_COLUMNS}, crc FROM dead_letters WHERE taker = ? AND id > ? AND {where}"
             " ORDER BY id LIMIT ?",
-            (after_id, *values, limit + 1),
+            (taker, after_id, *values, limit + 1),
         )
         found: list[DeadLetter] = []
         held_bytes = 0
         for *row, crc in rows:
-            if len(found) == limit or held_bytes > PAGE_BYTES:
+            if len(found) == limit or held_bytes > limit_bytes:
                 return found, True
             found.append(_checked(DeadLetter(*row), crc))
             held_bytes += len(found[-1].raw)
         return found, False
 
-    def count(self, query: DeadLetterQuery) -> int:
-        """Return how many dead letters a query means; reads them all, and keeps none."""
+    def count(self, taker: int, query: DeadLetterQuery) -> tuple[int, bool]:
+        """Return how many dead letters a query means, and whether there are more than that."""
         where, values = _conditions(query)
         (count,) = self._db.execute(
-            f"SELECT count(*) FROM dead_letters WHERE {where}",  # noqa: S608 - placeholders only
-            values,
+            f"SELECT count(*) FROM (SELECT 1 FROM dead_letters WHERE taker = ? AND {where}"
+            " LIMIT ?) AS found",
+            (taker, *values, MOST_COUNTED + 1),
         ).fetchone()
-        return int(count)
+        return min(int(count), MOST_COUNTED), int(count) > MOST_COUNTED
+
+    def groups(self, taker: int) -> list[Group]:
+        """Return the groups of a taker's letters, the largest first."""
+        rows = self._db.execute(
+            "SELECT reason, status, code, event_type, count, first_ms, last_ms, sample_id"
+            " FROM dead_letter_groups WHERE taker = ? ORDER BY count DESC, reason, event_type"
+            " LIMIT 1000",
+            (taker,),
+        )
+        return [Group(*row) for row in rows]
+
+    def last_id(self, taker: int) -> int:
+        """Return the highest id of a taker's letters; 0: it has none."""
+        (last,) = self._db.execute(
+            "SELECT max(id) FROM dead_letters WHERE taker = ?", (taker,)
+        ).fetchone()
+        return int(last or 0)
 
     def has(self, id_: int) -> bool:
         """Return whether there is one with this id."""
-        found = self._db.execute("SELECT TRUE FROM dead_letters WHERE id = ?", (id_,)).fetchone()
+        found = self._db.execute("SELECT 1 FROM dead_letters WHERE id = ?", (id_,)).fetchone()
         return found is not None
 
-    def insert(self, letter: DeadLetter) -> None:
-        """Keep one more."""
-        self._db.execute(
-            f"INSERT INTO dead_letters ({_COLUMNS}, crc) VALUES ({_HOLES}, ?)",  # noqa: S608 - constants
-            (*msgspec.structs.astuple(letter), _checksum(letter)),
+    def oldest(self, limit: int) -> list[tuple[int, int, int, int]]:
+        """Return the first letters of all takers: taker, id, when it failed last, and bytes."""
+        rows = self._db.execute(
+            "SELECT taker, id, last_failed_at_ms, length(raw) FROM dead_letters"
+            " ORDER BY id LIMIT ?",
+            (limit,),
+        )
+        return [(taker, id_, at_ms, size + OVERHEAD_BYTES) for taker, id_, at_ms, size in rows]
+
+    def make_younger(self, ids: Sequence[int], now_ms: int) -> None:
+        """Say of letters that a clock ahead of its time has stamped that they failed now."""
+        change_in(
+            self._db, "UPDATE dead_letters SET last_failed_at_ms = ? WHERE id IN", ids, [now_ms]
         )
 
-    def remove(self, id_: int) -> str | None:
-        """Take one away; return the reason it was kept for, None where it was not there."""
-        gone = self._db.execute("DELETE FROM dead_letters WHERE id = ? RETURNING reason", (id_,))
-        row = gone.fetchone()
-        return None if row is None else str(row[0])
+    # --- changing -------------------------------------------------------------------------
+
+    def insert(self, taker: int, letter: DeadLetter) -> None:
+        """Keep one more."""
+        self._db.execute(
+            f"INSERT INTO dead_letters (taker, {_COLUMNS}, crc) VALUES {holes(len(_FIELDS) + 2)}",
+            (taker, *msgspec.structs.astuple(letter), _checksum(letter)),
+        )
+        self._db.execute(
+            "INSERT INTO dead_letter_groups"
+            " (taker, reason, status, code, event_type, count, first_ms, last_ms, sample_id)"
+            " VALUES (?, ?, ?, ?, ?, 1, ?, ?, ?)"
+            " ON CONFLICT (taker, reason, status, code, event_type) DO UPDATE SET"
+            " count = dead_letter_groups.count + 1, last_ms = excluded.last_ms,"
+            " sample_id = excluded.sample_id",
+            (
+                taker,
+                letter.reason,
+                letter.status,
+                letter.code,
+                letter.event_type,
+                letter.last_failed_at_ms,
+                letter.last_failed_at_ms,
+                letter.id,
+            ),
+        )
+        self._resize(taker, len(letter.raw) + OVERHEAD_BYTES)
+
+    def remove(self, taker: int, ids: Sequence[int]) -> dict[int, str]:
+        """Take letters away; return of those that were there the reason each was kept for."""
+        gone: dict[int, str] = {}
+        for id_, reason, status, code, event_type, size in list(
+            find_in(
+                self._db,
+                "SELECT id, reason, status, code, event_type, length(raw) FROM dead_letters"
+                " WHERE taker = ? AND id IN",
+                ids,
+                [taker],
+            )
+        ):
+            self._db.execute("DELETE FROM dead_letters WHERE id = ?", (id_,))
+            group = (taker, reason, status, code, event_type)
+            where = "taker = ? AND reason = ? AND status = ? AND code = ? AND event_type = ?"
+            self._db.execute(
+                f"UPDATE dead_letter_groups SET count = count - 1 WHERE {where}",
+                group,
+            )
+            self._db.execute(
+                f"DELETE FROM dead_letter_groups WHERE {where} AND count <= 0",
+                group,
+            )
+            self._resize(taker, -(size or 0) - OVERHEAD_BYTES)
+            gone[id_] = str(reason)
+        return gone
+
+    def _resize(self, taker: int, by: int) -> None:
+        self.bytes_added[taker] = self.bytes_added.get(taker, 0) + by
 
 
 def _checksum(letter: DeadLetter) -> int:
@@ -104,8 +208,8 @@ def _conditions(query: DeadLetterQuery) -> tuple[str, list[Any]]:
     parts: list[str] = []
     values: list[Any] = []
     if query.ids:
-        parts.append("id IN (SELECT value FROM json_each(?))")
-        values.append(msgspec.json.encode(query.ids).decode())
+        parts.append(f"id IN {holes(len(query.ids))}")
+        values += query.ids
     for condition, value in (
         ("reason = ?", query.reason),
         ("user_key = ?", query.user),
@@ -115,4 +219,4 @@ def _conditions(query: DeadLetterQuery) -> tuple[str, list[Any]]:
         if value is not None:
             parts.append(condition)
             values.append(value)
-    return " AND ".join(parts) or "TRUE", values
+    return " AND ".join(parts) or "1 = 1", values

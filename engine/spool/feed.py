@@ -25,6 +25,7 @@ durable, so a lane's next call cannot overtake the settling of its last one.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
@@ -40,9 +41,10 @@ from amplitude_intercom.engine.envelope import Record
 from amplitude_intercom.engine.errors import Failure, SpoolError
 from amplitude_intercom.engine.reasons import DeadReason, DropReason
 from amplitude_intercom.engine.settings import MAX_SHIFT_S
-from amplitude_intercom.engine.spool.database import Job
+from amplitude_intercom.engine.spool.queue import Queue
 from amplitude_intercom.engine.spool.rows import Contact, Loaded
 from amplitude_intercom.engine.spool.settled import log_delivered, log_dropped
+from amplitude_intercom.engine.spool.sqlite.database import Job
 from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.engine.spool.writer import Writer
 
@@ -54,9 +56,14 @@ PER_USER = 32
 """Records of one user that are loaded at once: one busy user must not fill the read-ahead."""
 
 READ_AHEAD_BYTES = 16 * 1024 * 1024
+"""Bytes of events that all syncs together may have loaded."""
+
+LEAST_BYTES = 128 * 1024
+"""Bytes that one sync may have loaded, whatever the others have."""
+
 LOAD_ROWS = 256
 LONGEST_NAP_S = 5.0
-"""Between looks at the wall clock, which may have been set while we waited."""
+"""Between looks at the wall clock while a user is parked: it may be set while we wait."""
 
 FAILING_DISK_NAP_S = 1.0
 
@@ -67,22 +74,37 @@ CLOCK_STEP_MS = 1_000
 """A clock that is behind by more was set back; parked users must not wait for it to catch up."""
 
 
+class LoadedBytes:
+    """How many bytes of events are loaded, of all syncs: they have one budget."""
+
+    def __init__(self) -> None:
+        self.total = 0
+
+    def free_for(self, held: int) -> int:
+        """Return how many more a sync may load that holds so many."""
+        return max(READ_AHEAD_BYTES - self.total, LEAST_BYTES - held)
+
+
 class Feed:
     """Loads records, and settles them; see the module's docstring."""
 
     def __init__(
         self,
         writer: Writer,
+        taker: int,
         *,
         read_ahead: int,
         max_in_flight: int,
         attempts: int,
         window_s: float,
         now_ms: Callable[[], int],
+        loaded_bytes: LoadedBytes,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         """``max_in_flight``: events that may be sent and not settled, which a kill repeats."""
         self._writer = writer
+        self._taker = taker
+        self._all_loaded_bytes = loaded_bytes
         self._read_ahead = read_ahead
         self._attempts = attempts
         self._window_s = window_s
@@ -104,7 +126,7 @@ class Feed:
         self._unsettled: Counter[str] = Counter()
         self._to_settle = asyncio.Event()
         self._are_many = asyncio.Event()
-        self._short_of_room = True
+        self._full = True
         self._looked_at_ms: int | None = None
         self._looked_at_s = 0.0
         self._nap_s = LONGEST_NAP_S
@@ -114,8 +136,6 @@ class Feed:
         self.adjusted: Counter[str] = Counter()
         """What was changed on the way to Intercom, by reason, since the start."""
         self._adjusted_on_disk: Counter[str] = Counter()
-        self.waiting_from_id = 0
-        """Where the last reading of a status found the first record of the queue."""
 
     def __repr__(self) -> str:
         return (
@@ -142,6 +162,10 @@ class Feed:
         self._changed.set()
         self._to_settle.set()
 
+    def end(self) -> None:
+        """Wake whoever waits for progress: there will be none."""
+        self._tell_progress()
+
     @property
     def stopping(self) -> bool:
         return self._stopping
@@ -151,6 +175,7 @@ class Feed:
         self.latency_s = old.latency_s
         self.adjusted, self._adjusted_on_disk = old.adjusted, old._adjusted_on_disk
         self._stopping = old.stopping
+        self._all_loaded_bytes.total -= old._loaded_bytes
         old._tell_progress()
 
     # --- loading --------------------------------------------------------------------------
@@ -169,22 +194,20 @@ class Feed:
                         await self._rest()
 
     async def _load_some(self, outbox: MemoryObjectSendStream[list[Record]]) -> bool:
-        """Load once where there is room; return whether to look again at once.
+        """Load once where something may be loaded; return whether to look again at once.
 
-        Users that are worked off and the queue take turns: neither can keep the room to itself.
+        Users that are worked off and the queue take turns: neither can have all of it.
         """
-        room = self._read_ahead - self.loaded
-        self._short_of_room = (
-            room < (min(LOAD_ROWS, self._read_ahead) + 1) // 2 or self._room_bytes <= 0
-        )
-        if self._short_of_room:
+        free = self._read_ahead - self.loaded
+        self._full = free < (min(LOAD_ROWS, self._read_ahead) + 1) // 2 or self._free_bytes <= 0
+        if self._full:
             self._nap_s = LONGEST_NAP_S
             return False
         self._refilled = bool(self._refills) and not self._refilled
         if self._refilled:
-            await self._refill(self._refills.popleft(), min(room, PER_USER), outbox)
+            await self._refill(self._refills.popleft(), min(free, PER_USER), outbox)
             return True
-        found = await self._load(min(room, LOAD_ROWS))
+        found = await self._load(min(free, LOAD_ROWS))
         self._last_id = found.last_id
         self._nap_s = self._until(found.next_wake_ms)
         # All of it is noted before the first of it is sent: answers may come while that waits.
@@ -194,8 +217,8 @@ class Feed:
         return bool(found.records or found.more or self._refills)
 
     @property
-    def _room_bytes(self) -> int:
-        return READ_AHEAD_BYTES - self._loaded_bytes
+    def _free_bytes(self) -> int:
+        return self._all_loaded_bytes.free_for(self._loaded_bytes)
 
     def _set_back_ms(self) -> int:
         """Return by how much the wall clock was set back since the last look at it."""
@@ -209,15 +232,15 @@ class Feed:
     async def _load(self, limit: int) -> Loaded:
         set_back_ms = self._set_back_ms()
         if set_back_ms:
-            await self.persist(lambda store: store.wake_earlier(set_back_ms))
+            await self.persist(lambda store: self._queue(store).wake_earlier(set_back_ms))
         crowded = {user for user, count in self._loaded.items() if count >= PER_USER}
         halted = set(self._halted)
-        room_bytes = self._room_bytes
+        free_bytes = self._free_bytes
         return await self.persist(
-            lambda store: store.load(
+            lambda store: self._queue(store).load(
                 self._last_id,
                 limit=limit,
-                limit_bytes=room_bytes,
+                limit_bytes=free_bytes,
                 per_user=PER_USER,
                 crowded=crowded,
                 halted=halted,
@@ -228,8 +251,10 @@ class Feed:
     async def _refill(
         self, user: str, limit: int, outbox: MemoryObjectSendStream[list[Record]]
     ) -> None:
-        room_bytes = self._room_bytes
-        records = await self.persist(lambda store: store.refill(user, limit, room_bytes))
+        free_bytes = self._free_bytes
+        records = await self.persist(
+            lambda store: self._queue(store).refill(user, limit, free_bytes)
+        )
         if not records:
             self._draining.discard(user)
         self._count(records)
@@ -239,6 +264,7 @@ class Feed:
         for record in records:
             self._loaded[record.user_key] += 1
             self._loaded_bytes += len(record.raw)
+            self._all_loaded_bytes.total += len(record.raw)
 
     @staticmethod
     async def _hand_out(
@@ -261,7 +287,7 @@ class Feed:
 
     def _until(self, wake_ms: int | None) -> float:
         if wake_ms is None:
-            return LONGEST_NAP_S
+            return math.inf
         return min(LONGEST_NAP_S, max(0.001, (wake_ms - self._now_ms()) / 1000))
 
     # --- settling -------------------------------------------------------------------------
@@ -351,14 +377,13 @@ class Feed:
 
         def job(store: Store) -> None:
             now_ms = self._now_ms()
-            store.count_adjusted(adjusted)
-            store.contacts.remember(records[0].user_key, contact, now_ms)
+            store.count_adjusted(self._taker, adjusted)
+            store.contacts.remember(self._taker, records[0].user_key, contact, now_ms)
+            ids = [record.id for record in records]
             if delivered:
-                store.deliver([record.id for record in records])
-                store.note_delivery(now_ms)
+                self._queue(store).deliver(ids, now_ms)
             else:
-                for record in records:
-                    store.drop(record.id, DropReason.UNCHANGED)
+                self._queue(store).drop(ids, DropReason.UNCHANGED)
 
         await self.persist(job)
         for record in records:
@@ -378,10 +403,9 @@ class Feed:
         ids, now_ms = [record.id for record in records], self._now_ms()
 
         def job(store: Store) -> None:
-            store.deliver(ids)
-            store.note_delivery(now_ms)
+            self._queue(store).deliver(ids, now_ms)
             if adjusted:
-                store.count_adjusted(adjusted)
+                store.count_adjusted(self._taker, adjusted)
 
         return job
 
@@ -390,13 +414,13 @@ class Feed:
 
     async def drop(self, record: Record, reason: str) -> None:
         """Settle as dropped by a rule."""
-        await self.persist(lambda store: store.drop(record.id, reason))
+        await self.persist(lambda store: self._queue(store).drop([record.id], reason))
         log_dropped(record, reason)
         self._let_go(record)
 
     async def bury(self, record: Record, failure: Failure) -> None:
         """Settle as a dead letter."""
-        await self.persist(lambda store: store.bury(record, failure, self._now_ms()))
+        await self.persist(lambda store: self._queue(store).bury(record, failure, self._now_ms()))
         self._let_go(record)
 
     def is_due(self, at_ms: int) -> bool:
@@ -413,13 +437,15 @@ class Feed:
         The user is halted, as when it is parked: what else of it is loaded comes back too.
         """
         self._halted.add(records[0].user_key)
-        await self.persist(lambda store: store.defer(records, until_ms, self._now_ms()))
+        await self.persist(
+            lambda store: self._queue(store).defer(records, until_ms, self._now_ms())
+        )
         self._let_go(*records)
 
     async def release(self, record: Record) -> None:
         """Put a record of a halted user back."""
         if not self._stopping:
-            await self.persist(lambda store: store.release(record, self._now_ms()))
+            await self.persist(lambda store: self._queue(store).release(record, self._now_ms()))
         self._let_go(record)
 
     async def park(self, record: Record, failure: Failure) -> bool:
@@ -434,11 +460,11 @@ class Feed:
             await self.bury(record, failure)
             return False
         await self.caught_up(record.user_key)
-        await self.persist(lambda store: self._park(store, record, failure, last))
+        await self.persist(lambda store: self._park(self._queue(store), record, failure, last))
         self._let_go(record)
         return not last
 
-    def _park(self, store: Store, record: Record, failure: Failure, last: bool) -> None:
+    def _park(self, queue: Queue, record: Record, failure: Failure, last: bool) -> None:
         """Park in a transaction. An unknown user stays parked though one of its events expires.
 
         So what waits behind costs a probe per back-off, and expires when its own window is over.
@@ -446,30 +472,31 @@ class Feed:
         now_ms = self._now_ms()
         window_ms = int(self._window_s * 1000)
         if last:
-            store.bury(record, failure, now_ms)
-            store.park_user(
+            queue.bury(record, failure, now_ms)
+            queue.park_user(
                 record.user_key, failure.reason, now_ms + window_ms // self._attempts, now_ms
             )
         else:
             wait_s = retry_delay_s(
-                store.failures(record.user_key) + 1, self._attempts, self._window_s, self._jitter()
+                queue.failures(record.user_key) + 1, self._attempts, self._window_s, self._jitter()
             )
-            store.park(record, failure, now_ms + int(wait_s * 1000), now_ms)
+            queue.park(record, failure, now_ms + int(wait_s * 1000), now_ms)
         if (
             failure.reason == DeadReason.USER_NOT_FOUND
-            and store.failures(record.user_key) >= self._attempts
+            and queue.failures(record.user_key) >= self._attempts
         ):
-            store.expire(record.user_key, failure, now_ms - window_ms, now_ms)
+            queue.expire(record.user_key, failure, now_ms - window_ms, now_ms)
 
     def _let_go(self, *records: Record) -> None:
         for record in records:
             user = record.user_key
             self._loaded_bytes -= len(record.raw)
+            self._all_loaded_bytes.total -= len(record.raw)
             self._loaded[user] -= 1
             if self._loaded[user] <= 0:
                 del self._loaded[user]
                 self._nothing_loaded(user)
-        if self._short_of_room:
+        if self._full:
             self._changed.set()
         if self._stopping:
             self._to_settle.set()
@@ -487,6 +514,9 @@ class Feed:
         elif user in self._draining:
             self._refills.append(user)
             self._changed.set()
+
+    def _queue(self, store: Store) -> Queue:
+        return store.queue(self._taker)
 
     async def persist(self, job: Job[T]) -> T:
         """Run a job until it is durable: a disk that fails holds deliveries up, and loses none."""

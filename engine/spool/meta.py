@@ -1,19 +1,17 @@
-"""Small things that a spool remembers by name: how far sources have come, which names are used."""
+"""Small things that a spool remembers by name."""
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterable, Mapping
 
-_MARK = "mark "
-_NAME = "event-name "
+from amplitude_intercom.engine.spool.connection import Connection
 
 
 class Meta:
     """The table ``meta``, inside somebody's transaction."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._db = connection
+    def __init__(self, db: Connection) -> None:
+        self._db = db
 
     def get(self, key: str) -> str | None:
         """Return what is kept under a key."""
@@ -22,39 +20,59 @@ class Meta:
 
     def set(self, key: str, value: str) -> None:
         """Keep a value under a key."""
-        self._db.execute("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", (key, value))
+        self._db.execute(
+            "INSERT INTO meta (key, value) VALUES (?, ?)"
+            " ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+            (key, value),
+        )
 
-    def _under(self, prefix: str) -> dict[str, str]:
-        """Return what is kept under keys that begin so, without that beginning."""
+
+class Checkpoints:
+    """The table ``checkpoints``: how far sources that can be read again have come."""
+
+    def __init__(self, db: Connection) -> None:
+        self._db = db
+
+    def of(self, taker: int) -> dict[str, str]:
+        """Return how far a taker's sources have come with what is on disk."""
         rows = self._db.execute(
-            "SELECT substr(key, ?), value FROM meta WHERE key GLOB ?",
-            (len(prefix) + 1, prefix + "*"),
+            "SELECT source, position FROM checkpoints WHERE taker = ?", (taker,)
         )
         return dict(rows.fetchall())
 
-    # --- sources that can be read again ---------------------------------------------------
-
-    def checkpoints(self) -> dict[str, str]:
-        """Return how far they have come with what is on disk."""
-        return self._under(_MARK)
-
-    def set_marks(self, checkpoints: Mapping[str, str]) -> None:
+    def set(self, taker: int, positions: Mapping[str, str]) -> None:
         """Keep how far some of them have come."""
-        for name, position in checkpoints.items():
-            self.set(_MARK + name, position)
+        for source, position in positions.items():
+            self._db.execute(
+                "INSERT INTO checkpoints (taker, source, position) VALUES (?, ?, ?)"
+                " ON CONFLICT (taker, source) DO UPDATE SET position = excluded.position",
+                (taker, source, position),
+            )
 
-    def forget_marks(self, names: Iterable[str]) -> None:
+    def forget(self, taker: int, sources: Iterable[str]) -> None:
         """Let these be read from their beginning again."""
-        self._db.executemany("DELETE FROM meta WHERE key = ?", [(_MARK + name,) for name in names])
+        for source in sources:
+            self._db.execute(
+                "DELETE FROM checkpoints WHERE taker = ? AND source = ?", (taker, source)
+            )
 
-    # --- event names ----------------------------------------------------------------------
 
-    def event_names(self) -> dict[str, int]:
-        """Return the event names that have been sent, with the day of the last time."""
-        return {name: int(day) for name, day in self._under(_NAME).items() if day.isdecimal()}
+class EventNamesTable:
+    """The table ``event_names``: which names were sent to a workspace, and when."""
 
-    def keep_event_names(self, last_days: Mapping[str, int]) -> None:
-        """Keep these event names, and no others."""
-        self._db.execute("DELETE FROM meta WHERE key GLOB ?", (_NAME + "*",))
+    def __init__(self, db: Connection) -> None:
+        self._db = db
+
+    def of(self, taker: int) -> dict[str, int]:
+        """Return the names that have been sent, with the day of the last time."""
+        rows = self._db.execute("SELECT name, last_day FROM event_names WHERE taker = ?", (taker,))
+        return dict(rows.fetchall())
+
+    def keep(self, taker: int, last_days: Mapping[str, int]) -> None:
+        """Keep these names, and no others."""
+        self._db.execute("DELETE FROM event_names WHERE taker = ?", (taker,))
         for name, day in last_days.items():
-            self.set(_NAME + name, str(day))
+            self._db.execute(
+                "INSERT INTO event_names (taker, name, last_day) VALUES (?, ?, ?)",
+                (taker, name, day),
+            )

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import sqlite3
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import chain
-from typing import Annotated, Any, Final, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Final
 
 import msgspec
 
-from amplitude_intercom.engine.envelope import Kind, Record
+from amplitude_intercom.engine.envelope import Record
 from amplitude_intercom.engine.errors import Failure
 from amplitude_intercom.engine.reasons import DropReason
-
-
-class Row(msgspec.Struct, frozen=True, gc=False):
-    """An event to append. ``insert_key``: what it is known by again, or None for never."""
-
-    kind: Kind
-    user_key: str
-    raw: bytes
-    insert_key: bytes | None
+from amplitude_intercom.engine.spool.batches import Pack
+from amplitude_intercom.transports.amplitude import decode_types
 
 
 class DeadRow(msgspec.Struct, frozen=True, gc=False):
@@ -40,27 +31,36 @@ class DeadRow(msgspec.Struct, frozen=True, gc=False):
     user_key: str = ""
 
 
-Keyed = TypeVar("Keyed", Row, DeadRow)
-
-
-class Append(msgspec.Struct):
-    """What one sync keeps of one batch: rows, dead letters, and how much of it was dropped.
+class Part(msgspec.Struct):
+    """What one taker keeps of one batch, and how much of it was dropped.
 
     ``checkpoints``: how far the sources that can be read again have come.
     """
 
+    taker: str
     received: int
-    rows: list[Row]
+    packs: list[Pack]
     dead: list[DeadRow]
     dropped: Counter[DropReason]
     checkpoints: Mapping[str, str] = {}
 
+    @property
+    def keeps_nothing(self) -> bool:
+        """Whether there is nothing but a count of what was dropped."""
+        return not self.packs and not self.dead
+
+
+class Append(msgspec.Struct):
+    """What the takers of one batch keep of it: all of them, or none."""
+
+    parts: list[Part]
+
 
 class Appended(msgspec.Struct, frozen=True):
-    """What became of an ``Append``."""
+    """What became of an ``Append``: a sum over its takers."""
 
     accepted: int
-    duplicates: int
+    dropped: int
     dead: int
 
 
@@ -108,10 +108,21 @@ class DeadLetter(msgspec.Struct, frozen=True):
     last_failed_at_ms: int
     accepted_at_ms: int
     user_key: str
+    event_type: str
     origin: str
     line: int | None
     claim_id: int
     raw: bytes
+
+
+LONGEST_TYPE: Final = 128
+"""Characters of an event type that a dead letter is grouped by."""
+
+
+def event_type_of(raw: bytes) -> str:
+    """Return the type of an event, as far as it can be read; else nothing."""
+    found = (decode_types([raw]) or [None])[0] or ""
+    return found[:LONGEST_TYPE].encode(errors="replace").decode()
 
 
 def dead_letter(record: Record, failure: Failure, now_ms: int) -> DeadLetter:
@@ -128,6 +139,7 @@ def dead_letter(record: Record, failure: Failure, now_ms: int) -> DeadLetter:
         now_ms,
         record.accepted_at_ms,
         record.user_key,
+        event_type_of(record.raw),
         "",
         None,
         record.claim_id or record.id,
@@ -168,12 +180,6 @@ class DeadLetterPage(msgspec.Struct, frozen=True):
     more: bool
 
 
-def checksum(id_: int, kind: int, user_key: str, accepted_at_ms: int, raw: bytes) -> int:
-    """Return the CRC32 that a record is kept with: SQLite does not notice a flipped byte."""
-    head = b"%d %d %d %s" % (id_, kind, accepted_at_ms, user_key.encode())
-    return zlib.crc32(raw, zlib.crc32(head))
-
-
 def holds(crc: Any, checksum_of: Callable[..., int], *fields: Any) -> bool:
     """Return whether a checksum holds; damaged, a field may not even be of its column's type."""
     try:
@@ -191,53 +197,3 @@ def letter_checksum(id_: int, reason: str, user_key: str, accepted_at_ms: int, r
 def contact_checksum(user_key: str, contact_id: str, properties: str, written: str) -> int:
     """Return the CRC32 that a known contact is kept with."""
     return zlib.crc32("\0".join((user_key, contact_id, properties, written)).encode())
-
-
-def row_checksum(id_: int, row: Row, at_ms: int) -> int:
-    """Return the checksum of a row that gets the place ``id_``."""
-    return checksum(id_, row.kind, row.user_key, at_ms, row.raw)
-
-
-MOST_ROWS = 512
-"""Rows of one statement. More would not be any faster."""
-
-
-def insert_many(
-    db: sqlite3.Connection, insert: str, width: int, rows: Sequence[Sequence[Any]]
-) -> int:
-    """Insert rows of ``width`` values, many a statement; return how many were inserted.
-
-    ``executemany`` gives the interpreter's lock away for every row, and waits for it after every
-    row: with a busy event loop in another thread that costs more than SQLite does.
-    """
-    inserted, start = 0, 0
-    while start < len(rows):
-        count = min(MOST_ROWS, 1 << (len(rows) - start).bit_length() - 1)
-        values = list(chain.from_iterable(rows[start : start + count]))
-        hole = f"({', '.join('?' * width)})"
-        inserted += db.execute(f"{insert} VALUES {', '.join([hole] * count)}", values).rowcount
-        start += count
-    return inserted
-
-
-def check_order(after: Any, keys: Iterable[Any]) -> None:
-    """Check that keys were read in ascending order: a damaged tree can lead round in a circle.
-
-    Raises:
-        sqlite3.DatabaseError: they were not.
-    """
-    for key in keys:
-        if not key > after:
-            raise sqlite3.DatabaseError("rows are out of order: the file is damaged")
-        after = key
-
-
-def cut(rows: Iterable[Any], limit_bytes: int) -> tuple[list[Any], bool]:
-    """Return the rows up to the one that reaches a number of bytes, and whether one did."""
-    taken: list[Any] = []
-    for row in rows:
-        taken.append(row)
-        limit_bytes -= len(row[8]) if isinstance(row[8], bytes) else 0
-        if limit_bytes <= 0:
-            return taken, True
-    return taken, False

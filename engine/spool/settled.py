@@ -8,7 +8,7 @@ damaged) has a line as well.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final
@@ -19,7 +19,7 @@ from amplitude_intercom.engine import logs
 from amplitude_intercom.engine.envelope import Record
 from amplitude_intercom.engine.errors import Failure
 from amplitude_intercom.engine.reasons import DeadReason, DropReason
-from amplitude_intercom.engine.spool.rows import DeadLetter, DeadRow, Keyed
+from amplitude_intercom.engine.spool.rows import DeadLetter, DeadRow
 from amplitude_intercom.transports.amplitude import BadEvent, Head, decode_head, legible
 
 _log = structlog.get_logger(__name__)
@@ -35,41 +35,48 @@ class SettledLines:
         self._lines: list[Callable[[], None]] = []
         self._more = 0
 
-    def dead(self, record: Record, failure: Failure) -> None:
+    def dead(self, sync: str, record: Record, failure: Failure) -> None:
         """A record became a dead letter."""
-        means = failure.reason.means
-        self._keep(
-            lambda: _log.warning("dead letter", **_about(record), **_why(failure), means=means)
-        )
+        why = {**_why(failure), "means": failure.reason.means}
+        self._keep(lambda: _log.warning("dead letter", sync=sync, **_about(record), **why))
 
-    def dead_at_the_door(self, id_: int, row: DeadRow) -> None:
+    def dead_at_the_door(self, sync: str, id_: int, row: DeadRow) -> None:
         """An event became a dead letter before it was a record."""
         where = {"origin": row.origin, "line": row.line}
         user = {"user": row.user_key} if row.user_key else {}
         why = {"reason": row.reason, "message": row.message, "means": DeadReason(row.reason).means}
         self._keep(
             lambda: _log.warning(
-                "dead letter", record=id_, **{**about_raw(row.raw), **user}, **why, **where
+                "dead letter",
+                sync=sync,
+                record=id_,
+                **{**about_raw(row.raw), **user},
+                **why,
+                **where,
             )
         )
 
-    def parked(self, record: Record, failure: Failure, wake_at_ms: int) -> None:
+    def parked(self, sync: str, record: Record, failure: Failure, wake_at_ms: int) -> None:
         """A record failed, and its user waits."""
-        until = {"wake_at_ms": wake_at_ms}
-        self._keep(lambda: _log.info("user parked", **_about(record), **_why(failure), **until))
+        why = {**_why(failure), "wake_at_ms": wake_at_ms}
+        self._keep(lambda: _log.info("user parked", sync=sync, **_about(record), **why))
 
-    def dropped(self, letter: DeadLetter, reason: str) -> None:
+    def dropped(self, sync: str, letter: DeadLetter, reason: str) -> None:
         """A dead letter was discarded, or a replay found that a rule drops it."""
         if logs.debugging():
             about = {**about_raw(letter.raw), "record": letter.id, "user": letter.user_key}
-            self._keep(lambda: _log.debug("dropped", **about, reason=reason))
+            self._keep(lambda: _log.debug("dropped", sync=sync, **about, reason=reason))
 
-    def duplicates(self, brought: Sequence[Keyed], kept: Sequence[Keyed]) -> None:
-        """Of the rows that a batch brought only some were kept."""
-        known = {id(row) for row in kept}
-        for row in brought:
-            if id(row) not in known:
-                self._keep(partial(log_dropped_raw, row.raw, DropReason.DUPLICATE))
+    def duplicates(self, sync: str, records: Iterable[Record]) -> None:
+        """Records turned out to have been accepted before."""
+        if logs.debugging():
+            for record in records:
+                self._keep(partial(log_dropped, record, DropReason.DUPLICATE, sync=sync))
+
+    def duplicate_at_the_door(self, sync: str, row: DeadRow) -> None:
+        """A dead letter that was kept before came again."""
+        if logs.debugging():
+            self._keep(partial(log_dropped_raw, row.raw, DropReason.DUPLICATE, sync=sync))
 
     def _keep(self, line: Callable[[], None]) -> None:
         if len(self._lines) < MOST_LINES:
@@ -95,16 +102,16 @@ class SettledLines:
             self._lines, self._more = [], 0
 
 
-def log_dropped(record: Record, reason: str) -> None:
+def log_dropped(record: Record, reason: str, **more: str) -> None:
     """Log a record that a rule dropped."""
     if logs.debugging():
-        _log.debug("dropped", **_about(record), reason=str(reason))
+        _log.debug("dropped", **_about(record), reason=str(reason), **more)
 
 
-def log_dropped_raw(raw: bytes, reason: str) -> None:
+def log_dropped_raw(raw: bytes, reason: str, **more: str) -> None:
     """Log an event that a rule dropped before it was a record."""
     if logs.debugging():
-        _log.debug("dropped", **about_raw(raw), reason=str(reason))
+        _log.debug("dropped", **about_raw(raw), reason=str(reason), **more)
 
 
 def log_delivered(record: Record) -> None:

@@ -1,75 +1,98 @@
-"""The spool on the event loop: what waits for the disk is awaited here."""
+"""The spool on the event loop: what waits for the disk is awaited here.
+
+One spool holds all syncs of a daemon; each sync sees its own part of it (``TakerSpool``).
+"""
 
 from __future__ import annotations
 
 import asyncio
 import sqlite3
-import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+import anyio
 import msgspec
 
 from amplitude_intercom.engine.errors import SpoolError
-from amplitude_intercom.engine.settings import Delivery, SpoolSettings
+from amplitude_intercom.engine.settings import Settings, Sync
+from amplitude_intercom.engine.spool.accounts import SPOOL, WAITING, under
 from amplitude_intercom.engine.spool.appends import Appends
 from amplitude_intercom.engine.spool.claims import Claim, Given
-from amplitude_intercom.engine.spool.database import Database, Job
-from amplitude_intercom.engine.spool.feed import Feed
-from amplitude_intercom.engine.spool.reading import look
-from amplitude_intercom.engine.spool.reserve import Reserve
-from amplitude_intercom.engine.spool.rows import Append, Appended, Contact
-from amplitude_intercom.engine.spool.schema import connect, reason_of
-from amplitude_intercom.engine.spool.store import Store, under
+from amplitude_intercom.engine.spool.feed import Feed, LoadedBytes
+from amplitude_intercom.engine.spool.retention import DAY_MS, Retention, Tidying
+from amplitude_intercom.engine.spool.rows import Append, Appended, Contact, Part
+from amplitude_intercom.engine.spool.sqlite.database import Database, Job
+from amplitude_intercom.engine.spool.sqlite.files import FILE_NAME, SpoolFile, connect, reason_of
+from amplitude_intercom.engine.spool.sqlite.ground import Ground
+from amplitude_intercom.engine.spool.sqlite.reading import look
+from amplitude_intercom.engine.spool.sqlite.reserve import Reserve
+from amplitude_intercom.engine.spool.store import Limits, Store, wall_clock_ms
 from amplitude_intercom.engine.spool.writer import InlineWriter, ThreadWriter, Writer
 from amplitude_intercom.transports.reasons import RefusalReason
 
 T = TypeVar("T")
 
-
-def wall_clock_ms() -> int:
-    """Return Unix milliseconds."""
-    return time.time_ns() // 1_000_000
+TIDY_EVERY_S = 60.0
+"""Between two rounds of forgetting what is outlived."""
 
 
-def open_database(path: Path, settings: SpoolSettings, delivery: Delivery) -> Database:
+def limits_of(settings: Settings) -> Limits:
+    """Return what a store needs of the settings."""
+    claims = {
+        sync.name: (int(sync.delivery.twin_window_s * 1000), sync.delivery.same_second_shift_s)
+        for sync in settings.sync
+    }
+    window_ms = int(settings.spool.dedupe_window_s * 1000)
+    return Limits(settings.spool.max_bytes, window_ms, claims)
+
+
+def retention_of(settings: Settings) -> Retention:
+    """Return how long and how much is remembered."""
+    spool = settings.spool
+    claims_window_s = max([sync.delivery.twin_window_s for sync in settings.sync], default=0.0)
+    return Retention(
+        window_ms=int(spool.dedupe_window_s * 1000),
+        insert_ids_max_bytes=spool.dedupe_max_bytes,
+        dead_letters_max_age_ms=int(spool.dead_letters_days * DAY_MS),
+        dead_letters_max_bytes=spool.dead_letters_max_bytes,
+        max_contacts=spool.max_contacts,
+        claims_window_ms=int(claims_window_s * 1000),
+    )
+
+
+def open_database(
+    path: Path, limits: Limits, reserve_bytes: int, now_ms: Callable[[], int] = wall_clock_ms
+) -> Database:
     """Open a spool's tables, creating the file where there is none.
 
     Raises:
         SpoolError: it cannot be opened.
     """
 
-    def opener(*, recover: bool) -> Store:
+    def opener(*, recover: bool) -> tuple[Store, SpoolFile]:
         connection = connect(path)
         try:
-            return Store(
-                connection,
-                max_bytes=settings.max_bytes,
-                window_ms=int(settings.dedupe_window_s * 1000),
-                twin_window_ms=int(delivery.twin_window_s * 1000),
-                same_second_shift_s=delivery.same_second_shift_s,
-                recover=recover,
-            )
+            store = Store(connection, limits, recover=recover, now_ms=now_ms)
         except (sqlite3.Error, ValueError) as error:  # of what is damaged, anything can be read
             connection.close()
             raise SpoolError(reason_of(error), f"{path}: {error}") from error
+        return store, SpoolFile(connection)
 
-    return Database(opener, Reserve(path, settings.reserve_bytes))
+    return Database(opener, Reserve(path, reserve_bytes))
 
 
 class Spool:
-    """One sync's spool, open."""
+    """The spool of one daemon, open."""
 
     def __init__(
         self,
-        path: Path,
-        settings: SpoolSettings,
-        delivery: Delivery,
+        data_dir: Path,
+        settings: Settings,
         *,
-        max_in_flight: int,
         now_ms: Callable[[], int] = wall_clock_ms,
         inline: bool = False,
     ) -> None:
@@ -78,65 +101,85 @@ class Spool:
         Raises:
             SpoolError: it cannot be opened.
         """
-        self.path = path
+        self.path = data_dir / FILE_NAME
+        self.now_ms = now_ms
         self._inline = inline
-        self._database = open_database(path, settings, delivery)
-        self._adjusted_before = Counter(under(self._database.store.counters, "adjusted:"))
-        self._writer: Writer = (
-            InlineWriter(self._database) if inline else ThreadWriter(self._database, path.stem)
+        reserve_bytes = settings.spool.reserve_bytes
+        self._database = open_database(self.path, limits_of(settings), reserve_bytes, now_ms)
+        self.writer: Writer = (
+            InlineWriter(self._database) if inline else ThreadWriter(self._database)
         )
-        self._now_ms = now_ms
-        self._appends = Appends(self._writer, now_ms)
-        self._uncounted = Append(0, [], [], Counter())
-        self._new_feed = partial(
-            Feed,
-            self._writer,
-            read_ahead=delivery.read_ahead,
-            max_in_flight=max_in_flight,
-            attempts=delivery.retry_attempts,
-            window_s=delivery.retry_window_s,
-            now_ms=now_ms,
-        )
-        self.feed = self._new_feed()
+        self._database.watch(Ground(self.path))
+        self._appends = Appends(self.writer, now_ms)
+        self._tidying = Tidying(retention_of(settings))
+        self._uncounted: dict[str, Part] = {}
+        self.loaded_bytes = LoadedBytes()
+        self._takers: dict[str, TakerSpool] = {}
 
     async def close(self) -> None:
         """Finish what was submitted and close the file."""
-        uncounted, adjusted = self._take_uncounted(), self.feed.take_adjusted()
-        if uncounted.received or adjusted:
+        uncounted = self._take_uncounted()
+        adjusted = {spool.taker: spool.feed.take_adjusted() for spool in self._takers.values()}
+        if uncounted or any(adjusted.values()):
 
             def job(store: Store) -> None:
-                store.count_only(uncounted)
-                store.count_adjusted(adjusted)
+                for part in uncounted:
+                    store.count_only(part)
+                for taker, changes in adjusted.items():
+                    store.count_adjusted(taker, changes)
 
             await self.do(job)
-        await self._writer.close()
+        await self.writer.close()
+
+    async def of(self, sync: Sync) -> TakerSpool:
+        """Return one sync's part of the spool, which begins with this.
+
+        Raises:
+            SpoolError: the disk fails.
+        """
+        taker = await self.do(lambda store: store.taker(sync.name))
+        self._takers[sync.name] = TakerSpool(self, taker, sync)
+        return self._takers[sync.name]
+
+    # --- taking in ------------------------------------------------------------------------
 
     def append(self, batch: Append) -> asyncio.Future[Appended]:
         """Queue a batch; the future resolves when it is on disk.
 
         The future raises ``SpoolError`` when nothing of it is stored.
         """
-        if self._uncounted.received:
-            self._appends.count(self._take_uncounted())
+        if self._uncounted:
+            self._appends.count(Append(self._take_uncounted()))
         return self._appends.put(batch)
 
-    def count_only(self, batch: Append) -> None:
+    def count_only(self, parts: Iterable[Part]) -> None:
         """Count a batch of which nothing is kept; written with the next batch that is.
 
         A crash before that forgets both sides of the sum.
         """
-        kept = self._uncounted
-        self._uncounted = Append(
-            kept.received + batch.received,
-            [],
-            [],
-            kept.dropped + batch.dropped,
-            {**kept.checkpoints, **batch.checkpoints},
-        )
+        for part in parts:
+            kept = self._uncounted.get(part.taker)
+            self._uncounted[part.taker] = part if kept is None else _sum(kept, part)
 
-    def _take_uncounted(self) -> Append:
-        taken, self._uncounted = self._uncounted, Append(0, [], [], Counter())
+    def _take_uncounted(self) -> list[Part]:
+        taken, self._uncounted = list(self._uncounted.values()), {}
         return taken
+
+    def notify(self, takers: Iterable[str]) -> None:
+        """Say to deliveries that something was appended."""
+        for name in takers:
+            if name in self._takers:
+                self._takers[name].feed.notify()
+
+    async def keep_tidy(self) -> None:
+        """Forget what is outlived, for ever: a slice at a time, so that nobody waits for long."""
+        while True:
+            with suppress(SpoolError):  # ``trouble`` says so, and the next time comes
+                while await self.do(lambda store: self._tidying.slice(store, self.now_ms())):
+                    pass
+            await anyio.sleep(TIDY_EVERY_S)
+
+    # --- looking and doing ----------------------------------------------------------------
 
     async def do(self, job: Job[T]) -> T:
         """Run a job on the store; returns when what it did is durable.
@@ -144,17 +187,7 @@ class Spool:
         Raises:
             SpoolError: nothing of it was done.
         """
-        return await self._writer.submit(job)
-
-    async def begin_anew(self) -> None:
-        """Let delivery begin as after a restart: from what is on disk.
-
-        Raises:
-            SpoolError: the disk fails.
-        """
-        await self.do(Store.recover)
-        old, self.feed = self.feed, self._new_feed()
-        self.feed.succeed(old)
+        return await self.writer.submit(job)
 
     async def look(self, job: Job[T]) -> T:
         """Run a job that only reads, on a connection of its own: the writer is not held up.
@@ -167,15 +200,8 @@ class Spool:
         return await asyncio.to_thread(look, self.path, job)
 
     @property
-    def adjusted(self) -> Counter[str]:
-        """What was changed on the way to Intercom, by reason, since the spool was made."""
-        return self._adjusted_before + self.feed.adjusted
-
-    @property
     def trouble(self) -> SpoolError | None:
         """Why nothing is taken in, or nothing can be done at all; None when all is well."""
-        if self._database.trouble is None and self._database.store.full:
-            return SpoolError(RefusalReason.SPOOL_FULL, "`spool.max_bytes` is reached")
         return self._database.trouble
 
     @property
@@ -184,40 +210,39 @@ class Spool:
         return self._database.damage
 
     @property
-    def counters(self) -> Counter[str]:
-        """Return the counters, those of batches that were only counted included."""
-        total = Counter(self._database.store.counters)
-        total["received"] += self._uncounted.received
-        total.update({f"dropped:{reason}": n for reason, n in self._uncounted.dropped.items()})
+    def waiting_bytes(self) -> int:
+        """What waits of all syncs, as the spool's fullness is reckoned."""
+        return self._database.store.accounts.committed(SPOOL)[WAITING]
+
+    @staticmethod
+    def used_bytes(store: Store) -> int:
+        """Return the bytes of the file that hold something."""
+        assert isinstance(store.db, sqlite3.Connection)
+        return SpoolFile(store.db).used_bytes()
+
+    @property
+    def full(self) -> Mapping[str, str]:
+        """Which syncs take nothing in for want of free bytes, and why."""
+        return self._database.store.full
+
+    def counters(self, name: str, taker: int) -> Counter[str]:
+        """Return a sync's counters, those of batches that were only counted included."""
+        total = Counter(self._database.store.accounts.committed(taker))
+        if part := self._uncounted.get(name):
+            total["received"] += part.received
+            total.update({f"dropped:{reason}": n for reason, n in part.dropped.items()})
         return total
 
-    async def checkpoints(self) -> dict[str, str]:
-        """Return how far the sources that can be read again have come."""
-        return await self.do(lambda store: store.meta.checkpoints())
-
-    async def forget_marks(self, names: Sequence[str]) -> None:
+    async def forget_checkpoints(self, taker: int, sources: Sequence[str]) -> None:
         """Let these sources be read from their beginning again."""
         uncounted = self._take_uncounted()  # which may hold the last of their checkpoints
 
         def job(store: Store) -> None:
-            store.count_only(uncounted)
-            store.meta.forget_marks(names)
+            for part in uncounted:
+                store.count_only(part)
+            store.checkpoints.forget(taker, sources)
 
         await self.do(job)
-
-    async def event_names(self) -> dict[str, int]:
-        """Return the event names that have been sent, with the day of the last time."""
-        return await self.do(lambda store: store.meta.event_names())
-
-    async def keep_event_names(self, last_days: Mapping[str, int]) -> None:
-        """Keep these event names, and no others."""
-        kept = dict(last_days)
-        await self.feed.persist(lambda store: store.meta.keep_event_names(kept))
-
-    async def claim_seconds(self, claims: Sequence[Claim]) -> list[Given]:
-        """Give each event its second, its own or the next that no other has; for good."""
-        now_ms = self._now_ms()
-        return await self.feed.persist(lambda store: store.seconds.claim(claims, now_ms))
 
     async def compact(self) -> None:
         """Give all that the file does not need back to the disk, bit by bit.
@@ -225,14 +250,107 @@ class Spool:
         Raises:
             SpoolError: the disk fails.
         """
-        while await self.do(lambda store: store.give_back()):
+        while await self.do(lambda _: self._database.file.give_back()):
             pass
+
+    async def size_bytes(self) -> int:
+        """Return the size of the file."""
+        return await self.do(lambda _: self._database.file.size_bytes())
+
+
+def _sum(one: Part, other: Part) -> Part:
+    """Return two parts of which nothing is kept as one."""
+    return Part(
+        one.taker,
+        one.received + other.received,
+        [],
+        [],
+        one.dropped + other.dropped,
+        {**one.checkpoints, **other.checkpoints},
+    )
+
+
+class TakerSpool:
+    """One sync's part of the spool: its records on their way, its contacts, its counters."""
+
+    def __init__(self, spool: Spool, taker: int, sync: Sync) -> None:
+        self.spool = spool
+        self.taker = taker
+        self.name = sync.name
+        self._now_ms = spool.now_ms
+        self._adjusted_before = Counter(under(self._committed(), "adjusted:"))
+        self._new_feed = partial(
+            Feed,
+            spool.writer,
+            taker,
+            read_ahead=sync.delivery.read_ahead,
+            max_in_flight=sync.intercom.max_in_flight,
+            attempts=sync.delivery.retry_attempts,
+            window_s=sync.delivery.retry_window_s,
+            now_ms=spool.now_ms,
+            loaded_bytes=spool.loaded_bytes,
+        )
+        self.feed = self._new_feed()
+
+    def _committed(self) -> Counter[str]:
+        return self.spool.counters(self.name, self.taker)
+
+    @property
+    def counters(self) -> Counter[str]:
+        """The sync's counters, those of batches that were only counted included."""
+        return self._committed()
+
+    @property
+    def adjusted(self) -> Counter[str]:
+        """What was changed on the way to Intercom, by reason, since the spool was made."""
+        return self._adjusted_before + self.feed.adjusted
+
+    @property
+    def trouble(self) -> SpoolError | None:
+        """Why nothing is taken in for this sync; None when all is well."""
+        why = self.spool.full.get(self.name)
+        if self.spool.trouble is None and why is not None:
+            return SpoolError(RefusalReason.SPOOL_FULL, why)
+        return self.spool.trouble
+
+    async def begin_anew(self) -> None:
+        """Let delivery begin as after a restart: from what is on disk.
+
+        Raises:
+            SpoolError: the disk fails.
+        """
+        await self.spool.do(lambda store: store.recover_taker(self.taker))
+        old, self.feed = self.feed, self._new_feed()
+        self.feed.succeed(old)
+
+    async def checkpoints(self) -> dict[str, str]:
+        """Return how far the sources that can be read again have come."""
+        return await self.spool.do(lambda store: store.checkpoints.of(self.taker))
+
+    async def forget_checkpoints(self, sources: Sequence[str]) -> None:
+        """Let these sources be read from their beginning again."""
+        await self.spool.forget_checkpoints(self.taker, sources)
+
+    async def event_names(self) -> dict[str, int]:
+        """Return the event names that have been sent, with the day of the last time."""
+        return await self.spool.do(lambda store: store.event_names.of(self.taker))
+
+    async def keep_event_names(self, last_days: Mapping[str, int]) -> None:
+        """Keep these event names, and no others."""
+        kept = dict(last_days)
+        await self.feed.persist(lambda store: store.event_names.keep(self.taker, kept))
+
+    async def claim_seconds(self, claims: Sequence[Claim]) -> list[Given]:
+        """Give each event its second, its own or the next that no other has; for good."""
+        now_ms = self._now_ms()
+        return await self.feed.persist(lambda store: store.claims(self.name).claim(claims, now_ms))
 
     # --- the directory of known contacts --------------------------------------------------
 
     async def contact(self, user: str) -> Contact | None:
         """Return what is known of a user's contact."""
-        return await self.feed.persist(lambda store: store.contacts.get(user))
+        now_ms = self._now_ms()
+        return await self.feed.persist(lambda store: store.contacts.use(self.taker, user, now_ms))
 
     async def lose_contact(self, user: str) -> None:
         """Keep what is known of a user, but not which contact it is: that one is gone."""
@@ -243,5 +361,5 @@ class Spool:
     async def remember(self, user: str, contact: Contact) -> None:
         """Keep what is known of a user's contact."""
         await self.feed.persist(
-            lambda store: store.contacts.remember(user, contact, self._now_ms())
+            lambda store: store.contacts.remember(self.taker, user, contact, self._now_ms())
         )

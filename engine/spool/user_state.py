@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
 
 import msgspec
 
-from amplitude_intercom.transports.amplitude import decode_types
+from amplitude_intercom.engine.spool.batches import SLOTS, entries_of
+from amplitude_intercom.engine.spool.rows import event_type_of
+from amplitude_intercom.engine.spool.store import Store
 
-MOST_ROWS_READ = 500_000
-"""Rows of a table that are looked through, as users are not indexed: it has to end in seconds."""
+MOST_BATCHES_READ = 1_000
+"""Batches that are looked through for events of a user: it has to end in seconds."""
 
 MOST_TYPES_READ = 1_000
 """Records whose event type is read."""
@@ -64,20 +67,26 @@ class UserState(msgspec.Struct, frozen=True):
     complete: bool = True
 
 
-def state_of_user(db: sqlite3.Connection, user: str) -> UserState:
-    """Return what is known of a user, by its key."""
-    waiting, all_records = _waiting(db, user)
-    letters, all_letters = _look_through(
-        db, "SELECT id, reason, user_key FROM dead_letters ORDER BY id DESC", user
-    )
+def state_of_user(store: Store, taker: int, user: str) -> UserState:
+    """Return what is known of a taker's user, by its key; reads a bounded part of the tables."""
+    waiting, complete = _waiting(store, taker, user)
+    reasons = store.db.execute(
+        "SELECT reason, count(*) FROM dead_letters WHERE taker = ? AND user_key = ?"
+        " GROUP BY reason ORDER BY 2 DESC",
+        (taker, user),
+    ).fetchall()
+    ids = store.db.execute(
+        "SELECT id FROM dead_letters WHERE taker = ? AND user_key = ? ORDER BY id DESC LIMIT ?",
+        (taker, user, MOST_IDS),
+    ).fetchall()
     return UserState(
         user,
         waiting,
-        _parked(db, user),
-        _contact(db, user),
-        dict(Counter(reason for _, reason in letters).most_common()),
-        [id_ for id_, _ in letters[:MOST_IDS]],
-        complete=all_records and all_letters,
+        _parked(store, taker, user),
+        _contact(store, taker, user),
+        dict(reasons),
+        [id_ for (id_,) in ids],
+        complete=complete,
     )
 
 
@@ -86,72 +95,91 @@ def nothing_of(user: str) -> UserState:
     return UserState(user, Waiting(), None, None, {}, [])
 
 
-def _look_through(
-    db: sqlite3.Connection, rows: str, user: str
-) -> tuple[list[tuple[int, str]], bool]:
-    """Return the first two columns of this user's rows, and whether all rows were looked at."""
-    found = db.execute(
-        f"SELECT * FROM ({rows} LIMIT ?) WHERE user_key = ?",  # noqa: S608 - constants
-        (MOST_ROWS_READ, user),
+_Found = tuple[int, int, bytes]
+"""A record's id, when it was accepted, and the event."""
+
+
+def _waiting(store: Store, taker: int, user: str) -> tuple[Waiting, bool]:
+    batches = store.db.execute(
+        "SELECT id FROM inbox WHERE taker = ? ORDER BY id LIMIT ?", (taker, MOST_BATCHES_READ + 1)
     ).fetchall()
-    table = "dead_letters" if "dead_letters" in rows else "records"
-    beyond = db.execute(
-        f"SELECT TRUE FROM {table} LIMIT 1 OFFSET ?",  # noqa: S608 - constants
-        (MOST_ROWS_READ,),
-    ).fetchone()
-    return [(id_, value) for id_, value, _ in found], beyond is None
-
-
-def _waiting(db: sqlite3.Connection, user: str) -> tuple[Waiting, bool]:
-    queued, complete = _look_through(
-        db, "SELECT id, accepted_at_ms, user_key FROM records WHERE set_aside = 0 ORDER BY id", user
+    looked_at = [id_ for (id_,) in batches[:MOST_BATCHES_READ]]
+    found = sorted(
+        [
+            *_unpacked(store, taker, user, looked_at),
+            *(row for id_ in looked_at for row in _packed(store, taker, user, id_)),
+        ]
     )
-    aside = db.execute(
-        "SELECT id FROM records WHERE set_aside = 1 AND user_key = ? ORDER BY id", (user,)
-    ).fetchall()
-    ids = sorted([id_ for id_, _ in queued] + [id_ for (id_,) in aside])
-    if not ids:
-        return Waiting(), complete
-    (first_ms,) = db.execute(
-        "SELECT accepted_at_ms FROM records WHERE id = ?", (ids[0],)
+    if not found:
+        return Waiting(), len(batches) <= MOST_BATCHES_READ
+    types = Counter(event_type_of(raw) or "not readable" for *_, raw in found[:MOST_TYPES_READ])
+    read = sum(types.values())
+    waiting = Waiting(
+        len(found),
+        found[0][0],
+        found[0][1],
+        dict(types.most_common()),
+        _second(store, taker, user),
+        read,
+    )
+    return waiting, len(batches) <= MOST_BATCHES_READ and read == len(found)
+
+
+def _unpacked(store: Store, taker: int, user: str, batches: list[int]) -> Iterator[_Found]:
+    """Yield a user's records: those aside by their index, the others by their batches."""
+    raw = "CASE WHEN r.raw IS NULL THEN substr(b.events, r.start + 1, r.length) ELSE r.raw END"
+    query = (
+        f"SELECT r.id, r.accepted_at_ms, {raw} FROM records r LEFT JOIN inbox b"
+        f" ON b.id = r.id / {SLOTS} WHERE r.taker = ? AND r.user_key = ? AND r.set_aside = "
+    )
+    rows = [*store.db.execute(f"{query} 1", (taker, user))]
+    for batch in batches:
+        bounds = (batch * SLOTS, (batch + 1) * SLOTS)
+        rows += store.db.execute(f"{query} 0 AND r.id >= ? AND r.id < ?", (taker, user, *bounds))
+    for id_, at_ms, event in rows:
+        yield id_, at_ms, event if isinstance(event, bytes) else b""
+
+
+def _packed(store: Store, taker: int, user: str, batch: int) -> Iterator[_Found]:
+    """Yield a user's events in a batch that is packed; nothing of one that is damaged."""
+    if batch <= store.takers.unpacked_to(taker):
+        return
+    row = store.db.execute(
+        "SELECT accepted_at_ms, entries, events FROM inbox WHERE id = ?", (batch,)
     ).fetchone()
-    raws = [_raw(db, id_) for id_ in ids[:MOST_TYPES_READ]]
-    types = Counter(_type(raw) for raw in raws)
-    second_ms = _second(db, user)
-    counts = dict(types.most_common())
-    found = Waiting(len(ids), ids[0], first_ms, counts, second_ms, len(raws))
-    return found, complete and len(raws) == len(ids)
+    try:
+        at_ms, text, events = row
+        start = 0
+        for slot, entry in enumerate(islice(entries_of(text.encode()), SLOTS)):
+            if entry.user_key == user:
+                yield batch * SLOTS + slot, at_ms, events[start : start + entry.length]
+            start += entry.length + 1
+    except (AttributeError, TypeError, ValueError):
+        return
 
 
-def _second(db: sqlite3.Connection, user: str) -> int | None:
-    row = db.execute(
-        "SELECT wake_at_ms FROM users_aside WHERE user_key = ? AND reason = '' AND wake_at_ms > 0",
-        (user,),
+def _second(store: Store, taker: int, user: str) -> int | None:
+    row = store.db.execute(
+        "SELECT wake_at_ms FROM users WHERE taker = ? AND user_key = ? AND reason = ''"
+        " AND wake_at_ms > 0",
+        (taker, user),
     ).fetchone()
     return row[0] if row else None
 
 
-def _raw(db: sqlite3.Connection, id_: int) -> bytes:
-    (raw,) = db.execute("SELECT raw FROM records WHERE id = ?", (id_,)).fetchone()
-    return raw if isinstance(raw, bytes) else b""
-
-
-def _type(raw: bytes) -> str:
-    return (decode_types([raw]) or [None])[0] or "not readable"
-
-
-def _parked(db: sqlite3.Connection, user: str) -> Parked | None:
-    row = db.execute(
-        "SELECT reason, failures, since_ms, wake_at_ms FROM users_aside"
-        " WHERE user_key = ? AND reason <> ''",
-        (user,),
+def _parked(store: Store, taker: int, user: str) -> Parked | None:
+    row = store.db.execute(
+        "SELECT reason, failures, since_ms, wake_at_ms FROM users"
+        " WHERE taker = ? AND user_key = ? AND reason <> ''",
+        (taker, user),
     ).fetchone()
     return Parked(*row) if row else None
 
 
-def _contact(db: sqlite3.Connection, user: str) -> KnownContact | None:
-    row = db.execute(
-        "SELECT contact_id, written, at_ms FROM contacts WHERE user_key = ?", (user,)
+def _contact(store: Store, taker: int, user: str) -> KnownContact | None:
+    row = store.db.execute(
+        "SELECT contact_id, written, at_ms FROM contacts WHERE taker = ? AND user_key = ?",
+        (taker, user),
     ).fetchone()
     if row is None:
         return None

@@ -13,9 +13,16 @@ from typing import Any, Protocol, TypeVar
 
 import structlog
 
-from amplitude_intercom.engine.spool.database import HEAL_EVERY_S, Database, Job
+from amplitude_intercom.engine.errors import SpoolError
+from amplitude_intercom.engine.spool.sqlite.database import HEAL_EVERY_S, Database, Job
+from amplitude_intercom.transports.reasons import RefusalReason
+
+CLOSED = "the spool is closed"
 
 _log = structlog.get_logger(__name__)
+
+LOOK_EVERY_S = HEAL_EVERY_S
+"""Between looks at a database of which nothing is asked: whether it is still there, or again."""
 
 MAX_JOBS = 512
 """Jobs that share one commit at most; more would only make the first of them wait."""
@@ -53,38 +60,44 @@ class InlineWriter:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._closed = False
 
     def submit(self, job: Job[T]) -> asyncio.Future[T]:
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        _resolve(future, self._database.run([job])[0])
+        closed = SpoolError(RefusalReason.DRAINING, CLOSED) if self._closed else None
+        _resolve(future, closed or self._database.run([job])[0])
         return future
 
     async def close(self) -> None:
+        self._closed = True
         self._database.close()
 
 
 class ThreadWriter:
     """Runs jobs in one thread, off the event loop."""
 
-    def __init__(self, database: Database, name: str) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
         self._loop = asyncio.get_running_loop()
         self._jobs: queue.SimpleQueue[Queued | None] = queue.SimpleQueue()
-        self._name = name
-        self._thread = threading.Thread(target=self._work, name=f"spool-{name}", daemon=True)
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name="spool", daemon=True)
         self._thread.start()
 
     def submit(self, job: Job[T]) -> asyncio.Future[T]:
         future: asyncio.Future[T] = self._loop.create_future()
-        self._jobs.put((job, future))
+        if self._closed:
+            _resolve(future, SpoolError(RefusalReason.DRAINING, CLOSED))
+        else:
+            self._jobs.put((job, future))
         return future
 
     async def close(self) -> None:
+        self._closed = True
         self._jobs.put(None)
         await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
 
     def _work(self) -> None:
-        structlog.contextvars.bind_contextvars(sync=self._name)
         while self._work_on_next():
             pass
         self._database.close()
@@ -116,12 +129,12 @@ class ThreadWriter:
         """Wait for a job, then take along what else is there.
 
         Raises:
-            queue.Empty: none came while the database is in trouble, so that it should be looked at.
+            queue.Empty: none came for a while, so that the database should be looked at.
         """
         while self._jobs.empty() and self._database.tidy():
             pass
         group: list[Queued] = []
-        item = self._jobs.get(timeout=HEAL_EVERY_S if self._database.trouble else None)
+        item = self._jobs.get(timeout=LOOK_EVERY_S)
         while item is not None:
             group.append(item)
             if len(group) == MAX_JOBS or self._jobs.empty():

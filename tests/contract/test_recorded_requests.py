@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from amplitude_intercom.engine.spool.store import Store
 from support import reference
 from support.serving import serving, speak
 
@@ -37,10 +39,29 @@ async def test_what_clients_send_is_taken_whole_and_a_second_time_known_again(
             else:
                 said = json.loads(body)
                 assert (said["code"], said["events_ingested"]) == (200, events)
+        # Duplicates are found where delivery unpacks what was taken in.
+        taker = engine.pipelines["a"].spool.taker
+        await engine.spool.do(partial(unpacked, taker=taker))
         [status] = (await engine.status()).syncs
     kept = events - sum(dropped.values())
     assert (status.received, status.pending) == (2 * events, kept)
     assert status.dropped == {k: 2 * n for k, n in dropped.items()} | {"duplicate": kept}
+
+
+def unpacked(store: Store, taker: int) -> None:
+    """Unpack all that a sync was brought, as its deliveries would."""
+    last_id, more = 0, True
+    while more:
+        loaded = store.queue(taker).load(
+            last_id,
+            limit=999,
+            limit_bytes=1 << 20,
+            per_user=999,
+            crowded=(),
+            halted=(),
+            now_ms=0,
+        )
+        last_id, more = loaded.last_id, loaded.more
 
 
 def _bytes_of(recorded: dict[str, object], path: str) -> bytes:

@@ -6,11 +6,14 @@ import json
 import os
 import signal
 import socket
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import aiohttp
 import pytest
 
+from amplitude_intercom.engine.spool.sqlite.files import FORMER_APPLICATION_ID
 from amplitude_intercom.transports.sandbox import Sandbox, serve
 from support import process
 
@@ -80,6 +83,23 @@ async def test_a_second_instance_on_the_same_data_is_refused_by_name(tmp_path: P
         code, _, err = await process.run("run", "-c", str(config))
     assert code == 4
     assert f"in use by process {daemon.process.pid}" in err
+
+
+@pytest.mark.parametrize("command", [("run",), ("forward",), ("spool", "compact")])
+async def test_a_former_spool_is_refused_by_name_and_left_alone(
+    tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    config = process.settings(tmp_path, NOWHERE)
+    former = tmp_path / "data" / "e2e.db"
+    former.parent.mkdir(mode=0o700)
+    with closing(sqlite3.connect(former)) as db:
+        db.execute(f"PRAGMA application_id = {FORMER_APPLICATION_ID}")
+        db.execute("CREATE TABLE records (id)")
+    before = former.read_bytes()
+    code, _, err = await process.run(*command, "-c", str(config))
+    assert (code, "holds spools of 0.1.0 (e2e.db)" in err, "Traceback" in err) == (2, True, False)
+    assert former.read_bytes() == before
+    assert not (tmp_path / "data" / "spool.db").exists()
 
 
 async def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:

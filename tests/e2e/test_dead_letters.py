@@ -36,13 +36,21 @@ async def bury(config: Path, events: Sequence[dict[str, Any]]) -> None:
         await daemon.settled()
 
 
+async def ids_of(config: Path) -> list[str]:
+    """Return the ids of all that is listed."""
+    _, out, _ = await letters("list", config, "--json")
+    return [str(letter["id"]) for letter in json.loads(out)]
+
+
 async def test_what_is_left_out_of_a_list_is_said(tmp_path: Path) -> None:
     config = process.settings(tmp_path, NOWHERE)
     await bury(config, [process.event("late-user", n, time=1_000) for n in range(7)])
+    ids = [int(id_) for id_ in await ids_of(config)]
+    said = f"3 of 7 shown; --after {ids[2]} shows more\n"
     code, out, err = await letters("list", config, "--limit", "3")
-    assert (code, len(out.splitlines()), err) == (0, 4, "3 of 7 shown; --after 3 shows more\n")
-    code, out, err = await letters("list", config, "--after", "3", "--json")
-    assert (code, [letter["id"] for letter in json.loads(out)], err) == (0, [4, 5, 6, 7], "")
+    assert (code, len(out.splitlines()), err) == (0, 4, said)
+    code, out, err = await letters("list", config, "--after", str(ids[2]), "--json")
+    assert (code, [letter["id"] for letter in json.loads(out)], err) == (0, ids[3:], "")
     code, out, err = await letters("list", config, "--limit", "2", "--user", "late-user", "--json")
     assert (code, len(json.loads(out)), "2 of 7 shown" in err) == (0, 2, True)
 
@@ -52,7 +60,10 @@ async def test_text_from_outside_is_text(tmp_path: Path) -> None:
     async with serve(Sandbox()) as url:
         config = process.settings(tmp_path, url, events=unknown)
         await bury(config, [process.event(user, 1) for user in NASTY])
-    for action, *more in (("list",), ("show", "1"), ("show", "2"), ("replay", "--dry-run")):
+    ids = await ids_of(config)
+    assert len(ids) == len(NASTY)
+    shown = [("show", id_) for id_ in ids]
+    for action, *more in (("list",), *shown, ("replay", "--dry-run")):
         code, out, err = await letters(action, config, *more)
         assert (code, err) == (0, ""), action
         assert all(line.isprintable() for line in out.splitlines()), action
@@ -103,14 +114,15 @@ async def test_what_cannot_be_meant_is_refused_by_name(tmp_path: Path) -> None:
 async def test_for_people_and_for_programs_the_same_is_said(tmp_path: Path) -> None:
     config = process.settings(tmp_path, NOWHERE)
     await bury(config, [process.event("late-user", n, time=1_000) for n in range(3)])
-    _, out, _ = await letters("show", config, "1", "--json")
+    first, second, third = await ids_of(config)
+    _, out, _ = await letters("show", config, first, "--json")
     assert json.loads(out)["reason"] == "too_old"
-    _, out, _ = await letters("show", config, "1")
+    _, out, _ = await letters("show", config, first)
     assert "too_old" in out
     assert out.splitlines()[-1].startswith('{"')
-    assert (await letters("replay", config, "1"))[:2] == (0, "1 replayed\n")
-    assert (await letters("discard", config, "2"))[:2] == (0, "1 dead letter discarded\n")
-    _, out, _ = await letters("discard", config, "3", "--json")
+    assert (await letters("replay", config, first))[:2] == (0, "1 replayed\n")
+    assert (await letters("discard", config, second))[:2] == (0, "1 dead letter discarded\n")
+    _, out, _ = await letters("discard", config, third, "--json")
     assert json.loads(out) == {"discarded": 1}
 
 
@@ -176,7 +188,8 @@ async def test_an_id_that_is_not_there_is_no_success(tmp_path: Path, action: str
     if action == "replay":
         code, _, err = await letters(action, config, "999", "--dry-run")
         assert (code, "no such dead letter: 1 of 1 id (999)" in err) == (1, True)
-    code, out, err = await letters(action, config, "1", "999", "999", "--json")
+    first, *_ = await ids_of(config)
+    code, out, err = await letters(action, config, first, "999", "999", "--json")
     assert (code, list(json.loads(out).values())) == (1, [1])
     assert "no such dead letter: 1 of 2 ids (999)" in err
     code, _, err = await letters(action, config, "--reason", "refused")
@@ -236,5 +249,6 @@ async def test_a_dry_run_says_of_what_only_the_beginning_is_kept(tmp_path: Path)
     config = process.settings(tmp_path, NOWHERE, top=top)
     line = json.dumps(process.event("mira-okafor", 1, padding="x" * 100_000)).encode()
     await process.run("forward", "-c", str(config), stdin=line)
+    [id_] = await ids_of(config)
     code, out, _ = await letters("replay", config, "--dry-run")
-    assert (code, out) == (0, "1 reject: too_large only its beginning is kept\n")
+    assert (code, out) == (0, f"{id_} reject: too_large only its beginning is kept\n")

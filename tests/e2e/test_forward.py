@@ -110,7 +110,7 @@ async def test_a_silent_pipe_does_not_hold_up_a_signal(
     assert running.stdin is not None
     assert running.stderr is not None
     running.stdin.write(b"not json\n")
-    while not (tmp_path / "data" / "e2e.db").exists():
+    while not (tmp_path / "data" / "spool.db").exists():
         await asyncio.sleep(0)
     running.send_signal(how)
     async with asyncio.timeout(20):

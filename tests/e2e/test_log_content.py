@@ -46,5 +46,5 @@ async def test_every_settling_is_in_the_log_by_sync_and_user_at_its_level(tmp_pa
     viewed = {**mira, "event_type": "Page Viewed"}
     assert found(log, "dropped", level="debug", reason="not_selected", **viewed)
     assert found(log, "user parked", level="info", reason="user_not_found", **nobody)
-    assert found(log, "batch taken in", level="debug", sync="e2e", kept=1)
+    assert found(log, "batch taken in", level="debug", syncs=["e2e"], kept=1)
     assert found(log, "call made", level="debug", call="POST /events", outcome=202)

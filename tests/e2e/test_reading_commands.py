@@ -22,7 +22,7 @@ READING = (
     ("status", "--json"),
     ("users", "show", "mira-okafor"),
     ("dead-letters", "list"),
-    ("dead-letters", "show", "1"),
+    ("dead-letters", "show", "513"),
     ("dead-letters", "replay", "--dry-run"),
     ("spool", "status"),
     ("spool", "verify"),
@@ -54,9 +54,12 @@ async def read_everything(config: Path) -> dict[tuple[str, ...], tuple[int, str,
 async def test_before_the_first_start_nothing_is_made_and_there_is_nothing(tmp_path: Path) -> None:
     said = await read_everything(process.settings(tmp_path, NOWHERE))
     code, out, _ = said["status", "--json"]
-    [sync] = json.loads(out)["syncs"]
-    assert (code, sync["received"], sync["pending"], sync["spool_exists"]) == (0, 0, 0, False)
-    assert "nothing was accepted yet" in said["status",][1]
+    status = json.loads(out)
+    [sync] = status["syncs"]
+    assert (code, sync["received"], sync["pending"], sync["waiting_bytes"]) == (0, 0, 0, 0)
+    nothing = {"disk_bytes": 0, "used_bytes": 0, "waiting_bytes": 0, "trouble": "", "left": {}}
+    assert status["spool"] == nothing
+    assert "there is no spool yet" in said["status",][1]
     assert said["users", "show", "mira-okafor"][0] == 1
     code, out, _ = said["spool", "status"]
     assert (code, "the first start makes it" in out) == (0, True)
@@ -89,6 +92,7 @@ async def test_after_a_stop_or_a_kill_files_and_folder_stay_as_they_are(
     assert sync["last_delivery_s"] is not None
     assert "plan" in said["users", "show", "mira-okafor"][1]
     assert "too_old" in said["dead-letters", "list"][1]
+    assert "too_old" in said["dead-letters", "show", "513"][1]
 
 
 async def test_other_settings_leave_what_is_known_of_contacts(tmp_path: Path) -> None:
@@ -109,8 +113,10 @@ async def test_beside_a_daemon_that_cannot_be_asked_the_files_are_read(tmp_path:
         identify = process.event("mira-okafor", 2, "$identify")
         await process.upload(f"{daemon.http}/2/httpapi", [identify])
         said = await read_everything(config)
-    [sync] = json.loads(said["status", "--json"][1])["syncs"]
+    status = json.loads(said["status", "--json"][1])
+    [sync] = status["syncs"]
     assert (sync["received"], sync["pending"]) == (2, 1)
+    assert status["spool"]["waiting_bytes"] == sync["waiting_bytes"] > 0
     assert said["users", "show", "mira-okafor"][0] == 0
 
 

@@ -37,7 +37,7 @@ async def test_with_a_token_nothing_is_told_or_done_without_it(
             for path in PATHS:
                 async with session.get(base + path, headers=header) as answer:
                     assert answer.status == 401
-            for path in ("/api/e2e/dead-letters/discard", "/api/e2e/spool/compact"):
+            for path in ("/api/e2e/dead-letters/discard", "/api/spool/compact"):
                 async with session.post(base + path, json={}, headers=header) as answer:
                     assert answer.status == 401
         right = {"Authorization": "Bearer admin-secret"}
@@ -77,8 +77,8 @@ async def test_what_is_written_is_its_owners_alone(
         async with process.daemon(config) as daemon:
             await process.upload(f"{daemon.http}/2/httpapi", [process.event("mira-okafor", 1)])
             files = sorted((tmp_path / "data").iterdir())
-            names = [file.name for file in files]
-            assert names == ["e2e.db", "e2e.db-reserve", "e2e.db-shm", "e2e.db-wal", "lock"]
+            spool = [f"spool.db{end}" for end in ("", "-reserve", "-shm", "-wal")]
+            assert [file.name for file in files] == ["lock", *spool]
             for file in files:
                 assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
             assert stat.S_IMODE((tmp_path / "data").stat().st_mode) == 0o700

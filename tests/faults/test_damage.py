@@ -13,15 +13,22 @@ from pathlib import Path
 
 import pytest
 
-from amplitude_intercom.engine.envelope import Kind, Record
+from amplitude_intercom.engine.app import Engine
+from amplitude_intercom.engine.config import load
+from amplitude_intercom.engine.envelope import Record
 from amplitude_intercom.engine.errors import Failure, SpoolError
 from amplitude_intercom.engine.reasons import DeadReason
-from amplitude_intercom.engine.spool.examine import Damage, findings
-from amplitude_intercom.engine.spool.rows import Append, Contact, DeadLetterQuery, DeadRow, Row
-from amplitude_intercom.engine.spool.schema import PAGE_BYTES, connect
-from amplitude_intercom.engine.spool.store import Store
+from amplitude_intercom.engine.spool.batches import SLOTS, Kept
+from amplitude_intercom.engine.spool.connection import Damaged
+from amplitude_intercom.engine.spool.rows import Append, Contact, DeadLetterQuery, DeadRow
+from amplitude_intercom.engine.spool.sqlite.examine import Damage, findings
+from amplitude_intercom.engine.spool.sqlite.files import PAGE_BYTES
 from amplitude_intercom.transports.sandbox import Sandbox, serve
 from support import process
+from support.spools import OneSync, kept, opened, part_of
+
+UNREADABLE = (SpoolError, sqlite3.Error, UnicodeDecodeError, Damaged)
+"""How the store says that it cannot read on; the daemon names it."""
 
 FRAME_BYTES = 24 + PAGE_BYTES
 """A frame of the write-ahead log: its header and a page (sqlite.org/fileformat2.html)."""
@@ -35,37 +42,17 @@ def folder() -> Iterator[Path]:
         yield Path(path)
 
 
-def opened(path: Path) -> Store:
-    return Store(connect(path), max_bytes=1 << 30, window_ms=1_000)
-
-
-def commit(store: Store, *rows: Row, dead: list[DeadRow] | None = None) -> None:
-    store.begin()
-    store.append([Append(len(rows) + len(dead or []), list(rows), dead or [], Counter())], 1)
-    store.commit()
-
-
-def row(n: int) -> Row:
+def row(n: int) -> Kept:
     raw = json.dumps({"user_id": f"user-{n % 7}", "event_type": "Purchase", "n": n, "x": "y" * 400})
-    return Row(Kind.EVENT, f"user-{n % 7}", raw.encode(), b"key %d" % n)
+    return kept(f"user-{n % 7}", raw.encode(), key=b"key %d" % n)
 
 
-def read_all(store: Store) -> list[Record]:
+def read_all(sync: OneSync) -> list[Record]:
     """Load the whole queue."""
     records: list[Record] = []
     last_id = 0
     while True:
-        store.begin()
-        found = store.load(
-            last_id,
-            limit=64,
-            limit_bytes=1 << 20,
-            per_user=1_000,
-            crowded=(),
-            halted=(),
-            now_ms=2,
-        )
-        store.commit()
+        found = sync.load(last_id, now_ms=2, limit=64, per_user=1_000)
         records += found.records
         last_id = found.last_id
         if not found.more:
@@ -75,9 +62,9 @@ def read_all(store: Store) -> list[Record]:
 def _tear(folder: Path, step: int) -> int:
     """Cut the log at every ``step``-th byte of its last frame; return how often."""
     whole = folder / "whole.db"
-    store = opened(whole)
+    sync = OneSync(opened(whole))
     for n in range(8):
-        commit(store, row(n))
+        sync.append(row(n))
     torn = folder / "torn.db"
     log = Path(f"{whole}-wal").read_bytes()
     assert len(log) % FRAME_BYTES == 32
@@ -85,11 +72,11 @@ def _tear(folder: Path, step: int) -> int:
     for length in cuts:
         shutil.copy(whole, torn)
         Path(f"{torn}-wal").write_bytes(log[:length])
-        left = opened(torn)
+        left = OneSync(opened(torn))
         raws = [record.raw for record in read_all(left)]
         assert raws == [row(n).raw for n in range(8 if length == len(log) else 7)]
-        left.close()
-    store.close()
+        left.store.close()
+    sync.store.close()
     return len(cuts)
 
 
@@ -107,22 +94,33 @@ def test_a_log_torn_at_every_byte_keeps_all_earlier_batches(
     measured(f"log cut at {_tear(folder, 1)} bytes of its last frame: all earlier batches intact")
 
 
+A_BATCH = 50
+
+
 def _filled(path: Path) -> dict[int, tuple[str, bytes]]:
-    """Write a spool with some of everything; return what waits, by id."""
-    store = opened(path)
-    for start in range(0, 300, 50):
-        commit(store, *(row(n) for n in range(start, start + 50)))
-    commit(store, dead=[DeadRow("invalid_json", "no", b"{" * 300, None, "f", n) for n in range(20)])
+    """Write a spool with some of everything; return what waits, by id.
+
+    Half of the batches are unpacked, and the first of their records is a dead letter.
+    """
+    sync = OneSync(opened(path))
+    waiting: dict[int, tuple[str, bytes]] = {}
+    for batch in range(1, 7):
+        rows = [row(n) for n in range((batch - 1) * A_BATCH, batch * A_BATCH)]
+        sync.append(*rows)
+        waiting |= {batch * SLOTS + slot: (e.user_key, e.raw) for slot, e in enumerate(rows)}
+    first, *_ = sync.load(limit=3 * A_BATCH, per_user=1_000).records
+    store = sync.store
     store.begin()
+    dead = [DeadRow("invalid_json", "no", b"{" * 300, None, "f", n) for n in range(20)]
+    store.append([Append([part_of(dead=dead)])], 1)
     for n in range(40):
         known = Contact(f"id-{n}", {"plan": "pro" * 20}, {"custom_attributes": {"plan": "pro"}})
-        store.contacts.remember(f"known-{n}", known, 1)
-    store.bury(Record(1, Kind.EVENT, "user-0", 1, row(0).raw), Failure(DeadReason.REFUSED, 400), 2)
+        store.contacts.remember(sync.taker, f"known-{n}", known, 1)
+    sync.queue.bury(first, Failure(DeadReason.REFUSED, 400), 2)
     store.commit()
-    records = {record.id: (record.user_key, record.raw) for record in read_all(store)}
     store.close()
-    assert len(records) == 299
-    return records
+    del waiting[first.id]
+    return waiting
 
 
 def _outcome(path: Path, expected: dict[int, tuple[str, bytes]]) -> str:
@@ -132,18 +130,20 @@ def _outcome(path: Path, expected: dict[int, tuple[str, bytes]]) -> str:
     except SpoolError as error:
         named = [Damage("file", "", str(error))]
     try:
-        store = opened(path)
-    except (SpoolError, sqlite3.Error, UnicodeDecodeError):
+        sync = OneSync(opened(path))
+    except UNREADABLE:
         return "refused, and named"
+    letters = sync.store.letters
     try:
-        records = read_all(store)
-        corrupt = {letter.id for letter in store.letters.find(DeadLetterQuery(reason="corrupt"))}
-        store.letters.find(DeadLetterQuery())
-    except (SpoolError, sqlite3.Error, UnicodeDecodeError):
+        records = read_all(sync)
+        found = letters.find(sync.taker, DeadLetterQuery(reason="corrupt"))
+        letters.find(sync.taker, DeadLetterQuery())
+    except UNREADABLE:
         assert named
         return "partly unreadable, and named"
     finally:
-        store.close()
+        sync.store.close()
+    corrupt = {letter.id for letter in found}
     for record in records:
         assert expected[record.id] == (record.user_key, record.raw), "delivered what was never sent"
     missing = expected.keys() - {record.id for record in records}
@@ -186,22 +186,28 @@ def test_ten_thousand_flipped_bits_are_noticed_wherever_they_are(
     measured(_flip(folder, 10_000, seed=2))
 
 
-async def test_a_damaged_record_is_a_dead_letter_and_the_rest_is_delivered(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("unpacked", "table"), [(True, "records"), (False, "inbox")])
+async def test_a_damaged_record_is_a_dead_letter_and_the_rest_is_delivered(
+    tmp_path: Path, unpacked: bool, table: str
+) -> None:
+    """Without delivery, batches stay packed."""
     local = Sandbox(limit_per_minute=6_000_000)
     local.add_contact(external_id="mira-okafor")
     nowhere = process.settings(tmp_path, "http://127.0.0.1:9")
-    async with process.daemon(nowhere) as daemon:
-        events = [process.event("mira-okafor", n, amount=f"sum-{n}") for n in range(10)]
-        await process.upload(f"{daemon.http}/2/httpapi", events)
-    file = tmp_path / "data" / "e2e.db"
+    events = [process.event("mira-okafor", n, amount=f"sum-{n}") for n in range(10)]
+    async with Engine(load(nowhere), deliver=False) as engine:
+        await engine.submit(events, api_key=process.API_KEY)
+    if unpacked:
+        async with process.daemon(nowhere) as daemon:
+            while (await daemon.status())["intercom"]["health"] != "outage":
+                pass
+    file = tmp_path / "data" / "spool.db"
     content = file.read_bytes()
     assert content.count(b"sum-3") == 1
     file.write_bytes(content.replace(b"sum-3", b"sum-4"))
+    damage = {"table": table, "key": str(SLOTS + 3), "problem": "its checksum does not match"}
     code, out, _ = await process.run("spool", "verify", "-c", str(nowhere), "--json")
-    assert (code, json.loads(out)) == (
-        1,
-        {"e2e": [{"table": "records", "key": "4", "problem": "its checksum does not match"}]},
-    )
+    assert (code, json.loads(out)) == (1, [damage])
     async with serve(local) as url, process.daemon(process.settings(tmp_path, url)) as daemon:
         status = await daemon.settled()
     assert (status["delivered"], status["dead_by_reason"]) == (9, {"corrupt": 1})

@@ -69,7 +69,7 @@ async def rig(tmp_path: Path, latency_s: float = 0.0, **disk: int) -> AsyncItera
             code = await running.daemon.end(signal.SIGTERM)
         assert code == 0, running.daemon.log
         verified, out, _ = await process.run("spool", "verify", "-c", str(config))
-    assert (verified, out) == (0, "e2e: whole\n")
+    assert (verified, out) == (0, f"{tmp_path}/data/spool.db: whole\n")
     products.check()
 
 

@@ -1,4 +1,8 @@
-"""The store against a dict: whatever is done in whatever order, and wherever it is cut off."""
+"""The store against a dict: whatever is done in whatever order, and wherever it is cut off.
+
+Two syncs share the spool, and most batches. What is packed is told apart in the model by the ids of
+its records, which are known from the moment of acceptance.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +31,16 @@ from hypothesis.stateful import (
 from amplitude_intercom.engine.envelope import Kind, Record
 from amplitude_intercom.engine.errors import Failure
 from amplitude_intercom.engine.reasons import DeadReason
-from amplitude_intercom.engine.spool.rows import Append, Appended, DeadLetterQuery, DeadRow, Row
-from amplitude_intercom.engine.spool.schema import connect
-from amplitude_intercom.engine.spool.store import Store
+from amplitude_intercom.engine.spool.accounts import INBOX, SPOOL, TAKEN_ALONG, WAITING
+from amplitude_intercom.engine.spool.batches import SLOTS, Kept
+from amplitude_intercom.engine.spool.queue import Queue
+from amplitude_intercom.engine.spool.rows import Append, Appended, DeadLetterQuery, DeadRow
+from amplitude_intercom.engine.spool.sqlite.files import connect
+from amplitude_intercom.engine.spool.store import Limits, Store
 from support.faulty_disk import after_power_cut
+from support.spools import part_of
 
+SYNCS = ("one", "two")
 USERS = ("ann", "bob", "cid")
 PER_USER = 3
 WINDOW_MS = 1_000
@@ -43,7 +52,9 @@ FAILING = Failure(DeadReason.USER_FAILING, 500)
 
 KEYS = st.none() | st.sampled_from([b"k1", b"k2", b"k3"])
 ROWS = st.lists(
-    st.builds(Row, st.sampled_from(Kind), st.sampled_from(USERS), st.binary(max_size=30), KEYS),
+    st.tuples(st.sampled_from(Kind), st.sampled_from(USERS), st.binary(max_size=30), KEYS).map(
+        lambda fields: Kept(*fields)
+    ),
     max_size=8,
 )
 DEAD_ROWS = st.lists(
@@ -60,6 +71,8 @@ DEAD_ROWS = st.lists(
 )
 DROPPED = st.dictionaries(st.sampled_from(["not_selected", "loop_guard"]), st.integers(0, 3))
 PICK = st.integers(0, 1_000)
+SYNC = st.sampled_from(SYNCS)
+PARTS = st.dictionaries(SYNC, st.tuples(ROWS, DEAD_ROWS, DROPPED), min_size=1)
 
 
 @dataclass
@@ -71,6 +84,7 @@ class Item:
     raw: bytes
     accepted_at_ms: int
     aside: bool = False
+    key: bytes | None = None
     attempts: int = 0
     first_failed_at_ms: int = 0
     damaged: bool = False
@@ -96,18 +110,42 @@ class Letter:
 
 @dataclass
 class Model:
-    """What is durable, and what only the running feed would know."""
+    """What is durable of one sync, and what only the running feed would know."""
 
     pending: dict[int, Item] = field(default_factory=dict)
     dead: dict[int, Letter] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
     seen: dict[bytes, int] = field(default_factory=dict)
     aside: dict[str, Aside] = field(default_factory=dict)
-    highest_id: int = 0
+    unpacked_to: int = 0
     last_id: int = 0
     out: dict[str, list[Record]] = field(default_factory=dict)
     halted: set[str] = field(default_factory=set)
     draining: set[str] = field(default_factory=set)
+
+    def is_packed(self, id_: int) -> bool:
+        return id_ // SLOTS > self.unpacked_to
+
+    def unpack(self, to: int) -> None:
+        """Drop what was accepted before, and bury what is damaged, of batches up to one."""
+        for i, item in sorted(self.pending.items()):
+            if not self.unpacked_to < i // SLOTS <= to:
+                continue
+            if item.damaged:
+                self.bury(i, "corrupt")
+            elif not self.is_new(item.key, item.accepted_at_ms):
+                del self.pending[i]
+                self.counts["dropped:duplicate"] += 1
+        self.unpacked_to = to
+
+    def is_new(self, key: bytes | None, at_ms: int) -> bool:
+        if key is None:
+            return True
+        before_ms = self.seen.get(key)
+        if before_ms is not None and before_ms > at_ms - WINDOW_MS:
+            return False
+        self.seen[key] = at_ms
+        return True
 
     def out_ids(self) -> set[int]:
         return {record.id for records in self.out.values() for record in records}
@@ -147,9 +185,8 @@ class Model:
         self.out.clear()
         self.halted.clear()
         self.draining.clear()
-        last = max((i for i, item in self.pending.items() if item.aside), default=0)
         for i, item in self.pending.items():
-            if i < last and item.user in self.aside and not item.aside:
+            if item.user in self.aside and not item.aside and not self.is_packed(i):
                 item.aside = True
                 if item.kind != Kind.EVENT:
                     self.hasten(item.user, 0)
@@ -169,8 +206,27 @@ class SpoolMachine(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp(prefix="spool-model-", dir=FAULTY_DIR))
         self.generation = 0
         self.now_ms = 1_000_000
-        self.model = Model()
+        self.models = {sync: Model() for sync in SYNCS}
+        self.sync = SYNCS[0]
+        self.highest = 0
         self._open()
+
+    @rule(sync=SYNC)
+    def turn_to(self, sync: str) -> None:
+        """The steps that follow are about this sync."""
+        self.sync = sync
+
+    @property
+    def model(self) -> Model:
+        return self.models[self.sync]
+
+    @property
+    def taker(self) -> int:
+        return self.store.known_taker(self.sync)
+
+    @property
+    def queue(self) -> Queue:
+        return self.store.queue(self.taker)
 
     def teardown(self) -> None:
         if hasattr(self, "store"):
@@ -185,51 +241,67 @@ class SpoolMachine(RuleBasedStateMachine):
 
     def _open(self) -> None:
         self.db = connect(self.path)
-        self.store = Store(self.db, max_bytes=1 << 30, window_ms=WINDOW_MS)
+        limits = Limits(max_bytes=1 << 30, window_ms=WINDOW_MS)
+        self.store = Store(self.db, limits, now_ms=lambda: self.now_ms)
+        self.store.begin()
+        for sync in SYNCS:
+            self.store.taker(sync)
+        self.store.commit()
 
     # --- intake ---------------------------------------------------------------------------
 
-    @rule(batches=st.lists(st.tuples(ROWS, DEAD_ROWS, DROPPED), min_size=1, max_size=3))
-    def append(self, batches: list[tuple[list[Row], list[DeadRow], dict[str, int]]]) -> None:
+    @rule(batches=st.lists(PARTS, min_size=1, max_size=3))
+    def append(self, batches: list[dict[str, Any]]) -> None:
         appends = [
-            Append(len(rows) + len(dead) + sum(dropped.values()), rows, dead, Counter(dropped))
-            for rows, dead, dropped in batches
+            Append([part_of(*what, sync=sync) for sync, what in parts.items()]) for parts in batches
         ]
         self.store.begin()
         got = self.store.append(appends, self.now_ms)
         self.store.commit()
-        kept_of, dead_of = [], []
-        for append in appends:
-            kept_of.append([row for row in append.rows if self._is_new(row.insert_key)])
-            dead_of.append([row for row in append.dead if self._is_new(row.insert_key)])
-        counts = self.model.counts
-        for append, rows, dead, done in zip(appends, kept_of, dead_of, got, strict=True):
-            duplicates = len(append.rows) + len(append.dead) - len(rows) - len(dead)
-            assert done == Appended(len(rows), duplicates, len(dead))
-            counts.update({f"dropped:{reason}": n for reason, n in append.dropped.items()})
-            counts.update({"received": append.received, "dropped:duplicate": duplicates})
-        kept = [row for rows in kept_of for row in rows]
-        kept_dead = [row for rows in dead_of for row in rows]
-        before = self.model.highest_id
-        new = {i for (i,) in self.db.execute("SELECT id FROM records WHERE id > ?", (before,))}
-        assert len(new) == len(kept)
-        for i, row in zip(sorted(new), kept, strict=True):
-            self.model.pending[i] = Item(row.kind, row.user_key, row.raw, self.now_ms)
-        new_dead = {
-            i for (i,) in self.db.execute("SELECT id FROM dead_letters WHERE id > ?", (before,))
-        }
-        for i, letter in zip(sorted(new_dead), kept_dead, strict=True):
-            self.model.dead[i] = Letter("", letter.raw, letter.reason, self.now_ms)
-        self.model.highest_id = max(new | new_dead | {before})
+        for parts, done in zip(batches, got, strict=True):
+            accepted = dropped = dead = 0
+            for sync, (rows, dead_rows, counts) in parts.items():
+                model = self.models[sync]
+                new = [row for row in dead_rows if model.is_new(row.insert_key, self.now_ms)]
+                duplicates = len(dead_rows) - len(new)
+                model.counts.update({f"dropped:{reason}": n for reason, n in counts.items()})
+                model.counts["dropped:duplicate"] += duplicates
+                model.counts["received"] += len(rows) + len(dead_rows) + sum(counts.values())
+                accepted += len(rows)
+                dropped += sum(counts.values()) + duplicates
+                dead += len(new)
+            assert done == Appended(accepted, dropped, dead)
+        self._take_in([(sync, *what) for parts in batches for sync, what in parts.items()])
 
-    def _is_new(self, key: bytes | None) -> bool:
-        if key is None:
-            return True
-        at_ms = self.model.seen.get(key)
-        if at_ms is not None and at_ms > self.now_ms - WINDOW_MS:
-            return False
-        self.model.seen[key] = self.now_ms
-        return True
+    def _take_in(self, parts: list[tuple[str, list[Kept], list[DeadRow], dict[str, int]]]) -> None:
+        """Note under which ids the spool has what it was given: in the order of acceptance."""
+        for sync in SYNCS:
+            model, taker = self.models[sync], self.store.known_taker(sync)
+            mine = [(rows, dead) for name, rows, dead, _ in parts if name == sync]
+            batches = self.db.execute(
+                "SELECT id, count FROM inbox WHERE taker = ? AND id > ? ORDER BY id",
+                (taker, self.highest),
+            ).fetchall()
+            expected = [rows for rows, _ in mine if rows]
+            assert [count for _, count in batches] == [len(rows) for rows in expected]
+            for (batch, _), rows in zip(batches, expected, strict=True):
+                for slot, row in enumerate(rows):
+                    model.pending[batch * SLOTS + slot] = Item(
+                        row.kind, row.user_key, row.raw, self.now_ms, key=row.insert_key
+                    )
+            letters = self.db.execute(
+                "SELECT id, raw, reason FROM dead_letters WHERE taker = ? AND id > ? ORDER BY id",
+                (taker, self.highest * SLOTS + SLOTS - 1),
+            ).fetchall()
+            for i, raw, reason in letters:
+                model.dead[i] = Letter("", raw, reason, self.now_ms)
+        self.highest = self._highest()
+
+    def _highest(self) -> int:
+        (highest,) = self.db.execute(
+            "SELECT value FROM counters WHERE name = 'last_batch' UNION ALL SELECT 0 LIMIT 1"
+        ).fetchone()
+        return int(highest)
 
     @rule(ms=st.sampled_from([1, 50, 400, WINDOW_MS, 5_000]))
     def time_passes(self, ms: int) -> None:
@@ -247,7 +319,7 @@ class SpoolMachine(RuleBasedStateMachine):
         }
         crowded = [user for user, records in model.out.items() if len(records) >= PER_USER]
         self.store.begin()
-        found = self.store.load(
+        found = self.queue.load(
             model.last_id,
             limit=limit,
             limit_bytes=limit_bytes,
@@ -258,6 +330,8 @@ class SpoolMachine(RuleBasedStateMachine):
         )
         self.store.commit()
         assert len(found.records) <= limit
+        model.unpack(self.store.takers.unpacked_to(self.taker))
+        self._find_damaged()
         by_user: dict[str, list[int]] = {}
         for record in found.records:
             by_user.setdefault(record.user_key, []).append(record.id)
@@ -275,7 +349,9 @@ class SpoolMachine(RuleBasedStateMachine):
 
     def _is_aside(self, user: str) -> bool:
         return bool(
-            self.db.execute("SELECT TRUE FROM users_aside WHERE user_key = ?", (user,)).fetchone()
+            self.db.execute(
+                "SELECT TRUE FROM users WHERE taker = ? AND user_key = ?", (self.taker, user)
+            ).fetchone()
         )
 
     def _wake_all(self, users: set[str], by_user: dict[str, list[int]]) -> None:
@@ -330,12 +406,13 @@ class SpoolMachine(RuleBasedStateMachine):
 
     def _find_damaged(self) -> None:
         """Damaged records become dead letters when they are met, whenever that is."""
-        met = self.store.letters.find(DeadLetterQuery(reason="corrupt"))
+        met = self.store.letters.find(self.taker, DeadLetterQuery(reason="corrupt"))
         for letter in met:
             if letter.id in self.model.pending:
                 assert self.model.pending[letter.id].damaged
                 self.model.bury(letter.id, "corrupt")
-                self.model.dead[letter.id].raw = letter.raw
+            self.model.dead[letter.id].raw = letter.raw
+            self.model.dead[letter.id].accepted_at_ms = letter.accepted_at_ms
 
     def _to_refill(self) -> list[str]:
         return sorted(user for user in self.model.draining if not self.model.out.get(user))
@@ -347,7 +424,7 @@ class SpoolMachine(RuleBasedStateMachine):
         user = users[pick % len(users)]
         expected = self.model.next_of(user, aside=True)
         self.store.begin()
-        records = self.store.refill(user, limit, limit_bytes)
+        records = self.queue.refill(user, limit, limit_bytes)
         self.store.commit()
         ids = [record.id for record in records]
         assert ids == expected[: len(ids)], "out of order"
@@ -387,11 +464,11 @@ class SpoolMachine(RuleBasedStateMachine):
             return
         self.store.begin()
         if how == "deliver":
-            self.store.deliver([record.id])
+            self.queue.deliver([record.id], self.now_ms)
         elif how == "drop":
-            self.store.drop(record.id, "unchanged")
+            self.queue.drop([record.id], "unchanged")
         else:
-            self.store.bury(record, FAILING, self.now_ms)
+            self.queue.bury(record, FAILING, self.now_ms)
         self.store.commit()
         if how == "bury":
             self.model.bury(record.id, "user_failing")
@@ -402,7 +479,7 @@ class SpoolMachine(RuleBasedStateMachine):
 
     def _release(self, record: Record) -> None:
         self.store.begin()
-        self.store.release(record, self.now_ms)
+        self.queue.release(record, self.now_ms)
         self.store.commit()
         if record.id in self.model.pending:
             self.model.pending[record.id].aside = True
@@ -419,8 +496,8 @@ class SpoolMachine(RuleBasedStateMachine):
             return
         failure = UNKNOWN if unknown and record.kind == Kind.EVENT else FAILING
         self.store.begin()
-        failures = self.store.failures(user)
-        self.store.park(record, failure, self.now_ms + wait_ms, self.now_ms)
+        failures = self.queue.failures(user)
+        self.queue.park(record, failure, self.now_ms + wait_ms, self.now_ms)
         self.store.commit()
         item, row = self.model.pending[record.id], self.model.aside.get(user)
         assert failures == (row.failures if row else 0)
@@ -445,7 +522,7 @@ class SpoolMachine(RuleBasedStateMachine):
             return
         records = model.out[user][: 1 + with_next]
         self.store.begin()
-        self.store.defer(records, self.now_ms + wait_ms, self.now_ms)
+        self.queue.defer(records, self.now_ms + wait_ms, self.now_ms)
         self.store.commit()
         row = model.aside.setdefault(user, Aside(None, "", 0, self.now_ms))
         row.wake_at_ms = self.now_ms + wait_ms
@@ -457,7 +534,7 @@ class SpoolMachine(RuleBasedStateMachine):
     @rule(user=st.sampled_from(USERS))
     def wake(self, user: str) -> None:
         self.store.begin()
-        self.store.wake(user, self.now_ms)
+        self.store.users.wake(self.taker, user, self.now_ms)
         self.store.commit()
         row = self.model.aside.get(user)
         if row and row.wake_at_ms is not None:
@@ -470,7 +547,7 @@ class SpoolMachine(RuleBasedStateMachine):
         if out & set(self._expiring(user, before_ms)) and user not in self.model.halted:
             return  # the feed expires only what cannot be under way
         self.store.begin()
-        self.store.expire(user, UNKNOWN, before_ms, self.now_ms)
+        self.queue.expire(user, UNKNOWN, before_ms, self.now_ms)
         self.store.commit()
         for i in self._expiring(user, before_ms):
             if not self.model.pending[i].damaged:
@@ -492,37 +569,55 @@ class SpoolMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.model.dead)
     @rule(pick=PICK, again=st.booleans(), user=st.sampled_from(USERS))
     def replay_or_discard(self, pick: int, again: bool, user: str) -> None:
-        letters = self.store.letters.find(DeadLetterQuery())
+        letters = self.store.letters.find(self.taker, DeadLetterQuery())
         letter = letters[pick % len(letters)]
         self.store.begin()
         if again:
-            row = Row(Kind.EVENT, letter.user_key or user, letter.raw, None)
-            place = self.store.replay(letter, row)
-            assert self.store.replay(letter, row) == 0
-            assert place > self.model.highest_id
-            self.model.highest_id = place
-            self.model.pending[place] = Item(
-                Kind.EVENT, row.user_key, row.raw, letter.accepted_at_ms
+            event = Kept(
+                Kind.EVENT,
+                letter.user_key or user,
+                letter.raw,
+                None,
+                letter.claim_id,
+                letter.accepted_at_ms,
             )
+            assert self.store.replay(self.taker, [(letter, event)], self.now_ms) == 1
+            assert self.store.replay(self.taker, [(letter, event)], self.now_ms) == 0
         else:
-            assert self.store.discard(letter)
-            assert not self.store.discard(letter)
+            assert self.store.discard(self.taker, [letter]) == 1
+            assert self.store.discard(self.taker, [letter]) == 0
             self.model.counts["dropped:discarded"] += 1
         self.store.commit()
         del self.model.dead[letter.id]
+        if again:
+            batch = self._highest()
+            assert batch > self.highest
+            self.highest = batch
+            self.model.pending[batch * SLOTS] = Item(
+                Kind.EVENT, event.user_key, event.raw, letter.accepted_at_ms
+            )
 
     # --- ends -----------------------------------------------------------------------------
 
     @rule(rows=ROWS, crash=st.booleans())
-    def what_is_not_committed_never_was(self, rows: list[Row], crash: bool) -> None:
+    def what_is_not_committed_never_was(self, rows: list[Kept], crash: bool) -> None:
         self.store.begin()
-        self.store.append([Append(len(rows), rows, [], Counter())], self.now_ms)
+        self.store.append([Append([part_of(rows, sync=sync) for sync in SYNCS])], self.now_ms)
+        self.queue.load(
+            self.model.last_id,
+            limit=8,
+            limit_bytes=100,
+            per_user=PER_USER,
+            crowded=(),
+            halted=set(self.model.halted),
+            now_ms=self.now_ms,
+        )
         for i, item in list(self.model.pending.items())[:3]:
             record = Record(i, item.kind, item.user, item.accepted_at_ms, item.raw)
-            self.store.park(record, UNKNOWN, 0, self.now_ms)
-            self.store.bury(record, FAILING, self.now_ms)
-        for letter in self.store.letters.find(DeadLetterQuery(), limit=1):
-            self.store.discard(letter)
+            self.queue.park(record, UNKNOWN, 0, self.now_ms)
+            self.queue.bury(record, FAILING, self.now_ms)
+        letters = self.store.letters.find(self.taker, DeadLetterQuery(), limit=1)
+        self.store.discard(self.taker, letters)
         if crash:
             self._crash()
         else:
@@ -548,41 +643,82 @@ class SpoolMachine(RuleBasedStateMachine):
             shutil.copy(f"{old}-wal", f"{self.path}-wal")
         self.store.close()
         self._open()
-        self.model.restart()
+        self._restart()
+
+    def _restart(self) -> None:
+        for model in self.models.values():
+            model.restart()
 
     @rule()
     def reopen(self) -> None:
         self.store.close()
         self._open()
-        self.model.restart()
+        self._restart()
 
     @precondition(lambda self: self.model.pending)
     @rule(pick=PICK)
     def a_record_is_damaged_on_disk(self, pick: int) -> None:
         ids = sorted(self.model.pending)
         i = ids[pick % len(ids)]
+        damage = (
+            "UPDATE inbox SET entries = replace(entries, '[[', '[ [') WHERE id = ?"
+            if self.model.is_packed(i)
+            else "UPDATE records SET crc = crc + 1 WHERE id = ?"
+        )
+        lost = [i]
+        if self.model.is_packed(i):  # the index of a batch is all of its events'
+            lost = [other for other in ids if other // SLOTS == i // SLOTS]
         self.store.close()
         other = sqlite3.connect(self.path)
         with other:
-            other.execute("UPDATE records SET raw = CAST(raw || x'00' AS BLOB) WHERE id = ?", (i,))
+            other.execute(damage, (i // SLOTS if self.model.is_packed(i) else i,))
+        other.close()
+        for id_ in lost:
+            self.model.pending[id_].damaged = True
+        self._open()
+        self._restart()
+
+    @precondition(lambda self: any(self.model.is_packed(i) for i in self.model.pending))
+    @rule(pick=PICK)
+    def an_event_of_a_packed_batch_is_damaged_on_disk(self, pick: int) -> None:
+        ids = sorted(i for i in self.model.pending if self.model.is_packed(i))
+        i = ids[pick % len(ids)]
+        if self.model.pending[i].damaged:
+            return  # a byte that is flipped twice is whole again
+        before = [x for x in sorted(self.model.pending) if i // SLOTS * SLOTS <= x < i]
+        start = sum(len(self.model.pending[x].raw) + 1 for x in before)
+        if not self.model.pending[i].raw or len(before) < i % SLOTS:
+            return  # nothing of it can be flipped, or it is not known where it begins
+        self.store.close()
+        other = sqlite3.connect(self.path)
+        with other:
+            (events,) = other.execute(
+                "SELECT events FROM inbox WHERE id = ?", (i // SLOTS,)
+            ).fetchone()
+            flipped = bytearray(events)
+            flipped[start] ^= 1
+            other.execute("UPDATE inbox SET events = ? WHERE id = ?", (bytes(flipped), i // SLOTS))
         other.close()
         self.model.pending[i].damaged = True
         self._open()
-        self.model.restart()
+        self._restart()
 
     def _deliver_all_that_is_left(self) -> None:
         """Nothing that is pending may be out of reach for good."""
-        for _ in range(10_000):
-            if not self.model.pending:
-                break
-            self.now_ms += 5_000
-            self.load(8, 100_000)
-            while self._to_refill():
-                self.refill(0, 4, 100_000)
-            while self._lanes():
-                self.settle(0, "deliver")
-            self.accounts_balance()
-        assert not self.model.pending, "stuck"
+        for self.sync in SYNCS:
+            for _ in range(10_000):
+                if not self.model.pending:
+                    break
+                self.now_ms += 5_000
+                self.load(8, 100_000)
+                while self._to_refill():
+                    self.refill(0, 4, 100_000)
+                while self._lanes():
+                    self.settle(0, "deliver")
+                self.accounts_balance()
+            assert not self.model.pending, "stuck"
+        left = self.db.execute("SELECT count(*) FROM inbox").fetchone()
+        assert left == (0,), "a batch outlives its last record"
 
     # --- what holds after every commit ----------------------------------------------------
 
@@ -590,48 +726,89 @@ class SpoolMachine(RuleBasedStateMachine):
     def accounts_balance(self) -> None:
         if not hasattr(self, "store"):
             return
-        model, counters = self.model, self.store.counters
-        settled = sum(n for name, n in counters.items() if name.startswith("dropped:"))
-        settled += counters["delivered"] + counters["dead"] + counters["pending"]
-        assert counters["received"] == settled
-        recount = {name: counters[name] for name in ("pending", "dead")}
-        assert self.store.recount() == recount
-        assert recount == {"pending": len(model.pending), "dead": len(model.dead)}
-        reasons = Counter(letter.reason for letter in model.dead.values())
-        assert self.store.dead_by_reason == reasons
-        for name in counters.keys() | model.counts.keys() - {"pending", "dead"}:
-            if name not in ("pending", "dead") and not name.startswith("dead:"):
+        for sync, model in self.models.items():
+            taker = self.store.known_taker(sync)
+            counters = self.store.accounts.committed(taker)
+            settled = sum(n for name, n in counters.items() if name.startswith("dropped:"))
+            settled += counters["delivered"] + counters["dead"] + counters["pending"]
+            assert counters["received"] == settled
+            recount = {name: counters[name] for name in ("pending", "dead")}
+            assert self.store.recount(taker) == recount
+            assert recount == {"pending": len(model.pending), "dead": len(model.dead)}
+            reasons = Counter(letter.reason for letter in model.dead.values())
+            assert self.store.dead_by_reason(taker) == reasons
+            for name in ("received", "delivered", *model.counts):
                 assert counters[name] == model.counts[name], name
-        self._rows_are_the_models()
+            self._minutes_add_up(taker, counters)
+            self._rows_are_the_models(taker, model)
+            self._groups_count_letters(taker, model)
+        self._bytes_are_those_of_the_rows()
 
-    def _rows_are_the_models(self) -> None:
-        rows: dict[int, tuple[Any, ...]] = {
+    def _minutes_add_up(self, taker: int, counters: Counter[str]) -> None:
+        rows = self.db.execute(
+            "SELECT name, sum(value) FROM minutes WHERE taker = ? GROUP BY name", (taker,)
+        )
+        assert {name: n for name, n in rows if n} == {k: n for k, n in counters.items() if n}
+
+    def _groups_count_letters(self, taker: int, model: Model) -> None:
+        counted = Counter[str]()
+        for group in self.store.letters.groups(taker):
+            counted[group.reason] += group.count
+        kept = self.db.execute(
+            "SELECT reason, count(*) FROM dead_letters WHERE taker = ? GROUP BY reason", (taker,)
+        )
+        assert counted == Counter(dict(kept.fetchall()))
+
+    def _bytes_are_those_of_the_rows(self) -> None:
+        accounts = self.store.accounts
+        for sync in SYNCS:
+            taker = self.store.known_taker(sync)
+            (packed,), (along,) = (
+                self.db.execute(query, (taker,)).fetchone()
+                for query in (
+                    "SELECT coalesce(sum(size_bytes), 0) FROM inbox WHERE taker = ?",
+                    "SELECT coalesce(sum(length(raw)), 0) FROM records WHERE taker = ?",
+                )
+            )
+            held = (accounts.value(taker, INBOX), accounts.value(taker, TAKEN_ALONG))
+            assert held == (packed, along)
+        takers = [self.store.known_taker(sync) for sync in SYNCS]
+        total = sum(accounts.value(t, n) for t in takers for n in (INBOX, TAKEN_ALONG))
+        assert accounts.value(SPOOL, WAITING) == total
+
+    def _rows_are_the_models(self, taker: int, model: Model) -> None:
+        rows: dict[int, Any] = {
             i: rest
             for i, *rest in self.db.execute(
                 "SELECT id, user_key, attempts, first_failed_at_ms, set_aside FROM records"
+                " WHERE taker = ?",
+                (taker,),
             )
         }
         assert rows == {
             i: [item.user, item.attempts, item.first_failed_at_ms, item.aside]
-            for i, item in self.model.pending.items()
+            for i, item in model.pending.items()
+            if not model.is_packed(i)
         }
         letters = {
             letter.id: (letter.raw, letter.reason, letter.accepted_at_ms)
-            for letter in self.store.letters.find(DeadLetterQuery())
+            for letter in self.store.letters.find(taker, DeadLetterQuery())
         }
         assert letters == {
             i: (letter.raw, letter.reason, letter.accepted_at_ms)
-            for i, letter in self.model.dead.items()
+            for i, letter in model.dead.items()
         }
         aside = {
             user: (wake, reason, failures, since)
             for user, wake, reason, failures, since in self.db.execute(
-                "SELECT user_key, wake_at_ms, reason, failures, since_ms FROM users_aside"
+                "SELECT user_key, wake_at_ms, reason, failures, since_ms FROM users"
+                " WHERE taker = ?",
+                (taker,),
             )
         }
         assert aside == {
             user: (row.wake_at_ms, row.reason, row.failures, row.since_ms)
-            for user, row in self.model.aside.items()
+            for user, row in model.aside.items()
         }
 
 

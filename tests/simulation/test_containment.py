@@ -270,12 +270,14 @@ class BrokenFeed(Feed):
 def break_feed(running: Engine, at_s: float = 0.0, read_ahead: int = 8) -> None:
     spool = running.pipelines[SYNC].spool
     feed = BrokenFeed(
-        spool._writer,
+        spool.spool.writer,
+        spool.taker,
         read_ahead=read_ahead,
         max_in_flight=4,
         attempts=3,
         window_s=60.0,
         now_ms=virtual.current().wall_ms,
+        loaded_bytes=spool.spool.loaded_bytes,
     )
     feed.breaks_at_s = at_s
     spool.feed = feed

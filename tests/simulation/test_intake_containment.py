@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import weakref
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,19 +16,19 @@ import pytest
 from anyio.streams.memory import MemoryObjectReceiveStream
 
 from amplitude_intercom.engine.actor import RUN_BYTES, Actor
-from amplitude_intercom.engine.actors.filter import FilterActor
-from amplitude_intercom.engine.actors.source import Share, Tally
-from amplitude_intercom.engine.errors import SpoolError
+from amplitude_intercom.engine.actors.filter import Door, FilterActor
+from amplitude_intercom.engine.actors.source import Offer
+from amplitude_intercom.engine.envelope import Record
 from amplitude_intercom.engine.rules.admission import Admission, Admitted
 from amplitude_intercom.engine.rules.planning import SyncRules
-from amplitude_intercom.engine.rules.verdicts import Verdict
-from amplitude_intercom.engine.settings import Delivery, SpoolSettings, Sync
+from amplitude_intercom.engine.rules.verdicts import Keep, Verdict
+from amplitude_intercom.engine.spool.batches import entries_of
+from amplitude_intercom.engine.spool.records import Records
 from amplitude_intercom.engine.spool.rows import Append, Appended, DeadLetterQuery
 from amplitude_intercom.engine.spool.spool import Spool
 from amplitude_intercom.transports import Batch, Receipt, Ticket
 from amplitude_intercom.transports.amplitude import BadEvent, Head
 from amplitude_intercom.transports.errors import Refused
-from amplitude_intercom.transports.reasons import RefusalReason
 from support import simulation, virtual
 
 KEY = simulation.API_KEY
@@ -45,48 +47,53 @@ class BrokenAdmission(Admission):
         return super().judge(head, raw, checked=checked)
 
 
-class BrokenSpool(Spool):
-    """Cannot append the rows of some users, nor ``dead`` letters where it is told so."""
+class UnencodableUsers(Admission):
+    """Finds keys of users that no database can keep."""
 
-    cannot_bury = False
+    def judge(
+        self, head: Head | BadEvent, raw: bytes, *, checked: bool = False
+    ) -> Verdict[Admitted]:
+        verdict = super().judge(head, raw, checked=checked)
+        if b"poison" in raw and isinstance(verdict, Keep):
+            kind, user = verdict.value
+            return Keep((kind, f"{user}\udcff"))
+        return verdict
+
+
+class CannotAppend(Spool):
+    """Cannot append anything, for a reason that nobody foresaw."""
 
     def append(self, batch: Append) -> asyncio.Future[Appended]:
-        if any("poison" in row.user_key for row in batch.rows) or (batch.dead and self.cannot_bury):
-            future: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
-            future.set_exception(UnicodeEncodeError("utf-8", "\udcff", 0, 1, "unforeseen"))
-            return future
-        return super().append(batch)
+        future: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
+        future.set_exception(UnicodeEncodeError("utf-8", "\udcff", 0, 1, "unforeseen"))
+        return future
 
 
 async def take_in(
     folder: Path, kind: type[Admission], spool_kind: type[Spool], *raws: bytes
 ) -> Any:
     """Send one batch through a filter actor; return spool counters, reasons, and the receipt."""
-    sync: Sync = simulation.settings(folder).sync[0]
+    settings = simulation.settings(folder)
+    [sync] = settings.sync
     rules = SyncRules(sync)
-    spool = spool_kind(
-        folder / "s.db",
-        SpoolSettings(),
-        Delivery(),
-        max_in_flight=8,
-        now_ms=virtual.current().wall_ms,
-        inline=True,
-    )
-    send, receive = anyio.create_memory_object_stream[Share](1)
+    spool = spool_kind(folder, settings, now_ms=virtual.current().wall_ms, inline=True)
+    part = await spool.of(sync)
+    send, receive = anyio.create_memory_object_stream[Offer](1)
     ticket = Ticket()
     with send, receive:
         async with anyio.create_task_group() as tasks:
-            actor = FilterActor(kind(sync, rules.who, rules.contacts), spool)
+            door = Door(sync.name, kind(sync, rules.who, rules.contacts))
+            actor = FilterActor([door], spool)
             tasks.start_soon(actor.run, receive)
             batch = Batch(None, raws, sync=sync.name, origin="pipe", lines=range(1, len(raws) + 1))
-            await send.send(Share(batch, Tally(ticket, 1)))
+            await send.send(Offer(batch, (sync.name,), ticket))
             send.close()
         try:
             answer: Receipt | Refused = await ticket.wait()
         except Refused as error:
             answer = error
-        letters = await spool.do(lambda store: store.letters.find(DeadLetterQuery()))
-    counters = spool.counters
+        letters = await spool.do(lambda store: store.letters.find(part.taker, DeadLetterQuery()))
+    counters = part.counters
     await spool.close()
     return counters, [(letter.reason, letter.line) for letter in letters], answer
 
@@ -123,8 +130,10 @@ def test_others_have_their_turn_while_a_large_batch_is_filtered(
         users = [f"poison-{n}" if poisoned and n % 5 == 0 else f"well-{n}" for n in range(40)]
         raws = [msgspec.json.encode(simulation.event(u, 0, x="x" * 240_000)) for u in users]
         batch = Batch(None, raws, sync=sync.name, lines=range(1, 41))
-        kept = await FilterActor(decide, cast("Any", None)).admit(batch)
-        assert [row.user_key for row in kept.rows] == [u for u in users if u.startswith("well")]
+        door = Door(sync.name, decide)
+        kept = await FilterActor([door], cast("Any", None)).admit(batch, door)
+        entries = [entry for pack in kept.packs for entry in entries_of(pack.index)]
+        assert [entry.user_key for entry in entries] == [u for u in users if u.startswith("well")]
         assert [letter.line for letter in kept.dead] == (list(range(1, 41, 5)) if poisoned else [])
         assert decide.worst_bytes <= RUN_BYTES * (2 if poisoned else 1)
 
@@ -137,7 +146,8 @@ def test_a_small_batch_is_filtered_in_one_go(tmp_path: Path) -> None:
         rules = SyncRules(sync)
         decide = Watched(sync, rules.who, rules.contacts)
         raws = [raw(f"well-{n}") for n in range(500)]
-        await FilterActor(decide, cast("Any", None)).admit(Batch(None, raws, sync=sync.name))
+        door = Door(sync.name, decide)
+        await FilterActor([door], cast("Any", None)).admit(Batch(None, raws, sync=sync.name), door)
         assert decide.judged_bytes == sum(map(len, raws))
 
     virtual.run(scenario)
@@ -150,44 +160,27 @@ def test_a_fault_in_judging_costs_each_event_that_has_it(tmp_path: Path) -> None
     async def scenario() -> None:
         counters, letters, receipt = await take_in(tmp_path, BrokenAdmission, Spool, *MIXED)
         assert letters == [("internal", line) for line in range(2, 61, 2)]
-        assert receipt == Receipt(30, 0, 0, 30)
+        assert receipt == Receipt(30, 0, 30)
         assert (counters["received"], counters["pending"], counters["dead"]) == (60, 30, 30)
 
     virtual.run(scenario)
 
 
-def test_a_fault_in_appending_costs_each_event_that_has_it(tmp_path: Path) -> None:
+def test_a_fault_in_packing_costs_each_event_that_has_it(tmp_path: Path) -> None:
     async def scenario() -> None:
-        counters, letters, receipt = await take_in(tmp_path, Admission, BrokenSpool, *MIXED)
+        counters, letters, receipt = await take_in(tmp_path, UnencodableUsers, Spool, *MIXED)
         assert letters == [("internal", line) for line in range(2, 61, 2)]
-        assert receipt == Receipt(30, 0, 0, 30)
+        assert receipt == Receipt(30, 0, 30)
         assert (counters["received"], counters["pending"], counters["dead"]) == (60, 30, 30)
 
     virtual.run(scenario)
 
 
-class CannotBury(BrokenSpool):
-    """Cannot keep dead letters either, the first ten times that it is asked to."""
-
-    tries = 10
-
-    def append(self, batch: Append) -> asyncio.Future[Appended]:
-        if batch.dead:
-            self.tries -= 1
-        self.cannot_bury = self.tries >= 0
-        return super().append(batch)
-
-
-def without_insert_id(user: str) -> bytes:
-    return msgspec.json.encode({"user_id": user, "event_type": "Purchase", "time": 1_700_000_000})
-
-
-def test_where_not_even_a_dead_letter_can_be_kept_the_batch_is_refused(tmp_path: Path) -> None:
+def test_a_batch_that_cannot_be_appended_is_refused(tmp_path: Path) -> None:
     """Nothing of it is stored then, so that it comes again and nothing is there twice."""
-    raws = [without_insert_id(user) for user in ("poison-1", "well-1", "well-2")]
 
     async def scenario() -> None:
-        counters, letters, answer = await take_in(tmp_path, Admission, CannotBury, *raws)
+        counters, letters, answer = await take_in(tmp_path, Admission, CannotAppend, *MIXED)
         assert isinstance(answer, Refused)
         assert answer.reason == "internal"
         assert letters == []
@@ -196,47 +189,41 @@ def test_where_not_even_a_dead_letter_can_be_kept_the_batch_is_refused(tmp_path:
     virtual.run(scenario)
 
 
-def test_a_batch_of_which_some_is_stored_is_not_refused(tmp_path: Path) -> None:
-    raws = [without_insert_id(f"{kind}-{n}") for n in range(9) for kind in ("well", "poison")]
+class BrokenRecords(Records):
+    """Cannot keep the records of some users."""
+
+    def insert(
+        self, taker: int, rows: Sequence[tuple[Record, int, int]], aside: AbstractSet[int]
+    ) -> None:
+        super().insert(taker, rows[:1], aside)
+        if any("poison" in record.user_key for record, *_ in rows):
+            raise OverflowError("too large for a database")
+        super().insert(taker, rows[1:], aside)
+
+
+def test_a_fault_in_unpacking_costs_each_event_that_has_it(tmp_path: Path) -> None:
+    """The events are acknowledged by then, and every one of them is accounted for."""
 
     async def scenario() -> None:
-        counters, letters, answer = await take_in(tmp_path, Admission, CannotBury, *raws)
-        assert answer == Receipt(9, 0, 0, 9)
-        assert letters == [("internal", line) for line in range(2, 19, 2)]
-        assert (counters["received"], counters["pending"], counters["dead"]) == (18, 9, 9)
-
-    virtual.run(scenario)
-
-
-class FullForAWhile(BrokenSpool):
-    """Has space for a few events, and for more of them only some seconds later."""
-
-    def append(self, batch: Append) -> asyncio.Future[Appended]:
-        if self.counters["pending"] >= 4 and virtual.current().now_s < 30:
-            future: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
-            future.set_exception(SpoolError(RefusalReason.SPOOL_FULL))
-            return future
-        return super().append(batch)
-
-
-def test_the_rest_of_a_batch_waits_for_a_full_spool(tmp_path: Path) -> None:
-    raws = [without_insert_id(f"{kind}-{n}") for n in range(9) for kind in ("well", "poison")]
-
-    async def scenario() -> None:
-        counters, _, answer = await take_in(tmp_path, Admission, FullForAWhile, *raws)
-        assert answer == Receipt(9, 0, 0, 9)
-        assert (counters["received"], counters["pending"], counters["dead"]) == (18, 9, 9)
-        assert virtual.current().now_s >= 30
-
-    virtual.run(scenario)
-
-
-def test_a_mended_event_s_dead_letter_names_its_line(tmp_path: Path) -> None:
-    mended = b'{"user_id": "poison-1", "event_type": "Purchase", "event_properties": {"n": NaN}}'
-
-    async def scenario() -> None:
-        _, letters, _ = await take_in(tmp_path, Admission, BrokenSpool, raw("well-1"), mended)
-        assert letters == [("internal", 2)]
+        local = simulation.sandbox()
+        for n in range(30):
+            local.add_contact(external_id=f"well-{n}")
+        async with simulation.engine(tmp_path, local) as running:
+            await running.spool.do(lambda store: setattr(store.records, "__class__", BrokenRecords))
+            events = [
+                simulation.event(u, n) for n in range(30) for u in (f"well-{n}", f"poison-{n}")
+            ]
+            receipt = await running.submit(events, api_key=KEY)
+            assert receipt == Receipt(60, 0, 0)
+            await running.settled()
+            counters = running.pipelines["simulated"].spool.counters
+        arrived = {local.contacts[event.contact_id].external_id for event in local.events}
+        assert arrived == {f"well-{n}" for n in range(30)}
+        assert (counters["delivered"], counters["dead:internal"], counters["pending"]) == (
+            30,
+            30,
+            0,
+        )
 
     virtual.run(scenario)
 
@@ -244,12 +231,12 @@ def test_a_mended_event_s_dead_letter_names_its_line(tmp_path: Path) -> None:
 # --- a fault that belongs to no event ------------------------------------------------------
 
 
-class Torn(MemoryObjectReceiveStream[Share]):
+class Torn(MemoryObjectReceiveStream[Offer]):
     """A channel from which nothing can be received any more, once something has been."""
 
     is_torn = True
 
-    async def receive(self) -> Share:
+    async def receive(self) -> Offer:
         if Torn.is_torn:
             raise RuntimeError("no event is to blame")
         return await super().receive()
@@ -269,9 +256,8 @@ def test_while_an_intake_stands_events_are_refused_and_nobody_waits(tmp_path: Pa
                 answers.append(refused)
 
         async with simulation.engine(tmp_path, local) as running:
-            pipeline = running.pipelines["simulated"]
             await submit(0)
-            pipeline._shares.__class__ = Torn
+            running._taking_in._offers.__class__ = Torn
             Torn.is_torn = True
             with anyio.fail_after(0.5):
                 async with anyio.create_task_group() as tasks:

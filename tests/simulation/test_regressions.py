@@ -58,7 +58,7 @@ def test_an_update_is_not_on_disk_before_an_earlier_event_of_its_user(tmp_path: 
         looks = 0
         while spool.counters["pending"]:
             contact = await spool.contact(USER)
-            waiting = await spool.do(lambda store: store.recount()["pending"])
+            waiting = await engine.spool.do(lambda store: store.recount(spool.taker)["pending"])
             if contact is not None and contact.properties["plan"] == "paid":
                 assert waiting == 0
             looks += 1
@@ -298,7 +298,7 @@ def test_a_disk_that_fails_now_and_then_ends_no_lane(tmp_path: Path, seed: int) 
     users, dice = [f"user-{n}" for n in range(12)], random.Random(seed)
 
     async def steps(engine: Engine, local: Sandbox) -> None:
-        store = engine.pipelines["simulated"].spool._database.store
+        store = engine.spool._database.store
         commit = store.commit
 
         class FailingStore(Store):

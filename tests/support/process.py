@@ -95,19 +95,28 @@ class Daemon:
         async for line in self.process.stderr:
             self.log.append(json.loads(line))
 
-    async def status(self) -> dict[str, Any]:
+    async def syncs(self) -> list[dict[str, Any]]:
+        """Return the status of each sync."""
         async with (
             aiohttp.ClientSession() as session,
             session.get(f"{self.admin}/api/status") as answer,
         ):
-            status: dict[str, Any] = (await answer.json())["syncs"][0]
-            return status
+            syncs: list[dict[str, Any]] = (await answer.json())["syncs"]
+            return syncs
+
+    async def status(self) -> dict[str, Any]:
+        """Return the status of the first sync."""
+        return (await self.syncs())[0]
+
+    async def all_settled(self) -> list[dict[str, Any]]:
+        """Ask until nothing is pending; each question takes as long as the daemon needs."""
+        while sum(sync["pending"] for sync in await self.syncs()):
+            await asyncio.sleep(0)
+        return await self.syncs()
 
     async def settled(self) -> dict[str, Any]:
-        """Ask until nothing is pending; each question takes as long as the daemon needs."""
-        while (status := await self.status())["pending"]:
-            await asyncio.sleep(0)
-        return status
+        """Ask until nothing is pending; return the status of the first sync."""
+        return (await self.all_settled())[0]
 
     def memory_bytes(self, field: str = "VmRSS") -> int:
         """Return what it holds in memory now, or ``VmHWM``: the most since ``forget_peak``."""

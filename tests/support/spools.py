@@ -1,14 +1,118 @@
-"""Spools taken apart: a store of a test's own in the hands of a real database."""
+"""Spools taken apart: a store of a test's own, and one sync's part of it."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from amplitude_intercom.engine.spool.database import Database
-from amplitude_intercom.engine.spool.reserve import Reserve
-from amplitude_intercom.engine.spool.store import Store
+import msgspec
+
+from amplitude_intercom.engine.envelope import Kind, Record
+from amplitude_intercom.engine.errors import SpoolError
+from amplitude_intercom.engine.spool.batches import Kept, entry_of, packs
+from amplitude_intercom.engine.spool.queue import Queue
+from amplitude_intercom.engine.spool.rows import Append, Appended, DeadRow, Loaded, Part
+from amplitude_intercom.engine.spool.sqlite.database import Database
+from amplitude_intercom.engine.spool.sqlite.files import SpoolFile, connect
+from amplitude_intercom.engine.spool.sqlite.reserve import Reserve
+from amplitude_intercom.engine.spool.store import Limits, Store
+
+SYNC = "s"
+
+
+def kept(user: str, raw: bytes = b"{}", kind: Kind = Kind.EVENT, key: bytes | None = None) -> Kept:
+    """Return an event that a sync keeps."""
+    return Kept(kind, user, raw, key)
+
+
+def part_of(
+    rows: Iterable[Kept] = (),
+    dead: Sequence[DeadRow] = (),
+    dropped: Counter[str] | None = None,
+    *,
+    sync: str = SYNC,
+) -> Part:
+    """Return what a sync keeps of a batch, as the filter would hand it over."""
+    events, counts = list(rows), Counter(dropped or {})
+    received = len(events) + len(dead) + counts.total()
+    packed = packs([entry_of(one) for one in events], [one.raw for one in events])
+    return Part(sync, received, packed, list(dead), counts)  # type: ignore[arg-type]  # words do
+
+
+def append_of(*rows: Kept, sync: str = SYNC) -> Append:
+    """Return a batch that one sync takes."""
+    return Append([part_of(rows, sync=sync)])
+
+
+class OneSync:
+    """One sync's part of a store; each method is a transaction of its own."""
+
+    def __init__(self, store: Store, sync: str = SYNC) -> None:
+        self.store = store
+        self.sync = sync
+        self.last_id = 0
+        """Up to where a test has read the queue, where it goes on reading."""
+        store.begin()
+        self.taker = store.taker(sync)
+        store.commit()
+
+    @property
+    def queue(self) -> Queue:
+        """The sync's records; for use between ``store.begin`` and ``store.commit``."""
+        return self.store.queue(self.taker)
+
+    @property
+    def counters(self) -> Counter[str]:
+        """The sync's committed counters."""
+        return self.store.accounts.committed(self.taker)
+
+    def append(self, *rows: Kept, now_ms: int = 1) -> Appended:
+        """Append events; raise what the spool answers where it refuses them."""
+        self.store.begin()
+        (done,) = self.store.append([append_of(*rows, sync=self.sync)], now_ms)
+        self.store.commit()
+        if isinstance(done, SpoolError):
+            raise done
+        return done
+
+    def load(
+        self,
+        after_id: int = 0,
+        *,
+        now_ms: int = 1,
+        per_user: int = 100,
+        limit: int = 100,
+        limit_bytes: int = 1 << 20,
+    ) -> Loaded:
+        """Load as a feed does that has nothing loaded."""
+        self.store.begin()
+        found = self.queue.load(
+            after_id,
+            limit=limit,
+            limit_bytes=limit_bytes,
+            per_user=per_user,
+            crowded=(),
+            halted=(),
+            now_ms=now_ms,
+        )
+        self.store.commit()
+        return found
+
+    def deliver(self, *records: Record, now_ms: int = 1) -> None:
+        """Settle records as delivered."""
+        self.store.begin()
+        self.queue.deliver([record.id for record in records], now_ms)
+        self.store.commit()
+
+
+def opened(path: Path, limits: Limits | None = None, **changes: object) -> Store:
+    """Open a store of a test's own; ``changes`` are fields of its limits."""
+    found = limits or Limits(window_ms=1_000)
+    return Store(connect(path), msgspec.structs.replace(found, **changes), now_ms=lambda: 60_000)
 
 
 def database_of(store: Store) -> Database:
     """A database that has this store, keeps no reserve, and opens the same again."""
-    return Database(lambda *, recover: store, Reserve(Path("unused"), 0))
+    file = SpoolFile(store.db)  # type: ignore[arg-type]  # it is SQLite's
+    return Database(lambda *, recover: (store, file), Reserve(Path("unused"), 0))

@@ -17,7 +17,7 @@ from amplitude_intercom.engine.commands.sample import Names, name_findings, want
 from amplitude_intercom.engine.config import from_table
 from amplitude_intercom.engine.errors import SettingsError
 from amplitude_intercom.engine.settings import Settings, Sync
-from amplitude_intercom.engine.spool.lock import DataDir
+from amplitude_intercom.engine.spool.sqlite.lock import DataDir
 from amplitude_intercom.transports.intercom import Answer
 
 

@@ -10,20 +10,25 @@ from pathlib import Path
 
 import pytest
 
-from amplitude_intercom.engine.envelope import Kind
 from amplitude_intercom.engine.errors import SpoolError
 from amplitude_intercom.engine.spool.appends import Appends
-from amplitude_intercom.engine.spool.database import Database
-from amplitude_intercom.engine.spool.rows import Append, Appended, Row
-from amplitude_intercom.engine.spool.schema import connect
-from amplitude_intercom.engine.spool.store import Store
+from amplitude_intercom.engine.spool.batches import entries_of
+from amplitude_intercom.engine.spool.rows import Append, Appended
+from amplitude_intercom.engine.spool.sqlite.database import Database
+from amplitude_intercom.engine.spool.sqlite.files import connect
+from amplitude_intercom.engine.spool.store import Limits, Store
 from amplitude_intercom.engine.spool.writer import ThreadWriter
 from amplitude_intercom.transports.reasons import RefusalReason
-from support.spools import database_of
+from support.spools import SYNC, append_of, database_of, kept, part_of
 
 
 def batch(*users: str) -> Append:
-    return Append(len(users), [Row(Kind.EVENT, u, b"{}", None) for u in users], [], Counter())
+    return append_of(*map(kept, users))
+
+
+def users_in(append: Append) -> list[str]:
+    indexes = [pack.index for part in append.parts for pack in part.packs]
+    return [entry.user_key for index in indexes for entry in entries_of(index)]
 
 
 class SlowStore(Store):
@@ -35,21 +40,21 @@ class SlowStore(Store):
     def append(self, batches: Sequence[Append], now_ms: int) -> list[Appended | SpoolError]:
         self.gate.wait(10)
         self.calls.append(len(batches))
-        if any(row.user_key == "bad" for append in batches for row in append.rows):
+        if "bad" in (user for append in batches for user in users_in(append)):
             raise ValueError("bad")
         return super().append(batches, now_ms)
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> SlowStore:
-    slow = SlowStore(connect(tmp_path / "s.db"), max_bytes=1 << 30, window_ms=1_000)
+    slow = SlowStore(connect(tmp_path / "s.db"), Limits(window_ms=1_000))
     slow.calls, slow.gate = [], threading.Event()
     return slow
 
 
 def users_of(database: Database) -> list[str]:
-    rows = database.store._db.execute("SELECT user_key FROM records ORDER BY id")
-    return [user for (user,) in rows]
+    rows = database.store.db.execute("SELECT entries FROM inbox ORDER BY id")
+    return [entry.user_key for (index,) in rows for entry in entries_of(index.encode())]
 
 
 async def settled(futures: Sequence[asyncio.Future[Appended]]) -> list[Appended | BaseException]:
@@ -58,23 +63,23 @@ async def settled(futures: Sequence[asyncio.Future[Appended]]) -> list[Appended 
 
 async def test_what_waits_goes_in_as_one_and_in_order(store: SlowStore) -> None:
     database = database_of(store)
-    writer = ThreadWriter(database, "test")
+    writer = ThreadWriter(database)
     appends = Appends(writer, lambda: 1)
     users = [f"user-{n}" for n in range(100)]
     futures = [appends.put(batch(user)) for user in users]
-    appends.count(Append(5, [], [], Counter({"not_selected": 5})))
+    appends.count(Append([part_of(dropped=Counter({"not_selected": 5}))]))
     store.gate.set()
     assert await settled(futures) == [Appended(1, 0, 0)] * 100
     assert len(store.calls) <= 3
     await writer.submit(lambda s: None)
     assert users_of(database) == users
-    assert store.counters["received"] == 105
+    assert store.accounts.committed(store.known_taker(SYNC))["received"] == 105
     await writer.close()
 
 
 async def test_after_a_fault_batches_go_in_one_by_one(store: SlowStore) -> None:
     database = database_of(store)
-    writer = ThreadWriter(database, "test")
+    writer = ThreadWriter(database)
     appends = Appends(writer, lambda: 1)
     store.gate.set()
     first = await settled([appends.put(batch(user)) for user in ("ann", "bad", "cid")])

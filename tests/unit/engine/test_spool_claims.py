@@ -10,8 +10,8 @@ from hypothesis import given as drawn
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from amplitude_intercom.engine.spool.claims import Claim, Given, Seconds
-from amplitude_intercom.engine.spool.schema import connect
+from amplitude_intercom.engine.spool.claims import Claim, Claims, Given
+from amplitude_intercom.engine.spool.sqlite.files import connect
 
 FEW = st.tuples(
     st.sampled_from(["ann", "bob"]),
@@ -22,10 +22,12 @@ FEW = st.tuples(
 SHIFT_S = 3
 
 
-def seconds(folder: Path | str, window_ms: int = 1_000, shift_s: int = SHIFT_S) -> Seconds:
+def seconds(
+    folder: Path | str, window_ms: int = 1_000, shift_s: int = SHIFT_S, taker: int = 1
+) -> Claims:
     db = connect(Path(folder) / "s.db")
     db.execute("PRAGMA synchronous = OFF")
-    return Seconds(db, window_ms, shift_s)
+    return Claims(db, taker, window_ms, shift_s)
 
 
 def claims_of(count: int, *, first: int = 1, second: int = 100) -> list[Claim]:
@@ -119,3 +121,11 @@ def test_thousands_of_one_second_cost_no_more_each_than_a_few(tmp_path: Path) ->
 
 def test_without_a_window_every_event_has_its_own_second(tmp_path: Path) -> None:
     assert seconds(tmp_path, window_ms=0).claim(claims_of(3), 1) == [Given(100)] * 3
+
+
+def test_syncs_do_not_take_each_other_s_seconds(tmp_path: Path) -> None:
+    """Each has a workspace of its own, as far as anybody can tell."""
+    one, other = (seconds(tmp_path, taker=taker) for taker in (1, 2))
+    [first], [second] = claims_of(1), claims_of(1, first=2)
+    assert one.claim([first], 1) == [Given(100)]
+    assert other.claim([second], 1) == [Given(100)]

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import sqlite3
-from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from amplitude_intercom.engine.envelope import Kind
 from amplitude_intercom.engine.errors import SpoolError
-from amplitude_intercom.engine.spool.database import HEAL_EVERY_S, Database
-from amplitude_intercom.engine.spool.reserve import Reserve
-from amplitude_intercom.engine.spool.rows import Append, Appended, Row
-from amplitude_intercom.engine.spool.schema import connect
-from amplitude_intercom.engine.spool.store import Store
+from amplitude_intercom.engine.spool.rows import Appended
+from amplitude_intercom.engine.spool.sqlite.database import HEAL_EVERY_S, Database
+from amplitude_intercom.engine.spool.sqlite.files import SpoolFile, connect
+from amplitude_intercom.engine.spool.sqlite.reserve import Reserve
+from amplitude_intercom.engine.spool.store import Limits, Store
 from amplitude_intercom.transports.reasons import RefusalReason
+from support.spools import SYNC, append_of, kept
 
 MIB = 1 << 20
 
 
 def append(store: Store) -> Appended:
-    (done,) = store.append([Append(1, [Row(Kind.EVENT, "ann", b"{}", None)], [], Counter())], 1)
+    (done,) = store.append([append_of(kept("ann"))], 1)
     if isinstance(done, SpoolError):
         raise done
     return done
+
+
+def opened(path: Path, *, recover: bool) -> tuple[Store, SpoolFile]:
+    connection = connect(path)
+    return Store(connection, Limits(window_ms=1_000), recover=recover), SpoolFile(connection)
 
 
 def fail(code: int) -> None:
@@ -45,11 +49,11 @@ class Rig:
             self._open, Reserve(path, reserve_bytes), monotonic_s=lambda: self.now_s
         )
 
-    def _open(self, *, recover: bool) -> Store:
+    def _open(self, *, recover: bool) -> tuple[Store, SpoolFile]:
         if self.open_fails:
             raise SpoolError(RefusalReason.SPOOL_FAILING, "cannot be opened")
         self.opened.append(recover)
-        return Store(connect(self.path), max_bytes=1 << 30, window_ms=1_000, recover=recover)
+        return opened(self.path, recover=recover)
 
     def run(self, *jobs: object) -> list[object]:
         return self.database.run(list(jobs))  # type: ignore[arg-type]
@@ -72,7 +76,9 @@ def test_after_an_error_of_the_disk_it_is_opened_again_without_what_failed(rig: 
     assert rig.opened == [True, False], "again, but its process goes on"
     assert rig.database.trouble is None
     assert rig.run(append) == [Appended(1, 0, 0)]
-    assert rig.database.store.recount()["pending"] == rig.database.store.counters["pending"] == 2
+    store = rig.database.store
+    taker = store.known_taker(SYNC)
+    assert store.recount(taker)["pending"] == store.accounts.committed(taker)["pending"] == 2
 
 
 def test_while_it_cannot_be_opened_everything_fails_and_it_is_tried_once_a_second(rig: Rig) -> None:
@@ -119,14 +125,14 @@ def test_where_opening_fails_for_want_of_room_the_reserve_gives_it(tmp_path: Pat
     ballast = tmp_path / "s.db-reserve"
     ballast.touch()
 
-    def opener(*, recover: bool) -> Store:
+    def opener(*, recover: bool) -> tuple[Store, SpoolFile]:
         if ballast.exists():
             raise SpoolError(RefusalReason.SPOOL_FAILING, "disk I/O error")
-        return Store(connect(tmp_path / "s.db"), max_bytes=1 << 30, window_ms=1_000)
+        return opened(tmp_path / "s.db", recover=recover)
 
     database = Database(opener, Reserve(tmp_path / "s.db", 1 << 60))
     assert str(database.trouble).startswith("disk_full: ")
-    refused, settled = database.run([append, lambda store: store.recount()])
+    refused, settled = database.run([append, lambda store: store.recount(store.known_taker(SYNC))])
     assert (str(refused), settled) == ("disk_full", {"pending": 0, "dead": 0})
 
 

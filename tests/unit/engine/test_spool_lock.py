@@ -9,7 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from amplitude_intercom.engine.errors import DataDirInUse, SettingsError
-from amplitude_intercom.engine.spool.lock import DataDir, holder
+from amplitude_intercom.engine.spool.sqlite.lock import DataDir, holder
 
 
 def test_a_second_process_is_told_who_holds_the_directory(tmp_path: Path) -> None:
@@ -27,7 +27,7 @@ def test_a_refused_second_one_does_not_take_the_lock_from_the_first(tmp_path: Pa
 def test_closing_lets_the_next_one_in(tmp_path: Path) -> None:
     DataDir(tmp_path).close()
     with DataDir(tmp_path) as again:
-        assert again.spool_path("production") == tmp_path / "production.db"
+        assert again.path == tmp_path
 
 
 def test_a_lock_file_left_behind_holds_nobody_up(tmp_path: Path) -> None:

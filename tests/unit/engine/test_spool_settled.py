@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,49 +11,51 @@ import pytest
 from structlog.testing import capture_logs
 
 from amplitude_intercom.engine import logs
-from amplitude_intercom.engine.envelope import Kind
+from amplitude_intercom.engine.envelope import Record
 from amplitude_intercom.engine.errors import Failure
 from amplitude_intercom.engine.reasons import DeadReason
 from amplitude_intercom.engine.settings import Log
-from amplitude_intercom.engine.spool.rows import Append, DeadLetterQuery, DeadRow, Row
-from amplitude_intercom.engine.spool.schema import connect
+from amplitude_intercom.engine.spool.batches import SLOTS
+from amplitude_intercom.engine.spool.rows import Append, DeadLetterQuery, DeadRow
 from amplitude_intercom.engine.spool.settled import MOST_LINES, about_raw
-from amplitude_intercom.engine.spool.store import Store
+from support.spools import OneSync, kept, opened, part_of
 
 RAW = b'{"event_type":"Purchase","user_id":"ann"}'
-ROW = Row(Kind.EVENT, "ann", RAW, None)
+EVENT = kept("ann", RAW)
 FAILED = Failure(DeadReason.USER_NOT_FOUND, 404, "not_found", "User Not Found", "r-1")
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(connect(tmp_path / "s.db"), max_bytes=1 << 30, window_ms=1_000)
+def sync(tmp_path: Path) -> OneSync:
+    return OneSync(opened(tmp_path / "s.db"))
 
 
-def append(store: Store, count: int = 1, dead: int = 0) -> None:
-    store.begin()
+def append(sync: OneSync, count: int = 1, dead: int = 0) -> None:
     letter = DeadRow("invalid_id", "too short", RAW, None, "http /webhook", 7)
-    store.append([Append(count + dead, [ROW] * count, [letter] * dead, Counter())], 1)
-    store.commit()
+    sync.store.begin()
+    sync.store.append([Append([part_of([EVENT] * count, [letter] * dead)])], 1)
+    sync.store.commit()
 
 
-def load(store: Store) -> Any:
-    return store.load(
+def load(sync: OneSync) -> list[Record]:
+    """Load all there is in somebody's transaction."""
+    return sync.queue.load(
         0, limit=999, limit_bytes=1 << 20, per_user=999, crowded=(), halted=(), now_ms=1
     ).records
 
 
-def test_a_dead_letter_has_a_warning_with_all_that_finds_it(store: Store) -> None:
-    append(store)
-    store.begin()
-    store.bury(load(store)[0], FAILED, 1)
+def test_a_dead_letter_has_a_warning_with_all_that_finds_it(sync: OneSync) -> None:
+    append(sync)
+    sync.store.begin()
+    sync.queue.bury(load(sync)[0], FAILED, 1)
     with capture_logs() as lines:
-        store.commit()
+        sync.store.commit()
     assert lines == [
         {
             "event": "dead letter",
             "log_level": "warning",
-            "record": 1,
+            "sync": "s",
+            "record": SLOTS,
             "user": "ann",
             "event_type": "Purchase",
             "reason": "user_not_found",
@@ -65,29 +68,29 @@ def test_a_dead_letter_has_a_warning_with_all_that_finds_it(store: Store) -> Non
     ]
 
 
-def test_what_is_rolled_back_is_not_spoken_of(store: Store) -> None:
-    append(store)
+def test_what_is_rolled_back_is_not_spoken_of(sync: OneSync) -> None:
+    append(sync)
     with capture_logs() as lines:
-        store.begin()
-        store.bury(load(store)[0], FAILED, 1)
-        store.rollback()
-        store.begin()
-        store.commit()
+        sync.store.begin()
+        sync.queue.bury(load(sync)[0], FAILED, 1)
+        sync.store.rollback()
+        sync.store.begin()
+        sync.store.commit()
     assert lines == []
 
 
 def test_a_parked_user_an_expired_event_and_one_dead_at_the_door_have_their_lines(
-    store: Store,
+    sync: OneSync,
 ) -> None:
-    append(store)
+    append(sync)
     with capture_logs() as lines:
-        store.begin()
-        store.park(load(store)[0], FAILED, 99, 1)
-        store.commit()
-        store.begin()
-        store.expire("ann", FAILED, 1, 1)
-        store.commit()
-        append(store, count=0, dead=1)
+        sync.store.begin()
+        sync.queue.park(load(sync)[0], FAILED, 99, 1)
+        sync.store.commit()
+        sync.store.begin()
+        sync.queue.expire("ann", FAILED, 1, 1)
+        sync.store.commit()
+        append(sync, count=0, dead=1)
     found = [(line["log_level"], line["event"], line["user"], line["reason"]) for line in lines]
     assert found == [
         ("info", "user parked", "ann", "user_not_found"),
@@ -97,46 +100,68 @@ def test_a_parked_user_an_expired_event_and_one_dead_at_the_door_have_their_line
     assert (lines[-1]["origin"], lines[-1]["line"]) == ("http /webhook", 7)
 
 
-def test_a_damaged_record_has_its_line(store: Store) -> None:
-    append(store)
-    store._db.execute("UPDATE records SET raw = ?", (RAW.replace(b"ann", b"bob"),))
+def test_a_damaged_record_has_its_line(sync: OneSync) -> None:
+    append(sync)
+    sync.store.db.execute("UPDATE inbox SET events = ?", (RAW.replace(b"ann", b"bob"),))
     with capture_logs() as lines:
-        store.begin()
-        assert load(store) == []
-        store.commit()
+        sync.store.begin()
+        assert load(sync) == []
+        sync.store.commit()
     assert [(line["reason"], line["user"], line["record"]) for line in lines] == [
-        ("corrupt", "ann", 1)
+        ("corrupt", "ann", SLOTS)
     ]
 
 
-def test_a_crowd_in_one_transaction_costs_a_bounded_number_of_lines(store: Store) -> None:
+def test_a_crowd_in_one_transaction_costs_a_bounded_number_of_lines(sync: OneSync) -> None:
     with capture_logs() as lines:
-        append(store, count=0, dead=5 * MOST_LINES)
+        append(sync, count=0, dead=5 * MOST_LINES)
     assert len(lines) == MOST_LINES + 1
     assert lines[-1]["count"] == 4 * MOST_LINES
 
 
-def test_a_discarded_letter_and_a_known_bad_line_have_their_lines_at_debug(store: Store) -> None:
+def test_a_discarded_letter_has_its_line_at_debug(sync: OneSync) -> None:
+    append(sync)
+    sync.store.begin()
+    sync.queue.bury(load(sync)[0], FAILED, 1)
+    sync.store.commit()
+    with debugging(), capture_logs() as lines:
+        sync.store.begin()
+        letters = sync.store.letters.find(sync.taker, DeadLetterQuery())
+        assert sync.store.discard(sync.taker, letters) == 1
+        assert lines == [], "not before it is durable"
+        sync.store.commit()
+    assert [about(line) for line in lines] == [("dropped", "ann", "discarded")]
+
+
+def about(line: MutableMapping[str, Any]) -> tuple[str, str, str]:
+    return line["event"], line["user"], line["reason"]
+
+
+@contextmanager
+def debugging() -> Iterator[None]:
     logs.configure(Log(level="debug"))
     try:
-        letter = DeadRow("invalid_id", "too short", RAW, b"k" * 16, "f", 7, "ann")
-        with capture_logs() as lines:
-            for _ in range(2):
-                store.begin()
-                store.append([Append(1, [], [letter], Counter())], 1)
-                store.commit()
-            store.begin()
-            [kept] = store.letters.find(DeadLetterQuery(user="ann"))
-            assert store.discard(kept)
-            assert lines[1:] == lines[1:2]  # not before it is durable
-            store.commit()
+        yield
     finally:
         logs.configure(Log())
-    found = [(line["event"], line["user"], line["reason"]) for line in lines]
-    assert found == [
+
+
+def test_an_event_that_was_accepted_before_has_its_line_at_debug(sync: OneSync) -> None:
+    sync.append(*[kept("ann", RAW, key=b"key")] * 2)
+    with debugging(), capture_logs() as lines:
+        sync.load()
+    assert [about(line) for line in lines] == [("dropped", "ann", "duplicate")]
+
+
+def test_a_bad_line_that_is_known_already_has_its_line_at_debug(sync: OneSync) -> None:
+    letter = DeadRow("invalid_id", "too short", RAW, b"k" * 16, "f", 7, "ann")
+    with debugging(), capture_logs() as lines:
+        sync.store.begin()
+        sync.store.append([Append([part_of(dead=[letter, letter])])], 1)
+        sync.store.commit()
+    assert [about(line) for line in lines] == [
         ("dead letter", "ann", "invalid_id"),
         ("dropped", "ann", "duplicate"),
-        ("dropped", "ann", "discarded"),
     ]
 
 

@@ -12,28 +12,22 @@ from pathlib import Path
 
 import pytest
 
-from amplitude_intercom.engine.envelope import Kind
 from amplitude_intercom.engine.errors import SettingsError, SpoolError
-from amplitude_intercom.engine.spool.rows import Append, Appended, Row
-from amplitude_intercom.engine.spool.schema import connect
+from amplitude_intercom.engine.spool.rows import Appended
 from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.engine.spool.writer import MAX_JOBS, InlineWriter, ThreadWriter
 from amplitude_intercom.transports.reasons import RefusalReason
-from support.spools import database_of
-
-
-def one(user: str, raw: bytes = b"{}") -> Append:
-    return Append(1, [Row(Kind.EVENT, user, raw, None)], [], Counter())
+from support.spools import OneSync, append_of, database_of, kept, opened
 
 
 def append(store: Store) -> Appended:
-    (done,) = store.append([one("ann")], 1)
+    (done,) = store.append([append_of(kept("ann"))], 1)
     assert isinstance(done, Appended)
     return done
 
 
 def broken(store: Store) -> None:
-    store.append([one("bob")], 1)
+    store.append([append_of(kept("bob"))], 1)
     raise ZeroDivisionError
 
 
@@ -42,20 +36,26 @@ class Spied:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.db = connect(path)
         self.said: Counter[str] = Counter()
-        self.store = Store(self.db, max_bytes=1 << 30, window_ms=1_000)
+        self.sync = OneSync(opened(path))
+        self.store, self.db = self.sync.store, self.sync.store.db
         self.database = database_of(self.store)
         self.db.set_trace_callback(lambda statement: self.said.update([statement]))
 
     def after(self) -> dict[str, int]:
         """Return what a fresh reader counts."""
-        again = Store(connect(self.path), max_bytes=1 << 30, window_ms=1_000)
+        again = OneSync(opened(self.path))
         try:
-            assert again.recount()["pending"] == again.counters["pending"]
-            return again.recount()
+            return counted(again)
         finally:
-            again.close()
+            again.store.close()
+
+
+def counted(sync: OneSync) -> dict[str, int]:
+    """Return what is counted of the rows; the counters must say the same."""
+    found = sync.store.recount(sync.taker)
+    assert found["pending"] == sync.counters["pending"]
+    return found
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def hold(writer: ThreadWriter) -> tuple[asyncio.Future[bool], threading.Event]:
 
 
 async def test_what_is_submitted_during_a_commit_shares_the_next_one(spied: Spied) -> None:
-    writer = ThreadWriter(database_of(spied.store), "test")
+    writer = ThreadWriter(spied.database)
     held, gate = hold(writer)
     futures = [writer.submit(append) for _ in range(200)]
     gate.set()
@@ -87,7 +87,7 @@ class Watched:
 
 
 async def test_a_writer_that_waits_keeps_neither_jobs_nor_results(spied: Spied) -> None:
-    writer = ThreadWriter(database_of(spied.store), "test")
+    writer = ThreadWriter(spied.database)
     held = Watched()
     watched = [weakref.ref(held), weakref.ref(await writer.submit(lambda _, held=held: Watched()))]
     del held
@@ -99,7 +99,7 @@ async def test_a_writer_that_waits_keeps_neither_jobs_nor_results(spied: Spied) 
 
 
 async def test_jobs_run_in_the_order_of_submission_however_many_there_are(spied: Spied) -> None:
-    writer = ThreadWriter(database_of(spied.store), "test")
+    writer = ThreadWriter(spied.database)
     _, gate = hold(writer)
     ran: list[int] = []
     count = 2 * MAX_JOBS + 7
@@ -112,7 +112,7 @@ async def test_jobs_run_in_the_order_of_submission_however_many_there_are(spied:
 
 
 async def test_closing_runs_what_was_submitted_and_resolves_it(spied: Spied) -> None:
-    writer = ThreadWriter(database_of(spied.store), "test")
+    writer = ThreadWriter(spied.database)
     _, gate = hold(writer)
     futures = [writer.submit(append) for _ in range(MAX_JOBS + 1)]
     gate.set()
@@ -120,11 +120,11 @@ async def test_closing_runs_what_was_submitted_and_resolves_it(spied: Spied) -> 
     assert all(future.done() for future in futures)
     assert spied.after()["pending"] == MAX_JOBS + 1
     with pytest.raises(sqlite3.ProgrammingError):
-        spied.store.recount()
+        spied.store.recount(spied.sync.taker)
 
 
 async def test_a_caller_that_gives_up_does_not_disturb_the_others(spied: Spied) -> None:
-    writer = ThreadWriter(database_of(spied.store), "test")
+    writer = ThreadWriter(spied.database)
     _, gate = hold(writer)
     futures = [writer.submit(append) for _ in range(3)]
     futures[1].cancel()
@@ -159,7 +159,7 @@ def test_a_job_that_the_database_refuses_fails_alone_and_leaves_nothing(spied: S
     assert refused.reason == "spool_failing"
     assert str(spied.database.damage) == "spool_failing: no such table: no_such_table"
     assert spied.database.trouble is None
-    assert spied.store.recount() == {"pending": 2, "dead": 0}
+    assert counted(spied.sync) == {"pending": 2, "dead": 0}
     spied.store.close()
 
 
@@ -167,15 +167,15 @@ def test_a_commit_that_fails_leaves_nothing(spied: Spied) -> None:
     spied.db.execute(
         f"PRAGMA max_page_count = {spied.db.execute('PRAGMA page_count').fetchone()[0]}"
     )
-    big = one("ann", bytes(100_000))
+    big = append_of(kept("ann", bytes(100_000)))
     (result,) = spied.database.run([lambda store: store.append([big], 1)])
     assert isinstance(result, SpoolError)
     assert result.reason == "disk_full"
-    assert spied.store.counters.total() == 0
+    assert spied.sync.counters.total() == 0
     spied.db.execute("PRAGMA max_page_count = 1000000")
     spied.database.heal(result)
     assert spied.database.run([append]) == [Appended(1, 0, 0)]
-    assert spied.store.counters["pending"] == spied.store.recount()["pending"] == 1
+    assert counted(spied.sync)["pending"] == 1
     spied.store.close()
 
 
@@ -197,7 +197,7 @@ def test_a_transaction_that_cannot_even_be_rolled_back_is_tried_again(spied: Spi
     denied = False
     assert isinstance(spied.database.run([append])[0], SpoolError)
     assert spied.database.run([append]) == [Appended(1, 0, 0)]
-    assert spied.store.counters["pending"] == spied.store.recount()["pending"] == 1
+    assert counted(spied.sync)["pending"] == 1
     spied.store.close()
 
 
@@ -210,7 +210,7 @@ def test_a_job_with_a_fault_of_its_own_fails_alone_and_leaves_nothing(spied: Spi
 
 
 async def test_a_fault_does_not_end_the_thread(spied: Spied) -> None:
-    writer = ThreadWriter(database_of(spied.store), "test")
+    writer = ThreadWriter(spied.database)
     with pytest.raises(ZeroDivisionError):
         await writer.submit(broken)
     assert await writer.submit(append) == Appended(1, 0, 0)
@@ -244,7 +244,7 @@ def test_settings_errors_fail_alone_as_every_error_of_ours_does(spied: Spied) ->
 async def test_a_fault_of_the_database_s_own_does_not_end_the_thread(spied: Spied) -> None:
     database = spied.database
     database.look_again = broken_look  # type: ignore[method-assign]
-    writer = ThreadWriter(database, "test")
+    writer = ThreadWriter(database)
     with pytest.raises(ZeroDivisionError):
         await writer.submit(append)
     del database.look_again  # type: ignore[method-assign]

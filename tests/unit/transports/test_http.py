@@ -47,7 +47,7 @@ class Intake:
         if self._error:
             ticket.refuse(self._error)
         else:
-            ticket.acknowledge(Receipt(len(batch.raws), 0, 0, 0))
+            ticket.acknowledge(Receipt(len(batch.raws), 0, 0))
         return ticket
 
 

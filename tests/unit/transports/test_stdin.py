@@ -53,7 +53,7 @@ class Intake:
         else:
             self.stored.extend(batch.raws)
             self.checkpoints.update(batch.checkpoints)
-            ticket.acknowledge(Receipt(len(batch.raws), 0, 0, 0))
+            ticket.acknowledge(Receipt(len(batch.raws), 0, 0))
         return ticket
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amplitude_intercom.engine.actors.filter import FilterActor, only_project
+from amplitude_intercom.engine.actors.filter import Door, FilterActor, only_project
 from amplitude_intercom.engine.commands.preview import Past, Preview
 from amplitude_intercom.engine.config import from_table
 from amplitude_intercom.engine.envelope import Kind, Record
@@ -19,16 +19,28 @@ from amplitude_intercom.engine.errors import Failure
 from amplitude_intercom.engine.reasons import DeadReason, DropReason
 from amplitude_intercom.engine.rules.admission import Admission
 from amplitude_intercom.engine.rules.planning import SyncRules
-from amplitude_intercom.engine.spool.rows import Append, dead_letter
+from amplitude_intercom.engine.spool.batches import MOST_BYTES, MOST_EVENTS, Entry, entries_of
+from amplitude_intercom.engine.spool.rows import Part, dead_letter
 from amplitude_intercom.transports import Batch
 from amplitude_intercom.transports.amplitude import BadEvent, read_head
 from amplitude_intercom.transports.uploads import Upload, checked_batch
 from support.admissions import ANY, BOUGHT, an_admission
 
 
-def kept_of(decide: Admission, batch: Batch, **actor: Any) -> Append:
+def kept_of(decide: Admission, batch: Batch, *, project: str = "", **actor: Any) -> Part:
+    return admitted(Door("a", decide, project), batch, **actor)
+
+
+def admitted(door: Door, batch: Batch, **actor: Any) -> Part:
     spool = cast("Any", None)  # filtering needs none
-    return asyncio.run(FilterActor(decide, spool, **actor).admit(batch))
+    return asyncio.run(FilterActor([door], spool, **actor).admit(batch, door))
+
+
+def entries(part: Part) -> list[Entry]:
+    """Return what the indexes say of the events that are kept."""
+    found = [entry for pack in part.packs for entry in entries_of(pack.index)]
+    assert len(found) == sum(pack.count for pack in part.packs)
+    return found
 
 
 JSON = st.recursive(
@@ -52,7 +64,7 @@ def test_whatever_comes_is_kept_dropped_or_a_dead_letter(event: Any, derive: boo
         ),
     ):
         kept = kept_of(decide, Batch(None, [raw], derive_ids=derive))
-        assert len(kept.rows) + len(kept.dead) + kept.dropped.total() == kept.received == 1
+        assert len(entries(kept)) + len(kept.dead) + kept.dropped.total() == kept.received == 1
         assert {letter.reason for letter in kept.dead} <= set(DeadReason)
         assert kept.dropped.keys() <= set(DropReason)
 
@@ -62,7 +74,7 @@ def keys(raw: bytes, api_keys: Sequence[str] = (), **batch: Any) -> list[bytes |
     sync = from_table({"sync": [{**table, "amplitude_api_keys": list(api_keys)}]}).sync[0]
     brought = Batch(batch.pop("heads", None), [raw], **batch)
     kept = kept_of(SyncRules(sync).admission, brought, project=only_project(sync))
-    return [row.insert_key for row in (*kept.rows, *kept.dead)]
+    return [row.insert_key for row in (*entries(kept), *kept.dead)]
 
 
 GOOD = b'{"event_type": "Bought", "user_id": "user-1", "insert_id": "i"}'
@@ -102,13 +114,13 @@ def test_lines_that_begin_alike_are_different_dead_letters_where_the_rest_differ
 # --- the Export sample ------------------------------------------------------------------
 
 
-def admit(decide: Admission, raws: list[bytes], *, decoded: bool, few_are_kept: bool) -> Any:
-    actor = FilterActor(decide, cast("Any", None))  # admitting needs no spool
-    actor._few_are_kept = few_are_kept
+def admit(decide: Admission, raws: list[bytes], *, decoded: bool, few_are_kept: bool) -> Part:
+    door = Door("a", decide)
+    door.few_are_kept = few_are_kept
     heads = [read_head(raw)[0] for raw in raws] if decoded else None
     read = [read_head(raw)[1] for raw in raws] if decoded else raws
     batch = Batch(heads, read, origin="f", lines=range(1, len(raws) + 1))
-    return asyncio.run(actor.admit(batch))
+    return admitted(door, batch)
 
 
 TYPES = ("Bought", "Seen", "$identify", "$groupidentify", "_all", "[Intercom] x", "", None)
@@ -132,8 +144,8 @@ def test_whatever_is_decoded_first_the_same_is_kept(trigger: str, broken: bytes)
     expected = admit(decide, raws, decoded=True, few_are_kept=False)
     for few_are_kept in (False, True):
         assert admit(decide, raws, decoded=False, few_are_kept=few_are_kept) == expected
-    assert expected.rows
-    assert expected.dropped["not_selected"] or trigger == "any_update"
+    assert expected.packs
+    assert expected.dropped[DropReason.NOT_SELECTED] or trigger == "any_update"
 
 
 def test_what_nobody_selected_is_dropped_whatever_else_is_wrong_with_it() -> None:
@@ -158,8 +170,8 @@ def test_what_a_door_has_let_in_does_not_become_too_large_behind_it(extra: bytes
     batch = checked_batch(upload, "http", max_event_bytes=1_024, received_ms=1_800_000_000_000)
     assert isinstance(batch, Batch)
     assert len(batch.raws[0]) > 1_024
-    append = kept_of(an_admission(), batch, max_event_bytes=1_024)
-    assert (len(append.rows), append.dead) == (1, [])
+    part = kept_of(an_admission(), batch, max_event_bytes=1_024)
+    assert (len(entries(part)), part.dead) == (1, [])
 
 
 @pytest.mark.parametrize("event_type", ["Bought", "Seen"])
@@ -171,7 +183,7 @@ def test_preview_and_replay_judge_a_bad_event_as_intake_does(event_type: str, us
     kept = admit(SyncRules(sync).admission, [raw], decoded=False, few_are_kept=False)
     letter = dead_letter(Record(1, Kind.EVENT, "", 0, raw), Failure(DeadReason.INVALID_FIELD), 0)
     foreseen = [Preview(sync).of(raw), Preview(sync).replayed(letter, Past())]
-    expected = ["send"] * len(kept.rows) + ["reject"] * len(kept.dead) + list(kept.dropped)
+    expected = ["send"] * len(entries(kept)) + ["reject"] * len(kept.dead) + list(kept.dropped)
     assert [a["reason"] if a["verdict"] == "drop" else a["verdict"] for a in foreseen] == (
         expected * 2
     )
@@ -198,3 +210,27 @@ def test_an_event_that_dies_at_the_door_is_its_user_s_where_that_can_be_read(
     batch = Batch(None, [raw], sync="a", derive_ids=True, origin="f")
     [letter] = kept_of(decide, batch).dead
     assert letter.user_key == user
+
+
+def test_many_and_large_events_are_kept_in_packs_of_bounded_size() -> None:
+    start = b'{"event_type": "Bought", "user_id": "user-1", "p": "'
+    sizes = [10] * 700 + [300_000] * 9 + [1 << 21, 10]
+    raws = [start + b"x" * size + b'"}' for size in sizes]
+    part = kept_of(an_admission(), Batch(None, raws), max_event_bytes=1 << 22)
+    assert [entry.length for entry in entries(part)] == [len(raw) for raw in raws]
+    assert b"\n".join(pack.events for pack in part.packs) == b"\n".join(raws)
+    for pack in part.packs:
+        assert pack.count <= MOST_EVENTS
+        assert len(pack.events) <= MOST_BYTES + pack.count or pack.count == 1
+
+
+def test_what_two_syncs_keep_of_a_batch_is_each_one_s_own() -> None:
+    chosen = an_admission(events={"select": [BOUGHT]})
+    doors = [Door("all", an_admission()), Door("bought", chosen)]
+    raws = [b'{"event_type": "%s", "user_id": "user-1"}' % t for t in (b"Bought", b"Seen", b"Seen")]
+    for _ in range(2):  # whether the last run of a door kept few of them or not
+        parts = [admitted(door, Batch(None, raws)) for door in doors]
+        assert [part.taker for part in parts] == ["all", "bought"]
+        assert [len(entries(part)) for part in parts] == [3, 1]
+        assert [part.dropped.total() for part in parts] == [0, 2]
+        assert [door.few_are_kept for door in doors] == [False, True]

@@ -64,10 +64,6 @@ class DataDir:
             os.ftruncate(self._descriptor, 0)
             os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
 
-    def spool_path(self, sync: str) -> Path:
-        """Return where a sync's spool is."""
-        return self.path / f"{sync}.db"
-
     def close(self) -> None:
         os.close(self._descriptor)
 

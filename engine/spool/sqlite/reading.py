@@ -10,13 +10,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from amplitude_intercom.engine.errors import SpoolError
-from amplitude_intercom.engine.spool.schema import (
-    SCHEMA_VERSION,
-    connect_to_read,
-    has_log,
-    reason_of,
-)
-from amplitude_intercom.engine.spool.store import Store
+from amplitude_intercom.engine.spool.connection import Damaged
+from amplitude_intercom.engine.spool.schema import SCHEMA_VERSION
+from amplitude_intercom.engine.spool.sqlite.files import connect_to_read, has_log, reason_of
+from amplitude_intercom.engine.spool.store import Limits, Store
 from amplitude_intercom.transports.reasons import RefusalReason
 
 T = TypeVar("T")
@@ -34,7 +31,7 @@ def look_at(path: Path, job: Callable[[sqlite3.Connection], T]) -> T:
     try:
         with closing(connect_to_read(path)) as db:
             found = job(db)
-    except (sqlite3.Error, UnicodeDecodeError, SpoolError) as error:
+    except (sqlite3.Error, UnicodeDecodeError, Damaged, SpoolError) as error:
         if at_rest and has_log(path):
             return look_at(path, job)
         if isinstance(error, SpoolError):
@@ -58,7 +55,7 @@ def _in_snapshot(db: sqlite3.Connection, path: Path, job: Callable[[Store], T]) 
         text = f"of schema {version}; the next start of the daemon brings it up to date"
         raise SpoolError(RefusalReason.SPOOL_FAILING, f"{path}: {text}")
     db.execute("BEGIN")
-    return job(Store(db, max_bytes=0, window_ms=0, recover=False))
+    return job(Store(db, Limits(), recover=False))
 
 
 def disk_bytes(path: Path) -> int:

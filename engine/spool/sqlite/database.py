@@ -12,6 +12,9 @@ Rules
    the file while that can still grow; everything else, which makes room in the end, goes on. When
    the disk is full though, the reserve is let go for that. It is over once the disk has room for
    the reserve and as much again.
+4. What the spool stands on (its folder, lock and file) is looked at before each group: where one is
+   gone or was replaced, appends are refused; where it is the lock, another process may have the
+   spool, and nothing is done at all.
 """
 
 from __future__ import annotations
@@ -25,8 +28,10 @@ from typing import Any, Protocol, TypeVar
 import structlog
 
 from amplitude_intercom.engine.errors import EngineError, SpoolError
-from amplitude_intercom.engine.spool.reserve import Reserve
-from amplitude_intercom.engine.spool.schema import primary_code, reason_of
+from amplitude_intercom.engine.spool.connection import Damaged
+from amplitude_intercom.engine.spool.sqlite.files import SpoolFile, primary_code, reason_of
+from amplitude_intercom.engine.spool.sqlite.ground import Ground
+from amplitude_intercom.engine.spool.sqlite.reserve import Reserve
 from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.transports.reasons import RefusalReason
 
@@ -57,9 +62,9 @@ _DISK = frozenset(
 
 
 class Opener(Protocol):
-    """Opens a spool's store; without ``recover``, the process that used it goes on."""
+    """Opens a spool's store and its file; without ``recover``, the process that used it goes on."""
 
-    def __call__(self, *, recover: bool) -> Store: ...
+    def __call__(self, *, recover: bool) -> tuple[Store, SpoolFile]: ...
 
 
 class Database:
@@ -81,15 +86,21 @@ class Database:
         self._monotonic_s = monotonic_s
         self._heal_at_s = 0.0
         self._closed = False
+        self._ground: Ground | None = None
+        self._is_lost = False
         self.trouble: SpoolError | None = None
         """Why the spool takes nothing in, or nothing at all; None when all is well."""
         self.damage: SpoolError | None = None
         """What the database said when something that was asked of it could not be read."""
-        self.store = self._open(recover=True)
+        self.store, self.file = self._open(recover=True)
         if not reserve.take():
             self._run_out_of_disk(NO_RESERVE)
 
-    def _open(self, *, recover: bool) -> Store:
+    def watch(self, ground: Ground) -> None:
+        """Look at what the spool stands on from now on."""
+        self._ground = ground
+
+    def _open(self, *, recover: bool) -> tuple[Store, SpoolFile]:
         """Open the store. That takes room too, which on a full disk only the reserve has."""
         try:
             return self._opener(recover=recover)
@@ -100,6 +111,8 @@ class Database:
 
     def run(self, jobs: list[Job[Any]]) -> list[Any]:
         """Run jobs in one transaction; return a result or an exception for each."""
+        if self._has_lost_ground():
+            return self._without_ground(jobs)
         self.look_again()
         if self.trouble is None and self._reserve.is_short():
             self._run_out_of_disk(SHORT)
@@ -107,10 +120,37 @@ class Database:
             return [self.trouble for _ in jobs]
         try:
             return run_group(self.store, jobs)
-        except (sqlite3.Error, UnicodeDecodeError) as error:  # its messages quote what is damaged
+        except (
+            sqlite3.Error,
+            UnicodeDecodeError,
+            Damaged,
+        ) as error:  # messages quote what is damaged
             if primary_code(error) in _DISK:
                 return self._disk_failed(jobs, error)
             return self._singly(jobs, self._as_damage(error))
+        except Exception as fault:
+            return self._singly(jobs, fault)
+
+    def _has_lost_ground(self) -> bool:
+        """Notice that the ground is gone, or there again."""
+        problem = self._ground.problem() if self._ground else ""
+        if problem:
+            self._note(SpoolError(RefusalReason.SPOOL_FAILING, problem))
+            self.store.shut_intake(RefusalReason.SPOOL_FAILING)
+        elif self._is_lost:
+            _log.warning("the spool is well again", after=str(self.trouble))
+            self.trouble = None
+            self.store.shut_intake(None)
+        self._is_lost = bool(problem)
+        return self._is_lost
+
+    def _without_ground(self, jobs: list[Job[Any]]) -> list[Any]:
+        """Go on with what is open, so that deliveries are settled; not beside another process."""
+        assert self._ground is not None
+        if self._closed or self._ground.has_lost_lock:
+            return [self.trouble for _ in jobs]
+        try:
+            return run_group(self.store, jobs) if jobs else []
         except Exception as fault:
             return self._singly(jobs, fault)
 
@@ -142,7 +182,7 @@ class Database:
         self._heal_at_s = self._monotonic_s() + HEAL_EVERY_S
         self.store.shut_intake(RefusalReason.DISK_FULL)
         with suppress(sqlite3.Error):
-            self.store.claim_room()  # before somebody else takes it
+            self.file.claim_pages()  # before somebody else takes it
 
     def heal(self, trouble: SpoolError) -> None:
         """Set right what can be; say what trouble is left."""
@@ -170,11 +210,11 @@ class Database:
 
     def _open_again(self) -> None:
         if not self._closed:
-            self.store.fold()
+            self.file.fold()
             with suppress(sqlite3.Error):
                 self.store.close()
             self._closed = True
-        self.store = self._open(recover=False)
+        self.store, self.file = self._open(recover=False)
         self._closed = False
 
     def _note(self, trouble: SpoolError) -> None:
@@ -187,9 +227,9 @@ class Database:
         if self._closed:
             return False
         try:
-            if not self.store.has_much_free():
+            if not self.file.has_much_free(short=self.trouble is not None):
                 return False
-            run_group(self.store, [Store.give_back])
+            run_group(self.store, [lambda _: self.file.give_back()])
         except sqlite3.Error:
             return False  # the next job that writes will meet it
         return True

@@ -1,0 +1,30 @@
+"""What this program did not foresee: how it is logged, and what is kept of it."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import structlog
+
+from amplitude_intercom.engine.errors import Failure
+from amplitude_intercom.engine.reasons import DeadReason
+
+_log = structlog.get_logger(__name__)
+
+MAX_FAULT_TEXT: Final = 500
+"""Characters of an exception's text that a dead letter keeps; the log has the traceback."""
+
+
+def internal_failure(fault: Exception, **about: object) -> Failure:
+    """Log a fault of ours with its traceback; return why its record becomes a dead letter."""
+    _log.error("internal fault", exc_info=fault, **about)
+    return Failure(DeadReason.INTERNAL, message=describe(fault))
+
+
+def describe(fault: Exception) -> str:
+    """Return an exception in one line of bounded length. Never raises."""
+    try:
+        text = f"{type(fault).__name__}: {fault}"
+    except Exception:  # a text of 5,000 digits cannot be written either
+        text = type(fault).__name__
+    return text[:MAX_FAULT_TEXT].encode("utf-8", "backslashreplace").decode()

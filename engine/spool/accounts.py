@@ -1,0 +1,178 @@
+"""The accounting of all takers, changed in the transaction that changes the rows it counts.
+
+Hence, for each taker and after every commit:
+
+    received = delivered + dropped (all reasons) + dead + pending
+
+Beside these are ``dead:REASON``, which dead letters are made of, ``adjusted:REASON``, values that
+were changed on the way to Intercom, and ``bytes:…``, what a taker takes up. Taker 0 is the spool.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Final
+
+from amplitude_intercom.engine.spool.connection import Connection, insert_many
+
+SPOOL: Final = 0
+"""The taker whose counters are those of the whole spool."""
+
+INBOX: Final = "bytes:inbox"
+"""What a taker's batches take up."""
+
+TAKEN_ALONG: Final = "bytes:along"
+"""What records have taken along of batches that are gone."""
+
+WAITING: Final = "bytes:waiting"
+"""The sum of both, over all takers: a counter of the spool."""
+
+DEAD: Final = "bytes:dead"
+"""What a taker's dead letters take up."""
+
+LAST_BATCH: Final = "last_batch"
+"""The last id that a batch was given."""
+
+_ADD = "ON CONFLICT (taker, name) DO UPDATE SET value = counters.value + excluded.value"
+_ADD_TO_MINUTE = (
+    "ON CONFLICT (span, minute, taker, name) DO UPDATE SET value = minutes.value + excluded.value"
+)
+
+Counts = Mapping[str, int]
+
+
+def is_settled(counter: str) -> bool:
+    """Return whether a counter is one of those that settled events add up to."""
+    return counter in ("delivered", "dead") or counter.startswith("dropped:")
+
+
+def under(counters: Counts, prefix: str) -> dict[str, int]:
+    """Return the counters whose names begin so, without that beginning, those of 0 left out."""
+    return {
+        name.removeprefix(prefix): count
+        for name, count in sorted(counters.items())
+        if name.startswith(prefix) and count > 0
+    }
+
+
+class Accounts:
+    """The tables ``counters`` and ``minutes``, inside somebody's transaction."""
+
+    def __init__(self, db: Connection) -> None:
+        self._db = db
+        self._committed: dict[int, Counter[str]] = {}
+        self._changes: dict[int, Counter[str]] = {}
+        for taker, name, value in db.execute("SELECT taker, name, value FROM counters"):
+            self._committed.setdefault(taker, Counter())[name] = value
+
+    def committed(self, taker: int) -> Counter[str]:
+        """Return a taker's counters as of the last commit; not to be changed."""
+        return self._committed.get(taker, _NOTHING)
+
+    def takers(self) -> list[int]:
+        """Return the takers that have counters."""
+        return [taker for taker in {*self._committed, *self._changes} if taker != SPOOL]
+
+    def value(self, taker: int, name: str) -> int:
+        """Return a counter, with what this transaction has changed."""
+        changes = self._changes.get(taker)
+        return self.committed(taker)[name] + (changes[name] if changes else 0)
+
+    def of(self, taker: int) -> Counter[str]:
+        """Return a taker's counters, with what this transaction has changed."""
+        changes = self._changes.get(taker)
+        if not changes:
+            return self.committed(taker)
+        now = Counter(self.committed(taker))
+        now.update(changes)
+        return now
+
+    def add(self, taker: int, name: str, by: int) -> None:
+        """Change a counter."""
+        if by:
+            self._changes.setdefault(taker, Counter())[name] += by
+
+    def resize(self, taker: int, name: str, by: int) -> None:
+        """Change what waits of a taker, in bytes."""
+        self.add(taker, name, by)
+        self.add(SPOOL, WAITING, by)
+
+    def count_dead(self, taker: int, reason: str, by: int) -> None:
+        """Count dead letters."""
+        self.add(taker, "dead", by)
+        self.add(taker, f"dead:{reason}", by)
+
+    def take_batches(self, count: int) -> int:
+        """Return the first of so many ids of batches that nothing has had."""
+        last = self.value(SPOOL, LAST_BATCH)
+        self.add(SPOOL, LAST_BATCH, count)
+        return last + 1
+
+    def write(self, minute: int) -> None:
+        """Write what has changed; ``minute``: since 1970, in which that was."""
+        changes = [
+            (taker, name, by)
+            for taker, counts in self._changes.items()
+            for name, by in counts.items()
+            if by
+        ]
+        if changes:
+            insert_many(self._db, "INSERT INTO counters (taker, name, value)", 3, changes, _ADD)
+            insert_many(
+                self._db,
+                "INSERT INTO minutes (span, minute, taker, name, value)",
+                5,
+                [(1, minute, *change) for change in changes],
+                _ADD_TO_MINUTE,
+            )
+
+    def make_hours(self, before: int, limit: int) -> int:
+        """Add up to ``limit`` rows of minutes before one to their hours; return how many."""
+        rows = self._db.execute(
+            "SELECT minute, taker, name, value FROM minutes WHERE span = 1 AND minute < ?"
+            " ORDER BY minute LIMIT ?",
+            (before, limit),
+        ).fetchall()
+        hours: Counter[tuple[int, int, str]] = Counter()
+        for minute, taker, name, value in rows:
+            hours[minute // 60 * 60, taker, name] += value
+            self._db.execute(
+                "DELETE FROM minutes WHERE span = 1 AND minute = ? AND taker = ? AND name = ?",
+                (minute, taker, name),
+            )
+        insert_many(
+            self._db,
+            "INSERT INTO minutes (span, minute, taker, name, value)",
+            5,
+            [(60, *hour, value) for hour, value in hours.items()],
+            _ADD_TO_MINUTE,
+        )
+        return len(rows)
+
+    def forget_hours(self, before: int, limit: int) -> int:
+        """Forget up to ``limit`` rows of hours before a minute; return how many there were."""
+        rows = self._db.execute(
+            "SELECT minute, taker, name FROM minutes WHERE span = 60 AND minute < ?"
+            " ORDER BY minute LIMIT ?",
+            (before, limit),
+        ).fetchall()
+        for row in rows:
+            self._db.execute(
+                "DELETE FROM minutes WHERE span = 60 AND minute = ? AND taker = ? AND name = ?", row
+            )
+        return len(rows)
+
+    def commit(self) -> None:
+        """Take in that what was written is durable."""
+        for taker in self._changes:
+            # Replaced, never changed: other threads may be reading it.
+            self._committed[taker] = Counter(self.of(taker))
+        self._changes = {}
+
+    def rollback(self) -> None:
+        """Forget what was changed since the last commit."""
+        self._changes = {}
+
+
+_NOTHING: Final[Counter[str]] = Counter()

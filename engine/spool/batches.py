@@ -1,0 +1,125 @@
+"""A batch as the inbox keeps it: the events as they came, and an index of what each of them is.
+
+A row of the inbox holds what one taker keeps of a batch: up to ``MOST_EVENTS`` events, and no more
+than ``MOST_BYTES`` unless one alone has them. A record's id is its batch's times ``SLOTS`` and its
+slot there, so ids are in the order of acceptance, and say where the bytes are.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Final, NamedTuple
+
+import msgspec
+
+from amplitude_intercom.engine.envelope import Kind
+
+SLOTS: Final = 512
+MOST_EVENTS: Final = 500
+MOST_BYTES: Final = 1 << 20
+
+OVERHEAD_BYTES: Final = 100
+"""What a record takes beside its event, by which a spool's fullness is reckoned."""
+
+KINDS = frozenset(map(int, Kind))
+"""Kinds of records that this version knows."""
+
+
+class Entry(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """What the index says of one event. ``checksum``: the CRC32 of its ``length`` bytes.
+
+    ``insert_key`` (None: never known again) does not say whose it is: the taker is added later.
+    ``claim_id`` and ``accepted_at_ms`` are those of a record that was accepted before; 0 else.
+    """
+
+    kind: int
+    user_key: str
+    insert_key: bytes | None
+    length: int
+    checksum: int
+    claim_id: int = 0
+    accepted_at_ms: int = 0
+
+
+class Pack(msgspec.Struct, frozen=True, gc=False):
+    """A row of the inbox to be: ``index`` is JSON, ``events`` are separated by line ends."""
+
+    count: int
+    index: bytes
+    events: bytes
+
+    @property
+    def size_bytes(self) -> int:
+        """What it counts for where a spool's fullness is reckoned."""
+        return len(self.events) + len(self.index) + OVERHEAD_BYTES * self.count
+
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(list[Entry]).decode
+
+
+class Kept(NamedTuple):
+    """An event that a taker keeps."""
+
+    kind: int
+    user_key: str
+    raw: bytes
+    insert_key: bytes | None = None
+    claim_id: int = 0
+    accepted_at_ms: int = 0
+
+
+def entry_of(kept: Kept) -> Entry:
+    """Return what the index says of an event."""
+    kind, user_key, raw, insert_key, claim_id, accepted_at_ms = kept
+    return Entry(
+        int(kind), user_key, insert_key, len(raw), zlib.crc32(raw), claim_id, accepted_at_ms
+    )
+
+
+def packs(entries: Sequence[Entry], raws: Sequence[bytes]) -> list[Pack]:
+    """Return events, with what the index says of each, as rows of the inbox."""
+    total = sum(map(len, raws))
+    if len(raws) <= MOST_EVENTS and total <= MOST_BYTES:
+        return [_pack(entries, raws)] if raws else []
+    return [_pack(entries[r.start : r.stop], raws[r.start : r.stop]) for r in _runs(raws)]
+
+
+def _pack(entries: Sequence[Entry], raws: Sequence[bytes]) -> Pack:
+    return Pack(len(raws), _encode(entries), b"\n".join(raws))
+
+
+def _runs(raws: Sequence[bytes]) -> Iterator[range]:
+    start, held = 0, 0
+    for index, raw in enumerate(raws):
+        if index > start and (index - start == MOST_EVENTS or held + len(raw) > MOST_BYTES):
+            yield range(start, index)
+            start, held = index, 0
+        held += len(raw)
+    yield range(start, len(raws))
+
+
+def entries_of(index: bytes) -> list[Entry]:
+    """Return what an index says.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        return _decode(index)
+    except msgspec.MsgspecError as error:
+        raise ValueError(str(error)) from None
+
+
+def batch_checksum(id_: int, taker: int, accepted_at_ms: int, count: int, index: bytes) -> int:
+    """Return the CRC32 of all of a row of the inbox but its events, which have their own."""
+    return zlib.crc32(index, zlib.crc32(b"%d %d %d %d" % (id_, taker, accepted_at_ms, count)))
+
+
+def record_checksum(id_: int, kind: int, user_key: str, accepted_at_ms: int, of_event: int) -> int:
+    """Return the CRC32 that a record is kept with, from that of its event's bytes.
+
+    SQLite does not notice a flipped byte.
+    """
+    return zlib.crc32(b"%d %d %d %s" % (id_, kind, accepted_at_ms, user_key.encode()), of_event)

@@ -1,0 +1,74 @@
+"""Which takers are refused for want of free bytes.
+
+Rules
+=====
+1. What counts is what waits: packed batches, and bytes that records have taken along. What is
+   remembered (dead letters, insert ids, contacts) has budgets of its own, and closes nothing.
+2. At ``spool.max_bytes`` everybody is refused. Above ``CROWDED`` of it whoever has more than an
+   equal share (all takers count, also those that hold nothing), so that one whose deliveries stand
+   does not close the intake of the others.
+3. Who is refused stays so until ``RELIEF`` of that bound: refusals that came and went by the batch
+   would let a later batch overtake an earlier one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from amplitude_intercom.engine.spool.accounts import INBOX, SPOOL, TAKEN_ALONG, WAITING, Accounts
+
+CROWDED = 0.8
+RELIEF = 0.95
+
+
+class Fullness:
+    """Who is refused now; see the module's docstring."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._bounds: dict[int, int] = {}
+        """Takers that are refused for their share, and what that was when it was passed."""
+        self._is_full = False
+        self.refused: dict[int, str] = {}
+        """Takers that are refused as of the last commit, and why, for people."""
+
+    def why_not(self, taker: int, takers: Collection[int], accounts: Accounts) -> str:
+        """Return why a taker can have no more now, in a transaction; empty: it can.
+
+        ``takers``: all that there are, whether they hold anything or not.
+        """
+        if taker in self.refused:
+            return self.refused[taker]
+        return self._judge(taker, len(takers), accounts)
+
+    def look(self, takers: Collection[int], accounts: Accounts) -> None:
+        """Look at who is refused from now on; after a commit."""
+        total = accounts.value(SPOOL, WAITING)
+        self._is_full = total >= (RELIEF if self._is_full else 1.0) * self._max_bytes
+        if total < RELIEF * CROWDED * self._max_bytes:
+            self._bounds.clear()
+            self.refused = {}
+            return
+        found = {taker: self._judge(taker, len(takers), accounts) for taker in takers}
+        self.refused = {taker: why for taker, why in found.items() if why}
+
+    def _judge(self, taker: int, takers: int, accounts: Accounts) -> str:
+        total, held = accounts.value(SPOOL, WAITING), _held(taker, accounts)
+        if self._is_full or total >= self._max_bytes:
+            return f"{total:,} bytes wait, `spool.max_bytes` is {self._max_bytes:,}"
+        bound = self._bounds.get(taker)
+        if bound is not None and held < RELIEF * bound:
+            del self._bounds[taker]
+            bound = None
+        if bound is None and total >= CROWDED * self._max_bytes:
+            share = self._max_bytes // max(1, takers)
+            if held > share:
+                bound = self._bounds[taker] = share
+        if bound is None:
+            return ""
+        taken = f"{total / self._max_bytes:.0%} of `spool.max_bytes` are taken"
+        return f"{held:,} bytes of it wait, {taken} and its share was {bound:,}"
+
+
+def _held(taker: int, accounts: Accounts) -> int:
+    return accounts.value(taker, INBOX) + accounts.value(taker, TAKEN_ALONG)

@@ -1,0 +1,149 @@
+"""The intake side of a spool: what takers keep of batches, in the order of acceptance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from amplitude_intercom.engine.spool.batches import (
+    SLOTS,
+    Entry,
+    Pack,
+    batch_checksum,
+    entries_of,
+)
+from amplitude_intercom.engine.spool.connection import Connection, insert_many
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """A row of the inbox. ``entries`` is None where the index, or what it is about, is damaged.
+
+    Then ``count`` is what the most of column, index and lines say.
+    """
+
+    id: int
+    taker: int
+    accepted_at_ms: int
+    count: int
+    entries: list[Entry] | None
+    events: bytes
+
+
+_COLUMNS = "id, taker, accepted_at_ms, count, crc, entries, events"
+
+
+class Inbox:
+    """The table ``inbox``, inside somebody's transaction."""
+
+    def __init__(self, db: Connection) -> None:
+        self._db = db
+
+    def append(self, first: int, packs: Sequence[tuple[int, Pack]], at_ms: int) -> None:
+        """Append packs of takers, under the ids from ``first`` on."""
+        rows = [
+            (
+                id_,
+                taker,
+                at_ms,
+                pack.count,
+                pack.size_bytes,
+                batch_checksum(id_, taker, at_ms, pack.count, pack.index),
+                pack.index.decode(),
+                pack.events,
+            )
+            for id_, (taker, pack) in enumerate(packs, first)
+        ]
+        insert = (
+            "INSERT INTO inbox (id, taker, accepted_at_ms, count, size_bytes, crc, entries, events)"
+        )
+        insert_many(self._db, insert, 8, rows)
+
+    def next(self, taker: int, after: int, limit: int, limit_bytes: int) -> list[Batch]:
+        """Return a taker's batches behind one: as many as hold up to ``limit`` events, or one."""
+        found: list[Batch] = []
+        rows = self._db.execute(
+            f"SELECT {_COLUMNS} FROM inbox WHERE taker = ? AND id > ? ORDER BY id LIMIT ?",
+            (taker, after, limit),
+        )
+        for row in rows:
+            batch = _checked(row)
+            limit -= batch.count
+            limit_bytes -= len(batch.events)
+            if found and (limit < 0 or limit_bytes < 0):
+                break
+            found.append(batch)
+            if limit <= 0 or limit_bytes <= 0:
+                break
+        return found
+
+    def next_id(self, taker: int, after: int) -> int | None:
+        """Return the first of a taker's batches behind one; None: there is none."""
+        row = self._db.execute(
+            "SELECT id FROM inbox WHERE taker = ? AND id > ? ORDER BY id LIMIT 1", (taker, after)
+        ).fetchone()
+        return None if row is None else int(row[0])
+
+    def ids(self, taker: int, up_to: int, limit: int) -> list[int]:
+        """Return the first of a taker's batches, up to one."""
+        rows = self._db.execute(
+            "SELECT id FROM inbox WHERE taker = ? AND id <= ? ORDER BY id LIMIT ?",
+            (taker, up_to, limit),
+        )
+        return [id_ for (id_,) in rows]
+
+    def bytes_of(self, taker: int) -> int:
+        """Return what a taker's batches take up."""
+        (held,) = self._db.execute(
+            "SELECT sum(size_bytes) FROM inbox WHERE taker = ?", (taker,)
+        ).fetchone()
+        return int(held or 0)
+
+    def first_packed(self, taker: int, unpacked_to: int) -> tuple[int, int] | None:
+        """Return id and time of acceptance of a taker's first batch that is still packed."""
+        row = self._db.execute(
+            "SELECT id, accepted_at_ms FROM inbox WHERE taker = ? AND id > ? ORDER BY id LIMIT 1",
+            (taker, unpacked_to),
+        ).fetchone()
+        return None if row is None else (row[0], row[1])
+
+    def events_of(self, id_: int) -> bytes:
+        """Return the events of a batch; nothing where it is gone, or damaged."""
+        row = self._db.execute("SELECT events FROM inbox WHERE id = ?", (id_,)).fetchone()
+        return row[0] if row and isinstance(row[0], bytes) else b""
+
+    def let_go(self, batches: Iterable[int]) -> list[tuple[int, int]]:
+        """Delete those of some batches that no record points into; return taker and size of each.
+
+        Their records are rows, or were: a batch that is packed must not be among them.
+        """
+        gone = []
+        for id_ in batches:
+            row = self._db.execute(
+                "DELETE FROM inbox WHERE id = ? AND NOT EXISTS (SELECT 1 FROM records"
+                " WHERE records.id >= ? AND records.id < ? AND raw IS NULL)"
+                " RETURNING taker, size_bytes",
+                (id_, id_ * SLOTS, (id_ + 1) * SLOTS),
+            ).fetchone()
+            if row:
+                gone.append((row[0], row[1]))
+        return gone
+
+
+def _checked(row: Sequence[Any]) -> Batch:
+    id_, taker, at_ms, count, crc, text, events = row
+    held = events if isinstance(events, bytes) else b""
+    at_ms = at_ms if isinstance(at_ms, int) else 0
+    by_lines = held.count(b"\n") + 1
+    try:
+        index = text.encode()
+        entries = entries_of(index)
+        if batch_checksum(id_, taker, at_ms, count, index) == crc and len(entries) == count:
+            return Batch(id_, taker, at_ms, count, entries, held)
+        by_index = len(entries)
+    except (AttributeError, TypeError, ValueError):
+        by_index = by_lines
+    # Whichever two of the three agree: one of them is what is damaged.
+    number = count if count == by_index else by_lines
+    return Batch(id_, taker, at_ms, min(number, SLOTS), None, held)

@@ -1,0 +1,98 @@
+"""Which events were accepted before: their insert ids, as hashes, for the de-duplication window.
+
+A key is its taker's number and the hash of an insert id. Windows compare the times of acceptance,
+so it does not matter how long a batch waited to be unpacked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+from amplitude_intercom.engine.spool.connection import Connection, find_in, insert_many
+
+ROW_BYTES = 100
+"""What a key takes on disk, its entry in the index included: measured at a million."""
+
+
+def key_of(taker: int, hashed: bytes) -> bytes:
+    """Return the key of an event of a taker."""
+    return taker.to_bytes(4, "big") + hashed
+
+
+class InsertIds:
+    """The table ``insert_ids``, inside somebody's transaction; in the order of arrival by its ids.
+
+    ``size`` is how many there are, as far as this transaction changed it: the caller counts.
+    """
+
+    def __init__(self, db: Connection, window_ms: int) -> None:
+        self._db = db
+        self._window_ms = window_ms
+        self.is_short = False
+        """Whether the disk is full: keys that come take what the oldest had."""
+        self.added = 0
+        """Keys that were added, less those that were forgotten, since somebody took the number."""
+
+    def add(self, keys: Mapping[int, bytes], at_ms: Mapping[int, int]) -> Collection[int]:
+        """Remember keys by the ids of their records; return the ids of those that are new.
+
+        ``at_ms``: when each was accepted. The usual case, all of them new, is one statement; only
+        else is looked at each.
+        """
+        rows = [(id_, key, at_ms[id_]) for id_, key in keys.items()]
+        if self.is_short:
+            self.forget_first(len(rows))
+        insert = "INSERT INTO insert_ids (id, key, at_ms)"
+        inserted = insert_many(self._db, insert, 3, rows, "ON CONFLICT (key) DO NOTHING")
+        self.added += inserted
+        if inserted == len(rows):
+            return keys.keys()
+        new = set()
+        found = find_in(
+            self._db, "SELECT key, id, at_ms FROM insert_ids WHERE key IN", list(keys.values())
+        )
+        held = {key: (id_, at) for key, id_, at in found}
+        for id_, key in keys.items():
+            holder, before_ms = held[key]
+            if holder == id_:
+                new.add(id_)
+            elif before_ms <= at_ms[id_] - self._window_ms:  # outlived: at the end again
+                self._db.execute("DELETE FROM insert_ids WHERE key = ?", (key,))
+                self._db.execute(
+                    "INSERT INTO insert_ids (id, key, at_ms) VALUES (?, ?, ?)",
+                    (id_, key, at_ms[id_]),
+                )
+                held[key] = (id_, at_ms[id_])
+                new.add(id_)
+        return new
+
+    def forget_oldest(self, rows: int, cutoff_ms: int, now_ms: int) -> int:
+        """Forget the first ``rows`` that are outlived; return how many were.
+
+        By the order of arrival: whoever came before one that is outlived is so too, whatever the
+        clock said then. What a clock ahead of its time has left is outlived a window from now.
+        """
+        oldest = self._db.execute(
+            "SELECT id, at_ms FROM insert_ids ORDER BY id LIMIT ?", (rows,)
+        ).fetchall()
+        last = max((id_ for id_, at_ms in oldest if at_ms <= cutoff_ms), default=None)
+        if last is None:
+            if oldest and oldest[0][1] > now_ms:
+                self._db.execute(
+                    "UPDATE insert_ids SET at_ms = ? WHERE id <= ? AND at_ms > ?",
+                    (now_ms, oldest[-1][0], now_ms),
+                )
+            return 0
+        return self._forget_to(last)
+
+    def forget_first(self, rows: int) -> int:
+        """Forget the first ``rows``, outlived or not; return how many there were."""
+        oldest: Sequence[tuple[int]] = self._db.execute(
+            "SELECT id FROM insert_ids ORDER BY id LIMIT ?", (rows,)
+        ).fetchall()
+        return self._forget_to(oldest[-1][0]) if oldest else 0
+
+    def _forget_to(self, last: int) -> int:
+        gone = self._db.execute("DELETE FROM insert_ids WHERE id <= ?", (last,)).rowcount
+        self.added -= gone
+        return gone

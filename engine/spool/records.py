@@ -1,0 +1,190 @@
+"""Records: events that are unpacked and wait for delivery, or are under way."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from typing import Any
+
+from amplitude_intercom.engine.envelope import Kind, Record
+from amplitude_intercom.engine.spool.batches import KINDS, SLOTS, record_checksum
+from amplitude_intercom.engine.spool.connection import (
+    Connection,
+    change_in,
+    check_order,
+    find_in,
+    insert_many,
+)
+
+COLUMNS = (
+    "r.id, r.kind, r.user_key, r.accepted_at_ms, r.attempts, r.first_failed_at_ms, r.claim_id,"
+    " r.crc, r.start, r.length, r.raw"
+)
+_WITH_BYTES = (
+    f"SELECT {COLUMNS}, CASE WHEN r.raw IS NULL THEN substr(b.events, r.start + 1, r.length) END"
+    f" FROM records r LEFT JOIN inbox b ON b.id = r.id / {SLOTS} WHERE r.taker = ?"
+)
+"""``substr`` reads a batch's events up to the record's, so it is for a few records at a time."""
+
+Row = Sequence[Any]
+
+
+class Damage:
+    """A record that is not as it was written: any field may be anything."""
+
+    __slots__ = ("at_ms", "id", "raw", "user")
+
+    def __init__(self, id_: int, user: Any, at_ms: Any, raw: Any) -> None:
+        self.id = id_
+        self.user = str(user)
+        self.at_ms = at_ms if isinstance(at_ms, int) else 0
+        self.raw = raw if isinstance(raw, bytes) else str(raw or "").encode()
+
+
+class Records:
+    """The table ``records``, inside somebody's transaction."""
+
+    def __init__(self, db: Connection) -> None:
+        self._db = db
+
+    def insert(
+        self, taker: int, rows: Sequence[tuple[Record, int, int]], aside: AbstractSet[int]
+    ) -> None:
+        """Insert records, with where their bytes begin and the checksum of their event.
+
+        ``aside``: the ids of those that wait behind their user's.
+        """
+        insert_many(
+            self._db,
+            "INSERT INTO records (id, taker, kind, user_key, accepted_at_ms, set_aside, claim_id,"
+            " start, length, crc)",
+            10,
+            [
+                (
+                    record.id,
+                    taker,
+                    int(record.kind),  # the module looks for an adapter of what is not quite an int
+                    record.user_key,
+                    record.accepted_at_ms,
+                    1 if record.id in aside else 0,
+                    record.claim_id,
+                    start,
+                    len(record.raw),
+                    record_checksum(
+                        record.id,
+                        record.kind,
+                        record.user_key,
+                        record.accepted_at_ms,
+                        of_event,
+                    ),
+                )
+                for record, start, of_event in rows
+            ],
+        )
+
+    def queued(self, taker: int, batch: int, after_id: int, limit: int) -> list[Row]:
+        """Return what waits of a batch behind a record, without the events' bytes."""
+        rows = self._db.execute(
+            f"SELECT {COLUMNS} FROM records r WHERE r.id > ? AND r.id < ? AND r.set_aside = 0"
+            " AND r.taker = ? ORDER BY r.id LIMIT ?",
+            (max(after_id, batch * SLOTS - 1), (batch + 1) * SLOTS, taker, limit),
+        ).fetchall()
+        check_order(after_id, (row[0] for row in rows))
+        return rows
+
+    def any_of(self, batch: int) -> bool:
+        """Return whether records of a batch point into it."""
+        found = self._db.execute(
+            "SELECT 1 FROM records WHERE id >= ? AND id < ? AND raw IS NULL LIMIT 1",
+            (batch * SLOTS, (batch + 1) * SLOTS),
+        )
+        return found.fetchone() is not None
+
+    def aside(
+        self, taker: int, user: str, limit: int, limit_bytes: int, also: str = ""
+    ) -> list[Record | Damage]:
+        """Return the next records of a user that wait aside, up to the one that reaches a number
+        of bytes."""
+        cursor = self._db.execute(
+            f"{_WITH_BYTES} AND r.set_aside = 1 AND r.user_key = ? {also} ORDER BY r.id LIMIT ?",
+            (taker, user, limit),
+        )
+        taken = []
+        for *row, pointed in cursor:
+            taken.append(checked(row, pointed))
+            limit_bytes -= len(taken[-1].raw)
+            if limit_bytes <= 0:
+                break
+        return taken
+
+    def strays(self, taker: int, limit: int) -> list[Record | Damage]:
+        """Return records that wait aside though their user does not."""
+        cursor = self._db.execute(
+            f"{_WITH_BYTES} AND r.set_aside = 1 AND NOT EXISTS (SELECT 1 FROM users u"
+            " WHERE u.taker = r.taker AND u.user_key = r.user_key) LIMIT ?",
+            (taker, limit),
+        )
+        return [checked(row, pointed) for *row, pointed in cursor]
+
+    def set_aside(self, ids: Iterable[int]) -> None:
+        """Let records wait behind their user's."""
+        change_in(self._db, "UPDATE records SET set_aside = 1 WHERE id IN", list(ids))
+
+    def charge(self, id_: int, now_ms: int) -> None:
+        """Let a record wait with its user, one failed attempt later."""
+        self._db.execute(
+            "UPDATE records SET set_aside = 1, attempts = attempts + 1, first_failed_at_ms ="
+            " CASE WHEN first_failed_at_ms = 0 THEN ? ELSE first_failed_at_ms END WHERE id = ?",
+            (now_ms, id_),
+        )
+
+    def delete(self, ids: Sequence[int]) -> int:
+        """Delete records; return how many there were."""
+        return change_in(self._db, "DELETE FROM records WHERE id IN", ids)
+
+    def own_bytes(self, ids: Sequence[int]) -> int:
+        """Return the bytes that records have taken along."""
+        sums = find_in(self._db, "SELECT sum(length(raw)) FROM records WHERE id IN", ids)
+        return sum(found or 0 for (found,) in sums)
+
+    def pointing_aside(self, batch: int, limit: int) -> list[tuple[int, bytes]]:
+        """Return records of a batch that wait aside and point into it, with their bytes."""
+        rows = self._db.execute(
+            f"SELECT r.id, substr(b.events, r.start + 1, r.length) FROM records r"
+            f" JOIN inbox b ON b.id = r.id / {SLOTS}"
+            " WHERE r.id >= ? AND r.id < ? AND r.set_aside = 1 AND r.raw IS NULL LIMIT ?",
+            (batch * SLOTS, (batch + 1) * SLOTS, limit),
+        )
+        return [(id_, raw) for id_, raw in rows if isinstance(raw, bytes)]
+
+    def take_along(self, id_: int, raw: bytes) -> None:
+        """Let a record have its bytes itself."""
+        self._db.execute("UPDATE records SET raw = ? WHERE id = ?", (raw, id_))
+
+
+def checked(row: Row, pointed: Any) -> Record | Damage:
+    """Return a record where its checksum holds. ``pointed``: the bytes it has in its batch."""
+    id_, kind, user, at_ms, attempts, failed_at_ms, claim_id, crc, _, length, own = row
+    raw = pointed if own is None else own
+    if length == 0 and raw is None:  # as SQLite has it of a batch without any byte
+        raw = b""
+    try:
+        typed = type(attempts) is type(failed_at_ms) is type(claim_id) is int
+        of_event = zlib.crc32(raw)
+        if typed and kind in KINDS and record_checksum(id_, kind, user, at_ms, of_event) == crc:
+            return Record(id_, Kind(kind), user, at_ms, raw, attempts, failed_at_ms, claim_id)
+    except (AttributeError, TypeError, ValueError):
+        pass
+    return Damage(id_, user, at_ms, raw)
+
+
+def sliced(rows: Iterable[Row], events: bytes) -> Iterator[Record | Damage]:
+    """Yield the records of rows of one batch, whose events are at hand."""
+    for row in rows:
+        start, length = row[8], row[9]
+        try:
+            pointed = events[start : start + length]
+        except TypeError:
+            pointed = b""
+        yield checked(row, pointed)

@@ -1,0 +1,145 @@
+"""What is remembered is forgotten again: each kind by a rule of its own, in slices, on a timer.
+
+    insert ids    outlived after ``dedupe_window_s``; beyond their bytes the oldest go
+    dead letters  after ``dead_letters_days``; beyond their bytes the oldest go; counted as dropped
+    contacts      beyond their number those that were asked for least recently
+    claims        outlived after the longest ``twin_window_s``, but none whose event may be sent
+    minutes       become hours after two days; hours go after 90
+    batches       that are unpacked and still there: what waits aside of them takes its bytes along
+
+None of it can close intake. A clock that was ahead of its time for a while does no harm: what it
+has stamped is made younger, so it is forgotten one window from now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+import msgspec
+
+from amplitude_intercom.engine.reasons import DropReason
+from amplitude_intercom.engine.spool.accounts import INBOX, SPOOL, TAKEN_ALONG
+from amplitude_intercom.engine.spool.claims import forget_outlived
+from amplitude_intercom.engine.spool.insert_ids import ROW_BYTES
+from amplitude_intercom.engine.spool.store import CONTACTS, INSERT_IDS, MINUTE_MS, Store
+
+SLICE: Final = 500
+"""Rows that one transaction forgets: others wait for so many at most."""
+
+HOUR: Final = 60
+MINUTES_KEPT: Final = 48 * HOUR
+HOURS_KEPT: Final = 90 * 24 * HOUR
+DAY_MS: Final = 86_400_000
+
+
+class Retention(msgspec.Struct, frozen=True):
+    """How long and how much is remembered."""
+
+    window_ms: int
+    insert_ids_max_bytes: int
+    dead_letters_max_age_ms: int
+    dead_letters_max_bytes: int
+    max_contacts: int
+    claims_window_ms: int
+
+
+class Tidying:
+    """Forgets, slice by slice; each call of ``slice`` is one transaction of somebody's."""
+
+    def __init__(self, retention: Retention) -> None:
+        self._keep = retention
+        self._claims_to = 0
+        self._unpacked_before: Mapping[int, int] = {}
+        self._left = self._duties()
+
+    def _duties(self) -> list[Callable[[Store, int], bool]]:
+        return [
+            self._insert_ids,
+            self._dead_letters,
+            self._contacts,
+            self._claims,
+            self._minutes,
+            self._hours,
+            self._batches,
+        ]
+
+    def slice(self, store: Store, now_ms: int) -> bool:
+        """Forget a little; return False when all is done for this time."""
+        if not self._left:
+            self._left = self._duties()
+        if not self._left[0](store, now_ms):
+            self._left = self._left[1:]
+        return bool(self._left)
+
+    def _insert_ids(self, store: Store, now_ms: int) -> bool:
+        excess = store.accounts.value(SPOOL, INSERT_IDS)
+        excess -= self._keep.insert_ids_max_bytes // ROW_BYTES
+        if excess > 0:
+            return store.insert_ids.forget_first(min(SLICE, excess)) == SLICE
+        cutoff_ms = min(now_ms, store.oldest_packed_ms() or now_ms) - self._keep.window_ms
+        return store.insert_ids.forget_oldest(SLICE, cutoff_ms, now_ms) == SLICE
+
+    def _dead_letters(self, store: Store, now_ms: int) -> bool:
+        excess = store.dead_bytes() - self._keep.dead_letters_max_bytes
+        cutoff_ms = now_ms - self._keep.dead_letters_max_age_ms
+        oldest = store.letters.oldest(SLICE)
+        gone: dict[int, list[int]] = {}
+        for taker, id_, at_ms, size_bytes in oldest:
+            if at_ms <= cutoff_ms or excess > 0:
+                gone.setdefault(taker, []).append(id_)
+                excess -= size_bytes
+        for taker, ids in gone.items():
+            store.forget_letters(taker, ids, DropReason.EXPIRED_LETTER)
+        store.letters.make_younger([id_ for _, id_, at_ms, _ in oldest if at_ms > now_ms], now_ms)
+        return sum(map(len, gone.values())) == SLICE
+
+    def _contacts(self, store: Store, now_ms: int) -> bool:
+        excess = store.accounts.value(SPOOL, CONTACTS) - self._keep.max_contacts
+        return excess > 0 and store.contacts.forget_unused(min(SLICE, excess)) == SLICE
+
+    def _claims(self, store: Store, now_ms: int) -> bool:
+        cutoff_ms = min(now_ms, store.oldest_packed_ms() or now_ms) - self._keep.claims_window_ms
+        self._claims_to, _ = forget_outlived(store.db, self._claims_to, SLICE, cutoff_ms, now_ms)
+        return self._claims_to > 0
+
+    def _minutes(self, store: Store, now_ms: int) -> bool:
+        return store.accounts.make_hours(now_ms // MINUTE_MS - MINUTES_KEPT, SLICE) == SLICE
+
+    def _hours(self, store: Store, now_ms: int) -> bool:
+        return store.accounts.forget_hours(now_ms // MINUTE_MS - HOURS_KEPT, SLICE) == SLICE
+
+    def _batches(self, store: Store, now_ms: int) -> bool:
+        """Let records that wait aside take their bytes along, of batches unpacked a while ago."""
+        moved = 0
+        takers = store.takers.all()
+        for taker in takers:
+            if moved < SLICE and store.users.any(taker.id):
+                before = self._unpacked_before.get(taker.id, 0)
+                moved += take_along(store, taker.id, before, SLICE - moved)
+        if moved < SLICE:
+            self._unpacked_before = {taker.id: taker.unpacked_to for taker in takers}
+        return moved == SLICE
+
+
+def take_along(store: Store, taker: int, up_to: int, limit: int) -> int:
+    """Let up to ``limit`` records aside take their bytes along; return how many have.
+
+    ``up_to``: the last batch that is looked at. One that nothing points into any more goes.
+    """
+    moved = 0
+    for batch in store.inbox.ids(taker, up_to, BATCHES):
+        rows: Sequence[tuple[int, bytes]] = store.records.pointing_aside(batch, limit - moved)
+        for id_, raw in rows:
+            store.records.take_along(id_, raw)
+            store.accounts.resize(taker, TAKEN_ALONG, len(raw))
+        moved += len(rows)
+        for holder, size_bytes in store.inbox.let_go([batch]) if rows else ():
+            store.accounts.resize(holder, INBOX, -size_bytes)
+        if moved >= limit:
+            break
+    return moved
+
+
+BATCHES: Final = 200
+"""Batches of one taker that are looked at, at most."""

@@ -1,0 +1,48 @@
+"""What a spool stands on: its folder, the lock in it, its file. Each has to stay the one it was.
+
+A folder that was removed or unmounted, or a file that was replaced, goes unnoticed by whoever has
+it open: what is written then is gone at the next start. So they are compared by inode.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
+
+Inode = tuple[int, int]
+
+LOCK_NAME: Final = "lock"
+
+
+class Ground:
+    """The folder, the lock and the file of a spool, as they were when it was opened."""
+
+    def __init__(self, file: Path) -> None:
+        folder = file.parent
+        self._file = file.name
+        there = (("the folder", folder), ("the lock", folder / LOCK_NAME), ("the file", file))
+        self._known = [(what, path, found) for what, path in there if (found := _inode(path))]
+
+    @property
+    def has_lost_lock(self) -> bool:
+        """Whether the file is still there, and the lock is not: another process may have both."""
+        changed = {path.name for _, path, before in self._known if _inode(path) != before}
+        return LOCK_NAME in changed and self._file not in changed
+
+    def problem(self) -> str:
+        """Return what is not as it was; empty: all is."""
+        for what, path, before in self._known:
+            now = _inode(path)
+            if now != before:
+                happened = "is gone" if now is None else "was replaced"
+                return f"{what} {path} {happened}: restart, once it is as it should be"
+        return ""
+
+
+def _inode(path: Path) -> Inode | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino

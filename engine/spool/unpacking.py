@@ -1,0 +1,69 @@
+"""Unpacking: what the batches of the inbox hold, event by event. Pure, but for the checksums' work.
+
+What is damaged costs what it concerns: an event whose bytes are not as they were is one dead
+letter, and a batch whose index is damaged as many as it has events.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+
+import msgspec
+
+from amplitude_intercom.engine.envelope import Kind, Record
+from amplitude_intercom.engine.spool.batches import KINDS, SLOTS, Entry
+from amplitude_intercom.engine.spool.inbox import Batch
+from amplitude_intercom.engine.spool.records import Damage
+
+
+class Unpacked(msgspec.Struct):
+    """What some batches hold.
+
+    ``rows``: records with where their bytes begin in their batch, and the checksum of these bytes.
+    ``keys``: by a record's id, the insert key that it has.
+    """
+
+    rows: list[tuple[Record, int, int]] = []
+    keys: dict[int, bytes] = {}
+    damaged: list[Damage] = []
+
+
+def unpack(batches: Sequence[Batch]) -> Unpacked:
+    """Return the records of batches, in their order."""
+    found = Unpacked()
+    for batch in batches:
+        if batch.entries is None:
+            found.damaged += _lost(batch)
+        else:
+            _unpack(batch, batch.entries, found)
+    return found
+
+
+def _unpack(batch: Batch, entries: Sequence[Entry], into: Unpacked) -> None:
+    events, crc32, keys, add = batch.events, zlib.crc32, into.keys, into.rows.append
+    start, id_ = 0, batch.id * SLOTS
+    for entry in entries:
+        length = entry.length
+        raw = events[start : start + length]
+        at_ms = entry.accepted_at_ms or batch.accepted_at_ms
+        if crc32(raw) == entry.checksum and entry.kind in KINDS and len(raw) == length:
+            record = Record(
+                id_, Kind(entry.kind), entry.user_key, at_ms, raw, claim_id=entry.claim_id or id_
+            )
+            add((record, start, entry.checksum))
+            if entry.insert_key is not None:
+                keys[id_] = entry.insert_key
+        else:
+            into.damaged.append(Damage(id_, entry.user_key, at_ms, raw))
+        start += length + 1
+        id_ += 1
+
+
+def _lost(batch: Batch) -> list[Damage]:
+    """Return what is left of a batch whose index is damaged: its lines, as far as they are."""
+    count = batch.count
+    lines = batch.events.split(b"\n")
+    raws = lines if len(lines) == count else [batch.events] + [b""] * (count - 1)
+    first = batch.id * SLOTS
+    return [Damage(first + n, "", batch.accepted_at_ms, raw) for n, raw in enumerate(raws)]

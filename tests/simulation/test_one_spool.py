@@ -1,0 +1,128 @@
+"""One spool for all syncs: what they share, and what each has to itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import anyio
+import pytest
+
+from amplitude_intercom.engine import DeadLetterQuery, Engine, Refused, SpoolError
+from amplitude_intercom.engine.config import from_table
+from amplitude_intercom.engine.metrics import LeftSync, render
+from amplitude_intercom.transports.sandbox import InProcess, Sandbox
+from support import simulation, virtual
+
+KEYS = {"shop": ["shared", "shop-only"], "mail": ["shared"]}
+
+
+def engine(folder: Path, local: Sandbox, syncs: list[str], max_bytes: int = 10**9) -> Engine:
+    table = {
+        "data_dir": str(folder),
+        "spool": {"max_bytes": max_bytes, "reserve_bytes": 0},
+        "sync": [
+            {
+                "name": name,
+                "amplitude_api_keys": KEYS[name],
+                "intercom": {"access_token": f"token-{name}"},
+                "events": {"select": [{"types": ["*"]}], "unknown_user": "create"},
+            }
+            for name in syncs
+        ],
+    }
+    clock = virtual.current()
+    return Engine(
+        from_table(table), wire=lambda _: InProcess(local), now_ms=clock.wall_ms, inline=True
+    )
+
+
+def event(number: int, size: int = 1) -> dict[str, object]:
+    return simulation.event("mira-okafor", number, text="x" * size)
+
+
+async def fill(running: Engine) -> Refused:
+    """Submit events for one sync until they are refused."""
+    for number in range(1_000):
+        try:
+            await running.submit([event(number, 100_000)], api_key="shop-only")
+        except Refused as refused:
+            return refused
+    raise AssertionError("it is never full")
+
+
+def test_what_two_syncs_take_reaches_both_in_one_commit(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        local = simulation.sandbox()
+        async with engine(tmp_path, local, ["shop", "mail"]) as running:
+            receipt = await running.submit([event(n) for n in range(20)], api_key="shared")
+            assert (receipt.accepted, receipt.dropped, receipt.dead) == (40, 0, 0)
+            await running.settled()
+            delivered = {s.name: s.delivered for s in (await running.status()).syncs}
+        assert delivered == {"shop": 20, "mail": 20}
+
+    virtual.run(scenario)
+
+
+def test_a_full_sync_closes_a_shared_key_and_says_so_and_nobody_else_s_door(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        local = simulation.sandbox()
+        async with engine(tmp_path, local, ["shop", "mail"], 2_000_000) as running:
+            for pipeline in running.pipelines.values():
+                pipeline.spool.feed.stop()  # nothing leaves from now on
+            refused = await fill(running)
+            assert refused.reason == "spool_full"
+            assert "sync `shop`" in str(refused)
+            before = running.pipelines["mail"].spool.counters
+            with pytest.raises(Refused, match="sync `shop`"):
+                await running.submit([event(0)], api_key="shared")
+            assert running.pipelines["mail"].spool.counters == before
+            receipt = await running.submit([event(0)], sync="mail")
+            assert receipt.accepted == 1
+            assert running.ready
+            assert running.unready == {"shop": "spool_full"}
+
+    virtual.run(scenario)
+
+
+def test_a_sync_that_left_the_settings_with_events_waiting_is_named(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        local = simulation.sandbox()
+        async with engine(tmp_path, local, ["shop", "mail"]) as running:
+            for pipeline in running.pipelines.values():
+                pipeline.spool.feed.stop()
+            await running.submit([event(n) for n in range(7)], api_key="shared")
+        async with engine(tmp_path, local, ["mail"]) as running:
+            await running.settled()
+            status = await running.status()
+            assert status.spool.left == {"shop": LeftSync(7, 0)}
+            said = render(status, ready=True).decode()
+            assert 'left_events{sync="shop"} 7.0' in said
+        async with engine(tmp_path, local, ["shop", "mail"]) as running:
+            await running.settled()
+            assert (await running.status()).spool.left == {}
+        assert len(local.events) == 7  # the same event twice is one to Intercom
+
+    virtual.run(scenario)
+
+
+def test_after_the_end_nothing_waits_for_an_answer(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        local = simulation.sandbox(limit_per_minute=6)
+        async with anyio.create_task_group() as tasks:
+            ended: list[str] = []
+
+            async def settle() -> None:
+                with pytest.raises(Refused, match="draining"):
+                    await running.settled()
+                ended.append("settled")
+
+            async with engine(tmp_path, local, ["shop"]) as running:
+                await running.submit([event(n) for n in range(50)], api_key="shared")
+                tasks.start_soon(settle)
+                await anyio.sleep(1)
+                running.cancel()
+        assert ended == ["settled"]
+        with anyio.fail_after(1), pytest.raises(SpoolError, match="closed"):
+            await running.discard("shop", DeadLetterQuery())
+
+    virtual.run(scenario)

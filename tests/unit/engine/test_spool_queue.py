@@ -1,0 +1,347 @@
+"""One sync's records step by step: damage, restarts, and what is loaded of whom."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from amplitude_intercom.engine.errors import Failure
+from amplitude_intercom.engine.reasons import DeadReason
+from amplitude_intercom.engine.spool.accounts import LAST_BATCH
+from amplitude_intercom.engine.spool.batches import SLOTS
+from amplitude_intercom.engine.spool.rows import DeadLetterQuery
+from support.spools import OneSync, kept, opened
+
+FAILING = Failure(DeadReason.USER_FAILING, 500)
+EVENT = kept("ann")
+
+
+FIRST = SLOTS
+"""The id of the first record of the first batch."""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "spool.db"
+
+
+def tamper(path: Path, statement: str, *values: object) -> None:
+    other = sqlite3.connect(path)
+    with other:
+        assert other.execute(statement, values).rowcount > 0
+    other.close()
+
+
+def drain(sync: OneSync) -> list[int]:
+    """Deliver all there is as the feed would; return the ids in order."""
+    flowed: list[int] = []
+    after = 0
+    for now_ms in range(10, 20):
+        found = sync.load(after, now_ms=now_ms)
+        after = found.last_id
+        records = found.records
+        while records or found.draining:
+            sync.deliver(*records)
+            flowed += [record.id for record in records]
+            records = []
+            for user in list(found.draining):
+                sync.store.begin()
+                more = sync.queue.refill(user, 1, 1)
+                sync.store.commit()
+                records += more
+                if not more:
+                    found.draining.remove(user)
+    return flowed
+
+
+def dead_of(sync: OneSync) -> list[tuple[int, str, bytes]]:
+    letters = sync.store.letters.find(sync.taker, DeadLetterQuery())
+    return [(letter.id, letter.reason, letter.raw) for letter in letters]
+
+
+def check_accounts(sync: OneSync, *, received: int, delivered: int, dead: int) -> None:
+    """Nothing waits any more: neither rows nor counters say so, and no bytes are left over."""
+    counters = sync.counters
+    assert (counters["received"], counters["delivered"]) == (received, delivered)
+    assert sync.store.recount(sync.taker) == {"pending": 0, "dead": dead}
+    assert (counters["pending"], counters["dead"]) == (0, dead)
+    assert (counters["bytes:inbox"], counters["bytes:along"]) == (0, 0)
+
+
+# --- damage -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "raw = x'7b7c'",
+        "user_key = 'anm'",
+        "user_key = CAST(x'616eff' AS TEXT)",
+        "kind = 2",
+        "kind = 77",
+        "accepted_at_ms = accepted_at_ms + 1",
+        "start = start + 1",
+        "length = length - 1",
+        "crc = crc + 1",
+    ],
+)
+@pytest.mark.parametrize("aside", [False, True])
+def test_a_damaged_record_becomes_a_dead_letter_and_the_rest_flows(
+    path: Path, damage: str, aside: bool
+) -> None:
+    sync = OneSync(opened(path))
+    sync.append(*[EVENT] * 4)
+    first, *others = sync.load().records
+    if aside:
+        sync.store.begin()
+        sync.queue.park(first, FAILING, 5, 1)
+        sync.store.records.set_aside([record.id for record in others])
+        sync.store.commit()
+    sync.store.close()
+    tamper(path, f"UPDATE records SET {damage} WHERE id IN (?, ?)", FIRST, FIRST + 2)
+    sync = OneSync(opened(path))
+    assert drain(sync) == [FIRST + 1, FIRST + 3]
+    assert [letter[:2] for letter in dead_of(sync)] == [
+        (FIRST, "corrupt"),
+        (FIRST + 2, "corrupt"),
+    ]
+    check_accounts(sync, received=4, delivered=2, dead=2)
+    sync.store.close()
+
+
+@pytest.mark.parametrize("unpacked", [False, True])
+def test_a_damaged_event_of_a_batch_is_one_dead_letter(path: Path, unpacked: bool) -> None:
+    sync = OneSync(opened(path))
+    sync.append(*[kept("ann", b"{%d}" % n) for n in range(4)])
+    if unpacked:
+        sync.load()
+    sync.store.close()
+    tamper(path, "UPDATE inbox SET events = CAST(replace(events, '{2}', '{3}') AS BLOB)")
+    sync = OneSync(opened(path))
+    assert drain(sync) == [FIRST, FIRST + 1, FIRST + 3]
+    assert dead_of(sync) == [(FIRST + 2, "corrupt", b"{3}")]
+    check_accounts(sync, received=4, delivered=3, dead=1)
+    sync.store.close()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "entries = replace(entries, 'ann', 'bob')",
+        "entries = substr(entries, 2)",
+        "entries = '[]'",
+        "entries = CAST(x'5bff5d' AS TEXT)",
+        "accepted_at_ms = accepted_at_ms + 1",
+        "crc = crc + 1",
+    ],
+)
+def test_a_batch_whose_index_is_damaged_is_as_many_dead_letters_as_it_has_events(
+    path: Path, damage: str
+) -> None:
+    sync = OneSync(opened(path))
+    for _ in range(3):
+        sync.append(EVENT, kept("ann", b"[]"))
+    sync.store.close()
+    tamper(path, f"UPDATE inbox SET {damage} WHERE id = 2")
+    sync = OneSync(opened(path))
+    assert drain(sync) == [FIRST, FIRST + 1, 3 * SLOTS, 3 * SLOTS + 1]
+    assert dead_of(sync) == [
+        (2 * SLOTS, "corrupt", b"{}"),
+        (2 * SLOTS + 1, "corrupt", b"[]"),
+    ]
+    check_accounts(sync, received=6, delivered=4, dead=2)
+    sync.store.close()
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 9, 1 << 40])
+def test_whatever_a_batch_says_of_its_number_of_events_the_sums_hold_in_the_end(
+    path: Path, count: int
+) -> None:
+    sync = OneSync(opened(path))
+    sync.append(EVENT, EVENT)
+    sync.append(EVENT)
+    sync.store.close()
+    tamper(path, "UPDATE inbox SET count = ? WHERE id = 1", count)
+    sync = OneSync(opened(path))
+    assert drain(sync) == [2 * SLOTS]
+    check_accounts(sync, received=3, delivered=1, dead=2)
+    sync.store.close()
+
+
+def test_a_run_of_damaged_records_longer_than_a_refill_does_not_free_the_user(path: Path) -> None:
+    sync = OneSync(opened(path))
+    sync.append(*[EVENT] * 50)
+    sync.load(per_user=1)
+    sync.store.close()
+    tamper(path, "UPDATE records SET crc = crc + 1 WHERE id BETWEEN ? AND ?", FIRST + 1, FIRST + 48)
+    sync = OneSync(opened(path))
+    assert drain(sync) == [FIRST, FIRST + 49]
+    check_accounts(sync, received=50, delivered=2, dead=48)
+    sync.store.close()
+
+
+def test_damage_that_puts_a_second_record_to_a_dead_letter_s_id_loses_neither(path: Path) -> None:
+    sync = OneSync(opened(path))
+    sync.append(EVENT, kept("bob", b"[]"))
+    first, _ = sync.load().records
+    sync.store.begin()
+    sync.queue.bury(first, FAILING, 2)
+    sync.store.commit()
+    sync.store.close()
+    tamper(path, "UPDATE records SET id = ? WHERE id = ?", FIRST, FIRST + 1)
+    sync = OneSync(opened(path))
+    assert sync.load().records == []
+    assert dead_of(sync) == [
+        (FIRST, "user_failing", b"{}"),
+        (2 * SLOTS, "corrupt", b"[]"),
+    ]
+    check_accounts(sync, received=2, delivered=0, dead=2)
+    sync.store.close()
+
+
+def deliver_all(sync: OneSync) -> None:
+    assert drain(sync)
+
+
+def load_all(sync: OneSync) -> None:
+    assert sync.load().records
+
+
+def bury_all(sync: OneSync) -> None:
+    records = sync.load().records
+    sync.store.begin()
+    for record in records:
+        sync.queue.bury(record, FAILING, 2)
+    sync.store.commit()
+
+
+@pytest.mark.parametrize("before", [lambda _: None, load_all, bury_all, deliver_all])
+def test_no_id_is_given_twice_though_the_counter_of_batches_is_damaged(
+    path: Path, before: Callable[[OneSync], None]
+) -> None:
+    """Neither to what waits, nor to what was: dead letters and insert ids are known by it."""
+    sync = OneSync(opened(path))
+    for key in (b"1", b"2"):
+        sync.append(kept("ann", key=key))
+    before(sync)
+    waiting = sync.counters["pending"]
+    sync.store.close()
+    tamper(path, "UPDATE counters SET value = 0 WHERE name = ?", LAST_BATCH)
+    sync = OneSync(opened(path))
+    sync.append(kept("bob", key=b"3"))
+    flowed = drain(sync)
+    assert len(flowed) == waiting + 1
+    assert flowed[-1] == 3 * SLOTS
+    sync.store.close()
+
+
+# --- restarts -----------------------------------------------------------------------------
+
+
+def test_what_was_loaded_before_its_user_went_aside_still_goes_first(path: Path) -> None:
+    sync = OneSync(opened(path))
+    sync.append(*[EVENT] * 6)
+    assert [record.id for record in sync.load(per_user=2).records] == [FIRST, FIRST + 1]
+    sync.store.close()
+    sync = OneSync(opened(path))
+    assert drain(sync) == list(range(FIRST, FIRST + 6))
+    sync.store.close()
+
+
+def test_what_waits_behind_nobody_is_queued_again(path: Path) -> None:
+    sync = OneSync(opened(path))
+    sync.append(*[EVENT] * 3)
+    sync.load()
+    sync.store.begin()
+    sync.store.records.set_aside([FIRST + 1])
+    sync.store.commit()
+    sync.store.close()
+    sync = OneSync(opened(path))
+    assert sorted(drain(sync)) == [FIRST, FIRST + 1, FIRST + 2]
+    sync.store.close()
+
+
+def test_ids_are_not_used_again_though_everything_is_gone(path: Path) -> None:
+    sync = OneSync(opened(path))
+    sync.append(*[EVENT] * 3)
+    sync.deliver(*sync.load().records)
+    check_accounts(sync, received=3, delivered=3, dead=0)
+    sync.store.close()
+    sync = OneSync(opened(path))
+    sync.append(EVENT)
+    assert [record.id for record in sync.load().records] == [2 * SLOTS]
+    sync.store.close()
+
+
+# --- limits -------------------------------------------------------------------------------
+
+
+def test_users_that_are_due_load_no_more_bytes_than_there_may_be(path: Path) -> None:
+    """One record more, as everywhere: the one that reaches the limit."""
+    sync = OneSync(opened(path))
+    users = [f"user-{n}" for n in range(50)]
+    sync.append(*(kept(user, bytes(100_000)) for user in users))
+    records = sync.load(limit_bytes=1 << 30).records
+    last_id = sync.load(records[-1].id).last_id
+    sync.store.begin()
+    for record in records:
+        sync.queue.park(record, FAILING, 2, 1)
+    sync.store.commit()
+    woken: list[str] = []
+    while len(woken) < 50:
+        records = sync.load(last_id, limit_bytes=1_000_000, now_ms=3).records
+        assert 10 <= len(records) <= 11
+        sync.deliver(*records)
+        sync.store.begin()
+        for record in records:
+            assert not sync.queue.refill(record.user_key, 1, 1)
+        sync.store.commit()
+        woken += [record.user_key for record in records]
+    assert sorted(woken) == sorted(users)
+    sync.store.close()
+
+
+@pytest.mark.parametrize("unpacked", [False, True])
+def test_where_those_who_wake_are_all_that_may_be_loaded_the_queue_stays_unread(
+    path: Path, unpacked: bool
+) -> None:
+    sync = OneSync(opened(path))
+    sync.append(EVENT)
+    [ann] = sync.load().records
+    sync.store.begin()
+    sync.queue.park(ann, FAILING, 5, 1)
+    sync.store.commit()
+    sync.append(kept("bob"), kept("cid"))
+    if unpacked:
+        assert len(sync.load(ann.id).records) == 2
+    woken = sync.load(ann.id, now_ms=9, limit=1)
+    assert [record.user_key for record in woken.records] == ["ann"]
+    assert woken.more
+    rest = sync.load(woken.last_id, now_ms=9)
+    assert [record.user_key for record in rest.records] == ["bob", "cid"]
+    sync.store.close()
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 7])
+@pytest.mark.parametrize("limit_bytes", [1, 25, 1 << 20])
+def test_however_little_is_loaded_at_once_all_of_it_comes_once_and_in_order(
+    path: Path, limit: int, limit_bytes: int
+) -> None:
+    sync = OneSync(opened(path))
+    raws = [b"[%d]" % n for n in range(100, 120)]
+    for first in range(0, 20, 5):
+        sync.append(*(kept(f"user-{n}", raws[n]) for n in range(first, first + 5)))
+    found, last_id, more = [], 0, True
+    while more:
+        loaded = sync.load(last_id, limit=limit, limit_bytes=limit_bytes)
+        assert len(loaded.records) <= limit
+        assert sum(len(record.raw) for record in loaded.records[:-1]) < limit_bytes
+        found += loaded.records
+        last_id, more = loaded.last_id, loaded.more
+    assert [record.raw for record in found] == raws
+    sync.deliver(*found)
+    check_accounts(sync, received=20, delivered=20, dead=0)
+    sync.store.close()
