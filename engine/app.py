@@ -29,6 +29,7 @@ from amplitude_intercom.engine.config import with_secrets_revealed
 from amplitude_intercom.engine.errors import SettingsError, SpoolError
 from amplitude_intercom.engine.faults import describe
 from amplitude_intercom.engine.gate import Gate
+from amplitude_intercom.engine.jobs import SLICE, JobRunner
 from amplitude_intercom.engine.metrics import (
     Facts,
     GateStatus,
@@ -43,8 +44,9 @@ from amplitude_intercom.engine.metrics import (
     read_left,
     sync_status,
 )
-from amplitude_intercom.engine.pipeline import SLICE, IntakePipeline, Pipeline
+from amplitude_intercom.engine.pipeline import IntakePipeline, Pipeline
 from amplitude_intercom.engine.settings import Http, Intercom, Settings, Sync
+from amplitude_intercom.engine.spool.jobs import JobKind
 from amplitude_intercom.engine.spool.rows import DeadLetter, DeadLetterPage, DeadLetterQuery
 from amplitude_intercom.engine.spool.spool import Spool
 from amplitude_intercom.engine.spool.sqlite.files import former_spools
@@ -137,6 +139,7 @@ class Engine:
             stack.push_async_callback(self.spool.close)
             for sync in self.settings.sync:
                 self.pipelines[sync.name] = await self._build(sync, stack)
+            self.jobs = JobRunner(self.spool, self.pipelines, self._now_ms)
             doors = [pipeline.door for pipeline in self.pipelines.values()]
             self._taking_in = IntakePipeline(doors, self.spool, self._max_event_bytes)
             stack.callback(self._taking_in.close)
@@ -169,6 +172,7 @@ class Engine:
     async def _run(self) -> None:
         async with anyio.create_task_group() as forever:
             forever.start_soon(self.spool.keep_tidy)
+            forever.start_soon(self.jobs.run)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._taking_in.run)
                 for pipeline in self.pipelines.values():
@@ -441,12 +445,15 @@ class Engine:
     async def replay(self, sync: str, query: DeadLetterQuery) -> Counter[str]:
         """Send dead letters through filter and mapping again; return how many went where.
 
-        A replayed record goes behind all that its user still has waiting.
+        A replayed record goes behind all that its user still has waiting. It is done in slices: one
+        that is interrupted goes on at the next start.
 
         Raises:
+            SettingsError: the sync is disabled, and would drop them.
             SpoolError: the spool cannot be read or changed.
         """
-        return await self.pipelines[sync].replay(query)
+        job = await self.jobs.ask(JobKind.REPLAY, sync, query, who="library")
+        return Counter((await self.jobs.ended(job.id)).counts)
 
     async def discard(self, sync: str, query: DeadLetterQuery) -> int:
         """Settle dead letters as dropped; return how many there were.
@@ -454,7 +461,8 @@ class Engine:
         Raises:
             SpoolError: the spool cannot be read or changed.
         """
-        return await self.pipelines[sync].discard(query)
+        job = await self.jobs.ask(JobKind.DISCARD, sync, query, who="library")
+        return (await self.jobs.ended(job.id)).counts.get("discarded", 0)
 
     # --- the spool's file -----------------------------------------------------------------
 

@@ -478,7 +478,8 @@ def _query(
     if user is not None:
         _check_text(user, "--user")
     since_ms, until_ms = _span_ms(since, until)
-    return DeadLetterQuery(ids or [], reason, user, since_ms, until_ms)
+    query = DeadLetterQuery(ids or None, reason, user, since_ms, until_ms)
+    return DeadLetterQuery(every=True) if query.is_empty else query
 
 
 def _check_text(text: str, option: str) -> None:

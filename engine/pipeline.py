@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
 
 import anyio
@@ -30,16 +30,11 @@ from amplitude_intercom.engine.envelope import Envelope, Record
 from amplitude_intercom.engine.event_names import EventNames
 from amplitude_intercom.engine.faults import describe
 from amplitude_intercom.engine.gate import Gate
-from amplitude_intercom.engine.reasons import DeadReason
 from amplitude_intercom.engine.rules.planning import SyncRules
-from amplitude_intercom.engine.rules.verdicts import Drop, Keep
 from amplitude_intercom.engine.settings import Sync
-from amplitude_intercom.engine.spool.batches import Kept
-from amplitude_intercom.engine.spool.rows import DeadLetter, DeadLetterQuery
 from amplitude_intercom.engine.spool.spool import Spool, TakerSpool
-from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.engine.supervision import Supervisor
-from amplitude_intercom.transports.amplitude import MAX_EVENT_BYTES, decode_head
+from amplitude_intercom.transports.amplitude import MAX_EVENT_BYTES
 from amplitude_intercom.transports.errors import Refused
 from amplitude_intercom.transports.reasons import RefusalReason
 
@@ -51,9 +46,6 @@ FEED_BATCHES = 2
 
 SENDERS_TURNS = 5
 """Turns of the loop until whoever was about to send when a fault came is in the channel."""
-
-SLICE = 500
-"""Dead letters that one transaction replays or discards: others wait for so many at most."""
 
 
 class IntakePipeline:
@@ -187,67 +179,6 @@ class Pipeline:
     def faults(self) -> int:
         """How often a fault that belongs to no record has stopped this sync."""
         return self._delivery.faults
-
-    async def replay(self, query: DeadLetterQuery) -> Counter[str]:
-        """Send dead letters through today's filter again; return how many went where.
-
-        ``replayed``, ``dropped:REASON`` where today's selection drops one, or ``still dead`` where
-        one still is no event, or is damaged. A replayed record goes behind all that its user has
-        waiting.
-        """
-        counts: Counter[str] = Counter()
-        async for some in self._slices(query):
-            letters = some
-            counts.update(await self.spool.spool.do(lambda store: self._replay(store, letters)))  # noqa: B023 - awaited here
-            self.spool.feed.notify()
-        return counts
-
-    async def discard(self, query: DeadLetterQuery) -> int:
-        """Settle dead letters as dropped; return how many there were."""
-        discarded = 0
-        async for some in self._slices(query):
-            letters = some
-            discarded += await self.spool.spool.do(
-                lambda store: store.discard(self.spool.taker, letters)  # noqa: B023 - awaited here
-            )
-        return discarded
-
-    async def _slices(self, query: DeadLetterQuery) -> AsyncIterator[list[DeadLetter]]:
-        """Yield what a query means now, a slice at a time; what dies meanwhile is not in it."""
-        last_id = await self.spool.spool.do(lambda store: store.letters.last_id(self.spool.taker))
-        after_id = 0
-        more = True
-        while more:
-            found, more = await self.spool.spool.do(
-                lambda store: store.letters.page(self.spool.taker, query, after_id, SLICE)  # noqa: B023 - awaited here
-            )
-            if found := [letter for letter in found if letter.id <= last_id]:
-                after_id = found[-1].id
-                yield found
-            else:
-                return
-
-    def _replay(self, store: Store, letters: Sequence[DeadLetter]) -> Counter[str]:
-        """Replay some letters in a transaction."""
-        taker = self.spool.taker
-        counts: Counter[str] = Counter()
-        kept: list[tuple[DeadLetter, Kept]] = []
-        for letter in letters:
-            if letter.reason == DeadReason.CORRUPT:
-                counts["still dead"] += 1  # what it says now is not what was accepted
-                continue
-            match self.rules.admission.judge(decode_head(letter.raw), letter.raw):
-                case Keep((kind, user)):
-                    event = Kept(
-                        kind, user, letter.raw, None, letter.claim_id, letter.accepted_at_ms
-                    )
-                    kept.append((letter, event))
-                case Drop(reason):
-                    counts[f"dropped:{reason}"] += store.discard(taker, [letter], reason)
-                case _:
-                    counts["still dead"] += 1
-        counts["replayed"] += store.replay(taker, kept, self._now_ms())
-        return +counts
 
     async def _deliver(self) -> None:
         assert self.gate is not None

@@ -134,7 +134,7 @@ def _code(found: int, query: DeadLetterQuery, there: Collection[int]) -> int:
 
     ``there``: those of the ids that were there before anything was done.
     """
-    named = dict.fromkeys(query.ids)
+    named = dict.fromkeys(query.ids or ())
     if found >= len(named):
         return OK
     absent = [str(id_) for id_ in named if id_ not in there]

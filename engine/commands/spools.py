@@ -7,6 +7,7 @@ Commands that change something take the data directory, or have the daemon do it
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -36,6 +37,7 @@ from amplitude_intercom.engine.metrics import (
 )
 from amplitude_intercom.engine.settings import Admin, Settings, Sync
 from amplitude_intercom.engine.spool.accounts import SPOOL, WAITING
+from amplitude_intercom.engine.spool.jobs import DeadLetterJob, JobKind
 from amplitude_intercom.engine.spool.rows import DeadLetter, DeadLetterPage, DeadLetterQuery
 from amplitude_intercom.engine.spool.spool import Spool
 from amplitude_intercom.engine.spool.sqlite.files import FILE_NAME
@@ -52,6 +54,10 @@ ANSWER_S = 60.0
 
 FIRST_ANSWER_S = 5.0
 """The same for the first question, whose data_dir it has: that is answered at once."""
+
+
+FIRST_LOOK_S, LOOK_EVERY_S = 0.05, 2.0
+"""Between looks at a job that a daemon does."""
 
 
 class NotAnswered(EngineError):
@@ -300,13 +306,24 @@ class Daemon:
         return state
 
     async def replay(self, sync: str, query: DeadLetterQuery) -> Counter[str]:
-        return Counter(
-            await self._ask("POST", f"/api/{sync}/dead-letters/replay", query, dict[str, int])
-        )
+        return Counter(await self._done(JobKind.REPLAY, sync, query))
 
     async def discard(self, sync: str, query: DeadLetterQuery) -> int:
-        answer = await self._ask("POST", f"/api/{sync}/dead-letters/discard", query, dict[str, int])
-        return int(answer["discarded"])
+        return (await self._done(JobKind.DISCARD, sync, query)).get("discarded", 0)
+
+    async def _done(self, kind: JobKind, sync: str, query: DeadLetterQuery) -> dict[str, int]:
+        """Have the daemon do a job, and say how far it is where that takes a while."""
+        path = f"/api/{sync}/dead-letters/{kind}"
+        job: DeadLetterJob = await self._ask("POST", path, query, DeadLetterJob)
+        pause_s = FIRST_LOOK_S
+        while not job.ended:
+            await asyncio.sleep(pause_s)
+            pause_s = min(LOOK_EVERY_S, 2 * pause_s)
+            job = await self._ask("GET", f"/api/jobs/{job.id}", None, DeadLetterJob)
+            if pause_s == LOOK_EVERY_S:
+                far = f"{sum(job.counts.values()):,} of {job.expected:,}"
+                say(f"job {job.id}: {far}; it goes on in the daemon without this", stderr=True)
+        return job.counts
 
     async def compact(self) -> Compacted:
         done: Compacted = await self._ask("POST", "/api/spool/compact", {}, Compacted)

@@ -30,6 +30,7 @@ from amplitude_intercom.engine.errors import SettingsError, SpoolError
 from amplitude_intercom.engine.logs import printable
 from amplitude_intercom.engine.reasons import DeadReason, no_dead_reason
 from amplitude_intercom.engine.settings import Admin
+from amplitude_intercom.engine.spool.jobs import JobKind
 from amplitude_intercom.engine.spool.rows import DeadLetterQuery, Id
 from amplitude_intercom.transports.http import MAX_HEADER_BYTES
 from amplitude_intercom.transports.sockets import Listener, share_of_descriptors
@@ -112,6 +113,9 @@ class AdminServer:
         app.router.add_get("/api/status", self._status)
         app.router.add_get("/api/{sync}/users/{key:(?s:.*)}", self._user)
         app.router.add_post("/api/{sync}/dead-letters/{action}", self._dead_letters)
+        app.router.add_get("/api/jobs", self._jobs)
+        app.router.add_get(r"/api/jobs/{job:\d{1,18}}", self._job)
+        app.router.add_post(r"/api/jobs/{job:\d{1,18}}/cancel", self._cancel_job)
         app.router.add_post("/api/spool/compact", self._compact)
         return app
 
@@ -193,6 +197,19 @@ class AdminServer:
             raise web.HTTPNotFound(text=f"no sync named {sync}\n")
         return sync
 
+    async def _jobs(self, request: web.Request) -> web.Response:
+        return _json(await self._engine.jobs.latest())
+
+    async def _job(self, request: web.Request) -> web.Response:
+        job = await self._engine.jobs.get(int(request.match_info["job"]))
+        if job is None:
+            raise web.HTTPNotFound(text="no such job\n")
+        return _json(job)
+
+    async def _cancel_job(self, request: web.Request) -> web.Response:
+        cancelled = await self._engine.jobs.cancel(int(request.match_info["job"]))
+        return _json({"cancelled": cancelled})
+
     async def _compact(self, request: web.Request) -> web.Response:
         return _json(await self._engine.compact())
 
@@ -222,11 +239,12 @@ class AdminServer:
             return await self._engine.dead_letter_page(
                 sync, query, after_id=query.after_id, limit=query.limit
             )
-        if action == "replay":
-            return await self._engine.replay(sync, query)
-        if action == "discard":
-            return {"discarded": await self._engine.discard(sync, query)}
-        raise web.HTTPNotFound(text=f"no action {action}\n")
+        if action not in set(JobKind):
+            raise web.HTTPNotFound(text=f"no action {action}\n")
+        try:
+            return await self._engine.jobs.ask(JobKind(action), sync, query, who="admin port")
+        except SettingsError as error:
+            raise web.HTTPConflict(text=f"{error}\n") from None
 
 
 def _is_of_another_origin(request: web.Request) -> bool:

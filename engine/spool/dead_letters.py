@@ -207,8 +207,8 @@ def _checked(letter: DeadLetter, crc: Any) -> DeadLetter:
 def _conditions(query: DeadLetterQuery) -> tuple[str, list[Any]]:
     parts: list[str] = []
     values: list[Any] = []
-    if query.ids:
-        parts.append(f"id IN {holes(len(query.ids))}")
+    if query.ids is not None:
+        parts.append(f"id IN {holes(len(query.ids))}" if query.ids else "1 = 0")
         values += query.ids
     for condition, value in (
         ("reason = ?", query.reason),

@@ -155,18 +155,29 @@ TimeMs = Annotated[int, msgspec.Meta(ge=-MOST, le=MOST)]
 
 
 class DeadLetterQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Which dead letters: all conditions that are given must hold."""
+    """Which dead letters: all conditions that are given must hold.
 
-    ids: list[Id] = []
+    Without a condition it means all of them, where they are only looked at; what changes them wants
+    ``every`` to be said.
+    """
+
+    ids: list[Id] | None = None
     reason: str | None = None
     user: str | None = None
     since_ms: TimeMs | None = None
     until_ms: TimeMs | None = None
+    every: bool = False
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no condition, and it is not said that all are meant either."""
+        conditions = (self.ids, self.reason, self.user, self.since_ms, self.until_ms)
+        return not self.every and conditions == (None,) * len(conditions)
 
 
 def is_counted(query: DeadLetterQuery) -> bool:
     """Return whether a query has no condition but a reason, by which dead letters are counted."""
-    return not query.ids and (query.user, query.since_ms, query.until_ms) == (None, None, None)
+    return query.ids is None and (query.user, query.since_ms, query.until_ms) == (None, None, None)
 
 
 class DeadLetterPage(msgspec.Struct, frozen=True):

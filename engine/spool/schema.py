@@ -137,6 +137,24 @@ CREATE TABLE dead_letter_groups (
     PRIMARY KEY (taker, reason, status, code, event_type)
 ){clustered};
 
+-- Work on many dead letters: a filter (JSON) and the highest id that it means, who asked for it and
+-- why, how far it is (the last id that was looked at), and how many letters went where (JSON).
+CREATE TABLE jobs (
+    id {int} PRIMARY KEY,
+    kind TEXT NOT NULL,
+    sync TEXT NOT NULL,
+    query TEXT NOT NULL,
+    upper_id {int} NOT NULL,
+    expected {int} NOT NULL,
+    who TEXT NOT NULL,
+    why TEXT NOT NULL,
+    made_at_ms {int} NOT NULL,
+    state TEXT NOT NULL,
+    cursor {int} NOT NULL,
+    counts TEXT NOT NULL,
+    ended_at_ms {int} NOT NULL
+){table};
+
 -- What was accepted before. id: of the record; key: its taker's id, and a hash.
 CREATE TABLE insert_ids (
     id {int} PRIMARY KEY,

@@ -34,6 +34,7 @@ from amplitude_intercom.engine.spool.dead_letters import DeadLetters
 from amplitude_intercom.engine.spool.directory import ContactDirectory
 from amplitude_intercom.engine.spool.inbox import Inbox
 from amplitude_intercom.engine.spool.insert_ids import InsertIds, key_of
+from amplitude_intercom.engine.spool.jobs import Jobs
 from amplitude_intercom.engine.spool.meta import Checkpoints, EventNamesTable, Meta
 from amplitude_intercom.engine.spool.queue import Queue, Tables
 from amplitude_intercom.engine.spool.records import Records
@@ -98,6 +99,7 @@ class Store:
         self.contacts = ContactDirectory(db)
         self.event_names = EventNamesTable(db)
         self.checkpoints = Checkpoints(db)
+        self.jobs = Jobs(db)
         self.meta = Meta(db)
         self.accounts = Accounts(db)
         self._lines = SettledLines()
@@ -420,11 +422,15 @@ class Store:
     ) -> DeadLetterPage:
         """Return some of the dead letters that a query means, and how many there are in all."""
         found, more = self.letters.page(taker, query, after_id, limit)
+        return DeadLetterPage(found, self.matching(taker, query), more)
+
+    def matching(self, taker: int, query: DeadLetterQuery) -> int:
+        """Return how many dead letters a query means; not all are counted where they are many."""
         if is_counted(query):
-            name = f"dead:{query.reason}" if query.reason else "dead"
-            return DeadLetterPage(found, self.accounts.committed(taker)[name], more)
-        matching, _ = self.letters.count(taker, query)
-        return DeadLetterPage(found, matching, more)
+            return self.accounts.committed(taker)[
+                f"dead:{query.reason}" if query.reason else "dead"
+            ]
+        return self.letters.count(taker, query)[0]
 
     # --- looking at it --------------------------------------------------------------------
 

@@ -1,0 +1,138 @@
+"""Work on many dead letters, as rows: done in slices, resumed after a kill, cancelled.
+
+Rules
+=====
+1. A job is a row before anything of it is done: what it is about (a filter, and the highest id that
+   there was), how many that should be, who asked for it and why.
+2. It goes on from its cursor. Cursor and counts change in the commit that does the slice.
+3. It is *waiting* until its last slice, then *done*. Cancelled, it is *cancelled* from the next
+   slice on: what was done stays done.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import msgspec
+
+from amplitude_intercom.engine.spool.connection import Connection
+from amplitude_intercom.engine.spool.rows import DeadLetterQuery
+
+ENDED_KEPT: Final = 1_000
+"""Jobs that are remembered once they have ended."""
+
+
+class JobKind(enum.StrEnum):
+    """What is done with dead letters."""
+
+    REPLAY = "replay"
+    DISCARD = "discard"
+
+
+class JobState(enum.StrEnum):
+    """How far a job is."""
+
+    WAITING = "waiting"
+    DONE = "done"
+    CANCELLED = "cancelled"
+
+
+class DeadLetterJob(msgspec.Struct, frozen=True):
+    """A row of ``jobs``. ``upper_id``: letters behind it came later, and are not meant.
+
+    ``cursor``: the last id that was looked at. ``counts``: how many letters went where.
+    """
+
+    id: int
+    kind: JobKind
+    sync: str
+    query: DeadLetterQuery
+    upper_id: int
+    expected: int
+    who: str
+    why: str
+    made_at_ms: int
+    state: JobState = JobState.WAITING
+    cursor: int = 0
+    counts: dict[str, int] = {}
+    ended_at_ms: int = 0
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more of it will be done."""
+        return self.state is not JobState.WAITING
+
+
+_COLUMNS = (
+    "id, kind, sync, query, upper_id, expected, who, why, made_at_ms, state, cursor, counts,"
+    " ended_at_ms"
+)
+
+
+class Jobs:
+    """The table ``jobs``, inside somebody's transaction."""
+
+    def __init__(self, db: Connection) -> None:
+        self._db = db
+
+    def add(self, new: Callable[[int], DeadLetterJob]) -> DeadLetterJob:
+        """Keep a job, made of the number it gets."""
+        (last,) = self._db.execute("SELECT max(id) FROM jobs").fetchone()
+        job = new(int(last or 0) + 1)
+        values = msgspec.structs.asdict(job)
+        values["query"] = msgspec.json.encode(job.query).decode()
+        values["counts"] = msgspec.json.encode(job.counts).decode()
+        self._db.execute(
+            f"INSERT INTO jobs ({_COLUMNS}) VALUES ({', '.join('?' * len(values))})",
+            [str(v) if isinstance(v, enum.StrEnum) else v for v in values.values()],
+        )
+        return job
+
+    def get(self, id_: int) -> DeadLetterJob | None:
+        """Return a job by its number."""
+        row = self._db.execute(f"SELECT {_COLUMNS} FROM jobs WHERE id = ?", (id_,)).fetchone()
+        return _job(row) if row else None
+
+    def next(self) -> DeadLetterJob | None:
+        """Return the first job that has not ended."""
+        row = self._db.execute(
+            f"SELECT {_COLUMNS} FROM jobs WHERE state = 'waiting' ORDER BY id LIMIT 1"
+        ).fetchone()
+        return _job(row) if row else None
+
+    def latest(self, limit: int) -> list[DeadLetterJob]:
+        """Return the jobs that were asked for last, the latest first."""
+        rows = self._db.execute(f"SELECT {_COLUMNS} FROM jobs ORDER BY id DESC LIMIT ?", (limit,))
+        return [_job(row) for row in rows]
+
+    def advance(self, job: DeadLetterJob, cursor: int, counts: Mapping[str, int]) -> None:
+        """Keep how far a job has come, and what that did."""
+        total = Counter(job.counts)
+        total.update(counts)
+        self._db.execute(
+            "UPDATE jobs SET cursor = ?, counts = ? WHERE id = ?",
+            (cursor, msgspec.json.encode(dict(total)).decode(), job.id),
+        )
+
+    def end(self, id_: int, state: JobState, now_ms: int) -> bool:
+        """End a job, unless it has ended; forget the oldest that have. Returns whether it did."""
+        ended = self._db.execute(
+            "UPDATE jobs SET state = ?, ended_at_ms = ? WHERE id = ? AND state = 'waiting'",
+            (str(state), now_ms, id_),
+        ).rowcount
+        self._db.execute(
+            "DELETE FROM jobs WHERE state <> 'waiting' AND id <= ?", (id_ - ENDED_KEPT,)
+        )
+        return ended > 0
+
+
+def _job(row: Any) -> DeadLetterJob:
+    fields = dict(zip(DeadLetterJob.__struct_fields__, row, strict=True))
+    fields["query"] = msgspec.json.decode(fields["query"], type=DeadLetterQuery)
+    fields["counts"] = msgspec.json.decode(fields["counts"], type=dict[str, int])
+    return DeadLetterJob(
+        **{**fields, "kind": JobKind(fields["kind"]), "state": JobState(fields["state"])}
+    )

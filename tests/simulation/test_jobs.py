@@ -1,0 +1,133 @@
+"""Replays and discards are rows: done in slices, resumed where they were, cancelled, counted."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import anyio
+import pytest
+
+from amplitude_intercom.engine import DeadLetterQuery, Engine, SettingsError
+from amplitude_intercom.engine.jobs import SLICE
+from amplitude_intercom.engine.spool.jobs import DeadLetterJob, JobKind, JobState
+from amplitude_intercom.transports import Batch
+from support import simulation, virtual
+
+SYNC = "simulated"
+LETTERS = 3 * SLICE + 7
+ALL = DeadLetterQuery(every=True)
+
+
+async def bury(running: Engine, count: int = LETTERS, first: int = 0) -> None:
+    """Bring events that die at the door: their user ids are none."""
+    raws = [
+        b'{"event_type": "Purchase", "user_id": "unknown", "insert_id": "%d"}' % n
+        for n in range(first, first + count)
+    ]
+    ticket = await running.intake.send(Batch(None, raws, sync=SYNC, origin="pipe"))
+    assert (await ticket.wait()).dead == count
+
+
+async def dead(running: Engine) -> int:
+    counters = running.pipelines[SYNC].spool.counters
+    found = await running.spool.do(
+        lambda store: store.recount(running.pipelines[SYNC].spool.taker)["dead"]
+    )
+    assert counters["dead"] == found
+    return found
+
+
+def test_a_job_is_done_in_slices_between_which_others_have_their_turn(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with simulation.engine(tmp_path, simulation.sandbox()) as running:
+            await bury(running)
+            left: list[int] = []
+
+            async def watch() -> None:
+                while not left or left[-1]:
+                    left.append(await dead(running))
+                    await anyio.lowlevel.checkpoint()
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(watch)
+                assert await running.discard(SYNC, ALL) == LETTERS
+            steps = [before - after for before, after in pairwise(left)]
+            assert max(steps) <= SLICE
+            assert running.pipelines[SYNC].spool.counters["dropped:discarded"] == LETTERS
+
+    virtual.run(scenario)
+
+
+def test_a_job_that_was_interrupted_goes_on_where_it_was(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with simulation.engine(tmp_path, simulation.sandbox()) as running:
+            await bury(running)
+            job = await running.jobs.ask(JobKind.DISCARD, SYNC, ALL, who="test", why="a trial")
+            while await dead(running) == LETTERS:
+                await anyio.lowlevel.checkpoint()
+            running.cancel()
+        async with simulation.engine(tmp_path, simulation.sandbox()) as running:
+            await bury(running, 5, LETTERS)  # these came later: they are not meant
+            ended = await running.jobs.ended(job.id)
+            assert (ended.state, ended.counts) == (JobState.DONE, {"discarded": LETTERS})
+            assert (ended.expected, ended.who, ended.why) == (LETTERS, "test", "a trial")
+            assert running.pipelines[SYNC].spool.counters["dropped:discarded"] == LETTERS
+
+    virtual.run(scenario)
+
+
+def test_a_cancelled_job_keeps_what_it_has_done_and_does_no_more(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with simulation.engine(tmp_path, simulation.sandbox()) as running:
+            await bury(running)
+            job = await running.jobs.ask(JobKind.DISCARD, SYNC, ALL, who="test")
+            while await dead(running) == LETTERS:
+                await anyio.lowlevel.checkpoint()
+            assert await running.jobs.cancel(job.id)
+            left = await dead(running)
+            await anyio.sleep(60)
+            assert await dead(running) == left > 0
+            ended = await running.jobs.ended(job.id)
+            assert ended.state is JobState.CANCELLED
+            assert sum(ended.counts.values()) == LETTERS - left
+            assert not await running.jobs.cancel(job.id)
+
+    virtual.run(scenario)
+
+
+def test_an_empty_condition_means_nothing_and_no_ids_are_none(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with simulation.engine(tmp_path, simulation.sandbox()) as running:
+            await bury(running, 3)
+            assert await running.discard(SYNC, DeadLetterQuery()) == 0
+            assert await running.discard(SYNC, DeadLetterQuery(ids=[])) == 0
+            assert await running.replay(SYNC, DeadLetterQuery()) == {}
+            assert await dead(running) == 3
+
+    virtual.run(scenario)
+
+
+def test_a_replay_of_a_disabled_sync_is_refused_and_the_letters_stay(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with simulation.engine(tmp_path, simulation.sandbox()) as running:
+            await bury(running, 3)
+        async with simulation.engine(tmp_path, simulation.sandbox(), enabled=False) as running:
+            with pytest.raises(SettingsError, match="disabled"):
+                await running.replay(SYNC, ALL)
+            assert await dead(running) == 3
+
+    virtual.run(scenario)
+
+
+def test_jobs_are_listed_the_latest_first(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with simulation.engine(tmp_path, simulation.sandbox()) as running:
+            made: list[DeadLetterJob] = []
+            for _ in range(3):
+                made.append(await running.jobs.ask(JobKind.REPLAY, SYNC, ALL, who="test"))
+            await running.jobs.ended(made[-1].id)
+            assert [job.id for job in await running.jobs.latest()] == [3, 2, 1]
+            assert await running.jobs.get(99) is None
+
+    virtual.run(scenario)
