@@ -46,13 +46,14 @@ from amplitude_intercom.engine.metrics import (
 )
 from amplitude_intercom.engine.pipeline import IntakePipeline, Pipeline
 from amplitude_intercom.engine.settings import Http, Intercom, Settings, Sync
+from amplitude_intercom.engine.spool import leaving
 from amplitude_intercom.engine.spool.jobs import JobKind
 from amplitude_intercom.engine.spool.rows import DeadLetter, DeadLetterPage, DeadLetterQuery
 from amplitude_intercom.engine.spool.spool import Spool
 from amplitude_intercom.engine.spool.sqlite.files import former_spools
 from amplitude_intercom.engine.spool.sqlite.lock import DataDir
 from amplitude_intercom.engine.spool.sqlite.reading import disk_bytes
-from amplitude_intercom.engine.spool.store import wall_clock_ms
+from amplitude_intercom.engine.spool.store import Store, wall_clock_ms
 from amplitude_intercom.engine.spool.user_state import UserState, state_of_user
 from amplitude_intercom.engine.supervision import Supervisor
 from amplitude_intercom.transports.contract import Batch, Receipt, Source
@@ -475,6 +476,48 @@ class Engine:
         before = await self.spool.size_bytes()
         await self.spool.compact()
         return Compacted(before, await self.spool.size_bytes())
+
+    async def move_left(self, old: str, new: str) -> int:
+        """Give what is left of a sync that is not in the settings to another; return how much.
+
+        Raises:
+            SettingsError: the one is in the settings, or the other is not.
+            SpoolError: the spool cannot be read or changed.
+        """
+        taker = await self._left(old)
+        if new not in self.pipelines:
+            raise SettingsError(f"there is no sync `{new}`; there is {', '.join(self.pipelines)}")
+        heir = self.pipelines[new].spool
+        moved = await self._in_slices(
+            lambda store: leaving.move(store, taker, heir.taker, self._now_ms())
+        )
+        heir.feed.notify()
+        return moved
+
+    async def drop_left(self, old: str) -> int:
+        """Settle what is left of a sync that is not in the settings as dropped; return how much.
+
+        Raises:
+            SettingsError: it is in the settings, or nothing is known of it.
+            SpoolError: the spool cannot be read or changed.
+        """
+        taker = await self._left(old)
+        return await self._in_slices(lambda store: leaving.drop(store, taker))
+
+    async def _left(self, name: str) -> int:
+        if name in self.pipelines:
+            raise SettingsError(f"sync `{name}` is in the settings: what waits of it is delivered")
+        taker = await self.spool.do(lambda store: store.takers.id_of(name))
+        if taker is None:
+            raise SettingsError(f"the spool knows no sync `{name}`")
+        return taker
+
+    async def _in_slices(self, job: Callable[[Store], int]) -> int:
+        done = 0
+        while count := await self.spool.do(job):
+            done += count
+            await anyio.lowlevel.checkpoint()
+        return done
 
 
 class Compacted(msgspec.Struct, frozen=True):

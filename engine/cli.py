@@ -452,6 +452,56 @@ def spool_compact(config: Config, json: Json = False) -> None:
     raise typer.Exit(run(work))
 
 
+@spools.command(name="backup")
+def spool_backup(
+    config: Config,
+    path: Annotated[Path, typer.Argument(help="A file that is not there yet.")],
+    json: Json = False,
+) -> None:
+    """Write a checked copy of the spool, also beside a running daemon."""
+    from amplitude_intercom.engine.commands import spool
+    from amplitude_intercom.engine.commands.running import run_plainly
+
+    raise typer.Exit(run_plainly(lambda: spool.backup(_settings(config), path, as_json=json)))
+
+
+@spools.command(name="move")
+def spool_move(
+    config: Config,
+    old: Annotated[str, typer.Argument(help="A sync that is not in the settings any more.")],
+    new: Annotated[str, typer.Argument(help="A sync that is.")],
+    json: Json = False,
+) -> None:
+    """Give what is left of a sync that has gone from the settings to another."""
+    from amplitude_intercom.engine.commands import spool
+    from amplitude_intercom.engine.commands.running import run
+
+    async def work() -> int:
+        return await spool.move(_settings(config), old, new, as_json=json)
+
+    raise typer.Exit(run(work))
+
+
+@spools.command(name="drop")
+def spool_drop(
+    config: Config,
+    old: Annotated[str, typer.Argument(help="A sync that is not in the settings any more.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Needed: it cannot be had back.")] = False,
+    json: Json = False,
+) -> None:
+    """Drop what is left of a sync that has gone from the settings."""
+    from amplitude_intercom.engine.commands import spool
+    from amplitude_intercom.engine.commands.running import run
+
+    if not yes:
+        raise typer.BadParameter(f"what waits of `{old}` is gone for good then", param_hint="--yes")
+
+    async def work() -> int:
+        return await spool.drop(_settings(config), old, as_json=json)
+
+    raise typer.Exit(run(work))
+
+
 def _settings(path: Path) -> Settings:
     from amplitude_intercom.engine.commands.running import load_settings
     from amplitude_intercom.engine.errors import SettingsError

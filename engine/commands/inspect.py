@@ -80,7 +80,11 @@ def _spool(spool: SpoolStatus, max_bytes: int) -> Iterator[tuple[str, str, str]]
         yield "trouble", "", spool.trouble
     for name, left in spool.left.items():
         there = f"{count(left.pending, 'event')} and {count(left.dead, 'dead letter')} of it"
-        yield "left", name, f"{there}, and it is not in the settings: put it back to deliver them"
+        yield "left", name, f"{there}, which is not in the settings: {WHAT_TO_DO}"
+
+
+WHAT_TO_DO = "put it back, or `spool move OLD NEW`, or `spool drop OLD --yes`"
+"""What can be done with what is left of a sync."""
 
 
 def _rows(sync: SyncStatus) -> Iterator[tuple[str, str, str]]:

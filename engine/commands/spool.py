@@ -1,4 +1,4 @@
-"""``spool status``, ``verify`` and ``compact``: the file itself, whoever is using it."""
+"""``spool …``: the file itself, whoever is using it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from amplitude_intercom.engine.commands.spools import open_spools
 from amplitude_intercom.engine.commands.terminal import count, duration, print_table, say, size
 from amplitude_intercom.engine.errors import SpoolError
 from amplitude_intercom.engine.settings import Settings
+from amplitude_intercom.engine.spool.sqlite import backup as copy_of
 from amplitude_intercom.engine.spool.sqlite import examine
 from amplitude_intercom.engine.spool.sqlite.files import FILE_NAME
 from amplitude_intercom.engine.spool.store import wall_clock_ms
@@ -98,4 +99,39 @@ async def compact(settings: Settings, *, as_json: bool) -> int:
         print_json(sizes)
     else:
         say(f"{sizes.before_bytes:,} bytes before, {sizes.after_bytes:,} now")
+    return OK
+
+
+def backup(settings: Settings, target: Path, *, as_json: bool) -> int:
+    """Write a checked copy of the spool, consistent as of one moment."""
+    try:
+        size_bytes = copy_of.backup(_path(settings), target)
+    except SpoolError as error:
+        return complain(error, FAILED)
+    if as_json:
+        print_json({"path": str(target), "size_bytes": size_bytes})
+    else:
+        say(f"{target}: {size(size_bytes)}, checked; as {FILE_NAME} in a data_dir it is a spool")
+    return OK
+
+
+async def move(settings: Settings, old: str, new: str, *, as_json: bool) -> int:
+    """Give what is left of a sync that has gone from the settings to another."""
+    async with open_spools(settings) as spools:
+        moved = await spools.move_left(old, new)
+    if as_json:
+        print_json({"moved": moved})
+    else:
+        say(f"{count(moved, 'record')} of {old} moved to {new}")
+    return OK
+
+
+async def drop(settings: Settings, old: str, *, as_json: bool) -> int:
+    """Drop what is left of a sync that has gone from the settings."""
+    async with open_spools(settings) as spools:
+        dropped = await spools.drop_left(old)
+    if as_json:
+        print_json({"dropped": dropped})
+    else:
+        say(f"{count(dropped, 'record')} of {old} dropped")
     return OK

@@ -80,6 +80,8 @@ class Writing(Protocol):
     async def replay(self, sync: str, query: DeadLetterQuery) -> Counter[str]: ...
     async def discard(self, sync: str, query: DeadLetterQuery) -> int: ...
     async def compact(self) -> Compacted: ...
+    async def move_left(self, old: str, new: str) -> int: ...
+    async def drop_left(self, old: str) -> int: ...
 
 
 @asynccontextmanager
@@ -324,6 +326,12 @@ class Daemon:
                 far = f"{sum(job.counts.values()):,} of {job.expected:,}"
                 say(f"job {job.id}: {far}; it goes on in the daemon without this", stderr=True)
         return job.counts
+
+    async def move_left(self, old: str, new: str) -> int:
+        return int(await self._ask("POST", "/api/spool/move", {"old": old, "new": new}, int, 3_600))
+
+    async def drop_left(self, old: str) -> int:
+        return int(await self._ask("POST", "/api/spool/drop", {"old": old}, int, 3_600))
 
     async def compact(self) -> Compacted:
         done: Compacted = await self._ask("POST", "/api/spool/compact", {}, Compacted)

@@ -15,7 +15,7 @@ import ipaddress
 import logging
 import os
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -35,6 +35,7 @@ from amplitude_intercom.engine.spool.rows import DeadLetterQuery, Id
 from amplitude_intercom.transports.http import MAX_HEADER_BYTES
 from amplitude_intercom.transports.sockets import Listener, share_of_descriptors
 
+T = TypeVar("T")
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _encoder = msgspec.json.Encoder()
 MAX_CONNECTIONS = 1_024
@@ -56,6 +57,18 @@ class Listing(DeadLetterQuery, frozen=True, forbid_unknown_fields=True, kw_only=
 
     after_id: Id = 0
     limit: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 1_000
+
+
+class Drop(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is left of this sync is to go."""
+
+    old: str
+
+
+class Move(Drop, frozen=True, forbid_unknown_fields=True):
+    """What is left of one sync is for another."""
+
+    new: str
 
 
 class AdminServer:
@@ -117,6 +130,8 @@ class AdminServer:
         app.router.add_get(r"/api/jobs/{job:\d{1,18}}", self._job)
         app.router.add_post(r"/api/jobs/{job:\d{1,18}}/cancel", self._cancel_job)
         app.router.add_post("/api/spool/compact", self._compact)
+        app.router.add_post("/api/spool/move", self._move_left)
+        app.router.add_post("/api/spool/drop", self._drop_left)
         return app
 
     @web.middleware
@@ -213,26 +228,37 @@ class AdminServer:
     async def _compact(self, request: web.Request) -> web.Response:
         return _json(await self._engine.compact())
 
+    async def _move_left(self, request: web.Request) -> web.Response:
+        body = await self._body(request, Move)
+        return _json(await _settled(self._engine.move_left(body.old, body.new)))
+
+    async def _drop_left(self, request: web.Request) -> web.Response:
+        body = await self._body(request, Drop)
+        return _json(await _settled(self._engine.drop_left(body.old)))
+
     async def _user(self, request: web.Request) -> web.Response:
         return _json(await self._engine.user(self._sync_of(request), request.match_info["key"]))
 
     async def _dead_letters(self, request: web.Request) -> web.Response:
         sync, action = self._sync_of(request), request.match_info["action"]
+        query = await self._body(request, Listing if action == "list" else DeadLetterQuery)
+        if query.reason is not None and query.reason not in set(DeadReason):
+            raise web.HTTPBadRequest(text=f"{no_dead_reason(query.reason)}\n")
+        return _json(await self._act(sync, action, query))
+
+    async def _body(self, request: web.Request, kind: type[T]) -> T:
+        """Read what a request asks for."""
         try:
             async with asyncio.timeout(BODY_TIMEOUT_S):
                 body = await request.read()
             self._at_work(request)
-            kind = Listing if action == "list" else DeadLetterQuery
-            query = msgspec.json.decode(body or b"{}", type=kind)
+            return msgspec.json.decode(body or b"{}", type=kind)
         except TimeoutError:
             raise web.HTTPRequestTimeout(text="the body took too long\n") from None
         except (aiohttp.ClientPayloadError, web.RequestPayloadError):
             raise web.HTTPBadRequest(text="not a body as its headers say\n") from None
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise web.HTTPBadRequest(text=f"{error}\n") from None
-        if query.reason is not None and query.reason not in set(DeadReason):
-            raise web.HTTPBadRequest(text=f"{no_dead_reason(query.reason)}\n")
-        return _json(await self._act(sync, action, query))
 
     async def _act(self, sync: str, action: str, query: DeadLetterQuery) -> Any:
         if isinstance(query, Listing):
@@ -241,10 +267,16 @@ class AdminServer:
             )
         if action not in set(JobKind):
             raise web.HTTPNotFound(text=f"no action {action}\n")
-        try:
-            return await self._engine.jobs.ask(JobKind(action), sync, query, who="admin port")
-        except SettingsError as error:
-            raise web.HTTPConflict(text=f"{error}\n") from None
+        job = self._engine.jobs.ask(JobKind(action), sync, query, who="admin port")
+        return await _settled(job)
+
+
+async def _settled(work: Awaitable[T]) -> T:
+    """Await what the settings may forbid: that is answered, not raised."""
+    try:
+        return await work
+    except SettingsError as error:
+        raise web.HTTPConflict(text=f"{error}\n") from None
 
 
 def _is_of_another_origin(request: web.Request) -> bool:

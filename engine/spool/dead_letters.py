@@ -6,6 +6,7 @@ that change their letters.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,6 +38,13 @@ class Group(msgspec.Struct, frozen=True):
     first_ms: int
     last_ms: int
     sample_id: int
+
+
+class Moved(msgspec.Struct, frozen=True):
+    """Letters that another taker has now: how many of each reason, and what they take up."""
+
+    by_reason: dict[str, int]
+    size_bytes: int
 
 
 class DeadLetters:
@@ -112,6 +120,11 @@ class DeadLetters:
         ).fetchone()
         return int(last or 0)
 
+    def ids(self, taker: int, limit: int) -> list[int]:
+        """Return the first of a taker's letters."""
+        query = "SELECT id FROM dead_letters WHERE taker = ? ORDER BY id LIMIT ?"
+        return [id_ for (id_,) in self._db.execute(query, (taker, limit))]
+
     def has(self, id_: int) -> bool:
         """Return whether there is one with this id."""
         found = self._db.execute("SELECT 1 FROM dead_letters WHERE id = ?", (id_,)).fetchone()
@@ -140,6 +153,28 @@ class DeadLetters:
             f"INSERT INTO dead_letters (taker, {_COLUMNS}, crc) VALUES {holes(len(_FIELDS) + 2)}",
             (taker, *msgspec.structs.astuple(letter), _checksum(letter)),
         )
+        self._join_group(taker, letter)
+        self._resize(taker, len(letter.raw) + OVERHEAD_BYTES)
+
+    def remove(self, taker: int, ids: Sequence[int]) -> dict[int, str]:
+        """Take letters away; return of those that were there the reason each was kept for."""
+        gone: dict[int, str] = {}
+        for id_, reason, status, code, event_type, size in list(
+            find_in(
+                self._db,
+                "SELECT id, reason, status, code, event_type, length(raw) FROM dead_letters"
+                " WHERE taker = ? AND id IN",
+                ids,
+                [taker],
+            )
+        ):
+            self._db.execute("DELETE FROM dead_letters WHERE id = ?", (id_,))
+            self._leave(taker, reason, status, code, event_type)
+            self._resize(taker, -(size or 0) - OVERHEAD_BYTES)
+            gone[id_] = str(reason)
+        return gone
+
+    def _join_group(self, taker: int, letter: DeadLetter) -> None:
         self._db.execute(
             "INSERT INTO dead_letter_groups"
             " (taker, reason, status, code, event_type, count, first_ms, last_ms, sample_id)"
@@ -158,34 +193,28 @@ class DeadLetters:
                 letter.id,
             ),
         )
-        self._resize(taker, len(letter.raw) + OVERHEAD_BYTES)
 
-    def remove(self, taker: int, ids: Sequence[int]) -> dict[int, str]:
-        """Take letters away; return of those that were there the reason each was kept for."""
-        gone: dict[int, str] = {}
-        for id_, reason, status, code, event_type, size in list(
-            find_in(
-                self._db,
-                "SELECT id, reason, status, code, event_type, length(raw) FROM dead_letters"
-                " WHERE taker = ? AND id IN",
-                ids,
-                [taker],
-            )
-        ):
-            self._db.execute("DELETE FROM dead_letters WHERE id = ?", (id_,))
-            group = (taker, reason, status, code, event_type)
-            where = "taker = ? AND reason = ? AND status = ? AND code = ? AND event_type = ?"
-            self._db.execute(
-                f"UPDATE dead_letter_groups SET count = count - 1 WHERE {where}",
-                group,
-            )
-            self._db.execute(
-                f"DELETE FROM dead_letter_groups WHERE {where} AND count <= 0",
-                group,
-            )
-            self._resize(taker, -(size or 0) - OVERHEAD_BYTES)
-            gone[id_] = str(reason)
-        return gone
+    def _leave(self, *group: object) -> None:
+        """Take one letter out of its group, and the group away where that was its last."""
+        where = "taker = ? AND reason = ? AND status = ? AND code = ? AND event_type = ?"
+        self._db.execute(f"UPDATE dead_letter_groups SET count = count - 1 WHERE {where}", group)
+        self._db.execute(f"DELETE FROM dead_letter_groups WHERE {where} AND count <= 0", group)
+
+    def move(self, old: int, new: int, limit: int) -> Moved:
+        """Give the first of a taker's letters to another one."""
+        found = self._db.execute(
+            f"SELECT {_COLUMNS} FROM dead_letters WHERE taker = ? ORDER BY id LIMIT ?", (old, limit)
+        ).fetchall()
+        by_reason: Counter[str] = Counter()
+        size_bytes = 0
+        for letter in [DeadLetter(*row) for row in found]:
+            by_reason[letter.reason] += 1
+            size_bytes += len(letter.raw) + OVERHEAD_BYTES
+            self._leave(old, letter.reason, letter.status, letter.code, letter.event_type)
+            self._join_group(new, letter)
+        ids = [row[0] for row in found]
+        change_in(self._db, "UPDATE dead_letters SET taker = ? WHERE id IN", ids, [new])
+        return Moved(by_reason, size_bytes)
 
     def _resize(self, taker: int, by: int) -> None:
         self.bytes_added[taker] = self.bytes_added.get(taker, 0) + by

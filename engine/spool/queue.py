@@ -341,6 +341,23 @@ class Queue:
         for taker, size_bytes in self._inbox.let_go(batches):
             self._accounts.resize(taker, INBOX, -size_bytes)
 
+    def take_out(self, limit: int) -> list[Record]:
+        """Take the first records away, those of the inbox last; the caller accounts for them."""
+        found = self._records.first(self.taker, limit)
+        records = self._intact(found)
+        if not found:
+            unpacked_to = self._takers.unpacked_to(self.taker)
+            self._unpack_next(unpacked_to, limit)
+            records = self._intact(self._records.first(self.taker, limit))
+        self._delete([record.id for record in records])
+        if not records:
+            self._users.free_all(self.taker)
+        return records
+
+    def _unpack_next(self, unpacked_to: int, limit: int) -> None:
+        if self._inbox.next_id(self.taker, unpacked_to) is not None:
+            self._unpack(unpacked_to, limit, 1 << 24, _Crowd((), limit), 0)
+
     # --- waiting --------------------------------------------------------------------------
 
     def park(self, record: Record, failure: Failure, wake_at_ms: int, now_ms: int) -> None:

@@ -118,6 +118,11 @@ class Records:
                 break
         return taken
 
+    def first(self, taker: int, limit: int) -> list[Record | Damage]:
+        """Return the first of a taker's records, aside or not; reads a table without an index."""
+        cursor = self._db.execute(f"{_WITH_BYTES} ORDER BY r.id LIMIT ?", (taker, limit))
+        return [checked(row, pointed) for *row, pointed in cursor]
+
     def strays(self, taker: int, limit: int) -> list[Record | Damage]:
         """Return records that wait aside though their user does not."""
         cursor = self._db.execute(

@@ -376,10 +376,14 @@ class Store:
         """
         gone = self._take_out(taker, [letter.id for letter, _ in letters])
         kept = [kept for letter, kept in letters if letter.id in gone]
-        new = packs([entry_of(one) for one in kept], [one.raw for one in kept])
-        self._put_in(self._pending(taker, new), now_ms)
-        renew(self.db, [one.claim_id for one in kept], now_ms)
+        self.put_in(taker, kept, now_ms)
         return len(kept)
+
+    def put_in(self, taker: int, kept: Sequence[Kept], now_ms: int) -> None:
+        """Put events that were accepted before behind all that waits of a taker."""
+        new = packs([entry_of(event) for event in kept], [event.raw for event in kept])
+        self._put_in(self._pending(taker, new), now_ms)
+        renew(self.db, [event.claim_id for event in kept], now_ms)
 
     def discard(
         self, taker: int, letters: Sequence[DeadLetter], reason: str = DropReason.DISCARDED

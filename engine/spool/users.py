@@ -86,6 +86,10 @@ class Users:
         """Let a user go: nothing of it waits."""
         self._db.execute("DELETE FROM users WHERE taker = ? AND user_key = ?", (taker, user))
 
+    def free_all(self, taker: int) -> None:
+        """Let all users of a taker go: nothing of it waits."""
+        self._db.execute("DELETE FROM users WHERE taker = ?", (taker,))
+
     def wake(self, taker: int, user: str, now_ms: int) -> None:
         """Make a parked user due; one that is being worked off stays so."""
         self._db.execute(

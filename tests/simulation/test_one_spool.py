@@ -7,9 +7,10 @@ from pathlib import Path
 import anyio
 import pytest
 
-from amplitude_intercom.engine import DeadLetterQuery, Engine, Refused, SpoolError
+from amplitude_intercom.engine import DeadLetterQuery, Engine, Refused, SettingsError, SpoolError
 from amplitude_intercom.engine.config import from_table
 from amplitude_intercom.engine.metrics import LeftSync, render
+from amplitude_intercom.transports import batch_of
 from amplitude_intercom.transports.sandbox import InProcess, Sandbox
 from support import simulation, virtual
 
@@ -25,7 +26,11 @@ def engine(folder: Path, local: Sandbox, syncs: list[str], max_bytes: int = 10**
                 "name": name,
                 "amplitude_api_keys": KEYS[name],
                 "intercom": {"access_token": f"token-{name}"},
-                "events": {"select": [{"types": ["*"]}], "unknown_user": "create"},
+                "events": {
+                    "select": [{"types": ["*"]}],
+                    "metadata": ["n"],
+                    "unknown_user": "create",
+                },
             }
             for name in syncs
         ],
@@ -124,5 +129,84 @@ def test_after_the_end_nothing_waits_for_an_answer(tmp_path: Path) -> None:
         assert ended == ["settled"]
         with anyio.fail_after(1), pytest.raises(SpoolError, match="closed"):
             await running.discard("shop", DeadLetterQuery())
+
+    virtual.run(scenario)
+
+
+async def leave(folder: Path, local: Sandbox, events: int, dead: int = 0) -> None:
+    """Let a sync stop with events that wait, some unpacked and some not, and dead letters."""
+    async with engine(folder, local, ["shop", "mail"]) as running:
+        pipeline = running.pipelines["shop"]
+        pipeline.spool.feed.stop()
+        await running.submit([event(n) for n in range(events // 2)], sync="shop")
+        await running.spool.do(
+            lambda store: store.queue(pipeline.spool.taker).load(
+                0, limit=500, limit_bytes=1 << 20, per_user=500, crowded=(), halted=(), now_ms=0
+            )
+        )
+        await running.submit([event(n) for n in range(events // 2, events)], sync="shop")
+        bad = [
+            b'{"event_type": "Purchase", "user_id": "unknown", "n": %d}' % n for n in range(dead)
+        ]
+        ticket = await running.intake.send(batch_of(bad, sync="shop"))
+        await ticket.wait()
+
+
+def test_what_is_left_of_a_sync_goes_to_another_in_its_order(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        local = simulation.sandbox()
+        await leave(tmp_path, local, events=1_400, dead=700)
+        async with engine(tmp_path, local, ["mail"]) as running:
+            assert (await running.status()).spool.left == {"shop": LeftSync(1_400, 700)}
+            assert await running.move_left("shop", "mail") == 2_100
+            await running.settled()
+            status = await running.status()
+            [mail] = status.syncs
+            assert status.spool.left == {}
+            assert (mail.received, mail.delivered, mail.dead) == (2_100, 1_400, 700)
+            groups = await running.spool.do(
+                lambda store: store.letters.groups(running.pipelines["mail"].spool.taker)
+            )
+            assert [group.count for group in groups] == [700]
+            assert await running.move_left("shop", "mail") == 0
+        assert [stored.metadata["n"] for stored in local.events] == list(range(1_400))
+
+    virtual.run(scenario)
+
+
+def test_what_is_left_of_a_sync_is_dropped(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        local = simulation.sandbox()
+        await leave(tmp_path, local, events=1_400, dead=700)
+        async with engine(tmp_path, local, ["mail"]) as running:
+            assert await running.drop_left("shop") == 2_100
+            assert (await running.status()).spool.left == {}
+            counters = await running.spool.do(
+                lambda store: store.accounts.committed(store.taker("shop"))
+            )
+            assert (counters["received"], counters["dropped:discarded"]) == (2_100, 2_100)
+            (rows,) = await running.spool.do(
+                lambda store: store.db.execute(
+                    "SELECT (SELECT count(*) FROM inbox) + (SELECT count(*) FROM records)"
+                    " + (SELECT count(*) FROM users) + (SELECT count(*) FROM dead_letters)"
+                ).fetchone()
+            )
+            assert rows == 0
+        assert local.events == []
+
+    virtual.run(scenario)
+
+
+def test_only_what_has_gone_from_the_settings_is_moved_or_dropped(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        local = simulation.sandbox()
+        async with engine(tmp_path, local, ["shop", "mail"]) as running:
+            with pytest.raises(SettingsError, match="in the settings"):
+                await running.drop_left("shop")
+            with pytest.raises(SettingsError, match="knows no sync `nobody`"):
+                await running.drop_left("nobody")
+        async with engine(tmp_path, local, ["mail"]) as running:
+            with pytest.raises(SettingsError, match="there is mail"):
+                await running.move_left("shop", "nobody")
 
     virtual.run(scenario)

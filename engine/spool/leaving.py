@@ -1,0 +1,56 @@
+"""What is left of a sync that has gone from the settings: moved to another one, or dropped.
+
+Both are done in slices. Each is whole by itself, so what was interrupted goes on when it is asked
+for again. What is moved goes behind what the other sync has waiting, in its order, and keeps its
+claims; what was known of its contacts is not moved, the other sync has a directory of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from amplitude_intercom.engine.envelope import Record
+from amplitude_intercom.engine.reasons import DropReason
+from amplitude_intercom.engine.spool.accounts import DEAD
+from amplitude_intercom.engine.spool.batches import Kept
+from amplitude_intercom.engine.spool.store import Store
+
+SLICE = 500
+
+
+def move(store: Store, old: int, new: int, now_ms: int) -> int:
+    """Move up to ``SLICE`` records or dead letters; return how many there were."""
+    records = store.queue(old).take_out(SLICE)
+    if records:
+        store.put_in(new, [_kept(record) for record in records], now_ms)
+        store.accounts.add(old, "received", -len(records))
+        store.accounts.add(new, "received", len(records))
+        return len(records)
+    return _move_letters(store, old, new)
+
+
+def _kept(record: Record) -> Kept:
+    claim_id, at_ms = record.claim_id, record.accepted_at_ms
+    return Kept(record.kind, record.user_key, record.raw, None, claim_id, at_ms)
+
+
+def _move_letters(store: Store, old: int, new: int) -> int:
+    letters = store.letters.move(old, new, SLICE)
+    for reason, count in letters.by_reason.items():
+        store.accounts.count_dead(old, reason, -count)
+        store.accounts.count_dead(new, reason, count)
+    moved = sum(letters.by_reason.values())
+    store.accounts.add(old, "received", -moved)
+    store.accounts.add(new, "received", moved)
+    store.accounts.add(old, DEAD, -letters.size_bytes)
+    store.accounts.add(new, DEAD, letters.size_bytes)
+    return moved
+
+
+def drop(store: Store, old: int) -> int:
+    """Settle up to ``SLICE`` records or dead letters as discarded; return how many there were."""
+    records: Sequence[Record] = store.queue(old).take_out(SLICE)
+    if records:
+        store.accounts.add(old, f"dropped:{DropReason.DISCARDED}", len(records))
+        return len(records)
+    return store.forget_letters(old, store.letters.ids(old, SLICE), DropReason.DISCARDED)
