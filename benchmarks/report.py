@@ -43,7 +43,7 @@ class Goal(msgspec.Struct, frozen=True):
 
 GOALS = {
     "filter": Goal(0.7, "higher"),
-    "intake-file": Goal(1.5, "higher"),
+    "intake-file": Goal(1.5, "higher", 0.4),
     "intake-http-100": Goal(0.45, "higher"),
     "intake-http-10": Goal(0.4, "higher"),
     "mapping": Goal(0.4, "higher"),

@@ -33,7 +33,6 @@ from amplitude_intercom.engine.jobs import SLICE, JobRunner
 from amplitude_intercom.engine.metrics import (
     Facts,
     GateStatus,
-    LeftSync,
     Refusal,
     SourceStatus,
     SpoolStatus,
@@ -41,7 +40,7 @@ from amplitude_intercom.engine.metrics import (
     SyncStatus,
     gate_status,
     read_facts,
-    read_left,
+    spool_status,
     sync_status,
 )
 from amplitude_intercom.engine.pipeline import IntakePipeline, Pipeline
@@ -336,7 +335,7 @@ class Engine:
 
     async def status(self) -> Status:
         """Return the accounting of all syncs."""
-        facts, used_bytes, left = await self._facts()
+        facts, spool = await self._facts()
         syncs = [
             self._sync_status(pipeline, facts.get(name, Facts()))
             for name, pipeline in self.pipelines.items()
@@ -352,7 +351,7 @@ class Engine:
             self.state,
             self._data_dir,
             syncs,
-            self._spool_status(used_bytes, left),
+            spool,
             counted,
             dict(refused_keys),
             sources,
@@ -374,32 +373,28 @@ class Engine:
             faults=pipeline.faults,
         )
 
-    async def _facts(self) -> tuple[dict[str, Facts], int, dict[str, LeftSync]]:
-        """Return what the tables say of each sync, what of the spool's file is in use, and what is
-        left of syncs that are gone from the settings.
+    async def _facts(self) -> tuple[dict[str, Facts], SpoolStatus]:
+        """Return what the tables say of each sync, and of the spool as a whole.
 
         Nothing where the file cannot be read now.
         """
         takers = {name: pipeline.spool.taker for name, pipeline in self.pipelines.items()}
-        with suppress(SpoolError):  # which ``trouble`` says
-            return await self.spool.look(
-                lambda store: (
-                    {name: read_facts(store, taker) for name, taker in takers.items()},
-                    self.spool.used_bytes(store),
-                    read_left(store, takers),
-                )
-            )
-        return {}, 0, {}
-
-    def _spool_status(self, used_bytes: int, left: dict[str, LeftSync]) -> SpoolStatus:
         trouble = self.spool.trouble or self.spool.damage
-        return SpoolStatus(
-            disk_bytes(self.spool.path),
-            used_bytes,
-            self.spool.waiting_bytes,
-            "" if trouble is None else str(trouble),
-            left,
-        )
+        said = "" if trouble is None else str(trouble)
+        size_bytes = disk_bytes(self.spool.path)
+
+        def job(store: Store) -> tuple[dict[str, Facts], SpoolStatus]:
+            facts = {name: read_facts(store, taker) for name, taker in takers.items()}
+            used_bytes = self.spool.used_bytes(store)
+            max_bytes = self.settings.spool.max_bytes
+            status = spool_status(store, takers, max_bytes, self._now_ms())
+            return facts, msgspec.structs.replace(
+                status, disk_bytes=size_bytes, used_bytes=used_bytes, trouble=said
+            )
+
+        with suppress(SpoolError):  # which ``trouble`` says
+            return await self.spool.look(job)
+        return {}, SpoolStatus(size_bytes, trouble=said)
 
     def _gate_status(self, pipeline: Pipeline) -> GateStatus | None:
         if pipeline.gate is None:

@@ -14,8 +14,8 @@ from amplitude_intercom.engine.errors import SpoolError
 from amplitude_intercom.engine.gate import Gate
 from amplitude_intercom.engine.logs import lines_lost
 from amplitude_intercom.engine.settings import Sync
-from amplitude_intercom.engine.spool.accounts import INBOX, TAKEN_ALONG, under
-from amplitude_intercom.engine.spool.store import Store
+from amplitude_intercom.engine.spool.accounts import INBOX, SPOOL, TAKEN_ALONG, WAITING, under
+from amplitude_intercom.engine.spool.store import MINUTE_MS, Store
 
 PREFIX = "amplitude_intercom_"
 
@@ -134,6 +134,8 @@ class SpoolStatus(msgspec.Struct, frozen=True):
     waiting_bytes: int = 0
     trouble: str = ""
     left: dict[str, LeftSync] = {}
+    full_in_s: float | None = None
+    """When what waits reaches ``spool.max_bytes``, at the rate of the last minutes; None: never."""
 
     @property
     def exists(self) -> bool:
@@ -176,7 +178,19 @@ def read_facts(store: Store, taker: int) -> Facts:
     )
 
 
-def read_left(store: Store, names: Collection[str]) -> dict[str, LeftSync]:
+RATE_MINUTES = 10
+"""Minutes whose rate is taken for the present one."""
+
+
+def _read_full_in_s(store: Store, max_bytes: int, now_ms: int) -> float | None:
+    """Return when the spool will be full at its present rate; None where it does not fill."""
+    held = store.accounts.committed(SPOOL)[WAITING]
+    since = now_ms // MINUTE_MS - RATE_MINUTES
+    per_s = store.accounts.change_since(SPOOL, WAITING, since) / (RATE_MINUTES * 60)
+    return max(0, max_bytes - held) / per_s if per_s > 0 else None
+
+
+def _read_left(store: Store, names: Collection[str]) -> dict[str, LeftSync]:
     """Return what there is of syncs that have none of these names."""
     found = {}
     for taker in store.takers.all():
@@ -184,6 +198,15 @@ def read_left(store: Store, names: Collection[str]) -> dict[str, LeftSync]:
         if taker.name not in names and (counters["pending"] or counters["dead"]):
             found[taker.name] = LeftSync(counters["pending"], counters["dead"])
     return found
+
+
+def spool_status(store: Store, names: Collection[str], max_bytes: int, now_ms: int) -> SpoolStatus:
+    """Put together what the tables say of the spool; ``names``: the syncs in the settings."""
+    return SpoolStatus(
+        waiting_bytes=store.accounts.committed(SPOOL)[WAITING],
+        left=_read_left(store, names),
+        full_in_s=_read_full_in_s(store, max_bytes, now_ms),
+    )
 
 
 def sync_status(

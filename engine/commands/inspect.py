@@ -14,7 +14,13 @@ from amplitude_intercom.engine.commands.terminal import (
     say,
     size,
 )
-from amplitude_intercom.engine.metrics import GateStatus, SpoolStatus, Status, SyncStatus
+from amplitude_intercom.engine.metrics import (
+    RATE_MINUTES,
+    GateStatus,
+    SpoolStatus,
+    Status,
+    SyncStatus,
+)
 from amplitude_intercom.engine.settings import Settings
 
 HEALTH = {
@@ -76,6 +82,12 @@ def _spool(spool: SpoolStatus, max_bytes: int) -> Iterator[tuple[str, str, str]]
     """Yield what is known of the spool."""
     waits = f"{size(spool.waiting_bytes)} wait, {size(max_bytes)} may"
     yield "spool", size(spool.disk_bytes), f"on disk, {size(spool.used_bytes)} in use; {waits}"
+    if spool.full_in_s is not None:
+        yield (
+            "full in",
+            duration(spool.full_in_s),
+            f"at the rate of the last {RATE_MINUTES} minutes",
+        )
     if spool.trouble:
         yield "trouble", "", spool.trouble
     for name, left in spool.left.items():

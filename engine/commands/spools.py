@@ -32,11 +32,10 @@ from amplitude_intercom.engine.metrics import (
     Status,
     SyncStatus,
     read_facts,
-    read_left,
+    spool_status,
     sync_status,
 )
 from amplitude_intercom.engine.settings import Admin, Settings, Sync
-from amplitude_intercom.engine.spool.accounts import SPOOL, WAITING
 from amplitude_intercom.engine.spool.jobs import DeadLetterJob, JobKind
 from amplitude_intercom.engine.spool.rows import DeadLetter, DeadLetterPage, DeadLetterQuery
 from amplitude_intercom.engine.spool.spool import Spool
@@ -191,10 +190,11 @@ class Files:
             for sync in self._settings.sync:
                 taker = store.known_taker(sync.name)
                 found[sync.name] = (store.accounts.committed(taker), read_facts(store, taker))
-            waiting_bytes = store.accounts.committed(SPOOL)[WAITING]
-            used_bytes = Spool.used_bytes(store)
-            left = read_left(store, names)
-            return found, SpoolStatus(disk_bytes(self.path), used_bytes, waiting_bytes, "", left)
+            max_bytes = self._settings.spool.max_bytes
+            status = spool_status(store, names, max_bytes, wall_clock_ms())
+            return found, msgspec.structs.replace(
+                status, disk_bytes=disk_bytes(self.path), used_bytes=Spool.used_bytes(store)
+            )
 
         trouble: SpoolError | None = None
         read: dict[str, tuple[Counter[str], Facts]] = {}

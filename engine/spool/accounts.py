@@ -127,6 +127,15 @@ class Accounts:
                 _ADD_TO_MINUTE,
             )
 
+    def change_since(self, taker: int, name: str, minute: int) -> int:
+        """Return by how much a counter has changed since a minute, of the last two days."""
+        (change,) = self._db.execute(
+            "SELECT sum(value) FROM minutes WHERE span = 1 AND minute >= ? AND taker = ?"
+            " AND name = ?",
+            (minute, taker, name),
+        ).fetchone()
+        return int(change or 0)
+
     def make_hours(self, before: int, limit: int) -> int:
         """Add up to ``limit`` rows of minutes before one to their hours; return how many."""
         rows = self._db.execute(

@@ -57,7 +57,14 @@ async def test_before_the_first_start_nothing_is_made_and_there_is_nothing(tmp_p
     status = json.loads(out)
     [sync] = status["syncs"]
     assert (code, sync["received"], sync["pending"], sync["waiting_bytes"]) == (0, 0, 0, 0)
-    nothing = {"disk_bytes": 0, "used_bytes": 0, "waiting_bytes": 0, "trouble": "", "left": {}}
+    nothing = {
+        "disk_bytes": 0,
+        "used_bytes": 0,
+        "waiting_bytes": 0,
+        "trouble": "",
+        "left": {},
+        "full_in_s": None,
+    }
     assert status["spool"] == nothing
     assert "there is no spool yet" in said["status",][1]
     assert said["users", "show", "mira-okafor"][0] == 1

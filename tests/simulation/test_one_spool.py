@@ -210,3 +210,20 @@ def test_only_what_has_gone_from_the_settings_is_moved_or_dropped(tmp_path: Path
                 await running.move_left("shop", "nobody")
 
     virtual.run(scenario)
+
+
+def test_a_spool_that_fills_says_when_it_will_be_full(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        local = simulation.sandbox()
+        async with engine(tmp_path, local, ["shop"], 100_000_000) as running:
+            assert (await running.status()).spool.full_in_s is None
+            running.pipelines["shop"].spool.feed.stop()
+            for minute in range(5):
+                await running.submit([event(minute, 1_000_000 // 5)] * 5, sync="shop")
+                await anyio.sleep(60)
+            status = (await running.status()).spool
+            assert 5_000_000 < status.waiting_bytes < 5_100_000
+            # 5 MB in 10 minutes: the other 95 take 190 minutes
+            assert status.full_in_s == pytest.approx(190 * 60, rel=0.03)
+
+    virtual.run(scenario)
