@@ -34,6 +34,7 @@ from amplitude_intercom.engine.reasons import DeadReason
 from amplitude_intercom.engine.spool.accounts import INBOX, SPOOL, TAKEN_ALONG, WAITING
 from amplitude_intercom.engine.spool.batches import SLOTS, Kept
 from amplitude_intercom.engine.spool.queue import Queue
+from amplitude_intercom.engine.spool.retention import take_along
 from amplitude_intercom.engine.spool.rows import Append, Appended, DeadLetterQuery, DeadRow
 from amplitude_intercom.engine.spool.sqlite.files import connect
 from amplitude_intercom.engine.spool.store import Limits, Store
@@ -596,6 +597,36 @@ class SpoolMachine(RuleBasedStateMachine):
             self.model.pending[batch * SLOTS] = Item(
                 Kind.EVENT, event.user_key, event.raw, letter.accepted_at_ms
             )
+
+    # --- leaving ---------------------------------------------------------------------------
+
+    @rule(limit=st.integers(1, 5))
+    def bytes_are_taken_along(self, limit: int) -> None:
+        """Nothing is seen of it, but that batches go which one record held."""
+        self.store.begin()
+        take_along(self.store, self.taker, self.store.takers.unpacked_to(self.taker), limit)
+        self.store.commit()
+
+    @precondition(lambda self: not self.model.out_ids())
+    @rule(limit=st.integers(1, 6))
+    def records_are_taken_out(self, limit: int) -> None:
+        """Whoever is moved to another sync goes in order, and all of it in the end."""
+        model = self.model
+        self.store.begin()
+        records = self.queue.take_out(limit)
+        self.store.accounts.add(self.taker, "received", -len(records))
+        self.store.commit()
+        model.unpack(self.store.takers.unpacked_to(self.taker))
+        self._find_damaged()
+        left = [i for i, item in sorted(model.pending.items()) if not item.damaged]
+        assert [record.id for record in records] == left[: len(records)]
+        assert bool(records) == bool(left)
+        for record in records:
+            assert record.raw == model.pending.pop(record.id).raw
+        model.counts["received"] -= len(records)
+        if not records:
+            model.aside.clear()
+        model.last_id = 0
 
     # --- ends -----------------------------------------------------------------------------
 
