@@ -342,20 +342,21 @@ class Queue:
             self._accounts.resize(taker, INBOX, -size_bytes)
 
     def take_out(self, limit: int) -> list[Record]:
-        """Take the first records away, those of the inbox last; the caller accounts for them."""
-        found = self._records.first(self.taker, limit)
-        records = self._intact(found)
-        if not found:
-            unpacked_to = self._takers.unpacked_to(self.taker)
-            self._unpack_next(unpacked_to, limit)
-            records = self._intact(self._records.first(self.taker, limit))
-        self._delete([record.id for record in records])
-        if not records:
-            self._users.free_all(self.taker)
-        return records
+        """Take the first records away, those of the inbox last; the caller accounts for them.
 
-    def _unpack_next(self, unpacked_to: int, limit: int) -> None:
-        if self._inbox.next_id(self.taker, unpacked_to) is not None:
+        None only where none is left.
+        """
+        while True:
+            found = self._records.first(self.taker, limit)
+            if records := self._intact(found):
+                self._delete([record.id for record in records])
+                return records
+            if found:
+                continue  # all of them were damaged, and are dead letters now
+            unpacked_to = self._takers.unpacked_to(self.taker)
+            if self._inbox.next_id(self.taker, unpacked_to) is None:
+                self._users.free_all(self.taker)
+                return []
             self._unpack(unpacked_to, limit, 1 << 24, _Crowd((), limit), 0)
 
     # --- waiting --------------------------------------------------------------------------
