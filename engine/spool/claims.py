@@ -42,6 +42,9 @@ DELETE FROM created_at_claims WHERE id = ?
 """
 
 
+LEAST_LOOKED_AT = 512
+"""Claims that are looked at on a full disk, whether they can be forgotten."""
+
 _GIVEN = "SELECT id, second, key IS NULL AND content IS NOT NULL FROM created_at_claims"
 """The third column is true of an event that shares its second with a different one (rule 4)."""
 
@@ -75,8 +78,18 @@ _Row = tuple[int, bytes | None, bytes | None, int, int]
 class Claims:
     """One taker's rows of the table ``created_at_claims``, inside somebody's transaction."""
 
-    def __init__(self, db: Connection, taker: int, window_ms: int, shift_s: int) -> None:
+    def __init__(
+        self,
+        db: Connection,
+        taker: int,
+        window_ms: int,
+        shift_s: int,
+        *,
+        is_short: bool = False,
+    ) -> None:
+        """``is_short``: the disk is full, and claims take what those of settled events had."""
         self._db = db
+        self._is_short = is_short
         self._taker = taker
         self._window_ms = window_ms
         self._shift_s = shift_s
@@ -88,6 +101,8 @@ class Claims:
         """
         given = self._kept(claims)
         new = [claim for claim in claims if claim.claim_id not in given] if self._window_ms else []
+        if new and self._is_short:
+            forget_outlived(self._db, 0, max(LEAST_LOOKED_AT, 2 * len(new)), now_ms, now_ms)
         if new and not self._take_own(new, now_ms):
             passed: dict[tuple[str, str, int], int] = {}
             for claim in new:

@@ -257,7 +257,8 @@ class Store:
     def claims(self, name: str) -> Claims:
         """Return a taker's claims."""
         window_ms, shift_s = self._limits.claims.get(name, NO_CLAIMS)
-        return Claims(self.db, self.known_taker(name), window_ms, shift_s)
+        is_short = self._shut is RefusalReason.DISK_FULL
+        return Claims(self.db, self.known_taker(name), window_ms, shift_s, is_short=is_short)
 
     # --- intake ---------------------------------------------------------------------------
 

@@ -12,11 +12,13 @@ from amplitude_intercom.engine.envelope import Kind
 from amplitude_intercom.engine.errors import Failure
 from amplitude_intercom.engine.reasons import DeadReason
 from amplitude_intercom.engine.spool.accounts import SPOOL
+from amplitude_intercom.engine.spool.claims import Claim, Given
 from amplitude_intercom.engine.spool.insert_ids import ROW_BYTES
 from amplitude_intercom.engine.spool.retention import DAY_MS, SLICE, Retention, Tidying
 from amplitude_intercom.engine.spool.rows import Append, Contact, DeadLetterQuery, DeadRow
 from amplitude_intercom.engine.spool.store import CONTACTS, INSERT_IDS, Store
-from support.spools import OneSync, kept, opened, part_of
+from amplitude_intercom.transports.reasons import RefusalReason
+from support.spools import SYNC, OneSync, kept, opened, part_of
 
 WINDOW_MS = 7 * DAY_MS
 KEEP = Retention(
@@ -32,7 +34,8 @@ FAILING = Failure(DeadReason.USER_FAILING, 500)
 
 @pytest.fixture
 def sync(tmp_path: Path) -> OneSync:
-    return OneSync(opened(tmp_path / "spool.db", window_ms=WINDOW_MS))
+    claims = {SYNC: (DAY_MS, 60)}
+    return OneSync(opened(tmp_path / "spool.db", window_ms=WINDOW_MS, claims=claims))
 
 
 def tidy(store: Store, now_ms: int, **keep: int) -> int:
@@ -213,3 +216,26 @@ def test_every_slice_is_bounded(sync: OneSync) -> None:
         assert all(before - after <= SLICE for before, after in zip(left, now, strict=True))
         left = now
     assert left == (0, 0)
+
+
+def test_on_a_full_disk_what_comes_takes_what_is_settled_had(sync: OneSync) -> None:
+    """A backlog is delivered out of the reserve: nothing that is remembered may grow meanwhile."""
+    store = sync.store
+    sync.append(*[kept(f"user-{n}", key=b"%016d" % n) for n in range(5_000)])
+    store.shut_intake(RefusalReason.DISK_FULL)
+    sizes: list[tuple[int, int]] = []
+    while found := sync.load(sync.last_id, limit=250):
+        sync.last_id = found.last_id
+        if not found.records:
+            break
+        store.begin()
+        claims = store.claims(sync.sync)
+        given = claims.claim([Claim(r.id, r.user_key, "Seen", 7, r.raw) for r in found.records], 1)
+        assert given == [Given(7)] * len(found.records)
+        sync.queue.deliver([record.id for record in found.records], 1)
+        store.commit()
+        rows = store.db.execute("SELECT count(*) FROM created_at_claims").fetchone()[0]
+        sizes.append((insert_ids(sync), rows))
+    assert sync.counters["delivered"] == 5_000
+    assert max(ids for ids, _ in sizes) <= 500
+    assert max(rows for _, rows in sizes) <= 500
