@@ -19,13 +19,14 @@ import msgspec
 
 from amplitude_intercom.engine.errors import SpoolError
 from amplitude_intercom.engine.settings import Settings, Sync
+from amplitude_intercom.engine.spool import recovery
 from amplitude_intercom.engine.spool.accounts import SPOOL, WAITING, under
 from amplitude_intercom.engine.spool.appends import Appends
 from amplitude_intercom.engine.spool.claims import Claim, Given
 from amplitude_intercom.engine.spool.feed import Feed, LoadedBytes
 from amplitude_intercom.engine.spool.retention import DAY_MS, Retention, Tidying
 from amplitude_intercom.engine.spool.rows import Append, Appended, Contact, Part
-from amplitude_intercom.engine.spool.sqlite.database import Database, Job
+from amplitude_intercom.engine.spool.sqlite.database import Database, Job, run_group
 from amplitude_intercom.engine.spool.sqlite.files import FILE_NAME, SpoolFile, connect, reason_of
 from amplitude_intercom.engine.spool.sqlite.ground import Ground
 from amplitude_intercom.engine.spool.sqlite.reading import look
@@ -76,7 +77,9 @@ def open_database(
     def opener(*, recover: bool) -> tuple[Store, SpoolFile]:
         connection = connect(path)
         try:
-            store = Store(connection, limits, recover=recover, now_ms=now_ms)
+            store = Store(connection, limits, now_ms=now_ms)
+            if recover:
+                run_group(store, [recovery.recover])
         except (sqlite3.Error, ValueError) as error:  # of what is damaged, anything can be read
             connection.close()
             raise SpoolError(reason_of(error), f"{path}: {error}") from error
@@ -319,7 +322,7 @@ class TakerSpool:
         Raises:
             SpoolError: the disk fails.
         """
-        await self.spool.do(lambda store: store.recover_taker(self.taker))
+        await self.spool.do(lambda store: recovery.recover_taker(store, self.taker))
         old, self.feed = self.feed, self._new_feed()
         self.feed.succeed(old)
 

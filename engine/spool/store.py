@@ -20,10 +20,7 @@ from amplitude_intercom.engine.spool import fullness
 from amplitude_intercom.engine.spool.accounts import (
     DEAD,
     INBOX,
-    LAST_BATCH,
     SPOOL,
-    TAKEN_ALONG,
-    WAITING,
     Accounts,
     under,
 )
@@ -83,10 +80,8 @@ class Store:
         db: Connection,
         limits: Limits,
         *,
-        recover: bool = True,
         now_ms: Callable[[], int] = wall_clock_ms,
     ) -> None:
-        """Take an open connection; ``recover``: the last process may have ended in the middle."""
         self.db = db
         self._limits = limits
         self._now_ms = now_ms
@@ -107,13 +102,6 @@ class Store:
         self._shut: RefusalReason | None = None
         self._queues: dict[int, Queue] = {}
         self._ids: dict[str, int] = {taker.name: taker.id for taker in self.takers.all()}
-        if recover:
-            self._run(self.recover)
-
-    def _run(self, work: Callable[[], None]) -> None:
-        self.begin()
-        work()
-        self.commit()
 
     # --- transactions ---------------------------------------------------------------------
 
@@ -157,73 +145,6 @@ class Store:
         with suppress(Exception):
             self._ids = {taker.name: taker.id for taker in self.takers.all()}
 
-    def recover(self) -> None:
-        """Set right what the last process left in the middle: each user goes on in order."""
-        self._correct_last_batch()
-        for taker in self.takers.all():
-            self._correct_unpacked_to(taker.id, taker.unpacked_to)
-            self.recover_taker(taker.id)
-        self._correct_bytes()
-
-    def recover_taker(self, taker: int) -> None:
-        """Set right what a taker's last delivery left in the middle.
-
-        Users that were being worked off start over. What was loaded of a user that is aside stands
-        in the queue before all that is set aside of it, and must not be overtaken by it. What waits
-        behind nobody, because something was damaged, is due.
-        """
-        self._queues.pop(taker, None)
-        self.db.execute(
-            "UPDATE users SET wake_at_ms = 0 WHERE taker = ? AND wake_at_ms IS NULL", (taker,)
-        )
-        self.queue(taker).find_strays()
-        if not self.users.any(taker):
-            return
-        overtaken = self.db.execute(
-            "UPDATE records SET set_aside = 1 WHERE id IN (SELECT r.id FROM inbox b JOIN records r"
-            f" ON r.id >= b.id * {SLOTS} AND r.id < (b.id + 1) * {SLOTS}"
-            " WHERE b.taker = ? AND b.id <= (SELECT unpacked_to FROM takers WHERE id = b.taker)"
-            " AND r.set_aside = 0 AND EXISTS (SELECT 1 FROM users u"
-            " WHERE u.taker = r.taker AND u.user_key = r.user_key)) RETURNING user_key, kind",
-            (taker,),
-        ).fetchall()
-        for user in {user for user, kind in overtaken if kind != Kind.EVENT}:
-            self.users.hasten(taker, user, 0)
-
-    def _correct_last_batch(self) -> None:
-        """Never give an id a second time, whatever the counter says."""
-        (highest,) = self.db.execute(
-            "SELECT max(id) FROM (SELECT max(id) AS id FROM inbox"
-            " UNION ALL SELECT max(unpacked_to) FROM takers"
-            f" UNION ALL SELECT max(id) / {SLOTS} FROM records"
-            f" UNION ALL SELECT max(id) / {SLOTS} FROM dead_letters"
-            f" UNION ALL SELECT max(id) / {SLOTS} FROM insert_ids"
-            f" UNION ALL SELECT max(id) / {SLOTS} FROM created_at_claims) AS highest"
-        ).fetchone()
-        missing = int(highest or 0) - self.accounts.value(SPOOL, LAST_BATCH)
-        if missing > 0:
-            self.accounts.add(SPOOL, LAST_BATCH, missing)
-
-    def _correct_unpacked_to(self, taker: int, said: int) -> None:
-        """Say up to where batches are unpacked by what is there: those that records point into."""
-        unpacked = 0
-        first_packed = self.inbox.next_id(taker, unpacked)
-        while first_packed is not None and self.records.any_of(first_packed):
-            unpacked = first_packed
-            first_packed = self.inbox.next_id(taker, unpacked)
-        if said < unpacked or (first_packed is not None and said >= first_packed):
-            self.takers.set_unpacked_to(taker, unpacked)
-
-    def _correct_bytes(self) -> None:
-        """Say how many bytes wait by what is there."""
-        total = 0
-        for taker in self.takers.all():
-            missing = self.inbox.bytes_of(taker.id) - self.accounts.value(taker.id, INBOX)
-            self.accounts.add(taker.id, INBOX, missing)
-            total += self.accounts.value(taker.id, INBOX)
-            total += self.accounts.value(taker.id, TAKEN_ALONG)
-        self.accounts.add(SPOOL, WAITING, total - self.accounts.value(SPOOL, WAITING))
-
     def close(self) -> None:
         """Close the connection."""
         close = getattr(self.db, "close", None)
@@ -242,6 +163,10 @@ class Store:
         """Return a taker's number; one that nothing has where it was never any."""
         found = self._ids.get(name)
         return -1 if found is None else found
+
+    def forget_queue(self, taker: int) -> None:
+        """Let a taker's records be read anew."""
+        self._queues.pop(taker, None)
 
     def queue(self, taker: int) -> Queue:
         """Return a taker's records."""

@@ -31,6 +31,7 @@ from hypothesis.stateful import (
 from amplitude_intercom.engine.envelope import Kind, Record
 from amplitude_intercom.engine.errors import Failure
 from amplitude_intercom.engine.reasons import DeadReason
+from amplitude_intercom.engine.spool import recovery
 from amplitude_intercom.engine.spool.accounts import INBOX, SPOOL, TAKEN_ALONG, WAITING
 from amplitude_intercom.engine.spool.batches import SLOTS, Kept
 from amplitude_intercom.engine.spool.queue import Queue
@@ -245,6 +246,7 @@ class SpoolMachine(RuleBasedStateMachine):
         limits = Limits(max_bytes=1 << 30, window_ms=WINDOW_MS)
         self.store = Store(self.db, limits, now_ms=lambda: self.now_ms)
         self.store.begin()
+        recovery.recover(self.store)
         for sync in SYNCS:
             self.store.taker(sync)
         self.store.commit()

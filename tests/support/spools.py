@@ -10,10 +10,11 @@ import msgspec
 
 from amplitude_intercom.engine.envelope import Kind, Record
 from amplitude_intercom.engine.errors import SpoolError
+from amplitude_intercom.engine.spool import recovery
 from amplitude_intercom.engine.spool.batches import Kept, entry_of, packs
 from amplitude_intercom.engine.spool.queue import Queue
 from amplitude_intercom.engine.spool.rows import Append, Appended, DeadRow, Loaded, Part
-from amplitude_intercom.engine.spool.sqlite.database import Database
+from amplitude_intercom.engine.spool.sqlite.database import Database, run_group
 from amplitude_intercom.engine.spool.sqlite.files import SpoolFile, connect
 from amplitude_intercom.engine.spool.sqlite.reserve import Reserve
 from amplitude_intercom.engine.spool.store import Limits, Store
@@ -109,7 +110,10 @@ class OneSync:
 def opened(path: Path, limits: Limits | None = None, **changes: object) -> Store:
     """Open a store of a test's own; ``changes`` are fields of its limits."""
     found = limits or Limits(window_ms=1_000)
-    return Store(connect(path), msgspec.structs.replace(found, **changes), now_ms=lambda: 60_000)
+    changed = msgspec.structs.replace(found, **changes)
+    store = Store(connect(path), changed, now_ms=lambda: 60_000)
+    run_group(store, [recovery.recover])
+    return store
 
 
 def database_of(store: Store) -> Database:

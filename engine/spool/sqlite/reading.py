@@ -55,7 +55,7 @@ def _in_snapshot(db: sqlite3.Connection, path: Path, job: Callable[[Store], T]) 
         text = f"of schema {version}; the next start of the daemon brings it up to date"
         raise SpoolError(RefusalReason.SPOOL_FAILING, f"{path}: {text}")
     db.execute("BEGIN")
-    return job(Store(db, Limits(), recover=False))
+    return job(Store(db, Limits()))
 
 
 def disk_bytes(path: Path) -> int:

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from amplitude_intercom.engine.errors import SpoolError
+from amplitude_intercom.engine.spool import recovery
 from amplitude_intercom.engine.spool.rows import Appended
-from amplitude_intercom.engine.spool.sqlite.database import HEAL_EVERY_S, Database
+from amplitude_intercom.engine.spool.sqlite.database import HEAL_EVERY_S, Database, run_group
 from amplitude_intercom.engine.spool.sqlite.files import SpoolFile, connect
 from amplitude_intercom.engine.spool.sqlite.reserve import Reserve
 from amplitude_intercom.engine.spool.store import Limits, Store
@@ -28,7 +29,10 @@ def append(store: Store) -> Appended:
 
 def opened(path: Path, *, recover: bool) -> tuple[Store, SpoolFile]:
     connection = connect(path)
-    return Store(connection, Limits(window_ms=1_000), recover=recover), SpoolFile(connection)
+    store = Store(connection, Limits(window_ms=1_000))
+    if recover:
+        run_group(store, [recovery.recover])
+    return store, SpoolFile(connection)
 
 
 def fail(code: int) -> None:
