@@ -112,6 +112,7 @@ class ThreadWriter:
             group, ended = self._next_group()
         except queue.Empty:
             self._run([])
+            self._tidy()
             return True
         results = self._run([job for job, _ in group])
         self._loop.call_soon_threadsafe(self._hand_back, group, results)
@@ -131,8 +132,8 @@ class ThreadWriter:
         Raises:
             queue.Empty: none came for a while, so that the database should be looked at.
         """
-        while self._jobs.empty() and self._database.tidy():
-            pass
+        if self._database.trouble:
+            self._tidy()  # what is short is wanted at once
         group: list[Queued] = []
         item = self._jobs.get(timeout=LOOK_EVERY_S)
         while item is not None:
@@ -141,6 +142,11 @@ class ThreadWriter:
                 return group, False
             item = self._jobs.get()
         return group, True
+
+    def _tidy(self) -> None:
+        """Give back what the file does not need, a little at a time, while nobody asks."""
+        while self._jobs.empty() and self._database.tidy():
+            pass
 
     @staticmethod
     def _hand_back(group: list[Queued], results: list[Any]) -> None:
