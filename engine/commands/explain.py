@@ -63,7 +63,7 @@ def explain(word: str | None, *, as_json: bool) -> int:
 
 def _is_meant(asked: str, word: str) -> bool:
     """Whether a word is asked for: as it is, by its last part, or by the section it is in."""
-    asked = re.sub(r"\[\d*\]", "", asked.strip(" `[]")).lower().replace("-", "_")
+    asked = re.sub(r"\[\d*\]", "", asked).strip(" `[]").lower().replace("-", "_")
     plain = word.lower()
     return (
         asked in (plain, plain.removeprefix(PREFIX))

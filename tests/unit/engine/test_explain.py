@@ -43,6 +43,7 @@ def test_a_word_is_found_however_it_is_asked_for(
     ("asked", "found"),
     [
         ("sync[0].amplitude_api_keys", "sync.amplitude_api_keys"),
+        ("sync[0].events.select[1]", "sync.events.select"),
         ("sync[1].events.select[0].where[2]", "sync.events.select"),
         ("sync.events.rename.Signed Up", "sync.events.rename"),
         ("sources.folder.sync", "sources"),
