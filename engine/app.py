@@ -609,12 +609,13 @@ def load_source(name: str, arguments: Mapping[str, Any], syncs: Sequence[str]) -
         if problem is not None:
             raise SettingsError(f"sources.{name}.{problem}")
         source: Source = source_class(**arguments)
+        is_source = callable(getattr(source, "run", None))
     except SettingsError:
         raise
-    except Exception as error:  # it is somebody else's code
+    except (Exception, SystemExit) as error:  # it is somebody else's code
         said = str(error) if isinstance(error, TypeError | ValueError) else describe(error)
         raise SettingsError(f"sources.{name}: {said}") from None
-    if not callable(getattr(source, "run", None)):
+    if not is_source:
         raise SettingsError(f"sources.{name}: what is installed is no source, it has no `run`")
     return source
 

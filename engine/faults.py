@@ -21,7 +21,7 @@ def internal_failure(fault: Exception, **about: object) -> Failure:
     return Failure(DeadReason.INTERNAL, message=describe(fault))
 
 
-def describe(fault: Exception) -> str:
+def describe(fault: BaseException) -> str:
     """Return an exception in one line of bounded length. Never raises."""
     try:
         text = f"{type(fault).__name__}: {fault}"

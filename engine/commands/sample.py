@@ -61,7 +61,7 @@ def _has(event: amplitude.Event, path: Path) -> bool:
         return True
     operations = event.user_properties if path.scope == "user" else {}
     return any(
-        name.startswith("$") and isinstance(inner, dict) and path.name in inner
+        name.startswith("$") and isinstance(inner, dict) and inner.get(path.name) is not None
         for name, inner in operations.items()
     )
 
@@ -77,7 +77,8 @@ def _note(names: dict[str, None], properties: Any, prefix: str = "", depth: int 
     for name, value in properties.items() if isinstance(properties, dict) else ():
         if len(names) >= MOST_NAMES:
             return
-        names[prefix + name] = None
+        if value is not None:
+            names[prefix + name] = None
         if depth > 1:
             _note(names, value, f"{prefix}{name}.", depth - 1)
 

@@ -53,6 +53,15 @@ PLUGIN = """
 class NoSource:
     pass
 
+class Exits:
+    def __init__(self):
+        raise SystemExit(3)
+
+class Touchy:
+    @property
+    def run(self):
+        raise RuntimeError("do not touch")
+
 class Broken:
     def __init__(self):
         raise KeyError("its own fault")
@@ -65,6 +74,8 @@ class Broken:
         ("plugin:Absent", "AttributeError"),
         ("absent_module:Source", "No module named"),
         ("plugin:NoSource", "it has no `run`"),
+        ("plugin:Exits", "SystemExit: 3"),
+        ("plugin:Touchy", "RuntimeError: do not touch"),
         ("plugin:Broken", "KeyError: 'its own fault'"),
     ],
 )

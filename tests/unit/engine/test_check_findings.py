@@ -245,7 +245,7 @@ def test_a_sample_is_looked_through_as_the_rules_do() -> None:
             "event_type": "Seen",
             "country": "NL",
             "device_carrier": "KPN",
-            "event_properties": {"place.city": "Delft"},
+            "event_properties": {"place.city": "Delft", "absent": None},
             "user_properties": {"$add": {"visits": 1}},
         },
     )
