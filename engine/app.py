@@ -448,8 +448,7 @@ class Engine:
             SettingsError: the sync is disabled, and would drop them.
             SpoolError: the spool cannot be read or changed.
         """
-        job = await self.jobs.ask(JobKind.REPLAY, sync, query, who="library")
-        return Counter((await self.jobs.ended(job.id)).counts)
+        return await self._do_job(JobKind.REPLAY, sync, query)
 
     async def discard(self, sync: str, query: DeadLetterQuery) -> int:
         """Settle dead letters as dropped; return how many there were.
@@ -457,8 +456,11 @@ class Engine:
         Raises:
             SpoolError: the spool cannot be read or changed.
         """
-        job = await self.jobs.ask(JobKind.DISCARD, sync, query, who="library")
-        return (await self.jobs.ended(job.id)).counts.get("discarded", 0)
+        return (await self._do_job(JobKind.DISCARD, sync, query))["discarded"]
+
+    async def _do_job(self, kind: JobKind, sync: str, query: DeadLetterQuery) -> Counter[str]:
+        job = await self.jobs.ask(kind, sync, query, who="library")
+        return (await self.jobs.ended(job.id)).outcome()
 
     # --- the spool's file -----------------------------------------------------------------
 

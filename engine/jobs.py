@@ -10,10 +10,11 @@ import anyio
 import structlog
 
 from amplitude_intercom.engine.errors import SettingsError, SpoolError
+from amplitude_intercom.engine.faults import internal_failure
 from amplitude_intercom.engine.pipeline import Pipeline
 from amplitude_intercom.engine.reasons import DeadReason
-from amplitude_intercom.engine.rules.admission import Admission
-from amplitude_intercom.engine.rules.verdicts import Drop, Keep
+from amplitude_intercom.engine.rules.admission import Admission, Admitted
+from amplitude_intercom.engine.rules.verdicts import Drop, Keep, Verdict
 from amplitude_intercom.engine.spool.batches import Kept
 from amplitude_intercom.engine.spool.jobs import DeadLetterJob, JobKind, JobState
 from amplitude_intercom.engine.spool.rows import DeadLetter, DeadLetterQuery
@@ -30,7 +31,7 @@ SLICE: Final = 500
 FAILING_DISK_NAP_S: Final = 1.0
 
 STILL_DEAD: Final = "still dead"
-"""What is counted of a letter that is no event, or is damaged: it stays."""
+"""What is counted of a letter that is no event, is damaged, or met a fault of ours: it stays."""
 
 
 class JobRunner:
@@ -132,13 +133,24 @@ class JobRunner:
         """Do all that is asked for, then wait for more."""
         self._asked = anyio.Event()
         try:
-            while await self._spool.do(self._slice):
+            while await self._step():
                 self._tell()
                 await anyio.lowlevel.checkpoint()  # others have their turn
         except SpoolError:
             await anyio.sleep(FAILING_DISK_NAP_S)
         else:
             await self._asked.wait()
+
+    async def _step(self) -> bool:
+        """Do a slice; False: there was nothing to do. A job with a fault of ours ends with that."""
+        try:
+            return await self._spool.do(self._slice)
+        except SpoolError:
+            raise
+        except Exception as fault:
+            internal_failure(fault, during="the first job that waits")
+            now_ms = self._now_ms()
+            return await self._spool.do(lambda store: store.jobs.fail_first(now_ms))
 
     def _tell(self) -> None:
         self._changed.set()
@@ -190,7 +202,7 @@ def replay(
         if letter.reason == DeadReason.CORRUPT:
             counts[STILL_DEAD] += 1  # what it says now is not what was accepted
             continue
-        match admission.judge(decode_head(letter.raw), letter.raw):
+        match _judged(admission, letter):
             case Keep((kind, user)):
                 event = Kept(kind, user, letter.raw, None, letter.claim_id, letter.accepted_at_ms)
                 kept.append((letter, event))
@@ -200,3 +212,12 @@ def replay(
                 counts[STILL_DEAD] += 1
     counts["replayed"] += store.replay(taker, kept, now_ms)
     return +counts
+
+
+def _judged(admission: Admission, letter: DeadLetter) -> Verdict[Admitted] | None:
+    """Return what today's filter says of a letter; None where it met a fault of ours."""
+    try:
+        return admission.judge(decode_head(letter.raw), letter.raw)
+    except Exception as fault:
+        internal_failure(fault, dead_letter=letter.id)
+        return None

@@ -325,7 +325,7 @@ class Daemon:
             if pause_s == LOOK_EVERY_S:
                 far = f"{sum(job.counts.values()):,} of {job.expected:,}"
                 say(f"job {job.id}: {far}; it goes on in the daemon without this", stderr=True)
-        return job.counts
+        return job.outcome()
 
     async def move_left(self, old: str, new: str) -> int:
         return int(await self._ask("POST", "/api/spool/move", {"old": old, "new": new}, int, 3_600))

@@ -6,7 +6,8 @@ Rules
    there was), how many that should be, who asked for it and why.
 2. It goes on from its cursor. Cursor and counts change in the commit that does the slice.
 3. It is *waiting* until its last slice, then *done*. Cancelled, it is *cancelled* from the next
-   slice on: what was done stays done.
+   slice on: what was done stays done. So it is with one that *failed*, by a fault of ours: those
+   behind it go on.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from typing import Any, Final
 
 import msgspec
 
+from amplitude_intercom.engine.errors import SpoolError
 from amplitude_intercom.engine.spool.connection import Connection
 from amplitude_intercom.engine.spool.rows import DeadLetterQuery
+from amplitude_intercom.transports.reasons import RefusalReason
 
 ENDED_KEPT: Final = 1_000
 """Jobs that are remembered once they have ended."""
@@ -38,6 +41,7 @@ class JobState(enum.StrEnum):
     WAITING = "waiting"
     DONE = "done"
     CANCELLED = "cancelled"
+    FAILED = "failed"
 
 
 class DeadLetterJob(msgspec.Struct, frozen=True):
@@ -64,6 +68,17 @@ class DeadLetterJob(msgspec.Struct, frozen=True):
     def ended(self) -> bool:
         """Whether nothing more of it will be done."""
         return self.state is not JobState.WAITING
+
+    def outcome(self) -> Counter[str]:
+        """Return how many letters went where.
+
+        Raises:
+            SpoolError: the job failed; what it had done stays done.
+        """
+        if self.state is JobState.FAILED:
+            detail = f"job {self.id} met a fault of the program, which the log tells of"
+            raise SpoolError(RefusalReason.SPOOL_FAILING, detail)
+        return Counter(self.counts)
 
 
 _COLUMNS = (
@@ -127,6 +142,11 @@ class Jobs:
             "DELETE FROM jobs WHERE state <> 'waiting' AND id <= ?", (id_ - ENDED_KEPT,)
         )
         return ended > 0
+
+    def fail_first(self, now_ms: int) -> bool:
+        """End the first job that has not ended, readable or not; False: there is none."""
+        (first,) = self._db.execute("SELECT min(id) FROM jobs WHERE state = 'waiting'").fetchone()
+        return first is not None and self.end(first, JobState.FAILED, now_ms)
 
 
 def _job(row: Any) -> DeadLetterJob:

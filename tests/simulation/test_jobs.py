@@ -9,10 +9,18 @@ import anyio
 import pytest
 
 from amplitude_intercom.engine import DeadLetterQuery, Engine, SettingsError
-from amplitude_intercom.engine.jobs import SLICE
+from amplitude_intercom.engine.errors import Failure, SpoolError
+from amplitude_intercom.engine.jobs import SLICE, replay
+from amplitude_intercom.engine.reasons import DeadReason
+from amplitude_intercom.engine.rules.admission import Admission, Admitted
+from amplitude_intercom.engine.rules.verdicts import Verdict
 from amplitude_intercom.engine.spool.jobs import DeadLetterJob, JobKind, JobState
+from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.transports import Batch
+from amplitude_intercom.transports.amplitude import BadEvent, Head
 from support import simulation, virtual
+from support.admissions import an_admission
+from support.spools import OneSync, kept, opened
 
 SYNC = "simulated"
 LETTERS = 3 * SLICE + 7
@@ -118,6 +126,63 @@ def test_a_replay_of_a_disabled_sync_is_refused_and_the_letters_stay(tmp_path: P
             assert await dead(running) == 3
 
     virtual.run(scenario)
+
+
+def test_a_job_that_cannot_be_done_fails_and_those_behind_it_are_done(tmp_path: Path) -> None:
+    """What it asks for cannot be read: the engine goes on, after a restart too."""
+
+    def plant(store: Store) -> None:
+        store.jobs.add(
+            lambda id_: DeadLetterJob(id_, JobKind.REPLAY, SYNC, ALL, 9, 3, "test", "", 1)
+        )
+        store.db.execute("UPDATE jobs SET query = '{'")
+
+    def mend(store: Store) -> None:
+        store.db.execute("UPDATE jobs SET query = '{}' WHERE id = 1")
+
+    async def scenario() -> None:
+        async with simulation.engine(tmp_path, simulation.sandbox()) as running:
+            await bury(running, 3)
+            await running.spool.do(plant)
+        async with simulation.engine(tmp_path, simulation.sandbox()) as running:
+            assert await running.discard(SYNC, ALL) == 3
+            await running.spool.do(mend)
+            failed = await running.jobs.get(1)
+            assert failed is not None
+            with pytest.raises(SpoolError, match="job 1 met a fault"):
+                failed.outcome()
+
+    virtual.run(scenario)
+
+
+def test_of_thirty_letters_one_that_meets_a_fault_of_ours_stays_dead(tmp_path: Path) -> None:
+    sync = OneSync(opened(tmp_path / "spool.db"))
+    raws = [b'{"event_type": "Bought", "user_id": "user-1", "n": %d}' % n for n in range(30)]
+    sync.append(*[kept("user-1", raw) for raw in raws])
+    found = sync.load(limit=30, per_user=30).records
+    sync.store.begin()
+    for record in found:
+        sync.queue.bury(record, Failure(DeadReason.USER_FAILING, 500), 1)
+    sync.store.commit()
+    letters = sync.store.letters.find(sync.taker, ALL)
+    admission = an_admission()
+
+    class Brittle(Admission):
+        def __init__(self) -> None:
+            pass
+
+        def judge(
+            self, head: Head | BadEvent, raw: bytes, *, checked: bool = False
+        ) -> Verdict[Admitted]:
+            if raw == raws[7]:
+                raise ValueError(10**5_000)
+            return admission.judge(head, raw)
+
+    sync.store.begin()
+    counts = replay(sync.store, sync.taker, letters, Brittle(), 1)
+    sync.store.commit()
+    assert counts == {"replayed": 29, "still dead": 1}
+    assert [letter.raw for letter in sync.store.letters.find(sync.taker, ALL)] == [raws[7]]
 
 
 def test_jobs_are_listed_the_latest_first(tmp_path: Path) -> None:
