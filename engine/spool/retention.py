@@ -7,6 +7,7 @@
     minutes       become hours after two days; hours go after 90
     batches       that are unpacked and still there: what waits aside of them takes its bytes along
 
+A kind that cannot be forgotten is left until the next time, and those behind it have their turn.
 None of it can close intake. A clock that was ahead of its time for a while does no harm: what it
 has stamped is made younger, so it is forgotten one window from now.
 """
@@ -66,11 +67,18 @@ class Tidying:
 
     def slice(self, store: Store, now_ms: int) -> bool:
         """Forget a little; return False when all is done for this time."""
-        if not self._left:
-            self._left = self._duties()
-        if not self._left[0](store, now_ms):
-            self._left = self._left[1:]
-        return bool(self._left)
+        return True if self._left[0](store, now_ms) else self.skip()
+
+    @property
+    def kind(self) -> str:
+        """What is being forgotten."""
+        return self._left[0].__name__.strip("_")
+
+    def skip(self) -> bool:
+        """Go on with the next kind; return False when there is none for this time."""
+        _, *later = self._left
+        self._left = later or self._duties()
+        return bool(later)
 
     def _insert_ids(self, store: Store, now_ms: int) -> bool:
         excess = store.accounts.value(SPOOL, INSERT_IDS)

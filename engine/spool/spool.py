@@ -9,7 +9,6 @@ import asyncio
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -18,6 +17,7 @@ import anyio
 import msgspec
 
 from amplitude_intercom.engine.errors import SpoolError
+from amplitude_intercom.engine.faults import internal_failure
 from amplitude_intercom.engine.settings import Settings, Sync
 from amplitude_intercom.engine.spool import recovery
 from amplitude_intercom.engine.spool.accounts import SPOOL, WAITING, under
@@ -177,10 +177,19 @@ class Spool:
     async def keep_tidy(self) -> None:
         """Forget what is outlived, for ever: a slice at a time, so that nobody waits for long."""
         while True:
-            with suppress(SpoolError):  # ``trouble`` says so, and the next time comes
-                while await self.do(lambda store: self._tidying.slice(store, self.now_ms())):
-                    pass
+            while await self._tidy_a_little():
+                pass
             await anyio.sleep(TIDY_EVERY_S)
+
+    async def _tidy_a_little(self) -> bool:
+        """Forget a slice; return False when all is done for this time."""
+        try:
+            return await self.do(lambda store: self._tidying.slice(store, self.now_ms()))
+        except Exception as fault:
+            if self.trouble is not None:  # of the disk, which concerns all kinds
+                return False
+            internal_failure(fault, forgetting=self._tidying.kind)
+            return self._tidying.skip()
 
     # --- looking and doing ----------------------------------------------------------------
 
