@@ -60,6 +60,9 @@ _DISK = frozenset(
 )
 """Result codes that concern the disk as a whole; others are about what a job asked for."""
 
+_FAILURES = (sqlite3.Error, UnicodeDecodeError, Damaged)
+"""What a database raises; its messages quote what is damaged, as bytes of any kind."""
+
 
 class Opener(Protocol):
     """Opens a spool's store and its file; without ``recover``, the process that used it goes on."""
@@ -113,18 +116,14 @@ class Database:
         """Run jobs in one transaction; return a result or an exception for each."""
         if self._has_lost_ground():
             return self._without_ground(jobs)
-        self.look_again()
+        self._look_again()
         if self.trouble is None and self._reserve.is_short():
             self._run_out_of_disk(SHORT)
         if self._closed or not jobs:
             return [self.trouble for _ in jobs]
         try:
             return run_group(self.store, jobs)
-        except (
-            sqlite3.Error,
-            UnicodeDecodeError,
-            Damaged,
-        ) as error:  # messages quote what is damaged
+        except _FAILURES as error:
             if primary_code(error) in _DISK:
                 return self._disk_failed(jobs, error)
             return self._singly(jobs, self._as_damage(error))
@@ -138,9 +137,7 @@ class Database:
             self._note(SpoolError(RefusalReason.SPOOL_FAILING, problem))
             self.store.shut_intake(RefusalReason.SPOOL_FAILING)
         elif self._is_lost:
-            _log.warning("the spool is well again", after=str(self.trouble))
-            self.trouble = None
-            self.store.shut_intake(None)
+            self._heal_at_s = self._monotonic_s()
         self._is_lost = bool(problem)
         return self._is_lost
 
@@ -151,6 +148,13 @@ class Database:
             return [self.trouble for _ in jobs]
         try:
             return run_group(self.store, jobs) if jobs else []
+        except _FAILURES as error:
+            if primary_code(error) in _DISK:  # nothing may build upon what was written of it
+                with suppress(sqlite3.Error):
+                    self.file.fold()
+                self.close()
+                self._closed = True
+            return [SpoolError(RefusalReason.SPOOL_FAILING, str(error)) for _ in jobs]
         except Exception as fault:
             return self._singly(jobs, fault)
 
@@ -203,8 +207,8 @@ class Database:
             _log.warning("the spool is well again", after=str(trouble))
             self.trouble = None
 
-    def look_again(self) -> None:
-        """Heal, where there is trouble and it is time: nobody else may be asking for anything."""
+    def _look_again(self) -> None:
+        """Heal, where there is trouble and it is time."""
         if self.trouble is not None and self._monotonic_s() >= self._heal_at_s:
             self.heal(self.trouble)
 

@@ -243,11 +243,11 @@ def test_settings_errors_fail_alone_as_every_error_of_ours_does(spied: Spied) ->
 
 async def test_a_fault_of_the_database_s_own_does_not_end_the_thread(spied: Spied) -> None:
     database = spied.database
-    database.look_again = broken_look  # type: ignore[method-assign]
+    database._look_again = broken_look  # type: ignore[method-assign]
     writer = ThreadWriter(database)
     with pytest.raises(ZeroDivisionError):
         await writer.submit(append)
-    del database.look_again  # type: ignore[method-assign]
+    del database._look_again  # type: ignore[method-assign]
     assert await writer.submit(append) == Appended(1, 0, 0)
     await writer.close()
 

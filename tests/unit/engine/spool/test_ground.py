@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,8 @@ from amplitude_intercom.engine.spool.spool import open_database
 from amplitude_intercom.engine.spool.sqlite.database import Database
 from amplitude_intercom.engine.spool.sqlite.ground import Ground
 from amplitude_intercom.engine.spool.sqlite.lock import DataDir
-from amplitude_intercom.engine.spool.store import Limits
-from support.spools import append_of, kept
+from amplitude_intercom.engine.spool.store import Limits, Store
+from support.spools import SYNC, append_of, kept
 
 
 def opened(folder: Path) -> Database:
@@ -29,6 +30,27 @@ def append(database: Database) -> str:
     if isinstance(results, SpoolError):
         return str(results)
     return "" if isinstance(results[0], Appended) else str(results[0])
+
+
+def deliver_all(database: Database) -> object:
+    """Settle what waits as delivered; return how much waits then."""
+
+    def deliver(store: Store) -> None:
+        queue = store.queue(store.known_taker(SYNC))
+        found = queue.load(
+            0,
+            limit=9,
+            limit_bytes=1 << 20,
+            per_user=9,
+            crowded=(),
+            halted=(),
+            now_ms=1,
+        )
+        queue.deliver([record.id for record in found.records], 1)
+
+    assert database.run([deliver]) == [None]
+    [left] = database.run([lambda store: store.recount(store.known_taker(SYNC))["pending"]])
+    return left
 
 
 def remove_folder(folder: Path) -> None:
@@ -58,8 +80,7 @@ def test_nothing_is_acknowledged_on_ground_that_is_gone(tmp_path: Path, harm: ob
     assert append(database) == "spool_failing"
     assert database.trouble is not None
     assert "restart" in str(database.trouble)
-    [pending] = database.run([lambda store: store.recount(store.taker("s"))["pending"]])
-    assert pending == 1  # what is open can still be delivered from
+    assert deliver_all(database) == 0  # what is open can still be delivered from, and settled
     database.close()
 
 
@@ -82,4 +103,28 @@ def test_a_folder_that_is_there_again_is_taken_up_again(tmp_path: Path) -> None:
     (tmp_path / "away").rename(tmp_path / "data")
     assert append(database) == ""
     assert database.trouble is None
+    assert deliver_all(database) == 0
+    database.close()
+
+
+def test_what_fails_without_ground_is_said_and_is_never_taken_for_done(tmp_path: Path) -> None:
+    """The disk fails while the folder is away: both are over, and it is as it was."""
+
+    def fail(store: Store) -> None:
+        store.append([append_of(kept("ann"))], 1)
+        error = sqlite3.OperationalError("as the test says")
+        error.sqlite_errorcode = sqlite3.SQLITE_IOERR
+        raise error
+
+    database = opened(tmp_path / "data")
+    assert append(database) == ""
+    (tmp_path / "data").rename(tmp_path / "away")
+    answers = database.run([fail, lambda store: store.recount(1)])
+    answers += database.run([lambda store: store.recount(1)])
+    assert all(isinstance(answer, SpoolError) for answer in answers)
+    (tmp_path / "away").rename(tmp_path / "data")
+    assert append(database) == ""
+    [waiting] = database.run([lambda store: store.recount(store.known_taker(SYNC))["pending"]])
+    assert waiting == 2
+    assert deliver_all(database) == 0
     database.close()
