@@ -7,12 +7,18 @@ that change their letters.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
 
-from amplitude_intercom.engine.spool.connection import Connection, change_in, find_in, holes
+from amplitude_intercom.engine.spool.connection import (
+    Connection,
+    change_in,
+    find_in,
+    holes,
+    in_slices,
+)
 from amplitude_intercom.engine.spool.rows import DeadLetter, DeadLetterQuery, holds, letter_checksum
 
 _FIELDS = DeadLetter.__struct_fields__
@@ -78,15 +84,9 @@ class DeadLetters:
 
         Fewer where they hold more than ``limit_bytes``; one at least, where there is one.
         """
-        where, values = _conditions(query)
-        rows = self._db.execute(
-            f"SELECT {_COLUMNS}, crc FROM dead_letters WHERE taker = ? AND id > ? AND {where}"
-            " ORDER BY id LIMIT ?",
-            (taker, after_id, *values, limit + 1),
-        )
         found: list[DeadLetter] = []
         held_bytes = 0
-        for *row, crc in rows:
+        for *row, crc in self._rows(taker, query, after_id, limit + 1):
             if len(found) == limit or held_bytes > limit_bytes:
                 return found, True
             found.append(_checked(DeadLetter(*row), crc))
@@ -95,13 +95,26 @@ class DeadLetters:
 
     def count(self, taker: int, query: DeadLetterQuery) -> tuple[int, bool]:
         """Return how many dead letters a query means, and whether there are more than that."""
-        where, values = _conditions(query)
-        (count,) = self._db.execute(
-            f"SELECT count(*) FROM (SELECT 1 FROM dead_letters WHERE taker = ? AND {where}"
-            " LIMIT ?) AS found",
-            (taker, *values, MOST_COUNTED + 1),
-        ).fetchone()
-        return min(int(count), MOST_COUNTED), int(count) > MOST_COUNTED
+        total = 0
+        for where, values in _conditions(query):
+            (count,) = self._db.execute(
+                f"SELECT count(*) FROM (SELECT 1 FROM dead_letters WHERE taker = ? AND {where}"
+                " LIMIT ?) AS found",
+                (taker, *values, MOST_COUNTED + 1),
+            ).fetchone()
+            total += int(count)
+            if total > MOST_COUNTED:
+                return MOST_COUNTED, True
+        return total, False
+
+    def _rows(self, taker: int, query: DeadLetterQuery, after_id: int, limit: int) -> Iterator[Any]:
+        """Yield the rows that a query means behind an id, by id: at most ``limit`` a statement."""
+        for where, values in _conditions(query):
+            yield from self._db.execute(
+                f"SELECT {_COLUMNS}, crc FROM dead_letters WHERE taker = ? AND id > ? AND {where}"
+                " ORDER BY id LIMIT ?",
+                (taker, after_id, *values, limit),
+            )
 
     def groups(self, taker: int) -> list[Group]:
         """Return the groups of a taker's letters, the largest first."""
@@ -233,12 +246,10 @@ def _checked(letter: DeadLetter, crc: Any) -> DeadLetter:
     return msgspec.structs.replace(letter, reason="corrupt", raw=raw)
 
 
-def _conditions(query: DeadLetterQuery) -> tuple[str, list[Any]]:
+def _conditions(query: DeadLetterQuery) -> Iterator[tuple[str, list[Any]]]:
+    """Yield the conditions of a query with their values; many ids are several, in order."""
     parts: list[str] = []
     values: list[Any] = []
-    if query.ids is not None:
-        parts.append(f"id IN {holes(len(query.ids))}" if query.ids else "1 = 0")
-        values += query.ids
     for condition, value in (
         ("reason = ?", query.reason),
         ("user_key = ?", query.user),
@@ -248,4 +259,8 @@ def _conditions(query: DeadLetterQuery) -> tuple[str, list[Any]]:
         if value is not None:
             parts.append(condition)
             values.append(value)
-    return " AND ".join(parts) or "1 = 1", values
+    if query.ids is None:
+        yield " AND ".join(parts) or "1 = 1", values
+        return
+    for some in in_slices(sorted(set(query.ids))):
+        yield " AND ".join([*parts, f"id IN {holes(len(some))}"]), [*values, *some]
