@@ -277,8 +277,8 @@ def _dead_row(
 
 def _index_of(raw: bytes, batch: Batch) -> int | None:
     """Return the index of an event in its batch; what was mended at reading is read once more."""
-    same = (index for index, one in enumerate(batch.raws) if one is raw)
-    mended = (index for index, one in enumerate(batch.raws) if read_head(one)[1] == raw)
+    same = (index for index, came in enumerate(batch.raws) if came is raw)
+    mended = (index for index, came in enumerate(batch.raws) if read_head(came)[1] == raw)
     return next(same, None) if batch.heads is not None else next(chain(same, mended), None)
 
 

@@ -10,6 +10,8 @@ Rules
 2. One with the same content as another shares its second: Intercom is to take them for the same.
 3. Every other one gets its own second, or else the next free one, up to ``shift_s`` ahead.
 4. Where none of these is free it gets its own nevertheless, and that is said.
+5. A claim is forgotten when its window is over and its event is settled; on a full disk as soon as
+   its event is settled, so that those that wait have theirs.
 
 In the table ``created_at_claims`` every event has a row. ``key`` (user, name, second) is in the
 row of the one event that holds the second, ``content`` (user, name, own second, bytes) in that of

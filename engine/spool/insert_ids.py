@@ -22,7 +22,7 @@ def key_of(taker: int, hashed: bytes) -> bytes:
 class InsertIds:
     """The table ``insert_ids``, inside somebody's transaction; in the order of arrival by its ids.
 
-    ``size`` is how many there are, as far as this transaction changed it: the caller counts.
+    ``added`` is by how many this transaction has changed them: the caller counts.
     """
 
     def __init__(self, db: Connection, window_ms: int) -> None:

@@ -175,10 +175,10 @@ class Queue:
         if self._open[0] != batch:
             self._open = (batch, self._inbox.events_of(batch))
         found, last_id = [], 0
-        for one in sliced(rows, self._open[1]):
-            found.append(one)
-            last_id = one.id
-            limit_bytes -= len(one.raw)
+        for read in sliced(rows, self._open[1]):
+            found.append(read)
+            last_id = read.id
+            limit_bytes -= len(read.raw)
             if limit_bytes <= 0:
                 break
         if len(found) == len(rows) < limit:
@@ -276,12 +276,12 @@ class Queue:
     def _intact(self, found: Iterable[Record | Damage]) -> list[Record]:
         """Return the records whose checksum holds; the others become dead letters."""
         intact = []
-        for one in found:
-            if isinstance(one, Record):
-                intact.append(one)
+        for read in found:
+            if isinstance(read, Record):
+                intact.append(read)
             else:
-                self._delete([one.id])
-                self._bury_damage(one)
+                self._delete([read.id])
+                self._bury_damage(read)
         return intact
 
     def _bury_damaged(self, damaged: Sequence[Damage]) -> None:

@@ -23,6 +23,7 @@ from amplitude_intercom.engine.spool import recovery
 from amplitude_intercom.engine.spool.accounts import SPOOL, WAITING, under
 from amplitude_intercom.engine.spool.appends import Appends
 from amplitude_intercom.engine.spool.claims import Claim, Given
+from amplitude_intercom.engine.spool.connection import Damaged
 from amplitude_intercom.engine.spool.feed import Feed, LoadedBytes
 from amplitude_intercom.engine.spool.retention import DAY_MS, Retention, Tidying
 from amplitude_intercom.engine.spool.rows import Append, Appended, Contact, Part
@@ -65,6 +66,10 @@ def retention_of(settings: Settings) -> Retention:
     )
 
 
+_UNREADABLE = (sqlite3.Error, ValueError, Damaged)
+"""What comes of a file that cannot be used: what is damaged reads as anything."""
+
+
 def open_database(
     path: Path, limits: Limits, reserve_bytes: int, now_ms: Callable[[], int] = wall_clock_ms
 ) -> Database:
@@ -80,7 +85,7 @@ def open_database(
             store = Store(connection, limits, now_ms=now_ms)
             if recover:
                 run_group(store, [recovery.recover])
-        except (sqlite3.Error, ValueError) as error:  # of what is damaged, anything can be read
+        except _UNREADABLE as error:
             connection.close()
             raise SpoolError(reason_of(error), f"{path}: {error}") from error
         return store, SpoolFile(connection)

@@ -62,7 +62,7 @@ def wall_clock_ms() -> int:
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """What a store needs of the settings. ``windows``: by taker, for claims, in ms and seconds."""
+    """What a store needs of the settings. ``claims``: by taker, window (ms) and shift (s)."""
 
     max_bytes: int = 1 << 40
     window_ms: int = 0

@@ -1,7 +1,7 @@
 """Who runs transactions on a database: one thread with group commit, or the caller itself.
 
 Whatever is submitted while a commit is under way shares the next one, and so its fsync. A job is a
-function of the store; what becomes of jobs that fail is told in ``engine.spool.database``.
+function of the store; what becomes of jobs that fail is told in ``sqlite.database``.
 """
 
 from __future__ import annotations
