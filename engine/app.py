@@ -140,6 +140,7 @@ class Engine:
             for sync in self.settings.sync:
                 self.pipelines[sync.name] = await self._build(sync, stack)
             self.jobs = JobRunner(self.spool, self.pipelines, self._now_ms)
+            await self.jobs.follow_mappings()
             doors = [pipeline.door for pipeline in self.pipelines.values()]
             self._taking_in = IntakePipeline(doors, self.spool, self._max_event_bytes)
             stack.callback(self._taking_in.close)
@@ -176,9 +177,13 @@ class Engine:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._taking_in.run)
                 for pipeline in self.pipelines.values():
-                    tasks.start_soon(pipeline.run)
+                    tasks.start_soon(self._deliver, pipeline)
             forever.cancel_scope.cancel()
         self._finished.set()
+
+    async def _deliver(self, pipeline: Pipeline) -> None:
+        if await self.jobs.keyed(pipeline.sync.name):
+            await pipeline.run()
 
     async def finish(self, deadline_s: float) -> bool:
         """Drain, and cancel what is not done by the deadline; return whether all was done.
@@ -203,6 +208,7 @@ class Engine:
         self.state = "draining"
         self._taking_in.drain()
         self.intake.close()
+        self.jobs.end()
         for pipeline in self.pipelines.values():
             pipeline.drain()
         for gate in self._gates.values():
@@ -319,7 +325,8 @@ class Engine:
         """Which fault of this program keeps a sync from running now, by sync."""
         if self._taking_in.stopped:
             return dict.fromkeys(self.pipelines, self._taking_in.stopped)
-        return {n: fault for n, p in self.pipelines.items() if (fault := p.stopped)}
+        stopped = {name: pipeline.stopped for name, pipeline in self.pipelines.items()}
+        return {n: fault for n, fault in (stopped | self.jobs.stopped).items() if fault}
 
     @property
     def stopped_sources(self) -> dict[str, str]:
@@ -369,7 +376,8 @@ class Engine:
             unknown_attributes=contacts.unknown_attributes if contacts else {},
             adjusted=spool.adjusted,
             gate=self._gate_status(pipeline),
-            stopped=self._taking_in.stopped or pipeline.stopped,
+            stopped=self.stopped.get(pipeline.sync.name, ""),
+            rekeying=self.jobs.rekeying.get(pipeline.sync.name, 0),
             faults=pipeline.faults,
         )
 
@@ -484,9 +492,9 @@ class Engine:
         taker = await self._left(old)
         if new not in self.pipelines:
             raise SettingsError(f"there is no sync `{new}`; there is {', '.join(self.pipelines)}")
-        heir = self.pipelines[new].spool
+        heir, user_of = self.pipelines[new].spool, self.pipelines[new].rules.admission.user_of
         moved = await self._in_slices(
-            lambda store: leaving.move(store, taker, heir.taker, self._now_ms())
+            lambda store: leaving.move(store, taker, heir.taker, user_of, self._now_ms())
         )
         heir.feed.notify()
         return moved

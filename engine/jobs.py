@@ -1,22 +1,29 @@
-"""Does what jobs ask for, a slice of dead letters at a time, while deliveries go on."""
+"""Does what jobs ask for, a slice of records or dead letters at a time, while deliveries go on."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Final, NamedTuple
 
 import anyio
 import structlog
 
 from amplitude_intercom.engine.errors import SettingsError, SpoolError
-from amplitude_intercom.engine.faults import internal_failure
+from amplitude_intercom.engine.faults import describe, internal_failure
 from amplitude_intercom.engine.pipeline import Pipeline
 from amplitude_intercom.engine.reasons import DeadReason
 from amplitude_intercom.engine.rules.admission import Admission, Admitted
 from amplitude_intercom.engine.rules.verdicts import Drop, Keep, Verdict
 from amplitude_intercom.engine.spool.batches import Kept
-from amplitude_intercom.engine.spool.jobs import DeadLetterJob, JobKind, JobState
+from amplitude_intercom.engine.spool.jobs import (
+    Expiry,
+    JobKind,
+    JobRow,
+    JobState,
+    NewMapping,
+)
+from amplitude_intercom.engine.spool.rekeying import rekey
 from amplitude_intercom.engine.spool.rows import DeadLetter, DeadLetterQuery
 from amplitude_intercom.engine.spool.spool import Spool
 from amplitude_intercom.engine.spool.store import Store
@@ -33,6 +40,17 @@ FAILING_DISK_NAP_S: Final = 1.0
 STILL_DEAD: Final = "still dead"
 """What is counted of a letter that is no event, is damaged, or met a fault of ours: it stays."""
 
+UNKEYED: Final = ""
+"""The mapping that is kept of a sync while its records are keyed anew: they are of two."""
+
+
+class _Slice(NamedTuple):
+    """What a slice of a job has done; ``cursor``: the last id that it looked at."""
+
+    cursor: int
+    counts: Mapping[str, int]
+    is_last: bool
+
 
 class JobRunner:
     """Runs the jobs of one spool, one after the other."""
@@ -43,13 +61,16 @@ class JobRunner:
         self._spool = spool
         self._pipelines = pipelines
         self._now_ms = now_ms
-        self._asked = anyio.Event()
         self._changed = anyio.Event()
         self._is_over = False
+        self.rekeying: dict[str, int] = {}
+        """Syncs that deliver nothing while their records are keyed anew, with the job's number."""
+        self.stopped: dict[str, str] = {}
+        """Those of them for which that has failed: the fault of this program, by sync."""
 
     async def ask(
         self, kind: JobKind, sync: str, query: DeadLetterQuery, *, who: str, why: str = ""
-    ) -> DeadLetterJob:
+    ) -> JobRow:
         """Make a job of it; it is done soon, or at the next start. An empty query means nothing.
 
         Raises:
@@ -61,23 +82,17 @@ class JobRunner:
             query = DeadLetterQuery(ids=[])
         if kind is JobKind.REPLAY and not pipeline.sync.enabled:
             raise SettingsError(f"sync `{sync}` is disabled: enable it, then replay")
-        taker = pipeline.spool.taker
-
-        def job(store: Store) -> DeadLetterJob:
-            matching = store.matching(taker, query)
-            upper_id, now_ms = store.letters.last_id(taker), self._now_ms()
-            return store.jobs.add(
-                lambda id_: DeadLetterJob(
-                    id_, kind, sync, query, upper_id, matching, who, why, now_ms
-                )
+        taker, now_ms = pipeline.spool.taker, self._now_ms()
+        made = await self._spool.do(
+            lambda store: store.ask_job(
+                kind, taker, query, store.matching(taker, query), who=who, why=why, now_ms=now_ms
             )
-
-        made = await self._spool.do(job)
+        )
         _log.info("job", job=made.id, kind=made.kind, sync=sync, letters=made.expected, who=who)
-        self._asked.set()
+        self._spool.job_added()
         return made
 
-    async def ended(self, id_: int) -> DeadLetterJob:
+    async def ended(self, id_: int) -> JobRow:
         """Wait until a job has ended; return it.
 
         Raises:
@@ -93,7 +108,7 @@ class JobRunner:
                 return job
             await changed.wait()
 
-    async def get(self, id_: int) -> DeadLetterJob | None:
+    async def get(self, id_: int) -> JobRow | None:
         """Return a job; None: there is none of this number.
 
         Raises:
@@ -101,7 +116,7 @@ class JobRunner:
         """
         return await self._spool.look(lambda store: store.jobs.get(id_))
 
-    async def latest(self, limit: int = 100) -> list[DeadLetterJob]:
+    async def latest(self, limit: int = 100) -> list[JobRow]:
         """Return the jobs that were asked for last.
 
         Raises:
@@ -113,12 +128,52 @@ class JobRunner:
         """End a job after the slice that is under way; False: it had ended.
 
         Raises:
+            SettingsError: nobody cancels this one.
             SpoolError: it cannot be kept.
         """
+        job = await self._spool.do(lambda store: store.jobs.get(id_))
+        if job is not None and job.kind is JobKind.REKEY:
+            raise SettingsError(f"sync `{job.sync}` delivers nothing before job {id_} is done")
         now_ms = self._now_ms()
         done = await self._spool.do(lambda store: store.jobs.end(id_, JobState.CANCELLED, now_ms))
         self._tell()
         return done
+
+    # --- keys of records ------------------------------------------------------------------
+
+    async def follow_mappings(self) -> None:
+        """Ask for records to be keyed anew where ``[sync.mapping]`` is not what it was for them.
+
+        Raises:
+            SpoolError: the disk fails.
+        """
+        pipelines = self._pipelines.values()
+        asked = await self._spool.do(lambda store: self._follow_mappings(store, pipelines))
+        for job in asked:
+            _log.warning(
+                "sync.mapping has changed: records that wait are keyed anew before they are sent",
+                job=job.id,
+                sync=job.sync,
+                records=job.expected,
+            )
+        self.rekeying = {job.sync: job.id for job in asked}
+
+    def _follow_mappings(self, store: Store, pipelines: Iterable[Pipeline]) -> list[JobRow]:
+        found = [_follow_mapping(store, pipeline, self._now_ms()) for pipeline in pipelines]
+        return [job for job in found if job is not None]
+
+    async def keyed(self, sync: str) -> bool:
+        """Wait until a sync's records have the keys of today's mapping; False: that is not so."""
+        while sync in self.rekeying and not self._is_over:
+            await self._changed.wait()
+        return not self._is_over
+
+    def end(self) -> None:
+        """Do no more slices; what is left is done at the next start."""
+        self._is_over = True
+        self._tell()
+
+    # --- doing it -------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Do what is asked for, for ever, beginning with what was left undone."""
@@ -126,53 +181,79 @@ class JobRunner:
             while True:
                 await self._work_off()
         finally:
-            self._is_over = True
-            self._tell()
+            self.end()
 
     async def _work_off(self) -> None:
         """Do all that is asked for, then wait for more."""
-        self._asked = anyio.Event()
+        self._spool.jobs_wait.clear()
         try:
-            while await self._step():
+            while not self._is_over and await self._step():
                 self._tell()
                 await anyio.lowlevel.checkpoint()  # others have their turn
         except SpoolError:
             await anyio.sleep(FAILING_DISK_NAP_S)
         else:
-            await self._asked.wait()
+            await self._spool.jobs_wait.wait()
 
     async def _step(self) -> bool:
         """Do a slice; False: there was nothing to do. A job with a fault of ours ends with that."""
         try:
-            return await self._spool.do(self._slice)
+            done = await self._spool.do(self._slice)
         except SpoolError:
             raise
         except Exception as fault:
             internal_failure(fault, during="the first job that waits")
-            now_ms = self._now_ms()
-            return await self._spool.do(lambda store: store.jobs.fail_first(now_ms))
+            return await self._fail_first(describe(fault))
+        if done is None:
+            return False
+        job, is_last = done
+        if is_last and self.rekeying.get(job.sync) == job.id:
+            del self.rekeying[job.sync]
+        return True
+
+    async def _fail_first(self, fault: str) -> bool:
+        now_ms = self._now_ms()
+        failed = await self._spool.do(lambda store: store.jobs.fail_first(now_ms))
+        self.stopped |= {sync: fault for sync, job in self.rekeying.items() if job == failed}
+        return failed is not None
 
     def _tell(self) -> None:
         self._changed.set()
         self._changed = anyio.Event()
 
-    def _slice(self, store: Store) -> bool:
-        """Do a slice of the first job that there is, in a transaction; False: there is none."""
+    def _slice(self, store: Store) -> tuple[JobRow, bool] | None:
+        """Do a slice of the first job that there is, in a transaction; None: there is none.
+
+        Returns the job, and whether that was its last.
+        """
         job = store.jobs.next()
         if job is None:
-            return False
-        taker = store.known_taker(job.sync)
-        letters, _ = store.letters.page(taker, job.query, job.cursor, SLICE)
-        meant = [letter for letter in letters if letter.id <= job.upper_id]
-        if meant:
-            counts = self._do(store, job, taker, meant)
-            store.jobs.advance(job, meant[-1].id, counts)
-        if not meant or len(meant) < len(letters):
+            return None
+        done = self._do(store, job, store.known_taker(job.sync))
+        store.jobs.advance(job, done.cursor, done.counts)
+        if done.is_last:
             store.jobs.end(job.id, JobState.DONE, self._now_ms())
-        return True
+        return job, done.is_last
 
-    def _do(
-        self, store: Store, job: DeadLetterJob, taker: int, letters: Sequence[DeadLetter]
+    def _do(self, store: Store, job: JobRow, taker: int) -> _Slice:
+        match job.query:
+            case Expiry() as expiry:
+                return _expire(store, taker, expiry, job.cursor, self._now_ms())
+            case NewMapping() as mapping:
+                return self._rekey(store, taker, job, mapping)
+            case query:
+                return self._letters(store, taker, job, query)
+
+    def _letters(self, store: Store, taker: int, job: JobRow, query: DeadLetterQuery) -> _Slice:
+        letters, _ = store.letters.page(taker, query, job.cursor, SLICE)
+        meant = [letter for letter in letters if letter.id <= job.upper_id]
+        if not meant:
+            return _Slice(job.cursor, {}, is_last=True)
+        counts = self._settle(store, job, taker, meant)
+        return _Slice(meant[-1].id, counts, is_last=len(meant) < len(letters))
+
+    def _settle(
+        self, store: Store, job: JobRow, taker: int, letters: Sequence[DeadLetter]
     ) -> Counter[str]:
         if job.kind is JobKind.DISCARD:
             return Counter({"discarded": store.discard(taker, letters)})
@@ -182,6 +263,52 @@ class JobRunner:
         counts = replay(store, taker, letters, pipeline.rules.admission, self._now_ms())
         pipeline.spool.feed.notify()
         return counts
+
+    def _rekey(self, store: Store, taker: int, job: JobRow, mapping: NewMapping) -> _Slice:
+        pipeline = self._pipelines.get(job.sync)
+        if pipeline is None:  # its mapping stays unknown, so that it is asked for again
+            return _Slice(job.cursor, {}, is_last=True)
+        user_of = pipeline.rules.admission.user_of
+        done = rekey(store, taker, job.cursor, job.upper_id, user_of)
+        if done.is_last:
+            store.meta.set(_mapping_key(taker), _text_of(mapping))
+        return _Slice(done.last_id, {"rekeyed": done.count} if done.count else {}, done.is_last)
+
+
+def _mapping_key(taker: int) -> str:
+    return f"mapping {taker}"
+
+
+def _text_of(mapping: NewMapping) -> str:
+    return f"{mapping.identifier} {mapping.source}"
+
+
+def _follow_mapping(store: Store, pipeline: Pipeline, now_ms: int) -> JobRow | None:
+    """Return the job that keys a sync's records anew, where that is needed."""
+    taker, mapping = pipeline.spool.taker, pipeline.sync.mapping
+    new = NewMapping(mapping.identifier, mapping.source)
+    key, text = _mapping_key(taker), _text_of(new)
+    before = store.meta.get(key)
+    waiting = store.accounts.value(taker, "pending")
+    if before == text:
+        return None
+    if before is None or not waiting:
+        store.meta.set(key, text)
+        return None
+    asked = store.jobs.rekeying(pipeline.sync.name)
+    if asked is not None and not asked.ended:
+        if asked.query == new:
+            return asked
+        store.jobs.end(asked.id, JobState.CANCELLED, now_ms)
+    store.meta.set(key, UNKEYED)
+    return store.ask_job(JobKind.REKEY, taker, new, waiting, who="settings", now_ms=now_ms)
+
+
+def _expire(store: Store, taker: int, expiry: Expiry, cursor: int, now_ms: int) -> _Slice:
+    count, more = store.queue(taker).expire(
+        expiry.user, expiry.failure, expiry.accepted_until_ms, now_ms
+    )
+    return _Slice(cursor, {f"dead:{expiry.failure.reason}": count}, is_last=not more)
 
 
 def replay(

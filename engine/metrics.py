@@ -97,6 +97,8 @@ class SyncStatus(msgspec.Struct, frozen=True):
     stopped: str = ""
     """The fault of this program that keeps the sync from running now; empty: none does."""
     faults: int = 0
+    rekeying: int = 0
+    """The job that keys its records anew, before which nothing is sent; 0: there is none."""
 
 
 class SourceStatus(msgspec.Struct, frozen=True):
@@ -221,6 +223,7 @@ def sync_status(
     trouble: SpoolError | None = None,
     gate: GateStatus | None = None,
     stopped: str = "",
+    rekeying: int = 0,
     faults: int = 0,
 ) -> SyncStatus:
     """Put one sync's accounting together."""
@@ -245,6 +248,7 @@ def sync_status(
         trouble="" if trouble is None else str(trouble),
         intercom=gate,
         stopped=stopped,
+        rekeying=rekeying,
         faults=faults,
     )
 

@@ -269,7 +269,7 @@ def _dead_row(
     index: int | None,
 ) -> DeadRow:
     line = batch.lines[index] if batch.lines and index is not None else None
-    user = _storable(door.admission.user_of_bad(raw))
+    user = _storable(door.admission.user_of(raw))
     return DeadRow(
         why.reason, _storable(why.message), raw, key, _storable(batch.origin), line, user
     )

@@ -120,6 +120,8 @@ def _rows(sync: SyncStatus) -> Iterator[tuple[str, str, str]]:
         yield "trouble", "", sync.trouble
     if sync.stopped:
         yield "stopped", "", f"{BY_A_FAULT}: {sync.stopped}"
+    if sync.rekeying:
+        yield "waiting", "", f"its records are keyed anew, after sync.mapping (job {sync.rekeying})"
 
 
 def _most(counts: dict[str, int]) -> list[tuple[str, int]]:

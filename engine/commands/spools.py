@@ -36,7 +36,7 @@ from amplitude_intercom.engine.metrics import (
     sync_status,
 )
 from amplitude_intercom.engine.settings import Admin, Settings, Sync
-from amplitude_intercom.engine.spool.jobs import DeadLetterJob, JobKind
+from amplitude_intercom.engine.spool.jobs import JobKind, JobRow
 from amplitude_intercom.engine.spool.rows import DeadLetter, DeadLetterPage, DeadLetterQuery
 from amplitude_intercom.engine.spool.spool import Spool
 from amplitude_intercom.engine.spool.sqlite.files import FILE_NAME
@@ -316,12 +316,12 @@ class Daemon:
     async def _done(self, kind: JobKind, sync: str, query: DeadLetterQuery) -> dict[str, int]:
         """Have the daemon do a job, and say how far it is where that takes a while."""
         path = f"/api/{sync}/dead-letters/{kind}"
-        job: DeadLetterJob = await self._ask("POST", path, query, DeadLetterJob)
+        job: JobRow = await self._ask("POST", path, query, JobRow)
         pause_s = FIRST_LOOK_S
         while not job.ended:
             await asyncio.sleep(pause_s)
             pause_s = min(LOOK_EVERY_S, 2 * pause_s)
-            job = await self._ask("GET", f"/api/jobs/{job.id}", None, DeadLetterJob)
+            job = await self._ask("GET", f"/api/jobs/{job.id}", None, JobRow)
             if pause_s == LOOK_EVERY_S:
                 far = f"{sum(job.counts.values()):,} of {job.expected:,}"
                 say(f"job {job.id}: {far}; it goes on in the daemon without this", stderr=True)

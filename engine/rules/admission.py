@@ -124,9 +124,9 @@ class Admission:
             kind = Kind.EVENT_WITH_UPDATE
         return self._admit(head, raw, kind, event)
 
-    def user_of_bad(self, raw: bytes) -> str:
-        """Return the key of a bad event's user; empty where it cannot be read."""
-        return self._who.of_bad(raw)
+    def user_of(self, raw: bytes) -> str:
+        """Return the key of an event's user, bad or not; empty where it cannot be read."""
+        return self._who.of_raw(raw)
 
     def _judge_bad(self, bad: BadEvent, raw: bytes) -> Drop | Reject:
         """What nobody has selected is dropped, whatever else is wrong with it."""

@@ -39,13 +39,13 @@ class Who:
         """Return the contact's key, or an empty text where there is none."""
         return self._normal(paths.read(self._source, event.fields))
 
-    def of_bad(self, raw: bytes) -> str:
-        """Return the key of an event that cannot be taken, as far as it can be read."""
+    def of_raw(self, raw: bytes) -> str:
+        """Return the key of an event, or an empty text where there is none, or it is illegible."""
         try:
             in_head = self.in_head
             user = self.of_head(legible(raw)) if in_head else self.of_event(decode_event(raw))
             user.encode()
-        except Exception:  # it is bad: anything may be wrong with it
+        except Exception:  # anything may be wrong with a bad one
             return ""
         return user if len(user) <= MAX_AMPLITUDE_TEXT else ""
 

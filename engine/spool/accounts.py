@@ -103,9 +103,13 @@ class Accounts:
         self.add(taker, "dead", by)
         self.add(taker, f"dead:{reason}", by)
 
+    def last_batch(self) -> int:
+        """Return the highest id of a batch that anything has had."""
+        return self.value(SPOOL, LAST_BATCH)
+
     def take_batches(self, count: int) -> int:
         """Return the first of so many ids of batches that nothing has had."""
-        last = self.value(SPOOL, LAST_BATCH)
+        last = self.last_batch()
         self.add(SPOOL, LAST_BATCH, count)
         return last + 1
 

@@ -55,7 +55,7 @@ class Pack(msgspec.Struct, frozen=True, gc=False):
         return len(self.events) + len(self.index) + OVERHEAD_BYTES * self.count
 
 
-_encode = msgspec.json.Encoder().encode
+_encoder = msgspec.json.Encoder()
 _decode = msgspec.json.Decoder(list[Entry]).decode
 
 
@@ -87,7 +87,7 @@ def packs(entries: Sequence[Entry], raws: Sequence[bytes]) -> list[Pack]:
 
 
 def _pack(entries: Sequence[Entry], raws: Sequence[bytes]) -> Pack:
-    return Pack(len(raws), _encode(entries), b"\n".join(raws))
+    return Pack(len(raws), encode_entries(entries), b"\n".join(raws))
 
 
 def _runs(raws: Sequence[bytes]) -> Iterator[range]:
@@ -98,6 +98,11 @@ def _runs(raws: Sequence[bytes]) -> Iterator[range]:
             start, held = index, 0
         held += len(raw)
     yield range(start, len(raws))
+
+
+def encode_entries(entries: Sequence[Entry]) -> bytes:
+    """Return an index, as JSON."""
+    return _encoder.encode(entries)
 
 
 def entries_of(index: bytes) -> list[Entry]:

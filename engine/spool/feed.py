@@ -41,6 +41,7 @@ from amplitude_intercom.engine.envelope import Record
 from amplitude_intercom.engine.errors import Failure, SpoolError
 from amplitude_intercom.engine.reasons import DeadReason, DropReason
 from amplitude_intercom.engine.settings import MAX_SHIFT_S
+from amplitude_intercom.engine.spool.jobs import Expiry, JobKind
 from amplitude_intercom.engine.spool.queue import Queue
 from amplitude_intercom.engine.spool.rows import Contact, Loaded
 from amplitude_intercom.engine.spool.settled import log_delivered, log_dropped
@@ -99,6 +100,7 @@ class Feed:
         window_s: float,
         now_ms: Callable[[], int],
         loaded_bytes: LoadedBytes,
+        job_added: Callable[[], None] = lambda: None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         """``max_in_flight``: events that may be sent and not settled, which a kill repeats."""
@@ -109,6 +111,7 @@ class Feed:
         self._attempts = attempts
         self._window_s = window_s
         self._now_ms = now_ms
+        self._job_added = job_added
         self._jitter = jitter
         self._loaded: Counter[str] = Counter()
         self._loaded_bytes = 0
@@ -460,16 +463,18 @@ class Feed:
             await self.bury(record, failure)
             return False
         await self.caught_up(record.user_key)
-        await self.persist(lambda store: self._park(self._queue(store), record, failure, last))
+        if await self.persist(lambda store: self._park(store, record, failure, last)):
+            self._job_added()
         self._let_go(record)
         return not last
 
-    def _park(self, queue: Queue, record: Record, failure: Failure, last: bool) -> None:
+    def _park(self, store: Store, record: Record, failure: Failure, last: bool) -> bool:
         """Park in a transaction. An unknown user stays parked though one of its events expires.
 
         So what waits behind costs a probe per back-off, and expires when its own window is over.
+        Returns whether that is too much for this transaction, and a job of its own now.
         """
-        now_ms = self._now_ms()
+        queue, now_ms = self._queue(store), self._now_ms()
         window_ms = int(self._window_s * 1000)
         if last:
             queue.bury(record, failure, now_ms)
@@ -485,7 +490,18 @@ class Feed:
             failure.reason == DeadReason.USER_NOT_FOUND
             and queue.failures(record.user_key) >= self._attempts
         ):
-            queue.expire(record.user_key, failure, now_ms - window_ms, now_ms)
+            expiry = Expiry(record.user_key, now_ms - window_ms, failure)
+            return self._expire(store, expiry, now_ms)
+        return False
+
+    def _expire(self, store: Store, expiry: Expiry, now_ms: int) -> bool:
+        """Bury what is too old of a user; return whether the rest is left to a job."""
+        _, more = self._queue(store).expire(
+            expiry.user, expiry.failure, expiry.accepted_until_ms, now_ms
+        )
+        if more:
+            store.ask_job(JobKind.EXPIRE, self._taker, expiry, 0, who="delivery", now_ms=now_ms)
+        return more
 
     def _let_go(self, *records: Record) -> None:
         for record in records:

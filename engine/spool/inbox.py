@@ -12,6 +12,7 @@ from amplitude_intercom.engine.spool.batches import (
     Entry,
     Pack,
     batch_checksum,
+    encode_entries,
     entries_of,
 )
 from amplitude_intercom.engine.spool.connection import Connection, insert_many
@@ -77,6 +78,20 @@ class Inbox:
             if limit <= 0 or limit_bytes <= 0:
                 break
         return found
+
+    def reindex(self, batch: Batch, entries: Sequence[Entry]) -> int:
+        """Write the index of a batch anew; return by how many bytes it is larger."""
+        index = encode_entries(entries)
+        crc = batch_checksum(batch.id, batch.taker, batch.accepted_at_ms, batch.count, index)
+        pack = Pack(batch.count, index, batch.events)
+        (before,) = self._db.execute(
+            "SELECT size_bytes FROM inbox WHERE id = ?", (batch.id,)
+        ).fetchone()
+        self._db.execute(
+            "UPDATE inbox SET entries = ?, crc = ?, size_bytes = ? WHERE id = ?",
+            (index.decode(), crc, pack.size_bytes, batch.id),
+        )
+        return pack.size_bytes - int(before)
 
     def next_id(self, taker: int, after: int) -> int | None:
         """Return the first of a taker's batches behind one; None: there is none."""

@@ -1,4 +1,4 @@
-"""Work on many dead letters, as rows: done in slices, resumed after a kill, cancelled.
+"""Work on many records or dead letters, as rows: done in slices, resumed after a kill, cancelled.
 
 Rules
 =====
@@ -8,6 +8,7 @@ Rules
 3. It is *waiting* until its last slice, then *done*. Cancelled, it is *cancelled* from the next
    slice on: what was done stays done. So it is with one that *failed*, by a fault of ours: those
    behind it go on.
+4. Nobody cancels a re-keying: its sync delivers nothing before it is done.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any, Final
 
 import msgspec
 
-from amplitude_intercom.engine.errors import SpoolError
+from amplitude_intercom.engine.errors import Failure, SpoolError
 from amplitude_intercom.engine.spool.connection import Connection
 from amplitude_intercom.engine.spool.rows import DeadLetterQuery
 from amplitude_intercom.transports.reasons import RefusalReason
@@ -29,10 +30,16 @@ ENDED_KEPT: Final = 1_000
 
 
 class JobKind(enum.StrEnum):
-    """What is done with dead letters."""
+    """What is done: with dead letters that people name, or with records that wait.
+
+    ``EXPIRE`` buries events of a user whom Intercom still does not know when their retry window is
+    over; ``REKEY`` works out again whose records are, after ``[sync.mapping]`` has changed.
+    """
 
     REPLAY = "replay"
     DISCARD = "discard"
+    EXPIRE = "expire"
+    REKEY = "rekey"
 
 
 class JobState(enum.StrEnum):
@@ -44,16 +51,31 @@ class JobState(enum.StrEnum):
     FAILED = "failed"
 
 
-class DeadLetterJob(msgspec.Struct, frozen=True):
-    """A row of ``jobs``. ``upper_id``: letters behind it came later, and are not meant.
+class Expiry(msgspec.Struct, frozen=True, tag_field="of", tag="expiry"):
+    """Events of a user that waits because of a failure: those accepted up to an instant."""
 
-    ``cursor``: the last id that was looked at. ``counts``: how many letters went where.
+    user: str
+    accepted_until_ms: int
+    failure: Failure
+
+
+class NewMapping(msgspec.Struct, frozen=True, tag_field="of", tag="new_mapping"):
+    """How a contact is found now: ``identifier`` and ``from`` of ``[sync.mapping]``."""
+
+    identifier: str
+    source: str
+
+
+class JobRow(msgspec.Struct, frozen=True):
+    """A row of ``jobs``. ``upper_id``: what is behind it came later, and is not meant.
+
+    ``cursor``: the last id that was looked at. ``counts``: how many records or letters went where.
     """
 
     id: int
     kind: JobKind
     sync: str
-    query: DeadLetterQuery
+    query: DeadLetterQuery | Expiry | NewMapping
     upper_id: int
     expected: int
     who: str
@@ -93,7 +115,7 @@ class Jobs:
     def __init__(self, db: Connection) -> None:
         self._db = db
 
-    def add(self, new: Callable[[int], DeadLetterJob]) -> DeadLetterJob:
+    def add(self, new: Callable[[int], JobRow]) -> JobRow:
         """Keep a job, made of the number it gets."""
         (last,) = self._db.execute("SELECT max(id) FROM jobs").fetchone()
         job = new(int(last or 0) + 1)
@@ -106,24 +128,32 @@ class Jobs:
         )
         return job
 
-    def get(self, id_: int) -> DeadLetterJob | None:
+    def get(self, id_: int) -> JobRow | None:
         """Return a job by its number."""
         row = self._db.execute(f"SELECT {_COLUMNS} FROM jobs WHERE id = ?", (id_,)).fetchone()
         return _job(row) if row else None
 
-    def next(self) -> DeadLetterJob | None:
+    def next(self) -> JobRow | None:
         """Return the first job that has not ended."""
         row = self._db.execute(
             f"SELECT {_COLUMNS} FROM jobs WHERE state = 'waiting' ORDER BY id LIMIT 1"
         ).fetchone()
         return _job(row) if row else None
 
-    def latest(self, limit: int) -> list[DeadLetterJob]:
+    def rekeying(self, sync: str) -> JobRow | None:
+        """Return the last re-keying of a sync."""
+        row = self._db.execute(
+            f"SELECT {_COLUMNS} FROM jobs WHERE kind = ? AND sync = ? ORDER BY id DESC LIMIT 1",
+            (str(JobKind.REKEY), sync),
+        ).fetchone()
+        return _job(row) if row else None
+
+    def latest(self, limit: int) -> list[JobRow]:
         """Return the jobs that were asked for last, the latest first."""
         rows = self._db.execute(f"SELECT {_COLUMNS} FROM jobs ORDER BY id DESC LIMIT ?", (limit,))
         return [_job(row) for row in rows]
 
-    def advance(self, job: DeadLetterJob, cursor: int, counts: Mapping[str, int]) -> None:
+    def advance(self, job: JobRow, cursor: int, counts: Mapping[str, int]) -> None:
         """Keep how far a job has come, and what that did."""
         total = Counter(job.counts)
         total.update(counts)
@@ -143,16 +173,21 @@ class Jobs:
         )
         return ended > 0
 
-    def fail_first(self, now_ms: int) -> bool:
-        """End the first job that has not ended, readable or not; False: there is none."""
+    def fail_first(self, now_ms: int) -> int | None:
+        """End the first job that has not ended, readable or not; return its number, if any."""
+        first: int | None
         (first,) = self._db.execute("SELECT min(id) FROM jobs WHERE state = 'waiting'").fetchone()
-        return first is not None and self.end(first, JobState.FAILED, now_ms)
+        if first is not None:
+            self.end(first, JobState.FAILED, now_ms)
+        return first
 
 
-def _job(row: Any) -> DeadLetterJob:
-    fields = dict(zip(DeadLetterJob.__struct_fields__, row, strict=True))
-    fields["query"] = msgspec.json.decode(fields["query"], type=DeadLetterQuery)
-    fields["counts"] = msgspec.json.decode(fields["counts"], type=dict[str, int])
-    return DeadLetterJob(
-        **{**fields, "kind": JobKind(fields["kind"]), "state": JobState(fields["state"])}
-    )
+_decode_query = msgspec.json.Decoder(DeadLetterQuery | Expiry | NewMapping).decode
+_decode_counts = msgspec.json.Decoder(dict[str, int]).decode
+
+
+def _job(row: Any) -> JobRow:
+    fields = dict(zip(JobRow.__struct_fields__, row, strict=True))
+    fields["query"] = _decode_query(fields["query"])
+    fields["counts"] = _decode_counts(fields["counts"])
+    return JobRow(**{**fields, "kind": JobKind(fields["kind"]), "state": JobState(fields["state"])})

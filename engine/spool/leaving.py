@@ -7,7 +7,7 @@ claims; what was known of its contacts is not moved, the other sync has a direct
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from amplitude_intercom.engine.envelope import Record
 from amplitude_intercom.engine.reasons import DropReason
@@ -18,20 +18,23 @@ from amplitude_intercom.engine.spool.store import Store
 SLICE = 500
 
 
-def move(store: Store, old: int, new: int, now_ms: int) -> int:
-    """Move up to ``SLICE`` records or dead letters; return how many there were."""
+def move(store: Store, old: int, new: int, user_of: Callable[[bytes], str], now_ms: int) -> int:
+    """Move up to ``SLICE`` records or dead letters; return how many there were.
+
+    ``user_of`` returns the key of an event's user as the other sync finds it.
+    """
     records = store.queue(old).take_out(SLICE)
     if records:
-        store.put_in(new, [_kept(record) for record in records], now_ms)
+        store.put_in(new, [_kept(record, user_of) for record in records], now_ms)
         store.accounts.add(old, "received", -len(records))
         store.accounts.add(new, "received", len(records))
         return len(records)
     return _move_letters(store, old, new)
 
 
-def _kept(record: Record) -> Kept:
+def _kept(record: Record, user_of: Callable[[bytes], str]) -> Kept:
     claim_id, at_ms = record.claim_id, record.accepted_at_ms
-    return Kept(record.kind, record.user_key, record.raw, None, claim_id, at_ms)
+    return Kept(record.kind, user_of(record.raw), record.raw, None, claim_id, at_ms)
 
 
 def _move_letters(store: Store, old: int, new: int) -> int:

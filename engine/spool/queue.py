@@ -7,7 +7,7 @@ restart, or where a batch was more than was asked for), then the inbox is unpack
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import msgspec
 
@@ -359,6 +359,16 @@ class Queue:
                 return []
             self._unpack(unpacked_to, limit, 1 << 24, _Crowd((), limit), 0)
 
+    def rekey(self, after_id: int, limit: int, user_of: Callable[[bytes], str]) -> tuple[int, int]:
+        """Give records behind an id to the users that their events name, and queue them again.
+
+        Returns the last id that was looked at, and how many there were.
+        """
+        found = self._records.first(self.taker, limit, after_id)
+        for record in self._intact(found):
+            self._records.rekey(record, user_of(record.raw))
+        return (found[-1].id, len(found)) if found else (after_id, 0)
+
     # --- waiting --------------------------------------------------------------------------
 
     def park(self, record: Record, failure: Failure, wake_at_ms: int, now_ms: int) -> None:
@@ -382,13 +392,21 @@ class Queue:
         self._records.set_aside([record.id])
         self._users.hasten(self.taker, record.user_key, now_ms)
 
-    def expire(self, user: str, failure: Failure, accepted_before_ms: int, now_ms: int) -> int:
-        """Bury a waiting user's events that have waited for the whole retry window."""
-        also = f"AND r.kind = {Kind.EVENT:d} AND r.accepted_at_ms <= {accepted_before_ms:d}"
+    def expire(
+        self, user: str, failure: Failure, accepted_until_ms: int, now_ms: int
+    ) -> tuple[int, bool]:
+        """Bury some of a user's events that have waited for the whole retry window.
+
+        None where the user is not parked for that reason: then some of them may be under way.
+        Returns how many there were, and whether more of them are left.
+        """
+        if not self._users.is_parked(self.taker, user, failure.reason):
+            return 0, False
+        also = f"AND r.kind = {Kind.EVENT:d} AND r.accepted_at_ms <= {accepted_until_ms:d}"
         found = self._records.aside(self.taker, user, MOST_EXPIRED, 1 << 24, also)
         for record in self._intact(found):
             self.bury(record, failure, now_ms)
-        return len(found)
+        return len(found), bool(self._records.aside(self.taker, user, 1, 1, also))
 
     def failures(self, user: str) -> int:
         """Return how often in a row this user's calls have failed."""

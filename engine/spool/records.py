@@ -118,9 +118,11 @@ class Records:
                 break
         return taken
 
-    def first(self, taker: int, limit: int) -> list[Record | Damage]:
-        """Return the first of a taker's records, aside or not; reads a table without an index."""
-        cursor = self._db.execute(f"{_WITH_BYTES} ORDER BY r.id LIMIT ?", (taker, limit))
+    def first(self, taker: int, limit: int, after_id: int = 0) -> list[Record | Damage]:
+        """Return the first of a taker's records behind an id, aside or not; no index helps it."""
+        cursor = self._db.execute(
+            f"{_WITH_BYTES} AND r.id > ? ORDER BY r.id LIMIT ?", (taker, after_id, limit)
+        )
         return [checked(row, pointed) for *row, pointed in cursor]
 
     def strays(self, taker: int, limit: int) -> list[Record | Damage]:
@@ -135,6 +137,16 @@ class Records:
     def set_aside(self, ids: Iterable[int]) -> None:
         """Let records wait behind their user's."""
         change_in(self._db, "UPDATE records SET set_aside = 1 WHERE id IN", list(ids))
+
+    def rekey(self, record: Record, user: str) -> None:
+        """Give a record to another user, and let it wait for nobody."""
+        crc = record_checksum(
+            record.id, record.kind, user, record.accepted_at_ms, zlib.crc32(record.raw)
+        )
+        self._db.execute(
+            "UPDATE records SET user_key = ?, crc = ?, set_aside = 0 WHERE id = ?",
+            (user, crc, record.id),
+        )
 
     def charge(self, id_: int, now_ms: int) -> None:
         """Let a record wait with its user, one failed attempt later."""

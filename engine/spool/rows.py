@@ -154,7 +154,9 @@ Id = Annotated[int, msgspec.Meta(ge=0, le=MOST)]
 TimeMs = Annotated[int, msgspec.Meta(ge=-MOST, le=MOST)]
 
 
-class DeadLetterQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class DeadLetterQuery(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="of", tag="dead_letters"
+):
     """Which dead letters: all conditions that are given must hold.
 
     Without a condition it means all of them, where they are only looked at; what changes them wants

@@ -137,8 +137,8 @@ CREATE TABLE dead_letter_groups (
     PRIMARY KEY (taker, reason, status, code, event_type)
 ){clustered};
 
--- Work on many dead letters: a filter (JSON) and the highest id that it means, who asked for it and
--- why, how far it is (the last id that was looked at), and how many letters went where (JSON).
+-- Work on many records or dead letters: which (JSON), and the highest id that is meant, who asked
+-- for it and why, how far it is (the last id that was looked at), how many went where (JSON).
 CREATE TABLE jobs (
     id {int} PRIMARY KEY,
     kind TEXT NOT NULL,

@@ -123,6 +123,12 @@ class Spool:
         self._uncounted: dict[str, Part] = {}
         self.loaded_bytes = LoadedBytes()
         self._takers: dict[str, TakerSpool] = {}
+        self.jobs_wait = asyncio.Event()
+        """Set when a job was added, by whoever runs them cleared."""
+
+    def job_added(self) -> None:
+        """Say to whoever runs jobs that one was added."""
+        self.jobs_wait.set()
 
     async def close(self) -> None:
         """Finish what was submitted and close the file."""
@@ -306,6 +312,7 @@ class TakerSpool:
             window_s=sync.delivery.retry_window_s,
             now_ms=spool.now_ms,
             loaded_bytes=spool.loaded_bytes,
+            job_added=spool.job_added,
         )
         self.feed = self._new_feed()
 

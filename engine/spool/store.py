@@ -31,7 +31,7 @@ from amplitude_intercom.engine.spool.dead_letters import DeadLetters
 from amplitude_intercom.engine.spool.directory import ContactDirectory
 from amplitude_intercom.engine.spool.inbox import Inbox
 from amplitude_intercom.engine.spool.insert_ids import InsertIds, key_of
-from amplitude_intercom.engine.spool.jobs import Jobs
+from amplitude_intercom.engine.spool.jobs import Expiry, JobKind, JobRow, Jobs, NewMapping
 from amplitude_intercom.engine.spool.meta import Checkpoints, EventNamesTable, Meta
 from amplitude_intercom.engine.spool.queue import Queue, Tables
 from amplitude_intercom.engine.spool.records import Records
@@ -361,6 +361,25 @@ class Store:
                 f"dead:{query.reason}" if query.reason else "dead"
             ]
         return self.letters.count(taker, query)[0]
+
+    def ask_job(
+        self,
+        kind: JobKind,
+        taker: int,
+        query: DeadLetterQuery | Expiry | NewMapping,
+        expected: int,
+        *,
+        who: str,
+        why: str = "",
+        now_ms: int,
+    ) -> JobRow:
+        """Keep a job about what a taker has now: ``expected`` records or letters."""
+        sync, upper_id = self.takers.name_of(taker), (self.accounts.last_batch() + 1) * SLOTS - 1
+        if isinstance(query, DeadLetterQuery):  # a record may die later that came before
+            upper_id = self.letters.last_id(taker)
+        return self.jobs.add(
+            lambda id_: JobRow(id_, kind, sync, query, upper_id, expected, who, why, now_ms)
+        )
 
     # --- looking at it --------------------------------------------------------------------
 

@@ -26,6 +26,15 @@ class Users:
         )
         return dict(rows)
 
+    def is_parked(self, taker: int, user: str, reason: str) -> bool:
+        """Return whether a user waits for a reason, and nothing of it is under way."""
+        found = self._db.execute(
+            "SELECT 1 FROM users WHERE taker = ? AND user_key = ? AND reason = ?"
+            " AND wake_at_ms IS NOT NULL",
+            (taker, user, reason),
+        )
+        return found.fetchone() is not None
+
     def any(self, taker: int) -> bool:
         """Return whether any user of a taker is aside."""
         found = self._db.execute("SELECT 1 FROM users WHERE taker = ? LIMIT 1", (taker,))
@@ -89,6 +98,14 @@ class Users:
     def free_all(self, taker: int) -> None:
         """Let all users of a taker go: nothing of it waits."""
         self._db.execute("DELETE FROM users WHERE taker = ?", (taker,))
+
+    def free_some(self, taker: int, limit: int) -> int:
+        """Let some users of a taker go, for their records are queued again; return how many."""
+        return self._db.execute(
+            "DELETE FROM users WHERE taker = ? AND user_key IN"
+            " (SELECT user_key FROM users WHERE taker = ? LIMIT ?)",
+            (taker, taker, limit),
+        ).rowcount
 
     def wake(self, taker: int, user: str, now_ms: int) -> None:
         """Make a parked user due; one that is being worked off stays so."""

@@ -546,13 +546,12 @@ class SpoolMachine(RuleBasedStateMachine):
     @rule(user=st.sampled_from(USERS), window_ms=st.sampled_from([0, 300, 5_000]))
     def expire(self, user: str, window_ms: int) -> None:
         before_ms = self.now_ms - window_ms
-        out = self.model.out_ids()
-        if out & set(self._expiring(user, before_ms)) and user not in self.model.halted:
-            return  # the feed expires only what cannot be under way
+        row = self.model.aside.get(user)
+        is_parked = row and row.wake_at_ms is not None and row.reason == UNKNOWN.reason
         self.store.begin()
         self.queue.expire(user, UNKNOWN, before_ms, self.now_ms)
         self.store.commit()
-        for i in self._expiring(user, before_ms):
+        for i in self._expiring(user, before_ms) if is_parked else ():
             if not self.model.pending[i].damaged:
                 self.model.bury(i, "user_not_found")
         self._find_damaged()

@@ -14,7 +14,7 @@ from amplitude_intercom.engine.jobs import SLICE, replay
 from amplitude_intercom.engine.reasons import DeadReason
 from amplitude_intercom.engine.rules.admission import Admission, Admitted
 from amplitude_intercom.engine.rules.verdicts import Verdict
-from amplitude_intercom.engine.spool.jobs import DeadLetterJob, JobKind, JobState
+from amplitude_intercom.engine.spool.jobs import JobKind, JobRow, JobState
 from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.transports import Batch
 from amplitude_intercom.transports.amplitude import BadEvent, Head
@@ -132,13 +132,11 @@ def test_a_job_that_cannot_be_done_fails_and_those_behind_it_are_done(tmp_path: 
     """What it asks for cannot be read: the engine goes on, after a restart too."""
 
     def plant(store: Store) -> None:
-        store.jobs.add(
-            lambda id_: DeadLetterJob(id_, JobKind.REPLAY, SYNC, ALL, 9, 3, "test", "", 1)
-        )
+        store.jobs.add(lambda id_: JobRow(id_, JobKind.REPLAY, SYNC, ALL, 9, 3, "test", "", 1))
         store.db.execute("UPDATE jobs SET query = '{'")
 
     def mend(store: Store) -> None:
-        store.db.execute("UPDATE jobs SET query = '{}' WHERE id = 1")
+        store.db.execute('UPDATE jobs SET query = \'{"of": "dead_letters"}\' WHERE id = 1')
 
     async def scenario() -> None:
         async with simulation.engine(tmp_path, simulation.sandbox()) as running:
@@ -188,7 +186,7 @@ def test_of_thirty_letters_one_that_meets_a_fault_of_ours_stays_dead(tmp_path: P
 def test_jobs_are_listed_the_latest_first(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with simulation.engine(tmp_path, simulation.sandbox()) as running:
-            made: list[DeadLetterJob] = []
+            made: list[JobRow] = []
             for _ in range(3):
                 made.append(await running.jobs.ask(JobKind.REPLAY, SYNC, ALL, who="test"))
             await running.jobs.ended(made[-1].id)
@@ -196,3 +194,46 @@ def test_jobs_are_listed_the_latest_first(tmp_path: Path) -> None:
             assert await running.jobs.get(99) is None
 
     virtual.run(scenario)
+
+
+def test_a_stranger_s_thousands_of_events_expire_together_and_not_bit_by_bit(
+    tmp_path: Path,
+) -> None:
+    """More than one transaction takes: the first retry behind the window ends all of them."""
+    count, window_s = 3 * SLICE + 7, 3_600.0
+    delivery = {"retry_attempts": 4, "retry_window_s": window_s}
+
+    async def scenario() -> None:
+        local = simulation.sandbox()
+        async with simulation.engine(tmp_path, local, delivery=delivery) as running:
+            events = [simulation.event("stranger", n) for n in range(count)]
+            await running.submit(events, api_key=simulation.API_KEY)
+            await anyio.sleep(2 * window_s)
+            [job] = await running.jobs.latest()
+            assert (job.kind, job.state, job.who) == (JobKind.EXPIRE, JobState.DONE, "delivery")
+            counters = running.pipelines[SYNC].spool.counters
+            assert counters["dead:user_not_found"] == await dead(running) == count
+            assert counters["pending"] == 0
+        assert len(simulation.made(local)) <= 2 * 4
+
+    virtual.run(scenario)
+
+
+def test_a_stranger_who_signs_up_while_its_events_expire_has_the_rest_of_them(
+    tmp_path: Path,
+) -> None:
+    sync = OneSync(opened(tmp_path / "spool.db"))
+    failure = Failure(DeadReason.USER_NOT_FOUND, 404)
+    sync.append(*[kept("ann") for _ in range(2 * SLICE)])
+    head = sync.load(limit=1).records[0]
+    sync.store.begin()
+    sync.queue.park(head, failure, 10, 1)
+    sync.store.commit()
+    while sync.load(limit=SLICE).more:
+        pass
+    sync.store.begin()
+    assert sync.queue.expire("ann", failure, 1, 2) == (SLICE, True)
+    sync.store.users.forgive(sync.taker, "ann")
+    assert sync.queue.expire("ann", failure, 1, 2) == (0, False)
+    sync.store.commit()
+    assert (sync.counters["dead"], sync.counters["pending"]) == (SLICE, SLICE)

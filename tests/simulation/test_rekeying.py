@@ -1,0 +1,146 @@
+"""After a change of ``[sync.mapping]`` what waits goes to the contacts that it names now."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import anyio
+import msgspec
+import pytest
+
+from amplitude_intercom.engine import Engine, SettingsError
+from amplitude_intercom.engine.spool.jobs import JobKind, JobState
+from amplitude_intercom.transports import Receipt
+from amplitude_intercom.transports.sandbox import InProcess, Sandbox
+from support import simulation, virtual
+
+SYNC = "simulated"
+BY_EMAIL = {"identifier": "email", "from": "event.mail"}
+USERS = 30
+EACH = 40
+
+
+def engine(folder: Path, local: Sandbox, *, deliver: bool = True, **sync: Any) -> Engine:
+    loop = virtual.current()
+    return Engine(
+        simulation.settings(folder, **sync),
+        wire=lambda intercom: InProcess(local),
+        now_ms=loop.wall_ms,
+        now_s=loop.wall_s,
+        jitter=lambda: 0.5,
+        inline=True,
+        deliver=deliver,
+    )
+
+
+def event(user: int, n: int) -> dict[str, Any]:
+    properties = {"n": n, "mail": f"User-{user}@example.com"}
+    return simulation.event(f"user-{user}", n, event_properties=properties)
+
+
+async def submit(running: Engine, numbers: range) -> Receipt:
+    events = [event(user, n) for n in numbers for user in range(USERS)]
+    return await running.submit(events, api_key=simulation.API_KEY)
+
+
+async def fill(folder: Path) -> None:
+    """Let half of the events wait for users whom nobody knows, and half of them be packed."""
+    strangers = simulation.sandbox()
+    async with engine(folder, strangers, mapping=BY_EMAIL) as running:
+        await submit(running, range(EACH // 2))
+        await anyio.sleep(20)
+        assert (await running.status()).syncs[0].parked_users == {"user_not_found": USERS}
+        running.cancel()
+    async with engine(folder, strangers, deliver=False, mapping=BY_EMAIL) as running:
+        await submit(running, range(EACH // 2, EACH))
+        nobodys = simulation.event(
+            "", EACH, device_id="device-1", event_properties={"mail": "a@b.example"}
+        )
+        del nobodys["user_id"]
+        await running.submit([nobodys], api_key=simulation.API_KEY)
+
+
+def known() -> Sandbox:
+    local = simulation.sandbox()
+    for user in range(USERS):
+        local.add_contact(external_id=f"user-{user}")
+    return local
+
+
+def check_order(local: Sandbox) -> None:
+    """Every user has its own events, in order, and none twice."""
+    sent: dict[str, list[int]] = {f"user-{user}": [] for user in range(USERS)}
+    for entry in simulation.made(local):
+        body = msgspec.json.decode(entry.body)
+        sent[body["user_id"]].append(body["metadata"]["n"])
+    assert sent == {user: list(range(EACH)) for user in sent}
+
+
+def test_what_waits_is_sent_to_whom_it_names_now(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        await fill(tmp_path)
+        local = known()
+        async with engine(tmp_path, local) as running:
+            await running.settled()
+            status = (await running.status()).syncs[0]
+            assert status.delivered == USERS * EACH
+            assert status.dead_by_reason == {"invalid_identity": 1}  # it names nobody now
+            assert status.rekeying == 0
+            [job] = await running.jobs.latest()
+            assert (job.kind, job.state) == (JobKind.REKEY, JobState.DONE)
+            assert job.expected == USERS * EACH + 1 == job.counts["rekeyed"]
+        check_order(local)
+
+    virtual.run(scenario)
+
+
+def test_nothing_is_sent_before_that_is_done_and_a_kill_does_not_forget_it(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        await fill(tmp_path)
+        local = known()
+        async with engine(tmp_path, local) as running:
+            job_id = running.jobs.rekeying[SYNC]
+            with pytest.raises(SettingsError, match="delivers nothing before"):
+                await running.jobs.cancel(job_id)
+            while not (await running.jobs.latest())[0].counts:
+                await anyio.lowlevel.checkpoint()
+            assert (await running.status()).syncs[0].rekeying == job_id
+            assert simulation.made(local) == []
+            running.cancel()
+        async with engine(tmp_path, local) as running:
+            assert running.jobs.rekeying == {SYNC: job_id}
+            await running.settled()
+        check_order(local)
+
+    virtual.run(scenario)
+
+
+def test_a_mapping_that_changes_back_halfway_is_followed_too(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        await fill(tmp_path)
+        async with engine(tmp_path, known()) as running:
+            while not (await running.jobs.latest())[0].counts:
+                await anyio.lowlevel.checkpoint()
+            running.cancel()
+        local = simulation.sandbox()
+        for user in range(USERS):
+            local.add_contact(email=f"user-{user}@example.com")
+        async with engine(tmp_path, local, mapping=BY_EMAIL) as running:
+            await running.settled()
+            back, forth = await running.jobs.latest()
+            assert (back.state, forth.state) == (JobState.DONE, JobState.CANCELLED)
+            status = (await running.status()).syncs[0]
+            assert (status.delivered, status.pending) == (USERS * EACH, 0)
+
+    virtual.run(scenario)
+
+
+def test_a_mapping_that_stays_asks_for_nothing(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        await fill(tmp_path)
+        async with engine(tmp_path, simulation.sandbox(), mapping=BY_EMAIL) as running:
+            assert running.jobs.rekeying == {}
+            assert await running.jobs.latest() == []
+
+    virtual.run(scenario)
