@@ -134,6 +134,7 @@ class _NumberedHead(Head, gc=False):
 
 
 _head = msgspec.json.Decoder(Head)
+_heads = msgspec.json.Decoder(list[Head])
 _numbered_head = msgspec.json.Decoder(_NumberedHead)
 OBJECTS: Final = ("event_properties", "user_properties", "groups", "group_properties")
 """Fields of an event that are objects or null; Amplitude refuses anything else there."""
@@ -151,6 +152,17 @@ def decode_head(raw: bytes) -> Head | BadEvent:
         return _decode_numbered_head(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return _diagnose(raw, error)
+
+
+def decode_heads(raws: Sequence[bytes]) -> list[Head] | None:
+    """Return the heads of events, each of them JSON; None where one of them needs a look."""
+    together = b"[%b]" % b",".join(raws)
+    try:
+        if not together.isascii():
+            together.decode()
+        return _heads.decode(together)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def _decode_numbered_head(raw: bytes) -> Head | BadEvent:

@@ -39,6 +39,7 @@ from amplitude_intercom.transports.amplitude import (
     Time,
     check_head,
     decode_head,
+    decode_heads,
     fields_of,
     group_identify_event,
     identify_event,
@@ -432,7 +433,7 @@ def _read_checked(
     head, raw = read_head(bytes(event))
     if isinstance(head, BadEvent):
         return head, raw
-    return check_head(head, upload.min_id_length) or _check_depth(raw) or head, raw
+    return _check(head, raw, upload.min_id_length) or head, raw
 
 
 def decode_events(
@@ -441,19 +442,32 @@ def decode_events(
     max_event_bytes: int = MAX_EVENT_BYTES,
 ) -> tuple[list[Head], list[bytes]] | BadUpload:
     """Return heads and bytes of events as HTTP V2 takes them, or the refusal of all of them."""
+    raws = list(map(bytes, events))
+    heads = decode_heads(raws) if max(map(len, raws), default=0) <= max_event_bytes else None
+    if heads is None:
+        return _decode_each(raws, min_id_length, max_event_bytes)
+    check = _check_upload
+    problems = [check(head, raw, min_id_length) for head, raw in zip(heads, raws, strict=True)]
+    bad = [(index, problem) for index, problem in enumerate(problems) if problem is not None]
+    return refuse_events(bad) if bad else (heads, raws)
+
+
+def _decode_each(
+    raws: list[bytes], min_id_length: int, max_event_bytes: int
+) -> tuple[list[Head], list[bytes]] | BadUpload:
+    """Do the same one by one, for one of them is not as nearly all are."""
     heads: list[Head] = []
-    raws: list[bytes] = []
     bad: list[tuple[int, BadEvent]] = []
-    for index, event in enumerate(events):
-        raw = bytes(event)
+    for index, raw in enumerate(raws):
         head = decode_head(raw) if len(raw) <= max_event_bytes else too_large(raw, max_event_bytes)
         if isinstance(head, BadEvent):
-            head, raw = read_mended(head, raw)
-        problem = head if isinstance(head, BadEvent) else _check_upload(head, raw, min_id_length)
-        if problem is None:
-            heads.append(head)  # type: ignore[arg-type]  # a head: bad events are problems
-            raws.append(raw)
+            head, raws[index] = read_mended(head, raw)
+        if isinstance(head, Head):
+            heads.append(head)
+            problem = _check_upload(head, raws[index], min_id_length)
         else:
+            problem = head
+        if problem is not None:
             bad.append((index, problem))
     return refuse_events(bad) if bad else (heads, raws)
 
@@ -498,14 +512,21 @@ def _check_upload(head: Head, raw: bytes, min_id_length: int) -> BadEvent | None
         and (isinstance(time, str) or not 0 <= time < MAX_TIME or time != int(time))
     ):
         return BadEvent("invalid_field", "time", "time must be whole milliseconds since 1970")
+    return _check(head, raw, min_id_length)
+
+
+def _check(head: Head, raw: bytes, min_id_length: int) -> BadEvent | None:
+    """Return what is wrong with an event, but for its time: with its ids, or how deep it is.
+
+    Counting the brackets clears nearly every event at once.
+    """
     problem = check_head(head, min_id_length)
-    return problem or _check_depth(raw)
+    if problem is None and len(raw.translate(None, _NO_OPENING)) > MAX_DEPTH:
+        return _check_depth(raw)
+    return problem
 
 
 def _check_depth(raw: bytes) -> BadEvent | None:
-    """Return what is nested too deep. Counting the brackets clears nearly every event at once."""
-    if len(raw.translate(None, _NO_OPENING)) <= MAX_DEPTH:
-        return None
     for name, value in (fields_of(raw) or {}).items():
         if _is_deep(bytes(value)):
             return BadEvent("invalid_field", name, f"{name} is nested deeper than {MAX_DEPTH}")

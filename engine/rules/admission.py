@@ -54,6 +54,7 @@ class Admission:
         self._users_off = off or (None if sync.users.enabled else DropReason.USERS_DISABLED)
         self._updates = contacts.updates_on_events and not self._users_off
         self._known = lru_cache(TYPE_VERDICTS_KEPT)(self._drop_by_type)
+        self._all_kept = lru_cache(TYPE_VERDICTS_KEPT)(self._keeps_all)
 
     @property
     def needed(self) -> frozenset[str]:
@@ -94,6 +95,12 @@ class Admission:
         may_update = found.reason in (self._events_off, DropReason.NOT_SELECTED)
         return None if may_update and self._updates else found.reason
 
+    def _keeps_all(self, event_type: str) -> bool:
+        """Return whether every event of a type is sent, and its head says for whom."""
+        found = self.of_type(event_type)
+        sends_all = not isinstance(found, Drop) and found.always
+        return sends_all and self._who.in_head and not self._updates
+
     def judge(
         self, head: Head | BadEvent, raw: bytes, *, checked: bool = False
     ) -> Verdict[Admitted]:
@@ -104,6 +111,10 @@ class Admission:
         if isinstance(head, BadEvent):
             return self._judge_bad(head, raw)
         event_type = head.event_type
+        is_plain = checked and event_type and len(event_type) <= LONGEST_TYPE_KEPT
+        if is_plain and self._all_kept(event_type):
+            user = self._who.of_head(head)
+            return Keep((Kind.EVENT, user)) if user else Drop(DropReason.NO_IDENTITY)
         reason = self.drop_by_type(event_type)
         if reason:
             return Drop(reason)

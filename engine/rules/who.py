@@ -28,12 +28,14 @@ class Who:
         self.field = mapping.identifier
         """``external_id`` or ``email``."""
         self._source = paths.parse(mapping.source)
+        self._is_user_id = self._source.name == "user_id"
+        self._is_email = mapping.identifier == "email"
         self.in_head = not self._source.scope
         """Whether the key can be read from an event's head alone."""
 
     def of_head(self, head: Head) -> str:
         """Return the contact's key, or an empty text where there is none."""
-        return self._normal(head.user_id if self._source.name == "user_id" else head.device_id)
+        return self._normal(head.user_id if self._is_user_id else head.device_id)
 
     def of_event(self, event: Event) -> str:
         """Return the contact's key, or an empty text where there is none."""
@@ -57,7 +59,7 @@ class Who:
             text = _digits(value)
         else:
             return ""
-        return text.strip().lower() if self.field == "email" else text
+        return text.strip().lower() if self._is_email else text
 
     def identity(self, key: str) -> Identity | Reject:
         """Return what Intercom finds the contact by."""
