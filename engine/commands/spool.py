@@ -104,8 +104,11 @@ async def compact(settings: Settings, *, as_json: bool) -> int:
 
 def backup(settings: Settings, target: Path, *, as_json: bool) -> int:
     """Write a checked copy of the spool, consistent as of one moment."""
+    path = _path(settings)
+    if not path.exists():
+        return complain(NOT_YET.format(path), FAILED)
     try:
-        size_bytes = copy_of.backup(_path(settings), target)
+        size_bytes = copy_of.backup(path, target)
     except SpoolError as error:
         return complain(error, FAILED)
     if as_json:

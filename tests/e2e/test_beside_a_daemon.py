@@ -17,12 +17,13 @@ from amplitude_intercom.engine.spool.sqlite.lock import DataDir
 from support import process
 
 NOWHERE = "http://127.0.0.1:9"
+OF_A_SYNC = (("dead-letters", "discard", "--all"), ("dead-letters", "replay"))
 WRITING = (
-    ("dead-letters", "discard", "--all"),
-    ("dead-letters", "replay"),
+    *OF_A_SYNC,
     ("spool", "compact"),
+    ("spool", "move", "gone", "e2e"),
+    ("spool", "drop", "gone", "--yes"),
 )
-"""All but the last are about one sync."""
 
 
 def settings_of(folder: Path, port: int, **admin: Any) -> Path:
@@ -65,7 +66,7 @@ async def test_an_answer_that_is_none_is_a_failure_that_says_what_was_answered(
     async with process.daemon(config):
         text = config.read_text(encoding="utf-8")
         config.write_text(text.replace('name = "e2e"', 'name = "newer"'), encoding="utf-8")
-        for command in (("dead-letters", "list"), ("users", "show", "a"), *WRITING[:-1]):
+        for command in (("dead-letters", "list"), ("users", "show", "a"), *OF_A_SYNC):
             code, out, err = await process.run(*command, "-c", str(config))
             assert (code, out) == (1, ""), command
             assert "answers 404: no sync named newer" in err
