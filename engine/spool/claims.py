@@ -6,7 +6,9 @@ has the same, after a crash too.
 
 Rules
 =====
-1. An event that had a second before keeps it, whatever the settings say now.
+1. An event that had a second before keeps it, whatever the settings say now; but where it is held
+   by another one now, since the event was moved to another sync or has another name, rules 2 to 4
+   are for it as for a new one, from that second on.
 2. One with the same content as another shares its second: Intercom is to take them for the same.
 3. Every other one gets its own second, or else the next free one, up to ``shift_s`` ahead.
 4. Where none of these is free it gets its own nevertheless, and that is said.
@@ -47,7 +49,7 @@ DELETE FROM created_at_claims WHERE id = ?
 LEAST_LOOKED_AT = 512
 """Claims that are looked at on a full disk, whether they can be forgotten."""
 
-_GIVEN = "SELECT id, second, key IS NULL AND content IS NOT NULL FROM created_at_claims"
+_GIVEN = "SELECT id, second, key IS NULL AND content IS NOT NULL, key FROM created_at_claims"
 """The third column is true of an event that shares its second with a different one (rule 4)."""
 
 
@@ -101,7 +103,7 @@ class Claims:
 
         A window of 0 turns this off: an event that has no second yet keeps its own.
         """
-        given = self._kept(claims)
+        given = self._held(claims)
         new = [claim for claim in claims if claim.claim_id not in given] if self._window_ms else []
         if new and self._is_short:
             forget_outlived(self._db, 0, max(LEAST_LOOKED_AT, 2 * len(new)), now_ms, now_ms)
@@ -146,8 +148,44 @@ class Claims:
 
     def _kept(self, claims: Sequence[Claim]) -> dict[int, Given]:
         """Return the seconds that events have had before."""
+        return {id_: given for id_, (given, _) in self._found(claims).items()}
+
+    def _held(self, claims: Sequence[Claim]) -> dict[int, Given]:
+        """Return the seconds that events have had before, and see that they are theirs (rule 1)."""
+        found = self._found(claims)
+        held = {}
+        for claim in claims:
+            if claim.claim_id in found:
+                given, key = found[claim.claim_id]
+                if key is not None and bytes(key) != self._key(claim, given.second):
+                    given = self._hold(claim, given.second)
+                held[claim.claim_id] = given
+        return held
+
+    def _found(self, claims: Sequence[Claim]) -> dict[int, tuple[Given, bytes | None]]:
         rows = find_in(self._db, f"{_GIVEN} WHERE id IN", [claim.claim_id for claim in claims])
-        return {id_: Given(second, bool(crowded)) for id_, second, crowded in rows}
+        return {id_: (Given(second, bool(crowded)), key) for id_, second, crowded, key in rows}
+
+    def _hold(self, claim: Claim, first: int) -> Given:
+        """Let an event's claim be of this taker and of its name; it begins at ``first``."""
+        content = self._content(claim)
+        shared = self._second_of(content)
+        if shared is not None:
+            self._change(claim.claim_id, None, None, shared)
+            return Given(shared)
+        for second in range(first, first + self._shift_s + 1):
+            key = self._key(claim, second)
+            if self._is_free(key, {}):
+                self._change(claim.claim_id, key, content, second)
+                return Given(second)
+        self._change(claim.claim_id, None, content, first)
+        return Given(first, crowded=True)
+
+    def _change(self, claim_id: int, key: bytes | None, content: bytes | None, second: int) -> None:
+        self._db.execute(
+            "UPDATE created_at_claims SET key = ?, content = ?, second = ? WHERE id = ?",
+            (key, content, second, claim_id),
+        )
 
     def _take_own(self, new: Sequence[Claim], now_ms: int) -> bool:
         """Give each event its own second; where one of them is taken, nothing is done."""

@@ -129,3 +129,27 @@ def test_syncs_do_not_take_each_other_s_seconds(tmp_path: Path) -> None:
     [first], [second] = claims_of(1), claims_of(1, first=2)
     assert one.claim([first], 1) == [Given(100)]
     assert other.claim([second], 1) == [Given(100)]
+
+
+def test_an_event_that_another_sync_takes_over_does_not_take_a_second_of_its_own(
+    tmp_path: Path,
+) -> None:
+    shop, mail = seconds(tmp_path, taker=1), seconds(tmp_path, taker=2)
+    moved, own = claims_of(3), claims_of(2, first=11, second=101)
+    assert [given.second for given in shop.claim(moved, 1)] == [100, 101, 102]
+    assert [given.second for given in mail.claim(own, 1)] == [101, 102]
+    taken = [Given(100), Given(103), Given(104)]
+    assert mail.claim(moved, 2) == taken
+    assert mail.claim(moved, 3) == taken
+    assert mail.claim(own, 3) == [Given(101), Given(102)]
+
+
+def test_a_dead_letter_that_is_replayed_under_another_name_swallows_none_of_that_name(
+    tmp_path: Path,
+) -> None:
+    claims = seconds(tmp_path)
+    first, second = claims_of(2)
+    renamed = msgspec.structs.replace(first, name="B")
+    claims.claim([first], 1)
+    claims.claim([msgspec.structs.replace(second, name="B")], 1)
+    assert claims.claim([renamed], 2) == [Given(101)]
