@@ -22,7 +22,6 @@ import urllib.parse
 import zlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
 from typing import Any, Final
 
 import aiohttp
@@ -42,7 +41,7 @@ from amplitude_intercom.transports.bounds import (
 from amplitude_intercom.transports.contract import Batch, Intake
 from amplitude_intercom.transports.errors import Refused, UnknownApiKey
 from amplitude_intercom.transports.inflate import Inflate
-from amplitude_intercom.transports.limits import ByteBudget, Hold, KeyLimits
+from amplitude_intercom.transports.limits import LEAST_COST_BYTES, ByteBudget, Hold, KeyLimits
 from amplitude_intercom.transports.openapi import SUCCESS, describe
 from amplitude_intercom.transports.refusals import NO_DOOR, Refusals
 from amplitude_intercom.transports.sockets import Listener, share_of_descriptors
@@ -281,23 +280,20 @@ class HttpSource:
                 return refused
         if (request.content_length or 0) > door.max_bytes:
             return TOO_LARGE
-        async with AsyncExitStack() as stack:
-            taken = await self._decode(await self._read(request, door, stack), door, path)
+        with self._budget.hold(request.remote or "") as hold:
+            taken = await self._decode(await self._read(request, door, hold), door, path)
             return taken if isinstance(taken, BadUpload) else await self._store(*taken)
 
-    async def _read(
-        self, request: web.BaseRequest, door: Door, stack: AsyncExitStack
-    ) -> Parts | BadUpload:
-        """Read a request whole, and hold its bytes as long as the stack is open."""
-        hold: Hold | None = None
+    async def _read(self, request: web.BaseRequest, door: Door, hold: Hold) -> Parts | BadUpload:
+        """Read a request whole, once there are free bytes for it."""
         try:
             async with asyncio.timeout(self._body_timeout_s) as deadline:
-                hold = await stack.enter_async_context(self._budget.enter(request.remote or ""))
-                deadline.reschedule(asyncio.get_running_loop().time() + self._body_timeout_s)
+                if await hold.grow(LEAST_COST_BYTES):
+                    deadline.reschedule(asyncio.get_running_loop().time() + self._body_timeout_s)
                 await _say_continue(request)
                 body = await read_body(request, door.max_bytes, hold)
         except TimeoutError:
-            return BUSY if hold is None or hold.waits else TOO_SLOW
+            return BUSY if hold.waits else TOO_SLOW
         except _Unreadable as error:
             return error.refusal
         assert self._listener is not None

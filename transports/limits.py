@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, OrderedDict, deque
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from typing import Final
+from collections.abc import Sequence
+from typing import Final, Self
 
 from aiolimiter import AsyncLimiter
 
@@ -28,7 +27,7 @@ SMALL_BYTES: Final = 262_144
 
 
 class Hold:
-    """What one request of a client holds of a ``ByteBudget``."""
+    """What one request of a client holds of a ``ByteBudget``, until its context ends."""
 
     def __init__(self, budget: ByteBudget, address: str) -> None:
         self._budget = budget
@@ -37,11 +36,21 @@ class Hold:
         self.waits = False
         """Whether it waits, or was waiting when it was given up, for bytes that others hold."""
 
-    async def grow(self, size: int) -> None:
-        """Hold ``size`` bytes from now on; waits until they are free."""
+    async def grow(self, size: int) -> bool:
+        """Hold ``size`` bytes from now on; waits until they are free. Returns whether it did."""
+        turn = self._budget.take(self, size - self.size)
+        if turn is None:
+            return False
         self.waits = True
-        await self._budget.take(self, size - self.size)
+        await turn
         self.waits = False
+        return True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._budget.give_back(self)
 
 
 class ByteBudget:
@@ -62,24 +71,18 @@ class ByteBudget:
         self._holds: dict[Hold, None] = {}  # in the order of entering
         self._waiting: deque[tuple[asyncio.Future[None], Hold, int]] = deque()
 
-    @asynccontextmanager
-    async def enter(self, address: str = "") -> AsyncIterator[Hold]:
-        """Hold the least that a request costs, to grow from there; waits until that is free."""
-        hold = Hold(self, address)
-        try:
-            await self.take(hold, LEAST_COST_BYTES)
-            yield hold
-        finally:
-            self._give_back(hold)
+    def hold(self, address: str = "") -> Hold:
+        """Return what a request of an address holds: nothing yet."""
+        return Hold(self, address)
 
-    async def take(self, hold: Hold, size: int) -> None:
-        """Add ``size`` bytes to what is held; waits until they are free."""
+    def take(self, hold: Hold, size: int) -> asyncio.Future[None] | None:
+        """Add ``size`` bytes to what is held, or return the turn to be waited for."""
         if not self._waiting and self._grant(hold, size):
-            return
+            return None
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((turn, hold, size))
         self._call_in()
-        await turn
+        return turn
 
     def _grant(self, hold: Hold, size: int) -> bool:
         if next(iter(self._holds), hold) is not hold and not self._fits(hold, size):
@@ -94,7 +97,8 @@ class ByteBudget:
         kept_free = 0 if hold.size + size <= self._small_bytes else self._half
         return size + kept_free <= self._free and self._held_by[hold.address] + size <= self._half
 
-    def _give_back(self, hold: Hold) -> None:
+    def give_back(self, hold: Hold) -> None:
+        """Let others have what is held."""
         self._holds.pop(hold, None)
         self._free += hold.size
         self._held_by[hold.address] -= hold.size

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack
+from collections.abc import Coroutine
+from contextlib import ExitStack
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from amplitude_intercom.transports.amplitude import Head
-from amplitude_intercom.transports.limits import LEAST_COST_BYTES, MAX_KEYS, ByteBudget, KeyLimits
+from amplitude_intercom.transports.limits import (
+    LEAST_COST_BYTES,
+    MAX_KEYS,
+    ByteBudget,
+    Hold,
+    KeyLimits,
+)
 from amplitude_intercom.transports.uploads import TOO_LARGE, BadUpload
 from support import virtual
 
@@ -28,10 +35,11 @@ def test_no_more_than_the_room_is_held_and_whoever_waits_gets_in(
 
         async def visit(sizes: list[int], duration: int) -> None:
             nonlocal served
-            async with budget.enter() as hold:
+            with budget.hold() as hold:
                 held.append(0)
                 mine = len(held) - 1
                 try:
+                    await hold.grow(LEAST_COST_BYTES)
                     for size in sorted(sizes):
                         await hold.grow(max(size, hold.size))
                         held[mine] = hold.size
@@ -50,9 +58,11 @@ def test_no_more_than_the_room_is_held_and_whoever_waits_gets_in(
         ended = await asyncio.gather(*tasks, return_exceptions=True)
         assert not [error for error in ended if isinstance(error, AssertionError)]
         assert served >= len(visits) - len(given_up)
-        async with asyncio.timeout(1), budget.enter() as hold, budget.enter() as another:
-            await hold.grow(MAX // 2)  # nothing of it is lost
-            assert another.size == LEAST_COST_BYTES
+        async with asyncio.timeout(1):
+            with budget.hold() as hold, budget.hold() as another:
+                for each in (hold, another):
+                    await each.grow(LEAST_COST_BYTES)
+                await hold.grow(MAX // 2)  # nothing of it is lost
 
     virtual.run(main)
 
@@ -62,7 +72,7 @@ def test_requests_that_are_all_half_there_do_not_wait_for_one_another() -> None:
         budget, done = ByteBudget(MAX), list[int]()
 
         async def visit(number: int) -> None:
-            async with budget.enter() as hold:
+            with budget.hold() as hold:
                 for size in range(LEAST_COST_BYTES, MAX, LEAST_COST_BYTES):
                     await hold.grow(size)
                     await asyncio.sleep(0.1)
@@ -82,31 +92,30 @@ def test_one_address_holds_a_half_and_large_requests_leave_a_half_to_small_ones(
 
     async def main() -> None:
         budget = ByteBudget(16 * small, 2 * small)
-        async with AsyncExitStack() as stack:
-            enter = stack.enter_async_context
-            first = await enter(budget.enter("a"))
-            await first.grow(2 * small)
-            many = [await enter(budget.enter("a")) for _ in range(6)]
-            assert await _waits(budget.enter("a"), many[0].grow(2 * small))  # a half: no more
-            other = await enter(budget.enter("b"))  # though the first of them waits
+        with ExitStack() as stack:
+
+            async def enter(address: str, size: int = small) -> Hold:
+                hold = stack.enter_context(budget.hold(address))
+                await hold.grow(size)
+                return hold
+
+            await enter("a", 2 * small)
+            many = [await enter("a") for _ in range(6)]
+            with budget.hold("a") as one_more:
+                assert await _waits(one_more.grow(small), many[0].grow(2 * small))  # a half
+            other = await enter("b")  # though the first of them waits
             await other.grow(2 * small)
             assert await _waits(other.grow(3 * small))  # large: it would have to leave a half
             for address in "cdefg":
-                await (await enter(budget.enter(address))).grow(small)
+                await enter(address)
 
-    async def _waits(*what: Any) -> bool:
-        tasks = [asyncio.ensure_future(_whole(piece)) for piece in what]
+    async def _waits(*growing: Coroutine[Any, Any, bool]) -> bool:
+        tasks = [asyncio.ensure_future(piece) for piece in growing]
         done, pending = await asyncio.wait(tasks, timeout=1)
         for task in pending:
             task.cancel()
         await asyncio.wait(tasks)
         return not done
-
-    async def _whole(what: Any) -> None:
-        if hasattr(what, "__aenter__"):
-            async with what:
-                return
-        await what
 
     virtual.run(main)
 
