@@ -204,7 +204,7 @@ class Queue:
         if fit < len(records):
             last_id = records[fit - 1].id
         taken, aside = self._sort(records[:fit], crowd, now_ms)
-        lost = self._insert(rows, set(aside))
+        lost = self._insert(rows, set(aside), now_ms)
         if lost:
             taken = [record for record in taken if record.id not in lost]
         if len(rows) - len(lost) < sum(batch.count for batch in batches):
@@ -212,7 +212,9 @@ class Queue:
         more = fit < len(records) or self._inbox.next_id(self.taker, batches[-1].id) is not None
         return taken, last_id, more
 
-    def _insert(self, rows: Sequence[tuple[Record, int, int]], aside: set[int]) -> set[int]:
+    def _insert(
+        self, rows: Sequence[tuple[Record, int, int]], aside: set[int], now_ms: int
+    ) -> set[int]:
         """Insert records; return the ids of those that cannot be, which become dead letters.
 
         What was not foreseen costs the one that it concerns: where they cannot be inserted
@@ -228,11 +230,12 @@ class Queue:
             self._db.execute("ROLLBACK TO SAVEPOINT inserting")
             self._db.execute("RELEASE SAVEPOINT inserting")
             if len(rows) > 1:
-                return {id_ for row in rows for id_ in self._insert([row], aside)}
+                return {id_ for row in rows for id_ in self._insert([row], aside, now_ms)}
             record = rows[0][0]
             failure = internal_failure(fault, record=record.id)
             self._accounts.add(self.taker, "pending", -1)
-            self._keep(record, failure, record.accepted_at_ms)
+            plain = Record(record.id, Kind.EVENT, record.user_key, now_ms, record.raw)
+            self._keep(plain, failure, now_ms)  # its own numbers may be what is wrong
             return {record.id}
         return set()
 

@@ -17,7 +17,13 @@ from support import simulation, virtual
 KEYS = {"shop": ["shared", "shop-only"], "mail": ["shared"]}
 
 
-def engine(folder: Path, local: Sandbox, syncs: list[str], max_bytes: int = 10**9) -> Engine:
+def engine(
+    folder: Path,
+    local: Sandbox,
+    syncs: list[str],
+    max_bytes: int = 10**9,
+    user_from: str = "user_id",
+) -> Engine:
     table = {
         "data_dir": str(folder),
         "spool": {"max_bytes": max_bytes, "reserve_bytes": 0},
@@ -26,6 +32,7 @@ def engine(folder: Path, local: Sandbox, syncs: list[str], max_bytes: int = 10**
                 "name": name,
                 "amplitude_api_keys": KEYS[name],
                 "intercom": {"access_token": f"token-{name}"},
+                "mapping": {"from": user_from},
                 "events": {
                     "select": [{"types": ["*"]}],
                     "metadata": ["n"],
@@ -170,6 +177,18 @@ def test_what_is_left_of_a_sync_goes_to_another_in_its_order(tmp_path: Path) -> 
             assert [group.count for group in groups] == [700]
             assert await running.move_left("shop", "mail") == 0
         assert [stored.metadata["n"] for stored in local.events] == list(range(1_400))
+
+    virtual.run(scenario)
+
+
+def test_what_moves_is_for_whom_the_other_sync_names(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        local = simulation.sandbox()
+        await leave(tmp_path, local, events=3, dead=0)
+        async with engine(tmp_path, local, ["mail"], user_from="event.n") as running:
+            assert await running.move_left("shop", "mail") == 3
+            await running.settled()
+        assert {c.external_id for c in local.contacts.values()} == {"0", "1", "2"}
 
     virtual.run(scenario)
 

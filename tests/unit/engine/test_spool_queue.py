@@ -195,8 +195,8 @@ def test_damage_that_puts_a_second_record_to_a_dead_letter_s_id_loses_neither(pa
     sync = OneSync(opened(path))
     assert sync.load().records == []
     assert dead_of(sync) == [
-        (FIRST, "user_failing", b"{}"),
         (2 * SLOTS, "corrupt", b"[]"),
+        (FIRST, "user_failing", b"{}"),
     ]
     check_accounts(sync, received=2, delivered=0, dead=2)
     sync.store.close()
@@ -345,3 +345,18 @@ def test_however_little_is_loaded_at_once_all_of_it_comes_once_and_in_order(
     sync.deliver(*found)
     check_accounts(sync, received=20, delivered=20, dead=0)
     sync.store.close()
+
+
+def test_of_thirty_packed_events_one_that_makes_no_row_is_dead_and_the_others_wait(
+    tmp_path: Path,
+) -> None:
+    """A number that the database has no column for: nobody foresaw it, and it costs itself."""
+    sync = OneSync(opened(tmp_path / "spool.db"))
+    events = [kept(f"user-{n}", b'{"n": %d}' % n) for n in range(30)]
+    events[7] = events[7]._replace(claim_id=1 << 63)
+    sync.append(*events)
+    found = sync.load(limit=100).records
+    assert [record.raw for record in found] == [e.raw for e in events if e is not events[7]]
+    [letter] = sync.store.letters.find(sync.taker, DeadLetterQuery(every=True))
+    assert (letter.reason, letter.raw) == ("internal", events[7].raw)
+    assert (sync.counters["pending"], sync.counters["dead"]) == (29, 1)
