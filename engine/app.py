@@ -12,8 +12,9 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Self
@@ -64,6 +65,11 @@ from amplitude_intercom.transports.uploads import BadUpload, decode_events
 
 WireFactory = Callable[[Intercom], Wire]
 
+MOST_LANES = 4_096
+"""Lanes of all syncs together, some 20 kB each, but for ``LEAST_LANES`` of each sync."""
+
+LEAST_LANES = 4
+
 SOURCES = "amplitude_intercom.sources"
 """The group of entry points by which sources are found."""
 
@@ -113,9 +119,9 @@ class Engine:
         self._delivers = deliver
         self._max_event_bytes = (settings.http or Http()).max_event_bytes
         self._gates: dict[tuple[str, str], Gate] = {}
-        self._tokens = len({_token_of(sync) for sync in settings.sync})
+        self._syncs_of = _syncs_by_token(settings)
         self._data_dir = data_dir_of(settings)
-        self._gate_names = _gate_names(settings)
+        self._gate_names = _gate_names(self._syncs_of)
         self.pipelines: dict[str, Pipeline] = {}
         self.sources: dict[str, Source] = {}
         """Sources that run, by name: whoever starts one notes it here, for ``status``."""
@@ -137,8 +143,14 @@ class Engine:
                 inline=self._inline,
             )
             stack.push_async_callback(self.spool.close)
+            spools = await self.spool.open_for(self.settings.sync)
+            await self._renew_directories([s for s in self.settings.sync if self._delivers_to(s)])
+            most_lanes = max(LEAST_LANES, MOST_LANES // max(1, len(spools)))
             for sync in self.settings.sync:
-                self.pipelines[sync.name] = await self._build(sync, stack)
+                gate = await self._gate(sync, stack) if self._delivers_to(sync) else None
+                self.pipelines[sync.name] = Pipeline(
+                    sync, spools[sync.name], gate, self._now_ms, most_lanes=most_lanes
+                )
             self.jobs = JobRunner(self.spool, self.pipelines, self._now_ms)
             await self.jobs.follow_mappings()
             doors = [pipeline.door for pipeline in self.pipelines.values()]
@@ -214,21 +226,25 @@ class Engine:
         for gate in self._gates.values():
             gate.close()
 
-    async def _build(self, sync: Sync, stack: AsyncExitStack) -> Pipeline:
-        spool = await self.spool.of(sync)
-        delivers = sync.enabled and self._delivers
-        if delivers:
-            await self._renew_directory(sync, spool.taker)
-        gate = await self._gate(sync, stack) if delivers else None
-        return Pipeline(sync, spool, gate, self._now_ms)
+    def _delivers_to(self, sync: Sync) -> bool:
+        return sync.enabled and self._delivers
 
-    async def _renew_directory(self, sync: Sync, taker: int) -> None:
-        """Start a new contact directory where the old one is about another workspace or key."""
-        key, about = f"directory {taker}", directory_of(sync)
-        if await self.spool.do(lambda store: store.meta.get(key)) not in (None, about):
-            while await self.spool.do(lambda store: store.contacts.forget_all(taker, SLICE)):
-                pass
-        await self.spool.do(lambda store: store.meta.set(key, about))
+    async def _renew_directories(self, syncs: Sequence[Sync]) -> None:
+        """Start new contact directories where the old ones are about another workspace or key."""
+        about = {sync.name: directory_of(sync) for sync in syncs}
+
+        def stale(store: Store) -> list[int]:
+            takers = {store.known_taker(name): text for name, text in about.items()}
+            kept = {taker: store.meta.get(f"directory {taker}") for taker in takers}
+            return [t for t, text in takers.items() if kept[t] not in (None, text)]
+
+        def keep(store: Store) -> None:
+            for name, text in about.items():
+                store.meta.set(f"directory {store.known_taker(name)}", text)
+
+        for taker in await self.spool.do(stale):
+            await self._in_slices(partial(_forget_contacts, taker=taker))
+        await self.spool.do(keep)
 
     async def _gate(self, sync: Sync, stack: AsyncExitStack) -> Gate:
         """Return the gate of a sync's access token: syncs that share it share one budget."""
@@ -237,7 +253,7 @@ class Engine:
             self._gates[key] = Gate(
                 await self._wire_of(sync, stack),
                 requests_per_minute=sync.intercom.requests_per_minute,
-                max_in_flight=_most_calls(sync.intercom, self._tokens),
+                max_in_flight=_most_calls(sync.intercom, len(self._syncs_of)),
                 probe_first_s=sync.delivery.probe_first_s,
                 probe_most_s=sync.delivery.probe_most_s,
                 now_s=self._now_s,
@@ -255,7 +271,7 @@ class Engine:
         try:
             if self._wire:
                 return self._wire(sync.intercom)
-            return await stack.enter_async_context(client_of(sync.intercom, self._tokens))
+            return await stack.enter_async_context(client_of(sync.intercom, len(self._syncs_of)))
         except Exception as fault:
             raise SettingsError(
                 f"sync `{sync.name}`: sync.intercom makes no client: {type(fault).__name__}"
@@ -263,7 +279,7 @@ class Engine:
 
     def _name_of(self, token: tuple[str, str]) -> str:
         """Return the host that an access token is for, and the syncs that use it, for logs."""
-        syncs = [sync.name for sync in self.settings.sync if _token_of(sync) == token]
+        syncs = self._syncs_of[token]
         host = token[0].partition("://")[2]
         return f"{host} ({', '.join(syncs[:3])}{', …' if len(syncs) > 3 else ''})"
 
@@ -556,9 +572,20 @@ def data_dir_of(settings: Settings) -> str:
     return os.path.realpath(settings.data_dir)
 
 
-def _gate_names(settings: Settings) -> dict[tuple[str, str], str]:
+def _forget_contacts(store: Store, taker: int) -> int:
+    return store.contacts.forget_all(taker, SLICE)
+
+
+def _syncs_by_token(settings: Settings) -> dict[tuple[str, str], list[str]]:
+    """Return the names of the syncs that use each access token."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for sync in settings.sync:
+        found.setdefault(_token_of(sync), []).append(sync.name)
+    return found
+
+
+def _gate_names(tokens: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
     """Return a name without secrets for each access token: ``HOST#N``."""
-    tokens = dict.fromkeys(_token_of(sync) for sync in settings.sync)
     return {
         token: f"{urlsplit(token[0]).netloc}#{number}"
         for number, token in enumerate(tokens, start=1)

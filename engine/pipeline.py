@@ -122,6 +122,8 @@ class Pipeline:
         spool: TakerSpool,
         gate: Gate | None,
         now_ms: Callable[[], int],
+        *,
+        most_lanes: int = 8_192,
     ) -> None:
         """Wire a sync; without a gate nothing is delivered (a sync that is disabled)."""
         self.sync = sync
@@ -129,6 +131,7 @@ class Pipeline:
         self.gate = gate
         self.rules = SyncRules(sync)
         self._now_ms = now_ms
+        self._lanes = min(sync.delivery.lanes, most_lanes)
         self.adjusted = spool.feed.adjusted
         """What was changed on the way to Intercom, by reason, since the start."""
         self.names = EventNames(spool, now_ms)
@@ -191,7 +194,14 @@ class Pipeline:
             ends.enter_context(loaded)
             async with anyio.create_task_group() as tasks:
                 lanes = Lanes(
-                    tasks, ends, self.sync, self.spool, self.gate, self.contacts, self.names
+                    tasks,
+                    ends,
+                    self.sync,
+                    self.spool,
+                    self.gate,
+                    self.contacts,
+                    self.names,
+                    self._lanes,
                 )
                 tasks.start_soon(self.spool.feed.run, records)
                 mapper = MapperActor(self.rules, self.spool, self.names, lanes)
@@ -215,8 +225,9 @@ class Lanes:
         gate: Gate,
         contacts: Contacts,
         names: EventNames,
+        lanes: int,
     ) -> None:
-        """Start lanes in ``tasks``, and have their channels closed with ``ends``."""
+        """Start up to ``lanes`` in ``tasks``, and have their channels closed with ``ends``."""
         self._tasks = tasks
         self._ends = ends
         self._sync = sync
@@ -224,14 +235,15 @@ class Lanes:
         self._gate = gate
         self._contacts = contacts
         self._names = names
+        self._lanes = lanes
         self._inboxes: dict[int, MemoryObjectSendStream[list[Envelope]]] = {}
 
     def put(self, envelopes: Sequence[Envelope]) -> None:
         """Put envelopes at the end of their users' lanes; there is always space."""
         by_lane: defaultdict[int, list[Envelope]] = defaultdict(list)
-        lanes = self._sync.delivery.lanes
         for envelope in envelopes:
-            by_lane[zlib.crc32(envelope.record.user_key.encode()) % lanes].append(envelope)
+            number = zlib.crc32(envelope.record.user_key.encode()) % self._lanes
+            by_lane[number].append(envelope)
         for number, some in by_lane.items():
             if number not in self._inboxes:
                 self._inboxes[number] = self._start()

@@ -401,7 +401,9 @@ MEANINGS: Final[dict[str, str]] = {
     "sync.events.max_age_s": (
         "seconds that an event may be old, twenty years; older ones become dead letters"
     ),
-    "sync.delivery.lanes": "slices of the users that are worked on side by side",
+    "sync.delivery.lanes": (
+        "slices of the users that are worked on side by side; all syncs share 4,096, each has four"
+    ),
     "sync.delivery.read_ahead": "events that are loaded from the spool at once",
     "sync.delivery.retry_attempts": "calls for one record before it becomes a dead letter",
     "sync.delivery.retry_window_s": "seconds over which they are spread",

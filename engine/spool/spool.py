@@ -145,15 +145,16 @@ class Spool:
             await self.do(job)
         await self.writer.close()
 
-    async def of(self, sync: Sync) -> TakerSpool:
-        """Return one sync's part of the spool, which begins with this.
+    async def open_for(self, syncs: Sequence[Sync]) -> Mapping[str, TakerSpool]:
+        """Return each sync's part of the spool, which begins with this.
 
         Raises:
             SpoolError: the disk fails.
         """
-        taker = await self.do(lambda store: store.taker(sync.name))
-        self._takers[sync.name] = TakerSpool(self, taker, sync)
-        return self._takers[sync.name]
+        takers = await self.do(lambda store: [store.taker(sync.name) for sync in syncs])
+        for sync, taker in zip(syncs, takers, strict=True):
+            self._takers[sync.name] = TakerSpool(self, taker, sync)
+        return self._takers
 
     # --- taking in ------------------------------------------------------------------------
 
@@ -243,10 +244,9 @@ class Spool:
         assert isinstance(store.db, sqlite3.Connection)
         return SpoolFile(store.db).used_bytes()
 
-    @property
-    def full(self) -> Mapping[str, str]:
-        """Which syncs take nothing in for want of free bytes, and why."""
-        return self._database.store.full
+    def why_full(self, name: str) -> str:
+        """Return why a sync takes nothing in for want of free bytes; empty: it takes."""
+        return self._database.store.why_full(name)
 
     def counters(self, name: str, taker: int) -> Counter[str]:
         """Return a sync's counters, those of batches that were only counted included."""
@@ -332,10 +332,10 @@ class TakerSpool:
     @property
     def trouble(self) -> SpoolError | None:
         """Why nothing is taken in for this sync; None when all is well."""
-        why = self.spool.full.get(self.name)
-        if self.spool.trouble is None and why is not None:
+        trouble = self.spool.trouble
+        if trouble is None and (why := self.spool.why_full(self.name)):
             return SpoolError(RefusalReason.SPOOL_FULL, why)
-        return self.spool.trouble
+        return trouble
 
     async def begin_anew(self) -> None:
         """Let delivery begin as after a restart: from what is on disk.

@@ -192,14 +192,9 @@ class Store:
         self._shut = reason
         self.insert_ids.is_short = reason is RefusalReason.DISK_FULL
 
-    @property
-    def full(self) -> dict[str, str]:
-        """Which takers are refused for want of free bytes, and why, as of the last commit."""
-        return {
-            name: why
-            for name, taker in self._ids.items()
-            if (why := self._fullness.refused.get(taker))
-        }
+    def why_full(self, name: str) -> str:
+        """Return why a taker is refused for want of free bytes (last commit), or nothing."""
+        return self._fullness.refused.get(self.known_taker(name), "")
 
     def append(self, batches: Sequence[Append], now_ms: int) -> list[Appended | SpoolError]:
         """Append what takers keep of each batch: all of them, or none.
