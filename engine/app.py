@@ -48,7 +48,12 @@ from amplitude_intercom.engine.pipeline import IntakePipeline, Pipeline
 from amplitude_intercom.engine.settings import Http, Intercom, Settings, Sync
 from amplitude_intercom.engine.spool import leaving
 from amplitude_intercom.engine.spool.jobs import JobKind
-from amplitude_intercom.engine.spool.rows import DeadLetter, DeadLetterPage, DeadLetterQuery
+from amplitude_intercom.engine.spool.rows import (
+    DeadLetter,
+    DeadLetterPage,
+    DeadLetterQuery,
+    Position,
+)
 from amplitude_intercom.engine.spool.spool import Spool
 from amplitude_intercom.engine.spool.sqlite.files import former_spools
 from amplitude_intercom.engine.spool.sqlite.lock import DataDir
@@ -428,29 +433,33 @@ class Engine:
     # --- dead letters ---------------------------------------------------------------------
 
     async def dead_letters(
-        self, sync: str, query: DeadLetterQuery, *, after_id: int = 0, limit: int = 1000
+        self, sync: str, query: DeadLetterQuery, *, after: str = "", limit: int = 1000
     ) -> list[DeadLetter]:
-        """Return a sync's dead letters, by id.
+        """Return a sync's dead letters, by when they failed last.
+
+        ``after`` is what a page says to go on from.
 
         Raises:
             SpoolError: the spool cannot be read.
         """
-        taker = self.pipelines[sync].spool.taker
+        taker, position = self.pipelines[sync].spool.taker, Position.read(after)
         return await self.spool.do(
-            lambda store: store.letters.find(taker, query, after_id=after_id, limit=limit)
+            lambda store: store.letters.find(taker, query, after=position, limit=limit)
         )
 
     async def dead_letter_page(
-        self, sync: str, query: DeadLetterQuery, *, after_id: int = 0, limit: int = 1000
+        self, sync: str, query: DeadLetterQuery, *, after: str = "", limit: int = 1000
     ) -> DeadLetterPage:
-        """Return some of a sync's dead letters, by id, and how many the query means in all.
+        """Return some of a sync's dead letters, and how many the query means in all.
+
+        They are in the order of their last failure; ``after`` is what a page says to go on from.
 
         Raises:
             SpoolError: the spool cannot be read.
         """
-        taker = self.pipelines[sync].spool.taker
+        taker, position = self.pipelines[sync].spool.taker, Position.read(after)
         return await self.spool.look(
-            lambda store: store.dead_letter_page(taker, query, after_id, limit)
+            lambda store: store.dead_letter_page(taker, query, position, limit)
         )
 
     async def user(self, sync: str, user: str) -> UserState:

@@ -311,7 +311,9 @@ def list_dead_letters(
     since: Since = None,
     until: Until = None,
     limit: Annotated[int, typer.Option(min=1, max=MOST, help="Show this many at most.")] = 1_000,
-    after: Annotated[int, typer.Option(min=0, max=MOST, help="Only those with a larger id.")] = 0,
+    after: Annotated[
+        str, typer.Option(metavar="POSITION", help="Go on where another list says it ended.")
+    ] = "",
     json: Json = False,
 ) -> None:
     """List dead letters."""
@@ -319,10 +321,11 @@ def list_dead_letters(
     from amplitude_intercom.engine.commands.running import run
 
     query = _query(None, reason, user, since, until)
+    _check_position(after)
 
     async def work() -> int:
         return await commands.list_dead_letters(
-            _settings(config), sync, query, after_id=after, limit=limit, as_json=json
+            _settings(config), sync, query, after=after, limit=limit, as_json=json
         )
 
     raise typer.Exit(run(work))
@@ -538,6 +541,15 @@ def _check_text(text: str, option: str) -> None:
         text.encode()
     except UnicodeEncodeError:
         raise typer.BadParameter(f"`{text}` is not UTF-8", param_hint=option) from None
+
+
+def _check_position(after: str) -> None:
+    from amplitude_intercom.engine.spool.rows import Position
+
+    try:
+        Position.read(after)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--after") from None
 
 
 def _time_ms(text: str | None, option: str) -> int | None:

@@ -24,7 +24,7 @@ from amplitude_intercom.engine.spool.jobs import (
     NewMapping,
 )
 from amplitude_intercom.engine.spool.rekeying import rekey
-from amplitude_intercom.engine.spool.rows import DeadLetter, DeadLetterQuery
+from amplitude_intercom.engine.spool.rows import DeadLetter, DeadLetterQuery, Position
 from amplitude_intercom.engine.spool.spool import Spool
 from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.transports.amplitude import decode_head
@@ -45,9 +45,9 @@ UNKEYED: Final = ""
 
 
 class _Slice(NamedTuple):
-    """What a slice of a job has done; ``cursor``: the last id that it looked at."""
+    """What a slice of a job has done; ``cursor``: the last that it looked at."""
 
-    cursor: int
+    cursor: str
     counts: Mapping[str, int]
     is_last: bool
 
@@ -245,12 +245,13 @@ class JobRunner:
                 return self._letters(store, taker, job, query)
 
     def _letters(self, store: Store, taker: int, job: JobRow, query: DeadLetterQuery) -> _Slice:
-        letters, _ = store.letters.page(taker, query, job.cursor, SLICE)
-        meant = [letter for letter in letters if letter.id <= job.upper_id]
-        if not meant:
-            return _Slice(job.cursor, {}, is_last=True)
-        counts = self._settle(store, job, taker, meant)
-        return _Slice(meant[-1].id, counts, is_last=len(meant) < len(letters))
+        up_to = Position.read(job.up_to)
+        letters, last = store.letters.page(
+            taker, query, Position.read(job.cursor), SLICE, up_to=up_to
+        )
+        meant = [letter for letter in letters if letter.id <= up_to.id]
+        counts = self._settle(store, job, taker, meant) if meant else {}
+        return _Slice(str(last or up_to), counts, is_last=last is None)
 
     def _settle(
         self, store: Store, job: JobRow, taker: int, letters: Sequence[DeadLetter]
@@ -269,10 +270,12 @@ class JobRunner:
         if pipeline is None:  # its mapping stays unknown, so that it is asked for again
             return _Slice(job.cursor, {}, is_last=True)
         user_of = pipeline.rules.admission.user_of
-        done = rekey(store, taker, job.cursor, job.upper_id, user_of)
+        cursor, up_to = Position.read(job.cursor), Position.read(job.up_to)
+        done = rekey(store, taker, cursor.id, up_to.id, user_of)
         if done.is_last:
             store.meta.set(_mapping_key(taker), _text_of(mapping))
-        return _Slice(done.last_id, {"rekeyed": done.count} if done.count else {}, done.is_last)
+        counts = {"rekeyed": done.count} if done.count else {}
+        return _Slice(str(Position(0, done.last_id)), counts, done.is_last)
 
 
 def _mapping_key(taker: int) -> str:
@@ -304,7 +307,7 @@ def _follow_mapping(store: Store, pipeline: Pipeline, now_ms: int) -> JobRow | N
     return store.ask_job(JobKind.REKEY, taker, new, waiting, who="settings", now_ms=now_ms)
 
 
-def _expire(store: Store, taker: int, expiry: Expiry, cursor: int, now_ms: int) -> _Slice:
+def _expire(store: Store, taker: int, expiry: Expiry, cursor: str, now_ms: int) -> _Slice:
     count, more = store.queue(taker).expire(
         expiry.user, expiry.failure, expiry.accepted_until_ms, now_ms
     )

@@ -26,44 +26,44 @@ async def list_dead_letters(
     sync: str | None,
     query: DeadLetterQuery,
     *,
-    after_id: int,
+    after: str,
     limit: int,
     as_json: bool,
 ) -> int:
     """Print dead letters, a line each, up to ``limit``; say on stderr where there are more."""
     name = choose_sync(settings, sync)
     letters: list[DeadLetter] = []
-    matching, more = 0, False
+    matching, behind = 0, ""
     async with read_spools(settings) as spools:
-        async for page in _pages(spools, name, query, after_id, limit):
+        async for page in _pages(spools, name, query, after, limit):
             letters += page.dead_letters
-            matching, more = page.matching, page.more
+            matching, behind = page.matching, page.after
     if as_json:
         print_json([view(letter) for letter in letters])
     elif letters:
         head = ("id", "reason", "status", "user", "attempts", "from", "message")
         print_table(map(_row, letters), head, right=(0, 2, 4))
-    if more:
-        text = f"{len(letters):,} of {matching:,} shown; --after {letters[-1].id} shows more"
+    if behind:
+        text = f"{len(letters):,} of {matching:,} shown; --after {behind} shows more"
         say(text, stderr=True)
     elif not letters and not as_json:
-        say("no dead letters" + (f" behind {after_id}" if after_id else ""), stderr=True)
+        say("no dead letters" + (f" behind {after}" if after else ""), stderr=True)
     return OK
 
 
 async def _pages(
-    spools: Reading, sync: str, query: DeadLetterQuery, after_id: int = 0, limit: int | None = None
+    spools: Reading, sync: str, query: DeadLetterQuery, after: str = "", limit: int | None = None
 ) -> AsyncIterator[DeadLetterPage]:
     """Yield what a query means, a page at a time, up to ``limit`` dead letters."""
     while True:
         wanted = PAGE if limit is None else min(PAGE, limit)
-        page = await spools.dead_letters(sync, query, after_id, wanted)
+        page = await spools.dead_letters(sync, query, after, wanted)
         yield page
         if limit is not None:
             limit -= len(page.dead_letters)
-        if not page.more or limit == 0:
+        if not page.after or limit == 0:
             return
-        after_id = page.dead_letters[-1].id
+        after = page.after
 
 
 def _row(letter: DeadLetter) -> tuple[object, ...]:
@@ -83,7 +83,7 @@ async def show_dead_letter(settings: Settings, sync: str | None, id_: int, *, as
     """Print one dead letter, whole."""
     async with read_spools(settings) as spools:
         query = DeadLetterQuery(ids=[id_])
-        page = await spools.dead_letters(choose_sync(settings, sync), query, 0, 1)
+        page = await spools.dead_letters(choose_sync(settings, sync), query, "", 1)
     if not page.dead_letters:
         return complain(f"there is no dead letter {id_}", FAILED)
     [letter] = page.dead_letters

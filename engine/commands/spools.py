@@ -37,7 +37,12 @@ from amplitude_intercom.engine.metrics import (
 )
 from amplitude_intercom.engine.settings import Admin, Settings, Sync
 from amplitude_intercom.engine.spool.jobs import JobKind, JobRow
-from amplitude_intercom.engine.spool.rows import DeadLetter, DeadLetterPage, DeadLetterQuery
+from amplitude_intercom.engine.spool.rows import (
+    DeadLetter,
+    DeadLetterPage,
+    DeadLetterQuery,
+    Position,
+)
 from amplitude_intercom.engine.spool.spool import Spool
 from amplitude_intercom.engine.spool.sqlite.files import FILE_NAME
 from amplitude_intercom.engine.spool.sqlite.lock import holder
@@ -68,7 +73,7 @@ class Reading(Protocol):
 
     async def status(self) -> Status: ...
     async def dead_letters(
-        self, sync: str, query: DeadLetterQuery, after_id: int, limit: int
+        self, sync: str, query: DeadLetterQuery, after: str, limit: int
     ) -> DeadLetterPage: ...
     async def user(self, sync: str, user: str) -> UserState: ...
 
@@ -213,11 +218,12 @@ class Files:
         return syncs, spool
 
     async def dead_letters(
-        self, sync: str, query: DeadLetterQuery, after_id: int, limit: int
+        self, sync: str, query: DeadLetterQuery, after: str, limit: int
     ) -> DeadLetterPage:
+        position = Position.read(after)
         return self._look(
-            lambda store: store.dead_letter_page(store.known_taker(sync), query, after_id, limit),
-            DeadLetterPage([], 0, more=False),
+            lambda store: store.dead_letter_page(store.known_taker(sync), query, position, limit),
+            DeadLetterPage([], 0),
         )
 
     def foresee(
@@ -294,9 +300,9 @@ class Daemon:
         return status
 
     async def dead_letters(
-        self, sync: str, query: DeadLetterQuery, after_id: int, limit: int
+        self, sync: str, query: DeadLetterQuery, after: str, limit: int
     ) -> DeadLetterPage:
-        body = {**msgspec.structs.asdict(query), "after_id": after_id, "limit": limit}
+        body = {**msgspec.structs.asdict(query), "after": after, "limit": limit}
         page: DeadLetterPage = await self._ask(
             "POST", f"/api/{sync}/dead-letters/list", body, DeadLetterPage
         )

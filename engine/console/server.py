@@ -31,7 +31,7 @@ from amplitude_intercom.engine.logs import printable
 from amplitude_intercom.engine.reasons import DeadReason, no_dead_reason
 from amplitude_intercom.engine.settings import Admin
 from amplitude_intercom.engine.spool.jobs import JobKind
-from amplitude_intercom.engine.spool.rows import DeadLetterQuery, Id
+from amplitude_intercom.engine.spool.rows import DeadLetterQuery, Position
 from amplitude_intercom.transports.http import MAX_HEADER_BYTES
 from amplitude_intercom.transports.sockets import Listener, share_of_descriptors
 
@@ -53,10 +53,17 @@ OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 
 
 class Listing(DeadLetterQuery, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Which dead letters to list: those behind ``after_id``, up to ``limit`` of them."""
+    """Which dead letters to list: those behind ``after``, up to ``limit`` of them.
 
-    after_id: Id = 0
+    ``after`` is what the page before says.
+    """
+
+    after: str = ""
     limit: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 1_000
+
+    def __post_init__(self) -> None:
+        """Refuse what is no position."""
+        Position.read(self.after)
 
 
 class Drop(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -263,7 +270,7 @@ class AdminServer:
     async def _act(self, sync: str, action: str, query: DeadLetterQuery) -> Any:
         if isinstance(query, Listing):
             return await self._engine.dead_letter_page(
-                sync, query, after_id=query.after_id, limit=query.limit
+                sync, query, after=query.after, limit=query.limit
             )
         if action not in set(JobKind):
             raise web.HTTPNotFound(text=f"no action {action}\n")

@@ -1,5 +1,10 @@
 """The dead letters of a spool: events that are not sent, with why, until somebody decides.
 
+They are walked by when they failed last. What a query names beside a time are the first columns of
+an index that goes on in this order, so a page costs what it shows, however many there are. (A
+user's letters are a range for each reason, put together: an index less to be written.) Letters that
+are named by their ids are walked by id.
+
 Letters of one reason, status, code and event type are a group; groups are counted in the commits
 that change their letters.
 """
@@ -19,7 +24,16 @@ from amplitude_intercom.engine.spool.connection import (
     holes,
     in_slices,
 )
-from amplitude_intercom.engine.spool.rows import DeadLetter, DeadLetterQuery, holds, letter_checksum
+from amplitude_intercom.engine.spool.rows import (
+    END,
+    MOST,
+    START,
+    DeadLetter,
+    DeadLetterQuery,
+    Position,
+    holds,
+    letter_checksum,
+)
 
 _FIELDS = DeadLetter.__struct_fields__
 _COLUMNS = ", ".join(_FIELDS)
@@ -64,57 +78,143 @@ class DeadLetters:
     # --- reading --------------------------------------------------------------------------
 
     def find(
-        self, taker: int, query: DeadLetterQuery, *, after_id: int = 0, limit: int = 1000
+        self, taker: int, query: DeadLetterQuery, *, after: Position = START, limit: int = 1000
     ) -> list[DeadLetter]:
-        """Return the dead letters that a query means, by id.
+        """Return the dead letters that a query means, by when they failed last.
 
         One that was damaged on disk has the reason ``corrupt`` from then on.
         """
-        return self.page(taker, query, after_id, limit, 1 << 40)[0]
+        return self.page(taker, query, after, limit, limit_bytes=1 << 40)[0]
 
     def page(
         self,
         taker: int,
         query: DeadLetterQuery,
-        after_id: int,
+        after: Position,
         limit: int,
+        *,
+        up_to: Position = END,
         limit_bytes: int = PAGE_BYTES,
-    ) -> tuple[list[DeadLetter], bool]:
-        """Return up to ``limit`` dead letters behind an id, and whether there are more.
+    ) -> tuple[list[DeadLetter], Position | None]:
+        """Return up to ``limit`` dead letters behind a position, and from which to go on.
 
-        Fewer where they hold more than ``limit_bytes``; one at least, where there is one.
+        That is None where nothing is behind these. Fewer where they hold more than ``limit_bytes``;
+        one at least, where there is one.
         """
-        found: list[DeadLetter] = []
-        held_bytes = 0
-        for *row, crc in self._rows(taker, query, after_id, limit + 1):
-            if len(found) == limit or held_bytes > limit_bytes:
-                return found, True
-            found.append(_checked(DeadLetter(*row), crc))
-            held_bytes += len(found[-1].raw)
-        return found, False
+        found = self._positions(taker, query, after, up_to, limit + 1)
+        taken = self._fitting(found[:limit], limit_bytes)
+        return self._letters(taken), taken[-1] if len(taken) < len(found) else None
 
     def count(self, taker: int, query: DeadLetterQuery) -> tuple[int, bool]:
         """Return how many dead letters a query means, and whether there are more than that."""
-        total = 0
-        for where, values in _conditions(query):
-            (count,) = self._db.execute(
-                f"SELECT count(*) FROM (SELECT 1 FROM dead_letters WHERE taker = ? AND {where}"
-                " LIMIT ?) AS found",
-                (taker, *values, MOST_COUNTED + 1),
-            ).fetchone()
-            total += int(count)
-            if total > MOST_COUNTED:
-                return MOST_COUNTED, True
-        return total, False
+        if query.ids is not None:
+            total = len(self._named(taker, query, START, END, MOST_COUNTED + 1))
+        else:
+            total = sum(self._count(taker, one) for one in self._ranges(taker, query))
+        return min(total, MOST_COUNTED), total > MOST_COUNTED
 
-    def _rows(self, taker: int, query: DeadLetterQuery, after_id: int, limit: int) -> Iterator[Any]:
-        """Yield the rows that a query means behind an id, by id: at most ``limit`` a statement."""
-        for where, values in _conditions(query):
-            yield from self._db.execute(
-                f"SELECT {_COLUMNS}, crc FROM dead_letters WHERE taker = ? AND id > ? AND {where}"
-                " ORDER BY id LIMIT ?",
-                (taker, after_id, *values, limit),
+    def _count(self, taker: int, query: DeadLetterQuery) -> int:
+        where, values = _walk(taker, query, START, END)
+        (count,) = self._db.execute(
+            f"SELECT count(*) FROM (SELECT 1 FROM dead_letters WHERE {where} LIMIT ?) AS found",
+            (*values, MOST_COUNTED + 1),
+        ).fetchone()
+        return int(count)
+
+    def _positions(
+        self, taker: int, query: DeadLetterQuery, after: Position, up_to: Position, limit: int
+    ) -> list[Position]:
+        """Return where the first letters behind a position are that a query means, in order.
+
+        They are those of the index, which come in order even where a letter itself is damaged: a
+        walk from one to the next ends.
+        """
+        if query.ids is not None:
+            return self._named(taker, query, after, up_to, limit)
+        found: list[Position] = []
+        for one in self._ranges(taker, query):
+            where, values = _walk(taker, one, after, up_to)
+            rows = self._db.execute(
+                f"SELECT last_failed_at_ms, id FROM dead_letters WHERE {where}"
+                " ORDER BY last_failed_at_ms, id LIMIT ?",
+                (*values, limit),
             )
+            found += [Position(*row) for row in rows]
+        return sorted(found)[:limit]
+
+    def _ranges(self, taker: int, query: DeadLetterQuery) -> Iterator[DeadLetterQuery]:
+        """Yield queries that mean the same together, each of them one range of an index."""
+        if query.user is None or query.reason is not None:
+            yield query
+            return
+        for reason in self._reasons(taker, query.user):
+            yield msgspec.structs.replace(query, reason=reason)
+
+    def _reasons(self, taker: int, user: str) -> list[str]:
+        """Return which reasons a user's letters have: one step in the index for each.
+
+        In a damaged index the steps may lead round in a circle.
+        """
+        found = [""]
+        while True:
+            (reason,) = self._db.execute(
+                "SELECT min(reason) FROM dead_letters"
+                " WHERE taker = ? AND user_key = ? AND reason > ?",
+                (taker, user, found[-1]),
+            ).fetchone()
+            if reason is None or reason in found:
+                return found[1:]
+            found.append(reason)
+
+    def _named(
+        self, taker: int, query: DeadLetterQuery, after: Position, up_to: Position, limit: int
+    ) -> list[Position]:
+        """Return where the first named letters behind an id are, by id.
+
+        Of the many that a job may name, each slice of it looks at its own. The other conditions are
+        not SQLite's matter: it would take their index, and look at all that they mean.
+        """
+        found: list[Position] = []
+        first, last = _span(query, START, up_to)
+        for some in in_slices(sorted(id_ for id_ in set(query.ids or ()) if id_ > after.id)):
+            if len(found) >= limit:
+                break
+            rows = self._db.execute(
+                "SELECT last_failed_at_ms, id, taker, reason, user_key FROM dead_letters"
+                f" WHERE id IN {holes(len(some))} ORDER BY id",
+                some,
+            )
+            found += [
+                position
+                for at_ms, id_, holder, reason, user in rows
+                if holder == taker
+                and query.reason in (None, reason)
+                and query.user in (None, user)
+                and first < (position := Position(at_ms, id_)) <= last
+            ]
+        return found[:limit]
+
+    def _fitting(self, positions: list[Position], limit_bytes: int) -> list[Position]:
+        """Return the first of some letters: up to the one with which they exceed the bytes."""
+        ids = [position.id for position in positions]
+        sizes: dict[int, int] = dict(
+            find_in(self._db, "SELECT id, length(raw) FROM dead_letters WHERE id IN", ids)
+        )
+        held_bytes = 0
+        for count, id_ in enumerate(ids):
+            if held_bytes > limit_bytes:
+                return positions[:count]
+            held_bytes += sizes.get(id_, 0)
+        return positions
+
+    def _letters(self, positions: list[Position]) -> list[DeadLetter]:
+        """Return the letters that are there, in this order."""
+        ids = [position.id for position in positions]
+        query = f"SELECT {_COLUMNS}, crc FROM dead_letters WHERE id IN"
+        found = {
+            row[0]: _checked(DeadLetter(*row), crc) for *row, crc in find_in(self._db, query, ids)
+        }
+        return [found[id_] for id_ in ids if id_ in found]
 
     def groups(self, taker: int) -> list[Group]:
         """Return the groups of a taker's letters, the largest first."""
@@ -126,17 +226,17 @@ class DeadLetters:
         )
         return [Group(*row) for row in rows]
 
-    def last_id(self, taker: int) -> int:
-        """Return the highest id of a taker's letters; 0: it has none."""
+    def last_failed_ms(self, taker: int) -> int:
+        """Return when the last of a taker's letters failed; 0: it has none."""
         (last,) = self._db.execute(
-            "SELECT max(id) FROM dead_letters WHERE taker = ?", (taker,)
+            "SELECT max(last_failed_at_ms) FROM dead_letters WHERE taker = ?", (taker,)
         ).fetchone()
         return int(last or 0)
 
     def ids(self, taker: int, limit: int) -> list[int]:
         """Return the first of a taker's letters."""
-        query = "SELECT id FROM dead_letters WHERE taker = ? ORDER BY id LIMIT ?"
-        return [id_ for (id_,) in self._db.execute(query, (taker, limit))]
+        every = DeadLetterQuery()
+        return [position.id for position in self._positions(taker, every, START, END, limit)]
 
     def has(self, id_: int) -> bool:
         """Return whether there is one with this id."""
@@ -172,15 +272,15 @@ class DeadLetters:
     def remove(self, taker: int, ids: Sequence[int]) -> dict[int, str]:
         """Take letters away; return of those that were there the reason each was kept for."""
         gone: dict[int, str] = {}
-        for id_, reason, status, code, event_type, size in list(
-            find_in(
-                self._db,
-                "SELECT id, reason, status, code, event_type, length(raw) FROM dead_letters"
-                " WHERE taker = ? AND id IN",
-                ids,
-                [taker],
-            )
+        query = (  # with a condition of the taker, SQLite would look at all that it has
+            "SELECT taker, id, reason, status, code, event_type, length(raw) FROM dead_letters"
+            " WHERE id IN"
+        )
+        for holder, id_, reason, status, code, event_type, size in list(
+            find_in(self._db, query, ids)
         ):
+            if holder != taker:
+                continue
             self._db.execute("DELETE FROM dead_letters WHERE id = ?", (id_,))
             self._leave(taker, reason, status, code, event_type)
             self._resize(taker, -(size or 0) - OVERHEAD_BYTES)
@@ -215,17 +315,15 @@ class DeadLetters:
 
     def move(self, old: int, new: int, limit: int) -> Moved:
         """Give the first of a taker's letters to another one."""
-        found = self._db.execute(
-            f"SELECT {_COLUMNS} FROM dead_letters WHERE taker = ? ORDER BY id LIMIT ?", (old, limit)
-        ).fetchall()
+        ids = self.ids(old, limit)
+        query = f"SELECT {_COLUMNS} FROM dead_letters WHERE id IN"
         by_reason: Counter[str] = Counter()
         size_bytes = 0
-        for letter in [DeadLetter(*row) for row in found]:
+        for letter in [DeadLetter(*row) for row in find_in(self._db, query, ids)]:
             by_reason[letter.reason] += 1
             size_bytes += len(letter.raw) + OVERHEAD_BYTES
             self._leave(old, letter.reason, letter.status, letter.code, letter.event_type)
             self._join_group(new, letter)
-        ids = [row[0] for row in found]
         change_in(self._db, "UPDATE dead_letters SET taker = ? WHERE id IN", ids, [new])
         return Moved(by_reason, size_bytes)
 
@@ -246,21 +344,26 @@ def _checked(letter: DeadLetter, crc: Any) -> DeadLetter:
     return msgspec.structs.replace(letter, reason="corrupt", raw=raw)
 
 
-def _conditions(query: DeadLetterQuery) -> Iterator[tuple[str, list[Any]]]:
-    """Yield the conditions of a query with their values; many ids are several, in order."""
-    parts: list[str] = []
-    values: list[Any] = []
-    for condition, value in (
-        ("reason = ?", query.reason),
-        ("user_key = ?", query.user),
-        ("last_failed_at_ms >= ?", query.since_ms),
-        ("last_failed_at_ms < ?", query.until_ms),
-    ):
-        if value is not None:
-            parts.append(condition)
-            values.append(value)
-    if query.ids is None:
-        yield " AND ".join(parts) or "1 = 1", values
-        return
-    for some in in_slices(sorted(set(query.ids))):
-        yield " AND ".join([*parts, f"id IN {holes(len(some))}"]), [*values, *some]
+def _span(query: DeadLetterQuery, after: Position, up_to: Position) -> tuple[Position, Position]:
+    """Return behind which position a query's letters begin, and with which they end at the latest.
+
+    ``since_ms`` and ``until_ms`` are positions too: a walk is one range of an index.
+    """
+    since = START if query.since_ms is None else Position(query.since_ms - 1, MOST)
+    until = END if query.until_ms is None else Position(query.until_ms - 1, MOST)
+    return max(after, since), min(up_to, until)
+
+
+def _walk(
+    taker: int, query: DeadLetterQuery, after: Position, up_to: Position
+) -> tuple[str, list[Any]]:
+    """Return the conditions of a walk with their values; the index of the first has the others."""
+    names = {"taker": taker, "user_key": query.user, "reason": query.reason}
+    given = {name: value for name, value in names.items() if value is not None}
+    first, last = _span(query, after, up_to)
+    parts = [
+        *(f"{name} = ?" for name in given),
+        "(last_failed_at_ms, id) > (?, ?)",
+        "(last_failed_at_ms, id) <= (?, ?)",
+    ]
+    return " AND ".join(parts), [*given.values(), *first, *last]

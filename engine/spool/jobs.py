@@ -2,9 +2,10 @@
 
 Rules
 =====
-1. A job is a row before anything of it is done: what it is about (a filter, and the highest id that
-   there was), how many that should be, who asked for it and why.
-2. It goes on from its cursor. Cursor and counts change in the commit that does the slice.
+1. A job is a row before anything of it is done: what it is about (a filter, and up to where), how
+   many that should be, who asked for it and why.
+2. It goes on from its cursor. Cursor and counts change in the commit that does the slice. Letters
+   are walked by when they failed last, records by id.
 3. It is *waiting* until its last slice, then *done*. Cancelled, it is *cancelled* from the next
    slice on: what was done stays done. So it is with one that *failed*, by a fault of ours: those
    behind it go on.
@@ -67,22 +68,26 @@ class NewMapping(msgspec.Struct, frozen=True, tag_field="of", tag="new_mapping")
 
 
 class JobRow(msgspec.Struct, frozen=True):
-    """A row of ``jobs``. ``upper_id``: what is behind it came later, and is not meant.
+    """A row of ``jobs``. ``up_to`` and ``cursor``: a ``Position`` as text; of records, only the id.
 
-    ``cursor``: the last id that was looked at. ``counts``: how many records or letters went where.
+    ``up_to``: when the last letter had failed, and the highest id that there was, as the job was
+    asked for. What has a later time or a higher id came later, and is not meant. (Both, since a
+    clock may have been set back: a replayed letter that dies again has a higher id at least.)
+    ``cursor``: the last that was looked at; empty: none yet. ``counts``: how many records or
+    letters went where.
     """
 
     id: int
     kind: JobKind
     sync: str
     query: DeadLetterQuery | Expiry | NewMapping
-    upper_id: int
+    up_to: str
     expected: int
     who: str
     why: str
     made_at_ms: int
     state: JobState = JobState.WAITING
-    cursor: int = 0
+    cursor: str = ""
     counts: dict[str, int] = {}
     ended_at_ms: int = 0
 
@@ -104,7 +109,7 @@ class JobRow(msgspec.Struct, frozen=True):
 
 
 _COLUMNS = (
-    "id, kind, sync, query, upper_id, expected, who, why, made_at_ms, state, cursor, counts,"
+    "id, kind, sync, query, up_to, expected, who, why, made_at_ms, state, cursor, counts,"
     " ended_at_ms"
 )
 
@@ -153,7 +158,7 @@ class Jobs:
         rows = self._db.execute(f"SELECT {_COLUMNS} FROM jobs ORDER BY id DESC LIMIT ?", (limit,))
         return [_job(row) for row in rows]
 
-    def advance(self, job: JobRow, cursor: int, counts: Mapping[str, int]) -> None:
+    def advance(self, job: JobRow, cursor: str, counts: Mapping[str, int]) -> None:
         """Keep how far a job has come, and what that did."""
         total = Counter(job.counts)
         total.update(counts)

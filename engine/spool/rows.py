@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
 
@@ -182,15 +183,51 @@ def is_counted(query: DeadLetterQuery) -> bool:
     return query.ids is None and (query.user, query.since_ms, query.until_ms) == (None, None, None)
 
 
-class DeadLetterPage(msgspec.Struct, frozen=True):
-    """Some dead letters of those that a query means, by id.
+class Position(NamedTuple):
+    """Where a dead letter is in the order they are walked in: by when they failed last, then by id.
 
-    ``matching``: how many it means in all. ``more``: whether there are any behind these.
+    Of letters that are named by their ids, and of records, only the ``id`` counts. As text
+    (``1700000000000-512``) people and programs are told it, and say it to go on from there.
+    """
+
+    at_ms: int
+    id: int
+
+    def __str__(self) -> str:
+        return f"{self.at_ms}-{self.id}"
+
+    @classmethod
+    def read(cls, text: str) -> Position:
+        """Return the position that a text says; the one ahead of all letters where it is empty.
+
+        Raises:
+            ValueError: it says none.
+        """
+        if not text:
+            return START
+        found = _POSITION.fullmatch(text)
+        position = cls(int(found[1]), int(found[2])) if found else None
+        if position is None or max(-position.at_ms, *position) > MOST:
+            example = "1700000000000-512"
+            raise ValueError(f"{text[:40]!r} is no position that a list has said, like {example}")
+        return position
+
+
+_POSITION: Final = re.compile(r"(-?[0-9]{1,19})-([0-9]{1,19})")
+START: Final = Position(-MOST - 1, 0)
+END: Final = Position(MOST, MOST)
+
+
+class DeadLetterPage(msgspec.Struct, frozen=True):
+    """Some dead letters of those that a query means, by when they failed last.
+
+    ``matching``: how many it means in all. ``after``: what to ask with for those behind these;
+    empty: there are none.
     """
 
     dead_letters: list[DeadLetter]
     matching: int
-    more: bool
+    after: str = ""
 
 
 def holds(crc: Any, checksum_of: Callable[..., int], *fields: Any) -> bool:

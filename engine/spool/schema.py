@@ -118,9 +118,10 @@ CREATE TABLE dead_letters (
     crc {int} NOT NULL,
     raw {bytes} NOT NULL
 ){table};
-CREATE INDEX dead_letters_by_taker ON dead_letters (taker, id);
-CREATE INDEX dead_letters_by_reason ON dead_letters (taker, reason, id);
-CREATE INDEX dead_letters_by_user ON dead_letters (taker, user_key, id);
+CREATE INDEX dead_letters_by_taker ON dead_letters (taker, last_failed_at_ms, id);
+CREATE INDEX dead_letters_by_reason ON dead_letters (taker, reason, last_failed_at_ms, id);
+CREATE INDEX dead_letters_by_user
+    ON dead_letters (taker, user_key, reason, last_failed_at_ms, id);
 CREATE INDEX dead_letters_replayed ON dead_letters (claim_id) WHERE claim_id <> id;
 
 -- Dead letters of one kind. sample_id: the last that came.
@@ -137,20 +138,21 @@ CREATE TABLE dead_letter_groups (
     PRIMARY KEY (taker, reason, status, code, event_type)
 ){clustered};
 
--- Work on many records or dead letters: which (JSON), and the highest id that is meant, who asked
--- for it and why, how far it is (the last id that was looked at), how many went where (JSON).
+-- Work on many records or dead letters: which (JSON), and up to where (when it failed last, and
+-- its id: 1700000000000-512; of a record only the id counts), who asked for it and why, how far it
+-- is (the same of the last that was looked at), how many went where (JSON).
 CREATE TABLE jobs (
     id {int} PRIMARY KEY,
     kind TEXT NOT NULL,
     sync TEXT NOT NULL,
     query TEXT NOT NULL,
-    upper_id {int} NOT NULL,
+    up_to TEXT NOT NULL,
     expected {int} NOT NULL,
     who TEXT NOT NULL,
     why TEXT NOT NULL,
     made_at_ms {int} NOT NULL,
     state TEXT NOT NULL,
-    cursor {int} NOT NULL,
+    cursor TEXT NOT NULL,
     counts TEXT NOT NULL,
     ended_at_ms {int} NOT NULL
 ){table};

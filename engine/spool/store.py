@@ -43,6 +43,7 @@ from amplitude_intercom.engine.spool.rows import (
     DeadLetterQuery,
     DeadRow,
     Part,
+    Position,
     dead_letter,
     is_counted,
 )
@@ -343,11 +344,11 @@ class Store:
         return set(gone)
 
     def dead_letter_page(
-        self, taker: int, query: DeadLetterQuery, after_id: int, limit: int
+        self, taker: int, query: DeadLetterQuery, after: Position, limit: int
     ) -> DeadLetterPage:
         """Return some of the dead letters that a query means, and how many there are in all."""
-        found, more = self.letters.page(taker, query, after_id, limit)
-        return DeadLetterPage(found, self.matching(taker, query), more)
+        found, last = self.letters.page(taker, query, after, limit)
+        return DeadLetterPage(found, self.matching(taker, query), str(last) if last else "")
 
     def matching(self, taker: int, query: DeadLetterQuery) -> int:
         """Return how many dead letters a query means; not all are counted where they are many."""
@@ -369,11 +370,11 @@ class Store:
         now_ms: int,
     ) -> JobRow:
         """Keep a job about what a taker has now: ``expected`` records or letters."""
-        sync, upper_id = self.takers.name_of(taker), (self.accounts.last_batch() + 1) * SLOTS - 1
-        if isinstance(query, DeadLetterQuery):  # a record may die later that came before
-            upper_id = self.letters.last_id(taker)
+        sync = self.takers.name_of(taker)
+        highest_id = (self.accounts.last_batch() + 1) * SLOTS - 1
+        up_to = str(Position(self.letters.last_failed_ms(taker), highest_id))
         return self.jobs.add(
-            lambda id_: JobRow(id_, kind, sync, query, upper_id, expected, who, why, now_ms)
+            lambda id_: JobRow(id_, kind, sync, query, up_to, expected, who, why, now_ms)
         )
 
     # --- looking at it --------------------------------------------------------------------

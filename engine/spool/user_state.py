@@ -75,17 +75,23 @@ def state_of_user(store: Store, taker: int, user: str) -> UserState:
         " GROUP BY reason ORDER BY 2 DESC",
         (taker, user),
     ).fetchall()
-    ids = store.db.execute(
-        "SELECT id FROM dead_letters WHERE taker = ? AND user_key = ? ORDER BY id DESC LIMIT ?",
-        (taker, user, MOST_IDS),
-    ).fetchall()
+    latest = [
+        row
+        for reason, _ in reasons
+        for row in store.db.execute(
+            "SELECT last_failed_at_ms, id FROM dead_letters"
+            " WHERE taker = ? AND user_key = ? AND reason = ?"
+            " ORDER BY last_failed_at_ms DESC, id DESC LIMIT ?",
+            (taker, user, reason, MOST_IDS),
+        )
+    ]
     return UserState(
         user,
         waiting,
         _parked(store, taker, user),
         _contact(store, taker, user),
         dict(reasons),
-        [id_ for (id_,) in ids],
+        [id_ for _, id_ in sorted(latest, reverse=True)[:MOST_IDS]],
         complete=complete,
     )
 

@@ -121,7 +121,8 @@ async def test_what_nothing_can_be_is_refused_in_words_and_without_controls(
     tmp_path: Path,
 ) -> None:
     big = 2**63
-    bodies = [{"after_id": big}, {"after_id": -1}, {"since_ms": big}, {"until_ms": -big - 1}]
+    bodies = [{"after": 1}, {"after": "-1"}, {"after": f"1-{big}"}, {"after": "\x1b"}]
+    bodies += [{"since_ms": big}, {"until_ms": -big - 1}]
     bodies += [{"ids": [big]}, {"user": "\ud800"}, {"reason": "\x1b[31mX"}, {"\x1b[31mX": 1}]
     async with (
         process.daemon(process.settings(tmp_path, "http://127.0.0.1:9")) as daemon,

@@ -36,21 +36,31 @@ async def bury(config: Path, events: Sequence[dict[str, Any]]) -> None:
         await daemon.settled()
 
 
+async def listed(config: Path) -> list[dict[str, Any]]:
+    """Return all that is listed."""
+    _, out, _ = await letters("list", config, "--json")
+    found: list[dict[str, Any]] = json.loads(out)
+    return found
+
+
 async def ids_of(config: Path) -> list[str]:
     """Return the ids of all that is listed."""
-    _, out, _ = await letters("list", config, "--json")
-    return [str(letter["id"]) for letter in json.loads(out)]
+    return [str(letter["id"]) for letter in await listed(config)]
 
 
 async def test_what_is_left_out_of_a_list_is_said(tmp_path: Path) -> None:
     config = process.settings(tmp_path, NOWHERE)
     await bury(config, [process.event("late-user", n, time=1_000) for n in range(7)])
-    ids = [int(id_) for id_ in await ids_of(config)]
-    said = f"3 of 7 shown; --after {ids[2]} shows more\n"
+    there = await listed(config)
+    position = "{last_failed_at_ms}-{id}".format(**there[2])
+    said = f"3 of 7 shown; --after {position} shows more\n"
     code, out, err = await letters("list", config, "--limit", "3")
     assert (code, len(out.splitlines()), err) == (0, 4, said)
-    code, out, err = await letters("list", config, "--after", str(ids[2]), "--json")
-    assert (code, [letter["id"] for letter in json.loads(out)], err) == (0, ids[3:], "")
+    code, out, err = await letters("list", config, "--after", position, "--json")
+    assert (code, json.loads(out), err) == (0, there[3:], "")
+    last = "{last_failed_at_ms}-{id}".format(**there[-1])
+    _, _, err = await letters("list", config, "--after", last)
+    assert err == f"no dead letters behind {last}\n"
     code, out, err = await letters("list", config, "--limit", "2", "--user", "late-user", "--json")
     assert (code, len(json.loads(out)), "2 of 7 shown" in err) == (0, 2, True)
 
@@ -199,8 +209,9 @@ async def test_an_id_that_is_not_there_is_no_success(tmp_path: Path, action: str
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["--after", str(2**63)],
-        ["--after", "-1"],
+        ["--after", "512"],
+        ["--after", f"1-{2**63}"],
+        ["--after", "\x1b[31mX"],
         ["--limit", str(2**63)],
         ["--user", os.fsdecode(b"\xff")],
         ["--reason", "\x1b[31mX"],

@@ -15,6 +15,7 @@ from amplitude_intercom.engine.reasons import DeadReason
 from amplitude_intercom.engine.rules.admission import Admission, Admitted
 from amplitude_intercom.engine.rules.verdicts import Verdict
 from amplitude_intercom.engine.spool.jobs import JobKind, JobRow, JobState
+from amplitude_intercom.engine.spool.rows import DeadLetter
 from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.transports import Batch
 from amplitude_intercom.transports.amplitude import BadEvent, Head
@@ -35,6 +36,10 @@ async def bury(running: Engine, count: int = LETTERS, first: int = 0) -> None:
     ]
     ticket = await running.intake.send(Batch(None, raws, sync=SYNC, origin="pipe"))
     assert (await ticket.wait()).dead == count
+
+
+async def letters(running: Engine) -> list[DeadLetter]:
+    return await running.dead_letters(SYNC, ALL, limit=100 * SLICE)
 
 
 async def dead(running: Engine) -> int:
@@ -81,6 +86,49 @@ def test_a_job_that_was_interrupted_goes_on_where_it_was(tmp_path: Path) -> None
             assert (ended.state, ended.counts) == (JobState.DONE, {"discarded": LETTERS})
             assert (ended.expected, ended.who, ended.why) == (LETTERS, "test", "a trial")
             assert running.pipelines[SYNC].spool.counters["dropped:discarded"] == LETTERS
+
+    virtual.run(scenario)
+
+
+def test_a_job_means_what_had_failed_within_its_time(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with simulation.engine(tmp_path, simulation.sandbox()) as running:
+            for first in (0, LETTERS, 2 * LETTERS):
+                await bury(running, LETTERS, first)
+                await anyio.sleep(60)
+            times = sorted({letter.last_failed_at_ms for letter in await letters(running)})
+            middle = DeadLetterQuery(since_ms=times[0] + 1, until_ms=times[-1])
+            assert await running.discard(SYNC, middle) == LETTERS
+            assert {letter.last_failed_at_ms for letter in await letters(running)} == {
+                times[0],
+                times[-1],
+            }
+            assert await running.discard(SYNC, middle) == 0
+            assert await dead(running) == 2 * LETTERS
+
+    virtual.run(scenario)
+
+
+def test_what_dies_after_a_job_was_asked_for_is_not_meant_though_the_clock_was_set_back(
+    tmp_path: Path,
+) -> None:
+    """Else a letter that is replayed and dies again would be replayed for ever."""
+
+    async def scenario() -> None:
+        async with simulation.engine(tmp_path, simulation.sandbox()) as running:
+            taker = running.pipelines[SYNC].spool.taker
+
+            def set_ahead(store: Store) -> JobRow:
+                store.db.execute("UPDATE dead_letters SET last_failed_at_ms = 1 << 50")
+                return store.ask_job(JobKind.DISCARD, taker, ALL, 3, who="test", now_ms=1)
+
+            await bury(running, 3)
+            job = await running.spool.do(set_ahead)
+            await bury(running, 5, 3)
+            running.spool.job_added()
+            ended = await running.jobs.ended(job.id)
+            assert (ended.state, ended.counts) == (JobState.DONE, {"discarded": 3})
+            assert await dead(running) == 5
 
     virtual.run(scenario)
 
@@ -132,7 +180,7 @@ def test_a_job_that_cannot_be_done_fails_and_those_behind_it_are_done(tmp_path: 
     """What it asks for cannot be read: the engine goes on, after a restart too."""
 
     def plant(store: Store) -> None:
-        store.jobs.add(lambda id_: JobRow(id_, JobKind.REPLAY, SYNC, ALL, 9, 3, "test", "", 1))
+        store.jobs.add(lambda id_: JobRow(id_, JobKind.REPLAY, SYNC, ALL, "1-9", 3, "test", "", 1))
         store.db.execute("UPDATE jobs SET query = '{'")
 
     def mend(store: Store) -> None:
