@@ -25,7 +25,12 @@ from amplitude_intercom.engine.app import Compacted, Engine, data_dir_of
 from amplitude_intercom.engine.commands.findings import EVERYBODY
 from amplitude_intercom.engine.commands.preview import Preview, SpooledPast
 from amplitude_intercom.engine.commands.terminal import say
-from amplitude_intercom.engine.errors import DataDirInUse, EngineError, SpoolError
+from amplitude_intercom.engine.errors import (
+    DataDirInUse,
+    EngineError,
+    SettingsError,
+    SpoolError,
+)
 from amplitude_intercom.engine.metrics import (
     Facts,
     SpoolStatus,
@@ -289,6 +294,8 @@ class Daemon:
         self.is_there = True
         if status != 200:
             said = content.decode(errors="replace").strip()
+            if status == 409:  # what the settings forbid, here as without a daemon
+                raise SettingsError(said[:500])
             raise NotAnswered(f"the daemon at {self.address} answers {status}: {said[:500]}")
         try:
             return msgspec.json.decode(content, type=kind)

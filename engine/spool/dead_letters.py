@@ -110,7 +110,7 @@ class DeadLetters:
         if query.ids is not None:
             total = len(self._named(taker, query, START, END, MOST_COUNTED + 1))
         else:
-            total = sum(self._count(taker, one) for one in self._ranges(taker, query))
+            total = sum(self._count(taker, narrow) for narrow in self._ranges(taker, query))
         return min(total, MOST_COUNTED), total > MOST_COUNTED
 
     def _count(self, taker: int, query: DeadLetterQuery) -> int:
@@ -132,8 +132,8 @@ class DeadLetters:
         if query.ids is not None:
             return self._named(taker, query, after, up_to, limit)
         found: list[Position] = []
-        for one in self._ranges(taker, query):
-            where, values = _walk(taker, one, after, up_to)
+        for narrow in self._ranges(taker, query):
+            where, values = _walk(taker, narrow, after, up_to)
             rows = self._db.execute(
                 f"SELECT last_failed_at_ms, id FROM dead_letters WHERE {where}"
                 " ORDER BY last_failed_at_ms, id LIMIT ?",

@@ -313,7 +313,7 @@ async def test_what_is_left_is_said_and_stays_where_it_cannot_be_moved_or_droppe
         commands = [_spool(action, config, *more) for action, *more in refused]
         answers = await asyncio.gather(*commands)
         for command, (code, err) in zip(refused, answers, strict=True):
-            assert (code, refused[command] in err) == (1, True), (command, err)
+            assert (code, refused[command] in err) == (2, True), (command, err)
         assert await _left_of(config) == {"shop": {"pending": WAITING, "dead": DEAD}}
         assert (await _spool("drop", config, "shop", "--yes"))[0] == 0
     code, err = await _spool("drop", config, "e2e", "--yes")
