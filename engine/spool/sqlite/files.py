@@ -155,7 +155,7 @@ def _configure(connection: sqlite3.Connection) -> None:
         PRAGMA journal_mode = WAL;
         PRAGMA synchronous = FULL;
         PRAGMA journal_size_limit = 67108864;
-        PRAGMA cache_size = -16384;
+        PRAGMA cache_size = -4096;
         PRAGMA temp_store = MEMORY;
         """
     )
