@@ -522,6 +522,7 @@ class Engine:
             lambda store: leaving.move(store, taker, heir.taker, user_of, self._now_ms())
         )
         heir.feed.notify()
+        await self._in_slices(lambda store: store.insert_ids.move(taker, heir.taker, leaving.SLICE))
         return moved
 
     async def drop_left(self, old: str) -> int:

@@ -8,7 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-from amplitude_intercom.engine.spool.connection import Connection, find_in, insert_many
+from amplitude_intercom.engine.spool.connection import (
+    Connection,
+    change_in,
+    find_in,
+    insert_many,
+)
 
 ROW_BYTES = 100
 """What a key takes on disk, its entry in the index included: measured at a million."""
@@ -65,6 +70,26 @@ class InsertIds:
                 held[key] = (id_, at_ms[id_])
                 new.add(id_)
         return new
+
+    def move(self, old: int, new: int, limit: int) -> int:
+        """Let up to ``limit`` keys of a taker be another's; return how many there were.
+
+        One that the other has too is forgotten.
+        """
+        first, behind = key_of(old, b""), key_of(old + 1, b"")
+        found: list[tuple[int, bytes]] = self._db.execute(
+            "SELECT id, key FROM insert_ids WHERE key >= ? AND key < ? LIMIT ?",
+            (first, behind, limit),
+        ).fetchall()
+        moved = {id_: key_of(new, bytes(key)[len(first) :]) for id_, key in found}
+        held = find_in(self._db, "SELECT key FROM insert_ids WHERE key IN", list(moved.values()))
+        there = {bytes(key) for (key,) in held}
+        both = [id_ for id_, key in moved.items() if key in there]
+        self.added -= change_in(self._db, "DELETE FROM insert_ids WHERE id IN", both)
+        for id_, key in moved.items():
+            if key not in there:
+                self._db.execute("UPDATE insert_ids SET key = ? WHERE id = ?", (key, id_))
+        return len(found)
 
     def forget_oldest(self, rows: int, cutoff_ms: int, now_ms: int) -> int:
         """Forget the first ``rows`` that are outlived; return how many were.

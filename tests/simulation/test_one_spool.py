@@ -193,6 +193,25 @@ def test_what_moves_is_for_whom_the_other_sync_names(tmp_path: Path) -> None:
     virtual.run(scenario)
 
 
+def test_a_sync_with_a_new_name_knows_the_old_one_s_events_again(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        local = simulation.sandbox()
+        events = [event(n) for n in range(700)]
+        async with engine(tmp_path, local, ["shop"]) as running:
+            await running.submit(events, api_key="shared")
+            await running.settled()
+        async with engine(tmp_path, local, ["mail"]) as running:
+            await running.submit(events[:3], api_key="shared")
+            await running.settled()
+            assert await running.move_left("shop", "mail") == 0
+            await running.submit(events, api_key="shared")
+            await running.settled()
+            [mail] = (await running.status()).syncs
+            assert (mail.delivered, mail.dropped) == (3, {"duplicate": 700})
+
+    virtual.run(scenario)
+
+
 def test_what_is_left_of_a_sync_is_dropped(tmp_path: Path) -> None:
     async def scenario() -> None:
         local = simulation.sandbox()
