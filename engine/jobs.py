@@ -12,7 +12,7 @@ import structlog
 from amplitude_intercom.engine.errors import SettingsError, SpoolError
 from amplitude_intercom.engine.faults import describe, internal_failure
 from amplitude_intercom.engine.pipeline import Pipeline
-from amplitude_intercom.engine.reasons import DeadReason
+from amplitude_intercom.engine.reasons import DeadReason, DropReason
 from amplitude_intercom.engine.rules.admission import Admission, Admitted
 from amplitude_intercom.engine.rules.verdicts import Drop, Keep, Verdict
 from amplitude_intercom.engine.spool.batches import Kept
@@ -38,7 +38,8 @@ SLICE: Final = 500
 FAILING_DISK_NAP_S: Final = 1.0
 
 STILL_DEAD: Final = "still dead"
-"""What is counted of a letter that is no event, is damaged, or met a fault of ours: it stays."""
+"""What is counted of a letter that stays: it is no event, names nobody, is damaged, or met a fault
+of ours."""
 
 UNKEYED: Final = ""
 """The mapping that is kept of a sync while its records are keyed anew: they are of two."""
@@ -336,7 +337,7 @@ def replay(
             case Keep((kind, user)):
                 event = Kept(kind, user, letter.raw, None, letter.claim_id, letter.accepted_at_ms)
                 kept.append((letter, event))
-            case Drop(reason):
+            case Drop(reason) if reason is not DropReason.NO_IDENTITY:
                 counts[f"dropped:{reason}"] += store.discard(taker, [letter], reason)
             case _:
                 counts[STILL_DEAD] += 1

@@ -27,6 +27,7 @@ class Who:
     def __init__(self, mapping: Mapping) -> None:
         self.field = mapping.identifier
         """``external_id`` or ``email``."""
+        self._text = mapping.source
         self._source = paths.parse(mapping.source)
         self._is_user_id = self._source.name == "user_id"
         self._is_email = mapping.identifier == "email"
@@ -66,7 +67,8 @@ class Who:
         takes = 0 < len(key) <= MAX_ID and key.isprintable() and not key.isspace()
         if takes and (self.field == "external_id" or _is_address(key)):
             return Identity(self.field, key)
-        return Reject(DeadReason.INVALID_IDENTITY, f"{self.field}: {key[:MAX_ID]!r}")
+        read = f"{key[:MAX_ID]!r}" if key else f"nothing is in `{self._text}`"
+        return Reject(DeadReason.INVALID_IDENTITY, f"{self.field}: {read}")
 
 
 def _is_address(key: str) -> bool:

@@ -9,7 +9,7 @@ import anyio
 import msgspec
 import pytest
 
-from amplitude_intercom.engine import Engine, SettingsError
+from amplitude_intercom.engine import DeadLetterQuery, Engine, SettingsError
 from amplitude_intercom.engine.spool.jobs import JobKind, JobState
 from amplitude_intercom.transports import Receipt
 from amplitude_intercom.transports.sandbox import InProcess, Sandbox
@@ -90,6 +90,7 @@ def test_what_waits_is_sent_to_whom_it_names_now(tmp_path: Path) -> None:
             [job] = await running.jobs.latest()
             assert (job.kind, job.state) == (JobKind.REKEY, JobState.DONE)
             assert job.expected == USERS * EACH + 1 == job.counts["rekeyed"]
+            assert await running.replay(SYNC, DeadLetterQuery(every=True)) == {"still dead": 1}
         check_order(local)
 
     virtual.run(scenario)
