@@ -82,7 +82,7 @@ def _spool(spool: SpoolStatus, max_bytes: int) -> Iterator[tuple[str, str, str]]
     """Yield what is known of the spool."""
     waits = f"{size(spool.waiting_bytes)} wait, {size(max_bytes)} may"
     yield "spool", size(spool.disk_bytes), f"on disk, {size(spool.used_bytes)} in use; {waits}"
-    if spool.full_in_s is not None:
+    if spool.full_in_s is not None and 0 < spool.full_in_s < FAR_S:
         yield (
             "full in",
             duration(spool.full_in_s),
@@ -94,6 +94,9 @@ def _spool(spool: SpoolStatus, max_bytes: int) -> Iterator[tuple[str, str, str]]
         there = f"{count(left.pending, 'event')} and {count(left.dead, 'dead letter')} of it"
         yield "left", name, f"{there}, which is not in the settings: {WHAT_TO_DO}"
 
+
+FAR_S = 365 * 86_400.0
+"""What is further away than a year is not worth a line."""
 
 WHAT_TO_DO = "put it back, or `spool move OLD NEW`, or `spool drop OLD --yes`"
 """What can be done with what is left of a sync."""

@@ -46,7 +46,8 @@ def _rows(state: examine.SpoolState, now_ms: int) -> Iterator[tuple[str, str, st
     for table in tables:
         held = state.table_bytes.get(table)
         first_ms = state.oldest_ms.get(table)
-        age = "" if first_ms is None else f", the oldest {duration((now_ms - first_ms) / 1000)}"
+        age_s = max(0, now_ms - (first_ms or 0)) / 1000
+        age = "" if first_ms is None else f", the oldest {duration(age_s)}"
         holds = f": {TABLES[table]}" if table in TABLES else ""
         yield (
             table,

@@ -85,9 +85,15 @@ def _copy(db: sqlite3.Connection, part: Path, target: Path) -> None:
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(target)) from None
     except sqlite3.OperationalError as error:
-        if primary_code(error) == sqlite3.SQLITE_FULL:  # the copy's disk, not the spool's
+        # It says so of the copy's disk, and of a spool in which a number of pages is damaged.
+        if primary_code(error) == sqlite3.SQLITE_FULL and not _is_damaged(db):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target)) from None
         raise
+
+
+def _is_damaged(db: sqlite3.Connection) -> bool:
+    found: tuple[str] = db.execute("PRAGMA quick_check(1)").fetchone()
+    return found != ("ok",)
 
 
 def _name(part: Path, target: Path) -> None:

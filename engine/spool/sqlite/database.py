@@ -232,9 +232,11 @@ class Database:
             return False
         try:
             if not self.file.has_much_free(short=self.trouble is not None):
+                if self.file.is_longer_than_needed():
+                    self.file.fold()  # which cuts it
                 return False
             run_group(self.store, [lambda _: self.file.give_back()])
-        except sqlite3.Error:
+        except (sqlite3.Error, OSError):
             return False  # the next job that writes will meet it
         return True
 

@@ -264,6 +264,11 @@ class SpoolFile:
             self._db.execute("PRAGMA incremental_vacuum(1)")
         return pages
 
+    def is_longer_than_needed(self) -> bool:
+        """Whether the file on disk has not been cut yet behind its last page."""
+        _, _, path = self._db.execute("PRAGMA database_list").fetchone()
+        return os.stat(path).st_size > self.size_bytes()
+
     def size_bytes(self) -> int:
         """Return the size of the file, once its log is folded into it."""
         return int(self._db.execute("PRAGMA page_count").fetchone()[0]) * PAGE_BYTES

@@ -113,6 +113,7 @@ def test_a_drained_backlog_gives_its_space_back_bit_by_bit(path: Path) -> None:
         steps += 1
     assert steps > 10
     assert database.file.size_bytes() < full_bytes / 1.8
+    assert path.stat().st_size == database.file.size_bytes(), "the disk has it, too"
     database.trouble = SpoolError(RefusalReason.DISK_FULL)
     while database.tidy():
         pass
