@@ -41,8 +41,8 @@ async def list_dead_letters(
     if as_json:
         print_json([view(letter) for letter in letters])
     elif letters:
-        head = ("id", "reason", "status", "user", "attempts", "from", "message")
-        print_table(map(_row, letters), head, right=(0, 2, 4))
+        head = ("id", "failed at", "reason", "status", "event type", "user", "from", "message")
+        print_table(map(_row, letters), head, right=(0, 3))
     if behind:
         text = f"{len(letters):,} of {matching:,} shown; --after {behind} shows more"
         say(text, stderr=True)
@@ -68,9 +68,16 @@ async def _pages(
 
 def _row(letter: DeadLetter) -> tuple[object, ...]:
     where = f"{letter.origin}:{letter.line}" if letter.line else letter.origin
-    message = shown(letter.message, 80)
-    user = shown(letter.user_key, 40)
-    return (letter.id, letter.reason, letter.status or "", user, letter.attempts, where, message)
+    return (
+        letter.id,
+        _time(letter.last_failed_at_ms),
+        letter.reason,
+        letter.status or "",
+        shown(letter.event_type, 40),
+        shown(letter.user_key, 40),
+        where,
+        shown(letter.message, 80),
+    )
 
 
 def view(letter: DeadLetter) -> dict[str, Any]:
