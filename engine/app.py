@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 import anyio
 import msgspec
+import structlog
 
 from amplitude_intercom.engine import arguments as arguments_of
 from amplitude_intercom.engine.actors.source import SourceActor
@@ -41,6 +42,7 @@ from amplitude_intercom.engine.metrics import (
     SyncStatus,
     gate_status,
     read_facts,
+    read_left,
     spool_status,
     sync_status,
 )
@@ -67,6 +69,8 @@ from amplitude_intercom.transports.intercom import BASE_URLS, IntercomClient, Wi
 from amplitude_intercom.transports.reasons import RefusalReason
 from amplitude_intercom.transports.sockets import share_of_descriptors
 from amplitude_intercom.transports.uploads import BadUpload, decode_events
+
+_log = structlog.get_logger(__name__)
 
 WireFactory = Callable[[Intercom], Wire]
 
@@ -158,6 +162,7 @@ class Engine:
                 )
             self.jobs = JobRunner(self.spool, self.pipelines, self._now_ms)
             await self.jobs.follow_mappings()
+            await self._tell_left()
             doors = [pipeline.door for pipeline in self.pipelines.values()]
             self._taking_in = IntakePipeline(doors, self.spool, self._max_event_bytes)
             stack.callback(self._taking_in.close)
@@ -230,6 +235,18 @@ class Engine:
             pipeline.drain()
         for gate in self._gates.values():
             gate.close()
+
+    async def _tell_left(self) -> None:
+        """Log what there is of syncs that have left the settings."""
+        left = await self.spool.do(lambda store: read_left(store, self.pipelines))
+        for name, there in left.items():
+            _log.warning(
+                "events wait of a sync that is not in the settings: put it back, or"
+                " `spool move OLD NEW`, or `spool drop OLD --yes`",
+                sync=name,
+                waiting=there.pending,
+                dead_letters=there.dead,
+            )
 
     def _delivers_to(self, sync: Sync) -> bool:
         return sync.enabled and self._delivers
@@ -357,7 +374,8 @@ class Engine:
     @property
     def ready(self) -> bool:
         """Whether events are taken now, of one sync at least: a full one closes no other's door."""
-        return len(self.unready) < len(self.pipelines)
+        unready = self.unready
+        return not unready or len(unready) < len(self.pipelines)
 
     # --- looking at it --------------------------------------------------------------------
 

@@ -192,7 +192,7 @@ def _read_full_in_s(store: Store, max_bytes: int, now_ms: int) -> float | None:
     return max(0, max_bytes - held) / per_s if per_s > 0 else None
 
 
-def _read_left(store: Store, names: Collection[str]) -> dict[str, LeftSync]:
+def read_left(store: Store, names: Collection[str]) -> dict[str, LeftSync]:
     """Return what there is of syncs that have none of these names."""
     found = {}
     for taker in store.takers.all():
@@ -206,7 +206,7 @@ def spool_status(store: Store, names: Collection[str], max_bytes: int, now_ms: i
     """Put together what the tables say of the spool; ``names``: the syncs in the settings."""
     return SpoolStatus(
         waiting_bytes=store.accounts.committed(SPOOL)[WAITING],
-        left=_read_left(store, names),
+        left=read_left(store, names),
         full_in_s=_read_full_in_s(store, max_bytes, now_ms),
     )
 

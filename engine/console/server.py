@@ -193,15 +193,15 @@ class AdminServer:
         return web.json_response({"status": "ok", "state": self._engine.state})
 
     async def _readyz(self, request: web.Request) -> web.Response:
-        unready = self._engine.unready
+        ready = self._engine.ready
         said = {
-            "ready": not unready,
+            "ready": ready,
             "state": self._engine.state,
-            "unready": unready,
+            "unready": self._engine.unready,
             "stopped": self._engine.stopped,
             "stopped_sources": self._engine.stopped_sources,
         }
-        return web.json_response(said, status=503 if unready else 200)
+        return web.json_response(said, status=200 if ready else 503)
 
     async def _metrics(self, request: web.Request) -> web.Response:
         status = await self._engine.status()

@@ -288,6 +288,8 @@ async def _check_what_is_said(config: Path, daemon: process.Daemon) -> None:
     code, out, _ = await process.run("status", "-c", str(config))
     assert (code, f"{WAITING} events and {DEAD} dead letters of it" in out) == (0, True)
     assert "`spool move OLD NEW`, or `spool drop OLD --yes`" in out
+    [said] = [line for line in daemon.log if line.get("sync") == "shop"]
+    assert (said["waiting"], said["dead_letters"]) == (WAITING, DEAD)
     async with (
         aiohttp.ClientSession(daemon.admin) as session,
         session.get("/metrics") as answer,

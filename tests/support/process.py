@@ -83,11 +83,18 @@ async def run(
 class Daemon:
     """``amplitude-intercom run``, once it is ready."""
 
-    def __init__(self, process: asyncio.subprocess.Process, http: str, admin: str) -> None:
+    def __init__(
+        self,
+        process: asyncio.subprocess.Process,
+        http: str,
+        admin: str,
+        log: list[dict[str, Any]],
+    ) -> None:
+        """``log``: what it has said so far."""
         self.process = process
         self.http = f"http://{http}"
         self.admin = f"http://{admin}"
-        self.log: list[dict[str, Any]] = []
+        self.log = log
         self._reader = asyncio.create_task(self._read())
 
     async def _read(self) -> None:
@@ -160,16 +167,16 @@ async def start(
     )
     assert process.stderr is not None
     addresses: dict[str, str] = {}
-    seen: Sequence[str] = []
+    seen: list[dict[str, Any]] = []
     while line := await process.stderr.readline():
-        seen = [*seen, line.decode()]
         entry = json.loads(line)
+        seen.append(entry)
         if entry["event"] == "source listening":
             addresses["http"] = entry["address"]
         elif entry["event"] == "admin listening":
             addresses["admin"] = entry["address"]
         elif entry["event"] in ("ready", "not ready"):
-            return Daemon(process, addresses["http"], addresses["admin"])
+            return Daemon(process, addresses["http"], addresses["admin"], seen)
     raise AssertionError(f"the daemon ended before it was ready: {seen}")
 
 
