@@ -220,6 +220,8 @@ class Database:
             self._closed = True
         self.store, self.file = self._open(recover=False)
         self._closed = False
+        if self._ground is not None:
+            self._ground.renew_log()
 
     def _note(self, trouble: SpoolError) -> None:
         if str(trouble) != str(self.trouble):

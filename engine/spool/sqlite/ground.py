@@ -21,8 +21,16 @@ class Ground:
     def __init__(self, file: Path) -> None:
         folder = file.parent
         self._file = file.name
+        self._log = Path(f"{file}-wal")
         there = (("the folder", folder), ("the lock", folder / LOCK_NAME), ("the file", file))
         self._known = [(what, path, found) for what, path in there if (found := _inode(path))]
+        self.renew_log()
+
+    def renew_log(self) -> None:
+        """Take the log that is there for the one that has to stay: each opening makes a new one."""
+        others = [known for known in self._known if known[1] != self._log]
+        found = _inode(self._log)
+        self._known = [*others, ("its log", self._log, found)] if found else others
 
     @property
     def has_lost_lock(self) -> bool:

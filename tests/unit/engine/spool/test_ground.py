@@ -71,7 +71,14 @@ def remove_file(folder: Path) -> None:
     (folder / "spool.db").unlink()
 
 
-@pytest.mark.parametrize("harm", [remove_folder, replace_folder, replace_file, remove_file])
+def remove_log(folder: Path) -> None:
+    (folder / "spool.db-wal").unlink()
+
+
+HARMS = [remove_folder, replace_folder, replace_file, remove_file, remove_log]
+
+
+@pytest.mark.parametrize("harm", HARMS)
 def test_nothing_is_acknowledged_on_ground_that_is_gone(tmp_path: Path, harm: object) -> None:
     database = opened(tmp_path / "data")
     assert append(database) == ""
