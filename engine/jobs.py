@@ -200,14 +200,16 @@ class JobRunner:
         """Do a slice; False: there was nothing to do. A job with a fault of ours ends with that."""
         try:
             done = await self._spool.do(self._slice)
-        except SpoolError:
-            raise
         except Exception as fault:
+            if isinstance(fault, SpoolError) and self._spool.trouble is not None:
+                raise  # of the disk, which concerns everybody
             internal_failure(fault, during="the first job that waits")
             return await self._fail_first(describe(fault))
         if done is None:
             return False
         job, is_last = done
+        if job.kind is JobKind.REPLAY and job.sync in self._pipelines:
+            self._pipelines[job.sync].spool.feed.notify()
         if is_last and self.rekeying.get(job.sync) == job.id:
             del self.rekeying[job.sync]
         return True
@@ -260,11 +262,9 @@ class JobRunner:
         if job.kind is JobKind.DISCARD:
             return Counter({"discarded": store.discard(taker, letters)})
         pipeline = self._pipelines.get(job.sync)
-        if pipeline is None:  # the sync has left the settings meanwhile
+        if pipeline is None or not pipeline.sync.enabled:  # it was both when that was asked for
             return Counter({STILL_DEAD: len(letters)})
-        counts = replay(store, taker, letters, pipeline.rules.admission, self._now_ms())
-        pipeline.spool.feed.notify()
-        return counts
+        return replay(store, taker, letters, pipeline.rules.admission, self._now_ms())
 
     def _rekey(self, store: Store, taker: int, job: JobRow, mapping: NewMapping) -> _Slice:
         pipeline = self._pipelines.get(job.sync)

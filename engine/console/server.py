@@ -229,7 +229,7 @@ class AdminServer:
         return _json(job)
 
     async def _cancel_job(self, request: web.Request) -> web.Response:
-        cancelled = await self._engine.jobs.cancel(int(request.match_info["job"]))
+        cancelled = await _settled(self._engine.jobs.cancel(int(request.match_info["job"])))
         return _json({"cancelled": cancelled})
 
     async def _compact(self, request: web.Request) -> web.Response:
@@ -272,7 +272,7 @@ class AdminServer:
             return await self._engine.dead_letter_page(
                 sync, query, after=query.after, limit=query.limit
             )
-        if action not in set(JobKind):
+        if action not in (JobKind.REPLAY, JobKind.DISCARD):
             raise web.HTTPNotFound(text=f"no action {action}\n")
         job = self._engine.jobs.ask(JobKind(action), sync, query, who="admin port")
         return await _settled(job)

@@ -22,7 +22,7 @@ MOST_TOGETHER = 64
 SINGLY = 64
 """Jobs that take one batch each after a failure: whose fault it was is not known."""
 
-Waiting = tuple[Append, asyncio.Future[Appended] | None]
+Waiting = tuple[Append, asyncio.Future[Appended]]
 
 
 class Appends:
@@ -42,16 +42,9 @@ class Appends:
         The future raises ``SpoolError`` when nothing of it is stored.
         """
         future: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
-        self._queue((batch, future))
-        return future
-
-    def count(self, batch: Append) -> None:
-        """Queue a batch of which nothing is kept, to be counted."""
-        self._queue((batch, None))
-
-    def _queue(self, waiting: Waiting) -> None:
-        self._waiting.append(waiting)
+        self._waiting.append((batch, future))
         self._ask()
+        return future
 
     def _ask(self) -> None:
         if self._asked or not self._waiting:
@@ -105,7 +98,7 @@ class _Job:
 
 def _resolve(taken: Sequence[Waiting], results: Sequence[Appended | BaseException]) -> None:
     for (_, future), result in zip(taken, results, strict=True):
-        if future is None or future.done():
+        if future.done():
             continue
         if isinstance(result, Appended):
             future.set_result(result)

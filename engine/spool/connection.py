@@ -35,6 +35,11 @@ class Connection(Protocol):
         """What the database raises: its trouble, and no fault of what it was given."""
         ...
 
+    @property
+    def IntegrityError(self) -> type[Exception]:
+        """What it raises of a row that is there already: damage of one of the two."""
+        ...
+
     def execute(self, statement: str, values: Sequence[Any] = (), /) -> Rows:
         """Run one statement."""
         ...

@@ -19,6 +19,8 @@ from amplitude_intercom.engine.spool.accounts import INBOX, SPOOL, TAKEN_ALONG, 
 
 CROWDED = 0.8
 RELIEF = 0.95
+SOME = 0.1
+"""What waits, as a share of all, while a batch that is larger than all that is free is taken."""
 
 
 class Fullness:
@@ -32,14 +34,24 @@ class Fullness:
         self.refused: dict[int, str] = {}
         """Takers that are refused as of the last commit, and why, for people."""
 
-    def why_not(self, taker: int, takers: Collection[int], accounts: Accounts) -> str:
+    def why_not(
+        self, taker: int, takers: Collection[int], accounts: Accounts, coming: int = 0
+    ) -> str:
         """Return why a taker can have no more now, in a transaction; empty: it can.
 
-        ``takers``: all that there are, whether they hold anything or not.
+        ``takers``: all that there are, whether they hold anything or not; ``coming``: bytes of the
+        same batch for others.
         """
         if taker in self.refused:
             return self.refused[taker]
+        if coming and self._is_too_much(accounts.value(SPOOL, WAITING), coming):
+            return f"{coming:,} bytes of the batch are for others, and what is free is less"
         return self._judge(taker, len(takers), accounts)
+
+    def _is_too_much(self, total: int, coming: int) -> bool:
+        """Whether a batch of many takers has to wait. One that would never fit has its turn when
+        little waits."""
+        return total + coming >= self._max_bytes and total >= SOME * self._max_bytes
 
     def look(self, takers: Collection[int], accounts: Accounts) -> None:
         """Look at who is refused from now on; after a commit."""
@@ -49,6 +61,8 @@ class Fullness:
             self._bounds.clear()
             self.refused = {}
             return
+        bounds = {taker: self._bound(taker, len(takers), accounts) for taker in takers}
+        self._bounds = {taker: bound for taker, bound in bounds.items() if bound is not None}
         found = {taker: self._judge(taker, len(takers), accounts) for taker in takers}
         self.refused = {taker: why for taker, why in found.items() if why}
 
@@ -56,18 +70,21 @@ class Fullness:
         total, held = accounts.value(SPOOL, WAITING), _held(taker, accounts)
         if self._is_full or total >= self._max_bytes:
             return f"{total:,} bytes wait, `spool.max_bytes` is {self._max_bytes:,}"
-        bound = self._bounds.get(taker)
-        if bound is not None and held < RELIEF * bound:
-            del self._bounds[taker]
-            bound = None
-        if bound is None and total >= CROWDED * self._max_bytes:
-            share = self._max_bytes // max(1, takers)
-            if held > share:
-                bound = self._bounds[taker] = share
+        bound = self._bound(taker, takers, accounts)
         if bound is None:
             return ""
         taken = f"{total / self._max_bytes:.0%} of `spool.max_bytes` are taken"
         return f"{held:,} bytes of it wait, {taken} and its share was {bound:,}"
+
+    def _bound(self, taker: int, takers: int, accounts: Accounts) -> int | None:
+        """Return the share for which a taker is refused; None: it is not."""
+        held = _held(taker, accounts)
+        bound = self._bounds.get(taker)
+        if bound is not None and held >= RELIEF * bound:
+            return bound
+        share = self._max_bytes // max(1, takers)
+        is_crowded = accounts.value(SPOOL, WAITING) >= CROWDED * self._max_bytes
+        return share if is_crowded and held > share else None
 
 
 def _held(taker: int, accounts: Accounts) -> int:

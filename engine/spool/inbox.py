@@ -131,13 +131,14 @@ class Inbox:
     def let_go(self, batches: Iterable[int]) -> list[tuple[int, int]]:
         """Delete those of some batches that no record points into; return taker and size of each.
 
-        Their records are rows, or were: a batch that is packed must not be among them.
+        One that is still packed stays: a damaged id may name it.
         """
         gone = []
         for id_ in batches:
             row = self._db.execute(
                 "DELETE FROM inbox WHERE id = ? AND NOT EXISTS (SELECT 1 FROM records"
                 " WHERE records.id >= ? AND records.id < ? AND raw IS NULL)"
+                " AND id <= (SELECT unpacked_to FROM takers WHERE takers.id = inbox.taker)"
                 " RETURNING taker, size_bytes",
                 (id_, id_ * SLOTS, (id_ + 1) * SLOTS),
             ).fetchone()

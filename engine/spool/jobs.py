@@ -114,6 +114,9 @@ _COLUMNS = (
 )
 
 
+_NEXT = "WHERE state = 'waiting' ORDER BY kind <> 'rekey', id LIMIT 1"
+
+
 class Jobs:
     """The table ``jobs``, inside somebody's transaction."""
 
@@ -136,13 +139,11 @@ class Jobs:
     def get(self, id_: int) -> JobRow | None:
         """Return a job by its number."""
         row = self._db.execute(f"SELECT {_COLUMNS} FROM jobs WHERE id = ?", (id_,)).fetchone()
-        return _job(row) if row else None
+        return _readable(row) if row else None
 
     def next(self) -> JobRow | None:
-        """Return the first job that has not ended."""
-        row = self._db.execute(
-            f"SELECT {_COLUMNS} FROM jobs WHERE state = 'waiting' ORDER BY id LIMIT 1"
-        ).fetchone()
+        """Return the first job that has not ended, and a re-keying before others."""
+        row = self._db.execute(f"SELECT {_COLUMNS} FROM jobs {_NEXT}").fetchone()
         return _job(row) if row else None
 
     def rekeying(self, sync: str) -> JobRow | None:
@@ -151,12 +152,12 @@ class Jobs:
             f"SELECT {_COLUMNS} FROM jobs WHERE kind = ? AND sync = ? ORDER BY id DESC LIMIT 1",
             (str(JobKind.REKEY), sync),
         ).fetchone()
-        return _job(row) if row else None
+        return _readable(row) if row else None
 
     def latest(self, limit: int) -> list[JobRow]:
         """Return the jobs that were asked for last, the latest first."""
         rows = self._db.execute(f"SELECT {_COLUMNS} FROM jobs ORDER BY id DESC LIMIT ?", (limit,))
-        return [_job(row) for row in rows]
+        return [job for row in rows if (job := _readable(row)) is not None]
 
     def advance(self, job: JobRow, cursor: str, counts: Mapping[str, int]) -> None:
         """Keep how far a job has come, and what that did."""
@@ -180,15 +181,23 @@ class Jobs:
 
     def fail_first(self, now_ms: int) -> int | None:
         """End the first job that has not ended, readable or not; return its number, if any."""
-        first: int | None
-        (first,) = self._db.execute("SELECT min(id) FROM jobs WHERE state = 'waiting'").fetchone()
-        if first is not None:
-            self.end(first, JobState.FAILED, now_ms)
-        return first
+        row = self._db.execute(f"SELECT id FROM jobs {_NEXT}").fetchone()
+        if row is None:
+            return None
+        self.end(row[0], JobState.FAILED, now_ms)
+        return int(row[0])
 
 
 _decode_query = msgspec.json.Decoder(DeadLetterQuery | Expiry | NewMapping).decode
 _decode_counts = msgspec.json.Decoder(dict[str, int]).decode
+
+
+def _readable(row: Any) -> JobRow | None:
+    """Return a job; None of one that is damaged: nothing may stand still for it."""
+    try:
+        return _job(row)
+    except (msgspec.MsgspecError, ValueError, TypeError):
+        return None
 
 
 def _job(row: Any) -> JobRow:

@@ -102,7 +102,7 @@ class Queue:
         if limit > 0 and limit_bytes > 0:
             records, last_id, more = self._next(after_id, limit, limit_bytes, crowd, now_ms)
         draining = [record.user_key for record in woken] + crowd.new
-        next_wake_ms = self._users.next_wake_ms(self.taker)
+        next_wake_ms = self._users.next_wake_ms(self.taker, halted)
         return Loaded(woken + records, last_id, draining, next_wake_ms, more)
 
     def _probe(self, user: str, reason: str) -> list[Record]:
@@ -224,9 +224,9 @@ class Queue:
             self._db.execute("SAVEPOINT inserting")
             self._records.insert(self.taker, rows, aside)
             self._db.execute("RELEASE SAVEPOINT inserting")
-        except self._db.Error:
-            raise
         except Exception as fault:
+            if isinstance(fault, self._db.Error) and not isinstance(fault, self._db.IntegrityError):
+                raise
             self._db.execute("ROLLBACK TO SAVEPOINT inserting")
             self._db.execute("RELEASE SAVEPOINT inserting")
             if len(rows) > 1:
@@ -363,13 +363,17 @@ class Queue:
             self._unpack(unpacked_to, limit, 1 << 24, _Crowd((), limit), 0)
 
     def rekey(self, after_id: int, limit: int, user_of: Callable[[bytes], str]) -> tuple[int, int]:
-        """Give records behind an id to the users that their events name, and queue them again.
+        """Give records behind an id to the users that their events name, who are due then.
 
         Returns the last id that was looked at, and how many there were.
         """
         found = self._records.first(self.taker, limit, after_id)
+        users: dict[str, None] = {}
         for record in self._intact(found):
-            self._records.rekey(record, user_of(record.raw))
+            users[user := user_of(record.raw)] = None
+            self._records.rekey(record, user)
+        for user in users:
+            self._users.set_aside(self.taker, user, 0, 0, "", 0)
         return (found[-1].id, len(found)) if found else (after_id, 0)
 
     # --- waiting --------------------------------------------------------------------------

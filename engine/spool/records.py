@@ -139,12 +139,12 @@ class Records:
         change_in(self._db, "UPDATE records SET set_aside = 1 WHERE id IN", list(ids))
 
     def rekey(self, record: Record, user: str) -> None:
-        """Give a record to another user, and let it wait for nobody."""
+        """Give a record to another user, behind whom it waits."""
         crc = record_checksum(
             record.id, record.kind, user, record.accepted_at_ms, zlib.crc32(record.raw)
         )
         self._db.execute(
-            "UPDATE records SET user_key = ?, crc = ?, set_aside = 0 WHERE id = ?",
+            "UPDATE records SET user_key = ?, crc = ?, set_aside = 1 WHERE id = ?",
             (user, crc, record.id),
         )
 

@@ -37,6 +37,10 @@ def recover_taker(store: Store, taker: int) -> None:
     store.db.execute(
         "UPDATE users SET wake_at_ms = 0 WHERE taker = ? AND wake_at_ms IS NULL", (taker,)
     )
+    store.db.execute(  # by a clock that was ahead of its time
+        "UPDATE users SET wake_at_ms = 0 WHERE taker = ? AND wake_at_ms > ?",
+        (taker, store.latest_wake_ms()),
+    )
     store.queue(taker).find_strays()
     if not store.users.any(taker):
         return
@@ -56,7 +60,6 @@ def _correct_last_batch(store: Store) -> None:
     """Never give an id a second time, whatever the counter says."""
     (highest,) = store.db.execute(
         "SELECT max(id) FROM (SELECT max(id) AS id FROM inbox"
-        " UNION ALL SELECT max(unpacked_to) FROM takers"
         f" UNION ALL SELECT max(id) / {SLOTS} FROM records"
         f" UNION ALL SELECT max(id) / {SLOTS} FROM dead_letters"
         f" UNION ALL SELECT max(id) / {SLOTS} FROM insert_ids"
@@ -74,8 +77,9 @@ def _correct_unpacked_to(store: Store, taker: int, said: int) -> None:
     while first_packed is not None and store.records.any_of(first_packed):
         unpacked = first_packed
         first_packed = store.inbox.next_id(taker, unpacked)
-    if said < unpacked or (first_packed is not None and said >= first_packed):
-        store.takers.set_unpacked_to(taker, unpacked)
+    last_batch = store.accounts.last_batch()
+    if said < unpacked or said > last_batch or (first_packed is not None and said >= first_packed):
+        store.takers.set_unpacked_to(taker, unpacked if first_packed else last_batch)
 
 
 def _correct_bytes(store: Store) -> None:

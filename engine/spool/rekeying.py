@@ -1,8 +1,9 @@
 """Whose records are, worked out again: ``[sync.mapping]`` has changed while they waited.
 
 First all users that wait are let go, then records get their keys in the order of their ids, those
-that are packed last. Nothing may be delivered meanwhile. A record whose event names nobody now gets
-an empty key, and the mapper makes a dead letter of it.
+that are packed last. What is unpacked waits aside then, and its users are due: a record that has
+taken its bytes along is read by its user alone. Nothing may be delivered meanwhile. A record whose
+event names nobody now gets an empty key, and the mapper makes a dead letter of it.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Rekeyed(msgspec.Struct, frozen=True):
 
 def rekey(store: Store, taker: int, after_id: int, upper_id: int, user_of: UserOf) -> Rekeyed:
     """Do a slice of the records behind an id, up to another one: those behind it came later."""
-    if store.users.free_some(taker, SLICE):
+    if not after_id and store.users.free_some(taker, SLICE):
         return Rekeyed(after_id, 0)
     last_id, count = store.queue(taker).rekey(after_id, SLICE, user_of)
     if count:

@@ -10,15 +10,17 @@ import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
 import anyio
 import msgspec
+import structlog
 
 from amplitude_intercom.engine.errors import SpoolError
 from amplitude_intercom.engine.faults import internal_failure
-from amplitude_intercom.engine.settings import Settings, Sync
+from amplitude_intercom.engine.settings import MAX_SHIFT_S, Settings, Sync
 from amplitude_intercom.engine.spool import recovery
 from amplitude_intercom.engine.spool.accounts import SPOOL, WAITING, under
 from amplitude_intercom.engine.spool.appends import Appends
@@ -49,7 +51,9 @@ def limits_of(settings: Settings) -> Limits:
         for sync in settings.sync
     }
     window_ms = int(settings.spool.dedupe_window_s * 1000)
-    return Limits(settings.spool.max_bytes, window_ms, claims)
+    waits_s = [sync.delivery.retry_window_s for sync in settings.sync]
+    longest_wait_ms = int(1000 * max(waits_s, default=0.0)) + MAX_SHIFT_S * 1000
+    return Limits(settings.spool.max_bytes, window_ms, claims, longest_wait_ms)
 
 
 def retention_of(settings: Settings) -> Retention:
@@ -65,6 +69,8 @@ def retention_of(settings: Settings) -> Retention:
         claims_window_ms=int(claims_window_s * 1000),
     )
 
+
+_log = structlog.get_logger(__name__)
 
 _UNREADABLE = (sqlite3.Error, ValueError, Damaged)
 """What comes of a file that cannot be used: what is damaged reads as anything."""
@@ -121,6 +127,8 @@ class Spool:
         self._appends = Appends(self.writer, now_ms)
         self._tidying = Tidying(retention_of(settings))
         self._uncounted: dict[str, Part] = {}
+        self._counting: list[list[Part]] = []
+        """Parts that are being written, of which nothing is kept."""
         self.loaded_bytes = LoadedBytes()
         self._takers: dict[str, TakerSpool] = {}
         self.jobs_wait = asyncio.Event()
@@ -142,7 +150,10 @@ class Spool:
                 for taker, changes in adjusted.items():
                     store.count_adjusted(taker, changes)
 
-            await self.do(job)
+            try:
+                await self.do(job)
+            except SpoolError as error:
+                _log.warning("what was only counted is not on disk", cause=str(error))
         await self.writer.close()
 
     async def open_for(self, syncs: Sequence[Sync]) -> Mapping[str, TakerSpool]:
@@ -164,8 +175,21 @@ class Spool:
         The future raises ``SpoolError`` when nothing of it is stored.
         """
         if self._uncounted:
-            self._appends.count(Append(self._take_uncounted()))
+            self._count()
         return self._appends.put(batch)
+
+    def _count(self) -> None:
+        """Have what is only counted written; where that fails it is still to be counted."""
+        parts = self._take_uncounted()
+        self._counting.append(parts)
+
+        def counted(done: asyncio.Future[Appended]) -> None:
+            self._counting.remove(parts)
+            for part in parts if done.cancelled() or done.exception() else ():
+                newer = self._uncounted.get(part.taker)
+                self._uncounted[part.taker] = part if newer is None else _sum(part, newer)
+
+        self._appends.put(Append(parts)).add_done_callback(counted)
 
     def count_only(self, parts: Iterable[Part]) -> None:
         """Count a batch of which nothing is kept; written with the next batch that is.
@@ -251,9 +275,10 @@ class Spool:
     def counters(self, name: str, taker: int) -> Counter[str]:
         """Return a sync's counters, those of batches that were only counted included."""
         total = Counter(self._database.store.accounts.committed(taker))
-        if part := self._uncounted.get(name):
-            total["received"] += part.received
-            total.update({f"dropped:{reason}": n for reason, n in part.dropped.items()})
+        for part in chain(*self._counting, self._uncounted.values()):
+            if part.taker == name:
+                total["received"] += part.received
+                total.update({f"dropped:{reason}": n for reason, n in part.dropped.items()})
         return total
 
     async def forget_checkpoints(self, taker: int, sources: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ from typing import Final
 
 import msgspec
 
+from amplitude_intercom.engine import logs
 from amplitude_intercom.engine.envelope import Kind, Record
 from amplitude_intercom.engine.errors import Failure, SpoolError
 from amplitude_intercom.engine.reasons import DeadReason, DropReason
@@ -68,6 +69,8 @@ class Limits(msgspec.Struct, frozen=True):
     max_bytes: int = 1 << 40
     window_ms: int = 0
     claims: Mapping[str, tuple[int, int]] = {}
+    longest_wait_ms: int = 1 << 40
+    """How long a user is parked or deferred at most."""
 
 
 NO_CLAIMS: Final = (0, 60)
@@ -152,6 +155,10 @@ class Store:
         if close is not None:
             close()
 
+    def latest_wake_ms(self) -> int:
+        """Return the last instant until which a user may wait that waits now."""
+        return self._now_ms() + self._limits.longest_wait_ms
+
     # --- takers ---------------------------------------------------------------------------
 
     def taker(self, name: str) -> int:
@@ -215,17 +222,17 @@ class Store:
 
     def _refusal(self, batch: Append) -> SpoolError | None:
         """Refuse a batch of which a taker cannot keep its part."""
+        coming = 0
         for part in batch.parts:
             if part.keeps_nothing:
                 continue
             if self._shut:
                 return SpoolError(self._shut)
-            if part.packs and (
-                why := self._fullness.why_not(
-                    self.taker(part.taker), self._ids.values(), self.accounts
-                )
-            ):
+            taker = self.taker(part.taker)
+            why = self._fullness.why_not(taker, self._ids.values(), self.accounts, coming)
+            if part.packs and why:
                 return SpoolError(RefusalReason.SPOOL_FULL, f"sync `{part.taker}`: {why}")
+            coming += sum(pack.size_bytes for pack in part.packs)
         return None
 
     def _pending(self, taker: int, new: Sequence[Pack]) -> list[tuple[int, Pack]]:
@@ -320,6 +327,9 @@ class Store:
 
     def forget_letters(self, taker: int, ids: Sequence[int], reason: str) -> int:
         """Settle dead letters as dropped, by their ids; return how many were still there."""
+        if logs.debugging():
+            for letter in self.letters.find(taker, DeadLetterQuery(ids=list(ids))):
+                self._lines.dropped(self.takers.name_of(taker), letter, reason)
         gone = self._take_out(taker, ids)
         self.accounts.add(taker, f"dropped:{reason}", len(gone))
         return len(gone)

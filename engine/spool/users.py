@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from amplitude_intercom.engine.envelope import Kind
 from amplitude_intercom.engine.spool.connection import Connection, find_in
@@ -48,13 +48,14 @@ class Users:
             (taker, now_ms, limit),
         ).fetchall()
 
-    def next_wake_ms(self, taker: int) -> int | None:
-        """Return when the next parked user is due, if any is parked."""
-        (wake_ms,) = self._db.execute(
-            "SELECT min(wake_at_ms) FROM users WHERE taker = ? AND wake_at_ms IS NOT NULL",
-            (taker,),
-        ).fetchone()
-        return None if wake_ms is None else int(wake_ms)
+    def next_wake_ms(self, taker: int, halted: Collection[str]) -> int | None:
+        """Return when the next parked user is due that is not halted, if any is."""
+        rows = self._db.execute(
+            "SELECT user_key, wake_at_ms FROM users WHERE taker = ? AND wake_at_ms IS NOT NULL"
+            " ORDER BY wake_at_ms LIMIT ?",
+            (taker, len(halted) + 1),
+        )
+        return next((int(wake_ms) for user, wake_ms in rows if user not in halted), None)
 
     def set_aside(
         self, taker: int, user: str, wake_at_ms: int | None, failures: int, reason: str, now_ms: int

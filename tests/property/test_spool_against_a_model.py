@@ -347,7 +347,11 @@ class SpoolMachine(RuleBasedStateMachine):
         self._read(found.records, found.last_id, set(found.draining), by_user)
         if not found.more:
             assert not [i for i, x in model.pending.items() if i > model.last_id and not x.aside]
-        wakes = [row.wake_at_ms for row in model.aside.values() if row.wake_at_ms is not None]
+        wakes = [
+            row.wake_at_ms
+            for user, row in model.aside.items()
+            if row.wake_at_ms is not None and user not in model.halted
+        ]
         assert found.next_wake_ms == min(wakes, default=None)
 
     def _is_aside(self, user: str) -> bool:

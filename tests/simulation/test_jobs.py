@@ -14,7 +14,7 @@ from amplitude_intercom.engine.jobs import SLICE, replay
 from amplitude_intercom.engine.reasons import DeadReason
 from amplitude_intercom.engine.rules.admission import Admission, Admitted
 from amplitude_intercom.engine.rules.verdicts import Verdict
-from amplitude_intercom.engine.spool.jobs import JobKind, JobRow, JobState
+from amplitude_intercom.engine.spool.jobs import JobKind, JobRow, JobState, NewMapping
 from amplitude_intercom.engine.spool.rows import DeadLetter
 from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.transports import Batch
@@ -285,3 +285,53 @@ def test_a_stranger_who_signs_up_while_its_events_expire_has_the_rest_of_them(
     assert sync.queue.expire("ann", failure, 1, 2) == (0, False)
     sync.store.commit()
     assert (sync.counters["dead"], sync.counters["pending"]) == (SLICE, SLICE)
+
+
+def test_a_replay_of_a_sync_that_was_disabled_since_leaves_the_letters(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with simulation.engine(tmp_path, simulation.sandbox()) as running:
+            await bury(running)
+            job = await running.jobs.ask(JobKind.REPLAY, SYNC, ALL, who="test")
+            running.cancel()
+        async with simulation.engine(tmp_path, simulation.sandbox(), enabled=False) as running:
+            ended = await running.jobs.ended(job.id)
+            assert ended.counts == {"still dead": LETTERS}
+            assert await dead(running) == LETTERS
+
+    virtual.run(scenario)
+
+
+def test_a_job_that_ended_and_is_damaged_stops_nothing(tmp_path: Path) -> None:
+    """Neither the list of jobs nor the next start, though the mapping has changed."""
+    email = {"identifier": "email", "from": "event.mail"}
+
+    async def scenario() -> None:
+        async with simulation.engine(tmp_path, simulation.sandbox()) as running:
+            events = [simulation.event("stranger", n) for n in range(3)]
+            await running.submit(events, api_key=simulation.API_KEY)
+            await anyio.sleep(20)
+        async with simulation.engine(tmp_path, simulation.sandbox(), mapping=email) as running:
+            await running.settled()
+            await running.submit(events, api_key=simulation.API_KEY)
+            await running.spool.do(lambda store: store.db.execute("UPDATE jobs SET query = '{'"))
+            assert await running.jobs.latest() == []
+        async with simulation.engine(tmp_path, simulation.sandbox()) as running:
+            assert await dead(running) == 3
+
+    virtual.run(scenario)
+
+
+def test_a_rekeying_goes_before_what_was_asked_for_earlier(tmp_path: Path) -> None:
+    sync = OneSync(opened(tmp_path / "spool.db"))
+    store, query = sync.store, NewMapping("email", "user_id")
+    store.begin()
+    store.ask_job(JobKind.DISCARD, sync.taker, ALL, 1, who="test", now_ms=1)
+    store.ask_job(JobKind.REKEY, sync.taker, query, 1, who="test", now_ms=1)
+    first = store.jobs.next()
+    assert first is not None
+    assert first.kind is JobKind.REKEY
+    assert store.jobs.fail_first(1) == first.id
+    second = store.jobs.next()
+    assert second is not None
+    assert second.kind is JobKind.DISCARD
+    store.commit()

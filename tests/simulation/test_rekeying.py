@@ -49,7 +49,7 @@ async def fill(folder: Path) -> None:
     strangers = simulation.sandbox()
     async with engine(folder, strangers, mapping=BY_EMAIL) as running:
         await submit(running, range(EACH // 2))
-        await anyio.sleep(20)
+        await anyio.sleep(300)  # what waits has taken its bytes along by then
         assert (await running.status()).syncs[0].parked_users == {"user_not_found": USERS}
         running.cancel()
     async with engine(folder, strangers, deliver=False, mapping=BY_EMAIL) as running:

@@ -67,9 +67,9 @@ async def test_what_waits_goes_in_as_one_and_in_order(store: SlowStore) -> None:
     appends = Appends(writer, lambda: 1)
     users = [f"user-{n}" for n in range(100)]
     futures = [appends.put(batch(user)) for user in users]
-    appends.count(Append([part_of(dropped=Counter({"not_selected": 5}))]))
+    counted = appends.put(Append([part_of(dropped=Counter({"not_selected": 5}))]))
     store.gate.set()
-    assert await settled(futures) == [Appended(1, 0, 0)] * 100
+    assert await settled([*futures, counted]) == [Appended(1, 0, 0)] * 100 + [Appended(0, 5, 0)]
     assert len(store.calls) <= 3
     await writer.submit(lambda s: None)
     assert users_of(database) == users

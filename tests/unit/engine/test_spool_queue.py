@@ -360,3 +360,50 @@ def test_of_thirty_packed_events_one_that_makes_no_row_is_dead_and_the_others_wa
     [letter] = sync.store.letters.find(sync.taker, DeadLetterQuery(every=True))
     assert (letter.reason, letter.raw) == ("internal", events[7].raw)
     assert (sync.counters["pending"], sync.counters["dead"]) == (29, 1)
+
+
+def test_a_row_whose_id_is_taken_is_dead_and_the_others_wait(tmp_path: Path) -> None:
+    """One flipped bit of another record's id: it must not stop the load for good."""
+    path = tmp_path / "spool.db"
+    sync = OneSync(opened(path))
+    sync.append(kept("ann", b"1"), kept("bob", b"2"))
+    sync.load(limit=9)
+    sync.append(kept("cid", b"3"), kept("dan", b"4"))
+    tamper(path, "UPDATE records SET id = ? WHERE id = ?", 2 * SLOTS, FIRST)
+    found = sync.load(FIRST + 1, limit=9).records
+    assert [record.raw for record in found] == [b"4"]
+    assert [raw for _, reason, raw in dead_of(sync) if reason == "internal"] == [b"3"]
+
+
+def test_a_packed_batch_stays_though_a_damaged_record_names_it(tmp_path: Path) -> None:
+    sync = OneSync(opened(tmp_path / "spool.db"))
+    sync.append(*[kept("ann") for _ in range(5)])
+    sync.store.begin()
+    assert sync.store.inbox.let_go([1]) == []
+    sync.store.commit()
+    assert len(sync.load().records) == 5
+
+
+def test_a_damaged_mark_of_what_is_unpacked_is_not_believed(tmp_path: Path) -> None:
+    path = tmp_path / "spool.db"
+    sync = OneSync(opened(path))
+    sync.append(kept("ann", b"1"))
+    sync.deliver(*sync.load().records)
+    sync.store.close()
+    tamper(path, "UPDATE takers SET unpacked_to = ?", 1 << 56)
+    again = OneSync(opened(path))
+    again.append(kept("ann", b"2"))
+    assert [record.id for record in again.load().records] == [2 * SLOTS]
+
+
+def test_a_clock_that_was_ahead_parks_nobody_beyond_the_retry_window(tmp_path: Path) -> None:
+    path = tmp_path / "spool.db"
+    sync = OneSync(opened(path))
+    sync.append(kept("ann", b"1"))
+    [record] = sync.load().records
+    sync.store.begin()
+    sync.queue.park(record, FAILING, 1 << 45, 1 << 44)
+    sync.store.commit()
+    sync.store.close()
+    again = OneSync(opened(path, longest_wait_ms=3_600_000))
+    assert [found.raw for found in again.load(now_ms=1).records] == [b"1"]
