@@ -256,7 +256,8 @@ def forget_outlived(
 ) -> tuple[int, int]:
     """Look at ``rows`` claims behind one, and forget those that are outlived.
 
-    None is forgotten whose event may still be sent. Returns the last that was looked at, or 0 at
+    None is forgotten whose event is a record or a dead letter; of those that are packed nothing is
+    known here. Returns the last that was looked at, or 0 at
     the end, and how many were forgotten. What a clock ahead of its time has left is made younger.
     """
     found = db.execute(

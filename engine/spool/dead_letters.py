@@ -82,7 +82,7 @@ class DeadLetters:
     ) -> list[DeadLetter]:
         """Return the dead letters that a query means, by when they failed last.
 
-        One that was damaged on disk has the reason ``corrupt`` from then on.
+        One that is damaged on disk is returned with the reason ``corrupt``.
         """
         return self.page(taker, query, after, limit, limit_bytes=1 << 40)[0]
 
@@ -243,17 +243,30 @@ class DeadLetters:
         found = self._db.execute("SELECT 1 FROM dead_letters WHERE id = ?", (id_,)).fetchone()
         return found is not None
 
-    def oldest(self, limit: int) -> list[tuple[int, int, int, int]]:
-        """Return the first letters of all takers: taker, id, when it failed last, and bytes."""
+    def oldest(self, limit: int) -> list[tuple[int, int, int]]:
+        """Return the first letters of all takers, in the order of arrival: taker, id and bytes."""
         rows = self._db.execute(
-            "SELECT taker, id, last_failed_at_ms, length(raw) FROM dead_letters"
-            " ORDER BY id LIMIT ?",
-            (limit,),
+            "SELECT taker, id, length(raw) FROM dead_letters ORDER BY id LIMIT ?", (limit,)
         )
-        return [(taker, id_, at_ms, size + OVERHEAD_BYTES) for taker, id_, at_ms, size in rows]
+        return [(taker, id_, size + OVERHEAD_BYTES) for taker, id_, size in rows]
 
-    def make_younger(self, ids: Sequence[int], now_ms: int) -> None:
+    def failed_until(self, taker: int, until_ms: int, limit: int) -> list[int]:
+        """Return the ids of a taker's letters that failed last up to an instant, the first ones."""
+        rows = self._db.execute(
+            "SELECT id FROM dead_letters WHERE taker = ? AND last_failed_at_ms <= ?"
+            " ORDER BY last_failed_at_ms, id LIMIT ?",
+            (taker, until_ms, limit),
+        )
+        return [id_ for (id_,) in rows]
+
+    def make_younger(self, taker: int, now_ms: int, limit: int) -> None:
         """Say of letters that a clock ahead of its time has stamped that they failed now."""
+        rows = self._db.execute(
+            "SELECT id FROM dead_letters WHERE taker = ? AND last_failed_at_ms > ?"
+            " ORDER BY last_failed_at_ms LIMIT ?",
+            (taker, now_ms, limit),
+        )
+        ids = [id_ for (id_,) in rows]
         change_in(
             self._db, "UPDATE dead_letters SET last_failed_at_ms = ? WHERE id IN", ids, [now_ms]
         )

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import msgspec
 
-from amplitude_intercom.engine.spool.connection import Connection
+from amplitude_intercom.engine.spool.connection import MOST_ROWS, Connection
 from amplitude_intercom.engine.spool.rows import Contact, contact_checksum, holds
 
 DAY_MS: Final = 86_400_000
@@ -83,6 +83,15 @@ class ContactDirectory:
         """Drop up to ``limit`` contacts of a taker; return how many there were."""
         return self._forget(
             "SELECT taker, user_key FROM contacts WHERE taker = ? LIMIT ?", (taker, limit)
+        )
+
+    def make_older(self, now_ms: int) -> None:
+        """Say of contacts that a clock ahead of its time has stamped that they were used today."""
+        today = now_ms // DAY_MS
+        self._db.execute(
+            "UPDATE contacts SET used_day = ? WHERE (taker, user_key) IN"
+            " (SELECT taker, user_key FROM contacts WHERE used_day > ? LIMIT ?)",
+            (today, today, MOST_ROWS),
         )
 
     def forget_unused(self, limit: int) -> int:

@@ -7,6 +7,7 @@ so it does not matter how long a batch waited to be unpacked.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from itertools import takewhile
 
 from amplitude_intercom.engine.spool.connection import (
     Connection,
@@ -94,13 +95,14 @@ class InsertIds:
     def forget_oldest(self, rows: int, cutoff_ms: int, now_ms: int) -> int:
         """Forget the first ``rows`` that are outlived; return how many were.
 
-        By the order of arrival: whoever came before one that is outlived is so too, whatever the
-        clock said then. What a clock ahead of its time has left is outlived a window from now.
+        In the order of arrival, up to the first that is not: one that a clock behind its time has
+        stamped waits for those before it. What one ahead has left is outlived a window from now.
         """
         oldest = self._db.execute(
             "SELECT id, at_ms FROM insert_ids ORDER BY id LIMIT ?", (rows,)
         ).fetchall()
-        last = max((id_ for id_, at_ms in oldest if at_ms <= cutoff_ms), default=None)
+        outlived = list(takewhile(lambda row: row[1] <= cutoff_ms, oldest))
+        last = outlived[-1][0] if outlived else None
         if last is None:
             if oldest and oldest[0][1] > now_ms:
                 self._db.execute(

@@ -51,6 +51,7 @@ class Tidying:
     def __init__(self, retention: Retention) -> None:
         self._keep = retention
         self._claims_to = 0
+        self._claim_slices = 0
         self._unpacked_before: Mapping[int, int] = {}
         self._left = self._duties()
 
@@ -90,26 +91,40 @@ class Tidying:
 
     def _dead_letters(self, store: Store, now_ms: int) -> bool:
         excess = store.dead_bytes() - self._keep.dead_letters_max_bytes
-        cutoff_ms = now_ms - self._keep.dead_letters_max_age_ms
-        oldest = store.letters.oldest(SLICE)
+        if excess <= 0:
+            return self._old_letters(store, now_ms)
         gone: dict[int, list[int]] = {}
-        for taker, id_, at_ms, size_bytes in oldest:
-            if at_ms <= cutoff_ms or excess > 0:
+        for taker, id_, size_bytes in store.letters.oldest(SLICE):
+            if excess > 0:
                 gone.setdefault(taker, []).append(id_)
                 excess -= size_bytes
         for taker, ids in gone.items():
             store.forget_letters(taker, ids, DropReason.EXPIRED_LETTER)
-        store.letters.make_younger([id_ for _, id_, at_ms, _ in oldest if at_ms > now_ms], now_ms)
-        return sum(map(len, gone.values())) == SLICE
+        return bool(gone)
+
+    def _old_letters(self, store: Store, now_ms: int) -> bool:
+        """Forget letters that failed last too long ago, of the first taker that has such.
+
+        What a clock ahead of its time has stamped is made younger.
+        """
+        cutoff_ms = now_ms - self._keep.dead_letters_max_age_ms
+        for taker in store.takers.all():
+            if ids := store.letters.failed_until(taker.id, cutoff_ms, SLICE):
+                store.forget_letters(taker.id, ids, DropReason.EXPIRED_LETTER)
+                return True
+            store.letters.make_younger(taker.id, now_ms, SLICE)
+        return False
 
     def _contacts(self, store: Store, now_ms: int) -> bool:
+        store.contacts.make_older(now_ms)
         excess = store.accounts.value(SPOOL, CONTACTS) - self._keep.max_contacts
         return excess > 0 and store.contacts.forget_unused(min(SLICE, excess)) == SLICE
 
     def _claims(self, store: Store, now_ms: int) -> bool:
         cutoff_ms = min(now_ms, store.oldest_packed_ms() or now_ms) - self._keep.claims_window_ms
         self._claims_to, _ = forget_outlived(store.db, self._claims_to, SLICE, cutoff_ms, now_ms)
-        return self._claims_to > 0
+        self._claim_slices = (self._claim_slices + 1) % CLAIM_SLICES
+        return self._claims_to > 0 and self._claim_slices > 0
 
     def _minutes(self, store: Store, now_ms: int) -> bool:
         return store.accounts.make_hours(now_ms // MINUTE_MS - MINUTES_KEPT, SLICE) == SLICE
@@ -148,6 +163,9 @@ def take_along(store: Store, taker: int, up_to: int, limit: int) -> int:
             break
     return moved
 
+
+CLAIM_SLICES: Final = 40
+"""Slices of claims that are looked at each time: a day's worth of them is gone through in hours."""
 
 BATCHES: Final = 200
 """Batches of one taker that are looked at, at most."""

@@ -239,3 +239,41 @@ def test_on_a_full_disk_what_comes_takes_what_is_settled_had(sync: OneSync) -> N
     assert sync.counters["delivered"] == 5_000
     assert max(ids for ids, _ in sizes) <= 500
     assert max(rows for _, rows in sizes) <= 500
+
+
+def test_a_letter_is_old_by_when_it_failed_and_not_by_its_id(sync: OneSync) -> None:
+    """Five hundred that came first and died today are in the way of none that died long ago."""
+    now_ms = 60 * DAY_MS
+    sync.append(*[kept(f"user-{n}") for n in range(SLICE + 20)])
+    records = sync.load(limit=2 * SLICE).records
+    sync.store.begin()
+    for number, record in enumerate(records):
+        sync.queue.bury(record, FAILING, now_ms if number < SLICE else DAY_MS)
+    sync.store.commit()
+    tidy(sync.store, now_ms)
+    assert sync.counters["dead"] == SLICE
+    assert sync.counters["dropped:expired_letter"] == 20
+
+
+def test_a_clock_that_was_behind_for_one_event_forgets_no_others(sync: OneSync) -> None:
+    now_ms = 60 * DAY_MS
+    accept(sync, 100, now_ms)
+    accept(sync, 1, 1, first=100)
+    tidy(sync.store, now_ms)
+    assert insert_ids(sync) == 101
+    tidy(sync.store, now_ms + WINDOW_MS)
+    assert insert_ids(sync) == 0
+
+
+def test_contacts_of_a_clock_that_was_ahead_push_out_none_of_today(sync: OneSync) -> None:
+    today = 60 * DAY_MS
+    sync.store.begin()
+    for number in range(20):
+        at_ms = today + 365 * DAY_MS if number < 10 else today
+        known = Contact(f"id-{number}", {}, {})
+        sync.store.contacts.remember(sync.taker, f"user-{number}", known, at_ms)
+    sync.store.commit()
+    tidy(sync.store, today, max_contacts=10)
+    days = sync.store.db.execute("SELECT DISTINCT used_day FROM contacts").fetchall()
+    assert days == [(60,)]
+    assert sync.store.accounts.committed(SPOOL)[CONTACTS] == 10
