@@ -461,7 +461,7 @@ class Engine:
             SpoolError: the spool cannot be read.
         """
         taker, position = self.pipelines[sync].spool.taker, Position.read(after)
-        return await self.spool.do(
+        return await self.spool.look(
             lambda store: store.letters.find(taker, query, after=position, limit=limit)
         )
 

@@ -704,6 +704,27 @@ class SlowIntake(Intake):
         return await super().send(batch)
 
 
+async def test_the_bytes_of_a_body_are_held_until_it_is_answered() -> None:
+    """A large one that waits for the disk keeps a second one of its size out, not a small one."""
+    large = [{**GOOD, "event_properties": {"text": "x" * 300_000}}]
+    intake = SlowIntake()
+    async with (
+        serving(
+            intake, max_held_bytes=1_000_000, body_timeout_s=0.05, max_event_bytes=1_000_000
+        ) as url,
+        aiohttp.ClientSession() as session,
+    ):
+        held = asyncio.create_task(session.post(f"{url}/2/httpapi", json=upload(*large)))
+        await intake.someone.wait()
+        async with session.post(f"{url}/2/httpapi", json=upload(*large)) as answer:
+            assert answer.status == 503
+        intake.someone.clear()
+        small = asyncio.create_task(session.post(f"{url}/2/httpapi", json=upload(GOOD)))
+        await intake.someone.wait()
+        intake.go.set()
+        assert [(await held).status, (await small).status] == [200, 200]
+
+
 async def test_what_finds_no_room_in_time_is_to_come_again() -> None:
     intake = SlowIntake()
     async with (
