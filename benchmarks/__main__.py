@@ -11,7 +11,7 @@ import msgspec
 import structlog
 
 from amplitude_intercom.engine.commands.running import collect_garbage_rarely
-from benchmarks import backlog, delivery, intake, mapping, start
+from benchmarks import backlog, cost, delivery, intake, many, mapping, start
 from benchmarks.report import GOALS, Result, report, show
 
 RUNS: dict[Callable[..., list[Result]], tuple[str, ...]] = {
@@ -26,6 +26,12 @@ RUNS: dict[Callable[..., list[Result]], tuple[str, ...]] = {
     backlog.memory_and_recovery: ("memory-growth", "recovery"),
     start.starting: ("start-help", "start-ready"),
     backlog.scaling: ("scale-events", "scale-syncs", "scale-lanes"),
+    cost.on_disk: ("disk-bytes-500", "disk-bytes-2000"),
+    cost.on_a_core: ("cpu-per-event",),
+    many.many_syncs: (
+        *("many-syncs-memory", "many-syncs-ready"),
+        *("many-syncs-idle", "many-syncs-handles"),
+    ),
 }
 """What measures which of ``GOALS``; some things are measured together."""
 

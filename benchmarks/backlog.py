@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import random
 import signal
 import tempfile
 import time
@@ -21,11 +22,14 @@ from amplitude_intercom.engine.spool.sqlite.files import FILE_NAME, connect
 from amplitude_intercom.engine.spool.store import Limits, Store
 from amplitude_intercom.transports.intercom import Answer, Request
 from amplitude_intercom.transports.sandbox import Sandbox, serve
-from benchmarks import delivery, events, servers
+from benchmarks import events, load, servers
 from benchmarks.report import Result, result
 
 MIB = 1 << 20
 A_COMMIT = 2_000
+A_BATCH = 16
+"""Events that one sync is handed at once."""
+
 USERS = 50_000
 READY_S = 2.0
 """From SIGKILL's other side to the first delivery."""
@@ -87,7 +91,7 @@ async def _memory_and_recovery(
                     first_s = time.perf_counter() - started
                 while local.calls < before + delivered:
                     await asyncio.sleep(0.05)
-                resident.append(daemon.resident_bytes() / MIB)
+                resident.append(daemon.facts.resident_bytes() / MIB)
     told = ", ".join(
         f"{mib:.0f} MiB at {size:,}" for size, mib in zip(sizes, resident, strict=True)
     )
@@ -154,10 +158,14 @@ def _in_folders(
 
 
 def scaling(seed: int, *, smoke: bool) -> list[Result]:
-    """Cost of an event, taken in and delivered, over sizes of backlog, syncs and lanes."""
+    """Cost of an event, taken in and delivered, over sizes of backlog, syncs and lanes.
+
+    However many syncs there are, as many events come in batches of the same size.
+    """
     sizes = (2_000, 6_000) if smoke else (10_000, 100_000, 1_000_000)
     delivered, warm_up = (1_000, 500) if smoke else (6_000, 3_000)
-    lanes_start, rounds = (500, 1) if smoke else (16_000, 2)
+    rounds = 1 if smoke else 2
+    syncs = (1, 4, 32) if smoke else (1, 16, 256, 1_000)
 
     def of_backlog(folder: Path, size: int) -> float:
         settings = events.settings(folder)
@@ -169,11 +177,7 @@ def scaling(seed: int, *, smoke: bool) -> list[Result]:
         one: dict[str, Any] = table["sync"][0]
         table["sync"] = [one | {"name": f"sync-{n}"} for n in range(count)]
         settings = events.checked(table)
-        raws = events.events((3 * delivered + lanes_start) // count, seed)
-        started = time.process_time()
-        asyncio.run(_fill_all(settings, raws))
-        taken_in = (time.process_time() - started) / (len(raws) * count)
-        return taken_in + _per_event(settings, 2 * delivered, lanes_start)
+        return asyncio.run(_per_event_of_all(settings, syncs[-1], seed))
 
     def of_lanes(folder: Path, lanes: int) -> float:
         settings = events.settings(folder, delivery={"lanes": lanes})
@@ -182,13 +186,37 @@ def scaling(seed: int, *, smoke: bool) -> list[Result]:
 
     return [
         _spread("scale-events", _in_folders(sizes, of_backlog)),
-        _spread("scale-syncs", _in_folders((1, 4, 16), of_syncs, rounds)),
+        _spread("scale-syncs", _in_folders(syncs, of_syncs, rounds)),
         _spread("scale-lanes", _in_folders((1, 64, 256), of_lanes, rounds)),
     ]
 
 
-async def _fill_all(settings: Settings, raws: list[bytes]) -> None:
-    async with Engine(settings, deliver=False) as engine:
-        for sync in settings.sync:
-            for start in range(0, len(raws), delivery.SUBMIT):
-                await engine.submit(raws[start : start + delivery.SUBMIT], sync=sync.name)
+async def _per_event_of_all(settings: Settings, batches: int, seed: int) -> float:
+    """Return the CPU seconds that an event takes, from ``submit`` until it is settled.
+
+    So many batches go round the syncs, 32 at a time. A first lot of the same users starts the
+    lanes, and is not counted.
+    """
+    names = [sync.name for sync in settings.sync]
+    dice = random.Random(seed)
+    users = [dice.randrange(USERS) for _ in range(batches * A_BATCH)]
+    lots = [
+        [events.event(lot * len(users) + n, user) for n, user in enumerate(users)]
+        for lot in range(2)
+    ]
+    async with Engine(settings, wire=lambda _: _Instant()) as engine:
+        for lot in lots:
+            started = time.process_time()
+            for first in range(0, batches, load.CONNECTIONS):
+                numbers = range(first, min(first + load.CONNECTIONS, batches))
+                await asyncio.gather(
+                    *(
+                        engine.submit(
+                            lot[n * A_BATCH : (n + 1) * A_BATCH], sync=names[n % len(names)]
+                        )
+                        for n in numbers
+                    )
+                )
+            await engine.settled()
+            cpu_s = time.process_time() - started
+    return cpu_s / len(users)

@@ -17,7 +17,7 @@ SELECTED = "Purchase Completed"
 UNSELECTED = "Page Viewed"
 
 
-def event(n: int, user: int, event_type: str = SELECTED) -> bytes:
+def event(n: int, user: int, event_type: str = SELECTED, size_bytes: int = EVENT_BYTES) -> bytes:
     """Return one event; the same numbers give the same bytes."""
     fields: dict[str, Any] = {
         "user_id": f"user-{user:08}",
@@ -42,15 +42,23 @@ def event(n: int, user: int, event_type: str = SELECTED) -> bytes:
         },
         "user_properties": {"plan": "pro", "seats": 12},
     }
+    if size_bytes < EVENT_BYTES:
+        del fields["user_agent"], fields["ip"]
     short = len(msgspec.json.encode(fields))
-    fields["event_properties"]["padding"] = "x" * max(0, EVENT_BYTES - short - len(',"padding":""'))
+    fields["event_properties"]["padding"] = "x" * max(0, size_bytes - short - len(',"padding":""'))
     return msgspec.json.encode(fields)
 
 
-def events(count: int, seed: int, event_type: str = SELECTED, users: int = 10_000) -> list[bytes]:
+def events(
+    count: int,
+    seed: int,
+    event_type: str = SELECTED,
+    users: int = 10_000,
+    size_bytes: int = EVENT_BYTES,
+) -> list[bytes]:
     """Return events of random users, in order of time."""
     dice = random.Random(seed)
-    return [event(n, dice.randrange(users), event_type) for n in range(count)]
+    return [event(n, dice.randrange(users), event_type, size_bytes) for n in range(count)]
 
 
 def write_lines(path: Path, lines: list[bytes]) -> None:

@@ -5,45 +5,112 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 CONNECTIONS = 32
+
+PACE_S = 0.01
+"""Between two looks at what is due."""
 
 
 def requests_per_s(address: str, path: str, bodies: list[bytes], seconds: float) -> float:
     """Post bodies over 32 connections for a while; return how many were answered 200 a second."""
-    host, _, port = address.rpartition(":")
+    turns = itertools.cycle(list(_requests(address, path, bodies)))
+    return asyncio.run(_for_a_while(address, turns, seconds))
+
+
+def post_all(address: str, path: str, bodies: Iterable[bytes]) -> None:
+    """Post each body once over 32 connections; return when all are answered 200."""
+    asyncio.run(_each_once(address, _requests(address, path, bodies)))
+
+
+def post_paced(address: str, path: str, bodies: Sequence[bytes], per_s: float) -> float:
+    """Post each body once, so many a second; return the seconds until all were answered 200."""
+    return asyncio.run(_paced(address, _requests(address, path, bodies), per_s))
+
+
+def _requests(address: str, path: str, bodies: Iterable[bytes]) -> Iterator[bytes]:
     head = f"POST {path} HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\n"
-    requests = [f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body for body in bodies]
-    return asyncio.run(_post(host, int(port), requests, seconds))
+    for body in bodies:
+        yield f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
-async def _post(host: str, port: int, requests: list[bytes], seconds: float) -> float:
-    loop = asyncio.get_running_loop()
-    turns = itertools.cycle(requests)
-    clients = [
-        (await loop.create_connection(lambda: _Client(turns), host, port))[1]
-        for _ in range(CONNECTIONS)
-    ]
-    for client in clients:
-        client.send()
+async def _for_a_while(address: str, turns: Iterator[bytes], seconds: float) -> float:
+    clients = await _connect(address, lambda client: client.send(next(turns)))
     ended = asyncio.Event()
     started = time.perf_counter()
-    loop.call_later(seconds, ended.set)
+    asyncio.get_running_loop().call_later(seconds, ended.set)
     await ended.wait()
     answered = sum(client.answered for client in clients)
     took_s = time.perf_counter() - started
+    _close(clients)
+    return answered / took_s
+
+
+async def _each_once(address: str, requests: Iterator[bytes]) -> None:
+    at_work = CONNECTIONS
+    ended = asyncio.Event()
+
+    def idle(client: _Client) -> None:
+        nonlocal at_work
+        request = next(requests, None)
+        if request is not None:
+            client.send(request)
+            return
+        at_work -= 1
+        if not at_work:
+            ended.set()
+
+    clients = await _connect(address, idle)
+    await ended.wait()
+    _close(clients)
+
+
+async def _paced(address: str, requests: Iterator[bytes], per_s: float) -> float:
+    idle: deque[_Client] = deque()
+    clients = await _connect(address, idle.append)
+    started = time.perf_counter()
+    sent = 0
+    more = True
+    while more or len(idle) < len(clients):
+        while more and idle and sent < (time.perf_counter() - started) * per_s:
+            request = next(requests, None)
+            more = request is not None
+            if request is not None:
+                idle.popleft().send(request)
+                sent += 1
+        await asyncio.sleep(PACE_S)
+    took_s = time.perf_counter() - started
+    _close(clients)
+    return took_s
+
+
+async def _connect(address: str, idle: Callable[[_Client], None]) -> list[_Client]:
+    """Open connections; ``idle`` is told of each that has no request, from now on."""
+    host, _, port = address.rpartition(":")
+    loop = asyncio.get_running_loop()
+    clients = [
+        (await loop.create_connection(lambda: _Client(idle), host, int(port)))[1]
+        for _ in range(CONNECTIONS)
+    ]
+    for client in clients:
+        idle(client)
+    return clients
+
+
+def _close(clients: Sequence[_Client]) -> None:
     for client in clients:
         client.close()
     refused = sum(client.refused for client in clients)
     assert not refused, f"{refused} requests were not answered 200"
-    return answered / took_s
 
 
 class _Client(asyncio.Protocol):
-    """One connection: sends the next request when the last is answered."""
+    """One connection: says that it is idle when its request is answered."""
 
-    def __init__(self, requests: itertools.cycle[bytes]) -> None:
-        self._requests = requests
+    def __init__(self, idle: Callable[[_Client], None]) -> None:
+        self._idle = idle
         self._heard = b""
         self._transport: asyncio.Transport | None = None
         self.answered = 0
@@ -53,9 +120,9 @@ class _Client(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
 
-    def send(self) -> None:
+    def send(self, request: bytes) -> None:
         assert self._transport is not None
-        self._transport.write(next(self._requests))
+        self._transport.write(request)
 
     def data_received(self, data: bytes) -> None:
         self._heard += data
@@ -70,7 +137,7 @@ class _Client(asyncio.Protocol):
             self.answered += 1
         else:
             self.refused += 1
-        self.send()
+        self._idle(self)
 
     def close(self) -> None:
         if self._transport is not None:

@@ -61,6 +61,13 @@ GOALS = {
     "scale-events": Goal(1.3, "lower"),
     "scale-syncs": Goal(1.3, "lower", 5.0),
     "scale-lanes": Goal(1.3, "lower", 4.0),
+    "disk-bytes-500": Goal(1.0, "lower"),
+    "disk-bytes-2000": Goal(1.0, "lower"),
+    "cpu-per-event": Goal(1.0, "lower", 4.0),
+    "many-syncs-memory": Goal(1.0, "lower"),
+    "many-syncs-ready": Goal(1.0, "lower"),
+    "many-syncs-idle": Goal(1.0, "lower", 5.0),
+    "many-syncs-handles": Goal(1.0, "lower"),
 }
 """All benchmarks, in the order of the table."""
 

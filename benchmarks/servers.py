@@ -3,19 +3,21 @@
 ``python -m benchmarks.servers NAME`` prints the address: ``bare-intake`` reads and decodes uploads
 and stores nothing; ``durable-intake`` decodes what an intake needs of each event and stores the
 body, a row a request, many in one commit; ``intercom`` answers every call with 202 and Intercom's
-headers.
+headers; ``sandbox`` is the local Intercom, knows the first ``KNOWN_USERS`` and takes any token.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
+import urllib.request
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -24,6 +26,13 @@ import tomli_w
 from aiohttp import web
 
 from amplitude_intercom.engine.commands.running import collect_garbage_rarely
+from amplitude_intercom.transports.sandbox import Sandbox, serve
+from amplitude_intercom.transports.sockets import raise_descriptor_limit
+from benchmarks.processes import Facts
+
+KNOWN_USERS = 10_000
+MANY_CALLS = 50_000_000
+"""Calls a minute that nobody makes."""
 
 
 async def _take(request: web.BaseRequest) -> web.Response:
@@ -139,6 +148,16 @@ async def _serve_intercom() -> None:
     await server.serve_forever()
 
 
+async def _serve_sandbox() -> None:
+    raise_descriptor_limit()  # each access token has connections of its own
+    local = Sandbox(limit_per_minute=MANY_CALLS)
+    for user in range(KNOWN_USERS):
+        local.add_contact(external_id=f"user-{user:08}")
+    async with serve(local) as url:
+        print(url.removeprefix("http://"), flush=True)
+        await asyncio.Event().wait()
+
+
 @contextmanager
 def running(name: str) -> Iterator[str]:
     """One of these servers, in a process of its own; gives its address."""
@@ -156,20 +175,55 @@ def running(name: str) -> Iterator[str]:
 class Daemon:
     """``amplitude-intercom run``, once it is ready."""
 
-    def __init__(self, process: subprocess.Popen[str], ready_s: float, http: str) -> None:
+    def __init__(
+        self, process: subprocess.Popen[str], ready_s: float, http: str, admin: str
+    ) -> None:
         self.process = process
+        self.facts = Facts(process.pid)
         self.ready_s = ready_s
         self.http = http
+        self.admin = admin
 
-    def resident_bytes(self) -> int:
-        status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8")
-        line = next(line for line in status.splitlines() if line.startswith("VmRSS:"))
-        return int(line.split()[1]) * 1024
+    def counted(self) -> Counted:
+        """Ask how many events were received and how many of them wait, of all syncs."""
+        with urllib.request.urlopen(f"http://{self.admin}/api/status") as answer:
+            syncs = msgspec.json.decode(answer.read(), type=_Status).syncs
+        return Counted(
+            sum(sync.received for sync in syncs),
+            sum(sync.delivered for sync in syncs),
+            sum(sync.pending for sync in syncs),
+        )
+
+    def settle(self, delivered: int, at_most_s: float = 120.0, look_every_s: float = 0.25) -> None:
+        """Wait until nothing waits, which must be because it was delivered."""
+        ends = time.monotonic() + at_most_s
+        counted = self.counted()
+        while counted.pending:
+            assert time.monotonic() < ends, f"{counted} after {at_most_s:g} s"
+            time.sleep(look_every_s)
+            counted = self.counted()
+        assert counted.delivered == delivered, f"{counted}, not {delivered:,} delivered"
+
+
+class Counted(msgspec.Struct, frozen=True):
+    """What became of the events of all syncs."""
+
+    received: int
+    delivered: int
+    pending: int
+
+
+class _Status(msgspec.Struct):
+    syncs: list[Counted]
 
 
 @contextmanager
-def daemon(table: dict[str, object], how: signal.Signals = signal.SIGTERM) -> Iterator[Daemon]:
-    """The real daemon with these settings, ended by a signal."""
+def daemon(
+    table: dict[str, object],
+    how: signal.Signals = signal.SIGTERM,
+    cores: Collection[int] = (),
+) -> Iterator[Daemon]:
+    """The real daemon with these settings, on these cores if any are named, ended by a signal."""
     folder = Path(str(table["data_dir"])).parent
     config = folder / "settings.toml"
     config.write_text(tomli_w.dumps(table | {"log": {"level": "info"}}), encoding="utf-8")
@@ -179,6 +233,8 @@ def daemon(table: dict[str, object], how: signal.Signals = signal.SIGTERM) -> It
         stderr=subprocess.PIPE,
         text=True,
     )
+    if cores:
+        os.sched_setaffinity(process.pid, cores)
     try:
         yield _ready(process, started)
     finally:
@@ -189,13 +245,15 @@ def daemon(table: dict[str, object], how: signal.Signals = signal.SIGTERM) -> It
 
 def _ready(process: subprocess.Popen[str], started: float) -> Daemon:
     assert process.stderr is not None
-    http = ""
+    http = admin = ""
     for line in process.stderr:
         entry = msgspec.json.decode(line)
         if entry["event"] == "source listening":
             http = entry["address"]
+        if entry["event"] == "admin listening":
+            admin = entry["address"]
         if entry["event"] == "ready":
-            return Daemon(process, time.perf_counter() - started, http)
+            return Daemon(process, time.perf_counter() - started, http, admin)
     raise RuntimeError("the daemon ended before it was ready")
 
 
@@ -203,6 +261,7 @@ SERVERS = {
     "bare-intake": _serve_bare_intake,
     "durable-intake": _serve_durable_intake,
     "intercom": _serve_intercom,
+    "sandbox": _serve_sandbox,
 }
 
 if __name__ == "__main__":

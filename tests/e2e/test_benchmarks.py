@@ -30,6 +30,8 @@ NAMES = (
         "scale-syncs",
         "scale-lanes",
     ),
+    *("disk-bytes-500", "disk-bytes-2000", "cpu-per-event"),
+    *("many-syncs-memory", "many-syncs-ready", "many-syncs-idle", "many-syncs-handles"),
 )
 
 
