@@ -77,7 +77,7 @@ WireFactory = Callable[[Intercom], Wire]
 MOST_LANES = 4_096
 """Lanes of all syncs together, some 20 kB each, but for ``LEAST_LANES`` of each sync."""
 
-LEAST_LANES = 4
+LEAST_LANES = 8
 
 SOURCES = "amplitude_intercom.sources"
 """The group of entry points by which sources are found."""

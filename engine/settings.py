@@ -402,7 +402,7 @@ MEANINGS: Final[dict[str, str]] = {
         "seconds that an event may be old, twenty years; older ones become dead letters"
     ),
     "sync.delivery.lanes": (
-        "slices of the users that are worked on side by side; all syncs share 4,096, each has four"
+        "slices of the users that are worked on side by side; all syncs share 4,096, each has eight"
     ),
     "sync.delivery.read_ahead": "events that are loaded from the spool at once",
     "sync.delivery.retry_attempts": "calls for one record before it becomes a dead letter",
