@@ -4,6 +4,7 @@
     ├── SettingsError     nothing will work until somebody changes the settings (exit 2)
     ├── DataDirInUse      another process has the data directory (exit 4)
     ├── SpoolError        the spool cannot do it now: a batch is refused, a delivery waits
+    │   └── SpoolDamaged  it cannot do it at all: what is asked for is damaged
     └── Failed            an answer, or none, to one delivery
         ├── ParkUser      this user later; others go on
         └── Undeliverable this one never
@@ -43,6 +44,10 @@ class SpoolError(EngineError):
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason = reason
         self.detail = detail
+
+
+class SpoolDamaged(SpoolError):
+    """What a job asks for cannot be read or written, however often it is tried."""
 
 
 class Failure(msgspec.Struct, frozen=True):

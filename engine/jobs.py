@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 import anyio
 import structlog
 
-from amplitude_intercom.engine.errors import SettingsError, SpoolError
+from amplitude_intercom.engine.errors import SettingsError, SpoolDamaged, SpoolError
 from amplitude_intercom.engine.faults import describe, internal_failure
 from amplitude_intercom.engine.pipeline import Pipeline
 from amplitude_intercom.engine.reasons import DeadReason, DropReason
@@ -104,7 +104,8 @@ class JobRunner:
                 raise SpoolError(RefusalReason.DRAINING, f"job {id_} goes on at the next start")
             changed = self._changed
             job = await self._spool.do(lambda store: store.jobs.get(id_))
-            assert job is not None
+            if job is None:
+                raise SpoolDamaged(RefusalReason.SPOOL_FAILING, f"job {id_} cannot be read")
             if job.ended:
                 return job
             await changed.wait()
@@ -201,7 +202,7 @@ class JobRunner:
         try:
             done = await self._spool.do(self._slice)
         except Exception as fault:
-            if isinstance(fault, SpoolError) and self._spool.trouble is not None:
+            if isinstance(fault, SpoolError) and not isinstance(fault, SpoolDamaged):
                 raise  # of the disk, which concerns everybody
             internal_failure(fault, during="the first job that waits")
             return await self._fail_first(describe(fault))

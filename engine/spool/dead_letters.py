@@ -259,15 +259,18 @@ class DeadLetters:
         )
         return [id_ for (id_,) in rows]
 
-    def make_younger(self, taker: int, now_ms: int, limit: int) -> None:
-        """Say of letters that a clock ahead of its time has stamped that they failed now."""
+    def make_younger(self, taker: int, now_ms: int, limit: int) -> int:
+        """Say of letters that a clock ahead of its time has stamped that they failed now.
+
+        Returns how many there were.
+        """
         rows = self._db.execute(
             "SELECT id FROM dead_letters WHERE taker = ? AND last_failed_at_ms > ?"
             " ORDER BY last_failed_at_ms LIMIT ?",
             (taker, now_ms, limit),
         )
         ids = [id_ for (id_,) in rows]
-        change_in(
+        return change_in(
             self._db, "UPDATE dead_letters SET last_failed_at_ms = ? WHERE id IN", ids, [now_ms]
         )
 

@@ -88,11 +88,13 @@ class ContactDirectory:
     def make_older(self, now_ms: int) -> None:
         """Say of contacts that a clock ahead of its time has stamped that they were used today."""
         today = now_ms // DAY_MS
-        self._db.execute(
-            "UPDATE contacts SET used_day = ? WHERE (taker, user_key) IN"
-            " (SELECT taker, user_key FROM contacts WHERE used_day > ? LIMIT ?)",
-            (today, today, MOST_ROWS),
-        )
+        for taker, user in self._db.execute(
+            "SELECT taker, user_key FROM contacts WHERE used_day > ? LIMIT ?", (today, MOST_ROWS)
+        ).fetchall():
+            self._db.execute(
+                "UPDATE contacts SET used_day = ? WHERE taker = ? AND user_key = ?",
+                (today, taker, user),
+            )
 
     def forget_unused(self, limit: int) -> int:
         """Drop those of all contacts that were asked for least recently."""

@@ -19,8 +19,6 @@ from amplitude_intercom.engine.spool.accounts import INBOX, SPOOL, TAKEN_ALONG, 
 
 CROWDED = 0.8
 RELIEF = 0.95
-SOME = 0.1
-"""What waits, as a share of all, while a batch that is larger than all that is free is taken."""
 
 
 class Fullness:
@@ -34,24 +32,14 @@ class Fullness:
         self.refused: dict[int, str] = {}
         """Takers that are refused as of the last commit, and why, for people."""
 
-    def why_not(
-        self, taker: int, takers: Collection[int], accounts: Accounts, coming: int = 0
-    ) -> str:
+    def why_not(self, taker: int, takers: Collection[int], accounts: Accounts) -> str:
         """Return why a taker can have no more now, in a transaction; empty: it can.
 
-        ``takers``: all that there are, whether they hold anything or not; ``coming``: bytes of the
-        same batch for others.
+        ``takers``: all that there are, whether they hold anything or not.
         """
         if taker in self.refused:
             return self.refused[taker]
-        if coming and self._is_too_much(accounts.value(SPOOL, WAITING), coming):
-            return f"{coming:,} bytes of the batch are for others, and what is free is less"
         return self._judge(taker, len(takers), accounts)
-
-    def _is_too_much(self, total: int, coming: int) -> bool:
-        """Whether a batch of many takers has to wait. One that would never fit has its turn when
-        little waits."""
-        return total + coming >= self._max_bytes and total >= SOME * self._max_bytes
 
     def look(self, takers: Collection[int], accounts: Accounts) -> None:
         """Look at who is refused from now on; after a commit."""

@@ -49,7 +49,7 @@ class InsertIds:
         if self.is_short:
             self.forget_first(len(rows))
         insert = "INSERT INTO insert_ids (id, key, at_ms)"
-        inserted = insert_many(self._db, insert, 3, rows, "ON CONFLICT (key) DO NOTHING")
+        inserted = insert_many(self._db, insert, 3, rows, "ON CONFLICT DO NOTHING")
         self.added += inserted
         if inserted == len(rows):
             return keys.keys()
@@ -59,6 +59,9 @@ class InsertIds:
         )
         held = {key: (id_, at) for key, id_, at in found}
         for id_, key in keys.items():
+            if key not in held:  # its own id is another's: damage, and no duplicate
+                new.add(id_)
+                continue
             holder, before_ms = held[key]
             if holder == id_:
                 new.add(id_)

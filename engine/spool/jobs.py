@@ -114,9 +114,6 @@ _COLUMNS = (
 )
 
 
-_NEXT = "WHERE state = 'waiting' ORDER BY kind <> 'rekey', id LIMIT 1"
-
-
 class Jobs:
     """The table ``jobs``, inside somebody's transaction."""
 
@@ -143,8 +140,20 @@ class Jobs:
 
     def next(self) -> JobRow | None:
         """Return the first job that has not ended, and a re-keying before others."""
-        row = self._db.execute(f"SELECT {_COLUMNS} FROM jobs {_NEXT}").fetchone()
-        return _job(row) if row else None
+        id_ = self._next_id()
+        if id_ is None:
+            return None
+        row = self._db.execute(f"SELECT {_COLUMNS} FROM jobs WHERE id = ?", (id_,)).fetchone()
+        return _job(row)
+
+    def _next_id(self) -> int | None:
+        for also in ("AND kind = 'rekey'", ""):
+            row = self._db.execute(
+                f"SELECT id FROM jobs WHERE state = 'waiting' {also} ORDER BY id LIMIT 1"
+            ).fetchone()
+            if row is not None:
+                return int(row[0])
+        return None
 
     def rekeying(self, sync: str) -> JobRow | None:
         """Return the last re-keying of a sync."""
@@ -181,11 +190,10 @@ class Jobs:
 
     def fail_first(self, now_ms: int) -> int | None:
         """End the first job that has not ended, readable or not; return its number, if any."""
-        row = self._db.execute(f"SELECT id FROM jobs {_NEXT}").fetchone()
-        if row is None:
-            return None
-        self.end(row[0], JobState.FAILED, now_ms)
-        return int(row[0])
+        first = self._next_id()
+        if first is not None:
+            self.end(first, JobState.FAILED, now_ms)
+        return first
 
 
 _decode_query = msgspec.json.Decoder(DeadLetterQuery | Expiry | NewMapping).decode

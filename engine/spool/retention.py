@@ -108,11 +108,14 @@ class Tidying:
         What a clock ahead of its time has stamped is made younger.
         """
         cutoff_ms = now_ms - self._keep.dead_letters_max_age_ms
+        left = SLICE
         for taker in store.takers.all():
-            if ids := store.letters.failed_until(taker.id, cutoff_ms, SLICE):
-                store.forget_letters(taker.id, ids, DropReason.EXPIRED_LETTER)
+            ids = store.letters.failed_until(taker.id, cutoff_ms, SLICE)
+            if ids and store.forget_letters(taker.id, ids, DropReason.EXPIRED_LETTER):
+                return True  # what is damaged is found by the index, and does not go
+            left -= store.letters.make_younger(taker.id, now_ms, left)
+            if left <= 0:
                 return True
-            store.letters.make_younger(taker.id, now_ms, SLICE)
         return False
 
     def _contacts(self, store: Store, now_ms: int) -> bool:

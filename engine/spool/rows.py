@@ -52,9 +52,13 @@ class Part(msgspec.Struct):
 
 
 class Append(msgspec.Struct):
-    """What the takers of one batch keep of it: all of them, or none."""
+    """What the takers of one batch keep of it: all of them, or none.
+
+    ``number``: which it is of those that are only counted; 0 of all others.
+    """
 
     parts: list[Part]
+    number: int = 0
 
 
 class Appended(msgspec.Struct, frozen=True):

@@ -127,8 +127,9 @@ class Spool:
         self._appends = Appends(self.writer, now_ms)
         self._tidying = Tidying(retention_of(settings))
         self._uncounted: dict[str, Part] = {}
-        self._counting: list[list[Part]] = []
-        """Parts that are being written, of which nothing is kept."""
+        self._counting: dict[int, list[Part]] = {}
+        """Parts that are being written of which nothing is kept, by number."""
+        self._counted = 0
         self.loaded_bytes = LoadedBytes()
         self._takers: dict[str, TakerSpool] = {}
         self.jobs_wait = asyncio.Event()
@@ -181,15 +182,22 @@ class Spool:
     def _count(self) -> None:
         """Have what is only counted written; where that fails it is still to be counted."""
         parts = self._take_uncounted()
-        self._counting.append(parts)
+        self._counted += 1
+        number = self._counted
+        self._counting[number] = parts
 
         def counted(done: asyncio.Future[Appended]) -> None:
-            self._counting.remove(parts)
-            for part in parts if done.cancelled() or done.exception() else ():
-                newer = self._uncounted.get(part.taker)
-                self._uncounted[part.taker] = part if newer is None else _sum(part, newer)
+            del self._counting[number]
+            if done.cancelled() or done.exception():
+                self._count_again(parts)
 
-        self._appends.put(Append(parts)).add_done_callback(counted)
+        self._appends.put(Append(parts, number)).add_done_callback(counted)
+
+    def _count_again(self, parts: Iterable[Part]) -> None:
+        """Take parts back that were to be counted: that has failed."""
+        for part in parts:
+            newer = self._uncounted.get(part.taker)
+            self._uncounted[part.taker] = part if newer is None else _sum(part, newer)
 
     def count_only(self, parts: Iterable[Part]) -> None:
         """Count a batch of which nothing is kept; written with the next batch that is.
@@ -274,8 +282,10 @@ class Spool:
 
     def counters(self, name: str, taker: int) -> Counter[str]:
         """Return a sync's counters, those of batches that were only counted included."""
-        total = Counter(self._database.store.accounts.committed(taker))
-        for part in chain(*self._counting, self._uncounted.values()):
+        store = self._database.store
+        total = Counter(store.accounts.committed(taker))
+        writing = [parts for n, parts in self._counting.items() if n > store.counted_to]
+        for part in chain(*writing, self._uncounted.values()):
             if part.taker == name:
                 total["received"] += part.received
                 total.update({f"dropped:{reason}": n for reason, n in part.dropped.items()})
@@ -290,7 +300,11 @@ class Spool:
                 store.count_only(part)
             store.checkpoints.forget(taker, sources)
 
-        await self.do(job)
+        try:
+            await self.do(job)
+        except SpoolError:
+            self._count_again(uncounted)
+            raise
 
     async def compact(self) -> None:
         """Give all that the file does not need back to the disk, bit by bit.

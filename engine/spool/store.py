@@ -104,6 +104,9 @@ class Store:
         self._lines = SettledLines()
         self._fullness = fullness.Fullness(limits.max_bytes)
         self._shut: RefusalReason | None = None
+        self._counting_to = 0
+        self.counted_to = 0
+        """The last of those batches that are only counted that is in the counters."""
         self._queues: dict[int, Queue] = {}
         self._ids: dict[str, int] = {taker.name: taker.id for taker in self.takers.all()}
 
@@ -122,6 +125,7 @@ class Store:
         self.accounts.write(self._now_ms() // MINUTE_MS)
         self.db.execute("COMMIT")
         self.accounts.commit()
+        self.counted_to = self._counting_to
         self._fullness.look(self._ids.values(), self.accounts)
         self._lines.write()
 
@@ -139,6 +143,7 @@ class Store:
         A disk that fails here as well is nothing new: the next ``begin`` fails, and so comes back.
         """
         self.accounts.rollback()
+        self._counting_to = self.counted_to
         self.letters.bytes_added.clear()
         self.insert_ids.added = self.contacts.added = 0
         self._lines.forget()
@@ -217,22 +222,23 @@ class Store:
                 for part in batch.parts:
                     new += self._pending(self.taker(part.taker), part.packs)
             results.append(refusal or self._count(batch, now_ms))
+            self._counting_to = max(self._counting_to, batch.number)
         self._put_in(new, now_ms)
         return results
 
     def _refusal(self, batch: Append) -> SpoolError | None:
         """Refuse a batch of which a taker cannot keep its part."""
-        coming = 0
         for part in batch.parts:
             if part.keeps_nothing:
                 continue
             if self._shut:
                 return SpoolError(self._shut)
-            taker = self.taker(part.taker)
-            why = self._fullness.why_not(taker, self._ids.values(), self.accounts, coming)
-            if part.packs and why:
+            if part.packs and (
+                why := self._fullness.why_not(
+                    self.taker(part.taker), self._ids.values(), self.accounts
+                )
+            ):
                 return SpoolError(RefusalReason.SPOOL_FULL, f"sync `{part.taker}`: {why}")
-            coming += sum(pack.size_bytes for pack in part.packs)
         return None
 
     def _pending(self, taker: int, new: Sequence[Pack]) -> list[tuple[int, Pack]]:

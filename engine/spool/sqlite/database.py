@@ -27,7 +27,7 @@ from typing import Any, Protocol, TypeVar
 
 import structlog
 
-from amplitude_intercom.engine.errors import EngineError, SpoolError
+from amplitude_intercom.engine.errors import EngineError, SpoolDamaged, SpoolError
 from amplitude_intercom.engine.spool.connection import Damaged
 from amplitude_intercom.engine.spool.sqlite.files import SpoolFile, primary_code, reason_of
 from amplitude_intercom.engine.spool.sqlite.ground import Ground
@@ -132,6 +132,8 @@ class Database:
 
     def _has_lost_ground(self) -> bool:
         """Notice that the ground is gone, or there again."""
+        if self._ground is not None and self._ground.has_lost_only_log:
+            self._save_log()
         problem = self._ground.problem() if self._ground else ""
         if problem:
             self._note(SpoolError(RefusalReason.SPOOL_FAILING, problem))
@@ -140,6 +142,12 @@ class Database:
             self._heal_at_s = self._monotonic_s()
         self._is_lost = bool(problem)
         return self._is_lost
+
+    def _save_log(self) -> None:
+        """Fold a log that somebody has removed into the file, while it is open still."""
+        with suppress(sqlite3.Error, SpoolError):
+            self._open_again()
+            _log.warning("the spool's log was removed: what it held is in the file now")
 
     def _without_ground(self, jobs: list[Job[Any]]) -> list[Any]:
         """Go on with what is open, so that deliveries are settled; not beside another process."""
@@ -162,8 +170,8 @@ class Database:
         """Run each of several jobs by itself; one that is alone already has failed."""
         return [fault] if len(jobs) == 1 else [self.run([job])[0] for job in jobs]
 
-    def _as_damage(self, error: Exception) -> SpoolError:
-        damage = SpoolError(RefusalReason.SPOOL_FAILING, str(error))
+    def _as_damage(self, error: Exception) -> SpoolDamaged:
+        damage = SpoolDamaged(RefusalReason.SPOOL_FAILING, str(error))
         if str(damage) != str(self.damage):
             _log.error("the spool cannot do what it is asked", error=str(error))
         self.damage = damage

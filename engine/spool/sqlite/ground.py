@@ -38,6 +38,11 @@ class Ground:
         changed = {path.name for _, path, before in self._known if _inode(path) != before}
         return LOCK_NAME in changed and self._file not in changed
 
+    @property
+    def has_lost_only_log(self) -> bool:
+        """Whether everything is as it was but for the log."""
+        return {path for _, path, before in self._known if _inode(path) != before} == {self._log}
+
     def problem(self) -> str:
         """Return what is not as it was; empty: all is."""
         for what, path, before in self._known:

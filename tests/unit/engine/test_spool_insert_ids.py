@@ -117,3 +117,12 @@ def test_what_a_clock_ahead_of_its_time_has_left_is_outlived_a_window_from_now(
     assert insert_ids.forget_oldest(9, 100, 200) == 0
     assert insert_ids.forget_oldest(9, 199, 299) == 0
     assert insert_ids.forget_oldest(9, 200, 300) == 2
+
+
+def test_a_damaged_id_of_another_key_makes_no_duplicate_and_stops_nothing(path: Path) -> None:
+    sync = OneSync(opened(path, window_ms=100))
+    sync.append(kept("ann", b"1", key=b"one"))
+    sync.load()
+    sync.store.db.execute("UPDATE insert_ids SET id = ?", (2 * SLOTS,))
+    sync.append(kept("bob", b"2", key=b"two"), kept("cid", b"3", key=b"three"))
+    assert [record.raw for record in sync.load(SLOTS, limit=9).records] == [b"2", b"3"]

@@ -100,26 +100,3 @@ def test_what_is_remembered_closes_nothing(store: Store) -> None:
         sync.deliver(*found.records)
     assert not store.why_full(sync.sync)
     assert sync.counters["delivered"] == 300
-
-
-def test_one_batch_for_many_syncs_does_not_go_far_beyond_the_bound(store: Store) -> None:
-    """What is a copy for each of them counts as such; where little waits it has its turn."""
-    names = [f"sync-{number}" for number in range(40)]
-    rows = [kept("ann", EVENT)] * (MAX_BYTES // len(EVENT) // 8)
-    batch = Append([part_of(rows, sync=name) for name in names])
-
-    def tried() -> Appended | SpoolError:
-        store.begin()
-        (done,) = store.append([batch], 1)
-        store.commit()
-        return done
-
-    fill(store, names[0])
-    before = store.accounts.value(0, "bytes:waiting")
-    sync = OneSync(store, names[0])
-    records = sync.load(limit=1_000, limit_bytes=1 << 30, per_user=1_000).records
-    sync.deliver(*records[len(records) // 2 :])
-    assert isinstance(tried(), SpoolError)
-    sync.deliver(*records[: len(records) // 2])
-    assert store.accounts.value(0, "bytes:waiting") < before / 10
-    assert isinstance(tried(), Appended)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -277,3 +278,24 @@ def test_contacts_of_a_clock_that_was_ahead_push_out_none_of_today(sync: OneSync
     days = sync.store.db.execute("SELECT DISTINCT used_day FROM contacts").fetchall()
     assert days == [(60,)]
     assert sync.store.accounts.committed(SPOOL)[CONTACTS] == 10
+
+
+def test_a_damaged_letter_that_is_old_holds_up_nothing(sync: OneSync) -> None:
+    """The index still names it, and it does not go: the others do, and the round ends."""
+    sync.append(*[kept(f"user-{n}") for n in range(3)])
+    records = sync.load(limit=9).records
+    sync.store.begin()
+    for record in records:
+        sync.queue.bury(record, FAILING, 1)
+    sync.store.commit()
+    letters = sync.store.letters
+    assert len(letters.failed_until(sync.taker, 1, 9)) == 3
+    damaged = records[1].id
+
+    class Damaged(type(letters)):  # type: ignore[misc]  # what SQLite does cannot be made by SQL
+        def remove(self, taker: int, ids: Sequence[int]) -> dict[int, str]:
+            return super().remove(taker, [id_ for id_ in ids if id_ != damaged])  # type: ignore[no-any-return]
+
+    sync.store.letters = Damaged(sync.store.db)
+    assert tidy(sync.store, 60 * DAY_MS) < 20
+    assert sync.counters["dead"] == 1
