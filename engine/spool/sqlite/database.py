@@ -242,8 +242,8 @@ class Database:
             return False
         try:
             if not self.file.has_much_free(short=self.trouble is not None):
-                if self.file.is_longer_than_needed():
-                    self.file.fold()  # which cuts it
+                if self.trouble is None and self.file.is_longer_than_needed():
+                    self.file.fold()  # which cuts it; on a full disk it would take the turns of all
                 return False
             run_group(self.store, [lambda _: self.file.give_back()])
         except (sqlite3.Error, OSError):
