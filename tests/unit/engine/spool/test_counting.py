@@ -1,0 +1,53 @@
+"""What is only counted is counted once: before and after it is written, and where that fails."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from amplitude_intercom.engine.errors import SpoolError
+from amplitude_intercom.engine.spool.spool import Spool
+from support import simulation
+from support.spools import append_of, kept, part_of
+
+SYNC = "simulated"
+DROPPED = Counter({"not_selected": 5})
+
+
+async def opened(folder: Path) -> tuple[Spool, int]:
+    folder.mkdir()
+    (folder / "lock").touch()
+    settings = simulation.settings(folder)
+    spool = Spool(folder, settings, inline=True)
+    return spool, (await spool.open_for(settings.sync))[SYNC].taker
+
+
+async def test_what_is_only_counted_is_counted_before_and_after_it_is_written(
+    tmp_path: Path,
+) -> None:
+    spool, taker = await opened(tmp_path / "data")
+    spool.count_only([part_of(dropped=DROPPED, sync=SYNC)])
+    assert spool.counters(SYNC, taker)["received"] == 5
+    appended = spool.append(append_of(kept("ann"), sync=SYNC))
+    assert spool.counters(SYNC, taker)["received"] == 6  # though nobody has told the loop yet
+    await appended
+    assert spool.counters(SYNC, taker)["received"] == 6
+    await spool.close()
+
+
+async def test_what_cannot_be_written_is_still_to_be_counted(tmp_path: Path) -> None:
+    spool, taker = await opened(tmp_path / "data")
+    spool.count_only([part_of(dropped=DROPPED, sync=SYNC)])
+    (tmp_path / "data" / "lock").unlink()  # another process may have it
+    with pytest.raises(SpoolError):
+        await spool.append(append_of(kept("ann"), sync=SYNC))
+    assert spool.counters(SYNC, taker)["received"] == 5
+    with pytest.raises(SpoolError):
+        await spool.forget_checkpoints(taker, ["file"])
+    assert spool.counters(SYNC, taker)["received"] == 5
+    assert spool.counters(SYNC, taker)["dropped:not_selected"] == 5
+    await spool.close()
+    with pytest.raises(SpoolError, match="closed"):
+        await spool.do(lambda store: None)
