@@ -442,14 +442,21 @@ def decode_events(
     max_event_bytes: int = MAX_EVENT_BYTES,
 ) -> tuple[list[Head], list[bytes]] | BadUpload:
     """Return heads and bytes of events as HTTP V2 takes them, or the refusal of all of them."""
-    raws = list(map(bytes, events))
-    heads = decode_heads(raws) if max(map(len, raws), default=0) <= max_event_bytes else None
+    came = list(events)
+    raws = list(map(bytes, came))
+    are_plain = set(map(type, came)) <= _OF_A_DECODER
+    are_plain = are_plain and max(map(len, raws), default=0) <= max_event_bytes
+    heads = decode_heads(raws) if are_plain else None
     if heads is None:
         return _decode_each(raws, min_id_length, max_event_bytes)
     check = _check_upload
     problems = [check(head, raw, min_id_length) for head, raw in zip(heads, raws, strict=True)]
     bad = [(index, problem) for index, problem in enumerate(problems) if problem is not None]
     return refuse_events(bad) if bad else (heads, raws)
+
+
+_OF_A_DECODER: Final = frozenset({msgspec.Raw})
+"""Of such elements each is JSON by itself. Of bytes two may be JSON only where they meet."""
 
 
 def _decode_each(

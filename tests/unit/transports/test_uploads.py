@@ -119,6 +119,15 @@ def test_good_events_keep_their_bytes_and_their_order() -> None:
     assert [head.user_id for head in heads] == ["user-0", "user-1", "user-2"]
 
 
+def test_bytes_that_are_json_only_together_are_refused_each() -> None:
+    """Whoever embeds the engine hands bytes over: nobody has decoded them before."""
+    good = b'{"event_type": "a", "user_id": "user-1"}'
+    two = [good + b', {"x": 2', good[1:]]
+    assert refusal(two)["events_with_invalid_fields"] == {"event": [0, 1]}
+    assert refusal([good, good + b"," + good])["events_with_invalid_fields"] == {"event": [1]}
+    assert refusal([good + b"," + good, b""])["events_with_invalid_fields"] == {"event": [0, 1]}
+
+
 def test_half_a_surrogate_pair_costs_no_event_of_its_upload() -> None:
     body = rb'{"api_key": "k", "events": [{"event_type": "a\ud83d", "user_id": "mira-okafor"}]}'
     upload = decode_upload(body)
