@@ -455,7 +455,7 @@ class Engine:
     ) -> list[DeadLetter]:
         """Return a sync's dead letters, by when they failed last.
 
-        ``after`` is what a page says to go on from.
+        ``after`` is what a page says to go on from; any other text is a ``ValueError``.
 
         Raises:
             SpoolError: the spool cannot be read.

@@ -263,7 +263,7 @@ class JobRunner:
         if job.kind is JobKind.DISCARD:
             return Counter({"discarded": store.discard(taker, letters)})
         pipeline = self._pipelines.get(job.sync)
-        if pipeline is None or not pipeline.sync.enabled:  # it was both when that was asked for
+        if pipeline is None or not pipeline.sync.enabled:  # since that was asked for
             return Counter({STILL_DEAD: len(letters)})
         return replay(store, taker, letters, pipeline.rules.admission, self._now_ms())
 

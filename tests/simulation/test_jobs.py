@@ -4,25 +4,30 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
+from typing import TypeVar
 
 import anyio
 import pytest
 
 from amplitude_intercom.engine import DeadLetterQuery, Engine, SettingsError
 from amplitude_intercom.engine.errors import Failure, SpoolError
-from amplitude_intercom.engine.jobs import SLICE, replay
+from amplitude_intercom.engine.jobs import SLICE, JobRunner, replay
 from amplitude_intercom.engine.reasons import DeadReason
 from amplitude_intercom.engine.rules.admission import Admission, Admitted
 from amplitude_intercom.engine.rules.verdicts import Verdict
 from amplitude_intercom.engine.spool.jobs import JobKind, JobRow, JobState, NewMapping
 from amplitude_intercom.engine.spool.rows import DeadLetter
+from amplitude_intercom.engine.spool.spool import Spool
+from amplitude_intercom.engine.spool.sqlite.database import Job
 from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.transports import Batch
 from amplitude_intercom.transports.amplitude import BadEvent, Head
+from amplitude_intercom.transports.reasons import RefusalReason
 from support import simulation, virtual
 from support.admissions import an_admission
 from support.spools import OneSync, kept, opened
 
+T = TypeVar("T")
 SYNC = "simulated"
 LETTERS = 3 * SLICE + 7
 ALL = DeadLetterQuery(every=True)
@@ -335,3 +340,38 @@ def test_a_rekeying_goes_before_what_was_asked_for_earlier(tmp_path: Path) -> No
     assert second is not None
     assert second.kind is JobKind.DISCARD
     store.commit()
+
+
+class FlakySpool(Spool):
+    """One whose disk fails in the second slice of a job, and is well again at once."""
+
+    def __init__(self, spool: Spool) -> None:
+        self.__dict__ = spool.__dict__
+        self.asked = 0
+
+    async def do(self, job: Job[T]) -> T:
+        self.asked += 1
+        if self.asked == 2:
+            raise SpoolError(RefusalReason.SPOOL_FAILING, "as the test says")
+        return await super().do(job)
+
+
+def test_a_disk_that_failed_for_a_moment_fails_no_job(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with simulation.engine(tmp_path, simulation.sandbox()) as running:
+            await bury(running)
+            running.jobs.end()  # another one does what is asked for
+            runner = JobRunner(FlakySpool(running.spool), running.pipelines, lambda: 1)
+            taker = running.pipelines[SYNC].spool.taker
+            await running.spool.do(
+                lambda store: store.ask_job(JobKind.DISCARD, taker, ALL, 1, who="test", now_ms=1)
+            )
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(runner.run)
+                with anyio.fail_after(60):
+                    while await dead(running):
+                        await anyio.sleep(0.1)
+                tasks.cancel_scope.cancel()
+            assert [job.state for job in await running.jobs.latest()] == [JobState.DONE]
+
+    virtual.run(scenario)
