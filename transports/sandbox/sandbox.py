@@ -74,6 +74,13 @@ NO_ANSWER: Final = {
     "refuse": NoAnswerCause.REFUSED,
 }
 
+_ABSURD_HEADERS: Final[Sequence[Mapping[str, str]]] = [
+    {"x-ratelimit-limit": "0", "x-ratelimit-remaining": "0", "x-ratelimit-reset": "0"},
+    {"x-ratelimit-limit": "-5", "x-ratelimit-remaining": "-5", "x-ratelimit-reset": "-5"},
+    {"x-ratelimit-limit": "9" * 40, "x-ratelimit-remaining": "1.5", "x-ratelimit-reset": "soon"},
+    {"x-ratelimit-remaining": "9999999", "x-ratelimit-reset": "1"},
+]
+
 _HTML: Final = b"<html><head><title>Bad Gateway</title></head><body>nginx</body></html>"
 _NONE: Final[Mapping[str, str]] = {}
 _IS_HTML: Final = {"content-type": "text/html"}
@@ -163,9 +170,13 @@ def _check_version(version: str | None) -> None:
 class Windows:
     """Intercom's rate windows of 10 s (rate limiting page; recordings)."""
 
-    def __init__(self, limit_per_minute: int, offset_s: float) -> None:
+    def __init__(
+        self, limit_per_minute: int, offset_s: float, *, counts_itself: bool = False
+    ) -> None:
+        """``counts_itself``: whether a call is counted in the ``Remaining`` of its own answer."""
         self.limit = round(limit_per_minute * WINDOW_S / 60)
         self._offset_s = offset_s
+        self._counts_itself = counts_itself
         self._number = -1
         self._used = 0
 
@@ -183,7 +194,7 @@ class Windows:
         end_s = self._offset_s + (self._number + 1) * WINDOW_S
         return {
             "x-ratelimit-limit": str(self.limit),
-            "x-ratelimit-remaining": str(left),
+            "x-ratelimit-remaining": str(max(0, left - self._counts_itself)),
             "x-ratelimit-reset": str(math.ceil(end_s) + RESET_LATE_S),
         }
 
@@ -200,7 +211,10 @@ class Sandbox:
             around it, or the ends of an even one.
         window_offset_s: where windows begin, after whole tens of seconds.
         search_lag_s: how far search and list are behind the store.
-        headers: ``constant`` repeats the first call's rate headers for ever.
+        headers: ``constant`` repeats the first call's rate headers for ever, ``absurd`` has numbers
+            that cannot be.
+        remaining: whether ``X-RateLimit-Remaining`` is the value before the call that it answers
+            (recordings of 2021) or after it (the documentation can be read so).
         attributes: custom attributes that exist, and their data type.
         open_attributes: take any custom attribute.
         strict_email: refuse a new external id with a known e-mail (undocumented, so off).
@@ -218,7 +232,8 @@ class Sandbox:
         faults: Sequence[Fault] = (),
         window_offset_s: float = 0.0,
         search_lag_s: float = 0.0,
-        headers: Literal["normal", "absent", "constant"] = "normal",
+        headers: Literal["normal", "absent", "constant", "absurd"] = "normal",
+        remaining: Literal["before", "after"] = "before",
         attributes: Mapping[str, str] | None = None,
         open_attributes: bool = False,
         max_event_names: int = 120,
@@ -237,7 +252,9 @@ class Sandbox:
         self._latency_s = latency_s
         self._header_mode = headers
         self._first_headers: dict[str, str] | None = None
-        self._windows = Windows(limit_per_minute, window_offset_s)
+        self._windows = Windows(
+            limit_per_minute, window_offset_s, counts_itself=remaining == "after"
+        )
         self._dice = random.Random(seed)  # noqa: S311 - repeatable, not secret
         self._directory = Directory(search_lag_s)
         rules = Rules(max_event_names, metadata_keys_kept, strict_email, region, teammates)
@@ -314,6 +331,14 @@ class Sandbox:
     def restore_token(self) -> None:
         """Let the access token in again."""
         self.token_revoked = False
+
+    def change_limit(self, per_minute: int) -> None:
+        """Allow so many calls a minute from now on."""
+        self._windows.limit = round(per_minute * WINDOW_S / 60)
+
+    def set_latency_s(self, latency_s: float | tuple[float, float]) -> None:
+        """Answer with another latency from now on."""
+        self._latency_s = latency_s
 
     def foreign_calls(self, count: int) -> None:
         """Let another client of the same token take calls of the present window."""
@@ -407,6 +432,8 @@ class Sandbox:
             return {}
         if self._header_mode == "normal":
             return self._windows.headers(left)
+        if self._header_mode == "absurd":
+            return self._dice.choice(_ABSURD_HEADERS)
         if self._first_headers is None:
             self._first_headers = self._windows.headers(left)
         return self._first_headers

@@ -539,6 +539,22 @@ def test_another_client_of_the_token_takes_from_the_same_window(clock: Clock) ->
     assert sandbox.calls == 3
 
 
+def test_remaining_can_be_the_value_after_the_call(clock: Clock) -> None:
+    sandbox = Sandbox(now=clock, limit_per_minute=18, remaining="after")
+    answers = [sandbox.handle(me()) for _ in range(4)]
+    assert [parse_rate(answer.headers).remaining for answer in answers] == [2, 1, 0, 0]
+    assert [answer.status for answer in answers] == [200, 200, 200, 429]
+
+
+def test_a_limit_that_changes_counts_the_calls_of_the_present_window(clock: Clock) -> None:
+    sandbox = Sandbox(now=clock, limit_per_minute=60)
+    sandbox.foreign_calls(5)
+    sandbox.change_limit(36)
+    answers = [sandbox.handle(me()) for _ in range(2)]
+    assert [parse_rate(answer.headers).limit for answer in answers] == [6, 6]
+    assert [answer.status for answer in answers] == [200, 429]
+
+
 def test_rate_headers_can_be_absent_or_stuck(clock: Clock) -> None:
     absent = Sandbox(now=clock, headers="absent")
     assert parse_rate(absent.handle(me()).headers).limit is None
