@@ -25,7 +25,7 @@ RUNS: dict[Callable[..., list[Result]], tuple[str, ...]] = {
     delivery.latency: ("latency",),
     backlog.memory_and_recovery: ("memory-growth", "recovery"),
     start.starting: ("start-help", "start-ready"),
-    backlog.scaling: ("scale-events", "scale-syncs", "scale-lanes"),
+    backlog.scaling: ("scale-events", "scale-syncs", "scale-workers"),
     cost.on_disk: ("disk-bytes-500", "disk-bytes-2000"),
     cost.on_a_core: ("cpu-per-event",),
     many.many_syncs: (

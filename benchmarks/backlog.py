@@ -118,7 +118,7 @@ def _per_event(settings: Settings, count: int, warm_up: int) -> float:
 
     async def scenario() -> float:
         async with Engine(settings, wire=lambda _: _Instant()) as engine:
-            spools = [pipeline.spool for pipeline in engine.pipelines.values()]
+            spools = [stream.spool for stream in engine.streams.values()]
             there = sum(spool.counters["received"] for spool in spools)
 
             async def delivered(at_least: int) -> tuple[int, float]:
@@ -158,7 +158,7 @@ def _in_folders(
 
 
 def scaling(seed: int, *, smoke: bool) -> list[Result]:
-    """Cost of an event, taken in and delivered, over sizes of backlog, syncs and lanes.
+    """Cost of an event, taken in and delivered, over sizes of backlog, syncs and workers.
 
     However many syncs there are, as many events come in batches of the same size.
     """
@@ -179,15 +179,17 @@ def scaling(seed: int, *, smoke: bool) -> list[Result]:
         settings = events.checked(table)
         return asyncio.run(_per_event_of_all(settings, syncs[-1], seed))
 
-    def of_lanes(folder: Path, lanes: int) -> float:
-        settings = events.settings(folder, delivery={"lanes": lanes})
+    def of_workers(folder: Path, workers: int) -> float:
+        table = events.table(folder)
+        table["sync"][0]["intercom"] |= {"max_in_flight": workers}
+        settings = events.checked(table)
         taken_in = _append(settings, 4 * delivered, kept=4 * delivered)
         return taken_in + _per_event(settings, 3 * delivered, warm_up)
 
     return [
         _spread("scale-events", _in_folders(sizes, of_backlog)),
         _spread("scale-syncs", _in_folders(syncs, of_syncs, rounds)),
-        _spread("scale-lanes", _in_folders((1, 64, 256), of_lanes, rounds)),
+        _spread("scale-workers", _in_folders((1, 64, 400), of_workers, rounds)),
     ]
 
 
@@ -195,7 +197,7 @@ async def _per_event_of_all(settings: Settings, batches: int, seed: int) -> floa
     """Return the CPU seconds that an event takes, from ``submit`` until it is settled.
 
     So many batches go round the syncs, 32 at a time. A first lot of the same users starts the
-    lanes, and is not counted.
+    workers, and is not counted.
     """
     names = [sync.name for sync in settings.sync]
     dice = random.Random(seed)

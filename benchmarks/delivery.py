@@ -79,19 +79,14 @@ async def _bare_posts(url: str, bodies: Sequence[bytes]) -> tuple[float, float]:
 
 
 def over_sockets(seed: int, *, smoke: bool) -> list[Result]:
-    """Events over real sockets without a rate limit, 64 in flight: calls a second, CPU a call."""
+    """Events over real sockets without a rate limit: calls a second, CPU a call."""
     count, rounds = (1_500, 2) if smoke else (8_000, 4)
     raws = events.events(count, seed, users=count)
     speed, cost = [], []
     with servers.running("intercom") as address:
         for number in range(rounds):
             with tempfile.TemporaryDirectory() as name:
-                settings = _settings(
-                    Path(name),
-                    f"http://{address}",
-                    {"max_in_flight": IN_FLIGHT},
-                    delivery={"lanes": IN_FLIGHT},
-                )
+                settings = _settings(Path(name), f"http://{address}", {})
                 bodies = bodies_of(settings, raws)
                 asyncio.run(fill(settings, raws))
                 posts = _bare_posts(f"http://{address}/events", bodies)

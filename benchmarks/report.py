@@ -21,7 +21,7 @@ class Goal(msgspec.Struct, frozen=True):
     """What a ratio should be, and from where on it counts as collapsed: at half as good.
 
     Where the goal itself is not reached, ``collapsed`` is about half as good as what is; so it is
-    where the few events of the smoke form cost more, because lanes have yet to start.
+    where the few events of the smoke form cost more, because workers have yet to start.
     """
 
     ratio: float
@@ -49,8 +49,8 @@ GOALS = {
     "mapping": Goal(0.4, "higher"),
     "mapping-nested": Goal(0.28, "higher"),
     "mapping-identify": Goal(0.2, "higher"),
-    "delivery": Goal(0.7, "higher", 0.2),
-    "delivery-cpu": Goal(1.5, "lower", 5.0),
+    "delivery": Goal(0.45, "higher", 0.1),
+    "delivery-cpu": Goal(2.2, "lower", 10.0),
     "allowance": Goal(0.99, "higher"),
     "calls": Goal(1.0, "lower"),
     "latency": Goal(1.0, "lower"),
@@ -60,7 +60,7 @@ GOALS = {
     "start-ready": Goal(3.0, "lower"),
     "scale-events": Goal(1.3, "lower"),
     "scale-syncs": Goal(1.3, "lower", 5.0),
-    "scale-lanes": Goal(1.3, "lower", 4.0),
+    "scale-workers": Goal(1.3, "lower", 4.0),
     "disk-bytes-500": Goal(1.0, "lower"),
     "disk-bytes-2000": Goal(1.0, "lower"),
     "cpu-per-event": Goal(1.0, "lower", 4.0),

@@ -8,6 +8,7 @@ As a library:
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import time
@@ -28,9 +29,11 @@ from amplitude_intercom.engine import arguments as arguments_of
 from amplitude_intercom.engine.actors.source import SourceActor
 from amplitude_intercom.engine.addresses import normal_url
 from amplitude_intercom.engine.config import with_secrets_revealed
+from amplitude_intercom.engine.delivery.gate import Gate
+from amplitude_intercom.engine.delivery.loading import LoadedBytes
+from amplitude_intercom.engine.delivery.stream import Stream
 from amplitude_intercom.engine.errors import SettingsError, SpoolError
 from amplitude_intercom.engine.faults import describe
-from amplitude_intercom.engine.gate import Gate
 from amplitude_intercom.engine.jobs import SLICE, JobRunner
 from amplitude_intercom.engine.metrics import (
     Facts,
@@ -46,7 +49,7 @@ from amplitude_intercom.engine.metrics import (
     spool_status,
     sync_status,
 )
-from amplitude_intercom.engine.pipeline import IntakePipeline, Pipeline
+from amplitude_intercom.engine.pipeline import IntakePipeline, Pipeline, door_of
 from amplitude_intercom.engine.settings import Http, Intercom, Settings, Sync
 from amplitude_intercom.engine.spool import leaving
 from amplitude_intercom.engine.spool.jobs import JobKind
@@ -74,10 +77,8 @@ _log = structlog.get_logger(__name__)
 
 WireFactory = Callable[[Intercom], Wire]
 
-MOST_LANES = 4_096
-"""Lanes of all syncs together, some 20 kB each, but for ``LEAST_LANES`` of each sync."""
-
-LEAST_LANES = 8
+MAX_LIMIT = 1_000_000
+"""Calls a window; what is kept beyond is damaged."""
 
 SOURCES = "amplitude_intercom.sources"
 """The group of entry points by which sources are found."""
@@ -127,11 +128,13 @@ class Engine:
         self._inline = inline
         self._delivers = deliver
         self._max_event_bytes = (settings.http or Http()).max_event_bytes
-        self._gates: dict[tuple[str, str], Gate] = {}
         self._syncs_of = _syncs_by_token(settings)
         self._data_dir = data_dir_of(settings)
         self._gate_names = _gate_names(self._syncs_of)
-        self.pipelines: dict[str, Pipeline] = {}
+        self.streams: dict[str, Stream] = {}
+        """The syncs, by name."""
+        self._pipelines: dict[str, Pipeline] = {}
+        """Those that deliver, by name of the sync; of one access token the same."""
         self.sources: dict[str, Source] = {}
         """Sources that run, by name: whoever starts one notes it here, for ``status``."""
         self.supervisors: dict[str, Supervisor] = {}
@@ -154,21 +157,17 @@ class Engine:
             stack.push_async_callback(self.spool.close)
             spools = await self.spool.open_for(self.settings.sync)
             await self._renew_directories([s for s in self.settings.sync if self._delivers_to(s)])
-            most_lanes = max(LEAST_LANES, MOST_LANES // max(1, len(spools)))
-            for sync in self.settings.sync:
-                gate = await self._gate(sync, stack) if self._delivers_to(sync) else None
-                self.pipelines[sync.name] = Pipeline(
-                    sync, spools[sync.name], gate, self._now_ms, most_lanes=most_lanes
-                )
-            self.jobs = JobRunner(self.spool, self.pipelines, self._now_ms)
+            self.streams = {s.name: Stream(s, spools[s.name]) for s in self.settings.sync}
+            await self._wire_pipelines(stack)
+            self.jobs = JobRunner(self.spool, self.streams, self._now_ms)
             await self.jobs.follow_mappings()
             await self._tell_left()
-            doors = [pipeline.door for pipeline in self.pipelines.values()]
+            doors = [door_of(stream) for stream in self.streams.values()]
             self._taking_in = IntakePipeline(doors, self.spool, self._max_event_bytes)
             stack.callback(self._taking_in.close)
             self.intake = SourceActor(
                 self._taking_in.inbox,
-                list(self.pipelines),
+                list(self.streams),
                 _syncs_by_key(self.settings),
                 lambda: self._taking_in.stopped,
             )
@@ -189,8 +188,9 @@ class Engine:
             return await self._stack.__aexit__(*exc)
         finally:
             self.state = "ended"
-            for pipeline in self.pipelines.values():
-                pipeline.spool.feed.end()
+            for stream in self.streams.values():
+                if stream.delivery is not None:
+                    stream.delivery.feed.tell_the_end()
 
     async def _run(self) -> None:
         async with anyio.create_task_group() as forever:
@@ -198,14 +198,10 @@ class Engine:
             forever.start_soon(self.jobs.run)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._taking_in.run)
-                for pipeline in self.pipelines.values():
-                    tasks.start_soon(self._deliver, pipeline)
+                for pipeline in set(self._pipelines.values()):
+                    tasks.start_soon(pipeline.run, self.jobs.keyed)
             forever.cancel_scope.cancel()
         self._finished.set()
-
-    async def _deliver(self, pipeline: Pipeline) -> None:
-        if await self.jobs.keyed(pipeline.sync.name):
-            await pipeline.run()
 
     async def finish(self, deadline_s: float) -> bool:
         """Drain, and cancel what is not done by the deadline; return whether all was done.
@@ -231,14 +227,12 @@ class Engine:
         self._taking_in.drain()
         self.intake.close()
         self.jobs.end()
-        for pipeline in self.pipelines.values():
+        for pipeline in set(self._pipelines.values()):
             pipeline.drain()
-        for gate in self._gates.values():
-            gate.close()
 
     async def _tell_left(self) -> None:
         """Log what there is of syncs that have left the settings."""
-        left = await self.spool.do(lambda store: read_left(store, self.pipelines))
+        left = await self.spool.do(lambda store: read_left(store, self.streams))
         for name, there in left.items():
             _log.warning(
                 "events wait of a sync that is not in the settings: put it back, or"
@@ -268,21 +262,52 @@ class Engine:
             await self._in_slices(partial(_forget_contacts, taker=taker))
         await self.spool.do(keep)
 
-    async def _gate(self, sync: Sync, stack: AsyncExitStack) -> Gate:
-        """Return the gate of a sync's access token: syncs that share it share one budget."""
-        key = _token_of(sync)
-        if key not in self._gates:
-            self._gates[key] = Gate(
-                await self._wire_of(sync, stack),
-                requests_per_minute=sync.intercom.requests_per_minute,
-                max_in_flight=_most_calls(sync.intercom, len(self._syncs_of)),
-                probe_first_s=sync.delivery.probe_first_s,
-                probe_most_s=sync.delivery.probe_most_s,
-                now_s=self._now_s,
+    async def _wire_pipelines(self, stack: AsyncExitStack) -> None:
+        """Wire the syncs that deliver: those that share an access token share gate and pipeline."""
+        budget = LoadedBytes()
+        by_token: dict[tuple[str, str], list[Stream]] = {}
+        for stream in self.streams.values():
+            if self._delivers_to(stream.sync):
+                by_token.setdefault(_token_of(stream.sync), []).append(stream)
+        for token, streams in by_token.items():
+            gate = await self._gate(token, streams[0].sync, stack)
+            pipeline = Pipeline(
+                gate,
+                streams,
+                budget,
+                now_ms=self._now_ms,
                 jitter=self._jitter,
-                name=self._name_of(key),
+                keep_limit=partial(self._keep_limit, token),
             )
-        return self._gates[key]
+            self._pipelines |= {stream.sync.name: pipeline for stream in streams}
+
+    async def _keep_limit(self, token: tuple[str, str], limit: float) -> None:
+        key, text = _limit_key(token), f"{limit:g}"
+        with suppress(SpoolError):  # then the next process begins with a guess
+            await self.spool.do(lambda store: store.meta.set(key, text))
+
+    async def _known_limit(self, token: tuple[str, str]) -> float | None:
+        key = _limit_key(token)
+        text = await self.spool.do(lambda store: store.meta.get(key))
+        try:
+            limit = float(text or 0)
+        except ValueError:  # damaged
+            return None
+        return limit if 1 <= limit < MAX_LIMIT else None
+
+    async def _gate(self, token: tuple[str, str], sync: Sync, stack: AsyncExitStack) -> Gate:
+        """Return the gate of an access token, as its first sync says."""
+        return Gate(
+            await self._wire_of(sync, stack),
+            requests_per_minute=sync.intercom.requests_per_minute,
+            max_in_flight=_most_calls(sync.intercom, len(self._syncs_of)),
+            probe_first_s=sync.delivery.probe_first_s,
+            probe_most_s=sync.delivery.probe_most_s,
+            now_s=self._now_s,
+            jitter=self._jitter,
+            name=self._name_of(token),
+            known_limit=await self._known_limit(token),
+        )
 
     async def _wire_of(self, sync: Sync, stack: AsyncExitStack) -> Wire:
         """Build the client of a sync.
@@ -342,28 +367,28 @@ class Engine:
         Raises:
             Refused: the engine has ended before that; what is pending is kept.
         """
-        for pipeline in self.pipelines.values():
-            while pipeline.gate is not None and pipeline.spool.counters["pending"]:
+        for stream in self.streams.values():
+            while stream.delivery is not None and stream.spool.counters["pending"]:
                 if self.state == "ended":
                     raise Refused(RefusalReason.DRAINING)
-                await pipeline.spool.feed.progress()
+                await stream.delivery.feed.progress()
 
     @property
     def unready(self) -> dict[str, str]:
         """Why events are not taken now, by sync; empty when they are. ``status`` says more."""
         if self.state != "running":
-            return dict.fromkeys(self.pipelines, self.state)
+            return dict.fromkeys(self.streams, self.state)
         if self._taking_in.stopped:
-            return dict.fromkeys(self.pipelines, str(RefusalReason.INTERNAL))
-        troubles = {name: pipeline.spool.trouble for name, pipeline in self.pipelines.items()}
+            return dict.fromkeys(self.streams, str(RefusalReason.INTERNAL))
+        troubles = {name: stream.spool.trouble for name, stream in self.streams.items()}
         return {name: trouble.reason for name, trouble in troubles.items() if trouble}
 
     @property
     def stopped(self) -> dict[str, str]:
         """Which fault of this program keeps a sync from running now, by sync."""
         if self._taking_in.stopped:
-            return dict.fromkeys(self.pipelines, self._taking_in.stopped)
-        stopped = {name: pipeline.stopped for name, pipeline in self.pipelines.items()}
+            return dict.fromkeys(self.streams, self._taking_in.stopped)
+        stopped = {name: pipeline.stopped(name) for name, pipeline in self._pipelines.items()}
         return {n: fault for n, fault in (stopped | self.jobs.stopped).items() if fault}
 
     @property
@@ -375,7 +400,7 @@ class Engine:
     def ready(self) -> bool:
         """Whether events are taken now, of one sync at least: a full one closes no other's door."""
         unready = self.unready
-        return not unready or len(unready) < len(self.pipelines)
+        return not unready or len(unready) < len(self.streams)
 
     # --- looking at it --------------------------------------------------------------------
 
@@ -383,8 +408,8 @@ class Engine:
         """Return the accounting of all syncs."""
         facts, spool = await self._facts()
         syncs = [
-            self._sync_status(pipeline, facts.get(name, Facts()))
-            for name, pipeline in self.pipelines.items()
+            self._sync_status(stream, facts.get(name, Facts()))
+            for name, stream in self.streams.items()
         ]
         refusals: Counter[tuple[str, str]] = Counter()
         refused_keys: Counter[str] = Counter()
@@ -403,21 +428,22 @@ class Engine:
             sources,
         )
 
-    def _sync_status(self, pipeline: Pipeline, facts: Facts) -> SyncStatus:
-        spool, contacts = pipeline.spool, pipeline.contacts
+    def _sync_status(self, stream: Stream, facts: Facts) -> SyncStatus:
+        name, spool, delivery = stream.sync.name, stream.spool, stream.delivery
+        pipeline = self._pipelines.get(name)
         return sync_status(
-            pipeline.sync,
+            stream.sync,
             spool.counters,
             facts,
             now_ms=self._now_ms(),
             trouble=spool.trouble or self.spool.damage,
-            latency_s=spool.feed.latency_s,
-            unknown_attributes=contacts.unknown_attributes if contacts else {},
-            adjusted=spool.adjusted,
-            gate=self._gate_status(pipeline),
-            stopped=self.stopped.get(pipeline.sync.name, ""),
-            rekeying=self.jobs.rekeying.get(pipeline.sync.name, 0),
-            faults=pipeline.faults,
+            latency_s=delivery.feed.latency_s if delivery else (),
+            unknown_attributes=delivery.contacts.unknown_attributes if delivery else {},
+            adjusted=spool.adjustments.total,
+            gate=self._gate_status(stream),
+            stopped=self.stopped.get(name, ""),
+            rekeying=self.jobs.rekeying.get(name, 0),
+            faults=pipeline.faults(name) if pipeline else 0,
         )
 
     async def _facts(self) -> tuple[dict[str, Facts], SpoolStatus]:
@@ -425,7 +451,7 @@ class Engine:
 
         Nothing where the file cannot be read now.
         """
-        takers = {name: pipeline.spool.taker for name, pipeline in self.pipelines.items()}
+        takers = {name: stream.spool.taker for name, stream in self.streams.items()}
         trouble = self.spool.trouble or self.spool.damage
         said = "" if trouble is None else str(trouble)
         size_bytes = disk_bytes(self.spool.path)
@@ -443,10 +469,10 @@ class Engine:
             return await self.spool.look(job)
         return {}, SpoolStatus(size_bytes, trouble=said)
 
-    def _gate_status(self, pipeline: Pipeline) -> GateStatus | None:
-        if pipeline.gate is None:
+    def _gate_status(self, stream: Stream) -> GateStatus | None:
+        if stream.gate is None:
             return None
-        return gate_status(pipeline.gate, self._gate_names[_token_of(pipeline.sync)])
+        return gate_status(stream.gate, self._gate_names[_token_of(stream.sync)])
 
     # --- dead letters ---------------------------------------------------------------------
 
@@ -460,7 +486,7 @@ class Engine:
         Raises:
             SpoolError: the spool cannot be read.
         """
-        taker, position = self.pipelines[sync].spool.taker, Position.read(after)
+        taker, position = self.streams[sync].spool.taker, Position.read(after)
         return await self.spool.look(
             lambda store: store.letters.find(taker, query, after=position, limit=limit)
         )
@@ -475,7 +501,7 @@ class Engine:
         Raises:
             SpoolError: the spool cannot be read.
         """
-        taker, position = self.pipelines[sync].spool.taker, Position.read(after)
+        taker, position = self.streams[sync].spool.taker, Position.read(after)
         return await self.spool.look(
             lambda store: store.dead_letter_page(taker, query, position, limit)
         )
@@ -486,7 +512,7 @@ class Engine:
         Raises:
             SpoolError: the spool cannot be read.
         """
-        taker = self.pipelines[sync].spool.taker
+        taker = self.streams[sync].spool.taker
         return await self.spool.look(lambda store: state_of_user(store, taker, user))
 
     async def replay(self, sync: str, query: DeadLetterQuery) -> Counter[str]:
@@ -533,13 +559,13 @@ class Engine:
             SpoolError: the spool cannot be read or changed.
         """
         taker = await self._left(old)
-        if new not in self.pipelines:
-            raise SettingsError(f"there is no sync `{new}`; there is {', '.join(self.pipelines)}")
-        heir, user_of = self.pipelines[new].spool, self.pipelines[new].rules.admission.user_of
+        if new not in self.streams:
+            raise SettingsError(f"there is no sync `{new}`; there is {', '.join(self.streams)}")
+        heir, user_of = self.streams[new].spool, self.streams[new].rules.admission.user_of
         moved = await self._in_slices(
             lambda store: leaving.move(store, taker, heir.taker, user_of, self._now_ms())
         )
-        heir.feed.notify()
+        heir.appended()
         await self._in_slices(lambda store: store.insert_ids.move(taker, heir.taker, leaving.SLICE))
         return moved
 
@@ -554,7 +580,7 @@ class Engine:
         return await self._in_slices(lambda store: leaving.drop(store, taker))
 
     async def _left(self, name: str) -> int:
-        if name in self.pipelines:
+        if name in self.streams:
             raise SettingsError(f"sync `{name}` is in the settings: what waits of it is delivered")
         taker = await self.spool.do(lambda store: store.takers.id_of(name))
         if taker is None:
@@ -589,6 +615,12 @@ def _refuse_former_spools(data_dir: Path) -> None:
             f"data_dir: {data_dir} holds spools of 0.1.0 ({names}), which are not read any more:"
             " deliver what waits in them with 0.1.0 first, then move them away"
         )
+
+
+def _limit_key(token: tuple[str, str]) -> str:
+    """Return under which key the limit of an access token is kept, without the token."""
+    digest = hashlib.blake2b("\0".join(token).encode(), digest_size=8)
+    return f"limit {digest.hexdigest()}"
 
 
 def _token_of(sync: Sync) -> tuple[str, str]:

@@ -6,7 +6,9 @@ Amplitude's own streams do (10 attempts over 4 hours; the spacing is not documen
 
 from __future__ import annotations
 
-GROWTH = 2.5
+from typing import Final
+
+GROWTH: Final = 2.5
 """Each wait is this much longer: 10 attempts over 4 h then start 6 s apart and end 2.4 h apart."""
 
 
@@ -19,6 +21,18 @@ def retry_delay_s(failures: int, attempts: int, window_s: float, jitter: float) 
     # The geometric series, written with the last wait so that no power can overflow.
     last = window_s * (GROWTH - 1) / (GROWTH - GROWTH ** (1 - waits))
     wait: float = last * GROWTH ** (min(failures, waits) - waits)
+    return wait * (0.9 + 0.2 * jitter)
+
+
+FIRST_WAIT_S: Final = 6.0
+LONGEST_WAIT_S: Final = 60.0
+"""How long a user waits after its first failure, and at most, while it is not known whose it is."""
+
+
+def unknown_delay_s(failures: int, jitter: float) -> float:
+    """Return the seconds to wait after so many failures in a row of which it is not known whose
+    fault they were; ``jitter`` as above."""
+    wait: float = min(LONGEST_WAIT_S, FIRST_WAIT_S * GROWTH ** min(failures - 1, 8))
     return wait * (0.9 + 0.2 * jitter)
 
 

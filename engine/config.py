@@ -52,6 +52,8 @@ RENAMED: Final[dict[str, str]] = {
     "sync.amplitude_api_key": "sync.amplitude_api_keys",
     "sync.intercom.token": "sync.intercom.access_token",
     "sync.events.properties": "sync.events.metadata",
+    "sync.delivery.lanes": "sync.intercom.max_in_flight",
+    "sync.delivery.twin_window_s": "sync.delivery.same_second_window_s",
     "http.port": "http.listen",
     "http.host": "http.listen",
     "admin.port": "admin.listen",

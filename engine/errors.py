@@ -1,16 +1,12 @@
 """What goes wrong, by consequence; causes travel as fields.
 
-    EngineError
-    ├── SettingsError     nothing will work until somebody changes the settings (exit 2)
-    ├── DataDirInUse      another process has the data directory (exit 4)
-    ├── SpoolError        the spool cannot do it now: a batch is refused, a delivery waits
-    │   └── SpoolDamaged  it cannot do it at all: what is asked for is damaged
-    └── Failed            an answer, or none, to one delivery
-        ├── ParkUser      this user later; others go on
-        └── Undeliverable this one never
-
-What concerns *everybody* (429, 401, an outage) is no error at all here: the gate waits and sends
-again, and its callers never hear of it.
+EngineError
+├── SettingsError     nothing will work until somebody changes the settings (exit 2)
+├── DataDirInUse      another process has the data directory (exit 4)
+├── SpoolError        the spool cannot do it now: a batch is refused, a delivery waits
+│   └── SpoolDamaged  it cannot do it at all: what is asked for is damaged
+├── NotNow            a call has no answer: its user later (``delivery.calls``)
+└── Undeliverable     this record never
 """
 
 from __future__ import annotations
@@ -60,17 +56,9 @@ class Failure(msgspec.Struct, frozen=True):
     request_id: str = ""
 
 
-class Failed(EngineError):
-    """One delivery failed; ``failure`` says why."""
+class Undeliverable(EngineError):
+    """Sending this record again would be refused again; ``failure`` says why."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(f"{failure.reason} {failure.status} {failure.code} {failure.message}")
         self.failure = failure
-
-
-class ParkUser(Failed):
-    """This user's trouble: its records wait, everybody else's flow on."""
-
-
-class Undeliverable(Failed):
-    """Sending this record again would be refused again."""

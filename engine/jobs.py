@@ -9,9 +9,9 @@ from typing import Final, NamedTuple
 import anyio
 import structlog
 
+from amplitude_intercom.engine.delivery.stream import Stream
 from amplitude_intercom.engine.errors import SettingsError, SpoolDamaged, SpoolError
 from amplitude_intercom.engine.faults import describe, internal_failure
-from amplitude_intercom.engine.pipeline import Pipeline
 from amplitude_intercom.engine.reasons import DeadReason, DropReason
 from amplitude_intercom.engine.rules.admission import Admission, Admitted
 from amplitude_intercom.engine.rules.verdicts import Drop, Keep, Verdict
@@ -57,10 +57,10 @@ class JobRunner:
     """Runs the jobs of one spool, one after the other."""
 
     def __init__(
-        self, spool: Spool, pipelines: Mapping[str, Pipeline], now_ms: Callable[[], int]
+        self, spool: Spool, streams: Mapping[str, Stream], now_ms: Callable[[], int]
     ) -> None:
         self._spool = spool
-        self._pipelines = pipelines
+        self._streams = streams
         self._now_ms = now_ms
         self._changed = anyio.Event()
         self._is_over = False
@@ -78,12 +78,12 @@ class JobRunner:
             SettingsError: the sync is disabled, and a replay would drop every letter.
             SpoolError: it cannot be kept.
         """
-        pipeline = self._pipelines[sync]
+        stream = self._streams[sync]
         if query.is_empty:
             query = DeadLetterQuery(ids=[])
-        if kind is JobKind.REPLAY and not pipeline.sync.enabled:
+        if kind is JobKind.REPLAY and not stream.sync.enabled:
             raise SettingsError(f"sync `{sync}` is disabled: enable it, then replay")
-        taker, now_ms = pipeline.spool.taker, self._now_ms()
+        taker, now_ms = stream.spool.taker, self._now_ms()
         made = await self._spool.do(
             lambda store: store.ask_job(
                 kind, taker, query, store.matching(taker, query), who=who, why=why, now_ms=now_ms
@@ -149,8 +149,8 @@ class JobRunner:
         Raises:
             SpoolError: the disk fails.
         """
-        pipelines = self._pipelines.values()
-        asked = await self._spool.do(lambda store: self._follow_mappings(store, pipelines))
+        streams = self._streams.values()
+        asked = await self._spool.do(lambda store: self._follow_mappings(store, streams))
         for job in asked:
             _log.warning(
                 "sync.mapping has changed: records that wait are keyed anew before they are sent",
@@ -160,8 +160,8 @@ class JobRunner:
             )
         self.rekeying = {job.sync: job.id for job in asked}
 
-    def _follow_mappings(self, store: Store, pipelines: Iterable[Pipeline]) -> list[JobRow]:
-        found = [_follow_mapping(store, pipeline, self._now_ms()) for pipeline in pipelines]
+    def _follow_mappings(self, store: Store, streams: Iterable[Stream]) -> list[JobRow]:
+        found = [_follow_mapping(store, stream, self._now_ms()) for stream in streams]
         return [job for job in found if job is not None]
 
     async def keyed(self, sync: str) -> bool:
@@ -209,8 +209,8 @@ class JobRunner:
         if done is None:
             return False
         job, is_last = done
-        if job.kind is JobKind.REPLAY and job.sync in self._pipelines:
-            self._pipelines[job.sync].spool.feed.notify()
+        if job.kind is JobKind.REPLAY and job.sync in self._streams:
+            self._streams[job.sync].spool.appended()
         if is_last and self.rekeying.get(job.sync) == job.id:
             del self.rekeying[job.sync]
         return True
@@ -262,16 +262,16 @@ class JobRunner:
     ) -> Counter[str]:
         if job.kind is JobKind.DISCARD:
             return Counter({"discarded": store.discard(taker, letters)})
-        pipeline = self._pipelines.get(job.sync)
-        if pipeline is None or not pipeline.sync.enabled:  # since that was asked for
+        stream = self._streams.get(job.sync)
+        if stream is None or not stream.sync.enabled:  # since that was asked for
             return Counter({STILL_DEAD: len(letters)})
-        return replay(store, taker, letters, pipeline.rules.admission, self._now_ms())
+        return replay(store, taker, letters, stream.rules.admission, self._now_ms())
 
     def _rekey(self, store: Store, taker: int, job: JobRow, mapping: NewMapping) -> _Slice:
-        pipeline = self._pipelines.get(job.sync)
-        if pipeline is None:  # its mapping stays unknown, so that it is asked for again
+        stream = self._streams.get(job.sync)
+        if stream is None:  # its mapping stays unknown, so that it is asked for again
             return _Slice(job.cursor, {}, is_last=True)
-        user_of = pipeline.rules.admission.user_of
+        user_of = stream.rules.admission.user_of
         cursor, up_to = Position.read(job.cursor), Position.read(job.up_to)
         done = rekey(store, taker, cursor.id, up_to.id, user_of)
         if done.is_last:
@@ -288,9 +288,9 @@ def _text_of(mapping: NewMapping) -> str:
     return f"{mapping.identifier} {mapping.source}"
 
 
-def _follow_mapping(store: Store, pipeline: Pipeline, now_ms: int) -> JobRow | None:
+def _follow_mapping(store: Store, stream: Stream, now_ms: int) -> JobRow | None:
     """Return the job that keys a sync's records anew, where that is needed."""
-    taker, mapping = pipeline.spool.taker, pipeline.sync.mapping
+    taker, mapping = stream.spool.taker, stream.sync.mapping
     new = NewMapping(mapping.identifier, mapping.source)
     key, text = _mapping_key(taker), _text_of(new)
     before = store.meta.get(key)
@@ -300,7 +300,7 @@ def _follow_mapping(store: Store, pipeline: Pipeline, now_ms: int) -> JobRow | N
     if before is None or not waiting:
         store.meta.set(key, text)
         return None
-    asked = store.jobs.rekeying(pipeline.sync.name)
+    asked = store.jobs.rekeying(stream.sync.name)
     if asked is not None and not asked.ended:
         if asked.query == new:
             return asked
@@ -310,7 +310,7 @@ def _follow_mapping(store: Store, pipeline: Pipeline, now_ms: int) -> JobRow | N
 
 
 def _expire(store: Store, taker: int, expiry: Expiry, cursor: str, now_ms: int) -> _Slice:
-    count, more = store.queue(taker).expire(
+    count, more = store.settling(taker).expire(
         expiry.user, expiry.failure, expiry.accepted_until_ms, now_ms
     )
     return _Slice(cursor, {f"dead:{expiry.failure.reason}": count}, is_last=not more)

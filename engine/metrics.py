@@ -10,8 +10,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from amplitude_intercom.engine.delivery.gate import Gate
 from amplitude_intercom.engine.errors import SpoolError
-from amplitude_intercom.engine.gate import Gate
 from amplitude_intercom.engine.logs import lines_lost
 from amplitude_intercom.engine.settings import Sync
 from amplitude_intercom.engine.spool.accounts import INBOX, SPOOL, TAKEN_ALONG, WAITING, under
@@ -261,7 +261,7 @@ def gate_status(gate: Gate, name: str) -> GateStatus:
     """Put one gate's state together."""
     calls = {f"{endpoint} {status}": n for (endpoint, status), n in sorted(gate.calls.items())}
     return GateStatus(
-        name, gate.health.value, gate.limit, gate.in_flight, calls, percentiles(gate.took_s)
+        name, gate.state.value, gate.limit, gate.in_flight, calls, percentiles(gate.took_s)
     )
 
 

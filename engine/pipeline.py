@@ -1,7 +1,8 @@
 """The wiring: actors joined by bounded channels, each group of them in a task group.
 
-    Offer ─► FilterActor ─► spool ═► Feed ─► MapperActor ─► Lanes ─┬► UserUpserter ─► EventSender
-    (one, for all syncs)             (one pipeline a sync)         └► … (one pair a lane, on demand)
+    Offer ─► FilterActor ─► spool ═► Feed ─► scheduler ─► Mapper ─► UserUpserter ─► EventSender
+    (one, for all syncs)     (one a sync)    (one of each for an access token, the last two with
+                                              as many workers as have something to do)
 
 The pipeline closes what is read; actors close what they write to.
 """
@@ -9,30 +10,28 @@ The pipeline closes what is read; actors close what they write to.
 from __future__ import annotations
 
 import asyncio
-import zlib
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
 
 import anyio
 import structlog
-from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectSendStream
 
+from amplitude_intercom.engine.actor import Workers
 from amplitude_intercom.engine.actors.event_sender import EventSender
 from amplitude_intercom.engine.actors.filter import Door, FilterActor, only_project
-from amplitude_intercom.engine.actors.mapper import MapperActor
+from amplitude_intercom.engine.actors.mapper import Mapper
 from amplitude_intercom.engine.actors.source import Offer
 from amplitude_intercom.engine.actors.user_upserter import UserUpserter
-from amplitude_intercom.engine.attributes import Attributes
-from amplitude_intercom.engine.contacts import Contacts
-from amplitude_intercom.engine.envelope import Envelope, Record
-from amplitude_intercom.engine.event_names import EventNames
+from amplitude_intercom.engine.delivery.gate import Gate
+from amplitude_intercom.engine.delivery.health import Hasten
+from amplitude_intercom.engine.delivery.loading import LoadedBytes
+from amplitude_intercom.engine.delivery.pace import loop_time_s
+from amplitude_intercom.engine.delivery.scheduler import Scheduler, View
+from amplitude_intercom.engine.delivery.stream import Delivery, Stream
+from amplitude_intercom.engine.delivery.turns import Turn
 from amplitude_intercom.engine.faults import describe
-from amplitude_intercom.engine.gate import Gate
-from amplitude_intercom.engine.rules.planning import SyncRules
-from amplitude_intercom.engine.settings import Sync
-from amplitude_intercom.engine.spool.spool import Spool, TakerSpool
+from amplitude_intercom.engine.spool.spool import Spool
 from amplitude_intercom.engine.supervision import Supervisor
 from amplitude_intercom.transports.amplitude import MAX_EVENT_BYTES
 from amplitude_intercom.transports.errors import Refused
@@ -41,8 +40,8 @@ from amplitude_intercom.transports.reasons import RefusalReason
 INTAKE_BATCHES = 16
 """Batches between the sources and the filter: enough to keep both busy."""
 
-FEED_BATCHES = 2
-"""Batches of records between the feed and the mapper; the feed bounds what is loaded."""
+CHOSEN_LISTS = 64
+"""Lists of turns between the scheduler and the mapper, which takes all that waits."""
 
 SENDERS_TURNS = 5
 """Turns of the loop until whoever was about to send when a fault came is in the channel."""
@@ -113,157 +112,185 @@ class IntakePipeline:
         self._offers.close()
 
 
+def door_of(stream: Stream) -> Door:
+    """Return a sync's side of the filter."""
+    return Door(stream.sync.name, stream.rules.admission, only_project(stream.sync))
+
+
+Ready = Callable[[str], Awaitable[bool]]
+"""Waits until a sync may deliver; returns False where it is not to."""
+
+
+KeepLimit = Callable[[float], Awaitable[None]]
+"""Keeps how many calls a window has, as Intercom has said."""
+
+
 class Pipeline:
-    """One sync, running: its rules, its part of the spool and, where enabled, its delivery."""
+    """The delivery of all syncs with one access token, running.
 
-    def __init__(
-        self,
-        sync: Sync,
-        spool: TakerSpool,
-        gate: Gate | None,
-        now_ms: Callable[[], int],
-        *,
-        most_lanes: int = 8_192,
-    ) -> None:
-        """Wire a sync; without a gate nothing is delivered (a sync that is disabled)."""
-        self.sync = sync
-        self.spool = spool
-        self.gate = gate
-        self.rules = SyncRules(sync)
-        self._now_ms = now_ms
-        self._lanes = min(sync.delivery.lanes, most_lanes)
-        self.adjusted = spool.feed.adjusted
-        """What was changed on the way to Intercom, by reason, since the start."""
-        self.names = EventNames(spool, now_ms)
-        self.contacts = self._contacts(gate) if gate else None
-        self._delivery = Supervisor(self._deliver, sync=sync.name, part="delivery")
-
-    @property
-    def door(self) -> Door:
-        """The sync's side of the filter."""
-        return Door(self.sync.name, self.rules.admission, only_project(self.sync))
-
-    def _contacts(self, gate: Gate) -> Contacts:
-        users = self.sync.users
-        attributes = Attributes(
-            gate,
-            create_missing=users.create_missing_attributes,
-            refresh_s=users.refresh_attributes_s,
-        )
-        return Contacts(
-            gate,
-            self.spool,
-            self.rules.contacts,
-            attributes=attributes,
-            archived=users.archived,
-            adjusted=self.adjusted,
-        )
-
-    async def run(self) -> None:
-        """Run until the feed is stopped, and what was loaded is settled.
-
-        A fault that belongs to no record stops delivery; it starts again by itself.
-        """
-        structlog.contextvars.bind_contextvars(sync=self.sync.name)
-        if self.gate is not None:
-            await self._delivery.run()
-
-    def drain(self) -> None:
-        """Send nothing new; what is under way is finished."""
-        self.spool.feed.stop()
-        self._delivery.end()
-
-    @property
-    def stopped(self) -> str:
-        """The fault of this program that keeps the sync from delivering now; empty: none does."""
-        return self._delivery.stopped
-
-    @property
-    def faults(self) -> int:
-        """How often a fault that belongs to no record has stopped this sync."""
-        return self._delivery.faults
-
-    async def _deliver(self) -> None:
-        assert self.gate is not None
-        assert self.contacts is not None
-        if self._delivery.faults:
-            await self.spool.begin_anew()
-        records, loaded = anyio.create_memory_object_stream[list[Record]](FEED_BATCHES)
-        with ExitStack() as ends:
-            ends.enter_context(records)
-            ends.enter_context(loaded)
-            async with anyio.create_task_group() as tasks:
-                lanes = Lanes(
-                    tasks,
-                    ends,
-                    self.sync,
-                    self.spool,
-                    self.gate,
-                    self.contacts,
-                    self.names,
-                    self._lanes,
-                )
-                tasks.start_soon(self.spool.feed.run, records)
-                mapper = MapperActor(self.rules, self.spool, self.names, lanes)
-                await mapper.run(loaded)
-                lanes.close()
-
-
-class Lanes:
-    """The users in slices, each strictly in order: lane = hash of the user's key modulo lanes.
-
-    A lane is a user-upserter and an event-sender, started when its first envelope comes. Its
-    channel can hold all that the feed may load, so a lane that is slow never stops the mapper.
+    A fault that belongs to no record stops what it happened in, a sync's feed or all of the
+    pipeline; that starts again by itself.
     """
 
     def __init__(
         self,
-        tasks: TaskGroup,
-        ends: ExitStack,
-        sync: Sync,
-        spool: TakerSpool,
         gate: Gate,
-        contacts: Contacts,
-        names: EventNames,
-        lanes: int,
+        streams: Sequence[Stream],
+        budget: LoadedBytes,
+        *,
+        now_ms: Callable[[], int],
+        jitter: Callable[[], float],
+        keep_limit: KeepLimit,
     ) -> None:
-        """Start up to ``lanes`` in ``tasks``, and have their channels closed with ``ends``."""
-        self._tasks = tasks
-        self._ends = ends
-        self._sync = sync
-        self._spool = spool
+        """Wire syncs to their gate. ``budget``: of the bytes that all pipelines have loaded.
+
+        ``keep_limit`` keeps the limit that Intercom has named, for the next process.
+        """
+        self._keep_limit = keep_limit
         self._gate = gate
-        self._contacts = contacts
-        self._names = names
-        self._lanes = lanes
-        self._inboxes: dict[int, MemoryObjectSendStream[list[Envelope]]] = {}
-
-    def put(self, envelopes: Sequence[Envelope]) -> None:
-        """Put envelopes at the end of their users' lanes; there is always space."""
-        by_lane: defaultdict[int, list[Envelope]] = defaultdict(list)
-        for envelope in envelopes:
-            number = zlib.crc32(envelope.record.user_key.encode()) % self._lanes
-            by_lane[number].append(envelope)
-        for number, some in by_lane.items():
-            if number not in self._inboxes:
-                self._inboxes[number] = self._start()
-            self._inboxes[number].send_nowait(some)
-
-    def close(self) -> None:
-        """End the lanes once they have worked through what they hold."""
-        for inbox in self._inboxes.values():
-            inbox.close()
-
-    def _start(self) -> MemoryObjectSendStream[list[Envelope]]:
-        inbox, envelopes = anyio.create_memory_object_stream[list[Envelope]](
-            self._sync.delivery.read_ahead
+        self._news = asyncio.Event()
+        self._scheduler = Scheduler()
+        self._deliveries: dict[str, Delivery] = {}
+        self._feeds: dict[str, Supervisor] = {}
+        for stream in streams:
+            name = stream.sync.name
+            delivery = Delivery(
+                stream,
+                gate,
+                self._scheduler,
+                budget,
+                now_ms=now_ms,
+                jitter=jitter,
+                changed=self._news.set,
+            )
+            stream.delivery = self._deliveries[name] = delivery
+            self._feeds[name] = Supervisor(delivery.feed.run, sync=name, part="delivery")
+        self._supervisor = Supervisor(
+            self._deliver, syncs=list(self._deliveries)[:3], part="delivery"
         )
-        handover, received = anyio.create_memory_object_stream[list[Envelope]](0)
-        for end in (inbox, envelopes, handover, received):
-            self._ends.enter_context(end)
-        unknown_user = self._sync.events.unknown_user
-        upserter = UserUpserter(self._contacts, self._spool, handover)
-        sender = EventSender(self._gate, self._contacts, self._spool, unknown_user, self._names)
-        self._tasks.start_soon(upserter.run, envelopes)
-        self._tasks.start_soon(sender.run, received)
-        return inbox
+        self._circuits: list[str] = []
+        gate.changed = self._news.set
+
+    async def run(self, ready: Ready) -> None:
+        """Run until all feeds are stopped, and what was under way is settled."""
+        self._ready = ready
+        await self._supervisor.run()
+
+    def drain(self) -> None:
+        """Send nothing new; what is under way is finished."""
+        for name, delivery in self._deliveries.items():
+            delivery.feed.stop()
+            self._feeds[name].end()
+        self._supervisor.end()
+        self._gate.close()
+
+    def stopped(self, sync: str) -> str:
+        """Return the fault of this program that keeps a sync from delivering; empty: none does."""
+        return self._supervisor.stopped or self._feeds[sync].stopped
+
+    def faults(self, sync: str) -> int:
+        """Return how often a fault that belongs to no record has stopped a sync."""
+        return self._supervisor.faults + self._feeds[sync].faults
+
+    # --- delivery -------------------------------------------------------------------------
+
+    async def _deliver(self) -> None:
+        if self._supervisor.faults:
+            self._forget_turns()
+        with ExitStack() as ends:
+            async with anyio.create_task_group() as tasks:
+                most = self._gate.max_in_flight
+                senders = Workers(tasks, EventSender(self._deliveries), most)
+                upserters = Workers(tasks, UserUpserter(self._deliveries, senders), most)
+                chosen, turns = anyio.create_memory_object_stream[list[Turn]](CHOSEN_LISTS)
+                for abandon in (senders.abandon, upserters.abandon, turns.close, chosen.close):
+                    ends.callback(abandon)
+                tasks.start_soon(Mapper(self._deliveries, upserters, senders).run, turns)
+                await self._feed_all(chosen)
+                chosen.close()
+
+    async def _feed_all(self, chosen: MemoryObjectSendStream[list[Turn]]) -> None:
+        """Run the feeds, and choose turns of what they load, until all of them have ended."""
+        async with anyio.create_task_group() as forever:
+            forever.start_soon(self._gate.watch_token)
+            forever.start_soon(self._keep_limits)
+            forever.start_soon(self._choose, chosen)
+            async with anyio.create_task_group() as feeds:
+                for name in self._deliveries:
+                    feeds.start_soon(self._feed, name)
+            forever.cancel_scope.cancel()
+
+    def _forget_turns(self) -> None:
+        """Take in that all actors were stopped: what was under way is on disk as it was."""
+        self._scheduler.forget_all()
+        self._gate.health.forget_probes()
+        for delivery in self._deliveries.values():
+            delivery.feed.forget_turns()
+
+    async def _keep_limits(self) -> None:
+        while True:
+            await self._keep_limit(await self._gate.next_limit())
+
+    async def _feed(self, name: str) -> None:
+        structlog.contextvars.bind_contextvars(sync=name)
+        if await self._ready(name):
+            await self._feeds[name].run()
+
+    async def _choose(self, chosen: MemoryObjectSendStream[list[Turn]]) -> None:
+        """Choose turns as calls may leave, for ever."""
+        while True:
+            self._news.clear()
+            now_s = loop_time_s()
+            self._pass_news_on(now_s)
+            turns = [*self._probes(now_s), *self._next(now_s)]
+            if turns:
+                await chosen.send(turns)
+                for sync in {turn.sync for turn in turns}:
+                    self._deliveries[sync].feed.look()
+            else:
+                await self._rest(now_s)
+
+    def _pass_news_on(self, now_s: float) -> None:
+        for news in self._gate.take_news(now_s):
+            feed = self._deliveries[news.who[0]].feed
+            if isinstance(news, Hasten):
+                feed.hasten(news.who[1], news.at_s - now_s)
+            else:
+                feed.charge(news.who[1], stands=news.stands)
+        circuits = self._gate.health.open_circuits
+        if circuits != self._circuits or self._gate.health.wanting_probe(now_s):
+            self._circuits = circuits
+            for delivery in self._deliveries.values():
+                delivery.feed.look()
+
+    def _probes(self, now_s: float) -> list[Turn]:
+        """Choose who finds out whether endpoints are well whose circuits are open."""
+        health, turns = self._gate.health, []
+        for endpoint in [] if self._gate.is_standing else health.wanting_probe(now_s):
+            found = health.of(endpoint)
+            turn = self._scheduler.choose_probe(endpoint, found.has_served)
+            if turn is not None:
+                found.circuit.probing = turn.who
+                turns.append(turn)
+        return turns
+
+    def _next(self, now_s: float) -> list[Turn]:
+        """Choose as many turns as calls may leave soon."""
+        gate, scheduler = self._gate, self._scheduler
+        most = gate.max_in_flight - scheduler.calls_at_work
+        free = min(gate.free(scheduler.undeparted, now_s), most)
+        if free <= 0:
+            return []
+        most_probes = max(1, gate.slots(now_s) // 2)
+        view = View(gate.health.open_circuits, most_probes, not gate.pace.is_ramping)
+        turns: list[Turn] = []
+        while len(turns) < free and (turn := scheduler.choose(view)) is not None:
+            turns.append(turn)
+        return turns
+
+    async def _rest(self, now_s: float) -> None:
+        """Wait until something has changed, or is due."""
+        due_s = [self._gate.look_again_s(now_s), self._gate.health.next_look_s()]
+        next_s = min((at_s for at_s in due_s if at_s is not None), default=None)
+        with anyio.move_on_after(None if next_s is None else max(0.0, next_s - now_s)):
+            await self._news.wait()

@@ -234,11 +234,10 @@ MAX_SHIFT_S: Final = 600
 class Delivery(Section, frozen=True, kw_only=True):
     """Order, retries and memory of the way to Intercom."""
 
-    lanes: Annotated[int, msgspec.Meta(ge=1, le=8192)] = 512
     read_ahead: Positive = 2048
     retry_attempts: Annotated[int, msgspec.Meta(ge=1, le=30)] = 10
     retry_window_s: PositiveSeconds = 4 * 3600.0
-    twin_window_s: Seconds = 24 * 3600.0
+    same_second_window_s: Seconds = 24 * 3600.0
     same_second_shift_s: Annotated[int, msgspec.Meta(ge=0, le=MAX_SHIFT_S)] = 60
     probe_first_s: PositiveSeconds = 0.5
     probe_most_s: PositiveSeconds = 10.0
@@ -401,13 +400,12 @@ MEANINGS: Final[dict[str, str]] = {
     "sync.events.max_age_s": (
         "seconds that an event may be old, twenty years; older ones become dead letters"
     ),
-    "sync.delivery.lanes": (
-        "slices of the users that are worked on side by side; all syncs share 4,096, each has eight"
+    "sync.delivery.read_ahead": (
+        "events that are loaded from the spool at once, of users that may have a turn"
     ),
-    "sync.delivery.read_ahead": "events that are loaded from the spool at once",
     "sync.delivery.retry_attempts": "calls for one record before it becomes a dead letter",
     "sync.delivery.retry_window_s": "seconds over which they are spread",
-    "sync.delivery.twin_window_s": (
+    "sync.delivery.same_second_window_s": (
         "seconds for which it is remembered which event has which second of its user; 0 = off"
     ),
     "sync.delivery.same_second_shift_s": (

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections import deque
-from typing import Literal
+from collections.abc import Mapping
 
 from amplitude_intercom.engine.actor import Actor
-from amplitude_intercom.engine.contacts import Contacts
-from amplitude_intercom.engine.envelope import Envelope, Record
-from amplitude_intercom.engine.errors import Failure, ParkUser, Undeliverable
-from amplitude_intercom.engine.event_names import EventNames
-from amplitude_intercom.engine.gate import Gate, GateClosed
+from amplitude_intercom.engine.delivery.calls import NotAnswered, NotNow
+from amplitude_intercom.engine.delivery.contacts import TurnCalls
+from amplitude_intercom.engine.delivery.endings import (
+    Deferred,
+    Ending,
+    GoOn,
+    PutBack,
+    Unknown,
+    ending_of,
+)
+from amplitude_intercom.engine.delivery.stream import Delivery
+from amplitude_intercom.engine.delivery.turns import Turn
+from amplitude_intercom.engine.envelope import Envelope
+from amplitude_intercom.engine.errors import Failure, Undeliverable
+from amplitude_intercom.engine.faults import internal_failure
 from amplitude_intercom.engine.reasons import DeadReason, DropReason
-from amplitude_intercom.engine.spool.spool import TakerSpool
 from amplitude_intercom.transports import intercom
 from amplitude_intercom.transports.intercom import Answer
-
-UnknownUser = Literal["park", "create", "dead_letter", "drop"]
 
 
 def refusal_of(answer: Answer) -> Failure | None:
@@ -24,13 +30,7 @@ def refusal_of(answer: Answer) -> Failure | None:
     if answer.status < 300:
         return None
     said = intercom.parse_error(answer)
-    return Failure(
-        _reason(answer),
-        answer.status,
-        said.code,
-        said.message,
-        said.request_id,
-    )
+    return Failure(_reason(answer), answer.status, said.code, said.message, said.request_id)
 
 
 def _reason(answer: Answer) -> DeadReason:
@@ -43,112 +43,94 @@ def _reason(answer: Answer) -> DeadReason:
     return DeadReason.REFUSED
 
 
-class EventSender(Actor[list[Envelope], None]):
-    """One lane's events, one at a time."""
+class EventSender(Actor[Turn, None]):
+    """The events of turns, one at a time."""
 
-    def __init__(
-        self,
-        gate: Gate,
-        contacts: Contacts,
-        spool: TakerSpool,
-        unknown_user: UnknownUser,
-        names: EventNames,
-    ) -> None:
-        """``names`` is shared by all lanes of a sync."""
-        super().__init__(bury=spool.feed.bury)
-        self._gate = gate
-        self._contacts = contacts
-        self._spool = spool
-        self._feed = spool.feed
-        self._unknown_user = unknown_user
-        self._names = names
+    def __init__(self, deliveries: Mapping[str, Delivery]) -> None:
+        super().__init__()
+        self._deliveries = deliveries
 
-    async def handle(self, envelopes: list[Envelope]) -> None:
-        ahead = deque(envelopes)
-        while ahead:
-            envelope = ahead.popleft()
-            if self._is_early(envelope):
-                ahead = await self._defer(envelope, ahead)
-            elif envelope.event is not None:
-                await self.attempt(envelope.record, self._deliver(envelope, envelope.event))
+    async def handle(self, turn: Turn) -> None:
+        delivery = self._deliveries[turn.sync]
+        ending: Ending | None = None
+        while turn.envelopes and ending is None:
+            ending = await self._send_next(delivery, turn)
+        delivery.end(turn, ending or GoOn(turn.left, turn.has_succeeded))
 
-    def _is_early(self, envelope: Envelope) -> bool:
-        if not envelope.not_before_ms or self._feed.is_halted(envelope.record.user_key):
-            return False
-        return not self._feed.is_due(envelope.not_before_ms)
-
-    async def _defer(self, early: Envelope, ahead: deque[Envelope]) -> deque[Envelope]:
-        """Put an event back until its second begins, with what its user has behind it.
-
-        Return what others have: they go on as soon as that is one commit.
-        """
-        user = early.record.user_key
-        mine = [envelope.record for envelope in ahead if envelope.record.user_key == user]
-        work = self._feed.defer([early.record, *mine], early.not_before_ms)
-        if await self.attempt(early.record, work):
-            return deque(envelope for envelope in ahead if envelope.record.user_key != user)
-        return ahead
-
-    async def _deliver(self, envelope: Envelope, event: bytes) -> None:
-        record = envelope.record
-        if self._feed.is_halted(record.user_key):
-            await self._feed.release(record)
-            return
+    async def _send_next(self, delivery: Delivery, turn: Turn) -> Ending | None:
+        """Send the next event of a turn; return how the turn ends, if it does."""
+        envelope = turn.envelopes[0]
+        if delivery.feed.is_stopping:
+            return PutBack(turn.unsettled)
+        if envelope.not_before_ms and not delivery.feed.is_due(envelope.not_before_ms):
+            return Deferred(turn.unsettled, envelope.not_before_ms)
         try:
-            refusal = await self._send(envelope, event)
-        except GateClosed:
-            await self._feed.release(record)
-        except ParkUser as error:
-            await self._feed.park(record, error.failure)
+            return await _Sending(delivery, turn, envelope).run()
+        except NotNow as error:
+            return ending_of(error.evidence, turn.unsettled)
         except Undeliverable as error:
-            await self._feed.bury(record, error.failure)
-        else:
-            await self._settle(envelope, refusal)
+            delivery.feed.bury(envelope.record, error.failure)
+        except Exception as fault:
+            failure = internal_failure(fault, record=envelope.record.id)
+            delivery.feed.bury(envelope.record, failure)
+        turn.envelopes.pop(0)
+        return None
 
-    async def _send(self, envelope: Envelope, event: bytes) -> Failure | None:
-        """Send an event; where the user is unknown and may be created, create it and send again."""
-        user, name = envelope.record.user_key, _name_of(envelope)
-        if self._names.is_refused(name):
-            return Failure(
-                DeadReason.EVENT_TYPE_LIMIT, message=f"refused before, not tried again yet: {name}"
-            )
-        refusal = await self._call(envelope.record, event)
-        may_create = self._unknown_user == "create" or envelope.record.may_create
-        if refusal and refusal.reason == DeadReason.USER_NOT_FOUND and may_create:
-            created = await self._contacts.ensure(envelope.plan.identity)
-            await self._spool.remember(user, created.contact)
-            refusal = await self._call(envelope.record, event)
-        if refusal and refusal.reason == DeadReason.EVENT_TYPE_LIMIT:
-            self._names.refuse(name)
+
+class _Sending:
+    """One event on its way."""
+
+    def __init__(self, delivery: Delivery, turn: Turn, envelope: Envelope) -> None:
+        self._delivery = delivery
+        self._turn = turn
+        self._envelope = envelope
+        self._name = str((envelope.plan.event or {}).get("event_name", ""))
+        self._unknown_user = delivery.sync.events.unknown_user
+
+    async def run(self) -> Ending | None:
+        """Send it, and settle it; return how the turn ends, if it does.
+
+        Raises:
+            NotNow: a call has no answer.
+            Undeliverable: never.
+        """
+        refusal = await self._send()
+        if refusal is None:
+            self._turn.has_succeeded = True
+            self._delivery.feed.deliver(self._envelope.record, self._envelope.reasons)
+        elif refusal.reason is not DeadReason.USER_NOT_FOUND:
+            raise Undeliverable(refusal)
+        else:
+            await self._delivery.spool.lose_contact(self._turn.user)
+            if self._unknown_user == "dead_letter":
+                raise Undeliverable(refusal)
+            if self._unknown_user != "drop":
+                return Unknown(self._turn.unsettled, refusal)
+            self._delivery.feed.drop(self._envelope.record, DropReason.UNKNOWN_USER)
+        self._turn.envelopes.pop(0)
+        return None
+
+    async def _send(self) -> Failure | None:
+        """Send the event; where its user is unknown and may be created, do so and send it again."""
+        names = self._delivery.names
+        if names.is_refused(self._name):
+            text = f"refused before, not tried again yet: {self._name}"
+            return Failure(DeadReason.EVENT_TYPE_LIMIT, message=text)
+        refusal = await self._call()
+        may_create = self._unknown_user == "create" or self._envelope.record.may_create
+        if refusal and refusal.reason is DeadReason.USER_NOT_FOUND and may_create:
+            calls = TurnCalls(self._delivery.gate, self._turn)
+            created = await self._delivery.contacts.ensure(self._envelope.plan.identity, calls)
+            await self._delivery.spool.remember(self._turn.user, created.contact)
+            refusal = await self._call()
+        if refusal and refusal.reason is DeadReason.EVENT_TYPE_LIMIT:
+            names.refuse(self._name)
         return refusal
 
-    async def _call(self, record: Record, event: bytes) -> Failure | None:
-        """Make the call. One that is delivered keeps its place until it is settled."""
-        request, places = intercom.send_event(event), self._feed.places
-        answer = await self._gate.call(request, record.user_key, places=places)
-        delivered = False
-        try:
-            refusal = refusal_of(answer)
-            delivered = refusal is None
-            return refusal
-        finally:
-            if not delivered:
-                places.release()
-
-    async def _settle(self, envelope: Envelope, refusal: Failure | None) -> None:
-        record = envelope.record
-        if refusal is not None and refusal.reason == DeadReason.USER_NOT_FOUND:
-            await self._spool.lose_contact(record.user_key)
-        if refusal is None:
-            self._feed.adjusted.update(envelope.reasons)
-            self._feed.deliver(record)
-        elif refusal.reason != DeadReason.USER_NOT_FOUND or self._unknown_user == "dead_letter":
-            await self._feed.bury(record, refusal)
-        elif self._unknown_user == "drop":
-            await self._feed.drop(record, DropReason.UNKNOWN_USER)
-        else:
-            await self._feed.park(record, refusal)
-
-
-def _name_of(envelope: Envelope) -> str:
-    return str((envelope.plan.event or {}).get("event_name", ""))
+    async def _call(self) -> Failure | None:
+        assert self._envelope.event is not None
+        request = intercom.send_event(self._envelope.event)
+        outcome = await self._delivery.gate.call(request, self._turn)
+        if isinstance(outcome, NotAnswered):
+            raise NotNow(outcome)
+        return refusal_of(outcome.answer)

@@ -1,31 +1,27 @@
-"""The mapper actor: works out what each loaded record takes, and sends it to its user's lane."""
+"""The mapper actor: works out what each record of a turn takes."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
+import anyio
 import msgspec
+from anyio.streams.memory import MemoryObjectReceiveStream
 
-from amplitude_intercom.engine.actor import Actor, runs
+from amplitude_intercom.engine.actor import Actor, Outbox, runs
+from amplitude_intercom.engine.delivery.endings import GoOn
+from amplitude_intercom.engine.delivery.event_names import EventNames
+from amplitude_intercom.engine.delivery.stream import Delivery
+from amplitude_intercom.engine.delivery.turns import Turn
 from amplitude_intercom.engine.envelope import Adjustment, Envelope, Plan, Record
 from amplitude_intercom.engine.errors import Failure
-from amplitude_intercom.engine.event_names import EventNames
 from amplitude_intercom.engine.faults import internal_failure
 from amplitude_intercom.engine.reasons import AdjustmentReason, DeadReason
 from amplitude_intercom.engine.rules.bodies import event_body
-from amplitude_intercom.engine.rules.planning import SyncRules
 from amplitude_intercom.engine.rules.verdicts import Drop, Keep, Reject, Verdict
 from amplitude_intercom.engine.spool.claims import claim_of
-from amplitude_intercom.engine.spool.spool import TakerSpool
-
-
-class Outlet(Protocol):
-    """Where envelopes go: the lanes."""
-
-    def put(self, envelopes: Sequence[Envelope]) -> None: ...
-
 
 Planned = tuple[Record, Verdict[Plan]]
 
@@ -59,44 +55,74 @@ def _not_before_ms(event: Mapping[str, Any], second: int) -> int:
     return second * 1000 if second > event["created_at"] else 0
 
 
-class MapperActor(Actor[list[Record], Envelope]):
-    """Batches of records in, envelopes out; what makes no call is settled here."""
+class Mapper(Actor[list[Turn], Turn]):
+    """Turns in, the same with envelopes out; what makes no call is settled here.
+
+    What waits in the inbox is taken together: the seconds of its events are claimed in one commit.
+    Turns that begin with a contact write go to the user-upserter, others straight to the sender.
+    """
 
     def __init__(
-        self,
-        rules: SyncRules,
-        spool: TakerSpool,
-        names: EventNames,
-        lanes: Outlet,
+        self, deliveries: Mapping[str, Delivery], writes: Outbox[Turn], events: Outbox[Turn]
     ) -> None:
-        super().__init__(bury=spool.feed.bury)
-        self._rules = rules
-        self._names = names
-        self._spool = spool
-        self._feed = spool.feed
-        self._lanes = lanes
+        super().__init__(writes)
+        self._deliveries = deliveries
+        self._events = events
 
-    async def handle(self, records: list[Record]) -> None:
-        for run in runs([len(record.raw) for record in records]):
-            if run.start:
-                await asyncio.sleep(0)
-            await self._pass_on(records[run.start : run.stop])
+    async def work(self, inbox: MemoryObjectReceiveStream[list[Turn]]) -> None:
+        """As any actor, but with all that waits."""
+        self._inbox = inbox
+        await super().work(inbox)
 
-    async def _pass_on(self, records: Sequence[Record]) -> None:
-        planned, bodies = await self._prepare(records)
-        self._lanes.put(
-            [
-                Envelope(record, _noted(verdict.value, crowded), *body)
-                for record, verdict in planned
-                if isinstance(verdict, Keep)
-                for *body, crowded in [bodies.get(record.id, (None, 0, False))]
-            ]
-        )
-        for record, verdict in planned:
-            if not isinstance(verdict, Keep):
-                await self.attempt(record, self._settle(record, verdict))
+    async def handle(self, turns: list[Turn]) -> None:
+        by_sync: dict[str, list[Turn]] = {}
+        for turn in [*turns, *self._more()]:
+            by_sync.setdefault(turn.sync, []).append(turn)
+        for sync, mine in by_sync.items():
+            for run in runs([sum(len(record.raw) for record in turn.records) for turn in mine]):
+                if run.start:
+                    await asyncio.sleep(0)
+                await self._map(self._deliveries[sync], mine[run.start : run.stop])
 
-    async def _prepare(self, records: Sequence[Record]) -> tuple[Sequence[Planned], Bodies]:
+    def _more(self) -> list[Turn]:
+        more: list[Turn] = []
+        while True:
+            try:
+                more += self._inbox.receive_nowait()
+            except (anyio.WouldBlock, anyio.EndOfStream):
+                return more
+
+    async def _map(self, delivery: Delivery, turns: Sequence[Turn]) -> None:
+        records = [record for turn in turns for record in turn.records]
+        planned, bodies = await _Mapping(delivery).prepare(records)
+        verdicts = {record.id: verdict for record, verdict in planned}
+        for turn in turns:
+            for record in turn.records:
+                verdict = verdicts[record.id]
+                if isinstance(verdict, Keep):
+                    *body, crowded = bodies.get(record.id, (None, 0, False))
+                    turn.put(Envelope(record, _noted(verdict.value, crowded), *body))
+                elif isinstance(verdict, Drop):
+                    delivery.feed.drop(record, verdict.reason)
+                else:
+                    delivery.feed.bury(record, Failure(verdict.reason, message=verdict.message))
+            if not turn.envelopes:
+                delivery.end(turn, GoOn(turn.left))
+            elif turn.envelopes[0].plan.contact is not None:
+                await self.pass_on(turn)
+            else:
+                self._events.send_nowait(turn)
+
+
+class _Mapping:
+    """Some records of one sync, as they are mapped together."""
+
+    def __init__(self, delivery: Delivery) -> None:
+        self._rules = delivery.rules
+        self._names: EventNames = delivery.names
+        self._spool = delivery.spool
+
+    async def prepare(self, records: Sequence[Record]) -> tuple[Sequence[Planned], Bodies]:
         """Plan records together, or each by itself where a fault stops them together."""
         try:
             planned = await self._admit([(record, self._plan(record)) for record in records])
@@ -104,7 +130,7 @@ class MapperActor(Actor[list[Record], Envelope]):
         except Exception as fault:
             if len(records) == 1:
                 return [(records[0], _internal(fault, records[0]))], {}
-        alone = [await self._prepare([record]) for record in records]
+        alone = [await self.prepare([record]) for record in records]
         every = [outcome for planned, _ in alone for outcome in planned]
         return every, {id_: body for _, bodies in alone for id_, body in bodies.items()}
 
@@ -136,14 +162,6 @@ class MapperActor(Actor[list[Record], Envelope]):
             record.id: (event_body(event, second), _not_before_ms(event, second), crowded)
             for (record, event), (second, crowded) in zip(events, given, strict=True)
         }
-
-    async def _settle(self, record: Record, verdict: Drop | Reject) -> None:
-        if self._feed.is_halted(record.user_key):
-            await self._feed.release(record)
-        elif isinstance(verdict, Drop):
-            await self._feed.drop(record, verdict.reason)
-        else:
-            await self._feed.bury(record, Failure(verdict.reason, message=verdict.message))
 
     def _plan(self, record: Record) -> Verdict[Plan]:
         """Map one record. What the rules did not foresee must not stop the records behind it."""

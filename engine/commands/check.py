@@ -12,7 +12,6 @@ from typing import Any
 import msgspec
 
 from amplitude_intercom.engine.app import client_of, sources_of
-from amplitude_intercom.engine.attributes import KnownAttributes, Listed, parse_list
 from amplitude_intercom.engine.commands.findings import (
     Finding,
     key_findings,
@@ -32,7 +31,8 @@ from amplitude_intercom.engine.commands.sample import (
 from amplitude_intercom.engine.commands.spools import is_running
 from amplitude_intercom.engine.commands.terminal import count, duration, print_table, say
 from amplitude_intercom.engine.config import event_names
-from amplitude_intercom.engine.event_names import WARN_AT
+from amplitude_intercom.engine.delivery.attributes import KnownAttributes, Listed, parse_list
+from amplitude_intercom.engine.delivery.event_names import WARN_AT
 from amplitude_intercom.engine.near import nearest
 from amplitude_intercom.engine.reasons import DeadReason
 from amplitude_intercom.engine.rules.contacts import STANDARD_TYPES, field_name

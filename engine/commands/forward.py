@@ -33,8 +33,8 @@ from amplitude_intercom.engine.commands.running import (
     print_json,
 )
 from amplitude_intercom.engine.commands.terminal import count, print_table, say
+from amplitude_intercom.engine.delivery.stream import Stream
 from amplitude_intercom.engine.errors import DataDirInUse, SettingsError
-from amplitude_intercom.engine.pipeline import Pipeline
 from amplitude_intercom.engine.settings import Settings
 from amplitude_intercom.engine.spool.accounts import under
 from amplitude_intercom.transports import files
@@ -77,9 +77,9 @@ async def forward(
         say(f"no files of events in {', '.join(map(files.shown, paths))}", stderr=True)
     signals = Signals()
     async with _started(settings) as engine:
-        pipeline = engine.pipelines[name]
-        before = await _take_stock(pipeline)
-        with _Reading(found, pipeline, problems) as reading:
+        stream = engine.streams[name]
+        before = await _take_stock(stream)
+        with _Reading(found, stream, problems) as reading:
             source = LineSource(
                 found,
                 sync=name,
@@ -88,17 +88,17 @@ async def forward(
                 batch_lines=settings.forward.batch_lines,
                 since_ms=since_ms,
                 until_ms=until_ms,
-                checkpoints=await pipeline.spool.checkpoints(),
+                checkpoints=await stream.spool.checkpoints(),
                 progress=reading,
             )
-            intake = _Patient(engine.intake, pipeline, settings.forward.max_backlog)
-            stalls = _Stalls(pipeline, intake)
+            intake = _Patient(engine.intake, stream, settings.forward.max_backlog)
+            stalls = _Stalls(stream, intake)
             done = await _until_stopped(engine, source, intake, signals, stalls, max_wait_s)
-        after = await _take_stock(pipeline)
+        after = await _take_stock(stream)
         await engine.finish(settings.drain_deadline_s)  # settles what was under way
-        after = msgspec.structs.replace(after, counters=pipeline.spool.counters)
+        after = msgspec.structs.replace(after, counters=stream.spool.counters)
         counts = summary(before, after)
-        counts["adjusted"] = dict(sorted(pipeline.adjusted.items()))
+        counts["adjusted"] = dict(sorted(stream.spool.adjustments.since_start.items()))
     counts.update(files=reading.files, passed_over=reading.skipped, problems=problems.texts())
     _report(counts, as_json=as_json)
     if problems.more:
@@ -135,9 +135,9 @@ class _Patient:
     with a parked user does not count, or a few thousand unknown users would stop all others.
     """
 
-    def __init__(self, intake: Intake, pipeline: Pipeline, max_backlog: int) -> None:
+    def __init__(self, intake: Intake, stream: Stream, max_backlog: int) -> None:
         self._intake = intake
-        self._pipeline = pipeline
+        self._stream = stream
         self._max_backlog = max_backlog
         self._parked = 0
         self._recount_at_s = 0.0
@@ -152,15 +152,16 @@ class _Patient:
         return await self._intake.send(batch)
 
     async def _little_waits(self) -> None:
-        if self._pipeline.gate is not None:
-            spool = self._pipeline.spool
+        delivery = self._stream.delivery
+        if delivery is not None:
+            spool = self._stream.spool
             while spool.counters["pending"] - self._parked > self._max_backlog:
                 if anyio.current_time() >= self._recount_at_s:
                     self._parked = await spool.spool.do(lambda store: store.parked(spool.taker))
                     self._recount_at_s = anyio.current_time() + RECOUNT_S
                 else:
                     with anyio.move_on_after(RECOUNT_S):
-                        await spool.feed.progress()
+                        await delivery.feed.progress()
 
     def takes(self, api_key: str) -> bool:
         """As the engine's."""
@@ -170,8 +171,8 @@ class _Patient:
 class _Stalls:
     """Pauses of reading in which nothing is settled: they are said, and end at a deadline."""
 
-    def __init__(self, pipeline: Pipeline, intake: _Patient) -> None:
-        self._pipeline = pipeline
+    def __init__(self, stream: Stream, intake: _Patient) -> None:
+        self._stream = stream
         self._intake = intake
         self._is_said = False
 
@@ -194,28 +195,28 @@ class _Stalls:
 
     @property
     def _name(self) -> str:
-        return self._pipeline.sync.name
+        return self._stream.sync.name
 
     @property
     def _health(self) -> str:
-        return self._pipeline.gate.health if self._pipeline.gate is not None else "open"
+        return self._stream.gate.state if self._stream.gate is not None else "open"
 
     def _least_s(self) -> float:
         """Return how long a pause is at least that is no everyday one: an allowance takes 10 s."""
         return THROTTLED_S if self._health == "throttled" else SILENT_S
 
     def _settled(self) -> int:
-        counters = self._pipeline.spool.counters
+        counters = self._stream.spool.counters
         return counters["received"] - counters["pending"]
 
     def _why(self) -> str:
         """Return why reading pauses at this moment; empty: it does not."""
-        trouble = self._pipeline.spool.trouble
+        trouble = self._stream.spool.trouble
         if trouble is not None:
             return str(trouble)
         if not self._intake.holds_back:
             return ""
-        waiting = self._pipeline.spool.counters["pending"]
+        waiting = self._stream.spool.counters["pending"]
         health = f", Intercom: {self._health}" if self._health != "open" else ""
         return f"{count(waiting, 'event')} wait (forward.max_backlog{health})"
 
@@ -271,8 +272,8 @@ async def _until_stopped(
                 await source.run(intake)
                 meanwhile.cancel_scope.cancel()
             stalls.over()
-            for pipeline in engine.pipelines.values():
-                await pipeline.spool.forget_checkpoints(source.files)
+            for stream in engine.streams.values():
+                await stream.spool.forget_checkpoints(source.files)
             with anyio.move_on_after(max_wait_s):
                 await _settle_aloud(engine)
             done = True
@@ -309,8 +310,8 @@ class Stock(msgspec.Struct, frozen=True):
     dead_by_reason: Counter[str]
 
 
-async def _take_stock(pipeline: Pipeline) -> Stock:
-    counters = pipeline.spool.counters
+async def _take_stock(stream: Stream) -> Stock:
+    counters = stream.spool.counters
     return Stock(counters, Counter(under(counters, "dead:")))
 
 
@@ -356,12 +357,12 @@ def _report(counts: dict[str, Any], *, as_json: bool) -> None:
 class _Waiting(ProgressColumn):
     """How many events wait for Intercom, at the moment of looking."""
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    def __init__(self, stream: Stream) -> None:
         super().__init__()
-        self._pipeline = pipeline
+        self._stream = stream
 
     def render(self, task: Task) -> Text:
-        return Text(f"{self._pipeline.spool.counters['pending']:,} waiting")
+        return Text(f"{self._stream.spool.counters['pending']:,} waiting")
 
 
 class _Problems:
@@ -396,7 +397,7 @@ class _Problems:
 class _Reading(Progress):
     """What is heard of reading: a progress bar by bytes on a terminal, and what went wrong."""
 
-    def __init__(self, paths: Sequence[str], pipeline: Pipeline, problems: _Problems) -> None:
+    def __init__(self, paths: Sequence[str], stream: Stream, problems: _Problems) -> None:
         self.files = len(paths)
         self.skipped = 0
         self._problems = problems
@@ -407,7 +408,7 @@ class _Reading(Progress):
             DownloadColumn(),
             TransferSpeedColumn(),
             TimeRemainingColumn(),
-            _Waiting(pipeline),
+            _Waiting(stream),
             console=console,
             disable=not console.is_terminal,
             transient=True,

@@ -8,9 +8,9 @@ from typing import Any
 import msgspec
 
 from amplitude_intercom.engine.app import client_of, directory_of
-from amplitude_intercom.engine.attributes import KnownAttributes, parse_list
 from amplitude_intercom.engine.commands.running import OK, print_json
-from amplitude_intercom.engine.contacts import differences
+from amplitude_intercom.engine.delivery.attributes import KnownAttributes, parse_list
+from amplitude_intercom.engine.delivery.contacts import differences
 from amplitude_intercom.engine.envelope import Adjustment, ContactUpdate, Plan, Record
 from amplitude_intercom.engine.errors import EngineError, SettingsError
 from amplitude_intercom.engine.reasons import AdjustmentReason, DeadReason
@@ -107,7 +107,7 @@ class SpooledPast(Past):
         self._knows_contacts = about == directory_of(sync)
 
     def second(self, claim: Claim) -> int:
-        if not self._delivery.twin_window_s:
+        if not self._delivery.same_second_window_s:
             return claim.second
         shift_s = self._delivery.same_second_shift_s
         return self._store.claims(self._sync.name).foresee(claim, self._promised, shift_s)

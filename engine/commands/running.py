@@ -37,7 +37,7 @@ def load_settings(path: Path) -> Settings:
 
 
 def collect_garbage_rarely() -> None:
-    """Look for cycles every 50,000 objects, not every 700: with many lanes there is a lot to walk.
+    """Look for cycles every 50,000 objects, not every 700: there is a lot to walk.
 
     Hardly anything here is in a cycle: what is done with is freed at once.
     """

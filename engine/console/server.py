@@ -215,7 +215,7 @@ class AdminServer:
 
     def _sync_of(self, request: web.Request) -> str:
         sync = request.match_info["sync"]
-        if sync not in self._engine.pipelines:
+        if sync not in self._engine.streams:
             raise web.HTTPNotFound(text=f"no sync named {sync}\n")
         return sync
 

@@ -1,4 +1,4 @@
-"""One taker's records: which are delivered next, and how they are settled.
+"""One taker's records: which are delivered next.
 
 Records are read in the order of their ids. Those of batches that are unpacked come first (after a
 restart, or where a batch was more than was asked for), then the inbox is unpacked.
@@ -7,39 +7,57 @@ restart, or where a batch was more than was asked for), then the inbox is unpack
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from typing import Final
 
 import msgspec
 
 from amplitude_intercom.engine.envelope import Kind, Record
-from amplitude_intercom.engine.errors import Failure
 from amplitude_intercom.engine.faults import internal_failure
 from amplitude_intercom.engine.reasons import DeadReason, DropReason
-from amplitude_intercom.engine.spool.accounts import INBOX, TAKEN_ALONG, Accounts
+from amplitude_intercom.engine.spool.accounts import Accounts
 from amplitude_intercom.engine.spool.batches import SLOTS
 from amplitude_intercom.engine.spool.connection import Connection
-from amplitude_intercom.engine.spool.dead_letters import DeadLetters
-from amplitude_intercom.engine.spool.inbox import Inbox
-from amplitude_intercom.engine.spool.insert_ids import InsertIds, key_of
-from amplitude_intercom.engine.spool.records import Damage, Records, sliced
-from amplitude_intercom.engine.spool.rows import Loaded, dead_letter
+from amplitude_intercom.engine.spool.insert_ids import key_of
+from amplitude_intercom.engine.spool.records import Damage, sliced
+from amplitude_intercom.engine.spool.rows import Loaded, Woken
 from amplitude_intercom.engine.spool.settled import SettledLines
-from amplitude_intercom.engine.spool.takers import Takers
+from amplitude_intercom.engine.spool.settling import Settling, Tables
 from amplitude_intercom.engine.spool.unpacking import unpack
-from amplitude_intercom.engine.spool.users import Users
+from amplitude_intercom.engine.spool.users import Due
 
-DAMAGED = "the checksum does not match: damaged on disk"
+MOST_STRAYS: Final = 500
+"""Records that are read at once of those that wait behind nobody."""
+
+TRIED_AGAIN_AFTER_MS: Final = 60_000
+"""A new event of a user that is unknown has it tried at once, where that was not tried for so long:
+people sign up."""
 
 
-class Tables(msgspec.Struct, frozen=True):
-    """The tables that a queue moves its records between."""
+class Wanted(msgspec.Struct, frozen=True):
+    """What is to be loaded, at most.
 
-    takers: Takers
-    inbox: Inbox
-    records: Records
-    users: Users
-    insert_ids: InsertIds
-    letters: DeadLetters
+    ``parked``: users that were parked. ``full``: users of whom ``per_user`` are loaded. ``empty``:
+    users of whom all that was loaded is done, and more is aside. ``open``: endpoints whose circuit
+    is open; ``probes``: those of them for which a probe is looked for. ``reads_queue``: whether
+    users that are not aside are wanted. ``set_back_ms``: by how much the wall clock was set back;
+    parked users wait as long as before. ``queue_first``: what is queued comes before what is aside,
+    so that neither can have all of it where that alternates.
+    """
+
+    limit: int
+    limit_bytes: int
+    per_user: int
+    now_ms: int
+    parked: int = 1 << 30
+    after_id: int = 0
+    full: Collection[str] = ()
+    empty: Sequence[str] = ()
+    open: Collection[str] = ()
+    probes: Collection[str] = ()
+    reads_queue: bool = True
+    set_back_ms: int = 0
+    queue_first: bool = False
 
 
 class Queue:
@@ -48,21 +66,17 @@ class Queue:
     def __init__(
         self,
         db: Connection,
-        taker: int,
-        name: str,
         tables: Tables,
+        settling: Settling,
         accounts: Accounts,
         lines: SettledLines,
+        name: str,
     ) -> None:
         self._db = db
-        self.taker = taker
+        self.taker = settling.taker
         self._name = name
-        self._takers = tables.takers
-        self._inbox = tables.inbox
-        self._records = tables.records
-        self._users = tables.users
-        self._insert_ids = tables.insert_ids
-        self._letters = tables.letters
+        self._tables = tables
+        self._settling = settling
         self._accounts = accounts
         self._lines = lines
         self._open: tuple[int, bytes] = (0, b"")
@@ -70,53 +84,88 @@ class Queue:
 
     # --- reading for delivery -------------------------------------------------------------
 
-    def load(
-        self,
-        after_id: int,
-        *,
-        limit: int,
-        limit_bytes: int,
-        per_user: int,
-        crowded: Collection[str],
-        halted: Collection[str],
-        now_ms: int,
-    ) -> Loaded:
-        """Return records to deliver next: one of each parked user that is due, then the queue.
+    def load(self, wanted: Wanted) -> Loaded:
+        """Return records to deliver next: of users that are worked off, of those that are due, and
+        then of the queue.
 
-        Records of users that are set aside go aside too. A user in ``crowded``, or one of whom
-        this call meets more than ``per_user``, is set aside to be worked off with ``refill``.
-        ``halted`` users are not woken: some of their records are still on their way back.
+        Records of users that are aside go aside too. A user in ``full``, or one of whom this call
+        meets more than ``per_user``, is worked off from now on.
         """
-        woken: list[Record] = []
-        for user, reason in self._users.due(self.taker, now_ms, limit):
-            if limit_bytes <= 0:
-                break  # they are still due, and woken when there are free bytes
-            if user not in halted:
-                found = self._probe(user, reason)
-                woken += found
-                limit_bytes -= sum(len(record.raw) for record in found)
-        limit -= len(woken)
-        crowd = _Crowd(crowded, per_user)
-        records: list[Record] = []
-        last_id, more = after_id, True
-        if limit > 0 and limit_bytes > 0:
-            records, last_id, more = self._next(after_id, limit, limit_bytes, crowd, now_ms)
-        draining = [record.user_key for record in woken] + crowd.new
-        next_wake_ms = self._users.next_wake_ms(self.taker, halted)
-        return Loaded(woken + records, last_id, draining, next_wake_ms, more)
+        if wanted.set_back_ms:
+            self._tables.users.wake_earlier(self.taker, wanted.set_back_ms)
+        bounds = _Bounds(wanted.limit, wanted.limit_bytes)
+        crowd = _Crowd(wanted.full, wanted.per_user)
+        queued = self._read_queue(wanted, bounds, crowd) if wanted.queue_first else None
+        refilled = self._refill(wanted, bounds)
+        woken = self._wake(wanted, bounds)
+        records, last_id, more = queued or self._read_queue(wanted, bounds, crowd)
+        users = self._tables.users
+        return Loaded(
+            records,
+            woken,
+            refilled,
+            last_id,
+            crowd.new,
+            users.next_wake_ms(self.taker, parked=False),
+            users.next_wake_ms(self.taker, parked=True),
+            users.awaited(self.taker),
+            more,
+        )
 
-    def _probe(self, user: str, reason: str) -> list[Record]:
-        """Wake a user with one record: its first, or the identify that makes it known.
+    def _refill(self, wanted: Wanted, bounds: _Bounds) -> dict[str, list[Record]]:
+        """Return the next records of users that are worked off; of one that is free, none."""
+        found: dict[str, list[Record]] = {}
+        for user in wanted.empty:
+            if bounds.are_reached:
+                break
+            limit = min(wanted.per_user, bounds.limit)
+            found[user] = self._aside(user, limit, bounds.limit_bytes)
+            bounds.take(found[user])
+            if not found[user]:
+                self._tables.users.free(self.taker, user)
+        return found
+
+    def _wake(self, wanted: Wanted, bounds: _Bounds) -> list[Woken]:
+        """Return records of users whose time has come, or whose endpoint is well again."""
+        woken: list[Woken] = []
+        for due in self._due(wanted, bounds.limit):
+            if bounds.are_reached:
+                break  # they are still due, and woken when there are free bytes
+            records = self._wake_one(due, min(wanted.per_user, bounds.limit), bounds.limit_bytes)
+            bounds.take(records)
+            if records:
+                failing = due.failures > 0 and due.reason != DeadReason.USER_NOT_FOUND
+                woken.append(Woken(due.user, records, bool(due.reason), failing))
+        return woken
+
+    def _due(self, wanted: Wanted, limit: int) -> list[Due]:
+        users = self._tables.users
+        found = users.due(self.taker, wanted.now_ms, limit, parked=False)
+        most_parked = min(limit, wanted.parked)
+        found += users.due(self.taker, wanted.now_ms, most_parked, parked=True)
+        for endpoint in users.awaited(self.taker):
+            if endpoint not in wanted.open:
+                found += users.waiting_for(self.taker, endpoint, limit)
+            elif endpoint in wanted.probes:
+                found += users.waiting_for(self.taker, endpoint, 1)
+        return found
+
+    def _wake_one(self, due: Due, limit: int, limit_bytes: int) -> list[Record]:
+        """Wake a user: one that waited for an endpoint with what may be loaded of it, any other
+        with its first record, or the identify that makes it known.
 
         An event of an unknown user had its turn and was answered 404; what can help it is an
         identify that came later, so that one goes first.
         """
-        self._users.work_off(self.taker, user)
-        found = self._aside(user, 1, 1)
-        if found and reason == DeadReason.USER_NOT_FOUND:
-            found = self._make_known(user, found)
+        self._tables.users.work_off(self.taker, due.user)
+        if due.waited_for and not due.reason:
+            found = self._aside(due.user, limit, limit_bytes)
+        else:
+            found = self._aside(due.user, 1, 1)
+        if found and due.reason == DeadReason.USER_NOT_FOUND:
+            found = self._make_known(due.user, found)
         if not found:
-            self._users.free(self.taker, user)
+            self._tables.users.free(self.taker, due.user)
         return found
 
     def _make_known(self, user: str, head: list[Record]) -> list[Record]:
@@ -129,78 +178,81 @@ class Queue:
             return makers
         return [msgspec.structs.replace(record, may_create=True) for record in head]
 
-    def refill(self, user: str, limit: int, limit_bytes: int) -> list[Record]:
-        """Return the next records of a user that is being worked off; none: it is free again."""
-        records = self._aside(user, limit, limit_bytes)
-        if records:
-            self._users.forgive(self.taker, user)
-        else:
-            self._users.free(self.taker, user)
-        return records
-
     def _aside(self, user: str, limit: int, limit_bytes: int, also: str = "") -> list[Record]:
         """Return the next records of a user that is aside; none only where none is left."""
         while True:
-            found = self._records.aside(self.taker, user, limit, limit_bytes, also)
-            intact = self._intact(found)
+            found = self._tables.records.aside(self.taker, user, limit, limit_bytes, also)
+            intact = self._settling.intact(found)
             if intact or not found:
                 return intact
 
+    # --- the queue ------------------------------------------------------------------------
+
+    def _read_queue(
+        self, wanted: Wanted, bounds: _Bounds, crowd: _Crowd
+    ) -> tuple[list[Record], int, bool]:
+        if not wanted.reads_queue or bounds.are_reached:
+            return [], wanted.after_id, True
+        found = self._next(wanted, bounds, crowd)
+        bounds.take(found[0])
+        return found
+
     def _next(
-        self, after_id: int, limit: int, limit_bytes: int, crowd: _Crowd, now_ms: int
+        self, wanted: Wanted, bounds: _Bounds, crowd: _Crowd
     ) -> tuple[list[Record], int, bool]:
         """Return the next records of the queue, the last id read, and whether more wait."""
-        unpacked_to = self._takers.unpacked_to(self.taker)
+        inbox, after_id = self._tables.inbox, wanted.after_id
+        unpacked_to = self._tables.takers.unpacked_to(self.taker)
         batch: int | None = after_id // SLOTS
         if after_id == _last_id(after_id // SLOTS):
-            batch = self._inbox.next_id(self.taker, after_id // SLOTS)
+            batch = inbox.next_id(self.taker, after_id // SLOTS)
         while batch is not None and batch <= unpacked_to:
-            if rows := self._records.queued(self.taker, batch, after_id, limit):
-                return self._read(batch, rows, limit, limit_bytes, crowd, now_ms)
-            batch = self._inbox.next_id(self.taker, batch)
+            if rows := self._tables.records.queued(self.taker, batch, after_id, bounds.limit):
+                return self._read(batch, rows, bounds, crowd, wanted.now_ms)
+            batch = inbox.next_id(self.taker, batch)
         if batch is None:
             return [], max(after_id, _last_id(unpacked_to)), False
-        return self._unpack(unpacked_to, limit, limit_bytes, crowd, now_ms)
+        return self._unpack(unpacked_to, bounds, crowd, wanted.now_ms)
 
     def _read(
         self,
         batch: int,
         rows: Sequence[Sequence[object]],
-        limit: int,
-        limit_bytes: int,
+        bounds: _Bounds,
         crowd: _Crowd,
         now_ms: int,
     ) -> tuple[list[Record], int, bool]:
         """Return records of a batch that is unpacked, up to the one that reaches the bytes."""
         if self._open[0] != batch:
-            self._open = (batch, self._inbox.events_of(batch))
-        found, last_id = [], 0
+            self._open = (batch, self._tables.inbox.events_of(batch))
+        found, last_id, limit_bytes = [], 0, bounds.limit_bytes
         for read in sliced(rows, self._open[1]):
             found.append(read)
             last_id = read.id
             limit_bytes -= len(read.raw)
             if limit_bytes <= 0:
                 break
-        if len(found) == len(rows) < limit:
+        if len(found) == len(rows) < bounds.limit:
             last_id, self._open = _last_id(batch), (0, b"")
-        taken, aside = self._sort(self._intact(found), crowd, now_ms)
-        self._records.set_aside(aside)
+        taken, aside = self._sort(self._settling.intact(found), crowd, now_ms)
+        self._tables.records.set_aside(aside)
         return taken, last_id, True
 
     def _unpack(
-        self, unpacked_to: int, limit: int, limit_bytes: int, crowd: _Crowd, now_ms: int
+        self, unpacked_to: int, bounds: _Bounds, crowd: _Crowd, now_ms: int
     ) -> tuple[list[Record], int, bool]:
         """Unpack the next batches of the inbox; what is more than the limits is left as a row."""
-        batches = self._inbox.next(self.taker, unpacked_to, limit, limit_bytes)
+        inbox = self._tables.inbox
+        batches = inbox.next(self.taker, unpacked_to, bounds.limit, bounds.limit_bytes)
         found = unpack(batches)
-        self._takers.set_unpacked_to(self.taker, batches[-1].id)
+        self._tables.takers.set_unpacked_to(self.taker, batches[-1].id)
         self._bury_damaged(found.damaged)
         rows = found.rows
         if found.keys:
             rows = self._without_duplicates(rows, found.keys)
         last_id = _last_id(batches[-1].id)
         records = [record for record, *_ in rows]
-        fit = _fitting(records, limit, limit_bytes)
+        fit = bounds.fitting(records)
         if fit < len(records):
             last_id = records[fit - 1].id
         taken, aside = self._sort(records[:fit], crowd, now_ms)
@@ -208,8 +260,8 @@ class Queue:
         if lost:
             taken = [record for record in taken if record.id not in lost]
         if len(rows) - len(lost) < sum(batch.count for batch in batches):
-            self._let_go_batches({batch.id for batch in batches})
-        more = fit < len(records) or self._inbox.next_id(self.taker, batches[-1].id) is not None
+            self._settling.let_go_batches({batch.id for batch in batches})
+        more = fit < len(records) or inbox.next_id(self.taker, batches[-1].id) is not None
         return taken, last_id, more
 
     def _insert(
@@ -222,7 +274,7 @@ class Queue:
         """
         try:
             self._db.execute("SAVEPOINT inserting")
-            self._records.insert(self.taker, rows, aside)
+            self._tables.records.insert(self.taker, rows, aside)
             self._db.execute("RELEASE SAVEPOINT inserting")
         except Exception as fault:
             if isinstance(fault, self._db.Error) and not isinstance(fault, self._db.IntegrityError):
@@ -235,7 +287,7 @@ class Queue:
             failure = internal_failure(fault, record=record.id)
             self._accounts.add(self.taker, "pending", -1)
             plain = Record(record.id, Kind.EVENT, record.user_key, now_ms, record.raw)
-            self._keep(plain, failure, now_ms)  # its own numbers may be what is wrong
+            self._settling.keep(plain, failure, now_ms)  # its own numbers may be what is wrong
             return {record.id}
         return set()
 
@@ -245,7 +297,7 @@ class Queue:
         """Return the rows of events that were not accepted before; the others are dropped."""
         keys = {id_: key_of(self.taker, key) for id_, key in hashed.items()}
         at_ms = {record.id: record.accepted_at_ms for record, *_ in rows}
-        new = self._insert_ids.add(keys, at_ms)
+        new = self._tables.insert_ids.add(keys, at_ms)
         if len(new) == len(keys):
             return rows
         kept = [row for row in rows if row[0].id not in keys or row[0].id in new]
@@ -259,90 +311,42 @@ class Queue:
         self, records: Sequence[Record], crowd: _Crowd, now_ms: int
     ) -> tuple[list[Record], list[int]]:
         """Return records that may go out, and the ids of those that wait behind their user's."""
-        aside_users = self._users.waiting_of(self.taker, (r.user_key for r in records))
+        users = self._tables.users
+        aside_users = users.waiting_of(self.taker, (record.user_key for record in records))
         taken: list[Record] = []
         aside: list[int] = []
         for record in records:
             user = record.user_key
-            reason = aside_users.get(user)
-            if reason is None and not crowd.takes(user):
-                reason = aside_users[user] = ""
-                self._users.set_aside(self.taker, user, None, 0, "", now_ms)
-            if reason is None:
+            behind = aside_users.get(user)
+            if behind is not None:
+                aside.append(record.id)
+                if behind.reason == DeadReason.USER_NOT_FOUND and _helps(
+                    record, behind.tried_at_ms
+                ):
+                    users.wake(self.taker, user, now_ms)
+            elif crowd.takes(user):
                 taken.append(record)
-                continue
-            aside.append(record.id)
-            if record.kind != Kind.EVENT and reason == DeadReason.USER_NOT_FOUND:
-                self._users.wake(self.taker, user, now_ms)
-        return taken, aside
-
-    def _intact(self, found: Iterable[Record | Damage]) -> list[Record]:
-        """Return the records whose checksum holds; the others become dead letters."""
-        intact = []
-        for read in found:
-            if isinstance(read, Record):
-                intact.append(read)
             else:
-                self._delete([read.id])
-                self._bury_damage(read)
-        return intact
+                aside.append(record.id)
+                crowd.is_aside(user)
+        for user in crowd.new:
+            users.work_off(self.taker, user)
+        return taken, aside
 
     def _bury_damaged(self, damaged: Sequence[Damage]) -> None:
         """Bury what of packed batches is damaged: it never was a record."""
         self._accounts.add(self.taker, "pending", -len(damaged))
         for damage in damaged:
-            self._bury_damage(damage)
+            self._settling.bury_damage(damage)
 
-    def _bury_damage(self, damage: Damage) -> None:
-        failure = Failure(DeadReason.CORRUPT, message=DAMAGED)
-        record = Record(damage.id, Kind.EVENT, damage.user, damage.at_ms, damage.raw)
-        self._keep(record, failure, damage.at_ms)
+    # --- other work on all of them --------------------------------------------------------
 
     def find_strays(self) -> None:
         """Let a user be due whose records wait behind nobody: its row was damaged, or they were."""
-        while found := self._records.strays(self.taker, MOST_STRAYS):
-            users = [record.user_key for record in self._intact(found)]
+        while found := self._tables.records.strays(self.taker, MOST_STRAYS):
+            users = [record.user_key for record in self._settling.intact(found)]
             for user in dict.fromkeys(users):
-                self._users.set_aside(self.taker, user, 0, 0, "", 0)
-
-    # --- settling -------------------------------------------------------------------------
-
-    def deliver(self, ids: Sequence[int], now_ms: int) -> None:
-        """Settle records as delivered."""
-        delivered = self._delete(ids)
-        self._accounts.add(self.taker, "delivered", delivered)
-        self._takers.note_delivery(self.taker, now_ms)
-
-    def drop(self, ids: Sequence[int], reason: str) -> None:
-        """Settle records as dropped by a rule."""
-        self._accounts.add(self.taker, f"dropped:{reason}", self._delete(ids))
-
-    def bury(self, record: Record, failure: Failure, now_ms: int) -> None:
-        """Settle a record as a dead letter, which keeps the record's id."""
-        if self._delete([record.id]):
-            charged = msgspec.structs.replace(record, attempts=record.attempts + 1)
-            self._keep(charged, failure, now_ms)
-
-    def _keep(self, record: Record, failure: Failure, now_ms: int) -> None:
-        letter = dead_letter(record, failure, now_ms)
-        if self._letters.has(letter.id):  # damage has given its id to a second one
-            letter = msgspec.structs.replace(letter, id=self._accounts.take_batches(1) * SLOTS)
-        self._letters.insert(self.taker, letter)
-        self._accounts.count_dead(self.taker, failure.reason, 1)
-        self._lines.dead(self._name, record, failure)
-
-    def _delete(self, ids: Sequence[int]) -> int:
-        """Delete records, and their batches where these were the last of them."""
-        if self._accounts.value(self.taker, TAKEN_ALONG):
-            self._accounts.resize(self.taker, TAKEN_ALONG, -self._records.own_bytes(ids))
-        deleted = self._records.delete(ids)
-        self._accounts.add(self.taker, "pending", -deleted)
-        self._let_go_batches({id_ // SLOTS for id_ in ids})
-        return deleted
-
-    def _let_go_batches(self, batches: Iterable[int]) -> None:
-        for taker, size_bytes in self._inbox.let_go(batches):
-            self._accounts.resize(taker, INBOX, -size_bytes)
+                self._tables.users.defer(self.taker, user, 0)
 
     def take_out(self, limit: int) -> list[Record]:
         """Take the first records away, those of the inbox last; the caller accounts for them.
@@ -350,113 +354,85 @@ class Queue:
         None only where none is left.
         """
         while True:
-            found = self._records.first(self.taker, limit)
-            if records := self._intact(found):
-                self._delete([record.id for record in records])
+            found = self._tables.records.first(self.taker, limit)
+            if records := self._settling.intact(found):
+                self._settling.delete([record.id for record in records])
                 return records
             if found:
                 continue  # all of them were damaged, and are dead letters now
-            unpacked_to = self._takers.unpacked_to(self.taker)
-            if self._inbox.next_id(self.taker, unpacked_to) is None:
-                self._users.free_all(self.taker)
+            unpacked_to = self._tables.takers.unpacked_to(self.taker)
+            if self._tables.inbox.next_id(self.taker, unpacked_to) is None:
+                self._tables.users.free_all(self.taker)
                 return []
-            self._unpack(unpacked_to, limit, 1 << 24, _Crowd((), limit), 0)
+            self._unpack(unpacked_to, _Bounds(limit, 1 << 24), _Crowd((), limit), 0)
 
     def rekey(self, after_id: int, limit: int, user_of: Callable[[bytes], str]) -> tuple[int, int]:
         """Give records behind an id to the users that their events name, who are due then.
 
         Returns the last id that was looked at, and how many there were.
         """
-        found = self._records.first(self.taker, limit, after_id)
+        found = self._tables.records.first(self.taker, limit, after_id)
         users: dict[str, None] = {}
-        for record in self._intact(found):
+        for record in self._settling.intact(found):
             users[user := user_of(record.raw)] = None
-            self._records.rekey(record, user)
+            self._tables.records.rekey(record, user)
         for user in users:
-            self._users.set_aside(self.taker, user, 0, 0, "", 0)
+            self._tables.users.defer(self.taker, user, 0)
         return (found[-1].id, len(found)) if found else (after_id, 0)
 
-    # --- waiting --------------------------------------------------------------------------
 
-    def park(self, record: Record, failure: Failure, wake_at_ms: int, now_ms: int) -> None:
-        """Charge a failed attempt to a record, and let its user wait until ``wake_at_ms``."""
-        self._records.charge(record.id, now_ms)
-        self._lines.parked(self._name, record, failure, wake_at_ms)
-        self.park_user(record.user_key, failure.reason, wake_at_ms, now_ms)
+class _Bounds:
+    """How much may still be loaded: records, and bytes."""
 
-    def park_user(self, user: str, reason: str, wake_at_ms: int, now_ms: int) -> None:
-        """Let a user's records wait until ``wake_at_ms``; counts one failure of the user."""
-        self._users.set_aside(self.taker, user, wake_at_ms, 1, reason, now_ms)
-        self._users.hasten(self.taker, user, now_ms)
+    def __init__(self, limit: int, limit_bytes: int) -> None:
+        self.limit = limit
+        self.limit_bytes = limit_bytes
 
-    def defer(self, records: Sequence[Record], until_ms: int, now_ms: int) -> None:
-        """Let a user's records wait until ``until_ms``: no failure, and it forgives none."""
-        self._records.set_aside(record.id for record in records)
-        self._users.defer(self.taker, records[0].user_key, until_ms, now_ms)
+    @property
+    def are_reached(self) -> bool:
+        return self.limit <= 0 or self.limit_bytes <= 0
 
-    def release(self, record: Record, now_ms: int) -> None:
-        """Put back a record that was loaded before its user was parked."""
-        self._records.set_aside([record.id])
-        self._users.hasten(self.taker, record.user_key, now_ms)
+    def take(self, records: Sequence[Record]) -> None:
+        self.limit -= len(records)
+        self.limit_bytes -= sum(len(record.raw) for record in records)
 
-    def expire(
-        self, user: str, failure: Failure, accepted_until_ms: int, now_ms: int
-    ) -> tuple[int, bool]:
-        """Bury some of a user's events that have waited for the whole retry window.
-
-        None where the user is not parked for that reason: then some of them may be under way.
-        Returns how many there were, and whether more of them are left.
-        """
-        if not self._users.is_parked(self.taker, user, failure.reason):
-            return 0, False
-        also = f"AND r.kind = {Kind.EVENT:d} AND r.accepted_at_ms <= {accepted_until_ms:d}"
-        found = self._records.aside(self.taker, user, MOST_EXPIRED, 1 << 24, also)
-        for record in self._intact(found):
-            self.bury(record, failure, now_ms)
-        return len(found), bool(self._records.aside(self.taker, user, 1, 1, also))
-
-    def failures(self, user: str) -> int:
-        """Return how often in a row this user's calls have failed."""
-        return self._users.failures(self.taker, user)
-
-    def wake_earlier(self, by_ms: int) -> None:
-        """Follow a clock that was set back: parked users wait as long as they were meant to."""
-        self._users.wake_earlier(self.taker, by_ms)
-
-
-MOST_STRAYS = 500
-"""Records that are read at once of those that wait behind nobody."""
-
-MOST_EXPIRED = 500
-"""Records of one user that one transaction buries."""
+    def fitting(self, records: Sequence[Record]) -> int:
+        """Return how many records fit, the one that reaches the bytes included."""
+        left = self.limit_bytes
+        for count, record in enumerate(records[: self.limit], start=1):
+            left -= len(record.raw)
+            if left <= 0:
+                return count
+        return min(len(records), self.limit)
 
 
 class _Crowd:
     """How many records of each user may still be loaded; ``new``: those of whom there are more."""
 
-    def __init__(self, crowded: Collection[str], per_user: int) -> None:
-        self._loaded = Counter(dict.fromkeys(crowded, per_user))
+    def __init__(self, full: Collection[str], per_user: int) -> None:
+        self._loaded = Counter(dict.fromkeys(full, per_user))
         self._per_user = per_user
-        self.new: list[str] = []
+        self.new: dict[str, None] = {}
 
     def takes(self, user: str) -> bool:
         """Count one more record of a user; False: it has too many, and is to be worked off."""
-        if self._loaded[user] >= self._per_user:
-            self.new.append(user)
+        if user in self.new or self._loaded[user] >= self._per_user:
             return False
         self._loaded[user] += 1
         return True
+
+    def is_aside(self, user: str) -> None:
+        """Take in that a record of a user went aside for that."""
+        self.new[user] = None
+
+
+def _helps(record: Record, tried_at_ms: int) -> bool:
+    """Return whether a record is a reason to try a user again that Intercom does not know."""
+    if record.kind is not Kind.EVENT:
+        return True
+    return record.accepted_at_ms >= tried_at_ms + TRIED_AGAIN_AFTER_MS
 
 
 def _last_id(batch: int) -> int:
     """Return the id behind which nothing of a batch is left to be read."""
     return batch * SLOTS + SLOTS - 1
-
-
-def _fitting(records: Sequence[Record], limit: int, limit_bytes: int) -> int:
-    """Return how many records fit the limits, the one that reaches the bytes included."""
-    for count, record in enumerate(records[:limit], start=1):
-        limit_bytes -= len(record.raw)
-        if limit_bytes <= 0:
-            return count
-    return min(len(records), limit)

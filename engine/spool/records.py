@@ -148,13 +148,25 @@ class Records:
             (user, crc, record.id),
         )
 
-    def charge(self, id_: int, now_ms: int) -> None:
-        """Let a record wait with its user, one failed attempt later."""
-        self._db.execute(
-            "UPDATE records SET set_aside = 1, attempts = attempts + 1, first_failed_at_ms ="
-            " CASE WHEN first_failed_at_ms = 0 THEN ? ELSE first_failed_at_ms END WHERE id = ?",
+    def charge(self, id_: int, now_ms: int) -> int:
+        """Charge a failed attempt to a record; return how many it has had, 0 where it is gone."""
+        row = self._db.execute(
+            "UPDATE records SET attempts = attempts + 1, first_failed_at_ms ="
+            " CASE WHEN first_failed_at_ms = 0 THEN ? ELSE first_failed_at_ms END WHERE id = ?"
+            " RETURNING attempts",
             (now_ms, id_),
-        )
+        ).fetchone()
+        return 0 if row is None else int(row[0])
+
+    def attempts(self, id_: int) -> int:
+        """Return how many failed attempts a record has had."""
+        row = self._db.execute("SELECT attempts FROM records WHERE id = ?", (id_,)).fetchone()
+        return 0 if row is None else int(row[0])
+
+    def get(self, taker: int, id_: int) -> list[Record | Damage]:
+        """Return a record, if it is there."""
+        cursor = self._db.execute(f"{_WITH_BYTES} AND r.id = ?", (taker, id_))
+        return [checked(row, pointed) for *row, pointed in cursor]
 
     def delete(self, ids: Sequence[int]) -> int:
         """Delete records; return how many there were."""

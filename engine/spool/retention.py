@@ -3,7 +3,7 @@
     insert ids    outlived after ``dedupe_window_s``; beyond their bytes the oldest go
     dead letters  after ``dead_letters_days``; beyond their bytes the oldest go; counted as dropped
     contacts      beyond their number those that were asked for least recently
-    claims        outlived after the longest ``twin_window_s``, but none whose event may be sent
+    claims        outlived after ``same_second_window_s``, but none whose event may be sent
     minutes       become hours after two days; hours go after 90
     batches       that are unpacked and still there: what waits aside of them takes its bytes along
 

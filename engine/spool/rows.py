@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
@@ -69,17 +69,35 @@ class Appended(msgspec.Struct, frozen=True):
     dead: int
 
 
+class Woken(msgspec.Struct, frozen=True):
+    """Records of a user that was aside and whose time has come.
+
+    ``is_probe``: it was parked. ``failing``: its last call has failed.
+    """
+
+    user: str
+    records: list[Record]
+    is_probe: bool
+    failing: bool
+
+
 class Loaded(msgspec.Struct, frozen=True):
     """Records for delivery, in order per user.
 
-    ``last_id``: up to where the queue has been read. ``draining``: users of whom more waits than
-    was loaded. ``next_wake_ms``: when the next parked user is due, if any is parked.
+    ``records``: of the queue, up to ``last_id``. ``refilled``: of users that are worked off, by
+    user; none, where nothing is left. ``crowded``: users of whom more waits than was loaded.
+    ``next_wake_ms``, ``next_probe_ms``: when the next deferred and the next parked user is due, if
+    any is. ``awaited``: endpoints for which users wait. ``more``: whether more is queued.
     """
 
     records: list[Record]
+    woken: list[Woken]
+    refilled: dict[str, list[Record]]
     last_id: int
-    draining: list[str]
+    crowded: Collection[str]
     next_wake_ms: int | None
+    next_probe_ms: int | None
+    awaited: Collection[str]
     more: bool
 
 

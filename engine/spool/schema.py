@@ -85,8 +85,11 @@ CREATE TABLE records (
 CREATE INDEX records_set_aside ON records (taker, user_key, id) WHERE set_aside = 1;
 CREATE INDEX records_replayed ON records (claim_id) WHERE claim_id <> id;
 
--- Users whose records wait: parked until wake_at_ms, or (NULL) being worked off bit by bit.
--- since_ms: of the first of its failures in a row.
+-- Users whose records wait: parked or deferred until wake_at_ms, or (NULL) worked off bit by bit.
+-- reason: of the last failure; empty: nothing has failed. since_ms: of the first failure in a row.
+-- waits_for: an endpoint whose circuit was open then; the user waits until it closes, from
+-- wake_at_ms on. Of a user that Intercom does not know: refusals: how many of its attempts have
+-- found that; attempt_at_ms: when the next is due; tried_at_ms: when it was tried last.
 CREATE TABLE users (
     taker {int} NOT NULL,
     user_key TEXT NOT NULL,
@@ -94,9 +97,17 @@ CREATE TABLE users (
     failures {int} NOT NULL,
     reason TEXT NOT NULL,
     since_ms {int} NOT NULL,
+    waits_for TEXT NOT NULL DEFAULT '',
+    refusals {int} NOT NULL DEFAULT 0,
+    attempt_at_ms {int} NOT NULL DEFAULT 0,
+    tried_at_ms {int} NOT NULL DEFAULT 0,
     PRIMARY KEY (taker, user_key)
 ){clustered};
-CREATE INDEX users_by_wake ON users (taker, wake_at_ms) WHERE wake_at_ms IS NOT NULL;
+CREATE INDEX users_deferred ON users (taker, wake_at_ms)
+    WHERE wake_at_ms IS NOT NULL AND waits_for = '' AND reason = '';
+CREATE INDEX users_parked ON users (taker, wake_at_ms)
+    WHERE wake_at_ms IS NOT NULL AND waits_for = '' AND reason <> '';
+CREATE INDEX users_by_need ON users (taker, waits_for, wake_at_ms) WHERE waits_for <> '';
 
 CREATE TABLE dead_letters (
     id {int} PRIMARY KEY,

@@ -9,7 +9,6 @@ import asyncio
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TypeVar
@@ -18,7 +17,7 @@ import anyio
 import msgspec
 import structlog
 
-from amplitude_intercom.engine.errors import SpoolError
+from amplitude_intercom.engine.errors import SpoolDamaged, SpoolError
 from amplitude_intercom.engine.faults import internal_failure
 from amplitude_intercom.engine.settings import MAX_SHIFT_S, Settings, Sync
 from amplitude_intercom.engine.spool import recovery
@@ -26,7 +25,6 @@ from amplitude_intercom.engine.spool.accounts import SPOOL, WAITING, under
 from amplitude_intercom.engine.spool.appends import Appends
 from amplitude_intercom.engine.spool.claims import Claim, Given
 from amplitude_intercom.engine.spool.connection import Damaged
-from amplitude_intercom.engine.spool.feed import Feed, LoadedBytes
 from amplitude_intercom.engine.spool.retention import DAY_MS, Retention, Tidying
 from amplitude_intercom.engine.spool.rows import Append, Appended, Contact, Part
 from amplitude_intercom.engine.spool.sqlite.database import Database, Job, run_group
@@ -40,15 +38,20 @@ from amplitude_intercom.transports.reasons import RefusalReason
 
 T = TypeVar("T")
 
+FAILING_DISK_NAP_S = 1.0
+TRIES_IF_DAMAGED = 10
+"""Before something that cannot be read or written is given up: a disk may fail for a moment."""
+
 TIDY_EVERY_S = 60.0
 """Between two rounds of forgetting what is outlived."""
 
 
 def limits_of(settings: Settings) -> Limits:
     """Return what a store needs of the settings."""
+    by_sync = {sync.name: sync.delivery for sync in settings.sync}
     claims = {
-        sync.name: (int(sync.delivery.twin_window_s * 1000), sync.delivery.same_second_shift_s)
-        for sync in settings.sync
+        name: (int(delivery.same_second_window_s * 1000), delivery.same_second_shift_s)
+        for name, delivery in by_sync.items()
     }
     window_ms = int(settings.spool.dedupe_window_s * 1000)
     waits_s = [sync.delivery.retry_window_s for sync in settings.sync]
@@ -59,14 +62,14 @@ def limits_of(settings: Settings) -> Limits:
 def retention_of(settings: Settings) -> Retention:
     """Return how long and how much is remembered."""
     spool = settings.spool
-    claims_window_s = max([sync.delivery.twin_window_s for sync in settings.sync], default=0.0)
+    windows_s = [sync.delivery.same_second_window_s for sync in settings.sync]
     return Retention(
         window_ms=int(spool.dedupe_window_s * 1000),
         insert_ids_max_bytes=spool.dedupe_max_bytes,
         dead_letters_max_age_ms=int(spool.dead_letters_days * DAY_MS),
         dead_letters_max_bytes=spool.dead_letters_max_bytes,
         max_contacts=spool.max_contacts,
-        claims_window_ms=int(claims_window_s * 1000),
+        claims_window_ms=int(max(windows_s, default=0.0) * 1000),
     )
 
 
@@ -130,7 +133,6 @@ class Spool:
         self._counting: dict[int, list[Part]] = {}
         """Parts that are being written of which nothing is kept, by number."""
         self._counted = 0
-        self.loaded_bytes = LoadedBytes()
         self._takers: dict[str, TakerSpool] = {}
         self.jobs_wait = asyncio.Event()
         """Set when a job was added, by whoever runs them cleared."""
@@ -142,7 +144,7 @@ class Spool:
     async def close(self) -> None:
         """Finish what was submitted and close the file."""
         uncounted = self._take_uncounted()
-        adjusted = {spool.taker: spool.feed.take_adjusted() for spool in self._takers.values()}
+        adjusted = {spool.taker: spool.adjustments.take() for spool in self._takers.values()}
         if uncounted or any(adjusted.values()):
 
             def job(store: Store) -> None:
@@ -216,7 +218,7 @@ class Spool:
         """Say to deliveries that something was appended."""
         for name in takers:
             if name in self._takers:
-                self._takers[name].feed.notify()
+                self._takers[name].appended()
 
     async def keep_tidy(self) -> None:
         """Forget what is outlived, for ever: a slice at a time, so that nobody waits for long."""
@@ -332,6 +334,40 @@ def _sum(one: Part, other: Part) -> Part:
     )
 
 
+class Adjustments:
+    """What was changed on the way to Intercom, by reason: counted, and written now and then."""
+
+    def __init__(self, written: Mapping[str, int]) -> None:
+        """``written``: what earlier processes have."""
+        self._before = Counter(written)
+        self._counted: Counter[str] = Counter()
+        self._taken: Counter[str] = Counter()
+
+    @property
+    def total(self) -> Counter[str]:
+        """All of it, since the spool was made."""
+        return self._before + self._counted
+
+    @property
+    def since_start(self) -> Counter[str]:
+        """What was counted by this process."""
+        return +self._counted
+
+    def count(self, reasons: Iterable[str]) -> None:
+        """Count some."""
+        self._counted.update(reasons)
+
+    def take(self) -> Counter[str]:
+        """Return what is not written yet, to be written now."""
+        taken = self._counted - self._taken
+        self._taken.update(taken)
+        return taken
+
+    def give_back(self, taken: Mapping[str, int]) -> None:
+        """Take in that some of it was not written after all."""
+        self._taken.subtract(taken)
+
+
 class TakerSpool:
     """One sync's part of the spool: its records on their way, its contacts, its counters."""
 
@@ -340,33 +376,29 @@ class TakerSpool:
         self.taker = taker
         self.name = sync.name
         self._now_ms = spool.now_ms
-        self._adjusted_before = Counter(under(self._committed(), "adjusted:"))
-        self._new_feed = partial(
-            Feed,
-            spool.writer,
-            taker,
-            read_ahead=sync.delivery.read_ahead,
-            max_in_flight=sync.intercom.max_in_flight,
-            attempts=sync.delivery.retry_attempts,
-            window_s=sync.delivery.retry_window_s,
-            now_ms=spool.now_ms,
-            loaded_bytes=spool.loaded_bytes,
-            job_added=spool.job_added,
-        )
-        self.feed = self._new_feed()
-
-    def _committed(self) -> Counter[str]:
-        return self.spool.counters(self.name, self.taker)
+        self.adjustments = Adjustments(under(self.counters, "adjusted:"))
+        self.appended: Callable[[], None] = lambda: None
+        """Called when something was appended."""
 
     @property
     def counters(self) -> Counter[str]:
         """The sync's counters, those of batches that were only counted included."""
-        return self._committed()
+        return self.spool.counters(self.name, self.taker)
 
-    @property
-    def adjusted(self) -> Counter[str]:
-        """What was changed on the way to Intercom, by reason, since the spool was made."""
-        return self._adjusted_before + self.feed.adjusted
+    async def persist(self, job: Job[T], tries: int = TRIES_IF_DAMAGED) -> T:
+        """Run a job until it is durable: a disk that fails holds deliveries up, and loses none.
+
+        Raises:
+            SpoolDamaged: what it asks for is damaged, and was so at each of some ``tries``.
+        """
+        while True:
+            try:
+                return await self.spool.do(job)
+            except SpoolError as error:
+                tries -= isinstance(error, SpoolDamaged)
+                if not tries:
+                    raise
+                await anyio.sleep(FAILING_DISK_NAP_S)
 
     @property
     def trouble(self) -> SpoolError | None:
@@ -375,16 +407,6 @@ class TakerSpool:
         if trouble is None and (why := self.spool.why_full(self.name)):
             return SpoolError(RefusalReason.SPOOL_FULL, why)
         return trouble
-
-    async def begin_anew(self) -> None:
-        """Let delivery begin as after a restart: from what is on disk.
-
-        Raises:
-            SpoolError: the disk fails.
-        """
-        await self.spool.do(lambda store: recovery.recover_taker(store, self.taker))
-        old, self.feed = self.feed, self._new_feed()
-        self.feed.succeed(old)
 
     async def checkpoints(self) -> dict[str, str]:
         """Return how far the sources that can be read again have come."""
@@ -401,19 +423,19 @@ class TakerSpool:
     async def keep_event_names(self, last_days: Mapping[str, int]) -> None:
         """Keep these event names, and no others."""
         kept = dict(last_days)
-        await self.feed.persist(lambda store: store.event_names.keep(self.taker, kept))
+        await self.persist(lambda store: store.event_names.keep(self.taker, kept))
 
     async def claim_seconds(self, claims: Sequence[Claim]) -> list[Given]:
         """Give each event its second, its own or the next that no other has; for good."""
         now_ms = self._now_ms()
-        return await self.feed.persist(lambda store: store.claims(self.name).claim(claims, now_ms))
+        return await self.persist(lambda store: store.claims(self.name).claim(claims, now_ms))
 
     # --- the directory of known contacts --------------------------------------------------
 
     async def contact(self, user: str) -> Contact | None:
         """Return what is known of a user's contact."""
         now_ms = self._now_ms()
-        return await self.feed.persist(lambda store: store.contacts.use(self.taker, user, now_ms))
+        return await self.persist(lambda store: store.contacts.use(self.taker, user, now_ms))
 
     async def lose_contact(self, user: str) -> None:
         """Keep what is known of a user, but not which contact it is: that one is gone."""
@@ -423,6 +445,6 @@ class TakerSpool:
 
     async def remember(self, user: str, contact: Contact) -> None:
         """Keep what is known of a user's contact."""
-        await self.feed.persist(
+        await self.persist(
             lambda store: store.contacts.remember(self.taker, user, contact, self._now_ms())
         )

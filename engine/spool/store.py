@@ -34,7 +34,7 @@ from amplitude_intercom.engine.spool.inbox import Inbox
 from amplitude_intercom.engine.spool.insert_ids import InsertIds, key_of
 from amplitude_intercom.engine.spool.jobs import Expiry, JobKind, JobRow, Jobs, NewMapping
 from amplitude_intercom.engine.spool.meta import Checkpoints, EventNamesTable, Meta
-from amplitude_intercom.engine.spool.queue import Queue, Tables
+from amplitude_intercom.engine.spool.queue import Queue
 from amplitude_intercom.engine.spool.records import Records
 from amplitude_intercom.engine.spool.rows import (
     Append,
@@ -49,6 +49,7 @@ from amplitude_intercom.engine.spool.rows import (
     is_counted,
 )
 from amplitude_intercom.engine.spool.settled import SettledLines
+from amplitude_intercom.engine.spool.settling import Settling, Tables
 from amplitude_intercom.engine.spool.takers import Takers
 from amplitude_intercom.engine.spool.users import Users
 from amplitude_intercom.transports.reasons import RefusalReason
@@ -107,7 +108,11 @@ class Store:
         self._counting_to = 0
         self.counted_to = 0
         """The last of those batches that are only counted that is in the counters."""
+        self._tables = Tables(
+            self.takers, self.inbox, self.records, self.users, self.insert_ids, self.letters
+        )
         self._queues: dict[int, Queue] = {}
+        self._settlings: dict[int, Settling] = {}
         self._ids: dict[str, int] = {taker.name: taker.id for taker in self.takers.all()}
 
     # --- transactions ---------------------------------------------------------------------
@@ -147,6 +152,7 @@ class Store:
         self.letters.bytes_added.clear()
         self.insert_ids.added = self.contacts.added = 0
         self._lines.forget()
+        self._settlings.clear()
         self._queues.clear()  # what they have read may be of a batch that never was
         self._ids = {}
         with suppress(Exception):
@@ -182,15 +188,26 @@ class Store:
         self._queues.pop(taker, None)
 
     def queue(self, taker: int) -> Queue:
-        """Return a taker's records."""
+        """Return a taker's records, as they are read."""
         if taker not in self._queues:
-            tables = Tables(
-                self.takers, self.inbox, self.records, self.users, self.insert_ids, self.letters
-            )
             self._queues[taker] = Queue(
-                self.db, taker, self.takers.name_of(taker), tables, self.accounts, self._lines
+                self.db,
+                self._tables,
+                self.settling(taker),
+                self.accounts,
+                self._lines,
+                self.takers.name_of(taker),
             )
         return self._queues[taker]
+
+    def settling(self, taker: int) -> Settling:
+        """Return a taker's records, as they end or wait."""
+        found = self._settlings.get(taker)
+        if found is None:
+            name = self.takers.name_of(taker)
+            found = Settling(taker, name, self._tables, self.accounts, self._lines)
+            self._settlings[taker] = found
+        return found
 
     def claims(self, name: str) -> Claims:
         """Return a taker's claims."""

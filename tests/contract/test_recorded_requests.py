@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from amplitude_intercom.engine.spool.queue import Wanted
 from amplitude_intercom.engine.spool.store import Store
 from support import reference
 from support.serving import serving, speak
@@ -40,7 +41,7 @@ async def test_what_clients_send_is_taken_whole_and_a_second_time_known_again(
                 said = json.loads(body)
                 assert (said["code"], said["events_ingested"]) == (200, events)
         # Duplicates are found where delivery unpacks what was taken in.
-        taker = engine.pipelines["a"].spool.taker
+        taker = engine.streams["a"].spool.taker
         await engine.spool.do(partial(unpacked, taker=taker))
         [status] = (await engine.status()).syncs
     kept = events - sum(dropped.values())
@@ -52,15 +53,8 @@ def unpacked(store: Store, taker: int) -> None:
     """Unpack all that a sync was brought, as its deliveries would."""
     last_id, more = 0, True
     while more:
-        loaded = store.queue(taker).load(
-            last_id,
-            limit=999,
-            limit_bytes=1 << 20,
-            per_user=999,
-            crowded=(),
-            halted=(),
-            now_ms=0,
-        )
+        wanted = Wanted(999, 1 << 20, per_user=999, now_ms=1, after_id=last_id)
+        loaded = store.queue(taker).load(wanted)
         last_id, more = loaded.last_id, loaded.more
 
 

@@ -28,7 +28,7 @@ NAMES = (
         "start-ready",
         "scale-events",
         "scale-syncs",
-        "scale-lanes",
+        "scale-workers",
     ),
     *("disk-bytes-500", "disk-bytes-2000", "cpu-per-event"),
     *("many-syncs-memory", "many-syncs-ready", "many-syncs-idle", "many-syncs-handles"),

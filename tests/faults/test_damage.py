@@ -116,7 +116,7 @@ def _filled(path: Path) -> dict[int, tuple[str, bytes]]:
     for n in range(40):
         known = Contact(f"id-{n}", {"plan": "pro" * 20}, {"custom_attributes": {"plan": "pro"}})
         store.contacts.remember(sync.taker, f"known-{n}", known, 1)
-    sync.queue.bury(first, Failure(DeadReason.REFUSED, 400), 2)
+    sync.settling.bury(first, Failure(DeadReason.REFUSED, 400), 2)
     store.commit()
     store.close()
     del waiting[first.id]

@@ -167,7 +167,7 @@ class Server:
 
 
 def received(engine: Engine) -> int:
-    [pipeline] = engine.pipelines.values()
+    [pipeline] = engine.streams.values()
     return pipeline.spool.counters["received"]
 
 

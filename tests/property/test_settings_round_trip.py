@@ -104,7 +104,9 @@ SYNCS = st.fixed_dictionaries(
             money=st.dictionaries(TEXT, TEXT, max_size=2),
         ),
         "delivery": section(
-            lanes=st.integers(1, 8192), retry_attempts=st.integers(1, 30), probe_first_s=SECONDS
+            read_ahead=st.integers(1, 8192),
+            retry_attempts=st.integers(1, 30),
+            probe_first_s=SECONDS,
         ),
     },
 )

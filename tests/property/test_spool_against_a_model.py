@@ -13,17 +13,18 @@ import sqlite3
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
     invariant,
-    precondition,
     rule,
     run_state_machine_as_test,
 )
@@ -34,23 +35,34 @@ from amplitude_intercom.engine.reasons import DeadReason
 from amplitude_intercom.engine.spool import recovery
 from amplitude_intercom.engine.spool.accounts import INBOX, SPOOL, TAKEN_ALONG, WAITING
 from amplitude_intercom.engine.spool.batches import SLOTS, Kept
-from amplitude_intercom.engine.spool.queue import Queue
+from amplitude_intercom.engine.spool.queue import Queue, Wanted
 from amplitude_intercom.engine.spool.retention import take_along
-from amplitude_intercom.engine.spool.rows import Append, Appended, DeadLetterQuery, DeadRow
+from amplitude_intercom.engine.spool.rows import (
+    Append,
+    Appended,
+    DeadLetterQuery,
+    DeadRow,
+    Loaded,
+)
+from amplitude_intercom.engine.spool.settling import Settling
 from amplitude_intercom.engine.spool.sqlite.files import connect
 from amplitude_intercom.engine.spool.store import Limits, Store
+from amplitude_intercom.engine.spool.users import Unknown
 from support.faulty_disk import after_power_cut
-from support.spools import part_of
+from support.spools import all_of, part_of
 
 SYNCS = ("one", "two")
 USERS = ("ann", "bob", "cid")
+ENDPOINTS = ("contacts", "events")
 PER_USER = 3
 WINDOW_MS = 1_000
+TRIED_AGAIN_MS = 60_000
 FAULTY_DIR = os.environ.get("FAULTY_DIR")
-EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "120"))
+EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "80"))
 CUTS: list[int] = []
 UNKNOWN = Failure(DeadReason.USER_NOT_FOUND, 404)
 FAILING = Failure(DeadReason.USER_FAILING, 500)
+NEVER_TRIED = Unknown(0, 0, 0)
 
 KEYS = st.none() | st.sampled_from([b"k1", b"k2", b"k3"])
 ROWS = st.lists(
@@ -73,6 +85,7 @@ DEAD_ROWS = st.lists(
 )
 DROPPED = st.dictionaries(st.sampled_from(["not_selected", "loop_guard"]), st.integers(0, 3))
 PICK = st.integers(0, 1_000)
+SOME_ENDPOINTS = st.sets(st.sampled_from(ENDPOINTS))
 SYNC = st.sampled_from(SYNCS)
 PARTS = st.dictionaries(SYNC, st.tuples(ROWS, DEAD_ROWS, DROPPED), min_size=1)
 
@@ -94,12 +107,33 @@ class Item:
 
 @dataclass
 class Aside:
-    """A user whose records wait; ``wake_at_ms`` None: being worked off."""
+    """A user whose records wait.
 
-    wake_at_ms: int | None
-    reason: str
-    failures: int
-    since_ms: int
+    ``wake_at_ms`` None: it is worked off. With ``waits_for`` it waits for an endpoint, with a
+    ``reason`` it is parked, else it is deferred.
+    """
+
+    wake_at_ms: int | None = None
+    reason: str = ""
+    failures: int = 0
+    since_ms: int = 0
+    waits_for: str = ""
+    unknown: Unknown = NEVER_TRIED
+
+    def wake(self, at_ms: int) -> None:
+        """Be due earlier; whoever is worked off, or waits for an endpoint, is not."""
+        if self.wake_at_ms is not None and not self.waits_for:
+            self.wake_at_ms = min(self.wake_at_ms, at_ms)
+
+    def set_back(self, by_ms: int) -> None:
+        """Wait as long as before, by a clock that was set back."""
+        if self.wake_at_ms is not None:
+            self.wake_at_ms -= by_ms
+        refusals, attempt_at_ms, tried_at_ms = self.unknown
+        self.unknown = Unknown(refusals, attempt_at_ms - by_ms, tried_at_ms - by_ms)
+
+    def work_off(self) -> None:
+        self.wake_at_ms, self.waits_for = None, ""
 
 
 @dataclass
@@ -108,6 +142,8 @@ class Letter:
     raw: bytes
     reason: str
     accepted_at_ms: int
+    attempts: int | None = None
+    """None: what it says of them is not looked at."""
 
 
 @dataclass
@@ -122,8 +158,6 @@ class Model:
     unpacked_to: int = 0
     last_id: int = 0
     out: dict[str, list[Record]] = field(default_factory=dict)
-    halted: set[str] = field(default_factory=set)
-    draining: set[str] = field(default_factory=set)
 
     def is_packed(self, id_: int) -> bool:
         return id_ // SLOTS > self.unpacked_to
@@ -152,14 +186,105 @@ class Model:
     def out_ids(self) -> set[int]:
         return {record.id for records in self.out.values() for record in records}
 
-    def next_of(self, user: str, *, aside: bool = False) -> list[int]:
-        """Return what may go out of a user next, in order."""
-        out = self.out_ids()
-        return [
+    def full(self) -> list[str]:
+        return sorted(user for user, records in self.out.items() if len(records) >= PER_USER)
+
+    def empty(self) -> list[str]:
+        """Return whose loaded records are all done, though more of them may be aside."""
+        worked_off = [user for user, row in self.aside.items() if row.wake_at_ms is None]
+        return sorted(user for user in worked_off if not self.out.get(user))
+
+    def read_aside(
+        self, user: str, limit: int, limit_bytes: int, kinds: Container[Kind] = tuple(Kind)
+    ) -> list[int]:
+        """Return what is next of a user that is aside, up to what reaches a limit; what is met of
+        it and damaged is dead."""
+        waiting = [
             i
             for i, item in sorted(self.pending.items())
-            if item.user == user and i not in out and not item.damaged and item.aside >= aside
+            if item.user == user and item.aside and not self.is_packed(i) and item.kind in kinds
         ]
+        while waiting:
+            count, left = 0, limit_bytes
+            while count < min(limit, len(waiting)) and (not count or left > 0):
+                left -= len(self.pending[waiting[count]].raw)
+                count += 1
+            met, waiting = waiting[:count], waiting[count:]
+            for i in met:
+                if self.pending[i].damaged:
+                    self.bury(i, "corrupt")
+            if intact := [i for i in met if i in self.pending]:
+                return intact
+        return []
+
+    def wake_one(self, user: str, limit: int, limit_bytes: int) -> tuple[list[int], bool]:
+        """Return with what a user goes on that is due, and whether it may be created for that."""
+        row = self.aside[user]
+        waited_for = row.waits_for
+        row.work_off()
+        if waited_for and not row.reason:
+            return self.read_aside(user, limit, limit_bytes), False
+        head = self.read_aside(user, 1, 1)
+        if head and row.reason == UNKNOWN.reason:
+            makers = self.read_aside(user, 1, 1, (Kind.IDENTIFY, Kind.EVENT_WITH_UPDATE))
+            if makers and self.pending[makers[0]].kind == Kind.IDENTIFY:
+                return makers, False
+            return head, bool(makers)
+        return head, False
+
+    def due(
+        self, now_ms: int, limit: int, parked: int, open_: set[str], probes: set[str]
+    ) -> list[str]:
+        """Return whose time has come: deferred users, parked ones, and those whose endpoint is well
+        again, or is to be tried by one of them."""
+
+        def first(most: int, which: Callable[[Aside], bool]) -> list[str]:
+            found = [
+                (row.wake_at_ms, user)
+                for user, row in self.aside.items()
+                if row.wake_at_ms is not None and which(row)
+            ]
+            return [user for _, user in sorted(found)[:most]]
+
+        def is_due(row: Aside) -> bool:
+            return not row.waits_for and (row.wake_at_ms or 0) <= now_ms
+
+        found = first(limit, lambda row: is_due(row) and not row.reason)
+        found += first(min(limit, parked), lambda row: is_due(row) and bool(row.reason))
+        for endpoint in ENDPOINTS:
+            most = 1 if endpoint in probes else 0
+            most = most if endpoint in open_ else limit
+            found += first(most, lambda row, of=endpoint: row.waits_for == of)  # type: ignore[misc]
+        return found
+
+    def next_ms(self, *, parked: bool) -> int | None:
+        return min(
+            (
+                row.wake_at_ms
+                for row in self.aside.values()
+                if row.wake_at_ms is not None and not row.waits_for and bool(row.reason) is parked
+            ),
+            default=None,
+        )
+
+    def goes_behind(self, id_: int, now_ms: int) -> None:
+        """Let a record wait behind its user's; where that is unknown, it may be tried for it."""
+        item = self.pending[id_]
+        item.aside = True
+        row = self.aside.get(item.user)
+        if row is not None and row.reason == UNKNOWN.reason and self.helps(item, row):
+            row.wake(now_ms)
+
+    @staticmethod
+    def helps(item: Item | Record, row: Aside) -> bool:
+        waited = item.accepted_at_ms >= row.unknown.tried_at_ms + TRIED_AGAIN_MS
+        return item.kind != Kind.EVENT or waited
+
+    def put_aside(self, user: str) -> None:
+        """Let all that is loaded of a user wait."""
+        for record in self.out.pop(user, ()):
+            if record.id in self.pending:
+                self.pending[record.id].aside = True
 
     def has_update_aside(self, user: str) -> bool:
         return any(
@@ -169,32 +294,60 @@ class Model:
 
     def hasten(self, user: str, now_ms: int) -> None:
         row = self.aside.get(user)
-        if (
-            row is not None
-            and row.wake_at_ms is not None
-            and row.reason == "user_not_found"
-            and self.has_update_aside(user)
-        ):
-            row.wake_at_ms = min(row.wake_at_ms, now_ms)
+        if row is not None and row.reason == UNKNOWN.reason and self.has_update_aside(user):
+            row.wake(now_ms)
 
-    def bury(self, id_: int, reason: str) -> None:
+    def bury(self, id_: int, reason: str, attempts: int | None = None) -> None:
         item = self.pending.pop(id_)
-        self.dead[id_] = Letter(item.user, item.raw, reason, item.accepted_at_ms)
+        self.dead[id_] = Letter(item.user, item.raw, reason, item.accepted_at_ms, attempts)
 
     def restart(self) -> None:
         """Forget what a process that ended would forget, and stand where the next one starts."""
         self.last_id = 0
         self.out.clear()
-        self.halted.clear()
-        self.draining.clear()
+        for row in self.aside.values():
+            if row.wake_at_ms is None:
+                row.wake_at_ms = 0
         for i, item in self.pending.items():
             if item.user in self.aside and not item.aside and not self.is_packed(i):
                 item.aside = True
                 if item.kind != Kind.EVENT:
                     self.hasten(item.user, 0)
-        for row in self.aside.values():
-            if row.wake_at_ms is None:
-                row.wake_at_ms = 0
+
+
+class Step:
+    """One thing that may be done, with arguments out of strategies; ``weight``: how often."""
+
+    def __init__(
+        self,
+        work: Callable[..., None],
+        weight: int,
+        when: Callable[[Any], object],
+        arguments: dict[str, st.SearchStrategy[Any]],
+    ) -> None:
+        self.work = work
+        self.weight = weight
+        self.when = when
+        self.arguments = arguments
+
+    def __repr__(self) -> str:
+        return self.work.__name__
+
+
+STEPS: list[Step] = []
+
+
+def step(
+    weight: int = 1, when: Callable[[Any], object] = lambda self: True, **arguments: Any
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Declare a step. Rules of a state machine are all as likely, and each of them is left out of
+    half of all runs: what needs five of them in a row would hardly ever come."""
+
+    def declare(work: Callable[..., None]) -> Callable[..., None]:
+        STEPS.append(Step(work, weight, when, arguments))
+        return work
+
+    return declare
 
 
 class SpoolMachine(RuleBasedStateMachine):
@@ -213,10 +366,12 @@ class SpoolMachine(RuleBasedStateMachine):
         self.highest = 0
         self._open()
 
-    @rule(sync=SYNC)
-    def turn_to(self, sync: str) -> None:
-        """The steps that follow are about this sync."""
-        self.sync = sync
+    @rule(data=st.data())
+    def do(self, data: st.DataObject) -> None:
+        """Do one of the steps that can be done now."""
+        ready = [one for one in STEPS for _ in range(one.weight) if one.when(self)]
+        chosen = data.draw(st.sampled_from(ready))
+        chosen.work(self, **{name: data.draw(of) for name, of in chosen.arguments.items()})
 
     @property
     def model(self) -> Model:
@@ -229,6 +384,10 @@ class SpoolMachine(RuleBasedStateMachine):
     @property
     def queue(self) -> Queue:
         return self.store.queue(self.taker)
+
+    @property
+    def settling(self) -> Settling:
+        return self.store.settling(self.taker)
 
     def teardown(self) -> None:
         if hasattr(self, "store"):
@@ -253,7 +412,7 @@ class SpoolMachine(RuleBasedStateMachine):
 
     # --- intake ---------------------------------------------------------------------------
 
-    @rule(batches=st.lists(PARTS, min_size=1, max_size=3))
+    @step(weight=4, batches=st.lists(PARTS, min_size=1, max_size=3))
     def append(self, batches: list[dict[str, Any]]) -> None:
         appends = [
             Append([part_of(*what, sync=sync) for sync, what in parts.items()]) for parts in batches
@@ -306,103 +465,172 @@ class SpoolMachine(RuleBasedStateMachine):
         ).fetchone()
         return int(highest)
 
-    @rule(ms=st.sampled_from([1, 50, 400, WINDOW_MS, 5_000]))
+    @step(
+        weight=4,
+        ms=st.sampled_from([1, 50, 400, WINDOW_MS, 5_000, TRIED_AGAIN_MS - 1, TRIED_AGAIN_MS]),
+    )
     def time_passes(self, ms: int) -> None:
         self.now_ms += ms
 
+    @step(sync=SYNC)
+    def turn_to(self, sync: str) -> None:
+        """The steps that follow are about this sync."""
+        self.sync = sync
+
     # --- loading --------------------------------------------------------------------------
 
-    @rule(limit=st.integers(1, 8), limit_bytes=st.sampled_from([1, 40, 100_000]))
-    def load(self, limit: int, limit_bytes: int) -> None:
-        model = self.model
-        due = {
-            user
-            for user, row in model.aside.items()
-            if row.wake_at_ms is not None and row.wake_at_ms <= self.now_ms
-        }
-        crowded = [user for user, records in model.out.items() if len(records) >= PER_USER]
-        self.store.begin()
-        found = self.queue.load(
-            model.last_id,
-            limit=limit,
-            limit_bytes=limit_bytes,
-            per_user=PER_USER,
-            crowded=crowded,
-            halted=set(model.halted),
-            now_ms=self.now_ms,
-        )
-        self.store.commit()
-        assert len(found.records) <= limit
-        model.unpack(self.store.takers.unpacked_to(self.taker))
-        self._find_damaged()
-        by_user: dict[str, list[int]] = {}
-        for record in found.records:
-            by_user.setdefault(record.user_key, []).append(record.id)
-        woken_bytes = sum(len(r.raw) for r in found.records if r.user_key in due - model.halted)
-        if len(due) <= limit and woken_bytes < limit_bytes:
-            self._wake_all(due - model.halted, by_user)
-        else:
-            self._wake_all({u for u in due - model.halted if u in by_user}, by_user)
-            model.aside = {u: row for u, row in model.aside.items() if self._is_aside(u)}
-        self._read(found.records, found.last_id, set(found.draining), by_user)
-        if not found.more:
-            assert not [i for i, x in model.pending.items() if i > model.last_id and not x.aside]
-        wakes = [
-            row.wake_at_ms
-            for user, row in model.aside.items()
-            if row.wake_at_ms is not None and user not in model.halted
-        ]
-        assert found.next_wake_ms == min(wakes, default=None)
-
-    def _is_aside(self, user: str) -> bool:
-        return bool(
-            self.db.execute(
-                "SELECT TRUE FROM users WHERE taker = ? AND user_key = ?", (self.taker, user)
-            ).fetchone()
-        )
-
-    def _wake_all(self, users: set[str], by_user: dict[str, list[int]]) -> None:
-        """A user that is due goes on with one record, or is free where nothing of it waits."""
-        for user in users:
-            row = self.model.aside[user]
-            waiting = self.model.next_of(user, aside=True)
-            if not waiting:
-                del self.model.aside[user]
-                continue
-            updates = [i for i in waiting if self.model.pending[i].kind != Kind.EVENT]
-            identify_helps = updates and self.model.pending[updates[0]].kind == Kind.IDENTIFY
-            unknown = row.reason == "user_not_found"
-            first = updates if unknown and identify_helps else waiting
-            assert by_user.get(user) == first[:1], f"{user} is due and was not woken in order"
-            row.wake_at_ms = None
-
-    def _read(
-        self, records: list[Record], last_id: int, draining: set[str], by_user: dict[str, list[int]]
+    @step(
+        weight=10,
+        limit=st.integers(1, 8),
+        limit_bytes=st.sampled_from([1, 40, 100_000]),
+        parked=st.sampled_from([0, 1, 64]),
+        refills=st.integers(0, len(USERS)),
+        open_=SOME_ENDPOINTS,
+        probes=SOME_ENDPOINTS,
+        reads_queue=st.sampled_from([True, True, True, False]),
+        set_back_ms=st.sampled_from([0, 0, 0, 100]),
+        queue_first=st.booleans(),
+    )
+    def load(
+        self,
+        limit: int = 8,
+        limit_bytes: int = 100_000,
+        parked: int = 64,
+        refills: int = len(USERS),
+        open_: set[str] = frozenset(),  # type: ignore[assignment]
+        probes: set[str] = frozenset(),  # type: ignore[assignment]
+        reads_queue: bool = True,
+        set_back_ms: int = 0,
+        queue_first: bool = False,
     ) -> None:
         model = self.model
-        for user, ids in by_user.items():
-            if user not in model.aside:
-                assert ids == model.next_of(user)[: len(ids)], "out of order"
-            else:
-                assert len(ids) == 1, "more than a probe"
-        for user in draining - model.aside.keys():
-            model.aside[user] = Aside(None, "", 0, self.now_ms)
-        first, model.last_id = model.last_id, max(model.last_id, last_id)
+        wanted = Wanted(
+            limit,
+            limit_bytes,
+            PER_USER,
+            self.now_ms,
+            parked=parked,
+            after_id=model.last_id,
+            full=model.full(),
+            empty=model.empty()[:refills],
+            open=open_,
+            probes=probes & open_,
+            reads_queue=reads_queue,
+            set_back_ms=set_back_ms,
+            queue_first=queue_first,
+        )
+        self.store.begin()
+        found = self.queue.load(wanted)
+        self.store.commit()
+        assert len(all_of(found)) <= limit
+        for row in model.aside.values():
+            row.set_back(set_back_ms)
+        left = (limit, limit_bytes)
+        parts = [self._refills, self._wakes]
+        for part in [self._reads, *parts] if queue_first else [*parts, self._reads]:
+            left = part(wanted, found, left)
         self._find_damaged()
-        self._hand_out(records)
-        out = model.out_ids()
-        for i, item in model.pending.items():
-            if first < i <= last_id and i not in out and not item.aside:
-                assert item.user in model.aside, f"{i} was skipped"
-                item.aside = True
-                if item.kind != Kind.EVENT:
-                    model.hasten(item.user, self.now_ms)
-        model.draining |= draining
+        self._hand_out(all_of(found))
+        assert found.next_wake_ms == model.next_ms(parked=False)
+        assert found.next_probe_ms == model.next_ms(parked=True)
+        awaited = {row.waits_for for row in model.aside.values() if row.waits_for}
+        assert found.awaited == sorted(awaited)
+
+    def _refills(self, wanted: Wanted, found: Loaded, left: tuple[int, int]) -> tuple[int, int]:
+        """Users that are worked off go on, and are free where nothing is left of them."""
+        model, expected = self.model, {}
+        for user in wanted.empty:
+            if min(left) <= 0:
+                break
+            expected[user] = model.read_aside(user, min(PER_USER, left[0]), left[1])
+            left = self._less(left, expected[user])
+            if not expected[user]:
+                del model.aside[user]
+        assert {user: _ids(records) for user, records in found.refilled.items()} == expected
+        return left
+
+    def _wakes(self, wanted: Wanted, found: Loaded, left: tuple[int, int]) -> tuple[int, int]:
+        """Whoever is due goes on, and is free where nothing of it waits."""
+        model, expected = self.model, []
+        open_, probes = set(wanted.open), set(wanted.probes)
+        for user in model.due(self.now_ms, left[0], wanted.parked, open_, probes):
+            if min(left) <= 0:
+                break
+            row = model.aside[user]
+            ids, may_create = model.wake_one(user, min(PER_USER, left[0]), left[1])
+            left = self._less(left, ids)
+            if ids:
+                is_failing = row.failures > 0 and row.reason != UNKNOWN.reason
+                expected.append((user, ids, may_create, bool(row.reason), is_failing))
+            else:
+                del model.aside[user]
+        assert [
+            (
+                one.user,
+                _ids(one.records),
+                any(record.may_create for record in one.records),
+                one.is_probe,
+                one.failing,
+            )
+            for one in found.woken
+        ] == expected
+        return left
+
+    def _reads(self, wanted: Wanted, found: Loaded, left: tuple[int, int]) -> tuple[int, int]:
+        """Of what is queued, users that are not aside have theirs, up to a number of each."""
+        model, after_id = self.model, wanted.after_id
+        if not wanted.reads_queue or min(left) <= 0:
+            assert (found.records, found.crowded) == ([], {})
+            assert (found.last_id, found.more) == (model.last_id, True)
+            return left
+        model.unpack(self.store.takers.unpacked_to(self.taker))
+        read = [
+            i
+            for i, item in sorted(model.pending.items())
+            if after_id < i <= found.last_id and not item.aside
+        ]
+        assert len(read) <= left[0]
+        assert self._less(left, read[:-1])[1] > 0
+        for i in read:
+            if model.pending[i].damaged:
+                model.bury(i, "corrupt")
+        loaded = Counter(dict.fromkeys(wanted.full, PER_USER))
+        taken: list[int] = []
+        crowded: dict[str, None] = {}
+        for i in read:
+            if i not in model.pending:
+                continue
+            user = model.pending[i].user
+            if user in model.aside or user in crowded:
+                model.goes_behind(i, self.now_ms)
+            elif loaded[user] < PER_USER:
+                loaded[user] += 1
+                taken.append(i)
+            else:
+                crowded[user] = None
+                model.goes_behind(i, self.now_ms)
+        for user in crowded:
+            model.aside[user] = Aside()
+        assert _ids(found.records) == taken, "skipped, or out of order"
+        assert list(found.crowded) == list(crowded)
+        model.last_id = found.last_id
+        queued = [i for i, x in model.pending.items() if i > model.last_id and not x.aside]
+        if found.more:
+            assert found.last_id > after_id, "it stands still"
+        else:
+            assert not queued
+        return self._less(left, taken)
+
+    def _less(self, left: tuple[int, int], ids: list[int]) -> tuple[int, int]:
+        """Return how many records and bytes may still be loaded after these."""
+        return left[0] - len(ids), left[1] - sum(len(self.model.pending[i].raw) for i in ids)
 
     def _hand_out(self, records: list[Record]) -> None:
         for record in records:
             item = self.model.pending[record.id]
             assert record.id not in self.model.out_ids(), "handed out twice"
+            for other in self.model.out.get(item.user, ()):
+                assert other.id < record.id, "out of order"
             assert (record.kind, record.user_key, record.raw) == (item.kind, item.user, item.raw)
             assert record.accepted_at_ms == item.accepted_at_ms
             assert (record.attempts, record.first_failed_at_ms) == (
@@ -421,31 +649,6 @@ class SpoolMachine(RuleBasedStateMachine):
             self.model.dead[letter.id].raw = letter.raw
             self.model.dead[letter.id].accepted_at_ms = letter.accepted_at_ms
 
-    def _to_refill(self) -> list[str]:
-        return sorted(user for user in self.model.draining if not self.model.out.get(user))
-
-    @precondition(lambda self: self._to_refill())
-    @rule(pick=PICK, limit=st.integers(1, 4), limit_bytes=st.sampled_from([1, 40, 100_000]))
-    def refill(self, pick: int, limit: int, limit_bytes: int) -> None:
-        users = self._to_refill()
-        user = users[pick % len(users)]
-        expected = self.model.next_of(user, aside=True)
-        self.store.begin()
-        records = self.queue.refill(user, limit, limit_bytes)
-        self.store.commit()
-        ids = [record.id for record in records]
-        assert ids == expected[: len(ids)], "out of order"
-        assert len(ids) <= limit
-        assert bool(ids) == bool(expected), "a user that waits was let go"
-        self._find_damaged()
-        self._hand_out(records)
-        if ids:
-            row = self.model.aside[user]
-            row.failures, row.reason = 0, ""
-        else:
-            self.model.draining.discard(user)
-            del self.model.aside[user]
-
     # --- settling -------------------------------------------------------------------------
 
     def _lanes(self) -> list[str]:
@@ -456,108 +659,204 @@ class SpoolMachine(RuleBasedStateMachine):
         return self.model.out[lanes[pick % len(lanes)]][0]
 
     def _let_go(self, record: Record) -> None:
-        model, user = self.model, record.user_key
-        model.out[user].remove(record)
-        if not model.out[user] and user in model.halted:
-            model.halted.discard(user)
-            model.draining.discard(user)
+        self.model.out[record.user_key].remove(record)
 
-    @precondition(lambda self: self._lanes())
-    @rule(pick=PICK, how=st.sampled_from(["deliver", "deliver", "drop", "bury"]))
+    @step(
+        weight=6,
+        when=lambda self: self._lanes(),
+        pick=PICK,
+        how=st.sampled_from(["deliver", "deliver", "drop", "bury"]),
+    )
     def settle(self, pick: int, how: str) -> None:
+        """What was given up meanwhile is settled already."""
         record = self._head(pick)
-        if record.user_key in self.model.halted:
-            self._release(record)
-            return
         self.store.begin()
         if how == "deliver":
-            self.queue.deliver([record.id], self.now_ms)
+            self.settling.deliver([record.id], self.now_ms)
         elif how == "drop":
-            self.queue.drop([record.id], "unchanged")
+            self.settling.drop([record.id], "unchanged")
         else:
-            self.queue.bury(record, FAILING, self.now_ms)
+            self.settling.bury(record, FAILING, self.now_ms)
         self.store.commit()
+        self._let_go(record)
+        if record.id not in self.model.pending:
+            return
         if how == "bury":
-            self.model.bury(record.id, "user_failing")
+            self.model.bury(record.id, "user_failing", record.attempts + 1)
         else:
             del self.model.pending[record.id]
             self.model.counts["delivered" if how == "deliver" else "dropped:unchanged"] += 1
-        self._let_go(record)
 
-    def _release(self, record: Record) -> None:
+    @step(
+        weight=10,
+        when=lambda self: self._lanes(),
+        pick=PICK,
+        why=st.sampled_from(["unknown", "failing", "not its own"]),
+        wait_ms=st.sampled_from([1, 300, 200_000, 900_000]),
+        charged=st.booleans(),
+        refusals=st.integers(1, 3),
+    )
+    def park(self, pick: int, why: str, wait_ms: int, charged: bool, refusals: int) -> None:
+        """A user that waits after a failure takes all that is loaded of it along."""
+        model, record = self.model, self._head(pick)
+        user, wake_at_ms = record.user_key, self.now_ms + wait_ms
+        failure, is_own = UNKNOWN if why == "unknown" else FAILING, why != "not its own"
+        others = _ids(model.out[user][1:])
+        unknown = Unknown(refusals, wake_at_ms, self.now_ms)
         self.store.begin()
-        self.queue.release(record, self.now_ms)
-        self.store.commit()
-        if record.id in self.model.pending:
-            self.model.pending[record.id].aside = True
-        self.model.hasten(record.user_key, self.now_ms)
-        self._let_go(record)
-
-    @precondition(lambda self: self._lanes())
-    @rule(pick=PICK, unknown=st.booleans(), wait_ms=st.sampled_from([1, 300, 3_000]))
-    def park(self, pick: int, unknown: bool, wait_ms: int) -> None:
-        record = self._head(pick)
-        user = record.user_key
-        if user in self.model.halted:
-            self._release(record)
-            return
-        failure = UNKNOWN if unknown and record.kind == Kind.EVENT else FAILING
-        self.store.begin()
-        failures = self.queue.failures(user)
-        self.queue.park(record, failure, self.now_ms + wait_ms, self.now_ms)
-        self.store.commit()
-        item, row = self.model.pending[record.id], self.model.aside.get(user)
-        assert failures == (row.failures if row else 0)
-        item.aside, item.attempts = True, item.attempts + 1
-        item.first_failed_at_ms = item.first_failed_at_ms or self.now_ms
-        since_ms = row.since_ms if row and row.failures else self.now_ms
-        self.model.aside[user] = Aside(
-            self.now_ms + wait_ms, failure.reason, failures + 1, since_ms
+        assert self.settling.failures(user) == (
+            model.aside[user].failures if user in model.aside else 0
         )
-        self.model.hasten(user, self.now_ms)
-        self.model.halted.add(user)
-        self._let_go(record)
-
-    @precondition(lambda self: self._lanes())
-    @rule(pick=PICK, wait_ms=st.sampled_from([0, 10, 300, 3_000]), with_next=st.booleans())
-    def defer(self, pick: int, wait_ms: int, with_next: bool) -> None:
-        """Put what a user has next back until a set time, without a failure."""
-        model, head = self.model, self._head(pick)
-        user = head.user_key
-        if user in model.halted:
-            self._release(head)
-            return
-        records = model.out[user][: 1 + with_next]
-        self.store.begin()
-        self.queue.defer(records, self.now_ms + wait_ms, self.now_ms)
+        if charged:
+            self.settling.charge(record.id, self.now_ms)
+        self.settling.park(record, others, failure, wake_at_ms, self.now_ms, is_own=is_own)
+        if failure is UNKNOWN:
+            self.settling.note_unknown(user, unknown)
         self.store.commit()
-        row = model.aside.setdefault(user, Aside(None, "", 0, self.now_ms))
-        row.wake_at_ms = self.now_ms + wait_ms
-        model.halted.add(user)
-        for record in records:
-            model.pending[record.id].aside = True
-            self._let_go(record)
+        if charged:
+            self._charge(record.id)
+        row = model.aside.setdefault(user, Aside())
+        if not row.failures:
+            row.since_ms = self.now_ms
+        row.failures += 1
+        row.wake_at_ms, row.waits_for = wake_at_ms, ""
+        row.reason = failure.reason if is_own else row.reason
+        model.put_aside(user)
+        model.hasten(user, self.now_ms)
+        if failure is UNKNOWN:
+            row.unknown = unknown
 
-    @rule(user=st.sampled_from(USERS))
-    def wake(self, user: str) -> None:
+    @step(
+        weight=6,
+        when=lambda self: self._lanes(),
+        pick=PICK,
+        kind=st.sampled_from([Kind.EVENT, *Kind]),
+        ms=st.sampled_from([1, TRIED_AGAIN_MS - 1, TRIED_AGAIN_MS]),
+        restarts=st.booleans(),
+    )
+    def a_stranger_is_heard_of(self, pick: int, kind: Kind, ms: int, restarts: bool) -> None:
+        """Something comes for a user that waits, and is read at once, or by the next process."""
+        user = self._head(pick).user_key
+        self.park(pick, "unknown", 900_000, charged=True, refusals=1)
+        self.now_ms += ms
+        self.append([{self.sync: ([Kept(kind, user, b"{}", None)], [], {})}])
+        if restarts:
+            self.reopen()
+        self.load()
+
+    def _charge(self, id_: int) -> int:
+        item = self.model.pending.get(id_)
+        if item is None:
+            return 0
+        item.attempts += 1
+        item.first_failed_at_ms = item.first_failed_at_ms or self.now_ms
+        return item.attempts
+
+    def _rows(self) -> list[int]:
+        """Return what is unpacked: it may wait, or be under way."""
+        return sorted(i for i in self.model.pending if not self.model.is_packed(i))
+
+    @step(weight=2, when=lambda self: self._rows(), pick=PICK, gives_up=st.booleans())
+    def charge(self, pick: int, gives_up: bool) -> None:
+        """A failure is found out to be the record's own, wherever it is by then."""
+        model, ids = self.model, self._rows()
+        i = ids[pick % len(ids)]
         self.store.begin()
-        self.store.users.wake(self.taker, user, self.now_ms)
+        charged = self.settling.charge(i, self.now_ms)
+        if gives_up:
+            self.settling.give_up(i, FAILING, self.now_ms)
+        self.store.commit()
+        assert charged == self._charge(i)
+        if not gives_up:
+            return
+        item = model.pending[i]
+        if item.damaged:
+            model.bury(i, "corrupt")
+            self._find_damaged()
+            return
+        model.bury(i, "user_failing", charged)
+        if item.user in model.aside:
+            model.aside[item.user].wake(self.now_ms)
+
+    @step(when=lambda self: not self._rows())
+    def what_is_gone_is_not_given_up(self) -> None:
+        self.store.begin()
+        assert self.settling.charge(1, self.now_ms) == 0
+        self.settling.give_up(1, FAILING, self.now_ms)
+        self.store.commit()
+
+    @step(
+        weight=6,
+        when=lambda self: self._lanes(),
+        pick=PICK,
+        wait_ms=st.sampled_from([0, 10, 300, 3_000]),
+        waits_for=st.sampled_from(["", *ENDPOINTS]),
+    )
+    def defer(self, pick: int, wait_ms: int, waits_for: str) -> None:
+        """Put all that is loaded of a user back until a set time, or for an endpoint."""
+        model, user = self.model, self._head(pick).user_key
+        until_ms = self.now_ms + wait_ms
+        self.store.begin()
+        self.settling.defer(user, _ids(model.out[user]), until_ms, waits_for)
+        self.store.commit()
+        row = model.aside.setdefault(user, Aside())
+        row.wake_at_ms, row.waits_for = until_ms, waits_for
+        model.put_aside(user)
+
+    @step(when=lambda self: self.model.aside, user=st.sampled_from(USERS))
+    def forgive(self, user: str) -> None:
+        self.store.begin()
+        self.settling.forgive(user)
+        self.store.commit()
+        if row := self.model.aside.get(user):
+            row.failures, row.reason, row.unknown = 0, "", NEVER_TRIED
+
+    @step(
+        when=lambda self: self.model.aside,
+        user=st.sampled_from(USERS),
+        refusals=st.integers(0, 3),
+        ago_ms=st.integers(0, 60_000),
+    )
+    def note_unknown(self, user: str, refusals: int, ago_ms: int) -> None:
+        """Whoever does not wait is not noted."""
+        unknown = Unknown(refusals, self.now_ms, self.now_ms - ago_ms)
+        self.store.begin()
+        self.settling.note_unknown(user, unknown)
+        noted = self.settling.unknown(user)
         self.store.commit()
         row = self.model.aside.get(user)
-        if row and row.wake_at_ms is not None:
-            row.wake_at_ms = min(row.wake_at_ms, self.now_ms)
+        if row:
+            row.unknown = unknown
+        assert noted == (unknown if row else NEVER_TRIED)
 
-    @rule(user=st.sampled_from(USERS), window_ms=st.sampled_from([0, 300, 5_000]))
+    @step(
+        when=lambda self: self.model.aside,
+        user=st.sampled_from(USERS),
+        in_ms=st.sampled_from([0, 50, 5_000]),
+    )
+    def wake(self, user: str, in_ms: int) -> None:
+        self.store.begin()
+        self.settling.wake(user, self.now_ms + in_ms)
+        self.store.commit()
+        if row := self.model.aside.get(user):
+            row.wake(self.now_ms + in_ms)
+
+    @step(
+        when=lambda self: self.model.aside,
+        user=st.sampled_from(USERS),
+        window_ms=st.sampled_from([0, 300, 5_000]),
+    )
     def expire(self, user: str, window_ms: int) -> None:
         before_ms = self.now_ms - window_ms
         row = self.model.aside.get(user)
         is_parked = row and row.wake_at_ms is not None and row.reason == UNKNOWN.reason
         self.store.begin()
-        self.queue.expire(user, UNKNOWN, before_ms, self.now_ms)
+        self.settling.expire(user, UNKNOWN, before_ms, self.now_ms)
         self.store.commit()
         for i in self._expiring(user, before_ms) if is_parked else ():
-            if not self.model.pending[i].damaged:
-                self.model.bury(i, "user_not_found")
+            item = self.model.pending[i]
+            if not item.damaged:
+                self.model.bury(i, "user_not_found", item.attempts + 1)
         self._find_damaged()
 
     def _expiring(self, user: str, before_ms: int) -> list[int]:
@@ -572,8 +871,12 @@ class SpoolMachine(RuleBasedStateMachine):
 
     # --- dead letters ---------------------------------------------------------------------
 
-    @precondition(lambda self: self.model.dead)
-    @rule(pick=PICK, again=st.booleans(), user=st.sampled_from(USERS))
+    @step(
+        when=lambda self: self.model.dead,
+        pick=PICK,
+        again=st.booleans(),
+        user=st.sampled_from(USERS),
+    )
     def replay_or_discard(self, pick: int, again: bool, user: str) -> None:
         letters = self.store.letters.find(self.taker, DeadLetterQuery())
         letter = letters[pick % len(letters)]
@@ -605,18 +908,17 @@ class SpoolMachine(RuleBasedStateMachine):
 
     # --- leaving ---------------------------------------------------------------------------
 
-    @rule(limit=st.integers(1, 5))
+    @step(when=lambda self: self._rows(), limit=st.integers(1, 5))
     def bytes_are_taken_along(self, limit: int) -> None:
         """Nothing is seen of it, but that batches go which one record held."""
         self.store.begin()
         take_along(self.store, self.taker, self.store.takers.unpacked_to(self.taker), limit)
         self.store.commit()
 
-    @precondition(lambda self: not self.model.out_ids())
-    @rule(limit=st.integers(1, 6))
+    @step(when=lambda self: not self.model.out_ids(), limit=st.integers(1, 6))
     def records_are_taken_out(self, limit: int) -> None:
         """Whoever is moved to another sync goes in order, and all of it in the end."""
-        model = self.model
+        model, unpacked_to = self.model, self.model.unpacked_to
         self.store.begin()
         records = self.queue.take_out(limit)
         self.store.accounts.add(self.taker, "received", -len(records))
@@ -628,6 +930,10 @@ class SpoolMachine(RuleBasedStateMachine):
         assert bool(records) == bool(left)
         for record in records:
             assert record.raw == model.pending.pop(record.id).raw
+            row = model.aside.get(record.user_key)
+            was_packed = record.id // SLOTS > unpacked_to
+            if row and row.reason == UNKNOWN.reason and was_packed and model.helps(record, row):
+                row.wake(0)
         model.counts["received"] -= len(records)
         if not records:
             model.aside.clear()
@@ -635,23 +941,20 @@ class SpoolMachine(RuleBasedStateMachine):
 
     # --- ends -----------------------------------------------------------------------------
 
-    @rule(rows=ROWS, crash=st.booleans())
+    @step(rows=ROWS, crash=st.booleans())
     def what_is_not_committed_never_was(self, rows: list[Kept], crash: bool) -> None:
         self.store.begin()
         self.store.append([Append([part_of(rows, sync=sync) for sync in SYNCS])], self.now_ms)
+        model = self.model
         self.queue.load(
-            self.model.last_id,
-            limit=8,
-            limit_bytes=100,
-            per_user=PER_USER,
-            crowded=(),
-            halted=set(self.model.halted),
-            now_ms=self.now_ms,
+            Wanted(8, 100, PER_USER, self.now_ms, after_id=model.last_id, empty=model.empty())
         )
         for i, item in list(self.model.pending.items())[:3]:
             record = Record(i, item.kind, item.user, item.accepted_at_ms, item.raw)
-            self.queue.park(record, UNKNOWN, 0, self.now_ms)
-            self.queue.bury(record, FAILING, self.now_ms)
+            self.settling.charge(i, self.now_ms)
+            self.settling.park(record, (), UNKNOWN, 0, self.now_ms)
+            self.settling.note_unknown(item.user, Unknown(1, 2, 3))
+            self.settling.bury(record, FAILING, self.now_ms)
         letters = self.store.letters.find(self.taker, DeadLetterQuery(), limit=1)
         self.store.discard(self.taker, letters)
         if crash:
@@ -659,7 +962,7 @@ class SpoolMachine(RuleBasedStateMachine):
         else:
             self.store.rollback()
 
-    @rule()
+    @step()
     def crash(self) -> None:
         self._crash()
 
@@ -685,14 +988,13 @@ class SpoolMachine(RuleBasedStateMachine):
         for model in self.models.values():
             model.restart()
 
-    @rule()
+    @step()
     def reopen(self) -> None:
         self.store.close()
         self._open()
         self._restart()
 
-    @precondition(lambda self: self.model.pending)
-    @rule(pick=PICK)
+    @step(when=lambda self: self.model.pending, pick=PICK)
     def a_record_is_damaged_on_disk(self, pick: int) -> None:
         ids = sorted(self.model.pending)
         i = ids[pick % len(ids)]
@@ -714,8 +1016,7 @@ class SpoolMachine(RuleBasedStateMachine):
         self._open()
         self._restart()
 
-    @precondition(lambda self: any(self.model.is_packed(i) for i in self.model.pending))
-    @rule(pick=PICK)
+    @step(when=lambda self: any(self.model.is_packed(i) for i in self.model.pending), pick=PICK)
     def an_event_of_a_packed_batch_is_damaged_on_disk(self, pick: int) -> None:
         ids = sorted(i for i in self.model.pending if self.model.is_packed(i))
         i = ids[pick % len(ids)]
@@ -743,16 +1044,15 @@ class SpoolMachine(RuleBasedStateMachine):
         """Nothing that is pending may be out of reach for good."""
         for self.sync in SYNCS:
             for _ in range(10_000):
-                if not self.model.pending:
+                if not self.model.pending and not self.model.aside:
                     break
-                self.now_ms += 5_000
-                self.load(8, 100_000)
-                while self._to_refill():
-                    self.refill(0, 4, 100_000)
+                self.now_ms += 100_000
+                self.load()
                 while self._lanes():
                     self.settle(0, "deliver")
                 self.accounts_balance()
             assert not self.model.pending, "stuck"
+            assert not self.model.aside, "nothing of them waits, and they do"
         left = self.db.execute("SELECT count(*) FROM inbox").fetchone()
         assert left == (0,), "a batch outlives its last record"
 
@@ -777,8 +1077,13 @@ class SpoolMachine(RuleBasedStateMachine):
                 assert counters[name] == model.counts[name], name
             self._minutes_add_up(taker, counters)
             self._rows_are_the_models(taker, model)
+            self._whoever_waits_has_nothing_loaded(model)
             self._groups_count_letters(taker, model)
         self._bytes_are_those_of_the_rows()
+
+    def _whoever_waits_has_nothing_loaded(self, model: Model) -> None:
+        for user, row in model.aside.items():
+            assert row.wake_at_ms is None or not model.out.get(user)
 
     def _minutes_add_up(self, taker: int, counters: Counter[str]) -> None:
         rows = self.db.execute(
@@ -827,33 +1132,42 @@ class SpoolMachine(RuleBasedStateMachine):
             if not model.is_packed(i)
         }
         letters = {
-            letter.id: (letter.raw, letter.reason, letter.accepted_at_ms)
+            letter.id: (letter.raw, letter.reason, letter.accepted_at_ms, letter.attempts)
             for letter in self.store.letters.find(taker, DeadLetterQuery())
         }
         assert letters == {
-            i: (letter.raw, letter.reason, letter.accepted_at_ms)
+            i: (
+                letter.raw,
+                letter.reason,
+                letter.accepted_at_ms,
+                letters[i][3] if letter.attempts is None else letter.attempts,
+            )
             for i, letter in model.dead.items()
         }
         aside = {
-            user: (wake, reason, failures, since)
-            for user, wake, reason, failures, since in self.db.execute(
-                "SELECT user_key, wake_at_ms, reason, failures, since_ms FROM users"
-                " WHERE taker = ?",
-                (taker,),
+            user: Aside(wake_at_ms, reason, failures, since_ms, waits_for, Unknown(*unknown))
+            for user, wake_at_ms, reason, failures, since_ms, waits_for, *unknown in (
+                self.db.execute(
+                    "SELECT user_key, wake_at_ms, reason, failures, since_ms, waits_for, refusals,"
+                    " attempt_at_ms, tried_at_ms FROM users WHERE taker = ?",
+                    (taker,),
+                )
             )
         }
-        assert aside == {
-            user: (row.wake_at_ms, row.reason, row.failures, row.since_ms)
-            for user, row in model.aside.items()
-        }
+        assert aside == model.aside
 
 
+def _ids(records: Sequence[Record]) -> list[int]:
+    return [record.id for record in records]
+
+
+@pytest.mark.timeout(1800)
 def test_the_store_does_what_a_dict_would() -> None:
     run_state_machine_as_test(
         SpoolMachine,
         settings=settings(
             max_examples=EXAMPLES,
-            stateful_step_count=45,
+            stateful_step_count=80,
             deadline=None,
             suppress_health_check=list(HealthCheck),
         ),

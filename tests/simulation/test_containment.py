@@ -14,16 +14,17 @@ from typing import Any
 
 import anyio
 import pytest
-from anyio.streams.memory import MemoryObjectSendStream
 
 from amplitude_intercom.engine.actor import RUN_BYTES
 from amplitude_intercom.engine.app import Engine
+from amplitude_intercom.engine.delivery.loading import LoadedBytes, Loading
 from amplitude_intercom.engine.envelope import Plan, Record
 from amplitude_intercom.engine.metrics import SyncStatus
 from amplitude_intercom.engine.rules.planning import SyncRules
 from amplitude_intercom.engine.rules.verdicts import Verdict
-from amplitude_intercom.engine.spool.feed import Feed
-from amplitude_intercom.engine.spool.rows import DeadLetterQuery
+from amplitude_intercom.engine.spool.queue import Wanted
+from amplitude_intercom.engine.spool.rows import DeadLetterQuery, Loaded
+from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.transports.intercom import Answer, IntercomClient, Request, Wire
 from amplitude_intercom.transports.sandbox import InProcess, Sandbox
 from support import simulation, virtual
@@ -103,8 +104,8 @@ def test_a_fault_in_mapping_costs_each_of_the_records_that_have_it(tmp_path: Pat
     async def scenario() -> None:
         local = sandbox()
         async with engine(tmp_path, InProcess(local)) as running:
-            pipeline = running.pipelines[SYNC]
-            pipeline.rules = BrokenRules(pipeline.sync)
+            delivery = running.streams[SYNC].delivery
+            delivery.rules = BrokenRules(delivery.sync)
             await running.submit(
                 mixed(lambda user: simulation.event(user, 1)), api_key=simulation.API_KEY
             )
@@ -137,8 +138,8 @@ def test_others_have_their_turn_while_many_large_records_are_mapped(tmp_path: Pa
     async def scenario() -> None:
         local = sandbox()
         async with engine(tmp_path, InProcess(local)) as running:
-            pipeline = running.pipelines[SYNC]
-            pipeline.rules = rules = WatchedRules(pipeline.sync)
+            delivery = running.streams[SYNC].delivery
+            delivery.rules = rules = WatchedRules(delivery.sync)
             large = [
                 simulation.event(user, 1, user_properties={"x": "x" * 200_000}) for user in WELL
             ]
@@ -167,7 +168,7 @@ def test_a_fault_in_a_call_costs_each_of_the_records_that_have_it(tmp_path: Path
         assert events_of(local) == sorted(WELL * 3)
         assert status.dead_by_reason == {"internal": len(CROWD) * 3}
         assert (status.faults, status.pending) == (0, 0)
-        assert running.pipelines[SYNC].spool.feed.loaded == 0
+        assert running.streams[SYNC].delivery.feed.held_bytes == 0
 
     virtual.run(scenario)
 
@@ -254,33 +255,38 @@ def test_a_fault_in_the_list_of_attributes_costs_no_record(tmp_path: Path) -> No
 # --- faults that belong to no record ------------------------------------------------------
 
 
-class BrokenFeed(Feed):
-    """Cannot load anything from an instant on, once it has loaded something."""
+class BreakingLoading(Loading):
+    """Cannot load anything from an instant on, once it has loaded, until it begins anew."""
 
     breaks_at_s = 0.0
     loads = 0
 
-    async def _load_some(self, outbox: MemoryObjectSendStream[list[Record]]) -> bool:
+    def load(self, store: Store, wanted: Wanted) -> Loaded:
         self.loads += 1
         if self.loads > 2 and virtual.current().now_s >= self.breaks_at_s:
             raise RuntimeError("no record is to blame")
-        return await super()._load_some(outbox)
+        return super().load(store, wanted)
+
+    def begin_anew(self) -> None:
+        self.breaks_at_s = float("inf")
+        super().begin_anew()
 
 
 def break_feed(running: Engine, at_s: float = 0.0, read_ahead: int = 8) -> None:
-    spool = running.pipelines[SYNC].spool
-    feed = BrokenFeed(
-        spool.spool.writer,
-        spool.taker,
+    stream = running.streams[SYNC]
+    assert stream.delivery is not None
+    loading = BreakingLoading(
+        SYNC,
+        stream.spool.taker,
+        stream.delivery.scheduler,
+        stream.delivery.gate.health,
+        LoadedBytes(),
         read_ahead=read_ahead,
-        max_in_flight=4,
-        attempts=3,
-        window_s=60.0,
+        writes_contacts=True,
         now_ms=virtual.current().wall_ms,
-        loaded_bytes=spool.spool.loaded_bytes,
     )
-    feed.breaks_at_s = at_s
-    spool.feed = feed
+    loading.breaks_at_s = at_s
+    stream.delivery.feed.loading = loading
 
 
 def test_a_fault_of_no_record_stops_one_sync_which_says_so_and_goes_on(tmp_path: Path) -> None:
@@ -291,7 +297,7 @@ def test_a_fault_of_no_record_stops_one_sync_which_says_so_and_goes_on(tmp_path:
             for n in range(10):
                 batch = [simulation.event(user, n) for user in WELL]
                 await running.submit(batch, api_key=simulation.API_KEY)
-            await anyio.sleep(0.5)
+            await anyio.sleep(1.8)
             stopped, other = (await running.status()).syncs
             assert running.stopped == {SYNC: "RuntimeError: no record is to blame"}
             assert stopped.stopped == running.stopped[SYNC]
@@ -330,7 +336,7 @@ def test_a_sync_that_stands_still_does_not_hold_up_the_end(tmp_path: Path) -> No
             break_feed(running)
             batch = [simulation.event(user, 1) for user in WELL]
             await running.submit(batch, api_key=simulation.API_KEY)
-            await anyio.sleep(0.5)
+            await anyio.sleep(1.8)
             assert running.stopped
             began_s = virtual.current().now_s
             assert await running.finish(25.0)
@@ -350,12 +356,12 @@ def test_a_sync_that_stops_as_it_probes_does_not_keep_others_from_probing(tmp_pa
             return Answer(503, {}, b"") if down else None
 
         async with engine(tmp_path, Scripted(local, script), twice=True) as running:
-            break_feed(running, at_s=2.0)
+            break_feed(running, at_s=8.0)
             for n in range(4):
                 batch = [simulation.event(user, n) for user in WELL]
                 await running.submit(batch, api_key=simulation.API_KEY)
-                await anyio.sleep(0.7)
-            assert running.pipelines[SYNC].faults == 1
+                await anyio.sleep(4.0)
+            assert (await running.status()).syncs[0].faults == 1
             down = False
             await settle(running)
             statuses = (await running.status()).syncs

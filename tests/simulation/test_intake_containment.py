@@ -216,7 +216,7 @@ def test_a_fault_in_unpacking_costs_each_event_that_has_it(tmp_path: Path) -> No
             receipt = await running.submit(events, api_key=KEY)
             assert receipt == Receipt(60, 0, 0)
             await running.settled()
-            counters = running.pipelines["simulated"].spool.counters
+            counters = running.streams["simulated"].spool.counters
         arrived = {local.contacts[event.contact_id].external_id for event in local.events}
         assert arrived == {f"well-{n}" for n in range(30)}
         assert (counters["delivered"], counters["dead:internal"], counters["pending"]) == (

@@ -48,9 +48,9 @@ async def letters(running: Engine) -> list[DeadLetter]:
 
 
 async def dead(running: Engine) -> int:
-    counters = running.pipelines[SYNC].spool.counters
+    counters = running.streams[SYNC].spool.counters
     found = await running.spool.do(
-        lambda store: store.recount(running.pipelines[SYNC].spool.taker)["dead"]
+        lambda store: store.recount(running.streams[SYNC].spool.taker)["dead"]
     )
     assert counters["dead"] == found
     return found
@@ -72,7 +72,7 @@ def test_a_job_is_done_in_slices_between_which_others_have_their_turn(tmp_path: 
                 assert await running.discard(SYNC, ALL) == LETTERS
             steps = [before - after for before, after in pairwise(left)]
             assert max(steps) <= SLICE
-            assert running.pipelines[SYNC].spool.counters["dropped:discarded"] == LETTERS
+            assert running.streams[SYNC].spool.counters["dropped:discarded"] == LETTERS
 
     virtual.run(scenario)
 
@@ -90,7 +90,7 @@ def test_a_job_that_was_interrupted_goes_on_where_it_was(tmp_path: Path) -> None
             ended = await running.jobs.ended(job.id)
             assert (ended.state, ended.counts) == (JobState.DONE, {"discarded": LETTERS})
             assert (ended.expected, ended.who, ended.why) == (LETTERS, "test", "a trial")
-            assert running.pipelines[SYNC].spool.counters["dropped:discarded"] == LETTERS
+            assert running.streams[SYNC].spool.counters["dropped:discarded"] == LETTERS
 
     virtual.run(scenario)
 
@@ -121,7 +121,7 @@ def test_what_dies_after_a_job_was_asked_for_is_not_meant_though_the_clock_was_s
 
     async def scenario() -> None:
         async with simulation.engine(tmp_path, simulation.sandbox()) as running:
-            taker = running.pipelines[SYNC].spool.taker
+            taker = running.streams[SYNC].spool.taker
 
             def set_ahead(store: Store) -> JobRow:
                 store.db.execute("UPDATE dead_letters SET last_failed_at_ms = 1 << 50")
@@ -213,7 +213,7 @@ def test_of_thirty_letters_one_that_meets_a_fault_of_ours_stays_dead(tmp_path: P
     found = sync.load(limit=30, per_user=30).records
     sync.store.begin()
     for record in found:
-        sync.queue.bury(record, Failure(DeadReason.USER_FAILING, 500), 1)
+        sync.settling.bury(record, Failure(DeadReason.USER_FAILING, 500), 1)
     sync.store.commit()
     letters = sync.store.letters.find(sync.taker, ALL)
     admission = an_admission()
@@ -264,7 +264,7 @@ def test_a_stranger_s_thousands_of_events_expire_together_and_not_bit_by_bit(
             await anyio.sleep(2 * window_s)
             [job] = await running.jobs.latest()
             assert (job.kind, job.state, job.who) == (JobKind.EXPIRE, JobState.DONE, "delivery")
-            counters = running.pipelines[SYNC].spool.counters
+            counters = running.streams[SYNC].spool.counters
             assert counters["dead:user_not_found"] == await dead(running) == count
             assert counters["pending"] == 0
         assert len(simulation.made(local)) <= 2 * 4
@@ -280,14 +280,14 @@ def test_a_stranger_who_signs_up_while_its_events_expire_has_the_rest_of_them(
     sync.append(*[kept("ann") for _ in range(2 * SLICE)])
     head = sync.load(limit=1).records[0]
     sync.store.begin()
-    sync.queue.park(head, failure, 10, 1)
+    sync.settling.park(head, (), failure, 10, 1)
     sync.store.commit()
     while sync.load(limit=SLICE).more:
         pass
     sync.store.begin()
-    assert sync.queue.expire("ann", failure, 1, 2) == (SLICE, True)
+    assert sync.settling.expire("ann", failure, 1, 2) == (SLICE, True)
     sync.store.users.forgive(sync.taker, "ann")
-    assert sync.queue.expire("ann", failure, 1, 2) == (0, False)
+    assert sync.settling.expire("ann", failure, 1, 2) == (0, False)
     sync.store.commit()
     assert (sync.counters["dead"], sync.counters["pending"]) == (SLICE, SLICE)
 
@@ -361,8 +361,8 @@ def test_a_disk_that_failed_for_a_moment_fails_no_job(tmp_path: Path) -> None:
         async with simulation.engine(tmp_path, simulation.sandbox()) as running:
             await bury(running)
             running.jobs.end()  # another one does what is asked for
-            runner = JobRunner(FlakySpool(running.spool), running.pipelines, lambda: 1)
-            taker = running.pipelines[SYNC].spool.taker
+            runner = JobRunner(FlakySpool(running.spool), running.streams, lambda: 1)
+            taker = running.streams[SYNC].spool.taker
             await running.spool.do(
                 lambda store: store.ask_job(JobKind.DISCARD, taker, ALL, 1, who="test", now_ms=1)
             )

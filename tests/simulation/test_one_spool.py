@@ -10,6 +10,7 @@ import pytest
 from amplitude_intercom.engine import DeadLetterQuery, Engine, Refused, SettingsError, SpoolError
 from amplitude_intercom.engine.config import from_table
 from amplitude_intercom.engine.metrics import LeftSync, render
+from amplitude_intercom.engine.spool.queue import Wanted
 from amplitude_intercom.transports import batch_of
 from amplitude_intercom.transports.sandbox import InProcess, Sandbox
 from support import simulation, virtual
@@ -79,15 +80,15 @@ def test_a_full_sync_closes_a_shared_key_and_says_so_and_nobody_else_s_door(tmp_
     async def scenario() -> None:
         local = simulation.sandbox()
         async with engine(tmp_path, local, ["shop", "mail"], 2_000_000) as running:
-            for pipeline in running.pipelines.values():
-                pipeline.spool.feed.stop()  # nothing leaves from now on
+            for pipeline in running.streams.values():
+                pipeline.stop()  # nothing leaves from now on
             refused = await fill(running)
             assert refused.reason == "spool_full"
             assert "sync `shop`" in str(refused)
-            before = running.pipelines["mail"].spool.counters
+            before = running.streams["mail"].spool.counters
             with pytest.raises(Refused, match="sync `shop`"):
                 await running.submit([event(0)], api_key="shared")
-            assert running.pipelines["mail"].spool.counters == before
+            assert running.streams["mail"].spool.counters == before
             receipt = await running.submit([event(0)], sync="mail")
             assert receipt.accepted == 1
             assert running.ready
@@ -100,8 +101,8 @@ def test_a_sync_that_left_the_settings_with_events_waiting_is_named(tmp_path: Pa
     async def scenario() -> None:
         local = simulation.sandbox()
         async with engine(tmp_path, local, ["shop", "mail"]) as running:
-            for pipeline in running.pipelines.values():
-                pipeline.spool.feed.stop()
+            for pipeline in running.streams.values():
+                pipeline.stop()
             await running.submit([event(n) for n in range(7)], api_key="shared")
         async with engine(tmp_path, local, ["mail"]) as running:
             await running.settled()
@@ -143,12 +144,12 @@ def test_after_the_end_nothing_waits_for_an_answer(tmp_path: Path) -> None:
 async def leave(folder: Path, local: Sandbox, events: int, dead: int = 0) -> None:
     """Let a sync stop with events that wait, some unpacked and some not, and dead letters."""
     async with engine(folder, local, ["shop", "mail"]) as running:
-        pipeline = running.pipelines["shop"]
-        pipeline.spool.feed.stop()
+        pipeline = running.streams["shop"]
+        pipeline.stop()
         await running.submit([event(n) for n in range(events // 2)], sync="shop")
         await running.spool.do(
             lambda store: store.queue(pipeline.spool.taker).load(
-                0, limit=500, limit_bytes=1 << 20, per_user=500, crowded=(), halted=(), now_ms=0
+                Wanted(limit=500, limit_bytes=1 << 20, per_user=500, now_ms=0)
             )
         )
         await running.submit([event(n) for n in range(events // 2, events)], sync="shop")
@@ -172,7 +173,7 @@ def test_what_is_left_of_a_sync_goes_to_another_in_its_order(tmp_path: Path) -> 
             assert status.spool.left == {}
             assert (mail.received, mail.delivered, mail.dead) == (2_100, 1_400, 700)
             groups = await running.spool.do(
-                lambda store: store.letters.groups(running.pipelines["mail"].spool.taker)
+                lambda store: store.letters.groups(running.streams["mail"].spool.taker)
             )
             assert [group.count for group in groups] == [700]
             assert await running.move_left("shop", "mail") == 0
@@ -255,7 +256,7 @@ def test_a_spool_that_fills_says_when_it_will_be_full(tmp_path: Path) -> None:
         local = simulation.sandbox()
         async with engine(tmp_path, local, ["shop"], 100_000_000) as running:
             assert (await running.status()).spool.full_in_s is None
-            running.pipelines["shop"].spool.feed.stop()
+            running.streams["shop"].stop()
             for minute in range(5):
                 await running.submit([event(minute, 1_000_000 // 5)] * 5, sync="shop")
                 await anyio.sleep(60)

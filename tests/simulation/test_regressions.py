@@ -54,7 +54,7 @@ def test_an_update_is_not_on_disk_before_an_earlier_event_of_its_user(tmp_path: 
         earlier = simulation.event(USER, 1, user_properties={"$set": {"plan": "free"}})
         later = simulation.identify(USER, 2, {"$set": {"plan": "paid"}})
         await engine.submit([earlier, later], api_key=simulation.API_KEY)
-        spool = engine.pipelines["simulated"].spool
+        spool = engine.streams["simulated"].spool
         looks = 0
         while spool.counters["pending"]:
             contact = await spool.contact(USER)
@@ -124,13 +124,24 @@ def test_a_contact_adopted_by_email_gets_the_users_id(tmp_path: Path) -> None:
     assert len(local.events) == 1
 
 
-def test_users_that_all_fail_are_no_outage_for_ever(tmp_path: Path) -> None:
+def test_users_that_all_fail_with_nobody_else_are_charged_nothing_and_delay_nobody(
+    tmp_path: Path,
+) -> None:
+    """Nothing proves whose fault it is. They are tried once a minute, and others go at once."""
+
     async def steps(engine: Engine, local: Sandbox) -> None:
         users = ["user-a", "user-b", "user-c"]
-        for user in users:
+        for user in [*users, "user-d"]:
             local.add_contact(external_id=user)
-        await deliver(engine, *(simulation.event(user, 13) for user in users))
-        assert (await engine.status()).syncs[0].dead_by_reason == {"user_failing": 3}
+        await engine.submit(
+            [simulation.event(user, 13) for user in users], api_key=simulation.API_KEY
+        )
+        await anyio.sleep(3600)
+        assert len(simulation.made(local)) <= 3 * 80
+        await engine.submit([simulation.event("user-d", 1)], api_key=simulation.API_KEY)
+        await anyio.sleep(1)
+        [status] = (await engine.status()).syncs
+        assert (status.delivered, status.dead, status.pending) == (1, 0, 3)
 
     play(tmp_path, steps, sandbox={"faults": [Fault("status", 500, contains='"n":13}')]})
 
@@ -294,7 +305,7 @@ def test_a_contact_adopted_by_email_gets_the_users_id_though_it_holds_the_same_v
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_disk_that_fails_now_and_then_ends_no_lane(tmp_path: Path, seed: int) -> None:
-    """What is known of a contact is read and written by lanes, which must not die of it."""
+    """What is known of a contact is read and written by turns, which must not die of it."""
     users, dice = [f"user-{n}" for n in range(12)], random.Random(seed)
 
     async def steps(engine: Engine, local: Sandbox) -> None:

@@ -17,7 +17,7 @@ from support import simulation, virtual
 
 BUSY = "busy-user"
 OTHERS = ["ann-user", "bob-user", "cid-user"]
-ONE_LANE = {"lanes": 1}
+ONE_AT_A_TIME = {"access_token": "simulated-token", "max_in_flight": 1}
 
 
 def now_ms() -> int:
@@ -72,7 +72,7 @@ def test_two_hundred_events_of_one_second_delay_nobody_else_and_survive_restarts
         local = a_sandbox(seed=seed, latency_s=(0.002, 0.02))
         await anyio.sleep(dice.random())
         for life in range(3):
-            async with simulation.engine(tmp_path, local, seed, delivery=ONE_LANE) as engine:
+            async with simulation.engine(tmp_path, local, seed, intercom=ONE_AT_A_TIME) as engine:
                 if life == 0:
                     await submit(engine, of_this_second(BUSY, 200))
                 if life < 2:
@@ -164,7 +164,7 @@ def test_a_failing_event_between_events_of_one_second_keeps_the_order(tmp_path: 
     async def scenario() -> None:
         failing = Fault("status", 500, contains='"n":3}', end_s=600)
         local = a_sandbox(faults=[failing])
-        async with simulation.engine(tmp_path, local, delivery=ONE_LANE) as engine:
+        async with simulation.engine(tmp_path, local, intercom=ONE_AT_A_TIME) as engine:
             others = [simulation.event(user, n) for n in range(5) for user in OTHERS]
             await submit(engine, of_this_second(BUSY, 8) + others)
             await engine.settled()
@@ -180,7 +180,7 @@ def test_values_that_are_changed_count_once_however_often_their_event_is_put_bac
 ) -> None:
     async def scenario() -> None:
         local = a_sandbox()
-        async with simulation.engine(tmp_path, local, delivery=ONE_LANE) as engine:
+        async with simulation.engine(tmp_path, local, intercom=ONE_AT_A_TIME) as engine:
             time_ms = now_ms()
             events = [
                 simulation.event(BUSY, n, time=time_ms, event_properties={"n": f"{n}\x00"})

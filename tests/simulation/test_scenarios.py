@@ -16,6 +16,7 @@ import anyio
 import msgspec
 import pytest
 
+from amplitude_intercom.engine.app import Engine
 from amplitude_intercom.engine.metrics import SyncStatus
 from amplitude_intercom.transports.sandbox import Fault, JournalEntry, Sandbox
 from support import simulation, virtual
@@ -43,6 +44,8 @@ class Scenario(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     archive_every_s: float = 0.0
     merge_every_s: float = 0.0
     crashes: int = 0
+    then_every_s: float = 0.0
+    """From then on, until all is settled: seconds between two events of users that are well."""
     dead: list[str] = []
     dead_at_most: int = 1_000
     probes_at_most: int | None = None
@@ -108,8 +111,16 @@ class Play:
                 engine.cancel()
                 return
             with anyio.fail_after(2 * DAY_S):
-                await engine.settled()
+                await self._settled(engine)
             [self.status] = (await engine.status()).syncs
+
+    async def _settled(self, engine: Engine) -> None:
+        while self.scenario.then_every_s:
+            with anyio.move_on_after(self.scenario.then_every_s):
+                await engine.settled()
+                return
+            await engine.submit([self._event()], api_key=simulation.API_KEY)
+        await engine.settled()
 
     def _event(self) -> dict[str, Any]:
         """Return the next event; its number is its order."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -12,8 +13,9 @@ from amplitude_intercom.engine.envelope import Kind, Record
 from amplitude_intercom.engine.errors import SpoolError
 from amplitude_intercom.engine.spool import recovery
 from amplitude_intercom.engine.spool.batches import Kept, entry_of, packs
-from amplitude_intercom.engine.spool.queue import Queue
-from amplitude_intercom.engine.spool.rows import Append, Appended, DeadRow, Loaded, Part
+from amplitude_intercom.engine.spool.queue import Queue, Wanted
+from amplitude_intercom.engine.spool.rows import Append, Appended, DeadRow, Loaded, Part, Woken
+from amplitude_intercom.engine.spool.settling import Settling
 from amplitude_intercom.engine.spool.sqlite.database import Database, run_group
 from amplitude_intercom.engine.spool.sqlite.files import SpoolFile, connect
 from amplitude_intercom.engine.spool.sqlite.reserve import Reserve
@@ -46,6 +48,35 @@ def append_of(*rows: Kept, sync: str = SYNC) -> Append:
     return Append([part_of(rows, sync=sync)])
 
 
+class Found:
+    """What was loaded. ``records``: all of them, in the order in which they were."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        self.queued = loaded.records
+        self.refilled: dict[str, list[Record]] = loaded.refilled
+        self.woken: list[Woken] = loaded.woken
+        self.records = all_of(loaded)
+        self.last_id = loaded.last_id
+        self.crowded = list(loaded.crowded)
+        self.next_wake_ms = loaded.next_wake_ms
+        self.next_probe_ms = loaded.next_probe_ms
+        self.awaited = list(loaded.awaited)
+        self.more = loaded.more
+
+    @property
+    def worked_off(self) -> list[str]:
+        """The users of whom more may be aside: a feed asks for it when these are done."""
+        woken = [one.user for one in self.woken]
+        return [*(user for user, found in self.refilled.items() if found), *woken, *self.crowded]
+
+
+def all_of(loaded: Loaded) -> list[Record]:
+    """Return all records that were loaded, in the order in which they were."""
+    found = [record for records in loaded.refilled.values() for record in records]
+    found += [record for woken in loaded.woken for record in woken.records]
+    return found + loaded.records
+
+
 class OneSync:
     """One sync's part of a store; each method is a transaction of its own."""
 
@@ -62,6 +93,11 @@ class OneSync:
     def queue(self) -> Queue:
         """The sync's records; for use between ``store.begin`` and ``store.commit``."""
         return self.store.queue(self.taker)
+
+    @property
+    def settling(self) -> Settling:
+        """How the sync's records end or wait; for use as ``queue`` is."""
+        return self.store.settling(self.taker)
 
     @property
     def counters(self) -> Counter[str]:
@@ -85,25 +121,25 @@ class OneSync:
         per_user: int = 100,
         limit: int = 100,
         limit_bytes: int = 1 << 20,
-    ) -> Loaded:
-        """Load as a feed does that has nothing loaded."""
+        **wanted: Any,
+    ) -> Found:
+        """Load as a feed does that has nothing loaded; ``wanted`` are further fields of it."""
         self.store.begin()
-        found = self.queue.load(
-            after_id,
-            limit=limit,
-            limit_bytes=limit_bytes,
-            per_user=per_user,
-            crowded=(),
-            halted=(),
-            now_ms=now_ms,
+        loaded = self.queue.load(
+            Wanted(limit, limit_bytes, per_user, now_ms, after_id=after_id, **wanted)
         )
         self.store.commit()
-        return found
+        return Found(loaded)
+
+    def refill(self, *users: str, limit: int = 1, now_ms: int = 1) -> list[Record]:
+        """Load what is next of users that are worked off, of whom nothing is loaded."""
+        found = self.load(now_ms=now_ms, per_user=limit, empty=users, parked=0, reads_queue=False)
+        return [record for records in found.refilled.values() for record in records]
 
     def deliver(self, *records: Record, now_ms: int = 1) -> None:
         """Settle records as delivered."""
         self.store.begin()
-        self.queue.deliver([record.id for record in records], now_ms)
+        self.settling.deliver([record.id for record in records], now_ms)
         self.store.commit()
 
 

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from amplitude_intercom.engine.envelope import Record
 from amplitude_intercom.engine.errors import Failure
 from amplitude_intercom.engine.reasons import DeadReason
 from amplitude_intercom.engine.spool.accounts import LAST_BATCH
 from amplitude_intercom.engine.spool.batches import SLOTS
 from amplitude_intercom.engine.spool.rows import DeadLetterQuery
+from amplitude_intercom.engine.spool.users import Unknown
 from support.spools import OneSync, kept, opened
 
 FAILING = Failure(DeadReason.USER_FAILING, 500)
@@ -43,17 +45,12 @@ def drain(sync: OneSync) -> list[int]:
         found = sync.load(after, now_ms=now_ms)
         after = found.last_id
         records = found.records
-        while records or found.draining:
+        worked_off = found.worked_off
+        while records or worked_off:
             sync.deliver(*records)
             flowed += [record.id for record in records]
-            records = []
-            for user in list(found.draining):
-                sync.store.begin()
-                more = sync.queue.refill(user, 1, 1)
-                sync.store.commit()
-                records += more
-                if not more:
-                    found.draining.remove(user)
+            records = sync.refill(*worked_off)
+            worked_off = [record.user_key for record in records]
     return flowed
 
 
@@ -97,8 +94,7 @@ def test_a_damaged_record_becomes_a_dead_letter_and_the_rest_flows(
     first, *others = sync.load().records
     if aside:
         sync.store.begin()
-        sync.queue.park(first, FAILING, 5, 1)
-        sync.store.records.set_aside([record.id for record in others])
+        sync.settling.park(first, [record.id for record in others], FAILING, 5, 1)
         sync.store.commit()
     sync.store.close()
     tamper(path, f"UPDATE records SET {damage} WHERE id IN (?, ?)", FIRST, FIRST + 2)
@@ -188,7 +184,7 @@ def test_damage_that_puts_a_second_record_to_a_dead_letter_s_id_loses_neither(pa
     sync.append(EVENT, kept("bob", b"[]"))
     first, _ = sync.load().records
     sync.store.begin()
-    sync.queue.bury(first, FAILING, 2)
+    sync.settling.bury(first, FAILING, 2)
     sync.store.commit()
     sync.store.close()
     tamper(path, "UPDATE records SET id = ? WHERE id = ?", FIRST, FIRST + 1)
@@ -214,7 +210,7 @@ def bury_all(sync: OneSync) -> None:
     records = sync.load().records
     sync.store.begin()
     for record in records:
-        sync.queue.bury(record, FAILING, 2)
+        sync.settling.bury(record, FAILING, 2)
     sync.store.commit()
 
 
@@ -276,6 +272,118 @@ def test_ids_are_not_used_again_though_everything_is_gone(path: Path) -> None:
     sync.store.close()
 
 
+# --- users that go aside ------------------------------------------------------------------
+
+
+def ids(records: list[Record]) -> list[int]:
+    return [record.id for record in records]
+
+
+@pytest.mark.parametrize("how", ["park", "defer", "wait"])
+def test_a_user_that_goes_aside_takes_all_that_is_loaded_of_it_along(path: Path, how: str) -> None:
+    """So nothing of it comes back later, and what comes meanwhile waits behind it."""
+    sync = OneSync(opened(path))
+    sync.append(*[EVENT] * 3, kept("bob"))
+    loaded = sync.load()
+    ann = loaded.records[:3]
+    sync.store.begin()
+    if how == "park":
+        sync.settling.park(ann[0], ids(ann[1:]), FAILING, 50, 1)
+    else:
+        sync.settling.defer("ann", ids(ann), 50, "events" if how == "wait" else "")
+    sync.store.commit()
+    sync.append(EVENT)
+    while_it_waits = sync.load(loaded.last_id, now_ms=49, open={"events"})
+    assert while_it_waits.records == []
+    woken = sync.load(while_it_waits.last_id, now_ms=50)
+    found = ids(woken.records)
+    sync.deliver(*woken.records)
+    while more := sync.refill("ann"):
+        found += ids(more)
+        sync.deliver(*more)
+    assert found == [FIRST, FIRST + 1, FIRST + 2, 2 * SLOTS]
+    sync.store.close()
+
+
+def test_who_waits_for_an_endpoint_is_woken_when_it_is_well_again_or_one_by_one_to_try_it(
+    path: Path,
+) -> None:
+    sync = OneSync(opened(path))
+    users = ["ann", "bob", "cid"]
+    sync.append(*[kept(user) for user in users for _ in range(3)])
+    loaded = sync.load()
+    sync.store.begin()
+    for n, user in enumerate(users):
+        mine = [record.id for record in loaded.records if record.user_key == user]
+        sync.settling.defer(user, mine, n, "events")
+    sync.store.commit()
+    asleep = sync.load(loaded.last_id, now_ms=10**6, open={"events"})
+    assert (asleep.records, asleep.awaited, asleep.next_wake_ms) == ([], ["events"], None)
+    probed = sync.load(loaded.last_id, open={"events"}, probes={"events"}, per_user=2)
+    assert [(one.user, ids(one.records)) for one in probed.woken] == [("ann", [FIRST, FIRST + 1])]
+    others = sync.load(loaded.last_id, per_user=2)
+    assert [(one.user, len(one.records)) for one in others.woken] == [("bob", 2), ("cid", 2)]
+    assert others.awaited == []
+    sync.store.close()
+
+
+@pytest.mark.parametrize(("accepted_at_ms", "wakes"), [(60_099, False), (60_100, True)])
+def test_a_new_event_of_an_unknown_user_has_it_tried_again_after_a_minute(
+    path: Path, accepted_at_ms: int, wakes: bool
+) -> None:
+    """By when the event was accepted, whenever it is read."""
+    sync = OneSync(opened(path))
+    sync.append(EVENT)
+    [record] = sync.load().records
+    sync.store.begin()
+    sync.settling.park(record, (), Failure(DeadReason.USER_NOT_FOUND, 404), 10**9, 100)
+    sync.settling.note_unknown("ann", Unknown(1, 10**9, 100))
+    sync.store.commit()
+    sync.append(EVENT, now_ms=accepted_at_ms)
+    assert sync.load(record.id, now_ms=70_000).records == []
+    woken = sync.load(record.id, now_ms=70_000).woken
+    assert [(one.user, one.is_probe, one.failing) for one in woken] == [("ann", True, False)][
+        : int(wakes)
+    ]
+    sync.store.close()
+
+
+def test_a_user_is_forgiven_when_that_is_said_and_not_by_what_is_loaded(path: Path) -> None:
+    sync = OneSync(opened(path))
+    sync.append(EVENT, EVENT)
+    first, second = sync.load().records
+    sync.store.begin()
+    sync.settling.park(first, [second.id], FAILING, 5, 1)
+    sync.store.commit()
+    [woken] = sync.load(second.id, now_ms=5).woken
+    assert (ids(woken.records), woken.is_probe, woken.failing) == ([first.id], True, True)
+    sync.deliver(first)
+    assert ids(sync.refill("ann")) == [second.id]
+    assert sync.settling.failures("ann") == 1
+    sync.store.begin()
+    sync.settling.forgive("ann")
+    sync.store.commit()
+    assert sync.settling.failures("ann") == 0
+    sync.store.close()
+
+
+def test_a_record_that_is_given_up_is_dead_with_what_was_charged_and_its_user_is_due(
+    path: Path,
+) -> None:
+    sync = OneSync(opened(path))
+    sync.append(EVENT, EVENT)
+    first, second = sync.load().records
+    sync.store.begin()
+    sync.settling.park(first, [second.id], FAILING, 10**6, 1)
+    assert [sync.settling.charge(first.id, 1) for _ in range(2)] == [1, 2]
+    sync.settling.give_up(first.id, FAILING, 7)
+    sync.store.commit()
+    [letter] = sync.store.letters.find(sync.taker, DeadLetterQuery())
+    assert (letter.id, letter.attempts, letter.last_failed_at_ms) == (FIRST, 2, 7)
+    assert ids(sync.load(second.id, now_ms=7).records) == [second.id]
+    sync.store.close()
+
+
 # --- limits -------------------------------------------------------------------------------
 
 
@@ -288,17 +396,14 @@ def test_users_that_are_due_load_no_more_bytes_than_there_may_be(path: Path) -> 
     last_id = sync.load(records[-1].id).last_id
     sync.store.begin()
     for record in records:
-        sync.queue.park(record, FAILING, 2, 1)
+        sync.settling.park(record, (), FAILING, 2, 1)
     sync.store.commit()
     woken: list[str] = []
     while len(woken) < 50:
         records = sync.load(last_id, limit_bytes=1_000_000, now_ms=3).records
         assert 10 <= len(records) <= 11
         sync.deliver(*records)
-        sync.store.begin()
-        for record in records:
-            assert not sync.queue.refill(record.user_key, 1, 1)
-        sync.store.commit()
+        assert not sync.refill(*(record.user_key for record in records))
         woken += [record.user_key for record in records]
     assert sorted(woken) == sorted(users)
     sync.store.close()
@@ -312,7 +417,7 @@ def test_where_those_who_wake_are_all_that_may_be_loaded_the_queue_stays_unread(
     sync.append(EVENT)
     [ann] = sync.load().records
     sync.store.begin()
-    sync.queue.park(ann, FAILING, 5, 1)
+    sync.settling.park(ann, (), FAILING, 5, 1)
     sync.store.commit()
     sync.append(kept("bob"), kept("cid"))
     if unpacked:
@@ -402,7 +507,7 @@ def test_a_clock_that_was_ahead_parks_nobody_beyond_the_retry_window(tmp_path: P
     sync.append(kept("ann", b"1"))
     [record] = sync.load().records
     sync.store.begin()
-    sync.queue.park(record, FAILING, 1 << 45, 1 << 44)
+    sync.settling.park(record, (), FAILING, 1 << 45, 1 << 44)
     sync.store.commit()
     sync.store.close()
     again = OneSync(opened(path, longest_wait_ms=3_600_000))

@@ -16,6 +16,7 @@ from amplitude_intercom.engine.errors import Failure
 from amplitude_intercom.engine.reasons import DeadReason
 from amplitude_intercom.engine.settings import Log
 from amplitude_intercom.engine.spool.batches import SLOTS
+from amplitude_intercom.engine.spool.queue import Wanted
 from amplitude_intercom.engine.spool.rows import Append, DeadLetterQuery, DeadRow
 from amplitude_intercom.engine.spool.settled import MOST_LINES, about_raw
 from support.spools import OneSync, kept, opened, part_of
@@ -39,15 +40,13 @@ def append(sync: OneSync, count: int = 1, dead: int = 0) -> None:
 
 def load(sync: OneSync) -> list[Record]:
     """Load all there is in somebody's transaction."""
-    return sync.queue.load(
-        0, limit=999, limit_bytes=1 << 20, per_user=999, crowded=(), halted=(), now_ms=1
-    ).records
+    return sync.queue.load(Wanted(999, 1 << 20, per_user=999, now_ms=1)).records
 
 
 def test_a_dead_letter_has_a_warning_with_all_that_finds_it(sync: OneSync) -> None:
     append(sync)
     sync.store.begin()
-    sync.queue.bury(load(sync)[0], FAILED, 1)
+    sync.settling.bury(load(sync)[0], FAILED, 1)
     with capture_logs() as lines:
         sync.store.commit()
     assert lines == [
@@ -72,7 +71,7 @@ def test_what_is_rolled_back_is_not_spoken_of(sync: OneSync) -> None:
     append(sync)
     with capture_logs() as lines:
         sync.store.begin()
-        sync.queue.bury(load(sync)[0], FAILED, 1)
+        sync.settling.bury(load(sync)[0], FAILED, 1)
         sync.store.rollback()
         sync.store.begin()
         sync.store.commit()
@@ -85,10 +84,10 @@ def test_a_parked_user_an_expired_event_and_one_dead_at_the_door_have_their_line
     append(sync)
     with capture_logs() as lines:
         sync.store.begin()
-        sync.queue.park(load(sync)[0], FAILED, 99, 1)
+        sync.settling.park(load(sync)[0], (), FAILED, 99, 1)
         sync.store.commit()
         sync.store.begin()
-        sync.queue.expire("ann", FAILED, 1, 1)
+        sync.settling.expire("ann", FAILED, 1, 1)
         sync.store.commit()
         append(sync, count=0, dead=1)
     found = [(line["log_level"], line["event"], line["user"], line["reason"]) for line in lines]
@@ -122,7 +121,7 @@ def test_a_crowd_in_one_transaction_costs_a_bounded_number_of_lines(sync: OneSyn
 def test_a_discarded_letter_has_its_line_at_debug(sync: OneSync) -> None:
     append(sync)
     sync.store.begin()
-    sync.queue.bury(load(sync)[0], FAILED, 1)
+    sync.settling.bury(load(sync)[0], FAILED, 1)
     sync.store.commit()
     with debugging(), capture_logs() as lines:
         sync.store.begin()

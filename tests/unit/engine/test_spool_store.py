@@ -115,8 +115,8 @@ def test_a_dead_letter_is_replayed_or_discarded_once(path: Path) -> None:
     records = sync.load().records
     store.begin()
     for record in records:
-        sync.queue.bury(record, FAILING, 5)
-        sync.queue.bury(record, FAILING, 5)
+        sync.settling.bury(record, FAILING, 5)
+        sync.settling.bury(record, FAILING, 5)
     store.commit()
     query = DeadLetterQuery(user="ann", reason="user_failing", since_ms=5)
     one, two = store.letters.find(taker, query)
@@ -169,7 +169,7 @@ def test_what_an_event_without_its_batch_is_told_of_its_user_too(path: Path) -> 
     sync.append(kept("ann", b'{"event_type": "Purchase"}'), kept("bob"))
     ann, bob = sync.load().records
     sync.store.begin()
-    sync.queue.park(ann, FAILING, 99, 1)
+    sync.settling.park(ann, (), FAILING, 99, 1)
     sync.store.records.take_along(ann.id, ann.raw)
     sync.store.commit()
     sync.deliver(bob)

@@ -32,7 +32,7 @@ def buried(path: Path, times: Sequence[int]) -> OneSync:
     records = sync.load(limit=2_000, per_user=2_000).records
     sync.store.begin()
     for n, (record, at_ms) in enumerate(zip(records, times, strict=True)):
-        sync.queue.bury(record, Failure(REASONS[n // 3 % 3]), at_ms)
+        sync.settling.bury(record, Failure(REASONS[n // 3 % 3]), at_ms)
     sync.store.commit()
     return sync
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from amplitude_intercom.engine.errors import SpoolError
+from amplitude_intercom.engine.spool.queue import Wanted
 from amplitude_intercom.engine.spool.rows import Appended
 from amplitude_intercom.engine.spool.spool import open_database
 from amplitude_intercom.engine.spool.sqlite.database import Database
@@ -36,17 +37,9 @@ def deliver_all(database: Database) -> object:
     """Settle what waits as delivered; return how much waits then."""
 
     def deliver(store: Store) -> None:
-        queue = store.queue(store.known_taker(SYNC))
-        found = queue.load(
-            0,
-            limit=9,
-            limit_bytes=1 << 20,
-            per_user=9,
-            crowded=(),
-            halted=(),
-            now_ms=1,
-        )
-        queue.deliver([record.id for record in found.records], 1)
+        taker = store.known_taker(SYNC)
+        found = store.queue(taker).load(Wanted(9, 1 << 20, per_user=9, now_ms=1))
+        store.settling(taker).deliver([record.id for record in found.records], 1)
 
     assert database.run([deliver]) == [None]
     [left] = database.run([lambda store: store.recount(store.known_taker(SYNC))["pending"]])

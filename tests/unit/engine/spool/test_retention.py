@@ -185,7 +185,7 @@ def test_one_parked_user_does_not_keep_the_batches_of_all_the_others(sync: OneSy
     found = sync.load(limit=400)
     [ann] = [record for record in found.records if record.user_key == "ann"]
     sync.store.begin()
-    sync.queue.park(ann, FAILING, 10**12, 1)
+    sync.settling.park(ann, (), FAILING, 10**12, 1)
     sync.store.commit()
     sync.deliver(*[record for record in found.records if record.user_key != "ann"])
     assert sync.store.db.execute("SELECT count(*) FROM inbox").fetchone() == (1,)
@@ -233,7 +233,7 @@ def test_on_a_full_disk_what_comes_takes_what_is_settled_had(sync: OneSync) -> N
         claims = store.claims(sync.sync)
         given = claims.claim([Claim(r.id, r.user_key, "Seen", 7, r.raw) for r in found.records], 1)
         assert given == [Given(7)] * len(found.records)
-        sync.queue.deliver([record.id for record in found.records], 1)
+        sync.settling.deliver([record.id for record in found.records], 1)
         store.commit()
         rows = store.db.execute("SELECT count(*) FROM created_at_claims").fetchone()[0]
         sizes.append((insert_ids(sync), rows))
@@ -249,7 +249,7 @@ def test_a_letter_is_old_by_when_it_failed_and_not_by_its_id(sync: OneSync) -> N
     records = sync.load(limit=2 * SLICE).records
     sync.store.begin()
     for number, record in enumerate(records):
-        sync.queue.bury(record, FAILING, now_ms if number < SLICE else DAY_MS)
+        sync.settling.bury(record, FAILING, now_ms if number < SLICE else DAY_MS)
     sync.store.commit()
     tidy(sync.store, now_ms)
     assert sync.counters["dead"] == SLICE
@@ -286,7 +286,7 @@ def test_a_damaged_letter_that_is_old_holds_up_nothing(sync: OneSync) -> None:
     records = sync.load(limit=9).records
     sync.store.begin()
     for record in records:
-        sync.queue.bury(record, FAILING, 1)
+        sync.settling.bury(record, FAILING, 1)
     sync.store.commit()
     letters = sync.store.letters
     assert len(letters.failed_until(sync.taker, 1, 9)) == 3

@@ -15,15 +15,17 @@ An answer that names another contact is followed once for each of these, never t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import msgspec
 
-from amplitude_intercom.engine.attributes import Attributes
+from amplitude_intercom.engine.delivery.attributes import Attributes
+from amplitude_intercom.engine.delivery.calls import NotAnswered, NotNow
+from amplitude_intercom.engine.delivery.gate import Gate
+from amplitude_intercom.engine.delivery.turns import Turn
 from amplitude_intercom.engine.envelope import Adjustment, ContactUpdate, Identity
 from amplitude_intercom.engine.errors import Failure, Undeliverable
-from amplitude_intercom.engine.gate import Gate
 from amplitude_intercom.engine.reasons import AdjustmentReason, DeadReason
 from amplitude_intercom.engine.rules.bodies import ATTRIBUTE_PREFIX, contact_body, creation_body
 from amplitude_intercom.engine.rules.contacts import ContactRules, Types, can_be_cleared
@@ -55,21 +57,38 @@ class Upserted(msgspec.Struct, frozen=True):
     contact: Contact
 
 
+class TurnCalls:
+    """The calls of one turn."""
+
+    def __init__(self, gate: Gate, turn: Turn) -> None:
+        self._gate = gate
+        self._turn = turn
+
+    async def call(self, request: intercom.Request) -> Answer:
+        """Return the answer to a call.
+
+        Raises:
+            NotNow: there is none.
+        """
+        outcome = await self._gate.call(request, self._turn)
+        if isinstance(outcome, NotAnswered):
+            raise NotNow(outcome)
+        return outcome.answer
+
+
 class Contacts:
     """One sync's contacts."""
 
     def __init__(
         self,
-        gate: Gate,
         directory: Directory,
         rules: ContactRules,
         *,
         attributes: Attributes,
         archived: Literal["unarchive", "dead_letter"],
-        adjusted: Counter[str],
+        adjusted: Callable[[Iterable[str]], None],
     ) -> None:
         """``adjusted`` counts what is changed on the way, by reason."""
-        self._gate = gate
         self._directory = directory
         self._rules = rules
         self._attributes = attributes
@@ -78,34 +97,34 @@ class Contacts:
         self.unknown_attributes: Counter[str] = Counter()
         """Attributes that the workspace does not have, and how often each was left out."""
 
-    async def upsert(self, updates: Sequence[ContactUpdate]) -> Upserted:
+    async def upsert(self, updates: Sequence[ContactUpdate], calls: TurnCalls) -> Upserted:
         """Bring the updates of one user to its contact, in their order, in one write.
 
         What is known of the contact afterwards is returned, for the caller to keep: together with
         the settling of what it settles by it, so that nothing is applied twice.
 
         Raises:
-            ParkUser: not now.
+            NotNow: a call has no answer.
             Undeliverable: never.
         """
-        update = _Upsert(self, updates)
+        update = _Upsert(self, updates, calls)
         upserted = await update.run()
         self.count(update.adjustments)
         return upserted
 
-    async def ensure(self, identity: Identity) -> Upserted:
+    async def ensure(self, identity: Identity, calls: TurnCalls) -> Upserted:
         """Make sure that a contact exists, without touching one that does.
 
         Raises:
-            ParkUser: not now.
+            NotNow: a call has no answer.
             Undeliverable: never.
         """
-        return await _Upsert(self, [ContactUpdate(identity, {})]).run_again()
+        return await _Upsert(self, [ContactUpdate(identity, {})], calls).run_again()
 
     def count(self, adjustments: Sequence[Adjustment]) -> None:
         """Count what one update changed on the way."""
+        self._adjusted(adjustment.reason for adjustment in adjustments)
         for adjustment in adjustments:
-            self._adjusted[adjustment.reason] += 1
             if adjustment.reason == "unknown_attribute":
                 self.unknown_attributes[adjustment.where] += 1
 
@@ -113,9 +132,11 @@ class Contacts:
 class _Upsert:
     """One update on its way; lives for a few calls."""
 
-    def __init__(self, contacts: Contacts, updates: Sequence[ContactUpdate]) -> None:
+    def __init__(
+        self, contacts: Contacts, updates: Sequence[ContactUpdate], calls: TurnCalls
+    ) -> None:
         self._contacts = contacts
-        self._gate = contacts._gate
+        self._turn_calls = calls
         self._directory = contacts._directory
         self._rules = contacts._rules
         self._attributes = contacts._attributes
@@ -328,7 +349,7 @@ class _Upsert:
                 request = intercom.create_contact(creation_body(self._identity, written))
             else:
                 request = intercom.update_contact(contact_id, contact_body(written))
-            answer = await self._gate.call(request, self._user)
+            answer = await self._turn_calls.call(request)
             refused = _refused_field(answer)
             if refused not in written:
                 return answer, written
@@ -351,7 +372,7 @@ class _Upsert:
 
     async def _call(self, request: intercom.Request) -> Answer:
         self._count_call()
-        return await self._gate.call(request, self._user)
+        return await self._turn_calls.call(request)
 
     def _once(self, step: str) -> None:
         if step in self._tried:

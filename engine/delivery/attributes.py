@@ -14,9 +14,9 @@ import anyio
 import msgspec
 import structlog
 
-from amplitude_intercom.engine.errors import ParkUser
+from amplitude_intercom.engine.delivery.calls import Answered
+from amplitude_intercom.engine.delivery.gate import Gate
 from amplitude_intercom.engine.faults import internal_failure
-from amplitude_intercom.engine.gate import Gate, GateClosed
 from amplitude_intercom.transports import intercom
 from amplitude_intercom.transports.intercom import Answer
 
@@ -94,9 +94,6 @@ class Attributes:
         """Read the list if it is due, and create what is missing where that is wanted.
 
         ``wanted`` are the attributes that are to be written, with the types that would suit.
-
-        Raises:
-            GateClosed: the gate was closed before a call left.
         """
         if wanted and anyio.current_time() >= self._read_again_at_s:
             async with self._lock:
@@ -133,14 +130,11 @@ class Attributes:
     async def _ask(self, request: intercom.Request) -> Answer | None:
         """Ask for something without which all can go on."""
         try:
-            return await self._gate.call(request, "", optional=True)
-        except GateClosed:
-            raise
-        except ParkUser:
-            return None
+            outcome = await self._gate.call(request, optional=True)
         except Exception as fault:
             internal_failure(fault, call=request.path)
             return None
+        return outcome.answer if isinstance(outcome, Answered) else None
 
 
 def _status(answer: Answer | None) -> int:

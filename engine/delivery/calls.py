@@ -1,0 +1,127 @@
+"""What comes of a call, and who makes it."""
+
+from __future__ import annotations
+
+import enum
+from functools import lru_cache
+from typing import Final, Protocol
+
+import msgspec
+
+from amplitude_intercom.engine.delivery.health import Blame, Who
+from amplitude_intercom.engine.errors import EngineError, Failure
+from amplitude_intercom.engine.reasons import DeadReason
+from amplitude_intercom.transports.intercom import (
+    Answer,
+    Request,
+    as_text,
+    is_intercoms,
+    parse_error,
+)
+
+
+class Cause(enum.Enum):
+    """Why a call has no answer."""
+
+    NOT_SENT = enum.auto()
+    """It has not left: the budget or the token is refused, or the gate is closed."""
+    CIRCUIT_OPEN = enum.auto()
+    """It has not left: the endpoint is out."""
+    THROTTLED = enum.auto()
+    TOKEN = enum.auto()
+    FAILED = enum.auto()
+
+
+class Answered(msgspec.Struct, frozen=True):
+    """What Intercom says of a call: 2xx, or a 4xx that is its own."""
+
+    answer: Answer
+
+
+class NotAnswered(msgspec.Struct, frozen=True):
+    """Evidence of a call that says nothing of its record; ``failure`` is for people."""
+
+    cause: Cause
+    endpoint: str
+    failure: Failure | None = None
+    blame: Blame = Blame.NOBODYS
+    is_sick: bool = False
+    """Whether the endpoint fails for so many that a user gets more attempts."""
+
+
+class Caller(Protocol):
+    """Who makes a call: a turn."""
+
+    who: Who
+    probes: set[str]
+    """Endpoints with an open circuit that this turn probes; empty: none."""
+    failed_before: bool
+
+    def note_departure(self) -> None:
+        """Take in that a call of it has left."""
+
+
+class Nobody:
+    """Who makes the calls that are no user's."""
+
+    who: Who = ("", "")
+    failed_before = False
+
+    def __init__(self) -> None:
+        self.probes: set[str] = set()
+
+    def note_departure(self) -> None:
+        """Nobody waits for that."""
+
+
+NOBODY: Final = Nobody()
+
+
+class NotNow(EngineError):
+    """A call has no answer, and what it belongs to cannot go on now."""
+
+    def __init__(self, evidence: NotAnswered) -> None:
+        super().__init__(f"{evidence.endpoint}: {evidence.cause.name}")
+        self.evidence = evidence
+
+
+_FAILED_STATUSES: Final = frozenset([408])
+
+
+def is_failure(status: int) -> bool:
+    """Return whether a status says that the call was not dealt with: 5xx, 408, 1xx and 3xx."""
+    return status in _FAILED_STATUSES or status >= 500 or 300 <= status < 400 or status < 200
+
+
+def outcome_of(request: Request, answer: Answer) -> Answer | Failure:
+    """Return an answer that tells how its call fared, or the failure that it is otherwise."""
+    if is_failure(answer.status):
+        return failure_of(answer)
+    if is_intercoms(request, answer):
+        return answer
+    kind = as_text(answer.headers.get("content-type", "no content type").partition(";")[0])
+    text = f"an answer that is not Intercom's: {answer.status} {kind[:64]}"
+    return Failure(DeadReason.USER_FAILING, answer.status, "not_intercom", text)
+
+
+def failure_of(answer: Answer) -> Failure:
+    """Return what an answer says, as a failure of its user's call."""
+    said = parse_error(answer)
+    return Failure(DeadReason.USER_FAILING, answer.status, said.code, said.message, said.request_id)
+
+
+def cause_of(failure: Failure) -> str:
+    """Return an answer, or the lack of one, in a few words."""
+    said = failure.message or failure.code
+    if not failure.status:
+        return said
+    return f"{failure.status}: {said}" if said else str(failure.status)
+
+
+@lru_cache(256)
+def endpoint_of(method: str, path: str) -> str:
+    """Return a call's endpoint: ``PUT /contacts/{id}``."""
+    parts = path.partition("?")[0].strip("/").split("/")
+    if parts[0] == "contacts" and len(parts) > 1 and parts[1] not in ("search", "merge"):
+        parts[1] = "{id}"
+    return f"{method} /{'/'.join(parts)}"

@@ -1,0 +1,119 @@
+"""One call: sent once, with what its answer says of the pace."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, deque
+from functools import partial
+from typing import NamedTuple
+
+import structlog
+
+from amplitude_intercom.engine import logs
+from amplitude_intercom.engine.delivery.calls import Caller, outcome_of
+from amplitude_intercom.engine.delivery.in_flight import InFlight, Out
+from amplitude_intercom.engine.delivery.pace import Pace, loop_time_s
+from amplitude_intercom.engine.delivery.refusals import BudgetDoubt
+from amplitude_intercom.engine.errors import Failure
+from amplitude_intercom.engine.faults import internal_failure
+from amplitude_intercom.engine.reasons import DeadReason
+from amplitude_intercom.transports.errors import NoAnswer
+from amplitude_intercom.transports.intercom import (
+    Answer,
+    Request,
+    Wire,
+    is_error_list,
+    parse_rate,
+)
+from amplitude_intercom.transports.reasons import NoAnswerCause
+
+_log = structlog.get_logger(__name__)
+
+
+class Back(NamedTuple):
+    """What came back of a call: an answer that is Intercom's, or a failure; and when."""
+
+    outcome: Answer | Failure
+    left_s: float
+    back_s: float
+
+
+class Exchange:
+    """Sends calls of one access token, each once."""
+
+    def __init__(
+        self, wire: Wire, pace: Pace, in_flight: InFlight, budget: BudgetDoubt, name: str
+    ) -> None:
+        """``name`` says in logs which Intercom it is: its host, and the syncs that call it."""
+        self._wire = wire
+        self._pace = pace
+        self._in_flight = in_flight
+        self._budget = budget
+        self._name = name
+        self.calls: Counter[tuple[str, int]] = Counter()
+        """Calls made, by endpoint and status (0: no answer)."""
+        self.took_s: deque[float] = deque(maxlen=4096)
+        """How long the latest calls took, in seconds."""
+        self._told_limit = 0.0
+        self.limit_told = asyncio.Event()
+        """Set when an answer has named another limit than the one before."""
+
+    async def send(self, request: Request, endpoint: str, caller: Caller) -> Back:
+        """Send a request whose departure the pace has noted; return what came back."""
+        left_s, number = loop_time_s(), self._pace.sent
+        task = asyncio.current_task()
+        assert task is not None
+        out = self._in_flight.depart(endpoint, left_s, partial(task.cancel, "given up"))
+        caller.note_departure()
+        answer: Answer | None = None
+        try:
+            answer = await self._answer(request, out)
+            outcome = outcome_of(request, answer)
+        except NoAnswer as error:
+            outcome = Failure(DeadReason.USER_FAILING, 0, error.cause, str(error))
+        finally:
+            self._in_flight.end(out)
+        back_s = loop_time_s()
+        self.calls[endpoint, answer.status if answer else 0] += 1
+        if answer is not None:
+            self.took_s.append(back_s - left_s)
+            if not isinstance(outcome, Failure) or is_error_list(answer):
+                self._learn_pace(answer, number, left_s, back_s)
+        if logs.debugging():
+            self._log_call(request, outcome, back_s - left_s)
+        return Back(outcome, left_s, back_s)
+
+    async def _answer(self, request: Request, out: Out) -> Answer:
+        """Wait for the answer, unless the call is given up.
+
+        Raises:
+            NoAnswer: there is none.
+        """
+        try:
+            return await self._wire.send(request)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if not out.is_given_up or task is None or task.uncancel():
+                raise
+            raise NoAnswer(NoAnswerCause.TIMEOUT, "others were answered meanwhile") from None
+
+    def _learn_pace(self, answer: Answer, number: int, left_s: float, back_s: float) -> None:
+        """Let the pace follow the headers of an answer that may be Intercom's own."""
+        if answer.status in (401, 403, 429) and not is_error_list(answer):
+            return
+        try:
+            rate = parse_rate(answer.headers)
+            self._pace.learn(rate, number, left_s, back_s)
+            if rate.limit is not None and self._pace.limit != self._told_limit:
+                self._told_limit = self._pace.limit
+                self.limit_told.set()
+            if answer.status != 429:
+                self._budget.note(rate.limit, rate.remaining, back_s)
+                self._pace.answered(left_s)
+        except Exception as fault:  # headers that nobody foresaw cost themselves, not the call
+            internal_failure(fault, intercom=self._name)
+
+    def _log_call(self, request: Request, outcome: Answer | Failure, took_s: float) -> None:
+        call = f"{request.method} {request.path}"
+        said = (outcome.status or outcome.code) if isinstance(outcome, Failure) else outcome.status
+        _log.debug("call made", intercom=self._name, call=call, outcome=said, took_s=took_s)

@@ -1,0 +1,304 @@
+"""The gate: calls with one access token; how fast they leave (pace), and whether (health).
+
+Rules
+=====
+1. ``call`` makes a call once, as soon as the pace lets it leave. It never holds one back for
+   another reason, and never makes it again: *Answered* is what Intercom says of the call,
+   *NotAnswered* is everything else, with its evidence. What follows is the caller's business.
+2. Only Intercom speaks for Intercom: what is no answer that the API describes is a failure.
+3. An endpoint whose circuit is open gets probes, each by the caller that the scheduler has chosen,
+   or by one that probes another endpoint and meets this one on its way.
+4. 401 and 403 are about the token where ``GET /me`` is refused as well: nothing leaves until that
+   is answered. While it is well, they are a failure of the call (``refusals``).
+5. 429 is about the budget: nothing leaves until the reset, then one call, two, four …; but where
+   the budget cannot be what is short, it is a failure of the call (``refusals``).
+6. A call that hangs keeps no slot from others (``in_flight``), and is evidence when it ends.
+"""
+
+from __future__ import annotations
+
+import enum
+import random
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+
+from amplitude_intercom.engine.backoff import probe_delay_s
+from amplitude_intercom.engine.delivery.calls import (
+    NOBODY,
+    Answered,
+    Caller,
+    Cause,
+    NotAnswered,
+    cause_of,
+    endpoint_of,
+    failure_of,
+)
+from amplitude_intercom.engine.delivery.exchange import Back, Exchange
+from amplitude_intercom.engine.delivery.health import Blame, Charge, Hasten, Health, Outage
+from amplitude_intercom.engine.delivery.in_flight import InFlight
+from amplitude_intercom.engine.delivery.pace import Pace, loop_time_s, pause_s
+from amplitude_intercom.engine.delivery.refusals import BudgetDoubt, Token
+from amplitude_intercom.engine.delivery.window import WINDOW_S
+from amplitude_intercom.engine.errors import Failure
+from amplitude_intercom.engine.reasons import DeadReason
+from amplitude_intercom.transports.intercom import Answer, Request, Wire, me
+
+_log = structlog.get_logger(__name__)
+
+RESUME_JITTER_S: Final = 0.5
+
+CREATE: Final = "POST /contacts"
+"""It answers 409 wherever the contact is there already: that is a success as far as health goes, or
+a workspace where all are would have no success there at all."""
+
+
+class State(enum.StrEnum):
+    """What the gate makes of the destination, in one word."""
+
+    OPEN = "open"
+    THROTTLED = "throttled"
+    OUTAGE = "outage"
+    UNAUTHORIZED = "unauthorized"
+
+
+class Gate:
+    """Makes calls with one access token; see the module's docstring."""
+
+    def __init__(
+        self,
+        wire: Wire,
+        *,
+        requests_per_minute: int,
+        max_in_flight: int,
+        probe_first_s: float = 0.5,
+        probe_most_s: float = 10.0,
+        now_s: Callable[[], float] = time.time,
+        jitter: Callable[[], float] = random.random,
+        name: str = "Intercom",
+        known_limit: float | None = None,
+    ) -> None:
+        """``name`` says in logs which Intercom it is: its host, and the syncs that call it.
+
+        ``known_limit``: calls a window, as an earlier process was told; without it
+        ``requests_per_minute`` is the first guess.
+        """
+        guess = requests_per_minute * WINDOW_S / 60
+        self.pace = Pace(known_limit or guess, is_known=known_limit is not None)
+        self.health = Health(
+            lambda failures: probe_delay_s(failures, probe_first_s, probe_most_s, jitter())
+        )
+        self.max_in_flight = max_in_flight
+        self._name = name
+        self._in_flight = InFlight(max_in_flight)
+        self._budget = BudgetDoubt()
+        self._exchange = Exchange(wire, self.pace, self._in_flight, self._budget, name)
+        self._token = Token(self._ask_me, jitter)
+        self._now_s = now_s
+        self._jitter = jitter
+        self._last_failure = Failure(DeadReason.USER_FAILING)
+        self._is_closed = False
+        self.changed: Callable[[], None] = lambda: None
+        """Called whenever more, or other, calls may leave than before."""
+
+    def __repr__(self) -> str:
+        return f"Gate({self.state}, {self.limit:g} per 10 s, {self.in_flight} in flight)"
+
+    @property
+    def state(self) -> State:
+        """What the gate makes of the destination."""
+        if self._token.is_refused:
+            return State.UNAUTHORIZED
+        if self.health.out:
+            return State.OUTAGE
+        return State.THROTTLED if self.pace.is_paused else State.OPEN
+
+    @property
+    def calls(self) -> Counter[tuple[str, int]]:
+        """Calls made, by endpoint and status (0: no answer)."""
+        return self._exchange.calls
+
+    @property
+    def took_s(self) -> deque[float]:
+        """How long the latest calls took, in seconds."""
+        return self._exchange.took_s
+
+    @property
+    def in_flight(self) -> int:
+        """Calls that are out."""
+        return len(self._in_flight)
+
+    @property
+    def limit(self) -> float:
+        """Calls that a window of 10 s may have."""
+        return self.pace.limit
+
+    async def next_limit(self) -> float:
+        """Wait until an answer has named another limit; return it."""
+        await self._exchange.limit_told.wait()
+        self._exchange.limit_told.clear()
+        return self.limit
+
+    # --- whether --------------------------------------------------------------------------
+
+    @property
+    def is_standing(self) -> bool:
+        """Whether nothing leaves at all, whatever endpoint it is for."""
+        return self._is_closed or self._token.is_refused or self.pace.is_paused
+
+    def slots(self, now_s: float) -> int:
+        """Return how many calls may be out that do not hang."""
+        return min(self.max_in_flight, self.pace.slots)
+
+    def free(self, undeparted: int, now_s: float) -> int:
+        """Return how many more turns may be chosen, where so many have made no call yet."""
+        if self.is_standing:
+            return 0
+        counted = self._in_flight.counted(now_s, self.pace.mean_latency_s)
+        free = min(self.pace.ahead, self.slots(now_s) - counted) - undeparted
+        most_out = self.pace.most_out
+        return free if most_out is None else min(free, most_out - self.in_flight - undeparted)
+
+    def look_again_s(self, now_s: float) -> float | None:
+        """Return when more may leave though nothing happens until then; None: never."""
+        slow_s = self._in_flight.next_slow_s(self.pace.mean_latency_s)
+        instants = [self.health.next_probe_s(), slow_s, self.pace.paused_until_s]
+        return min((at_s for at_s in instants if at_s is not None and at_s > now_s), default=None)
+
+    def _why_not(self, endpoint: str, caller: Caller) -> Cause | None:
+        """Return why a call may not leave now."""
+        if self.is_standing:
+            return Cause.NOT_SENT
+        circuit = self.health.of(endpoint).circuit
+        if not circuit.is_open:
+            return None
+        if caller.probes and circuit.wants_probe(loop_time_s()):
+            circuit.probing = caller.who  # a probe may need an answer of another one to get on
+            caller.probes.add(endpoint)
+        is_probe = endpoint in caller.probes and circuit.probing == caller.who
+        return None if is_probe else Cause.CIRCUIT_OPEN
+
+    def close(self) -> None:
+        """Let no more calls leave; those that are out are finished."""
+        self._is_closed = True
+        self.pace.close()
+        self.changed()
+
+    # --- calling --------------------------------------------------------------------------
+
+    async def call(
+        self, request: Request, caller: Caller = NOBODY, *, optional: bool = False
+    ) -> Answered | NotAnswered:
+        """Make a call once; see rule 1. Cancelled, it may or may not have been done.
+
+        ``optional``: deliveries can do without it, so that a scope which the token lacks for it
+        (403) is this call's own business.
+        """
+        endpoint = endpoint_of(request.method, request.path)
+        cause = self._why_not(endpoint, caller)
+        if cause is None:
+            await self.pace.turn()
+            cause = self._why_not(endpoint, caller)
+        if cause is not None:
+            return NotAnswered(cause, endpoint)
+        back = await self._exchange.send(request, endpoint, caller)
+        try:
+            if isinstance(back.outcome, Failure):
+                return self._failed(back.outcome, back, endpoint, caller)
+            return await self._judge(back.outcome, back, endpoint, caller, optional=optional)
+        finally:
+            self.changed()
+
+    async def _judge(
+        self, answer: Answer, back: Back, endpoint: str, caller: Caller, *, optional: bool
+    ) -> Answered | NotAnswered:
+        status = answer.status
+        if 200 <= status < 300 or (status == 409 and endpoint == CREATE):
+            self.health.of(endpoint).succeeded(caller.who, back.left_s, back.back_s)
+            return Answered(answer)
+        if status == 429:
+            if self._budget.is_not_meant(caller.who, back.back_s):
+                return self._failed(failure_of(answer), back, endpoint, caller)
+            return self._throttled(answer, back, endpoint)
+        if status == 401 or (status == 403 and not optional):
+            if await self._token.is_well(status):
+                return self._failed(failure_of(answer), back, endpoint, caller)
+            return self._token_refused(answer, endpoint)
+        self.health.of(endpoint).refused(caller.who, back.left_s, back.back_s)
+        return Answered(answer)
+
+    def _failed(self, failure: Failure, back: Back, endpoint: str, caller: Caller) -> NotAnswered:
+        found = self.health.of(endpoint)
+        self._last_failure = failure
+        blame = found.failed(
+            caller.who,
+            back.left_s,
+            back.back_s,
+            failed_before=caller.failed_before,
+            counts=caller is not NOBODY,
+        )
+        if found.circuit.is_open:
+            blame = Blame.NOBODYS
+        return NotAnswered(Cause.FAILED, endpoint, failure, blame, found.is_sick)
+
+    def _throttled(self, answer: Answer, back: Back, endpoint: str) -> NotAnswered:
+        wait_s = pause_s(answer, self._now_s()) + self._jitter() * RESUME_JITTER_S
+        self.pace.throttled(wait_s, back.back_s, back.left_s)
+        return NotAnswered(Cause.THROTTLED, endpoint, failure_of(answer))
+
+    # --- the token ------------------------------------------------------------------------
+
+    def _token_refused(self, answer: Answer, endpoint: str) -> NotAnswered:
+        failure = failure_of(answer)
+        if self._token.refuse():
+            text = "Intercom refuses the access token: calls wait until it is taken"
+            _log.warning(text, intercom=self._name, cause=cause_of(failure))
+        return NotAnswered(Cause.TOKEN, endpoint, failure)
+
+    async def watch_token(self) -> None:
+        """Ask ``GET /me`` whenever the token was refused, until it is taken; for ever."""
+        while True:
+            after_s = await self._token.restored()
+            text = "Intercom takes the access token again"
+            _log.warning(text, intercom=self._name, after_s=after_s)
+            self.changed()
+
+    async def _ask_me(self) -> Answer | None:
+        """Return the answer to ``GET /me``; None: it has none that is Intercom's."""
+        await self.pace.turn()
+        if self._is_closed or self.pace.is_paused:
+            return None
+        endpoint = endpoint_of("GET", "/me")
+        back = await self._exchange.send(me(), endpoint, NOBODY)
+        if isinstance(back.outcome, Failure):
+            return None
+        if back.outcome.status == 429:
+            self._throttled(back.outcome, back, endpoint)
+            return None
+        return back.outcome
+
+    # --- what follows ---------------------------------------------------------------------
+
+    def take_news(self, now_s: float) -> list[Hasten | Charge]:
+        """Return what outcomes have come to for users; log what they have for endpoints."""
+        self.health.look(now_s)
+        found: list[Hasten | Charge] = []
+        for news in self.health.take_news():
+            if isinstance(news, Outage):
+                self._log_outage(news)
+            else:
+                found.append(news)
+        return found
+
+    def _log_outage(self, news: Outage) -> None:
+        about: dict[str, object] = {"endpoint": news.endpoint}
+        if news.has_begun:
+            text = "Intercom does not answer: these calls wait until it does, nothing is lost"
+            about["cause"] = cause_of(self._last_failure)
+        else:
+            text = "Intercom answers again"
+            about["after_s"] = round(news.seconds, 1)
+        _log.warning(text, intercom=self._name, **about)

@@ -1,0 +1,261 @@
+"""What of one sync is in memory: how much more is wanted, and when."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from itertools import islice
+from typing import Final
+
+import msgspec
+
+from amplitude_intercom.engine.delivery.health import Health
+from amplitude_intercom.engine.delivery.pace import loop_time_s
+from amplitude_intercom.engine.delivery.scheduler import EVENTS, Loaded, Scheduler
+from amplitude_intercom.engine.envelope import Record
+from amplitude_intercom.engine.spool import rows
+from amplitude_intercom.engine.spool.queue import Wanted
+from amplitude_intercom.engine.spool.store import Store
+
+PER_USER: Final = 32
+"""Records of one user that are loaded at once: one busy user must not fill the read-ahead."""
+
+READ_AHEAD_BYTES: Final = 16 * 1024 * 1024
+"""Bytes of events that all syncs together may have loaded."""
+
+LEAST_BYTES: Final = 128 * 1024
+"""Bytes that one sync may have loaded, whatever the others have."""
+
+MOST_PROBES: Final = 64
+"""Users that were parked of which something is loaded: however many are due, they come bit by bit,
+and what is queued is loaded beside them."""
+
+LOAD_ROWS: Final = 256
+LONGEST_NAP_S: Final = 5.0
+"""Between looks at the wall clock while a user is parked: it may be set while we wait."""
+
+CLOCK_STEP_MS: Final = 1_000
+"""A clock that is behind by more was set back; parked users must not wait for it to catch up."""
+
+
+class LoadedBytes:
+    """How many bytes of events are loaded, of all syncs: they have one budget."""
+
+    def __init__(self) -> None:
+        self.total = 0
+
+    def free_for(self, held: int) -> int:
+        """Return how many more a sync may load that holds so many."""
+        return max(READ_AHEAD_BYTES - self.total, LEAST_BYTES - held)
+
+
+class Loading:
+    """One sync's share of what is loaded."""
+
+    def __init__(
+        self,
+        sync: str,
+        taker: int,
+        scheduler: Scheduler,
+        health: Health,
+        budget: LoadedBytes,
+        *,
+        read_ahead: int,
+        writes_contacts: bool,
+        now_ms: Callable[[], int],
+    ) -> None:
+        """``read_ahead``: records of users that may have a turn, at most."""
+        self._sync = sync
+        self._taker = taker
+        self._scheduler = scheduler
+        self._health = health
+        self._budget = budget
+        self._read_ahead = read_ahead
+        self._writes_contacts = writes_contacts
+        self._now_ms = now_ms
+        self._held_bytes = 0
+        self._last_id = 0
+        self._is_more_queued = True
+        self._looks_at_table = True
+        self._next_wake_ms: int | None = None
+        self._next_probe_ms: int | None = None
+        self._awaited: frozenset[str] = frozenset()
+        self._queue_first = False
+        self._clock = _Clock(now_ms)
+
+    def __repr__(self) -> str:
+        ready = self._scheduler.ready(self._sync, ())
+        return f"Loading({ready} records wait, {self._held_bytes} bytes, up to {self._last_id})"
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the events that are loaded."""
+        return self._held_bytes
+
+    # --- what is wanted -------------------------------------------------------------------
+
+    def more_is_queued(self) -> None:
+        """Take in that something was appended."""
+        self._is_more_queued = True
+        self._looks_at_table = True
+
+    def look_at_table(self) -> None:
+        """Take in that users may be due that were not."""
+        self._looks_at_table = True
+
+    def due_in_s(self) -> float:
+        """Return in how many seconds something is to be loaded, as far as it is known."""
+        if self.wanted() is not None:
+            return 0.0
+        wakes_ms = [self._next_wake_ms]
+        if self._probes_free > 0:
+            wakes_ms.append(self._next_probe_ms)
+        in_ms = [at_ms - self._now_ms() for at_ms in wakes_ms if at_ms is not None]
+        return min(LONGEST_NAP_S, max(0.001, min(in_ms) / 1000)) if in_ms else math.inf
+
+    @property
+    def _probes_free(self) -> int:
+        return MOST_PROBES - self._scheduler.probes(self._sync)
+
+    def _is_due(self, now_ms: int) -> bool:
+        if self._next_wake_ms is not None and self._next_wake_ms <= now_ms:
+            return True
+        probe_ms = self._next_probe_ms
+        return probe_ms is not None and probe_ms <= now_ms and self._probes_free > 0
+
+    def wanted(self) -> Wanted | None:
+        """Return what is to be loaded now; None: nothing."""
+        open_ = self._health.open_circuits
+        free = self._read_ahead - self._scheduler.ready(self._sync, open_)
+        free_bytes = self._budget.free_for(self._held_bytes)
+        if free < (min(LOAD_ROWS, self._read_ahead) + 1) // 2 or free_bytes <= 0:
+            return None
+        now_ms = self._now_ms()
+        empty = list(islice(self._scheduler.empty(self._sync), LOAD_ROWS))
+        probes = self._probes_wanted()
+        is_well_again = any(endpoint not in open_ for endpoint in self._awaited)
+        reads_queue = self._is_more_queued and self._can_deliver(open_)
+        is_due = self._looks_at_table or self._is_due(now_ms) or self._clock.look() > 0
+        if not (empty or probes or is_due or is_well_again or reads_queue):
+            return None
+        return Wanted(
+            limit=min(free, LOAD_ROWS),
+            limit_bytes=free_bytes,
+            per_user=PER_USER,
+            now_ms=now_ms,
+            parked=max(0, self._probes_free),
+            after_id=self._last_id,
+            full=self._scheduler.full_users(self._sync, PER_USER),
+            empty=empty,
+            open=open_,
+            probes=probes,
+            reads_queue=reads_queue,
+        )
+
+    def wanted_now(self) -> Wanted | None:
+        """Return what is to be loaded now, the queue first every other time; None: nothing."""
+        wanted = self.wanted()
+        if wanted is None:
+            return None
+        self._queue_first = not self._queue_first
+        return msgspec.structs.replace(
+            wanted, set_back_ms=self._clock.look(), queue_first=self._queue_first
+        )
+
+    def _probes_wanted(self) -> list[str]:
+        """Return the endpoints for which somebody aside may find out whether they are well."""
+        if not self._awaited:
+            return []
+        wanting = self._health.wanting_probe(loop_time_s())
+        waits_for = self._scheduler.waits_for
+        return [e for e in wanting if e in self._awaited and not waits_for(self._sync, e)]
+
+    def _can_deliver(self, open_: list[str]) -> bool:
+        """Return whether some of what is queued may be delivered, or found out to be."""
+        if EVENTS not in open_ or not self._scheduler.waits_for(self._sync, EVENTS):
+            return True
+        return self._writes_contacts and not any("/contacts" in endpoint for endpoint in open_)
+
+    # --- loading --------------------------------------------------------------------------
+
+    def load(self, store: Store, wanted: Wanted) -> rows.Loaded:
+        """Load what is wanted, in a transaction."""
+        return store.queue(self._taker).load(wanted)
+
+    def take(self, loaded: rows.Loaded, wanted: Wanted) -> None:
+        """Take in what was loaded, as it was wanted."""
+        self._clock.follow(wanted.set_back_ms)
+        add = self._scheduler.add
+        self._last_id, self._is_more_queued = loaded.last_id, loaded.more
+        self._next_wake_ms, self._next_probe_ms = loaded.next_wake_ms, loaded.next_probe_ms
+        self._awaited = frozenset(loaded.awaited)
+        self._looks_at_table = False
+        for user, records in loaded.refilled.items():
+            self._hold(records)
+            add(self._sync, Loaded(user, records, bool(records)))
+        for woken in loaded.woken:
+            self._hold(woken.records)
+            add(
+                self._sync,
+                Loaded(woken.user, woken.records, True, woken.is_probe, woken.failing),
+            )
+        fresh: dict[str, list[Record]] = {}
+        for record in loaded.records:
+            fresh.setdefault(record.user_key, []).append(record)
+        self._hold(loaded.records)
+        for user, records in fresh.items():
+            add(self._sync, Loaded(user, records))
+        for user in loaded.crowded:
+            add(self._sync, Loaded(user, (), True))
+
+    def _hold(self, records: Iterable[Record]) -> None:
+        size = sum(len(record.raw) for record in records)
+        self._held_bytes += size
+        self._budget.total += size
+
+    def let_go(self, records: Iterable[Record]) -> None:
+        """Take in that records are no longer in memory."""
+        size = sum(len(record.raw) for record in records)
+        self._held_bytes -= size
+        self._budget.total -= size
+
+    def begin_anew(self) -> None:
+        """Forget what was loaded."""
+        self._budget.total -= self._held_bytes
+        self._held_bytes = self._last_id = 0
+        self._is_more_queued = self._looks_at_table = True
+        self._next_wake_ms, self._next_probe_ms, self._awaited = None, None, frozenset()
+
+    def withdraw(self) -> list[tuple[str, str, list[Record]]]:
+        """Take users out of memory that cannot have a turn, where they are too many; return each
+        with its endpoint and its records."""
+        keep = min(LOAD_ROWS, self._read_ahead)
+        return [
+            (endpoint, user, records)
+            for endpoint in self._health.open_circuits
+            for user, records in self._scheduler.withdraw(self._sync, endpoint, keep)
+        ]
+
+
+class _Clock:
+    """By how much the wall clock was set back, and users still have to follow it."""
+
+    def __init__(self, now_ms: Callable[[], int]) -> None:
+        self._now_ms = now_ms
+        self._looked_at_ms: int | None = None
+        self._looked_at_s = 0.0
+        self._set_back_ms = 0
+
+    def look(self) -> int:
+        """Return by how much (ms)."""
+        now_ms, now_s = self._now_ms(), loop_time_s()
+        if self._looked_at_ms is not None:
+            expected_ms = self._looked_at_ms + int((now_s - self._looked_at_s) * 1000)
+            if expected_ms - now_ms > CLOCK_STEP_MS:
+                self._set_back_ms += expected_ms - now_ms
+        self._looked_at_ms, self._looked_at_s = now_ms, now_s
+        return self._set_back_ms
+
+    def follow(self, by_ms: int) -> None:
+        """Take in that users have followed it by so much."""
+        self._set_back_ms -= by_ms

@@ -1,0 +1,123 @@
+"""How long users wait after a failure, and what is written of it: in somebody's transaction.
+
+Rules
+=====
+1. A failure of which it is not known whose it is, or that is the endpoint's: some seconds, longer
+   with each in a row; a user whose first record was charged before keeps its back-off.
+2. One that is the user's own: the back-off over the retry window, by the attempts that were
+   charged. At a sick endpoint there are ``SICK_ATTEMPTS``, and no wait is over ``SICK_MOST_S``.
+3. A user that Intercom does not know: the same back-off over the retry window. Tries that are made
+   in between (a new event, an identify) are no attempts: they move none, and take none away. An
+   event dies when all attempts have found its user unknown, and it has waited for a whole window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Final
+
+import msgspec
+
+from amplitude_intercom.engine.backoff import retry_delay_s, unknown_delay_s
+from amplitude_intercom.engine.delivery.calls import NotAnswered
+from amplitude_intercom.engine.delivery.health import Blame
+from amplitude_intercom.engine.envelope import Record
+from amplitude_intercom.engine.errors import Failure
+from amplitude_intercom.engine.spool.jobs import Expiry, JobKind
+from amplitude_intercom.engine.spool.store import Store
+from amplitude_intercom.engine.spool.users import Unknown
+
+SICK_ATTEMPTS: Final = 40
+SICK_MOST_S: Final = 600.0
+
+
+class Retries(msgspec.Struct, frozen=True):
+    """A sync's back-off: ``attempts`` calls within ``window_s``; ``jitter`` returns [0, 1)."""
+
+    attempts: int
+    window_s: float
+    jitter: Callable[[], float]
+
+    def most_attempts(self, *, is_sick: bool) -> int:
+        """Return after how many charged attempts a record dies."""
+        return max(self.attempts, SICK_ATTEMPTS) if is_sick else self.attempts
+
+    def own_wait_s(self, charged: int, *, is_sick: bool) -> float:
+        """Return how long a user waits after so many failures of its own."""
+        wait_s = retry_delay_s(charged, self.attempts, self.window_s, self.jitter())
+        return min(SICK_MOST_S, wait_s) if is_sick else wait_s
+
+    def unknown_wait_ms(self, refusals: int) -> int:
+        """Return how long it is to the next attempt of a user that was unknown at so many."""
+        if refusals >= self.attempts:
+            return int(self.window_s * 1000) // self.attempts
+        return int(retry_delay_s(refusals, self.attempts, self.window_s, self.jitter()) * 1000)
+
+
+def fail(
+    store: Store,
+    taker: int,
+    record: Record,
+    others: Iterable[int],
+    evidence: NotAnswered,
+    retries: Retries,
+    now_ms: int,
+) -> None:
+    """Let a user wait whose call has failed; ``others``: the ids of what else is loaded of it."""
+    assert evidence.failure is not None
+    settling = store.settling(taker)
+    charged = store.records.attempts(record.id)
+    if evidence.blame is Blame.OWN:
+        wait_s = retries.own_wait_s(charged + 1, is_sick=evidence.is_sick)
+    elif charged:
+        wait_s = retries.own_wait_s(charged, is_sick=evidence.is_sick)
+    else:
+        failures = settling.failures(record.user_key) + 1
+        wait_s = unknown_delay_s(failures, retries.jitter())
+    is_own = evidence.blame is Blame.OWN
+    wake_at_ms = now_ms + int(wait_s * 1000)
+    settling.park(record, others, evidence.failure, wake_at_ms, now_ms, is_own=is_own)
+
+
+def charge(
+    store: Store, taker: int, record: Record, evidence: NotAnswered, retries: Retries, now_ms: int
+) -> None:
+    """Charge an attempt to a record whose failure is its user's own; the last one ends it."""
+    assert evidence.failure is not None
+    settling = store.settling(taker)
+    charged = settling.charge(record.id, now_ms)
+    if charged >= retries.most_attempts(is_sick=evidence.is_sick):
+        settling.give_up(record.id, evidence.failure, now_ms)
+
+
+def find_unknown(
+    store: Store,
+    taker: int,
+    record: Record,
+    others: Iterable[int],
+    failure: Failure,
+    retries: Retries,
+    now_ms: int,
+) -> bool:
+    """Let a user wait that Intercom does not know; bury what has waited for the whole window.
+
+    Returns whether the rest of that is a job of its own.
+    """
+    settling, user = store.settling(taker), record.user_key
+    refusals, attempt_at_ms, _ = settling.unknown(user)
+    window_ms = int(retries.window_s * 1000)
+    if now_ms >= attempt_at_ms:
+        refusals += 1
+        attempt_at_ms = now_ms + retries.unknown_wait_ms(refusals)
+    settling.charge(record.id, now_ms)
+    settling.park(record, others, failure, attempt_at_ms, now_ms)
+    settling.note_unknown(user, Unknown(refusals, attempt_at_ms, now_ms))
+    if refusals < retries.attempts:
+        return False
+    if retries.attempts == 1:
+        settling.give_up(record.id, failure, now_ms)
+    expiry = Expiry(user, now_ms - window_ms, failure)
+    _, more = settling.expire(user, failure, expiry.accepted_until_ms, now_ms)
+    if more:
+        store.ask_job(JobKind.EXPIRE, taker, expiry, 0, who="delivery", now_ms=now_ms)
+    return more

@@ -1,0 +1,1723 @@
+"""The feed in virtual time: order per user, nobody stuck, nothing twice, memory bounded.
+
+The spool, the scheduler and what is loaded are the real ones; actors do what a test says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import random
+import sqlite3
+import weakref
+from collections import Counter
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import anyio
+import msgspec
+import pytest
+
+from amplitude_intercom.engine.delivery import loading as loading_module
+from amplitude_intercom.engine.delivery.calls import Cause, NotAnswered
+from amplitude_intercom.engine.delivery.endings import (
+    Deferred,
+    Ending,
+    GoOn,
+    PutBack,
+    Unknown,
+    ending_of,
+)
+from amplitude_intercom.engine.delivery.feed import Feed
+from amplitude_intercom.engine.delivery.health import Blame, Health
+from amplitude_intercom.engine.delivery.loading import (
+    LOAD_ROWS,
+    MOST_PROBES,
+    PER_USER,
+    LoadedBytes,
+    Loading,
+)
+from amplitude_intercom.engine.delivery.scheduler import EVENTS, Scheduler, View
+from amplitude_intercom.engine.delivery.turns import MOST_EVENTS, Turn
+from amplitude_intercom.engine.delivery.waiting import Retries
+from amplitude_intercom.engine.envelope import Kind, Record
+from amplitude_intercom.engine.errors import Failure, SpoolDamaged, SpoolError
+from amplitude_intercom.engine.reasons import DeadReason, DropReason
+from amplitude_intercom.engine.spool.accounts import LAST_BATCH, SPOOL
+from amplitude_intercom.engine.spool.batches import SLOTS
+from amplitude_intercom.engine.spool.queue import Queue, Wanted
+from amplitude_intercom.engine.spool.rows import Contact, DeadLetterQuery, Loaded
+from amplitude_intercom.engine.spool.settling import Settling
+from amplitude_intercom.engine.spool.spool import Spool, TakerSpool
+from amplitude_intercom.engine.spool.sqlite.database import Database, Job, T
+from amplitude_intercom.engine.spool.store import Store
+from amplitude_intercom.engine.spool.user_state import UserState, state_of_user
+from amplitude_intercom.engine.spool.users import Unknown as FoundUnknown
+from amplitude_intercom.engine.spool.writer import InlineWriter
+from amplitude_intercom.transports.reasons import RefusalReason
+from support import simulation
+from support.spools import append_of, kept
+from support.virtual import EPOCH_S, current, run
+
+SYNC = "simulated"
+HOUR_S = 3600.0
+
+UNKNOWN = Failure(DeadReason.USER_NOT_FOUND, 404)
+REFUSED = Failure(DeadReason.REFUSED, 422)
+
+
+def failing(blame: Blame, *, is_sick: bool = False) -> NotAnswered:
+    """Return evidence of a call that has failed."""
+    failure = Failure(DeadReason.USER_FAILING, 500)
+    return NotAnswered(Cause.FAILED, EVENTS, failure, blame, is_sick)
+
+
+OWN = failing(Blame.OWN)
+NOT_KNOWN = failing(Blame.NOT_KNOWN)
+
+Said = Failure | NotAnswered | int | str | None
+"""What comes of a record's call: nothing (it is delivered), a failure (unknown, or refused),
+evidence of a failed call, an instant (Unix ms) before which it may not leave, or that its turn
+cannot be had: the endpoint that its user turned out to need, empty where none is known."""
+
+
+class Fault(Exception):
+    """A fault of the program that belongs to no record."""
+
+
+class LateWriter(InlineWriter):
+    """Runs jobs in order as the thread does: answers come late, some fail, and others go on."""
+
+    def __init__(self, database: Database, chance: random.Random, fails: float) -> None:
+        super().__init__(database)
+        self._chance = chance
+        self._fails = fails
+        self._free_at_s = 0.0
+
+    def stand_still(self, for_s: float) -> None:
+        """Run nothing for so long."""
+        self._free_at_s = current().time() + for_s
+
+    def submit(self, job: Job[T]) -> asyncio.Future[T]:
+        loop = current()
+        future: asyncio.Future[T] = loop.create_future()
+        self._free_at_s = max(self._free_at_s, loop.time()) + self._chance.choice([0, 0, 0.002])
+        loop.call_at(self._free_at_s, self._run, job, future)
+        return future
+
+    def _run(self, job: Job[T], future: asyncio.Future[T]) -> None:
+        error: BaseException | None = SpoolError(RefusalReason.SPOOL_FAILING, "for once")
+        if self._chance.random() >= self._fails:
+            done = super().submit(job)
+            error = done.exception()
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(done.result())
+
+
+class FailingDisk(InlineWriter):
+    """Runs jobs; some of the commits fail, and nothing of them is kept."""
+
+    def __init__(self, database: Database, chance: random.Random, fails: float) -> None:
+        super().__init__(database)
+        self._chance = chance
+        self._fails = fails
+
+    def submit(self, job: Job[T]) -> asyncio.Future[T]:
+        if self._chance.random() >= self._fails:
+            return super().submit(job)
+
+        def fail(store: Store) -> T:
+            job(store)
+            error = sqlite3.OperationalError("disk I/O error")
+            error.sqlite_errorcode = sqlite3.SQLITE_IOERR
+            raise error
+
+        return super().submit(fail)
+
+
+class StandingDisk(InlineWriter):
+    """Runs jobs; none while it stands still, and all of them, in order, when it goes on."""
+
+    def __init__(self, database: Database) -> None:
+        super().__init__(database)
+        self.stands_still = False
+        self._waiting: list[tuple[Job[Any], asyncio.Future[Any]]] = []
+
+    def submit(self, job: Job[T]) -> asyncio.Future[T]:
+        if not self.stands_still:
+            return super().submit(job)
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._waiting.append((job, future))
+        return future
+
+    def go_on(self) -> None:
+        self.stands_still = False
+        for job, future in self._waiting:
+            future.set_result(super().submit(job).result())
+        self._waiting.clear()
+
+
+class Rig:
+    """A spool on disk, its feed, and actors that do what ``answer`` says."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        read_ahead: int = 64,
+        turns: int = 64,
+        attempts: int = 5,
+        seed: float = 0,
+        late: bool = False,
+        fails: float = 0.0,
+        budget: LoadedBytes | None = None,
+    ) -> None:
+        folder.mkdir(exist_ok=True)
+        self.chance = random.Random(seed)
+        settings = simulation.settings(folder)
+        small = msgspec.structs.replace(settings.spool, reserve_bytes=0)
+        settings = msgspec.structs.replace(settings, spool=small)
+        now_ms = current().wall_ms
+        self.spool = Spool(folder, settings, now_ms=now_ms, inline=True)
+        self.database = self.spool._database
+        if late:
+            self.spool.writer = LateWriter(self.database, self.chance, fails)
+        self.db.execute("PRAGMA synchronous = OFF")  # these are about order, not about power cuts
+        self.store.begin()
+        self.taker = self.store.taker(SYNC)
+        self.store.commit()
+        self.mine = TakerSpool(self.spool, self.taker, settings.sync[0])
+        self.spool._takers[SYNC] = self.mine
+        self.health = Health(lambda _: 1.0)
+        self.scheduler = Scheduler()
+        self.budget = budget or LoadedBytes()
+        loading = Loading(
+            SYNC,
+            self.taker,
+            self.scheduler,
+            self.health,
+            self.budget,
+            read_ahead=read_ahead,
+            writes_contacts=True,
+            now_ms=now_ms,
+        )
+        self.news = asyncio.Event()
+        self.feed = Feed(
+            self.mine,
+            self.scheduler,
+            loading,
+            Retries(attempts, HOUR_S, self.chance.random),
+            many=(turns + 1) // 2,
+            now_ms=now_ms,
+            changed=self.news.set,
+        )
+        self.turns = turns
+        self.read_ahead = read_ahead
+        self.accepted: dict[str, list[int]] = {}
+        self.delivered: dict[str, list[int]] = {}
+        self.at_s: dict[int, float] = {}
+        self.calls: Counter[str] = Counter()
+        self.called: list[tuple[int, float]] = []
+        """Records of which a call was made, and when."""
+        self.at_work: dict[str, Turn] = {}
+        self.most_loaded = 0
+        self.faults = 0
+        self.fault_kinds: tuple[type[Exception], ...] = (Fault,)
+        self.answer: Callable[[Record], Said] = lambda _: None
+        self.call_s: Callable[[], float] = lambda: 0.01
+        self.most_probes = 1 << 30
+        self.confirms = True
+        """Whether every charge is confirmed, a little later."""
+        self.not_before_ms: dict[int, int] = {}
+        self.deferrals: Counter[str] = Counter()
+        self._scope: anyio.CancelScope | None = None
+
+    # --- intake ---------------------------------------------------------------------------
+
+    @property
+    def store(self) -> Store:
+        return self.database.store
+
+    @property
+    def db(self) -> Any:
+        return self.store.db
+
+    def append(self, *users: str, kind: Kind = Kind.EVENT, raw: bytes = b"{}") -> list[int]:
+        """Append a record of each user; return their ids."""
+        store = self.store
+        last_batch = store.accounts.value(SPOOL, LAST_BATCH)
+        new = append_of(*(kept(user, raw, kind) for user in users), sync=SYNC)
+        store.begin()
+        store.append([new], current().wall_ms())
+        store.commit()
+        rows = self.db.execute(
+            "SELECT id, count FROM inbox WHERE id > ? ORDER BY id", (last_batch,)
+        )
+        ids = [batch * SLOTS + slot for batch, count in rows for slot in range(count)]
+        for user, id_ in zip(users, ids, strict=True):
+            self.accepted.setdefault(user, []).append(id_)
+        self.spool.notify([SYNC])
+        return ids
+
+    def have(self, queues: type[Queue] = Queue, settlings: type[Settling] = Settling) -> None:
+        """Let the store's queues and settlings be of these kinds from now on."""
+
+        class OtherStore(Store):
+            def queue(self, taker: int) -> Queue:
+                found = super().queue(taker)
+                found.__class__ = queues
+                return found
+
+            def settling(self, taker: int) -> Settling:
+                found = super().settling(taker)
+                found.__class__ = settlings
+                return found
+
+        self.store.__class__ = OtherStore
+
+    # --- delivery -------------------------------------------------------------------------
+
+    async def deliver(
+        self, until: Callable[[], Coroutine[Any, Any, None]], *, is_killed: bool = False
+    ) -> None:
+        """Deliver until ``until`` returns, then stop and finish what is at work; or do not."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._deliver)
+            await until()
+            if is_killed:
+                tasks.cancel_scope.cancel()
+            else:
+                self.feed.stop()
+        await self.spool.close()
+
+    async def _deliver(self) -> None:
+        """Deliver, and again after each break-down, as the pipeline does."""
+        while True:
+            with anyio.CancelScope() as self._scope:
+                await self._deliver_once()
+                return
+            self.at_work.clear()
+            self.scheduler.forget_all()
+            self.feed.forget_turns()
+            if self.feed.is_stopping:
+                return
+            await anyio.sleep(1)
+
+    async def _deliver_once(self) -> None:
+        async with anyio.create_task_group() as actors:
+            actors.start_soon(self._choose, actors)
+            await self._feed()
+            actors.cancel_scope.cancel()
+
+    async def _feed(self) -> None:
+        while True:
+            try:
+                await self.feed.run()
+            except self.fault_kinds:
+                self.faults += 1
+                await anyio.sleep(1)
+            else:
+                return
+
+    def break_down(self) -> None:
+        """Stop all that is at work, as a fault of an actor does."""
+        assert self._scope is not None
+        self._scope.cancel()
+
+    async def _choose(self, actors: Any) -> None:
+        scheduler = self.scheduler
+        while True:
+            self.news.clear()
+            view = View(self.health.open_circuits, self.most_probes)
+            while scheduler.calls_at_work < self.turns and (turn := scheduler.choose(view)):
+                assert turn.user not in self.at_work, "two turns at once"
+                self.at_work[turn.user] = turn
+                actors.start_soon(self._work, turn)
+                self.feed.look()
+            self.most_loaded = max(self.most_loaded, self.loaded)
+            await self.news.wait()
+
+    async def _work(self, turn: Turn) -> None:
+        left = list(turn.records)
+        ending: Ending | None = None
+        while left and ending is None:
+            ending = await self._one(turn, left)
+        if isinstance(ending, Deferred):
+            self.deferrals[turn.user] += 1
+        del self.at_work[turn.user]
+        self.feed.end(turn, ending or GoOn(succeeded=turn.has_succeeded))
+
+    async def _one(self, turn: Turn, left: list[Record]) -> Ending | None:
+        """Make the call of the first record that is left; return how the turn ends, if it does."""
+        record = left[0]
+        at_ms = self.not_before_ms.get(record.id, 0)
+        if self.feed.is_stopping:
+            return PutBack(left)
+        if at_ms and not self.feed.is_due(at_ms):
+            return Deferred(left, at_ms)
+        turn.note_departure()
+        await anyio.sleep(self.call_s())
+        self.calls[turn.user] += 1
+        self.called.append((record.id, current().now_s))
+        match self.answer(record):
+            case None:
+                self._take(record)
+                turn.has_succeeded = True
+            case Failure(reason=DeadReason.USER_NOT_FOUND) as failure:
+                return Unknown(left, failure)
+            case Failure() as failure:
+                self.feed.bury(record, failure)
+            case NotAnswered() as evidence:
+                if evidence.blame is Blame.OWN and self.confirms:
+                    charge = partial(self.feed.charge, turn.user, stands=True)
+                    current().call_later(0.1, charge)
+                return ending_of(evidence, left)
+            case int(until_ms):
+                return Deferred(left, until_ms)
+            case str(endpoint):
+                return PutBack(left, endpoint or None)
+        left.pop(0)
+        return None
+
+    def _take(self, record: Record) -> None:
+        self.delivered.setdefault(record.user_key, []).append(record.id)
+        self.at_s[record.id] = current().now_s
+        self.feed.deliver(record)
+
+    # --- looking --------------------------------------------------------------------------
+
+    @property
+    def loaded(self) -> int:
+        """Records in memory."""
+        users = self.scheduler._syncs[SYNC].users.values()
+        under_way = sum(len(turn.records) for turn in self.at_work.values())
+        return sum(len(user.records) for user in users) + under_way
+
+    @property
+    def bound(self) -> int:
+        """Records that may be in memory: those of users that may have a turn, those behind what
+        is at work, and those of users that were parked."""
+        behind = self.turns * (2 * PER_USER + MOST_EVENTS)
+        return self.read_ahead + behind + MOST_PROBES * PER_USER
+
+    @property
+    def pending(self) -> int:
+        return self.counters["pending"]
+
+    @property
+    def counters(self) -> Counter[str]:
+        return self.mine.counters
+
+    async def settled(self) -> None:
+        with anyio.fail_after(400 * HOUR_S):
+            while self.pending:
+                await self.feed.progress()
+
+    async def free(self) -> None:
+        """Wait until nothing of any user is left, in memory or on disk."""
+        await self.settled()
+        await anyio.sleep(10)
+        assert self.feed.held_bytes == self.budget.total == 0
+        assert self.loaded == self.scheduler.at_work(SYNC) == 0
+        assert self.db.execute("SELECT count(*) FROM users").fetchone() == (0,)
+
+    def dead(self) -> dict[int, str]:
+        letters = self.store.letters.find(self.taker, DeadLetterQuery())
+        return {letter.id: letter.reason for letter in letters}
+
+    def check_balance(self) -> None:
+        counters = self.counters
+        settled = counters["delivered"] + counters["dead"] + counters["pending"]
+        assert counters["received"] == settled
+        counted = {name: counters[name] for name in ("pending", "dead")}
+        assert self.store.recount(self.taker) == counted
+
+    def failures(self, user: str) -> int:
+        return self.store.users.failures(self.taker, user)
+
+    def attempts(self, id_: int) -> int:
+        return self.store.records.attempts(id_)
+
+    def state(self, user: str) -> UserState:
+        return state_of_user(self.store, self.taker, user)
+
+    def called_at_s(self, id_: int) -> list[float]:
+        return [at_s for called, at_s in self.called if called == id_]
+
+    def stand_still(self, for_s: float) -> None:
+        """Let the disk do nothing for so long."""
+        assert isinstance(self.spool.writer, LateWriter)
+        self.spool.writer.stand_still(for_s)
+
+    def open_circuit(self) -> None:
+        self.health.of(EVENTS).circuit.open(current().now_s)
+        self.feed.look()
+
+    def close_circuit(self) -> None:
+        self.health.of(EVENTS).circuit.close()
+        self.feed.look()
+        self.news.set()
+
+
+def of_ann(said: Said, rig: Rig, calls: int = 1 << 30) -> Callable[[Record], Said]:
+    """Return what to answer where so many calls of ann come to something, and others are well."""
+    return lambda record: said if record.user_key == "ann" and rig.calls["ann"] <= calls else None
+
+
+def unknown_until_identified() -> Callable[[Record], Said]:
+    """Return what to answer for users that Intercom knows from their first identify on."""
+    known = set()
+
+    def answer(record: Record) -> Said:
+        if record.kind is Kind.IDENTIFY:
+            known.add(record.user_key)
+        return None if record.user_key in known else UNKNOWN
+
+    return answer
+
+
+def in_virtual_time(test: Callable[[Path], Coroutine[Any, Any, None]]) -> Callable[[Path], None]:
+    def wrapper(tmp_path: Path) -> None:
+        run(lambda: test(tmp_path))
+
+    wrapper.__name__ = test.__name__
+    return wrapper
+
+
+# --- random histories ---------------------------------------------------------------------
+
+
+class History:
+    """One random history of several processes, with what has come of all of them."""
+
+    def __init__(self, seed: int, folder: Path) -> None:
+        chance = self.chance = random.Random(seed)
+        self.folder = folder / str(seed)
+        self.users = [f"u{i}" for i in range(chance.choice([1, 2, 5, 12]))]
+        self.accepted: dict[str, list[int]] = {user: [] for user in self.users}
+        self.delivered: dict[str, list[int]] = {user: [] for user in self.users}
+        self.kinds: dict[int, Kind] = {}
+        self.not_before_ms: dict[int, int] = {}
+        self.has_strangers = chance.random() < 0.5
+        self.read_ahead = chance.choice([1, 2, 7, 40, 300])
+        self.turns = chance.choice([1, 2, 5, 300])
+        self.early = chance.choice([0, 0, 0.05, 0.5])
+
+    async def live(self, *, last: bool) -> None:
+        """Live one life: its process ends, well or not; the last one delivers all."""
+        chance = self.chance
+        breaks = chance.random() < 0.5
+        rig = Rig(
+            self.folder,
+            read_ahead=self.read_ahead,
+            turns=self.turns,
+            seed=chance.random(),
+            late=chance.random() < 0.5,
+            fails=0.0 if breaks else 0.03,
+        )
+        trouble = 0.0 if last else chance.choice([0.0, 0.05, 0.3])
+        rig.answer = partial(self._answer, trouble)
+        rig.not_before_ms = self.not_before_ms
+        rig.call_s = lambda: chance.choice([0, 0, 0.01, 1.0])
+        await rig.deliver(
+            partial(self._take_in, rig, last=last, breaks=breaks),
+            is_killed=breaks and not last and chance.random() < 0.5,
+        )
+        for user, ids in rig.delivered.items():
+            self.delivered[user] += ids
+        again = Rig(self.folder)
+        again.check_balance()
+        assert rig.most_loaded <= rig.bound
+        if last:
+            self._check(again.dead())
+        await again.spool.close()
+
+    def _answer(self, trouble: float, record: Record) -> Said:
+        left_early = current().wall_ms() < self.not_before_ms.get(record.id, 0)
+        assert not left_early
+        if self.chance.random() >= trouble:
+            return None
+        if self.has_strangers and record.kind is Kind.EVENT:
+            return UNKNOWN
+        endpoint = EVENTS if record.kind is Kind.EVENT else "PUT /contacts/{id}"
+        said: list[Said] = [OWN, OWN, NOT_KNOWN, REFUSED, endpoint, ""]
+        return self.chance.choice(said)
+
+    async def _take_in(self, rig: Rig, *, last: bool, breaks: bool) -> None:
+        chance = self.chance
+        for _ in range(chance.randrange(8)):
+            self._append_some(rig)
+            await anyio.sleep(chance.choice([0, 0.01, 3, 60]))
+            if breaks and chance.random() < 0.3:
+                rig.break_down()
+            if chance.random() < 0.1:
+                rig.open_circuit()
+                await anyio.sleep(chance.choice([0.1, 30]))
+                rig.close_circuit()
+        if last:
+            await rig.free()
+        else:
+            await anyio.sleep(chance.choice([0, 0.5, 30]))
+
+    def _append_some(self, rig: Rig) -> None:
+        chance, users = self.chance, self.users
+        who = chance.choice(users)
+        batch = [
+            who if chance.random() < 0.5 else chance.choice(users)
+            for _ in range(chance.choice([1, 5, 40, 120]))
+        ]
+        kind = chance.choice([Kind.EVENT, Kind.EVENT, Kind.IDENTIFY])
+        for id_, user in zip(rig.append(*batch, kind=kind), batch, strict=True):
+            self.accepted[user].append(id_)
+            self.kinds[id_] = kind
+            if kind is Kind.EVENT and chance.random() < self.early:
+                at_ms = current().wall_ms() + chance.choice([1, 500, 60_000])
+                self.not_before_ms[id_] = at_ms
+
+    def _check(self, dead: dict[int, str]) -> None:
+        for user in self.users:
+            expected = [id_ for id_ in self.accepted[user] if id_ not in dead]
+            delivered = list(self.delivered[user])
+            if self.has_strangers:  # an identify may go before the events of a user who is unknown
+                expected.sort(key=self.kinds.__getitem__)
+                delivered.sort(key=self.kinds.__getitem__)
+            assert delivered == expected, user
+
+
+def lives_of(seed: int, folder: Path) -> None:
+    """Walk through one random history; repeat it with ``lives_of(seed, tmp_path)``."""
+    history = History(seed, folder)
+    for last in (False, False, True):
+        run(partial(history.live, last=last))
+
+
+@pytest.mark.parametrize("first", range(0, 100, 20))
+def test_each_users_records_are_delivered_once_in_the_order_of_acceptance(
+    first: int, tmp_path: Path
+) -> None:
+    for seed in range(first, first + 20):
+        try:
+            lives_of(seed, tmp_path)
+        except BaseException as error:
+            error.add_note(f"repeat with lives_of({seed}, tmp_path)")
+            raise
+
+
+# --- crowds, and what is in memory --------------------------------------------------------
+
+
+@in_virtual_time
+async def test_a_crowded_user_does_not_hold_up_the_others(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, read_ahead=128, turns=4)
+    rig.append(*["crowd"] * 1000, *[f"u{i}" for i in range(50)])
+    rig.call_s = lambda: 1.0
+    crowd = rig.accepted.pop("crowd")
+    others = [id_ for ids in rig.accepted.values() for id_ in ids]
+    await rig.deliver(rig.free)
+    assert max(rig.at_s[i] for i in others) < 20
+    assert rig.delivered["crowd"] == crowd
+    assert rig.most_loaded <= rig.bound
+
+
+@in_virtual_time
+async def test_many_crowded_users_do_not_hold_up_those_who_come_later(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, read_ahead=128, turns=4)
+    rig.append(*[f"crowd{i // 200}" for i in range(12 * 200)])
+    rig.call_s = lambda: 1.0
+
+    async def later() -> None:
+        await anyio.sleep(320)
+        rig.append("late")
+        await rig.free()
+        assert current().now_s > 450
+
+    await rig.deliver(later)
+    (late,) = rig.delivered["late"]
+    assert rig.at_s[late] < 320 + PER_USER
+    assert rig.most_loaded <= rig.bound
+
+
+@in_virtual_time
+async def test_many_parked_users_that_are_due_do_not_hold_up_those_who_come_later(
+    tmp_path: Path,
+) -> None:
+    """Calls of theirs hang, so that few of them are tried in a minute."""
+    rig = Rig(tmp_path, read_ahead=100, turns=8)
+    rig.most_probes = 4
+    rig.append(*(f"hanging-{n}" for n in range(500)))
+    rig.answer = lambda record: OWN if record.user_key != "late" else None
+
+    async def until() -> None:
+        await anyio.sleep(5)
+        assert len(rig.calls) == 500
+        rig.call_s = lambda: 30.0
+        await anyio.sleep(170)
+        rig.append("late")
+        asked_s = current().now_s
+        while "late" not in rig.delivered:
+            await rig.feed.progress()
+        assert current().now_s < asked_s + 60
+
+    await rig.deliver(until)
+
+
+@in_virtual_time
+async def test_however_many_parked_users_wake_at_once_memory_is_bounded(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, read_ahead=100, turns=4)
+    is_down = True
+    rig.answer = lambda _: failing(rig.chance.choice(list(Blame))) if is_down else None
+    rig.confirms = False
+    rig.append(*[f"u{i % 200}" for i in range(200 * 30)])
+
+    async def until() -> None:
+        nonlocal is_down
+        await anyio.sleep(30)
+        is_down = False
+        await rig.free()
+
+    await rig.deliver(until)
+    assert rig.most_loaded <= rig.bound < 200 * 30
+    assert rig.delivered == rig.accepted
+
+
+@pytest.mark.parametrize("read_ahead", [1, 2, 3])
+def test_the_smallest_read_ahead_still_delivers(read_ahead: int, tmp_path: Path) -> None:
+    async def main() -> None:
+        rig = Rig(tmp_path, read_ahead=read_ahead, turns=2)
+        rig.append(*["ann", "bob", "cid"] * 200)
+        await rig.deliver(rig.free)
+        assert rig.most_loaded <= rig.bound
+        assert rig.delivered == rig.accepted
+
+    run(main)
+
+
+@in_virtual_time
+async def test_large_records_are_bounded_in_bytes(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, read_ahead=2048)
+    size = loading_module.READ_AHEAD_BYTES // 16
+    most = 0
+
+    def answer(_: Record) -> None:
+        nonlocal most
+        most = max(most, rig.budget.total)
+
+    rig.answer = answer
+    rig.append(*["ann"] * 40, *["bob"] * 40, raw=bytes(size))
+    await rig.deliver(rig.free)
+    assert most <= loading_module.READ_AHEAD_BYTES + size
+    assert rig.calls == {"ann": 40, "bob": 40}
+
+
+@in_virtual_time
+async def test_what_several_syncs_have_loaded_is_bounded_together(tmp_path: Path) -> None:
+    together = LoadedBytes()
+    rigs = [Rig(tmp_path / f"{n}", read_ahead=2048, budget=together) for n in range(3)]
+    size = loading_module.READ_AHEAD_BYTES // 16
+    most = 0
+
+    def answer(_: Record) -> None:
+        nonlocal most
+        most = max(most, together.total)
+
+    async with anyio.create_task_group() as tasks:
+        for rig in rigs:
+            rig.answer = answer
+            rig.append(*["ann"] * 20, *["bob"] * 20, raw=bytes(size))
+            tasks.start_soon(rig.deliver, rig.settled)
+    # Each may go beyond it by the record that reaches the bound; and none is starved for good.
+    assert most <= loading_module.READ_AHEAD_BYTES + len(rigs) * size
+    assert [rig.calls.total() for rig in rigs] == [40, 40, 40]
+    assert together.total == 0
+
+
+class WatchedRecord(Record, weakref=True, gc=True):
+    """A record of which can be told whether anybody still has it."""
+
+
+@in_virtual_time
+async def test_a_feed_that_waits_keeps_nothing_of_what_it_has_settled(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    rig.append("ann", "bob", "ann")
+    (_, refused), _ = rig.accepted["ann"], rig.accepted["bob"]
+    rig.answer = lambda record: REFUSED if record.id == refused else None
+    watched: list[weakref.ref[Record]] = []
+
+    class WatchingQueue(Queue):
+        def _sort(self, *records_and_more: Any) -> tuple[list[Record], list[int]]:
+            taken, aside = super()._sort(*records_and_more)
+            found = [WatchedRecord(*msgspec.structs.astuple(record)) for record in taken]
+            watched.extend(weakref.ref(record) for record in found)
+            return list(found), aside
+
+    rig.have(WatchingQueue)
+
+    async def until() -> None:
+        await rig.free()
+        gc.collect()
+        assert [reference() for reference in watched] == [None] * 3
+
+    await rig.deliver(until)
+
+
+# --- users that wait ----------------------------------------------------------------------
+
+
+@in_virtual_time
+async def test_a_parked_user_wakes_when_it_is_due_and_others_do_not_wait(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    rig.append("ann", "bob", "ann", "bob")
+    rig.answer = of_ann(OWN, rig, calls=2)
+    wakes: list[float] = []
+
+    async def until() -> None:
+        while rig.pending:
+            await rig.feed.progress()
+            (wake,) = rig.db.execute("SELECT max(wake_at_ms) FROM users").fetchone()
+            if wake:
+                wakes.append(round(wake / 1000 - EPOCH_S, 3))
+
+    await rig.deliver(until)
+    assert max(rig.at_s[i] for i in rig.delivered["bob"]) < 0.1
+    assert rig.delivered["ann"] == rig.accepted["ann"]
+    assert rig.calls["ann"] == 4
+    first = rig.called_at_s(rig.accepted["ann"][0])
+    for called, wake in zip(first[1:], sorted(set(wakes)), strict=True):
+        assert wake <= called < wake + 0.1
+
+
+@in_virtual_time
+async def test_a_deferred_user_goes_on_at_its_time_without_a_failure_and_others_do_not_wait(
+    tmp_path: Path,
+) -> None:
+    rig = Rig(tmp_path)
+    rig.append(*["ann", "bob"] * 5)
+    ann, bob = rig.accepted["ann"], rig.accepted["bob"]
+    rig.not_before_ms[ann[2]] = current().wall_ms() + 40_000
+
+    async def until() -> None:
+        await anyio.sleep(20)
+        assert rig.delivered == {"ann": ann[:2], "bob": bob}
+        assert rig.failures("ann") == 0
+        assert rig.store.users.parked(rig.taker) == {}
+        assert rig.state("ann").waiting.second_at_ms == rig.not_before_ms[ann[2]]
+        assert rig.loaded == rig.feed.held_bytes == 0
+        await rig.settled()
+        assert rig.state("ann").waiting.second_at_ms is None
+
+    await rig.deliver(until)
+    assert rig.delivered["ann"] == ann
+    assert 40 <= rig.at_s[ann[2]] < 40.1
+    assert rig.deferrals == {"ann": 1}
+    assert rig.calls == {"ann": 5, "bob": 5}
+
+
+@in_virtual_time
+async def test_deferring_forgives_a_failing_user_nothing(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    rig.append("ann", "ann")
+    first, second = rig.accepted["ann"]
+    rig.answer = of_ann(OWN, rig, calls=2)
+
+    async def until() -> None:
+        await anyio.sleep(1)
+        assert rig.failures("ann") == 1
+        rig.not_before_ms[first] = current().wall_ms() + 500_000
+        await anyio.sleep(450)
+        assert rig.deferrals["ann"] == 1
+        assert rig.failures("ann") == 1
+        await rig.settled()
+
+    await rig.deliver(until)
+    assert rig.delivered["ann"] == [first, second]
+    assert rig.calls["ann"] == 4
+
+
+@in_virtual_time
+async def test_after_a_clock_was_set_back_nobody_leaves_before_its_second(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    rig.append("ann", "bob")
+    rig.not_before_ms = dict.fromkeys(
+        [*rig.accepted["ann"], *rig.accepted["bob"]], current().wall_ms() + 30_000
+    )
+
+    async def until() -> None:
+        await anyio.sleep(1)
+        current().wall_offset_s = -20.0
+        await anyio.sleep(40)
+        assert not rig.delivered, "their second begins ten seconds later"
+        await anyio.sleep(11)
+        assert rig.delivered == rig.accepted
+
+    await rig.deliver(until)
+
+
+@pytest.mark.parametrize("kind", ["deferred", "parked"])
+def test_nobody_waits_for_a_clock_that_was_set_back_far(kind: str, tmp_path: Path) -> None:
+    async def main() -> None:
+        rig = Rig(tmp_path)
+        (id_,) = rig.append("ann")
+        if kind == "parked":
+            rig.answer = of_ann(OWN, rig, calls=1)
+        else:
+            rig.not_before_ms[id_] = current().wall_ms() + 30_000
+
+        async def until() -> None:
+            await anyio.sleep(1)
+            current().wall_offset_s = -86_400.0
+            with anyio.fail_after(240 if kind == "parked" else 40):
+                await rig.settled()
+
+        await rig.deliver(until)
+
+    run(main)
+
+
+@in_virtual_time
+async def test_a_turn_that_could_not_be_had_charges_nobody_and_keeps_the_order(
+    tmp_path: Path,
+) -> None:
+    rig = Rig(tmp_path, turns=1)
+    rig.append("ann", "bob", "ann")
+    asked = iter([""] * 5)
+    rig.answer = lambda _: next(asked, None)
+    await rig.deliver(rig.free)
+    assert rig.delivered == rig.accepted
+    first, *_ = rig.accepted["ann"]
+    assert [called for called, _ in rig.called[:6]] == [first] * 6
+
+
+@in_virtual_time
+async def test_a_user_that_keeps_failing_loses_one_record_and_goes_on(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    rig.append("ann", "ann", "ann")
+    bad, *rest = rig.accepted["ann"]
+    rig.answer = lambda record: OWN if record.id == bad else None
+
+    async def until() -> None:
+        await rig.settled()
+        assert rig.dead() == {bad: "user_failing"}
+        rig.check_balance()
+
+    await rig.deliver(until)
+    assert rig.calls["ann"] == 5 + 2
+    assert rig.delivered["ann"] == rest
+
+
+@in_virtual_time
+async def test_once_a_record_has_had_its_attempts_its_user_goes_on_at_once(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    bad, good = rig.append("ann", "ann")
+    rig.answer = lambda record: OWN if record.id == bad else None
+    await rig.deliver(rig.settled)
+    assert rig.at_s[good] < rig.called_at_s(bad)[-1] + 1
+
+
+# --- what is found out later --------------------------------------------------------------
+
+
+@in_virtual_time
+async def test_a_charge_counts_only_once_it_stands(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    (id_,) = rig.append("ann")
+    rig.answer = lambda _: OWN
+    rig.confirms = False
+
+    async def until() -> None:
+        await anyio.sleep(1)
+        assert rig.attempts(id_) == 0
+        rig.feed.charge("ann", stands=True)
+        await anyio.sleep(1)
+        assert rig.attempts(id_) == 1
+        rig.feed.charge("ann", stands=True)
+        await anyio.sleep(1)
+        assert rig.attempts(id_) == 1, "one failure was charged twice"
+
+    await rig.deliver(until)
+
+
+@in_virtual_time
+async def test_a_charge_that_is_cancelled_costs_no_attempt_however_often(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    (id_,) = rig.append("ann")
+    rig.answer = of_ann(OWN, rig, calls=20)
+    rig.confirms = False
+
+    async def until() -> None:
+        while rig.pending:
+            await rig.feed.progress()
+            rig.feed.charge("ann", stands=False)
+            assert rig.attempts(id_) == 0
+
+    await rig.deliver(until)
+    assert rig.calls["ann"] == 21
+    assert rig.delivered["ann"] == [id_]
+
+
+@in_virtual_time
+async def test_a_charge_that_stands_before_its_failure_is_written_is_not_lost(
+    tmp_path: Path,
+) -> None:
+    """A slow commit, and a success of another user that is seen meanwhile."""
+    rig = Rig(tmp_path, late=True)
+    (id_,) = rig.append("ann")
+    rig.confirms = False
+
+    def answer(_: Record) -> Said:
+        rig.stand_still(0.5)
+        current().call_later(0.1, partial(rig.feed.charge, "ann", stands=True))
+        return OWN
+
+    rig.answer = answer
+
+    async def until() -> None:
+        await anyio.sleep(5)
+        assert rig.failures("ann") == 1
+        assert rig.attempts(id_) == 1
+
+    await rig.deliver(until)
+
+
+@in_virtual_time
+async def test_a_user_that_is_hastened_is_tried_at_that_instant(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    (id_,) = rig.append("ann")
+    rig.answer = of_ann(NOT_KNOWN, rig, calls=1)
+
+    async def until() -> None:
+        await anyio.sleep(0.5)
+        rig.feed.hasten("ann", 0.5)
+        await rig.settled()
+
+    await rig.deliver(until)
+    first, second = rig.called_at_s(id_)
+    assert second == pytest.approx(first + 1.0, abs=0.05)
+
+
+@in_virtual_time
+async def test_hastening_lets_nobody_wait_for_longer(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    rig.append("ann")
+    rig.answer = of_ann(NOT_KNOWN, rig, calls=1)
+
+    async def until() -> None:
+        await anyio.sleep(0.5)
+        rig.feed.hasten("ann", 500.0)
+        rig.feed.hasten("nobody", 0.0)
+        await rig.settled()
+        assert current().now_s < 8
+
+    await rig.deliver(until)
+
+
+@in_virtual_time
+async def test_a_user_that_is_hastened_before_its_failure_is_written_does_not_wait(
+    tmp_path: Path,
+) -> None:
+    """Deliveries wait for others, and a turn that ends waits with them."""
+    rig = Rig(tmp_path)
+    bob, ann = rig.append("bob", "ann")
+
+    def answer(record: Record) -> Said:
+        if record.id == ann and len(rig.called_at_s(ann)) == 1:
+            current().call_later(0.001, rig.feed.hasten, "ann", 1.0)
+            return NOT_KNOWN
+        return None
+
+    rig.answer = answer
+    await rig.deliver(rig.settled)
+    first, second = rig.called_at_s(ann)
+    assert rig.at_s[bob] <= first
+    assert second < first + 2
+
+
+# --- users that are unknown ---------------------------------------------------------------
+
+
+@in_virtual_time
+async def test_an_identify_behind_an_unknown_user_wakes_it_at_once(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    rig.answer = unknown_until_identified()
+    events, identify = rig.append("ann", "ann", "ann"), []
+
+    async def until() -> None:
+        await anyio.sleep(100)
+        identify.extend(rig.append("ann", kind=Kind.IDENTIFY))
+        asked_s = current().now_s
+        await rig.settled()
+        assert current().now_s < asked_s + 0.2
+
+    await rig.deliver(until)
+    assert rig.delivered["ann"] == [*identify, *events]
+
+
+@in_virtual_time
+async def test_an_identify_that_was_loaded_already_wakes_an_unknown_user_at_once(
+    tmp_path: Path,
+) -> None:
+    rig = Rig(tmp_path)
+    rig.answer = unknown_until_identified()
+    rig.append("ann")
+    rig.append("ann", kind=Kind.IDENTIFY)
+    rig.append("ann")
+    first, identify, last = rig.accepted["ann"]
+
+    async def until() -> None:
+        await rig.settled()
+        assert current().now_s < 0.2
+
+    await rig.deliver(until)
+    assert rig.delivered["ann"] == [identify, first, last]
+
+
+def test_an_identify_that_was_loaded_at_a_crash_still_wakes_its_unknown_user(
+    tmp_path: Path,
+) -> None:
+    """Parked, and the process died before what was loaded behind came back."""
+    ids: list[int] = []
+
+    async def first() -> None:
+        rig = Rig(tmp_path)
+        rig.append("ann")
+        rig.append("ann", kind=Kind.IDENTIFY)
+        rig.append("ann")
+        ids.extend(rig.accepted["ann"])
+        now_ms, store = current().wall_ms(), rig.store
+        store.begin()
+        wanted = Wanted(limit=100, limit_bytes=1 << 20, per_user=100, now_ms=now_ms)
+        one, _, three = store.queue(rig.taker).load(wanted).records
+        settling = store.settling(rig.taker)
+        settling.park(one, [three.id], UNKNOWN, now_ms + 1_800_000, now_ms)
+        settling.note_unknown("ann", FoundUnknown(1, now_ms + 1_800_000, now_ms))
+        store.commit()
+        await rig.spool.close()
+
+    async def second() -> None:
+        rig = Rig(tmp_path)
+        one, identify, three = ids
+        await rig.deliver(rig.settled)
+        assert rig.delivered["ann"] == [identify, one, three]
+        assert max(rig.at_s.values()) < 1
+
+    run(first)
+    run(second)
+
+
+@in_virtual_time
+async def test_an_unknown_users_events_expire_after_the_window(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    rig.answer = of_ann(UNKNOWN, rig)
+    rig.append(*["ann"] * 500, "bob")
+
+    async def until() -> None:
+        await rig.settled()
+        assert HOUR_S * 0.8 < current().now_s < HOUR_S * 1.5
+        assert set(rig.dead().values()) == {"user_not_found"}
+        assert len(rig.dead()) == 500
+        rig.check_balance()
+
+    await rig.deliver(until)
+    assert rig.calls["ann"] <= 8
+
+
+@in_virtual_time
+async def test_the_window_begins_with_the_first_refusal_not_with_acceptance(
+    tmp_path: Path,
+) -> None:
+    """Deliveries that stood still for a day must not cost an event its retries."""
+    rig = Rig(tmp_path)
+    rig.append("ann", "ann")
+    await anyio.sleep(24 * HOUR_S)
+    rig.answer = of_ann(UNKNOWN, rig, calls=4)
+    await rig.deliver(rig.settled)
+    assert len(rig.delivered["ann"]) == 2
+    assert current().now_s > 24.3 * HOUR_S
+
+
+@pytest.mark.parametrize("said", [REFUSED, NOT_KNOWN, OWN])
+def test_identifies_that_fail_in_between_take_no_attempt_of_an_event_away(
+    said: Said, tmp_path: Path
+) -> None:
+    """The attempts keep their window, however often the user is tried."""
+
+    async def main() -> None:
+        rig = Rig(tmp_path)
+        (event,) = rig.append("ann")
+
+        def answer(record: Record) -> Said:
+            if record.kind is Kind.EVENT:
+                return UNKNOWN
+            return REFUSED if len(rig.called_at_s(record.id)) > 2 else said
+
+        rig.answer = answer
+
+        async def until() -> None:
+            for _ in range(15):
+                await anyio.sleep(150)
+                rig.append("ann", kind=Kind.IDENTIFY)
+            await anyio.sleep(150)
+            assert event not in rig.dead(), "it had less than its window"
+            await rig.settled()
+            assert rig.dead()[event] == "user_not_found"
+            rig.check_balance()
+
+        await rig.deliver(until)
+        assert HOUR_S * 0.8 < current().now_s < HOUR_S * 3
+
+    run(main)
+
+
+@in_virtual_time
+async def test_a_new_event_of_an_unknown_user_has_it_tried_at_once_only_a_minute_after_the_last(
+    tmp_path: Path,
+) -> None:
+    rig = Rig(tmp_path)
+    rig.answer = of_ann(UNKNOWN, rig)
+    (first,) = rig.append("ann")
+
+    async def until() -> None:
+        await anyio.sleep(30)
+        rig.append("ann")
+        await anyio.sleep(10)
+        assert rig.calls["ann"] == 1
+        await anyio.sleep(25)
+        rig.append("ann")
+        await anyio.sleep(1)
+        assert rig.calls["ann"] == 2
+        rig.append(*["ann"] * 20)
+        await anyio.sleep(30)
+        assert rig.calls["ann"] == 2
+
+    await rig.deliver(until)
+    assert len(rig.called_at_s(first)) == 2
+
+
+# --- ends, starts and faults --------------------------------------------------------------
+
+
+@in_virtual_time
+async def test_a_damaged_last_record_ends_the_wait_for_all_to_be_settled(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    rig.append("ann")
+    rig.db.execute("UPDATE inbox SET events = x'7b7c'")
+    await rig.deliver(rig.settled)
+    assert rig.delivered == {}
+    assert rig.counters["dead"] == 1
+
+
+def test_what_is_left_at_a_stop_is_delivered_in_order_by_the_next_feed(tmp_path: Path) -> None:
+    users = ["ann"] * 100 + ["bob"] * 3
+    seen: list[Rig] = []
+
+    async def first() -> None:
+        rig = Rig(tmp_path)
+        seen.append(rig)
+        rig.append(*users)
+        rig.call_s = lambda: 1.0
+        await rig.deliver(lambda: anyio.sleep(5.5))
+        assert sum(rig.calls.values()) < 20
+
+    async def second() -> None:
+        rig = Rig(tmp_path)
+        seen.append(rig)
+        await rig.deliver(rig.settled)
+
+    run(first)
+    run(second)
+    for user, count in Counter(users).items():
+        delivered = seen[0].delivered.get(user, []) + seen[1].delivered.get(user, [])
+        assert delivered == sorted(set(delivered))
+        assert len(delivered) == count
+
+
+@in_virtual_time
+async def test_what_is_answered_is_settled_when_delivery_is_cancelled(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    rig.append("ann", "bob")
+    rig.call_s = iter([0.0, 9.0]).__next__
+
+    with anyio.move_on_after(0.01):
+        await rig.deliver(lambda: anyio.sleep(1))
+    assert rig.delivered == {"ann": rig.accepted["ann"]}
+    assert rig.pending == 1
+
+
+@in_virtual_time
+async def test_what_is_refused_is_settled_when_delivery_is_cancelled(tmp_path: Path) -> None:
+    """At that very moment."""
+    rig = Rig(tmp_path)
+    rig.append("ann")
+
+    def answer(_: Record) -> Said:
+        rig.break_down()
+        return REFUSED
+
+    rig.answer = answer
+    await rig.deliver(lambda: anyio.sleep(0.5), is_killed=True)
+    again = Rig(tmp_path)
+    assert again.counters["dead"] == 1
+    await again.spool.close()
+
+
+@in_virtual_time
+async def test_what_was_adjusted_is_counted_once_though_delivery_is_cancelled_in_a_commit(
+    tmp_path: Path,
+) -> None:
+    rig = Rig(tmp_path, late=True)
+    (id_,) = rig.append("ann")
+    rig.mine.adjustments.count(["text_cut"] * 3)
+
+    async def until() -> None:
+        while id_ not in rig.at_s:
+            await anyio.sleep(0.001)
+        rig.stand_still(1.0)
+        await anyio.sleep(0.5)
+
+    await rig.deliver(until, is_killed=True)
+    again = Rig(tmp_path)
+    assert again.counters["delivered"] == 1
+    assert again.counters["adjusted:text_cut"] == 3
+    await again.spool.close()
+
+
+@in_virtual_time
+async def test_a_failing_disk_holds_deliveries_up_and_loses_none(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    rig.append(*["ann", "bob", "cid"] * 40)
+    chance = random.Random(7)
+    rig.answer = lambda _: NOT_KNOWN if chance.random() < 0.1 else None
+    rig.spool.writer = FailingDisk(rig.database, chance, 0.2)
+    await rig.deliver(rig.free)
+    assert rig.delivered == rig.accepted
+
+
+@pytest.mark.parametrize(
+    "fault", [sqlite3.DatabaseError("database disk image is malformed"), ValueError("a bug")]
+)
+def test_a_record_that_cannot_be_settled_keeps_no_other_from_it(
+    fault: Exception, tmp_path: Path
+) -> None:
+    """They are settled together, but not at any price."""
+
+    async def main() -> None:
+        rig = Rig(tmp_path)
+        rig.append(*(f"user-{n}" for n in range(20)))
+        (stuck,) = rig.accepted["user-7"]
+
+        class StuckSettling(Settling):
+            def deliver(self, ids: Sequence[int], now_ms: int) -> None:
+                if stuck in ids and rig.counters["delivered"] < 19:
+                    raise fault
+                super().deliver(ids, now_ms)
+
+        rig.have(settlings=StuckSettling)
+        rig.fault_kinds = (type(fault), SpoolDamaged)
+        with anyio.fail_after(60):
+            await rig.deliver(rig.settled)
+        assert rig.counters["delivered"] == 20
+        assert {user for user, calls in rig.calls.items() if calls > 1} <= {"user-7"}
+
+    run(main)
+
+
+@in_virtual_time
+async def test_what_was_adjusted_is_counted_once_though_the_first_commit_fails(
+    tmp_path: Path,
+) -> None:
+    rig = Rig(tmp_path)
+    failures = 1
+
+    class FailingSettling(Settling):
+        def deliver(self, ids: Sequence[int], now_ms: int) -> None:
+            nonlocal failures
+            failures -= 1
+            if failures >= 0:
+                raise sqlite3.OperationalError("disk I/O error")
+            super().deliver(ids, now_ms)
+
+    rig.have(settlings=FailingSettling)
+    rig.mine.adjustments.count(["text_cut"] * 3)
+    rig.append("ann")
+    counted: list[int] = []
+
+    async def until() -> None:
+        await rig.settled()
+        rig.append("ann")
+        await rig.settled()
+        counted.append(rig.counters["adjusted:text_cut"])
+
+    await rig.deliver(until)
+    assert counted == [3]
+
+
+class RigOfEnds(Rig):
+    """Its actors let each turn end in a way of its own, by its user."""
+
+    contact = Contact("c-1", {"plan": "pro"}, {})
+
+    async def _work(self, turn: Turn) -> None:
+        feed, records = self.feed, turn.records
+        match turn.user:
+            case "delivered":
+                feed.deliver(records[0])
+            case "dead":
+                feed.bury(records[0], REFUSED)
+            case "dropped":
+                feed.drop(records[0], DropReason.UNKNOWN_USER)
+            case user:
+                is_new = user == "updated"
+                await feed.settle_update(records, self.contact, delivered=is_new)
+        del self.at_work[turn.user]
+        feed.end(turn, GoOn())
+
+
+@in_virtual_time
+async def test_every_way_in_which_a_record_ends_is_counted_and_lets_go_of_it(
+    tmp_path: Path,
+) -> None:
+    rig = RigOfEnds(tmp_path)
+    rig.append("delivered", "dead", "dropped")
+    rig.append("updated", "unchanged", "updated", kind=Kind.IDENTIFY)
+
+    async def until() -> None:
+        await rig.settled()
+        await anyio.sleep(1)
+        assert rig.dead() == {rig.accepted["dead"][0]: "refused"}
+        assert rig.counters["delivered"] == 1 + 2
+        assert rig.counters[f"dropped:{DropReason.UNKNOWN_USER}"] == 1
+        assert rig.counters[f"dropped:{DropReason.UNCHANGED}"] == 1
+        assert await rig.mine.contact("updated") == rig.contact
+        assert rig.loaded == rig.feed.held_bytes == 0
+        assert len(rig.feed.latency_s) == 4
+
+    await rig.deliver(until)
+
+
+@in_virtual_time
+async def test_work_that_fails_is_told_to_whoever_waits_for_it_and_keeps_no_other_from_it(
+    tmp_path: Path,
+) -> None:
+    rig = Rig(tmp_path)
+    rig.append("ann", "bob")
+    told: list[Any] = []
+
+    def fail(_: Store) -> None:
+        raise ValueError("a bug")
+
+    async def settle(work: Callable[[Store], Any]) -> None:
+        try:
+            told.append(await rig.feed.settle(work))
+        except ValueError as fault:
+            told.append(fault)
+
+    async def until() -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(settle, lambda _: "well")
+            tasks.start_soon(settle, fail)
+            tasks.start_soon(settle, lambda _: "well as well")
+        await rig.settled()
+
+    await rig.deliver(until)
+    well, fault, well_too = told
+    assert (well, str(fault), well_too) == ("well", "a bug", "well as well")
+    assert rig.delivered == rig.accepted
+    assert rig.faults == 0
+
+
+@in_virtual_time
+async def test_what_was_adjusted_is_counted_though_the_update_that_was_to_count_it_fails(
+    tmp_path: Path,
+) -> None:
+    rig = Rig(tmp_path)
+    (id_,) = rig.append("ann")
+    no_json = Contact("c-1", {"plan": object()}, {})
+    rig.mine.adjustments.count(["text_cut"] * 3)
+
+    async def until() -> None:
+        record = Record(id_, Kind.EVENT, "ann", current().wall_ms(), b"{}")
+        with pytest.raises(TypeError):
+            await rig.feed.settle_update([record], no_json, delivered=True)
+        rig.append("bob")
+        await rig.settled()
+
+    await rig.deliver(until)
+    again = Rig(tmp_path)
+    assert again.counters["adjusted:text_cut"] == 3
+    await again.spool.close()
+
+
+@in_virtual_time
+async def test_deliveries_share_commits(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    rig.append(*(f"user-{n % 10}" for n in range(50)))
+    rig.call_s = lambda: 0.001
+    settled: list[int] = []
+
+    class CountingSettling(Settling):
+        def deliver(self, ids: Sequence[int], now_ms: int) -> None:
+            settled.append(len(ids))
+            super().deliver(ids, now_ms)
+
+    rig.have(settlings=CountingSettling)
+    await rig.deliver(rig.settled)
+    assert sum(settled) == 50
+    assert len(settled) <= 5
+
+
+@in_virtual_time
+async def test_what_is_answered_and_not_settled_is_bounded_by_the_turns_at_work(
+    tmp_path: Path,
+) -> None:
+    """A kill repeats it, so it is bounded: here the disk stands still for a while."""
+    rig = Rig(tmp_path, turns=5)
+    rig.append(*(f"user-{n}" for n in range(40)))
+    disk = rig.spool.writer = StandingDisk(rig.spool._database)
+
+    async def until() -> None:
+        await anyio.sleep(0.005)  # what is loaded first is loaded
+        disk.stands_still = True
+        await anyio.sleep(30)
+        assert rig.calls.total() == 5
+        disk.go_on()
+        await rig.settled()
+
+    await rig.deliver(until)
+    assert rig.calls.total() == 40
+
+
+@in_virtual_time
+async def test_what_was_delivered_is_not_buried_with_what_expires(tmp_path: Path) -> None:
+    """A crowded user's event is answered, and the next turns out to be of nobody, at once."""
+    rig = Rig(tmp_path, attempts=1)
+    rig.append(*["ann"] * (PER_USER + 8))
+    ids = rig.accepted["ann"]
+    last, unknown = ids[PER_USER], ids[PER_USER + 1]
+    rig.answer = lambda record: UNKNOWN if record.id >= unknown else None
+    rig.call_s = lambda: 2 * HOUR_S if rig.calls["ann"] == PER_USER - 1 else 0.001
+    dead: dict[int, str] = {}
+
+    async def until() -> None:
+        await rig.settled()
+        dead.update(rig.dead())
+
+    await rig.deliver(until)
+    assert rig.delivered["ann"][-1] == last
+    assert set(dead) == set(ids[PER_USER + 1 :])
+    assert rig.counters["delivered"] == PER_USER + 1
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_feed_that_faults_begins_anew_and_neither_loses_nor_doubles(
+    seed: int, tmp_path: Path
+) -> None:
+    """While turns are at work, and users wait."""
+
+    async def main() -> None:
+        rig = Rig(tmp_path, read_ahead=8, turns=6, seed=seed, late=seed % 2 == 1)
+        chance = rig.chance
+        is_faulty = True
+
+        class FaultyQueue(Queue):
+            def load(self, wanted: Wanted) -> Loaded:
+                if is_faulty and chance.random() < 0.1:
+                    raise Fault
+                return super().load(wanted)
+
+        rig.have(FaultyQueue)
+        rig.call_s = lambda: chance.choice([0.01, 0.1, 3.0])
+        rig.answer = lambda _: chance.choice([NOT_KNOWN, OWN, *[None] * 8]) if is_faulty else None
+        rig.confirms = False
+        rig.append(*(f"user-{n % 7}" for n in range(200)))
+
+        async def until() -> None:
+            nonlocal is_faulty
+            await anyio.sleep(60)
+            is_faulty = False
+            await rig.free()
+            rig.check_balance()
+
+        await rig.deliver(until)
+        assert rig.faults > 2
+        assert rig.delivered == rig.accepted
+
+    run(main)
+
+
+@in_virtual_time
+async def test_a_feed_that_stops_after_a_fault_sends_nothing_more(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, turns=1)
+    rig.append("ann", "bob", "cid")
+    rig.call_s = lambda: 5.0
+    faults = iter([False, True])
+
+    class FaultyQueue(Queue):
+        def load(self, wanted: Wanted) -> Loaded:
+            if next(faults, False):
+                raise Fault
+            return super().load(wanted)
+
+    rig.have(FaultyQueue)
+
+    async def until() -> None:
+        await anyio.sleep(1)
+        rig.append("dan")
+        await anyio.sleep(1)
+        assert rig.faults == 1
+
+    await rig.deliver(until)
+    assert rig.delivered == {"ann": rig.accepted["ann"]}
+
+
+# --- circuits -----------------------------------------------------------------------------
+
+MANY = 5_000
+
+
+def crowd(kind: Kind) -> list[str]:
+    word = "event" if kind is Kind.EVENT else "identify"
+    return [f"{word}-{n}" for n in range(MANY)]
+
+
+@in_virtual_time
+async def test_behind_events_that_wait_for_a_circuit_identifies_go_on_and_memory_is_bounded(
+    tmp_path: Path,
+) -> None:
+    rig = Rig(tmp_path, read_ahead=512, turns=32)
+    rig.open_circuit()
+    rig.append(*crowd(Kind.EVENT))
+    rig.append(*crowd(Kind.EVENT))
+    rig.append("event-0", *(f"identify-{n}" for n in range(500)), kind=Kind.IDENTIFY)
+
+    async def until() -> None:
+        await anyio.sleep(60)
+        assert len(rig.delivered) == 500
+        assert all(user.startswith("identify") for user in rig.delivered)
+        assert rig.loaded <= LOAD_ROWS
+        rig.check_balance()
+        rig.close_circuit()
+        await rig.free()
+
+    await rig.deliver(until)
+    assert rig.delivered == rig.accepted
+    assert rig.most_loaded <= 2 * LOAD_ROWS + rig.bound
+    assert rig.most_loaded < MANY
+
+
+def test_events_that_wait_for_a_circuit_go_in_order_after_a_restart(tmp_path: Path) -> None:
+    accepted: dict[str, list[int]] = {}
+    delivered: dict[str, list[int]] = {}
+
+    async def first() -> None:
+        rig = Rig(tmp_path, read_ahead=512, turns=32)
+        rig.append(*crowd(Kind.EVENT))
+        rig.append(*crowd(Kind.EVENT), "new")
+        accepted.update(rig.accepted)
+
+        async def until() -> None:
+            await anyio.sleep(0.1)
+            rig.open_circuit()
+            await anyio.sleep(2)
+            assert 0 < len(rig.delivered) < 500
+            assert rig.pending > 2 * MANY - 500
+
+        await rig.deliver(until, is_killed=True)
+        delivered.update(rig.delivered)
+
+    async def second() -> None:
+        rig = Rig(tmp_path, read_ahead=512, turns=32)
+        rig.open_circuit()
+
+        async def until() -> None:
+            await anyio.sleep(30)
+            assert rig.delivered == {}
+            assert rig.loaded <= LOAD_ROWS
+            rig.close_circuit()
+            await rig.free()
+
+        await rig.deliver(until)
+        for user, ids in rig.delivered.items():
+            delivered[user] = delivered.get(user, []) + ids
+        assert delivered == accepted
+
+    run(first)
+    run(second)
+
+
+@in_virtual_time
+async def test_of_those_that_wait_for_a_circuit_a_probe_is_loaded_though_all_are_aside(
+    tmp_path: Path,
+) -> None:
+    rig = Rig(tmp_path, read_ahead=4, turns=4)
+    rig.append(*(f"u{n}" for n in range(100)))
+    rig.open_circuit()
+
+    async def until() -> None:
+        await anyio.sleep(5)
+        turn = rig.scheduler.choose_probe(EVENTS, lambda _: False)
+        assert turn is not None
+        rig.feed.end(turn, PutBack(turn.records))
+        await anyio.sleep(1)
+        rig.close_circuit()
+        await rig.free()
+
+    await rig.deliver(until)
+    assert rig.delivered == rig.accepted
+
+
+@in_virtual_time
+async def test_parked_users_that_are_due_while_a_circuit_is_open_do_not_fill_memory(
+    tmp_path: Path,
+) -> None:
+    """As many as nobody knows, and then an outage."""
+    rig = Rig(tmp_path, read_ahead=512, turns=32)
+    rig.append(*crowd(Kind.EVENT))
+    rig.answer = lambda record: UNKNOWN if rig.calls[record.user_key] == 1 else None
+
+    async def until() -> None:
+        await anyio.sleep(100)
+        assert set(rig.calls.values()) == {1}
+        assert len(rig.calls) == MANY
+        rig.open_circuit()
+        await anyio.sleep(100)
+        assert rig.loaded <= rig.bound < MANY
+        rig.close_circuit()
+        await rig.free()
+
+    await rig.deliver(until)
+    assert rig.delivered == rig.accepted
+
+
+@in_virtual_time
+async def test_behind_updates_that_wait_for_a_circuit_events_go_on_and_memory_is_bounded(
+    tmp_path: Path,
+) -> None:
+    """Which endpoint an update needs turns out in its turn."""
+    rig = Rig(tmp_path, read_ahead=512, turns=32)
+    endpoint = "PUT /contacts/{id}"
+    circuit = rig.health.of(endpoint).circuit
+    circuit.open(0.0)
+    rig.append(*crowd(Kind.IDENTIFY), kind=Kind.IDENTIFY)
+    rig.append("identify-0", *(f"event-{n}" for n in range(500)))
+    rig.call_s = lambda: 0.001
+    rig.answer = lambda record: (
+        endpoint if circuit.is_open and record.kind is Kind.IDENTIFY else None
+    )
+
+    async def until() -> None:
+        await anyio.sleep(60)
+        assert len(rig.delivered) == 500
+        assert all(user.startswith("event") for user in rig.delivered)
+        assert rig.loaded <= LOAD_ROWS
+        circuit.close()
+        rig.feed.look()
+        await rig.free()
+
+    await rig.deliver(until)
+    assert rig.delivered == rig.accepted
+    assert rig.most_loaded <= 2 * LOAD_ROWS + rig.bound
