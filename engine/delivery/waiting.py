@@ -3,7 +3,7 @@
 Rules
 =====
 1. A failure of which it is not known whose it is, or that is the endpoint's: some seconds, longer
-   with each in a row; a user whose first record was charged before keeps its back-off.
+   with each in a row, but no more than an attempt's share of the retry window; a user whose first record was charged before keeps its back-off.
 2. One that is the user's own: the back-off over the retry window, by the attempts that were
    charged. At a sick endpoint there are ``SICK_ATTEMPTS``, and no wait is over ``SICK_MOST_S``.
 3. A user that Intercom does not know: the same back-off over the retry window. Tries that are made
@@ -37,6 +37,11 @@ class Retries(msgspec.Struct, frozen=True):
     attempts: int
     window_s: float
     jitter: Callable[[], float]
+
+    @property
+    def share_s(self) -> float:
+        """What each attempt has of the window: nobody waits longer while it is not known why."""
+        return self.window_s / self.attempts
 
     def most_attempts(self, *, is_sick: bool) -> int:
         """Return after how many charged attempts a record dies."""
@@ -73,7 +78,7 @@ def fail(
         wait_s = retries.own_wait_s(charged, is_sick=evidence.is_sick)
     else:
         failures = settling.failures(record.user_key) + 1
-        wait_s = unknown_delay_s(failures, retries.jitter())
+        wait_s = min(unknown_delay_s(failures, retries.jitter()), retries.share_s)
     is_own = evidence.blame is Blame.OWN
     wake_at_ms = now_ms + int(wait_s * 1000)
     settling.park(record, others, evidence.failure, wake_at_ms, now_ms, is_own=is_own)

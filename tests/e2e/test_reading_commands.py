@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import signal
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from amplitude_intercom.transports.sandbox import Sandbox, serve
+from amplitude_intercom.transports.sandbox import Fault, Sandbox, serve
 from support import process
 
 NOWHERE = "http://127.0.0.1:9"
@@ -114,12 +115,19 @@ async def test_other_settings_leave_what_is_known_of_contacts(tmp_path: Path) ->
 
 
 async def test_beside_a_daemon_that_cannot_be_asked_the_files_are_read(tmp_path: Path) -> None:
-    config = process.settings(tmp_path, NOWHERE, events={"enabled": False})
-    async with process.daemon(config) as daemon:
-        await process.upload(f"{daemon.http}/2/httpapi", [process.event("mira-okafor", 1)])
-        identify = process.event("mira-okafor", 2, "$identify")
-        await process.upload(f"{daemon.http}/2/httpapi", [identify])
-        said = await read_everything(config)
+    silent = Sandbox(faults=[Fault("hang")])  # so that the daemon itself changes nothing meanwhile
+    async with serve(silent) as url:
+        top, more = {"drain_deadline_s": 25.0}, {"timeout_s": 15.0}
+        config = process.settings(
+            tmp_path, url, top=top, intercom_more=more, events={"enabled": False}
+        )
+        async with process.daemon(config) as daemon:
+            await process.upload(f"{daemon.http}/2/httpapi", [process.event("mira-okafor", 1)])
+            identify = process.event("mira-okafor", 2, "$identify")
+            await process.upload(f"{daemon.http}/2/httpapi", [identify])
+            while not silent.journal:
+                await asyncio.sleep(0)
+            said = await read_everything(config)
     status = json.loads(said["status", "--json"][1])
     [sync] = status["syncs"]
     assert (sync["received"], sync["pending"]) == (2, 1)
