@@ -3,7 +3,8 @@
 Rules
 =====
 1. A failure of which it is not known whose it is, or that is the endpoint's: some seconds, longer
-   with each in a row, but no more than an attempt's share of the retry window; a user whose first record was charged before keeps its back-off.
+   with each in a row, but no more than an attempt's share of the retry window. A user whose first
+   record was charged before keeps its back-off.
 2. One that is the user's own: the back-off over the retry window, by the attempts that were
    charged. At a sick endpoint there are ``SICK_ATTEMPTS``, and no wait is over ``SICK_MOST_S``.
 3. A user that Intercom does not know: the same back-off over the retry window. Tries that are made
