@@ -60,7 +60,7 @@ GOALS = {
     "start-ready": Goal(3.0, "lower"),
     "scale-events": Goal(1.3, "lower"),
     "scale-syncs": Goal(1.3, "lower", 5.0),
-    "scale-workers": Goal(1.3, "lower", 4.0),
+    "scale-workers": Goal(1.3, "lower", 30.0),
     "disk-bytes-500": Goal(1.0, "lower"),
     "disk-bytes-2000": Goal(1.0, "lower"),
     "cpu-per-event": Goal(1.0, "lower", 4.0),
