@@ -42,14 +42,14 @@ class Goal(msgspec.Struct, frozen=True):
 
 
 GOALS = {
-    "filter": Goal(0.7, "higher"),
+    "filter": Goal(0.7, "higher", 0.15),
     "intake-file": Goal(1.5, "higher", 0.4),
-    "intake-http-100": Goal(0.45, "higher"),
+    "intake-http-100": Goal(0.45, "higher", 0.12),
     "intake-http-10": Goal(0.4, "higher"),
     "mapping": Goal(0.4, "higher"),
-    "mapping-nested": Goal(0.28, "higher"),
+    "mapping-nested": Goal(0.28, "higher", 0.1),
     "mapping-identify": Goal(0.2, "higher"),
-    "delivery": Goal(0.45, "higher", 0.1),
+    "delivery": Goal(0.45, "higher", 0.04),
     "delivery-cpu": Goal(2.2, "lower", 10.0),
     "allowance": Goal(0.99, "higher"),
     "calls": Goal(1.0, "lower"),
