@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from amplitude_intercom.engine.backoff import probe_delay_s, retry_delay_s
+from amplitude_intercom.engine.backoff import FIRST_WAIT_S, probe_delay_s, retry_delay_s
 
 HOURS_4 = 4 * 3600.0
 
@@ -31,17 +31,25 @@ def test_jitter_moves_a_retry_by_a_tenth_either_way(failures: int) -> None:
 
 
 def test_more_failures_than_attempts_wait_as_long_as_the_last() -> None:
-    assert retry_delay_s(50, 10, 60.0, 0.5) == retry_delay_s(9, 10, 60.0, 0.5)
+    assert retry_delay_s(50, 10, 600.0, 0.5) == retry_delay_s(9, 10, 600.0, 0.5)
 
 
 def test_a_single_attempt_waits_for_the_whole_window() -> None:
     assert retry_delay_s(1, 1, 60.0, 0.5) == pytest.approx(60.0)
 
 
-def test_no_number_of_attempts_is_too_large_to_reckon_with() -> None:
-    attempts = 1_000_000
-    assert 0 <= retry_delay_s(1, attempts, HOURS_4, 0.5) < 1
-    assert retry_delay_s(attempts, attempts, HOURS_4, 0.5) == pytest.approx(0.6 * HOURS_4)
+@pytest.mark.parametrize("attempts", [11, 14, 20, 30, 1_000, 2_400])
+def test_many_attempts_do_not_make_the_first_waits_short(attempts: int) -> None:
+    """Thirty attempts once began a hundred nanoseconds apart: 40 calls a second."""
+    assert retry_delay_s(1, attempts, HOURS_4, 0.5) == pytest.approx(FIRST_WAIT_S, rel=1e-3)
+
+
+@pytest.mark.parametrize(("attempts", "window_s"), [(10, 20.0), (30, 170.0), (1_000_000, HOURS_4)])
+def test_where_the_window_is_too_short_for_that_all_waits_are_the_same(
+    attempts: int, window_s: float
+) -> None:
+    waits = [retry_delay_s(n, attempts, window_s, 0.5) for n in (1, 2, attempts - 1, attempts)]
+    assert waits == pytest.approx([window_s / (attempts - 1)] * 4)
 
 
 def test_probes_double_up_to_the_longest_wait_and_stay_there() -> None:
