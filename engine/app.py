@@ -437,7 +437,7 @@ class Engine:
             facts,
             now_ms=self._now_ms(),
             trouble=spool.trouble or self.spool.damage,
-            latency_s=delivery.feed.latency_s if delivery else (),
+            latency_s=delivery.settlement.latency_s if delivery else (),
             unknown_attributes=delivery.contacts.unknown_attributes if delivery else {},
             adjusted=spool.adjustments.total,
             gate=self._gate_status(stream),

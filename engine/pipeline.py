@@ -225,7 +225,7 @@ class Pipeline:
         self._scheduler.forget_all()
         self._gate.health.forget_probes()
         for delivery in self._deliveries.values():
-            delivery.feed.forget_turns()
+            delivery.settlement.forget_turns()
 
     async def _keep_limits(self) -> None:
         while True:
@@ -252,11 +252,11 @@ class Pipeline:
 
     def _pass_news_on(self, now_s: float) -> None:
         for news in self._gate.take_news(now_s):
-            feed = self._deliveries[news.who[0]].feed
+            settlement = self._deliveries[news.who[0]].settlement
             if isinstance(news, Hasten):
-                feed.hasten(news.who[1], news.at_s - now_s)
+                settlement.hasten(news.who[1], news.at_s - now_s)
             else:
-                feed.charge(news.who[1], stands=news.stands)
+                settlement.charge(news.who[1], stands=news.stands)
         circuits = self._gate.health.open_circuits
         if circuits != self._circuits or self._gate.health.wanting_probe(now_s):
             self._circuits = circuits

@@ -17,6 +17,7 @@ from amplitude_intercom.engine.delivery.endings import (
 )
 from amplitude_intercom.engine.delivery.stream import Delivery
 from amplitude_intercom.engine.delivery.turns import Turn
+from amplitude_intercom.engine.delivery.waiting import is_due
 from amplitude_intercom.engine.envelope import Envelope
 from amplitude_intercom.engine.errors import Failure, Undeliverable
 from amplitude_intercom.engine.faults import internal_failure
@@ -62,17 +63,18 @@ class EventSender(Actor[Turn, None]):
         envelope = turn.envelopes[0]
         if delivery.feed.is_stopping:
             return PutBack(turn.unsettled)
-        if envelope.not_before_ms and not delivery.feed.is_due(envelope.not_before_ms):
-            return Deferred(turn.unsettled, envelope.not_before_ms)
+        not_before_ms = envelope.not_before_ms
+        if not_before_ms and not is_due(not_before_ms, delivery.now_ms()):
+            return Deferred(turn.unsettled, not_before_ms)
         try:
             return await _Sending(delivery, turn, envelope).run()
         except NotNow as error:
             return ending_of(error.evidence, turn.unsettled)
         except Undeliverable as error:
-            delivery.feed.bury(envelope.record, error.failure)
+            delivery.settlement.bury(envelope.record, error.failure)
         except Exception as fault:
             failure = internal_failure(fault, record=envelope.record.id)
-            delivery.feed.bury(envelope.record, failure)
+            delivery.settlement.bury(envelope.record, failure)
         turn.envelopes.pop(0)
         return None
 
@@ -97,7 +99,7 @@ class _Sending:
         refusal = await self._send()
         if refusal is None:
             self._turn.has_succeeded = True
-            self._delivery.feed.deliver(self._envelope.record, self._envelope.reasons)
+            self._delivery.settlement.deliver(self._envelope.record, self._envelope.reasons)
         elif refusal.reason is not DeadReason.USER_NOT_FOUND:
             raise Undeliverable(refusal)
         else:
@@ -106,7 +108,7 @@ class _Sending:
                 raise Undeliverable(refusal)
             if self._unknown_user != "drop":
                 return Unknown(self._turn.unsettled, refusal)
-            self._delivery.feed.drop(self._envelope.record, DropReason.UNKNOWN_USER)
+            self._delivery.settlement.drop(self._envelope.record, DropReason.UNKNOWN_USER)
         self._turn.envelopes.pop(0)
         return None
 

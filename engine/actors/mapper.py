@@ -103,9 +103,11 @@ class Mapper(Actor[list[Turn], Turn]):
                     *body, crowded = bodies.get(record.id, (None, 0, False))
                     turn.put(Envelope(record, _noted(verdict.value, crowded), *body))
                 elif isinstance(verdict, Drop):
-                    delivery.feed.drop(record, verdict.reason)
+                    delivery.settlement.drop(record, verdict.reason)
                 else:
-                    delivery.feed.bury(record, Failure(verdict.reason, message=verdict.message))
+                    delivery.settlement.bury(
+                        record, Failure(verdict.reason, message=verdict.message)
+                    )
             if not turn.envelopes:
                 delivery.end(turn, GoOn(turn.left))
             elif turn.envelopes[0].plan.contact is not None:

@@ -64,7 +64,7 @@ class UserUpserter(Actor[Turn, Turn]):
         failure: Failure,
     ) -> None:
         if len(some) == 1:
-            delivery.feed.bury(some[0].record, failure)
+            delivery.settlement.bury(some[0].record, failure)
             turn.drop_event_of(some[0])
         else:
             middle = len(some) // 2
@@ -78,7 +78,7 @@ class UserUpserter(Actor[Turn, Turn]):
         if some[0].event is not None:
             await delivery.spool.remember(turn.user, upserted.contact)
             return
-        await delivery.feed.settle_update(
+        await delivery.settlement.settle_update(
             [envelope.record for envelope in some],
             upserted.contact,
             delivered=upserted.called,

@@ -1,124 +1,258 @@
-"""What has come of a sync's turns since its last transaction, and how it is written."""
+"""What has come of a sync's turns: taken in as it comes, written by the feed, then taken note of.
+
+Rules
+=====
+1. Whatever is said here is only taken in: the feed writes it, all that has come in one transaction.
+2. Deliveries wait a moment for others; whatever somebody waits for takes them along at once.
+3. What was in memory of a user goes when it is durable what has become of it.
+4. A charge waits until it is known that the failure is the user's own, or is not.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import math
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, Final
 
-from amplitude_intercom.engine.delivery.endings import Ending
-from amplitude_intercom.engine.delivery.pace import loop_time_s
+from amplitude_intercom.engine.delivery import waiting
+from amplitude_intercom.engine.delivery.calls import NotAnswered
+from amplitude_intercom.engine.delivery.endings import (
+    Deferred,
+    Ending,
+    Failing,
+    GoOn,
+    PutBack,
+    Unknown,
+)
+from amplitude_intercom.engine.delivery.health import Blame
+from amplitude_intercom.engine.delivery.loading import Loading
+from amplitude_intercom.engine.delivery.outcomes import Batch, Outcomes, Step, Work
+from amplitude_intercom.engine.delivery.scheduler import Scheduler
 from amplitude_intercom.engine.delivery.turns import Turn
+from amplitude_intercom.engine.delivery.waiting import Retries
 from amplitude_intercom.engine.envelope import Record
+from amplitude_intercom.engine.errors import Failure
+from amplitude_intercom.engine.reasons import DropReason
+from amplitude_intercom.engine.spool.rows import Contact
+from amplitude_intercom.engine.spool.settled import log_delivered, log_dropped
+from amplitude_intercom.engine.spool.spool import TakerSpool
 from amplitude_intercom.engine.spool.store import Store
 
-TOGETHER_S: Final = 0.025
-"""How long a delivery waits for others, to be settled with them."""
-
-Work = Callable[[Store], Any]
-"""Writes something, in a transaction."""
+MOST_CHARGES: Final = 10_000
+"""Charges that wait to be confirmed."""
 
 
-class Step:
-    """Something to be written. ``done`` tells whoever waits for it; ``then`` is called after it."""
-
-    __slots__ = ("done", "result", "then", "work")
+class Settlement:
+    """One sync's; see the module's docstring."""
 
     def __init__(
         self,
-        work: Work,
-        done: asyncio.Future[Any] | None = None,
-        then: Callable[[], None] | None = None,
+        spool: TakerSpool,
+        scheduler: Scheduler,
+        loading: Loading,
+        retries: Retries,
+        *,
+        many: int,
+        now_ms: Callable[[], int],
     ) -> None:
-        self.work = work
-        self.done = done
-        self.then = then
-        self.result: Any = None
+        """``many`` deliveries wait for no others."""
+        self._spool = spool
+        self._scheduler = scheduler
+        self._loading = loading
+        self._retries = retries
+        self._now_ms = now_ms
+        self._outcomes = Outcomes(many)
+        self._charges: dict[str, tuple[Record, NotAnswered]] = {}
+        """Failures whose charge is not confirmed, by user."""
+        self.latency_s: deque[float] = deque(maxlen=4096)
+        """From accepted to answered, of the latest deliveries."""
+        self.changed: Callable[[], None] = lambda: None
+        """Called when it is to be written earlier than before."""
 
-    def run(self, store: Store) -> None:
-        self.result = self.work(store)
+    def __repr__(self) -> str:
+        return f"Settlement({self._spool.name}, {self._outcomes})"
 
-    def tell(self, fault: Exception | None = None) -> None:
-        """Tell whoever waits that it is durable, or what has kept it from that."""
-        if self.then is not None and fault is None:
-            self.then()
-        if self.done is None or self.done.done():
+    # --- what comes of turns --------------------------------------------------------------
+
+    def deliver(self, record: Record, reasons: Iterable[str] = ()) -> None:
+        """Settle as delivered, a little later, together with what else is answered by then.
+
+        ``reasons``: of what was changed on the way.
+        """
+        self._note_latency(record)
+        self._spool.adjustments.count(reasons)
+        if self._outcomes.deliver(record):
+            self.changed()
+
+    def _note_latency(self, record: Record) -> None:
+        self.latency_s.append((self._now_ms() - record.accepted_at_ms) / 1000)
+
+    def drop(self, record: Record, reason: str) -> None:
+        """Settle as dropped by a rule, soon."""
+        taker = self._spool.taker
+
+        def then() -> None:
+            log_dropped(record, reason)
+            self._loading.let_go([record])
+
+        self._add(Step(lambda store: store.settling(taker).drop([record.id], reason), then=then))
+
+    def bury(self, record: Record, failure: Failure) -> None:
+        """Settle as a dead letter, soon."""
+        taker, now_ms = self._spool.taker, self._now_ms()
+        self._add(
+            Step(
+                lambda store: store.settling(taker).bury(record, failure, now_ms),
+                then=lambda: self._loading.let_go([record]),
+            )
+        )
+
+    async def write(self, work: Work) -> Any:
+        """Write something together with what else there is; return when it is durable."""
+        step = Step(work, asyncio.get_running_loop().create_future())
+        self._add(step)
+        assert step.done is not None
+        return await step.done
+
+    async def settle_update(
+        self,
+        records: Sequence[Record],
+        contact: Contact,
+        *,
+        delivered: bool,
+        reasons: Iterable[str] = (),
+    ) -> None:
+        """Settle the updates of one user, and keep what is known of its contact, in one commit.
+
+        Not ``delivered``: there was nothing to write, so they are dropped as ``unchanged``.
+        """
+        taker, user, now_ms = self._spool.taker, records[0].user_key, self._now_ms()
+        ids = [record.id for record in records]
+        self._spool.adjustments.count(reasons)
+        adjusted = self._spool.adjustments.take()
+
+        def work(store: Store) -> None:
+            store.count_adjusted(taker, adjusted)
+            store.contacts.remember(taker, user, contact, now_ms)
+            if delivered:
+                store.settling(taker).deliver(ids, now_ms)
+            else:
+                store.settling(taker).drop(ids, DropReason.UNCHANGED)
+
+        try:
+            await self.write(work)
+        except Exception:
+            self._spool.adjustments.give_back(adjusted)
+            raise
+        for record in records:
+            self._note_latency(record)
+            log_delivered(record) if delivered else log_dropped(record, DropReason.UNCHANGED)
+        self._loading.let_go(records)
+
+    def end(self, turn: Turn, ending: Ending) -> None:
+        """End a turn, as soon as what came of it is durable."""
+        if isinstance(ending, Failing) and ending.evidence.blame is Blame.OWN:
+            if len(self._charges) >= MOST_CHARGES:
+                del self._charges[next(iter(self._charges))]
+            self._charges[turn.user] = ending.back[0], ending.evidence
+        if self._outcomes.end(turn, ending):
+            self.changed()
+
+    def _add(self, step: Step) -> None:
+        self._outcomes.add(step)
+        self.changed()
+
+    # --- what is found out later ----------------------------------------------------------
+
+    def charge(self, user: str, *, stands: bool) -> None:
+        """Take in that a user's failure is its own after all, or (not ``stands``) is not."""
+        found = self._charges.pop(user, None)
+        if found is None or not stands:
             return
-        if fault is None:
-            self.done.set_result(self.result)
-        else:
-            self.done.set_exception(fault)
+        record, evidence = found
+        taker, now_ms = self._spool.taker, self._now_ms()
 
+        def work(store: Store) -> None:
+            waiting.charge(store, taker, record, evidence, self._retries, now_ms)
 
-class Batch:
-    """What is written together. ``delivered`` first, then ``steps`` in their order."""
+        self._add(Step(work, then=self._loading.look_at_table))
 
-    def __init__(self) -> None:
-        self.delivered: list[Record] = []
-        self.steps: list[Step] = []
-        self.endings: list[tuple[Turn, Ending]] = []
-        self.adjusted: Counter[str] = Counter()
+    def hasten(self, user: str, in_s: float) -> None:
+        """Let a user whose fault is not known be tried earlier: others are well."""
+        taker, at_ms = self._spool.taker, self._now_ms() + int(in_s * 1000)
+        self._add(
+            Step(
+                lambda store: store.settling(taker).wake(user, at_ms),
+                then=self._loading.look_at_table,
+            )
+        )
+
+    # --- for the feed ---------------------------------------------------------------------
+
+    @property
+    def due_s(self) -> float:
+        """When what has come is to be written, by the loop's clock."""
+        return self._outcomes.due_s
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing to be written."""
-        return not (self.delivered or self.steps or self.adjusted)
-
-
-class Outcomes:
-    """Collects what comes, and says when it is to be written (an instant of the loop's clock)."""
-
-    def __init__(self, many: int) -> None:
-        """``many`` deliveries wait for no more."""
-        self._many = many
-        self._batch = Batch()
-        self.due_s = math.inf
-
-    @property
-    def is_empty(self) -> bool:
-        batch = self._batch
-        return not (batch.delivered or batch.steps or batch.endings)
-
-    def deliver(self, record: Record) -> bool:
-        """Take in a delivery; return whether that changes when it is to be written."""
-        before_s = self.due_s
-        delivered = self._batch.delivered
-        delivered.append(record)
-        if len(delivered) >= self._many:
-            self.due_s = 0.0
-        elif len(delivered) == 1:
-            self.due_s = min(before_s, loop_time_s() + TOGETHER_S)
-        return self.due_s < before_s
-
-    def add(self, step: Step) -> None:
-        """Take in something that is to be written at once."""
-        self._batch.steps.append(step)
-        self.due_s = 0.0
-
-    def end(self, turn: Turn, ending: Ending) -> bool:
-        """Take in the end of a turn; return whether that changes when something is to be done."""
-        before_s = self.due_s
-        self._batch.endings.append((turn, ending))
-        if not self._batch.delivered or turn.is_probe:
-            self.due_s = 0.0
-        return self.due_s < before_s
+        """Whether nothing has come since it was taken."""
+        return self._outcomes.is_empty
 
     def forget_turns(self) -> None:
-        """Take in that no turn is at work any more."""
-        self._batch.endings.clear()
+        """Take in that no turn is at work any more: what has become of them is not known."""
+        self._outcomes.forget_turns()
 
     def take(self) -> Batch:
-        """Return what there is, to be written now."""
-        taken, self._batch, self.due_s = self._batch, Batch(), math.inf
-        return taken
+        """Return what has come, to be written now: what is to be written of turns' ends first,
+        since what is found out of a failure later is written behind it."""
+        batch = self._outcomes.take()
+        if batch.delivered:
+            batch.adjusted = self._spool.adjustments.take()
+        ends = [self._step_of(turn, ending) for turn, ending in batch.endings]
+        batch.steps[:0] = [step for step in ends if step is not None]
+        return batch
 
+    def _step_of(self, turn: Turn, ending: Ending) -> Step | None:
+        """Return what is to be written of a turn's end, if anything."""
+        if not waiting.is_written(turn, ending):
+            return None
+        others = [record.id for record in self._scheduler.loaded_of(turn.sync, turn.user)]
+        return Step(partial(self._write_end, turn, ending, others, self._now_ms()))
 
-def write(store: Store, taker: int, batch: Batch, steps: Sequence[Step], now_ms: int) -> None:
-    """Write what has come of turns."""
-    if batch.delivered:
-        store.settling(taker).deliver([record.id for record in batch.delivered], now_ms)
-    store.count_adjusted(taker, batch.adjusted)
-    for step in steps:
-        step.run(store)
+    def _write_end(
+        self, turn: Turn, ending: Ending, others: Sequence[int], now_ms: int, store: Store
+    ) -> None:
+        taker = self._spool.taker
+        if waiting.write_end(store, taker, turn, ending, others, self._retries, now_ms):
+            self._spool.spool.job_added()
+
+    def note_durable(self, batch: Batch) -> None:
+        """Take in that a batch is durable: its turns are over."""
+        for record in batch.delivered:
+            log_delivered(record)
+        self._loading.let_go(batch.delivered)
+        for turn, ending in batch.endings:
+            match ending:
+                case GoOn(back, succeeded):
+                    self._scheduler.go_on(turn, back, succeeded=succeeded)
+                case PutBack(back, needs):
+                    self._scheduler.put_back(turn, back, needs)
+                case Deferred(back) | Failing(back) | Unknown(back):
+                    self._loading.let_go(back)
+                    self._loading.let_go(self._scheduler.loaded_of(turn.sync, turn.user))
+                    self._scheduler.set_aside(turn)
+                    self._loading.look_at_table()
+
+    def let_be(self, batch: Batch, fault: BaseException) -> None:
+        """Let go what could not be written, or (cancelled) may still be: it is on disk as it is."""
+        if not isinstance(fault, Exception):
+            for record in batch.delivered:
+                self._outcomes.deliver(record)
+            return
+        for step in batch.steps:
+            step.tell(fault)
+        for turn, _ in batch.endings:
+            self._scheduler.abandon(turn)

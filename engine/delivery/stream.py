@@ -12,6 +12,7 @@ from amplitude_intercom.engine.delivery.feed import Feed
 from amplitude_intercom.engine.delivery.gate import Gate
 from amplitude_intercom.engine.delivery.loading import LoadedBytes, Loading
 from amplitude_intercom.engine.delivery.scheduler import Scheduler
+from amplitude_intercom.engine.delivery.settlement import Settlement
 from amplitude_intercom.engine.delivery.turns import Turn
 from amplitude_intercom.engine.delivery.waiting import Retries
 from amplitude_intercom.engine.rules.planning import SyncRules
@@ -61,9 +62,10 @@ class Delivery:
         self.rules = stream.rules
         self.gate = gate
         self.scheduler = scheduler
+        self.now_ms = now_ms
         self.names = EventNames(spool, now_ms)
         self.contacts = self._contacts()
-        loading = Loading(
+        self.loading = Loading(
             sync.name,
             spool.taker,
             scheduler,
@@ -75,8 +77,11 @@ class Delivery:
         )
         retries = Retries(sync.delivery.retry_attempts, sync.delivery.retry_window_s, jitter)
         many = (gate.max_in_flight + 1) // 2
+        self.settlement = Settlement(
+            spool, scheduler, self.loading, retries, many=many, now_ms=now_ms
+        )
         self.feed = Feed(
-            spool, scheduler, loading, retries, many=many, now_ms=now_ms, changed=changed
+            spool, scheduler, self.loading, self.settlement, now_ms=now_ms, changed=changed
         )
 
     def _contacts(self) -> Contacts:
@@ -100,4 +105,4 @@ class Delivery:
             circuit = self.gate.health.of(endpoint).circuit
             if circuit.probing == turn.who:
                 circuit.probing = None
-        self.feed.end(turn, ending)
+        self.settlement.end(turn, ending)

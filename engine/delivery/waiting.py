@@ -14,19 +14,29 @@ Rules
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 import msgspec
 
 from amplitude_intercom.engine.backoff import retry_delay_s, unknown_delay_s
 from amplitude_intercom.engine.delivery.calls import NotAnswered
+from amplitude_intercom.engine.delivery.endings import (
+    Deferred,
+    Ending,
+    Failing,
+    GoOn,
+    PutBack,
+    Unknown,
+)
 from amplitude_intercom.engine.delivery.health import Blame
+from amplitude_intercom.engine.delivery.turns import Turn
 from amplitude_intercom.engine.envelope import Record
 from amplitude_intercom.engine.errors import Failure
+from amplitude_intercom.engine.settings import MAX_SHIFT_S
 from amplitude_intercom.engine.spool.jobs import Expiry, JobKind
 from amplitude_intercom.engine.spool.store import Store
-from amplitude_intercom.engine.spool.users import Unknown
+from amplitude_intercom.engine.spool.users import Unknown as NotedUnknown
 
 SICK_ATTEMPTS: Final = 40
 SICK_MOST_S: Final = 600.0
@@ -58,6 +68,53 @@ class Retries(msgspec.Struct, frozen=True):
         if refusals >= self.attempts:
             return int(self.window_s * 1000) // self.attempts
         return int(retry_delay_s(refusals, self.attempts, self.window_s, self.jitter()) * 1000)
+
+
+def is_due(at_ms: int, now_ms: int) -> bool:
+    """Return whether an instant has come by the wall clock.
+
+    One that is further away than any event is moved has come too: the clock was set back since, or
+    the event's own time is ahead of it, and its user must not wait for that.
+    """
+    return not 0 < at_ms - now_ms <= MAX_SHIFT_S * 1000
+
+
+def is_written(turn: Turn, ending: Ending) -> bool:
+    """Return whether there is something to be written of a turn's end."""
+    match ending:
+        case GoOn(succeeded=True):
+            return turn.is_probe or turn.failed_before
+        case GoOn() | PutBack():
+            return False
+    return True
+
+
+def write_end(
+    store: Store,
+    taker: int,
+    turn: Turn,
+    ending: Ending,
+    others: Sequence[int],
+    retries: Retries,
+    now_ms: int,
+) -> bool:
+    """Write a turn's end; ``others``: the ids of what else is loaded of its user.
+
+    Returns whether a job was asked for.
+    """
+    match ending:
+        case GoOn():
+            store.settling(taker).forgive(turn.user)
+        case Deferred(back, until_ms):
+            ids = [*(record.id for record in back), *others]
+            store.settling(taker).defer(turn.user, ids, until_ms)
+        case Failing([first, *back], evidence):
+            ids = [*(record.id for record in back), *others]
+            fail(store, taker, first, ids, evidence, retries, now_ms)
+        case Unknown([first, *back], failure):
+            ids = [*(record.id for record in back), *others]
+            return find_unknown(store, taker, first, ids, failure, retries, now_ms)
+    return False
 
 
 def fail(
@@ -117,7 +174,7 @@ def find_unknown(
         attempt_at_ms = now_ms + retries.unknown_wait_ms(refusals)
     settling.charge(record.id, now_ms)
     settling.park(record, others, failure, attempt_at_ms, now_ms)
-    settling.note_unknown(user, Unknown(refusals, attempt_at_ms, now_ms))
+    settling.note_unknown(user, NotedUnknown(refusals, attempt_at_ms, now_ms))
     if refusals < retries.attempts:
         return False
     if retries.attempts == 1:

@@ -168,7 +168,7 @@ def test_a_fault_in_a_call_costs_each_of_the_records_that_have_it(tmp_path: Path
         assert events_of(local) == sorted(WELL * 3)
         assert status.dead_by_reason == {"internal": len(CROWD) * 3}
         assert (status.faults, status.pending) == (0, 0)
-        assert running.streams[SYNC].delivery.feed.held_bytes == 0
+        assert running.streams[SYNC].delivery.loading.held_bytes == 0
 
     virtual.run(scenario)
 
@@ -286,7 +286,8 @@ def break_feed(running: Engine, at_s: float = 0.0, read_ahead: int = 8) -> None:
         now_ms=virtual.current().wall_ms,
     )
     loading.breaks_at_s = at_s
-    stream.delivery.feed.loading = loading
+    stream.delivery.feed._loading = loading
+    stream.delivery.settlement._loading = loading
 
 
 def test_a_fault_of_no_record_stops_one_sync_which_says_so_and_goes_on(tmp_path: Path) -> None:

@@ -40,8 +40,9 @@ from amplitude_intercom.engine.delivery.loading import (
     Loading,
 )
 from amplitude_intercom.engine.delivery.scheduler import EVENTS, Scheduler, View
+from amplitude_intercom.engine.delivery.settlement import Settlement
 from amplitude_intercom.engine.delivery.turns import MOST_EVENTS, Turn
-from amplitude_intercom.engine.delivery.waiting import Retries
+from amplitude_intercom.engine.delivery.waiting import Retries, is_due
 from amplitude_intercom.engine.envelope import Kind, Record
 from amplitude_intercom.engine.errors import Failure, SpoolDamaged, SpoolError
 from amplitude_intercom.engine.reasons import DeadReason, DropReason
@@ -197,7 +198,7 @@ class Rig:
         self.health = Health(lambda _: 1.0)
         self.scheduler = Scheduler()
         self.budget = budget or LoadedBytes()
-        loading = Loading(
+        self.loading = Loading(
             SYNC,
             self.taker,
             self.scheduler,
@@ -208,12 +209,19 @@ class Rig:
             now_ms=now_ms,
         )
         self.news = asyncio.Event()
+        self.settlement = Settlement(
+            self.mine,
+            self.scheduler,
+            self.loading,
+            Retries(attempts, HOUR_S, self.chance.random),
+            many=(turns + 1) // 2,
+            now_ms=now_ms,
+        )
         self.feed = Feed(
             self.mine,
             self.scheduler,
-            loading,
-            Retries(attempts, HOUR_S, self.chance.random),
-            many=(turns + 1) // 2,
+            self.loading,
+            self.settlement,
             now_ms=now_ms,
             changed=self.news.set,
         )
@@ -304,7 +312,7 @@ class Rig:
                 return
             self.at_work.clear()
             self.scheduler.forget_all()
-            self.feed.forget_turns()
+            self.settlement.forget_turns()
             if self.feed.is_stopping:
                 return
             await anyio.sleep(1)
@@ -351,7 +359,7 @@ class Rig:
         if isinstance(ending, Deferred):
             self.deferrals[turn.user] += 1
         del self.at_work[turn.user]
-        self.feed.end(turn, ending or GoOn(succeeded=turn.has_succeeded))
+        self.settlement.end(turn, ending or GoOn(succeeded=turn.has_succeeded))
 
     async def _one(self, turn: Turn, left: list[Record]) -> Ending | None:
         """Make the call of the first record that is left; return how the turn ends, if it does."""
@@ -359,7 +367,7 @@ class Rig:
         at_ms = self.not_before_ms.get(record.id, 0)
         if self.feed.is_stopping:
             return PutBack(left)
-        if at_ms and not self.feed.is_due(at_ms):
+        if at_ms and not is_due(at_ms, current().wall_ms()):
             return Deferred(left, at_ms)
         turn.note_departure()
         await anyio.sleep(self.call_s())
@@ -372,10 +380,10 @@ class Rig:
             case Failure(reason=DeadReason.USER_NOT_FOUND) as failure:
                 return Unknown(left, failure)
             case Failure() as failure:
-                self.feed.bury(record, failure)
+                self.settlement.bury(record, failure)
             case NotAnswered() as evidence:
                 if evidence.blame is Blame.OWN and self.confirms:
-                    charge = partial(self.feed.charge, turn.user, stands=True)
+                    charge = partial(self.settlement.charge, turn.user, stands=True)
                     current().call_later(0.1, charge)
                 return ending_of(evidence, left)
             case int(until_ms):
@@ -388,7 +396,7 @@ class Rig:
     def _take(self, record: Record) -> None:
         self.delivered.setdefault(record.user_key, []).append(record.id)
         self.at_s[record.id] = current().now_s
-        self.feed.deliver(record)
+        self.settlement.deliver(record)
 
     # --- looking --------------------------------------------------------------------------
 
@@ -423,7 +431,7 @@ class Rig:
         """Wait until nothing of any user is left, in memory or on disk."""
         await self.settled()
         await anyio.sleep(10)
-        assert self.feed.held_bytes == self.budget.total == 0
+        assert self.loading.held_bytes == self.budget.total == 0
         assert self.loaded == self.scheduler.at_work(SYNC) == 0
         assert self.db.execute("SELECT count(*) FROM users").fetchone() == (0,)
 
@@ -807,7 +815,7 @@ async def test_a_deferred_user_goes_on_at_its_time_without_a_failure_and_others_
         assert rig.failures("ann") == 0
         assert rig.store.users.parked(rig.taker) == {}
         assert rig.state("ann").waiting.second_at_ms == rig.not_before_ms[ann[2]]
-        assert rig.loaded == rig.feed.held_bytes == 0
+        assert rig.loaded == rig.loading.held_bytes == 0
         await rig.settled()
         assert rig.state("ann").waiting.second_at_ms is None
 
@@ -932,10 +940,10 @@ async def test_a_charge_counts_only_once_it_stands(tmp_path: Path) -> None:
     async def until() -> None:
         await anyio.sleep(1)
         assert rig.attempts(id_) == 0
-        rig.feed.charge("ann", stands=True)
+        rig.settlement.charge("ann", stands=True)
         await anyio.sleep(1)
         assert rig.attempts(id_) == 1
-        rig.feed.charge("ann", stands=True)
+        rig.settlement.charge("ann", stands=True)
         await anyio.sleep(1)
         assert rig.attempts(id_) == 1, "one failure was charged twice"
 
@@ -952,7 +960,7 @@ async def test_a_charge_that_is_cancelled_costs_no_attempt_however_often(tmp_pat
     async def until() -> None:
         while rig.pending:
             await rig.feed.progress()
-            rig.feed.charge("ann", stands=False)
+            rig.settlement.charge("ann", stands=False)
             assert rig.attempts(id_) == 0
 
     await rig.deliver(until)
@@ -971,7 +979,7 @@ async def test_a_charge_that_stands_before_its_failure_is_written_is_not_lost(
 
     def answer(_: Record) -> Said:
         rig.stand_still(0.5)
-        current().call_later(0.1, partial(rig.feed.charge, "ann", stands=True))
+        current().call_later(0.1, partial(rig.settlement.charge, "ann", stands=True))
         return OWN
 
     rig.answer = answer
@@ -992,7 +1000,7 @@ async def test_a_user_that_is_hastened_is_tried_at_that_instant(tmp_path: Path) 
 
     async def until() -> None:
         await anyio.sleep(0.5)
-        rig.feed.hasten("ann", 0.5)
+        rig.settlement.hasten("ann", 0.5)
         await rig.settled()
 
     await rig.deliver(until)
@@ -1008,8 +1016,8 @@ async def test_hastening_lets_nobody_wait_for_longer(tmp_path: Path) -> None:
 
     async def until() -> None:
         await anyio.sleep(0.5)
-        rig.feed.hasten("ann", 500.0)
-        rig.feed.hasten("nobody", 0.0)
+        rig.settlement.hasten("ann", 500.0)
+        rig.settlement.hasten("nobody", 0.0)
         await rig.settled()
         assert current().now_s < 8
 
@@ -1026,7 +1034,7 @@ async def test_a_user_that_is_hastened_before_its_failure_is_written_does_not_wa
 
     def answer(record: Record) -> Said:
         if record.id == ann and len(rig.called_at_s(ann)) == 1:
-            current().call_later(0.001, rig.feed.hasten, "ann", 1.0)
+            current().call_later(0.001, rig.settlement.hasten, "ann", 1.0)
             return NOT_KNOWN
         return None
 
@@ -1362,19 +1370,19 @@ class RigOfEnds(Rig):
     contact = Contact("c-1", {"plan": "pro"}, {})
 
     async def _work(self, turn: Turn) -> None:
-        feed, records = self.feed, turn.records
+        settlement, records = self.settlement, turn.records
         match turn.user:
             case "delivered":
-                feed.deliver(records[0])
+                settlement.deliver(records[0])
             case "dead":
-                feed.bury(records[0], REFUSED)
+                settlement.bury(records[0], REFUSED)
             case "dropped":
-                feed.drop(records[0], DropReason.UNKNOWN_USER)
+                settlement.drop(records[0], DropReason.UNKNOWN_USER)
             case user:
                 is_new = user == "updated"
-                await feed.settle_update(records, self.contact, delivered=is_new)
+                await settlement.settle_update(records, self.contact, delivered=is_new)
         del self.at_work[turn.user]
-        feed.end(turn, GoOn())
+        settlement.end(turn, GoOn())
 
 
 @in_virtual_time
@@ -1393,8 +1401,8 @@ async def test_every_way_in_which_a_record_ends_is_counted_and_lets_go_of_it(
         assert rig.counters[f"dropped:{DropReason.UNKNOWN_USER}"] == 1
         assert rig.counters[f"dropped:{DropReason.UNCHANGED}"] == 1
         assert await rig.mine.contact("updated") == rig.contact
-        assert rig.loaded == rig.feed.held_bytes == 0
-        assert len(rig.feed.latency_s) == 4
+        assert rig.loaded == rig.loading.held_bytes == 0
+        assert len(rig.settlement.latency_s) == 4
 
     await rig.deliver(until)
 
@@ -1412,7 +1420,7 @@ async def test_work_that_fails_is_told_to_whoever_waits_for_it_and_keeps_no_othe
 
     async def settle(work: Callable[[Store], Any]) -> None:
         try:
-            told.append(await rig.feed.settle(work))
+            told.append(await rig.settlement.write(work))
         except ValueError as fault:
             told.append(fault)
 
@@ -1442,7 +1450,7 @@ async def test_what_was_adjusted_is_counted_though_the_update_that_was_to_count_
     async def until() -> None:
         record = Record(id_, Kind.EVENT, "ann", current().wall_ms(), b"{}")
         with pytest.raises(TypeError):
-            await rig.feed.settle_update([record], no_json, delivered=True)
+            await rig.settlement.settle_update([record], no_json, delivered=True)
         rig.append("bob")
         await rig.settled()
 
@@ -1661,7 +1669,7 @@ async def test_of_those_that_wait_for_a_circuit_a_probe_is_loaded_though_all_are
         await anyio.sleep(5)
         turn = rig.scheduler.choose_probe(EVENTS, lambda _: False)
         assert turn is not None
-        rig.feed.end(turn, PutBack(turn.records))
+        rig.settlement.end(turn, PutBack(turn.records))
         await anyio.sleep(1)
         rig.close_circuit()
         await rig.free()

@@ -1,0 +1,124 @@
+"""What has come of a sync's turns since its last transaction, and how it is written."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Final
+
+from amplitude_intercom.engine.delivery.endings import Ending
+from amplitude_intercom.engine.delivery.pace import loop_time_s
+from amplitude_intercom.engine.delivery.turns import Turn
+from amplitude_intercom.engine.envelope import Record
+from amplitude_intercom.engine.spool.store import Store
+
+TOGETHER_S: Final = 0.025
+"""How long a delivery waits for others, to be settled with them."""
+
+Work = Callable[[Store], Any]
+"""Writes something, in a transaction."""
+
+
+class Step:
+    """Something to be written. ``done`` tells whoever waits for it; ``then`` is called after it."""
+
+    __slots__ = ("done", "result", "then", "work")
+
+    def __init__(
+        self,
+        work: Work,
+        done: asyncio.Future[Any] | None = None,
+        then: Callable[[], None] | None = None,
+    ) -> None:
+        self.work = work
+        self.done = done
+        self.then = then
+        self.result: Any = None
+
+    def run(self, store: Store) -> None:
+        self.result = self.work(store)
+
+    def tell(self, fault: Exception | None = None) -> None:
+        """Tell whoever waits that it is durable, or what has kept it from that."""
+        if self.then is not None and fault is None:
+            self.then()
+        if self.done is None or self.done.done():
+            return
+        if fault is None:
+            self.done.set_result(self.result)
+        else:
+            self.done.set_exception(fault)
+
+
+class Batch:
+    """What is written together. ``delivered`` first, then ``steps`` in their order."""
+
+    def __init__(self) -> None:
+        self.delivered: list[Record] = []
+        self.steps: list[Step] = []
+        self.endings: list[tuple[Turn, Ending]] = []
+        self.adjusted: Counter[str] = Counter()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to be written."""
+        return not (self.delivered or self.steps or self.adjusted)
+
+
+class Outcomes:
+    """Collects what comes, and says when it is to be written (an instant of the loop's clock)."""
+
+    def __init__(self, many: int) -> None:
+        """``many`` deliveries wait for no more."""
+        self._many = many
+        self._batch = Batch()
+        self.due_s = math.inf
+
+    @property
+    def is_empty(self) -> bool:
+        batch = self._batch
+        return not (batch.delivered or batch.steps or batch.endings)
+
+    def deliver(self, record: Record) -> bool:
+        """Take in a delivery; return whether that changes when it is to be written."""
+        before_s = self.due_s
+        delivered = self._batch.delivered
+        delivered.append(record)
+        if len(delivered) >= self._many:
+            self.due_s = 0.0
+        elif len(delivered) == 1:
+            self.due_s = min(before_s, loop_time_s() + TOGETHER_S)
+        return self.due_s < before_s
+
+    def add(self, step: Step) -> None:
+        """Take in something that is to be written at once."""
+        self._batch.steps.append(step)
+        self.due_s = 0.0
+
+    def end(self, turn: Turn, ending: Ending) -> bool:
+        """Take in the end of a turn; return whether that changes when something is to be done."""
+        before_s = self.due_s
+        self._batch.endings.append((turn, ending))
+        if not self._batch.delivered or turn.is_probe:
+            self.due_s = 0.0
+        return self.due_s < before_s
+
+    def forget_turns(self) -> None:
+        """Take in that no turn is at work any more."""
+        self._batch.endings.clear()
+
+    def take(self) -> Batch:
+        """Return what there is, to be written now."""
+        taken, self._batch, self.due_s = self._batch, Batch(), math.inf
+        return taken
+
+
+def write(store: Store, taker: int, batch: Batch, now_ms: int) -> None:
+    """Write what has come of turns."""
+    if batch.delivered:
+        store.settling(taker).deliver([record.id for record in batch.delivered], now_ms)
+    store.count_adjusted(taker, batch.adjusted)
+    for step in batch.steps:
+        step.run(store)
