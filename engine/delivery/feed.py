@@ -88,7 +88,7 @@ class Feed:
 
     @property
     def _is_done(self) -> bool:
-        at_work = self._scheduler.at_work(self._spool.name)
+        at_work = self._scheduler.of(self._spool.name).at_work
         return self._stopping and self._settlement.is_empty and not at_work
 
     async def _wait(self) -> None:
@@ -177,7 +177,7 @@ class Feed:
         """Let delivery begin as after a restart: from what is on disk."""
         name = self._spool.name
         self._scheduler.hold(name)
-        while self._scheduler.at_work(name) or not self._settlement.is_empty:
+        while self._scheduler.of(name).at_work or not self._settlement.is_empty:
             if self._settlement.is_empty:
                 self._changed.clear()
                 await self._changed.wait()

@@ -10,8 +10,9 @@ from typing import Final
 import msgspec
 
 from amplitude_intercom.engine.delivery.health import Health
+from amplitude_intercom.engine.delivery.lines import EVENTS, Lines
 from amplitude_intercom.engine.delivery.pace import loop_time_s
-from amplitude_intercom.engine.delivery.scheduler import EVENTS, Loaded, Scheduler
+from amplitude_intercom.engine.delivery.scheduler import Loaded, Scheduler
 from amplitude_intercom.engine.envelope import Record
 from amplitude_intercom.engine.spool import rows
 from amplitude_intercom.engine.spool.queue import Wanted
@@ -84,8 +85,12 @@ class Loading:
         self._clock = _Clock(now_ms)
 
     def __repr__(self) -> str:
-        ready = self._scheduler.ready(self._sync, ())
+        ready = self._lines.ready()
         return f"Loading({ready} records wait, {self._held_bytes} bytes, up to {self._last_id})"
+
+    @property
+    def _lines(self) -> Lines:
+        return self._scheduler.of(self._sync)
 
     @property
     def held_bytes(self) -> int:
@@ -115,7 +120,7 @@ class Loading:
 
     @property
     def _probes_free(self) -> int:
-        return MOST_PROBES - self._scheduler.probes(self._sync)
+        return MOST_PROBES - self._lines.probes()
 
     def _is_due(self, now_ms: int) -> bool:
         if self._next_wake_ms is not None and self._next_wake_ms <= now_ms:
@@ -126,12 +131,12 @@ class Loading:
     def wanted(self) -> Wanted | None:
         """Return what is to be loaded now; None: nothing."""
         open_ = self._health.open_circuits
-        free = self._read_ahead - self._scheduler.ready(self._sync, open_)
+        free = self._read_ahead - self._lines.ready(open_)
         free_bytes = self._budget.free_for(self._held_bytes)
         if free < (min(LOAD_ROWS, self._read_ahead) + 1) // 2 or free_bytes <= 0:
             return None
         now_ms = self._now_ms()
-        empty = list(islice(self._scheduler.empty(self._sync), LOAD_ROWS))
+        empty = list(islice(self._lines.empty, LOAD_ROWS))
         probes = self._probes_wanted()
         is_well_again = any(endpoint not in open_ for endpoint in self._awaited)
         reads_queue = self._is_more_queued and self._can_deliver(open_)
@@ -145,7 +150,7 @@ class Loading:
             now_ms=now_ms,
             parked=max(0, self._probes_free),
             after_id=self._last_id,
-            full=self._scheduler.full_users(self._sync, PER_USER),
+            full=self._lines.full_users(PER_USER),
             empty=empty,
             open=open_,
             probes=probes,
@@ -167,12 +172,12 @@ class Loading:
         if not self._awaited:
             return []
         wanting = self._health.wanting_probe(loop_time_s())
-        waits_for = self._scheduler.waits_for
-        return [e for e in wanting if e in self._awaited and not waits_for(self._sync, e)]
+        waits_for = self._lines.waits_for
+        return [e for e in wanting if e in self._awaited and not waits_for(e)]
 
     def _can_deliver(self, open_: list[str]) -> bool:
         """Return whether some of what is queued may be delivered, or found out to be."""
-        if EVENTS not in open_ or not self._scheduler.waits_for(self._sync, EVENTS):
+        if EVENTS not in open_ or not self._lines.waits_for(EVENTS):
             return True
         return self._writes_contacts and not any("/contacts" in endpoint for endpoint in open_)
 

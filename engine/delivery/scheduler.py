@@ -29,31 +29,18 @@ parked         table    until an instant, after a failure of its own
 
 from __future__ import annotations
 
-import enum
-from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Final, NamedTuple
 
 from amplitude_intercom.engine.delivery.health import Who
+from amplitude_intercom.engine.delivery.lines import Key, Lines, State, User, need_of
 from amplitude_intercom.engine.delivery.turns import Turn, take
 from amplitude_intercom.engine.envelope import Kind, Record
-
-EVENTS: Final = "POST /events"
-ANY: Final = ""
-"""What a user needs whose next record is an update: which endpoint turns out on the way."""
 
 PROBE_SHARE: Final = 0.1
 MOST_CREDIT: Final = 2.0
 """Probes beside others: of so many calls; how many may have been saved up."""
-
-
-class State(enum.Enum):
-    """Where a user in memory is."""
-
-    WAITING = enum.auto()
-    AT_WORK = enum.auto()
-    EMPTY = enum.auto()
-    """All that was loaded is done, and more is aside."""
 
 
 class Loaded(NamedTuple):
@@ -78,142 +65,69 @@ class View(NamedTuple):
     beside_others: bool = True
 
 
-class _User:
-    """A user in memory."""
-
-    __slots__ = (
-        "arrived",
-        "failed_before",
-        "is_aside",
-        "is_probe",
-        "needs",
-        "records",
-        "state",
-        "who",
-    )
-
-    def __init__(self, who: Who) -> None:
-        self.who = who
-        self.state = State.EMPTY
-        self.records: deque[Record] = deque()
-        self.needs = ANY
-        self.arrived = 0
-        self.is_probe = False
-        self.is_aside = False
-        self.failed_before = False
-
-
-class _Line:
-    """Users that need the same, in the order in which they came."""
-
-    def __init__(self) -> None:
-        self.users: OrderedDict[str, _User] = OrderedDict()
-        self.records = 0
-
-    def move_to_front(self, user: _User) -> None:
-        """Let a user be the first, but for those that came before it and are back as well."""
-        before = []
-        for other in self.users.values():
-            if other.arrived >= user.arrived:
-                break
-            before.append(other)
-        for other in (user, *reversed(before)):
-            self.users.move_to_end(other.who[1], last=False)
-
-
-_Key = tuple[str, bool]
-"""What the users of a line need, and whether they are probes."""
-
-
-class _Sync:
-    """The users of one sync that are in memory."""
-
-    def __init__(self) -> None:
-        self.users: dict[str, _User] = {}
-        self.lines: dict[_Key, _Line] = {}
-        self.empty: OrderedDict[str, None] = OrderedDict()
-        self.at_work = 0
-        self.is_held = False
-
-
 class Scheduler:
     """See the module's docstring."""
 
     def __init__(self) -> None:
-        self._syncs: dict[str, _Sync] = {}
+        self._syncs: dict[str, Lines] = {}
         self._ring: OrderedDict[str, None] = OrderedDict()
         """Syncs with users that wait, in the order of their turns."""
-        self._waiting: Counter[_Key] = Counter()
+        self._waiting: Counter[Key] = Counter()
         self._arrivals = 0
         self._credit = 0.0
         self._writing: Counter[str] = Counter()
+        """Contacts that turns at work write, by user."""
         self._probes_at_work = 0
         self.calls_at_work = 0
         """Calls of all turns that are at work: a kill would repeat these at most."""
         self.undeparted = 0
         """Turns that were chosen and have made no call yet."""
 
+    def of(self, sync: str) -> Lines:
+        """Return what is in memory of a sync; another one after ``forget``."""
+        found = self._syncs.get(sync)
+        if found is None:
+            found = self._syncs[sync] = Lines(self._waiting)
+        return found
+
     # --- what comes from the spool --------------------------------------------------------
 
     def add(self, sync: str, loaded: Loaded) -> None:
         """Take in records of a user; none, and nothing aside: it is free."""
-        mine = self._of(sync)
+        mine = self.of(sync)
         user = mine.users.get(loaded.user)
         if user is None:
-            user = mine.users[loaded.user] = _User((sync, loaded.user))
+            user = mine.users[loaded.user] = User((sync, loaded.user))
             user.is_probe, user.failed_before = loaded.is_probe, loaded.failed_before
         if loaded.is_aside is not None:
             user.is_aside = loaded.is_aside
-        user.records.extend(loaded.records)
-        if user.state is State.WAITING:
-            mine.lines[user.needs, user.is_probe].records += len(loaded.records)
-        elif user.state is State.EMPTY:
+        mine.extend(user, loaded.records)
+        if user.state is State.EMPTY:
             mine.empty.pop(loaded.user, None)
             self._go_on(mine, user)
 
-    def _of(self, sync: str) -> _Sync:
-        found = self._syncs.get(sync)
-        if found is None:
-            found = self._syncs[sync] = _Sync()
-        return found
-
-    def _go_on(self, mine: _Sync, user: _User, needs: str | None = None) -> None:
+    def _go_on(self, mine: Lines, user: User, needs: str | None = None) -> None:
         """Let a user without a turn wait for one, for records, or go."""
         if user.records:
             self._arrivals += 1
             user.arrived = self._arrivals
-            user.needs = _need(user.records[0]) if needs is None else needs
-            user.state = State.WAITING
-            self._enter_line(mine, user)
+            self._let_wait(mine, user, need_of(user.records[0]) if needs is None else needs)
         elif user.is_aside:
             user.state = State.EMPTY
             mine.empty[user.who[1]] = None
         else:
             del mine.users[user.who[1]]
 
-    def _enter_line(self, mine: _Sync, user: _User, *, in_front: bool = False) -> None:
-        key = (user.needs, user.is_probe)
-        line = mine.lines.get(key)
-        if line is None:
-            line = mine.lines[key] = _Line()
-        line.users[user.who[1]] = user
-        if in_front:
-            line.move_to_front(user)
-        line.records += len(user.records)
-        self._waiting[key] += 1
+    def _let_wait(self, mine: Lines, user: User, needs: str, *, in_front: bool = False) -> None:
+        user.needs, user.state = needs, State.WAITING
+        mine.enter(user, in_front=in_front)
         if not mine.is_held:
             self._ring.setdefault(user.who[0])
 
-    def _leave_line(self, mine: _Sync, user: _User) -> None:
-        key = (user.needs, user.is_probe)
-        line = mine.lines[key]
-        del line.users[user.who[1]]
-        line.records -= len(user.records)
-        self._waiting[key] -= 1
-        if not line.users:
-            del mine.lines[key]
-            if not mine.lines:
-                self._ring.pop(user.who[0], None)
+    def _rest(self, sync: str, mine: Lines) -> None:
+        """Let a sync have no turns for now, where nobody of it waits."""
+        if not mine.has_waiting:
+            self._ring.pop(sync, None)
 
     # --- choosing -------------------------------------------------------------------------
 
@@ -239,13 +153,11 @@ class Scheduler:
             user
             for mine in self._syncs.values()
             if not mine.is_held
-            for key, line in mine.lines.items()
-            if key[0] == endpoint
-            for user in line.users.values()
+            for user in mine.who_needs(endpoint)
             if self._may_go(user)
         ]
 
-        def order(user: _User) -> tuple[int, int]:
+        def order(user: User) -> tuple[int, int]:
             if user.failed_before:
                 return 2, user.arrived
             return (0, -user.arrived) if has_served(user.who) else (1, user.arrived)
@@ -253,32 +165,22 @@ class Scheduler:
         user = min(waiting, key=order, default=None)
         return None if user is None else self._give_turn(user, View(), probes=endpoint)
 
-    def _next(self, view: View, *, probes: bool) -> _User | None:
+    def _next(self, view: View, *, probes: bool) -> User | None:
         for sync in self._ring:
-            user = self._first_of(self._syncs[sync], view, probes=probes)
+            user = self._syncs[sync].first(view.open, self._may_go, probes=probes)
             if user is not None:
                 self._ring.move_to_end(sync)
                 return user
         return None
 
-    def _first_of(self, mine: _Sync, view: View, *, probes: bool) -> _User | None:
-        firsts = (
-            self._first_in(line)
-            for (needs, is_probe), line in mine.lines.items()
-            if is_probe is probes and needs not in view.open
-        )
-        return min((user for user in firsts if user), key=lambda user: user.arrived, default=None)
-
-    def _first_in(self, line: _Line) -> _User | None:
-        return next((user for user in line.users.values() if self._may_go(user)), None)
-
-    def _may_go(self, user: _User) -> bool:
+    def _may_go(self, user: User) -> bool:
         """Return whether no other turn writes the contact that this user's would."""
         return user.records[0].kind is Kind.EVENT or user.who[1] not in self._writing
 
-    def _give_turn(self, user: _User, view: View, probes: str = "") -> Turn:
+    def _give_turn(self, user: User, view: View, probes: str = "") -> Turn:
         mine = self._syncs[user.who[0]]
-        self._leave_line(mine, user)
+        mine.leave(user)
+        self._rest(user.who[0], mine)
         user.state = State.AT_WORK
         turn = Turn(
             user.who,
@@ -323,9 +225,7 @@ class Scheduler:
         if not user.records or needs is not None:
             self._go_on(mine, user, needs)
             return
-        user.needs = _need(user.records[0])
-        user.state = State.WAITING
-        self._enter_line(mine, user, in_front=True)
+        self._let_wait(mine, user, need_of(user.records[0]), in_front=True)
 
     def set_aside(self, turn: Turn) -> None:
         """End a turn whose user has a row in the table now, and all its records there."""
@@ -334,11 +234,11 @@ class Scheduler:
 
     def abandon(self, turn: Turn) -> None:
         """End a turn of which nothing is known, if it is at work: its sync will begin anew."""
-        user = self._of(turn.sync).users.get(turn.user)
+        user = self.of(turn.sync).users.get(turn.user)
         if user is not None and user.state is State.AT_WORK:
             self.set_aside(turn)
 
-    def _end(self, turn: Turn) -> tuple[_Sync, _User]:
+    def _end(self, turn: Turn) -> tuple[Lines, User]:
         mine = self._syncs[turn.sync]
         user = mine.users[turn.user]
         assert user.state is State.AT_WORK
@@ -353,67 +253,20 @@ class Scheduler:
                 del self._writing[turn.user]
         return mine, user
 
-    # --- what is loaded -------------------------------------------------------------------
-
-    def loaded_of(self, sync: str, user: str) -> Sequence[Record]:
-        """Return what is loaded of a user, but for what its turn has."""
-        found = self._of(sync).users.get(user)
-        return list(found.records) if found else ()
-
-    def count_loaded(self, sync: str, user: str) -> int:
-        """Return how many records are loaded of a user, but for what its turn has."""
-        found = self._of(sync).users.get(user)
-        return len(found.records) if found else 0
-
-    def full_users(self, sync: str, per_user: int) -> list[str]:
-        """Return the users of whom so many records are loaded, or more."""
-        users = self._of(sync).users.values()
-        return [user.who[1] for user in users if len(user.records) >= per_user]
-
-    def ready(self, sync: str, open_: Collection[str]) -> int:
-        """Return how many records are loaded of users that may have a turn, but for probes."""
-        lines = self._of(sync).lines
-        return sum(
-            line.records
-            for (needs, is_probe), line in lines.items()
-            if needs not in open_ and not is_probe
-        )
-
-    def probes(self, sync: str) -> int:
-        """Return how many users wait that were parked."""
-        lines = self._of(sync).lines
-        return sum(len(line.users) for (_, is_probe), line in lines.items() if is_probe)
-
-    def waits_for(self, sync: str, endpoint: str) -> bool:
-        """Return whether somebody in memory needs an endpoint."""
-        return any(needs == endpoint for needs, _ in self._of(sync).lines)
-
-    def empty(self, sync: str) -> Iterator[str]:
-        """Yield users of whom more is to be loaded, the one that waits the longest first."""
-        yield from self._of(sync).empty
-
-    def at_work(self, sync: str) -> int:
-        """Return how many turns of a sync are at work."""
-        return self._of(sync).at_work
+    # --- whole syncs ----------------------------------------------------------------------
 
     def withdraw(self, sync: str, endpoint: str, keep: int) -> list[tuple[str, list[Record]]]:
-        """Take users out of memory that wait for an endpoint, but for so many records.
-
-        Those that came last go, and none that was parked: it keeps its place in the table.
-        """
-        mine = self._of(sync)
-        line = mine.lines.get((endpoint, False))
-        gone = []
-        while line is not None and line.records > keep:
-            user = next(reversed(line.users.values()))
-            self._leave_line(mine, user)
-            del mine.users[user.who[1]]
+        """Take users out of memory that wait for an endpoint, but for so many records; those that
+        came last go."""
+        mine, gone = self.of(sync), []
+        while user := mine.take_last(endpoint, keep):
             gone.append((user.who[1], list(user.records)))
+        self._rest(sync, mine)
         return gone
 
     def hold(self, sync: str) -> None:
         """Choose nobody of a sync from now on."""
-        self._of(sync).is_held = True
+        self.of(sync).is_held = True
         self._ring.pop(sync, None)
 
     def forget_all(self) -> None:
@@ -426,13 +279,8 @@ class Scheduler:
 
     def forget(self, sync: str) -> None:
         """Forget what is loaded of a sync, of which nothing is at work; it is held no more."""
-        mine = self._of(sync)
-        assert not mine.at_work
-        for key, line in mine.lines.items():
-            self._waiting[key] -= len(line.users)
+        mine = self._syncs.pop(sync, None)
+        if mine is not None:
+            assert not mine.at_work
+            mine.forget()
         self._ring.pop(sync, None)
-        self._syncs[sync] = _Sync()
-
-
-def _need(record: Record) -> str:
-    return EVENTS if record.kind is Kind.EVENT else ANY

@@ -219,7 +219,7 @@ class Settlement:
         """Return what is to be written of a turn's end, if anything."""
         if not waiting.is_written(turn, ending):
             return None
-        others = [record.id for record in self._scheduler.loaded_of(turn.sync, turn.user)]
+        others = [record.id for record in self._scheduler.of(turn.sync).loaded_of(turn.user)]
         return Step(partial(self._write_end, turn, ending, others, self._now_ms()))
 
     def _write_end(
@@ -242,7 +242,7 @@ class Settlement:
                     self._scheduler.put_back(turn, back, needs)
                 case Deferred(back) | Failing(back) | Unknown(back):
                     self._loading.let_go(back)
-                    self._loading.let_go(self._scheduler.loaded_of(turn.sync, turn.user))
+                    self._loading.let_go(self._scheduler.of(turn.sync).loaded_of(turn.user))
                     self._scheduler.set_aside(turn)
                     self._loading.look_at_table()
 

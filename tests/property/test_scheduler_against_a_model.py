@@ -15,7 +15,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from amplitude_intercom.engine.delivery.scheduler import ANY, EVENTS, Loaded, Scheduler, View
+from amplitude_intercom.engine.delivery.lines import ANY, EVENTS
+from amplitude_intercom.engine.delivery.scheduler import Loaded, Scheduler, View
 from amplitude_intercom.engine.delivery.turns import MOST_EVENTS, Turn
 from amplitude_intercom.engine.envelope import Kind, Record
 
@@ -104,7 +105,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule(sync=SYNC, kinds=st.lists(st.sampled_from(Kind), max_size=4))
     def more_is_loaded_of_users_that_are_worked_off(self, sync: str, kinds: list[Kind]) -> None:
-        for user in list(self.scheduler.empty(sync)):
+        for user in list(self.scheduler.of(sync).empty):
             mine = self.users[sync, user]
             assert mine.state == "empty"
             records = self._records(user, kinds)
@@ -244,7 +245,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(pick=PICK)
     def a_turn_ends_and_its_user_is_aside(self, pick: int) -> None:
         turn, mine = self._end(pick)
-        assert list(self.scheduler.loaded_of(*turn.who)) == mine.records
+        assert list(self.scheduler.of(turn.sync).loaded_of(turn.user)) == mine.records
         self.scheduler.set_aside(turn)
         self.users[turn.who] = User()
 
@@ -268,7 +269,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule(sync=SYNC)
     def a_sync_begins_anew(self, sync: str) -> None:
-        if self.scheduler.at_work(sync):
+        if self.scheduler.of(sync).at_work:
             self.scheduler.hold(sync)
             while mine := [turn for turn in self.turns if turn.sync == sync]:
                 self.turns.remove(mine[0])
@@ -285,12 +286,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         for sync in SYNCS:
             mine = [user for (of, _), user in self.users.items() if of == sync]
             waiting = [user for user in mine if user.state == "waiting"]
-            assert self.scheduler.probes(sync) == sum(user.is_probe for user in waiting)
+            assert self.scheduler.of(sync).probes() == sum(user.is_probe for user in waiting)
             ready = [u for u in waiting if not u.is_probe and u.needs not in self.open]
-            assert self.scheduler.ready(sync, self.open) == sum(len(u.records) for u in ready)
+            assert self.scheduler.of(sync).ready(self.open) == sum(len(u.records) for u in ready)
             at_work = sum(turn.sync == sync for turn in self.turns)
-            assert self.scheduler.at_work(sync) == at_work
-            assert len(list(self.scheduler.empty(sync))) == sum(u.state == "empty" for u in mine)
+            assert self.scheduler.of(sync).at_work == at_work
+            assert len(list(self.scheduler.of(sync).empty)) == sum(u.state == "empty" for u in mine)
             if not any(user.state == "waiting" for user in mine):
                 self.passed_over[sync] = 0  # it will be behind those who wait now
 

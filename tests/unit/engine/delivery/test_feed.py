@@ -32,6 +32,7 @@ from amplitude_intercom.engine.delivery.endings import (
 )
 from amplitude_intercom.engine.delivery.feed import Feed
 from amplitude_intercom.engine.delivery.health import Blame, Health
+from amplitude_intercom.engine.delivery.lines import EVENTS
 from amplitude_intercom.engine.delivery.loading import (
     LOAD_ROWS,
     MOST_PROBES,
@@ -39,7 +40,7 @@ from amplitude_intercom.engine.delivery.loading import (
     LoadedBytes,
     Loading,
 )
-from amplitude_intercom.engine.delivery.scheduler import EVENTS, Scheduler, View
+from amplitude_intercom.engine.delivery.scheduler import Scheduler, View
 from amplitude_intercom.engine.delivery.settlement import Settlement
 from amplitude_intercom.engine.delivery.turns import MOST_EVENTS, Turn
 from amplitude_intercom.engine.delivery.waiting import Retries, is_due
@@ -403,7 +404,7 @@ class Rig:
     @property
     def loaded(self) -> int:
         """Records in memory."""
-        users = self.scheduler._syncs[SYNC].users.values()
+        users = self.scheduler.of(SYNC).users.values()
         under_way = sum(len(turn.records) for turn in self.at_work.values())
         return sum(len(user.records) for user in users) + under_way
 
@@ -432,7 +433,7 @@ class Rig:
         await self.settled()
         await anyio.sleep(10)
         assert self.loading.held_bytes == self.budget.total == 0
-        assert self.loaded == self.scheduler.at_work(SYNC) == 0
+        assert self.loaded == self.scheduler.of(SYNC).at_work == 0
         assert self.db.execute("SELECT count(*) FROM users").fetchone() == (0,)
 
     def dead(self) -> dict[int, str]:

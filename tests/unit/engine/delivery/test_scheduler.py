@@ -6,7 +6,8 @@ from collections import Counter
 
 import pytest
 
-from amplitude_intercom.engine.delivery.scheduler import EVENTS, Loaded, Scheduler, View
+from amplitude_intercom.engine.delivery.lines import EVENTS
+from amplitude_intercom.engine.delivery.scheduler import Loaded, Scheduler, View
 from amplitude_intercom.engine.delivery.turns import MOST_EVENTS, Turn
 from amplitude_intercom.engine.envelope import Kind, Record
 

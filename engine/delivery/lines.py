@@ -1,0 +1,196 @@
+"""The users of one sync that are in memory, and the lines in which they wait for a turn. Pure.
+
+``delivery.scheduler`` chooses who goes, and has the rules.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Final
+
+from amplitude_intercom.engine.delivery.health import Who
+from amplitude_intercom.engine.envelope import Kind, Record
+
+EVENTS: Final = "POST /events"
+ANY: Final = ""
+"""What a user needs whose next record is an update: which endpoint turns out on the way."""
+
+
+class State(enum.Enum):
+    """Where a user in memory is."""
+
+    WAITING = enum.auto()
+    AT_WORK = enum.auto()
+    EMPTY = enum.auto()
+    """All that was loaded is done, and more is aside."""
+
+
+class User:
+    """A user in memory."""
+
+    __slots__ = (
+        "arrived",
+        "failed_before",
+        "is_aside",
+        "is_probe",
+        "needs",
+        "records",
+        "state",
+        "who",
+    )
+
+    def __init__(self, who: Who) -> None:
+        self.who = who
+        self.state = State.EMPTY
+        self.records: deque[Record] = deque()
+        self.needs = ANY
+        self.arrived = 0
+        self.is_probe = False
+        self.is_aside = False
+        self.failed_before = False
+
+    @property
+    def line(self) -> Key:
+        """The line in which it waits."""
+        return self.needs, self.is_probe
+
+
+Key = tuple[str, bool]
+"""What the users of a line need, and whether they are probes."""
+
+MayGo = Callable[[User], bool]
+
+
+class _Line:
+    """Users that need the same, in the order in which they came."""
+
+    def __init__(self) -> None:
+        self.users: OrderedDict[str, User] = OrderedDict()
+        self.records = 0
+
+    def move_to_front(self, user: User) -> None:
+        """Let a user be the first, but for those that came before it and are back as well."""
+        before = []
+        for other in self.users.values():
+            if other.arrived >= user.arrived:
+                break
+            before.append(other)
+        for other in (user, *reversed(before)):
+            self.users.move_to_end(other.who[1], last=False)
+
+    def first(self, may_go: MayGo) -> User | None:
+        return next((user for user in self.users.values() if may_go(user)), None)
+
+
+class Lines:
+    """One sync's users; ``is_held``: none of them is chosen."""
+
+    def __init__(self, waiting: Counter[Key]) -> None:
+        """``waiting`` counts the users of all syncs that wait."""
+        self.users: dict[str, User] = {}
+        self.empty: OrderedDict[str, None] = OrderedDict()
+        """Users of whom more is to be loaded, the one that waits the longest first."""
+        self.at_work = 0
+        """Turns that are at work."""
+        self.is_held = False
+        self._waiting = waiting
+        self._lines: dict[Key, _Line] = {}
+
+    # --- who waits ------------------------------------------------------------------------
+
+    @property
+    def has_waiting(self) -> bool:
+        """Whether somebody waits."""
+        return bool(self._lines)
+
+    def enter(self, user: User, *, in_front: bool = False) -> None:
+        """Let a user wait, behind the others or where it was."""
+        line = self._lines.get(user.line)
+        if line is None:
+            line = self._lines[user.line] = _Line()
+        line.users[user.who[1]] = user
+        if in_front:
+            line.move_to_front(user)
+        line.records += len(user.records)
+        self._waiting[user.line] += 1
+
+    def leave(self, user: User) -> None:
+        """Let a user wait no more."""
+        line = self._lines[user.line]
+        del line.users[user.who[1]]
+        line.records -= len(user.records)
+        self._waiting[user.line] -= 1
+        if not line.users:
+            del self._lines[user.line]
+
+    def extend(self, user: User, records: Sequence[Record]) -> None:
+        """Give a user more records, whatever it does."""
+        user.records.extend(records)
+        if user.state is State.WAITING:
+            self._lines[user.line].records += len(records)
+
+    def first(self, shut: Collection[str], may_go: MayGo, *, probes: bool) -> User | None:
+        """Return the user that came first, of those whose endpoint is not ``shut``."""
+        firsts = (
+            line.first(may_go)
+            for (needs, is_probe), line in self._lines.items()
+            if is_probe is probes and needs not in shut
+        )
+        return min((user for user in firsts if user), key=lambda user: user.arrived, default=None)
+
+    def who_needs(self, endpoint: str) -> Iterator[User]:
+        """Yield the users that wait for an endpoint."""
+        for (needs, _), line in self._lines.items():
+            if needs == endpoint:
+                yield from line.users.values()
+
+    def take_last(self, endpoint: str, keep: int) -> User | None:
+        """Take the user that came last out of an endpoint's line, where over ``keep`` records wait
+        there. Users that were parked are not taken: they keep their place in the table."""
+        line = self._lines.get((endpoint, False))
+        if line is None or line.records <= keep:
+            return None
+        user = next(reversed(line.users.values()))
+        self.leave(user)
+        del self.users[user.who[1]]
+        return user
+
+    def forget(self) -> None:
+        """Take in that nobody waits any more."""
+        for key, line in self._lines.items():
+            self._waiting[key] -= len(line.users)
+        self._lines.clear()
+
+    # --- what is loaded -------------------------------------------------------------------
+
+    def loaded_of(self, user: str) -> Sequence[Record]:
+        """Return what is loaded of a user, but for what its turn has."""
+        found = self.users.get(user)
+        return list(found.records) if found else ()
+
+    def full_users(self, per_user: int) -> list[str]:
+        """Return the users of whom so many records are loaded, or more."""
+        return [key for key, user in self.users.items() if len(user.records) >= per_user]
+
+    def ready(self, shut: Collection[str] = ()) -> int:
+        """Return how many records are loaded of users that may have a turn, but for probes."""
+        return sum(
+            line.records
+            for (needs, is_probe), line in self._lines.items()
+            if needs not in shut and not is_probe
+        )
+
+    def probes(self) -> int:
+        """Return how many users wait that were parked."""
+        return sum(len(line.users) for (_, is_probe), line in self._lines.items() if is_probe)
+
+    def waits_for(self, endpoint: str) -> bool:
+        """Return whether somebody waits for an endpoint."""
+        return any(needs == endpoint for needs, _ in self._lines)
+
+
+def need_of(record: Record) -> str:
+    """Return the endpoint that a record needs, as far as it is known."""
+    return EVENTS if record.kind is Kind.EVENT else ANY
