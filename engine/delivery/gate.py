@@ -8,11 +8,9 @@ Rules
 2. Only Intercom speaks for Intercom: what is no answer that the API describes is a failure.
 3. An endpoint whose circuit is open gets probes, each by the caller that the scheduler has chosen,
    or by one that probes another endpoint and meets this one on its way.
-4. 401 and 403 are about the token where ``GET /me`` is refused as well: nothing leaves until that
-   is answered. While it is well, they are a failure of the call (``refusals``).
-5. 429 is about the budget: nothing leaves until the reset, then one call, two, four …; but where
-   the budget cannot be what is short, it is a failure of the call (``refusals``).
-6. A call that hangs keeps no slot from others (``in_flight``), and is evidence when it ends.
+4. What an answer says of its endpoint, the token and the budget is in ``judging``; while the token
+   is refused, or the budget used up, nothing leaves.
+5. A call that hangs keeps no slot from others (``in_flight``), and is evidence when it ends.
 """
 
 from __future__ import annotations
@@ -22,9 +20,6 @@ import random
 import time
 from collections import Counter, deque
 from collections.abc import Callable
-from typing import Final
-
-import structlog
 
 from amplitude_intercom.engine.backoff import probe_delay_s
 from amplitude_intercom.engine.delivery.calls import (
@@ -33,27 +28,16 @@ from amplitude_intercom.engine.delivery.calls import (
     Caller,
     Cause,
     NotAnswered,
-    cause_of,
     endpoint_of,
-    failure_of,
 )
-from amplitude_intercom.engine.delivery.exchange import Back, Exchange
-from amplitude_intercom.engine.delivery.health import Blame, Charge, Hasten, Health, Outage
+from amplitude_intercom.engine.delivery.exchange import Exchange
+from amplitude_intercom.engine.delivery.health import Charge, Hasten, Health
 from amplitude_intercom.engine.delivery.in_flight import InFlight
-from amplitude_intercom.engine.delivery.pace import Pace, loop_time_s, pause_s
-from amplitude_intercom.engine.delivery.refusals import BudgetDoubt, Token
+from amplitude_intercom.engine.delivery.judging import Judge
+from amplitude_intercom.engine.delivery.pace import Pace, loop_time_s
+from amplitude_intercom.engine.delivery.refusals import BudgetDoubt
 from amplitude_intercom.engine.delivery.window import WINDOW_S
-from amplitude_intercom.engine.errors import Failure
-from amplitude_intercom.engine.reasons import DeadReason
-from amplitude_intercom.transports.intercom import Answer, Request, Wire, me
-
-_log = structlog.get_logger(__name__)
-
-RESUME_JITTER_S: Final = 0.5
-
-CREATE: Final = "POST /contacts"
-"""It answers 409 wherever the contact is there already: that is a success as far as health goes, or
-a workspace where all are would have no success there at all."""
+from amplitude_intercom.transports.intercom import Request, Wire
 
 
 class State(enum.StrEnum):
@@ -92,15 +76,18 @@ class Gate:
             lambda failures: probe_delay_s(failures, probe_first_s, probe_most_s, jitter())
         )
         self.max_in_flight = max_in_flight
-        self._name = name
         self._in_flight = InFlight(max_in_flight)
-        self._budget = BudgetDoubt()
-        self._exchange = Exchange(wire, self.pace, self._in_flight, self._budget, name)
-        self._token = Token(self._ask_me, jitter)
-        self._now_s = now_s
-        self._jitter = jitter
-        self._last_failure = Failure(DeadReason.USER_FAILING)
-        self._is_closed = False
+        budget = BudgetDoubt()
+        self._exchange = Exchange(wire, self.pace, self._in_flight, budget, name)
+        self._judge = Judge(
+            self._exchange,
+            self.pace,
+            self.health,
+            budget,
+            now_s=now_s,
+            jitter=jitter,
+            name=name,
+        )
         self.changed: Callable[[], None] = lambda: None
         """Called whenever more, or other, calls may leave than before."""
 
@@ -110,7 +97,7 @@ class Gate:
     @property
     def state(self) -> State:
         """What the gate makes of the destination."""
-        if self._token.is_refused:
+        if self._judge.is_token_refused:
             return State.UNAUTHORIZED
         if self.health.out:
             return State.OUTAGE
@@ -147,7 +134,7 @@ class Gate:
     @property
     def is_standing(self) -> bool:
         """Whether nothing leaves at all, whatever endpoint it is for."""
-        return self._is_closed or self._token.is_refused or self.pace.is_paused
+        return self.pace.is_closed or self._judge.is_token_refused or self.pace.is_paused
 
     def slots(self, now_s: float) -> int:
         """Return how many calls may be out that do not hang."""
@@ -183,7 +170,6 @@ class Gate:
 
     def close(self) -> None:
         """Let no more calls leave; those that are out are finished."""
-        self._is_closed = True
         self.pace.close()
         self.changed()
 
@@ -206,99 +192,16 @@ class Gate:
             return NotAnswered(cause, endpoint)
         back = await self._exchange.send(request, endpoint, caller)
         try:
-            if isinstance(back.outcome, Failure):
-                return self._failed(back.outcome, back, endpoint, caller)
-            return await self._judge(back.outcome, back, endpoint, caller, optional=optional)
+            return await self._judge.judge(back, endpoint, caller, optional=optional)
         finally:
             self.changed()
-
-    async def _judge(
-        self, answer: Answer, back: Back, endpoint: str, caller: Caller, *, optional: bool
-    ) -> Answered | NotAnswered:
-        status = answer.status
-        if 200 <= status < 300 or (status == 409 and endpoint == CREATE):
-            self.health.of(endpoint).succeeded(caller.who, back.left_s, back.back_s)
-            return Answered(answer)
-        if status == 429:
-            if self._budget.is_not_meant(caller.who, back.back_s):
-                return self._failed(failure_of(answer), back, endpoint, caller)
-            return self._throttled(answer, back, endpoint)
-        if status == 401 or (status == 403 and not optional):
-            if await self._token.is_well(status):
-                return self._failed(failure_of(answer), back, endpoint, caller)
-            return self._token_refused(answer, endpoint)
-        self.health.of(endpoint).refused(caller.who, back.left_s, back.back_s)
-        return Answered(answer)
-
-    def _failed(self, failure: Failure, back: Back, endpoint: str, caller: Caller) -> NotAnswered:
-        found = self.health.of(endpoint)
-        self._last_failure = failure
-        blame = found.failed(
-            caller.who,
-            back.left_s,
-            back.back_s,
-            failed_before=caller.failed_before,
-            counts=caller is not NOBODY,
-        )
-        if found.circuit.is_open:
-            blame = Blame.NOBODYS
-        return NotAnswered(Cause.FAILED, endpoint, failure, blame, found.is_sick)
-
-    def _throttled(self, answer: Answer, back: Back, endpoint: str) -> NotAnswered:
-        wait_s = pause_s(answer, self._now_s()) + self._jitter() * RESUME_JITTER_S
-        self.pace.throttled(wait_s, back.back_s, back.left_s)
-        return NotAnswered(Cause.THROTTLED, endpoint, failure_of(answer))
-
-    # --- the token ------------------------------------------------------------------------
-
-    def _token_refused(self, answer: Answer, endpoint: str) -> NotAnswered:
-        failure = failure_of(answer)
-        if self._token.refuse():
-            text = "Intercom refuses the access token: calls wait until it is taken"
-            _log.warning(text, intercom=self._name, cause=cause_of(failure))
-        return NotAnswered(Cause.TOKEN, endpoint, failure)
 
     async def watch_token(self) -> None:
         """Ask ``GET /me`` whenever the token was refused, until it is taken; for ever."""
         while True:
-            after_s = await self._token.restored()
-            text = "Intercom takes the access token again"
-            _log.warning(text, intercom=self._name, after_s=after_s)
+            await self._judge.token_restored()
             self.changed()
-
-    async def _ask_me(self) -> Answer | None:
-        """Return the answer to ``GET /me``; None: it has none that is Intercom's."""
-        await self.pace.turn()
-        if self._is_closed or self.pace.is_paused:
-            return None
-        endpoint = endpoint_of("GET", "/me")
-        back = await self._exchange.send(me(), endpoint, NOBODY)
-        if isinstance(back.outcome, Failure):
-            return None
-        if back.outcome.status == 429:
-            self._throttled(back.outcome, back, endpoint)
-            return None
-        return back.outcome
-
-    # --- what follows ---------------------------------------------------------------------
 
     def take_news(self, now_s: float) -> list[Hasten | Charge]:
         """Return what outcomes have come to for users; log what they have for endpoints."""
-        self.health.look(now_s)
-        found: list[Hasten | Charge] = []
-        for news in self.health.take_news():
-            if isinstance(news, Outage):
-                self._log_outage(news)
-            else:
-                found.append(news)
-        return found
-
-    def _log_outage(self, news: Outage) -> None:
-        about: dict[str, object] = {"endpoint": news.endpoint}
-        if news.has_begun:
-            text = "Intercom does not answer: these calls wait until it does, nothing is lost"
-            about["cause"] = cause_of(self._last_failure)
-        else:
-            text = "Intercom answers again"
-            about["after_s"] = round(news.seconds, 1)
-        _log.warning(text, intercom=self._name, **about)
+        return self._judge.take_news(now_s)

@@ -135,7 +135,8 @@ class Pace:
         self._window = Window()
         self._latency = Latency()
         self._ramp = Ramp()
-        self._closed = False
+        self.is_closed = False
+        """Whether no call leaves any more."""
 
     def __repr__(self) -> str:
         return f"Pace({self.limit:g} per 10 s, {self.sent} sent, {self.slots} slots)"
@@ -221,7 +222,7 @@ class Pace:
 
         Returns at once where nobody and nothing is waited for. Cancelled, no call has left.
         """
-        if self._closed:
+        if self.is_closed:
             return
         if not self._queue.locked() and await self._take_token_now():
             self._depart()
@@ -238,7 +239,7 @@ class Pace:
 
     def close(self) -> None:
         """Let ``turn`` return at once from now on, also to those who wait: no call leaves."""
-        self._closed = True
+        self.is_closed = True
         for waiting in list(self._waiting):
             waiting.cancel()
 

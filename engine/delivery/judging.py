@@ -1,0 +1,174 @@
+"""What comes of a call says something of its endpoint, of the token, and of the budget.
+
+Rules
+=====
+========================================  ======================================================
+what came back                            what is made of it
+========================================  ======================================================
+2xx; 409 to ``POST /contacts``            a success of its endpoint
+401; 403 of a call that is not optional   the token's, where ``GET /me`` is refused as well: nothing
+                                          leaves until that is answered; else a failure of the call
+429                                       the budget's: nothing leaves until the reset, then one
+                                          call, two, four …; where the budget cannot be what is
+                                          short, a failure of the call
+any other 4xx                             the record's own business: an answer
+no answer, one that is not Intercom's,    a failure: whose fault it is, is for ``delivery.health``
+5xx, 408
+========================================  ======================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+
+from amplitude_intercom.engine.delivery.calls import (
+    NOBODY,
+    Answered,
+    Caller,
+    Cause,
+    NotAnswered,
+    cause_of,
+    endpoint_of,
+    failure_of,
+)
+from amplitude_intercom.engine.delivery.exchange import Back, Exchange
+from amplitude_intercom.engine.delivery.health import Blame, Charge, Hasten, Health, Outage
+from amplitude_intercom.engine.delivery.pace import Pace, pause_s
+from amplitude_intercom.engine.delivery.refusals import BudgetDoubt, Token
+from amplitude_intercom.engine.errors import Failure
+from amplitude_intercom.engine.reasons import DeadReason
+from amplitude_intercom.transports.intercom import Answer, me
+
+_log = structlog.get_logger(__name__)
+
+RESUME_JITTER_S: Final = 0.5
+
+CREATE: Final = "POST /contacts"
+"""It answers 409 wherever the contact is there already: that is a success as far as health goes, or
+a workspace where all are would have no success there at all."""
+
+
+class Judge:
+    """Judges what comes of the calls of one access token; see the module's docstring."""
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        pace: Pace,
+        health: Health,
+        budget: BudgetDoubt,
+        *,
+        now_s: Callable[[], float],
+        jitter: Callable[[], float],
+        name: str,
+    ) -> None:
+        """``name`` says in logs which Intercom it is."""
+        self._exchange = exchange
+        self._pace = pace
+        self._health = health
+        self._budget = budget
+        self._now_s = now_s
+        self._jitter = jitter
+        self._name = name
+        self._token = Token(self._ask_me, jitter)
+        self._last_failure = Failure(DeadReason.USER_FAILING)
+
+    def __repr__(self) -> str:
+        return f"Judge({self._name}, {self._token})"
+
+    @property
+    def is_token_refused(self) -> bool:
+        """Whether the token was refused, and is not taken again."""
+        return self._token.is_refused
+
+    async def judge(
+        self, back: Back, endpoint: str, caller: Caller, *, optional: bool
+    ) -> Answered | NotAnswered:
+        """Return what the caller is told; ``optional``: see ``Gate.call``."""
+        answer = back.outcome
+        if isinstance(answer, Failure):
+            return self._failed(answer, back, endpoint, caller)
+        status = answer.status
+        if 200 <= status < 300 or (status == 409 and endpoint == CREATE):
+            self._health.of(endpoint).succeeded(caller.who, back.left_s, back.back_s)
+            return Answered(answer)
+        if status == 429:
+            if self._budget.is_not_meant(caller.who, back.back_s):
+                return self._failed(failure_of(answer), back, endpoint, caller)
+            return self._throttled(answer, back, endpoint)
+        if status == 401 or (status == 403 and not optional):
+            if await self._token.is_well(status):
+                return self._failed(failure_of(answer), back, endpoint, caller)
+            return self._token_refused(answer, endpoint)
+        self._health.of(endpoint).refused(caller.who, back.left_s, back.back_s)
+        return Answered(answer)
+
+    def _failed(self, failure: Failure, back: Back, endpoint: str, caller: Caller) -> NotAnswered:
+        found = self._health.of(endpoint)
+        self._last_failure = failure
+        blame = found.failed(
+            caller.who,
+            back.left_s,
+            back.back_s,
+            failed_before=caller.failed_before,
+            counts=caller is not NOBODY,
+        )
+        if found.circuit.is_open:
+            blame = Blame.NOBODYS
+        return NotAnswered(Cause.FAILED, endpoint, failure, blame, found.is_sick)
+
+    def _throttled(self, answer: Answer, back: Back, endpoint: str) -> NotAnswered:
+        wait_s = pause_s(answer, self._now_s()) + self._jitter() * RESUME_JITTER_S
+        self._pace.throttled(wait_s, back.back_s, back.left_s)
+        return NotAnswered(Cause.THROTTLED, endpoint, failure_of(answer))
+
+    def _token_refused(self, answer: Answer, endpoint: str) -> NotAnswered:
+        failure = failure_of(answer)
+        if self._token.refuse():
+            text = "Intercom refuses the access token: calls wait until it is taken"
+            _log.warning(text, intercom=self._name, cause=cause_of(failure))
+        return NotAnswered(Cause.TOKEN, endpoint, failure)
+
+    async def token_restored(self) -> None:
+        """Wait until the token was refused and is taken again."""
+        after_s = await self._token.restored()
+        text = "Intercom takes the access token again"
+        _log.warning(text, intercom=self._name, after_s=after_s)
+
+    async def _ask_me(self) -> Answer | None:
+        """Return the answer to ``GET /me``; None: it has none that is Intercom's."""
+        await self._pace.turn()
+        if self._pace.is_closed or self._pace.is_paused:
+            return None
+        endpoint = endpoint_of("GET", "/me")
+        back = await self._exchange.send(me(), endpoint, NOBODY)
+        if isinstance(back.outcome, Failure):
+            return None
+        if back.outcome.status == 429:
+            self._throttled(back.outcome, back, endpoint)
+            return None
+        return back.outcome
+
+    def take_news(self, now_s: float) -> list[Hasten | Charge]:
+        """Return what outcomes have come to for users; log what they have for endpoints."""
+        self._health.look(now_s)
+        found: list[Hasten | Charge] = []
+        for news in self._health.take_news():
+            if isinstance(news, Outage):
+                self._log_outage(news)
+            else:
+                found.append(news)
+        return found
+
+    def _log_outage(self, news: Outage) -> None:
+        about: dict[str, object] = {"endpoint": news.endpoint}
+        if news.has_begun:
+            text = "Intercom does not answer: these calls wait until it does, nothing is lost"
+            about["cause"] = cause_of(self._last_failure)
+        else:
+            text = "Intercom answers again"
+            about["after_s"] = round(news.seconds, 1)
+        _log.warning(text, intercom=self._name, **about)
