@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from itertools import islice
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -50,6 +50,15 @@ class LoadedBytes:
         return max(READ_AHEAD_BYTES - self.total, LEAST_BYTES - held)
 
 
+class _Aside(NamedTuple):
+    """What the last look at the users that are aside has found: when the first of them is due that
+    was not parked, and that was; and for which endpoints some wait."""
+
+    next_wake_ms: int | None = None
+    next_probe_ms: int | None = None
+    awaited: frozenset[str] = frozenset()
+
+
 class Loading:
     """One sync's share of what is loaded."""
 
@@ -78,9 +87,7 @@ class Loading:
         self._last_id = 0
         self._is_more_queued = True
         self._looks_at_table = True
-        self._next_wake_ms: int | None = None
-        self._next_probe_ms: int | None = None
-        self._awaited: frozenset[str] = frozenset()
+        self._aside = _Aside()
         self._queue_first = False
         self._clock = _Clock(now_ms)
 
@@ -112,9 +119,9 @@ class Loading:
         """Return in how many seconds something is to be loaded, as far as it is known."""
         if self.wanted() is not None:
             return 0.0
-        wakes_ms = [self._next_wake_ms]
+        wakes_ms = [self._aside.next_wake_ms]
         if self._probes_free > 0:
-            wakes_ms.append(self._next_probe_ms)
+            wakes_ms.append(self._aside.next_probe_ms)
         in_ms = [at_ms - self._now_ms() for at_ms in wakes_ms if at_ms is not None]
         return min(LONGEST_NAP_S, max(0.001, min(in_ms) / 1000)) if in_ms else math.inf
 
@@ -123,9 +130,9 @@ class Loading:
         return MOST_PROBES - self._lines.probes()
 
     def _is_due(self, now_ms: int) -> bool:
-        if self._next_wake_ms is not None and self._next_wake_ms <= now_ms:
+        wake_ms, probe_ms, _ = self._aside
+        if wake_ms is not None and wake_ms <= now_ms:
             return True
-        probe_ms = self._next_probe_ms
         return probe_ms is not None and probe_ms <= now_ms and self._probes_free > 0
 
     def wanted(self) -> Wanted | None:
@@ -138,7 +145,7 @@ class Loading:
         now_ms = self._now_ms()
         empty = list(islice(self._lines.empty, LOAD_ROWS))
         probes = self._probes_wanted()
-        is_well_again = any(endpoint not in open_ for endpoint in self._awaited)
+        is_well_again = any(endpoint not in open_ for endpoint in self._aside.awaited)
         reads_queue = self._is_more_queued and self._can_deliver(open_)
         is_due = self._looks_at_table or self._is_due(now_ms) or self._clock.look() > 0
         if not (empty or probes or is_due or is_well_again or reads_queue):
@@ -169,11 +176,11 @@ class Loading:
 
     def _probes_wanted(self) -> list[str]:
         """Return the endpoints for which somebody aside may find out whether they are well."""
-        if not self._awaited:
+        if not self._aside.awaited:
             return []
         wanting = self._health.wanting_probe(loop_time_s())
         waits_for = self._lines.waits_for
-        return [e for e in wanting if e in self._awaited and not waits_for(e)]
+        return [e for e in wanting if e in self._aside.awaited and not waits_for(e)]
 
     def _can_deliver(self, open_: list[str]) -> bool:
         """Return whether some of what is queued may be delivered, or found out to be."""
@@ -192,8 +199,7 @@ class Loading:
         self._clock.follow(wanted.set_back_ms)
         add = self._scheduler.add
         self._last_id, self._is_more_queued = loaded.last_id, loaded.more
-        self._next_wake_ms, self._next_probe_ms = loaded.next_wake_ms, loaded.next_probe_ms
-        self._awaited = frozenset(loaded.awaited)
+        self._aside = _Aside(loaded.next_wake_ms, loaded.next_probe_ms, frozenset(loaded.awaited))
         self._looks_at_table = False
         for user, records in loaded.refilled.items():
             self._hold(records)
@@ -229,7 +235,7 @@ class Loading:
         self._budget.total -= self._held_bytes
         self._held_bytes = self._last_id = 0
         self._is_more_queued = self._looks_at_table = True
-        self._next_wake_ms, self._next_probe_ms, self._awaited = None, None, frozenset()
+        self._aside = _Aside()
 
     def withdraw(self) -> list[tuple[str, str, list[Record]]]:
         """Take users out of memory that cannot have a turn, where they are too many; return each

@@ -31,6 +31,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
 from typing import Final, NamedTuple
 
 from amplitude_intercom.engine.delivery.health import Who
@@ -157,13 +158,8 @@ class Scheduler:
             if self._may_go(user)
         ]
 
-        def order(user: User) -> tuple[int, int]:
-            if user.failed_before:
-                return 2, user.arrived
-            return (0, -user.arrived) if has_served(user.who) else (1, user.arrived)
-
-        user = min(waiting, key=order, default=None)
-        return None if user is None else self._give_turn(user, View(), probes=endpoint)
+        first = min(waiting, key=partial(_probing_order, has_served), default=None)
+        return None if first is None else self._give_turn(first, View(), probes=endpoint)
 
     def _next(self, view: View, *, probes: bool) -> User | None:
         for sync in self._ring:
@@ -284,3 +280,9 @@ class Scheduler:
             assert not mine.at_work
             mine.forget()
         self._ring.pop(sync, None)
+
+
+def _probing_order(has_served: Callable[[Who], bool], user: User) -> tuple[int, int]:
+    if user.failed_before:
+        return 2, user.arrived
+    return (0, -user.arrived) if has_served(user.who) else (1, user.arrived)

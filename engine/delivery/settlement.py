@@ -97,22 +97,22 @@ class Settlement:
             log_dropped(record, reason)
             self._loading.let_go([record])
 
-        self._add(Step(lambda store: store.settling(taker).drop([record.id], reason), then=then))
+        self._add(lambda store: store.settling(taker).drop([record.id], reason), then)
 
     def bury(self, record: Record, failure: Failure) -> None:
         """Settle as a dead letter, soon."""
         taker, now_ms = self._spool.taker, self._now_ms()
-        self._add(
-            Step(
-                lambda store: store.settling(taker).bury(record, failure, now_ms),
-                then=lambda: self._loading.let_go([record]),
-            )
-        )
+
+        def work(store: Store) -> None:
+            store.settling(taker).bury(record, failure, now_ms)
+
+        self._add(work, partial(self._loading.let_go, [record]))
 
     async def write(self, work: Work) -> Any:
         """Write something together with what else there is; return when it is durable."""
         step = Step(work, asyncio.get_running_loop().create_future())
-        self._add(step)
+        self._outcomes.add(step)
+        self.changed()
         assert step.done is not None
         return await step.done
 
@@ -160,8 +160,8 @@ class Settlement:
         if self._outcomes.end(turn, ending):
             self.changed()
 
-    def _add(self, step: Step) -> None:
-        self._outcomes.add(step)
+    def _add(self, work: Work, then: Callable[[], None]) -> None:
+        self._outcomes.add(Step(work, then=then))
         self.changed()
 
     # --- what is found out later ----------------------------------------------------------
@@ -177,16 +177,13 @@ class Settlement:
         def work(store: Store) -> None:
             waiting.charge(store, taker, record, evidence, self._retries, now_ms)
 
-        self._add(Step(work, then=self._loading.look_at_table))
+        self._add(work, self._loading.look_at_table)
 
     def hasten(self, user: str, in_s: float) -> None:
         """Let a user whose fault is not known be tried earlier: others are well."""
         taker, at_ms = self._spool.taker, self._now_ms() + int(in_s * 1000)
         self._add(
-            Step(
-                lambda store: store.settling(taker).wake(user, at_ms),
-                then=self._loading.look_at_table,
-            )
+            lambda store: store.settling(taker).wake(user, at_ms), self._loading.look_at_table
         )
 
     # --- for the feed ---------------------------------------------------------------------

@@ -25,6 +25,7 @@ from amplitude_intercom.engine.spool.accounts import (
     Accounts,
     under,
 )
+from amplitude_intercom.engine.spool.arrivals import Arrivals
 from amplitude_intercom.engine.spool.batches import SLOTS, Kept, Pack, entry_of, packs
 from amplitude_intercom.engine.spool.claims import Claims, renew
 from amplitude_intercom.engine.spool.connection import Connection
@@ -190,14 +191,9 @@ class Store:
     def queue(self, taker: int) -> Queue:
         """Return a taker's records, as they are read."""
         if taker not in self._queues:
-            self._queues[taker] = Queue(
-                self.db,
-                self._tables,
-                self.settling(taker),
-                self.accounts,
-                self._lines,
-                self.takers.name_of(taker),
-            )
+            name, settling = self.takers.name_of(taker), self.settling(taker)
+            arrivals = Arrivals(self.db, self._tables, settling, self.accounts, self._lines, name)
+            self._queues[taker] = Queue(self._tables, settling, arrivals)
         return self._queues[taker]
 
     def settling(self, taker: int) -> Settling:

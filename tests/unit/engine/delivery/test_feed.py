@@ -759,11 +759,11 @@ async def test_a_feed_that_waits_keeps_nothing_of_what_it_has_settled(tmp_path: 
     watched: list[weakref.ref[Record]] = []
 
     class WatchingQueue(Queue):
-        def _sort(self, *records_and_more: Any) -> tuple[list[Record], list[int]]:
-            taken, aside = super()._sort(*records_and_more)
+        def _read_queue(self, *wanted: Any) -> tuple[list[Record], int, bool]:
+            taken, *more = super()._read_queue(*wanted)
             found = [WatchedRecord(*msgspec.structs.astuple(record)) for record in taken]
             watched.extend(weakref.ref(record) for record in found)
-            return list(found), aside
+            return list(found), *more
 
     rig.have(WatchingQueue)
 
