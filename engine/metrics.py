@@ -11,6 +11,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from amplitude_intercom.engine.delivery.gate import Gate
+from amplitude_intercom.engine.delivery.judging import Trouble
+from amplitude_intercom.engine.delivery.pace import loop_time_s
 from amplitude_intercom.engine.errors import SpoolError
 from amplitude_intercom.engine.logs import lines_lost
 from amplitude_intercom.engine.settings import Sync
@@ -54,7 +56,7 @@ METRICS = {
 
 
 class GateStatus(msgspec.Struct, frozen=True):
-    """One access token's gate: ``limit`` is in calls per 10 seconds.
+    """One access token's gate: ``limit`` is in calls per 10 seconds; ``guessed``: not said yet.
 
     ``name``: the host and the number of the token there, in the order of the settings.
     """
@@ -65,6 +67,8 @@ class GateStatus(msgspec.Struct, frozen=True):
     in_flight: int
     calls: dict[str, int]
     call_s: dict[str, float]
+    guessed: bool = False
+    troubles: list[Trouble] = []
 
 
 class SyncStatus(msgspec.Struct, frozen=True):
@@ -261,7 +265,14 @@ def gate_status(gate: Gate, name: str) -> GateStatus:
     """Put one gate's state together."""
     calls = {f"{endpoint} {status}": n for (endpoint, status), n in sorted(gate.calls.items())}
     return GateStatus(
-        name, gate.state.value, gate.limit, gate.in_flight, calls, percentiles(gate.took_s)
+        name,
+        gate.state.value,
+        gate.limit,
+        gate.in_flight,
+        calls,
+        percentiles(gate.took_s),
+        gate.pace.is_guess,
+        gate.troubles(loop_time_s()),
     )
 
 

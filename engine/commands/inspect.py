@@ -12,8 +12,10 @@ from amplitude_intercom.engine.commands.terminal import (
     listed,
     print_table,
     say,
+    shown,
     size,
 )
+from amplitude_intercom.engine.delivery.judging import Trouble
 from amplitude_intercom.engine.metrics import (
     RATE_MINUTES,
     GateStatus,
@@ -23,13 +25,7 @@ from amplitude_intercom.engine.metrics import (
 )
 from amplitude_intercom.engine.settings import Settings
 
-HEALTH = {
-    "open": "answers",
-    "throttled": "pauses: the rate limit is reached",
-    "outage": "does not answer; tried again until it does",
-    "unauthorized": "refuses the access token; tried again until it does not",
-}
-"""What the health of an access token is called for people."""
+THROTTLED = "asks for a pause: the rate limit is reached, by this program or others with the token"
 
 BY_A_FAULT = "by a fault, starts again by itself"
 
@@ -118,7 +114,10 @@ def _rows(sync: SyncStatus) -> Iterator[tuple[str, str, str]]:
         names = listed(_most(sync.unknown_attributes))
         yield "no attribute", total, f"left out, the workspace lacks them: {names}"
     if sync.intercom is not None:
-        yield "Intercom", sync.intercom.name, _intercom(sync.intercom)
+        name = sync.intercom.name
+        for line in _intercom(sync.intercom):
+            yield "Intercom" if name else "", name, line
+            name = ""
     if sync.trouble:
         yield "trouble", "", sync.trouble
     if sync.stopped:
@@ -148,11 +147,35 @@ def _waiting(sync: SyncStatus) -> str:
 
 
 def _parked(sync: SyncStatus) -> str:
-    since = "" if sync.oldest_parked_s is None else f", for up to {duration(sync.oldest_parked_s)}"
+    oldest_s = sync.oldest_parked_s
+    since = "" if oldest_s is None else f", the first {duration(oldest_s)} ago"
     return f"{listed(_most(sync.parked_users))}{since}"
 
 
-def _intercom(gate: GateStatus) -> str:
+def _intercom(gate: GateStatus) -> Iterator[str]:
     calls = count(sum(gate.calls.values()), "call")
-    allowed = f"{gate.limit:,.0f} allowed in 10 s"
-    return f"{HEALTH.get(gate.health, gate.health)}; {calls} since the start, {allowed}"
+    allowed = f"{gate.limit:,.0f} {'assumed' if gate.guessed else 'allowed'} in 10 s"
+    yield f"{_health(gate)}; {calls} since the start, {allowed}"
+    yield from (_said(trouble) for trouble in gate.troubles)
+
+
+def _health(gate: GateStatus) -> str:
+    """Return how an access token fares, for people."""
+    match gate.health:
+        case "unauthorized":
+            return "refuses the access token"
+        case "outage":
+            return "does not answer all calls"
+        case "throttled":
+            return THROTTLED
+    if not gate.calls:
+        return "not called yet"
+    answered = any(not endpoint.endswith(" 0") for endpoint in gate.calls)
+    return "answers" if answered else "has not answered yet"
+
+
+def _said(trouble: Trouble) -> str:
+    for_s = f"for {duration(trouble.seconds)}: {shown(trouble.cause)}"
+    if not trouble.endpoint:
+        return f"{for_s}; asked again all the time, nothing is lost"
+    return f"{trouble.endpoint} {for_s}; tried again until it answers, nothing is lost"

@@ -17,7 +17,7 @@ from amplitude_intercom.engine.commands.terminal import (
 )
 from amplitude_intercom.engine.settings import Settings
 from amplitude_intercom.engine.spool.store import wall_clock_ms
-from amplitude_intercom.engine.spool.user_state import MOST_BATCHES_READ, UserState
+from amplitude_intercom.engine.spool.user_state import MOST_BATCHES_READ, Deferred, UserState
 
 
 async def show(settings: Settings, sync: str | None, key: str, *, as_json: bool) -> int:
@@ -40,6 +40,20 @@ async def show(settings: Settings, sync: str | None, key: str, *, as_json: bool)
     return OK if known else FAILED
 
 
+def _why(deferred: Deferred | None, now_ms: int) -> str:
+    """Return for what a user waits that is not at fault, as far as one knows."""
+    if deferred is None:
+        return ""
+    if deferred.waits_for:
+        return f"; {deferred.waits_for} does not answer, it goes on when that does"
+    ahead_ms = deferred.until_ms - now_ms
+    when = f"in {duration(ahead_ms / 1000)}" if ahead_ms > 0 else "now"
+    if deferred.failures:
+        calls = count(deferred.failures, "call")
+        return f"; {calls} failed in a row, it is not known whose fault that is; next try {when}"
+    return f"; its second begins {when}" if ahead_ms > 0 else ""
+
+
 def _fields(state: UserState) -> dict[str, object]:
     return {name: getattr(state, name) for name in state.__struct_fields__}
 
@@ -53,9 +67,7 @@ def _rows(state: UserState, now_ms: int) -> Iterator[tuple[str, str]]:
         yield "waiting", "nothing"
     else:
         first = f"the first accepted {ago(waiting.first_accepted_at_ms)}"
-        ahead_ms = (waiting.second_at_ms or 0) - now_ms
-        until = f"; its second begins in {duration(ahead_ms / 1000)}" if ahead_ms > 0 else ""
-        yield "waiting", f"{waiting.records:,}, {first}{until}"
+        yield "waiting", f"{waiting.records:,}, {first}{_why(state.deferred, now_ms)}"
         of = "" if waiting.types_of == waiting.records else f"of the first {waiting.types_of:,}: "
         yield "", of + listed(waiting.types.items())
     if state.parked is not None:

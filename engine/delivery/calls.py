@@ -15,6 +15,7 @@ from amplitude_intercom.transports.intercom import (
     Answer,
     Request,
     as_text,
+    is_error_list,
     is_intercoms,
     parse_error,
 )
@@ -95,9 +96,9 @@ def is_failure(status: int) -> bool:
 
 def outcome_of(request: Request, answer: Answer) -> Answer | Failure:
     """Return an answer that tells how its call fared, or the failure that it is otherwise."""
-    if is_failure(answer.status):
+    if is_failure(answer.status) and is_error_list(answer):
         return failure_of(answer)
-    if is_intercoms(request, answer):
+    if not is_failure(answer.status) and is_intercoms(request, answer):
         return answer
     kind = as_text(answer.headers.get("content-type", "no content type").partition(";")[0])
     text = f"an answer that is not Intercom's: {answer.status} {kind[:64]}"

@@ -33,7 +33,7 @@ from amplitude_intercom.engine.delivery.calls import (
 from amplitude_intercom.engine.delivery.exchange import Exchange
 from amplitude_intercom.engine.delivery.health import Charge, Hasten, Health
 from amplitude_intercom.engine.delivery.in_flight import InFlight
-from amplitude_intercom.engine.delivery.judging import Judge
+from amplitude_intercom.engine.delivery.judging import Judge, Trouble
 from amplitude_intercom.engine.delivery.pace import Pace, loop_time_s
 from amplitude_intercom.engine.delivery.refusals import BudgetDoubt
 from amplitude_intercom.engine.delivery.window import WINDOW_S
@@ -102,6 +102,10 @@ class Gate:
         if self.health.out:
             return State.OUTAGE
         return State.THROTTLED if self.pace.is_paused else State.OPEN
+
+    def troubles(self, now_s: float) -> list[Trouble]:
+        """Return what does not answer, or refuses the token."""
+        return self._judge.troubles(now_s)
 
     @property
     def calls(self) -> Counter[tuple[str, int]]:

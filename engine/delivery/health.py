@@ -26,9 +26,9 @@ a probe's answer that is a 4xx             probation: no pauses, still one call 
 first tries fail for over ``SICK_SHARE``   the endpoint is sick: users get more attempts
 =========================================  =====================================================
 
-An endpoint is *out*, for people, while its circuit is open, and where nothing but failures was seen
-for ``OUT_S``: with too few users nobody can tell an outage from their own fault, and nobody is
-charged.
+An endpoint is *out*, for people, from when its circuit opens, and where nothing but failures was
+seen for ``OUT_S``, until Intercom answers: with too few users nobody can tell an outage from their
+own fault, and nobody is charged.
 
 So a failing minority opens no circuit, however many they are. ``GET /me`` closes none: it says that
 the token is well, and nothing of an endpoint.
@@ -118,11 +118,12 @@ class Circuit:
         self.probing: Who | None = None
         self.probe_at_s = 0.0
         self._failures = 0
-        self._is_on_probation = False
+        self.is_on_probation = False
+        """Whether Intercom has answered the last probe, though not with a success."""
 
     def open(self, now_s: float) -> None:
         self.is_open, self.opened_s = True, now_s
-        self._failures, self._is_on_probation = 0, False
+        self._failures, self.is_on_probation = 0, False
         self.probe_failed(now_s)
 
     def close(self) -> None:
@@ -134,12 +135,12 @@ class Circuit:
     def probe_failed(self, now_s: float) -> None:
         """Pause before the next probe, longer each time."""
         self._failures += 1
-        self._is_on_probation = False
+        self.is_on_probation = False
         self.probe_at_s = now_s + self._delay_s(self._failures)
 
     def probe_was_refused(self, now_s: float) -> None:
         """Take in that Intercom itself has answered a probe: the next one goes at once."""
-        self._is_on_probation, self.probe_at_s, self._failures = True, now_s, 0
+        self.is_on_probation, self.probe_at_s, self._failures = True, now_s, 0
 
 
 class Endpoint:
@@ -163,9 +164,11 @@ class Endpoint:
         self._tries: deque[bool] = deque(maxlen=LATE_TRIES)
         """Of the latest first tries of users, which failed."""
         self._row = 0
-        self._row_began_s = 0.0
-        """Failures since the last success, and when the first of them came back."""
+        self.row_began_s = 0.0
+        """Failures in a row, and when the first of them came back."""
         self.is_out = False
+        self.cause = ""
+        """What the last failure was, in a few words."""
         self._well: OrderedDict[Who, float] = OrderedDict()
         """Users whose calls have succeeded lately, and when."""
 
@@ -192,11 +195,16 @@ class Endpoint:
         _remember(self._well, who, back_s, MOST_WELL)
         if self.circuit.is_open and left_s > self.circuit.opened_s:
             self.circuit.close()
-        if self.is_out and not self.circuit.is_open:
-            self.is_out = False
-            self._news.append(Outage(self.name, False, back_s - self._row_began_s))
-        self._row = 0
+        if not self.circuit.is_open:
+            self._comes_back(back_s)
         self._hear(left_s)
+
+    def _comes_back(self, now_s: float) -> None:
+        """Take in that Intercom has answered."""
+        if self.is_out:
+            self.is_out = False
+            self._news.append(Outage(self.name, False, now_s - self.row_began_s))
+        self._row = 0
 
     def _note_latest(self, who: Who, left_s: float) -> None:
         others = [latest for latest in self._latest if latest[0] != who]
@@ -228,8 +236,8 @@ class Endpoint:
         before_s = self._failed_s.get(who, float("-inf") if failed_before else None)
         _remember(self._failed_s, who, back_s, MOST_REMEMBERED)
         self._row += 1
-        self._row_began_s = back_s if self._row == 1 else self._row_began_s
-        if self._row >= OUT_FAILURES and back_s - self._row_began_s >= OUT_S:
+        self.row_began_s = back_s if self._row == 1 else self.row_began_s
+        if self._row >= OUT_FAILURES and back_s - self.row_began_s >= OUT_S:
             self._goes_out()
         if circuit.is_open:
             if circuit.probing == who:
@@ -280,6 +288,8 @@ class Endpoint:
         circuit = self.circuit
         if circuit.is_open and circuit.probing == who and left_s > circuit.opened_s:
             circuit.probe_was_refused(back_s)
+        if not circuit.is_open or circuit.is_on_probation:
+            self._comes_back(back_s)
 
     def next_look_s(self) -> float | None:
         """Return when ``look`` will find something, if nothing happens until then; None: never."""

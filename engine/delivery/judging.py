@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+import msgspec
 import structlog
 
 from amplitude_intercom.engine.delivery.calls import (
@@ -39,7 +40,6 @@ from amplitude_intercom.engine.delivery.health import Blame, Charge, Hasten, Hea
 from amplitude_intercom.engine.delivery.pace import Pace, pause_s
 from amplitude_intercom.engine.delivery.refusals import BudgetDoubt, Token
 from amplitude_intercom.engine.errors import Failure
-from amplitude_intercom.engine.reasons import DeadReason
 from amplitude_intercom.transports.intercom import Answer, me
 
 _log = structlog.get_logger(__name__)
@@ -49,6 +49,17 @@ RESUME_JITTER_S: Final = 0.5
 CREATE: Final = "POST /contacts"
 """It answers 409 wherever the contact is there already: that is a success as far as health goes, or
 a workspace where all are would have no success there at all."""
+
+
+class Trouble(msgspec.Struct, frozen=True):
+    """What keeps calls from leaving. ``endpoint``: empty where it is the token that is refused.
+
+    ``cause``: an answer, or the lack of one, in a few words. ``seconds``: for how long.
+    """
+
+    endpoint: str
+    cause: str
+    seconds: float
 
 
 class Judge:
@@ -74,10 +85,16 @@ class Judge:
         self._jitter = jitter
         self._name = name
         self._token = Token(self._ask_me, jitter)
-        self._last_failure = Failure(DeadReason.USER_FAILING)
 
     def __repr__(self) -> str:
         return f"Judge({self._name}, {self._token})"
+
+    def troubles(self, now_s: float) -> list[Trouble]:
+        """Return what does not answer, or refuses the token."""
+        if self._token.is_refused:
+            return [Trouble("", self._token.cause, now_s - self._token.refused_s)]
+        out = map(self._health.of, self._health.out)
+        return [Trouble(found.name, found.cause, now_s - found.row_began_s) for found in out]
 
     @property
     def is_token_refused(self) -> bool:
@@ -108,7 +125,7 @@ class Judge:
 
     def _failed(self, failure: Failure, back: Back, endpoint: str, caller: Caller) -> NotAnswered:
         found = self._health.of(endpoint)
-        self._last_failure = failure
+        found.cause = cause_of(failure)
         blame = found.failed(
             caller.who,
             back.left_s,
@@ -127,7 +144,7 @@ class Judge:
 
     def _token_refused(self, answer: Answer, endpoint: str) -> NotAnswered:
         failure = failure_of(answer)
-        if self._token.refuse():
+        if self._token.refuse(cause_of(failure)):
             text = "Intercom refuses the access token: calls wait until it is taken"
             _log.warning(text, intercom=self._name, cause=cause_of(failure))
         return NotAnswered(Cause.TOKEN, endpoint, failure)
@@ -167,7 +184,7 @@ class Judge:
         about: dict[str, object] = {"endpoint": news.endpoint}
         if news.has_begun:
             text = "Intercom does not answer: these calls wait until it does, nothing is lost"
-            about["cause"] = cause_of(self._last_failure)
+            about["cause"] = self._health.of(news.endpoint).cause
         else:
             text = "Intercom answers again"
             about["after_s"] = round(news.seconds, 1)

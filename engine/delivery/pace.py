@@ -124,7 +124,8 @@ class Pace:
         """Calls that a window of 10 s may have."""
         self.sent = 0
         """Calls that have left: the number of the latest."""
-        self._is_guess = not is_known
+        self.is_guess = not is_known
+        """Whether no answer has named the limit yet."""
         self._bucket = self._new_bucket()
         self._bucket_since_s: float | None = None
         self._is_emptied = False
@@ -198,8 +199,8 @@ class Pace:
         """Take in an answer to call ``number``: its headers, and how long it took."""
         self._latency.add(now_s - left_at_s, self.slots)
         self._window.see(rate, number, left_at_s)
-        if self._is_guess:
-            self._is_guess = False
+        if self.is_guess:
+            self.is_guess = False
             self._replace_bucket()
         self.follow(rate.limit)
 
@@ -280,7 +281,7 @@ class Pace:
 
     def _per_s(self) -> float:
         per_s = self.limit / (WINDOW_S + CATCH_UP_S + JITTER_S)
-        return min(per_s, GUESSING_PER_S) if self._is_guess else per_s
+        return min(per_s, GUESSING_PER_S) if self.is_guess else per_s
 
     def _new_bucket(self) -> AsyncLimiter:
         per_s = self._per_s()

@@ -45,15 +45,20 @@ class Token:
         self._asked_s = float("-inf")
         self._said: Answer | None = None
         self._refused = anyio.Event()
+        self.cause = ""
+        self.refused_s = 0.0
+        """Of the last time that it was refused: the answer, and since when."""
 
     @property
     def is_refused(self) -> bool:
         """Whether nothing may leave."""
         return self._refused.is_set()
 
-    def refuse(self) -> bool:
-        """Take in that it is refused; return whether that is news."""
+    def refuse(self, cause: str) -> bool:
+        """Take in that it is refused, and how; return whether that is news."""
         is_news = not self._refused.is_set()
+        if is_news:
+            self.cause, self.refused_s = cause, anyio.current_time()
         self._refused.set()
         return is_news
 

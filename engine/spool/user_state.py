@@ -22,16 +22,12 @@ MOST_IDS = 20
 
 
 class Waiting(msgspec.Struct, frozen=True):
-    """Records that wait. ``types``: of the first ``types_of``, up to ``MOST_TYPES_READ``.
-
-    ``second_at_ms``: when the second begins that the next event was given, where it waits for that.
-    """
+    """Records that wait. ``types``: of the first ``types_of``, up to ``MOST_TYPES_READ``."""
 
     records: int = 0
     first_id: int | None = None
     first_accepted_at_ms: int | None = None
     types: dict[str, int] = {}
-    second_at_ms: int | None = None
     types_of: int = 0
 
 
@@ -42,6 +38,18 @@ class Parked(msgspec.Struct, frozen=True):
     failures: int
     since_ms: int
     next_try_at_ms: int | None
+
+
+class Deferred(msgspec.Struct, frozen=True):
+    """Until when a user waits that is not at fault, as far as one knows.
+
+    ``failures``: how many of its calls have failed last; 0: its event's second is still to begin.
+    ``waits_for``: the endpoint that does not answer to anybody, whose probes it waits for.
+    """
+
+    until_ms: int
+    failures: int
+    waits_for: str
 
 
 class KnownContact(msgspec.Struct, frozen=True):
@@ -61,6 +69,7 @@ class UserState(msgspec.Struct, frozen=True):
     user: str
     waiting: Waiting
     parked: Parked | None
+    deferred: Deferred | None
     contact: KnownContact | None
     dead_letters: dict[str, int]
     dead_letter_ids: list[int]
@@ -89,6 +98,7 @@ def state_of_user(store: Store, taker: int, user: str) -> UserState:
         user,
         waiting,
         _parked(store, taker, user),
+        _deferred(store, taker, user),
         _contact(store, taker, user),
         dict(reasons),
         [id_ for _, id_ in sorted(latest, reverse=True)[:MOST_IDS]],
@@ -98,7 +108,7 @@ def state_of_user(store: Store, taker: int, user: str) -> UserState:
 
 def nothing_of(user: str) -> UserState:
     """Return what is known where there is no spool yet."""
-    return UserState(user, Waiting(), None, None, {}, [])
+    return UserState(user, Waiting(), None, None, None, {}, [])
 
 
 _Found = tuple[int, int, bytes]
@@ -125,7 +135,6 @@ def _waiting(store: Store, taker: int, user: str) -> tuple[Waiting, bool]:
         found[0][0],
         found[0][1],
         dict(types.most_common()),
-        _second(store, taker, user),
         read,
     )
     return waiting, len(batches) <= MOST_BATCHES_READ and read == len(found)
@@ -164,13 +173,13 @@ def _packed(store: Store, taker: int, user: str, batch: int) -> Iterator[_Found]
         return
 
 
-def _second(store: Store, taker: int, user: str) -> int | None:
+def _deferred(store: Store, taker: int, user: str) -> Deferred | None:
     row = store.db.execute(
-        "SELECT wake_at_ms FROM users WHERE taker = ? AND user_key = ? AND reason = ''"
-        " AND wake_at_ms > 0",
+        "SELECT wake_at_ms, failures, waits_for FROM users WHERE taker = ? AND user_key = ?"
+        " AND reason = '' AND wake_at_ms > 0",
         (taker, user),
     ).fetchone()
-    return row[0] if row else None
+    return Deferred(*row) if row else None
 
 
 def _parked(store: Store, taker: int, user: str) -> Parked | None:

@@ -55,6 +55,7 @@ from amplitude_intercom.engine.spool.settling import Settling
 from amplitude_intercom.engine.spool.spool import Spool, TakerSpool
 from amplitude_intercom.engine.spool.sqlite.database import Database, Job, T
 from amplitude_intercom.engine.spool.store import Store
+from amplitude_intercom.engine.spool.user_state import Deferred as WaitingFor
 from amplitude_intercom.engine.spool.user_state import UserState, state_of_user
 from amplitude_intercom.engine.spool.users import Unknown as FoundUnknown
 from amplitude_intercom.engine.spool.writer import InlineWriter
@@ -815,10 +816,10 @@ async def test_a_deferred_user_goes_on_at_its_time_without_a_failure_and_others_
         assert rig.delivered == {"ann": ann[:2], "bob": bob}
         assert rig.failures("ann") == 0
         assert rig.store.users.parked(rig.taker) == {}
-        assert rig.state("ann").waiting.second_at_ms == rig.not_before_ms[ann[2]]
+        assert rig.state("ann").deferred == WaitingFor(rig.not_before_ms[ann[2]], 0, "")
         assert rig.loaded == rig.loading.held_bytes == 0
         await rig.settled()
-        assert rig.state("ann").waiting.second_at_ms is None
+        assert rig.state("ann").deferred is None
 
     await rig.deliver(until)
     assert rig.delivered["ann"] == ann

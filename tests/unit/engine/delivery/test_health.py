@@ -215,6 +215,27 @@ def test_where_nothing_but_failures_is_seen_people_are_told_though_no_circuit_op
     assert Outage(NAME, False, pytest.approx(118.0)) in rig.news()
 
 
+def test_a_refusal_of_intercom_s_own_ends_what_people_call_an_outage(rig: Rig) -> None:
+    """60 users with unknown ids were 240 answers 404, and `does not answer` for an hour."""
+    rig.fails("alone", 0.0)
+    for at_s in (6.0, 21.0):
+        rig.fails("alone", at_s)
+    assert rig.health.out == [NAME]
+    rig.endpoint.refused(who("stranger"), 30.0, 30.3)
+    assert rig.health.out == []
+    assert Outage(NAME, False, pytest.approx(30.0)) in rig.news()
+
+
+def test_where_the_circuit_is_open_only_a_probe_ends_it(rig: Rig) -> None:
+    opened_s = rig.opens()
+    rig.endpoint.refused(who("stranger"), opened_s - 0.1, opened_s + 0.2)
+    assert rig.health.out == [NAME]
+    rig.endpoint.circuit.probing = who("ann")
+    rig.endpoint.refused(who("ann"), opened_s + 1.0, opened_s + 1.3)
+    assert rig.health.out == []
+    assert rig.endpoint.circuit.is_open
+
+
 def test_an_endpoint_where_many_first_tries_fail_is_sick_until_they_succeed(rig: Rig) -> None:
     for n in range(40):
         rig.fails(f"poison-{n}", n) if n % 2 else rig.succeeds(f"well-{n}", n)

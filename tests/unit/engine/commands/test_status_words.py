@@ -1,0 +1,70 @@
+"""What ``status`` and ``users show`` say of calls that fail: what, whose, since when."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from amplitude_intercom.engine.commands import inspect, users
+from amplitude_intercom.engine.delivery.judging import Trouble
+from amplitude_intercom.engine.metrics import GateStatus
+from amplitude_intercom.engine.spool.user_state import Deferred
+
+GATE = GateStatus("host", "open", 1667.0, 0, {"POST /events 202": 3}, {})
+NOW_MS = 1_800_000_000_000
+
+
+def said(**changes: object) -> list[str]:
+    return list(inspect._intercom(msgspec.structs.replace(GATE, **changes)))
+
+
+def test_an_intercom_that_answers_is_one_line() -> None:
+    assert said() == ["answers; 3 calls since the start, 1,667 allowed in 10 s"]
+
+
+@pytest.mark.parametrize(
+    ("calls", "words"),
+    [({}, "not called yet"), ({"POST /events 0": 3}, "has not answered yet")],
+)
+def test_what_was_never_answered_is_not_said_to_answer(calls: dict[str, int], words: str) -> None:
+    [line] = said(calls=calls, guessed=True)
+    assert line.startswith(f"{words}; ")
+    assert line.endswith("1,667 assumed in 10 s")
+
+
+def test_an_endpoint_that_does_not_answer_is_named_with_its_cause_and_since_when() -> None:
+    trouble = Trouble("POST /events", "503: unavailable", 48.0)
+    first, second = said(health="outage", troubles=[trouble])
+    assert first.startswith("does not answer all calls; ")
+    assert second.startswith("POST /events for 48 s: 503: unavailable; ")
+
+
+def test_a_refused_token_is_said_with_intercom_s_words() -> None:
+    trouble = Trouble("", "401: Access Token Invalid", 180.0)
+    first, second = said(health="unauthorized", troubles=[trouble])
+    assert first.startswith("refuses the access token; ")
+    assert second.startswith("for 3 min: 401: Access Token Invalid; ")
+
+
+@pytest.mark.parametrize(
+    ("deferred", "words"),
+    [
+        (None, ""),
+        (Deferred(NOW_MS + 5_000, 0, ""), "; its second begins in 5.0 s"),
+        (Deferred(NOW_MS - 5_000, 0, ""), ""),
+        (
+            Deferred(NOW_MS + 5_000, 2, ""),
+            "; 2 calls failed in a row, it is not known whose fault that is; next try in 5.0 s",
+        ),
+        (
+            Deferred(NOW_MS, 1, ""),
+            "; 1 call failed in a row, it is not known whose fault that is; next try now",
+        ),
+        (
+            Deferred(NOW_MS, 0, "POST /events"),
+            "; POST /events does not answer, it goes on when that does",
+        ),
+    ],
+)
+def test_why_a_user_waits_is_said(deferred: Deferred | None, words: str) -> None:
+    assert users._why(deferred, NOW_MS) == words
