@@ -147,8 +147,9 @@ class Scheduler:
     def choose_probe(self, endpoint: str, has_served: Callable[[Who], bool]) -> Turn | None:
         """Return a turn that finds out whether an endpoint with an open circuit is well again.
 
-        First come users that have succeeded there, the newest first, then others that have not
-        failed there; only where there are none of these, those that have.
+        First come users that have succeeded there, then others that have not failed there, the
+        newest first: those that came when it went out may be what it fails for. Only where there
+        are none of these, those that have failed.
         """
         waiting = [
             user
@@ -285,4 +286,4 @@ class Scheduler:
 def _probing_order(has_served: Callable[[Who], bool], user: User) -> tuple[int, int]:
     if user.failed_before:
         return 2, user.arrived
-    return (0, -user.arrived) if has_served(user.who) else (1, user.arrived)
+    return 0 if has_served(user.who) else 1, -user.arrived

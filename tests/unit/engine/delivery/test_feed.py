@@ -20,6 +20,7 @@ import anyio
 import msgspec
 import pytest
 
+from amplitude_intercom.engine.backoff import FIRST_WAIT_S
 from amplitude_intercom.engine.delivery import loading as loading_module
 from amplitude_intercom.engine.delivery.calls import Cause, NotAnswered
 from amplitude_intercom.engine.delivery.endings import (
@@ -927,6 +928,21 @@ async def test_once_a_record_has_had_its_attempts_its_user_goes_on_at_once(tmp_p
     rig.answer = lambda record: OWN if record.id == bad else None
     await rig.deliver(rig.settled)
     assert rig.at_s[good] < rig.called_at_s(bad)[-1] + 1
+
+
+@in_virtual_time
+async def test_a_success_forgives_the_failures_before_it(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    first, second = rig.append("ann", "ann")
+
+    def answer(record: Record) -> Said:
+        fails = 4 if record.id == first else 1
+        return NOT_KNOWN if sum(id_ == record.id for id_, _ in rig.called) <= fails else None
+
+    rig.answer = answer
+    await rig.deliver(rig.settled)
+    times = [at_s for id_, at_s in rig.called if id_ == second]
+    assert 0.8 * FIRST_WAIT_S < times[1] - times[0] < 1.2 * FIRST_WAIT_S
 
 
 # --- what is found out later --------------------------------------------------------------

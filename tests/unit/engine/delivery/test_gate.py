@@ -101,6 +101,20 @@ def causes(found: list[Answered | NotAnswered]) -> Counter[Cause]:
     return Counter(outcome.cause for outcome in found if isinstance(outcome, NotAnswered))
 
 
+@pytest.mark.parametrize(("path", "is_well"), [("/contacts", True), ("/contacts/5", False)])
+def test_a_409_to_a_create_says_that_the_endpoint_is_well(path: str, is_well: bool) -> None:
+    """Where all contacts are there already, nothing else would say so."""
+
+    async def scenario() -> None:
+        one = gate(Wire(lambda _, __: Answer(409, {}, LIST)))
+        request = Request("POST" if is_well else "PUT", path, b"{}")
+        await one.call(request, User("ann"))
+        endpoint = endpoint_of(request.method, request.path)
+        assert one.health.of(endpoint).has_served(("sync", "ann")) is is_well
+
+    virtual.run(scenario)
+
+
 def test_an_answer_of_intercoms_is_the_call_s_and_anything_else_is_evidence() -> None:
     async def scenario() -> None:
         answers = {

@@ -138,6 +138,13 @@ def test_a_failing_minority_opens_no_circuit_however_many_they_are(rig: Rig) -> 
     assert not rig.endpoint.circuit.is_open
 
 
+def test_a_success_clears_the_first_failures_that_came_before_it(rig: Rig) -> None:
+    for n in range(2 * OPENING_USERS):
+        rig.fails(f"poison-{n}", n * 10.0)
+        rig.succeeds("well", n * 10.0 + 5.0)
+    assert not rig.endpoint.circuit.is_open
+
+
 def test_users_that_have_failed_before_open_no_circuit(rig: Rig) -> None:
     """Parked users that are all due at once, after a restart as well."""
     for n in range(100):

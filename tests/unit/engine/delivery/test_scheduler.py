@@ -104,3 +104,15 @@ def test_the_same_user_of_two_syncs_has_its_events_at_once_and_its_updates_one_b
     scheduler.go_on(writing)
     [other] = chosen(scheduler, 2)
     assert (other.user, other.sync != writing.sync) == ("ann", True)
+
+
+def test_probes_go_from_who_has_succeeded_to_who_came_last_and_to_who_has_failed() -> None:
+    """Those that came when it went out may be what it fails for: 25 of them were asked first."""
+    scheduler = Scheduler()
+    for user in ("failed-first", "poison", "well", "served", "failed-last"):
+        failed = user.startswith("failed")
+        scheduler.add("s", Loaded(user, records(user), failed, failed, failed))
+    order = []
+    while turn := scheduler.choose_probe(EVENTS, lambda who: who[1] == "served"):
+        order.append(turn.user)
+    assert order == ["served", "well", "poison", "failed-first", "failed-last"]
