@@ -10,6 +10,7 @@ Rules
 3. A user that Intercom does not know: the same back-off over the retry window. Tries that are made
    in between (a new event, an identify) are no attempts: they move none, and take none away. An
    event dies when all attempts have found its user unknown, and it has waited for a whole window.
+   They charge no record: a user that is known at last has all the attempts of rule 2.
 """
 
 from __future__ import annotations
@@ -172,12 +173,12 @@ def find_unknown(
     if now_ms >= attempt_at_ms:
         refusals += 1
         attempt_at_ms = now_ms + retries.unknown_wait_ms(refusals)
-    settling.charge(record.id, now_ms)
     settling.park(record, others, failure, attempt_at_ms, now_ms)
     settling.note_unknown(user, NotedUnknown(refusals, attempt_at_ms, now_ms))
     if refusals < retries.attempts:
         return False
     if retries.attempts == 1:
+        settling.charge(record.id, now_ms)
         settling.give_up(record.id, failure, now_ms)
     expiry = Expiry(user, now_ms - window_ms, failure)
     _, more = settling.expire(user, failure, expiry.accepted_until_ms, now_ms)

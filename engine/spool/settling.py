@@ -171,8 +171,10 @@ class Settling:
             return 0, False
         also = f"AND r.kind = {Kind.EVENT:d} AND r.accepted_at_ms <= {accepted_until_ms:d}"
         found = self._records.aside(self.taker, user, MOST_EXPIRED, 1 << 24, also)
+        tried = max(0, self._users.unknown(self.taker, user).refusals - 1)
         for record in self.intact(found):
-            self.bury(record, failure, now_ms)
+            attempts = max(record.attempts, tried)
+            self.bury(msgspec.structs.replace(record, attempts=attempts), failure, now_ms)
         return len(found), bool(self._records.aside(self.taker, user, 1, 1, also))
 
     def wake(self, user: str, at_ms: int) -> None:
