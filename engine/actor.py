@@ -84,12 +84,16 @@ class Actor(ABC, Generic[In, Out]):
 
     async def pass_on(self, item: Out) -> None:
         """Send to the outbox; waits while it is full."""
-        if self._outbox is None:
-            return
-        try:
-            self._outbox.send_nowait(item)  # spares a turn of the loop where somebody waits for it
-        except anyio.WouldBlock:
-            await self._outbox.send(item)
+        if self._outbox is not None:
+            await hand_over(self._outbox, item)
+
+
+async def hand_over(outbox: Outbox[Sent], item: Sent) -> None:
+    """Send to an outbox; waits while it is full."""
+    try:
+        outbox.send_nowait(item)  # spares a turn of the loop where somebody waits for it
+    except anyio.WouldBlock:
+        await outbox.send(item)
 
 
 class Workers(Generic[In]):

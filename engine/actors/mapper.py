@@ -10,7 +10,7 @@ import anyio
 import msgspec
 from anyio.streams.memory import MemoryObjectReceiveStream
 
-from amplitude_intercom.engine.actor import Actor, Outbox, runs
+from amplitude_intercom.engine.actor import Actor, Outbox, hand_over, runs
 from amplitude_intercom.engine.delivery.endings import GoOn
 from amplitude_intercom.engine.delivery.event_names import EventNames
 from amplitude_intercom.engine.delivery.stream import Delivery
@@ -113,7 +113,7 @@ class Mapper(Actor[list[Turn], Turn]):
             elif turn.envelopes[0].plan.contact is not None:
                 await self.pass_on(turn)
             else:
-                self._events.send_nowait(turn)
+                await hand_over(self._events, turn)
 
 
 class _Mapping:
