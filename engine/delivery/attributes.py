@@ -9,18 +9,27 @@ are all there is.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Final
 
 import anyio
 import msgspec
 import structlog
 
-from amplitude_intercom.engine.delivery.calls import Answered
+from amplitude_intercom.engine.delivery.calls import (
+    Answered,
+    NotAnswered,
+    cause_of,
+    failure_of,
+)
 from amplitude_intercom.engine.delivery.gate import Gate
 from amplitude_intercom.engine.faults import internal_failure
 from amplitude_intercom.transports import intercom
 from amplitude_intercom.transports.intercom import Answer
 
 _log = structlog.get_logger(__name__)
+
+AGAIN_S: Final = 5.0
+"""Until the list is read again where Intercom has not answered."""
 
 
 class Listed(msgspec.Struct, frozen=True):
@@ -106,36 +115,45 @@ class Attributes:
                         await self._create(name, data_type)
 
     async def _read(self) -> None:
-        answer = await self._ask(intercom.list_attributes())
+        """Read the list; where Intercom has not answered, it is read again soon."""
+        outcome = await self._ask(intercom.list_attributes())
+        answer = outcome.answer if isinstance(outcome, Answered) else None
         listed = parse_list(answer) if answer else None
+        again_s = self._refresh_s
         if listed is not None:
             self._known = KnownAttributes(listed)
             self._missing.clear()
         else:
-            _log.info("the list of data attributes cannot be read", status=_status(answer))
-        self._read_again_at_s = anyio.current_time() + self._refresh_s
+            text = "the list of data attributes cannot be read: values go out as they are"
+            _log.warning(text, cause=_why(outcome))
+            again_s = again_s if answer else min(again_s, AGAIN_S)
+        self._read_again_at_s = anyio.current_time() + again_s
 
     async def _create(self, name: str, data_type: str) -> None:
         if self._known is None or self._known.type_of(name) is not None:
             return
-        answer = await self._ask(intercom.create_attribute(name, data_type))
+        outcome = await self._ask(intercom.create_attribute(name, data_type))
+        answer = outcome.answer if isinstance(outcome, Answered) else None
         if answer is not None and answer.status == 200:
             self._known.add(name, data_type)
             _log.info("attribute created", name=name, data_type=data_type)
         else:
             self.learn_missing(name)
-            said = intercom.parse_error(answer).message if answer else ""
-            _log.warning("attribute not created", name=name, status=_status(answer), said=said)
+            _log.warning("attribute not created", name=name, cause=_why(outcome))
 
-    async def _ask(self, request: intercom.Request) -> Answer | None:
-        """Ask for something without which all can go on."""
+    async def _ask(self, request: intercom.Request) -> Answered | NotAnswered | None:
+        """Ask for something without which all can go on; None: a fault of ours."""
         try:
-            outcome = await self._gate.call(request, optional=True)
+            return await self._gate.call(request, optional=True)
         except Exception as fault:
             internal_failure(fault, call=request.path)
             return None
-        return outcome.answer if isinstance(outcome, Answered) else None
 
 
-def _status(answer: Answer | None) -> int:
-    return answer.status if answer else 0
+def _why(outcome: Answered | NotAnswered | None) -> str:
+    """Return what has come of a call, in a few words."""
+    if isinstance(outcome, Answered):
+        return cause_of(failure_of(outcome.answer))
+    if outcome is None:
+        return "a fault of this program"
+    return cause_of(outcome.failure) if outcome.failure else f"not sent: {outcome.cause.name}"

@@ -100,6 +100,32 @@ def test_an_attribute_that_somebody_creates_is_written_once_the_list_is_read_aga
     virtual.run(scenario)
 
 
+@pytest.mark.parametrize(
+    "fault", [Fault("status", 503, path="/data_attributes"), Fault("hang", path="/data_attributes")]
+)
+def test_a_list_that_cannot_be_read_is_read_again_soon_and_not_in_ten_minutes(
+    fault: Fault, tmp_path: Path
+) -> None:
+    """One 503 once cost every value of another type for ten minutes, and `status` said that the
+    workspace lacked the attribute."""
+
+    async def scenario() -> None:
+        attributes = {"plan": "integer"}
+        local = simulation.sandbox(
+            open_attributes=False, attributes=attributes, faults=[fault], latency_s=0.1
+        )
+        users = {"properties": ["plan"]}
+        async with simulation.engine(tmp_path, local, users=users) as engine:
+            await deliver(engine, simulation.identify("early", 1, {"$set": {"plan": "12"}}))
+            local.faults.clear()
+            await anyio.sleep(30)
+            await deliver(engine, simulation.identify("later", 2, {"$set": {"plan": "12"}}))
+        found = {c.external_id: c.custom_attributes for c in local.contacts.values()}
+        assert found == {"early": {}, "later": {"plan": 12}}
+
+    virtual.run(scenario)
+
+
 def test_missing_attributes_are_created_with_a_type_where_the_settings_say_so(
     tmp_path: Path,
 ) -> None:
