@@ -78,11 +78,19 @@ class Mapper(Actor[list[Turn], Turn]):
         by_sync: dict[str, list[Turn]] = {}
         for turn in [*turns, *self._more()]:
             by_sync.setdefault(turn.sync, []).append(turn)
-        for sync, mine in by_sync.items():
-            for run in runs([sum(len(record.raw) for record in turn.records) for turn in mine]):
-                if run.start:
-                    await asyncio.sleep(0)
-                await self._map(self._deliveries[sync], mine[run.start : run.stop])
+        if len(by_sync) == 1:
+            await self._map_all(*by_sync.popitem())
+            return
+        async with anyio.create_task_group() as tasks:  # their claims share a commit
+            for sync, mine in by_sync.items():
+                tasks.start_soon(self._map_all, sync, mine)
+
+    async def _map_all(self, sync: str, turns: Sequence[Turn]) -> None:
+        """Map turns of one sync."""
+        for run in runs([sum(len(record.raw) for record in turn.records) for turn in turns]):
+            if run.start:
+                await asyncio.sleep(0)
+            await self._map(self._deliveries[sync], turns[run.start : run.stop])
 
     def _more(self) -> list[Turn]:
         more: list[Turn] = []

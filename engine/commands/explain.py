@@ -9,6 +9,7 @@ import msgspec
 
 from amplitude_intercom.engine.commands.running import OK, USAGE, complain, print_json
 from amplitude_intercom.engine.commands.terminal import print_table, say
+from amplitude_intercom.engine.delivery.gate import State
 from amplitude_intercom.engine.metrics import METRICS, PREFIX
 from amplitude_intercom.engine.near import did_you_mean
 from amplitude_intercom.engine.reasons import AdjustmentReason, DeadReason, DropReason
@@ -21,6 +22,7 @@ _SETS: dict[str, type[Reason]] = {
     "what was changed on the way to Intercom": AdjustmentReason,
     "why a request is refused": RefusalReason,
     "why a call has no answer": NoAnswerCause,
+    "how Intercom fares": State,
 }
 
 

@@ -15,7 +15,6 @@ Rules
 
 from __future__ import annotations
 
-import enum
 import random
 import time
 from collections import Counter, deque
@@ -38,15 +37,31 @@ from amplitude_intercom.engine.delivery.pace import Pace, loop_time_s
 from amplitude_intercom.engine.delivery.refusals import BudgetDoubt
 from amplitude_intercom.engine.delivery.window import WINDOW_S
 from amplitude_intercom.transports.intercom import Request, Wire
+from amplitude_intercom.transports.reasons import Reason
 
 
-class State(enum.StrEnum):
-    """What the gate makes of the destination, in one word."""
+class State(Reason):
+    """How Intercom fares for one access token, as far as calls have shown."""
 
-    OPEN = "open"
-    THROTTLED = "throttled"
-    OUTAGE = "outage"
-    UNAUTHORIZED = "unauthorized"
+    OPEN = ("open", "nothing speaks against it: Intercom answers, or was not called yet")
+    THROTTLED = (
+        "throttled",
+        "Intercom has answered 429: calls pause until its window is over, nothing is lost",
+        "where it happens often, another program calls with the same token: give it one of its own",
+    )
+    OUTAGE = (
+        "outage",
+        "some calls are not answered, or not by Intercom: those of other endpoints go on, nothing"
+        " is lost",
+        "`status` says which, why and since when; where Intercom is well, look at the proxy and at"
+        " `sync.intercom.base_url`",
+    )
+    UNAUTHORIZED = (
+        "unauthorized",
+        "Intercom refuses the access token, or what it may do: all calls wait, nothing is lost",
+        "read what `status` quotes: a token that was revoked is replaced (`file:` is read again,"
+        " `env:` needs a restart), a plan or a permission is granted in Intercom",
+    )
 
 
 class Gate:

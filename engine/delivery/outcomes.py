@@ -15,10 +15,16 @@ from amplitude_intercom.engine.envelope import Record
 from amplitude_intercom.engine.spool.store import Store
 
 TOGETHER_S: Final = 0.025
-"""How long a delivery waits for others, to be settled with them."""
+"""How long a delivery waits at most for others, to be settled with them. It ends at the same
+instants for all syncs, so that they share commits."""
 
 Work = Callable[[Store], Any]
 """Writes something, in a transaction."""
+
+
+def next_tick_s(now_s: float) -> float:
+    """Return the next instant at which deliveries are settled, by the loop's clock."""
+    return (now_s // TOGETHER_S + 1) * TOGETHER_S
 
 
 class Step:
@@ -89,7 +95,7 @@ class Outcomes:
         if len(delivered) >= self._many:
             self.due_s = 0.0
         elif len(delivered) == 1:
-            self.due_s = min(before_s, loop_time_s() + TOGETHER_S)
+            self.due_s = min(before_s, next_tick_s(loop_time_s()))
         return self.due_s < before_s
 
     def add(self, step: Step) -> None:

@@ -163,6 +163,8 @@ class Scheduler:
         return None if first is None else self._give_turn(first, View(), probes=endpoint)
 
     def _next(self, view: View, *, probes: bool) -> User | None:
+        if not self._some_wait(view, probes=probes):
+            return None  # most often there are no probes, and there may be a thousand syncs
         for sync in self._ring:
             user = self._syncs[sync].first(view.open, self._may_go, probes=probes)
             if user is not None:
@@ -181,7 +183,7 @@ class Scheduler:
         user.state = State.AT_WORK
         turn = Turn(
             user.who,
-            take(user.records, alone=not self._others_wait(view)),
+            take(user.records, alone=not self._some_wait(view, probes=False)),
             self._note_departure,
             is_probe=user.is_probe,
             probes=probes,
@@ -195,9 +197,9 @@ class Scheduler:
             self._writing[turn.user] += 1
         return turn
 
-    def _others_wait(self, view: View) -> bool:
+    def _some_wait(self, view: View, *, probes: bool) -> bool:
         return any(
-            count and not is_probe and needs not in view.open
+            count and is_probe is probes and needs not in view.open
             for (needs, is_probe), count in self._waiting.items()
         )
 
