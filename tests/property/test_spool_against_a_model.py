@@ -856,7 +856,8 @@ class SpoolMachine(RuleBasedStateMachine):
         for i in self._expiring(user, before_ms) if is_parked else ():
             item = self.model.pending[i]
             if not item.damaged:
-                self.model.bury(i, "user_not_found", item.attempts + 1)
+                tried = max(0, row.unknown.refusals - 1) if row else 0
+                self.model.bury(i, "user_not_found", max(item.attempts, tried) + 1)
         self._find_damaged()
 
     def _expiring(self, user: str, before_ms: int) -> list[int]:
