@@ -166,7 +166,7 @@ class Gate:
         counted = self._in_flight.counted(now_s, self.pace.mean_latency_s)
         free = min(self.pace.ahead, self.slots(now_s) - counted) - undeparted
         most_out = self.pace.most_out
-        return free if most_out is None else min(free, most_out - self.in_flight - undeparted)
+        return free if most_out is None else min(free, most_out - counted - undeparted)
 
     def look_again_s(self, now_s: float) -> float | None:
         """Return when more may leave though nothing happens until then; None: never."""

@@ -119,6 +119,8 @@ class Loading:
         """Return in how many seconds something is to be loaded, as far as it is known."""
         if self.wanted() is not None:
             return 0.0
+        if not self._has_space():
+            return LONGEST_NAP_S  # another sync may let bytes go, and says so to nobody
         wakes_ms = [self._aside.next_wake_ms]
         if self._probes_free > 0:
             wakes_ms.append(self._aside.next_probe_ms)
@@ -128,6 +130,11 @@ class Loading:
     @property
     def _probes_free(self) -> int:
         return MOST_PROBES - self._lines.probes()
+
+    def _has_space(self) -> bool:
+        free = self._read_ahead - self._lines.ready(self._health.open_circuits)
+        enough = (min(LOAD_ROWS, self._read_ahead) + 1) // 2
+        return free >= enough and self._budget.free_for(self._held_bytes) > 0
 
     def _is_due(self, now_ms: int) -> bool:
         wake_ms, probe_ms, _ = self._aside

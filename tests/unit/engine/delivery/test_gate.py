@@ -474,3 +474,20 @@ def test_calls_are_counted_by_endpoint_and_not_by_contact() -> None:
     assert endpoint_of("POST", "/contacts/abc/unarchive") == "POST /contacts/{id}/unarchive"
     assert endpoint_of("POST", "/contacts/search") == "POST /contacts/search"
     assert endpoint_of("GET", "/me") == "GET /me"
+
+
+def test_calls_that_hang_do_not_count_in_the_ramp_after_a_429() -> None:
+    """Three of them and one 429 once stopped the token until the last of them had ended."""
+
+    async def scenario() -> None:
+        one = gate(Wire(lambda _, __: OK))
+        loop = virtual.current()
+        for _ in range(3):
+            one._in_flight.depart(EVENTS, loop.time(), lambda: None)
+        await one.call(event(), User("ann"))
+        await anyio.sleep(5)
+        one.pace.throttled(1.0, loop.time())
+        await anyio.sleep(2)
+        assert one.free(0, loop.time()) == 1
+
+    virtual.run(scenario)
