@@ -183,7 +183,8 @@ class Settlement:
         """Let a user whose fault is not known be tried earlier: others are well."""
         taker, at_ms = self._spool.taker, self._now_ms() + int(in_s * 1000)
         self._add(
-            lambda store: store.settling(taker).wake(user, at_ms), self._loading.look_at_table
+            lambda store: store.settling(taker).wake_deferred(user, at_ms),
+            self._loading.look_at_table,
         )
 
     # --- for the feed ---------------------------------------------------------------------

@@ -181,6 +181,10 @@ class Settling:
         """Let a user that waits be due at an instant, if it would be later."""
         self._users.wake(self.taker, user, at_ms)
 
+    def wake_deferred(self, user: str, at_ms: int) -> None:
+        """Let a user that waits without a fault of its own be due at an instant, if earlier."""
+        self._users.wake_deferred(self.taker, user, at_ms)
+
     def forgive(self, user: str) -> None:
         """Forget a user's failures: a call of it has succeeded."""
         self._users.forgive(self.taker, user)

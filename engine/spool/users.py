@@ -198,6 +198,15 @@ class Users:
             (at_ms, taker, user, at_ms),
         )
 
+    def wake_deferred(self, taker: int, user: str, at_ms: int) -> None:
+        """Let a deferred user be due at an instant, if it would be later; a parked one keeps its
+        back-off."""
+        self._db.execute(
+            "UPDATE users SET wake_at_ms = ? WHERE taker = ? AND user_key = ? AND wake_at_ms > ?"
+            " AND waits_for = '' AND reason = ''",
+            (at_ms, taker, user, at_ms),
+        )
+
     def wake_earlier(self, taker: int, by_ms: int) -> None:
         """Follow a clock that was set back: parked users wait as long as they were meant to."""
         self._db.execute(

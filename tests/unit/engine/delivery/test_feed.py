@@ -1304,3 +1304,22 @@ async def test_behind_updates_that_wait_for_a_circuit_events_go_on_and_memory_is
     await rig.deliver(until)
     assert rig.delivered == rig.accepted
     assert rig.most_loaded <= 2 * LOAD_ROWS + rig.bound
+
+
+@in_virtual_time
+async def test_a_user_that_was_charged_keeps_its_back_off_where_others_are_well(
+    tmp_path: Path,
+) -> None:
+    """The failures of an outage were heard of, and 14 minutes became one second."""
+    rig = Rig(tmp_path)
+    rig.append("ann")
+    rig.answer = of_ann(OWN, rig)
+
+    async def until() -> None:
+        await anyio.sleep(1)
+        calls = rig.calls["ann"]
+        rig.settlement.hasten("ann", 0.0)
+        await anyio.sleep(1)
+        assert rig.calls["ann"] == calls == 1
+
+    await rig.deliver(until)
