@@ -315,14 +315,13 @@ def _remember(kept: OrderedDict[Who, float], who: Who, value: float, most: int) 
 
 
 class Health:
-    """All endpoints of one access token, and the token itself."""
+    """All endpoints of one access token."""
 
     def __init__(self, delay_s: Callable[[int], float]) -> None:
         """``delay_s`` returns the seconds between probes after so many failures in a row."""
         self._delay_s = delay_s
         self._endpoints: dict[str, Endpoint] = {}
         self._news: deque[News] = deque()
-        self.is_token_refused = False
 
     def of(self, endpoint: str) -> Endpoint:
         """Return what is known of an endpoint; there are as many as the API client has calls."""

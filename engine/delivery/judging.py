@@ -36,7 +36,7 @@ from amplitude_intercom.engine.delivery.calls import (
     failure_of,
 )
 from amplitude_intercom.engine.delivery.exchange import Back, Exchange
-from amplitude_intercom.engine.delivery.health import Blame, Charge, Hasten, Health, Outage
+from amplitude_intercom.engine.delivery.health import Charge, Hasten, Health, Outage
 from amplitude_intercom.engine.delivery.pace import Pace, pause_s
 from amplitude_intercom.engine.delivery.refusals import BudgetDoubt, Token
 from amplitude_intercom.engine.errors import Failure
@@ -133,8 +133,6 @@ class Judge:
             failed_before=caller.failed_before,
             counts=caller is not NOBODY,
         )
-        if found.circuit.is_open:
-            blame = Blame.NOBODYS
         return NotAnswered(Cause.FAILED, endpoint, failure, blame, found.is_sick)
 
     def _throttled(self, answer: Answer, back: Back, endpoint: str) -> NotAnswered:

@@ -119,7 +119,7 @@ class Loading:
         """Return in how many seconds something is to be loaded, as far as it is known."""
         if self.wanted() is not None:
             return 0.0
-        if not self._has_space():
+        if self._space() is None:
             return LONGEST_NAP_S  # another sync may let bytes go, and says so to nobody
         wakes_ms = [self._aside.next_wake_ms]
         if self._probes_free > 0:
@@ -131,10 +131,12 @@ class Loading:
     def _probes_free(self) -> int:
         return MOST_PROBES - self._lines.probes()
 
-    def _has_space(self) -> bool:
+    def _space(self) -> tuple[int, int] | None:
+        """Return how many records and bytes may be loaded; None: too few to be worth it."""
         free = self._read_ahead - self._lines.ready(self._health.open_circuits)
+        free_bytes = self._budget.free_for(self._held_bytes)
         enough = (min(LOAD_ROWS, self._read_ahead) + 1) // 2
-        return free >= enough and self._budget.free_for(self._held_bytes) > 0
+        return (free, free_bytes) if free >= enough and free_bytes > 0 else None
 
     def _is_due(self, now_ms: int) -> bool:
         wake_ms, probe_ms, _ = self._aside
@@ -144,11 +146,11 @@ class Loading:
 
     def wanted(self) -> Wanted | None:
         """Return what is to be loaded now; None: nothing."""
-        open_ = self._health.open_circuits
-        free = self._read_ahead - self._lines.ready(open_)
-        free_bytes = self._budget.free_for(self._held_bytes)
-        if free < (min(LOAD_ROWS, self._read_ahead) + 1) // 2 or free_bytes <= 0:
+        space = self._space()
+        if space is None:
             return None
+        free, free_bytes = space
+        open_ = self._health.open_circuits
         now_ms = self._now_ms()
         empty = list(islice(self._lines.empty, LOAD_ROWS))
         probes = self._probes_wanted()

@@ -29,9 +29,11 @@ from amplitude_intercom.engine.delivery.health import Blame
 from amplitude_intercom.engine.delivery.lines import EVENTS
 from amplitude_intercom.engine.delivery.loading import (
     LOAD_ROWS,
+    LONGEST_NAP_S,
     PER_USER,
     LoadedBytes,
 )
+from amplitude_intercom.engine.delivery.scheduler import Loaded as InMemory
 from amplitude_intercom.engine.delivery.turns import Turn
 from amplitude_intercom.engine.envelope import Kind, Record
 from amplitude_intercom.engine.errors import SpoolDamaged
@@ -47,6 +49,7 @@ from support.deliveries import (
     NOT_KNOWN,
     OWN,
     REFUSED,
+    SYNC,
     UNKNOWN,
     FailingDisk,
     Fault,
@@ -1321,5 +1324,27 @@ async def test_a_user_that_was_charged_keeps_its_back_off_where_others_are_well(
         rig.settlement.hasten("ann", 0.0)
         await anyio.sleep(1)
         assert rig.calls["ann"] == calls == 1
+
+    await rig.deliver(until)
+
+
+@in_virtual_time
+async def test_a_feed_whose_read_ahead_is_full_does_not_poll_while_somebody_is_due(
+    tmp_path: Path,
+) -> None:
+    """It looked a thousand times a second."""
+    rig = Rig(tmp_path, read_ahead=2)
+    rig.append("ann")
+    rig.answer = of_ann(NOT_KNOWN, rig)
+
+    async def until() -> None:
+        await anyio.sleep(1)  # ann waits for its next try
+        full = Loaded([], [], {}, 0, [], 1, None, [], False)
+        rig.loading.take(full, Wanted(1, 1, 1, 0))
+        many = [Record(n, Kind.EVENT, "bob", 1, b"{}") for n in range(1, 4)]
+        rig.scheduler.hold(SYNC)
+        rig.scheduler.add(SYNC, InMemory("bob", many))
+        assert rig.loading.due_in_s() == LONGEST_NAP_S
+        rig.scheduler.withdraw(SYNC, EVENTS, 0)
 
     await rig.deliver(until)
