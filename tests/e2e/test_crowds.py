@@ -49,9 +49,8 @@ async def test_thirty_poison_users_delay_nobody_and_lose_nothing(name: str, tmp_
                     await process.upload(
                         f"{daemon.http}/2/httpapi", [process.event(user, n) for user in WELL]
                     )
-                while len(local.events) < 5 * len(WELL):
+                while (status := await daemon.status())["delivered"] < 5 * len(WELL):
                     await process.moment(0.05)
-            status = await daemon.status()
             assert (status["dead"], status["pending"]) == (0, len(POISON))
             local.faults.clear()
             settled = await daemon.settled()
