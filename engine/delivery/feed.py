@@ -109,7 +109,7 @@ class Feed:
         """Write what has come, load what is wanted, and let that be known."""
         batch = self._settlement.take()
         wanted = None if self._stopping else self._loading.wanted_now()
-        if wanted is not None:
+        if not self._stopping:
             batch.steps += self._withdrawals()
         try:
             loaded = await self._write(batch, wanted)

@@ -69,6 +69,18 @@ class _Line:
     def __init__(self) -> None:
         self.users: OrderedDict[str, User] = OrderedDict()
         self.records = 0
+        self.bytes = 0
+        """How many records of them are loaded, and how many bytes of events."""
+
+    def count(self, records: Sequence[Record], sign: int = 1) -> None:
+        """Take in that records of users in it have come, or (-1) gone."""
+        self.records += sign * len(records)
+        self.bytes += sign * sum(len(record.raw) for record in records)
+
+    def holds_more(self, records: int, size: int) -> bool:
+        """Return whether more is in it than so many records and bytes, and than one record: that
+        one is the next probe's."""
+        return self.records > 1 and (self.records > records or self.bytes > size)
 
     def move_to_front(self, user: User) -> None:
         """Let a user be the first, but for those that came before it and are back as well."""
@@ -113,14 +125,14 @@ class Lines:
         line.users[user.who[1]] = user
         if in_front:
             line.move_to_front(user)
-        line.records += len(user.records)
+        line.count(user.records)
         self._waiting[user.line] += 1
 
     def leave(self, user: User) -> None:
         """Let a user wait no more."""
         line = self._lines[user.line]
         del line.users[user.who[1]]
-        line.records -= len(user.records)
+        line.count(user.records, -1)
         self._waiting[user.line] -= 1
         if not line.users:
             del self._lines[user.line]
@@ -129,7 +141,7 @@ class Lines:
         """Give a user more records, whatever it does."""
         user.records.extend(records)
         if user.state is State.WAITING:
-            self._lines[user.line].records += len(records)
+            self._lines[user.line].count(records)
 
     def first(self, shut: Collection[str], may_go: MayGo, *, probes: bool) -> User | None:
         """Return the user that came first, of those whose endpoint is not ``shut``."""
@@ -146,12 +158,17 @@ class Lines:
             if needs == endpoint:
                 yield from line.users.values()
 
-    def take_last(self, endpoint: str, keep: int) -> User | None:
-        """Take the user that came last out of an endpoint's line, where over ``keep`` records wait
-        there. Users that were parked are not taken: they keep their place in the table."""
+    def holds_more(self, endpoint: str, keep: int, keep_bytes: int) -> bool:
+        """Return whether ``take_last`` takes anybody."""
         line = self._lines.get((endpoint, False))
-        if line is None or line.records <= keep:
+        return line is not None and line.holds_more(keep, keep_bytes)
+
+    def take_last(self, endpoint: str, keep: int, keep_bytes: int) -> User | None:
+        """Take the user that came last out of an endpoint's line, where over ``keep`` records or
+        ``keep_bytes`` wait there. Users that were parked are not taken: they keep their place."""
+        if not self.holds_more(endpoint, keep, keep_bytes):
             return None
+        line = self._lines[endpoint, False]
         user = next(reversed(line.users.values()))
         self.leave(user)
         del self.users[user.who[1]]
@@ -182,9 +199,10 @@ class Lines:
             if needs not in shut and not is_probe
         )
 
-    def probes(self) -> int:
-        """Return how many users wait that were parked."""
-        return sum(len(line.users) for (_, is_probe), line in self._lines.items() if is_probe)
+    def probes(self) -> tuple[int, int]:
+        """Return how many users wait that were parked, and how many bytes are loaded of them."""
+        lines = [line for (_, is_probe), line in self._lines.items() if is_probe]
+        return sum(len(line.users) for line in lines), sum(line.bytes for line in lines)
 
     def waits_for(self, endpoint: str) -> bool:
         """Return whether somebody waits for an endpoint."""

@@ -31,6 +31,13 @@ MOST_PROBES: Final = 64
 """Users that were parked of which something is loaded: however many are due, they come bit by bit,
 and what is queued is loaded beside them."""
 
+MOST_PROBE_BYTES: Final = LEAST_BYTES // 2
+"""Bytes of their events, by which they are loaded bit by bit as well."""
+
+KEPT_BYTES: Final = LEAST_BYTES // 8
+"""Bytes that may wait for an endpoint that is out, where they are all that keeps others from being
+loaded: as many endpoints as there are must leave some of ``LEAST_BYTES``."""
+
 LOAD_ROWS: Final = 256
 LONGEST_NAP_S: Final = 5.0
 """Between looks at the wall clock while a user is parked: it may be set while we wait."""
@@ -117,19 +124,22 @@ class Loading:
 
     def due_in_s(self) -> float:
         """Return in how many seconds something is to be loaded, as far as it is known."""
-        if self.wanted() is not None:
+        if self.wanted() is not None or self._has_too_many():
             return 0.0
         if self._space() is None:
             return LONGEST_NAP_S  # another sync may let bytes go, and says so to nobody
         wakes_ms = [self._aside.next_wake_ms]
-        if self._probes_free > 0:
+        if self._probes_free[0] > 0:
             wakes_ms.append(self._aside.next_probe_ms)
         in_ms = [at_ms - self._now_ms() for at_ms in wakes_ms if at_ms is not None]
         return min(LONGEST_NAP_S, max(0.001, min(in_ms) / 1000)) if in_ms else math.inf
 
     @property
-    def _probes_free(self) -> int:
-        return MOST_PROBES - self._lines.probes()
+    def _probes_free(self) -> tuple[int, int]:
+        """How many users that were parked may be loaded, and how many bytes of them."""
+        probes, size = self._lines.probes()
+        free, free_bytes = MOST_PROBES - probes, MOST_PROBE_BYTES - size
+        return (free, free_bytes) if free > 0 and free_bytes > 0 else (0, 0)
 
     def _space(self) -> tuple[int, int] | None:
         """Return how many records and bytes may be loaded; None: too few to be worth it."""
@@ -142,7 +152,7 @@ class Loading:
         wake_ms, probe_ms, _ = self._aside
         if wake_ms is not None and wake_ms <= now_ms:
             return True
-        return probe_ms is not None and probe_ms <= now_ms and self._probes_free > 0
+        return probe_ms is not None and probe_ms <= now_ms and self._probes_free[0] > 0
 
     def wanted(self) -> Wanted | None:
         """Return what is to be loaded now; None: nothing."""
@@ -154,6 +164,7 @@ class Loading:
         now_ms = self._now_ms()
         empty = list(islice(self._lines.empty, LOAD_ROWS))
         probes = self._probes_wanted()
+        parked, parked_bytes = self._probes_free
         is_well_again = any(endpoint not in open_ for endpoint in self._aside.awaited)
         reads_queue = self._is_more_queued and self._can_deliver(open_)
         is_due = self._looks_at_table or self._is_due(now_ms) or self._clock.look() > 0
@@ -164,7 +175,8 @@ class Loading:
             limit_bytes=free_bytes,
             per_user=PER_USER,
             now_ms=now_ms,
-            parked=max(0, self._probes_free),
+            parked=parked,
+            parked_bytes=parked_bytes,
             after_id=self._last_id,
             full=self._lines.full_users(PER_USER),
             empty=empty,
@@ -246,14 +258,26 @@ class Loading:
         self._is_more_queued = self._looks_at_table = True
         self._aside = _Aside()
 
+    def _kept(self) -> tuple[int, int]:
+        """Return how many records and bytes may wait for an endpoint that is out."""
+        is_short = self._budget.free_for(self._held_bytes) <= 0
+        return min(LOAD_ROWS, self._read_ahead), KEPT_BYTES if is_short else READ_AHEAD_BYTES
+
+    def _has_too_many(self) -> bool:
+        """Return whether there are users to be withdrawn."""
+        if not self._health.open_circuits:
+            return False
+        keep = self._kept()
+        return any(self._lines.holds_more(e, *keep) for e in self._health.open_circuits)
+
     def withdraw(self) -> list[tuple[str, str, list[Record]]]:
         """Take users out of memory that cannot have a turn, where they are too many; return each
         with its endpoint and its records."""
-        keep = min(LOAD_ROWS, self._read_ahead)
+        keep = self._kept()
         return [
             (endpoint, user, records)
             for endpoint in self._health.open_circuits
-            for user, records in self._scheduler.withdraw(self._sync, endpoint, keep)
+            for user, records in self._scheduler.withdraw(self._sync, endpoint, *keep)
         ]
 
 

@@ -254,11 +254,13 @@ class Scheduler:
 
     # --- whole syncs ----------------------------------------------------------------------
 
-    def withdraw(self, sync: str, endpoint: str, keep: int) -> list[tuple[str, list[Record]]]:
-        """Take users out of memory that wait for an endpoint, but for so many records; those that
-        came last go."""
+    def withdraw(
+        self, sync: str, endpoint: str, keep: int, keep_bytes: int
+    ) -> list[tuple[str, list[Record]]]:
+        """Take users out of memory that wait for an endpoint, but for so many records and bytes;
+        those that came last go."""
         mine, gone = self.of(sync), []
-        while user := mine.take_last(endpoint, keep):
+        while user := mine.take_last(endpoint, keep, keep_bytes):
             gone.append((user.who[1], list(user.records)))
         self._rest(sync, mine)
         return gone

@@ -21,8 +21,9 @@ MOST_STRAYS: Final = 500
 class Wanted(msgspec.Struct, frozen=True):
     """What is to be loaded, at most.
 
-    ``parked``: users that were parked. ``full``: users of whom ``per_user`` are loaded. ``empty``:
-    users of whom all that was loaded is done, and more is aside. ``open``: endpoints whose circuit
+    ``parked``: users that were parked, with so many ``parked_bytes``. ``full``: users of whom
+    ``per_user`` are loaded. ``empty``: users of whom all that was loaded is done, and more is
+    aside. ``open``: endpoints whose circuit
     is open; ``probes``: those of them for which a probe is looked for. ``reads_queue``: whether
     users that are not aside are wanted. ``set_back_ms``: by how much the wall clock was set back;
     parked users wait as long as before. ``queue_first``: what is queued comes before what is aside,
@@ -34,6 +35,7 @@ class Wanted(msgspec.Struct, frozen=True):
     per_user: int
     now_ms: int
     parked: int = 1 << 30
+    parked_bytes: int = 1 << 30
     after_id: int = 0
     full: Collection[str] = ()
     empty: Sequence[str] = ()
@@ -99,11 +101,15 @@ class Queue:
     def _wake(self, wanted: Wanted, bounds: Bounds) -> list[Woken]:
         """Return records of users whose time has come, or whose endpoint is well again."""
         woken: list[Woken] = []
+        parked_bytes = wanted.parked_bytes
         for due in self._due(wanted, bounds.limit):
             if bounds.are_reached:
                 break  # they are still due, and woken when there are free bytes
-            records = self._wake_one(due, min(wanted.per_user, bounds.limit), bounds.limit_bytes)
+            if due.reason and not due.waited_for and parked_bytes <= 0:
+                continue
+            records = self._wake_one(due, wanted, bounds)
             bounds.take(records)
+            parked_bytes -= sum(len(record.raw) for record in records) if due.reason else 0
             if records:
                 failing = due.failures > 0 and due.reason != DeadReason.USER_NOT_FOUND
                 woken.append(Woken(due.user, records, bool(due.reason), failing))
@@ -121,16 +127,17 @@ class Queue:
                 found += users.waiting_for(self.taker, endpoint, 1)
         return found
 
-    def _wake_one(self, due: Due, limit: int, limit_bytes: int) -> list[Record]:
-        """Wake a user: one that waited for an endpoint with what may be loaded of it, any other
+    def _wake_one(self, due: Due, wanted: Wanted, bounds: Bounds) -> list[Record]:
+        """Wake a user: one whose endpoint is well again with what may be loaded of it, any other
         with its first record, or the identify that makes it known.
 
         An event of an unknown user had its turn and was answered 404; what can help it is an
         identify that came later, so that one goes first.
         """
         self._tables.users.work_off(self.taker, due.user)
-        if due.waited_for and not due.reason:
-            found = self._aside(due.user, limit, limit_bytes)
+        if due.waited_for and not due.reason and due.waited_for not in wanted.open:
+            limit = min(wanted.per_user, bounds.limit)
+            found = self._aside(due.user, limit, bounds.limit_bytes)
         else:
             found = self._aside(due.user, 1, 1)
         if found and due.reason == DeadReason.USER_NOT_FOUND:

@@ -59,7 +59,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def _records(self, user: str, kinds: list[Kind]) -> list[Record]:
         found = []
         for kind in kinds:
-            found.append(Record(self.next_id, kind, user, 1, b"{}"))
+            found.append(Record(self.next_id, kind, user, 1, b"{}" * (self.next_id % 5 + 1)))
             self.next_id += 1
         return found
 
@@ -249,23 +249,30 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.scheduler.set_aside(turn)
         self.users[turn.who] = User()
 
-    @rule(sync=SYNC, keep=st.integers(0, 10), endpoint=st.sampled_from([EVENTS, CONTACTS]))
+    @rule(
+        sync=SYNC,
+        keep=st.integers(0, 10),
+        keep_bytes=st.integers(0, 30),
+        endpoint=st.sampled_from([EVENTS, CONTACTS]),
+    )
     def users_that_wait_for_an_endpoint_are_withdrawn(
-        self, sync: str, keep: int, endpoint: str
+        self, sync: str, keep: int, keep_bytes: int, endpoint: str
     ) -> None:
-        gone = self.scheduler.withdraw(sync, endpoint, keep)
+        gone = self.scheduler.withdraw(sync, endpoint, keep, keep_bytes)
         for user, records in gone:
             assert records == self.users[sync, user].records
             self.users[sync, user] = User()
         left = [
-            len(user.records)
+            record
             for (of, _), user in self.users.items()
             if of == sync
             and user.state == "waiting"
             and user.needs == endpoint
             and not user.is_probe
+            for record in user.records
         ]
-        assert sum(left) <= keep
+        size = sum(len(record.raw) for record in left)
+        assert len(left) <= 1 or (len(left) <= keep and size <= keep_bytes)
 
     @rule(sync=SYNC)
     def a_sync_begins_anew(self, sync: str) -> None:
@@ -286,7 +293,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         for sync in SYNCS:
             mine = [user for (of, _), user in self.users.items() if of == sync]
             waiting = [user for user in mine if user.state == "waiting"]
-            assert self.scheduler.of(sync).probes() == sum(user.is_probe for user in waiting)
+            probes = [user for user in waiting if user.is_probe]
+            size = sum(len(record.raw) for user in probes for record in user.records)
+            assert self.scheduler.of(sync).probes() == (len(probes), size)
             ready = [u for u in waiting if not u.is_probe and u.needs not in self.open]
             assert self.scheduler.of(sync).ready(self.open) == sum(len(u.records) for u in ready)
             at_work = sum(turn.sync == sync for turn in self.turns)

@@ -31,6 +31,7 @@ from amplitude_intercom.engine.delivery.loading import (
     LOAD_ROWS,
     LONGEST_NAP_S,
     PER_USER,
+    READ_AHEAD_BYTES,
     LoadedBytes,
 )
 from amplitude_intercom.engine.delivery.scheduler import Loaded as InMemory
@@ -1345,6 +1346,73 @@ async def test_a_feed_whose_read_ahead_is_full_does_not_poll_while_somebody_is_d
         rig.scheduler.hold(SYNC)
         rig.scheduler.add(SYNC, InMemory("bob", many))
         assert rig.loading.due_in_s() == LONGEST_NAP_S
-        rig.scheduler.withdraw(SYNC, EVENTS, 0)
+        rig.scheduler.withdraw(SYNC, EVENTS, 0, 0)
 
     await rig.deliver(until)
+
+
+LARGE = b"{" + b" " * 100_000 + b"}"
+OTHERS_BYTES = 12 << 20
+"""What other syncs have loaded."""
+
+
+@pytest.mark.parametrize("users", [300, 3])
+def test_behind_large_events_that_wait_for_a_circuit_identifies_go_on(
+    tmp_path: Path, users: int
+) -> None:
+    """They filled all that may be loaded, and nothing else was until the outage was over."""
+
+    async def scenario() -> None:
+        rig = Rig(tmp_path, read_ahead=512, turns=32)
+        rig.budget.total += OTHERS_BYTES
+        rig.open_circuit()
+        for n in range(300):
+            rig.append(f"event-{n % users}", raw=LARGE)
+        rig.append(*(f"identify-{n}" for n in range(50)), kind=Kind.IDENTIFY)
+
+        async def until() -> None:
+            await anyio.sleep(60)
+            assert len(rig.delivered) == 50
+            assert rig.loading.held_bytes <= READ_AHEAD_BYTES
+            rig.feed.look()
+            await anyio.sleep(1)
+            turn = rig.scheduler.choose_probe(EVENTS, lambda _: False)
+            assert turn is not None
+            rig.settlement.end(turn, PutBack(turn.records))
+            rig.close_circuit()
+            rig.budget.total -= OTHERS_BYTES
+            await rig.free()
+
+        await rig.deliver(until)
+        assert rig.delivered == rig.accepted
+
+    run(scenario)
+
+
+@in_virtual_time
+async def test_large_events_of_parked_users_leave_memory_for_others_in_an_outage(
+    tmp_path: Path,
+) -> None:
+    """Parked users are not put aside again: so what is loaded of them has to be little."""
+    rig = Rig(tmp_path, turns=32)
+    rig.budget.total += OTHERS_BYTES
+    for n in range(300):
+        rig.append(f"event-{n}", raw=LARGE)
+    rig.answer = lambda record: (
+        UNKNOWN if rig.calls[record.user_key] == 1 and record.kind is Kind.EVENT else None
+    )
+
+    async def until() -> None:
+        await anyio.sleep(4)
+        assert len(rig.calls) == 300
+        rig.open_circuit()
+        await anyio.sleep(HOUR_S)
+        rig.append(*(f"identify-{n}" for n in range(50)), kind=Kind.IDENTIFY)
+        await anyio.sleep(10)
+        assert all(f"identify-{n}" in rig.delivered for n in range(50))
+        rig.close_circuit()
+        rig.budget.total -= OTHERS_BYTES
+        await rig.free()
+
+    await rig.deliver(until)
+    assert rig.delivered == rig.accepted
