@@ -74,16 +74,27 @@ class Feed:
     # --- the loop -------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Load and settle until stopped and nothing is at work. After a fault, begin anew."""
-        if self._has_run:
-            await self._begin_anew()
-        self._has_run = True
+        """Load and settle until stopped and nothing is at work; run again, begin anew.
+
+        A fault is raised when nothing is at work any more: turns that are never over would have
+        all calls of the token.
+        """
         try:
+            await self._run()
+        except asyncio.CancelledError:
+            await self._settle_answered()
+            raise
+
+    async def _run(self) -> None:
+        try:
+            if self._has_run:
+                await self._begin_anew()
+            self._has_run = True
             while not self._is_done:
                 await self._wait()
                 await self._step()
-        except asyncio.CancelledError:
-            await self._settle_answered()
+        except Exception:
+            await self._wind_down()
             raise
 
     @property
@@ -173,8 +184,8 @@ class Feed:
         if faults:
             raise faults[0]
 
-    async def _begin_anew(self) -> None:
-        """Let delivery begin as after a restart: from what is on disk."""
+    async def _wind_down(self) -> None:
+        """Choose nobody any more, and settle what is at work."""
         name = self._spool.name
         self._scheduler.hold(name)
         while self._scheduler.of(name).at_work or not self._settlement.is_empty:
@@ -189,7 +200,10 @@ class Feed:
                 internal_failure(fault, sync=name)
             else:
                 self._settlement.note_durable(batch)
-        taker = self._spool.taker
+
+    async def _begin_anew(self) -> None:
+        """Let delivery begin as after a restart: from what is on disk."""
+        name, taker = self._spool.name, self._spool.taker
         await self._spool.persist(lambda store: recovery.recover_taker(store, taker))
         self._scheduler.forget(name)
         if self._stopping:

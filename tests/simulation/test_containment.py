@@ -313,6 +313,31 @@ def test_a_fault_of_no_record_stops_one_sync_which_says_so_and_goes_on(tmp_path:
     virtual.run(scenario)
 
 
+def test_a_sync_that_a_fault_has_stopped_leaves_its_token_to_the_others(tmp_path: Path) -> None:
+    """Its turns were never over, and there are only so many at once."""
+
+    async def scenario() -> None:
+        intercom = {"access_token": "simulated-token", "max_in_flight": 4}
+        local = sandbox()
+        async with engine(tmp_path, InProcess(local), twice=True, intercom=intercom) as running:
+            break_feed(running, at_s=1.0, read_ahead=60)
+            for n in range(100):
+                batch = [simulation.event(user, n) for user in WELL]
+                await running.submit(batch, api_key=simulation.API_KEY)
+            with anyio.fail_after(60):
+                while not running.stopped:
+                    await anyio.sleep(0.01)
+            await anyio.sleep(0.4)  # turns that were chosen before are over
+            before = (await running.status()).syncs
+            await anyio.sleep(0.5)
+            after = (await running.status()).syncs
+        assert after[0].stopped
+        assert after[0].delivered == before[0].delivered
+        assert after[1].delivered > before[1].delivered
+
+    virtual.run(scenario)
+
+
 def test_a_user_of_whom_much_waits_goes_on_where_a_fault_has_stopped_its_sync(
     tmp_path: Path,
 ) -> None:

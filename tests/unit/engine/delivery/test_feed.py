@@ -1112,7 +1112,7 @@ def test_a_feed_that_faults_begins_anew_and_neither_loses_nor_doubles(
 
         class FaultyQueue(Queue):
             def load(self, wanted: Wanted) -> Loaded:
-                if is_faulty and chance.random() < 0.1:
+                if is_faulty and chance.random() < 0.2:
                     raise Fault
                 return super().load(wanted)
 
@@ -1154,7 +1154,9 @@ async def test_a_feed_that_stops_after_a_fault_sends_nothing_more(tmp_path: Path
     async def until() -> None:
         await anyio.sleep(1)
         rig.append("dan")
-        await anyio.sleep(1)
+        await anyio.sleep(3)
+        assert rig.faults == 0  # it is raised when nothing is at work any more
+        await anyio.sleep(1.5)
         assert rig.faults == 1
 
     await rig.deliver(until)
