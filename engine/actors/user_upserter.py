@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from amplitude_intercom.engine.actor import Actor, Outbox
 from amplitude_intercom.engine.delivery.calls import NotNow
-from amplitude_intercom.engine.delivery.contacts import TurnCalls
+from amplitude_intercom.engine.delivery.contacts import TurnCalls, Upserted
 from amplitude_intercom.engine.delivery.endings import GoOn, ending_of
 from amplitude_intercom.engine.delivery.stream import Delivery
 from amplitude_intercom.engine.delivery.turns import Turn
@@ -42,7 +42,7 @@ class UserUpserter(Actor[Turn, Turn]):
         while waiting:
             some = waiting.popleft()
             try:
-                await self._write(delivery, turn, some)
+                upserted = await self._upsert(delivery, turn, some)
             except NotNow as error:
                 left = [envelope for group in (some, *waiting) for envelope in group]
                 back = [envelope.record for envelope in left if envelope.event is None]
@@ -53,6 +53,8 @@ class UserUpserter(Actor[Turn, Turn]):
             except Exception as fault:
                 failure = internal_failure(fault, record=some[0].record.id)
                 self._halve(delivery, turn, some, waiting, failure)
+            else:
+                await self._settle(delivery, turn, some, upserted)
         return True
 
     def _halve(
@@ -70,11 +72,32 @@ class UserUpserter(Actor[Turn, Turn]):
             middle = len(some) // 2
             waiting.extendleft([some[middle:], some[:middle]])
 
-    async def _write(self, delivery: Delivery, turn: Turn, some: Sequence[Envelope]) -> None:
-        """Write the contact, and settle the updates, or keep the contact for the event behind."""
+    async def _upsert(self, delivery: Delivery, turn: Turn, some: Sequence[Envelope]) -> Upserted:
         updates = [envelope.plan.contact for envelope in some if envelope.plan.contact]
         upserted = await delivery.contacts.upsert(updates, TurnCalls(delivery.gate, turn))
         turn.has_succeeded = turn.has_succeeded or upserted.called
+        return upserted
+
+    async def _settle(
+        self, delivery: Delivery, turn: Turn, some: Sequence[Envelope], upserted: Upserted
+    ) -> None:
+        """Settle updates that are written, whatever comes: each by itself, if need be."""
+        try:
+            await self._settle_together(delivery, turn, some, upserted)
+        except Exception as fault:
+            failure = internal_failure(fault, record=some[0].record.id)
+            if some[0].event is not None:
+                return  # what is known of the contact is not kept; the event goes out
+            if len(some) == 1:
+                delivery.settlement.bury(some[0].record, failure)
+                return
+            for envelope in some:
+                await self._settle(delivery, turn, [envelope], upserted)
+
+    async def _settle_together(
+        self, delivery: Delivery, turn: Turn, some: Sequence[Envelope], upserted: Upserted
+    ) -> None:
+        """Settle updates, or keep the contact for the event behind."""
         if some[0].event is not None:
             await delivery.spool.remember(turn.user, upserted.contact)
             return

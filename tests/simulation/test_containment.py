@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pytest
 from amplitude_intercom.engine.actor import RUN_BYTES
 from amplitude_intercom.engine.app import Engine
 from amplitude_intercom.engine.delivery.loading import LoadedBytes, Loading
+from amplitude_intercom.engine.delivery.settlement import Settlement
 from amplitude_intercom.engine.envelope import Plan, Record
 from amplitude_intercom.engine.metrics import SyncStatus
 from amplitude_intercom.engine.rules.planning import SyncRules
@@ -231,6 +233,48 @@ def test_of_updates_that_wait_together_only_the_one_with_a_fault_dies(tmp_path: 
         assert status.dead_by_reason.keys() <= {"internal"}
         assert status.dead <= len(WELL)
         assert (status.faults, status.pending) == (0, 0)
+
+    virtual.run(scenario)
+
+
+class BrokenSettlement(Settlement):
+    """Cannot settle an update to a plan that is poison."""
+
+    async def settle_update(self, records: Sequence[Record], *args: Any, **more: Any) -> None:
+        if any(b"poison" in record.raw for record in records):
+            raise OverflowError(10**5_000)
+        await super().settle_update(records, *args, **more)
+
+
+def test_a_fault_as_updates_are_settled_costs_one_of_them_and_writes_none_again(
+    tmp_path: Path,
+) -> None:
+    writes: Counter[str] = Counter()
+
+    def script(request: Request) -> Answer | None:
+        writes[request.method] += b'"plan"' in (request.body or b"")
+        return None
+
+    async def scenario() -> None:
+        local = simulation.sandbox(latency_s=1.0)
+        async with engine(tmp_path, Scripted(local, script)) as running:
+            running.streams[SYNC].delivery.settlement.__class__ = BrokenSettlement
+            plans = ["free", "poison", "pro", "team"]
+            await running.submit(
+                [simulation.identify(WELL[0], 0, {"$set": {"email": "an@x.io"}})],
+                api_key=simulation.API_KEY,
+            )
+            updates = [
+                simulation.identify(user, n, {"$set": {"plan": plan}})
+                for user in WELL
+                for n, plan in enumerate(plans, start=1)
+            ]
+            await running.submit(updates, api_key=simulation.API_KEY)
+            status = await settle(running)
+        assert {c.custom_attributes["plan"] for c in local.contacts.values()} == {"team"}
+        assert status.dead_by_reason == {"internal": len(WELL)}
+        assert (status.delivered, status.faults) == (1 + 3 * len(WELL), 0)
+        assert sum(writes.values()) <= 2 * len(WELL)
 
     virtual.run(scenario)
 
