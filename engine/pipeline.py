@@ -256,7 +256,7 @@ class Pipeline:
             if isinstance(news, Hasten):
                 settlement.hasten(news.who[1], news.at_s - now_s)
             else:
-                settlement.charge(news.who[1], stands=news.stands)
+                settlement.charge(news.who[1], news.endpoint, stands=news.stands)
         circuits = self._gate.health.open_circuits
         if circuits != self._circuits or self._gate.health.wanting_probe(now_s):
             self._circuits = circuits
@@ -281,7 +281,7 @@ class Pipeline:
         free = min(gate.free(scheduler.undeparted, now_s), most)
         if free <= 0:
             return []
-        most_probes = max(1, gate.slots(now_s) // 2)
+        most_probes = max(1, gate.slots() // 2)
         view = View(gate.health.open_circuits, most_probes, not gate.pace.is_ramping)
         turns: list[Turn] = []
         while len(turns) < free and (turn := scheduler.choose(view)) is not None:

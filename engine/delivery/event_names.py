@@ -8,7 +8,7 @@ well, since others may send to the same workspace: that name is not tried again 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 import anyio
@@ -47,29 +47,25 @@ class EventNames:
         if self._last_day is None:
             self._last_day = await self._spool.event_names()
         today = self._now_ms() // DAY_MS
-        refused: set[str] = set()
-        changed = False
+        days = dict(self._last_day)
+        without: set[str] = set()
         for name in names:
             key = name.lower()
-            if self._last_day.get(key) == today:
-                continue
-            if key in self._last_day or self._has_room(today):
-                self._last_day[key] = today
-                changed = True
+            if self.is_refused(name):
+                continue  # its event is told so when its turn comes
+            if key in days or _has_room(days, today):
+                days[key] = today
             else:
-                refused.add(name)
-        if changed:
-            await self._spool.keep_event_names(self._last_day)
-        return refused
+                without.add(name)
+        if days != self._last_day:
+            await self._spool.keep_event_names(days)
+            self._warn(days)
+            self._last_day = {key: day for key, day in days.items() if not self.is_refused(key)}
+        return without
 
-    def _has_room(self, today: int) -> bool:
-        assert self._last_day is not None
-        if self.count >= MAX_EVENT_TYPES:
-            since = today - FORGOTTEN_AFTER_DAYS
-            self._last_day = {name: day for name, day in self._last_day.items() if day > since}
-        if self.count == WARN_AT:
-            _log.warning("event names become scarce", names=self.count, limit=MAX_EVENT_TYPES)
-        return self.count < MAX_EVENT_TYPES
+    def _warn(self, days: Mapping[str, int]) -> None:
+        if self.count < WARN_AT <= len(days):
+            _log.warning("event names become scarce", names=len(days), limit=MAX_EVENT_TYPES)
 
     def refuse(self, name: str) -> None:
         """Take in that Intercom has no slot for a name: it has none here either, for an hour."""
@@ -84,3 +80,12 @@ class EventNames:
         """Return whether Intercom refused a name within the last hour."""
         until_s = self._refused_until_s.get(name.lower())
         return until_s is not None and until_s > anyio.current_time()
+
+
+def _has_room(days: dict[str, int], today: int) -> bool:
+    """Return whether a name more has a slot; for that, forget those that were not sent for long."""
+    if len(days) >= MAX_EVENT_TYPES:
+        since = today - FORGOTTEN_AFTER_DAYS
+        for name in [name for name, day in days.items() if day <= since]:
+            del days[name]
+    return len(days) < MAX_EVENT_TYPES

@@ -127,6 +127,8 @@ class Feed:
             self._settlement.note_durable(batch)
             if loaded is not None and wanted is not None:
                 self._loading.take(loaded, wanted)
+            elif wanted is not None:
+                self._loading.more_is_queued()  # nothing was loaded: it is wanted still
         except BaseException as fault:
             self._settlement.let_be(batch, fault)
             raise

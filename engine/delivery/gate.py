@@ -155,7 +155,7 @@ class Gate:
         """Whether nothing leaves at all, whatever endpoint it is for."""
         return self.pace.is_closed or self._judge.is_token_refused or self.pace.is_paused
 
-    def slots(self, now_s: float) -> int:
+    def slots(self) -> int:
         """Return how many calls may be out that do not hang."""
         return min(self.max_in_flight, self.pace.slots)
 
@@ -164,7 +164,7 @@ class Gate:
         if self.is_standing:
             return 0
         counted = self._in_flight.counted(now_s, self.pace.mean_latency_s)
-        free = min(self.pace.ahead, self.slots(now_s) - counted) - undeparted
+        free = min(self.pace.ahead, self.slots() - counted) - undeparted
         most_out = self.pace.most_out
         return free if most_out is None else min(free, most_out - counted - undeparted)
 

@@ -40,7 +40,7 @@ from __future__ import annotations
 
 import enum
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
 Who = tuple[str, str]
@@ -89,9 +89,10 @@ class Hasten(NamedTuple):
 
 
 class Charge(NamedTuple):
-    """What becomes of a charge: it stands, or it is cancelled."""
+    """What becomes of a charge: it stands, or it is cancelled. Each comes to one of these."""
 
     who: Who
+    endpoint: str
     stands: bool
 
 
@@ -188,7 +189,7 @@ class Endpoint:
             self._tries.append(False)
         self._unheard.pop(who, None)
         if self._pending.pop(who, None) is not None:
-            self._news.append(Charge(who, stands=False))
+            self._news.append(Charge(who, self.name, stands=False))
         self._suspects.clear()
         self._success_back_s = back_s
         self._note_latest(who, left_s)
@@ -222,7 +223,7 @@ class Endpoint:
         self._news.append(Hasten(who, failed_s + HASTENED_AFTER_S))
 
     def _charge(self, who: Who, _: float) -> None:
-        self._news.append(Charge(who, stands=True))
+        self._news.append(Charge(who, self.name, stands=True))
 
     def failed(
         self, who: Who, left_s: float, back_s: float, *, failed_before: bool, counts: bool
@@ -233,12 +234,14 @@ class Endpoint:
         may be a sign that the endpoint is out (a call that is nobody's is none).
         """
         circuit = self.circuit
-        before_s = self._failed_s.get(who, float("-inf") if failed_before else None)
-        _remember(self._failed_s, who, back_s, MOST_REMEMBERED)
         self._row += 1
         self.row_began_s = back_s if self._row == 1 else self.row_began_s
         if self._row >= OUT_FAILURES and back_s - self.row_began_s >= OUT_S:
             self._goes_out()
+        if not counts:
+            return Blame.NOBODYS
+        before_s = self._failed_s.get(who, float("-inf") if failed_before else None)
+        _remember(self._failed_s, who, back_s, MOST_REMEMBERED)
         if circuit.is_open:
             if circuit.probing == who:
                 circuit.probe_failed(back_s)
@@ -246,13 +249,14 @@ class Endpoint:
             return Blame.NOBODYS
         if before_s is None:
             self._tries.append(True)
-            if counts and left_s > self._success_back_s:
+            if left_s > self._success_back_s:
                 self._suspects[who] = back_s
                 if self._opens(back_s):
                     return Blame.NOBODYS
         elif self._another_left_after(who, before_s):
             self._unheard.pop(who, None)
-            _remember(self._pending, who, back_s, MOST_REMEMBERED)
+            if (lost := _remember(self._pending, who, back_s, MOST_REMEMBERED)) is not None:
+                self._news.append(Charge(lost, self.name, stands=False))
             return Blame.OWN
         _remember(self._unheard, who, back_s, MOST_REMEMBERED)
         return Blame.NOT_KNOWN
@@ -264,10 +268,8 @@ class Endpoint:
         suspects = self._suspects
         if len(suspects) < OPENING_USERS or now_s - min(suspects.values()) < OPENING_S:
             return False
-        for who, failed_s in suspects.items():
-            _remember(self._unheard, who, failed_s, MOST_REMEMBERED)
         self._suspects = {}
-        self._cancel_charges()
+        self._are_unheard({**suspects, **self._cancel_charges()})
         self.circuit.open(now_s)
         self._goes_out()
         return True
@@ -277,11 +279,16 @@ class Endpoint:
             self.is_out = True
             self._news.append(Outage(self.name, True, 0.0))
 
-    def _cancel_charges(self) -> None:
-        while self._pending:
-            who, failed_s = self._pending.popitem(last=False)
-            self._news.append(Charge(who, stands=False))
-            _remember(self._unheard, who, failed_s, MOST_REMEMBERED)
+    def _cancel_charges(self) -> OrderedDict[Who, float]:
+        """Let no charge stand that is not confirmed; return whose they were."""
+        cancelled, self._pending = self._pending, OrderedDict()
+        self._news.extend(Charge(who, self.name, stands=False) for who in cancelled)
+        return cancelled
+
+    def _are_unheard(self, failed_s: Mapping[Who, float]) -> None:
+        """Let users be hastened as soon as others are well; who failed first stays in front."""
+        both = {**self._unheard, **failed_s}.items()
+        self._unheard = OrderedDict(sorted(both, key=lambda of: of[1])[-MOST_REMEMBERED:])
 
     def refused(self, who: Who, left_s: float, back_s: float) -> None:
         """Take in an answer of Intercom's that is about the record alone."""
@@ -306,12 +313,11 @@ class Endpoint:
             self._opens(now_s)
 
 
-def _remember(kept: OrderedDict[Who, float], who: Who, value: float, most: int) -> None:
-    """Keep a value as the newest; the oldest goes where there are too many."""
+def _remember(kept: OrderedDict[Who, float], who: Who, value: float, most: int) -> Who | None:
+    """Keep a value as the newest; the oldest goes where there are too many, and is returned."""
     kept[who] = value
     kept.move_to_end(who)
-    if len(kept) > most:
-        kept.popitem(last=False)
+    return kept.popitem(last=False)[0] if len(kept) > most else None
 
 
 class Health:

@@ -186,11 +186,16 @@ class Loading:
         )
 
     def wanted_now(self) -> Wanted | None:
-        """Return what is to be loaded now, the queue first every other time; None: nothing."""
+        """Return what is to be loaded now, the queue first every other time; None: nothing.
+
+        What is said from now on (something was appended, users may be due) is about the next time.
+        """
         wanted = self.wanted()
         if wanted is None:
             return None
         self._queue_first = not self._queue_first
+        self._is_more_queued = self._is_more_queued and not wanted.reads_queue
+        self._looks_at_table = False
         return msgspec.structs.replace(
             wanted, set_back_ms=self._clock.look(), queue_first=self._queue_first
         )
@@ -219,9 +224,9 @@ class Loading:
         """Take in what was loaded, as it was wanted."""
         self._clock.follow(wanted.set_back_ms)
         add = self._scheduler.add
-        self._last_id, self._is_more_queued = loaded.last_id, loaded.more
+        self._last_id = loaded.last_id
+        self._is_more_queued |= loaded.more
         self._aside = _Aside(loaded.next_wake_ms, loaded.next_probe_ms, frozenset(loaded.awaited))
-        self._looks_at_table = False
         for user, records in loaded.refilled.items():
             self._hold(records)
             add(self._sync, Loaded(user, records, bool(records)))

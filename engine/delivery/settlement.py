@@ -14,7 +14,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 from amplitude_intercom.engine.delivery import waiting
 from amplitude_intercom.engine.delivery.calls import NotAnswered
@@ -40,9 +40,6 @@ from amplitude_intercom.engine.spool.settled import log_delivered, log_dropped
 from amplitude_intercom.engine.spool.spool import TakerSpool
 from amplitude_intercom.engine.spool.store import Store
 
-MOST_CHARGES: Final = 10_000
-"""Charges that wait to be confirmed."""
-
 
 class Settlement:
     """One sync's; see the module's docstring."""
@@ -64,8 +61,9 @@ class Settlement:
         self._retries = retries
         self._now_ms = now_ms
         self._outcomes = Outcomes(many)
-        self._charges: dict[str, tuple[Record, NotAnswered]] = {}
-        """Failures whose charge is not confirmed, by user."""
+        self._charges: dict[tuple[str, str], tuple[int, NotAnswered]] = {}
+        """Failures whose charge is not confirmed, by user and endpoint: the record's id, and the
+        evidence. ``health`` says of each what becomes of it."""
         self.latency_s: deque[float] = deque(maxlen=4096)
         """From accepted to answered, of the latest deliveries."""
         self.changed: Callable[[], None] = lambda: None
@@ -154,9 +152,8 @@ class Settlement:
     def end(self, turn: Turn, ending: Ending) -> None:
         """End a turn, as soon as what came of it is durable."""
         if isinstance(ending, Failing) and ending.evidence.blame is Blame.OWN:
-            if len(self._charges) >= MOST_CHARGES:
-                del self._charges[next(iter(self._charges))]
-            self._charges[turn.user] = ending.back[0], ending.evidence
+            evidence = ending.evidence
+            self._charges[turn.user, evidence.endpoint] = ending.back[0].id, evidence
         if self._outcomes.end(turn, ending):
             self.changed()
 
@@ -166,16 +163,16 @@ class Settlement:
 
     # --- what is found out later ----------------------------------------------------------
 
-    def charge(self, user: str, *, stands: bool) -> None:
+    def charge(self, user: str, endpoint: str, *, stands: bool) -> None:
         """Take in that a user's failure is its own after all, or (not ``stands``) is not."""
-        found = self._charges.pop(user, None)
+        found = self._charges.pop((user, endpoint), None)
         if found is None or not stands:
             return
-        record, evidence = found
+        id_, evidence = found
         taker, now_ms = self._spool.taker, self._now_ms()
 
         def work(store: Store) -> None:
-            waiting.charge(store, taker, record, evidence, self._retries, now_ms)
+            waiting.charge(store, taker, id_, evidence, self._retries, now_ms)
 
         self._add(work, self._loading.look_at_table)
 

@@ -144,14 +144,15 @@ def fail(
 
 
 def charge(
-    store: Store, taker: int, record: Record, evidence: NotAnswered, retries: Retries, now_ms: int
+    store: Store, taker: int, id_: int, evidence: NotAnswered, retries: Retries, now_ms: int
 ) -> None:
-    """Charge an attempt to a record whose failure is its user's own; the last one ends it."""
+    """Charge an attempt to a record whose failure is its user's own; the last one ends it, unless
+    it is being tried once more by now."""
     assert evidence.failure is not None
     settling = store.settling(taker)
-    charged = settling.charge(record.id, now_ms)
+    charged = settling.charge(id_, now_ms)
     if charged >= retries.most_attempts(is_sick=evidence.is_sick):
-        settling.give_up(record.id, evidence.failure, now_ms)
+        settling.give_up(id_, evidence.failure, now_ms)
 
 
 def find_unknown(

@@ -92,8 +92,6 @@ class Arrivals:
         self._settling = settling
         self._accounts = accounts
         self._lines = lines
-        self._open: tuple[int, bytes] = (0, b"")
-        """The batch that was read last, while some of it is left to be read."""
 
     def next(
         self, after_id: int, now_ms: int, bounds: Bounds, crowd: Crowd
@@ -121,17 +119,16 @@ class Arrivals:
         now_ms: int,
     ) -> tuple[list[Record], int, bool]:
         """Return records of a batch that is unpacked, up to the one that reaches the bytes."""
-        if self._open[0] != batch:
-            self._open = (batch, self._tables.inbox.events_of(batch))
         found, last_id, limit_bytes = [], 0, bounds.limit_bytes
-        for read in sliced(rows, self._open[1]):
+        for read in sliced(rows, self._tables.inbox.events_of(batch)):
             found.append(read)
             last_id = read.id
             limit_bytes -= len(read.raw)
             if limit_bytes <= 0:
                 break
         if len(found) == len(rows) < bounds.limit:
-            last_id, self._open = _last_id(batch), (0, b"")
+            last_id = _last_id(batch)
+            self._tables.inbox.close(batch)
         taken, aside = self._sort(self._settling.intact(found), crowd, now_ms)
         self._tables.records.set_aside(aside)
         return taken, last_id, True

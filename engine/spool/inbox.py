@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -16,6 +16,10 @@ from amplitude_intercom.engine.spool.batches import (
     entries_of,
 )
 from amplitude_intercom.engine.spool.connection import Connection, insert_many
+
+MOST_OPEN: Final = 16
+"""Batches of which some is left to be read, of all takers, that are kept in memory: up to a
+megabyte each."""
 
 
 class Batch(msgspec.Struct, frozen=True):
@@ -40,6 +44,8 @@ class Inbox:
 
     def __init__(self, db: Connection) -> None:
         self._db = db
+        self._open: dict[int, bytes] = {}
+        """Events of batches that are read bit by bit, by when they were asked for last."""
 
     def append(self, first: int, packs: Sequence[tuple[int, Pack]], at_ms: int) -> None:
         """Append packs of takers, under the ids from ``first`` on."""
@@ -124,9 +130,22 @@ class Inbox:
         return None if row is None else (row[0], row[1])
 
     def events_of(self, id_: int) -> bytes:
-        """Return the events of a batch; nothing where it is gone, or damaged."""
-        row = self._db.execute("SELECT events FROM inbox WHERE id = ?", (id_,)).fetchone()
-        return row[0] if row and isinstance(row[0], bytes) else b""
+        """Return the events of a batch; nothing where it is gone, or damaged.
+
+        They are kept until ``close``, or until ``MOST_OPEN`` others were asked for since.
+        """
+        events = self._open.pop(id_, None)
+        if events is None:
+            row = self._db.execute("SELECT events FROM inbox WHERE id = ?", (id_,)).fetchone()
+            events = row[0] if row and isinstance(row[0], bytes) else b""
+        self._open[id_] = events
+        if len(self._open) > MOST_OPEN:
+            del self._open[next(iter(self._open))]
+        return events
+
+    def close(self, id_: int) -> None:
+        """Take in that the events of a batch are not needed again soon."""
+        self._open.pop(id_, None)
 
     def let_go(self, batches: Iterable[int]) -> list[tuple[int, int]]:
         """Delete those of some batches that no record points into; return taker and size of each.
@@ -144,6 +163,7 @@ class Inbox:
             ).fetchone()
             if row:
                 gone.append((row[0], row[1]))
+                self.close(id_)
         return gone
 
 

@@ -109,7 +109,8 @@ class Queue:
                 continue
             records = self._wake_one(due, wanted, bounds)
             bounds.take(records)
-            parked_bytes -= sum(len(record.raw) for record in records) if due.reason else 0
+            if due.reason:
+                parked_bytes -= sum(len(record.raw) for record in records)
             if records:
                 failing = due.failures > 0 and due.reason != DeadReason.USER_NOT_FOUND
                 woken.append(Woken(due.user, records, bool(due.reason), failing))

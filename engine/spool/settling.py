@@ -140,9 +140,12 @@ class Settling:
         return self._records.charge(id_, now_ms)
 
     def give_up(self, id_: int, failure: Failure, now_ms: int) -> None:
-        """Bury a record that has had its attempts; its user goes on with the next."""
+        """Bury a record that has had its attempts; its user goes on with the next.
+
+        None whose user does not wait: then it is in somebody's hands, and may be delivered yet.
+        """
         for record in self.intact(self._records.get(self.taker, id_)):
-            if self.delete([id_]):
+            if self._users.waits(self.taker, record.user_key) and self.delete([id_]):
                 self.keep(record, failure, now_ms)
                 self._users.wake(self.taker, record.user_key, now_ms)
 
@@ -167,7 +170,7 @@ class Settling:
         None where the user is not parked for that reason: then some of them may be under way.
         Returns how many there were, and whether more of them are left.
         """
-        if not self._users.is_parked(self.taker, user, failure.reason):
+        if not self._users.waits(self.taker, user, failure.reason):
             return 0, False
         also = f"AND r.kind = {Kind.EVENT:d} AND r.accepted_at_ms <= {accepted_until_ms:d}"
         found = self._records.aside(self.taker, user, MOST_EXPIRED, 1 << 24, also)

@@ -55,14 +55,13 @@ class Users:
         )
         return {user: Aside(*aside) for user, *aside in rows}
 
-    def is_parked(self, taker: int, user: str, reason: str) -> bool:
-        """Return whether a user waits for a reason, and nothing of it is under way."""
+    def waits(self, taker: int, user: str, reason: str | None = None) -> bool:
+        """Return whether a user waits (for a reason), so that nothing of it is in memory."""
         found = self._db.execute(
-            "SELECT 1 FROM users WHERE taker = ? AND user_key = ? AND reason = ?"
-            " AND wake_at_ms IS NOT NULL",
-            (taker, user, reason),
-        )
-        return found.fetchone() is not None
+            "SELECT reason FROM users WHERE taker = ? AND user_key = ? AND wake_at_ms IS NOT NULL",
+            (taker, user),
+        ).fetchone()
+        return found is not None and reason in (None, found[0])
 
     def any(self, taker: int) -> bool:
         """Return whether any user of a taker is aside."""

@@ -217,12 +217,14 @@ class Model:
                 return intact
         return []
 
-    def wake_one(self, user: str, limit: int, limit_bytes: int) -> tuple[list[int], bool]:
+    def wake_one(
+        self, user: str, limit: int, limit_bytes: int, open_: set[str]
+    ) -> tuple[list[int], bool]:
         """Return with what a user goes on that is due, and whether it may be created for that."""
         row = self.aside[user]
         waited_for = row.waits_for
         row.work_off()
-        if waited_for and not row.reason:
+        if waited_for and waited_for not in open_ and not row.reason:
             return self.read_aside(user, limit, limit_bytes), False
         head = self.read_aside(user, 1, 1)
         if head and row.reason == UNKNOWN.reason:
@@ -484,6 +486,7 @@ class SpoolMachine(RuleBasedStateMachine):
         limit=st.integers(1, 8),
         limit_bytes=st.sampled_from([1, 40, 100_000]),
         parked=st.sampled_from([0, 1, 64]),
+        parked_bytes=st.sampled_from([0, 1, 100_000]),
         refills=st.integers(0, len(USERS)),
         open_=SOME_ENDPOINTS,
         probes=SOME_ENDPOINTS,
@@ -496,6 +499,7 @@ class SpoolMachine(RuleBasedStateMachine):
         limit: int = 8,
         limit_bytes: int = 100_000,
         parked: int = 64,
+        parked_bytes: int = 100_000,
         refills: int = len(USERS),
         open_: set[str] = frozenset(),  # type: ignore[assignment]
         probes: set[str] = frozenset(),  # type: ignore[assignment]
@@ -510,6 +514,7 @@ class SpoolMachine(RuleBasedStateMachine):
             PER_USER,
             self.now_ms,
             parked=parked,
+            parked_bytes=parked_bytes,
             after_id=model.last_id,
             full=model.full(),
             empty=model.empty()[:refills],
@@ -553,12 +558,17 @@ class SpoolMachine(RuleBasedStateMachine):
         """Whoever is due goes on, and is free where nothing of it waits."""
         model, expected = self.model, []
         open_, probes = set(wanted.open), set(wanted.probes)
+        parked_bytes = wanted.parked_bytes
         for user in model.due(self.now_ms, left[0], wanted.parked, open_, probes):
             if min(left) <= 0:
                 break
             row = model.aside[user]
-            ids, may_create = model.wake_one(user, min(PER_USER, left[0]), left[1])
+            if row.reason and not row.waits_for and parked_bytes <= 0:
+                continue
+            ids, may_create = model.wake_one(user, min(PER_USER, left[0]), left[1], open_)
             left = self._less(left, ids)
+            if row.reason:
+                parked_bytes -= sum(len(model.pending[i].raw) for i in ids)
             if ids:
                 is_failing = row.failures > 0 and row.reason != UNKNOWN.reason
                 expected.append((user, ids, may_create, bool(row.reason), is_failing))
@@ -774,9 +784,10 @@ class SpoolMachine(RuleBasedStateMachine):
             model.bury(i, "corrupt")
             self._find_damaged()
             return
-        model.bury(i, "user_failing", charged)
-        if item.user in model.aside:
-            model.aside[item.user].wake(self.now_ms)
+        user = model.aside.get(item.user)
+        if user is not None and user.wake_at_ms is not None:
+            model.bury(i, "user_failing", charged)
+            user.wake(self.now_ms)
 
     @step(when=lambda self: not self._rows())
     def what_is_gone_is_not_given_up(self) -> None:

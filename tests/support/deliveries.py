@@ -375,7 +375,9 @@ class Rig:
                 self.settlement.bury(record, failure)
             case NotAnswered() as evidence:
                 if evidence.blame is Blame.OWN and self.confirms:
-                    charge = partial(self.settlement.charge, turn.user, stands=True)
+                    charge = partial(
+                        self.settlement.charge, turn.user, evidence.endpoint, stands=True
+                    )
                     current().call_later(0.1, charge)
                 return ending_of(evidence, left)
             case int(until_ms):

@@ -13,6 +13,7 @@ from amplitude_intercom.engine.errors import Failure
 from amplitude_intercom.engine.reasons import DeadReason
 from amplitude_intercom.engine.spool.accounts import LAST_BATCH
 from amplitude_intercom.engine.spool.batches import SLOTS
+from amplitude_intercom.engine.spool.inbox import MOST_OPEN
 from amplitude_intercom.engine.spool.rows import DeadLetterQuery
 from amplitude_intercom.engine.spool.users import Unknown
 from support.spools import OneSync, kept, opened
@@ -320,10 +321,46 @@ def test_who_waits_for_an_endpoint_is_woken_when_it_is_well_again_or_one_by_one_
     asleep = sync.load(loaded.last_id, now_ms=10**6, open={"events"})
     assert (asleep.records, asleep.awaited, asleep.next_wake_ms) == ([], ["events"], None)
     probed = sync.load(loaded.last_id, open={"events"}, probes={"events"}, per_user=2)
-    assert [(one.user, ids(one.records)) for one in probed.woken] == [("ann", [FIRST, FIRST + 1])]
+    assert [(one.user, ids(one.records)) for one in probed.woken] == [("ann", [FIRST])]
     others = sync.load(loaded.last_id, per_user=2)
     assert [(one.user, len(one.records)) for one in others.woken] == [("bob", 2), ("cid", 2)]
     assert others.awaited == []
+    sync.store.close()
+
+
+def test_a_record_that_is_tried_once_more_is_not_given_up_meanwhile(path: Path) -> None:
+    """A charge may be confirmed late, when the record's next call is out."""
+    sync = OneSync(opened(path))
+    sync.append(EVENT)
+    [record] = sync.load().records
+    sync.store.begin()
+    sync.settling.park(record, (), FAILING, 10, 1)
+    sync.store.commit()
+    assert len(sync.load(record.id, now_ms=10).woken) == 1
+    sync.store.begin()
+    assert sync.settling.charge(record.id, 11) == 1
+    sync.settling.give_up(record.id, FAILING, 11)
+    assert sync.settling.delete([record.id]) == 1  # it is delivered, and no dead letter
+    sync.store.commit()
+    assert sync.store.letters.find(sync.taker, DeadLetterQuery()) == []
+    sync.store.close()
+
+
+def test_few_batches_are_kept_while_they_are_read_bit_by_bit(path: Path) -> None:
+    """Each may have a megabyte, and there are as many as there are syncs."""
+    sync = OneSync(opened(path))
+    for _ in range(2 * MOST_OPEN):
+        sync.append(EVENT)
+    inbox = sync.store.inbox
+    batches = inbox.ids(sync.taker, 1 << 40, 1_000)
+    assert all(inbox.events_of(batch) == inbox.events_of(batch) for batch in batches)
+    kept = len(inbox._open)
+    inbox.close(batches[-1])
+    records = sync.load().records
+    sync.store.begin()
+    sync.settling.delete(ids(records))
+    sync.store.commit()
+    assert (kept, len(inbox._open)) == (MOST_OPEN, 0)
     sync.store.close()
 
 

@@ -519,10 +519,10 @@ async def test_a_charge_counts_only_once_it_stands(tmp_path: Path) -> None:
     async def until() -> None:
         await anyio.sleep(1)
         assert rig.attempts(id_) == 0
-        rig.settlement.charge("ann", stands=True)
+        rig.settlement.charge("ann", EVENTS, stands=True)
         await anyio.sleep(1)
         assert rig.attempts(id_) == 1
-        rig.settlement.charge("ann", stands=True)
+        rig.settlement.charge("ann", EVENTS, stands=True)
         await anyio.sleep(1)
         assert rig.attempts(id_) == 1, "one failure was charged twice"
 
@@ -539,7 +539,7 @@ async def test_a_charge_that_is_cancelled_costs_no_attempt_however_often(tmp_pat
     async def until() -> None:
         while rig.pending:
             await rig.feed.progress()
-            rig.settlement.charge("ann", stands=False)
+            rig.settlement.charge("ann", EVENTS, stands=False)
             assert rig.attempts(id_) == 0
 
     await rig.deliver(until)
@@ -558,7 +558,7 @@ async def test_a_charge_that_stands_before_its_failure_is_written_is_not_lost(
 
     def answer(_: Record) -> Said:
         rig.stand_still(0.5)
-        current().call_later(0.1, partial(rig.settlement.charge, "ann", stands=True))
+        current().call_later(0.1, partial(rig.settlement.charge, "ann", EVENTS, stands=True))
         return OWN
 
     rig.answer = answer
@@ -1418,3 +1418,16 @@ async def test_large_events_of_parked_users_leave_memory_for_others_in_an_outage
 
     await rig.deliver(until)
     assert rig.delivered == rig.accepted
+
+
+@in_virtual_time
+async def test_what_is_appended_while_something_is_loaded_is_loaded_next(tmp_path: Path) -> None:
+    """What was found out of the queue was taken for true after it, too."""
+    rig = Rig(tmp_path)
+    wanted = rig.loading.wanted_now()
+    assert wanted is not None
+    found = rig.loading.load(rig.store, wanted)
+    rig.loading.more_is_queued()
+    rig.loading.take(found, wanted)
+    assert rig.loading.wanted() is not None
+    await rig.spool.close()

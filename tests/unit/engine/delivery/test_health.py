@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from amplitude_intercom.engine.delivery.health import (
+    MOST_REMEMBERED,
     OPENING_USERS,
     PENDING_S,
     Blame,
@@ -86,7 +87,7 @@ def test_a_failure_between_successes_of_others_is_the_user_s_own(rig: Rig) -> No
     rig.succeeds("well", 3.2)  # left before it came back
     assert rig.news() == []
     rig.succeeds("other", 3.4)
-    assert rig.news() == [Charge(who("ann"), stands=True)]
+    assert rig.news() == [Charge(who("ann"), NAME, stands=True)]
 
 
 def test_a_success_of_its_own_proves_nothing_of_a_user(rig: Rig) -> None:
@@ -105,7 +106,7 @@ def test_a_charge_that_nobody_confirms_stands_after_a_minute(rig: Rig) -> None:
     rig.news()
     assert rig.news(3.0 + PENDING_S) == []
     assert rig.health.next_look_s() == pytest.approx(3.3 + PENDING_S)
-    assert rig.news(3.4 + PENDING_S) == [Charge(who("ann"), stands=True)]
+    assert rig.news(3.4 + PENDING_S) == [Charge(who("ann"), NAME, stands=True)]
 
 
 def test_what_the_spool_remembers_of_a_failure_counts_after_a_restart(rig: Rig) -> None:
@@ -165,7 +166,7 @@ def test_an_opening_circuit_cancels_charges_that_are_not_confirmed(rig: Rig) -> 
     assert rig.fails("ann", 3.0) is Blame.OWN
     for n in range(OPENING_USERS):
         rig.fails(f"user-{n}", 4.0 + n * 0.4)
-    assert Charge(who("ann"), stands=False) in rig.news()
+    assert Charge(who("ann"), NAME, stands=False) in rig.news()
 
 
 def test_while_it_is_open_probes_go_one_by_one_with_growing_pauses(rig: Rig) -> None:
@@ -264,3 +265,36 @@ def test_what_is_remembered_of_users_is_bounded(rig: Rig) -> None:
         rig.succeeds(f"well-{n}", float(n))
     for kept in (rig.endpoint._failed_s, rig.endpoint._unheard, rig.endpoint._well):
         assert len(kept) <= 10_000
+
+
+# --- what is remembered -------------------------------------------------------------------
+
+
+def test_a_call_that_is_nobodys_is_no_users_failure(rig: Rig) -> None:
+    blame = rig.endpoint.failed(("", ""), 1.0, 1.1, failed_before=False, counts=False)
+    rig.succeeds("ann", 2.0)
+    assert (blame, rig.news()) == (Blame.NOBODYS, [])
+
+
+def test_a_charge_that_is_forgotten_for_want_of_room_is_cancelled(rig: Rig) -> None:
+    """Whoever waits for it is told of each."""
+    rig.succeeds("well", 1.0)
+    for n in range(MOST_REMEMBERED + 1):
+        user = f"user-{n}"
+        assert rig.fails(user, 0.5, 0.1, failed_before=True) is Blame.OWN
+    assert rig.news() == [Charge(who("user-0"), NAME, stands=False)]
+
+
+def test_those_whose_charges_an_outage_cancelled_are_tried_as_soon_as_others_are_well(
+    rig: Rig,
+) -> None:
+    """They had failed before those who failed during it, and stood behind them."""
+    rig.succeeds("well", 1.0)
+    assert rig.fails("ann", 2.0, failed_before=True) is Blame.OWN
+    opened_s = rig.opens(3.0)
+    rig.news()
+    rig.fails("late", opened_s + 1.0, 30.0)
+    rig.succeeds("well", opened_s + 5.0)
+    hastened = [news.who[1] for news in rig.news() if isinstance(news, Hasten)]
+    assert hastened[0] == "ann"
+    assert "late" not in hastened

@@ -80,7 +80,7 @@ class Rig:
 
     def charge(self, record: Record, evidence: NotAnswered) -> None:
         taker, now_ms = self.sync.taker, self.now_ms
-        self.write(lambda store: waiting.charge(store, taker, record, evidence, RETRIES, now_ms))
+        self.write(lambda store: waiting.charge(store, taker, record.id, evidence, RETRIES, now_ms))
 
     def find_unknown(
         self, record: Record, others: tuple[int, ...] = (), retries: Retries = RETRIES

@@ -1,0 +1,109 @@
+"""Which event names have a slot: what a workspace refuses, and what is on disk, decide."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import anyio
+import pytest
+from structlog.testing import capture_logs
+
+from amplitude_intercom.engine.delivery.event_names import (
+    DAY_MS,
+    FORGOTTEN_AFTER_DAYS,
+    RECHECK_S,
+    WARN_AT,
+    EventNames,
+)
+from amplitude_intercom.engine.settings import MAX_EVENT_TYPES
+from amplitude_intercom.engine.spool.spool import TakerSpool
+from support.deliveries import in_virtual_time
+
+ALL = [f"name {n}" for n in range(MAX_EVENT_TYPES)]
+
+
+class Kept:
+    """The names that are on disk."""
+
+    def __init__(self) -> None:
+        self.days: dict[str, int] = {}
+        self.day = 0
+        self.fails = False
+
+    def names(self) -> EventNames:
+        return EventNames(cast("TakerSpool", self), lambda: self.day * DAY_MS)
+
+    async def event_names(self) -> dict[str, int]:
+        return dict(self.days)
+
+    async def keep_event_names(self, days: Mapping[str, int]) -> None:
+        if self.fails:
+            raise OSError("the disk is full")
+        self.days = dict(days)
+
+
+def case(test: Any) -> Any:
+    async def with_names(_: Path) -> None:
+        kept = Kept()
+        await test(kept, kept.names())
+
+    with_names.__name__ = test.__name__
+    return in_virtual_time(with_names)
+
+
+@case
+async def test_there_are_so_many_slots_and_names_are_compared_without_case(
+    kept: Kept, names: EventNames
+) -> None:
+    with capture_logs() as logs:
+        assert await names.admit(ALL) == set()
+    assert [log["names"] for log in logs] == [MAX_EVENT_TYPES]
+    assert await names.admit(["NAME 5", "one more", "another"]) == {"one more", "another"}
+    assert (names.count, len(kept.days)) == (MAX_EVENT_TYPES, MAX_EVENT_TYPES)
+
+
+@case
+async def test_one_warns_before_there_are_none_left(kept: Kept, names: EventNames) -> None:
+    with capture_logs() as logs:
+        for name in ALL[: WARN_AT + 2]:
+            await names.admit([name])
+    assert [log["names"] for log in logs] == [WARN_AT]
+
+
+@case
+async def test_a_name_that_was_not_sent_for_long_leaves_its_slot(
+    kept: Kept, names: EventNames
+) -> None:
+    await names.admit(ALL)
+    kept.day = FORGOTTEN_AFTER_DAYS - 1
+    assert await names.admit([ALL[0], "new"]) == {"new"}
+    kept.day = FORGOTTEN_AFTER_DAYS
+    assert await names.admit(["new"]) == set()
+    assert set(kept.days) == {ALL[0], "new"}
+
+
+@case
+async def test_a_name_that_intercom_refused_has_no_slot_for_an_hour(
+    kept: Kept, names: EventNames
+) -> None:
+    """Its events asked for one with each turn, and had it."""
+    await names.admit(["Paid"])
+    names.refuse("paid")
+    assert await names.admit(["Paid", "seen"]) == set()
+    assert (names.count, names.is_refused("PAID")) == (1, True)
+    await anyio.sleep(RECHECK_S + 1)
+    await names.admit(["Paid"])
+    assert (names.count, names.is_refused("Paid")) == (2, False)
+
+
+@case
+async def test_what_could_not_be_kept_is_not_taken_for_kept(kept: Kept, names: EventNames) -> None:
+    kept.fails = True
+    with pytest.raises(OSError, match="full"):
+        await names.admit(["paid"])
+    assert names.count == 0
+    kept.fails = False
+    await names.admit(["paid"])
+    assert set(kept.days) == {"paid"}
