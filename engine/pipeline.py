@@ -223,7 +223,7 @@ class Pipeline:
     def _forget_turns(self) -> None:
         """Take in that all actors were stopped: what was under way is on disk as it was."""
         self._scheduler.forget_all()
-        self._gate.health.forget_probes()
+        self._gate.health.end_probes()
         for delivery in self._deliveries.values():
             delivery.settlement.forget_turns()
 

@@ -54,8 +54,6 @@ class Caller(Protocol):
     """Who makes a call: a turn."""
 
     who: Who
-    probes: set[str]
-    """Endpoints with an open circuit that this turn probes; empty: none."""
     failed_before: bool
 
     def note_departure(self) -> None:
@@ -67,9 +65,6 @@ class Nobody:
 
     who: Who = ("", "")
     failed_before = False
-
-    def __init__(self) -> None:
-        self.probes: set[str] = set()
 
     def note_departure(self) -> None:
         """Nobody waits for that."""

@@ -181,11 +181,9 @@ class Gate:
         circuit = self.health.of(endpoint).circuit
         if not circuit.is_open:
             return None
-        if caller.probes and circuit.wants_probe(loop_time_s()):
+        if self.health.is_probing(caller.who) and circuit.wants_probe(loop_time_s()):
             circuit.probing = caller.who  # a probe may need an answer of another one to get on
-            caller.probes.add(endpoint)
-        is_probe = endpoint in caller.probes and circuit.probing == caller.who
-        return None if is_probe else Cause.CIRCUIT_OPEN
+        return None if circuit.probing == caller.who else Cause.CIRCUIT_OPEN
 
     def close(self) -> None:
         """Let no more calls leave; those that are out are finished."""

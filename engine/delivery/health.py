@@ -117,6 +117,7 @@ class Circuit:
         self.is_open = False
         self.opened_s = 0.0
         self.probing: Who | None = None
+        """Whose turn it is that may call for all others."""
         self.probe_at_s = 0.0
         self._failures = 0
         self.is_on_probation = False
@@ -357,10 +358,15 @@ class Health:
         due = [c.probe_at_s for c in circuits if c.is_open and c.probing is None]
         return min(due, default=None)
 
-    def forget_probes(self) -> None:
-        """Take in that no call is under way any more."""
+    def is_probing(self, who: Who) -> bool:
+        """Return whether a user's turn finds out whether some endpoint is well again."""
+        return any(found.circuit.probing == who for found in self._endpoints.values())
+
+    def end_probes(self, who: Who | None = None) -> None:
+        """Take in that a user's turn is over, or (None) that none is under way any more."""
         for found in self._endpoints.values():
-            found.circuit.probing = None
+            if who is None or found.circuit.probing == who:
+                found.circuit.probing = None
 
     def next_look_s(self) -> float | None:
         """Return when ``look`` will find something, if nothing happens until then; None: never."""

@@ -160,7 +160,7 @@ class Scheduler:
         ]
 
         first = min(waiting, key=partial(_probing_order, has_served), default=None)
-        return None if first is None else self._give_turn(first, View(), probes=endpoint)
+        return None if first is None else self._give_turn(first, View())
 
     def _next(self, view: View, *, probes: bool) -> User | None:
         if not self._some_wait(view, probes=probes):
@@ -176,7 +176,7 @@ class Scheduler:
         """Return whether no other turn writes the contact that this user's would."""
         return user.records[0].kind is Kind.EVENT or user.who[1] not in self._writing
 
-    def _give_turn(self, user: User, view: View, probes: str = "") -> Turn:
+    def _give_turn(self, user: User, view: View) -> Turn:
         mine = self._syncs[user.who[0]]
         mine.leave(user)
         self._rest(user.who[0], mine)
@@ -186,7 +186,6 @@ class Scheduler:
             take(user.records, alone=not self._some_wait(view, probes=False)),
             self._note_departure,
             is_probe=user.is_probe,
-            probes=probes,
             failed_before=user.failed_before,
         )
         mine.at_work += 1

@@ -101,8 +101,5 @@ class Delivery:
 
     def end(self, turn: Turn, ending: Ending) -> None:
         """End a turn; one that was a probe has nobody else waiting for it any more."""
-        for endpoint in turn.probes:
-            circuit = self.gate.health.of(endpoint).circuit
-            if circuit.probing == turn.who:
-                circuit.probing = None
+        self.gate.health.end_probes(turn.who)
         self.settlement.end(turn, ending)

@@ -31,7 +31,6 @@ class Turn:
         "has_succeeded",
         "is_probe",
         "left",
-        "probes",
         "records",
         "who",
         "writes",
@@ -44,15 +43,12 @@ class Turn:
         departed: Callable[[], None] = lambda: None,
         *,
         is_probe: bool = False,
-        probes: str = "",
         failed_before: bool = False,
     ) -> None:
-        """``departed`` is told of its first call. ``probes``: the endpoint with an open circuit
-        that it may call, for all others."""
+        """``departed`` is told of its first call."""
         self.who = who
         self.records = records
         self.is_probe = is_probe
-        self.probes = {probes} if probes else set()
         self.failed_before = failed_before
         """Whether the user's last call has failed."""
         self.writes = records[0].kind is not Kind.EVENT

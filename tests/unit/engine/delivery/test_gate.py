@@ -58,9 +58,8 @@ class Wire:
 class User(Caller):
     """Who calls."""
 
-    def __init__(self, name: str, probes: str = "") -> None:
+    def __init__(self, name: str) -> None:
         self.who: Who = ("sync", name)
-        self.probes = {probes} if probes else set()
         self.failed_before = False
         self.departures = 0
 
@@ -302,7 +301,7 @@ def test_while_a_circuit_is_open_only_the_chosen_probe_leaves_and_other_endpoint
         assert len(wire.calls) == made
         assert isinstance(await one.call(me(), User("u")), Answered)
         assert one.health.open_circuits == [EVENTS]  # which ``/me`` does not close
-        probe = User("probe", EVENTS)
+        probe = User("probe")
         one.health.of(EVENTS).circuit.probing = ("sync", "another")
         assert causes([await one.call(event(), probe)]) == {Cause.CIRCUIT_OPEN: 1}
         one.health.of(EVENTS).circuit.probing = probe.who
@@ -322,7 +321,7 @@ def test_a_probe_that_meets_another_circuit_that_is_open_probes_that_one_too() -
         for endpoint in (EVENTS, "GET /me"):
             one.health.of(endpoint).circuit.open(0.0)
         await anyio.sleep(1.0)
-        probe = User("probe", EVENTS)
+        probe = User("probe")
         one.health.of(EVENTS).circuit.probing = probe.who
         assert isinstance(await one.call(me(), probe), Answered)
         assert isinstance(await one.call(event(), probe), Answered)
@@ -341,7 +340,7 @@ def test_an_outage_is_one_line_when_it_begins_and_one_when_it_ends() -> None:
             await calls(one, [f"u{n}" for n in range(20)])
             down = False
             one.health.of(EVENTS).circuit.probing = ("sync", "probe")
-            await one.call(event(), User("probe", EVENTS))
+            await one.call(event(), User("probe"))
             one.take_news(virtual.current().now_s)
         said = [line["event"] for line in lines if line["log_level"] == "warning"]
         assert ["not answer" in said[0], "answers again" in said[1]] == [True, True]
