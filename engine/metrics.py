@@ -10,9 +10,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from amplitude_intercom.engine.clock import loop_time_s
 from amplitude_intercom.engine.delivery.gate import Gate
 from amplitude_intercom.engine.delivery.judging import Trouble
-from amplitude_intercom.engine.delivery.pace import loop_time_s
 from amplitude_intercom.engine.errors import SpoolError
 from amplitude_intercom.engine.logs import lines_lost
 from amplitude_intercom.engine.settings import Sync

@@ -23,10 +23,10 @@ from amplitude_intercom.engine.actors.filter import Door, FilterActor, only_proj
 from amplitude_intercom.engine.actors.mapper import Mapper
 from amplitude_intercom.engine.actors.source import Offer
 from amplitude_intercom.engine.actors.user_upserter import UserUpserter
+from amplitude_intercom.engine.clock import loop_time_s
 from amplitude_intercom.engine.delivery.gate import Gate
 from amplitude_intercom.engine.delivery.health import Hasten
 from amplitude_intercom.engine.delivery.loading import LoadedBytes
-from amplitude_intercom.engine.delivery.pace import loop_time_s
 from amplitude_intercom.engine.delivery.scheduler import Scheduler, View
 from amplitude_intercom.engine.delivery.stream import Delivery, Stream
 from amplitude_intercom.engine.delivery.turns import Turn

@@ -94,7 +94,7 @@ class _Sending:
 
         Raises:
             NotNow: a call has no answer.
-            Undeliverable: never.
+            Undeliverable: Intercom does not take it, and never will.
         """
         refusal = await self._send()
         if refusal is None:

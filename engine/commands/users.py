@@ -17,7 +17,7 @@ from amplitude_intercom.engine.commands.terminal import (
 )
 from amplitude_intercom.engine.settings import Settings
 from amplitude_intercom.engine.spool.store import wall_clock_ms
-from amplitude_intercom.engine.spool.user_state import MOST_BATCHES_READ, Deferred, UserState
+from amplitude_intercom.engine.spool.user_state import MOST_BATCHES_READ, Deferral, UserState
 
 
 async def show(settings: Settings, sync: str | None, key: str, *, as_json: bool) -> int:
@@ -40,7 +40,7 @@ async def show(settings: Settings, sync: str | None, key: str, *, as_json: bool)
     return OK if known else FAILED
 
 
-def _why(deferred: Deferred | None, now_ms: int) -> str:
+def _why(deferred: Deferral | None, now_ms: int) -> str:
     """Return for what a user waits that is not at fault, as far as one knows."""
     if deferred is None:
         return ""

@@ -105,7 +105,7 @@ class Contacts:
 
         Raises:
             NotNow: a call has no answer.
-            Undeliverable: never.
+            Undeliverable: Intercom does not take it, and never will.
         """
         update = _Upsert(self, updates, calls)
         upserted = await update.run()

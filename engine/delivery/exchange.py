@@ -10,9 +10,10 @@ from typing import NamedTuple
 import structlog
 
 from amplitude_intercom.engine import logs
+from amplitude_intercom.engine.clock import loop_time_s
 from amplitude_intercom.engine.delivery.calls import Caller, outcome_of
 from amplitude_intercom.engine.delivery.in_flight import InFlight, Out
-from amplitude_intercom.engine.delivery.pace import Pace, loop_time_s
+from amplitude_intercom.engine.delivery.pace import Pace
 from amplitude_intercom.engine.delivery.refusals import BudgetDoubt
 from amplitude_intercom.engine.errors import Failure
 from amplitude_intercom.engine.faults import internal_failure

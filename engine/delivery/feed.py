@@ -25,9 +25,9 @@ from functools import partial
 import anyio
 import structlog
 
+from amplitude_intercom.engine.clock import loop_time_s
 from amplitude_intercom.engine.delivery.loading import Loading
-from amplitude_intercom.engine.delivery.outcomes import Batch, Step, write
-from amplitude_intercom.engine.delivery.pace import loop_time_s
+from amplitude_intercom.engine.delivery.outcomes import Collected, Step, write
 from amplitude_intercom.engine.delivery.scheduler import Scheduler
 from amplitude_intercom.engine.delivery.settlement import Settlement
 from amplitude_intercom.engine.envelope import Record
@@ -135,7 +135,7 @@ class Feed:
         self._tell_progress()
         self._told()
 
-    async def _write(self, batch: Batch, wanted: Wanted | None = None) -> Loaded | None:
+    async def _write(self, batch: Collected, wanted: Wanted | None = None) -> Loaded | None:
         if batch.is_empty and wanted is None:
             return None
         taker, now_ms = self._spool.taker, self._now_ms()
@@ -165,7 +165,7 @@ class Feed:
             steps.append(Step(work, then=partial(self._loading.let_go, records)))
         return steps
 
-    async def _write_each(self, batch: Batch, now_ms: int) -> None:
+    async def _write_each(self, batch: Collected, now_ms: int) -> None:
         """Write what came, each by itself."""
         taker = self._spool.taker
         alone = [

@@ -21,6 +21,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 
 from amplitude_intercom.engine.backoff import probe_delay_s
+from amplitude_intercom.engine.clock import loop_time_s
 from amplitude_intercom.engine.delivery.calls import (
     NOBODY,
     Answered,
@@ -33,7 +34,7 @@ from amplitude_intercom.engine.delivery.exchange import Exchange
 from amplitude_intercom.engine.delivery.health import Charge, Hasten, Health
 from amplitude_intercom.engine.delivery.in_flight import InFlight
 from amplitude_intercom.engine.delivery.judging import Judge, Trouble
-from amplitude_intercom.engine.delivery.pace import Pace, loop_time_s
+from amplitude_intercom.engine.delivery.pace import Pace
 from amplitude_intercom.engine.delivery.refusals import BudgetDoubt
 from amplitude_intercom.engine.delivery.window import WINDOW_S
 from amplitude_intercom.transports.intercom import Request, Wire

@@ -18,7 +18,7 @@ ANY: Final = ""
 """What a user needs whose next record is an update: which endpoint turns out on the way."""
 
 
-class State(enum.Enum):
+class Phase(enum.Enum):
     """Where a user in memory is."""
 
     WAITING = enum.auto()
@@ -43,7 +43,7 @@ class User:
 
     def __init__(self, who: Who) -> None:
         self.who = who
-        self.state = State.EMPTY
+        self.state = Phase.EMPTY
         self.records: deque[Record] = deque()
         self.needs = ANY
         self.arrived = 0
@@ -140,7 +140,7 @@ class Lines:
     def extend(self, user: User, records: Sequence[Record]) -> None:
         """Give a user more records, whatever it does."""
         user.records.extend(records)
-        if user.state is State.WAITING:
+        if user.state is Phase.WAITING:
             self._lines[user.line].count(records)
 
     def first(self, shut: Collection[str], may_go: MayGo, *, probes: bool) -> User | None:

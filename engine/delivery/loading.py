@@ -9,10 +9,10 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from amplitude_intercom.engine.clock import loop_time_s
 from amplitude_intercom.engine.delivery.health import Health
 from amplitude_intercom.engine.delivery.lines import EVENTS, Lines
-from amplitude_intercom.engine.delivery.pace import loop_time_s
-from amplitude_intercom.engine.delivery.scheduler import Loaded, Scheduler
+from amplitude_intercom.engine.delivery.scheduler import Incoming, Scheduler
 from amplitude_intercom.engine.envelope import Record
 from amplitude_intercom.engine.spool import rows
 from amplitude_intercom.engine.spool.queue import Wanted
@@ -229,21 +229,21 @@ class Loading:
         self._aside = _Aside(loaded.next_wake_ms, loaded.next_probe_ms, frozenset(loaded.awaited))
         for user, records in loaded.refilled.items():
             self._hold(records)
-            add(self._sync, Loaded(user, records, bool(records)))
+            add(self._sync, Incoming(user, records, bool(records)))
         for woken in loaded.woken:
             self._hold(woken.records)
             add(
                 self._sync,
-                Loaded(woken.user, woken.records, True, woken.is_probe, woken.failing),
+                Incoming(woken.user, woken.records, True, woken.is_probe, woken.failing),
             )
         fresh: dict[str, list[Record]] = {}
         for record in loaded.records:
             fresh.setdefault(record.user_key, []).append(record)
         self._hold(loaded.records)
         for user, records in fresh.items():
-            add(self._sync, Loaded(user, records))
+            add(self._sync, Incoming(user, records))
         for user in loaded.crowded:
-            add(self._sync, Loaded(user, (), True))
+            add(self._sync, Incoming(user, (), True))
 
     def _hold(self, records: Iterable[Record]) -> None:
         size = sum(len(record.raw) for record in records)

@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final
 
+from amplitude_intercom.engine.clock import loop_time_s
 from amplitude_intercom.engine.delivery.endings import Ending
-from amplitude_intercom.engine.delivery.pace import loop_time_s
 from amplitude_intercom.engine.delivery.turns import Turn
 from amplitude_intercom.engine.envelope import Record
 from amplitude_intercom.engine.spool.store import Store
@@ -58,7 +58,7 @@ class Step:
             self.done.set_exception(fault)
 
 
-class Batch:
+class Collected:
     """What is written together. ``delivered`` first, then ``steps`` in their order."""
 
     def __init__(self) -> None:
@@ -79,7 +79,7 @@ class Outcomes:
     def __init__(self, many: int) -> None:
         """``many`` deliveries wait for no more."""
         self._many = many
-        self._batch = Batch()
+        self._batch = Collected()
         self.due_s = math.inf
 
     @property
@@ -115,13 +115,13 @@ class Outcomes:
         """Take in that no turn is at work any more."""
         self._batch.endings.clear()
 
-    def take(self) -> Batch:
+    def take(self) -> Collected:
         """Return what there is, to be written now."""
-        taken, self._batch, self.due_s = self._batch, Batch(), math.inf
+        taken, self._batch, self.due_s = self._batch, Collected(), math.inf
         return taken
 
 
-def write(store: Store, taker: int, batch: Batch, now_ms: int) -> None:
+def write(store: Store, taker: int, batch: Collected, now_ms: int) -> None:
     """Write what has come of turns."""
     if batch.delivered:
         store.settling(taker).deliver([record.id for record in batch.delivered], now_ms)

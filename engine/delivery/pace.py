@@ -31,6 +31,7 @@ from typing import Final
 import anyio
 from aiolimiter import AsyncLimiter
 
+from amplitude_intercom.engine.clock import loop_time_s
 from amplitude_intercom.engine.delivery.ramp import LONGEST_PAUSE_S, Ramp
 from amplitude_intercom.engine.delivery.window import WINDOW_S, Window
 from amplitude_intercom.transports.intercom import Answer, RateHeaders, parse_rate
@@ -67,11 +68,6 @@ LONGEST_NAP_S: Final = 0.1
 
 CLOCK_GRAIN_S: Final = 0.001
 """A call leaves this much after the window that had no token for it: clocks round."""
-
-
-def loop_time_s() -> float:
-    """Return the running loop's clock; ``anyio.current_time`` first finds out whose loop it is."""
-    return asyncio.get_running_loop().time()
 
 
 class Latency:

@@ -24,7 +24,8 @@ parked         table    until an instant, after a failure of its own
 4. While others wait a turn is one call; a user that is alone gets more at once.
 5. Users that were parked are probes. Beside others they get a tenth of the calls; never more than
    ``most_probes`` are at work.
-6. A contact is written by one turn at a time, across syncs.
+6. Updates of a contact are written by one turn at a time, across syncs. (Two events that create
+   their user on the way are set right by Intercom, which answers one of them 409.)
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from functools import partial
 from typing import Final, NamedTuple
 
 from amplitude_intercom.engine.delivery.health import Who
-from amplitude_intercom.engine.delivery.lines import Key, Lines, State, User, need_of
+from amplitude_intercom.engine.delivery.lines import Key, Lines, Phase, User, need_of
 from amplitude_intercom.engine.delivery.turns import Turn, take
 from amplitude_intercom.engine.envelope import Kind, Record
 
@@ -44,7 +45,7 @@ MOST_CREDIT: Final = 2.0
 """Probes beside others: of so many calls; how many may have been saved up."""
 
 
-class Loaded(NamedTuple):
+class Incoming(NamedTuple):
     """Records of a user that come from the spool.
 
     ``is_aside``: whether more of it may wait there; None: what was known of that still holds.
@@ -93,7 +94,7 @@ class Scheduler:
 
     # --- what comes from the spool --------------------------------------------------------
 
-    def add(self, sync: str, loaded: Loaded) -> None:
+    def add(self, sync: str, loaded: Incoming) -> None:
         """Take in records of a user; none, and nothing aside: it is free."""
         mine = self.of(sync)
         user = mine.users.get(loaded.user)
@@ -103,7 +104,7 @@ class Scheduler:
         if loaded.is_aside is not None:
             user.is_aside = loaded.is_aside
         mine.extend(user, loaded.records)
-        if user.state is State.EMPTY:
+        if user.state is Phase.EMPTY:
             mine.empty.pop(loaded.user, None)
             self._go_on(mine, user)
 
@@ -114,13 +115,13 @@ class Scheduler:
             user.arrived = self._arrivals
             self._let_wait(mine, user, need_of(user.records[0]) if needs is None else needs)
         elif user.is_aside:
-            user.state = State.EMPTY
+            user.state = Phase.EMPTY
             mine.empty[user.who[1]] = None
         else:
             del mine.users[user.who[1]]
 
     def _let_wait(self, mine: Lines, user: User, needs: str, *, in_front: bool = False) -> None:
-        user.needs, user.state = needs, State.WAITING
+        user.needs, user.state = needs, Phase.WAITING
         mine.enter(user, in_front=in_front)
         if not mine.is_held:
             self._ring.setdefault(user.who[0])
@@ -180,7 +181,7 @@ class Scheduler:
         mine = self._syncs[user.who[0]]
         mine.leave(user)
         self._rest(user.who[0], mine)
-        user.state = State.AT_WORK
+        user.state = Phase.AT_WORK
         turn = Turn(
             user.who,
             take(user.records, alone=not self._some_wait(view, probes=False)),
@@ -233,13 +234,13 @@ class Scheduler:
     def abandon(self, turn: Turn) -> None:
         """End a turn of which nothing is known, if it is at work: its sync will begin anew."""
         user = self.of(turn.sync).users.get(turn.user)
-        if user is not None and user.state is State.AT_WORK:
+        if user is not None and user.state is Phase.AT_WORK:
             self.set_aside(turn)
 
     def _end(self, turn: Turn) -> tuple[Lines, User]:
         mine = self._syncs[turn.sync]
         user = mine.users[turn.user]
-        assert user.state is State.AT_WORK
+        assert user.state is Phase.AT_WORK
         mine.at_work -= 1
         self.calls_at_work -= turn.calls
         self._probes_at_work -= turn.is_probe

@@ -28,7 +28,7 @@ from amplitude_intercom.engine.delivery.endings import (
 )
 from amplitude_intercom.engine.delivery.health import Blame
 from amplitude_intercom.engine.delivery.loading import Loading
-from amplitude_intercom.engine.delivery.outcomes import Batch, Outcomes, Step, Work
+from amplitude_intercom.engine.delivery.outcomes import Collected, Outcomes, Step, Work
 from amplitude_intercom.engine.delivery.scheduler import Scheduler
 from amplitude_intercom.engine.delivery.turns import Turn
 from amplitude_intercom.engine.delivery.waiting import Retries
@@ -200,7 +200,7 @@ class Settlement:
         """Take in that no turn is at work any more: what has become of them is not known."""
         self._outcomes.forget_turns()
 
-    def take(self) -> Batch:
+    def take(self) -> Collected:
         """Return what has come, to be written now: what is to be written of turns' ends first,
         since what is found out of a failure later is written behind it."""
         batch = self._outcomes.take()
@@ -224,7 +224,7 @@ class Settlement:
         if waiting.write_end(store, taker, turn, ending, others, self._retries, now_ms):
             self._spool.spool.job_added()
 
-    def note_durable(self, batch: Batch) -> None:
+    def note_durable(self, batch: Collected) -> None:
         """Take in that a batch is durable: its turns are over."""
         for record in batch.delivered:
             log_delivered(record)
@@ -241,7 +241,7 @@ class Settlement:
                     self._scheduler.set_aside(turn)
                     self._loading.look_at_table()
 
-    def let_be(self, batch: Batch, fault: BaseException) -> None:
+    def let_be(self, batch: Collected, fault: BaseException) -> None:
         """Let go what could not be written, or (cancelled) may still be: it is on disk as it is."""
         if not isinstance(fault, Exception):
             for record in batch.delivered:

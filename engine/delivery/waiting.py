@@ -37,7 +37,7 @@ from amplitude_intercom.engine.errors import Failure
 from amplitude_intercom.engine.settings import MAX_SHIFT_S
 from amplitude_intercom.engine.spool.jobs import Expiry, JobKind
 from amplitude_intercom.engine.spool.store import Store
-from amplitude_intercom.engine.spool.users import Unknown as NotedUnknown
+from amplitude_intercom.engine.spool.users import Stranger
 
 SICK_ATTEMPTS: Final = 40
 SICK_MOST_S: Final = 600.0
@@ -175,7 +175,7 @@ def find_unknown(
         refusals += 1
         attempt_at_ms = now_ms + retries.unknown_wait_ms(refusals)
     settling.park(record, others, failure, attempt_at_ms, now_ms)
-    settling.note_unknown(user, NotedUnknown(refusals, attempt_at_ms, now_ms))
+    settling.note_unknown(user, Stranger(refusals, attempt_at_ms, now_ms))
     if refusals < retries.attempts:
         return False
     if retries.attempts == 1:

@@ -19,7 +19,7 @@ from amplitude_intercom.engine.spool.records import Damage, Records
 from amplitude_intercom.engine.spool.rows import dead_letter
 from amplitude_intercom.engine.spool.settled import SettledLines
 from amplitude_intercom.engine.spool.takers import Takers
-from amplitude_intercom.engine.spool.users import Unknown, Users
+from amplitude_intercom.engine.spool.users import Stranger, Users
 
 DAMAGED: Final = "the checksum does not match: damaged on disk"
 
@@ -154,11 +154,11 @@ class Settling:
         self._records.set_aside(ids)
         self._users.defer(self.taker, user, until_ms, waits_for)
 
-    def unknown(self, user: str) -> Unknown:
+    def unknown(self, user: str) -> Stranger:
         """Return how often, and when, Intercom has said that it does not know a user."""
         return self._users.unknown(self.taker, user)
 
-    def note_unknown(self, user: str, unknown: Unknown) -> None:
+    def note_unknown(self, user: str, unknown: Stranger) -> None:
         """Keep how often, and when, Intercom has said that it does not know a user that waits."""
         self._users.note_unknown(self.taker, user, unknown)
 

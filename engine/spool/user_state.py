@@ -40,7 +40,7 @@ class Parked(msgspec.Struct, frozen=True):
     next_try_at_ms: int | None
 
 
-class Deferred(msgspec.Struct, frozen=True):
+class Deferral(msgspec.Struct, frozen=True):
     """Until when a user waits that is not at fault, as far as one knows.
 
     ``failures``: how many of its calls have failed last; 0: its event's second is still to begin.
@@ -69,7 +69,7 @@ class UserState(msgspec.Struct, frozen=True):
     user: str
     waiting: Waiting
     parked: Parked | None
-    deferred: Deferred | None
+    deferred: Deferral | None
     contact: KnownContact | None
     dead_letters: dict[str, int]
     dead_letter_ids: list[int]
@@ -173,13 +173,13 @@ def _packed(store: Store, taker: int, user: str, batch: int) -> Iterator[_Found]
         return
 
 
-def _deferred(store: Store, taker: int, user: str) -> Deferred | None:
+def _deferred(store: Store, taker: int, user: str) -> Deferral | None:
     row = store.db.execute(
         "SELECT wake_at_ms, failures, waits_for FROM users WHERE taker = ? AND user_key = ?"
         " AND reason = '' AND wake_at_ms > 0",
         (taker, user),
     ).fetchone()
-    return Deferred(*row) if row else None
+    return Deferral(*row) if row else None
 
 
 def _parked(store: Store, taker: int, user: str) -> Parked | None:

@@ -28,7 +28,7 @@ class Aside(NamedTuple):
     tried_at_ms: int
 
 
-class Unknown(NamedTuple):
+class Stranger(NamedTuple):
     """Of a user that Intercom does not know: attempts that have found that, when the next is due,
     and when it was tried last, for whatever reason."""
 
@@ -147,7 +147,7 @@ class Users:
             (taker, user, until_ms, waits_for),
         )
 
-    def note_unknown(self, taker: int, user: str, unknown: Unknown) -> None:
+    def note_unknown(self, taker: int, user: str, unknown: Stranger) -> None:
         """Keep how often, and when, Intercom has said that it does not know a user that waits."""
         self._db.execute(
             "UPDATE users SET refusals = ?, attempt_at_ms = ?, tried_at_ms = ?"
@@ -155,14 +155,14 @@ class Users:
             (*unknown, taker, user),
         )
 
-    def unknown(self, taker: int, user: str) -> Unknown:
+    def unknown(self, taker: int, user: str) -> Stranger:
         """Return how often, and when, Intercom has said that it does not know a user."""
         row = self._db.execute(
             "SELECT refusals, attempt_at_ms, tried_at_ms FROM users"
             " WHERE taker = ? AND user_key = ?",
             (taker, user),
         ).fetchone()
-        return Unknown(*row) if row else Unknown(0, 0, 0)
+        return Stranger(*row) if row else Stranger(0, 0, 0)
 
     def forgive(self, taker: int, user: str) -> None:
         """Forget a user's failures: a call of it has succeeded."""

@@ -16,7 +16,7 @@ from hypothesis.stateful import (
 )
 
 from amplitude_intercom.engine.delivery.lines import ANY, EVENTS
-from amplitude_intercom.engine.delivery.scheduler import Loaded, Scheduler, View
+from amplitude_intercom.engine.delivery.scheduler import Incoming, Scheduler, View
 from amplitude_intercom.engine.delivery.turns import MOST_EVENTS, Turn
 from amplitude_intercom.engine.envelope import Kind, Record
 
@@ -82,12 +82,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         if mine.is_aside:
             return  # they would go aside as well
         records = self._records(user, kinds)
-        self.scheduler.add(sync, Loaded(user, records))
+        self.scheduler.add(sync, Incoming(user, records))
         mine.records += records
         if mine.state == "free":
             self._goes_on(mine)
         if crowded:
-            self.scheduler.add(sync, Loaded(user, (), True))
+            self.scheduler.add(sync, Incoming(user, (), True))
             mine.is_aside = True
 
     @rule(sync=SYNC, user=st.sampled_from(USERS), kinds=KINDS, probe=st.booleans())
@@ -99,7 +99,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             return
         mine.is_aside, mine.is_probe, mine.failed = True, probe, probe
         mine.records = self._records(user, kinds)
-        self.scheduler.add(sync, Loaded(user, mine.records, True, probe, probe))
+        self.scheduler.add(sync, Incoming(user, mine.records, True, probe, probe))
         mine.records = list(mine.records)
         self._goes_on(mine)
 
@@ -109,7 +109,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             mine = self.users[sync, user]
             assert mine.state == "empty"
             records = self._records(user, kinds)
-            self.scheduler.add(sync, Loaded(user, records, bool(records)))
+            self.scheduler.add(sync, Incoming(user, records, bool(records)))
             mine.records, mine.is_aside = list(records), bool(records)
             self._goes_on(mine)
 

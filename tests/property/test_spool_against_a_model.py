@@ -47,7 +47,7 @@ from amplitude_intercom.engine.spool.rows import (
 from amplitude_intercom.engine.spool.settling import Settling
 from amplitude_intercom.engine.spool.sqlite.files import connect
 from amplitude_intercom.engine.spool.store import Limits, Store
-from amplitude_intercom.engine.spool.users import Unknown
+from amplitude_intercom.engine.spool.users import Stranger
 from support.faulty_disk import after_power_cut
 from support.spools import all_of, part_of
 
@@ -62,7 +62,7 @@ EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "80"))
 CUTS: list[int] = []
 UNKNOWN = Failure(DeadReason.USER_NOT_FOUND, 404)
 FAILING = Failure(DeadReason.USER_FAILING, 500)
-NEVER_TRIED = Unknown(0, 0, 0)
+NEVER_TRIED = Stranger(0, 0, 0)
 
 KEYS = st.none() | st.sampled_from([b"k1", b"k2", b"k3"])
 ROWS = st.lists(
@@ -118,7 +118,7 @@ class Aside:
     failures: int = 0
     since_ms: int = 0
     waits_for: str = ""
-    unknown: Unknown = NEVER_TRIED
+    unknown: Stranger = NEVER_TRIED
 
     def wake(self, at_ms: int) -> None:
         """Be due earlier; whoever is worked off, or waits for an endpoint, is not."""
@@ -130,7 +130,7 @@ class Aside:
         if self.wake_at_ms is not None:
             self.wake_at_ms -= by_ms
         refusals, attempt_at_ms, tried_at_ms = self.unknown
-        self.unknown = Unknown(refusals, attempt_at_ms - by_ms, tried_at_ms - by_ms)
+        self.unknown = Stranger(refusals, attempt_at_ms - by_ms, tried_at_ms - by_ms)
 
     def work_off(self) -> None:
         self.wake_at_ms, self.waits_for = None, ""
@@ -712,7 +712,7 @@ class SpoolMachine(RuleBasedStateMachine):
         user, wake_at_ms = record.user_key, self.now_ms + wait_ms
         failure, is_own = UNKNOWN if why == "unknown" else FAILING, why != "not its own"
         others = _ids(model.out[user][1:])
-        unknown = Unknown(refusals, wake_at_ms, self.now_ms)
+        unknown = Stranger(refusals, wake_at_ms, self.now_ms)
         self.store.begin()
         assert self.settling.failures(user) == (
             model.aside[user].failures if user in model.aside else 0
@@ -830,7 +830,7 @@ class SpoolMachine(RuleBasedStateMachine):
     )
     def note_unknown(self, user: str, refusals: int, ago_ms: int) -> None:
         """Whoever does not wait is not noted."""
-        unknown = Unknown(refusals, self.now_ms, self.now_ms - ago_ms)
+        unknown = Stranger(refusals, self.now_ms, self.now_ms - ago_ms)
         self.store.begin()
         self.settling.note_unknown(user, unknown)
         noted = self.settling.unknown(user)
@@ -965,7 +965,7 @@ class SpoolMachine(RuleBasedStateMachine):
             record = Record(i, item.kind, item.user, item.accepted_at_ms, item.raw)
             self.settling.charge(i, self.now_ms)
             self.settling.park(record, (), UNKNOWN, 0, self.now_ms)
-            self.settling.note_unknown(item.user, Unknown(1, 2, 3))
+            self.settling.note_unknown(item.user, Stranger(1, 2, 3))
             self.settling.bury(record, FAILING, self.now_ms)
         letters = self.store.letters.find(self.taker, DeadLetterQuery(), limit=1)
         self.store.discard(self.taker, letters)
@@ -1157,7 +1157,7 @@ class SpoolMachine(RuleBasedStateMachine):
             for i, letter in model.dead.items()
         }
         aside = {
-            user: Aside(wake_at_ms, reason, failures, since_ms, waits_for, Unknown(*unknown))
+            user: Aside(wake_at_ms, reason, failures, since_ms, waits_for, Stranger(*unknown))
             for user, wake_at_ms, reason, failures, since_ms, waits_for, *unknown in (
                 self.db.execute(
                     "SELECT user_key, wake_at_ms, reason, failures, since_ms, waits_for, refusals,"

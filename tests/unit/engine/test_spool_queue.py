@@ -15,7 +15,7 @@ from amplitude_intercom.engine.spool.accounts import LAST_BATCH
 from amplitude_intercom.engine.spool.batches import SLOTS
 from amplitude_intercom.engine.spool.inbox import MOST_OPEN
 from amplitude_intercom.engine.spool.rows import DeadLetterQuery
-from amplitude_intercom.engine.spool.users import Unknown
+from amplitude_intercom.engine.spool.users import Stranger
 from support.spools import OneSync, kept, opened
 
 FAILING = Failure(DeadReason.USER_FAILING, 500)
@@ -374,7 +374,7 @@ def test_a_new_event_of_an_unknown_user_has_it_tried_again_after_a_minute(
     [record] = sync.load().records
     sync.store.begin()
     sync.settling.park(record, (), Failure(DeadReason.USER_NOT_FOUND, 404), 10**9, 100)
-    sync.settling.note_unknown("ann", Unknown(1, 10**9, 100))
+    sync.settling.note_unknown("ann", Stranger(1, 10**9, 100))
     sync.store.commit()
     sync.append(EVENT, now_ms=accepted_at_ms)
     assert sync.load(record.id, now_ms=70_000).records == []

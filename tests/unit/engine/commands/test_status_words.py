@@ -8,7 +8,7 @@ import pytest
 from amplitude_intercom.engine.commands import inspect, users
 from amplitude_intercom.engine.delivery.judging import Trouble
 from amplitude_intercom.engine.metrics import GateStatus
-from amplitude_intercom.engine.spool.user_state import Deferred
+from amplitude_intercom.engine.spool.user_state import Deferral
 
 GATE = GateStatus("host", "open", 1667.0, 0, {"POST /events 202": 3}, {})
 NOW_MS = 1_800_000_000_000
@@ -50,21 +50,21 @@ def test_a_refused_token_is_said_with_intercom_s_words() -> None:
     ("deferred", "words"),
     [
         (None, ""),
-        (Deferred(NOW_MS + 5_000, 0, ""), "; its second begins in 5.0 s"),
-        (Deferred(NOW_MS - 5_000, 0, ""), ""),
+        (Deferral(NOW_MS + 5_000, 0, ""), "; its second begins in 5.0 s"),
+        (Deferral(NOW_MS - 5_000, 0, ""), ""),
         (
-            Deferred(NOW_MS + 5_000, 2, ""),
+            Deferral(NOW_MS + 5_000, 2, ""),
             "; 2 calls failed in a row, it is not known whose fault that is; next try in 5.0 s",
         ),
         (
-            Deferred(NOW_MS, 1, ""),
+            Deferral(NOW_MS, 1, ""),
             "; 1 call failed in a row, it is not known whose fault that is; next try now",
         ),
         (
-            Deferred(NOW_MS, 0, "POST /events"),
+            Deferral(NOW_MS, 0, "POST /events"),
             "; POST /events does not answer, it goes on when that does",
         ),
     ],
 )
-def test_why_a_user_waits_is_said(deferred: Deferred | None, words: str) -> None:
+def test_why_a_user_waits_is_said(deferred: Deferral | None, words: str) -> None:
     assert users._why(deferred, NOW_MS) == words

@@ -34,7 +34,7 @@ from amplitude_intercom.engine.delivery.loading import (
     READ_AHEAD_BYTES,
     LoadedBytes,
 )
-from amplitude_intercom.engine.delivery.scheduler import Loaded as InMemory
+from amplitude_intercom.engine.delivery.scheduler import Incoming
 from amplitude_intercom.engine.delivery.turns import Turn
 from amplitude_intercom.engine.envelope import Kind, Record
 from amplitude_intercom.engine.errors import SpoolDamaged
@@ -43,8 +43,8 @@ from amplitude_intercom.engine.spool.queue import Queue, Wanted
 from amplitude_intercom.engine.spool.rows import Contact, Loaded
 from amplitude_intercom.engine.spool.settling import Settling
 from amplitude_intercom.engine.spool.store import Store
-from amplitude_intercom.engine.spool.user_state import Deferred as WaitingFor
-from amplitude_intercom.engine.spool.users import Unknown as FoundUnknown
+from amplitude_intercom.engine.spool.user_state import Deferral
+from amplitude_intercom.engine.spool.users import Stranger
 from support.deliveries import (
     HOUR_S,
     NOT_KNOWN,
@@ -378,7 +378,7 @@ async def test_a_deferred_user_goes_on_at_its_time_without_a_failure_and_others_
         assert rig.delivered == {"ann": ann[:2], "bob": bob}
         assert rig.failures("ann") == 0
         assert rig.store.users.parked(rig.taker) == {}
-        assert rig.state("ann").deferred == WaitingFor(rig.not_before_ms[ann[2]], 0, "")
+        assert rig.state("ann").deferred == Deferral(rig.not_before_ms[ann[2]], 0, "")
         assert rig.loaded == rig.loading.held_bytes == 0
         await rig.settled()
         assert rig.state("ann").deferred is None
@@ -681,7 +681,7 @@ def test_an_identify_that_was_loaded_at_a_crash_still_wakes_its_unknown_user(
         one, _, three = store.queue(rig.taker).load(wanted).records
         settling = store.settling(rig.taker)
         settling.park(one, [three.id], UNKNOWN, now_ms + 1_800_000, now_ms)
-        settling.note_unknown("ann", FoundUnknown(1, now_ms + 1_800_000, now_ms))
+        settling.note_unknown("ann", Stranger(1, now_ms + 1_800_000, now_ms))
         store.commit()
         await rig.spool.close()
 
@@ -1346,7 +1346,7 @@ async def test_a_feed_whose_read_ahead_is_full_does_not_poll_while_somebody_is_d
         rig.loading.take(full, Wanted(1, 1, 1, 0))
         many = [Record(n, Kind.EVENT, "bob", 1, b"{}") for n in range(1, 4)]
         rig.scheduler.hold(SYNC)
-        rig.scheduler.add(SYNC, InMemory("bob", many))
+        rig.scheduler.add(SYNC, Incoming("bob", many))
         assert rig.loading.due_in_s() == LONGEST_NAP_S
         rig.scheduler.withdraw(SYNC, EVENTS, 0, 0)
 

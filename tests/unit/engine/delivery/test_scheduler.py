@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from amplitude_intercom.engine.delivery.lines import EVENTS
-from amplitude_intercom.engine.delivery.scheduler import Loaded, Scheduler, View
+from amplitude_intercom.engine.delivery.scheduler import Incoming, Scheduler, View
 from amplitude_intercom.engine.delivery.turns import MOST_EVENTS, Turn
 from amplitude_intercom.engine.envelope import Kind, Record
 
@@ -26,8 +26,8 @@ def chosen(scheduler: Scheduler, count: int, view: View = ALL) -> list[Turn]:
 def test_of_those_who_wait_probes_get_a_tenth_of_the_calls() -> None:
     scheduler = Scheduler()
     for n in range(200):
-        scheduler.add("s", Loaded(f"well-{n}", records("w")))
-        scheduler.add("s", Loaded(f"parked-{n}", records("p"), True, True))
+        scheduler.add("s", Incoming(f"well-{n}", records("w")))
+        scheduler.add("s", Incoming(f"parked-{n}", records("p"), True, True))
     turns = chosen(scheduler, 110)
     assert 9 <= sum(turn.is_probe for turn in turns) <= 10
 
@@ -35,7 +35,7 @@ def test_of_those_who_wait_probes_get_a_tenth_of_the_calls() -> None:
 def test_probes_have_the_calls_that_nobody_else_wants_but_only_so_many_at_work() -> None:
     scheduler = Scheduler()
     for n in range(20):
-        scheduler.add("s", Loaded(f"parked-{n}", records("p"), True, True))
+        scheduler.add("s", Incoming(f"parked-{n}", records("p"), True, True))
     turns = chosen(scheduler, 20, View((), 5))
     assert len(turns) == 5
     scheduler.go_on(turns[0])
@@ -46,19 +46,19 @@ def test_probes_have_the_calls_that_nobody_else_wants_but_only_so_many_at_work()
 def test_a_flooded_sync_gets_every_other_turn_beside_one_that_trickles() -> None:
     scheduler = Scheduler()
     for n in range(1_000):
-        scheduler.add("flooded", Loaded(f"user-{n}", records("u")))
+        scheduler.add("flooded", Incoming(f"user-{n}", records("u")))
     chosen(scheduler, 100)
     for n in range(10):
-        scheduler.add("trickling", Loaded(f"user-{n}", records("u")))
+        scheduler.add("trickling", Incoming(f"user-{n}", records("u")))
     by_sync = Counter(turn.sync for turn in chosen(scheduler, 20))
     assert by_sync == {"flooded": 10, "trickling": 10}
 
 
 def test_a_busy_user_goes_to_the_end_after_each_call_while_others_wait() -> None:
     scheduler = Scheduler()
-    scheduler.add("s", Loaded("busy", records("busy", 30)))
+    scheduler.add("s", Incoming("busy", records("busy", 30)))
     for n in range(5):
-        scheduler.add("s", Loaded(f"user-{n}", records("u")))
+        scheduler.add("s", Incoming(f"user-{n}", records("u")))
     [first] = chosen(scheduler, 1)
     assert (first.user, len(first.records)) == ("busy", 1)
     scheduler.go_on(first)
@@ -77,17 +77,17 @@ def test_updates_are_taken_together_and_with_events_behind_them_if_nobody_else_w
         *records("ann", 2),
         *records("ann", 1, Kind.IDENTIFY),
     ]
-    scheduler.add("s", Loaded("ann", mine))
+    scheduler.add("s", Incoming("ann", mine))
     if others:
-        scheduler.add("s", Loaded("bob", records("bob")))
+        scheduler.add("s", Incoming("bob", records("bob")))
     [turn] = chosen(scheduler, 1)
     assert turn.records == (mine[:3] if others else mine[:5])
 
 
 def test_a_user_that_waits_for_an_endpoint_that_is_out_holds_up_no_other() -> None:
     scheduler = Scheduler()
-    scheduler.add("s", Loaded("ann", records("ann")))
-    scheduler.add("s", Loaded("bob", records("bob", 1, Kind.IDENTIFY)))
+    scheduler.add("s", Incoming("ann", records("ann")))
+    scheduler.add("s", Incoming("bob", records("bob", 1, Kind.IDENTIFY)))
     out = View({EVENTS})
     assert [turn.user for turn in chosen(scheduler, 2, out)] == ["bob"]
     assert [turn.user for turn in chosen(scheduler, 2)] == ["ann"]
@@ -96,8 +96,8 @@ def test_a_user_that_waits_for_an_endpoint_that_is_out_holds_up_no_other() -> No
 def test_the_same_user_of_two_syncs_has_its_events_at_once_and_its_updates_one_by_one() -> None:
     scheduler = Scheduler()
     for sync in ("one", "two"):
-        scheduler.add(sync, Loaded("ann", records("ann", 1, Kind.IDENTIFY)))
-        scheduler.add(sync, Loaded("bob", records("bob")))
+        scheduler.add(sync, Incoming("ann", records("ann", 1, Kind.IDENTIFY)))
+        scheduler.add(sync, Incoming("bob", records("bob")))
     turns = chosen(scheduler, 4)
     assert Counter(turn.user for turn in turns) == {"ann": 1, "bob": 2}
     [writing] = [turn for turn in turns if turn.user == "ann"]
@@ -111,7 +111,7 @@ def test_probes_go_from_who_has_succeeded_to_who_came_last_and_to_who_has_failed
     scheduler = Scheduler()
     for user in ("failed-first", "poison", "well", "served", "failed-last"):
         failed = user.startswith("failed")
-        scheduler.add("s", Loaded(user, records(user), failed, failed, failed))
+        scheduler.add("s", Incoming(user, records(user), failed, failed, failed))
     order = []
     while turn := scheduler.choose_probe(EVENTS, lambda who: who[1] == "served"):
         order.append(turn.user)

@@ -23,7 +23,7 @@ from amplitude_intercom.engine.spool.queue import Wanted
 from amplitude_intercom.engine.spool.rows import DeadLetterQuery
 from amplitude_intercom.engine.spool.settling import MOST_EXPIRED
 from amplitude_intercom.engine.spool.store import Store
-from amplitude_intercom.engine.spool.users import Unknown
+from amplitude_intercom.engine.spool.users import Stranger
 from support.spools import OneSync, kept, opened
 
 T = TypeVar("T")
@@ -97,7 +97,7 @@ class Rig:
         (at_ms,) = self.store.db.execute(query, (user,)).fetchone()
         return int(at_ms)
 
-    def unknown(self, user: str = "ann") -> Unknown:
+    def unknown(self, user: str = "ann") -> Stranger:
         return self.store.users.unknown(self.sync.taker, user)
 
     def attempts(self, record: Record) -> int:
@@ -266,7 +266,7 @@ def test_an_unknown_user_is_tried_as_often_as_there_are_attempts_over_the_window
     (record,) = rig.load("ann")
     for refusals in range(1, ATTEMPTS):
         assert rig.find_unknown(record) is False
-        assert rig.unknown() == Unknown(refusals, rig.wakes_ms("ann"), rig.now_ms)
+        assert rig.unknown() == Stranger(refusals, rig.wakes_ms("ann"), rig.now_ms)
         rig.now_ms = rig.wakes_ms("ann")
     assert rig.now_ms - BEGAN_MS == pytest.approx(WINDOW_MS, rel=0.001)
     assert rig.dead() == {}
@@ -282,7 +282,7 @@ def test_tries_in_between_are_no_attempts_they_move_none_and_take_none_away(rig:
     for _ in range(100):
         rig.now_ms += (before.attempt_at_ms - BEGAN_MS) // 200
         rig.find_unknown(record)
-        assert rig.unknown() == Unknown(1, before.attempt_at_ms, rig.now_ms)
+        assert rig.unknown() == Stranger(1, before.attempt_at_ms, rig.now_ms)
         assert rig.wakes_ms("ann") == before.attempt_at_ms
     assert rig.dead() == {}
     rig.now_ms = before.attempt_at_ms
@@ -297,7 +297,7 @@ def test_failures_in_between_move_no_attempt_of_an_unknown_user(rig: Rig) -> Non
     rig.now_ms += 100
     for blame in Blame:
         rig.fail(record, failed(blame))
-    assert rig.unknown() == Unknown(1, attempt_at_ms, BEGAN_MS)
+    assert rig.unknown() == Stranger(1, attempt_at_ms, BEGAN_MS)
 
 
 def test_an_event_that_has_not_waited_for_a_whole_window_stays(rig: Rig) -> None:
