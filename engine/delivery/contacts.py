@@ -117,7 +117,7 @@ class Contacts:
 
         Raises:
             NotNow: a call has no answer.
-            Undeliverable: never.
+            Undeliverable: Intercom does not take it, and never will.
         """
         return await _Upsert(self, [ContactUpdate(identity, {})], calls).run_again()
 
