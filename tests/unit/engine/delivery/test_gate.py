@@ -490,3 +490,31 @@ def test_calls_that_hang_do_not_count_in_the_ramp_after_a_429() -> None:
         assert one.free(0, loop.time()) == 1
 
     virtual.run(scenario)
+
+
+def test_after_a_429_turns_that_were_chosen_and_have_not_left_count_in_the_ramp() -> None:
+    async def scenario() -> None:
+        one = gate(Wire(lambda _, __: OK))
+        loop = virtual.current()
+        await one.call(event(), User("ann"))
+        one.pace.throttled(1.0, loop.time())
+        await anyio.sleep(2)
+        assert [one.free(undeparted, loop.time()) for undeparted in (0, 1, 2)] == [1, 0, -1]
+
+    virtual.run(scenario)
+
+
+def test_one_looks_again_when_a_call_has_become_one_that_hangs() -> None:
+    """Its slot is free then, though nothing has come back."""
+
+    async def scenario() -> None:
+        one = gate(Wire(lambda _, __: OK), in_flight=2)
+        loop = virtual.current()
+        await one.call(event(), User("ann"))
+        one._in_flight.depart(EVENTS, loop.time(), lambda: None)
+        at_s = one.look_again_s(loop.time())
+        assert at_s is not None
+        before = one.free(0, loop.time())
+        assert one.free(0, at_s + 0.001) == before + 1
+
+    virtual.run(scenario)

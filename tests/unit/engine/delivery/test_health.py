@@ -8,6 +8,7 @@ from amplitude_intercom.engine.delivery.health import (
     MOST_REMEMBERED,
     OPENING_USERS,
     PENDING_S,
+    SICK_SAMPLES,
     Blame,
     Charge,
     Endpoint,
@@ -298,3 +299,29 @@ def test_those_whose_charges_an_outage_cancelled_are_tried_as_soon_as_others_are
     hastened = [news.who[1] for news in rig.news() if isinstance(news, Hasten)]
     assert hastened[0] == "ann"
     assert "late" not in hastened
+
+
+def test_of_a_user_only_the_first_try_after_a_success_says_that_an_endpoint_is_sick(
+    rig: Rig,
+) -> None:
+    """A few that fail and are tried over and over would have made it so, or well again."""
+    for n in range(SICK_SAMPLES):
+        rig.fails(f"user-{n}", float(n))
+        rig.succeeds("well", n + 0.5)
+    for n in range(SICK_SAMPLES // 2):
+        rig.succeeds("well", 50.0 + n)
+    assert rig.endpoint.is_sick
+    for n in range(SICK_SAMPLES):  # successes of those that had failed are no first tries
+        rig.succeeds(f"user-{n}", 100.0 + n)
+    assert rig.endpoint.is_sick
+
+
+def test_who_has_failed_last_is_remembered_longest(rig: Rig) -> None:
+    rig.succeeds("well", 0.0)
+    rig.fails("ann", 1.0)
+    for n in range(MOST_REMEMBERED - 1):
+        rig.fails(f"user-{n}", 2.0)
+    rig.fails("ann", 3.0)  # which makes it the newest
+    rig.fails("one more", 4.0)
+    rig.succeeds("well", 5.0)
+    assert rig.fails("ann", 6.0) is Blame.OWN

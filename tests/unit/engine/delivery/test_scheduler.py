@@ -116,3 +116,32 @@ def test_probes_go_from_who_has_succeeded_to_who_came_last_and_to_who_has_failed
     while turn := scheduler.choose_probe(EVENTS, lambda who: who[1] == "served"):
         order.append(turn.user)
     assert order == ["served", "well", "poison", "failed-first", "failed-last"]
+
+
+def test_probes_do_not_save_up_for_long_what_they_did_not_use() -> None:
+    scheduler = Scheduler()
+    for n in range(300):
+        scheduler.add("s", Incoming(f"well-{n}", records("w")))
+    chosen(scheduler, 200)
+    for n in range(20):
+        scheduler.add("s", Incoming(f"parked-{n}", records("p"), True, True))
+    assert sum(turn.is_probe for turn in chosen(scheduler, 10)) <= 3
+
+
+def test_of_those_that_are_too_many_behind_a_circuit_the_last_go() -> None:
+    scheduler = Scheduler()
+    for n in range(5):
+        scheduler.add("s", Incoming(f"user-{n}", records("u", 2)))
+    gone = scheduler.withdraw("s", EVENTS, 4, 1_000)
+    assert [user for user, _ in gone] == ["user-4", "user-3", "user-2"]
+    assert [turn.user for turn in chosen(scheduler, 9)] == ["user-0", "user-1"]
+
+
+def test_one_record_stays_behind_a_circuit_whatever_its_size() -> None:
+    """It is what the next probe is made of."""
+    scheduler = Scheduler()
+    scheduler.add("s", Incoming("ann", records("ann", 2)))
+    scheduler.add("s", Incoming("bob", records("bob")))
+    assert [user for user, _ in scheduler.withdraw("s", EVENTS, 0, 0)] == ["bob", "ann"]
+    scheduler.add("s", Incoming("ann", records("ann")))
+    assert scheduler.withdraw("s", EVENTS, 0, 0) == []

@@ -371,3 +371,25 @@ def test_one_unknown_user_costs_no_other_anything(rig: Rig) -> None:
     assert set(rig.dead()) == {ann.id}
     assert rig.store.users.waiting_of(rig.sync.taker, ["bob"]) == {}
     assert rig.attempts(bob) == 0
+
+
+def test_while_it_is_not_known_whose_failure_it_is_nobody_waits_longer_than_an_attempt(
+    rig: Rig,
+) -> None:
+    """Of a retry window of half a minute, a wait of a minute would be all."""
+    (record,) = rig.load("ann")
+    short = msgspec.structs.replace(RETRIES, window_s=30.0)
+    rig.write(
+        lambda store: waiting.fail(
+            store, rig.sync.taker, record, (), failed(Blame.NOT_KNOWN), short, rig.now_ms
+        )
+    )
+    assert rig.wakes_ms("ann") - rig.now_ms == pytest.approx(30_000 / ATTEMPTS, abs=1)
+
+
+def test_it_is_known_since_when_a_user_fails(rig: Rig) -> None:
+    (record,) = rig.load("ann")
+    for _ in range(3):
+        rig.fail(record, failed(Blame.OWN))
+        rig.now_ms += 60_000
+    assert rig.store.users.parked(rig.sync.taker) == {FAILURE.reason: (1, BEGAN_MS)}
