@@ -119,10 +119,9 @@ class Feed:
     async def _step(self) -> None:
         """Write what has come, load what is wanted, and let that be known."""
         batch = self._settlement.take()
-        wanted = None if self._stopping else self._loading.wanted_now()
-        if not self._stopping:
-            batch.steps += self._withdrawals()
         try:
+            self._settlement.prepare(batch)
+            wanted = self._want(batch)
             loaded = await self._write(batch, wanted)
             self._settlement.note_durable(batch)
             if loaded is not None and wanted is not None:
@@ -134,6 +133,14 @@ class Feed:
             raise
         self._tell_progress()
         self._told()
+
+    def _want(self, batch: Collected) -> Wanted | None:
+        """Return what is to be loaded, and let those be put aside for whom there is no space."""
+        if self._stopping:
+            return None
+        wanted = self._loading.wanted_now()
+        batch.steps += self._withdrawals()
+        return wanted
 
     async def _write(self, batch: Collected, wanted: Wanted | None = None) -> Loaded | None:
         if batch.is_empty and wanted is None:
@@ -162,7 +169,7 @@ class Feed:
         steps = []
         for endpoint, user, records in self._loading.withdraw():
             work = partial(_withdraw, taker, user, records, endpoint, now_ms)
-            steps.append(Step(work, then=partial(self._loading.let_go, records)))
+            steps.append(Step(work, then=partial(self._loading.has_withdrawn, records)))
         return steps
 
     async def _write_each(self, batch: Collected, now_ms: int) -> None:
@@ -196,6 +203,7 @@ class Feed:
                 await self._changed.wait()
             batch = self._settlement.take()
             try:
+                self._settlement.prepare(batch)
                 await self._write(batch)
             except Exception as fault:
                 self._settlement.let_be(batch, fault)
@@ -217,6 +225,7 @@ class Feed:
         batch = self._settlement.take()
         taker, now_ms = self._spool.taker, self._now_ms()
         with anyio.CancelScope(shield=True), suppress(Exception):  # then it is sent again
+            self._settlement.prepare(batch)
             await self._spool.spool.do(lambda store: write(store, taker, batch, now_ms))
 
     # --- what it is told --------------------------------------------------------------

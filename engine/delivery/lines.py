@@ -110,6 +110,14 @@ class Lines:
         self._waiting = waiting
         self._lines: dict[Key, _Line] = {}
 
+    def hold(self) -> None:
+        """Let none of them be chosen, nor count among those that wait."""
+        if not self.is_held:
+            self.is_held = True
+            mine = Counter({key: len(line.users) for key, line in self._lines.items()})
+            self._waiting.subtract(mine)
+            self._waiting = mine
+
     # --- who waits ------------------------------------------------------------------------
 
     @property
@@ -158,17 +166,21 @@ class Lines:
             if needs == endpoint:
                 yield from line.users.values()
 
-    def holds_more(self, endpoint: str, keep: int, keep_bytes: int) -> bool:
+    def bytes_behind(self, endpoint: str) -> int:
+        """Return how many bytes are loaded of users that wait for an endpoint."""
+        return sum(line.bytes for (needs, _), line in self._lines.items() if needs == endpoint)
+
+    def holds_more(self, key: Key, keep: int, keep_bytes: int) -> bool:
         """Return whether ``take_last`` takes anybody."""
-        line = self._lines.get((endpoint, False))
+        line = self._lines.get(key)
         return line is not None and line.holds_more(keep, keep_bytes)
 
-    def take_last(self, endpoint: str, keep: int, keep_bytes: int) -> User | None:
-        """Take the user that came last out of an endpoint's line, where over ``keep`` records or
-        ``keep_bytes`` wait there. Users that were parked are not taken: they keep their place."""
-        if not self.holds_more(endpoint, keep, keep_bytes):
+    def take_last(self, key: Key, keep: int, keep_bytes: int) -> User | None:
+        """Take the user that came last out of a line, where over ``keep`` records or
+        ``keep_bytes`` wait in it."""
+        if not self.holds_more(key, keep, keep_bytes):
             return None
-        line = self._lines[endpoint, False]
+        line = self._lines[key]
         user = next(reversed(line.users.values()))
         self.leave(user)
         del self.users[user.who[1]]

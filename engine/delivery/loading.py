@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Final, NamedTuple
 
@@ -11,7 +11,7 @@ import msgspec
 
 from amplitude_intercom.engine.clock import loop_time_s
 from amplitude_intercom.engine.delivery.health import Health
-from amplitude_intercom.engine.delivery.lines import EVENTS, Lines
+from amplitude_intercom.engine.delivery.lines import EVENTS, Key, Lines
 from amplitude_intercom.engine.delivery.scheduler import Incoming, Scheduler
 from amplitude_intercom.engine.envelope import Record
 from amplitude_intercom.engine.spool import rows
@@ -30,6 +30,9 @@ LEAST_BYTES: Final = 128 * 1024
 MOST_PROBES: Final = 64
 """Users that were parked of which something is loaded: however many are due, they come bit by bit,
 and what is queued is loaded beside them."""
+
+KEPT_PROBES: Final = MOST_PROBES // 4
+"""Of these, so many may wait for an endpoint that is out: others need another one."""
 
 MOST_PROBE_BYTES: Final = LEAST_BYTES // 2
 """Bytes of their events, by which they are loaded bit by bit as well."""
@@ -144,9 +147,15 @@ class Loading:
     def _space(self) -> tuple[int, int] | None:
         """Return how many records and bytes may be loaded; None: too few to be worth it."""
         free = self._read_ahead - self._lines.ready(self._health.open_circuits)
-        free_bytes = self._budget.free_for(self._held_bytes)
+        free_bytes = self._free_bytes
         enough = (min(LOAD_ROWS, self._read_ahead) + 1) // 2
         return (free, free_bytes) if free >= enough and free_bytes > 0 else None
+
+    @property
+    def _free_bytes(self) -> int:
+        """How many bytes may be loaded, whatever waits for endpoints that are out."""
+        shut = sum(map(self._lines.bytes_behind, self._health.open_circuits))
+        return self._budget.free_for(self._held_bytes - shut)
 
     def _is_due(self, now_ms: int) -> bool:
         wake_ms, probe_ms, _ = self._aside
@@ -225,7 +234,7 @@ class Loading:
         self._clock.follow(wanted.set_back_ms)
         add = self._scheduler.add
         self._last_id = loaded.last_id
-        self._is_more_queued |= loaded.more
+        self._is_more_queued |= wanted.reads_queue and loaded.more
         self._aside = _Aside(loaded.next_wake_ms, loaded.next_probe_ms, frozenset(loaded.awaited))
         for user, records in loaded.refilled.items():
             self._hold(records)
@@ -256,6 +265,11 @@ class Loading:
         self._held_bytes -= size
         self._budget.total -= size
 
+    def has_withdrawn(self, records: Iterable[Record]) -> None:
+        """Take in that records of a user wait for an endpoint now, which a look will show."""
+        self.let_go(records)
+        self._looks_at_table = True
+
     def begin_anew(self) -> None:
         """Forget what was loaded."""
         self._budget.total -= self._held_bytes
@@ -263,26 +277,25 @@ class Loading:
         self._is_more_queued = self._looks_at_table = True
         self._aside = _Aside()
 
-    def _kept(self) -> tuple[int, int]:
-        """Return how many records and bytes may wait for an endpoint that is out."""
+    def _kept(self) -> Iterator[tuple[Key, int, int]]:
+        """Yield the lines that stand still, and how many records and bytes may wait in each."""
         is_short = self._budget.free_for(self._held_bytes) <= 0
-        return min(LOAD_ROWS, self._read_ahead), KEPT_BYTES if is_short else READ_AHEAD_BYTES
+        size = KEPT_BYTES if is_short else READ_AHEAD_BYTES
+        for endpoint in self._health.open_circuits:
+            yield (endpoint, False), min(LOAD_ROWS, self._read_ahead), size
+            yield (endpoint, True), KEPT_PROBES, size
 
     def _has_too_many(self) -> bool:
         """Return whether there are users to be withdrawn."""
-        if not self._health.open_circuits:
-            return False
-        keep = self._kept()
-        return any(self._lines.holds_more(e, *keep) for e in self._health.open_circuits)
+        return any(self._lines.holds_more(*kept) for kept in self._kept())
 
     def withdraw(self) -> list[tuple[str, str, list[Record]]]:
         """Take users out of memory that cannot have a turn, where they are too many; return each
         with its endpoint and its records."""
-        keep = self._kept()
         return [
-            (endpoint, user, records)
-            for endpoint in self._health.open_circuits
-            for user, records in self._scheduler.withdraw(self._sync, endpoint, *keep)
+            (line[0], user, records)
+            for line, *keep in self._kept()
+            for user, records in self._scheduler.withdraw(self._sync, line, *keep)
         ]
 
 

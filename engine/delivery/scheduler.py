@@ -137,13 +137,15 @@ class Scheduler:
         """Return the next turn, or None: nobody may have one."""
         may_probe = self._probes_at_work < view.most_probes
         beside = may_probe and view.beside_others and self._credit >= 1
-        if beside and (user := self._next(view, probes=True)):
-            self._credit -= 1
-        elif user := self._next(view, probes=False):
-            self._credit = min(MOST_CREDIT, self._credit + PROBE_SHARE)
-        elif may_probe:
-            user = self._next(view, probes=True)
-        return self._give_turn(user, view) if user else None
+        user = self._next(view, probes=True) if beside else None
+        user = user or self._next(view, probes=False)
+        if user is None:  # nobody else waits
+            user = self._next(view, probes=True) if may_probe else None
+            return self._give_turn(user, view) if user else None
+        turn = self._give_turn(user, view)
+        earned = -turn.calls if turn.is_probe else turn.calls * PROBE_SHARE
+        self._credit = min(MOST_CREDIT, self._credit + earned)
+        return turn
 
     def choose_probe(self, endpoint: str, has_served: Callable[[Who], bool]) -> Turn | None:
         """Return a turn that finds out whether an endpoint with an open circuit is well again.
@@ -255,19 +257,19 @@ class Scheduler:
     # --- whole syncs ----------------------------------------------------------------------
 
     def withdraw(
-        self, sync: str, endpoint: str, keep: int, keep_bytes: int
+        self, sync: str, line: Key, keep: int, keep_bytes: int
     ) -> list[tuple[str, list[Record]]]:
-        """Take users out of memory that wait for an endpoint, but for so many records and bytes;
-        those that came last go."""
+        """Take users out of memory that wait in a line, but for so many records and bytes; those
+        that came last go."""
         mine, gone = self.of(sync), []
-        while user := mine.take_last(endpoint, keep, keep_bytes):
+        while user := mine.take_last(line, keep, keep_bytes):
             gone.append((user.who[1], list(user.records)))
         self._rest(sync, mine)
         return gone
 
     def hold(self, sync: str) -> None:
         """Choose nobody of a sync from now on."""
-        self.of(sync).is_held = True
+        self.of(sync).hold()
         self._ring.pop(sync, None)
 
     def forget_all(self) -> None:

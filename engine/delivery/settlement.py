@@ -201,14 +201,16 @@ class Settlement:
         self._outcomes.forget_turns()
 
     def take(self) -> Collected:
-        """Return what has come, to be written now: what is to be written of turns' ends first,
-        since what is found out of a failure later is written behind it."""
-        batch = self._outcomes.take()
+        """Return what has come, to be prepared and written now."""
+        return self._outcomes.take()
+
+    def prepare(self, batch: Collected) -> None:
+        """Add what is to be written of turns' ends, and goes first: what is found out of a failure
+        later is written behind it."""
         if batch.delivered:
             batch.adjusted = self._spool.adjustments.take()
         ends = [self._step_of(turn, ending) for turn, ending in batch.endings]
         batch.steps[:0] = [step for step in ends if step is not None]
-        return batch
 
     def _step_of(self, turn: Turn, ending: Ending) -> Step | None:
         """Return what is to be written of a turn's end, if anything."""

@@ -32,7 +32,7 @@ from amplitude_intercom.engine.delivery.endings import (
 )
 from amplitude_intercom.engine.delivery.health import Blame
 from amplitude_intercom.engine.delivery.turns import Turn
-from amplitude_intercom.engine.envelope import Record
+from amplitude_intercom.engine.envelope import Kind, Record
 from amplitude_intercom.engine.errors import Failure
 from amplitude_intercom.engine.settings import MAX_SHIFT_S
 from amplitude_intercom.engine.spool.jobs import Expiry, JobKind
@@ -176,6 +176,8 @@ def find_unknown(
         attempt_at_ms = now_ms + retries.unknown_wait_ms(refusals)
     settling.park(record, others, failure, attempt_at_ms, now_ms)
     settling.note_unknown(user, Stranger(refusals, attempt_at_ms, now_ms))
+    if record.kind is Kind.EVENT and not record.may_create:
+        settling.hasten(user, now_ms)  # else what makes it known has just been tried
     if refusals < retries.attempts:
         return False
     if retries.attempts == 1:

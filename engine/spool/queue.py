@@ -18,6 +18,10 @@ MOST_STRAYS: Final = 500
 """Records that are read at once of those that wait behind nobody."""
 
 
+MOST_LET_GO: Final = 256
+"""Parked users that one transaction lets wait for no endpoint any more."""
+
+
 class Wanted(msgspec.Struct, frozen=True):
     """What is to be loaded, at most.
 
@@ -118,12 +122,17 @@ class Queue:
 
     def _due(self, wanted: Wanted, limit: int) -> list[Due]:
         users = self._tables.users
+        awaited = users.awaited(self.taker)
+        for endpoint in awaited:
+            if endpoint not in wanted.open:
+                users.let_parked_go(self.taker, endpoint, MOST_LET_GO)
         found = users.due(self.taker, wanted.now_ms, limit, parked=False)
         most_parked = min(limit, wanted.parked)
         found += users.due(self.taker, wanted.now_ms, most_parked, parked=True)
-        for endpoint in users.awaited(self.taker):
+        for endpoint in awaited:
             if endpoint not in wanted.open:
-                found += users.waiting_for(self.taker, endpoint, limit)
+                waiting = users.waiting_for(self.taker, endpoint, limit)
+                found += [due for due in waiting if not due.reason]
             elif endpoint in wanted.probes:
                 found += users.waiting_for(self.taker, endpoint, 1)
         return found

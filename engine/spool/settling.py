@@ -133,7 +133,6 @@ class Settling:
             self._lines.parked(self._name, record, failure, wake_at_ms)
         reason = failure.reason if is_own else ""
         self._users.park(self.taker, record.user_key, wake_at_ms, reason, now_ms)
-        self._users.hasten(self.taker, record.user_key, now_ms)
 
     def charge(self, id_: int, now_ms: int) -> int:
         """Charge an attempt to a record that waits; return how many it has had."""
@@ -161,6 +160,10 @@ class Settling:
     def note_unknown(self, user: str, unknown: Stranger) -> None:
         """Keep how often, and when, Intercom has said that it does not know a user that waits."""
         self._users.note_unknown(self.taker, user, unknown)
+
+    def hasten(self, user: str, now_ms: int) -> None:
+        """Let a user be due that Intercom did not know, if something waits that makes it known."""
+        self._users.hasten(self.taker, user, now_ms)
 
     def expire(
         self, user: str, failure: Failure, accepted_until_ms: int, now_ms: int

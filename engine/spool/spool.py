@@ -418,7 +418,7 @@ class TakerSpool:
 
     async def event_names(self) -> dict[str, int]:
         """Return the event names that have been sent, with the day of the last time."""
-        return await self.spool.do(lambda store: store.event_names.of(self.taker))
+        return await self.persist(lambda store: store.event_names.of(self.taker))
 
     async def keep_event_names(self, last_days: Mapping[str, int]) -> None:
         """Keep these event names, and no others."""

@@ -101,6 +101,15 @@ class Users:
         )
         return [Due(*row) for row in rows]
 
+    def let_parked_go(self, taker: int, endpoint: str, limit: int) -> None:
+        """Let parked users wait for no endpoint any more, but for their own time."""
+        self._db.execute(
+            "UPDATE users SET waits_for = '' WHERE taker = ? AND user_key IN"
+            " (SELECT user_key FROM users WHERE taker = ? AND waits_for = ? AND waits_for <> ''"
+            " AND reason <> '' LIMIT ?)",
+            (taker, taker, endpoint, limit),
+        )
+
     def next_wake_ms(self, taker: int, *, parked: bool) -> int | None:
         """Return when the next ``parked`` or deferred user is due, if there is any."""
         row = self._db.execute(

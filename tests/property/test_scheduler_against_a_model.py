@@ -169,7 +169,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert self.probes <= 2 + self.calls / 10
 
     def _check_fairness(self, turn: Turn, fresh: list[tuple[str, str]]) -> None:
-        self.calls += 1
+        self.calls += turn.calls
         mine = [self.users[key].arrived for key in fresh if key[0] == turn.sync]
         assert self.users[turn.who].arrived == min(mine)
         waiting = {sync for sync, _ in fresh}
@@ -253,11 +253,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         keep=st.integers(0, 10),
         keep_bytes=st.integers(0, 30),
         endpoint=st.sampled_from([EVENTS, CONTACTS]),
+        is_probe=st.booleans(),
     )
     def users_that_wait_for_an_endpoint_are_withdrawn(
-        self, sync: str, keep: int, keep_bytes: int, endpoint: str
+        self, sync: str, keep: int, keep_bytes: int, endpoint: str, is_probe: bool
     ) -> None:
-        gone = self.scheduler.withdraw(sync, endpoint, keep, keep_bytes)
+        gone = self.scheduler.withdraw(sync, (endpoint, is_probe), keep, keep_bytes)
         for user, records in gone:
             assert records == self.users[sync, user].records
             self.users[sync, user] = User()
@@ -267,7 +268,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             if of == sync
             and user.state == "waiting"
             and user.needs == endpoint
-            and not user.is_probe
+            and user.is_probe is is_probe
             for record in user.records
         ]
         size = sum(len(record.raw) for record in left)

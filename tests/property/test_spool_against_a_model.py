@@ -251,6 +251,9 @@ class Model:
         def is_due(row: Aside) -> bool:
             return not row.waits_for and (row.wake_at_ms or 0) <= now_ms
 
+        for row in self.aside.values():  # a parked user is due by its own time
+            if row.reason and row.waits_for not in open_:
+                row.waits_for = ""
         found = first(limit, lambda row: is_due(row) and not row.reason)
         found += first(min(limit, parked), lambda row: is_due(row) and bool(row.reason))
         for endpoint in ENDPOINTS:
@@ -722,6 +725,7 @@ class SpoolMachine(RuleBasedStateMachine):
         self.settling.park(record, others, failure, wake_at_ms, self.now_ms, is_own=is_own)
         if failure is UNKNOWN:
             self.settling.note_unknown(user, unknown)
+            self.settling.hasten(user, self.now_ms)
         self.store.commit()
         if charged:
             self._charge(record.id)
@@ -732,9 +736,9 @@ class SpoolMachine(RuleBasedStateMachine):
         row.wake_at_ms, row.waits_for = wake_at_ms, ""
         row.reason = failure.reason if is_own else row.reason
         model.put_aside(user)
-        model.hasten(user, self.now_ms)
         if failure is UNKNOWN:
             row.unknown = unknown
+            model.hasten(user, self.now_ms)
 
     @step(
         weight=6,

@@ -30,9 +30,11 @@ from amplitude_intercom.engine.delivery.lines import EVENTS
 from amplitude_intercom.engine.delivery.loading import (
     LOAD_ROWS,
     LONGEST_NAP_S,
+    MOST_PROBES,
     PER_USER,
     READ_AHEAD_BYTES,
     LoadedBytes,
+    Loading,
 )
 from amplitude_intercom.engine.delivery.scheduler import Incoming
 from amplitude_intercom.engine.delivery.turns import Turn
@@ -1348,7 +1350,7 @@ async def test_a_feed_whose_read_ahead_is_full_does_not_poll_while_somebody_is_d
         rig.scheduler.hold(SYNC)
         rig.scheduler.add(SYNC, Incoming("bob", many))
         assert rig.loading.due_in_s() == LONGEST_NAP_S
-        rig.scheduler.withdraw(SYNC, EVENTS, 0, 0)
+        rig.scheduler.withdraw(SYNC, (EVENTS, False), 0, 0)
 
     await rig.deliver(until)
 
@@ -1431,3 +1433,122 @@ async def test_what_is_appended_while_something_is_loaded_is_loaded_next(tmp_pat
     rig.loading.take(found, wanted)
     assert rig.loading.wanted() is not None
     await rig.spool.close()
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        (Kind.IDENTIFY, Kind.IDENTIFY),
+        (Kind.EVENT_WITH_UPDATE, Kind.EVENT_WITH_UPDATE),
+        (Kind.EVENT, Kind.EVENT_WITH_UPDATE),
+    ],
+)
+@pytest.mark.parametrize("said", [UNKNOWN, NOT_KNOWN, OWN])
+def test_a_user_that_fails_keeps_its_back_off_though_an_update_waits(
+    tmp_path: Path, first: Kind, then: Kind, said: Said
+) -> None:
+    """A hundred calls a second were made, for the update that was to make the user known."""
+
+    async def scenario() -> None:
+        rig = Rig(tmp_path)
+        rig.append("ann", kind=first)
+        rig.append("ann", kind=then)
+        rig.answer = lambda record: said
+
+        async def until() -> None:
+            await anyio.sleep(300)
+            assert rig.calls["ann"] <= 12
+
+        await rig.deliver(until)
+
+    run(scenario)
+
+
+@in_virtual_time
+async def test_whoever_was_put_aside_behind_a_circuit_goes_on_when_it_closes(
+    tmp_path: Path,
+) -> None:
+    """Without anything else to wake the feed: nobody looked at the table again."""
+    rig = Rig(tmp_path, read_ahead=512, turns=4)
+    rig.append(*(f"u{n}" for n in range(600)))
+    rig.call_s = lambda: 1.0
+
+    async def until() -> None:
+        await anyio.sleep(0.5)
+        rig.open_circuit()
+        await anyio.sleep(60)
+        rig.close_circuit()
+        await anyio.sleep(400)
+        assert rig.pending == 0
+
+    await rig.deliver(until)
+
+
+@in_virtual_time
+async def test_parked_users_behind_a_circuit_leave_their_slots_to_those_of_other_endpoints(
+    tmp_path: Path,
+) -> None:
+    rig = Rig(tmp_path, turns=8)
+    events = [f"event-{n}" for n in range(2 * MOST_PROBES)]
+    rig.append(*events)
+    rig.append("identify", kind=Kind.IDENTIFY)
+    rig.answer = lambda record: OWN if rig.calls[record.user_key] == 1 else None
+
+    async def until() -> None:
+        await anyio.sleep(5)
+        rig.open_circuit()
+        await anyio.sleep(HOUR_S)
+        assert rig.delivered.keys() == {"identify"}
+        rig.close_circuit()
+        await rig.free()
+
+    await rig.deliver(until)
+    assert rig.delivered == rig.accepted
+
+
+@in_virtual_time
+async def test_large_events_that_stay_for_probes_keep_no_other_from_being_loaded(
+    tmp_path: Path,
+) -> None:
+    """Of each sync one stays in memory, so that a hundred syncs have more than there is."""
+    rig = Rig(tmp_path)
+    rig.budget.total += READ_AHEAD_BYTES
+    rig.append("ann", raw=b"{" + b" " * 200_000 + b"}")
+    rig.open_circuit()
+
+    async def until() -> None:
+        await anyio.sleep(30)
+        rig.append(*(f"identify-{n}" for n in range(9)), kind=Kind.IDENTIFY)
+        await anyio.sleep(30)
+        assert len(rig.delivered) == 9
+        rig.budget.total -= READ_AHEAD_BYTES
+        rig.close_circuit()
+        await rig.free()
+
+    await rig.deliver(until)
+
+
+@in_virtual_time
+async def test_a_fault_before_anything_is_written_stops_a_feed_as_any_other(
+    tmp_path: Path,
+) -> None:
+    """What had come was lost with it, and the feed waited for ever for turns that had ended."""
+    rig = Rig(tmp_path, turns=2)
+    rig.append("ann", "bob", "cid")
+    rig.call_s = lambda: 1.0
+    faults = iter([True])
+
+    class FaultyLoading(Loading):
+        def wanted_now(self) -> Wanted | None:
+            if current().now_s > 0.5 and next(faults, False):
+                raise Fault
+            return super().wanted_now()
+
+    rig.loading.__class__ = FaultyLoading
+
+    async def until() -> None:
+        await rig.free()
+
+    await rig.deliver(until)
+    assert rig.faults == 1
+    assert set(rig.delivered) == {"ann", "bob", "cid"}

@@ -132,7 +132,7 @@ def test_of_those_that_are_too_many_behind_a_circuit_the_last_go() -> None:
     scheduler = Scheduler()
     for n in range(5):
         scheduler.add("s", Incoming(f"user-{n}", records("u", 2)))
-    gone = scheduler.withdraw("s", EVENTS, 4, 1_000)
+    gone = scheduler.withdraw("s", (EVENTS, False), 4, 1_000)
     assert [user for user, _ in gone] == ["user-4", "user-3", "user-2"]
     assert [turn.user for turn in chosen(scheduler, 9)] == ["user-0", "user-1"]
 
@@ -142,6 +142,21 @@ def test_one_record_stays_behind_a_circuit_whatever_its_size() -> None:
     scheduler = Scheduler()
     scheduler.add("s", Incoming("ann", records("ann", 2)))
     scheduler.add("s", Incoming("bob", records("bob")))
-    assert [user for user, _ in scheduler.withdraw("s", EVENTS, 0, 0)] == ["bob", "ann"]
+    assert [user for user, _ in scheduler.withdraw("s", (EVENTS, False), 0, 0)] == ["bob", "ann"]
     scheduler.add("s", Incoming("ann", records("ann")))
-    assert scheduler.withdraw("s", EVENTS, 0, 0) == []
+    assert scheduler.withdraw("s", (EVENTS, False), 0, 0) == []
+
+
+def test_users_of_a_sync_that_is_held_do_not_count_among_those_that_wait() -> None:
+    """A sync that a fault had stopped let the others have turns of one event each."""
+    scheduler = Scheduler()
+    scheduler.add("stopped", Incoming("ann", records("ann")))
+    scheduler.add("well", Incoming("bob", records("bob", 20)))
+    scheduler.hold("stopped")
+    scheduler.add("stopped", Incoming("cid", records("cid")))
+    [turn] = chosen(scheduler, 3)
+    assert (turn.user, len(turn.records)) == ("bob", MOST_EVENTS)
+    scheduler.go_on(turn)
+    scheduler.forget("stopped")
+    scheduler.add("stopped", Incoming("ann", records("ann")))
+    assert {turn.user for turn in chosen(scheduler, 3)} == {"ann", "bob"}
