@@ -18,6 +18,7 @@ import structlog
 from amplitude_intercom.engine.delivery.calls import (
     Answered,
     NotAnswered,
+    NotNow,
     cause_of,
     failure_of,
 )
@@ -103,8 +104,12 @@ class Attributes:
         """Read the list if it is due, and create what is missing where that is wanted.
 
         ``wanted`` are the attributes that are to be written, with the types that would suit.
+
+        Raises:
+            NotNow: whether one could be created is not known.
         """
-        if wanted and anyio.current_time() >= self._read_again_at_s:
+        is_due = anyio.current_time() >= self._read_again_at_s
+        if wanted and is_due and not self._lock.locked():  # one waits for it, others go on
             async with self._lock:
                 if anyio.current_time() >= self._read_again_at_s:
                     await self._read()
@@ -133,6 +138,8 @@ class Attributes:
         if self._known is None or self._known.type_of(name) is not None:
             return
         outcome = await self._ask(intercom.create_attribute(name, data_type))
+        if isinstance(outcome, NotAnswered):
+            raise NotNow(outcome)
         answer = outcome.answer if isinstance(outcome, Answered) else None
         if answer is not None and answer.status == 200:
             self._known.add(name, data_type)

@@ -152,6 +152,46 @@ def test_missing_attributes_are_created_with_a_type_where_the_settings_say_so(
     virtual.run(scenario)
 
 
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_an_attribute_whose_creation_has_no_answer_costs_no_value(
+    status: int, tmp_path: Path
+) -> None:
+    """It was taken for one that the workspace lacks, and the update counted as delivered."""
+
+    async def scenario() -> None:
+        fault = Fault("status", status, path="/data_attributes", contains="plan", end_s=5.0)
+        local = simulation.sandbox(open_attributes=False, faults=[fault])
+        users = {"properties": ["plan"], "create_missing_attributes": True}
+        async with simulation.engine(tmp_path, local, users=users) as engine:
+            await deliver(engine, identify(plan="pro"))
+        [contact] = local.contacts.values()
+        assert contact.custom_attributes == {"plan": "pro"}
+
+    virtual.run(scenario)
+
+
+def test_a_list_that_hangs_keeps_no_other_call_waiting(tmp_path: Path) -> None:
+    """Turns that wait for it have made no call, and no more were chosen than may leave soon."""
+
+    async def scenario() -> None:
+        local = simulation.sandbox(faults=[Fault("hang", path="/data_attributes")])
+        for n in range(40):
+            local.add_contact(external_id=f"known-{n}")
+        users = {"properties": ["plan"]}
+        async with simulation.engine(tmp_path, local, users=users) as engine:
+            updates = [
+                simulation.identify(f"new-{n}", 1, {"$set": {"plan": "x"}}) for n in range(60)
+            ]
+            await engine.submit(updates, api_key=simulation.API_KEY)
+            await anyio.sleep(3)
+            events = [simulation.event(f"known-{n}", 1) for n in range(40)]
+            await engine.submit(events, api_key=simulation.API_KEY)
+            await anyio.sleep(8)
+            assert len(local.events) == 40
+
+    virtual.run(scenario)
+
+
 def test_an_attribute_that_cannot_be_created_is_left_out(tmp_path: Path) -> None:
     async def scenario() -> None:
         fault = Fault(kind="status", status=404, path="/data_attributes", contains="visits")
