@@ -205,11 +205,12 @@ class Feed:
             try:
                 self._settlement.prepare(batch)
                 await self._write(batch)
-            except Exception as fault:
-                self._settlement.let_be(batch, fault)
-                internal_failure(fault, sync=name)
-            else:
                 self._settlement.note_durable(batch)
+            except BaseException as fault:
+                self._settlement.let_be(batch, fault)
+                if not isinstance(fault, Exception):
+                    raise
+                internal_failure(fault, sync=name)
 
     async def _begin_anew(self) -> None:
         """Let delivery begin as after a restart: from what is on disk."""

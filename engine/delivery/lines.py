@@ -194,6 +194,11 @@ class Lines:
 
     # --- what is loaded -------------------------------------------------------------------
 
+    def is_busy(self, user: str) -> bool:
+        """Return whether a user waits for a turn, or has one."""
+        found = self.users.get(user)
+        return found is not None and found.state is not Phase.EMPTY
+
     def loaded_of(self, user: str) -> Sequence[Record]:
         """Return what is loaded of a user, but for what its turn has."""
         found = self.users.get(user)

@@ -98,6 +98,8 @@ class Loading:
         self._is_more_queued = True
         self._looks_at_table = True
         self._aside = _Aside()
+        self._trying: dict[str, str] = {}
+        """By endpoints that are out, the user that was loaded last to try them."""
         self._queue_first = False
         self._clock = _Clock(now_ms)
 
@@ -214,8 +216,12 @@ class Loading:
         if not self._aside.awaited:
             return []
         wanting = self._health.wanting_probe(loop_time_s())
-        waits_for = self._lines.waits_for
-        return [e for e in wanting if e in self._aside.awaited and not waits_for(e)]
+        return [e for e in wanting if e in self._aside.awaited and not self._has_probe(e)]
+
+    def _has_probe(self, endpoint: str) -> bool:
+        """Return whether somebody waits for an endpoint, or may on its way turn out to need it."""
+        lines = self._lines
+        return lines.waits_for(endpoint) or lines.is_busy(self._trying.get(endpoint, ""))
 
     def _can_deliver(self, open_: list[str]) -> bool:
         """Return whether some of what is queued may be delivered, or found out to be."""
@@ -241,6 +247,8 @@ class Loading:
             add(self._sync, Incoming(user, records, bool(records)))
         for woken in loaded.woken:
             self._hold(woken.records)
+            if woken.tries:
+                self._trying[woken.tries] = woken.user
             add(
                 self._sync,
                 Incoming(woken.user, woken.records, True, woken.is_probe, woken.failing),
@@ -276,6 +284,7 @@ class Loading:
         self._held_bytes = self._last_id = 0
         self._is_more_queued = self._looks_at_table = True
         self._aside = _Aside()
+        self._trying.clear()
 
     def _kept(self) -> Iterator[tuple[Key, int, int]]:
         """Yield the lines that stand still, and how many records and bytes may wait in each."""

@@ -282,10 +282,10 @@ class Scheduler:
 
     def forget(self, sync: str) -> None:
         """Forget what is loaded of a sync, of which nothing is at work; it is held no more."""
-        mine = self._syncs.pop(sync, None)
-        if mine is not None:
-            assert not mine.at_work
-            mine.forget()
+        mine = self.of(sync)
+        assert not mine.at_work
+        mine.forget()
+        del self._syncs[sync]
         self._ring.pop(sync, None)
 
 

@@ -117,7 +117,8 @@ class Queue:
                 parked_bytes -= sum(len(record.raw) for record in records)
             if records:
                 failing = due.failures > 0 and due.reason != DeadReason.USER_NOT_FOUND
-                woken.append(Woken(due.user, records, bool(due.reason), failing))
+                tries = due.waited_for if due.waited_for in wanted.open else ""
+                woken.append(Woken(due.user, records, bool(due.reason), failing, tries))
         return woken
 
     def _due(self, wanted: Wanted, limit: int) -> list[Due]:

@@ -72,13 +72,15 @@ class Appended(msgspec.Struct, frozen=True):
 class Woken(msgspec.Struct, frozen=True):
     """Records of a user that was aside and whose time has come.
 
-    ``is_probe``: it was parked. ``failing``: its last call has failed.
+    ``is_probe``: it was parked. ``failing``: its last call has failed. ``tries``: an endpoint whose
+    circuit is open, where it is to find out whether that is well again.
     """
 
     user: str
     records: list[Record]
     is_probe: bool
     failing: bool
+    tries: str = ""
 
 
 class Loaded(msgspec.Struct, frozen=True):

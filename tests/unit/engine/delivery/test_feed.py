@@ -36,7 +36,7 @@ from amplitude_intercom.engine.delivery.loading import (
     LoadedBytes,
     Loading,
 )
-from amplitude_intercom.engine.delivery.scheduler import Incoming
+from amplitude_intercom.engine.delivery.scheduler import Incoming, Scheduler
 from amplitude_intercom.engine.delivery.turns import Turn
 from amplitude_intercom.engine.envelope import Kind, Record
 from amplitude_intercom.engine.errors import SpoolDamaged
@@ -1552,3 +1552,71 @@ async def test_a_fault_before_anything_is_written_stops_a_feed_as_any_other(
     await rig.deliver(until)
     assert rig.faults == 1
     assert set(rig.delivered) == {"ann", "bob", "cid"}
+
+
+@in_virtual_time
+async def test_one_user_at_a_time_is_loaded_to_try_an_endpoint_of_contacts(
+    tmp_path: Path,
+) -> None:
+    """Which endpoint an update needs turns out in its turn: until then nobody waits for it."""
+    rig = Rig(tmp_path, read_ahead=512, turns=32)
+    endpoint = "PUT /contacts/{id}"
+    circuit = rig.health.of(endpoint).circuit
+    circuit.open(0.0)
+    rig.append(*(f"identify-{n}" for n in range(600)), kind=Kind.IDENTIFY)
+    rig.answer = lambda _: endpoint if circuit.is_open else None
+    faults = iter([True])
+    loads: list[float] = []
+
+    class CountingQueue(Queue):
+        def load(self, wanted: Wanted) -> Loaded:
+            loads.append(current().now_s)
+            if next(faults, False):
+                raise Fault  # which empties memory
+            return super().load(wanted)
+
+    async def until() -> None:
+        await anyio.sleep(30)
+        rig.have(CountingQueue)
+        rig.turns = 0  # as where a pause keeps turns from being chosen
+        rig.append("another", kind=Kind.IDENTIFY)
+        await anyio.sleep(30)
+        assert rig.faults == 1
+        assert len(loads) < 20
+        rig.turns = 32
+        circuit.close()
+        rig.feed.look()
+        rig.news.set()
+        await rig.free()
+
+    await rig.deliver(until)
+    assert rig.delivered == rig.accepted
+
+
+@in_virtual_time
+async def test_a_second_fault_while_a_feed_winds_down_leaves_nothing_behind(
+    tmp_path: Path,
+) -> None:
+    """Turns stayed at work, and as many calls less were made from then on."""
+    rig = Rig(tmp_path, turns=4)
+    rig.append(*(f"u{n}" for n in range(20)))
+    rig.call_s = lambda: 1.0
+    faults = iter([True, True, True])
+
+    class FaultyScheduler(Scheduler):
+        def go_on(self, *args: Any, **more: Any) -> None:
+            if current().now_s > 0.5 and next(faults, False):
+                raise Fault
+            super().go_on(*args, **more)
+
+    rig.scheduler.__class__ = FaultyScheduler
+
+    async def until() -> None:
+        await rig.settled()
+        await anyio.sleep(10)
+        assert rig.faults >= 1
+        assert (rig.scheduler.calls_at_work, rig.scheduler.undeparted) == (0, 0)
+        assert rig.scheduler.of(SYNC).at_work == 0
+
+    await rig.deliver(until)
+    assert set(rig.delivered) == set(rig.accepted)
