@@ -60,7 +60,7 @@ from amplitude_intercom.engine.spool.rows import (
     Position,
 )
 from amplitude_intercom.engine.spool.spool import Spool
-from amplitude_intercom.engine.spool.sqlite.files import former_spools
+from amplitude_intercom.engine.spool.sqlite.files import FILE_NAME, former_spools
 from amplitude_intercom.engine.spool.sqlite.lock import DataDir
 from amplitude_intercom.engine.spool.sqlite.reading import disk_bytes
 from amplitude_intercom.engine.spool.store import Store, wall_clock_ms
@@ -79,6 +79,9 @@ WireFactory = Callable[[Intercom], Wire]
 
 MAX_LIMIT = 1_000_000
 """Calls a window; what is kept beyond is damaged."""
+
+BEFORE, AFTER = "before", "after"
+"""Whether ``X-RateLimit-Remaining`` is the value before or after its call is charged, as kept."""
 
 SOURCES = "amplitude_intercom.sources"
 """The group of entry points by which sources are found."""
@@ -268,7 +271,7 @@ class Engine:
         by_token: dict[tuple[str, str], list[Stream]] = {}
         for stream in self.streams.values():
             if self._delivers_to(stream.sync):
-                by_token.setdefault(_token_of(stream.sync), []).append(stream)
+                by_token.setdefault(token_of(stream.sync), []).append(stream)
         for token, streams in by_token.items():
             gate = await self._gate(token, streams[0].sync, stack)
             pipeline = Pipeline(
@@ -295,6 +298,10 @@ class Engine:
             return None
         return limit if 1 <= limit < MAX_LIMIT else None
 
+    async def _counts_before(self, token: tuple[str, str]) -> bool:
+        key = _counting_key(token)
+        return await self.spool.do(lambda store: store.meta.get(key)) == BEFORE
+
     async def _gate(self, token: tuple[str, str], sync: Sync, stack: AsyncExitStack) -> Gate:
         """Return the gate of an access token, as its first sync says."""
         return Gate(
@@ -307,6 +314,7 @@ class Engine:
             jitter=self._jitter,
             name=self._name_of(token),
             known_limit=await self._known_limit(token),
+            counts_before=await self._counts_before(token),
         )
 
     async def _wire_of(self, sync: Sync, stack: AsyncExitStack) -> Wire:
@@ -472,7 +480,7 @@ class Engine:
     def _gate_status(self, stream: Stream) -> GateStatus | None:
         if stream.gate is None:
             return None
-        return gate_status(stream.gate, self._gate_names[_token_of(stream.sync)])
+        return gate_status(stream.gate, self._gate_names[token_of(stream.sync)])
 
     # --- dead letters ---------------------------------------------------------------------
 
@@ -617,13 +625,49 @@ def _refuse_former_spools(data_dir: Path) -> None:
         )
 
 
+async def keep_counting(settings: Settings, found: Mapping[tuple[str, str], bool]) -> None:
+    """Keep, for access tokens, whether ``Remaining`` is the value before its call is charged.
+
+    It goes into the spool that is there; the next process that delivers begins with it.
+
+    Raises:
+        DataDirInUse: another process has the spool.
+        SettingsError: the data directory cannot be used.
+        SpoolError: there is no spool yet, or it cannot be opened or written.
+    """
+    data_dir = Path(settings.data_dir)
+    if not (data_dir / FILE_NAME).exists():
+        text = f"there is no spool in {data_dir} yet"
+        raise SpoolError(RefusalReason.SPOOL_FAILING, text)
+
+    def job(store: Store) -> None:
+        for token, counts_before in found.items():
+            store.meta.set(_counting_key(token), BEFORE if counts_before else AFTER)
+
+    with DataDir(data_dir):
+        spool = Spool(data_dir, settings)
+        try:
+            await spool.do(job)
+        finally:
+            await spool.close()
+
+
 def _limit_key(token: tuple[str, str]) -> str:
     """Return under which key the limit of an access token is kept, without the token."""
-    digest = hashlib.blake2b("\0".join(token).encode(), digest_size=8)
-    return f"limit {digest.hexdigest()}"
+    return f"limit {_digest_of(token)}"
 
 
-def _token_of(sync: Sync) -> tuple[str, str]:
+def _counting_key(token: tuple[str, str]) -> str:
+    """Return under which key it is kept how ``Remaining`` counts, without the token."""
+    return f"remaining {_digest_of(token)}"
+
+
+def _digest_of(token: tuple[str, str]) -> str:
+    return hashlib.blake2b("\0".join(token).encode(), digest_size=8).hexdigest()
+
+
+def token_of(sync: Sync) -> tuple[str, str]:
+    """Return the address and the access token of a sync: what has one budget."""
     return _base_url(sync.intercom), sync.intercom.access_token.reveal()
 
 
@@ -640,7 +684,7 @@ def _syncs_by_token(settings: Settings) -> dict[tuple[str, str], list[str]]:
     """Return the names of the syncs that use each access token."""
     found: dict[tuple[str, str], list[str]] = {}
     for sync in settings.sync:
-        found.setdefault(_token_of(sync), []).append(sync.name)
+        found.setdefault(token_of(sync), []).append(sync.name)
     return found
 
 

@@ -80,14 +80,17 @@ class Gate:
         jitter: Callable[[], float] = random.random,
         name: str = "Intercom",
         known_limit: float | None = None,
+        counts_before: bool = False,
     ) -> None:
         """``name`` says in logs which Intercom it is: its host, and the syncs that call it.
 
         ``known_limit``: calls a window, as an earlier process was told; without it
-        ``requests_per_minute`` is the first guess.
+        ``requests_per_minute`` is the first guess. ``counts_before``: ``Remaining`` is known to be
+        the value before its call is charged; otherwise answers tell.
         """
         guess = requests_per_minute * WINDOW_S / 60
-        self.pace = Pace(known_limit or guess, is_known=known_limit is not None)
+        is_known = known_limit is not None
+        self.pace = Pace(known_limit or guess, is_known=is_known, counts_before=counts_before)
         self.health = Health(
             lambda failures: probe_delay_s(failures, probe_first_s, probe_most_s, jitter())
         )

@@ -114,8 +114,13 @@ class Pace:
     that is replaced does not go on letting its own waiters through beside the new one.
     """
 
-    def __init__(self, limit: float, *, is_known: bool = False) -> None:
-        """``is_known``: the limit is what an answer has named before, and no guess."""
+    def __init__(
+        self, limit: float, *, is_known: bool = False, counts_before: bool = False
+    ) -> None:
+        """``is_known``: the limit is what an answer has named before, and no guess.
+
+        ``counts_before``: ``Remaining`` is known to be the value before its call is charged.
+        """
         self.limit = limit
         """Calls that a window of 10 s may have."""
         self.sent = 0
@@ -129,7 +134,7 @@ class Pace:
         self._queue = asyncio.Lock()
         self._waiting: set[anyio.CancelScope] = set()
         self._departures = Departures()
-        self._window = Window()
+        self._window = Window(counts_before=counts_before)
         self._latency = Latency()
         self._ramp = Ramp()
         self.is_closed = False

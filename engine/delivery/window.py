@@ -7,7 +7,8 @@ Rules
 - ``Remaining`` after our call number *n* says which of our calls is the last that fits, and what is
   missing beside our own calls others have taken. Whether it counts the call that it answers is
   learned: only a server that counts *before* ever says ``Remaining == Limit``. Until that is seen,
-  one call a window is nobody's, so that an offset of one is never taken for somebody else.
+  or known from before, one call a window is nobody's, so that an offset of one is never taken for
+  somebody else.
 - The next window is expected 10 s after this one and its calls are counted from there, before its
   first answer is back. Its answers move its start: the start lies between the last call of the old
   window and the first one of the new.
@@ -110,7 +111,8 @@ class Tally:
 class Window:
     """The present window, as far as the headers tell; see the module's rules."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, counts_before: bool = False) -> None:
+        """``counts_before``: ``Remaining`` is known to be the value before its call is charged."""
         self._limit = 0
         self._reset: int | None = None
         self._seen = False  # whether the latest reset is the present window's
@@ -119,7 +121,7 @@ class Window:
         self._tally = Tally(1, math.inf)
         self._old_tally = self._tally
         self._distrusted_until_s = -math.inf
-        self._counts_before = False
+        self._counts_before = counts_before
         self._flow = Flow()
 
     def advance(self, sent: int, now_s: float) -> None:

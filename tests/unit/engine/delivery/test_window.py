@@ -74,3 +74,20 @@ def test_a_late_answer_of_an_earlier_window_changes_nothing() -> None:
     see(window, 2, LIMIT, 10.1, reset=1_020)
     window.see(RateHeaders(LIMIT, 1, 1_010), 1, 0.0)
     assert window.wait_s(2, 10.1, 10.2) == 0.0
+
+
+def test_a_known_way_of_counting_holds_from_the_first_answer() -> None:
+    """The first answer of all: five of this window are gone, or four and the call itself."""
+    for counts_before, taken in ((True, 5), (False, 4)):
+        window = Window(counts_before=counts_before)
+        see(window, 1, LIMIT - 5, 0.0)
+        assert window._tally.taken == taken
+
+
+def test_what_answers_show_is_believed_over_what_was_known() -> None:
+    window = Window(counts_before=False)
+    calls(window, first_remaining=LIMIT)
+    assert window._counts_before
+    changed = Window(counts_before=True)  # and the server counts after by now
+    calls(changed, first_remaining=LIMIT - 1)
+    assert changed.foreign_per_s == 0.0
