@@ -158,6 +158,11 @@ def send_event(body: bytes) -> Request:
     return Request("POST", "/events", body)
 
 
+def list_events(external_id: str) -> Request:
+    """``GET /events``: a contact's events of the last 90 days (API description 2.16)."""
+    return Request("GET", f"/events?type=user&user_id={quote(external_id, safe='')}")
+
+
 def create_contact(body: bytes) -> Request:
     """``POST /contacts``: strict, a match answers 409 and names the other contact."""
     return Request("POST", "/contacts", body)
@@ -171,6 +176,16 @@ def update_contact(contact_id: str, body: bytes) -> Request:
 def get_contact(contact_id: str) -> Request:
     """``GET /contacts/{id}``: 404 when archived or deleted, 410 when merged."""
     return Request("GET", f"/contacts/{quote(contact_id, safe='')}")
+
+
+def find_contact(external_id: str) -> Request:
+    """``GET /contacts/find_by_external_id/{id}``: users, no leads; from version 2.13 on."""
+    return Request("GET", f"/contacts/find_by_external_id/{quote(external_id, safe='')}")
+
+
+def archive_contact(contact_id: str) -> Request:
+    """``POST /contacts/{id}/archive``: 200 as well where it is archived already (recordings)."""
+    return Request("POST", f"/contacts/{quote(contact_id, safe='')}/archive", b"{}")
 
 
 def unarchive_contact(contact_id: str) -> Request:
@@ -229,6 +244,21 @@ class _Me(msgspec.Struct):
     app: _Something
 
 
+class ListedEvent(msgspec.Struct, frozen=True):
+    """An event as ``GET /events`` lists it; ``created_at`` in Unix seconds."""
+
+    event_name: str
+    created_at: int
+
+
+class _ListedEvents(msgspec.Struct):
+    events: list[ListedEvent]
+
+
+class _Events(msgspec.Struct):
+    events: _Array
+
+
 class _Attributes(msgspec.Struct):
     data: _Array
 
@@ -243,6 +273,8 @@ _error_list = msgspec.json.Decoder(ErrorList)
 _object = msgspec.json.Decoder(dict[str, Any])
 _text = msgspec.json.Decoder(str | None)
 _me = msgspec.json.Decoder(_Me)
+_listed_events = msgspec.json.Decoder(_ListedEvents)
+_events = msgspec.json.Decoder(_Events)
 _attributes = msgspec.json.Decoder(_Attributes)
 _attribute = msgspec.json.Decoder(_Attribute)
 
@@ -273,6 +305,12 @@ def parse_error(answer: Answer) -> ApiError:
         message=as_text(first.message or ""),
         request_id=as_text(_decode(_text, listed.request_id) or header_id),
     )
+
+
+def parse_events(answer: Answer) -> list[ListedEvent]:
+    """Return the events of ``GET /events``; none where the answer has none that can be read."""
+    found = _decode(_listed_events, answer.body) if answer.status == 200 else None
+    return found.events if found else []
 
 
 def as_text(said: str) -> str:
@@ -367,6 +405,8 @@ def is_intercoms(request: Request, answer: Answer) -> bool:
 
 def _is_success(request: Request, answer: Answer) -> bool:
     resource = request.path.partition("?")[0].strip("/").partition("/")[0]
+    if resource == "events" and request.method == "GET":
+        return _decode(_events, answer.body) is not None
     if resource == "events":
         return answer.status == 202 and not answer.body.strip()
     if resource == "contacts":

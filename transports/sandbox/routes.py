@@ -134,6 +134,8 @@ class Rules(msgspec.Struct, frozen=True):
     strict_email: bool = False
     region: str = "US"
     teammates: Collection[str] = ("1",)
+    keeps_duplicates: bool = False
+    event_lag_s: float = 0.0
 
 
 class Routes:
@@ -196,10 +198,10 @@ class Routes:
         metadata = check_metadata(sent.get("metadata"), self.rules.metadata_keys_kept)
         self._count_name(name.lower())
         identity = (contact.id, name.lower(), created_at)
-        if identity in self._stored:
+        if identity in self._stored and not self.rules.keeps_duplicates:
             return Done(202, b"", "duplicate", contact.id)
         self._stored.add(identity)
-        self.events.append(StoredEvent(contact.id, name, created_at, metadata))
+        self.events.append(StoredEvent(contact.id, name, created_at, metadata, call.at_s))
         return Done(202, b"", "stored", contact.id)
 
     def _contact_of_event(self, sent: Json) -> Contact:
@@ -236,7 +238,9 @@ class Routes:
         mine = [
             event
             for event in self.events
-            if event.contact_id == contact.id and event.created_at > call.at_s - LISTED_EVENTS_S
+            if event.contact_id == contact.id
+            and event.created_at > call.at_s - LISTED_EVENTS_S
+            and event.stored_at_s <= call.at_s - self.rules.event_lag_s
         ]
         ids = {"intercom_user_id": contact.id, "email": contact.email}
         if contact.external_id:

@@ -219,6 +219,9 @@ class Sandbox:
         open_attributes: take any custom attribute.
         strict_email: refuse a new external id with a known e-mail (undocumented, so off).
         teammates: ids that ``owner_id`` may have.
+        keeps_duplicates: keep an event that is sent again as another one ("may" be ignored, says
+            the API description).
+        event_lag_s: how far the list of a contact's events is behind (undocumented, so 0).
     """
 
     def __init__(
@@ -241,6 +244,8 @@ class Sandbox:
         strict_email: bool = False,
         region: str = "US",
         teammates: Collection[str] = ("1",),
+        keeps_duplicates: bool = False,
+        event_lag_s: float = 0.0,
     ) -> None:
         self.access_token = access_token
         self.token_revoked = False
@@ -257,7 +262,15 @@ class Sandbox:
         )
         self._dice = random.Random(seed)  # noqa: S311 - repeatable, not secret
         self._directory = Directory(search_lag_s)
-        rules = Rules(max_event_names, metadata_keys_kept, strict_email, region, teammates)
+        rules = Rules(
+            max_event_names,
+            metadata_keys_kept,
+            strict_email,
+            region,
+            teammates,
+            keeps_duplicates,
+            event_lag_s,
+        )
         known = Attributes(attributes or {}, open_attributes)
         self._routes = Routes(rules, self._directory, known, random.Random(seed))  # noqa: S311 - the same
         self._ids = f"00{seed & 0xFFFFFFFF:08x}"

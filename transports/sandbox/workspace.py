@@ -106,6 +106,7 @@ class StoredEvent(msgspec.Struct, frozen=True):
     name: str
     created_at: int
     metadata: Mapping[str, Any]
+    stored_at_s: float = 0.0
 
 
 # Contacts as returned

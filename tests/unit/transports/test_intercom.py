@@ -25,6 +25,7 @@ from amplitude_intercom.transports.intercom import (
     Answer,
     ApiError,
     IntercomClient,
+    ListedEvent,
     RateHeaders,
     Request,
     create_attribute,
@@ -33,10 +34,12 @@ from amplitude_intercom.transports.intercom import (
     is_error_list,
     is_intercoms,
     list_attributes,
+    list_events,
     me,
     merged_into,
     named_contact,
     parse_error,
+    parse_events,
     parse_rate,
     send_event,
 )
@@ -416,6 +419,7 @@ EVENT = send_event(b"{}")
 CONTACT = get_contact("a")
 LIST = list_attributes()
 ATTRIBUTE = create_attribute("plan", "string")
+EVENTS = list_events("u-1")
 
 
 @pytest.mark.parametrize(
@@ -427,6 +431,10 @@ ATTRIBUTE = create_attribute("plan", "string")
         (EVENT, 202, b"{}", False),
         (EVENT, 200, b"", False),
         (EVENT, 204, b"", False),
+        (EVENTS, 200, b'{"events":[]}', True),
+        (EVENTS, 200, b'{"events":{}}', False),
+        (EVENTS, 200, PAGE, False),
+        (EVENTS, 202, b"", False),
         (CONTACT, 200, b'{"id":"5f"}', True),
         (CONTACT, 200, b'{"id":"%b"}' % (b"5" * 64), True),
         (CONTACT, 200, b'{"id":"%b"}' % (b"5" * 65), False),
@@ -457,6 +465,13 @@ def test_an_answer_is_intercoms_where_the_api_describes_it_for_the_call(
     request_: Request, status: int, body: bytes, is_theirs: bool
 ) -> None:
     assert is_intercoms(request_, answer(body, status)) is is_theirs
+
+
+def test_listed_events_are_read_where_there_are_any() -> None:
+    one = b'{"type":"event","event_name":"a","created_at":7,"metadata":{}}'
+    assert parse_events(answer(b'{"events":[%b]}' % one)) == [ListedEvent("a", 7)]
+    assert not parse_events(answer(b'{"events":[{"name":"a","count":7}]}'))
+    assert not parse_events(answer(ERROR, 404))
 
 
 def test_of_a_contact_is_kept_what_it_is_read_for() -> None:

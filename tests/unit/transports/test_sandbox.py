@@ -17,10 +17,12 @@ from amplitude_intercom.transports.intercom import (
     Wire,
     create_contact,
     get_contact,
+    list_events,
     me,
     merged_into,
     named_contact,
     parse_error,
+    parse_events,
     parse_rate,
     send_event,
     unarchive_contact,
@@ -236,6 +238,16 @@ def test_events_of_the_last_90_days_can_be_read_back(clock: Clock) -> None:
 
 
 # contacts
+
+
+def test_whether_a_duplicate_is_kept_and_how_far_the_list_lags_are_settings(clock: Clock) -> None:
+    sandbox = Sandbox(now=clock, keeps_duplicates=True, event_lag_s=5.0)
+    sandbox.add_contact(external_id="u-1")
+    for _ in range(2):
+        sandbox.handle(event())
+    for now_s, listed in ((NOW_S + 4, 0), (NOW_S + 5, 2)):
+        clock.now_s = now_s
+        assert len(parse_events(sandbox.handle(list_events("u-1")))) == listed
 
 
 def test_creating_twice_names_the_live_contact() -> None:
