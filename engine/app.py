@@ -636,8 +636,9 @@ async def keep_counting(settings: Settings, found: Mapping[tuple[str, str], bool
         SpoolError: there is no spool yet, or it cannot be opened or written.
     """
     data_dir = Path(settings.data_dir)
-    if not (data_dir / FILE_NAME).exists():
-        text = f"there is no spool in {data_dir} yet"
+    path = data_dir / FILE_NAME
+    if not path.exists():
+        text = f"there is no spool {path} yet; the first start makes it"
         raise SpoolError(RefusalReason.SPOOL_FAILING, text)
 
     def job(store: Store) -> None:

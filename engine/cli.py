@@ -226,14 +226,35 @@ def check(
         str | None, typer.Argument(help="A file of events to try the settings on.")
     ] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Do not ask Intercom.")] = False,
+    probe: Annotated[
+        bool,
+        typer.Option(
+            "--probe",
+            help="Try out, with test contacts that are archived at the end, what Intercom does not"
+            " document; asks first.",
+        ),
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="With --probe: do not ask first.")] = False,
+    no_events: Annotated[
+        bool, typer.Option("--no-events", help="With --probe: send no events.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Validate the settings, ask Intercom, and say what will not work."""
+    if probe and offline:
+        raise typer.BadParameter("--probe asks Intercom, --offline does not: one of them")
+    if not probe and (yes or no_events):
+        raise typer.BadParameter(f"{'--yes' if yes else '--no-events'} belongs to --probe")
     from amplitude_intercom.engine.commands.check import check as main
+    from amplitude_intercom.engine.commands.probing import Wanted
     from amplitude_intercom.engine.commands.running import run
 
+    wanted = Wanted(yes, not no_events) if probe else None
+
     async def work() -> int:
-        return await main(_settings(config), sample=sample, offline=offline, as_json=json)
+        return await main(
+            _settings(config), sample=sample, offline=offline, as_json=json, probe=wanted
+        )
 
     raise typer.Exit(run(work))
 

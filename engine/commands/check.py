@@ -20,7 +20,20 @@ from amplitude_intercom.engine.commands.findings import (
 )
 from amplitude_intercom.engine.commands.machine import machine_findings
 from amplitude_intercom.engine.commands.preview import Preview, read_events
-from amplitude_intercom.engine.commands.running import FAILED, OK, print_json
+from amplitude_intercom.engine.commands.probing import (
+    Probed,
+    Wanted,
+    has_consent,
+    probe_all,
+    tokens_of,
+)
+from amplitude_intercom.engine.commands.running import (
+    FAILED,
+    OF_SIGNAL,
+    OK,
+    complain,
+    print_json,
+)
 from amplitude_intercom.engine.commands.sample import (
     Names,
     name_findings,
@@ -66,25 +79,33 @@ CLOCK_OFF_S = 60.0
 
 
 async def check(
-    settings: Settings, *, sample: str | None = None, offline: bool = False, as_json: bool = False
+    settings: Settings,
+    *,
+    sample: str | None = None,
+    offline: bool = False,
+    as_json: bool = False,
+    probe: Wanted | None = None,
 ) -> int:
     """Say what will not work. Whatever is wrong in the settings alone has been refused before.
 
     ``sample``: a file of events to try the settings on, up to ``MAX_SAMPLE`` of them. ``offline``:
-    do not ask Intercom.
+    do not ask Intercom. ``probe``: try out in the workspaces what nobody can know otherwise.
 
     Raises:
-        SettingsError: a source is not installed, or does not take its settings.
+        SettingsError: a source is not installed, or does not take its settings; or there is no
+            terminal to ask for consent on.
         OSError, BadFile: the sample cannot be read.
     """
+    if probe is not None and not has_consent(settings, probe):
+        return complain("nothing was asked, and nothing made", FAILED)
     sources = list(sources_of(settings))
     limit = settings.largest_file_event_bytes
     events = None if sample is None else list(islice(read_events(sample, limit), MAX_SAMPLE))
     running = await is_running(settings)
     general = [*key_findings(settings), *port_findings(settings)]
     general += machine_findings(settings, running=running)
-    syncs: list[dict[str, Any]] = []
-    for index, sync in enumerate(settings.sync):
+    found: dict[str, list[Finding]] = {}
+    for sync in settings.sync:
         fed = any(sync.name in arguments.values() for arguments in settings.sources.values())
         findings = list(_settings_findings(sync, has_source=fed))
         known = None
@@ -93,9 +114,17 @@ async def check(
             findings += more
         if events is not None:
             findings += _sample_findings(sync, events, Preview(sync, known))
-        where = f"sync[{index}]"
-        found = [msgspec.structs.replace(f, key=f"{where}.{f.key}") for f in findings]
-        syncs.append({**_describe(sync), "findings": found})
+        found[sync.name] = findings
+    if probe is not None:
+        probed = await _probe(settings, found, probe)
+        if probed.signal:
+            return complain("stopped before the end", OF_SIGNAL + probed.signal)
+        for name, more in probed.findings.items():
+            found[name] += more
+    syncs = [
+        {**_describe(sync), "findings": _placed(f"sync[{index}]", found[sync.name])}
+        for index, sync in enumerate(settings.sync)
+    ]
     everything = [*general, *(f for sync in syncs for f in sync["findings"])]
     ok = not any(finding.level == "error" for finding in everything)
     report = {"ok": ok, "sources": sources, "running": running, "findings": general, "syncs": syncs}
@@ -106,7 +135,24 @@ async def check(
     return OK if ok else FAILED
 
 
+async def _probe(settings: Settings, found: dict[str, list[Finding]], wanted: Wanted) -> Probed:
+    """Probe with each access token that an Intercom has taken."""
+    answering = [
+        sync
+        for sync in tokens_of(settings.sync)
+        if not any(f.level == "error" and f.key.startswith("intercom") for f in found[sync.name])
+    ]
+    return await probe_all(settings, answering, wanted)
+
+
+def _placed(where: str, findings: Sequence[Finding]) -> list[Finding]:
+    return [msgspec.structs.replace(f, key=f"{where}.{f.key}") for f in findings]
+
+
 GOOD = "the settings are good"
+
+LEVELS = ("error", "warning", "fact")
+"""In the order in which findings are printed."""
 
 
 def _print(report: dict[str, Any], findings: Sequence[Finding], *, offline: bool) -> None:
@@ -114,7 +160,7 @@ def _print(report: dict[str, Any], findings: Sequence[Finding], *, offline: bool
     for sync in report["syncs"]:
         say(f"sync {sync['sync']}")
         print_table([(f"  {key}", v) for key, v in sync.items() if key not in ("sync", "findings")])
-    for finding in sorted(findings, key=lambda finding: finding.level):
+    for finding in sorted(findings, key=lambda finding: LEVELS.index(finding.level)):
         say(f"{finding.level}: {finding.key}: {finding.text}")
     asked = ", Intercom was not asked" if offline else ""
     warnings = sum(finding.level == "warning" for finding in findings)

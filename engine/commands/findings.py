@@ -15,9 +15,12 @@ EVERYBODY = ("0.0.0.0", "::")  # noqa: S104 - hosts that are compared with
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """Something about a setting: an ``error`` will not work, a ``warning`` may surprise."""
+    """Something about a setting: an ``error`` will not work, a ``warning`` may surprise.
 
-    level: Literal["error", "warning"]
+    A ``fact`` is what a probe has found out.
+    """
+
+    level: Literal["error", "warning", "fact"]
     key: str
     text: str
 

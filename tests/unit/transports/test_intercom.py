@@ -469,8 +469,8 @@ def test_an_answer_is_intercoms_where_the_api_describes_it_for_the_call(
 
 def test_listed_events_are_read_where_there_are_any() -> None:
     one = b'{"type":"event","event_name":"a","created_at":7,"metadata":{}}'
-    assert parse_events(answer(b'{"events":[%b]}' % one)) == [ListedEvent("a", 7)]
-    assert not parse_events(answer(b'{"events":[{"name":"a","count":7}]}'))
+    assert parse_events(answer(b'{"events":[%b]}' % one, 200)) == [ListedEvent("a", 7)]
+    assert not parse_events(answer(b'{"events":[{"name":"a","count":7}]}', 200))
     assert not parse_events(answer(ERROR, 404))
 
 
