@@ -246,14 +246,14 @@ def check(
     if not probe and (yes or no_events):
         raise typer.BadParameter(f"{'--yes' if yes else '--no-events'} belongs to --probe")
     from amplitude_intercom.engine.commands.check import check as main
-    from amplitude_intercom.engine.commands.probing import Wanted
+    from amplitude_intercom.engine.commands.probing import Consent
     from amplitude_intercom.engine.commands.running import run
 
-    wanted = Wanted(yes, not no_events) if probe else None
+    consent = Consent(given=yes, events=not no_events) if probe else None
 
     async def work() -> int:
         return await main(
-            _settings(config), sample=sample, offline=offline, as_json=json, probe=wanted
+            _settings(config), sample=sample, offline=offline, as_json=json, probe=consent
         )
 
     raise typer.Exit(run(work))

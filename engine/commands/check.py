@@ -21,8 +21,8 @@ from amplitude_intercom.engine.commands.findings import (
 from amplitude_intercom.engine.commands.machine import machine_findings
 from amplitude_intercom.engine.commands.preview import Preview, read_events
 from amplitude_intercom.engine.commands.probing import (
+    Consent,
     Probed,
-    Wanted,
     has_consent,
     probe_all,
     tokens_of,
@@ -84,7 +84,7 @@ async def check(
     sample: str | None = None,
     offline: bool = False,
     as_json: bool = False,
-    probe: Wanted | None = None,
+    probe: Consent | None = None,
 ) -> int:
     """Say what will not work. Whatever is wrong in the settings alone has been refused before.
 
@@ -135,14 +135,14 @@ async def check(
     return OK if ok else FAILED
 
 
-async def _probe(settings: Settings, found: dict[str, list[Finding]], wanted: Wanted) -> Probed:
+async def _probe(settings: Settings, found: dict[str, list[Finding]], consent: Consent) -> Probed:
     """Probe with each access token that an Intercom has taken."""
     answering = [
         sync
         for sync in tokens_of(settings.sync)
         if not any(f.level == "error" and f.key.startswith("intercom") for f in found[sync.name])
     ]
-    return await probe_all(settings, answering, wanted)
+    return await probe_all(settings, answering, consent)
 
 
 def _placed(where: str, findings: Sequence[Finding]) -> list[Finding]:

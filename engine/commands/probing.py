@@ -30,10 +30,10 @@ from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.transports.intercom import Wire
 
 
-class Wanted(NamedTuple):
-    """How to probe: ``yes``: the consent is given; ``events``: send some as well."""
+class Consent(NamedTuple):
+    """What may be probed. ``given``: nobody has to be asked; ``events``: some may be sent."""
 
-    yes: bool = False
+    given: bool = False
     events: bool = True
 
 
@@ -55,37 +55,37 @@ def tokens_of(syncs: Sequence[Sync]) -> list[Sync]:
 # --- consent ------------------------------------------------------------------------------
 
 
-def has_consent(settings: Settings, wanted: Wanted) -> bool:
+def has_consent(settings: Settings, consent: Consent) -> bool:
     """Say what probes will make, and ask whether they may.
 
     Raises:
         SettingsError: nobody can be asked, and the consent is not given.
     """
-    if wanted.yes:
+    if consent.given:
         return True
     if sys.stdin is None or not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise SettingsError(
             "--probe asks on a terminal before it makes test contacts, and there is none: give"
             " --yes as well"
         )
-    for line in _announcement(settings, wanted):
+    for line in _announcement(settings, consent):
         say(line, stderr=True)
     print("Go on? [y/N] ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
-def _announcement(settings: Settings, wanted: Wanted) -> list[str]:
+def _announcement(settings: Settings, consent: Consent) -> list[str]:
     syncs = tokens_of(settings.sync)
     where = ", ".join(f"{sync.name} ({token_of(sync)[0]})" for sync in syncs)
     lines = [
         f"--probe makes, in the workspace of {where}:",
         f"- two to four contacts, {PREFIX}…, with an e-mail at {DOMAIN}, unsubscribed from e-mails",
     ]
-    if wanted.events:
+    if consent.events:
         lines.append(
-            f"- three events `{EVENT_NAME}` of the first of them, one of them an hour ahead. The"
-            f" name is one of the workspace's {MAX_EVENT_TYPES}, whenever it is probed, and can be"
-            " archived in Intercom; --no-events sends none"
+            f"- three events `{EVENT_NAME}` of the first of them, one of them an hour ahead. Their"
+            f" name takes one of the workspace's {MAX_EVENT_TYPES}, the same one for every probe,"
+            " and can be archived in Intercom; --no-events sends none"
         )
     return [
         *lines,
@@ -98,7 +98,7 @@ def _announcement(settings: Settings, wanted: Wanted) -> list[str]:
 # --- probing ------------------------------------------------------------------------------
 
 
-async def probe_all(settings: Settings, syncs: Sequence[Sync], wanted: Wanted) -> Probed:
+async def probe_all(settings: Settings, syncs: Sequence[Sync], consent: Consent) -> Probed:
     """Probe with the access token of each of these syncs; keep what the engine uses of it."""
     signals = Signals()
     found: dict[str, list[Finding]] = {}
@@ -106,9 +106,9 @@ async def probe_all(settings: Settings, syncs: Sequence[Sync], wanted: Wanted) -
     for sync in syncs:
         if signals.stop.is_set():
             break
-        full = wanted.events and _has_no_name_free(settings, sync)
+        full = consent.events and _has_no_name_free(settings, sync)
         async with client_of(sync.intercom) as client:
-            events = wanted.events and not full
+            events = consent.events and not full
             probe = await probe_one(client, signals.stop, signals.now, events=events)
         found[sync.name] = [*([_names_are_full()] if full else []), *probe.findings]
         if probe.counts_before is not None:
@@ -139,13 +139,19 @@ async def probe_one(
     try:
         done = await _until(stop, lambda: probe.run(events=events))
     finally:
-        if not done:
-            say("archiving the test contacts; Ctrl-C again leaves them", stderr=True)
         with anyio.CancelScope(shield=True):
-            await _until(now, probe.calls.clean_up)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(_say_archiving, stop)
+                await _until(now, probe.calls.clean_up)
+                tasks.cancel_scope.cancel()
         if not done or stop.is_set():
             _say_left(list(probe.calls.left))
     return probe
+
+
+async def _say_archiving(stop: asyncio.Event) -> None:
+    await stop.wait()
+    say("archiving the test contacts; Ctrl-C again leaves them", stderr=True)
 
 
 def _say_left(left: Sequence[Finding]) -> None:
@@ -200,7 +206,7 @@ async def _keep(settings: Settings, counting: Mapping[tuple[str, str], bool]) ->
     try:
         await keep_counting(settings, counting)
     except DataDirInUse as error:
-        why = f"{error}; it learns it from answers, or stop it and probe again"
+        why = f"{error}, which learns it from answers; or stop that and probe again"
     except SpoolError as error:
         why = error.detail or str(error)
     except SettingsError as error:

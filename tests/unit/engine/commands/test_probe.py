@@ -403,13 +403,16 @@ def test_a_signal_at_any_time_leaves_nothing(
     assert capsys.readouterr().err.endswith("all of them are archived\n")
 
 
+@pytest.mark.parametrize(("stop_s", "now_s"), [(0.5, 1.0), (120.0, 125.0)])
 def test_a_second_signal_ends_the_archiving_and_says_what_is_left(
-    capsys: pytest.CaptureFixture[str],
+    stop_s: float, now_s: float, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hangs = Fault(kind="hang", path="/contacts/", done=False)
-    found = probed(stop_s=0.5, now_s=1.0, faults=[hangs], strict_email=True)
+    found = probed(stop_s=stop_s, now_s=now_s, faults=[hangs], strict_email=True)
     [contact_id] = found.local.contacts
-    assert f"with id {contact_id} " in capsys.readouterr().err
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "archiving the test contacts; Ctrl-C again leaves them"
+    assert f"with id {contact_id} " in second
 
 
 def test_a_probe_that_is_cancelled_archives_first(capsys: pytest.CaptureFixture[str]) -> None:
@@ -437,8 +440,8 @@ def settings(folder: Path, *tokens: str) -> Settings:
 
 def test_without_a_terminal_consent_has_to_be_given(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="give --yes as well"):
-        probing.has_consent(settings(tmp_path, "a"), probing.Wanted())
-    assert probing.has_consent(settings(tmp_path, "a"), probing.Wanted(yes=True))
+        probing.has_consent(settings(tmp_path, "a"), probing.Consent())
+    assert probing.has_consent(settings(tmp_path, "a"), probing.Consent(given=True))
 
 
 def test_each_access_token_is_probed_once_as_its_first_sync(tmp_path: Path) -> None:
