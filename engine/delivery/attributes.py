@@ -32,6 +32,10 @@ _log = structlog.get_logger(__name__)
 AGAIN_S: Final = 5.0
 """Until the list is read again where Intercom has not answered."""
 
+MOST_WAIT_S: Final = 5.0
+"""How long writes wait for the first list that another one reads, from the first of them on: who
+waits has made no call, and keeps turns of others from being chosen."""
+
 
 class Listed(msgspec.Struct, frozen=True):
     """An entry of the list of data attributes."""
@@ -88,6 +92,7 @@ class Attributes:
         self._known: KnownAttributes | None = None
         self._missing: set[str] = set()
         self._read_again_at_s = float("-inf")
+        self._waits_until_s: float | None = None
         self._lock = anyio.Lock()
 
     def type_of(self, name: str) -> str | None:
@@ -108,16 +113,28 @@ class Attributes:
         Raises:
             NotNow: whether one could be created is not known.
         """
-        is_due = anyio.current_time() >= self._read_again_at_s
-        if wanted and is_due and not self._lock.locked():  # one waits for it, others go on
-            async with self._lock:
-                if anyio.current_time() >= self._read_again_at_s:
+        if wanted and anyio.current_time() >= self._read_again_at_s:
+            if self._lock.locked():
+                await self._wait_for_the_first()
+            else:
+                async with self._lock:
                     await self._read()
         if self._create_missing and self._known:
             for name, data_type in wanted.items():
                 if self.type_of(name) is None and name not in self._missing:
                     async with self._lock:
                         await self._create(name, data_type)
+
+    async def _wait_for_the_first(self) -> None:
+        """Wait while somebody reads the list for the first time; with an old one all can go on."""
+        now_s = anyio.current_time()
+        if self._known is not None:
+            return
+        if self._waits_until_s is None:
+            self._waits_until_s = now_s + MOST_WAIT_S
+        with anyio.move_on_after(max(0.0, self._waits_until_s - now_s)):
+            async with self._lock:
+                pass
 
     async def _read(self) -> None:
         """Read the list; where Intercom has not answered, it is read again soon."""
