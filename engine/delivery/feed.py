@@ -9,7 +9,8 @@ Rules
    and what a kill repeats is bounded by the calls of the turns that are at work.
 3. Every commit costs an fsync: it waits until something has to be written, or loaded.
 4. What cannot be settled together is settled each by itself: one must not keep the others. What
-   cannot even be settled by itself stops the sync's feed, which begins anew from the disk.
+   cannot even be settled by itself stops the sync's feed, as does any other fault: nobody is chosen
+   any more, what is at work is settled, and then it begins anew from the disk.
 5. What is loaded is bounded, in records and in bytes, whatever waits on disk. Users that cannot
    have a turn now, since a circuit is open, are put aside where they are too many.
 """
