@@ -18,8 +18,12 @@ import pytest
 
 from amplitude_intercom.engine.actor import RUN_BYTES
 from amplitude_intercom.engine.app import Engine
+from amplitude_intercom.engine.delivery.health import Health
+from amplitude_intercom.engine.delivery.lines import EVENTS
 from amplitude_intercom.engine.delivery.loading import LoadedBytes, Loading
+from amplitude_intercom.engine.delivery.scheduler import Scheduler, View
 from amplitude_intercom.engine.delivery.settlement import Settlement
+from amplitude_intercom.engine.delivery.turns import Turn
 from amplitude_intercom.engine.envelope import Plan, Record
 from amplitude_intercom.engine.metrics import SyncStatus
 from amplitude_intercom.engine.rules.planning import SyncRules
@@ -436,6 +440,52 @@ def test_a_sync_that_stops_as_it_probes_does_not_keep_others_from_probing(tmp_pa
             await settle(running)
             statuses = (await running.status()).syncs
         assert [status.delivered for status in statuses] == [120, 120]
+
+    virtual.run(scenario)
+
+
+class SlowlyDown(Scripted):
+    """While ``down`` is set, calls of events fail after some seconds."""
+
+    down = True
+
+    async def send(self, request: Request) -> Answer:
+        if self.down and request.path == "/events":
+            await anyio.sleep(3)
+            return Answer(503, {}, b"")
+        return await super().send(request)
+
+
+class BreakingScheduler(Scheduler):
+    """Breaks once, while somebody finds out whether an endpoint is well again."""
+
+    breaks = True
+    health: Health
+
+    def choose(self, view: View) -> Turn | None:
+        if self.breaks and self.health.of(EVENTS).circuit.probing:
+            self.breaks = False
+            raise RuntimeError("no record is to blame")
+        return super().choose(view)
+
+
+def test_a_probe_that_a_fault_has_stopped_keeps_no_other_from_probing(tmp_path: Path) -> None:
+    """Its turn never ended, and nobody else may call while somebody does."""
+
+    async def scenario() -> None:
+        wire = SlowlyDown(sandbox(), lambda _: None)
+        async with engine(tmp_path, wire) as running:
+            delivery = running.streams[SYNC].delivery
+            scheduler = delivery.scheduler
+            scheduler.health = delivery.gate.health
+            scheduler.__class__ = BreakingScheduler
+            batch = [simulation.event(user, 1) for user in WELL]
+            await running.submit(batch, api_key=simulation.API_KEY)
+            await anyio.sleep(60)
+            assert (await one_status(running)).faults == 1
+            wire.down = False
+            status = await settle(running)
+        assert (status.delivered, status.dead) == (len(WELL), 0)
 
     virtual.run(scenario)
 
