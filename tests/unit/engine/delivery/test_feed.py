@@ -1620,3 +1620,24 @@ async def test_a_second_fault_while_a_feed_winds_down_leaves_nothing_behind(
 
     await rig.deliver(until)
     assert set(rig.delivered) == set(rig.accepted)
+
+
+@in_virtual_time
+async def test_what_was_wanted_is_loaded_though_something_else_could_not_be_written_with_it(
+    tmp_path: Path,
+) -> None:
+    """Both are one transaction: what is not written in it is not loaded either."""
+    rig = Rig(tmp_path)
+
+    def fail(_: Store) -> None:
+        raise ValueError("a bug")
+
+    async def until() -> None:
+        await anyio.sleep(1)
+        rig.append("ann")
+        with pytest.raises(ValueError, match="a bug"):
+            await rig.settlement.write(fail)
+        await anyio.sleep(5)
+        assert rig.delivered == rig.accepted
+
+    await rig.deliver(until)
