@@ -17,13 +17,16 @@ import structlog
 
 from amplitude_intercom.engine.delivery.calls import (
     Answered,
+    Cause,
     NotAnswered,
     NotNow,
     cause_of,
     failure_of,
 )
 from amplitude_intercom.engine.delivery.gate import Gate
+from amplitude_intercom.engine.errors import Failure
 from amplitude_intercom.engine.faults import internal_failure
+from amplitude_intercom.engine.reasons import DeadReason
 from amplitude_intercom.transports import intercom
 from amplitude_intercom.transports.intercom import Answer
 
@@ -35,6 +38,16 @@ AGAIN_S: Final = 5.0
 MOST_WAIT_S: Final = 5.0
 """How long writes wait for the first list that another one reads, from the first of them on: who
 waits has made no call, and keeps turns of others from being chosen."""
+
+MOST_CREATING_S: Final = 1.0
+"""How long writes wait for an attribute that is being created for another, for the same reason."""
+
+BEING_CREATED: Final = NotAnswered(
+    Cause.FAILED,
+    "POST /data_attributes",
+    Failure(DeadReason.USER_FAILING, 0, "not_sent", "an attribute is being created"),
+)
+"""Why a write cannot go on now: its user waits some seconds, uncharged."""
 
 
 class Listed(msgspec.Struct, frozen=True):
@@ -93,6 +106,8 @@ class Attributes:
         self._missing: set[str] = set()
         self._read_again_at_s = float("-inf")
         self._waits_until_s: float | None = None
+        self._creates_since_s = float("-inf")
+        """When the last creation began."""
         self._lock = anyio.Lock()
 
     def type_of(self, name: str) -> str | None:
@@ -122,8 +137,7 @@ class Attributes:
         if self._create_missing and self._known:
             for name, data_type in wanted.items():
                 if self.type_of(name) is None and name not in self._missing:
-                    async with self._lock:
-                        await self._create(name, data_type)
+                    await self._create_alone(name, data_type)
 
     async def _wait_for_the_first(self) -> None:
         """Wait while somebody reads the list for the first time; with an old one all can go on."""
@@ -150,6 +164,26 @@ class Attributes:
             _log.warning(text, cause=_why(outcome))
             again_s = again_s if answer else min(again_s, AGAIN_S)
         self._read_again_at_s = anyio.current_time() + again_s
+
+    async def _create_alone(self, name: str, data_type: str) -> None:
+        """Create an attribute once nobody else creates one; that is not waited for for long.
+
+        Raises:
+            NotNow: somebody does, or it has no answer.
+        """
+        wait_s = max(0.0, self._creates_since_s + MOST_CREATING_S - anyio.current_time())
+        if self._lock.locked() and not wait_s:
+            raise NotNow(BEING_CREATED)
+        try:
+            with anyio.fail_after(wait_s or None):
+                await self._lock.acquire()
+        except TimeoutError:
+            raise NotNow(BEING_CREATED) from None
+        try:
+            self._creates_since_s = anyio.current_time()
+            await self._create(name, data_type)
+        finally:
+            self._lock.release()
 
     async def _create(self, name: str, data_type: str) -> None:
         if self._known is None or self._known.type_of(name) is not None:

@@ -170,6 +170,30 @@ def test_an_attribute_whose_creation_has_no_answer_costs_no_value(
     virtual.run(scenario)
 
 
+def test_a_creation_that_hangs_keeps_no_other_call_waiting(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        hangs = Fault("hang", path="/data_attributes", contains="plan", end_s=60.0, done=False)
+        local = simulation.sandbox(open_attributes=False, faults=[hangs])
+        for n in range(40):
+            local.add_contact(external_id=f"known-{n}")
+        users = {"properties": ["plan"], "create_missing_attributes": True}
+        async with simulation.engine(tmp_path, local, users=users) as engine:
+            updates = [
+                simulation.identify(f"new-{n}", 1, {"$set": {"plan": "x"}}) for n in range(60)
+            ]
+            await engine.submit(updates, api_key=simulation.API_KEY)
+            await anyio.sleep(3)
+            events = [simulation.event(f"known-{n}", 1) for n in range(40)]
+            await engine.submit(events, api_key=simulation.API_KEY)
+            await anyio.sleep(8)
+            assert len(local.events) == 40
+            await engine.settled()
+        plans = [c.custom_attributes.get("plan") for c in local.contacts.values()]
+        assert plans.count("x") == 60
+
+    virtual.run(scenario)
+
+
 def test_a_list_that_hangs_keeps_no_other_call_waiting(tmp_path: Path) -> None:
     """Turns that wait for it have made no call, and no more were chosen than may leave soon."""
 
