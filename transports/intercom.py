@@ -78,6 +78,8 @@ LOG_EVERY_S: Final = 1.0
 MAX_FRAMES: Final = 12
 """Innermost lines of a traceback that are logged."""
 
+SEARCH: Final = "/contacts/search"
+
 MAX_CONTACT_ID: Final = 64
 """Longest contact id that is believed; Intercom's have 24 hexadecimal digits (recordings)."""
 
@@ -110,12 +112,27 @@ class Answer(msgspec.Struct, frozen=True, dict=True):
         return _decode(_error_list, self.body)
 
     @cached_property
+    def is_list(self) -> bool:
+        """Whether it says that it is a list."""
+        found = _decode(_typed, self.body)
+        return found is not None and found.type == "list"
+
+    @cached_property
+    def listed(self) -> list[msgspec.Raw]:
+        """The first two of the contacts that it lists."""
+        found = _decode(_list, self.body) if self.is_list else None
+        pair = found.data if found is not None else _Pair()
+        return [raw for raw in (pair.first, pair.second) if raw is not _NULL]
+
+    @cached_property
     def contact(self) -> dict[str, Any]:
-        """The contact that it holds, or an empty one: its values, and its custom attributes'.
+        """The contact that it holds, of a list the first, or an empty one: its values, and its
+        custom attributes'.
 
         What is nested is left out: no value of a contact is.
         """
-        found = _decode(_object, self.body) or {}
+        body = next(iter(self.listed), b"") if self.is_list else self.body
+        found = _decode(_object, body) or {}
         custom = found.get("custom_attributes")
         kept = _values_of(found)
         if isinstance(custom, dict):
@@ -143,6 +160,7 @@ class ApiError(msgspec.Struct, frozen=True):
     code: str = ""
     message: str = ""
     request_id: str = ""
+    field: str = ""
 
 
 class RateHeaders(msgspec.Struct, frozen=True):
@@ -168,6 +186,22 @@ def create_contact(body: bytes) -> Request:
     return Request("POST", "/contacts", body)
 
 
+def find_contact(external_id: str) -> Request:
+    """``GET /contacts/find_by_external_id/{external_id}``: 404 when there is none, 410 when merged
+    (API description, since 2.13)."""
+    return Request("GET", f"/contacts/find_by_external_id/{quote(external_id, safe='')}")
+
+
+def search_contacts(email: str) -> Request:
+    """``POST /contacts/search``: users with an e-mail, two at most. One that was created some
+    minutes ago may be missing (API description, "Search contacts"). ``email``: in lower case."""
+    users = {"field": "role", "operator": "=", "value": "user"}
+    of_them = {"field": "email", "operator": "=", "value": email}
+    query = {"operator": "AND", "value": [users, of_them]}
+    body = {"query": query, "pagination": {"per_page": 2}}
+    return Request("POST", SEARCH, msgspec.json.encode(body))
+
+
 def update_contact(contact_id: str, body: bytes) -> Request:
     """``PUT /contacts/{id}``: partial, what is left out stays."""
     return Request("PUT", f"/contacts/{quote(contact_id, safe='')}", body)
@@ -176,11 +210,6 @@ def update_contact(contact_id: str, body: bytes) -> Request:
 def get_contact(contact_id: str) -> Request:
     """``GET /contacts/{id}``: 404 when archived or deleted, 410 when merged."""
     return Request("GET", f"/contacts/{quote(contact_id, safe='')}")
-
-
-def find_contact(external_id: str) -> Request:
-    """``GET /contacts/find_by_external_id/{id}``: users, no leads; from version 2.13 on."""
-    return Request("GET", f"/contacts/find_by_external_id/{quote(external_id, safe='')}")
 
 
 def archive_contact(contact_id: str) -> Request:
@@ -216,12 +245,28 @@ class _Error(msgspec.Struct):
     code: str | None = None
     type: str | None = None  # older answers name the code so (intercom-ruby)
     message: str | None = None
+    field: str | None = None
 
 
 class _Errors(msgspec.Struct, array_like=True):
     """An array, of which only the first element is looked at."""
 
     first: msgspec.Raw = _NULL
+
+
+class _Pair(msgspec.Struct, array_like=True):
+    """An array, of which only the first two elements are looked at."""
+
+    first: msgspec.Raw = _NULL
+    second: msgspec.Raw = _NULL
+
+
+class _Typed(msgspec.Struct):
+    type: str
+
+
+class _List(msgspec.Struct):
+    data: _Pair
 
 
 class ErrorList(msgspec.Struct):
@@ -240,8 +285,12 @@ class _Array(msgspec.Struct, array_like=True):
     """Any JSON array; it is not looked into."""
 
 
+class _App(msgspec.Struct):
+    id_code: Any = None
+
+
 class _Me(msgspec.Struct):
-    app: _Something
+    app: _App
 
 
 class ListedEvent(msgspec.Struct, frozen=True):
@@ -269,7 +318,9 @@ class _Attribute(msgspec.Struct):
 
 _T = TypeVar("_T")
 _error = msgspec.json.Decoder(_Error)
+_typed = msgspec.json.Decoder(_Typed)
 _error_list = msgspec.json.Decoder(ErrorList)
+_list = msgspec.json.Decoder(_List)
 _object = msgspec.json.Decoder(dict[str, Any])
 _text = msgspec.json.Decoder(str | None)
 _me = msgspec.json.Decoder(_Me)
@@ -304,6 +355,7 @@ def parse_error(answer: Answer) -> ApiError:
         code=as_text(first.code or first.type or ""),
         message=as_text(first.message or ""),
         request_id=as_text(_decode(_text, listed.request_id) or header_id),
+        field=as_text(first.field or ""),
     )
 
 
@@ -341,9 +393,15 @@ def unknown_attribute(answer: Answer) -> str:
     """Return the custom attribute that a 400 says does not exist, or nothing (reference "Create a
     contact")."""
     message = parse_error(answer).message if answer.status == 400 else ""
-    if not message.startswith(_UNKNOWN_ATTRIBUTE):
-        return ""
-    return message.removeprefix(_UNKNOWN_ATTRIBUTE).rpartition("'")[0]
+    name, quote, said = message.removeprefix(_UNKNOWN_ATTRIBUTE).rpartition("'")
+    is_unknown = message.startswith(_UNKNOWN_ATTRIBUTE) and "does not exist" in said
+    return name if quote and is_unknown else ""
+
+
+def says_attribute_is_there(answer: Answer) -> bool:
+    """Return whether a 400 to the creation of an attribute says that there is one of this name (API
+    description, ``POST /data_attributes``)."""
+    return answer.status == 400 and parse_error(answer).message.startswith("You already have")
 
 
 def is_nobodys_owner(answer: Answer) -> bool:
@@ -385,6 +443,13 @@ def merged_into(answer: Answer) -> str | None:
     return match[1] if match else None
 
 
+def workspace_of(answer: Answer) -> str:
+    """Return the id of the app that ``GET /me`` names (API description); empty: it has none."""
+    found = _decode(_me, answer.body)
+    code = found.app.id_code if found else None
+    return as_text(code) if isinstance(code, str) else ""
+
+
 # --- whose answer it is -------------------------------------------------------------------
 
 
@@ -409,8 +474,11 @@ def _is_success(request: Request, answer: Answer) -> bool:
         return _decode(_events, answer.body) is not None
     if resource == "events":
         return answer.status == 202 and not answer.body.strip()
+    if request.path == SEARCH and answer.is_list and not answer.listed:
+        return _decode(_list, answer.body) is not None
     if resource == "contacts":
-        return 0 < len(_id_of(answer.contact)) <= MAX_CONTACT_ID
+        is_asked_for = answer.is_list is (request.path == SEARCH)
+        return is_asked_for and 0 < len(_id_of(answer.contact)) <= MAX_CONTACT_ID
     if resource == "data_attributes":
         decoders: tuple[msgspec.json.Decoder[Any], ...] = (_attributes, _attribute)
     else:

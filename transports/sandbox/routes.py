@@ -136,6 +136,7 @@ class Rules(msgspec.Struct, frozen=True):
     teammates: Collection[str] = ("1",)
     keeps_duplicates: bool = False
     event_lag_s: float = 0.0
+    workspace_id: str = "sandbox1"
 
 
 class Routes:
@@ -283,7 +284,8 @@ class Routes:
     def add(self, at_s: float, **fields: Any) -> Contact:
         """Store a new contact; ``id`` and both times may be given."""
         times = {"created_at": int(at_s), "updated_at": int(at_s)}
-        made = {"id": f"{int(at_s):08x}{self._rng.getrandbits(64):016x}", **times, **fields}
+        contact_id = f"{int(at_s):08x}{self._rng.getrandbits(64):016x}"
+        made = {"id": contact_id, "workspace_id": self.rules.workspace_id, **times, **fields}
         return self.contacts.put(Contact(**made), at_s)
 
     def _update(self, call: Call) -> Done:
@@ -300,7 +302,7 @@ class Routes:
         self._refuse_taken(contact.id, fields.get("external_id"))
         if attributes:
             fields["custom_attributes"] = {**contact.custom_attributes, **attributes}
-        changed = self._change(contact, call.at_s, **fields)
+        changed = self.change(contact, call.at_s, **fields)
         return _done(render_contact(changed), "updated", contact.id)
 
     def _refuse_taken(self, contact_id: str, external_id: str | None) -> None:
@@ -309,7 +311,8 @@ class Routes:
             if other.state == "live" and other.id != contact_id:
                 raise conflict(other)
 
-    def _change(self, contact: Contact, at_s: float, **fields: Any) -> Contact:
+    def change(self, contact: Contact, at_s: float, **fields: Any) -> Contact:
+        """Store a contact with other fields, and return it."""
         changed = msgspec.structs.replace(contact, updated_at=int(at_s), **fields)
         return self.contacts.put(changed, at_s)
 
@@ -350,12 +353,12 @@ class Routes:
         return contact
 
     def _archive(self, call: Call) -> Done:
-        contact = self._change(self._kept(call), call.at_s, state="archived")
+        contact = self.change(self._kept(call), call.at_s, state="archived")
         shown = {"id": contact.id, "object": "contact", "archived": True}
         return _done(shown, "archived", contact.id)
 
     def _delete(self, call: Call) -> Done:
-        contact = self._change(self._kept(call), call.at_s, state="deleted")
+        contact = self.change(self._kept(call), call.at_s, state="deleted")
         shown = {"id": contact.id, "object": "contact", "deleted": True}
         return _done(shown, "deleted", contact.id)
 
@@ -367,7 +370,7 @@ class Routes:
             text = f"User has been {_NOT_RESTORABLE[contact.state]} and is not restorable."
             raise Refusal(400, "bad_request", text)
         self._refuse_taken(contact.id, contact.external_id)
-        self._change(contact, call.at_s, state="live")
+        self.change(contact, call.at_s, state="live")
         shown = {"id": contact.id, "object": "contact", "archived": False}
         return _done(shown, "unarchived", contact.id)
 
@@ -384,7 +387,7 @@ class Routes:
 
     def merge(self, one: Contact, into: Contact, at_s: float) -> None:
         """Let one contact disappear in another."""
-        self._change(one, at_s, state="merged", merged_into=into.id)
+        self.change(one, at_s, state="merged", merged_into=into.id)
 
     # attributes and the token
 
@@ -398,7 +401,7 @@ class Routes:
     def _me(self, call: Call) -> Done:
         app = {
             "type": "app",
-            "id_code": "sandbox1",
+            "id_code": self.rules.workspace_id,
             "name": "Sandbox",
             "region": self.rules.region,
             "timezone": "UTC",

@@ -222,6 +222,7 @@ class Sandbox:
         keeps_duplicates: keep an event that is sent again as another one ("may" be ignored, says
             the API description).
         event_lag_s: how far the list of a contact's events is behind (undocumented, so 0).
+        workspace_id: what ``GET /me`` calls the workspace; two sandboxes are two by this.
     """
 
     def __init__(
@@ -246,6 +247,7 @@ class Sandbox:
         teammates: Collection[str] = ("1",),
         keeps_duplicates: bool = False,
         event_lag_s: float = 0.0,
+        workspace_id: str = "sandbox1",
     ) -> None:
         self.access_token = access_token
         self.token_revoked = False
@@ -270,6 +272,7 @@ class Sandbox:
             teammates,
             keeps_duplicates,
             event_lag_s,
+            workspace_id,
         )
         known = Attributes(attributes or {}, open_attributes)
         self._routes = Routes(rules, self._directory, known, random.Random(seed))  # noqa: S311 - the same
@@ -336,6 +339,23 @@ class Sandbox:
     def merge(self, from_id: str, into_id: str) -> None:
         """Merge one contact into another, whatever their roles."""
         self._routes.merge(self.contacts[from_id], self.contacts[into_id], self._now())
+
+    def archive(self, contact_id: str) -> None:
+        """Archive a contact."""
+        self.change_contact(contact_id, state="archived")
+
+    def delete(self, contact_id: str) -> None:
+        """Delete a contact, for good."""
+        self.change_contact(contact_id, state="deleted")
+
+    def change_contact(
+        self, contact_id: str, *, custom_attributes: Mapping[str, Any] | None = None, **fields: Any
+    ) -> None:
+        """Write fields of a contact in any state; attributes that are not named stay."""
+        contact = self.contacts[contact_id]
+        if custom_attributes:
+            fields["custom_attributes"] = {**contact.custom_attributes, **custom_attributes}
+        self._routes.change(contact, self._now(), **fields)
 
     def revoke_token(self) -> None:
         """Answer 401 from now on."""

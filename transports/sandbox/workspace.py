@@ -92,6 +92,7 @@ class Contact(msgspec.Struct, frozen=True):
     custom_attributes: Mapping[str, Any] = {}
     state: Literal["live", "archived", "deleted", "merged"] = "live"
     merged_into: str = ""
+    workspace_id: str = "sandbox1"
 
     @property
     def email_domain(self) -> str:
@@ -122,7 +123,6 @@ _NEVER_SET: Final = dict.fromkeys(
 _PLACES: Final = ("country", "region", "city", "country_code", "continent_code")
 _CONSTANT: Final[Json] = {
     "type": "contact",
-    "workspace_id": "sandbox1",
     "has_hard_bounced": False,
     "marked_email_as_spam": False,
     "social_profiles": {"type": "list", "data": []},
@@ -130,8 +130,8 @@ _CONSTANT: Final[Json] = {
     **_NEVER_SET,
 }
 _COPIED: Final = (
-    "id role external_id email email_domain phone name owner_id unsubscribed_from_emails "
-    "signed_up_at last_seen_at created_at updated_at custom_attributes"
+    "id workspace_id role external_id email email_domain phone name owner_id "
+    "unsubscribed_from_emails signed_up_at last_seen_at created_at updated_at custom_attributes"
 ).split()
 _LISTS: Final = {
     "tags": "tags",

@@ -417,6 +417,8 @@ ERROR = b'{"type":"error.list","errors":[{"code":"x"}]}'
 PAGE = b"<html>"
 EVENT = send_event(b"{}")
 CONTACT = get_contact("a")
+SEARCH = intercom.search_contacts("m@x.io")
+FOUND = b'{"type":"list","data":[%b]}'
 LIST = list_attributes()
 ATTRIBUTE = create_attribute("plan", "string")
 EVENTS = list_events("u-1")
@@ -443,6 +445,16 @@ EVENTS = list_events("u-1")
         (CONTACT, 200, b"{}", False),
         (CONTACT, 200, b"", False),
         (CONTACT, 200, PAGE, False),
+        (CONTACT, 200, FOUND % b'{"id":"5"}', False),
+        (SEARCH, 200, FOUND % b"", True),
+        (SEARCH, 200, FOUND % b'{"id":"5"}', True),
+        (SEARCH, 200, FOUND % b'{"id":"5"},{"id":"6"},7', True),
+        (SEARCH, 200, FOUND % b"5", False),
+        (SEARCH, 200, FOUND % b"null", False),
+        (SEARCH, 200, b'{"type":"list","data":{}}', False),
+        (SEARCH, 200, b'{"data":[]}', False),
+        (SEARCH, 200, b'{"id":"5"}', False),
+        (SEARCH, 200, PAGE, False),
         (LIST, 200, b'{"data":[]}', True),
         (LIST, 200, b'{"data":{}}', False),
         (LIST, 200, b"[]", False),
@@ -465,6 +477,14 @@ def test_an_answer_is_intercoms_where_the_api_describes_it_for_the_call(
     request_: Request, status: int, body: bytes, is_theirs: bool
 ) -> None:
     assert is_intercoms(request_, answer(body, status)) is is_theirs
+
+
+def test_of_what_a_search_finds_the_first_is_read_and_whether_there_are_more() -> None:
+    one = answer(FOUND % b'{"id":"5","email":"m@x.io"}', 200)
+    assert (len(one.listed), one.contact) == (1, {"id": "5", "email": "m@x.io"})
+    many = answer(FOUND % b",".join([b'{"id":"5"}'] * 9), 200)
+    assert len(many.listed) == 2
+    assert not answer(FOUND % b"", 200).listed
 
 
 def test_listed_events_are_read_where_there_are_any() -> None:
@@ -515,6 +535,7 @@ def test_what_a_refusal_names_is_read_from_its_sentence_and_from_no_other() -> N
     unknown = refusal(400, "Custom attribute 'plan's end' does not exist")
     assert intercom.unknown_attribute(unknown) == "plan's end"
     assert intercom.unknown_attribute(refusal(422, "Custom attribute 'plan' does not exist")) == ""
+    assert intercom.unknown_attribute(refusal(400, "Custom attribute 'plan' is no string")) == ""
     owner = refusal(400, "The owner specified is not a member of the workspace")
     assert intercom.is_nobodys_owner(owner)
     assert intercom.unknown_attribute(owner) == ""

@@ -807,6 +807,36 @@ async def test_over_http_half_an_empty_answer_is_no_answer() -> None:
     assert len(sandbox.events) == 1
 
 
+# --- behind the API's back -----------------------------------------------------------------
+
+
+def test_a_contact_is_changed_behind_the_api_s_back_and_keeps_what_is_not_named() -> None:
+    sandbox = Sandbox(open_attributes=True)
+    contact_id = sandbox.add_contact("u-1", custom_attributes={"plan": "pro", "visits": 3})
+    sandbox.change_contact(contact_id, external_id="u-2", custom_attributes={"visits": 4})
+    contact = sandbox.contacts[contact_id]
+    assert contact.custom_attributes == {"plan": "pro", "visits": 4}
+    assert sandbox.handle(event(user_id="u-1")).status == 404
+    assert sandbox.handle(event(user_id="u-2")).status == 202
+    assert [entry.path for entry in sandbox.journal] == ["/events", "/events"]
+
+
+def test_an_archived_contact_can_be_brought_back_and_a_deleted_one_cannot() -> None:
+    sandbox = Sandbox()
+    one, two = sandbox.add_contact("u-1"), sandbox.add_contact("u-2")
+    sandbox.archive(one)
+    sandbox.delete(two)
+    back = [sandbox.handle(post(f"/contacts/{each}/unarchive", {})).status for each in (one, two)]
+    assert back == [200, 400]
+
+
+def test_a_workspace_has_the_id_that_it_is_given() -> None:
+    sandbox = Sandbox(workspace_id="another")
+    contact = body_of(sandbox.handle(create(external_id="u-1")))
+    named = body_of(sandbox.handle(me()))["app"]["id_code"]
+    assert (named, contact["workspace_id"]) == ("another", "another")
+
+
 # --- over HTTP ----------------------------------------------------------------------------
 
 
