@@ -13,6 +13,7 @@ from amplitude_intercom.engine.clock import loop_time_s
 from amplitude_intercom.engine.delivery.health import Health
 from amplitude_intercom.engine.delivery.lines import EVENTS, Key, Lines
 from amplitude_intercom.engine.delivery.scheduler import Incoming, Scheduler
+from amplitude_intercom.engine.delivery.turns import MOST_UPDATES
 from amplitude_intercom.engine.envelope import Record
 from amplitude_intercom.engine.spool import rows
 from amplitude_intercom.engine.spool.queue import Wanted
@@ -185,6 +186,7 @@ class Loading:
             limit=min(free, LOAD_ROWS),
             limit_bytes=free_bytes,
             per_user=PER_USER,
+            updates=MOST_UPDATES,
             now_ms=now_ms,
             parked=parked,
             parked_bytes=parked_bytes,

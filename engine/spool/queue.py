@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from itertools import takewhile
 from typing import Final
 
 import msgspec
@@ -26,12 +27,13 @@ class Wanted(msgspec.Struct, frozen=True):
     """What is to be loaded, at most.
 
     ``parked``: users that were parked, with so many ``parked_bytes``. ``full``: users of whom
-    ``per_user`` are loaded. ``empty``: users of whom all that was loaded is done, and more is
-    aside. ``open``: endpoints whose circuit
-    is open; ``probes``: those of them for which a probe is looked for. ``reads_queue``: whether
-    users that are not aside are wanted. ``set_back_ms``: by how much the wall clock was set back;
-    parked users wait as long as before. ``queue_first``: what is queued comes before what is aside,
-    so that neither can have all of it where that alternates.
+    ``per_user`` are loaded. ``updates``: records of a user that is worked off, where they are
+    identifies only, which become one call. ``empty``: users of whom all that was loaded is done,
+    and more is aside. ``open``: endpoints whose circuit is open; ``probes``: those of them for
+    which a probe is looked for. ``reads_queue``: whether users that are not aside are wanted.
+    ``set_back_ms``: by how much the wall clock was set back; parked users wait as long as before.
+    ``queue_first``: what is queued comes before what is aside, so that neither can have all of it
+    where that alternates.
     """
 
     limit: int
@@ -41,6 +43,7 @@ class Wanted(msgspec.Struct, frozen=True):
     parked: int = 1 << 30
     parked_bytes: int = 1 << 30
     after_id: int = 0
+    updates: int = 1
     full: Collection[str] = ()
     empty: Sequence[str] = ()
     open: Collection[str] = ()
@@ -48,6 +51,10 @@ class Wanted(msgspec.Struct, frozen=True):
     reads_queue: bool = True
     set_back_ms: int = 0
     queue_first: bool = False
+
+
+def _is_update(record: Record) -> bool:
+    return record.kind is Kind.IDENTIFY
 
 
 class Queue:
@@ -95,12 +102,19 @@ class Queue:
         for user in wanted.empty:
             if bounds.are_reached:
                 break
-            limit = min(wanted.per_user, bounds.limit)
-            found[user] = self._aside(user, limit, bounds.limit_bytes)
+            found[user] = self._refill_one(user, wanted, bounds)
             bounds.take(found[user])
             if not found[user]:
                 self._tables.users.free(self.taker, user)
         return found
+
+    def _refill_one(self, user: str, wanted: Wanted, bounds: Bounds) -> list[Record]:
+        limit = min(wanted.per_user, bounds.limit)
+        found = self._aside(user, limit, bounds.limit_bytes)
+        if len(found) < limit or limit >= wanted.updates or not all(map(_is_update, found)):
+            return found
+        more = self._aside(user, wanted.updates, bounds.limit_bytes)
+        return list(takewhile(_is_update, more))
 
     def _wake(self, wanted: Wanted, bounds: Bounds) -> list[Woken]:
         """Return records of users whose time has come, or whose endpoint is well again."""

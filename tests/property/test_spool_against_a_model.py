@@ -15,6 +15,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ SYNCS = ("one", "two")
 USERS = ("ann", "bob", "cid")
 ENDPOINTS = ("contacts", "events")
 PER_USER = 3
+UPDATES = 5
 WINDOW_MS = 1_000
 TRIED_AGAIN_MS = 60_000
 FAULTY_DIR = os.environ.get("FAULTY_DIR")
@@ -193,6 +195,18 @@ class Model:
         """Return whose loaded records are all done, though more of them may be aside."""
         worked_off = [user for user, row in self.aside.items() if row.wake_at_ms is None]
         return sorted(user for user in worked_off if not self.out.get(user))
+
+    def refill(self, user: str, limit: int, limit_bytes: int) -> list[int]:
+        """Return what is next of a user that is worked off; of identifies more than of others."""
+        limit = min(PER_USER, limit)
+        found = self.read_aside(user, limit, limit_bytes)
+        if len(found) < limit or not all(map(self.is_identify, found)):
+            return found
+        more = self.read_aside(user, UPDATES, limit_bytes)
+        return list(takewhile(self.is_identify, more))
+
+    def is_identify(self, record_id: int) -> bool:
+        return self.pending[record_id].kind is Kind.IDENTIFY
 
     def read_aside(
         self, user: str, limit: int, limit_bytes: int, kinds: Container[Kind] = tuple(Kind)
@@ -519,6 +533,7 @@ class SpoolMachine(RuleBasedStateMachine):
             parked=parked,
             parked_bytes=parked_bytes,
             after_id=model.last_id,
+            updates=UPDATES,
             full=model.full(),
             empty=model.empty()[:refills],
             open=open_,
@@ -530,7 +545,7 @@ class SpoolMachine(RuleBasedStateMachine):
         self.store.begin()
         found = self.queue.load(wanted)
         self.store.commit()
-        assert len(all_of(found)) <= limit
+        assert len(all_of(found)) <= limit + UPDATES
         for row in model.aside.values():
             row.set_back(set_back_ms)
         left = (limit, limit_bytes)
@@ -550,7 +565,7 @@ class SpoolMachine(RuleBasedStateMachine):
         for user in wanted.empty:
             if min(left) <= 0:
                 break
-            expected[user] = model.read_aside(user, min(PER_USER, left[0]), left[1])
+            expected[user] = model.refill(user, *left)
             left = self._less(left, expected[user])
             if not expected[user]:
                 del model.aside[user]
