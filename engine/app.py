@@ -32,9 +32,10 @@ from amplitude_intercom.engine.config import with_secrets_revealed
 from amplitude_intercom.engine.delivery.gate import Gate
 from amplitude_intercom.engine.delivery.loading import LoadedBytes
 from amplitude_intercom.engine.delivery.stream import Stream
+from amplitude_intercom.engine.delivery.workspace import Workspaces
 from amplitude_intercom.engine.errors import SettingsError, SpoolError
 from amplitude_intercom.engine.faults import describe
-from amplitude_intercom.engine.jobs import SLICE, JobRunner
+from amplitude_intercom.engine.jobs import JobRunner
 from amplitude_intercom.engine.metrics import (
     Facts,
     GateStatus,
@@ -54,6 +55,7 @@ from amplitude_intercom.engine.settings import Http, Intercom, Settings, Sync
 from amplitude_intercom.engine.spool import leaving
 from amplitude_intercom.engine.spool.jobs import JobKind
 from amplitude_intercom.engine.spool.rows import (
+    ContactKey,
     DeadLetter,
     DeadLetterPage,
     DeadLetterQuery,
@@ -159,7 +161,6 @@ class Engine:
             )
             stack.push_async_callback(self.spool.close)
             spools = await self.spool.open_for(self.settings.sync)
-            await self._renew_directories([s for s in self.settings.sync if self._delivers_to(s)])
             self.streams = {s.name: Stream(s, spools[s.name]) for s in self.settings.sync}
             await self._wire_pipelines(stack)
             self.jobs = JobRunner(self.spool, self.streams, self._now_ms)
@@ -248,26 +249,10 @@ class Engine:
     def _delivers_to(self, sync: Sync) -> bool:
         return sync.enabled and self._delivers
 
-    async def _renew_directories(self, syncs: Sequence[Sync]) -> None:
-        """Start new contact directories where the old ones are about another workspace or key."""
-        about = {sync.name: directory_of(sync) for sync in syncs}
-
-        def stale(store: Store) -> list[int]:
-            takers = {store.known_taker(name): text for name, text in about.items()}
-            kept = {taker: store.meta.get(f"directory {taker}") for taker in takers}
-            return [t for t, text in takers.items() if kept[t] not in (None, text)]
-
-        def keep(store: Store) -> None:
-            for name, text in about.items():
-                store.meta.set(f"directory {store.known_taker(name)}", text)
-
-        for taker in await self.spool.do(stale):
-            await self._in_slices(partial(_forget_contacts, taker=taker))
-        await self.spool.do(keep)
-
     async def _wire_pipelines(self, stack: AsyncExitStack) -> None:
         """Wire the syncs that deliver: those that share an access token share gate and pipeline."""
         budget = LoadedBytes()
+        workspaces = Workspaces(now_ms=self._now_ms, jitter=self._jitter)
         by_token: dict[tuple[str, str], list[Stream]] = {}
         for stream in self.streams.values():
             if self._delivers_to(stream.sync):
@@ -281,16 +266,19 @@ class Engine:
                 now_ms=self._now_ms,
                 jitter=self._jitter,
                 keep_limit=partial(self._keep_limit, token),
+                find_workspace=partial(
+                    workspaces.find, token_key("workspace", token), token[0], gate, streams[0].spool
+                ),
             )
             self._pipelines |= {stream.sync.name: pipeline for stream in streams}
 
     async def _keep_limit(self, token: tuple[str, str], limit: float) -> None:
-        key, text = _limit_key(token), f"{limit:g}"
+        key, text = token_key("limit", token), f"{limit:g}"
         with suppress(SpoolError):  # then the next process begins with a guess
             await self.spool.do(lambda store: store.meta.set(key, text))
 
     async def _known_limit(self, token: tuple[str, str]) -> float | None:
-        key = _limit_key(token)
+        key = token_key("limit", token)
         text = await self.spool.do(lambda store: store.meta.get(key))
         try:
             limit = float(text or 0)
@@ -299,7 +287,7 @@ class Engine:
         return limit if 1 <= limit < MAX_LIMIT else None
 
     async def _counts_before(self, token: tuple[str, str]) -> bool:
-        key = _counting_key(token)
+        key = token_key("remaining", token)
         return await self.spool.do(lambda store: store.meta.get(key)) == BEFORE
 
     async def _gate(self, token: tuple[str, str], sync: Sync, stack: AsyncExitStack) -> Gate:
@@ -446,7 +434,7 @@ class Engine:
             now_ms=self._now_ms(),
             trouble=spool.trouble or self.spool.damage,
             latency_s=delivery.settlement.latency_s if delivery else (),
-            unknown_attributes=delivery.contacts.unknown_attributes if delivery else {},
+            unknown_attributes=delivery.unknown_attributes if delivery else {},
             adjusted=spool.adjustments.total,
             gate=self._gate_status(stream),
             stopped=self.stopped.get(name, ""),
@@ -460,12 +448,16 @@ class Engine:
         Nothing where the file cannot be read now.
         """
         takers = {name: stream.spool.taker for name, stream in self.streams.items()}
+        syncs = {name: stream.sync for name, stream in self.streams.items()}
         trouble = self.spool.trouble or self.spool.damage
         said = "" if trouble is None else str(trouble)
         size_bytes = disk_bytes(self.spool.path)
 
         def job(store: Store) -> tuple[dict[str, Facts], SpoolStatus]:
-            facts = {name: read_facts(store, taker) for name, taker in takers.items()}
+            facts = {
+                name: read_facts(store, taker, workspace_of(store, syncs[name]))
+                for name, taker in takers.items()
+            }
             used_bytes = self.spool.used_bytes(store)
             max_bytes = self.settings.spool.max_bytes
             status = spool_status(store, takers, max_bytes, self._now_ms())
@@ -520,8 +512,11 @@ class Engine:
         Raises:
             SpoolError: the spool cannot be read.
         """
-        taker = self.streams[sync].spool.taker
-        return await self.spool.look(lambda store: state_of_user(store, taker, user))
+        stream = self.streams[sync]
+        taker = stream.spool.taker
+        return await self.spool.look(
+            lambda store: state_of_user(store, taker, user, contact_key(store, stream.sync, user))
+        )
 
     async def replay(self, sync: str, query: DeadLetterQuery) -> Counter[str]:
         """Send dead letters through filter and mapping again; return how many went where.
@@ -643,7 +638,7 @@ async def keep_counting(settings: Settings, found: Mapping[tuple[str, str], bool
 
     def job(store: Store) -> None:
         for token, counts_before in found.items():
-            store.meta.set(_counting_key(token), BEFORE if counts_before else AFTER)
+            store.meta.set(token_key("remaining", token), BEFORE if counts_before else AFTER)
 
     with DataDir(data_dir):
         spool = Spool(data_dir, settings)
@@ -653,18 +648,21 @@ async def keep_counting(settings: Settings, found: Mapping[tuple[str, str], bool
             await spool.close()
 
 
-def _limit_key(token: tuple[str, str]) -> str:
-    """Return under which key the limit of an access token is kept, without the token."""
-    return f"limit {_digest_of(token)}"
+def token_key(what: str, token: tuple[str, str]) -> str:
+    """Return under which key something of an access token is kept, without the token."""
+    digest = hashlib.blake2b("\0".join(token).encode(), digest_size=8)
+    return f"{what} {digest.hexdigest()}"
 
 
-def _counting_key(token: tuple[str, str]) -> str:
-    """Return under which key it is kept how ``Remaining`` counts, without the token."""
-    return f"remaining {_digest_of(token)}"
+def workspace_of(store: Store, sync: Sync) -> int:
+    """Return the number of the workspace that a sync writes to; 0: it is not known yet."""
+    text = store.meta.get(token_key("workspace", token_of(sync)))
+    return int(text) if text and text.isdecimal() else 0
 
 
-def _digest_of(token: tuple[str, str]) -> str:
-    return hashlib.blake2b("\0".join(token).encode(), digest_size=8).hexdigest()
+def contact_key(store: Store, sync: Sync, user: str) -> ContactKey:
+    """Return what a user's contact is known by, as far as the sync's workspace is known."""
+    return ContactKey(workspace_of(store, sync), sync.mapping.identifier, user)
 
 
 def token_of(sync: Sync) -> tuple[str, str]:
@@ -675,10 +673,6 @@ def token_of(sync: Sync) -> tuple[str, str]:
 def data_dir_of(settings: Settings) -> str:
     """Return the whole path of the data directory, by which a daemon is known."""
     return os.path.realpath(settings.data_dir)
-
-
-def _forget_contacts(store: Store, taker: int) -> int:
-    return store.contacts.forget_all(taker, SLICE)
 
 
 def _syncs_by_token(settings: Settings) -> dict[tuple[str, str], list[str]]:
@@ -716,11 +710,6 @@ def client_of(intercom: Intercom, tokens: int = 1) -> IntercomClient:
 def _most_calls(intercom: Intercom, tokens: int) -> int:
     """Return how many calls may be out at once: no more than this process may have connections."""
     return min(intercom.max_in_flight, share_of_descriptors(0.25 / tokens))
-
-
-def directory_of(sync: Sync) -> str:
-    """Return what a sync's contact directory is about: the workspace, and how users are found."""
-    return f"{_base_url(sync.intercom)} {sync.mapping.identifier} {sync.mapping.source}"
 
 
 def _syncs_by_key(settings: Settings) -> dict[str, list[str]]:

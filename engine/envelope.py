@@ -38,6 +38,8 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     """When the first of them failed; 0 when none has."""
     claim_id: int = 0
     """The id it had first: a replayed dead letter has a new one, and keeps its claims."""
+    is_updated: bool = False
+    """Whether what it brings to its user's contact is there already."""
     may_create: bool = False
     """Whether its user may be created for it, because something waits that makes it known."""
 
@@ -72,8 +74,10 @@ class ContactUpdate(msgspec.Struct, frozen=True, gc=False):
 
     identity: Identity
     operations: dict[str, Any]
-    record_id: int = 0
-    """Of the record that brings them: ``$add`` and its like must not be applied twice."""
+    claim_id: int = 0
+    """The id that the record which brings them had first: ``$add`` must not be applied twice."""
+    at_ms: int = 0
+    """The event's own time (Unix ms)."""
 
 
 class Plan(msgspec.Struct, frozen=True, gc=False):

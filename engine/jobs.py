@@ -336,7 +336,15 @@ def replay(
             continue
         match _judged(admission, letter):
             case Keep((kind, user)):
-                event = Kept(kind, user, letter.raw, None, letter.claim_id, letter.accepted_at_ms)
+                event = Kept(
+                    kind,
+                    user,
+                    letter.raw,
+                    None,
+                    letter.claim_id,
+                    letter.accepted_at_ms,
+                    bool(letter.updated),
+                )
                 kept.append((letter, event))
             case Drop(reason) if reason is not DropReason.NO_IDENTITY:
                 counts[f"dropped:{reason}"] += store.discard(taker, [letter], reason)

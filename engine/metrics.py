@@ -172,15 +172,15 @@ class Facts(msgspec.Struct, frozen=True):
     event_names: int = 0
 
 
-def read_facts(store: Store, taker: int) -> Facts:
-    """Read what a sync's status needs of the tables."""
+def read_facts(store: Store, taker: int, workspace: int) -> Facts:
+    """Read what a sync's status needs of the tables; ``workspace``: the number of its own."""
     parked = store.users.parked(taker)
     return Facts(
         {reason: count for reason, (count, _) in parked.items()},
         min((since_ms for _, since_ms in parked.values()), default=None),
         store.first_waiting_ms(taker),
         store.takers.delivered_at_ms(taker),
-        len(store.event_names.of(taker)),
+        len(store.event_names.of(workspace)),
     )
 
 

@@ -30,6 +30,7 @@ from amplitude_intercom.engine.delivery.loading import LoadedBytes
 from amplitude_intercom.engine.delivery.scheduler import Scheduler, View
 from amplitude_intercom.engine.delivery.stream import Delivery, Stream
 from amplitude_intercom.engine.delivery.turns import Turn
+from amplitude_intercom.engine.delivery.workspace import ME, Workspace
 from amplitude_intercom.engine.faults import describe
 from amplitude_intercom.engine.spool.spool import Spool
 from amplitude_intercom.engine.supervision import Supervisor
@@ -124,6 +125,9 @@ Ready = Callable[[str], Awaitable[bool]]
 KeepLimit = Callable[[float], Awaitable[None]]
 """Keeps how many calls a window has, as Intercom has said."""
 
+FindWorkspace = Callable[[anyio.Event], Awaitable[Workspace | None]]
+"""Returns what the token writes to, as soon as that is known; None: an event was set before."""
+
 
 class Pipeline:
     """The delivery of all syncs with one access token, running.
@@ -141,12 +145,15 @@ class Pipeline:
         now_ms: Callable[[], int],
         jitter: Callable[[], float],
         keep_limit: KeepLimit,
+        find_workspace: FindWorkspace,
     ) -> None:
         """Wire syncs to their gate. ``budget``: of the bytes that all pipelines have loaded.
 
         ``keep_limit`` keeps the limit that Intercom has named, for the next process.
         """
         self._keep_limit = keep_limit
+        self._find_workspace = find_workspace
+        self._ending = anyio.Event()
         self._gate = gate
         self._news = asyncio.Event()
         self._scheduler = Scheduler()
@@ -178,6 +185,7 @@ class Pipeline:
 
     def drain(self) -> None:
         """Send nothing new; what is under way is finished."""
+        self._ending.set()
         for name, delivery in self._deliveries.items():
             delivery.feed.stop()
             self._feeds[name].end()
@@ -214,11 +222,27 @@ class Pipeline:
         async with anyio.create_task_group() as forever:
             forever.start_soon(self._gate.watch_token)
             forever.start_soon(self._keep_limits)
+            forever.start_soon(self._enter_workspace)
             forever.start_soon(self._choose, chosen)
             async with anyio.create_task_group() as feeds:
                 for name in self._deliveries:
                     feeds.start_soon(self._feed, name)
             forever.cancel_scope.cancel()
+
+    async def _enter_workspace(self) -> None:
+        """Let deliveries make calls as soon as it is known what the token writes to."""
+        self._gate.health.awaited.add(ME)
+        workspace = await self._find_workspace(self._ending)
+        if workspace is None:
+            return
+        for delivery in self._deliveries.values():
+            delivery.enter(workspace)
+        self._gate.health.awaited.discard(ME)
+        self._news.set()
+        try:
+            await anyio.sleep_forever()
+        finally:
+            workspace.attributes.stop()
 
     def _forget_turns(self) -> None:
         """Take in that all actors were stopped: what was under way is on disk as it was."""

@@ -235,6 +235,11 @@ class AdjustmentReason(Reason):
         "an attribute that the workspace does not have was left out",
         "create it in Intercom, or set `sync.users.create_missing_attributes`",
     )
+    TAKEN = (
+        "taken",
+        "an e-mail or an id that another contact has was left out",
+        "merge or correct the two contacts in Intercom",
+    )
     OPERATION_REFUSED = (
         "operation_refused",
         "a user property operation that cannot be done was left out",

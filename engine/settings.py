@@ -208,6 +208,7 @@ class Users(Section, frozen=True, kw_only=True):
     properties: list[str | Rename] = []
     trigger: Literal["identify", "any_update"] = "identify"
     archived: Literal["unarchive", "dead_letter"] = "unarchive"
+    newer_wins: bool = True
     create_missing_attributes: bool = False
     refresh_attributes_s: PositiveSeconds = 600.0
 
@@ -373,6 +374,10 @@ MEANINGS: Final[dict[str, str]] = {
     ),
     "sync.users.trigger": "`any_update`: events that carry a selected property update too",
     "sync.users.archived": "a contact found archived: bring it back, or `dead_letter`",
+    "sync.users.newer_wins": (
+        "with `any_update`: an event that is older than the one which set a property last does not"
+        " set it"
+    ),
     "sync.users.create_missing_attributes": (
         "create attributes that the workspace lacks; a number gets a type with decimals"
     ),

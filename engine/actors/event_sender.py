@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
+
+import msgspec
 
 from amplitude_intercom.engine.actor import Actor
 from amplitude_intercom.engine.delivery.calls import NotAnswered, NotNow
-from amplitude_intercom.engine.delivery.contacts import TurnCalls
 from amplitude_intercom.engine.delivery.endings import (
     Deferred,
     Ending,
@@ -16,6 +18,7 @@ from amplitude_intercom.engine.delivery.endings import (
     ending_of,
 )
 from amplitude_intercom.engine.delivery.stream import Delivery
+from amplitude_intercom.engine.delivery.turn_calls import TurnCalls
 from amplitude_intercom.engine.delivery.turns import Turn
 from amplitude_intercom.engine.delivery.waiting import is_due
 from amplitude_intercom.engine.envelope import Envelope
@@ -42,6 +45,22 @@ def _reason(answer: Answer) -> DeadReason:
     if intercom.says_too_many_names(answer):
         return DeadReason.EVENT_TYPE_LIMIT
     return DeadReason.REFUSED
+
+
+ASKED_BEFORE: Final = "Intercom did not know the user when it was asked last; not asked again yet"
+
+
+def _is_unknown(refusal: Failure | None) -> bool:
+    return refusal is not None and refusal.reason is DeadReason.USER_NOT_FOUND
+
+
+def _to(contact_id: str, body: bytes) -> bytes:
+    """Return the body of an event that names its contact by Intercom's id."""
+    event = msgspec.json.decode(body)
+    named = ("user_id", "email", "id")
+    return msgspec.json.encode(
+        {"id": contact_id, **{name: event[name] for name in event if name not in named}}
+    )
 
 
 class EventSender(Actor[Turn, None]):
@@ -88,6 +107,8 @@ class _Sending:
         self._envelope = envelope
         self._name = str((envelope.plan.event or {}).get("event_name", ""))
         self._unknown_user = delivery.sync.events.unknown_user
+        self._missing = delivery.workspace.missing
+        self._key = delivery.contacts.key_of(envelope.plan.identity)
 
     async def run(self) -> Ending | None:
         """Send it, and settle it; return how the turn ends, if it does.
@@ -99,39 +120,73 @@ class _Sending:
         refusal = await self._send()
         if refusal is None:
             self._turn.has_succeeded = True
+            self._missing.forget(self._key)
             self._delivery.settlement.deliver(self._envelope.record, self._envelope.reasons)
-        elif refusal.reason is not DeadReason.USER_NOT_FOUND:
+        elif not _is_unknown(refusal) or self._unknown_user == "dead_letter":
             raise Undeliverable(refusal)
-        else:
-            await self._delivery.spool.lose_contact(self._turn.user)
-            if self._unknown_user == "dead_letter":
-                raise Undeliverable(refusal)
-            if self._unknown_user != "drop":
-                return Unknown(self._turn.unsettled, refusal)
+        elif self._unknown_user == "drop":
             self._delivery.settlement.drop(self._envelope.record, DropReason.UNKNOWN_USER)
+        else:
+            return Unknown(self._turn.unsettled, refusal)
         self._turn.envelopes.pop(0)
         return None
 
+    def _said_before(self) -> Failure | None:
+        """Return why it is not sent: its user was not there when Intercom was asked last."""
+        found = None if self._unknown_user == "park" else self._missing.of(self._key)
+        if found is None or self._unknown_user == "create":
+            can_be_had = found is None or found.reason is DeadReason.USER_NOT_FOUND
+            return None if can_be_had else found
+        return Failure(DeadReason.USER_NOT_FOUND, message=ASKED_BEFORE)
+
     async def _send(self) -> Failure | None:
         """Send the event; where its user is unknown and may be created, do so and send it again."""
-        names = self._delivery.names
+        names = self._delivery.workspace.names
         if names.is_refused(self._name):
             text = f"refused before, not tried again yet: {self._name}"
             return Failure(DeadReason.EVENT_TYPE_LIMIT, message=text)
-        refusal = await self._call()
+        if said := self._said_before():
+            return said
+        assert self._envelope.event is not None
+        refusal = await self._call(self._envelope.event)
+        heir = ""
+        if _is_unknown(refusal):
+            heir = await self._delivery.contacts.merged_into(self._envelope.plan.identity)
+        if heir:
+            refusal = await self._call(_to(heir, self._envelope.event))
         may_create = self._unknown_user == "create" or self._envelope.record.may_create
-        if refusal and refusal.reason is DeadReason.USER_NOT_FOUND and may_create:
-            calls = TurnCalls(self._delivery.gate, self._turn)
-            created = await self._delivery.contacts.ensure(self._envelope.plan.identity, calls)
-            await self._delivery.spool.remember(self._turn.user, created.contact)
-            refusal = await self._call()
+        if _is_unknown(refusal) and may_create:
+            await self._create()
+            refusal = await self._call(self._envelope.event)
+        if refusal and _is_unknown(refusal):
+            await self._note_missing(refusal)
         if refusal and refusal.reason is DeadReason.EVENT_TYPE_LIMIT:
             names.refuse(self._name)
         return refusal
 
-    async def _call(self) -> Failure | None:
-        assert self._envelope.event is not None
-        request = intercom.send_event(self._envelope.event)
+    async def _create(self) -> None:
+        """Create the user.
+
+        Raises:
+            NotNow: a call has no answer.
+            Undeliverable: there is a contact that cannot be had; that is believed for a while.
+        """
+        contacts, identity = self._delivery.contacts, self._envelope.plan.identity
+        try:
+            await contacts.ensure(identity, TurnCalls(self._delivery.gate, self._turn))
+        except Undeliverable as error:
+            self._missing.note(self._key, error.failure, self._delivery.unknown_wait_s)
+            raise
+
+    async def _note_missing(self, refusal: Failure) -> None:
+        """Take in that Intercom does not know the user."""
+        contacts, identity = self._delivery.contacts, self._envelope.plan.identity
+        await contacts.lose(identity)
+        if self._unknown_user in ("drop", "dead_letter"):
+            self._missing.note(self._key, refusal, self._delivery.unknown_wait_s)
+
+    async def _call(self, body: bytes) -> Failure | None:
+        request = intercom.send_event(body)
         outcome = await self._delivery.gate.call(request, self._turn)
         if isinstance(outcome, NotAnswered):
             raise NotNow(outcome)

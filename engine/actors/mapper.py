@@ -11,10 +11,11 @@ import msgspec
 from anyio.streams.memory import MemoryObjectReceiveStream
 
 from amplitude_intercom.engine.actor import Actor, Outbox, hand_over, runs
-from amplitude_intercom.engine.delivery.endings import GoOn
+from amplitude_intercom.engine.delivery.endings import GoOn, PutBack
 from amplitude_intercom.engine.delivery.event_names import EventNames
 from amplitude_intercom.engine.delivery.stream import Delivery
 from amplitude_intercom.engine.delivery.turns import Turn
+from amplitude_intercom.engine.delivery.workspace import ME
 from amplitude_intercom.engine.envelope import Adjustment, Envelope, Plan, Record
 from amplitude_intercom.engine.errors import Failure
 from amplitude_intercom.engine.faults import internal_failure
@@ -118,6 +119,8 @@ class Mapper(Actor[list[Turn], Turn]):
                     )
             if not turn.envelopes:
                 delivery.end(turn, GoOn(turn.left))
+            elif not delivery.has_entered:
+                delivery.end(turn, PutBack(turn.unsettled, ME))
             elif turn.envelopes[0].plan.contact is not None:
                 await self.pass_on(turn)
             else:
@@ -129,14 +132,17 @@ class _Mapping:
 
     def __init__(self, delivery: Delivery) -> None:
         self._rules = delivery.rules
-        self._names: EventNames = delivery.names
+        self._names = delivery.workspace.names if delivery.has_entered else None
         self._spool = delivery.spool
 
     async def prepare(self, records: Sequence[Record]) -> tuple[Sequence[Planned], Bodies]:
         """Plan records together, or each by itself where a fault stops them together."""
         try:
-            planned = await self._admit([(record, self._plan(record)) for record in records])
-            return planned, await self._bodies(planned)
+            planned = [(record, self._plan(record)) for record in records]
+            if self._names is None:  # what makes no call is settled all the same
+                return planned, {}
+            admitted = await self._admit(planned, self._names)
+            return admitted, await self._bodies(admitted)
         except Exception as fault:
             if len(records) == 1:
                 return [(records[0], _internal(fault, records[0]))], {}
@@ -144,10 +150,10 @@ class _Mapping:
         every = [outcome for planned, _ in alone for outcome in planned]
         return every, {id_: body for _, bodies in alone for id_, body in bodies.items()}
 
-    async def _admit(self, planned: Sequence[Planned]) -> Sequence[Planned]:
+    async def _admit(self, planned: Sequence[Planned], of: EventNames) -> Sequence[Planned]:
         """Turn down events for whose names the workspace has no more slots."""
         names = dict.fromkeys(name for _, verdict in planned if (name := _name_of(verdict)))
-        refused = await self._names.admit(names) if names else set()
+        refused = await of.admit(names) if names else set()
         if not refused:
             return planned
         return [

@@ -4,16 +4,32 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Final
 
 from amplitude_intercom.engine.actor import Actor, Outbox
 from amplitude_intercom.engine.delivery.calls import NotNow
-from amplitude_intercom.engine.delivery.contacts import TurnCalls, Upserted
+from amplitude_intercom.engine.delivery.contacts.upserting import Upserted
 from amplitude_intercom.engine.delivery.endings import GoOn, ending_of
 from amplitude_intercom.engine.delivery.stream import Delivery
+from amplitude_intercom.engine.delivery.turn_calls import TurnCalls
 from amplitude_intercom.engine.delivery.turns import Turn
 from amplitude_intercom.engine.envelope import Envelope
 from amplitude_intercom.engine.errors import Failure, Undeliverable
 from amplitude_intercom.engine.faults import internal_failure
+from amplitude_intercom.engine.reasons import DeadReason
+
+OF_THE_CONTACT: Final = frozenset(
+    [DeadReason.CONTACT_ARCHIVED, DeadReason.CONTACT_GONE, DeadReason.CONTACT_AMBIGUOUS]
+)
+"""Why no update of a user is taken, whatever it brings."""
+
+
+def _failure_of(fault: Exception, some: Sequence[Envelope]) -> Failure:
+    """Return why updates are not written, and will not be."""
+    if isinstance(fault, Undeliverable):
+        return fault.failure
+    return internal_failure(fault, record=some[0].record.id)
 
 
 class UserUpserter(Actor[Turn, Turn]):
@@ -37,25 +53,39 @@ class UserUpserter(Actor[Turn, Turn]):
             delivery.end(turn, GoOn(turn.left, turn.has_succeeded))
 
     async def _write_all(self, delivery: Delivery, turn: Turn, updates: Sequence[Envelope]) -> bool:
-        """Write updates; return whether the turn goes on."""
+        """Write updates of one contact; return whether the turn goes on."""
         waiting = deque([list(updates)])
-        while waiting:
-            some = waiting.popleft()
-            try:
-                upserted = await self._upsert(delivery, turn, some)
-            except NotNow as error:
-                left = [envelope for group in (some, *waiting) for envelope in group]
-                back = [envelope.record for envelope in left if envelope.event is None]
-                delivery.end(turn, ending_of(error.evidence, [*back, *turn.unsettled]))
-                return False
-            except Undeliverable as error:
-                self._halve(delivery, turn, some, waiting, error.failure)
-            except Exception as fault:
-                failure = internal_failure(fault, record=some[0].record.id)
-                self._halve(delivery, turn, some, waiting, failure)
-            else:
-                await self._settle(delivery, turn, some, upserted)
+        key = delivery.contacts.key_of(updates[0].plan.identity)
+        try:
+            with delivery.workspace.writing(key):
+                while waiting:
+                    await self._write_next(delivery, turn, waiting)
+        except NotNow as error:
+            left = [envelope for some in waiting for envelope in some]
+            back = [envelope.record for envelope in left if envelope.event is None]
+            delivery.end(turn, ending_of(error.evidence, [*back, *turn.unsettled]))
+            return False
         return True
+
+    async def _write_next(
+        self, delivery: Delivery, turn: Turn, waiting: deque[list[Envelope]]
+    ) -> None:
+        """Write the updates that come first, and settle them.
+
+        Raises:
+            NotNow: a call has no answer; they wait still.
+        """
+        some = waiting[0]
+        try:
+            upserted = await self._upsert(delivery, turn, some)
+        except NotNow:
+            raise
+        except Exception as fault:
+            waiting.popleft()
+            self._halve(delivery, turn, some, waiting, _failure_of(fault, some))
+        else:
+            waiting.popleft()
+            await self._settle(delivery, turn, some, upserted)
 
     def _halve(
         self,
@@ -65,9 +95,10 @@ class UserUpserter(Actor[Turn, Turn]):
         waiting: deque[list[Envelope]],
         failure: Failure,
     ) -> None:
-        if len(some) == 1:
-            delivery.settlement.bury(some[0].record, failure)
-            turn.drop_event_of(some[0])
+        if len(some) == 1 or failure.reason in OF_THE_CONTACT:
+            for envelope in some:
+                delivery.settlement.bury(envelope.record, failure)
+                turn.drop_event_of(envelope)
         else:
             middle = len(some) // 2
             waiting.extendleft([some[middle:], some[:middle]])
@@ -76,6 +107,7 @@ class UserUpserter(Actor[Turn, Turn]):
         updates = [envelope.plan.contact for envelope in some if envelope.plan.contact]
         upserted = await delivery.contacts.upsert(updates, TurnCalls(delivery.gate, turn))
         turn.has_succeeded = turn.has_succeeded or upserted.called
+        delivery.workspace.missing.forget(upserted.key)
         return upserted
 
     async def _settle(
@@ -99,11 +131,11 @@ class UserUpserter(Actor[Turn, Turn]):
     ) -> None:
         """Settle updates, or keep the contact for the event behind."""
         if some[0].event is not None:
-            await delivery.spool.remember(turn.user, upserted.contact)
+            await delivery.contacts.keep(upserted)
             return
         await delivery.settlement.settle_update(
             [envelope.record for envelope in some],
-            upserted.contact,
+            partial(delivery.contacts.write, upserted),
             delivered=upserted.called,
             reasons=[reason for envelope in some for reason in envelope.reasons],
         )

@@ -7,21 +7,25 @@ from typing import Any
 
 import msgspec
 
-from amplitude_intercom.engine.app import client_of, directory_of
+from amplitude_intercom.engine.app import client_of, contact_key
 from amplitude_intercom.engine.commands.running import OK, print_json
 from amplitude_intercom.engine.delivery.attributes import KnownAttributes, parse_list
-from amplitude_intercom.engine.delivery.contacts import differences
-from amplitude_intercom.engine.envelope import Adjustment, ContactUpdate, Plan, Record
+from amplitude_intercom.engine.delivery.contacts.working_out import (
+    cannot_be_created,
+    needs_base,
+    with_base,
+    work_out,
+)
+from amplitude_intercom.engine.envelope import Adjustment, ContactUpdate, Identity, Plan, Record
 from amplitude_intercom.engine.errors import EngineError, SettingsError
-from amplitude_intercom.engine.reasons import AdjustmentReason, DeadReason
+from amplitude_intercom.engine.reasons import DeadReason
 from amplitude_intercom.engine.rules.bodies import contact_body, creation_body, event_body
 from amplitude_intercom.engine.rules.contacts import AnyAttribute, Types
 from amplitude_intercom.engine.rules.planning import SyncRules
-from amplitude_intercom.engine.rules.user_properties import apply, needs_state
 from amplitude_intercom.engine.rules.verdicts import Drop, Keep, Reject
 from amplitude_intercom.engine.settings import Intercom, Settings, Sync
 from amplitude_intercom.engine.spool.claims import Claim, claim_of
-from amplitude_intercom.engine.spool.rows import Contact, DeadLetter
+from amplitude_intercom.engine.spool.rows import DeadLetter, Known
 from amplitude_intercom.engine.spool.store import Store, wall_clock_ms
 from amplitude_intercom.transports import files, intercom
 from amplitude_intercom.transports.amplitude import BadEvent, Head, decode_head
@@ -89,9 +93,14 @@ class Past:
         """Return the second that an event has, or would be given."""
         return claim.second
 
-    def contact(self, user: str) -> Contact | None:
+    def contact(self, identity: Identity) -> Known:
         """Return what is known of a user's contact."""
-        return None
+        return Known()
+
+    @property
+    def taker(self) -> str:
+        """By which properties are known."""
+        return ""
 
 
 class SpooledPast(Past):
@@ -103,8 +112,6 @@ class SpooledPast(Past):
         self._delivery = sync.delivery
         self._taker = store.known_taker(sync.name)
         self._sync = sync
-        about = store.meta.get(f"directory {self._taker}")
-        self._knows_contacts = about == directory_of(sync)
 
     def second(self, claim: Claim) -> int:
         if not self._delivery.same_second_window_s:
@@ -112,8 +119,13 @@ class SpooledPast(Past):
         shift_s = self._delivery.same_second_shift_s
         return self._store.claims(self._sync.name).foresee(claim, self._promised, shift_s)
 
-    def contact(self, user: str) -> Contact | None:
-        return self._store.contacts.get(self._taker, user) if self._knows_contacts else None
+    def contact(self, identity: Identity) -> Known:
+        key = contact_key(self._store, self._sync, identity.value)
+        return self._store.contacts.get(key) or Known()
+
+    @property
+    def taker(self) -> str:
+        return str(self._taker)
 
 
 class Preview:
@@ -176,7 +188,7 @@ class Preview:
         requests: list[Request] = []
         adjustments = list(plan.adjustments)
         if plan.contact is not None:
-            updates, others = self._update(plan.contact, past.contact(record.user_key))
+            updates, others = self._update(plan.contact, past)
             requests += updates
             adjustments += others
         if plan.event is not None:
@@ -185,35 +197,40 @@ class Preview:
             requests.append(intercom.send_event(event_body(event, second)))
         return requests, adjustments
 
-    def _update(
-        self, update: ContactUpdate, known: Contact | None
-    ) -> tuple[list[Request], list[Adjustment]]:
-        """Return the calls that bring an update to its contact: a new one where none is known."""
-        identity = update.identity
-        properties, problems = apply(update.operations, known.properties if known else {})
-        adjustments = [
-            Adjustment(AdjustmentReason.OPERATION_REFUSED, "user_properties", p) for p in problems
-        ]
-        requests = list(self._creations(self._rules.contacts.attributes_of(properties)))
-        fields, others = self._rules.contacts.contact_fields(properties, self._types)
-        adjustments += others
-        if known is None or not known.contact_id:
-            requests.append(intercom.create_contact(creation_body(identity, fields)))
-            return requests, adjustments
-        if not known.complete and needs_state(update.operations):
+    def _update(self, update: ContactUpdate, past: Past) -> tuple[list[Request], list[Adjustment]]:
+        """Return the calls that bring an update to its contact, where none is unforeseen.
+
+        A user of whom nothing is known is taken for new, and a contact that has to be read for one
+        that holds nothing.
+        """
+        identity, known = update.identity, past.contact(update.identity)
+        held = known.properties.get(past.taker, {})
+        requests: list[Request] = []
+        if known.contact_id and needs_base([update], held):
             requests.append(intercom.get_contact(known.contact_id))
-        changes = differences(
+        elif not known.contact_id and cannot_be_created([update], held):
+            requests.append(intercom.create_contact(creation_body(identity, {})))
+        if requests:
+            held = with_base(held, self._rules.contacts, {})
+        draft = work_out(
             self._rules.contacts,
             self._types,
-            identity.field,
             [update],
-            properties,
-            fields,
-            known.written,
+            held,
+            known,
+            newer_wins=self._sync.users.newer_wins and self._sync.users.trigger == "any_update",
         )
-        if changes:
-            requests.append(intercom.update_contact(known.contact_id, contact_body(changes)))
-        return requests, adjustments
+        values = {n: h.value for n, h in draft.properties.items() if h.value is not None}
+        made = list(self._creations(self._rules.contacts.attributes_of(values)))
+        requests = [*made, *requests]
+        if known.contact_id or requests[len(made) :]:
+            contact_id = known.contact_id or "NEW"
+            if draft.changes:
+                requests.append(intercom.update_contact(contact_id, contact_body(draft.changes)))
+        else:
+            sent = {name: value for name, value in draft.changes.items() if value is not None}
+            requests.append(intercom.create_contact(creation_body(identity, sent)))
+        return requests, draft.adjustments
 
     def _creations(self, wanted: dict[str, str]) -> Iterator[Request]:
         """Yield the calls that create what is missing, once each, where that is wanted."""

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import anyio
 
-from amplitude_intercom.engine.app import client_of, keep_counting, token_of
+from amplitude_intercom.engine.app import client_of, keep_counting, token_of, workspace_of
 from amplitude_intercom.engine.commands import probe_answers as words
 from amplitude_intercom.engine.commands.findings import Finding
 from amplitude_intercom.engine.commands.probe import EVENT_NAME, Probe
@@ -188,10 +188,9 @@ def _names_are_full() -> Finding:
 def _has_no_name_free(settings: Settings, sync: Sync) -> bool:
     """Return whether the spool knows that a probe's event would have no name left."""
     path = Path(settings.data_dir) / FILE_NAME
-    syncs = [one.name for one in settings.sync if token_of(one) == token_of(sync)]
 
     def names(store: Store) -> set[str]:
-        return {n for name in syncs for n in store.event_names.of(store.known_taker(name))}
+        return set(store.event_names.of(workspace_of(store, sync)))
 
     try:
         used = look(path, names)

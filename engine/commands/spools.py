@@ -21,7 +21,13 @@ import msgspec
 from yarl import URL
 
 from amplitude_intercom.engine.addresses import host_and_port
-from amplitude_intercom.engine.app import Compacted, Engine, data_dir_of
+from amplitude_intercom.engine.app import (
+    Compacted,
+    Engine,
+    contact_key,
+    data_dir_of,
+    workspace_of,
+)
 from amplitude_intercom.engine.commands.findings import EVERYBODY
 from amplitude_intercom.engine.commands.preview import Preview, SpooledPast
 from amplitude_intercom.engine.commands.terminal import say
@@ -199,7 +205,8 @@ class Files:
             found = {}
             for sync in self._settings.sync:
                 taker = store.known_taker(sync.name)
-                found[sync.name] = (store.accounts.committed(taker), read_facts(store, taker))
+                facts = read_facts(store, taker, workspace_of(store, sync))
+                found[sync.name] = (store.accounts.committed(taker), facts)
             max_bytes = self._settings.spool.max_bytes
             status = spool_status(store, names, max_bytes, wall_clock_ms())
             return found, msgspec.structs.replace(
@@ -243,9 +250,13 @@ class Files:
         return self._look(job, [])
 
     async def user(self, sync: str, user: str) -> UserState:
-        return self._look(
-            lambda store: state_of_user(store, store.known_taker(sync), user), nothing_of(user)
-        )
+        of_sync = next(found for found in self._settings.sync if found.name == sync)
+
+        def job(store: Store) -> UserState:
+            contact = contact_key(store, of_sync, user)
+            return state_of_user(store, store.known_taker(sync), user, contact)
+
+        return self._look(job, nothing_of(user))
 
 
 class Daemon:

@@ -2,19 +2,23 @@
 
 One attribute that does not exist makes Intercom refuse a whole write (400, reference "Create a
 contact"), and one of another type may. So the list is read before the first write, and again when
-it has become old; a 400 that names an attribute teaches too. Where the list cannot be had, the 400s
-are all there is.
+it has become old, beside what goes on; a 400 that names an attribute teaches too. Where the list
+cannot be had, the 400s are all there is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import asyncio
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from typing import Final
 
 import anyio
 import msgspec
 import structlog
 
+from amplitude_intercom.engine.backoff import probe_delay_s
+from amplitude_intercom.engine.clock import loop_time_s
 from amplitude_intercom.engine.delivery.calls import (
     Answered,
     Cause,
@@ -24,6 +28,7 @@ from amplitude_intercom.engine.delivery.calls import (
     failure_of,
 )
 from amplitude_intercom.engine.delivery.gate import Gate
+from amplitude_intercom.engine.delivery.turn_calls import TurnCalls
 from amplitude_intercom.engine.errors import Failure
 from amplitude_intercom.engine.faults import internal_failure
 from amplitude_intercom.engine.reasons import DeadReason
@@ -32,12 +37,15 @@ from amplitude_intercom.transports.intercom import Answer
 
 _log = structlog.get_logger(__name__)
 
-AGAIN_S: Final = 5.0
+FIRST_PAUSE_S: Final = 5.0
+LONGEST_PAUSE_S: Final = 60.0
 """Until the list is read again where Intercom has not answered."""
 
+BELIEVED_MISSING_S: Final = 600.0
+
 MOST_WAIT_S: Final = 5.0
-"""How long writes wait for the first list that another one reads, from the first of them on: who
-waits has made no call, and keeps turns of others from being chosen."""
+"""How long writes wait for the first list, from the first of them on; then their values go out as
+they are. Whoever waits has made no call, and keeps turns of others from being chosen."""
 
 MOST_CREATING_S: Final = 1.0
 """How long writes wait for an attribute that is being created for another, for the same reason."""
@@ -50,65 +58,99 @@ BEING_CREATED: Final = NotAnswered(
 """Why a write cannot go on now: its user waits some seconds, uncharged."""
 
 
+class Option(msgspec.Struct, frozen=True):
+    """A value that a list attribute takes, as it is given at its creation."""
+
+    value: str = ""
+
+
 class Listed(msgspec.Struct, frozen=True):
-    """An entry of the list of data attributes."""
+    """An entry of the list of data attributes. ``options`` are texts (API description 2.16), or as
+    they are given at its creation."""
 
     name: str
     data_type: str = "string"
     custom: bool = False
     archived: bool = False
     api_writable: bool = True
+    options: list[str | Option] | None = None
+
+
+class _Named(msgspec.Struct):
+    name: str
 
 
 class _List(msgspec.Struct):
-    data: list[Listed] = []
+    data: list[msgspec.Raw] = []
 
 
 _list = msgspec.json.Decoder(_List)
+_listed = msgspec.json.Decoder(Listed)
+_named = msgspec.json.Decoder(_Named)
 
 
 def parse_list(answer: Answer) -> list[Listed] | None:
-    """Return the custom attributes of ``GET /data_attributes``, or None where it has none."""
+    """Return the custom attributes of ``GET /data_attributes``, but for those that cannot be read;
+    None where there is no such list."""
     if answer.status != 200:
         return None
     try:
-        return [attribute for attribute in _list.decode(answer.body).data if attribute.custom]
+        found = _list.decode(answer.body).data
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
+    listed = map(_parse_one, found)
+    return [attribute for attribute in listed if attribute is not None and attribute.custom]
+
+
+def _parse_one(raw: msgspec.Raw) -> Listed | None:
+    """Return an entry; of one that cannot be read the name alone, for it is there."""
+    for decoder in (_listed, _named):
+        with suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            found = decoder.decode(raw)
+            return found if isinstance(found, Listed) else Listed(found.name, "", custom=True)
+    return None
 
 
 class KnownAttributes:
     """Custom attributes by name, as a list said."""
 
     def __init__(self, listed: Iterable[Listed]) -> None:
-        self._types = {
-            attribute.name: attribute.data_type
+        self._listed = {
+            attribute.name: attribute
             for attribute in listed
             if attribute.api_writable and not attribute.archived
         }
 
     def type_of(self, name: str) -> str | None:
-        return self._types.get(name)
+        found = self._listed.get(name)
+        return found.data_type if found else None
+
+    def options_of(self, name: str) -> Collection[str]:
+        found = self._listed.get(name)
+        options = (found.options if found else None) or ()
+        return [option if isinstance(option, str) else option.value for option in options]
 
     def add(self, name: str, data_type: str) -> None:
         """Take in one that was created."""
-        self._types[name] = data_type
+        self._listed[name] = Listed(name, data_type, custom=True)
 
 
 class Attributes:
-    """One sync's knowledge of its workspace's attributes; names are case-sensitive."""
+    """A workspace's attributes, as far as they are known; names are case-sensitive."""
 
-    def __init__(self, gate: Gate, *, create_missing: bool, refresh_s: float) -> None:
+    def __init__(self, gate: Gate) -> None:
         self._gate = gate
-        self._create_missing = create_missing
-        self._refresh_s = refresh_s
         self._known: KnownAttributes | None = None
-        self._missing: set[str] = set()
-        self._read_again_at_s = float("-inf")
+        self._missing: dict[str, float] = {}
+        """Names that Intercom does not know, and until when that is believed."""
+        self._keeping: asyncio.Task[None] | None = None
+        self._is_had = asyncio.Event()
+        self._is_wanted = asyncio.Event()
+        """Set when the list is to be read again once it has become old."""
         self._waits_until_s: float | None = None
+        self._creating = anyio.Lock()
         self._creates_since_s = float("-inf")
         """When the last creation began."""
-        self._lock = anyio.Lock()
 
     def type_of(self, name: str) -> str | None:
         """Return an attribute's type, empty where it is not known; None: there is no such one."""
@@ -116,102 +158,122 @@ class Attributes:
             return None
         return self._known.type_of(name) if self._known else ""
 
-    def learn_missing(self, name: str) -> None:
-        """Take in that Intercom does not know this one; until the list is read again."""
-        self._missing.add(name)
+    def options_of(self, name: str) -> Collection[str]:
+        """Return the values that an attribute takes; none: any of its type."""
+        return self._known.options_of(name) if self._known else ()
 
-    async def make_ready(self, wanted: Mapping[str, str]) -> None:
-        """Read the list if it is due, and create what is missing where that is wanted.
+    def learn_missing(self, name: str) -> None:
+        """Take in that Intercom does not know this one; until the list is read again, or for some
+        minutes."""
+        self._missing[name] = loop_time_s() + BELIEVED_MISSING_S
+        self._is_wanted.set()
+
+    def stop(self) -> None:
+        """Keep the list no longer; whoever needs it has it kept again."""
+        if self._keeping is not None:
+            self._keeping.cancel()
+            self._keeping = None
+
+    async def make_ready(
+        self, wanted: Mapping[str, str], calls: TurnCalls, *, creates: bool, refresh_s: float
+    ) -> None:
+        """Have the list kept up to date, beside what goes on; at first it is waited for, for some
+        seconds. Create what is missing, where that is wanted.
 
         ``wanted`` are the attributes that are to be written, with the types that would suit.
+        ``refresh_s``: how long a list is good for.
 
         Raises:
-            NotNow: whether one could be created is not known.
+            NotNow: whether an attribute could be created is not known.
         """
-        if wanted and anyio.current_time() >= self._read_again_at_s:
-            if self._lock.locked():
-                await self._wait_for_the_first()
-            else:
-                async with self._lock:
-                    await self._read()
-        if self._create_missing and self._known:
-            for name, data_type in wanted.items():
-                if self.type_of(name) is None and name not in self._missing:
-                    await self._create_alone(name, data_type)
-
-    async def _wait_for_the_first(self) -> None:
-        """Wait while somebody reads the list for the first time; with an old one all can go on."""
-        now_s = anyio.current_time()
-        if self._known is not None:
+        if not wanted:
             return
-        if self._waits_until_s is None:
-            self._waits_until_s = now_s + MOST_WAIT_S
-        with anyio.move_on_after(max(0.0, self._waits_until_s - now_s)):
-            async with self._lock:
-                pass
+        self._gate = calls.gate
+        now_s = loop_time_s()
+        # What is read of it elsewhere (the spool's thread has no loop) must need no clock.
+        self._missing = {name: end_s for name, end_s in self._missing.items() if now_s < end_s}
+        if self._keeping is None:
+            self._keeping = asyncio.create_task(self._keep(refresh_s))
+            self._waits_until_s = self._waits_until_s or now_s + MOST_WAIT_S
+        self._is_wanted.set()
+        wait_s = (self._waits_until_s or now_s) - now_s
+        if not self._is_had.is_set() and wait_s > 0:
+            with anyio.move_on_after(wait_s):
+                await self._is_had.wait()
+        for name, data_type in wanted.items() if creates and self._known else ():
+            if self.type_of(name) is None and name not in self._missing:
+                await self._create_alone(name, data_type, calls)
 
-    async def _read(self) -> None:
-        """Read the list; where Intercom has not answered, it is read again soon."""
-        outcome = await self._ask(intercom.list_attributes())
+    async def _keep(self, refresh_s: float) -> None:
+        """Read the list, and again where it has become old and is wanted since; for ever."""
+        failures = 0
+        while True:
+            self._is_wanted.clear()
+            try:
+                is_answered = await self._read()
+            except Exception as fault:
+                internal_failure(fault, call="GET /data_attributes")
+                is_answered = False
+            self._is_had.set()
+            failures = 0 if is_answered else failures + 1
+            if not is_answered:
+                self._is_wanted.set()
+            pause_s = probe_delay_s(failures, FIRST_PAUSE_S, LONGEST_PAUSE_S, jitter=1.0)
+            await anyio.sleep(min(refresh_s, pause_s) if failures else refresh_s)
+            await self._is_wanted.wait()
+
+    async def _read(self) -> bool:
+        """Read the list; return whether Intercom has answered."""
+        outcome = await self._gate.call(intercom.list_attributes(), optional=True)
         answer = outcome.answer if isinstance(outcome, Answered) else None
         listed = parse_list(answer) if answer else None
-        again_s = self._refresh_s
         if listed is not None:
             self._known = KnownAttributes(listed)
             self._missing.clear()
         else:
             text = "the list of data attributes cannot be read: values go out as they are"
             _log.warning(text, cause=_why(outcome))
-            again_s = again_s if answer else min(again_s, AGAIN_S)
-        self._read_again_at_s = anyio.current_time() + again_s
+        return answer is not None
 
-    async def _create_alone(self, name: str, data_type: str) -> None:
+    async def _create_alone(self, name: str, data_type: str, calls: TurnCalls) -> None:
         """Create an attribute once nobody else creates one; that is not waited for for long.
 
         Raises:
             NotNow: somebody does, or it has no answer.
         """
-        wait_s = max(0.0, self._creates_since_s + MOST_CREATING_S - anyio.current_time())
-        if self._lock.locked() and not wait_s:
+        wait_s = max(0.0, self._creates_since_s + MOST_CREATING_S - loop_time_s())
+        if self._creating.locked() and not wait_s:
             raise NotNow(BEING_CREATED)
         try:
             with anyio.fail_after(wait_s or None):
-                await self._lock.acquire()
+                await self._creating.acquire()
         except TimeoutError:
             raise NotNow(BEING_CREATED) from None
         try:
-            self._creates_since_s = anyio.current_time()
-            await self._create(name, data_type)
+            self._creates_since_s = loop_time_s()
+            await self._create(name, data_type, calls)
         finally:
-            self._lock.release()
+            self._creating.release()
 
-    async def _create(self, name: str, data_type: str) -> None:
+    async def _create(self, name: str, data_type: str, calls: TurnCalls) -> None:
+        """Create an attribute, unless somebody has meanwhile.
+
+        Raises:
+            NotNow: the call has no answer.
+        """
         if self._known is None or self._known.type_of(name) is not None:
             return
-        outcome = await self._ask(intercom.create_attribute(name, data_type))
-        if isinstance(outcome, NotAnswered):
-            raise NotNow(outcome)
-        answer = outcome.answer if isinstance(outcome, Answered) else None
-        if answer is not None and answer.status == 200:
-            self._known.add(name, data_type)
+        answer = await calls.call(intercom.create_attribute(name, data_type), optional=True)
+        if answer.status == 200 or intercom.says_attribute_is_there(answer):
+            self._known.add(name, data_type if answer.status == 200 else "")
             _log.info("attribute created", name=name, data_type=data_type)
         else:
             self.learn_missing(name)
-            _log.warning("attribute not created", name=name, cause=_why(outcome))
-
-    async def _ask(self, request: intercom.Request) -> Answered | NotAnswered | None:
-        """Ask for something without which all can go on; None: a fault of ours."""
-        try:
-            return await self._gate.call(request, optional=True)
-        except Exception as fault:
-            internal_failure(fault, call=request.path)
-            return None
+            _log.warning("attribute not created", name=name, cause=cause_of(failure_of(answer)))
 
 
-def _why(outcome: Answered | NotAnswered | None) -> str:
+def _why(outcome: Answered | NotAnswered) -> str:
     """Return what has come of a call, in a few words."""
     if isinstance(outcome, Answered):
         return cause_of(failure_of(outcome.answer))
-    if outcome is None:
-        return "a fault of this program"
     return cause_of(outcome.failure) if outcome.failure else f"not sent: {outcome.cause.name}"

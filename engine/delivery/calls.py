@@ -118,6 +118,8 @@ def cause_of(failure: Failure) -> str:
 def endpoint_of(method: str, path: str) -> str:
     """Return a call's endpoint: ``PUT /contacts/{id}``."""
     parts = path.partition("?")[0].strip("/").split("/")
-    if parts[0] == "contacts" and len(parts) > 1 and parts[1] not in ("search", "merge"):
+    if parts[:2] == ["contacts", "find_by_external_id"]:
+        parts[2:] = ["{id}"]
+    elif parts[0] == "contacts" and len(parts) > 1 and parts[1] not in ("search", "merge"):
         parts[1] = "{id}"
     return f"{method} /{'/'.join(parts)}"

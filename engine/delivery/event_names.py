@@ -26,7 +26,7 @@ FORGOTTEN_AFTER_DAYS: Final = 90
 
 
 class EventNames:
-    """One sync's event names, compared without case."""
+    """A workspace's event names, compared without case."""
 
     def __init__(self, spool: TakerSpool, now_ms: Callable[[], int]) -> None:
         self._spool = spool

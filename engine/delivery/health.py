@@ -329,6 +329,8 @@ class Health:
         self._delay_s = delay_s
         self._endpoints: dict[str, Endpoint] = {}
         self._news: deque[News] = deque()
+        self.awaited: set[str] = set()
+        """Endpoints whose answer is needed before any delivery, and that have not answered yet."""
 
     def of(self, endpoint: str) -> Endpoint:
         """Return what is known of an endpoint; there are as many as the API client has calls."""
@@ -340,8 +342,9 @@ class Health:
 
     @property
     def open_circuits(self) -> list[str]:
-        """Endpoints whose circuit is open."""
-        return [name for name, found in self._endpoints.items() if found.circuit.is_open]
+        """Endpoints that nobody can have now: whose circuit is open, or that are awaited."""
+        is_open = [name for name, found in self._endpoints.items() if found.circuit.is_open]
+        return [*is_open, *(name for name in sorted(self.awaited) if name not in is_open)]
 
     @property
     def out(self) -> list[str]:

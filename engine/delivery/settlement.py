@@ -35,7 +35,6 @@ from amplitude_intercom.engine.delivery.waiting import Retries
 from amplitude_intercom.engine.envelope import Record
 from amplitude_intercom.engine.errors import Failure
 from amplitude_intercom.engine.reasons import DropReason
-from amplitude_intercom.engine.spool.rows import Contact
 from amplitude_intercom.engine.spool.settled import log_delivered, log_dropped
 from amplitude_intercom.engine.spool.spool import TakerSpool
 from amplitude_intercom.engine.spool.store import Store
@@ -117,23 +116,23 @@ class Settlement:
     async def settle_update(
         self,
         records: Sequence[Record],
-        contact: Contact,
+        keep: Work,
         *,
         delivered: bool,
         reasons: Iterable[str] = (),
     ) -> None:
-        """Settle the updates of one user, and keep what is known of its contact, in one commit.
+        """Settle the updates of one user, and ``keep`` what is known of its contact, in one commit.
 
         Not ``delivered``: there was nothing to write, so they are dropped as ``unchanged``.
         """
-        taker, user, now_ms = self._spool.taker, records[0].user_key, self._now_ms()
+        taker, now_ms = self._spool.taker, self._now_ms()
         ids = [record.id for record in records]
         self._spool.adjustments.count(reasons)
         adjusted = self._spool.adjustments.take()
 
         def work(store: Store) -> None:
             store.count_adjusted(taker, adjusted)
-            store.contacts.remember(taker, user, contact, now_ms)
+            keep(store)
             if delivered:
                 store.settling(taker).deliver(ids, now_ms)
             else:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
-from amplitude_intercom.engine.delivery.attributes import Attributes
-from amplitude_intercom.engine.delivery.contacts import Contacts
+from amplitude_intercom.engine.delivery.contacts.upserting import Contacts
 from amplitude_intercom.engine.delivery.endings import Ending
-from amplitude_intercom.engine.delivery.event_names import EventNames
 from amplitude_intercom.engine.delivery.feed import Feed
 from amplitude_intercom.engine.delivery.gate import Gate
 from amplitude_intercom.engine.delivery.loading import LoadedBytes, Loading
@@ -15,6 +14,7 @@ from amplitude_intercom.engine.delivery.scheduler import Scheduler
 from amplitude_intercom.engine.delivery.settlement import Settlement
 from amplitude_intercom.engine.delivery.turns import Turn
 from amplitude_intercom.engine.delivery.waiting import Retries
+from amplitude_intercom.engine.delivery.workspace import Workspace
 from amplitude_intercom.engine.rules.planning import SyncRules
 from amplitude_intercom.engine.settings import Sync
 from amplitude_intercom.engine.spool.spool import TakerSpool
@@ -42,7 +42,12 @@ class Stream:
 
 
 class Delivery:
-    """What the turns of one sync need."""
+    """What the turns of one sync need; ``workspace`` and ``contacts`` once it has entered one."""
+
+    workspace: Workspace
+    contacts: Contacts
+    has_entered = False
+    """Whether it is known which workspace it delivers to; until then no call is made for a turn."""
 
     def __init__(
         self,
@@ -63,8 +68,8 @@ class Delivery:
         self.gate = gate
         self.scheduler = scheduler
         self.now_ms = now_ms
-        self.names = EventNames(spool, now_ms)
-        self.contacts = self._contacts()
+        self.unknown_attributes: Counter[str] = Counter()
+        """Attributes that the workspace does not have, and how often each was left out."""
         self.loading = Loading(
             sync.name,
             spool.taker,
@@ -76,6 +81,8 @@ class Delivery:
             now_ms=now_ms,
         )
         retries = Retries(sync.delivery.retry_attempts, sync.delivery.retry_window_s, jitter)
+        self.unknown_wait_s: Callable[[int], float] = lambda n: retries.unknown_wait_ms(n) / 1000
+        """How long it is believed that a user is not there, after so many answers that said so."""
         many = (gate.max_in_flight + 1) // 2
         self.settlement = Settlement(
             spool, scheduler, self.loading, retries, many=many, now_ms=now_ms
@@ -84,19 +91,18 @@ class Delivery:
             spool, scheduler, self.loading, self.settlement, now_ms=now_ms, changed=changed
         )
 
-    def _contacts(self) -> Contacts:
-        users = self.sync.users
-        attributes = Attributes(
-            self.gate,
-            create_missing=users.create_missing_attributes,
-            refresh_s=users.refresh_attributes_s,
-        )
-        return Contacts(
+    def enter(self, workspace: Workspace) -> None:
+        """Deliver to a workspace from now on."""
+        self.has_entered = True
+        self.workspace = workspace
+        self.spool.workspace = workspace.number
+        self.contacts = Contacts(
             self.spool,
+            workspace,
             self.rules.contacts,
-            attributes=attributes,
-            archived=users.archived,
-            adjusted=self.spool.adjustments.count,
+            self.sync.users,
+            now_ms=self.now_ms,
+            unknown_attributes=self.unknown_attributes,
         )
 
     def end(self, turn: Turn, ending: Ending) -> None:

@@ -6,7 +6,7 @@ and has a type (API description 2.16, ``POST /contacts``).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
 from amplitude_intercom.engine.envelope import Adjusted, Adjustment, ContactUpdate, Identity
@@ -50,12 +50,19 @@ class Types(Protocol):
         """Return an attribute's type, empty where it is not known; None: there is no such one."""
         ...
 
+    def options_of(self, name: str) -> Collection[str]:
+        """Return the values that an attribute takes; none: any of its type."""
+        ...
+
 
 class AnyAttribute:
     """Nothing is known, so everything may be there."""
 
     def type_of(self, name: str) -> str | None:
         return ""
+
+    def options_of(self, name: str) -> Collection[str]:
+        return ()
 
 
 class Field(NamedTuple):
@@ -75,7 +82,8 @@ class ContactRules:
     def __init__(self, users: Users, style: Style, identifier: str) -> None:
         self._enabled = users.enabled
         self._style = style
-        self._identifier = identifier
+        self.identifier = identifier
+        """The field that contacts are found by."""
         chosen = map(source_and_target, users.properties)
         self._properties = {
             source.removeprefix("user."): field_name(target) for source, target in chosen
@@ -94,9 +102,12 @@ class ContactRules:
         return set(self._stand_ins.values())
 
     def update(
-        self, event: Content, identity: Identity, record_id: int
+        self, event: Content, identity: Identity, claim_id: int, accepted_at_ms: int
     ) -> tuple[ContactUpdate | None, Sequence[Adjustment]]:
-        """Return what an event brings to its contact; None where it does not touch it."""
+        """Return what an event brings to its contact; None where it does not touch it.
+
+        Its time is no later than it was accepted, whatever its clock says.
+        """
         identify = event.event_type == IDENTIFY
         if not (self.updates_on_events or (identify and self._enabled)):
             return None, ()
@@ -105,7 +116,8 @@ class ContactRules:
             return None, ()
         refused = AdjustmentReason.OPERATION_REFUSED
         adjustments = [Adjustment(refused, "user_properties", problem) for problem in problems]
-        return ContactUpdate(identity, operations, record_id), adjustments
+        at_ms = accepted_at_ms if event.time_ms is None else min(event.time_ms, accepted_at_ms)
+        return ContactUpdate(identity, operations, claim_id, at_ms), adjustments
 
     def carries_update(self, event: Event) -> bool:
         """Whether an event has anything to say about selected user properties."""
@@ -156,7 +168,7 @@ class ContactRules:
         adjustments: list[Adjustment] = []
         for source, name, attribute, standard_type in self._fields:
             value = properties.get(source)
-            if value is None or name == self._identifier:
+            if value is None or name == self.identifier:
                 continue
             data_type = types.type_of(attribute) if attribute else standard_type
             if data_type is None:
@@ -166,9 +178,15 @@ class ContactRules:
             fitted, note = fit_attribute(source, value, data_type, self._style)
             if note is not None:
                 adjustments.append(Adjustment(note.reason, name, note.what))
-            if fitted is not None:
-                fields[name] = fitted
-        if "role" in fields and (self._identifier == "external_id" or "external_id" in fields):
+            if fitted is None:
+                continue
+            options = types.options_of(attribute) if attribute else ()
+            if options and fitted not in options:
+                what = "left out, the attribute has no such option"
+                adjustments.append(Adjustment(AdjustmentReason.TYPE_MISMATCH, name, what))
+                continue
+            fields[name] = fitted
+        if "role" in fields and (self.identifier == "external_id" or "external_id" in fields):
             role = fields.pop("role")
             if role != "user":
                 what = "left out, whoever has an external id is a user"
@@ -190,6 +208,18 @@ class ContactRules:
             value, _ = keep(custom.get(attribute) if attribute else contact.get(name))
             if value is not None and value != "" and value is not UNCHANGED:
                 found[source] = value
+        return found
+
+    def fields_of_contact(self, contact: Any) -> dict[str, Any]:
+        """Return the selected fields as a contact read from Intercom holds them, flat."""
+        contact = contact if isinstance(contact, dict) else {}
+        custom = contact.get("custom_attributes")
+        custom = custom if isinstance(custom, dict) else {}
+        found = {}
+        for _, name, attribute, _ in self._fields:
+            value = custom.get(attribute) if attribute else contact.get(name)
+            found[name] = None if value == "" else value
+        found.pop(self.identifier, None)
         return found
 
 

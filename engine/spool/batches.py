@@ -40,6 +40,7 @@ class Entry(msgspec.Struct, array_like=True, frozen=True, gc=False):
     checksum: int
     claim_id: int = 0
     accepted_at_ms: int = 0
+    is_updated: bool = False
 
 
 class Pack(msgspec.Struct, frozen=True, gc=False):
@@ -68,13 +69,22 @@ class Kept(NamedTuple):
     insert_key: bytes | None = None
     claim_id: int = 0
     accepted_at_ms: int = 0
+    is_updated: bool = False
 
 
 def entry_of(kept: Kept) -> Entry:
     """Return what the index says of an event."""
-    kind, user_key, raw, insert_key, claim_id, accepted_at_ms = kept
+    kind, user_key, raw, insert_key, claim_id, accepted_at_ms, is_updated = kept
+    checksum = zlib.crc32(raw)
     return Entry(
-        int(kind), user_key, insert_key, len(raw), zlib.crc32(raw), claim_id, accepted_at_ms
+        int(kind),
+        user_key,
+        insert_key,
+        len(raw),
+        checksum,
+        claim_id,
+        accepted_at_ms,
+        is_updated,
     )
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
 from amplitude_intercom.engine.spool.connection import MOST_ROWS, Connection
-from amplitude_intercom.engine.spool.rows import Contact, contact_checksum, holds
+from amplitude_intercom.engine.spool.rows import ContactKey, Known, contact_checksum, holds
 
 DAY_MS: Final = 86_400_000
+
+UNSURE_DAYS: Final = 30
+"""How long a contact is kept on account of a write that has no answer."""
 
 
 class ContactDirectory:
@@ -20,94 +23,88 @@ class ContactDirectory:
         self.added = 0
         """Contacts that came, less those that went, since somebody took the number."""
 
-    def get(self, taker: int, user: str) -> Contact | None:
-        """Return what is known of a user's contact; what is damaged, Intercom knows better."""
+    def get(self, key: ContactKey) -> Known | None:
+        """Return what is known of a contact; what is damaged, Intercom knows better."""
+        return self._read(key)[0]
+
+    def _read(self, key: ContactKey) -> tuple[Known | None, int]:
+        """Return what is known of a contact, and when it was asked for last."""
         row = self._db.execute(
-            "SELECT contact_id, properties, written, applied_id, complete, crc FROM contacts"
-            " WHERE taker = ? AND user_key = ?",
-            (taker, user),
+            "SELECT known, crc, used_day FROM contacts"
+            " WHERE workspace = ? AND field = ? AND value = ?",
+            key,
         ).fetchone()
-        if row is None:
-            return None
-        contact_id, properties, written, applied_id, complete, crc = row
-        if not holds(crc, contact_checksum, user, contact_id, properties, written):
-            return None
-        try:
-            return Contact(
-                contact_id, _fields(properties), _fields(written), applied_id, bool(complete)
+        if row is None or not holds(row[1], contact_checksum, *key, row[0]):
+            return None, 0
+        return read_known(row[0]), row[2]
+
+    def use(self, key: ContactKey, now_ms: int) -> Known | None:
+        """Return what is known of a contact, and keep for a day that it was asked for."""
+        known, used_day = self._read(key)
+        if known is not None and used_day != now_ms // DAY_MS:
+            self._db.execute(
+                "UPDATE contacts SET used_day = ? WHERE workspace = ? AND field = ? AND value = ?",
+                (now_ms // DAY_MS, *key),
             )
-        except msgspec.DecodeError:
-            return None
+        return known
 
-    def use(self, taker: int, user: str, now_ms: int) -> Contact | None:
-        """Return what is known of a user's contact, and keep for a day that it was asked for."""
-        self._db.execute(
-            "UPDATE contacts SET used_day = ? WHERE taker = ? AND user_key = ? AND used_day <> ?",
-            (now_ms // DAY_MS, taker, user, now_ms // DAY_MS),
-        )
-        return self.get(taker, user)
-
-    def remember(self, taker: int, user: str, contact: Contact, now_ms: int) -> None:
-        """Keep what is known of a user's contact."""
-        self.added -= self._delete(taker, user)
-        properties = msgspec.json.encode(contact.properties).decode()
-        written = msgspec.json.encode(contact.written).decode()
-        self._db.execute(
-            "INSERT INTO contacts (taker, user_key, contact_id, properties, written, applied_id,"
-            " complete, at_ms, used_day, crc) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                taker,
-                user,
-                contact.contact_id,
-                properties,
-                written,
-                contact.applied_id,
-                int(contact.complete),
-                now_ms,
-                now_ms // DAY_MS,
-                contact_checksum(user, contact.contact_id, properties, written),
-            ),
-        )
-        self.added += 1
-
-    def forget(self, taker: int, user: str) -> None:
-        """Drop a contact that is no longer what it was."""
-        self.added -= self._delete(taker, user)
-
-    def _delete(self, taker: int, user: str) -> int:
-        return self._db.execute(
-            "DELETE FROM contacts WHERE taker = ? AND user_key = ?", (taker, user)
+    def remember(self, key: ContactKey, known: Known, now_ms: int) -> None:
+        """Keep what is known of a contact."""
+        text = msgspec.json.encode(known).decode()
+        row = (text, now_ms, now_ms // DAY_MS, contact_checksum(*key, text), *key)
+        is_there = self._db.execute(
+            "UPDATE contacts SET known = ?, at_ms = ?, used_day = ?, crc = ?"
+            " WHERE workspace = ? AND field = ? AND value = ?",
+            row,
         ).rowcount
+        if not is_there:
+            self._db.execute(
+                "INSERT INTO contacts (known, at_ms, used_day, crc, workspace, field, value)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                row,
+            )
+            self.added += 1
 
-    def forget_all(self, taker: int, limit: int) -> int:
-        """Drop up to ``limit`` contacts of a taker; return how many there were."""
-        return self._forget(
-            "SELECT taker, user_key FROM contacts WHERE taker = ? LIMIT ?", (taker, limit)
-        )
+    def forget(self, key: ContactKey) -> None:
+        """Drop what is known of a contact."""
+        self.added -= self._db.execute(
+            "DELETE FROM contacts WHERE workspace = ? AND field = ? AND value = ?", key
+        ).rowcount
 
     def make_older(self, now_ms: int) -> None:
         """Say of contacts that a clock ahead of its time has stamped that they were used today."""
         today = now_ms // DAY_MS
-        for taker, user in self._db.execute(
-            "SELECT taker, user_key FROM contacts WHERE used_day > ? LIMIT ?", (today, MOST_ROWS)
-        ).fetchall():
+        for key in self._keys("WHERE used_day > ? LIMIT ?", (today, MOST_ROWS)):
             self._db.execute(
-                "UPDATE contacts SET used_day = ? WHERE taker = ? AND user_key = ?",
-                (today, taker, user),
+                "UPDATE contacts SET used_day = ? WHERE workspace = ? AND field = ? AND value = ?",
+                (today, *key),
             )
 
-    def forget_unused(self, limit: int) -> int:
-        """Drop those of all contacts that were asked for least recently."""
-        return self._forget(
-            "SELECT taker, user_key FROM contacts ORDER BY used_day LIMIT ?", (limit,)
+    def forget_unused(self, limit: int, now_ms: int) -> int:
+        """Drop those of all contacts that were asked for least recently; return how many.
+
+        Not those with a write that has no answer yet, which has to be made again as it was.
+        """
+        long_ago = now_ms // DAY_MS - UNSURE_DAYS
+        found = self._keys(
+            """WHERE known LIKE '%,"unsure":[],%' OR used_day < ? ORDER BY used_day LIMIT ?""",
+            (long_ago, limit),
         )
+        for key in found:
+            self.forget(key)
+        return len(found)
 
-    def _forget(self, query: str, values: tuple[int, ...]) -> int:
-        found = self._db.execute(query, values).fetchall()
-        gone = sum(self._delete(taker, user) for taker, user in found)
-        self.added -= gone
-        return gone
+    def _keys(self, which: str, values: tuple[int, ...]) -> list[ContactKey]:
+        query = f"SELECT workspace, field, value FROM contacts {which}"
+        return [ContactKey(*key) for key in self._db.execute(query, values).fetchall()]
 
 
-def _fields(text: str) -> dict[str, Any]:
-    return msgspec.json.decode(text, type=dict[str, Any])
+_decode = msgspec.json.Decoder(Known).decode
+
+
+def read_known(text: str) -> Known | None:
+    """Return what a row says of a contact; None: it is damaged."""
+    try:
+        return _decode(text)
+    except (msgspec.MsgspecError, TypeError):
+        return None

@@ -34,8 +34,9 @@ def move(store: Store, old: int, new: int, user_of: Callable[[bytes], str], now_
 
 
 def _kept(record: Record, user_of: Callable[[bytes], str]) -> Kept:
-    claim_id, at_ms = record.claim_id, record.accepted_at_ms
-    return Kept(record.kind, user_of(record.raw), record.raw, None, claim_id, at_ms)
+    user = user_of(record.raw)
+    first = (record.claim_id, record.accepted_at_ms, record.is_updated)
+    return Kept(record.kind, user, record.raw, None, *first)
 
 
 def _move_letters(store: Store, old: int, new: int) -> int:

@@ -63,16 +63,39 @@ class EventNamesTable:
     def __init__(self, db: Connection) -> None:
         self._db = db
 
-    def of(self, taker: int) -> dict[str, int]:
+    def of(self, workspace: int) -> dict[str, int]:
         """Return the names that have been sent, with the day of the last time."""
-        rows = self._db.execute("SELECT name, last_day FROM event_names WHERE taker = ?", (taker,))
+        rows = self._db.execute(
+            "SELECT name, last_day FROM event_names WHERE workspace = ?", (workspace,)
+        )
         return dict(rows.fetchall())
 
-    def keep(self, taker: int, last_days: Mapping[str, int]) -> None:
+    def keep(self, workspace: int, last_days: Mapping[str, int]) -> None:
         """Keep these names, and no others."""
-        self._db.execute("DELETE FROM event_names WHERE taker = ?", (taker,))
+        self._db.execute("DELETE FROM event_names WHERE workspace = ?", (workspace,))
         for name, day in last_days.items():
             self._db.execute(
-                "INSERT INTO event_names (taker, name, last_day) VALUES (?, ?, ?)",
-                (taker, name, day),
+                "INSERT INTO event_names (workspace, name, last_day) VALUES (?, ?, ?)",
+                (workspace, name, day),
             )
+
+
+class Workspaces:
+    """The table ``workspaces``: what access tokens write to, by number."""
+
+    def __init__(self, db: Connection) -> None:
+        self._db = db
+
+    def number_of(self, address: str, code: str) -> int:
+        """Return a workspace's number, a new one where it has none yet."""
+        found = self._db.execute(
+            "SELECT id FROM workspaces WHERE address = ? AND code = ?", (address, code)
+        ).fetchone()
+        if found:
+            return int(found[0])
+        (last,) = self._db.execute("SELECT max(id) FROM workspaces").fetchone()
+        number = int(last or 0) + 1
+        self._db.execute(
+            "INSERT INTO workspaces (id, address, code) VALUES (?, ?, ?)", (number, address, code)
+        )
+        return number

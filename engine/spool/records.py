@@ -19,7 +19,7 @@ from amplitude_intercom.engine.spool.connection import (
 
 COLUMNS = (
     "r.id, r.kind, r.user_key, r.accepted_at_ms, r.attempts, r.first_failed_at_ms, r.claim_id,"
-    " r.crc, r.start, r.length, r.raw"
+    " r.updated, r.crc, r.start, r.length, r.raw"
 )
 _WITH_BYTES = (
     f"SELECT {COLUMNS}, CASE WHEN r.raw IS NULL THEN substr(b.events, r.start + 1, r.length) END"
@@ -58,8 +58,8 @@ class Records:
         insert_many(
             self._db,
             "INSERT INTO records (id, taker, kind, user_key, accepted_at_ms, set_aside, claim_id,"
-            " start, length, crc)",
-            10,
+            " updated, start, length, crc)",
+            11,
             [
                 (
                     record.id,
@@ -69,6 +69,7 @@ class Records:
                     record.accepted_at_ms,
                     1 if record.id in aside else 0,
                     record.claim_id,
+                    int(record.is_updated),
                     start,
                     len(record.raw),
                     record_checksum(
@@ -163,6 +164,28 @@ class Records:
         row = self._db.execute("SELECT attempts FROM records WHERE id = ?", (id_,)).fetchone()
         return 0 if row is None else int(row[0])
 
+    def note_updated(self, taker: int, claim_ids: Sequence[int]) -> None:
+        """Take in that what these bring to their users' contacts is there."""
+        for claim_id in claim_ids:
+            self._db.execute(
+                "UPDATE records SET updated = 1 WHERE taker = ? AND (id = ? OR"
+                " (claim_id = ? AND claim_id <> id))",
+                (taker, claim_id, claim_id),
+            )
+
+    def updated(self, taker: int, claim_ids: Sequence[int]) -> set[int]:
+        """Return which of these bring nothing to their users' contacts that is not there."""
+        found = set()
+        for claim_id in claim_ids:
+            row = self._db.execute(
+                "SELECT 1 FROM records WHERE taker = ? AND updated = 1 AND (id = ? OR"
+                " (claim_id = ? AND claim_id <> id))",
+                (taker, claim_id, claim_id),
+            ).fetchone()
+            if row is not None:
+                found.add(claim_id)
+        return found
+
     def get(self, taker: int, id_: int) -> list[Record | Damage]:
         """Return a record, if it is there."""
         cursor = self._db.execute(f"{_WITH_BYTES} AND r.id = ?", (taker, id_))
@@ -194,7 +217,7 @@ class Records:
 
 def checked(row: Row, pointed: Any) -> Record | Damage:
     """Return a record where its checksum holds. ``pointed``: the bytes it has in its batch."""
-    id_, kind, user, at_ms, attempts, failed_at_ms, claim_id, crc, _, length, own = row
+    id_, kind, user, at_ms, attempts, failed_at_ms, claim_id, updated, crc, _, length, own = row
     raw = pointed if own is None else own
     if length == 0 and raw is None:  # as SQLite has it of a batch without any byte
         raw = b""
@@ -202,7 +225,9 @@ def checked(row: Row, pointed: Any) -> Record | Damage:
         typed = type(attempts) is type(failed_at_ms) is type(claim_id) is int
         of_event = zlib.crc32(raw)
         if typed and kind in KINDS and record_checksum(id_, kind, user, at_ms, of_event) == crc:
-            return Record(id_, Kind(kind), user, at_ms, raw, attempts, failed_at_ms, claim_id)
+            return Record(
+                id_, Kind(kind), user, at_ms, raw, attempts, failed_at_ms, claim_id, bool(updated)
+            )
     except (AttributeError, TypeError, ValueError):
         pass
     return Damage(id_, user, at_ms, raw)
@@ -211,7 +236,7 @@ def checked(row: Row, pointed: Any) -> Record | Damage:
 def sliced(rows: Iterable[Row], events: bytes) -> Iterator[Record | Damage]:
     """Yield the records of rows of one batch, whose events are at hand."""
     for row in rows:
-        start, length = row[8], row[9]
+        start, length = row[9], row[10]
         try:
             pointed = events[start : start + length]
         except TypeError:

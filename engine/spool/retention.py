@@ -121,7 +121,7 @@ class Tidying:
     def _contacts(self, store: Store, now_ms: int) -> bool:
         store.contacts.make_older(now_ms)
         excess = store.accounts.value(SPOOL, CONTACTS) - self._keep.max_contacts
-        return excess > 0 and store.contacts.forget_unused(min(SLICE, excess)) == SLICE
+        return excess > 0 and store.contacts.forget_unused(min(SLICE, excess), now_ms) == SLICE
 
     def _claims(self, store: Store, now_ms: int) -> bool:
         cutoff_ms = min(now_ms, store.oldest_packed_ms() or now_ms) - self._keep.claims_window_ms

@@ -103,20 +103,39 @@ class Loaded(msgspec.Struct, frozen=True):
     more: bool
 
 
-class Contact(msgspec.Struct, frozen=True):
-    """What the directory knows of a user's contact.
+class ContactKey(NamedTuple):
+    """What a contact is known by: its workspace, and the field and value that find it."""
 
-    ``properties``: the selected Amplitude properties as last worked out. ``written``: the contact's
-    fields as last written. ``applied_id``: the record whose operations were applied last.
-    ``contact_id`` is empty where Intercom turned out not to have it any more.
-    ``complete``: all selected properties are known, because we created the contact or have read it.
+    workspace: int
+    field: str
+    value: str
+
+
+class Held(NamedTuple):
+    """A user property as last worked out: null where it has no value; and the time (Unix ms) of the
+    event that it is from, 0 where it was read from the contact."""
+
+    value: Any
+    at_ms: int = 0
+
+
+class Known(msgspec.Struct, frozen=True):
+    """What is known of a contact.
+
+    ``contact_id`` is empty where none is known; one that Intercom has said is not there
+    ``is_lost``: where it turns up again, what is known of it holds. ``owner``: the identifier that
+    the contact has, where that is another than the one it is known by (it was merged). ``fields``:
+    flat, as they were written, or refused, last; those in ``unsure`` were about to be written
+    since, and it is not known whether they are. ``properties``: by taker (as text); of a name that
+    is not there it is not known whether the contact has a value.
     """
 
-    contact_id: str
-    properties: dict[str, Any]
-    written: dict[str, Any]
-    applied_id: int = 0
-    complete: bool = False
+    contact_id: str = ""
+    is_lost: bool = False
+    owner: str = ""
+    fields: dict[str, Any] = {}
+    unsure: list[str] = []
+    properties: dict[str, dict[str, Held]] = {}
 
 
 class DeadLetter(msgspec.Struct, frozen=True):
@@ -137,6 +156,8 @@ class DeadLetter(msgspec.Struct, frozen=True):
     origin: str
     line: int | None
     claim_id: int
+    updated: int
+    """Whether what it brings to its user's contact is there already."""
     raw: bytes
 
 
@@ -168,6 +189,7 @@ def dead_letter(record: Record, failure: Failure, now_ms: int) -> DeadLetter:
         "",
         None,
         record.claim_id or record.id,
+        int(record.is_updated),
         record.raw,
     )
 
@@ -268,6 +290,6 @@ def letter_checksum(id_: int, reason: str, user_key: str, accepted_at_ms: int, r
     return zlib.crc32(raw, zlib.crc32(head))
 
 
-def contact_checksum(user_key: str, contact_id: str, properties: str, written: str) -> int:
+def contact_checksum(workspace: int, field: str, value: str, known: str) -> int:
     """Return the CRC32 that a known contact is kept with."""
-    return zlib.crc32("\0".join((user_key, contact_id, properties, written)).encode())
+    return zlib.crc32("\0".join((str(workspace), field, value, known)).encode())

@@ -67,6 +67,7 @@ CREATE INDEX inbox_by_taker ON inbox (taker, id);
 -- of its batch; raw: its bytes, where it has taken them along.
 -- set_aside: its user has a row in users, and the record waits there.
 -- claim_id: the id it had first; a replayed dead letter gets a new id and keeps its claims.
+-- updated: what it brings to its user's contact is there already.
 CREATE TABLE records (
     id {int} PRIMARY KEY,
     taker {int} NOT NULL,
@@ -77,6 +78,7 @@ CREATE TABLE records (
     first_failed_at_ms {int} NOT NULL DEFAULT 0,
     set_aside {int} NOT NULL DEFAULT 0,
     claim_id {int} NOT NULL,
+    updated {int} NOT NULL DEFAULT 0,
     start {int} NOT NULL,
     length {int} NOT NULL,
     crc {int} NOT NULL,
@@ -126,6 +128,7 @@ CREATE TABLE dead_letters (
     origin TEXT NOT NULL,
     line {int},
     claim_id {int} NOT NULL,
+    updated {int} NOT NULL,
     crc {int} NOT NULL,
     raw {bytes} NOT NULL
 ){table};
@@ -186,30 +189,34 @@ CREATE TABLE created_at_claims (
     at_ms {int} NOT NULL
 ){table};
 
--- Contacts that are known: what they are called in Intercom, the Amplitude properties as last
--- worked out, and the fields as last written (both JSON objects). applied_id: the last record
--- whose operations are in them. used_day: the day since 1970 on which it was asked for.
+-- What access tokens write to: an address of Intercom, and the id of the app that it names.
+CREATE TABLE workspaces (
+    id {int} PRIMARY KEY,
+    address TEXT NOT NULL,
+    code TEXT NOT NULL,
+    UNIQUE (address, code)
+){table};
+
+-- Contacts that are known, by what finds them (external_id or email, and its value). known: what
+-- is known of one (JSON). used_day: the day since 1970 on which it was asked for.
 CREATE TABLE contacts (
-    taker {int} NOT NULL,
-    user_key TEXT NOT NULL,
-    contact_id TEXT NOT NULL,
-    properties TEXT NOT NULL,
-    written TEXT NOT NULL,
-    applied_id {int} NOT NULL,
-    complete {int} NOT NULL,
+    workspace {int} NOT NULL,
+    field TEXT NOT NULL,
+    value TEXT NOT NULL,
+    known TEXT NOT NULL,
     at_ms {int} NOT NULL,
     used_day {int} NOT NULL,
     crc {int} NOT NULL,
-    PRIMARY KEY (taker, user_key)
+    PRIMARY KEY (workspace, field, value)
 ){clustered};
 CREATE INDEX contacts_by_use ON contacts (used_day);
 
 -- Event names that were sent, without case, and the day since 1970 of the last time.
 CREATE TABLE event_names (
-    taker {int} NOT NULL,
+    workspace {int} NOT NULL,
     name TEXT NOT NULL,
     last_day {int} NOT NULL,
-    PRIMARY KEY (taker, name)
+    PRIMARY KEY (workspace, name)
 ){clustered};
 """
 

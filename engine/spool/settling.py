@@ -68,8 +68,12 @@ class Settling:
 
     def bury(self, record: Record, failure: Failure, now_ms: int) -> None:
         """Settle a record as a dead letter, which keeps the record's id."""
+        claim_id = record.claim_id or record.id
+        is_updated = claim_id in self._records.updated(self.taker, [claim_id])
         if self.delete([record.id]):
-            charged = msgspec.structs.replace(record, attempts=record.attempts + 1)
+            charged = msgspec.structs.replace(
+                record, attempts=record.attempts + 1, is_updated=is_updated
+            )
             self.keep(charged, failure, now_ms)
 
     def keep(self, record: Record, failure: Failure, now_ms: int) -> None:
@@ -111,6 +115,10 @@ class Settling:
         """Delete those of some batches into which no record points."""
         for taker, size_bytes in self._inbox.let_go(batches):
             self._accounts.resize(taker, INBOX, -size_bytes)
+
+    def note_updated(self, claim_ids: Sequence[int]) -> None:
+        """Take in that what these records bring to their users' contacts is there."""
+        self._records.note_updated(self.taker, claim_ids)
 
     # --- waiting --------------------------------------------------------------------------
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import anyio
-import msgspec
 import structlog
 
 from amplitude_intercom.engine.errors import SpoolDamaged, SpoolError
@@ -26,7 +25,7 @@ from amplitude_intercom.engine.spool.appends import Appends
 from amplitude_intercom.engine.spool.claims import Claim, Given
 from amplitude_intercom.engine.spool.connection import Damaged
 from amplitude_intercom.engine.spool.retention import DAY_MS, Retention, Tidying
-from amplitude_intercom.engine.spool.rows import Append, Appended, Contact, Part
+from amplitude_intercom.engine.spool.rows import Append, Appended, Part
 from amplitude_intercom.engine.spool.sqlite.database import Database, Job, run_group
 from amplitude_intercom.engine.spool.sqlite.files import FILE_NAME, SpoolFile, connect, reason_of
 from amplitude_intercom.engine.spool.sqlite.ground import Ground
@@ -375,6 +374,8 @@ class TakerSpool:
         self.spool = spool
         self.taker = taker
         self.name = sync.name
+        self.workspace = 0
+        """The number of the workspace that it writes to, once that is known."""
         self._now_ms = spool.now_ms
         self.adjustments = Adjustments(under(self.counters, "adjusted:"))
         self.appended: Callable[[], None] = lambda: None
@@ -418,33 +419,14 @@ class TakerSpool:
 
     async def event_names(self) -> dict[str, int]:
         """Return the event names that have been sent, with the day of the last time."""
-        return await self.persist(lambda store: store.event_names.of(self.taker))
+        return await self.persist(lambda store: store.event_names.of(self.workspace))
 
     async def keep_event_names(self, last_days: Mapping[str, int]) -> None:
         """Keep these event names, and no others."""
         kept = dict(last_days)
-        await self.persist(lambda store: store.event_names.keep(self.taker, kept))
+        await self.persist(lambda store: store.event_names.keep(self.workspace, kept))
 
     async def claim_seconds(self, claims: Sequence[Claim]) -> list[Given]:
         """Give each event its second, its own or the next that no other has; for good."""
         now_ms = self._now_ms()
         return await self.persist(lambda store: store.claims(self.name).claim(claims, now_ms))
-
-    # --- the directory of known contacts --------------------------------------------------
-
-    async def contact(self, user: str) -> Contact | None:
-        """Return what is known of a user's contact."""
-        now_ms = self._now_ms()
-        return await self.persist(lambda store: store.contacts.use(self.taker, user, now_ms))
-
-    async def lose_contact(self, user: str) -> None:
-        """Keep what is known of a user, but not which contact it is: that one is gone."""
-        known = await self.contact(user)
-        if known is not None and known.contact_id:
-            await self.remember(user, msgspec.structs.replace(known, contact_id="", written={}))
-
-    async def remember(self, user: str, contact: Contact) -> None:
-        """Keep what is known of a user's contact."""
-        await self.persist(
-            lambda store: store.contacts.remember(self.taker, user, contact, self._now_ms())
-        )

@@ -34,7 +34,7 @@ from amplitude_intercom.engine.spool.directory import ContactDirectory
 from amplitude_intercom.engine.spool.inbox import Inbox
 from amplitude_intercom.engine.spool.insert_ids import InsertIds, key_of
 from amplitude_intercom.engine.spool.jobs import Expiry, JobKind, JobRow, Jobs, NewMapping
-from amplitude_intercom.engine.spool.meta import Checkpoints, EventNamesTable, Meta
+from amplitude_intercom.engine.spool.meta import Checkpoints, EventNamesTable, Meta, Workspaces
 from amplitude_intercom.engine.spool.queue import Queue
 from amplitude_intercom.engine.spool.records import Records
 from amplitude_intercom.engine.spool.rows import (
@@ -99,6 +99,7 @@ class Store:
         self.insert_ids = InsertIds(db, limits.window_ms)
         self.contacts = ContactDirectory(db)
         self.event_names = EventNamesTable(db)
+        self.workspaces = Workspaces(db)
         self.checkpoints = Checkpoints(db)
         self.jobs = Jobs(db)
         self.meta = Meta(db)

@@ -49,7 +49,13 @@ def _unpack(batch: Batch, entries: Sequence[Entry], into: Unpacked) -> None:
         at_ms = entry.accepted_at_ms or batch.accepted_at_ms
         if crc32(raw) == entry.checksum and entry.kind in KINDS and len(raw) == length:
             record = Record(
-                id_, Kind(entry.kind), entry.user_key, at_ms, raw, claim_id=entry.claim_id or id_
+                id_,
+                Kind(entry.kind),
+                entry.user_key,
+                at_ms,
+                raw,
+                claim_id=entry.claim_id or id_,
+                is_updated=entry.is_updated,
             )
             add((record, start, entry.checksum))
             if entry.insert_key is not None:

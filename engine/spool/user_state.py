@@ -9,7 +9,8 @@ from itertools import islice
 import msgspec
 
 from amplitude_intercom.engine.spool.batches import SLOTS, entries_of
-from amplitude_intercom.engine.spool.rows import event_type_of
+from amplitude_intercom.engine.spool.directory import read_known
+from amplitude_intercom.engine.spool.rows import ContactKey, Known, event_type_of
 from amplitude_intercom.engine.spool.store import Store
 
 MOST_BATCHES_READ = 1_000
@@ -76,8 +77,13 @@ class UserState(msgspec.Struct, frozen=True):
     complete: bool = True
 
 
-def state_of_user(store: Store, taker: int, user: str) -> UserState:
-    """Return what is known of a taker's user, by its key; reads a bounded part of the tables."""
+def state_of_user(
+    store: Store, taker: int, user: str, contact: ContactKey | None = None
+) -> UserState:
+    """Return what is known of a taker's user, by its key; reads a bounded part of the tables.
+
+    ``contact``: what its contact is known by.
+    """
     waiting, complete = _waiting(store, taker, user)
     reasons = store.db.execute(
         "SELECT reason, count(*) FROM dead_letters WHERE taker = ? AND user_key = ?"
@@ -99,7 +105,7 @@ def state_of_user(store: Store, taker: int, user: str) -> UserState:
         waiting,
         _parked(store, taker, user),
         _deferred(store, taker, user),
-        _contact(store, taker, user),
+        _contact(store, contact),
         dict(reasons),
         [id_ for _, id_ in sorted(latest, reverse=True)[:MOST_IDS]],
         complete=complete,
@@ -191,15 +197,12 @@ def _parked(store: Store, taker: int, user: str) -> Parked | None:
     return Parked(*row) if row else None
 
 
-def _contact(store: Store, taker: int, user: str) -> KnownContact | None:
+def _contact(store: Store, key: ContactKey | None) -> KnownContact | None:
     row = store.db.execute(
-        "SELECT contact_id, written, at_ms FROM contacts WHERE taker = ? AND user_key = ?",
-        (taker, user),
+        "SELECT known, at_ms FROM contacts WHERE workspace = ? AND field = ? AND value = ?",
+        key or ContactKey(0, "", ""),
     ).fetchone()
     if row is None:
         return None
-    try:
-        fields = msgspec.json.decode(row[1], type=dict[str, msgspec.Raw])
-    except msgspec.MsgspecError:
-        fields = {}  # damaged: ``spool verify`` says so
-    return KnownContact(row[0], sorted(fields), row[2])
+    known = read_known(row[0]) or Known()  # damaged: ``spool verify`` says so
+    return KnownContact(known.contact_id, sorted(known.fields), row[1])

@@ -110,8 +110,12 @@ async def test_other_settings_leave_what_is_known_of_contacts(tmp_path: Path) ->
         await read_everything(other)
         code, _, err = await process.run("spool", "compact", "-c", str(other))
         assert code == 0, err
-        _, out, _ = await process.run("users", "show", "mira-okafor", "-c", str(other), "--json")
-    assert json.loads(out)["contact"]["fields"] == ["custom_attributes.plan"]
+        show = ("users", "show", "mira-okafor", "--json")
+        _, elsewhere, _ = await process.run(*show, "-c", str(other))
+        again = process.settings(tmp_path, url)
+        _, out, _ = await process.run(*show, "-c", str(again))
+    assert json.loads(elsewhere)["contact"] is None  # it is another workspace's
+    assert json.loads(out)["contact"]["fields"] == ["custom_attributes.plan", "email"]
 
 
 async def test_beside_a_daemon_that_cannot_be_asked_the_files_are_read(tmp_path: Path) -> None:

@@ -20,7 +20,14 @@ from amplitude_intercom.engine.errors import Failure, SpoolError
 from amplitude_intercom.engine.reasons import DeadReason
 from amplitude_intercom.engine.spool.batches import SLOTS, Kept
 from amplitude_intercom.engine.spool.connection import Damaged
-from amplitude_intercom.engine.spool.rows import Append, Contact, DeadLetterQuery, DeadRow
+from amplitude_intercom.engine.spool.rows import (
+    Append,
+    ContactKey,
+    DeadLetterQuery,
+    DeadRow,
+    Held,
+    Known,
+)
 from amplitude_intercom.engine.spool.sqlite.examine import Damage, findings
 from amplitude_intercom.engine.spool.sqlite.files import PAGE_BYTES
 from amplitude_intercom.transports.sandbox import Sandbox, serve
@@ -114,8 +121,9 @@ def _filled(path: Path) -> dict[int, tuple[str, bytes]]:
     dead = [DeadRow("invalid_json", "no", b"{" * 300, None, "f", n) for n in range(20)]
     store.append([Append([part_of(dead=dead)])], 1)
     for n in range(40):
-        known = Contact(f"id-{n}", {"plan": "pro" * 20}, {"custom_attributes": {"plan": "pro"}})
-        store.contacts.remember(sync.taker, f"known-{n}", known, 1)
+        properties = {str(sync.taker): {"plan": Held("pro" * 20, 1)}}
+        known = Known(f"id-{n}", fields={"name": "Ann"}, properties=properties)
+        store.contacts.remember(ContactKey(1, "external_id", f"known-{n}"), known, 1)
     sync.settling.bury(first, Failure(DeadReason.REFUSED, 400), 2)
     store.commit()
     store.close()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import decimal
 import json
+from collections.abc import Collection
 from typing import Any
 
 from hypothesis import given, settings
@@ -45,6 +46,9 @@ class Types:
 
     def type_of(self, name: str) -> str | None:
         return ATTRIBUTES.get(name)
+
+    def options_of(self, name: str) -> Collection[str]:
+        return ()
 
 
 @QUICK

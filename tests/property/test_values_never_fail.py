@@ -127,6 +127,9 @@ class Types:
     def type_of(self, name: str) -> str | None:
         return ATTRIBUTES.get(name)
 
+    def options_of(self, name: str) -> tuple[str, ...]:
+        return ()
+
 
 @QUICK
 @given(RULES, st.lists(PAYLOADS, max_size=3), st.booleans())

@@ -180,8 +180,10 @@ def test_somebody_elses_contact_with_the_same_email_is_not_overwritten(tmp_path:
         return local, status
 
     local, status = virtual.run(scenario)
-    assert status.dead_by_reason == {"contact_conflict": 1}
-    assert [c.custom_attributes for c in local.contacts.values()] == [{}]
+    assert (status.dead, status.adjusted["taken"]) == (0, 1)
+    theirs, ours = local.contacts.values()
+    assert (theirs.custom_attributes, theirs.email) == ({}, "shared@example.com")
+    assert (ours.custom_attributes, ours.email) == ({"plan": "pro"}, "")
 
 
 def test_contacts_can_be_found_by_email_whatever_its_case(tmp_path: Path) -> None:
@@ -252,7 +254,10 @@ def test_the_121st_event_name_is_a_dead_letter_with_its_reason(tmp_path: Path) -
             await engine.submit(batch, api_key=simulation.API_KEY)
             await engine.settled()
             [status] = (await engine.status()).syncs
-            assert [e.status for e in local.journal] == [202, 422]  # the second "b" costs no call
+            assert [e.status for e in simulation.made(local)] == [
+                202,
+                422,
+            ]  # the second "b" costs no call
             local.event_names.discard("a")  # somebody archives a name
             for _ in range(36_010):
                 await simulation.a_moment()
@@ -311,7 +316,7 @@ def test_waiting_identifies_of_one_user_become_one_call_with_all_their_effects(
         *(simulation.identify(USER, n, {"$add": {"visits": 1}}) for n in range(20)),
         simulation.identify(USER, 30, {"$set": {"plan": "pro"}, "$unset": {"email": "-"}}),
     )
-    assert [c[:4] for c in calls(local)] == ["POST"]
+    assert [c[:4] for c in calls(local)] == ["POST", "PUT "]
     [contact] = local.contacts.values()
     assert contact.custom_attributes == {"visits": 20, "plan": "pro"}
     assert status.delivered == 21
@@ -326,7 +331,12 @@ def test_an_identify_behind_an_event_is_not_pulled_before_it(tmp_path: Path) -> 
         identify(4, plan="pro"),
         simulation.identify(USER, 5, {"$add": {"visits": 1}}),
     )
-    assert [c.split(" ")[0] + c[-4:] for c in calls(local)] == ["POST 200", "POST 202", "PUT 200"]
+    assert [c.split(" ")[0] + c[-4:] for c in calls(local)] == [
+        "POST 200",
+        "PUT 200",
+        "POST 202",
+        "PUT 200",
+    ]
     [contact] = local.contacts.values()
     assert contact.custom_attributes == {"plan": "pro", "visits": 2}
 
@@ -344,7 +354,7 @@ def test_an_operation_that_needs_the_state_reads_a_contact_that_was_never_read(
     assert contact.custom_attributes == {"plan": "pro", "visits": 7}
 
 
-def test_an_update_that_conflicts_with_somebody_elses_contact_is_a_dead_letter(
+def test_of_an_update_that_conflicts_with_somebody_elses_contact_the_rest_is_written(
     tmp_path: Path,
 ) -> None:
     async def scenario() -> tuple[Sandbox, Any]:
@@ -353,15 +363,17 @@ def test_an_update_that_conflicts_with_somebody_elses_contact_is_a_dead_letter(
             await engine.submit([identify(plan="pro")], api_key=simulation.API_KEY)
             await engine.settled()
             local.add_contact(external_id="somebody-else", email="theirs@example.com")
-            conflict = identify(2, email="theirs@example.com")
+            conflict = identify(2, email="theirs@example.com", plan="team")
             await engine.submit([conflict], api_key=simulation.API_KEY)
             await engine.settled()
             [status] = (await engine.status()).syncs
         return local, status
 
     local, status = virtual.run(scenario)
-    assert {c.email for c in local.contacts.values()} >= {"theirs@example.com"}
-    assert status.dead_by_reason in ({"contact_conflict": 1}, {})
+    ours, theirs = local.contacts.values()
+    assert ours.custom_attributes == {"plan": "team"}
+    assert (theirs.email, theirs.custom_attributes) == ("theirs@example.com", {})
+    assert (status.delivered, status.dead) == (2, 0)
 
 
 def test_one_bad_update_among_merged_ones_spoils_only_itself(tmp_path: Path) -> None:

@@ -42,8 +42,8 @@ def test_an_attribute_that_the_workspace_lacks_costs_no_refused_call(tmp_path: P
         async with simulation.engine(tmp_path, local, users=USERS) as engine:
             first = identify(plan="pro", visits=3, name="Mira")
             status = await deliver(engine, first, identify(2, plan="free", name="Mira O."))
-        listed, *writes = asked(local)
-        assert listed == "GET /data_attributes 200"
+        me, listed, *writes = asked(local)
+        assert (me, listed) == ("GET /me 200", "GET /data_attributes 200")
         assert [write[-3:] for write in writes] == ["200", "200"]
         [contact] = local.contacts.values()
         assert (contact.name, contact.custom_attributes) == ("Mira O.", {"plan": "free"})
@@ -268,7 +268,7 @@ def test_the_121st_event_name_becomes_a_dead_letter_without_a_call_over_restarts
         assert [letter.reason for letter in letters] == ["event_type_limit"] * 10
         assert (status.dead_by_reason, status.event_names) == ({"event_type_limit": 10}, 120)
         assert {e.name for e in local.events} == {*(f"Name {n}" for n in range(120)), "NAME 3"}
-        assert {e.status for e in local.journal} == {202}
+        assert {e.status for e in simulation.made(local)} == {202}
 
     virtual.run(scenario)
 

@@ -370,11 +370,13 @@ def check_repeats(play: Play, taken: dict[int, list[float]]) -> None:
 
 
 def check_bodies(play: Play) -> None:
-    """Law 6: an event has one body, whenever and however often it is sent."""
-    bodies: dict[int, set[bytes]] = defaultdict(set)
+    """Law 6: an event has one body, whenever and however often it is sent; and one more for each
+    contact that its user was merged into."""
+    bodies: dict[tuple[int, str], set[bytes]] = defaultdict(set)
     for entry in play.local.journal:
         if entry.path == "/events":
-            bodies[msgspec.json.decode(entry.body)["metadata"]["n"]].add(entry.body)
+            body = msgspec.json.decode(entry.body)
+            bodies[body["metadata"]["n"], body.get("id", "")].add(entry.body)
     assert all(len(seen) == 1 for seen in bodies.values())
 
 

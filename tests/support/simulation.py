@@ -15,15 +15,18 @@ from amplitude_intercom.engine.app import Engine
 from amplitude_intercom.engine.config import from_table
 from amplitude_intercom.engine.settings import Settings
 from amplitude_intercom.transports import intercom
-from amplitude_intercom.transports.intercom import Request
+from amplitude_intercom.transports.intercom import Request, Wire
 from amplitude_intercom.transports.sandbox import InProcess, JournalEntry, Sandbox
 from support import virtual
 
 API_KEY = "simulated"
 
 
-def settings(folder: Path, *, twice: bool = False, **sync: Any) -> Settings:
-    """Return settings with one sync, or ``twice`` the same under two names."""
+def settings(
+    folder: Path, *, twice: bool = False, second: Mapping[str, Any] | None = None, **sync: Any
+) -> Settings:
+    """Return settings with one sync, or ``twice`` the same under two names; of the ``second`` one
+    some may be others."""
     table = {
         "amplitude_api_keys": [API_KEY],
         "intercom": {"access_token": "simulated-token"},
@@ -31,8 +34,10 @@ def settings(folder: Path, *, twice: bool = False, **sync: Any) -> Settings:
         "events": {"select": [{"types": ["*"]}], "metadata": ["n"]},
         **sync,
     }
-    names = ["simulated", "another"] if twice else ["simulated"]
-    return from_table({"data_dir": str(folder), "sync": [{"name": n, **table} for n in names]})
+    syncs = [{"name": "simulated", **table}]
+    if twice or second:
+        syncs.append({"name": "another", **table, **(second or {})})
+    return from_table({"data_dir": str(folder), "sync": syncs})
 
 
 def sandbox(**more: Any) -> Sandbox:
@@ -40,11 +45,14 @@ def sandbox(**more: Any) -> Sandbox:
 
 
 @asynccontextmanager
-async def engine(folder: Path, local: Sandbox, seed: int = 0, **sync: Any) -> AsyncIterator[Engine]:
+async def engine(
+    folder: Path, local: Sandbox, seed: int = 0, wire: Wire | None = None, **sync: Any
+) -> AsyncIterator[Engine]:
+    """Run an engine on a sandbox; ``wire`` takes its calls instead."""
     loop = virtual.current()
     async with Engine(
         settings(folder, **sync),
-        wire=lambda intercom: InProcess(local),
+        wire=lambda intercom: wire or InProcess(local),
         now_ms=loop.wall_ms,
         now_s=loop.wall_s,
         jitter=random.Random(seed).random,
@@ -83,8 +91,10 @@ async def a_moment() -> None:
 
 
 def made(local: Sandbox) -> list[JournalEntry]:
-    """The calls that were made, but for the list of attributes, which is read now and then."""
-    return [entry for entry in local.journal if not entry.path.startswith("/data_attributes")]
+    """The calls that were made, but for what is asked of the workspace itself: its name, once, and
+    its list of attributes now and then."""
+    apart = ("/data_attributes", "/me")
+    return [entry for entry in local.journal if not entry.path.startswith(apart)]
 
 
 def create_attribute(name: str, data_type: str) -> Request:

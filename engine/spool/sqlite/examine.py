@@ -249,14 +249,16 @@ def _dead_letters(db: sqlite3.Connection) -> Iterator[Damage]:
 
 
 def _contacts(db: sqlite3.Connection) -> Iterator[Damage]:
-    for (taker,) in db.execute("SELECT id FROM takers ORDER BY id").fetchall():
+    kinds = db.execute("SELECT DISTINCT workspace, field FROM contacts").fetchall()
+    for workspace, field in kinds:
+        quoted = str(field).replace("'", "''")
         query = (
-            "SELECT user_key, contact_id, properties, written, crc FROM"
-            f" (SELECT * FROM contacts WHERE taker = {int(taker)})"
+            "SELECT value, workspace, field, known, crc FROM (SELECT * FROM contacts"
+            f" WHERE workspace = {int(workspace)} AND field = '{quoted}')"
         )
-        for user, *fields, crc in _walk(db, query, "user_key", ""):
-            if not holds(crc, contact_checksum, user, *fields):
-                yield Damage("contacts", str(user), WRONG)
+        for value, *rest, known, crc in _walk(db, query, "value", ""):
+            if not holds(crc, contact_checksum, *rest, value, known):
+                yield Damage("contacts", str(value), WRONG)
 
 
 def _accounting(db: sqlite3.Connection) -> Iterator[Damage]:

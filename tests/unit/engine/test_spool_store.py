@@ -11,7 +11,13 @@ import pytest
 from amplitude_intercom.engine.errors import Failure
 from amplitude_intercom.engine.reasons import DeadReason
 from amplitude_intercom.engine.spool.batches import SLOTS, Kept
-from amplitude_intercom.engine.spool.rows import Contact, DeadLetter, DeadLetterQuery
+from amplitude_intercom.engine.spool.rows import (
+    ContactKey,
+    DeadLetter,
+    DeadLetterQuery,
+    Held,
+    Known,
+)
 from amplitude_intercom.engine.spool.user_state import MOST_TYPES_READ, state_of_user
 from support.spools import OneSync, kept, opened
 
@@ -58,38 +64,53 @@ def test_a_number_that_was_rolled_back_is_not_used(path: Path) -> None:
 # --- contacts -----------------------------------------------------------------------------
 
 
+ANN = ContactKey(1, "external_id", "ann")
+
+
 def test_contacts_are_remembered_and_forgotten(path: Path) -> None:
     contacts = opened(path).contacts
-    contact = Contact("c1", {"plan": "pro"}, {"name": "Ann"}, 7, complete=True)
-    assert contacts.get(1, "ann") is None
-    for taker, user in ((1, "ann"), (1, "bob"), (2, "ann")):
-        contacts.remember(taker, user, contact, 1)
-    assert contacts.get(1, "ann") == contact
-    contacts.forget(1, "ann")
-    assert (contacts.get(1, "ann"), contacts.get(1, "bob")) == (None, contact)
-    assert contacts.forget_all(1, 9) == 1
-    assert (contacts.get(1, "bob"), contacts.get(2, "ann")) == (None, contact)
-    assert contacts.added == 1
+    properties = {"3": {"plan": Held("pro", 7), "seats": Held(None)}}
+    known = Known("c1", False, "", {"name": "Ann"}, ["email"], properties)
+    others = [ANN._replace(value="bob"), ANN._replace(workspace=2), ANN._replace(field="email")]
+    assert contacts.get(ANN) is None
+    for key in (ANN, *others):
+        contacts.remember(key, known, 1)
+    contacts.remember(ANN, known, 2)
+    assert contacts.get(ANN) == known
+    contacts.forget(ANN)
+    assert contacts.get(ANN) is None
+    assert [contacts.get(key) for key in others] == [known] * 3
+    assert contacts.added == 3
 
 
 def test_contacts_that_nobody_asks_for_are_forgotten_first(path: Path) -> None:
     contacts = opened(path).contacts
     day_ms = 86_400_000
-    for day, user in enumerate(("ann", "bob", "cid")):
-        contacts.remember(1, user, Contact(user, {}, {}), day * day_ms)
-    assert contacts.use(1, "ann", 5 * day_ms) == Contact("ann", {}, {})
-    assert contacts.forget_unused(1) == 1
-    left = [user for user in ("ann", "bob", "cid") if contacts.get(1, user)]
-    assert left == ["ann", "cid"]
+    keys = [ANN._replace(value=user) for user in ("ann", "bob", "cid")]
+    for day, key in enumerate(keys):
+        contacts.remember(key, Known(key.value), day * day_ms)
+    assert contacts.use(ANN, 5 * day_ms) == Known("ann")
+    assert contacts.forget_unused(1, 5 * day_ms) == 1
+    assert [key.value for key in keys if contacts.get(key)] == ["ann", "cid"]
+
+
+def test_a_contact_whose_write_has_no_answer_is_not_forgotten_but_after_a_month(
+    path: Path,
+) -> None:
+    contacts = opened(path).contacts
+    day_ms = 86_400_000
+    contacts.remember(ANN, Known("ann", fields={"name": '","unsure":[],"'}, unsure=["name"]), 0)
+    assert contacts.forget_unused(9, 30 * day_ms) == 0
+    assert contacts.forget_unused(9, 31 * day_ms) == 1
 
 
 def test_a_damaged_contact_is_no_longer_known(path: Path) -> None:
     store = opened(path)
-    store.contacts.remember(1, "ann", Contact("c1", {}, {}), 1)
+    store.contacts.remember(ANN, Known("c1"), 1)
     store.close()
-    tamper(path, "UPDATE contacts SET properties = '[}'")
+    tamper(path, "UPDATE contacts SET known = '[}'")
     store = opened(path)
-    assert store.contacts.get(1, "ann") is None
+    assert store.contacts.get(ANN) is None
     store.close()
 
 

@@ -11,7 +11,7 @@ import anyio
 import msgspec
 import pytest
 
-from amplitude_intercom.engine.app import Engine, keep_counting, token_of
+from amplitude_intercom.engine.app import Engine, keep_counting, token_key, token_of
 from amplitude_intercom.engine.commands import probe_answers as words
 from amplitude_intercom.engine.commands import probing
 from amplitude_intercom.engine.commands.probe import EVENT_NAME, Probe
@@ -19,6 +19,7 @@ from amplitude_intercom.engine.commands.probe_calls import PREFIX
 from amplitude_intercom.engine.config import from_table
 from amplitude_intercom.engine.errors import DataDirInUse, SettingsError, SpoolError
 from amplitude_intercom.engine.settings import Settings
+from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.transports.intercom import Answer, RateHeaders, Request, Wire
 from amplitude_intercom.transports.sandbox import Fault, InProcess, Sandbox
 from support import virtual
@@ -475,10 +476,16 @@ async def test_a_workspace_that_is_known_to_be_full_gets_no_event(tmp_path: Path
     known = settings(tmp_path, "a", "b", "a")
     assert not probing._has_no_name_free(known, known.sync[0])
     names = {f"name-{number}": 1 for number in range(120)}
+
+    def enter(store: Store) -> None:
+        for number, sync in enumerate(known.sync[:2], start=1):
+            store.meta.set(token_key("workspace", token_of(sync)), str(number))
+
     async with Engine(known, deliver=False, inline=True) as engine:
-        await engine.streams["sync-2"].spool.keep_event_names(names)
+        await engine.spool.do(enter)
+        await engine.spool.do(lambda store: store.event_names.keep(1, names))
     assert [probing._has_no_name_free(known, sync) for sync in known.sync] == [True, False, True]
     async with Engine(known, deliver=False, inline=True) as engine:
         del names["name-0"]
-        await engine.streams["sync-2"].spool.keep_event_names({**names, EVENT_NAME: 1})
+        await engine.spool.do(lambda store: store.event_names.keep(1, {**names, EVENT_NAME: 1}))
     assert not probing._has_no_name_free(known, known.sync[0])

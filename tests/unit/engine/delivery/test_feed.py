@@ -42,7 +42,7 @@ from amplitude_intercom.engine.envelope import Kind, Record
 from amplitude_intercom.engine.errors import SpoolDamaged
 from amplitude_intercom.engine.reasons import DropReason
 from amplitude_intercom.engine.spool.queue import Queue, Wanted
-from amplitude_intercom.engine.spool.rows import Contact, Loaded
+from amplitude_intercom.engine.spool.rows import Loaded
 from amplitude_intercom.engine.spool.settling import Settling
 from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.engine.spool.user_state import Deferral
@@ -948,7 +948,9 @@ async def test_what_was_adjusted_is_counted_once_though_the_first_commit_fails(
 class RigOfEnds(Rig):
     """Its actors let each turn end in a way of its own, by its user."""
 
-    contact = Contact("c-1", {"plan": "pro"}, {})
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.kept: list[Store] = []
 
     async def _work(self, turn: Turn) -> None:
         settlement, records = self.settlement, turn.records
@@ -961,7 +963,7 @@ class RigOfEnds(Rig):
                 settlement.drop(records[0], DropReason.UNKNOWN_USER)
             case user:
                 is_new = user == "updated"
-                await settlement.settle_update(records, self.contact, delivered=is_new)
+                await settlement.settle_update(records, self.kept.append, delivered=is_new)
         del self.at_work[turn.user]
         settlement.end(turn, GoOn())
 
@@ -981,7 +983,7 @@ async def test_every_way_in_which_a_record_ends_is_counted_and_lets_go_of_it(
         assert rig.counters["delivered"] == 1 + 2
         assert rig.counters[f"dropped:{DropReason.UNKNOWN_USER}"] == 1
         assert rig.counters[f"dropped:{DropReason.UNCHANGED}"] == 1
-        assert await rig.mine.contact("updated") == rig.contact
+        assert rig.kept == [rig.store] * 2
         assert rig.loaded == rig.loading.held_bytes == 0
         assert len(rig.settlement.latency_s) == 4
 
@@ -1025,13 +1027,16 @@ async def test_what_was_adjusted_is_counted_though_the_update_that_was_to_count_
 ) -> None:
     rig = Rig(tmp_path)
     (id_,) = rig.append("ann")
-    no_json = Contact("c-1", {"plan": object()}, {})
+
+    def fail(_: Store) -> None:
+        raise TypeError("no JSON")
+
     rig.mine.adjustments.count(["text_cut"] * 3)
 
     async def until() -> None:
         record = Record(id_, Kind.EVENT, "ann", current().wall_ms(), b"{}")
         with pytest.raises(TypeError):
-            await rig.settlement.settle_update([record], no_json, delivered=True)
+            await rig.settlement.settle_update([record], fail, delivered=True)
         rig.append("bob")
         await rig.settled()
 

@@ -11,7 +11,7 @@ from amplitude_intercom.engine.envelope import ContactUpdate, Identity, Kind, Pl
 from amplitude_intercom.engine.rules.bodies import contact_body
 from amplitude_intercom.engine.rules.contacts import can_be_cleared, field_name
 from amplitude_intercom.engine.rules.user_properties import apply
-from support.plans import ANY, plan, rules
+from support.plans import ACCEPTED_MS, ANY, plan, rules
 
 
 class Types:
@@ -19,6 +19,9 @@ class Types:
 
     def __init__(self, **types: str) -> None:
         self._types = types
+
+    def options_of(self, name: str) -> tuple[str, ...]:
+        return ()
 
     def type_of(self, name: str) -> str | None:
         return self._types.get(name)
@@ -28,7 +31,9 @@ def test_an_identify_updates_the_contact_with_selected_properties_only() -> None
     event = {"event_type": "$identify", "user_properties": {"$set": {"plan": "pro", "x": 1}}}
     planned = plan(rules(users={"properties": ["plan"]}), event, kind=Kind.IDENTIFY)
     identity = Identity("external_id", "user-1")
-    assert planned == Plan(identity, ContactUpdate(identity, {"$set": {"plan": "pro"}}, 7))
+    assert planned == Plan(
+        identity, ContactUpdate(identity, {"$set": {"plan": "pro"}}, 7, ACCEPTED_MS)
+    )
 
 
 def test_an_event_updates_its_user_only_where_the_trigger_says_so() -> None:

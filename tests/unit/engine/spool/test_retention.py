@@ -16,7 +16,7 @@ from amplitude_intercom.engine.spool.accounts import SPOOL
 from amplitude_intercom.engine.spool.claims import Claim, Given
 from amplitude_intercom.engine.spool.insert_ids import ROW_BYTES
 from amplitude_intercom.engine.spool.retention import DAY_MS, SLICE, Retention, Tidying
-from amplitude_intercom.engine.spool.rows import Append, Contact, DeadLetterQuery, DeadRow
+from amplitude_intercom.engine.spool.rows import Append, ContactKey, DeadLetterQuery, DeadRow, Known
 from amplitude_intercom.engine.spool.store import CONTACTS, INSERT_IDS, Store
 from amplitude_intercom.transports.reasons import RefusalReason
 from support.spools import SYNC, OneSync, kept, opened, part_of
@@ -145,17 +145,21 @@ def test_a_letter_that_was_stamped_in_the_future_goes_a_month_from_now(sync: One
     assert letters(sync) == 0
 
 
+def contact(number: int) -> ContactKey:
+    return ContactKey(1, "external_id", f"user-{number}")
+
+
 def test_contacts_that_nobody_asked_for_go_first(sync: OneSync) -> None:
-    store, taker = sync.store, sync.taker
+    store = sync.store
     store.begin()
     for number in range(1_500):
-        store.contacts.remember(taker, f"user-{number}", Contact("c", {}, {}), DAY_MS)
+        store.contacts.remember(contact(number), Known("c"), DAY_MS)
     for number in range(0, 1_500, 5):
-        store.contacts.use(taker, f"user-{number}", 5 * DAY_MS)
+        store.contacts.use(contact(number), 5 * DAY_MS)
     store.commit()
     tidy(store, 6 * DAY_MS, max_contacts=300)
     assert store.accounts.committed(SPOOL)[CONTACTS] == 300
-    known = [n for n in range(1_500) if store.contacts.get(taker, f"user-{n}") is not None]
+    known = [n for n in range(1_500) if store.contacts.get(contact(n)) is not None]
     assert known == list(range(0, 1_500, 5))
 
 
@@ -271,8 +275,7 @@ def test_contacts_of_a_clock_that_was_ahead_push_out_none_of_today(sync: OneSync
     sync.store.begin()
     for number in range(20):
         at_ms = today + 365 * DAY_MS if number < 10 else today
-        known = Contact(f"id-{number}", {}, {})
-        sync.store.contacts.remember(sync.taker, f"user-{number}", known, at_ms)
+        sync.store.contacts.remember(contact(number), Known(f"id-{number}"), at_ms)
     sync.store.commit()
     tidy(sync.store, today, max_contacts=10)
     days = sync.store.db.execute("SELECT DISTINCT used_day FROM contacts").fetchall()

@@ -1,0 +1,6 @@
+"""Contacts: found, created and brought up to date, in the fewest calls, and never wrong.
+
+Pure are ``working_out`` (what is to be written), ``resolving`` (what an answer means),
+``knowledge`` (what is known of a contact, as answers come) and ``first_contact`` (which call comes
+first where nothing is known). ``upserting`` makes the calls.
+"""

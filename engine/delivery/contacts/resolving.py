@@ -1,0 +1,445 @@
+"""What an answer about a contact means, and what is to be done next. Pure.
+
+Rules
+=====
+1. ``TABLE`` has what follows, by what was done and what the answer says of it.
+2. An answer with a contact says whose it is: one that has another identifier than it is known by
+   is not written again, but where it was merged into that one.
+3. A contact that is there already is looked at before it is written, unless nothing but the user's
+   own identifier can be what a create was refused for.
+4. What a refusal names exactly is left out, the rest is written: a field, or the e-mail or id that
+   another contact has.
+5. No way is gone twice: where answers lead in a circle, the update ends.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Callable, Collection, Mapping
+from typing import Final, Literal
+
+import msgspec
+
+from amplitude_intercom.engine.envelope import Adjustment, Identity
+from amplitude_intercom.engine.errors import Failure
+from amplitude_intercom.engine.reasons import AdjustmentReason, DeadReason
+from amplitude_intercom.engine.rules.bodies import ATTRIBUTE_PREFIX
+from amplitude_intercom.transports import intercom
+from amplitude_intercom.transports.intercom import Answer
+
+OWNER: Final = "owner_id"
+CONTESTED: Final = ("email", "external_id")
+"""Fields that only one contact has."""
+
+
+class Do(enum.Enum):
+    """What is done next."""
+
+    FIND = enum.auto()
+    """Look for the contact by its external id."""
+    SEARCH = enum.auto()
+    """Look for the contacts that have its e-mail."""
+    CREATE = enum.auto()
+    CREATE_EMPTY = enum.auto()
+    """Create it with what only one contact has: its values are written to it then."""
+    CREATE_BARE = enum.auto()
+    """Create it with nothing but its identifier."""
+    LOOK = enum.auto()
+    PUT = enum.auto()
+    UNARCHIVE = enum.auto()
+    DONE = enum.auto()
+
+
+class Said(enum.Enum):
+    """What an answer says."""
+
+    OURS = enum.auto()
+    NAMELESS = enum.auto()
+    """The contact has no identifier of this kind."""
+    ANOTHERS = enum.auto()
+    TAKEN = enum.auto()
+    """A contact with these details is there, and named."""
+    TAKEN_ARCHIVED = enum.auto()
+    TAKEN_BY_SOME = enum.auto()
+    """Contacts with these details are there; none is named."""
+    GONE = enum.auto()
+    MERGED = enum.auto()
+    REFUSED_FIELD = enum.auto()
+    REFUSED = enum.auto()
+
+
+class Way(msgspec.Struct, frozen=True, kw_only=True):
+    """How far one update is.
+
+    ``owner``: an identifier that the contact has instead of the user's, since it was merged;
+    ``takes_owner``: whichever it has now. ``adopts``: a contact without identifier becomes the
+    user's. ``without``: fields that are left out. ``tried``: where the way has been.
+    ``is_looked_at``: whether what the contact holds was read on the way. ``is_another``: it is not
+    the contact that was known, so that what was known of its fields holds no more.
+    """
+
+    identity: Identity
+    archived: Literal["unarchive", "dead_letter"]
+    contact_id: str = ""
+    owner: str = ""
+    takes_owner: bool = False
+    adopts: bool = False
+    without: frozenset[str] = frozenset()
+    tried: frozenset[str] = frozenset()
+    is_looked_at: bool = False
+    is_another: bool = False
+    was_there: bool | None = None
+    """Of a first contact: whether the contact was there already."""
+    left_out: tuple[Adjustment, ...] = ()
+
+
+Step = Do | Failure
+Next = tuple[Way, Step]
+
+
+def resolve(way: Way, did: Do, answer: Answer, sent: Collection[str] = ()) -> Next:
+    """Return how far an update is with an answer, and what is next; ``sent``: the fields of it."""
+    said = say(way, did, answer, sent)
+    follow = TABLE.get((did, said), _refused)
+    return follow(way, answer, sent)
+
+
+# --- what an answer says ------------------------------------------------------------------
+
+
+def say(way: Way, did: Do, answer: Answer, sent: Collection[str]) -> Said:
+    """Return what an answer says of what was done."""
+    if 200 <= answer.status < 300:
+        return _found_of(did, way, answer)
+    if answer.status == 404:
+        return Said.GONE
+    if answer.status == 410:
+        return Said.MERGED
+    if answer.status == 409 or intercom.says_ambiguous(answer):
+        if intercom.named_contact(intercom.parse_error(answer).message) is None:
+            return Said.TAKEN_BY_SOME
+        return Said.TAKEN_ARCHIVED if intercom.says_archived(answer) else Said.TAKEN
+    return Said.REFUSED_FIELD if refused_field(answer, sent) else Said.REFUSED
+
+
+def _found_of(did: Do, way: Way, answer: Answer) -> Said:
+    if did is Do.UNARCHIVE:
+        return Said.OURS
+    if did is Do.SEARCH and len(answer.listed) != 1:
+        return Said.TAKEN_BY_SOME if answer.listed else Said.GONE
+    return _whose(way, answer)
+
+
+def _whose(way: Way, answer: Answer) -> Said:
+    theirs = identifier_of(way, answer)
+    ours = _plain(way.identity.field, way.identity.value)
+    if way.takes_owner or theirs == ours or (theirs and theirs == way.owner):
+        return Said.OURS
+    return Said.ANOTHERS if theirs else Said.NAMELESS
+
+
+def identifier_of(way: Way, answer: Answer) -> str:
+    """Return the identifier that the contact of an answer has; empty: it has none."""
+    text = str(answer.contact.get(way.identity.field) or "")
+    return _plain(way.identity.field, text)
+
+
+def _owner(way: Way, answer: Answer) -> str:
+    """Return the identifier of the contact that a user was merged into; empty: the user's own."""
+    theirs = identifier_of(way, answer)
+    return "" if theirs == _plain(way.identity.field, way.identity.value) else theirs
+
+
+def _plain(field: str, text: str) -> str:
+    """Return an identifier as it is compared: Intercom may have stripped it."""
+    return text.strip().lower() if field == "email" else text.strip()
+
+
+def refused_field(answer: Answer, sent: Collection[str]) -> str:
+    """Return the one of the fields that were sent which a 400 or 422 names; empty: none, or not
+    exactly one."""
+    if answer.status not in (400, 422):
+        return ""
+    if intercom.is_nobodys_owner(answer):
+        return OWNER if OWNER in sent else ""
+    error = intercom.parse_error(answer)
+    found = [name for name in sent if _names(error.message, error.field, name)]
+    return found[0] if len(found) == 1 else ""
+
+
+def _names(message: str, named: str, field: str) -> bool:
+    """Return whether a message is about a field: it quotes its name, or calls it an attribute, or
+    begins with it."""
+    name = field.removeprefix(ATTRIBUTE_PREFIX)
+    if named in (field, name):
+        return True
+    escaped = re.escape(name)
+    quoted = rf"""['"\u2018\u201c`]{escaped}['"\u2019\u201d`]"""
+    if re.search(rf"{quoted}|attribute {escaped}(?![\w.-])", message):
+        return True
+    return name == field and bool(re.match(rf"{escaped}(?![\w.-])", message, re.IGNORECASE))
+
+
+# --- what follows -------------------------------------------------------------------------
+
+
+def _refused(way: Way, answer: Answer, sent: Collection[str]) -> Next:
+    return way, failure_of(DeadReason.REFUSED, answer)
+
+
+def _done(way: Way, answer: Answer, sent: Collection[str]) -> Next:
+    if way.takes_owner:
+        theirs = identifier_of(way, answer)
+        way = _replace(
+            way, owner="" if theirs == _plain(way.identity.field, way.identity.value) else theirs
+        )
+    contact_id = str(answer.contact.get("id") or way.contact_id)
+    return _replace(way, contact_id=contact_id), Do.DONE
+
+
+def _created(way: Way, answer: Answer, sent: Collection[str]) -> Next:
+    way = _replace(way, contact_id=str(answer.contact.get("id", "")))
+    return _noting(way, was_there=False), Do.DONE
+
+
+def _created_empty(way: Way, answer: Answer, sent: Collection[str]) -> Next:
+    way = _replace(way, contact_id=str(answer.contact.get("id", "")), is_looked_at=True)
+    return _noting(way, was_there=False), Do.PUT
+
+
+def _found(way: Way, answer: Answer, sent: Collection[str]) -> Next:
+    contact_id = str(answer.contact.get("id", ""))
+    way = _noting(way, was_there=True)
+    return _replace(way, contact_id=contact_id, is_looked_at=True, is_another=True), Do.PUT
+
+
+def _not_found(way: Way, answer: Answer, sent: Collection[str]) -> Next:
+    return _noting(way, was_there=False), Do.CREATE
+
+
+def _found_in_index(way: Way, answer: Answer, sent: Collection[str]) -> Next:
+    """Which contact it is; what the index says of it may be minutes old."""
+    way, step = _found(way, answer, sent)
+    return _replace(way, is_looked_at=False), step
+
+
+def _found_several(way: Way, answer: Answer, sent: Collection[str]) -> Next:
+    text = "several contacts have this e-mail: which of them it is, nobody can tell"
+    return way, Failure(DeadReason.CONTACT_AMBIGUOUS, message=text)
+
+
+def _looked(way: Way, answer: Answer, sent: Collection[str]) -> Next:
+    if way.takes_owner:
+        theirs = identifier_of(way, answer)
+        way = _replace(
+            way,
+            owner="" if theirs == _plain(way.identity.field, way.identity.value) else theirs,
+            takes_owner=False,
+        )
+    return _replace(way, is_looked_at=True), Do.PUT
+
+
+def _looked_nameless(way: Way, answer: Answer, sent: Collection[str]) -> Next:
+    """It was found by another field, and has no identifier: it becomes the user's."""
+    if not way.is_another:
+        return _gone(way, answer, sent)
+    return _replace(way, is_looked_at=True, adopts=True), Do.PUT
+
+
+def _is_anothers(way: Way, answer: Answer, sent: Collection[str]) -> Next:
+    """A contact with these details is somebody else's: the detail is left out."""
+    if not way.is_another:
+        return _gone(way, answer, sent)
+    contested = [name for name in CONTESTED if name in sent and name != way.identity.field]
+    if not contested:
+        return way, failure_of(DeadReason.CONTACT_CONFLICT, answer)
+    way = _replace(way, contact_id="", is_another=False)
+    return _leaving_out(way, contested), Do.CREATE
+
+
+def _taken(way: Way, answer: Answer, sent: Collection[str]) -> Next:
+    """A create met a contact that is there."""
+    way, step = _follow(way, _named(answer), answer)
+    if isinstance(step, Failure):
+        return way, step
+    way = _noting(way, was_there=True)
+    other = [name for name in CONTESTED if name in sent and name != way.identity.field]
+    return way, Do.LOOK if other else Do.PUT
+
+
+def _taken_by_archived(way: Way, answer: Answer, sent: Collection[str]) -> Next:
+    """A create met an archived contact: the user's own, if the identifier alone is taken too."""
+    if not [name for name in CONTESTED if name in sent and name != way.identity.field]:
+        return _is_archived(way, answer, sent)
+    return _trying(way, "bare", Do.CREATE_BARE, answer)
+
+
+def _is_archived(way: Way, answer: Answer, sent: Collection[str]) -> Next:
+    """The identifier is an archived contact's: it is the user's own."""
+    way = _noting(way, was_there=True)
+    if way.archived == "dead_letter":
+        return way, failure_of(DeadReason.CONTACT_ARCHIVED, answer)
+    way, step = _follow(way, _named(answer), answer)
+    return (way, step) if isinstance(step, Failure) else (way, Do.UNARCHIVE)
+
+
+def _unarchived(way: Way, answer: Answer, sent: Collection[str]) -> Next:
+    return way, Do.PUT
+
+
+def _cannot_be_had(way: Way, answer: Answer, sent: Collection[str]) -> Next:
+    return way, failure_of(DeadReason.CONTACT_GONE, answer)
+
+
+def _taken_by_some(way: Way, answer: Answer, sent: Collection[str]) -> Next:
+    contested = [name for name in CONTESTED if name in sent and name != way.identity.field]
+    if contested:
+        return _leaving_out(way, contested), Do.PUT if way.contact_id else Do.CREATE
+    return way, failure_of(DeadReason.CONTACT_AMBIGUOUS, answer)
+
+
+def _put_is_taken(way: Way, answer: Answer, sent: Collection[str]) -> Next:
+    """Another contact has the e-mail, or the id, that this one was to get."""
+    contested = [name for name in CONTESTED if name in sent]
+    if not contested or (way.adopts and way.identity.field in contested):
+        return way, failure_of(DeadReason.CONTACT_CONFLICT, answer)
+    return _leaving_out(way, contested), Do.PUT
+
+
+def _gone(way: Way, answer: Answer, sent: Collection[str]) -> Next:
+    """The contact that was known is not there any more."""
+    way = _replace(
+        way,
+        contact_id="",
+        owner="",
+        takes_owner=False,
+        is_looked_at=False,
+        is_another=False,
+        adopts=False,
+    )
+    return _trying(way, "created again", Do.CREATE, answer)
+
+
+def _is_not_ours_any_more(way: Way, answer: Answer, sent: Collection[str]) -> Next:
+    """Somebody has given the contact to another user: ours has to have one of its own."""
+    return _gone(way, answer, sent)
+
+
+def _merged(way: Way, answer: Answer, sent: Collection[str]) -> Next:
+    heir = intercom.merged_into(answer)
+    if heir is None:
+        return way, failure_of(DeadReason.CONTACT_GONE, answer)
+    way, step = _follow(_replace(way, takes_owner=True), heir, answer)
+    return _noting(way, was_there=True), step
+
+
+def _without_field(way: Way, answer: Answer, sent: Collection[str]) -> Next:
+    field = refused_field(answer, sent)
+    what = (
+        "left out, no teammate has this id" if field == OWNER else "left out, Intercom refuses it"
+    )
+    reason = AdjustmentReason.TYPE_MISMATCH
+    if intercom.unknown_attribute(answer) == field.removeprefix(ATTRIBUTE_PREFIX):
+        reason, what = AdjustmentReason.UNKNOWN_ATTRIBUTE, "left out"
+    adjustment = Adjustment(reason, field, what)
+    way = _replace(way, without=way.without | {field}, left_out=(*way.left_out, adjustment))
+    return way, Do.PUT if way.contact_id else Do.CREATE
+
+
+# --- parts of it --------------------------------------------------------------------------
+
+
+def _replace(way: Way, **changes: object) -> Way:
+    return msgspec.structs.replace(way, **changes)
+
+
+def _noting(way: Way, *, was_there: bool) -> Way:
+    """Note of a first contact whether it was there; what came first counts."""
+    return way if way.was_there is not None else _replace(way, was_there=was_there)
+
+
+def _leaving_out(way: Way, fields: Collection[str]) -> Way:
+    adjustments = [
+        Adjustment(AdjustmentReason.TAKEN, field, "left out, another contact has it")
+        for field in fields
+    ]
+    without = way.without | set(fields)
+    return _replace(way, without=without, left_out=(*way.left_out, *adjustments))
+
+
+def _trying(way: Way, what: str, step: Do, answer: Answer) -> Next:
+    """Go on with something that is done once."""
+    if what in way.tried:
+        return way, failure_of(DeadReason.CONTACT_GONE, answer)
+    return _replace(way, tried=way.tried | {what}), step
+
+
+def _follow(way: Way, contact_id: str, answer: Answer) -> Next:
+    """Go on with another contact; it is looked at first where its fields have to be known."""
+    way = _replace(way, contact_id=contact_id, is_looked_at=False, is_another=True)
+    return _trying(way, contact_id, Do.PUT, answer)
+
+
+def _named(answer: Answer) -> str:
+    return intercom.named_contact(intercom.parse_error(answer).message) or ""
+
+
+def failure_of(reason: DeadReason, answer: Answer) -> Failure:
+    """Return what an answer says, as the failure that ends an update."""
+    said = intercom.parse_error(answer)
+    return Failure(reason, answer.status, said.code, said.message, said.request_id)
+
+
+TABLE: Final[Mapping[tuple[Do, Said], Callable[[Way, Answer, Collection[str]], Next]]] = {
+    (Do.FIND, Said.OURS): _found,
+    (Do.FIND, Said.GONE): _not_found,
+    (Do.FIND, Said.NAMELESS): _not_found,
+    (Do.FIND, Said.ANOTHERS): _not_found,
+    (Do.FIND, Said.MERGED): _merged,
+    (Do.SEARCH, Said.OURS): _found_in_index,
+    (Do.SEARCH, Said.GONE): _not_found,
+    (Do.SEARCH, Said.NAMELESS): _not_found,
+    (Do.SEARCH, Said.ANOTHERS): _not_found,
+    (Do.SEARCH, Said.TAKEN_BY_SOME): _found_several,
+    (Do.CREATE, Said.OURS): _created,
+    (Do.CREATE, Said.NAMELESS): _created,
+    (Do.CREATE, Said.ANOTHERS): _created,
+    (Do.CREATE, Said.TAKEN): _taken,
+    (Do.CREATE, Said.TAKEN_ARCHIVED): _taken_by_archived,
+    (Do.CREATE, Said.TAKEN_BY_SOME): _taken_by_some,
+    (Do.CREATE, Said.REFUSED_FIELD): _without_field,
+    (Do.CREATE_EMPTY, Said.OURS): _created_empty,
+    (Do.CREATE_EMPTY, Said.NAMELESS): _created_empty,
+    (Do.CREATE_EMPTY, Said.ANOTHERS): _created_empty,
+    (Do.CREATE_EMPTY, Said.TAKEN): _taken,
+    (Do.CREATE_EMPTY, Said.TAKEN_ARCHIVED): _taken_by_archived,
+    (Do.CREATE_EMPTY, Said.TAKEN_BY_SOME): _taken_by_some,
+    (Do.CREATE_EMPTY, Said.REFUSED_FIELD): _without_field,
+    (Do.CREATE_BARE, Said.OURS): _created_empty,
+    (Do.CREATE_BARE, Said.NAMELESS): _created_empty,
+    (Do.CREATE_BARE, Said.ANOTHERS): _created_empty,
+    (Do.CREATE_BARE, Said.TAKEN): _taken,
+    (Do.CREATE_BARE, Said.TAKEN_ARCHIVED): _is_archived,
+    (Do.CREATE_BARE, Said.TAKEN_BY_SOME): _taken_by_some,
+    (Do.LOOK, Said.OURS): _looked,
+    (Do.LOOK, Said.NAMELESS): _looked_nameless,
+    (Do.LOOK, Said.ANOTHERS): _is_anothers,
+    (Do.LOOK, Said.GONE): _gone,
+    (Do.LOOK, Said.MERGED): _merged,
+    (Do.PUT, Said.OURS): _done,
+    (Do.PUT, Said.NAMELESS): _is_not_ours_any_more,
+    (Do.PUT, Said.ANOTHERS): _is_not_ours_any_more,
+    (Do.PUT, Said.TAKEN): _put_is_taken,
+    (Do.PUT, Said.TAKEN_ARCHIVED): _put_is_taken,
+    (Do.PUT, Said.TAKEN_BY_SOME): _put_is_taken,
+    (Do.PUT, Said.GONE): _gone,
+    (Do.PUT, Said.MERGED): _merged,
+    (Do.PUT, Said.REFUSED_FIELD): _without_field,
+    (Do.UNARCHIVE, Said.OURS): _unarchived,
+    (Do.UNARCHIVE, Said.GONE): _cannot_be_had,
+    (Do.UNARCHIVE, Said.MERGED): _cannot_be_had,
+    (Do.UNARCHIVE, Said.REFUSED): _cannot_be_had,
+    (Do.UNARCHIVE, Said.REFUSED_FIELD): _cannot_be_had,
+}
+"""What follows; of what is not in it the answer is final (``_refused``)."""

@@ -1,0 +1,180 @@
+"""What updates come to: a user's properties afterwards, and the fields to be written. Pure.
+
+Rules
+=====
+1. Properties are what Amplitude's operations make of them. What is not among them is not known: the
+   contact may hold something, and an operation that needs it has it read first.
+2. Fields are written as absolute values, worked out from properties that are durable before. So a
+   write can be made again, and an operation takes effect once, whatever became of the first.
+3. A field is written where it differs from what was written or read last, or where that is unsure,
+   because a write of it has no answer yet.
+4. What was read of a contact is not written back to it.
+5. What an event sets or unsets does not touch a property that a newer event has set (by setting).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from amplitude_intercom.engine.envelope import Adjustment, ContactUpdate
+from amplitude_intercom.engine.reasons import AdjustmentReason
+from amplitude_intercom.engine.rules.contacts import ContactRules, Types, can_be_cleared
+from amplitude_intercom.engine.rules.user_properties import CLEAR_ALL, apply
+from amplitude_intercom.engine.spool.rows import Held, Known
+
+Properties = Mapping[str, Held]
+
+_ABSOLUTE: Final = frozenset({CLEAR_ALL, "$set", "$unset"})
+"""Operations that need no base."""
+
+_REPEATED_IN_EFFECT: Final = frozenset({"$add", "$append", "$prepend"})
+"""Operations that come to something else where they are applied to their own result."""
+
+_UNSAID: Final = object()
+
+
+class Draft(msgspec.Struct, frozen=True):
+    """What updates come to: a taker's ``properties`` afterwards, and the flat fields to be written,
+    null for what is cleared."""
+
+    properties: dict[str, Held]
+    changes: dict[str, Any]
+    adjustments: list[Adjustment]
+
+
+def needs_base(updates: Iterable[ContactUpdate], held: Properties) -> bool:
+    """Return whether something has to be known of the contact that is not."""
+    return any(not held.keys() >= names.keys() for _, names in _based(updates))
+
+
+def cannot_be_created(updates: Iterable[ContactUpdate], held: Properties) -> bool:
+    """Return whether a create with these must not be made again: where its answer is lost, nobody
+    can tell whether the contact holds their result, or what was there before."""
+    return any(
+        op in _REPEATED_IN_EFFECT and not held.keys() >= names.keys()
+        for op, names in _based(updates)
+    )
+
+
+def _based(updates: Iterable[ContactUpdate]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for update in updates:
+        for op, names in update.operations.items():
+            if op not in _ABSOLUTE:
+                yield op, names
+
+
+def with_base(held: Properties, rules: ContactRules, contact: Mapping[str, Any]) -> dict[str, Held]:
+    """Return properties with those that were not known as a contact has them."""
+    theirs = rules.properties_of_contact(contact)
+    base = {name: Held(theirs.get(name)) for name in rules.properties}
+    return {**base, **held}
+
+
+def work_out(
+    rules: ContactRules,
+    types: Types,
+    updates: Sequence[ContactUpdate],
+    held: Properties,
+    known: Known,
+    *,
+    newer_wins: bool,
+) -> Draft:
+    """Return what updates come to, in their order."""
+    properties, touched, problems = _apply(updates, held, rules.properties, newer_wins=newer_wins)
+    read = _as_it_was_read(rules, properties, touched, known)
+    values = {
+        name: found.value
+        for name, found in properties.items()
+        if found.value is not None and name not in read
+    }
+    fields, adjustments = rules.contact_fields(values, types)
+    empty = {
+        name: None
+        for source, name in rules.properties.items()
+        if source in properties
+        and source not in values
+        and source not in read
+        and (source in touched or name in known.fields or name in known.unsure)
+        and name != rules.identifier
+        and can_be_cleared(name, types)
+    }
+    changes = {
+        name: value
+        for name, value in {**fields, **empty}.items()
+        if name in known.unsure or not same(known.fields.get(name, _UNSAID), value)
+    }
+    return Draft(properties, changes, [*problems, *adjustments])
+
+
+def _as_it_was_read(
+    rules: ContactRules, properties: Properties, touched: Collection[str], known: Known
+) -> set[str]:
+    """Return the properties that are the contact's own: none of them is written back."""
+    return {
+        source
+        for source, name in rules.properties.items()
+        if source in properties
+        and not properties[source].at_ms
+        and source not in touched
+        and name not in known.unsure
+    }
+
+
+def _apply(
+    updates: Sequence[ContactUpdate],
+    held: Properties,
+    names: Mapping[str, str],
+    *,
+    newer_wins: bool,
+) -> tuple[dict[str, Held], set[str], list[Adjustment]]:
+    """Return properties after updates, those that were touched, and what was refused."""
+    state = {name: found.value for name, found in held.items() if found.value is not None}
+    times = {name: found.at_ms for name, found in held.items()}
+    touched: set[str] = set()
+    refused: list[Adjustment] = []
+    for update in updates:
+        operations = update.operations
+        if newer_wins:
+            operations = _without_older(operations, update.at_ms, times, names)
+        state, problems = apply(operations, state)
+        for name in _names_in(operations, names):
+            times[name] = max(times.get(name, 0), update.at_ms)
+            touched.add(name)
+        refused += [
+            Adjustment(AdjustmentReason.OPERATION_REFUSED, "user_properties", text)
+            for text in problems
+        ]
+    known = held.keys() | touched
+    return {name: Held(state.get(name), times[name]) for name in known}, touched, refused
+
+
+def _names_in(operations: Mapping[str, Any], names: Mapping[str, str]) -> set[str]:
+    if CLEAR_ALL in operations:
+        return set(names)
+    return {name for argument in operations.values() for name in argument}
+
+
+def _without_older(
+    operations: Mapping[str, Any], at_ms: int, times: Mapping[str, int], names: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return operations without what a newer event has decided otherwise."""
+    newer = {name for name, set_ms in times.items() if set_ms > at_ms}
+    if not newer:
+        return dict(operations)
+    left = dict(operations)
+    if CLEAR_ALL in left:  # of all but those
+        del left[CLEAR_ALL]
+        left = {"$unset": {}, **left}  # it comes first
+        left["$unset"] = {**dict.fromkeys(names, "-"), **left["$unset"]}
+    for op in ("$unset", "$set"):
+        if op in left:
+            left[op] = {name: value for name, value in left[op].items() if name not in newer}
+    return left
+
+
+def same(first: Any, other: Any) -> bool:
+    """Return whether two field values are the same to Intercom: ``True`` is not 1."""
+    return type(first) is type(other) and bool(first == other)

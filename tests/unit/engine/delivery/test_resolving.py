@@ -1,0 +1,233 @@
+"""What an answer about a contact means, and that no answers lead in a circle."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from amplitude_intercom.engine.delivery.contacts.first_contact import FirstContacts
+from amplitude_intercom.engine.delivery.contacts.resolving import (
+    Do,
+    Said,
+    Way,
+    refused_field,
+    resolve,
+    say,
+)
+from amplitude_intercom.engine.delivery.contacts.upserting import MAX_CALLS
+from amplitude_intercom.engine.envelope import Identity
+from amplitude_intercom.engine.errors import Failure
+from amplitude_intercom.engine.reasons import DeadReason
+from amplitude_intercom.transports.intercom import Answer
+
+BY_ID = Identity("external_id", "mira")
+BY_EMAIL = Identity("email", "mira@example.com")
+EMAIL = {"email"}
+
+
+def way(identity: Identity = BY_ID, **more: Any) -> Way:
+    return Way(identity=identity, **{"archived": "unarchive", **more})
+
+
+def contact(contact_id: str = "5f", external_id: str | None = "mira", **more: Any) -> Answer:
+    body = {"type": "contact", "id": contact_id, "external_id": external_id, **more}
+    return Answer(200, {}, json.dumps(body).encode())
+
+
+def found(*contacts: Answer) -> Answer:
+    data = [json.loads(one.body) for one in contacts]
+    return Answer(200, {}, json.dumps({"type": "list", "data": data}).encode())
+
+
+def refusal(status: int, message: str = "", field: str | None = None) -> Answer:
+    errors = [{"code": "some_code", "message": message, "field": field}]
+    return Answer(status, {}, json.dumps({"type": "error.list", "errors": errors}).encode())
+
+
+def merged(into: str) -> Answer:
+    return Answer(410, {"link": f'</contacts/{into}>; rel="canonical"'}, refusal(410).body)
+
+
+NAMED = refusal(409, "A contact matching those details already exists with id=6a")
+ARCHIVED = refusal(409, "An archived contact matching those details already exists with id=6a")
+UNNAMED = refusal(409, "A contact matching those details already exists")
+
+
+@pytest.mark.parametrize(
+    ("start", "did", "answer", "sent", "step", "contact_id"),
+    [
+        (way(), Do.CREATE, contact(), set(), Do.DONE, "5f"),
+        (way(), Do.CREATE, NAMED, set(), Do.PUT, "6a"),
+        (way(), Do.CREATE, NAMED, EMAIL, Do.LOOK, "6a"),
+        (way(), Do.CREATE, ARCHIVED, set(), Do.UNARCHIVE, "6a"),
+        (way(), Do.CREATE, ARCHIVED, EMAIL, Do.CREATE_BARE, ""),
+        (way(), Do.CREATE_BARE, ARCHIVED, set(), Do.UNARCHIVE, "6a"),
+        (way(), Do.CREATE_BARE, contact(), set(), Do.PUT, "5f"),
+        (way(), Do.CREATE, UNNAMED, EMAIL, Do.CREATE, ""),
+        (way(), Do.FIND, contact(), set(), Do.PUT, "5f"),
+        (way(), Do.FIND, refusal(404), set(), Do.CREATE, ""),
+        (way(), Do.FIND, contact(external_id="another"), set(), Do.CREATE, ""),
+        (way(), Do.FIND, merged("7b"), set(), Do.PUT, "7b"),
+        (way(BY_EMAIL), Do.SEARCH, found(), set(), Do.CREATE, ""),
+        (way(BY_EMAIL), Do.SEARCH, found(contact(email="Mira@Example.com")), set(), Do.PUT, "5f"),
+        (way(BY_EMAIL), Do.SEARCH, found(contact(email="x@x.io")), set(), Do.CREATE, ""),
+        (way(contact_id="5f"), Do.PUT, contact(), set(), Do.DONE, "5f"),
+        (way(contact_id="5f"), Do.PUT, contact(external_id="another"), set(), Do.CREATE, ""),
+        (way(contact_id="5f"), Do.PUT, contact(external_id=None), set(), Do.CREATE, ""),
+        (way(contact_id="5f"), Do.PUT, refusal(404), set(), Do.CREATE, ""),
+        (way(contact_id="5f"), Do.PUT, merged("7b"), set(), Do.PUT, "7b"),
+        (way(contact_id="5f"), Do.PUT, NAMED, EMAIL, Do.PUT, "5f"),
+        (way(contact_id="6a", is_another=True), Do.LOOK, contact("6a"), EMAIL, Do.PUT, "6a"),
+        (way(contact_id="6a", is_another=True), Do.LOOK, contact("6a", None), EMAIL, Do.PUT, "6a"),
+        (way(contact_id="6a", is_another=True), Do.LOOK, contact("6a", "x"), EMAIL, Do.CREATE, ""),
+        (way(contact_id="6a"), Do.UNARCHIVE, contact("6a"), set(), Do.PUT, "6a"),
+    ],
+)
+def test_what_is_next(
+    start: Way, did: Do, answer: Answer, sent: set[str], step: Do, contact_id: str
+) -> None:
+    after, following = resolve(start, did, answer, sent)
+    assert (following, after.contact_id) == (step, contact_id)
+
+
+@pytest.mark.parametrize(
+    ("start", "did", "answer", "sent", "reason"),
+    [
+        (way(archived="dead_letter"), Do.CREATE, ARCHIVED, set(), DeadReason.CONTACT_ARCHIVED),
+        (way(contact_id="6a"), Do.UNARCHIVE, refusal(400), set(), DeadReason.CONTACT_GONE),
+        (way(contact_id="6a"), Do.UNARCHIVE, refusal(404), set(), DeadReason.CONTACT_GONE),
+        (way(BY_EMAIL), Do.SEARCH, found(contact(), contact()), set(), "contact_ambiguous"),
+        (way(), Do.CREATE, UNNAMED, set(), DeadReason.CONTACT_AMBIGUOUS),
+        (way(contact_id="5f"), Do.PUT, NAMED, {"name"}, DeadReason.CONTACT_CONFLICT),
+        (way(contact_id="5f"), Do.PUT, refusal(422, "no"), {"name"}, DeadReason.REFUSED),
+        (way(contact_id="5f"), Do.PUT, Answer(410, {}, b""), set(), DeadReason.CONTACT_GONE),
+    ],
+)
+def test_what_is_final(start: Way, did: Do, answer: Answer, sent: set[str], reason: str) -> None:
+    _, step = resolve(start, did, answer, sent)
+    assert isinstance(step, Failure)
+    assert step.reason == reason
+
+
+def test_whoever_was_merged_into_one_that_is_gone_takes_nobody_else_s_contact() -> None:
+    after, _ = resolve(way(contact_id="5f"), Do.PUT, merged("7b"))
+    after, step = resolve(after, Do.PUT, refusal(404))
+    assert step is Do.CREATE
+    after, step = resolve(after, Do.CREATE, NAMED, EMAIL)
+    assert step is Do.LOOK
+    after, step = resolve(after, Do.LOOK, contact("6a", "somebody"), EMAIL)
+    assert (step, after.without) == (Do.CREATE, EMAIL)
+
+
+def test_an_identifier_that_intercom_has_stripped_is_the_user_s() -> None:
+    spaced = way(Identity("external_id", " mira "), contact_id="5f")
+    assert resolve(spaced, Do.PUT, contact())[1] is Do.DONE
+
+
+def test_an_email_of_somebody_else_is_left_out_and_said() -> None:
+    start = way(contact_id="6a", is_another=True)
+    after, _ = resolve(start, Do.LOOK, contact("6a", "somebody"), EMAIL)
+    assert after.without == EMAIL
+    assert [found.where for found in after.left_out] == ["email"]
+
+
+def test_whoever_was_merged_goes_by_the_id_that_the_contact_has_now() -> None:
+    after, _ = resolve(way(contact_id="5f"), Do.PUT, merged("7b"))
+    after, step = resolve(after, Do.PUT, contact("7b", "heir"))
+    assert (step, after.owner) == (Do.DONE, "heir")
+    later = way(contact_id="7b", owner=after.owner)
+    assert say(later, Do.PUT, contact("7b", "heir"), ()) is Said.OURS
+    assert say(later, Do.PUT, contact("7b", "a third"), ()) is Said.ANOTHERS
+
+
+@pytest.mark.parametrize(
+    ("answer", "field"),
+    [
+        (refusal(400, "Custom attribute 'plan' does not exist"), "custom_attributes.plan"),
+        (refusal(422, "Value for attribute plan is invalid"), "custom_attributes.plan"),
+        (refusal(422, "Something is wrong", "plan"), "custom_attributes.plan"),
+        (refusal(422, "Something is wrong", "custom_attributes.plan"), "custom_attributes.plan"),
+        (refusal(422, "Email is invalid"), "email"),
+        (refusal(422, "the value of “plan” is too long"), "custom_attributes.plan"),
+        (refusal(422, "the plan is too long"), ""),
+        (refusal(422, "attribute plan.b is invalid"), ""),
+        (refusal(422, "'plan' and 'email' do not go together"), ""),
+        (refusal(404, "Custom attribute 'plan' does not exist"), ""),
+        (refusal(400, "The owner specified is not a member of the workspace"), ""),
+    ],
+)
+def test_a_field_is_left_out_only_where_a_refusal_names_it_exactly(
+    answer: Answer, field: str
+) -> None:
+    assert refused_field(answer, ["email", "custom_attributes.plan"]) == field
+
+
+ANSWERS = st.one_of(
+    st.builds(
+        contact,
+        st.sampled_from(["5f", "6a", "7b"]),
+        st.sampled_from(["mira", "another", None]),
+        email=st.sampled_from(["mira@example.com", "x@x.io", None]),
+    ),
+    st.builds(merged, st.sampled_from(["5f", "6a", "7b"])),
+    st.builds(
+        refusal,
+        st.sampled_from([400, 404, 409, 410, 422, 418]),
+        st.sampled_from(
+            [
+                "A contact matching those details already exists with id=5f",
+                "An archived contact matching those details already exists with id=6a",
+                "A contact matching those details already exists",
+                "Custom attribute 'plan' does not exist",
+                "Email is invalid",
+                "no",
+            ]
+        ),
+    ),
+)
+
+
+@given(
+    st.sampled_from([BY_ID, BY_EMAIL]),
+    st.sampled_from([Do.FIND, Do.SEARCH, Do.CREATE, Do.CREATE_EMPTY, Do.CREATE_BARE, Do.PUT]),
+    st.lists(ANSWERS, min_size=40, max_size=40),
+)
+def test_whatever_is_answered_the_way_has_an_end(
+    identity: Identity, first: Do, answers: list[Answer]
+) -> None:
+    """And a contact is written, looked at or brought back only where it is known which."""
+    on_way = way(identity, contact_id="5f" if first is Do.PUT else "")
+    step: Do | Failure = first
+    made = 0
+    for answer in answers:
+        if isinstance(step, Failure) or step is Do.DONE:
+            break
+        made += 1
+        if step is Do.SEARCH and answer.status == 200:
+            answer = found(answer)
+        sent = {"email", "custom_attributes.plan"} - on_way.without - {identity.field}
+        on_way, step = resolve(on_way, step, answer, set() if step is Do.CREATE_BARE else sent)
+        if step in (Do.PUT, Do.LOOK, Do.UNARCHIVE):
+            assert on_way.contact_id
+    assert isinstance(step, Failure) or step is Do.DONE
+    assert made <= MAX_CALLS
+    if step is Do.DONE:
+        assert on_way.contact_id
+
+
+def test_it_is_looked_first_where_most_were_there_and_created_first_where_most_are_new() -> None:
+    first = FirstContacts()
+    assert not first.looks_first
+    for _ in range(40):
+        first.note(was_there=True)
+    assert first.looks_first
+    for _ in range(40):
+        first.note(was_there=False)
+    assert not first.looks_first
+    for n in range(100):
+        first.note(was_there=n % 4 == 0)
+    assert not first.looks_first
