@@ -1,0 +1,799 @@
+"""What once left a contact wrong, or made it twice, or cost calls: each fault by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from amplitude_intercom.engine.app import Engine
+from amplitude_intercom.engine.metrics import SyncStatus
+from amplitude_intercom.engine.spool.rows import DeadLetterQuery
+from amplitude_intercom.transports.intercom import Answer, Request
+from amplitude_intercom.transports.sandbox import Fault, InProcess, Sandbox
+from support import simulation, virtual
+
+USER = "mira-okafor"
+HTML = Answer(200, {"content-type": "text/html"}, b"<html><body>it works</body></html>")
+CONTACTS = "/contacts"
+
+
+def identify(n: int, operations: dict[str, Any], user: str = USER) -> dict[str, Any]:
+    return simulation.identify(user, n, operations)
+
+
+def set_(n: int, user: str = USER, **properties: Any) -> dict[str, Any]:
+    return identify(n, {"$set": properties}, user)
+
+
+async def deliver(folder: Path, local: Sandbox, *events: dict[str, Any], **sync: Any) -> SyncStatus:
+    """Run a process until each event, one after the other, is settled; return what has become of
+    them (in the first sync)."""
+    async with simulation.engine(folder, local, **sync) as engine:
+        for event in events:
+            await engine.submit([event], api_key=simulation.API_KEY)
+            await engine.settled()
+        status = (await engine.status()).syncs
+    return status[0]
+
+
+async def lose_answer(folder: Path, local: Sandbox, *events: dict[str, Any], **sync: Any) -> None:
+    """Run a process that is killed after a contact was written and before the answer is there."""
+    local.faults.append(Fault("hang", path=CONTACTS))
+    calls_before = len(simulation.made(local))
+    async with simulation.engine(folder, local, **sync) as engine:
+        await engine.submit(list(events), api_key=simulation.API_KEY)
+        with anyio.fail_after(60):
+            while len(simulation.made(local)) == calls_before:
+                await simulation.a_moment()
+        engine.cancel()
+    local.faults.clear()
+
+
+async def finish(folder: Path, local: Sandbox, **sync: Any) -> None:
+    """Run a process until what is left is settled."""
+    async with simulation.engine(folder, local, **sync) as engine:
+        await engine.settled()
+
+
+def written(local: Sandbox) -> list[str]:
+    return [
+        entry.path
+        for entry in local.journal
+        if entry.path.startswith(CONTACTS)
+        and entry.method in ("POST", "PUT")
+        and entry.outcome in ("created", "updated", "hang")
+    ]
+
+
+def calls(local: Sandbox) -> list[str]:
+    """Return the calls of a sandbox, as method and status, the list of attributes apart."""
+    return [f"{entry.method} {entry.status}" for entry in simulation.made(local)]
+
+
+def held(local: Sandbox, user: str = USER) -> dict[str, Any]:
+    [contact] = [c for c in local.contacts.values() if c.external_id == user]
+    return dict(contact.custom_attributes)
+
+
+# --- answers that are lost ----------------------------------------------------------------
+
+
+def test_a_value_whose_answer_was_lost_is_written_again_though_it_was_the_one_before(
+    tmp_path: Path,
+) -> None:
+    async def scenario() -> Sandbox:
+        local = simulation.sandbox()
+        await deliver(tmp_path, local, set_(1, plan="free"))
+        await lose_answer(tmp_path, local, set_(2, plan="pro"))
+        assert held(local) == {"plan": "pro"}
+        async with simulation.engine(tmp_path, local) as engine:
+            await engine.submit([set_(3, plan="free")], api_key=simulation.API_KEY)
+            await engine.settled()
+        return local
+
+    assert held(virtual.run(scenario)) == {"plan": "free"}
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+@pytest.mark.parametrize("answer", ["hang", "reset", "half"])
+def test_operations_of_a_write_whose_answer_was_lost_count_once(
+    tmp_path: Path, answer: Any, is_there: bool
+) -> None:
+    """A ``$set`` and an ``$add`` together, of a contact that is new, or has visits already."""
+
+    async def scenario() -> Sandbox:
+        local = simulation.sandbox(faults=[Fault(answer, path=CONTACTS, start_s=0.5, end_s=200)])
+        if is_there:
+            local.add_contact(external_id=USER, custom_attributes={"visits": 41})
+        both = [identify(1, {"$set": {"plan": "pro"}}), identify(2, {"$add": {"visits": 1}})]
+        async with simulation.engine(tmp_path, local) as engine:
+            await anyio.sleep(1)
+            await engine.submit(both, api_key=simulation.API_KEY)
+            await engine.settled()
+        return local
+
+    expected = {"plan": "pro", "visits": 42 if is_there else 1}
+    assert held(virtual.run(scenario)) == expected
+
+
+@pytest.mark.parametrize("op", ["$add", "$append", "$prepend", "$setOnce", "$preInsert"])
+def test_an_operation_counts_once_though_the_process_is_killed_three_times(
+    tmp_path: Path, op: str
+) -> None:
+    async def scenario() -> Sandbox:
+        local = simulation.sandbox()
+        value = 1 if op == "$add" else "x"
+        await lose_answer(tmp_path, local, identify(1, {op: {"visits": value}}))
+        await lose_answer(tmp_path, local)
+        await lose_answer(tmp_path, local)
+        await finish(tmp_path, local)
+        return local
+
+    expected = {"$add": 1, "$append": "x", "$prepend": "x", "$preInsert": "x"}
+    assert held(virtual.run(scenario)) == {"visits": expected.get(op, "x")}
+
+
+# --- what was there before ----------------------------------------------------------------
+
+
+def test_an_add_counts_on_from_what_another_system_has_written(tmp_path: Path) -> None:
+    async def scenario() -> Sandbox:
+        local = simulation.sandbox()
+        local.add_contact(external_id=USER, custom_attributes={"visits": 1})
+        await deliver(tmp_path, local, identify(1, {"$add": {"visits": 1}}))
+        return local
+
+    assert held(virtual.run(scenario)) == {"visits": 2}
+
+
+def test_a_property_that_is_selected_later_is_read_before_it_is_counted_on(tmp_path: Path) -> None:
+    async def scenario() -> Sandbox:
+        local = simulation.sandbox()
+        local.add_contact(external_id=USER, custom_attributes={"visits": 41, "first": "organic"})
+        await deliver(tmp_path, local, set_(1, plan="pro"), users={"properties": ["plan"]})
+        users = {"properties": ["plan", "visits", "first"]}
+        add = identify(2, {"$add": {"visits": 1}, "$setOnce": {"first": "paid"}})
+        await deliver(tmp_path, local, add, users=users)
+        return local
+
+    assert held(virtual.run(scenario)) == {"plan": "pro", "visits": 42, "first": "organic"}
+
+
+def test_a_replayed_letter_whose_update_is_done_does_not_do_it_again(tmp_path: Path) -> None:
+    """The event brought an ``$add`` along, which was written; Intercom refused the event."""
+
+    async def scenario() -> Sandbox:
+        local = simulation.sandbox(faults=[Fault("status", 422, path="/events")])
+        users = {"properties": ["visits"], "trigger": "any_update"}
+        event = simulation.event(USER, 1, user_properties={"$add": {"visits": 1}})
+        async with simulation.engine(tmp_path, local, users=users) as engine:
+            await engine.submit([event], api_key=simulation.API_KEY)
+            await engine.settled()
+            assert held(local) == {"visits": 1}
+            local.faults.clear()
+            await engine.replay("simulated", DeadLetterQuery(every=True))
+            await engine.settled()
+        assert len(local.events) == 1
+        return local
+
+    assert held(virtual.run(scenario)) == {"visits": 1}
+
+
+# --- whose contact it is ------------------------------------------------------------------
+
+
+def test_a_contact_that_was_given_to_another_user_is_left_to_that_user(tmp_path: Path) -> None:
+    async def scenario() -> Sandbox:
+        local = simulation.sandbox()
+        await deliver(tmp_path, local, set_(1, plan="free"))
+        [contact_id] = local.contacts
+        local.change_contact(contact_id, external_id="another")
+        await deliver(tmp_path, local, set_(2, plan="pro"), set_(3, plan="team"))
+        return local
+
+    local = virtual.run(scenario)
+    assert held(local) == {"plan": "team"}
+    assert len([path for path in written(local) if path.endswith(next(iter(local.contacts)))]) == 1
+
+
+@pytest.mark.parametrize("met_before", [0, 40])
+def test_a_user_whose_contact_an_event_found_taken_away_gets_all_it_had(
+    tmp_path: Path, met_before: int
+) -> None:
+    """Be it created at once, or looked for first because others were there."""
+
+    async def scenario() -> Sandbox:
+        local = simulation.sandbox()
+        await deliver(tmp_path, local, set_(1, plan="pro"))
+        [contact_id] = local.contacts
+        local.change_contact(contact_id, external_id="another")
+        events = {"select": [{"types": ["*"]}], "unknown_user": "drop"}
+        others = [f"user-{n}" for n in range(met_before)]
+        for other in others:
+            local.add_contact(external_id=other)
+        later = [set_(1, other, plan="pro") for other in others]
+        later += [simulation.event(USER, 2), set_(3, visits=1)]
+        await deliver(tmp_path, local, *later, events=events)
+        return local
+
+    assert held(virtual.run(scenario)) == {"plan": "pro", "visits": 1}
+
+
+def test_an_event_of_a_user_whose_contact_was_given_away_is_not_its_new_user_s(
+    tmp_path: Path,
+) -> None:
+    async def scenario() -> Sandbox:
+        local = simulation.sandbox()
+        await deliver(tmp_path, local, set_(1, plan="pro"))
+        [contact_id] = local.contacts
+        local.change_contact(contact_id, external_id="another")
+        events = {"select": [{"types": ["*"]}], "unknown_user": "create"}
+        await deliver(tmp_path, local, simulation.event(USER, 2), events=events)
+        return local
+
+    local = virtual.run(scenario)
+    [event] = local.events
+    assert local.contacts[event.contact_id].external_id == USER
+
+
+def test_an_event_of_a_user_that_was_merged_goes_to_the_contact_it_was_merged_into(
+    tmp_path: Path,
+) -> None:
+    async def scenario() -> tuple[Sandbox, str]:
+        local = simulation.sandbox()
+        await deliver(tmp_path, local, set_(1, plan="pro"))
+        [contact_id] = local.contacts
+        heir = local.add_contact(external_id="the-heir")
+        local.merge(contact_id, heir)
+        await deliver(tmp_path, local, set_(2, plan="team"), simulation.event(USER, 3))
+        return local, heir
+
+    local, heir = virtual.run(scenario)
+    assert [event.contact_id for event in local.events] == [heir]
+    assert held(local, "the-heir") == {"plan": "team"}
+
+
+def test_what_was_counted_for_one_contact_is_not_written_to_another_that_is_there(
+    tmp_path: Path,
+) -> None:
+    async def scenario() -> Sandbox:
+        local = simulation.sandbox()
+        await deliver(tmp_path, local, identify(1, {"$add": {"visits": 5}}))
+        [contact_id] = local.contacts
+        local.change_contact(contact_id, external_id="another")
+        local.add_contact(external_id=USER, custom_attributes={"visits": 100})
+        await deliver(tmp_path, local, identify(2, {"$add": {"visits": 1}}))
+        return local
+
+    assert held(virtual.run(scenario)) == {"visits": 101}
+
+
+def test_somebody_elses_archived_contact_stays_archived(tmp_path: Path) -> None:
+    async def scenario() -> Sandbox:
+        local = simulation.sandbox(strict_email=True)
+        theirs = local.add_contact(external_id="another", email="shared@example.com")
+        local.archive(theirs)
+        await deliver(tmp_path, local, set_(1, email="shared@example.com", plan="pro"))
+        assert local.contacts[theirs].state == "archived"
+        return local
+
+    assert held(virtual.run(scenario)) == {"plan": "pro"}
+
+
+def test_an_update_by_an_email_that_two_contacts_have_is_no_guess(tmp_path: Path) -> None:
+    async def scenario() -> SyncStatus:
+        local = simulation.sandbox()
+        for name in ("one", "two"):
+            local.add_contact(external_id=name, email="shared@example.com")
+        mapping = {"identifier": "email", "from": "user.email"}
+        update = set_(1, email="shared@example.com", plan="pro")
+        status = await deliver(tmp_path, local, update, mapping=mapping)
+        assert not any(contact.custom_attributes for contact in local.contacts.values())
+        return status
+
+    assert virtual.run(scenario).dead_by_reason == {"contact_ambiguous": 1}
+
+
+def test_a_merge_that_one_sync_meets_makes_no_base_of_another_stale(tmp_path: Path) -> None:
+    async def scenario() -> tuple[Sandbox, str]:
+        local = simulation.sandbox()
+        second = {"users": {"properties": ["visits"]}}
+        settings = {"users": {"properties": ["plan"]}, "second": second}
+        both = [set_(1, plan="free"), identify(2, {"$add": {"visits": 5}})]
+        await deliver(tmp_path, local, *both, **settings)
+        [contact_id] = local.contacts
+        heir = local.add_contact(external_id="the-heir", custom_attributes={"visits": 100})
+        local.merge(contact_id, heir)
+        later = [set_(3, plan="pro"), identify(4, {"$add": {"visits": 1}})]
+        await deliver(tmp_path, local, *later, **settings)
+        return local, heir
+
+    assert held(virtual.run(scenario)[0], "the-heir") == {"plan": "pro", "visits": 101}
+
+
+@pytest.mark.parametrize("op", ["$add", "$append"])
+def test_what_is_counted_for_a_contact_that_is_created_again_counts_once(
+    tmp_path: Path, op: str
+) -> None:
+    """The answer to its creation is lost, so that the contact is there when it is tried again."""
+
+    async def scenario() -> Sandbox:
+        local = simulation.sandbox()
+        await deliver(tmp_path, local, identify(1, {op: {"visits": 5}}))
+        [contact_id] = local.contacts
+        local.change_contact(contact_id, external_id="another")
+        local.faults.append(Fault("hang", path=CONTACTS, contains="mira", end_s=400))
+        await deliver(tmp_path, local, identify(2, {op: {"visits": 1}}))
+        return local
+
+    expected = 6 if op == "$add" else "5, 1"
+    assert held(virtual.run(scenario)) == {"visits": expected}
+
+
+def test_by_email_the_index_says_which_contact_it_is_and_not_what_it_holds(tmp_path: Path) -> None:
+    async def scenario() -> Sandbox:
+        local = simulation.sandbox(search_lag_s=120)
+        attributes = {"visits": 1, "plan": "free"}
+        contact_id = local.add_contact(email="mira@example.com", custom_attributes=attributes)
+        await anyio.sleep(300)
+        local.change_contact(contact_id, custom_attributes={"visits": 41, "plan": "pro"})
+        mapping = {"identifier": "email", "from": "user.email"}
+        update = identify(
+            1, {"$set": {"plan": "free", "email": "mira@example.com"}, "$add": {"visits": 1}}
+        )
+        await deliver(tmp_path, local, update, mapping=mapping)
+        return local
+
+    [contact] = virtual.run(scenario).contacts.values()
+    assert contact.custom_attributes == {"visits": 42, "plan": "free"}
+
+
+# --- answers of somebody between ----------------------------------------------------------
+
+
+class Between:
+    """A wire where somebody else answers some calls."""
+
+    def __init__(self, local: Sandbox, answer: Callable[[Request], Answer | None]) -> None:
+        self._wire = InProcess(local)
+        self._answer = answer
+
+    async def send(self, request: Request) -> Answer:
+        await anyio.sleep(0.05)
+        return self._answer(request) or await self._wire.send(request)
+
+
+@pytest.mark.parametrize("body", [b"", HTML.body, b"{}", b"[]", b'{"type": "contact"}'])
+def test_a_contact_that_is_read_as_anything_else_has_no_answer(tmp_path: Path, body: bytes) -> None:
+    """It was taken for a contact without an owner, and taken over."""
+
+    async def scenario() -> Sandbox:
+        local = simulation.sandbox(strict_email=True)
+        theirs = local.add_contact(external_id="another", email="shared@example.com")
+        is_between = True
+
+        def answer(request: Request) -> Answer | None:
+            is_read = request.method == "GET" and request.path.startswith(CONTACTS)
+            return Answer(200, {}, body) if is_between and is_read else None
+
+        async with simulation.engine(tmp_path, local, wire=Between(local, answer)) as engine:
+            update = set_(1, email="shared@example.com", plan="pro")
+            await engine.submit([update], api_key=simulation.API_KEY)
+            await anyio.sleep(120)
+            assert not local.contacts[theirs].custom_attributes
+            assert (await pending(engine)) == 1
+            is_between = False
+            await engine.settled()
+        assert not local.contacts[theirs].custom_attributes
+        return local
+
+    assert held(virtual.run(scenario)) == {"plan": "pro"}
+
+
+async def pending(engine: Engine) -> int:
+    return sum(sync.pending for sync in (await engine.status()).syncs)
+
+
+@pytest.mark.parametrize("status", [200, 404])
+@pytest.mark.parametrize("unknown_user", ["park", "drop", "dead_letter", "create"])
+def test_a_page_at_every_path_is_an_outage_whatever_its_status(
+    tmp_path: Path, status: int, unknown_user: str
+) -> None:
+    async def scenario() -> None:
+        local = simulation.sandbox()
+        is_between = False
+
+        def answer(request: Request) -> Answer | None:
+            return Answer(status, HTML.headers, HTML.body) if is_between else None
+
+        for n in range(30):
+            local.add_contact(external_id=f"user-{n}")
+        events = {"select": [{"types": ["*"]}], "unknown_user": unknown_user}
+        wire = Between(local, answer)
+        async with simulation.engine(tmp_path, local, wire=wire, events=events) as engine:
+            await anyio.sleep(2)
+            is_between = True
+            batch = [simulation.event(f"user-{n}", 1) for n in range(30)]
+            batch += [set_(2, f"user-{n}", plan="pro") for n in range(30)]
+            await engine.submit(batch, api_key=simulation.API_KEY)
+            await anyio.sleep(600)
+            assert await pending(engine) == 60
+            is_between = False
+            await engine.settled()
+            [sync] = (await engine.status()).syncs
+        assert (sync.delivered, sync.dead) == (60, 0)
+
+    virtual.run(scenario)
+
+
+# --- whose names and contacts they are ----------------------------------------------------
+
+
+def test_a_token_of_another_workspace_has_a_directory_of_its_own(tmp_path: Path) -> None:
+    async def scenario() -> tuple[Sandbox, Sandbox]:
+        one, other = simulation.sandbox(), simulation.sandbox(workspace_id="another")
+        await deliver(tmp_path, one, set_(1, plan="pro"))
+        token = {"access_token": "another-token"}
+        await deliver(tmp_path, other, set_(2, plan="pro"), intercom=token)
+        await deliver(tmp_path, one, set_(3, plan="pro"))  # and back: it is known still
+        return one, other
+
+    one, other = virtual.run(scenario)
+    assert (held(one), held(other)) == ({"plan": "pro"}, {"plan": "pro"})
+    assert len(written(one)) == 1
+
+
+def test_another_token_of_the_same_workspace_knows_its_contacts(tmp_path: Path) -> None:
+    async def scenario() -> Sandbox:
+        local = simulation.sandbox()
+        await deliver(tmp_path, local, set_(1, plan="pro"))
+        token = {"access_token": "another-token"}
+        status = await deliver(tmp_path, local, set_(2, plan="pro"), intercom=token)
+        assert status.dropped == {"unchanged": 1}
+        return local
+
+    assert len(written(virtual.run(scenario))) == 1
+
+
+@pytest.mark.parametrize("token", ["simulated-token", "another-token"])
+def test_two_syncs_of_one_workspace_write_a_contact_one_after_the_other(
+    tmp_path: Path, token: str
+) -> None:
+    """With one token or two; each has a property of its own, and an operation to count."""
+
+    async def scenario() -> Sandbox:
+        local = simulation.sandbox(latency_s=(0.05, 0.4))
+        second = {"intercom": {"access_token": token}, "users": {"properties": ["seats"]}}
+        users = {"properties": ["visits"]}
+        async with simulation.engine(tmp_path, local, users=users, second=second) as engine:
+            for n in range(30):
+                add = identify(n, {"$add": {"visits": 1, "seats": 2}})
+                await engine.submit([add], api_key=simulation.API_KEY)
+                await anyio.sleep(0.3)
+            await engine.settled()
+            assert [sync.dead for sync in (await engine.status()).syncs] == [0, 0]
+        return local
+
+    local = virtual.run(scenario)
+    assert held(local) == {"visits": 30, "seats": 60}
+    assert len(local.contacts) == 1
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_an_event_that_creates_a_user_spoils_no_update_of_another_sync(
+    tmp_path: Path, seed: int
+) -> None:
+    """Both find that the user is new; what the update knows of the contact is kept."""
+
+    async def scenario() -> Sandbox:
+        local = simulation.sandbox(latency_s=(0.05, 0.9), seed=seed)
+        events = {"select": [{"types": ["*"]}], "unknown_user": "create"}
+        second = {"users": {"enabled": False}, "events": events}
+        settings = {"events": {"enabled": False}, "second": second}
+        async with simulation.engine(tmp_path, local, seed, **settings) as engine:
+            for n in range(3):
+                add = identify(2 * n, {"$set": {"plan": "pro"}, "$add": {"visits": 1}})
+                both = [add, simulation.event(USER, 2 * n + 1)]
+                await engine.submit(both, api_key=simulation.API_KEY)
+                await anyio.sleep(0.2)
+            engine.cancel()
+        async with simulation.engine(tmp_path, local, seed, **settings) as engine:
+            await engine.settled()
+        return local
+
+    local = virtual.run(scenario)
+    assert held(local) == {"plan": "pro", "visits": 3}
+    assert len(local.events) == 3
+
+
+def test_another_region_has_event_names_and_contacts_of_its_own(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        for n, region in enumerate(["us", "eu"]):
+            local = simulation.sandbox(max_event_names=1)
+            events = [
+                set_(10 * n, plan="pro"),
+                simulation.event(USER, 10 * n + 1, event_type=f"Only in {region}"),
+            ]
+            intercom = {"access_token": "simulated-token", "region": region}
+            status = await deliver(tmp_path, local, *events, intercom=intercom)
+            assert (status.dead, dict(status.dropped)) == (0, {})
+            assert held(local) == {"plan": "pro"}
+            assert [found.name for found in local.events] == [f"Only in {region}"]
+
+    virtual.run(scenario)
+
+
+# --- one refused value --------------------------------------------------------------------
+
+
+def test_a_value_that_is_refused_costs_itself_and_only_its_users(tmp_path: Path) -> None:
+    """It was left out for everybody for ten minutes; thirty users have such a value at once."""
+
+    async def scenario() -> tuple[Sandbox, SyncStatus]:
+        local = simulation.sandbox()
+
+        def answer(request: Request) -> Answer | None:
+            if b'"visits":"many"' not in (request.body or b""):
+                return None
+            message = "Custom attribute 'visits' is not of type integer"
+            errors = [{"code": "parameter_invalid", "message": message}]
+            return Answer(400, {}, simulation.encode({"type": "error.list", "errors": errors}))
+
+        async with simulation.engine(tmp_path, local, wire=Between(local, answer)) as engine:
+            batch = [set_(1, f"bad-{n}", plan="pro", visits="many") for n in range(30)]
+            batch += [set_(1, f"good-{n}", plan="pro", visits=n) for n in range(30)]
+            await engine.submit(batch, api_key=simulation.API_KEY)
+            await engine.settled()
+            [status] = (await engine.status()).syncs
+        return local, status
+
+    local, status = virtual.run(scenario)
+    assert (status.delivered, status.dead) == (60, 0)
+    for n in range(30):
+        assert held(local, f"bad-{n}") == {"plan": "pro"}
+        assert held(local, f"good-{n}") == {"plan": "pro", "visits": n}
+    assert status.adjusted == {"type_mismatch": 30}
+
+
+def test_a_value_that_is_refused_is_not_tried_again_before_it_is_another(tmp_path: Path) -> None:
+    async def scenario() -> tuple[Sandbox, SyncStatus]:
+        local = simulation.sandbox()
+
+        def answer(request: Request) -> Answer | None:
+            if b'"visits":"many"' not in (request.body or b""):
+                return None
+            errors = [{"code": "parameter_invalid", "message": "'visits' is invalid"}]
+            return Answer(422, {}, simulation.encode({"type": "error.list", "errors": errors}))
+
+        events = [set_(1, plan="pro"), *(set_(n, visits="many") for n in range(2, 6))]
+        async with simulation.engine(tmp_path, local, wire=Between(local, answer)) as engine:
+            for event in [*events, set_(6, visits=7)]:
+                await engine.submit([event], api_key=simulation.API_KEY)
+                await engine.settled()
+            [status] = (await engine.status()).syncs
+        return local, status
+
+    local, status = virtual.run(scenario)
+    assert held(local) == {"plan": "pro", "visits": 7}
+    assert (status.delivered, status.dropped) == (3, {"unchanged": 3})
+
+
+def test_fourteen_refused_values_cost_themselves_each(tmp_path: Path) -> None:
+    async def scenario() -> tuple[Sandbox, SyncStatus]:
+        names = [f"p{n:02}" for n in range(20)]
+        there = dict.fromkeys(names[14:], "integer")
+        local = simulation.sandbox(
+            open_attributes=False,
+            attributes=there,
+            faults=[Fault("status", 403, path="/data_attributes")],
+        )
+        update = set_(1, **{name: n for n, name in enumerate(names)})
+        return local, await deliver(tmp_path, local, update, users={"properties": names})
+
+    local, status = virtual.run(scenario)
+    assert (status.delivered, status.dead) == (1, 0)
+    assert held(local) == {f"p{n:02}": n for n in range(14, 20)}
+
+
+def test_an_attribute_that_somebody_else_has_just_created_is_there(tmp_path: Path) -> None:
+    async def scenario() -> Sandbox:
+        local = simulation.sandbox(open_attributes=False)
+        is_first = True
+
+        def answer(request: Request) -> Answer | None:
+            nonlocal is_first
+            if request.method == "POST" and request.path == "/data_attributes" and is_first:
+                is_first = False
+                local.handle(request)  # by another
+            return None
+
+        users = {"properties": ["plan"], "create_missing_attributes": True}
+        wire = Between(local, answer)
+        async with simulation.engine(tmp_path, local, wire=wire, users=users) as engine:
+            await engine.submit([set_(1, plan="pro")], api_key=simulation.API_KEY)
+            await engine.settled()
+        return local
+
+    assert held(virtual.run(scenario)) == {"plan": "pro"}
+
+
+def test_an_option_that_a_list_attribute_does_not_have_costs_itself(tmp_path: Path) -> None:
+    async def scenario() -> tuple[Sandbox, SyncStatus]:
+        local = simulation.sandbox(open_attributes=False, attributes={"visits": "integer"})
+        options = [{"value": "free"}, {"value": "pro"}]
+        plan = {"name": "plan", "model": "contact", "data_type": "options", "options": options}
+        made = local.handle(Request("POST", "/data_attributes", simulation.encode(plan)))
+        assert made.status == 200, made.body
+        async with simulation.engine(tmp_path, local) as engine:
+            batch = [set_(1, f"bad-{n}", plan="team", visits=n) for n in range(30)]
+            batch += [set_(1, f"good-{n}", plan="pro", visits=n) for n in range(30)]
+            await engine.submit(batch, api_key=simulation.API_KEY)
+            await engine.settled()
+            [status] = (await engine.status()).syncs
+        return local, status
+
+    local, status = virtual.run(scenario)
+    assert (status.delivered, status.dead) == (60, 0)
+    assert [held(local, f"bad-{n}") for n in range(30)] == [{"visits": n} for n in range(30)]
+    assert held(local, "good-7") == {"plan": "pro", "visits": 7}
+    assert "POST 400" not in calls(local)
+
+
+def test_a_contact_that_is_created_with_201_is_created(tmp_path: Path) -> None:
+    async def scenario() -> SyncStatus:
+        local = simulation.sandbox()
+
+        def answer(request: Request) -> Answer | None:
+            if (request.method, request.path) != ("POST", CONTACTS):
+                return None
+            done = local.handle(request)
+            return Answer(201, done.headers, done.body)
+
+        async with simulation.engine(tmp_path, local, wire=Between(local, answer)) as engine:
+            await engine.submit([set_(1, plan="pro")], api_key=simulation.API_KEY)
+            await engine.settled()
+            [status] = (await engine.status()).syncs
+        assert held(local) == {"plan": "pro"}
+        return status
+
+    assert virtual.run(scenario).delivered == 1
+
+
+# --- calls, counted by hand ---------------------------------------------------------------
+
+
+def test_events_of_a_contact_that_is_deleted_cost_one_attempt_a_back_off(tmp_path: Path) -> None:
+    """It cannot be created again: its id is taken by one that nobody can bring back."""
+
+    async def scenario() -> tuple[Sandbox, SyncStatus]:
+        local = simulation.sandbox()
+        await deliver(tmp_path, local, set_(1, plan="pro"))
+        [contact_id] = local.contacts
+        local.delete(contact_id)
+        local.journal.clear()
+        events = {"select": [{"types": ["*"]}], "unknown_user": "create"}
+        many = [simulation.event(USER, n) for n in range(2, 22)]
+        return local, await deliver(tmp_path, local, *many, events=events)
+
+    local, status = virtual.run(scenario)
+    assert status.dead_by_reason == {"contact_gone": 20}
+    # The event, and the create, and the way back, that are refused.
+    assert calls(local) == ["POST 404", "POST 409", "POST 400"]
+
+
+@pytest.mark.parametrize("unknown_user", ["drop", "dead_letter"])
+def test_a_hundred_events_of_an_unknown_user_cost_one_call(
+    tmp_path: Path, unknown_user: str
+) -> None:
+    async def scenario() -> Sandbox:
+        local = simulation.sandbox()
+        events = {"select": [{"types": ["*"]}], "unknown_user": unknown_user}
+        many = [simulation.event(USER, n) for n in range(100)]
+        status = await deliver(tmp_path, local, *many, events=events)
+        assert status.dead + sum(status.dropped.values()) == 100
+        return local
+
+    assert calls(virtual.run(scenario)) == ["POST 404"]
+
+
+@pytest.mark.parametrize("unknown_user", ["drop", "dead_letter"])
+def test_a_user_that_was_unknown_is_known_after_an_identify_and_after_a_while(
+    tmp_path: Path, unknown_user: str
+) -> None:
+    async def scenario() -> Sandbox:
+        local = simulation.sandbox()
+        events = {"select": [{"types": ["*"]}], "metadata": ["n"], "unknown_user": unknown_user}
+        async with simulation.engine(tmp_path, local, events=events) as engine:
+
+            async def deliver_one(event: dict[str, Any]) -> None:
+                await engine.submit([event], api_key=simulation.API_KEY)
+                await engine.settled()
+
+            for user in ("identified", "signed-up"):
+                await deliver_one(simulation.event(user, 1))
+            await deliver_one(set_(2, "identified", plan="pro"))
+            await deliver_one(simulation.event("identified", 3))
+            local.add_contact(external_id="signed-up")
+            await deliver_one(simulation.event("signed-up", 4))
+            await anyio.sleep(3_600)
+            await deliver_one(simulation.event("signed-up", 5))
+        return local
+
+    assert [event.metadata["n"] for event in virtual.run(scenario).events] == [3, 5]
+
+
+def test_many_updates_of_a_contact_that_is_deleted_are_refused_as_one(tmp_path: Path) -> None:
+    async def scenario() -> tuple[Sandbox, SyncStatus]:
+        local = simulation.sandbox()
+        await deliver(tmp_path, local, set_(1, plan="pro"))
+        [contact_id] = local.contacts
+        local.delete(contact_id)
+        local.journal.clear()
+        async with simulation.engine(tmp_path, local) as engine:
+            many = [identify(n, {"$add": {"visits": 1}}) for n in range(2, 22)]
+            await engine.submit(many, api_key=simulation.API_KEY)
+            await engine.settled()
+            [status] = (await engine.status()).syncs
+        return local, status
+
+    local, status = virtual.run(scenario)
+    assert status.dead_by_reason == {"contact_gone": 20}
+    assert len(calls(local)) <= 4
+
+
+def test_a_thousand_waiting_identifies_are_one_call(tmp_path: Path) -> None:
+    async def scenario() -> Sandbox:
+        local = simulation.sandbox()
+        async with simulation.engine(tmp_path, local) as engine:
+            await engine.submit([set_(1, plan="pro", visits=0)], api_key=simulation.API_KEY)
+            await engine.settled()
+            local.journal.clear()
+            many = [identify(n, {"$add": {"visits": 1}}) for n in range(2, 1_002)]
+            await engine.submit(many[:500], api_key=simulation.API_KEY)
+            await engine.submit(many[500:], api_key=simulation.API_KEY)
+            await engine.settled()
+        return local
+
+    local = virtual.run(scenario)
+    assert len(calls(local)) <= 3
+    assert held(local) == {"plan": "pro", "visits": 1_000}
+
+
+def test_a_contact_without_an_id_that_has_the_email_is_taken_over_at_once(tmp_path: Path) -> None:
+    async def scenario() -> Sandbox:
+        local = simulation.sandbox(strict_email=True)
+        local.add_contact(email="mira@example.com")
+        await deliver(
+            tmp_path, local, set_(1, email="mira@example.com", plan="pro"), set_(2, plan="team")
+        )
+        return local
+
+    local = virtual.run(scenario)
+    assert (len(local.contacts), held(local)) == (1, {"plan": "team"})
+    assert calls(local) == ["POST 409", "GET 200", "PUT 200", "PUT 200"]
+
+
+def test_a_workspace_whose_contacts_are_there_costs_a_call_where_nothing_differs(
+    tmp_path: Path,
+) -> None:
+    async def scenario() -> Sandbox:
+        local = simulation.sandbox()
+        for n in range(200):
+            plan = "pro" if n % 2 else "free"
+            email = f"{n}@example.com"
+            local.add_contact(
+                external_id=f"user-{n}", email=email, custom_attributes={"plan": plan}
+            )
+        events = [set_(1, f"user-{n}", plan="pro", email=f"{n}@example.com") for n in range(200)]
+        await deliver(tmp_path, local, *events)
+        return local
+
+    local = virtual.run(scenario)
+    first, later = calls(local)[:60], calls(local)[60:]
+    assert len(first) + len(later) <= 200 + 100 + 20
+    assert later.count("POST 409") == 0
+    assert all(held(local, f"user-{n}") == {"plan": "pro"} for n in range(200))
