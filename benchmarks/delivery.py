@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import msgspec
 
 from amplitude_intercom.engine.app import Engine
-from amplitude_intercom.engine.envelope import Kind, Record
-from amplitude_intercom.engine.rules.bodies import event_body
+from amplitude_intercom.engine.envelope import Identity, Kind, Record
+from amplitude_intercom.engine.rules.bodies import creation_body, event_body
 from amplitude_intercom.engine.rules.planning import SyncRules
 from amplitude_intercom.engine.rules.verdicts import Keep
 from amplitude_intercom.engine.settings import Settings
@@ -63,7 +64,7 @@ def bodies_of(settings: Settings, raws: Sequence[bytes]) -> list[bytes]:
     return bodies
 
 
-async def _bare_posts(url: str, bodies: Sequence[bytes]) -> tuple[float, float]:
+async def _bare_posts(url: str, bodies: Sequence[bytes], status: int = 202) -> tuple[float, float]:
     """Post bodies, 64 at a time, and read the answers."""
     waiting = iter(bodies)
     headers = {
@@ -78,7 +79,7 @@ async def _bare_posts(url: str, bodies: Sequence[bytes]) -> tuple[float, float]:
             for body in waiting:
                 async with session.post(url, data=body) as answer:
                     await answer.read()
-                    assert answer.status == 202
+                    assert answer.status == status
 
         started, cpu = time.perf_counter(), time.process_time()
         await asyncio.gather(*(work() for _ in range(IN_FLIGHT)))
@@ -109,6 +110,37 @@ def over_sockets(seed: int, *, smoke: bool) -> list[Result]:
         result_of_rounds("delivery", speed, "calls/s"),
         result_of_rounds("delivery-cpu", cost, "µs of CPU a call"),
     ]
+
+
+def updates_over_sockets(seed: int, *, smoke: bool) -> list[Result]:
+    """First contacts of new users over real sockets, without a rate limit: calls a second.
+
+    What is about to be written is durable before each call, and what came of it after.
+    """
+    count, rounds = (1_000, 2) if smoke else (6_000, 4)
+    raws = [msgspec.json.encode(_identify(user, PLANS[user % 3], user)) for user in range(count)]
+    bodies = [
+        creation_body(
+            Identity("external_id", f"user-{user:08}"),
+            {"custom_attributes.plan": PLANS[user % 3]},
+        )
+        for user in range(count)
+    ]
+    speed = []
+    with servers.running("intercom") as address:
+        for number in range(rounds):
+            with tempfile.TemporaryDirectory() as name:
+                settings = _settings(Path(name), f"http://{address}", {})
+                asyncio.run(fill(settings, raws))
+                posts = _bare_posts(f"http://{address}/contacts", bodies, 200)
+                if number % 2:
+                    mine = asyncio.run(drain(settings))
+                    theirs = asyncio.run(posts)
+                else:
+                    theirs = asyncio.run(posts)
+                    mine = asyncio.run(drain(settings))
+            speed.append((count / mine[0], count / theirs[0]))
+    return [result_of_rounds("delivery-updates", speed, "calls/s")]
 
 
 def _settings(folder: Path, url: str, intercom: dict[str, Any], **more: Any) -> Settings:
@@ -175,7 +207,7 @@ def number_of_calls(seed: int, *, smoke: bool) -> list[Result]:
     for user in known:
         local.add_contact(external_id=f"user-{user:08}")
     plans: dict[int, str] = {}
-    counted = 1  # the list of attributes
+    counted = 2  # whose workspace it is, and the list of attributes
     identifies = sent = 0
 
     async def scenario(folder: Path) -> None:
@@ -212,6 +244,51 @@ def number_of_calls(seed: int, *, smoke: bool) -> list[Result]:
     naive = 2 * identifies + sent
     note = f"search, then write, would be {naive:,}"
     return [result("calls", local.calls, counted, "calls", note)]
+
+
+def calls_of_first_contacts(seed: int, *, smoke: bool) -> list[Result]:
+    """First contacts of users all of whom, and half of whom, are in the workspace already.
+
+    Those who are there have an e-mail, and half of them the plan that is written: one call where
+    nothing differs, two where something does, and two at most where they are new. At Intercom's own
+    pace: what the first answers teach comes too late for whoever is on the way by then.
+    """
+    users = 300 if smoke else 10_000
+    dice = random.Random(seed)
+    results = []
+    for name, share in (("calls-there", 1.0), ("calls-half", 0.5)):
+        local = Sandbox(open_attributes=True, seed=seed, limit_per_minute=10_000)
+        counted = 2
+        for user in range(users):
+            is_there, is_same = dice.random() < share, dice.random() < 0.5
+            counted += 1 if share == 1 and is_same else 2
+            if is_there:
+                plan = {"plan": "pro" if is_same else "free"}
+                local.add_contact(
+                    external_id=f"user-{user:08}", email=_email(user), custom_attributes=plan
+                )
+        with tempfile.TemporaryDirectory() as folder:
+            asyncio.run(_identify_all(Path(folder), local, users))
+        note = f"{local.calls / users:.2f} a user; search, then write, would be {2 * users:,}"
+        results.append(result(name, local.calls, counted, "calls", note))
+    return results
+
+
+async def _identify_all(folder: Path, local: Sandbox, users: int) -> None:
+    settings = _settings(folder, "http://127.0.0.1:9", {}, users={"properties": ["plan", "email"]})
+    async with Engine(settings, wire=lambda _: InProcess(local)) as engine:
+        for start in range(0, users, SUBMIT):
+            batch = [
+                _of(user, "$identify", user)
+                | {"user_properties": {"$set": {"plan": "pro", "email": _email(user)}}}
+                for user in range(start, min(users, start + SUBMIT))
+            ]
+            await engine.submit(batch, sync="benchmark")
+        await engine.settled()
+
+
+def _email(user: int) -> str:
+    return f"user-{user:08}@example.com"
 
 
 def _identify(user: int, plan: str, number: int) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 ``python -m benchmarks.servers NAME`` prints the address: ``bare-intake`` reads and decodes uploads
 and stores nothing; ``durable-intake`` decodes what an intake needs of each event and stores the
-body, a row a request, many in one commit; ``intercom`` answers every call with 202 and Intercom's
-headers; ``sandbox`` is the local Intercom, knows the first ``KNOWN_USERS`` and takes any token.
+body, a row a request, many in one commit; ``intercom`` answers every call as if all were well, with
+Intercom's headers, and keeps nothing; ``sandbox`` is the local Intercom, knows the first
+``KNOWN_USERS`` and takes any token.
 """
 
 from __future__ import annotations
@@ -114,9 +115,41 @@ async def _serve_durable_intake() -> None:
 
 
 ANSWER = (
-    b"HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\nX-RateLimit-Limit: 8333333\r\n"
-    b"X-RateLimit-Remaining: 8000000\r\nX-RateLimit-Reset: %d\r\n\r\n"
+    b"HTTP/1.1 %s\r\nContent-Length: %d\r\nX-RateLimit-Limit: 8333333\r\n"
+    b"X-RateLimit-Remaining: 8000000\r\nX-RateLimit-Reset: %d\r\n\r\n%s"
 )
+ME = b'{"type":"admin","id":"1","app":{"type":"app","id_code":"benchmark"}}'
+ATTRIBUTES = msgspec.json.encode(
+    {
+        "type": "list",
+        "data": [
+            {"name": name, "data_type": data_type, "custom": True}
+            for name, data_type in (("plan", "string"), ("seats", "integer"))
+        ],
+    }
+)
+CONTACT_BYTES = 1_900
+"""Of a contact, as Intercom answers it (recordings)."""
+
+
+def contact_of(user: bytes) -> bytes:
+    """Return a contact, by the eight digits of its user."""
+    contact = (
+        b'{"type":"contact","id":"%s","external_id":"user-%s","custom_attributes":{},"padding":"'
+        % (user.rjust(24, b"0"), user)
+    )
+    return contact + b"x" * (CONTACT_BYTES - len(contact) - 2) + b'"}'
+
+
+def answer_of(head: bytes, body: bytes) -> tuple[bytes, bytes]:
+    """Return status and body of the answer to a call."""
+    path = head.split(b" ", 2)[1]
+    if path == b"/events":
+        return b"202 Accepted", b""
+    if path.startswith(b"/contacts"):
+        user = path[-8:] if path != b"/contacts" else body.partition(b'"user-')[2][:8]
+        return b"200 OK", contact_of(user)
+    return b"200 OK", ME if path == b"/me" else ATTRIBUTES
 
 
 class _Intercom(asyncio.Protocol):
@@ -138,7 +171,9 @@ class _Intercom(asyncio.Protocol):
             if len(rest) < needed:
                 return
             self._heard = rest[needed:]
-            self._transport.write(ANSWER % (int(time.time() / 10) * 10 + 10))
+            status, body = answer_of(head, rest[:needed])
+            reset_s = int(time.time() / 10) * 10 + 10
+            self._transport.write(ANSWER % (status, len(body), reset_s, body))
 
 
 async def _serve_intercom() -> None:
