@@ -22,6 +22,9 @@ from amplitude_intercom.engine.metrics import Status
 from amplitude_intercom.transports.sandbox import Fault, InProcess, JournalEntry
 from support import simulation, virtual
 
+pytestmark = pytest.mark.timeout(300)
+"""The largest crowds take half a minute, where nothing else runs on the machine."""
+
 FOLDER = Path(__file__).parent / "crowds"
 TICK_S = 0.5
 LOOK_S = 600.0
