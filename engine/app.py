@@ -29,6 +29,7 @@ from amplitude_intercom.engine import arguments as arguments_of
 from amplitude_intercom.engine.actors.source import SourceActor
 from amplitude_intercom.engine.addresses import normal_url
 from amplitude_intercom.engine.config import with_secrets_revealed
+from amplitude_intercom.engine.delivery.contacts.selection import Selection, follow_selection
 from amplitude_intercom.engine.delivery.gate import Gate
 from amplitude_intercom.engine.delivery.loading import LoadedBytes
 from amplitude_intercom.engine.delivery.stream import Stream
@@ -162,6 +163,7 @@ class Engine:
             stack.push_async_callback(self.spool.close)
             spools = await self.spool.open_for(self.settings.sync)
             self.streams = {s.name: Stream(s, spools[s.name]) for s in self.settings.sync}
+            await self._follow_selections()
             await self._wire_pipelines(stack)
             self.jobs = JobRunner(self.spool, self.streams, self._now_ms)
             await self.jobs.follow_mappings()
@@ -248,6 +250,19 @@ class Engine:
 
     def _delivers_to(self, sync: Sync) -> bool:
         return sync.enabled and self._delivers
+
+    async def _follow_selections(self) -> None:
+        """Take in which properties each sync brings to contacts from now on."""
+
+        def work(store: Store) -> list[Selection]:
+            return [
+                follow_selection(store, stream.spool.taker, stream.selected, self._now_ms())
+                for stream in self.streams.values()
+            ]
+
+        selections = await self.spool.do(work)
+        for stream, selection in zip(self.streams.values(), selections, strict=True):
+            stream.selection = selection
 
     async def _wire_pipelines(self, stack: AsyncExitStack) -> None:
         """Wire the syncs that deliver: those that share an access token share gate and pipeline."""
@@ -656,8 +671,12 @@ def token_key(what: str, token: tuple[str, str]) -> str:
 
 def workspace_of(store: Store, sync: Sync) -> int:
     """Return the number of the workspace that a sync writes to; 0: it is not known yet."""
-    text = store.meta.get(token_key("workspace", token_of(sync)))
-    return int(text) if text and text.isdecimal() else 0
+    token = token_of(sync)
+    key = token_key("workspace", token)
+    text = store.meta.get(key)
+    if text and text.isdecimal():
+        return int(text)
+    return store.workspaces.find(token[0], key)  # Intercom has not named it
 
 
 def contact_key(store: Store, sync: Sync, user: str) -> ContactKey:

@@ -14,6 +14,7 @@ from amplitude_intercom.engine.delivery.endings import GoOn, ending_of
 from amplitude_intercom.engine.delivery.stream import Delivery
 from amplitude_intercom.engine.delivery.turn_calls import TurnCalls
 from amplitude_intercom.engine.delivery.turns import Turn
+from amplitude_intercom.engine.delivery.workspace import Writing
 from amplitude_intercom.engine.envelope import Envelope
 from amplitude_intercom.engine.errors import Failure, Undeliverable
 from amplitude_intercom.engine.faults import internal_failure
@@ -57,9 +58,9 @@ class UserUpserter(Actor[Turn, Turn]):
         waiting = deque([list(updates)])
         key = delivery.contacts.key_of(updates[0].plan.identity)
         try:
-            with delivery.workspace.writing(key):
+            async with delivery.workspace.writing(key) as writing:
                 while waiting:
-                    await self._write_next(delivery, turn, waiting)
+                    await self._write_next(delivery, turn, waiting, writing)
         except NotNow as error:
             left = [envelope for some in waiting for envelope in some]
             back = [envelope.record for envelope in left if envelope.event is None]
@@ -68,7 +69,11 @@ class UserUpserter(Actor[Turn, Turn]):
         return True
 
     async def _write_next(
-        self, delivery: Delivery, turn: Turn, waiting: deque[list[Envelope]]
+        self,
+        delivery: Delivery,
+        turn: Turn,
+        waiting: deque[list[Envelope]],
+        writing: Writing,
     ) -> None:
         """Write the updates that come first, and settle them.
 
@@ -77,7 +82,7 @@ class UserUpserter(Actor[Turn, Turn]):
         """
         some = waiting[0]
         try:
-            upserted = await self._upsert(delivery, turn, some)
+            upserted = await self._upsert(delivery, turn, some, writing)
         except NotNow:
             raise
         except Exception as fault:
@@ -103,11 +108,14 @@ class UserUpserter(Actor[Turn, Turn]):
             middle = len(some) // 2
             waiting.extendleft([some[middle:], some[:middle]])
 
-    async def _upsert(self, delivery: Delivery, turn: Turn, some: Sequence[Envelope]) -> Upserted:
+    async def _upsert(
+        self, delivery: Delivery, turn: Turn, some: Sequence[Envelope], writing: Writing
+    ) -> Upserted:
         updates = [envelope.plan.contact for envelope in some if envelope.plan.contact]
-        upserted = await delivery.contacts.upsert(updates, TurnCalls(delivery.gate, turn))
+        calls = TurnCalls(delivery.gate, turn)
+        upserted = await delivery.contacts.upsert(updates, calls, writing)
         turn.has_succeeded = turn.has_succeeded or upserted.called
-        delivery.workspace.missing.forget(upserted.key)
+        delivery.workspace.missing.forget(delivery.contacts.key_of(updates[0].identity))
         return upserted
 
     async def _settle(
@@ -118,10 +126,9 @@ class UserUpserter(Actor[Turn, Turn]):
             await self._settle_together(delivery, turn, some, upserted)
         except Exception as fault:
             failure = internal_failure(fault, record=some[0].record.id)
-            if some[0].event is not None:
-                return  # what is known of the contact is not kept; the event goes out
-            if len(some) == 1:
+            if len(some) == 1:  # that its update is done is not kept, so its event must not go out
                 delivery.settlement.bury(some[0].record, failure)
+                turn.drop_event_of(some[0])
                 return
             for envelope in some:
                 await self._settle(delivery, turn, [envelope], upserted)

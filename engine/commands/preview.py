@@ -121,7 +121,7 @@ class SpooledPast(Past):
 
     def contact(self, identity: Identity) -> Known:
         key = contact_key(self._store, self._sync, identity.value)
-        return self._store.contacts.get(key) or Known()
+        return self._store.contacts.find(key)[1]
 
     @property
     def taker(self) -> str:
@@ -208,7 +208,7 @@ class Preview:
         requests: list[Request] = []
         if known.contact_id and needs_base([update], held):
             requests.append(intercom.get_contact(known.contact_id))
-        elif not known.contact_id and cannot_be_created([update], held):
+        elif not known.contact_id and cannot_be_created([update]):
             requests.append(intercom.create_contact(creation_body(identity, {})))
         if requests:
             held = with_base(held, self._rules.contacts, {})

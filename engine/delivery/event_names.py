@@ -33,6 +33,7 @@ class EventNames:
         self._now_ms = now_ms
         self._last_day: dict[str, int] | None = None
         self._refused_until_s: dict[str, float] = {}
+        self._admitting = anyio.Lock()
 
     @property
     def count(self) -> int:
@@ -44,6 +45,10 @@ class EventNames:
 
         Returns when what changed is on disk.
         """
+        async with self._admitting:  # else the last of two syncs keeps what it alone knows
+            return await self._admit(names)
+
+    async def _admit(self, names: Iterable[str]) -> set[str]:
         if self._last_day is None:
             self._last_day = await self._spool.event_names()
         today = self._now_ms() // DAY_MS

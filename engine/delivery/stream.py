@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
-from amplitude_intercom.engine.delivery.contacts.upserting import Contacts
+from amplitude_intercom.engine.delivery.contacts.selection import Selection
+from amplitude_intercom.engine.delivery.contacts.sync_contacts import Contacts
 from amplitude_intercom.engine.delivery.endings import Ending
 from amplitude_intercom.engine.delivery.feed import Feed
 from amplitude_intercom.engine.delivery.gate import Gate
@@ -27,8 +28,15 @@ class Stream:
         self.sync = sync
         self.spool = spool
         self.rules = SyncRules(sync)
+        self.selection = Selection()
+        """Of the properties that it brings to contacts; known once the daemon has started."""
         self.delivery: Delivery | None = None
         """Its delivery; None where nothing is delivered (a sync that is disabled)."""
+
+    @property
+    def selected(self) -> Collection[str]:
+        """The properties whose operations are applied."""
+        return self.rules.contacts.properties if self.sync.users.enabled else ()
 
     @property
     def gate(self) -> Gate | None:
@@ -65,6 +73,7 @@ class Delivery:
         self.sync = sync
         self.spool = spool
         self.rules = stream.rules
+        self.selection = stream.selection
         self.gate = gate
         self.scheduler = scheduler
         self.now_ms = now_ms
@@ -100,6 +109,7 @@ class Delivery:
             self.spool,
             workspace,
             self.rules.contacts,
+            self.selection,
             self.sync.users,
             now_ms=self.now_ms,
             unknown_attributes=self.unknown_attributes,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Final, NamedTuple
 
 import anyio
@@ -66,12 +66,57 @@ class Missing:
         self._found.pop(key, None)
 
 
+MOST_WAIT_S: Final = 1.0
+"""For another turn that writes the same contact. Whoever waits has made no call, and keeps turns of
+others from being chosen."""
+
 BEING_WRITTEN: Final = NotAnswered(
     Cause.FAILED,
     "PUT /contacts/{id}",
-    Failure(DeadReason.USER_FAILING, 0, "not_sent", "another token writes the contact"),
+    Failure(DeadReason.USER_FAILING, 0, "not_sent", "another turn writes the contact"),
 )
 """Why a write cannot go on now: its user waits some seconds, uncharged."""
+
+
+class Writing:
+    """The contacts that a turn writes, each as the only one."""
+
+    def __init__(self, written: dict[ContactKey, anyio.Lock]) -> None:
+        """``written``: by all turns of the workspace."""
+        self._written = written
+        self._mine: dict[ContactKey, anyio.Lock] = {}
+
+    def has(self, key: ContactKey) -> bool:
+        """Return whether nobody else writes a contact meanwhile."""
+        return key in self._mine
+
+    async def take(self, key: ContactKey) -> None:
+        """Write one more, once nobody else does; that is not waited for for long.
+
+        Raises:
+            NotNow: somebody does.
+        """
+        if key in self._mine:
+            return
+        lock = self._written.get(key)
+        if lock is None:
+            lock = self._written[key] = anyio.Lock()
+            lock.acquire_nowait()
+        else:
+            try:
+                with anyio.fail_after(MOST_WAIT_S):
+                    await lock.acquire()
+            except TimeoutError:
+                raise NotNow(BEING_WRITTEN) from None
+        self._mine[key] = lock
+
+    def end(self) -> None:
+        """Let others write them."""
+        for key, lock in self._mine.items():
+            lock.release()
+            if not lock.locked() and self._written.get(key) is lock:
+                del self._written[key]
+        self._mine.clear()
 
 
 class Workspace:
@@ -86,22 +131,22 @@ class Workspace:
         self.names = EventNames(spool, now_ms)
         self.first_contacts = FirstContacts()
         self.missing = Missing()
-        self._written: set[ContactKey] = set()
+        self._written: dict[ContactKey, anyio.Lock] = {}
 
-    @contextmanager
-    def writing(self, key: ContactKey) -> Iterator[None]:
-        """Write a contact, as the only one. (Turns of one token are kept apart by their scheduler.)
+    @asynccontextmanager
+    async def writing(self, key: ContactKey) -> AsyncIterator[Writing]:
+        """Write a contact, and maybe more, as the only one. (Most turns of one token are kept apart
+        by their scheduler.)
 
         Raises:
-            NotNow: another token's turn writes it.
+            NotNow: another turn writes it.
         """
-        if key in self._written:
-            raise NotNow(BEING_WRITTEN)
-        self._written.add(key)
+        writing = Writing(self._written)
         try:
-            yield
+            await writing.take(key)
+            yield writing
         finally:
-            self._written.discard(key)
+            writing.end()
 
 
 class Workspaces:

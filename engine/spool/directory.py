@@ -14,6 +14,9 @@ DAY_MS: Final = 86_400_000
 UNSURE_DAYS: Final = 30
 """How long a contact is kept on account of a write that has no answer."""
 
+MOST_MERGES: Final = 8
+"""Users that were merged one into the next, of which the last is looked for."""
+
 
 class ContactDirectory:
     """The table ``contacts``, inside somebody's transaction."""
@@ -25,42 +28,53 @@ class ContactDirectory:
 
     def get(self, key: ContactKey) -> Known | None:
         """Return what is known of a contact; what is damaged, Intercom knows better."""
-        return self._read(key)[0]
-
-    def _read(self, key: ContactKey) -> tuple[Known | None, int]:
-        """Return what is known of a contact, and when it was asked for last."""
         row = self._db.execute(
-            "SELECT known, crc, used_day FROM contacts"
-            " WHERE workspace = ? AND field = ? AND value = ?",
-            key,
+            "SELECT known, crc FROM contacts WHERE workspace = ? AND field = ? AND value = ?", key
         ).fetchone()
         if row is None or not holds(row[1], contact_checksum, *key, row[0]):
-            return None, 0
-        return read_known(row[0]), row[2]
+            return None
+        return read_known(row[0])
 
-    def use(self, key: ContactKey, now_ms: int) -> Known | None:
-        """Return what is known of a contact, and keep for a day that it was asked for."""
-        known, used_day = self._read(key)
-        if known is not None and used_day != now_ms // DAY_MS:
-            self._db.execute(
-                "UPDATE contacts SET used_day = ? WHERE workspace = ? AND field = ? AND value = ?",
-                (now_ms // DAY_MS, *key),
-            )
-        return known
+    def find(self, key: ContactKey) -> tuple[ContactKey, Known]:
+        """Return what is known of a user's contact, and under which key: of a user that was merged
+        into another, that one's."""
+        own = self.get(key) or Known()
+        at, known = key, own
+        for _ in range(MOST_MERGES):
+            if not known.owner:
+                return at, known
+            heir = at._replace(value=known.owner)
+            theirs = self.get(heir)
+            if theirs is None or not theirs.contact_id:
+                return heir, Known(known.contact_id)
+            if not theirs.owner and (theirs.is_lost or theirs.contact_id != known.contact_id):
+                break  # the contact that they had together is gone
+            at, known = heir, theirs
+        return key, msgspec.structs.replace(own, owner="", is_lost=bool(own.contact_id))
+
+    def use(self, key: ContactKey, now_ms: int) -> None:
+        """Keep for a day that a contact was asked for."""
+        self._db.execute(
+            "UPDATE contacts SET used_day = ?"
+            " WHERE workspace = ? AND field = ? AND value = ? AND used_day <> ?",
+            (now_ms // DAY_MS, *key, now_ms // DAY_MS),
+        )
 
     def remember(self, key: ContactKey, known: Known, now_ms: int) -> None:
         """Keep what is known of a contact."""
         text = msgspec.json.encode(known).decode()
-        row = (text, now_ms, now_ms // DAY_MS, contact_checksum(*key, text), *key)
+        unsure = int(bool(known.unsure))
+        row = (text, now_ms, now_ms // DAY_MS, unsure, contact_checksum(*key, text), *key)
         is_there = self._db.execute(
-            "UPDATE contacts SET known = ?, at_ms = ?, used_day = ?, crc = ?"
+            "UPDATE contacts SET known = ?, at_ms = ?, used_day = ?, unsure = ?, crc = ?"
             " WHERE workspace = ? AND field = ? AND value = ?",
             row,
         ).rowcount
         if not is_there:
             self._db.execute(
-                "INSERT INTO contacts (known, at_ms, used_day, crc, workspace, field, value)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO contacts"
+                " (known, at_ms, used_day, unsure, crc, workspace, field, value)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 row,
             )
             self.added += 1
@@ -74,7 +88,8 @@ class ContactDirectory:
     def make_older(self, now_ms: int) -> None:
         """Say of contacts that a clock ahead of its time has stamped that they were used today."""
         today = now_ms // DAY_MS
-        for key in self._keys("WHERE used_day > ? LIMIT ?", (today, MOST_ROWS)):
+        ahead = "WHERE unsure IN (0, 1) AND used_day > ? LIMIT ?"
+        for key in self._keys(ahead, (today, MOST_ROWS)):
             self._db.execute(
                 "UPDATE contacts SET used_day = ? WHERE workspace = ? AND field = ? AND value = ?",
                 (today, *key),
@@ -86,10 +101,9 @@ class ContactDirectory:
         Not those with a write that has no answer yet, which has to be made again as it was.
         """
         long_ago = now_ms // DAY_MS - UNSURE_DAYS
-        found = self._keys(
-            """WHERE known LIKE '%,"unsure":[],%' OR used_day < ? ORDER BY used_day LIMIT ?""",
-            (long_ago, limit),
-        )
+        found = self._keys("WHERE unsure = 1 AND used_day < ? LIMIT ?", (long_ago, limit))
+        left = limit - len(found)
+        found += self._keys("WHERE unsure = 0 ORDER BY used_day LIMIT ?", (left,))
         for key in found:
             self.forget(key)
         return len(found)

@@ -86,13 +86,17 @@ class Workspaces:
     def __init__(self, db: Connection) -> None:
         self._db = db
 
-    def number_of(self, address: str, code: str) -> int:
-        """Return a workspace's number, a new one where it has none yet."""
+    def find(self, address: str, code: str) -> int:
+        """Return a workspace's number; 0: it has none."""
         found = self._db.execute(
             "SELECT id FROM workspaces WHERE address = ? AND code = ?", (address, code)
         ).fetchone()
-        if found:
-            return int(found[0])
+        return int(found[0]) if found else 0
+
+    def number_of(self, address: str, code: str) -> int:
+        """Return a workspace's number, a new one where it has none yet."""
+        if found := self.find(address, code):
+            return found
         (last,) = self._db.execute("SELECT max(id) FROM workspaces").fetchone()
         number = int(last or 0) + 1
         self._db.execute(

@@ -119,15 +119,16 @@ class Held(NamedTuple):
     at_ms: int = 0
 
 
-class Known(msgspec.Struct, frozen=True):
+class Known(msgspec.Struct, frozen=True, omit_defaults=True):
     """What is known of a contact.
 
     ``contact_id`` is empty where none is known; one that Intercom has said is not there
-    ``is_lost``: where it turns up again, what is known of it holds. ``owner``: the identifier that
-    the contact has, where that is another than the one it is known by (it was merged). ``fields``:
-    flat, as they were written, or refused, last; those in ``unsure`` were about to be written
-    since, and it is not known whether they are. ``properties``: by taker (as text); of a name that
-    is not there it is not known whether the contact has a value.
+    ``is_lost``: where it turns up again, what is known of it holds. ``owner``: of a user that was
+    merged into another, that one's identifier; what is known of the contact that they have is kept
+    there. ``fields``: flat, as they were written, or refused, last; those in ``unsure`` were about
+    to be written since, and it is not known whether they are. ``properties``: by taker (as text);
+    of a name that is not there it is not known whether the contact has a value. ``selections``: by
+    taker, the number of the selection of properties that they are of.
     """
 
     contact_id: str = ""
@@ -136,6 +137,7 @@ class Known(msgspec.Struct, frozen=True):
     fields: dict[str, Any] = {}
     unsure: list[str] = []
     properties: dict[str, dict[str, Held]] = {}
+    selections: dict[str, int] = {}
 
 
 class DeadLetter(msgspec.Struct, frozen=True):

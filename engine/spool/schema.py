@@ -198,7 +198,8 @@ CREATE TABLE workspaces (
 ){table};
 
 -- Contacts that are known, by what finds them (external_id or email, and its value). known: what
--- is known of one (JSON). used_day: the day since 1970 on which it was asked for.
+-- is known of one (JSON). used_day: the day since 1970 on which it was asked for. unsure: 1 where a
+-- write of it has no answer yet.
 CREATE TABLE contacts (
     workspace {int} NOT NULL,
     field TEXT NOT NULL,
@@ -206,10 +207,11 @@ CREATE TABLE contacts (
     known TEXT NOT NULL,
     at_ms {int} NOT NULL,
     used_day {int} NOT NULL,
+    unsure {int} NOT NULL,
     crc {int} NOT NULL,
     PRIMARY KEY (workspace, field, value)
 ){clustered};
-CREATE INDEX contacts_by_use ON contacts (used_day);
+CREATE INDEX contacts_by_use ON contacts (unsure, used_day);
 
 -- Event names that were sent, without case, and the day since 1970 of the last time.
 CREATE TABLE event_names (

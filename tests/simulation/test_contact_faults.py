@@ -75,7 +75,7 @@ def calls(local: Sandbox) -> list[str]:
 
 
 def held(local: Sandbox, user: str = USER) -> dict[str, Any]:
-    [contact] = [c for c in local.contacts.values() if c.external_id == user]
+    [contact] = [c for c in local.contacts.values() if c.external_id == user and c.state == "live"]
     return dict(contact.custom_attributes)
 
 
@@ -313,6 +313,129 @@ def test_a_merge_that_one_sync_meets_makes_no_base_of_another_stale(tmp_path: Pa
         return local, heir
 
     assert held(virtual.run(scenario)[0], "the-heir") == {"plan": "pro", "visits": 101}
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_two_users_that_were_merged_count_on_one_contact(tmp_path: Path, together: bool) -> None:
+    """Both go on: what each counts is counted on from what the other has written."""
+
+    async def scenario() -> Sandbox:
+        local = simulation.sandbox(latency_s=0.4)
+        users = {"properties": ["visits", "tags"]}
+        first = [
+            identify(1, {"$add": {"visits": 5}}, "ann-lee"),
+            identify(2, {"$add": {"visits": 100}}),
+        ]
+        await deliver(tmp_path, local, *first, users=users)
+        [ann] = [key for key, contact in local.contacts.items() if contact.external_id == "ann-lee"]
+        [heir] = [key for key in local.contacts if key != ann]
+        local.merge(ann, heir)
+        both = [
+            identify(n, {"$add": {"visits": 1}, "$append": {"tags": f"t{n}"}}, user)
+            for n, user in enumerate(["ann-lee", USER] * 3, 3)
+        ]
+        if not together:
+            await deliver(tmp_path, local, *both, users=users)
+            return local
+        async with simulation.engine(tmp_path, local, users=users) as engine:
+            for event in both:
+                await engine.submit([event], api_key=simulation.API_KEY)
+                await anyio.sleep(0.3)
+            await engine.settled()
+        return local
+
+    found = held(virtual.run(scenario))
+    assert found["visits"] == 106
+    assert sorted(found["tags"].split(", ")) == [f"t{n}" for n in range(3, 9)]
+
+
+def test_a_user_whose_heir_is_deleted_has_a_contact_of_its_own_again(tmp_path: Path) -> None:
+    async def scenario() -> Sandbox:
+        local = simulation.sandbox()
+        await deliver(tmp_path, local, set_(1, plan="free"), set_(2, "ann-lee", plan="pro"))
+        mine, theirs = local.contacts
+        local.merge(mine, theirs)
+        await deliver(tmp_path, local, set_(3, plan="team"))
+        local.handle(simulation.delete(theirs))
+        await deliver(tmp_path, local, set_(4, plan="more"), set_(5, plan="most"))
+        return local
+
+    assert held(virtual.run(scenario)) == {"plan": "most"}
+
+
+def test_a_property_that_was_not_selected_for_a_while_is_read_before_it_is_counted_on(
+    tmp_path: Path,
+) -> None:
+    async def scenario(between: dict[str, Any]) -> Sandbox:
+        local = simulation.sandbox()
+        both = {"properties": ["plan", "visits"]}
+        folder = tmp_path / str(len(between))
+        await deliver(folder, local, identify(1, {"$add": {"visits": 5}}), users=both)
+        await deliver(folder, local, simulation.event(USER, 2), users=between)
+        [contact_id] = local.contacts
+        local.change_contact(contact_id, custom_attributes={"visits": 100})
+        await deliver(folder, local, identify(3, {"$add": {"visits": 1}}), users=both)
+        return local
+
+    for between in ({"properties": ["plan"]}, {"properties": ["plan", "visits"], "enabled": False}):
+        assert held(virtual.run(lambda settings=between: scenario(settings))) == {"visits": 101}
+
+
+def test_a_create_that_never_arrived_is_no_base_for_a_contact_that_others_made(
+    tmp_path: Path,
+) -> None:
+    """What the contact holds is counted on; of what was known before it gets what it lacks."""
+
+    async def scenario() -> Sandbox:
+        local = simulation.sandbox()
+        users = {"properties": ["plan", "visits", "tier"]}
+        first = identify(1, {"$add": {"visits": 5}, "$set": {"plan": "free", "tier": "gold"}})
+        await deliver(tmp_path, local, first, users=users)
+        [contact_id] = local.contacts
+        local.handle(simulation.delete(contact_id))
+        fault = Fault("hang", path=CONTACTS, contains="role", done=False)
+        local.faults.append(fault)
+        async with simulation.engine(tmp_path, local, users=users) as engine:
+            await engine.submit([identify(2, {"$add": {"visits": 1}})], api_key=simulation.API_KEY)
+            await anyio.sleep(5)
+            theirs = {"visits": 100, "plan": "theirs"}
+            local.add_contact(external_id=USER, custom_attributes=theirs)
+            local.faults.clear()
+            await engine.settled()
+        return local
+
+    assert held(virtual.run(scenario)) == {"visits": 101, "plan": "theirs", "tier": "gold"}
+
+
+@pytest.mark.parametrize("lag_s", [0.0, 120.0])
+def test_by_email_a_contact_that_got_another_email_is_left_alone_while_the_index_is_behind(
+    tmp_path: Path, lag_s: float
+) -> None:
+    def update(n: int, plan: str) -> dict[str, Any]:
+        return set_(n, email="mira@example.com", plan=plan)
+
+    async def scenario() -> tuple[Sandbox, SyncStatus]:
+        local = simulation.sandbox(search_lag_s=lag_s)
+        mapping = {"identifier": "email", "from": "user.email"}
+        async with simulation.engine(tmp_path, local, mapping=mapping) as engine:
+            await engine.submit([update(1, "free")], api_key=simulation.API_KEY)
+            await engine.settled()
+            await anyio.sleep(600)
+            local.change_contact(next(iter(local.contacts)), email="new@example.com")
+            await anyio.sleep(20)
+            some = [update(n, f"plan-{n}") for n in range(2, 8)]
+            await engine.submit(some, api_key=simulation.API_KEY)
+            await engine.settled()
+            [status] = (await engine.status()).syncs
+        return local, status
+
+    local, status = virtual.run(scenario)
+    plans = {contact.email: contact.custom_attributes for contact in local.contacts.values()}
+    assert status.dead == 0
+    assert plans["mira@example.com"] == {"plan": "plan-7"}
+    theirs = min(key for key, c in local.contacts.items() if c.email == "new@example.com")
+    writes = [entry for entry in local.journal if entry.method in ("PUT", "POST")]
+    assert [entry.contact_id for entry in writes].count(theirs) <= 2  # made, and written once more
 
 
 @pytest.mark.parametrize("op", ["$add", "$append"])

@@ -163,7 +163,7 @@ def test_a_merged_contact_is_followed_to_where_it_went(tmp_path: Path) -> None:
         return local
 
     local = virtual.run(scenario)
-    assert [c.rpartition(" ")[2] for c in calls(local)] == ["410", "200", "200"]
+    assert [c.rpartition(" ")[2] for c in calls(local)] == ["410", "200", "200", "200"]
     [target] = [c for c in local.contacts.values() if c.external_id == "the-other"]
     assert target.custom_attributes == {"plan": "team"}
 

@@ -2,8 +2,9 @@
 
 Rules
 =====
-1. What was known at the beginning is about the contact that was known then. Another one that is
-   there has properties of its own; one that is created gets the user's.
+1. What was known at the beginning is about the contact that was known then. One that is created in
+   its stead gets the user's properties. Another one that turns up has properties of its own, for
+   whoever made it: of the user's it gets those that it has no value of.
 2. A field is known as it was written last, or read, or left out because it was refused: then it is
    not tried again before its value is another.
 3. A field that is about to be written is unsure until a write of it is confirmed.
@@ -11,13 +12,14 @@ Rules
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
 
 from amplitude_intercom.engine.delivery.contacts.resolving import Way
-from amplitude_intercom.engine.delivery.contacts.working_out import with_base
+from amplitude_intercom.engine.delivery.contacts.selection import Selection
+from amplitude_intercom.engine.delivery.contacts.working_out import same, with_base
 from amplitude_intercom.engine.rules.contacts import ContactRules
 from amplitude_intercom.engine.spool.rows import Held, Known
 
@@ -26,55 +28,65 @@ class Knowledge:
     """What is known of one user's contact, and what one taker has made of its properties."""
 
     def __init__(
-        self, rules: ContactRules, taker: int, before: Known, unsure: Collection[str] = ()
+        self,
+        rules: ContactRules,
+        taker: str,
+        selection: Selection,
+        before: Known,
+        noted: Known | None = None,
     ) -> None:
-        """``before``: what is known at the beginning; ``unsure``: fields of which a write that was
-        made earlier has no answer."""
+        """``before``: what is known at the beginning; ``noted``: the same, with what was made
+        durable since of a write that is about to be made."""
         self._rules = rules
-        self._taker = str(taker)
-        self._before = before
-        self._unsure = frozenset(unsure)
+        self._taker = taker
+        self._selection = selection
+        self.before = before
+        known = noted or before
         # One that is created in the stead of a lost one has no fields yet.
-        self.known = msgspec.structs.replace(before, fields={}) if before.is_lost else before
-        self._own = self.held = dict(before.properties.get(self._taker, {}))
+        self.known = msgspec.structs.replace(known, fields={}) if before.is_lost else known
+        self._own = self.held = selection.properties_of(before, taker)
         """The user's properties, whatever contact it goes to; and those that count on this one."""
         self._refused: dict[str, Any] = {}
 
     @property
-    def was_there(self) -> bool:
-        """Whether a contact of the user was known."""
-        return bool(self._before.contact_id)
+    def had_contact(self) -> bool:
+        """Whether a contact of the user was known at the beginning."""
+        return bool(self.before.contact_id)
 
     @property
-    def holds_base(self) -> bool:
-        """Whether the properties are as they were at the beginning, for this contact."""
-        return self.held == self.known.properties.get(self._taker, {})
+    def has_to_be_read(self) -> bool:
+        """Whether it is another contact than the user's properties were brought to."""
+        return bool(self._own) and not self.held
 
     def turn_to(self, way: Way) -> None:
         """Take in which contact it is now."""
-        before = self._before
-        is_the_same = way.contact_id and way.contact_id == before.contact_id
-        # One that turns up after a create without an answer is the one that we have created.
-        may_be_made = before.is_lost and self._unsure
-        is_another = way.is_another and not is_the_same and not may_be_made
+        found = about(self.before, way)
         self.known = msgspec.structs.replace(
-            self.known,
-            fields=dict(before.fields) if is_the_same else {},
-            unsure=list(before.unsure) if is_the_same else [],
-            properties={} if is_another else before.properties,
+            self.known, fields=found.fields, unsure=found.unsure, properties=found.properties
         )
-        self.held = {} if is_another else dict(self._own)
+        self.held = dict(self._own) if found.properties else {}
 
     def read(self, contact: Mapping[str, Any]) -> None:
         """Take in what the contact holds."""
         fields = {**self.known.fields, **self._rules.fields_of_contact(contact)}
         self.known = msgspec.structs.replace(self.known, fields=fields)
-        self.held = with_base(self.held, self._rules, contact)
+        theirs = with_base(self.held, self._rules, contact)
+        self.held = {name: self._better(name, held) for name, held in theirs.items()}
 
-    def intend(self, names: Iterable[str], way: Way) -> None:
-        """Take in which fields are about to be written."""
-        known = with_unsure(self.known, names)
+    def _better(self, name: str, theirs: Held) -> Held:
+        """Return a property as a contact has it, or where it has no value, or the same, as the user
+        had it."""
+        own = self._own.get(name)
+        is_own = own and (theirs.value is None or same(theirs.value, own.value))
+        return own if own and is_own else theirs
+
+    def intend(self, names: Iterable[str], way: Way) -> bool:
+        """Take in which fields are about to be written; return whether anything of it, or of what
+        they count on, is new."""
+        before = self.known
+        known = with_unsure(before, names)
         self.known = self._of(way, known, self.held)
+        return self.known != before
 
     def confirm(
         self, sent: Mapping[str, Any], properties: dict[str, Held], *, created: bool
@@ -94,7 +106,7 @@ class Knowledge:
         """Take in that a field was refused with this value, and is left out."""
         self._refused[name] = value
         fields = {**self.known.fields, **self._refused}
-        unsure = [n for n in self.known.unsure if n != name or n in self._unsure]
+        unsure = [n for n in self.known.unsure if n != name or n in self.before.unsure]
         self.known = msgspec.structs.replace(self.known, fields=fields, unsure=unsure)
 
     def at_end(self, way: Way, properties: Mapping[str, Held]) -> Known:
@@ -104,16 +116,38 @@ class Knowledge:
     def _of(self, way: Way, known: Known, held: dict[str, Held]) -> Known:
         """Return what is known, of the contact that it goes to; where that is none yet, of the one
         that was lost."""
-        contact_id = way.contact_id or self._before.contact_id
+        contact_id = way.contact_id or self.before.contact_id
         return msgspec.structs.replace(
             known,
             contact_id=contact_id,
             is_lost=bool(contact_id and not way.contact_id),
-            owner=way.owner,
             properties={**known.properties, self._taker: held},
+            selections={**known.selections, self._taker: self._selection.number},
         )
 
 
 def with_unsure(known: Known, names: Iterable[str]) -> Known:
     """Return what is known, where fields are about to be written."""
     return msgspec.structs.replace(known, unsure=sorted({*known.unsure, *names}))
+
+
+def after_merge(known: Known, contact_id: str, taker: str, fields: Mapping[str, str]) -> Known:
+    """Return what is known still of a contact into which another was merged: nothing but what a
+    write without an answer counts on. ``fields``: of the taker's properties."""
+    if known.is_lost or known.contact_id != contact_id or not known.unsure:
+        return Known(contact_id)
+    base = {
+        source: held
+        for source, held in known.properties.get(taker, {}).items()
+        if fields.get(source) in known.unsure
+    }
+    properties = {**known.properties, taker: base}  # which fields the others' are, is not known
+    return msgspec.structs.replace(known, fields={}, properties=properties)
+
+
+def about(before: Known, way: Way) -> Known:
+    """Return what was known before of the contact that a way has come to, or of none."""
+    if way.contact_id and way.contact_id == before.contact_id:
+        return before
+    properties = {} if way.is_another else before.properties
+    return msgspec.structs.replace(before, fields={}, unsure=[], properties=properties)

@@ -4,12 +4,14 @@ Rules
 =====
 1. ``TABLE`` has what follows, by what was done and what the answer says of it.
 2. An answer with a contact says whose it is: one that has another identifier than it is known by
-   is not written again, but where it was merged into that one.
-3. A contact that is there already is looked at before it is written, unless nothing but the user's
+   is not written again, and not taken for the user's though a search finds it still.
+3. A contact that the user's was merged into is looked at. One that is another user's is written
+   from then on as that one's is (``Do.JOIN``).
+4. A contact that is there already is looked at before it is written, unless nothing but the user's
    own identifier can be what a create was refused for.
-4. What a refusal names exactly is left out, the rest is written: a field, or the e-mail or id that
+5. What a refusal names exactly is left out, the rest is written: a field, or the e-mail or id that
    another contact has.
-5. No way is gone twice: where answers lead in a circle, the update ends.
+6. No way is gone twice: where answers lead in a circle, the update ends.
 """
 
 from __future__ import annotations
@@ -48,6 +50,8 @@ class Do(enum.Enum):
     LOOK = enum.auto()
     PUT = enum.auto()
     UNARCHIVE = enum.auto()
+    JOIN = enum.auto()
+    """No call: the user was merged into another one; what is known of that one's contact holds."""
     DONE = enum.auto()
 
 
@@ -72,21 +76,25 @@ class Said(enum.Enum):
 class Way(msgspec.Struct, frozen=True, kw_only=True):
     """How far one update is.
 
-    ``owner``: an identifier that the contact has instead of the user's, since it was merged;
-    ``takes_owner``: whichever it has now. ``adopts``: a contact without identifier becomes the
-    user's. ``without``: fields that are left out. ``tried``: where the way has been.
-    ``is_looked_at``: whether what the contact holds was read on the way. ``is_another``: it is not
-    the contact that was known, so that what was known of its fields holds no more.
+    ``owner``: the identifier of the user that this one was merged into, which the contact has;
+    ``is_heir``: the user's contact was merged into this one, whose it is is not known yet.
+    ``adopts``: a contact without identifier becomes the user's. ``without``: fields that are left
+    out. ``followed``: contacts that an answer has led to; ``disowned``: those that turned out not
+    to be the user's; ``created``: what a second try at creating one was for. ``is_looked_at``:
+    whether what the contact holds was read on the way. ``is_another``: it is not the contact that
+    was known, so that what was known of its fields holds no more.
     """
 
     identity: Identity
     archived: Literal["unarchive", "dead_letter"]
     contact_id: str = ""
     owner: str = ""
-    takes_owner: bool = False
+    is_heir: bool = False
     adopts: bool = False
     without: frozenset[str] = frozenset()
-    tried: frozenset[str] = frozenset()
+    followed: frozenset[str] = frozenset()
+    disowned: frozenset[str] = frozenset()
+    created: frozenset[Do] = frozenset()
     is_looked_at: bool = False
     is_another: bool = False
     was_there: bool | None = None
@@ -128,13 +136,15 @@ def _found_of(did: Do, way: Way, answer: Answer) -> Said:
         return Said.OURS
     if did is Do.SEARCH and len(answer.listed) != 1:
         return Said.TAKEN_BY_SOME if answer.listed else Said.GONE
+    if did is Do.SEARCH and answer.contact.get("id") in way.disowned:
+        return Said.GONE  # the index is minutes behind
     return _whose(way, answer)
 
 
 def _whose(way: Way, answer: Answer) -> Said:
     theirs = identifier_of(way, answer)
     ours = _plain(way.identity.field, way.identity.value)
-    if way.takes_owner or theirs == ours or (theirs and theirs == way.owner):
+    if theirs == ours or (theirs and theirs == _plain(way.identity.field, way.owner)):
         return Said.OURS
     return Said.ANOTHERS if theirs else Said.NAMELESS
 
@@ -143,12 +153,6 @@ def identifier_of(way: Way, answer: Answer) -> str:
     """Return the identifier that the contact of an answer has; empty: it has none."""
     text = str(answer.contact.get(way.identity.field) or "")
     return _plain(way.identity.field, text)
-
-
-def _owner(way: Way, answer: Answer) -> str:
-    """Return the identifier of the contact that a user was merged into; empty: the user's own."""
-    theirs = identifier_of(way, answer)
-    return "" if theirs == _plain(way.identity.field, way.identity.value) else theirs
 
 
 def _plain(field: str, text: str) -> str:
@@ -189,11 +193,6 @@ def _refused(way: Way, answer: Answer, sent: Collection[str]) -> Next:
 
 
 def _done(way: Way, answer: Answer, sent: Collection[str]) -> Next:
-    if way.takes_owner:
-        theirs = identifier_of(way, answer)
-        way = _replace(
-            way, owner="" if theirs == _plain(way.identity.field, way.identity.value) else theirs
-        )
     contact_id = str(answer.contact.get("id") or way.contact_id)
     return _replace(way, contact_id=contact_id), Do.DONE
 
@@ -230,30 +229,25 @@ def _found_several(way: Way, answer: Answer, sent: Collection[str]) -> Next:
 
 
 def _looked(way: Way, answer: Answer, sent: Collection[str]) -> Next:
-    if way.takes_owner:
-        theirs = identifier_of(way, answer)
-        way = _replace(
-            way,
-            owner="" if theirs == _plain(way.identity.field, way.identity.value) else theirs,
-            takes_owner=False,
-        )
-    return _replace(way, is_looked_at=True), Do.PUT
+    return _replace(way, is_looked_at=True, is_heir=False), Do.PUT
 
 
 def _looked_nameless(way: Way, answer: Answer, sent: Collection[str]) -> Next:
-    """It was found by another field, and has no identifier: it becomes the user's."""
+    """It was found by another field, or the user's was merged into it, and it has no identifier: it
+    becomes the user's."""
     if not way.is_another:
-        return _gone(way, answer, sent)
-    return _replace(way, is_looked_at=True, adopts=True), Do.PUT
+        return _disowned(way, answer, sent)
+    return _replace(way, is_looked_at=True, is_heir=False, adopts=True), Do.PUT
 
 
 def _is_anothers(way: Way, answer: Answer, sent: Collection[str]) -> Next:
     """A contact with these details is somebody else's: the detail is left out."""
-    if not way.is_another:
-        return _gone(way, answer, sent)
+    if way.is_heir:
+        theirs = identifier_of(way, answer)
+        return _replace(way, is_heir=False, owner=theirs), Do.JOIN
     contested = [name for name in CONTESTED if name in sent and name != way.identity.field]
-    if not contested:
-        return way, failure_of(DeadReason.CONTACT_CONFLICT, answer)
+    if not way.is_another or not contested:
+        return _disowned(way, answer, sent)
     way = _replace(way, contact_id="", is_another=False)
     return _leaving_out(way, contested), Do.CREATE
 
@@ -272,7 +266,7 @@ def _taken_by_archived(way: Way, answer: Answer, sent: Collection[str]) -> Next:
     """A create met an archived contact: the user's own, if the identifier alone is taken too."""
     if not [name for name in CONTESTED if name in sent and name != way.identity.field]:
         return _is_archived(way, answer, sent)
-    return _trying(way, "bare", Do.CREATE_BARE, answer)
+    return _creating(way, Do.CREATE_BARE, answer)
 
 
 def _is_archived(way: Way, answer: Answer, sent: Collection[str]) -> Next:
@@ -313,16 +307,17 @@ def _gone(way: Way, answer: Answer, sent: Collection[str]) -> Next:
         way,
         contact_id="",
         owner="",
-        takes_owner=False,
+        is_heir=False,
         is_looked_at=False,
         is_another=False,
         adopts=False,
     )
-    return _trying(way, "created again", Do.CREATE, answer)
+    return _creating(way, Do.CREATE, answer)
 
 
-def _is_not_ours_any_more(way: Way, answer: Answer, sent: Collection[str]) -> Next:
+def _disowned(way: Way, answer: Answer, sent: Collection[str]) -> Next:
     """Somebody has given the contact to another user: ours has to have one of its own."""
+    way = _replace(way, disowned=way.disowned | {str(answer.contact.get("id", ""))})
     return _gone(way, answer, sent)
 
 
@@ -330,8 +325,9 @@ def _merged(way: Way, answer: Answer, sent: Collection[str]) -> Next:
     heir = intercom.merged_into(answer)
     if heir is None:
         return way, failure_of(DeadReason.CONTACT_GONE, answer)
-    way, step = _follow(_replace(way, takes_owner=True), heir, answer)
-    return _noting(way, was_there=True), step
+    way, step = _follow(_replace(way, is_heir=True, owner="", adopts=False), heir, answer)
+    way = _noting(way, was_there=True)
+    return (way, step) if isinstance(step, Failure) else (way, Do.LOOK)
 
 
 def _without_field(way: Way, answer: Answer, sent: Collection[str]) -> Next:
@@ -368,17 +364,20 @@ def _leaving_out(way: Way, fields: Collection[str]) -> Way:
     return _replace(way, without=without, left_out=(*way.left_out, *adjustments))
 
 
-def _trying(way: Way, what: str, step: Do, answer: Answer) -> Next:
-    """Go on with something that is done once."""
-    if what in way.tried:
+def _creating(way: Way, how: Do, answer: Answer) -> Next:
+    """Create the contact in another way, or in the stead of one that is gone: once."""
+    if how in way.created:
         return way, failure_of(DeadReason.CONTACT_GONE, answer)
-    return _replace(way, tried=way.tried | {what}), step
+    return _replace(way, created=way.created | {how}), how
 
 
 def _follow(way: Way, contact_id: str, answer: Answer) -> Next:
     """Go on with another contact; it is looked at first where its fields have to be known."""
+    if contact_id in way.followed:
+        return way, failure_of(DeadReason.CONTACT_GONE, answer)
+    followed = way.followed | {contact_id}
     way = _replace(way, contact_id=contact_id, is_looked_at=False, is_another=True)
-    return _trying(way, contact_id, Do.PUT, answer)
+    return _replace(way, followed=followed), Do.PUT
 
 
 def _named(answer: Answer) -> str:
@@ -428,8 +427,8 @@ TABLE: Final[Mapping[tuple[Do, Said], Callable[[Way, Answer, Collection[str]], N
     (Do.LOOK, Said.GONE): _gone,
     (Do.LOOK, Said.MERGED): _merged,
     (Do.PUT, Said.OURS): _done,
-    (Do.PUT, Said.NAMELESS): _is_not_ours_any_more,
-    (Do.PUT, Said.ANOTHERS): _is_not_ours_any_more,
+    (Do.PUT, Said.NAMELESS): _disowned,
+    (Do.PUT, Said.ANOTHERS): _disowned,
     (Do.PUT, Said.TAKEN): _put_is_taken,
     (Do.PUT, Said.TAKEN_ARCHIVED): _put_is_taken,
     (Do.PUT, Said.TAKEN_BY_SOME): _put_is_taken,

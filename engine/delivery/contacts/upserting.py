@@ -1,26 +1,34 @@
-"""Bringing updates to a user's contact: the calls, and what is made durable before and after them.
+"""Bringing updates to a user's contact: the calls, and what is made durable before them.
 
 Rules
 =====
-1. What is known of a contact is read, and what the updates come to worked out, in one transaction;
-   it notes in the same one which fields are about to be written (``unsure``), before the call.
+1. What is known of a contact is read, and what the updates come to worked out, in one transaction.
+   Before a call that writes, the same or another one notes which fields are about to be written
+   (``unsure``).
 2. An answer that confirms a write makes its values known, the properties those after the updates,
    and the records updated, in one commit of the caller's.
 3. A retry works everything out again from what is durable, and writes absolute values again. So an
    operation takes effect once, whatever has become of an answer.
+4. A contact is written by one turn at a time; one that two users have, since one was merged into
+   the other, too.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 
-from amplitude_intercom.engine.delivery.contacts.knowledge import Knowledge, with_unsure
+from amplitude_intercom.engine.delivery.contacts.knowledge import (
+    Knowledge,
+    about,
+    after_merge,
+    with_unsure,
+)
 from amplitude_intercom.engine.delivery.contacts.resolving import CONTESTED, Do, Step, Way, resolve
+from amplitude_intercom.engine.delivery.contacts.selection import Selection
 from amplitude_intercom.engine.delivery.contacts.working_out import (
     Draft,
     cannot_be_created,
@@ -28,13 +36,12 @@ from amplitude_intercom.engine.delivery.contacts.working_out import (
     work_out,
 )
 from amplitude_intercom.engine.delivery.turn_calls import TurnCalls
-from amplitude_intercom.engine.delivery.workspace import Workspace
+from amplitude_intercom.engine.delivery.workspace import Workspace, Writing
 from amplitude_intercom.engine.envelope import Adjustment, ContactUpdate, Identity
 from amplitude_intercom.engine.errors import Failure, Undeliverable
-from amplitude_intercom.engine.reasons import AdjustmentReason, DeadReason
+from amplitude_intercom.engine.reasons import DeadReason
 from amplitude_intercom.engine.rules.bodies import contact_body, creation_body
 from amplitude_intercom.engine.rules.contacts import ContactRules
-from amplitude_intercom.engine.settings import Users
 from amplitude_intercom.engine.spool.rows import ContactKey, Held, Known
 from amplitude_intercom.engine.spool.spool import TakerSpool
 from amplitude_intercom.engine.spool.store import Store
@@ -42,8 +49,8 @@ from amplitude_intercom.transports import intercom
 from amplitude_intercom.transports.intercom import Answer, Request
 
 MAX_CALLS: Final = 12
-"""Calls that one update may take, and one more for each field that is left out: still more means
-that the answers lead in a circle."""
+"""Calls that updates of one user may take, and one more for each field that is left out: still more
+means that the answers lead in a circle."""
 
 
 class Upserted(msgspec.Struct, frozen=True):
@@ -58,159 +65,61 @@ class Upserted(msgspec.Struct, frozen=True):
     claim_ids: list[int]
 
 
-class Contacts:
-    """One sync's contacts, in its workspace."""
+class Scope(NamedTuple):
+    """Where a sync's contacts are, and by which rules they are written."""
 
-    def __init__(
-        self,
-        spool: TakerSpool,
-        workspace: Workspace,
-        rules: ContactRules,
-        users: Users,
-        *,
-        now_ms: Callable[[], int],
-        unknown_attributes: Counter[str],
-    ) -> None:
-        """``unknown_attributes`` counts those that the workspace does not have."""
-        self.spool = spool
-        self.workspace = workspace
-        self.rules = rules
-        self.users = users
-        self.now_ms = now_ms
-        self.newer_wins = users.newer_wins and users.trigger == "any_update"
-        self.archived: Literal["unarchive", "dead_letter"] = users.archived
-        self.unknown_attributes = unknown_attributes
+    spool: TakerSpool
+    workspace: Workspace
+    rules: ContactRules
+    selection: Selection
+    now_ms: Callable[[], int]
+    newer_wins: bool
+    archived: Literal["unarchive", "dead_letter"]
 
     def key_of(self, identity: Identity) -> ContactKey:
         """Return what a user's contact is known by."""
         return ContactKey(self.workspace.number, identity.field, identity.value)
 
-    async def upsert(self, updates: Sequence[ContactUpdate], calls: TurnCalls) -> Upserted:
-        """Bring the updates of one user to its contact, in their order, in one write.
-
-        What is known of the contact afterwards is returned, for the caller to keep: together with
-        the settling of what it settles by it.
-
-        Raises:
-            NotNow: a call has no answer.
-            Undeliverable: Intercom does not take it, and never will.
-        """
-        await self.workspace.attributes.make_ready(
-            self.rules.attributes_of(_arguments(updates)),
-            calls,
-            creates=self.users.create_missing_attributes,
-            refresh_s=self.users.refresh_attributes_s,
-        )
-        upsert = _Upsert(self, updates[0].identity, updates, calls)
-        upserted = await upsert.run()
-        self._count(upsert.adjustments)
-        return upserted
-
-    async def ensure(self, identity: Identity, calls: TurnCalls) -> None:
-        """Make sure that a contact exists, without touching one that does; and keep which it is.
-
-        Raises:
-            NotNow: a call has no answer.
-            Undeliverable: it cannot be had.
-        """
-        way = await _Upsert(self, identity, (), calls).ensure()
-        key, now_ms = self.key_of(identity), self.now_ms()
-
-        def work(store: Store) -> None:
-            # A turn of another sync may have written it meanwhile: what that one knows stays.
-            known = store.contacts.get(key) or Known()
-            if known.contact_id != way.contact_id:
-                properties = {} if way.is_another else known.properties
-                known = msgspec.structs.replace(known, fields={}, properties=properties)
-            found = msgspec.structs.replace(
-                known, contact_id=way.contact_id, is_lost=False, owner=way.owner
-            )
-            store.contacts.remember(key, found, now_ms)
-
-        await self.spool.persist(work)
-
-    async def keep(self, upserted: Upserted) -> None:
-        """Keep what is known of a contact, and that records are updated."""
-        await self.spool.persist(partial(self.write, upserted))
-
-    def write(self, upserted: Upserted, store: Store) -> None:
-        """Keep the same, in somebody's transaction."""
-        store.contacts.remember(upserted.key, upserted.known, self.now_ms())
-        store.settling(self.spool.taker).note_updated(upserted.claim_ids)
-
-    async def merged_into(self, identity: Identity) -> str:
-        """Return the id of the contact that a user was merged into, as far as that is known; else
-        an empty text."""
-        known = await self.spool.persist(lambda store: store.contacts.get(self.key_of(identity)))
-        return known.contact_id if known and known.owner and not known.is_lost else ""
-
-    async def lose(self, identity: Identity) -> None:
-        """Take in that the contact that is known of a user is not there."""
-        key, now_ms = self.key_of(identity), self.now_ms()
-
-        def work(store: Store) -> None:
-            known = store.contacts.get(key)
-            if known is not None and known.contact_id and not known.is_lost:
-                lost = msgspec.structs.replace(known, is_lost=True)
-                store.contacts.remember(key, lost, now_ms)
-
-        await self.spool.persist(work)
-
-    def _count(self, adjustments: Iterable[Adjustment]) -> None:
-        self.spool.adjustments.count(adjustment.reason for adjustment in adjustments)
-        for adjustment in adjustments:
-            if adjustment.reason is AdjustmentReason.UNKNOWN_ATTRIBUTE:
-                self.unknown_attributes[adjustment.where] += 1
-
-
-def _arguments(updates: Iterable[ContactUpdate]) -> dict[str, Any]:
-    """Return values as updates name them: what is written is of these kinds."""
-    return {
-        name: value
-        for update in updates
-        for argument in update.operations.values()
-        if isinstance(argument, dict)
-        for name, value in argument.items()
-    }
-
 
 class _Begun(NamedTuple):
-    """What is known at the beginning: ``updates`` that are not done, what comes ``first``, and what
-    they come to, where that is a write. ``unsure``: fields that were unsure before."""
+    """What is known at the beginning, and under which ``key``: ``updates`` that are not done, what
+    comes ``first``, and what they come to, where that is a write; what was ``noted`` of it then."""
 
+    key: ContactKey
     known: Known
-    unsure: list[str]
+    noted: Known
     updates: list[ContactUpdate]
     first: Do
     draft: Draft | None
 
 
-class _Upsert:
+class Upsert:
     """Some updates of one user on their way; lives for a few calls."""
 
     def __init__(
         self,
-        contacts: Contacts,
+        scope: Scope,
         identity: Identity,
         updates: Sequence[ContactUpdate],
         calls: TurnCalls,
+        writing: Writing,
     ) -> None:
-        self._contacts = contacts
-        self._rules = contacts.rules
+        """``writing``: what the turn writes; it may become more."""
+        self._scope = scope
         self._identity = identity
-        self._key = contacts.key_of(identity)
-        self._taker = contacts.spool.taker
+        self._own_key = self._key = scope.key_of(identity)
+        self._taker = str(scope.spool.taker)
         self._updates = list(updates)
         self._calls = calls
+        self._writing = writing
         self._made = 0
         self._is_searched = False
-        self._unsure_before: list[str] = []
-        self._knowledge = Knowledge(self._rules, contacts.spool.taker, Known())
-        self._way = Way(identity=identity, archived=contacts.archived)
+        self._knowledge = Knowledge(scope.rules, self._taker, scope.selection, Known())
+        self._way = Way(identity=identity, archived=scope.archived)
         self._draft = Draft({}, {}, [])
-        self._is_intended = False
+        self._is_noted = False
         """Whether it is durable already that the draft is about to be written."""
-        self._sent: dict[str, Any] = {}
+        self._last_sent: dict[str, Any] = {}
 
     @property
     def adjustments(self) -> list[Adjustment]:
@@ -222,66 +131,99 @@ class _Upsert:
     # --- the two ways in ------------------------------------------------------------------
 
     async def run(self) -> Upserted:
-        begun = await self._contacts.spool.persist(self._begin)
-        self._unsure_before, self._updates = begun.unsure, begun.updates
-        self._start_from(begun.known)
-        if not self._updates:  # all of it was done before
-            return self._upserted()
-        if begun.draft is not None:
-            self._draft, self._is_intended = begun.draft, True
-        return await self._go(begun.first)
-
-    def _start_from(self, known: Known) -> None:
-        """Take in what is known at the beginning."""
-        self._knowledge = Knowledge(self._rules, self._taker, known, self._unsure_before)
-        if not known.is_lost:
-            self._way = msgspec.structs.replace(
-                self._way, contact_id=known.contact_id, owner=known.owner
-            )
-
-    async def ensure(self) -> Way:
-        """Have the contact there; return which it is.
+        """Bring the updates to the contact.
 
         Raises:
-            NotNow, Undeliverable: see ``Contacts.ensure``.
+            NotNow: a call has no answer.
+            Undeliverable: Intercom does not take them.
         """
-        known = await self._contacts.spool.persist(
+        first = await self._begin()
+        if self._updates:  # else all of it was done before
+            await self._go(first)
+        known = self._knowledge.at_end(self._way, self._draft.properties)
+        claim_ids = [update.claim_id for update in self._updates if update.claim_id]
+        called = self._made > 0 or not self._updates
+        return Upserted(called, self._key, known, claim_ids)
+
+    async def ensure(self) -> None:
+        """Have the contact there, and keep which it is.
+
+        Raises:
+            NotNow, Undeliverable: see ``run``.
+        """
+        known = await self._scope.spool.persist(
             lambda store: store.contacts.get(self._key) or Known()
         )
-        lost = msgspec.structs.replace(known, is_lost=bool(known.contact_id))
-        self._start_from(lost)
-        await self._go(Do.CREATE_BARE)
-        return self._way
+        self._start_from(msgspec.structs.replace(known, is_lost=bool(known.contact_id), owner=""))
+        await self._go(self._create(()))
+        way = self._way
+        if way.is_another and known.contact_id not in ("", way.contact_id):
+            return  # what it holds is to be read before it is written: to us it is lost still
 
-    def _begin(self, store: Store) -> _Begun:
+        def work(store: Store) -> None:
+            before = store.contacts.get(self._key) or Known()
+            found = about(msgspec.structs.replace(before, owner=""), way)
+            found = msgspec.structs.replace(found, contact_id=way.contact_id, is_lost=False)
+            store.contacts.remember(self._key, found, self._scope.now_ms())
+
+        await self._scope.spool.persist(work)
+
+    # --- what is known --------------------------------------------------------------------
+
+    async def _begin(self) -> Do:
+        """Read what is known, and start from it, with the contact to ourselves; return what comes
+        first.
+
+        Raises:
+            NotNow: another turn writes the contact.
+        """
+        begun = await self._scope.spool.persist(self._read)
+        while not self._writing.has(begun.key):
+            await self._writing.take(begun.key)
+            begun = await self._scope.spool.persist(self._read)
+        self._key, self._updates = begun.key, begun.updates
+        self._start_from(begun.known, begun.noted)
+        if begun.draft is not None:
+            self._draft, self._is_noted = begun.draft, True
+        return begun.first
+
+    def _start_from(self, known: Known, noted: Known | None = None) -> None:
+        """Take in what is known at the beginning, and what was ``noted`` since."""
+        scope = self._scope
+        self._knowledge = Knowledge(scope.rules, self._taker, scope.selection, known, noted)
+        if not known.is_lost:
+            owner = "" if self._key == self._own_key else self._key.value
+            self._way = msgspec.structs.replace(self._way, contact_id=known.contact_id, owner=owner)
+
+    def _read(self, store: Store) -> _Begun:
         """Read what is known, work out what the updates come to, and note what is about to be
         written: in a transaction, maybe more than once."""
-        claim_ids = [update.claim_id for update in self._updates]
-        done = store.records.updated(self._taker, claim_ids)
-        updates = [update for update in self._updates if update.claim_id not in done]
-        known = store.contacts.use(self._key, self._contacts.now_ms()) or Known()
-        held = known.properties.get(str(self._taker), {})
+        key, known = store.contacts.find(self._own_key)
+        updates = self._updates
+        if not self._writing.has(key):
+            return _Begun(key, known, known, updates, Do.DONE, None)
+        if key != self._own_key:
+            store.contacts.use(self._own_key, self._scope.now_ms())
+        claim_ids = [update.claim_id for update in updates]
+        done = store.records.updated(self._scope.spool.taker, claim_ids)
+        updates = [update for update in updates if update.claim_id not in done]
+        held = self._scope.selection.properties_of(known, self._taker)
         first = self._first(known, updates, held)
         if not updates or first not in (Do.PUT, Do.CREATE):
-            return _Begun(known, known.unsure, updates, first, None)
+            return _Begun(key, known, known, updates, first, None)
         bare = msgspec.structs.replace(known, fields={})
         draft = self._work_out(updates, held, known if first is Do.PUT else bare)
-        intended = with_unsure(known, draft.changes)
-        if intended != known:
-            store.contacts.remember(self._key, intended, self._contacts.now_ms())
-        return _Begun(intended, known.unsure, updates, first, draft)
+        noted = with_unsure(known, draft.changes)
+        if noted != known:
+            store.contacts.remember(key, noted, self._scope.now_ms())
+        return _Begun(key, known, noted, updates, first, draft)
 
     def _work_out(
         self, updates: Sequence[ContactUpdate], held: dict[str, Held], known: Known
     ) -> Draft:
-        return work_out(
-            self._rules,
-            self._contacts.workspace.attributes,
-            updates,
-            held,
-            known,
-            newer_wins=self._contacts.newer_wins,
-        )
+        scope = self._scope
+        types, newer_wins = scope.workspace.attributes, scope.newer_wins
+        return work_out(scope.rules, types, updates, held, known, newer_wins=newer_wins)
 
     def _first(
         self, known: Known, updates: Sequence[ContactUpdate], held: Mapping[str, Held]
@@ -290,49 +232,47 @@ class _Upsert:
         if known.contact_id and not known.is_lost:
             return Do.LOOK if needs_base(updates, held) else Do.PUT
         by_id = self._identity.field == "external_id"
-        if by_id and self._contacts.workspace.first_contacts.looks_first:
+        if by_id and self._scope.workspace.first_contacts.looks_first:
             return Do.FIND
-        return self._create(updates, held)
+        return self._create(updates)
 
-    def _create(self, updates: Sequence[ContactUpdate], held: Mapping[str, Held]) -> Do:
+    def _create(self, updates: Sequence[ContactUpdate]) -> Do:
         """Return how the contact is created. An e-mail may be several contacts': a create would be
         told of one of them, so it is searched for before."""
         if self._identity.field == "email" and not self._is_searched:
             return Do.SEARCH
-        return Do.CREATE_EMPTY if cannot_be_created(updates, held) else Do.CREATE
+        if not updates:
+            return Do.CREATE_BARE
+        return Do.CREATE_EMPTY if cannot_be_created(updates) else Do.CREATE
 
     # --- the loop -------------------------------------------------------------------------
 
-    async def _go(self, step: Step) -> Upserted:
-        """Do one thing after another until the contact is as it should be.
-
-        Raises:
-            NotNow, Undeliverable: see ``Contacts.upsert``.
-        """
+    async def _go(self, step: Step) -> None:
+        """Do one thing after another until the contact is as it should be."""
         while step is not Do.DONE:
             if isinstance(step, Failure):
                 await self._give_up()
                 raise Undeliverable(step)
             request = await self._prepare(step)
             if request is None:
-                break
+                return
             self._count_call()
-            answer = await self._calls.call(request)
-            step = self._take(step, answer)
-        return self._upserted()
+            step = await self._take(step, await self._calls.call(request))
 
     async def _give_up(self) -> None:
         """Take in that what was about to be written is not there: it was refused."""
-        key, now_ms, before = self._key, self._contacts.now_ms(), set(self._unsure_before)
+        key, now_ms, before = self._key, self._scope.now_ms(), self._knowledge.before
 
         def work(store: Store) -> None:
             known = store.contacts.get(key)
-            if known is not None and not before.issuperset(known.unsure):
-                unsure = [name for name in known.unsure if name in before]
+            if known is None:
+                return
+            unsure = [name for name in known.unsure if name in before.unsure]
+            if unsure != known.unsure:
                 kept = msgspec.structs.replace(known, unsure=unsure)
                 store.contacts.remember(key, kept, now_ms)
 
-        await self._contacts.spool.persist(work)
+        await self._scope.spool.persist(work)
 
     def _count_call(self) -> None:
         self._made += 1
@@ -353,83 +293,116 @@ class _Upsert:
                 return intercom.get_contact(way.contact_id)
             case Do.UNARCHIVE:
                 return intercom.unarchive_contact(way.contact_id)
-            case Do.CREATE_BARE:
-                self._sent = {}
-                return intercom.create_contact(creation_body(self._identity, {}))
-            case Do.CREATE_EMPTY:
-                changes = self._drafted().changes
-                self._sent = {name: changes[name] for name in CONTESTED if changes.get(name)}
-                return intercom.create_contact(creation_body(self._identity, self._sent))
-            case Do.CREATE:
-                await self._intend()
-                self._sent = {n: v for n, v in self._draft.changes.items() if v is not None}
-                return intercom.create_contact(creation_body(self._identity, self._sent))
+            case Do.CREATE | Do.CREATE_EMPTY | Do.CREATE_BARE:
+                self._last_sent = await self._to_be_created(step)
+                return intercom.create_contact(creation_body(self._identity, self._last_sent))
         await self._intend()
-        self._sent = dict(self._draft.changes)
+        self._last_sent = dict(self._draft.changes)
         if way.adopts:
-            self._sent[self._identity.field] = self._identity.value
-        if not self._sent:
+            self._last_sent[self._identity.field] = self._identity.value
+        if not self._last_sent:
             return None
-        return intercom.update_contact(way.contact_id, contact_body(self._sent))
+        return intercom.update_contact(way.contact_id, contact_body(self._last_sent))
 
-    def _drafted(self) -> Draft:
-        """Return what the updates come to by what is known now."""
-        draft = self._work_out(self._updates, self._knowledge.held, self._knowledge.known)
-        for name in self._way.without:
-            draft.changes.pop(name, None)
-        return draft
+    async def _to_be_created(self, step: Do) -> dict[str, Any]:
+        """Return the fields that a contact is created with, once that is durable."""
+        if step is Do.CREATE_BARE:
+            return {}
+        await self._intend()
+        changes = {name: value for name, value in self._draft.changes.items() if value is not None}
+        if step is Do.CREATE:
+            return changes
+        return {name: changes[name] for name in CONTESTED if name in changes}
 
     async def _intend(self) -> None:
         """Work out what is to be written, and make durable that it is about to be."""
-        if self._is_intended:
-            self._is_intended = False
+        if self._is_noted:
+            self._is_noted = False
             return
-        self._draft = self._drafted()
-        knowledge = self._knowledge
-        if knowledge.holds_base and set(knowledge.known.unsure).issuperset(self._draft.changes):
+        knowledge, without = self._knowledge, self._way.without
+        draft = self._work_out(self._updates, knowledge.held, knowledge.known)
+        changes = {name: value for name, value in draft.changes.items() if name not in without}
+        self._draft = msgspec.structs.replace(draft, changes=changes)
+        if not knowledge.intend(changes, self._way):
             return
-        knowledge.intend(self._draft.changes, self._way)
-        key, now_ms, kept = self._key, self._contacts.now_ms(), knowledge.known
-        await self._contacts.spool.persist(lambda store: store.contacts.remember(key, kept, now_ms))
+        key, now_ms, kept = self._key, self._scope.now_ms(), knowledge.known
+        await self._scope.spool.persist(lambda store: store.contacts.remember(key, kept, now_ms))
 
-    def _take(self, did: Do, answer: Answer) -> Step:
+    async def _take(self, did: Do, answer: Answer) -> Step:
         """Take in an answer; return what is next."""
-        before, knowledge = self._way, self._knowledge
-        self._way, step = resolve(before, did, answer, set(self._sent))
-        way = self._way
-        if not knowledge.was_there and before.was_there is None and way.was_there is not None:
-            self._contacts.workspace.first_contacts.note(was_there=way.was_there)
+        before = self._way
+        self._way, step = resolve(before, did, answer, set(self._last_sent))
+        self._learn(before, did, answer, is_done=step is Do.DONE)
+        if step is Do.JOIN:
+            return await self._join()
+        if before.owner and not self._way.owner:
+            await self._part()
+        return self._with_base(step)
+
+    def _learn(self, before: Way, did: Do, answer: Answer, *, is_done: bool) -> None:
+        """Take in what an answer says of the contact."""
+        way, knowledge = self._way, self._knowledge
+        if not knowledge.had_contact and before.was_there is None and way.was_there is not None:
+            self._scope.workspace.first_contacts.note(was_there=way.was_there)
         if way.contact_id != before.contact_id:
             knowledge.turn_to(way)
-        if did in (Do.CREATE, Do.PUT):
-            if step is Do.DONE:
-                created = did is Do.CREATE
-                knowledge.confirm(self._sent, self._draft.properties, created=created)
+        if did in (Do.CREATE, Do.PUT) and is_done:
+            created = did is Do.CREATE
+            knowledge.confirm(self._last_sent, self._draft.properties, created=created)
         elif way.is_looked_at and not before.is_looked_at:
             knowledge.read(answer.contact)
         for name in way.without - before.without:
             self._leave_out(name, answer)
-        return self._with_base(step)
 
     def _leave_out(self, name: str, answer: Answer) -> None:
         if missing := intercom.unknown_attribute(answer):
-            self._contacts.workspace.attributes.learn_missing(missing)
+            self._scope.workspace.attributes.learn_missing(missing)
         else:
-            self._knowledge.refuse(name, self._sent.get(name))
+            self._knowledge.refuse(name, self._last_sent.get(name))
 
     def _with_base(self, step: Step) -> Step:
         """Return what is next: before a write, what has to be known for it."""
         if step is Do.PUT and not self._updates:
             return Do.DONE  # a contact that is there is all that was wanted
-        held = self._knowledge.held
-        if step is Do.PUT and not self._way.is_looked_at and needs_base(self._updates, held):
-            return Do.LOOK
-        if step is Do.CREATE:
-            return self._create(self._updates, held)
-        return step
+        knowledge = self._knowledge
+        if step is Do.PUT and not self._way.is_looked_at:
+            must_look = knowledge.has_to_be_read or needs_base(self._updates, knowledge.held)
+            return Do.LOOK if must_look else step
+        return self._create(self._updates) if step is Do.CREATE else step
 
-    def _upserted(self) -> Upserted:
-        known = self._knowledge.at_end(self._way, self._draft.properties)
-        claim_ids = [update.claim_id for update in self._updates if update.claim_id]
-        called = self._made > 0 or not self._updates
-        return Upserted(called, self._key, known, claim_ids)
+    # --- users that were merged -----------------------------------------------------------
+
+    async def _join(self) -> Step:
+        """Go on with what is known of the contact of the user that ours was merged into.
+
+        Raises:
+            NotNow: another turn writes that contact.
+        """
+        way, rules, now_ms = self._way, self._scope.rules, self._scope.now_ms()
+        heir = self._own_key._replace(value=way.owner)
+        await self._writing.take(heir)
+
+        def work(store: Store) -> None:
+            theirs = store.contacts.get(heir) or Known()
+            kept = after_merge(theirs, way.contact_id, self._taker, rules.properties)
+            store.contacts.remember(heir, kept, now_ms)
+            self._remember_own(store, contact_id=way.contact_id, owner=way.owner)
+
+        await self._scope.spool.persist(work)
+        return await self._begin()
+
+    async def _part(self) -> None:
+        """Go on with a contact of our own: the one of the user that ours was merged into is not
+        there any more, or another's."""
+        self._key = self._own_key
+        self._start_from(await self._scope.spool.persist(partial(self._remember_own, is_lost=True)))
+        if self._way.contact_id:
+            self._knowledge.turn_to(self._way)
+
+    def _remember_own(self, store: Store, **changes: Any) -> Known:
+        """Keep which contact is the user's own, or whose it is; return what is known of it."""
+        known = store.contacts.get(self._own_key) or Known()
+        known = msgspec.structs.replace(known, unsure=[], owner="")
+        known = msgspec.structs.replace(known, **changes)
+        store.contacts.remember(self._own_key, known, self._scope.now_ms())
+        return known

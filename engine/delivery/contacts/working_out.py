@@ -33,7 +33,8 @@ _ABSOLUTE: Final = frozenset({CLEAR_ALL, "$set", "$unset"})
 _REPEATED_IN_EFFECT: Final = frozenset({"$add", "$append", "$prepend"})
 """Operations that come to something else where they are applied to their own result."""
 
-_UNSAID: Final = object()
+UNSAID: Final = object()
+"""In the stead of the value of a field of which nothing is known."""
 
 
 class Draft(msgspec.Struct, frozen=True):
@@ -50,13 +51,10 @@ def needs_base(updates: Iterable[ContactUpdate], held: Properties) -> bool:
     return any(not held.keys() >= names.keys() for _, names in _based(updates))
 
 
-def cannot_be_created(updates: Iterable[ContactUpdate], held: Properties) -> bool:
+def cannot_be_created(updates: Iterable[ContactUpdate]) -> bool:
     """Return whether a create with these must not be made again: where its answer is lost, nobody
     can tell whether the contact holds their result, or what was there before."""
-    return any(
-        op in _REPEATED_IN_EFFECT and not held.keys() >= names.keys()
-        for op, names in _based(updates)
-    )
+    return any(op in _REPEATED_IN_EFFECT for op, _ in _based(updates))
 
 
 def _based(updates: Iterable[ContactUpdate]) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -104,7 +102,7 @@ def work_out(
     changes = {
         name: value
         for name, value in {**fields, **empty}.items()
-        if name in known.unsure or not same(known.fields.get(name, _UNSAID), value)
+        if name in known.unsure or not same(known.fields.get(name, UNSAID), value)
     }
     return Draft(properties, changes, [*problems, *adjustments])
 

@@ -116,7 +116,9 @@ _FIRST_TIMES = {
     "users": "SELECT min(since_ms) FROM users",
     "insert_ids": "SELECT at_ms FROM insert_ids ORDER BY id LIMIT 1",
     "created_at_claims": "SELECT at_ms FROM created_at_claims ORDER BY id LIMIT 1",
-    "contacts": "SELECT (min(used_day) + 1) * 86400000 FROM contacts",  # by the day
+    "contacts": "SELECT (min(day) + 1) * 86400000 FROM"  # by the day
+    " (SELECT min(used_day) AS day FROM contacts WHERE unsure = 0 UNION ALL"
+    " SELECT min(used_day) FROM contacts WHERE unsure = 1)",
 }
 
 

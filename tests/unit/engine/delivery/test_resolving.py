@@ -71,7 +71,7 @@ UNNAMED = refusal(409, "A contact matching those details already exists")
         (way(), Do.FIND, contact(), set(), Do.PUT, "5f"),
         (way(), Do.FIND, refusal(404), set(), Do.CREATE, ""),
         (way(), Do.FIND, contact(external_id="another"), set(), Do.CREATE, ""),
-        (way(), Do.FIND, merged("7b"), set(), Do.PUT, "7b"),
+        (way(), Do.FIND, merged("7b"), set(), Do.LOOK, "7b"),
         (way(BY_EMAIL), Do.SEARCH, found(), set(), Do.CREATE, ""),
         (way(BY_EMAIL), Do.SEARCH, found(contact(email="Mira@Example.com")), set(), Do.PUT, "5f"),
         (way(BY_EMAIL), Do.SEARCH, found(contact(email="x@x.io")), set(), Do.CREATE, ""),
@@ -79,7 +79,11 @@ UNNAMED = refusal(409, "A contact matching those details already exists")
         (way(contact_id="5f"), Do.PUT, contact(external_id="another"), set(), Do.CREATE, ""),
         (way(contact_id="5f"), Do.PUT, contact(external_id=None), set(), Do.CREATE, ""),
         (way(contact_id="5f"), Do.PUT, refusal(404), set(), Do.CREATE, ""),
-        (way(contact_id="5f"), Do.PUT, merged("7b"), set(), Do.PUT, "7b"),
+        (way(contact_id="5f"), Do.PUT, merged("7b"), set(), Do.LOOK, "7b"),
+        (way(contact_id="7b", owner="heir"), Do.PUT, merged("8c"), set(), Do.LOOK, "8c"),
+        (way(contact_id="7b", is_heir=True), Do.LOOK, contact("7b"), set(), Do.PUT, "7b"),
+        (way(contact_id="7b", is_heir=True), Do.LOOK, contact("7b", "heir"), set(), Do.JOIN, "7b"),
+        (way(contact_id="7b", is_heir=True), Do.LOOK, refusal(404), set(), Do.CREATE, ""),
         (way(contact_id="5f"), Do.PUT, NAMED, EMAIL, Do.PUT, "5f"),
         (way(contact_id="6a", is_another=True), Do.LOOK, contact("6a"), EMAIL, Do.PUT, "6a"),
         (way(contact_id="6a", is_another=True), Do.LOOK, contact("6a", None), EMAIL, Do.PUT, "6a"),
@@ -123,6 +127,24 @@ def test_whoever_was_merged_into_one_that_is_gone_takes_nobody_else_s_contact() 
     assert (step, after.without) == (Do.CREATE, EMAIL)
 
 
+def test_a_contact_without_a_name_that_the_user_s_was_merged_into_becomes_the_user_s() -> None:
+    after, _ = resolve(way(contact_id="5f"), Do.PUT, merged("7b"))
+    after, step = resolve(after, Do.LOOK, contact("7b", None))
+    assert (step, after.adopts, after.owner) == (Do.PUT, True, "")
+
+
+@pytest.mark.parametrize("did", [Do.PUT, Do.LOOK])
+def test_a_contact_that_is_another_s_now_is_not_taken_though_the_index_has_it_still(
+    did: Do,
+) -> None:
+    theirs = contact("5f", email="new@example.com")
+    after, step = resolve(way(BY_EMAIL, contact_id="5f", is_another=did is Do.LOOK), did, theirs)
+    assert (step, after.contact_id) == (Do.CREATE, "")
+    after, step = resolve(after, Do.SEARCH, found(contact("5f", email="mira@example.com")))
+    assert (step, after.contact_id) == (Do.CREATE, "")
+    assert resolve(after, Do.CREATE, contact("6a", email="mira@example.com"))[1] is Do.DONE
+
+
 def test_an_identifier_that_intercom_has_stripped_is_the_user_s() -> None:
     spaced = way(Identity("external_id", " mira "), contact_id="5f")
     assert resolve(spaced, Do.PUT, contact())[1] is Do.DONE
@@ -137,8 +159,8 @@ def test_an_email_of_somebody_else_is_left_out_and_said() -> None:
 
 def test_whoever_was_merged_goes_by_the_id_that_the_contact_has_now() -> None:
     after, _ = resolve(way(contact_id="5f"), Do.PUT, merged("7b"))
-    after, step = resolve(after, Do.PUT, contact("7b", "heir"))
-    assert (step, after.owner) == (Do.DONE, "heir")
+    after, step = resolve(after, Do.LOOK, contact("7b", "heir"))
+    assert (step, after.owner) == (Do.JOIN, "heir")
     later = way(contact_id="7b", owner=after.owner)
     assert say(later, Do.PUT, contact("7b", "heir"), ()) is Said.OURS
     assert say(later, Do.PUT, contact("7b", "a third"), ()) is Said.ANOTHERS
