@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 import pytest
 
-from amplitude_intercom.engine.app import Engine
+from amplitude_intercom.engine.app import Engine, contact_key
 from amplitude_intercom.engine.metrics import SyncStatus
 from amplitude_intercom.engine.spool.rows import DeadLetterQuery
 from amplitude_intercom.transports.intercom import Answer, Request
@@ -405,6 +405,104 @@ def test_a_create_that_never_arrived_is_no_base_for_a_contact_that_others_made(
         return local
 
     assert held(virtual.run(scenario)) == {"visits": 101, "plan": "theirs", "tier": "gold"}
+
+
+def test_a_user_that_an_event_created_again_without_an_answer_keeps_what_it_had(
+    tmp_path: Path,
+) -> None:
+    """The contact was given to another; the event's call to create one has no answer."""
+
+    async def scenario() -> Sandbox:
+        local = simulation.sandbox()
+        settings = {
+            "users": {"properties": ["plan", "visits"]},
+            "events": {"select": [{"types": ["*"]}], "unknown_user": "create"},
+        }
+        first = identify(1, {"$add": {"visits": 5}, "$set": {"plan": "free"}})
+        await deliver(tmp_path, local, first, **settings)
+        [contact_id] = local.contacts
+        local.change_contact(contact_id, external_id="another")
+        local.faults.append(Fault("hang", path=CONTACTS))
+        async with simulation.engine(tmp_path, local, **settings) as engine:
+            await engine.submit([simulation.event(USER, 2)], api_key=simulation.API_KEY)
+            await anyio.sleep(5)
+            local.faults.clear()
+            await engine.settled()
+        await deliver(tmp_path, local, identify(3, {"$add": {"visits": 1}}), **settings)
+        return local
+
+    local = virtual.run(scenario)
+    assert held(local) == {"visits": 6, "plan": "free"}
+    assert len(local.events) == 1
+
+
+def test_a_workspace_that_intercom_does_not_name_is_a_token_s_own(tmp_path: Path) -> None:
+    def answer(request: Request) -> Answer | None:
+        nameless = b'{"type":"admin","id":"1","app":{"type":"app"}}'
+        return Answer(200, {}, nameless) if request.path == "/me" else None
+
+    async def scenario() -> Sandbox:
+        local = simulation.sandbox()
+        wire = Between(local, answer)
+        for n, plan in enumerate(["free", "pro", "pro"]):
+            await deliver(tmp_path, local, set_(n, plan=plan), wire=wire)
+        async with simulation.engine(tmp_path, local, wire=wire) as engine:
+            key = await engine.spool.do(
+                lambda store: contact_key(store, engine.settings.sync[0], USER)
+            )
+            known = await engine.spool.do(lambda store: store.contacts.get(key))
+        assert key.workspace > 0
+        assert known is not None
+        assert known.contact_id in local.contacts
+        return local
+
+    local = virtual.run(scenario)
+    assert held(local) == {"plan": "pro"}
+    assert len(written(local)) == 2
+
+
+def test_a_letter_is_replayed_twice_and_its_update_is_done_once(tmp_path: Path) -> None:
+    """Intercom refuses the event, whose update is done, at each replay."""
+
+    async def scenario() -> Sandbox:
+        local = simulation.sandbox(faults=[Fault("status", status=400, path="/events")])
+        settings = {
+            "users": {"properties": ["visits"], "trigger": "any_update"},
+            "events": {"select": [{"types": ["*"]}]},
+        }
+        add = {"$add": {"visits": 1}}
+        async with simulation.engine(tmp_path, local, **settings) as engine:
+            event = simulation.event(USER, 1, user_properties=add)
+            await engine.submit([event], api_key=simulation.API_KEY)
+            await engine.settled()
+            for _ in range(3):
+                await engine.replay("simulated", DeadLetterQuery(every=True))
+                await engine.settled()
+            [status] = (await engine.status()).syncs
+        assert status.dead == 1
+        return local
+
+    assert held(virtual.run(scenario)) == {"visits": 1}
+
+
+def test_a_time_that_is_ahead_does_not_keep_later_updates_out(tmp_path: Path) -> None:
+    """An event's time is the phone's: what is ahead of its acceptance counts as then."""
+
+    async def scenario() -> Sandbox:
+        local = simulation.sandbox()
+        users = {"properties": ["plan"], "trigger": "any_update"}
+        now_ms = virtual.current().wall_ms()
+        ahead = {**set_(1, plan="free"), "time": now_ms + 3_600_000}
+        async with simulation.engine(tmp_path, local, users=users) as engine:
+            await engine.submit([ahead], api_key=simulation.API_KEY)
+            await engine.settled()
+            await anyio.sleep(60)
+            later = {**set_(2, plan="pro"), "time": virtual.current().wall_ms()}
+            await engine.submit([later], api_key=simulation.API_KEY)
+            await engine.settled()
+        return local
+
+    assert held(virtual.run(scenario)) == {"plan": "pro"}
 
 
 @pytest.mark.parametrize("lag_s", [0.0, 120.0])

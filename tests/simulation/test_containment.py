@@ -18,6 +18,8 @@ import pytest
 
 from amplitude_intercom.engine.actor import RUN_BYTES
 from amplitude_intercom.engine.app import Engine
+from amplitude_intercom.engine.delivery.contacts.sync_contacts import Contacts
+from amplitude_intercom.engine.delivery.contacts.upserting import Upserted
 from amplitude_intercom.engine.delivery.health import Health
 from amplitude_intercom.engine.delivery.lines import EVENTS
 from amplitude_intercom.engine.delivery.loading import LoadedBytes, Loading
@@ -279,6 +281,41 @@ def test_a_fault_as_updates_are_settled_costs_one_of_them_and_writes_none_again(
         assert status.dead_by_reason == {"internal": len(WELL)}
         assert (status.delivered, status.faults) == (1 + 3 * len(WELL), 0)
         assert sum(writes.values()) <= 2 * len(WELL)
+
+    virtual.run(scenario)
+
+
+class BrokenContacts(Contacts):
+    """Cannot keep what is known of a contact whose user is poison."""
+
+    async def keep(self, upserted: Upserted) -> None:
+        if upserted.key.value in CROWD:
+            raise OverflowError("unforeseen")
+        await super().keep(upserted)
+
+
+def test_an_event_whose_update_cannot_be_kept_does_not_go_out_and_counts_once_later(
+    tmp_path: Path,
+) -> None:
+    async def scenario() -> None:
+        local = sandbox()
+        users = {"properties": ["visits"], "trigger": "any_update"}
+        async with engine(tmp_path, InProcess(local), users=users) as running:
+            await anyio.sleep(2)
+            contacts = running.streams[SYNC].delivery.contacts
+            contacts.__class__ = BrokenContacts
+            add = {"$add": {"visits": 1}}
+            for n in range(2):
+                events = mixed(lambda user, n=n: simulation.event(user, n, user_properties=add))
+                await running.submit(events, api_key=simulation.API_KEY)
+                status = await settle(running)
+            assert status.dead_by_reason == {"internal": 2 * len(CROWD)}
+            assert set(events_of(local)) == set(WELL)
+            contacts.__class__ = Contacts
+            await running.replay(SYNC, DeadLetterQuery(every=True))
+            await settle(running)
+        assert len(local.events) == 2 * (len(WELL) + len(CROWD))
+        assert {c.custom_attributes["visits"] for c in local.contacts.values()} == {2}
 
     virtual.run(scenario)
 

@@ -36,11 +36,13 @@ class Kept:
         return EventNames(cast("TakerSpool", self), lambda: self.day * DAY_MS)
 
     async def event_names(self) -> dict[str, int]:
+        await anyio.sleep(0.1)
         return dict(self.days)
 
     async def keep_event_names(self, days: Mapping[str, int]) -> None:
         if self.fails:
             raise OSError("the disk is full")
+        await anyio.sleep(0.1)
         self.days = dict(days)
 
 
@@ -107,3 +109,12 @@ async def test_what_could_not_be_kept_is_not_taken_for_kept(kept: Kept, names: E
     kept.fails = False
     await names.admit(["paid"])
     assert set(kept.days) == {"paid"}
+
+
+@case
+async def test_names_of_two_syncs_at_once_are_all_kept(kept: Kept, names: EventNames) -> None:
+    async with anyio.create_task_group() as tasks:
+        for name in ("paid", "left", "came"):
+            tasks.start_soon(names.admit, [name])
+    assert set(kept.days) == {"paid", "left", "came"}
+    assert names.count == 3

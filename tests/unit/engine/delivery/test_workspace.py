@@ -1,0 +1,99 @@
+"""Who writes a contact of a workspace, and of whom it is known that they are not there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import anyio
+
+from amplitude_intercom.engine.delivery.calls import NotNow
+from amplitude_intercom.engine.delivery.workspace import (
+    MOST_MISSING,
+    MOST_WAIT_S,
+    Missing,
+    Writing,
+)
+from amplitude_intercom.engine.errors import Failure
+from amplitude_intercom.engine.reasons import DeadReason
+from amplitude_intercom.engine.spool.rows import ContactKey
+from support import virtual
+
+MIRA = ContactKey(1, "external_id", "mira")
+ANN = MIRA._replace(value="ann")
+NOT_THERE = Failure(DeadReason.USER_NOT_FOUND)
+
+Written = dict[ContactKey, anyio.Lock]
+
+
+def in_virtual_time(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+    def wrapper() -> None:
+        virtual.run(test)
+
+    wrapper.__name__ = test.__name__
+    return wrapper
+
+
+async def write(written: Written, key: ContactKey, seconds: float, said: list[str]) -> None:
+    writing = Writing(written)
+    try:
+        await writing.take(key)
+        await writing.take(key)  # is its own already
+        said.append(f"from {anyio.current_time():.1f}")
+        await anyio.sleep(seconds)
+    except NotNow:
+        said.append(f"not at {anyio.current_time():.1f}")
+    finally:
+        writing.end()
+
+
+@in_virtual_time
+async def test_a_contact_is_written_by_one_turn_at_a_time_and_another_waits_a_second() -> None:
+    written: Written = {}
+    said: list[str] = []
+    async with anyio.create_task_group() as tasks:
+        for seconds in (0.6, 0.6, 0.6):
+            tasks.start_soon(write, written, MIRA, seconds, said)
+        tasks.start_soon(write, written, ANN, 5.0, said)
+    assert said == ["from 0.0", "from 0.0", "from 0.6", f"not at {MOST_WAIT_S:.1f}"]
+    assert not written  # what nobody writes is forgotten
+
+
+@in_virtual_time
+async def test_whoever_is_cancelled_as_it_waits_leaves_the_contact_to_others() -> None:
+    written: Written = {}
+    said: list[str] = []
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(write, written, MIRA, 0.5, said)
+        await anyio.sleep(0.1)
+        with anyio.move_on_after(0.2):
+            await write(written, MIRA, 0.0, said)
+        await write(written, MIRA, 0.0, said)
+    assert said == ["from 0.0", "from 0.5"]
+    assert not written
+
+
+@in_virtual_time
+async def test_of_users_that_are_not_there_so_many_are_remembered() -> None:
+    missing = Missing()
+    for n in range(MOST_MISSING + 1):
+        missing.note(MIRA._replace(value=f"user-{n}"), NOT_THERE, lambda _: 60.0)
+    assert missing.of(MIRA._replace(value="user-0")) is None
+    assert missing.of(MIRA._replace(value="user-1")) == NOT_THERE
+    await anyio.sleep(61)
+    assert missing.of(MIRA._replace(value="user-1")) is None
+
+
+@in_virtual_time
+async def test_the_more_answers_say_that_a_user_is_not_there_the_longer_it_is_believed() -> None:
+    missing, asked = Missing(), []
+
+    def wait_s(answers: int) -> float:
+        asked.append(answers)
+        return 60.0 * answers
+
+    missing.note(MIRA, NOT_THERE, wait_s)
+    missing.note(MIRA, NOT_THERE, wait_s)
+    missing.forget(MIRA)
+    missing.note(MIRA, NOT_THERE, wait_s)
+    assert asked == [1, 2, 1]
