@@ -42,6 +42,8 @@ LONGEST_PAUSE_S: Final = 60.0
 """Until the list is read again where Intercom has not answered."""
 
 BELIEVED_MISSING_S: Final = 600.0
+"""How long it is believed that an attribute is not there, or cannot be created, where no list says
+otherwise."""
 
 MOST_WAIT_S: Final = 5.0
 """How long writes wait for the first list, from the first of them on; then their values go out as
@@ -143,6 +145,8 @@ class Attributes:
         self._known: KnownAttributes | None = None
         self._missing: dict[str, float] = {}
         """Names that Intercom does not know, and until when that is believed."""
+        self._tried: dict[str, float] = {}
+        """Names that were created, or could not be, and until when that is not tried again."""
         self._keeping: asyncio.Task[None] | None = None
         self._is_had = asyncio.Event()
         self._is_wanted = asyncio.Event()
@@ -192,6 +196,7 @@ class Attributes:
         now_s = loop_time_s()
         # What is read of it elsewhere (the spool's thread has no loop) must need no clock.
         self._missing = {name: end_s for name, end_s in self._missing.items() if now_s < end_s}
+        self._tried = {name: end_s for name, end_s in self._tried.items() if now_s < end_s}
         if self._keeping is None:
             self._keeping = asyncio.create_task(self._keep(refresh_s))
             self._waits_until_s = self._waits_until_s or now_s + MOST_WAIT_S
@@ -200,8 +205,8 @@ class Attributes:
         if not self._is_had.is_set() and wait_s > 0:
             with anyio.move_on_after(wait_s):
                 await self._is_had.wait()
-        for name, data_type in wanted.items() if creates and self._known else ():
-            if self.type_of(name) is None and name not in self._missing:
+        for name, data_type in wanted.items() if creates else ():
+            if self.type_of(name) is None and name not in self._tried:
                 await self._create_alone(name, data_type, calls)
 
     async def _keep(self, refresh_s: float) -> None:
@@ -261,11 +266,14 @@ class Attributes:
         Raises:
             NotNow: the call has no answer.
         """
-        if self._known is None or self._known.type_of(name) is not None:
+        if self.type_of(name) is not None or name in self._tried:
             return
         answer = await calls.call(intercom.create_attribute(name, data_type), optional=True)
+        self._tried[name] = loop_time_s() + BELIEVED_MISSING_S
         if answer.status == 200 or intercom.says_attribute_is_there(answer):
-            self._known.add(name, data_type if answer.status == 200 else "")
+            self._missing.pop(name, None)
+            if self._known:
+                self._known.add(name, data_type if answer.status == 200 else "")
             _log.info("attribute created", name=name, data_type=data_type)
         else:
             self.learn_missing(name)

@@ -47,6 +47,6 @@ async def test_a_crowd_is_counted_once_and_an_attribute_that_is_not_there_is_lef
             await engine.settled()
         [status] = (await engine.status()).syncs
     found = {c.external_id: c.custom_attributes for c in local.contacts.values()}
-    assert found == dict.fromkeys(USERS, {"visits": 3})
+    assert found == {user: {"visits": 3} for user in USERS}
     assert (status.dead, status.pending) == (0, 0)
     assert status.adjusted["unknown_attribute"] > 0

@@ -842,6 +842,32 @@ def test_an_attribute_that_somebody_else_has_just_created_is_there(tmp_path: Pat
     assert held(virtual.run(scenario)) == {"plan": "pro"}
 
 
+@pytest.mark.parametrize("can_create", [True, False])
+def test_a_missing_attribute_is_created_though_the_list_cannot_be_read(
+    tmp_path: Path, can_create: bool
+) -> None:
+    """A refusal that names it says that it is missing."""
+
+    async def scenario() -> Sandbox:
+        local = Sandbox(attributes={}, limit_per_minute=100_000)
+        local.faults.append(Fault("status", status=500, path="/data_attributes?"))
+        if not can_create:
+            local.faults.append(Fault("status", status=403, path="/data_attributes"))
+        users = {"properties": ["plan"], "create_missing_attributes": True}
+        async with simulation.engine(tmp_path, local, users=users) as engine:
+            for n in range(5):
+                some = [set_(n, f"user-{m}", plan=f"plan-{n}") for m in range(20)]
+                await engine.submit(some, api_key=simulation.API_KEY)
+                await engine.settled()
+        return local
+
+    local = virtual.run(scenario)
+    creations = [e for e in local.journal if e.method == "POST" and "data_attributes" in e.path]
+    assert len(creations) == 1
+    plans = [contact.custom_attributes for contact in local.contacts.values()]
+    assert plans == ([{"plan": "plan-4"}] if can_create else [{}]) * 20
+
+
 def test_an_option_that_a_list_attribute_does_not_have_costs_itself(tmp_path: Path) -> None:
     async def scenario() -> tuple[Sandbox, SyncStatus]:
         local = simulation.sandbox(open_attributes=False, attributes={"visits": "integer"})
