@@ -436,6 +436,38 @@ def test_a_user_that_an_event_created_again_without_an_answer_keeps_what_it_had(
     assert len(local.events) == 1
 
 
+def test_a_contact_that_others_made_as_an_event_created_it_is_read_before_it_is_written(
+    tmp_path: Path,
+) -> None:
+    async def scenario() -> Sandbox:
+        local = simulation.sandbox()
+        settings = {
+            "users": {"properties": ["plan", "visits"]},
+            "events": {"select": [{"types": ["*"]}], "unknown_user": "create"},
+        }
+        first = identify(1, {"$add": {"visits": 5}, "$set": {"plan": "free"}})
+        await deliver(tmp_path, local, first, **settings)
+        [contact_id] = local.contacts
+        local.change_contact(contact_id, external_id="another")
+
+        def answer(request: Request) -> Answer | None:
+            """Say that the user is not there, as others make it."""
+            if request.path != "/events" or len(local.contacts) > 1:
+                return None
+            local.add_contact(external_id=USER, custom_attributes={"visits": 100})
+            errors = b'{"type":"error.list","errors":[{"code":"not_found","message":"no"}]}'
+            return Answer(404, {}, errors)
+
+        wire = Between(local, answer)
+        await deliver(tmp_path, local, simulation.event(USER, 2), wire=wire, **settings)
+        await deliver(tmp_path, local, identify(3, {"$add": {"visits": 1}}), **settings)
+        return local
+
+    local = virtual.run(scenario)
+    assert held(local) == {"visits": 101, "plan": "free"}
+    assert len(local.events) == 1
+
+
 def test_a_workspace_that_intercom_does_not_name_is_a_token_s_own(tmp_path: Path) -> None:
     def answer(request: Request) -> Answer | None:
         nameless = b'{"type":"admin","id":"1","app":{"type":"app"}}'

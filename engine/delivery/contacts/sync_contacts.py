@@ -8,8 +8,9 @@ from typing import Any
 
 import msgspec
 
+from amplitude_intercom.engine.delivery.contacts.notes import Scope
 from amplitude_intercom.engine.delivery.contacts.selection import Selection
-from amplitude_intercom.engine.delivery.contacts.upserting import Scope, Upsert, Upserted
+from amplitude_intercom.engine.delivery.contacts.upserting import Upsert, Upserted
 from amplitude_intercom.engine.delivery.turn_calls import TurnCalls
 from amplitude_intercom.engine.delivery.workspace import Workspace, Writing
 from amplitude_intercom.engine.envelope import Adjustment, ContactUpdate, Identity

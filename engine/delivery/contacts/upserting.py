@@ -15,38 +15,28 @@ Rules
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, TypeVar
 
 import msgspec
 
-from amplitude_intercom.engine.delivery.contacts.knowledge import (
-    Knowledge,
-    about,
-    after_merge,
-    with_unsure,
-)
+from amplitude_intercom.engine.delivery.contacts.knowledge import Knowledge
+from amplitude_intercom.engine.delivery.contacts.notes import Notes, Scope, creating
 from amplitude_intercom.engine.delivery.contacts.resolving import CONTESTED, Do, Step, Way, resolve
-from amplitude_intercom.engine.delivery.contacts.selection import Selection
-from amplitude_intercom.engine.delivery.contacts.working_out import (
-    Draft,
-    cannot_be_created,
-    needs_base,
-    work_out,
-)
+from amplitude_intercom.engine.delivery.contacts.working_out import Draft, needs_base
 from amplitude_intercom.engine.delivery.turn_calls import TurnCalls
-from amplitude_intercom.engine.delivery.workspace import Workspace, Writing
+from amplitude_intercom.engine.delivery.workspace import Writing
 from amplitude_intercom.engine.envelope import Adjustment, ContactUpdate, Identity
 from amplitude_intercom.engine.errors import Failure, Undeliverable
 from amplitude_intercom.engine.reasons import DeadReason
 from amplitude_intercom.engine.rules.bodies import contact_body, creation_body
-from amplitude_intercom.engine.rules.contacts import ContactRules
-from amplitude_intercom.engine.spool.rows import ContactKey, Held, Known
-from amplitude_intercom.engine.spool.spool import TakerSpool
+from amplitude_intercom.engine.spool.rows import ContactKey, Known
 from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.transports import intercom
 from amplitude_intercom.transports.intercom import Answer, Request
+
+Result = TypeVar("Result")
 
 MAX_CALLS: Final = 12
 """Calls that updates of one user may take, and one more for each field that is left out: still more
@@ -65,34 +55,6 @@ class Upserted(msgspec.Struct, frozen=True):
     claim_ids: list[int]
 
 
-class Scope(NamedTuple):
-    """Where a sync's contacts are, and by which rules they are written."""
-
-    spool: TakerSpool
-    workspace: Workspace
-    rules: ContactRules
-    selection: Selection
-    now_ms: Callable[[], int]
-    newer_wins: bool
-    archived: Literal["unarchive", "dead_letter"]
-
-    def key_of(self, identity: Identity) -> ContactKey:
-        """Return what a user's contact is known by."""
-        return ContactKey(self.workspace.number, identity.field, identity.value)
-
-
-class _Begun(NamedTuple):
-    """What is known at the beginning, and under which ``key``: ``updates`` that are not done, what
-    comes ``first``, and what they come to, where that is a write; what was ``noted`` of it then."""
-
-    key: ContactKey
-    known: Known
-    noted: Known
-    updates: list[ContactUpdate]
-    first: Do
-    draft: Draft | None
-
-
 class Upsert:
     """Some updates of one user on their way; lives for a few calls."""
 
@@ -107,14 +69,15 @@ class Upsert:
         """``writing``: what the turn writes; it may become more."""
         self._scope = scope
         self._identity = identity
-        self._own_key = self._key = scope.key_of(identity)
-        self._taker = str(scope.spool.taker)
+        self._notes = Notes(scope, identity)
+        self._key = self._notes.own_key
         self._updates = list(updates)
         self._calls = calls
         self._writing = writing
         self._made = 0
-        self._is_searched = False
-        self._knowledge = Knowledge(scope.rules, self._taker, scope.selection, Known())
+        self._is_by_email = identity.field == "email"
+        """Whether it is to be searched for before it is created."""
+        self._knowledge = Knowledge(scope.rules, scope.taker, scope.selection, Known())
         self._way = Way(identity=identity, archived=scope.archived)
         self._draft = Draft({}, {}, [])
         self._is_noted = False
@@ -151,22 +114,13 @@ class Upsert:
         Raises:
             NotNow, Undeliverable: see ``run``.
         """
-        known = await self._scope.spool.persist(
-            lambda store: store.contacts.get(self._key) or Known()
-        )
+        known = await self._persist(self._notes.own)
         self._start_from(msgspec.structs.replace(known, is_lost=bool(known.contact_id), owner=""))
-        await self._go(self._create(()))
-        way = self._way
-        if way.is_another and known.contact_id not in ("", way.contact_id):
-            return  # what it holds is to be read before it is written: to us it is lost still
+        await self._go(creating((), is_by_email=self._is_by_email))
+        await self._persist(partial(self._notes.find_out, way=self._way))
 
-        def work(store: Store) -> None:
-            before = store.contacts.get(self._key) or Known()
-            found = about(msgspec.structs.replace(before, owner=""), way)
-            found = msgspec.structs.replace(found, contact_id=way.contact_id, is_lost=False)
-            store.contacts.remember(self._key, found, self._scope.now_ms())
-
-        await self._scope.spool.persist(work)
+    async def _persist(self, work: Callable[[Store], Result]) -> Result:
+        return await self._scope.spool.persist(work)
 
     # --- what is known --------------------------------------------------------------------
 
@@ -177,10 +131,11 @@ class Upsert:
         Raises:
             NotNow: another turn writes the contact.
         """
-        begun = await self._scope.spool.persist(self._read)
+        begin = partial(self._notes.begin, updates=self._updates, has=self._writing.has)
+        begun = await self._persist(begin)
         while not self._writing.has(begun.key):
             await self._writing.take(begun.key)
-            begun = await self._scope.spool.persist(self._read)
+            begun = await self._persist(begin)
         self._key, self._updates = begun.key, begun.updates
         self._start_from(begun.known, begun.noted)
         if begun.draft is not None:
@@ -190,60 +145,10 @@ class Upsert:
     def _start_from(self, known: Known, noted: Known | None = None) -> None:
         """Take in what is known at the beginning, and what was ``noted`` since."""
         scope = self._scope
-        self._knowledge = Knowledge(scope.rules, self._taker, scope.selection, known, noted)
+        self._knowledge = Knowledge(scope.rules, scope.taker, scope.selection, known, noted)
         if not known.is_lost:
-            owner = "" if self._key == self._own_key else self._key.value
+            owner = "" if self._key == self._notes.own_key else self._key.value
             self._way = msgspec.structs.replace(self._way, contact_id=known.contact_id, owner=owner)
-
-    def _read(self, store: Store) -> _Begun:
-        """Read what is known, work out what the updates come to, and note what is about to be
-        written: in a transaction, maybe more than once."""
-        key, known = store.contacts.find(self._own_key)
-        updates = self._updates
-        if not self._writing.has(key):
-            return _Begun(key, known, known, updates, Do.DONE, None)
-        if key != self._own_key:
-            store.contacts.use(self._own_key, self._scope.now_ms())
-        claim_ids = [update.claim_id for update in updates]
-        done = store.records.updated(self._scope.spool.taker, claim_ids)
-        updates = [update for update in updates if update.claim_id not in done]
-        held = self._scope.selection.properties_of(known, self._taker)
-        first = self._first(known, updates, held)
-        if not updates or first not in (Do.PUT, Do.CREATE):
-            return _Begun(key, known, known, updates, first, None)
-        bare = msgspec.structs.replace(known, fields={})
-        draft = self._work_out(updates, held, known if first is Do.PUT else bare)
-        noted = with_unsure(known, draft.changes)
-        if noted != known:
-            store.contacts.remember(key, noted, self._scope.now_ms())
-        return _Begun(key, known, noted, updates, first, draft)
-
-    def _work_out(
-        self, updates: Sequence[ContactUpdate], held: dict[str, Held], known: Known
-    ) -> Draft:
-        scope = self._scope
-        types, newer_wins = scope.workspace.attributes, scope.newer_wins
-        return work_out(scope.rules, types, updates, held, known, newer_wins=newer_wins)
-
-    def _first(
-        self, known: Known, updates: Sequence[ContactUpdate], held: Mapping[str, Held]
-    ) -> Do:
-        """Return what comes first."""
-        if known.contact_id and not known.is_lost:
-            return Do.LOOK if needs_base(updates, held) else Do.PUT
-        by_id = self._identity.field == "external_id"
-        if by_id and self._scope.workspace.first_contacts.looks_first:
-            return Do.FIND
-        return self._create(updates)
-
-    def _create(self, updates: Sequence[ContactUpdate]) -> Do:
-        """Return how the contact is created. An e-mail may be several contacts': a create would be
-        told of one of them, so it is searched for before."""
-        if self._identity.field == "email" and not self._is_searched:
-            return Do.SEARCH
-        if not updates:
-            return Do.CREATE_BARE
-        return Do.CREATE_EMPTY if cannot_be_created(updates) else Do.CREATE
 
     # --- the loop -------------------------------------------------------------------------
 
@@ -251,28 +156,14 @@ class Upsert:
         """Do one thing after another until the contact is as it should be."""
         while step is not Do.DONE:
             if isinstance(step, Failure):
-                await self._give_up()
+                before = self._knowledge.before
+                await self._persist(partial(self._notes.give_up, key=self._key, before=before))
                 raise Undeliverable(step)
             request = await self._prepare(step)
             if request is None:
                 return
             self._count_call()
             step = await self._take(step, await self._calls.call(request))
-
-    async def _give_up(self) -> None:
-        """Take in that what was about to be written is not there: it was refused."""
-        key, now_ms, before = self._key, self._scope.now_ms(), self._knowledge.before
-
-        def work(store: Store) -> None:
-            known = store.contacts.get(key)
-            if known is None:
-                return
-            unsure = [name for name in known.unsure if name in before.unsure]
-            if unsure != known.unsure:
-                kept = msgspec.structs.replace(known, unsure=unsure)
-                store.contacts.remember(key, kept, now_ms)
-
-        await self._scope.spool.persist(work)
 
     def _count_call(self) -> None:
         self._made += 1
@@ -287,7 +178,7 @@ class Upsert:
             case Do.FIND:
                 return intercom.find_contact(self._identity.value)
             case Do.SEARCH:
-                self._is_searched = True
+                self._is_by_email = False
                 return intercom.search_contacts(self._identity.value)
             case Do.LOOK:
                 return intercom.get_contact(way.contact_id)
@@ -320,13 +211,12 @@ class Upsert:
             self._is_noted = False
             return
         knowledge, without = self._knowledge, self._way.without
-        draft = self._work_out(self._updates, knowledge.held, knowledge.known)
+        draft = self._scope.work_out(self._updates, knowledge.held, knowledge.known)
         changes = {name: value for name, value in draft.changes.items() if name not in without}
         self._draft = msgspec.structs.replace(draft, changes=changes)
         if not knowledge.intend(changes, self._way):
             return
-        key, now_ms, kept = self._key, self._scope.now_ms(), knowledge.known
-        await self._scope.spool.persist(lambda store: store.contacts.remember(key, kept, now_ms))
+        await self._persist(partial(self._notes.keep, key=self._key, known=knowledge.known))
 
     async def _take(self, did: Do, answer: Answer) -> Step:
         """Take in an answer; return what is next."""
@@ -368,7 +258,9 @@ class Upsert:
         if step is Do.PUT and not self._way.is_looked_at:
             must_look = knowledge.has_to_be_read or needs_base(self._updates, knowledge.held)
             return Do.LOOK if must_look else step
-        return self._create(self._updates) if step is Do.CREATE else step
+        if step is Do.CREATE:
+            return creating(self._updates, is_by_email=self._is_by_email)
+        return step
 
     # --- users that were merged -----------------------------------------------------------
 
@@ -378,31 +270,14 @@ class Upsert:
         Raises:
             NotNow: another turn writes that contact.
         """
-        way, rules, now_ms = self._way, self._scope.rules, self._scope.now_ms()
-        heir = self._own_key._replace(value=way.owner)
-        await self._writing.take(heir)
-
-        def work(store: Store) -> None:
-            theirs = store.contacts.get(heir) or Known()
-            kept = after_merge(theirs, way.contact_id, self._taker, rules.properties)
-            store.contacts.remember(heir, kept, now_ms)
-            self._remember_own(store, contact_id=way.contact_id, owner=way.owner)
-
-        await self._scope.spool.persist(work)
+        await self._writing.take(self._notes.key_of(self._way.owner))
+        await self._persist(partial(self._notes.join, way=self._way))
         return await self._begin()
 
     async def _part(self) -> None:
         """Go on with a contact of our own: the one of the user that ours was merged into is not
         there any more, or another's."""
-        self._key = self._own_key
-        self._start_from(await self._scope.spool.persist(partial(self._remember_own, is_lost=True)))
+        self._key = self._notes.own_key
+        self._start_from(await self._persist(partial(self._notes.keep_own, is_lost=True)))
         if self._way.contact_id:
             self._knowledge.turn_to(self._way)
-
-    def _remember_own(self, store: Store, **changes: Any) -> Known:
-        """Keep which contact is the user's own, or whose it is; return what is known of it."""
-        known = store.contacts.get(self._own_key) or Known()
-        known = msgspec.structs.replace(known, unsure=[], owner="")
-        known = msgspec.structs.replace(known, **changes)
-        store.contacts.remember(self._own_key, known, self._scope.now_ms())
-        return known

@@ -1,0 +1,175 @@
+"""What is durable of one user's contact, before and after its calls: each is a transaction's work.
+
+A transaction may be made more than once, so nothing here changes anything but the store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+
+from amplitude_intercom.engine.delivery.contacts.knowledge import about, after_merge, with_unsure
+from amplitude_intercom.engine.delivery.contacts.resolving import Do, Way
+from amplitude_intercom.engine.delivery.contacts.selection import Selection
+from amplitude_intercom.engine.delivery.contacts.working_out import (
+    Draft,
+    cannot_be_created,
+    needs_base,
+    work_out,
+)
+from amplitude_intercom.engine.delivery.workspace import Workspace
+from amplitude_intercom.engine.envelope import ContactUpdate, Identity
+from amplitude_intercom.engine.rules.contacts import ContactRules
+from amplitude_intercom.engine.spool.rows import ContactKey, Held, Known
+from amplitude_intercom.engine.spool.spool import TakerSpool
+from amplitude_intercom.engine.spool.store import Store
+
+
+class Scope(NamedTuple):
+    """Where a sync's contacts are, and by which rules they are written."""
+
+    spool: TakerSpool
+    workspace: Workspace
+    rules: ContactRules
+    selection: Selection
+    now_ms: Callable[[], int]
+    newer_wins: bool
+    archived: Literal["unarchive", "dead_letter"]
+
+    @property
+    def taker(self) -> str:
+        """By which its properties are known."""
+        return str(self.spool.taker)
+
+    def key_of(self, identity: Identity) -> ContactKey:
+        """Return what a user's contact is known by."""
+        return ContactKey(self.workspace.number, identity.field, identity.value)
+
+    def work_out(
+        self, updates: Sequence[ContactUpdate], held: Mapping[str, Held], known: Known
+    ) -> Draft:
+        """Return what updates come to."""
+        types, newer_wins = self.workspace.attributes, self.newer_wins
+        return work_out(self.rules, types, updates, held, known, newer_wins=newer_wins)
+
+
+class Begun(NamedTuple):
+    """What is known at the beginning, and under which ``key``: ``updates`` that are not done, what
+    comes ``first``, and what they come to, where that is a write; what was ``noted`` of it then."""
+
+    key: ContactKey
+    known: Known
+    noted: Known
+    updates: list[ContactUpdate]
+    first: Do
+    draft: Draft | None
+
+
+class Notes:
+    """What is read and kept of one user's contact."""
+
+    def __init__(self, scope: Scope, identity: Identity) -> None:
+        self._scope = scope
+        self._is_by_email = identity.field == "email"
+        self.own_key = scope.key_of(identity)
+
+    def key_of(self, owner: str) -> ContactKey:
+        """Return by which key the contact of another user is known."""
+        return self.own_key._replace(value=owner)
+
+    def own(self, store: Store) -> Known:
+        """Return what is known under the user's own key."""
+        return store.contacts.get(self.own_key) or Known()
+
+    def keep(self, store: Store, key: ContactKey, known: Known) -> None:
+        """Keep what is known of a contact."""
+        store.contacts.remember(key, known, self._scope.now_ms())
+
+    # --- before a write -------------------------------------------------------------------
+
+    def begin(
+        self,
+        store: Store,
+        updates: Sequence[ContactUpdate],
+        has: Callable[[ContactKey], bool],
+    ) -> Begun:
+        """Read what is known, work out what the updates come to, and note what is about to be
+        written. Where the turn ``has`` the contact not to itself, only whose it is is found out."""
+        scope = self._scope
+        key, known = store.contacts.find(self.own_key)
+        if not has(key):
+            return Begun(key, known, known, list(updates), Do.DONE, None)
+        if key != self.own_key:
+            store.contacts.use(self.own_key, scope.now_ms())
+        done = store.records.updated(scope.spool.taker, [update.claim_id for update in updates])
+        updates = [update for update in updates if update.claim_id not in done]
+        held = scope.selection.properties_of(known, scope.taker)
+        first = self._first(known, updates, held)
+        if not updates or first not in (Do.PUT, Do.CREATE):
+            return Begun(key, known, known, updates, first, None)
+        bare = msgspec.structs.replace(known, fields={})
+        draft = scope.work_out(updates, held, known if first is Do.PUT else bare)
+        noted = with_unsure(known, draft.changes)
+        if noted != known:
+            self.keep(store, key, noted)
+        return Begun(key, known, noted, updates, first, draft)
+
+    def _first(
+        self, known: Known, updates: Sequence[ContactUpdate], held: Mapping[str, Held]
+    ) -> Do:
+        """Return what comes first."""
+        if known.contact_id and not known.is_lost:
+            return Do.LOOK if needs_base(updates, held) else Do.PUT
+        if not self._is_by_email and self._scope.workspace.first_contacts.looks_first:
+            return Do.FIND
+        return creating(updates, is_by_email=self._is_by_email)
+
+    # --- after an answer ------------------------------------------------------------------
+
+    def give_up(self, store: Store, key: ContactKey, before: Known) -> None:
+        """Take in that what was about to be written is not there: it was refused."""
+        known = store.contacts.get(key)
+        if known is None:
+            return
+        unsure = [name for name in known.unsure if name in before.unsure]
+        if unsure != known.unsure:
+            self.keep(store, key, msgspec.structs.replace(known, unsure=unsure))
+
+    def find_out(self, store: Store, way: Way) -> None:
+        """Take in that a contact is there, and which."""
+        known = msgspec.structs.replace(self.own(store), owner="")
+        if way.is_another and known.contact_id not in ("", way.contact_id):
+            # What it holds is to be read before it is written.
+            found = msgspec.structs.replace(known, is_lost=True)
+        else:
+            found = msgspec.structs.replace(
+                about(known, way), contact_id=way.contact_id, is_lost=False
+            )
+        self.keep(store, self.own_key, found)
+
+    def join(self, store: Store, way: Way) -> None:
+        """Take in that the user was merged into another one."""
+        heir, scope = self.key_of(way.owner), self._scope
+        theirs = store.contacts.get(heir) or Known()
+        kept = after_merge(theirs, way.contact_id, scope.taker, scope.rules.properties)
+        self.keep(store, heir, kept)
+        self.keep_own(store, contact_id=way.contact_id, owner=way.owner)
+
+    def keep_own(self, store: Store, **changes: Any) -> Known:
+        """Keep which contact is the user's own, or whose it is; return what is known of it."""
+        known = msgspec.structs.replace(self.own(store), unsure=[], owner="")
+        known = msgspec.structs.replace(known, **changes)
+        self.keep(store, self.own_key, known)
+        return known
+
+
+def creating(updates: Sequence[ContactUpdate], *, is_by_email: bool) -> Do:
+    """Return how a contact is created. An e-mail may be several contacts': a create would be told
+    of one of them, so it is searched for before."""
+    if is_by_email:
+        return Do.SEARCH
+    if not updates:
+        return Do.CREATE_BARE
+    return Do.CREATE_EMPTY if cannot_be_created(updates) else Do.CREATE
