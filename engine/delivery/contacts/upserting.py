@@ -25,8 +25,8 @@ from amplitude_intercom.engine.delivery.contacts.knowledge import Knowledge
 from amplitude_intercom.engine.delivery.contacts.notes import Notes, Scope, creating
 from amplitude_intercom.engine.delivery.contacts.resolving import CONTESTED, Do, Step, Way, resolve
 from amplitude_intercom.engine.delivery.contacts.working_out import Draft, needs_base
+from amplitude_intercom.engine.delivery.contacts.writing import Writing
 from amplitude_intercom.engine.delivery.turn_calls import TurnCalls
-from amplitude_intercom.engine.delivery.workspace import Writing
 from amplitude_intercom.engine.envelope import Adjustment, ContactUpdate, Identity
 from amplitude_intercom.engine.errors import Failure, Undeliverable
 from amplitude_intercom.engine.reasons import DeadReason

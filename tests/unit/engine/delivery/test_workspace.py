@@ -8,12 +8,8 @@ from typing import Any
 import anyio
 
 from amplitude_intercom.engine.delivery.calls import NotNow
-from amplitude_intercom.engine.delivery.workspace import (
-    MOST_MISSING,
-    MOST_WAIT_S,
-    Missing,
-    Writing,
-)
+from amplitude_intercom.engine.delivery.contacts.missing import MOST_MISSING, Missing
+from amplitude_intercom.engine.delivery.contacts.writing import MOST_WAIT_S, Writing
 from amplitude_intercom.engine.errors import Failure
 from amplitude_intercom.engine.reasons import DeadReason
 from amplitude_intercom.engine.spool.rows import ContactKey

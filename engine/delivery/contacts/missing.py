@@ -1,0 +1,46 @@
+"""Users that Intercom does not know: how long that is believed, and not asked again."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from amplitude_intercom.engine.clock import loop_time_s
+from amplitude_intercom.engine.errors import Failure
+from amplitude_intercom.engine.spool.rows import ContactKey
+
+MOST_MISSING: Final = 10_000
+"""Users that are remembered not to be there; the oldest goes first, and is asked for again."""
+
+
+class _Absent(NamedTuple):
+    failure: Failure
+    answers: int
+    until_s: float
+
+
+class Missing:
+    """Contacts that are not there, or cannot be had: what Intercom said of each, how often, and
+    until when that is believed (the loop's clock)."""
+
+    def __init__(self) -> None:
+        self._found: OrderedDict[ContactKey, _Absent] = OrderedDict()
+
+    def of(self, key: ContactKey) -> Failure | None:
+        """Return why a contact is not there, as far as that is believed now."""
+        found = self._found.get(key)
+        return found.failure if found is not None and loop_time_s() < found.until_s else None
+
+    def note(self, key: ContactKey, failure: Failure, wait_s: Callable[[int], float]) -> None:
+        """Take in that a contact is not there; ``wait_s`` returns for how long that is believed,
+        after so many answers that said so."""
+        before = self._found.pop(key, None)
+        answers = before.answers + 1 if before else 1
+        self._found[key] = _Absent(failure, answers, loop_time_s() + wait_s(answers))
+        if len(self._found) > MOST_MISSING:
+            self._found.popitem(last=False)
+
+    def forget(self, key: ContactKey) -> None:
+        """Take in that a contact is there, or may be by now."""
+        self._found.pop(key, None)
