@@ -148,12 +148,7 @@ class _Sending:
         if said := self._said_before():
             return said
         assert self._envelope.event is not None
-        refusal = await self._call(self._envelope.event)
-        heir = ""
-        if _is_unknown(refusal):
-            heir = await self._delivery.contacts.merged_into(self._envelope.plan.identity)
-        if heir:
-            refusal = await self._call(_to(heir, self._envelope.event))
+        refusal = await self._send_to_contact(self._envelope.event)
         may_create = self._unknown_user == "create" or self._envelope.record.may_create
         if _is_unknown(refusal) and may_create:
             await self._create()
@@ -162,6 +157,25 @@ class _Sending:
             await self._note_missing(refusal)
         if refusal and refusal.reason is DeadReason.EVENT_TYPE_LIMIT:
             names.refuse(self._name)
+        return refusal
+
+    async def _send_to_contact(self, event: bytes) -> Failure | None:
+        """Send the event to its user's contact: by the user's id, or where the user was merged, by
+        that of the contact."""
+        heirs = self._delivery.workspace.heirs
+        if heir := heirs.of(self._key):
+            refusal = await self._call(_to(heir, event))
+            if not _is_unknown(refusal):
+                return refusal
+            heirs.forget(self._key)
+        refusal = await self._call(event)
+        if not _is_unknown(refusal):
+            return refusal
+        contact_id = await self._delivery.contacts.merged_into(self._envelope.plan.identity)
+        if contact_id and contact_id != heir:
+            refusal = await self._call(_to(contact_id, event))
+            if not _is_unknown(refusal):
+                heirs.note(self._key, contact_id)
         return refusal
 
     async def _create(self) -> None:

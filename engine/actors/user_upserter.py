@@ -115,7 +115,10 @@ class UserUpserter(Actor[Turn, Turn]):
         calls = TurnCalls(delivery.gate, turn)
         upserted = await delivery.contacts.upsert(updates, calls, writing)
         turn.has_succeeded = turn.has_succeeded or upserted.called
-        delivery.workspace.missing.forget(delivery.contacts.key_of(updates[0].identity))
+        key = delivery.contacts.key_of(updates[0].identity)
+        delivery.workspace.missing.forget(key)
+        if upserted.key == key:
+            delivery.workspace.heirs.forget(key)
         return upserted
 
     async def _settle(

@@ -12,7 +12,7 @@ from amplitude_intercom.engine.backoff import probe_delay_s
 from amplitude_intercom.engine.delivery.attributes import Attributes
 from amplitude_intercom.engine.delivery.calls import Answered
 from amplitude_intercom.engine.delivery.contacts.first_contact import FirstContacts
-from amplitude_intercom.engine.delivery.contacts.missing import Missing
+from amplitude_intercom.engine.delivery.contacts.missing import Heirs, Missing
 from amplitude_intercom.engine.delivery.contacts.writing import Writing
 from amplitude_intercom.engine.delivery.event_names import EventNames
 from amplitude_intercom.engine.delivery.gate import Gate
@@ -41,6 +41,7 @@ class Workspace:
         self.names = EventNames(spool, now_ms)
         self.first_contacts = FirstContacts()
         self.missing = Missing()
+        self.heirs = Heirs()
         self._written: dict[ContactKey, anyio.Lock] = {}
 
     @asynccontextmanager

@@ -257,6 +257,36 @@ def test_an_event_of_a_user_that_was_merged_goes_to_the_contact_it_was_merged_in
     assert held(local, "the-heir") == {"plan": "team"}
 
 
+def test_events_of_a_user_that_was_merged_cost_one_call_each_but_the_first(tmp_path: Path) -> None:
+    """Until the user has a contact of its own again."""
+
+    async def scenario() -> list[str]:
+        local = simulation.sandbox()
+        events = {"select": [{"types": ["*"]}]}
+        async with simulation.engine(tmp_path, local, events=events) as engine:
+
+            async def deliver_(*some: dict[str, Any]) -> None:
+                for event in some:
+                    await engine.submit([event], api_key=simulation.API_KEY)
+                    await engine.settled()
+
+            await deliver_(set_(1, plan="free"), set_(2, "ann-lee", plan="free"))
+            mine, theirs = local.contacts
+            local.merge(mine, theirs)
+            await deliver_(set_(3, plan="pro"))
+            local.journal.clear()
+            await deliver_(*(simulation.event(USER, n) for n in range(4, 9)))
+            said = calls(local)
+            assert [event.contact_id for event in local.events] == [theirs] * 5
+            local.handle(simulation.delete(theirs))
+            await deliver_(set_(9, plan="team"), simulation.event(USER, 10))
+        [own] = [c.id for c in local.contacts.values() if c.state == "live"]
+        assert local.events[-1].contact_id == own
+        return said
+
+    assert virtual.run(scenario) == ["POST 404", *["POST 202"] * 5]
+
+
 def test_what_was_counted_for_one_contact_is_not_written_to_another_that_is_there(
     tmp_path: Path,
 ) -> None:

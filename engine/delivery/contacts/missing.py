@@ -1,4 +1,4 @@
-"""Users that Intercom does not know: how long that is believed, and not asked again."""
+"""Users that Intercom does not know, or by another id: how long that is believed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from amplitude_intercom.engine.errors import Failure
 from amplitude_intercom.engine.spool.rows import ContactKey
 
 MOST_MISSING: Final = 10_000
-"""Users that are remembered not to be there; the oldest goes first, and is asked for again."""
+"""Users that are remembered of either kind; the oldest goes first, and is asked for again."""
+
+MERGED_S: Final = 600.0
+"""How long it is believed that a user goes by the id of the contact that it was merged into."""
 
 
 class _Absent(NamedTuple):
@@ -43,4 +46,28 @@ class Missing:
 
     def forget(self, key: ContactKey) -> None:
         """Take in that a contact is there, or may be by now."""
+        self._found.pop(key, None)
+
+
+class Heirs:
+    """Contacts that users were merged into, whose events Intercom takes by that contact's id."""
+
+    def __init__(self) -> None:
+        self._found: OrderedDict[ContactKey, tuple[str, float]] = OrderedDict()
+
+    def of(self, key: ContactKey) -> str:
+        """Return the contact that a user was merged into, as far as that is believed now; else an
+        empty text."""
+        contact_id, until_s = self._found.get(key, ("", 0.0))
+        return contact_id if loop_time_s() < until_s else ""
+
+    def note(self, key: ContactKey, contact_id: str) -> None:
+        """Take in that Intercom knows a user by this contact alone."""
+        self.forget(key)
+        self._found[key] = (contact_id, loop_time_s() + MERGED_S)
+        if len(self._found) > MOST_MISSING:
+            self._found.popitem(last=False)
+
+    def forget(self, key: ContactKey) -> None:
+        """Take in that a user has a contact of its own, or may have."""
         self._found.pop(key, None)

@@ -8,7 +8,12 @@ from typing import Any
 import anyio
 
 from amplitude_intercom.engine.delivery.calls import NotNow
-from amplitude_intercom.engine.delivery.contacts.missing import MOST_MISSING, Missing
+from amplitude_intercom.engine.delivery.contacts.missing import (
+    MERGED_S,
+    MOST_MISSING,
+    Heirs,
+    Missing,
+)
 from amplitude_intercom.engine.delivery.contacts.writing import MOST_WAIT_S, Writing
 from amplitude_intercom.engine.errors import Failure
 from amplitude_intercom.engine.reasons import DeadReason
@@ -93,3 +98,14 @@ async def test_the_more_answers_say_that_a_user_is_not_there_the_longer_it_is_be
     missing.forget(MIRA)
     missing.note(MIRA, NOT_THERE, wait_s)
     assert asked == [1, 2, 1]
+
+
+@in_virtual_time
+async def test_that_a_user_was_merged_is_believed_for_a_while_and_of_so_many() -> None:
+    heirs = Heirs()
+    for n in range(MOST_MISSING + 1):
+        heirs.note(MIRA._replace(value=f"user-{n}"), "5f")
+    assert heirs.of(MIRA._replace(value="user-0")) == ""
+    assert heirs.of(MIRA._replace(value="user-1")) == "5f"
+    await anyio.sleep(MERGED_S + 1)
+    assert heirs.of(MIRA._replace(value="user-1")) == ""
