@@ -17,6 +17,7 @@ from amplitude_intercom.engine.commands.findings import (
     key_findings,
     key_name,
     port_findings,
+    shared_fields,
 )
 from amplitude_intercom.engine.commands.machine import machine_findings
 from amplitude_intercom.engine.commands.preview import Preview, read_events
@@ -102,7 +103,11 @@ async def check(
     limit = settings.largest_file_event_bytes
     events = None if sample is None else list(islice(read_events(sample, limit), MAX_SAMPLE))
     running = await is_running(settings)
-    general = [*key_findings(settings), *port_findings(settings)]
+    general = [
+        *key_findings(settings),
+        *shared_fields(settings),
+        *port_findings(settings),
+    ]
     general += machine_findings(settings, running=running)
     found: dict[str, list[Finding]] = {}
     for sync in settings.sync:

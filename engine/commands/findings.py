@@ -9,7 +9,7 @@ from typing import Literal
 import msgspec
 
 from amplitude_intercom.engine.addresses import host_and_port
-from amplitude_intercom.engine.settings import ANY_KEY, Secret, Settings, Sync
+from amplitude_intercom.engine.settings import ANY_KEY, Secret, Settings, Sync, source_and_target
 
 EVERYBODY = ("0.0.0.0", "::")  # noqa: S104 - hosts that are compared with
 
@@ -42,6 +42,27 @@ def key_findings(settings: Settings) -> Iterator[Finding]:
                 " access token: what both select is sent twice"
             )
             yield Finding("warning", "sync", text)
+
+
+def shared_fields(settings: Settings) -> Iterator[Finding]:
+    """Yield which fields of contacts two syncs write."""
+    for first, other in combinations([sync for sync in settings.sync if sync.enabled], 2):
+        both = sorted(_fields(first) & _fields(other))
+        if not both or not _write_to_one(first, other):
+            continue
+        names = ", ".join(f"`{name}`" for name in both)
+        if first.mapping.identifier == other.mapping.identifier:
+            what = "the one that comes last is right, and each counts on from it"
+        else:
+            what = "they find contacts by different fields, and do not know what the other wrote"
+        text = f"`{first.name}` and `{other.name}` both write {names} to one workspace's contacts"
+        yield Finding("warning", "sync", f"{text}: {what}; let one of them have it")
+
+
+def _fields(sync: Sync) -> set[str]:
+    if not sync.users.enabled:
+        return set()
+    return {target for _, target in map(source_and_target, sync.users.properties)}
 
 
 def _is_delivered(key: Secret, settings: Settings) -> bool:

@@ -218,7 +218,7 @@ class Preview:
             [update],
             held,
             known,
-            newer_wins=self._sync.users.newer_wins and self._sync.users.trigger == "any_update",
+            newer_wins=self._sync.users.newer_wins,
         )
         values = {n: h.value for n, h in draft.properties.items() if h.value is not None}
         made = list(self._creations(self._rules.contacts.attributes_of(values)))

@@ -17,7 +17,12 @@ from amplitude_intercom.engine.commands.terminal import (
 )
 from amplitude_intercom.engine.settings import Settings
 from amplitude_intercom.engine.spool.store import wall_clock_ms
-from amplitude_intercom.engine.spool.user_state import MOST_BATCHES_READ, Deferral, UserState
+from amplitude_intercom.engine.spool.user_state import (
+    MOST_BATCHES_READ,
+    Deferral,
+    KnownContact,
+    UserState,
+)
 
 
 async def show(settings: Settings, sync: str | None, key: str, *, as_json: bool) -> int:
@@ -58,6 +63,17 @@ def _fields(state: UserState) -> dict[str, object]:
     return {name: getattr(state, name) for name in state.__struct_fields__}
 
 
+def _which(contact: KnownContact) -> str:
+    """Return which contact a user has, in words."""
+    if not contact.contact_id:
+        return "none is known yet: the first write has no answer, or was refused"
+    if contact.owner:
+        return f"{contact.contact_id}, which is that of {contact.owner}: the two were merged"
+    if contact.is_lost:
+        return f"{contact.contact_id} is not there any more: looked for at the next update"
+    return f"{contact.contact_id}, as written or read last"
+
+
 def _rows(state: UserState, now_ms: int) -> Iterator[tuple[str, str]]:
     def ago(at_ms: int) -> str:
         return f"{duration(max(0, now_ms - at_ms) / 1000)} ago"
@@ -79,12 +95,11 @@ def _rows(state: UserState, now_ms: int) -> Iterator[tuple[str, str]]:
     if state.contact is None:
         yield "contact", "not known yet: it is looked for at the next update"
     else:
-        yield (
-            "contact",
-            f"{state.contact.contact_id or 'deleted'}, written {ago(state.contact.at_ms)}",
-        )
-        names = [name.removeprefix("custom_attributes.") for name in state.contact.fields]
-        yield "", ", ".join(names) or "no properties"
+        contact = state.contact
+        yield "contact", f"{_which(contact)} ({ago(contact.at_ms)})"
+        names = [name.removeprefix("custom_attributes.") for name in contact.fields]
+        if names:
+            yield "", f"has {', '.join(names)}, as far as is known"
     if state.dead_letters:
         ids = ", ".join(map(str, state.dead_letter_ids))
         yield "dead letters", f"{listed(state.dead_letters.items())} (latest ids: {ids})"

@@ -54,11 +54,18 @@ class Deferral(msgspec.Struct, frozen=True):
 
 
 class KnownContact(msgspec.Struct, frozen=True):
-    """What is remembered of a user's contact: names alone, and when it was written last."""
+    """What is remembered of a user's contact, and when.
+
+    ``contact_id`` is empty where none is known yet, because a first write has no answer. ``fields``
+    are those that have a value, by name alone. ``owner``: the user that this one was merged into.
+    """
 
     contact_id: str
     fields: list[str]
     at_ms: int
+    is_lost: bool = False
+    """Whether Intercom said that it is not there."""
+    owner: str = ""
 
 
 class UserState(msgspec.Struct, frozen=True):
@@ -205,4 +212,5 @@ def _contact(store: Store, key: ContactKey | None) -> KnownContact | None:
     if row is None:
         return None
     known = read_known(row[0]) or Known()  # damaged: ``spool verify`` says so
-    return KnownContact(known.contact_id, sorted(known.fields), row[1])
+    fields = sorted(name for name, value in known.fields.items() if value is not None)
+    return KnownContact(known.contact_id, fields, row[1], known.is_lost, known.owner)

@@ -115,7 +115,7 @@ async def test_other_settings_leave_what_is_known_of_contacts(tmp_path: Path) ->
         again = process.settings(tmp_path, url)
         _, out, _ = await process.run(*show, "-c", str(again))
     assert json.loads(elsewhere)["contact"] is None  # it is another workspace's
-    assert json.loads(out)["contact"]["fields"] == ["custom_attributes.plan", "email"]
+    assert json.loads(out)["contact"]["fields"] == ["custom_attributes.plan"]
 
 
 async def test_beside_a_daemon_that_cannot_be_asked_the_files_are_read(tmp_path: Path) -> None:

@@ -11,7 +11,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from amplitude_intercom.engine.commands.check import _clock_findings, _token_findings
-from amplitude_intercom.engine.commands.findings import Finding, key_findings, port_findings
+from amplitude_intercom.engine.commands.findings import (
+    Finding,
+    key_findings,
+    port_findings,
+    shared_fields,
+)
 from amplitude_intercom.engine.commands.machine import machine_findings
 from amplitude_intercom.engine.commands.sample import Names, name_findings, wanted_of
 from amplitude_intercom.engine.config import from_table
@@ -54,6 +59,25 @@ def test_a_key_of_a_disabled_sync_alone_is_named() -> None:
     assert "no enabled sync takes the key key-…" in text
     assert not [*key_findings(settings(off, sync("on")))]
     assert not [*key_findings(settings(off, sync("on", amplitude_api_keys=["*"])))]
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({}, "both write `City`, `plan` to one workspace's contacts: the one that comes last"),
+        ({"mapping": {"identifier": "email", "from": "user.email"}}, "do not know what the other"),
+        ({"users": {"properties": ["seats"]}}, ""),
+        ({"users": {"properties": ["plan"], "enabled": False}}, ""),
+        ({"intercom": {"access_token": "another"}}, ""),
+        ({"enabled": False}, ""),
+    ],
+)
+def test_fields_that_two_syncs_write_are_named(other: dict[str, Any], said: str) -> None:
+    users = {"users": {"properties": ["plan", "email", {"from": "city", "to": "City"}]}}
+    theirs = {"users": {"properties": ["City", "plan"]}, **other}
+    found = texts([*shared_fields(settings(sync(**users), sync("b", **theirs)))])
+    assert len(found) == bool(said)
+    assert said in "".join(found)
 
 
 @pytest.mark.parametrize(("keys", "found"), [(["key-1"], 1), (["*"], 1), (["key-2"], 0), ([], 0)])

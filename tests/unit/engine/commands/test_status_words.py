@@ -8,7 +8,7 @@ import pytest
 from amplitude_intercom.engine.commands import inspect, users
 from amplitude_intercom.engine.delivery.judging import Trouble
 from amplitude_intercom.engine.metrics import GateStatus
-from amplitude_intercom.engine.spool.user_state import Deferral
+from amplitude_intercom.engine.spool.user_state import Deferral, KnownContact
 
 GATE = GateStatus("host", "open", 1667.0, 0, {"POST /events 202": 3}, {})
 NOW_MS = 1_800_000_000_000
@@ -68,3 +68,16 @@ def test_a_refused_token_is_said_with_intercom_s_words() -> None:
 )
 def test_why_a_user_waits_is_said(deferred: Deferral | None, words: str) -> None:
     assert users._why(deferred, NOW_MS) == words
+
+
+@pytest.mark.parametrize(
+    ("contact", "words"),
+    [
+        (KnownContact("", [], 0), "none is known yet: the first write has no answer"),
+        (KnownContact("5f", [], 0), "5f, as written or read last"),
+        (KnownContact("5f", [], 0, is_lost=True), "5f is not there any more"),
+        (KnownContact("5f", [], 0, owner="ann-lee"), "5f, which is that of ann-lee"),
+    ],
+)
+def test_which_contact_a_user_has_is_said_as_it_is(contact: KnownContact, words: str) -> None:
+    assert users._which(contact).startswith(words)
