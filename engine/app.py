@@ -256,7 +256,9 @@ class Engine:
 
         def work(store: Store) -> list[Selection]:
             return [
-                follow_selection(store, stream.spool.taker, stream.selected, self._now_ms())
+                follow_selection(
+                    store, stream.spool.taker, stream.selected, stream.found_by, self._now_ms()
+                )
                 for stream in self.streams.values()
             ]
 

@@ -78,6 +78,8 @@ class ContactUpdate(msgspec.Struct, frozen=True, gc=False):
     """The id that the record which brings them had first: ``$add`` must not be applied twice."""
     at_ms: int = 0
     """The event's own time (Unix ms)."""
+    by_time: bool = False
+    """Whether its time, rather than when it comes, says what is newer than it."""
 
 
 class Plan(msgspec.Struct, frozen=True, gc=False):

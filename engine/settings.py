@@ -375,8 +375,8 @@ MEANINGS: Final[dict[str, str]] = {
     "sync.users.trigger": "`any_update`: events that carry a selected property update too",
     "sync.users.archived": "a contact found archived: bring it back, or `dead_letter`",
     "sync.users.newer_wins": (
-        "with `any_update`: an event that is older than the one which set a property last does not"
-        " set it"
+        "with `any_update`, and for what is replayed: an event that is older than the one which set"
+        " a property last does not set it"
     ),
     "sync.users.create_missing_attributes": (
         "create attributes that the workspace lacks; a number gets a type with decimals"

@@ -39,6 +39,11 @@ class Stream:
         return self.rules.contacts.properties if self.sync.users.enabled else ()
 
     @property
+    def found_by(self) -> str:
+        """What its users are found by, in one text."""
+        return f"{self.sync.mapping.identifier} {self.sync.mapping.source}"
+
+    @property
     def gate(self) -> Gate | None:
         """The gate of its access token, where it delivers."""
         return self.delivery.gate if self.delivery else None

@@ -102,11 +102,18 @@ class ContactRules:
         return set(self._stand_ins.values())
 
     def update(
-        self, event: Content, identity: Identity, claim_id: int, accepted_at_ms: int
+        self,
+        event: Content,
+        identity: Identity,
+        claim_id: int,
+        accepted_at_ms: int,
+        *,
+        is_replayed: bool = False,
     ) -> tuple[ContactUpdate | None, Sequence[Adjustment]]:
         """Return what an event brings to its contact; None where it does not touch it.
 
-        Its time is no later than it was accepted, whatever its clock says.
+        Its time is no later than it was accepted, whatever its clock says. It counts where events
+        update contacts too, for their clients send them in no order, and for what is replayed.
         """
         identify = event.event_type == IDENTIFY
         if not (self.updates_on_events or (identify and self._enabled)):
@@ -117,7 +124,8 @@ class ContactRules:
         refused = AdjustmentReason.OPERATION_REFUSED
         adjustments = [Adjustment(refused, "user_properties", problem) for problem in problems]
         at_ms = accepted_at_ms if event.time_ms is None else min(event.time_ms, accepted_at_ms)
-        return ContactUpdate(identity, operations, claim_id, at_ms), adjustments
+        by_time = self.updates_on_events or is_replayed
+        return ContactUpdate(identity, operations, claim_id, at_ms, by_time), adjustments
 
     def carries_update(self, event: Event) -> bool:
         """Whether an event has anything to say about selected user properties."""

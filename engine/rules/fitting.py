@@ -270,7 +270,7 @@ def join(values: list[Any]) -> Fitted:
 
     No more of it is looked at than the text can hold, nor more than ``MAX_ELEMENTS``.
     """
-    parts, length = [], -len(_COMMA)
+    parts, length = [], -len(JOINT)
     for value in islice(values, MAX_ELEMENTS):
         if isinstance(value, list | dict):
             continue
@@ -278,7 +278,7 @@ def join(values: list[Any]) -> Fitted:
         if fitted is None:
             continue
         parts.append(fitted)
-        length += len(_COMMA) + len(fitted)
+        length += len(JOINT) + len(fitted)
         if length > MAX_INTERCOM_TEXT:
             break
     if not parts:
@@ -286,7 +286,7 @@ def join(values: list[Any]) -> Fitted:
         return None, Note(
             AdjustmentReason.ARRAY_LEFT_OUT, f"an array without single values{among}, left out"
         )
-    kept = cut(_COMMA.join(parts))
+    kept = cut(JOINT.join(parts))
     lost = f", cut to {len(kept)} characters" if len(kept) < length else ""
     some = "" if len(parts) == len(values) else f" {len(parts)} of them"
     return kept, Note(
@@ -294,7 +294,8 @@ def join(values: list[Any]) -> Fitted:
     )
 
 
-_COMMA: Final = ", "
+JOINT: Final = ", "
+"""Between the elements of an array, which is one text there."""
 
 
 def is_plain(value: Any, style: Style) -> bool:

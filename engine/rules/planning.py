@@ -71,8 +71,13 @@ class SyncRules:
         identity = self.who.identity(record.user_key)
         if type(identity) is Reject:  # `isinstance` takes five times as long for what is none
             return identity
+        claim_id = record.claim_id or record.id
         contact, of_contact = self.contacts.update(
-            event, identity, record.claim_id or record.id, record.accepted_at_ms
+            event,
+            identity,
+            claim_id,
+            record.accepted_at_ms,
+            is_replayed=claim_id != record.id,
         )
         is_short = len(event.event_type) <= MAX_AMPLITUDE_TEXT  # others are not worth remembering
         rule = (self._rule_of_type if is_short else self._type_rule)(event.event_type)

@@ -567,6 +567,107 @@ def test_a_time_that_is_ahead_does_not_keep_later_updates_out(tmp_path: Path) ->
     assert held(virtual.run(scenario)) == {"plan": "pro"}
 
 
+def test_of_two_syncs_that_write_one_property_neither_brings_back_what_the_other_replaced(
+    tmp_path: Path,
+) -> None:
+    """Each counts on from what the other has written."""
+
+    async def scenario() -> Sandbox:
+        local = simulation.sandbox()
+        users = {"properties": ["plan", "visits", "tags"]}
+        second = {"users": users, "amplitude_api_keys": ["second-api-key"]}
+        async with simulation.engine(tmp_path, local, users=users, second=second) as engine:
+            for n, (sync, operations) in enumerate(
+                [
+                    ("simulated", {"$set": {"plan": "free"}, "$add": {"visits": 1}}),
+                    ("another", {"$set": {"plan": "trial"}, "$add": {"visits": 5}}),
+                    ("simulated", {"$set": {"plan": "pro"}, "$add": {"visits": 1}}),
+                    ("another", {"$set": {"tags": ["new"]}}),
+                    ("simulated", {"$unset": {"plan": "-"}, "$append": {"tags": "old"}}),
+                    ("another", {"$add": {"visits": 1}, "$preInsert": {"tags": "new"}}),
+                ]
+            ):
+                await engine.submit([identify(n, operations)], sync=sync)
+                await engine.settled()
+        return local
+
+    assert held(virtual.run(scenario)) == {"plan": None, "visits": 8, "tags": "new, old"}
+
+
+@pytest.mark.parametrize("newer_wins", [True, False])
+def test_a_letter_that_is_replayed_does_not_replace_what_came_since(
+    tmp_path: Path, newer_wins: bool
+) -> None:
+    async def scenario() -> Sandbox:
+        local = simulation.sandbox()
+        users = {"properties": ["plan", "visits"], "newer_wins": newer_wins}
+        local.faults.append(Fault("status", status=422, path=CONTACTS, contains="pro"))
+        async with simulation.engine(tmp_path, local, users=users) as engine:
+            for n, plan in enumerate(["free", "pro", "team"]):
+                both = {"$set": {"plan": plan}, "$add": {"visits": 1}}
+                await engine.submit([identify(n, both)], api_key=simulation.API_KEY)
+                await engine.settled()
+                await anyio.sleep(5)
+            local.faults.clear()
+            await engine.replay("simulated", DeadLetterQuery(every=True))
+            await engine.settled()
+        return local
+
+    expected = {"plan": "team" if newer_wins else "pro", "visits": 3}
+    assert held(virtual.run(scenario)) == expected
+
+
+def test_a_list_that_has_become_empty_clears_its_field(tmp_path: Path) -> None:
+    async def scenario() -> Sandbox:
+        local = simulation.sandbox()
+        both = {"$set": {"tags": ["only"], "others": ["a"]}}
+        empty = {"$remove": {"tags": "only"}, "$set": {"others": []}}
+        users = {"properties": ["tags", "others"]}
+        await deliver(tmp_path, local, identify(1, both), identify(2, empty), users=users)
+        return local
+
+    assert held(virtual.run(scenario)) == {"tags": None, "others": None}
+
+
+def test_a_list_that_is_one_text_on_the_contact_is_a_list_again_where_it_is_read(
+    tmp_path: Path,
+) -> None:
+    async def scenario() -> Sandbox:
+        local = simulation.sandbox()
+        theirs = {"tags": "a, b", "seen": "a, b", "name2": "Lee, Ann"}
+        local.add_contact(external_id=USER, custom_attributes=theirs)
+        operations = {
+            "$preInsert": {"tags": ["a", "c"]},
+            "$remove": {"seen": "b"},
+            "$setOnce": {"name2": "x"},
+        }
+        users = {"properties": list(theirs)}
+        await deliver(tmp_path, local, identify(1, operations), users=users)
+        return local
+
+    assert held(virtual.run(scenario)) == {"tags": "c, a, b", "seen": "a", "name2": "Lee, Ann"}
+
+
+def test_what_was_known_by_another_identifier_is_read_before_it_is_counted_on(
+    tmp_path: Path,
+) -> None:
+    def update(n: int, operations: dict[str, Any]) -> dict[str, Any]:
+        operations = {**operations, "$set": {**operations.get("$set", {}), "email": "m@x.io"}}
+        return identify(n, operations)
+
+    async def scenario() -> Sandbox:
+        local = simulation.sandbox()
+        users = {"properties": ["email", "visits"]}
+        by_email = {"identifier": "email", "from": "user.email"}
+        add = {"$add": {"visits": 1}}
+        await deliver(tmp_path, local, update(1, add), users=users)
+        await deliver(tmp_path, local, update(2, add), users=users, mapping=by_email)
+        await deliver(tmp_path, local, update(3, add), users=users)
+        return local
+
+    assert held(virtual.run(scenario))["visits"] == 3
+
+
 @pytest.mark.parametrize("lag_s", [0.0, 120.0])
 def test_by_email_a_contact_that_got_another_email_is_left_alone_while_the_index_is_behind(
     tmp_path: Path, lag_s: float

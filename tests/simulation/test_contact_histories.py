@@ -15,7 +15,7 @@ Not judged, because the rules leave it open:
 - ``$set`` and ``$unset`` of a time between the last one and an operation that counts.
 - A property that is selected later while updates of it wait, or after others wrote it on a contact
   that we made.
-- An empty list (``as_field``); all e-mail addresses where the workspace is strict about them.
+- All e-mail addresses where the workspace is strict about them.
 """
 
 from __future__ import annotations

@@ -91,6 +91,8 @@ def apply(update: Update, properties: Properties, base: Base) -> Properties:
         if operation in ("$clearAll", "$set", "$unset"):
             value = argument if operation == "$set" else None
             found[name] = _set(found.get(name, NEVER_SET), value, update)
+        elif operation == "$setOnce" and update.newer_wins and _is_late(found.get(name), update):
+            found[name] = _set_once_late(found[name], update)
         else:
             held = found[name] if name in found else Held(base(name))
             found[name] = Held(
@@ -100,6 +102,17 @@ def apply(update: Update, properties: Properties, base: Base) -> Properties:
                 SURE if held.believed is SURE else UNSURE,
             )
     return found
+
+
+def _is_late(held: Held | None, update: Update) -> bool:
+    return held is not None and update.time_s < held.high
+
+
+def _set_once_late(held: Held, update: Update) -> Held:
+    """Return a property that may have been set since: what has a value keeps it in any case."""
+    if held.value is not None or update.time_s < held.low:
+        return held
+    return held._replace(value=UNSURE)
 
 
 def _set(held: Held, value: Any, update: Update) -> Held:
@@ -208,10 +221,10 @@ def read_again(properties: Properties) -> Properties:
 
 
 def as_field(value: Any) -> Any:
-    """Return a value as a contact's field has it; whether an empty list clears it is not said."""
+    """Return a value as a contact's field has it; an empty list clears it."""
     if not isinstance(value, list):
         return value
-    return ", ".join(map(_text, value)) if value else UNSURE
+    return ", ".join(map(_text, value)) or None
 
 
 def _text(value: Any) -> str:

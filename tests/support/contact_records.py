@@ -112,7 +112,9 @@ class Records:
                 self.log.remove(sent)
                 self.log.append(sent)
                 sent.is_dead = False
-                sent.update = sent.update._replace(selected=tuple(sent.plan.selected))
+                sent.update = sent.update._replace(
+                    selected=tuple(sent.plan.selected), newer_wins=sent.plan.newer_wins
+                )
 
     # --- what must be -------------------------------------------------------------------------
 

@@ -68,4 +68,4 @@ def test_an_update_that_may_have_been_applied_leaves_its_own_properties_open() -
 
 def test_a_list_is_one_text_on_a_contact() -> None:
     assert as_field(["a", 1, True, 2.5]) == "a, 1, true, 2.5"
-    assert as_field([]) is UNSURE
+    assert as_field([]) is None

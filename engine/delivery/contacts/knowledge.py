@@ -18,7 +18,6 @@ from typing import Any
 import msgspec
 
 from amplitude_intercom.engine.delivery.contacts.resolving import Way
-from amplitude_intercom.engine.delivery.contacts.selection import Selection
 from amplitude_intercom.engine.delivery.contacts.working_out import same, with_base
 from amplitude_intercom.engine.rules.contacts import ContactRules
 from amplitude_intercom.engine.spool.rows import Held, Known
@@ -31,11 +30,13 @@ class Knowledge:
         self,
         rules: ContactRules,
         taker: str,
-        selection: Selection,
+        selection: int,
         before: Known,
+        held: Mapping[str, Held],
         noted: Known | None = None,
     ) -> None:
-        """``before``: what is known at the beginning; ``noted``: the same, with what was made
+        """``selection``: its number. ``before``: what is known at the beginning, with the
+        properties that can be counted on (``held``); ``noted``: the same, with what was made
         durable since of a write that is about to be made."""
         self._rules = rules
         self._taker = taker
@@ -44,7 +45,7 @@ class Knowledge:
         known = noted or before
         # One that is created in the stead of a lost one has no fields yet.
         self.known = msgspec.structs.replace(known, fields={}) if before.is_lost else known
-        self._own = self.held = selection.properties_of(before, taker)
+        self._own = self.held = dict(held)
         """The user's properties, whatever contact it goes to; and those that count on this one."""
         self._refused: dict[str, Any] = {}
 
@@ -122,7 +123,7 @@ class Knowledge:
             contact_id=contact_id,
             is_lost=bool(contact_id and not way.contact_id),
             properties={**known.properties, self._taker: held},
-            selections={**known.selections, self._taker: self._selection.number},
+            selections={**known.selections, self._taker: self._selection},
         )
 
 

@@ -15,6 +15,7 @@ from amplitude_intercom.engine.delivery.contacts.resolving import Do, Way
 from amplitude_intercom.engine.delivery.contacts.selection import Selection
 from amplitude_intercom.engine.delivery.contacts.working_out import (
     Draft,
+    as_written,
     cannot_be_created,
     needs_base,
     work_out,
@@ -47,6 +48,13 @@ class Scope(NamedTuple):
         """Return what a user's contact is known by."""
         return ContactKey(self.workspace.number, identity.field, identity.value)
 
+    def properties_of(self, known: Known) -> dict[str, Held]:
+        """Return the properties that can be counted on for the contact that is known."""
+        held = self.selection.properties_of(known, self.taker)
+        if len(known.properties) < 2:
+            return held  # nobody else writes it
+        return as_written(self.rules, self.workspace.attributes, held, known)
+
     def work_out(
         self, updates: Sequence[ContactUpdate], held: Mapping[str, Held], known: Known
     ) -> Draft:
@@ -57,11 +65,13 @@ class Scope(NamedTuple):
 
 class Begun(NamedTuple):
     """What is known at the beginning, and under which ``key``: ``updates`` that are not done, what
-    comes ``first``, and what they come to, where that is a write; what was ``noted`` of it then."""
+    comes ``first``, and what they come to, where that is a write; what was ``noted`` of it then.
+    ``held``: the properties that can be counted on."""
 
     key: ContactKey
     known: Known
     noted: Known
+    held: dict[str, Held]
     updates: list[ContactUpdate]
     first: Do
     draft: Draft | None
@@ -100,21 +110,21 @@ class Notes:
         scope = self._scope
         key, known = store.contacts.find(self.own_key)
         if not has(key):
-            return Begun(key, known, known, list(updates), Do.DONE, None)
+            return Begun(key, known, known, {}, list(updates), Do.DONE, None)
         if key != self.own_key:
             store.contacts.use(self.own_key, scope.now_ms())
         done = store.records.updated(scope.spool.taker, [update.claim_id for update in updates])
         updates = [update for update in updates if update.claim_id not in done]
-        held = scope.selection.properties_of(known, scope.taker)
+        held = scope.properties_of(known)
         first = self._first(known, updates, held)
         if not updates or first not in (Do.PUT, Do.CREATE):
-            return Begun(key, known, known, updates, first, None)
+            return Begun(key, known, known, held, updates, first, None)
         bare = msgspec.structs.replace(known, fields={})
         draft = scope.work_out(updates, held, known if first is Do.PUT else bare)
         noted = with_unsure(known, draft.changes)
         if noted != known:
             self.keep(store, key, noted)
-        return Begun(key, known, noted, updates, first, draft)
+        return Begun(key, known, noted, held, updates, first, draft)
 
     def _first(
         self, known: Known, updates: Sequence[ContactUpdate], held: Mapping[str, Held]

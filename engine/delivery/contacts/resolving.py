@@ -290,7 +290,11 @@ def _taken_by_some(way: Way, answer: Answer, sent: Collection[str]) -> Next:
     contested = [name for name in CONTESTED if name in sent and name != way.identity.field]
     if contested:
         return _leaving_out(way, contested), Do.PUT if way.contact_id else Do.CREATE
-    return way, failure_of(DeadReason.CONTACT_AMBIGUOUS, answer)
+    if intercom.says_ambiguous(answer):
+        return way, failure_of(DeadReason.CONTACT_AMBIGUOUS, answer)
+    if Do.CREATE in way.created:
+        return way, failure_of(DeadReason.CONTACT_CONFLICT, answer)
+    return _creating(way, Do.CREATE, answer)
 
 
 def _put_is_taken(way: Way, answer: Answer, sent: Collection[str]) -> Next:

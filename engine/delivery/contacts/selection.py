@@ -1,7 +1,9 @@
 """Which properties a sync brings to contacts, and since when. Pure, but for where it is kept.
 
 Operations on a property that is not selected are not applied. So what is known of one holds no
-longer once it was left out: selected again, it is read of the contact before it is counted on.
+longer once it was left out: selected again, it is read of the contact before it is counted on. So
+are all of them where users were found by something else meanwhile, for what came then is known by
+that.
 """
 
 from __future__ import annotations
@@ -17,17 +19,22 @@ from amplitude_intercom.engine.spool.store import Store
 class Selection(msgspec.Struct, frozen=True):
     """The ``number`` of a selection of properties, counted from 1 with each that is another than
     the one before; ``since``: for each of them, the number of the first that has had it until now.
+    ``found_by``: what users were found by.
     """
 
     number: int = 0
     since: dict[str, int] = {}
+    found_by: str = ""
 
-    def followed_by(self, names: Collection[str]) -> Selection:
+    def followed_by(self, names: Collection[str], found_by: str) -> Selection:
         """Return the selection of these names that comes after this one."""
-        if self.number and self.since.keys() == set(names):
+        is_the_same = found_by == self.found_by
+        if is_the_same and self.number and self.since.keys() == set(names):
             return self
         number = self.number + 1
-        return Selection(number, {name: self.since.get(name, number) for name in sorted(names)})
+        before = self.since if is_the_same else {}
+        since = {name: before.get(name, number) for name in sorted(names)}
+        return Selection(number, since, found_by)
 
     def properties_of(self, known: Known, taker: str) -> dict[str, Held]:
         """Return a taker's properties that have been selected since they were kept."""
@@ -39,15 +46,17 @@ class Selection(msgspec.Struct, frozen=True):
         }
 
 
-def follow_selection(store: Store, taker: int, names: Collection[str], now_ms: int) -> Selection:
-    """Keep what a sync selects from now on; return it."""
+def follow_selection(
+    store: Store, taker: int, names: Collection[str], found_by: str, now_ms: int
+) -> Selection:
+    """Keep what a sync selects from now on, and what its users are found by; return it."""
     key = f"selection {taker}"
     text = store.meta.get(key)
     try:
         before = msgspec.json.decode(text, type=Selection) if text else Selection()
     except msgspec.MsgspecError:  # damaged: every property is read again
         before = Selection(number=now_ms)
-    selection = before.followed_by(names)
+    selection = before.followed_by(names, found_by)
     if selection != before:
         store.meta.set(key, msgspec.json.encode(selection).decode())
     return selection

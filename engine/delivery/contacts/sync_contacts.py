@@ -38,9 +38,14 @@ class Contacts:
         unknown_attributes: Counter[str],
     ) -> None:
         """``unknown_attributes`` counts those that the workspace does not have."""
-        newer_wins = users.newer_wins and users.trigger == "any_update"
         self._scope = Scope(
-            spool, workspace, rules, selection, now_ms, newer_wins, archived=users.archived
+            spool,
+            workspace,
+            rules,
+            selection,
+            now_ms,
+            newer_wins=users.newer_wins,
+            archived=users.archived,
         )
         self._spool = spool
         self._workspace = workspace

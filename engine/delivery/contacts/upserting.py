@@ -31,7 +31,7 @@ from amplitude_intercom.engine.envelope import Adjustment, ContactUpdate, Identi
 from amplitude_intercom.engine.errors import Failure, Undeliverable
 from amplitude_intercom.engine.reasons import DeadReason
 from amplitude_intercom.engine.rules.bodies import contact_body, creation_body
-from amplitude_intercom.engine.spool.rows import ContactKey, Known
+from amplitude_intercom.engine.spool.rows import ContactKey, Held, Known
 from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.transports import intercom
 from amplitude_intercom.transports.intercom import Answer, Request
@@ -77,8 +77,8 @@ class Upsert:
         self._made = 0
         self._is_by_email = identity.field == "email"
         """Whether it is to be searched for before it is created."""
-        self._knowledge = Knowledge(scope.rules, scope.taker, scope.selection, Known())
         self._way = Way(identity=identity, archived=scope.archived)
+        self._start_from(Known())
         self._draft = Draft({}, {}, [])
         self._is_noted = False
         """Whether it is durable already that the draft is about to be written."""
@@ -137,15 +137,20 @@ class Upsert:
             await self._writing.take(begun.key)
             begun = await self._persist(begin)
         self._key, self._updates = begun.key, begun.updates
-        self._start_from(begun.known, begun.noted)
+        self._start_from(begun.known, begun.held, begun.noted)
         if begun.draft is not None:
             self._draft, self._is_noted = begun.draft, True
         return begun.first
 
-    def _start_from(self, known: Known, noted: Known | None = None) -> None:
+    def _start_from(
+        self, known: Known, held: dict[str, Held] | None = None, noted: Known | None = None
+    ) -> None:
         """Take in what is known at the beginning, and what was ``noted`` since."""
         scope = self._scope
-        self._knowledge = Knowledge(scope.rules, scope.taker, scope.selection, known, noted)
+        if held is None:
+            held = scope.properties_of(known)
+        number = scope.selection.number
+        self._knowledge = Knowledge(scope.rules, scope.taker, number, known, held, noted)
         if not known.is_lost:
             owner = "" if self._key == self._notes.own_key else self._key.value
             self._way = msgspec.structs.replace(self._way, contact_id=known.contact_id, owner=owner)

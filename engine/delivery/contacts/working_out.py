@@ -10,6 +10,8 @@ Rules
    because a write of it has no answer yet.
 4. What was read of a contact is not written back to it.
 5. What an event sets or unsets does not touch a property that a newer event has set (by setting).
+6. A property whose field another sync has written since is the contact's: it is read before it is
+   counted on, and not written back.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import msgspec
 from amplitude_intercom.engine.envelope import Adjustment, ContactUpdate
 from amplitude_intercom.engine.reasons import AdjustmentReason
 from amplitude_intercom.engine.rules.contacts import ContactRules, Types, can_be_cleared
+from amplitude_intercom.engine.rules.fitting import JOINT
 from amplitude_intercom.engine.rules.user_properties import CLEAR_ALL, apply
 from amplitude_intercom.engine.spool.rows import Held, Known
 
@@ -32,6 +35,11 @@ _ABSOLUTE: Final = frozenset({CLEAR_ALL, "$set", "$unset"})
 
 _REPEATED_IN_EFFECT: Final = frozenset({"$add", "$append", "$prepend"})
 """Operations that come to something else where they are applied to their own result."""
+
+_OF_LISTS: Final = frozenset({"$append", "$prepend", "$preInsert", "$postInsert", "$remove"})
+
+_NO_VALUES: Final[Sequence[Any]] = (None, [], {})
+"""Of these a contact's field is empty."""
 
 UNSAID: Final = object()
 """In the stead of the value of a field of which nothing is known."""
@@ -64,6 +72,21 @@ def _based(updates: Iterable[ContactUpdate]) -> Iterator[tuple[str, Mapping[str,
                 yield op, names
 
 
+def as_written(
+    rules: ContactRules, types: Types, held: Properties, known: Known
+) -> dict[str, Held]:
+    """Return the properties whose fields are as they were written for them, or not known."""
+    values = {name: found.value for name, found in held.items() if found.value is not None}
+    fields, _ = rules.contact_fields(values, types)
+
+    def holds(field: str) -> bool:
+        if field in known.unsure or field not in known.fields:
+            return True
+        return same(known.fields[field], fields.get(field))
+
+    return {name: found for name, found in held.items() if holds(rules.properties[name])}
+
+
 def with_base(held: Properties, rules: ContactRules, contact: Mapping[str, Any]) -> dict[str, Held]:
     """Return properties with those that were not known as a contact has them."""
     theirs = rules.properties_of_contact(contact)
@@ -86,7 +109,7 @@ def work_out(
     values = {
         name: found.value
         for name, found in properties.items()
-        if found.value is not None and name not in read
+        if found.value not in _NO_VALUES and name not in read
     }
     fields, adjustments = rules.contact_fields(values, types)
     empty = {
@@ -135,8 +158,9 @@ def _apply(
     refused: list[Adjustment] = []
     for update in updates:
         operations = update.operations
-        if newer_wins:
+        if newer_wins and update.by_time:
             operations = _without_older(operations, update.at_ms, times, names)
+        _take_apart(operations, state, times)
         state, problems = apply(operations, state)
         for name in _names_in(operations, names):
             times[name] = max(times.get(name, 0), update.at_ms)
@@ -147,6 +171,17 @@ def _apply(
         ]
     known = held.keys() | touched
     return {name: Held(state.get(name), times[name]) for name in known}, touched, refused
+
+
+def _take_apart(
+    operations: Mapping[str, Any], state: dict[str, Any], times: Mapping[str, int]
+) -> None:
+    """Make lists of texts that were read of the contact, which has a list as one text."""
+    for op in _OF_LISTS & operations.keys():
+        for name in operations[op]:
+            text = state.get(name)
+            if times.get(name) == 0 and isinstance(text, str) and JOINT in text:
+                state[name] = text.split(JOINT)
 
 
 def _names_in(operations: Mapping[str, Any], names: Mapping[str, str]) -> set[str]:
@@ -167,7 +202,7 @@ def _without_older(
         del left[CLEAR_ALL]
         left = {"$unset": {}, **left}  # it comes first
         left["$unset"] = {**dict.fromkeys(names, "-"), **left["$unset"]}
-    for op in ("$unset", "$set"):
+    for op in ("$unset", "$set", "$setOnce"):
         if op in left:
             left[op] = {name: value for name, value in left[op].items() if name not in newer}
     return left

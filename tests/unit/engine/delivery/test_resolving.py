@@ -54,6 +54,7 @@ def merged(into: str) -> Answer:
 
 NAMED = refusal(409, "A contact matching those details already exists with id=6a")
 ARCHIVED = refusal(409, "An archived contact matching those details already exists with id=6a")
+SHARED = refusal(400, "Multiple existing users match this email address")
 UNNAMED = refusal(409, "A contact matching those details already exists")
 
 
@@ -68,6 +69,7 @@ UNNAMED = refusal(409, "A contact matching those details already exists")
         (way(), Do.CREATE_BARE, ARCHIVED, set(), Do.UNARCHIVE, "6a"),
         (way(), Do.CREATE_BARE, contact(), set(), Do.PUT, "5f"),
         (way(), Do.CREATE, UNNAMED, EMAIL, Do.CREATE, ""),
+        (way(), Do.CREATE, UNNAMED, set(), Do.CREATE, ""),
         (way(), Do.FIND, contact(), set(), Do.PUT, "5f"),
         (way(), Do.FIND, refusal(404), set(), Do.CREATE, ""),
         (way(), Do.FIND, contact(external_id="another"), set(), Do.CREATE, ""),
@@ -105,7 +107,8 @@ def test_what_is_next(
         (way(contact_id="6a"), Do.UNARCHIVE, refusal(400), set(), DeadReason.CONTACT_GONE),
         (way(contact_id="6a"), Do.UNARCHIVE, refusal(404), set(), DeadReason.CONTACT_GONE),
         (way(BY_EMAIL), Do.SEARCH, found(contact(), contact()), set(), "contact_ambiguous"),
-        (way(), Do.CREATE, UNNAMED, set(), DeadReason.CONTACT_AMBIGUOUS),
+        (way(created=frozenset([Do.CREATE])), Do.CREATE, UNNAMED, set(), "contact_conflict"),
+        (way(), Do.CREATE, SHARED, set(), DeadReason.CONTACT_AMBIGUOUS),
         (way(contact_id="5f"), Do.PUT, NAMED, {"name"}, DeadReason.CONTACT_CONFLICT),
         (way(contact_id="5f"), Do.PUT, refusal(422, "no"), {"name"}, DeadReason.REFUSED),
         (way(contact_id="5f"), Do.PUT, Answer(410, {}, b""), set(), DeadReason.CONTACT_GONE),

@@ -23,7 +23,7 @@ PLAN, VISITS, TAGS = (f"custom_attributes.{name}" for name in ("plan", "visits",
 
 def update(at_ms: int = 1, /, **operations: Any) -> ContactUpdate:
     spelt = {f"${op}": argument for op, argument in operations.items()}
-    return ContactUpdate(Identity("external_id", "mira"), spelt, 1, at_ms)
+    return ContactUpdate(Identity("external_id", "mira"), spelt, 1, at_ms, by_time=True)
 
 
 def worked_out(
@@ -124,3 +124,10 @@ def test_a_contact_that_was_read_gives_what_is_not_known_and_nothing_else() -> N
     contact = {"custom_attributes": {"plan": "free", "visits": 3}}
     held = with_base({"plan": Held("pro", 10)}, RULES, contact)
     assert held == {"plan": Held("pro", 10), "visits": Held(3), "tags": Held(None)}
+
+
+def test_an_older_set_once_does_not_undo_a_newer_unset() -> None:
+    held = worked_out(update(1, set={"plan": "free"}), update(9, unset={"plan": "-"})).properties
+    late = update(5, setOnce={"plan": "late"})
+    assert worked_out(late, held=held).properties["plan"].value is None
+    assert worked_out(late, held=held, newer_wins=False).properties["plan"].value == "late"
