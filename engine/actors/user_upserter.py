@@ -58,7 +58,8 @@ class UserUpserter(Actor[Turn, Turn]):
         waiting = deque([list(updates)])
         key = delivery.contacts.key_of(updates[0].plan.identity)
         try:
-            async with delivery.workspace.writing(key) as writing:
+            with delivery.workspace.writing() as writing:
+                await writing.take(key)
                 while waiting:
                     await self._write_next(delivery, turn, waiting, writing)
         except NotNow as error:

@@ -179,24 +179,23 @@ class Attributes:
             self._keeping = None
 
     async def make_ready(
-        self, wanted: Mapping[str, str], calls: TurnCalls, *, creates: bool, refresh_s: float
+        self, calls: TurnCalls, *, creates: Mapping[str, str], refresh_s: float
     ) -> None:
         """Have the list kept up to date, beside what goes on; at first it is waited for, for some
-        seconds. Create what is missing, where that is wanted.
+        seconds.
 
-        ``wanted`` are the attributes that are to be written, with the types that would suit.
-        ``refresh_s``: how long a list is good for.
+        ``creates``: attributes that are created where they are missing, with the types that would
+        suit. ``refresh_s``: how long a list is good for.
 
         Raises:
             NotNow: whether an attribute could be created is not known.
         """
-        if not wanted:
-            return
         self._gate = calls.gate
         now_s = loop_time_s()
         # What is read of it elsewhere (the spool's thread has no loop) must need no clock.
-        self._missing = {name: end_s for name, end_s in self._missing.items() if now_s < end_s}
-        self._tried = {name: end_s for name, end_s in self._tried.items() if now_s < end_s}
+        for believed in (self._missing, self._tried):
+            for name in [name for name, end_s in believed.items() if end_s <= now_s]:
+                del believed[name]
         if self._keeping is None:
             self._keeping = asyncio.create_task(self._keep(refresh_s))
             self._waits_until_s = self._waits_until_s or now_s + MOST_WAIT_S
@@ -205,7 +204,7 @@ class Attributes:
         if not self._is_had.is_set() and wait_s > 0:
             with anyio.move_on_after(wait_s):
                 await self._is_had.wait()
-        for name, data_type in wanted.items() if creates else ():
+        for name, data_type in creates.items():
             if self.type_of(name) is None and name not in self._tried:
                 await self._create_alone(name, data_type, calls)
 

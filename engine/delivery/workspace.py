@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import Final
 
 import anyio
@@ -13,10 +12,9 @@ from amplitude_intercom.engine.delivery.attributes import Attributes
 from amplitude_intercom.engine.delivery.calls import Answered
 from amplitude_intercom.engine.delivery.contacts.first_contact import FirstContacts
 from amplitude_intercom.engine.delivery.contacts.missing import Heirs, Missing
-from amplitude_intercom.engine.delivery.contacts.writing import Writing
+from amplitude_intercom.engine.delivery.contacts.writing import Writing, Written
 from amplitude_intercom.engine.delivery.event_names import EventNames
 from amplitude_intercom.engine.delivery.gate import Gate
-from amplitude_intercom.engine.spool.rows import ContactKey
 from amplitude_intercom.engine.spool.spool import TakerSpool
 from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.transports import intercom
@@ -42,22 +40,12 @@ class Workspace:
         self.first_contacts = FirstContacts()
         self.missing = Missing()
         self.heirs = Heirs()
-        self._written: dict[ContactKey, anyio.Lock] = {}
+        self._written: Written = {}
 
-    @asynccontextmanager
-    async def writing(self, key: ContactKey) -> AsyncIterator[Writing]:
-        """Write a contact, and maybe more, as the only one. (Most turns of one token are kept apart
-        by their scheduler.)
-
-        Raises:
-            NotNow: another turn writes it.
-        """
-        writing = Writing(self._written)
-        try:
-            await writing.take(key)
-            yield writing
-        finally:
-            writing.end()
+    def writing(self) -> Writing:
+        """Return what a turn writes of its contacts, which is nothing yet. (Most turns of one token
+        are kept apart by their scheduler.)"""
+        return Writing(self._written)
 
 
 class Workspaces:

@@ -89,6 +89,7 @@ class ContactRules:
             source.removeprefix("user."): field_name(target) for source, target in chosen
         }
         self._fields = [_field(source, name) for source, name in self._properties.items()]
+        self._custom = frozenset(field.source for field in self._fields if field.attribute)
         found = [paths.parse(f"user.{source}") for source in self._properties]
         self._stand_ins = {path.name: path.field for path in found if path.field}
         self.updates_on_events = (
@@ -153,6 +154,11 @@ class ContactRules:
     def properties(self) -> Mapping[str, str]:
         """Selected user properties and the contact field that each goes to."""
         return self._properties
+
+    def writes_attributes(self, update: ContactUpdate) -> bool:
+        """Return whether an update names a property that goes to a custom attribute."""
+        named = update.operations
+        return CLEAR_ALL in named or not all(map(self._custom.isdisjoint, named.values()))
 
     def attributes_of(self, properties: Mapping[str, Any]) -> dict[str, str]:
         """Return the custom attributes that a user's properties would fill, and of which type."""

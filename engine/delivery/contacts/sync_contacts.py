@@ -69,16 +69,21 @@ class Contacts:
             NotNow: a call has no answer, or another turn writes the contact.
             Undeliverable: Intercom does not take it, and never will.
         """
-        await self._workspace.attributes.make_ready(
-            self._scope.rules.attributes_of(_arguments(updates)),
-            calls,
-            creates=self._users.create_missing_attributes,
-            refresh_s=self._users.refresh_attributes_s,
-        )
+        if any(map(self._scope.rules.writes_attributes, updates)):
+            await self._make_attributes_ready(updates, calls)
         upsert = Upsert(self._scope, updates[0].identity, updates, calls, writing)
         upserted = await upsert.run()
         self._count(upsert.adjustments)
         return upserted
+
+    async def _make_attributes_ready(
+        self, updates: Sequence[ContactUpdate], calls: TurnCalls
+    ) -> None:
+        creates = self._users.create_missing_attributes
+        wanted = self._scope.rules.attributes_of(_arguments(updates)) if creates else {}
+        await self._workspace.attributes.make_ready(
+            calls, creates=wanted, refresh_s=self._users.refresh_attributes_s
+        )
 
     async def ensure(self, identity: Identity, calls: TurnCalls) -> None:
         """Make sure that a contact exists, without touching one that does; and keep which it is.
@@ -87,7 +92,8 @@ class Contacts:
             NotNow: a call has no answer, or another turn writes it.
             Undeliverable: it cannot be had.
         """
-        async with self._workspace.writing(self.key_of(identity)) as writing:
+        with self._workspace.writing() as writing:
+            await writing.take(self.key_of(identity))
             await Upsert(self._scope, identity, (), calls, writing).ensure()
 
     async def keep(self, upserted: Upserted) -> None:

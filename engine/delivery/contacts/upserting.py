@@ -78,7 +78,7 @@ class Upsert:
         self._is_by_email = identity.field == "email"
         """Whether it is to be searched for before it is created."""
         self._way = Way(identity=identity, archived=scope.archived)
-        self._start_from(Known())
+        self._knowledge: Knowledge
         self._draft = Draft({}, {}, [])
         self._is_noted = False
         """Whether it is durable already that the draft is about to be written."""

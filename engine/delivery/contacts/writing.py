@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Self
 
 import anyio
 
@@ -23,13 +23,29 @@ BEING_WRITTEN: Final = NotAnswered(
 """Why a write cannot go on now: its user waits some seconds, uncharged."""
 
 
-class Writing:
-    """The contacts that a turn writes, each as the only one."""
+Written = dict[ContactKey, anyio.Event | None]
+"""Contacts that are being written, each with what tells those who wait for it that it is free."""
 
-    def __init__(self, written: dict[ContactKey, anyio.Lock]) -> None:
+
+class Writing:
+    """The contacts that a turn writes, each as the only one, until it is left."""
+
+    __slots__ = ("_mine", "_written")
+
+    def __init__(self, written: Written) -> None:
         """``written``: by all turns of the workspace."""
         self._written = written
-        self._mine: dict[ContactKey, anyio.Lock] = {}
+        self._mine: list[ContactKey] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for key in self._mine:
+            free = self._written.pop(key)
+            if free is not None:
+                free.set()
+        self._mine.clear()
 
     def has(self, key: ContactKey) -> bool:
         """Return whether nobody else writes a contact meanwhile."""
@@ -43,22 +59,16 @@ class Writing:
         """
         if key in self._mine:
             return
-        lock = self._written.get(key)
-        if lock is None:
-            lock = self._written[key] = anyio.Lock()
-            lock.acquire_nowait()
-        else:
-            try:
-                with anyio.fail_after(MOST_WAIT_S):
-                    await lock.acquire()
-            except TimeoutError:
-                raise NotNow(BEING_WRITTEN) from None
-        self._mine[key] = lock
+        if key in self._written:
+            await self._wait_for(key)
+        self._written[key] = None
+        self._mine.append(key)
 
-    def end(self) -> None:
-        """Let others write them."""
-        for key, lock in self._mine.items():
-            lock.release()
-            if not lock.locked() and self._written.get(key) is lock:
-                del self._written[key]
-        self._mine.clear()
+    async def _wait_for(self, key: ContactKey) -> None:
+        try:
+            with anyio.fail_after(MOST_WAIT_S):
+                while key in self._written:
+                    free = self._written[key] = self._written[key] or anyio.Event()
+                    await free.wait()
+        except TimeoutError:
+            raise NotNow(BEING_WRITTEN) from None

@@ -14,7 +14,7 @@ from amplitude_intercom.engine.delivery.contacts.missing import (
     Heirs,
     Missing,
 )
-from amplitude_intercom.engine.delivery.contacts.writing import MOST_WAIT_S, Writing
+from amplitude_intercom.engine.delivery.contacts.writing import MOST_WAIT_S, Writing, Written
 from amplitude_intercom.engine.errors import Failure
 from amplitude_intercom.engine.reasons import DeadReason
 from amplitude_intercom.engine.spool.rows import ContactKey
@@ -23,8 +23,6 @@ from support import virtual
 MIRA = ContactKey(1, "external_id", "mira")
 ANN = MIRA._replace(value="ann")
 NOT_THERE = Failure(DeadReason.USER_NOT_FOUND)
-
-Written = dict[ContactKey, anyio.Lock]
 
 
 def in_virtual_time(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
@@ -36,16 +34,14 @@ def in_virtual_time(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[
 
 
 async def write(written: Written, key: ContactKey, seconds: float, said: list[str]) -> None:
-    writing = Writing(written)
     try:
-        await writing.take(key)
-        await writing.take(key)  # is its own already
-        said.append(f"from {anyio.current_time():.1f}")
-        await anyio.sleep(seconds)
+        with Writing(written) as writing:
+            await writing.take(key)
+            await writing.take(key)  # is its own already
+            said.append(f"from {anyio.current_time():.1f}")
+            await anyio.sleep(seconds)
     except NotNow:
         said.append(f"not at {anyio.current_time():.1f}")
-    finally:
-        writing.end()
 
 
 @in_virtual_time
