@@ -60,21 +60,26 @@ class ContactDirectory:
             (now_ms // DAY_MS, *key, now_ms // DAY_MS),
         )
 
-    def remember(self, key: ContactKey, known: Known, now_ms: int) -> None:
-        """Keep what is known of a contact."""
+    def remember(self, key: ContactKey, known: Known, now_ms: int, *, is_new: bool = False) -> None:
+        """Keep what is known of a contact; ``is_new``: nothing was."""
         text = msgspec.json.encode(known).decode()
         unsure = int(bool(known.unsure))
         row = (text, now_ms, now_ms // DAY_MS, unsure, contact_checksum(*key, text), *key)
-        is_there = self._db.execute(
-            "UPDATE contacts SET known = ?, at_ms = ?, used_day = ?, unsure = ?, crc = ?"
-            " WHERE workspace = ? AND field = ? AND value = ?",
-            row,
-        ).rowcount
+        is_there = (
+            not is_new
+            and self._db.execute(
+                "UPDATE contacts SET known = ?, at_ms = ?, used_day = ?, unsure = ?, crc = ?"
+                " WHERE workspace = ? AND field = ? AND value = ?",
+                row,
+            ).rowcount
+        )
         if not is_there:
             self._db.execute(
                 "INSERT INTO contacts"
                 " (known, at_ms, used_day, unsure, crc, workspace, field, value)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (workspace, field, value) DO UPDATE"
+                " SET known = excluded.known, at_ms = excluded.at_ms, unsure = excluded.unsure,"
+                " used_day = excluded.used_day, crc = excluded.crc",  # one that is damaged
                 row,
             )
             self.added += 1

@@ -53,6 +53,8 @@ class Settling:
         self._letters = tables.letters
         self._accounts = accounts
         self._lines = lines
+        self._emptied: set[int] = set()
+        """Batches of which records were deleted in this transaction."""
 
     # --- ends -----------------------------------------------------------------------------
 
@@ -103,13 +105,19 @@ class Settling:
         return intact
 
     def delete(self, ids: Sequence[int]) -> int:
-        """Delete records, and their batches where these were the last of them."""
+        """Delete records, and at the transaction's end their batches where these were the last."""
         if self._accounts.value(self.taker, TAKEN_ALONG):
             self._accounts.resize(self.taker, TAKEN_ALONG, -self._records.own_bytes(ids))
         deleted = self._records.delete(ids)
         self._accounts.add(self.taker, "pending", -deleted)
-        self.let_go_batches({id_ // SLOTS for id_ in ids})
+        self._emptied.update(id_ // SLOTS for id_ in ids)
         return deleted
+
+    def let_go_emptied(self) -> None:
+        """Delete the batches of which records were deleted, where nothing points into them."""
+        if self._emptied:
+            self.let_go_batches(self._emptied)
+            self._emptied.clear()
 
     def let_go_batches(self, batches: Iterable[int]) -> None:
         """Delete those of some batches into which no record points."""

@@ -128,6 +128,9 @@ class Store:
         Raises:
             Exception: nothing of it is; as the database says it.
         """
+        for settling in self._settlings.values():
+            settling.let_go_emptied()
+        self.takers.write_deliveries()
         self._count_sizes()
         self.accounts.write(self._now_ms() // MINUTE_MS)
         self.db.execute("COMMIT")
@@ -150,6 +153,7 @@ class Store:
         A disk that fails here as well is nothing new: the next ``begin`` fails, and so comes back.
         """
         self.accounts.rollback()
+        self.takers.forget_deliveries()
         self._counting_to = self.counted_to
         self.letters.bytes_added.clear()
         self.insert_ids.added = self.contacts.added = 0

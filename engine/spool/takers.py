@@ -32,6 +32,8 @@ class Takers:
 
     def __init__(self, db: Connection) -> None:
         self._db = db
+        self._delivered: dict[int, int] = {}
+        """When something of a taker was delivered in this transaction (Unix ms)."""
 
     def all(self) -> list[Taker]:
         """Return all that the spool knows, whether they are in the settings or not."""
@@ -79,5 +81,16 @@ class Takers:
         return None if row is None else int(row[0])
 
     def note_delivery(self, taker: int, now_ms: int) -> None:
-        """Keep the time of a taker's last delivery."""
-        self._db.execute("UPDATE takers SET delivered_at_ms = ? WHERE id = ?", (now_ms, taker))
+        """Keep the time of a taker's last delivery, at the transaction's end."""
+        self._delivered[taker] = now_ms
+
+    def write_deliveries(self) -> None:
+        """Write what was noted."""
+        for taker, at_ms in self._delivered.items():
+            query = "UPDATE takers SET delivered_at_ms = ? WHERE id = ?"
+            self._db.execute(query, (at_ms, taker))
+        self.forget_deliveries()
+
+    def forget_deliveries(self) -> None:
+        """Take in that the transaction has come to nothing."""
+        self._delivered.clear()

@@ -123,7 +123,8 @@ class Notes:
         draft = scope.work_out(updates, held, known if first is Do.PUT else bare)
         noted = with_unsure(known, draft.changes)
         if noted != known:
-            self.keep(store, key, noted)
+            is_new = known == Known()
+            store.contacts.remember(key, noted, scope.now_ms(), is_new=is_new)
         return Begun(key, known, noted, held, updates, first, draft)
 
     def _first(
