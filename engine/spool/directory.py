@@ -14,7 +14,7 @@ DAY_MS: Final = 86_400_000
 UNSURE_DAYS: Final = 30
 """How long a contact is kept on account of a write that has no answer."""
 
-MOST_MERGES: Final = 8
+MOST_MERGES: Final = 64
 """Users that were merged one into the next, of which the last is looked for."""
 
 
@@ -38,19 +38,19 @@ class ContactDirectory:
     def find(self, key: ContactKey) -> tuple[ContactKey, Known]:
         """Return what is known of a user's contact, and under which key: of a user that was merged
         into another, that one's."""
-        own = self.get(key) or Known()
+        own = theirs = self.get(key) or Known()
         at, known = key, own
         for _ in range(MOST_MERGES):
             if not known.owner:
                 return at, known
             heir = at._replace(value=known.owner)
-            theirs = self.get(heir)
-            if theirs is None or not theirs.contact_id:
+            theirs = self.get(heir) or Known()
+            if not theirs.contact_id:
                 return heir, Known(known.contact_id)
             if not theirs.owner and (theirs.is_lost or theirs.contact_id != known.contact_id):
                 break  # the contact that they had together is gone
             at, known = heir, theirs
-        return key, msgspec.structs.replace(own, owner="", is_lost=bool(own.contact_id))
+        return key, own_after(own, theirs)
 
     def use(self, key: ContactKey, now_ms: int) -> None:
         """Keep for a day that a contact was asked for."""
@@ -116,6 +116,21 @@ class ContactDirectory:
     def _keys(self, which: str, values: tuple[int, ...]) -> list[ContactKey]:
         query = f"SELECT workspace, field, value FROM contacts {which}"
         return [ContactKey(*key) for key in self._db.execute(query, values).fetchall()]
+
+
+def own_after(own: Known, theirs: Known) -> Known:
+    """Return what is known of a user that had a contact together with another one, and has not any
+    more: it has what the two had, and no contact."""
+    return msgspec.structs.replace(
+        own,
+        owner="",
+        is_lost=bool(own.contact_id),
+        fields={},
+        unsure=[],
+        properties=theirs.properties or own.properties,
+        selections=theirs.selections or own.selections,
+        unread=[],
+    )
 
 
 _decode = msgspec.json.Decoder(Known).decode

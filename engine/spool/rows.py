@@ -127,8 +127,9 @@ class Known(msgspec.Struct, frozen=True, omit_defaults=True):
     merged into another, that one's identifier; what is known of the contact that they have is kept
     there. ``fields``: flat, as they were written, or refused, last; those in ``unsure`` were about
     to be written since, and it is not known whether they are. ``properties``: by taker (as text);
-    of a name that is not there it is not known whether the contact has a value. ``selections``: by
-    taker, the number of the selection of properties that they are of.
+    of a name that is not there it is not known whether the contact has a value. ``unread``: takers
+    whose properties are of another contact, or of before a merge: it is read before they are
+    counted on. ``selections``: by taker, the number of the selection that its properties are of.
     """
 
     contact_id: str = ""
@@ -138,6 +139,7 @@ class Known(msgspec.Struct, frozen=True, omit_defaults=True):
     unsure: list[str] = []
     properties: dict[str, dict[str, Held]] = {}
     selections: dict[str, int] = {}
+    unread: list[str] = []
 
 
 class DeadLetter(msgspec.Struct, frozen=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -377,6 +378,114 @@ def test_two_users_that_were_merged_count_on_one_contact(tmp_path: Path, togethe
     found = held(virtual.run(scenario))
     assert found["visits"] == 106
     assert sorted(found["tags"].split(", ")) == [f"t{n}" for n in range(3, 9)]
+
+
+def test_users_that_share_a_contact_write_a_stranger_once_where_it_is_given_away(
+    tmp_path: Path,
+) -> None:
+    """Five users were merged into one, whose contact becomes another user's."""
+
+    async def scenario() -> tuple[Sandbox, str]:
+        local = simulation.sandbox()
+        users = [f"user-{n}" for n in range(5)]
+        await deliver(tmp_path, local, *(set_(1, user, plan=user) for user in [*users, USER]))
+        *merged, heir = local.contacts
+        for contact_id in merged:
+            local.merge(contact_id, heir)
+        await deliver(tmp_path, local, *(set_(2, user, plan="shared") for user in users))
+        local.change_contact(heir, external_id="stranger")
+        local.journal.clear()
+        await deliver(tmp_path, local, *(set_(3, user, plan=user) for user in [*users, USER]))
+        return local, heir
+
+    local, heir = virtual.run(scenario)
+    assert [entry.contact_id for entry in local.journal if entry.method == "PUT"] == [heir]
+    for user in (*(f"user-{n}" for n in range(5)), USER):
+        assert held(local, user) == {"plan": user}
+
+
+def test_of_a_merged_user_a_contact_of_its_own_gets_what_the_two_had(tmp_path: Path) -> None:
+    async def scenario() -> Sandbox:
+        local = simulation.sandbox()
+        users = {"properties": ["plan", "visits", "tier"]}
+        first = [set_(1, plan="free"), set_(2, "ann-lee", plan="x", tier="gold")]
+        await deliver(tmp_path, local, *first, users=users)
+        mine, theirs = local.contacts
+        local.merge(mine, theirs)
+        await deliver(tmp_path, local, set_(3, plan="team"), users=users)
+        local.change_contact(theirs, external_id="another")
+        both = [set_(4, visits=1), set_(5, "ann-lee", visits=2)]
+        await deliver(tmp_path, local, *both, users=users)
+        return local
+
+    local = virtual.run(scenario)
+    assert held(local) == {"plan": "team", "visits": 1, "tier": "gold"}
+    assert held(local, "ann-lee") == {"plan": "team", "visits": 2, "tier": "gold"}
+
+
+@pytest.mark.parametrize("length", [3, 12])
+def test_along_many_merges_the_first_user_reaches_the_last_contact(
+    tmp_path: Path, length: int
+) -> None:
+    async def scenario() -> Sandbox:
+        local = simulation.sandbox()
+        users = [f"user-{n:02}" for n in range(length)]
+        await deliver(tmp_path, local, *(identify(1, {"$add": {"visits": 1}}, u) for u in users))
+        ids = list(local.contacts)
+        for n, (contact_id, heir) in enumerate(pairwise(ids)):
+            local.merge(contact_id, heir)
+            await deliver(tmp_path, local, identify(2, {"$add": {"visits": 1}}, users[n]))
+        await deliver(tmp_path, local, identify(3, {"$add": {"visits": 1}}, users[0]))
+        return local
+
+    local = virtual.run(scenario)
+    [last] = [c for c in local.contacts.values() if c.state == "live"]
+    assert (last.external_id, last.custom_attributes) == (f"user-{length - 1:02}", {"visits": 3})
+
+
+def test_two_users_do_not_both_take_over_a_contact_without_a_name(tmp_path: Path) -> None:
+    async def scenario() -> tuple[Sandbox, SyncStatus]:
+        local = simulation.sandbox(strict_email=True, latency_s=0.3)
+        local.add_contact(email="lead@example.com", custom_attributes={"visits": 100})
+        both = [
+            identify(2, {"$set": {"email": "lead@example.com"}, "$add": {"visits": 1}}, user)
+            for user in (USER, "ann-lee")
+        ]
+        users = {"properties": ["email", "visits"]}
+        async with simulation.engine(tmp_path, local, users=users) as engine:
+            await engine.submit(both, api_key=simulation.API_KEY)
+            await engine.settled()
+            [status] = (await engine.status()).syncs
+        return local, status
+
+    local, status = virtual.run(scenario)
+    found = sorted(contact["visits"] for contact in (held(local), held(local, "ann-lee")))
+    assert found == [1, 101]
+    assert status.adjusted["taken"] == 1
+
+
+def test_a_value_whose_first_try_had_no_answer_is_refused_once(tmp_path: Path) -> None:
+    async def scenario() -> tuple[Sandbox, int]:
+        local = simulation.sandbox()
+        tries = 0
+
+        def answer(request: Request) -> Answer | None:
+            nonlocal tries
+            if b'"visits":"many"' not in (request.body or b""):
+                return None
+            tries += 1
+            code = "server_error" if tries == 1 else "parameter_invalid"
+            errors = [{"code": code, "message": "'visits' is invalid"}]
+            body = {"type": "error.list", "errors": errors}
+            return Answer(500 if tries == 1 else 422, {}, simulation.encode(body))
+
+        wire = Between(local, answer)
+        updates = [set_(n, visits="many") for n in range(2, 9)]
+        await deliver(tmp_path, local, set_(1, plan="free"), *updates, wire=wire)
+        return local, tries
+
+    local, tries = virtual.run(scenario)
+    assert (held(local), tries) == ({"plan": "free"}, 2)
 
 
 def test_a_user_whose_heir_is_deleted_has_a_contact_of_its_own_again(tmp_path: Path) -> None:

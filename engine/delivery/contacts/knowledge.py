@@ -45,8 +45,12 @@ class Knowledge:
         known = noted or before
         # One that is created in the stead of a lost one has no fields yet.
         self.known = msgspec.structs.replace(known, fields={}) if before.is_lost else known
-        self._own = self.held = dict(held)
-        """The user's properties, whatever contact it goes to; and those that count on this one."""
+        self._own = dict(held)
+        """The user's properties, whatever contact it goes to."""
+        counted = held if before.is_lost else countable(before, taker, held, rules.properties)
+        self.held = dict(counted)
+        """Those that count on what this one holds, or on nothing, where it is to be made."""
+        self._is_read = False
         self._refused: dict[str, Any] = {}
 
     @property
@@ -56,21 +60,23 @@ class Knowledge:
 
     @property
     def has_to_be_read(self) -> bool:
-        """Whether it is another contact than the user's properties were brought to."""
-        return bool(self._own) and not self.held
+        """Whether what the contact holds goes before what is known of the user's properties."""
+        return not self._is_read and self._taker in self.known.unread and bool(self._own)
 
     def turn_to(self, way: Way) -> None:
         """Take in which contact it is now."""
         found = about(self.before, way)
+        self._is_read = False
         self.known = msgspec.structs.replace(
-            self.known, fields=found.fields, unsure=found.unsure, properties=found.properties
+            self.known, fields=found.fields, unsure=found.unsure, unread=found.unread
         )
-        self.held = dict(self._own) if found.properties else {}
+        self.held = countable(found, self._taker, self._own, self._rules.properties)
 
     def read(self, contact: Mapping[str, Any]) -> None:
         """Take in what the contact holds."""
         fields = {**self.known.fields, **self._rules.fields_of_contact(contact)}
         self.known = msgspec.structs.replace(self.known, fields=fields)
+        self._is_read = True
         theirs = with_base(self.held, self._rules, contact)
         self.held = {name: self._better(name, held) for name, held in theirs.items()}
 
@@ -107,7 +113,7 @@ class Knowledge:
         """Take in that a field was refused with this value, and is left out."""
         self._refused[name] = value
         fields = {**self.known.fields, **self._refused}
-        unsure = [n for n in self.known.unsure if n != name or n in self.before.unsure]
+        unsure = [n for n in self.known.unsure if n != name]
         self.known = msgspec.structs.replace(self.known, fields=fields, unsure=unsure)
 
     def at_end(self, way: Way, properties: Mapping[str, Held]) -> Known:
@@ -123,6 +129,7 @@ class Knowledge:
             contact_id=contact_id,
             is_lost=bool(contact_id and not way.contact_id),
             properties={**known.properties, self._taker: held},
+            unread=[taker for taker in known.unread if taker != self._taker],
             selections={**known.selections, self._taker: self._selection},
         )
 
@@ -132,23 +139,24 @@ def with_unsure(known: Known, names: Iterable[str]) -> Known:
     return msgspec.structs.replace(known, unsure=sorted({*known.unsure, *names}))
 
 
-def after_merge(known: Known, contact_id: str, taker: str, fields: Mapping[str, str]) -> Known:
-    """Return what is known still of a contact into which another was merged: nothing but what a
-    write without an answer counts on. ``fields``: of the taker's properties."""
-    if known.is_lost or known.contact_id != contact_id or not known.unsure:
-        return Known(contact_id)
-    base = {
-        source: held
-        for source, held in known.properties.get(taker, {}).items()
-        if fields.get(source) in known.unsure
-    }
-    properties = {**known.properties, taker: base}  # which fields the others' are, is not known
-    return msgspec.structs.replace(known, fields={}, properties=properties)
+def countable(
+    known: Known, taker: str, held: Mapping[str, Held], fields: Mapping[str, str]
+) -> dict[str, Held]:
+    """Return the properties that can be counted on without a look at the contact: all, or where
+    they are unread, those that a write without an answer has counted on. ``fields``: of them."""
+    if taker not in known.unread:
+        return dict(held)
+    return {source: found for source, found in held.items() if fields.get(source) in known.unsure}
+
+
+def unread(known: Known) -> Known:
+    """Return what is known, where nothing of it is what the contact holds, for all that is said."""
+    return msgspec.structs.replace(known, fields={}, unread=sorted(known.properties))
 
 
 def about(before: Known, way: Way) -> Known:
     """Return what was known before of the contact that a way has come to, or of none."""
     if way.contact_id and way.contact_id == before.contact_id:
         return before
-    properties = {} if way.is_another else before.properties
-    return msgspec.structs.replace(before, fields={}, unsure=[], properties=properties)
+    found = msgspec.structs.replace(before, fields={}, unsure=[], unread=[])
+    return unread(found) if way.is_another else found

@@ -6,11 +6,16 @@ A transaction may be made more than once, so nothing here changes anything but t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 
-from amplitude_intercom.engine.delivery.contacts.knowledge import about, after_merge, with_unsure
+from amplitude_intercom.engine.delivery.contacts.knowledge import (
+    about,
+    countable,
+    unread,
+    with_unsure,
+)
 from amplitude_intercom.engine.delivery.contacts.resolving import Do, Way
 from amplitude_intercom.engine.delivery.contacts.selection import Selection
 from amplitude_intercom.engine.delivery.contacts.working_out import (
@@ -23,6 +28,7 @@ from amplitude_intercom.engine.delivery.contacts.working_out import (
 from amplitude_intercom.engine.delivery.workspace import Workspace
 from amplitude_intercom.engine.envelope import ContactUpdate, Identity
 from amplitude_intercom.engine.rules.contacts import ContactRules
+from amplitude_intercom.engine.spool.directory import own_after
 from amplitude_intercom.engine.spool.rows import ContactKey, Held, Known
 from amplitude_intercom.engine.spool.spool import TakerSpool
 from amplitude_intercom.engine.spool.store import Store
@@ -89,6 +95,10 @@ class Notes:
         """Return by which key the contact of another user is known."""
         return self.own_key._replace(value=owner)
 
+    def key_of_contact(self, contact_id: str) -> ContactKey:
+        """Return by which key a contact is written that may become anybody's."""
+        return ContactKey(self.own_key.workspace, "id", contact_id)
+
     def own(self, store: Store) -> Known:
         """Return what is known under the user's own key."""
         return store.contacts.get(self.own_key) or Known()
@@ -116,7 +126,9 @@ class Notes:
         done = store.records.updated(scope.spool.taker, [update.claim_id for update in updates])
         updates = [update for update in updates if update.claim_id not in done]
         held = scope.properties_of(known)
-        first = self._first(known, updates, held)
+        counted = countable(known, scope.taker, held, scope.rules.properties)
+        must_look = needs_base(updates, counted) or len(counted) < len(held)
+        first = self._first(known, updates, must_look=must_look)
         if not updates or first not in (Do.PUT, Do.CREATE):
             return Begun(key, known, known, held, updates, first, None)
         bare = msgspec.structs.replace(known, fields={})
@@ -127,12 +139,10 @@ class Notes:
             store.contacts.remember(key, noted, scope.now_ms(), is_new=is_new)
         return Begun(key, known, noted, held, updates, first, draft)
 
-    def _first(
-        self, known: Known, updates: Sequence[ContactUpdate], held: Mapping[str, Held]
-    ) -> Do:
+    def _first(self, known: Known, updates: Sequence[ContactUpdate], *, must_look: bool) -> Do:
         """Return what comes first."""
         if known.contact_id and not known.is_lost:
-            return Do.LOOK if needs_base(updates, held) else Do.PUT
+            return Do.LOOK if must_look else Do.PUT
         if not self._is_by_email and self._scope.workspace.first_contacts.looks_first:
             return Do.FIND
         return creating(updates, is_by_email=self._is_by_email)
@@ -151,27 +161,31 @@ class Notes:
     def find_out(self, store: Store, way: Way) -> None:
         """Take in that a contact is there, and which."""
         known = msgspec.structs.replace(self.own(store), owner="")
-        if way.is_another and known.contact_id not in ("", way.contact_id):
-            # What it holds is to be read before it is written.
-            found = msgspec.structs.replace(known, is_lost=True)
-        else:
-            found = msgspec.structs.replace(
-                about(known, way), contact_id=way.contact_id, is_lost=False
-            )
+        found = msgspec.structs.replace(about(known, way), contact_id=way.contact_id, is_lost=False)
         self.keep(store, self.own_key, found)
 
-    def join(self, store: Store, way: Way) -> None:
-        """Take in that the user was merged into another one."""
-        heir, scope = self.key_of(way.owner), self._scope
+    def join(self, store: Store, at: ContactKey, way: Way) -> None:
+        """Take in that the user, or the one it was merged into (``at``), was merged into another
+        one: what is known of their contact is kept there."""
+        heir = self.key_of(way.owner)
         theirs = store.contacts.get(heir) or Known()
-        kept = after_merge(theirs, way.contact_id, scope.taker, scope.rules.properties)
-        self.keep(store, heir, kept)
-        self.keep_own(store, contact_id=way.contact_id, owner=way.owner)
+        if theirs.is_lost or theirs.contact_id != way.contact_id:
+            found = msgspec.structs.replace(theirs, contact_id=way.contact_id, is_lost=False)
+            theirs = msgspec.structs.replace(found, unsure=[], owner="")
+        self.keep(store, heir, unread(theirs))
+        merged = store.contacts.get(at) or Known()
+        merged = msgspec.structs.replace(merged, contact_id=way.contact_id, owner=way.owner)
+        self.keep(store, at, msgspec.structs.replace(merged, is_lost=False, unsure=[]))
 
-    def keep_own(self, store: Store, **changes: Any) -> Known:
-        """Keep which contact is the user's own, or whose it is; return what is known of it."""
-        known = msgspec.structs.replace(self.own(store), unsure=[], owner="")
-        known = msgspec.structs.replace(known, **changes)
+    def part(self, store: Store, heir: ContactKey, *, is_lost: bool) -> Known:
+        """Take in that the user has no contact together with the one it was merged into, and
+        whether theirs ``is_lost``; return what is known of its own."""
+        own, theirs = self.own(store), store.contacts.get(heir) or Known()
+        if is_lost:
+            contact_id = theirs.contact_id or own.contact_id
+            lost = msgspec.structs.replace(theirs, contact_id=contact_id, is_lost=True)
+            self.keep(store, heir, lost)
+        known = own_after(own, theirs)
         self.keep(store, self.own_key, known)
         return known
 

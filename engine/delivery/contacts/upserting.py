@@ -186,6 +186,8 @@ class Upsert:
                 self._is_by_email = False
                 return intercom.search_contacts(self._identity.value)
             case Do.LOOK:
+                if way.is_another:  # it may have no name, and two users may find it so
+                    await self._writing.take(self._notes.key_of_contact(way.contact_id))
                 return intercom.get_contact(way.contact_id)
             case Do.UNARCHIVE:
                 return intercom.unarchive_contact(way.contact_id)
@@ -230,8 +232,9 @@ class Upsert:
         self._learn(before, did, answer, is_done=step is Do.DONE)
         if step is Do.JOIN:
             return await self._join()
-        if before.owner and not self._way.owner:
-            await self._part()
+        has_parted = not self._way.owner and not self._way.is_heir
+        if has_parted and self._key != self._notes.own_key:
+            await self._part(answer)
         return self._with_base(step)
 
     def _learn(self, before: Way, did: Do, answer: Answer, *, is_done: bool) -> None:
@@ -276,13 +279,15 @@ class Upsert:
             NotNow: another turn writes that contact.
         """
         await self._writing.take(self._notes.key_of(self._way.owner))
-        await self._persist(partial(self._notes.join, way=self._way))
+        await self._persist(partial(self._notes.join, at=self._key, way=self._way))
         return await self._begin()
 
-    async def _part(self) -> None:
+    async def _part(self, answer: Answer) -> None:
         """Go on with a contact of our own: the one of the user that ours was merged into is not
         there any more, or another's."""
-        self._key = self._notes.own_key
-        self._start_from(await self._persist(partial(self._notes.keep_own, is_lost=True)))
-        if self._way.contact_id:
+        heir, self._key = self._key, self._notes.own_key
+        is_lost = not self._way.contact_id
+        self._start_from(await self._persist(partial(self._notes.part, heir=heir, is_lost=is_lost)))
+        if self._way.contact_id:  # it is the user's own again
             self._knowledge.turn_to(self._way)
+            self._knowledge.read(answer.contact)
