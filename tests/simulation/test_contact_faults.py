@@ -575,17 +575,23 @@ def test_a_user_that_an_event_created_again_without_an_answer_keeps_what_it_had(
     assert len(local.events) == 1
 
 
+@pytest.mark.parametrize("is_replayed", [False, True])
 def test_a_contact_that_others_made_as_an_event_created_it_is_read_before_it_is_written(
-    tmp_path: Path,
+    tmp_path: Path, is_replayed: bool
 ) -> None:
+    """Though a letter is replayed meanwhile whose update is done."""
+
     async def scenario() -> Sandbox:
         local = simulation.sandbox()
         settings = {
-            "users": {"properties": ["plan", "visits"]},
+            "users": {"properties": ["plan", "visits"], "trigger": "any_update"},
             "events": {"select": [{"types": ["*"]}], "unknown_user": "create"},
         }
         first = identify(1, {"$add": {"visits": 5}, "$set": {"plan": "free"}})
-        await deliver(tmp_path, local, first, **settings)
+        add = {"$add": {"visits": 1}}
+        refused = simulation.event(USER, 9, event_type="Refused", user_properties=add)
+        local.faults.append(Fault("status", status=400, path="/events", contains="Refused"))
+        await deliver(tmp_path, local, first, refused, **settings)
         [contact_id] = local.contacts
         local.change_contact(contact_id, external_id="another")
 
@@ -599,7 +605,11 @@ def test_a_contact_that_others_made_as_an_event_created_it_is_read_before_it_is_
 
         wire = Between(local, answer)
         await deliver(tmp_path, local, simulation.event(USER, 2), wire=wire, **settings)
-        await deliver(tmp_path, local, identify(3, {"$add": {"visits": 1}}), **settings)
+        if is_replayed:
+            async with simulation.engine(tmp_path, local, **settings) as engine:
+                await engine.replay("simulated", DeadLetterQuery(every=True))
+                await engine.settled()
+        await deliver(tmp_path, local, identify(3, add), **settings)
         return local
 
     local = virtual.run(scenario)

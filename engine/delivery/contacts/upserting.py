@@ -101,12 +101,12 @@ class Upsert:
             Undeliverable: Intercom does not take them.
         """
         first = await self._begin()
-        if self._updates:  # else all of it was done before
-            await self._go(first)
+        if not self._updates:  # all of it was done before
+            return Upserted(True, self._key, self._knowledge.before, [])
+        await self._go(first)
         known = self._knowledge.at_end(self._way, self._draft.properties)
         claim_ids = [update.claim_id for update in self._updates if update.claim_id]
-        called = self._made > 0 or not self._updates
-        return Upserted(called, self._key, known, claim_ids)
+        return Upserted(self._made > 0, self._key, known, claim_ids)
 
     async def ensure(self) -> None:
         """Have the contact there, and keep which it is.
