@@ -25,6 +25,7 @@ from amplitude_intercom.engine.envelope import Envelope
 from amplitude_intercom.engine.errors import Failure, Undeliverable
 from amplitude_intercom.engine.faults import internal_failure
 from amplitude_intercom.engine.reasons import DeadReason, DropReason
+from amplitude_intercom.engine.spool.rows import ContactKey
 from amplitude_intercom.transports import intercom
 from amplitude_intercom.transports.intercom import Answer
 
@@ -54,13 +55,12 @@ def _is_unknown(refusal: Failure | None) -> bool:
     return refusal is not None and refusal.reason is DeadReason.USER_NOT_FOUND
 
 
-def _to(contact_id: str, body: bytes) -> bytes:
-    """Return the body of an event that names its contact by Intercom's id."""
+def _to(heir: ContactKey, body: bytes) -> bytes:
+    """Return the body of an event that names another user."""
     event = msgspec.json.decode(body)
-    named = ("user_id", "email", "id")
-    return msgspec.json.encode(
-        {"id": contact_id, **{name: event[name] for name in event if name not in named}}
-    )
+    others = {name: event[name] for name in event if name not in ("user_id", "email", "id")}
+    named = "email" if heir.field == "email" else "user_id"
+    return msgspec.json.encode({named: heir.value, **others})
 
 
 class EventSender(Actor[Turn, None]):
@@ -154,28 +154,29 @@ class _Sending:
             await self._create()
             refusal = await self._call(self._envelope.event)
         if refusal and _is_unknown(refusal):
-            await self._note_missing(refusal)
+            self._note_missing(refusal)
         if refusal and refusal.reason is DeadReason.EVENT_TYPE_LIMIT:
             names.refuse(self._name)
         return refusal
 
     async def _send_to_contact(self, event: bytes) -> Failure | None:
-        """Send the event to its user's contact: by the user's id, or where the user was merged, by
-        that of the contact."""
+        """Send the event to its user's contact: as the user's, or where the user was merged, as
+        that of the one it was merged into. (By the contact's id it would go to whoever has it.)"""
         heirs = self._delivery.workspace.heirs
         if heir := heirs.of(self._key):
-            refusal = await self._call(_to(heir, event))
+            refusal = await self._call(_to(self._key._replace(value=heir), event))
             if not _is_unknown(refusal):
                 return refusal
             heirs.forget(self._key)
         refusal = await self._call(event)
         if not _is_unknown(refusal):
             return refusal
-        contact_id = await self._delivery.contacts.merged_into(self._envelope.plan.identity)
-        if contact_id and contact_id != heir:
-            refusal = await self._call(_to(contact_id, event))
+        calls = TurnCalls(self._delivery.gate, self._turn)
+        owner = await self._delivery.contacts.merged_into(self._envelope.plan.identity, calls)
+        if owner and owner != heir:
+            refusal = await self._call(_to(self._key._replace(value=owner), event))
             if not _is_unknown(refusal):
-                heirs.note(self._key, contact_id)
+                heirs.note(self._key, owner)
         return refusal
 
     async def _create(self) -> None:
@@ -192,10 +193,8 @@ class _Sending:
             self._missing.note(self._key, error.failure, self._delivery.unknown_wait_s)
             raise
 
-    async def _note_missing(self, refusal: Failure) -> None:
+    def _note_missing(self, refusal: Failure) -> None:
         """Take in that Intercom does not know the user."""
-        contacts, identity = self._delivery.contacts, self._envelope.plan.identity
-        await contacts.lose(identity)
         if self._unknown_user in ("drop", "dead_letter"):
             self._missing.note(self._key, refusal, self._delivery.unknown_wait_s)
 

@@ -144,9 +144,10 @@ class UserUpserter(Actor[Turn, Turn]):
         if some[0].event is not None:
             await delivery.contacts.keep(upserted)
             return
+        only_some = len(some) < len(upserted.claim_ids)
         await delivery.settlement.settle_update(
             [envelope.record for envelope in some],
-            partial(delivery.contacts.write, upserted),
+            partial(delivery.contacts.write, upserted, and_stay=only_some),
             delivered=upserted.called,
             reasons=[reason for envelope in some for reason in envelope.reasons],
         )

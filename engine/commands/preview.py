@@ -121,7 +121,8 @@ class SpooledPast(Past):
 
     def contact(self, identity: Identity) -> Known:
         key = contact_key(self._store, self._sync, identity.value)
-        return self._store.contacts.find(key)[1]
+        known = self._store.contacts.find(key)[1]
+        return Known() if known.is_lost else known
 
     @property
     def taker(self) -> str:

@@ -36,7 +36,8 @@ class Stream:
     @property
     def selected(self) -> Collection[str]:
         """The properties whose operations are applied."""
-        return self.rules.contacts.properties if self.sync.users.enabled else ()
+        is_applied = self.sync.enabled and self.sync.users.enabled
+        return self.rules.contacts.properties if is_applied else ()
 
     @property
     def found_by(self) -> str:

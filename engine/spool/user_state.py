@@ -212,5 +212,6 @@ def _contact(store: Store, key: ContactKey | None) -> KnownContact | None:
     if row is None:
         return None
     known = read_known(row[0]) or Known()  # damaged: ``spool verify`` says so
-    fields = sorted(name for name, value in known.fields.items() if value is not None)
+    _, theirs = store.contacts.find(key) if key else (key, known)  # of a user it was merged into
+    fields = sorted(name for name, value in theirs.fields.items() if value is not None)
     return KnownContact(known.contact_id, fields, row[1], known.is_lost, known.owner)

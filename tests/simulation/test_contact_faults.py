@@ -187,6 +187,39 @@ def test_a_replayed_letter_whose_update_is_done_does_not_do_it_again(tmp_path: P
 # --- whose contact it is ------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("then", ["several", "hangs"])
+def test_by_email_a_stranger_s_contact_is_written_once_though_the_search_leads_nowhere(
+    tmp_path: Path, then: str
+) -> None:
+    def update(n: int) -> dict[str, Any]:
+        return set_(n, email="mira@example.com", plan=f"plan-{n}")
+
+    async def scenario() -> Sandbox:
+        local = simulation.sandbox()
+        mapping = {"identifier": "email", "from": "user.email"}
+        async with simulation.engine(tmp_path, local, mapping=mapping) as engine:
+            await engine.submit([update(1)], api_key=simulation.API_KEY)
+            await engine.settled()
+            local.change_contact(next(iter(local.contacts)), email="new@example.com")
+            local.journal.clear()
+            if then == "hangs":
+                local.faults.append(Fault("hang", path="/contacts/search"))
+            else:
+                for _ in range(2):
+                    local.add_contact(email="mira@example.com")
+            for n in range(2, 8):
+                await engine.submit([update(n)], api_key=simulation.API_KEY)
+                await anyio.sleep(60)
+            local.faults.clear()
+            await engine.settled()
+        return local
+
+    local = virtual.run(scenario)
+    theirs = next(iter(local.contacts))
+    writes = [entry.contact_id for entry in local.journal if entry.method == "PUT"]
+    assert writes.count(theirs) == 1
+
+
 def test_a_contact_that_was_given_to_another_user_is_left_to_that_user(tmp_path: Path) -> None:
     async def scenario() -> Sandbox:
         local = simulation.sandbox()
@@ -286,6 +319,72 @@ def test_events_of_a_user_that_was_merged_cost_one_call_each_but_the_first(tmp_p
         return said
 
     assert virtual.run(scenario) == ["POST 404", *["POST 202"] * 5]
+
+
+@pytest.mark.parametrize("unknown_user", ["park", "create", "drop"])
+def test_a_merged_user_whose_event_comes_before_an_update_has_no_second_contact(
+    tmp_path: Path, unknown_user: str
+) -> None:
+    async def scenario() -> tuple[Sandbox, str]:
+        local = simulation.sandbox()
+        settings = {
+            "users": {"properties": ["visits"]},
+            "events": {"select": [{"types": ["*"]}], "unknown_user": unknown_user},
+        }
+        first = [
+            identify(1, {"$add": {"visits": 5}}),
+            identify(2, {"$add": {"visits": 9}}, "ann-lee"),
+        ]
+        await deliver(tmp_path, local, *first, **settings)
+        mine, theirs = local.contacts
+        local.merge(mine, theirs)
+        later = [simulation.event(USER, 3), identify(4, {"$add": {"visits": 1}})]
+        await deliver(tmp_path, local, *later, **settings)
+        return local, theirs
+
+    local, theirs = virtual.run(scenario)
+    assert [c.id for c in local.contacts.values() if c.state == "live"] == [theirs]
+    assert held(local, "ann-lee") == {"visits": 10}
+    assert [event.contact_id for event in local.events] == [theirs]
+
+
+def test_events_of_a_merged_user_do_not_go_to_a_stranger_that_was_given_the_contact(
+    tmp_path: Path,
+) -> None:
+    async def scenario() -> Sandbox:
+        local = simulation.sandbox()
+        events = {"select": [{"types": ["*"]}], "unknown_user": "drop"}
+        async with simulation.engine(tmp_path, local, events=events) as engine:
+
+            async def deliver_(*some: dict[str, Any]) -> None:
+                for event in some:
+                    await engine.submit([event], api_key=simulation.API_KEY)
+                    await engine.settled()
+
+            await deliver_(set_(1, plan="free"), set_(2, "ann-lee", plan="free"))
+            mine, theirs = local.contacts
+            local.merge(mine, theirs)
+            await deliver_(set_(3, plan="pro"), simulation.event(USER, 4))
+            local.change_contact(theirs, external_id="stranger")
+            await deliver_(*(simulation.event(USER, n) for n in range(5, 25)))
+        return local
+
+    assert len(virtual.run(scenario).events) == 1
+
+
+def test_a_property_that_is_selected_again_is_set_to_what_it_was_before(tmp_path: Path) -> None:
+    """Others have changed it while it was not selected."""
+
+    async def scenario() -> Sandbox:
+        local = simulation.sandbox()
+        await deliver(tmp_path, local, set_(1, plan="pro"), users={"properties": ["plan"]})
+        await deliver(tmp_path, local, set_(2, tier="x"), users={"properties": ["tier"]})
+        local.change_contact(next(iter(local.contacts)), custom_attributes={"plan": "theirs"})
+        both = {"properties": ["plan", "tier"]}
+        await deliver(tmp_path, local, set_(3, plan="pro"), users=both)
+        return local
+
+    assert held(virtual.run(scenario)) == {"plan": "pro", "tier": "x"}
 
 
 def test_what_was_counted_for_one_contact_is_not_written_to_another_that_is_there(
@@ -502,22 +601,28 @@ def test_a_user_whose_heir_is_deleted_has_a_contact_of_its_own_again(tmp_path: P
     assert held(virtual.run(scenario)) == {"plan": "most"}
 
 
+@pytest.mark.parametrize(
+    "between",
+    [
+        {"users": {"properties": ["plan"]}},
+        {"users": {"properties": ["plan", "visits"], "enabled": False}},
+        {"enabled": False},
+    ],
+)
 def test_a_property_that_was_not_selected_for_a_while_is_read_before_it_is_counted_on(
-    tmp_path: Path,
+    tmp_path: Path, between: dict[str, Any]
 ) -> None:
-    async def scenario(between: dict[str, Any]) -> Sandbox:
+    async def scenario() -> Sandbox:
         local = simulation.sandbox()
-        both = {"properties": ["plan", "visits"]}
-        folder = tmp_path / str(len(between))
-        await deliver(folder, local, identify(1, {"$add": {"visits": 5}}), users=both)
-        await deliver(folder, local, simulation.event(USER, 2), users=between)
+        both = {"users": {"properties": ["plan", "visits"]}}
+        await deliver(tmp_path, local, identify(1, {"$add": {"visits": 5}}), **both)
+        await deliver(tmp_path, local, **{**both, **between})
         [contact_id] = local.contacts
         local.change_contact(contact_id, custom_attributes={"visits": 100})
-        await deliver(folder, local, identify(3, {"$add": {"visits": 1}}), users=both)
+        await deliver(tmp_path, local, identify(3, {"$add": {"visits": 1}}), **both)
         return local
 
-    for between in ({"properties": ["plan"]}, {"properties": ["plan", "visits"], "enabled": False}):
-        assert held(virtual.run(lambda settings=between: scenario(settings))) == {"visits": 101}
+    assert held(virtual.run(scenario)) == {"visits": 101}
 
 
 def test_a_create_that_never_arrived_is_no_base_for_a_contact_that_others_made(
@@ -1210,8 +1315,8 @@ def test_events_of_a_contact_that_is_deleted_cost_one_attempt_a_back_off(tmp_pat
 
     local, status = virtual.run(scenario)
     assert status.dead_by_reason == {"contact_gone": 20}
-    # The event, and the create, and the way back, that are refused.
-    assert calls(local) == ["POST 404", "POST 409", "POST 400"]
+    # The event, a look at the contact, the create, and the way back, that are refused.
+    assert calls(local) == ["POST 404", "GET 404", "POST 409", "POST 400"]
 
 
 @pytest.mark.parametrize("unknown_user", ["drop", "dead_letter"])

@@ -285,6 +285,42 @@ def test_a_fault_as_updates_are_settled_costs_one_of_them_and_writes_none_again(
     virtual.run(scenario)
 
 
+class Alone(Settlement):
+    """Settles no updates together, and that of a plan that is poison not at all."""
+
+    async def settle_update(self, records: Sequence[Record], *args: Any, **more: Any) -> None:
+        if len(records) > 1 or b"poison" in records[0].raw:
+            raise OverflowError("unforeseen")
+        await super().settle_update(records, *args, **more)
+
+
+def test_updates_that_are_written_as_one_and_settled_apart_count_once(tmp_path: Path) -> None:
+    """Though one of them cannot be settled, and is replayed."""
+
+    async def scenario() -> None:
+        local = simulation.sandbox(latency_s=1.0)
+        users = {"properties": ["plan", "visits"]}
+        async with engine(tmp_path, InProcess(local), users=users) as running:
+            await anyio.sleep(2)
+            settlement = running.streams[SYNC].delivery.settlement
+            settlement.__class__ = Alone
+            updates = [
+                simulation.identify(user, n, {"$set": {"plan": plan}, "$add": {"visits": 1}})
+                for user in WELL
+                for n, plan in enumerate(["free", "poison", "pro", "team"])
+            ]
+            await running.submit(updates, api_key=simulation.API_KEY)
+            status = await settle(running)
+            assert status.dead_by_reason == {"internal": len(WELL)}
+            settlement.__class__ = Settlement
+            await running.replay(SYNC, DeadLetterQuery(every=True))
+            await settle(running)
+        found = [c.custom_attributes for c in local.contacts.values()]
+        assert found == [{"plan": "team", "visits": 4}] * len(WELL)
+
+    virtual.run(scenario)
+
+
 class BrokenContacts(Contacts):
     """Cannot keep what is known of a contact whose user is poison."""
 

@@ -113,8 +113,13 @@ class Knowledge:
         """Take in that a field was refused with this value, and is left out."""
         self._refused[name] = value
         fields = {**self.known.fields, **self._refused}
+        self.known = msgspec.structs.replace(self.known, fields=fields)
+        self.leave_out(name)
+
+    def leave_out(self, name: str) -> None:
+        """Take in that a field is not written."""
         unsure = [n for n in self.known.unsure if n != name]
-        self.known = msgspec.structs.replace(self.known, fields=fields, unsure=unsure)
+        self.known = msgspec.structs.replace(self.known, unsure=unsure)
 
     def at_end(self, way: Way, properties: Mapping[str, Held]) -> Known:
         """Return what is to be kept: of the contact it went to, with properties as worked out."""

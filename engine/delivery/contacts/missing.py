@@ -14,7 +14,7 @@ MOST_MISSING: Final = 10_000
 """Users that are remembered of either kind; the oldest goes first, and is asked for again."""
 
 MERGED_S: Final = 600.0
-"""How long it is believed that a user goes by the id of the contact that it was merged into."""
+"""How long it is believed that a user goes by the name of the one that it was merged into."""
 
 
 class _Absent(NamedTuple):
@@ -50,21 +50,21 @@ class Missing:
 
 
 class Heirs:
-    """Contacts that users were merged into, whose events Intercom takes by that contact's id."""
+    """Users that others were merged into, as whose Intercom takes the events of these."""
 
     def __init__(self) -> None:
         self._found: OrderedDict[ContactKey, tuple[str, float]] = OrderedDict()
 
     def of(self, key: ContactKey) -> str:
-        """Return the contact that a user was merged into, as far as that is believed now; else an
-        empty text."""
-        contact_id, until_s = self._found.get(key, ("", 0.0))
-        return contact_id if loop_time_s() < until_s else ""
+        """Return the identifier of the user that one was merged into, as far as that is believed
+        now; else an empty text."""
+        heir, until_s = self._found.get(key, ("", 0.0))
+        return heir if loop_time_s() < until_s else ""
 
-    def note(self, key: ContactKey, contact_id: str) -> None:
-        """Take in that Intercom knows a user by this contact alone."""
+    def note(self, key: ContactKey, heir: str) -> None:
+        """Take in that Intercom knows a user as this one alone."""
         self.forget(key)
-        self._found[key] = (contact_id, loop_time_s() + MERGED_S)
+        self._found[key] = (heir, loop_time_s() + MERGED_S)
         if len(self._found) > MOST_MISSING:
             self._found.popitem(last=False)
 

@@ -5,7 +5,7 @@ A transaction may be made more than once, so nothing here changes anything but t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -62,11 +62,19 @@ class Scope(NamedTuple):
         return as_written(self.rules, self.workspace.attributes, held, known)
 
     def work_out(
-        self, updates: Sequence[ContactUpdate], held: Mapping[str, Held], known: Known
+        self,
+        updates: Sequence[ContactUpdate],
+        held: Mapping[str, Held],
+        known: Known,
+        without: Collection[str],
     ) -> Draft:
-        """Return what updates come to."""
+        """Return what updates come to, ``without`` some fields."""
         types, newer_wins = self.workspace.attributes, self.newer_wins
-        return work_out(self.rules, types, updates, held, known, newer_wins=newer_wins)
+        draft = work_out(self.rules, types, updates, held, known, newer_wins=newer_wins)
+        if not without:
+            return draft
+        changes = {name: value for name, value in draft.changes.items() if name not in without}
+        return msgspec.structs.replace(draft, changes=changes)
 
 
 class Begun(NamedTuple):
@@ -113,12 +121,15 @@ class Notes:
         self,
         store: Store,
         updates: Sequence[ContactUpdate],
+        without: Collection[str],
         has: Callable[[ContactKey], bool],
     ) -> Begun:
         """Read what is known, work out what the updates come to, and note what is about to be
-        written. Where the turn ``has`` the contact not to itself, only whose it is is found out."""
+        written, ``without`` some fields. Where the turn has not (``has``) the contact to itself,
+        nothing but its key is found out."""
         scope = self._scope
         key, known = store.contacts.find(self.own_key)
+        known = scope.selection.current(known, scope.taker, scope.rules.properties)
         if not has(key):
             return Begun(key, known, known, {}, list(updates), Do.DONE, None)
         if key != self.own_key:
@@ -132,7 +143,7 @@ class Notes:
         if not updates or first not in (Do.PUT, Do.CREATE):
             return Begun(key, known, known, held, updates, first, None)
         bare = msgspec.structs.replace(known, fields={})
-        draft = scope.work_out(updates, held, known if first is Do.PUT else bare)
+        draft = scope.work_out(updates, held, known if first is Do.PUT else bare, without)
         noted = with_unsure(known, draft.changes)
         if noted != known:
             is_new = known == Known()
@@ -157,6 +168,12 @@ class Notes:
         unsure = [name for name in known.unsure if name in before.unsure]
         if unsure != known.unsure:
             self.keep(store, key, msgspec.structs.replace(known, unsure=unsure))
+
+    def lose(self, store: Store) -> None:
+        """Take in that the user's own contact is not there, or another's."""
+        known = self.own(store)
+        if known.contact_id and not known.is_lost:
+            self.keep(store, self.own_key, msgspec.structs.replace(known, is_lost=True))
 
     def find_out(self, store: Store, way: Way) -> None:
         """Take in that a contact is there, and which."""

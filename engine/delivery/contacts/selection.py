@@ -8,7 +8,7 @@ that.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import msgspec
 
@@ -35,6 +35,16 @@ class Selection(msgspec.Struct, frozen=True):
         before = self.since if is_the_same else {}
         since = {name: before.get(name, number) for name in sorted(names)}
         return Selection(number, since, found_by)
+
+    def current(self, known: Known, taker: str, fields: Mapping[str, str]) -> Known:
+        """Return what is known, but for the fields of properties that were not selected all the
+        time; ``fields``: by property."""
+        kept_in = known.selections.get(taker, 0)
+        stale = {fields[name] for name, since in self.since.items() if since > kept_in}
+        if stale.isdisjoint(known.fields):
+            return known
+        kept = {name: value for name, value in known.fields.items() if name not in stale}
+        return msgspec.structs.replace(known, fields=kept)
 
     def properties_of(self, known: Known, taker: str) -> dict[str, Held]:
         """Return a taker's properties that have been selected since they were kept."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
-
-import msgspec
 
 from amplitude_intercom.engine.delivery.contacts.notes import Scope
 from amplitude_intercom.engine.delivery.contacts.selection import Selection
@@ -97,36 +96,32 @@ class Contacts:
             await Upsert(self._scope, identity, (), calls, writing).ensure()
 
     async def keep(self, upserted: Upserted) -> None:
-        """Keep what is known of a contact, and that records are updated, for they stay."""
+        """Keep what is known of a contact, and that records are updated."""
+        await self._spool.persist(partial(self.write, upserted, and_stay=True))
 
-        def work(store: Store) -> None:
-            self.write(upserted, store)
+    def write(self, upserted: Upserted, store: Store, *, and_stay: bool) -> None:
+        """Keep what is known of a contact, in somebody's transaction; where its records, or some of
+        them, are not settled in the same one, that they are updated."""
+        store.contacts.remember(upserted.key, upserted.known, self._now_ms())
+        if and_stay:
             store.settling(self._spool.taker).note_updated(upserted.claim_ids)
 
-        await self._spool.persist(work)
+    async def merged_into(self, identity: Identity, calls: TurnCalls) -> str:
+        """Return the identifier of the user that one was merged into, whom Intercom has just said
+        not to know; an empty text: it was not.
 
-    def write(self, upserted: Upserted, store: Store) -> None:
-        """Keep what is known of a contact, in somebody's transaction."""
-        store.contacts.remember(upserted.key, upserted.known, self._now_ms())
+        The contact that is known of it is looked at, once: it may be merged, or another's, or gone.
 
-    async def merged_into(self, identity: Identity) -> str:
-        """Return the id of the contact that a user was merged into, as far as that is known; else
-        an empty text."""
+        Raises:
+            NotNow: a call has no answer, or another turn writes the contact.
+        """
         own = self.key_of(identity)
         key, known = await self._spool.persist(lambda store: store.contacts.find(own))
-        return "" if key == own or known.is_lost else known.contact_id
-
-    async def lose(self, identity: Identity) -> None:
-        """Take in that the contact that is known of a user is not there."""
-        key, now_ms = self.key_of(identity), self._now_ms()
-
-        def work(store: Store) -> None:
-            known = store.contacts.get(key)
-            if known is not None and known.contact_id and not known.is_lost:
-                lost = msgspec.structs.replace(known, is_lost=True, owner="")
-                store.contacts.remember(key, lost, now_ms)
-
-        await self._spool.persist(work)
+        if key == own and known.contact_id and not known.is_lost:
+            with self._workspace.writing() as writing:
+                await writing.take(own)
+                key = await Upsert(self._scope, identity, (), calls, writing).look()
+        return "" if key == own else key.value
 
     def _count(self, adjustments: Iterable[Adjustment]) -> None:
         self._spool.adjustments.count(adjustment.reason for adjustment in adjustments)

@@ -10,7 +10,7 @@ Rules
 3. A retry works everything out again from what is durable, and writes absolute values again. So an
    operation takes effect once, whatever has become of an answer.
 4. A contact is written by one turn at a time; one that two users have, since one was merged into
-   the other, too.
+   the other, too. (Not where one sync finds it by its external id, and another by its e-mail.)
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Upsert:
         """Bring the updates to the contact.
 
         Raises:
-            NotNow: a call has no answer.
+            NotNow: a call has no answer, or another turn writes the contact.
             Undeliverable: Intercom does not take them.
         """
         first = await self._begin()
@@ -119,6 +119,23 @@ class Upsert:
         await self._go(creating((), is_by_email=self._is_by_email))
         await self._persist(partial(self._notes.find_out, way=self._way))
 
+    async def look(self) -> ContactKey:
+        """Find out what has become of the contact that is known, without creating another; return
+        whose key it is known by.
+
+        Raises:
+            NotNow: a call has no answer, or another turn writes the contact.
+        """
+        self._start_from(await self._persist(self._notes.own))
+        step: Step = Do.LOOK
+        while step is Do.LOOK:
+            request = await self._prepare(step)
+            assert request is not None
+            step = await self._take(step, await self._calls.call(request))
+        if step is not Do.DONE:
+            await self._persist(self._notes.lose)
+        return self._notes.key_of(self._way.owner) if self._way.owner else self._notes.own_key
+
     async def _persist(self, work: Callable[[Store], Result]) -> Result:
         return await self._scope.spool.persist(work)
 
@@ -131,12 +148,19 @@ class Upsert:
         Raises:
             NotNow: another turn writes the contact.
         """
-        begin = partial(self._notes.begin, updates=self._updates, has=self._writing.has)
+        begin = partial(
+            self._notes.begin,
+            updates=self._updates,
+            without=self._way.without,
+            has=self._writing.has,
+        )
         begun = await self._persist(begin)
         while not self._writing.has(begun.key):
             await self._writing.take(begun.key)
             begun = await self._persist(begin)
         self._key, self._updates = begun.key, begun.updates
+        if begun.known.is_lost:
+            self._way = msgspec.structs.replace(self._way, contact_id="", owner="")
         self._start_from(begun.known, begun.held, begun.noted)
         if begun.draft is not None:
             self._draft, self._is_noted = begun.draft, True
@@ -217,11 +241,11 @@ class Upsert:
         if self._is_noted:
             self._is_noted = False
             return
-        knowledge, without = self._knowledge, self._way.without
-        draft = self._scope.work_out(self._updates, knowledge.held, knowledge.known)
-        changes = {name: value for name, value in draft.changes.items() if name not in without}
-        self._draft = msgspec.structs.replace(draft, changes=changes)
-        if not knowledge.intend(changes, self._way):
+        knowledge = self._knowledge
+        self._draft = self._scope.work_out(
+            self._updates, knowledge.held, knowledge.known, self._way.without
+        )
+        if not knowledge.intend(self._draft.changes, self._way):
             return
         await self._persist(partial(self._notes.keep, key=self._key, known=knowledge.known))
 
@@ -235,6 +259,8 @@ class Upsert:
         has_parted = not self._way.owner and not self._way.is_heir
         if has_parted and self._key != self._notes.own_key:
             await self._part(answer)
+        elif self._way.disowned != before.disowned:
+            await self._persist(self._notes.lose)  # so that it is not written once more
         return self._with_base(step)
 
     def _learn(self, before: Way, did: Do, answer: Answer, *, is_done: bool) -> None:
@@ -255,6 +281,7 @@ class Upsert:
     def _leave_out(self, name: str, answer: Answer) -> None:
         if missing := intercom.unknown_attribute(answer):
             self._scope.workspace.attributes.learn_missing(missing)
+            self._knowledge.leave_out(name)
         else:
             self._knowledge.refuse(name, self._last_sent.get(name))
 
@@ -280,7 +307,7 @@ class Upsert:
         """
         await self._writing.take(self._notes.key_of(self._way.owner))
         await self._persist(partial(self._notes.join, at=self._key, way=self._way))
-        return await self._begin()
+        return await self._begin() if self._updates else Do.DONE
 
     async def _part(self, answer: Answer) -> None:
         """Go on with a contact of our own: the one of the user that ours was merged into is not
