@@ -376,7 +376,7 @@ MEANINGS: Final[dict[str, str]] = {
     "sync.users.archived": "a contact found archived: bring it back, or `dead_letter`",
     "sync.users.newer_wins": (
         "with `any_update`, and for what is replayed: an event that is older than the one which set"
-        " a property last does not set it"
+        " a property last neither sets nor unsets it; `$add` and the like count"
     ),
     "sync.users.create_missing_attributes": (
         "create attributes that the workspace lacks; a number gets a type with decimals"

@@ -15,7 +15,7 @@ UNSURE_DAYS: Final = 30
 """How long a contact is kept on account of a write that has no answer."""
 
 MOST_MERGES: Final = 64
-"""Users that were merged one into the next, of which the last is looked for."""
+"""The longest chain of merges that is followed."""
 
 
 class ContactDirectory:
@@ -37,7 +37,7 @@ class ContactDirectory:
 
     def find(self, key: ContactKey) -> tuple[ContactKey, Known]:
         """Return what is known of a user's contact, and under which key: of a user that was merged
-        into another, that one's."""
+        into another, that one's; where that one has the contact no more, the user's own, lost."""
         own = theirs = self.get(key) or Known()
         at, known = key, own
         for _ in range(MOST_MERGES):

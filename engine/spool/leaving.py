@@ -2,8 +2,8 @@
 
 Both are done in slices. Each is whole by itself, so what was interrupted goes on when it is asked
 for again. What is moved goes behind what the other sync has waiting, in its order, and keeps its
-claims, and insert ids are known to the other sync then; what was known of contacts is not moved, it
-has a directory of its own.
+claims, and insert ids are known to the other sync then. Properties of contacts are not moved: the
+other sync works them out anew.
 """
 
 from __future__ import annotations

@@ -122,14 +122,16 @@ class Held(NamedTuple):
 class Known(msgspec.Struct, frozen=True, omit_defaults=True):
     """What is known of a contact.
 
-    ``contact_id`` is empty where none is known; one that Intercom has said is not there
-    ``is_lost``: where it turns up again, what is known of it holds. ``owner``: of a user that was
-    merged into another, that one's identifier; what is known of the contact that they have is kept
-    there. ``fields``: flat, as they were written, or refused, last; those in ``unsure`` were about
-    to be written since, and it is not known whether they are. ``properties``: by taker (as text);
-    of a name that is not there it is not known whether the contact has a value. ``unread``: takers
-    whose properties are of another contact, or of before a merge: it is read before they are
-    counted on. ``selections``: by taker, the number of the selection that its properties are of.
+    ``contact_id``: empty where none is known.
+    ``is_lost``: Intercom has said that it is not there; where it turns up again, the rest holds.
+    ``owner``: of a user that was merged into another, the identifier of that one, under which all
+    that is known of their contact is kept.
+    ``fields``: flat, as they were written, or read, or refused last.
+    ``unsure``: fields that were about to be written since; a write has no answer yet.
+    ``properties``: by taker (as text); a name that is missing may have a value on the contact.
+    ``unread``: takers whose properties are of another contact, or of before a merge; the contact is
+    read before they are counted on.
+    ``selections``: by taker, the number of the selection that its properties are of.
     """
 
     contact_id: str = ""

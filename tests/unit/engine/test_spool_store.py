@@ -104,6 +104,40 @@ def test_a_contact_whose_write_has_no_answer_is_not_forgotten_but_after_a_month(
     assert contacts.forget_unused(9, 31 * day_ms) == 1
 
 
+@pytest.mark.parametrize(
+    ("theirs", "at", "contact_id", "is_lost"),
+    [
+        (Known("h1"), "bob", "h1", False),
+        (None, "bob", "h1", False),
+        (Known("h1", is_lost=True), "ann", "h1", True),
+        (Known("h2"), "ann", "h1", True),
+        (Known("h3", owner="cid"), "cid", "h3", False),
+        (Known("h1", owner="ann"), "ann", "h1", True),
+    ],
+)
+def test_of_a_user_that_was_merged_the_contact_of_the_other_one_is_known(
+    path: Path, theirs: Known | None, at: str, contact_id: str, is_lost: bool
+) -> None:
+    """Forgotten, lost, another by now, merged further, and merged in a circle."""
+    contacts = opened(path).contacts
+    contacts.remember(ANN, Known("h1", owner="bob"), 0)
+    contacts.remember(ANN._replace(value="cid"), Known("h3"), 0)
+    if theirs is not None:
+        contacts.remember(ANN._replace(value="bob"), theirs, 0)
+    key, known = contacts.find(ANN)
+    assert (key.value, known.contact_id, known.is_lost) == (at, contact_id, is_lost)
+    assert known.owner == ""
+
+
+def test_a_user_that_has_parted_has_what_the_two_had(path: Path) -> None:
+    contacts = opened(path).contacts
+    mine, theirs = {"1": {"plan": Held("free")}}, {"1": {"plan": Held("pro", 5)}}
+    contacts.remember(ANN, Known("h1", owner="bob", properties=mine), 0)
+    bob = Known("h1", is_lost=True, properties=theirs, selections={"1": 2})
+    contacts.remember(ANN._replace(value="bob"), bob, 0)
+    assert contacts.find(ANN)[1] == Known("h1", True, properties=theirs, selections={"1": 2})
+
+
 def test_a_damaged_contact_is_no_longer_known(path: Path) -> None:
     store = opened(path)
     store.contacts.remember(ANN, Known("c1"), 1)
