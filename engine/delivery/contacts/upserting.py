@@ -184,6 +184,9 @@ class Upsert:
     async def _go(self, step: Step) -> None:
         """Do one thing after another until the contact is as it should be."""
         while step is not Do.DONE:
+            if self._made >= MAX_CALLS + len(self._way.without):
+                text = "Intercom's answers lead in a circle"
+                step = Failure(DeadReason.CONTACT_GONE, message=text)
             if isinstance(step, Failure):
                 before = self._knowledge.before
                 await self._persist(partial(self._notes.give_up, key=self._key, before=before))
@@ -191,14 +194,8 @@ class Upsert:
             request = await self._prepare(step)
             if request is None:
                 return
-            self._count_call()
+            self._made += 1
             step = await self._take(step, await self._calls.call(request))
-
-    def _count_call(self) -> None:
-        self._made += 1
-        if self._made > MAX_CALLS + len(self._way.without):
-            text = "Intercom's answers lead in a circle"
-            raise Undeliverable(Failure(DeadReason.CONTACT_GONE, message=text))
 
     async def _prepare(self, step: Do) -> Request | None:
         """Return the request of a step; None: there is nothing to be written."""
