@@ -219,7 +219,7 @@ ANSWERS = st.one_of(
 @given(
     st.sampled_from([BY_ID, BY_EMAIL]),
     st.sampled_from([Do.FIND, Do.SEARCH, Do.CREATE, Do.CREATE_EMPTY, Do.CREATE_BARE, Do.PUT]),
-    st.lists(ANSWERS, min_size=40, max_size=40),
+    st.lists(ANSWERS, min_size=16, max_size=16),
 )
 def test_whatever_is_answered_the_way_has_an_end(
     identity: Identity, first: Do, answers: list[Answer]
