@@ -94,7 +94,7 @@ def apply(update: Update, properties: Properties, base: Base) -> Properties:
         elif operation == "$setOnce" and update.newer_wins and _is_late(found.get(name), update):
             found[name] = _set_once_late(found[name], update)
         else:
-            held = found[name] if name in found else Held(base(name))
+            held = found[name] if name in found else Held(_as_read(base(name), operation))
             found[name] = Held(
                 changed(operation, held.value, argument),
                 min(held.low, update.time_s),
@@ -102,6 +102,14 @@ def apply(update: Update, properties: Properties, base: Base) -> Properties:
                 SURE if held.believed is SURE else UNSURE,
             )
     return found
+
+
+def _as_read(value: Any, operation: str) -> Any:
+    """Return what a contact holds as an operation finds it: a list is one text there."""
+    is_of_lists = operation in ("$append", "$prepend", "$preInsert", "$postInsert", "$remove")
+    if is_of_lists and isinstance(value, str) and ", " in value:
+        return value.split(", ")
+    return value
 
 
 def _is_late(held: Held | None, update: Update) -> bool:
