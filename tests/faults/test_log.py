@@ -120,7 +120,8 @@ async def test_whatever_becomes_of_the_log_events_are_taken_and_settled(
     tmp_path: Path, measured: Callable[[str], None], stderr: Any
 ) -> None:
     """Intercom refuses each event, and each refusal is a warning."""
-    local = Sandbox(faults=[Fault("status", 400)], limit_per_minute=6_000_000)
+    refused = Fault("status", 400, path="/events")
+    local = Sandbox(faults=[refused], limit_per_minute=6_000_000)
     async with serve(local) as url:
         with stderr() as descriptor:
             async with daemon(tmp_path, url, descriptor) as running:
@@ -143,7 +144,8 @@ async def test_whatever_becomes_of_the_log_events_are_taken_and_settled(
 
 async def test_a_log_that_is_read_again_goes_on_with_whole_lines(tmp_path: Path) -> None:
     reading, writing = os.pipe()
-    local = Sandbox(faults=[Fault("status", 400)], limit_per_minute=6_000_000)
+    refused = Fault("status", 400, path="/events")
+    local = Sandbox(faults=[refused], limit_per_minute=6_000_000)
     async with serve(local) as url:
         async with daemon(tmp_path, url, writing) as running:
             os.close(writing)
