@@ -11,25 +11,12 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 NAMES = (
-    *("filter", "intake-file", "intake-http-100", "intake-http-10", "mapping"),
-    *(
-        "mapping-nested",
-        "mapping-identify",
-        "delivery",
-        "delivery-cpu",
-        "allowance",
-        "calls",
-        "latency",
-    ),
-    *(
-        "memory-growth",
-        "recovery",
-        "start-help",
-        "start-ready",
-        "scale-events",
-        "scale-syncs",
-        "scale-workers",
-    ),
+    *("filter", "intake-file", "intake-http-100", "intake-http-10"),
+    *("mapping", "mapping-nested", "mapping-identify"),
+    *("delivery", "delivery-cpu", "delivery-updates", "allowance"),
+    *("calls", "calls-there", "calls-half", "latency"),
+    *("memory-growth", "recovery", "start-help", "start-ready"),
+    *("scale-events", "scale-syncs", "scale-workers"),
     *("disk-bytes-500", "disk-bytes-2000", "cpu-per-event"),
     *("many-syncs-memory", "many-syncs-ready", "many-syncs-idle", "many-syncs-handles"),
 )
