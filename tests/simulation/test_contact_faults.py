@@ -30,13 +30,18 @@ def set_(n: int, user: str = USER, **properties: Any) -> dict[str, Any]:
     return identify(n, {"$set": properties}, user)
 
 
+async def send(engine: Engine, *events: dict[str, Any]) -> None:
+    """Have events accepted and settled, one after the other."""
+    for event in events:
+        await engine.submit([event], api_key=simulation.API_KEY)
+        await engine.settled()
+
+
 async def deliver(folder: Path, local: Sandbox, *events: dict[str, Any], **sync: Any) -> SyncStatus:
     """Run a process until each event, one after the other, is settled; return what has become of
     them (in the first sync)."""
     async with simulation.engine(folder, local, **sync) as engine:
-        for event in events:
-            await engine.submit([event], api_key=simulation.API_KEY)
-            await engine.settled()
+        await send(engine, *events)
         status = (await engine.status()).syncs
     return status[0]
 
@@ -298,22 +303,16 @@ def test_events_of_a_user_that_was_merged_cost_one_call_each_but_the_first(tmp_p
         local = simulation.sandbox()
         events = {"select": [{"types": ["*"]}]}
         async with simulation.engine(tmp_path, local, events=events) as engine:
-
-            async def deliver_(*some: dict[str, Any]) -> None:
-                for event in some:
-                    await engine.submit([event], api_key=simulation.API_KEY)
-                    await engine.settled()
-
-            await deliver_(set_(1, plan="free"), set_(2, "ann-lee", plan="free"))
+            await send(engine, set_(1, plan="free"), set_(2, "ann-lee", plan="free"))
             mine, theirs = local.contacts
             local.merge(mine, theirs)
-            await deliver_(set_(3, plan="pro"))
+            await send(engine, set_(3, plan="pro"))
             local.journal.clear()
-            await deliver_(*(simulation.event(USER, n) for n in range(4, 9)))
+            await send(engine, *(simulation.event(USER, n) for n in range(4, 9)))
             said = calls(local)
             assert [event.contact_id for event in local.events] == [theirs] * 5
             local.handle(simulation.delete(theirs))
-            await deliver_(set_(9, plan="team"), simulation.event(USER, 10))
+            await send(engine, set_(9, plan="team"), simulation.event(USER, 10))
         [own] = [c.id for c in local.contacts.values() if c.state == "live"]
         assert local.events[-1].contact_id == own
         return said
@@ -355,18 +354,12 @@ def test_events_of_a_merged_user_do_not_go_to_a_stranger_that_was_given_the_cont
         local = simulation.sandbox()
         events = {"select": [{"types": ["*"]}], "unknown_user": "drop"}
         async with simulation.engine(tmp_path, local, events=events) as engine:
-
-            async def deliver_(*some: dict[str, Any]) -> None:
-                for event in some:
-                    await engine.submit([event], api_key=simulation.API_KEY)
-                    await engine.settled()
-
-            await deliver_(set_(1, plan="free"), set_(2, "ann-lee", plan="free"))
+            await send(engine, set_(1, plan="free"), set_(2, "ann-lee", plan="free"))
             mine, theirs = local.contacts
             local.merge(mine, theirs)
-            await deliver_(set_(3, plan="pro"), simulation.event(USER, 4))
+            await send(engine, set_(3, plan="pro"), simulation.event(USER, 4))
             local.change_contact(theirs, external_id="stranger")
-            await deliver_(*(simulation.event(USER, n) for n in range(5, 25)))
+            await send(engine, *(simulation.event(USER, n) for n in range(5, 25)))
         return local
 
     assert len(virtual.run(scenario).events) == 1

@@ -175,7 +175,7 @@ class Notes:
         if known.contact_id and not known.is_lost:
             self.keep(store, self.own_key, msgspec.structs.replace(known, is_lost=True))
 
-    def find_out(self, store: Store, way: Way) -> None:
+    def keep_found(self, store: Store, way: Way) -> None:
         """Take in that a contact is there, and which."""
         known = msgspec.structs.replace(self.own(store), owner="")
         found = msgspec.structs.replace(about(known, way), contact_id=way.contact_id, is_lost=False)

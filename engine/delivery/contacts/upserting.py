@@ -117,7 +117,7 @@ class Upsert:
         known = await self._persist(self._notes.own)
         self._start_from(msgspec.structs.replace(known, is_lost=bool(known.contact_id), owner=""))
         await self._go(creating((), is_by_email=self._is_by_email))
-        await self._persist(partial(self._notes.find_out, way=self._way))
+        await self._persist(partial(self._notes.keep_found, way=self._way))
 
     async def look(self) -> ContactKey:
         """Find out what has become of the contact that is known, without creating another; return
