@@ -537,7 +537,7 @@ def application(sandbox: Sandbox) -> web.Application:
         reply = sandbox.receive(request, authorization, sent.get("Intercom-Version"))
         if reply.latency_s > 0:
             await anyio.sleep(reply.latency_s)
-        return await (_cut_off(http, reply) if reply.cut else _whole(reply.answer))
+        return await (cut_off(http, reply) if reply.cut else _whole(reply.answer))
 
     app = web.Application(client_max_size=MAX_BODY_BYTES)
     app.router.add_route("*", "/{path:.*}", respond)
@@ -555,7 +555,7 @@ async def _without_type(_: web.BaseRequest, response: web.StreamResponse) -> Non
         response.headers.popall("Content-Type", None)
 
 
-async def _cut_off(http: web.Request, reply: Reply) -> web.StreamResponse:
+async def cut_off(http: web.Request, reply: Reply) -> web.StreamResponse:
     """Break the connection: after half an answer, after a long time, or at once."""
     response = web.StreamResponse(status=reply.answer.status, headers=reply.answer.headers)
     if reply.cut == "half":
@@ -573,9 +573,14 @@ async def _cut_off(http: web.Request, reply: Reply) -> web.StreamResponse:
 @asynccontextmanager
 async def serve(sandbox: Sandbox, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[str]:
     """Serve a sandbox over HTTP for as long as the context lasts; yield its base URL."""
-    runner = web.AppRunner(
-        application(sandbox), access_log=None, handler_cancellation=True, shutdown_timeout=0.1
-    )
+    async with serve_application(application(sandbox), host, port) as url:
+        yield url
+
+
+@asynccontextmanager
+async def serve_application(app: web.Application, host: str, port: int) -> AsyncIterator[str]:
+    """Serve an application for as long as the context lasts; yield its base URL."""
+    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()
     try:
         await web.TCPSite(runner, host, port).start()
