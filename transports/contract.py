@@ -30,6 +30,7 @@ from typing import Protocol
 import msgspec
 
 from amplitude_intercom.transports.amplitude import BadEvent, Head
+from amplitude_intercom.transports.originals import Original
 
 
 class Batch(msgspec.Struct):
@@ -53,6 +54,8 @@ class Batch(msgspec.Struct):
     checkpoints: Mapping[str, str] = {}
     """How far a source that can be read again has come with what is on disk already: name →
     position. Kept with the batch, in one commit, for the source's next start."""
+    original: Original | None = None
+    """The request that they came in, whole, where relays may have it."""
     checked: bool = False
     """The source has checked the heads (``check_head`` and ``check_time``) and found them good."""
 

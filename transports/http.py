@@ -15,10 +15,10 @@ What takes long is done in a thread, so that everybody else is served meanwhile.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import re
 import time
-import urllib.parse
 import zlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -29,7 +29,7 @@ import msgspec
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 
-from amplitude_intercom.transports import inflate, uploads
+from amplitude_intercom.transports import forms, inflate, uploads
 from amplitude_intercom.transports.amplitude import MAX_EVENT_BYTES
 from amplitude_intercom.transports.bounds import (
     EventBytes,
@@ -43,6 +43,7 @@ from amplitude_intercom.transports.errors import Refused, UnknownApiKey
 from amplitude_intercom.transports.inflate import Inflate
 from amplitude_intercom.transports.limits import LEAST_COST_BYTES, ByteBudget, Hold, KeyLimits
 from amplitude_intercom.transports.openapi import SUCCESS, describe
+from amplitude_intercom.transports.originals import Original
 from amplitude_intercom.transports.refusals import NO_DOOR, Refusals
 from amplitude_intercom.transports.sockets import Listener, share_of_descriptors
 from amplitude_intercom.transports.uploads import TOO_LARGE, BadUpload, GoodUpload, Takes, Upload
@@ -61,23 +62,24 @@ HEAVY_AT_ONCE: Final = 1
 MAX_MEMBERS: Final = 1_024
 """Members of a packed body. bgzip, which makes the most, makes 320 of the largest."""
 
-MAX_FIELDS: Final = 32
-"""Fields of a form; Amplitude's have up to five."""
-
 _encoder = msgspec.json.Encoder()
 _log = logging.getLogger(__name__)
 
 
 class Parts(msgspec.Struct):
-    """A request, read: its body inflated, its query's fields, its headers."""
+    """A request, read: its body inflated, its query's fields, its headers, its client's address."""
 
+    method: str
     body: bytes
     query: Mapping[str, str]
+    query_text: str
     headers: Mapping[str, str]
+    peer: str
 
     @property
     def content_type(self) -> str:
-        return self.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        """As it was said, whole."""
+        return _text(self.headers.get("Content-Type", ""))
 
 
 class Door(msgspec.Struct, frozen=True):
@@ -102,7 +104,8 @@ def _form_door(decode: _DecodeForm) -> Door:
 
 def _with_form(parts: Parts, takes: Takes, decode: _DecodeForm) -> Upload | BadUpload:
     try:
-        return decode({**parts.query, **read_form(parts)}, takes)
+        form = forms.read_form(parts.body, parts.content_type)
+        return decode({**parts.query, **form}, takes)
     except ValueError:
         return BadUpload(400, "Invalid form", missing_field="body")
 
@@ -134,6 +137,7 @@ def _text(header: str) -> str:
     return header.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
+WEBHOOK: Final = "/webhook"
 _POST: Final = frozenset({"POST"})
 DOORS: Final = {
     "/2/httpapi": Door(_POST, HTTP_V2_BYTES, _upload),
@@ -142,7 +146,7 @@ DOORS: Final = {
     "/identify": _form_door(uploads.decode_identify_form),
     "/groupidentify": _form_door(uploads.decode_group_identify_form),
     "/": Door(frozenset({"POST", "GET"}), HTTP_V2_BYTES, _root),
-    "/webhook": Door(_POST, BATCH_BYTES, _webhook, _webhook_key),
+    WEBHOOK: Door(_POST, BATCH_BYTES, _webhook, _webhook_key),
 }
 """Amplitude's ingestion endpoints, and where its webhook stream is pointed at."""
 
@@ -177,10 +181,12 @@ class HttpSource:
         max_connections: Positive = 1_024,
         key_requests_per_s: PositiveNumber | None = None,
         key_events_per_s: PositiveNumber | None = None,
+        ip_header: str = "",
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
         """``listen`` is host:port; port 0 takes a free one, see ``address`` once it runs.
 
+        ``ip_header`` is what a trusted proxy in front says clients' addresses in.
         ``now_ms``: when requests arrive, by which clients' clocks are corrected.
         """
         host, _, port = listen.rpartition(":")
@@ -190,6 +196,7 @@ class HttpSource:
         self._origins = frozenset(cors_origins)
         self._max_event_bytes = max_event_bytes
         self._now_ms = now_ms
+        self._ip_header = ip_header
         self._budget = ByteBudget(max_held_bytes)
         self._heavy = asyncio.Semaphore(HEAVY_AT_ONCE)
         self._refused = Refusals()
@@ -280,7 +287,7 @@ class HttpSource:
                 return refused
         if (request.content_length or 0) > door.max_bytes:
             return TOO_LARGE
-        with self._budget.hold(request.remote or "") as hold:
+        with self._budget.hold(self._peer(request)) as hold:
             taken = await self._decode(await self._read(request, door, hold), door, path)
             return taken if isinstance(taken, BadUpload) else await self._store(*taken)
 
@@ -298,7 +305,18 @@ class HttpSource:
             return error.refusal
         assert self._listener is not None
         self._listener.at_work(request.transport)
-        return Parts(body, request.query, request.headers)
+        query_text = request.rel_url.raw_query_string
+        peer = self._peer(request)
+        return Parts(request.method, body, request.query, query_text, request.headers, peer)
+
+    def _peer(self, request: web.BaseRequest) -> str:
+        """Return a client's address: the last that the trusted header names, else the socket's."""
+        said = request.headers.get(self._ip_header, "") if self._ip_header else ""
+        last = said.rpartition(",")[2].strip()
+        try:
+            return str(ipaddress.ip_address(last))
+        except ValueError:
+            return request.remote or ""
 
     async def _decode(
         self, parts: Parts | BadUpload, door: Door, path: str
@@ -325,6 +343,10 @@ class HttpSource:
         )
         if isinstance(batch, BadUpload):
             return batch
+        if path != WEBHOOK:  # that is Amplitude itself: it would come back
+            batch.original = Original(
+                parts.method, path, parts.query_text, parts.content_type, parts.body, parts.peer
+            )
         return batch, GoodUpload(200, len(batch.raws), len(parts.body), now_ms), upload.in_text
 
     async def _store(
@@ -459,63 +481,6 @@ async def read_body(request: web.BaseRequest, max_bytes: int, hold: Hold) -> byt
 
 def _inflate(encoding: str) -> Inflate:
     return Inflate(_WINDOW_BITS[encoding], MAX_MEMBERS)
-
-
-def read_form(parts: Parts) -> dict[str, str]:
-    """Return the fields of a form in a body, urlencoded or multipart; JSON of an object too.
-
-    Raises:
-        ValueError: it is none, or has more fields than any of these forms.
-    """
-    if not parts.body:
-        return {}
-    if parts.content_type == "multipart/form-data":
-        return _read_multipart(parts)
-    if parts.content_type == "application/json":
-        return _read_json_form(parts.body)
-    pairs = urllib.parse.parse_qsl(
-        parts.body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=MAX_FIELDS
-    )
-    return dict(pairs)
-
-
-def _read_json_form(body: bytes) -> dict[str, str]:
-    """Return the fields of a form that came as JSON: texts as they are, all else as JSON."""
-    try:
-        fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-        if len(fields) > MAX_FIELDS:
-            raise ValueError("too many fields")
-        return {
-            name: msgspec.json.decode(value) if bytes(value[:1]) == b'"' else value.decode()
-            for name, value in ((n, bytes(v)) for n, v in fields.items())
-        }
-    except (msgspec.MsgspecError, RecursionError) as error:
-        raise ValueError(str(error)) from None
-
-
-_BOUNDARY: Final = re.compile(r'boundary=(?:"([^"]{1,70})"|([^\s;,"]{1,70}))', re.IGNORECASE)
-_FIELD_NAME: Final = re.compile(rb'[;\s]name=(?:"([^"]{1,64})"|([^\s;"]{1,64}))', re.IGNORECASE)
-MAX_PART_HEADER_BYTES: Final = 1_024
-
-
-def _read_multipart(parts: Parts) -> dict[str, str]:
-    """Return the fields of a multipart form (RFC 7578); what is no field is passed over."""
-    boundary = _BOUNDARY.search(parts.headers["Content-Type"])
-    if boundary is None:
-        raise ValueError("no boundary")
-    mark = b"\r\n--" + (boundary[1] or boundary[2]).encode("utf-8", "replace")
-    _, *pieces = (b"\r\n" + parts.body).split(mark, MAX_FIELDS + 1)
-    if len(pieces) > MAX_FIELDS:
-        raise ValueError("too many fields")
-    fields: dict[str, str] = {}
-    for piece in pieces:
-        head, _, content = piece.partition(b"\r\n\r\n")
-        name = _FIELD_NAME.search(head) if len(head) <= MAX_PART_HEADER_BYTES else None
-        if name is not None:
-            fields[(name[1] or name[2]).decode("utf-8", "replace")] = content.decode(
-                "utf-8", "replace"
-            )
-    return fields
 
 
 # --- connections --------------------------------------------------------------------------

@@ -20,7 +20,6 @@ looked into.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -50,6 +49,7 @@ from amplitude_intercom.transports.amplitude import (
     too_large,
 )
 from amplitude_intercom.transports.contract import Batch
+from amplitude_intercom.transports.forms import legacy_checksum
 
 MAX_EVENTS: Final = 2_000
 """Events of one request (HTTP V2 and Batch pages)."""
@@ -349,16 +349,13 @@ def _group_identify(raw: msgspec.Raw | bytes) -> bytes:
 def decode_legacy_form(form: Mapping[str, str], takes: Takes = bool) -> Upload | BadUpload:
     """Return what the old JavaScript and Android SDKs send to ``/``.
 
-    ``checksum`` is the MD5 of ``v``, ``client``, ``e`` and ``upload_time`` (requests of
-    amplitude-js 8.21.10). One that is wrong tells of a body that was mangled on its way.
+    A ``checksum`` that is wrong tells of a body that was mangled on its way.
     """
     api_key, text = form.get("client", ""), form.get("e", "")
     refused = refuse_key("client", api_key, takes)
     if refused is not None:
         return refused
-    signed = form.get("v", "") + api_key + text + form.get("upload_time", "")
-    checksum = hashlib.md5(_bytes(signed), usedforsecurity=False)
-    if form.get("checksum") and form["checksum"].lower() != checksum.hexdigest():
+    if form.get("checksum") and form["checksum"].lower() != legacy_checksum(form):
         return BadUpload(400, "bad_checksum", missing_field="checksum")
     found = _split(_bytes(text))
     if not found:

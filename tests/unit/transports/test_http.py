@@ -21,7 +21,8 @@ import pytest
 from amplitude_intercom.transports import Batch, Receipt, Ticket
 from amplitude_intercom.transports.amplitude import BadEvent, Head
 from amplitude_intercom.transports.errors import Refused, UnknownApiKey
-from amplitude_intercom.transports.http import DOORS, MAX_FIELDS, HttpSource, Parts, read_form
+from amplitude_intercom.transports.forms import MAX_FIELDS, read_form
+from amplitude_intercom.transports.http import DOORS, HttpSource
 from amplitude_intercom.transports.refusals import NO_DOOR
 from support.serving import speak
 
@@ -911,7 +912,7 @@ def test_a_form_has_few_fields_however_it_is_written(kind: str) -> None:
     many = {f"field-{n}": "x" for n in range(MAX_FIELDS + 1)}
     body = json.dumps(many) if "json" in kind else urllib.parse.urlencode(many)
     with pytest.raises(ValueError, match=r"(?i)fields"):
-        read_form(Parts(body.encode(), {}, {"Content-Type": kind}))
+        read_form(body.encode(), kind)
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -1,0 +1,227 @@
+"""Requests to Amplitude's ingestion endpoints as they came, and as they go on from here. Pure.
+
+A request goes on byte for byte, but for what would be wrong if it did:
+
+- an event's ``ip`` that says ``$remote`` means whoever sent it, who is not this program: it gets
+  the client's address;
+- the client's time of sending (``client_upload_time``, ``upload_time``) is compared with the time
+  of arrival, and event times are corrected by the difference where that is over a minute (Export
+  API page, ``event_time``); so what has waited here has it moved by as long as it waited;
+- of a request whose other events are delivered already, or wait, only some go: they keep their
+  bytes;
+- JSON that only ``amplitude.mend`` made readable goes on mended: Amplitude would refuse it.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import urllib.parse
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from amplitude_intercom.transports.amplitude import BOM, fields_of, mend, parse_time
+from amplitude_intercom.transports.forms import legacy_checksum, read_form
+
+LEAST_WAIT_MS: Final = 10_000
+"""What has waited less keeps its time of sending: Amplitude corrects nothing under a minute."""
+
+REMOTE: Final = b'"$remote"'
+FORM: Final = "application/x-www-form-urlencoded"
+_FIELDS: Final = {"/": "e", "/httpapi": "event"}
+"""Which field of an endpoint's form has the events; of others it is ``identification``."""
+
+
+class Original(msgspec.Struct, frozen=True):
+    """A request: ``path`` without its query, ``content_type`` as it was said, ``body`` inflated.
+
+    ``peer``: the address of the client.
+    """
+
+    method: str
+    path: str
+    query: str
+    content_type: str
+    body: bytes
+    peer: str = ""
+
+    @property
+    def target(self) -> str:
+        """The path with its query."""
+        return f"{self.path}?{self.query}" if self.query else self.path
+
+
+class _Json(msgspec.Struct):
+    """A body of HTTP V2 or Batch, its events not decoded. ``text``: all of it."""
+
+    text: bytes
+    fields: dict[str, Any]
+    events: list[msgspec.Raw]
+
+
+class _Form(msgspec.Struct):
+    """A form, of body and query; ``is_list``: whether its events stand in an array."""
+
+    fields: dict[str, Any]
+    events: list[msgspec.Raw]
+    name: str
+    is_list: bool
+
+
+_list = msgspec.json.Decoder(list[msgspec.Raw])
+
+
+def events_of(original: Original) -> list[bytes]:
+    """Return the events of a request.
+
+    Raises:
+        ValueError: it is none that an endpoint took.
+    """
+    return [bytes(event) for event in _opened(original).events]
+
+
+def key_of(original: Original) -> str:
+    """Return a request's API key; empty where it has none.
+
+    Raises:
+        ValueError: it is none that an endpoint took.
+    """
+    fields = _opened(original).fields
+    key = fields.get("api_key") or fields.get("client") or ""
+    return str(msgspec.json.decode(key)) if isinstance(key, msgspec.Raw) else str(key)
+
+
+def as_sent(original: Original, only: Sequence[int] | None = None, waited_ms: int = 0) -> Original:
+    """Return a request as it goes on: with some of its events (None: all), by their index.
+
+    ``waited_ms``: since it was accepted.
+
+    Raises:
+        ValueError: it is none that an endpoint took.
+    """
+    opened = _opened(original)
+    events: list[Any] = [*opened.events] if only is None else [opened.events[i] for i in only]
+    is_same = len(events) == len(opened.events)
+    if b"remote" in original.body or "remote" in original.query:
+        known = [_with_address(event, original.peer) for event in events]
+        is_same = is_same and all(new is old for new, old in zip(known, events, strict=True))
+        events = known
+    moved = _moved(opened.fields, waited_ms) if waited_ms >= LEAST_WAIT_MS else {}
+    if isinstance(opened, _Form):
+        return original if is_same and not moved else _form_of(original, opened, events, moved)
+    if is_same and not moved:
+        is_mended = opened.text is not original.body
+        return msgspec.structs.replace(original, body=opened.text) if is_mended else original
+    body = msgspec.json.encode({**opened.fields, **moved, "events": events})
+    return msgspec.structs.replace(original, body=body)
+
+
+def one_event(original: Original, index: int) -> bytes:
+    """Return the body of a request with one event only: as much as is needed to send it again.
+
+    Raises:
+        ValueError: it is none that an endpoint took.
+    """
+    opened = _opened(original)
+    if isinstance(opened, _Form):
+        return _form_of(original, opened, [opened.events[index]], {}).body
+    return msgspec.json.encode({**opened.fields, "events": [opened.events[index]]})
+
+
+# --- taking it apart ----------------------------------------------------------------------
+
+
+def _opened(original: Original) -> _Json | _Form:
+    is_json = original.path in ("/2/httpapi", "/batch")
+    text = original.body.removeprefix(BOM)
+    if is_json or (original.path == "/" and text.lstrip()[:1] == b"{"):
+        return _open_json(text)
+    return _open_form(original)
+
+
+def _open_json(text: bytes) -> _Json:
+    fields = fields_of(text)
+    if fields is None:
+        text = mend(text)
+        fields = fields_of(text)
+    if fields is None or "events" not in fields:
+        raise ValueError("not a body of HTTP V2")
+    return _Json(text, fields, _events(fields["events"]))
+
+
+def _open_form(original: Original) -> _Form:
+    query = dict(urllib.parse.parse_qsl(original.query, keep_blank_values=True))
+    fields = {**query, **read_form(original.body, original.content_type)}
+    name = _FIELDS.get(original.path, "identification")
+    text = fields.get(name, "").encode("utf-8", "replace").removeprefix(BOM).strip()
+    is_list = text[:1] == b"["
+    return _Form(fields, _events(text if is_list else b"[%b]" % text), name, is_list)
+
+
+def _events(text: bytes | msgspec.Raw) -> list[msgspec.Raw]:
+    try:
+        return _list.decode(text)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        pass
+    try:
+        return _list.decode(mend(bytes(text)))
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        raise ValueError("not a list of events") from None
+
+
+# --- putting it together ------------------------------------------------------------------
+
+
+def _with_address(event: Any, peer: str) -> Any:
+    """Return an event with its client's address where it says ``$remote``; else itself."""
+    if not peer or REMOTE not in bytes(event):
+        return event
+    fields = fields_of(event)
+    if fields is None or bytes(fields.get("ip", b"")) != REMOTE:
+        return event
+    return msgspec.Raw(msgspec.json.encode({**fields, "ip": peer}))
+
+
+def _form_of(
+    original: Original, form: _Form, events: Sequence[Any], moved: Mapping[str, Any]
+) -> Original:
+    """Return a form with other events, as a urlencoded one whatever it was before."""
+    text = msgspec.json.encode(events if form.is_list else events[0]).decode()
+    fields = {**form.fields, **moved, form.name: text}
+    if fields.get("checksum"):
+        fields["checksum"] = legacy_checksum(fields)
+    body = urllib.parse.urlencode(fields).encode()
+    return Original("POST", original.path, "", FORM, body, original.peer)
+
+
+def _moved(fields: Mapping[str, Any], waited_ms: int) -> dict[str, Any]:
+    """Return the client's time of sending, as long later as the request has waited."""
+    for name in ("client_upload_time", "upload_time"):
+        written = _time_in(fields.get(name))
+        if written is None:
+            continue
+        try:
+            return {name: _like(written, parse_time(written) + waited_ms)}
+        except (ValueError, OverflowError, OSError):  # no time, or one that no calendar has
+            continue
+    return {}
+
+
+def _time_in(field: Any) -> int | str | None:
+    if not isinstance(field, msgspec.Raw):
+        return field if isinstance(field, str) else None
+    try:
+        return msgspec.json.decode(field, type=int | str | None)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+
+
+def _like(written: int | str, time_ms: int) -> int | str:
+    """Return a time spelled as another one was."""
+    if isinstance(written, int):
+        return time_ms
+    if written.strip().isdecimal():
+        return str(time_ms)
+    moment = dt.datetime.fromtimestamp(time_ms / 1000, dt.UTC)
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{time_ms % 1000:03}Z"
