@@ -37,8 +37,11 @@ import anyio
 import msgspec
 from aiohttp import web
 
+from amplitude_intercom.transports.amplitude import parse_time
 from amplitude_intercom.transports.errors import NoAnswer
 from amplitude_intercom.transports.intercom import Answer, Request
+from amplitude_intercom.transports.originals import Original
+from amplitude_intercom.transports.reasons import NoAnswerCause
 from amplitude_intercom.transports.sandbox.sandbox import (
     NO_ANSWER,
     Fault,
@@ -68,13 +71,16 @@ _HTML: Final = b"<html><body>Bad Gateway</body></html>"
 
 
 class Ingested(msgspec.Struct, frozen=True):
-    """An event that was stored. ``at_s``: Unix time. ``raw``: as it came, in a request to
-    ``path``."""
+    """An event that was stored. ``at_s``: Unix time of its arrival, in a request to ``path``.
+
+    ``time_ms``: its own time, as it was corrected; that of its arrival, where it names none.
+    """
 
     at_s: float
     api_key: str
     path: str
     event: dict[str, Any]
+    time_ms: int = 0
 
     @property
     def device(self) -> str:
@@ -224,8 +230,9 @@ class LocalAmplitude:
         _check(events, int((more.get("options") or {}).get("min_id_length", MIN_ID_LENGTH)))
         self._silence(events)
         self._throttle(at_s, path, events)
+        skew_ms = _skew_ms(more, at_s)
         for event in events:
-            self._store(Ingested(at_s, key, path, event))
+            self._store(Ingested(at_s, key, path, event, _time_ms(event, at_s, skew_ms)))
         return len(events)
 
     def _silence(self, events: Sequence[Mapping[str, Any]]) -> None:
@@ -297,6 +304,24 @@ class LocalAmplitude:
         if kind.lower() != "basic" or not key or not is_right:
             raise Refused(401, "Unauthorized")
         return key
+
+
+LEAST_SKEW_MS: Final = 60_000
+"""A difference between two clocks that is less is left alone (Export API page, ``event_time``)."""
+
+
+def _skew_ms(more: Mapping[str, Any], at_s: float) -> int:
+    """Return by how much the client's clock is behind, by its time of sending; 0: by little."""
+    sent = more.get("client_upload_time") or more.get("upload_time")
+    if not sent:
+        return 0
+    skew_ms = int(at_s * 1000) - parse_time(int(sent) if str(sent).isdecimal() else sent)
+    return skew_ms if abs(skew_ms) >= LEAST_SKEW_MS else 0
+
+
+def _time_ms(event: Mapping[str, Any], at_s: float, skew_ms: int) -> int:
+    written = event.get("time") or event.get("timestamp")
+    return int(at_s * 1000) if written is None else int(written) + skew_ms
 
 
 def _unpacked(body: bytes, encoding: str) -> bytes:
@@ -433,6 +458,37 @@ def _exported(found: Ingested, at: datetime) -> bytes:
     event["server_upload_time"] = f"{at:%Y-%m-%d %H:%M:%S.%f}"
     event["$insert_id"] = event.pop("insert_id", None)
     return msgspec.json.encode(event)
+
+
+class AmplitudeInProcess:
+    """A wire to a local Amplitude, without sockets: latency and faults happen in the caller's loop.
+
+    ``sent``: what was sent, in order.
+    """
+
+    def __init__(self, local: LocalAmplitude, *, timeout_s: float = 30.0) -> None:
+        self._local = local
+        self._timeout_s = timeout_s
+        self.sent: list[Original] = []
+
+    async def send(self, request: Original) -> Answer:
+        """Carry a request out at once, then wait for its answer.
+
+        Raises:
+            NoAnswer: a fault took it, or it comes later than ``timeout_s``.
+        """
+        self.sent.append(request)
+        headers = {"content-type": request.content_type}
+        reply = self._local.receive(
+            Request(request.method, request.target, request.body or None), headers
+        )
+        if reply.cut == "hang" or reply.latency_s >= self._timeout_s:
+            await anyio.sleep(self._timeout_s)
+            raise NoAnswer(NoAnswerCause.TIMEOUT)
+        await anyio.sleep(reply.latency_s)
+        if reply.cut:
+            raise NoAnswer(NO_ANSWER[reply.cut])
+        return reply.answer
 
 
 # --- over HTTP ----------------------------------------------------------------------------

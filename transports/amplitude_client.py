@@ -1,0 +1,106 @@
+"""Requests to Amplitude's ingestion endpoints, over HTTPS. No policy: whoever calls decides."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final, Protocol, Self
+
+import aiohttp
+
+from amplitude_intercom.transports.errors import NoAnswer
+from amplitude_intercom.transports.intercom import Answer, cause_of
+from amplitude_intercom.transports.originals import Original
+from amplitude_intercom.transports.reasons import NoAnswerCause
+
+INGESTION_URLS: Final = {
+    "us": "https://api2.amplitude.com",
+    "eu": "https://api.eu.amplitude.com",
+}
+"""By region (HTTP V2 page)."""
+
+MAX_ANSWER_BYTES: Final = 1 << 20
+"""An answer lists two thousand events at most, in several lists."""
+
+
+class AmplitudeWire(Protocol):
+    """What sends a request on."""
+
+    async def send(self, request: Original) -> Answer:
+        """Send one request and return the whole answer.
+
+        Raises:
+            NoAnswer: none came.
+        """
+        ...
+
+
+class AmplitudeClient:
+    """The wire over HTTPS: one pool of connections, one address."""
+
+    def __init__(self, base_url: str, *, timeout_s: float, connections: int) -> None:
+        self._base_url = base_url.rstrip("/")
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=connections, keepalive_timeout=30),
+            cookie_jar=aiohttp.DummyCookieJar(),  # nothing that an answer sets is kept
+            timeout=aiohttp.ClientTimeout(total=timeout_s),
+            headers={"User-Agent": "amplitude-intercom", "Accept-Encoding": "identity"},
+        )
+
+    def __repr__(self) -> str:
+        return f"AmplitudeClient({self._base_url})"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._session.close()
+
+    async def send(self, request: Original) -> Answer:
+        """See ``AmplitudeWire``. Redirects are not followed."""
+        try:
+            return await self._exchange(request)
+        except TimeoutError as error:
+            raise NoAnswer(NoAnswerCause.TIMEOUT) from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise NoAnswer(cause_of(error), type(error).__name__) from error
+
+    async def reach(self) -> int:
+        """Ask for nothing in particular; return the status of whatever answers.
+
+        Raises:
+            NoAnswer: nobody does.
+        """
+        return (await self.send(Original("GET", "/", "", "", b""))).status
+
+    async def _exchange(self, request: Original) -> Answer:
+        async with self._session.request(
+            request.method,
+            self._base_url + request.target,
+            data=request.body or None,
+            headers=headers_of(request),
+            allow_redirects=False,
+        ) as response:
+            body = await _read_bounded(response)
+        headers = {name.lower(): value for name, value in response.headers.items()}
+        return Answer(response.status, headers, body)
+
+
+def headers_of(request: Original) -> dict[str, str]:
+    """Return a request's headers: what its body is, and whose request it is."""
+    headers = {}
+    if request.content_type.isprintable() and request.content_type:
+        headers["Content-Type"] = request.content_type
+    if request.peer:
+        headers["X-Forwarded-For"] = request.peer
+    return headers
+
+
+async def _read_bounded(response: aiohttp.ClientResponse) -> bytes:
+    body = bytearray()
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) > MAX_ANSWER_BYTES:
+            text = f"answer longer than {MAX_ANSWER_BYTES} bytes"
+            raise NoAnswer(NoAnswerCause.INCOMPLETE, text)
+        await asyncio.sleep(0)
+    return bytes(body)
