@@ -62,6 +62,12 @@ class DropReason(Reason):
         "identify the user before, or set `unknown_user` to `park` or `create`",
     )
     DISCARDED = ("discarded", "a dead letter that somebody discarded")
+    RELAY_OVERFLOW = (
+        "relay_overflow",
+        "Amplitude took nothing for so long that the relay's share of the spool was full, and this"
+        " was the oldest of it",
+        "see `status` for what Amplitude answers, or raise `spool.max_bytes`",
+    )
     EXPIRED_LETTER = (
         "expired_letter",
         "a dead letter that was kept for `spool.dead_letters_days`, or until there were too many",
@@ -106,6 +112,21 @@ class DeadReason(Reason):
         "too_large",
         "over `http.max_event_bytes` or `forward.max_line_bytes`; its beginning is kept",
         "raise the limit, and send it again: a replay would send the beginning only",
+    )
+    AMPLITUDE_REFUSED = (
+        "amplitude_refused",
+        "Amplitude has refused this event of a relay; the message is Amplitude's",
+        "correct the client, or the project in Amplitude, then replay or discard it",
+    )
+    AMPLITUDE_FAILING = (
+        "amplitude_failing",
+        "Amplitude, or a proxy before it, kept failing on this event of a relay, and on no other",
+        "look at status and message, then replay or discard it",
+    )
+    INVALID_API_KEY = (
+        "invalid_api_key",
+        "for hours Amplitude has refused the API key that this event of a relay came with",
+        "correct the key in the client, or `relay.amplitude_api_keys`; then replay or discard it",
     )
     USER_NOT_FOUND = (
         "user_not_found",

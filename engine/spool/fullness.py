@@ -41,6 +41,10 @@ class Fullness:
             return self.refused[taker]
         return self._judge(taker, len(takers), accounts)
 
+    def share_bytes(self, takers: int) -> int:
+        """Return the equal share of each of so many takers."""
+        return self._max_bytes // max(1, takers)
+
     def look(self, takers: Collection[int], accounts: Accounts) -> None:
         """Look at who is refused from now on; after a commit."""
         total = accounts.value(SPOOL, WAITING)
@@ -70,7 +74,7 @@ class Fullness:
         bound = self._bounds.get(taker)
         if bound is not None and held >= RELIEF * bound:
             return bound
-        share = self._max_bytes // max(1, takers)
+        share = self.share_bytes(takers)
         is_crowded = accounts.value(SPOOL, WAITING) >= CROWDED * self._max_bytes
         return share if is_crowded and held > share else None
 

@@ -58,4 +58,6 @@ def drop(store: Store, old: int) -> int:
     if records:
         store.accounts.add(old, f"dropped:{DropReason.DISCARDED}", len(records))
         return len(records)
+    if requests := store.relaying.drop_some(old, SLICE):
+        return requests
     return store.forget_letters(old, store.letters.ids(old, SLICE), DropReason.DISCARDED)

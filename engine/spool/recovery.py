@@ -16,6 +16,9 @@ from amplitude_intercom.engine.spool.accounts import (
 from amplitude_intercom.engine.spool.batches import SLOTS
 from amplitude_intercom.engine.spool.store import Store
 
+MOST_BATCHES = 3
+"""Ids behind its own that a request of 2,000 events has, for its dead letters."""
+
 
 def recover(store: Store) -> None:
     """Set right what the last process left in the middle: each user goes on in order."""
@@ -63,7 +66,8 @@ def _correct_last_batch(store: Store) -> None:
         f" UNION ALL SELECT max(id) / {SLOTS} FROM records"
         f" UNION ALL SELECT max(id) / {SLOTS} FROM dead_letters"
         f" UNION ALL SELECT max(id) / {SLOTS} FROM insert_ids"
-        f" UNION ALL SELECT max(id) / {SLOTS} FROM created_at_claims) AS highest"
+        f" UNION ALL SELECT max(id) / {SLOTS} FROM created_at_claims"
+        f" UNION ALL SELECT max(id) + {MOST_BATCHES} FROM relayed) AS highest"
     ).fetchone()
     missing = int(highest or 0) - store.accounts.value(SPOOL, LAST_BATCH)
     if missing > 0:
@@ -86,8 +90,8 @@ def _correct_bytes(store: Store) -> None:
     """Say how many bytes wait by what is there."""
     total = 0
     for taker in store.takers.all():
-        missing = store.inbox.bytes_of(taker.id) - store.accounts.value(taker.id, INBOX)
-        store.accounts.add(taker.id, INBOX, missing)
+        there = store.inbox.bytes_of(taker.id) + store.relayed.bytes_of(taker.id)
+        store.accounts.add(taker.id, INBOX, there - store.accounts.value(taker.id, INBOX))
         total += store.accounts.value(taker.id, INBOX)
         total += store.accounts.value(taker.id, TAKEN_ALONG)
     store.accounts.add(SPOOL, WAITING, total - store.accounts.value(SPOOL, WAITING))

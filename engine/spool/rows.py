@@ -15,6 +15,7 @@ from amplitude_intercom.engine.errors import Failure
 from amplitude_intercom.engine.reasons import DropReason
 from amplitude_intercom.engine.spool.batches import Pack
 from amplitude_intercom.transports.amplitude import decode_types
+from amplitude_intercom.transports.originals import Original
 
 
 class DeadRow(msgspec.Struct, frozen=True, gc=False):
@@ -32,10 +33,34 @@ class DeadRow(msgspec.Struct, frozen=True, gc=False):
     user_key: str = ""
 
 
+REQUEST_OVERHEAD_BYTES: Final = 200
+"""What a request takes beside its body and devices, by which a spool's fullness is reckoned."""
+
+
+class Relayed(msgspec.Struct):
+    """What a relay keeps of one batch.
+
+    ``devices``: of each event the line in which it stands; one only, where all are of the same.
+    ``drops_oldest``: whether older ones go for it where the relay's share is taken.
+    """
+
+    api_key: str
+    count: int
+    devices: list[int]
+    original: Original
+    drops_oldest: bool = True
+
+    @property
+    def size_bytes(self) -> int:
+        """What it counts for where a spool's fullness is reckoned."""
+        return len(self.original.body) + 11 * len(self.devices) + REQUEST_OVERHEAD_BYTES
+
+
 class Part(msgspec.Struct):
     """What one taker keeps of one batch, and how much of it was dropped.
 
-    ``checkpoints``: how far the sources that can be read again have come.
+    ``checkpoints``: how far the sources that can be read again have come. ``relayed``: the request
+    that they came in, of a relay, which keeps nothing else.
     """
 
     taker: str
@@ -44,11 +69,17 @@ class Part(msgspec.Struct):
     dead: list[DeadRow]
     dropped: Counter[DropReason]
     checkpoints: Mapping[str, str] = {}
+    relayed: Relayed | None = None
 
     @property
     def keeps_nothing(self) -> bool:
         """Whether there is nothing but a count of what was dropped."""
-        return not self.packs and not self.dead
+        return not self.packs and not self.dead and self.relayed is None
+
+    @property
+    def needs_free_bytes(self) -> bool:
+        """Whether it can be refused for want of them."""
+        return bool(self.packs) or (self.relayed is not None and not self.relayed.drops_oldest)
 
 
 class Append(msgspec.Struct):

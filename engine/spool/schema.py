@@ -222,7 +222,30 @@ CREATE TABLE event_names (
 ){clustered};
 """
 
-STEPS: Final = (_FIRST,)
+_RELAYED: Final = """
+-- Requests on their way to Amplitude, as they came. count: of their events. devices: JSON, of each
+-- event the CRC32 of its project and device (one only, where all have the same). remaining: JSON,
+-- the indexes of events that are still to be sent; empty: all of them. waiting: how many these are.
+-- request: JSON, all of it but the body. crc, body_crc: of what it is decided by, and of the rest.
+CREATE TABLE relayed (
+    id {int} PRIMARY KEY,
+    taker {int} NOT NULL,
+    accepted_at_ms {int} NOT NULL,
+    api_key TEXT NOT NULL,
+    count {int} NOT NULL,
+    devices TEXT NOT NULL,
+    remaining TEXT NOT NULL,
+    waiting {int} NOT NULL,
+    size_bytes {int} NOT NULL,
+    crc {int} NOT NULL,
+    request TEXT NOT NULL,
+    body_crc {int} NOT NULL,
+    body {bytes} NOT NULL
+){table};
+CREATE INDEX relayed_by_taker ON relayed (taker, id);
+"""
+
+STEPS: Final = (_FIRST, _RELAYED)
 SCHEMA_VERSION: Final = len(STEPS)
 
 

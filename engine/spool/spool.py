@@ -18,7 +18,7 @@ import structlog
 
 from amplitude_intercom.engine.errors import SpoolDamaged, SpoolError
 from amplitude_intercom.engine.faults import internal_failure
-from amplitude_intercom.engine.settings import MAX_SHIFT_S, Settings, Sync
+from amplitude_intercom.engine.settings import MAX_SHIFT_S, Settings
 from amplitude_intercom.engine.spool import recovery
 from amplitude_intercom.engine.spool.accounts import SPOOL, WAITING, under
 from amplitude_intercom.engine.spool.appends import Appends
@@ -158,15 +158,15 @@ class Spool:
                 _log.warning("what was only counted is not on disk", cause=str(error))
         await self.writer.close()
 
-    async def open_for(self, syncs: Sequence[Sync]) -> Mapping[str, TakerSpool]:
-        """Return each sync's part of the spool, which begins with this.
+    async def open_for(self, names: Sequence[str]) -> Mapping[str, TakerSpool]:
+        """Return each taker's part of the spool, which begins with this.
 
         Raises:
             SpoolError: the disk fails.
         """
-        takers = await self.do(lambda store: [store.taker(sync.name) for sync in syncs])
-        for sync, taker in zip(syncs, takers, strict=True):
-            self._takers[sync.name] = TakerSpool(self, taker, sync)
+        takers = await self.do(lambda store: [store.taker(name) for name in names])
+        for name, taker in zip(names, takers, strict=True):
+            self._takers[name] = TakerSpool(self, taker, name)
         return self._takers
 
     # --- taking in ------------------------------------------------------------------------
@@ -368,12 +368,12 @@ class Adjustments:
 
 
 class TakerSpool:
-    """One sync's part of the spool: its records on their way, its contacts, its counters."""
+    """One taker's part of the spool: what is on its way, a sync's contacts, the counters."""
 
-    def __init__(self, spool: Spool, taker: int, sync: Sync) -> None:
+    def __init__(self, spool: Spool, taker: int, name: str) -> None:
         self.spool = spool
         self.taker = taker
-        self.name = sync.name
+        self.name = name
         self.workspace = 0
         """The number of the workspace that it writes to, once that is known."""
         self._now_ms = spool.now_ms

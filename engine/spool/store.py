@@ -37,6 +37,8 @@ from amplitude_intercom.engine.spool.jobs import Expiry, JobKind, JobRow, Jobs, 
 from amplitude_intercom.engine.spool.meta import Checkpoints, EventNamesTable, Meta, Workspaces
 from amplitude_intercom.engine.spool.queue import Queue
 from amplitude_intercom.engine.spool.records import Records
+from amplitude_intercom.engine.spool.relayed import RelayedRequests
+from amplitude_intercom.engine.spool.relaying import Relaying
 from amplitude_intercom.engine.spool.rows import (
     Append,
     Appended,
@@ -46,12 +48,13 @@ from amplitude_intercom.engine.spool.rows import (
     DeadRow,
     Part,
     Position,
+    Relayed,
     dead_letter,
     is_counted,
 )
 from amplitude_intercom.engine.spool.settled import SettledLines
 from amplitude_intercom.engine.spool.settling import Settling, Tables
-from amplitude_intercom.engine.spool.takers import Takers
+from amplitude_intercom.engine.spool.takers import Takers, spoken
 from amplitude_intercom.engine.spool.users import Users
 from amplitude_intercom.transports.reasons import RefusalReason
 
@@ -103,8 +106,12 @@ class Store:
         self.checkpoints = Checkpoints(db)
         self.jobs = Jobs(db)
         self.meta = Meta(db)
+        self.relayed = RelayedRequests(db)
         self.accounts = Accounts(db)
         self._lines = SettledLines()
+        self.relaying = Relaying(
+            self.relayed, self.letters, self.takers, self.accounts, self._lines
+        )
         self._fullness = fullness.Fullness(limits.max_bytes)
         self._shut: RefusalReason | None = None
         self._counting_to = 0
@@ -239,6 +246,7 @@ class Store:
             if refusal is None:
                 for part in batch.parts:
                     new += self._pending(self.taker(part.taker), part.packs)
+                    self._take_in(part, now_ms)
             results.append(refusal or self._count(batch, now_ms))
             self._counting_to = max(self._counting_to, batch.number)
         self._put_in(new, now_ms)
@@ -251,13 +259,19 @@ class Store:
                 continue
             if self._shut:
                 return SpoolError(self._shut)
-            if part.packs and (
+            if part.needs_free_bytes and (
                 why := self._fullness.why_not(
                     self.taker(part.taker), self._ids.values(), self.accounts
                 )
             ):
-                return SpoolError(RefusalReason.SPOOL_FULL, f"sync `{part.taker}`: {why}")
+                return SpoolError(RefusalReason.SPOOL_FULL, f"{spoken(part.taker)}: {why}")
         return None
+
+    def _take_in(self, part: Part, now_ms: int) -> None:
+        """Keep the request that a relay has of a batch."""
+        if part.relayed is not None:
+            share_bytes = self._fullness.share_bytes(len(self._ids))
+            self.relaying.take_in(self.taker(part.taker), part.relayed, share_bytes, now_ms)
 
     def _pending(self, taker: int, new: Sequence[Pack]) -> list[tuple[int, Pack]]:
         """Count packs of a taker that are to be put into the inbox."""
@@ -277,6 +291,7 @@ class Store:
             buried = self._bury_unread(taker, part.dead, now_ms) if part.dead else 0
             self.count_only(part)
             accepted += sum(pack.count for pack in part.packs)
+            accepted += part.relayed.count if part.relayed is not None else 0
             dropped += part.dropped.total() + len(part.dead) - buried
             dead += buried
         return Appended(accepted, dropped, dead)
@@ -337,6 +352,17 @@ class Store:
         new = packs([entry_of(event) for event in kept], [event.raw for event in kept])
         self._put_in(self._pending(taker, new), now_ms)
         renew(self.db, [event.claim_id for event in kept], now_ms)
+
+    def relay_again(
+        self, taker: int, letters: Sequence[tuple[DeadLetter, Relayed]], now_ms: int
+    ) -> int:
+        """Queue dead letters of a relay again, behind all that waits; return how many."""
+        gone = self._take_out(taker, [letter.id for letter, _ in letters])
+        share_bytes = self._fullness.share_bytes(len(self._ids))
+        for letter, request in letters:
+            if letter.id in gone:
+                self.relaying.take_in(taker, request, share_bytes, now_ms)
+        return len(gone)
 
     def discard(
         self, taker: int, letters: Sequence[DeadLetter], reason: str = DropReason.DISCARDED
@@ -425,6 +451,7 @@ class Store:
             " WHERE b.taker = ? AND b.id > t.unpacked_to"
         )
         pending = one("SELECT count(*) FROM records WHERE taker = ?") + packed
+        pending += self.relayed.waiting_of(taker)
         return {
             "pending": pending,
             "dead": one("SELECT count(*) FROM dead_letters WHERE taker = ?"),

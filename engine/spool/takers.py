@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from typing import Final
 
 import msgspec
 
@@ -25,6 +26,17 @@ class Taker(msgspec.Struct, frozen=True):
 def taker_checksum(name: str) -> int:
     """Return the CRC32 that a taker is kept with."""
     return zlib.crc32(name.encode())
+
+
+RELAY: Final = "relay:"
+"""How names of takers begin that are relays; no sync's can."""
+
+
+def spoken(taker: str) -> str:
+    """Return a taker's name as it is said to people: ``sync `production```."""
+    if taker.startswith(RELAY):
+        return f"relay `{taker.removeprefix(RELAY)}`"
+    return f"sync `{taker}`"
 
 
 class Takers:

@@ -77,7 +77,7 @@ async def take_in(
     [sync] = settings.sync
     rules = SyncRules(sync)
     spool = spool_kind(folder, settings, now_ms=virtual.current().wall_ms, inline=True)
-    part = (await spool.open_for([sync]))[sync.name]
+    part = (await spool.open_for([sync.name]))[sync.name]
     send, receive = anyio.create_memory_object_stream[Offer](1)
     ticket = Ticket()
     with send, receive:

@@ -185,7 +185,7 @@ class Rig:
         self.store.begin()
         self.taker = self.store.taker(SYNC)
         self.store.commit()
-        self.mine = TakerSpool(self.spool, self.taker, settings.sync[0])
+        self.mine = TakerSpool(self.spool, self.taker, settings.sync[0].name)
         self.spool._takers[SYNC] = self.mine
         self.health = Health(lambda _: 1.0)
         self.scheduler = Scheduler()

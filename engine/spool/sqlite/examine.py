@@ -21,6 +21,7 @@ from amplitude_intercom.engine.spool.batches import SLOTS, batch_checksum, entri
 from amplitude_intercom.engine.spool.connection import Damaged, check_order
 from amplitude_intercom.engine.spool.records import COLUMNS, checked
 from amplitude_intercom.engine.spool.records import Damage as DamagedRecord
+from amplitude_intercom.engine.spool.relayed import body_checksum, head_checksum
 from amplitude_intercom.engine.spool.rows import contact_checksum, holds, letter_checksum
 from amplitude_intercom.engine.spool.schema import SCHEMA_VERSION
 from amplitude_intercom.engine.spool.sqlite.files import migrate, tables_of
@@ -112,6 +113,7 @@ def _table_bytes(db: sqlite3.Connection) -> dict[str, int]:
 _FIRST_TIMES = {
     "inbox": "SELECT accepted_at_ms FROM inbox ORDER BY id LIMIT 1",
     "records": "SELECT accepted_at_ms FROM records ORDER BY id LIMIT 1",
+    "relayed": "SELECT accepted_at_ms FROM relayed ORDER BY id LIMIT 1",
     "dead_letters": "SELECT last_failed_at_ms FROM dead_letters ORDER BY id LIMIT 1",
     "users": "SELECT min(since_ms) FROM users",
     "insert_ids": "SELECT at_ms FROM insert_ids ORDER BY id LIMIT 1",
@@ -148,8 +150,8 @@ def findings(path: Path) -> list[Damage]:
 
 
 def _findings(db: sqlite3.Connection) -> Iterator[Damage]:
-    checks = (_structure, _tables, _takers, _inbox, _records, _dead_letters, _contacts, _accounting)
-    for check in checks:
+    of_rows = (_takers, _inbox, _records, _relayed, _dead_letters, _contacts)
+    for check in (_structure, _tables, *of_rows, _accounting):
         yield from _until_unreadable(db, check)
 
 
@@ -245,6 +247,17 @@ def _records(db: sqlite3.Connection) -> Iterator[Damage]:
             yield Damage("records", str(row[0]), WRONG)
 
 
+def _relayed(db: sqlite3.Connection) -> Iterator[Damage]:
+    query = (
+        "SELECT id, accepted_at_ms, api_key, count, devices, crc, request, body, body_crc"
+        " FROM relayed"
+    )
+    for id_, *head, crc, request, body, body_crc in _walk(db, query, "id", -1, CHUNK_BATCHES):
+        is_whole = holds(crc, head_checksum, id_, *head)
+        if not is_whole or not holds(body_crc, body_checksum, request, body):
+            yield Damage("relayed", str(id_), WRONG)
+
+
 def _dead_letters(db: sqlite3.Connection) -> Iterator[Damage]:
     columns = "id, reason, user_key, accepted_at_ms, raw, crc"
     return _checked(db, "dead_letters", columns, letter_checksum, -1)
@@ -285,8 +298,10 @@ def _accounting(db: sqlite3.Connection) -> Iterator[Damage]:
 _COUNTS = {
     "pending": "SELECT (SELECT count(*) FROM records WHERE taker = ?) + (SELECT"
     " coalesce(sum(b.count), 0) FROM inbox b JOIN takers t ON t.id = b.taker"
-    " WHERE b.taker = ? AND b.id > t.unpacked_to)",
+    " WHERE b.taker = ? AND b.id > t.unpacked_to) + (SELECT coalesce(sum(waiting), 0)"
+    " FROM relayed WHERE taker = ?)",
     "dead": "SELECT count(*) FROM dead_letters WHERE taker = ?",
-    "bytes:inbox": "SELECT sum(size_bytes) FROM inbox WHERE taker = ?",
+    "bytes:inbox": "SELECT (SELECT coalesce(sum(size_bytes), 0) FROM inbox WHERE taker = ?)"
+    " + (SELECT coalesce(sum(size_bytes), 0) FROM relayed WHERE taker = ?)",
     "bytes:along": "SELECT sum(length(raw)) FROM records WHERE taker = ?",
 }

@@ -21,7 +21,7 @@ async def opened(folder: Path) -> tuple[Spool, int]:
     (folder / "lock").touch()
     settings = simulation.settings(folder)
     spool = Spool(folder, settings, inline=True)
-    return spool, (await spool.open_for(settings.sync))[SYNC].taker
+    return spool, (await spool.open_for([SYNC]))[SYNC].taker
 
 
 async def test_what_is_only_counted_is_counted_before_and_after_it_is_written(
