@@ -52,7 +52,9 @@ from amplitude_intercom.engine.metrics import (
     sync_status,
 )
 from amplitude_intercom.engine.pipeline import IntakePipeline, Pipeline, door_of
+from amplitude_intercom.engine.relay.relay import MOST_OUT, Relay
 from amplitude_intercom.engine.settings import Http, Intercom, Settings, Sync
+from amplitude_intercom.engine.settings import Relay as RelaySettings
 from amplitude_intercom.engine.spool import leaving
 from amplitude_intercom.engine.spool.jobs import JobKind
 from amplitude_intercom.engine.spool.rows import (
@@ -62,13 +64,19 @@ from amplitude_intercom.engine.spool.rows import (
     DeadLetterQuery,
     Position,
 )
-from amplitude_intercom.engine.spool.spool import Spool
+from amplitude_intercom.engine.spool.spool import Spool, TakerSpool
 from amplitude_intercom.engine.spool.sqlite.files import FILE_NAME, former_spools
 from amplitude_intercom.engine.spool.sqlite.lock import DataDir
 from amplitude_intercom.engine.spool.sqlite.reading import disk_bytes
 from amplitude_intercom.engine.spool.store import Store, wall_clock_ms
+from amplitude_intercom.engine.spool.takers import RELAY, spoken
 from amplitude_intercom.engine.spool.user_state import UserState, state_of_user
 from amplitude_intercom.engine.supervision import Supervisor
+from amplitude_intercom.transports.amplitude_client import (
+    INGESTION_URLS,
+    AmplitudeClient,
+    AmplitudeWire,
+)
 from amplitude_intercom.transports.contract import Batch, Receipt, Source
 from amplitude_intercom.transports.errors import Refused
 from amplitude_intercom.transports.intercom import BASE_URLS, IntercomClient, Wire
@@ -79,6 +87,7 @@ from amplitude_intercom.transports.uploads import BadUpload, decode_events
 _log = structlog.get_logger(__name__)
 
 WireFactory = Callable[[Intercom], Wire]
+RelayWireFactory = Callable[[RelaySettings], AmplitudeWire]
 
 MAX_LIMIT = 1_000_000
 """Calls a window; what is kept beyond is damaged."""
@@ -115,6 +124,7 @@ class Engine:
         settings: Settings,
         *,
         wire: WireFactory | None = None,
+        relay_wire: RelayWireFactory | None = None,
         now_ms: Callable[[], int] = wall_clock_ms,
         now_s: Callable[[], float] = time.time,
         jitter: Callable[[], float] = random.random,
@@ -123,11 +133,13 @@ class Engine:
     ) -> None:
         """Take checked settings. Nothing is opened before the context is entered.
 
-        ``wire`` replaces the HTTPS client (the sandbox's in-process face has its shape); ``inline``
-        runs the spool in the loop's own thread; without ``deliver`` no call is made at all.
+        ``wire`` replaces the HTTPS client (the sandbox's in-process face has its shape),
+        ``relay_wire`` that of relays; ``inline`` runs the spool in the loop's own thread; without
+        ``deliver`` no call is made at all.
         """
         self.settings = settings
         self._wire = wire
+        self._relay_wire = relay_wire
         self._now_ms = now_ms
         self._now_s = now_s
         self._jitter = jitter
@@ -141,6 +153,9 @@ class Engine:
         """The syncs, by name."""
         self._pipelines: dict[str, Pipeline] = {}
         """Those that deliver, by name of the sync; of one access token the same."""
+        self.relays: dict[str, Relay] = {}
+        """Those that send, by name of the taker."""
+        self.relay_supervisors: dict[str, Supervisor] = {}
         self.sources: dict[str, Source] = {}
         """Sources that run, by name: whoever starts one notes it here, for ``status``."""
         self.supervisors: dict[str, Supervisor] = {}
@@ -161,21 +176,29 @@ class Engine:
                 inline=self._inline,
             )
             stack.push_async_callback(self.spool.close)
-            spools = await self.spool.open_for(self.settings.sync)
+            names = [sync.name for sync in self.settings.sync]
+            relays = [relay.taker for relay in self.settings.relay]
+            spools = await self.spool.open_for([*names, *relays])
             self.streams = {s.name: Stream(s, spools[s.name]) for s in self.settings.sync}
             await self._follow_selections()
             await self._wire_pipelines(stack)
-            self.jobs = JobRunner(self.spool, self.streams, self._now_ms)
+            await self._wire_relays(spools, stack)
+            of_relays = {relay.taker: relay for relay in self.settings.relay}
+            self.jobs = JobRunner(self.spool, self.streams, self._now_ms, of_relays)
             await self.jobs.follow_mappings()
             await self._tell_left()
             doors = [door_of(stream) for stream in self.streams.values()]
-            self._taking_in = IntakePipeline(doors, self.spool, self._max_event_bytes)
+            drop_oldest = {taker: relay.drops_oldest for taker, relay in of_relays.items()}
+            self._taking_in = IntakePipeline(
+                doors, self.spool, self._max_event_bytes, relays=drop_oldest
+            )
             stack.callback(self._taking_in.close)
             self.intake = SourceActor(
                 self._taking_in.inbox,
                 list(self.streams),
                 _syncs_by_key(self.settings),
                 lambda: self._taking_in.stopped,
+                _relays_by_key(self.settings),
             )
             self._tasks = await stack.enter_async_context(anyio.create_task_group())
             self._tasks.start_soon(self._run)
@@ -206,6 +229,8 @@ class Engine:
                 tasks.start_soon(self._taking_in.run)
                 for pipeline in set(self._pipelines.values()):
                     tasks.start_soon(pipeline.run, self.jobs.keyed)
+                for supervisor in self.relay_supervisors.values():
+                    tasks.start_soon(supervisor.run)
             forever.cancel_scope.cancel()
         self._finished.set()
 
@@ -235,13 +260,16 @@ class Engine:
         self.jobs.end()
         for pipeline in set(self._pipelines.values()):
             pipeline.drain()
+        for name, relay in self.relays.items():
+            relay.drain()
+            self.relay_supervisors[name].end()
 
     async def _tell_left(self) -> None:
         """Log what there is of syncs that have left the settings."""
-        left = await self.spool.do(lambda store: read_left(store, self.streams))
+        left = await self.spool.do(lambda store: read_left(store, self.takers))
         for name, there in left.items():
             _log.warning(
-                "events wait of a sync that is not in the settings: put it back, or"
+                "events wait of a sync or relay that is not in the settings: put it back, or"
                 " `spool move OLD NEW`, or `spool drop OLD --yes`",
                 sync=name,
                 waiting=there.pending,
@@ -288,6 +316,27 @@ class Engine:
                 ),
             )
             self._pipelines |= {stream.sync.name: pipeline for stream in streams}
+
+    async def _wire_relays(self, spools: Mapping[str, TakerSpool], stack: AsyncExitStack) -> None:
+        """Wire the relays that send."""
+        for relay in self.settings.relay if self._delivers else ():
+            wire = await self._relay_wire_of(relay, stack)
+            sender = Relay(
+                relay, spools[relay.taker], wire, now_ms=self._now_ms, jitter=self._jitter
+            )
+            self.relays[relay.taker] = sender
+            supervisor = Supervisor(sender.run, relay=relay.name, part="relay")
+            self.relay_supervisors[relay.taker] = supervisor
+
+    async def _relay_wire_of(self, relay: RelaySettings, stack: AsyncExitStack) -> AmplitudeWire:
+        if self._relay_wire is not None:
+            return self._relay_wire(relay)
+        return await stack.enter_async_context(amplitude_client_of(relay))
+
+    @property
+    def takers(self) -> list[str]:
+        """All that the settings name who keep something of a batch."""
+        return [*self.streams, *(relay.taker for relay in self.settings.relay)]
 
     async def _keep_limit(self, token: tuple[str, str], limit: float) -> None:
         key, text = token_key("limit", token), f"{limit:g}"
@@ -385,6 +434,11 @@ class Engine:
                 if self.state == "ended":
                     raise Refused(RefusalReason.DRAINING)
                 await stream.delivery.feed.progress()
+
+    async def relayed(self) -> None:
+        """Wait until nothing waits for Amplitude."""
+        for relay in self.relays.values():
+            await relay.settled()
 
     @property
     def unready(self) -> dict[str, str]:
@@ -496,31 +550,33 @@ class Engine:
     async def dead_letters(
         self, sync: str, query: DeadLetterQuery, *, after: str = "", limit: int = 1000
     ) -> list[DeadLetter]:
-        """Return a sync's dead letters, by when they failed last.
+        """Return the dead letters of a sync, or a relay (``relay:NAME``), by when they failed last.
 
         ``after`` is what a page says to go on from; any other text is a ``ValueError``.
 
         Raises:
             SpoolError: the spool cannot be read.
         """
-        taker, position = self.streams[sync].spool.taker, Position.read(after)
+        position = Position.read(after)
         return await self.spool.look(
-            lambda store: store.letters.find(taker, query, after=position, limit=limit)
+            lambda store: store.letters.find(
+                store.known_taker(sync), query, after=position, limit=limit
+            )
         )
 
     async def dead_letter_page(
         self, sync: str, query: DeadLetterQuery, *, after: str = "", limit: int = 1000
     ) -> DeadLetterPage:
-        """Return some of a sync's dead letters, and how many the query means in all.
+        """Return some of a taker's dead letters, and how many the query means in all.
 
         They are in the order of their last failure; ``after`` is what a page says to go on from.
 
         Raises:
             SpoolError: the spool cannot be read.
         """
-        taker, position = self.streams[sync].spool.taker, Position.read(after)
+        position = Position.read(after)
         return await self.spool.look(
-            lambda store: store.dead_letter_page(taker, query, position, limit)
+            lambda store: store.dead_letter_page(store.known_taker(sync), query, position, limit)
         )
 
     async def user(self, sync: str, user: str) -> UserState:
@@ -579,6 +635,8 @@ class Engine:
             SpoolError: the spool cannot be read or changed.
         """
         taker = await self._left(old)
+        if old.startswith(RELAY):
+            raise SettingsError(f"{spoken(old)} has requests, which no sync can have")
         if new not in self.streams:
             raise SettingsError(f"there is no sync `{new}`; there is {', '.join(self.streams)}")
         heir, user_of = self.streams[new].spool, self.streams[new].rules.admission.user_of
@@ -600,11 +658,11 @@ class Engine:
         return await self._in_slices(lambda store: leaving.drop(store, taker))
 
     async def _left(self, name: str) -> int:
-        if name in self.streams:
-            raise SettingsError(f"sync `{name}` is in the settings: what waits of it is delivered")
+        if name in self.takers:
+            raise SettingsError(f"{spoken(name)} is in the settings: what waits of it is delivered")
         taker = await self.spool.do(lambda store: store.takers.id_of(name))
         if taker is None:
-            raise SettingsError(f"the spool knows no sync `{name}`")
+            raise SettingsError(f"the spool knows no {spoken(name)}")
         return taker
 
     async def _in_slices(self, job: Callable[[Store], int]) -> int:
@@ -739,6 +797,20 @@ def _syncs_by_key(settings: Settings) -> dict[str, list[str]]:
         for key in sync.amplitude_api_keys:
             keys.setdefault(key.reveal(), []).append(sync.name)
     return keys
+
+
+def _relays_by_key(settings: Settings) -> dict[str, list[str]]:
+    keys: dict[str, list[str]] = {}
+    for relay in settings.relay:
+        for key in relay.amplitude_api_keys if relay.enabled else ():
+            keys.setdefault(key.reveal(), []).append(relay.taker)
+    return keys
+
+
+def amplitude_client_of(relay: RelaySettings) -> AmplitudeClient:
+    """Build the client of a relay, to be entered as a context."""
+    url = normal_url(relay.base_url or INGESTION_URLS[relay.region])
+    return AmplitudeClient(url, timeout_s=relay.timeout_s, connections=MOST_OUT)
 
 
 def load_source(name: str, arguments: Mapping[str, Any], syncs: Sequence[str]) -> Source:

@@ -13,8 +13,10 @@ from amplitude_intercom.engine.delivery.stream import Stream
 from amplitude_intercom.engine.errors import SettingsError, SpoolDamaged, SpoolError
 from amplitude_intercom.engine.faults import describe, internal_failure
 from amplitude_intercom.engine.reasons import DeadReason, DropReason
+from amplitude_intercom.engine.relay.keeping import relayed_again
 from amplitude_intercom.engine.rules.admission import Admission, Admitted
 from amplitude_intercom.engine.rules.verdicts import Drop, Keep, Verdict
+from amplitude_intercom.engine.settings import Relay as RelaySettings
 from amplitude_intercom.engine.spool.batches import Kept
 from amplitude_intercom.engine.spool.jobs import (
     Expiry,
@@ -27,6 +29,7 @@ from amplitude_intercom.engine.spool.rekeying import rekey
 from amplitude_intercom.engine.spool.rows import DeadLetter, DeadLetterQuery, Position
 from amplitude_intercom.engine.spool.spool import Spool
 from amplitude_intercom.engine.spool.store import Store
+from amplitude_intercom.engine.spool.takers import spoken
 from amplitude_intercom.transports.amplitude import decode_head
 from amplitude_intercom.transports.reasons import RefusalReason
 
@@ -57,10 +60,16 @@ class JobRunner:
     """Runs the jobs of one spool, one after the other."""
 
     def __init__(
-        self, spool: Spool, streams: Mapping[str, Stream], now_ms: Callable[[], int]
+        self,
+        spool: Spool,
+        streams: Mapping[str, Stream],
+        now_ms: Callable[[], int],
+        relays: Mapping[str, RelaySettings] = {},
     ) -> None:
+        """``streams``, ``relays``: whose records and dead letters there are, by taker."""
         self._spool = spool
         self._streams = streams
+        self._relays = relays
         self._now_ms = now_ms
         self._changed = anyio.Event()
         self._is_over = False
@@ -78,20 +87,28 @@ class JobRunner:
             SettingsError: the sync is disabled, and a replay would drop every letter.
             SpoolError: it cannot be kept.
         """
-        stream = self._streams[sync]
         if query.is_empty:
             query = DeadLetterQuery(ids=[])
-        if kind is JobKind.REPLAY and not stream.sync.enabled:
-            raise SettingsError(f"sync `{sync}` is disabled: enable it, then replay")
-        taker, now_ms = stream.spool.taker, self._now_ms()
-        made = await self._spool.do(
-            lambda store: store.ask_job(
-                kind, taker, query, store.matching(taker, query), who=who, why=why, now_ms=now_ms
-            )
-        )
+        if kind is JobKind.REPLAY and not self._is_enabled(sync):
+            raise SettingsError(f"{spoken(sync)} is disabled: enable it, then replay")
+        now_ms = self._now_ms()
+
+        def job(store: Store) -> JobRow:
+            taker = store.taker(sync)
+            expected = store.matching(taker, query)
+            return store.ask_job(kind, taker, query, expected, who=who, why=why, now_ms=now_ms)
+
+        made = await self._spool.do(job)
         _log.info("job", job=made.id, kind=made.kind, sync=sync, letters=made.expected, who=who)
         self._spool.job_added()
         return made
+
+    def _is_enabled(self, taker: str) -> bool:
+        """Whether what is replayed of a taker would be sent; one that has gone sends nothing."""
+        if taker in self._relays:
+            return self._relays[taker].enabled
+        stream = self._streams.get(taker)
+        return stream is not None and stream.sync.enabled
 
     async def ended(self, id_: int) -> JobRow:
         """Wait until a job has ended; return it.
@@ -209,8 +226,8 @@ class JobRunner:
         if done is None:
             return False
         job, is_last = done
-        if job.kind is JobKind.REPLAY and job.sync in self._streams:
-            self._streams[job.sync].spool.appended()
+        if job.kind is JobKind.REPLAY:
+            self._spool.notify([job.sync])
         if is_last and self.rekeying.get(job.sync) == job.id:
             del self.rekeying[job.sync]
         return True
@@ -262,10 +279,13 @@ class JobRunner:
     ) -> Counter[str]:
         if job.kind is JobKind.DISCARD:
             return Counter({"discarded": store.discard(taker, letters)})
-        stream = self._streams.get(job.sync)
-        if stream is None or not stream.sync.enabled:  # since that was asked for
+        if not self._is_enabled(job.sync):  # since that was asked for
             return Counter({STILL_DEAD: len(letters)})
-        return replay(store, taker, letters, stream.rules.admission, self._now_ms())
+        if job.sync in self._relays:
+            drops_oldest = self._relays[job.sync].drops_oldest
+            return relay_again(store, taker, letters, self._now_ms(), drops_oldest=drops_oldest)
+        admission = self._streams[job.sync].rules.admission
+        return replay(store, taker, letters, admission, self._now_ms())
 
     def _rekey(self, store: Store, taker: int, job: JobRow, mapping: NewMapping) -> _Slice:
         stream = self._streams.get(job.sync)
@@ -351,6 +371,21 @@ def replay(
             case _:
                 counts[STILL_DEAD] += 1
     counts["replayed"] += store.replay(taker, kept, now_ms)
+    return +counts
+
+
+def relay_again(
+    store: Store, taker: int, letters: Sequence[DeadLetter], now_ms: int, *, drops_oldest: bool
+) -> Counter[str]:
+    """Send dead letters of a relay on again; return how many went where."""
+    found = [
+        (letter, relayed_again(letter.raw, letter.origin, drops_oldest=drops_oldest))
+        for letter in letters
+        if letter.reason != DeadReason.CORRUPT
+    ]
+    requests = [(letter, request) for letter, request in found if request is not None]
+    counts = Counter({STILL_DEAD: len(letters) - len(requests)})
+    counts["replayed"] = store.relay_again(taker, requests, now_ms)
     return +counts
 
 

@@ -10,7 +10,7 @@ The pipeline closes what is read; actors close what they write to.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 
 import anyio
@@ -56,8 +56,11 @@ class IntakePipeline:
         doors: Iterable[Door],
         spool: Spool,
         max_event_bytes: int = MAX_EVENT_BYTES,
+        relays: Mapping[str, bool] = {},
     ) -> None:
+        """``relays``: takers that keep whole requests, and whether each drops its oldest."""
         self._doors = list(doors)
+        self._relays = relays
         self._spool = spool
         self._max_event_bytes = max_event_bytes
         self._draining = False
@@ -88,7 +91,12 @@ class IntakePipeline:
         return self._supervisor.faults
 
     async def _take_in(self) -> None:
-        self._actor = FilterActor(self._doors, self._spool, max_event_bytes=self._max_event_bytes)
+        self._actor = FilterActor(
+            self._doors,
+            self._spool,
+            max_event_bytes=self._max_event_bytes,
+            relays=self._relays,
+        )
         self._actor.draining = self._draining
         self._fault = ""
         try:

@@ -26,9 +26,11 @@ from amplitude_intercom.transports.bounds import (
 _ADDRESS = r"^(\[[0-9a-fA-F:]+\]|[^:\s]+):[0-9]{1,5}\Z"
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z"
 _SOURCE = r"^(user_id|device_id|user\..+|event\..+)\Z"
+_HEADER = r"\A[A-Za-z0-9-]{0,64}\Z"
 _URL = r"^[hH][tT][tT][pP][sS]?://[^\s/?#@]+(/[^\s?#@]*)?\Z"
 PATTERNS_IN_WORDS: Final = {
     _ADDRESS: "an address, `host:port` (an IPv6 host in brackets, without a scope)",
+    _HEADER: "a header's name: up to 64 letters, digits and `-`",
     _NAME: "a name of up to 64 letters, digits, `-` and `_`",
     _SOURCE: "`user_id`, `device_id`, `user.PROPERTY` or `event.PROPERTY`",
     _URL: "an address, `http://…` or `https://…`, without a user, a password or a query",
@@ -144,6 +146,7 @@ class Http(Section, frozen=True, kw_only=True):
     max_connections: Positive = 1_024
     key_requests_per_s: PositiveNumber | None = None
     key_events_per_s: PositiveNumber | None = None
+    ip_header: Annotated[str, msgspec.Meta(pattern=_HEADER)] = ""
 
 
 class Admin(Section, frozen=True, kw_only=True):
@@ -199,6 +202,28 @@ class Mapping(Section, frozen=True, kw_only=True, rename={"source": "from"}):
     nested: Literal["flatten", "drop"] = "flatten"
     arrays: Literal["join", "drop"] = "join"
     stringify: bool = False
+
+
+class Relay(Section, frozen=True, kw_only=True):
+    """Requests of SDKs go on to Amplitude as they came."""
+
+    name: Name = "amplitude"
+    amplitude_api_keys: list[Secret] = msgspec.field(default_factory=lambda: [Secret(ANY_KEY)])
+    enabled: bool = True
+    region: Literal["us", "eu"] = "us"
+    base_url: Annotated[str, msgspec.Meta(pattern=_URL)] | None = None
+    when_full: Literal["drop_oldest", "refuse"] = "drop_oldest"
+    timeout_s: PositiveSeconds = 30.0
+
+    @property
+    def taker(self) -> str:
+        """What the spool knows it by: no sync can have such a name."""
+        return f"relay:{self.name}"
+
+    @property
+    def drops_oldest(self) -> bool:
+        """Whether its oldest requests go where its share of the spool is taken."""
+        return self.when_full == "drop_oldest"
 
 
 class Users(Section, frozen=True, kw_only=True):
@@ -268,6 +293,7 @@ class Settings(Section, frozen=True, kw_only=True):
     spool: SpoolSettings = SpoolSettings()
     forward: Forward = Forward()
     log: Log = Log()
+    relay: list[Relay] = []
     sync: Annotated[list[Sync], msgspec.Meta(min_length=1)]
 
     @property
@@ -319,6 +345,10 @@ MEANINGS: Final[dict[str, str]] = {
         "events a second that one API key may send in the long run; after a pause ten seconds' "
         "worth may come at once; more are answered 429 and listed as throttled"
     ),
+    "http.ip_header": (
+        "header in which a trusted proxy in front says the client's address (the last, where it "
+        "lists several), for `$remote` and the share of one address; empty: the connection's"
+    ),
     "admin.listen": "health, metrics, API; leave `[admin]` out to have none",
     "admin.token": "needed to listen beyond loopback",
     "sources": (
@@ -345,6 +375,16 @@ MEANINGS: Final[dict[str, str]] = {
     "forward.max_line_bytes": "a longer line becomes a dead letter",
     "forward.batch_lines": "lines that are handed over at once",
     "forward.max_backlog": "events in the spool's queue above which reading pauses",
+    "relay.name": "letters, digits, `-`, `_`; the spool knows its requests by it",
+    "relay.amplitude_api_keys": 'whose requests go on to Amplitude; `["*"]` = any',
+    "relay.enabled": "off: nothing more is taken for it, and what waits is kept",
+    "relay.region": "`us`, `eu`",
+    "relay.base_url": "instead of region: a proxy, a local Amplitude",
+    "relay.when_full": (
+        "once it holds an equal share of `spool.max_bytes`: `drop_oldest` (counted as "
+        "`relay_overflow`), or `refuse` new requests with 503"
+    ),
+    "relay.timeout_s": "seconds until a request counts as unanswered",
     "log.level": "`debug`, `info`, `warning`, `error`",
     "log.format": "`human`, `json`; `auto`: human on a terminal",
     "sync.name": "letters, digits, `-`, `_`; the spool knows its events by it",

@@ -19,6 +19,7 @@ from amplitude_intercom.engine.actors.source import Offer
 from amplitude_intercom.engine.errors import Failure, SpoolError
 from amplitude_intercom.engine.faults import internal_failure
 from amplitude_intercom.engine.reasons import DropReason
+from amplitude_intercom.engine.relay.keeping import relayed_of
 from amplitude_intercom.engine.rules.admission import Admission
 from amplitude_intercom.engine.rules.insert_keys import dead_key, insert_key, project_hash
 from amplitude_intercom.engine.rules.verdicts import Drop, Keep, Reject
@@ -96,9 +97,12 @@ class FilterActor(Actor[Offer, None]):
         spool: Spool,
         *,
         max_event_bytes: int = MAX_EVENT_BYTES,
+        relays: Mapping[str, bool] = {},
     ) -> None:
+        """``relays``: takers that keep whole requests, and whether each drops its oldest."""
         super().__init__()
         self._doors: Mapping[str, Door] = {door.name: door for door in doors}
+        self._relays = relays
         self._max_event_bytes = max_event_bytes
         self._spool = spool
         self._commits = anyio.Semaphore(COMMITS_AHEAD)
@@ -113,7 +117,7 @@ class FilterActor(Actor[Offer, None]):
 
     async def handle(self, offer: Offer) -> None:
         try:
-            parts = [await self.admit(offer.batch, self._doors[name]) for name in offer.takers]
+            parts = [await self._part(offer.batch, name) for name in offer.takers]
             await self._append(Append(parts), offer)
         except Exception as fault:
             _refuse(offer, fault)
@@ -143,14 +147,22 @@ class FilterActor(Actor[Offer, None]):
             return
         appended = done.result()
         offer.ticket.acknowledge(Receipt(appended.accepted, appended.dropped, appended.dead))
-        self._spool.notify(part.taker for part in append.parts if part.packs)
+        self._spool.notify(part.taker for part in append.parts if part.packs or part.relayed)
         if logs.debugging():
             of = sum(part.received for part in append.parts)
             what = {"of": of, "kept": appended.accepted, "syncs": list(offer.takers)}
             _log.debug("batch taken in", **what, origin=offer.batch.origin)
 
+    async def _part(self, batch: Batch, name: str) -> Part:
+        """Return what a taker keeps of a batch."""
+        drops_oldest = self._relays.get(name)
+        if drops_oldest is None:
+            return await self.admit(batch, self._doors[name])
+        relayed = relayed_of(batch, drops_oldest=drops_oldest)
+        return Part(name, len(batch.raws), [], [], Counter(), relayed=relayed)
+
     async def admit(self, batch: Batch, door: Door) -> Part:
-        """Return what a taker keeps of a batch, and count the rest."""
+        """Return what a sync keeps of a batch, and count the rest."""
         first, *others = runs(list(map(len, batch.raws)))
         admitted = self._admit_run(batch, first, door)
         for run in others:

@@ -31,11 +31,13 @@ class SourceActor:
         syncs: Sequence[str],
         syncs_by_key: Mapping[str, Sequence[str]],
         stopped: Callable[[], str],
+        relays_by_key: Mapping[str, Sequence[str]] = {},
     ) -> None:
         """``stopped`` returns the fault that keeps the engine from taking events in, or nothing."""
         self._outbox = outbox
         self._syncs = syncs
         self._syncs_by_key = syncs_by_key
+        self._relays_by_key = relays_by_key
         self._stopped = stopped
         self._draining = False
 
@@ -49,7 +51,7 @@ class SourceActor:
         self._outbox.close()
 
     async def send(self, batch: Batch) -> Ticket:
-        """Queue a batch for the syncs that take it; waits while too many are on their way.
+        """Queue a batch for those that take it; waits while too many are on their way.
 
         Raises:
             Refused: the engine is draining, or a fault has stopped its intake.
@@ -76,8 +78,9 @@ class SourceActor:
             raise Refused(RefusalReason.DRAINING) from None
 
     def takes(self, api_key: str) -> bool:
-        """Whether any sync takes this key's events."""
-        return api_key in self._syncs_by_key or ANY_KEY in self._syncs_by_key
+        """Whether any sync or relay takes this key's events."""
+        by_key = (self._syncs_by_key, self._relays_by_key)
+        return any(api_key in takers or ANY_KEY in takers for takers in by_key)
 
     def _takers(self, batch: Batch) -> Sequence[str]:
         if batch.sync is not None:
@@ -87,6 +90,9 @@ class SourceActor:
             return (batch.sync,)
         key = batch.api_key or ""
         names = [*self._syncs_by_key.get(key, ()), *self._syncs_by_key.get(ANY_KEY, ())]
+        if batch.original is not None:
+            relays = self._relays_by_key
+            names += [*relays.get(key, ()), *relays.get(ANY_KEY, ())]
         if not names:
             raise UnknownApiKey(key)
         return tuple(dict.fromkeys(names))

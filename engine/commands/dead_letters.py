@@ -13,12 +13,30 @@ from amplitude_intercom.engine.commands.preview import Preview
 from amplitude_intercom.engine.commands.running import FAILED, OK, complain, print_json
 from amplitude_intercom.engine.commands.spools import Files, Reading, open_spools, read_spools
 from amplitude_intercom.engine.commands.terminal import count, listed, print_table, say, shown
+from amplitude_intercom.engine.errors import SettingsError
 from amplitude_intercom.engine.reasons import DeadReason
+from amplitude_intercom.engine.relay.keeping import ORIGIN
 from amplitude_intercom.engine.settings import Settings
 from amplitude_intercom.engine.spool.rows import DeadLetter, DeadLetterPage, DeadLetterQuery
+from amplitude_intercom.engine.spool.takers import RELAY, spoken
 
 PAGE = 1_000
 """Dead letters that are asked for at once."""
+
+
+def choose_taker(settings: Settings, name: str | None) -> str:
+    """Return whose dead letters are meant: a sync's, or those of a relay (``relay:NAME``).
+
+    Raises:
+        SettingsError: it is not there, or not said although there are several.
+    """
+    if name is not None and name.startswith(RELAY):
+        relays = [relay.taker for relay in settings.relay]
+        if name not in relays:
+            there = f"there is {', '.join(relays)}" if relays else "there is none in the settings"
+            raise SettingsError(f"--sync: there is no {spoken(name)}; {there}")
+        return name
+    return choose_sync(settings, name)
 
 
 async def list_dead_letters(
@@ -31,7 +49,7 @@ async def list_dead_letters(
     as_json: bool,
 ) -> int:
     """Print dead letters, a line each, up to ``limit``; say on stderr where there are more."""
-    name = choose_sync(settings, sync)
+    name = choose_taker(settings, sync)
     letters: list[DeadLetter] = []
     matching, behind = 0, ""
     async with read_spools(settings) as spools:
@@ -90,7 +108,7 @@ async def show_dead_letter(settings: Settings, sync: str | None, id_: int, *, as
     """Print one dead letter, whole."""
     async with read_spools(settings) as spools:
         query = DeadLetterQuery(ids=[id_])
-        page = await spools.dead_letters(choose_sync(settings, sync), query, "", 1)
+        page = await spools.dead_letters(choose_taker(settings, sync), query, "", 1)
     if not page.dead_letters:
         return complain(f"there is no dead letter {id_}", FAILED)
     [letter] = page.dead_letters
@@ -125,7 +143,7 @@ async def replay_dead_letters(
     settings: Settings, sync: str | None, query: DeadLetterQuery, *, as_json: bool
 ) -> int:
     """Queue dead letters again."""
-    name = choose_sync(settings, sync)
+    name = choose_taker(settings, sync)
     there = await _there(settings, name, query)
     async with open_spools(settings) as spools:
         counts = await spools.replay(name, query)
@@ -172,7 +190,9 @@ async def foresee_replay(
 
     Read from the files: seconds that events have, and contacts that are known, are there.
     """
-    name = choose_sync(settings, sync)
+    name = choose_taker(settings, sync)
+    if name.startswith(RELAY):
+        return await _foresee_relay(settings, name, query, as_json=as_json)
     [its_settings] = [sync for sync in settings.sync if sync.name == name]
     preview, files = Preview(its_settings), Files(settings)
     promised: dict[bytes, int] = {}
@@ -185,6 +205,24 @@ async def foresee_replay(
                 print_json({"id": letter.id, **answer})
             else:
                 _print_answer(letter, answer)
+    if not found and not as_json:
+        say("no dead letters", stderr=True)
+    return _code(len(found), query, found)
+
+
+async def _foresee_relay(
+    settings: Settings, relay: str, query: DeadLetterQuery, *, as_json: bool
+) -> int:
+    """Print the requests that a replay of a relay's dead letters would make."""
+    found: list[int] = []
+    async for page in _pages(Files(settings), relay, query):
+        for letter in page.dead_letters:
+            found.append(letter.id)
+            path, body = letter.origin.removeprefix(ORIGIN), letter.raw.decode(errors="replace")
+            if as_json:
+                print_json({"id": letter.id, "method": "POST", "path": path, "body": body})
+            else:
+                say(f"{letter.id} POST {path} {body}", most=len(body) * 6 + 200)
     if not found and not as_json:
         say("no dead letters", stderr=True)
     return _code(len(found), query, found)
@@ -204,7 +242,7 @@ async def discard_dead_letters(
     settings: Settings, sync: str | None, query: DeadLetterQuery, *, as_json: bool
 ) -> int:
     """Settle dead letters as dropped."""
-    name = choose_sync(settings, sync)
+    name = choose_taker(settings, sync)
     there = await _there(settings, name, query)
     async with open_spools(settings) as spools:
         discarded = await spools.discard(name, query)

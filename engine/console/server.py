@@ -247,7 +247,9 @@ class AdminServer:
         return _json(await self._engine.user(self._sync_of(request), request.match_info["key"]))
 
     async def _dead_letters(self, request: web.Request) -> web.Response:
-        sync, action = self._sync_of(request), request.match_info["action"]
+        sync, action = request.match_info["sync"], request.match_info["action"]
+        if sync not in self._engine.takers:
+            raise web.HTTPNotFound(text=f"no sync or relay named {sync}\n")
         query = await self._body(request, Listing if action == "list" else DeadLetterQuery)
         if query.reason is not None and query.reason not in set(DeadReason):
             raise web.HTTPBadRequest(text=f"{no_dead_reason(query.reason)}\n")
