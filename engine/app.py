@@ -41,6 +41,8 @@ from amplitude_intercom.engine.metrics import (
     Facts,
     GateStatus,
     Refusal,
+    RelayFacts,
+    RelayStatus,
     SourceStatus,
     SpoolStatus,
     Status,
@@ -48,6 +50,8 @@ from amplitude_intercom.engine.metrics import (
     gate_status,
     read_facts,
     read_left,
+    read_relay_facts,
+    relay_status,
     spool_status,
     sync_status,
 )
@@ -178,7 +182,7 @@ class Engine:
             stack.push_async_callback(self.spool.close)
             names = [sync.name for sync in self.settings.sync]
             relays = [relay.taker for relay in self.settings.relay]
-            spools = await self.spool.open_for([*names, *relays])
+            self._spools = spools = await self.spool.open_for([*names, *relays])
             self.streams = {s.name: Stream(s, spools[s.name]) for s in self.settings.sync}
             await self._follow_selections()
             await self._wire_pipelines(stack)
@@ -473,7 +477,7 @@ class Engine:
 
     async def status(self) -> Status:
         """Return the accounting of all syncs."""
-        facts, spool = await self._facts()
+        facts, spool, relays = await self._facts()
         syncs = [
             self._sync_status(stream, facts.get(name, Facts()))
             for name, stream in self.streams.items()
@@ -493,6 +497,21 @@ class Engine:
             counted,
             dict(refused_keys),
             sources,
+            [self._relay_status(relay, relays) for relay in self.settings.relay],
+        )
+
+    def _relay_status(self, relay: RelaySettings, facts: Mapping[str, RelayFacts]) -> RelayStatus:
+        taker = relay.taker
+        spool = self._spools[taker]
+        return relay_status(
+            relay,
+            spool.counters,
+            facts.get(taker, RelayFacts()),
+            address=address_of(relay),
+            now_ms=self._now_ms(),
+            sender=self.relays.get(taker),
+            trouble=spool.trouble or self.spool.damage,
+            supervisor=self.relay_supervisors.get(taker),
         )
 
     def _sync_status(self, stream: Stream, facts: Facts) -> SyncStatus:
@@ -513,8 +532,8 @@ class Engine:
             faults=pipeline.faults(name) if pipeline else 0,
         )
 
-    async def _facts(self) -> tuple[dict[str, Facts], SpoolStatus]:
-        """Return what the tables say of each sync, and of the spool as a whole.
+    async def _facts(self) -> tuple[dict[str, Facts], SpoolStatus, dict[str, RelayFacts]]:
+        """Return what the tables say of each sync, of the spool as a whole, and of each relay.
 
         Nothing where the file cannot be read now.
         """
@@ -524,21 +543,24 @@ class Engine:
         said = "" if trouble is None else str(trouble)
         size_bytes = disk_bytes(self.spool.path)
 
-        def job(store: Store) -> tuple[dict[str, Facts], SpoolStatus]:
+        def job(store: Store) -> tuple[dict[str, Facts], SpoolStatus, dict[str, RelayFacts]]:
             facts = {
                 name: read_facts(store, taker, workspace_of(store, syncs[name]))
                 for name, taker in takers.items()
             }
             used_bytes = self.spool.used_bytes(store)
             max_bytes = self.settings.spool.max_bytes
-            status = spool_status(store, takers, max_bytes, self._now_ms())
-            return facts, msgspec.structs.replace(
+            status = spool_status(store, self.takers, max_bytes, self._now_ms())
+            status = msgspec.structs.replace(
                 status, disk_bytes=size_bytes, used_bytes=used_bytes, trouble=said
             )
+            names = [relay.taker for relay in self.settings.relay]
+            relays = {n: read_relay_facts(store, store.known_taker(n)) for n in names}
+            return facts, status, relays
 
         with suppress(SpoolError):  # which ``trouble`` says
             return await self.spool.look(job)
-        return {}, SpoolStatus(size_bytes, trouble=said)
+        return {}, SpoolStatus(size_bytes, trouble=said), {}
 
     def _gate_status(self, stream: Stream) -> GateStatus | None:
         if stream.gate is None:
@@ -809,8 +831,12 @@ def _relays_by_key(settings: Settings) -> dict[str, list[str]]:
 
 def amplitude_client_of(relay: RelaySettings) -> AmplitudeClient:
     """Build the client of a relay, to be entered as a context."""
-    url = normal_url(relay.base_url or INGESTION_URLS[relay.region])
-    return AmplitudeClient(url, timeout_s=relay.timeout_s, connections=MOST_OUT)
+    return AmplitudeClient(address_of(relay), timeout_s=relay.timeout_s, connections=MOST_OUT)
+
+
+def address_of(relay: RelaySettings) -> str:
+    """Return where a relay sends to, in its one spelling."""
+    return normal_url(relay.base_url or INGESTION_URLS[relay.region])
 
 
 def load_source(name: str, arguments: Mapping[str, Any], syncs: Sequence[str]) -> Source:

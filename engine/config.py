@@ -14,6 +14,7 @@ import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, get_args
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -292,8 +293,8 @@ def _explain(error: msgspec.ValidationError, table: dict[str, Any]) -> str:
 
 def _shape_meant(path: str, what: str) -> str:
     """Return how a table is written that was written otherwise; empty: nothing is known of it."""
-    if path == "sync" and what == "Expected `array`, got `object`":
-        return "; write [[sync]], with two brackets: there may be several"
+    if path in ("sync", "relay") and what == "Expected `array`, got `object`":
+        return f"; write [[{path}]], with two brackets: there may be several"
     if re.fullmatch(r"sync\[\d+\]\.events\.select\[\d+\]", path) and what.endswith("got `str`"):
         return '; write { types = ["…"] } with the event types in it'
     return ""
@@ -374,6 +375,7 @@ def _problems(settings: Settings) -> Iterator[str]:
         yield from _attribute_problems(f"{where}.users.properties", sync.users.properties)
         yield from _target_problems(f"{where}.events.metadata", sync.events.metadata)
         yield from _intercom_problems(where, sync)
+    yield from _relay_problems(settings)
     yield from _path_problems("data_dir", settings.data_dir)
     if settings.http and "http" in settings.sources:
         yield "sources.http: [http] is that source already; leave one of the two out"
@@ -387,12 +389,41 @@ def _problems(settings: Settings) -> Iterator[str]:
         )
 
 
-def _intercom_problems(where: str, sync: Sync) -> Iterator[str]:
+def _relay_problems(settings: Settings) -> Iterator[str]:
+    names = [relay.name for relay in settings.relay]
+    for index, relay in enumerate(settings.relay):
+        where = f"relay[{index}]"
+        if relay.name in names[:index]:
+            yield f"{where}.name: `{relay.name}` is taken by another relay"
+        yield from _url_problems(f"{where}.base_url", relay.base_url)
+        yield from _key_problems(where, relay.amplitude_api_keys)
+        if settings.http and relay.base_url and _is_ours(relay.base_url, settings.http.listen):
+            yield f"{where}.base_url: it is this program's own address, `http.listen`"
+
+
+def _is_ours(url: str, listen: str) -> bool:
+    """Whether a URL leads to an address that is listened on, as far as its text tells."""
+    host, port = host_and_port(listen)
+    parts = urlsplit(url)
+    theirs = parts.port or (443 if parts.scheme == "https" else 80)
+    is_here = parts.hostname in (host.lower(), "localhost", "127.0.0.1", "::1")
+    return theirs == port and port != 0 and is_here
+
+
+def _url_problems(where: str, url: str | None) -> Iterator[str]:
     try:
-        normal_url(sync.intercom.base_url or "https://localhost")
+        normal_url(url or "https://localhost")
     except ValueError as error:
-        yield f"{where}.intercom.base_url: {error}"
-    keys = [key.reveal() for key in sync.amplitude_api_keys]
+        yield f"{where}: {error}"
+
+
+def _intercom_problems(where: str, sync: Sync) -> Iterator[str]:
+    yield from _url_problems(f"{where}.intercom.base_url", sync.intercom.base_url)
+    yield from _key_problems(where, sync.amplitude_api_keys)
+
+
+def _key_problems(where: str, secrets: list[Secret]) -> Iterator[str]:
+    keys = [key.reveal() for key in secrets]
     for index, key in enumerate(keys):
         if key in keys[:index]:
             first = keys.index(key)

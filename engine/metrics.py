@@ -15,9 +15,12 @@ from amplitude_intercom.engine.delivery.gate import Gate
 from amplitude_intercom.engine.delivery.judging import Trouble
 from amplitude_intercom.engine.errors import SpoolError
 from amplitude_intercom.engine.logs import lines_lost
+from amplitude_intercom.engine.relay.relay import Relay
+from amplitude_intercom.engine.settings import Relay as RelaySettings
 from amplitude_intercom.engine.settings import Sync
 from amplitude_intercom.engine.spool.accounts import INBOX, SPOOL, TAKEN_ALONG, WAITING, under
 from amplitude_intercom.engine.spool.store import MINUTE_MS, Store
+from amplitude_intercom.engine.supervision import Supervisor
 
 PREFIX = "amplitude_intercom_"
 
@@ -49,6 +52,19 @@ METRICS = {
     "source_stopped": "1 while a fault of this program keeps a source from running.",
     "source_faults_total": "Faults of this program that stopped a source, since the start.",
     "http_refusals_total": "Requests that the HTTP source refused, by door and reason.",
+    "relay_received_total": "Events that came in requests which a relay keeps.",
+    "relay_delivered_total": "Events of a relay that Amplitude took.",
+    "relay_dropped_total": "Events of a relay that were dropped, by reason.",
+    "relay_dead_letters": "Dead letters of a relay, by reason.",
+    "relay_pending": "Events of a relay that wait for Amplitude.",
+    "relay_waiting_bytes": "Bytes of the requests that wait for Amplitude.",
+    "relay_oldest_pending_seconds": "Age of the first request that waits for Amplitude.",
+    "relay_last_delivery_seconds": "Time since Amplitude took something last.",
+    "relay_held": "Devices and API keys whose events wait for their time.",
+    "relay_calls_total": "Requests to Amplitude, by status (0: no answer).",
+    "relay_health": "1 for the health of a relay: open, outage, busy, invalid_key.",
+    "relay_stopped": "1 while a fault of this program keeps a relay from running.",
+    "relay_faults_total": "Faults of this program that stopped a relay, since the start.",
     "ready": "1 while events are taken.",
     "log_lines_lost_total": "Lines of the log that could not be written.",
 }
@@ -103,6 +119,35 @@ class SyncStatus(msgspec.Struct, frozen=True):
     faults: int = 0
     rekeying: int = 0
     """The job that keys its records anew, before which nothing is sent; 0: there is none."""
+
+
+class RelayStatus(msgspec.Struct, frozen=True):
+    """One relay's accounting: received = delivered + dropped + dead + pending, in events.
+
+    ``health``: empty where nothing is sent by whoever says this. ``said``: the last failure.
+    """
+
+    name: str
+    enabled: bool
+    address: str
+    received: int
+    delivered: int
+    dropped: dict[str, int]
+    dead: int
+    pending: int
+    dead_by_reason: dict[str, int]
+    waiting_bytes: int
+    oldest_pending_s: float | None = None
+    last_delivery_s: float | None = None
+    health: str = ""
+    said: str = ""
+    held: int = 0
+    calls: dict[str, int] = {}
+    refused_keys: dict[str, str] = {}
+    """API keys that Amplitude refuses now, with what it says."""
+    trouble: str = ""
+    stopped: str = ""
+    faults: int = 0
 
 
 class SourceStatus(msgspec.Struct, frozen=True):
@@ -160,6 +205,14 @@ class Status(msgspec.Struct, frozen=True):
     refused_keys: dict[str, int] = {}
     """Requests with an API key that no sync takes, by key."""
     sources: list[SourceStatus] = []
+    relays: list[RelayStatus] = []
+
+
+class RelayFacts(msgspec.Struct, frozen=True):
+    """What a relay's status needs of the spool's tables."""
+
+    oldest_accepted_ms: int | None = None
+    delivered_at_ms: int | None = None
 
 
 class Facts(msgspec.Struct, frozen=True):
@@ -181,6 +234,47 @@ def read_facts(store: Store, taker: int, workspace: int) -> Facts:
         store.first_waiting_ms(taker),
         store.takers.delivered_at_ms(taker),
         len(store.event_names.of(workspace)),
+    )
+
+
+def read_relay_facts(store: Store, taker: int) -> RelayFacts:
+    """Read what a relay's status needs of the tables."""
+    return RelayFacts(store.relayed.first_ms(taker), store.takers.delivered_at_ms(taker))
+
+
+def relay_status(
+    settings: RelaySettings,
+    counters: Mapping[str, int],
+    facts: RelayFacts,
+    *,
+    address: str,
+    now_ms: int,
+    sender: Relay | None = None,
+    trouble: SpoolError | None = None,
+    supervisor: Supervisor | None = None,
+) -> RelayStatus:
+    """Put one relay's accounting together; ``sender``: what sends, where that runs."""
+    return RelayStatus(
+        name=settings.name,
+        enabled=settings.enabled,
+        address=address,
+        received=counters.get("received", 0),
+        delivered=counters.get("delivered", 0),
+        dropped=under(counters, "dropped:"),
+        dead=counters.get("dead", 0),
+        pending=counters.get("pending", 0),
+        dead_by_reason=under(counters, "dead:"),
+        waiting_bytes=counters.get(INBOX, 0),
+        oldest_pending_s=_age_s(facts.oldest_accepted_ms, now_ms),
+        last_delivery_s=_age_s(facts.delivered_at_ms, now_ms),
+        health="" if sender is None else sender.health,
+        said="" if sender is None else sender.said,
+        held=0 if sender is None else sender.held,
+        calls={} if sender is None else {str(k): n for k, n in sorted(sender.calls.items())},
+        refused_keys={} if sender is None else dict(sender.refused_keys),
+        trouble="" if trouble is None else str(trouble),
+        stopped="" if supervisor is None else supervisor.stopped,
+        faults=0 if supervisor is None else supervisor.faults,
     )
 
 
@@ -333,6 +427,9 @@ class _Snapshot(Collector):
                 yield {"source": source.name}, float(bool(source.stopped))
             if name == "source_faults_total":
                 yield {"source": source.name}, source.faults
+        for relay in self._status.relays:
+            for labels, value in _relay_samples(name, relay):
+                yield {"relay": relay.name, **labels}, value
         for sync in self._status.syncs:
             for labels, value in _sync_samples(name, sync):
                 yield {"sync": sync.name, **labels}, value
@@ -371,6 +468,33 @@ def _sync_samples(name: str, sync: SyncStatus) -> Iterator[tuple[dict[str, str],
             yield {"quantile": str(int(percent.removeprefix("p")) / 100)}, seconds
     if name == "sync_info" and sync.intercom is not None:
         yield {"intercom": sync.intercom.name}, 1
+
+
+def _relay_samples(name: str, relay: RelayStatus) -> Iterator[tuple[dict[str, str], float]]:
+    plain: dict[str, float | None] = {
+        "relay_received_total": relay.received,
+        "relay_delivered_total": relay.delivered,
+        "relay_pending": relay.pending,
+        "relay_waiting_bytes": relay.waiting_bytes,
+        "relay_oldest_pending_seconds": relay.oldest_pending_s,
+        "relay_last_delivery_seconds": relay.last_delivery_s,
+        "relay_held": relay.held,
+        "relay_stopped": float(bool(relay.stopped)),
+        "relay_faults_total": relay.faults,
+    }
+    value = plain.get(name)
+    if value is not None:
+        yield {}, value
+    if name == "relay_health" and relay.health:
+        yield {"health": relay.health}, 1
+    by_label = {
+        "relay_dropped_total": ("reason", relay.dropped),
+        "relay_dead_letters": ("reason", relay.dead_by_reason),
+        "relay_calls_total": ("status", relay.calls),
+    }
+    label, counts = by_label.get(name, ("", {}))
+    for key, count in counts.items():
+        yield {label: key}, count
 
 
 def _gate_samples(name: str, gate: GateStatus) -> Iterator[tuple[dict[str, str], float]]:

@@ -377,7 +377,7 @@ MEANINGS: Final[dict[str, str]] = {
     "forward.max_backlog": "events in the spool's queue above which reading pauses",
     "relay.name": "letters, digits, `-`, `_`; the spool knows its requests by it",
     "relay.amplitude_api_keys": 'whose requests go on to Amplitude; `["*"]` = any',
-    "relay.enabled": "off: nothing more is taken for it, and what waits is kept",
+    "relay.enabled": "off: nothing more is taken for it; what waits is sent",
     "relay.region": "`us`, `eu`",
     "relay.base_url": "instead of region: a proxy, a local Amplitude",
     "relay.when_full": (

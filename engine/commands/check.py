@@ -9,8 +9,6 @@ from email.utils import parsedate_to_datetime
 from itertools import islice
 from typing import Any
 
-import msgspec
-
 from amplitude_intercom.engine.app import client_of, sources_of
 from amplitude_intercom.engine.commands.findings import (
     Finding,
@@ -27,6 +25,12 @@ from amplitude_intercom.engine.commands.probing import (
     has_consent,
     probe_all,
     tokens_of,
+)
+from amplitude_intercom.engine.commands.relays import (
+    NO_RELAY,
+    ask_amplitude,
+    describe_relay,
+    placed,
 )
 from amplitude_intercom.engine.commands.running import (
     FAILED,
@@ -127,12 +131,20 @@ async def check(
         for name, more in probed.findings.items():
             found[name] += more
     syncs = [
-        {**_describe(sync), "findings": _placed(f"sync[{index}]", found[sync.name])}
+        {**_describe(sync), "findings": placed(f"sync[{index}]", found[sync.name])}
         for index, sync in enumerate(settings.sync)
     ]
-    everything = [*general, *(f for sync in syncs for f in sync["findings"])]
+    relays = [
+        {
+            **describe_relay(relay),
+            "findings": placed(f"relay[{index}]", [] if offline else await ask_amplitude(relay)),
+        }
+        for index, relay in enumerate(settings.relay)
+    ]
+    everything = [*general, *(f for table in (*syncs, *relays) for f in table["findings"])]
     ok = not any(finding.level == "error" for finding in everything)
     report = {"ok": ok, "sources": sources, "running": running, "findings": general, "syncs": syncs}
+    report["relays"] = relays
     if as_json:
         print_json(report)
     else:
@@ -150,10 +162,6 @@ async def _probe(settings: Settings, found: dict[str, list[Finding]], consent: C
     return await probe_all(settings, answering, consent)
 
 
-def _placed(where: str, findings: Sequence[Finding]) -> list[Finding]:
-    return [msgspec.structs.replace(f, key=f"{where}.{f.key}") for f in findings]
-
-
 GOOD = "the settings are good"
 
 LEVELS = ("error", "warning", "fact")
@@ -165,9 +173,16 @@ def _print(report: dict[str, Any], findings: Sequence[Finding], *, offline: bool
     for sync in report["syncs"]:
         say(f"sync {sync['sync']}")
         print_table([(f"  {key}", v) for key, v in sync.items() if key not in ("sync", "findings")])
+    for relay in report["relays"]:
+        say(f"relay {relay['relay']}")
+        rows = [(f"  {key}", v) for key, v in relay.items() if key not in ("relay", "findings")]
+        print_table(rows)
+    if not report["relays"] and "http" in report["sources"]:
+        say(NO_RELAY)
     for finding in sorted(findings, key=lambda finding: LEVELS.index(finding.level)):
         say(f"{finding.level}: {finding.key}: {finding.text}")
-    asked = ", Intercom was not asked" if offline else ""
+    asked = ", nobody was asked" if offline and report["relays"] else ""
+    asked = asked or (", Intercom was not asked" if offline else "")
     warnings = sum(finding.level == "warning" for finding in findings)
     good = (
         f"it will work, with {count(warnings, 'warning')}" if warnings else "the settings are good"

@@ -1,7 +1,7 @@
 """``demo``: the whole thing on embedded parts.
 
-A local Intercom on a loopback port, and the same composition as ``run``, fed over HTTP with what a
-small shop's users might do. Nothing leaves this machine.
+A local Intercom and a local Amplitude on loopback ports, and the same composition as ``run``, fed
+over HTTP with what a small shop's users might do. Nothing leaves this machine.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from amplitude_intercom.engine.app import Engine, sources_of
 from amplitude_intercom.engine.commands.daemon import start_sources
 from amplitude_intercom.engine.commands.running import OK
 from amplitude_intercom.engine.config import from_table
-from amplitude_intercom.engine.metrics import SyncStatus
+from amplitude_intercom.engine.metrics import RelayStatus, Status, SyncStatus
 from amplitude_intercom.engine.settings import Log, Settings
 from amplitude_intercom.engine.spool.rows import DeadLetter, DeadLetterQuery
 from amplitude_intercom.transports.http import HttpSource
 from amplitude_intercom.transports.sandbox import Sandbox, serve
+from amplitude_intercom.transports.sandbox.amplitude import LocalAmplitude, serve_amplitude
 
 API_KEY: Final = "demo-api-key"
 SYNC: Final = "demo"
@@ -36,20 +37,24 @@ async def demo() -> int:
     """Run it; print what happened."""
     logs.configure(Log(level="warning"))
     local = Sandbox(seed=7, latency_s=0.03, attributes={"plan": "string"})
+    amplitude = LocalAmplitude()
     local.add_contact(external_id="lena-keller", email="lena@example.com", name="Lena Keller")
     with tempfile.TemporaryDirectory(prefix="amplitude-intercom-") as folder:
-        async with serve(local) as url:
-            status, letters = await _run(settings(folder, url))
-    _show(status, letters, local)
+        async with serve(local) as url, serve_amplitude(amplitude) as amplitude_url:
+            status, letters = await _run(settings(folder, url, amplitude_url))
+    _show(status.syncs[0], letters, local)
+    _show_relay(status.relays[0], amplitude)
+    _tell_what_is_next()
     return OK
 
 
-def settings(folder: str, url: str) -> Settings:
+def settings(folder: str, url: str, amplitude_url: str) -> Settings:
     """Return the demo's settings: those of the README, but for patience."""
     return from_table(
         {
             "data_dir": folder,
             "http": {"listen": "127.0.0.1:0"},
+            "relay": [{"base_url": amplitude_url}],
             "sync": [
                 {
                     "name": SYNC,
@@ -68,7 +73,7 @@ def settings(folder: str, url: str) -> Settings:
     )
 
 
-async def _run(demo_settings: Settings) -> tuple[SyncStatus, list[DeadLetter]]:
+async def _run(demo_settings: Settings) -> tuple[Status, list[DeadLetter]]:
     async with Engine(demo_settings) as engine, anyio.create_task_group() as tasks:
         sources = sources_of(demo_settings)
         await start_sources(engine, sources, tasks)
@@ -77,7 +82,8 @@ async def _run(demo_settings: Settings) -> tuple[SyncStatus, list[DeadLetter]]:
         await _send_as_an_sdk_does(f"http://{http.address}/2/httpapi")
         with anyio.move_on_after(12):
             await engine.settled()
-        status = (await engine.status()).syncs[0]
+            await engine.relayed()
+        status = await engine.status()
         letters = await engine.dead_letters(SYNC, DeadLetterQuery())
         tasks.cancel_scope.cancel()
     return status, letters
@@ -179,6 +185,21 @@ def _show(status: SyncStatus, letters: list[DeadLetter], local: Sandbox) -> None
     _say(f"Intercom now has {len(local.contacts)} contacts and {len(local.events)} events.")
     for event in local.events:
         _say(f"  {msgspec.json.encode(event).decode()}")
+
+
+def _show_relay(relay: RelayStatus, amplitude: LocalAmplitude) -> None:
+    _say("")
+    known = f" ({amplitude.duplicates} it knew again)" if amplitude.duplicates else ""
+    _say(
+        f"Amplitude was sent all {relay.delivered} events as they came{known}, also those that"
+        " Intercom is not to have:"
+    )
+    for stored in amplitude.events:
+        who = stored.event.get("user_id") or stored.event.get("device_id")
+        _say(f"  {stored.event['event_type']} of {who}")
+
+
+def _tell_what_is_next() -> None:
     _say("")
     _say("Next, with your own workspace: write amplitude-intercom.toml as the README shows, then")
     _say("  .venv/bin/amplitude-intercom check -c amplitude-intercom.toml")

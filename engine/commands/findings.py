@@ -27,7 +27,9 @@ class Finding(msgspec.Struct, frozen=True):
 
 def key_findings(settings: Settings) -> Iterator[Finding]:
     """Yield what is wrong with whose events are taken by which syncs."""
-    if settings.http is not None and not any(sync.amplitude_api_keys for sync in settings.sync):
+    keys = [key for taker in settings.sync for key in taker.amplitude_api_keys]
+    keys += [key for relay in settings.relay for key in relay.amplitude_api_keys]
+    if settings.http is not None and not keys:
         text = "no sync has `amplitude_api_keys`: every client is refused, and drops its events"
         yield Finding("error", "http", text)
     for index, sync in enumerate(settings.sync):

@@ -19,6 +19,7 @@ from amplitude_intercom.engine.delivery.judging import Trouble
 from amplitude_intercom.engine.metrics import (
     RATE_MINUTES,
     GateStatus,
+    RelayStatus,
     SpoolStatus,
     Status,
     SyncStatus,
@@ -31,7 +32,7 @@ BY_A_FAULT = "by a fault, starts again by itself"
 
 
 async def status(settings: Settings, *, as_json: bool = False) -> int:
-    """Print the accounting of all syncs."""
+    """Print the accounting of all syncs and relays."""
     async with read_spools(settings) as spools:
         found = await spools.status()
         files = spools if isinstance(spools, Files) else None
@@ -47,6 +48,11 @@ async def status(settings: Settings, *, as_json: bool = False) -> int:
         say("")
         say(f"sync {sync.name}" + ("" if sync.enabled else " (disabled: what waits is kept)"))
         print_table([(f"  {what}", number, more) for what, number, more in _rows(sync)])
+    for relay in found.relays if found.spool.exists else ():
+        say("")
+        off = "" if relay.enabled else " (disabled: takes nothing more, what waits is sent)"
+        say(f"relay {relay.name} to {relay.address}{off}")
+        print_table([(f"  {what}", number, more) for what, number, more in _relay_rows(relay)])
     for source in found.sources:
         if source.stopped:
             say("")
@@ -124,6 +130,39 @@ def _rows(sync: SyncStatus) -> Iterator[tuple[str, str, str]]:
         yield "stopped", "", f"{BY_A_FAULT}: {sync.stopped}"
     if sync.rekeying:
         yield "waiting", "", f"its records are keyed anew, after sync.mapping (job {sync.rekeying})"
+
+
+def _relay_rows(relay: RelayStatus) -> Iterator[tuple[str, str, str]]:
+    """Yield what is known of a relay, as of a sync."""
+    last_s, oldest_s = relay.last_delivery_s, relay.oldest_pending_s
+    yield "received", f"{relay.received:,}", "events, in requests that came over HTTP"
+    ago = "" if last_s is None else f"the last {duration(last_s)} ago"
+    yield "delivered", f"{relay.delivered:,}", ago
+    yield "dropped", f"{sum(relay.dropped.values()):,}", listed(_most(relay.dropped))
+    yield "dead letters", f"{relay.dead:,}", listed(_most(relay.dead_by_reason))
+    oldest = "" if oldest_s is None else f"the oldest for {duration(oldest_s)}"
+    held = f"{count(relay.held, 'device')} held back" if relay.held else ""
+    yield "waiting", f"{relay.pending:,}", ", ".join(filter(None, (oldest, held)))
+    if relay.health:
+        calls = count(sum(relay.calls.values()), "request")
+        said = f": {shown(relay.said)}" if relay.said else ""
+        yield "Amplitude", "", f"{_relay_health(relay)}; {calls} since the start{said}"
+    for key, why in list(relay.refused_keys.items())[:10]:
+        yield "refused key", shown(key, 40), shown(why)
+    if relay.trouble:
+        yield "trouble", "", relay.trouble
+    if relay.stopped:
+        yield "stopped", "", f"{BY_A_FAULT}: {relay.stopped}"
+
+
+def _relay_health(relay: RelayStatus) -> str:
+    if not relay.calls:
+        return "not called yet"
+    return {
+        "outage": "does not answer; it is tried until it does, nothing is lost",
+        "busy": "asks for a pause",
+        "invalid_key": "refuses an API key; what comes with it waits",
+    }.get(relay.health, "answers")
 
 
 def _most(counts: dict[str, int]) -> list[tuple[str, int]]:

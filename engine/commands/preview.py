@@ -8,7 +8,9 @@ from typing import Any
 import msgspec
 
 from amplitude_intercom.engine.app import client_of, contact_key
+from amplitude_intercom.engine.commands.relays import relay_notes
 from amplitude_intercom.engine.commands.running import OK, print_json
+from amplitude_intercom.engine.commands.terminal import say
 from amplitude_intercom.engine.delivery.attributes import KnownAttributes, parse_list
 from amplitude_intercom.engine.delivery.contacts.working_out import (
     cannot_be_created,
@@ -50,6 +52,8 @@ async def preview(
     syncs = [s for s in settings.sync if sync in (None, s.name)]
     if not syncs:
         raise SettingsError(f"--sync: there is no sync `{sync}`")
+    for note in relay_notes(settings):
+        say(f"note: {note}", stderr=True)
     previews = [Preview(s, await attributes_of(s.intercom) if live else None) for s in syncs]
     for number, head, raw in read_events(path, settings.largest_file_event_bytes):
         for preview in previews:

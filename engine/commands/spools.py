@@ -24,6 +24,7 @@ from amplitude_intercom.engine.addresses import host_and_port
 from amplitude_intercom.engine.app import (
     Compacted,
     Engine,
+    address_of,
     contact_key,
     data_dir_of,
     workspace_of,
@@ -39,10 +40,14 @@ from amplitude_intercom.engine.errors import (
 )
 from amplitude_intercom.engine.metrics import (
     Facts,
+    RelayFacts,
+    RelayStatus,
     SpoolStatus,
     Status,
     SyncStatus,
     read_facts,
+    read_relay_facts,
+    relay_status,
     spool_status,
     sync_status,
 )
@@ -196,10 +201,31 @@ class Files:
     async def status(self) -> Status:
         state = "offline" if self.holder is None else "unreachable"
         syncs, spool = self._read_status()
-        return Status(state, data_dir_of(self._settings), syncs, spool)
+        relays = self._read_relays(spool.trouble)
+        return Status(state, data_dir_of(self._settings), syncs, spool, relays=relays)
+
+    def _read_relays(self, trouble: str) -> list[RelayStatus]:
+        def job(store: Store) -> dict[str, tuple[Counter[str], RelayFacts]]:
+            takers = {r.taker: store.known_taker(r.taker) for r in self._settings.relay}
+            return {
+                name: (store.accounts.committed(taker), read_relay_facts(store, taker))
+                for name, taker in takers.items()
+            }
+
+        read: dict[str, tuple[Counter[str], RelayFacts]] = {}
+        if not trouble and self._settings.relay:
+            read = self._look(job, read)
+        statuses = []
+        for relay in self._settings.relay:
+            counters, facts = read.get(relay.taker, (Counter[str](), RelayFacts()))
+            address, now_ms = address_of(relay), wall_clock_ms()
+            found = relay_status(relay, counters, facts, address=address, now_ms=now_ms)
+            statuses.append(msgspec.structs.replace(found, trouble=trouble))
+        return statuses
 
     def _read_status(self) -> tuple[list[SyncStatus], SpoolStatus]:
         names = [sync.name for sync in self._settings.sync]
+        names += [relay.taker for relay in self._settings.relay]
 
         def job(store: Store) -> tuple[dict[str, tuple[Counter[str], Facts]], SpoolStatus]:
             found = {}

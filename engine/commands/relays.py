@@ -1,0 +1,77 @@
+"""What ``check`` and ``preview`` say about relays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import msgspec
+
+from amplitude_intercom.engine.app import address_of, amplitude_client_of
+from amplitude_intercom.engine.commands.findings import Finding, key_name
+from amplitude_intercom.engine.relay.answers import Kind, Verdict, judge
+from amplitude_intercom.engine.settings import ANY_KEY, Relay, Secret, Settings
+from amplitude_intercom.transports.amplitude_client import AmplitudeWire
+from amplitude_intercom.transports.errors import NoAnswer
+from amplitude_intercom.transports.originals import Original
+
+MOST_ASKED = 10
+"""API keys that Amplitude is asked about."""
+
+NO_RELAY = "no [[relay]]: Amplitude does not get what its SDKs send here"
+
+
+def describe_relay(relay: Relay) -> dict[str, Any]:
+    """Return what a relay does, for people."""
+    keys = ", ".join(map(key_name, relay.amplitude_api_keys)) or "none"
+    return {
+        "relay": relay.name,
+        "enabled": relay.enabled,
+        "keys": keys,
+        "to": address_of(relay),
+        "when full": relay.when_full,
+    }
+
+
+def relay_notes(settings: Settings) -> Iterator[str]:
+    """Yield what goes on to Amplitude, a sentence for each relay; or that nothing does."""
+    for relay in settings.relay:
+        if relay.enabled:
+            keys = ", ".join(map(key_name, relay.amplitude_api_keys))
+            yield (
+                f"relay {relay.name}: requests with the key {keys} that come over HTTP go on to"
+                f" {address_of(relay)} as they came, whatever syncs keep of them"
+            )
+    if settings.http is not None and not any(relay.enabled for relay in settings.relay):
+        yield NO_RELAY
+
+
+async def ask_amplitude(relay: Relay) -> list[Finding]:
+    """Ask a relay's host about its API keys, with requests that have no events."""
+    async with amplitude_client_of(relay) as client:
+        keys = relay.amplitude_api_keys[:MOST_ASKED]
+        return [f for key in keys if (f := await _ask_about(relay, key, client)) is not None]
+
+
+async def _ask_about(relay: Relay, key: Secret, client: AmplitudeWire) -> Finding | None:
+    known = "" if key.reveal() == ANY_KEY else key.reveal()
+    body = msgspec.json.encode({"api_key": known, "events": []})
+    request = Original("POST", "/2/httpapi", "", "application/json", body)
+    try:
+        verdict = judge(await client.send(request), request, 0)
+    except NoAnswer as error:
+        verdict = Verdict(Kind.NO_ANSWER, said=str(error))
+    where = "base_url" if relay.base_url else "region"
+    if verdict.kind is Kind.NO_ANSWER:
+        status = f"status {verdict.status}, " if verdict.status else ""
+        text = f"{address_of(relay)} does not answer as Amplitude does: {status}{verdict.said}"
+        return Finding("error", where, text)
+    if verdict.kind is Kind.BAD_KEY and known:
+        text = f"Amplitude refuses the key {key_name(key)}: {verdict.said}"
+        return Finding("error", "amplitude_api_keys", text)
+    return None
+
+
+def placed(where: str, findings: Sequence[Finding]) -> list[Finding]:
+    """Return findings under the key of the table that they are about."""
+    return [msgspec.structs.replace(f, key=f"{where}.{f.key}") for f in findings]
