@@ -160,14 +160,19 @@ def _open_form(original: Original) -> _Form:
 
 
 def _events(text: bytes | msgspec.Raw) -> list[msgspec.Raw]:
+    found = _decoded(text)
+    if found is None:
+        found = _decoded(mend(bytes(text)))
+    if not found:
+        raise ValueError("not a list of events")
+    return found
+
+
+def _decoded(text: bytes | msgspec.Raw) -> list[msgspec.Raw] | None:
     try:
         return _list.decode(text)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        pass
-    try:
-        return _list.decode(mend(bytes(text)))
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        raise ValueError("not a list of events") from None
+        return None
 
 
 # --- putting it together ------------------------------------------------------------------

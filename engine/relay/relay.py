@@ -57,8 +57,20 @@ MOST_TRIES: Final = 10
 TOGETHER: Final = 3
 """Failures of a request before it goes in pieces: one event of it may be why."""
 
+MOST_TROUBLES: Final = 10_000
+"""Requests of which it is remembered what they have met."""
+
+MOST_HALVINGS: Final = 11
+"""After as many, two thousand events go one by one."""
+
 KEY_WAIT_S: Final = 60.0
-LONGEST_KEY_WAIT_S: Final = 600.0
+LONGEST_MOST_TROUBLES: Final = 10_000
+"""Requests of which it is remembered what they have met."""
+
+MOST_HALVINGS: Final = 11
+"""After as many, two thousand events go one by one."""
+
+KEY_WAIT_S: Final = 600.0
 KEY_PATIENCE_MS: Final = 4 * 3_600_000
 """Since acceptance; after that a request whose API key is refused becomes dead letters."""
 
@@ -69,10 +81,12 @@ LOG_EVERY_S: Final = 60.0
 
 
 class Trouble(msgspec.Struct):
-    """A request's failures: since when, and how many while others were taken."""
+    """What a request has met: since when it fails (None: it does not), how often that was while
+    others were taken, and how often devices of it were throttled."""
 
-    first_s: float
+    first_s: float | None = None
     charges: int = 0
+    throttles: int = 0
 
 
 class Answered(msgspec.Struct):
@@ -178,7 +192,9 @@ class Relay:
 
     async def _rest(self) -> None:
         """Wait until something has changed, or is due."""
-        if self._answered or (self._may_read and self._lines.wants_more and not self._ending):
+        if self._answered or (self._ending and not self._out):
+            return
+        if self._may_read and self._lines.wants_more and not self._ending:
             return
         now_s = loop_time_s()
         due_s = [self._lines.next_wake_s, self._host.next_look_s(now_s)]
@@ -263,10 +279,13 @@ class Relay:
         self._may_read = self._may_read or len(found) == READ
 
     def _pieces(self, id_: int) -> int:
-        """Return in how many pieces a request goes: it may be one event that makes it fail."""
+        """Return in how many pieces a request goes: it may be one event that makes it fail, and a
+        device may have more events in it than Amplitude takes of one at once."""
         trouble = self._troubles.get(id_)
-        charges = 0 if trouble is None else trouble.charges
-        return 1 if charges < TOGETHER else 1 << min(charges - TOGETHER + 1, 12)
+        if trouble is None:
+            return 1
+        halvings = max(trouble.throttles, trouble.charges - TOGETHER + 1, 0)
+        return 1 << min(halvings, MOST_HALVINGS)
 
     def _decide(self, one: Answered, now_s: float) -> Settling:
         """Return what an answer settles."""
@@ -294,9 +313,16 @@ class Relay:
     def _charge(self, part: Part, now_s: float) -> bool:
         """Charge a failure to its request, where others were taken since its first; return whether
         it has had all its tries."""
-        trouble = self._troubles.setdefault(part.request.id, Trouble(now_s))
+        trouble = self._trouble(part.request.id)
+        if trouble.first_s is None:
+            trouble.first_s = now_s
         trouble.charges += self._host.last_success_s > trouble.first_s
         return trouble.charges >= MOST_TRIES
+
+    def _trouble(self, id_: int) -> Trouble:
+        if len(self._troubles) > MOST_TROUBLES:  # of requests that were dropped, say
+            self._troubles.pop(next(iter(self._troubles)))
+        return self._troubles.setdefault(id_, Trouble())
 
     def _is_over(self, request: WaitingRequest) -> bool:
         """Return whether no more is waited for a request's API key."""
@@ -326,6 +352,8 @@ class Relay:
         elif verdict.kind is Kind.TOO_LARGE and part.indexes:
             self._lines.halve(part)
         self._lines.hold(waiting, now_s + verdict.wait_s, request.id)
+        if waiting:
+            self._trouble(request.id).throttles += 1
         if verdict.kind is Kind.TAKEN:
             self._note_taken(request)
 
