@@ -63,12 +63,6 @@ MOST_TROUBLES: Final = 10_000
 MOST_HALVINGS: Final = 11
 """After as many, two thousand events go one by one."""
 
-MOST_TROUBLES: Final = 10_000
-"""Requests of which it is remembered what they have met."""
-
-MOST_HALVINGS: Final = 11
-"""After as many, two thousand events go one by one."""
-
 KEY_WAIT_S: Final = 60.0
 LONGEST_KEY_WAIT_S: Final = 600.0
 KEY_PATIENCE_MS: Final = 4 * 3_600_000
