@@ -274,6 +274,9 @@ def status(config: Config, json: Json = False) -> None:
 @app.command()
 def sandbox(
     listen: Annotated[str, typer.Option(help="host:port")] = "127.0.0.1:8720",
+    amplitude: Annotated[
+        str | None, typer.Option(help="host:port of a local Amplitude, for relays; none: without.")
+    ] = None,
     latency: Annotated[
         float, typer.Option(callback=_finite, help="Seconds that an answer takes.")
     ] = 0.05,
@@ -291,7 +294,7 @@ def sandbox(
         ),
     ] = None,
 ) -> None:
-    """Run a local Intercom, with faults on request."""
+    """Run a local Intercom, with faults on request, and a local Amplitude."""
     from amplitude_intercom.engine.commands.running import run
     from amplitude_intercom.engine.commands.sandbox import sandbox as main
 
@@ -304,6 +307,7 @@ def sandbox(
             seed=seed,
             faults=fault or [],
             attributes=attribute or [],
+            amplitude=amplitude,
         )
 
     raise typer.Exit(run(work))

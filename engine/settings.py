@@ -208,7 +208,9 @@ class Relay(Section, frozen=True, kw_only=True):
     """Requests of SDKs go on to Amplitude as they came."""
 
     name: Name = "amplitude"
-    amplitude_api_keys: list[Secret] = msgspec.field(default_factory=lambda: [Secret(ANY_KEY)])
+    amplitude_api_keys: list[Secret] = msgspec.field(
+        default_factory=lambda: [Secret(ANY_KEY, ANY_KEY)]
+    )
     enabled: bool = True
     region: Literal["us", "eu"] = "us"
     base_url: Annotated[str, msgspec.Meta(pattern=_URL)] | None = None
@@ -375,6 +377,8 @@ MEANINGS: Final[dict[str, str]] = {
     "forward.max_line_bytes": "a longer line becomes a dead letter",
     "forward.batch_lines": "lines that are handed over at once",
     "forward.max_backlog": "events in the spool's queue above which reading pauses",
+    "log.level": "`debug`, `info`, `warning`, `error`",
+    "log.format": "`human`, `json`; `auto`: human on a terminal",
     "relay.name": "letters, digits, `-`, `_`; the spool knows its requests by it",
     "relay.amplitude_api_keys": 'whose requests go on to Amplitude; `["*"]` = any',
     "relay.enabled": "off: nothing more is taken for it; what waits is sent",
@@ -385,8 +389,6 @@ MEANINGS: Final[dict[str, str]] = {
         "`relay_overflow`), or `refuse` new requests with 503"
     ),
     "relay.timeout_s": "seconds until a request counts as unanswered",
-    "log.level": "`debug`, `info`, `warning`, `error`",
-    "log.format": "`human`, `json`; `auto`: human on a terminal",
     "sync.name": "letters, digits, `-`, `_`; the spool knows its events by it",
     "sync.amplitude_api_keys": 'whose events this sync takes; `["*"]` = any',
     "sync.enabled": "off: events are counted and dropped, what waits is kept",

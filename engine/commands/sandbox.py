@@ -1,10 +1,11 @@
-"""``sandbox``: the local Intercom alone."""
+"""``sandbox``: the local Intercom alone, or with a local Amplitude beside it."""
 
 from __future__ import annotations
 
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from typing import Final, get_args, get_type_hints
 
 import msgspec
@@ -12,6 +13,7 @@ import msgspec
 from amplitude_intercom.engine.addresses import host_and_port, is_loopback
 from amplitude_intercom.engine.commands.running import OK, USAGE, Signals, complain
 from amplitude_intercom.transports.sandbox import Fault, Sandbox, serve
+from amplitude_intercom.transports.sandbox.amplitude import LocalAmplitude, serve_amplitude
 
 TYPES: Final = ("string", "integer", "float", "boolean", "date")
 
@@ -29,10 +31,12 @@ async def sandbox(
     seed: int,
     faults: Sequence[str],
     attributes: Sequence[str],
+    amplitude: str | None = None,
 ) -> int:
     """Serve until a signal; then say how many calls came.
 
     ``attributes``: custom ones that exist, ``NAME`` or ``NAME:TYPE``; without any, all are taken.
+    ``amplitude``: host:port of a local Amplitude.
     """
     try:
         parsed = [msgspec.json.decode(fault, type=Fault) for fault in faults]
@@ -40,8 +44,10 @@ async def sandbox(
         kinds = ", ".join(get_args(get_type_hints(Fault)["kind"]))
         hint = f"; the kinds are {kinds}" if "`$.kind`" in str(error) else ""
         return complain(f"--fault: {error}{hint}", USAGE)
-    if not re.fullmatch(r".+:[0-9]{1,5}", listen) or not is_loopback(listen):
-        return complain(f"--listen: {listen}: expected host:port of this machine alone", USAGE)
+    for option, address in (("--listen", listen), ("--amplitude", amplitude)):
+        if address is not None and not _is_here(address):
+            text = f"{option}: {address}: expected host:port of this machine alone"
+            return complain(text, USAGE)
     local = Sandbox(
         seed=seed,
         limit_per_minute=requests_per_minute,
@@ -54,13 +60,29 @@ async def sandbox(
     wrong = [a for a in attributes if _split(a)[2] not in ("", *TYPES)]
     if wrong:
         return complain(f"--attribute: {wrong[0]}: the types are {', '.join(TYPES)}", USAGE)
-    host, port = host_and_port(listen)
     signals = Signals()
-    try:
-        async with serve(local, host, port) as url:
-            print(f"a local Intercom at {url}; stop it with Ctrl-C", file=sys.stderr)
-            await signals.stop.wait()
-    except OSError as error:
-        return complain(f"--listen: {listen}: {error.strerror}", USAGE)
+    taken_in = LocalAmplitude(seed=seed, latency_s=latency_s)
+    async with AsyncExitStack() as stack:
+        try:
+            url = await stack.enter_async_context(serve(local, *host_and_port(listen)))
+        except OSError as error:
+            return complain(f"--listen: {listen}: {error.strerror}", USAGE)
+        also = ""
+        if amplitude is not None:
+            serving = serve_amplitude(taken_in, *host_and_port(amplitude))
+            try:
+                also = f", a local Amplitude at {await stack.enter_async_context(serving)}"
+            except OSError as error:
+                return complain(f"--amplitude: {amplitude}: {error.strerror}", USAGE)
+        print(f"a local Intercom at {url}{also}; stop it with Ctrl-C", file=sys.stderr)
+        await signals.stop.wait()
     print(f"{len(local.journal)} calls, {len(local.events)} events kept", file=sys.stderr)
+    if amplitude is not None:
+        calls, kept = len(taken_in.journal), len(taken_in.events)
+        print(f"Amplitude: {calls} calls, {kept} events kept", file=sys.stderr)
     return OK
+
+
+def _is_here(address: str) -> bool:
+    """Whether an address is a port of this machine that nobody else reaches."""
+    return re.fullmatch(r".+:[0-9]{1,5}", address) is not None and is_loopback(address)

@@ -43,7 +43,8 @@ def _section(kind: Any) -> Any:
 
 def _default(field: Any) -> str:
     if field.default_factory is not msgspec.NODEFAULT:
-        return f"`{msgspec.json.encode(field.default_factory()).decode()}`"
+        default = msgspec.json.encode(field.default_factory(), enc_hook=lambda s: s.source)
+        return f"`{default.decode()}`"
     if field.default is msgspec.NODEFAULT:
         return "required"
     return "–" if field.default is None else f"`{msgspec.json.encode(field.default).decode()}`"
