@@ -88,6 +88,9 @@ Config = Annotated[
     ),
 ]
 SyncName = Annotated[str | None, typer.Option("--sync", help="Which of several syncs.")]
+TakerName = Annotated[
+    str | None, typer.Option("--sync", help="Which of several syncs; of a relay: `relay:NAME`.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 MOST = (1 << 63) - 1
 """The largest number that is an id, as ``engine.spool.rows`` has it."""
@@ -330,7 +333,7 @@ def explain(
 @dead_letters.command(name="list")
 def list_dead_letters(
     config: Config,
-    sync: SyncName = None,
+    sync: TakerName = None,
     reason: Reason = None,
     user: User = None,
     since: Since = None,
@@ -360,7 +363,7 @@ def list_dead_letters(
 def show_dead_letter(
     config: Config,
     id_: Annotated[int, typer.Argument(metavar="ID", min=0, max=MOST)],
-    sync: SyncName = None,
+    sync: TakerName = None,
     json: Json = False,
 ) -> None:
     """Show one dead letter, whole."""
@@ -377,7 +380,7 @@ def show_dead_letter(
 def replay_dead_letters(
     config: Config,
     ids: Ids = None,
-    sync: SyncName = None,
+    sync: TakerName = None,
     reason: Reason = None,
     user: User = None,
     since: Since = None,
@@ -404,7 +407,7 @@ def replay_dead_letters(
 def discard_dead_letters(
     config: Config,
     ids: Ids = None,
-    sync: SyncName = None,
+    sync: TakerName = None,
     reason: Reason = None,
     user: User = None,
     since: Since = None,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Final, Protocol, Self
 
 import aiohttp
 
+from amplitude_intercom.transports.answering import cause_of, detail_of, read_bounded
 from amplitude_intercom.transports.errors import NoAnswer
-from amplitude_intercom.transports.intercom import Answer, cause_of
+from amplitude_intercom.transports.intercom import Answer
 from amplitude_intercom.transports.originals import Original
 from amplitude_intercom.transports.reasons import NoAnswerCause
 
@@ -42,8 +42,9 @@ class AmplitudeClient:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=connections, keepalive_timeout=30),
             cookie_jar=aiohttp.DummyCookieJar(),  # nothing that an answer sets is kept
+            auto_decompress=False,  # it would unpack 64 kB at once, whatever they become
             timeout=aiohttp.ClientTimeout(total=timeout_s),
-            headers={"User-Agent": "amplitude-intercom", "Accept-Encoding": "identity"},
+            headers={"User-Agent": "amplitude-intercom", "Accept-Encoding": "gzip, deflate"},
         )
 
     def __repr__(self) -> str:
@@ -62,7 +63,7 @@ class AmplitudeClient:
         except TimeoutError as error:
             raise NoAnswer(NoAnswerCause.TIMEOUT) from error
         except (aiohttp.ClientError, OSError) as error:
-            raise NoAnswer(cause_of(error), type(error).__name__) from error
+            raise NoAnswer(cause_of(error), detail_of(error)) from error
 
     async def reach(self) -> int:
         """Ask for nothing in particular; return the status of whatever answers.
@@ -80,7 +81,7 @@ class AmplitudeClient:
             headers=headers_of(request),
             allow_redirects=False,
         ) as response:
-            body = await _read_bounded(response)
+            body = await read_bounded(response, MAX_ANSWER_BYTES)
         headers = {name.lower(): value for name, value in response.headers.items()}
         return Answer(response.status, headers, body)
 
@@ -93,14 +94,3 @@ def headers_of(request: Original) -> dict[str, str]:
     if request.peer:
         headers["X-Forwarded-For"] = request.peer
     return headers
-
-
-async def _read_bounded(response: aiohttp.ClientResponse) -> bytes:
-    body = bytearray()
-    async for chunk in response.content.iter_any():
-        body += chunk
-        if len(body) > MAX_ANSWER_BYTES:
-            text = f"answer longer than {MAX_ANSWER_BYTES} bytes"
-            raise NoAnswer(NoAnswerCause.INCOMPLETE, text)
-        await asyncio.sleep(0)
-    return bytes(body)

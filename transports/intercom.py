@@ -10,9 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import os
 import re
-import ssl
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -23,8 +21,8 @@ from urllib.parse import quote
 import aiohttp
 import msgspec
 
+from amplitude_intercom.transports.answering import cause_of, detail_of, read_bounded
 from amplitude_intercom.transports.errors import NoAnswer
-from amplitude_intercom.transports.inflate import ANY, RAW, Inflate
 from amplitude_intercom.transports.reasons import NoAnswerCause
 
 _log = logging.getLogger(__name__)
@@ -51,17 +49,6 @@ MAX_LIST_BYTES: Final = 4 * 1024 * 1024
 
 MAX_CONTACT_FIELDS: Final = 1_000
 """Fields, or custom attributes, of a contact; a workspace has 250 of these (Intercom's help)."""
-
-PIECE_BYTES: Final = 16_384
-"""What of an answer is unpacked at once."""
-
-MAX_MEMBERS: Final = 64
-"""Members of a packed answer; each server makes one."""
-
-ZLIB_METHOD: Final = 8
-"""Low bits of the first byte of a zlib stream (RFC 1950, 2.2)."""
-
-_PACKINGS: Final = frozenset({"gzip", "x-gzip", "deflate"})
 
 RENEW_EVERY_S: Final = 1.0
 """Between looks at the token's file while Intercom refuses the token."""
@@ -564,7 +551,7 @@ class IntercomClient:
         except TimeoutError as error:
             raise NoAnswer(NoAnswerCause.TIMEOUT) from error
         except (aiohttp.ClientError, OSError) as error:
-            raise NoAnswer(cause_of(error), _detail(error)) from error
+            raise NoAnswer(cause_of(error), detail_of(error)) from error
         except ABOUT_THE_REQUEST:
             raise
         except Exception as error:
@@ -580,7 +567,7 @@ class IntercomClient:
             allow_redirects=False,
         ) as response:
             try:
-                body = await _read_bounded(response, _most_bytes(request))
+                body = await read_bounded(response, _most_bytes(request))
             except (TimeoutError, aiohttp.ClientError, OSError, NoAnswer):
                 raise
             except Exception as error:  # its bytes left, so nobody knows what became of it
@@ -616,63 +603,9 @@ class IntercomClient:
             self._session.headers["Authorization"] = f"Bearer {token}"
 
 
-def cause_of(error: Exception) -> NoAnswerCause:
-    """Return the cause, as ``NoAnswer`` names it, of a call that failed with an error."""
-    if isinstance(error, aiohttp.ClientConnectorDNSError):
-        return NoAnswerCause.UNRESOLVED
-    if isinstance(error, aiohttp.ClientSSLError | ssl.SSLError):
-        return NoAnswerCause.UNTRUSTED
-    if isinstance(error, aiohttp.ClientConnectorError | ConnectionRefusedError):
-        return NoAnswerCause.REFUSED
-    is_cut = isinstance(error, aiohttp.ClientPayloadError)
-    return NoAnswerCause.INCOMPLETE if is_cut else NoAnswerCause.RESET
-
-
-def _detail(error: Exception) -> str:
-    """Return the operating system's words for an error: they hold neither token nor body."""
-    if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        return str(error.certificate_error)[:200]
-    if isinstance(error, aiohttp.ClientConnectorDNSError):
-        return ""  # the system's words differ, and say no more than the cause
-    inner = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
-    if isinstance(inner, ssl.SSLError):
-        return str(getattr(inner, "reason", None) or "")[:200]  # its number is OpenSSL's
-    number = getattr(inner, "errno", None)
-    return os.strerror(number) if isinstance(number, int) and number > 0 else type(inner).__name__
-
-
 def _most_bytes(request: Request) -> int:
     is_list = request == list_attributes()
     return MAX_LIST_BYTES if is_list else MAX_ANSWER_BYTES
-
-
-def _window_bits(packing: str, start: bytes) -> int:
-    """Return how to unpack: some servers send ``deflate`` without the header it should have."""
-    return RAW if packing == "deflate" and start[0] & 0x0F != ZLIB_METHOD else ANY
-
-
-async def _read_bounded(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
-    """Return a body, unpacked, of which little more than ``max_bytes`` ever exist.
-
-    Raises:
-        NoAnswer: it is longer, or not whole.
-    """
-    packing = response.headers.get("Content-Encoding", "").strip().lower()
-    stream: Inflate | None = None
-    body, came_bytes = bytearray(), 0
-    async for chunk in response.content.iter_any():
-        if packing in _PACKINGS and not came_bytes:
-            stream = Inflate(_window_bits(packing, chunk), MAX_MEMBERS, PIECE_BYTES)
-        came_bytes += len(chunk)
-        for piece in stream.feed(chunk) if stream else (chunk,):
-            body += piece
-            if len(body) > max_bytes:
-                break
-        if max(came_bytes, len(body)) > max_bytes:
-            raise NoAnswer(NoAnswerCause.INCOMPLETE, f"answer longer than {max_bytes} bytes")
-    if stream and not stream.whole:
-        raise NoAnswer(NoAnswerCause.INCOMPLETE, f"its {packing[:16]} ends too early")
-    return bytes(body)
 
 
 def decode_json(answer: Answer) -> dict[str, Any]:

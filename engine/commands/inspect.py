@@ -158,6 +158,8 @@ def _relay_rows(relay: RelayStatus) -> Iterator[tuple[str, str, str]]:
 def _relay_health(relay: RelayStatus) -> str:
     if not relay.calls:
         return "not called yet"
+    if set(relay.calls) == {"0"}:
+        return "has not answered yet"
     return {
         "outage": "does not answer; it is tried until it does, nothing is lost",
         "busy": "asks for a pause",

@@ -24,7 +24,9 @@ from support.python_sdk import Client
 
 
 def relay(url: str, **more: Any) -> dict[str, Any]:
-    return {"relay": [{"base_url": url, **more}]}
+    """Return tables of settings: a relay, and an admin port that commands can ask."""
+    admin = {"listen": f"127.0.0.1:{process.free_port()}"}
+    return {"relay": [{"base_url": url, **more}], "admin": admin}
 
 
 def known() -> Sandbox:
@@ -155,7 +157,8 @@ async def test_an_amplitude_that_is_not_there_is_said_and_what_waits_is_kept(
         code, out, _ = await process.run("status", "-c", str(config))
         assert code == 0
         assert "relay amplitude to" in out
-        assert "nothing listens there" in out
+        assert "has not answered yet" in out
+        assert ": nothing listens there" in out
         code, out, _ = await process.run("check", "-c", str(config))
         assert code == 1
         assert f"relay[0].base_url: http://127.0.0.1:{port} does not answer" in out
@@ -191,7 +194,7 @@ async def test_dead_letters_of_a_relay_are_shown_and_replayed(tmp_path: Path) ->
             assert (code, out.count("POST /2/httpapi")) == (0, 3), out
             amplitude.silenced.clear()
             code, out, err = await process.run("dead-letters", "replay", *about)
-            assert (code, out.strip()) == (0, "replayed 3"), err
+            assert (code, out.strip()) == (0, "3 replayed"), err
             await relayed(daemon)
             await daemon.settled()
         code, out, _ = await process.run("spool", "verify", "-c", str(config))
