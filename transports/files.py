@@ -264,7 +264,7 @@ def read_archive(
         OSError: it cannot be read.
     """
     try:
-        archive = _open_archive(file)
+        archive = open_archive(file)
     except Exception as error:  # as above
         problem = problem_of(error)
         if isinstance(error, zipfile.BadZipFile):
@@ -291,7 +291,13 @@ def _index(names: Sequence[str], wanted: str) -> int:
     return next(found, 0)
 
 
-def _open_archive(file: IO[bytes]) -> zipfile.ZipFile:
+def open_archive(file: IO[bytes]) -> zipfile.ZipFile:
+    """Return a ZIP, its list of members read.
+
+    Raises:
+        zipfile.BadZipFile: it is none, or not whole.
+        NotEvents: its list is too long to be held in memory.
+    """
     if _directory_bytes(file) > MAX_DIRECTORY_BYTES:
         raise NotEvents(f"a ZIP of which the list of members is over {MAX_DIRECTORY_BYTES} bytes")
     return zipfile.ZipFile(file)
