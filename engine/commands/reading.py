@@ -1,0 +1,283 @@
+"""How ``forward`` reads, whatever it reads: held back, watched, shown, and what went wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import anyio
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.progress import Progress as Bar
+from rich.text import Text
+
+from amplitude_intercom.engine.commands.running import FAILED, complain
+from amplitude_intercom.engine.commands.terminal import count, say
+from amplitude_intercom.engine.delivery.stream import Stream
+from amplitude_intercom.transports import files
+from amplitude_intercom.transports.contract import Batch, Intake, Ticket
+from amplitude_intercom.transports.errors import BadFile
+from amplitude_intercom.transports.stdin import LineSource, Progress
+
+SILENT_S = 5.0
+THROTTLED_S = 15.0
+LOOK_S = 0.5
+RECOUNT_S = 5.0
+MAX_PROBLEMS = 100
+"""Files, or members of archives, that are named as bad; of more, their number is said."""
+
+
+class Ending(NamedTuple):
+    """Why reading ended before its end, and the exit code for that."""
+
+    why: str
+    code: int
+
+
+class Input(Protocol):
+    """Something that is read to its end, and resumed where it was interrupted."""
+
+    async def read(self, intake: Intake) -> Ending | None:
+        """Read what is left; return when it is on disk, or why no more can be read."""
+        ...
+
+    def counts(self) -> dict[str, Any]:
+        """Return what a report says of it, beside the events."""
+        ...
+
+
+MakeSource = Callable[[Sequence[str], Mapping[str, str]], LineSource]
+"""Makes the source that reads some files, with the checkpoints that are kept."""
+
+
+class FilesInput:
+    """Files, folders and pipes that somebody has named."""
+
+    def __init__(
+        self, paths: Sequence[str], stream: Stream, make_source: MakeSource, reading: Reading
+    ) -> None:
+        self._paths = paths
+        self._reading = reading
+        self._stream = stream
+        self._make_source = make_source
+
+    async def read(self, intake: Intake) -> Ending | None:
+        """Read all of them. To its end, they are read anew the next time."""
+        self._reading.begin("forward", files.size(self._paths))
+        spool = self._stream.spool
+        source = self._make_source(self._paths, await spool.checkpoints())
+        await source.run(intake)
+        await spool.forget_checkpoints(source.files)
+        return None
+
+    def counts(self) -> dict[str, Any]:
+        """Nothing more than how many they are."""
+        return {"files": len(self._paths)}
+
+
+class Patient:
+    """The engine's intake, held back while delivery is far behind.
+
+    A file is on disk already: copying all of it into the spool would only fill the disk. What waits
+    with a parked user does not count, or a few thousand unknown users would stop all others.
+    """
+
+    def __init__(self, intake: Intake, stream: Stream, max_backlog: int) -> None:
+        self._intake = intake
+        self._stream = stream
+        self._max_backlog = max_backlog
+        self._parked = 0
+        self._recount_at_s = 0.0
+        self.holds_back = False
+        """Whether a batch waits here at this moment."""
+
+    async def send(self, batch: Batch) -> Ticket:
+        """Pass a batch on once little enough waits for delivery."""
+        self.holds_back = True
+        await self._little_waits()
+        self.holds_back = False
+        return await self._intake.send(batch)
+
+    async def _little_waits(self) -> None:
+        delivery = self._stream.delivery
+        if delivery is not None:
+            spool = self._stream.spool
+            while spool.counters["pending"] - self._parked > self._max_backlog:
+                if anyio.current_time() >= self._recount_at_s:
+                    self._parked = await spool.spool.do(lambda store: store.parked(spool.taker))
+                    self._recount_at_s = anyio.current_time() + RECOUNT_S
+                else:
+                    with anyio.move_on_after(RECOUNT_S):
+                        await delivery.feed.progress()
+
+    def takes(self, api_key: str) -> bool:
+        """As the engine's."""
+        return self._intake.takes(api_key)
+
+
+class Stalls:
+    """Pauses of reading in which nothing is settled: they are said, and end at a deadline."""
+
+    def __init__(self, stream: Stream, intake: Patient) -> None:
+        self._stream = stream
+        self._intake = intake
+        self._is_said = False
+
+    async def watch(self, most_s: float | None) -> None:
+        """Return once a pause has gone on for ``most_s`` without anything that was settled.
+
+        A pause alone is everyday: files are read faster than Intercom takes events.
+        """
+        settled, since_s = -1, anyio.current_time()
+        while True:
+            why, before, settled = self._why(), settled, self._settled()
+            now_s = anyio.current_time()
+            if not why or settled != before:
+                since_s = now_s
+            self._tell(why, now_s - since_s)
+            if why and most_s is not None and now_s - since_s >= max(most_s, self._least_s()):
+                say(f"{self._name}: nothing was settled while reading paused", stderr=True)
+                return
+            await anyio.sleep(LOOK_S)
+
+    @property
+    def _name(self) -> str:
+        return self._stream.sync.name
+
+    @property
+    def _health(self) -> str:
+        return self._stream.gate.state if self._stream.gate is not None else "open"
+
+    def _least_s(self) -> float:
+        """Return how long a pause is at least that is no everyday one: an allowance takes 10 s."""
+        return THROTTLED_S if self._health == "throttled" else SILENT_S
+
+    def _settled(self) -> int:
+        counters = self._stream.spool.counters
+        return counters["received"] - counters["pending"]
+
+    def _why(self) -> str:
+        """Return why reading pauses at this moment; empty: it does not."""
+        trouble = self._stream.spool.trouble
+        if trouble is not None:
+            return str(trouble)
+        if not self._intake.holds_back:
+            return ""
+        waiting = self._stream.spool.counters["pending"]
+        health = f", Intercom: {self._health}" if self._health != "open" else ""
+        return f"{count(waiting, 'event')} wait (forward.max_backlog{health})"
+
+    def over(self) -> None:
+        """Say that reading went on, where it went on to its end between two looks."""
+        self._tell("", 0)
+
+    def _tell(self, why: str, for_s: float) -> None:
+        if why and for_s >= SILENT_S and not self._is_said:
+            hint = "--max-wait ends this, what waits is kept"
+            say(f"{self._name}: reading pauses: {why}; {hint}", stderr=True)
+            self._is_said = True
+        elif not why and self._is_said:
+            say(f"{self._name}: reading goes on", stderr=True)
+            self._is_said = False
+
+
+class _Waiting(ProgressColumn):
+    """How many events wait for Intercom, at the moment of looking."""
+
+    def __init__(self, stream: Stream) -> None:
+        super().__init__()
+        self._stream = stream
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{self._stream.spool.counters['pending']:,} waiting")
+
+
+class Problems:
+    """What was wrong with files: each is named, the others are read."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._texts: list[str] = []
+
+    def add(self, error: BadFile) -> None:
+        """Say what is wrong with a file, at once: reading and delivering may take hours."""
+        self.count += 1
+        if len(self._texts) < MAX_PROBLEMS:
+            self._texts.append(str(error))
+            complain(error, FAILED)
+
+    def unreadable(self, error: OSError) -> None:
+        """Note that a file cannot be read."""
+        self.add(files.bad_file(str(error.filename or ""), "", error.strerror or str(error)))
+
+    @property
+    def more(self) -> str:
+        """Say how many were not named; empty where all were."""
+        more = self.count - len(self._texts)
+        return f"and {more} more like these" if more else ""
+
+    def texts(self) -> list[str]:
+        """Return what is to be said of them."""
+        return [*self._texts, *filter(None, [self.more])]
+
+
+class Reading(Progress):
+    """What is heard of reading: a progress bar by bytes on a terminal, and what went wrong."""
+
+    def __init__(self, stream: Stream, problems: Problems) -> None:
+        self.skipped = 0
+        self._problems = problems
+        console = Console(stderr=True)
+        self._bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            _Waiting(stream),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self._task = self._bar.add_task("forward", total=None)
+
+    def begin(self, what: str, total_bytes: int | None) -> None:
+        """Show from its beginning how something is read; None: nobody knows how long it is."""
+        self._bar.remove_task(self._task)
+        self._task = self._bar.add_task(what, total=total_bytes)
+
+    def __enter__(self) -> Reading:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._bar.stop()
+
+    @property
+    def problems(self) -> int:
+        """How many files, or members of archives, were bad so far."""
+        return self._problems.count
+
+    def read(self, count: int) -> None:
+        """So many more bytes of the files were read."""
+        self._bar.update(self._task, advance=count)
+
+    def passed_over(self, count: int) -> None:
+        """So many events are of a time that was not asked for."""
+        self.skipped += count
+
+    def bad_file(self, error: BadFile) -> None:
+        """A file is not whole, or holds no events: the next one is read."""
+        self._problems.add(error)
+
+    def unreadable(self, error: OSError) -> None:
+        """A file cannot be read: the next one is."""
+        self._problems.unreadable(error)
