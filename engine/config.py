@@ -379,6 +379,8 @@ def _problems(settings: Settings) -> Iterator[str]:
     yield from _path_problems("data_dir", settings.data_dir)
     if settings.http and "http" in settings.sources:
         yield "sources.http: [http] is that source already; leave one of the two out"
+    if settings.export:
+        yield from _url_problems("export.base_url", settings.export.base_url)
     for section, server in (("http", settings.http), ("admin", settings.admin)):
         if server:
             yield from _listen_problems(f"{section}.listen", server.listen)

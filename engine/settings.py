@@ -176,6 +176,18 @@ class Forward(Section, frozen=True, kw_only=True):
     max_backlog: Positive = 100_000
 
 
+class Export(Section, frozen=True, kw_only=True):
+    """Fetching history from Amplitude's Export API."""
+
+    api_key: Secret
+    secret_key: Secret
+    region: Literal["us", "eu"] = "us"
+    base_url: Annotated[str, msgspec.Meta(pattern=_URL)] | None = None
+    step_hours: Annotated[int, msgspec.Meta(ge=1, le=24)] = 6
+    max_bytes: Annotated[int, msgspec.Meta(ge=1_000, le=MAX_BYTES)] = 4_294_967_296
+    timeout_s: PositiveSeconds = 600.0
+
+
 class Log(Section, frozen=True, kw_only=True):
     """Messages on stderr."""
 
@@ -296,6 +308,7 @@ class Settings(Section, frozen=True, kw_only=True):
     forward: Forward = Forward()
     log: Log = Log()
     relay: list[Relay] = []
+    export: Export | None = None
     sync: Annotated[list[Sync], msgspec.Meta(min_length=1)]
 
     @property
@@ -389,6 +402,18 @@ MEANINGS: Final[dict[str, str]] = {
         "`relay_overflow`), or `refuse` new requests with 503"
     ),
     "relay.timeout_s": "seconds until a request counts as unanswered",
+    "export.api_key": "of the Amplitude project that `forward --export` fetches from",
+    "export.secret_key": "of the same project",
+    "export.region": "`us`, `eu`",
+    "export.base_url": "instead of region: a proxy, a local Amplitude",
+    "export.step_hours": (
+        "hours that are asked for at once, 24 at most; halved where they are too much for Amplitude"
+    ),
+    "export.max_bytes": (
+        "disk space for one fetched export, in `data_dir/export`; where it is longer, fewer hours "
+        "are asked for"
+    ),
+    "export.timeout_s": "seconds without a byte until a fetch counts as unanswered",
     "sync.name": "letters, digits, `-`, `_`; the spool knows its events by it",
     "sync.amplitude_api_keys": 'whose events this sync takes; `["*"]` = any',
     "sync.enabled": "off: events are counted and dropped, what waits is kept",

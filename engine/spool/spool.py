@@ -292,14 +292,17 @@ class Spool:
                 total.update({f"dropped:{reason}": n for reason, n in part.dropped.items()})
         return total
 
-    async def forget_checkpoints(self, taker: int, sources: Sequence[str]) -> None:
-        """Let these sources be read from their beginning again."""
+    async def forget_checkpoints(
+        self, taker: int, sources: Sequence[str], kept: Mapping[str, str] | None = None
+    ) -> None:
+        """Let these sources be read from their beginning again; keep how far others have come."""
         uncounted = self._take_uncounted()  # which may hold the last of their checkpoints
 
         def job(store: Store) -> None:
             for part in uncounted:
                 store.count_only(part)
             store.checkpoints.forget(taker, sources)
+            store.checkpoints.set(taker, kept or {})
 
         try:
             await self.do(job)
@@ -413,9 +416,11 @@ class TakerSpool:
         """Return how far the sources that can be read again have come."""
         return await self.spool.do(lambda store: store.checkpoints.of(self.taker))
 
-    async def forget_checkpoints(self, sources: Sequence[str]) -> None:
-        """Let these sources be read from their beginning again."""
-        await self.spool.forget_checkpoints(self.taker, sources)
+    async def forget_checkpoints(
+        self, sources: Sequence[str], kept: Mapping[str, str] | None = None
+    ) -> None:
+        """Let these sources be read from their beginning again; keep how far others have come."""
+        await self.spool.forget_checkpoints(self.taker, sources, kept)
 
     async def event_names(self) -> dict[str, int]:
         """Return the event names that have been sent, with the day of the last time."""
