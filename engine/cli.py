@@ -9,6 +9,7 @@ import io
 import math
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -21,6 +22,7 @@ from typer.core import TyperGroup
 if TYPE_CHECKING:
     from amplitude_intercom.engine.settings import Settings
     from amplitude_intercom.engine.spool.rows import DeadLetterQuery
+    from amplitude_intercom.transports.amplitude_exports import Span
 
 
 class _Root(TyperGroup):
@@ -177,16 +179,34 @@ def forward(
         typer.Option(
             callback=_finite,
             help="Seconds to wait for retries at the end, or for anything to be settled while"
-            " reading pauses; default: for all of them.",
+            " reading pauses, or for an export; default: for all of them.",
         ),
     ] = None,
     json: Json = False,
+    export: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            "--export",
+            metavar="START END",
+            help="Instead of files: these hours from Amplitude's Export API (UTC, both included),"
+            " each as 2024-05-14T09 or as a day. Run again, it goes on where it stopped.",
+        ),
+    ] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="With --export: fetch finished hours, too.")
+    ] = False,
 ) -> None:
-    """Deliver files or a pipe, and exit when all of it is settled."""
+    """Deliver files, a pipe or Amplitude's history, and exit when all of it is settled."""
+    from amplitude_intercom.engine.commands.exporting import Asked
     from amplitude_intercom.engine.commands.forward import forward as main
     from amplitude_intercom.engine.commands.running import run
 
     since_ms, until_ms = _span_ms(since, until)
+    asked = Asked(_hours(*export), again) if export else None
+    if asked and paths:
+        raise typer.BadParameter("--export fetches its events itself; leave the files out")
+    if again and not asked:
+        raise typer.BadParameter("--again belongs to --export")
 
     async def work() -> int:
         return await main(
@@ -198,6 +218,7 @@ def forward(
             strict=strict,
             as_json=json,
             max_wait_s=max_wait,
+            export=asked,
         )
 
     raise typer.Exit(run(work))
@@ -595,6 +616,22 @@ def _span_ms(since: str | None, until: str | None) -> tuple[int | None, int | No
     if since_ms is not None and until_ms is not None and since_ms >= until_ms:
         raise typer.BadParameter(f"`{since}` is not before --until `{until}`", param_hint="--since")
     return since_ms, until_ms
+
+
+def _hours(start: str, end: str) -> Span:
+    """Return the hours that ``--export`` names."""
+    from amplitude_intercom.transports.amplitude_exports import HOUR_S, Span, parse_hour
+
+    try:
+        span = Span(parse_hour(start), parse_hour(end, ends=True))
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--export") from None
+    if span.hours < 1:
+        raise typer.BadParameter(f"`{end}` is before `{start}`", param_hint="--export")
+    this_hour = int(time.time()) // HOUR_S
+    if parse_hour(end) > this_hour:
+        raise typer.BadParameter(f"`{end}` is yet to come (UTC)", param_hint="--export")
+    return Span(span.first, min(span.last, this_hour))
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ import anyio
 import msgspec
 
 from amplitude_intercom.engine.app import Engine
+from amplitude_intercom.engine.commands.exporting import Asked, ExportInput, export_settings
 from amplitude_intercom.engine.commands.reading import (
     SILENT_S,
     Ending,
@@ -51,19 +52,23 @@ async def forward(
     strict: bool = False,
     as_json: bool = False,
     max_wait_s: float | None = None,
+    export: Asked | None = None,
 ) -> int:
-    """Read ``paths`` (``-``: standard input) into one sync and wait until it is settled.
+    """Read ``paths`` (``-``: standard input), or an ``export``, into one sync and wait until it is
+    settled.
 
     ``max_wait_s`` bounds the wait for retries, counted from the end of the input; or, while reading
-    pauses, from the last event that was settled. Interrupted, the same
+    pauses, from the last event that was settled; or the wait for one export. Interrupted, the same
     input is resumed where reading stopped.
 
     Raises:
-        SettingsError: no such sync, or several and none is named.
+        SettingsError: no such sync, or several and none is named; no settings for an export.
     """
     name = choose_sync(settings, sync)
     problems = Problems()
-    found = _found(paths, problems)
+    found = _found(paths, problems) if export is None else []
+    if export is not None:
+        export_settings(settings)
     signals = Signals()
     async with _started(settings) as engine:
         stream = engine.streams[name]
@@ -71,6 +76,16 @@ async def forward(
         with Reading(stream, problems) as reading:
             make_source = partial(_make_source, settings, name, reading, since_ms, until_ms)
             what: Input = FilesInput(found, stream, make_source, reading)
+            if export is not None:
+                what = ExportInput(
+                    settings,
+                    export,
+                    stream,
+                    make_source,
+                    reading,
+                    selected=_span_of(since_ms, until_ms),
+                    max_wait_s=max_wait_s,
+                )
             intake = Patient(engine.intake, stream, settings.forward.max_backlog)
             stalls = Stalls(stream, intake)
             end = await _until_stopped(engine, what, intake, signals, stalls, max_wait_s)
@@ -121,6 +136,11 @@ def _make_source(
         checkpoints=checkpoints,
         progress=progress,
     )
+
+
+def _span_of(since_ms: int | None, until_ms: int | None) -> str:
+    """Return what tells apart runs that take events of different times; empty: of any time."""
+    return "" if since_ms is None and until_ms is None else f"{since_ms}-{until_ms}"
 
 
 def _complain_of(end: _End, signals: Signals) -> int:
@@ -265,6 +285,7 @@ def _report(counts: dict[str, Any], *, as_json: bool) -> None:
         *((count, f"dead letters: {reason}") for reason, count in counts["dead_by_reason"].items()),
         (counts["pending"], "waiting"),
         *((count, f"changed: {reason}") for reason, count in counts["adjusted"].items()),
+        *((count, f"hours {what}") for what, count in counts.get("hours", {}).items()),
     ]
     always = ("received", "delivered")
     shown = [(f"{count:,}", what) for count, what in rows if count or what.startswith(always)]
