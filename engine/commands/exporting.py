@@ -257,16 +257,22 @@ class ExportInput:
         """Read what was fetched, and keep that it is done."""
         self._hours["fetched" if has_events else "empty"] += step.hours
         self._late += 0 if is_whole else step.hours
+        if has_events:
+            await self._keep_finished([])  # a kill while it is read must not lose the empty hours
         path, problems = self._path(step), self._reading.problems
         source_names = await self._deliver(step, path, intake) if has_events else []
         if is_whole and self._reading.problems == problems:
             self._unsure.append(step)
+        await self._keep_finished(source_names)
+        await anyio.to_thread.run_sync(lambda: path.unlink(missing_ok=True))
+
+    async def _keep_finished(self, source_names: Sequence[str]) -> None:
+        """Keep which hours are done, in place of the checkpoints of a file that is read."""
         if self._hours["fetched"] or self._finished.spans:
             for done in self._unsure:
                 self._finished = self._finished.with_(done)
             self._unsure.clear()
         await self._spool.forget_checkpoints(source_names, {self._name: str(self._finished)})
-        await anyio.to_thread.run_sync(lambda: path.unlink(missing_ok=True))
 
     async def _deliver(self, step: Span, path: Path, intake: Intake) -> Sequence[str]:
         """Read an export; return the names of its checkpoints."""
