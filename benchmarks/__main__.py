@@ -18,6 +18,7 @@ RUNS: dict[Callable[..., list[Result]], tuple[str, ...]] = {
     intake.filtering: ("filter",),
     intake.from_file: ("intake-file",),
     intake.over_http: ("intake-http-100", "intake-http-10"),
+    intake.with_a_relay: ("intake-relay",),
     mapping.mapping: ("mapping", "mapping-nested", "mapping-identify"),
     delivery.over_sockets: ("delivery", "delivery-cpu"),
     delivery.updates_over_sockets: ("delivery-updates",),

@@ -190,6 +190,27 @@ def _over_http(name: str, size: int, seed: int, *, smoke: bool) -> Result:
         return result_of_rounds(name, pairs, "events/s", note)
 
 
+def with_a_relay(seed: int, *, smoke: bool) -> list[Result]:
+    """The same requests of 100 events with a relay, whose Amplitude is down, and without."""
+    seconds, rounds = (0.5, 2) if smoke else (2.5, 7)
+    bodies = [
+        b'{"api_key":"%s","events":[%s]}' % (events.API_KEY.encode(), b",".join(part))
+        for part in _parts(_unidentified(20_000, seed), 100)
+    ]
+    with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
+        relay = {"relay": [{"base_url": "http://127.0.0.1:9"}]}
+        with (
+            servers.daemon(events.table(Path(one)) | relay) as relaying,
+            servers.daemon(events.table(Path(other))) as plain,
+        ):
+
+            def per_s(address: str) -> float:
+                return load.requests_per_s(address, "/batch", bodies, seconds) * 100
+
+            pairs = in_turns(rounds, lambda: per_s(relaying.http), lambda: per_s(plain.http))
+            return [result_of_rounds("intake-relay", pairs, "events/s")]
+
+
 def _unidentified(count: int, seed: int) -> list[bytes]:
     """Return events without insert ids: sent again and again, each is a new one."""
     return [raw.replace(b'"insert_id"', b'"xnsert_id"') for raw in events.events(count, seed)]

@@ -46,6 +46,7 @@ GOALS = {
     "intake-file": Goal(1.5, "higher", 0.4),
     "intake-http-100": Goal(0.45, "higher", 0.12),
     "intake-http-10": Goal(0.4, "higher"),
+    "intake-relay": Goal(0.77, "higher"),
     "mapping": Goal(0.4, "higher"),
     "mapping-nested": Goal(0.28, "higher", 0.1),
     "mapping-identify": Goal(0.2, "higher"),

@@ -34,8 +34,9 @@ import anyio.to_thread
 import msgspec
 
 from amplitude_intercom.transports import files
+from amplitude_intercom.transports.answering import cause_of
 from amplitude_intercom.transports.errors import TransportError
-from amplitude_intercom.transports.intercom import as_text, cause_of
+from amplitude_intercom.transports.intercom import as_text
 from amplitude_intercom.transports.kinds import NotEvents
 from amplitude_intercom.transports.reasons import NoAnswerCause
 

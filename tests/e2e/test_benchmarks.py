@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 NAMES = (
-    *("filter", "intake-file", "intake-http-100", "intake-http-10"),
+    *("filter", "intake-file", "intake-http-100", "intake-http-10", "intake-relay"),
     *("mapping", "mapping-nested", "mapping-identify"),
     *("delivery", "delivery-cpu", "delivery-updates", "allowance"),
     *("calls", "calls-there", "calls-half", "latency"),
