@@ -38,7 +38,7 @@ class Gone(msgspec.Struct, frozen=True):
 
 
 _ints = msgspec.json.Decoder(list[int])
-_COLUMNS: Final = "id, accepted_at_ms, api_key, count, devices, remaining, crc"
+_COLUMNS: Final = "id, accepted_at_ms, api_key, count, devices, remaining, waiting, crc"
 
 
 class RelayedRequests:
@@ -137,20 +137,25 @@ class RelayedRequests:
         return int(count or 0)
 
 
+MOST_EVENTS: Final = 2_000
+"""Events of one request."""
+
+
 def _checked(row: Sequence[Any]) -> WaitingRequest:
-    id_, at_ms, api_key, count, devices, remaining, crc = row
-    number = count if isinstance(count, int) and 0 < count <= 1 << 16 else 1
+    id_, at_ms, api_key, count, devices, remaining, waiting, crc = row
     try:
         is_whole = head_checksum(id_, at_ms, api_key, count, devices) == crc
         lines = _ints.decode(devices)
-        left = _ints.decode(remaining) if remaining else list(range(number))
-        is_whole = is_whole and len(lines) in (1, count) and set(left) <= set(range(number))
+        left = _ints.decode(remaining) if remaining else list(range(count))
+        is_whole = is_whole and len(lines) in (1, count) and set(left) <= set(range(count))
     except (msgspec.MsgspecError, TypeError, AttributeError, ValueError):
         is_whole, lines, left = False, [], []
-    if not is_whole:
-        at_ms = at_ms if isinstance(at_ms, int) else 0
-        return WaitingRequest(id_, at_ms, "", number, [0], list(range(number)), is_damaged=True)
-    return WaitingRequest(id_, at_ms, api_key, count, lines, left)
+    if is_whole:
+        return WaitingRequest(id_, at_ms, api_key, count, lines, left)
+    # By ``waiting`` it is counted, so by that it is buried.
+    number = waiting if isinstance(waiting, int) and 0 < waiting <= MOST_EVENTS else 1
+    at_ms = at_ms if isinstance(at_ms, int) else 0
+    return WaitingRequest(id_, at_ms, "", number, [0], list(range(number)), is_damaged=True)
 
 
 def body_checksum(request: str, body: bytes) -> int:

@@ -11,6 +11,7 @@ import pytest
 
 from amplitude_intercom.engine.spool.queue import Wanted
 from amplitude_intercom.engine.spool.store import Store
+from amplitude_intercom.transports.sandbox.amplitude import LocalAmplitude, serve_amplitude
 from support import reference
 from support.serving import serving, speak
 
@@ -64,3 +65,28 @@ def _bytes_of(recorded: dict[str, object], path: str) -> bytes:
     lines = [f"POST {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers)]
     body = base64.b64decode(str(recorded["raw_body_base64"]))
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("amplitude-python-001-ok", "/2/httpapi"),
+        ("amplitude-js-legacy-001-ok", "/"),
+        ("amplitude-js-legacy-002-ok", "/"),
+    ],
+)
+async def test_what_clients_send_goes_on_to_amplitude_byte_for_byte(
+    tmp_path: Path, name: str, path: str
+) -> None:
+    recorded = json.loads((reference.REQUESTS / f"{name}.json").read_bytes())
+    amplitude = LocalAmplitude()
+    async with (
+        serve_amplitude(amplitude) as url,
+        serving(tmp_path, API_KEY, relay=url) as (source, engine),
+    ):
+        answer = await speak(source.address, _bytes_of(recorded, path))
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        await engine.relayed()
+    [entry] = amplitude.journal
+    assert (entry.method, entry.path, entry.status) == ("POST", path, 200)
+    assert entry.body == base64.b64decode(recorded["raw_body_base64"])

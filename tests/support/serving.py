@@ -18,18 +18,21 @@ from amplitude_intercom.transports.http import HttpSource
 
 @asynccontextmanager
 async def serving(
-    folder: Path, api_key: str = "*", **http: Any
+    folder: Path, api_key: str = "*", *, relay: str = "", **http: Any
 ) -> AsyncIterator[tuple[HttpSource, Engine]]:
-    """The source, listening, and the engine behind it."""
+    """The source, listening, and the engine behind it; ``relay``: where one sends to, if any."""
     sync = {
         "name": "a",
         "amplitude_api_keys": [api_key],
         "intercom": {"access_token": "t"},
         "events": {"select": [{"types": ["*"]}]},
     }
-    settings = from_table({"data_dir": str(folder), "sync": [sync]})
+    if relay:
+        sync["enabled"] = False
+    relays = [{"base_url": relay}] if relay else []
+    settings = from_table({"data_dir": str(folder), "sync": [sync], "relay": relays})
     source = HttpSource(listen="127.0.0.1:0", **http)
-    async with Engine(settings, deliver=False) as engine, anyio.create_task_group() as tasks:
+    async with Engine(settings, deliver=bool(relay)) as engine, anyio.create_task_group() as tasks:
         tasks.start_soon(source.run, engine.intake)
         await source.listening()
         yield source, engine

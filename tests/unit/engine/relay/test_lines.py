@@ -1,0 +1,220 @@
+"""Who may go: each device in its order, and nobody behind somebody else's device."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from amplitude_intercom.engine.relay.lines import MOST_PARTS, Lines, Part
+from amplitude_intercom.engine.spool.relayed import WaitingRequest
+
+
+def request(id_: int, *devices: int, key: str = "k") -> WaitingRequest:
+    return WaitingRequest(id_, 0, key, len(devices), list(devices), list(range(len(devices))))
+
+
+def going(lines: Lines) -> list[Part]:
+    found = []
+    while (part := lines.next()) is not None:
+        found.append(part)
+    return found
+
+
+def ids(parts: list[Part]) -> list[tuple[int, list[int]]]:
+    return [(part.request.id, part.indexes) for part in parts]
+
+
+def test_requests_of_different_devices_go_at_once_and_of_one_after_the_other() -> None:
+    lines = Lines()
+    for waiting in (request(1, 10), request(2, 20), request(3, 10, 30), request(4, 30)):
+        lines.add(waiting)
+    first = going(lines)
+    assert ids(first) == [(1, [0]), (2, [0])]
+    lines.answered(first[0], {0})
+    third = going(lines)
+    assert ids(third) == [(3, [0, 1])]
+    lines.answered(third[0], {0, 1})
+    assert ids(going(lines)) == [(4, [0])]
+
+
+def test_what_is_answered_in_part_stays_first() -> None:
+    lines = Lines()
+    lines.add(request(1, 10, 20))
+    lines.add(request(2, 10))
+    lines.add(request(3, 20))
+    [part] = going(lines)
+    lines.answered(part, {1})
+    assert ids(going(lines)) == [(3, [0]), (1, [0])]
+
+
+def test_a_device_that_is_held_lets_the_others_of_its_requests_go() -> None:
+    lines = Lines()
+    lines.add(request(1, 10, 20))
+    lines.add(request(2, 10, 30))
+    [first] = going(lines)
+    lines.answered(first, set())
+    lines.hold([10], 5.0, 1)
+    assert ids(going(lines)) == [(1, [1]), (2, [1])]
+    lines.add(request(3, 10, 40))
+    assert ids(going(lines)) == [(3, [1])]
+    assert lines.next_wake_s == 5.0
+    assert not lines.wake(4.9)
+    assert lines.wake(5.0)
+    assert lines.read_to == 0
+    for waiting in (request(1, 10, 20), request(2, 10, 30), request(3, 10, 40)):
+        lines.add(waiting)
+    assert ids(going(lines)) == [(1, [0])]
+
+
+def test_halves_go_one_after_the_other_where_they_share_a_device_and_at_once_else() -> None:
+    lines = Lines()
+    lines.add(request(1, 10, 20, 20, 30))
+    lines.add(request(2, 30))
+    [part] = going(lines)
+    lines.answered(part)
+    lines.halve(part)
+    [first] = going(lines)
+    assert ids([first]) == [(1, [0, 1])]
+    lines.answered(first, {0, 1})
+    [second] = going(lines)
+    assert ids([second]) == [(1, [2, 3])]
+    lines.answered(second, {2, 3})
+    assert ids(going(lines)) == [(2, [0])]
+
+
+def test_a_key_that_is_held_waits_whole_and_others_of_its_devices_do_not() -> None:
+    lines = Lines()
+    lines.add(request(1, 10, key="bad"))
+    lines.add(request(2, 11, key="bad"))
+    lines.add(request(3, 12))
+    [one, two, three] = going(lines)
+    lines.answered(one)
+    lines.hold_key("bad", 60.0, 1)
+    lines.answered(two)
+    lines.hold_key("bad", 60.0, 2)
+    lines.answered(three, {0})
+    lines.add(request(4, 10, key="bad"))
+    assert going(lines) == []
+    assert lines.wake(60.0)
+    assert lines.read_to == 0
+
+
+def test_no_more_is_read_than_fits() -> None:
+    lines = Lines()
+    for n in range(MOST_PARTS):
+        assert lines.wants_more
+        lines.add(request(n, n))
+    assert not lines.wants_more
+
+
+def lines_of(devices: list[int]) -> list[int]:
+    """Return in which lines a request's events stand: of its API key, which has its own ones."""
+    return [device + 10 * (len(devices) % 2) for device in devices]
+
+
+class World:
+    """Requests on disk, and what has become of them; a naive model checks each departure."""
+
+    def __init__(self, requests: list[list[int]]) -> None:
+        self.rows = {
+            id_: WaitingRequest(
+                id_, 0, f"k{lines[0] // 10}", len(lines), lines, [*range(len(lines))]
+            )
+            for id_, lines in enumerate(map(lines_of, requests), 1)
+        }
+        self.arrived: dict[int, list[tuple[int, int]]] = defaultdict(list)
+        self.refused: set[tuple[int, int]] = set()
+        self.lines = Lines()
+        self.out: list[Part] = []
+        self.now_s = 0.0
+
+    def read(self) -> None:
+        while self.lines.wants_more:
+            behind = [id_ for id_ in self.rows if id_ > self.lines.read_to]
+            if not behind:
+                return
+            self.lines.add(self.rows[min(behind)])
+
+    def send(self, most: int) -> None:
+        while len(self.out) < most and (part := self.lines.next()) is not None:
+            busy = {line for other in self.out for line in other.lines}
+            assert not busy & part.lines
+            self.out.append(part)
+
+    def answer(self, choice: int, how: int) -> None:
+        if not self.out:
+            return
+        part = self.out.pop(choice % len(self.out))
+        indexes, row = part.indexes, part.request
+        half = set(indexes[::2])
+        settled = [set(indexes), half, set(), set(), set(), set()][how]
+        self.settle(row, settled, refused=how == 1)
+        lines = set(list(part.lines)[: 1 + choice % 3])
+        self.lines.answered(part, settled)
+        if how == 2:
+            self.lines.hold(lines, self.now_s + 1 + choice % 5, row.id)
+        elif how == 3:
+            self.lines.hold_key(row.api_key, self.now_s + 1 + choice % 5, row.id)
+        elif how == 4 and len(part.indexes) > 1:
+            self.lines.halve(part)
+
+    def settle(self, row: WaitingRequest, settled: set[int], *, refused: bool) -> None:
+        for index in sorted(settled):
+            if refused:
+                self.refused.add((row.id, index))
+            else:
+                self.arrived[row.device(index)].append((row.id, index))
+        left = [i for i in row.remaining if i not in settled]
+        if left:
+            row.remaining = left
+            self.rows[row.id] = row
+        else:
+            self.rows.pop(row.id, None)
+
+    def pass_time(self, seconds: int) -> None:
+        self.now_s += seconds
+        self.lines.wake(self.now_s)
+
+    def drain(self) -> None:
+        for _ in range(10_000):
+            self.pass_time(10)
+            self.read()
+            self.send(8)
+            if not self.out and not self.rows:
+                return
+            while self.out:
+                self.answer(0, 0)
+        raise AssertionError("somebody waits for ever")
+
+
+steps = st.lists(
+    st.tuples(st.integers(0, 7), st.integers(0, 20), st.integers(0, 5)), min_size=5, max_size=60
+)
+
+
+@given(
+    requests=st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=6), min_size=1, max_size=25),
+    steps=steps,
+)
+def test_whatever_is_answered_each_device_keeps_its_order_and_nobody_waits_for_ever(
+    requests: list[list[int]], steps: list[tuple[int, int, int]]
+) -> None:
+    world = World(requests)
+    for step, choice, how in steps:
+        world.read()
+        world.send(1 + choice % 4)
+        if step < 6:
+            world.answer(choice, how)
+        else:
+            world.pass_time(choice)
+    world.drain()
+    for device in (*range(5), *range(10, 15)):
+        expected = [
+            (id_, index)
+            for id_, devices in enumerate(map(lines_of, requests), 1)
+            for index, line in enumerate(devices)
+            if line == device and (id_, index) not in world.refused
+        ]
+        assert world.arrived[device] == expected
