@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final, Protocol, Self
 
 import aiohttp
+from yarl import URL
 
 from amplitude_intercom.transports.answering import cause_of, detail_of, read_bounded
 from amplitude_intercom.transports.errors import NoAnswer
@@ -76,7 +77,7 @@ class AmplitudeClient:
     async def _exchange(self, request: Original) -> Answer:
         async with self._session.request(
             request.method,
-            self._base_url + request.target,
+            URL(self._base_url + request.target, encoded=True),
             data=request.body or None,
             headers=headers_of(request),
             allow_redirects=False,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from yarl import URL
 
 from amplitude_intercom.transports.sandbox.amplitude import LocalAmplitude, serve_amplitude
 from support.serving import serving
@@ -33,7 +34,7 @@ async def relayed(
         serving(folder, "*", relay=url, **http) as (source, engine),
         aiohttp.ClientSession() as session,
     ):
-        url = f"http://{source.address}{path}"
+        url = URL(f"http://{source.address}{path}", encoded=True)
         async with session.request(method, url, data=body or None, headers=headers) as answer:
             assert answer.status == 200, await answer.text()
         await engine.relayed()
