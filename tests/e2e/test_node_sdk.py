@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from amplitude_intercom.transports.sandbox import Sandbox, serve
+from amplitude_intercom.transports.sandbox.amplitude import LocalAmplitude, serve_amplitude
 from support import process
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
@@ -78,3 +79,23 @@ async def test_what_the_node_sdk_sends_arrives_and_what_is_bad_costs_itself(
         await daemon.settled()
     assert [n for n, code in enumerate(codes) if code != 200] == [3, 17]
     assert arrived(local) == [n for n in range(100) if n not in (3, 17)]
+
+
+async def test_what_the_node_sdk_sends_reaches_amplitude_in_its_order(
+    tmp_path: Path, program: Path
+) -> None:
+    """It sends one request after the other, and null properties, which stay null."""
+    local, amplitude = Sandbox(open_attributes=True, limit_per_minute=6_000_000), LocalAmplitude()
+    local.add_contact(external_id="mira-okafor")
+    async with serve(local) as url, serve_amplitude(amplitude) as amplitude_url:
+        config = process.settings(tmp_path, url, top={"relay": [{"base_url": amplitude_url}]})
+        async with process.daemon(config) as daemon:
+            events = [purchase(n, amount=None) for n in range(25)]
+            assert await send(program, f"{daemon.http}/batch", *events) == [200] * 25
+            await daemon.settled()
+            while (await daemon.relays())[0]["pending"]:
+                await asyncio.sleep(0)
+    found = [stored.event["event_properties"] for stored in amplitude.events]
+    assert found == [{"n": n, "amount": None} for n in range(25)]
+    assert {stored.path for stored in amplitude.events} == {"/batch"}
+    assert b'"client_upload_time":' in amplitude.journal[0].body

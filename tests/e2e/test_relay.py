@@ -35,18 +35,9 @@ def known() -> Sandbox:
     return local
 
 
-async def relay_status(daemon: process.Daemon) -> dict[str, Any]:
-    async with (
-        aiohttp.ClientSession() as session,
-        session.get(f"{daemon.admin}/api/status") as answer,
-    ):
-        found: dict[str, Any] = (await answer.json())["relays"][0]
-        return found
-
-
 async def relayed(daemon: process.Daemon) -> dict[str, Any]:
     """Ask until nothing waits for Amplitude."""
-    while (status := await relay_status(daemon))["pending"]:
+    while (status := (await daemon.relays())[0])["pending"]:
         await asyncio.sleep(0)
     return status
 
@@ -152,7 +143,7 @@ async def test_an_amplitude_that_is_not_there_is_said_and_what_waits_is_kept(
     async with process.daemon(config) as daemon:
         events = [process.event("mira-okafor", n) for n in range(30)]
         assert (await process.upload(f"{daemon.http}/batch", events))[0] == 200
-        while not (await relay_status(daemon))["calls"]:
+        while not (await daemon.relays())[0]["calls"]:
             await asyncio.sleep(0)
         code, out, _ = await process.run("status", "-c", str(config))
         assert code == 0

@@ -104,12 +104,19 @@ class Daemon:
 
     async def syncs(self) -> list[dict[str, Any]]:
         """Return the status of each sync."""
+        return await self._of_status("syncs")
+
+    async def relays(self) -> list[dict[str, Any]]:
+        """Return the status of each relay."""
+        return await self._of_status("relays")
+
+    async def _of_status(self, what: str) -> list[dict[str, Any]]:
         async with (
             aiohttp.ClientSession() as session,
             session.get(f"{self.admin}/api/status") as answer,
         ):
-            syncs: list[dict[str, Any]] = (await answer.json())["syncs"]
-            return syncs
+            found: list[dict[str, Any]] = (await answer.json())[what]
+            return found
 
     async def status(self) -> dict[str, Any]:
         """Return the status of the first sync."""
