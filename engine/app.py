@@ -56,7 +56,7 @@ from amplitude_intercom.engine.metrics import (
     sync_status,
 )
 from amplitude_intercom.engine.pipeline import IntakePipeline, Pipeline, door_of
-from amplitude_intercom.engine.relay.relay import MOST_OUT, Relay
+from amplitude_intercom.engine.relay.relay import Relay
 from amplitude_intercom.engine.settings import Http, Intercom, Settings, Sync
 from amplitude_intercom.engine.settings import Relay as RelaySettings
 from amplitude_intercom.engine.spool import leaving
@@ -78,6 +78,7 @@ from amplitude_intercom.engine.spool.user_state import UserState, state_of_user
 from amplitude_intercom.engine.supervision import Supervisor
 from amplitude_intercom.transports.amplitude_client import (
     INGESTION_URLS,
+    LEGACY_URLS,
     AmplitudeClient,
     AmplitudeWire,
 )
@@ -274,7 +275,7 @@ class Engine:
         for name, there in left.items():
             _log.warning(
                 "events wait of a sync or relay that is not in the settings: put it back, or"
-                " `spool move OLD NEW`, or `spool drop OLD --yes`",
+                " `spool move OLD NEW` (not of a relay), or `spool drop OLD --yes`",
                 sync=name,
                 waiting=there.pending,
                 dead_letters=there.dead,
@@ -824,14 +825,19 @@ def _syncs_by_key(settings: Settings) -> dict[str, list[str]]:
 def _relays_by_key(settings: Settings) -> dict[str, list[str]]:
     keys: dict[str, list[str]] = {}
     for relay in settings.relay:
-        for key in relay.amplitude_api_keys if relay.enabled else ():
+        for key in settings.keys_of(relay) if relay.enabled else ():
             keys.setdefault(key.reveal(), []).append(relay.taker)
     return keys
 
 
 def amplitude_client_of(relay: RelaySettings) -> AmplitudeClient:
     """Build the client of a relay, to be entered as a context."""
-    return AmplitudeClient(address_of(relay), timeout_s=relay.timeout_s, connections=MOST_OUT)
+    return AmplitudeClient(
+        address_of(relay),
+        legacy_url=None if relay.base_url else LEGACY_URLS[relay.region],
+        timeout_s=relay.timeout_s,
+        connections=relay.connections,
+    )
 
 
 def address_of(relay: RelaySettings) -> str:

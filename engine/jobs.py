@@ -379,7 +379,7 @@ def relay_again(
 ) -> Counter[str]:
     """Send dead letters of a relay on again; return how many went where."""
     found = [
-        (letter, relayed_again(letter.raw, letter.origin, drops_oldest=drops_oldest))
+        (letter, relayed_again(letter, drops_oldest=drops_oldest))
         for letter in letters
         if letter.reason != DeadReason.CORRUPT
     ]

@@ -120,7 +120,7 @@ class DeadReason(Reason):
     )
     AMPLITUDE_FAILING = (
         "amplitude_failing",
-        "Amplitude, or a proxy before it, kept failing on this event of a relay, and on no other",
+        "Amplitude, or a proxy before it, kept failing on this event of a relay, and took others",
         "look at status and message, then replay or discard it",
     )
     INVALID_API_KEY = (

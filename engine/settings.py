@@ -78,6 +78,11 @@ class Secret:
         return hash(self._value)
 
 
+def short_key(key: str) -> str:
+    """Return an API key as it is named to people."""
+    return "* (any)" if key == ANY_KEY else f"{key[:4]}…"
+
+
 NONE = "(none)"
 """The value that stands for a missing one."""
 
@@ -220,13 +225,12 @@ class Relay(Section, frozen=True, kw_only=True):
     """Requests of SDKs go on to Amplitude as they came."""
 
     name: Name = "amplitude"
-    amplitude_api_keys: list[Secret] = msgspec.field(
-        default_factory=lambda: [Secret(ANY_KEY, ANY_KEY)]
-    )
+    amplitude_api_keys: list[Secret] = []
     enabled: bool = True
     region: Literal["us", "eu"] = "us"
     base_url: Annotated[str, msgspec.Meta(pattern=_URL)] | None = None
     when_full: Literal["drop_oldest", "refuse"] = "drop_oldest"
+    connections: Annotated[int, msgspec.Meta(ge=1, le=256)] = 32
     timeout_s: PositiveSeconds = 30.0
 
     @property
@@ -311,6 +315,11 @@ class Settings(Section, frozen=True, kw_only=True):
     export: Export | None = None
     sync: Annotated[list[Sync], msgspec.Meta(min_length=1)]
 
+    def keys_of(self, relay: Relay) -> list[Secret]:
+        """Return whose requests a relay takes: where it names none, those of the syncs."""
+        of_syncs = {key.reveal(): key for sync in self.sync for key in sync.amplitude_api_keys}
+        return relay.amplitude_api_keys or list(of_syncs.values())
+
     @property
     def largest_file_event_bytes(self) -> int:
         """How many bytes an event of a file can have."""
@@ -393,14 +402,18 @@ MEANINGS: Final[dict[str, str]] = {
     "log.level": "`debug`, `info`, `warning`, `error`",
     "log.format": "`human`, `json`; `auto`: human on a terminal",
     "relay.name": "letters, digits, `-`, `_`; the spool knows its requests by it",
-    "relay.amplitude_api_keys": 'whose requests go on to Amplitude; `["*"]` = any',
+    "relay.amplitude_api_keys": (
+        'whose requests go on to Amplitude; `[]` = those of the syncs; `["*"]` = any, also what '
+        "strangers make up"
+    ),
     "relay.enabled": "off: nothing more is taken for it; what waits is sent",
     "relay.region": "`us`, `eu`",
     "relay.base_url": "instead of region: a proxy, a local Amplitude",
     "relay.when_full": (
-        "once it holds an equal share of `spool.max_bytes`: `drop_oldest` (counted as "
-        "`relay_overflow`), or `refuse` new requests with 503"
+        "`drop_oldest`: beyond an equal share of `spool.max_bytes` its oldest go, counted as "
+        "`relay_overflow`; `refuse`: requests are answered 503, as a sync's that is over its share"
     ),
+    "relay.connections": "requests that may be out at once",
     "relay.timeout_s": "seconds until a request counts as unanswered",
     "export.api_key": "of the Amplitude project that `forward --export` fetches from",
     "export.secret_key": "of the same project",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from typing import Final, Protocol, Self
 
 import aiohttp
@@ -9,7 +10,7 @@ from yarl import URL
 
 from amplitude_intercom.transports.answering import cause_of, detail_of, read_bounded
 from amplitude_intercom.transports.errors import NoAnswer
-from amplitude_intercom.transports.intercom import Answer
+from amplitude_intercom.transports.intercom import ABOUT_THE_REQUEST, Answer
 from amplitude_intercom.transports.originals import Original
 from amplitude_intercom.transports.reasons import NoAnswerCause
 
@@ -18,6 +19,16 @@ INGESTION_URLS: Final = {
     "eu": "https://api.eu.amplitude.com",
 }
 """By region (HTTP V2 page)."""
+
+LEGACY_URLS: Final = {"us": "https://api.amplitude.com", "eu": "https://api.eu.amplitude.com"}
+"""The same of ``LEGACY_PATHS`` (pages of the old SDKs)."""
+
+LEGACY_PATHS: Final = ("/", "/httpapi")
+
+VIA: Final = "X-Amplitude-Intercom"
+"""The header by which a request is known that this process has sent on: it must not go round."""
+
+THIS_PROCESS: Final = secrets.token_hex(8)
 
 MAX_ANSWER_BYTES: Final = 1 << 20
 """An answer lists two thousand events at most, in several lists."""
@@ -38,8 +49,12 @@ class AmplitudeWire(Protocol):
 class AmplitudeClient:
     """The wire over HTTPS: one pool of connections, one address."""
 
-    def __init__(self, base_url: str, *, timeout_s: float, connections: int) -> None:
+    def __init__(
+        self, base_url: str, *, timeout_s: float, connections: int, legacy_url: str | None = None
+    ) -> None:
+        """``legacy_url``: another address for ``LEGACY_PATHS``."""
         self._base_url = base_url.rstrip("/")
+        self._legacy_url = (legacy_url or base_url).rstrip("/")
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=connections, keepalive_timeout=30),
             cookie_jar=aiohttp.DummyCookieJar(),  # nothing that an answer sets is kept
@@ -58,26 +73,27 @@ class AmplitudeClient:
         await self._session.close()
 
     async def send(self, request: Original) -> Answer:
-        """See ``AmplitudeWire``. Redirects are not followed."""
+        """See ``AmplitudeWire``. Redirects are not followed.
+
+        Raises:
+            ValueError, TypeError, OverflowError: this request cannot be made, whenever it is tried.
+        """
         try:
             return await self._exchange(request)
         except TimeoutError as error:
             raise NoAnswer(NoAnswerCause.TIMEOUT) from error
         except (aiohttp.ClientError, OSError) as error:
             raise NoAnswer(cause_of(error), detail_of(error)) from error
-
-    async def reach(self) -> int:
-        """Ask for nothing in particular; return the status of whatever answers.
-
-        Raises:
-            NoAnswer: nobody does.
-        """
-        return (await self.send(Original("GET", "/", "", "", b""))).status
+        except (NoAnswer, *ABOUT_THE_REQUEST):
+            raise
+        except Exception as error:  # no thread could be started, no memory was left
+            raise NoAnswer(NoAnswerCause.UNFORESEEN, type(error).__name__) from error
 
     async def _exchange(self, request: Original) -> Answer:
+        url = self._legacy_url if request.path in LEGACY_PATHS else self._base_url
         async with self._session.request(
             request.method,
-            URL(self._base_url + request.target, encoded=True),
+            URL(url + request.target, encoded=True),
             data=request.body or None,
             headers=headers_of(request),
             allow_redirects=False,
@@ -89,7 +105,7 @@ class AmplitudeClient:
 
 def headers_of(request: Original) -> dict[str, str]:
     """Return a request's headers: what its body is, and whose request it is."""
-    headers = {}
+    headers = {VIA: THIS_PROCESS}
     if request.content_type.isprintable() and request.content_type:
         headers["Content-Type"] = request.content_type
     if request.peer:

@@ -31,6 +31,7 @@ from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 
 from amplitude_intercom.transports import forms, inflate, uploads
 from amplitude_intercom.transports.amplitude import MAX_EVENT_BYTES
+from amplitude_intercom.transports.amplitude_client import THIS_PROCESS, VIA
 from amplitude_intercom.transports.bounds import (
     EventBytes,
     HeldBytes,
@@ -310,13 +311,17 @@ class HttpSource:
         return Parts(request.method, body, request.query, query_text, request.headers, peer)
 
     def _peer(self, request: web.BaseRequest) -> str:
-        """Return a client's address: the last that the trusted header names, else the socket's."""
-        said = request.headers.get(self._ip_header, "") if self._ip_header else ""
-        last = said.rpartition(",")[2].strip()
+        """Return a client's address: the last that the trusted header names, else the socket's.
+
+        A proxy may add to a client's own header, or have one behind it: its word is the last.
+        """
+        said = request.headers.getall(self._ip_header, ()) if self._ip_header else ()
+        last = said[-1].rpartition(",")[2].strip() if said else ""
         try:
-            return str(ipaddress.ip_address(last))
+            address = ipaddress.ip_address(last)
         except ValueError:
             return request.remote or ""
+        return (request.remote or "") if getattr(address, "scope_id", None) else str(address)
 
     async def _decode(
         self, parts: Parts | BadUpload, door: Door, path: str
@@ -343,7 +348,8 @@ class HttpSource:
         )
         if isinstance(batch, BadUpload):
             return batch
-        if path != WEBHOOK:  # that is Amplitude itself: it would come back
+        # Neither what Amplitude itself sends, nor what a relay of ours has sent to ourselves.
+        if path != WEBHOOK and parts.headers.get(VIA) != THIS_PROCESS:
             batch.original = Original(
                 parts.method, path, parts.query_text, parts.content_type, parts.body, parts.peer
             )

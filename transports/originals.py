@@ -9,6 +9,8 @@ A request goes on byte for byte, but for what would be wrong if it did:
   API page, ``event_time``); so what has waited here has it moved by as long as it waited;
 - of a request whose other events are delivered already, or wait, only some go: they keep their
   bytes;
+- an SDK that was given a bare host posts JSON to ``/``, where Amplitude has the old form: it goes
+  to HTTP V2;
 - JSON that only ``amplitude.mend`` made readable goes on mended: Amplitude would refuse it.
 """
 
@@ -29,6 +31,8 @@ LEAST_WAIT_MS: Final = 10_000
 
 REMOTE: Final = b'"$remote"'
 FORM: Final = "application/x-www-form-urlencoded"
+HTTP_V2: Final = "/2/httpapi"
+JSON_PATHS: Final = (HTTP_V2, "/batch")
 _FIELDS: Final = {"/": "e", "/httpapi": "event"}
 """Which field of an endpoint's form has the events; of others it is ``identification``."""
 
@@ -101,6 +105,8 @@ def as_sent(original: Original, only: Sequence[int] | None = None, waited_ms: in
         ValueError: it is none that an endpoint took.
     """
     opened = _opened(original)
+    if original.path == "/" and isinstance(opened, _Json):
+        original = msgspec.structs.replace(original, path=HTTP_V2)
     events: list[Any] = [*opened.events] if only is None else [opened.events[i] for i in only]
     is_same = len(events) == len(opened.events)
     if b"remote" in original.body or "remote" in original.query:
@@ -117,27 +123,40 @@ def as_sent(original: Original, only: Sequence[int] | None = None, waited_ms: in
     return msgspec.structs.replace(original, body=body)
 
 
-def one_event(original: Original, index: int) -> bytes:
-    """Return the body of a request with one event only: as much as is needed to send it again.
+def single_events(original: Original, indexes: Sequence[int]) -> list[tuple[bytes, bytes]]:
+    """Return the body of a request with one event only, and that event: for each of some events.
+
+    As much as is needed to send it again, with the client's address where it said ``$remote``.
 
     Raises:
         ValueError: it is none that an endpoint took.
     """
     opened = _opened(original)
-    if isinstance(opened, _Form):
-        return _form_of(original, opened, [opened.events[index]], {}).body
-    return msgspec.json.encode({**opened.fields, "events": [opened.events[index]]})
+    found = []
+    for index in indexes:
+        event = _with_address(opened.events[index], original.peer)
+        if isinstance(opened, _Form):
+            body = _form_of(original, opened, [event], {}).body
+        else:
+            body = msgspec.json.encode({**opened.fields, "events": [event]})
+        found.append((body, bytes(event)))
+    return found
 
 
 # --- taking it apart ----------------------------------------------------------------------
 
 
+def is_json(original: Original) -> bool:
+    """Whether a request is one of HTTP V2 or Batch: of an SDK that was given a bare host, too."""
+    if original.path == "/":
+        return original.body.removeprefix(BOM).lstrip()[:1] == b"{"
+    return original.path in JSON_PATHS
+
+
 def _opened(original: Original) -> _Json | _Form:
-    is_json = original.path in ("/2/httpapi", "/batch")
-    text = original.body.removeprefix(BOM)
-    if is_json or (original.path == "/" and text.lstrip()[:1] == b"{"):
-        return _open_json(text)
-    return _open_form(original)
+    return (
+        _open_json(original.body.removeprefix(BOM)) if is_json(original) else _open_form(original)
+    )
 
 
 def _open_json(text: bytes) -> _Json:

@@ -136,8 +136,10 @@ async def check(
     ]
     relays = [
         {
-            **describe_relay(relay),
-            "findings": placed(f"relay[{index}]", [] if offline else await ask_amplitude(relay)),
+            **describe_relay(settings, relay),
+            "findings": placed(
+                f"relay[{index}]", [] if offline else await ask_amplitude(settings, relay)
+            ),
         }
         for index, relay in enumerate(settings.relay)
     ]

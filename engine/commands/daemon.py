@@ -71,7 +71,8 @@ async def _tell_readiness(engine: Engine) -> None:
                 _log.warning("not ready", unready=said)
             else:
                 data_dir = engine.settings.data_dir
-                _log.info("ready", syncs=list(engine.streams), data_dir=data_dir)
+                relays = {"relays": list(engine.relays)} if engine.relays else {}
+                _log.info("ready", syncs=list(engine.streams), **relays, data_dir=data_dir)
         await anyio.sleep(READY_LOOK_S)
 
 

@@ -141,7 +141,7 @@ def _relay_rows(relay: RelayStatus) -> Iterator[tuple[str, str, str]]:
     yield "dropped", f"{sum(relay.dropped.values()):,}", listed(_most(relay.dropped))
     yield "dead letters", f"{relay.dead:,}", listed(_most(relay.dead_by_reason))
     oldest = "" if oldest_s is None else f"the oldest for {duration(oldest_s)}"
-    held = f"{count(relay.held, 'device')} held back" if relay.held else ""
+    held = f"{count(relay.held, 'device')} or keys held back" if relay.held else ""
     yield "waiting", f"{relay.pending:,}", ", ".join(filter(None, (oldest, held)))
     if relay.health:
         calls = count(sum(relay.calls.values()), "request")
@@ -161,7 +161,7 @@ def _relay_health(relay: RelayStatus) -> str:
     if set(relay.calls) == {"0"}:
         return "has not answered yet"
     return {
-        "outage": "does not answer; it is tried until it does, nothing is lost",
+        "outage": "does not answer; it is tried until it does",
         "busy": "asks for a pause",
         "invalid_key": "refuses an API key; what comes with it waits",
     }.get(relay.health, "answers")

@@ -21,9 +21,9 @@ MOST_ASKED = 10
 NO_RELAY = "no [[relay]]: Amplitude does not get what its SDKs send here"
 
 
-def describe_relay(relay: Relay) -> dict[str, Any]:
+def describe_relay(settings: Settings, relay: Relay) -> dict[str, Any]:
     """Return what a relay does, for people."""
-    keys = ", ".join(map(key_name, relay.amplitude_api_keys)) or "none"
+    keys = ", ".join(map(key_name, settings.keys_of(relay))) or "none"
     return {
         "relay": relay.name,
         "enabled": relay.enabled,
@@ -37,7 +37,7 @@ def relay_notes(settings: Settings) -> Iterator[str]:
     """Yield what goes on to Amplitude, a sentence for each relay; or that nothing does."""
     for relay in settings.relay:
         if relay.enabled:
-            keys = ", ".join(map(key_name, relay.amplitude_api_keys))
+            keys = ", ".join(map(key_name, settings.keys_of(relay)))
             yield (
                 f"relay {relay.name}: requests with the key {keys} that come over HTTP go on to"
                 f" {address_of(relay)} as they came, whatever syncs keep of them"
@@ -46,11 +46,16 @@ def relay_notes(settings: Settings) -> Iterator[str]:
         yield NO_RELAY
 
 
-async def ask_amplitude(relay: Relay) -> list[Finding]:
+async def ask_amplitude(settings: Settings, relay: Relay) -> list[Finding]:
     """Ask a relay's host about its API keys, with requests that have no events."""
     async with amplitude_client_of(relay) as client:
-        keys = relay.amplitude_api_keys[:MOST_ASKED]
-        return [f for key in keys if (f := await _ask_about(relay, key, client)) is not None]
+        findings: list[Finding] = []
+        for key in settings.keys_of(relay)[:MOST_ASKED]:
+            finding = await _ask_about(relay, key, client)
+            findings += [] if finding is None else [finding]
+            if finding is not None and finding.key != "amplitude_api_keys":
+                break  # of the host, which the next key would only say again
+        return findings
 
 
 async def _ask_about(relay: Relay, key: Secret, client: AmplitudeWire) -> Finding | None:
@@ -61,15 +66,16 @@ async def _ask_about(relay: Relay, key: Secret, client: AmplitudeWire) -> Findin
         verdict = judge(await client.send(request), request, 0)
     except NoAnswer as error:
         verdict = Verdict(Kind.NO_ANSWER, said=str(error))
+    if verdict.kind is Kind.BAD_KEY:
+        text = f"Amplitude refuses the key {key_name(key)}"
+        return Finding("error", "amplitude_api_keys", text) if known else None
+    misses = verdict.kind is Kind.REFUSED and "missing" in verdict.said.lower()
+    if verdict.kind in (Kind.TAKEN, Kind.BUSY) or misses:  # it has no events, as was said
+        return None
     where = "base_url" if relay.base_url else "region"
-    if verdict.kind is Kind.NO_ANSWER:
-        status = f"status {verdict.status}, " if verdict.status else ""
-        text = f"{address_of(relay)} does not answer as Amplitude does: {status}{verdict.said}"
-        return Finding("error", where, text)
-    if verdict.kind is Kind.BAD_KEY and known:
-        text = f"Amplitude refuses the key {key_name(key)}: {verdict.said}"
-        return Finding("error", "amplitude_api_keys", text)
-    return None
+    status = f"status {verdict.status}, " if verdict.status else ""
+    text = f"{address_of(relay)} does not answer as Amplitude does: {status}{verdict.said}"
+    return Finding("error", where, text)
 
 
 def placed(where: str, findings: Sequence[Finding]) -> list[Finding]:

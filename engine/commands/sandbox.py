@@ -12,6 +12,7 @@ import msgspec
 
 from amplitude_intercom.engine.addresses import host_and_port, is_loopback
 from amplitude_intercom.engine.commands.running import OK, USAGE, Signals, complain
+from amplitude_intercom.engine.commands.terminal import count
 from amplitude_intercom.transports.sandbox import Fault, Sandbox, serve
 from amplitude_intercom.transports.sandbox.amplitude import LocalAmplitude, serve_amplitude
 
@@ -78,8 +79,8 @@ async def sandbox(
         await signals.stop.wait()
     print(f"{len(local.journal)} calls, {len(local.events)} events kept", file=sys.stderr)
     if amplitude is not None:
-        calls, kept = len(taken_in.journal), len(taken_in.events)
-        print(f"Amplitude: {calls} calls, {kept} events kept", file=sys.stderr)
+        calls, kept = count(len(taken_in.journal), "call"), count(len(taken_in.events), "event")
+        print(f"Amplitude: {calls}, {kept} kept", file=sys.stderr)
     return OK
 
 

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 from typing import Final
 
-from amplitude_intercom.engine.spool.rows import Relayed
-from amplitude_intercom.transports.amplitude import BadEvent, Head, read_head
+from amplitude_intercom.engine.errors import Failure
+from amplitude_intercom.engine.faults import internal_failure
+from amplitude_intercom.engine.spool.relaying import LostEvent
+from amplitude_intercom.engine.spool.rows import LONGEST_TYPE, DeadLetter, Relayed
+from amplitude_intercom.transports.amplitude import BadEvent, Head, legible, read_head
 from amplitude_intercom.transports.contract import Batch
-from amplitude_intercom.transports.originals import FORM, Original, events_of, key_of
+from amplitude_intercom.transports.originals import (
+    FORM,
+    Original,
+    events_of,
+    key_of,
+    single_events,
+)
 
 ORIGIN: Final = "relay "
 """How the origin of a relay's dead letters begins; the path of their endpoint follows."""
@@ -34,12 +44,35 @@ def relayed_of(batch: Batch, *, drops_oldest: bool) -> Relayed | None:
     return Relayed(key, len(batch.raws), devices, batch.original, drops_oldest)
 
 
-def relayed_again(body: bytes, origin: str, *, drops_oldest: bool) -> Relayed | None:
-    """Return a dead letter of a relay as a request; None: it cannot be one.
+def lost_events(original: Original | None, lost: Mapping[int, Failure]) -> list[LostEvent]:
+    """Return events that Amplitude will not have, each as it can be sent again.
 
-    ``body``, ``origin``: as the relay has kept them.
+    ``original``: the request, where it can be read.
     """
-    path = origin.removeprefix(ORIGIN)
+    if original is None:
+        return [LostEvent(index, why, b"", ORIGIN) for index, why in lost.items()]
+    origin = f"{ORIGIN}{original.path}"
+    try:
+        found = single_events(original, list(lost))
+    except Exception as fault:  # then all that they came in is kept
+        internal_failure(fault, path=original.path)
+        return [LostEvent(index, why, original.body, origin) for index, why in lost.items()]
+    return [
+        LostEvent(index, why, body, origin, *_about(event))
+        for (index, why), (body, event) in zip(lost.items(), found, strict=True)
+    ]
+
+
+def _about(event: bytes) -> tuple[str, str]:
+    """Return the user and the type of an event, as far as a database can have them."""
+    head = legible(event)
+    user, kind = head.user_id or head.device_id or "", (head.event_type or "")[:LONGEST_TYPE]
+    return user.encode(errors="replace").decode(), kind.encode(errors="replace").decode()
+
+
+def relayed_again(letter: DeadLetter, *, drops_oldest: bool) -> Relayed | None:
+    """Return a dead letter of a relay as a request; None: it cannot be one."""
+    path, body = letter.origin.removeprefix(ORIGIN), letter.raw
     is_json = body.lstrip()[:1] == b"{"
     original = Original("POST", path, "", JSON if is_json else FORM, body)
     try:
@@ -48,7 +81,10 @@ def relayed_again(body: bytes, origin: str, *, drops_oldest: bool) -> Relayed | 
         return None
     head, _ = read_head(event)
     batch = Batch([head], [event], api_key=key_of(original), original=original)
-    return relayed_of(batch, drops_oldest=drops_oldest)
+    relayed = relayed_of(batch, drops_oldest=drops_oldest)
+    if relayed is not None:
+        relayed.accepted_at_ms = letter.accepted_at_ms
+    return relayed
 
 
 def _device(head: Head | BadEvent) -> str:

@@ -6,10 +6,12 @@ Rules
    request, at first all of them. A part may go once it is first in the lines of all its events.
 2. A device that has to wait (Amplitude throttles it, or its request fails) is *held*: it has no
    line, its events leave the parts that are loaded, and are passed over when requests are read. The
-   others of their requests go on without them.
-3. Once its time has come, requests are read again from the first on that was passed over for it;
-   what is under way of them is left alone. So what waits is on disk, and in memory is one entry a
-   device. The same with API keys that Amplitude refuses.
+   others of their requests go on without them. So is one that has many parts loaded already: until
+   these have gone. The same with API keys that Amplitude refuses.
+3. Requests are read in two places, in turns: at the *front*, what is new; and *again*, in passes
+   from the first that was passed over for somebody whose time has come, up to the front. Whoever is
+   read again is still passed over at the front, so that nothing of it overtakes. A pass that has
+   come to the front frees them. So what waits is on disk, and in memory is one entry a device.
 4. What is answered in part stays first in its lines, with what is left of it.
 """
 
@@ -17,6 +19,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from collections import deque
 from collections.abc import Collection, Iterable, Sequence
 from typing import Final
@@ -27,6 +30,11 @@ from amplitude_intercom.engine.spool.relayed import WaitingRequest
 
 MOST_PARTS: Final = 256
 """Parts that are loaded: enough to keep all connections busy."""
+
+MOST_OF_ONE: Final = 8
+"""Parts of one device that are loaded; the next are read when all but ``FEW`` have gone."""
+
+FEW: Final = 2
 
 MOST_HELD: Final = 100_000
 """Devices that are held, beyond which no further requests are read."""
@@ -71,13 +79,24 @@ class Lines:
         self._wakes: list[tuple[float, int, Owner]] = []
         self._numbers = itertools.count()
         self._count = 0
-        self.read_to = -1
-        """The last request that was read."""
+        self._due: set[Owner] = set()
+        """Held ones whose time has come: the next pass is for them."""
+        self._returning: set[Owner] = set()
+        """Held ones for whom this pass is."""
+        self.front = -1
+        """The last request that was read as a new one."""
+        self.again: int | None = None
+        """The last request that this pass has read; None: there is no pass."""
 
     @property
-    def wants_more(self) -> bool:
-        """Whether further requests may be read."""
+    def reads_front(self) -> bool:
+        """Whether new requests may be read."""
         return self._count < MOST_PARTS and len(self._held) < MOST_HELD
+
+    @property
+    def reads_again(self) -> bool:
+        """Whether there is a pass, and its next requests may be read."""
+        return self.again is not None and self._count < MOST_PARTS
 
     @property
     def held(self) -> int:
@@ -89,28 +108,59 @@ class Lines:
         """When the first of those that are held is due."""
         return self._wakes[0][0] if self._wakes else None
 
+    def is_held(self, owner: Owner) -> bool:
+        """Whether a device or a key is held."""
+        return owner in self._held
+
     # --- reading --------------------------------------------------------------------------
 
     def add(self, request: WaitingRequest, pieces: int = 1) -> None:
         """Let what of a request is not loaded yet stand in its lines, in so many pieces."""
-        self.read_to = request.id
-        if self._passes_over(request.api_key, request.id):
+        is_new = request.id > self.front
+        if is_new:
+            self.front = request.id
+        else:
+            self.again = request.id
+        returning: Collection[Owner] = () if is_new else self._returning
+        if self._passes_over(request.api_key, request.id, returning):
             return
         loaded = {i for part in self._loaded.get(request.id, ()) for i in part.indexes}
         free = [
             index
             for index in request.remaining
-            if index not in loaded and not self._passes_over(request.device(index), request.id)
+            if index not in loaded
+            and not self._passes_over(request.device(index), request.id, returning)
         ]
         for indexes in _split(free, pieces):
             self._enter(Part(request, indexes))
 
-    def _passes_over(self, owner: Owner, id_: int) -> bool:
+    def _passes_over(self, owner: Owner, id_: int, returning: Collection[Owner]) -> bool:
+        """Whether somebody is passed over in a request; ``returning``: for whom it is read."""
         hold = self._held.get(owner)
-        if hold is None:
-            return False
-        hold.first_id = min(hold.first_id, id_)
-        return True
+        if hold is not None and owner not in returning:
+            hold.first_id = min(hold.first_id, id_)
+            return True
+        if isinstance(owner, int) and len(self._lines.get(owner, ())) >= MOST_OF_ONE:
+            self._hold(owner, math.inf, id_)
+            return True
+        return False
+
+    def end_pass(self) -> list[str]:
+        """Take in that a pass has come to the front; return the API keys that are free now of which
+        nothing is loaded."""
+        self.again = None
+        keys = {part.request.api_key for parts in self._loaded.values() for part in parts}
+        freed, self._returning = self._returning, set()
+        for owner in freed:
+            del self._held[owner]
+        self._begin_pass()
+        return [owner for owner in freed if isinstance(owner, str) and owner not in keys]
+
+    def _begin_pass(self) -> None:
+        """Begin a pass for those that are due, where none is under way."""
+        if self.again is None and self._due:
+            self._returning, self._due = self._due, set()
+            self.again = min(self._held[owner].first_id for owner in self._returning) - 1
 
     def _enter(self, part: Part) -> None:
         self._loaded.setdefault(part.request.id, []).append(part)
@@ -167,6 +217,8 @@ class Lines:
 
     def _leave(self, part: Part, line: int) -> None:
         waiting = self._lines[line]
+        if len(waiting) <= FEW + 1:
+            self._let_on(line)
         if waiting[0] is not part:
             waiting.remove(part)
             self._comes_nearer(part)
@@ -176,6 +228,14 @@ class Lines:
             self._comes_nearer(waiting[0])
         else:
             del self._lines[line]
+
+    def _let_on(self, line: int) -> None:
+        """Let a device go on that was passed over because much of it was loaded."""
+        hold = self._held.get(line)
+        if hold is not None and hold.until_s == math.inf:
+            hold.until_s = 0.0
+            self._due.add(line)
+            self._begin_pass()
 
     def _comes_nearer(self, part: Part) -> None:
         """Take in that a part has become first in one more of its lines, or has one line less."""
@@ -218,21 +278,20 @@ class Lines:
         hold = self._held.get(owner)
         if hold is not None:
             first_id = min(first_id, hold.first_id)
+        self._due.discard(owner)
+        self._returning.discard(owner)
         self._held[owner] = Hold(until_s, first_id)
-        heapq.heappush(self._wakes, (until_s, next(self._numbers), owner))
+        if until_s < math.inf:
+            heapq.heappush(self._wakes, (until_s, next(self._numbers), owner))
 
-    def wake(self, now_s: float) -> bool:
-        """Let those go on whose time has come; return whether there were any."""
-        woken = False
+    def wake(self, now_s: float) -> None:
+        """Let those be read again whose time has come."""
         while self._wakes and self._wakes[0][0] <= now_s:
             _, _, owner = heapq.heappop(self._wakes)
             hold = self._held.get(owner)
-            if hold is None or hold.until_s > now_s:
-                continue
-            del self._held[owner]
-            self.read_to = min(self.read_to, hold.first_id - 1)
-            woken = True
-        return woken
+            if hold is not None and hold.until_s <= now_s and owner not in self._returning:
+                self._due.add(owner)
+        self._begin_pass()
 
 
 def _split(indexes: Sequence[int], pieces: int) -> list[list[int]]:

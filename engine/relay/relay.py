@@ -1,6 +1,6 @@
 """One relay: sends requests on to Amplitude, as they came, until it has them.
 
-    spool ═► Lines (who may go) ─► up to MOST_OUT at once ─► Amplitude
+    spool ═► Lines (who may go) ─► up to ``relay.connections`` at once ─► Amplitude
       ▲                                                         │
       └──────────── settle, and what is left of it ◄────────────┘
 
@@ -11,8 +11,9 @@ next in one transaction. Workers only make calls: what nobody foresaw in one cos
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 import anyio
@@ -27,23 +28,19 @@ from amplitude_intercom.engine.faults import internal_failure
 from amplitude_intercom.engine.reasons import DeadReason
 from amplitude_intercom.engine.relay.answers import Kind, Verdict, judge
 from amplitude_intercom.engine.relay.host import OPEN, OUTAGE, Host
-from amplitude_intercom.engine.relay.keeping import ORIGIN
+from amplitude_intercom.engine.relay.keeping import lost_events
 from amplitude_intercom.engine.relay.lines import Lines, Part
 from amplitude_intercom.engine.settings import Relay as RelaySettings
+from amplitude_intercom.engine.settings import short_key
 from amplitude_intercom.engine.spool.relayed import WaitingRequest
 from amplitude_intercom.engine.spool.relaying import DAMAGED, LostEvent
-from amplitude_intercom.engine.spool.rows import LONGEST_TYPE
 from amplitude_intercom.engine.spool.spool import TakerSpool
 from amplitude_intercom.engine.spool.store import Store
-from amplitude_intercom.transports.amplitude import BadEvent, decode_head
 from amplitude_intercom.transports.amplitude_client import AmplitudeWire
 from amplitude_intercom.transports.errors import NoAnswer
-from amplitude_intercom.transports.originals import Original, as_sent, events_of, one_event
+from amplitude_intercom.transports.originals import Original, as_sent
 
 _log = structlog.get_logger(__name__)
-
-MOST_OUT: Final = 8
-"""Requests that are out at once."""
 
 READ: Final = 64
 """Requests that are read at once."""
@@ -54,8 +51,14 @@ HEAVY_BYTES: Final = 262_144
 MOST_TRIES: Final = 10
 """Failures of a single event, while others were taken, before it is a dead letter."""
 
+ALONE_TRIES: Final = 3
+"""Of these, how many it must have failed alone."""
+
 TOGETHER: Final = 3
 """Failures of a request before it goes in pieces: one event of it may be why."""
+
+MOST_REFUSED: Final = 20
+"""Requests in a row that are refused whole, and none taken between: the next ones wait."""
 
 MOST_TROUBLES: Final = 10_000
 """Requests of which it is remembered what they have met."""
@@ -73,13 +76,20 @@ MOST_KEYS: Final = 1_000
 
 LOG_EVERY_S: Final = 60.0
 
+SPOKEN: Final = frozenset({Kind.TAKEN, Kind.SORTED, Kind.REFUSED, Kind.BAD_KEY, Kind.BUSY})
+"""What only Amplitude itself says."""
+
+
+Requests = Sequence[WaitingRequest]
+
 
 class Trouble(msgspec.Struct):
-    """What a request has met: since when it fails (None: it does not), how often that was while
-    others were taken, and how often devices of it were throttled."""
+    """What a request has met: when it failed last, how often that was while others were taken (and
+    which of its events were alone then), and how often devices of it were throttled."""
 
-    first_s: float | None = None
+    last_s: float = math.inf
     charges: int = 0
+    alone: Counter[int] = msgspec.field(default_factory=Counter)
     throttles: int = 0
 
 
@@ -96,7 +106,6 @@ class Answered(msgspec.Struct):
 class Settling(msgspec.Struct):
     """What a part's answer settles: events by index."""
 
-    part: Part
     delivered: Sequence[int] = ()
     lost: Sequence[LostEvent] = ()
 
@@ -134,6 +143,8 @@ class Relay:
         self._answered: list[Answered] = []
         self._troubles: dict[int, Trouble] = {}
         self._key_failures: Counter[str] = Counter()
+        self.refused_keys.clear()
+        self._refused_in_a_row = 0
         self._out = 0
         self._may_read = True
         self._logged_s = float("-inf")
@@ -188,7 +199,7 @@ class Relay:
         """Wait until something has changed, or is due."""
         if self._answered or (self._ending and not self._out):
             return
-        if self._may_read and self._lines.wants_more and not self._ending:
+        if not self._ending and (self._reads_front or self._lines.reads_again):
             return
         now_s = loop_time_s()
         due_s = [self._lines.next_wake_s, self._host.next_look_s(now_s)]
@@ -199,7 +210,7 @@ class Relay:
     # --- calls ----------------------------------------------------------------------------
 
     def _send_next(self, calls: TaskGroup) -> None:
-        slots = self._host.slots(MOST_OUT, self._out, loop_time_s())
+        slots = self._host.slots(self.settings.connections, self._out, loop_time_s())
         for _ in range(0 if self._ending else slots):
             part = self._lines.next()
             if part is None:
@@ -208,38 +219,44 @@ class Relay:
             calls.start_soon(self._send, part)
 
     async def _send(self, part: Part) -> None:
+        answered = Answered(part, Verdict(Kind.REFUSED))
         try:
-            answered = await self._exchange(part)
+            await self._exchange(answered)
         except Exception as fault:
-            failure = internal_failure(fault, request=part.request.id)
-            answered = Answered(part, Verdict(Kind.REFUSED), failure=failure)
+            answered.failure = internal_failure(fault, request=part.request.id)
         self._answered.append(answered)
         self._tell()
 
-    async def _exchange(self, part: Part) -> Answered:
-        request = part.request
-        refused = Verdict(Kind.REFUSED)
-        if request.is_damaged:
-            return Answered(part, refused, failure=DAMAGED)
+    async def _exchange(self, one: Answered) -> None:
+        """Send a part; note what became of it."""
+        part, request = one.part, one.part.request
         try:
-            original = await self.spool.persist(lambda store: store.relayed.original(request.id))
+            one.original = await self.spool.persist(
+                lambda store: store.relayed.original(request.id)
+            )
         except ValueError:
-            return Answered(part, refused, failure=DAMAGED)
-        if original is None:  # it was the oldest, and is dropped
-            return Answered(part, Verdict(Kind.TAKEN))
+            one.failure = DAMAGED
+        if request.is_damaged:
+            one.failure = DAMAGED
+        if one.failure is not None:
+            return
+        if one.original is None:  # it was the oldest, and is dropped
+            one.verdict = Verdict(Kind.TAKEN)
+            return
         only = part.indexes if len(part.indexes) < request.count else None
         waited_ms = self._now_ms() - request.accepted_at_ms
-        if len(original.body) > HEAVY_BYTES:
-            sent = await asyncio.to_thread(as_sent, original, only, waited_ms)
+        if len(one.original.body) > HEAVY_BYTES:
+            sent = await asyncio.to_thread(as_sent, one.original, only, waited_ms)
         else:
-            sent = as_sent(original, only, waited_ms)
+            sent = as_sent(one.original, only, waited_ms)
         try:
             answer = await self._wire.send(sent)
         except NoAnswer as error:
             self.calls[0] += 1
-            return Answered(part, Verdict(Kind.NO_ANSWER, said=str(error)), original)
+            one.verdict = Verdict(Kind.NO_ANSWER, said=str(error))
+            return
         self.calls[answer.status] += 1
-        return Answered(part, judge(answer, sent, len(part.indexes)), original)
+        one.verdict = judge(answer, sent, len(part.indexes))
 
     # --- answers --------------------------------------------------------------------------
 
@@ -247,20 +264,27 @@ class Relay:
         """Settle what was answered, read what is next, and let lines know of both."""
         now_s = loop_time_s()
         answered, self._answered = self._answered, []
-        settlings = [self._decide(one, now_s) for one in answered]
-        self._may_read = self._lines.wake(now_s) or self._may_read
-        reads = self._may_read and self._lines.wants_more and not self._ending
-        if not reads and not answered:
+        settlings = [await self._decide(one, now_s) for one in answered]
+        self._lines.wake(now_s)
+        reads_front = self._reads_front and not self._ending
+        again = self._lines.again if self._lines.reads_again and not self._ending else None
+        if not reads_front and again is None and not answered:
             return
-        now_ms, taker = self._now_ms(), self.spool.taker
-        behind = self._lines.read_to
+        now_ms, taker, front = self._now_ms(), self.spool.taker, self._lines.front
 
-        def job(store: Store) -> tuple[list[int], list[WaitingRequest]]:
-            left = [_settle(store, taker, settling, now_ms) for settling in settlings]
-            return left, store.relayed.next(taker, behind, READ) if reads else []
+        def job(store: Store) -> tuple[list[int], Requests, Requests]:
+            left = [
+                store.relaying.settle(
+                    taker, one.part.request.id, settling.delivered, settling.lost, now_ms
+                )
+                for one, settling in zip(answered, settlings, strict=True)
+            ]
+            passed_over = [] if again is None else store.relayed.next(taker, again, READ)
+            new = store.relayed.next(taker, front, READ) if reads_front else []
+            return left, [row for row in passed_over if row.id <= front], new
 
-        self._may_read = self._may_read and not reads
-        left, found = await self.spool.persist(job)
+        self._may_read = self._may_read and not reads_front
+        left, passed_over, new = await self.spool.persist(job)
         self._progress.set()
         self._progress = anyio.Event()
         self._out -= len(answered)
@@ -268,9 +292,26 @@ class Relay:
             self._follow(one, settling, now_s)
             if not events_left:
                 self._troubles.pop(one.part.request.id, None)
-        for request in found:
+        self._stand(passed_over)
+        if again is not None and len(passed_over) < READ:
+            self._forget_keys(self._lines.end_pass())
+        self._stand(new)
+        self._may_read = self._may_read or len(new) == READ
+
+    @property
+    def _reads_front(self) -> bool:
+        return self._may_read and self._lines.reads_front
+
+    def _stand(self, requests: Requests) -> None:
+        """Let requests stand in their lines."""
+        for request in requests:
             self._lines.add(request, self._pieces(request.id))
-        self._may_read = self._may_read or len(found) == READ
+
+    def _forget_keys(self, keys: Iterable[str]) -> None:
+        """Take in that nothing waits any more of API keys that were refused."""
+        for key in keys:
+            self.refused_keys.pop(key, None)
+            self._key_failures.pop(key, None)
 
     def _pieces(self, id_: int) -> int:
         """Return in how many pieces a request goes: it may be one event that makes it fail, and a
@@ -281,37 +322,66 @@ class Relay:
         halvings = max(trouble.throttles, trouble.charges - TOGETHER + 1, 0)
         return 1 << min(halvings, MOST_HALVINGS)
 
-    def _decide(self, one: Answered, now_s: float) -> Settling:
+    async def _decide(self, one: Answered, now_s: float) -> Settling:
         """Return what an answer settles."""
+        self._judge_streak(one)
+        if one.verdict.kind is Kind.TAKEN:
+            return Settling(one.part.indexes)
+        lost = self._lost(one, now_s)
+        if not lost:
+            return Settling()
+        if one.original is not None and len(one.original.body) > HEAVY_BYTES:
+            return Settling((), await asyncio.to_thread(lost_events, one.original, lost))
+        return Settling((), lost_events(one.original, lost))
+
+    def _lost(self, one: Answered, now_s: float) -> dict[int, Failure]:
+        """Return which events of a request will not be taken, and why."""
         part, verdict = one.part, one.verdict
-        every = range(len(part.indexes))
-        lost: dict[int, Failure] = {}
         if one.failure is not None:
-            lost = dict.fromkeys(every, one.failure)
-        elif verdict.kind is Kind.TAKEN:
-            return Settling(part, part.indexes)
-        elif verdict.kind is Kind.SORTED:
-            lost = {i: _refusal(verdict, said) for i, said in verdict.refused.items()}
-        elif verdict.kind is Kind.REFUSED:
-            lost = dict.fromkeys(every, _refusal(verdict, verdict.said))
-        elif verdict.kind is Kind.TOO_LARGE and len(every) == 1:
-            lost = {0: Failure(DeadReason.TOO_LARGE, verdict.status, message=verdict.said)}
-        elif verdict.kind is Kind.BAD_KEY and self._is_over(part.request):
-            failure = Failure(DeadReason.INVALID_API_KEY, verdict.status, message=verdict.said)
-            lost = dict.fromkeys(every, failure)
-        elif verdict.kind is Kind.NO_ANSWER and self._charge(part, now_s) and len(every) == 1:
-            failure = Failure(DeadReason.AMPLITUDE_FAILING, verdict.status, message=verdict.said)
-            lost = {0: failure}
-        return Settling(part, (), [_lost(one, index, why) for index, why in lost.items()])
+            return dict.fromkeys(part.indexes, one.failure)
+
+        def failure(reason: DeadReason, said: str = verdict.said) -> Failure:
+            return Failure(reason, verdict.status, message=said)
+
+        match verdict.kind:
+            case Kind.SORTED:
+                refused = DeadReason.AMPLITUDE_REFUSED
+                return {part.indexes[i]: failure(refused, s) for i, s in verdict.refused.items()}
+            case Kind.REFUSED:
+                return dict.fromkeys(part.indexes, failure(DeadReason.AMPLITUDE_REFUSED))
+            case Kind.TOO_LARGE if len(part.indexes) == 1:
+                return {part.indexes[0]: failure(DeadReason.TOO_LARGE)}
+            case Kind.BAD_KEY if self._is_over(part.request):
+                return dict.fromkeys(part.indexes, failure(DeadReason.INVALID_API_KEY))
+            case Kind.NO_ANSWER if self._charge(part, now_s):
+                return {part.indexes[0]: failure(DeadReason.AMPLITUDE_FAILING)}
+        return {}
+
+    def _judge_streak(self, one: Answered) -> None:
+        """Let many requests in a row that are refused whole count as a fault of the settings, or of
+        Amplitude, and not of each of them: then they wait."""
+        kind = one.verdict.kind
+        if kind in (Kind.TAKEN, Kind.SORTED) and one.original is not None:
+            self._refused_in_a_row = 0
+        elif kind is Kind.REFUSED and one.failure is None:
+            self._refused_in_a_row += 1
+            if self._refused_in_a_row > MOST_REFUSED:
+                said = f"refuses everything: {one.verdict.said}"
+                one.verdict = Verdict(Kind.NO_ANSWER, one.verdict.status, said)
 
     def _charge(self, part: Part, now_s: float) -> bool:
-        """Charge a failure to its request, where others were taken since its first; return whether
-        it has had all its tries."""
+        """Charge a failure to its request, where others were taken since its last; return whether
+        that was one event too often."""
         trouble = self._trouble(part.request.id)
-        if trouble.first_s is None:
-            trouble.first_s = now_s
-        trouble.charges += self._host.last_success_s > trouble.first_s
-        return trouble.charges >= MOST_TRIES
+        is_own = self._host.last_success_s > trouble.last_s
+        trouble.last_s = now_s
+        if not is_own:
+            return False
+        trouble.charges += 1
+        if len(part.indexes) > 1:
+            return False
+        trouble.alone[part.indexes[0]] += 1
+        return trouble.charges >= MOST_TRIES and trouble.alone[part.indexes[0]] >= ALONE_TRIES
 
     def _trouble(self, id_: int) -> Trouble:
         if len(self._troubles) > MOST_TROUBLES:  # of requests that were dropped, say
@@ -333,11 +403,12 @@ class Relay:
         self._lines.answered(part, settled)
         if verdict.kind is Kind.NO_ANSWER:
             self._note_failure(verdict, now_s)
-            charges = self._troubles[request.id].charges
+            trouble = self._troubles.get(request.id)
+            charges = 0 if trouble is None else trouble.charges
             until_s = now_s + unknown_delay_s(max(1, charges), self._jitter())
             self._lines.hold(lines if part.indexes else (), until_s, request.id)
             return
-        if one.failure is None and one.original is not None:
+        if verdict.kind in SPOKEN and one.original is not None and one.failure is None:
             self._note_success()
         if verdict.kind is Kind.BUSY:
             self._host.be_busy(verdict.said, now_s + verdict.wait_s)
@@ -348,13 +419,13 @@ class Relay:
         self._lines.hold(waiting, now_s + verdict.wait_s, request.id)
         if waiting:
             self._trouble(request.id).throttles += 1
-        if verdict.kind is Kind.TAKEN:
+        if verdict.kind is Kind.TAKEN and one.original is not None:
             self._note_taken(request)
 
     def _note_taken(self, request: WaitingRequest) -> None:
         self._key_failures.pop(request.api_key, None)
         if self.refused_keys.pop(request.api_key, None):
-            _log.info("Amplitude takes an API key again", api_key=request.api_key)
+            _log.info("Amplitude takes an API key again", api_key=short_key(request.api_key))
 
     def _note_bad_key(
         self, request: WaitingRequest, verdict: Verdict, now_s: float, *, waits: bool
@@ -367,10 +438,10 @@ class Relay:
             return
         if key not in self.refused_keys and len(self.refused_keys) < MOST_KEYS:
             self.refused_keys[key] = verdict.said
-            _log.warning(
-                "Amplitude refuses an API key: what comes with it waits", said=verdict.said
-            )
-        self._key_failures[key] += 1
+            text = "Amplitude refuses an API key: what comes with it waits"
+            _log.warning(text, api_key=short_key(key))
+        if not self._lines.is_held(key):  # else another of this round has said so already
+            self._key_failures[key] += 1
         wait_s = min(LONGEST_KEY_WAIT_S, KEY_WAIT_S * 2 ** min(self._key_failures[key] - 1, 8))
         self._lines.hold_key(key, now_s + wait_s, request.id)
 
@@ -391,34 +462,3 @@ class Relay:
             _log.info("Amplitude answers again")
             self._logged_s = float("-inf")
         self._host.succeeded(now_s)
-
-
-def _settle(store: Store, taker: int, settling: Settling, now_ms: int) -> int:
-    id_ = settling.part.request.id
-    return store.relaying.settle(taker, id_, settling.delivered, settling.lost, now_ms)
-
-
-def _refusal(verdict: Verdict, said: str) -> Failure:
-    return Failure(DeadReason.AMPLITUDE_REFUSED, verdict.status, message=said)
-
-
-def _lost(one: Answered, index: int, failure: Failure) -> LostEvent:
-    """Return an event that Amplitude will not have, as it can be sent again."""
-    of_request = one.part.indexes[index]
-    if one.original is None:
-        return LostEvent(of_request, failure, b"", ORIGIN)
-    origin = f"{ORIGIN}{one.original.path}"
-    try:
-        raw, event = one_event(one.original, of_request), events_of(one.original)[of_request]
-    except Exception as fault:  # then all that it came in is kept
-        internal_failure(fault, request=one.part.request.id)
-        return LostEvent(of_request, failure, one.original.body, origin)
-    head = decode_head(event)
-    if isinstance(head, BadEvent):
-        return LostEvent(of_request, failure, raw, origin)
-    user, event_type = head.user_id or head.device_id or "", (head.event_type or "")[:LONGEST_TYPE]
-    return LostEvent(of_request, failure, raw, origin, _storable(user), _storable(event_type))
-
-
-def _storable(text: str) -> str:
-    return text.encode("utf-8", "replace").decode()

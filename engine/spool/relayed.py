@@ -51,9 +51,9 @@ class RelayedRequests:
         """Keep requests, under these ids."""
         values = []
         for id_, new in rows:
-            devices = msgspec.json.encode(new.devices).decode()
-            crc = head_checksum(id_, at_ms, new.api_key, new.count, devices)
-            head = (id_, taker, at_ms, new.api_key, new.count, devices, "", new.count)
+            devices, since_ms = _text(new.devices), new.accepted_at_ms or at_ms
+            crc = head_checksum(id_, since_ms, new.api_key, new.count, devices, "")
+            head = (id_, taker, since_ms, new.api_key, new.count, devices, "", new.count)
             body = new.original.body
             request = msgspec.json.encode(msgspec.structs.replace(new.original, body=b"")).decode()
             body_crc = body_checksum(request, body)
@@ -93,12 +93,13 @@ class RelayedRequests:
             raise ValueError("its checksum does not match")
         return msgspec.structs.replace(msgspec.json.decode(request, type=Original), body=body)
 
-    def keep(self, id_: int, remaining: Sequence[int]) -> None:
+    def keep(self, request: WaitingRequest, remaining: Sequence[int]) -> None:
         """Say which events of a request are still to be sent."""
-        text = msgspec.json.encode(remaining).decode()
+        text, devices = _text(remaining), _text(request.devices)
+        head = (request.id, request.accepted_at_ms, request.api_key, request.count, devices)
         self._db.execute(
-            "UPDATE relayed SET remaining = ?, waiting = ? WHERE id = ?",
-            (text, len(remaining), id_),
+            "UPDATE relayed SET remaining = ?, waiting = ?, crc = ? WHERE id = ?",
+            (text, len(remaining), head_checksum(*head, text), request.id),
         )
 
     def delete(self, id_: int) -> Gone | None:
@@ -144,7 +145,7 @@ MOST_EVENTS: Final = 2_000
 def _checked(row: Sequence[Any]) -> WaitingRequest:
     id_, at_ms, api_key, count, devices, remaining, waiting, crc = row
     try:
-        is_whole = head_checksum(id_, at_ms, api_key, count, devices) == crc
+        is_whole = head_checksum(id_, at_ms, api_key, count, devices, remaining) == crc
         lines = _ints.decode(devices)
         left = _ints.decode(remaining) if remaining else list(range(count))
         is_whole = is_whole and len(lines) in (1, count) and set(left) <= set(range(count))
@@ -163,6 +164,12 @@ def body_checksum(request: str, body: bytes) -> int:
     return zlib.crc32(body, zlib.crc32(request.encode()))
 
 
-def head_checksum(id_: int, at_ms: int, api_key: str, count: int, devices: str) -> int:
-    """Return the CRC32 of what it is decided by, but for what of it remains."""
-    return zlib.crc32(f"{id_} {at_ms} {count} {api_key} {devices}".encode())
+def head_checksum(
+    id_: int, at_ms: int, api_key: str, count: int, devices: str, remaining: str
+) -> int:
+    """Return the CRC32 of what it is decided by."""
+    return zlib.crc32(f"{id_} {at_ms} {count} {api_key} {devices} {remaining}".encode())
+
+
+def _text(numbers: Sequence[int]) -> str:
+    return msgspec.json.encode(numbers).decode()

@@ -58,10 +58,10 @@ class Relaying:
         """Keep a request behind all that waits of a relay; ``share_bytes``: what it may hold."""
         self._accounts.add(taker, "pending", new.count)
         if new.drops_oldest:
-            self._make_free(taker, new.size_bytes, share_bytes)
             if new.size_bytes > share_bytes:
                 self._drop(taker, new.count)
                 return
+            self._make_free(taker, new.size_bytes, share_bytes)
         id_ = self._accounts.take_batches(-(-new.count // SLOTS))
         self._accounts.resize(taker, INBOX, new.size_bytes)
         self._requests.append(taker, [(id_, new)], now_ms)
@@ -106,7 +106,7 @@ class Relaying:
         buried = [event for event in lost if event.index in remaining]
         left = sorted(remaining.difference(taken, (event.index for event in buried)))
         if left:
-            self._requests.keep(id_, left)
+            self._requests.keep(found, left)
         else:
             self._delete(taker, id_)
         self._accounts.add(taker, "pending", len(left) - len(remaining))

@@ -42,6 +42,7 @@ class Relayed(msgspec.Struct):
 
     ``devices``: of each event the line in which it stands; one only, where all are of the same.
     ``drops_oldest``: whether older ones go for it where the relay's share is taken.
+    ``accepted_at_ms``: where that was before (a dead letter's); 0: now.
     """
 
     api_key: str
@@ -49,6 +50,7 @@ class Relayed(msgspec.Struct):
     devices: list[int]
     original: Original
     drops_oldest: bool = True
+    accepted_at_ms: int = 0
 
     @property
     def size_bytes(self) -> int:

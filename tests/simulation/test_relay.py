@@ -153,7 +153,7 @@ def test_an_api_key_that_is_refused_waits_and_others_do_not(tmp_path: Path) -> N
     async def main() -> None:
         projects = {"good": "secret"}
         local = relaying.amplitude(projects=projects)
-        async with relaying.engine(tmp_path, local) as engine:
+        async with relaying.engine(tmp_path, local, amplitude_api_keys=["*"]) as engine:
             for n in range(40):
                 await take_in(engine, request([event("d", n)], key="bad" if n % 2 else "good"))
             await anyio.sleep(30.0)
@@ -173,7 +173,7 @@ def test_an_api_key_that_is_refused_waits_and_others_do_not(tmp_path: Path) -> N
 def test_a_key_that_stays_refused_ends_as_dead_letters(tmp_path: Path) -> None:
     async def main() -> None:
         local = relaying.amplitude(projects={"good": "secret"})
-        async with relaying.engine(tmp_path, local) as engine:
+        async with relaying.engine(tmp_path, local, amplitude_api_keys=["*"]) as engine:
             for n in range(40):
                 await take_in(engine, request([event("d", n)], key=f"made-up-{n % 4}"))
             await relayed(engine, within_s=5 * 3_600.0)

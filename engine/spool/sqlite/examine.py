@@ -249,8 +249,8 @@ def _records(db: sqlite3.Connection) -> Iterator[Damage]:
 
 def _relayed(db: sqlite3.Connection) -> Iterator[Damage]:
     query = (
-        "SELECT id, accepted_at_ms, api_key, count, devices, crc, request, body, body_crc"
-        " FROM relayed"
+        "SELECT id, accepted_at_ms, api_key, count, devices, remaining, crc, request, body,"
+        " body_crc FROM relayed"
     )
     for id_, *head, crc, request, body, body_crc in _walk(db, query, "id", -1, CHUNK_BATCHES):
         is_whole = holds(crc, head_checksum, id_, *head)

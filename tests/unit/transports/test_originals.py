@@ -16,7 +16,7 @@ from amplitude_intercom.transports.originals import (
     as_sent,
     events_of,
     key_of,
-    one_event,
+    single_events,
 )
 from amplitude_intercom.transports.uploads import Upload
 
@@ -89,6 +89,17 @@ def test_a_time_of_sending_that_is_none_stays(written: Any) -> None:
     assert as_sent(of_json(body), waited_ms=600_000).body == body
 
 
+def test_json_to_a_bare_host_goes_to_http_v2() -> None:
+    sent = as_sent(of_json(ODD, path="/"))
+    assert (sent.path, sent.body) == ("/2/httpapi", ODD)
+
+
+def test_one_event_has_its_clients_address() -> None:
+    body = b'{"api_key":"k","events":[{"ip":"$remote"}]}'
+    [(alone, _)] = single_events(of_json(body), [0])
+    assert json.loads(alone)["events"] == [{"ip": PEER}]
+
+
 def test_the_old_form_gets_its_time_moved_and_its_checksum_anew() -> None:
     events = [{"event_type": "A", "timestamp": 1}, {"event_type": "B"}]
     fields = {"v": "2", "client": "k", "e": json.dumps(events), "upload_time": "1764316800000"}
@@ -136,7 +147,8 @@ def test_json_that_had_to_be_mended_goes_on_mended() -> None:
     ids=lambda original: original.path,
 )
 def test_one_event_is_a_request_of_its_own(original: Original) -> None:
-    body = one_event(original, 1)
+    [(body, event)] = single_events(original, [1])
+    assert json.loads(event) == {"n": 2}
     kind = JSON if body.startswith(b"{") else FORM
     alone = Original("POST", original.path, "", kind, body)
     assert [json.loads(event) for event in events_of(alone)] == [{"n": 2}]

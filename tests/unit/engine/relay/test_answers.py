@@ -42,6 +42,8 @@ PAGE = b"<html><body>welcome</body></html>"
         (FORM, answer(200, b"success"), Kind.TAKEN),
         (FORM, answer(200, b""), Kind.TAKEN),
         (FORM, answer(200, PAGE), Kind.NO_ANSWER),
+        (FORM, answer(200, {"error": "of a proxy"}), Kind.NO_ANSWER),
+        (FORM, answer(200, {"code": 500}), Kind.NO_ANSWER),
         (V2, answer(400, BAD), Kind.REFUSED),
         (V2, answer(400, KEY), Kind.BAD_KEY),
         (V2, answer(400, {"code": 400, "error": "Invalid API key"}), Kind.BAD_KEY),
@@ -56,6 +58,7 @@ PAGE = b"<html><body>welcome</body></html>"
         (V2, answer(413, PAGE), Kind.TOO_LARGE),
         (V2, answer(413, {"code": 413, "error": "Payload too large"}), Kind.TOO_LARGE),
         (V2, answer(429, b""), Kind.BUSY),
+        (V2, answer(429, PAGE), Kind.NO_ANSWER),
         (V2, answer(500, {"code": 500}), Kind.NO_ANSWER),
         (V2, answer(503, b""), Kind.NO_ANSWER),
     ],
@@ -95,7 +98,8 @@ def test_throttled_devices_wait_as_long_as_the_page_says(
 
 
 @pytest.mark.parametrize(
-    ("said", "wait_s"), [("7", 7.0), ("999999", 600.0), ("soon", 30.0), ("9" * 400, 30.0)]
+    ("said", "wait_s"),
+    [("7", 7.0), ("999999", 600.0), ("0", 1.0), ("soon", 30.0), ("9" * 400, 30.0)],
 )
 def test_a_plain_429_is_waited_for_as_long_as_it_says_within_bounds(
     said: str, wait_s: float

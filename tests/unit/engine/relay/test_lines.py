@@ -60,12 +60,21 @@ def test_a_device_that_is_held_lets_the_others_of_its_requests_go() -> None:
     lines.add(request(3, 10, 40))
     assert ids(going(lines)) == [(3, [1])]
     assert lines.next_wake_s == 5.0
-    assert not lines.wake(4.9)
-    assert lines.wake(5.0)
-    assert lines.read_to == 0
-    for waiting in (request(1, 10, 20), request(2, 10, 30), request(3, 10, 40)):
+    lines.wake(4.9)
+    assert lines.again is None
+    lines.wake(5.0)
+    assert lines.again == 0
+    lines.add(request(4, 10))  # new, while the older ones are still to be read again
+    for waiting in (request(1, 10, 20), request(2, 10, 30), request(3, 10, 40), request(4, 10)):
         lines.add(waiting)
-    assert ids(going(lines)) == [(1, [0])]
+    assert lines.end_pass() == []
+    lines.add(request(5, 10))
+    arrived = []
+    while parts := going(lines):
+        [part] = parts
+        arrived.append(part.request.id)
+        lines.answered(part, set(part.indexes))
+    assert arrived == [1, 2, 3, 4, 5]
 
 
 def test_halves_go_one_after_the_other_where_they_share_a_device_and_at_once_else() -> None:
@@ -97,21 +106,59 @@ def test_a_key_that_is_held_waits_whole_and_others_of_its_devices_do_not() -> No
     lines.answered(three, {0})
     lines.add(request(4, 10, key="bad"))
     assert going(lines) == []
-    assert lines.wake(60.0)
-    assert lines.read_to == 0
+    lines.wake(60.0)
+    assert lines.again == 0
+    lines.add(request(2, 11, key="bad"))
+    assert ids(going(lines)) == [(2, [0])]
+    assert lines.end_pass() == []
+
+
+def test_a_key_of_which_nothing_is_left_is_named_when_it_is_free() -> None:
+    lines = Lines()
+    lines.add(request(1, 10, key="bad"))
+    [part] = going(lines)
+    lines.answered(part)
+    lines.hold_key("bad", 60.0, 1)
+    lines.wake(60.0)
+    assert lines.end_pass() == ["bad"]
+
+
+def test_a_busy_device_has_a_few_parts_loaded_and_the_others_all_of_theirs() -> None:
+    lines = Lines()
+    for n in range(1, 2 * MOST_PARTS):
+        assert lines.reads_front
+        lines.add(request(n, 10))
+    lines.add(request(2 * MOST_PARTS, 20))
+    parts = going(lines)
+    assert ids(parts) == [(1, [0]), (2 * MOST_PARTS, [0])]
+    arrived = [parts[0].request.id]
+    lines.answered(parts[0], {0})
+    while (found := going(lines)) or lines.again is not None:
+        for part in found:
+            arrived.append(part.request.id)
+            lines.answered(part, {0})
+        if lines.again is not None:
+            for n in range(lines.again + 1, 2 * MOST_PARTS):
+                if n not in arrived:
+                    lines.add(request(n, 10))
+            lines.end_pass()
+    assert arrived == list(range(1, 2 * MOST_PARTS))
 
 
 def test_no_more_is_read_than_fits() -> None:
     lines = Lines()
     for n in range(MOST_PARTS):
-        assert lines.wants_more
+        assert lines.reads_front
         lines.add(request(n, n))
-    assert not lines.wants_more
+    assert not lines.reads_front
 
 
 def lines_of(devices: list[int]) -> list[int]:
     """Return in which lines a request's events stand: of its API key, which has its own ones."""
     return [device + 10 * (len(devices) % 2) for device in devices]
+
+
+FEW = 3
 
 
 class World:
@@ -131,11 +178,18 @@ class World:
         self.now_s = 0.0
 
     def read(self) -> None:
-        while self.lines.wants_more:
-            behind = [id_ for id_ in self.rows if id_ > self.lines.read_to]
-            if not behind:
-                return
-            self.lines.add(self.rows[min(behind)])
+        """Read a few again, and a few new ones, as the relay does."""
+        lines = self.lines
+        if lines.reads_again:
+            assert lines.again is not None
+            passed = [id_ for id_ in sorted(self.rows) if lines.again < id_ <= lines.front]
+            for id_ in passed[:FEW]:
+                lines.add(self.rows[id_])
+            if len(passed) < FEW:
+                lines.end_pass()
+        if lines.reads_front:
+            for id_ in [id_ for id_ in sorted(self.rows) if id_ > lines.front][:FEW]:
+                lines.add(self.rows[id_])
 
     def send(self, most: int) -> None:
         while len(self.out) < most and (part := self.lines.next()) is not None:
@@ -148,6 +202,7 @@ class World:
             return
         part = self.out.pop(choice % len(self.out))
         indexes, row = part.indexes, part.request
+        assert len(indexes) > 0
         half = set(indexes[::2])
         settled = [set(indexes), half, set(), set(), set(), set()][how]
         self.settle(row, settled, refused=how == 1)
