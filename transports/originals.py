@@ -37,6 +37,11 @@ _FIELDS: Final = {"/": "e", "/httpapi": "event"}
 """Which field of an endpoint's form has the events; of others it is ``identification``."""
 
 
+EVENT_FIELDS: Final = frozenset({"events", "e", "event", "identification"})
+MOST_BESIDE: Final = 4_096
+"""Characters beside the events of a request that each of its dead letters repeats."""
+
+
 class Original(msgspec.Struct, frozen=True):
     """A request: ``path`` without its query, ``content_type`` as it was said, ``body`` inflated.
 
@@ -132,6 +137,7 @@ def single_events(original: Original, indexes: Sequence[int]) -> list[tuple[byte
         ValueError: it is none that an endpoint took.
     """
     opened = _opened(original)
+    opened.fields = _small(opened.fields)
     found = []
     for index in indexes:
         event = _with_address(opened.events[index], original.peer)
@@ -141,6 +147,16 @@ def single_events(original: Original, indexes: Sequence[int]) -> list[tuple[byte
             body = msgspec.json.encode({**opened.fields, "events": [event]})
         found.append((body, bytes(event)))
     return found
+
+
+def _small(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return what stands beside events as far as each of them can have it: it is the key alone
+    where all of it is large, or a request could become two thousand times as much."""
+    beside = {k: v for k, v in fields.items() if k not in EVENT_FIELDS}
+    sizes = (len(memoryview(v)) if isinstance(v, msgspec.Raw) else len(v) for v in beside.values())
+    if sum(sizes) <= MOST_BESIDE:
+        return beside
+    return {k: v for k, v in beside.items() if k in ("api_key", "client", "v")}
 
 
 # --- taking it apart ----------------------------------------------------------------------

@@ -5,10 +5,12 @@ Rules
 - ``OPEN``: requests leave. Failures in a row without a success between, of ``MANY`` requests, are
   Amplitude's own, or the way to it: ``OUTAGE``.
 - ``OUTAGE``: one request at a time finds out whether it is well again, after pauses that double up
-  to ``LONGEST_PAUSE_S``; any success, and any verdict of Amplitude, opens.
-- A plain 429 stops everybody until the time that it names: ``BUSY``.
-- A failure is charged to its request only where others have succeeded since that failed first: an
-  outage costs nobody an attempt, however long it is.
+  to ``LONGEST_PAUSE_S``; by turns it is the oldest that may go, and the newest that has not failed
+  yet, for the oldest may fail by themselves, by the hundred. Any word of Amplitude opens.
+- A plain 429 stops everybody until the time that it names: ``BUSY``. Where the same request has
+  had one before, and others were taken since, it is its own, and nobody else waits.
+- A failure is charged to its request only where others were taken since that failed last: an outage
+  costs nobody an attempt, however long it is.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ class Host:
         self._failures = 0
         self._until_s = float("-inf")
         self._busy_until_s = float("-inf")
-        self.last_success_s = float("-inf")
+        self.last_taken_s = float("-inf")
         self.said = ""
         """What the last failure was."""
 
@@ -54,11 +56,12 @@ class Host:
             return self._busy_until_s
         return self._until_s if self._failures >= MANY and now_s < self._until_s else None
 
-    def succeeded(self, now_s: float) -> None:
-        """Take in that Amplitude has spoken."""
+    def spoke(self, now_s: float, *, took: bool) -> None:
+        """Take in that Amplitude has spoken; ``took``: and has taken a request."""
         self._failures = 0
-        self.last_success_s = now_s
         self.said = ""
+        if took:
+            self.last_taken_s = now_s
 
     def failed(self, said: str, now_s: float, jitter: float) -> None:
         """Take in that a request had no answer of Amplitude's."""

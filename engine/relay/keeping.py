@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
+from itertools import chain, repeat
 from typing import Final
 
 from amplitude_intercom.engine.errors import Failure
@@ -54,9 +55,13 @@ def lost_events(original: Original | None, lost: Mapping[int, Failure]) -> list[
     origin = f"{ORIGIN}{original.path}"
     try:
         found = single_events(original, list(lost))
-    except Exception as fault:  # then all that they came in is kept
+    except Exception as fault:  # then all that they came in is kept, once
         internal_failure(fault, path=original.path)
-        return [LostEvent(index, why, original.body, origin) for index, why in lost.items()]
+        bodies = chain([original.body], repeat(b""))
+        return [
+            LostEvent(index, why, body, origin)
+            for (index, why), body in zip(lost.items(), bodies, strict=False)
+        ]
     return [
         LostEvent(index, why, body, origin, *_about(event))
         for (index, why), (body, event) in zip(lost.items(), found, strict=True)

@@ -21,7 +21,7 @@ import heapq
 import itertools
 import math
 from collections import deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Container, Iterable, Sequence
 from typing import Final
 
 import msgspec
@@ -183,6 +183,15 @@ class Lines:
                 return part
         return None
 
+    def newest(self, besides: Container[int]) -> Part | None:
+        """Return the newest part that goes now of a request that is not one of these; else any."""
+        for part in reversed(self._ready):
+            if part.indexes and not part.is_out and part.request.id not in besides:
+                self._ready.remove(part)
+                part.is_out = True
+                return part
+        return self.next()
+
     def answered(self, part: Part, settled: Collection[int] = ()) -> None:
         """Take in that a part is not out any more; what of it is not settled may go again."""
         self._keep(part, [i for i in part.indexes if i not in settled])
@@ -237,9 +246,9 @@ class Lines:
             self._due.add(line)
             self._begin_pass()
 
-    def _comes_nearer(self, part: Part) -> None:
-        """Take in that a part has become first in one more of its lines, or has one line less."""
-        part.ahead -= 1
+    def _comes_nearer(self, part: Part, lines: int = 1) -> None:
+        """Take in that a part has become first in some of its lines, or has left them."""
+        part.ahead -= lines
         if not part.ahead and not part.is_out:
             self._ready.append(part)
 
@@ -254,16 +263,22 @@ class Lines:
 
     def hold(self, lines: Iterable[int], until_s: float, id_: int) -> None:
         """Hold devices until then, of a request that was answered."""
-        for line in lines:
+        held = set(lines)
+        nearer: dict[int, tuple[Part, int]] = {}
+        """Parts that lose events, and in how many of these lines they were not the first."""
+        for line in held:
             first_id = id_
             for place, part in enumerate(self._lines.pop(line, ())):
                 first_id = min(first_id, part.request.id)
-                part.indexes = [i for i in part.indexes if part.request.device(i) != line]
-                if not part.indexes:
-                    self._unload(part)
-                if place:
-                    self._comes_nearer(part)
+                _, count = nearer.get(id(part), (part, 0))
+                nearer[id(part)] = (part, count + bool(place))
             self._hold(line, until_s, first_id)
+        for part, count in nearer.values():
+            part.indexes = [i for i in part.indexes if part.request.device(i) not in held]
+            if not part.indexes:
+                self._unload(part)
+            if count:
+                self._comes_nearer(part, count)
 
     def hold_key(self, api_key: str, until_s: float, id_: int) -> None:
         """Hold all of an API key until then but what is out; ``id_``: a request that has it."""

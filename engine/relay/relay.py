@@ -146,6 +146,7 @@ class Relay:
         self.refused_keys.clear()
         self._refused_in_a_row = 0
         self._out = 0
+        self._probes = 0
         self._may_read = True
         self._logged_s = float("-inf")
 
@@ -210,9 +211,13 @@ class Relay:
     # --- calls ----------------------------------------------------------------------------
 
     def _send_next(self, calls: TaskGroup) -> None:
-        slots = self._host.slots(self.settings.connections, self._out, loop_time_s())
+        now_s = loop_time_s()
+        slots = self._host.slots(self.settings.connections, self._out, now_s)
+        is_probe = self._host.state(now_s) == OUTAGE
         for _ in range(0 if self._ending else slots):
-            part = self._lines.next()
+            self._probes += is_probe
+            is_newest = is_probe and self._probes % 2 == 0
+            part = self._lines.newest(self._troubles) if is_newest else self._lines.next()
             if part is None:
                 return
             self._out += 1
@@ -372,16 +377,21 @@ class Relay:
     def _charge(self, part: Part, now_s: float) -> bool:
         """Charge a failure to its request, where others were taken since its last; return whether
         that was one event too often."""
-        trouble = self._trouble(part.request.id)
-        is_own = self._host.last_success_s > trouble.last_s
-        trouble.last_s = now_s
-        if not is_own:
+        if not self._is_own(part.request.id, now_s):
             return False
+        trouble = self._trouble(part.request.id)
         trouble.charges += 1
         if len(part.indexes) > 1:
             return False
         trouble.alone[part.indexes[0]] += 1
         return trouble.charges >= MOST_TRIES and trouble.alone[part.indexes[0]] >= ALONE_TRIES
+
+    def _is_own(self, id_: int, now_s: float) -> bool:
+        """Take in that a request has failed; return whether others were taken since its last."""
+        trouble = self._trouble(id_)
+        is_own = self._host.last_taken_s > trouble.last_s
+        trouble.last_s = now_s
+        return is_own
 
     def _trouble(self, id_: int) -> Trouble:
         if len(self._troubles) > MOST_TROUBLES:  # of requests that were dropped, say
@@ -409,15 +419,17 @@ class Relay:
             self._lines.hold(lines if part.indexes else (), until_s, request.id)
             return
         if verdict.kind in SPOKEN and one.original is not None and one.failure is None:
-            self._note_success()
-        if verdict.kind is Kind.BUSY:
+            self._note_word(took=verdict.kind in (Kind.TAKEN, Kind.SORTED))
+        if verdict.kind is Kind.BUSY and self._is_own(request.id, now_s):
+            waiting = lines
+        elif verdict.kind is Kind.BUSY:
             self._host.be_busy(verdict.said, now_s + verdict.wait_s)
         elif verdict.kind is Kind.BAD_KEY:
             self._note_bad_key(request, verdict, now_s, waits=bool(part.indexes))
         elif verdict.kind is Kind.TOO_LARGE and part.indexes:
             self._lines.halve(part)
         self._lines.hold(waiting, now_s + verdict.wait_s, request.id)
-        if waiting:
+        if waiting and verdict.kind is Kind.SORTED:
             self._trouble(request.id).throttles += 1
         if verdict.kind is Kind.TAKEN and one.original is not None:
             self._note_taken(request)
@@ -456,9 +468,10 @@ class Relay:
                 health=self._host.state(now_s),
             )
 
-    def _note_success(self) -> None:
+    def _note_word(self, *, took: bool) -> None:
+        """Take in that Amplitude itself has answered."""
         now_s = loop_time_s()
         if self._host.state(now_s) == OUTAGE:
             _log.info("Amplitude answers again")
             self._logged_s = float("-inf")
-        self._host.succeeded(now_s)
+        self._host.spoke(now_s, took=took)

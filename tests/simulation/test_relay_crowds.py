@@ -269,3 +269,33 @@ def test_halves_of_what_is_too_large_keep_each_devices_order(tmp_path: Path) -> 
             assert ids == sorted(ids, key=lambda id_: int(id_.partition("/")[2])), device
 
     virtual.run(main)
+
+
+def test_hundreds_of_poison_requests_before_anything_was_taken_hold_nobody_up_for_long(
+    tmp_path: Path,
+) -> None:
+    async def main() -> None:
+        local = relaying.amplitude(faults=[Fault(kind="html", status=403, contains="poison")])
+        async with relaying.engine(tmp_path, local) as engine:
+            for n in range(200):
+                await take_in(engine, request([event(f"p{n}", n, event_type="poison")]))
+            for n in range(10):
+                await take_in(engine, request([event(f"g{n}", n)]))
+            with anyio.fail_after(120):
+                while len(local.events) < 10:
+                    await anyio.sleep(1.0)
+
+    virtual.run(main)
+
+
+def test_a_plain_429_that_one_request_gets_again_and_again_is_its_own(tmp_path: Path) -> None:
+    async def main() -> None:
+        local = relaying.amplitude(faults=[Fault(kind="status", status=429, contains="poison")])
+        async with relaying.engine(tmp_path, local) as engine:
+            await take_in(engine, request([event("p", 0, event_type="poison")]))
+            for n in range(600):
+                await take_in(engine, request([event(f"g{n}", n)]))
+                await anyio.sleep(1.0)
+            assert len(local.events) >= 590
+
+    virtual.run(main)

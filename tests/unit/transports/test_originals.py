@@ -100,6 +100,16 @@ def test_one_event_has_its_clients_address() -> None:
     assert json.loads(alone)["events"] == [{"ip": PEER}]
 
 
+def test_what_is_large_beside_the_events_is_not_repeated_for_each() -> None:
+    junk = "x" * 10_000
+    body = json.dumps({"api_key": "k", "junk": junk, "events": [{"n": n} for n in range(50)]})
+    found = single_events(of_json(body.encode()), range(50))
+    assert sum(len(alone) for alone, _ in found) < 50 * 100
+    form = of_form(api_key="k", junk=junk, identification='[{"n":1},{"n":2}]')
+    [(alone, _)] = single_events(form, [1])
+    assert read_form(alone, FORM) == {"api_key": "k", "identification": '[{"n":2}]'}
+
+
 def test_the_old_form_gets_its_time_moved_and_its_checksum_anew() -> None:
     events = [{"event_type": "A", "timestamp": 1}, {"event_type": "B"}]
     fields = {"v": "2", "client": "k", "e": json.dumps(events), "upload_time": "1764316800000"}

@@ -161,6 +161,29 @@ def lines_of(devices: list[int]) -> list[int]:
 FEW = 3
 
 
+def test_holding_many_devices_of_many_requests_takes_no_long_while() -> None:
+    """What is looked at grows with the events, and not with their square."""
+    lines = Lines()
+    looked_at = 0
+
+    class Counting(WaitingRequest):
+        def device(self, index: int) -> int:
+            nonlocal looked_at
+            looked_at += 1
+            return super().device(index)
+
+    for n in range(1, 8):
+        lines.add(Counting(n, 0, "k", 500, list(range(500)), list(range(500))))
+    part = lines.next()
+    assert part is not None
+    lines.answered(part)
+    looked_at = 0
+    lines.hold(range(500), 10.0, 1)
+    assert looked_at <= 7 * 500
+    assert lines.next() is None
+    assert lines.held == 500
+
+
 class World:
     """Requests on disk, and what has become of them; a naive model checks each departure."""
 
