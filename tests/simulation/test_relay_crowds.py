@@ -71,13 +71,13 @@ def test_a_busy_device_does_not_keep_others_waiting(tmp_path: Path) -> None:
     virtual.run(main)
 
 
-def test_a_thousand_throttled_devices_do_not_keep_a_new_one_waiting(tmp_path: Path) -> None:
+def test_hundreds_of_throttled_devices_do_not_keep_a_new_one_waiting(tmp_path: Path) -> None:
     async def main() -> None:
         local = relaying.amplitude()
         throttled = {"code": 429, "error": "Too many requests", "throttled_events": [0]}
         wire = Answering(local, hot=Answer(429, {}, json.dumps(throttled).encode()))
         async with relaying.engine(tmp_path, local, wire=wire) as engine:
-            for n in range(1_000):
+            for n in range(300):
                 await take_in(engine, request([event(f"hot{n}", n)]))
             await anyio.sleep(60.0)
             for n in range(10):
@@ -88,7 +88,7 @@ def test_a_thousand_throttled_devices_do_not_keep_a_new_one_waiting(tmp_path: Pa
             wire.answers.clear()
             with anyio.fail_after(120):
                 await engine.relayed()
-            assert engine.relays[RELAY].spool.counters["delivered"] == 1_010
+            assert engine.relays[RELAY].spool.counters["delivered"] == 310
 
     virtual.run(main)
 
