@@ -75,7 +75,7 @@ def judge(answer: Answer, sent: Original, count: int) -> Verdict:
     """Return what an answer means for a request of ``count`` events. Never raises."""
     body = _object(answer.body)
     code = body.get("code")
-    status = code if type(code) is int and (answer.status < 300 or code == 400) else answer.status
+    status = code if type(code) is int and answer.status < 300 else answer.status
     said = _said(answer, body)
     if status == 413:
         return Verdict(Kind.TOO_LARGE, status, said)

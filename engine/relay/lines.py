@@ -39,6 +39,9 @@ FEW: Final = 2
 MOST_HELD: Final = 100_000
 """Devices that are held, beyond which no further requests are read."""
 
+BEFORE_ALL: Final = -(1 << 62)
+"""An id that is lower than any, also than one that is damaged."""
+
 Owner = int | str
 """A device's line, or an API key: what can be held."""
 
@@ -83,7 +86,7 @@ class Lines:
         """Held ones whose time has come: the next pass is for them."""
         self._returning: set[Owner] = set()
         """Held ones for whom this pass is."""
-        self.front = -1
+        self.front = BEFORE_ALL
         """The last request that was read as a new one."""
         self.again: int | None = None
         """The last request that this pass has read; None: there is no pass."""

@@ -75,6 +75,7 @@ def test_remote_stays_where_no_address_is_known() -> None:
         ("2026-11-28T08:00:00.250Z", "2026-11-28T08:10:00.250Z"),
         (1_764_316_800_000, 1_764_317_400_000),
         ("1764316800000", "1764317400000"),
+        ("0001-02-03T04:05:06", "0001-02-03T04:15:06.000Z"),
     ],
 )
 def test_the_time_of_sending_moves_by_as_long_as_it_waited(written: Any, moved: Any) -> None:
@@ -165,9 +166,17 @@ def test_one_event_is_a_request_of_its_own(original: Original) -> None:
     assert key_of(alone) == key_of(original) == "k"
 
 
-@pytest.mark.parametrize(
-    "original", [of_json(b"[]"), of_json(b'{"api_key":"k"}'), of_form(api_key="k"), of_json(b"")]
-)
-def test_what_no_endpoint_took_is_said(original: Original) -> None:
+ODD_ONES = [of_json(b"[]"), of_json(b'{"api_key":"k"}'), of_form(api_key="k"), of_json(b"")]
+
+
+@pytest.mark.parametrize("original", ODD_ONES)
+def test_what_cannot_be_taken_apart_goes_whole_or_not_at_all(original: Original) -> None:
+    assert as_sent(original) is original
     with pytest.raises(ValueError, match="not a"):
-        as_sent(original)
+        as_sent(original, [0])
+
+
+def test_of_equal_names_in_a_query_the_first_counts() -> None:
+    query = "api_key=k&identification=%5B%7B%22n%22:1%7D%5D&identification=%7B%7D&api_key=other"
+    original = Original("GET", "/identify", query, "", b"", PEER)
+    assert (key_of(original), events_of(original)) == ("k", [b'{"n":1}'])

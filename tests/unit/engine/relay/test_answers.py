@@ -61,6 +61,7 @@ PAGE = b"<html><body>welcome</body></html>"
         (V2, answer(429, PAGE), Kind.NO_ANSWER),
         (V2, answer(500, {"code": 500}), Kind.NO_ANSWER),
         (V2, answer(503, b""), Kind.NO_ANSWER),
+        (V2, answer(503, BAD), Kind.NO_ANSWER),
     ],
 )
 def test_a_row_of_the_table(sent: Original, answered: Answer, kind: Kind) -> None:
