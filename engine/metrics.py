@@ -62,7 +62,7 @@ METRICS = {
     "relay_last_delivery_seconds": "Time since Amplitude took something last.",
     "relay_held": "Devices and API keys whose events wait for their time.",
     "relay_calls_total": "Requests to Amplitude, by status (0: no answer).",
-    "relay_health": "1 for the health of a relay: open, outage, busy, invalid_key.",
+    "relay_health": "1 for the health of a relay: open, failing, outage, busy, invalid_key.",
     "relay_stopped": "1 while a fault of this program keeps a relay from running.",
     "relay_faults_total": "Faults of this program that stopped a relay, since the start.",
     "ready": "1 while events are taken.",

@@ -202,6 +202,12 @@ class _Said(msgspec.Struct):
     error: str
 
 
+def is_foreign(body: bytes) -> bool:
+    """Whether a 404 is not Amplitude's own, which alone says that an hour has no data: what that
+    looks like is documented nowhere, but neither is it a page, nor Intercom's list of errors."""
+    return body.lstrip().startswith(b"<") or b"error.list" in body
+
+
 def say_of(body: bytes) -> str:
     """Return what the body of an error says, in one line; of a page nothing."""
     try:
@@ -301,6 +307,8 @@ class ExportClient:
         url = f"{self._base_url}{PATH}?start={start}&end={end}"
         async with self._session.get(url, allow_redirects=False) as response:
             if response.status == 404:
+                if is_foreign(await self._beginning(response)):
+                    raise ExportDelayed("404 of somebody else: a page, or another API's error")
                 return False
             if response.status != 200:
                 raise await self._error(response)
@@ -323,15 +331,18 @@ class ExportClient:
             came(len(piece))
 
     async def _error(self, response: aiohttp.ClientResponse) -> TransportError:
-        try:
-            body = await response.content.readexactly(MAX_SAID_BYTES)
-        except asyncio.IncompleteReadError as error:
-            body = error.partial
-        said = say_of(body)
+        said = say_of(await self._beginning(response))
         for secret in self._secrets:
             said = said.replace(secret, "***")
         wait_s = parse_retry_after(response.headers.get("Retry-After"), self._now_s())
         return consequence(response.status, said, wait_s)
+
+    async def _beginning(self, response: aiohttp.ClientResponse) -> bytes:
+        """Return as much of a body as is needed to know what it says."""
+        try:
+            return await response.content.readexactly(MAX_SAID_BYTES)
+        except asyncio.IncompleteReadError as error:
+            return error.partial
 
     def _too_long(self) -> ExportTooLarge:
         return ExportTooLarge(f"longer than max_bytes, {self._max_bytes}")

@@ -15,6 +15,7 @@ from amplitude_intercom.engine.commands.findings import (
     key_findings,
     key_name,
     port_findings,
+    relay_findings,
     shared_fields,
 )
 from amplitude_intercom.engine.commands.machine import machine_findings
@@ -109,6 +110,7 @@ async def check(
     running = await is_running(settings)
     general = [
         *key_findings(settings),
+        *relay_findings(settings),
         *shared_fields(settings),
         *port_findings(settings),
     ]

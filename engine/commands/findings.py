@@ -46,6 +46,19 @@ def key_findings(settings: Settings) -> Iterator[Finding]:
             yield Finding("warning", "sync", text)
 
 
+def relay_findings(settings: Settings) -> Iterator[Finding]:
+    """Yield what relays will not get, or not pass on."""
+    relays = [relay for relay in settings.relay if relay.enabled]
+    if relays and settings.http is None:
+        yield Finding("warning", "relay", "there is no [http]: nothing comes that could go on")
+    relayed = {key.reveal() for relay in relays for key in settings.keys_of(relay)}
+    for index, sync in enumerate(settings.sync):
+        for key in sync.amplitude_api_keys:
+            if relays and key.reveal() not in relayed and ANY_KEY not in relayed:
+                text = f"no relay takes the key {key_name(key)}: Amplitude does not get its events"
+                yield Finding("warning", f"sync[{index}].amplitude_api_keys", text)
+
+
 def shared_fields(settings: Settings) -> Iterator[Finding]:
     """Yield which fields of contacts two syncs write."""
     for first, other in combinations([sync for sync in settings.sync if sync.enabled], 2):

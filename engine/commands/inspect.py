@@ -25,6 +25,7 @@ from amplitude_intercom.engine.metrics import (
     SyncStatus,
 )
 from amplitude_intercom.engine.settings import Settings
+from amplitude_intercom.engine.spool.takers import RELAY
 
 THROTTLED = "asks for a pause: the rate limit is reached, by this program or others with the token"
 
@@ -94,12 +95,14 @@ def _spool(spool: SpoolStatus, max_bytes: int) -> Iterator[tuple[str, str, str]]
         yield "trouble", "", spool.trouble
     for name, left in spool.left.items():
         there = f"{count(left.pending, 'event')} and {count(left.dead, 'dead letter')} of it"
-        yield "left", name, f"{there}, which is not in the settings: {WHAT_TO_DO}"
+        what_to_do = OF_A_RELAY if name.startswith(RELAY) else WHAT_TO_DO
+        yield "left", name, f"{there}, which is not in the settings: {what_to_do}"
 
 
 FAR_S = 365 * 86_400.0
 """What is further away than a year is not worth a line."""
 
+OF_A_RELAY = "put it back, or `spool drop OLD --yes`"
 WHAT_TO_DO = "put it back, or `spool move OLD NEW`, or `spool drop OLD --yes`"
 """What can be done with what is left of a sync."""
 
@@ -141,7 +144,7 @@ def _relay_rows(relay: RelayStatus) -> Iterator[tuple[str, str, str]]:
     yield "dropped", f"{sum(relay.dropped.values()):,}", listed(_most(relay.dropped))
     yield "dead letters", f"{relay.dead:,}", listed(_most(relay.dead_by_reason))
     oldest = "" if oldest_s is None else f"the oldest for {duration(oldest_s)}"
-    held = f"{count(relay.held, 'device')} or keys held back" if relay.held else ""
+    held = f"{relay.held:,} devices and keys whose time has not come" if relay.held else ""
     yield "waiting", f"{relay.pending:,}", ", ".join(filter(None, (oldest, held)))
     if relay.health:
         calls = count(sum(relay.calls.values()), "request")
@@ -158,9 +161,8 @@ def _relay_rows(relay: RelayStatus) -> Iterator[tuple[str, str, str]]:
 def _relay_health(relay: RelayStatus) -> str:
     if not relay.calls:
         return "not called yet"
-    if set(relay.calls) == {"0"}:
-        return "has not answered yet"
     return {
+        "failing": "does not answer, or somebody else does; it is tried again",
         "outage": "does not answer; it is tried until it does",
         "busy": "asks for a pause",
         "invalid_key": "refuses an API key; what comes with it waits",

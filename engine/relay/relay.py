@@ -152,8 +152,10 @@ class Relay:
 
     @property
     def health(self) -> str:
-        """``open``, ``outage``, ``busy``, or ``invalid_key`` where some are refused."""
+        """``open``, ``failing`` (some are not answered), ``outage``, ``busy``, ``invalid_key``."""
         state = self._host.state(loop_time_s())
+        if state == OPEN and self._host.said:
+            return "failing"
         return "invalid_key" if state == OPEN and self.refused_keys else state
 
     @property
@@ -458,8 +460,9 @@ class Relay:
         self._lines.hold_key(key, now_s + wait_s, request.id)
 
     def _note_failure(self, verdict: Verdict, now_s: float) -> None:
+        before = self._host.state(now_s)
         self._host.failed(verdict.said, now_s, self._jitter())
-        if now_s >= self._logged_s + LOG_EVERY_S:
+        if self._host.state(now_s) != before or now_s >= self._logged_s + LOG_EVERY_S:
             self._logged_s = now_s
             _log.warning(
                 "Amplitude does not answer, or somebody else does: it is tried again",

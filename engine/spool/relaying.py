@@ -20,7 +20,7 @@ from amplitude_intercom.engine.spool.dead_letters import DeadLetters
 from amplitude_intercom.engine.spool.relayed import RelayedRequests, WaitingRequest
 from amplitude_intercom.engine.spool.rows import Relayed, dead_letter
 from amplitude_intercom.engine.spool.settled import SettledLines
-from amplitude_intercom.engine.spool.takers import Takers
+from amplitude_intercom.engine.spool.takers import RELAY, Takers
 
 
 class LostEvent(msgspec.Struct, frozen=True):
@@ -128,7 +128,8 @@ class Relaying:
         )
         self._letters.insert(taker, letter)
         self._accounts.count_dead(taker, event.failure.reason, 1)
-        self._lines.dead(self._takers.name_of(taker), record, event.failure)
+        relay = self._takers.name_of(taker).removeprefix(RELAY)
+        self._lines.dead_of_relay(relay, letter, event.failure)
 
     def drop_some(self, taker: int, limit: int) -> int:
         """Settle up to ``limit`` requests as discarded; return how many events they had."""

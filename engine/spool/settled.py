@@ -40,6 +40,12 @@ class SettledLines:
         why = {**_why(failure), "means": failure.reason.means}
         self._keep(lambda: _log.warning("dead letter", sync=sync, **_about(record), **why))
 
+    def dead_of_relay(self, relay: str, letter: DeadLetter, failure: Failure) -> None:
+        """Amplitude will not have an event of a relay."""
+        about = {"user": letter.user_key, "event_type": letter.event_type, "record": letter.id}
+        why = {**_why(failure), "means": failure.reason.means}
+        self._keep(lambda: _log.warning("dead letter", relay=relay, **about, **why))
+
     def dead_at_the_door(self, sync: str, id_: int, row: DeadRow) -> None:
         """An event became a dead letter before it was a record."""
         where = {"origin": row.origin, "line": row.line}

@@ -21,6 +21,7 @@ from amplitude_intercom.transports.amplitude_exports import (
     KeysRefused,
     Span,
     consequence,
+    is_foreign,
     last_whole_hour,
     parse_hour,
     parse_retry_after,
@@ -144,6 +145,20 @@ def test_a_wait_that_is_asked_for_has_a_bound(text: str | None, wait_s: float | 
 )
 def test_an_error_says_one_short_line_and_a_page_none(body: bytes, said: str) -> None:
     assert say_of(body) == said
+
+
+@pytest.mark.parametrize(
+    ("body", "foreign"),
+    [
+        (b'{"code": 404, "error": "Raw data files not found"}', False),
+        (b"Raw data files were not found.\n", False),
+        (b"", False),
+        (b" <html><body>nginx</body></html>", True),
+        (b'{"type":"error.list","errors":[{"code":"not_found"}]}', True),
+    ],
+)
+def test_only_amplitudes_own_404_says_that_there_is_nothing(body: bytes, foreign: bool) -> None:
+    assert is_foreign(body) is foreign
 
 
 # --- the client ---------------------------------------------------------------------------
