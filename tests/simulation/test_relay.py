@@ -8,6 +8,7 @@ from typing import Any
 
 import anyio
 import pytest
+from structlog.testing import capture_logs
 
 from amplitude_intercom.engine.app import Engine
 from amplitude_intercom.engine.spool.rows import DeadLetterQuery
@@ -180,6 +181,41 @@ def test_a_key_that_stays_refused_ends_as_dead_letters(tmp_path: Path) -> None:
             assert counters(engine)["dead:invalid_api_key"] == 40
 
     virtual.run(main)
+
+
+def test_health_says_that_nothing_is_answered_from_the_first_failure_on(tmp_path: Path) -> None:
+    async def main() -> None:
+        local = relaying.amplitude(faults=[Fault(kind="status", status=401, end_s=60.0)])
+        async with relaying.engine(tmp_path, local) as engine:
+            relay = engine.relays[RELAY]
+            assert relay.health == "open"
+            await take_in(engine, request([event("d", 0)]))
+            await anyio.sleep(1.0)
+            assert (relay.health, relay.said) == ("failing", "Fault")
+            [status] = (await engine.status()).relays
+            assert (status.health, status.pending, status.calls) == ("failing", 1, {"401": 1})
+            await relayed(engine)
+            assert (relay.health, relay.said) == ("open", "")
+
+    virtual.run(main)
+
+
+def test_a_dead_letter_is_logged_with_what_it_is(tmp_path: Path) -> None:
+    async def main() -> None:
+        local = relaying.amplitude()
+        local.silenced = {"d"}
+        async with relaying.engine(tmp_path, local) as engine:
+            await take_in(engine, request([event("d", 0)]))
+            await relayed(engine)
+
+    with capture_logs() as logged:
+        virtual.run(main)
+    [line] = [line for line in logged if line["event"] == "dead letter"]
+    assert (line["relay"], line["event_type"], line["user"]) == (
+        "amplitude",
+        "Purchase",
+        "user-of-d",
+    )
 
 
 def test_a_full_relay_drops_its_oldest_and_counts_them(tmp_path: Path) -> None:

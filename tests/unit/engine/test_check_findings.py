@@ -15,6 +15,7 @@ from amplitude_intercom.engine.commands.findings import (
     Finding,
     key_findings,
     port_findings,
+    relay_findings,
     shared_fields,
 )
 from amplitude_intercom.engine.commands.machine import machine_findings
@@ -300,3 +301,22 @@ def test_a_relative_data_dir_beside_the_settings_is_no_reason_to_warn(
     monkeypatch.chdir(tmp_path)
     said = machine_findings(settings(data_dir="data"), running=False)
     assert [finding for finding in said if finding.key == "data_dir"] == []
+
+
+@pytest.mark.parametrize(
+    ("relays", "http", "found"),
+    [
+        ([], True, []),
+        ([{}], True, []),
+        ([{"amplitude_api_keys": ["*"]}], True, []),
+        ([{"amplitude_api_keys": ["key-1", "key-9"]}], True, []),
+        ([{"enabled": False}], False, []),
+        ([{}], False, ["relay"]),
+        ([{"amplitude_api_keys": ["key-9"]}], True, ["sync[0].amplitude_api_keys"]),
+    ],
+)
+def test_what_amplitude_will_not_get_is_said(
+    relays: list[dict[str, Any]], http: bool, found: list[str]
+) -> None:
+    top: dict[str, Any] = {"relay": relays} | ({"http": {}} if http else {})
+    assert [finding.key for finding in relay_findings(settings(**top))] == found
