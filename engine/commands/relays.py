@@ -34,7 +34,7 @@ def describe_relay(settings: Settings, relay: Relay) -> dict[str, Any]:
 
 
 def relay_notes(settings: Settings) -> Iterator[str]:
-    """Yield what goes on to Amplitude, a sentence for each relay; or that nothing does."""
+    """Yield what goes on to Amplitude, a sentence for each relay."""
     for relay in settings.relay:
         if relay.enabled:
             keys = ", ".join(map(key_name, settings.keys_of(relay)))
@@ -42,8 +42,6 @@ def relay_notes(settings: Settings) -> Iterator[str]:
                 f"relay {relay.name}: requests with the key {keys} that come over HTTP go on to"
                 f" {address_of(relay)} as they came, whatever syncs keep of them"
             )
-    if settings.http is not None and not any(relay.enabled for relay in settings.relay):
-        yield NO_RELAY
 
 
 async def ask_amplitude(settings: Settings, relay: Relay) -> list[Finding]:

@@ -32,6 +32,7 @@ from amplitude_intercom.engine.reasons import DeadReason, no_dead_reason
 from amplitude_intercom.engine.settings import Admin
 from amplitude_intercom.engine.spool.jobs import JobKind
 from amplitude_intercom.engine.spool.rows import DeadLetterQuery, Position
+from amplitude_intercom.engine.spool.takers import RELAY
 from amplitude_intercom.transports.http import MAX_HEADER_BYTES
 from amplitude_intercom.transports.sockets import Listener, share_of_descriptors
 
@@ -249,7 +250,8 @@ class AdminServer:
     async def _dead_letters(self, request: web.Request) -> web.Response:
         sync, action = request.match_info["sync"], request.match_info["action"]
         if sync not in self._engine.takers:
-            raise web.HTTPNotFound(text=f"no sync or relay named {sync}\n")
+            kind = "relay" if sync.startswith(RELAY) else "sync"
+            raise web.HTTPNotFound(text=f"no {kind} named {sync}\n")
         query = await self._body(request, Listing if action == "list" else DeadLetterQuery)
         if query.reason is not None and query.reason not in set(DeadReason):
             raise web.HTTPBadRequest(text=f"{no_dead_reason(query.reason)}\n")
