@@ -26,7 +26,7 @@ from amplitude_intercom.engine.spool.jobs import (
     NewMapping,
 )
 from amplitude_intercom.engine.spool.rekeying import rekey
-from amplitude_intercom.engine.spool.rows import DeadLetter, DeadLetterQuery, Position
+from amplitude_intercom.engine.spool.rows import DeadLetter, DeadLetterQuery, Position, Relayed
 from amplitude_intercom.engine.spool.spool import Spool
 from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.engine.spool.takers import spoken
@@ -379,7 +379,7 @@ def relay_again(
 ) -> Counter[str]:
     """Send dead letters of a relay on again; return how many went where."""
     found = [
-        (letter, relayed_again(letter, drops_oldest=drops_oldest))
+        (letter, _as_request(letter, drops_oldest=drops_oldest))
         for letter in letters
         if letter.reason != DeadReason.CORRUPT
     ]
@@ -387,6 +387,15 @@ def relay_again(
     counts = Counter({STILL_DEAD: len(letters) - len(requests)})
     counts["replayed"] = store.relay_again(taker, requests, now_ms)
     return +counts
+
+
+def _as_request(letter: DeadLetter, *, drops_oldest: bool) -> Relayed | None:
+    """Return a letter of a relay as a request; None where it cannot be one, or met a fault."""
+    try:
+        return relayed_again(letter, drops_oldest=drops_oldest)
+    except Exception as fault:
+        internal_failure(fault, dead_letter=letter.id)
+        return None
 
 
 def _judged(admission: Admission, letter: DeadLetter) -> Verdict[Admitted] | None:

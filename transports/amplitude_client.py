@@ -61,6 +61,7 @@ class AmplitudeClient:
             auto_decompress=False,  # it would unpack 64 kB at once, whatever they become
             timeout=aiohttp.ClientTimeout(total=timeout_s),
             headers={"User-Agent": "amplitude-intercom", "Accept-Encoding": "gzip, deflate"},
+            skip_auto_headers=["Content-Type"],  # a request that came without goes on without
         )
 
     def __repr__(self) -> str:

@@ -11,7 +11,7 @@ from amplitude_intercom.engine.errors import Failure
 from amplitude_intercom.engine.faults import internal_failure
 from amplitude_intercom.engine.spool.relaying import LostEvent
 from amplitude_intercom.engine.spool.rows import LONGEST_TYPE, DeadLetter, Relayed
-from amplitude_intercom.transports.amplitude import BadEvent, Head, legible, read_head
+from amplitude_intercom.transports.amplitude import BadEvent, Head, decode_head, legible, read_head
 from amplitude_intercom.transports.contract import Batch
 from amplitude_intercom.transports.originals import (
     FORM,
@@ -34,7 +34,7 @@ def relayed_of(batch: Batch, *, drops_oldest: bool) -> Relayed | None:
     key = batch.api_key or ""
     project, known = zlib.crc32(key.encode()), dict[str, int]()
     devices = []
-    for head in batch.heads or ():
+    for head in batch.heads or map(decode_head, batch.raws):
         name = _device(head)
         line = known.get(name)
         if line is None:

@@ -119,6 +119,8 @@ class Relaying:
 
     def _bury(self, taker: int, request: WaitingRequest, event: LostEvent, now_ms: int) -> None:
         id_ = request.id * SLOTS + event.index
+        if self._letters.has(id_):  # damage has given its id to a second one
+            id_ = self._accounts.take_batches(1) * SLOTS
         record = Record(id_, Kind.EVENT, event.user, request.accepted_at_ms, event.raw)
         letter = msgspec.structs.replace(
             dead_letter(record, event.failure, now_ms),

@@ -8,10 +8,11 @@ from contextlib import suppress
 from pathlib import Path
 
 import anyio
+import msgspec
 import pytest
 
 from amplitude_intercom.engine.errors import SettingsError
-from amplitude_intercom.engine.spool.rows import DeadLetterQuery
+from amplitude_intercom.engine.spool.rows import DeadLetterQuery, letter_checksum
 from amplitude_intercom.engine.spool.sqlite.examine import findings
 from amplitude_intercom.transports.errors import Refused, UnknownApiKey
 from amplitude_intercom.transports.sandbox.sandbox import Fault
@@ -79,6 +80,63 @@ def test_damaged_remains_cost_the_request(tmp_path: Path, remaining: str) -> Non
             with anyio.fail_after(600):
                 await engine.relayed()
             assert engine.relays[RELAY].spool.counters["delivered"] == 18
+
+    virtual.run(main)
+
+
+def test_a_letter_that_cannot_be_read_costs_no_other_its_replay(tmp_path: Path) -> None:
+    async def main() -> None:
+        local = relaying.amplitude()
+        local.silenced = {"d"}
+        async with relaying.engine(tmp_path, local) as engine:
+            for n in range(3):
+                await take_in(engine, request([event("d", n)]))
+            await engine.relayed()
+            letters = await engine.dead_letters(RELAY, DeadLetterQuery())
+        body = b'{"api_key":%b,"events":[{}]}' % (b"9" * 5_000)
+        broken = msgspec.structs.replace(letters[1], raw=body)
+        with sqlite3.connect(tmp_path / "spool.db") as db:
+            crc = letter_checksum(
+                broken.id, broken.reason, broken.user_key, broken.accepted_at_ms, body
+            )
+            change_to = "UPDATE dead_letters SET raw = ?, crc = ? WHERE id = ?"
+            assert db.execute(change_to, (body, crc, broken.id)).rowcount == 1
+        db.close()
+        local.silenced.clear()
+        async with relaying.engine(tmp_path, local) as engine:
+            every = DeadLetterQuery(every=True)
+            assert await engine.replay(RELAY, every) == {"replayed": 2, "still dead": 1}
+            await engine.relayed()
+        assert by_device(local.events)["d"] == ["d/0", "d/2"]
+
+    virtual.run(main)
+
+
+def test_a_letters_id_that_is_taken_stops_nobody(tmp_path: Path) -> None:
+    async def main() -> None:
+        await fill(tmp_path, count=2)
+        change(tmp_path, "UPDATE relayed SET waiting = 2000, count = 7 WHERE id = 1")
+        local = relaying.amplitude()
+        local.silenced = {"d1", "e1"}
+        async with relaying.engine(tmp_path, local) as engine:
+            with anyio.fail_after(600):
+                while engine.relays[RELAY].spool.counters["dead"] < 2_002:
+                    await anyio.sleep(1.0)
+            assert engine.relay_supervisors[RELAY].faults == 0
+
+    virtual.run(main)
+
+
+def test_a_batch_without_heads_stands_in_its_devices_lines(tmp_path: Path) -> None:
+    async def main() -> None:
+        local = relaying.amplitude()
+        async with relaying.engine(tmp_path, local) as engine:
+            for n in range(5):
+                batch = request([event("d", n), event("e", n)])
+                batch.heads = None  # of a source of somebody else, which has not decoded them
+                await take_in(engine, batch)
+            await engine.relayed()
+        assert by_device(local.events)["d"] == [f"d/{n}" for n in range(5)]
 
     virtual.run(main)
 
