@@ -113,6 +113,21 @@ def test_a_key_that_is_held_waits_whole_and_others_of_its_devices_do_not() -> No
     assert lines.end_pass() == []
 
 
+def test_who_is_due_during_a_pass_has_the_next_one_at_once() -> None:
+    lines = Lines()
+    for n in (1, 2):
+        lines.add(request(n, n))
+    for part in going(lines):
+        lines.answered(part)
+        lines.hold(part.lines, float(part.request.id), part.request.id)
+    lines.wake(1.0)
+    assert lines.again == 0
+    lines.wake(2.0)
+    lines.add(request(1, 1))
+    lines.end_pass()
+    assert lines.again == 1
+
+
 def test_a_key_of_which_nothing_is_left_is_named_when_it_is_free() -> None:
     lines = Lines()
     lines.add(request(1, 10, key="bad"))
