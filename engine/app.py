@@ -8,7 +8,6 @@ As a library:
 
 from __future__ import annotations
 
-import hashlib
 import os
 import random
 import time
@@ -16,7 +15,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from functools import partial
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -25,17 +23,21 @@ import anyio
 import msgspec
 import structlog
 
-from amplitude_intercom.engine import arguments as arguments_of
 from amplitude_intercom.engine.actors.source import SourceActor
-from amplitude_intercom.engine.addresses import normal_url
-from amplitude_intercom.engine.config import with_secrets_revealed
+from amplitude_intercom.engine.clients import (
+    address_of,
+    amplitude_client_of,
+    client_of,
+    most_calls,
+    token_key,
+    token_of,
+)
 from amplitude_intercom.engine.delivery.contacts.selection import Selection, follow_selection
 from amplitude_intercom.engine.delivery.gate import Gate
 from amplitude_intercom.engine.delivery.loading import LoadedBytes
 from amplitude_intercom.engine.delivery.stream import Stream
 from amplitude_intercom.engine.delivery.workspace import Workspaces
 from amplitude_intercom.engine.errors import SettingsError, SpoolError
-from amplitude_intercom.engine.faults import describe
 from amplitude_intercom.engine.jobs import JobRunner
 from amplitude_intercom.engine.metrics import (
     Facts,
@@ -62,46 +64,39 @@ from amplitude_intercom.engine.settings import Relay as RelaySettings
 from amplitude_intercom.engine.spool import leaving
 from amplitude_intercom.engine.spool.jobs import JobKind
 from amplitude_intercom.engine.spool.rows import (
-    ContactKey,
     DeadLetter,
     DeadLetterPage,
     DeadLetterQuery,
     Position,
 )
 from amplitude_intercom.engine.spool.spool import Spool, TakerSpool
-from amplitude_intercom.engine.spool.sqlite.files import FILE_NAME, former_spools
+from amplitude_intercom.engine.spool.sqlite.files import former_spools
 from amplitude_intercom.engine.spool.sqlite.lock import DataDir
 from amplitude_intercom.engine.spool.sqlite.reading import disk_bytes
 from amplitude_intercom.engine.spool.store import Store, wall_clock_ms
 from amplitude_intercom.engine.spool.takers import RELAY, spoken
 from amplitude_intercom.engine.spool.user_state import UserState, state_of_user
 from amplitude_intercom.engine.supervision import Supervisor
+from amplitude_intercom.engine.token_facts import (
+    contact_key,
+    counts_before,
+    keep_limit,
+    known_limit,
+    workspace_of,
+)
 from amplitude_intercom.transports.amplitude_client import (
-    INGESTION_URLS,
-    LEGACY_URLS,
-    AmplitudeClient,
     AmplitudeWire,
 )
 from amplitude_intercom.transports.contract import Batch, Receipt, Source
 from amplitude_intercom.transports.errors import Refused
-from amplitude_intercom.transports.intercom import BASE_URLS, IntercomClient, Wire
+from amplitude_intercom.transports.intercom import Wire
 from amplitude_intercom.transports.reasons import RefusalReason
-from amplitude_intercom.transports.sockets import share_of_descriptors
 from amplitude_intercom.transports.uploads import BadUpload, decode_events
 
 _log = structlog.get_logger(__name__)
 
 WireFactory = Callable[[Intercom], Wire]
 RelayWireFactory = Callable[[RelaySettings], AmplitudeWire]
-
-MAX_LIMIT = 1_000_000
-"""Calls a window; what is kept beyond is damaged."""
-
-BEFORE, AFTER = "before", "after"
-"""Whether ``X-RateLimit-Remaining`` is the value before or after its call is charged, as kept."""
-
-SOURCES = "amplitude_intercom.sources"
-"""The group of entry points by which sources are found."""
 
 
 class BadEvents(ValueError):
@@ -315,7 +310,7 @@ class Engine:
                 budget,
                 now_ms=self._now_ms,
                 jitter=self._jitter,
-                keep_limit=partial(self._keep_limit, token),
+                keep_limit=partial(keep_limit, self.spool, token),
                 find_workspace=partial(
                     workspaces.find, token_key("workspace", token), token[0], gate, streams[0].spool
                 ),
@@ -343,37 +338,19 @@ class Engine:
         """All that the settings name who keep something of a batch."""
         return [*self.streams, *(relay.taker for relay in self.settings.relay)]
 
-    async def _keep_limit(self, token: tuple[str, str], limit: float) -> None:
-        key, text = token_key("limit", token), f"{limit:g}"
-        with suppress(SpoolError):  # then the next process begins with a guess
-            await self.spool.do(lambda store: store.meta.set(key, text))
-
-    async def _known_limit(self, token: tuple[str, str]) -> float | None:
-        key = token_key("limit", token)
-        text = await self.spool.do(lambda store: store.meta.get(key))
-        try:
-            limit = float(text or 0)
-        except ValueError:  # damaged
-            return None
-        return limit if 1 <= limit < MAX_LIMIT else None
-
-    async def _counts_before(self, token: tuple[str, str]) -> bool:
-        key = token_key("remaining", token)
-        return await self.spool.do(lambda store: store.meta.get(key)) == BEFORE
-
     async def _gate(self, token: tuple[str, str], sync: Sync, stack: AsyncExitStack) -> Gate:
         """Return the gate of an access token, as its first sync says."""
         return Gate(
             await self._wire_of(sync, stack),
             requests_per_minute=sync.intercom.requests_per_minute,
-            max_in_flight=_most_calls(sync.intercom, len(self._syncs_of)),
+            max_in_flight=most_calls(sync.intercom, len(self._syncs_of)),
             probe_first_s=sync.delivery.probe_first_s,
             probe_most_s=sync.delivery.probe_most_s,
             now_s=self._now_s,
             jitter=self._jitter,
             name=self._name_of(token),
-            known_limit=await self._known_limit(token),
-            counts_before=await self._counts_before(token),
+            known_limit=await known_limit(self.spool, token),
+            counts_before=await counts_before(self.spool, token),
         )
 
     async def _wire_of(self, sync: Sync, stack: AsyncExitStack) -> Wire:
@@ -718,60 +695,6 @@ def _refuse_former_spools(data_dir: Path) -> None:
         )
 
 
-async def keep_counting(settings: Settings, found: Mapping[tuple[str, str], bool]) -> None:
-    """Keep, for access tokens, whether ``Remaining`` is the value before its call is charged.
-
-    It goes into the spool that is there; the next process that delivers begins with it.
-
-    Raises:
-        DataDirInUse: another process has the spool.
-        SettingsError: the data directory cannot be used.
-        SpoolError: there is no spool yet, or it cannot be opened or written.
-    """
-    data_dir = Path(settings.data_dir)
-    path = data_dir / FILE_NAME
-    if not path.exists():
-        text = f"there is no spool {path} yet; the first start makes it"
-        raise SpoolError(RefusalReason.SPOOL_FAILING, text)
-
-    def job(store: Store) -> None:
-        for token, counts_before in found.items():
-            store.meta.set(token_key("remaining", token), BEFORE if counts_before else AFTER)
-
-    with DataDir(data_dir):
-        spool = Spool(data_dir, settings)
-        try:
-            await spool.do(job)
-        finally:
-            await spool.close()
-
-
-def token_key(what: str, token: tuple[str, str]) -> str:
-    """Return under which key something of an access token is kept, without the token."""
-    digest = hashlib.blake2b("\0".join(token).encode(), digest_size=8)
-    return f"{what} {digest.hexdigest()}"
-
-
-def workspace_of(store: Store, sync: Sync) -> int:
-    """Return the number of the workspace that a sync writes to; 0: it is not known yet."""
-    token = token_of(sync)
-    key = token_key("workspace", token)
-    text = store.meta.get(key)
-    if text and text.isdecimal():
-        return int(text)
-    return store.workspaces.find(token[0], key)  # Intercom has not named it
-
-
-def contact_key(store: Store, sync: Sync, user: str) -> ContactKey:
-    """Return what a user's contact is known by, as far as the sync's workspace is known."""
-    return ContactKey(workspace_of(store, sync), sync.mapping.identifier, user)
-
-
-def token_of(sync: Sync) -> tuple[str, str]:
-    """Return the address and the access token of a sync: what has one budget."""
-    return _base_url(sync.intercom), sync.intercom.access_token.reveal()
-
-
 def data_dir_of(settings: Settings) -> str:
     """Return the whole path of the data directory, by which a daemon is known."""
     return os.path.realpath(settings.data_dir)
@@ -793,27 +716,6 @@ def _gate_names(tokens: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]
     }
 
 
-def _base_url(intercom: Intercom) -> str:
-    """Return the address in its one spelling, so that one token has one budget."""
-    return normal_url(intercom.base_url or BASE_URLS[intercom.region])
-
-
-def client_of(intercom: Intercom, tokens: int = 1) -> IntercomClient:
-    """Build the client of a workspace, to be entered as a context; one of ``tokens`` of them."""
-    return IntercomClient(
-        _base_url(intercom),
-        intercom.access_token.reveal(),
-        renewed=intercom.access_token.reveal_again,
-        timeout_s=intercom.timeout_s,
-        connections=_most_calls(intercom, tokens),
-    )
-
-
-def _most_calls(intercom: Intercom, tokens: int) -> int:
-    """Return how many calls may be out at once: no more than this process may have connections."""
-    return min(intercom.max_in_flight, share_of_descriptors(0.25 / tokens))
-
-
 def _syncs_by_key(settings: Settings) -> dict[str, list[str]]:
     keys: dict[str, list[str]] = {}
     for sync in settings.sync:
@@ -828,64 +730,3 @@ def _relays_by_key(settings: Settings) -> dict[str, list[str]]:
         for key in settings.keys_of(relay) if relay.enabled else ():
             keys.setdefault(key.reveal(), []).append(relay.taker)
     return keys
-
-
-def amplitude_client_of(relay: RelaySettings) -> AmplitudeClient:
-    """Build the client of a relay, to be entered as a context."""
-    return AmplitudeClient(
-        address_of(relay),
-        legacy_url=None if relay.base_url else LEGACY_URLS[relay.region],
-        timeout_s=relay.timeout_s,
-        connections=relay.connections,
-    )
-
-
-def address_of(relay: RelaySettings) -> str:
-    """Return where a relay sends to, in its one spelling."""
-    return normal_url(relay.base_url or INGESTION_URLS[relay.region])
-
-
-def load_source(name: str, arguments: Mapping[str, Any], syncs: Sequence[str]) -> Source:
-    """Build a registered source (entry point group ``amplitude_intercom.sources``).
-
-    ``syncs`` are the names of those that it can bring events for.
-
-    Raises:
-        SettingsError: no such source, or it does not take these settings.
-    """
-    found = [e for e in entry_points(group=SOURCES) if e.name == name]
-    if not found:
-        there = ", ".join(sorted(e.name for e in entry_points(group=SOURCES)))
-        raise SettingsError(
-            f"sources.{name}: no source of this name is installed, there is {there}"
-        )
-    try:
-        source_class = found[0].load()
-        problem = next(arguments_of.problems(source_class, arguments, syncs), None)
-        if problem is not None:
-            raise SettingsError(f"sources.{name}.{problem}")
-        source: Source = source_class(**arguments)
-        is_source = callable(getattr(source, "run", None))
-    except SettingsError:
-        raise
-    except (Exception, SystemExit) as error:  # it is somebody else's code
-        said = str(error) if isinstance(error, TypeError | ValueError) else describe(error)
-        raise SettingsError(f"sources.{name}: {said}") from None
-    if not is_source:
-        raise SettingsError(f"sources.{name}: what is installed is no source, it has no `run`")
-    return source
-
-
-def sources_of(settings: Settings) -> dict[str, Source]:
-    """Build the sources that the daemon serves.
-
-    Raises:
-        SettingsError: one of them is not installed, or does not take its settings.
-    """
-    sources: dict[str, Source] = {}
-    syncs = [sync.name for sync in settings.sync]
-    if settings.http is not None:
-        sources["http"] = load_source("http", msgspec.structs.asdict(settings.http), syncs)
-    for name, arguments in settings.sources.items():
-        sources[name] = load_source(name, with_secrets_revealed(arguments), syncs)
-    return sources

@@ -9,7 +9,7 @@ from email.utils import parsedate_to_datetime
 from itertools import islice
 from typing import Any
 
-from amplitude_intercom.engine.app import client_of, sources_of
+from amplitude_intercom.engine.clients import client_of
 from amplitude_intercom.engine.commands.findings import (
     Finding,
     key_findings,
@@ -64,6 +64,7 @@ from amplitude_intercom.engine.settings import (
     Sync,
     source_and_target,
 )
+from amplitude_intercom.engine.sources import sources_of
 from amplitude_intercom.transports import intercom
 from amplitude_intercom.transports.amplitude import BadEvent, Head
 from amplitude_intercom.transports.errors import NoAnswer

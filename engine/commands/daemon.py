@@ -8,12 +8,13 @@ import anyio
 import structlog
 from anyio.abc import TaskGroup
 
-from amplitude_intercom.engine.app import Engine, sources_of
+from amplitude_intercom.engine.app import Engine
 from amplitude_intercom.engine.commands.findings import key_findings
 from amplitude_intercom.engine.commands.running import FAILED, OK, Signals
 from amplitude_intercom.engine.console.server import AdminServer
 from amplitude_intercom.engine.errors import SettingsError
 from amplitude_intercom.engine.settings import Settings
+from amplitude_intercom.engine.sources import sources_of
 from amplitude_intercom.engine.supervision import Supervisor
 from amplitude_intercom.transports.contract import Batch, Intake, Source, Ticket
 from amplitude_intercom.transports.errors import Refused

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from amplitude_intercom.engine.app import client_of, contact_key
+from amplitude_intercom.engine.clients import client_of
 from amplitude_intercom.engine.commands.relays import relay_notes
 from amplitude_intercom.engine.commands.running import OK, print_json
 from amplitude_intercom.engine.commands.terminal import say
@@ -29,6 +29,7 @@ from amplitude_intercom.engine.settings import Intercom, Settings, Sync
 from amplitude_intercom.engine.spool.claims import Claim, claim_of
 from amplitude_intercom.engine.spool.rows import DeadLetter, Known
 from amplitude_intercom.engine.spool.store import Store, wall_clock_ms
+from amplitude_intercom.engine.token_facts import contact_key
 from amplitude_intercom.transports import files, intercom
 from amplitude_intercom.transports.amplitude import BadEvent, Head, decode_head
 from amplitude_intercom.transports.errors import NoAnswer

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import anyio
 
-from amplitude_intercom.engine.app import client_of, keep_counting, token_of, workspace_of
+from amplitude_intercom.engine.clients import client_of, token_of
 from amplitude_intercom.engine.commands import probe_answers as words
 from amplitude_intercom.engine.commands.findings import Finding
 from amplitude_intercom.engine.commands.probe import EVENT_NAME, Probe
@@ -27,6 +27,7 @@ from amplitude_intercom.engine.settings import MAX_EVENT_TYPES, Settings, Sync
 from amplitude_intercom.engine.spool.sqlite.files import FILE_NAME
 from amplitude_intercom.engine.spool.sqlite.reading import look
 from amplitude_intercom.engine.spool.store import Store
+from amplitude_intercom.engine.token_facts import keep_counting, workspace_of
 from amplitude_intercom.transports.intercom import Wire
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from amplitude_intercom.engine.app import address_of, amplitude_client_of
+from amplitude_intercom.engine.clients import address_of, amplitude_client_of
 from amplitude_intercom.engine.commands.findings import Finding, key_name
 from amplitude_intercom.engine.relay.answers import Kind, Verdict, judge
 from amplitude_intercom.engine.settings import ANY_KEY, Relay, Secret, Settings

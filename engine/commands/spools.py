@@ -21,14 +21,8 @@ import msgspec
 from yarl import URL
 
 from amplitude_intercom.engine.addresses import host_and_port
-from amplitude_intercom.engine.app import (
-    Compacted,
-    Engine,
-    address_of,
-    contact_key,
-    data_dir_of,
-    workspace_of,
-)
+from amplitude_intercom.engine.app import Compacted, Engine, data_dir_of
+from amplitude_intercom.engine.clients import address_of
 from amplitude_intercom.engine.commands.findings import EVERYBODY
 from amplitude_intercom.engine.commands.preview import Preview, SpooledPast
 from amplitude_intercom.engine.commands.terminal import say
@@ -65,6 +59,7 @@ from amplitude_intercom.engine.spool.sqlite.lock import holder
 from amplitude_intercom.engine.spool.sqlite.reading import disk_bytes, look
 from amplitude_intercom.engine.spool.store import Store, wall_clock_ms
 from amplitude_intercom.engine.spool.user_state import UserState, nothing_of, state_of_user
+from amplitude_intercom.engine.token_facts import contact_key, workspace_of
 from amplitude_intercom.transports.reasons import RefusalReason
 
 T = TypeVar("T")

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from amplitude_intercom.engine.app import SOURCES, Engine, load_source
+from amplitude_intercom.engine.app import Engine
 from amplitude_intercom.engine.config import from_table
 from amplitude_intercom.engine.errors import SettingsError
 from amplitude_intercom.engine.settings import Intercom
+from amplitude_intercom.engine.sources import SOURCES, load_source
 from amplitude_intercom.transports.errors import UnknownSync
 from amplitude_intercom.transports.intercom import Wire
 from amplitude_intercom.transports.sandbox import InProcess, Sandbox

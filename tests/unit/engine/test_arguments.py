@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from amplitude_intercom.engine.app import load_source
 from amplitude_intercom.engine.arguments import problems
 from amplitude_intercom.engine.errors import SettingsError
+from amplitude_intercom.engine.sources import load_source
 
 
 class Queue:

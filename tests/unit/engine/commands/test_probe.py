@@ -11,7 +11,8 @@ import anyio
 import msgspec
 import pytest
 
-from amplitude_intercom.engine.app import Engine, keep_counting, token_key, token_of
+from amplitude_intercom.engine.app import Engine
+from amplitude_intercom.engine.clients import token_key, token_of
 from amplitude_intercom.engine.commands import probe_answers as words
 from amplitude_intercom.engine.commands import probing
 from amplitude_intercom.engine.commands.probe import EVENT_NAME, Probe
@@ -20,6 +21,7 @@ from amplitude_intercom.engine.config import from_table
 from amplitude_intercom.engine.errors import DataDirInUse, SettingsError, SpoolError
 from amplitude_intercom.engine.settings import Settings
 from amplitude_intercom.engine.spool.store import Store
+from amplitude_intercom.engine.token_facts import keep_counting
 from amplitude_intercom.transports.intercom import Answer, RateHeaders, Request, Wire
 from amplitude_intercom.transports.sandbox import Fault, InProcess, Sandbox
 from support import virtual
