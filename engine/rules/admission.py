@@ -13,8 +13,8 @@ from amplitude_intercom.engine.envelope import Kind
 from amplitude_intercom.engine.reasons import DeadReason, DropReason
 from amplitude_intercom.engine.rules.contacts import ContactRules
 from amplitude_intercom.engine.rules.selection import Predicate, Selection
+from amplitude_intercom.engine.rules.user_keys import UserKeys
 from amplitude_intercom.engine.rules.verdicts import Drop, Keep, Reject, Verdict
-from amplitude_intercom.engine.rules.who import Who
 from amplitude_intercom.engine.settings import Sync
 from amplitude_intercom.transports.amplitude import (
     GROUP_IDENTIFY,
@@ -44,8 +44,8 @@ Admitted = tuple[Kind, str]
 class Admission:
     """One sync's decision on an event: kept for a user, dropped, or a dead letter."""
 
-    def __init__(self, sync: Sync, who: Who, contacts: ContactRules) -> None:
-        self._who = who
+    def __init__(self, sync: Sync, user_keys: UserKeys, contacts: ContactRules) -> None:
+        self._user_keys = user_keys
         self._contacts = contacts
         self._selection = Selection(sync.events.select)
         self._loop_guard = sync.events.loop_guard
@@ -99,7 +99,7 @@ class Admission:
         """Return whether every event of a type is sent, and its head says for whom."""
         found = self.of_type(event_type)
         sends_all = not isinstance(found, Drop) and found.always
-        return sends_all and self._who.in_head and not self._updates
+        return sends_all and self._user_keys.in_head and not self._updates
 
     def judge(
         self, head: Head | BadEvent, raw: bytes, *, checked: bool = False
@@ -113,7 +113,7 @@ class Admission:
         event_type = head.event_type
         is_plain = checked and event_type and len(event_type) <= LONGEST_TYPE_KEPT
         if is_plain and self._all_kept(event_type):
-            user = self._who.of_head(head)
+            user = self._user_keys.of_head(head)
             return Keep((Kind.EVENT, user)) if user else Drop(DropReason.NO_IDENTITY)
         reason = self.drop_by_type(event_type)
         if reason:
@@ -137,7 +137,7 @@ class Admission:
 
     def user_of(self, raw: bytes) -> str:
         """Return the key of an event's user, bad or not; empty where it cannot be read."""
-        return self._who.of_raw(raw)
+        return self._user_keys.of_raw(raw)
 
     def _judge_bad(self, bad: BadEvent, raw: bytes) -> Drop | Reject:
         """What nobody has selected is dropped, whatever else is wrong with it."""
@@ -164,13 +164,13 @@ class Admission:
             problem = check_head(head, min_id_length=1) or check_time(head)
             if problem is not None:
                 return _rejected(problem)
-        if self._who.in_head:
-            user = self._who.of_head(head)
+        if self._user_keys.in_head:
+            user = self._user_keys.of_head(head)
         else:
             decoded = event or _decode(raw)
             if isinstance(decoded, Reject):
                 return decoded
-            user = self._who.of_event(decoded)
+            user = self._user_keys.of_event(decoded)
         return Keep((kind, user)) if user else Drop(DropReason.NO_IDENTITY)
 
 

@@ -19,8 +19,8 @@ from amplitude_intercom.engine.rules.contacts import ContactRules
 from amplitude_intercom.engine.rules.events import EventRules
 from amplitude_intercom.engine.rules.fitting import Style
 from amplitude_intercom.engine.rules.selection import Predicate
+from amplitude_intercom.engine.rules.user_keys import UserKeys
 from amplitude_intercom.engine.rules.verdicts import Drop, Keep, Reject, Verdict
-from amplitude_intercom.engine.rules.who import Who
 from amplitude_intercom.engine.settings import Sync
 from amplitude_intercom.transports.amplitude import MAX_AMPLITUDE_TEXT, Content, content_decoder
 
@@ -52,10 +52,10 @@ class SyncRules:
         mapping = sync.mapping
         style = Style(mapping.nested, mapping.arrays, mapping.stringify)
         self._users_enabled = sync.users.enabled
-        self.who = Who(mapping)
+        self.user_keys = UserKeys(mapping)
         self.events = EventRules(sync.events, style)
-        self.contacts = ContactRules(sync.users, style, self.who.field)
-        self.admission = Admission(sync, self.who, self.contacts)
+        self.contacts = ContactRules(sync.users, style, self.user_keys.field)
+        self.admission = Admission(sync, self.user_keys, self.contacts)
         self._rule_of_type = lru_cache(TYPE_RULES_KEPT)(self._type_rule)
         needed = self.admission.needed | self.events.needed | self.contacts.needed
         self._decode = content_decoder(needed)
@@ -68,7 +68,7 @@ class SyncRules:
             return Reject(DeadReason.INVALID_FIELD, str(error))
         if not event.event_type:
             return Reject(DeadReason.MISSING_FIELD, "event_type is missing")
-        identity = self.who.identity(record.user_key)
+        identity = self.user_keys.identity(record.user_key)
         if type(identity) is Reject:  # `isinstance` takes five times as long for what is none
             return identity
         claim_id = record.claim_id or record.id

@@ -82,7 +82,7 @@ async def take_in(
     ticket = Ticket()
     with send, receive:
         async with anyio.create_task_group() as tasks:
-            door = Door(sync.name, kind(sync, rules.who, rules.contacts))
+            door = Door(sync.name, kind(sync, rules.user_keys, rules.contacts))
             actor = FilterActor([door], spool)
             tasks.start_soon(actor.run, receive)
             batch = Batch(None, raws, sync=sync.name, origin="pipe", lines=range(1, len(raws) + 1))
@@ -126,7 +126,7 @@ def test_others_have_their_turn_while_a_large_batch_is_filtered(
     async def scenario() -> None:
         sync = simulation.settings(tmp_path).sync[0]
         rules = SyncRules(sync)
-        decide = Watched(sync, rules.who, rules.contacts)
+        decide = Watched(sync, rules.user_keys, rules.contacts)
         users = [f"poison-{n}" if poisoned and n % 5 == 0 else f"well-{n}" for n in range(40)]
         raws = [msgspec.json.encode(simulation.event(u, 0, x="x" * 240_000)) for u in users]
         batch = Batch(None, raws, sync=sync.name, lines=range(1, 41))
@@ -144,7 +144,7 @@ def test_a_small_batch_is_filtered_in_one_go(tmp_path: Path) -> None:
     async def scenario() -> None:
         sync = simulation.settings(tmp_path).sync[0]
         rules = SyncRules(sync)
-        decide = Watched(sync, rules.who, rules.contacts)
+        decide = Watched(sync, rules.user_keys, rules.contacts)
         raws = [raw(f"well-{n}") for n in range(500)]
         door = Door(sync.name, decide)
         await FilterActor([door], cast("Any", None)).admit(Batch(None, raws, sync=sync.name), door)

@@ -1,4 +1,4 @@
-"""Which contact the user of an event is, by ``[sync.mapping]``."""
+"""The user key of an event: the external id or e-mail of its contact, by ``[sync.mapping]``."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from amplitude_intercom.transports.amplitude import (
 )
 
 MAX_ID: Final = 255
-"""Characters of an id or e-mail: how long they may be is not documented."""
+"""Characters of an external id or e-mail. Intercom documents no limit."""
 
 
-class Who:
-    """Reads the key of a contact: an external id or an e-mail."""
+class UserKeys:
+    """Reads user keys, and makes contact identities of them."""
 
     def __init__(self, mapping: Mapping) -> None:
         self.field = mapping.identifier
@@ -32,28 +32,31 @@ class Who:
         self._is_user_id = self._source.name == "user_id"
         self._is_email = mapping.identifier == "email"
         self.in_head = not self._source.scope
-        """Whether the key can be read from an event's head alone."""
+        """Whether an event's head has the key, so that its properties need not be decoded."""
 
     def of_head(self, head: Head) -> str:
-        """Return the contact's key, or an empty text where there is none."""
+        """Return the user key of an event's head; empty without one."""
         return self._normal(head.user_id if self._is_user_id else head.device_id)
 
     def of_event(self, event: Event) -> str:
-        """Return the contact's key, or an empty text where there is none."""
+        """Return the user key of an event; empty without one."""
         return self._normal(paths.read(self._source, event.fields))
 
     def of_raw(self, raw: bytes) -> str:
-        """Return the key of an event, or an empty text where there is none, or it is illegible."""
+        """Return the user key of an event as it came; empty without one, or if it is illegible.
+
+        Never raises.
+        """
         try:
             in_head = self.in_head
             user = self.of_head(legible(raw)) if in_head else self.of_event(decode_event(raw))
             user.encode()
-        except Exception:  # anything may be wrong with a bad one
+        except Exception:  # a rejected event may have any fault
             return ""
         return user if len(user) <= MAX_AMPLITUDE_TEXT else ""
 
     def _normal(self, value: Any) -> str:
-        """E-mails compare without case and outer space; ids are taken as they are."""
+        """Return a value as a key: e-mails stripped and in lower case, ids unchanged."""
         if type(value) is str:
             text = value
         elif type(value) is int:
@@ -63,7 +66,7 @@ class Who:
         return text.strip().lower() if self._is_email else text
 
     def identity(self, key: str) -> Identity | Reject:
-        """Return what Intercom finds the contact by."""
+        """Return the identity by which Intercom finds the contact of a user key."""
         takes = 0 < len(key) <= MAX_ID and key.isprintable() and not key.isspace()
         if takes and (self.field == "external_id" or _is_address(key)):
             return Identity(self.field, key)
@@ -79,5 +82,5 @@ def _is_address(key: str) -> bool:
 def _digits(value: int) -> str:
     try:
         return str(value)
-    except ValueError:  # more digits than Python is willing to write: nobody's id
+    except ValueError:  # beyond `sys.set_int_max_str_digits`, so not an id
         return ""

@@ -1,4 +1,4 @@
-"""Which contact the user of an event is."""
+"""The user key of an event, and the identity that it gives a contact."""
 
 from __future__ import annotations
 
