@@ -1,24 +1,21 @@
-"""What goes wrong, by consequence; causes travel as fields.
+"""The errors of the engine, one class for each consequence; causes travel as fields.
 
 EngineError
-├── SettingsError     nothing will work until somebody changes the settings (exit 2)
+├── SettingsError     nothing works until the settings are changed (exit 2)
 ├── DataDirInUse      another process has the data directory (exit 4)
-├── SpoolError        the spool cannot do it now: a batch is refused, a delivery waits
-│   └── SpoolDamaged  it cannot do it at all: what is asked for is damaged
-├── NotNow            a call has no answer: its user later (``delivery.calls``)
-└── Undeliverable     this record never
+├── SpoolError        the spool fails now: a batch is refused, a delivery waits
+│   └── SpoolDamaged  the rows of this job are damaged: no later try helps
+├── NotNow            a call has no answer: its user waits (``delivery.calls``)
+└── Undeliverable     Intercom refuses this record for good (``delivery.calls``)
 """
 
 from __future__ import annotations
 
-import msgspec
-
-from amplitude_intercom.engine.reasons import DeadReason
 from amplitude_intercom.transports.reasons import RefusalReason
 
 
 class EngineError(Exception):
-    """Root of everything the engine raises on purpose."""
+    """Root of all errors that the engine raises on purpose."""
 
 
 class SettingsError(EngineError):
@@ -26,13 +23,13 @@ class SettingsError(EngineError):
 
 
 class DataDirInUse(EngineError):
-    """Another process writes in this data directory."""
+    """Another process has this data directory locked."""
 
 
 class SpoolError(EngineError):
-    """The spool cannot take or change anything now.
+    """The spool cannot be changed now; a transaction that raises this has changed nothing.
 
-    ``reason``: ``SPOOL_FULL`` (its cap is reached), ``DISK_FULL`` (no free bytes left on it),
+    ``reason``: ``SPOOL_FULL`` (its cap is reached), ``DISK_FULL`` (the disk has no free bytes),
     ``SPOOL_FAILING`` (disk or database error), or ``DRAINING`` (it is closed).
     """
 
@@ -43,22 +40,4 @@ class SpoolError(EngineError):
 
 
 class SpoolDamaged(SpoolError):
-    """What a job asks for cannot be read or written, however often it is tried."""
-
-
-class Failure(msgspec.Struct, frozen=True):
-    """Why a delivery failed, as kept in dead letters. ``status`` 0: there was no answer."""
-
-    reason: DeadReason
-    status: int = 0
-    code: str = ""
-    message: str = ""
-    request_id: str = ""
-
-
-class Undeliverable(EngineError):
-    """Sending this record again would be refused again; ``failure`` says why."""
-
-    def __init__(self, failure: Failure) -> None:
-        super().__init__(f"{failure.reason} {failure.status} {failure.code} {failure.message}")
-        self.failure = failure
+    """The rows that a job needs are damaged: each try has failed, and later ones will."""

@@ -6,8 +6,7 @@ from typing import Final
 
 import structlog
 
-from amplitude_intercom.engine.errors import Failure
-from amplitude_intercom.engine.reasons import DeadReason
+from amplitude_intercom.engine.reasons import DeadReason, Failure
 
 _log = structlog.get_logger(__name__)
 

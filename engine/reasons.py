@@ -1,10 +1,12 @@
-"""The words for what becomes of an event: closed sets, each word with its explanation.
+"""The reasons for which an event is dropped, dead or adjusted: closed sets, with explanations.
 
-What is counted, logged and stored is the word; tables, messages and ``amplitude-intercom explain``
-have their sentences from here.
+Counters, logs and tables hold the word; ``amplitude-intercom explain``, the reference and messages
+take its sentence and its remedy from here.
 """
 
 from __future__ import annotations
+
+import msgspec
 
 from amplitude_intercom.engine.near import did_you_mean
 from amplitude_intercom.transports.reasons import Reason
@@ -273,8 +275,21 @@ class AdjustmentReason(Reason):
     )
 
 
+class Failure(msgspec.Struct, frozen=True):
+    """The reason of a failed delivery, with Intercom's words; kept in dead letters.
+
+    ``status`` 0: there was no answer.
+    """
+
+    reason: DeadReason
+    status: int = 0
+    code: str = ""
+    message: str = ""
+    request_id: str = ""
+
+
 def no_dead_reason(word: str) -> str:
-    """Return the message for a word that is no reason of dead letters."""
+    """Return the error message for a word that is not a reason of dead letters."""
     known = ", ".join(DeadReason)
     hint = did_you_mean(word, DeadReason)
     return f"no dead letter has the reason `{word[:64]}`, there are {known}{hint}"

@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 
 from amplitude_intercom.engine.actor import Actor
-from amplitude_intercom.engine.delivery.calls import NotAnswered, NotNow
+from amplitude_intercom.engine.delivery.calls import NotAnswered, NotNow, Undeliverable
 from amplitude_intercom.engine.delivery.endings import (
     Deferred,
     Ending,
@@ -22,9 +22,8 @@ from amplitude_intercom.engine.delivery.turn_calls import TurnCalls
 from amplitude_intercom.engine.delivery.turns import Turn
 from amplitude_intercom.engine.delivery.waiting import is_due
 from amplitude_intercom.engine.envelope import Envelope
-from amplitude_intercom.engine.errors import Failure, Undeliverable
 from amplitude_intercom.engine.faults import internal_failure
-from amplitude_intercom.engine.reasons import DeadReason, DropReason
+from amplitude_intercom.engine.reasons import DeadReason, DropReason, Failure
 from amplitude_intercom.engine.spool.rows import ContactKey
 from amplitude_intercom.transports import intercom
 from amplitude_intercom.transports.intercom import Answer

@@ -16,9 +16,9 @@ from anyio.streams.memory import MemoryObjectReceiveStream
 from amplitude_intercom.engine import logs
 from amplitude_intercom.engine.actor import Actor, runs
 from amplitude_intercom.engine.actors.source import Offer
-from amplitude_intercom.engine.errors import Failure, SpoolError
+from amplitude_intercom.engine.errors import SpoolError
 from amplitude_intercom.engine.faults import internal_failure
-from amplitude_intercom.engine.reasons import DropReason
+from amplitude_intercom.engine.reasons import DropReason, Failure
 from amplitude_intercom.engine.relay.keeping import relayed_of
 from amplitude_intercom.engine.rules.admission import Admission
 from amplitude_intercom.engine.rules.insert_keys import dead_key, insert_key, project_hash

@@ -17,9 +17,8 @@ from amplitude_intercom.engine.delivery.stream import Delivery
 from amplitude_intercom.engine.delivery.turns import Turn
 from amplitude_intercom.engine.delivery.workspace import ME
 from amplitude_intercom.engine.envelope import Adjustment, Envelope, Plan, Record
-from amplitude_intercom.engine.errors import Failure
 from amplitude_intercom.engine.faults import internal_failure
-from amplitude_intercom.engine.reasons import AdjustmentReason, DeadReason
+from amplitude_intercom.engine.reasons import AdjustmentReason, DeadReason, Failure
 from amplitude_intercom.engine.rules.bodies import event_body
 from amplitude_intercom.engine.rules.verdicts import Drop, Keep, Reject, Verdict
 from amplitude_intercom.engine.spool.claims import claim_of

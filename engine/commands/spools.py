@@ -26,12 +26,7 @@ from amplitude_intercom.engine.clients import address_of
 from amplitude_intercom.engine.commands.findings import EVERYBODY
 from amplitude_intercom.engine.commands.preview import Preview, SpooledPast
 from amplitude_intercom.engine.commands.terminal import say
-from amplitude_intercom.engine.errors import (
-    DataDirInUse,
-    EngineError,
-    SettingsError,
-    SpoolError,
-)
+from amplitude_intercom.engine.errors import DataDirInUse, EngineError, SettingsError, SpoolError
 from amplitude_intercom.engine.metrics import (
     Facts,
     RelayFacts,

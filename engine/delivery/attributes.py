@@ -29,9 +29,8 @@ from amplitude_intercom.engine.delivery.calls import (
 )
 from amplitude_intercom.engine.delivery.gate import Gate
 from amplitude_intercom.engine.delivery.turn_calls import TurnCalls
-from amplitude_intercom.engine.errors import Failure
 from amplitude_intercom.engine.faults import internal_failure
-from amplitude_intercom.engine.reasons import DeadReason
+from amplitude_intercom.engine.reasons import DeadReason, Failure
 from amplitude_intercom.transports import intercom
 from amplitude_intercom.transports.intercom import Answer
 

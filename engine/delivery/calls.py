@@ -9,8 +9,8 @@ from typing import Final, Protocol
 import msgspec
 
 from amplitude_intercom.engine.delivery.health import Blame, Who
-from amplitude_intercom.engine.errors import EngineError, Failure
-from amplitude_intercom.engine.reasons import DeadReason
+from amplitude_intercom.engine.errors import EngineError
+from amplitude_intercom.engine.reasons import DeadReason, Failure
 from amplitude_intercom.transports.intercom import (
     Answer,
     Request,
@@ -79,6 +79,14 @@ class NotNow(EngineError):
     def __init__(self, evidence: NotAnswered) -> None:
         super().__init__(f"{evidence.endpoint}: {evidence.cause.name}")
         self.evidence = evidence
+
+
+class Undeliverable(EngineError):
+    """Intercom refuses a record for good: the same call would be refused again."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(f"{failure.reason} {failure.status} {failure.code} {failure.message}")
+        self.failure = failure
 
 
 _FAILED_STATUSES: Final = frozenset([408])

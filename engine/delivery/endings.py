@@ -11,7 +11,7 @@ import msgspec
 
 from amplitude_intercom.engine.delivery.calls import Cause, NotAnswered
 from amplitude_intercom.engine.envelope import Record
-from amplitude_intercom.engine.errors import Failure
+from amplitude_intercom.engine.reasons import Failure
 
 
 class GoOn(msgspec.Struct, frozen=True):

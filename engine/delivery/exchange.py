@@ -15,9 +15,8 @@ from amplitude_intercom.engine.delivery.calls import Caller, outcome_of
 from amplitude_intercom.engine.delivery.in_flight import InFlight, Out
 from amplitude_intercom.engine.delivery.pace import Pace
 from amplitude_intercom.engine.delivery.refusals import BudgetDoubt
-from amplitude_intercom.engine.errors import Failure
 from amplitude_intercom.engine.faults import internal_failure
-from amplitude_intercom.engine.reasons import DeadReason
+from amplitude_intercom.engine.reasons import DeadReason, Failure
 from amplitude_intercom.transports.errors import NoAnswer
 from amplitude_intercom.transports.intercom import (
     Answer,

@@ -39,7 +39,7 @@ from amplitude_intercom.engine.delivery.exchange import Back, Exchange
 from amplitude_intercom.engine.delivery.health import Charge, Hasten, Health, Outage
 from amplitude_intercom.engine.delivery.pace import Pace, pause_s
 from amplitude_intercom.engine.delivery.refusals import BudgetDoubt, Token
-from amplitude_intercom.engine.errors import Failure
+from amplitude_intercom.engine.reasons import Failure
 from amplitude_intercom.transports.intercom import Answer, me
 
 _log = structlog.get_logger(__name__)

@@ -33,8 +33,7 @@ from amplitude_intercom.engine.delivery.scheduler import Scheduler
 from amplitude_intercom.engine.delivery.turns import Turn
 from amplitude_intercom.engine.delivery.waiting import Retries
 from amplitude_intercom.engine.envelope import Record
-from amplitude_intercom.engine.errors import Failure
-from amplitude_intercom.engine.reasons import DropReason
+from amplitude_intercom.engine.reasons import DropReason, Failure
 from amplitude_intercom.engine.spool.settled import log_delivered, log_dropped
 from amplitude_intercom.engine.spool.spool import TakerSpool
 from amplitude_intercom.engine.spool.store import Store

@@ -33,7 +33,7 @@ from amplitude_intercom.engine.delivery.endings import (
 from amplitude_intercom.engine.delivery.health import Blame
 from amplitude_intercom.engine.delivery.turns import Turn
 from amplitude_intercom.engine.envelope import Kind, Record
-from amplitude_intercom.engine.errors import Failure
+from amplitude_intercom.engine.reasons import Failure
 from amplitude_intercom.engine.settings import MAX_SHIFT_S
 from amplitude_intercom.engine.spool.jobs import Expiry, JobKind
 from amplitude_intercom.engine.spool.store import Store

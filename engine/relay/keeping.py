@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from itertools import chain, repeat
 from typing import Final
 
-from amplitude_intercom.engine.errors import Failure
 from amplitude_intercom.engine.faults import internal_failure
+from amplitude_intercom.engine.reasons import Failure
 from amplitude_intercom.engine.spool.relaying import LostEvent
 from amplitude_intercom.engine.spool.rows import LONGEST_TYPE, DeadLetter, Relayed
 from amplitude_intercom.transports.amplitude import BadEvent, Head, decode_head, legible, read_head

@@ -23,9 +23,8 @@ from anyio.abc import TaskGroup
 
 from amplitude_intercom.engine.backoff import unknown_delay_s
 from amplitude_intercom.engine.clock import loop_time_s
-from amplitude_intercom.engine.errors import Failure
 from amplitude_intercom.engine.faults import internal_failure
-from amplitude_intercom.engine.reasons import DeadReason
+from amplitude_intercom.engine.reasons import DeadReason, Failure
 from amplitude_intercom.engine.relay.answers import Kind, Verdict, judge
 from amplitude_intercom.engine.relay.host import OPEN, OUTAGE, Host
 from amplitude_intercom.engine.relay.keeping import lost_events

@@ -21,7 +21,8 @@ from typing import Any, Final
 
 import msgspec
 
-from amplitude_intercom.engine.errors import Failure, SpoolError
+from amplitude_intercom.engine.errors import SpoolError
+from amplitude_intercom.engine.reasons import Failure
 from amplitude_intercom.engine.spool.connection import Connection
 from amplitude_intercom.engine.spool.rows import DeadLetterQuery
 from amplitude_intercom.transports.reasons import RefusalReason

@@ -12,8 +12,7 @@ from collections.abc import Sequence
 import msgspec
 
 from amplitude_intercom.engine.envelope import Kind, Record
-from amplitude_intercom.engine.errors import Failure
-from amplitude_intercom.engine.reasons import DeadReason, DropReason
+from amplitude_intercom.engine.reasons import DeadReason, DropReason, Failure
 from amplitude_intercom.engine.spool.accounts import INBOX, Accounts
 from amplitude_intercom.engine.spool.batches import SLOTS
 from amplitude_intercom.engine.spool.dead_letters import DeadLetters

@@ -11,8 +11,7 @@ from typing import Annotated, Any, Final, NamedTuple
 import msgspec
 
 from amplitude_intercom.engine.envelope import Record
-from amplitude_intercom.engine.errors import Failure
-from amplitude_intercom.engine.reasons import DropReason
+from amplitude_intercom.engine.reasons import DropReason, Failure
 from amplitude_intercom.engine.spool.batches import Pack
 from amplitude_intercom.transports.amplitude import decode_types
 from amplitude_intercom.transports.originals import Original

@@ -17,8 +17,7 @@ import structlog
 
 from amplitude_intercom.engine import logs
 from amplitude_intercom.engine.envelope import Record
-from amplitude_intercom.engine.errors import Failure
-from amplitude_intercom.engine.reasons import DeadReason, DropReason
+from amplitude_intercom.engine.reasons import DeadReason, DropReason, Failure
 from amplitude_intercom.engine.spool.rows import DeadLetter, DeadRow
 from amplitude_intercom.transports.amplitude import BadEvent, Head, decode_head, legible
 

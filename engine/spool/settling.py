@@ -8,8 +8,7 @@ from typing import Final
 import msgspec
 
 from amplitude_intercom.engine.envelope import Kind, Record
-from amplitude_intercom.engine.errors import Failure
-from amplitude_intercom.engine.reasons import DeadReason
+from amplitude_intercom.engine.reasons import DeadReason, Failure
 from amplitude_intercom.engine.spool.accounts import INBOX, TAKEN_ALONG, Accounts
 from amplitude_intercom.engine.spool.batches import SLOTS
 from amplitude_intercom.engine.spool.dead_letters import DeadLetters

@@ -15,8 +15,8 @@ import msgspec
 
 from amplitude_intercom.engine import logs
 from amplitude_intercom.engine.envelope import Kind, Record
-from amplitude_intercom.engine.errors import Failure, SpoolError
-from amplitude_intercom.engine.reasons import DeadReason, DropReason
+from amplitude_intercom.engine.errors import SpoolError
+from amplitude_intercom.engine.reasons import DeadReason, DropReason, Failure
 from amplitude_intercom.engine.spool import fullness
 from amplitude_intercom.engine.spool.accounts import (
     DEAD,

@@ -16,8 +16,8 @@ import pytest
 from amplitude_intercom.engine.app import Engine
 from amplitude_intercom.engine.config import load
 from amplitude_intercom.engine.envelope import Record
-from amplitude_intercom.engine.errors import Failure, SpoolError
-from amplitude_intercom.engine.reasons import DeadReason
+from amplitude_intercom.engine.errors import SpoolError
+from amplitude_intercom.engine.reasons import DeadReason, Failure
 from amplitude_intercom.engine.spool.batches import SLOTS, Kept
 from amplitude_intercom.engine.spool.connection import Damaged
 from amplitude_intercom.engine.spool.rows import (

@@ -31,8 +31,7 @@ from hypothesis.stateful import (
 )
 
 from amplitude_intercom.engine.envelope import Kind, Record
-from amplitude_intercom.engine.errors import Failure
-from amplitude_intercom.engine.reasons import DeadReason
+from amplitude_intercom.engine.reasons import DeadReason, Failure
 from amplitude_intercom.engine.spool import recovery
 from amplitude_intercom.engine.spool.accounts import INBOX, SPOOL, TAKEN_ALONG, WAITING
 from amplitude_intercom.engine.spool.batches import SLOTS, Kept

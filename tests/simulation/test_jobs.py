@@ -10,9 +10,9 @@ import anyio
 import pytest
 
 from amplitude_intercom.engine import DeadLetterQuery, Engine, SettingsError
-from amplitude_intercom.engine.errors import Failure, SpoolError
+from amplitude_intercom.engine.errors import SpoolError
 from amplitude_intercom.engine.jobs import SLICE, JobRunner, replay
-from amplitude_intercom.engine.reasons import DeadReason
+from amplitude_intercom.engine.reasons import DeadReason, Failure
 from amplitude_intercom.engine.rules.admission import Admission, Admitted
 from amplitude_intercom.engine.rules.verdicts import Verdict
 from amplitude_intercom.engine.spool.jobs import JobKind, JobRow, JobState, NewMapping

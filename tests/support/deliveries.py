@@ -37,8 +37,8 @@ from amplitude_intercom.engine.delivery.settlement import Settlement
 from amplitude_intercom.engine.delivery.turns import MOST_EVENTS, Turn
 from amplitude_intercom.engine.delivery.waiting import Retries, is_due
 from amplitude_intercom.engine.envelope import Kind, Record
-from amplitude_intercom.engine.errors import Failure, SpoolError
-from amplitude_intercom.engine.reasons import DeadReason
+from amplitude_intercom.engine.errors import SpoolError
+from amplitude_intercom.engine.reasons import DeadReason, Failure
 from amplitude_intercom.engine.spool.accounts import LAST_BATCH, SPOOL
 from amplitude_intercom.engine.spool.batches import SLOTS
 from amplitude_intercom.engine.spool.queue import Queue

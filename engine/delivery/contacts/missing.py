@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from amplitude_intercom.engine.clock import loop_time_s
-from amplitude_intercom.engine.errors import Failure
+from amplitude_intercom.engine.reasons import Failure
 from amplitude_intercom.engine.spool.rows import ContactKey
 
 MOST_MISSING: Final = 10_000

@@ -24,8 +24,7 @@ from typing import Final, Literal
 import msgspec
 
 from amplitude_intercom.engine.envelope import Adjustment, Identity
-from amplitude_intercom.engine.errors import Failure
-from amplitude_intercom.engine.reasons import AdjustmentReason, DeadReason
+from amplitude_intercom.engine.reasons import AdjustmentReason, DeadReason, Failure
 from amplitude_intercom.engine.rules.bodies import ATTRIBUTE_PREFIX
 from amplitude_intercom.transports import intercom
 from amplitude_intercom.transports.intercom import Answer

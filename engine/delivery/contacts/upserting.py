@@ -21,6 +21,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
+from amplitude_intercom.engine.delivery.calls import Undeliverable
 from amplitude_intercom.engine.delivery.contacts.knowledge import Knowledge
 from amplitude_intercom.engine.delivery.contacts.notes import Notes, Scope, creating
 from amplitude_intercom.engine.delivery.contacts.resolving import CONTESTED, Do, Step, Way, resolve
@@ -28,8 +29,7 @@ from amplitude_intercom.engine.delivery.contacts.working_out import Draft, needs
 from amplitude_intercom.engine.delivery.contacts.writing import Writing
 from amplitude_intercom.engine.delivery.turn_calls import TurnCalls
 from amplitude_intercom.engine.envelope import Adjustment, ContactUpdate, Identity
-from amplitude_intercom.engine.errors import Failure, Undeliverable
-from amplitude_intercom.engine.reasons import DeadReason
+from amplitude_intercom.engine.reasons import DeadReason, Failure
 from amplitude_intercom.engine.rules.bodies import contact_body, creation_body
 from amplitude_intercom.engine.spool.rows import ContactKey, Held, Known
 from amplitude_intercom.engine.spool.store import Store

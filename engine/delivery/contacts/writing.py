@@ -7,8 +7,7 @@ from typing import Final, Self
 import anyio
 
 from amplitude_intercom.engine.delivery.calls import Cause, NotAnswered, NotNow
-from amplitude_intercom.engine.errors import Failure
-from amplitude_intercom.engine.reasons import DeadReason
+from amplitude_intercom.engine.reasons import DeadReason, Failure
 from amplitude_intercom.engine.spool.rows import ContactKey
 
 MOST_WAIT_S: Final = 1.0

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from amplitude_intercom.engine.envelope import Record
-from amplitude_intercom.engine.errors import Failure
-from amplitude_intercom.engine.reasons import DeadReason
+from amplitude_intercom.engine.reasons import DeadReason, Failure
 from amplitude_intercom.engine.spool.accounts import LAST_BATCH
 from amplitude_intercom.engine.spool.batches import SLOTS
 from amplitude_intercom.engine.spool.inbox import MOST_OPEN

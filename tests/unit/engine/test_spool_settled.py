@@ -12,8 +12,7 @@ from structlog.testing import capture_logs
 
 from amplitude_intercom.engine import logs
 from amplitude_intercom.engine.envelope import Record
-from amplitude_intercom.engine.errors import Failure
-from amplitude_intercom.engine.reasons import DeadReason
+from amplitude_intercom.engine.reasons import DeadReason, Failure
 from amplitude_intercom.engine.settings import Log
 from amplitude_intercom.engine.spool.batches import SLOTS
 from amplitude_intercom.engine.spool.queue import Wanted

@@ -15,8 +15,7 @@ from amplitude_intercom.engine.actors.filter import Door, FilterActor, only_proj
 from amplitude_intercom.engine.commands.preview import Past, Preview
 from amplitude_intercom.engine.config import from_table
 from amplitude_intercom.engine.envelope import Kind, Record
-from amplitude_intercom.engine.errors import Failure
-from amplitude_intercom.engine.reasons import DeadReason, DropReason
+from amplitude_intercom.engine.reasons import DeadReason, DropReason, Failure
 from amplitude_intercom.engine.rules.admission import Admission
 from amplitude_intercom.engine.rules.planning import SyncRules
 from amplitude_intercom.engine.spool.batches import MOST_BYTES, MOST_EVENTS, Entry, entries_of

@@ -20,8 +20,7 @@ from amplitude_intercom.engine.delivery.contacts.resolving import (
 )
 from amplitude_intercom.engine.delivery.contacts.upserting import MAX_CALLS
 from amplitude_intercom.engine.envelope import Identity
-from amplitude_intercom.engine.errors import Failure
-from amplitude_intercom.engine.reasons import DeadReason
+from amplitude_intercom.engine.reasons import DeadReason, Failure
 from amplitude_intercom.transports.intercom import Answer
 
 BY_ID = Identity("external_id", "mira")

@@ -16,8 +16,7 @@ from amplitude_intercom.engine.delivery.calls import Cause, NotAnswered
 from amplitude_intercom.engine.delivery.health import Blame
 from amplitude_intercom.engine.delivery.waiting import SICK_ATTEMPTS, SICK_MOST_S, Retries
 from amplitude_intercom.engine.envelope import Kind, Record
-from amplitude_intercom.engine.errors import Failure
-from amplitude_intercom.engine.reasons import DeadReason
+from amplitude_intercom.engine.reasons import DeadReason, Failure
 from amplitude_intercom.engine.spool.jobs import Expiry, JobKind
 from amplitude_intercom.engine.spool.queue import Wanted
 from amplitude_intercom.engine.spool.rows import DeadLetterQuery

@@ -15,8 +15,7 @@ from amplitude_intercom.engine.delivery.contacts.missing import (
     Missing,
 )
 from amplitude_intercom.engine.delivery.contacts.writing import MOST_WAIT_S, Writing, Written
-from amplitude_intercom.engine.errors import Failure
-from amplitude_intercom.engine.reasons import DeadReason
+from amplitude_intercom.engine.reasons import DeadReason, Failure
 from amplitude_intercom.engine.spool.rows import ContactKey
 from support import virtual
 

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from amplitude_intercom.engine.errors import Failure
-from amplitude_intercom.engine.reasons import DeadReason
+from amplitude_intercom.engine.reasons import DeadReason, Failure
 from amplitude_intercom.engine.spool.rows import (
     MOST,
     START,

@@ -10,8 +10,7 @@ import msgspec
 import pytest
 
 from amplitude_intercom.engine.envelope import Kind
-from amplitude_intercom.engine.errors import Failure
-from amplitude_intercom.engine.reasons import DeadReason
+from amplitude_intercom.engine.reasons import DeadReason, Failure
 from amplitude_intercom.engine.spool.accounts import SPOOL
 from amplitude_intercom.engine.spool.claims import Claim, Given
 from amplitude_intercom.engine.spool.insert_ids import ROW_BYTES
