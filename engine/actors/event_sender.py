@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 
 from amplitude_intercom.engine.actor import Actor
-from amplitude_intercom.engine.delivery.calls import NotAnswered, NotNow, Undeliverable
+from amplitude_intercom.engine.delivery.calls import NotAnswered, NotNow, TurnCalls, Undeliverable
 from amplitude_intercom.engine.delivery.endings import (
     Deferred,
     Ending,
@@ -18,7 +18,6 @@ from amplitude_intercom.engine.delivery.endings import (
     ending_of,
 )
 from amplitude_intercom.engine.delivery.stream import Delivery
-from amplitude_intercom.engine.delivery.turn_calls import TurnCalls
 from amplitude_intercom.engine.delivery.turns import Turn
 from amplitude_intercom.engine.delivery.waiting import is_due
 from amplitude_intercom.engine.envelope import Envelope

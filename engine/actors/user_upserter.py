@@ -8,12 +8,11 @@ from functools import partial
 from typing import Final
 
 from amplitude_intercom.engine.actor import Actor, Outbox
-from amplitude_intercom.engine.delivery.calls import NotNow, Undeliverable
+from amplitude_intercom.engine.delivery.calls import NotNow, TurnCalls, Undeliverable
 from amplitude_intercom.engine.delivery.contacts.upserting import Upserted
 from amplitude_intercom.engine.delivery.contacts.writing import Writing
 from amplitude_intercom.engine.delivery.endings import GoOn, ending_of
 from amplitude_intercom.engine.delivery.stream import Delivery
-from amplitude_intercom.engine.delivery.turn_calls import TurnCalls
 from amplitude_intercom.engine.delivery.turns import Turn
 from amplitude_intercom.engine.envelope import Envelope
 from amplitude_intercom.engine.faults import internal_failure

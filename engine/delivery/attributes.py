@@ -21,14 +21,14 @@ from amplitude_intercom.engine.backoff import probe_delay_s
 from amplitude_intercom.engine.clock import loop_time_s
 from amplitude_intercom.engine.delivery.calls import (
     Answered,
+    Calls,
     Cause,
     NotAnswered,
     NotNow,
+    TurnCalls,
     cause_of,
     failure_of,
 )
-from amplitude_intercom.engine.delivery.gate import Gate
-from amplitude_intercom.engine.delivery.turn_calls import TurnCalls
 from amplitude_intercom.engine.faults import internal_failure
 from amplitude_intercom.engine.reasons import DeadReason, Failure
 from amplitude_intercom.transports import intercom
@@ -139,7 +139,7 @@ class KnownAttributes:
 class Attributes:
     """A workspace's attributes, as far as they are known; names are case-sensitive."""
 
-    def __init__(self, gate: Gate) -> None:
+    def __init__(self, gate: Calls) -> None:
         self._gate = gate
         self._known: KnownAttributes | None = None
         self._missing: dict[str, float] = {}

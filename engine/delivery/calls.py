@@ -1,4 +1,4 @@
-"""What comes of a call, and who makes it."""
+"""One call to Intercom: its caller, its outcome, and the errors of a call without an answer."""
 
 from __future__ import annotations
 
@@ -87,6 +87,35 @@ class Undeliverable(EngineError):
     def __init__(self, failure: Failure) -> None:
         super().__init__(f"{failure.reason} {failure.status} {failure.code} {failure.message}")
         self.failure = failure
+
+
+class Calls(Protocol):
+    """Makes calls with one access token; ``delivery.gate`` does."""
+
+    async def call(
+        self, request: Request, caller: Caller = NOBODY, *, optional: bool = False
+    ) -> Answered | NotAnswered:
+        """Make a call once; see ``Gate.call``."""
+        ...
+
+
+class TurnCalls:
+    """Makes the calls of one turn."""
+
+    def __init__(self, gate: Calls, turn: Caller) -> None:
+        self.gate = gate
+        self._turn = turn
+
+    async def call(self, request: Request, *, optional: bool = False) -> Answer:
+        """Return the answer to a call; ``optional``: see ``Gate.call``.
+
+        Raises:
+            NotNow: there is no answer.
+        """
+        outcome = await self.gate.call(request, self._turn, optional=optional)
+        if isinstance(outcome, NotAnswered):
+            raise NotNow(outcome)
+        return outcome.answer
 
 
 _FAILED_STATUSES: Final = frozenset([408])

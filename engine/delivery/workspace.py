@@ -9,12 +9,11 @@ import anyio
 
 from amplitude_intercom.engine.backoff import probe_delay_s
 from amplitude_intercom.engine.delivery.attributes import Attributes
-from amplitude_intercom.engine.delivery.calls import Answered
+from amplitude_intercom.engine.delivery.calls import Answered, Calls
 from amplitude_intercom.engine.delivery.contacts.first_contact import FirstContacts
 from amplitude_intercom.engine.delivery.contacts.missing import Heirs, Missing
 from amplitude_intercom.engine.delivery.contacts.writing import Writing, Written
 from amplitude_intercom.engine.delivery.event_names import EventNames
-from amplitude_intercom.engine.delivery.gate import Gate
 from amplitude_intercom.engine.spool.spool import TakerSpool
 from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.transports import intercom
@@ -31,7 +30,7 @@ class Workspace:
     """One workspace, for all syncs that write to it."""
 
     def __init__(
-        self, number: int, gate: Gate, spool: TakerSpool, now_ms: Callable[[], int]
+        self, number: int, gate: Calls, spool: TakerSpool, now_ms: Callable[[], int]
     ) -> None:
         """``number``: by which the spool knows it. ``gate``: of one of its tokens."""
         self.number = number
@@ -60,7 +59,7 @@ class Workspaces:
         self._known: dict[int, Workspace] = {}
 
     async def find(
-        self, key: str, address: str, gate: Gate, spool: TakerSpool, ending: anyio.Event
+        self, key: str, address: str, gate: Calls, spool: TakerSpool, ending: anyio.Event
     ) -> Workspace | None:
         """Return what a token writes to, as soon as that is known; None: an end came before.
 
@@ -77,7 +76,7 @@ class Workspaces:
             self._known[number] = Workspace(number, gate, spool, self._now_ms)
         return self._known[number]
 
-    async def _ask(self, gate: Gate, ending: anyio.Event) -> str | None:
+    async def _ask(self, gate: Calls, ending: anyio.Event) -> str | None:
         """Return the id of the workspace, once Intercom has answered, empty if it has named none (a
         token is alone in such a one); None: an end came before."""
         failures = 0

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
+from amplitude_intercom.engine.delivery.calls import TurnCalls
 from amplitude_intercom.engine.delivery.contacts.notes import Scope
 from amplitude_intercom.engine.delivery.contacts.selection import Selection
 from amplitude_intercom.engine.delivery.contacts.upserting import Upsert, Upserted
 from amplitude_intercom.engine.delivery.contacts.writing import Writing
-from amplitude_intercom.engine.delivery.turn_calls import TurnCalls
 from amplitude_intercom.engine.delivery.workspace import Workspace
 from amplitude_intercom.engine.envelope import Adjustment, ContactUpdate, Identity
 from amplitude_intercom.engine.reasons import AdjustmentReason

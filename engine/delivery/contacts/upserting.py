@@ -21,13 +21,12 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from amplitude_intercom.engine.delivery.calls import Undeliverable
+from amplitude_intercom.engine.delivery.calls import TurnCalls, Undeliverable
 from amplitude_intercom.engine.delivery.contacts.knowledge import Knowledge
 from amplitude_intercom.engine.delivery.contacts.notes import Notes, Scope, creating
 from amplitude_intercom.engine.delivery.contacts.resolving import CONTESTED, Do, Step, Way, resolve
 from amplitude_intercom.engine.delivery.contacts.working_out import Draft, needs_base
 from amplitude_intercom.engine.delivery.contacts.writing import Writing
-from amplitude_intercom.engine.delivery.turn_calls import TurnCalls
 from amplitude_intercom.engine.envelope import Adjustment, ContactUpdate, Identity
 from amplitude_intercom.engine.reasons import DeadReason, Failure
 from amplitude_intercom.engine.rules.bodies import contact_body, creation_body
