@@ -1,6 +1,6 @@
-"""Long forms of a proof run only when asked for (``-m long``); in CI, properties repeat themselves.
+"""Long forms of a proof run only with ``-m long``; ``--no-skips`` makes a skipped test a failure.
 
-Everywhere else hypothesis looks for new examples at every run.
+In CI, properties repeat themselves; everywhere else hypothesis looks for new examples at every run.
 """
 
 from __future__ import annotations
@@ -24,6 +24,16 @@ structlog.configure(  # a traceback with all its locals costs a fifth of a secon
         structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),
     ]
 )
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--no-skips", action="store_true", help="fail where a test is skipped")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if session.config.getoption("--no-skips") and reporter and reporter.stats.get("skipped"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
