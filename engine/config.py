@@ -27,8 +27,8 @@ from amplitude_intercom.engine.addresses import (
 )
 from amplitude_intercom.engine.errors import SettingsError
 from amplitude_intercom.engine.near import did_you_mean
-from amplitude_intercom.engine.rules.fitting import fit_name, is_blank, is_legal_key
 from amplitude_intercom.engine.rules.selection import Selection
+from amplitude_intercom.engine.rules.texts import fit_name, is_blank, is_legal_key
 from amplitude_intercom.engine.settings import (
     ANY_TYPE,
     MAX_EVENT_TYPES,

@@ -55,9 +55,9 @@ from amplitude_intercom.engine.delivery.event_names import WARN_AT
 from amplitude_intercom.engine.near import nearest
 from amplitude_intercom.engine.reasons import DeadReason
 from amplitude_intercom.engine.rules.contacts import STANDARD_TYPES, field_name
-from amplitude_intercom.engine.rules.fitting import fit_key, fit_name
 from amplitude_intercom.engine.rules.paths import FIELDS
 from amplitude_intercom.engine.rules.selection import Selection
+from amplitude_intercom.engine.rules.texts import fit_key, fit_name
 from amplitude_intercom.engine.settings import (
     MAX_EVENT_TYPES,
     Settings,

@@ -12,21 +12,19 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from amplitude_intercom.engine.reasons import AdjustmentReason
+from amplitude_intercom.engine.rules.dates import is_date_key, is_date_time, to_seconds
 from amplitude_intercom.engine.rules.fitting import (
     AS_TEXT,
-    DATE_TIME,
-    MAX_INTERCOM_TEXT,
-    MAX_WHOLE,
     Fitted,
     Note,
     Style,
     as_date,
     fit_array,
     fit_scalar,
-    is_date_key,
     is_plain,
-    to_seconds,
 )
+from amplitude_intercom.engine.rules.numerals import MAX_WHOLE
+from amplitude_intercom.engine.rules.texts import MAX_INTERCOM_TEXT, is_short
 
 _PLAIN: Final = Style()
 
@@ -42,7 +40,7 @@ def fit_attribute(key: str, value: Any, data_type: str, style: Style) -> Fitted:
     if data_type:
         if _KINDS.get(data_type) is kind and is_plain(value, style):  # nearly all are
             return value, None
-    elif is_plain(value, style) and not (is_date_key(key) or _is_date_time(value)):
+    elif is_plain(value, style) and not (is_date_key(key) or is_date_time(value)):
         return value, None
     if isinstance(value, dict):
         return None, Note(AdjustmentReason.NESTED_LEFT_OUT, "a nested object, left out")
@@ -63,7 +61,7 @@ def fit_attribute(key: str, value: Any, data_type: str, style: Style) -> Fitted:
             note = note or Note(AdjustmentReason.TYPE_CONVERTED, what)
         value = converted
     else:
-        if note is None and (is_date_key(key) or _is_date_time(value)):
+        if note is None and (is_date_key(key) or is_date_time(value)):
             value, note = as_date(value)
         value = _to_text(value) if style.stringify else value
     if isinstance(value, bool):
@@ -73,11 +71,6 @@ def fit_attribute(key: str, value: Any, data_type: str, style: Style) -> Fitted:
 
 
 _KINDS: Final[Mapping[str, type]] = {"string": str, "integer": int, "float": int}
-
-
-def _is_date_time(value: Any) -> bool:
-    """Whether a value says itself that it is a date with a time."""
-    return type(value) is str and value[10:11] == "T" and bool(DATE_TIME.fullmatch(value))
 
 
 def type_for(key: str, value: Any, style: Style) -> str | None:
@@ -137,8 +130,7 @@ def _to_boolean(value: Any) -> bool | None:
 
 
 def _to_url(value: Any) -> str | None:
-    is_one = isinstance(value, str) and value.startswith(("http://", "https://"))
-    return value if is_one and len(value) <= MAX_INTERCOM_TEXT and value.isprintable() else None
+    return value if is_short(value) and value.startswith(("http://", "https://")) else None
 
 
 def _to_email(value: Any) -> str | None:

@@ -5,7 +5,7 @@
 - Surplus metadata keys are ignored in the order sent, so the selection's order is the priority (API
   description 2.16), and keys are told apart without case (help article 175).
 
-A single value is fitted by ``rules.fitting``, a price by ``rules.money``.
+``rules.metadata_values`` fits the value of a property, ``rules.money`` a price.
 """
 
 from __future__ import annotations
@@ -17,17 +17,11 @@ from amplitude_intercom.engine.envelope import Adjusted, Adjustment, Identity
 from amplitude_intercom.engine.reasons import AdjustmentReason, DeadReason
 from amplitude_intercom.engine.rules import paths
 from amplitude_intercom.engine.rules.bodies import MOST_THAT_FIT, cut_to_size
-from amplitude_intercom.engine.rules.fitting import (
-    DATE_ENDING,
-    Spread,
-    Style,
-    fit_key,
-    fit_name,
-    is_blank,
-    is_plain,
-    spread,
-)
+from amplitude_intercom.engine.rules.dates import DATE_ENDING
+from amplitude_intercom.engine.rules.fitting import Style, is_plain
+from amplitude_intercom.engine.rules.metadata_values import Spread, spread
 from amplitude_intercom.engine.rules.money import is_exact, money
+from amplitude_intercom.engine.rules.texts import fit_key, fit_name, is_blank
 from amplitude_intercom.engine.rules.verdicts import Reject
 from amplitude_intercom.engine.settings import Events, Rename, source_and_target
 from amplitude_intercom.transports.amplitude import Content

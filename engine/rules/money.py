@@ -8,11 +8,9 @@ a dinar has a thousand of its own.
 from __future__ import annotations
 
 import decimal
-import re
 from typing import Any, Final
 
-MAX_AMOUNT: Final = 2**53
-"""Larger whole numbers are not told apart by programs that know only floating point."""
+from amplitude_intercom.engine.rules.numerals import DECIMAL, MAX_WHOLE
 
 _BY_DIGITS: Final = {
     0: "BIF CLP DJF GNF ISK JPY KMF KRW PYG RWF UGX UYI VND VUV XAF XOF XPF",
@@ -30,12 +28,6 @@ _BY_DIGITS: Final = {
 }
 MINOR_DIGITS: Final = {code: n for n, codes in _BY_DIGITS.items() for code in codes.split()}
 """Decimal digits of each currency's minor unit (ISO 4217, table A.1, and lately withdrawn ones)."""
-
-
-_DECIMAL: Final = re.compile(
-    r"\s*[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?\s*", re.ASCII | re.IGNORECASE
-)
-"""A number as it is written."""
 
 
 def is_exact(value: Any, amount: dict[str, Any]) -> bool:
@@ -56,12 +48,12 @@ def money(value: Any, currency: Any) -> dict[str, Any] | None:
     digits = MINOR_DIGITS.get(code)
     if digits is None:
         return None
-    if isinstance(value, str) and not _DECIMAL.fullmatch(value):
-        return None  # Python takes more for a number: 1_9.9_9, and the digits of other scripts
+    if isinstance(value, str) and not DECIMAL.fullmatch(value):
+        return None
     try:
         # One rounding, of the number as written: scaling first would round to 28 digits before.
         amount = decimal.Decimal(str(value)).quantize(decimal.Decimal(1).scaleb(-digits))
         minor = int(amount.scaleb(digits))
     except (decimal.DecimalException, ValueError, OverflowError):
         return None  # no number, not a finite one, or one that no price has
-    return {"amount": minor, "currency": code.lower()} if 0 <= minor < MAX_AMOUNT else None
+    return {"amount": minor, "currency": code.lower()} if 0 <= minor < MAX_WHOLE else None

@@ -30,13 +30,13 @@ from __future__ import annotations
 
 import math
 import operator
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any, Final, get_args
 
 from amplitude_intercom.engine.rules import paths
 from amplitude_intercom.engine.rules.globs import Glob
+from amplitude_intercom.engine.rules.numerals import DECIMAL, digits
 from amplitude_intercom.engine.settings import ANY_TYPE, NONE, Clause, Operator, Selector, Value
 
 MAX_ELEMENTS: Final = 1_000
@@ -221,14 +221,7 @@ def _text(value: object) -> str | None:
         if not math.isfinite(value):
             return None
         return str(int(value)) if value.is_integer() else repr(value)
-    return _digits(value) if isinstance(value, int) else None
-
-
-def _digits(value: int) -> str | None:
-    try:
-        return str(value)
-    except ValueError:  # more digits than Python is willing to write (sys.set_int_max_str_digits)
-        return None
+    return digits(value) if isinstance(value, int) else None
 
 
 def _texts(value: object) -> list[str]:
@@ -306,13 +299,10 @@ def _numeric(compare: Callable[[Any, Any], bool]) -> Callable[[Sequence[Value]],
     return make
 
 
-_DECIMAL = re.compile(r"\s*[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?\s*", re.ASCII | re.IGNORECASE)
-
-
 def _number(value: object) -> int | float | None:
     """A finite number, from a number or from the text of a decimal one; None for all else."""
     if isinstance(value, str):
-        is_decimal = len(value) <= MAX_CHARACTERS and _DECIMAL.fullmatch(value)
+        is_decimal = len(value) <= MAX_CHARACTERS and DECIMAL.fullmatch(value)
         value = float(value) if is_decimal else None
     if isinstance(value, float):
         return value if math.isfinite(value) else None

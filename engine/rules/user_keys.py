@@ -7,6 +7,7 @@ from typing import Any, Final
 from amplitude_intercom.engine.envelope import Identity
 from amplitude_intercom.engine.reasons import DeadReason
 from amplitude_intercom.engine.rules import paths
+from amplitude_intercom.engine.rules.numerals import digits
 from amplitude_intercom.engine.rules.verdicts import Reject
 from amplitude_intercom.engine.settings import Mapping
 from amplitude_intercom.transports.amplitude import (
@@ -60,7 +61,7 @@ class UserKeys:
         if type(value) is str:
             text = value
         elif type(value) is int:
-            text = _digits(value)
+            text = digits(value) or ""
         else:
             return ""
         return text.strip().lower() if self._is_email else text
@@ -77,10 +78,3 @@ class UserKeys:
 def _is_address(key: str) -> bool:
     local, at, domain = key.rpartition("@")
     return bool(local and at and domain) and " " not in key
-
-
-def _digits(value: int) -> str:
-    try:
-        return str(value)
-    except ValueError:  # beyond `sys.set_int_max_str_digits`, so not an id
-        return ""

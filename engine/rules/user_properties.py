@@ -33,7 +33,8 @@ from typing import Any, Final
 import msgspec
 
 from amplitude_intercom.engine.rules import paths
-from amplitude_intercom.engine.rules.fitting import MAX_WHOLE, encodable
+from amplitude_intercom.engine.rules.numerals import MAX_WHOLE
+from amplitude_intercom.engine.rules.texts import encodable
 
 MAX_KEPT_TEXT: Final = 1_024
 """Characters of a text: as many as Amplitude keeps, four times what a contact takes."""

@@ -17,9 +17,9 @@ from amplitude_intercom.engine.envelope import Identity, Kind, Record
 from amplitude_intercom.engine.reasons import AdjustmentReason
 from amplitude_intercom.engine.rules.bodies import contact_body, creation_body, event_body
 from amplitude_intercom.engine.rules.contacts import AnyAttribute
-from amplitude_intercom.engine.rules.fitting import fit_key, fit_name
 from amplitude_intercom.engine.rules.money import money
 from amplitude_intercom.engine.rules.planning import SyncRules
+from amplitude_intercom.engine.rules.texts import fit_key, fit_name
 from amplitude_intercom.engine.rules.user_properties import apply
 from amplitude_intercom.engine.rules.verdicts import Drop, Keep, Reject
 from support.events import (

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from amplitude_intercom.engine.config import from_table, to_table
-from amplitude_intercom.engine.rules.fitting import is_blank, is_legal_key
+from amplitude_intercom.engine.rules.texts import is_blank, is_legal_key
 from amplitude_intercom.engine.settings import Settings
 
 CANARY = "canary-3e88"
