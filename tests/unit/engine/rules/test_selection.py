@@ -7,7 +7,8 @@ from typing import Any, get_args
 import msgspec
 import pytest
 
-from amplitude_intercom.engine.rules.selection import MAX_ELEMENTS, Selection
+from amplitude_intercom.engine.rules.operators import MAX_ELEMENTS
+from amplitude_intercom.engine.rules.selection import Selection
 from amplitude_intercom.engine.settings import Clause, Operator, Selector
 
 
