@@ -26,7 +26,8 @@ from amplitude_intercom.engine.spool.jobs import (
     NewMapping,
 )
 from amplitude_intercom.engine.spool.rekeying import rekey
-from amplitude_intercom.engine.spool.rows import DeadLetter, DeadLetterQuery, Position, Relayed
+from amplitude_intercom.engine.spool.requests import Relayed
+from amplitude_intercom.engine.spool.rows import DeadLetter, DeadLetterQuery, Position
 from amplitude_intercom.engine.spool.spool import Spool
 from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.engine.spool.takers import spoken

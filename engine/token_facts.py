@@ -10,7 +10,7 @@ from typing import Final
 from amplitude_intercom.engine.clients import Token, token_key, token_of
 from amplitude_intercom.engine.errors import SpoolError
 from amplitude_intercom.engine.settings import Settings, Sync
-from amplitude_intercom.engine.spool.rows import ContactKey
+from amplitude_intercom.engine.spool.known import ContactKey
 from amplitude_intercom.engine.spool.spool import Spool
 from amplitude_intercom.engine.spool.sqlite.files import FILE_NAME
 from amplitude_intercom.engine.spool.sqlite.lock import DataDir

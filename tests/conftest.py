@@ -10,9 +10,12 @@ import signal
 
 import pytest
 import structlog
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
-settings.register_profile("ci", derandomize=True)
+# How long a strategy takes says more about the machine's other work than about the strategy.
+settings.register_profile("default", suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("ci", settings.get_profile("default"), derandomize=True)
+settings.load_profile("default")
 if os.environ.get("CI"):
     settings.load_profile("ci")
 

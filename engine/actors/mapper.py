@@ -21,7 +21,7 @@ from amplitude_intercom.engine.faults import internal_failure
 from amplitude_intercom.engine.reasons import AdjustmentReason, DeadReason, Failure
 from amplitude_intercom.engine.rules.bodies import event_body
 from amplitude_intercom.engine.rules.verdicts import Drop, Keep, Reject, Verdict
-from amplitude_intercom.engine.spool.claims import claim_of
+from amplitude_intercom.engine.spool.contract import claim_of
 
 Planned = tuple[Record, Verdict[Plan]]
 

@@ -26,8 +26,9 @@ from amplitude_intercom.engine.rules.contacts import AnyAttribute, Types
 from amplitude_intercom.engine.rules.planning import SyncRules
 from amplitude_intercom.engine.rules.verdicts import Drop, Keep, Reject
 from amplitude_intercom.engine.settings import Intercom, Settings, Sync
-from amplitude_intercom.engine.spool.claims import Claim, claim_of
-from amplitude_intercom.engine.spool.rows import DeadLetter, Known
+from amplitude_intercom.engine.spool.contract import Claim, claim_of
+from amplitude_intercom.engine.spool.known import Known
+from amplitude_intercom.engine.spool.rows import DeadLetter
 from amplitude_intercom.engine.spool.store import Store, wall_clock_ms
 from amplitude_intercom.engine.token_facts import contact_key
 from amplitude_intercom.transports import files, intercom

@@ -112,7 +112,7 @@ class Patient:
             spool = self._stream.spool
             while spool.counters["pending"] - self._parked > self._max_backlog:
                 if anyio.current_time() >= self._recount_at_s:
-                    self._parked = await spool.spool.do(lambda store: store.parked(spool.taker))
+                    self._parked = await spool.parked()
                     self._recount_at_s = anyio.current_time() + RECOUNT_S
                 else:
                     with anyio.move_on_after(RECOUNT_S):

@@ -15,7 +15,7 @@ import anyio
 import structlog
 
 from amplitude_intercom.engine.settings import MAX_EVENT_TYPES
-from amplitude_intercom.engine.spool.spool import TakerSpool
+from amplitude_intercom.engine.spool.contract import TakerSpool
 
 _log = structlog.get_logger(__name__)
 

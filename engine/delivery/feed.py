@@ -33,11 +33,7 @@ from amplitude_intercom.engine.delivery.scheduler import Scheduler
 from amplitude_intercom.engine.delivery.settlement import Settlement
 from amplitude_intercom.engine.envelope import Record
 from amplitude_intercom.engine.faults import internal_failure
-from amplitude_intercom.engine.spool import recovery
-from amplitude_intercom.engine.spool.queue import Wanted
-from amplitude_intercom.engine.spool.rows import Loaded
-from amplitude_intercom.engine.spool.spool import TakerSpool
-from amplitude_intercom.engine.spool.store import Store
+from amplitude_intercom.engine.spool.contract import Loaded, TakerSpool, Transaction, Wanted
 
 _log = structlog.get_logger(__name__)
 
@@ -148,7 +144,7 @@ class Feed:
             return None
         taker, now_ms = self._spool.taker, self._now_ms()
 
-        def job(store: Store) -> Loaded | None:
+        def job(store: Transaction) -> Loaded | None:
             write(store, taker, batch, now_ms)
             return None if wanted is None else self._loading.load(store, wanted)
 
@@ -215,8 +211,8 @@ class Feed:
 
     async def _begin_anew(self) -> None:
         """Let delivery begin as after a restart: from what is on disk."""
-        name, taker = self._spool.name, self._spool.taker
-        await self._spool.persist(lambda store: recovery.recover_taker(store, taker))
+        name = self._spool.name
+        await self._spool.recover()
         self._scheduler.forget(name)
         if self._stopping:
             self._scheduler.hold(name)
@@ -228,7 +224,7 @@ class Feed:
         taker, now_ms = self._spool.taker, self._now_ms()
         with anyio.CancelScope(shield=True), suppress(Exception):  # then it is sent again
             self._settlement.prepare(batch)
-            await self._spool.spool.do(lambda store: write(store, taker, batch, now_ms))
+            await self._spool.attempt(lambda store: write(store, taker, batch, now_ms))
 
     # --- what it is told --------------------------------------------------------------
 
@@ -266,11 +262,11 @@ class Feed:
 
 
 def _withdraw(
-    taker: int, user: str, records: Sequence[Record], endpoint: str, now_ms: int, store: Store
+    taker: int, user: str, records: Sequence[Record], endpoint: str, now_ms: int, store: Transaction
 ) -> None:
     ids = [record.id for record in records]
     store.settling(taker).defer(user, ids, now_ms, endpoint)
 
 
-def _deliver_one(taker: int, id_: int, now_ms: int, store: Store) -> None:
+def _deliver_one(taker: int, id_: int, now_ms: int, store: Transaction) -> None:
     store.settling(taker).deliver([id_], now_ms)

@@ -15,9 +15,7 @@ from amplitude_intercom.engine.delivery.lines import EVENTS, Key, Lines
 from amplitude_intercom.engine.delivery.scheduler import Incoming, Scheduler
 from amplitude_intercom.engine.delivery.turns import MOST_UPDATES
 from amplitude_intercom.engine.envelope import Record
-from amplitude_intercom.engine.spool import rows
-from amplitude_intercom.engine.spool.queue import Wanted
-from amplitude_intercom.engine.spool.store import Store
+from amplitude_intercom.engine.spool.contract import Loaded, Transaction, Wanted
 
 PER_USER: Final = 32
 """Records of one user that are loaded at once: one busy user must not fill the read-ahead."""
@@ -233,11 +231,11 @@ class Loading:
 
     # --- loading --------------------------------------------------------------------------
 
-    def load(self, store: Store, wanted: Wanted) -> rows.Loaded:
+    def load(self, store: Transaction, wanted: Wanted) -> Loaded:
         """Load what is wanted, in a transaction."""
         return store.queue(self._taker).load(wanted)
 
-    def take(self, loaded: rows.Loaded, wanted: Wanted) -> None:
+    def take(self, loaded: Loaded, wanted: Wanted) -> None:
         """Take in what was loaded, as it was wanted."""
         self._clock.follow(wanted.set_back_ms)
         add = self._scheduler.add

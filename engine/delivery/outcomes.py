@@ -12,13 +12,13 @@ from amplitude_intercom.engine.clock import loop_time_s
 from amplitude_intercom.engine.delivery.endings import Ending
 from amplitude_intercom.engine.delivery.turns import Turn
 from amplitude_intercom.engine.envelope import Record
-from amplitude_intercom.engine.spool.store import Store
+from amplitude_intercom.engine.spool.contract import Transaction
 
 TOGETHER_S: Final = 0.025
 """How long a delivery waits at most for others, to be settled with them. It ends at the same
 instants for all syncs, so that they share commits."""
 
-Work = Callable[[Store], Any]
+Work = Callable[[Transaction], Any]
 """Writes something, in a transaction."""
 
 
@@ -43,7 +43,7 @@ class Step:
         self.then = then
         self.result: Any = None
 
-    def run(self, store: Store) -> None:
+    def run(self, store: Transaction) -> None:
         self.result = self.work(store)
 
     def tell(self, fault: Exception | None = None) -> None:
@@ -121,7 +121,7 @@ class Outcomes:
         return taken
 
 
-def write(store: Store, taker: int, batch: Collected, now_ms: int) -> None:
+def write(store: Transaction, taker: int, batch: Collected, now_ms: int) -> None:
     """Write what has come of turns."""
     if batch.delivered:
         store.settling(taker).deliver([record.id for record in batch.delivered], now_ms)

@@ -34,9 +34,8 @@ from amplitude_intercom.engine.delivery.turns import Turn
 from amplitude_intercom.engine.delivery.waiting import Retries
 from amplitude_intercom.engine.envelope import Record
 from amplitude_intercom.engine.reasons import DropReason, Failure
+from amplitude_intercom.engine.spool.contract import TakerSpool, Transaction
 from amplitude_intercom.engine.spool.settled import log_delivered, log_dropped
-from amplitude_intercom.engine.spool.spool import TakerSpool
-from amplitude_intercom.engine.spool.store import Store
 
 
 class Settlement:
@@ -99,7 +98,7 @@ class Settlement:
         """Settle as a dead letter, soon."""
         taker, now_ms = self._spool.taker, self._now_ms()
 
-        def work(store: Store) -> None:
+        def work(store: Transaction) -> None:
             store.settling(taker).bury(record, failure, now_ms)
 
         self._add(work, partial(self._loading.let_go, [record]))
@@ -129,7 +128,7 @@ class Settlement:
         self._spool.adjustments.count(reasons)
         adjusted = self._spool.adjustments.take()
 
-        def work(store: Store) -> None:
+        def work(store: Transaction) -> None:
             store.count_adjusted(taker, adjusted)
             keep(store)
             if delivered:
@@ -169,7 +168,7 @@ class Settlement:
         id_, evidence = found
         taker, now_ms = self._spool.taker, self._now_ms()
 
-        def work(store: Store) -> None:
+        def work(store: Transaction) -> None:
             waiting.charge(store, taker, id_, evidence, self._retries, now_ms)
 
         self._add(work, self._loading.look_at_table)
@@ -218,11 +217,11 @@ class Settlement:
         return Step(partial(self._write_end, turn, ending, others, self._now_ms()))
 
     def _write_end(
-        self, turn: Turn, ending: Ending, others: Sequence[int], now_ms: int, store: Store
+        self, turn: Turn, ending: Ending, others: Sequence[int], now_ms: int, store: Transaction
     ) -> None:
         taker = self._spool.taker
         if waiting.write_end(store, taker, turn, ending, others, self._retries, now_ms):
-            self._spool.spool.job_added()
+            self._spool.job_added()
 
     def note_durable(self, batch: Collected) -> None:
         """Take in that a batch is durable: its turns are over."""

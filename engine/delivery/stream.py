@@ -18,7 +18,7 @@ from amplitude_intercom.engine.delivery.waiting import Retries
 from amplitude_intercom.engine.delivery.workspace import Workspace
 from amplitude_intercom.engine.rules.planning import SyncRules
 from amplitude_intercom.engine.settings import Sync
-from amplitude_intercom.engine.spool.spool import TakerSpool
+from amplitude_intercom.engine.spool.contract import TakerSpool
 
 
 class Stream:

@@ -35,9 +35,7 @@ from amplitude_intercom.engine.delivery.turns import Turn
 from amplitude_intercom.engine.envelope import Kind, Record
 from amplitude_intercom.engine.reasons import Failure
 from amplitude_intercom.engine.settings import MAX_SHIFT_S
-from amplitude_intercom.engine.spool.jobs import Expiry, JobKind
-from amplitude_intercom.engine.spool.store import Store
-from amplitude_intercom.engine.spool.users import Stranger
+from amplitude_intercom.engine.spool.contract import Stranger, Transaction
 
 SICK_ATTEMPTS: Final = 40
 SICK_MOST_S: Final = 600.0
@@ -91,7 +89,7 @@ def is_written(turn: Turn, ending: Ending) -> bool:
 
 
 def write_end(
-    store: Store,
+    store: Transaction,
     taker: int,
     turn: Turn,
     ending: Ending,
@@ -119,7 +117,7 @@ def write_end(
 
 
 def fail(
-    store: Store,
+    store: Transaction,
     taker: int,
     record: Record,
     others: Iterable[int],
@@ -130,7 +128,7 @@ def fail(
     """Let a user wait whose call has failed; ``others``: the ids of what else is loaded of it."""
     assert evidence.failure is not None
     settling = store.settling(taker)
-    charged = store.records.attempts(record.id)
+    charged = settling.attempts(record.id)
     if evidence.blame is Blame.OWN:
         wait_s = retries.own_wait_s(charged + 1, is_sick=evidence.is_sick)
     elif charged:
@@ -144,7 +142,7 @@ def fail(
 
 
 def charge(
-    store: Store, taker: int, id_: int, evidence: NotAnswered, retries: Retries, now_ms: int
+    store: Transaction, taker: int, id_: int, evidence: NotAnswered, retries: Retries, now_ms: int
 ) -> None:
     """Charge an attempt to a record whose failure is its user's own; the last one ends it, unless
     it is being tried once more by now."""
@@ -156,7 +154,7 @@ def charge(
 
 
 def find_unknown(
-    store: Store,
+    store: Transaction,
     taker: int,
     record: Record,
     others: Iterable[int],
@@ -183,8 +181,7 @@ def find_unknown(
     if retries.attempts == 1:
         settling.charge(record.id, now_ms)
         settling.give_up(record.id, failure, now_ms)
-    expiry = Expiry(user, now_ms - window_ms, failure)
-    _, more = settling.expire(user, failure, expiry.accepted_until_ms, now_ms)
+    _, more = settling.expire(user, failure, now_ms - window_ms, now_ms)
     if more:
-        store.ask_job(JobKind.EXPIRE, taker, expiry, 0, who="delivery", now_ms=now_ms)
+        store.ask_expiry(taker, user, failure, now_ms - window_ms, now_ms)
     return more

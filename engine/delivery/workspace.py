@@ -14,8 +14,7 @@ from amplitude_intercom.engine.delivery.contacts.first_contact import FirstConta
 from amplitude_intercom.engine.delivery.contacts.missing import Heirs, Missing
 from amplitude_intercom.engine.delivery.contacts.writing import Writing, Written
 from amplitude_intercom.engine.delivery.event_names import EventNames
-from amplitude_intercom.engine.spool.spool import TakerSpool
-from amplitude_intercom.engine.spool.store import Store
+from amplitude_intercom.engine.spool.contract import TakerSpool, Transaction
 from amplitude_intercom.transports import intercom
 
 ME: Final = "GET /me"
@@ -91,7 +90,7 @@ class Workspaces:
         return None
 
 
-def _note(store: Store, key: str, address: str, code: str) -> int:
+def _note(store: Transaction, key: str, address: str, code: str) -> int:
     number = store.workspaces.number_of(address, code or key)
     if code:
         store.meta.set(key, str(number))

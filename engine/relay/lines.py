@@ -26,7 +26,7 @@ from typing import Final
 
 import msgspec
 
-from amplitude_intercom.engine.spool.relayed import WaitingRequest
+from amplitude_intercom.engine.spool.requests import WaitingRequest
 
 MOST_PARTS: Final = 256
 """Parts that are loaded: enough to keep all connections busy."""

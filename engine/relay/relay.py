@@ -31,10 +31,9 @@ from amplitude_intercom.engine.relay.keeping import lost_events
 from amplitude_intercom.engine.relay.lines import Lines, Part
 from amplitude_intercom.engine.settings import Relay as RelaySettings
 from amplitude_intercom.engine.settings import short_key
-from amplitude_intercom.engine.spool.relayed import WaitingRequest
-from amplitude_intercom.engine.spool.relaying import DAMAGED, LostEvent
-from amplitude_intercom.engine.spool.spool import TakerSpool
-from amplitude_intercom.engine.spool.store import Store
+from amplitude_intercom.engine.spool.contract import TakerSpool, Transaction
+from amplitude_intercom.engine.spool.relaying import DAMAGED
+from amplitude_intercom.engine.spool.requests import LostEvent, WaitingRequest
 from amplitude_intercom.transports.amplitude_client import AmplitudeWire
 from amplitude_intercom.transports.errors import NoAnswer
 from amplitude_intercom.transports.originals import Original, as_sent
@@ -278,7 +277,7 @@ class Relay:
             return
         now_ms, taker, front = self._now_ms(), self.spool.taker, self._lines.front
 
-        def job(store: Store) -> tuple[list[int], Requests, Requests]:
+        def job(store: Transaction) -> tuple[list[int], Requests, Requests]:
             left = [
                 store.relaying.settle(
                     taker, one.part.request.id, settling.delivered, settling.lost, now_ms

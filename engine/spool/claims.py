@@ -23,18 +23,15 @@ the first event with it; events that share the second of another have neither.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
-import msgspec
-
-from amplitude_intercom.engine.envelope import Record
 from amplitude_intercom.engine.spool.connection import (
     Connection,
     change_in,
     find_in,
     insert_many,
 )
+from amplitude_intercom.engine.spool.contract import Claim, Given
 
 _FORGET = """
 DELETE FROM created_at_claims WHERE id = ?
@@ -51,29 +48,6 @@ LEAST_LOOKED_AT = 512
 
 _GIVEN = "SELECT id, second, key IS NULL AND content IS NOT NULL, key FROM created_at_claims"
 """The third column is true of an event that shares its second with a different one (rule 4)."""
-
-
-class Claim(msgspec.Struct, frozen=True, gc=False):
-    """An event that wants ``second``; ``claim_id`` stays the same through retries and replays."""
-
-    claim_id: int
-    user_key: str
-    name: str
-    second: int
-    raw: bytes
-
-
-def claim_of(record: Record, event: Mapping[str, Any]) -> Claim:
-    """Return the claim of a record whose event is to be sent as ``event``."""
-    name, second = event["event_name"], event["created_at"]
-    return Claim(record.claim_id, record.user_key, name, second, record.raw)
-
-
-class Given(NamedTuple):
-    """The second that an event has; ``crowded``: a different one has it too, none being free."""
-
-    second: int
-    crowded: bool = False
 
 
 _Row = tuple[int, bytes | None, bytes | None, int, int]

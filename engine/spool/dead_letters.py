@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from amplitude_intercom.engine.spool.checksums import holds, letter_checksum
 from amplitude_intercom.engine.spool.connection import (
     Connection,
     change_in,
@@ -31,8 +32,6 @@ from amplitude_intercom.engine.spool.rows import (
     DeadLetter,
     DeadLetterQuery,
     Position,
-    holds,
-    letter_checksum,
 )
 
 _FIELDS = DeadLetter.__struct_fields__

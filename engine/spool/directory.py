@@ -6,8 +6,9 @@ from typing import Final
 
 import msgspec
 
+from amplitude_intercom.engine.spool.checksums import contact_checksum, holds
 from amplitude_intercom.engine.spool.connection import MOST_ROWS, Connection
-from amplitude_intercom.engine.spool.rows import ContactKey, Known, contact_checksum, holds
+from amplitude_intercom.engine.spool.known import ContactKey, Known, own_after
 
 DAY_MS: Final = 86_400_000
 
@@ -116,21 +117,6 @@ class ContactDirectory:
     def _keys(self, which: str, values: tuple[int, ...]) -> list[ContactKey]:
         query = f"SELECT workspace, field, value FROM contacts {which}"
         return [ContactKey(*key) for key in self._db.execute(query, values).fetchall()]
-
-
-def own_after(own: Known, theirs: Known) -> Known:
-    """Return what is known of a user that had a contact together with another one, and has not any
-    more: it has what the two had, and no contact."""
-    return msgspec.structs.replace(
-        own,
-        owner="",
-        is_lost=bool(own.contact_id),
-        fields={},
-        unsure=[],
-        properties=theirs.properties or own.properties,
-        selections=theirs.selections or own.selections,
-        unread=[],
-    )
 
 
 _decode = msgspec.json.Decoder(Known).decode

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable
 from itertools import takewhile
 from typing import Final
 
@@ -11,7 +11,7 @@ import msgspec
 from amplitude_intercom.engine.envelope import Kind, Record
 from amplitude_intercom.engine.reasons import DeadReason
 from amplitude_intercom.engine.spool.arrivals import Arrivals, Bounds, Crowd
-from amplitude_intercom.engine.spool.rows import Loaded, Woken
+from amplitude_intercom.engine.spool.contract import Loaded, Wanted, Woken
 from amplitude_intercom.engine.spool.settling import Settling, Tables
 from amplitude_intercom.engine.spool.users import Due
 
@@ -21,36 +21,6 @@ MOST_STRAYS: Final = 500
 
 MOST_LET_GO: Final = 256
 """Parked users that one transaction lets wait for no endpoint any more."""
-
-
-class Wanted(msgspec.Struct, frozen=True):
-    """What is to be loaded, at most.
-
-    ``parked``: users that were parked, with so many ``parked_bytes``. ``full``: users of whom
-    ``per_user`` are loaded. ``updates``: records of a user that is worked off, where they are
-    identifies only, which become one call. ``empty``: users of whom all that was loaded is done,
-    and more is aside. ``open``: endpoints whose circuit is open; ``probes``: those of them for
-    which a probe is looked for. ``reads_queue``: whether users that are not aside are wanted.
-    ``set_back_ms``: by how much the wall clock was set back; parked users wait as long as before.
-    ``queue_first``: what is queued comes before what is aside, so that neither can have all of it
-    where that alternates.
-    """
-
-    limit: int
-    limit_bytes: int
-    per_user: int
-    now_ms: int
-    parked: int = 1 << 30
-    parked_bytes: int = 1 << 30
-    after_id: int = 0
-    updates: int = 1
-    full: Collection[str] = ()
-    empty: Sequence[str] = ()
-    open: Collection[str] = ()
-    probes: Collection[str] = ()
-    reads_queue: bool = True
-    set_back_ms: int = 0
-    queue_first: bool = False
 
 
 def _is_update(record: Record) -> bool:

@@ -8,26 +8,10 @@ from typing import Any, Final
 
 import msgspec
 
+from amplitude_intercom.engine.spool.checksums import holds
 from amplitude_intercom.engine.spool.connection import Connection, insert_many
-from amplitude_intercom.engine.spool.rows import Relayed, holds
+from amplitude_intercom.engine.spool.requests import Relayed, WaitingRequest
 from amplitude_intercom.transports.originals import Original
-
-
-class WaitingRequest(msgspec.Struct):
-    """A row of ``relayed``, but for its request. ``remaining``: the indexes of its events that are
-    still to be sent. ``is_damaged``: the row cannot be trusted; its request must not be sent."""
-
-    id: int
-    accepted_at_ms: int
-    api_key: str
-    count: int
-    devices: list[int]
-    remaining: list[int]
-    is_damaged: bool = False
-
-    def device(self, index: int) -> int:
-        """Return the line in which an event stands."""
-        return self.devices[index] if len(self.devices) > 1 else self.devices[0]
 
 
 class Gone(msgspec.Struct, frozen=True):

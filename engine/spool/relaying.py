@@ -16,24 +16,11 @@ from amplitude_intercom.engine.reasons import DeadReason, DropReason, Failure
 from amplitude_intercom.engine.spool.accounts import INBOX, Accounts
 from amplitude_intercom.engine.spool.batches import SLOTS
 from amplitude_intercom.engine.spool.dead_letters import DeadLetters
-from amplitude_intercom.engine.spool.relayed import RelayedRequests, WaitingRequest
-from amplitude_intercom.engine.spool.rows import Relayed, dead_letter
+from amplitude_intercom.engine.spool.relayed import RelayedRequests
+from amplitude_intercom.engine.spool.requests import LostEvent, Relayed, WaitingRequest
+from amplitude_intercom.engine.spool.rows import dead_letter
 from amplitude_intercom.engine.spool.settled import SettledLines
 from amplitude_intercom.engine.spool.takers import RELAY, Takers
-
-
-class LostEvent(msgspec.Struct, frozen=True):
-    """An event that Amplitude will not have. ``raw``: the body of a request with it alone.
-
-    ``origin``: what the request was, to send it again by.
-    """
-
-    index: int
-    failure: Failure
-    raw: bytes
-    origin: str
-    user: str = ""
-    event_type: str = ""
 
 
 class Relaying:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import re
-import zlib
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
-from typing import Annotated, Any, Final, NamedTuple
+from collections.abc import Mapping
+from typing import Annotated, Final, NamedTuple
 
 import msgspec
 
 from amplitude_intercom.engine.envelope import Record
 from amplitude_intercom.engine.reasons import DropReason, Failure
 from amplitude_intercom.engine.spool.batches import Pack
+from amplitude_intercom.engine.spool.requests import Relayed
 from amplitude_intercom.transports.amplitude import decode_types
-from amplitude_intercom.transports.originals import Original
 
 
 class DeadRow(msgspec.Struct, frozen=True, gc=False):
@@ -30,31 +29,6 @@ class DeadRow(msgspec.Struct, frozen=True, gc=False):
     origin: str
     line: int | None
     user_key: str = ""
-
-
-REQUEST_OVERHEAD_BYTES: Final = 200
-"""What a request takes beside its body and devices, by which a spool's fullness is reckoned."""
-
-
-class Relayed(msgspec.Struct):
-    """What a relay keeps of one batch.
-
-    ``devices``: of each event the line in which it stands; one only, where all are of the same.
-    ``drops_oldest``: whether older ones go for it where the relay's share is taken.
-    ``accepted_at_ms``: where that was before (a dead letter's); 0: now.
-    """
-
-    api_key: str
-    count: int
-    devices: list[int]
-    original: Original
-    drops_oldest: bool = True
-    accepted_at_ms: int = 0
-
-    @property
-    def size_bytes(self) -> int:
-        """What it counts for where a spool's fullness is reckoned."""
-        return len(self.original.body) + 11 * len(self.devices) + REQUEST_OVERHEAD_BYTES
 
 
 class Part(msgspec.Struct):
@@ -99,81 +73,6 @@ class Appended(msgspec.Struct, frozen=True):
     accepted: int
     dropped: int
     dead: int
-
-
-class Woken(msgspec.Struct, frozen=True):
-    """Records of a user that was aside and whose time has come.
-
-    ``is_probe``: it was parked. ``failing``: its last call has failed. ``tries``: an endpoint whose
-    circuit is open, where it is to find out whether that is well again.
-    """
-
-    user: str
-    records: list[Record]
-    is_probe: bool
-    failing: bool
-    tries: str = ""
-
-
-class Loaded(msgspec.Struct, frozen=True):
-    """Records for delivery, in order per user.
-
-    ``records``: of the queue, up to ``last_id``. ``refilled``: of users that are worked off, by
-    user; none, where nothing is left. ``crowded``: users of whom more waits than was loaded.
-    ``next_wake_ms``, ``next_probe_ms``: when the next deferred and the next parked user is due, if
-    any is. ``awaited``: endpoints for which users wait. ``more``: whether more is queued.
-    """
-
-    records: list[Record]
-    woken: list[Woken]
-    refilled: dict[str, list[Record]]
-    last_id: int
-    crowded: Collection[str]
-    next_wake_ms: int | None
-    next_probe_ms: int | None
-    awaited: Collection[str]
-    more: bool
-
-
-class ContactKey(NamedTuple):
-    """What a contact is known by: its workspace, and the field and value that find it."""
-
-    workspace: int
-    field: str
-    value: str
-
-
-class Held(NamedTuple):
-    """A user property as last worked out: null where it has no value; and the time (Unix ms) of the
-    event that it is from, 0 where it was read from the contact."""
-
-    value: Any
-    at_ms: int = 0
-
-
-class Known(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What is known of a contact.
-
-    ``contact_id``: empty where none is known.
-    ``is_lost``: Intercom has said that it is not there; where it turns up again, the rest holds.
-    ``owner``: of a user that was merged into another, the identifier of that one, under which all
-    that is known of their contact is kept.
-    ``fields``: flat, as they were written, or read, or refused last.
-    ``unsure``: fields that were about to be written since; a write has no answer yet.
-    ``properties``: by taker (as text); a name that is missing may have a value on the contact.
-    ``unread``: takers whose properties are of another contact, or of before a merge; the contact is
-    read before they are counted on.
-    ``selections``: by taker, the number of the selection that its properties are of.
-    """
-
-    contact_id: str = ""
-    is_lost: bool = False
-    owner: str = ""
-    fields: dict[str, Any] = {}
-    unsure: list[str] = []
-    properties: dict[str, dict[str, Held]] = {}
-    selections: dict[str, int] = {}
-    unread: list[str] = []
 
 
 class DeadLetter(msgspec.Struct, frozen=True):
@@ -312,22 +211,3 @@ class DeadLetterPage(msgspec.Struct, frozen=True):
     dead_letters: list[DeadLetter]
     matching: int
     after: str = ""
-
-
-def holds(crc: Any, checksum_of: Callable[..., int], *fields: Any) -> bool:
-    """Return whether a checksum holds; damaged, a field may not even be of its column's type."""
-    try:
-        return bool(checksum_of(*fields) == crc)
-    except (TypeError, AttributeError, ValueError):
-        return False
-
-
-def letter_checksum(id_: int, reason: str, user_key: str, accepted_at_ms: int, raw: bytes) -> int:
-    """Return the CRC32 that a dead letter is kept with."""
-    head = b"%d %d %s %s" % (id_, accepted_at_ms, reason.encode(), user_key.encode())
-    return zlib.crc32(raw, zlib.crc32(head))
-
-
-def contact_checksum(workspace: int, field: str, value: str, known: str) -> int:
-    """Return the CRC32 that a known contact is kept with."""
-    return zlib.crc32("\0".join((str(workspace), field, value, known)).encode())

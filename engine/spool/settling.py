@@ -11,6 +11,7 @@ from amplitude_intercom.engine.envelope import Kind, Record
 from amplitude_intercom.engine.reasons import DeadReason, Failure
 from amplitude_intercom.engine.spool.accounts import INBOX, TAKEN_ALONG, Accounts
 from amplitude_intercom.engine.spool.batches import SLOTS
+from amplitude_intercom.engine.spool.contract import Stranger
 from amplitude_intercom.engine.spool.dead_letters import DeadLetters
 from amplitude_intercom.engine.spool.inbox import Inbox
 from amplitude_intercom.engine.spool.insert_ids import InsertIds
@@ -18,7 +19,7 @@ from amplitude_intercom.engine.spool.records import Damage, Records
 from amplitude_intercom.engine.spool.rows import dead_letter
 from amplitude_intercom.engine.spool.settled import SettledLines
 from amplitude_intercom.engine.spool.takers import Takers
-from amplitude_intercom.engine.spool.users import Stranger, Users
+from amplitude_intercom.engine.spool.users import Users
 
 DAMAGED: Final = "the checksum does not match: damaged on disk"
 
@@ -123,6 +124,10 @@ class Settling:
         for taker, size_bytes in self._inbox.let_go(batches):
             self._accounts.resize(taker, INBOX, -size_bytes)
 
+    def updated(self, claim_ids: Sequence[int]) -> set[int]:
+        """Return those of some records whose contact update is done."""
+        return self._records.updated(self.taker, claim_ids)
+
     def note_updated(self, claim_ids: Sequence[int]) -> None:
         """Take in that what these records bring to their users' contacts is there."""
         self._records.note_updated(self.taker, claim_ids)
@@ -148,6 +153,10 @@ class Settling:
             self._lines.parked(self._name, record, failure, wake_at_ms)
         reason = failure.reason if is_own else ""
         self._users.park(self.taker, record.user_key, wake_at_ms, reason, now_ms)
+
+    def attempts(self, id_: int) -> int:
+        """Return the failed attempts that a record was charged with."""
+        return self._records.attempts(id_)
 
     def charge(self, id_: int, now_ms: int) -> int:
         """Charge an attempt to a record that waits; return how many it has had."""

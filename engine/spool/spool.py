@@ -21,9 +21,10 @@ from amplitude_intercom.engine.faults import internal_failure
 from amplitude_intercom.engine.settings import MAX_SHIFT_S, Settings
 from amplitude_intercom.engine.spool import recovery
 from amplitude_intercom.engine.spool.accounts import SPOOL, WAITING, under
+from amplitude_intercom.engine.spool.adjustments import Adjustments
 from amplitude_intercom.engine.spool.appends import Appends
-from amplitude_intercom.engine.spool.claims import Claim, Given
 from amplitude_intercom.engine.spool.connection import Damaged
+from amplitude_intercom.engine.spool.contract import Claim, Given
 from amplitude_intercom.engine.spool.retention import DAY_MS, Retention, Tidying
 from amplitude_intercom.engine.spool.rows import Append, Appended, Part
 from amplitude_intercom.engine.spool.sqlite.database import Database, Job, run_group
@@ -336,40 +337,6 @@ def _sum(one: Part, other: Part) -> Part:
     )
 
 
-class Adjustments:
-    """What was changed on the way to Intercom, by reason: counted, and written now and then."""
-
-    def __init__(self, written: Mapping[str, int]) -> None:
-        """``written``: what earlier processes have."""
-        self._before = Counter(written)
-        self._counted: Counter[str] = Counter()
-        self._taken: Counter[str] = Counter()
-
-    @property
-    def total(self) -> Counter[str]:
-        """All of it, since the spool was made."""
-        return self._before + self._counted
-
-    @property
-    def since_start(self) -> Counter[str]:
-        """What was counted by this process."""
-        return +self._counted
-
-    def count(self, reasons: Iterable[str]) -> None:
-        """Count some."""
-        self._counted.update(reasons)
-
-    def take(self) -> Counter[str]:
-        """Return what is not written yet, to be written now."""
-        taken = self._counted - self._taken
-        self._taken.update(taken)
-        return taken
-
-    def give_back(self, taken: Mapping[str, int]) -> None:
-        """Take in that some of it was not written after all."""
-        self._taken.subtract(taken)
-
-
 class TakerSpool:
     """One taker's part of the spool: what is on its way, a sync's contacts, the counters."""
 
@@ -404,6 +371,22 @@ class TakerSpool:
                     raise
                 await anyio.sleep(FAILING_DISK_NAP_S)
 
+    async def attempt(self, job: Job[T]) -> T:
+        """Run a job once, until it is durable.
+
+        Raises:
+            SpoolError: nothing of it was done.
+        """
+        return await self.spool.do(job)
+
+    async def recover(self) -> None:
+        """Bring the tables to the state that a start finds: the last delivery was broken off."""
+        await self.persist(lambda store: recovery.recover_taker(store, self.taker))
+
+    def job_added(self) -> None:
+        """Tell the job runner that a transaction has asked for a job."""
+        self.spool.job_added()
+
     @property
     def trouble(self) -> SpoolError | None:
         """Why nothing is taken in for this sync; None when all is well."""
@@ -411,6 +394,10 @@ class TakerSpool:
         if trouble is None and (why := self.spool.why_full(self.name)):
             return SpoolError(RefusalReason.SPOOL_FULL, why)
         return trouble
+
+    async def parked(self) -> int:
+        """Return the number of records that wait with parked users."""
+        return await self.spool.do(lambda store: store.parked(self.taker))
 
     async def checkpoints(self) -> dict[str, str]:
         """Return how far the sources that can be read again have come."""

@@ -39,6 +39,7 @@ from amplitude_intercom.engine.spool.queue import Queue
 from amplitude_intercom.engine.spool.records import Records
 from amplitude_intercom.engine.spool.relayed import RelayedRequests
 from amplitude_intercom.engine.spool.relaying import Relaying
+from amplitude_intercom.engine.spool.requests import Relayed
 from amplitude_intercom.engine.spool.rows import (
     Append,
     Appended,
@@ -48,7 +49,6 @@ from amplitude_intercom.engine.spool.rows import (
     DeadRow,
     Part,
     Position,
-    Relayed,
     dead_letter,
     is_counted,
 )
@@ -436,6 +436,13 @@ class Store:
         return self.jobs.add(
             lambda id_: JobRow(id_, kind, sync, query, up_to, expected, who, why, now_ms)
         )
+
+    def ask_expiry(
+        self, taker: int, user: str, failure: Failure, accepted_until_ms: int, now_ms: int
+    ) -> None:
+        """Ask for a job that goes on with ``Settling.expire``."""
+        expiry = Expiry(user, accepted_until_ms, failure)
+        self.ask_job(JobKind.EXPIRE, taker, expiry, 0, who="delivery", now_ms=now_ms)
 
     # --- looking at it --------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from amplitude_intercom.engine.envelope import Kind
 from amplitude_intercom.engine.spool.connection import Connection, find_in
+from amplitude_intercom.engine.spool.contract import Stranger
 
 _IS = {True: "<>", False: "="}
 """How the reason of users that are parked, or not, compares to an empty one."""
@@ -25,15 +26,6 @@ class Aside(NamedTuple):
     """Why a user's records wait. ``tried_at_ms``: when it was found to be unknown last."""
 
     reason: str
-    tried_at_ms: int
-
-
-class Stranger(NamedTuple):
-    """Of a user that Intercom does not know: attempts that have found that, when the next is due,
-    and when it was tried last, for whatever reason."""
-
-    refusals: int
-    attempt_at_ms: int
     tried_at_ms: int
 
 

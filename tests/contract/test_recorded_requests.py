@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from amplitude_intercom.engine.spool.queue import Wanted
+from amplitude_intercom.engine.spool.contract import Wanted
 from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.transports.sandbox.amplitude import LocalAmplitude, serve_amplitude
 from support import reference

@@ -20,14 +20,8 @@ from amplitude_intercom.engine.errors import SpoolError
 from amplitude_intercom.engine.reasons import DeadReason, Failure
 from amplitude_intercom.engine.spool.batches import SLOTS, Kept
 from amplitude_intercom.engine.spool.connection import Damaged
-from amplitude_intercom.engine.spool.rows import (
-    Append,
-    ContactKey,
-    DeadLetterQuery,
-    DeadRow,
-    Held,
-    Known,
-)
+from amplitude_intercom.engine.spool.known import ContactKey, Held, Known
+from amplitude_intercom.engine.spool.rows import Append, DeadLetterQuery, DeadRow
 from amplitude_intercom.engine.spool.sqlite.examine import Damage, findings
 from amplitude_intercom.engine.spool.sqlite.files import PAGE_BYTES
 from amplitude_intercom.transports.sandbox import Sandbox, serve

@@ -35,19 +35,13 @@ from amplitude_intercom.engine.reasons import DeadReason, Failure
 from amplitude_intercom.engine.spool import recovery
 from amplitude_intercom.engine.spool.accounts import INBOX, SPOOL, TAKEN_ALONG, WAITING
 from amplitude_intercom.engine.spool.batches import SLOTS, Kept
-from amplitude_intercom.engine.spool.queue import Queue, Wanted
+from amplitude_intercom.engine.spool.contract import Loaded, Stranger, Wanted
+from amplitude_intercom.engine.spool.queue import Queue
 from amplitude_intercom.engine.spool.retention import take_along
-from amplitude_intercom.engine.spool.rows import (
-    Append,
-    Appended,
-    DeadLetterQuery,
-    DeadRow,
-    Loaded,
-)
+from amplitude_intercom.engine.spool.rows import Append, Appended, DeadLetterQuery, DeadRow
 from amplitude_intercom.engine.spool.settling import Settling
 from amplitude_intercom.engine.spool.sqlite.files import connect
 from amplitude_intercom.engine.spool.store import Limits, Store
-from amplitude_intercom.engine.spool.users import Stranger
 from support.faulty_disk import after_power_cut
 from support.spools import all_of, part_of
 

@@ -30,8 +30,8 @@ from amplitude_intercom.engine.envelope import Plan, Record
 from amplitude_intercom.engine.metrics import SyncStatus
 from amplitude_intercom.engine.rules.planning import SyncRules
 from amplitude_intercom.engine.rules.verdicts import Verdict
-from amplitude_intercom.engine.spool.queue import Wanted
-from amplitude_intercom.engine.spool.rows import DeadLetterQuery, Loaded
+from amplitude_intercom.engine.spool.contract import Loaded, Wanted
+from amplitude_intercom.engine.spool.rows import DeadLetterQuery
 from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.transports.intercom import Answer, IntercomClient, Request, Wire
 from amplitude_intercom.transports.sandbox import InProcess, Sandbox

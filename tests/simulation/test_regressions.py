@@ -14,7 +14,8 @@ import msgspec
 import pytest
 
 from amplitude_intercom.engine.app import Engine
-from amplitude_intercom.engine.spool.rows import ContactKey, DeadLetterQuery
+from amplitude_intercom.engine.spool.known import ContactKey
+from amplitude_intercom.engine.spool.rows import DeadLetterQuery
 from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.transports import batch_of
 from amplitude_intercom.transports.sandbox import Fault, Sandbox

@@ -13,8 +13,9 @@ from amplitude_intercom.engine.envelope import Kind, Record
 from amplitude_intercom.engine.errors import SpoolError
 from amplitude_intercom.engine.spool import recovery
 from amplitude_intercom.engine.spool.batches import Kept, entry_of, packs
-from amplitude_intercom.engine.spool.queue import Queue, Wanted
-from amplitude_intercom.engine.spool.rows import Append, Appended, DeadRow, Loaded, Part, Woken
+from amplitude_intercom.engine.spool.contract import Loaded, Wanted, Woken
+from amplitude_intercom.engine.spool.queue import Queue
+from amplitude_intercom.engine.spool.rows import Append, Appended, DeadRow, Part
 from amplitude_intercom.engine.spool.settling import Settling
 from amplitude_intercom.engine.spool.sqlite.database import Database, run_group
 from amplitude_intercom.engine.spool.sqlite.files import SpoolFile, connect

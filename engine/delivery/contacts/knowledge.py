@@ -20,7 +20,7 @@ import msgspec
 from amplitude_intercom.engine.delivery.contacts.resolving import Way
 from amplitude_intercom.engine.delivery.contacts.working_out import same, with_base
 from amplitude_intercom.engine.rules.contacts import ContactRules
-from amplitude_intercom.engine.spool.rows import Held, Known
+from amplitude_intercom.engine.spool.known import Held, Known
 
 
 class Knowledge:

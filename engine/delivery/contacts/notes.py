@@ -28,10 +28,8 @@ from amplitude_intercom.engine.delivery.contacts.working_out import (
 from amplitude_intercom.engine.delivery.workspace import Workspace
 from amplitude_intercom.engine.envelope import ContactUpdate, Identity
 from amplitude_intercom.engine.rules.contacts import ContactRules
-from amplitude_intercom.engine.spool.directory import own_after
-from amplitude_intercom.engine.spool.rows import ContactKey, Held, Known
-from amplitude_intercom.engine.spool.spool import TakerSpool
-from amplitude_intercom.engine.spool.store import Store
+from amplitude_intercom.engine.spool.contract import TakerSpool, Transaction
+from amplitude_intercom.engine.spool.known import ContactKey, Held, Known, own_after
 
 
 class Scope(NamedTuple):
@@ -107,11 +105,11 @@ class Notes:
         """Return by which key a contact is written that may become anybody's."""
         return ContactKey(self.own_key.workspace, "id", contact_id)
 
-    def own(self, store: Store) -> Known:
+    def own(self, store: Transaction) -> Known:
         """Return what is known under the user's own key."""
         return store.contacts.get(self.own_key) or Known()
 
-    def keep(self, store: Store, key: ContactKey, known: Known) -> None:
+    def keep(self, store: Transaction, key: ContactKey, known: Known) -> None:
         """Keep what is known of a contact."""
         store.contacts.remember(key, known, self._scope.now_ms())
 
@@ -119,7 +117,7 @@ class Notes:
 
     def begin(
         self,
-        store: Store,
+        store: Transaction,
         updates: Sequence[ContactUpdate],
         without: Collection[str],
         has: Callable[[ContactKey], bool],
@@ -134,7 +132,7 @@ class Notes:
             return Begun(key, known, known, {}, list(updates), Do.DONE, None)
         if key != self.own_key:
             store.contacts.use(self.own_key, scope.now_ms())
-        done = store.records.updated(scope.spool.taker, [update.claim_id for update in updates])
+        done = store.settling(scope.spool.taker).updated([update.claim_id for update in updates])
         updates = [update for update in updates if update.claim_id not in done]
         held = scope.properties_of(known)
         counted = countable(known, scope.taker, held, scope.rules.properties)
@@ -160,7 +158,7 @@ class Notes:
 
     # --- after an answer ------------------------------------------------------------------
 
-    def give_up(self, store: Store, key: ContactKey, before: Known) -> None:
+    def give_up(self, store: Transaction, key: ContactKey, before: Known) -> None:
         """Take in that what was about to be written is not there: it was refused."""
         known = store.contacts.get(key)
         if known is None:
@@ -169,19 +167,19 @@ class Notes:
         if unsure != known.unsure:
             self.keep(store, key, msgspec.structs.replace(known, unsure=unsure))
 
-    def lose(self, store: Store) -> None:
+    def lose(self, store: Transaction) -> None:
         """Take in that the user's own contact is not there, or another's."""
         known = self.own(store)
         if known.contact_id and not known.is_lost:
             self.keep(store, self.own_key, msgspec.structs.replace(known, is_lost=True))
 
-    def keep_found(self, store: Store, way: Way) -> None:
+    def keep_found(self, store: Transaction, way: Way) -> None:
         """Take in that a contact is there, and which."""
         known = msgspec.structs.replace(self.own(store), owner="")
         found = msgspec.structs.replace(about(known, way), contact_id=way.contact_id, is_lost=False)
         self.keep(store, self.own_key, found)
 
-    def join(self, store: Store, at: ContactKey, way: Way) -> None:
+    def join(self, store: Transaction, at: ContactKey, way: Way) -> None:
         """Take in that the user, or the one it was merged into (``at``), was merged into another
         one: what is known of their contact is kept there."""
         heir = self.key_of(way.owner)
@@ -194,7 +192,7 @@ class Notes:
         merged = msgspec.structs.replace(merged, contact_id=way.contact_id, owner=way.owner)
         self.keep(store, at, msgspec.structs.replace(merged, is_lost=False, unsure=[]))
 
-    def part(self, store: Store, heir: ContactKey, *, is_lost: bool) -> Known:
+    def part(self, store: Transaction, heir: ContactKey, *, is_lost: bool) -> Known:
         """Take in that the user has no contact together with the one it was merged into, and
         whether theirs ``is_lost``; return what is known of its own."""
         own, theirs = self.own(store), store.contacts.get(heir) or Known()

@@ -12,8 +12,8 @@ from collections.abc import Collection, Mapping
 
 import msgspec
 
-from amplitude_intercom.engine.spool.rows import Held, Known
-from amplitude_intercom.engine.spool.store import Store
+from amplitude_intercom.engine.spool.contract import Transaction
+from amplitude_intercom.engine.spool.known import Held, Known
 
 
 class Selection(msgspec.Struct, frozen=True):
@@ -57,7 +57,7 @@ class Selection(msgspec.Struct, frozen=True):
 
 
 def follow_selection(
-    store: Store, taker: int, names: Collection[str], found_by: str, now_ms: int
+    store: Transaction, taker: int, names: Collection[str], found_by: str, now_ms: int
 ) -> Selection:
     """Keep what a sync selects from now on, and what its users are found by; return it."""
     key = f"selection {taker}"

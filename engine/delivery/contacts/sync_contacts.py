@@ -17,9 +17,8 @@ from amplitude_intercom.engine.envelope import Adjustment, ContactUpdate, Identi
 from amplitude_intercom.engine.reasons import AdjustmentReason
 from amplitude_intercom.engine.rules.contacts import ContactRules
 from amplitude_intercom.engine.settings import Users
-from amplitude_intercom.engine.spool.rows import ContactKey
-from amplitude_intercom.engine.spool.spool import TakerSpool
-from amplitude_intercom.engine.spool.store import Store
+from amplitude_intercom.engine.spool.contract import TakerSpool, Transaction
+from amplitude_intercom.engine.spool.known import ContactKey
 
 
 class Contacts:
@@ -99,7 +98,7 @@ class Contacts:
         """Keep what is known of a contact, and that records are updated."""
         await self._spool.persist(partial(self.write, upserted, and_stay=True))
 
-    def write(self, upserted: Upserted, store: Store, *, and_stay: bool) -> None:
+    def write(self, upserted: Upserted, store: Transaction, *, and_stay: bool) -> None:
         """Keep what is known of a contact, in somebody's transaction; where its records, or some of
         them, are not settled in the same one, that they are updated."""
         store.contacts.remember(upserted.key, upserted.known, self._now_ms())

@@ -30,8 +30,8 @@ from amplitude_intercom.engine.delivery.contacts.writing import Writing
 from amplitude_intercom.engine.envelope import Adjustment, ContactUpdate, Identity
 from amplitude_intercom.engine.reasons import DeadReason, Failure
 from amplitude_intercom.engine.rules.bodies import contact_body, creation_body
-from amplitude_intercom.engine.spool.rows import ContactKey, Held, Known
-from amplitude_intercom.engine.spool.store import Store
+from amplitude_intercom.engine.spool.contract import Transaction
+from amplitude_intercom.engine.spool.known import ContactKey, Held, Known
 from amplitude_intercom.transports import intercom
 from amplitude_intercom.transports.intercom import Answer, Request
 
@@ -135,7 +135,7 @@ class Upsert:
             await self._persist(self._notes.lose)
         return self._notes.key_of(self._way.owner) if self._way.owner else self._notes.own_key
 
-    async def _persist(self, work: Callable[[Store], Result]) -> Result:
+    async def _persist(self, work: Callable[[Transaction], Result]) -> Result:
         return await self._scope.spool.persist(work)
 
     # --- what is known --------------------------------------------------------------------

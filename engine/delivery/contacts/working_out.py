@@ -26,7 +26,7 @@ from amplitude_intercom.engine.reasons import AdjustmentReason
 from amplitude_intercom.engine.rules.contacts import ContactRules, Types, can_be_cleared
 from amplitude_intercom.engine.rules.fitting import JOINT
 from amplitude_intercom.engine.rules.user_properties import CLEAR_ALL, apply
-from amplitude_intercom.engine.spool.rows import Held, Known
+from amplitude_intercom.engine.spool.known import Held, Known
 
 Properties = Mapping[str, Held]
 

@@ -8,7 +8,7 @@ import anyio
 
 from amplitude_intercom.engine.delivery.calls import Cause, NotAnswered, NotNow
 from amplitude_intercom.engine.reasons import DeadReason, Failure
-from amplitude_intercom.engine.spool.rows import ContactKey
+from amplitude_intercom.engine.spool.known import ContactKey
 
 MOST_WAIT_S: Final = 1.0
 """For another turn that writes the same contact. Whoever waits has made no call, and keeps turns of

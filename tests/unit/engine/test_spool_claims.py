@@ -10,7 +10,8 @@ from hypothesis import given as drawn
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from amplitude_intercom.engine.spool.claims import Claim, Claims, Given
+from amplitude_intercom.engine.spool.claims import Claims
+from amplitude_intercom.engine.spool.contract import Claim, Given
 from amplitude_intercom.engine.spool.sqlite.files import connect
 
 FEW = st.tuples(

@@ -12,9 +12,9 @@ from amplitude_intercom.engine.envelope import Record
 from amplitude_intercom.engine.reasons import DeadReason, Failure
 from amplitude_intercom.engine.spool.accounts import LAST_BATCH
 from amplitude_intercom.engine.spool.batches import SLOTS
+from amplitude_intercom.engine.spool.contract import Stranger
 from amplitude_intercom.engine.spool.inbox import MOST_OPEN
 from amplitude_intercom.engine.spool.rows import DeadLetterQuery
-from amplitude_intercom.engine.spool.users import Stranger
 from support.spools import OneSync, kept, opened
 
 FAILING = Failure(DeadReason.USER_FAILING, 500)

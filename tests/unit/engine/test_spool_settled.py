@@ -15,7 +15,7 @@ from amplitude_intercom.engine.envelope import Record
 from amplitude_intercom.engine.reasons import DeadReason, Failure
 from amplitude_intercom.engine.settings import Log
 from amplitude_intercom.engine.spool.batches import SLOTS
-from amplitude_intercom.engine.spool.queue import Wanted
+from amplitude_intercom.engine.spool.contract import Wanted
 from amplitude_intercom.engine.spool.rows import Append, DeadLetterQuery, DeadRow
 from amplitude_intercom.engine.spool.settled import MOST_LINES, about_raw
 from support.spools import OneSync, kept, opened, part_of

@@ -10,13 +10,8 @@ import pytest
 
 from amplitude_intercom.engine.reasons import DeadReason, Failure
 from amplitude_intercom.engine.spool.batches import SLOTS, Kept
-from amplitude_intercom.engine.spool.rows import (
-    ContactKey,
-    DeadLetter,
-    DeadLetterQuery,
-    Held,
-    Known,
-)
+from amplitude_intercom.engine.spool.known import ContactKey, Held, Known
+from amplitude_intercom.engine.spool.rows import DeadLetter, DeadLetterQuery
 from amplitude_intercom.engine.spool.user_state import MOST_TYPES_READ, state_of_user
 from support.spools import OneSync, kept, opened
 

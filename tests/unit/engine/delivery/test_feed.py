@@ -41,12 +41,11 @@ from amplitude_intercom.engine.delivery.turns import Turn
 from amplitude_intercom.engine.envelope import Kind, Record
 from amplitude_intercom.engine.errors import SpoolDamaged
 from amplitude_intercom.engine.reasons import DropReason
-from amplitude_intercom.engine.spool.queue import Queue, Wanted
-from amplitude_intercom.engine.spool.rows import Loaded
+from amplitude_intercom.engine.spool.contract import Loaded, Stranger, Wanted
+from amplitude_intercom.engine.spool.queue import Queue
 from amplitude_intercom.engine.spool.settling import Settling
 from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.engine.spool.user_state import Deferral
-from amplitude_intercom.engine.spool.users import Stranger
 from support.deliveries import (
     HOUR_S,
     NOT_KNOWN,

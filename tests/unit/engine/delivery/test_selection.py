@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from amplitude_intercom.engine.delivery.contacts.selection import Selection, follow_selection
-from amplitude_intercom.engine.spool.rows import Held, Known
+from amplitude_intercom.engine.spool.known import Held, Known
 from support.spools import opened
 
 FIELDS = {"plan": "custom_attributes.plan", "visits": "custom_attributes.visits"}

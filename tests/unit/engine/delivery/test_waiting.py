@@ -17,12 +17,11 @@ from amplitude_intercom.engine.delivery.health import Blame
 from amplitude_intercom.engine.delivery.waiting import SICK_ATTEMPTS, SICK_MOST_S, Retries
 from amplitude_intercom.engine.envelope import Kind, Record
 from amplitude_intercom.engine.reasons import DeadReason, Failure
+from amplitude_intercom.engine.spool.contract import Stranger, Wanted
 from amplitude_intercom.engine.spool.jobs import Expiry, JobKind
-from amplitude_intercom.engine.spool.queue import Wanted
 from amplitude_intercom.engine.spool.rows import DeadLetterQuery
 from amplitude_intercom.engine.spool.settling import MOST_EXPIRED
 from amplitude_intercom.engine.spool.store import Store
-from amplitude_intercom.engine.spool.users import Stranger
 from support.spools import OneSync, kept, opened
 
 T = TypeVar("T")

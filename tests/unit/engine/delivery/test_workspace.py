@@ -16,7 +16,7 @@ from amplitude_intercom.engine.delivery.contacts.missing import (
 )
 from amplitude_intercom.engine.delivery.contacts.writing import MOST_WAIT_S, Writing, Written
 from amplitude_intercom.engine.reasons import DeadReason, Failure
-from amplitude_intercom.engine.spool.rows import ContactKey
+from amplitude_intercom.engine.spool.known import ContactKey
 from support import virtual
 
 MIRA = ContactKey(1, "external_id", "mira")

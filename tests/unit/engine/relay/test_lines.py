@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amplitude_intercom.engine.relay.lines import MOST_PARTS, Lines, Part
-from amplitude_intercom.engine.spool.relayed import WaitingRequest
+from amplitude_intercom.engine.spool.requests import WaitingRequest
 
 
 def request(id_: int, *devices: int, key: str = "k") -> WaitingRequest:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from amplitude_intercom.engine.errors import SpoolError
-from amplitude_intercom.engine.spool.queue import Wanted
+from amplitude_intercom.engine.spool.contract import Wanted
 from amplitude_intercom.engine.spool.rows import Appended
 from amplitude_intercom.engine.spool.spool import open_database
 from amplitude_intercom.engine.spool.sqlite.database import Database

@@ -1,0 +1,381 @@
+"""The spool as deliveries and relays use it: what a transaction can do, and the values exchanged.
+
+A delivery hands a job to its ``TakerSpool``; the job runs inside one transaction, with others of
+other takers, and returns once everything that it did is durable:
+
+    delivery ── persist(job) ─► TakerSpool ═► one commit ── job(Transaction) ─► tables
+
+``spool.spool`` and ``spool.store`` implement the two; nothing here touches a database.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import msgspec
+
+from amplitude_intercom.engine.envelope import Record
+from amplitude_intercom.engine.errors import SpoolError
+from amplitude_intercom.engine.reasons import Failure
+from amplitude_intercom.engine.spool.adjustments import Adjustments
+from amplitude_intercom.engine.spool.directory import ContactDirectory
+from amplitude_intercom.engine.spool.meta import EventNamesTable, Meta, Workspaces
+from amplitude_intercom.engine.spool.requests import LostEvent, WaitingRequest
+from amplitude_intercom.transports.originals import Original
+
+T = TypeVar("T")
+
+
+class Wanted(msgspec.Struct, frozen=True):
+    """What is to be loaded, at most.
+
+    ``parked``: users that were parked, with so many ``parked_bytes``. ``full``: users of whom
+    ``per_user`` are loaded. ``updates``: records of a user that is worked off, where they are
+    identifies only, which become one call. ``empty``: users of whom all that was loaded is done,
+    and more is aside. ``open``: endpoints whose circuit is open; ``probes``: those of them for
+    which a probe is looked for. ``reads_queue``: whether users that are not aside are wanted.
+    ``set_back_ms``: by how much the wall clock was set back; parked users wait as long as before.
+    ``queue_first``: what is queued comes before what is aside, so that neither can have all of it
+    where that alternates.
+    """
+
+    limit: int
+    limit_bytes: int
+    per_user: int
+    now_ms: int
+    parked: int = 1 << 30
+    parked_bytes: int = 1 << 30
+    after_id: int = 0
+    updates: int = 1
+    full: Collection[str] = ()
+    empty: Sequence[str] = ()
+    open: Collection[str] = ()
+    probes: Collection[str] = ()
+    reads_queue: bool = True
+    set_back_ms: int = 0
+    queue_first: bool = False
+
+
+class Woken(msgspec.Struct, frozen=True):
+    """Records of a user that was aside and whose time has come.
+
+    ``is_probe``: it was parked. ``failing``: its last call has failed. ``tries``: an endpoint whose
+    circuit is open, where it is to find out whether that is well again.
+    """
+
+    user: str
+    records: list[Record]
+    is_probe: bool
+    failing: bool
+    tries: str = ""
+
+
+class Loaded(msgspec.Struct, frozen=True):
+    """Records for delivery, in order per user.
+
+    ``records``: of the queue, up to ``last_id``. ``refilled``: of users that are worked off, by
+    user; none, where nothing is left. ``crowded``: users of whom more waits than was loaded.
+    ``next_wake_ms``, ``next_probe_ms``: when the next deferred and the next parked user is due, if
+    any is. ``awaited``: endpoints for which users wait. ``more``: whether more is queued.
+    """
+
+    records: list[Record]
+    woken: list[Woken]
+    refilled: dict[str, list[Record]]
+    last_id: int
+    crowded: Collection[str]
+    next_wake_ms: int | None
+    next_probe_ms: int | None
+    awaited: Collection[str]
+    more: bool
+
+
+class Stranger(NamedTuple):
+    """Of a user that Intercom does not know: attempts that have found that, when the next is due,
+    and when it was tried last, for whatever reason."""
+
+    refusals: int
+    attempt_at_ms: int
+    tried_at_ms: int
+
+
+class Claim(msgspec.Struct, frozen=True, gc=False):
+    """An event that wants ``second``; ``claim_id`` stays the same through retries and replays."""
+
+    claim_id: int
+    user_key: str
+    name: str
+    second: int
+    raw: bytes
+
+
+class Given(NamedTuple):
+    """The second that an event has; ``crowded``: a different one has it too, none being free."""
+
+    second: int
+    crowded: bool = False
+
+
+def claim_of(record: Record, event: Mapping[str, Any]) -> Claim:
+    """Return the claim of a record whose event is to be sent as ``event``."""
+    name, second = event["event_name"], event["created_at"]
+    return Claim(record.claim_id, record.user_key, name, second, record.raw)
+
+
+class Queue(Protocol):
+    """The records of one taker that wait, in a transaction."""
+
+    def load(self, wanted: Wanted) -> Loaded:
+        """Return records to deliver next; see ``Wanted`` and ``Loaded``."""
+        ...
+
+
+class TakerRecords(Protocol):
+    """The records of one taker in a transaction: how they end, and how their users wait."""
+
+    def deliver(self, ids: Sequence[int], now_ms: int) -> None:
+        """Settle records as delivered."""
+        ...
+
+    def drop(self, ids: Sequence[int], reason: str) -> None:
+        """Settle records as dropped by a rule."""
+        ...
+
+    def bury(self, record: Record, failure: Failure, now_ms: int) -> None:
+        """Settle a record as a dead letter."""
+        ...
+
+    def updated(self, claim_ids: Sequence[int]) -> set[int]:
+        """Return those of some records whose contact update is done."""
+        ...
+
+    def note_updated(self, claim_ids: Sequence[int]) -> None:
+        """Note that the contact updates of some records are done."""
+        ...
+
+    def park(
+        self,
+        record: Record,
+        others: Iterable[int],
+        failure: Failure,
+        wake_at_ms: int,
+        now_ms: int,
+        *,
+        is_own: bool = True,
+    ) -> None:
+        """Let a user wait until an instant, after a failure of its first record.
+
+        ``others``: the ids of its other loaded records. ``is_own``: the failure is the user's own.
+        """
+        ...
+
+    def defer(self, user: str, ids: Iterable[int], until_ms: int, waits_for: str = "") -> None:
+        """Let a user's records wait until an instant, or for an endpoint, without a failure."""
+        ...
+
+    def wake_deferred(self, user: str, at_ms: int) -> None:
+        """Bring the wait of a user without a failure of its own forward to an instant."""
+        ...
+
+    def attempts(self, id_: int) -> int:
+        """Return the failed attempts that a record was charged with."""
+        ...
+
+    def charge(self, id_: int, now_ms: int) -> int:
+        """Charge an attempt to a record that waits; return its attempts so far."""
+        ...
+
+    def give_up(self, id_: int, failure: Failure, now_ms: int) -> None:
+        """Bury a record after its last attempt, if its user still waits."""
+        ...
+
+    def failures(self, user: str) -> int:
+        """Return how often in a row calls of a user have failed."""
+        ...
+
+    def forgive(self, user: str) -> None:
+        """Forget the failures of a user: a call of it has succeeded."""
+        ...
+
+    def unknown(self, user: str) -> Stranger:
+        """Return the attempts that have found a user unknown to Intercom."""
+        ...
+
+    def note_unknown(self, user: str, unknown: Stranger) -> None:
+        """Keep the attempts that have found a waiting user unknown to Intercom."""
+        ...
+
+    def hasten(self, user: str, now_ms: int) -> None:
+        """Let an unknown user be due now, if a waiting record makes it known."""
+        ...
+
+    def expire(
+        self, user: str, failure: Failure, accepted_until_ms: int, now_ms: int
+    ) -> tuple[int, bool]:
+        """Bury some of a parked user's events that were accepted up to an instant.
+
+        Returns the number of them, and whether more are left.
+        """
+        ...
+
+
+class RelayQueue(Protocol):
+    """The waiting requests of relays, in a transaction."""
+
+    def next(self, taker: int, after: int, limit: int) -> list[WaitingRequest]:
+        """Return the next requests of a relay behind an id."""
+        ...
+
+    def original(self, id_: int) -> Original | None:
+        """Return the request itself; None: it is gone.
+
+        Raises:
+            ValueError: it is damaged.
+        """
+        ...
+
+
+class RelaySettling(Protocol):
+    """The ends of requests, in a transaction."""
+
+    def settle(
+        self,
+        taker: int,
+        id_: int,
+        delivered: Sequence[int],
+        lost: Sequence[LostEvent],
+        now_ms: int,
+    ) -> int:
+        """Settle events of a request, by index; return the number of events that are left."""
+        ...
+
+
+class Transaction(Protocol):
+    """One transaction of the spool."""
+
+    @property
+    def contacts(self) -> ContactDirectory: ...
+
+    @property
+    def meta(self) -> Meta: ...
+
+    @property
+    def event_names(self) -> EventNamesTable: ...
+
+    @property
+    def workspaces(self) -> Workspaces: ...
+
+    @property
+    def relayed(self) -> RelayQueue: ...
+
+    @property
+    def relaying(self) -> RelaySettling: ...
+
+    def settling(self, taker: int) -> TakerRecords:
+        """Return the records of a taker."""
+        ...
+
+    def queue(self, taker: int) -> Queue:
+        """Return the waiting records of a taker."""
+        ...
+
+    def count_adjusted(self, taker: int, adjusted: Mapping[str, int]) -> None:
+        """Add counts of adjustments, by reason."""
+        ...
+
+    def ask_expiry(
+        self, taker: int, user: str, failure: Failure, accepted_until_ms: int, now_ms: int
+    ) -> None:
+        """Ask for a job that goes on with ``TakerRecords.expire``."""
+        ...
+
+
+Job = Callable[[Transaction], T]
+"""The work of one transaction."""
+
+
+class TakerSpool(Protocol):
+    """The part of the spool that belongs to one taker."""
+
+    name: str
+    taker: int
+    """The taker's number in the tables."""
+    workspace: int
+    """The number of the workspace that it delivers to; 0 before that is known."""
+    adjustments: Adjustments
+    appended: Callable[[], None]
+    """Called after something was appended; set by the delivery or the relay."""
+
+    @property
+    def counters(self) -> Counter[str]:
+        """The taker's counters, with batches that are counted but not yet written."""
+        ...
+
+    @property
+    def trouble(self) -> SpoolError | None:
+        """The reason for which nothing is taken in; None: none."""
+        ...
+
+    async def attempt(self, job: Job[T]) -> T:
+        """Run a job once, until it is durable.
+
+        Raises:
+            SpoolError: nothing of it was done.
+        """
+        ...
+
+    async def persist(self, job: Job[T], tries: int = ...) -> T:
+        """Run a job until it is durable; a failing disk delays it.
+
+        Raises:
+            SpoolDamaged: the rows that it needs are damaged, at each of ``tries``.
+        """
+        ...
+
+    async def recover(self) -> None:
+        """Bring the tables to the state that a start finds: the last delivery was broken off."""
+        ...
+
+    async def parked(self) -> int:
+        """Return the number of records that wait with parked users.
+
+        Raises:
+            SpoolError: the spool cannot be read.
+        """
+        ...
+
+    async def checkpoints(self) -> dict[str, str]:
+        """Return the checkpoints of the sources that can be read again, by source.
+
+        Raises:
+            SpoolError: the spool cannot be read.
+        """
+        ...
+
+    async def forget_checkpoints(
+        self, sources: Sequence[str], kept: Mapping[str, str] | None = None
+    ) -> None:
+        """Forget the checkpoints of some sources; ``kept`` replaces those of others.
+
+        Raises:
+            SpoolError: nothing of it was done.
+        """
+        ...
+
+    def job_added(self) -> None:
+        """Tell the job runner that a transaction has asked for a job."""
+        ...
+
+    async def event_names(self) -> dict[str, int]:
+        """Return the event names that were sent, with the day (since 1970) of the last time."""
+        ...
+
+    async def keep_event_names(self, last_days: Mapping[str, int]) -> None:
+        """Replace the kept event names."""
+        ...
+
+    async def claim_seconds(self, claims: Sequence[Claim]) -> list[Given]:
+        """Give each event a second that no other one has; for good."""
+        ...
