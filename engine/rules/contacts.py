@@ -15,13 +15,8 @@ from amplitude_intercom.engine.rules import paths
 from amplitude_intercom.engine.rules.attribute_values import fit_attribute, type_for
 from amplitude_intercom.engine.rules.bodies import ATTRIBUTE_PREFIX, MOST_THAT_FIT, cut_to_size
 from amplitude_intercom.engine.rules.fitting import Style
-from amplitude_intercom.engine.rules.user_properties import (
-    CLEAR_ALL,
-    UNCHANGED,
-    keep,
-    select,
-    split,
-)
+from amplitude_intercom.engine.rules.operations import CLEAR_ALL, select, split
+from amplitude_intercom.engine.rules.user_properties import UNCHANGED, keep
 from amplitude_intercom.engine.settings import Users, source_and_target
 from amplitude_intercom.transports.amplitude import IDENTIFY, Content, Event
 

@@ -18,16 +18,10 @@ from amplitude_intercom.engine.reasons import AdjustmentReason
 from amplitude_intercom.engine.rules.bodies import contact_body, creation_body, event_body
 from amplitude_intercom.engine.rules.contacts import AnyAttribute
 from amplitude_intercom.engine.rules.money import money
+from amplitude_intercom.engine.rules.operations import ORDER, select, split
 from amplitude_intercom.engine.rules.planning import SyncRules
 from amplitude_intercom.engine.rules.selection import Selection
-from amplitude_intercom.engine.rules.user_properties import (
-    MAX_KEPT_BYTES,
-    ORDER,
-    apply,
-    needs_state,
-    select,
-    split,
-)
+from amplitude_intercom.engine.rules.user_properties import MAX_KEPT_BYTES, apply
 from amplitude_intercom.engine.rules.verdicts import Drop, Keep, Reject
 from amplitude_intercom.engine.settings import Clause, Selector
 from support.events import ATTRIBUTES, NAMES, STYLES, rules
@@ -139,7 +133,6 @@ def test_any_operations_leave_properties_that_can_be_kept_and_written(
     state: dict[str, Any] = {}
     for payload in map(made, payloads):
         found = split(payload)
-        needs_state(found.operations)
         state, problems = apply(select(found.operations, mapping.contacts.properties), state)
         assert msgspec.json.encode([*found.problems, *problems])
     assert len(msgspec.json.encode(state)) <= 2 + len(state) * (MAX_KEPT_BYTES + 300)

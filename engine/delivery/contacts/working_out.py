@@ -25,7 +25,8 @@ from amplitude_intercom.engine.envelope import Adjustment, ContactUpdate
 from amplitude_intercom.engine.reasons import AdjustmentReason
 from amplitude_intercom.engine.rules.contacts import ContactRules, Types, can_be_cleared
 from amplitude_intercom.engine.rules.fitting import JOINT
-from amplitude_intercom.engine.rules.user_properties import CLEAR_ALL, apply
+from amplitude_intercom.engine.rules.operations import CLEAR_ALL
+from amplitude_intercom.engine.rules.user_properties import apply
 from amplitude_intercom.engine.spool.known import Held, Known
 
 Properties = Mapping[str, Held]
