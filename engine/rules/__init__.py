@@ -1,1 +1,1 @@
-"""What becomes of an event, by rule: pure functions and values, without clock and I/O."""
+"""The rules for events and user properties: pure functions and values, without clock and I/O."""

@@ -1,7 +1,7 @@
-"""Which events a sync keeps, and for which user.
+"""The admission of events to a sync: kept for a user, dropped, or rejected.
 
-An event type that nobody selected costs its decoded head and one dict look-up. Only what a
-``where`` clause or the mapping has to see is decoded whole.
+An unselected event type costs a decoded head and one look-up. An event is decoded whole only if a
+``where`` clause, the mapping or the trigger needs its properties.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from amplitude_intercom.transports.amplitude import (
 )
 
 TYPE_VERDICTS_KEPT: Final = 4_096
-"""Event types whose verdict is remembered."""
+"""Event types with a cached verdict."""
 
 LONGEST_TYPE_KEPT: Final = 128
-"""Characters of such a type: 2 MB of them at most, and nobody's real types are longer."""
+"""Characters of an event type in the cache, which bounds the cache to 2 MB."""
 
 LOOP_PREFIX: Final = "[Intercom] "
 
 Admitted = tuple[Kind, str]
-"""What a kept event is, and the key of its user."""
+"""The kind and the user key of a kept event."""
 
 
 class Admission:
-    """One sync's decision on an event: kept for a user, dropped, or a dead letter."""
+    """The admission rules of one sync."""
 
     def __init__(self, sync: Sync, user_keys: UserKeys, contacts: ContactRules) -> None:
         self._user_keys = user_keys
@@ -58,13 +58,13 @@ class Admission:
 
     @property
     def needed(self) -> frozenset[str]:
-        """The top-level fields of an event that a selection looks at."""
+        """The top-level fields that the selection reads of an event."""
         return self._selection.needed
 
     def of_type(self, event_type: str) -> Predicate | Drop:
-        """Return what an event of a type must meet to be sent, or why none is sent."""
+        """Return the predicate of an event type, or the reason for sending no event of it."""
         if event_type == IDENTIFY:
-            return Drop(DropReason.USERS_DISABLED)  # the only reason for which one makes no update
+            return Drop(DropReason.USERS_DISABLED)  # the only reason for no update
         if event_type == GROUP_IDENTIFY:
             return Drop(DropReason.GROUP_IDENTIFY)
         if self._events_off:
@@ -79,7 +79,7 @@ class Admission:
         return predicate
 
     def drop_by_type(self, event_type: str | None) -> DropReason | None:
-        """Return why an event of a type is dropped whatever it holds; None: it has to be seen."""
+        """Return the reason for dropping all events of a type; None if some may be kept."""
         if event_type and len(event_type) > LONGEST_TYPE_KEPT:
             return self._drop_by_type(event_type)
         return self._known(event_type)
@@ -96,7 +96,7 @@ class Admission:
         return None if may_update and self._updates else found.reason
 
     def _keeps_all(self, event_type: str) -> bool:
-        """Return whether every event of a type is sent, and its head says for whom."""
+        """Return whether every event of a type is sent, and heads have the user keys."""
         found = self.of_type(event_type)
         sends_all = not isinstance(found, Drop) and found.always
         return sends_all and self._user_keys.in_head and not self._updates
@@ -104,9 +104,9 @@ class Admission:
     def judge(
         self, head: Head | BadEvent, raw: bytes, *, checked: bool = False
     ) -> Verdict[Admitted]:
-        """Return what an event is kept as, or why it is not.
+        """Return the verdict on an event; a kept one has a kind and a user key.
 
-        ``checked``: its source has found nothing wrong with its head.
+        ``checked`` says that the event's source has validated the head.
         """
         if isinstance(head, BadEvent):
             return self._judge_bad(head, raw)
@@ -136,17 +136,17 @@ class Admission:
         return self._admit(head, raw, kind, event)
 
     def user_of(self, raw: bytes) -> str:
-        """Return the key of an event's user, bad or not; empty where it cannot be read."""
+        """Return the user key of any event, valid or not; empty if it cannot be read."""
         return self._user_keys.of_raw(raw)
 
     def _judge_bad(self, bad: BadEvent, raw: bytes) -> Drop | Reject:
-        """What nobody has selected is dropped, whatever else is wrong with it."""
+        """Return a drop for an unselected type, else a reject: a fault matters only if selected."""
         types = decode_types([raw])
         reason = self.drop_by_type(types[0]) if types else None
         return Drop(reason) if reason else _rejected(bad)
 
     def _judge_unsent(self, head: Head, raw: bytes, reason: DropReason) -> Verdict[Admitted]:
-        """An event that is not sent may still change its user, where the trigger says so."""
+        """Return the verdict on an unsent event, which may still update its user by the trigger."""
         if not head.event_type:
             return Reject(DeadReason.MISSING_FIELD, "event_type is missing")
         if self._updates:

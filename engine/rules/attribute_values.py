@@ -1,8 +1,8 @@
-"""User properties as fields and custom attributes of a contact take them, by type.
+"""User properties as values of a contact's fields and custom attributes, by type.
 
-Custom attributes are texts, numbers and booleans, each of the type that the workspace gave it
-(intercom-node #215; API description 2.16, ``/data_attributes``). A value that can be converted
-without loss is, any other is left out.
+A custom attribute has a type, which the workspace chose: text, number, boolean or date
+(intercom-node #215; API description 2.16, ``/data_attributes``). A value of another type is
+converted if that loses nothing, and left out otherwise.
 """
 
 from __future__ import annotations
@@ -30,15 +30,14 @@ _PLAIN: Final = Style()
 
 
 def fit_attribute(key: str, value: Any, data_type: str, style: Style) -> Fitted:
-    """Return a user property as a contact's field or attribute of ``data_type`` takes it.
+    """Return a user property as a value of ``data_type``, if that loses nothing.
 
-    ``data_type`` is one of Intercom's (``string``, ``integer``, ``float``, ``boolean``, ``date``),
-    ``url``, ``email``, ``role``, or empty where it is not known. What can be converted without loss
-    is, anything else is left out.
+    ``data_type`` is one of Intercom's types (``string``, ``integer``, ``float``, ``boolean``,
+    ``date``), ``url``, ``email``, ``role``, or empty if the type is not known.
     """
     kind = type(value)
     if data_type:
-        if _KINDS.get(data_type) is kind and is_plain(value, style):  # nearly all are
+        if _KINDS.get(data_type) is kind and is_plain(value, style):  # the usual case first
             return value, None
     elif is_plain(value, style) and not (is_date_key(key) or is_date_time(value)):
         return value, None
@@ -74,11 +73,11 @@ _KINDS: Final[Mapping[str, type]] = {"string": str, "integer": int, "float": int
 
 
 def type_for(key: str, value: Any, style: Style) -> str | None:
-    """Return the type for an attribute that is created for a value; None where it has no such.
+    """Return the type of the attribute to create for a value; None if no type fits.
 
-    A number gets ``float`` though it is whole: the next one may not be, and would not fit.
+    A whole number gets ``float`` too, because the next value may be a fraction.
     """
-    if not is_date_key(key):  # nearly all are of these two
+    if not is_date_key(key):  # the two usual cases first
         if type(value) is str and value[10:11] != "T":
             return "string"
         if type(value) is int and is_plain(value, style):
@@ -106,7 +105,7 @@ def _to_integer(value: Any) -> int | None:
 _NUMBER: Final = re.compile(
     r"[+-]?(?:(?:0|[1-9]\d{0,14})(?:\.\d{0,15})?|\.\d{1,15})(?:e[+-]?\d{1,2})?", re.ASCII
 )
-"""A number as text. One with leading zeros is a code: ``02138`` is not 2138."""
+"""A number as text. Leading zeros make a code of it: ``02138`` is not 2138."""
 
 
 def _to_float(value: Any) -> int | float | None:
@@ -115,7 +114,7 @@ def _to_float(value: Any) -> int | float | None:
         if not _NUMBER.fullmatch(text):
             return None
         value = int(text) if text.lstrip("+-").isdecimal() else float(text)
-    if isinstance(value, bool) or not -MAX_WHOLE < value < MAX_WHOLE:  # nor is it NaN
+    if isinstance(value, bool) or not -MAX_WHOLE < value < MAX_WHOLE:  # false for NaN too
         return None
     number: int | float = value
     return number
@@ -161,4 +160,4 @@ _CONVERT: Final[Mapping[str, Callable[[Any], Any]]] = {
     "email": _to_email,
     "role": _to_role,
 }
-"""How a value becomes one of a type; None where that would lose something."""
+"""The conversion of a value to each type; it returns None if that would lose something."""

@@ -1,4 +1,4 @@
-"""The bodies of requests to Intercom, as bytes: the same value gives the same bytes."""
+"""Bodies of requests to Intercom. The same value gives the same bytes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from amplitude_intercom.engine.envelope import Adjustment, Identity
 from amplitude_intercom.engine.reasons import AdjustmentReason
 
 MAX_BODY_BYTES: Final = 256_000
-"""Bytes of a body: no limit of Intercom's is known."""
+"""Bytes of a body. Intercom documents no limit."""
 
 MOST_THAT_FIT: Final = (MAX_BODY_BYTES - 4_096) // (4 * 3 * 255 + 64)
-"""Keys that fit whatever they hold: three texts (a link has two), four bytes a character."""
+"""Keys that fit with any values: three texts a key (a link has two), four bytes a character."""
 
 ATTRIBUTE_PREFIX: Final = "custom_attributes."
 
@@ -29,7 +29,7 @@ def event_body(event: Mapping[str, Any], second: int | None = None) -> bytes:
 
 
 def contact_body(fields: Mapping[str, Any]) -> bytes:
-    """Return the body of a contact write for flat fields."""
+    """Return the body of a contact write; custom attributes are nested."""
     body: dict[str, Any] = {}
     custom: dict[str, Any] = {}
     for name, value in fields.items():
@@ -43,14 +43,14 @@ def contact_body(fields: Mapping[str, Any]) -> bytes:
 
 
 def creation_body(identity: Identity, fields: Mapping[str, Any]) -> bytes:
-    """Return the body that creates a user with these fields."""
+    """Return the body of ``POST /contacts`` for a user with these fields."""
     return contact_body({"role": "user", identity.field: identity.value, **fields})
 
 
 def cut_to_size(body: Mapping[str, Any], droppable: dict[str, Any]) -> Sequence[Adjustment]:
-    """Take the last keys out of ``droppable``, which is in ``body``, until that is small enough.
+    """Remove the last keys of ``droppable``, a part of ``body``, until ``body`` is small enough.
 
-    For a body of up to ``MOST_THAT_FIT`` keys there is nothing to do.
+    A body of up to ``MOST_THAT_FIT`` keys always is, so callers need not ask for those.
     """
     adjustments = []
     while droppable and len(_encoder.encode(body)) > MAX_BODY_BYTES:

@@ -1,7 +1,7 @@
-"""From user properties to a contact's fields.
+"""User properties as the fields of a contact.
 
-A contact takes a closed set of standard fields; all else is a custom attribute, which has to exist
-and has a type (API description 2.16, ``POST /contacts``).
+A contact has a closed set of standard fields. Any other name is a custom attribute, which must
+exist in the workspace and has a type (API description 2.16, ``POST /contacts``).
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ STANDARD_TYPES: Final[Mapping[str, str]] = {
     "last_seen_at": "date",
     "unsubscribed_from_emails": "boolean",
 }
-"""Fields of the contact itself that can be written, and their types (API description 2.14)."""
+"""Standard fields that can be written, with their types (API description 2.14)."""
 
 NEVER_CLEARED: Final = frozenset({"role", "external_id"})
 """Fields that null does not clear: a role is never null, an external id stays (recordings)."""
 
 
 class Types(Protocol):
-    """What is known of a workspace's custom attributes."""
+    """The custom attributes of a workspace, as far as they are known."""
 
     def type_of(self, name: str) -> str | None:
-        """Return an attribute's type, empty where it is not known; None: there is no such one."""
+        """Return an attribute's type, empty if it is not known; None without such an attribute."""
         ...
 
     def options_of(self, name: str) -> Collection[str]:
-        """Return the values that an attribute takes; none: any of its type."""
+        """Return the only values that an attribute takes; empty if it takes any of its type."""
         ...
 
 
 class AnyAttribute:
-    """Nothing is known, so everything may be there."""
+    """``Types`` of an unknown workspace, in which every attribute may exist."""
 
     def type_of(self, name: str) -> str | None:
         return ""
@@ -61,24 +61,24 @@ class AnyAttribute:
 
 
 class Field(NamedTuple):
-    """A selected user property, and the contact's field that it goes to."""
+    """A selected user property, and the contact field that it fills."""
 
     source: str
     name: str
     attribute: str
-    """The custom attribute's name; empty for a standard field."""
+    """The name of the custom attribute; empty for a standard field."""
     data_type: str
-    """Of a standard field."""
+    """The type of a standard field; empty for a custom attribute."""
 
 
 class ContactRules:
-    """``[sync.users]``, compiled. ``identifier``: the field that contacts are found by."""
+    """``[sync.users]``, compiled."""
 
     def __init__(self, users: Users, style: Style, identifier: str) -> None:
         self._enabled = users.enabled
         self._style = style
         self.identifier = identifier
-        """The field that contacts are found by."""
+        """The field by which contacts are found: ``external_id`` or ``email``."""
         chosen = map(source_and_target, users.properties)
         self._properties = {
             source.removeprefix("user."): field_name(target) for source, target in chosen
@@ -90,11 +90,11 @@ class ContactRules:
         self.updates_on_events = (
             users.enabled and users.trigger == "any_update" and bool(self._properties)
         )
-        """Whether events that carry selected user properties update the contact too."""
+        """Whether events with selected user properties update the contact, as identifies do."""
 
     @property
     def needed(self) -> set[str]:
-        """The top-level fields of an event that are read."""
+        """The top-level fields that these rules read of an event."""
         return set(self._stand_ins.values())
 
     def update(
@@ -106,10 +106,11 @@ class ContactRules:
         *,
         is_replayed: bool = False,
     ) -> tuple[ContactUpdate | None, Sequence[Adjustment]]:
-        """Return what an event brings to its contact; None where it does not touch it.
+        """Return an event's update of its contact, if it makes one, with its adjustments.
 
-        Its time is no later than it was accepted, whatever its clock says. It counts where events
-        update contacts too, for their clients send them in no order, and for what is replayed.
+        The update's time is the event's own, but no later than its acceptance. The time orders
+        updates, instead of their arrival, if events update contacts too, because clients send
+        events in no order, and for a replayed record.
         """
         identify = event.event_type == IDENTIFY
         if not (self.updates_on_events or (identify and self._enabled)):
@@ -124,11 +125,11 @@ class ContactRules:
         return ContactUpdate(identity, operations, claim_id, at_ms, by_time), adjustments
 
     def carries_update(self, event: Event) -> bool:
-        """Whether an event has anything to say about selected user properties."""
+        """Return whether an event changes selected user properties."""
         return bool(self._operations(event)[0])
 
     def _operations(self, event: Content | Event) -> tuple[dict[str, Any], tuple[str, ...]]:
-        """Return what an event does to selected user properties, and what of it cannot be done."""
+        """Return an event's operations on selected user properties, and its problems."""
         if event.leaves_user_alone:
             return {}, ()
         found = split(event.user_properties)
@@ -138,7 +139,7 @@ class ContactRules:
         return operations, found.problems
 
     def _add_fields(self, fields: Mapping[str, Any], operations: dict[str, Any]) -> None:
-        """Set the properties that an event has as fields of its own, unless an operation does."""
+        """Set properties from top-level fields of the event, unless an operation names them."""
         for source, field in self._stand_ins.items():
             value = fields.get(field)
             named = any(source in names for op, names in operations.items() if op != CLEAR_ALL)
@@ -147,16 +148,16 @@ class ContactRules:
 
     @property
     def properties(self) -> Mapping[str, str]:
-        """Selected user properties and the contact field that each goes to."""
+        """Selected user properties, each with the contact field that it fills."""
         return self._properties
 
     def writes_attributes(self, update: ContactUpdate) -> bool:
-        """Return whether an update names a property that goes to a custom attribute."""
+        """Return whether an update names a property that fills a custom attribute."""
         named = update.operations
         return CLEAR_ALL in named or not all(map(self._custom.isdisjoint, named.values()))
 
     def attributes_of(self, properties: Mapping[str, Any]) -> dict[str, str]:
-        """Return the custom attributes that a user's properties would fill, and of which type."""
+        """Return the custom attributes that a user's properties fill, with the types to create."""
         found: dict[str, str] = {}
         for source, _, attribute, _ in self._fields:
             value = properties.get(source)
@@ -167,11 +168,11 @@ class ContactRules:
         return found
 
     def contact_fields(self, properties: Mapping[str, Any], types: Types) -> Adjusted:
-        """Return the contact's fields for a user's properties, flat, and what was adjusted.
+        """Return the contact's fields for a user's properties, flat, and the adjustments.
 
         Custom attributes are named ``custom_attributes.NAME``; ``contact_body`` nests them. The
-        field that identifies the contact is not among them, nor a role beside an external id,
-        which only users have.
+        identifying field is left out, and so is a role beside an external id, because only users
+        have one.
         """
         fields: dict[str, Any] = {}
         adjustments: list[Adjustment] = []
@@ -205,9 +206,9 @@ class ContactRules:
         return fields, adjustments
 
     def properties_of_contact(self, contact: Any) -> dict[str, Any]:
-        """Return the selected properties as a contact read from Intercom holds them.
+        """Return the selected properties of a contact that was read from Intercom.
 
-        Whatever was answered: what is no contact holds none.
+        A value that is no contact has none.
         """
         contact = contact if isinstance(contact, dict) else {}
         custom = contact.get("custom_attributes")
@@ -220,7 +221,7 @@ class ContactRules:
         return found
 
     def fields_of_contact(self, contact: Any) -> dict[str, Any]:
-        """Return the selected fields as a contact read from Intercom holds them, flat."""
+        """Return the selected fields of a contact that was read from Intercom, flat."""
         contact = contact if isinstance(contact, dict) else {}
         custom = contact.get("custom_attributes")
         custom = custom if isinstance(custom, dict) else {}
@@ -233,12 +234,12 @@ class ContactRules:
 
 
 def field_name(target: str) -> str:
-    """Return the flat name of a contact's field: standard ones as they are, else an attribute's."""
+    """Return the flat name of a contact's field, with a prefix for a custom attribute."""
     return target if target in STANDARD_TYPES else ATTRIBUTE_PREFIX + target
 
 
 def can_be_cleared(name: str, types: Types) -> bool:
-    """Return whether a flat field can be set to null: the workspace has it, and it may be empty."""
+    """Return whether the workspace has a flat field, and null clears it."""
     if name.startswith(ATTRIBUTE_PREFIX):
         return types.type_of(name.removeprefix(ATTRIBUTE_PREFIX)) is not None
     return name not in NEVER_CLEARED

@@ -1,9 +1,10 @@
-"""From an Amplitude event to Intercom's: its name, its second, its metadata.
+"""An Amplitude event as an Intercom event: name, second and metadata.
 
-- An event has ``event_name``, ``created_at`` in Unix seconds and one of ``user_id`` (the contact's
+- An Intercom event has ``event_name``, ``created_at`` in Unix seconds and one of ``user_id`` (the contact's
   ``external_id``) and ``email`` (API description 2.16, ``POST /events``).
-- Surplus metadata keys are ignored in the order sent, so the selection's order is the priority (API
-  description 2.16), and keys are told apart without case (help article 175).
+- Intercom ignores metadata keys beyond its limit, in the order sent (API description 2.16). So the
+  order of the selection is the priority.
+- Metadata keys that differ only in case are one key (help article 175).
 
 ``rules.metadata_values`` fits the value of a property, ``rules.money`` a price.
 """
@@ -28,18 +29,19 @@ from amplitude_intercom.transports.amplitude import Content
 
 
 class MetadataSource(NamedTuple):
-    """A selected metadata property: what it is looked up by, and the key that it goes to."""
+    """A selected metadata property, and the key that it fills."""
 
     name: str
     key: str
     simple: bool
-    """Whether an event property of this name is the value as it is."""
+    """Whether the value is the event property ``name``, if the event has one."""
     alone: bool
-    """Whether without such a property there is no value, unless keys have dots."""
+    """Whether there is no other value, except from flattened keys."""
     dated: bool
+    """Whether the value is a date."""
     path: paths.Path
     currency: paths.Path | None
-    """Where the currency is, if it is an amount."""
+    """The path of the currency; None if the value is no price."""
 
 
 class EventRules:
@@ -53,11 +55,11 @@ class EventRules:
         self._max_ahead_s, self._max_age_s = events.max_ahead_s, events.max_age_s
         keys = {source.key.lower() for source in self._metadata}
         self._all_fit = len(keys) == len(self._metadata) <= self._limit
-        """Whether no two keys are alike and the limit holds, unless an object is spread."""
+        """Whether keys need no check for collisions and the limit, unless an object is flattened."""
 
     @property
     def needed(self) -> set[str]:
-        """The top-level fields of an event that are read."""
+        """The top-level fields that these rules read of an event."""
         keys: set[str] = set()
         for source in self._metadata:
             keys.add(source.path.field)
@@ -65,7 +67,7 @@ class EventRules:
         return keys - {""}
 
     def name_of(self, event_type: str) -> tuple[str, Sequence[Adjustment]]:
-        """Return the name that a type has in Intercom; empty where it would be blank."""
+        """Return the Intercom name of an event type, empty if it would be blank."""
         wanted = self._rename.get(event_type, event_type)
         if is_blank(wanted):
             return "", ()
@@ -78,10 +80,9 @@ class EventRules:
     def created_at(
         self, event: Content, accepted_at_ms: int
     ) -> tuple[int, Sequence[Adjustment]] | Reject:
-        """Return an event's Unix second: its own time, as far as that can be.
+        """Return the Unix second of an event: its own time, or the acceptance if that is ahead.
 
-        A clock that is ahead would put events into Intercom's future; the bound is the moment of
-        acceptance and not of sending, so that a retry says the same.
+        The bound is the moment of acceptance and not of sending, so that a retry is identical.
         """
         accepted_s, time_ms = accepted_at_ms // 1000, event.time_ms
         if time_ms is None:
@@ -102,7 +103,7 @@ class EventRules:
         return second, adjustments
 
     def fields(self, name: str, event: Content, identity: Identity, created_at: int) -> Adjusted:
-        """Return what goes into ``POST /events``."""
+        """Return the body of ``POST /events`` as fields, and the adjustments."""
         body: dict[str, Any] = {
             "event_name": name,
             "created_at": created_at,
@@ -116,8 +117,9 @@ class EventRules:
         return body, adjustments
 
     def metadata(self, event: Content) -> Adjusted:
-        """Return an event's metadata. Most values go as they are, and are put in at once."""
+        """Return an event's metadata, and the adjustments."""
         metadata: dict[str, Any] = {}
+        # Most values need no change and no check of their key: they skip `_CheckedMetadata`.
         checked = None if self._all_fit else _CheckedMetadata(metadata, self._limit)
         style, properties = self._style, event.event_properties
         get, flat = properties.get, None
@@ -147,7 +149,7 @@ class EventRules:
 
 
 class _CheckedMetadata:
-    """Metadata whose keys may be alike, or too many."""
+    """Metadata with a check of its keys: no two alike, and no more than the limit."""
 
     def __init__(self, metadata: dict[str, Any], limit: int) -> None:
         self._metadata = metadata
@@ -156,7 +158,7 @@ class _CheckedMetadata:
         self.adjustments: list[Adjustment] = []
 
     def put(self, found: Spread) -> None:
-        """Add the keys of one property, unless there is one alike, or as many as there may be."""
+        """Add the keys of one property, except collisions and keys beyond the limit."""
         for key, value, note in found:
             if note is not None:
                 self._adjusted(note.reason, key, note.what)
@@ -169,7 +171,7 @@ class _CheckedMetadata:
             elif len(self._metadata) >= self._limit:
                 what = f"left out, {len(self._metadata)} keys are there"
                 self._adjusted(AdjustmentReason.TOO_MANY_KEYS, key, what)
-                break  # one of them is named: an object can have many
+                break  # one note is enough: an object can have many keys
             else:
                 self._taken.add(folded)
                 self._metadata[key] = value
@@ -177,7 +179,7 @@ class _CheckedMetadata:
     def amount(
         self, event: Content, key: str, currency: paths.Path, value: Any
     ) -> dict[str, Any] | Any:
-        """Return a price as an amount in minor units, or as it is where it is none."""
+        """Return a price as an amount in minor units; the value itself without a valid currency."""
         amount = money(value, paths.read(currency, event.fields))
         if amount is None:
             what = f"no amount in the currency that `{currency.name}` says, sent as it is"
@@ -193,7 +195,7 @@ class _CheckedMetadata:
 
 
 def _value(event: Content, path: paths.Path) -> Any:
-    """Return what an event has at a path, wherever it has it; None where it has nothing."""
+    """Return an event's value at a path; None if it has none."""
     scope, name, field = path
     if scope == "event":
         value = paths.find(event.event_properties, name)

@@ -7,13 +7,14 @@
 ``[a-z0-9]``  one of these, ``[!…]`` one that is none of them; never a slash
 ============  ==========================================================================
 
-All else is itself. A class may begin with ``]``; brackets that close nothing, or hold nothing, are
-ordinary characters.
+All other characters match themselves. A class may begin with ``]``. A bracket without its partner,
+and an empty pair, are ordinary characters.
 
-A text is matched in one pass, and every character costs the same: all ways in which the text so
-far can match are followed at once, as the bits of one number. Bit *n* says that the text so far
-matches the first *n* single characters of the pattern. A character moves a bit up where the
-pattern's next character takes it, and leaves a bit where it is where a star stands there.
+One pass over the text, at the same cost for every character: the bits of one number are all the
+ways in which the text so far can match. Bit *n* says that the text so far matches the first *n*
+single characters of the pattern. A character of the text moves a bit up if the pattern's next
+character matches it, and leaves a bit unmoved if a star follows there. A matcher that tries one way
+after another takes quadratic time, or worse, on a pattern with several stars.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from functools import lru_cache
 from typing import Final
 
 CHARACTERS_KEPT: Final = 256
-"""Characters of which each glob remembers what they do: more than most alphabets have."""
+"""Characters with a cached effect, per glob: more than most alphabets have."""
 
 _TOKEN: Final = re.compile(r"(?P<stars>\*+)|\?|\[(?P<not>!?)(?P<set>\]?[^\]]*)\]|.", re.DOTALL)
 _RANGE: Final = re.compile(r"(.)-(.)|(.)", re.DOTALL)
@@ -38,7 +39,7 @@ class Glob:
         """Compile a pattern.
 
         Raises:
-            ValueError: a range in it is upside down.
+            ValueError: a range runs backwards, as ``[z-a]``.
         """
         self._literals: dict[str, int] = {}
         self._any = self._stays = self._slash_stays = 0
@@ -59,12 +60,12 @@ class Glob:
             self._classes.append((self._end, bool(token["not"]), _ranges(token["set"])))
             self._end <<= 1
         else:
-            for character in token[0]:  # several where a class would be empty: `[]`, `[!]`
+            for character in token[0]:  # several only for an empty class: `[]`, `[!]`
                 self._literals[character] = self._literals.get(character, 0) | self._end
                 self._end <<= 1
 
     def matches(self, text: str) -> bool:
-        """Whether the whole text is one that the pattern stands for."""
+        """Return whether the pattern matches the whole text."""
         states = 1
         for moves, stays in map(self._effect, text):
             states = (states & moves) << 1 | states & stays
@@ -73,7 +74,7 @@ class Glob:
         return bool(states & self._end)
 
     def _effect_of(self, character: str) -> tuple[int, int]:
-        """Return the bits that a character moves up, and those that it leaves where they are."""
+        """Return the bits that a character moves up, and the bits that it leaves unmoved."""
         moves = self._literals.get(character, 0)
         if character == "/":
             return moves, self._slash_stays
@@ -88,7 +89,7 @@ class Glob:
 
 
 def _ranges(members: str) -> list[tuple[str, str]]:
-    """Return the inside of a bracket as first and last characters; both alike for a single one."""
+    """Return the members of a class as pairs of first and last character."""
     found = [(first or single, last or single) for first, last, single in _RANGE.findall(members)]
     for first, last in found:
         if first > last:

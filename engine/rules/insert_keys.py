@@ -1,4 +1,4 @@
-"""The keys by which an event is known again when it comes a second time."""
+"""Insert keys: equal for two deliveries of one event, so that the second is a duplicate."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ from amplitude_intercom.transports.amplitude import Head
 
 
 def project_hash(api_key: str) -> hashlib.blake2b:
-    """Return the beginning of every key of a project's events."""
+    """Return the hash state with which every key of a project's events begins."""
     text = f"{len(api_key)} {api_key} "
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16)
 
 
 def insert_key(head: Head, raw: bytes, project: hashlib.blake2b, *, derive: bool) -> bytes | None:
-    """Return the key of an event: its insert id in its project and on its device.
+    """Return the key of an event, from its project, device id and insert id; None without one.
 
-    Without a device id the user counts instead, as at Amplitude (HTTP V2 page). Without an insert
-    id the content is the key where ``derive`` is on; else there is none: two equal requests are two
-    events.
+    The user id replaces a missing device id, as at Amplitude (HTTP V2 page). With ``derive`` the
+    content replaces a missing insert id; without it, two equal requests are two events.
     """
     unique, device = head.unique_id, head.device_id
     if not unique:
@@ -32,9 +31,10 @@ def insert_key(head: Head, raw: bytes, project: hashlib.blake2b, *, derive: bool
 
 
 def dead_key(content: bytes, project: hashlib.blake2b) -> bytes:
-    """Return the key of a dead letter: all of its content, so never what mends it.
+    """Return the key of a dead letter, from all of its content.
 
-    ``content`` is the event itself, or a digest of it.
+    So the corrected event, with the same insert id, is no duplicate. ``content`` is the event or a
+    digest of it.
     """
     return _key(project, b"dead ", content)
 

@@ -1,8 +1,8 @@
-"""Amounts of money as Intercom takes them: whole minor units, worked out exactly.
+"""Amounts of money in whole minor units, exact, as Intercom takes them.
 
-Intercom wants ``{"amount": …, "currency": …}``, the amount being "a positive integer in cents" (API
-description 2.16). What a "cent" is depends on the currency (ISO 4217, table A.1): a yen has none,
-a dinar has a thousand of its own.
+Intercom wants ``{"amount": …, "currency": …}`` with "a positive integer in cents" (API description
+2.16). The minor unit depends on the currency (ISO 4217, table A.1): a yen has none, a dinar has
+1,000.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ MINOR_DIGITS: Final = {code: n for n, codes in _BY_DIGITS.items() for code in co
 
 
 def is_exact(value: Any, amount: dict[str, Any]) -> bool:
-    """Return whether an amount that ``money`` made of a value is all of it."""
+    """Return whether ``amount``, as ``money`` made it of ``value``, was not rounded."""
     digits = MINOR_DIGITS[amount["currency"].upper()]
     return decimal.Decimal(str(value)) == decimal.Decimal(amount["amount"]).scaleb(-digits)
 
 
 def money(value: Any, currency: Any) -> dict[str, Any] | None:
-    """Return a monetary amount in the currency's minor unit, exactly, or None if it is none.
+    """Return the amount in the currency's minor unit; None without a valid amount and currency.
 
-    ``19.99`` and ``USD`` give 1999 of ``usd``; halves round to even. A number counts as it is
-    written: 19.99 is not the binary fraction next to it. Negative amounts are none to Intercom.
+    ``19.99`` and ``USD`` give 1999 of ``usd``; halves round to even. The decimal digits of a float
+    count, not the binary fraction next to them. Intercom accepts no negative amount.
     """
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
@@ -51,9 +51,9 @@ def money(value: Any, currency: Any) -> dict[str, Any] | None:
     if isinstance(value, str) and not DECIMAL.fullmatch(value):
         return None
     try:
-        # One rounding, of the number as written: scaling first would round to 28 digits before.
+        # One rounding: to scale first would already round to the context's 28 digits.
         amount = decimal.Decimal(str(value)).quantize(decimal.Decimal(1).scaleb(-digits))
         minor = int(amount.scaleb(digits))
     except (decimal.DecimalException, ValueError, OverflowError):
-        return None  # no number, not a finite one, or one that no price has
+        return None  # not a finite number, or one beyond the context's digits
     return {"amount": minor, "currency": code.lower()} if 0 <= minor < MAX_WHOLE else None

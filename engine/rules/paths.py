@@ -1,24 +1,24 @@
-"""Where an event has a property: the one look-up of filter, metadata, users and mapping.
+"""Property paths: the one look-up of filter, metadata, users and mapping.
 
 ========================  ======================================================================
-``event.NAME``            the event property; where there is none, the top-level field of that
-                          name, if it is one of ``FIELDS``. ``event.$price`` and its like are the
-                          ``price`` of HTTP V2 (``MONEY_FIELDS``)
-``user.NAME``             the user property as the event leaves it: ``$set`` wins over a plain key;
-                          where there is none, the top-level field, if it is one of ``USER_FIELDS``
+``event.NAME``            the event property; if there is none, the top-level field of that name,
+                          if it is one of ``FIELDS``. ``event.$price`` is the field ``price`` of
+                          HTTP V2, and so for all ``MONEY_FIELDS``
+``user.NAME``             the user property after the event: ``$set`` wins over a plain key; if
+                          there is none, the top-level field, if it is one of ``USER_FIELDS``
 ``NAME``                  in ``where`` the top-level field itself; in ``metadata`` ``event.NAME``;
                           in ``users.properties`` ``user.NAME``
 ========================  ======================================================================
 
-- A name with dots is looked up as it stands, else along its dots: ``a.b.c`` is found in
+- A name with dots is looked up as a whole, else along its dots: ``a.b.c`` is found in
   ``{"a.b.c": 1}``, ``{"a": {"b": {"c": 1}}}``, ``{"a.b": {"c": 1}}`` and ``{"a": {"b.c": 1}}``.
-- Amplitude's Export flattens objects. Where ``place`` is missing and ``place.city`` is not,
-  ``place`` is the object ``{"city": …}`` again.
+- Amplitude's Export flattens objects. If ``place`` is missing and ``place.city`` is not, ``place``
+  is the object ``{"city": …}`` again.
 - Null counts as missing.
-- Top-level fields have the names of HTTP V2, whatever dialect an event is written in.
+- Top-level fields have the names of HTTP V2 in every dialect.
 
-``$set`` and plain keys are all that an event alone says of its user. What ``$add``, ``$setOnce``
-and the other operations leave depends on the old values, so it is not seen here.
+The results of ``$add``, ``$setOnce`` and the other operations depend on the old values, which an
+event does not have. So only ``$set`` and plain keys are seen here.
 """
 
 from __future__ import annotations
@@ -30,21 +30,24 @@ USER_FIELDS: Final = frozenset(
     "app_version platform os_name os_version device_brand device_manufacturer device_model carrier"
     " country region city dma language paying start_version".split()
 )
-"""Top-level fields that are user properties to Amplitude (Identify API page)."""
+"""Top-level fields that Amplitude counts as user properties (Identify API page)."""
 
 FIELDS: Final = USER_FIELDS | frozenset(
     "event_type user_id device_id time insert_id session_id event_id ip price quantity revenue"
     " productId revenueType currency library user_agent idfa idfv adid android_id location_lat"
     " location_lng partner_id".split()
 )
-"""Fields of an event itself (HTTP V2 page). Not ``plan``, which is the tracking plan there."""
+"""Fields of an event (HTTP V2 page), except ``plan``, which is the tracking plan there."""
 
 MONEY_FIELDS: Final = frozenset("price quantity revenue productId revenueType currency".split())
-"""Fields that are event properties with a ``$`` to Amplitude (Node SDK, ``Revenue``)."""
+"""Fields that Amplitude also writes as event properties with a ``$`` (Node SDK, ``Revenue``)."""
 
 
 def find(holder: Any, name: str) -> Any:
-    """Return what an object has under ``name``: as it stands, along its dots, or flattened."""
+    """Return an object's value for ``name``: as a whole, along its dots, or from flattened keys.
+
+    None if there is none, or ``holder`` is no object.
+    """
     if not isinstance(holder, dict):
         return None
     value = holder.get(name)
@@ -53,13 +56,13 @@ def find(holder: Any, name: str) -> Any:
     if value is not None:
         return value
     start = name + "."
-    if start not in "\n".join(holder):  # most often so, and quicker than a look at each key
+    if start not in "\n".join(holder):  # quicker than a test of each key, and usually true
         return None
     return _gather(holder, start)
 
 
 def walk(holder: Any, name: str) -> Any:
-    """Return what an object has under ``name`` as it stands, else along its dots."""
+    """Return an object's value for ``name`` as a whole, else along its dots; None if there is none."""
     if not isinstance(holder, dict):
         return None
     value = holder.get(name)
@@ -81,7 +84,7 @@ def _walk_dots(holder: dict[str, Any], name: str) -> Any:
 
 
 def _gather(holder: dict[str, Any], start: str) -> dict[str, Any] | None:
-    """Return the object that was flattened into keys that begin with ``start``."""
+    """Return the object that was flattened into the keys with the prefix ``start``."""
     found = {
         key[len(start) :]: value
         for key, value in holder.items()
@@ -91,7 +94,7 @@ def _gather(holder: dict[str, Any], start: str) -> dict[str, Any] | None:
 
 
 def user_properties(given: Any) -> dict[str, Any]:
-    """Return the user properties that an event itself says: plain keys, and those of ``$set``."""
+    """Return the user properties in an event: plain keys, and those of ``$set``."""
     if not isinstance(given, dict):
         return {}
     sets = given.get("$set")
@@ -99,9 +102,9 @@ def user_properties(given: Any) -> dict[str, Any]:
 
 
 class Path(NamedTuple):
-    """A property of an event: ``scope`` is ``event``, ``user`` or empty (a field of its own).
+    """A property of an event. ``scope`` is ``event``, ``user``, or empty for a top-level field.
 
-    ``field`` is the top-level field that stands in for a property that is missing, or empty.
+    ``field`` is the top-level field that replaces a missing property; empty if none does.
     """
 
     scope: str
@@ -110,7 +113,7 @@ class Path(NamedTuple):
 
 
 def parse(text: str, bare: str = "") -> Path:
-    """Return the path that a text of the settings means; ``bare``: the scope of one without."""
+    """Return the path of a text in the settings. ``bare`` is the scope of a text without one."""
     scope, dot, name = text.partition(".")
     if not dot or scope not in _STAND_INS:
         scope, name = bare, text
@@ -134,7 +137,7 @@ _STAND_INS: Final[Mapping[str, Callable[[str], str]]] = {
 
 
 def read(path: Path, event: Mapping[str, Any]) -> Any:
-    """Return the property of a decoded event in normal form; None where it is missing."""
+    """Return the property of a decoded event in normal form; None if it is missing."""
     if path.scope == "event":
         value = find(event.get("event_properties"), path.name)
     elif path.scope == "user":
@@ -145,7 +148,7 @@ def read(path: Path, event: Mapping[str, Any]) -> Any:
 
 
 def top_level_keys(path: Path) -> tuple[str, ...]:
-    """Return the top-level keys of an event that ``read`` looks at."""
+    """Return the top-level keys of an event that ``read`` needs."""
     if path.scope:
         holder = f"{path.scope}_properties"
         return (holder, path.field) if path.field else (holder,)

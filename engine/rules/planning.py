@@ -1,7 +1,7 @@
-"""What delivering a record takes: from the event as it was accepted to what Intercom is sent.
+"""The plan of a record: the calls that deliver it, from the event as it was accepted.
 
-Pure: the same record gives the same bytes. Today's settings apply, whatever they were when the
-record was accepted.
+The same record and settings give the same bytes. The current settings apply, not those at the time
+of acceptance.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from amplitude_intercom.engine.settings import Sync
 from amplitude_intercom.transports.amplitude import MAX_AMPLITUDE_TEXT, Content, content_decoder
 
 TYPE_RULES_KEPT: Final = 1_024
-"""Event types of which it is remembered whether and under which name they are sent."""
+"""Event types with a cached ``TypeRule``."""
 
 _IDENTIFY: Final = Kind.IDENTIFY
 
 
 class TypeRule(msgspec.Struct, frozen=True):
-    """What becomes of the events of one type: ``reason`` is why none is sent, if none is.
+    """The rule for events of one type.
 
-    Else those that ``predicate`` matches are sent as ``name``.
+    With a ``reason`` none is sent. Without, those that ``predicate`` matches are sent as ``name``.
     """
 
     reason: DropReason | None = None
     predicate: Predicate | None = None
     name: str = ""
     adjustments: Sequence[Adjustment] = ()
-    """What was changed in the name."""
+    """The changes to the name."""
     always: bool = False
-    """Whether all of them are sent, whatever they hold."""
+    """Whether every event of the type is sent, without a look at its properties."""
 
 
 class SyncRules:
@@ -61,7 +61,7 @@ class SyncRules:
         self._decode = content_decoder(needed)
 
     def plan(self, record: Record) -> Verdict[Plan]:
-        """Return what delivering a record takes, or why it makes no call. Never raises."""
+        """Return the plan of a record, or the reason for no call. Never raises."""
         try:
             event = self._decode(record.raw)
         except ValueError as error:
@@ -69,7 +69,7 @@ class SyncRules:
         if not event.event_type:
             return Reject(DeadReason.MISSING_FIELD, "event_type is missing")
         identity = self.user_keys.identity(record.user_key)
-        if type(identity) is Reject:  # `isinstance` takes five times as long for what is none
+        if type(identity) is Reject:  # `isinstance` takes five times as long if it is not one
             return identity
         claim_id = record.claim_id or record.id
         contact, of_contact = self.contacts.update(
@@ -79,7 +79,7 @@ class SyncRules:
             record.accepted_at_ms,
             is_replayed=claim_id != record.id,
         )
-        is_short = len(event.event_type) <= MAX_AMPLITUDE_TEXT  # others are not worth remembering
+        is_short = len(event.event_type) <= MAX_AMPLITUDE_TEXT  # the cache holds no long text
         rule = (self._rule_of_type if is_short else self._type_rule)(event.event_type)
         always = rule.always and record.kind is not _IDENTIFY
         reason = None if always else self._why_not_sent(rule, event, record.kind)
@@ -107,11 +107,11 @@ class SyncRules:
         return TypeRule(None, found, name, adjustments, bool(name) and found.always)
 
     def _why_not_sent(self, rule: TypeRule, event: Content, kind: Kind) -> DropReason | None:
-        """Return the reason for which the event itself is not sent, if there is one."""
+        """Return the reason for which the event itself is not sent, if any."""
         if kind is _IDENTIFY and not self._users_enabled:
             return DropReason.USERS_DISABLED
         if rule.predicate is None:
             return rule.reason
         if not rule.always and not rule.predicate.matches(event.fields):
             return DropReason.FILTERED_OUT
-        return DropReason.NOT_SELECTED if kind is _IDENTIFY else None  # kept for its update alone
+        return DropReason.NOT_SELECTED if kind is _IDENTIFY else None  # only its update was kept

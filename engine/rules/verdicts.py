@@ -1,4 +1,4 @@
-"""What a rule decides about an event: it is kept, dropped or rejected."""
+"""The verdict of a rule on an event: kept, dropped or rejected."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ Kept = TypeVar("Kept")
 
 @final
 class Keep(msgspec.Struct, Generic[Kept], frozen=True, gc=False):
-    """It is kept, as this."""
+    """The event is kept, as ``value``."""
 
     value: Kept
 
 
 @final
 class Drop(msgspec.Struct, frozen=True, gc=False):
-    """A rule says that it is not sent: that is counted, and all."""
+    """A setting excludes the event: it is counted, and not sent."""
 
     reason: DropReason
 
 
 @final
 class Reject(msgspec.Struct, frozen=True, gc=False):
-    """It cannot be sent: it becomes a dead letter."""
+    """The event cannot be sent, and becomes a dead letter."""
 
     reason: DeadReason
     message: str = ""
