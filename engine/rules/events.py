@@ -1,7 +1,7 @@
 """An Amplitude event as an Intercom event: name, second and metadata.
 
-- An Intercom event has ``event_name``, ``created_at`` in Unix seconds and one of ``user_id`` (the contact's
-  ``external_id``) and ``email`` (API description 2.16, ``POST /events``).
+- An Intercom event has ``event_name``, ``created_at`` in Unix seconds, and either ``user_id`` (the
+  contact's ``external_id``) or ``email`` (API description 2.16, ``POST /events``).
 - Intercom ignores metadata keys beyond its limit, in the order sent (API description 2.16). So the
   order of the selection is the priority.
 - Metadata keys that differ only in case are one key (help article 175).
@@ -55,7 +55,7 @@ class EventRules:
         self._max_ahead_s, self._max_age_s = events.max_ahead_s, events.max_age_s
         keys = {source.key.lower() for source in self._metadata}
         self._all_fit = len(keys) == len(self._metadata) <= self._limit
-        """Whether keys need no check for collisions and the limit, unless an object is flattened."""
+        """Whether keys cannot collide or exceed the limit, unless an object is flattened."""
 
     @property
     def needed(self) -> set[str]:

@@ -62,7 +62,7 @@ def find(holder: Any, name: str) -> Any:
 
 
 def walk(holder: Any, name: str) -> Any:
-    """Return an object's value for ``name`` as a whole, else along its dots; None if there is none."""
+    """Return an object's value for ``name`` as a whole, else along its dots; else None."""
     if not isinstance(holder, dict):
         return None
     value = holder.get(name)
