@@ -39,24 +39,6 @@ from amplitude_intercom.engine.delivery.stream import Stream
 from amplitude_intercom.engine.delivery.workspace import Workspaces
 from amplitude_intercom.engine.errors import SettingsError, SpoolError
 from amplitude_intercom.engine.jobs import JobRunner
-from amplitude_intercom.engine.metrics import (
-    Facts,
-    GateStatus,
-    Refusal,
-    RelayFacts,
-    RelayStatus,
-    SourceStatus,
-    SpoolStatus,
-    Status,
-    SyncStatus,
-    gate_status,
-    read_facts,
-    read_left,
-    read_relay_facts,
-    relay_status,
-    spool_status,
-    sync_status,
-)
 from amplitude_intercom.engine.pipeline import IntakePipeline, Pipeline, door_of
 from amplitude_intercom.engine.relay.relay import Relay
 from amplitude_intercom.engine.settings import Http, Intercom, Settings, Sync
@@ -76,6 +58,24 @@ from amplitude_intercom.engine.spool.sqlite.reading import disk_bytes
 from amplitude_intercom.engine.spool.store import Store, wall_clock_ms
 from amplitude_intercom.engine.spool.takers import RELAY, spoken
 from amplitude_intercom.engine.spool.user_state import UserState, state_of_user
+from amplitude_intercom.engine.status import (
+    GateStatus,
+    RefusalCount,
+    RelayStatus,
+    SourceStatus,
+    SpoolStatus,
+    Status,
+    SyncFacts,
+    SyncStatus,
+    TakerFacts,
+    gate_status,
+    read_left,
+    read_relay_facts,
+    read_sync_facts,
+    relay_status,
+    spool_status,
+    sync_status,
+)
 from amplitude_intercom.engine.supervision import Supervisor
 from amplitude_intercom.engine.token_facts import (
     contact_key,
@@ -457,7 +457,7 @@ class Engine:
         """Return the accounting of all syncs."""
         facts, spool, relays = await self._facts()
         syncs = [
-            self._sync_status(stream, facts.get(name, Facts()))
+            self._sync_status(stream, facts.get(name, SyncFacts()))
             for name, stream in self.streams.items()
         ]
         refusals: Counter[tuple[str, str]] = Counter()
@@ -465,7 +465,7 @@ class Engine:
         for source in self.sources.values():
             refusals.update(getattr(source, "refusals", {}))
             refused_keys.update(getattr(source, "refused_keys", {}))
-        counted = [Refusal(*kind, count) for kind, count in sorted(refusals.items())]
+        counted = [RefusalCount(*kind, count) for kind, count in sorted(refusals.items())]
         sources = [SourceStatus(n, s.stopped, s.faults) for n, s in self.supervisors.items()]
         return Status(
             self.state,
@@ -478,13 +478,13 @@ class Engine:
             [self._relay_status(relay, relays) for relay in self.settings.relay],
         )
 
-    def _relay_status(self, relay: RelaySettings, facts: Mapping[str, RelayFacts]) -> RelayStatus:
+    def _relay_status(self, relay: RelaySettings, facts: Mapping[str, TakerFacts]) -> RelayStatus:
         taker = relay.taker
         spool = self._spools[taker]
         return relay_status(
             relay,
             spool.counters,
-            facts.get(taker, RelayFacts()),
+            facts.get(taker, TakerFacts()),
             address=address_of(relay),
             now_ms=self._now_ms(),
             sender=self.relays.get(taker),
@@ -492,7 +492,7 @@ class Engine:
             supervisor=self.relay_supervisors.get(taker),
         )
 
-    def _sync_status(self, stream: Stream, facts: Facts) -> SyncStatus:
+    def _sync_status(self, stream: Stream, facts: SyncFacts) -> SyncStatus:
         name, spool, delivery = stream.sync.name, stream.spool, stream.delivery
         pipeline = self._pipelines.get(name)
         return sync_status(
@@ -510,7 +510,7 @@ class Engine:
             faults=pipeline.faults(name) if pipeline else 0,
         )
 
-    async def _facts(self) -> tuple[dict[str, Facts], SpoolStatus, dict[str, RelayFacts]]:
+    async def _facts(self) -> tuple[dict[str, SyncFacts], SpoolStatus, dict[str, TakerFacts]]:
         """Return what the tables say of each sync, of the spool as a whole, and of each relay.
 
         Nothing where the file cannot be read now.
@@ -521,9 +521,9 @@ class Engine:
         said = "" if trouble is None else str(trouble)
         size_bytes = disk_bytes(self.spool.path)
 
-        def job(store: Store) -> tuple[dict[str, Facts], SpoolStatus, dict[str, RelayFacts]]:
+        def job(store: Store) -> tuple[dict[str, SyncFacts], SpoolStatus, dict[str, TakerFacts]]:
             facts = {
-                name: read_facts(store, taker, workspace_of(store, syncs[name]))
+                name: read_sync_facts(store, taker, workspace_of(store, syncs[name]))
                 for name, taker in takers.items()
             }
             used_bytes = self.spool.used_bytes(store)

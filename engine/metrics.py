@@ -1,26 +1,16 @@
-"""The accounting, for people (``status``) and for Prometheus (``/metrics``): one set of numbers."""
+"""The status in Prometheus' text format: the answer of ``/metrics``, and the list of metrics."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 
-import msgspec
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from amplitude_intercom.engine.clock import loop_time_s
-from amplitude_intercom.engine.delivery.gate import Gate
-from amplitude_intercom.engine.delivery.judging import Trouble
-from amplitude_intercom.engine.errors import SpoolError
 from amplitude_intercom.engine.logs import lines_lost
-from amplitude_intercom.engine.relay.relay import Relay
-from amplitude_intercom.engine.settings import Relay as RelaySettings
-from amplitude_intercom.engine.settings import Sync
-from amplitude_intercom.engine.spool.accounts import INBOX, SPOOL, TAKEN_ALONG, WAITING, under
-from amplitude_intercom.engine.spool.store import MINUTE_MS, Store
-from amplitude_intercom.engine.supervision import Supervisor
+from amplitude_intercom.engine.status import GateStatus, RelayStatus, Status, SyncStatus
 
 PREFIX = "amplitude_intercom_"
 
@@ -68,316 +58,7 @@ METRICS = {
     "ready": "1 while events are taken.",
     "log_lines_lost_total": "Lines of the log that could not be written.",
 }
-"""All metrics, without prefix. The README's table is checked against it."""
-
-
-class GateStatus(msgspec.Struct, frozen=True):
-    """One access token's gate: ``limit`` is in calls per 10 seconds; ``guessed``: not said yet.
-
-    ``name``: the host and the number of the token there, in the order of the settings.
-    """
-
-    name: str
-    health: str
-    limit: float
-    in_flight: int
-    calls: dict[str, int]
-    call_s: dict[str, float]
-    guessed: bool = False
-    troubles: list[Trouble] = []
-
-
-class SyncStatus(msgspec.Struct, frozen=True):
-    """One sync's accounting: received = delivered + dropped + dead + pending."""
-
-    name: str
-    enabled: bool
-    received: int
-    delivered: int
-    dropped: dict[str, int]
-    dead: int
-    pending: int
-    dead_by_reason: dict[str, int]
-    parked_users: dict[str, int]
-    oldest_pending_s: float | None
-    """Age of the first event that waits, those of parked users left out."""
-    oldest_parked_s: float | None
-    """Time since the first failure of the user that is parked the longest."""
-    last_delivery_s: float | None
-    """Time since the last delivery."""
-    waiting_bytes: int
-    """What waits, as a spool's fullness is reckoned."""
-    adjusted: dict[str, int]
-    unknown_attributes: dict[str, int]
-    event_names: int
-    latency_s: dict[str, float]
-    trouble: str
-    """What is wrong with the spool; empty when all is well."""
-    intercom: GateStatus | None
-    stopped: str = ""
-    """The fault of this program that keeps the sync from running now; empty: none does."""
-    faults: int = 0
-    rekeying: int = 0
-    """The job that keys its records anew, before which nothing is sent; 0: there is none."""
-
-
-class RelayStatus(msgspec.Struct, frozen=True):
-    """One relay's accounting: received = delivered + dropped + dead + pending, in events.
-
-    ``health``: empty where nothing is sent by whoever says this. ``said``: the last failure.
-    """
-
-    name: str
-    enabled: bool
-    address: str
-    received: int
-    delivered: int
-    dropped: dict[str, int]
-    dead: int
-    pending: int
-    dead_by_reason: dict[str, int]
-    waiting_bytes: int
-    oldest_pending_s: float | None = None
-    last_delivery_s: float | None = None
-    health: str = ""
-    said: str = ""
-    held: int = 0
-    calls: dict[str, int] = {}
-    refused_keys: dict[str, str] = {}
-    """API keys that Amplitude refuses now, with what it says."""
-    trouble: str = ""
-    stopped: str = ""
-    faults: int = 0
-
-
-class SourceStatus(msgspec.Struct, frozen=True):
-    """One source: the fault that keeps it from running now, or empty, and how many there were."""
-
-    name: str
-    stopped: str
-    faults: int
-
-
-class Refusal(msgspec.Struct, frozen=True):
-    """How often an HTTP source refused requests at a door for a reason, since the start."""
-
-    door: str
-    reason: str
-    count: int
-
-
-class LeftSync(msgspec.Struct, frozen=True):
-    """What the spool holds of a sync that is not in the settings any more."""
-
-    pending: int
-    dead: int
-
-
-class SpoolStatus(msgspec.Struct, frozen=True):
-    """What the spool takes up: on disk, with its log and its reserve, and of its file in use.
-
-    ``trouble``: what is wrong with it; empty when all is well. ``left``: syncs that are not in the
-    settings any more, of which something is there.
-    """
-
-    disk_bytes: int = 0
-    used_bytes: int = 0
-    waiting_bytes: int = 0
-    trouble: str = ""
-    left: dict[str, LeftSync] = {}
-    full_in_s: float | None = None
-    """When what waits reaches ``spool.max_bytes``, at the rate of the last minutes; None: never."""
-
-    @property
-    def exists(self) -> bool:
-        """Whether there is one yet."""
-        return self.disk_bytes > 0
-
-
-class Status(msgspec.Struct, frozen=True):
-    """What ``status`` and the admin port say. ``data_dir`` is a whole path."""
-
-    state: str
-    data_dir: str
-    syncs: list[SyncStatus]
-    spool: SpoolStatus = SpoolStatus()
-    refusals: list[Refusal] = []
-    refused_keys: dict[str, int] = {}
-    """Requests with an API key that no sync takes, by key."""
-    sources: list[SourceStatus] = []
-    relays: list[RelayStatus] = []
-
-
-class RelayFacts(msgspec.Struct, frozen=True):
-    """What a relay's status needs of the spool's tables."""
-
-    oldest_accepted_ms: int | None = None
-    delivered_at_ms: int | None = None
-
-
-class Facts(msgspec.Struct, frozen=True):
-    """What a sync's status needs of the spool's tables."""
-
-    parked_users: dict[str, int] = {}
-    parked_since_ms: int | None = None
-    oldest_accepted_ms: int | None = None
-    delivered_at_ms: int | None = None
-    event_names: int = 0
-
-
-def read_facts(store: Store, taker: int, workspace: int) -> Facts:
-    """Read what a sync's status needs of the tables; ``workspace``: the number of its own."""
-    parked = store.users.parked(taker)
-    return Facts(
-        {reason: count for reason, (count, _) in parked.items()},
-        min((since_ms for _, since_ms in parked.values()), default=None),
-        store.first_waiting_ms(taker),
-        store.takers.delivered_at_ms(taker),
-        len(store.event_names.of(workspace)),
-    )
-
-
-def read_relay_facts(store: Store, taker: int) -> RelayFacts:
-    """Read what a relay's status needs of the tables."""
-    return RelayFacts(store.relayed.first_ms(taker), store.takers.delivered_at_ms(taker))
-
-
-def relay_status(
-    settings: RelaySettings,
-    counters: Mapping[str, int],
-    facts: RelayFacts,
-    *,
-    address: str,
-    now_ms: int,
-    sender: Relay | None = None,
-    trouble: SpoolError | None = None,
-    supervisor: Supervisor | None = None,
-) -> RelayStatus:
-    """Put one relay's accounting together; ``sender``: what sends, where that runs."""
-    return RelayStatus(
-        name=settings.name,
-        enabled=settings.enabled,
-        address=address,
-        received=counters.get("received", 0),
-        delivered=counters.get("delivered", 0),
-        dropped=under(counters, "dropped:"),
-        dead=counters.get("dead", 0),
-        pending=counters.get("pending", 0),
-        dead_by_reason=under(counters, "dead:"),
-        waiting_bytes=counters.get(INBOX, 0),
-        oldest_pending_s=_age_s(facts.oldest_accepted_ms, now_ms),
-        last_delivery_s=_age_s(facts.delivered_at_ms, now_ms),
-        health="" if sender is None else sender.health,
-        said="" if sender is None else sender.said,
-        held=0 if sender is None else sender.held,
-        calls={} if sender is None else {str(k): n for k, n in sorted(sender.calls.items())},
-        refused_keys={} if sender is None else dict(sender.refused_keys),
-        trouble="" if trouble is None else str(trouble),
-        stopped="" if supervisor is None else supervisor.stopped,
-        faults=0 if supervisor is None else supervisor.faults,
-    )
-
-
-RATE_MINUTES = 10
-"""Minutes whose rate is taken for the present one."""
-
-
-def _read_full_in_s(store: Store, max_bytes: int, now_ms: int) -> float | None:
-    """Return when the spool will be full at its present rate; None where it does not fill."""
-    held = store.accounts.committed(SPOOL)[WAITING]
-    since = now_ms // MINUTE_MS - RATE_MINUTES
-    per_s = store.accounts.change_since(SPOOL, WAITING, since) / (RATE_MINUTES * 60)
-    return max(0, max_bytes - held) / per_s if per_s > 0 else None
-
-
-def read_left(store: Store, names: Collection[str]) -> dict[str, LeftSync]:
-    """Return what there is of syncs that have none of these names."""
-    found = {}
-    for taker in store.takers.all():
-        counters = store.accounts.committed(taker.id)
-        if taker.name not in names and (counters["pending"] or counters["dead"]):
-            found[taker.name] = LeftSync(counters["pending"], counters["dead"])
-    return found
-
-
-def spool_status(store: Store, names: Collection[str], max_bytes: int, now_ms: int) -> SpoolStatus:
-    """Put together what the tables say of the spool; ``names``: the syncs in the settings."""
-    return SpoolStatus(
-        waiting_bytes=store.accounts.committed(SPOOL)[WAITING],
-        left=read_left(store, names),
-        full_in_s=_read_full_in_s(store, max_bytes, now_ms),
-    )
-
-
-def sync_status(
-    sync: Sync,
-    counters: Mapping[str, int],
-    facts: Facts,
-    *,
-    now_ms: int,
-    latency_s: Sequence[float] = (),
-    unknown_attributes: Mapping[str, int] | None = None,
-    adjusted: Mapping[str, int] | None = None,
-    trouble: SpoolError | None = None,
-    gate: GateStatus | None = None,
-    stopped: str = "",
-    rekeying: int = 0,
-    faults: int = 0,
-) -> SyncStatus:
-    """Put one sync's accounting together."""
-    return SyncStatus(
-        name=sync.name,
-        enabled=sync.enabled,
-        received=counters.get("received", 0),
-        delivered=counters.get("delivered", 0),
-        dropped=under(counters, "dropped:"),
-        dead=counters.get("dead", 0),
-        pending=counters.get("pending", 0),
-        dead_by_reason=under(counters, "dead:"),
-        parked_users=facts.parked_users,
-        oldest_pending_s=_age_s(facts.oldest_accepted_ms, now_ms),
-        oldest_parked_s=_age_s(facts.parked_since_ms, now_ms),
-        last_delivery_s=_age_s(facts.delivered_at_ms, now_ms),
-        waiting_bytes=counters.get(INBOX, 0) + counters.get(TAKEN_ALONG, 0),
-        adjusted=dict(sorted((adjusted or under(counters, "adjusted:")).items())),
-        unknown_attributes=dict(unknown_attributes or {}),
-        event_names=facts.event_names,
-        latency_s=percentiles(latency_s),
-        trouble="" if trouble is None else str(trouble),
-        intercom=gate,
-        stopped=stopped,
-        rekeying=rekeying,
-        faults=faults,
-    )
-
-
-def _age_s(at_ms: int | None, now_ms: int) -> float | None:
-    return None if at_ms is None else max(0.0, (now_ms - at_ms) / 1000)
-
-
-def gate_status(gate: Gate, name: str) -> GateStatus:
-    """Put one gate's state together."""
-    calls = {f"{endpoint} {status}": n for (endpoint, status), n in sorted(gate.calls.items())}
-    return GateStatus(
-        name,
-        gate.state.value,
-        gate.limit,
-        gate.in_flight,
-        calls,
-        percentiles(gate.took_s),
-        gate.pace.is_guess,
-        gate.troubles(loop_time_s()),
-    )
-
-
-def percentiles(values: Sequence[float]) -> dict[str, float]:
-    """Return p50 and p95; nothing where there are no values."""
-    ordered = sorted(values)
-    if not ordered:
-        return {}
-    return {
-        f"p{p}": round(ordered[min(len(ordered) - 1, len(ordered) * p // 100)], 6) for p in (50, 95)
-    }
+"""All metrics without the prefix; a test compares the documented table with it."""
 
 
 def render(status: Status, *, ready: bool) -> bytes:
@@ -388,12 +69,12 @@ def render(status: Status, *, ready: bool) -> bytes:
 
 
 class _Snapshot(Collector):
-    """One status as metric families."""
+    """The metric families of one status."""
 
     def __init__(self, status: Status, ready: bool) -> None:
         self._status = status
         self._ready = ready
-        # Syncs with one access token share one gate: its calls must not count twice.
+        # Syncs with the same access token share a gate: its calls must not be counted twice.
         self._gates = {s.intercom.name: s.intercom for s in status.syncs if s.intercom}
 
     def collect(self) -> Iterator[Metric]:

@@ -22,10 +22,10 @@ from amplitude_intercom.engine.app import Engine
 from amplitude_intercom.engine.commands.daemon import start_sources
 from amplitude_intercom.engine.commands.running import OK
 from amplitude_intercom.engine.config import from_table
-from amplitude_intercom.engine.metrics import RelayStatus, Status, SyncStatus
 from amplitude_intercom.engine.settings import Log, Settings
 from amplitude_intercom.engine.sources import sources_of
 from amplitude_intercom.engine.spool.rows import DeadLetter, DeadLetterQuery
+from amplitude_intercom.engine.status import RelayStatus, Status, SyncStatus
 from amplitude_intercom.transports.http import HttpSource
 from amplitude_intercom.transports.sandbox import Sandbox, serve
 from amplitude_intercom.transports.sandbox.amplitude import LocalAmplitude, serve_amplitude

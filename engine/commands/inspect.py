@@ -16,7 +16,9 @@ from amplitude_intercom.engine.commands.terminal import (
     size,
 )
 from amplitude_intercom.engine.delivery.judging import Trouble
-from amplitude_intercom.engine.metrics import (
+from amplitude_intercom.engine.settings import Settings
+from amplitude_intercom.engine.spool.takers import RELAY
+from amplitude_intercom.engine.status import (
     RATE_MINUTES,
     GateStatus,
     RelayStatus,
@@ -24,8 +26,6 @@ from amplitude_intercom.engine.metrics import (
     Status,
     SyncStatus,
 )
-from amplitude_intercom.engine.settings import Settings
-from amplitude_intercom.engine.spool.takers import RELAY
 
 THROTTLED = "asks for a pause: the rate limit is reached, by this program or others with the token"
 

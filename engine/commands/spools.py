@@ -27,19 +27,6 @@ from amplitude_intercom.engine.commands.findings import EVERYBODY
 from amplitude_intercom.engine.commands.preview import Preview, SpooledPast
 from amplitude_intercom.engine.commands.terminal import say
 from amplitude_intercom.engine.errors import DataDirInUse, EngineError, SettingsError, SpoolError
-from amplitude_intercom.engine.metrics import (
-    Facts,
-    RelayFacts,
-    RelayStatus,
-    SpoolStatus,
-    Status,
-    SyncStatus,
-    read_facts,
-    read_relay_facts,
-    relay_status,
-    spool_status,
-    sync_status,
-)
 from amplitude_intercom.engine.settings import Admin, Settings, Sync
 from amplitude_intercom.engine.spool.jobs import JobKind, JobRow
 from amplitude_intercom.engine.spool.rows import (
@@ -54,6 +41,19 @@ from amplitude_intercom.engine.spool.sqlite.lock import holder
 from amplitude_intercom.engine.spool.sqlite.reading import disk_bytes, look
 from amplitude_intercom.engine.spool.store import Store, wall_clock_ms
 from amplitude_intercom.engine.spool.user_state import UserState, nothing_of, state_of_user
+from amplitude_intercom.engine.status import (
+    RelayStatus,
+    SpoolStatus,
+    Status,
+    SyncFacts,
+    SyncStatus,
+    TakerFacts,
+    read_relay_facts,
+    read_sync_facts,
+    relay_status,
+    spool_status,
+    sync_status,
+)
 from amplitude_intercom.engine.token_facts import contact_key, workspace_of
 from amplitude_intercom.transports.reasons import RefusalReason
 
@@ -195,19 +195,19 @@ class Files:
         return Status(state, data_dir_of(self._settings), syncs, spool, relays=relays)
 
     def _read_relays(self, trouble: str) -> list[RelayStatus]:
-        def job(store: Store) -> dict[str, tuple[Counter[str], RelayFacts]]:
+        def job(store: Store) -> dict[str, tuple[Counter[str], TakerFacts]]:
             takers = {r.taker: store.known_taker(r.taker) for r in self._settings.relay}
             return {
                 name: (store.accounts.committed(taker), read_relay_facts(store, taker))
                 for name, taker in takers.items()
             }
 
-        read: dict[str, tuple[Counter[str], RelayFacts]] = {}
+        read: dict[str, tuple[Counter[str], TakerFacts]] = {}
         if not trouble and self._settings.relay:
             read = self._look(job, read)
         statuses = []
         for relay in self._settings.relay:
-            counters, facts = read.get(relay.taker, (Counter[str](), RelayFacts()))
+            counters, facts = read.get(relay.taker, (Counter[str](), TakerFacts()))
             address, now_ms = address_of(relay), wall_clock_ms()
             found = relay_status(relay, counters, facts, address=address, now_ms=now_ms)
             statuses.append(msgspec.structs.replace(found, trouble=trouble))
@@ -217,11 +217,11 @@ class Files:
         names = [sync.name for sync in self._settings.sync]
         names += [relay.taker for relay in self._settings.relay]
 
-        def job(store: Store) -> tuple[dict[str, tuple[Counter[str], Facts]], SpoolStatus]:
+        def job(store: Store) -> tuple[dict[str, tuple[Counter[str], SyncFacts]], SpoolStatus]:
             found = {}
             for sync in self._settings.sync:
                 taker = store.known_taker(sync.name)
-                facts = read_facts(store, taker, workspace_of(store, sync))
+                facts = read_sync_facts(store, taker, workspace_of(store, sync))
                 found[sync.name] = (store.accounts.committed(taker), facts)
             max_bytes = self._settings.spool.max_bytes
             status = spool_status(store, names, max_bytes, wall_clock_ms())
@@ -230,7 +230,7 @@ class Files:
             )
 
         trouble: SpoolError | None = None
-        read: dict[str, tuple[Counter[str], Facts]] = {}
+        read: dict[str, tuple[Counter[str], SyncFacts]] = {}
         spool = SpoolStatus(disk_bytes(self.path))
         try:
             read, spool = self._look(job, (read, spool))
@@ -239,7 +239,7 @@ class Files:
             spool = SpoolStatus(disk_bytes(self.path), trouble=str(error))
         syncs = []
         for sync in self._settings.sync:
-            counters, facts = read.get(sync.name, (Counter[str](), Facts()))
+            counters, facts = read.get(sync.name, (Counter[str](), SyncFacts()))
             syncs.append(
                 sync_status(sync, counters, facts, now_ms=wall_clock_ms(), trouble=trouble)
             )

@@ -11,8 +11,8 @@ import anyio
 import pytest
 
 from amplitude_intercom.engine.app import Engine
-from amplitude_intercom.engine.metrics import SyncStatus
 from amplitude_intercom.engine.spool.rows import DeadLetterQuery
+from amplitude_intercom.engine.status import SyncStatus
 from amplitude_intercom.engine.token_facts import contact_key
 from amplitude_intercom.transports.intercom import Answer, Request
 from amplitude_intercom.transports.sandbox import Fault, InProcess, Sandbox

@@ -33,9 +33,9 @@ import pytest
 
 from amplitude_intercom.engine.app import Engine
 from amplitude_intercom.engine.config import from_table
-from amplitude_intercom.engine.metrics import SyncStatus
 from amplitude_intercom.engine.settings import Settings
 from amplitude_intercom.engine.spool.rows import DeadLetterQuery
+from amplitude_intercom.engine.status import SyncStatus
 from amplitude_intercom.transports.sandbox import Fault, InProcess, JournalEntry, Sandbox
 from amplitude_intercom.transports.sandbox.workspace import Contact
 from support import simulation, virtual

@@ -27,12 +27,12 @@ from amplitude_intercom.engine.delivery.scheduler import Scheduler, View
 from amplitude_intercom.engine.delivery.settlement import Settlement
 from amplitude_intercom.engine.delivery.turns import Turn
 from amplitude_intercom.engine.envelope import Plan, Record
-from amplitude_intercom.engine.metrics import SyncStatus
 from amplitude_intercom.engine.rules.planning import SyncRules
 from amplitude_intercom.engine.rules.verdicts import Verdict
 from amplitude_intercom.engine.spool.contract import Loaded, Wanted
 from amplitude_intercom.engine.spool.rows import DeadLetterQuery
 from amplitude_intercom.engine.spool.store import Store
+from amplitude_intercom.engine.status import SyncStatus
 from amplitude_intercom.transports.intercom import Answer, IntercomClient, Request, Wire
 from amplitude_intercom.transports.sandbox import InProcess, Sandbox
 from support import simulation, virtual

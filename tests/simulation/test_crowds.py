@@ -18,7 +18,7 @@ import pytest
 
 from amplitude_intercom.engine.app import Engine
 from amplitude_intercom.engine.config import from_table
-from amplitude_intercom.engine.metrics import Status
+from amplitude_intercom.engine.status import Status
 from amplitude_intercom.transports.sandbox import Fault, InProcess, JournalEntry
 from support import simulation, virtual
 

@@ -9,8 +9,9 @@ import pytest
 
 from amplitude_intercom.engine import DeadLetterQuery, Engine, Refused, SettingsError, SpoolError
 from amplitude_intercom.engine.config import from_table
-from amplitude_intercom.engine.metrics import LeftSync, render
+from amplitude_intercom.engine.metrics import render
 from amplitude_intercom.engine.spool.contract import Wanted
+from amplitude_intercom.engine.status import LeftSync
 from amplitude_intercom.transports import batch_of
 from amplitude_intercom.transports.sandbox import InProcess, Sandbox
 from support import simulation, virtual

@@ -17,7 +17,7 @@ import msgspec
 import pytest
 
 from amplitude_intercom.engine.app import Engine
-from amplitude_intercom.engine.metrics import SyncStatus
+from amplitude_intercom.engine.status import SyncStatus
 from amplitude_intercom.transports.sandbox import Fault, JournalEntry, Sandbox
 from support import simulation, virtual
 

@@ -9,7 +9,8 @@ import pytest
 
 from amplitude_intercom.engine.commands.daemon import start_sources
 from amplitude_intercom.engine.errors import SettingsError
-from amplitude_intercom.engine.metrics import SourceStatus, render
+from amplitude_intercom.engine.metrics import render
+from amplitude_intercom.engine.status import SourceStatus
 from amplitude_intercom.transports import Intake, batch_of
 from amplitude_intercom.transports.errors import Refused
 from amplitude_intercom.transports.reasons import RefusalReason

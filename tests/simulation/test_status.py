@@ -8,8 +8,9 @@ from pathlib import Path
 import anyio
 
 from amplitude_intercom.engine.app import Engine
-from amplitude_intercom.engine.metrics import SyncStatus, render
+from amplitude_intercom.engine.metrics import render
 from amplitude_intercom.engine.spool.user_state import UserState
+from amplitude_intercom.engine.status import SyncStatus
 from amplitude_intercom.transports.sandbox import Fault
 from support import simulation, virtual
 from support.simulation import API_KEY, event, identify

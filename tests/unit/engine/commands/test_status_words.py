@@ -7,8 +7,8 @@ import pytest
 
 from amplitude_intercom.engine.commands import inspect, users
 from amplitude_intercom.engine.delivery.judging import Trouble
-from amplitude_intercom.engine.metrics import GateStatus
 from amplitude_intercom.engine.spool.user_state import Deferral, KnownContact
+from amplitude_intercom.engine.status import GateStatus
 
 GATE = GateStatus("host", "open", 1667.0, 0, {"POST /events 202": 3}, {})
 NOW_MS = 1_800_000_000_000

@@ -1,0 +1,346 @@
+"""The accounting as values: read from the spool and the running machines, printed by ``status``.
+
+The admin port answers with these values as JSON; ``engine.metrics`` renders them for Prometheus.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from amplitude_intercom.engine.clock import loop_time_s
+from amplitude_intercom.engine.delivery.gate import Gate
+from amplitude_intercom.engine.delivery.judging import Trouble
+from amplitude_intercom.engine.errors import SpoolError
+from amplitude_intercom.engine.relay.relay import Relay
+from amplitude_intercom.engine.settings import Relay as RelaySettings
+from amplitude_intercom.engine.settings import Sync
+from amplitude_intercom.engine.spool.accounts import INBOX, SPOOL, TAKEN_ALONG, WAITING, under
+from amplitude_intercom.engine.spool.store import MINUTE_MS, Store
+from amplitude_intercom.engine.supervision import Supervisor
+
+RATE_MINUTES: Final = 10
+"""Length of the window from which the present rate is estimated."""
+
+
+# --- values -------------------------------------------------------------------------------
+
+
+class GateStatus(msgspec.Struct, frozen=True):
+    """State of the gate of one access token.
+
+    ``name`` is the host and the token's number there, in the order of the settings. ``limit`` is
+    in calls per 10 seconds; ``guessed`` says that Intercom has not named it yet.
+    """
+
+    name: str
+    health: str
+    limit: float
+    in_flight: int
+    calls: dict[str, int]
+    call_s: dict[str, float]
+    guessed: bool = False
+    troubles: list[Trouble] = []
+
+
+class TakerStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Accounting of a sync or a relay: received = delivered + dropped + dead + pending."""
+
+    name: str
+    enabled: bool
+    received: int
+    delivered: int
+    dropped: dict[str, int]
+    dead: int
+    pending: int
+    dead_by_reason: dict[str, int]
+    waiting_bytes: int
+    """Bytes that count against ``spool.max_bytes``."""
+    oldest_pending_s: float | None = None
+    """Age of the oldest waiting event; for a sync without those of parked users."""
+    last_delivery_s: float | None = None
+    """Time since the last delivery."""
+    trouble: str = ""
+    """The spool's present error; empty when it has none."""
+    stopped: str = ""
+    """The internal fault that keeps the taker from running now; empty when it runs."""
+    faults: int = 0
+    """Internal faults since the start."""
+
+
+class SyncStatus(TakerStatus, frozen=True, kw_only=True):
+    """Accounting of one sync, with the state of its users and of its gate."""
+
+    parked_users: dict[str, int]
+    oldest_parked_s: float | None
+    """Time since the first failure of the user that is parked the longest."""
+    adjusted: dict[str, int]
+    unknown_attributes: dict[str, int]
+    event_names: int
+    latency_s: dict[str, float]
+    intercom: GateStatus | None
+    rekeying: int = 0
+    """Id of the job that gives waiting records new keys and holds delivery; 0: no such job."""
+
+
+class RelayStatus(TakerStatus, frozen=True, kw_only=True):
+    """Accounting of one relay, in events, with the state of its requests.
+
+    ``health`` is empty where the relay does not run in this process. ``said`` is the last failure.
+    """
+
+    address: str
+    health: str = ""
+    said: str = ""
+    held: int = 0
+    calls: dict[str, int] = {}
+    refused_keys: dict[str, str] = {}
+    """API keys that Amplitude refuses now, with its answers."""
+
+
+class SourceStatus(msgspec.Struct, frozen=True):
+    """State of one source: the fault that has stopped it, or empty, and the number of faults."""
+
+    name: str
+    stopped: str
+    faults: int
+
+
+class RefusalCount(msgspec.Struct, frozen=True):
+    """Number of requests that the HTTP source has refused at one door for one reason."""
+
+    door: str
+    reason: str
+    count: int
+
+
+class LeftSync(msgspec.Struct, frozen=True):
+    """Contents of the spool that belong to a taker missing from the settings."""
+
+    pending: int
+    dead: int
+
+
+class SpoolStatus(msgspec.Struct, frozen=True):
+    """Size of the spool: ``disk_bytes`` with log and reserve, ``used_bytes`` without free pages.
+
+    ``trouble`` is its present error, empty when it has none. ``left`` holds takers that are in the
+    spool and not in the settings, by name.
+    """
+
+    disk_bytes: int = 0
+    used_bytes: int = 0
+    waiting_bytes: int = 0
+    trouble: str = ""
+    left: dict[str, LeftSync] = {}
+    full_in_s: float | None = None
+    """Time until ``spool.max_bytes`` is reached at the present rate; None: it does not grow."""
+
+    @property
+    def exists(self) -> bool:
+        """Whether the spool's file has been created."""
+        return self.disk_bytes > 0
+
+
+class Status(msgspec.Struct, frozen=True):
+    """The answer of ``status`` and of the admin port. ``data_dir`` is an absolute path."""
+
+    state: str
+    data_dir: str
+    syncs: list[SyncStatus]
+    spool: SpoolStatus = SpoolStatus()
+    refusals: list[RefusalCount] = []
+    refused_keys: dict[str, int] = {}
+    """Number of requests with an API key that no sync takes, by key."""
+    sources: list[SourceStatus] = []
+    relays: list[RelayStatus] = []
+
+
+# --- read from the tables -----------------------------------------------------------------
+
+
+class TakerFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """Facts about a sync or a relay that are in tables and in no counter."""
+
+    oldest_accepted_ms: int | None = None
+    delivered_at_ms: int | None = None
+
+
+class SyncFacts(TakerFacts, frozen=True, kw_only=True):
+    """The same of a sync, with its users and event names."""
+
+    parked_users: dict[str, int] = {}
+    parked_since_ms: int | None = None
+    event_names: int = 0
+
+
+def read_sync_facts(store: Store, taker: int, workspace: int) -> SyncFacts:
+    """Read the facts about a sync; ``workspace`` is the id of its workspace."""
+    parked = store.users.parked(taker)
+    return SyncFacts(
+        oldest_accepted_ms=store.first_waiting_ms(taker),
+        delivered_at_ms=store.takers.delivered_at_ms(taker),
+        parked_users={reason: count for reason, (count, _) in parked.items()},
+        parked_since_ms=min((since_ms for _, since_ms in parked.values()), default=None),
+        event_names=len(store.event_names.of(workspace)),
+    )
+
+
+def read_relay_facts(store: Store, taker: int) -> TakerFacts:
+    """Read the facts about a relay."""
+    return TakerFacts(
+        oldest_accepted_ms=store.relayed.first_ms(taker),
+        delivered_at_ms=store.takers.delivered_at_ms(taker),
+    )
+
+
+def read_left(store: Store, names: Collection[str]) -> dict[str, LeftSync]:
+    """Return takers that hold something in the spool and have none of these names."""
+    found = {}
+    for taker in store.takers.all():
+        counters = store.accounts.committed(taker.id)
+        if taker.name not in names and (counters["pending"] or counters["dead"]):
+            found[taker.name] = LeftSync(counters["pending"], counters["dead"])
+    return found
+
+
+def spool_status(store: Store, names: Collection[str], max_bytes: int, now_ms: int) -> SpoolStatus:
+    """Read the spool's status from its tables; ``names`` are the takers in the settings."""
+    return SpoolStatus(
+        waiting_bytes=store.accounts.committed(SPOOL)[WAITING],
+        left=read_left(store, names),
+        full_in_s=_read_full_in_s(store, max_bytes, now_ms),
+    )
+
+
+def _read_full_in_s(store: Store, max_bytes: int, now_ms: int) -> float | None:
+    """Return the time until the spool is full at its present rate; None where it does not grow."""
+    held = store.accounts.committed(SPOOL)[WAITING]
+    since = now_ms // MINUTE_MS - RATE_MINUTES
+    per_s = store.accounts.change_since(SPOOL, WAITING, since) / (RATE_MINUTES * 60)
+    return max(0, max_bytes - held) / per_s if per_s > 0 else None
+
+
+# --- put together -------------------------------------------------------------------------
+
+
+def _taker_status(
+    settings: Sync | RelaySettings,
+    counters: Mapping[str, int],
+    facts: TakerFacts,
+    now_ms: int,
+    *,
+    trouble: SpoolError | None,
+    stopped: str,
+    faults: int,
+) -> dict[str, Any]:
+    """Return the fields of ``TakerStatus``."""
+    account = TakerStatus(
+        name=settings.name,
+        enabled=settings.enabled,
+        received=counters.get("received", 0),
+        delivered=counters.get("delivered", 0),
+        dropped=under(counters, "dropped:"),
+        dead=counters.get("dead", 0),
+        pending=counters.get("pending", 0),
+        dead_by_reason=under(counters, "dead:"),
+        waiting_bytes=counters.get(INBOX, 0) + counters.get(TAKEN_ALONG, 0),
+        oldest_pending_s=_age_s(facts.oldest_accepted_ms, now_ms),
+        last_delivery_s=_age_s(facts.delivered_at_ms, now_ms),
+        trouble="" if trouble is None else str(trouble),
+        stopped=stopped,
+        faults=faults,
+    )
+    return msgspec.structs.asdict(account)
+
+
+def sync_status(
+    sync: Sync,
+    counters: Mapping[str, int],
+    facts: SyncFacts,
+    *,
+    now_ms: int,
+    latency_s: Sequence[float] = (),
+    unknown_attributes: Mapping[str, int] | None = None,
+    adjusted: Mapping[str, int] | None = None,
+    trouble: SpoolError | None = None,
+    gate: GateStatus | None = None,
+    stopped: str = "",
+    rekeying: int = 0,
+    faults: int = 0,
+) -> SyncStatus:
+    """Return the status of a sync."""
+    return SyncStatus(
+        **_taker_status(
+            sync, counters, facts, now_ms, trouble=trouble, stopped=stopped, faults=faults
+        ),
+        parked_users=facts.parked_users,
+        oldest_parked_s=_age_s(facts.parked_since_ms, now_ms),
+        adjusted=dict(sorted((adjusted or under(counters, "adjusted:")).items())),
+        unknown_attributes=dict(unknown_attributes or {}),
+        event_names=facts.event_names,
+        latency_s=percentiles(latency_s),
+        intercom=gate,
+        rekeying=rekeying,
+    )
+
+
+def relay_status(
+    settings: RelaySettings,
+    counters: Mapping[str, int],
+    facts: TakerFacts,
+    *,
+    address: str,
+    now_ms: int,
+    sender: Relay | None = None,
+    trouble: SpoolError | None = None,
+    supervisor: Supervisor | None = None,
+) -> RelayStatus:
+    """Return the status of a relay; ``sender`` is its machine, where that runs in this process."""
+    stopped = "" if supervisor is None else supervisor.stopped
+    faults = 0 if supervisor is None else supervisor.faults
+    account = _taker_status(
+        settings, counters, facts, now_ms, trouble=trouble, stopped=stopped, faults=faults
+    )
+    if sender is None:
+        return RelayStatus(**account, address=address)
+    return RelayStatus(
+        **account,
+        address=address,
+        health=sender.health,
+        said=sender.said,
+        held=sender.held,
+        calls={str(status): n for status, n in sorted(sender.calls.items())},
+        refused_keys=dict(sender.refused_keys),
+    )
+
+
+def gate_status(gate: Gate, name: str) -> GateStatus:
+    """Return the status of a gate."""
+    calls = {f"{endpoint} {status}": n for (endpoint, status), n in sorted(gate.calls.items())}
+    return GateStatus(
+        name,
+        gate.state.value,
+        gate.limit,
+        gate.in_flight,
+        calls,
+        percentiles(gate.took_s),
+        gate.pace.is_guess,
+        gate.troubles(loop_time_s()),
+    )
+
+
+def percentiles(values: Sequence[float]) -> dict[str, float]:
+    """Return p50 and p95; empty where there are no values."""
+    ordered = sorted(values)
+    if not ordered:
+        return {}
+    return {
+        f"p{p}": round(ordered[min(len(ordered) - 1, len(ordered) * p // 100)], 6) for p in (50, 95)
+    }
+
+
+def _age_s(at_ms: int | None, now_ms: int) -> float | None:
+    return None if at_ms is None else max(0.0, (now_ms - at_ms) / 1000)
