@@ -8,7 +8,6 @@ As a library:
 
 from __future__ import annotations
 
-import os
 import random
 import time
 from collections import Counter
@@ -43,21 +42,11 @@ from amplitude_intercom.engine.pipeline import IntakePipeline, Pipeline, door_of
 from amplitude_intercom.engine.relay.relay import Relay
 from amplitude_intercom.engine.settings import Http, Intercom, Settings, Sync
 from amplitude_intercom.engine.settings import Relay as RelaySettings
-from amplitude_intercom.engine.spool import leaving
-from amplitude_intercom.engine.spool.jobs import JobKind
-from amplitude_intercom.engine.spool.rows import (
-    DeadLetter,
-    DeadLetterPage,
-    DeadLetterQuery,
-    Position,
-)
 from amplitude_intercom.engine.spool.spool import Spool, TakerSpool
 from amplitude_intercom.engine.spool.sqlite.files import former_spools
 from amplitude_intercom.engine.spool.sqlite.lock import DataDir
 from amplitude_intercom.engine.spool.sqlite.reading import disk_bytes
 from amplitude_intercom.engine.spool.store import Store, wall_clock_ms
-from amplitude_intercom.engine.spool.takers import RELAY, spoken
-from amplitude_intercom.engine.spool.user_state import UserState, state_of_user
 from amplitude_intercom.engine.status import (
     GateStatus,
     RefusalCount,
@@ -78,12 +67,12 @@ from amplitude_intercom.engine.status import (
 )
 from amplitude_intercom.engine.supervision import Supervisor
 from amplitude_intercom.engine.token_facts import (
-    contact_key,
     counts_before,
     keep_limit,
     known_limit,
     workspace_of,
 )
+from amplitude_intercom.engine.upkeep import Upkeep
 from amplitude_intercom.transports.amplitude_client import (
     AmplitudeWire,
 )
@@ -147,7 +136,7 @@ class Engine:
         self._delivers = deliver
         self._max_event_bytes = (settings.http or Http()).max_event_bytes
         self._syncs_of = _syncs_by_token(settings)
-        self._data_dir = data_dir_of(settings)
+        self._data_dir = settings.data_path
         self._gate_names = _gate_names(self._syncs_of)
         self.streams: dict[str, Stream] = {}
         """The syncs, by name."""
@@ -185,6 +174,7 @@ class Engine:
             await self._wire_relays(spools, stack)
             of_relays = {relay.taker: relay for relay in self.settings.relay}
             self.jobs = JobRunner(self.spool, self.streams, self._now_ms, of_relays)
+            self.upkeep = Upkeep(self.spool, self.streams, self.takers, self.jobs, self._now_ms)
             await self.jobs.follow_mappings()
             await self._tell_left()
             doors = [door_of(stream) for stream in self.streams.values()]
@@ -545,140 +535,6 @@ class Engine:
             return None
         return gate_status(stream.gate, self._gate_names[token_of(stream.sync)])
 
-    # --- dead letters ---------------------------------------------------------------------
-
-    async def dead_letters(
-        self, sync: str, query: DeadLetterQuery, *, after: str = "", limit: int = 1000
-    ) -> list[DeadLetter]:
-        """Return the dead letters of a sync, or a relay (``relay:NAME``), by when they failed last.
-
-        ``after`` is what a page says to go on from; any other text is a ``ValueError``.
-
-        Raises:
-            SpoolError: the spool cannot be read.
-        """
-        position = Position.read(after)
-        return await self.spool.look(
-            lambda store: store.letters.find(
-                store.known_taker(sync), query, after=position, limit=limit
-            )
-        )
-
-    async def dead_letter_page(
-        self, sync: str, query: DeadLetterQuery, *, after: str = "", limit: int = 1000
-    ) -> DeadLetterPage:
-        """Return some of a taker's dead letters, and how many the query means in all.
-
-        They are in the order of their last failure; ``after`` is what a page says to go on from.
-
-        Raises:
-            SpoolError: the spool cannot be read.
-        """
-        position = Position.read(after)
-        return await self.spool.look(
-            lambda store: store.dead_letter_page(store.known_taker(sync), query, position, limit)
-        )
-
-    async def user(self, sync: str, user: str) -> UserState:
-        """Return what is known of one user of a sync, by its key.
-
-        Raises:
-            SpoolError: the spool cannot be read.
-        """
-        stream = self.streams[sync]
-        taker = stream.spool.taker
-        return await self.spool.look(
-            lambda store: state_of_user(store, taker, user, contact_key(store, stream.sync, user))
-        )
-
-    async def replay(self, sync: str, query: DeadLetterQuery) -> Counter[str]:
-        """Send dead letters through filter and mapping again; return how many went where.
-
-        A replayed record goes behind all that its user still has waiting. It is done in slices: one
-        that is interrupted goes on at the next start.
-
-        Raises:
-            SettingsError: the sync is disabled, and would drop them.
-            SpoolError: the spool cannot be read or changed.
-        """
-        return await self._do_job(JobKind.REPLAY, sync, query)
-
-    async def discard(self, sync: str, query: DeadLetterQuery) -> int:
-        """Settle dead letters as dropped; return how many there were.
-
-        Raises:
-            SpoolError: the spool cannot be read or changed.
-        """
-        return (await self._do_job(JobKind.DISCARD, sync, query))["discarded"]
-
-    async def _do_job(self, kind: JobKind, sync: str, query: DeadLetterQuery) -> Counter[str]:
-        job = await self.jobs.ask(kind, sync, query, who="library")
-        return (await self.jobs.ended(job.id)).outcome()
-
-    # --- the spool's file -----------------------------------------------------------------
-
-    async def compact(self) -> Compacted:
-        """Give the space that the spool does not need back to the disk.
-
-        Raises:
-            SpoolError: the disk fails.
-        """
-        before = await self.spool.size_bytes()
-        await self.spool.compact()
-        return Compacted(before, await self.spool.size_bytes())
-
-    async def move_left(self, old: str, new: str) -> int:
-        """Give what is left of a sync that is not in the settings to another; return how much.
-
-        Raises:
-            SettingsError: the one is in the settings, or the other is not.
-            SpoolError: the spool cannot be read or changed.
-        """
-        taker = await self._left(old)
-        if old.startswith(RELAY):
-            raise SettingsError(f"{spoken(old)} has requests, which no sync can have")
-        if new not in self.streams:
-            raise SettingsError(f"there is no sync `{new}`; there is {', '.join(self.streams)}")
-        heir, user_of = self.streams[new].spool, self.streams[new].rules.admission.user_of
-        moved = await self._in_slices(
-            lambda store: leaving.move(store, taker, heir.taker, user_of, self._now_ms())
-        )
-        heir.appended()
-        await self._in_slices(lambda store: store.insert_ids.move(taker, heir.taker, leaving.SLICE))
-        return moved
-
-    async def drop_left(self, old: str) -> int:
-        """Settle what is left of a sync that is not in the settings as dropped; return how much.
-
-        Raises:
-            SettingsError: it is in the settings, or nothing is known of it.
-            SpoolError: the spool cannot be read or changed.
-        """
-        taker = await self._left(old)
-        return await self._in_slices(lambda store: leaving.drop(store, taker))
-
-    async def _left(self, name: str) -> int:
-        if name in self.takers:
-            raise SettingsError(f"{spoken(name)} is in the settings: what waits of it is delivered")
-        taker = await self.spool.do(lambda store: store.takers.id_of(name))
-        if taker is None:
-            raise SettingsError(f"the spool knows no {spoken(name)}")
-        return taker
-
-    async def _in_slices(self, job: Callable[[Store], int]) -> int:
-        done = 0
-        while count := await self.spool.do(job):
-            done += count
-            await anyio.lowlevel.checkpoint()
-        return done
-
-
-class Compacted(msgspec.Struct, frozen=True):
-    """The size of a spool's file, before and after."""
-
-    before_bytes: int
-    after_bytes: int
-
 
 def _refuse_former_spools(data_dir: Path) -> None:
     """Refuse a folder that holds spools of 0.1.0, which had one for each sync.
@@ -693,11 +549,6 @@ def _refuse_former_spools(data_dir: Path) -> None:
             f"data_dir: {data_dir} holds spools of 0.1.0 ({names}), which are not read any more:"
             " deliver what waits in them with 0.1.0 first, then move them away"
         )
-
-
-def data_dir_of(settings: Settings) -> str:
-    """Return the whole path of the data directory, by which a daemon is known."""
-    return os.path.realpath(settings.data_dir)
 
 
 def _syncs_by_token(settings: Settings) -> dict[tuple[str, str], list[str]]:

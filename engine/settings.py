@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Annotated, Any, Final, Literal
 
@@ -319,6 +320,11 @@ class Settings(Section, frozen=True, kw_only=True):
         """Return whose requests a relay takes: where it names none, those of the syncs."""
         of_syncs = {key.reveal(): key for sync in self.sync for key in sync.amplitude_api_keys}
         return relay.amplitude_api_keys or list(of_syncs.values())
+
+    @property
+    def data_path(self) -> str:
+        """The whole path of the data directory: a daemon is recognised by it."""
+        return os.path.realpath(self.data_dir)
 
     @property
     def largest_file_event_bytes(self) -> int:

@@ -85,7 +85,7 @@ async def _run(demo_settings: Settings) -> tuple[Status, list[DeadLetter]]:
             await engine.settled()
             await engine.relayed()
         status = await engine.status()
-        letters = await engine.dead_letters(SYNC, DeadLetterQuery())
+        letters = await engine.upkeep.dead_letters(SYNC, DeadLetterQuery())
         tasks.cancel_scope.cancel()
     return status, letters
 

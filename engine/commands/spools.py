@@ -21,7 +21,7 @@ import msgspec
 from yarl import URL
 
 from amplitude_intercom.engine.addresses import host_and_port
-from amplitude_intercom.engine.app import Compacted, Engine, data_dir_of
+from amplitude_intercom.engine.app import Engine
 from amplitude_intercom.engine.clients import address_of
 from amplitude_intercom.engine.commands.findings import EVERYBODY
 from amplitude_intercom.engine.commands.preview import Preview, SpooledPast
@@ -55,6 +55,7 @@ from amplitude_intercom.engine.status import (
     sync_status,
 )
 from amplitude_intercom.engine.token_facts import contact_key, workspace_of
+from amplitude_intercom.engine.upkeep import Compacted
 from amplitude_intercom.transports.reasons import RefusalReason
 
 T = TypeVar("T")
@@ -132,7 +133,7 @@ async def _why_not(daemon: Daemon, settings: Settings) -> str:
         theirs = (await daemon.status(FIRST_ANSWER_S)).data_dir
     except NotAnswered as error:
         return str(error)
-    if theirs == data_dir_of(settings):
+    if theirs == settings.data_path:
         return ""
     return f"the daemon at {daemon.address} has another data_dir, {theirs}"
 
@@ -146,7 +147,7 @@ async def open_spools(settings: Settings) -> AsyncIterator[Writing]:
     """
     try:
         async with Engine(settings, deliver=False) as engine:
-            yield engine
+            yield engine.upkeep
         return
     except DataDirInUse as error:
         in_use = error
@@ -192,7 +193,7 @@ class Files:
         state = "offline" if self.holder is None else "unreachable"
         syncs, spool = self._read_status()
         relays = self._read_relays(spool.trouble)
-        return Status(state, data_dir_of(self._settings), syncs, spool, relays=relays)
+        return Status(state, self._settings.data_path, syncs, spool, relays=relays)
 
     def _read_relays(self, trouble: str) -> list[RelayStatus]:
         def job(store: Store) -> dict[str, tuple[Counter[str], TakerFacts]]:

@@ -234,18 +234,20 @@ class AdminServer:
         return _json({"cancelled": cancelled})
 
     async def _compact(self, request: web.Request) -> web.Response:
-        return _json(await self._engine.compact())
+        return _json(await self._engine.upkeep.compact())
 
     async def _move_left(self, request: web.Request) -> web.Response:
         body = await self._body(request, Move)
-        return _json(await _settled(self._engine.move_left(body.old, body.new)))
+        return _json(await _settled(self._engine.upkeep.move_left(body.old, body.new)))
 
     async def _drop_left(self, request: web.Request) -> web.Response:
         body = await self._body(request, Drop)
-        return _json(await _settled(self._engine.drop_left(body.old)))
+        return _json(await _settled(self._engine.upkeep.drop_left(body.old)))
 
     async def _user(self, request: web.Request) -> web.Response:
-        return _json(await self._engine.user(self._sync_of(request), request.match_info["key"]))
+        return _json(
+            await self._engine.upkeep.user(self._sync_of(request), request.match_info["key"])
+        )
 
     async def _dead_letters(self, request: web.Request) -> web.Response:
         sync, action = request.match_info["sync"], request.match_info["action"]
@@ -273,7 +275,7 @@ class AdminServer:
 
     async def _act(self, sync: str, action: str, query: DeadLetterQuery) -> Any:
         if isinstance(query, Listing):
-            return await self._engine.dead_letter_page(
+            return await self._engine.upkeep.dead_letter_page(
                 sync, query, after=query.after, limit=query.limit
             )
         if action not in (JobKind.REPLAY, JobKind.DISCARD):

@@ -182,7 +182,7 @@ def test_a_replayed_letter_whose_update_is_done_does_not_do_it_again(tmp_path: P
             await engine.settled()
             assert held(local) == {"visits": 1}
             local.faults.clear()
-            await engine.replay("simulated", DeadLetterQuery(every=True))
+            await engine.upkeep.replay("simulated", DeadLetterQuery(every=True))
             await engine.settled()
         assert len(local.events) == 1
         return local
@@ -706,7 +706,7 @@ def test_a_contact_that_others_made_as_an_event_created_it_is_read_before_it_is_
         await deliver(tmp_path, local, simulation.event(USER, 2), wire=wire, **settings)
         if is_replayed:
             async with simulation.engine(tmp_path, local, **settings) as engine:
-                await engine.replay("simulated", DeadLetterQuery(every=True))
+                await engine.upkeep.replay("simulated", DeadLetterQuery(every=True))
                 await engine.settled()
         await deliver(tmp_path, local, identify(3, add), **settings)
         return local
@@ -756,7 +756,7 @@ def test_a_letter_is_replayed_twice_and_its_update_is_done_once(tmp_path: Path) 
             await engine.submit([event], api_key=simulation.API_KEY)
             await engine.settled()
             for _ in range(3):
-                await engine.replay("simulated", DeadLetterQuery(every=True))
+                await engine.upkeep.replay("simulated", DeadLetterQuery(every=True))
                 await engine.settled()
             [status] = (await engine.status()).syncs
         assert status.dead == 1
@@ -827,7 +827,7 @@ def test_a_letter_that_is_replayed_does_not_replace_what_came_since(
                 await engine.settled()
                 await anyio.sleep(5)
             local.faults.clear()
-            await engine.replay("simulated", DeadLetterQuery(every=True))
+            await engine.upkeep.replay("simulated", DeadLetterQuery(every=True))
             await engine.settled()
         return local
 

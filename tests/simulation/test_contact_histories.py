@@ -231,10 +231,10 @@ class Play:
             self.records.replay(letters)
             if letters:
                 ids = [letter.id for letter in letters]
-                await engine.replay(plan.name, DeadLetterQuery(ids=ids))
+                await engine.upkeep.replay(plan.name, DeadLetterQuery(ids=ids))
 
     async def _letters(self, engine: Engine, plan: Plan) -> list[Any]:
-        return await engine.dead_letters(plan.name, EVERY)
+        return await engine.upkeep.dead_letters(plan.name, EVERY)
 
     # --- what others do ---------------------------------------------------------------------
 

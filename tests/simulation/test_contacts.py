@@ -261,7 +261,9 @@ def test_the_121st_event_name_is_a_dead_letter_with_its_reason(tmp_path: Path) -
             local.event_names.discard("a")  # somebody archives a name
             for _ in range(36_010):
                 await simulation.a_moment()
-            assert await engine.replay("simulated", DeadLetterQuery(every=True)) == {"replayed": 2}
+            assert await engine.upkeep.replay("simulated", DeadLetterQuery(every=True)) == {
+                "replayed": 2
+            }
             await engine.settled()
             assert [e.metadata["n"] for e in local.events] == [0, 1, 2]
         return status

@@ -313,7 +313,7 @@ def test_updates_that_are_written_as_one_and_settled_apart_count_once(tmp_path: 
             status = await settle(running)
             assert status.dead_by_reason == {"internal": len(WELL)}
             settlement.__class__ = Settlement
-            await running.replay(SYNC, DeadLetterQuery(every=True))
+            await running.upkeep.replay(SYNC, DeadLetterQuery(every=True))
             await settle(running)
         found = [c.custom_attributes for c in local.contacts.values()]
         assert found == [{"plan": "team", "visits": 4}] * len(WELL)
@@ -348,7 +348,7 @@ def test_an_event_whose_update_cannot_be_kept_does_not_go_out_and_counts_once_la
             assert status.dead_by_reason == {"internal": 2 * len(CROWD)}
             assert set(events_of(local)) == set(WELL)
             contacts.__class__ = Contacts
-            await running.replay(SYNC, DeadLetterQuery(every=True))
+            await running.upkeep.replay(SYNC, DeadLetterQuery(every=True))
             await settle(running)
         assert len(local.events) == 2 * (len(WELL) + len(CROWD))
         assert {c.custom_attributes["visits"] for c in local.contacts.values()} == {2}
@@ -646,7 +646,7 @@ def test_answers_of_any_shape_change_nothing_but_their_own_record(
                 await running.submit(batch, api_key=simulation.API_KEY)
                 await anyio.sleep(5)
             status = await settle(running, most_s=6 * 3600)
-            letters = await running.dead_letters(SYNC, DeadLetterQuery(reason="internal"))
+            letters = await running.upkeep.dead_letters(SYNC, DeadLetterQuery(reason="internal"))
         assert [(letter.message, letter.code) for letter in letters] == []
         assert (status.faults, status.pending) == (0, 0)
         dropped = sum(status.dropped.values())

@@ -131,7 +131,7 @@ def test_a_replayed_record_goes_behind_what_its_user_has_waiting(tmp_path: Path)
             await engine.settled()
             local.faults.clear()
             await engine.submit(others, api_key=simulation.API_KEY)
-            await engine.replay("simulated", DeadLetterQuery(reason="refused"))
+            await engine.upkeep.replay("simulated", DeadLetterQuery(reason="refused"))
             await engine.settled()
         assert [e.metadata["n"] for e in local.events] == [1, 2, 3, 4, 0]
 

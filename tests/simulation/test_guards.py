@@ -264,7 +264,7 @@ def test_the_121st_event_name_becomes_a_dead_letter_without_a_call_over_restarts
                 await engine.settled()
                 same = simulation.event(USER, 1_000 + last, event_type="NAME 3")  # no new one
                 status = await deliver(engine, same)
-                letters = await engine.dead_letters("simulated", DeadLetterQuery())
+                letters = await engine.upkeep.dead_letters("simulated", DeadLetterQuery())
         assert [letter.reason for letter in letters] == ["event_type_limit"] * 10
         assert (status.dead_by_reason, status.event_names) == ({"event_type_limit": 10}, 120)
         assert {e.name for e in local.events} == {*(f"Name {n}" for n in range(120)), "NAME 3"}

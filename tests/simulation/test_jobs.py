@@ -44,7 +44,7 @@ async def bury(running: Engine, count: int = LETTERS, first: int = 0) -> None:
 
 
 async def letters(running: Engine) -> list[DeadLetter]:
-    return await running.dead_letters(SYNC, ALL, limit=100 * SLICE)
+    return await running.upkeep.dead_letters(SYNC, ALL, limit=100 * SLICE)
 
 
 async def dead(running: Engine) -> int:
@@ -69,7 +69,7 @@ def test_a_job_is_done_in_slices_between_which_others_have_their_turn(tmp_path: 
 
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(watch)
-                assert await running.discard(SYNC, ALL) == LETTERS
+                assert await running.upkeep.discard(SYNC, ALL) == LETTERS
             steps = [before - after for before, after in pairwise(left)]
             assert max(steps) <= SLICE
             assert running.streams[SYNC].spool.counters["dropped:discarded"] == LETTERS
@@ -103,12 +103,12 @@ def test_a_job_means_what_had_failed_within_its_time(tmp_path: Path) -> None:
                 await anyio.sleep(60)
             times = sorted({letter.last_failed_at_ms for letter in await letters(running)})
             middle = DeadLetterQuery(since_ms=times[0] + 1, until_ms=times[-1])
-            assert await running.discard(SYNC, middle) == LETTERS
+            assert await running.upkeep.discard(SYNC, middle) == LETTERS
             assert {letter.last_failed_at_ms for letter in await letters(running)} == {
                 times[0],
                 times[-1],
             }
-            assert await running.discard(SYNC, middle) == 0
+            assert await running.upkeep.discard(SYNC, middle) == 0
             assert await dead(running) == 2 * LETTERS
 
     virtual.run(scenario)
@@ -161,9 +161,9 @@ def test_an_empty_condition_means_nothing_and_no_ids_are_none(tmp_path: Path) ->
     async def scenario() -> None:
         async with simulation.engine(tmp_path, simulation.sandbox()) as running:
             await bury(running, 3)
-            assert await running.discard(SYNC, DeadLetterQuery()) == 0
-            assert await running.discard(SYNC, DeadLetterQuery(ids=[])) == 0
-            assert await running.replay(SYNC, DeadLetterQuery()) == {}
+            assert await running.upkeep.discard(SYNC, DeadLetterQuery()) == 0
+            assert await running.upkeep.discard(SYNC, DeadLetterQuery(ids=[])) == 0
+            assert await running.upkeep.replay(SYNC, DeadLetterQuery()) == {}
             assert await dead(running) == 3
 
     virtual.run(scenario)
@@ -175,7 +175,7 @@ def test_a_replay_of_a_disabled_sync_is_refused_and_the_letters_stay(tmp_path: P
             await bury(running, 3)
         async with simulation.engine(tmp_path, simulation.sandbox(), enabled=False) as running:
             with pytest.raises(SettingsError, match="disabled"):
-                await running.replay(SYNC, ALL)
+                await running.upkeep.replay(SYNC, ALL)
             assert await dead(running) == 3
 
     virtual.run(scenario)
@@ -196,7 +196,7 @@ def test_a_job_that_cannot_be_done_fails_and_those_behind_it_are_done(tmp_path: 
             await bury(running, 3)
             await running.spool.do(plant)
         async with simulation.engine(tmp_path, simulation.sandbox()) as running:
-            assert await running.discard(SYNC, ALL) == 3
+            assert await running.upkeep.discard(SYNC, ALL) == 3
             await running.spool.do(mend)
             failed = await running.jobs.get(1)
             assert failed is not None

@@ -137,7 +137,7 @@ def test_after_the_end_nothing_waits_for_an_answer(tmp_path: Path) -> None:
                 running.cancel()
         assert ended == ["settled"]
         with anyio.fail_after(1), pytest.raises(SpoolError, match="closed"):
-            await running.discard("shop", DeadLetterQuery())
+            await running.upkeep.discard("shop", DeadLetterQuery())
 
     virtual.run(scenario)
 
@@ -167,7 +167,7 @@ def test_what_is_left_of_a_sync_goes_to_another_in_its_order(tmp_path: Path) -> 
         await leave(tmp_path, local, events=1_400, dead=700)
         async with engine(tmp_path, local, ["mail"]) as running:
             assert (await running.status()).spool.left == {"shop": LeftSync(1_400, 700)}
-            assert await running.move_left("shop", "mail") == 2_100
+            assert await running.upkeep.move_left("shop", "mail") == 2_100
             await running.settled()
             status = await running.status()
             [mail] = status.syncs
@@ -177,7 +177,7 @@ def test_what_is_left_of_a_sync_goes_to_another_in_its_order(tmp_path: Path) -> 
                 lambda store: store.letters.groups(running.streams["mail"].spool.taker)
             )
             assert [group.count for group in groups] == [700]
-            assert await running.move_left("shop", "mail") == 0
+            assert await running.upkeep.move_left("shop", "mail") == 0
         assert [stored.metadata["n"] for stored in local.events] == list(range(1_400))
 
     virtual.run(scenario)
@@ -188,7 +188,7 @@ def test_what_moves_is_for_whom_the_other_sync_names(tmp_path: Path) -> None:
         local = simulation.sandbox()
         await leave(tmp_path, local, events=3, dead=0)
         async with engine(tmp_path, local, ["mail"], user_from="event.n") as running:
-            assert await running.move_left("shop", "mail") == 3
+            assert await running.upkeep.move_left("shop", "mail") == 3
             await running.settled()
         assert {c.external_id for c in local.contacts.values()} == {"0", "1", "2"}
 
@@ -205,7 +205,7 @@ def test_a_sync_with_a_new_name_knows_the_old_one_s_events_again(tmp_path: Path)
         async with engine(tmp_path, local, ["mail"]) as running:
             await running.submit(events[:3], api_key="shared")
             await running.settled()
-            assert await running.move_left("shop", "mail") == 0
+            assert await running.upkeep.move_left("shop", "mail") == 0
             await running.submit(events, api_key="shared")
             await running.settled()
             [mail] = (await running.status()).syncs
@@ -219,7 +219,7 @@ def test_what_is_left_of_a_sync_is_dropped(tmp_path: Path) -> None:
         local = simulation.sandbox()
         await leave(tmp_path, local, events=1_400, dead=700)
         async with engine(tmp_path, local, ["mail"]) as running:
-            assert await running.drop_left("shop") == 2_100
+            assert await running.upkeep.drop_left("shop") == 2_100
             assert (await running.status()).spool.left == {}
             counters = await running.spool.do(
                 lambda store: store.accounts.committed(store.taker("shop"))
@@ -242,12 +242,12 @@ def test_only_what_has_gone_from_the_settings_is_moved_or_dropped(tmp_path: Path
         local = simulation.sandbox()
         async with engine(tmp_path, local, ["shop", "mail"]) as running:
             with pytest.raises(SettingsError, match="in the settings"):
-                await running.drop_left("shop")
+                await running.upkeep.drop_left("shop")
             with pytest.raises(SettingsError, match="knows no sync `nobody`"):
-                await running.drop_left("nobody")
+                await running.upkeep.drop_left("nobody")
         async with engine(tmp_path, local, ["mail"]) as running:
             with pytest.raises(SettingsError, match="there is mail"):
-                await running.move_left("shop", "nobody")
+                await running.upkeep.move_left("shop", "nobody")
 
     virtual.run(scenario)
 

@@ -241,7 +241,7 @@ def test_a_twin_keeps_its_second_as_long_as_it_may_still_be_sent(tmp_path: Path)
         local.faults.clear()
         await anyio.sleep(25 * 3600)
         await deliver(engine, simulation.event("another-user", 1))
-        await engine.replay("simulated", DeadLetterQuery(every=True))
+        await engine.upkeep.replay("simulated", DeadLetterQuery(every=True))
         await deliver(engine, simulation.event("another-user", 2))
 
     poison = Fault("status", 422, contains='"n":2}', end_s=3600)

@@ -90,7 +90,9 @@ def test_what_waits_is_sent_to_whom_it_names_now(tmp_path: Path) -> None:
             [job] = await running.jobs.latest()
             assert (job.kind, job.state) == (JobKind.REKEY, JobState.DONE)
             assert job.expected == USERS * EACH + 1 == job.counts["rekeyed"]
-            assert await running.replay(SYNC, DeadLetterQuery(every=True)) == {"still dead": 1}
+            assert await running.upkeep.replay(SYNC, DeadLetterQuery(every=True)) == {
+                "still dead": 1
+            }
         check_order(local)
 
     virtual.run(scenario)

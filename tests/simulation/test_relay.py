@@ -119,7 +119,7 @@ def test_silenced_devices_become_dead_letters_and_the_others_arrive(tmp_path: Pa
             await relayed(engine)
             counted = counters(engine)
             assert (counted["delivered"], counted["dead:amplitude_refused"]) == (60, 20)
-            letters = await engine.dead_letters(RELAY, DeadLetterQuery())
+            letters = await engine.upkeep.dead_letters(RELAY, DeadLetterQuery())
         assert {letter.user_key for letter in letters} == {"user-of-d3", "user-of-d5"}
         assert {letter.event_type for letter in letters} == {"Purchase"}
         assert by_device(local.events)["d4"] == [f"d4/{n}" for n in range(10)]

@@ -102,11 +102,11 @@ def test_what_nobody_foresaw_costs_one_request_which_can_be_replayed(tmp_path: P
                 kind = "cursed" if n == 4 else "Viewed"
                 await take_in(engine, request([event("d", n, event_type=kind)]))
             await engine.relayed()
-            [letter] = await engine.dead_letters(RELAY, DeadLetterQuery())
+            [letter] = await engine.upkeep.dead_letters(RELAY, DeadLetterQuery())
             assert (letter.reason, letter.event_type) == ("internal", "cursed")
             assert "nobody foresaw this" in letter.message
             wire.answers.clear()
-            assert await engine.replay(RELAY, DeadLetterQuery(every=True)) == {"replayed": 1}
+            assert await engine.upkeep.replay(RELAY, DeadLetterQuery(every=True)) == {"replayed": 1}
             await engine.relayed()
         assert len(local.events) == 9
 
@@ -125,7 +125,7 @@ def test_a_replay_keeps_the_time_and_the_address_of_its_event(tmp_path: Path) ->
             await engine.relayed()
             await anyio.sleep(6 * 3_600)
             local.silenced.clear()
-            await engine.replay(RELAY, DeadLetterQuery(every=True))
+            await engine.upkeep.replay(RELAY, DeadLetterQuery(every=True))
             await engine.relayed()
         [stored] = local.events
         assert stored.time_ms == now_ms
@@ -169,7 +169,9 @@ def test_an_amplitude_that_refuses_everything_is_waited_for(tmp_path: Path) -> N
             with anyio.fail_after(300):
                 await engine.relayed()
             assert relay.spool.counters["delivered"] == 480
-            assert await engine.replay(RELAY, DeadLetterQuery(every=True)) == {"replayed": 20}
+            assert await engine.upkeep.replay(RELAY, DeadLetterQuery(every=True)) == {
+                "replayed": 20
+            }
             await engine.relayed()
             assert relay.spool.counters["delivered"] == 500
 

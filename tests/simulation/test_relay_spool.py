@@ -62,7 +62,7 @@ def test_a_damaged_request_costs_itself_and_verify_finds_it(tmp_path: Path, dama
             assert counters["dead:corrupt"] == 2
             assert counters["pending"] == 0
             assert counters["delivered"] == 18
-            assert await engine.replay(RELAY, DeadLetterQuery(every=True)) == {
+            assert await engine.upkeep.replay(RELAY, DeadLetterQuery(every=True)) == {
                 "still dead": counters["dead:corrupt"]
             }
         assert by_device(local.events)["d1"] == [f"d1/{n}" for n in range(10) if n != 2]
@@ -93,7 +93,7 @@ def test_a_letter_that_cannot_be_read_costs_no_other_its_replay(tmp_path: Path) 
             for n in range(3):
                 await take_in(engine, request([event("d", n)]))
             await engine.relayed()
-            letters = await engine.dead_letters(RELAY, DeadLetterQuery())
+            letters = await engine.upkeep.dead_letters(RELAY, DeadLetterQuery())
         body = b'{"api_key":%b,"events":[{}]}' % (b"9" * 5_000)
         broken = msgspec.structs.replace(letters[1], raw=body)
         with sqlite3.connect(tmp_path / "spool.db") as db:
@@ -106,7 +106,7 @@ def test_a_letter_that_cannot_be_read_costs_no_other_its_replay(tmp_path: Path) 
         local.silenced.clear()
         async with relaying.engine(tmp_path, local) as engine:
             every = DeadLetterQuery(every=True)
-            assert await engine.replay(RELAY, every) == {"replayed": 2, "still dead": 1}
+            assert await engine.upkeep.replay(RELAY, every) == {"replayed": 2, "still dead": 1}
             await engine.relayed()
         assert by_device(local.events)["d"] == ["d/0", "d/2"]
 
@@ -173,8 +173,8 @@ def test_requests_of_a_relay_that_has_gone_are_said_and_can_be_dropped(tmp_path:
             left = (await engine.status()).spool.left
             assert {name: there.pending for name, there in left.items()} == {RELAY: 20}
             with pytest.raises(SettingsError, match="no sync can have"):
-                await engine.move_left(RELAY, "simulated")
-            assert await engine.drop_left(RELAY) == 20
+                await engine.upkeep.move_left(RELAY, "simulated")
+            assert await engine.upkeep.drop_left(RELAY) == 20
             assert (await engine.status()).spool.left == {}
             assert (await engine.status()).spool.waiting_bytes == 0
         assert findings(tmp_path / "spool.db") == []

@@ -32,7 +32,7 @@ def test_a_parked_user_does_not_pin_the_age_of_what_waits(tmp_path: Path) -> Non
             assert 3_600 < sync.oldest_parked_s < 3_610
             assert sync.last_delivery_s is not None
             assert 0 < sync.last_delivery_s < 10
-            state = await engine.user("simulated", "nobody-here")
+            state = await engine.upkeep.user("simulated", "nobody-here")
             check_parked(state)
 
     virtual.run(scenario)
@@ -59,7 +59,7 @@ def test_what_waits_in_an_outage_has_an_age_though_its_user_is_crowded(tmp_path:
             assert sync.pending == 200
             assert sync.oldest_pending_s is not None
             assert 60 <= sync.oldest_pending_s < 61
-            assert (await engine.user("simulated", "busy-user")).waiting.records == 200
+            assert (await engine.upkeep.user("simulated", "busy-user")).waiting.records == 200
 
     virtual.run(scenario)
 

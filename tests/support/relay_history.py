@@ -65,7 +65,7 @@ class History:
             with anyio.fail_after(8 * 3_600):
                 await engine.relayed()
             self.counters = engine.relays[RELAY].spool.counters
-            self.letters = await engine.dead_letters(RELAY, DeadLetterQuery(), limit=100_000)
+            self.letters = await engine.upkeep.dead_letters(RELAY, DeadLetterQuery(), limit=100_000)
             taker = engine.relays[RELAY].spool.taker
             counted = await engine.spool.do(lambda store: store.recount(taker))
             assert counted == {name: self.counters[name] for name in ("pending", "dead")}
@@ -93,9 +93,11 @@ class History:
         elif step < 0.95:
             self._mend()
         else:
-            letters = await engine.dead_letters(RELAY, DeadLetterQuery())
+            letters = await engine.upkeep.dead_letters(RELAY, DeadLetterQuery())
             self.replayed.update(map(event_in, letters))
-            await engine.replay(RELAY, DeadLetterQuery(ids=[letter.id for letter in letters]))
+            await engine.upkeep.replay(
+                RELAY, DeadLetterQuery(ids=[letter.id for letter in letters])
+            )
 
     async def _upload(self, engine: Engine) -> None:
         dice = self._dice
