@@ -25,7 +25,8 @@ Schema = dict[str, Any]
 
 @functools.cache
 def description() -> Schema:
-    return without_nullable(mended(reference.api_description()))
+    found: Schema = without_nullable(mended(reference.api_description()))
+    return found
 
 
 def mended(loaded: Schema) -> Schema:

@@ -105,8 +105,8 @@ class Replay:
         path = self.translate(exchange["path"])
         if "query" in exchange:
             path += "?" + urlencode(exchange["query"])
-        body = self.translate(json.dumps(exchange["body"])) if "body" in exchange else None
-        return self.sandbox.handle(Request(exchange["method"], path, body and body.encode()))
+        body = self.translate(json.dumps(exchange["body"])).encode() if "body" in exchange else None
+        return self.sandbox.handle(Request(exchange["method"], path, body))
 
     def learn(self, theirs: Any, ours: Any) -> None:
         """Remember the names of a contact that was just made."""

@@ -140,6 +140,7 @@ class Wrong:
         self.source: Source = self
 
     async def run(self, intake: Intake) -> None:
+        self._left: asyncio.Task[object]
         if self._fault == "leaves a task":
             self._left = asyncio.create_task(asyncio.Event().wait())
         if self._fault == "goes on when cancelled":

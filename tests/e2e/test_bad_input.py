@@ -9,6 +9,7 @@ import socket
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -144,8 +145,8 @@ async def test_bad_files_of_any_name_are_named_on_any_terminal(
     )
     shown = ["b\u00fccher.json" if encoding == "utf-8" else "b\\xfccher.json"]
     shown += ["\\xff\\xfe.json", "bell \\x1b]0;x\\x07.json"]
-    for name in shown:
-        assert f"{name}: not JSON: CSV, its first line is 'a,b'" in err
+    for text in shown:
+        assert f"{text}: not JSON: CSV, its first line is 'a,b'" in err
     assert code == 1
     assert len(json.loads(out)["problems"]) == 4
     assert "Traceback" not in err
@@ -210,7 +211,7 @@ async def test_a_full_spool_answers_503_and_takes_events_again_when_there_is_roo
     assert len(local.events) == taken * 20
 
 
-async def _upload_padded(url: str, round_: int) -> tuple[int, dict[str, object]]:
+async def _upload_padded(url: str, round_: int) -> tuple[int, dict[str, Any]]:
     padding = {"padding": "x" * 1_000}
     events = [process.event("mira-okafor", round_ * 20 + n, **padding) for n in range(20)]
     return await process.upload(url, events)

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,7 +22,7 @@ NOWHERE = "http://127.0.0.1:9"
 
 
 def shell(
-    script: str, folder: Path, stdin: bytes = b"", **env: str
+    script: str, folder: Path, *, stdin: bytes = b"", env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[bytes]:
     """Run a line of shell, in which `ai` is the command."""
     command = f'ai() {{ "{sys.executable}" -m amplitude_intercom.engine "$@"; }}; {script}'
@@ -30,7 +31,7 @@ def shell(
         input=stdin,
         capture_output=True,
         cwd=folder,
-        env={**os.environ, **env},
+        env={**os.environ, **(env or {})},
         check=False,
         timeout=60,
     )
@@ -63,8 +64,12 @@ def test_the_version_is_the_package_s(folder: Path) -> None:
 
 
 def test_a_shell_can_complete_commands(folder: Path) -> None:
-    words = {"COMP_WORDS": "amplitude-intercom dead", "COMP_CWORD": "1"}
-    done = shell("ai", folder, _AMPLITUDE_INTERCOM_COMPLETE="complete_bash", **words)
+    env = {
+        "COMP_WORDS": "amplitude-intercom dead",
+        "COMP_CWORD": "1",
+        "_AMPLITUDE_INTERCOM_COMPLETE": "complete_bash",
+    }
+    done = shell("ai", folder, env=env)
     assert done.stdout.split() == [b"dead-letters"]
 
 
@@ -119,7 +124,7 @@ EVENTS = b"".join(
 def test_streams_that_are_closed_or_full_are_no_fault_of_the_program(
     folder: Path, script: str, code: int
 ) -> None:
-    done = shell(script, folder, EVENTS)
+    done = shell(script, folder, stdin=EVENTS)
     assert done.returncode == code
     assert b"Traceback" not in done.stderr
     assert b"Exception ignored" not in done.stderr
@@ -136,8 +141,8 @@ def test_an_ascii_terminal_gets_what_it_can_show(
     folder: Path, script: str, ascii_only: dict[str, str]
 ) -> None:
     line = json.dumps(process.event("zo\u00eb-okafor", 1) | {"time": "\u00fc"}, ensure_ascii=False)
-    shell("ai forward -c settings.toml --max-wait 0", folder, line.encode())
-    done = shell(script, folder, line.encode(), **ascii_only)
+    shell("ai forward -c settings.toml --max-wait 0", folder, stdin=line.encode())
+    done = shell(script, folder, stdin=line.encode(), env=ascii_only)
     assert (done.returncode, b"Traceback" in done.stderr) == (0, False)
     assert done.stdout.isascii()
 
@@ -215,7 +220,7 @@ def test_a_preview_of_standard_input_reads_sockets_too_and_says_where_it_is_clos
         ours.shutdown(socket.SHUT_WR)
         done = subprocess.run(
             process.command("preview", "-c", str(config), "-"),
-            stdin=theirs,
+            stdin=theirs.fileno(),
             capture_output=True,
             check=False,
             timeout=60,
@@ -226,5 +231,5 @@ def test_a_preview_of_standard_input_reads_sockets_too_and_says_where_it_is_clos
         closed = shell(f"ai {command} -c {config} - <&-", tmp_path)
         assert closed.returncode == 1
         assert b"stdin: it is closed" in closed.stderr
-    csv = shell(f"ai preview -c {config} -", tmp_path, b"a,b\n1,2\n")
+    csv = shell(f"ai preview -c {config} -", tmp_path, stdin=b"a,b\n1,2\n")
     assert csv.stderr.startswith(b"error: stdin: not JSON: CSV")

@@ -180,13 +180,13 @@ async def _bury_for_replay(tmp_path: Path, url: str) -> None:
     config = process.settings(
         tmp_path, url, delivery=delivery, events={**every, "unknown_user": "dead_letter"}
     )
-    second = {"time": 1_700_000_000_000}
+    second: dict[str, Any] = {"time": 1_700_000_000_000}
     same_second = [process.event("late-comer", n, **second) for n in range(3)]
     ahead = [process.event("early-bird", n, time=4_000_000_000_000) for n in range(2)]
     identify = process.event("known-user", 1, "$identify", user_properties={"plan": "free"})
     await bury(config, [*same_second, *ahead, identify])
     too_old = process.settings(tmp_path, url, delivery=delivery, events={**every, "max_age_s": 1.0})
-    update = {"user_properties": {"plan": "pro"}}
+    update: dict[str, Any] = {"user_properties": {"plan": "pro"}}
     unclaimed = process.event("late-comer", 9, **second)
     await bury(too_old, [process.event("known-user", 2, **update), unclaimed])
 

@@ -12,6 +12,7 @@ import signal
 import zipfile
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -34,7 +35,7 @@ LINES = [
 ]
 
 
-async def _forward(config: Path, *paths: str, stdin: bytes = b"") -> tuple[int, dict[str, int]]:
+async def _forward(config: Path, *paths: str, stdin: bytes = b"") -> tuple[int, dict[str, Any]]:
     code, out, err = await process.run("forward", "-c", str(config), "--json", *paths, stdin=stdin)
     assert out, err
     return code, json.loads(out)

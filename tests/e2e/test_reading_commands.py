@@ -43,7 +43,7 @@ def snapshot(folder: Path) -> dict[str, Any]:
 
 async def read_everything(config: Path) -> dict[tuple[str, ...], tuple[int, str, str]]:
     """Run all reading commands, each between two snapshots."""
-    said = {}
+    said: dict[tuple[str, ...], tuple[int, str, str]] = {}
     for command in READING:
         before = snapshot(config.parent)
         said[command] = await process.run(*command, "-c", str(config))

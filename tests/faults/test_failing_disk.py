@@ -180,7 +180,7 @@ async def test_a_slow_disk_does_not_hold_the_event_loop_up(
         ):
             for product in running.products.all:
                 up.create_task(_twice(product, running.daemon.http))
-            took_s = []
+            took_s: list[float] = []
             while len(took_s) < (400 if long else 200):
                 started = time.perf_counter()
                 async with session.get("/healthz") as answer:

@@ -149,7 +149,7 @@ async def withstand(daemon: process.Daemon, attack: Callable[[], Awaitable[None]
     """
     daemon.forget_peak()  # an earlier attack's is not this one's
     before = daemon.memory_bytes()
-    worst_s = []
+    worst_s: list[float] = []
     while not worst_s or (worst_s[-1] >= HEALTH_S and len(worst_s) < 3):
         async with under_watch(daemon) as health:
             await attack()

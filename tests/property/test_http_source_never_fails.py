@@ -138,7 +138,10 @@ class Server:
         self.runner.run(self._started())
 
     async def _serve(self, folder: Path) -> None:
-        quick = {"body_timeout_s": 0.2, "idle_timeout_s": 0.2}  # for what is never finished
+        quick: dict[str, Any] = {
+            "body_timeout_s": 0.2,
+            "idle_timeout_s": 0.2,
+        }  # for what is never finished
         async with serving(folder, **quick) as (source, self.engine):
             self.address = await source.listening()
             await self._closing.wait()

@@ -60,6 +60,7 @@ def test_a_record_is_planned_or_gets_a_verdict_and_the_same_one_again(
     assert isinstance(planned, Keep | Drop | Reject)
     assert again == planned
     if isinstance(planned, Keep) and isinstance(again, Keep) and planned.value.event:
+        assert again.value.event is not None
         assert event_body(again.value.event) == event_body(planned.value.event)
 
 

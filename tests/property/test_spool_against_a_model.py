@@ -461,7 +461,7 @@ class SpoolMachine(RuleBasedStateMachine):
             for (batch, _), rows in zip(batches, expected, strict=True):
                 for slot, row in enumerate(rows):
                     model.pending[batch * SLOTS + slot] = Item(
-                        row.kind, row.user_key, row.raw, self.now_ms, key=row.insert_key
+                        Kind(row.kind), row.user_key, row.raw, self.now_ms, key=row.insert_key
                     )
             letters = self.db.execute(
                 "SELECT id, raw, reason FROM dead_letters WHERE taker = ? AND id > ? ORDER BY id",

@@ -6,7 +6,7 @@ Values are drawn by name and made in the test: a number of 5,000 digits cannot e
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -68,7 +68,9 @@ HOSTILE: dict[str, Callable[[], Any]] = {
 }
 """Values to be made where they are used."""
 
-LEAVES = st.sampled_from([f"!{name}" for name in HOSTILE]) | st.sampled_from(
+LEAVES: st.SearchStrategy[Any] = st.sampled_from(
+    [f"!{name}" for name in HOSTILE]
+) | st.sampled_from(
     [None, True, 0, 1.5, "", "x", "12", "USD", "2024-05-14T09:00:00Z", "a@example.com", [], {}]
 )
 VALUES = st.recursive(
@@ -109,7 +111,7 @@ def written(value: Any) -> str:
     return json.dumps(value)
 
 
-def assert_named(adjustments: list[Adjustment] | tuple[Adjustment, ...]) -> None:
+def assert_named(adjustments: Sequence[Adjustment]) -> None:
     assert {adjustment.reason for adjustment in adjustments} <= set(AdjustmentReason)
     assert msgspec.json.encode([str(adjustment) for adjustment in adjustments])
     assert len(adjustments) < 3_000

@@ -327,7 +327,7 @@ def test_a_merged_user_whose_event_comes_before_an_update_has_no_second_contact(
 ) -> None:
     async def scenario() -> tuple[Sandbox, str]:
         local = simulation.sandbox()
-        settings = {
+        settings: dict[str, Any] = {
             "users": {"properties": ["visits"]},
             "events": {"select": [{"types": ["*"]}], "unknown_user": unknown_user},
         }
@@ -426,7 +426,7 @@ def test_a_merge_that_one_sync_meets_makes_no_base_of_another_stale(tmp_path: Pa
     async def scenario() -> tuple[Sandbox, str]:
         local = simulation.sandbox()
         second = {"users": {"properties": ["visits"]}}
-        settings = {"users": {"properties": ["plan"]}, "second": second}
+        settings: dict[str, Any] = {"users": {"properties": ["plan"]}, "second": second}
         both = [set_(1, plan="free"), identify(2, {"$add": {"visits": 5}})]
         await deliver(tmp_path, local, *both, **settings)
         [contact_id] = local.contacts
@@ -652,7 +652,7 @@ def test_a_user_that_an_event_created_again_without_an_answer_keeps_what_it_had(
 
     async def scenario() -> Sandbox:
         local = simulation.sandbox()
-        settings = {
+        settings: dict[str, Any] = {
             "users": {"properties": ["plan", "visits"]},
             "events": {"select": [{"types": ["*"]}], "unknown_user": "create"},
         }
@@ -682,7 +682,7 @@ def test_a_contact_that_others_made_as_an_event_created_it_is_read_before_it_is_
 
     async def scenario() -> Sandbox:
         local = simulation.sandbox()
-        settings = {
+        settings: dict[str, Any] = {
             "users": {"properties": ["plan", "visits"], "trigger": "any_update"},
             "events": {"select": [{"types": ["*"]}], "unknown_user": "create"},
         }
@@ -746,7 +746,7 @@ def test_a_letter_is_replayed_twice_and_its_update_is_done_once(tmp_path: Path) 
 
     async def scenario() -> Sandbox:
         local = simulation.sandbox(faults=[Fault("status", status=400, path="/events")])
-        settings = {
+        settings: dict[str, Any] = {
             "users": {"properties": ["visits"], "trigger": "any_update"},
             "events": {"select": [{"types": ["*"]}]},
         }
@@ -795,16 +795,15 @@ def test_of_two_syncs_that_write_one_property_neither_brings_back_what_the_other
         users = {"properties": ["plan", "visits", "tags"]}
         second = {"users": users, "amplitude_api_keys": ["second-api-key"]}
         async with simulation.engine(tmp_path, local, users=users, second=second) as engine:
-            for n, (sync, operations) in enumerate(
-                [
-                    ("simulated", {"$set": {"plan": "free"}, "$add": {"visits": 1}}),
-                    ("another", {"$set": {"plan": "trial"}, "$add": {"visits": 5}}),
-                    ("simulated", {"$set": {"plan": "pro"}, "$add": {"visits": 1}}),
-                    ("another", {"$set": {"tags": ["new"]}}),
-                    ("simulated", {"$unset": {"plan": "-"}, "$append": {"tags": "old"}}),
-                    ("another", {"$add": {"visits": 1}, "$preInsert": {"tags": "new"}}),
-                ]
-            ):
+            updates: list[tuple[str, dict[str, Any]]] = [
+                ("simulated", {"$set": {"plan": "free"}, "$add": {"visits": 1}}),
+                ("another", {"$set": {"plan": "trial"}, "$add": {"visits": 5}}),
+                ("simulated", {"$set": {"plan": "pro"}, "$add": {"visits": 1}}),
+                ("another", {"$set": {"tags": ["new"]}}),
+                ("simulated", {"$unset": {"plan": "-"}, "$append": {"tags": "old"}}),
+                ("another", {"$add": {"visits": 1}, "$preInsert": {"tags": "new"}}),
+            ]
+            for n, (sync, operations) in enumerate(updates):
                 await engine.submit([identify(n, operations)], sync=sync)
                 await engine.settled()
         return local
@@ -1095,7 +1094,7 @@ def test_an_event_that_creates_a_user_spoils_no_update_of_another_sync(
         local = simulation.sandbox(latency_s=(0.05, 0.9), seed=seed)
         events = {"select": [{"types": ["*"]}], "unknown_user": "create"}
         second = {"users": {"enabled": False}, "events": events}
-        settings = {"events": {"enabled": False}, "second": second}
+        settings: dict[str, Any] = {"events": {"enabled": False}, "second": second}
         async with simulation.engine(tmp_path, local, seed, **settings) as engine:
             for n in range(3):
                 add = identify(2 * n, {"$set": {"plan": "pro"}, "$add": {"visits": 1}})
@@ -1193,7 +1192,7 @@ def test_fourteen_refused_values_cost_themselves_each(tmp_path: Path) -> None:
             attributes=there,
             faults=[Fault("status", 403, path="/data_attributes")],
         )
-        update = set_(1, **{name: n for n, name in enumerate(names)})
+        update = identify(1, {"$set": {name: n for n, name in enumerate(names)}})
         return local, await deliver(tmp_path, local, update, users={"properties": names})
 
     local, status = virtual.run(scenario)

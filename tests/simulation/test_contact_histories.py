@@ -309,7 +309,7 @@ class Play:
             local.merge(contact.id, self._add(workspace, None, external_id=who))
         else:
             whose = "taken@example.com" if self.history.identifier == EMAIL else f"taken-{n}"
-            local.change_contact(contact.id, **{self.history.identifier: whose})
+            local.change_contact(contact.id, **dict[str, Any]({self.history.identifier: whose}))
         self._note(what, workspace, user, contact.id)
 
     def _note(self, what: str, workspace: int, user: str, contact_id: str) -> None:

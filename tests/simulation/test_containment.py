@@ -10,6 +10,7 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,13 @@ from amplitude_intercom.engine.delivery.lines import EVENTS
 from amplitude_intercom.engine.delivery.loading import LoadedBytes, Loading
 from amplitude_intercom.engine.delivery.scheduler import Scheduler, View
 from amplitude_intercom.engine.delivery.settlement import Settlement
+from amplitude_intercom.engine.delivery.stream import Delivery
 from amplitude_intercom.engine.delivery.turns import Turn
 from amplitude_intercom.engine.envelope import Plan, Record
 from amplitude_intercom.engine.rules.planning import SyncRules
 from amplitude_intercom.engine.rules.verdicts import Verdict
-from amplitude_intercom.engine.spool.contract import Loaded, Wanted
+from amplitude_intercom.engine.spool.contract import Loaded, Transaction, Wanted
 from amplitude_intercom.engine.spool.rows import DeadLetterQuery
-from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.engine.status import SyncStatus
 from amplitude_intercom.transports.intercom import Answer, IntercomClient, Request, Wire
 from amplitude_intercom.transports.sandbox import InProcess, Sandbox
@@ -94,6 +95,12 @@ def mixed(make: Callable[[str], dict[str, Any]]) -> list[dict[str, Any]]:
     return [make(user) for pair in zip(WELL, CROWD, strict=True) for user in pair]
 
 
+def delivery_of(running: Engine) -> Delivery:
+    delivery = running.streams[SYNC].delivery
+    assert delivery is not None
+    return delivery
+
+
 def about_poison(request: Request) -> bool:
     return b"poison" in (request.body or b"")
 
@@ -112,7 +119,7 @@ def test_a_fault_in_mapping_costs_each_of_the_records_that_have_it(tmp_path: Pat
     async def scenario() -> None:
         local = sandbox()
         async with engine(tmp_path, InProcess(local)) as running:
-            delivery = running.streams[SYNC].delivery
+            delivery = delivery_of(running)
             delivery.rules = BrokenRules(delivery.sync)
             await running.submit(
                 mixed(lambda user: simulation.event(user, 1)), api_key=simulation.API_KEY
@@ -146,7 +153,7 @@ def test_others_have_their_turn_while_many_large_records_are_mapped(tmp_path: Pa
     async def scenario() -> None:
         local = sandbox()
         async with engine(tmp_path, InProcess(local)) as running:
-            delivery = running.streams[SYNC].delivery
+            delivery = delivery_of(running)
             delivery.rules = rules = WatchedRules(delivery.sync)
             large = [
                 simulation.event(user, 1, user_properties={"x": "x" * 200_000}) for user in WELL
@@ -170,13 +177,13 @@ def test_a_fault_in_a_call_costs_each_of_the_records_that_have_it(tmp_path: Path
         async with engine(tmp_path, Scripted(local, script)) as running:
             for n in range(3):
                 await running.submit(
-                    mixed(lambda user, n=n: simulation.event(user, n)), api_key=simulation.API_KEY
+                    mixed(partial(simulation.event, n=n)), api_key=simulation.API_KEY
                 )
             status = await settle(running)
         assert events_of(local) == sorted(WELL * 3)
         assert status.dead_by_reason == {"internal": len(CROWD) * 3}
         assert (status.faults, status.pending) == (0, 0)
-        assert running.streams[SYNC].delivery.loading.held_bytes == 0
+        assert delivery_of(running).loading.held_bytes == 0
 
     virtual.run(scenario)
 
@@ -264,7 +271,7 @@ def test_a_fault_as_updates_are_settled_costs_one_of_them_and_writes_none_again(
     async def scenario() -> None:
         local = simulation.sandbox(latency_s=1.0)
         async with engine(tmp_path, Scripted(local, script)) as running:
-            running.streams[SYNC].delivery.settlement.__class__ = BrokenSettlement
+            delivery_of(running).settlement.__class__ = BrokenSettlement
             plans = ["free", "poison", "pro", "team"]
             await running.submit(
                 [simulation.identify(WELL[0], 0, {"$set": {"email": "an@x.io"}})],
@@ -302,7 +309,7 @@ def test_updates_that_are_written_as_one_and_settled_apart_count_once(tmp_path: 
         users = {"properties": ["plan", "visits"]}
         async with engine(tmp_path, InProcess(local), users=users) as running:
             await anyio.sleep(2)
-            settlement = running.streams[SYNC].delivery.settlement
+            settlement = delivery_of(running).settlement
             settlement.__class__ = Alone
             updates = [
                 simulation.identify(user, n, {"$set": {"plan": plan}, "$add": {"visits": 1}})
@@ -338,11 +345,11 @@ def test_an_event_whose_update_cannot_be_kept_does_not_go_out_and_counts_once_la
         users = {"properties": ["visits"], "trigger": "any_update"}
         async with engine(tmp_path, InProcess(local), users=users) as running:
             await anyio.sleep(2)
-            contacts = running.streams[SYNC].delivery.contacts
+            contacts = delivery_of(running).contacts
             contacts.__class__ = BrokenContacts
             add = {"$add": {"visits": 1}}
             for n in range(2):
-                events = mixed(lambda user, n=n: simulation.event(user, n, user_properties=add))
+                events = mixed(partial(simulation.event, n=n, user_properties=add))
                 await running.submit(events, api_key=simulation.API_KEY)
                 status = await settle(running)
             assert status.dead_by_reason == {"internal": 2 * len(CROWD)}
@@ -382,7 +389,7 @@ class BreakingLoading(Loading):
     breaks_at_s = 0.0
     loads = 0
 
-    def load(self, store: Store, wanted: Wanted) -> Loaded:
+    def load(self, store: Transaction, wanted: Wanted) -> Loaded:
         self.loads += 1
         if self.loads > 2 and virtual.current().now_s >= self.breaks_at_s:
             raise RuntimeError("no record is to blame")
@@ -549,10 +556,11 @@ def test_a_probe_that_a_fault_has_stopped_keeps_no_other_from_probing(tmp_path: 
     async def scenario() -> None:
         wire = SlowlyDown(sandbox(), lambda _: None)
         async with engine(tmp_path, wire) as running:
-            delivery = running.streams[SYNC].delivery
+            delivery = delivery_of(running)
             scheduler = delivery.scheduler
-            scheduler.health = delivery.gate.health
             scheduler.__class__ = BreakingScheduler
+            assert isinstance(scheduler, BreakingScheduler)
+            scheduler.health = delivery.gate.health
             batch = [simulation.event(user, 1) for user in WELL]
             await running.submit(batch, api_key=simulation.API_KEY)
             await anyio.sleep(60)

@@ -117,6 +117,8 @@ class Play:
         self.scenario = scenario
         self.folder = folder
         self.dice = random.Random(1)
+        self._taken_s: dict[str, dict[Key, float]] = {}
+        self._read_to = -1
         self.accepted_s: dict[str, dict[Key, float]] = defaultdict(dict)
         self.crowd_of: dict[str, str] = {}
         self.parked = 0
@@ -265,9 +267,7 @@ class Play:
 
     def _taken(self, crowd: str) -> dict[Key, float]:
         """Return when each event, or the update that says the same, was taken first."""
-        if not hasattr(self, "_taken_s"):
-            self._taken_s: dict[str, dict[Key, float]] = {}
-        if crowd not in self._taken_s or self._read_to != len(self.local.journal):
+        if self._read_to != len(self.local.journal):
             self._taken_s = self._read()
             self._read_to = len(self.local.journal)
         return self._taken_s.get(crowd, {})

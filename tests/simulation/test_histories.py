@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import anyio
 import msgspec
@@ -48,6 +48,9 @@ LATE_S: Final = 60.0
 """Users that are well do not wait longer for others that are not."""
 
 LOST = "the program has a fault for this user"
+
+Kinds = tuple[Literal["status", "html", "hang", "reset", "half", "refuse"], ...]
+KINDS: Kinds = ("status", "status", "html", "hang", "reset", "half", "refuse")
 
 
 class History:
@@ -97,7 +100,7 @@ class History:
         """Draw a fault of one user, or (no ``user``) of a whole endpoint."""
         dice = self.dice
         [(start_s, end_s)] = self._spans(1)
-        kind = dice.choice(("status", "status", "html", "hang", "reset", "half", "refuse"))
+        kind = dice.choice(KINDS)
         return Fault(
             kind=kind,
             status=dice.choice(STATUSES if kind == "status" else PAGES),

@@ -6,6 +6,7 @@ import random
 import sqlite3
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import msgspec
 import pytest
 
 from amplitude_intercom.engine.app import Engine
-from amplitude_intercom.engine.spool.known import ContactKey
+from amplitude_intercom.engine.spool.known import ContactKey, Known
 from amplitude_intercom.engine.spool.rows import DeadLetterQuery
 from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.transports import batch_of
@@ -46,6 +47,10 @@ async def deliver(engine: Engine, *events: dict[str, Any]) -> None:
         await engine.settled()
 
 
+def contact_of(key: ContactKey, store: Store) -> Known | None:
+    return store.contacts.get(key)
+
+
 def test_an_update_is_not_on_disk_before_an_earlier_event_of_its_user(tmp_path: Path) -> None:
     """Else a kill in between would bring the earlier one again, and undo the update."""
 
@@ -59,7 +64,7 @@ def test_an_update_is_not_on_disk_before_an_earlier_event_of_its_user(tmp_path: 
         looks = 0
         while spool.counters["pending"]:
             key = ContactKey(spool.workspace, "external_id", USER)
-            contact = await engine.spool.do(lambda store, key=key: store.contacts.get(key))
+            contact = await engine.spool.do(partial(contact_of, key))
             waiting = await engine.spool.do(lambda store: store.recount(spool.taker)["pending"])
             held = contact.properties[str(spool.taker)] if contact else {}
             if held and held["plan"].value == "paid":

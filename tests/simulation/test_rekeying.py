@@ -109,7 +109,9 @@ def test_nothing_is_sent_before_that_is_done_and_a_kill_does_not_forget_it(tmp_p
             while not (await running.jobs.latest())[0].counts:
                 await anyio.lowlevel.checkpoint()
             assert (await running.status()).syncs[0].rekeying == job_id
-            assert running.streams[SYNC].delivery.loading.held_bytes == 0
+            delivery = running.streams[SYNC].delivery
+            assert delivery is not None
+            assert delivery.loading.held_bytes == 0
             assert simulation.made(local) == []
             running.cancel()
         async with engine(tmp_path, local) as running:

@@ -99,7 +99,10 @@ class Play:
     async def _live(self, arrivals: list[float], end_s: float | None) -> None:
         """Run one process: until a crash, or until everything is settled."""
         delivery = {"retry_attempts": 10}
-        engine_settings = {"delivery": delivery, "users": {"properties": ["plan", "visits"]}}
+        engine_settings: dict[str, Any] = {
+            "delivery": delivery,
+            "users": {"properties": ["plan", "visits"]},
+        }
         async with simulation.engine(
             self.folder, self.local, self.seed, **engine_settings
         ) as engine:

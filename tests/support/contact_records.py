@@ -208,7 +208,8 @@ class Records:
         unknown = Held(None) if ours else None
         for name in names & after.keys():
             old = before.get(name, unknown)
-            is_open = old is None or UNSURE in (old.value, after[name].value)
-            if is_open or not same(as_field(old.value), as_field(after[name].value)):
+            if old is None or UNSURE in (old.value, after[name].value):
+                return 1 + reads
+            if not same(as_field(old.value), as_field(after[name].value)):
                 return 1 + reads
         return 0

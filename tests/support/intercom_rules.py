@@ -124,7 +124,7 @@ def _is_standard(field: str, value: Any) -> bool:
     if type(value) is not STANDARD.get(field):
         return False
     if field.endswith("_at"):
-        return abs(value) < 10**11  # seconds
+        return isinstance(value, int) and abs(value) < 10**11  # seconds
     return not isinstance(value, str) or _is_text(value)
 
 

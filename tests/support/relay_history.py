@@ -10,7 +10,7 @@ import random
 from collections import Counter, defaultdict
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import anyio
 import msgspec
@@ -22,7 +22,14 @@ from amplitude_intercom.transports.sandbox.sandbox import Fault
 from support import relaying
 from support.relaying import RELAY, request, take_in
 
-KINDS = ("status", "html", "hang", "reset", "half")
+Kinds = tuple[Literal["status", "html", "hang", "reset", "half"], ...]
+KINDS: Kinds = (
+    "status",
+    "html",
+    "hang",
+    "reset",
+    "half",
+)
 
 
 class Killed(Exception):

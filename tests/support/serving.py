@@ -21,7 +21,7 @@ async def serving(
     folder: Path, api_key: str = "*", *, relay: str = "", **http: Any
 ) -> AsyncIterator[tuple[HttpSource, Engine]]:
     """The source, listening, and the engine behind it; ``relay``: where one sends to, if any."""
-    sync = {
+    sync: dict[str, Any] = {
         "name": "a",
         "amplitude_api_keys": [api_key],
         "intercom": {"access_token": "t"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from amplitude_intercom.engine.envelope import Kind, Record
 from amplitude_intercom.engine.errors import SpoolError
 from amplitude_intercom.engine.spool import recovery
 from amplitude_intercom.engine.spool.batches import Kept, entry_of, packs
+from amplitude_intercom.engine.spool.connection import Connection
 from amplitude_intercom.engine.spool.contract import Loaded, Wanted, Woken
 from amplitude_intercom.engine.spool.queue import Queue
 from amplitude_intercom.engine.spool.rows import Append, Appended, DeadRow, Part
@@ -47,6 +49,12 @@ def part_of(
 def append_of(*rows: Kept, sync: str = SYNC) -> Append:
     """Return a batch that one sync takes."""
     return Append([part_of(rows, sync=sync)])
+
+
+def sqlite_of(db: Connection) -> sqlite3.Connection:
+    """Return a connection as SQLite's own, with all that only SQLite has."""
+    assert isinstance(db, sqlite3.Connection)
+    return db
 
 
 class Found:

@@ -74,8 +74,10 @@ def test_a_key_of_a_disabled_sync_alone_is_named() -> None:
     ],
 )
 def test_fields_that_two_syncs_write_are_named(other: dict[str, Any], said: str) -> None:
-    users = {"users": {"properties": ["plan", "email", {"from": "city", "to": "City"}]}}
-    theirs = {"users": {"properties": ["City", "plan"]}, **other}
+    users: dict[str, Any] = {
+        "users": {"properties": ["plan", "email", {"from": "city", "to": "City"}]}
+    }
+    theirs: dict[str, Any] = {"users": {"properties": ["City", "plan"]}, **other}
     found = texts([*shared_fields(settings(sync(**users), sync("b", **theirs)))])
     assert len(found) == bool(said)
     assert said in "".join(found)
@@ -285,7 +287,7 @@ def test_a_sample_of_anything_is_looked_at_within_bounds() -> None:
         deep = {"\x1b[31m": deep}
     many = {f"name {n}": n for n in range(20_000)}
     odd = [b"\xff", b"[]", b"{", b"1" * 5_000, b'{"event_type": 5}', b'{"user_properties": [1]}']
-    selected = {"events": {"metadata": [f"wanted {n}" for n in range(30)]}}
+    selected: dict[str, Any] = {"events": {"metadata": [f"wanted {n}" for n in range(30)]}}
     [shop] = settings(sync(**selected)).sync
     full = json.dumps({"event_properties": many, "user_properties": deep}).encode()
     sample = Names([*odd, full], wanted_of(shop))

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from amplitude_intercom.engine.spool.claims import Claims
 from amplitude_intercom.engine.spool.contract import Claim, Given
 from amplitude_intercom.engine.spool.sqlite.files import connect
+from support.spools import sqlite_of
 
 FEW = st.tuples(
     st.sampled_from(["ann", "bob"]),
@@ -113,7 +114,7 @@ def test_thousands_of_one_second_cost_no_more_each_than_a_few(tmp_path: Path) ->
         def step(number: int = number) -> None:
             steps[number] += 1
 
-        table._db.set_progress_handler(step, 100)
+        sqlite_of(table._db).set_progress_handler(step, 100)
         for first in range(0, count, 32):
             table.claim(claims_of(32, first=first + 1), 1)
     few, many = steps[0] / 320, steps[1] / 8_000

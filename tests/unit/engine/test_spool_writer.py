@@ -8,6 +8,7 @@ import sqlite3
 import threading
 import weakref
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from amplitude_intercom.engine.spool.rows import Appended
 from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.engine.spool.writer import MAX_JOBS, InlineWriter, ThreadWriter
 from amplitude_intercom.transports.reasons import RefusalReason
-from support.spools import OneSync, append_of, database_of, kept, opened
+from support.spools import OneSync, append_of, database_of, kept, opened, sqlite_of
 
 
 def append(store: Store) -> Appended:
@@ -40,7 +41,7 @@ class Spied:
         self.sync = OneSync(opened(path))
         self.store, self.db = self.sync.store, self.sync.store.db
         self.database = database_of(self.store)
-        self.db.set_trace_callback(lambda statement: self.said.update([statement]))
+        sqlite_of(self.db).set_trace_callback(lambda statement: self.said.update([statement]))
 
     def after(self) -> dict[str, int]:
         """Return what a fresh reader counts."""
@@ -86,10 +87,14 @@ class Watched:
     """What a job holds, and what one returns."""
 
 
+def another(_: Watched, store: Store) -> Watched:
+    return Watched()
+
+
 async def test_a_writer_that_waits_keeps_neither_jobs_nor_results(spied: Spied) -> None:
     writer = ThreadWriter(spied.database)
     held = Watched()
-    watched = [weakref.ref(held), weakref.ref(await writer.submit(lambda _, held=held: Watched()))]
+    watched = [weakref.ref(held), weakref.ref(await writer.submit(partial(another, held)))]
     del held
     async with asyncio.timeout(10):
         while any(reference() is not None for reference in watched):
@@ -103,7 +108,12 @@ async def test_jobs_run_in_the_order_of_submission_however_many_there_are(spied:
     _, gate = hold(writer)
     ran: list[int] = []
     count = 2 * MAX_JOBS + 7
-    futures = [writer.submit(lambda _, i=i: ran.append(i) or i) for i in range(count)]
+
+    def run(i: int, _: Store) -> int:
+        ran.append(i)
+        return i
+
+    futures = [writer.submit(partial(run, i)) for i in range(count)]
     gate.set()
     assert await asyncio.gather(*futures) == list(range(count))
     assert ran == list(range(count))
@@ -129,7 +139,7 @@ async def test_a_caller_that_gives_up_does_not_disturb_the_others(spied: Spied) 
     futures = [writer.submit(append) for _ in range(3)]
     futures[1].cancel()
     gate.set()
-    assert await asyncio.gather(futures[0], futures[2]) == [Appended(1, 0, 0)] * 2
+    assert [await futures[0], await futures[2]] == [Appended(1, 0, 0)] * 2
     await writer.close()
     assert spied.after()["pending"] == 3
 
@@ -190,7 +200,7 @@ def test_a_transaction_that_cannot_even_be_rolled_back_is_tried_again(spied: Spi
         append(store)
         raise sqlite3.OperationalError("disk I/O error")
 
-    spied.db.set_authorizer(authorize)
+    sqlite_of(spied.db).set_authorizer(authorize)
     for job in (fail, append):
         (result,) = spied.database.run([job])
         assert isinstance(result, SpoolError)
@@ -247,7 +257,7 @@ async def test_a_fault_of_the_database_s_own_does_not_end_the_thread(spied: Spie
     writer = ThreadWriter(database)
     with pytest.raises(ZeroDivisionError):
         await writer.submit(append)
-    del database._look_again  # type: ignore[method-assign]
+    del database._look_again
     assert await writer.submit(append) == Appended(1, 0, 0)
     await writer.close()
 

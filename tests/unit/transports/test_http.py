@@ -11,7 +11,7 @@ import time
 import tracemalloc
 import urllib.parse
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -23,6 +23,7 @@ from amplitude_intercom.transports.amplitude import BadEvent, Head
 from amplitude_intercom.transports.errors import Refused, UnknownApiKey
 from amplitude_intercom.transports.forms import MAX_FIELDS, read_form
 from amplitude_intercom.transports.http import DOORS, HttpSource
+from amplitude_intercom.transports.reasons import RefusalReason
 from amplitude_intercom.transports.refusals import NO_DOOR
 from support.serving import speak
 
@@ -50,6 +51,12 @@ class Intake:
         else:
             ticket.acknowledge(Receipt(len(batch.raws), 0, 0))
         return ticket
+
+
+def heads_of(intake: Intake) -> Sequence[Head | BadEvent]:
+    heads = intake.batches[0].heads
+    assert heads is not None
+    return heads
 
 
 @asynccontextmanager
@@ -128,8 +135,12 @@ async def test_an_unknown_key_is_refused_in_exactly_amplitude_s_words() -> None:
 
 
 @pytest.mark.parametrize("at_once", [True, False])
-@pytest.mark.parametrize("reason", ["spool_full", "spool_failing", "draining"])
-async def test_what_is_not_stored_now_is_asked_for_again(reason: str, at_once: bool) -> None:
+@pytest.mark.parametrize(
+    "reason", [RefusalReason.SPOOL_FULL, RefusalReason.SPOOL_FAILING, RefusalReason.DRAINING]
+)
+async def test_what_is_not_stored_now_is_asked_for_again(
+    reason: RefusalReason, at_once: bool
+) -> None:
     status, answer = await ask(Intake(Refused(reason), at_once=at_once), upload(GOOD))
     assert (status, answer) == (503, {"code": 503, "error": f"Service unavailable: {reason}"})
 
@@ -155,7 +166,7 @@ async def test_a_body_that_is_no_upload_is_refused(body: Any, error: str) -> Non
 
 async def test_a_partly_bad_batch_is_refused_whole_with_every_bad_index() -> None:
     intake = Intake()
-    events = [
+    events: list[dict[str, Any]] = [
         GOOD,
         GOOD | {"time": "2024-05-14T09:00:00Z"},
         GOOD | {"user_id": 5.5},
@@ -367,7 +378,7 @@ async def test_the_old_javascript_sdk_is_understood_and_its_bad_events_stop_noth
     event = {"event_type": "Sign Up", "device_id": "d", "timestamp": 1, "uuid": "unique"}
     (status, answer), intake = await ask_form("/", legacy([event, {"event_type": "a"}]), "form")
     assert (status, answer) == (200, {"text": "success"})  # what those SDKs compare with
-    heads = intake.batches[0].heads
+    heads = heads_of(intake)
     assert isinstance(heads[0], Head)
     assert heads[0].unique_id == "unique"
     assert isinstance(heads[1], BadEvent)
@@ -419,7 +430,7 @@ async def test_what_a_webhook_brings_is_kept_though_it_is_no_event() -> None:
     intake = Intake()
     body = [EXPORTED, {"user_id": "u1"}, 5, EXPORTED | {"user_id": "anonymous"}]
     assert (await ask(intake, body, "/webhook?api_key=key"))[0] == 200
-    reasons = [getattr(head, "reason", "") for head in intake.batches[0].heads]
+    reasons = [getattr(head, "reason", "") for head in heads_of(intake)]
     assert reasons == ["", "missing_field", "not_an_object", "invalid_id"]
 
 
@@ -473,7 +484,7 @@ async def test_doors_that_refuse_nothing_bury_what_is_nested_deeper(
         (status, _), intake = await ask_form(path, legacy(events), "form")
     else:
         status, _ = await ask(intake, events, path)
-    [head] = intake.batches[0].heads
+    [head] = heads_of(intake)
     assert (status, getattr(head, "reason", "")) == (200, reason)
 
 
@@ -516,7 +527,7 @@ async def test_numbers_as_ids_are_their_digits() -> None:
     intake = Intake()
     status, _ = await ask(intake, upload(GOOD | {"user_id": 2_016_192_872, "device_id": 123_456}))
     assert status == 200
-    [head] = intake.batches[0].heads or ()
+    [head] = heads_of(intake)
     assert isinstance(head, Head)
     assert (head.user_id, head.device_id) == ("2016192872", "123456")
 

@@ -34,8 +34,8 @@ async def relayed(
         serving(folder, "*", relay=url, **http) as (source, engine),
         aiohttp.ClientSession() as session,
     ):
-        url = URL(f"http://{source.address}{path}", encoded=True)
-        async with session.request(method, url, data=body or None, headers=headers) as answer:
+        asked = URL(f"http://{source.address}{path}", encoded=True)
+        async with session.request(method, asked, data=body or None, headers=headers) as answer:
             assert answer.status == 200, await answer.text()
         await engine.relayed()
     return amplitude

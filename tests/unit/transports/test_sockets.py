@@ -76,7 +76,7 @@ class Watch(Listener):
         self.now_s = 0.0
         self._waited_for = {}
 
-    def wait_for(self, connection: Connection) -> None:
+    def wait_for(self, connection: Connection, *, by_deadline: bool = True) -> None:
         connection.since_s = self.now_s
 
 

@@ -23,6 +23,7 @@ import pytest
 from amplitude_intercom.transports import Batch, Receipt, Ticket
 from amplitude_intercom.transports.amplitude import BadEvent, Head, read_head
 from amplitude_intercom.transports.errors import BadFile, Refused
+from amplitude_intercom.transports.reasons import RefusalReason
 from amplitude_intercom.transports.stdin import TICKETS, LineSource, Progress
 
 GOOD = b'{"event_type": "Bought", "user_id": "user-1"}'
@@ -49,7 +50,7 @@ class Intake:
         reason = self._refuse.get(len(self.batches))
         self.batches.append(batch)
         if reason:
-            ticket.refuse(Refused(reason))
+            ticket.refuse(Refused(RefusalReason(reason)))
         else:
             self.stored.extend(batch.raws)
             self.checkpoints.update(batch.checkpoints)

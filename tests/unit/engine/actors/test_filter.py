@@ -73,7 +73,7 @@ def keys(raw: bytes, api_keys: Sequence[str] = (), **batch: Any) -> list[bytes |
     sync = from_table({"sync": [{**table, "amplitude_api_keys": list(api_keys)}]}).sync[0]
     brought = Batch(batch.pop("heads", None), [raw], **batch)
     kept = kept_of(SyncRules(sync).admission, brought, project=only_project(sync))
-    return [row.insert_key for row in (*entries(kept), *kept.dead)]
+    return [*(row.insert_key for row in entries(kept)), *(row.insert_key for row in kept.dead)]
 
 
 GOOD = b'{"event_type": "Bought", "user_id": "user-1", "insert_id": "i"}'

@@ -41,10 +41,9 @@ from amplitude_intercom.engine.delivery.turns import Turn
 from amplitude_intercom.engine.envelope import Kind, Record
 from amplitude_intercom.engine.errors import SpoolDamaged
 from amplitude_intercom.engine.reasons import DropReason
-from amplitude_intercom.engine.spool.contract import Loaded, Stranger, Wanted
+from amplitude_intercom.engine.spool.contract import Loaded, Stranger, Transaction, Wanted
 from amplitude_intercom.engine.spool.queue import Queue
 from amplitude_intercom.engine.spool.settling import Settling
-from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.engine.spool.user_state import Deferral
 from support.deliveries import (
     HOUR_S,
@@ -310,7 +309,7 @@ async def test_what_several_syncs_have_loaded_is_bounded_together(tmp_path: Path
     assert together.total == 0
 
 
-class WatchedRecord(Record, weakref=True, gc=True):
+class WatchedRecord(Record, frozen=True, weakref=True, gc=True):
     """A record of which can be told whether anybody still has it."""
 
 
@@ -324,10 +323,10 @@ async def test_a_feed_that_waits_keeps_nothing_of_what_it_has_settled(tmp_path: 
 
     class WatchingQueue(Queue):
         def _read_queue(self, *wanted: Any) -> tuple[list[Record], int, bool]:
-            taken, *more = super()._read_queue(*wanted)
+            taken, last_id, more = super()._read_queue(*wanted)
             found = [WatchedRecord(*msgspec.structs.astuple(record)) for record in taken]
             watched.extend(weakref.ref(record) for record in found)
-            return list(found), *more
+            return list(found), last_id, more
 
     rig.have(WatchingQueue)
 
@@ -949,7 +948,7 @@ class RigOfEnds(Rig):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self.kept: list[Store] = []
+        self.kept: list[Transaction] = []
 
     async def _work(self, turn: Turn) -> None:
         settlement, records = self.settlement, turn.records
@@ -997,10 +996,10 @@ async def test_work_that_fails_is_told_to_whoever_waits_for_it_and_keeps_no_othe
     rig.append("ann", "bob")
     told: list[Any] = []
 
-    def fail(_: Store) -> None:
+    def fail(_: Transaction) -> None:
         raise ValueError("a bug")
 
-    async def settle(work: Callable[[Store], Any]) -> None:
+    async def settle(work: Callable[[Transaction], Any]) -> None:
         try:
             told.append(await rig.settlement.write(work))
         except ValueError as fault:
@@ -1027,7 +1026,7 @@ async def test_what_was_adjusted_is_counted_though_the_update_that_was_to_count_
     rig = Rig(tmp_path)
     (id_,) = rig.append("ann")
 
-    def fail(_: Store) -> None:
+    def fail(_: Transaction) -> None:
         raise TypeError("no JSON")
 
     rig.mine.adjustments.count(["text_cut"] * 3)
@@ -1633,7 +1632,7 @@ async def test_what_was_wanted_is_loaded_though_something_else_could_not_be_writ
     """Both are one transaction: what is not written in it is not loaded either."""
     rig = Rig(tmp_path)
 
-    def fail(_: Store) -> None:
+    def fail(_: Transaction) -> None:
         raise ValueError("a bug")
 
     async def until() -> None:

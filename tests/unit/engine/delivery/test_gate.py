@@ -55,6 +55,11 @@ class Wire:
         return [at_s for at_s, request in self.calls if request.path.startswith(path)]
 
 
+def answers(answer: Answer, *, me: Answer | None = None) -> Script:
+    """Return a script of one answer; ``me`` has another, if any."""
+    return lambda request, _: me if me and request.path == "/me" else answer
+
+
 class User(Caller):
     """Who calls."""
 
@@ -156,7 +161,7 @@ def test_no_answer_is_evidence_with_its_cause() -> None:
 def test_a_call_is_made_once_whatever_comes_of_it() -> None:
     async def scenario() -> None:
         for status in (500, 429, 401, 403, 404, 202):
-            wire = Wire(lambda r, at, s=status: Answer(s, {}, LIST))
+            wire = Wire(answers(Answer(status, {}, LIST)))
             await gate(wire).call(event(), User("u"))
             assert len(wire.times("/events")) == 1
 
@@ -176,13 +181,13 @@ def test_after_a_429_nothing_leaves_until_the_reset() -> None:
         made = len(wire.calls)
         found = await calls(one, [f"u{n}" for n in range(50)])
         assert causes(found) == {Cause.NOT_SENT: 50}
-        assert one.state is State.THROTTLED
+        throttled = one.state
         assert one.free(0, virtual.current().now_s) == 0
         await anyio.sleep(9.0)
         assert len(wire.calls) == made
         assert one.free(0, virtual.current().now_s) == 1  # then two, four …
         assert isinstance(await one.call(event(), User("u")), Answered)
-        assert one.state is State.OPEN
+        assert (throttled, one.state) == (State.THROTTLED, State.OPEN)
 
     virtual.run(scenario)
 
@@ -262,7 +267,7 @@ def test_where_me_has_no_answer_a_403_is_the_call_s_and_a_401_the_token_s() -> N
     async def scenario() -> None:
         for status, cause in ((403, Cause.FAILED), (401, Cause.TOKEN)):
             refused = Answer(status, {}, LIST)
-            wire = Wire(lambda r, at, a=refused: a if r.path == "/events" else Answer(503, {}, b""))
+            wire = Wire(answers(refused, me=Answer(503, {}, b"")))
             outcome = await gate(wire).call(event(), User("u"))
             assert isinstance(outcome, NotAnswered)
             assert outcome.cause is cause

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ from amplitude_intercom.transports.intercom import Answer
 
 BY_ID = Identity("external_id", "mira")
 BY_EMAIL = Identity("email", "mira@example.com")
-EMAIL = {"email"}
+EMAIL = frozenset({"email"})
 
 
 def way(identity: Identity = BY_ID, **more: Any) -> Way:
@@ -243,15 +244,15 @@ def test_whatever_is_answered_the_way_has_an_end(
         assert on_way.contact_id
 
 
+def looks_first_after(first: FirstContacts, were_there: Iterable[bool]) -> bool:
+    for was_there in were_there:
+        first.note(was_there=was_there)
+    return first.looks_first
+
+
 def test_it_is_looked_first_where_most_were_there_and_created_first_where_most_are_new() -> None:
     first = FirstContacts()
-    assert not first.looks_first
-    for _ in range(40):
-        first.note(was_there=True)
-    assert first.looks_first
-    for _ in range(40):
-        first.note(was_there=False)
-    assert not first.looks_first
-    for n in range(100):
-        first.note(was_there=n % 4 == 0)
-    assert not first.looks_first
+    assert not looks_first_after(first, [])
+    assert looks_first_after(first, [True] * 40)
+    assert not looks_first_after(first, [False] * 40)
+    assert not looks_first_after(first, (n % 4 == 0 for n in range(100)))

@@ -80,7 +80,7 @@ def test_a_400_that_lists_events_names_what_is_wrong_with_each() -> None:
     assert verdict.kind is Kind.SORTED
     assert sorted(verdict.refused) == [0, 2, 4, 5, 6]
     assert verdict.refused[4].endswith(": event_type")
-    assert (verdict.waiting, verdict.wait_s) == ({7}, 30.0)
+    assert (verdict.waiting, verdict.wait_s) == (frozenset({7}), 30.0)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_throttled_devices_wait_as_long_as_the_page_says(
     sent: Original, more: dict[str, Any], wait_s: float
 ) -> None:
     verdict = judge(answer(429, {"code": 429, "throttled_events": [1], **more}), sent, 3)
-    assert (verdict.kind, verdict.waiting, verdict.wait_s) == (Kind.SORTED, {1}, wait_s)
+    assert (verdict.kind, verdict.waiting, verdict.wait_s) == (Kind.SORTED, frozenset({1}), wait_s)
 
 
 @pytest.mark.parametrize(

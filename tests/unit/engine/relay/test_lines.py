@@ -22,6 +22,12 @@ def going(lines: Lines) -> list[Part]:
     return found
 
 
+def woken(lines: Lines, now_s: float) -> int | None:
+    """Wake who is due; return the request after which is read again."""
+    lines.wake(now_s)
+    return lines.again
+
+
 def ids(parts: list[Part]) -> list[tuple[int, list[int]]]:
     return [(part.request.id, part.indexes) for part in parts]
 
@@ -60,10 +66,8 @@ def test_a_device_that_is_held_lets_the_others_of_its_requests_go() -> None:
     lines.add(request(3, 10, 40))
     assert ids(going(lines)) == [(3, [1])]
     assert lines.next_wake_s == 5.0
-    lines.wake(4.9)
-    assert lines.again is None
-    lines.wake(5.0)
-    assert lines.again == 0
+    assert woken(lines, 4.9) is None
+    assert woken(lines, 5.0) == 0
     lines.add(request(4, 10))  # new, while the older ones are still to be read again
     for waiting in (request(1, 10, 20), request(2, 10, 30), request(3, 10, 40), request(4, 10)):
         lines.add(waiting)

@@ -7,6 +7,7 @@ from collections import Counter
 from typing import Any
 
 from amplitude_intercom.engine.envelope import Identity
+from amplitude_intercom.engine.reasons import AdjustmentReason
 from amplitude_intercom.engine.rules.bodies import contact_body, creation_body, event_body
 from amplitude_intercom.engine.rules.contacts import field_name
 from support.plans import ANY, plan, rules
@@ -23,8 +24,8 @@ def test_a_gigantic_property_stops_nobody() -> None:
     assert planned.event is not None
     assert len(event_body(planned.event)) <= 256_000
     reasons = Counter(adjustment.reason for adjustment in planned.adjustments)
-    assert reasons["text_cut"] == 1
-    assert reasons["too_large"] == 100 - len(planned.event["metadata"]) > 0
+    assert reasons[AdjustmentReason.TEXT_CUT] == 1
+    assert reasons[AdjustmentReason.TOO_LARGE] == 100 - len(planned.event["metadata"]) > 0
 
 
 def test_a_new_contact_is_a_user_with_its_identity() -> None:

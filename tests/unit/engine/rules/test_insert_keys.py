@@ -49,7 +49,7 @@ def test_no_part_of_a_key_can_pass_for_another() -> None:
 
 
 @pytest.mark.parametrize("time", [{}, {"event_time": "2024-05-14 09:00:00"}])
-def test_an_event_without_insert_id_is_known_again_by_its_uuid(time: dict[str, str]) -> None:
+def test_an_event_without_insert_id_is_known_again_by_its_uuid(time: dict[str, Any]) -> None:
     assert key_of(uuid="u", device_id="d", **time) == key_of(insert_id="u", device_id="d")
     both = key_of(uuid="u", export_insert_id="i", device_id="d", **time)
     assert both == key_of(insert_id="i", device_id="d")
