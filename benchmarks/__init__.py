@@ -1,5 +1,5 @@
-"""How fast it is, measured against what is possible here: ``python -m benchmarks``.
+"""Speed and cost, measured against a bare reference: ``python -m benchmarks``.
 
-Machines differ, so each figure is a ratio to a bare reference that runs beside it: the same bytes,
-the same Python, as many processes, and nothing that could be left out.
+Machines differ, so each figure is a ratio. The reference runs beside the measured program, on the
+same bytes, with the same Python and as many processes, and does only the indispensable part.
 """

@@ -1,4 +1,4 @@
-"""Runs benchmarks: all of them, or those that are named."""
+"""Runs all benchmarks, or the named ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import msgspec
 import structlog
 
 from amplitude_intercom.engine.commands.running import collect_garbage_rarely
-from benchmarks import backlog, cost, delivery, intake, many, mapping, start
+from benchmarks import backlog, calls, cost, delivery, intake, many, mapping, pace, start
 from benchmarks.report import GOALS, Result, report, show
 
 RUNS: dict[Callable[..., list[Result]], tuple[str, ...]] = {
@@ -22,10 +22,10 @@ RUNS: dict[Callable[..., list[Result]], tuple[str, ...]] = {
     mapping.mapping: ("mapping", "mapping-nested", "mapping-identify"),
     delivery.over_sockets: ("delivery", "delivery-cpu"),
     delivery.updates_over_sockets: ("delivery-updates",),
-    delivery.of_the_allowance: ("allowance",),
-    delivery.number_of_calls: ("calls",),
-    delivery.calls_of_first_contacts: ("calls-there", "calls-half"),
-    delivery.latency: ("latency",),
+    pace.of_the_allowance: ("allowance",),
+    calls.number_of_calls: ("calls",),
+    calls.of_first_contacts: ("calls-there", "calls-half"),
+    pace.latency: ("latency",),
     backlog.memory_and_recovery: ("memory-growth", "recovery"),
     start.starting: ("start-help", "start-ready"),
     backlog.scaling: ("scale-events", "scale-syncs", "scale-workers"),
@@ -36,11 +36,11 @@ RUNS: dict[Callable[..., list[Result]], tuple[str, ...]] = {
         *("many-syncs-idle", "many-syncs-handles"),
     ),
 }
-"""What measures which of ``GOALS``; some things are measured together."""
+"""The function that measures each of ``GOALS``; one may measure several."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run, print, and return 0; in the smoke form 1 where a ratio has collapsed."""
+    """Run benchmarks and print the report; return 0, or 1 if a ratio collapsed with ``--smoke``."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(GOALS))
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown:
         parser.error(f"no such benchmark: {', '.join(unknown)}; there is {', '.join(GOALS)}")
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
-    collect_garbage_rarely()  # as every command does; the references have it too
+    collect_garbage_rarely()  # as every command does; so the references have it too
     results: list[Result] = []
     for run, names in RUNS.items():
         if not given.names or set(names) & set(given.names):

@@ -1,4 +1,4 @@
-"""What a backlog costs: memory, the next start, and each event the more of them wait."""
+"""The cost of a backlog: memory, the next start, and the CPU of an event by its size."""
 
 from __future__ import annotations
 
@@ -22,22 +22,24 @@ from amplitude_intercom.engine.spool.sqlite.files import FILE_NAME, connect
 from amplitude_intercom.engine.spool.store import Limits, Store
 from amplitude_intercom.transports.intercom import Answer, Request
 from amplitude_intercom.transports.sandbox import Sandbox, serve
-from benchmarks import events, load, servers
+from benchmarks import daemons, events, load
 from benchmarks.report import Result, result
 from benchmarks.servers import ME
 
 MIB = 1 << 20
 A_COMMIT = 2_000
+"""Events that are appended in one commit."""
+
 A_BATCH = 16
-"""Events that one sync is handed at once."""
+"""Events that one sync is given at once."""
 
 USERS = 50_000
 READY_S = 2.0
-"""From SIGKILL's other side to the first delivery."""
+"""Seconds from a start after SIGKILL to the first delivery."""
 
 
 def _append(settings: Settings, count: int, first: int = 0, kept: int = 0) -> float:
-    """Append events as intake does; return the CPU seconds that each of the last took."""
+    """Append events as intake does; return the CPU seconds of each of the last ``kept`` events."""
     path = Path(settings.data_dir)
     path.mkdir(exist_ok=True)
     store = Store(connect(path / FILE_NAME), Limits(window_ms=10**9))
@@ -61,7 +63,10 @@ def _append(settings: Settings, count: int, first: int = 0, kept: int = 0) -> fl
 
 
 def memory_and_recovery(seed: int, *, smoke: bool) -> list[Result]:
-    """Resident memory with nothing, a third and all waiting, each after as many deliveries."""
+    """Measure resident memory and the time to the first call, by size of the backlog.
+
+    Memory is read after as many deliveries at each size, from none to three million pending events.
+    """
     sizes = (0, 20_000, 40_000) if smoke else (0, 1_000_000, 3_000_000)
     delivered = 300 if smoke else 1_500
     local = Sandbox(seed=seed, limit_per_minute=10_000)
@@ -85,7 +90,7 @@ async def _memory_and_recovery(
             await asyncio.to_thread(_append, settings, filled, waiting)
             waiting += filled
             before, started = local.calls, time.perf_counter()
-            with servers.daemon(table, signal.SIGKILL) as daemon:
+            with daemons.running(table, signal.SIGKILL) as daemon:
                 while local.calls == before:
                     await asyncio.sleep(0.005)
                 if size == sizes[1]:
@@ -103,11 +108,8 @@ async def _memory_and_recovery(
     ]
 
 
-# --- scale --------------------------------------------------------------------------------
-
-
 class _Instant:
-    """An Intercom that takes everything at once."""
+    """An Intercom that answers every call with success, without latency."""
 
     async def send(self, request: Request) -> Answer:
         await asyncio.sleep(0)
@@ -115,7 +117,7 @@ class _Instant:
 
 
 def _per_event(settings: Settings, count: int, warm_up: int) -> float:
-    """Return the CPU seconds that delivering an event takes, once so many have been."""
+    """Return the CPU seconds of delivering an event, after ``warm_up`` deliveries."""
 
     async def scenario() -> float:
         async with Engine(settings, wire=lambda _: _Instant()) as engine:
@@ -139,7 +141,7 @@ def _per_event(settings: Settings, count: int, warm_up: int) -> float:
 
 
 def _spread(name: str, costs: dict[int, float]) -> Result:
-    """Return how much more an event costs where it costs most."""
+    """Return the ratio of the greatest cost of an event to the least."""
     told = ", ".join(f"{size:,}: {cost * 1e6:.0f}" for size, cost in costs.items())
     return result(
         name, max(costs.values()) * 1e6, min(costs.values()) * 1e6, "µs of CPU an event", told
@@ -149,7 +151,7 @@ def _spread(name: str, costs: dict[int, float]) -> Result:
 def _in_folders(
     sizes: tuple[int, ...], measure: Callable[[Path, int], float], rounds: int = 1
 ) -> dict[int, float]:
-    """Measure each size, more than once in turns: what else the machine does can only add."""
+    """Return the cost at each size: the least of ``rounds``, because other load only adds to it."""
     costs = dict.fromkeys(sizes, math.inf)
     for _ in range(rounds):
         for size in sizes:
@@ -159,9 +161,9 @@ def _in_folders(
 
 
 def scaling(seed: int, *, smoke: bool) -> list[Result]:
-    """Cost of an event, taken in and delivered, over sizes of backlog, syncs and workers.
+    """Measure the CPU of an event, taken in and delivered, by backlog, syncs and workers.
 
-    However many syncs there are, as many events come in batches of the same size.
+    The number of events and the size of their batches do not depend on the number of syncs.
     """
     sizes = (2_000, 6_000) if smoke else (10_000, 100_000, 1_000_000)
     delivered, warm_up = (1_000, 500) if smoke else (6_000, 3_000)
@@ -195,10 +197,10 @@ def scaling(seed: int, *, smoke: bool) -> list[Result]:
 
 
 async def _per_event_of_all(settings: Settings, batches: int, seed: int) -> float:
-    """Return the CPU seconds that an event takes, from ``submit`` until it is settled.
+    """Return the CPU seconds of an event, from ``submit`` until it is settled.
 
-    So many batches go round the syncs, 32 at a time. A first lot of the same users starts the
-    workers, and is not counted.
+    ``batches`` are submitted to the syncs in turn, 32 at a time. A first lot of the same users
+    starts the workers, and is not measured.
     """
     names = [sync.name for sync in settings.sync]
     dice = random.Random(seed)

@@ -1,4 +1,7 @@
-"""What an event costs from HTTP intake until it is settled: CPU on one core, and bytes on disk."""
+"""The cost of an event from HTTP intake until it is settled: CPU on one core, bytes on disk.
+
+The reference is the first version of this program, measured in the same way.
+"""
 
 from __future__ import annotations
 
@@ -7,29 +10,29 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks import events, load, servers
+from benchmarks import daemons, events, load, servers
 from benchmarks.processes import on_cores, split_cores
 from benchmarks.report import Result, result
 
 A_REQUEST = 100
-"""Events in a request, as many as in ``intake-http-100``: fewer cost more commits an event."""
+"""Events in a request, as in ``intake-http-100``. Smaller requests cost more commits an event."""
 
 CPU_S_PER_1000 = 0.257
-"""What the first version took."""
+"""CPU seconds for 1,000 events in the first version."""
 
 MOST_BYTES_A_BYTE = {500: 33.0, 2_000: 15.6}
-"""Bytes that the first version wrote for each byte of an event, by its size, measured like this."""
+"""Bytes that the first version wrote for each byte of an event, by the event's size."""
 
 
 class _Cost(NamedTuple):
-    """What one event took."""
+    """The cost of one event."""
 
     cpu_s: float
     written_bytes: float
 
 
 def on_disk(seed: int, *, smoke: bool) -> list[Result]:
-    """Bytes written by an event, for each byte of it, in two sizes."""
+    """Measure the bytes written for each byte of an event, at two sizes of events."""
     count = 1_000 if smoke else 20_000
     results = []
     for size_bytes, most in MOST_BYTES_A_BYTE.items():
@@ -41,7 +44,7 @@ def on_disk(seed: int, *, smoke: bool) -> list[Result]:
 
 
 def on_a_core(seed: int, *, smoke: bool) -> list[Result]:
-    """CPU of an event; the best of some rounds, as what else the machine does can only add."""
+    """Measure the CPU of an event: the least of some rounds, because other load only adds to it."""
     count, rounds = (1_000, 1) if smoke else (20_000, 4)
     took_s = [_per_event(count, seed, events.EVENT_BYTES).cpu_s * 1_000 for _ in range(rounds)]
     told = "each: " + ", ".join(f"{each:.3f}" for each in took_s)
@@ -49,9 +52,9 @@ def on_a_core(seed: int, *, smoke: bool) -> list[Result]:
 
 
 def _per_event(count: int, seed: int, size_bytes: int, a_request: int = A_REQUEST) -> _Cost:
-    """Send events to an Intercom that answers at once, until all are settled, after a warm-up.
+    """Return the cost of ``count`` events over HTTP, until all are settled, after a warm-up.
 
-    The daemon has a core to itself; client and Intercom run on the others.
+    The daemon has a core to itself. The client, and an Intercom without latency, run on the others.
     """
     warm_up = count // 2
     raws = events.events(warm_up + count, seed, size_bytes=size_bytes)
@@ -60,7 +63,7 @@ def _per_event(count: int, seed: int, size_bytes: int, a_request: int = A_REQUES
         tempfile.TemporaryDirectory() as name,
         on_cores(others),
         servers.running("intercom") as address,
-        servers.daemon(events.table(Path(name), f"http://{address}"), cores=own) as daemon,
+        daemons.running(events.table(Path(name), f"http://{address}"), cores=own) as daemon,
     ):
         load.post_all(daemon.http, "/batch", _bodies(raws[:warm_up], a_request))
         daemon.settle(warm_up)

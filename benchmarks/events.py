@@ -1,4 +1,4 @@
-"""Events as Amplitude's browser SDK sends them, 675 bytes each, and settings for them."""
+"""Events in the form of Amplitude's browser SDK, 675 bytes each, and settings for them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ from amplitude_intercom.engine.settings import Settings
 
 API_KEY = "benchmark-key"
 EVENT_BYTES = 675
+PLANS = ("free", "pro", "team")
+NOWHERE = "http://127.0.0.1:9"
+"""An address at which no server listens."""
+
 SELECTED = "Purchase Completed"
 UNSELECTED = "Page Viewed"
 
 
 def event(n: int, user: int, event_type: str = SELECTED, size_bytes: int = EVENT_BYTES) -> bytes:
-    """Return one event; the same numbers give the same bytes."""
+    """Return an event as JSON; the same arguments give the same bytes."""
     fields: dict[str, Any] = {
         "user_id": f"user-{user:08}",
         "device_id": f"0a1b2c3d-4e5f-6789-abcd-{user:012}",
@@ -56,9 +60,29 @@ def events(
     users: int = 10_000,
     size_bytes: int = EVENT_BYTES,
 ) -> list[bytes]:
-    """Return events of random users, in order of time."""
+    """Return ``count`` events of random users, in order of time."""
     dice = random.Random(seed)
     return [event(n, dice.randrange(users), event_type, size_bytes) for n in range(count)]
+
+
+def identify(user: int, plan: str, number: int, **more: str) -> dict[str, Any]:
+    """Return an identify that sets ``plan`` and ``more``."""
+    properties = {"plan": plan, **more}
+    return _of(user, "$identify", number) | {"user_properties": {"$set": properties}}
+
+
+def purchase(user: int, number: int) -> dict[str, Any]:
+    """Return a selected event of a few bytes."""
+    return _of(user, SELECTED, number) | {"event_properties": {"quantity": number % 5}}
+
+
+def _of(user: int, event_type: str, number: int) -> dict[str, Any]:
+    return {
+        "user_id": f"user-{user:08}",
+        "event_type": event_type,
+        "insert_id": str(number),
+        "time": 1_700_000_000_000 + number * 1_000,
+    }
 
 
 def write_lines(path: Path, lines: list[bytes]) -> None:
@@ -66,8 +90,8 @@ def write_lines(path: Path, lines: list[bytes]) -> None:
     path.write_bytes(b"\n".join(lines) + b"\n")
 
 
-def table(folder: Path, base_url: str = "http://127.0.0.1:9", **more: Any) -> dict[str, Any]:
-    """Return settings of one sync that takes all of ``SELECTED``. ``more``: the sync's keys."""
+def table(folder: Path, base_url: str = NOWHERE, **more: Any) -> dict[str, Any]:
+    """Return the settings of one sync, which sends all ``SELECTED``; ``more``: its other keys."""
     return {
         "data_dir": str(folder / "data"),
         "log": {"level": "error"},
@@ -93,7 +117,7 @@ def table(folder: Path, base_url: str = "http://127.0.0.1:9", **more: Any) -> di
     }
 
 
-def settings(folder: Path, base_url: str = "http://127.0.0.1:9", **more: Any) -> Settings:
+def settings(folder: Path, base_url: str = NOWHERE, **more: Any) -> Settings:
     """Return ``table`` as checked settings."""
     return from_table(table(folder, base_url, **more))
 

@@ -1,4 +1,4 @@
-"""How fast events come in: a file of which nothing is selected, one of which all is, and HTTP."""
+"""The speed of intake: from a file of unselected events, from one of selected events, by HTTP."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import msgspec
 from amplitude_intercom.engine import logs
 from amplitude_intercom.engine.commands.forward import forward
 from amplitude_intercom.engine.settings import Settings
-from benchmarks import events, load, servers
+from benchmarks import daemons, events, load, servers
 from benchmarks.report import Result, in_turns, result_of_rounds
 
 CHUNK_BYTES = 1 << 20
@@ -26,14 +26,14 @@ BATCH = 500
 
 
 class _Needed(msgspec.Struct, gc=False):
-    """The two fields that this filter needs."""
+    """The fields that a filter needs."""
 
     event_type: str
     user_id: str
 
 
 class _NeededToKeep(msgspec.Struct, gc=False):
-    """What an event that is kept takes."""
+    """The fields that a kept event needs."""
 
     event_type: str
     user_id: str
@@ -50,7 +50,7 @@ def _lines(path: Path) -> Iterator[list[bytes]]:
 
 
 def _bare_filter(path: Path) -> int:
-    """Split lines, decode the two fields, look one up."""
+    """Split lines, decode two fields, look the event type up; return the number of matches."""
     decode = msgspec.json.Decoder(_Needed).decode
     selected = {events.SELECTED: True}
     kept = 0
@@ -62,7 +62,7 @@ def _bare_filter(path: Path) -> int:
 
 
 def _bare_intake(path: Path, spool: Path) -> int:
-    """Decode, checksum, and insert a row and an insert id for each event, 500 a commit."""
+    """Insert a row with a checksum and an insert id for each event, ``BATCH`` a commit."""
     decode = msgspec.json.Decoder(_NeededToKeep).decode
     db = sqlite3.connect(spool, isolation_level=None)
     db.executescript(
@@ -95,7 +95,7 @@ def _bare_intake(path: Path, spool: Path) -> int:
 
 
 def _forward(settings: Settings, path: Path, count: int) -> None:
-    """Run the command as it is, all but the process, on a file of so many events."""
+    """Run the command ``forward`` in this process on a file of ``count`` events."""
     out = io.StringIO()
     logs.configure(settings.log)
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
@@ -110,7 +110,7 @@ def _per_s(count: int, started: float) -> float:
 
 
 def filtering(seed: int, *, smoke: bool) -> list[Result]:
-    """``forward`` of a file of which nothing is selected."""
+    """Measure ``forward`` of a file without a selected event, beside a bare loop."""
     count, rounds = (40_000, 3) if smoke else (600_000, 4)
     with tempfile.TemporaryDirectory() as name:
         folder, path = Path(name), Path(name) / "events.jsonl"
@@ -131,7 +131,7 @@ def filtering(seed: int, *, smoke: bool) -> list[Result]:
 
 
 def from_file(seed: int, *, smoke: bool) -> list[Result]:
-    """``forward`` of a file of which all is selected, until it is on disk."""
+    """Measure ``forward`` of a file of selected events until durable, beside bare SQLite."""
     count, rounds = (20_000, 3) if smoke else (200_000, 5)
     with tempfile.TemporaryDirectory() as name:
         folder, path = Path(name), Path(name) / "events.jsonl"
@@ -145,7 +145,7 @@ def from_file(seed: int, *, smoke: bool) -> list[Result]:
             return folder / str(number)
 
         def measured() -> float:
-            # A disabled sync drops; this one keeps, and has nobody to deliver to.
+            # No delivery succeeds, because no server listens; a disabled sync would drop events.
             table = events.table(fresh())
             settings = events.checked(table | {"forward": {"max_backlog": count + 1}})
             started = time.perf_counter()
@@ -162,9 +162,9 @@ def from_file(seed: int, *, smoke: bool) -> list[Result]:
 
 
 def over_http(seed: int, *, smoke: bool) -> list[Result]:
-    """Requests of 100 events and of 10 over 32 connections, each answered when it is on disk.
+    """Measure requests of 100 and of 10 events over 32 connections, answered when durable.
 
-    The reference decodes the fields that are needed, and stores the body: a row a request.
+    The reference is the server ``durable-intake``.
     """
     return [_over_http(f"intake-http-{size}", size, seed, smoke=smoke) for size in (100, 10)]
 
@@ -179,7 +179,7 @@ def _over_http(name: str, size: int, seed: int, *, smoke: bool) -> Result:
         tempfile.TemporaryDirectory() as folder,
         servers.running("bare-intake") as bare,
         servers.running("durable-intake") as durable,
-        servers.daemon(events.table(Path(folder))) as daemon,
+        daemons.running(events.table(Path(folder))) as daemon,
     ):
 
         def per_s(address: str) -> float:
@@ -191,7 +191,10 @@ def _over_http(name: str, size: int, seed: int, *, smoke: bool) -> Result:
 
 
 def with_a_relay(seed: int, *, smoke: bool) -> list[Result]:
-    """The same requests of 100 events with a relay, whose Amplitude is down, and without."""
+    """Measure requests of 100 events with a relay, beside the same daemon without one.
+
+    The relay's Amplitude is down, so that only its intake is measured.
+    """
     seconds, rounds = (0.5, 2) if smoke else (2.5, 7)
     bodies = [
         b'{"api_key":"%s","events":[%s]}' % (events.API_KEY.encode(), b",".join(part))
@@ -200,8 +203,8 @@ def with_a_relay(seed: int, *, smoke: bool) -> list[Result]:
     with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
         relay = {"relay": [{"base_url": "http://127.0.0.1:9"}]}
         with (
-            servers.daemon(events.table(Path(one)) | relay) as relaying,
-            servers.daemon(events.table(Path(other))) as plain,
+            daemons.running(events.table(Path(one)) | relay) as relaying,
+            daemons.running(events.table(Path(other))) as plain,
         ):
 
             def per_s(address: str) -> float:
@@ -212,7 +215,7 @@ def with_a_relay(seed: int, *, smoke: bool) -> list[Result]:
 
 
 def _unidentified(count: int, seed: int) -> list[bytes]:
-    """Return events without insert ids: sent again and again, each is a new one."""
+    """Return events without insert ids, so that none is a duplicate when it is sent again."""
     return [raw.replace(b'"insert_id"', b'"xnsert_id"') for raw in events.events(count, seed)]
 
 

@@ -1,4 +1,4 @@
-"""Clients that do no more than they must: prepared requests over many connections."""
+"""HTTP clients at the least cost: prepared requests over many connections."""
 
 from __future__ import annotations
 
@@ -9,24 +9,29 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 CONNECTIONS = 32
+"""Connections, each with one request at a time."""
 
 PACE_S = 0.01
-"""Between two looks at what is due."""
+"""Seconds between two rounds of sending the requests that are due."""
 
 
 def requests_per_s(address: str, path: str, bodies: list[bytes], seconds: float) -> float:
-    """Post bodies over 32 connections for a while; return how many were answered 200 a second."""
+    """Post bodies again and again for some seconds; return the answers 200 a second.
+
+    Raises:
+        AssertionError: an answer was not 200. So do all functions here.
+    """
     turns = itertools.cycle(list(_requests(address, path, bodies)))
     return asyncio.run(_for_a_while(address, turns, seconds))
 
 
 def post_all(address: str, path: str, bodies: Iterable[bytes]) -> None:
-    """Post each body once over 32 connections; return when all are answered 200."""
+    """Post each body once; return when all are answered."""
     asyncio.run(_each_once(address, _requests(address, path, bodies)))
 
 
 def post_paced(address: str, path: str, bodies: Sequence[bytes], per_s: float) -> float:
-    """Post each body once, so many a second; return the seconds until all were answered 200."""
+    """Post each body once, ``per_s`` a second; return the seconds until all were answered."""
     return asyncio.run(_paced(address, _requests(address, path, bodies), per_s))
 
 
@@ -87,7 +92,7 @@ async def _paced(address: str, requests: Iterator[bytes], per_s: float) -> float
 
 
 async def _connect(address: str, idle: Callable[[_Client], None]) -> list[_Client]:
-    """Open connections; ``idle`` is told of each that has no request, from now on."""
+    """Open connections. ``idle`` is called with each one that has no request, now and later."""
     host, _, port = address.rpartition(":")
     loop = asyncio.get_running_loop()
     clients = [
@@ -107,7 +112,7 @@ def _close(clients: Sequence[_Client]) -> None:
 
 
 class _Client(asyncio.Protocol):
-    """One connection: says that it is idle when its request is answered."""
+    """A connection, which calls ``idle`` when its request is answered."""
 
     def __init__(self, idle: Callable[[_Client], None]) -> None:
         self._idle = idle

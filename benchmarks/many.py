@@ -1,4 +1,4 @@
-"""What a thousand syncs cost that share a daemon: memory, a start, threads and files, and rest."""
+"""The cost of a thousand syncs in one daemon: memory, start, threads and files, idle CPU."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import events, load, servers
+from benchmarks import daemons, events, load, servers
 from benchmarks.processes import TICK_S, Facts
 from benchmarks.report import Result, result
 
 MOST_MB = 400.0
 MOST_READY_S = 5.0
 MOST_IDLE_PERCENT = 2.0
-"""Of a core, while nothing arrives."""
+"""Per cent of a core while nothing arrives."""
 
 MOST_HANDLES = 64
 """Threads and open files; connections are not counted."""
 
 REST_S = 3.0
-"""From the last delivery until the daemon is taken for idle."""
+"""Seconds from the last delivery to the measurement of idle CPU."""
 
 
 class _Seen(NamedTuple):
-    """What one daemon was seen to need; CPU in per cent of a core."""
+    """Measurements of one daemon; CPU in per cent of a core."""
 
     ready_s: float
     resident_bytes: int
@@ -36,17 +36,17 @@ class _Seen(NamedTuple):
 
 
 def many_syncs(seed: int, *, smoke: bool) -> list[Result]:
-    """Syncs with an API key and an access token each: an event a second each, then none.
+    """Measure a daemon with many syncs: an event a second for each, then none.
 
-    As in life, each has a workspace of its own (one token could not send so many), and nearly every
-    event is of a user that the sync has not seen before: what a user leaves behind counts.
-    Started twice, with nothing there and with all that a run leaves; the slower start counts.
+    Each sync has an API key, an access token and a workspace of its own, because one token's
+    allowance is too small for all. Nearly every event has a new user, so that the memory of users
+    counts. The slower of two starts counts: with an empty spool, and with the spool of the run.
     """
     syncs, seconds, idle_s = (40, 2, 2.0) if smoke else (1_000, 30, 10.0)
     with tempfile.TemporaryDirectory() as name, servers.running("sandbox") as address:
         table = _table(Path(name), f"http://{address}", syncs)
         seen = _run(table, syncs, seconds, idle_s, seed)
-        with servers.daemon(table) as again:
+        with daemons.running(table) as again:
             ready_s = again.ready_s
     busy = f"{seen.busy_percent:.0f} % at an event a second each"
     starts = f"{seen.ready_s:.2f} s with nothing there, {ready_s:.2f} s after a run"
@@ -86,7 +86,7 @@ def _run(table: dict[str, Any], syncs: int, seconds: int, idle_s: float, seed: i
         b'{"api_key":"%s","events":[%s]}' % (_key(n % syncs).encode(), raw)
         for n, raw in enumerate(raws)
     ]
-    with servers.daemon(table) as daemon:
+    with daemons.running(table) as daemon:
         facts = daemon.facts
         started, cpu_s = time.monotonic(), facts.cpu_s()
         load.post_paced(daemon.http, "/2/httpapi", bodies, per_s=syncs)
@@ -96,10 +96,10 @@ def _run(table: dict[str, Any], syncs: int, seconds: int, idle_s: float, seed: i
         time.sleep(REST_S)
         started, cpu_s = time.monotonic(), facts.cpu_s()
         time.sleep(idle_s)
-        idle = max(_percent(facts, started, cpu_s), 100 * TICK_S / idle_s)  # less cannot be told
+        idle = max(_percent(facts, started, cpu_s), 100 * TICK_S / idle_s)  # the resolution
         return _Seen(daemon.ready_s, facts.most_resident_bytes(), busy, idle, *handles)
 
 
 def _percent(facts: Facts, since_s: float, cpu_s: float) -> float:
-    """Return what part of a core a process took since an instant at which it had taken so much."""
+    """Return the CPU since ``since_s``, when it was ``cpu_s``, in per cent of a core."""
     return 100 * (facts.cpu_s() - cpu_s) / (time.monotonic() - since_s)

@@ -1,4 +1,4 @@
-"""Results, and how they are shown."""
+"""Goals, results and their table."""
 
 from __future__ import annotations
 
@@ -8,20 +8,24 @@ import sqlite3
 import statistics
 from collections.abc import Callable
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 from rich.console import Console
 from rich.table import Table
 
 VERSIONS = ("aiohttp", "anyio", "msgspec", "aiolimiter")
+"""Packages with a version in the report."""
+
+Figure = TypeVar("Figure")
 
 
 class Goal(msgspec.Struct, frozen=True):
-    """What a ratio should be, and from where on it counts as collapsed: at half as good.
+    """The goal of a ratio, and the bound from which on it counts as collapsed.
 
-    Where the goal itself is not reached, ``collapsed`` is about half as good as what is; so it is
-    where the few events of the smoke form cost more, because workers have yet to start.
+    The bound is half as good as the goal, unless ``collapsed`` says otherwise: for a goal that is
+    not reached, and for a ratio that is worse in the smoke form, because a few events do not repay
+    the start of the workers.
     """
 
     ratio: float
@@ -29,11 +33,11 @@ class Goal(msgspec.Struct, frozen=True):
     collapsed: float | None = None
 
     def is_met(self, ratio: float) -> bool:
-        """Return whether a ratio is as good as it should be."""
+        """Return whether a ratio reaches the goal."""
         return self._is_as_good(ratio, self.ratio)
 
     def has_collapsed(self, ratio: float) -> bool:
-        """Return whether something must have gone wrong."""
+        """Return whether a ratio is so bad that something is broken."""
         half = self.ratio / 2 if self.better == "higher" else self.ratio * 2
         return not self._is_as_good(ratio, half if self.collapsed is None else self.collapsed)
 
@@ -73,11 +77,11 @@ GOALS = {
     "many-syncs-idle": Goal(1.0, "lower", 5.0),
     "many-syncs-handles": Goal(1.0, "lower"),
 }
-"""All benchmarks, in the order of the table."""
+"""The goal of every benchmark, in the order of the table."""
 
 
 class Result(msgspec.Struct, frozen=True):
-    """One figure: ``ratio`` is of ``measured`` to ``reference``, both in ``unit``."""
+    """One figure. ``ratio`` is ``measured`` to ``reference``, both in ``unit``."""
 
     name: str
     ratio: float
@@ -90,14 +94,17 @@ class Result(msgspec.Struct, frozen=True):
 
 
 def result(name: str, measured: float, reference: float, unit: str, note: str = "") -> Result:
-    """Return a result whose ratio is that of its two figures."""
+    """Return the result of one measurement."""
     return result_of_rounds(name, [(measured, reference)], unit, note)
 
 
 def result_of_rounds(
     name: str, rounds: list[tuple[float, float]], unit: str, note: str = ""
 ) -> Result:
-    """Return the result of paired measurements: the median of their ratios."""
+    """Return the result of paired measurements, with the median of their ratios.
+
+    ``measured`` and ``reference`` are medians of their own, so ``ratio`` may differ from theirs.
+    """
     goal = GOALS[name]
     ratio = statistics.median(measured / reference for measured, reference in rounds)
     return Result(
@@ -113,9 +120,9 @@ def result_of_rounds(
 
 
 def in_turns(
-    rounds: int, measured: Callable[[], float], reference: Callable[[], float]
-) -> list[tuple[float, float]]:
-    """Measure both so many times, in turns, so that a busy moment meets both."""
+    rounds: int, measured: Callable[[], Figure], reference: Callable[[], Figure]
+) -> list[tuple[Figure, Figure]]:
+    """Return ``rounds`` pairs of figures, taken in turns, so that a busy moment slows both."""
     found = []
     for number in range(rounds):
         if number % 2:
@@ -128,7 +135,7 @@ def in_turns(
 
 
 class Report(msgspec.Struct, frozen=True):
-    """All that was measured in a run, and on what."""
+    """The results of a run, with machine, versions and seed."""
 
     machine: dict[str, Any]
     versions: dict[str, str]
@@ -137,7 +144,7 @@ class Report(msgspec.Struct, frozen=True):
 
 
 def report(seed: int, results: list[Result]) -> Report:
-    """Put a report together; results in the order of the table."""
+    """Return the report of a run, results in the order of ``GOALS``."""
     order = list(GOALS)
     return Report(
         {
@@ -156,7 +163,7 @@ def report(seed: int, results: list[Result]) -> Report:
 
 
 def show(found: Report) -> None:
-    """Print a report as a table."""
+    """Print a report as a table, missed goals in red."""
     versions = ", ".join(f"{name} {number}" for name, number in found.versions.items())
     table = Table(title=f"{found.machine['cores']} cores, {versions}, seed {found.seed}")
     for column in ("benchmark", "ratio", "goal", "measured", "reference", "unit", ""):

@@ -1,43 +1,44 @@
-"""Servers for benchmarks to talk to, each in a process of its own.
+"""The servers beside the measured daemon, each in a process of its own.
 
-``python -m benchmarks.servers NAME`` prints the address: ``bare-intake`` reads and decodes uploads
-and stores nothing; ``durable-intake`` decodes what an intake needs of each event and stores the
-body, a row a request, many in one commit; ``intercom`` answers every call as if all were well, with
-Intercom's headers, and keeps nothing; ``sandbox`` is the local Intercom, knows the first
-``KNOWN_USERS`` and takes any token.
+``python -m benchmarks.servers NAME`` prints the address, and serves until it is interrupted.
+
+==================  =========================================================================
+``bare-intake``     a reference for intake: decodes uploads, and stores nothing
+``durable-intake``  a reference for intake: decodes the needed fields of each event, and stores
+                    each request as one row, many rows in one commit
+``intercom``        answers every call with success and Intercom's headers, and stores nothing
+``sandbox``         the local Intercom, which has ``KNOWN_USERS`` contacts and takes any token
+==================  =========================================================================
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
-from collections.abc import Awaitable, Callable, Collection, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
-import tomli_w
 from aiohttp import web
 
 from amplitude_intercom.engine.commands.running import collect_garbage_rarely
 from amplitude_intercom.transports.sandbox import Sandbox, serve
 from amplitude_intercom.transports.sockets import raise_descriptor_limit
-from benchmarks.processes import Facts
 
 KNOWN_USERS = 10_000
+"""Contacts of the sandbox."""
+
 MANY_CALLS = 50_000_000
-"""Calls a minute that nobody makes."""
+"""A limit of calls a minute that no benchmark reaches."""
 
 
 async def _take(request: web.BaseRequest) -> web.Response:
-    """Read a request, decode it, and store nothing."""
+    """Decode an upload, and answer it."""
     upload = msgspec.json.decode(await request.read())
     body = msgspec.json.encode({"code": 200, "events_ingested": len(upload["events"])})
     return web.Response(body=body, content_type="application/json")
@@ -56,7 +57,7 @@ async def _serve_http(handler: Callable[[web.BaseRequest], Awaitable[web.Respons
 
 
 class _Needed(msgspec.Struct, gc=False):
-    """What an intake needs of an event."""
+    """The fields of an event that an intake needs."""
 
     event_type: str
     user_id: str
@@ -71,7 +72,7 @@ class _Upload(msgspec.Struct, gc=False):
 
 
 class _DurableIntake:
-    """Stores each request as a row; whatever comes while a commit is under way shares the next."""
+    """Stores each request as a row. Requests that arrive during a commit share the next one."""
 
     def __init__(self, folder: Path) -> None:
         self._decode = msgspec.json.Decoder(_Upload).decode
@@ -129,11 +130,11 @@ ATTRIBUTES = msgspec.json.encode(
     }
 )
 CONTACT_BYTES = 1_900
-"""Of a contact, as Intercom answers it (recordings)."""
+"""Bytes of a contact in an answer of Intercom's (recordings)."""
 
 
 def contact_of(user: bytes) -> bytes:
-    """Return a contact, by the eight digits of its user."""
+    """Return the JSON of a contact. ``user`` is the eight digits of a user's number."""
     contact = (
         b'{"type":"contact","id":"%s","external_id":"user-%s","custom_attributes":{},"padding":"'
         % (user.rjust(24, b"0"), user)
@@ -142,7 +143,7 @@ def contact_of(user: bytes) -> bytes:
 
 
 def answer_of(head: bytes, body: bytes) -> tuple[bytes, bytes]:
-    """Return status and body of the answer to a call."""
+    """Return the status line and the body that answer a request."""
     path = head.split(b" ", 2)[1]
     if path == b"/events":
         return b"202 Accepted", b""
@@ -153,7 +154,10 @@ def answer_of(head: bytes, body: bytes) -> tuple[bytes, bytes]:
 
 
 class _Intercom(asyncio.Protocol):
-    """Answers requests that have a body and come one at a time, as those of aiohttp do."""
+    """A server for requests with a ``Content-Length``, one at a time, as aiohttp sends them.
+
+    It parses no more than that, so that a delivery is measured and not its server.
+    """
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -184,7 +188,7 @@ async def _serve_intercom() -> None:
 
 
 async def _serve_sandbox() -> None:
-    raise_descriptor_limit()  # each access token has connections of its own
+    raise_descriptor_limit()  # every access token has connections of its own
     local = Sandbox(limit_per_minute=MANY_CALLS)
     for user in range(KNOWN_USERS):
         local.add_contact(external_id=f"user-{user:08}")
@@ -195,7 +199,7 @@ async def _serve_sandbox() -> None:
 
 @contextmanager
 def running(name: str) -> Iterator[str]:
-    """One of these servers, in a process of its own; gives its address."""
+    """Run one of ``SERVERS`` in a process of its own; yields its address."""
     process = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.servers", name], stdout=subprocess.PIPE, text=True
     )
@@ -207,91 +211,6 @@ def running(name: str) -> Iterator[str]:
         process.communicate()
 
 
-class Daemon:
-    """``amplitude-intercom run``, once it is ready."""
-
-    def __init__(
-        self, process: subprocess.Popen[str], ready_s: float, http: str, admin: str
-    ) -> None:
-        self.process = process
-        self.facts = Facts(process.pid)
-        self.ready_s = ready_s
-        self.http = http
-        self.admin = admin
-
-    def counted(self) -> Counted:
-        """Ask how many events were received and how many of them wait, of all syncs."""
-        with urllib.request.urlopen(f"http://{self.admin}/api/status") as answer:
-            syncs = msgspec.json.decode(answer.read(), type=_Status).syncs
-        return Counted(
-            sum(sync.received for sync in syncs),
-            sum(sync.delivered for sync in syncs),
-            sum(sync.pending for sync in syncs),
-        )
-
-    def settle(self, delivered: int, at_most_s: float = 120.0, look_every_s: float = 0.25) -> None:
-        """Wait until nothing waits, which must be because it was delivered."""
-        ends = time.monotonic() + at_most_s
-        counted = self.counted()
-        while counted.pending:
-            assert time.monotonic() < ends, f"{counted} after {at_most_s:g} s"
-            time.sleep(look_every_s)
-            counted = self.counted()
-        assert counted.delivered == delivered, f"{counted}, not {delivered:,} delivered"
-
-
-class Counted(msgspec.Struct, frozen=True):
-    """What became of the events of all syncs."""
-
-    received: int
-    delivered: int
-    pending: int
-
-
-class _Status(msgspec.Struct):
-    syncs: list[Counted]
-
-
-@contextmanager
-def daemon(
-    table: dict[str, object],
-    how: signal.Signals = signal.SIGTERM,
-    cores: Collection[int] = (),
-) -> Iterator[Daemon]:
-    """The real daemon with these settings, on these cores if any are named, ended by a signal."""
-    folder = Path(str(table["data_dir"])).parent
-    config = folder / "settings.toml"
-    config.write_text(tomli_w.dumps(table | {"log": {"level": "info"}}), encoding="utf-8")
-    started = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "amplitude_intercom.engine", "run", "-c", str(config)],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    if cores:
-        os.sched_setaffinity(process.pid, cores)
-    try:
-        yield _ready(process, started)
-    finally:
-        process.send_signal(how)
-        with suppress(ValueError):
-            process.communicate()
-
-
-def _ready(process: subprocess.Popen[str], started: float) -> Daemon:
-    assert process.stderr is not None
-    http = admin = ""
-    for line in process.stderr:
-        entry = msgspec.json.decode(line)
-        if entry["event"] == "source listening":
-            http = entry["address"]
-        if entry["event"] == "admin listening":
-            admin = entry["address"]
-        if entry["event"] == "ready":
-            return Daemon(process, time.perf_counter() - started, http, admin)
-    raise RuntimeError("the daemon ended before it was ready")
-
-
 SERVERS = {
     "bare-intake": _serve_bare_intake,
     "durable-intake": _serve_durable_intake,
@@ -300,6 +219,6 @@ SERVERS = {
 }
 
 if __name__ == "__main__":
-    collect_garbage_rarely()  # as the daemon does that is measured beside it
+    collect_garbage_rarely()  # as the daemon does, for a fair comparison
     with suppress(KeyboardInterrupt):
         asyncio.run(SERVERS[sys.argv[1]]())

@@ -1,4 +1,4 @@
-"""How long it takes to start, beside what importing the libraries alone takes."""
+"""The time of a start, beside the import of the libraries alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks import events, servers
+from benchmarks import daemons, events
 from benchmarks.report import Result, in_turns, result_of_rounds
 
 IMPORTS = "import aiohttp, msgspec, anyio"
@@ -21,7 +21,7 @@ def _run_s(*arguments: str) -> float:
 
 
 def starting(seed: int, *, smoke: bool) -> list[Result]:
-    """``--help``, and ``run`` until it is ready, with nothing waiting."""
+    """Measure ``--help``, and ``run`` with an empty spool until it is ready."""
     rounds = 3 if smoke else 9
     helping = in_turns(
         rounds, lambda: _run_s("-m", "amplitude_intercom.engine", "--help"), _imports_s
@@ -30,7 +30,7 @@ def starting(seed: int, *, smoke: bool) -> list[Result]:
         table = events.table(Path(name))
 
         def ready_s() -> float:
-            with servers.daemon(table) as daemon:
+            with daemons.running(table) as daemon:
                 return daemon.ready_s
 
         running = in_turns(rounds, ready_s, _imports_s)
