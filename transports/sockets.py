@@ -31,6 +31,8 @@ from typing import Final, cast
 
 from aiohttp import web
 
+from amplitude_intercom.transports.inherited import inherited
+
 BACKLOG: Final = 512
 OWN_DESCRIPTORS: Final = 24
 """Files, pipes and listening sockets that the program itself has open."""
@@ -295,6 +297,8 @@ class Listener:
 async def _bind(host: str, port: int) -> list[socket.socket]:
     """Open the listening sockets of a host: a name may have several addresses, not all of use.
 
+    A socket that a service manager has opened at one of them is used as it is.
+
     Raises:
         OSError: none of them can be listened on, or one is taken.
     """
@@ -304,7 +308,9 @@ async def _bind(host: str, port: int) -> list[socket.socket]:
     absent: OSError | None = None
     for family, address in dict.fromkeys((family, address) for family, *_, address in found):
         try:
-            opened = socket.create_server(address[:2], family=family, backlog=BACKLOG)
+            opened = inherited().take(family, address[:2]) or socket.create_server(
+                address[:2], family=family, backlog=BACKLOG
+            )
         except OSError as error:
             if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
                 for listening in sockets:

@@ -18,6 +18,7 @@ from amplitude_intercom.engine.sources import sources_of
 from amplitude_intercom.engine.supervision import Supervisor
 from amplitude_intercom.transports.contract import Batch, Intake, Source, Ticket
 from amplitude_intercom.transports.errors import Refused
+from amplitude_intercom.transports.inherited import inherited
 from amplitude_intercom.transports.sockets import raise_descriptor_limit
 
 READY_LOOK_S = 1.0
@@ -46,6 +47,8 @@ async def run(settings: Settings) -> int:
             admin = AdminServer(settings.admin, engine)
             tasks.start_soon(admin.run)
             _log.info("admin listening", address=await admin.listening())
+        for passed in inherited().unused:
+            _log.warning("a passed socket is used by no setting: its clients wait", socket=passed)
         async with anyio.create_task_group() as meanwhile:
             meanwhile.start_soon(_tell_readiness, engine)
             await signals.stop.wait()

@@ -12,7 +12,7 @@ import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import aiohttp
 import tomli_w
@@ -157,20 +157,43 @@ class Daemon:
         return code
 
 
+_AS_SYSTEMD: Final = """
+import fcntl, os, sys
+passed, *command = sys.argv[1:]
+high = [fcntl.fcntl(int(fd), fcntl.F_DUPFD, 100) for fd in passed.split(",")]
+for place, fd in enumerate(high, start=3):
+    os.dup2(fd, place)
+    os.close(fd)
+os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(high))}
+os.execv(command[0], command)
+"""
+"""Passes sockets to a program, as sd_listen_fds(3) says."""
+
+
 async def start(
-    config: Path, env: Mapping[str, str] | None = None, max_files: int | None = None
+    config: Path,
+    env: Mapping[str, str] | None = None,
+    max_files: int | None = None,
+    sockets: Sequence[socket.socket] = (),
 ) -> Daemon:
-    """Start the daemon and read its log until it says whether it is ready."""
+    """Start the daemon and read its log until it says whether it is ready.
+
+    ``sockets`` are passed to it, as a service manager does.
+    """
 
     def limit() -> None:
         if max_files is not None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (max_files, max_files))
 
+    passed = [one.fileno() for one in sockets]
+    starter = [sys.executable, "-c", _AS_SYSTEMD, ",".join(map(str, passed))]
     process = await asyncio.create_subprocess_exec(
+        *(starter if passed else []),
         *command("run", "-c", str(config)),
         stderr=asyncio.subprocess.PIPE,
         env={**os.environ, **(env or {})},
         preexec_fn=limit,
+        pass_fds=passed,
     )
     assert process.stderr is not None
     addresses: dict[str, str] = {}
