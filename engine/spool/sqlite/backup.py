@@ -1,8 +1,8 @@
-"""A copy of a spool, consistent as of one moment, while somebody may be writing it.
+"""A backup of a spool: a copy as of one moment, while a daemon may be writing to the spool.
 
-It is written under a name with the number of the writing process (``NAME.4711.part``), so that two
-backups to one target never write to one file, and linked to its own name when it is whole: the
-first gets the name, the other is refused. What a killed backup has left goes with the next one.
+The copy is written under a name with the process id of the backup (``NAME.4711.part``), so that two
+backups to one target never write to one file. A complete copy is linked to its final name: the
+first backup gets the name, the other is refused. The next backup removes the rest of a killed one.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from amplitude_intercom.transports.reasons import RefusalReason
 
 
 def backup(spool: Path, target: Path) -> int:
-    """Write a spool to a file that is not there yet; return its size in bytes.
+    """Copy a spool to a new file; return the copy's size in bytes.
 
-    The copy is checked before it has its name, and it is on disk when this returns.
+    The copy is checked before it gets its name, and durable when this returns.
 
     Raises:
         SpoolError: the spool cannot be read, or is damaged.
-        OSError: the copy cannot be written, or is there already.
+        OSError: the copy cannot be written, or ``target`` exists.
     """
     if target.exists():
         raise _is_there(target)
@@ -49,9 +49,9 @@ def backup(spool: Path, target: Path) -> int:
 
 
 def _leftovers(target: Path) -> Iterator[Path]:
-    """Yield the unfinished copies of processes that are no more.
+    """Yield the unfinished copies of dead processes.
 
-    One with this process's own number is of an earlier one that had it, as all have in a container.
+    A copy with this process's own id is an earlier process's, because ids repeat in a container.
     """
     pattern = re.compile(re.escape(target.name) + r"\.([1-9]\d*)\.part(-journal)?")
     for name in os.listdir(target.parent):
@@ -71,13 +71,13 @@ def _is_another_alive(number: int) -> bool:
 
 
 def _remove(part: Path) -> None:
-    """Remove an unfinished copy; SQLite leaves its journal where a write fails."""
+    """Remove an unfinished copy, and the journal that SQLite leaves after a failed write."""
     for path in (part, Path(f"{part}-journal")):
         path.unlink(missing_ok=True)
 
 
 def _copy(db: sqlite3.Connection, part: Path, target: Path) -> None:
-    """Write the copy, from its beginning: a spool that somebody opened meanwhile is read twice."""
+    """Write the copy from its beginning: ``look_at`` may run this twice."""
     _remove(part)
     try:
         os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
@@ -85,7 +85,7 @@ def _copy(db: sqlite3.Connection, part: Path, target: Path) -> None:
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(target)) from None
     except sqlite3.OperationalError as error:
-        # It says so of the copy's disk, and of a spool in which a number of pages is damaged.
+        # SQLITE_FULL also comes from a spool whose header has a damaged number of pages.
         if primary_code(error) == sqlite3.SQLITE_FULL and not _is_damaged(db):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target)) from None
         raise
@@ -97,7 +97,11 @@ def _is_damaged(db: sqlite3.Connection) -> bool:
 
 
 def _name(part: Path, target: Path) -> None:
-    """Give the copy its name, unless something has it by now."""
+    """Give the copy its final name.
+
+    Raises:
+        FileExistsError: another file has the name by now.
+    """
     try:
         os.link(part, target)
     except FileExistsError:

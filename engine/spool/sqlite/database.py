@@ -1,20 +1,21 @@
-"""A spool's store, kept usable while its disk is not.
+"""A spool's store, usable through a full or failing disk.
 
 Rules
 =====
-1. A group of jobs is one transaction. A job that raises ``EngineError`` has changed nothing and
-   fails alone; so does one with a fault of its own, for which the others are run again.
-2. When the disk fails (a write, an fsync), nothing of the group is done. What was written of it may
-   be in memory and not on the disk, where a later commit must not build upon it: so the log is
-   folded into the file, without what failed, before the file is opened again. While that cannot be
-   done either, there is ``trouble``, and it is tried again every ``HEAL_EVERY_S``.
-3. When little of the disk is free, appends are refused, and what is only in the log is moved into
-   the file while that can still grow; everything else, which makes room in the end, goes on. When
-   the disk is full though, the reserve is let go for that. It is over once the disk has room for
-   the reserve and as much again.
-4. What the spool stands on (its folder, lock and file) is looked at before each group: where one is
-   gone or was replaced, appends are refused; where it is the lock, another process may have the
-   spool, and nothing is done at all.
+1. A group of jobs is one transaction. A job that raises ``EngineError`` has changed nothing, and
+   only that job fails. After any other exception the transaction is rolled back and every job runs
+   in a transaction of its own.
+2. A failed write or fsync fails the whole group. Its pages may be in memory and not on disk, and no
+   later commit may depend on them. So the log is folded into the file, without the failed
+   transaction, and the file is opened again. If that fails too, the spool has a ``trouble``, and
+   tries again every ``HEAL_EVERY_S``.
+3. On a disk with little free space appends are refused, and the log's pages are moved into the file
+   while the file can still grow. All other jobs go on, because they free bytes in the end. On a
+   full disk the reserve is released for them. Appends are taken again when the disk has free space
+   for the reserve and as much again.
+4. Before each group the folder, the lock and the file are compared with those at the opening. If
+   one is gone or was replaced, appends are refused. If it is the lock, another process may have the
+   spool open, and no job runs.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ T = TypeVar("T")
 Job = Callable[[Store], T]
 
 HEAL_EVERY_S = 1.0
+"""Seconds between two attempts to end a trouble."""
+
 SHORT = "hardly anything of the disk is free"
 NO_RESERVE = "the disk has too little room for `spool.reserve_bytes` and as much again"
 
@@ -58,20 +61,20 @@ _DISK = frozenset(
         sqlite3.SQLITE_PERM,
     }
 )
-"""Result codes that concern the disk as a whole; others are about what a job asked for."""
+"""Result codes that concern the disk or the whole file. Others concern one statement."""
 
 _FAILURES = (sqlite3.Error, UnicodeDecodeError, Damaged)
-"""What a database raises; its messages quote what is damaged, as bytes of any kind."""
+"""Exceptions of a database. ``UnicodeDecodeError``: a message quotes damaged bytes."""
 
 
 class Opener(Protocol):
-    """Opens a spool's store and its file; without ``recover``, the process that used it goes on."""
+    """Opens a spool's store and file. ``recover`` marks the first opening by this process."""
 
     def __call__(self, *, recover: bool) -> tuple[Store, SpoolFile]: ...
 
 
 class Database:
-    """One spool's store, in the hands of one thread; see the module's docstring."""
+    """One spool's store, used by one thread. The module's docstring has the rules."""
 
     def __init__(
         self,
@@ -79,10 +82,10 @@ class Database:
         reserve: Reserve,
         monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Open the store, with the reserve's help where the disk is full.
+        """Open the store, with the reserve's bytes if the disk is full.
 
         Raises:
-            SpoolError: it cannot be opened.
+            SpoolError: the store cannot be opened.
         """
         self._opener = opener
         self._reserve = reserve
@@ -92,19 +95,19 @@ class Database:
         self._ground: Ground | None = None
         self._is_lost = False
         self.trouble: SpoolError | None = None
-        """Why the spool takes nothing in, or nothing at all; None when all is well."""
+        """The reason for refusing appends, or all jobs; None if there is none."""
         self.damage: SpoolError | None = None
-        """What the database said when something that was asked of it could not be read."""
+        """The last error of the database about damage; None if there was none."""
         self.store, self.file = self._open(recover=True)
         if not reserve.take():
             self._run_out_of_disk(NO_RESERVE)
 
     def watch(self, ground: Ground) -> None:
-        """Look at what the spool stands on from now on."""
+        """Check the folder, the lock and the file before each group from now on."""
         self._ground = ground
 
     def _open(self, *, recover: bool) -> tuple[Store, SpoolFile]:
-        """Open the store. That takes room too, which on a full disk only the reserve has."""
+        """Open the store, which writes: on a full disk only the reserve has bytes for it."""
         try:
             return self._opener(recover=recover)
         except SpoolError:
@@ -113,7 +116,10 @@ class Database:
             return self._opener(recover=recover)
 
     def run(self, jobs: list[Job[Any]]) -> list[Any]:
-        """Run jobs in one transaction; return a result or an exception for each."""
+        """Run jobs in one transaction; return a result or an exception for each.
+
+        Without jobs only the disk and the ground are checked.
+        """
         if self._has_lost_ground():
             return self._without_ground(jobs)
         self._look_again()
@@ -131,7 +137,7 @@ class Database:
             return self._singly(jobs, fault)
 
     def _has_lost_ground(self) -> bool:
-        """Notice that the ground is gone, or there again."""
+        """Return whether the ground is lost now, and shut or reopen intake with it."""
         if self._ground is not None and self._ground.has_lost_only_log:
             self._save_log()
         problem = self._ground.problem() if self._ground else ""
@@ -139,25 +145,25 @@ class Database:
             self._note(SpoolError(RefusalReason.SPOOL_FAILING, problem))
             self.store.shut_intake(RefusalReason.SPOOL_FAILING)
         elif self._is_lost:
-            self._heal_at_s = self._monotonic_s()
+            self._heal_at_s = self._monotonic_s()  # the ground is back: heal at once
         self._is_lost = bool(problem)
         return self._is_lost
 
     def _save_log(self) -> None:
-        """Fold a log that somebody has removed into the file, while it is open still."""
+        """Fold a log whose file was removed into the spool's file, while the log is still open."""
         with suppress(sqlite3.Error, SpoolError):
             self._open_again()
             _log.warning("the spool's log was removed: what it held is in the file now")
 
     def _without_ground(self, jobs: list[Job[Any]]) -> list[Any]:
-        """Go on with what is open, so that deliveries are settled; not beside another process."""
+        """Run jobs on the open files, to settle deliveries, but not beside another process."""
         assert self._ground is not None
         if self._closed or self._ground.has_lost_lock:
             return [self.trouble for _ in jobs]
         try:
             return run_group(self.store, jobs) if jobs else []
         except _FAILURES as error:
-            if primary_code(error) in _DISK:  # nothing may build upon what was written of it
+            if primary_code(error) in _DISK:  # rule 2, but the file cannot be opened again
                 with suppress(sqlite3.Error):
                     self.file.fold()
                 self.close()
@@ -167,7 +173,7 @@ class Database:
             return self._singly(jobs, fault)
 
     def _singly(self, jobs: list[Job[Any]], fault: Exception) -> list[Any]:
-        """Run each of several jobs by itself; one that is alone already has failed."""
+        """Run each job in a transaction of its own. A single job has had that, and fails."""
         return [fault] if len(jobs) == 1 else [self.run([job])[0] for job in jobs]
 
     def _as_damage(self, error: Exception) -> SpoolDamaged:
@@ -189,15 +195,15 @@ class Database:
         return [failed for _ in jobs]
 
     def _run_out_of_disk(self, detail: str) -> None:
-        """Refuse appends, and let the rest have what room there is."""
+        """Refuse appends, and keep the free space for all other jobs."""
         self._note(SpoolError(RefusalReason.DISK_FULL, detail))
         self._heal_at_s = self._monotonic_s() + HEAL_EVERY_S
         self.store.shut_intake(RefusalReason.DISK_FULL)
         with suppress(sqlite3.Error):
-            self.file.claim_pages()  # before somebody else takes it
+            self.file.claim_pages()  # before another program fills the disk
 
     def heal(self, trouble: SpoolError) -> None:
-        """Set right what can be; say what trouble is left."""
+        """End a trouble if possible; note the one that remains otherwise."""
         self._heal_at_s = self._monotonic_s() + HEAL_EVERY_S
         try:
             if self._closed or trouble.reason is RefusalReason.SPOOL_FAILING:
@@ -216,7 +222,7 @@ class Database:
             self.trouble = None
 
     def _look_again(self) -> None:
-        """Heal, where there is trouble and it is time."""
+        """Heal if there is a trouble, at most every ``HEAL_EVERY_S``."""
         if self.trouble is not None and self._monotonic_s() >= self._heal_at_s:
             self.heal(self.trouble)
 
@@ -237,17 +243,17 @@ class Database:
         self.trouble = trouble
 
     def tidy(self) -> bool:
-        """Give a little of what the file does not need back to the disk; False: no more to do."""
+        """Return some free pages to the disk; return False if there is no more to do."""
         if self._closed:
             return False
         try:
             if not self.file.has_much_free(short=self.trouble is not None):
                 if self.trouble is None and self.file.is_longer_than_needed():
-                    self.file.fold()  # which cuts it; on a full disk it would take the turns of all
+                    self.file.fold()  # truncates the file; on a full disk it would delay every job
                 return False
             run_group(self.store, [lambda _: self.file.give_back()])
         except (sqlite3.Error, OSError):
-            return False  # the next job that writes will meet it
+            return False  # the next job that writes meets the same error
         return True
 
     def close(self) -> None:
@@ -259,7 +265,7 @@ class Database:
 def run_group(store: Store, jobs: list[Job[Any]]) -> list[Any]:
     """Run jobs in one transaction; return a result or an ``EngineError`` for each.
 
-    Whatever else is raised has undone all of it.
+    Any other exception is raised, after a rollback.
     """
     try:
         store.begin()

@@ -1,8 +1,8 @@
-"""A spool's file in SQLite: how it is opened, and what it takes up.
+"""A spool's SQLite file: opening, migration and size.
 
-One file for all syncs, in WAL mode with ``synchronous=FULL``: a commit that returned is on disk.
-Exactly one connection writes and checkpoints, which also keeps clear of the WAL-reset bug that
-SQLite had before 3.51.3 (it takes two connections). A person can read all of it with ``sqlite3``.
+One file for all syncs, in WAL mode with ``synchronous=FULL``: a commit is durable when it returns.
+Exactly one connection writes and checkpoints. That also avoids the WAL-reset bug of SQLite before
+3.51.3, which needs two such connections. Every table can be read with the ``sqlite3`` command.
 """
 
 from __future__ import annotations
@@ -26,19 +26,21 @@ FORMER_APPLICATION_ID: Final = (
 )
 PAGE_BYTES: Final = 8192
 GIVE_BACK_PAGES: Final = 128
+"""Free pages that one transaction returns to the disk."""
+
 LEAST_FREE_PAGES: Final = 2048
-"""Free pages that are given back at once, and up to how many are kept for what comes."""
+"""Free pages that the file keeps for new rows."""
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """Open a spool for writing, creating it where there is none (readable by its owner only).
+    """Open a spool for writing; create it, readable by its owner only, if there is none.
 
-    What a process that died left in the WAL is folded into the file at once, unless somebody is
-    looking at it. The last of it may be in memory only, where its fsync had failed: then it should
-    not lie before what comes now.
+    The log of a process that died is folded into the file at once, unless another process is
+    reading it. If the last fsync had failed, the end of that log may be in memory only, and new
+    transactions must not follow it.
 
     Raises:
-        SpoolError: not a spool, written by a later version, or not to be opened at all.
+        SpoolError: the file is no spool, is of a later version, or cannot be opened.
     """
     try:
         _create_private(path)
@@ -57,19 +59,20 @@ def connect(path: Path) -> sqlite3.Connection:
 
 
 def has_log(path: Path) -> bool:
-    """Return whether a spool has a log beside it: somebody writes, or ended without folding it."""
+    """Return whether a spool has a log: a process is writing, or ended without folding it."""
     return os.path.exists(f"{path}-wal") and os.path.exists(f"{path}-shm")
 
 
 def connect_to_read(path: Path) -> sqlite3.Connection:
-    """Open a spool that somebody else may be writing, to look at it. Nothing at all is written.
+    """Open a spool for reading only, while another process may be writing to it.
 
-    A reader of a log shares an index of it with the writer (``-shm``), which SQLite would create
-    and change for the reader too: not with ``readonly_shm``. Without a log the file changes no
-    more (``immutable``); the caller sees by ``has_log`` whether that was still so at the end.
+    Nothing is written. A reader of a log shares its index (``-shm``) with the writer; SQLite would
+    create and change the index for a reader too, but not with ``readonly_shm``. A file without a
+    log does not change (``immutable``). The caller must check with ``has_log`` that this was still
+    so at the end.
 
     Raises:
-        SpoolError: it is not there, not a spool, or cannot be read.
+        SpoolError: the file is missing, is no spool, or cannot be read.
     """
     how = "readonly_shm=1" if has_log(path) else "immutable=1"
     try:
@@ -86,7 +89,7 @@ def connect_to_read(path: Path) -> sqlite3.Connection:
 
 
 def _check_log(path: Path) -> None:
-    """Refuse a log that was copied without its index: SQLite would write one to read it."""
+    """Refuse a log that was copied without its index, because SQLite would have to write one."""
     log = Path(f"{path}-wal")
     if log.exists() and log.stat().st_size and not has_log(path):
         text = "its log has no index (-shm); the next start of the daemon makes one"
@@ -97,7 +100,7 @@ def _check_log(path: Path) -> None:
 def _closed_on_failure(connection: sqlite3.Connection, path: Path) -> Iterator[None]:
     try:
         yield
-    except (sqlite3.Error, UnicodeDecodeError) as error:  # its messages quote what is damaged
+    except (sqlite3.Error, UnicodeDecodeError) as error:  # a message quotes damaged bytes
         connection.close()
         raise _failing(path, error) from error
     except SpoolError:
@@ -110,32 +113,34 @@ def _failing(path: Path, error: Exception) -> SpoolError:
 
 
 def reason_of(error: Exception) -> RefusalReason:
-    """Return the ``SpoolError`` reason that an error of the database has."""
+    """Return the ``SpoolError`` reason of an error of the database."""
     is_full = primary_code(error) == sqlite3.SQLITE_FULL
     return RefusalReason.DISK_FULL if is_full else RefusalReason.SPOOL_FAILING
 
 
 def primary_code(error: Exception) -> int:
-    """Return SQLite's primary result code of an error; 0 where it has none."""
+    """Return SQLite's primary result code of an error; 0 if it has none."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
 tolerant = partial(str, encoding="utf-8", errors="replace")
-"""A text that is not UTF-8 any more must fail its checksum, not the transaction it is in."""
+"""Decodes texts. A damaged one must fail its checksum, not the whole transaction."""
 
 
 def fold(connection: sqlite3.Connection) -> bool:
-    """Move all that the WAL holds into the file, and empty the WAL; False: somebody is reading it.
+    """Move all pages of the log into the file, and empty the log.
+
+    Returns False, and leaves the log, while another connection is reading it.
 
     Raises:
-        sqlite3.Error: not possible now; nothing has changed.
+        sqlite3.Error: it is not possible now; nothing has changed.
     """
     (busy, *_) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     return not busy
 
 
 def _create_private(path: Path) -> None:
-    """Create the file with its owner's rights alone, and make its name durable."""
+    """Create the file, readable by its owner only, and make its name durable."""
     if path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -168,7 +173,7 @@ def _configure(connection: sqlite3.Connection) -> None:
 
 
 def _check(connection: sqlite3.Connection, path: Path) -> None:
-    """Refuse what is not ours before anything in it is changed."""
+    """Refuse a file that is no spool, or is of a later version, before it is changed."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
@@ -183,13 +188,13 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
 
 
 def tables_of(connection: sqlite3.Connection) -> dict[str, str]:
-    """Return the tables and indexes of a spool, and how each was made."""
+    """Return the tables and indexes of a spool, each with its SQL."""
     rows = connection.execute("SELECT name, sql FROM sqlite_schema WHERE sql IS NOT NULL")
     return dict(rows.fetchall())
 
 
 def migrate(connection: sqlite3.Connection) -> None:
-    """Take the steps that the file has not had yet, all or none."""
+    """Apply the steps of the schema that the file lacks, all or none."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version == SCHEMA_VERSION:
         return
@@ -215,7 +220,7 @@ def former_spools(data_dir: Path) -> list[Path]:
 
 
 def _is_former(path: Path) -> bool:
-    """Look at the application id in the file's header (SQLite's file format, offset 68)."""
+    """Read the application id in the file's header (SQLite's file format, offset 68)."""
     try:
         with path.open("rb") as file:
             header = file.read(100)
@@ -225,32 +230,32 @@ def _is_former(path: Path) -> bool:
 
 
 class SpoolFile:
-    """What a spool's open file takes up, and how it gives some of that back."""
+    """The size of a spool's open file, and the return of free pages to the disk."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._db = connection
 
     def fold(self) -> None:
-        """Move what the WAL holds into the file, and empty the WAL.
+        """Move all pages of the log into the file, and empty the log.
 
         Raises:
-            sqlite3.Error: it cannot be done now.
+            sqlite3.Error: it is not possible now.
         """
         if not fold(self._db):
             raise sqlite3.OperationalError("the write-ahead log is being read by somebody")
 
     def claim_pages(self) -> None:
-        """Let the file have what its newest pages need while they are in the WAL.
+        """Checkpoint, so that the file already has space for pages that are only in the log.
 
-        The WAL is then written from its beginning again, and need not grow.
+        The log is then written from its beginning again, and need not grow.
         """
         self._db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
 
     def has_much_free(self, *, short: bool) -> bool:
-        """Whether free pages should go back to the disk.
+        """Return whether free pages should go back to the disk.
 
-        Pages are moved for it, so it waits until more of the file is free than used, or until
-        the disk is ``short``.
+        Returning them moves pages, so the file first becomes more free than used, unless the disk
+        is ``short``.
         """
         free = self._free_pages()
         if short:
@@ -258,23 +263,23 @@ class SpoolFile:
         return free > max(LEAST_FREE_PAGES, self.used_bytes() // PAGE_BYTES)
 
     def give_back(self) -> int:
-        """Give some free pages back to the disk; return how many. In a transaction."""
+        """Return some free pages to the disk, in a transaction; return their number."""
         pages = min(GIVE_BACK_PAGES, self._free_pages())
-        for _ in range(pages):  # Python's module stops after one, whatever number it is given
+        for _ in range(pages):  # Python's `execute` frees one page, however many are asked for
             self._db.execute("PRAGMA incremental_vacuum(1)")
         return pages
 
     def is_longer_than_needed(self) -> bool:
-        """Whether the file on disk has not been cut yet behind its last page."""
+        """Return whether the file on disk is longer than its pages, before it is truncated."""
         _, _, path = self._db.execute("PRAGMA database_list").fetchone()
         return os.stat(path).st_size > self.size_bytes()
 
     def size_bytes(self) -> int:
-        """Return the size of the file, once its log is folded into it."""
+        """Return the size of the file with the log folded into it."""
         return int(self._db.execute("PRAGMA page_count").fetchone()[0]) * PAGE_BYTES
 
     def used_bytes(self) -> int:
-        """Return the bytes of the file that hold something."""
+        """Return the bytes of the file except free pages."""
         return self.size_bytes() - self._free_pages() * PAGE_BYTES
 
     def _free_pages(self) -> int:

@@ -1,7 +1,7 @@
-"""What a spool stands on: its folder, the lock in it, its file. Each has to stay the one it was.
+"""The ground of a spool: its folder, lock and file, which must stay the same.
 
-A folder that was removed or unmounted, or a file that was replaced, goes unnoticed by whoever has
-it open: what is written then is gone at the next start. So they are compared by inode.
+A process does not notice that a folder was removed or unmounted, or a file replaced, while it has
+the old one open. Its writes are lost at the next start. So the inodes are compared.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ class Ground:
         self.renew_log()
 
     def renew_log(self) -> None:
-        """Take the log that is there for the one that has to stay: each opening makes a new one."""
+        """Take the present log as the one to compare with, because each opening makes a new one."""
         others = [known for known in self._known if known[1] != self._log]
         found = _inode(self._log)
         self._known = [*others, ("its log", self._log, found)] if found else others
 
     @property
     def has_lost_lock(self) -> bool:
-        """Whether the file is still there, and the lock is not: another process may have both."""
+        """Whether the lock has changed and the file has not: another process may have both."""
         changed = {path.name for _, path, before in self._known if _inode(path) != before}
         return LOCK_NAME in changed and self._file not in changed
 
     @property
     def has_lost_only_log(self) -> bool:
-        """Whether everything is as it was but for the log."""
+        """Whether the log has changed and all else has not."""
         return {path for _, path, before in self._known if _inode(path) != before} == {self._log}
 
     def problem(self) -> str:
-        """Return what is not as it was; empty: all is."""
+        """Return a sentence about the first change; empty if there is none."""
         for what, path, before in self._known:
             now = _inode(path)
             if now != before:

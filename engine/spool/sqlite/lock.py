@@ -1,4 +1,4 @@
-"""One process for one data directory."""
+"""The lock that gives a data directory to one process."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _log = structlog.get_logger(__name__)
 
 
 class DataDir:
-    """The folder of the spools, held by this process until closed or dead.
+    """The folder of the spools, locked by this process until ``close`` or the process's end.
 
-    The operating system releases the lock with the process, so none is ever left behind.
+    The operating system releases the lock with the process, so no stale lock remains.
 
     Raises:
-        DataDirInUse: another process holds it; the message names its number.
-        SettingsError: it cannot be created or written, or any user of the machine can write in it.
+        DataDirInUse: another process holds the lock; the message names its process id.
+        SettingsError: the folder cannot be created or written, or every user can write to it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -60,7 +60,7 @@ class DataDir:
             raise SettingsError(
                 f"data_dir: {self.path} cannot be locked: {error.strerror}"
             ) from None
-        with suppress(OSError):  # a full disk: the lock holds without a name in it
+        with suppress(OSError):  # on a full disk the lock holds without a process id in it
             os.ftruncate(self._descriptor, 0)
             os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
 
@@ -75,10 +75,10 @@ class DataDir:
 
 
 def rights_of_others(path: Path) -> tuple[str, bool]:
-    """Return what others can do in a data directory, and whether it is refused for that.
+    """Return a sentence about others' rights in a data directory, and whether it is refused.
 
-    Where every user can write, somebody could put another spool there. The group is the owner's
-    own choice.
+    It is refused if every user can write, because any of them could put another spool there. The
+    rights of the group are the owner's choice.
     """
     state = path.stat()
     mode = stat.S_IMODE(state.st_mode)
@@ -97,7 +97,7 @@ def rights_of_others(path: Path) -> tuple[str, bool]:
 
 
 def holder(data_dir: Path) -> int | None:
-    """Return the number of the process that holds a data directory, if one does; takes no lock."""
+    """Return the id of the process that holds a data directory, if any, without taking the lock."""
     try:
         with open(data_dir / "lock", "rb", opener=_without_waiting) as file:
             number = int(file.read(32))
@@ -107,7 +107,7 @@ def holder(data_dir: Path) -> int | None:
         os.kill(number, 0)
     except PermissionError as error:
         if error.filename:
-            return None  # the file's
+            return None  # about the lock file, not about the signal
     except (OSError, ValueError, OverflowError):
         return None
     return number if _may_hold(number, inode) else None
@@ -118,9 +118,9 @@ def _without_waiting(path: str, flags: int) -> int:
 
 
 def _may_hold(number: int, inode: int) -> bool:
-    """Return whether a process that is alive holds a lock; a number may have a new owner by now.
+    """Return whether a live process holds a lock: another process may have its id by now.
 
-    Where the system has no list of locks, as on macOS, the number is all there is.
+    A system without a list of locks, as macOS, cannot tell; the result is True there.
     """
     try:
         held = Path("/proc/locks").read_text(encoding="ascii").splitlines()

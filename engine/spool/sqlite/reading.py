@@ -1,4 +1,4 @@
-"""Reading a spool's file from outside, whoever is writing it: nothing is written, nobody waits."""
+"""Reading a spool's file beside its writer, without a write and without delaying the writer."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ T = TypeVar("T")
 def look_at(path: Path, job: Callable[[sqlite3.Connection], T]) -> T:
     """Run a job that only reads on a connection of its own.
 
-    A file that was at rest is read without locks; where a writer came meanwhile, it is read again.
+    A file without a log is read without locks. If a writer has opened it by the end, the job runs
+    again.
 
     Raises:
-        SpoolError: it is not there, or cannot be read.
+        SpoolError: the file is missing, or cannot be read.
     """
     at_rest = not has_log(path)
     try:
@@ -44,7 +45,7 @@ def look(path: Path, job: Callable[[Store], T]) -> T:
     """Run a job that only reads on one snapshot of a spool's tables.
 
     Raises:
-        SpoolError: it is not there, cannot be read, or was written by an earlier version.
+        SpoolError: the file is missing, cannot be read, or is of an earlier version.
     """
     return look_at(path, lambda db: _in_snapshot(db, path, job))
 
@@ -59,12 +60,12 @@ def _in_snapshot(db: sqlite3.Connection, path: Path, job: Callable[[Store], T]) 
 
 
 def disk_bytes(path: Path) -> int:
-    """Return the bytes that a spool's files have on disk: its log and its reserve included."""
+    """Return the bytes of a spool's files on disk, with its log and reserve."""
     return sum(size_of(f"{path}{end}") for end in ("", "-wal", "-shm", "-reserve"))
 
 
 def size_of(path: str) -> int:
-    """Return the size of a file in bytes; 0 where there is none."""
+    """Return the size of a file in bytes; 0 if there is none."""
     try:
         return os.stat(path).st_size
     except (FileNotFoundError, NotADirectoryError):

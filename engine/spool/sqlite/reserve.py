@@ -1,9 +1,9 @@
-"""Disk space that is kept back, so that deliveries can be settled when others fill the disk.
+"""The reserve of disk space, with which deliveries are settled when other programs fill the disk.
 
-Deleting a row needs room as well: the write-ahead log has to grow by the pages that change. Half of
+Deleting a row needs space too, because the write-ahead log grows by the pages that change. Half of
 the reserve is allocated to the log from the start, as far as SQLite lets it grow before it begins
-anew; the other half is a file of ballast that is removed when the disk is full, for the pages that
-are in the log and not yet in the spool's own file.
+anew. The other half is a ballast file that is removed when the disk is full, for pages that are in
+the log and not yet in the spool's own file.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _CHUNK = bytes(1 << 20)
 
 
 class Reserve:
-    """The reserve beside one spool; ``size_bytes`` 0: none is kept."""
+    """The reserve beside one spool. ``size_bytes`` 0 is no reserve."""
 
     def __init__(self, spool: Path, size_bytes: int) -> None:
         self._ballast = Path(f"{spool}-reserve")
@@ -23,9 +23,10 @@ class Reserve:
         self._half_bytes = size_bytes // 2
 
     def take(self) -> bool:
-        """Keep the space back (again); return False where the disk does not have it.
+        """Allocate the reserve, or what is missing of it; return whether the disk has enough.
 
-        It has to have as much again: what was let go a moment ago is not room enough to go on.
+        Enough is the reserve and as much free space again: with less, the space just released
+        would be taken as the end of the shortage.
         """
         if not self._half_bytes:
             return True
@@ -42,9 +43,9 @@ class Reserve:
         return enough
 
     def is_short(self) -> bool:
-        """Return whether so little of the disk is free that what there is should be used with care.
+        """Return whether the disk has less free space than half of the reserve.
 
-        That is noticed while there still is some, however fast others fill the disk.
+        So a shortage is noticed before the disk is full.
         """
         try:
             return bool(self._half_bytes) and _free_bytes(self._ballast.parent) < self._half_bytes
@@ -52,7 +53,7 @@ class Reserve:
             return False
 
     def release(self) -> bool:
-        """Let the ballast go; return whether there was any."""
+        """Remove the ballast; return whether there was any."""
         try:
             self._ballast.unlink()
         except OSError:
@@ -66,10 +67,10 @@ def _free_bytes(path: Path) -> int:
 
 
 def _allocate(path: Path, size_bytes: int) -> None:
-    """Make a file at least so long, of blocks that are its own.
+    """Extend a file to at least ``size_bytes``, with blocks of its own.
 
     Raises:
-        OSError: the disk has not so much room.
+        OSError: the disk does not have the space.
     """
     descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
     try:
