@@ -1,6 +1,6 @@
-"""What the tables need of a database: the small part that SQLite and PostgreSQL have in common.
+"""The interface of a database to the tables: the part that SQLite and PostgreSQL share.
 
-Statements are written once, with ``?`` for values, in the SQL that both know.
+Statements are written once, in the SQL of both, with ``?`` for values.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from itertools import chain
 from typing import Any, Protocol
 
 MOST_ROWS = 512
-"""Rows of one statement. More would not be any faster."""
+"""Rows of one statement. More rows are not faster."""
 
 
 class Damaged(Exception):
-    """What was read is not as it was written: the file is damaged."""
+    """The file is damaged: data that was read cannot be the data that was written."""
 
 
 class Rows(Protocol):
-    """What a statement found."""
+    """The result of a statement."""
 
     @property
     def rowcount(self) -> int: ...
@@ -28,16 +28,16 @@ class Rows(Protocol):
 
 
 class Connection(Protocol):
-    """An open database, in the hands of one thread."""
+    """An open database, used by one thread."""
 
     @property
     def Error(self) -> type[Exception]:
-        """What the database raises: its trouble, and no fault of what it was given."""
+        """The base of the database's exceptions."""
         ...
 
     @property
     def IntegrityError(self) -> type[Exception]:
-        """What it raises of a row that is there already: damage of one of the two."""
+        """The exception for a row whose key exists, which only damage can cause."""
         ...
 
     def execute(self, statement: str, values: Sequence[Any] = (), /) -> Rows:
@@ -46,20 +46,19 @@ class Connection(Protocol):
 
 
 def holes(count: int) -> str:
-    """Return so many placeholders, in brackets."""
+    """Return ``count`` placeholders in brackets."""
     return f"({', '.join('?' * count)})"
 
 
 def insert_many(
     db: Connection, insert: str, width: int, rows: Sequence[Sequence[Any]], then: str = ""
 ) -> int:
-    """Insert rows of ``width`` values, many a statement; return how many were inserted.
+    """Insert rows of ``width`` values, many a statement; return the number of inserted rows.
 
-    ``then`` ends each statement: what is to be done where a row is there already.
-
-    ``executemany`` gives the interpreter's lock away for every row, and waits for it after every
-    row: with a busy event loop in another thread that costs more than the database does.
+    ``then`` ends each statement, as ``ON CONFLICT DO NOTHING``.
     """
+    # Not `executemany`: it releases the interpreter's lock for every row and waits for it again,
+    # which beside a busy event loop costs more than the database does.
     inserted, start = 0, 0
     while start < len(rows):
         count = min(MOST_ROWS, 1 << (len(rows) - start).bit_length() - 1)
@@ -79,9 +78,9 @@ def in_slices(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
 def find_in(
     db: Connection, query: str, values: Sequence[Any], before: Sequence[Any] = ()
 ) -> Iterator[Any]:
-    """Yield what a query finds whose last condition is ``… IN``, for any number of values.
+    """Yield the rows of a query that ends in ``… IN``, for any number of values.
 
-    ``before``: the values of the conditions ahead of it.
+    ``before`` has the values of the conditions before that.
     """
     for some in in_slices(values):
         yield from db.execute(f"{query} {holes(len(some))}", [*before, *some])
@@ -90,7 +89,7 @@ def find_in(
 def change_in(
     db: Connection, statement: str, values: Sequence[Any], before: Sequence[Any] = ()
 ) -> int:
-    """Run a statement whose last condition is ``… IN``; return how many rows it has changed."""
+    """Run a statement that ends in ``… IN``; return the number of changed rows."""
     changed = 0
     for some in in_slices(values):
         changed += db.execute(f"{statement} {holes(len(some))}", [*before, *some]).rowcount
@@ -98,10 +97,10 @@ def change_in(
 
 
 def check_order(after: Any, keys: Iterable[Any]) -> None:
-    """Check that keys were read in ascending order: a damaged tree can lead round in a circle.
+    """Check that keys ascend, because a damaged tree can lead round in a circle.
 
     Raises:
-        Damaged: they were not.
+        Damaged: they do not.
     """
     for key in keys:
         if not key > after:

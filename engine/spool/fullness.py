@@ -1,14 +1,14 @@
-"""Which takers are refused for want of free bytes.
+"""The refusal of takers for want of free bytes.
 
 Rules
 =====
-1. What counts is what waits: packed batches, and bytes that records have taken along. What is
-   remembered (dead letters, insert ids, contacts) has budgets of its own, and closes nothing.
-2. At ``spool.max_bytes`` everybody is refused. Above ``CROWDED`` of it whoever has more than an
-   equal share (all takers count, also those that hold nothing), so that one whose deliveries stand
-   does not close the intake of the others.
-3. Who is refused stays so until ``RELIEF`` of that bound: refusals that came and went by the batch
-   would let a later batch overtake an earlier one.
+1. Only waiting bytes count: those of packed batches, and those that records have taken along. Dead
+   letters, insert ids and contacts have budgets of their own, and never close intake.
+2. At ``spool.max_bytes`` every taker is refused. Above ``CROWDED`` of it a taker with more than an
+   equal share is refused, so that a taker without deliveries does not close the intake of the
+   others. Shares count all takers, also those without waiting bytes.
+3. A refused taker stays refused until it is below ``RELIEF`` of its bound. Without that, refusals
+   would come and go from batch to batch, and a later batch would overtake an earlier one.
 """
 
 from __future__ import annotations
@@ -22,31 +22,31 @@ RELIEF = 0.95
 
 
 class Fullness:
-    """Who is refused now; see the module's docstring."""
+    """The takers that are refused now. The module's docstring has the rules."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._bounds: dict[int, int] = {}
-        """Takers that are refused for their share, and what that was when it was passed."""
+        """The share of each taker that is refused for it, as it was at the refusal."""
         self._is_full = False
         self.refused: dict[int, str] = {}
-        """Takers that are refused as of the last commit, and why, for people."""
+        """Takers that are refused as of the last commit, each with a sentence that says why."""
 
     def why_not(self, taker: int, takers: Collection[int], accounts: Accounts) -> str:
-        """Return why a taker can have no more now, in a transaction; empty: it can.
+        """Return the reason for refusing a taker now, within a transaction; empty if there is none.
 
-        ``takers``: all that there are, whether they hold anything or not.
+        ``takers`` has all takers, with waiting bytes or not.
         """
         if taker in self.refused:
             return self.refused[taker]
         return self._judge(taker, len(takers), accounts)
 
     def share_bytes(self, takers: int) -> int:
-        """Return the equal share of each of so many takers."""
+        """Return the equal share of each of ``takers`` takers."""
         return self._max_bytes // max(1, takers)
 
     def look(self, takers: Collection[int], accounts: Accounts) -> None:
-        """Look at who is refused from now on; after a commit."""
+        """Update the refused takers, after a commit."""
         total = accounts.value(SPOOL, WAITING)
         self._is_full = total >= (RELIEF if self._is_full else 1.0) * self._max_bytes
         if total < RELIEF * CROWDED * self._max_bytes:
@@ -69,7 +69,7 @@ class Fullness:
         return f"{held:,} bytes of it wait, {taken} and its share was {bound:,}"
 
     def _bound(self, taker: int, takers: int, accounts: Accounts) -> int | None:
-        """Return the share for which a taker is refused; None: it is not."""
+        """Return the share for which a taker is refused; None if it is not."""
         held = _held(taker, accounts)
         bound = self._bounds.get(taker)
         if bound is not None and held >= RELIEF * bound:

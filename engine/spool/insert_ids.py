@@ -1,7 +1,7 @@
-"""Which events were accepted before: their insert ids, as hashes, for the de-duplication window.
+"""Insert ids of accepted events, as hashes, for the de-duplication window.
 
-A key is its taker's number and the hash of an insert id. Windows compare the times of acceptance,
-so it does not matter how long a batch waited to be unpacked.
+A key is the taker's id and the hash of an insert id. The window compares times of acceptance, so
+the time that a batch waits to be unpacked does not matter.
 """
 
 from __future__ import annotations
@@ -17,34 +17,31 @@ from amplitude_intercom.engine.spool.connection import (
 )
 
 ROW_BYTES = 100
-"""What a key takes on disk, its entry in the index included: measured at a million."""
+"""Bytes of a key on disk, with its entry in the index: measured at a million keys."""
 
 
 def key_of(taker: int, hashed: bytes) -> bytes:
-    """Return the key of an event of a taker."""
+    """Return the key of a taker's event."""
     return taker.to_bytes(4, "big") + hashed
 
 
 class InsertIds:
-    """The table ``insert_ids``, inside somebody's transaction; in the order of arrival by its ids.
-
-    ``added`` is by how many this transaction has changed them: the caller counts.
-    """
+    """The table ``insert_ids``, inside the caller's transaction. Ids are in order of arrival."""
 
     def __init__(self, db: Connection, window_ms: int) -> None:
         self._db = db
         self._window_ms = window_ms
         self.is_short = False
-        """Whether the disk is full: keys that come take what the oldest had."""
+        """Whether the disk is full, so that new keys need the space of the oldest."""
         self.added = 0
-        """Keys that were added, less those that were forgotten, since somebody took the number."""
+        """Keys added less keys forgotten, since the caller last took this number to count them."""
 
     def add(self, keys: Mapping[int, bytes], at_ms: Mapping[int, int]) -> Collection[int]:
         """Remember keys by the ids of their records; return the ids of those that are new.
 
-        ``at_ms``: when each was accepted. The usual case, all of them new, is one statement; only
-        else is looked at each.
+        ``at_ms`` has the time of acceptance of each record.
         """
+        # The usual case, every key new, is one statement. Only otherwise is each key looked up.
         rows = [(id_, key, at_ms[id_]) for id_, key in keys.items()]
         if self.is_short:
             self.forget_first(len(rows))
@@ -59,13 +56,13 @@ class InsertIds:
         )
         held = {key: (id_, at) for key, id_, at in found}
         for id_, key in keys.items():
-            if key not in held:  # its own id is another's: damage, and no duplicate
+            if key not in held:  # its id is taken: damage, and no duplicate
                 new.add(id_)
                 continue
             holder, before_ms = held[key]
             if holder == id_:
                 new.add(id_)
-            elif before_ms <= at_ms[id_] - self._window_ms:  # outlived: at the end again
+            elif before_ms <= at_ms[id_] - self._window_ms:  # outlived: now the newest
                 self._db.execute("DELETE FROM insert_ids WHERE key = ?", (key,))
                 self._db.execute(
                     "INSERT INTO insert_ids (id, key, at_ms) VALUES (?, ?, ?)",
@@ -76,9 +73,9 @@ class InsertIds:
         return new
 
     def move(self, old: int, new: int, limit: int) -> int:
-        """Let up to ``limit`` keys of a taker be another's; return how many there were.
+        """Move up to ``limit`` keys of a taker to another; return their number.
 
-        One that the other has too is forgotten.
+        A key that the other taker has too is forgotten.
         """
         first, behind = key_of(old, b""), key_of(old + 1, b"")
         found: list[tuple[int, bytes]] = self._db.execute(
@@ -96,10 +93,10 @@ class InsertIds:
         return len(found)
 
     def forget_oldest(self, rows: int, cutoff_ms: int, now_ms: int) -> int:
-        """Forget the first ``rows`` that are outlived; return how many were.
+        """Forget up to ``rows`` of the oldest keys that are outlived; return their number.
 
-        In the order of arrival, up to the first that is not: one that a clock behind its time has
-        stamped waits for those before it. What one ahead has left is outlived a window from now.
+        This stops at the first key that is not, so a key that a slow clock has stamped waits for
+        those before it. A key stamped by a clock ahead of time is outlived one window from now.
         """
         oldest = self._db.execute(
             "SELECT id, at_ms FROM insert_ids ORDER BY id LIMIT ?", (rows,)
@@ -116,7 +113,7 @@ class InsertIds:
         return self._forget_to(last)
 
     def forget_first(self, rows: int) -> int:
-        """Forget the first ``rows``, outlived or not; return how many there were."""
+        """Forget up to ``rows`` of the oldest keys, outlived or not; return their number."""
         oldest: Sequence[tuple[int]] = self._db.execute(
             "SELECT id FROM insert_ids ORDER BY id LIMIT ?", (rows,)
         ).fetchall()

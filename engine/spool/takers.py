@@ -1,4 +1,4 @@
-"""Who keeps something of a batch: each taker has a number, which stays its own under any name."""
+"""Takers, the syncs and relays that keep parts of batches. A taker's id outlives its name."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from amplitude_intercom.engine.spool.connection import Connection
 class Taker(msgspec.Struct, frozen=True):
     """A row of ``takers``.
 
-    ``unpacked_to``: the last of its batches whose records are rows. ``delivered_at_ms``: when
-    something of it was delivered last; 0: never.
+    ``unpacked_to`` is the id of its last batch with records as rows. ``delivered_at_ms`` is the
+    time of its last delivery; 0 before the first.
     """
 
     id: int
@@ -24,43 +24,43 @@ class Taker(msgspec.Struct, frozen=True):
 
 
 def taker_checksum(name: str) -> int:
-    """Return the CRC32 that a taker is kept with."""
+    """Return the checksum of a taker's row."""
     return zlib.crc32(name.encode())
 
 
 RELAY: Final = "relay:"
-"""How names of takers begin that are relays; no sync's can."""
+"""The prefix of relays' names, which no sync's name can have."""
 
 
 def spoken(taker: str) -> str:
-    """Return a taker's name as it is said to people: ``sync `production```."""
+    """Return a taker's name for a sentence: ``sync `production```."""
     if taker.startswith(RELAY):
         return f"relay `{taker.removeprefix(RELAY)}`"
     return f"sync `{taker}`"
 
 
 class Takers:
-    """The table ``takers``, inside somebody's transaction."""
+    """The table ``takers``, inside the caller's transaction."""
 
     def __init__(self, db: Connection) -> None:
         self._db = db
         self._delivered: dict[int, int] = {}
-        """When something of a taker was delivered in this transaction (Unix ms)."""
+        """The time of each taker's last delivery in this transaction (Unix ms)."""
 
     def all(self) -> list[Taker]:
-        """Return all that the spool knows, whether they are in the settings or not."""
+        """Return all takers of the spool, also those that are no longer in the settings."""
         rows = self._db.execute(
             "SELECT id, name, unpacked_to, delivered_at_ms FROM takers ORDER BY id"
         )
         return [Taker(*row) for row in rows]
 
     def id_of(self, name: str) -> int | None:
-        """Return a taker's number; None where it never was one."""
+        """Return the id of a taker by name; None if there is none."""
         row = self._db.execute("SELECT id FROM takers WHERE name = ?", (name,)).fetchone()
         return None if row is None else int(row[0])
 
     def add(self, name: str) -> int:
-        """Return a taker's number, a new one where it has none yet."""
+        """Return the id of a taker by name, a new one if there is none."""
         known = self.id_of(name)
         if known is not None:
             return known
@@ -72,37 +72,37 @@ class Takers:
         return int(row[0])
 
     def name_of(self, taker: int) -> str:
-        """Return what a taker is called; empty where there is none of this number."""
+        """Return the name of a taker; empty if there is none."""
         row = self._db.execute("SELECT name FROM takers WHERE id = ?", (taker,)).fetchone()
         return str(row[0]) if row else ""
 
     def unpacked_to(self, taker: int) -> int:
-        """Return the last of a taker's batches whose records are rows."""
+        """Return the id of a taker's last batch with records as rows."""
         row = self._db.execute("SELECT unpacked_to FROM takers WHERE id = ?", (taker,)).fetchone()
         return int(row[0]) if row else 0
 
     def set_unpacked_to(self, taker: int, batch: int) -> None:
-        """Say that the records of all batches up to this one are rows."""
+        """Note that all batches up to ``batch`` have records as rows."""
         self._db.execute("UPDATE takers SET unpacked_to = ? WHERE id = ?", (batch, taker))
 
     def delivered_at_ms(self, taker: int) -> int | None:
-        """Return when something of a taker was delivered last; None: never."""
+        """Return the time of a taker's last delivery; None before the first."""
         row = self._db.execute(
             "SELECT delivered_at_ms FROM takers WHERE id = ? AND delivered_at_ms > 0", (taker,)
         ).fetchone()
         return None if row is None else int(row[0])
 
     def note_delivery(self, taker: int, now_ms: int) -> None:
-        """Keep the time of a taker's last delivery, at the transaction's end."""
+        """Note a delivery, to be written at the transaction's end."""
         self._delivered[taker] = now_ms
 
     def write_deliveries(self) -> None:
-        """Write what was noted."""
+        """Write the noted deliveries."""
         for taker, at_ms in self._delivered.items():
             query = "UPDATE takers SET delivered_at_ms = ? WHERE id = ?"
             self._db.execute(query, (at_ms, taker))
         self.forget_deliveries()
 
     def forget_deliveries(self) -> None:
-        """Take in that the transaction has come to nothing."""
+        """Drop the noted deliveries, after a rollback."""
         self._delivered.clear()

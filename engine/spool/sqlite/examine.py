@@ -1,7 +1,7 @@
-"""Looking at a spool's file from outside, whoever is writing it: what is in it, and is it whole?
+"""The contents and the integrity of a spool's file, read beside its writer.
 
-Reads with a connection of its own that neither writes nor checkpoints, a little at a time. The one
-that does is not held up; but its log grows while the structure of the file is checked.
+The connection neither writes nor checkpoints, and reads a little at a time. So the writer is never
+delayed; but its log grows while the structure of the file is checked.
 """
 
 from __future__ import annotations
@@ -30,15 +30,17 @@ from amplitude_intercom.engine.spool.takers import taker_checksum
 
 CHUNK_ROWS = 2_000
 CHUNK_BATCHES = 50
+"""Rows of one read: of most tables, and of tables with large rows."""
+
 MOST_FINDINGS = 100
 
 
 class SpoolState(msgspec.Struct, frozen=True):
-    """What a spool's file holds. ``log_bytes``: of the write-ahead log beside it.
+    """The contents of a spool's file. ``log_bytes`` is the size of the write-ahead log beside it.
 
-    By table: ``rows``, ``table_bytes`` (pages, those of indexes included; empty where SQLite cannot
-    tell), ``oldest_ms`` (Unix milliseconds, of tables whose rows have a time). ``syncs`` holds the
-    counters of each.
+    By table: ``rows``, ``table_bytes`` (pages, with those of indexes; empty if this SQLite cannot
+    tell), ``oldest_ms`` (Unix milliseconds, for tables with a time). ``syncs`` has the counters of
+    each sync.
     """
 
     path: str
@@ -56,7 +58,7 @@ class SpoolState(msgspec.Struct, frozen=True):
 
 
 class Damage(msgspec.Struct, frozen=True):
-    """Something that is not as it was written. ``key``: the row's, in ``table``."""
+    """Damage in the file. ``key`` is the key of a row of ``table``."""
 
     table: str
     key: str
@@ -64,10 +66,10 @@ class Damage(msgspec.Struct, frozen=True):
 
 
 def state_of(path: Path) -> SpoolState:
-    """Return what a spool's file holds.
+    """Return the contents of a spool's file.
 
     Raises:
-        SpoolError: it is not there, or cannot be read.
+        SpoolError: the file is missing, or cannot be read.
     """
     return look_at(path, lambda db: _state(db, path))
 
@@ -98,7 +100,7 @@ def _state(db: sqlite3.Connection, path: Path) -> SpoolState:
 
 
 def _table_bytes(db: sqlite3.Connection) -> dict[str, int]:
-    """Return the bytes of each table's pages; nothing where this SQLite has no ``dbstat``."""
+    """Return the bytes of each table's pages; empty if this SQLite has no ``dbstat``."""
     try:
         return dict(
             db.execute(
@@ -141,10 +143,10 @@ def _oldest_ms(db: sqlite3.Connection) -> dict[str, int]:
 
 
 def findings(path: Path) -> list[Damage]:
-    """Return what is damaged in a spool's file, the first hundred of it; nothing: it is whole.
+    """Return the damage in a spool's file, at most ``MOST_FINDINGS``; empty if there is none.
 
     Raises:
-        SpoolError: it is not there, or cannot be read at all.
+        SpoolError: the file is missing, or cannot be read at all.
     """
     return look_at(path, lambda db: list(islice(_findings(db), MOST_FINDINGS)))
 
@@ -171,7 +173,7 @@ def _structure(db: sqlite3.Connection) -> Iterator[Damage]:
 
 
 def _tables(db: sqlite3.Connection) -> Iterator[Damage]:
-    """Compare the tables with those of a new spool, where this one is of the same version."""
+    """Compare the tables with those of a new spool, if this one has the same version."""
     if db.execute("PRAGMA user_version").fetchone() != (SCHEMA_VERSION,):
         return
     with closing(sqlite3.connect(":memory:")) as new:
@@ -185,7 +187,7 @@ def _tables(db: sqlite3.Connection) -> Iterator[Damage]:
 def _walk(
     db: sqlite3.Connection, query: str, key: str, start: Any, chunk: int = CHUNK_ROWS
 ) -> Iterator[tuple[Any, ...]]:
-    """Yield all rows of a query in the order of their key, its first column, a chunk a read."""
+    """Yield all rows of a query by their key, its first column; read ``chunk`` rows at a time."""
     while True:
         rows = db.execute(f"{query} WHERE {key} > ? ORDER BY {key} LIMIT ?", (start, chunk))
         found = rows.fetchall()
@@ -199,7 +201,7 @@ def _walk(
 def _checked(
     db: sqlite3.Connection, table: str, columns: str, checksum_of: Callable[..., int], start: Any
 ) -> Iterator[Damage]:
-    """Check the rows of a table, whose key is the first column and whose checksum the last."""
+    """Check the rows of a table. The first column is the key, the last the checksum."""
     key_column = columns.partition(",")[0]
     query = f"SELECT {columns} FROM {table}"
     for key, *fields, crc in _walk(db, query, key_column, start):
@@ -217,7 +219,7 @@ def _takers(db: sqlite3.Connection) -> Iterator[Damage]:
 
 
 def _inbox(db: sqlite3.Connection) -> Iterator[Damage]:
-    """Check the batches: their indexes, and the events of those that are packed."""
+    """Check the index of each batch, and the events of packed ones."""
     unpacked = dict(db.execute("SELECT id, unpacked_to FROM takers").fetchall())
     query = "SELECT id, taker, accepted_at_ms, count, crc, entries, events FROM inbox"
     for id_, taker, at_ms, count, crc, text, events in _walk(db, query, "id", -1, CHUNK_BATCHES):
