@@ -12,7 +12,8 @@ from amplitude_intercom.transports.amplitude_client import (
     LEGACY_URLS,
     AmplitudeClient,
 )
-from amplitude_intercom.transports.intercom import BASE_URLS, IntercomClient
+from amplitude_intercom.transports.intercom import BASE_URLS
+from amplitude_intercom.transports.intercom_client import IntercomClient
 from amplitude_intercom.transports.sockets import share_of_descriptors
 
 Token = tuple[str, str]

@@ -8,9 +8,14 @@ from typing import Final, Protocol, Self
 import aiohttp
 from yarl import URL
 
-from amplitude_intercom.transports.answering import cause_of, detail_of, read_bounded
+from amplitude_intercom.transports.answering import (
+    ABOUT_THE_REQUEST,
+    cause_of,
+    detail_of,
+    read_bounded,
+)
 from amplitude_intercom.transports.errors import NoAnswer
-from amplitude_intercom.transports.intercom import ABOUT_THE_REQUEST, Answer
+from amplitude_intercom.transports.intercom import Answer
 from amplitude_intercom.transports.originals import Original
 from amplitude_intercom.transports.reasons import NoAnswerCause
 

@@ -21,6 +21,12 @@ MAX_MEMBERS: Final = 64
 ZLIB_METHOD: Final = 8
 """Low bits of the first byte of a zlib stream (RFC 1950, 2.2)."""
 
+ABOUT_THE_REQUEST: Final = (ValueError, TypeError, OverflowError)
+"""Errors that say that a request cannot be made: it is at fault, and it alone.
+
+All others are about the moment, and so no verdict on a record. Those of aiohttp and of the system
+are too, though some are a ``ValueError`` as well."""
+
 _PACKINGS: Final = frozenset({"gzip", "x-gzip", "deflate"})
 
 

@@ -34,7 +34,8 @@ from amplitude_intercom.engine.rules.verdicts import Verdict
 from amplitude_intercom.engine.spool.contract import Loaded, Transaction, Wanted
 from amplitude_intercom.engine.spool.rows import DeadLetterQuery
 from amplitude_intercom.engine.status import SyncStatus
-from amplitude_intercom.transports.intercom import Answer, IntercomClient, Request, Wire
+from amplitude_intercom.transports.intercom import Answer, Request, Wire
+from amplitude_intercom.transports.intercom_client import IntercomClient
 from amplitude_intercom.transports.sandbox import InProcess, Sandbox
 from support import simulation, virtual
 

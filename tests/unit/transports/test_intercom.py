@@ -18,13 +18,10 @@ from aiohttp import web
 from amplitude_intercom.transports import intercom
 from amplitude_intercom.transports.errors import NoAnswer
 from amplitude_intercom.transports.intercom import (
-    MAX_ANSWER_BYTES,
     MAX_CONTACT_FIELDS,
-    MAX_LIST_BYTES,
     VERSION,
     Answer,
     ApiError,
-    IntercomClient,
     ListedEvent,
     RateHeaders,
     Request,
@@ -42,6 +39,11 @@ from amplitude_intercom.transports.intercom import (
     parse_events,
     parse_rate,
     send_event,
+)
+from amplitude_intercom.transports.intercom_client import (
+    MAX_ANSWER_BYTES,
+    MAX_LIST_BYTES,
+    IntercomClient,
 )
 
 TOKEN = "canary-token-91bc"

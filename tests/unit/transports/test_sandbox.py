@@ -12,7 +12,6 @@ import pytest
 from amplitude_intercom.transports.errors import NoAnswer
 from amplitude_intercom.transports.intercom import (
     Answer,
-    IntercomClient,
     Request,
     Wire,
     create_contact,
@@ -28,6 +27,7 @@ from amplitude_intercom.transports.intercom import (
     unarchive_contact,
     update_contact,
 )
+from amplitude_intercom.transports.intercom_client import IntercomClient
 from amplitude_intercom.transports.sandbox import Fault, InProcess, Sandbox, serve
 
 NOW_S = 1_700_000_000  # begins a window
