@@ -42,6 +42,7 @@ from support import simulation, virtual
 from support.contact_history import CONTESTED, EMAIL, FOREIGN, SELECTABLE, STANDARD, History, Plan
 from support.contact_model import UNSURE, Properties, Update, as_field, same
 from support.contact_records import Happened, Records, Sent
+from support.virtual import in_virtual_time
 
 FOUND: Final[Sequence[int]] = ()
 """Seeds of histories that once broke a law."""
@@ -512,11 +513,12 @@ def _written_after(local: Sandbox, taken: Happened) -> Collection[bytes]:
 # --- the tests ----------------------------------------------------------------------------
 
 
-def failure_of(seed: int, folder: Path) -> str:
+@in_virtual_time
+async def failure_of(seed: int, folder: Path) -> str:
     """Return how a history broke a law, or nothing."""
     play = Play(History(seed), folder)
     try:
-        virtual.run(play.run)
+        await play.run()
         check(play)
     except AssertionError as failure:
         return f"seed {seed}: {str(failure).partition(chr(10))[0]}"

@@ -10,27 +10,26 @@ import pytest
 
 from amplitude_intercom.engine.spool.rows import DeadLetterQuery
 from amplitude_intercom.transports.sandbox import Fault, Sandbox
-from support import simulation, virtual
+from support import simulation
+from support.virtual import in_virtual_time
 
 USER = "mira-okafor"
 
 
-def deliver(
+@in_virtual_time
+async def deliver(
     tmp_path: Path, prepare: Callable[[Sandbox], None], *events: dict[str, Any], **sync: Any
 ) -> tuple[Sandbox, Any]:
     """Deliver events to a prepared sandbox, one after the other; return it and the accounting."""
 
-    async def scenario() -> tuple[Sandbox, Any]:
-        local = simulation.sandbox(open_attributes=sync.pop("open_attributes", True))
-        prepare(local)
-        async with simulation.engine(tmp_path, local, **sync) as engine:
-            for event in events:
-                await engine.submit([event], api_key=simulation.API_KEY)
-                await engine.settled()
-            [status] = (await engine.status()).syncs
-        return local, status
-
-    return virtual.run(scenario)
+    local = simulation.sandbox(open_attributes=sync.pop("open_attributes", True))
+    prepare(local)
+    async with simulation.engine(tmp_path, local, **sync) as engine:
+        for event in events:
+            await engine.submit([event], api_key=simulation.API_KEY)
+            await engine.settled()
+        [status] = (await engine.status()).syncs
+    return local, status
 
 
 def identify(n: int = 1, **properties: Any) -> dict[str, Any]:
@@ -129,57 +128,50 @@ def test_a_deleted_contact_cannot_be_brought_back_and_is_not_tried_for_ever(
     assert status.dead_by_reason == {"contact_gone": 1}
 
 
-def test_a_remembered_contact_that_is_gone_is_resolved_again_once(tmp_path: Path) -> None:
-    async def scenario() -> Sandbox:
-        local = simulation.sandbox()
-        async with simulation.engine(tmp_path, local) as engine:
-            await engine.submit([identify(plan="free")], api_key=simulation.API_KEY)
-            await engine.settled()
-            [contact_id] = local.contacts
-            local.handle(simulation.archive(contact_id))
-            local.journal.clear()
-            await engine.submit([identify(2, plan="pro")], api_key=simulation.API_KEY)
-            await engine.settled()
-        return local
-
-    local = virtual.run(scenario)
+@in_virtual_time
+async def test_a_remembered_contact_that_is_gone_is_resolved_again_once(tmp_path: Path) -> None:
+    local = simulation.sandbox()
+    async with simulation.engine(tmp_path, local) as engine:
+        await engine.submit([identify(plan="free")], api_key=simulation.API_KEY)
+        await engine.settled()
+        [contact_id] = local.contacts
+        local.handle(simulation.archive(contact_id))
+        local.journal.clear()
+        await engine.submit([identify(2, plan="pro")], api_key=simulation.API_KEY)
+        await engine.settled()
     assert [c.rpartition(" ")[2] for c in calls(local)] == ["404", "409", "200", "200"]
     [contact] = local.contacts.values()
     assert (contact.state, contact.custom_attributes["plan"]) == ("live", "pro")
 
 
-def test_a_merged_contact_is_followed_to_where_it_went(tmp_path: Path) -> None:
-    async def scenario() -> Sandbox:
-        local = simulation.sandbox()
-        async with simulation.engine(tmp_path, local) as engine:
-            await engine.submit([identify(plan="free")], api_key=simulation.API_KEY)
+@in_virtual_time
+async def test_a_merged_contact_is_followed_to_where_it_went(tmp_path: Path) -> None:
+    local = simulation.sandbox()
+    async with simulation.engine(tmp_path, local) as engine:
+        await engine.submit([identify(plan="free")], api_key=simulation.API_KEY)
+        await engine.settled()
+        [old] = local.contacts
+        local.merge(old, local.add_contact(external_id="the-other"))
+        local.journal.clear()
+        for n, plan in enumerate(["pro", "team"], 2):
+            await engine.submit([identify(n, plan=plan)], api_key=simulation.API_KEY)
             await engine.settled()
-            [old] = local.contacts
-            local.merge(old, local.add_contact(external_id="the-other"))
-            local.journal.clear()
-            for n, plan in enumerate(["pro", "team"], 2):
-                await engine.submit([identify(n, plan=plan)], api_key=simulation.API_KEY)
-                await engine.settled()
-        return local
-
-    local = virtual.run(scenario)
     assert [c.rpartition(" ")[2] for c in calls(local)] == ["410", "200", "200", "200"]
     [target] = [c for c in local.contacts.values() if c.external_id == "the-other"]
     assert target.custom_attributes == {"plan": "team"}
 
 
-def test_somebody_elses_contact_with_the_same_email_is_not_overwritten(tmp_path: Path) -> None:
-    async def scenario() -> tuple[Sandbox, Any]:
-        local = simulation.sandbox(strict_email=True)
-        local.add_contact(external_id="somebody-else", email="shared@example.com")
-        async with simulation.engine(tmp_path, local) as engine:
-            both = identify(email="shared@example.com", plan="pro")
-            await engine.submit([both], api_key=simulation.API_KEY)
-            await engine.settled()
-            [status] = (await engine.status()).syncs
-        return local, status
-
-    local, status = virtual.run(scenario)
+@in_virtual_time
+async def test_somebody_elses_contact_with_the_same_email_is_not_overwritten(
+    tmp_path: Path,
+) -> None:
+    local = simulation.sandbox(strict_email=True)
+    local.add_contact(external_id="somebody-else", email="shared@example.com")
+    async with simulation.engine(tmp_path, local) as engine:
+        both = identify(email="shared@example.com", plan="pro")
+        await engine.submit([both], api_key=simulation.API_KEY)
+        await engine.settled()
+        [status] = (await engine.status()).syncs
     assert (status.dead, status.adjusted["taken"]) == (0, 1)
     theirs, ours = local.contacts.values()
     assert (theirs.custom_attributes, theirs.email) == ({}, "shared@example.com")
@@ -245,69 +237,62 @@ def test_with_any_update_an_event_brings_its_users_properties_along(tmp_path: Pa
     assert (status.delivered, status.dropped) == (3, {"not_selected": 1})
 
 
-def test_the_121st_event_name_is_a_dead_letter_with_its_reason(tmp_path: Path) -> None:
-    async def scenario() -> Any:
-        local = simulation.sandbox(max_event_names=1)
-        local.add_contact(external_id=USER)
-        async with simulation.engine(tmp_path, local) as engine:
-            batch = [simulation.event(USER, n, event_type=name) for n, name in enumerate("abb")]
-            await engine.submit(batch, api_key=simulation.API_KEY)
-            await engine.settled()
-            [status] = (await engine.status()).syncs
-            assert [e.status for e in simulation.made(local)] == [
-                202,
-                422,
-            ]  # the second "b" costs no call
-            local.event_names.discard("a")  # somebody archives a name
-            for _ in range(36_010):
-                await simulation.a_moment()
-            assert await engine.upkeep.replay("simulated", DeadLetterQuery(every=True)) == {
-                "replayed": 2
-            }
-            await engine.settled()
-            assert [e.metadata["n"] for e in local.events] == [0, 1, 2]
-        return status
-
-    assert virtual.run(scenario).dead_by_reason == {"event_type_limit": 2}
+@in_virtual_time
+async def test_the_121st_event_name_is_a_dead_letter_with_its_reason(tmp_path: Path) -> None:
+    local = simulation.sandbox(max_event_names=1)
+    local.add_contact(external_id=USER)
+    async with simulation.engine(tmp_path, local) as engine:
+        batch = [simulation.event(USER, n, event_type=name) for n, name in enumerate("abb")]
+        await engine.submit(batch, api_key=simulation.API_KEY)
+        await engine.settled()
+        [status] = (await engine.status()).syncs
+        assert [e.status for e in simulation.made(local)] == [
+            202,
+            422,
+        ]  # the second "b" costs no call
+        local.event_names.discard("a")  # somebody archives a name
+        for _ in range(36_010):
+            await simulation.a_moment()
+        assert await engine.upkeep.replay("simulated", DeadLetterQuery(every=True)) == {
+            "replayed": 2
+        }
+        await engine.settled()
+        assert [e.metadata["n"] for e in local.events] == [0, 1, 2]
+    assert status.dead_by_reason == {"event_type_limit": 2}
 
 
-def test_operations_are_applied_once_though_the_process_ends_before_it_can_say_so(
+@in_virtual_time
+async def test_operations_are_applied_once_though_the_process_ends_before_it_can_say_so(
     tmp_path: Path,
 ) -> None:
     """The contact is written and remembered, the record is not settled: then comes the restart."""
 
-    async def scenario() -> Sandbox:
-        local = simulation.sandbox(latency_s=0.5, faults=[Fault("hang", path="/events")])
-        users = {"properties": ["visits"], "trigger": "any_update"}
-        add = {"user_properties": {"$add": {"visits": 1}}}
-        async with simulation.engine(tmp_path, local, users=users) as engine:
-            await engine.submit([simulation.event(USER, 1, **add)], api_key=simulation.API_KEY)
-            while len(local.journal) < 2:
-                await simulation.a_moment()
-            engine.cancel()
-        local.faults.clear()
-        async with simulation.engine(tmp_path, local, users=users) as engine:
-            await engine.settled()
-        return local
-
-    local = virtual.run(scenario)
+    local = simulation.sandbox(latency_s=0.5, faults=[Fault("hang", path="/events")])
+    users = {"properties": ["visits"], "trigger": "any_update"}
+    add = {"user_properties": {"$add": {"visits": 1}}}
+    async with simulation.engine(tmp_path, local, users=users) as engine:
+        await engine.submit([simulation.event(USER, 1, **add)], api_key=simulation.API_KEY)
+        while len(local.journal) < 2:
+            await simulation.a_moment()
+        engine.cancel()
+    local.faults.clear()
+    async with simulation.engine(tmp_path, local, users=users) as engine:
+        await engine.settled()
     [contact] = local.contacts.values()
     assert contact.custom_attributes == {"visits": 1}
     assert len(local.events) == 1
 
 
-def together(tmp_path: Path, *events: dict[str, Any], **sync: Any) -> tuple[Sandbox, Any]:
+@in_virtual_time
+async def together(tmp_path: Path, *events: dict[str, Any], **sync: Any) -> tuple[Sandbox, Any]:
     """Deliver events that arrive in one batch, to a sandbox that knows nobody."""
 
-    async def scenario() -> tuple[Sandbox, Any]:
-        local = simulation.sandbox(latency_s=0.2, **sync.pop("sandbox", {}))
-        async with simulation.engine(tmp_path, local, **sync) as engine:
-            await engine.submit(list(events), api_key=simulation.API_KEY)
-            await engine.settled()
-            [status] = (await engine.status()).syncs
-        return local, status
-
-    return virtual.run(scenario)
+    local = simulation.sandbox(latency_s=0.2, **sync.pop("sandbox", {}))
+    async with simulation.engine(tmp_path, local, **sync) as engine:
+        await engine.submit(list(events), api_key=simulation.API_KEY)
+        await engine.settled()
+        [status] = (await engine.status()).syncs
+    return local, status
 
 
 def test_waiting_identifies_of_one_user_become_one_call_with_all_their_effects(
@@ -356,22 +341,19 @@ def test_an_operation_that_needs_the_state_reads_a_contact_that_was_never_read(
     assert contact.custom_attributes == {"plan": "pro", "visits": 7}
 
 
-def test_of_an_update_that_conflicts_with_somebody_elses_contact_the_rest_is_written(
+@in_virtual_time
+async def test_of_an_update_that_conflicts_with_somebody_elses_contact_the_rest_is_written(
     tmp_path: Path,
 ) -> None:
-    async def scenario() -> tuple[Sandbox, Any]:
-        local = simulation.sandbox(strict_email=True)
-        async with simulation.engine(tmp_path, local) as engine:
-            await engine.submit([identify(plan="pro")], api_key=simulation.API_KEY)
-            await engine.settled()
-            local.add_contact(external_id="somebody-else", email="theirs@example.com")
-            conflict = identify(2, email="theirs@example.com", plan="team")
-            await engine.submit([conflict], api_key=simulation.API_KEY)
-            await engine.settled()
-            [status] = (await engine.status()).syncs
-        return local, status
-
-    local, status = virtual.run(scenario)
+    local = simulation.sandbox(strict_email=True)
+    async with simulation.engine(tmp_path, local) as engine:
+        await engine.submit([identify(plan="pro")], api_key=simulation.API_KEY)
+        await engine.settled()
+        local.add_contact(external_id="somebody-else", email="theirs@example.com")
+        conflict = identify(2, email="theirs@example.com", plan="team")
+        await engine.submit([conflict], api_key=simulation.API_KEY)
+        await engine.settled()
+        [status] = (await engine.status()).syncs
     ours, theirs = local.contacts.values()
     assert ours.custom_attributes == {"plan": "team"}
     assert (theirs.email, theirs.custom_attributes) == ("theirs@example.com", {})
@@ -392,24 +374,23 @@ def test_one_bad_update_among_merged_ones_spoils_only_itself(tmp_path: Path) -> 
     assert (status.delivered, status.dead_by_reason) == (2, {"refused": 1})
 
 
-def test_different_events_of_one_second_all_appear_and_keep_their_seconds(tmp_path: Path) -> None:
-    async def scenario() -> Sandbox:
-        faults = [Fault("half", share=0.5, path="/events", end_s=30)]
-        local = simulation.sandbox(latency_s=0.2, faults=faults)
-        local.add_contact(external_id=USER)
-        same = {"time": 1_700_000_000_000}
-        events = [simulation.event(USER, n, **same) for n in range(12)]
-        for start in (0, 4, 8):
-            async with simulation.engine(tmp_path, local) as engine:
-                await engine.submit(events[start : start + 4], api_key=simulation.API_KEY)
-                for _ in range(10 if start < 8 else 1):
-                    await simulation.a_moment()
-                if start < 8:
-                    engine.cancel()
-                else:
-                    await engine.settled()
-        return local
-
-    local = virtual.run(scenario)
+@in_virtual_time
+async def test_different_events_of_one_second_all_appear_and_keep_their_seconds(
+    tmp_path: Path,
+) -> None:
+    faults = [Fault("half", share=0.5, path="/events", end_s=30)]
+    local = simulation.sandbox(latency_s=0.2, faults=faults)
+    local.add_contact(external_id=USER)
+    same = {"time": 1_700_000_000_000}
+    events = [simulation.event(USER, n, **same) for n in range(12)]
+    for start in (0, 4, 8):
+        async with simulation.engine(tmp_path, local) as engine:
+            await engine.submit(events[start : start + 4], api_key=simulation.API_KEY)
+            for _ in range(10 if start < 8 else 1):
+                await simulation.a_moment()
+            if start < 8:
+                engine.cancel()
+            else:
+                await engine.settled()
     assert [e.metadata["n"] for e in local.events] == list(range(12))
     assert [e.created_at - 1_700_000_000 for e in local.events] == list(range(12))

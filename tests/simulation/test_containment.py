@@ -38,6 +38,7 @@ from amplitude_intercom.transports.intercom import Answer, Request, Wire
 from amplitude_intercom.transports.intercom_client import IntercomClient
 from amplitude_intercom.transports.sandbox import InProcess, Sandbox
 from support import simulation, virtual
+from support.virtual import in_virtual_time
 
 SYNC = "simulated"
 CROWD = [f"poison-{n}" for n in range(30)]
@@ -116,21 +117,19 @@ class BrokenRules(SyncRules):
         return super().plan(record)
 
 
-def test_a_fault_in_mapping_costs_each_of_the_records_that_have_it(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        local = sandbox()
-        async with engine(tmp_path, InProcess(local)) as running:
-            delivery = delivery_of(running)
-            delivery.rules = BrokenRules(delivery.sync)
-            await running.submit(
-                mixed(lambda user: simulation.event(user, 1)), api_key=simulation.API_KEY
-            )
-            status = await settle(running)
-        assert events_of(local) == sorted(WELL)
-        assert status.dead_by_reason == {"internal": len(CROWD)}
-        assert status.faults == 0
-
-    virtual.run(scenario)
+@in_virtual_time
+async def test_a_fault_in_mapping_costs_each_of_the_records_that_have_it(tmp_path: Path) -> None:
+    local = sandbox()
+    async with engine(tmp_path, InProcess(local)) as running:
+        delivery = delivery_of(running)
+        delivery.rules = BrokenRules(delivery.sync)
+        await running.submit(
+            mixed(lambda user: simulation.event(user, 1)), api_key=simulation.API_KEY
+        )
+        status = await settle(running)
+    assert events_of(local) == sorted(WELL)
+    assert status.dead_by_reason == {"internal": len(CROWD)}
+    assert status.faults == 0
 
 
 class WatchedRules(SyncRules):
@@ -150,43 +149,35 @@ class WatchedRules(SyncRules):
         self.planned_bytes = 0
 
 
-def test_others_have_their_turn_while_many_large_records_are_mapped(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        local = sandbox()
-        async with engine(tmp_path, InProcess(local)) as running:
-            delivery = delivery_of(running)
-            delivery.rules = rules = WatchedRules(delivery.sync)
-            large = [
-                simulation.event(user, 1, user_properties={"x": "x" * 200_000}) for user in WELL
-            ]
-            await running.submit(large, api_key=simulation.API_KEY)
-            await settle(running)
-        assert events_of(local) == sorted(WELL)
-        assert 200_000 < rules.worst_bytes <= RUN_BYTES
-
-    virtual.run(scenario)
+@in_virtual_time
+async def test_others_have_their_turn_while_many_large_records_are_mapped(tmp_path: Path) -> None:
+    local = sandbox()
+    async with engine(tmp_path, InProcess(local)) as running:
+        delivery = delivery_of(running)
+        delivery.rules = rules = WatchedRules(delivery.sync)
+        large = [simulation.event(user, 1, user_properties={"x": "x" * 200_000}) for user in WELL]
+        await running.submit(large, api_key=simulation.API_KEY)
+        await settle(running)
+    assert events_of(local) == sorted(WELL)
+    assert 200_000 < rules.worst_bytes <= RUN_BYTES
 
 
-def test_a_fault_in_a_call_costs_each_of_the_records_that_have_it(tmp_path: Path) -> None:
+@in_virtual_time
+async def test_a_fault_in_a_call_costs_each_of_the_records_that_have_it(tmp_path: Path) -> None:
     def script(request: Request) -> Answer | None:
         if request.path == "/events" and about_poison(request):
             raise TypeError("this call cannot be made")
         return None
 
-    async def scenario() -> None:
-        local = sandbox()
-        async with engine(tmp_path, Scripted(local, script)) as running:
-            for n in range(3):
-                await running.submit(
-                    mixed(partial(simulation.event, n=n)), api_key=simulation.API_KEY
-                )
-            status = await settle(running)
-        assert events_of(local) == sorted(WELL * 3)
-        assert status.dead_by_reason == {"internal": len(CROWD) * 3}
-        assert (status.faults, status.pending) == (0, 0)
-        assert delivery_of(running).loading.held_bytes == 0
-
-    virtual.run(scenario)
+    local = sandbox()
+    async with engine(tmp_path, Scripted(local, script)) as running:
+        for n in range(3):
+            await running.submit(mixed(partial(simulation.event, n=n)), api_key=simulation.API_KEY)
+        status = await settle(running)
+    assert events_of(local) == sorted(WELL * 3)
+    assert status.dead_by_reason == {"internal": len(CROWD) * 3}
+    assert (status.faults, status.pending) == (0, 0)
+    assert delivery_of(running).loading.held_bytes == 0
 
 
 class ShortOfThreads(IntercomClient):
@@ -202,53 +193,49 @@ class ShortOfThreads(IntercomClient):
         return await self._wire.send(request)
 
 
-def test_what_fails_this_process_and_no_request_is_a_verdict_on_none(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        local = simulation.sandbox()
-        users = [f"user-{n}" for n in range(100)]
-        for user in users:
-            local.add_contact(external_id=user)
-        async with (
-            ShortOfThreads(local, virtual.current().now_s + 2.0) as client,
-            engine(tmp_path, client) as running,
-        ):
-            await running.submit(
-                [simulation.event(user, n) for n in range(5) for user in users],
-                api_key=simulation.API_KEY,
-            )
-            status = await settle(running)
-        assert (status.delivered, status.dead, status.faults) == (500, 0, 0)
-        assert events_of(local) == sorted(users * 5)
-
-    virtual.run(scenario)
+@in_virtual_time
+async def test_what_fails_this_process_and_no_request_is_a_verdict_on_none(tmp_path: Path) -> None:
+    local = simulation.sandbox()
+    users = [f"user-{n}" for n in range(100)]
+    for user in users:
+        local.add_contact(external_id=user)
+    async with (
+        ShortOfThreads(local, virtual.current().now_s + 2.0) as client,
+        engine(tmp_path, client) as running,
+    ):
+        await running.submit(
+            [simulation.event(user, n) for n in range(5) for user in users],
+            api_key=simulation.API_KEY,
+        )
+        status = await settle(running)
+    assert (status.delivered, status.dead, status.faults) == (500, 0, 0)
+    assert events_of(local) == sorted(users * 5)
 
 
-def test_of_updates_that_wait_together_only_the_one_with_a_fault_dies(tmp_path: Path) -> None:
+@in_virtual_time
+async def test_of_updates_that_wait_together_only_the_one_with_a_fault_dies(tmp_path: Path) -> None:
     def script(request: Request) -> Answer | None:
         if request.path.startswith("/contacts") and b'"poison' in (request.body or b""):
             raise ValueError("about this request")
         return None
 
-    async def scenario() -> None:
-        local = simulation.sandbox(latency_s=1.0)
-        async with engine(tmp_path, Scripted(local, script)) as running:
-            for user in WELL:
-                plans = ["free", "poison", "pro"]
-                await running.submit(
-                    [
-                        simulation.identify(user, n, {"$set": {"plan": plan, "email": f"{n}@x.io"}})
-                        for n, plan in enumerate(plans)
-                    ],
-                    api_key=simulation.API_KEY,
-                )
-            status = await settle(running)
-        plans_now = {str(c.external_id): c.custom_attributes for c in local.contacts.values()}
-        assert plans_now == {user: {"plan": "pro"} for user in WELL}
-        assert status.dead_by_reason.keys() <= {"internal"}
-        assert status.dead <= len(WELL)
-        assert (status.faults, status.pending) == (0, 0)
-
-    virtual.run(scenario)
+    local = simulation.sandbox(latency_s=1.0)
+    async with engine(tmp_path, Scripted(local, script)) as running:
+        for user in WELL:
+            plans = ["free", "poison", "pro"]
+            await running.submit(
+                [
+                    simulation.identify(user, n, {"$set": {"plan": plan, "email": f"{n}@x.io"}})
+                    for n, plan in enumerate(plans)
+                ],
+                api_key=simulation.API_KEY,
+            )
+        status = await settle(running)
+    plans_now = {str(c.external_id): c.custom_attributes for c in local.contacts.values()}
+    assert plans_now == {user: {"plan": "pro"} for user in WELL}
+    assert status.dead_by_reason.keys() <= {"internal"}
+    assert status.dead <= len(WELL)
+    assert (status.faults, status.pending) == (0, 0)
 
 
 class BrokenSettlement(Settlement):
@@ -260,7 +247,8 @@ class BrokenSettlement(Settlement):
         await super().settle_update(records, *args, **more)
 
 
-def test_a_fault_as_updates_are_settled_costs_one_of_them_and_writes_none_again(
+@in_virtual_time
+async def test_a_fault_as_updates_are_settled_costs_one_of_them_and_writes_none_again(
     tmp_path: Path,
 ) -> None:
     writes: Counter[str] = Counter()
@@ -269,28 +257,25 @@ def test_a_fault_as_updates_are_settled_costs_one_of_them_and_writes_none_again(
         writes[request.method] += b'"plan"' in (request.body or b"")
         return None
 
-    async def scenario() -> None:
-        local = simulation.sandbox(latency_s=1.0)
-        async with engine(tmp_path, Scripted(local, script)) as running:
-            delivery_of(running).settlement.__class__ = BrokenSettlement
-            plans = ["free", "poison", "pro", "team"]
-            await running.submit(
-                [simulation.identify(WELL[0], 0, {"$set": {"email": "an@x.io"}})],
-                api_key=simulation.API_KEY,
-            )
-            updates = [
-                simulation.identify(user, n, {"$set": {"plan": plan}})
-                for user in WELL
-                for n, plan in enumerate(plans, start=1)
-            ]
-            await running.submit(updates, api_key=simulation.API_KEY)
-            status = await settle(running)
-        assert {c.custom_attributes["plan"] for c in local.contacts.values()} == {"team"}
-        assert status.dead_by_reason == {"internal": len(WELL)}
-        assert (status.delivered, status.faults) == (1 + 3 * len(WELL), 0)
-        assert sum(writes.values()) <= 2 * len(WELL)
-
-    virtual.run(scenario)
+    local = simulation.sandbox(latency_s=1.0)
+    async with engine(tmp_path, Scripted(local, script)) as running:
+        delivery_of(running).settlement.__class__ = BrokenSettlement
+        plans = ["free", "poison", "pro", "team"]
+        await running.submit(
+            [simulation.identify(WELL[0], 0, {"$set": {"email": "an@x.io"}})],
+            api_key=simulation.API_KEY,
+        )
+        updates = [
+            simulation.identify(user, n, {"$set": {"plan": plan}})
+            for user in WELL
+            for n, plan in enumerate(plans, start=1)
+        ]
+        await running.submit(updates, api_key=simulation.API_KEY)
+        status = await settle(running)
+    assert {c.custom_attributes["plan"] for c in local.contacts.values()} == {"team"}
+    assert status.dead_by_reason == {"internal": len(WELL)}
+    assert (status.delivered, status.faults) == (1 + 3 * len(WELL), 0)
+    assert sum(writes.values()) <= 2 * len(WELL)
 
 
 class Alone(Settlement):
@@ -302,31 +287,29 @@ class Alone(Settlement):
         await super().settle_update(records, *args, **more)
 
 
-def test_updates_that_are_written_as_one_and_settled_apart_count_once(tmp_path: Path) -> None:
+@in_virtual_time
+async def test_updates_that_are_written_as_one_and_settled_apart_count_once(tmp_path: Path) -> None:
     """Though one of them cannot be settled, and is replayed."""
 
-    async def scenario() -> None:
-        local = simulation.sandbox(latency_s=1.0)
-        users = {"properties": ["plan", "visits"]}
-        async with engine(tmp_path, InProcess(local), users=users) as running:
-            await anyio.sleep(2)
-            settlement = delivery_of(running).settlement
-            settlement.__class__ = Alone
-            updates = [
-                simulation.identify(user, n, {"$set": {"plan": plan}, "$add": {"visits": 1}})
-                for user in WELL
-                for n, plan in enumerate(["free", "poison", "pro", "team"])
-            ]
-            await running.submit(updates, api_key=simulation.API_KEY)
-            status = await settle(running)
-            assert status.dead_by_reason == {"internal": len(WELL)}
-            settlement.__class__ = Settlement
-            await running.upkeep.replay(SYNC, DeadLetterQuery(every=True))
-            await settle(running)
-        found = [c.custom_attributes for c in local.contacts.values()]
-        assert found == [{"plan": "team", "visits": 4}] * len(WELL)
-
-    virtual.run(scenario)
+    local = simulation.sandbox(latency_s=1.0)
+    users = {"properties": ["plan", "visits"]}
+    async with engine(tmp_path, InProcess(local), users=users) as running:
+        await anyio.sleep(2)
+        settlement = delivery_of(running).settlement
+        settlement.__class__ = Alone
+        updates = [
+            simulation.identify(user, n, {"$set": {"plan": plan}, "$add": {"visits": 1}})
+            for user in WELL
+            for n, plan in enumerate(["free", "poison", "pro", "team"])
+        ]
+        await running.submit(updates, api_key=simulation.API_KEY)
+        status = await settle(running)
+        assert status.dead_by_reason == {"internal": len(WELL)}
+        settlement.__class__ = Settlement
+        await running.upkeep.replay(SYNC, DeadLetterQuery(every=True))
+        await settle(running)
+    found = [c.custom_attributes for c in local.contacts.values()]
+    assert found == [{"plan": "team", "visits": 4}] * len(WELL)
 
 
 class BrokenContacts(Contacts):
@@ -338,47 +321,43 @@ class BrokenContacts(Contacts):
         await super().keep(upserted)
 
 
-def test_an_event_whose_update_cannot_be_kept_does_not_go_out_and_counts_once_later(
+@in_virtual_time
+async def test_an_event_whose_update_cannot_be_kept_does_not_go_out_and_counts_once_later(
     tmp_path: Path,
 ) -> None:
-    async def scenario() -> None:
-        local = sandbox()
-        users = {"properties": ["visits"], "trigger": "any_update"}
-        async with engine(tmp_path, InProcess(local), users=users) as running:
-            await anyio.sleep(2)
-            contacts = delivery_of(running).contacts
-            contacts.__class__ = BrokenContacts
-            add = {"$add": {"visits": 1}}
-            for n in range(2):
-                events = mixed(partial(simulation.event, n=n, user_properties=add))
-                await running.submit(events, api_key=simulation.API_KEY)
-                status = await settle(running)
-            assert status.dead_by_reason == {"internal": 2 * len(CROWD)}
-            assert set(events_of(local)) == set(WELL)
-            contacts.__class__ = Contacts
-            await running.upkeep.replay(SYNC, DeadLetterQuery(every=True))
-            await settle(running)
-        assert len(local.events) == 2 * (len(WELL) + len(CROWD))
-        assert {c.custom_attributes["visits"] for c in local.contacts.values()} == {2}
-
-    virtual.run(scenario)
+    local = sandbox()
+    users = {"properties": ["visits"], "trigger": "any_update"}
+    async with engine(tmp_path, InProcess(local), users=users) as running:
+        await anyio.sleep(2)
+        contacts = delivery_of(running).contacts
+        contacts.__class__ = BrokenContacts
+        add = {"$add": {"visits": 1}}
+        for n in range(2):
+            events = mixed(partial(simulation.event, n=n, user_properties=add))
+            await running.submit(events, api_key=simulation.API_KEY)
+            status = await settle(running)
+        assert status.dead_by_reason == {"internal": 2 * len(CROWD)}
+        assert set(events_of(local)) == set(WELL)
+        contacts.__class__ = Contacts
+        await running.upkeep.replay(SYNC, DeadLetterQuery(every=True))
+        await settle(running)
+    assert len(local.events) == 2 * (len(WELL) + len(CROWD))
+    assert {c.custom_attributes["visits"] for c in local.contacts.values()} == {2}
 
 
-def test_a_fault_in_the_list_of_attributes_costs_no_record(tmp_path: Path) -> None:
+@in_virtual_time
+async def test_a_fault_in_the_list_of_attributes_costs_no_record(tmp_path: Path) -> None:
     def script(request: Request) -> Answer | None:
         if request.path.startswith("/data_attributes"):
             raise TypeError("unforeseen")
         return None
 
-    async def scenario() -> None:
-        local = simulation.sandbox()
-        async with engine(tmp_path, Scripted(local, script)) as running:
-            update = simulation.identify("mira-okafor", 1, {"$set": {"plan": "pro"}})
-            await running.submit([update], api_key=simulation.API_KEY)
-            status = await settle(running)
-        assert (status.delivered, status.dead, status.faults) == (1, 0, 0)
-
-    virtual.run(scenario)
+    local = simulation.sandbox()
+    async with engine(tmp_path, Scripted(local, script)) as running:
+        update = simulation.identify("mira-okafor", 1, {"$set": {"plan": "pro"}})
+        await running.submit([update], api_key=simulation.API_KEY)
+        status = await settle(running)
+    assert (status.delivered, status.dead, status.faults) == (1, 0, 0)
 
 
 # --- faults that belong to no record ------------------------------------------------------
@@ -419,111 +398,107 @@ def break_feed(running: Engine, at_s: float = 0.0, read_ahead: int = 8) -> None:
     stream.delivery.settlement._loading = loading
 
 
-def test_a_fault_of_no_record_stops_one_sync_which_says_so_and_goes_on(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        local = sandbox()
-        async with engine(tmp_path, InProcess(local), twice=True) as running:
-            break_feed(running, at_s=1.0)
-            for n in range(10):
-                batch = [simulation.event(user, n) for user in WELL]
-                await running.submit(batch, api_key=simulation.API_KEY)
-            await anyio.sleep(1.8)
-            stopped, other = (await running.status()).syncs
-            assert running.stopped == {SYNC: "RuntimeError: no record is to blame"}
-            assert stopped.stopped == running.stopped[SYNC]
-            assert running.ready  # events are taken all the while
-            assert other.pending < stopped.pending
-            await settle(running)
-            stopped, other = (await running.status()).syncs
-        assert (stopped.delivered, other.delivered) == (300, 300)
-        assert (stopped.faults, other.faults, stopped.stopped) == (1, 0, "")
-        assert events_of(local) == sorted(WELL * 10)  # byte for byte: Intercom saw them once
+@in_virtual_time
+async def test_a_fault_of_no_record_stops_one_sync_which_says_so_and_goes_on(
+    tmp_path: Path,
+) -> None:
+    local = sandbox()
+    async with engine(tmp_path, InProcess(local), twice=True) as running:
+        break_feed(running, at_s=1.0)
+        for n in range(10):
+            batch = [simulation.event(user, n) for user in WELL]
+            await running.submit(batch, api_key=simulation.API_KEY)
+        await anyio.sleep(1.8)
+        stopped, other = (await running.status()).syncs
+        assert running.stopped == {SYNC: "RuntimeError: no record is to blame"}
+        assert stopped.stopped == running.stopped[SYNC]
+        assert running.ready  # events are taken all the while
+        assert other.pending < stopped.pending
+        await settle(running)
+        stopped, other = (await running.status()).syncs
+    assert (stopped.delivered, other.delivered) == (300, 300)
+    assert (stopped.faults, other.faults, stopped.stopped) == (1, 0, "")
+    assert events_of(local) == sorted(WELL * 10)  # byte for byte: Intercom saw them once
 
-    virtual.run(scenario)
 
-
-def test_a_sync_that_a_fault_has_stopped_leaves_its_token_to_the_others(tmp_path: Path) -> None:
+@in_virtual_time
+async def test_a_sync_that_a_fault_has_stopped_leaves_its_token_to_the_others(
+    tmp_path: Path,
+) -> None:
     """Its turns were never over, and there are only so many at once."""
 
-    async def scenario() -> None:
-        intercom = {"access_token": "simulated-token", "max_in_flight": 4}
-        local = sandbox()
-        async with engine(tmp_path, InProcess(local), twice=True, intercom=intercom) as running:
-            break_feed(running, at_s=1.0, read_ahead=60)
-            for n in range(100):
-                batch = [simulation.event(user, n) for user in WELL]
-                await running.submit(batch, api_key=simulation.API_KEY)
-            with anyio.fail_after(60):
-                while not running.stopped:
-                    await anyio.sleep(0.01)
-            await anyio.sleep(0.4)  # turns that were chosen before are over
-            before = (await running.status()).syncs
-            await anyio.sleep(0.5)
-            after = (await running.status()).syncs
-        assert after[0].stopped
-        assert after[0].delivered == before[0].delivered
-        assert after[1].delivered > before[1].delivered
-
-    virtual.run(scenario)
+    intercom = {"access_token": "simulated-token", "max_in_flight": 4}
+    local = sandbox()
+    async with engine(tmp_path, InProcess(local), twice=True, intercom=intercom) as running:
+        break_feed(running, at_s=1.0, read_ahead=60)
+        for n in range(100):
+            batch = [simulation.event(user, n) for user in WELL]
+            await running.submit(batch, api_key=simulation.API_KEY)
+        with anyio.fail_after(60):
+            while not running.stopped:
+                await anyio.sleep(0.01)
+        await anyio.sleep(0.4)  # turns that were chosen before are over
+        before = (await running.status()).syncs
+        await anyio.sleep(0.5)
+        after = (await running.status()).syncs
+    assert after[0].stopped
+    assert after[0].delivered == before[0].delivered
+    assert after[1].delivered > before[1].delivered
 
 
-def test_a_user_of_whom_much_waits_goes_on_where_a_fault_has_stopped_its_sync(
+@in_virtual_time
+async def test_a_user_of_whom_much_waits_goes_on_where_a_fault_has_stopped_its_sync(
     tmp_path: Path,
 ) -> None:
     """It was being worked off, and only the feed that is gone knew that it was."""
 
-    async def scenario() -> None:
-        local = sandbox()
-        async with engine(tmp_path, InProcess(local)) as running:
-            break_feed(running, read_ahead=300)
-            batch = [simulation.event(WELL[0], n) for n in range(200)]
-            await running.submit(batch, api_key=simulation.API_KEY)
-            status = await settle(running)
-        assert (status.delivered, status.pending, status.faults) == (200, 0, 1)
-        assert events_of(local) == [WELL[0]] * 200
-
-    virtual.run(scenario)
+    local = sandbox()
+    async with engine(tmp_path, InProcess(local)) as running:
+        break_feed(running, read_ahead=300)
+        batch = [simulation.event(WELL[0], n) for n in range(200)]
+        await running.submit(batch, api_key=simulation.API_KEY)
+        status = await settle(running)
+    assert (status.delivered, status.pending, status.faults) == (200, 0, 1)
+    assert events_of(local) == [WELL[0]] * 200
 
 
-def test_a_sync_that_stands_still_does_not_hold_up_the_end(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with engine(tmp_path, InProcess(sandbox())) as running:
-            break_feed(running)
-            batch = [simulation.event(user, 1) for user in WELL]
-            await running.submit(batch, api_key=simulation.API_KEY)
-            await anyio.sleep(0.8)
-            assert running.stopped
-            began_s = virtual.current().now_s
-            assert await running.finish(25.0)
-            assert virtual.current().now_s - began_s < 1.0
-
-    virtual.run(scenario)
+@in_virtual_time
+async def test_a_sync_that_stands_still_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    async with engine(tmp_path, InProcess(sandbox())) as running:
+        break_feed(running)
+        batch = [simulation.event(user, 1) for user in WELL]
+        await running.submit(batch, api_key=simulation.API_KEY)
+        await anyio.sleep(0.8)
+        assert running.stopped
+        began_s = virtual.current().now_s
+        assert await running.finish(25.0)
+        assert virtual.current().now_s - began_s < 1.0
 
 
-def test_a_sync_that_stops_as_it_probes_does_not_keep_others_from_probing(tmp_path: Path) -> None:
+@in_virtual_time
+async def test_a_sync_that_stops_as_it_probes_does_not_keep_others_from_probing(
+    tmp_path: Path,
+) -> None:
     """Two syncs share one token, and one of them is cancelled in the middle of a probe."""
 
-    async def scenario() -> None:
-        local = sandbox()
-        down = True
+    local = sandbox()
+    down = True
 
-        def script(request: Request) -> Answer | None:
-            is_out = down and request.path != "/me"
-            return Answer(503, {}, b"") if is_out else None
+    def script(request: Request) -> Answer | None:
+        is_out = down and request.path != "/me"
+        return Answer(503, {}, b"") if is_out else None
 
-        async with engine(tmp_path, Scripted(local, script), twice=True) as running:
-            break_feed(running, at_s=8.0)
-            for n in range(4):
-                batch = [simulation.event(user, n) for user in WELL]
-                await running.submit(batch, api_key=simulation.API_KEY)
-                await anyio.sleep(4.0)
-            assert (await running.status()).syncs[0].faults == 1
-            down = False
-            await settle(running)
-            statuses = (await running.status()).syncs
-        assert [status.delivered for status in statuses] == [120, 120]
-
-    virtual.run(scenario)
+    async with engine(tmp_path, Scripted(local, script), twice=True) as running:
+        break_feed(running, at_s=8.0)
+        for n in range(4):
+            batch = [simulation.event(user, n) for user in WELL]
+            await running.submit(batch, api_key=simulation.API_KEY)
+            await anyio.sleep(4.0)
+        assert (await running.status()).syncs[0].faults == 1
+        down = False
+        await settle(running)
+        statuses = (await running.status()).syncs
+    assert [status.delivered for status in statuses] == [120, 120]
 
 
 class SlowlyDown(Scripted):
@@ -551,26 +526,24 @@ class BreakingScheduler(Scheduler):
         return super().choose(view)
 
 
-def test_a_probe_that_a_fault_has_stopped_keeps_no_other_from_probing(tmp_path: Path) -> None:
+@in_virtual_time
+async def test_a_probe_that_a_fault_has_stopped_keeps_no_other_from_probing(tmp_path: Path) -> None:
     """Its turn never ended, and nobody else may call while somebody does."""
 
-    async def scenario() -> None:
-        wire = SlowlyDown(sandbox(), lambda _: None)
-        async with engine(tmp_path, wire) as running:
-            delivery = delivery_of(running)
-            scheduler = delivery.scheduler
-            scheduler.__class__ = BreakingScheduler
-            assert isinstance(scheduler, BreakingScheduler)
-            scheduler.health = delivery.gate.health
-            batch = [simulation.event(user, 1) for user in WELL]
-            await running.submit(batch, api_key=simulation.API_KEY)
-            await anyio.sleep(60)
-            assert (await one_status(running)).faults == 1
-            wire.down = False
-            status = await settle(running)
-        assert (status.delivered, status.dead) == (len(WELL), 0)
-
-    virtual.run(scenario)
+    wire = SlowlyDown(sandbox(), lambda _: None)
+    async with engine(tmp_path, wire) as running:
+        delivery = delivery_of(running)
+        scheduler = delivery.scheduler
+        scheduler.__class__ = BreakingScheduler
+        assert isinstance(scheduler, BreakingScheduler)
+        scheduler.health = delivery.gate.health
+        batch = [simulation.event(user, 1) for user in WELL]
+        await running.submit(batch, api_key=simulation.API_KEY)
+        await anyio.sleep(60)
+        assert (await one_status(running)).faults == 1
+        wire.down = False
+        status = await settle(running)
+    assert (status.delivered, status.dead) == (len(WELL), 0)
 
 
 # --- answers ------------------------------------------------------------------------------
@@ -629,36 +602,34 @@ def any_answer(dice: random.Random) -> Answer:
 
 
 @pytest.mark.parametrize("seed", range(25))
-def test_answers_of_any_shape_change_nothing_but_their_own_record(
+@in_virtual_time
+async def test_answers_of_any_shape_change_nothing_but_their_own_record(
     tmp_path: Path, seed: int
 ) -> None:
-    async def scenario() -> None:
-        local = simulation.sandbox()
-        dice = random.Random(seed)
-        ends_s = virtual.current().now_s + 120
+    local = simulation.sandbox()
+    dice = random.Random(seed)
+    ends_s = virtual.current().now_s + 120
 
-        def script(request: Request) -> Answer | None:
-            strange = virtual.current().now_s < ends_s and dice.random() < 0.5
-            return any_answer(dice) if strange else None
+    def script(request: Request) -> Answer | None:
+        strange = virtual.current().now_s < ends_s and dice.random() < 0.5
+        return any_answer(dice) if strange else None
 
-        wire = Scripted(local, script)
-        async with engine(
-            tmp_path, wire, events={"unknown_user": "create", "select": [{"types": ["*"]}]}
-        ) as running:
-            for n in range(20):
-                users = dice.sample([*WELL, *CROWD], 10)
-                batch = [simulation.event(user, n) for user in users]
-                batch += [
-                    simulation.identify(user, n, {"$set": {"plan": n}, "$add": {"visits": 1}})
-                    for user in users
-                ]
-                await running.submit(batch, api_key=simulation.API_KEY)
-                await anyio.sleep(5)
-            status = await settle(running, most_s=6 * 3600)
-            letters = await running.upkeep.dead_letters(SYNC, DeadLetterQuery(reason="internal"))
-        assert [(letter.message, letter.code) for letter in letters] == []
-        assert (status.faults, status.pending) == (0, 0)
-        dropped = sum(status.dropped.values())
-        assert status.received == 400 == status.delivered + status.dead + dropped
-
-    virtual.run(scenario)
+    wire = Scripted(local, script)
+    async with engine(
+        tmp_path, wire, events={"unknown_user": "create", "select": [{"types": ["*"]}]}
+    ) as running:
+        for n in range(20):
+            users = dice.sample([*WELL, *CROWD], 10)
+            batch = [simulation.event(user, n) for user in users]
+            batch += [
+                simulation.identify(user, n, {"$set": {"plan": n}, "$add": {"visits": 1}})
+                for user in users
+            ]
+            await running.submit(batch, api_key=simulation.API_KEY)
+            await anyio.sleep(5)
+        status = await settle(running, most_s=6 * 3600)
+        letters = await running.upkeep.dead_letters(SYNC, DeadLetterQuery(reason="internal"))
+    assert [(letter.message, letter.code) for letter in letters] == []
+    assert (status.faults, status.pending) == (0, 0)
+    dropped = sum(status.dropped.values())
+    assert status.received == 400 == status.delivered + status.dead + dropped

@@ -21,6 +21,7 @@ from amplitude_intercom.engine.config import from_table
 from amplitude_intercom.engine.status import Status
 from amplitude_intercom.transports.sandbox import Fault, InProcess, JournalEntry
 from support import simulation, virtual
+from support.virtual import in_virtual_time
 
 pytestmark = pytest.mark.timeout(300)
 """The largest crowds take half a minute, where nothing else runs on the machine."""
@@ -397,7 +398,8 @@ def _parameters() -> list[Any]:
 
 
 @pytest.mark.parametrize("path", _parameters())
-def test_crowds(path: Path, tmp_path: Path) -> None:
+@in_virtual_time
+async def test_crowds(path: Path, tmp_path: Path) -> None:
     play = Play(load(path), tmp_path)
-    virtual.run(play.run)
+    await play.run()
     check(play)

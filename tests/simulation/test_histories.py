@@ -25,6 +25,7 @@ from amplitude_intercom.transports.errors import NoAnswer
 from amplitude_intercom.transports.intercom import Answer, Request
 from amplitude_intercom.transports.sandbox import Fault, InProcess, Sandbox
 from support import simulation, virtual
+from support.virtual import in_virtual_time
 
 FOUND: Final = (330,)
 """Seeds of histories that once broke a law."""
@@ -416,7 +417,8 @@ def _parameters() -> list[Any]:
 
 
 @pytest.mark.parametrize("seed", _parameters())
-def test_the_laws_hold_in_every_history(seed: int, tmp_path: Path) -> None:
+@in_virtual_time
+async def test_the_laws_hold_in_every_history(seed: int, tmp_path: Path) -> None:
     play = Play(History(seed), tmp_path)
-    virtual.run(play.run)
+    await play.run()
     check(play)

@@ -30,6 +30,7 @@ from amplitude_intercom.transports import Batch, Receipt, Ticket
 from amplitude_intercom.transports.amplitude import BadEvent, Head
 from amplitude_intercom.transports.errors import Refused
 from support import simulation, virtual
+from support.virtual import in_virtual_time
 
 KEY = simulation.API_KEY
 
@@ -120,73 +121,63 @@ class Watched(Admission):
 
 
 @pytest.mark.parametrize("poisoned", [False, True])
-def test_others_have_their_turn_while_a_large_batch_is_filtered(
+@in_virtual_time
+async def test_others_have_their_turn_while_a_large_batch_is_filtered(
     tmp_path: Path, poisoned: bool
 ) -> None:
-    async def scenario() -> None:
-        sync = simulation.settings(tmp_path).sync[0]
-        rules = SyncRules(sync)
-        decide = Watched(sync, rules.user_keys, rules.contacts)
-        users = [f"poison-{n}" if poisoned and n % 5 == 0 else f"well-{n}" for n in range(40)]
-        raws = [msgspec.json.encode(simulation.event(u, 0, x="x" * 240_000)) for u in users]
-        batch = Batch(None, raws, sync=sync.name, lines=range(1, 41))
-        door = Door(sync.name, decide)
-        kept = await FilterActor([door], cast("Any", None)).admit(batch, door)
-        entries = [entry for pack in kept.packs for entry in entries_of(pack.index)]
-        assert [entry.user_key for entry in entries] == [u for u in users if u.startswith("well")]
-        assert [letter.line for letter in kept.dead] == (list(range(1, 41, 5)) if poisoned else [])
-        assert decide.worst_bytes <= RUN_BYTES * (2 if poisoned else 1)
-
-    virtual.run(scenario)
+    sync = simulation.settings(tmp_path).sync[0]
+    rules = SyncRules(sync)
+    decide = Watched(sync, rules.user_keys, rules.contacts)
+    users = [f"poison-{n}" if poisoned and n % 5 == 0 else f"well-{n}" for n in range(40)]
+    raws = [msgspec.json.encode(simulation.event(u, 0, x="x" * 240_000)) for u in users]
+    batch = Batch(None, raws, sync=sync.name, lines=range(1, 41))
+    door = Door(sync.name, decide)
+    kept = await FilterActor([door], cast("Any", None)).admit(batch, door)
+    entries = [entry for pack in kept.packs for entry in entries_of(pack.index)]
+    assert [entry.user_key for entry in entries] == [u for u in users if u.startswith("well")]
+    assert [letter.line for letter in kept.dead] == (list(range(1, 41, 5)) if poisoned else [])
+    assert decide.worst_bytes <= RUN_BYTES * (2 if poisoned else 1)
 
 
-def test_a_small_batch_is_filtered_in_one_go(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        sync = simulation.settings(tmp_path).sync[0]
-        rules = SyncRules(sync)
-        decide = Watched(sync, rules.user_keys, rules.contacts)
-        raws = [raw(f"well-{n}") for n in range(500)]
-        door = Door(sync.name, decide)
-        await FilterActor([door], cast("Any", None)).admit(Batch(None, raws, sync=sync.name), door)
-        assert decide.judged_bytes == sum(map(len, raws))
-
-    virtual.run(scenario)
+@in_virtual_time
+async def test_a_small_batch_is_filtered_in_one_go(tmp_path: Path) -> None:
+    sync = simulation.settings(tmp_path).sync[0]
+    rules = SyncRules(sync)
+    decide = Watched(sync, rules.user_keys, rules.contacts)
+    raws = [raw(f"well-{n}") for n in range(500)]
+    door = Door(sync.name, decide)
+    await FilterActor([door], cast("Any", None)).admit(Batch(None, raws, sync=sync.name), door)
+    assert decide.judged_bytes == sum(map(len, raws))
 
 
 MIXED = [raw(user) for n in range(30) for user in (f"well-{n}", f"poison-{n}")]
 
 
-def test_a_fault_in_judging_costs_each_event_that_has_it(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        counters, letters, receipt = await take_in(tmp_path, BrokenAdmission, Spool, *MIXED)
-        assert letters == [("internal", line) for line in range(2, 61, 2)]
-        assert receipt == Receipt(30, 0, 30)
-        assert (counters["received"], counters["pending"], counters["dead"]) == (60, 30, 30)
-
-    virtual.run(scenario)
+@in_virtual_time
+async def test_a_fault_in_judging_costs_each_event_that_has_it(tmp_path: Path) -> None:
+    counters, letters, receipt = await take_in(tmp_path, BrokenAdmission, Spool, *MIXED)
+    assert letters == [("internal", line) for line in range(2, 61, 2)]
+    assert receipt == Receipt(30, 0, 30)
+    assert (counters["received"], counters["pending"], counters["dead"]) == (60, 30, 30)
 
 
-def test_a_fault_in_packing_costs_each_event_that_has_it(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        counters, letters, receipt = await take_in(tmp_path, UnencodableUsers, Spool, *MIXED)
-        assert letters == [("internal", line) for line in range(2, 61, 2)]
-        assert receipt == Receipt(30, 0, 30)
-        assert (counters["received"], counters["pending"], counters["dead"]) == (60, 30, 30)
-
-    virtual.run(scenario)
+@in_virtual_time
+async def test_a_fault_in_packing_costs_each_event_that_has_it(tmp_path: Path) -> None:
+    counters, letters, receipt = await take_in(tmp_path, UnencodableUsers, Spool, *MIXED)
+    assert letters == [("internal", line) for line in range(2, 61, 2)]
+    assert receipt == Receipt(30, 0, 30)
+    assert (counters["received"], counters["pending"], counters["dead"]) == (60, 30, 30)
 
 
-def test_a_batch_that_cannot_be_appended_is_refused(tmp_path: Path) -> None:
+@in_virtual_time
+async def test_a_batch_that_cannot_be_appended_is_refused(tmp_path: Path) -> None:
     """Nothing of it is stored then, so that it comes again and nothing is there twice."""
 
-    async def scenario() -> None:
-        counters, letters, answer = await take_in(tmp_path, Admission, CannotAppend, *MIXED)
-        assert isinstance(answer, Refused)
-        assert answer.reason == "internal"
-        assert letters == []
-        assert (counters["received"], counters["pending"], counters["dead"]) == (0, 0, 0)
-
-    virtual.run(scenario)
+    counters, letters, answer = await take_in(tmp_path, Admission, CannotAppend, *MIXED)
+    assert isinstance(answer, Refused)
+    assert answer.reason == "internal"
+    assert letters == []
+    assert (counters["received"], counters["pending"], counters["dead"]) == (0, 0, 0)
 
 
 class BrokenRecords(Records):
@@ -201,31 +192,27 @@ class BrokenRecords(Records):
         super().insert(taker, rows[1:], aside)
 
 
-def test_a_fault_in_unpacking_costs_each_event_that_has_it(tmp_path: Path) -> None:
+@in_virtual_time
+async def test_a_fault_in_unpacking_costs_each_event_that_has_it(tmp_path: Path) -> None:
     """The events are acknowledged by then, and every one of them is accounted for."""
 
-    async def scenario() -> None:
-        local = simulation.sandbox()
-        for n in range(30):
-            local.add_contact(external_id=f"well-{n}")
-        async with simulation.engine(tmp_path, local) as running:
-            await running.spool.do(lambda store: setattr(store.records, "__class__", BrokenRecords))
-            events = [
-                simulation.event(u, n) for n in range(30) for u in (f"well-{n}", f"poison-{n}")
-            ]
-            receipt = await running.submit(events, api_key=KEY)
-            assert receipt == Receipt(60, 0, 0)
-            await running.settled()
-            counters = running.streams["simulated"].spool.counters
-        arrived = {local.contacts[event.contact_id].external_id for event in local.events}
-        assert arrived == {f"well-{n}" for n in range(30)}
-        assert (counters["delivered"], counters["dead:internal"], counters["pending"]) == (
-            30,
-            30,
-            0,
-        )
-
-    virtual.run(scenario)
+    local = simulation.sandbox()
+    for n in range(30):
+        local.add_contact(external_id=f"well-{n}")
+    async with simulation.engine(tmp_path, local) as running:
+        await running.spool.do(lambda store: setattr(store.records, "__class__", BrokenRecords))
+        events = [simulation.event(u, n) for n in range(30) for u in (f"well-{n}", f"poison-{n}")]
+        receipt = await running.submit(events, api_key=KEY)
+        assert receipt == Receipt(60, 0, 0)
+        await running.settled()
+        counters = running.streams["simulated"].spool.counters
+    arrived = {local.contacts[event.contact_id].external_id for event in local.events}
+    assert arrived == {f"well-{n}" for n in range(30)}
+    assert (counters["delivered"], counters["dead:internal"], counters["pending"]) == (
+        30,
+        30,
+        0,
+    )
 
 
 # --- a fault that belongs to no event ------------------------------------------------------
@@ -242,45 +229,43 @@ class Torn(MemoryObjectReceiveStream[Offer]):
         return await super().receive()
 
 
-def test_while_an_intake_stands_events_are_refused_and_nobody_waits(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        local = simulation.sandbox()
-        local.add_contact(external_id="mira-okafor")
-        answers: list[Receipt | Refused] = []
+@in_virtual_time
+async def test_while_an_intake_stands_events_are_refused_and_nobody_waits(tmp_path: Path) -> None:
+    local = simulation.sandbox()
+    local.add_contact(external_id="mira-okafor")
+    answers: list[Receipt | Refused] = []
 
-        async def submit(n: int) -> None:
-            try:
-                event = simulation.event("mira-okafor", n)
-                answers.append(await running.submit([event], api_key=KEY))
-            except Refused as refused:
-                answers.append(refused)
+    async def submit(n: int) -> None:
+        try:
+            event = simulation.event("mira-okafor", n)
+            answers.append(await running.submit([event], api_key=KEY))
+        except Refused as refused:
+            answers.append(refused)
 
-        async with simulation.engine(tmp_path, local) as running:
-            await submit(0)
-            running._taking_in._offers.__class__ = Torn
-            Torn.is_torn = True
-            with anyio.fail_after(0.5):
-                async with anyio.create_task_group() as tasks:
-                    for n in range(1, 100):
-                        tasks.start_soon(submit, n)
-            refused = [answer for answer in answers if isinstance(answer, Refused)]
-            assert len(answers) == 100
-            assert len(refused) >= 98
-            assert {result.reason for result in refused} == {"internal"}
-            assert running.unready == {"simulated": "internal"}
-            assert "no event is to blame" in running.stopped["simulated"]
-            with anyio.fail_after(0.1), pytest.raises(Refused, match="no event is to blame"):
-                await running.submit([simulation.event("mira-okafor", 100)], api_key=KEY)
-            Torn.is_torn = False
-            await anyio.sleep(2)
-            assert (running.unready, running.stopped) == ({}, {})
-            await submit(101)
-            await running.settled()
-        stored = [answer for answer in answers if isinstance(answer, Receipt)]
-        assert answers[-1] in stored
-        assert len(local.events) == sum(receipt.accepted for receipt in stored) == len(stored)
-
-    virtual.run(scenario)
+    async with simulation.engine(tmp_path, local) as running:
+        await submit(0)
+        running._taking_in._offers.__class__ = Torn
+        Torn.is_torn = True
+        with anyio.fail_after(0.5):
+            async with anyio.create_task_group() as tasks:
+                for n in range(1, 100):
+                    tasks.start_soon(submit, n)
+        refused = [answer for answer in answers if isinstance(answer, Refused)]
+        assert len(answers) == 100
+        assert len(refused) >= 98
+        assert {result.reason for result in refused} == {"internal"}
+        assert running.unready == {"simulated": "internal"}
+        assert "no event is to blame" in running.stopped["simulated"]
+        with anyio.fail_after(0.1), pytest.raises(Refused, match="no event is to blame"):
+            await running.submit([simulation.event("mira-okafor", 100)], api_key=KEY)
+        Torn.is_torn = False
+        await anyio.sleep(2)
+        assert (running.unready, running.stopped) == ({}, {})
+        await submit(101)
+        await running.settled()
+    stored = [answer for answer in answers if isinstance(answer, Receipt)]
+    assert answers[-1] in stored
+    assert len(local.events) == sum(receipt.accepted for receipt in stored) == len(stored)
 
 
 # --- what an actor keeps ------------------------------------------------------------------
@@ -296,21 +281,19 @@ class Idle(Actor[Item, None]):
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_an_actor_keeps_no_reference_to_what_it_has_handled(count: int) -> None:
-    async def scenario() -> None:
-        send, receive = anyio.create_memory_object_stream[Item](4)
-        watched = []
-        with send, receive:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(Idle().run, receive)
-                for _ in range(count):
-                    item = Item()
-                    watched.append(weakref.ref(item))
-                    send.send_nowait(item)
-                    del item
-                await anyio.sleep(1)
-                gc.collect()
-                assert [reference() for reference in watched] == [None] * count
-                send.close()
-
-    virtual.run(scenario)
+@in_virtual_time
+async def test_an_actor_keeps_no_reference_to_what_it_has_handled(count: int) -> None:
+    send, receive = anyio.create_memory_object_stream[Item](4)
+    watched = []
+    with send, receive:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(Idle().run, receive)
+            for _ in range(count):
+                item = Item()
+                watched.append(weakref.ref(item))
+                send.send_nowait(item)
+                del item
+            await anyio.sleep(1)
+            gc.collect()
+            assert [reference() for reference in watched] == [None] * count
+            send.close()

@@ -23,9 +23,10 @@ from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.transports import Batch
 from amplitude_intercom.transports.amplitude import BadEvent, Head
 from amplitude_intercom.transports.reasons import RefusalReason
-from support import simulation, virtual
+from support import simulation
 from support.admissions import an_admission
 from support.spools import OneSync, kept, opened
+from support.virtual import in_virtual_time
 
 T = TypeVar("T")
 SYNC = "simulated"
@@ -56,132 +57,119 @@ async def dead(running: Engine) -> int:
     return found
 
 
-def test_a_job_is_done_in_slices_between_which_others_have_their_turn(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with simulation.engine(tmp_path, simulation.sandbox()) as running:
-            await bury(running)
-            left: list[int] = []
+@in_virtual_time
+async def test_a_job_is_done_in_slices_between_which_others_have_their_turn(tmp_path: Path) -> None:
+    async with simulation.engine(tmp_path, simulation.sandbox()) as running:
+        await bury(running)
+        left: list[int] = []
 
-            async def watch() -> None:
-                while not left or left[-1]:
-                    left.append(await dead(running))
-                    await anyio.lowlevel.checkpoint()
-
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(watch)
-                assert await running.upkeep.discard(SYNC, ALL) == LETTERS
-            steps = [before - after for before, after in pairwise(left)]
-            assert max(steps) <= SLICE
-            assert running.streams[SYNC].spool.counters["dropped:discarded"] == LETTERS
-
-    virtual.run(scenario)
-
-
-def test_a_job_that_was_interrupted_goes_on_where_it_was(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with simulation.engine(tmp_path, simulation.sandbox()) as running:
-            await bury(running)
-            job = await running.jobs.ask(JobKind.DISCARD, SYNC, ALL, who="test", why="a trial")
-            while await dead(running) == LETTERS:
+        async def watch() -> None:
+            while not left or left[-1]:
+                left.append(await dead(running))
                 await anyio.lowlevel.checkpoint()
-            running.cancel()
-        async with simulation.engine(tmp_path, simulation.sandbox()) as running:
-            await bury(running, 5, LETTERS)  # these came later: they are not meant
-            ended = await running.jobs.ended(job.id)
-            assert (ended.state, ended.counts) == (JobState.DONE, {"discarded": LETTERS})
-            assert (ended.expected, ended.who, ended.why) == (LETTERS, "test", "a trial")
-            assert running.streams[SYNC].spool.counters["dropped:discarded"] == LETTERS
 
-    virtual.run(scenario)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(watch)
+            assert await running.upkeep.discard(SYNC, ALL) == LETTERS
+        steps = [before - after for before, after in pairwise(left)]
+        assert max(steps) <= SLICE
+        assert running.streams[SYNC].spool.counters["dropped:discarded"] == LETTERS
 
 
-def test_a_job_means_what_had_failed_within_its_time(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with simulation.engine(tmp_path, simulation.sandbox()) as running:
-            for first in (0, LETTERS, 2 * LETTERS):
-                await bury(running, LETTERS, first)
-                await anyio.sleep(60)
-            times = sorted({letter.last_failed_at_ms for letter in await letters(running)})
-            middle = DeadLetterQuery(since_ms=times[0] + 1, until_ms=times[-1])
-            assert await running.upkeep.discard(SYNC, middle) == LETTERS
-            assert {letter.last_failed_at_ms for letter in await letters(running)} == {
-                times[0],
-                times[-1],
-            }
-            assert await running.upkeep.discard(SYNC, middle) == 0
-            assert await dead(running) == 2 * LETTERS
-
-    virtual.run(scenario)
+@in_virtual_time
+async def test_a_job_that_was_interrupted_goes_on_where_it_was(tmp_path: Path) -> None:
+    async with simulation.engine(tmp_path, simulation.sandbox()) as running:
+        await bury(running)
+        job = await running.jobs.ask(JobKind.DISCARD, SYNC, ALL, who="test", why="a trial")
+        while await dead(running) == LETTERS:
+            await anyio.lowlevel.checkpoint()
+        running.cancel()
+    async with simulation.engine(tmp_path, simulation.sandbox()) as running:
+        await bury(running, 5, LETTERS)  # these came later: they are not meant
+        ended = await running.jobs.ended(job.id)
+        assert (ended.state, ended.counts) == (JobState.DONE, {"discarded": LETTERS})
+        assert (ended.expected, ended.who, ended.why) == (LETTERS, "test", "a trial")
+        assert running.streams[SYNC].spool.counters["dropped:discarded"] == LETTERS
 
 
-def test_what_dies_after_a_job_was_asked_for_is_not_meant_though_the_clock_was_set_back(
+@in_virtual_time
+async def test_a_job_means_what_had_failed_within_its_time(tmp_path: Path) -> None:
+    async with simulation.engine(tmp_path, simulation.sandbox()) as running:
+        for first in (0, LETTERS, 2 * LETTERS):
+            await bury(running, LETTERS, first)
+            await anyio.sleep(60)
+        times = sorted({letter.last_failed_at_ms for letter in await letters(running)})
+        middle = DeadLetterQuery(since_ms=times[0] + 1, until_ms=times[-1])
+        assert await running.upkeep.discard(SYNC, middle) == LETTERS
+        assert {letter.last_failed_at_ms for letter in await letters(running)} == {
+            times[0],
+            times[-1],
+        }
+        assert await running.upkeep.discard(SYNC, middle) == 0
+        assert await dead(running) == 2 * LETTERS
+
+
+@in_virtual_time
+async def test_what_dies_after_a_job_was_asked_for_is_not_meant_though_the_clock_was_set_back(
     tmp_path: Path,
 ) -> None:
     """Else a letter that is replayed and dies again would be replayed for ever."""
 
-    async def scenario() -> None:
-        async with simulation.engine(tmp_path, simulation.sandbox()) as running:
-            taker = running.streams[SYNC].spool.taker
+    async with simulation.engine(tmp_path, simulation.sandbox()) as running:
+        taker = running.streams[SYNC].spool.taker
 
-            def set_ahead(store: Store) -> JobRow:
-                store.db.execute("UPDATE dead_letters SET last_failed_at_ms = 1 << 50")
-                return store.ask_job(JobKind.DISCARD, taker, ALL, 3, who="test", now_ms=1)
+        def set_ahead(store: Store) -> JobRow:
+            store.db.execute("UPDATE dead_letters SET last_failed_at_ms = 1 << 50")
+            return store.ask_job(JobKind.DISCARD, taker, ALL, 3, who="test", now_ms=1)
 
-            await bury(running, 3)
-            job = await running.spool.do(set_ahead)
-            await bury(running, 5, 3)
-            running.spool.job_added()
-            ended = await running.jobs.ended(job.id)
-            assert (ended.state, ended.counts) == (JobState.DONE, {"discarded": 3})
-            assert await dead(running) == 5
-
-    virtual.run(scenario)
+        await bury(running, 3)
+        job = await running.spool.do(set_ahead)
+        await bury(running, 5, 3)
+        running.spool.job_added()
+        ended = await running.jobs.ended(job.id)
+        assert (ended.state, ended.counts) == (JobState.DONE, {"discarded": 3})
+        assert await dead(running) == 5
 
 
-def test_a_cancelled_job_keeps_what_it_has_done_and_does_no_more(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with simulation.engine(tmp_path, simulation.sandbox()) as running:
-            await bury(running)
-            job = await running.jobs.ask(JobKind.DISCARD, SYNC, ALL, who="test")
-            while await dead(running) == LETTERS:
-                await anyio.lowlevel.checkpoint()
-            assert await running.jobs.cancel(job.id)
-            left = await dead(running)
-            await anyio.sleep(60)
-            assert await dead(running) == left > 0
-            ended = await running.jobs.ended(job.id)
-            assert ended.state is JobState.CANCELLED
-            assert sum(ended.counts.values()) == LETTERS - left
-            assert not await running.jobs.cancel(job.id)
-
-    virtual.run(scenario)
+@in_virtual_time
+async def test_a_cancelled_job_keeps_what_it_has_done_and_does_no_more(tmp_path: Path) -> None:
+    async with simulation.engine(tmp_path, simulation.sandbox()) as running:
+        await bury(running)
+        job = await running.jobs.ask(JobKind.DISCARD, SYNC, ALL, who="test")
+        while await dead(running) == LETTERS:
+            await anyio.lowlevel.checkpoint()
+        assert await running.jobs.cancel(job.id)
+        left = await dead(running)
+        await anyio.sleep(60)
+        assert await dead(running) == left > 0
+        ended = await running.jobs.ended(job.id)
+        assert ended.state is JobState.CANCELLED
+        assert sum(ended.counts.values()) == LETTERS - left
+        assert not await running.jobs.cancel(job.id)
 
 
-def test_an_empty_condition_means_nothing_and_no_ids_are_none(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with simulation.engine(tmp_path, simulation.sandbox()) as running:
-            await bury(running, 3)
-            assert await running.upkeep.discard(SYNC, DeadLetterQuery()) == 0
-            assert await running.upkeep.discard(SYNC, DeadLetterQuery(ids=[])) == 0
-            assert await running.upkeep.replay(SYNC, DeadLetterQuery()) == {}
-            assert await dead(running) == 3
-
-    virtual.run(scenario)
+@in_virtual_time
+async def test_an_empty_condition_means_nothing_and_no_ids_are_none(tmp_path: Path) -> None:
+    async with simulation.engine(tmp_path, simulation.sandbox()) as running:
+        await bury(running, 3)
+        assert await running.upkeep.discard(SYNC, DeadLetterQuery()) == 0
+        assert await running.upkeep.discard(SYNC, DeadLetterQuery(ids=[])) == 0
+        assert await running.upkeep.replay(SYNC, DeadLetterQuery()) == {}
+        assert await dead(running) == 3
 
 
-def test_a_replay_of_a_disabled_sync_is_refused_and_the_letters_stay(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with simulation.engine(tmp_path, simulation.sandbox()) as running:
-            await bury(running, 3)
-        async with simulation.engine(tmp_path, simulation.sandbox(), enabled=False) as running:
-            with pytest.raises(SettingsError, match="disabled"):
-                await running.upkeep.replay(SYNC, ALL)
-            assert await dead(running) == 3
-
-    virtual.run(scenario)
+@in_virtual_time
+async def test_a_replay_of_a_disabled_sync_is_refused_and_the_letters_stay(tmp_path: Path) -> None:
+    async with simulation.engine(tmp_path, simulation.sandbox()) as running:
+        await bury(running, 3)
+    async with simulation.engine(tmp_path, simulation.sandbox(), enabled=False) as running:
+        with pytest.raises(SettingsError, match="disabled"):
+            await running.upkeep.replay(SYNC, ALL)
+        assert await dead(running) == 3
 
 
-def test_a_job_that_cannot_be_done_fails_and_those_behind_it_are_done(tmp_path: Path) -> None:
+@in_virtual_time
+async def test_a_job_that_cannot_be_done_fails_and_those_behind_it_are_done(tmp_path: Path) -> None:
     """What it asks for cannot be read: the engine goes on, after a restart too."""
 
     def plant(store: Store) -> None:
@@ -191,19 +179,16 @@ def test_a_job_that_cannot_be_done_fails_and_those_behind_it_are_done(tmp_path: 
     def mend(store: Store) -> None:
         store.db.execute('UPDATE jobs SET query = \'{"of": "dead_letters"}\' WHERE id = 1')
 
-    async def scenario() -> None:
-        async with simulation.engine(tmp_path, simulation.sandbox()) as running:
-            await bury(running, 3)
-            await running.spool.do(plant)
-        async with simulation.engine(tmp_path, simulation.sandbox()) as running:
-            assert await running.upkeep.discard(SYNC, ALL) == 3
-            await running.spool.do(mend)
-            failed = await running.jobs.get(1)
-            assert failed is not None
-            with pytest.raises(SpoolError, match="job 1 met a fault"):
-                failed.outcome()
-
-    virtual.run(scenario)
+    async with simulation.engine(tmp_path, simulation.sandbox()) as running:
+        await bury(running, 3)
+        await running.spool.do(plant)
+    async with simulation.engine(tmp_path, simulation.sandbox()) as running:
+        assert await running.upkeep.discard(SYNC, ALL) == 3
+        await running.spool.do(mend)
+        failed = await running.jobs.get(1)
+        assert failed is not None
+        with pytest.raises(SpoolError, match="job 1 met a fault"):
+            failed.outcome()
 
 
 def test_of_thirty_letters_one_that_meets_a_fault_of_ours_stays_dead(tmp_path: Path) -> None:
@@ -236,40 +221,36 @@ def test_of_thirty_letters_one_that_meets_a_fault_of_ours_stays_dead(tmp_path: P
     assert [letter.raw for letter in sync.store.letters.find(sync.taker, ALL)] == [raws[7]]
 
 
-def test_jobs_are_listed_the_latest_first(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with simulation.engine(tmp_path, simulation.sandbox()) as running:
-            made: list[JobRow] = []
-            for _ in range(3):
-                made.append(await running.jobs.ask(JobKind.REPLAY, SYNC, ALL, who="test"))
-            await running.jobs.ended(made[-1].id)
-            assert [job.id for job in await running.jobs.latest()] == [3, 2, 1]
-            assert await running.jobs.get(99) is None
-
-    virtual.run(scenario)
+@in_virtual_time
+async def test_jobs_are_listed_the_latest_first(tmp_path: Path) -> None:
+    async with simulation.engine(tmp_path, simulation.sandbox()) as running:
+        made: list[JobRow] = []
+        for _ in range(3):
+            made.append(await running.jobs.ask(JobKind.REPLAY, SYNC, ALL, who="test"))
+        await running.jobs.ended(made[-1].id)
+        assert [job.id for job in await running.jobs.latest()] == [3, 2, 1]
+        assert await running.jobs.get(99) is None
 
 
-def test_a_stranger_s_thousands_of_events_expire_together_and_not_bit_by_bit(
+@in_virtual_time
+async def test_a_stranger_s_thousands_of_events_expire_together_and_not_bit_by_bit(
     tmp_path: Path,
 ) -> None:
     """More than one transaction takes: the first retry behind the window ends all of them."""
     count, window_s = 3 * SLICE + 7, 3_600.0
     delivery = {"retry_attempts": 4, "retry_window_s": window_s}
 
-    async def scenario() -> None:
-        local = simulation.sandbox()
-        async with simulation.engine(tmp_path, local, delivery=delivery) as running:
-            events = [simulation.event("stranger", n) for n in range(count)]
-            await running.submit(events, api_key=simulation.API_KEY)
-            await anyio.sleep(2 * window_s)
-            [job] = await running.jobs.latest()
-            assert (job.kind, job.state, job.who) == (JobKind.EXPIRE, JobState.DONE, "delivery")
-            counters = running.streams[SYNC].spool.counters
-            assert counters["dead:user_not_found"] == await dead(running) == count
-            assert counters["pending"] == 0
-        assert len(simulation.made(local)) <= 2 * 4
-
-    virtual.run(scenario)
+    local = simulation.sandbox()
+    async with simulation.engine(tmp_path, local, delivery=delivery) as running:
+        events = [simulation.event("stranger", n) for n in range(count)]
+        await running.submit(events, api_key=simulation.API_KEY)
+        await anyio.sleep(2 * window_s)
+        [job] = await running.jobs.latest()
+        assert (job.kind, job.state, job.who) == (JobKind.EXPIRE, JobState.DONE, "delivery")
+        counters = running.streams[SYNC].spool.counters
+        assert counters["dead:user_not_found"] == await dead(running) == count
+        assert counters["pending"] == 0
+    assert len(simulation.made(local)) <= 2 * 4
 
 
 def test_a_stranger_who_signs_up_while_its_events_expire_has_the_rest_of_them(
@@ -292,38 +273,36 @@ def test_a_stranger_who_signs_up_while_its_events_expire_has_the_rest_of_them(
     assert (sync.counters["dead"], sync.counters["pending"]) == (SLICE, SLICE)
 
 
-def test_a_replay_of_a_sync_that_was_disabled_since_leaves_the_letters(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with simulation.engine(tmp_path, simulation.sandbox()) as running:
-            await bury(running)
-            job = await running.jobs.ask(JobKind.REPLAY, SYNC, ALL, who="test")
-            running.cancel()
-        async with simulation.engine(tmp_path, simulation.sandbox(), enabled=False) as running:
-            ended = await running.jobs.ended(job.id)
-            assert ended.counts == {"still dead": LETTERS}
-            assert await dead(running) == LETTERS
+@in_virtual_time
+async def test_a_replay_of_a_sync_that_was_disabled_since_leaves_the_letters(
+    tmp_path: Path,
+) -> None:
+    async with simulation.engine(tmp_path, simulation.sandbox()) as running:
+        await bury(running)
+        job = await running.jobs.ask(JobKind.REPLAY, SYNC, ALL, who="test")
+        running.cancel()
+    async with simulation.engine(tmp_path, simulation.sandbox(), enabled=False) as running:
+        ended = await running.jobs.ended(job.id)
+        assert ended.counts == {"still dead": LETTERS}
+        assert await dead(running) == LETTERS
 
-    virtual.run(scenario)
 
-
-def test_a_job_that_ended_and_is_damaged_stops_nothing(tmp_path: Path) -> None:
+@in_virtual_time
+async def test_a_job_that_ended_and_is_damaged_stops_nothing(tmp_path: Path) -> None:
     """Neither the list of jobs nor the next start, though the mapping has changed."""
     email = {"identifier": "email", "from": "event.mail"}
 
-    async def scenario() -> None:
-        async with simulation.engine(tmp_path, simulation.sandbox()) as running:
-            events = [simulation.event("stranger", n) for n in range(3)]
-            await running.submit(events, api_key=simulation.API_KEY)
-            await anyio.sleep(20)
-        async with simulation.engine(tmp_path, simulation.sandbox(), mapping=email) as running:
-            await running.settled()
-            await running.submit(events, api_key=simulation.API_KEY)
-            await running.spool.do(lambda store: store.db.execute("UPDATE jobs SET query = '{'"))
-            assert await running.jobs.latest() == []
-        async with simulation.engine(tmp_path, simulation.sandbox()) as running:
-            assert await dead(running) == 3
-
-    virtual.run(scenario)
+    async with simulation.engine(tmp_path, simulation.sandbox()) as running:
+        events = [simulation.event("stranger", n) for n in range(3)]
+        await running.submit(events, api_key=simulation.API_KEY)
+        await anyio.sleep(20)
+    async with simulation.engine(tmp_path, simulation.sandbox(), mapping=email) as running:
+        await running.settled()
+        await running.submit(events, api_key=simulation.API_KEY)
+        await running.spool.do(lambda store: store.db.execute("UPDATE jobs SET query = '{'"))
+        assert await running.jobs.latest() == []
+    async with simulation.engine(tmp_path, simulation.sandbox()) as running:
+        assert await dead(running) == 3
 
 
 def test_a_rekeying_goes_before_what_was_asked_for_earlier(tmp_path: Path) -> None:
@@ -356,22 +335,20 @@ class FlakySpool(Spool):
         return await super().do(job)
 
 
-def test_a_disk_that_failed_for_a_moment_fails_no_job(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with simulation.engine(tmp_path, simulation.sandbox()) as running:
-            await bury(running)
-            running.jobs.end()  # another one does what is asked for
-            runner = JobRunner(FlakySpool(running.spool), running.streams, lambda: 1)
-            taker = running.streams[SYNC].spool.taker
-            await running.spool.do(
-                lambda store: store.ask_job(JobKind.DISCARD, taker, ALL, 1, who="test", now_ms=1)
-            )
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(runner.run)
-                with anyio.fail_after(60):
-                    while await dead(running):
-                        await anyio.sleep(0.1)
-                tasks.cancel_scope.cancel()
-            assert [job.state for job in await running.jobs.latest()] == [JobState.DONE]
-
-    virtual.run(scenario)
+@in_virtual_time
+async def test_a_disk_that_failed_for_a_moment_fails_no_job(tmp_path: Path) -> None:
+    async with simulation.engine(tmp_path, simulation.sandbox()) as running:
+        await bury(running)
+        running.jobs.end()  # another one does what is asked for
+        runner = JobRunner(FlakySpool(running.spool), running.streams, lambda: 1)
+        taker = running.streams[SYNC].spool.taker
+        await running.spool.do(
+            lambda store: store.ask_job(JobKind.DISCARD, taker, ALL, 1, who="test", now_ms=1)
+        )
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(runner.run)
+            with anyio.fail_after(60):
+                while await dead(running):
+                    await anyio.sleep(0.1)
+            tasks.cancel_scope.cancel()
+        assert [job.state for job in await running.jobs.latest()] == [JobState.DONE]

@@ -14,8 +14,9 @@ from amplitude_intercom.engine.commands.preview import Preview
 from amplitude_intercom.engine.config import from_table
 from amplitude_intercom.engine.delivery.attributes import KnownAttributes, Listed
 from amplitude_intercom.transports.sandbox import Sandbox
-from support import simulation, virtual
+from support import simulation
 from support.events import ATTRIBUTES, STYLES, random_event, sync_table
+from support.virtual import in_virtual_time
 
 IGNORED = ("name", "amplitude_api_keys", "intercom")
 
@@ -38,23 +39,22 @@ def workspace() -> Sandbox:
     )
 
 
-def test_ten_thousand_events_of_any_shape_are_taken_without_one_refusal(tmp_path: Path) -> None:
+@in_virtual_time
+async def test_ten_thousand_events_of_any_shape_are_taken_without_one_refusal(
+    tmp_path: Path,
+) -> None:
     dice = random.Random(1)
 
-    async def scenario() -> tuple[Sandbox, Any]:
-        local = workspace()
-        users = [f"user-{n}" for n in range(500)]
-        for user in users:
-            local.add_contact(external_id=user)
-        async with simulation.engine(tmp_path, local, **settings(STYLES[0])) as engine:
-            for start in range(0, 10_000, 500):
-                some = [random_event(dice, users[n % 500], n) for n in range(start, start + 500)]
-                await engine.submit(some, api_key=simulation.API_KEY)
-                await engine.settled()
-            [status] = (await engine.status()).syncs
-        return local, status
-
-    local, status = virtual.run(scenario)
+    local = workspace()
+    users = [f"user-{n}" for n in range(500)]
+    for user in users:
+        local.add_contact(external_id=user)
+    async with simulation.engine(tmp_path, local, **settings(STYLES[0])) as engine:
+        for start in range(0, 10_000, 500):
+            some = [random_event(dice, users[n % 500], n) for n in range(start, start + 500)]
+            await engine.submit(some, api_key=simulation.API_KEY)
+            await engine.settled()
+        [status] = (await engine.status()).syncs
     assert [e for e in local.journal if e.status not in (200, 202, 409)] == []
     assert len(local.events) > 7_000
     assert (status.received, status.dead) == (10_000, 0)
@@ -62,18 +62,17 @@ def test_ten_thousand_events_of_any_shape_are_taken_without_one_refusal(tmp_path
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_preview_shows_the_requests_that_are_made(tmp_path: Path, style: dict[str, Any]) -> None:
+@in_virtual_time
+async def test_preview_shows_the_requests_that_are_made(
+    tmp_path: Path, style: dict[str, Any]
+) -> None:
     dice = random.Random(str(style))
     events = {f"user-{n}": random_event(dice, f"user-{n}", n) for n in range(200)}
 
-    async def scenario() -> Sandbox:
-        local = workspace()
-        async with simulation.engine(tmp_path, local, **settings(style)) as engine:
-            await engine.submit(list(events.values()), api_key=simulation.API_KEY)
-            await engine.settled()
-        return local
-
-    local = virtual.run(scenario)
+    local = workspace()
+    async with simulation.engine(tmp_path, local, **settings(style)) as engine:
+        await engine.submit(list(events.values()), api_key=simulation.API_KEY)
+        await engine.settled()
     listed = [Listed(n, t["data_type"], custom=True) for n, t in local.attributes.items()]
     table = {"name": "a", "intercom": {"access_token": "t"}, **settings(style)}
     preview = Preview(from_table({"sync": [table]}).sync[0], KnownAttributes(listed))

@@ -15,6 +15,7 @@ from amplitude_intercom.engine.status import LeftSync
 from amplitude_intercom.transports import batch_of
 from amplitude_intercom.transports.sandbox import InProcess, Sandbox
 from support import simulation, virtual
+from support.virtual import in_virtual_time
 
 KEYS = {"shop": ["shared", "shop-only"], "mail": ["shared"]}
 
@@ -64,82 +65,76 @@ async def fill(running: Engine) -> Refused:
     raise AssertionError("it is never full")
 
 
-def test_what_two_syncs_take_reaches_both_in_one_commit(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        local = simulation.sandbox()
-        async with engine(tmp_path, local, ["shop", "mail"]) as running:
-            receipt = await running.submit([event(n) for n in range(20)], api_key="shared")
-            assert (receipt.accepted, receipt.dropped, receipt.dead) == (40, 0, 0)
-            await running.settled()
-            delivered = {s.name: s.delivered for s in (await running.status()).syncs}
-        assert delivered == {"shop": 20, "mail": 20}
-
-    virtual.run(scenario)
+@in_virtual_time
+async def test_what_two_syncs_take_reaches_both_in_one_commit(tmp_path: Path) -> None:
+    local = simulation.sandbox()
+    async with engine(tmp_path, local, ["shop", "mail"]) as running:
+        receipt = await running.submit([event(n) for n in range(20)], api_key="shared")
+        assert (receipt.accepted, receipt.dropped, receipt.dead) == (40, 0, 0)
+        await running.settled()
+        delivered = {s.name: s.delivered for s in (await running.status()).syncs}
+    assert delivered == {"shop": 20, "mail": 20}
 
 
-def test_a_full_sync_closes_a_shared_key_and_says_so_and_nobody_else_s_door(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        local = simulation.sandbox()
-        async with engine(tmp_path, local, ["shop", "mail"], 2_000_000) as running:
-            for pipeline in running.streams.values():
-                pipeline.stop()  # nothing leaves from now on
-            refused = await fill(running)
-            assert refused.reason == "spool_full"
-            assert "sync `shop`" in str(refused)
-            before = running.streams["mail"].spool.counters
-            with pytest.raises(Refused, match="sync `shop`"):
-                await running.submit([event(0)], api_key="shared")
-            assert running.streams["mail"].spool.counters == before
-            receipt = await running.submit([event(0)], sync="mail")
-            assert receipt.accepted == 1
-            assert running.ready
-            assert running.unready == {"shop": "spool_full"}
-
-    virtual.run(scenario)
-
-
-def test_a_sync_that_left_the_settings_with_events_waiting_is_named(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        local = simulation.sandbox()
-        async with engine(tmp_path, local, ["shop", "mail"]) as running:
-            for pipeline in running.streams.values():
-                pipeline.stop()
-            await running.submit([event(n) for n in range(7)], api_key="shared")
-        async with engine(tmp_path, local, ["mail"]) as running:
-            await running.settled()
-            status = await running.status()
-            assert status.spool.left == {"shop": LeftSync(7, 0)}
-            said = render(status, ready=True).decode()
-            assert 'left_events{sync="shop"} 7.0' in said
-        async with engine(tmp_path, local, ["shop", "mail"]) as running:
-            await running.settled()
-            assert (await running.status()).spool.left == {}
-        assert len(local.events) == 7  # the same event twice is one to Intercom
-
-    virtual.run(scenario)
+@in_virtual_time
+async def test_a_full_sync_closes_a_shared_key_and_says_so_and_nobody_else_s_door(
+    tmp_path: Path,
+) -> None:
+    local = simulation.sandbox()
+    async with engine(tmp_path, local, ["shop", "mail"], 2_000_000) as running:
+        for pipeline in running.streams.values():
+            pipeline.stop()  # nothing leaves from now on
+        refused = await fill(running)
+        assert refused.reason == "spool_full"
+        assert "sync `shop`" in str(refused)
+        before = running.streams["mail"].spool.counters
+        with pytest.raises(Refused, match="sync `shop`"):
+            await running.submit([event(0)], api_key="shared")
+        assert running.streams["mail"].spool.counters == before
+        receipt = await running.submit([event(0)], sync="mail")
+        assert receipt.accepted == 1
+        assert running.ready
+        assert running.unready == {"shop": "spool_full"}
 
 
-def test_after_the_end_nothing_waits_for_an_answer(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        local = simulation.sandbox(limit_per_minute=6)
-        async with anyio.create_task_group() as tasks:
-            ended: list[str] = []
+@in_virtual_time
+async def test_a_sync_that_left_the_settings_with_events_waiting_is_named(tmp_path: Path) -> None:
+    local = simulation.sandbox()
+    async with engine(tmp_path, local, ["shop", "mail"]) as running:
+        for pipeline in running.streams.values():
+            pipeline.stop()
+        await running.submit([event(n) for n in range(7)], api_key="shared")
+    async with engine(tmp_path, local, ["mail"]) as running:
+        await running.settled()
+        status = await running.status()
+        assert status.spool.left == {"shop": LeftSync(7, 0)}
+        said = render(status, ready=True).decode()
+        assert 'left_events{sync="shop"} 7.0' in said
+    async with engine(tmp_path, local, ["shop", "mail"]) as running:
+        await running.settled()
+        assert (await running.status()).spool.left == {}
+    assert len(local.events) == 7  # the same event twice is one to Intercom
 
-            async def settle() -> None:
-                with pytest.raises(Refused, match="draining"):
-                    await running.settled()
-                ended.append("settled")
 
-            async with engine(tmp_path, local, ["shop"]) as running:
-                await running.submit([event(n) for n in range(50)], api_key="shared")
-                tasks.start_soon(settle)
-                await anyio.sleep(1)
-                running.cancel()
-        assert ended == ["settled"]
-        with anyio.fail_after(1), pytest.raises(SpoolError, match="closed"):
-            await running.upkeep.discard("shop", DeadLetterQuery())
+@in_virtual_time
+async def test_after_the_end_nothing_waits_for_an_answer(tmp_path: Path) -> None:
+    local = simulation.sandbox(limit_per_minute=6)
+    async with anyio.create_task_group() as tasks:
+        ended: list[str] = []
 
-    virtual.run(scenario)
+        async def settle() -> None:
+            with pytest.raises(Refused, match="draining"):
+                await running.settled()
+            ended.append("settled")
+
+        async with engine(tmp_path, local, ["shop"]) as running:
+            await running.submit([event(n) for n in range(50)], api_key="shared")
+            tasks.start_soon(settle)
+            await anyio.sleep(1)
+            running.cancel()
+    assert ended == ["settled"]
+    with anyio.fail_after(1), pytest.raises(SpoolError, match="closed"):
+        await running.upkeep.discard("shop", DeadLetterQuery())
 
 
 async def leave(folder: Path, local: Sandbox, events: int, dead: int = 0) -> None:
@@ -161,109 +156,97 @@ async def leave(folder: Path, local: Sandbox, events: int, dead: int = 0) -> Non
         await ticket.wait()
 
 
-def test_what_is_left_of_a_sync_goes_to_another_in_its_order(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        local = simulation.sandbox()
-        await leave(tmp_path, local, events=1_400, dead=700)
-        async with engine(tmp_path, local, ["mail"]) as running:
-            assert (await running.status()).spool.left == {"shop": LeftSync(1_400, 700)}
-            assert await running.upkeep.move_left("shop", "mail") == 2_100
-            await running.settled()
-            status = await running.status()
-            [mail] = status.syncs
-            assert status.spool.left == {}
-            assert (mail.received, mail.delivered, mail.dead) == (2_100, 1_400, 700)
-            groups = await running.spool.do(
-                lambda store: store.letters.groups(running.streams["mail"].spool.taker)
-            )
-            assert [group.count for group in groups] == [700]
-            assert await running.upkeep.move_left("shop", "mail") == 0
-        assert [stored.metadata["n"] for stored in local.events] == list(range(1_400))
-
-    virtual.run(scenario)
+@in_virtual_time
+async def test_what_is_left_of_a_sync_goes_to_another_in_its_order(tmp_path: Path) -> None:
+    local = simulation.sandbox()
+    await leave(tmp_path, local, events=1_400, dead=700)
+    async with engine(tmp_path, local, ["mail"]) as running:
+        assert (await running.status()).spool.left == {"shop": LeftSync(1_400, 700)}
+        assert await running.upkeep.move_left("shop", "mail") == 2_100
+        await running.settled()
+        status = await running.status()
+        [mail] = status.syncs
+        assert status.spool.left == {}
+        assert (mail.received, mail.delivered, mail.dead) == (2_100, 1_400, 700)
+        groups = await running.spool.do(
+            lambda store: store.letters.groups(running.streams["mail"].spool.taker)
+        )
+        assert [group.count for group in groups] == [700]
+        assert await running.upkeep.move_left("shop", "mail") == 0
+    assert [stored.metadata["n"] for stored in local.events] == list(range(1_400))
 
 
-def test_what_moves_is_for_whom_the_other_sync_names(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        local = simulation.sandbox()
-        await leave(tmp_path, local, events=3, dead=0)
-        async with engine(tmp_path, local, ["mail"], user_from="event.n") as running:
-            assert await running.upkeep.move_left("shop", "mail") == 3
-            await running.settled()
-        assert {c.external_id for c in local.contacts.values()} == {"0", "1", "2"}
-
-    virtual.run(scenario)
+@in_virtual_time
+async def test_what_moves_is_for_whom_the_other_sync_names(tmp_path: Path) -> None:
+    local = simulation.sandbox()
+    await leave(tmp_path, local, events=3, dead=0)
+    async with engine(tmp_path, local, ["mail"], user_from="event.n") as running:
+        assert await running.upkeep.move_left("shop", "mail") == 3
+        await running.settled()
+    assert {c.external_id for c in local.contacts.values()} == {"0", "1", "2"}
 
 
-def test_a_sync_with_a_new_name_knows_the_old_one_s_events_again(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        local = simulation.sandbox()
-        events = [event(n) for n in range(700)]
-        async with engine(tmp_path, local, ["shop"]) as running:
-            await running.submit(events, api_key="shared")
-            await running.settled()
-        async with engine(tmp_path, local, ["mail"]) as running:
-            await running.submit(events[:3], api_key="shared")
-            await running.settled()
-            assert await running.upkeep.move_left("shop", "mail") == 0
-            await running.submit(events, api_key="shared")
-            await running.settled()
-            [mail] = (await running.status()).syncs
-            assert (mail.delivered, mail.dropped) == (3, {"duplicate": 700})
-
-    virtual.run(scenario)
+@in_virtual_time
+async def test_a_sync_with_a_new_name_knows_the_old_one_s_events_again(tmp_path: Path) -> None:
+    local = simulation.sandbox()
+    events = [event(n) for n in range(700)]
+    async with engine(tmp_path, local, ["shop"]) as running:
+        await running.submit(events, api_key="shared")
+        await running.settled()
+    async with engine(tmp_path, local, ["mail"]) as running:
+        await running.submit(events[:3], api_key="shared")
+        await running.settled()
+        assert await running.upkeep.move_left("shop", "mail") == 0
+        await running.submit(events, api_key="shared")
+        await running.settled()
+        [mail] = (await running.status()).syncs
+        assert (mail.delivered, mail.dropped) == (3, {"duplicate": 700})
 
 
-def test_what_is_left_of_a_sync_is_dropped(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        local = simulation.sandbox()
-        await leave(tmp_path, local, events=1_400, dead=700)
-        async with engine(tmp_path, local, ["mail"]) as running:
-            assert await running.upkeep.drop_left("shop") == 2_100
-            assert (await running.status()).spool.left == {}
-            counters = await running.spool.do(
-                lambda store: store.accounts.committed(store.taker("shop"))
-            )
-            assert (counters["received"], counters["dropped:discarded"]) == (2_100, 2_100)
-            (rows,) = await running.spool.do(
-                lambda store: store.db.execute(
-                    "SELECT (SELECT count(*) FROM inbox) + (SELECT count(*) FROM records)"
-                    " + (SELECT count(*) FROM users) + (SELECT count(*) FROM dead_letters)"
-                ).fetchone()
-            )
-            assert rows == 0
-        assert local.events == []
-
-    virtual.run(scenario)
+@in_virtual_time
+async def test_what_is_left_of_a_sync_is_dropped(tmp_path: Path) -> None:
+    local = simulation.sandbox()
+    await leave(tmp_path, local, events=1_400, dead=700)
+    async with engine(tmp_path, local, ["mail"]) as running:
+        assert await running.upkeep.drop_left("shop") == 2_100
+        assert (await running.status()).spool.left == {}
+        counters = await running.spool.do(
+            lambda store: store.accounts.committed(store.taker("shop"))
+        )
+        assert (counters["received"], counters["dropped:discarded"]) == (2_100, 2_100)
+        (rows,) = await running.spool.do(
+            lambda store: store.db.execute(
+                "SELECT (SELECT count(*) FROM inbox) + (SELECT count(*) FROM records)"
+                " + (SELECT count(*) FROM users) + (SELECT count(*) FROM dead_letters)"
+            ).fetchone()
+        )
+        assert rows == 0
+    assert local.events == []
 
 
-def test_only_what_has_gone_from_the_settings_is_moved_or_dropped(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        local = simulation.sandbox()
-        async with engine(tmp_path, local, ["shop", "mail"]) as running:
-            with pytest.raises(SettingsError, match="in the settings"):
-                await running.upkeep.drop_left("shop")
-            with pytest.raises(SettingsError, match="knows no sync `nobody`"):
-                await running.upkeep.drop_left("nobody")
-        async with engine(tmp_path, local, ["mail"]) as running:
-            with pytest.raises(SettingsError, match="there is mail"):
-                await running.upkeep.move_left("shop", "nobody")
-
-    virtual.run(scenario)
+@in_virtual_time
+async def test_only_what_has_gone_from_the_settings_is_moved_or_dropped(tmp_path: Path) -> None:
+    local = simulation.sandbox()
+    async with engine(tmp_path, local, ["shop", "mail"]) as running:
+        with pytest.raises(SettingsError, match="in the settings"):
+            await running.upkeep.drop_left("shop")
+        with pytest.raises(SettingsError, match="knows no sync `nobody`"):
+            await running.upkeep.drop_left("nobody")
+    async with engine(tmp_path, local, ["mail"]) as running:
+        with pytest.raises(SettingsError, match="there is mail"):
+            await running.upkeep.move_left("shop", "nobody")
 
 
-def test_a_spool_that_fills_says_when_it_will_be_full(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        local = simulation.sandbox()
-        async with engine(tmp_path, local, ["shop"], 100_000_000) as running:
-            assert (await running.status()).spool.full_in_s is None
-            running.streams["shop"].stop()
-            for minute in range(5):
-                await running.submit([event(minute, 1_000_000 // 5)] * 5, sync="shop")
-                await anyio.sleep(60)
-            status = (await running.status()).spool
-            assert 5_000_000 < status.waiting_bytes < 5_100_000
-            # 5 MB in 10 minutes: the other 95 take 190 minutes
-            assert status.full_in_s == pytest.approx(190 * 60, rel=0.03)
-
-    virtual.run(scenario)
+@in_virtual_time
+async def test_a_spool_that_fills_says_when_it_will_be_full(tmp_path: Path) -> None:
+    local = simulation.sandbox()
+    async with engine(tmp_path, local, ["shop"], 100_000_000) as running:
+        assert (await running.status()).spool.full_in_s is None
+        running.streams["shop"].stop()
+        for minute in range(5):
+            await running.submit([event(minute, 1_000_000 // 5)] * 5, sync="shop")
+            await anyio.sleep(60)
+        status = (await running.status()).spool
+        assert 5_000_000 < status.waiting_bytes < 5_100_000
+        # 5 MB in 10 minutes: the other 95 take 190 minutes
+        assert status.full_in_s == pytest.approx(190 * 60, rel=0.03)

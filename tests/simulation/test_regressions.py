@@ -20,25 +20,24 @@ from amplitude_intercom.engine.spool.rows import DeadLetterQuery
 from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.transports import batch_of
 from amplitude_intercom.transports.sandbox import Fault, Sandbox
-from support import simulation, virtual
+from support import simulation
+from support.virtual import in_virtual_time
 
 USER = "mira-okafor"
 ANY: dict[str, Any] = {"select": [{"types": ["*"]}], "metadata": ["n"]}
 Steps = Callable[[Engine, Sandbox], Awaitable[None]]
 
 
-def play(
+@in_virtual_time
+async def play(
     folder: Path, steps: Steps, *, sandbox: dict[str, Any] | None = None, **sync: Any
 ) -> Sandbox:
     """Take steps with a running engine and a sandbox."""
 
-    async def scenario() -> Sandbox:
-        local = simulation.sandbox(**(sandbox or {}))
-        async with simulation.engine(folder, local, **sync) as engine:
-            await steps(engine, local)
-        return local
-
-    return virtual.run(scenario)
+    local = simulation.sandbox(**(sandbox or {}))
+    async with simulation.engine(folder, local, **sync) as engine:
+        await steps(engine, local)
+    return local
 
 
 async def deliver(engine: Engine, *events: dict[str, Any]) -> None:

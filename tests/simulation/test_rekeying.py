@@ -14,6 +14,7 @@ from amplitude_intercom.engine.spool.jobs import JobKind, JobState
 from amplitude_intercom.transports import Receipt
 from amplitude_intercom.transports.sandbox import InProcess, Sandbox
 from support import simulation, virtual
+from support.virtual import in_virtual_time
 
 SYNC = "simulated"
 BY_EMAIL = {"identifier": "email", "from": "event.mail"}
@@ -77,76 +78,68 @@ def check_order(local: Sandbox) -> None:
     assert sent == {user: list(range(EACH)) for user in sent}
 
 
-def test_what_waits_is_sent_to_whom_it_names_now(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        await fill(tmp_path)
-        local = known()
-        async with engine(tmp_path, local) as running:
-            await running.settled()
-            status = (await running.status()).syncs[0]
-            assert status.delivered == USERS * EACH
-            assert status.dead_by_reason == {"invalid_identity": 1}  # it names nobody now
-            assert status.rekeying == 0
-            [job] = await running.jobs.latest()
-            assert (job.kind, job.state) == (JobKind.REKEY, JobState.DONE)
-            assert job.expected == USERS * EACH + 1 == job.counts["rekeyed"]
-            assert await running.upkeep.replay(SYNC, DeadLetterQuery(every=True)) == {
-                "still dead": 1
-            }
-        check_order(local)
-
-    virtual.run(scenario)
+@in_virtual_time
+async def test_what_waits_is_sent_to_whom_it_names_now(tmp_path: Path) -> None:
+    await fill(tmp_path)
+    local = known()
+    async with engine(tmp_path, local) as running:
+        await running.settled()
+        status = (await running.status()).syncs[0]
+        assert status.delivered == USERS * EACH
+        assert status.dead_by_reason == {"invalid_identity": 1}  # it names nobody now
+        assert status.rekeying == 0
+        [job] = await running.jobs.latest()
+        assert (job.kind, job.state) == (JobKind.REKEY, JobState.DONE)
+        assert job.expected == USERS * EACH + 1 == job.counts["rekeyed"]
+        assert await running.upkeep.replay(SYNC, DeadLetterQuery(every=True)) == {"still dead": 1}
+    check_order(local)
 
 
-def test_nothing_is_sent_before_that_is_done_and_a_kill_does_not_forget_it(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        await fill(tmp_path)
-        local = known()
-        async with engine(tmp_path, local) as running:
-            job_id = running.jobs.rekeying[SYNC]
-            with pytest.raises(SettingsError, match="delivers nothing before"):
-                await running.jobs.cancel(job_id)
-            while not (await running.jobs.latest())[0].counts:
-                await anyio.lowlevel.checkpoint()
-            assert (await running.status()).syncs[0].rekeying == job_id
-            delivery = running.streams[SYNC].delivery
-            assert delivery is not None
-            assert delivery.loading.held_bytes == 0
-            assert simulation.made(local) == []
-            running.cancel()
-        async with engine(tmp_path, local) as running:
-            assert running.jobs.rekeying == {SYNC: job_id}
-            await running.settled()
-        check_order(local)
-
-    virtual.run(scenario)
-
-
-def test_a_mapping_that_changes_back_halfway_is_followed_too(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        await fill(tmp_path)
-        async with engine(tmp_path, known()) as running:
-            while not (await running.jobs.latest())[0].counts:
-                await anyio.lowlevel.checkpoint()
-            running.cancel()
-        local = simulation.sandbox()
-        for user in range(USERS):
-            local.add_contact(email=f"user-{user}@example.com")
-        async with engine(tmp_path, local, mapping=BY_EMAIL) as running:
-            await running.settled()
-            back, forth = await running.jobs.latest()
-            assert (back.state, forth.state) == (JobState.DONE, JobState.CANCELLED)
-            status = (await running.status()).syncs[0]
-            assert (status.delivered, status.pending) == (USERS * EACH, 0)
-
-    virtual.run(scenario)
+@in_virtual_time
+async def test_nothing_is_sent_before_that_is_done_and_a_kill_does_not_forget_it(
+    tmp_path: Path,
+) -> None:
+    await fill(tmp_path)
+    local = known()
+    async with engine(tmp_path, local) as running:
+        job_id = running.jobs.rekeying[SYNC]
+        with pytest.raises(SettingsError, match="delivers nothing before"):
+            await running.jobs.cancel(job_id)
+        while not (await running.jobs.latest())[0].counts:
+            await anyio.lowlevel.checkpoint()
+        assert (await running.status()).syncs[0].rekeying == job_id
+        delivery = running.streams[SYNC].delivery
+        assert delivery is not None
+        assert delivery.loading.held_bytes == 0
+        assert simulation.made(local) == []
+        running.cancel()
+    async with engine(tmp_path, local) as running:
+        assert running.jobs.rekeying == {SYNC: job_id}
+        await running.settled()
+    check_order(local)
 
 
-def test_a_mapping_that_stays_asks_for_nothing(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        await fill(tmp_path)
-        async with engine(tmp_path, simulation.sandbox(), mapping=BY_EMAIL) as running:
-            assert running.jobs.rekeying == {}
-            assert await running.jobs.latest() == []
+@in_virtual_time
+async def test_a_mapping_that_changes_back_halfway_is_followed_too(tmp_path: Path) -> None:
+    await fill(tmp_path)
+    async with engine(tmp_path, known()) as running:
+        while not (await running.jobs.latest())[0].counts:
+            await anyio.lowlevel.checkpoint()
+        running.cancel()
+    local = simulation.sandbox()
+    for user in range(USERS):
+        local.add_contact(email=f"user-{user}@example.com")
+    async with engine(tmp_path, local, mapping=BY_EMAIL) as running:
+        await running.settled()
+        back, forth = await running.jobs.latest()
+        assert (back.state, forth.state) == (JobState.DONE, JobState.CANCELLED)
+        status = (await running.status()).syncs[0]
+        assert (status.delivered, status.pending) == (USERS * EACH, 0)
 
-    virtual.run(scenario)
+
+@in_virtual_time
+async def test_a_mapping_that_stays_asks_for_nothing(tmp_path: Path) -> None:
+    await fill(tmp_path)
+    async with engine(tmp_path, simulation.sandbox(), mapping=BY_EMAIL) as running:
+        assert running.jobs.rekeying == {}
+        assert await running.jobs.latest() == []

@@ -6,15 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from support import virtual
 from support.relay_history import History
+from support.virtual import in_virtual_time
+
+
+@in_virtual_time
+async def live_through(folder: Path, seed: int) -> None:
+    history = History(folder, seed)
+    await history.run()
+    history.check()
 
 
 @pytest.mark.parametrize("seed", range(60))
 def test_what_was_accepted_is_accounted_for_and_in_order(tmp_path: Path, seed: int) -> None:
-    history = History(tmp_path, seed)
-    virtual.run(history.run)
-    history.check()
+    live_through(tmp_path, seed)
 
 
 @pytest.mark.long
@@ -24,6 +29,4 @@ def test_two_thousand_more(tmp_path: Path, first: int) -> None:
     for seed in range(first, first + 100):
         folder = tmp_path / str(seed)
         folder.mkdir()
-        history = History(folder, seed)
-        virtual.run(history.run)
-        history.check()
+        live_through(folder, seed)

@@ -20,6 +20,7 @@ from amplitude_intercom.engine.app import Engine
 from amplitude_intercom.engine.status import SyncStatus
 from amplitude_intercom.transports.sandbox import Fault, JournalEntry, Sandbox
 from support import simulation, virtual
+from support.virtual import in_virtual_time
 
 FOLDER = Path(__file__).parent / "scenarios"
 DAY_S = 24 * 3600
@@ -274,10 +275,11 @@ def check_calls(play: Play) -> None:
 @pytest.mark.parametrize(
     ("name", "seed"), [(name, seed) for name in NAMES for seed in range(load(name).seeds)]
 )
-def test_the_laws_hold(name: str, seed: int, tmp_path: Path) -> None:
+@in_virtual_time
+async def test_the_laws_hold(name: str, seed: int, tmp_path: Path) -> None:
     play = Play(load(name), seed, tmp_path)
     try:
-        virtual.run(play.run)
+        await play.run()
         check(play)
     except BaseException:
         print(

@@ -16,6 +16,7 @@ from amplitude_intercom.transports.errors import Refused
 from amplitude_intercom.transports.reasons import RefusalReason
 from amplitude_intercom.transports.sandbox import Sandbox
 from support import simulation, virtual
+from support.virtual import in_virtual_time
 
 SYNC = "simulated"
 
@@ -60,67 +61,59 @@ def users() -> Sandbox:
 
 
 @pytest.mark.parametrize("fault", [RuntimeError("unforeseen"), OSError(5, "Input/output error")])
-def test_a_source_that_faults_is_started_again_and_others_do_not_notice(
+@in_virtual_time
+async def test_a_source_that_faults_is_started_again_and_others_do_not_notice(
     tmp_path: Path, fault: Exception
 ) -> None:
-    async def scenario() -> None:
-        local = users()
-        async with simulation.engine(tmp_path, local) as running:
-            flaky, well = Flaky(4, "flaky-user", fault), Flaky(0, "well-user", fault)
+    local = users()
+    async with simulation.engine(tmp_path, local) as running:
+        flaky, well = Flaky(4, "flaky-user", fault), Flaky(0, "well-user", fault)
+        async with anyio.create_task_group() as tasks:
+            await start_sources(running, {"flaky": flaky, "well": well}, tasks)
+        await running.settled()
+        assert (flaky.runs, well.runs) == (5, 1)
+        assert virtual.current().now_s == pytest.approx(1 + 2 + 4 + 8, abs=1)
+    assert len(local.events) == 6
+
+
+@in_virtual_time
+async def test_a_source_that_stands_is_told_by_status_readyz_and_metrics(tmp_path: Path) -> None:
+    async with simulation.engine(tmp_path, users()) as running:
+        flaky, well = (Flaky(n, "flaky-user", RuntimeError("unforeseen")) for n in (1, 0))
+        async with anyio.create_task_group() as tasks:
+            await start_sources(running, {"flaky": flaky, "well": well}, tasks)
+            await anyio.sleep(0.5)
+            stands = await running.status()
+            told = (dict(running.stopped_sources), running.ready)
+        again = await running.status()
+    fault = "RuntimeError: unforeseen"
+    assert told == ({"flaky": fault}, True)
+    assert running.stopped_sources == {}
+    assert stands.sources == [SourceStatus("flaky", fault, 1), SourceStatus("well", "", 0)]
+    assert again.sources == [SourceStatus("flaky", "", 1), SourceStatus("well", "", 0)]
+    for status, value in ((stands, b"1.0"), (again, b"0.0")):
+        lines = render(status, ready=True).splitlines()
+        assert b'amplitude_intercom_source_stopped{source="flaky"} ' + value in lines
+        assert b'amplitude_intercom_source_faults_total{source="flaky"} 1.0' in lines
+
+
+@in_virtual_time
+async def test_a_source_that_cannot_begin_is_a_wrong_setting(tmp_path: Path) -> None:
+    async with simulation.engine(tmp_path, users()) as running:
+        with pytest.raises(ExceptionGroup) as raised:
             async with anyio.create_task_group() as tasks:
-                await start_sources(running, {"flaky": flaky, "well": well}, tasks)
-            await running.settled()
-            assert (flaky.runs, well.runs) == (5, 1)
-            assert virtual.current().now_s == pytest.approx(1 + 2 + 4 + 8, abs=1)
-        assert len(local.events) == 6
-
-    virtual.run(scenario)
+                await start_sources(running, {"folder": Unable()}, tasks)
+        [error] = raised.value.exceptions
+        assert isinstance(error, SettingsError)
+        assert "sources.folder: /nowhere: No such file" in str(error)
 
 
-def test_a_source_that_stands_is_told_by_status_readyz_and_metrics(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with simulation.engine(tmp_path, users()) as running:
-            flaky, well = (Flaky(n, "flaky-user", RuntimeError("unforeseen")) for n in (1, 0))
-            async with anyio.create_task_group() as tasks:
-                await start_sources(running, {"flaky": flaky, "well": well}, tasks)
-                await anyio.sleep(0.5)
-                stands = await running.status()
-                told = (dict(running.stopped_sources), running.ready)
-            again = await running.status()
-        fault = "RuntimeError: unforeseen"
-        assert told == ({"flaky": fault}, True)
-        assert running.stopped_sources == {}
-        assert stands.sources == [SourceStatus("flaky", fault, 1), SourceStatus("well", "", 0)]
-        assert again.sources == [SourceStatus("flaky", "", 1), SourceStatus("well", "", 0)]
-        for status, value in ((stands, b"1.0"), (again, b"0.0")):
-            lines = render(status, ready=True).splitlines()
-            assert b'amplitude_intercom_source_stopped{source="flaky"} ' + value in lines
-            assert b'amplitude_intercom_source_faults_total{source="flaky"} 1.0' in lines
-
-    virtual.run(scenario)
-
-
-def test_a_source_that_cannot_begin_is_a_wrong_setting(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with simulation.engine(tmp_path, users()) as running:
-            with pytest.raises(ExceptionGroup) as raised:
-                async with anyio.create_task_group() as tasks:
-                    await start_sources(running, {"folder": Unable()}, tasks)
-            [error] = raised.value.exceptions
-            assert isinstance(error, SettingsError)
-            assert "sources.folder: /nowhere: No such file" in str(error)
-
-    virtual.run(scenario)
-
-
-def test_a_source_that_is_refused_because_the_engine_drains_has_ended(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with simulation.engine(tmp_path, users()) as running:
-            async with anyio.create_task_group() as tasks:
-                await start_sources(running, {"last": AtTheEnd()}, tasks)
-            assert virtual.current().now_s < 1
-
-    virtual.run(scenario)
+@in_virtual_time
+async def test_a_source_that_is_refused_because_the_engine_drains_has_ended(tmp_path: Path) -> None:
+    async with simulation.engine(tmp_path, users()) as running:
+        async with anyio.create_task_group() as tasks:
+            await start_sources(running, {"last": AtTheEnd()}, tasks)
+        assert virtual.current().now_s < 1
 
 
 class ForNobody:
@@ -134,46 +127,42 @@ class ForNobody:
         await intake.send(batch_of([b"{}"], sync="no such sync"))
 
 
-def test_a_source_that_names_a_wrong_sync_stops_nothing_but_itself(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with (
-            simulation.engine(tmp_path, users()) as running,
-            anyio.create_task_group() as tasks,
-        ):
-            source = ForNobody()
-            await start_sources(running, {"nobody's": source}, tasks)
-            await anyio.sleep(10)
-            assert source.runs == 4
-            assert "no such sync" in running.stopped_sources["nobody's"]
-            assert running.ready
-            tasks.cancel_scope.cancel()
-
-    virtual.run(scenario)
+@in_virtual_time
+async def test_a_source_that_names_a_wrong_sync_stops_nothing_but_itself(tmp_path: Path) -> None:
+    async with (
+        simulation.engine(tmp_path, users()) as running,
+        anyio.create_task_group() as tasks,
+    ):
+        source = ForNobody()
+        await start_sources(running, {"nobody's": source}, tasks)
+        await anyio.sleep(10)
+        assert source.runs == 4
+        assert "no such sync" in running.stopped_sources["nobody's"]
+        assert running.ready
+        tasks.cancel_scope.cancel()
 
 
-def test_who_waits_to_hand_over_when_the_engine_drains_is_refused(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        answers: list[str] = []
-        event = simulation.encode(simulation.event("well-user", 1))
+@in_virtual_time
+async def test_who_waits_to_hand_over_when_the_engine_drains_is_refused(tmp_path: Path) -> None:
+    answers: list[str] = []
+    event = simulation.encode(simulation.event("well-user", 1))
 
-        async def bring() -> None:
-            try:
-                ticket = await running.intake.send(batch_of([event] * 100, sync=SYNC))
-                await ticket.wait()
-                answers.append("stored")
-            except Refused as refused:
-                answers.append(refused.reason)
+    async def bring() -> None:
+        try:
+            ticket = await running.intake.send(batch_of([event] * 100, sync=SYNC))
+            await ticket.wait()
+            answers.append("stored")
+        except Refused as refused:
+            answers.append(refused.reason)
 
-        async with (
-            simulation.engine(tmp_path, users()) as running,
-            anyio.create_task_group() as tasks,
-        ):
-            for _ in range(200):
-                tasks.start_soon(bring)
-            await anyio.lowlevel.checkpoint()
-            running.drain()
-        assert set(answers) <= {"stored", "draining"}
-        assert len(answers) == 200
-        assert "draining" in answers
-
-    virtual.run(scenario)
+    async with (
+        simulation.engine(tmp_path, users()) as running,
+        anyio.create_task_group() as tasks,
+    ):
+        for _ in range(200):
+            tasks.start_soon(bring)
+        await anyio.lowlevel.checkpoint()
+        running.drain()
+    assert set(answers) <= {"stored", "draining"}
+    assert len(answers) == 200
+    assert "draining" in answers

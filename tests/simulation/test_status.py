@@ -12,30 +12,29 @@ from amplitude_intercom.engine.metrics import render
 from amplitude_intercom.engine.spool.user_state import UserState
 from amplitude_intercom.engine.status import SyncStatus
 from amplitude_intercom.transports.sandbox import Fault
-from support import simulation, virtual
+from support import simulation
 from support.simulation import API_KEY, event, identify
+from support.virtual import in_virtual_time
 
 
-def test_a_parked_user_does_not_pin_the_age_of_what_waits(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        local = simulation.sandbox()
-        local.add_contact(external_id="known-user")
-        async with simulation.engine(tmp_path, local) as engine:
-            await engine.submit([event("nobody-here", 1)], api_key=API_KEY)
-            await anyio.sleep(3_600)
-            await engine.submit([event("known-user", 1)], api_key=API_KEY)
-            await anyio.sleep(5)
-            [sync] = (await engine.status()).syncs
-            assert (sync.pending, sync.parked_users) == (1, {"user_not_found": 1})
-            assert sync.oldest_pending_s is None
-            assert sync.oldest_parked_s is not None
-            assert 3_600 < sync.oldest_parked_s < 3_610
-            assert sync.last_delivery_s is not None
-            assert 0 < sync.last_delivery_s < 10
-            state = await engine.upkeep.user("simulated", "nobody-here")
-            check_parked(state)
-
-    virtual.run(scenario)
+@in_virtual_time
+async def test_a_parked_user_does_not_pin_the_age_of_what_waits(tmp_path: Path) -> None:
+    local = simulation.sandbox()
+    local.add_contact(external_id="known-user")
+    async with simulation.engine(tmp_path, local) as engine:
+        await engine.submit([event("nobody-here", 1)], api_key=API_KEY)
+        await anyio.sleep(3_600)
+        await engine.submit([event("known-user", 1)], api_key=API_KEY)
+        await anyio.sleep(5)
+        [sync] = (await engine.status()).syncs
+        assert (sync.pending, sync.parked_users) == (1, {"user_not_found": 1})
+        assert sync.oldest_pending_s is None
+        assert sync.oldest_parked_s is not None
+        assert 3_600 < sync.oldest_parked_s < 3_610
+        assert sync.last_delivery_s is not None
+        assert 0 < sync.last_delivery_s < 10
+        state = await engine.upkeep.user("simulated", "nobody-here")
+        check_parked(state)
 
 
 def check_parked(state: UserState) -> None:
@@ -46,47 +45,45 @@ def check_parked(state: UserState) -> None:
     assert state.contact is None
 
 
-def test_what_waits_in_an_outage_has_an_age_though_its_user_is_crowded(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        local = simulation.sandbox()
-        local.add_contact(external_id="busy-user")
-        async with simulation.engine(tmp_path, local) as engine:
-            local.faults.append(Fault("status", 503))
-            events = [event("busy-user", n) for n in range(200)]
-            await engine.submit(events, api_key=API_KEY)
-            await anyio.sleep(60)
-            [sync] = (await engine.status()).syncs
-            assert sync.pending == 200
-            assert sync.oldest_pending_s is not None
-            assert 60 <= sync.oldest_pending_s < 61
-            assert (await engine.upkeep.user("simulated", "busy-user")).waiting.records == 200
+@in_virtual_time
+async def test_what_waits_in_an_outage_has_an_age_though_its_user_is_crowded(
+    tmp_path: Path,
+) -> None:
+    local = simulation.sandbox()
+    local.add_contact(external_id="busy-user")
+    async with simulation.engine(tmp_path, local) as engine:
+        local.faults.append(Fault("status", 503))
+        events = [event("busy-user", n) for n in range(200)]
+        await engine.submit(events, api_key=API_KEY)
+        await anyio.sleep(60)
+        [sync] = (await engine.status()).syncs
+        assert sync.pending == 200
+        assert sync.oldest_pending_s is not None
+        assert 60 <= sync.oldest_pending_s < 61
+        assert (await engine.upkeep.user("simulated", "busy-user")).waiting.records == 200
 
-    virtual.run(scenario)
 
-
-def test_adjustments_and_the_last_delivery_survive_a_restart(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        local = simulation.sandbox()
-        local.add_contact(external_id="known-user")
-        long = event("known-user", 1, event_properties={"n": "x" * 300})
-        mismatch = identify("known-user", 2, {"email": "no e-mail", "plan": ["a", {"b": 1}]})
-        async with simulation.engine(tmp_path, local) as engine:
-            await engine.submit([long, mismatch], api_key=API_KEY)
-            await engine.settled()
-            before = (await status_of(engine)).adjusted
-        assert before["text_cut"] == 1
-        await anyio.sleep(100)
-        async with simulation.engine(tmp_path, local) as engine:
-            status = await status_of(engine)
-            assert status.adjusted == before
-            assert status.last_delivery_s is not None
-            assert 100 <= status.last_delivery_s < 110
-            again = event("known-user", 3, event_properties={"n": "x" * 300})
-            await engine.submit([again], api_key=API_KEY)
-            await engine.settled()
-            assert (await status_of(engine)).adjusted["text_cut"] == 2
-
-    virtual.run(scenario)
+@in_virtual_time
+async def test_adjustments_and_the_last_delivery_survive_a_restart(tmp_path: Path) -> None:
+    local = simulation.sandbox()
+    local.add_contact(external_id="known-user")
+    long = event("known-user", 1, event_properties={"n": "x" * 300})
+    mismatch = identify("known-user", 2, {"email": "no e-mail", "plan": ["a", {"b": 1}]})
+    async with simulation.engine(tmp_path, local) as engine:
+        await engine.submit([long, mismatch], api_key=API_KEY)
+        await engine.settled()
+        before = (await status_of(engine)).adjusted
+    assert before["text_cut"] == 1
+    await anyio.sleep(100)
+    async with simulation.engine(tmp_path, local) as engine:
+        status = await status_of(engine)
+        assert status.adjusted == before
+        assert status.last_delivery_s is not None
+        assert 100 <= status.last_delivery_s < 110
+        again = event("known-user", 3, event_properties={"n": "x" * 300})
+        await engine.submit([again], api_key=API_KEY)
+        await engine.settled()
+        assert (await status_of(engine)).adjusted["text_cut"] == 2
 
 
 async def status_of(engine: Engine) -> SyncStatus:
@@ -94,18 +91,16 @@ async def status_of(engine: Engine) -> SyncStatus:
     return sync
 
 
-def test_two_syncs_with_one_token_show_their_calls_once(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        local = simulation.sandbox()
-        local.add_contact(external_id="known-user")
-        async with simulation.engine(tmp_path, local, twice=True) as engine:
-            await engine.submit([event("known-user", 1)], api_key=API_KEY)
-            await engine.settled()
-            text = render(await engine.status(), ready=engine.ready).decode()
-        calls = re.findall(r"calls_total{(.*POST /events.*)} (.*)", text)
-        assert [float(count) for _, count in calls] == [len(simulation.made(local))]
-        assert 'intercom="api.intercom.io#1"' in calls[0][0]
-        assert len(re.findall(r"^amplitude_intercom_sync_info{", text, re.MULTILINE)) == 2
-        assert "simulated-token" not in text
-
-    virtual.run(scenario)
+@in_virtual_time
+async def test_two_syncs_with_one_token_show_their_calls_once(tmp_path: Path) -> None:
+    local = simulation.sandbox()
+    local.add_contact(external_id="known-user")
+    async with simulation.engine(tmp_path, local, twice=True) as engine:
+        await engine.submit([event("known-user", 1)], api_key=API_KEY)
+        await engine.settled()
+        text = render(await engine.status(), ready=engine.ready).decode()
+    calls = re.findall(r"calls_total{(.*POST /events.*)} (.*)", text)
+    assert [float(count) for _, count in calls] == [len(simulation.made(local))]
+    assert 'intercom="api.intercom.io#1"' in calls[0][0]
+    assert len(re.findall(r"^amplitude_intercom_sync_info{", text, re.MULTILINE)) == 2
+    assert "simulated-token" not in text

@@ -52,7 +52,7 @@ from amplitude_intercom.engine.spool.writer import InlineWriter
 from amplitude_intercom.transports.reasons import RefusalReason
 from support import simulation
 from support.spools import append_of, kept
-from support.virtual import current, run
+from support.virtual import current
 
 SYNC = "simulated"
 HOUR_S = 3600.0
@@ -482,14 +482,6 @@ def unknown_until_identified() -> Callable[[Record], Said]:
         return None if record.user_key in known else UNKNOWN
 
     return answer
-
-
-def in_virtual_time(test: Callable[[Path], Coroutine[Any, Any, None]]) -> Callable[[Path], None]:
-    def wrapper(tmp_path: Path) -> None:
-        run(lambda: test(tmp_path))
-
-    wrapper.__name__ = test.__name__
-    return wrapper
 
 
 # --- random histories ---------------------------------------------------------------------

@@ -8,11 +8,13 @@ because of rounding would otherwise spin for ever.
 from __future__ import annotations
 
 import asyncio
+import functools
 import selectors
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 T = TypeVar("T")
+P = ParamSpec("P")
 EPOCH_S = 1_800_000_000.0
 """Unix time at which simulations begin; divisible by ten, as Intercom's windows are."""
 
@@ -57,7 +59,12 @@ def current() -> VirtualLoop:
     return loop
 
 
-def run(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Run a coroutine function in virtual time; return its result."""
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        return runner.run(main())
+def in_virtual_time(main: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
+    """Make a coroutine function, such as a test, a function that runs in virtual time."""
+
+    @functools.wraps(main)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+            return runner.run(main(*args, **kwargs))
+
+    return run

@@ -7,6 +7,7 @@ import pytest
 
 from amplitude_intercom.engine.supervision import LONGEST_PAUSE_S, Supervisor
 from support import virtual
+from support.virtual import in_virtual_time
 
 
 class Work:
@@ -29,70 +30,58 @@ class Work:
         return [round(then - now - self._well_s) for now, then in times]
 
 
-def test_pauses_grow_from_a_second_to_a_minute_and_the_work_then_ends_well() -> None:
-    async def scenario() -> None:
-        work = Work(9)
-        supervisor = Supervisor(work, sync="a")
-        await supervisor.run()
-        assert work.pauses() == [1, 2, 4, 8, 16, 32, 60, 60, 60]
-        assert (supervisor.faults, supervisor.stopped) == (9, "")
-
-    virtual.run(scenario)
+@in_virtual_time
+async def test_pauses_grow_from_a_second_to_a_minute_and_the_work_then_ends_well() -> None:
+    work = Work(9)
+    supervisor = Supervisor(work, sync="a")
+    await supervisor.run()
+    assert work.pauses() == [1, 2, 4, 8, 16, 32, 60, 60, 60]
+    assert (supervisor.faults, supervisor.stopped) == (9, "")
 
 
-def test_work_that_ran_well_for_a_while_starts_at_a_second_again() -> None:
-    async def scenario() -> None:
-        work = Work(4, well_s=LONGEST_PAUSE_S)
-        await Supervisor(work).run()
-        assert work.pauses() == [1, 1, 1, 1]
-
-    virtual.run(scenario)
+@in_virtual_time
+async def test_work_that_ran_well_for_a_while_starts_at_a_second_again() -> None:
+    work = Work(4, well_s=LONGEST_PAUSE_S)
+    await Supervisor(work).run()
+    assert work.pauses() == [1, 1, 1, 1]
 
 
-def test_why_it_stands_can_be_seen_until_it_runs_again() -> None:
-    async def scenario() -> None:
-        supervisor = Supervisor(Work(1, well_s=5.0), sync="a")
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(supervisor.run)
-            await anyio.sleep(1)
-            assert supervisor.stopped == ""
-            await anyio.sleep(4.5)
-            assert supervisor.stopped == "TypeError: 0 left"
-            await anyio.sleep(1)
-            assert supervisor.stopped == ""
-
-    virtual.run(scenario)
+@in_virtual_time
+async def test_why_it_stands_can_be_seen_until_it_runs_again() -> None:
+    supervisor = Supervisor(Work(1, well_s=5.0), sync="a")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(supervisor.run)
+        await anyio.sleep(1)
+        assert supervisor.stopped == ""
+        await anyio.sleep(4.5)
+        assert supervisor.stopped == "TypeError: 0 left"
+        await anyio.sleep(1)
+        assert supervisor.stopped == ""
 
 
-def test_told_to_end_it_does_not_start_again() -> None:
-    async def scenario() -> None:
-        work = Work(1_000)
-        supervisor = Supervisor(work)
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(supervisor.run)
-            await anyio.sleep(5)
-            supervisor.end()
-        assert virtual.current().now_s == pytest.approx(5, abs=0.1)
-
-    virtual.run(scenario)
+@in_virtual_time
+async def test_told_to_end_it_does_not_start_again() -> None:
+    work = Work(1_000)
+    supervisor = Supervisor(work)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(supervisor.run)
+        await anyio.sleep(5)
+        supervisor.end()
+    assert virtual.current().now_s == pytest.approx(5, abs=0.1)
 
 
-def test_final_errors_are_raised() -> None:
-    async def scenario() -> None:
-        with pytest.raises(TypeError):
-            await Supervisor(Work(1), final=(TypeError,)).run()
-
-    virtual.run(scenario)
+@in_virtual_time
+async def test_final_errors_are_raised() -> None:
+    with pytest.raises(TypeError):
+        await Supervisor(Work(1), final=(TypeError,)).run()
 
 
-def test_a_fault_whose_text_cannot_be_written_is_a_fault_like_others() -> None:
+@in_virtual_time
+async def test_a_fault_whose_text_cannot_be_written_is_a_fault_like_others() -> None:
     async def work() -> None:
         raise ValueError(10**5_000, "\ud800")
 
-    async def scenario() -> None:
-        supervisor = Supervisor(work)
-        supervisor.end()
-        await supervisor.run()
-        assert supervisor.stopped == "ValueError"
-
-    virtual.run(scenario)
+    supervisor = Supervisor(work)
+    supervisor.end()
+    await supervisor.run()
+    assert supervisor.stopped == "ValueError"

@@ -14,7 +14,7 @@ from amplitude_intercom.transports.sockets import (
     Connection,
     Listener,
 )
-from support import virtual
+from support.virtual import in_virtual_time
 
 
 class Patient(asyncio.Protocol):
@@ -117,28 +117,26 @@ class Carrier(Nothing):
 
 
 @pytest.mark.parametrize(("body_s", "silent_s", "goes"), [(4, 1, 0), (2, 1, 1), (4, None, 0)])
-def test_uploads_outlive_the_silent_and_give_way_where_there_are_only_uploads(
+@in_virtual_time
+async def test_uploads_outlive_the_silent_and_give_way_where_there_are_only_uploads(
     body_s: float, silent_s: float | None, goes: int
 ) -> None:
     """150 s shared by 200 connections are 0.75 s each; a body ages a third as fast."""
 
-    async def scenario() -> None:
-        listener = Listener(cast("web.Server", Patient), 200, idle_timeout_s=75.0)
-        body, silent = (Connection(listener, asyncio.Protocol()) for _ in range(2))
-        carriers = [Carrier(body), Carrier(silent)]
-        body.connection_made(carriers[0])
-        with listener.request(carriers[0]):
-            for passed_s in range(int(body_s * 10)):
-                if silent_s is not None and passed_s == (body_s - silent_s) * 10:
-                    silent.connection_made(carriers[1])
-                await asyncio.sleep(0.1)
-                body.data_received(bytes(PROGRESS_BYTES))
-            assert listener._make_one_give_way()
-            assert [carrier.aborted for carrier in carriers] == [goes == 0, goes == 1]
-            body.connection_lost(None)
-        assert not listener._bodies
-
-    virtual.run(scenario)
+    listener = Listener(cast("web.Server", Patient), 200, idle_timeout_s=75.0)
+    body, silent = (Connection(listener, asyncio.Protocol()) for _ in range(2))
+    carriers = [Carrier(body), Carrier(silent)]
+    body.connection_made(carriers[0])
+    with listener.request(carriers[0]):
+        for passed_s in range(int(body_s * 10)):
+            if silent_s is not None and passed_s == (body_s - silent_s) * 10:
+                silent.connection_made(carriers[1])
+            await asyncio.sleep(0.1)
+            body.data_received(bytes(PROGRESS_BYTES))
+        assert listener._make_one_give_way()
+        assert [carrier.aborted for carrier in carriers] == [goes == 0, goes == 1]
+        body.connection_lost(None)
+    assert not listener._bodies
 
 
 @pytest.mark.parametrize(

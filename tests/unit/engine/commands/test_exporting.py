@@ -9,25 +9,25 @@ import pytest
 
 from amplitude_intercom.engine.commands.exporting import LONGEST_WAIT_S, Patience
 from amplitude_intercom.transports.amplitude_exports import ExportDelayed, Span, parse_hour
-from support import virtual
+from support.virtual import in_virtual_time
 
 HOUR = parse_hour("2024-05-14T09")
 
 
-def _waits(count: int, most_s: float | None = None, asked_s: float | None = None) -> list[float]:
+@in_virtual_time
+async def _waits(
+    count: int, most_s: float | None = None, asked_s: float | None = None
+) -> list[float]:
     """Return when questions are asked that are not answered, until one wait would be too long."""
 
-    async def main() -> list[float]:
-        patience, asked = Patience(Span(HOUR, HOUR), most_s), [0.0]
-        for _ in range(count):
-            try:
-                await patience.wait(ExportDelayed("it answers 503"), asked_s)
-            except ExportDelayed:
-                break
-            asked.append(asyncio.get_running_loop().time())
-        return asked
-
-    return virtual.run(main)
+    patience, asked = Patience(Span(HOUR, HOUR), most_s), [0.0]
+    for _ in range(count):
+        try:
+            await patience.wait(ExportDelayed("it answers 503"), asked_s)
+        except ExportDelayed:
+            break
+        asked.append(asyncio.get_running_loop().time())
+    return asked
 
 
 def test_pauses_grow_to_a_minute_and_are_said_now_and_then(

@@ -25,6 +25,7 @@ from amplitude_intercom.engine.token_facts import keep_counting
 from amplitude_intercom.transports.intercom import Answer, RateHeaders, Request, Wire
 from amplitude_intercom.transports.sandbox import Fault, InProcess, Sandbox
 from support import virtual
+from support.virtual import in_virtual_time
 
 NOW_S = int(virtual.EPOCH_S)
 FUTURE = str(NOW_S + 3_600)
@@ -69,7 +70,8 @@ class Found:
         return ours and self.states <= {"archived"} and words.LEFT not in self.texts
 
 
-def probed(
+@in_virtual_time
+async def probed(
     between: Callable[[Sandbox], Wire] = InProcess,
     *,
     events: bool = True,
@@ -79,17 +81,14 @@ def probed(
 ) -> Found:
     """Probe a sandbox; ``stop_s`` and ``now_s``: seconds until a first and a second signal."""
 
-    async def main() -> Found:
-        loop = virtual.current()
-        local = Sandbox(**{"now": loop.wall_s, "latency_s": 0.05, **more})
-        stop, now = asyncio.Event(), asyncio.Event()
-        for after_s, event in ((stop_s, stop), (now_s, now)):
-            if after_s is not None:
-                loop.call_later(after_s, event.set)
-        probe = await probing.probe_one(between(local), stop, now, events=events, now_s=loop.wall_s)
-        return Found(probe, local)
-
-    return virtual.run(main)
+    loop = virtual.current()
+    local = Sandbox(**{"now": loop.wall_s, "latency_s": 0.05, **more})
+    stop, now = asyncio.Event(), asyncio.Event()
+    for after_s, event in ((stop_s, stop), (now_s, now)):
+        if after_s is not None:
+            loop.call_later(after_s, event.set)
+    probe = await probing.probe_one(between(local), stop, now, events=events, now_s=loop.wall_s)
+    return Found(probe, local)
 
 
 # --- the same event twice -----------------------------------------------------------------
@@ -418,15 +417,13 @@ def test_a_second_signal_ends_the_archiving_and_says_what_is_left(
     assert f"with id {contact_id} " in second
 
 
-def test_a_probe_that_is_cancelled_archives_first(capsys: pytest.CaptureFixture[str]) -> None:
-    async def main() -> set[str]:
-        loop = virtual.current()
-        local = Sandbox(now=loop.wall_s, latency_s=0.05)
-        with anyio.move_on_after(0.3):
-            await probing.probe_one(InProcess(local), asyncio.Event(), asyncio.Event())
-        return {contact.state for contact in local.contacts.values()}
-
-    assert virtual.run(main) == {"archived"}
+@in_virtual_time
+async def test_a_probe_that_is_cancelled_archives_first(capsys: pytest.CaptureFixture[str]) -> None:
+    loop = virtual.current()
+    local = Sandbox(now=loop.wall_s, latency_s=0.05)
+    with anyio.move_on_after(0.3):
+        await probing.probe_one(InProcess(local), asyncio.Event(), asyncio.Event())
+    assert ({contact.state for contact in local.contacts.values()}) == {"archived"}
     assert "all of them are archived" in capsys.readouterr().err
 
 

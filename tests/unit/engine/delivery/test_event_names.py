@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import anyio
 import pytest
@@ -19,7 +18,7 @@ from amplitude_intercom.engine.delivery.event_names import (
 )
 from amplitude_intercom.engine.settings import MAX_EVENT_TYPES
 from amplitude_intercom.engine.spool.spool import TakerSpool
-from support.deliveries import in_virtual_time
+from support.virtual import in_virtual_time
 
 ALL = [f"name {n}" for n in range(MAX_EVENT_TYPES)]
 
@@ -46,16 +45,17 @@ class Kept:
         self.days = dict(days)
 
 
-def case(test: Any) -> Any:
-    async def with_names(_: Path) -> None:
-        kept = Kept()
-        await test(kept, kept.names())
-
-    with_names.__name__ = test.__name__
-    return in_virtual_time(with_names)
+@pytest.fixture
+def kept() -> Kept:
+    return Kept()
 
 
-@case
+@pytest.fixture
+def names(kept: Kept) -> EventNames:
+    return kept.names()
+
+
+@in_virtual_time
 async def test_there_are_so_many_slots_and_names_are_compared_without_case(
     kept: Kept, names: EventNames
 ) -> None:
@@ -66,7 +66,7 @@ async def test_there_are_so_many_slots_and_names_are_compared_without_case(
     assert (names.count, len(kept.days)) == (MAX_EVENT_TYPES, MAX_EVENT_TYPES)
 
 
-@case
+@in_virtual_time
 async def test_one_warns_before_there_are_none_left(kept: Kept, names: EventNames) -> None:
     with capture_logs() as logs:
         for name in ALL[: WARN_AT + 2]:
@@ -74,7 +74,7 @@ async def test_one_warns_before_there_are_none_left(kept: Kept, names: EventName
     assert [log["names"] for log in logs] == [WARN_AT]
 
 
-@case
+@in_virtual_time
 async def test_a_name_that_was_not_sent_for_long_leaves_its_slot(
     kept: Kept, names: EventNames
 ) -> None:
@@ -86,7 +86,7 @@ async def test_a_name_that_was_not_sent_for_long_leaves_its_slot(
     assert set(kept.days) == {ALL[0], "new"}
 
 
-@case
+@in_virtual_time
 async def test_a_name_that_intercom_refused_has_no_slot_for_an_hour(
     kept: Kept, names: EventNames
 ) -> None:
@@ -100,7 +100,7 @@ async def test_a_name_that_intercom_refused_has_no_slot_for_an_hour(
     assert (names.count, names.is_refused("Paid")) == (2, False)
 
 
-@case
+@in_virtual_time
 async def test_what_could_not_be_kept_is_not_taken_for_kept(kept: Kept, names: EventNames) -> None:
     kept.fails = True
     with pytest.raises(OSError, match="full"):
@@ -111,7 +111,7 @@ async def test_what_could_not_be_kept_is_not_taken_for_kept(kept: Kept, names: E
     assert set(kept.days) == {"paid"}
 
 
-@case
+@in_virtual_time
 async def test_names_of_two_syncs_at_once_are_all_kept(kept: Kept, names: EventNames) -> None:
     async with anyio.create_task_group() as tasks:
         for name in ("paid", "left", "came"):

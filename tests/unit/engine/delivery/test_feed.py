@@ -58,11 +58,10 @@ from support.deliveries import (
     Said,
     StandingDisk,
     failing,
-    in_virtual_time,
     of_ann,
     unknown_until_identified,
 )
-from support.virtual import EPOCH_S, current, run
+from support.virtual import EPOCH_S, current, in_virtual_time
 
 
 class History:
@@ -166,7 +165,7 @@ def lives_of(seed: int, folder: Path) -> None:
     """Walk through one random history; repeat it with ``lives_of(seed, tmp_path)``."""
     history = History(seed, folder)
     for last in (False, False, True):
-        run(partial(history.live, last=last))
+        in_virtual_time(history.live)(last=last)
 
 
 @pytest.mark.parametrize("first", range(0, 100, 20))
@@ -259,15 +258,13 @@ async def test_however_many_parked_users_wake_at_once_memory_is_bounded(tmp_path
 
 
 @pytest.mark.parametrize("read_ahead", [1, 2, 3])
-def test_the_smallest_read_ahead_still_delivers(read_ahead: int, tmp_path: Path) -> None:
-    async def main() -> None:
-        rig = Rig(tmp_path, read_ahead=read_ahead, turns=2)
-        rig.append(*["ann", "bob", "cid"] * 200)
-        await rig.deliver(rig.free)
-        assert rig.most_loaded <= rig.bound
-        assert rig.delivered == rig.accepted
-
-    run(main)
+@in_virtual_time
+async def test_the_smallest_read_ahead_still_delivers(read_ahead: int, tmp_path: Path) -> None:
+    rig = Rig(tmp_path, read_ahead=read_ahead, turns=2)
+    rig.append(*["ann", "bob", "cid"] * 200)
+    await rig.deliver(rig.free)
+    assert rig.most_loaded <= rig.bound
+    assert rig.delivered == rig.accepted
 
 
 @in_virtual_time
@@ -431,24 +428,22 @@ async def test_after_a_clock_was_set_back_nobody_leaves_before_its_second(tmp_pa
 
 
 @pytest.mark.parametrize("kind", ["deferred", "parked"])
-def test_nobody_waits_for_a_clock_that_was_set_back_far(kind: str, tmp_path: Path) -> None:
-    async def main() -> None:
-        rig = Rig(tmp_path)
-        (id_,) = rig.append("ann")
-        if kind == "parked":
-            rig.answer = of_ann(OWN, rig, calls=1)
-        else:
-            rig.not_before_ms[id_] = current().wall_ms() + 30_000
+@in_virtual_time
+async def test_nobody_waits_for_a_clock_that_was_set_back_far(kind: str, tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    (id_,) = rig.append("ann")
+    if kind == "parked":
+        rig.answer = of_ann(OWN, rig, calls=1)
+    else:
+        rig.not_before_ms[id_] = current().wall_ms() + 30_000
 
-        async def until() -> None:
-            await anyio.sleep(1)
-            current().wall_offset_s = -86_400.0
-            with anyio.fail_after(240 if kind == "parked" else 40):
-                await rig.settled()
+    async def until() -> None:
+        await anyio.sleep(1)
+        current().wall_offset_s = -86_400.0
+        with anyio.fail_after(240 if kind == "parked" else 40):
+            await rig.settled()
 
-        await rig.deliver(until)
-
-    run(main)
+    await rig.deliver(until)
 
 
 @in_virtual_time
@@ -669,6 +664,7 @@ def test_an_identify_that_was_loaded_at_a_crash_still_wakes_its_unknown_user(
     """Parked, and the process died before what was loaded behind came back."""
     ids: list[int] = []
 
+    @in_virtual_time
     async def first() -> None:
         rig = Rig(tmp_path)
         rig.append("ann")
@@ -685,6 +681,7 @@ def test_an_identify_that_was_loaded_at_a_crash_still_wakes_its_unknown_user(
         store.commit()
         await rig.spool.close()
 
+    @in_virtual_time
     async def second() -> None:
         rig = Rig(tmp_path)
         one, identify, three = ids
@@ -692,8 +689,8 @@ def test_an_identify_that_was_loaded_at_a_crash_still_wakes_its_unknown_user(
         assert rig.delivered["ann"] == [identify, one, three]
         assert max(rig.at_s.values()) < 1
 
-    run(first)
-    run(second)
+    first()
+    second()
 
 
 @in_virtual_time
@@ -728,36 +725,34 @@ async def test_the_window_begins_with_the_first_refusal_not_with_acceptance(
 
 
 @pytest.mark.parametrize("said", [REFUSED, NOT_KNOWN, OWN])
-def test_identifies_that_fail_in_between_take_no_attempt_of_an_event_away(
+@in_virtual_time
+async def test_identifies_that_fail_in_between_take_no_attempt_of_an_event_away(
     said: Said, tmp_path: Path
 ) -> None:
     """The attempts keep their window, however often the user is tried."""
 
-    async def main() -> None:
-        rig = Rig(tmp_path)
-        (event,) = rig.append("ann")
+    rig = Rig(tmp_path)
+    (event,) = rig.append("ann")
 
-        def answer(record: Record) -> Said:
-            if record.kind is Kind.EVENT:
-                return UNKNOWN
-            return REFUSED if len(rig.called_at_s(record.id)) > 2 else said
+    def answer(record: Record) -> Said:
+        if record.kind is Kind.EVENT:
+            return UNKNOWN
+        return REFUSED if len(rig.called_at_s(record.id)) > 2 else said
 
-        rig.answer = answer
+    rig.answer = answer
 
-        async def until() -> None:
-            for _ in range(15):
-                await anyio.sleep(150)
-                rig.append("ann", kind=Kind.IDENTIFY)
+    async def until() -> None:
+        for _ in range(15):
             await anyio.sleep(150)
-            assert event not in rig.dead(), "it had less than its window"
-            await rig.settled()
-            assert rig.dead()[event] == "user_not_found"
-            rig.check_balance()
+            rig.append("ann", kind=Kind.IDENTIFY)
+        await anyio.sleep(150)
+        assert event not in rig.dead(), "it had less than its window"
+        await rig.settled()
+        assert rig.dead()[event] == "user_not_found"
+        rig.check_balance()
 
-        await rig.deliver(until)
-        assert HOUR_S * 0.8 < current().now_s < HOUR_S * 3
-
-    run(main)
+    await rig.deliver(until)
+    assert HOUR_S * 0.8 < current().now_s < HOUR_S * 3
 
 
 @in_virtual_time
@@ -802,6 +797,7 @@ def test_what_is_left_at_a_stop_is_delivered_in_order_by_the_next_feed(tmp_path:
     users = ["ann"] * 100 + ["bob"] * 3
     seen: list[Rig] = []
 
+    @in_virtual_time
     async def first() -> None:
         rig = Rig(tmp_path)
         seen.append(rig)
@@ -810,13 +806,14 @@ def test_what_is_left_at_a_stop_is_delivered_in_order_by_the_next_feed(tmp_path:
         await rig.deliver(lambda: anyio.sleep(5.5))
         assert sum(rig.calls.values()) < 20
 
+    @in_virtual_time
     async def second() -> None:
         rig = Rig(tmp_path)
         seen.append(rig)
         await rig.deliver(rig.settled)
 
-    run(first)
-    run(second)
+    first()
+    second()
     for user, count in Counter(users).items():
         delivered = seen[0].delivered.get(user, []) + seen[1].delivered.get(user, [])
         assert delivered == sorted(set(delivered))
@@ -887,30 +884,28 @@ async def test_a_failing_disk_holds_deliveries_up_and_loses_none(tmp_path: Path)
 @pytest.mark.parametrize(
     "fault", [sqlite3.DatabaseError("database disk image is malformed"), ValueError("a bug")]
 )
-def test_a_record_that_cannot_be_settled_keeps_no_other_from_it(
+@in_virtual_time
+async def test_a_record_that_cannot_be_settled_keeps_no_other_from_it(
     fault: Exception, tmp_path: Path
 ) -> None:
     """They are settled together, but not at any price."""
 
-    async def main() -> None:
-        rig = Rig(tmp_path)
-        rig.append(*(f"user-{n}" for n in range(20)))
-        (stuck,) = rig.accepted["user-7"]
+    rig = Rig(tmp_path)
+    rig.append(*(f"user-{n}" for n in range(20)))
+    (stuck,) = rig.accepted["user-7"]
 
-        class StuckSettling(Settling):
-            def deliver(self, ids: Sequence[int], now_ms: int) -> None:
-                if stuck in ids and rig.counters["delivered"] < 19:
-                    raise fault
-                super().deliver(ids, now_ms)
+    class StuckSettling(Settling):
+        def deliver(self, ids: Sequence[int], now_ms: int) -> None:
+            if stuck in ids and rig.counters["delivered"] < 19:
+                raise fault
+            super().deliver(ids, now_ms)
 
-        rig.have(settlings=StuckSettling)
-        rig.fault_kinds = (type(fault), SpoolDamaged)
-        with anyio.fail_after(60):
-            await rig.deliver(rig.settled)
-        assert rig.counters["delivered"] == 20
-        assert {user for user, calls in rig.calls.items() if calls > 1} <= {"user-7"}
-
-    run(main)
+    rig.have(settlings=StuckSettling)
+    rig.fault_kinds = (type(fault), SpoolDamaged)
+    with anyio.fail_after(60):
+        await rig.deliver(rig.settled)
+    assert rig.counters["delivered"] == 20
+    assert {user for user, calls in rig.calls.items() if calls > 1} <= {"user-7"}
 
 
 @in_virtual_time
@@ -1105,40 +1100,38 @@ async def test_what_was_delivered_is_not_buried_with_what_expires(tmp_path: Path
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_a_feed_that_faults_begins_anew_and_neither_loses_nor_doubles(
+@in_virtual_time
+async def test_a_feed_that_faults_begins_anew_and_neither_loses_nor_doubles(
     seed: int, tmp_path: Path
 ) -> None:
     """While turns are at work, and users wait."""
 
-    async def main() -> None:
-        rig = Rig(tmp_path, read_ahead=8, turns=6, seed=seed, late=seed % 2 == 1)
-        chance = rig.chance
-        is_faulty = True
+    rig = Rig(tmp_path, read_ahead=8, turns=6, seed=seed, late=seed % 2 == 1)
+    chance = rig.chance
+    is_faulty = True
 
-        class FaultyQueue(Queue):
-            def load(self, wanted: Wanted) -> Loaded:
-                if is_faulty and chance.random() < 0.2:
-                    raise Fault
-                return super().load(wanted)
+    class FaultyQueue(Queue):
+        def load(self, wanted: Wanted) -> Loaded:
+            if is_faulty and chance.random() < 0.2:
+                raise Fault
+            return super().load(wanted)
 
-        rig.have(FaultyQueue)
-        rig.call_s = lambda: chance.choice([0.01, 0.1, 3.0])
-        rig.answer = lambda _: chance.choice([NOT_KNOWN, OWN, *[None] * 8]) if is_faulty else None
-        rig.confirms = False
-        rig.append(*(f"user-{n % 7}" for n in range(200)))
+    rig.have(FaultyQueue)
+    rig.call_s = lambda: chance.choice([0.01, 0.1, 3.0])
+    rig.answer = lambda _: chance.choice([NOT_KNOWN, OWN, *[None] * 8]) if is_faulty else None
+    rig.confirms = False
+    rig.append(*(f"user-{n % 7}" for n in range(200)))
 
-        async def until() -> None:
-            nonlocal is_faulty
-            await anyio.sleep(60)
-            is_faulty = False
-            await rig.free()
-            rig.check_balance()
+    async def until() -> None:
+        nonlocal is_faulty
+        await anyio.sleep(60)
+        is_faulty = False
+        await rig.free()
+        rig.check_balance()
 
-        await rig.deliver(until)
-        assert rig.faults > 1
-        assert rig.delivered == rig.accepted
-
-    run(main)
+    await rig.deliver(until)
+    assert rig.faults > 1
+    assert rig.delivered == rig.accepted
 
 
 @in_virtual_time
@@ -1207,6 +1200,7 @@ def test_events_that_wait_for_a_circuit_go_in_order_after_a_restart(tmp_path: Pa
     accepted: dict[str, list[int]] = {}
     delivered: dict[str, list[int]] = {}
 
+    @in_virtual_time
     async def first() -> None:
         rig = Rig(tmp_path, read_ahead=512, turns=32)
         rig.append(*crowd(Kind.EVENT))
@@ -1223,6 +1217,7 @@ def test_events_that_wait_for_a_circuit_go_in_order_after_a_restart(tmp_path: Pa
         await rig.deliver(until, is_killed=True)
         delivered.update(rig.delivered)
 
+    @in_virtual_time
     async def second() -> None:
         rig = Rig(tmp_path, read_ahead=512, turns=32)
         rig.open_circuit()
@@ -1239,8 +1234,8 @@ def test_events_that_wait_for_a_circuit_go_in_order_after_a_restart(tmp_path: Pa
             delivered[user] = delivered.get(user, []) + ids
         assert delivered == accepted
 
-    run(first)
-    run(second)
+    first()
+    second()
 
 
 @in_virtual_time
@@ -1364,36 +1359,34 @@ OTHERS_BYTES = 12 << 20
 
 
 @pytest.mark.parametrize("users", [300, 3])
-def test_behind_large_events_that_wait_for_a_circuit_identifies_go_on(
+@in_virtual_time
+async def test_behind_large_events_that_wait_for_a_circuit_identifies_go_on(
     tmp_path: Path, users: int
 ) -> None:
     """They filled all that may be loaded, and nothing else was until the outage was over."""
 
-    async def scenario() -> None:
-        rig = Rig(tmp_path, read_ahead=512, turns=32)
-        rig.budget.total += OTHERS_BYTES
-        rig.open_circuit()
-        for n in range(300):
-            rig.append(f"event-{n % users}", raw=LARGE)
-        rig.append(*(f"identify-{n}" for n in range(50)), kind=Kind.IDENTIFY)
+    rig = Rig(tmp_path, read_ahead=512, turns=32)
+    rig.budget.total += OTHERS_BYTES
+    rig.open_circuit()
+    for n in range(300):
+        rig.append(f"event-{n % users}", raw=LARGE)
+    rig.append(*(f"identify-{n}" for n in range(50)), kind=Kind.IDENTIFY)
 
-        async def until() -> None:
-            await anyio.sleep(60)
-            assert len(rig.delivered) == 50
-            assert rig.loading.held_bytes <= READ_AHEAD_BYTES
-            rig.feed.look()
-            await anyio.sleep(1)
-            turn = rig.scheduler.choose_probe(EVENTS, lambda _: False)
-            assert turn is not None
-            rig.settlement.end(turn, PutBack(turn.records))
-            rig.close_circuit()
-            rig.budget.total -= OTHERS_BYTES
-            await rig.free()
+    async def until() -> None:
+        await anyio.sleep(60)
+        assert len(rig.delivered) == 50
+        assert rig.loading.held_bytes <= READ_AHEAD_BYTES
+        rig.feed.look()
+        await anyio.sleep(1)
+        turn = rig.scheduler.choose_probe(EVENTS, lambda _: False)
+        assert turn is not None
+        rig.settlement.end(turn, PutBack(turn.records))
+        rig.close_circuit()
+        rig.budget.total -= OTHERS_BYTES
+        await rig.free()
 
-        await rig.deliver(until)
-        assert rig.delivered == rig.accepted
-
-    run(scenario)
+    await rig.deliver(until)
+    assert rig.delivered == rig.accepted
 
 
 @in_virtual_time
@@ -1447,24 +1440,22 @@ async def test_what_is_appended_while_something_is_loaded_is_loaded_next(tmp_pat
     ],
 )
 @pytest.mark.parametrize("said", [UNKNOWN, NOT_KNOWN, OWN])
-def test_a_user_that_fails_keeps_its_back_off_though_an_update_waits(
+@in_virtual_time
+async def test_a_user_that_fails_keeps_its_back_off_though_an_update_waits(
     tmp_path: Path, first: Kind, then: Kind, said: Said
 ) -> None:
     """A hundred calls a second were made, for the update that was to make the user known."""
 
-    async def scenario() -> None:
-        rig = Rig(tmp_path)
-        rig.append("ann", kind=first)
-        rig.append("ann", kind=then)
-        rig.answer = lambda record: said
+    rig = Rig(tmp_path)
+    rig.append("ann", kind=first)
+    rig.append("ann", kind=then)
+    rig.answer = lambda record: said
 
-        async def until() -> None:
-            await anyio.sleep(300)
-            assert rig.calls["ann"] <= 12
+    async def until() -> None:
+        await anyio.sleep(300)
+        assert rig.calls["ann"] <= 12
 
-        await rig.deliver(until)
-
-    run(scenario)
+    await rig.deliver(until)
 
 
 @in_virtual_time

@@ -9,6 +9,7 @@ from amplitude_intercom.engine.delivery.pace import Departures, Pace, pause_s
 from amplitude_intercom.engine.delivery.ramp import Ramp
 from amplitude_intercom.transports.intercom import Answer, RateHeaders
 from support import virtual
+from support.virtual import in_virtual_time
 
 NOTHING = RateHeaders(None, None, None)
 PLENTY = 1_000
@@ -23,19 +24,17 @@ def ramp_after(*waits_s: float) -> Ramp:
     return ramp
 
 
-def test_slots_follow_the_latency_and_are_never_under_two() -> None:
+@in_virtual_time
+async def test_slots_follow_the_latency_and_are_never_under_two() -> None:
     pace = Pace(1_000)
     assert (pace.slots, pace.mean_latency_s) == (2, 0.0)
 
-    async def scenario() -> None:
-        pace.learn(NOTHING, 1, 0.0, 0.3)
-        assert pace.mean_latency_s == pytest.approx(0.3)
-        assert pace.slots == int(100 * 0.3 * 1.5) + 2
-        for number in range(100):
-            pace.learn(NOTHING, number, 0.0, 20.0)
-        assert pace.mean_latency_s > 18
-
-    virtual.run(scenario)
+    pace.learn(NOTHING, 1, 0.0, 0.3)
+    assert pace.mean_latency_s == pytest.approx(0.3)
+    assert pace.slots == int(100 * 0.3 * 1.5) + 2
+    for number in range(100):
+        pace.learn(NOTHING, number, 0.0, 20.0)
+    assert pace.mean_latency_s > 18
 
 
 @pytest.mark.parametrize(("limit", "ahead"), [(7, 2), (83, 2), (167, 3), (1_667, 33)])
@@ -97,16 +96,14 @@ def test_an_answer_after_a_pause_ends_the_row() -> None:
     assert ramp.paused_until_s == pytest.approx(now_s + 0.5)
 
 
-def test_nothing_may_be_out_in_a_pause_and_one_call_after_it() -> None:
-    async def scenario() -> None:
-        pace = Pace(100)
-        assert (pace.most_out, pace.is_ramping) == (None, False)
-        pace.throttled(3.0, 0.0)
-        assert (pace.most_out, pace.is_ramping, pace.paused_until_s) == (0, True, 3.0)
-        await anyio.sleep(3.1)
-        assert (pace.most_out, pace.is_ramping) == (1, True)
-
-    virtual.run(scenario)
+@in_virtual_time
+async def test_nothing_may_be_out_in_a_pause_and_one_call_after_it() -> None:
+    pace = Pace(100)
+    assert (pace.most_out, pace.is_ramping) == (None, False)
+    pace.throttled(3.0, 0.0)
+    assert (pace.most_out, pace.is_ramping, pace.paused_until_s) == (0, True, 3.0)
+    await anyio.sleep(3.1)
+    assert (pace.most_out, pace.is_ramping) == (1, True)
 
 
 def test_calls_that_left_count_against_a_limit_that_falls() -> None:
@@ -119,83 +116,71 @@ def test_calls_that_left_count_against_a_limit_that_falls() -> None:
 
 
 @pytest.mark.parametrize("absurd", [None, 0, -1, 10**6, 10**15])
-def test_absurd_limits_are_passed_over(absurd: int | None) -> None:
-    async def scenario() -> None:
-        pace = Pace(1_000)
-        pace.follow(absurd)
-        assert pace.limit == 1_000
-
-    virtual.run(scenario)
+@in_virtual_time
+async def test_absurd_limits_are_passed_over(absurd: int | None) -> None:
+    pace = Pace(1_000)
+    pace.follow(absurd)
+    assert pace.limit == 1_000
 
 
 @pytest.mark.parametrize(
     ("was", "named", "then"), [(1_667, 1_666, 1_666), (1_666, 1_667, 1_666), (7, 8, 8)]
 )
-def test_of_two_roundings_the_lower_limit_counts(was: int, named: int, then: int) -> None:
-    async def scenario() -> None:
-        pace = Pace(was)
-        pace.follow(named)
-        assert pace.limit == then
-
-    virtual.run(scenario)
+@in_virtual_time
+async def test_of_two_roundings_the_lower_limit_counts(was: int, named: int, then: int) -> None:
+    pace = Pace(was)
+    pace.follow(named)
+    assert pace.limit == then
 
 
-def test_a_closed_pace_lets_everybody_return_and_counts_no_call() -> None:
-    async def scenario() -> None:
-        pace = Pace(7)
-        async with anyio.create_task_group() as tasks:
-            for _ in range(5):
-                tasks.start_soon(pace.turn)
-            await anyio.sleep(0.1)
-            pace.close()
-        await pace.turn()
-        assert pace.sent == 0
-        assert virtual.current().now_s == pytest.approx(0.1, abs=1e-3)
-
-    virtual.run(scenario)
-
-
-def test_a_turn_that_is_cancelled_is_no_departure_and_holds_nobody_up() -> None:
-    async def scenario() -> None:
-        pace = Pace(100)
-        with anyio.move_on_after(0.5):
-            await pace.turn()
-        assert pace.sent == 0
-        await pace.turn()
-        assert pace.sent == 1
-        assert virtual.current().now_s == pytest.approx(1.0, abs=0.01)
-
-    virtual.run(scenario)
-
-
-def test_the_first_answer_wakes_a_turn_that_waits_for_its_second() -> None:
-    async def scenario() -> None:
-        loop = virtual.current()
-        pace = Pace(50_000)
-        await pace.turn()
-        left_at_s = loop.now_s
-        async with anyio.create_task_group() as tasks:
+@in_virtual_time
+async def test_a_closed_pace_lets_everybody_return_and_counts_no_call() -> None:
+    pace = Pace(7)
+    async with anyio.create_task_group() as tasks:
+        for _ in range(5):
             tasks.start_soon(pace.turn)
-            await anyio.sleep(0.2)
-            pace.learn(RateHeaders(1_667, 1_667, 1), 1, left_at_s, loop.now_s)
-        assert loop.now_s - left_at_s < 0.21
-        assert (pace.sent, pace.limit) == (2, 1_667)
+        await anyio.sleep(0.1)
+        pace.close()
+    await pace.turn()
+    assert pace.sent == 0
+    assert virtual.current().now_s == pytest.approx(0.1, abs=1e-3)
 
-    virtual.run(scenario)
 
-
-def test_a_turn_returns_at_once_where_nothing_is_waited_for() -> None:
-    async def scenario() -> None:
-        loop = virtual.current()
-        pace = Pace(7)
+@in_virtual_time
+async def test_a_turn_that_is_cancelled_is_no_departure_and_holds_nobody_up() -> None:
+    pace = Pace(100)
+    with anyio.move_on_after(0.5):
         await pace.turn()
-        pace.learn(RateHeaders(100, 100, 1), 1, loop.now_s, loop.now_s)
-        await anyio.sleep(60)
-        began_s = loop.now_s
-        await pace.turn()
-        assert loop.now_s == began_s
+    assert pace.sent == 0
+    await pace.turn()
+    assert pace.sent == 1
+    assert virtual.current().now_s == pytest.approx(1.0, abs=0.01)
 
-    virtual.run(scenario)
+
+@in_virtual_time
+async def test_the_first_answer_wakes_a_turn_that_waits_for_its_second() -> None:
+    loop = virtual.current()
+    pace = Pace(50_000)
+    await pace.turn()
+    left_at_s = loop.now_s
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(pace.turn)
+        await anyio.sleep(0.2)
+        pace.learn(RateHeaders(1_667, 1_667, 1), 1, left_at_s, loop.now_s)
+    assert loop.now_s - left_at_s < 0.21
+    assert (pace.sent, pace.limit) == (2, 1_667)
+
+
+@in_virtual_time
+async def test_a_turn_returns_at_once_where_nothing_is_waited_for() -> None:
+    loop = virtual.current()
+    pace = Pace(7)
+    await pace.turn()
+    pace.learn(RateHeaders(100, 100, 1), 1, loop.now_s, loop.now_s)
+    await anyio.sleep(60)
+    began_s = loop.now_s
+    await pace.turn()
+    assert loop.now_s == began_s
 
 
 def test_a_pause_lasts_until_the_reset_by_the_servers_own_clock() -> None:

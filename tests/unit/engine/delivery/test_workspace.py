@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
-from typing import Any
-
 import anyio
 
 from amplitude_intercom.engine.delivery.calls import NotNow
@@ -17,19 +14,11 @@ from amplitude_intercom.engine.delivery.contacts.missing import (
 from amplitude_intercom.engine.delivery.contacts.writing import MOST_WAIT_S, Writing, Written
 from amplitude_intercom.engine.reasons import DeadReason, Failure
 from amplitude_intercom.engine.spool.known import ContactKey
-from support import virtual
+from support.virtual import in_virtual_time
 
 MIRA = ContactKey(1, "external_id", "mira")
 ANN = MIRA._replace(value="ann")
 NOT_THERE = Failure(DeadReason.USER_NOT_FOUND)
-
-
-def in_virtual_time(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
-    def wrapper() -> None:
-        virtual.run(test)
-
-    wrapper.__name__ = test.__name__
-    return wrapper
 
 
 async def write(written: Written, key: ContactKey, seconds: float, said: list[str]) -> None:
