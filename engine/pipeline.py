@@ -10,7 +10,7 @@ The pipeline closes what is read; actors close what they write to.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
 
 import anyio
@@ -21,7 +21,7 @@ from amplitude_intercom.engine.actor import Workers
 from amplitude_intercom.engine.actors.event_sender import EventSender
 from amplitude_intercom.engine.actors.filter import Door, FilterActor, only_project
 from amplitude_intercom.engine.actors.mapper import Mapper
-from amplitude_intercom.engine.actors.source import Offer
+from amplitude_intercom.engine.actors.source import Offer, SourceActor
 from amplitude_intercom.engine.actors.user_upserter import UserUpserter
 from amplitude_intercom.engine.clock import loop_time_s
 from amplitude_intercom.engine.delivery.gate import Gate
@@ -32,9 +32,9 @@ from amplitude_intercom.engine.delivery.stream import Delivery, Stream
 from amplitude_intercom.engine.delivery.turns import Turn
 from amplitude_intercom.engine.delivery.workspace import ME, Workspace
 from amplitude_intercom.engine.faults import describe
+from amplitude_intercom.engine.settings import Settings
 from amplitude_intercom.engine.spool.spool import Spool
 from amplitude_intercom.engine.supervision import Supervisor
-from amplitude_intercom.transports.amplitude import MAX_EVENT_BYTES
 from amplitude_intercom.transports.errors import Refused
 from amplitude_intercom.transports.reasons import RefusalReason
 
@@ -53,20 +53,26 @@ class IntakePipeline:
 
     def __init__(
         self,
-        doors: Iterable[Door],
+        settings: Settings,
+        streams: Iterable[Stream],
         spool: Spool,
-        max_event_bytes: int = MAX_EVENT_BYTES,
-        relays: Mapping[str, bool] = {},
     ) -> None:
-        """``relays``: takers that keep whole requests, and whether each drops its oldest."""
-        self._doors = list(doors)
-        self._relays = relays
+        """``streams``: one for each sync of the settings."""
+        self._doors = [door_of(stream) for stream in streams]
+        self._drops_oldest = {relay.taker: relay.drops_oldest for relay in settings.relay}
         self._spool = spool
-        self._max_event_bytes = max_event_bytes
+        self._max_event_bytes = settings.max_event_bytes
         self._draining = False
         self._fault = ""
         self._actor: FilterActor | None = None
-        self.inbox, self._offers = anyio.create_memory_object_stream[Offer](INTAKE_BATCHES)
+        inbox, self._offers = anyio.create_memory_object_stream[Offer](INTAKE_BATCHES)
+        self.source = SourceActor(
+            inbox,
+            [sync.name for sync in settings.sync],
+            _syncs_by_key(settings),
+            lambda: self.stopped,
+            _relays_by_key(settings),
+        )
         self._supervisor = Supervisor(self._take_in, part="intake")
 
     async def run(self) -> None:
@@ -74,8 +80,9 @@ class IntakePipeline:
         await self._supervisor.run()
 
     def drain(self) -> None:
-        """Do not start again after a fault."""
+        """Take nothing more in: what was offered before is worked through."""
         self._draining = True
+        self.source.close()
         if self._actor is not None:
             self._actor.draining = True
         self._supervisor.end()
@@ -95,7 +102,7 @@ class IntakePipeline:
             self._doors,
             self._spool,
             max_event_bytes=self._max_event_bytes,
-            relays=self._relays,
+            relays=self._drops_oldest,
         )
         self._actor.draining = self._draining
         self._fault = ""
@@ -116,9 +123,25 @@ class IntakePipeline:
 
     def close(self) -> None:
         """Close the channel, whether it was ever read or not."""
-        self.inbox.close()
+        self.source.close()
         self._refuse_waiting(Refused(RefusalReason.DRAINING))
         self._offers.close()
+
+
+def _syncs_by_key(settings: Settings) -> dict[str, list[str]]:
+    keys: dict[str, list[str]] = {}
+    for sync in settings.sync:
+        for key in sync.amplitude_api_keys:
+            keys.setdefault(key.reveal(), []).append(sync.name)
+    return keys
+
+
+def _relays_by_key(settings: Settings) -> dict[str, list[str]]:
+    keys: dict[str, list[str]] = {}
+    for relay in settings.relay:
+        for key in settings.keys_of(relay) if relay.enabled else ():
+            keys.setdefault(key.reveal(), []).append(relay.taker)
+    return keys
 
 
 def door_of(stream: Stream) -> Door:

@@ -327,6 +327,11 @@ class Settings(Section, frozen=True, kw_only=True):
         return os.path.realpath(self.data_dir)
 
     @property
+    def max_event_bytes(self) -> int:
+        """The largest event that is taken in, by whichever way it comes."""
+        return (self.http or Http()).max_event_bytes
+
+    @property
     def largest_file_event_bytes(self) -> int:
         """How many bytes an event of a file can have."""
         http = self.http or Http()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -13,10 +13,18 @@ from amplitude_intercom.engine.config import with_secrets_revealed
 from amplitude_intercom.engine.errors import SettingsError
 from amplitude_intercom.engine.faults import describe
 from amplitude_intercom.engine.settings import Settings
+from amplitude_intercom.engine.supervision import Supervisor
 from amplitude_intercom.transports.contract import Source
 
 SOURCES: Final = "amplitude_intercom.sources"
 """The group of entry points that names sources."""
+
+
+class RunningSource(NamedTuple):
+    """A source that runs, with the supervisor that starts it again after a fault."""
+
+    source: Source
+    supervisor: Supervisor
 
 
 def load_source(name: str, arguments: Mapping[str, Any], syncs: Sequence[str]) -> Source:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 
 import anyio
 import msgspec
+import structlog
 
 from amplitude_intercom.engine.delivery.stream import Stream
 from amplitude_intercom.engine.errors import SettingsError
@@ -27,7 +28,10 @@ from amplitude_intercom.engine.spool.spool import Spool
 from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.engine.spool.takers import RELAY, spoken
 from amplitude_intercom.engine.spool.user_state import UserState, state_of_user
+from amplitude_intercom.engine.status import read_left
 from amplitude_intercom.engine.token_facts import contact_key
+
+_log = structlog.get_logger(__name__)
 
 
 class Compacted(msgspec.Struct, frozen=True):
@@ -170,6 +174,22 @@ class Upkeep:
         """
         taker = await self._left(old)
         return await self._in_slices(lambda store: leaving.drop(store, taker))
+
+    async def log_left(self) -> None:
+        """Log the takers that have left the settings, with the events that wait of them.
+
+        Raises:
+            SpoolError: the spool cannot be read.
+        """
+        left = await self._spool.do(lambda store: read_left(store, self._takers))
+        for name, there in left.items():
+            _log.warning(
+                "events wait of a sync or relay that is not in the settings: put it back, or"
+                " `spool move OLD NEW` (not of a relay), or `spool drop OLD --yes`",
+                sync=name,
+                waiting=there.pending,
+                dead_letters=there.dead,
+            )
 
     async def _left(self, name: str) -> int:
         """Return the number of a taker that has left the settings.

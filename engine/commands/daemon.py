@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 
 import anyio
 import structlog
@@ -14,7 +15,7 @@ from amplitude_intercom.engine.commands.running import FAILED, OK, Signals
 from amplitude_intercom.engine.console.server import AdminServer
 from amplitude_intercom.engine.errors import SettingsError
 from amplitude_intercom.engine.settings import Settings
-from amplitude_intercom.engine.sources import sources_of
+from amplitude_intercom.engine.sources import RunningSource, sources_of
 from amplitude_intercom.engine.supervision import Supervisor
 from amplitude_intercom.transports.contract import Batch, Intake, Source, Ticket
 from amplitude_intercom.transports.errors import Refused
@@ -69,8 +70,8 @@ async def _tell_readiness(engine: Engine) -> None:
     """Log when the engine is ready, and when and why it is not any more, as ``/readyz`` says it."""
     said: dict[str, str] | None = None
     while True:
-        if engine.unready != said:
-            said = engine.unready
+        if engine.overview.unready != said:
+            said = engine.overview.unready
             if said:
                 _log.warning("not ready", unready=said)
             else:
@@ -89,36 +90,32 @@ async def _cut_short(signals: Signals, engine: Engine) -> None:
 async def start_sources(engine: Engine, sources: dict[str, Source], tasks: TaskGroup) -> None:
     """Start sources; those that listen do so when this returns."""
     for name, source in sources.items():
-        engine.sources[name] = source
-        tasks.start_soon(_serve, engine, name, source)
+        work = partial(_serve, name, source, _Watched(engine.intake))
+        supervisor = Supervisor(work, final=(SettingsError,), source=name)
+        engine.sources[name] = RunningSource(source, supervisor)
+        tasks.start_soon(supervisor.run)
         listening = getattr(source, "listening", None)
         if listening is not None:
             _log.info("source listening", source=name, address=await listening())
 
 
-async def _serve(engine: Engine, name: str, source: Source) -> None:
-    """Run a source; a fault of its own stops it for a while, and nothing else.
+async def _serve(name: str, source: Source, intake: _Watched) -> None:
+    """Run a source once; a fault of its own stops it for a while, and nothing else.
 
     Raises:
         SettingsError: it cannot begin.
     """
-    intake = _Watched(engine.intake)
-
-    async def work() -> None:
-        try:
-            await source.run(intake)
-        except OSError as error:
-            if not intake.used and not _is_listening(source):
-                raise SettingsError(_problem(name, source, error)) from None
+    try:
+        await source.run(intake)
+    except OSError as error:
+        if not intake.used and not _is_listening(source):
+            raise SettingsError(_problem(name, source, error)) from None
+        raise
+    except SettingsError as error:
+        raise SettingsError(f"sources.{name}: {error}") from None
+    except Refused as error:
+        if error.reason != "draining":  # events that the source holds come again after the start
             raise
-        except SettingsError as error:
-            raise SettingsError(f"sources.{name}: {error}") from None
-        except Refused as error:
-            if error.reason != "draining":  # what the source holds comes again after the start
-                raise
-
-    engine.supervisors[name] = Supervisor(work, final=(SettingsError,), source=name)
-    await engine.supervisors[name].run()
 
 
 class _Watched:

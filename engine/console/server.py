@@ -194,20 +194,20 @@ class AdminServer:
         return web.json_response({"status": "ok", "state": self._engine.state})
 
     async def _readyz(self, request: web.Request) -> web.Response:
-        ready = self._engine.ready
+        ready = self._engine.overview.ready
         said = {
             "ready": ready,
             "state": self._engine.state,
-            "unready": self._engine.unready,
-            "stopped": self._engine.stopped,
-            "stopped_sources": self._engine.stopped_sources,
+            "unready": self._engine.overview.unready,
+            "stopped": self._engine.overview.stopped,
+            "stopped_sources": self._engine.overview.stopped_sources,
         }
         return web.json_response(said, status=200 if ready else 503)
 
     async def _metrics(self, request: web.Request) -> web.Response:
         status = await self._engine.status()
         return web.Response(
-            body=metrics.render(status, ready=self._engine.ready),
+            body=metrics.render(status, ready=self._engine.overview.ready),
             headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"},
         )
 
@@ -251,7 +251,7 @@ class AdminServer:
 
     async def _dead_letters(self, request: web.Request) -> web.Response:
         sync, action = request.match_info["sync"], request.match_info["action"]
-        if sync not in self._engine.takers:
+        if sync not in self._engine.overview.takers:
             kind = "relay" if sync.startswith(RELAY) else "sync"
             raise web.HTTPNotFound(text=f"no {kind} named {sync}\n")
         query = await self._body(request, Listing if action == "list" else DeadLetterQuery)

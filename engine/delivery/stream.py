@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection
 
-from amplitude_intercom.engine.delivery.contacts.selection import Selection
+from amplitude_intercom.engine.delivery.contacts.selection import Selection, follow_selection
 from amplitude_intercom.engine.delivery.contacts.sync_contacts import Contacts
 from amplitude_intercom.engine.delivery.endings import Ending
 from amplitude_intercom.engine.delivery.feed import Feed
@@ -18,7 +18,7 @@ from amplitude_intercom.engine.delivery.waiting import Retries
 from amplitude_intercom.engine.delivery.workspace import Workspace
 from amplitude_intercom.engine.rules.planning import SyncRules
 from amplitude_intercom.engine.settings import Sync
-from amplitude_intercom.engine.spool.contract import TakerSpool
+from amplitude_intercom.engine.spool.contract import TakerSpool, Transaction
 
 
 class Stream:
@@ -49,10 +49,9 @@ class Stream:
         """The gate of its access token, where it delivers."""
         return self.delivery.gate if self.delivery else None
 
-    def stop(self) -> None:
-        """Send nothing new; what is under way is finished."""
-        if self.delivery is not None:
-            self.delivery.feed.stop()
+    def follow_selection(self, store: Transaction, now_ms: int) -> Selection:
+        """Keep which properties the sync brings to contacts from now on; return them."""
+        return follow_selection(store, self.spool.taker, self.selected, self.found_by, now_ms)
 
 
 class Delivery:

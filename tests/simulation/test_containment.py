@@ -410,9 +410,9 @@ async def test_a_fault_of_no_record_stops_one_sync_which_says_so_and_goes_on(
             await running.submit(batch, api_key=simulation.API_KEY)
         await anyio.sleep(1.8)
         stopped, other = (await running.status()).syncs
-        assert running.stopped == {SYNC: "RuntimeError: no record is to blame"}
-        assert stopped.stopped == running.stopped[SYNC]
-        assert running.ready  # events are taken all the while
+        assert running.overview.stopped == {SYNC: "RuntimeError: no record is to blame"}
+        assert stopped.stopped == running.overview.stopped[SYNC]
+        assert running.overview.ready  # events are taken all the while
         assert other.pending < stopped.pending
         await settle(running)
         stopped, other = (await running.status()).syncs
@@ -435,7 +435,7 @@ async def test_a_sync_that_a_fault_has_stopped_leaves_its_token_to_the_others(
             batch = [simulation.event(user, n) for user in WELL]
             await running.submit(batch, api_key=simulation.API_KEY)
         with anyio.fail_after(60):
-            while not running.stopped:
+            while not running.overview.stopped:
                 await anyio.sleep(0.01)
         await anyio.sleep(0.4)  # turns that were chosen before are over
         before = (await running.status()).syncs
@@ -469,7 +469,7 @@ async def test_a_sync_that_stands_still_does_not_hold_up_the_end(tmp_path: Path)
         batch = [simulation.event(user, 1) for user in WELL]
         await running.submit(batch, api_key=simulation.API_KEY)
         await anyio.sleep(0.8)
-        assert running.stopped
+        assert running.overview.stopped
         began_s = virtual.current().now_s
         assert await running.finish(25.0)
         assert virtual.current().now_s - began_s < 1.0

@@ -254,13 +254,13 @@ async def test_while_an_intake_stands_events_are_refused_and_nobody_waits(tmp_pa
         assert len(answers) == 100
         assert len(refused) >= 98
         assert {result.reason for result in refused} == {"internal"}
-        assert running.unready == {"simulated": "internal"}
-        assert "no event is to blame" in running.stopped["simulated"]
+        assert running.overview.unready == {"simulated": "internal"}
+        assert "no event is to blame" in running.overview.stopped["simulated"]
         with anyio.fail_after(0.1), pytest.raises(Refused, match="no event is to blame"):
             await running.submit([simulation.event("mira-okafor", 100)], api_key=KEY)
         Torn.is_torn = False
         await anyio.sleep(2)
-        assert (running.unready, running.stopped) == ({}, {})
+        assert (running.overview.unready, running.overview.stopped) == ({}, {})
         await submit(101)
         await running.settled()
     stored = [answer for answer in answers if isinstance(answer, Receipt)]

@@ -76,14 +76,21 @@ async def test_what_two_syncs_take_reaches_both_in_one_commit(tmp_path: Path) ->
     assert delivered == {"shop": 20, "mail": 20}
 
 
+def stop_delivery(running: Engine, *syncs: str) -> None:
+    """Let nothing of these syncs leave from now on."""
+    for name in syncs:
+        delivery = running.streams[name].delivery
+        assert delivery is not None
+        delivery.feed.stop()
+
+
 @in_virtual_time
 async def test_a_full_sync_closes_a_shared_key_and_says_so_and_nobody_else_s_door(
     tmp_path: Path,
 ) -> None:
     local = simulation.sandbox()
     async with engine(tmp_path, local, ["shop", "mail"], 2_000_000) as running:
-        for pipeline in running.streams.values():
-            pipeline.stop()  # nothing leaves from now on
+        stop_delivery(running, *running.streams)
         refused = await fill(running)
         assert refused.reason == "spool_full"
         assert "sync `shop`" in str(refused)
@@ -93,16 +100,15 @@ async def test_a_full_sync_closes_a_shared_key_and_says_so_and_nobody_else_s_doo
         assert running.streams["mail"].spool.counters == before
         receipt = await running.submit([event(0)], sync="mail")
         assert receipt.accepted == 1
-        assert running.ready
-        assert running.unready == {"shop": "spool_full"}
+        assert running.overview.ready
+        assert running.overview.unready == {"shop": "spool_full"}
 
 
 @in_virtual_time
 async def test_a_sync_that_left_the_settings_with_events_waiting_is_named(tmp_path: Path) -> None:
     local = simulation.sandbox()
     async with engine(tmp_path, local, ["shop", "mail"]) as running:
-        for pipeline in running.streams.values():
-            pipeline.stop()
+        stop_delivery(running, *running.streams)
         await running.submit([event(n) for n in range(7)], api_key="shared")
     async with engine(tmp_path, local, ["mail"]) as running:
         await running.settled()
@@ -140,11 +146,10 @@ async def test_after_the_end_nothing_waits_for_an_answer(tmp_path: Path) -> None
 async def leave(folder: Path, local: Sandbox, events: int, dead: int = 0) -> None:
     """Let a sync stop with events that wait, some unpacked and some not, and dead letters."""
     async with engine(folder, local, ["shop", "mail"]) as running:
-        pipeline = running.streams["shop"]
-        pipeline.stop()
+        stop_delivery(running, "shop")
         await running.submit([event(n) for n in range(events // 2)], sync="shop")
         await running.spool.do(
-            lambda store: store.queue(pipeline.spool.taker).load(
+            lambda store: store.queue(running.streams["shop"].spool.taker).load(
                 Wanted(limit=500, limit_bytes=1 << 20, per_user=500, now_ms=0)
             )
         )
@@ -242,7 +247,7 @@ async def test_a_spool_that_fills_says_when_it_will_be_full(tmp_path: Path) -> N
     local = simulation.sandbox()
     async with engine(tmp_path, local, ["shop"], 100_000_000) as running:
         assert (await running.status()).spool.full_in_s is None
-        running.streams["shop"].stop()
+        stop_delivery(running, "shop")
         for minute in range(5):
             await running.submit([event(minute, 1_000_000 // 5)] * 5, sync="shop")
             await anyio.sleep(60)

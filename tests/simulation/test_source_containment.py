@@ -84,11 +84,11 @@ async def test_a_source_that_stands_is_told_by_status_readyz_and_metrics(tmp_pat
             await start_sources(running, {"flaky": flaky, "well": well}, tasks)
             await anyio.sleep(0.5)
             stands = await running.status()
-            told = (dict(running.stopped_sources), running.ready)
+            told = (dict(running.overview.stopped_sources), running.overview.ready)
         again = await running.status()
     fault = "RuntimeError: unforeseen"
     assert told == ({"flaky": fault}, True)
-    assert running.stopped_sources == {}
+    assert running.overview.stopped_sources == {}
     assert stands.sources == [SourceStatus("flaky", fault, 1), SourceStatus("well", "", 0)]
     assert again.sources == [SourceStatus("flaky", "", 1), SourceStatus("well", "", 0)]
     for status, value in ((stands, b"1.0"), (again, b"0.0")):
@@ -137,8 +137,8 @@ async def test_a_source_that_names_a_wrong_sync_stops_nothing_but_itself(tmp_pat
         await start_sources(running, {"nobody's": source}, tasks)
         await anyio.sleep(10)
         assert source.runs == 4
-        assert "no such sync" in running.stopped_sources["nobody's"]
-        assert running.ready
+        assert "no such sync" in running.overview.stopped_sources["nobody's"]
+        assert running.overview.ready
         tasks.cancel_scope.cancel()
 
 

@@ -98,7 +98,7 @@ async def test_two_syncs_with_one_token_show_their_calls_once(tmp_path: Path) ->
     async with simulation.engine(tmp_path, local, twice=True) as engine:
         await engine.submit([event("known-user", 1)], api_key=API_KEY)
         await engine.settled()
-        text = render(await engine.status(), ready=engine.ready).decode()
+        text = render(await engine.status(), ready=engine.overview.ready).decode()
     calls = re.findall(r"calls_total{(.*POST /events.*)} (.*)", text)
     assert [float(count) for _, count in calls] == [len(simulation.made(local))]
     assert 'intercom="api.intercom.io#1"' in calls[0][0]

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from amplitude_intercom.engine.errors import SpoolError
+from amplitude_intercom.engine.errors import SettingsError, SpoolError
 from amplitude_intercom.engine.spool.schema import SCHEMA_VERSION, STEPS, statements
 from amplitude_intercom.transports.reasons import RefusalReason
 
@@ -217,6 +217,21 @@ def migrate(connection: sqlite3.Connection) -> None:
 def former_spools(data_dir: Path) -> list[Path]:
     """Return the files of spools of version 0.1.0 in a data directory."""
     return [path for path in sorted(data_dir.glob("*.db")) if _is_former(path)]
+
+
+def refuse_former_spools(data_dir: Path) -> None:
+    """Refuse a data directory that holds spools of 0.1.0, which had one file for each sync.
+
+    Raises:
+        SettingsError: it does.
+    """
+    found = former_spools(data_dir)
+    if found:
+        names = ", ".join(path.name for path in found[:3])
+        raise SettingsError(
+            f"data_dir: {data_dir} holds spools of 0.1.0 ({names}), which are not read any more:"
+            " deliver what waits in them with 0.1.0 first, then move them away"
+        )
 
 
 def _is_former(path: Path) -> bool:

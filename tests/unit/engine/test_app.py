@@ -37,7 +37,7 @@ async def test_a_client_that_cannot_be_built_is_a_matter_of_settings(tmp_path: P
             raise AssertionError("it has started")
     assert CANARY not in str(caught.value)
     async with Engine(_settings(tmp_path), wire=lambda _: WELL, inline=True) as engine:
-        assert engine.ready
+        assert engine.overview.ready
 
 
 async def test_an_error_of_the_caller_s_own_comes_out_as_it_is(tmp_path: Path) -> None:
