@@ -26,7 +26,7 @@ API_KEY = "test-api-key-0123456789abcdef"
         ("amplitude-js-legacy-002-ok", "/", 2, {}),
     ],
 )
-async def test_what_clients_send_is_taken_whole_and_a_second_time_known_again(
+async def test_requests_of_clients_are_taken_whole_and_known_a_second_time(
     tmp_path: Path, name: str, path: str, events: int, dropped: dict[str, int]
 ) -> None:
     file = reference.REQUESTS / f"{name}.json"
@@ -75,7 +75,7 @@ def _bytes_of(recorded: dict[str, object], path: str) -> bytes:
         ("amplitude-js-legacy-002-ok", "/"),
     ],
 )
-async def test_what_clients_send_goes_on_to_amplitude_byte_for_byte(
+async def test_requests_of_clients_go_on_to_amplitude_byte_for_byte(
     tmp_path: Path, name: str, path: str
 ) -> None:
     recorded = json.loads((reference.REQUESTS / f"{name}.json").read_bytes())

@@ -83,7 +83,7 @@ def assert_described(answer: Answer, method: str, path: str, status: int = 200) 
     assert not found, "\n".join(found)
 
 
-def test_the_validator_does_find_what_does_not_fit() -> None:
+def test_the_validator_does_find_invalid_bodies() -> None:
     schema = schema_of("GET", "/contacts/{contact_id}", 200)
     assert complaints(schema, {"type": "contact", "id": 5})
     assert complaints(schema, {"type": "contact", "name": 5})

@@ -117,7 +117,7 @@ async def test_refusals_are_in_the_metrics_the_log_and_in_status(tmp_path: Path)
     assert len(lines) == 2
 
 
-async def test_what_nothing_can_be_is_refused_in_words_and_without_controls(
+async def test_an_impossible_query_is_refused_in_words_and_without_controls(
     tmp_path: Path,
 ) -> None:
     big = 2**63

@@ -166,7 +166,7 @@ async def test_a_gigantic_line_is_kept_as_a_dead_letter_and_stops_nothing(tmp_pa
     assert (code, json.loads(out)["delivered"], json.loads(out)["dead"]) == (0, 1, 1)
 
 
-async def test_what_http_clients_get_wrong_is_answered_and_nothing_is_stored(
+async def test_wrong_requests_are_answered_and_nothing_is_stored(
     tmp_path: Path,
 ) -> None:
     bodies = [

@@ -40,7 +40,7 @@ async def bury(config: Path) -> None:
         await daemon.settled()
 
 
-async def test_what_writes_never_acts_on_the_data_of_another_daemon(tmp_path: Path) -> None:
+async def test_writing_commands_never_act_on_the_data_of_another_daemon(tmp_path: Path) -> None:
     """A copied settings file in which only data_dir is another one."""
     port = process.free_port()
     theirs, ours = (settings_of(tmp_path / name, port) for name in ("theirs", "ours"))
@@ -59,7 +59,7 @@ async def test_what_writes_never_acts_on_the_data_of_another_daemon(tmp_path: Pa
         assert (await daemon.status())["dead"] == 1
 
 
-async def test_an_answer_that_is_none_is_a_failure_that_says_what_was_answered(
+async def test_a_foreign_answer_is_a_failure_that_quotes_it(
     tmp_path: Path,
 ) -> None:
     config = settings_of(tmp_path, process.free_port())

@@ -36,7 +36,7 @@ async def test_settings_that_fit_their_workspace_are_good(tmp_path: Path) -> Non
     assert {entry.method for entry in local.journal} == {"GET"}
 
 
-async def test_what_the_workspace_does_not_have_is_named(tmp_path: Path) -> None:
+async def test_attributes_that_the_workspace_lacks_are_named(tmp_path: Path) -> None:
     local = Sandbox(attributes={"Plan": "string"})
     async with serve(local) as url:
         code, found = await check(process.settings(tmp_path, url))
@@ -60,7 +60,7 @@ async def test_a_token_that_is_wrong_and_an_intercom_that_is_away_are_named(tmp_
     assert code == 0
 
 
-async def test_a_sample_shows_what_the_settings_make_of_real_events(tmp_path: Path) -> None:
+async def test_a_sample_shows_the_effect_of_the_settings_on_real_events(tmp_path: Path) -> None:
     lines = [
         EVENT,
         json.dumps({"event_type": "Purchase", "device_id": "device-1"}).encode(),
@@ -95,7 +95,7 @@ def test_a_token_of_another_region_is_named(region: str, findings: int) -> None:
     assert [f.text for f in found] == ["`us`, but the workspace is in `eu`"][:findings]
 
 
-async def test_what_is_selected_by_mistake_is_pointed_out(tmp_path: Path) -> None:
+async def test_a_mistaken_selection_is_pointed_out(tmp_path: Path) -> None:
     where = [{"property": "amount", "op": ">=", "values": [100]}]
     select = {"select": [{"types": ["Purchase"], "where": where}]}
     config = process.settings(tmp_path, "http://127.0.0.1:9", events=select)

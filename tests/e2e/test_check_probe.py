@@ -55,7 +55,7 @@ def kept(folder: Path) -> list[str]:
     return [row[0] for row in look_at(folder / "data/spool.db", lambda db: list(db.execute(sql)))]
 
 
-async def test_a_probe_says_what_it_found_keeps_it_and_leaves_nothing(tmp_path: Path) -> None:
+async def test_a_probe_reports_and_keeps_its_findings_and_leaves_nothing(tmp_path: Path) -> None:
     local = sandbox()
     async with serve(local) as url:
         config = config_of(tmp_path, url)
@@ -81,7 +81,7 @@ async def test_a_probe_says_what_it_found_keeps_it_and_leaves_nothing(tmp_path: 
     assert (states(local)[0], set(states(local)[1:])) == ("live", {"archived"})
 
 
-async def test_a_probe_that_cannot_archive_names_what_is_left(tmp_path: Path) -> None:
+async def test_a_probe_that_cannot_archive_names_the_remaining_contact(tmp_path: Path) -> None:
     local = sandbox(strict_email=True, faults=[Fault(kind="status", status=500, path="/contacts/")])
     async with serve(local) as url:
         config = config_of(tmp_path, url)
@@ -111,7 +111,7 @@ async def test_a_probe_without_a_terminal_or_consent_makes_nothing(tmp_path: Pat
     assert not local.journal
 
 
-async def test_ctrl_c_at_the_terminal_archives_what_was_made(tmp_path: Path) -> None:
+async def test_ctrl_c_at_the_terminal_archives_the_probes_contacts(tmp_path: Path) -> None:
     local = sandbox()
     async with serve(local) as url:
         config = str(config_of(tmp_path, url))

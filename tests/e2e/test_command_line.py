@@ -137,7 +137,7 @@ def test_streams_that_are_closed_or_full_are_no_fault_of_the_program(
     "ascii_only",
     [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}],
 )
-def test_an_ascii_terminal_gets_what_it_can_show(
+def test_an_ascii_terminal_gets_ascii_alone(
     folder: Path, script: str, ascii_only: dict[str, str]
 ) -> None:
     line = json.dumps(process.event("zo\u00eb-okafor", 1) | {"time": "\u00fc"}, ensure_ascii=False)
@@ -164,7 +164,7 @@ async def test_ctrl_c_is_no_traceback(folder: Path) -> None:
     assert (started.returncode, said.strip()) == (130, b"")
 
 
-async def test_sighup_does_not_end_the_daemon_and_says_what_to_do(folder: Path) -> None:
+async def test_sighup_does_not_end_the_daemon_and_names_the_command_instead(folder: Path) -> None:
     async with process.daemon(folder / "settings.toml") as daemon:
         daemon.process.send_signal(signal.SIGHUP)
         while not any("restart" in line["event"] for line in daemon.log):

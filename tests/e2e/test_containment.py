@@ -96,7 +96,7 @@ async def test_pages_of_a_proxy_are_an_outage_and_no_verdict(
     assert "e2e" in begun[0]["intercom"]
 
 
-async def test_a_killed_daemon_starts_again_with_whatever_it_had(tmp_path: Path) -> None:
+async def test_a_killed_daemon_starts_again_with_its_backlog(tmp_path: Path) -> None:
     """A record that ended the process would end it again at each start."""
     local = Sandbox(open_attributes=True, limit_per_minute=6_000_000)
     async with serve(local) as url:

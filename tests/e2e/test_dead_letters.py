@@ -48,7 +48,7 @@ async def ids_of(config: Path) -> list[str]:
     return [str(letter["id"]) for letter in await listed(config)]
 
 
-async def test_what_is_left_out_of_a_list_is_said(tmp_path: Path) -> None:
+async def test_a_shortened_list_says_how_much_is_left_out(tmp_path: Path) -> None:
     config = process.settings(tmp_path, NOWHERE)
     await bury(config, [process.event("late-user", n, time=1_000) for n in range(7)])
     there = await listed(config)
@@ -109,7 +109,7 @@ async def _find(config: Path, names: Sequence[str]) -> None:
         assert (code, state["user"], seen, err) == (0, name, 1, "")
 
 
-async def test_what_cannot_be_meant_is_refused_by_name(tmp_path: Path) -> None:
+async def test_impossible_arguments_are_refused_by_name(tmp_path: Path) -> None:
     config = process.settings(tmp_path, NOWHERE)
     for action in ("list", "replay", "discard"):
         code, _, err = await letters(action, config, "--reason", "refusd")
@@ -221,7 +221,7 @@ async def test_an_id_that_is_not_there_is_no_success(tmp_path: Path, action: str
     ],
     ids=ascii,
 )
-async def test_what_no_dead_letter_can_have_is_refused_and_shown_as_text(
+async def test_a_value_that_no_dead_letter_has_is_refused_and_shown_as_text(
     tmp_path: Path, arguments: list[str]
 ) -> None:
     config = process.settings(tmp_path, NOWHERE)
@@ -237,7 +237,7 @@ async def test_a_number_that_is_no_id_is_refused(tmp_path: Path, action: str) ->
     assert (code, "Traceback" in err) == (2, False)
 
 
-async def test_what_contradicts_itself_is_refused(tmp_path: Path) -> None:
+async def test_contradicting_arguments_are_refused(tmp_path: Path) -> None:
     config = process.settings(tmp_path, NOWHERE)
     code, _, err = await letters("discard", config, "--all", "24")
     assert (code, "not both" in " ".join(err.split())) == (2, True)
@@ -255,7 +255,7 @@ async def test_the_local_intercom_is_for_this_machine_and_names_its_faults() -> 
     assert (code, "the kinds are status, html, hang" in err) == (2, True)
 
 
-async def test_a_dry_run_says_of_what_only_the_beginning_is_kept(tmp_path: Path) -> None:
+async def test_a_dry_run_names_events_that_are_kept_in_part(tmp_path: Path) -> None:
     top = {"forward": {"max_line_bytes": 20_000}}
     config = process.settings(tmp_path, NOWHERE, top=top)
     line = json.dumps(process.event("mira-okafor", 1, padding="x" * 100_000)).encode()

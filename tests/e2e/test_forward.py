@@ -265,7 +265,7 @@ def _zipped(members: dict[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-async def test_what_holds_no_json_is_refused_by_name_and_the_rest_delivered(
+async def test_files_without_json_are_refused_by_name_and_the_rest_is_delivered(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "a.csv").write_bytes(b"user_id,event_type\n" + b"u-00001,A\n" * 5_000)
@@ -327,7 +327,7 @@ async def test_events_of_a_file_have_the_bound_of_http(tmp_path: Path) -> None:
     assert again["dropped"] == {"duplicate": 4}
 
 
-async def test_a_damaged_archive_is_named_and_what_is_whole_is_delivered(tmp_path: Path) -> None:
+async def test_a_damaged_archive_is_named_and_its_whole_part_is_delivered(tmp_path: Path) -> None:
     (tmp_path / "a.json.gz").write_bytes(gzip.compress(_lines(0, 5))[:-9])
     (tmp_path / "b.json.gz").write_bytes(gzip.compress(_lines(5, 5)))
     local = _known()

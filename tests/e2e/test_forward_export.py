@@ -167,7 +167,7 @@ async def test_a_span_that_is_too_large_is_halved(tmp_path: Path) -> None:
         ]
 
 
-async def test_an_hour_that_is_too_large_is_named_and_what_was_before_it_is_kept(
+async def test_an_hour_that_is_too_large_is_named_and_earlier_hours_are_kept(
     tmp_path: Path,
 ) -> None:
     async with world(tmp_path, most_exported=10) as it:

@@ -63,7 +63,7 @@ def arrived(local: Sandbox) -> list[int]:
 
 
 @pytest.mark.parametrize("path", ["/2/httpapi", "/batch", "/", ""])
-async def test_what_the_node_sdk_sends_arrives_and_what_is_bad_costs_itself(
+async def test_events_of_the_node_sdk_arrive_and_a_bad_one_costs_itself(
     tmp_path: Path, program: Path, path: str
 ) -> None:
     local = Sandbox(open_attributes=True, limit_per_minute=6_000_000)
@@ -81,7 +81,7 @@ async def test_what_the_node_sdk_sends_arrives_and_what_is_bad_costs_itself(
     assert arrived(local) == [n for n in range(100) if n not in (3, 17)]
 
 
-async def test_what_the_node_sdk_sends_reaches_amplitude_in_its_order(
+async def test_events_of_the_node_sdk_reach_amplitude_in_their_order(
     tmp_path: Path, program: Path
 ) -> None:
     """It sends one request after the other, and null properties, which stay null."""

@@ -99,7 +99,7 @@ async def test_a_batch_that_is_too_large_is_sent_in_pieces_by_the_sdk(tmp_path: 
     assert arrived(local) == list(range(200))
 
 
-async def test_what_was_answered_503_for_a_while_arrives_when_there_is_room(
+async def test_events_answered_503_for_a_while_arrive_once_there_is_room(
     tmp_path: Path,
 ) -> None:
     """Intercom is down, so that the spool fills; then it is there, and the spool drains."""
@@ -160,7 +160,7 @@ async def test_a_kill_under_load_loses_nothing_that_the_sdk_was_told_of(tmp_path
     assert len(found) == len(set(found))
 
 
-async def test_what_the_sdk_holds_when_the_program_ends_is_flushed(tmp_path: Path) -> None:
+async def test_events_in_the_sdk_are_flushed_when_its_program_ends(tmp_path: Path) -> None:
     local = known()
     async with serve(local) as url, process.daemon(process.settings(tmp_path, url)) as daemon:
         client = Client(daemon.http, path="/batch")

@@ -103,7 +103,7 @@ async def test_after_a_stop_or_a_kill_files_and_folder_stay_as_they_are(
     assert "too_old" in said["dead-letters", "show", "513"][1]
 
 
-async def test_other_settings_leave_what_is_known_of_contacts(tmp_path: Path) -> None:
+async def test_other_settings_leave_the_directory_of_contacts(tmp_path: Path) -> None:
     async with serve(Sandbox(open_attributes=True)) as url:
         await fill(process.settings(tmp_path, url), signal.SIGTERM)
         other = process.settings(tmp_path, NOWHERE)
@@ -174,7 +174,7 @@ async def test_a_disk_that_cannot_be_written_is_read(
     assert (sync["received"], sync["delivered"]) == (4, 2)
 
 
-async def test_a_user_whose_next_event_waits_for_its_second_is_shown_so(tmp_path: Path) -> None:
+async def test_a_user_waiting_for_a_free_second_is_shown_so(tmp_path: Path) -> None:
     local = Sandbox()
     local.add_contact(external_id="mira-okafor")
     async with serve(local) as url:

@@ -69,7 +69,7 @@ class Wiretap:
             return web.Response(status=answer.status, body=await answer.read(), headers=headers)
 
 
-async def test_what_the_sdk_sends_is_relayed_byte_for_byte_and_intercom_has_its_part(
+async def test_events_of_the_sdk_are_relayed_byte_for_byte_and_intercom_has_its_part(
     tmp_path: Path,
 ) -> None:
     local, amplitude, tap = known(), LocalAmplitude(events_per_s={}), Wiretap()
@@ -135,7 +135,7 @@ async def test_kills_and_outages_of_amplitude_lose_nothing_and_keep_each_devices
     assert sorted(event.metadata["n"] for event in local.events) == list(range(300))
 
 
-async def test_an_amplitude_that_is_not_there_is_said_and_what_waits_is_kept(
+async def test_an_absent_amplitude_is_named_and_waiting_requests_are_kept(
     tmp_path: Path,
 ) -> None:
     local, port = known(), process.free_port()

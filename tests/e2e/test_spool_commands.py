@@ -33,7 +33,7 @@ async def _spool(action: str, config: Path, *more: str) -> tuple[int, Any]:
 
 
 @pytest.mark.parametrize("running", [True, False], ids=["beside a daemon", "by themselves"])
-async def test_they_tell_what_is_there(tmp_path: Path, running: bool) -> None:
+async def test_spool_commands_show_the_content(tmp_path: Path, running: bool) -> None:
     config = process.settings(tmp_path, NOWHERE)
     async with process.daemon(config) as daemon:
         events = [process.event("mira-okafor", n) for n in range(20)]
@@ -135,7 +135,7 @@ async def test_a_backup_is_a_spool_that_another_daemon_delivers(
     assert [stored.metadata["n"] for stored in local.events] == list(range(20))
 
 
-async def test_a_backup_that_cannot_be_written_says_what_is_in_the_way(tmp_path: Path) -> None:
+async def test_a_backup_that_cannot_be_written_names_the_obstacle(tmp_path: Path) -> None:
     config = process.settings(tmp_path, NOWHERE)
     await _accept(config)
     (tmp_path / "there").write_bytes(b"mine")
@@ -257,7 +257,7 @@ EITHER_WAY = pytest.mark.parametrize("running", [True, False], ids=["beside a da
 
 
 @EITHER_WAY
-async def test_what_is_left_of_a_sync_is_delivered_by_the_one_it_is_moved_to(
+async def test_the_backlog_of_a_removed_sync_is_delivered_by_its_new_one(
     tmp_path: Path, running: bool
 ) -> None:
     local = Sandbox(limit_per_minute=6_000_000)
@@ -271,7 +271,9 @@ async def test_what_is_left_of_a_sync_is_delivered_by_the_one_it_is_moved_to(
 
 
 @EITHER_WAY
-async def test_what_is_left_of_a_sync_is_dropped_and_counted(tmp_path: Path, running: bool) -> None:
+async def test_the_backlog_of_a_removed_sync_is_dropped_and_counted(
+    tmp_path: Path, running: bool
+) -> None:
     local = Sandbox(limit_per_minute=6_000_000)
     async with _left(tmp_path, local, running) as (config, daemon):
         code, err = await _spool("drop", config, "shop")
@@ -298,7 +300,7 @@ async def _check_what_is_said(config: Path, daemon: process.Daemon) -> None:
     assert f'amplitude_intercom_left_events{{sync="shop"}} {WAITING + DEAD}.0' in lines
 
 
-async def test_what_is_left_is_said_and_stays_where_it_cannot_be_moved_or_dropped(
+async def test_a_backlog_that_cannot_be_moved_or_dropped_is_named_and_stays(
     tmp_path: Path,
 ) -> None:
     refused = {

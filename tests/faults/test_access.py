@@ -68,7 +68,7 @@ async def test_a_page_that_somebody_opened_on_this_machine_reaches_nothing(
     measured("admin port, another Host or a cross-site POST: 403 or 415, nothing done")
 
 
-async def test_what_is_written_is_its_owners_alone(
+async def test_written_files_are_readable_by_their_owner_alone(
     tmp_path: Path, measured: Callable[[str], None]
 ) -> None:
     before = os.umask(0)

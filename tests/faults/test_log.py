@@ -116,7 +116,7 @@ async def daemon(folder: Path, url: str, stderr: int | None) -> AsyncIterator[Ru
 @pytest.mark.parametrize(
     "stderr", [full_disk, nobody, hanging_reader, hanging_reader_without_blocking, closed]
 )
-async def test_whatever_becomes_of_the_log_events_are_taken_and_settled(
+async def test_a_failing_log_stops_no_intake_and_no_settling(
     tmp_path: Path, measured: Callable[[str], None], stderr: Any
 ) -> None:
     """Intercom refuses each event, and each refusal is a warning."""

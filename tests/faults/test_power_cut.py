@@ -35,7 +35,7 @@ IN_FLIGHT = 25
 MODEL = Path(__file__).parents[1] / "property" / "test_spool_against_a_model.py"
 
 
-def test_the_tests_disk_does_lose_what_was_not_fsynced(tmp_path: Path) -> None:
+def test_the_tests_disk_does_lose_bytes_that_were_not_fsynced(tmp_path: Path) -> None:
     """Or none of what follows would prove anything."""
     folder, after = tmp_path / "data", tmp_path / "after"
     folder.mkdir()

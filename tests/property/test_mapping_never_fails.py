@@ -66,7 +66,7 @@ def test_a_record_is_planned_or_gets_a_verdict_and_the_same_one_again(
 
 @QUICK
 @given(RULES, SENT_RECORDS)
-def test_an_event_s_body_is_what_intercom_takes(mapping: SyncRules, record: Record) -> None:
+def test_an_event_s_body_follows_intercoms_rules(mapping: SyncRules, record: Record) -> None:
     verdict = mapping.plan(record)
     assert isinstance(verdict, Keep)
     planned = verdict.value
@@ -78,7 +78,7 @@ def test_an_event_s_body_is_what_intercom_takes(mapping: SyncRules, record: Reco
 
 @QUICK
 @given(RULES, KNOWN, USER_PROPERTIES, st.booleans())
-def test_a_contact_s_body_is_what_intercom_takes(
+def test_a_contact_s_body_follows_intercoms_rules(
     mapping: SyncRules, state: dict[str, Any], properties: dict[str, Any], known: bool
 ) -> None:
     event = {"event_type": "$identify", "user_properties": properties}

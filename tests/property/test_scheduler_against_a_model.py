@@ -312,7 +312,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert max(writing.values(), default=0) <= 1
 
 
-def test_whoever_waits_is_chosen_in_order_and_in_turn() -> None:
+def test_waiting_users_are_chosen_in_order_and_in_turn() -> None:
     run_state_machine_as_test(
         SchedulerMachine, settings=settings(max_examples=200, stateful_step_count=60, deadline=None)
     )

@@ -250,7 +250,7 @@ def test_one_clause_on_one_value_agrees_with_a_naive_reading_of_the_rules(
 @given(GLOBS, st.text("ab/.", max_size=10))
 @example("**a*b", "a/ab")
 @example("*a**b*", "aab/b")
-def test_a_glob_matches_exactly_what_trying_every_way_matches(glob: str, string: str) -> None:
+def test_a_glob_matches_exactly_like_an_exhaustive_search(glob: str, string: str) -> None:
     predicate = Selection([Selector(["A"], [Clause("p", "glob", [glob])])]).lookup("A")
     assert predicate is not None
     assert predicate.matches({"p": string}) is glob_matches(glob, string)
@@ -258,7 +258,7 @@ def test_a_glob_matches_exactly_what_trying_every_way_matches(glob: str, string:
 
 @settings(max_examples=200, deadline=None)
 @given(SELECTORS, TYPES, EVENTS)
-def test_what_is_not_needed_can_be_left_out_of_the_event(
+def test_unneeded_properties_can_be_left_out_of_the_event(
     selectors: list[Selector], event_type: str, event: dict[str, Any]
 ) -> None:
     predicate = Selection(selectors).lookup(event_type)

@@ -1186,7 +1186,7 @@ def _ids(records: Sequence[Record]) -> list[int]:
 
 
 @pytest.mark.timeout(1800)
-def test_the_store_does_what_a_dict_would() -> None:
+def test_the_store_behaves_like_its_model() -> None:
     run_state_machine_as_test(
         SpoolMachine,
         settings=settings(

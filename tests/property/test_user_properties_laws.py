@@ -98,7 +98,7 @@ def test_operations_in_one_payload_equal_the_same_operations_one_by_one(
 )
 @QUICK
 @given(st.dictionaries(NAMES, JSON, max_size=3), STATES)
-def test_what_says_how_things_shall_be_is_idempotent(
+def test_absolute_operations_are_idempotent(
     op: str, argument: dict[str, Any], state: dict[str, Any]
 ) -> None:
     once = after({op: argument}, state)
@@ -170,9 +170,7 @@ ALIKE = st.recursive(
 
 @QUICK
 @given(st.lists(ALIKE, max_size=6), st.lists(ALIKE, max_size=6))
-def test_a_list_holds_what_is_equal_to_one_of_its_values_as_json(
-    old: list[Any], values: list[Any]
-) -> None:
+def test_a_list_contains_values_that_are_equal_as_json(old: list[Any], values: list[Any]) -> None:
     new: list[Any] = []
     for value in values:
         if not any(same(value, other) for other in [*old, *new]):

@@ -91,7 +91,7 @@ def held(local: Sandbox, user: str = USER) -> dict[str, Any]:
 
 
 @in_virtual_time
-async def test_a_value_whose_answer_was_lost_is_written_again_though_it_was_the_one_before(
+async def test_a_value_with_a_lost_answer_is_written_again_though_it_was_the_one_before(
     tmp_path: Path,
 ) -> None:
     local = simulation.sandbox()
@@ -107,7 +107,7 @@ async def test_a_value_whose_answer_was_lost_is_written_again_though_it_was_the_
 @pytest.mark.parametrize("is_there", [False, True])
 @pytest.mark.parametrize("answer", ["hang", "reset", "half"])
 @in_virtual_time
-async def test_operations_of_a_write_whose_answer_was_lost_count_once(
+async def test_operations_of_a_write_with_a_lost_answer_count_once(
     tmp_path: Path, answer: Any, is_there: bool
 ) -> None:
     """A ``$set`` and an ``$add`` together, of a contact that is new, or has visits already."""
@@ -143,7 +143,7 @@ async def test_an_operation_counts_once_though_the_process_is_killed_three_times
 
 
 @in_virtual_time
-async def test_an_add_counts_on_from_what_another_system_has_written(tmp_path: Path) -> None:
+async def test_an_add_counts_on_from_another_systems_value(tmp_path: Path) -> None:
     local = simulation.sandbox()
     local.add_contact(external_id=USER, custom_attributes={"visits": 1})
     await deliver(tmp_path, local, identify(1, {"$add": {"visits": 1}}))
@@ -164,7 +164,7 @@ async def test_a_property_that_is_selected_later_is_read_before_it_is_counted_on
 
 
 @in_virtual_time
-async def test_a_replayed_letter_whose_update_is_done_does_not_do_it_again(tmp_path: Path) -> None:
+async def test_a_replayed_letter_with_a_done_update_does_not_repeat_it(tmp_path: Path) -> None:
     """The event brought an ``$add`` along, which was written; Intercom refused the event."""
 
     local = simulation.sandbox(faults=[Fault("status", 422, path="/events")])
@@ -233,7 +233,7 @@ async def test_a_contact_that_was_given_to_another_user_is_left_to_that_user(
 
 @pytest.mark.parametrize("met_before", [0, 40])
 @in_virtual_time
-async def test_a_user_whose_contact_an_event_found_taken_away_gets_all_it_had(
+async def test_a_user_with_a_contact_that_was_taken_away_gets_all_its_values_again(
     tmp_path: Path, met_before: int
 ) -> None:
     """Be it created at once, or looked for first because others were there."""
@@ -253,7 +253,7 @@ async def test_a_user_whose_contact_an_event_found_taken_away_gets_all_it_had(
 
 
 @in_virtual_time
-async def test_an_event_of_a_user_whose_contact_was_given_away_is_not_its_new_user_s(
+async def test_an_event_does_not_go_to_the_new_user_of_a_contact_that_was_given_away(
     tmp_path: Path,
 ) -> None:
     local = simulation.sandbox()
@@ -306,7 +306,7 @@ async def test_events_of_a_user_that_was_merged_cost_one_call_each_but_the_first
 
 @pytest.mark.parametrize("unknown_user", ["park", "create", "drop"])
 @in_virtual_time
-async def test_a_merged_user_whose_event_comes_before_an_update_has_no_second_contact(
+async def test_a_merged_user_with_an_event_before_an_update_has_no_second_contact(
     tmp_path: Path, unknown_user: str
 ) -> None:
     local = simulation.sandbox()
@@ -345,7 +345,7 @@ async def test_events_of_a_merged_user_do_not_go_to_a_stranger_that_was_given_th
 
 
 @in_virtual_time
-async def test_a_property_that_is_selected_again_is_set_to_what_it_was_before(
+async def test_a_property_that_is_selected_again_is_set_to_its_earlier_value(
     tmp_path: Path,
 ) -> None:
     """Others have changed it while it was not selected."""
@@ -360,7 +360,7 @@ async def test_a_property_that_is_selected_again_is_set_to_what_it_was_before(
 
 
 @in_virtual_time
-async def test_what_was_counted_for_one_contact_is_not_written_to_another_that_is_there(
+async def test_a_count_of_one_contact_is_not_written_to_another_that_is_there(
     tmp_path: Path,
 ) -> None:
     local = simulation.sandbox()
@@ -466,7 +466,7 @@ async def test_users_that_share_a_contact_write_a_stranger_once_where_it_is_give
 
 
 @in_virtual_time
-async def test_of_a_merged_user_a_contact_of_its_own_gets_what_the_two_had(tmp_path: Path) -> None:
+async def test_a_merged_users_own_contact_gets_the_values_of_both(tmp_path: Path) -> None:
     local = simulation.sandbox()
     users = {"properties": ["plan", "visits", "tier"]}
     first = [set_(1, plan="free"), set_(2, "ann-lee", plan="x", tier="gold")]
@@ -517,7 +517,7 @@ async def test_two_users_do_not_both_take_over_a_contact_without_a_name(tmp_path
 
 
 @in_virtual_time
-async def test_a_value_whose_first_try_had_no_answer_is_refused_once(tmp_path: Path) -> None:
+async def test_a_value_with_an_unanswered_first_try_is_refused_once(tmp_path: Path) -> None:
     local = simulation.sandbox()
     tries = 0
 
@@ -538,7 +538,7 @@ async def test_a_value_whose_first_try_had_no_answer_is_refused_once(tmp_path: P
 
 
 @in_virtual_time
-async def test_a_user_whose_heir_is_deleted_has_a_contact_of_its_own_again(tmp_path: Path) -> None:
+async def test_a_user_with_a_deleted_heir_has_a_contact_of_its_own_again(tmp_path: Path) -> None:
     local = simulation.sandbox()
     await deliver(tmp_path, local, set_(1, plan="free"), set_(2, "ann-lee", plan="pro"))
     mine, theirs = local.contacts
@@ -596,7 +596,7 @@ async def test_a_create_that_never_arrived_is_no_base_for_a_contact_that_others_
 
 
 @in_virtual_time
-async def test_a_user_that_an_event_created_again_without_an_answer_keeps_what_it_had(
+async def test_a_user_created_again_by_an_unanswered_event_keeps_its_values(
     tmp_path: Path,
 ) -> None:
     """The contact was given to another; the event's call to create one has no answer."""
@@ -721,7 +721,7 @@ async def test_a_time_that_is_ahead_does_not_keep_later_updates_out(tmp_path: Pa
 
 
 @in_virtual_time
-async def test_of_two_syncs_that_write_one_property_neither_brings_back_what_the_other_replaced(
+async def test_two_syncs_that_write_one_property_never_bring_back_a_replaced_value(
     tmp_path: Path,
 ) -> None:
     """Each counts on from what the other has written."""
@@ -746,7 +746,7 @@ async def test_of_two_syncs_that_write_one_property_neither_brings_back_what_the
 
 @pytest.mark.parametrize("newer_wins", [True, False])
 @in_virtual_time
-async def test_a_letter_that_is_replayed_does_not_replace_what_came_since(
+async def test_a_replayed_letter_does_not_replace_later_values(
     tmp_path: Path, newer_wins: bool
 ) -> None:
     expected = {"plan": "team" if newer_wins else "pro", "visits": 3}
@@ -793,7 +793,7 @@ async def test_a_list_that_is_one_text_on_the_contact_is_a_list_again_where_it_i
 
 
 @in_virtual_time
-async def test_what_was_known_by_another_identifier_is_read_before_it_is_counted_on(
+async def test_a_value_known_by_another_identifier_is_read_before_it_is_counted_on(
     tmp_path: Path,
 ) -> None:
     def update(n: int, operations: dict[str, Any]) -> dict[str, Any]:
@@ -840,7 +840,7 @@ async def test_by_email_a_contact_that_got_another_email_is_left_alone_while_the
 
 @pytest.mark.parametrize("op", ["$add", "$append"])
 @in_virtual_time
-async def test_what_is_counted_for_a_contact_that_is_created_again_counts_once(
+async def test_an_operation_for_a_contact_that_is_created_again_counts_once(
     tmp_path: Path, op: str
 ) -> None:
     """The answer to its creation is lost, so that the contact is there when it is tried again."""
@@ -856,7 +856,7 @@ async def test_what_is_counted_for_a_contact_that_is_created_again_counts_once(
 
 
 @in_virtual_time
-async def test_by_email_the_index_says_which_contact_it_is_and_not_what_it_holds(
+async def test_by_email_the_index_names_the_contact_and_not_its_values(
     tmp_path: Path,
 ) -> None:
     local = simulation.sandbox(search_lag_s=120)
@@ -922,7 +922,7 @@ async def pending(engine: Engine) -> int:
 @pytest.mark.parametrize("status", [200, 404])
 @pytest.mark.parametrize("unknown_user", ["park", "drop", "dead_letter", "create"])
 @in_virtual_time
-async def test_a_page_at_every_path_is_an_outage_whatever_its_status(
+async def test_a_page_of_any_status_at_every_path_is_an_outage(
     tmp_path: Path, status: int, unknown_user: str
 ) -> None:
     local = simulation.sandbox()
@@ -1285,7 +1285,7 @@ async def test_a_contact_without_an_id_that_has_the_email_is_taken_over_at_once(
     assert calls(local) == ["POST 409", "GET 200", "PUT 200", "PUT 200"]
 
 
-def test_a_workspace_whose_contacts_are_there_costs_a_call_where_nothing_differs(
+def test_a_workspace_of_known_contacts_costs_a_call_where_nothing_differs(
     tmp_path: Path,
 ) -> None:
     @in_virtual_time

@@ -178,7 +178,7 @@ async def test_somebody_elses_contact_with_the_same_email_is_not_overwritten(
     assert (ours.custom_attributes, ours.email) == ({"plan": "pro"}, "")
 
 
-def test_contacts_can_be_found_by_email_whatever_its_case(tmp_path: Path) -> None:
+def test_contacts_are_found_by_email_in_any_case(tmp_path: Path) -> None:
     def prepare(local: Sandbox) -> None:
         local.add_contact(email="mira@example.com")
 

@@ -194,7 +194,7 @@ class ShortOfThreads(IntercomClient):
 
 
 @in_virtual_time
-async def test_what_fails_this_process_and_no_request_is_a_verdict_on_none(tmp_path: Path) -> None:
+async def test_a_failure_of_this_process_is_no_verdict_on_a_record(tmp_path: Path) -> None:
     local = simulation.sandbox()
     users = [f"user-{n}" for n in range(100)]
     for user in users:
@@ -322,7 +322,7 @@ class BrokenContacts(Contacts):
 
 
 @in_virtual_time
-async def test_an_event_whose_update_cannot_be_kept_does_not_go_out_and_counts_once_later(
+async def test_an_event_with_an_unsaved_update_is_not_sent_and_counts_once_later(
     tmp_path: Path,
 ) -> None:
     local = sandbox()
@@ -447,7 +447,7 @@ async def test_a_sync_that_a_fault_has_stopped_leaves_its_token_to_the_others(
 
 
 @in_virtual_time
-async def test_a_user_of_whom_much_waits_goes_on_where_a_fault_has_stopped_its_sync(
+async def test_a_user_with_a_long_backlog_goes_on_where_a_fault_has_stopped_its_sync(
     tmp_path: Path,
 ) -> None:
     """It was being worked off, and only the feed that is gone knew that it was."""

@@ -35,7 +35,9 @@ async def _account(engine: Any) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_every_event_is_settled_once_and_in_order_whatever_fails(tmp_path: Path, seed: int) -> None:
+def test_every_event_is_settled_once_and_in_order_through_random_faults(
+    tmp_path: Path, seed: int
+) -> None:
     """Random users, faults and crashes; the sandbox's own journal is what is checked."""
     dice = random.Random(seed)
     users = [f"user-{n:03}" for n in range(dice.randint(1, 40))]
@@ -101,7 +103,7 @@ def _check(local: Sandbox, expected: dict[str, list[int]]) -> None:
 
 
 @in_virtual_time
-async def test_whoever_waits_behind_a_parked_user_flows_on(tmp_path: Path) -> None:
+async def test_users_behind_a_parked_user_flow_on(tmp_path: Path) -> None:
     """The first of three users fails for an hour; one call may be out at a time."""
 
     failing = Fault("status", 500, contains="parked-user", end_s=3600)
@@ -121,7 +123,7 @@ async def test_whoever_waits_behind_a_parked_user_flows_on(tmp_path: Path) -> No
 
 
 @in_virtual_time
-async def test_a_replayed_record_goes_behind_what_its_user_has_waiting(tmp_path: Path) -> None:
+async def test_a_replayed_record_goes_behind_its_users_waiting_ones(tmp_path: Path) -> None:
     poison = Fault("status", 422, contains='"n":0}')
     local = simulation.sandbox(faults=[poison], latency_s=0.05)
     local.add_contact(external_id="mira-okafor")
@@ -219,7 +221,7 @@ async def test_an_unset_property_is_cleared_in_intercom(tmp_path: Path) -> None:
 
 
 @in_virtual_time
-async def test_set_once_does_not_overwrite_what_a_contact_has(tmp_path: Path) -> None:
+async def test_set_once_does_not_overwrite_a_contacts_value(tmp_path: Path) -> None:
     local = simulation.sandbox()
     contact = local.add_contact(external_id="mira-okafor", custom_attributes={"plan": "pro"})
     async with simulation.engine(tmp_path, local) as engine:

@@ -145,7 +145,7 @@ async def test_missing_attributes_are_created_with_a_type_where_the_settings_say
 
 @pytest.mark.parametrize("status", [429, 500, 503])
 @in_virtual_time
-async def test_an_attribute_whose_creation_has_no_answer_costs_no_value(
+async def test_an_attribute_with_an_unanswered_creation_costs_no_value(
     status: int, tmp_path: Path
 ) -> None:
     """It was taken for one that the workspace lacks, and the update counted as delivered."""

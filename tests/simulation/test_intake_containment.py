@@ -282,7 +282,7 @@ class Idle(Actor[Item, None]):
 
 @pytest.mark.parametrize("count", [1, 3])
 @in_virtual_time
-async def test_an_actor_keeps_no_reference_to_what_it_has_handled(count: int) -> None:
+async def test_an_actor_keeps_no_reference_to_a_handled_item(count: int) -> None:
     send, receive = anyio.create_memory_object_stream[Item](4)
     watched = []
     with send, receive:

@@ -93,7 +93,7 @@ async def test_a_job_that_was_interrupted_goes_on_where_it_was(tmp_path: Path) -
 
 
 @in_virtual_time
-async def test_a_job_means_what_had_failed_within_its_time(tmp_path: Path) -> None:
+async def test_a_job_covers_the_letters_that_failed_within_its_time(tmp_path: Path) -> None:
     async with simulation.engine(tmp_path, simulation.sandbox()) as running:
         for first in (0, LETTERS, 2 * LETTERS):
             await bury(running, LETTERS, first)
@@ -110,7 +110,7 @@ async def test_a_job_means_what_had_failed_within_its_time(tmp_path: Path) -> No
 
 
 @in_virtual_time
-async def test_what_dies_after_a_job_was_asked_for_is_not_meant_though_the_clock_was_set_back(
+async def test_a_job_does_not_cover_later_letters_though_the_clock_was_set_back(
     tmp_path: Path,
 ) -> None:
     """Else a letter that is replayed and dies again would be replayed for ever."""
@@ -132,7 +132,7 @@ async def test_what_dies_after_a_job_was_asked_for_is_not_meant_though_the_clock
 
 
 @in_virtual_time
-async def test_a_cancelled_job_keeps_what_it_has_done_and_does_no_more(tmp_path: Path) -> None:
+async def test_a_cancelled_job_keeps_its_work_and_does_no_more(tmp_path: Path) -> None:
     async with simulation.engine(tmp_path, simulation.sandbox()) as running:
         await bury(running)
         job = await running.jobs.ask(JobKind.DISCARD, SYNC, ALL, who="test")
@@ -253,7 +253,7 @@ async def test_a_stranger_s_thousands_of_events_expire_together_and_not_bit_by_b
     assert len(simulation.made(local)) <= 2 * 4
 
 
-def test_a_stranger_who_signs_up_while_its_events_expire_has_the_rest_of_them(
+def test_a_stranger_signing_up_while_its_events_expire_has_the_rest_of_them(
     tmp_path: Path,
 ) -> None:
     sync = OneSync(opened(tmp_path / "spool.db"))
@@ -305,7 +305,7 @@ async def test_a_job_that_ended_and_is_damaged_stops_nothing(tmp_path: Path) -> 
         assert await dead(running) == 3
 
 
-def test_a_rekeying_goes_before_what_was_asked_for_earlier(tmp_path: Path) -> None:
+def test_a_rekeying_goes_before_earlier_jobs(tmp_path: Path) -> None:
     sync = OneSync(opened(tmp_path / "spool.db"))
     store, query = sync.store, NewMapping("email", "user_id")
     store.begin()

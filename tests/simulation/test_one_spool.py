@@ -66,7 +66,7 @@ async def fill(running: Engine) -> Refused:
 
 
 @in_virtual_time
-async def test_what_two_syncs_take_reaches_both_in_one_commit(tmp_path: Path) -> None:
+async def test_a_batch_of_two_syncs_reaches_both_in_one_commit(tmp_path: Path) -> None:
     local = simulation.sandbox()
     async with engine(tmp_path, local, ["shop", "mail"]) as running:
         receipt = await running.submit([event(n) for n in range(20)], api_key="shared")
@@ -162,7 +162,7 @@ async def leave(folder: Path, local: Sandbox, events: int, dead: int = 0) -> Non
 
 
 @in_virtual_time
-async def test_what_is_left_of_a_sync_goes_to_another_in_its_order(tmp_path: Path) -> None:
+async def test_the_backlog_of_a_removed_sync_moves_to_another_in_order(tmp_path: Path) -> None:
     local = simulation.sandbox()
     await leave(tmp_path, local, events=1_400, dead=700)
     async with engine(tmp_path, local, ["mail"]) as running:
@@ -182,7 +182,7 @@ async def test_what_is_left_of_a_sync_goes_to_another_in_its_order(tmp_path: Pat
 
 
 @in_virtual_time
-async def test_what_moves_is_for_whom_the_other_sync_names(tmp_path: Path) -> None:
+async def test_moved_records_are_keyed_by_the_mapping_of_the_other_sync(tmp_path: Path) -> None:
     local = simulation.sandbox()
     await leave(tmp_path, local, events=3, dead=0)
     async with engine(tmp_path, local, ["mail"], user_from="event.n") as running:
@@ -209,7 +209,7 @@ async def test_a_sync_with_a_new_name_knows_the_old_one_s_events_again(tmp_path:
 
 
 @in_virtual_time
-async def test_what_is_left_of_a_sync_is_dropped(tmp_path: Path) -> None:
+async def test_the_backlog_of_a_removed_sync_can_be_dropped(tmp_path: Path) -> None:
     local = simulation.sandbox()
     await leave(tmp_path, local, events=1_400, dead=700)
     async with engine(tmp_path, local, ["mail"]) as running:
@@ -230,7 +230,7 @@ async def test_what_is_left_of_a_sync_is_dropped(tmp_path: Path) -> None:
 
 
 @in_virtual_time
-async def test_only_what_has_gone_from_the_settings_is_moved_or_dropped(tmp_path: Path) -> None:
+async def test_only_syncs_that_left_the_settings_are_moved_or_dropped(tmp_path: Path) -> None:
     local = simulation.sandbox()
     async with engine(tmp_path, local, ["shop", "mail"]) as running:
         with pytest.raises(SettingsError, match="in the settings"):

@@ -224,7 +224,7 @@ FOREIGN: dict[str, tuple[Share, float]] = {
 )
 @pytest.mark.parametrize("name", FOREIGN)
 @in_virtual_time
-async def test_beside_another_client_95_percent_of_what_is_left_are_used(
+async def test_beside_another_client_95_percent_of_the_rest_are_used(
     name: str, limit: int, remaining: Counted
 ) -> None:
     share, every_s = FOREIGN[name]
@@ -292,7 +292,7 @@ async def crowded(latency: Latency, out_s: float) -> int:
     return count
 
 
-def test_a_429_costs_what_is_out_and_no_more() -> None:
+def test_a_429_costs_the_calls_in_flight_and_no_more() -> None:
     assert crowded(spread(0.2, 0.4), 0.4) <= 167 * 0.4
     assert crowded(lambda: 1.0, 1.0) <= 167 * 1.0 + 2
 

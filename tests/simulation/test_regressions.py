@@ -77,7 +77,7 @@ def test_an_update_is_not_on_disk_before_an_earlier_event_of_its_user(tmp_path: 
 
 
 @pytest.mark.parametrize("failing", [8, 12])
-def test_users_whose_calls_fail_keep_no_place_from_others(tmp_path: Path, failing: int) -> None:
+def test_users_with_failing_calls_take_no_slot_from_others(tmp_path: Path, failing: int) -> None:
     """However few calls may be out: a call that is only tried again is not one of them."""
     well = [f"well-{n}" for n in range(20)]
 
@@ -106,7 +106,7 @@ def add(n: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("visits", "path"), [(None, "/contacts"), (5, "/contacts/")])
-def test_an_addition_whose_answer_is_lost_is_made_once(
+def test_an_addition_with_a_lost_answer_is_made_once(
     tmp_path: Path, visits: int | None, path: str
 ) -> None:
     async def steps(engine: Engine, local: Sandbox) -> None:

@@ -79,7 +79,7 @@ def check_order(local: Sandbox) -> None:
 
 
 @in_virtual_time
-async def test_what_waits_is_sent_to_whom_it_names_now(tmp_path: Path) -> None:
+async def test_waiting_records_are_sent_to_the_user_of_todays_mapping(tmp_path: Path) -> None:
     await fill(tmp_path)
     local = known()
     async with engine(tmp_path, local) as running:

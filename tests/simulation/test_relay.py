@@ -185,7 +185,7 @@ async def test_health_says_that_nothing_is_answered_from_the_first_failure_on(
         assert (relay.health, relay.said) == ("open", "")
 
 
-def test_a_dead_letter_is_logged_with_what_it_is(tmp_path: Path) -> None:
+def test_a_dead_letter_is_logged_with_its_reason(tmp_path: Path) -> None:
     @in_virtual_time
     async def main() -> None:
         local = relaying.amplitude()

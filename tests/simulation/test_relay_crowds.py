@@ -89,7 +89,7 @@ async def test_hundreds_of_throttled_devices_do_not_keep_a_new_one_waiting(tmp_p
 
 
 @in_virtual_time
-async def test_what_nobody_foresaw_costs_one_request_which_can_be_replayed(tmp_path: Path) -> None:
+async def test_an_unforeseen_fault_costs_one_request_which_can_be_replayed(tmp_path: Path) -> None:
     local = relaying.amplitude()
     wire = Answering(local, cursed=ValueError("nobody foresaw this"))
     async with relaying.engine(tmp_path, local, wire=wire) as engine:
@@ -228,7 +228,9 @@ async def test_a_200_that_is_not_amplitudes_delivers_nothing(tmp_path: Path, ans
 
 
 @in_virtual_time
-async def test_halves_of_what_is_too_large_keep_each_devices_order(tmp_path: Path) -> None:
+async def test_halves_of_a_request_that_is_too_large_keep_each_devices_order(
+    tmp_path: Path,
+) -> None:
     local = relaying.amplitude()
 
     class Narrow(AmplitudeInProcess):

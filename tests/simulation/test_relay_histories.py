@@ -18,7 +18,7 @@ async def live_through(folder: Path, seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_what_was_accepted_is_accounted_for_and_in_order(tmp_path: Path, seed: int) -> None:
+def test_accepted_requests_are_accounted_for_and_in_order(tmp_path: Path, seed: int) -> None:
     live_through(tmp_path, seed)
 
 

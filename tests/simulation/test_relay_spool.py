@@ -177,7 +177,9 @@ async def test_requests_of_a_relay_that_has_gone_are_said_and_can_be_dropped(
 
 
 @in_virtual_time
-async def test_a_relay_that_is_disabled_takes_nothing_and_sends_what_waits(tmp_path: Path) -> None:
+async def test_a_disabled_relay_takes_nothing_and_sends_its_waiting_requests(
+    tmp_path: Path,
+) -> None:
     await fill(tmp_path)
     local = relaying.amplitude()
     async with relaying.engine(tmp_path, local, enabled=False) as engine:
@@ -207,7 +209,9 @@ async def test_only_requests_with_its_keys_are_relayed(tmp_path: Path, keys: Seq
 
 
 @in_virtual_time
-async def test_what_cannot_be_taken_apart_goes_whole_and_costs_nobody_else(tmp_path: Path) -> None:
+async def test_a_request_that_cannot_be_taken_apart_goes_whole_and_costs_no_other(
+    tmp_path: Path,
+) -> None:
     local = relaying.amplitude()
     async with relaying.engine(tmp_path, local) as engine:
         for n in range(6):

@@ -102,7 +102,7 @@ async def test_two_hundred_events_of_one_second_delay_nobody_else_and_survive_re
 
 
 @in_virtual_time
-async def test_what_finds_no_second_is_counted(tmp_path: Path) -> None:
+async def test_an_event_without_a_free_second_is_counted(tmp_path: Path) -> None:
     local = a_sandbox()
     shift = {"same_second_shift_s": 2}
     async with simulation.engine(tmp_path, local, delivery=shift) as engine:

@@ -143,7 +143,7 @@ async def test_a_source_that_names_a_wrong_sync_stops_nothing_but_itself(tmp_pat
 
 
 @in_virtual_time
-async def test_who_waits_to_hand_over_when_the_engine_drains_is_refused(tmp_path: Path) -> None:
+async def test_a_source_that_waits_to_hand_over_in_a_drain_is_refused(tmp_path: Path) -> None:
     answers: list[str] = []
     event = simulation.encode(simulation.event("well-user", 1))
 

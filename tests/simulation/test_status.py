@@ -18,7 +18,7 @@ from support.virtual import in_virtual_time
 
 
 @in_virtual_time
-async def test_a_parked_user_does_not_pin_the_age_of_what_waits(tmp_path: Path) -> None:
+async def test_a_parked_user_does_not_pin_the_age_of_the_backlog(tmp_path: Path) -> None:
     local = simulation.sandbox()
     local.add_contact(external_id="known-user")
     async with simulation.engine(tmp_path, local) as engine:
@@ -46,7 +46,7 @@ def check_parked(state: UserState) -> None:
 
 
 @in_virtual_time
-async def test_what_waits_in_an_outage_has_an_age_though_its_user_is_crowded(
+async def test_a_backlog_in_an_outage_has_an_age_though_its_user_is_crowded(
     tmp_path: Path,
 ) -> None:
     local = simulation.sandbox()

@@ -36,7 +36,9 @@ def at(time_s: float, payload: dict[str, Any], found: Properties) -> Properties:
         ({"$remove": {"visits": 5}}, {"visits": []}),
     ],
 )
-def test_operations_do_what_amplitude_says(payload: dict[str, Any], expected: object) -> None:
+def test_operations_follow_amplitudes_description(
+    payload: dict[str, Any], expected: object
+) -> None:
     assert after(payload, base=5) == expected
 
 
@@ -54,7 +56,7 @@ def test_a_set_between_the_last_one_and_an_operation_is_open_until_the_next() ->
     assert at(10, {"$set": {"visits": 7}}, found)["visits"].value == 7
 
 
-def test_what_was_written_to_another_contact_is_open_until_something_new_is_set() -> None:
+def test_a_value_written_to_another_contact_is_open_until_a_new_one_is_set() -> None:
     found = moved({"plan": Held("pro"), "visits": Held(1)}, NAMES)
     values = after({"$set": {"plan": "pro", "visits": 2}}, {"$add": {"visits": 1}}, start=found)
     assert values == {"plan": UNSURE, "visits": 3, "tags": UNSURE}

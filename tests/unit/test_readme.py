@@ -36,7 +36,7 @@ def test_the_commands_table_has_every_command() -> None:
     assert sorted(told) == sorted(names)
 
 
-def test_the_faults_table_has_every_file_with_what_was_measured() -> None:
+def test_the_faults_table_has_every_file_with_a_measurement() -> None:
     rows = table("faults-table")
     files = (Path(__file__).parents[1] / "faults").glob("test_*.py")
     assert sorted(row[1].strip("`") for row in rows) == sorted(file.name for file in files)

@@ -58,7 +58,7 @@ def test_probes_double_up_to_the_longest_wait_and_stay_there() -> None:
 
 
 @pytest.mark.parametrize("failures", [1, 3, 100])
-def test_a_probe_waits_between_half_and_all_of_what_the_doubling_says(failures: int) -> None:
+def test_a_probe_waits_between_half_and_all_of_the_doubled_pause(failures: int) -> None:
     whole = probe_delay_s(failures, 0.5, 10.0, 1.0)
     assert probe_delay_s(failures, 0.5, 10.0, 0.0) == whole / 2
     assert whole / 2 < probe_delay_s(failures, 0.5, 10.0, 0.4) < whole

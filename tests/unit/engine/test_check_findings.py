@@ -167,7 +167,7 @@ def test_the_rights_of_a_data_directory_are_judged_as_a_start_judges_them(
         (0o755, "can be read by every user of this machine (mode 0755)"),
     ],
 )  # fmt: skip
-def test_who_can_do_what_in_a_data_directory_is_said_as_it_is(
+def test_the_permissions_of_a_data_directory_are_reported(
     tmp_path: Path, mode: int, said: str
 ) -> None:
     tmp_path.chmod(mode)
@@ -317,7 +317,7 @@ def test_a_relative_data_dir_beside_the_settings_is_no_reason_to_warn(
         ([{"amplitude_api_keys": ["key-9"]}], True, ["sync[0].amplitude_api_keys"]),
     ],
 )
-def test_what_amplitude_will_not_get_is_said(
+def test_events_that_amplitude_will_not_get_are_named(
     relays: list[dict[str, Any]], http: bool, found: list[str]
 ) -> None:
     top: dict[str, Any] = {"relay": relays} | ({"http": {}} if http else {})

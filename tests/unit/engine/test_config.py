@@ -115,7 +115,7 @@ def test_the_smallest_settings_have_the_documented_defaults() -> None:
         (table(users={"properties": ["*"]}), 'sync[0].users.properties[0]: "*" is not offered'),
     ],
 )
-def test_what_is_wrong_is_named_by_its_key(wrong: dict[str, Any], said: str) -> None:
+def test_a_wrong_setting_is_named_by_its_key(wrong: dict[str, Any], said: str) -> None:
     assert said in complaint(wrong)
 
 
@@ -136,7 +136,7 @@ def test_as_many_event_types_as_intercom_keeps_pass_and_one_more_is_named() -> N
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "127.8.8.8:1", "localhost:1", "[::1]:1"])
-def test_what_only_this_machine_reaches_needs_no_token(address: str) -> None:
+def test_an_address_of_this_machine_needs_no_token(address: str) -> None:
     assert is_loopback(address)
     from_table(table() | {"admin": {"listen": address}})
 
@@ -294,9 +294,7 @@ def test_relative_paths_start_at_the_file_s_folder(tmp_path: Path) -> None:
         (b"# " + b"x" * 10_000_000, "larger than"),
     ],
 )
-def test_a_broken_file_is_named_with_what_is_wrong(
-    tmp_path: Path, content: bytes, said: str
-) -> None:
+def test_a_broken_file_is_named_with_its_fault(tmp_path: Path, content: bytes, said: str) -> None:
     path = tmp_path / "s.toml"
     path.write_bytes(content)
     with pytest.raises(SettingsError) as caught:
@@ -318,7 +316,7 @@ def test_a_byte_order_mark_is_no_part_of_the_settings(tmp_path: Path) -> None:
     assert load(path).sync[0].name == "a"
 
 
-def test_what_is_no_plain_file_is_refused_at_once(tmp_path: Path) -> None:
+def test_a_path_that_is_no_plain_file_is_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", Path("/dev/zero"), Path("a\0b")):
         with pytest.raises(SettingsError, match="cannot be read"):
@@ -371,5 +369,5 @@ def test_a_source_that_is_configured_twice_is_refused() -> None:
         (events(metadata=[{"from": "a", "to": "b", "as": "datum"}]), "Expected one of `date`"),
     ],
 )
-def test_what_was_meant_is_shown_as_it_is_written(wrong: dict[str, Any], said: str) -> None:
+def test_a_suggestion_is_spelled_as_in_the_file(wrong: dict[str, Any], said: str) -> None:
     assert said in complaint(wrong)

@@ -23,7 +23,7 @@ def test_every_word_has_a_sentence_and_every_dead_letter_a_remedy() -> None:
     assert all(reason.remedy for reason in DeadReason)
 
 
-def test_whatever_is_wrong_with_an_event_is_a_reason_of_dead_letters() -> None:
+def test_every_fault_of_an_event_is_a_reason_of_dead_letters() -> None:
     assert set(get_args(BadEventReason)) <= set(DeadReason)
 
 

@@ -33,7 +33,7 @@ def entry_of(line: bytes) -> dict[str, Any]:
 
 
 @given(st.dictionaries(st.text(max_size=80), VALUES, max_size=60), st.text())
-def test_whatever_the_values_are_the_line_is_json_in_ascii_and_bounded(
+def test_a_line_is_bounded_json_in_ascii_with_any_values(
     values: dict[str, Any], event: str
 ) -> None:
     line = logs.render({**values, "event": event}, logs._json_line)

@@ -61,7 +61,7 @@ async def settled(futures: Sequence[asyncio.Future[Appended]]) -> list[Appended 
     return await asyncio.gather(*futures, return_exceptions=True)
 
 
-async def test_what_waits_goes_in_as_one_and_in_order(store: SlowStore) -> None:
+async def test_waiting_appends_go_in_together_and_in_order(store: SlowStore) -> None:
     database = database_of(store)
     writer = ThreadWriter(database)
     appends = Appends(writer, lambda: 1)
@@ -89,7 +89,7 @@ async def test_after_a_fault_batches_go_in_one_by_one(store: SlowStore) -> None:
     await writer.close()
 
 
-async def test_jobs_that_never_run_refuse_what_waits(store: SlowStore) -> None:
+async def test_jobs_that_never_run_refuse_waiting_appends(store: SlowStore) -> None:
     class Refusing:
         """As a writer whose disk has failed."""
 

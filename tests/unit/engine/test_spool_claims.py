@@ -97,7 +97,7 @@ def test_beyond_the_shift_events_keep_their_own_second_and_say_so(tmp_path: Path
     assert [shared.crowded for shared in given] == [False] * (SHIFT_S + 1) + [True] * 2
 
 
-def test_a_second_that_was_given_stays_whatever_the_settings_say_now(tmp_path: Path) -> None:
+def test_a_claimed_second_stays_through_a_change_of_settings(tmp_path: Path) -> None:
     claims = claims_of(SHIFT_S + 2)
     before = [given.second for given in seconds(tmp_path).claim(claims, 1)]
     for window_ms, shift_s in ((1_000, 0), (1_000, 60), (0, 60)):

@@ -73,7 +73,7 @@ def failing(store: Store) -> None:
     fail(sqlite3.SQLITE_IOERR)
 
 
-def test_after_an_error_of_the_disk_it_is_opened_again_without_what_failed(rig: Rig) -> None:
+def test_after_a_disk_error_the_database_is_opened_again_without_the_failed_jobs(rig: Rig) -> None:
     assert rig.run(append) == [Appended(1, 0, 0)]
     results = rig.run(append, failing, append)
     assert [str(result) for result in results] == ["spool_failing: as the test says"] * 3
@@ -97,7 +97,7 @@ def test_while_it_cannot_be_opened_everything_fails_and_it_is_tried_once_a_secon
     assert rig.database.trouble is None
 
 
-def test_the_reserve_is_let_go_for_what_makes_room_in_the_end(tmp_path: Path) -> None:
+def test_the_reserve_is_released_for_jobs_that_free_space(tmp_path: Path) -> None:
     rig = Rig(tmp_path / "s.db", reserve_bytes=2 * MIB)
     ballast = tmp_path / "s.db-reserve"
     assert ballast.stat().st_size == MIB
@@ -140,7 +140,7 @@ def test_where_opening_fails_for_want_of_room_the_reserve_gives_it(tmp_path: Pat
     assert (str(refused), settled) == ("disk_full", {"pending": 0, "dead": 0})
 
 
-def test_what_only_one_job_is_refused_for_costs_the_others_nothing(rig: Rig) -> None:
+def test_a_refusal_of_one_job_costs_the_others_nothing(rig: Rig) -> None:
     def constrained(store: Store) -> None:
         append(store)
         fail(sqlite3.SQLITE_CONSTRAINT)

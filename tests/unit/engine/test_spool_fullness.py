@@ -66,7 +66,7 @@ def test_a_full_spool_refuses_until_some_of_it_is_delivered(store: Store) -> Non
     fill(sync)
 
 
-def test_what_waits_is_reckoned_the_same_when_nothing_waits(store: Store) -> None:
+def test_waiting_bytes_are_zero_again_when_nothing_waits(store: Store) -> None:
     sync = OneSync(store)
     for _ in range(3):
         sync.append(LARGE, kept("bob", b"[]"))
@@ -124,7 +124,7 @@ def test_a_spool_that_has_room_again_says_so_before_anybody_asks_to_append(store
     assert not store.why_full(sync.sync)
 
 
-def test_a_sync_whose_deliveries_stand_does_not_close_the_intake_of_another(store: Store) -> None:
+def test_a_sync_without_deliveries_does_not_close_the_intake_of_another(store: Store) -> None:
     stands, flows = OneSync(store, "stands"), OneSync(store, "flows")
     fill(stands, to_bytes=int(CAP * CROWDED) + 1)
     assert store.why_full("stands")
@@ -140,7 +140,7 @@ def test_a_sync_whose_deliveries_stand_does_not_close_the_intake_of_another(stor
     assert 0.9 < waiting_bytes(store) / (CAP * CROWDED) < RELIEF
 
 
-def test_who_is_refused_for_its_share_stays_so_though_the_other_comes_and_goes(
+def test_a_taker_over_its_share_stays_refused_while_another_comes_and_goes(
     store: Store,
 ) -> None:
     """Else a batch of it is taken in or refused by when the other's next one comes."""

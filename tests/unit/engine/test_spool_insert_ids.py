@@ -53,7 +53,7 @@ def test_a_batch_of_nothing_but_duplicates_leaves_nothing_behind(path: Path) -> 
     sync.store.close()
 
 
-def test_what_one_sync_has_had_is_no_duplicate_to_another(path: Path) -> None:
+def test_an_event_of_one_sync_is_no_duplicate_to_another(path: Path) -> None:
     store = opened(path)
     one, other = OneSync(store, "one"), OneSync(store, "other")
     for sync in (one, other, one):
@@ -63,7 +63,7 @@ def test_what_one_sync_has_had_is_no_duplicate_to_another(path: Path) -> None:
     store.close()
 
 
-def test_what_dies_at_the_door_is_known_again_too(path: Path) -> None:
+def test_a_dead_letter_of_the_door_is_known_again_too(path: Path) -> None:
     sync = OneSync(opened(path))
     row = DeadRow("invalid_json", "no JSON", b"{", b"key", "f", 1)
     store = sync.store
@@ -110,7 +110,7 @@ def test_a_few_are_forgotten_at_a_time_and_none_that_is_not_outlived(insert_ids:
     assert insert_ids.added == 7
 
 
-def test_what_a_clock_ahead_of_its_time_has_left_is_outlived_a_window_from_now(
+def test_insert_ids_of_a_fast_clock_are_outlived_a_window_from_now(
     insert_ids: InsertIds,
 ) -> None:
     add(insert_ids, 1, ["one", "other"], 1_000_000)

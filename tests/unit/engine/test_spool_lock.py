@@ -12,7 +12,7 @@ from amplitude_intercom.engine.errors import DataDirInUse, SettingsError
 from amplitude_intercom.engine.spool.sqlite.lock import DataDir, holder
 
 
-def test_a_second_process_is_told_who_holds_the_directory(tmp_path: Path) -> None:
+def test_a_second_process_is_told_the_holder_of_the_directory(tmp_path: Path) -> None:
     with DataDir(tmp_path), pytest.raises(DataDirInUse, match=f"{tmp_path}.*process {os.getpid()}"):
         DataDir(tmp_path)
 
@@ -75,7 +75,7 @@ def test_a_path_that_cannot_be_a_directory_is_a_matter_of_settings(
         DataDir(tmp_path / below)
 
 
-def test_who_holds_a_data_directory_is_known_without_taking_it(tmp_path: Path) -> None:
+def test_the_holder_of_a_data_directory_is_known_without_taking_it(tmp_path: Path) -> None:
     assert holder(tmp_path) is None
     with DataDir(tmp_path):
         assert holder(tmp_path) == os.getpid()

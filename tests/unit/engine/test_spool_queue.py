@@ -134,7 +134,7 @@ def test_a_damaged_event_of_a_batch_is_one_dead_letter(path: Path, unpacked: boo
         "crc = crc + 1",
     ],
 )
-def test_a_batch_whose_index_is_damaged_is_as_many_dead_letters_as_it_has_events(
+def test_a_batch_with_a_damaged_index_is_a_dead_letter_for_each_event(
     path: Path, damage: str
 ) -> None:
     sync = OneSync(opened(path))
@@ -153,9 +153,7 @@ def test_a_batch_whose_index_is_damaged_is_as_many_dead_letters_as_it_has_events
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 9, 1 << 40])
-def test_whatever_a_batch_says_of_its_number_of_events_the_sums_hold_in_the_end(
-    path: Path, count: int
-) -> None:
+def test_the_sums_hold_in_the_end_though_a_batch_has_a_wrong_count(path: Path, count: int) -> None:
     sync = OneSync(opened(path))
     sync.append(EVENT, EVENT)
     sync.append(EVENT)
@@ -237,7 +235,7 @@ def test_no_id_is_given_twice_though_the_counter_of_batches_is_damaged(
 # --- restarts -----------------------------------------------------------------------------
 
 
-def test_what_was_loaded_before_its_user_went_aside_still_goes_first(path: Path) -> None:
+def test_records_loaded_before_their_user_went_aside_still_go_first(path: Path) -> None:
     sync = OneSync(opened(path))
     sync.append(*[EVENT] * 6)
     assert [record.id for record in sync.load(per_user=2).records] == [FIRST, FIRST + 1]
@@ -247,7 +245,7 @@ def test_what_was_loaded_before_its_user_went_aside_still_goes_first(path: Path)
     sync.store.close()
 
 
-def test_what_waits_behind_nobody_is_queued_again(path: Path) -> None:
+def test_records_that_wait_behind_nobody_are_queued_again(path: Path) -> None:
     sync = OneSync(opened(path))
     sync.append(*[EVENT] * 3)
     sync.load()
@@ -305,7 +303,7 @@ def test_a_user_that_goes_aside_takes_all_that_is_loaded_of_it_along(path: Path,
     sync.store.close()
 
 
-def test_who_waits_for_an_endpoint_is_woken_when_it_is_well_again_or_one_by_one_to_try_it(
+def test_users_waiting_for_an_endpoint_wake_when_it_is_well_or_one_by_one_to_try_it(
     path: Path,
 ) -> None:
     sync = OneSync(opened(path))
@@ -384,7 +382,7 @@ def test_a_new_event_of_an_unknown_user_has_it_tried_again_after_a_minute(
     sync.store.close()
 
 
-def test_a_user_is_forgiven_when_that_is_said_and_not_by_what_is_loaded(path: Path) -> None:
+def test_a_user_is_forgiven_on_request_and_not_by_a_load(path: Path) -> None:
     sync = OneSync(opened(path))
     sync.append(EVENT, EVENT)
     first, second = sync.load().records
@@ -403,7 +401,7 @@ def test_a_user_is_forgiven_when_that_is_said_and_not_by_what_is_loaded(path: Pa
     sync.store.close()
 
 
-def test_a_record_that_is_given_up_is_dead_with_what_was_charged_and_its_user_is_due(
+def test_a_record_that_is_given_up_is_dead_with_its_charges_and_its_user_is_due(
     path: Path,
 ) -> None:
     sync = OneSync(opened(path))
@@ -446,7 +444,7 @@ def test_users_that_are_due_load_no_more_bytes_than_there_may_be(path: Path) -> 
 
 
 @pytest.mark.parametrize("unpacked", [False, True])
-def test_where_those_who_wake_are_all_that_may_be_loaded_the_queue_stays_unread(
+def test_the_queue_stays_unread_where_waking_users_use_up_the_bounds(
     path: Path, unpacked: bool
 ) -> None:
     sync = OneSync(opened(path))
@@ -503,7 +501,7 @@ def test_of_thirty_packed_events_one_that_makes_no_row_is_dead_and_the_others_wa
     assert (sync.counters["pending"], sync.counters["dead"]) == (29, 1)
 
 
-def test_a_row_whose_id_is_taken_is_dead_and_the_others_wait(tmp_path: Path) -> None:
+def test_a_row_with_a_taken_id_is_dead_and_the_others_wait(tmp_path: Path) -> None:
     """One flipped bit of another record's id: it must not stop the load for good."""
     path = tmp_path / "spool.db"
     sync = OneSync(opened(path))
@@ -525,7 +523,7 @@ def test_a_packed_batch_stays_though_a_damaged_record_names_it(tmp_path: Path) -
     assert len(sync.load().records) == 5
 
 
-def test_a_damaged_mark_of_what_is_unpacked_is_not_believed(tmp_path: Path) -> None:
+def test_a_damaged_unpacking_mark_is_not_believed(tmp_path: Path) -> None:
     path = tmp_path / "spool.db"
     sync = OneSync(opened(path))
     sync.append(kept("ann", b"1"))

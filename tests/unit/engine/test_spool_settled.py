@@ -66,7 +66,7 @@ def test_a_dead_letter_has_a_warning_with_all_that_finds_it(sync: OneSync) -> No
     ]
 
 
-def test_what_is_rolled_back_is_not_spoken_of(sync: OneSync) -> None:
+def test_a_rolled_back_settlement_is_not_announced(sync: OneSync) -> None:
     append(sync)
     with capture_logs() as lines:
         sync.store.begin()

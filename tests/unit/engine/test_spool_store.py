@@ -88,7 +88,7 @@ def test_contacts_that_nobody_asks_for_are_forgotten_first(path: Path) -> None:
     assert [key.value for key in keys if contacts.get(key)] == ["ann", "cid"]
 
 
-def test_a_contact_whose_write_has_no_answer_is_not_forgotten_but_after_a_month(
+def test_a_contact_with_an_unanswered_write_is_kept_for_a_month(
     path: Path,
 ) -> None:
     contacts = opened(path).contacts
@@ -123,7 +123,7 @@ def test_of_a_user_that_was_merged_the_contact_of_the_other_one_is_known(
     assert known.owner == ""
 
 
-def test_a_user_that_has_parted_has_what_the_two_had(path: Path) -> None:
+def test_a_user_that_has_parted_has_the_properties_of_both(path: Path) -> None:
     contacts = opened(path).contacts
     mine, theirs = {"1": {"plan": Held("free")}}, {"1": {"plan": Held("pro", 5)}}
     contacts.remember(ANN, Known("h1", owner="bob", properties=mine), 0)
@@ -212,7 +212,7 @@ def test_types_of_more_records_than_are_read_are_not_called_complete(
     sync.store.close()
 
 
-def test_what_an_event_without_its_batch_is_told_of_its_user_too(path: Path) -> None:
+def test_an_event_without_its_batch_shows_its_type_and_keeps_its_bytes(path: Path) -> None:
     """It has its bytes itself, where its batch was let go."""
     sync = OneSync(opened(path))
     sync.append(kept("ann", b'{"event_type": "Purchase"}'), kept("bob"))

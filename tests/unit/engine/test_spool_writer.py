@@ -70,7 +70,7 @@ def hold(writer: ThreadWriter) -> tuple[asyncio.Future[bool], threading.Event]:
     return writer.submit(lambda _: gate.wait(30)), gate
 
 
-async def test_what_is_submitted_during_a_commit_shares_the_next_one(spied: Spied) -> None:
+async def test_jobs_submitted_during_a_commit_share_the_next_one(spied: Spied) -> None:
     writer = ThreadWriter(spied.database)
     held, gate = hold(writer)
     futures = [writer.submit(append) for _ in range(200)]
@@ -121,7 +121,7 @@ async def test_jobs_run_in_the_order_of_submission_however_many_there_are(spied:
     assert 3 <= spied.said["COMMIT"] <= 5
 
 
-async def test_closing_runs_what_was_submitted_and_resolves_it(spied: Spied) -> None:
+async def test_closing_runs_submitted_jobs_and_resolves_them(spied: Spied) -> None:
     writer = ThreadWriter(spied.database)
     _, gate = hold(writer)
     futures = [writer.submit(append) for _ in range(MAX_JOBS + 1)]

@@ -77,7 +77,7 @@ async def test_final_errors_are_raised() -> None:
 
 
 @in_virtual_time
-async def test_a_fault_whose_text_cannot_be_written_is_a_fault_like_others() -> None:
+async def test_a_fault_with_an_unprintable_text_is_a_fault_like_others() -> None:
     async def work() -> None:
         raise ValueError(10**5_000, "\ud800")
 

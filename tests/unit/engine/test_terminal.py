@@ -30,7 +30,7 @@ def is_text(line: str) -> bool:
 
 
 @given(ANY_TEXT, st.integers(1, 80))
-def test_whatever_is_shown_is_one_printable_line_of_a_bounded_length(text: str, most: int) -> None:
+def test_every_shown_text_is_one_printable_line_of_a_bounded_length(text: str, most: int) -> None:
     line = shown(text, most)
     assert is_text(line)
     assert len(line) <= most
@@ -59,7 +59,7 @@ def test_a_table_holds_its_cells_and_nothing_in_them_is_obeyed(cells: list[str])
 
 
 @given(st.dictionaries(ANY_TEXT, ANY_TEXT))
-def test_json_says_the_same_without_what_a_terminal_obeys(value: dict[str, str]) -> None:
+def test_json_says_the_same_without_control_characters(value: dict[str, str]) -> None:
     text = json_shown(json.dumps(value, ensure_ascii=False))
     assert json.loads(text) == value
     assert not any(unicodedata.category(c) == "Cc" for c in text)

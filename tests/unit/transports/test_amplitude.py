@@ -56,7 +56,7 @@ def raw(**changes: Any) -> bytes:
         (DEEP, "not_an_object", ""),
     ],
 )
-def test_what_is_no_event_says_why_and_where(line: bytes, reason: str, field: str) -> None:
+def test_an_invalid_event_says_why_and_where(line: bytes, reason: str, field: str) -> None:
     head = decode_head(line)
     assert isinstance(head, BadEvent)
     assert (head.reason, head.field) == (reason, field)
@@ -89,7 +89,7 @@ def test_the_uuid_of_an_export_row_counts_where_it_has_no_insert_id() -> None:
         (Head("Bought", user_id="Undefined"), "invalid_id", "user_id"),
     ],
 )
-def test_what_amplitude_refuses_is_refused(head: Head, reason: str, field: str) -> None:
+def test_an_event_that_amplitude_refuses_is_refused(head: Head, reason: str, field: str) -> None:
     problem = check_head(head)
     assert problem is not None
     assert (problem.reason, problem.field) == (reason, field)
@@ -117,7 +117,7 @@ def test_properties_that_are_no_object_are_none(properties: Any) -> None:
 @pytest.mark.parametrize(
     "line", [b"", b"[]", b'{"a": "\xff"}', b'{"a": nan}', DEEP, raw(time="x"), raw(time=True)]
 )
-def test_what_cannot_be_decoded_raises_one_kind_of_error(line: bytes) -> None:
+def test_undecodable_bytes_raise_one_kind_of_error(line: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         decode_event(line)
 
@@ -153,7 +153,7 @@ def test_a_time_is_read_in_every_dialect(written: Any, ms: int) -> None:
     "written",
     [None, True, 1.5, "", "soon", [], {}, "1" * 21, "9" * 5_000, 10**20, 1e300],
 )
-def test_what_is_no_time_is_refused(written: Any) -> None:
+def test_an_invalid_time_is_refused(written: Any) -> None:
     with pytest.raises(ValueError, match=r"."):
         parse_time(written)
 
@@ -191,14 +191,14 @@ def test_half_a_surrogate_pair_is_mended_and_nothing_else(cut: bytes, mended: by
         (b"[N, I, -, nope]", b"[N, I, -, nope]"),
     ],
 )
-def test_what_is_no_number_becomes_null_and_texts_are_left_alone(
+def test_an_invalid_number_becomes_null_and_texts_are_left_alone(
     written: bytes, mended: bytes
 ) -> None:
     assert amplitude.mend(written) == mended
 
 
 @given(st.recursive(st.none() | st.integers() | st.floats() | st.text(), st.lists, max_leaves=20))
-def test_whatever_python_writes_is_json_once_it_is_mended(value: Any) -> None:
+def test_every_output_of_pythons_json_can_be_mended(value: Any) -> None:
     def without_what_is_no_number(value: Any) -> Any:
         if isinstance(value, list):
             return list(map(without_what_is_no_number, value))

@@ -77,7 +77,7 @@ def test_a_day_begins_and_ends_a_span() -> None:
 @pytest.mark.parametrize(
     "text", ["", "2023", "2023-11-14T24", "2023-11-31", "2023-1-4", "20231114", "2023-11-14T22:00"]
 )
-def test_what_is_no_hour_is_refused_with_an_example(text: str) -> None:
+def test_an_invalid_hour_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(ValueError, match="write it as 2024-05-14T09"):
         parse_hour(text)
 
@@ -199,7 +199,7 @@ def fault(kind: Any, status: int = 500) -> dict[str, Any]:
         ({}, {"secret": "another"}, KeysRefused, "401: Unauthorized"),
     ],
 )
-async def test_what_is_no_export_leaves_no_file(
+async def test_an_answer_that_is_no_export_leaves_no_file(
     tmp_path: Path,
     of_server: dict[str, Any],
     of_client: dict[str, Any],

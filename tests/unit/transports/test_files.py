@@ -52,7 +52,7 @@ def zipped(**members: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("name", ["events.json", "events.json.gz", "events.zip", "events"])
-def test_what_a_file_is_packed_in_is_told_by_its_first_bytes_not_by_its_name(
+def test_the_packing_of_a_file_is_told_by_its_first_bytes_not_by_its_name(
     tmp_path: Path, name: str
 ) -> None:
     text = b"one\ntwo\n" * 100_000
@@ -68,7 +68,7 @@ def test_what_a_file_is_packed_in_is_told_by_its_first_bytes_not_by_its_name(
         assert read(path) == expected
 
 
-def test_the_files_of_an_export_are_read_hour_by_hour_and_what_is_none_of_them_is_not(
+def test_only_files_of_an_export_are_read_hour_by_hour(
     tmp_path: Path,
 ) -> None:
     names = ["412345/412345_2024-05-14_9#0.json.gz", "412345/412345_2024-05-14_10#0.json.gz"]
@@ -92,7 +92,7 @@ def test_the_files_of_an_export_are_read_hour_by_hour_and_what_is_none_of_them_i
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_a_file_that_is_cut_off_gives_what_is_there_before_it_says_so(
+def test_a_truncated_file_gives_its_lines_before_the_damage_is_named(
     tmp_path: Path, packed: bool
 ) -> None:
     text = b"".join(b"%d\n" % (n * n) for n in range(200_000))
@@ -115,7 +115,7 @@ def test_a_file_that_is_cut_off_gives_what_is_there_before_it_says_so(
         (b"PK\x03\x04junk", "not a zip file"),
     ],
 )
-def test_what_is_wrong_with_a_file_is_said(tmp_path: Path, content: bytes, said: str) -> None:
+def test_the_fault_of_a_file_is_named(tmp_path: Path, content: bytes, said: str) -> None:
     path = tmp_path / "events"
     path.write_bytes(content)
     [(member, text)] = problems(path)
@@ -133,7 +133,7 @@ def test_one_damaged_member_does_not_cost_the_others(tmp_path: Path) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(st.data())
-def test_whatever_byte_of_an_archive_is_flipped_it_is_read_or_called_damaged(
+def test_an_archive_with_a_flipped_byte_is_read_or_called_damaged(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     method = data.draw(st.sampled_from([zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2]))
@@ -175,7 +175,7 @@ def test_a_name_that_is_no_text_can_be_shown(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 100])
-def test_what_comes_through_a_pipe_is_unpacked_wherever_its_pieces_end(size: int) -> None:
+def test_a_packed_pipe_is_unpacked_at_any_split(size: int) -> None:
     for packed, text in (
         (gzip.compress(b"one\ntwo\n"), b"one\ntwo\n"),
         (b"one", b"one"),
@@ -251,7 +251,7 @@ def test_a_zip_that_lists_members_without_end_is_refused_before_they_are_read(
     assert [member for member, _ in problems(path)] == ["a"]
 
 
-def test_what_asks_for_too_much_memory_to_be_unpacked_is_refused(tmp_path: Path) -> None:
+def test_an_archive_that_needs_too_much_memory_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "events.xz"
     packed = bytearray(lzma.compress(b"{}\n", filters=[{"id": lzma.FILTER_LZMA2, "preset": 0}]))
     header = slice(12, 12 + 4 * (packed[12] + 1) - 4)
@@ -281,7 +281,7 @@ def test_what_asks_for_too_much_memory_to_be_unpacked_is_refused(tmp_path: Path)
         ('{"event_type": "a"}'.encode("utf-16"), "UTF-16, save it as UTF-8"),
     ],
 )
-def test_what_holds_no_json_is_called_by_its_kind(
+def test_a_file_without_json_is_called_by_its_kind(
     tmp_path: Path, content: bytes, kind: str
 ) -> None:
     path = tmp_path / "events.json"
@@ -321,7 +321,7 @@ def test_a_log_that_begins_with_zeros_is_still_text(tmp_path: Path) -> None:
     assert problems(path) == []
 
 
-def test_what_cannot_be_read_in_a_folder_is_told_of_and_the_rest_found(tmp_path: Path) -> None:
+def test_unreadable_entries_of_a_folder_are_named_and_the_rest_is_found(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(b"{}")
     (tmp_path / "b.json").symlink_to(tmp_path / "b.json")
     (tmp_path / "c.json").symlink_to("nowhere")
@@ -410,7 +410,7 @@ def _wrong_crc(packed: bytes, text: bytes) -> bytes:
 
 @pytest.mark.parametrize("pack", [gzip.compress, _deflated], ids=["gzip", "zip"])
 @pytest.mark.parametrize("count", [20, 5_000, 20_000])
-def test_a_wrong_checksum_at_the_end_costs_nothing_of_what_was_before_it(
+def test_a_wrong_checksum_at_the_end_costs_nothing_before_it(
     tmp_path: Path, pack: Callable[[bytes], bytes], count: int
 ) -> None:
     text = b"".join(LINES.splitlines(keepends=True)[:count])
@@ -422,7 +422,7 @@ def test_a_wrong_checksum_at_the_end_costs_nothing_of_what_was_before_it(
 
 
 @pytest.mark.parametrize("pack", [bz2.compress, lambda text: lzma.compress(text, check=1)])
-def test_of_what_no_copy_can_be_kept_a_wrong_checksum_costs_the_last_bytes_alone(
+def test_without_a_copy_a_wrong_checksum_costs_the_last_bytes_alone(
     tmp_path: Path, pack: Callable[[bytes], bytes]
 ) -> None:
     packed = bytearray(pack(LINES))
@@ -442,7 +442,7 @@ def test_of_what_no_copy_can_be_kept_a_wrong_checksum_costs_the_last_bytes_alone
 
 @settings(max_examples=100, deadline=None)
 @given(st.data())
-def test_whatever_is_inflated_before_the_damage_is_delivered(
+def test_lines_inflated_before_the_damage_are_delivered(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     packed = bytearray(gzip.compress(LINES[:30_000], mtime=0))

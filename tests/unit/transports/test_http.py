@@ -138,7 +138,7 @@ async def test_an_unknown_key_is_refused_in_exactly_amplitude_s_words() -> None:
 @pytest.mark.parametrize(
     "reason", [RefusalReason.SPOOL_FULL, RefusalReason.SPOOL_FAILING, RefusalReason.DRAINING]
 )
-async def test_what_is_not_stored_now_is_asked_for_again(
+async def test_a_batch_that_is_not_stored_is_answered_503(
     reason: RefusalReason, at_once: bool
 ) -> None:
     status, answer = await ask(Intake(Refused(reason), at_once=at_once), upload(GOOD))
@@ -227,9 +227,7 @@ async def test_a_body_that_does_not_come_is_given_up() -> None:
     ("method", "path", "status"),
     [("POST", "/unknown", 404), ("GET", "/2/httpapi", 405), ("PUT", "/identify", 405)],
 )
-async def test_what_is_not_served_is_answered_in_json_too(
-    method: str, path: str, status: int
-) -> None:
+async def test_an_unknown_path_is_answered_in_json_too(method: str, path: str, status: int) -> None:
     assert (await ask(Intake(), b"", path, method))[0] == status
 
 
@@ -347,7 +345,7 @@ async def test_forms_are_taken_however_they_are_sent(
         ("/", {"client": "key", "e": "{"}, "e"),
     ],
 )
-async def test_a_form_without_what_it_needs_is_refused_by_name(
+async def test_a_form_without_a_needed_field_is_refused_by_name(
     path: str, fields: dict[str, str], missing: str
 ) -> None:
     (status, answer), intake = await ask_form(path, fields, "form")
@@ -416,9 +414,7 @@ async def test_amplitude_s_webhook_names_its_project_in_any_of_three_ways(
     assert taken(intake) == [EXPORTED, EXPORTED, *SENT]
 
 
-async def test_what_a_webhook_brings_twice_is_known_again_by_its_content_and_an_upload_is_not() -> (
-    None
-):
+async def test_a_repeated_webhook_event_is_known_by_its_content_and_an_upload_is_not() -> None:
     intake = Intake()
     assert (await ask(intake, EXPORTED, "/webhook?api_key=key"))[0] == 200
     upload = {"api_key": "key", "events": [GOOD]}
@@ -426,7 +422,7 @@ async def test_what_a_webhook_brings_twice_is_known_again_by_its_content_and_an_
     assert [batch.derive_ids for batch in intake.batches] == [True, False]
 
 
-async def test_what_a_webhook_brings_is_kept_though_it_is_no_event() -> None:
+async def test_a_webhook_element_that_is_no_event_is_kept() -> None:
     intake = Intake()
     body = [EXPORTED, {"user_id": "u1"}, 5, EXPORTED | {"user_id": "anonymous"}]
     assert (await ask(intake, body, "/webhook?api_key=key"))[0] == 200
@@ -472,7 +468,7 @@ async def test_values_are_nested_up_to_forty_deep(depth: int, status: int) -> No
 
 @pytest.mark.parametrize(("depth", "reason"), [(40, ""), (41, "invalid_field")])
 @pytest.mark.parametrize("path", ["/", "/webhook?api_key=key"])
-async def test_doors_that_refuse_nothing_bury_what_is_nested_deeper(
+async def test_doors_that_refuse_nothing_bury_values_that_are_nested_deeper(
     path: str, depth: int, reason: str
 ) -> None:
     nested: Any = "deep"
@@ -493,7 +489,7 @@ async def test_doors_that_refuse_nothing_bury_what_is_nested_deeper(
 
 @pytest.mark.parametrize("number", [b"NaN", b"Infinity", b"-Infinity"])
 @pytest.mark.parametrize("path", ["/2/httpapi", "/batch", "/httpapi", "/webhook?api_key=key", "/"])
-async def test_what_is_no_number_costs_the_value_at_every_door(path: str, number: bytes) -> None:
+async def test_an_invalid_number_costs_its_value_at_every_door(path: str, number: bytes) -> None:
     intake, good = Intake(), json.dumps(GOOD).encode()
     event = b'{"event_type": "a", "user_id": "user-1", "event_properties": {"n": %b}}' % number
     events = b"[%b, %b]" % (good, event)
@@ -653,7 +649,7 @@ async def test_every_refusal_is_counted_by_door_and_reason_and_logged_once_a_sec
 
 
 @pytest.mark.parametrize("kind", ["text/plain;charset=UTF-8", "", "application/octet-stream"])
-async def test_json_is_json_whatever_its_content_type(kind: str) -> None:
+async def test_json_is_read_under_any_content_type(kind: str) -> None:
     assert (await ask(Intake(), upload(GOOD), headers={"Content-Type": kind}))[0] == 200
 
 
@@ -737,7 +733,7 @@ async def test_the_bytes_of_a_body_are_held_until_it_is_answered() -> None:
         assert [(await held).status, (await small).status] == [200, 200]
 
 
-async def test_what_finds_no_room_in_time_is_to_come_again() -> None:
+async def test_a_request_that_gets_no_room_in_time_is_to_be_sent_again() -> None:
     intake = SlowIntake()
     async with (
         serving(intake, max_held_bytes=20_000, body_timeout_s=0.01) as url,
@@ -795,7 +791,7 @@ async def _speak(url: str, said: bytes) -> bytes:
         (b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 500 + b"\r\n", 400),
     ],
 )
-async def test_what_is_no_http_is_answered_in_json(said: bytes, status: int) -> None:
+async def test_bytes_that_are_no_http_are_answered_in_json(said: bytes, status: int) -> None:
     async with serving(Intake()) as url:
         heard = await _speak(url, said)
     head, _, body = heard.partition(b"\r\n\r\n")
@@ -816,7 +812,7 @@ async def test_a_fault_of_our_own_is_answered_in_json_and_logged(
     assert "fault while answering /2/httpapi" in caplog.text
 
 
-async def test_a_browser_may_send_whatever_headers_its_sdk_has() -> None:
+async def test_a_browser_may_send_any_header_of_its_sdk() -> None:
     ask_for = {
         "Origin": "https://shop.example",
         "Access-Control-Request-Headers": "content-type,cross-origin-resource-policy",
@@ -853,7 +849,7 @@ async def test_a_body_that_is_held_back_is_asked_for() -> None:
         writer.close()
 
 
-async def test_requests_whose_bodies_do_not_come_do_not_keep_others_out() -> None:
+async def test_requests_without_their_bodies_do_not_keep_others_out() -> None:
     async with (
         serving(Intake(), max_held_bytes=20_000_000) as url,
         aiohttp.ClientSession() as session,

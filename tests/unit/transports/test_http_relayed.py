@@ -51,7 +51,7 @@ async def relayed(
         ("", "127.0.0.1"),
     ],
 )
-async def test_remote_becomes_what_the_trusted_header_says(
+async def test_remote_becomes_the_address_in_the_trusted_header(
     tmp_path: Path, said: str, address: str
 ) -> None:
     headers = {"X-Real-Ip": said, "Content-Type": "application/json"}

@@ -79,13 +79,13 @@ def test_no_body_is_too_strange_to_parse(body: bytes) -> None:
         b'{"request_id":"%b","type":"error.list"}',
     ],
 )
-def test_no_more_of_what_an_error_says_is_kept_than_is_shown(body: bytes) -> None:
+def test_no_more_of_an_errors_text_is_kept_than_is_shown(body: bytes) -> None:
     said = parse_error(answer(body % (b"x" * 2_048 + b"y")))
     assert said.code + said.message + said.request_id == "x" * 2_048
 
 
 @pytest.mark.parametrize("body", [b"", b"null", b"<html>", b"[]", b"\xff", DEEP])
-def test_what_is_no_object_decodes_to_an_empty_one(body: bytes) -> None:
+def test_a_body_that_is_no_object_decodes_to_an_empty_one(body: bytes) -> None:
     assert decode_json(answer(body)) == {}
 
 
@@ -267,7 +267,7 @@ async def test_an_error_of_the_system_is_about_no_request_though_it_is_a_value_e
     assert await cause_of(faulty, send_event(b"{}")) == "untrusted"
 
 
-async def test_unforeseen_errors_are_logged_once_a_second_without_what_they_quote(
+async def test_unforeseen_errors_are_logged_once_a_second_without_quoted_data(
     faulty: Faulty, caplog: pytest.LogCaptureFixture
 ) -> None:
     faulty.fault = UNFORESEEN[0]
@@ -357,7 +357,7 @@ async def test_deflate_is_unpacked_with_and_without_the_header_that_it_should_ha
         (list_attributes(), MAX_LIST_BYTES),
     ],
 )
-async def test_an_answer_is_as_long_as_what_it_is_for_and_no_longer(
+async def test_the_length_of_an_answer_is_bounded_by_its_purpose(
     request_: Request, most: int, packed: bool
 ) -> None:
     too_much = 0
@@ -403,7 +403,7 @@ MANY = b"[" + b"[]," * 80_000 + b"[]]"
         (list_attributes(), 200, b'{"data":%b}' % MANY),
     ],
 )
-def test_what_tells_whose_an_answer_is_makes_no_objects_of_the_rest_of_it(
+def test_the_check_of_an_answers_sender_decodes_nothing_else(
     request_: Request, status: int, body: bytes
 ) -> None:
     got = answer(body, status)
@@ -481,7 +481,7 @@ def test_an_answer_is_intercoms_where_the_api_describes_it_for_the_call(
     assert is_intercoms(request_, answer(body, status)) is is_theirs
 
 
-def test_of_what_a_search_finds_the_first_is_read_and_whether_there_are_more() -> None:
+def test_a_search_gives_its_first_contact_and_whether_there_are_more() -> None:
     one = answer(FOUND % b'{"id":"5","email":"m@x.io"}', 200)
     assert (len(one.listed), one.contact) == (1, {"id": "5", "email": "m@x.io"})
     many = answer(FOUND % b",".join([b'{"id":"5"}'] * 9), 200)
@@ -496,7 +496,7 @@ def test_listed_events_are_read_where_there_are_any() -> None:
     assert not parse_events(answer(ERROR, 404))
 
 
-def test_of_a_contact_is_kept_what_it_is_read_for() -> None:
+def test_a_contact_keeps_only_the_fields_that_are_read() -> None:
     body = b'{"id":"a","email":"m@x.io","tags":%b,"custom_attributes":{"n":1,"o":%b}}'
     got = answer(body % (MANY, MANY), 200)
     assert is_intercoms(get_contact("a"), got)
@@ -533,7 +533,7 @@ def refusal(status: int, message: str, code: str = "parameter_invalid") -> Answe
     return Answer(status, {}, json.dumps(error).encode())
 
 
-def test_what_a_refusal_names_is_read_from_its_sentence_and_from_no_other() -> None:
+def test_the_refused_field_is_read_from_known_sentences_alone() -> None:
     unknown = refusal(400, "Custom attribute 'plan's end' does not exist")
     assert intercom.unknown_attribute(unknown) == "plan's end"
     assert intercom.unknown_attribute(refusal(422, "Custom attribute 'plan' does not exist")) == ""

@@ -27,7 +27,7 @@ SIZES = st.integers(0, 5 * LEAST_COST_BYTES)
 
 @given(st.lists(st.tuples(st.lists(SIZES, max_size=4), st.integers(0, 9), st.booleans())))
 @in_virtual_time
-async def test_no_more_than_the_room_is_held_and_whoever_waits_gets_in(
+async def test_no_more_bytes_than_the_limit_are_held_and_waiting_requests_get_in(
     visits: list[tuple[list[int], int, bool]],
 ) -> None:
     budget, served = ByteBudget(MAX, LEAST_COST_BYTES), 0
@@ -118,7 +118,7 @@ HEADS = [Head("a", user_id=f"user-{n % 2}", device_id="device") for n in range(3
 
 
 @in_virtual_time
-async def test_a_key_gets_its_events_a_second_and_hears_which_of_the_surplus_are_whose() -> None:
+async def test_a_key_gets_its_events_a_second_and_the_surplus_is_named_by_user() -> None:
     limits = KeyLimits(None, 2.0)  # twenty at once, as clients send in bursts
     assert await limits.refuse("key", HEADS[:18]) is None
     assert await limits.refuse("key", HEADS[:5]) == BadUpload(
@@ -137,7 +137,7 @@ async def test_a_key_gets_its_events_a_second_and_hears_which_of_the_surplus_are
 
 
 @in_virtual_time
-async def test_what_could_never_fit_is_to_be_sent_in_smaller_pieces() -> None:
+async def test_a_request_that_can_never_fit_is_to_be_sent_in_smaller_pieces() -> None:
     assert await KeyLimits(None, 2.0).refuse("key", HEADS[:21]) is TOO_LARGE
 
 

@@ -207,9 +207,7 @@ def cut_all(text: bytes, size: int, max_bytes: int = 100_000) -> tuple[list[Line
 
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from(list(SHAPES)), EVENTS, st.integers(1, 90))
-def test_events_come_out_the_same_in_whatever_shape_they_were_written(
-    shape: str, events: list[Any], size: int
-) -> None:
+def test_events_come_out_the_same_in_every_shape(shape: str, events: list[Any], size: int) -> None:
     found, problem = cut_all(SHAPES[shape](events).encode(), size)
     assert [json.loads(line.text) for line in found] == events
     assert problem == ""
@@ -297,7 +295,7 @@ SAY_SO = {
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_text_that_is_cut_off_gives_what_is_whole_and_says_so_where_it_can(shape: str) -> None:
+def test_a_truncated_text_gives_its_whole_events_and_says_so_where_it_can(shape: str) -> None:
     events = _few(3)
     text = SHAPES[shape](events).encode().strip()
     for at in range(4, len(text)):
@@ -334,7 +332,7 @@ def _decoded(text: bytes) -> Any:
     ],
 )
 @pytest.mark.parametrize("size", [1, 5, 1_000])
-def test_what_is_broken_does_not_swallow_what_follows(
+def test_a_broken_line_does_not_swallow_the_next(
     text: bytes, texts: list[bytes], size: int
 ) -> None:
     found, problem = cut_all(text, size, 3_000)
@@ -343,7 +341,7 @@ def test_what_is_broken_does_not_swallow_what_follows(
 
 
 @pytest.mark.parametrize("text", ['[{"a":1},', '[{"a":1}', '{"events":[{"a":1}]', '{"a":1}{"b":'])
-def test_a_text_that_ends_too_early_says_so_and_gives_what_is_whole(text: str) -> None:
+def test_a_text_that_ends_too_early_says_so_and_gives_its_whole_events(text: str) -> None:
     found, problem = cut_all(text.encode(), 4)
     assert found[0].text == b'{"a":1}'
     assert problem == "damaged: its JSON ends too early"

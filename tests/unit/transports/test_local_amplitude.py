@@ -104,7 +104,7 @@ def test_a_request_with_bad_events_is_refused_whole_and_all_are_listed(
         ("/3/httpapi", b"{}", 404, "Invalid request path"),
     ],
 )
-def test_what_is_no_upload_is_refused(path: str, body: bytes, code: int, error: str) -> None:
+def test_a_body_that_is_no_upload_is_refused(path: str, body: bytes, code: int, error: str) -> None:
     amplitude, _ = local()
     answer = said(amplitude.handle(Request("POST", path, body), {}))
     assert (answer["code"], answer["error"]) == (code, error)
@@ -116,7 +116,7 @@ def test_more_than_two_thousand_events_are_too_many() -> None:
     assert post(amplitude, *map(event, range(2_000)), path="/batch").status == 200
 
 
-def test_whoever_sends_too_fast_is_told_which_events_have_to_wait() -> None:
+def test_a_client_that_sends_too_fast_gets_the_indexes_of_events_to_wait_with() -> None:
     amplitude, clock = local(events_per_s={"/2/httpapi": 3})
     assert post(amplitude, *map(event, range(3))).status == 200
     answer = said(post(amplitude, event(0, "device-2"), event(3), user_id="user-1"))
@@ -156,7 +156,7 @@ def test_forms_are_taken_as_old_clients_send_them() -> None:
     assert post_form(amplitude, "/identify", api_key=KEY).status == 400
 
 
-def test_faults_lose_answers_of_what_was_done_or_keep_it_out() -> None:
+def test_faults_lose_the_answer_or_keep_the_request_out() -> None:
     amplitude, _ = local(faults=[Fault("hang")])
     with pytest.raises(NoAnswer):
         post(amplitude, event(1))

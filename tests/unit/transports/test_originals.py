@@ -101,7 +101,7 @@ def test_one_event_has_its_clients_address() -> None:
     assert json.loads(alone)["events"] == [{"ip": PEER}]
 
 
-def test_what_is_large_beside_the_events_is_not_repeated_for_each() -> None:
+def test_large_fields_beside_the_events_are_not_repeated_for_each() -> None:
     junk = "x" * 10_000
     body = json.dumps({"api_key": "k", "junk": junk, "events": [{"n": n} for n in range(50)]})
     found = single_events(of_json(body.encode()), range(50))
@@ -123,7 +123,7 @@ def test_the_old_form_gets_its_time_moved_and_its_checksum_anew() -> None:
     assert isinstance(upload, Upload)
 
 
-def test_a_form_of_one_object_and_one_of_a_list_stay_what_they_are() -> None:
+def test_a_form_of_one_object_and_one_of_a_list_keep_their_shapes() -> None:
     alone = of_form(api_key="k", identification='{"user_id":"mira"}')
     several = of_form(api_key="k", identification='[{"user_id":"a"},{"user_id":"b"}]')
     assert as_sent(alone) is alone
@@ -170,7 +170,7 @@ ODD_ONES = [of_json(b"[]"), of_json(b'{"api_key":"k"}'), of_form(api_key="k"), o
 
 
 @pytest.mark.parametrize("original", ODD_ONES)
-def test_what_cannot_be_taken_apart_goes_whole_or_not_at_all(original: Original) -> None:
+def test_a_body_that_cannot_be_taken_apart_goes_whole_or_not_at_all(original: Original) -> None:
     assert as_sent(original) is original
     with pytest.raises(ValueError, match="not a"):
         as_sent(original, [0])

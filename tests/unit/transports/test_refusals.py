@@ -31,7 +31,7 @@ def test_a_kind_is_logged_at_most_once_a_second_with_how_many_were_not(
 
 
 @pytest.mark.parametrize("reason", sorted(UNTAKEN))
-def test_what_the_intake_refuses_is_counted_by_its_reason(reason: str) -> None:
+def test_refusals_of_the_intake_are_counted_by_reason(reason: str) -> None:
     assert reason_of(BadUpload(503, f"Service unavailable: {reason}")) == reason
 
 
@@ -44,7 +44,7 @@ def test_keys_that_strangers_make_up_are_counted_together_once_there_are_many() 
     assert sum(refusals.keys.values()) == refusals.counts["/batch", "unknown_key"]
 
 
-def test_a_key_that_is_refused_again_and_again_is_named_whatever_strangers_make_up() -> None:
+def test_a_key_that_is_refused_again_and_again_is_named_among_many_strange_ones() -> None:
     refusals = Refusals()
     for n in range(2 * MAX_KEYS):
         refusals.note("/batch", unknown_key(f"key-{n}"))
@@ -68,7 +68,7 @@ def test_a_key_that_is_refused_in_turn_with_strangers_is_named_though_others_cam
     assert len(refusals.keys) == MAX_KEYS + 1
 
 
-def test_a_key_is_shown_without_what_terminals_obey() -> None:
+def test_a_key_is_shown_without_control_characters() -> None:
     refusals = Refusals()
     refusals.note("/batch", unknown_key("\x1b[31m\x00" + "x" * 5_000))
     [key] = refusals.keys

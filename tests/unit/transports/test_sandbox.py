@@ -101,7 +101,7 @@ def test_an_accepted_event_has_no_body() -> None:
     ]
 
 
-def test_same_contact_name_and_second_is_a_duplicate_whatever_the_metadata() -> None:
+def test_same_contact_name_and_second_is_a_duplicate_with_any_metadata() -> None:
     sandbox = Sandbox()
     contact_id = sandbox.add_contact("u-1")
     again = [event(), event("Signed-Up", metadata={"n": 1}), event(id=contact_id)]
@@ -810,7 +810,7 @@ async def test_over_http_half_an_empty_answer_is_no_answer() -> None:
 # --- behind the API's back -----------------------------------------------------------------
 
 
-def test_a_contact_is_changed_behind_the_api_s_back_and_keeps_what_is_not_named() -> None:
+def test_a_contact_is_changed_behind_the_api_s_back_and_keeps_unnamed_fields() -> None:
     sandbox = Sandbox(open_attributes=True)
     contact_id = sandbox.add_contact("u-1", custom_attributes={"plan": "pro", "visits": 3})
     sandbox.change_contact(contact_id, external_id="u-2", custom_attributes={"visits": 4})
@@ -840,7 +840,7 @@ def test_a_workspace_has_the_id_that_it_is_given() -> None:
 # --- over HTTP ----------------------------------------------------------------------------
 
 
-async def test_a_call_over_http_needs_a_token_whatever_it_is() -> None:
+async def test_every_call_over_http_needs_a_token() -> None:
     local = Sandbox()
     local.add_contact(external_id="mira")
     body = msgspec.json.encode({"user_id": "mira", "event_name": "x", "created_at": 1})

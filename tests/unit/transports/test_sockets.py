@@ -32,7 +32,7 @@ class Patient(asyncio.Protocol):
 
 
 @pytest.mark.parametrize("said", [b"", b"POST / HTTP/1.1\r\nHost: half a he", b"?"])
-async def test_a_connection_that_waits_for_its_client_ends_whoever_serves_it(said: bytes) -> None:
+async def test_a_connection_that_waits_for_its_client_ends_under_every_server(said: bytes) -> None:
     listener = Listener(cast("web.Server", Patient), 10, idle_timeout_s=0.02)
     async with listener.listening("127.0.0.1", 0) as address:
         host, _, port = address.rpartition(":")

@@ -142,7 +142,7 @@ async def test_a_source_of_an_engine_that_drains_gives_up(tmp_path: Path) -> Non
         await LineSource([str(path)]).run(Intake(refuse={0: "draining"}))
 
 
-async def test_what_was_read_before_an_unreadable_file_is_stored(tmp_path: Path) -> None:
+async def test_events_before_an_unreadable_file_are_stored(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(GOOD)
     intake = Intake()
     with pytest.raises(FileNotFoundError, match="absent"):
@@ -278,7 +278,7 @@ async def test_a_damaged_file_is_reported_and_the_next_one_read(tmp_path: Path) 
         (b"PAR1" + bytes(99), "not JSON: a Parquet file"),
     ],
 )
-async def test_what_is_wrong_with_a_file_is_said_in_every_run_until_all_is_read(
+async def test_the_fault_of_a_file_is_named_in_every_run_until_all_is_read(
     tmp_path: Path, content: bytes, said: str
 ) -> None:
     """However far a run comes, the next one that goes on from there says it again."""
@@ -319,7 +319,7 @@ async def test_a_member_s_damage_is_said_again_where_reading_goes_on_behind_it(
 
 
 @pytest.mark.parametrize("shape", ["pretty", "array"])
-async def test_what_cannot_be_entered_in_the_middle_is_read_again_from_its_beginning(
+async def test_a_file_without_an_entry_in_the_middle_is_read_again_from_its_beginning(
     tmp_path: Path, shape: str
 ) -> None:
     events = [json.loads(numbered(n)) for n in range(100)]
@@ -345,7 +345,7 @@ async def test_a_file_that_cannot_be_read_is_told_of_and_the_next_one_read(tmp_p
     assert intake.stored == [GOOD]
 
 
-async def test_nothing_of_what_holds_no_json_is_handed_over(tmp_path: Path) -> None:
+async def test_nothing_of_a_file_without_json_is_handed_over(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(b"user_id,event_type\n" + b"u-00001,A\n" * 50_000)
     (tmp_path / "b.json").write_bytes(GOOD)
     intake, heard = Intake(), Heard()
@@ -355,7 +355,7 @@ async def test_nothing_of_what_holds_no_json_is_handed_over(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
-async def test_what_comes_through_a_pipe_is_read_whatever_it_is_packed_in(
+async def test_a_pipe_is_read_in_every_packing(
     tmp_path: Path, pack: Callable[[bytes], bytes]
 ) -> None:
     buffer = io.BytesIO()
@@ -454,7 +454,7 @@ async def test_only_events_of_the_time_that_is_asked_for_are_handed_over(tmp_pat
     assert heard.passed == len(lines) - len(wanted)
 
 
-async def test_what_was_passed_over_is_read_when_another_time_is_asked_for(tmp_path: Path) -> None:
+async def test_passed_over_events_are_read_when_another_time_is_asked_for(tmp_path: Path) -> None:
     old = [b'{"event_type": "a", "time": %d}' % n for n in range(40)]
     new = [b'{"event_type": "a", "time": %d}' % (10**12 + n) for n in range(400)]
     (tmp_path / "1.json").write_bytes(b"\n".join(old))
@@ -468,7 +468,7 @@ async def test_what_was_passed_over_is_read_when_another_time_is_asked_for(tmp_p
     assert second.stored == old + new
 
 
-async def test_a_file_whose_name_is_no_text_is_read_as_any_other(tmp_path: Path) -> None:
+async def test_a_file_with_an_undecodable_name_is_read_as_any_other(tmp_path: Path) -> None:
     path = os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfe.json")
     Path(path).write_bytes(GOOD + b"\nnot json\n")
     intake = Intake()

@@ -168,7 +168,7 @@ def test_elements_are_counted_before_there_are_objects_for_them(
 
 
 @pytest.mark.parametrize("count", [1, 200, 1_999, 2_000])
-def test_up_to_two_thousand_events_are_the_same_whatever_the_body_s_size(count: int) -> None:
+def test_up_to_two_thousand_events_are_the_same_at_every_size_of_body(count: int) -> None:
     events = [raw(n=n, padding="x" * 200) if n % 7 else b"null" for n in range(count)]
     upload = decode_upload(b'{"api_key":"k","events":[' + b",".join(events) + b"]}")
     assert isinstance(upload, Upload)
@@ -286,7 +286,7 @@ def test_the_order_of_a_request_s_events_is_kept(times: list[int], skew_ms: int)
 # --- recorded requests ------------------------------------------------------------------
 
 
-def test_what_the_python_sdk_sends_is_taken_whole() -> None:
+def test_uploads_of_the_python_sdk_are_taken_whole() -> None:
     path = reference.REQUESTS / "amplitude-python-001-ok.json"
     recorded = json.loads(path.read_bytes())
     upload = decode_upload(base64.b64decode(recorded["raw_body_base64"]))

@@ -53,7 +53,7 @@ EVENTS = st.dictionaries(st.sampled_from(FIELDS + PROPERTIES), JSON | st.just("B
 
 
 @given(EVENTS | JSON, st.booleans())
-def test_whatever_comes_is_kept_dropped_or_a_dead_letter(event: Any, derive: bool) -> None:
+def test_every_event_is_kept_dropped_or_a_dead_letter(event: Any, derive: bool) -> None:
     where = [{"property": "event.p", "op": "is not", "values": [1]}]
     raw = json.dumps(event).encode()
     for decide in (
@@ -127,7 +127,7 @@ TYPES = ("Bought", "Seen", "$identify", "$groupidentify", "_all", "[Intercom] x"
 
 @pytest.mark.parametrize("trigger", ["identify", "any_update"])
 @pytest.mark.parametrize("broken", [b"", b"{", b'{"event_type": 5, "user_id": "user-1"}'])
-def test_whatever_is_decoded_first_the_same_is_kept(trigger: str, broken: bytes) -> None:
+def test_the_same_is_kept_with_and_without_decoded_heads(trigger: str, broken: bytes) -> None:
     decide = an_admission(
         events={"select": [{"types": ["Bought"]}]},
         users={"properties": ["plan"], "trigger": trigger},
@@ -147,7 +147,7 @@ def test_whatever_is_decoded_first_the_same_is_kept(trigger: str, broken: bytes)
     assert expected.dropped[DropReason.NOT_SELECTED] or trigger == "any_update"
 
 
-def test_what_nobody_selected_is_dropped_whatever_else_is_wrong_with_it() -> None:
+def test_an_unselected_event_is_dropped_before_any_other_fault_counts() -> None:
     """So it does not depend on what else is in its batch."""
     decide = an_admission(events={"select": [{"types": ["Bought"]}]})
     bad = [b'{"event_type": "Seen", "user_id": true}', b'{"event_type": "Seen", "x": "\xff"}']
@@ -160,7 +160,7 @@ def test_what_nobody_selected_is_dropped_whatever_else_is_wrong_with_it() -> Non
 
 
 @pytest.mark.parametrize("extra", [b"", b', "x": NaN'])
-def test_what_a_door_has_let_in_does_not_become_too_large_behind_it(extra: bytes) -> None:
+def test_an_event_that_a_door_let_in_does_not_become_too_large_behind_it(extra: bytes) -> None:
     """A clock that is corrected, and a number that is mended, make an event a little longer."""
     start = b'{"event_type": "Bought", "user_id": "user-1", "time": 1' + extra + b', "p": "'
     raw = start + b"x" * (1_024 - len(start) - 2) + b'"}'
@@ -223,7 +223,7 @@ def test_many_and_large_events_are_kept_in_packs_of_bounded_size() -> None:
         assert len(pack.events) <= MOST_BYTES + pack.count or pack.count == 1
 
 
-def test_what_two_syncs_keep_of_a_batch_is_each_one_s_own() -> None:
+def test_two_syncs_keep_their_own_parts_of_a_batch() -> None:
     chosen = an_admission(events={"select": [BOUGHT]})
     doors = [Door("all", an_admission()), Door("bought", chosen)]
     raws = [b'{"event_type": "%s", "user_id": "user-1"}' % t for t in (b"Bought", b"Seen", b"Seen")]

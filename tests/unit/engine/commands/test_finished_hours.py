@@ -33,7 +33,7 @@ def test_hours_are_added_and_taken_like_those_of_a_set(
     assert FinishedHours.read(str(found)) == found
 
 
-def test_what_cannot_be_read_is_nothing() -> None:
+def test_an_unreadable_file_counts_as_no_hours() -> None:
     for text in ("", "nonsense", "20240101T05-20240101T03", "20240101T05"):
         assert not FinishedHours.read(text).spans
 

@@ -179,7 +179,7 @@ NAMED = "answers 409 (conflict), which names the contact's id"
 
 
 @pytest.mark.parametrize("strict", [False, True])
-def test_what_an_e_mail_that_is_there_already_answers(strict: bool) -> None:
+def test_the_answer_to_a_taken_e_mail_is_reported(strict: bool) -> None:
     found = probed(strict_email=strict)
     made = "answers 200: another contact is made"
     live, archived = (NAMED, f"{NAMED} and calls it archived") if strict else (made, made)
@@ -302,7 +302,7 @@ def test_beside_other_callers_it_cannot_be_told(counted: str) -> None:
         ([], None),
     ],
 )
-def test_what_is_the_first_of_a_window_and_nobody_else_s_counts(
+def test_the_first_call_of_a_window_tells_how_remaining_is_counted(
     seen: list[RateHeaders], before: bool | None
 ) -> None:
     assert words.counts_before(seen) is before
@@ -350,7 +350,7 @@ def test_a_refusal_is_said_with_its_remedy(status: int, key: str, remedy: str) -
     assert found.is_clean
 
 
-def test_what_the_token_may_not_do_costs_its_own_question_alone() -> None:
+def test_a_missing_permission_costs_its_own_question_alone() -> None:
     found = probed(faults=[Fault(kind="status", status=403, path="/events?")])
     assert "GET /events: Intercom answers 403" in found.texts[words.SAME_EVENT]
     assert words.ARCHIVED_ID in found.texts
@@ -370,7 +370,7 @@ def test_a_429_is_waited_for_and_one_that_stays_ends_the_probe() -> None:
 # --- nothing stays ------------------------------------------------------------------------
 
 
-def test_a_contact_whose_create_was_not_answered_is_found_and_archived() -> None:
+def test_a_contact_of_an_unanswered_create_is_found_and_archived() -> None:
     lost = Fault(kind="reset", contains=CREATE, end_s=1.0)
     found = probed(faults=[lost])
     assert "it ended early: POST /contacts has no answer" in found.texts[words.PROBE]
@@ -384,7 +384,7 @@ def test_one_that_cannot_be_found_is_said_to_be_left_perhaps() -> None:
     assert not found.local.contacts
 
 
-def test_what_cannot_be_archived_is_named_by_id() -> None:
+def test_a_contact_that_cannot_be_archived_is_named_by_id() -> None:
     found = probed(faults=[Fault(kind="status", status=500, path="/contacts/")], strict_email=True)
     [contact_id] = found.local.contacts
     assert f"the test contact with id {contact_id} " in found.texts[words.LEFT]
@@ -406,7 +406,7 @@ def test_a_signal_at_any_time_leaves_nothing(
 
 
 @pytest.mark.parametrize(("stop_s", "now_s"), [(0.5, 1.0), (120.0, 125.0)])
-def test_a_second_signal_ends_the_archiving_and_says_what_is_left(
+def test_a_second_signal_ends_the_archiving_and_names_the_remaining_contacts(
     stop_s: float, now_s: float, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hangs = Fault(kind="hang", path="/contacts/", done=False)
@@ -449,7 +449,7 @@ def test_each_access_token_is_probed_once_as_its_first_sync(tmp_path: Path) -> N
     assert [sync.name for sync in firsts] == ["sync-0", "sync-1"]
 
 
-async def test_what_is_kept_is_what_the_next_start_begins_with(tmp_path: Path) -> None:
+async def test_the_next_start_begins_with_the_kept_way_of_counting(tmp_path: Path) -> None:
     known = settings(tmp_path, "a", "b")
     first, other = (token_of(sync) for sync in known.sync)
     with pytest.raises(SpoolError, match="there is no spool"):

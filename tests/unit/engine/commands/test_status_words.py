@@ -26,7 +26,9 @@ def test_an_intercom_that_answers_is_one_line() -> None:
     ("calls", "words"),
     [({}, "not called yet"), ({"POST /events 0": 3}, "has not answered yet")],
 )
-def test_what_was_never_answered_is_not_said_to_answer(calls: dict[str, int], words: str) -> None:
+def test_an_endpoint_without_any_answer_is_not_called_well(
+    calls: dict[str, int], words: str
+) -> None:
     [line] = said(calls=calls, guessed=True)
     assert line.startswith(f"{words}; ")
     assert line.endswith("1,667 assumed in 10 s")

@@ -101,7 +101,7 @@ async def test_a_name_that_intercom_refused_has_no_slot_for_an_hour(
 
 
 @in_virtual_time
-async def test_what_could_not_be_kept_is_not_taken_for_kept(kept: Kept, names: EventNames) -> None:
+async def test_an_unsaved_name_does_not_count_as_kept(kept: Kept, names: EventNames) -> None:
     kept.fails = True
     with pytest.raises(OSError, match="full"):
         await names.admit(["paid"])

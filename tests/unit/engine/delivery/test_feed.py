@@ -197,7 +197,7 @@ async def test_a_crowded_user_does_not_hold_up_the_others(tmp_path: Path) -> Non
 
 
 @in_virtual_time
-async def test_many_crowded_users_do_not_hold_up_those_who_come_later(tmp_path: Path) -> None:
+async def test_many_crowded_users_do_not_hold_up_later_ones(tmp_path: Path) -> None:
     rig = Rig(tmp_path, read_ahead=128, turns=4)
     rig.append(*[f"crowd{i // 200}" for i in range(12 * 200)])
     rig.call_s = lambda: 1.0
@@ -215,7 +215,7 @@ async def test_many_crowded_users_do_not_hold_up_those_who_come_later(tmp_path: 
 
 
 @in_virtual_time
-async def test_many_parked_users_that_are_due_do_not_hold_up_those_who_come_later(
+async def test_many_parked_users_that_are_due_do_not_hold_up_later_ones(
     tmp_path: Path,
 ) -> None:
     """Calls of theirs hang, so that few of them are tried in a minute."""
@@ -285,7 +285,7 @@ async def test_large_records_are_bounded_in_bytes(tmp_path: Path) -> None:
 
 
 @in_virtual_time
-async def test_what_several_syncs_have_loaded_is_bounded_together(tmp_path: Path) -> None:
+async def test_loaded_records_of_several_syncs_are_bounded_together(tmp_path: Path) -> None:
     together = LoadedBytes()
     rigs = [Rig(tmp_path / f"{n}", read_ahead=2048, budget=together) for n in range(3)]
     size = loading_module.READ_AHEAD_BYTES // 16
@@ -311,7 +311,7 @@ class WatchedRecord(Record, frozen=True, weakref=True, gc=True):
 
 
 @in_virtual_time
-async def test_a_feed_that_waits_keeps_nothing_of_what_it_has_settled(tmp_path: Path) -> None:
+async def test_a_feed_that_waits_keeps_no_settled_record(tmp_path: Path) -> None:
     rig = Rig(tmp_path)
     rig.append("ann", "bob", "ann")
     (_, refused), _ = rig.accepted["ann"], rig.accepted["bob"]
@@ -793,7 +793,7 @@ async def test_a_damaged_last_record_ends_the_wait_for_all_to_be_settled(tmp_pat
     assert rig.counters["dead"] == 1
 
 
-def test_what_is_left_at_a_stop_is_delivered_in_order_by_the_next_feed(tmp_path: Path) -> None:
+def test_records_left_at_a_stop_are_delivered_in_order_by_the_next_feed(tmp_path: Path) -> None:
     users = ["ann"] * 100 + ["bob"] * 3
     seen: list[Rig] = []
 
@@ -821,7 +821,7 @@ def test_what_is_left_at_a_stop_is_delivered_in_order_by_the_next_feed(tmp_path:
 
 
 @in_virtual_time
-async def test_what_is_answered_is_settled_when_delivery_is_cancelled(tmp_path: Path) -> None:
+async def test_answered_records_are_settled_when_delivery_is_cancelled(tmp_path: Path) -> None:
     rig = Rig(tmp_path)
     rig.append("ann", "bob")
     rig.call_s = iter([0.0, 9.0]).__next__
@@ -833,7 +833,7 @@ async def test_what_is_answered_is_settled_when_delivery_is_cancelled(tmp_path: 
 
 
 @in_virtual_time
-async def test_what_is_refused_is_settled_when_delivery_is_cancelled(tmp_path: Path) -> None:
+async def test_refused_records_are_settled_when_delivery_is_cancelled(tmp_path: Path) -> None:
     """At that very moment."""
     rig = Rig(tmp_path)
     rig.append("ann")
@@ -850,7 +850,7 @@ async def test_what_is_refused_is_settled_when_delivery_is_cancelled(tmp_path: P
 
 
 @in_virtual_time
-async def test_what_was_adjusted_is_counted_once_though_delivery_is_cancelled_in_a_commit(
+async def test_an_adjustment_counts_once_though_delivery_is_cancelled_in_a_commit(
     tmp_path: Path,
 ) -> None:
     rig = Rig(tmp_path, late=True)
@@ -909,7 +909,7 @@ async def test_a_record_that_cannot_be_settled_keeps_no_other_from_it(
 
 
 @in_virtual_time
-async def test_what_was_adjusted_is_counted_once_though_the_first_commit_fails(
+async def test_an_adjustment_counts_once_though_the_first_commit_fails(
     tmp_path: Path,
 ) -> None:
     rig = Rig(tmp_path)
@@ -984,7 +984,7 @@ async def test_every_way_in_which_a_record_ends_is_counted_and_lets_go_of_it(
 
 
 @in_virtual_time
-async def test_work_that_fails_is_told_to_whoever_waits_for_it_and_keeps_no_other_from_it(
+async def test_failed_work_is_raised_to_its_waiter_and_stops_no_other_work(
     tmp_path: Path,
 ) -> None:
     rig = Rig(tmp_path)
@@ -1015,7 +1015,7 @@ async def test_work_that_fails_is_told_to_whoever_waits_for_it_and_keeps_no_othe
 
 
 @in_virtual_time
-async def test_what_was_adjusted_is_counted_though_the_update_that_was_to_count_it_fails(
+async def test_an_adjustment_counts_though_the_update_that_was_to_count_it_fails(
     tmp_path: Path,
 ) -> None:
     rig = Rig(tmp_path)
@@ -1058,7 +1058,7 @@ async def test_deliveries_share_commits(tmp_path: Path) -> None:
 
 
 @in_virtual_time
-async def test_what_is_answered_and_not_settled_is_bounded_by_the_turns_at_work(
+async def test_answered_and_unsettled_records_are_bounded_by_the_turns_at_work(
     tmp_path: Path,
 ) -> None:
     """A kill repeats it, so it is bounded: here the disk stands still for a while."""
@@ -1079,7 +1079,7 @@ async def test_what_is_answered_and_not_settled_is_bounded_by_the_turns_at_work(
 
 
 @in_virtual_time
-async def test_what_was_delivered_is_not_buried_with_what_expires(tmp_path: Path) -> None:
+async def test_a_delivered_record_is_not_buried_with_expiring_ones(tmp_path: Path) -> None:
     """A crowded user's event is answered, and the next turns out to be of nobody, at once."""
     rig = Rig(tmp_path, attempts=1)
     rig.append(*["ann"] * (PER_USER + 8))
@@ -1332,7 +1332,7 @@ async def test_a_user_that_was_charged_keeps_its_back_off_where_others_are_well(
 
 
 @in_virtual_time
-async def test_a_feed_whose_read_ahead_is_full_does_not_poll_while_somebody_is_due(
+async def test_a_feed_with_a_full_read_ahead_does_not_poll_while_a_user_is_due(
     tmp_path: Path,
 ) -> None:
     """It looked a thousand times a second."""
@@ -1419,7 +1419,7 @@ async def test_large_events_of_parked_users_leave_memory_for_others_in_an_outage
 
 
 @in_virtual_time
-async def test_what_is_appended_while_something_is_loaded_is_loaded_next(tmp_path: Path) -> None:
+async def test_records_appended_during_a_load_are_loaded_next(tmp_path: Path) -> None:
     """What was found out of the queue was taken for true after it, too."""
     rig = Rig(tmp_path)
     wanted = rig.loading.wanted_now()
@@ -1459,7 +1459,7 @@ async def test_a_user_that_fails_keeps_its_back_off_though_an_update_waits(
 
 
 @in_virtual_time
-async def test_whoever_was_put_aside_behind_a_circuit_goes_on_when_it_closes(
+async def test_a_user_put_aside_behind_a_circuit_goes_on_when_it_closes(
     tmp_path: Path,
 ) -> None:
     """Without anything else to wake the feed: nobody looked at the table again."""
@@ -1617,7 +1617,7 @@ async def test_a_second_fault_while_a_feed_winds_down_leaves_nothing_behind(
 
 
 @in_virtual_time
-async def test_what_was_wanted_is_loaded_though_something_else_could_not_be_written_with_it(
+async def test_wanted_records_are_loaded_though_a_write_beside_them_fails(
     tmp_path: Path,
 ) -> None:
     """Both are one transaction: what is not written in it is not loaded either."""

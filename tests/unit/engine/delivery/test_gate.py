@@ -154,7 +154,7 @@ async def test_no_answer_is_evidence_with_its_cause() -> None:
 
 
 @in_virtual_time
-async def test_a_call_is_made_once_whatever_comes_of_it() -> None:
+async def test_a_call_is_made_once_at_any_status() -> None:
     for status in (500, 429, 401, 403, 404, 202):
         wire = Wire(answers(Answer(status, {}, LIST)))
         await gate(wire).call(event(), User("u"))
@@ -259,7 +259,7 @@ async def test_where_me_has_no_answer_a_403_is_the_call_s_and_a_401_the_token_s(
 
 
 @in_virtual_time
-async def test_what_deliveries_can_do_without_may_be_forbidden() -> None:
+async def test_calls_that_deliveries_can_do_without_may_be_forbidden() -> None:
     one = gate(Wire(lambda r, at: Answer(403, {}, LIST)))
     outcome = await one.call(event(), NOBODY, optional=True)
     assert isinstance(outcome, Answered)

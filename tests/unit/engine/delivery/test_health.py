@@ -119,7 +119,7 @@ def test_a_charge_that_nobody_confirms_stands_after_a_minute(rig: Rig) -> None:
     assert rig.news(3.4 + PENDING_S) == [Charge(who("ann"), NAME, stands=True)]
 
 
-def test_what_the_spool_remembers_of_a_failure_counts_after_a_restart(rig: Rig) -> None:
+def test_a_failure_in_the_spool_counts_after_a_restart(rig: Rig) -> None:
     rig.succeeds("well", 0.0)
     assert rig.fails("ann", 1.0, failed_before=True) is Blame.OWN
 
@@ -195,7 +195,7 @@ def test_while_it_is_open_probes_go_one_by_one_with_growing_pauses(rig: Rig) -> 
     assert pauses == pytest.approx([0.5, 1.0, 2.0, 4.0, 8.0, 10.0, 10.0, 10.0])
 
 
-def test_a_success_that_left_after_the_opening_closes_it_and_hastens_who_failed(rig: Rig) -> None:
+def test_a_success_that_left_after_the_opening_closes_it_and_hastens_failed_users(rig: Rig) -> None:
     opened_s = rig.opens()
     rig.succeeds("early", opened_s - 0.2)
     assert rig.is_open()
@@ -233,7 +233,7 @@ def test_where_nothing_but_failures_is_seen_people_are_told_though_no_circuit_op
     assert rig.outage_s() == pytest.approx(118.0)
 
 
-def test_a_refusal_of_intercom_s_own_ends_what_people_call_an_outage(rig: Rig) -> None:
+def test_a_refusal_of_intercom_s_own_ends_the_outage_shown_to_people(rig: Rig) -> None:
     """60 users with unknown ids were 240 answers 404, and `does not answer` for an hour."""
     rig.fails("alone", 0.0)
     for at_s in (6.0, 21.0):
@@ -269,7 +269,7 @@ def test_endpoints_are_judged_each_by_itself(rig: Rig) -> None:
     assert not rig.health.of("PUT /contacts/{id}").circuit.is_open
 
 
-def test_what_is_remembered_of_users_is_bounded(rig: Rig) -> None:
+def test_the_memory_of_users_is_bounded(rig: Rig) -> None:
     for n in range(25_000):
         rig.fails(f"user-{n}", float(n))
         rig.succeeds(f"well-{n}", float(n))
@@ -295,7 +295,7 @@ def test_a_charge_that_is_forgotten_for_want_of_room_is_cancelled(rig: Rig) -> N
     assert rig.news() == [Charge(who("user-0"), NAME, stands=False)]
 
 
-def test_those_whose_charges_an_outage_cancelled_are_tried_as_soon_as_others_are_well(
+def test_users_with_cancelled_charges_are_tried_as_soon_as_others_are_well(
     rig: Rig,
 ) -> None:
     """They had failed before those who failed during it, and stood behind them."""
@@ -325,7 +325,7 @@ def test_of_a_user_only_the_first_try_after_a_success_says_that_an_endpoint_is_s
     assert rig.endpoint.is_sick
 
 
-def test_who_has_failed_last_is_remembered_longest(rig: Rig) -> None:
+def test_the_latest_failed_user_is_remembered_longest(rig: Rig) -> None:
     rig.succeeds("well", 0.0)
     rig.fails("ann", 1.0)
     for n in range(MOST_REMEMBERED - 1):

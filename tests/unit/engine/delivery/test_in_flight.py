@@ -191,7 +191,7 @@ def test_the_next_that_may_give_its_slot_back_is_the_oldest_that_has_not(
     assert rig.in_flight.next_slow_s(FAST_S) == 1.5 + SLOW_AT_LEAST_S
 
 
-def test_what_is_kept_of_calls_that_have_ended_is_bounded_by_what_is_looked_at(rig: Rig) -> None:
+def test_memory_of_ended_calls_is_bounded_by_the_window_that_is_read(rig: Rig) -> None:
     rig.overtake(10_000)
     rig.departs()
     rig.counted(0.0)

@@ -93,7 +93,7 @@ UNNAMED = refusal(409, "A contact matching those details already exists")
         (way(contact_id="6a"), Do.UNARCHIVE, contact("6a"), set(), Do.PUT, "6a"),
     ],
 )
-def test_what_is_next(
+def test_each_answer_has_its_next_step(
     start: Way, did: Do, answer: Answer, sent: set[str], step: Do, contact_id: str
 ) -> None:
     after, following = resolve(start, did, answer, sent)
@@ -114,13 +114,15 @@ def test_what_is_next(
         (way(contact_id="5f"), Do.PUT, Answer(410, {}, b""), set(), DeadReason.CONTACT_GONE),
     ],
 )
-def test_what_is_final(start: Way, did: Do, answer: Answer, sent: set[str], reason: str) -> None:
+def test_final_answers_end_the_way(
+    start: Way, did: Do, answer: Answer, sent: set[str], reason: str
+) -> None:
     _, step = resolve(start, did, answer, sent)
     assert isinstance(step, Failure)
     assert step.reason == reason
 
 
-def test_whoever_was_merged_into_one_that_is_gone_takes_nobody_else_s_contact() -> None:
+def test_a_user_merged_into_a_deleted_contact_takes_nobody_else_s() -> None:
     after, _ = resolve(way(contact_id="5f"), Do.PUT, merged("7b"))
     after, step = resolve(after, Do.PUT, refusal(404))
     assert step is Do.CREATE
@@ -160,7 +162,7 @@ def test_an_email_of_somebody_else_is_left_out_and_said() -> None:
     assert [found.where for found in after.left_out] == ["email"]
 
 
-def test_whoever_was_merged_goes_by_the_id_that_the_contact_has_now() -> None:
+def test_a_merged_user_goes_by_the_id_that_the_contact_has_now() -> None:
     after, _ = resolve(way(contact_id="5f"), Do.PUT, merged("7b"))
     after, step = resolve(after, Do.LOOK, contact("7b", "heir"))
     assert (step, after.owner) == (Do.JOIN, "heir")
@@ -221,7 +223,7 @@ ANSWERS = st.one_of(
     st.sampled_from([Do.FIND, Do.SEARCH, Do.CREATE, Do.CREATE_EMPTY, Do.CREATE_BARE, Do.PUT]),
     st.lists(ANSWERS, min_size=16, max_size=16),
 )
-def test_whatever_is_answered_the_way_has_an_end(
+def test_every_sequence_of_answers_has_an_end(
     identity: Identity, first: Do, answers: list[Answer]
 ) -> None:
     """And a contact is written, looked at or brought back only where it is known which."""

@@ -23,7 +23,7 @@ def chosen(scheduler: Scheduler, count: int, view: View = ALL) -> list[Turn]:
     return [turn for turn in found if turn is not None]
 
 
-def test_of_those_who_wait_probes_get_a_tenth_of_the_calls() -> None:
+def test_probes_get_a_tenth_of_the_calls_while_others_wait() -> None:
     scheduler = Scheduler()
     for n in range(200):
         scheduler.add("s", Incoming(f"well-{n}", records("w")))
@@ -106,7 +106,7 @@ def test_the_same_user_of_two_syncs_has_its_events_at_once_and_its_updates_one_b
     assert (other.user, other.sync != writing.sync) == ("ann", True)
 
 
-def test_probes_go_from_who_has_succeeded_to_who_came_last_and_to_who_has_failed() -> None:
+def test_probes_go_to_users_that_succeeded_then_to_the_latest_then_to_failed_ones() -> None:
     """Those that came when it went out may be what it fails for: 25 of them were asked first."""
     scheduler = Scheduler()
     for user in ("failed-first", "poison", "well", "served", "failed-last"):
@@ -118,7 +118,7 @@ def test_probes_go_from_who_has_succeeded_to_who_came_last_and_to_who_has_failed
     assert order == ["served", "well", "poison", "failed-first", "failed-last"]
 
 
-def test_probes_do_not_save_up_for_long_what_they_did_not_use() -> None:
+def test_probes_do_not_save_up_unused_calls_for_long() -> None:
     scheduler = Scheduler()
     for n in range(300):
         scheduler.add("s", Incoming(f"well-{n}", records("w")))
@@ -137,7 +137,7 @@ def test_of_those_that_are_too_many_behind_a_circuit_the_last_go() -> None:
     assert [turn.user for turn in chosen(scheduler, 9)] == ["user-0", "user-1"]
 
 
-def test_one_record_stays_behind_a_circuit_whatever_its_size() -> None:
+def test_one_record_of_any_size_stays_behind_a_circuit() -> None:
     """It is what the next probe is made of."""
     scheduler = Scheduler()
     scheduler.add("s", Incoming("ann", records("ann", 2)))

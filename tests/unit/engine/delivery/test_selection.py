@@ -32,7 +32,7 @@ def test_a_selection_has_a_number_of_its_own_where_anything_of_it_is_another() -
     assert more.followed_by(["visits", "plan"], BY_EMAIL).since == {"plan": 3, "visits": 3}
 
 
-def test_what_was_not_selected_all_the_time_is_not_believed() -> None:
+def test_a_value_that_was_unselected_for_a_time_is_not_believed() -> None:
     selection = Selection(3, {"plan": 1, "visits": 3}, BY_ID)
     assert set(selection.properties_of(known(3), "1")) == {"plan", "visits"}
     assert set(selection.properties_of(known(2), "1")) == {"plan"}

@@ -148,7 +148,7 @@ def test_at_a_sick_endpoint_there_are_forty_attempts_and_no_wait_is_over_ten_min
     assert waits[0] == RETRIES.own_wait_s(1, is_sick=False)
 
 
-def test_who_set_more_attempts_than_a_sick_endpoint_has_keeps_them() -> None:
+def test_a_setting_of_more_attempts_than_a_sick_endpoint_has_is_kept() -> None:
     assert Retries(100, 3_600.0, lambda: 0.5).most_attempts(is_sick=True) == 100
 
 
@@ -172,7 +172,7 @@ def test_all_attempts_take_a_tenth_less_or_more_than_the_window(jitter: float) -
 
 
 @pytest.mark.parametrize("blame", [Blame.NOT_KNOWN, Blame.NOBODYS])
-def test_while_it_is_not_known_whose_failure_it_is_a_user_waits_some_seconds_uncharged(
+def test_a_failure_without_a_verdict_has_its_user_wait_some_seconds_uncharged(
     blame: Blame, rig: Rig
 ) -> None:
     (record,) = rig.load("ann")
@@ -186,7 +186,7 @@ def test_while_it_is_not_known_whose_failure_it_is_a_user_waits_some_seconds_unc
     assert rig.reason() == ""
 
 
-def test_a_failure_of_its_own_lets_a_user_wait_by_what_was_charged(rig: Rig) -> None:
+def test_a_failure_of_its_own_has_a_user_wait_by_its_charges(rig: Rig) -> None:
     (record,) = rig.load("ann")
     waits = []
     for _ in range(ATTEMPTS - 1):
@@ -249,7 +249,7 @@ def test_a_charge_of_a_record_that_is_gone_does_nothing(rig: Rig) -> None:
     assert rig.dead() == {record.id: "user_not_found"}
 
 
-def test_what_else_is_loaded_of_a_user_that_fails_waits_behind_it(rig: Rig) -> None:
+def test_other_loaded_records_of_a_failing_user_wait_behind_the_failed_one(rig: Rig) -> None:
     first, second, third = rig.load("ann", "ann", "ann")
     rig.fail(first, failed(Blame.NOT_KNOWN), (second.id, third.id))
     assert rig.aside() == [first.id, second.id, third.id]
@@ -371,7 +371,7 @@ def test_one_unknown_user_costs_no_other_anything(rig: Rig) -> None:
     assert rig.attempts(bob) == 0
 
 
-def test_while_it_is_not_known_whose_failure_it_is_nobody_waits_longer_than_an_attempt(
+def test_a_failure_without_a_verdict_has_no_user_wait_longer_than_an_attempt(
     rig: Rig,
 ) -> None:
     """Of a retry window of half a minute, a wait of a minute would be all."""

@@ -84,7 +84,7 @@ def test_a_known_way_of_counting_holds_from_the_first_answer() -> None:
         assert window._tally.taken == taken
 
 
-def test_what_answers_show_is_believed_over_what_was_known() -> None:
+def test_answers_correct_the_remembered_way_of_counting() -> None:
     window = Window(counts_before=False)
     calls(window, first_remaining=LIMIT)
     assert window._counts_before

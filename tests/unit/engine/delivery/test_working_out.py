@@ -49,7 +49,7 @@ def worked_out(
         ({"remove": {"tags": "a"}}, {"tags": Held(["a"])}, False),
     ],
 )
-def test_a_base_is_needed_where_an_operation_counts_on_from_what_is_not_known(
+def test_a_base_is_needed_where_an_operation_counts_on_from_an_unknown_value(
     operations: dict[str, Any], held: dict[str, Held], needs: bool
 ) -> None:
     assert needs_base([update(**operations)], held) is needs
@@ -60,7 +60,7 @@ def test_a_base_is_needed_where_an_operation_counts_on_from_what_is_not_known(
     [("add", True), ("append", True), ("prepend", True)]
     + [(op, False) for op in ("set", "setOnce", "unset", "preInsert", "postInsert", "remove")],
 )
-def test_what_would_count_twice_is_not_part_of_a_create(op: str, cannot: bool) -> None:
+def test_an_operation_that_would_count_twice_is_not_part_of_a_create(op: str, cannot: bool) -> None:
     assert cannot_be_created([update(**{op: {"visits": 1}})]) is cannot
 
 
@@ -81,7 +81,7 @@ def test_a_field_is_written_where_it_differs_or_is_unsure() -> None:
     assert worked_out(update(set={"visits": True}), known=known).changes == {VISITS: True}
 
 
-def test_what_is_cleared_is_written_as_null_though_it_was_never_seen() -> None:
+def test_a_cleared_property_is_written_as_null_though_it_was_never_seen() -> None:
     assert worked_out(update(unset={"plan": "-"})).changes == {PLAN: None}
     cleared = Known("5f", fields={PLAN: None})
     assert worked_out(update(unset={"plan": "-"}), known=cleared).changes == {}
@@ -107,12 +107,12 @@ def test_an_older_event_clears_nothing_that_a_newer_one_has_set() -> None:
         assert found["visits"].value is None
 
 
-def test_an_operation_counts_whatever_its_time() -> None:
+def test_an_operation_counts_at_any_time() -> None:
     held = {"visits": Held(41, 10)}
     assert worked_out(update(7, add={"visits": 1}), held=held).changes[VISITS] == 42
 
 
-def test_what_was_read_of_a_contact_is_not_written_back() -> None:
+def test_values_read_from_a_contact_are_not_written_back() -> None:
     """It would be cut, or made fit: it is not ours."""
     held = {"plan": Held("x" * 400), "visits": Held(41)}
     found = worked_out(update(add={"visits": 1}), held=held)
@@ -120,7 +120,7 @@ def test_what_was_read_of_a_contact_is_not_written_back() -> None:
     assert found.adjustments == []
 
 
-def test_a_contact_that_was_read_gives_what_is_not_known_and_nothing_else() -> None:
+def test_a_contact_that_was_read_gives_the_unknown_values_and_nothing_else() -> None:
     contact = {"custom_attributes": {"plan": "free", "visits": 3}}
     held = with_base({"plan": Held("pro", 10)}, RULES, contact)
     assert held == {"plan": Held("pro", 10), "visits": Held(3), "tags": Held(None)}

@@ -45,7 +45,7 @@ async def test_a_contact_is_written_by_one_turn_at_a_time_and_another_waits_a_se
 
 
 @in_virtual_time
-async def test_whoever_is_cancelled_as_it_waits_leaves_the_contact_to_others() -> None:
+async def test_a_cancelled_wait_leaves_the_contact_to_others() -> None:
     written: Written = {}
     said: list[str] = []
     async with anyio.create_task_group() as tasks:

@@ -68,7 +68,7 @@ def test_a_row_of_the_table(sent: Original, answered: Answer, kind: Kind) -> Non
     assert judge(answered, sent, 3).kind is kind
 
 
-def test_a_400_that_lists_events_names_what_is_wrong_with_each() -> None:
+def test_a_400_that_lists_events_names_the_fault_of_each() -> None:
     body = BAD | {
         "events_with_invalid_fields": {"time": [0, 2]},
         "events_with_missing_fields": {"event_type": [4]},

@@ -45,7 +45,7 @@ def test_requests_of_different_devices_go_at_once_and_of_one_after_the_other() -
     assert ids(going(lines)) == [(4, [0])]
 
 
-def test_what_is_answered_in_part_stays_first() -> None:
+def test_a_request_answered_in_part_stays_first() -> None:
     lines = Lines()
     lines.add(request(1, 10, 20))
     lines.add(request(2, 10))
@@ -117,7 +117,7 @@ def test_a_key_that_is_held_waits_whole_and_others_of_its_devices_do_not() -> No
     assert lines.end_pass() == []
 
 
-def test_who_is_due_during_a_pass_has_the_next_one_at_once() -> None:
+def test_a_device_that_is_due_during_a_pass_has_the_next_pass_at_once() -> None:
     lines = Lines()
     for n in (1, 2):
         lines.add(request(n, n))
@@ -295,7 +295,7 @@ steps = st.lists(
     requests=st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=6), min_size=1, max_size=25),
     steps=steps,
 )
-def test_whatever_is_answered_each_device_keeps_its_order_and_nobody_waits_for_ever(
+def test_after_any_answers_each_device_keeps_its_order_and_none_waits_for_ever(
     requests: list[list[int]], steps: list[tuple[int, int, int]]
 ) -> None:
     world = World(requests)

@@ -44,7 +44,7 @@ def test_an_identify_is_kept_though_no_selection_names_it() -> None:
         ({}, "", "missing_field"),
     ],
 )
-def test_what_is_not_kept_has_its_reason(
+def test_an_event_that_is_not_kept_has_a_reason(
     sync: dict[str, Any], event_type: str | None, reason: str
 ) -> None:
     assert judge(an_admission(**sync), event_type) == reason

@@ -94,7 +94,7 @@ def test_the_types_of_the_workspace_s_attributes_are_kept() -> None:
     ]
 
 
-def test_an_attribute_is_created_only_for_what_is_written_and_with_a_type_that_suits() -> None:
+def test_an_attribute_is_created_only_for_a_written_value_and_with_a_fitting_type() -> None:
     names = ["addr", "trial_at", "signup_date", "seats", "plan", "vip", "tags", "gone"]
     wanted = rules(users={"properties": names}).contacts.attributes_of(
         {
@@ -124,13 +124,13 @@ def test_the_field_that_identifies_a_contact_is_never_changed_by_a_property() ->
     assert fields == {"name": "A"}
 
 
-def test_what_a_property_operation_cannot_do_is_reported() -> None:
+def test_an_impossible_property_operation_is_reported() -> None:
     event = {"event_type": "$identify", "user_properties": {"$bad": 1, "$set": {"plan": "pro"}}}
     planned = plan(rules(users={"properties": ["plan"]}), event, kind=Kind.IDENTIFY)
     assert [adjustment.reason for adjustment in planned.adjustments] == ["operation_refused"]
 
 
-def test_what_a_contact_holds_is_read_back_as_selected_properties() -> None:
+def test_a_contacts_values_are_read_back_as_selected_properties() -> None:
     mapping = rules(users={"properties": ["name", {"from": "co", "to": "Company"}, "gone"]})
     contact = {"name": "A", "custom_attributes": {"Company": "Acme", "gone": None, "x": 1}}
     assert mapping.contacts.properties_of_contact(contact) == {"name": "A", "co": "Acme"}
@@ -211,7 +211,7 @@ def test_a_code_of_digits_becomes_an_attribute_of_text() -> None:
 
 
 @pytest.mark.parametrize("answer", [None, [], "text", 5, {"custom_attributes": "text"}])
-def test_what_is_no_contact_holds_no_properties(answer: Any) -> None:
+def test_an_answer_that_is_no_contact_holds_no_properties(answer: Any) -> None:
     assert (
         rules(users={"properties": ["name", "plan"]}).contacts.properties_of_contact(answer) == {}
     )

@@ -48,7 +48,7 @@ def test_a_contact_found_by_email_is_named_by_email() -> None:
         ("2023-11-14 22:13:20.5", 1_700_000_000, None),
     ],
 )
-def test_an_event_is_of_its_own_second_whatever_its_clock_counts(
+def test_an_event_has_its_own_second_in_any_unit_of_time(
     time: Any, second: int, reason: str | None
 ) -> None:
     planned = plan(rules(), {"time": time})

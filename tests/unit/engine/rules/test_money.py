@@ -40,12 +40,12 @@ def test_an_amount_is_exact_in_the_minor_unit(value: Any, currency: str, amount:
         *("1_9.9_9", "1_000", "\uff11\uff19.9", "\u0661", "1 9", "1,5", "0x10", "\u00a019"),
     ],
 )
-def test_what_is_no_amount_is_no_money(value: Any) -> None:
+def test_an_invalid_amount_is_no_money(value: Any) -> None:
     assert money(value, "USD") is None
 
 
 @pytest.mark.parametrize("currency", [None, "", "US", "EURO", "12E", "ßßß", "ABC", "XAU", 5])
-def test_what_is_no_currency_makes_no_money(currency: Any) -> None:
+def test_an_invalid_currency_makes_no_money(currency: Any) -> None:
     assert money(1, currency) is None
 
 

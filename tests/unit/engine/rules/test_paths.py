@@ -32,7 +32,7 @@ def test_a_name_is_found_dotted_nested_and_flattened(holder: Any, found: Any) ->
     assert find(holder, "a.b.c") == found
 
 
-def test_what_was_flattened_is_an_object_again() -> None:
+def test_a_flattened_property_is_an_object_again() -> None:
     assert find({"place.city": "Oslo", "place.zip": None, "places": 1}, "place") == {"city": "Oslo"}
     assert find({"place": {"city": "Rome"}, "place.city": "Oslo"}, "place") == {"city": "Rome"}
 
@@ -78,7 +78,7 @@ def test_a_name_without_a_scope_gets_the_one_of_its_list() -> None:
     assert parse("country") == ("", "country", "")
 
 
-def test_what_is_read_of_an_event_is_known_beforehand() -> None:
+def test_the_properties_that_are_read_of_an_event_are_known_beforehand() -> None:
     for text in ("event.price", "user.country", "country", "plan.branch", "event.$price", "user.a"):
         path = parse(text)
         event = {

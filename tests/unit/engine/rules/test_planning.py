@@ -19,7 +19,7 @@ def test_a_time_that_cannot_be_read_is_rejected() -> None:
     assert planned.reason == "invalid_field"
 
 
-def test_what_is_set_wins_over_a_plain_key_in_filter_metadata_and_contact() -> None:
+def test_a_set_value_wins_over_a_plain_key_in_filter_metadata_and_contact() -> None:
     pro = {"property": "user.plan", "op": "is", "values": ["pro"]}
     events = {"select": [{"types": ["*"], "where": [pro]}], "metadata": ["user.plan"]}
     mapping = rules(events=events, users={"properties": ["plan"], "trigger": "any_update"})
@@ -69,7 +69,7 @@ def test_an_event_can_say_that_it_leaves_its_user_alone() -> None:
         ({}, {}, Kind.IDENTIFY, "not_selected"),
     ],
 )
-def test_what_waited_is_dropped_for_the_reason_that_holds_today(
+def test_a_waiting_record_is_dropped_for_todays_reason(
     sync: dict[str, Any], event: dict[str, Any], kind: Kind, reason: str
 ) -> None:
     assert rules(**sync).plan(record(event, kind=kind)) == Drop(DropReason(reason))
@@ -87,7 +87,7 @@ def test_what_waited_is_dropped_for_the_reason_that_holds_today(
         ("plan.branch", {"plan": {"branch": 5}}),
     ],
 )
-def test_what_waited_has_to_pass_today_s_filter(name: str, event: dict[str, Any]) -> None:
+def test_a_waiting_record_has_to_pass_todays_filter(name: str, event: dict[str, Any]) -> None:
     def filtering(value: int) -> SyncRules:
         where = [{"property": name, "op": ">=", "values": [value]}]
         return rules(events={"select": [{"types": ["Bought"], "where": where}]})
@@ -105,7 +105,7 @@ def test_an_event_that_is_no_longer_sent_still_updates_its_user() -> None:
 
 
 @pytest.mark.parametrize("name", [" ", "\t\n", "\0\x1b", "\u200b"])
-def test_an_event_whose_name_shows_nothing_is_rejected(name: str) -> None:
+def test_an_event_with_an_invisible_name_is_rejected(name: str) -> None:
     planned = rules().plan(record({"event_type": name}))
     assert planned == Reject(DeadReason.INVALID_FIELD, "event_type is blank")
 

@@ -14,7 +14,7 @@ from amplitude_intercom.engine.spool.sqlite.backup import backup
 from support.spools import OneSync, kept, opened
 
 
-def test_a_backup_beside_a_writer_holds_what_was_committed(tmp_path: Path) -> None:
+def test_a_backup_beside_a_writer_holds_the_committed_rows(tmp_path: Path) -> None:
     sync = OneSync(opened(tmp_path / "spool.db"))
     sync.append(*[kept("ann", b'{"n": %d}' % n) for n in range(100)])
     found = sync.load(limit=30)

@@ -24,7 +24,7 @@ async def opened(folder: Path) -> tuple[Spool, int]:
     return spool, (await spool.open_for([SYNC]))[SYNC].taker
 
 
-async def test_what_is_only_counted_is_counted_before_and_after_it_is_written(
+async def test_a_mere_count_is_shown_before_and_after_it_is_written(
     tmp_path: Path,
 ) -> None:
     spool, taker = await opened(tmp_path / "data")
@@ -37,7 +37,7 @@ async def test_what_is_only_counted_is_counted_before_and_after_it_is_written(
     await spool.close()
 
 
-async def test_what_cannot_be_written_is_still_to_be_counted(tmp_path: Path) -> None:
+async def test_a_count_that_cannot_be_written_is_kept(tmp_path: Path) -> None:
     spool, taker = await opened(tmp_path / "data")
     spool.count_only([part_of(dropped=DROPPED, sync=SYNC)])
     (tmp_path / "data" / "lock").unlink()  # another process may have it

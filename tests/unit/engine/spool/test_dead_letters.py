@@ -160,13 +160,13 @@ def test_nothing_looks_at_more_letters_than_it_shows_or_settles(
 @pytest.mark.parametrize(
     "position", [Position(0, 0), Position(1_700_000_000_000, 512), Position(-5, MOST)], ids=str
 )
-def test_a_position_is_what_its_text_says(position: Position) -> None:
+def test_a_position_survives_its_text(position: Position) -> None:
     assert Position.read(str(position)) == position
 
 
 @pytest.mark.parametrize(
     "text", ["512", "-512", "1-", "1-2-3", f"1-{MOST + 1}", f"-{MOST + 1}-1", "1-\u0663", "1-2\n"]
 )
-def test_what_no_list_says_is_no_position(text: str) -> None:
+def test_a_text_that_no_list_writes_is_no_position(text: str) -> None:
     with pytest.raises(ValueError, match="is no position"):
         Position.read(text)

@@ -75,7 +75,7 @@ def test_many_batches_of_one_transaction_do_not_go_beyond_the_bound(store: Store
     assert {answer.reason for answer in refused} == {"spool_full"}
 
 
-def test_who_is_refused_stays_so_until_some_of_it_is_gone(store: Store) -> None:
+def test_a_refused_taker_stays_so_until_some_of_its_backlog_is_gone(store: Store) -> None:
     """Refusals that came and went by the batch would let a later one overtake an earlier one."""
     sync = OneSync(store, "one")
     fill(store, "one")
@@ -91,7 +91,7 @@ def test_who_is_refused_stays_so_until_some_of_it_is_gone(store: Store) -> None:
     assert not tries(store, "one")
 
 
-def test_what_is_remembered_closes_nothing(store: Store) -> None:
+def test_remembered_rows_close_no_intake(store: Store) -> None:
     sync = OneSync(store, "one")
     for number in range(30):
         sync.append(*[kept("ann", EVENT, key=b"%016d" % (number * 10 + n)) for n in range(10)])

@@ -119,7 +119,7 @@ def test_a_folder_that_is_there_again_is_taken_up_again(tmp_path: Path) -> None:
     database.close()
 
 
-def test_what_fails_without_ground_is_said_and_is_never_taken_for_done(tmp_path: Path) -> None:
+def test_a_failure_without_ground_is_raised_and_never_counts_as_done(tmp_path: Path) -> None:
     """The disk fails while the folder is away: both are over, and it is as it was."""
 
     def fail(store: Store) -> None:

@@ -223,7 +223,7 @@ def test_every_slice_is_bounded(sync: OneSync) -> None:
     assert left == (0, 0)
 
 
-def test_on_a_full_disk_what_comes_takes_what_is_settled_had(sync: OneSync) -> None:
+def test_on_a_full_disk_new_events_take_the_space_of_settled_ones(sync: OneSync) -> None:
     """A backlog is delivered out of the reserve: nothing that is remembered may grow meanwhile."""
     store = sync.store
     sync.append(*[kept(f"user-{n}", key=b"%016d" % n) for n in range(5_000)])
