@@ -602,7 +602,7 @@ def _check_position(after: str) -> None:
 
 
 def _time_ms(text: str | None, option: str) -> int | None:
-    from amplitude_intercom.transports.amplitude import parse_time
+    from amplitude_intercom.transports.amplitude_times import parse_time
 
     try:
         return None if text is None else parse_time(text)

@@ -31,7 +31,7 @@ from amplitude_intercom.engine.spool.rows import DeadLetter, DeadLetterQuery, Po
 from amplitude_intercom.engine.spool.spool import Spool
 from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.engine.spool.takers import spoken
-from amplitude_intercom.transports.amplitude import decode_head
+from amplitude_intercom.transports.amplitude_heads import decode_head
 from amplitude_intercom.transports.reasons import RefusalReason
 
 _log = structlog.get_logger(__name__)

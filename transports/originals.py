@@ -11,7 +11,7 @@ A request goes on byte for byte, but for what would be wrong if it did:
   bytes;
 - an SDK that was given a bare host posts JSON to ``/``, where Amplitude has the old form: it goes
   to HTTP V2;
-- JSON that only ``amplitude.mend`` made readable goes on mended: Amplitude would refuse it.
+- JSON that only ``mending.mend`` made readable goes on mended: Amplitude would refuse it.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ from typing import Any, Final
 
 import msgspec
 
-from amplitude_intercom.transports.amplitude import BOM, fields_of, mend, parse_time
+from amplitude_intercom.transports.amplitude import BOM, fields_of
+from amplitude_intercom.transports.amplitude_times import parse_time
 from amplitude_intercom.transports.forms import legacy_checksum, read_form
+from amplitude_intercom.transports.mending import mend
 
 LEAST_WAIT_MS: Final = 10_000
 """What has waited less keeps its time of sending: Amplitude corrects nothing under a minute."""

@@ -23,7 +23,8 @@ from __future__ import annotations
 from typing import Final, Literal
 
 from amplitude_intercom.transports import kinds
-from amplitude_intercom.transports.amplitude import BOM, BadEvent, Head, read_head
+from amplitude_intercom.transports.amplitude import BOM, BadEvent, Head
+from amplitude_intercom.transports.amplitude_heads import read_head
 from amplitude_intercom.transports.lines import Line, Lines, Plain, Position
 from amplitude_intercom.transports.values import ARRAY, BETWEEN, Values, match_end
 

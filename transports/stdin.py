@@ -29,14 +29,9 @@ import anyio.to_thread
 import msgspec
 
 from amplitude_intercom.transports import files
-from amplitude_intercom.transports.amplitude import (
-    MAX_EVENT_BYTES,
-    BadEvent,
-    Head,
-    Time,
-    parse_time,
-    read_head,
-)
+from amplitude_intercom.transports.amplitude import MAX_EVENT_BYTES, BadEvent, Head, Time
+from amplitude_intercom.transports.amplitude_heads import read_head
+from amplitude_intercom.transports.amplitude_times import parse_time
 from amplitude_intercom.transports.bounds import EventBytes, LineBytes, Positive, PositiveSeconds
 from amplitude_intercom.transports.contract import Batch, Intake, Receipt, Ticket
 from amplitude_intercom.transports.errors import BadFile, Refused

@@ -31,25 +31,26 @@ from amplitude_intercom.transports.amplitude import (
     BOM,
     KEPT_BYTES,
     MAX_EVENT_BYTES,
-    MAX_TIME,
     MIN_ID_LENGTH,
     BadEvent,
     Head,
     Time,
     check_head,
-    decode_head,
-    decode_heads,
     fields_of,
-    group_identify_event,
-    identify_event,
-    mend,
-    parse_time,
-    read_head,
-    read_mended,
     too_large,
 )
+from amplitude_intercom.transports.amplitude_heads import (
+    decode_head,
+    decode_heads,
+    group_identify_event,
+    identify_event,
+    read_head,
+    read_mended,
+)
+from amplitude_intercom.transports.amplitude_times import MAX_TIME, parse_time
 from amplitude_intercom.transports.contract import Batch
 from amplitude_intercom.transports.forms import legacy_checksum
+from amplitude_intercom.transports.mending import mend
 
 MAX_EVENTS: Final = 2_000
 """Events of one request (HTTP V2 and Batch pages)."""

@@ -33,10 +33,9 @@ from amplitude_intercom.transports.amplitude import (
     MAX_EVENT_BYTES,
     BadEvent,
     Head,
-    decode_types,
-    read_head,
     too_large,
 )
+from amplitude_intercom.transports.amplitude_heads import decode_types, read_head
 from amplitude_intercom.transports.contract import Batch, Receipt
 from amplitude_intercom.transports.errors import Refused
 from amplitude_intercom.transports.reasons import RefusalReason

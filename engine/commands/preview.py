@@ -32,7 +32,8 @@ from amplitude_intercom.engine.spool.rows import DeadLetter
 from amplitude_intercom.engine.spool.store import Store, wall_clock_ms
 from amplitude_intercom.engine.token_facts import contact_key
 from amplitude_intercom.transports import files, intercom
-from amplitude_intercom.transports.amplitude import BadEvent, Head, decode_head
+from amplitude_intercom.transports.amplitude import BadEvent, Head
+from amplitude_intercom.transports.amplitude_heads import decode_head
 from amplitude_intercom.transports.errors import NoAnswer
 from amplitude_intercom.transports.intercom import Request
 from amplitude_intercom.transports.stdin import decode_line

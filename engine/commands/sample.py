@@ -12,7 +12,8 @@ from amplitude_intercom.engine.near import nearest
 from amplitude_intercom.engine.rules.paths import Path, parse, read
 from amplitude_intercom.engine.rules.selection import Selection
 from amplitude_intercom.engine.settings import Rename, Sync, source_and_target
-from amplitude_intercom.transports import amplitude
+from amplitude_intercom.transports.amplitude import BadEvent, Head
+from amplitude_intercom.transports.amplitude_events import Event, decode_event
 
 MOST_NAMES = 10_000
 """Names of one kind that are remembered of a sample."""
@@ -42,7 +43,7 @@ class Names:
 
     def _take(self, raw: bytes) -> None:
         try:
-            event = amplitude.decode_event(raw)
+            event = decode_event(raw)
         except ValueError:
             return
         if event.event_type and len(self.types) < MOST_NAMES:
@@ -55,7 +56,7 @@ class Names:
         self._missing -= {path for path in self._missing if _has(event, path)}
 
 
-def _has(event: amplitude.Event, path: Path) -> bool:
+def _has(event: Event, path: Path) -> bool:
     """Whether an event has a property; for a user's, whatever its operation does with it."""
     if read(path, event.fields) is not None:
         return True
@@ -136,6 +137,6 @@ def _with_hints(names: list[str], known: list[str], counts: Counter[str] | None 
     return ", ".join(parts) + more
 
 
-def type_of(head: amplitude.Head | amplitude.BadEvent) -> str:
+def type_of(head: Head | BadEvent) -> str:
     """Return the type of an event of the sample; empty where it has none."""
-    return (head.event_type or "") if isinstance(head, amplitude.Head) else ""
+    return (head.event_type or "") if isinstance(head, Head) else ""

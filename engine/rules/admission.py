@@ -21,13 +21,11 @@ from amplitude_intercom.transports.amplitude import (
     IDENTIFY,
     RESERVED_TYPES,
     BadEvent,
-    Event,
     Head,
     check_head,
-    check_time,
-    decode_event,
-    decode_types,
 )
+from amplitude_intercom.transports.amplitude_events import Event, decode_event
+from amplitude_intercom.transports.amplitude_heads import check_time, decode_types
 
 TYPE_VERDICTS_KEPT: Final = 4_096
 """Event types with a cached verdict."""

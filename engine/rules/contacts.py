@@ -18,7 +18,8 @@ from amplitude_intercom.engine.rules.fitting import Style
 from amplitude_intercom.engine.rules.operations import CLEAR_ALL, select, split
 from amplitude_intercom.engine.rules.user_properties import UNCHANGED, keep
 from amplitude_intercom.engine.settings import Users, source_and_target
-from amplitude_intercom.transports.amplitude import IDENTIFY, Content, Event
+from amplitude_intercom.transports.amplitude import IDENTIFY
+from amplitude_intercom.transports.amplitude_events import Content, Event
 
 STANDARD_TYPES: Final[Mapping[str, str]] = {
     "role": "role",

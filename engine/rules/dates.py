@@ -9,7 +9,7 @@ import re
 from functools import lru_cache
 from typing import Any, Final
 
-from amplitude_intercom.transports.amplitude import MAX_TIME, in_milliseconds, parse_time
+from amplitude_intercom.transports.amplitude_times import MAX_TIME, in_milliseconds, parse_time
 
 DATE_ENDING: Final = "_date"
 """Intercom shows a metadata key with this ending as a date (API description 2.16)."""

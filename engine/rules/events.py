@@ -25,7 +25,7 @@ from amplitude_intercom.engine.rules.money import is_exact, money
 from amplitude_intercom.engine.rules.texts import fit_key, fit_name, is_blank
 from amplitude_intercom.engine.rules.verdicts import Reject
 from amplitude_intercom.engine.settings import Events, Rename, source_and_target
-from amplitude_intercom.transports.amplitude import Content
+from amplitude_intercom.transports.amplitude_events import Content
 
 
 class MetadataSource(NamedTuple):

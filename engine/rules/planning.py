@@ -22,7 +22,8 @@ from amplitude_intercom.engine.rules.selection import Predicate
 from amplitude_intercom.engine.rules.user_keys import UserKeys
 from amplitude_intercom.engine.rules.verdicts import Drop, Keep, Reject, Verdict
 from amplitude_intercom.engine.settings import Sync
-from amplitude_intercom.transports.amplitude import MAX_AMPLITUDE_TEXT, Content, content_decoder
+from amplitude_intercom.transports.amplitude import MAX_AMPLITUDE_TEXT
+from amplitude_intercom.transports.amplitude_events import Content, content_decoder
 
 TYPE_RULES_KEPT: Final = 1_024
 """Event types with a cached ``TypeRule``."""

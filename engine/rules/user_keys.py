@@ -10,13 +10,9 @@ from amplitude_intercom.engine.rules import paths
 from amplitude_intercom.engine.rules.numerals import digits
 from amplitude_intercom.engine.rules.verdicts import Reject
 from amplitude_intercom.engine.settings import Mapping
-from amplitude_intercom.transports.amplitude import (
-    MAX_AMPLITUDE_TEXT,
-    Event,
-    Head,
-    decode_event,
-    legible,
-)
+from amplitude_intercom.transports.amplitude import MAX_AMPLITUDE_TEXT, Head
+from amplitude_intercom.transports.amplitude_events import Event, decode_event
+from amplitude_intercom.transports.amplitude_heads import legible
 
 MAX_ID: Final = 255
 """Characters of an external id or e-mail. Intercom documents no limit."""

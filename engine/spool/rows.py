@@ -13,7 +13,7 @@ from amplitude_intercom.engine.envelope import Record
 from amplitude_intercom.engine.reasons import DropReason, Failure
 from amplitude_intercom.engine.spool.batches import Pack
 from amplitude_intercom.engine.spool.requests import Relayed
-from amplitude_intercom.transports.amplitude import decode_types
+from amplitude_intercom.transports.amplitude_heads import decode_types
 
 
 class DeadRow(msgspec.Struct, frozen=True, gc=False):

@@ -9,7 +9,7 @@ from amplitude_intercom.engine.config import from_table
 from amplitude_intercom.engine.rules.admission import Admission
 from amplitude_intercom.engine.rules.planning import SyncRules
 from amplitude_intercom.engine.rules.verdicts import Keep
-from amplitude_intercom.transports.amplitude import decode_head
+from amplitude_intercom.transports.amplitude_heads import decode_head
 
 ANY: dict[str, Any] = {"select": [{"types": ["*"]}]}
 BOUGHT: dict[str, Any] = {"types": ["Bought"]}

@@ -37,7 +37,7 @@ import anyio
 import msgspec
 from aiohttp import web
 
-from amplitude_intercom.transports.amplitude import parse_time
+from amplitude_intercom.transports.amplitude_times import parse_time
 from amplitude_intercom.transports.errors import NoAnswer
 from amplitude_intercom.transports.intercom import Answer, Request
 from amplitude_intercom.transports.originals import Original

@@ -13,17 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amplitude_intercom.transports import amplitude
-from amplitude_intercom.transports.amplitude import (
-    BadEvent,
-    Head,
-    check_head,
-    content_decoder,
-    decode_event,
-    decode_head,
-    parse_time,
-    read_head,
-)
+from amplitude_intercom.transports import amplitude, mending
+from amplitude_intercom.transports.amplitude import BadEvent, Head, check_head
+from amplitude_intercom.transports.amplitude_events import content_decoder, decode_event
+from amplitude_intercom.transports.amplitude_heads import decode_head, read_head
+from amplitude_intercom.transports.amplitude_times import parse_time
 
 DEEP = b"[" * 10_000 + b"]" * 10_000
 GOOD = {"event_type": "Bought", "user_id": "user-1"}
@@ -173,7 +167,7 @@ def test_a_number_of_5_000_digits_is_no_time() -> None:
     ],
 )
 def test_half_a_surrogate_pair_is_mended_and_nothing_else(cut: bytes, mended: bytes) -> None:
-    assert amplitude.mend_surrogates(cut) == mended
+    assert mending.mend_surrogates(cut) == mended
 
 
 @pytest.mark.parametrize(
@@ -194,7 +188,7 @@ def test_half_a_surrogate_pair_is_mended_and_nothing_else(cut: bytes, mended: by
 def test_an_invalid_number_becomes_null_and_texts_are_left_alone(
     written: bytes, mended: bytes
 ) -> None:
-    assert amplitude.mend(written) == mended
+    assert mending.mend(written) == mended
 
 
 @given(st.recursive(st.none() | st.integers() | st.floats() | st.text(), st.lists, max_leaves=20))
@@ -204,7 +198,7 @@ def test_every_output_of_pythons_json_can_be_mended(value: Any) -> None:
             return list(map(without_what_is_no_number, value))
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    mended = amplitude.mend(json.dumps(value).encode())
+    mended = mending.mend(json.dumps(value).encode())
     assert msgspec.json.decode(mended) == without_what_is_no_number(value)
 
 
@@ -214,7 +208,7 @@ def test_every_output_of_pythons_json_can_be_mended(value: Any) -> None:
 def test_mending_takes_time_in_proportion(hostile: bytes) -> None:
     def taken_s(times: int) -> float:
         started = time.process_time()
-        amplitude.mend(hostile * times)
+        mending.mend(hostile * times)
         return time.process_time() - started
 
     assert min(taken_s(200_000) for _ in range(3)) < 100 * max(taken_s(20_000), 0.001)

@@ -21,7 +21,8 @@ import msgspec
 import pytest
 
 from amplitude_intercom.transports import Batch, Receipt, Ticket
-from amplitude_intercom.transports.amplitude import BadEvent, Head, read_head
+from amplitude_intercom.transports.amplitude import BadEvent, Head
+from amplitude_intercom.transports.amplitude_heads import read_head
 from amplitude_intercom.transports.errors import BadFile, Refused
 from amplitude_intercom.transports.reasons import RefusalReason
 from amplitude_intercom.transports.stdin import TICKETS, LineSource, Progress

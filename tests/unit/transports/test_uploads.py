@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amplitude_intercom.transports import Batch, uploads
-from amplitude_intercom.transports.amplitude import BadEvent, Head, decode_event
+from amplitude_intercom.transports.amplitude import BadEvent, Head
+from amplitude_intercom.transports.amplitude_events import decode_event
 from amplitude_intercom.transports.uploads import (
     MAX_EVENTS,
     BadUpload,

@@ -21,7 +21,8 @@ from amplitude_intercom.engine.rules.planning import SyncRules
 from amplitude_intercom.engine.spool.batches import MOST_BYTES, MOST_EVENTS, Entry, entries_of
 from amplitude_intercom.engine.spool.rows import Part, dead_letter
 from amplitude_intercom.transports import Batch
-from amplitude_intercom.transports.amplitude import BadEvent, read_head
+from amplitude_intercom.transports.amplitude import BadEvent
+from amplitude_intercom.transports.amplitude_heads import read_head
 from amplitude_intercom.transports.uploads import Upload, checked_batch
 from support.admissions import ANY, BOUGHT, an_admission
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from amplitude_intercom.engine.rules.insert_keys import dead_key, insert_key, project_hash
-from amplitude_intercom.transports.amplitude import Head, decode_head
+from amplitude_intercom.transports.amplitude import Head
+from amplitude_intercom.transports.amplitude_heads import decode_head
 from support import reference
 
 
