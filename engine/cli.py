@@ -383,7 +383,7 @@ def list_dead_letters(
 @dead_letters.command(name="show")
 def show_dead_letter(
     config: Config,
-    id_: Annotated[int, typer.Argument(metavar="ID", min=0, max=MOST)],
+    id_: Annotated[int, typer.Argument(metavar="ID", min=0, max=MOST, help="Its id.")],
     sync: TakerName = None,
     json: Json = False,
 ) -> None:

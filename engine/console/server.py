@@ -191,9 +191,11 @@ class AdminServer:
             raise web.HTTPUnsupportedMediaType(text="send Content-Type: application/json\n")
 
     async def _healthz(self, request: web.Request) -> web.Response:
+        """Return 200 as long as the process answers, with its state. Needs no token."""
         return web.json_response({"status": "ok", "state": self._engine.state})
 
     async def _readyz(self, request: web.Request) -> web.Response:
+        """Return 200 while events are taken, else 503 and why. Needs no token."""
         ready = self._engine.overview.ready
         said = {
             "ready": ready,
@@ -205,6 +207,7 @@ class AdminServer:
         return web.json_response(said, status=200 if ready else 503)
 
     async def _metrics(self, request: web.Request) -> web.Response:
+        """Return the metrics in Prometheus' text format."""
         status = await self._engine.status()
         return web.Response(
             body=metrics.render(status, ready=self._engine.overview.ready),
@@ -212,6 +215,7 @@ class AdminServer:
         )
 
     async def _status(self, request: web.Request) -> web.Response:
+        """Return the accounting, as `status --json` prints it."""
         return _json(await self._engine.status())
 
     def _sync_of(self, request: web.Request) -> str:
@@ -221,35 +225,43 @@ class AdminServer:
         return sync
 
     async def _jobs(self, request: web.Request) -> web.Response:
+        """Return the latest 100 jobs, the latest first."""
         return _json(await self._engine.jobs.latest())
 
     async def _job(self, request: web.Request) -> web.Response:
+        """Return one job; 404 where there is none."""
         job = await self._engine.jobs.get(int(request.match_info["job"]))
         if job is None:
             raise web.HTTPNotFound(text="no such job\n")
         return _json(job)
 
     async def _cancel_job(self, request: web.Request) -> web.Response:
+        """Cancel a job. What it has done stays done."""
         cancelled = await _settled(self._engine.jobs.cancel(int(request.match_info["job"])))
         return _json({"cancelled": cancelled})
 
     async def _compact(self, request: web.Request) -> web.Response:
+        """Give the space that the spool's file does not need back to the disk."""
         return _json(await self._engine.upkeep.compact())
 
     async def _move_left(self, request: web.Request) -> web.Response:
+        """Give what is left of the sync `old`, which has gone from the settings, to `new`."""
         body = await self._body(request, Move)
         return _json(await _settled(self._engine.upkeep.move_left(body.old, body.new)))
 
     async def _drop_left(self, request: web.Request) -> web.Response:
+        """Drop what is left of the sync `old`, which has gone from the settings."""
         body = await self._body(request, Drop)
         return _json(await _settled(self._engine.upkeep.drop_left(body.old)))
 
     async def _user(self, request: web.Request) -> web.Response:
+        """Return what is known of one user: its records, contact and dead letters."""
         return _json(
             await self._engine.upkeep.user(self._sync_of(request), request.match_info["key"])
         )
 
     async def _dead_letters(self, request: web.Request) -> web.Response:
+        """List dead letters, or begin a job that replays or discards them."""
         sync, action = request.match_info["sync"], request.match_info["action"]
         if sync not in self._engine.overview.takers:
             kind = "relay" if sync.startswith(RELAY) else "sync"
