@@ -20,7 +20,7 @@ import anyio
 import msgspec
 
 from amplitude_intercom.engine.actors.source import SourceActor
-from amplitude_intercom.engine.clients import amplitude_client_of, token_key, token_of
+from amplitude_intercom.engine.clients import Token, amplitude_client_of, token_key, token_of
 from amplitude_intercom.engine.delivery.loading import LoadedBytes
 from amplitude_intercom.engine.delivery.stream import Stream
 from amplitude_intercom.engine.delivery.workspace import Workspaces
@@ -122,10 +122,7 @@ class Engine:
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
-            spools = await self._open_spool(stack)
-            self.streams |= {s.name: Stream(s, spools[s.name]) for s in self.settings.sync}
-            gates = Gates(self.settings, self._options.wire, self._options.clocks)
-            await self._join(gates, spools, stack)
+            await self._build(stack)
             self._tasks = await stack.enter_async_context(anyio.create_task_group())
             self._tasks.start_soon(self._run)
             self._stack = stack.pop_all()
@@ -191,99 +188,44 @@ class Engine:
 
     # --- building -------------------------------------------------------------------------
 
-    async def _open_spool(self, stack: AsyncExitStack) -> Mapping[str, TakerSpool]:
-        """Lock the data directory and open the spool; return each taker's part of it."""
-        options, data_dir = self._options, Path(self.settings.data_dir)
-        stack.enter_context(DataDir(data_dir))
-        refuse_former_spools(data_dir)
-        self.spool = Spool(
-            data_dir, self.settings, now_ms=options.clocks.now_ms, inline=options.inline
-        )
-        stack.push_async_callback(self.spool.close)
-        syncs, relays = self.settings.sync, self.settings.relay
-        names = [*(sync.name for sync in syncs), *(relay.taker for relay in relays)]
-        return await self.spool.open_for(names)
-
-    async def _join(
-        self, gates: Gates, spools: Mapping[str, TakerSpool], stack: AsyncExitStack
-    ) -> None:
-        """Build deliveries, relays, jobs and intake, in the order in which they need each other."""
-        now_ms = self._options.clocks.now_ms
-        await self._follow_selections(now_ms())
-        if self._options.delivers:
-            await self._join_pipelines(gates, stack)
-            await self._join_relays(spools, stack)
-        relays = {relay.taker: relay for relay in self.settings.relay}
+    async def _build(self, stack: AsyncExitStack) -> None:
+        """Build all parts, in the order in which they need each other."""
+        settings, options = self.settings, self._options
+        clocks, now_ms = options.clocks, options.clocks.now_ms
+        self.spool, spools = await _open_spool(settings, options, stack)
+        self.streams |= {sync.name: Stream(sync, spools[sync.name]) for sync in settings.sync}
+        streams = list(self.streams.values())
+        await _follow_selections(self.spool, streams, now_ms())
+        gates = Gates(settings, options.wire, clocks)
+        if options.delivers:
+            self._pipelines |= await _pipelines(streams, self.spool, gates, clocks, stack)
+            self.relays |= await _relays(settings, options, spools, stack)
+        for taker, relay in self.relays.items():
+            supervisor = Supervisor(relay.run, relay=relay.settings.name, part="relay")
+            self.relay_supervisors[taker] = supervisor
+        relays = {relay.taker: relay for relay in settings.relay}
         self.jobs = JobRunner(self.spool, self.streams, now_ms, relays)
         self.upkeep = Upkeep(self.spool, self.streams, list(spools), self.jobs, now_ms)
         await self.jobs.follow_mappings()
         await self.upkeep.log_left()
-        self._taking_in = IntakePipeline(self.settings, self.streams.values(), self.spool)
+        self._taking_in = IntakePipeline(settings, streams, self.spool)
         stack.callback(self._taking_in.close)
-        self.overview = Overview(
-            Parts(
-                self.settings,
-                self.spool,
-                spools,
-                self.streams,
-                self._pipelines,
-                self.relays,
-                self.relay_supervisors,
-                self.sources,
-                self.jobs,
-                gates,
-                now_ms,
-                lambda: self.state,
-                lambda: self._taking_in.stopped,
-            )
+        parts = Parts(
+            settings,
+            self.spool,
+            spools,
+            self.streams,
+            self._pipelines,
+            self.relays,
+            self.relay_supervisors,
+            self.sources,
+            self.jobs,
+            gates,
+            now_ms,
+            lambda: self.state,
+            lambda: self._taking_in.stopped,
         )
-
-    async def _follow_selections(self, now_ms: int) -> None:
-        """Let every sync know the properties that it brings to contacts from now on."""
-        streams = list(self.streams.values())
-        selections = await self.spool.do(
-            lambda store: [stream.follow_selection(store, now_ms) for stream in streams]
-        )
-        for stream, selection in zip(streams, selections, strict=True):
-            stream.selection = selection
-
-    async def _join_pipelines(self, gates: Gates, stack: AsyncExitStack) -> None:
-        """Build a gate and a pipeline for each access token of an enabled sync."""
-        budget, clocks = LoadedBytes(), self._options.clocks
-        workspaces = Workspaces(now_ms=clocks.now_ms, jitter=clocks.jitter)
-        by_token: dict[tuple[str, str], list[Stream]] = {}
-        for stream in self.streams.values():
-            if stream.sync.enabled:
-                by_token.setdefault(token_of(stream.sync), []).append(stream)
-        for token, streams in by_token.items():
-            gate = await gates.build(token, streams[0].sync, self.spool, stack)
-            pipeline = Pipeline(
-                gate,
-                streams,
-                budget,
-                now_ms=clocks.now_ms,
-                jitter=clocks.jitter,
-                keep_limit=partial(keep_limit, self.spool, token),
-                find_workspace=partial(
-                    workspaces.find, token_key("workspace", token), token[0], gate, streams[0].spool
-                ),
-            )
-            self._pipelines |= {stream.sync.name: pipeline for stream in streams}
-
-    async def _join_relays(self, spools: Mapping[str, TakerSpool], stack: AsyncExitStack) -> None:
-        """Build a sender for each relay."""
-        clocks, relay_wire = self._options.clocks, self._options.relay_wire
-        for relay in self.settings.relay:
-            if relay_wire is not None:
-                wire = relay_wire(relay)
-            else:
-                wire = await stack.enter_async_context(amplitude_client_of(relay))
-            sender = Relay(
-                relay, spools[relay.taker], wire, now_ms=clocks.now_ms, jitter=clocks.jitter
-            )
-            self.relays[relay.taker] = sender
-            supervisor = Supervisor(sender.run, relay=relay.name, part="relay")
-            self.relay_supervisors[relay.taker] = supervisor
+        self.overview = Overview(parts)
 
     # --- using it -------------------------------------------------------------------------
 
@@ -339,3 +281,72 @@ class Engine:
     async def status(self) -> Status:
         """Return the accounting of all syncs and relays; see ``Overview.status``."""
         return await self.overview.status()
+
+
+async def _open_spool(
+    settings: Settings, options: _Options, stack: AsyncExitStack
+) -> tuple[Spool, Mapping[str, TakerSpool]]:
+    """Lock the data directory and open the spool; return it, and each taker's part of it."""
+    data_dir = Path(settings.data_dir)
+    stack.enter_context(DataDir(data_dir))
+    refuse_former_spools(data_dir)
+    spool = Spool(data_dir, settings, now_ms=options.clocks.now_ms, inline=options.inline)
+    stack.push_async_callback(spool.close)
+    syncs = [sync.name for sync in settings.sync]
+    return spool, await spool.open_for([*syncs, *(relay.taker for relay in settings.relay)])
+
+
+async def _follow_selections(spool: Spool, streams: Sequence[Stream], now_ms: int) -> None:
+    """Let every sync know the properties that it brings to contacts from now on."""
+    selections = await spool.do(
+        lambda store: [stream.follow_selection(store, now_ms) for stream in streams]
+    )
+    for stream, selection in zip(streams, selections, strict=True):
+        stream.selection = selection
+
+
+async def _pipelines(
+    streams: Sequence[Stream], spool: Spool, gates: Gates, clocks: Clocks, stack: AsyncExitStack
+) -> dict[str, Pipeline]:
+    """Build a gate and a pipeline for each access token; return the pipelines by enabled sync."""
+    budget = LoadedBytes()
+    workspaces = Workspaces(now_ms=clocks.now_ms, jitter=clocks.jitter)
+    by_token: dict[Token, list[Stream]] = {}
+    for stream in streams:
+        if stream.sync.enabled:
+            by_token.setdefault(token_of(stream.sync), []).append(stream)
+    found: dict[str, Pipeline] = {}
+    for token, of_token in by_token.items():
+        gate = await gates.build(token, of_token[0].sync, spool, stack)
+        key = token_key("workspace", token)
+        pipeline = Pipeline(
+            gate,
+            of_token,
+            budget,
+            now_ms=clocks.now_ms,
+            jitter=clocks.jitter,
+            keep_limit=partial(keep_limit, spool, token),
+            find_workspace=partial(workspaces.find, key, token[0], gate, of_token[0].spool),
+        )
+        found |= {stream.sync.name: pipeline for stream in of_token}
+    return found
+
+
+async def _relays(
+    settings: Settings,
+    options: _Options,
+    spools: Mapping[str, TakerSpool],
+    stack: AsyncExitStack,
+) -> dict[str, Relay]:
+    """Build a sender for each relay; return them by taker."""
+    found = {}
+    for relay in settings.relay:
+        if options.relay_wire is not None:
+            wire = options.relay_wire(relay)
+        else:
+            wire = await stack.enter_async_context(amplitude_client_of(relay))
+        clocks = options.clocks
+        found[relay.taker] = Relay(
+            relay, spools[relay.taker], wire, now_ms=clocks.now_ms, jitter=clocks.jitter
+        )
+    return found
