@@ -40,6 +40,7 @@ from amplitude_intercom.engine.status import Status
 from amplitude_intercom.engine.supervision import Supervisor
 from amplitude_intercom.engine.token_facts import keep_limit
 from amplitude_intercom.engine.upkeep import Upkeep
+from amplitude_intercom.transports.amplitude import Head
 from amplitude_intercom.transports.amplitude_client import AmplitudeWire
 from amplitude_intercom.transports.contract import Batch, Receipt
 from amplitude_intercom.transports.errors import Refused
@@ -83,11 +84,6 @@ class Engine:
         DataDirInUse: another process has it.
         SpoolError: the spool cannot be opened.
     """
-
-    spool: Spool
-    jobs: JobRunner
-    upkeep: Upkeep
-    overview: Overview
 
     def __init__(
         self,
@@ -141,8 +137,7 @@ class Engine:
         finally:
             self.state = "ended"
             for stream in self.streams.values():
-                if stream.delivery is not None:
-                    stream.delivery.feed.tell_the_end()
+                stream.tell_the_end()
 
     async def finish(self, deadline_s: float) -> bool:
         """Drain, and cancel at the deadline; return whether everything under way was finished.
@@ -200,11 +195,11 @@ class Engine:
         if options.delivers:
             self._pipelines |= await _pipelines(streams, self.spool, gates, clocks, stack)
             self.relays |= await _relays(settings, options, spools, stack)
-        for taker, relay in self.relays.items():
-            supervisor = Supervisor(relay.run, relay=relay.settings.name, part="relay")
-            self.relay_supervisors[taker] = supervisor
-        relays = {relay.taker: relay for relay in settings.relay}
-        self.jobs = JobRunner(self.spool, self.streams, now_ms, relays)
+        self.relay_supervisors |= {
+            taker: Supervisor(relay.run, relay=relay.settings.name, part="relay")
+            for taker, relay in self.relays.items()
+        }
+        self.jobs = JobRunner(self.spool, self.streams, now_ms, settings.relay)
         self.upkeep = Upkeep(self.spool, self.streams, list(spools), self.jobs, now_ms)
         await self.jobs.follow_mappings()
         await self.upkeep.log_left()
@@ -251,13 +246,8 @@ class Engine:
             UnknownApiKey: no sync takes this key.
             UnknownSync: there is no sync of this name.
         """
-        decoded = decode_events(
-            (e if isinstance(e, bytes) else msgspec.json.encode(e) for e in events),
-            max_event_bytes=self.settings.max_event_bytes,
-        )
-        if isinstance(decoded, BadUpload):
-            raise BadEvents(decoded)
-        batch = Batch(*decoded, api_key=api_key, sync=sync, origin="submit")
+        heads, raws = _decoded(events, self.settings.max_event_bytes)
+        batch = Batch(heads, raws, api_key=api_key, sync=sync, origin="submit")
         ticket = await self.intake.send(batch)
         return await ticket.wait()
 
@@ -281,6 +271,21 @@ class Engine:
     async def status(self) -> Status:
         """Return the accounting of all syncs and relays; see ``Overview.status``."""
         return await self.overview.status()
+
+
+def _decoded(
+    events: Sequence[Mapping[str, Any] | bytes], max_event_bytes: int
+) -> tuple[list[Head], list[bytes]]:
+    """Return the heads and the bytes of events that are handed to ``submit``.
+
+    Raises:
+        BadEvents: some are malformed.
+    """
+    raws = (e if isinstance(e, bytes) else msgspec.json.encode(e) for e in events)
+    decoded = decode_events(raws, max_event_bytes=max_event_bytes)
+    if isinstance(decoded, BadUpload):
+        raise BadEvents(decoded)
+    return decoded
 
 
 async def _open_spool(

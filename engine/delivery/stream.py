@@ -49,6 +49,11 @@ class Stream:
         """The gate of its access token, where it delivers."""
         return self.delivery.gate if self.delivery else None
 
+    def tell_the_end(self) -> None:
+        """Wake all that wait for progress of the delivery: there will be none."""
+        if self.delivery is not None:
+            self.delivery.feed.tell_the_end()
+
     def follow_selection(self, store: Transaction, now_ms: int) -> Selection:
         """Keep which properties the sync brings to contacts from now on; return them."""
         return follow_selection(store, self.spool.taker, self.selected, self.found_by, now_ms)

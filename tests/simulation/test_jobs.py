@@ -11,7 +11,8 @@ import pytest
 
 from amplitude_intercom.engine import DeadLetterQuery, Engine, SettingsError
 from amplitude_intercom.engine.errors import SpoolError
-from amplitude_intercom.engine.jobs import SLICE, JobRunner, replay
+from amplitude_intercom.engine.job_slices import SLICE, replay
+from amplitude_intercom.engine.jobs import JobRunner
 from amplitude_intercom.engine.reasons import DeadReason, Failure
 from amplitude_intercom.engine.rules.admission import Admission, Admitted
 from amplitude_intercom.engine.rules.verdicts import Verdict

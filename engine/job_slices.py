@@ -1,0 +1,231 @@
+"""One slice of a job, in a transaction: letters replayed or discarded, records re-keyed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, NamedTuple
+
+from amplitude_intercom.engine.delivery.stream import Stream
+from amplitude_intercom.engine.faults import internal_failure
+from amplitude_intercom.engine.reasons import DeadReason, DropReason
+from amplitude_intercom.engine.relay.keeping import relayed_again
+from amplitude_intercom.engine.rules.admission import Admission, Admitted
+from amplitude_intercom.engine.rules.verdicts import Drop, Keep, Verdict
+from amplitude_intercom.engine.settings import Relay as RelaySettings
+from amplitude_intercom.engine.spool.batches import Kept
+from amplitude_intercom.engine.spool.jobs import Expiry, JobKind, JobRow, JobState, NewMapping
+from amplitude_intercom.engine.spool.rekeying import rekey
+from amplitude_intercom.engine.spool.requests import Relayed
+from amplitude_intercom.engine.spool.rows import DeadLetter, DeadLetterQuery, Position
+from amplitude_intercom.engine.spool.store import Store
+from amplitude_intercom.transports.amplitude_heads import decode_head
+
+SLICE: Final = 500
+"""Dead letters that one transaction settles: other transactions wait for it."""
+
+STILL_DEAD: Final = "still dead"
+"""The count of letters that stay: no event, no user, damaged, or an internal fault."""
+
+UNKEYED: Final = ""
+"""The mapping kept for a sync while a re-keying runs: some records have old keys, some new ones."""
+
+
+class Slice(NamedTuple):
+    """The result of one slice; ``cursor``: the position of the last record or letter read."""
+
+    cursor: str
+    counts: Mapping[str, int]
+    is_last: bool
+
+
+class JobSlices:
+    """Does slices of jobs for the syncs and relays of the settings."""
+
+    def __init__(
+        self,
+        streams: Mapping[str, Stream],
+        relays: Mapping[str, RelaySettings],
+        now_ms: Callable[[], int],
+    ) -> None:
+        """``streams`` and ``relays`` by taker."""
+        self._streams = streams
+        self._relays = relays
+        self._now_ms = now_ms
+
+    def is_enabled(self, taker: str) -> bool:
+        """Return whether a replayed letter of a taker would be sent."""
+        if taker in self._relays:
+            return self._relays[taker].enabled
+        stream = self._streams.get(taker)
+        return stream is not None and stream.sync.enabled
+
+    def follow_mappings(self, store: Store) -> list[JobRow]:
+        """Ask for re-keyings where ``[sync.mapping]`` has changed; return those that are open."""
+        now_ms = self._now_ms()
+        found = [_follow_mapping(store, stream, now_ms) for stream in self._streams.values()]
+        return [job for job in found if job is not None]
+
+    def do_next(self, store: Store) -> tuple[JobRow, bool] | None:
+        """Do a slice of the oldest open job; return the job, and whether the slice was its last.
+
+        None: no job is open.
+        """
+        job = store.jobs.next()
+        if job is None:
+            return None
+        done = self._do(store, job, store.known_taker(job.sync))
+        store.jobs.advance(job, done.cursor, done.counts)
+        if done.is_last:
+            store.jobs.end(job.id, JobState.DONE, self._now_ms())
+        return job, done.is_last
+
+    def _do(self, store: Store, job: JobRow, taker: int) -> Slice:
+        match job.query:
+            case Expiry() as expiry:
+                return _expire(store, taker, expiry, job.cursor, self._now_ms())
+            case NewMapping() as mapping:
+                return self._rekey(store, taker, job, mapping)
+            case query:
+                return self._letters(store, taker, job, query)
+
+    def _letters(self, store: Store, taker: int, job: JobRow, query: DeadLetterQuery) -> Slice:
+        up_to = Position.read(job.up_to)
+        letters, last = store.letters.page(
+            taker, query, Position.read(job.cursor), SLICE, up_to=up_to
+        )
+        meant = [letter for letter in letters if letter.id <= up_to.id]
+        counts = self._settle(store, job, taker, meant) if meant else {}
+        return Slice(str(last or up_to), counts, is_last=last is None)
+
+    def _settle(
+        self, store: Store, job: JobRow, taker: int, letters: Sequence[DeadLetter]
+    ) -> Counter[str]:
+        if job.kind is JobKind.DISCARD:
+            return Counter({"discarded": store.discard(taker, letters)})
+        if not self.is_enabled(job.sync):  # it was disabled since the job was asked for
+            return Counter({STILL_DEAD: len(letters)})
+        if job.sync in self._relays:
+            drops_oldest = self._relays[job.sync].drops_oldest
+            return relay_again(store, taker, letters, self._now_ms(), drops_oldest=drops_oldest)
+        admission = self._streams[job.sync].rules.admission
+        return replay(store, taker, letters, admission, self._now_ms())
+
+    def _rekey(self, store: Store, taker: int, job: JobRow, mapping: NewMapping) -> Slice:
+        stream = self._streams.get(job.sync)
+        if stream is None:  # the mapping stays UNKEYED, so that a new job follows its return
+            return Slice(job.cursor, {}, is_last=True)
+        user_of = stream.rules.admission.user_of
+        cursor, up_to = Position.read(job.cursor), Position.read(job.up_to)
+        done = rekey(store, taker, cursor.id, up_to.id, user_of)
+        if done.is_last:
+            store.meta.set(_mapping_key(taker), _text_of(mapping))
+        counts = {"rekeyed": done.count} if done.count else {}
+        return Slice(str(Position(0, done.last_id)), counts, done.is_last)
+
+
+def _mapping_key(taker: int) -> str:
+    return f"mapping {taker}"
+
+
+def _text_of(mapping: NewMapping) -> str:
+    return f"{mapping.identifier} {mapping.source}"
+
+
+def _follow_mapping(store: Store, stream: Stream, now_ms: int) -> JobRow | None:
+    """Return the open re-keying of a sync, a new one if ``[sync.mapping]`` has changed."""
+    taker, mapping = stream.spool.taker, stream.sync.mapping
+    new = NewMapping(mapping.identifier, mapping.source)
+    key, text = _mapping_key(taker), _text_of(new)
+    before = store.meta.get(key)
+    waiting = store.accounts.value(taker, "pending")
+    if before == text:
+        return None
+    if before is None or not waiting:
+        store.meta.set(key, text)
+        return None
+    asked = store.jobs.rekeying(stream.sync.name)
+    if asked is not None and not asked.ended:
+        if asked.query == new:
+            return asked
+        store.jobs.end(asked.id, JobState.CANCELLED, now_ms)
+    store.meta.set(key, UNKEYED)
+    return store.ask_job(JobKind.REKEY, taker, new, waiting, who="settings", now_ms=now_ms)
+
+
+def _expire(store: Store, taker: int, expiry: Expiry, cursor: str, now_ms: int) -> Slice:
+    count, more = store.settling(taker).expire(
+        expiry.user, expiry.failure, expiry.accepted_until_ms, now_ms
+    )
+    return Slice(cursor, {f"dead:{expiry.failure.reason}": count}, is_last=not more)
+
+
+def replay(
+    store: Store,
+    taker: int,
+    letters: Sequence[DeadLetter],
+    admission: Admission,
+    now_ms: int,
+) -> Counter[str]:
+    """Send dead letters through today's filter again; return counts by outcome.
+
+    Outcomes: ``replayed``, ``dropped:REASON`` (today's selection drops it), ``still dead``. A
+    replayed event goes behind all waiting records of its user.
+    """
+    counts: Counter[str] = Counter()
+    kept: list[tuple[DeadLetter, Kept]] = []
+    for letter in letters:
+        if letter.reason == DeadReason.CORRUPT:
+            counts[STILL_DEAD] += 1  # its bytes are no longer the accepted ones
+            continue
+        match _judged(admission, letter):
+            case Keep((kind, user)):
+                event = Kept(
+                    kind,
+                    user,
+                    letter.raw,
+                    None,
+                    letter.claim_id,
+                    letter.accepted_at_ms,
+                    bool(letter.updated),
+                )
+                kept.append((letter, event))
+            case Drop(reason) if reason is not DropReason.NO_IDENTITY:
+                counts[f"dropped:{reason}"] += store.discard(taker, [letter], reason)
+            case _:
+                counts[STILL_DEAD] += 1
+    counts["replayed"] += store.replay(taker, kept, now_ms)
+    return +counts
+
+
+def relay_again(
+    store: Store, taker: int, letters: Sequence[DeadLetter], now_ms: int, *, drops_oldest: bool
+) -> Counter[str]:
+    """Send dead letters of a relay on again; return counts by outcome."""
+    found = [
+        (letter, _as_request(letter, drops_oldest=drops_oldest))
+        for letter in letters
+        if letter.reason != DeadReason.CORRUPT
+    ]
+    requests = [(letter, request) for letter, request in found if request is not None]
+    counts = Counter({STILL_DEAD: len(letters) - len(requests)})
+    counts["replayed"] = store.relay_again(taker, requests, now_ms)
+    return +counts
+
+
+def _as_request(letter: DeadLetter, *, drops_oldest: bool) -> Relayed | None:
+    """Return a letter of a relay as a request; None: it cannot be one."""
+    try:
+        return relayed_again(letter, drops_oldest=drops_oldest)
+    except Exception as fault:
+        internal_failure(fault, dead_letter=letter.id)
+        return None
+
+
+def _judged(admission: Admission, letter: DeadLetter) -> Verdict[Admitted] | None:
+    """Return the verdict of today's filter on a letter; None: an internal fault."""
+    try:
+        return admission.judge(decode_head(letter.raw), letter.raw)
+    except Exception as fault:
+        internal_failure(fault, dead_letter=letter.id)
+        return None
