@@ -28,7 +28,7 @@ from amplitude_intercom.engine.gates import Clocks, Gates, WireFactory
 from amplitude_intercom.engine.jobs import JobRunner
 from amplitude_intercom.engine.overview import Overview, Parts
 from amplitude_intercom.engine.pipeline import IntakePipeline, Pipeline
-from amplitude_intercom.engine.relay.relay import Relay
+from amplitude_intercom.engine.relay.relay import RelaySender
 from amplitude_intercom.engine.settings import Relay as RelaySettings
 from amplitude_intercom.engine.settings import Settings
 from amplitude_intercom.engine.sources import RunningSource
@@ -108,7 +108,7 @@ class Engine:
         self.streams: dict[str, Stream] = {}
         self._pipelines: dict[str, Pipeline] = {}
         """The pipelines, by sync; syncs with one access token share one."""
-        self.relays: dict[str, Relay] = {}
+        self.relays: dict[str, RelaySender] = {}
         self.relay_supervisors: dict[str, Supervisor] = {}
         self.sources: dict[str, RunningSource] = {}
         self.state = "starting"
@@ -342,7 +342,7 @@ async def _relays(
     options: _Options,
     spools: Mapping[str, TakerSpool],
     stack: AsyncExitStack,
-) -> dict[str, Relay]:
+) -> dict[str, RelaySender]:
     """Build a sender for each relay; return them by taker."""
     found = {}
     for relay in settings.relay:
@@ -351,7 +351,7 @@ async def _relays(
         else:
             wire = await stack.enter_async_context(amplitude_client_of(relay))
         clocks = options.clocks
-        found[relay.taker] = Relay(
+        found[relay.taker] = RelaySender(
             relay, spools[relay.taker], wire, now_ms=clocks.now_ms, jitter=clocks.jitter
         )
     return found

@@ -14,7 +14,7 @@ from amplitude_intercom.engine.delivery.stream import Stream
 from amplitude_intercom.engine.errors import SpoolError
 from amplitude_intercom.engine.gates import Gates
 from amplitude_intercom.engine.jobs import JobRunner
-from amplitude_intercom.engine.relay.relay import Relay
+from amplitude_intercom.engine.relay.relay import RelaySender
 from amplitude_intercom.engine.settings import Relay as RelaySettings
 from amplitude_intercom.engine.settings import Settings
 from amplitude_intercom.engine.sources import RunningSource
@@ -67,7 +67,7 @@ class Parts(msgspec.Struct, frozen=True):
     spools: Mapping[str, TakerSpool]
     streams: Mapping[str, Stream]
     deliveries: Mapping[str, Deliveries]
-    relays: Mapping[str, Relay]
+    relays: Mapping[str, RelaySender]
     relay_supervisors: Mapping[str, Supervisor]
     sources: Mapping[str, RunningSource]
     jobs: JobRunner

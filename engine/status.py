@@ -14,7 +14,7 @@ from amplitude_intercom.engine.clock import loop_time_s
 from amplitude_intercom.engine.delivery.gate import Gate
 from amplitude_intercom.engine.delivery.judging import Trouble
 from amplitude_intercom.engine.errors import SpoolError
-from amplitude_intercom.engine.relay.relay import Relay
+from amplitude_intercom.engine.relay.relay import RelaySender
 from amplitude_intercom.engine.settings import Relay as RelaySettings
 from amplitude_intercom.engine.settings import Sync
 from amplitude_intercom.engine.spool.accounts import INBOX, SPOOL, TAKEN_ALONG, WAITING, under
@@ -294,7 +294,7 @@ def relay_status(
     *,
     address: str,
     now_ms: int,
-    sender: Relay | None = None,
+    sender: RelaySender | None = None,
     trouble: SpoolError | None = None,
     supervisor: Supervisor | None = None,
 ) -> RelayStatus:

@@ -9,7 +9,7 @@ import msgspec
 
 from amplitude_intercom.engine.clients import address_of, amplitude_client_of
 from amplitude_intercom.engine.commands.findings import Finding, key_name
-from amplitude_intercom.engine.relay.answers import Kind, Verdict, judge
+from amplitude_intercom.engine.relay.answers import AnswerKind, Verdict, judge
 from amplitude_intercom.engine.settings import ANY_KEY, Relay, Secret, Settings
 from amplitude_intercom.transports.amplitude_client import AmplitudeWire
 from amplitude_intercom.transports.errors import NoAnswer
@@ -63,12 +63,13 @@ async def _ask_about(relay: Relay, key: Secret, client: AmplitudeWire) -> Findin
     try:
         verdict = judge(await client.send(request), request, 0)
     except NoAnswer as error:
-        verdict = Verdict(Kind.NO_ANSWER, said=str(error))
-    if verdict.kind is Kind.BAD_KEY:
+        verdict = Verdict(AnswerKind.NO_ANSWER, said=str(error))
+    if verdict.kind is AnswerKind.BAD_KEY:
         text = f"Amplitude refuses the key {key_name(key)}"
         return Finding("error", "amplitude_api_keys", text) if known else None
-    misses = verdict.kind is Kind.REFUSED and "missing" in verdict.said.lower()
-    if verdict.kind in (Kind.TAKEN, Kind.BUSY) or misses:  # it has no events, as was said
+    misses = verdict.kind is AnswerKind.REFUSED and "missing" in verdict.said.lower()
+    # A complaint that events are missing is the right answer to a request without any.
+    if verdict.kind in (AnswerKind.TAKEN, AnswerKind.BUSY) or misses:
         return None
     where = "base_url" if relay.base_url else "region"
     status = f"status {verdict.status}, " if verdict.status else ""

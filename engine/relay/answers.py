@@ -44,7 +44,7 @@ INVALID_KEY: Final = "Invalid API key"
 SHORTEST_WAIT_S: Final = 1.0
 
 
-class Kind(Enum):
+class AnswerKind(Enum):
     """What an answer means."""
 
     TAKEN = "taken"
@@ -63,7 +63,7 @@ class Verdict(msgspec.Struct, frozen=True):
     ``waiting``: events whose devices are to be held back for ``wait_s``. ``said``: for people.
     """
 
-    kind: Kind
+    kind: AnswerKind
     status: int = 0
     said: str = ""
     refused: Mapping[int, str] = {}
@@ -78,14 +78,14 @@ def judge(answer: Answer, sent: Original, count: int) -> Verdict:
     status = code if type(code) is int and answer.status < 300 else answer.status
     said = _said(answer, body)
     if status == 413:
-        return Verdict(Kind.TOO_LARGE, status, said)
+        return Verdict(AnswerKind.TOO_LARGE, status, said)
     if status == 429 and not _is_page(answer):
         return _throttled(answer, body, sent, count, said)
     if status == 400:
         return _refused(body, sent, count, said)
     if status == 200 and (code == 200 or (not is_json(sent) and _is_success(answer, body))):
-        return Verdict(Kind.TAKEN, status)
-    return Verdict(Kind.NO_ANSWER, answer.status, said)
+        return Verdict(AnswerKind.TAKEN, status)
+    return Verdict(AnswerKind.NO_ANSWER, answer.status, said)
 
 
 def _is_success(answer: Answer, body: Mapping[str, Any]) -> bool:
@@ -96,16 +96,16 @@ def _is_success(answer: Answer, body: Mapping[str, Any]) -> bool:
 
 def _refused(body: Mapping[str, Any], sent: Original, count: int, said: str) -> Verdict:
     if body.get("code") != 400 and said not in PLAIN_REFUSALS:
-        return Verdict(Kind.NO_ANSWER, 400, said)  # of a firewall, say
+        return Verdict(AnswerKind.NO_ANSWER, 400, said)  # of a firewall, say
     error = str(body.get("error", ""))
     if error.startswith(INVALID_KEY):
-        return Verdict(Kind.BAD_KEY, 400, INVALID_KEY)  # the key itself is in nobody's log
+        return Verdict(AnswerKind.BAD_KEY, 400, INVALID_KEY)  # the key itself is in nobody's log
     refused = dict(_listed(body, error, count))
     waiting = _indexes(body.get("throttled_events"), count) - refused.keys()
     if not refused and not waiting:
-        return Verdict(Kind.REFUSED, 400, said)
+        return Verdict(AnswerKind.REFUSED, 400, said)
     wait_s = _wait_s(sent) if waiting else 0.0
-    return Verdict(Kind.SORTED, 400, said, refused, waiting, wait_s)
+    return Verdict(AnswerKind.SORTED, 400, said, refused, waiting, wait_s)
 
 
 def _listed(body: Mapping[str, Any], error: str, count: int) -> Iterator[tuple[int, str]]:
@@ -127,8 +127,8 @@ def _throttled(
     if body.get("exceeded_daily_quota_devices") or body.get("exceeded_daily_quota_users"):
         wait_s = QUOTA_WAIT_S
     if not waiting:
-        return Verdict(Kind.BUSY, 429, said, wait_s=_retry_after_s(answer, wait_s))
-    return Verdict(Kind.SORTED, 429, said, waiting=waiting, wait_s=wait_s)
+        return Verdict(AnswerKind.BUSY, 429, said, wait_s=_retry_after_s(answer, wait_s))
+    return Verdict(AnswerKind.SORTED, 429, said, waiting=waiting, wait_s=wait_s)
 
 
 def _wait_s(sent: Original) -> float:

@@ -1,16 +1,15 @@
-"""Whether Amplitude takes requests now: pure, fed with outcomes as they come.
+"""Whether requests may leave for Amplitude now: pure, fed with outcomes as they come.
 
 Rules
 =====
-- ``OPEN``: requests leave. Failures in a row without a success between, of ``MANY`` requests, are
-  Amplitude's own, or the way to it: ``OUTAGE``.
-- ``OUTAGE``: one request at a time finds out whether it is well again, after pauses that double up
-  to ``LONGEST_PAUSE_S``; by turns it is the oldest that may go, and the newest that has not failed
-  yet, for the oldest may fail by themselves, by the hundred. Any word of Amplitude opens.
-- A plain 429 stops everybody until the time that it names: ``BUSY``. Where the same request has
-  had one before, and others were taken since, it is its own, and nobody else waits.
-- A failure is charged to its request only where others were taken since that failed last: an outage
-  costs nobody an attempt, however long it is.
+- ``OPEN``: requests leave. ``MANY`` failures in a row without a success between them are
+  Amplitude's, or the way to it: ``OUTAGE``.
+- ``OUTAGE``: one request at a time is a probe, after pauses that double up to ``LONGEST_PAUSE_S``.
+  The probes are by turns the oldest request and the newest that has not failed yet, because the
+  oldest may fail by themselves, by the hundred. Any answer of Amplitude opens.
+- ``BUSY``: a plain 429 stops all requests until the time that it names.
+- A failure is charged to its request only where Amplitude has taken others since the request failed
+  last: an outage costs no request an attempt, however long it is.
 """
 
 from __future__ import annotations
@@ -31,40 +30,50 @@ class Host:
 
     def __init__(self) -> None:
         self._failures = 0
+        self._probes = 0
         self._until_s = float("-inf")
         self._busy_until_s = float("-inf")
         self.last_taken_s = float("-inf")
         self.said = ""
-        """What the last failure was."""
+        """The last failure; empty after an answer."""
 
     def state(self, now_s: float) -> str:
         """Return ``OPEN``, ``OUTAGE`` or ``BUSY``."""
+        # First the 429: Amplitude itself has named that time, while an outage is only concluded.
         if now_s < self._busy_until_s:
             return BUSY
         return OUTAGE if self._failures >= MANY else OPEN
 
     def slots(self, most: int, in_flight: int, now_s: float) -> int:
-        """Return how many requests may leave now, of which ``in_flight`` are out."""
+        """Return the number of requests that may leave now; ``in_flight`` are out already."""
         state = self.state(now_s)
         if state == BUSY or (state == OUTAGE and now_s < self._until_s):
             return 0
         return max(0, (1 if state == OUTAGE else most) - in_flight)
 
+    def next_is_newest(self, now_s: float) -> bool:
+        """Return whether the request that leaves next should be the newest, as every second probe.
+
+        To be called once for each request that leaves.
+        """
+        self._probes += self.state(now_s) == OUTAGE
+        return self.state(now_s) == OUTAGE and self._probes % 2 == 0
+
     def next_look_s(self, now_s: float) -> float | None:
-        """Return when it is worth another look; None: whenever something else changes."""
+        """Return the instant at which more may leave; None: only an outcome changes that."""
         if now_s < self._busy_until_s:
             return self._busy_until_s
         return self._until_s if self._failures >= MANY and now_s < self._until_s else None
 
-    def spoke(self, now_s: float, *, took: bool) -> None:
-        """Take in that Amplitude has spoken; ``took``: and has taken a request."""
+    def answered(self, now_s: float, *, took: bool) -> None:
+        """Note an answer of Amplitude; ``took``: it has taken the request."""
         self._failures = 0
         self.said = ""
         if took:
             self.last_taken_s = now_s
 
     def failed(self, said: str, now_s: float, jitter: float) -> None:
-        """Take in that a request had no answer of Amplitude's."""
+        """Note a request without an answer of Amplitude."""
         self._failures += 1
         self.said = said
         beyond = self._failures - MANY + 1
@@ -73,6 +82,7 @@ class Host:
             self._until_s = now_s + pause_s
 
     def be_busy(self, said: str, until_s: float) -> None:
-        """Take in that Amplitude takes nothing until then."""
+        """Stop all requests until an instant."""
         self.said = said
+        # Several answers of one round may name times: the latest of them holds.
         self._busy_until_s = max(self._busy_until_s, until_s)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import msgspec
 
 from amplitude_intercom.engine.envelope import Kind, Record
-from amplitude_intercom.engine.reasons import DeadReason, DropReason, Failure
+from amplitude_intercom.engine.reasons import DropReason
 from amplitude_intercom.engine.spool.accounts import INBOX, Accounts
 from amplitude_intercom.engine.spool.batches import SLOTS
 from amplitude_intercom.engine.spool.dead_letters import DeadLetters
@@ -130,6 +130,3 @@ class Relaying:
         self._accounts.add(taker, "pending", -dropped)
         self._accounts.add(taker, f"dropped:{DropReason.DISCARDED}", dropped)
         return dropped
-
-
-DAMAGED = Failure(DeadReason.CORRUPT, message="the checksum does not match: damaged on disk")

@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 import pytest
 
-from amplitude_intercom.engine.relay.relay import MOST_KEYS
+from amplitude_intercom.engine.relay.keys import MOST_KEYS
 from amplitude_intercom.engine.spool.rows import DeadLetterQuery
 from amplitude_intercom.transports.intercom import Answer
 from amplitude_intercom.transports.originals import Original

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amplitude_intercom.engine.relay.answers import Kind, judge
+from amplitude_intercom.engine.relay.answers import AnswerKind, judge
 from amplitude_intercom.transports.intercom import Answer
 from amplitude_intercom.transports.originals import Original
 
@@ -31,40 +31,40 @@ PAGE = b"<html><body>welcome</body></html>"
 @pytest.mark.parametrize(
     ("sent", "answered", "kind"),
     [
-        (V2, answer(200, {"code": 200, "events_ingested": 3}), Kind.TAKEN),
-        (V2, answer(200, b""), Kind.NO_ANSWER),
-        (V2, answer(200, b"success"), Kind.NO_ANSWER),
-        (V2, answer(200, PAGE), Kind.NO_ANSWER),
-        (V2, answer(200, {"code": "200"}), Kind.NO_ANSWER),
-        (V2, answer(200, {"code": True}), Kind.NO_ANSWER),
-        (V2, answer(200, {"code": 500}), Kind.NO_ANSWER),
-        (V2, answer(200, BAD), Kind.REFUSED),
-        (FORM, answer(200, b"success"), Kind.TAKEN),
-        (FORM, answer(200, b""), Kind.TAKEN),
-        (FORM, answer(200, PAGE), Kind.NO_ANSWER),
-        (FORM, answer(200, {"error": "of a proxy"}), Kind.NO_ANSWER),
-        (FORM, answer(200, {"code": 500}), Kind.NO_ANSWER),
-        (V2, answer(400, BAD), Kind.REFUSED),
-        (V2, answer(400, KEY), Kind.BAD_KEY),
-        (V2, answer(400, {"code": 400, "error": "Invalid API key"}), Kind.BAD_KEY),
-        (V2, answer(400, PAGE), Kind.NO_ANSWER),
-        (V2, answer(400, {"error": "of a proxy"}), Kind.NO_ANSWER),
-        (FORM, answer(400, b"missing_event"), Kind.REFUSED),
-        (FORM, answer(400, b"go away"), Kind.NO_ANSWER),
-        (V2, answer(401, {"code": 401}), Kind.NO_ANSWER),
-        (V2, answer(403, PAGE), Kind.NO_ANSWER),
-        (V2, answer(404, b""), Kind.NO_ANSWER),
-        (V2, answer(307, b"", location="/"), Kind.NO_ANSWER),
-        (V2, answer(413, PAGE), Kind.TOO_LARGE),
-        (V2, answer(413, {"code": 413, "error": "Payload too large"}), Kind.TOO_LARGE),
-        (V2, answer(429, b""), Kind.BUSY),
-        (V2, answer(429, PAGE), Kind.NO_ANSWER),
-        (V2, answer(500, {"code": 500}), Kind.NO_ANSWER),
-        (V2, answer(503, b""), Kind.NO_ANSWER),
-        (V2, answer(503, BAD), Kind.NO_ANSWER),
+        (V2, answer(200, {"code": 200, "events_ingested": 3}), AnswerKind.TAKEN),
+        (V2, answer(200, b""), AnswerKind.NO_ANSWER),
+        (V2, answer(200, b"success"), AnswerKind.NO_ANSWER),
+        (V2, answer(200, PAGE), AnswerKind.NO_ANSWER),
+        (V2, answer(200, {"code": "200"}), AnswerKind.NO_ANSWER),
+        (V2, answer(200, {"code": True}), AnswerKind.NO_ANSWER),
+        (V2, answer(200, {"code": 500}), AnswerKind.NO_ANSWER),
+        (V2, answer(200, BAD), AnswerKind.REFUSED),
+        (FORM, answer(200, b"success"), AnswerKind.TAKEN),
+        (FORM, answer(200, b""), AnswerKind.TAKEN),
+        (FORM, answer(200, PAGE), AnswerKind.NO_ANSWER),
+        (FORM, answer(200, {"error": "of a proxy"}), AnswerKind.NO_ANSWER),
+        (FORM, answer(200, {"code": 500}), AnswerKind.NO_ANSWER),
+        (V2, answer(400, BAD), AnswerKind.REFUSED),
+        (V2, answer(400, KEY), AnswerKind.BAD_KEY),
+        (V2, answer(400, {"code": 400, "error": "Invalid API key"}), AnswerKind.BAD_KEY),
+        (V2, answer(400, PAGE), AnswerKind.NO_ANSWER),
+        (V2, answer(400, {"error": "of a proxy"}), AnswerKind.NO_ANSWER),
+        (FORM, answer(400, b"missing_event"), AnswerKind.REFUSED),
+        (FORM, answer(400, b"go away"), AnswerKind.NO_ANSWER),
+        (V2, answer(401, {"code": 401}), AnswerKind.NO_ANSWER),
+        (V2, answer(403, PAGE), AnswerKind.NO_ANSWER),
+        (V2, answer(404, b""), AnswerKind.NO_ANSWER),
+        (V2, answer(307, b"", location="/"), AnswerKind.NO_ANSWER),
+        (V2, answer(413, PAGE), AnswerKind.TOO_LARGE),
+        (V2, answer(413, {"code": 413, "error": "Payload too large"}), AnswerKind.TOO_LARGE),
+        (V2, answer(429, b""), AnswerKind.BUSY),
+        (V2, answer(429, PAGE), AnswerKind.NO_ANSWER),
+        (V2, answer(500, {"code": 500}), AnswerKind.NO_ANSWER),
+        (V2, answer(503, b""), AnswerKind.NO_ANSWER),
+        (V2, answer(503, BAD), AnswerKind.NO_ANSWER),
     ],
 )
-def test_a_row_of_the_table(sent: Original, answered: Answer, kind: Kind) -> None:
+def test_a_row_of_the_table(sent: Original, answered: Answer, kind: AnswerKind) -> None:
     assert judge(answered, sent, 3).kind is kind
 
 
@@ -77,7 +77,7 @@ def test_a_400_that_lists_events_names_the_fault_of_each() -> None:
         "throttled_events": [2, 7],
     }
     verdict = judge(answer(400, body), V2, 8)
-    assert verdict.kind is Kind.SORTED
+    assert verdict.kind is AnswerKind.SORTED
     assert sorted(verdict.refused) == [0, 2, 4, 5, 6]
     assert verdict.refused[4].endswith(": event_type")
     assert (verdict.waiting, verdict.wait_s) == (frozenset({7}), 30.0)
@@ -95,7 +95,11 @@ def test_throttled_devices_wait_as_long_as_the_page_says(
     sent: Original, more: dict[str, Any], wait_s: float
 ) -> None:
     verdict = judge(answer(429, {"code": 429, "throttled_events": [1], **more}), sent, 3)
-    assert (verdict.kind, verdict.waiting, verdict.wait_s) == (Kind.SORTED, frozenset({1}), wait_s)
+    assert (verdict.kind, verdict.waiting, verdict.wait_s) == (
+        AnswerKind.SORTED,
+        frozenset({1}),
+        wait_s,
+    )
 
 
 @pytest.mark.parametrize(

@@ -35,10 +35,10 @@ def test_in_an_outage_one_finds_out_after_pauses_that_grow_to_ten_seconds() -> N
 def test_any_word_of_amplitudes_ends_an_outage() -> None:
     host = Host()
     failed(host, 20)
-    host.spoke(5.0, took=False)
+    host.answered(5.0, took=False)
     assert (host.state(5.0), host.slots(8, 0, 5.0), host.said) == (OPEN, 8, "")
     assert host.last_taken_s < 5.0
-    host.spoke(6.0, took=True)
+    host.answered(6.0, took=True)
     assert host.last_taken_s == 6.0
 
 

@@ -7,7 +7,8 @@ from collections import defaultdict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amplitude_intercom.engine.relay.lines import MOST_PARTS, Lines, Part
+from amplitude_intercom.engine.relay.parts import RequestPart
+from amplitude_intercom.engine.relay.queue import MOST_PARTS, RequestQueue
 from amplitude_intercom.engine.spool.requests import WaitingRequest
 
 
@@ -15,25 +16,25 @@ def request(id_: int, *devices: int, key: str = "k") -> WaitingRequest:
     return WaitingRequest(id_, 0, key, len(devices), list(devices), list(range(len(devices))))
 
 
-def going(lines: Lines) -> list[Part]:
+def going(lines: RequestQueue) -> list[RequestPart]:
     found = []
-    while (part := lines.next()) is not None:
+    while (part := lines.oldest()) is not None:
         found.append(part)
     return found
 
 
-def woken(lines: Lines, now_s: float) -> int | None:
+def woken(lines: RequestQueue, now_s: float) -> int | None:
     """Wake who is due; return the request after which is read again."""
     lines.wake(now_s)
     return lines.again
 
 
-def ids(parts: list[Part]) -> list[tuple[int, list[int]]]:
+def ids(parts: list[RequestPart]) -> list[tuple[int, list[int]]]:
     return [(part.request.id, part.indexes) for part in parts]
 
 
 def test_requests_of_different_devices_go_at_once_and_of_one_after_the_other() -> None:
-    lines = Lines()
+    lines = RequestQueue()
     for waiting in (request(1, 10), request(2, 20), request(3, 10, 30), request(4, 30)):
         lines.add(waiting)
     first = going(lines)
@@ -46,7 +47,7 @@ def test_requests_of_different_devices_go_at_once_and_of_one_after_the_other() -
 
 
 def test_a_request_answered_in_part_stays_first() -> None:
-    lines = Lines()
+    lines = RequestQueue()
     lines.add(request(1, 10, 20))
     lines.add(request(2, 10))
     lines.add(request(3, 20))
@@ -56,7 +57,7 @@ def test_a_request_answered_in_part_stays_first() -> None:
 
 
 def test_a_device_that_is_held_lets_the_others_of_its_requests_go() -> None:
-    lines = Lines()
+    lines = RequestQueue()
     lines.add(request(1, 10, 20))
     lines.add(request(2, 10, 30))
     [first] = going(lines)
@@ -82,7 +83,7 @@ def test_a_device_that_is_held_lets_the_others_of_its_requests_go() -> None:
 
 
 def test_halves_go_one_after_the_other_where_they_share_a_device_and_at_once_else() -> None:
-    lines = Lines()
+    lines = RequestQueue()
     lines.add(request(1, 10, 20, 20, 30))
     lines.add(request(2, 30))
     [part] = going(lines)
@@ -98,7 +99,7 @@ def test_halves_go_one_after_the_other_where_they_share_a_device_and_at_once_els
 
 
 def test_a_key_that_is_held_waits_whole_and_others_of_its_devices_do_not() -> None:
-    lines = Lines()
+    lines = RequestQueue()
     lines.add(request(1, 10, key="bad"))
     lines.add(request(2, 11, key="bad"))
     lines.add(request(3, 12))
@@ -118,7 +119,7 @@ def test_a_key_that_is_held_waits_whole_and_others_of_its_devices_do_not() -> No
 
 
 def test_a_device_that_is_due_during_a_pass_has_the_next_pass_at_once() -> None:
-    lines = Lines()
+    lines = RequestQueue()
     for n in (1, 2):
         lines.add(request(n, n))
     for part in going(lines):
@@ -133,7 +134,7 @@ def test_a_device_that_is_due_during_a_pass_has_the_next_pass_at_once() -> None:
 
 
 def test_a_key_of_which_nothing_is_left_is_named_when_it_is_free() -> None:
-    lines = Lines()
+    lines = RequestQueue()
     lines.add(request(1, 10, key="bad"))
     [part] = going(lines)
     lines.answered(part)
@@ -143,7 +144,7 @@ def test_a_key_of_which_nothing_is_left_is_named_when_it_is_free() -> None:
 
 
 def test_a_busy_device_has_a_few_parts_loaded_and_the_others_all_of_theirs() -> None:
-    lines = Lines()
+    lines = RequestQueue()
     for n in range(1, 2 * MOST_PARTS):
         assert lines.reads_front
         lines.add(request(n, 10))
@@ -165,7 +166,7 @@ def test_a_busy_device_has_a_few_parts_loaded_and_the_others_all_of_theirs() -> 
 
 
 def test_no_more_is_read_than_fits() -> None:
-    lines = Lines()
+    lines = RequestQueue()
     for n in range(MOST_PARTS):
         assert lines.reads_front
         lines.add(request(n, n))
@@ -182,7 +183,7 @@ FEW = 3
 
 def test_holding_many_devices_of_many_requests_takes_no_long_while() -> None:
     """What is looked at grows with the events, and not with their square."""
-    lines = Lines()
+    lines = RequestQueue()
     looked_at = 0
 
     class Counting(WaitingRequest):
@@ -193,13 +194,13 @@ def test_holding_many_devices_of_many_requests_takes_no_long_while() -> None:
 
     for n in range(1, 8):
         lines.add(Counting(n, 0, "k", 500, list(range(500)), list(range(500))))
-    part = lines.next()
+    part = lines.oldest()
     assert part is not None
     lines.answered(part)
     looked_at = 0
     lines.hold(range(500), 10.0, 1)
     assert looked_at <= 7 * 500
-    assert lines.next() is None
+    assert lines.oldest() is None
     assert lines.held == 500
 
 
@@ -215,8 +216,8 @@ class World:
         }
         self.arrived: dict[int, list[tuple[int, int]]] = defaultdict(list)
         self.refused: set[tuple[int, int]] = set()
-        self.lines = Lines()
-        self.out: list[Part] = []
+        self.lines = RequestQueue()
+        self.out: list[RequestPart] = []
         self.now_s = 0.0
 
     def read(self) -> None:
@@ -234,7 +235,7 @@ class World:
                 lines.add(self.rows[id_])
 
     def send(self, most: int) -> None:
-        while len(self.out) < most and (part := self.lines.next()) is not None:
+        while len(self.out) < most and (part := self.lines.oldest()) is not None:
             busy = {line for other in self.out for line in other.lines}
             assert not busy & part.lines
             self.out.append(part)
