@@ -1,0 +1,1 @@
+"""Files to run the daemon by: of systemd, a container, Kubernetes. The templates are data."""

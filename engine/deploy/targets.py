@@ -1,0 +1,186 @@
+"""What can run the daemon, and the files that it needs, filled in from the settings."""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import math
+import sysconfig
+import textwrap
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import Final
+
+from amplitude_intercom.engine.addresses import host_and_port
+from amplitude_intercom.engine.deploy.adapting import (
+    Adapted,
+    Installation,
+    adapted,
+    settings_of,
+)
+from amplitude_intercom.engine.errors import SettingsError
+from amplitude_intercom.engine.settings import Admin, Http, Settings
+
+SETTINGS_FILE: Final = "amplitude-intercom.toml"
+FOLDER: Final = "/etc/amplitude-intercom"
+"""Where the settings are in every installation."""
+
+STATE: Final = "/var/lib/amplitude-intercom"
+USER: Final = "10001"
+CLOSING_S: Final = 15
+"""Seconds beyond the drain deadline until a process is killed: it closes its spool meanwhile."""
+
+CONTAINER_DRAIN_S: Final = 8.0
+"""Under the 10 s that `docker stop` leaves."""
+
+HIDDEN: Final = ("/home", "/root", "/tmp", "/var/tmp", "/run/user")  # noqa: S108 - compared only
+"""Folders that the unit does not let the daemon see."""
+
+Files = dict[str, str]
+"""Texts by file name."""
+
+
+# --- systemd ------------------------------------------------------------------------------
+
+
+def systemd(text: str) -> tuple[Files, Adapted]:
+    """Return the unit, its socket, and the settings with secrets as files beside them."""
+    made = adapted(text, Installation(STATE, secrets_in_files=True, is_reached=False))
+    settings = settings_of(made.text)
+    listen = list(_numeric_addresses(settings))
+    credentials = [SETTINGS_FILE, *made.secrets]
+    unit = _filled(
+        "amplitude-intercom.service",
+        PROGRAM=_program(),
+        CREDENTIALS=_lines(f"LoadCredential={name}:{FOLDER}/{name}" for name in credentials),
+        SOCKETS="Sockets=amplitude-intercom.socket" if listen else "",
+        DRAIN_S=f"{settings.drain_deadline_s:g}",
+        STOP_S=str(stop_s(settings)),
+    )
+    found = {"amplitude-intercom.service": unit}
+    if listen:
+        sockets = _lines(f"ListenStream={address}" for address in listen)
+        found["amplitude-intercom.socket"] = _filled("amplitude-intercom.socket", LISTEN=sockets)
+    return {**found, SETTINGS_FILE: made.text}, made
+
+
+def _numeric_addresses(settings: Settings) -> Iterator[str]:
+    """Yield the addresses that a socket unit can have: the daemon opens those with names itself."""
+    for server in (settings.http, settings.admin):
+        host, port = host_and_port(server.listen) if server is not None else ("", 0)
+        try:
+            ipaddress.ip_address(host)
+        except ValueError:
+            continue
+        if server is not None and port:
+            yield server.listen
+
+
+def _program() -> str:
+    """Return the path of the installed command, or of one that a service can see."""
+    here = Path(sysconfig.get_path("scripts")) / "amplitude-intercom"
+    is_seen = here.exists() and not any(here.is_relative_to(folder) for folder in HIDDEN)
+    return str(here) if is_seen else "/opt/amplitude-intercom/bin/amplitude-intercom"
+
+
+# --- container ----------------------------------------------------------------------------
+
+
+def container(text: str) -> tuple[Files, Adapted]:
+    """Return the container file, and the settings with secrets in the environment."""
+    made = adapted(text, Installation(STATE, most_drain_s=CONTAINER_DRAIN_S))
+    settings = settings_of(made.text)
+    made_of = _filled(
+        "Containerfile",
+        **_facts(settings),
+        DATA_DIR=STATE,
+        ENVIRONMENT=" ".join(f"-e {name}" for name in made.secrets),
+    )
+    return {"Containerfile": made_of, SETTINGS_FILE: made.text}, made
+
+
+# --- Kubernetes ---------------------------------------------------------------------------
+
+
+def kubernetes(text: str) -> tuple[Files, Adapted]:
+    """Return the manifest, with the settings in it and secrets in the environment."""
+    made = adapted(text, Installation(f"{STATE}/data"))
+    settings = settings_of(made.text)
+    environment = [
+        f"- name: {name}\n  valueFrom: {{secretKeyRef: {{name: amplitude-intercom, key: {name}}}}}"
+        for name in made.secrets
+    ]
+    manifest = _filled(
+        "kubernetes.yaml",
+        **_facts(settings),
+        LITERALS=" \\\n#     ".join(f"--from-literal={name}=…" for name in made.secrets),
+        SETTINGS_TEXT=textwrap.indent(made.text.rstrip("\n"), "    "),
+        SETTINGS_DIR=FOLDER,
+        DIGEST=hashlib.sha256(made.text.encode()).hexdigest()[:16],
+        STOP_S=str(stop_s(settings)),
+        ENVIRONMENT=textwrap.indent("\n".join(environment), " " * 12),
+        VOLUME=STATE,
+        STORAGE=f"{storage_gib(settings)}Gi",
+    )
+    return {"kubernetes.yaml": manifest}, made
+
+
+def storage_gib(settings: Settings) -> int:
+    """Return the size of a volume for all that the spool may keep, and half as much again."""
+    spool = settings.spool
+    most = spool.max_bytes + spool.dedupe_max_bytes + spool.dead_letters_max_bytes
+    return math.ceil((most * 1.5 + spool.reserve_bytes) / 2**30)
+
+
+TARGETS: Final = {"systemd": systemd, "container": container, "kubernetes": kubernetes}
+"""Each makes its files of a settings text. Raises ``SettingsError`` where that is impossible."""
+
+
+# --- all of them --------------------------------------------------------------------------
+
+
+def stop_s(settings: Settings) -> int:
+    """Return the seconds that a stop may take."""
+    return math.ceil(settings.drain_deadline_s) + CLOSING_S
+
+
+def _facts(settings: Settings) -> Mapping[str, str]:
+    http, admin = settings.http or Http(), settings.admin or Admin()
+    return {
+        "HTTP_PORT": _port("http", http.listen),
+        "ADMIN_PORT": _port("admin", admin.listen),
+        "DRAIN_S": f"{settings.drain_deadline_s:g}",
+        "IMAGE": f"amplitude-intercom:{version('amplitude-intercom')}",
+        "USER": USER,
+        "SETTINGS": f"{FOLDER}/{SETTINGS_FILE}",
+    }
+
+
+def _port(section: str, listen: str) -> str:
+    """Return a port that clients can know.
+
+    Raises:
+        SettingsError: it is another one at each start.
+    """
+    port = host_and_port(listen)[1]
+    if not port:
+        raise SettingsError(f"{section}.listen: port 0 is another one at each start; name one")
+    return str(port)
+
+
+def _lines(lines: Iterator[str]) -> str:
+    return "\n".join(lines)
+
+
+def _filled(name: str, **values: str) -> str:
+    """Return a template with its ``@NAME@`` filled in; a line that is left empty by it goes."""
+    lines = []
+    for line in files(__package__).joinpath(name).read_text("utf-8").splitlines():
+        filled = line
+        for key, value in values.items():
+            filled = filled.replace(f"@{key}@", value)
+        if filled or not line:
+            lines.append(filled)
+    return "\n".join(lines) + "\n"
