@@ -351,6 +351,33 @@ def explain(
     raise typer.Exit(run_plainly(lambda: main(word, as_json=json)))
 
 
+@app.command()
+def deploy(
+    target: Annotated[str, typer.Argument(help="systemd, container or kubernetes.")],
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "-c",
+            "--config",
+            show_default=False,
+            help="The settings file that it is for; default: an example.",
+        ),
+    ] = None,
+    to: Annotated[
+        Path | None, typer.Option("--to", help="Write the files into this folder.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="With --to: write over files that exist.")
+    ] = False,
+) -> None:
+    """Print the files that systemd, a container or Kubernetes runs the daemon by."""
+    from amplitude_intercom.engine.commands.deploy import deploy as main
+    from amplitude_intercom.engine.commands.running import run_plainly
+
+    given = config or _given_before.get()
+    raise typer.Exit(run_plainly(lambda: main(target, given, to, force=force)))
+
+
 @dead_letters.command(name="list")
 def list_dead_letters(
     config: Config,
