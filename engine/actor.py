@@ -1,18 +1,19 @@
-"""An actor: what is done with each item of an inbox, by one task or by several workers.
+"""An actor: one piece of work, done for each item of an inbox by a task or by several workers.
 
 Rules
 =====
-1. An actor handles what comes in, in order, until its inbox ends; then it closes its outbox. So a
-   pipeline drains from its source down. An actor never closes what it reads: an actor upstream that
-   fails must not be woken by a broken channel before it is cancelled.
-2. Several workers may run one actor on one inbox (``Workers``): an actor keeps nothing between two
-   items. They are started when something waits and none is idle; the last closes the outbox.
+1. An actor handles the items of its inbox in order until the inbox ends; then it closes its
+   outbox. So a pipeline drains from its source down. An actor never closes its inbox: a broken
+   channel would wake the actor upstream before the task group cancels it: one fault, three errors.
+2. Several workers may run one actor on one inbox (``Workers``): an actor keeps nothing between
+   two items. A new worker starts if an item waits and no worker is idle; the last one closes the
+   outbox.
 3. A fault in the work on one record costs that record, and never its neighbours.
 4. A fault that belongs to no record leaves ``run``. The pipeline stops, and starts again later
-   (``engine.supervision``); what was under way is still in the spool.
-5. An actor keeps no reference to what it has handled: an item may be megabytes.
-6. What takes time by the byte is done in ``runs`` of bounded bytes, and other tasks have their turn
-   in between: one large request must not hold up everybody else's answers.
+   (``engine.supervision``); the items under way are still in the spool.
+5. An actor keeps no reference to a handled item: an item may be megabytes.
+6. Work that takes time by the byte is done in ``runs`` of bounded bytes, with other tasks in
+   between: one large request must not delay the answers to all others.
 """
 
 from __future__ import annotations
@@ -30,20 +31,20 @@ Out = TypeVar("Out")
 Sent = TypeVar("Sent", contravariant=True)
 
 RUN_BYTES: Final = 512 * 1024
-"""Bytes of events that are worked on in one go: some 5 ms where all of them are decoded."""
+"""Bytes of events in one run: decoding all of them takes some 5 ms."""
 
 
 class Outbox(Protocol[Sent]):
-    """Where an actor sends what it has made: a channel, or workers."""
+    """The receiver of an actor's results: a channel, or workers."""
 
     def send_nowait(self, item: Sent) -> None:
-        """Send; ``anyio.WouldBlock`` where there is no free slot."""
+        """Send; raise ``anyio.WouldBlock`` if no slot is free."""
 
     async def send(self, item: Sent) -> None:
-        """Send; waits while there is no free slot."""
+        """Send; wait for a free slot."""
 
     def close(self) -> None:
-        """Say that nothing more comes."""
+        """End the receiver's inbox."""
 
 
 class Actor(ABC, Generic[In, Out]):
@@ -53,15 +54,17 @@ class Actor(ABC, Generic[In, Out]):
         self._outbox = outbox
 
     async def run(self, inbox: MemoryObjectReceiveStream[In]) -> None:
-        """Handle items until the inbox ends, then close the outbox. Cancelled, the item in hand is
-        not finished."""
+        """Handle items until the inbox ends, then close the outbox.
+
+        Cancellation leaves the present item unfinished.
+        """
         try:
             await self.work(inbox)
         finally:
             self.end()
 
     async def work(self, inbox: MemoryObjectReceiveStream[In]) -> None:
-        """Handle items until the inbox ends, beside others that do."""
+        """Handle items until the inbox ends; the outbox stays open."""
         while await self._handle_next(inbox):
             pass
 
@@ -75,43 +78,43 @@ class Actor(ABC, Generic[In, Out]):
             item = await inbox.receive()
         except anyio.EndOfStream:
             return False
-        await self.handle(item)  # the item is not kept while the next one is waited for
+        await self.handle(item)  # a frame of its own: ``item`` must not live through the next wait
         return True
 
     @abstractmethod
     async def handle(self, item: In) -> None:
-        """Deal with one item; may wait, which holds up those behind it, or this worker alone."""
+        """Handle one item. A wait holds up the items behind it; with workers, one worker."""
 
     async def pass_on(self, item: Out) -> None:
-        """Send to the outbox; waits while it is full."""
+        """Send to the outbox; wait while it is full."""
         if self._outbox is not None:
             await hand_over(self._outbox, item)
 
 
 async def hand_over(outbox: Outbox[Sent], item: Sent) -> None:
-    """Send to an outbox; waits while it is full."""
+    """Send to an outbox; wait while it is full."""
     try:
-        outbox.send_nowait(item)  # spares a turn of the loop where somebody waits for it
+        outbox.send_nowait(item)  # spares a turn of the loop if a receiver waits
     except anyio.WouldBlock:
         await outbox.send(item)
 
 
 class Workers(Generic[In]):
-    """An actor's workers, with their inbox: as many as have something to do, up to ``most``."""
+    """The workers of an actor with their inbox: as many as have an item, up to ``most``."""
 
     def __init__(self, tasks: TaskGroup, actor: Actor[In, Out], most: int) -> None:
-        """The inbox holds ``most`` items beside those that are worked on."""
+        """The inbox holds ``most`` items beside those under way."""
         self._tasks = tasks
         self._actor = actor
         self._most = most
         self._sender, self._inbox = anyio.create_memory_object_stream[In](most)
         self._count = 0
         self._idle = 0
-        """Workers that wait, and for which no item is on its way."""
+        """Waiting workers, less the items that are on their way to one."""
         self._is_closed = False
 
     def send_nowait(self, item: In) -> None:
-        """Give an item to a worker, a new one where none is idle.
+        """Give an item to a worker, a new one if none is idle.
 
         Raises:
             anyio.WouldBlock: all are busy, and the inbox is full.
@@ -124,7 +127,7 @@ class Workers(Generic[In]):
         self._sender.send_nowait(item)
 
     async def send(self, item: In) -> None:
-        """Give an item to a worker; waits while all are busy, and the inbox is full."""
+        """Give an item to a worker; wait while all are busy and the inbox is full."""
         await self._sender.send(item)
 
     async def _work(self) -> None:
@@ -151,7 +154,7 @@ class Workers(Generic[In]):
         return True
 
     def close(self) -> None:
-        """Let the workers end once they have done what there is."""
+        """Let the workers end after the items that are there."""
         self._is_closed = True
         self._sender.close()
         if not self._count:
@@ -162,15 +165,15 @@ class Workers(Generic[In]):
         self._actor.end()
 
     def abandon(self) -> None:
-        """Close the inbox, whoever reads it: no worker is left."""
+        """Close the inbox from both sides: no worker is left to do so."""
         self._sender.close()
         self._inbox.close()
 
 
 def runs(sizes: Sequence[int]) -> Sequence[range]:
-    """Return the indexes of things in runs of ``RUN_BYTES``, and of one thing at least.
+    """Return indexes in runs of at most ``RUN_BYTES``, each of at least one index.
 
-    Most often there is one run, and finding that out costs a sum.
+    ``sizes``: bytes, by index. The usual result, one run, costs one sum.
     """
     if sum(sizes) <= RUN_BYTES:
         return (range(len(sizes)),)

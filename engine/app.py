@@ -25,9 +25,10 @@ from amplitude_intercom.engine.delivery.loading import LoadedBytes
 from amplitude_intercom.engine.delivery.stream import Stream
 from amplitude_intercom.engine.delivery.workspace import Workspaces
 from amplitude_intercom.engine.gates import Clocks, Gates, WireFactory
+from amplitude_intercom.engine.intake import IntakePipeline
 from amplitude_intercom.engine.jobs import JobRunner
 from amplitude_intercom.engine.overview import Overview, Parts
-from amplitude_intercom.engine.pipeline import IntakePipeline, Pipeline
+from amplitude_intercom.engine.pipeline import Pipeline
 from amplitude_intercom.engine.relay.relay import RelaySender
 from amplitude_intercom.engine.settings import Relay as RelaySettings
 from amplitude_intercom.engine.settings import Settings

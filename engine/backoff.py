@@ -1,4 +1,4 @@
-"""How long to wait before trying again: pure functions, the jitter is the caller's number.
+"""Waits between tries: pure functions; the caller brings the jitter.
 
 Record-level retries spread a number of attempts over a window, each wait longer than the last, as
 Amplitude's own streams do (10 attempts over 4 hours; the spacing is not documented, so it is ours).
@@ -11,11 +11,11 @@ from typing import Final
 
 FIRST_WAIT_S: Final = 6.0
 LONGEST_WAIT_S: Final = 60.0
-"""How long a user waits after its first failure, and at most, while it is not known whose it is."""
+"""The first and the longest wait of a user while its failure may be its own or the endpoint's."""
 
 GROWTH: Final = 2.5
-"""Each wait is at most this much longer: 10 attempts over 4 h start 6 s apart and end 2.4 h apart.
-It is less where the first wait would be under ``FIRST_WAIT_S``."""
+"""The largest factor between two waits: 10 attempts over 4 h begin 6 s apart and end 2.4 h apart.
+A short window takes a smaller factor, so that the first wait stays ``FIRST_WAIT_S``."""
 
 
 def retry_delay_s(failures: int, attempts: int, window_s: float, jitter: float) -> float:
@@ -31,7 +31,7 @@ def retry_delay_s(failures: int, attempts: int, window_s: float, jitter: float) 
 
 
 def _last_wait_s(waits: int, window_s: float, growth: float | None = None) -> float:
-    """Return the last of so many waits that fill a window, each ``growth`` times the one before."""
+    """Return the last of ``waits`` waits that fill a window and grow by a factor."""
     growth = growth or _growth(waits, window_s)
     if growth == 1.0:
         return window_s / waits
@@ -41,7 +41,7 @@ def _last_wait_s(waits: int, window_s: float, growth: float | None = None) -> fl
 
 @lru_cache(maxsize=256)
 def _growth(waits: int, window_s: float) -> float:
-    """Return the growth with which the first wait is long enough, as far as the window allows."""
+    """Return the largest factor with which the first wait is still ``FIRST_WAIT_S``."""
     if window_s / waits <= FIRST_WAIT_S:
         return 1.0
     low, high = 1.0, GROWTH
@@ -55,8 +55,7 @@ def _growth(waits: int, window_s: float) -> float:
 
 
 def unknown_delay_s(failures: int, jitter: float) -> float:
-    """Return the seconds to wait after so many failures in a row of which it is not known whose
-    fault they were; ``jitter`` as above."""
+    """Return the seconds to wait after ``failures`` in a row of unknown blame."""
     wait: float = min(LONGEST_WAIT_S, FIRST_WAIT_S * GROWTH ** min(failures - 1, 8))
     return wait * (0.9 + 0.2 * jitter)
 
@@ -64,7 +63,7 @@ def unknown_delay_s(failures: int, jitter: float) -> float:
 def probe_delay_s(failures: int, first_s: float, most_s: float, jitter: float) -> float:
     """Return the seconds between probes of a destination that is down: doubling, full jitter.
 
-    Never under half of what the doubling says, so that probes cannot bunch up.
+    The jitter takes at most half off, so that probes cannot bunch up.
     """
     ceiling: float = min(most_s, first_s * 2 ** min(failures - 1, 30))
     return ceiling * (0.5 + 0.5 * jitter)

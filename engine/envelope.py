@@ -1,7 +1,8 @@
-"""What travels through the engine: a row of the spool, and what the mapper made of it.
+"""Records, plans and envelopes: the values that travel through a delivery.
 
-An envelope is a record and its plan. The record is the event exactly as it was accepted; what is to
-be done for it (``Plan``) is worked out after the spool, each time anew.
+An envelope is a record with its plan. The record is the event, byte for byte as it was accepted.
+The mapper makes the plan after the spool, anew at every try, so that a changed setting holds for
+waiting records too.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ from amplitude_intercom.engine.reasons import AdjustmentReason
 
 
 class Kind(enum.IntEnum):
-    """What a record is to Amplitude. The numbers are stored."""
+    """The kind of a record. The numbers are stored."""
 
     EVENT = 1
     IDENTIFY = 2
     EVENT_WITH_UPDATE = 3
-    """An event that changes its user too: it makes an unknown user known, as an identify does."""
+    """An event with user properties: it makes an unknown user known, as an identify does."""
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):
-    """An accepted event, in the spool. Ids are in the order of acceptance."""
+    """An accepted event in the spool. Ids are in the order of acceptance."""
 
     id: int
     kind: Kind
@@ -33,19 +34,19 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     accepted_at_ms: int
     raw: bytes
     attempts: int = 0
-    """Failed attempts of this record so far, over all restarts."""
+    """Failed attempts so far, over all restarts."""
     first_failed_at_ms: int = 0
-    """When the first of them failed; 0 when none has."""
+    """Unix ms of the first of them; 0: none."""
     claim_id: int = 0
-    """The id it had first: a replayed dead letter has a new one, and keeps its claims."""
+    """The first id of the record: a replayed dead letter has a new id, and keeps its claims."""
     is_updated: bool = False
-    """Whether what it brings to its user's contact is there already."""
+    """Whether its contact update is done."""
     may_create: bool = False
-    """Whether its user may be created for it, because something waits that makes it known."""
+    """Whether its user may be created for it: an update of that user waits behind it."""
 
 
 class Adjustment(msgspec.Struct, frozen=True, gc=False):
-    """One change: its reason, where, and what was done, for people."""
+    """One change to a value on its way to Intercom: reason, place and description."""
 
     reason: AdjustmentReason
     where: str
@@ -56,37 +57,36 @@ class Adjustment(msgspec.Struct, frozen=True, gc=False):
 
 
 Adjusted = tuple[dict[str, Any], Sequence[Adjustment]]
-"""Some fields of a request, and what was changed in them."""
+"""Fields of a request, with the adjustments made to them."""
 
 
 class Identity(msgspec.Struct, frozen=True, gc=False):
-    """Who it is to Intercom: ``field`` is ``external_id`` or ``email``."""
+    """The identifier of a contact in Intercom: ``field`` is ``external_id`` or ``email``."""
 
     field: str
     value: str
 
 
 class ContactUpdate(msgspec.Struct, frozen=True, gc=False):
-    """User property operations to bring to a contact, as Amplitude spells them.
+    """User property operations for one contact, in Amplitude's spelling.
 
-    ``operations`` maps ``$set``, ``$unset``, … to properties; only selected properties are in it.
+    ``operations``: by operator (``$set``, ``$unset``, …) the selected properties.
     """
 
     identity: Identity
     operations: dict[str, Any]
     claim_id: int = 0
-    """The id that the record which brings them had first: ``$add`` must not be applied twice."""
+    """``Record.claim_id`` of its record: an ``$add`` must not be applied twice."""
     at_ms: int = 0
-    """The event's own time (Unix ms)."""
+    """The time of the event (Unix ms)."""
     by_time: bool = False
-    """Whether its time, rather than when it comes, says what is newer than it."""
+    """Whether the event's time, not its arrival, decides which update is newer."""
 
 
 class Plan(msgspec.Struct, frozen=True, gc=False):
-    """What delivering one record takes: a contact write, an event, or both in this order.
+    """The calls that one record needs: a contact write, an event, or both in this order.
 
-    ``event`` is what goes into ``POST /events``, its ``created_at`` being the event's own second.
-    ``adjustments`` says what was changed.
+    ``event``: the fields of ``POST /events``, with the event's own second as ``created_at``.
     """
 
     identity: Identity
@@ -98,8 +98,8 @@ class Plan(msgspec.Struct, frozen=True, gc=False):
 class Envelope(msgspec.Struct, frozen=True):
     """A record on its way through delivery, with its plan.
 
-    ``event`` is the body of ``POST /events``, the same bytes at every attempt. ``not_before_ms``:
-    when it may leave, where its ``created_at`` was moved ahead; else 0.
+    ``event``: the body of ``POST /events``, the same bytes at every attempt. ``not_before_ms``: the
+    instant (Unix ms) before which an event with a moved ``created_at`` must not leave; else 0.
     """
 
     record: Record
@@ -109,5 +109,5 @@ class Envelope(msgspec.Struct, frozen=True):
 
     @property
     def reasons(self) -> list[str]:
-        """The reasons of what was changed on the way, to be counted when it has arrived."""
+        """The reasons of its adjustments, counted at delivery."""
         return [adjustment.reason for adjustment in self.plan.adjustments]

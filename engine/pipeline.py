@@ -1,17 +1,22 @@
-"""The wiring: actors joined by bounded channels, each group of them in a task group.
+"""The wiring of deliveries: one pipeline for each access token, actors joined by bounded channels.
 
-    Offer ─► FilterActor ─► spool ═► Feed ─► scheduler ─► Mapper ─► UserUpserter ─► EventSender
-    (one, for all syncs)     (one a sync)    (one of each for an access token, the last two with
-                                              as many workers as have something to do)
+    spool ═► Feed ─► scheduler ─► Mapper ─► UserUpserter ─► EventSender
+             (one a sync)         (one of each; the last two with workers, as many as have work)
 
-The pipeline closes what is read; actors close what they write to.
+Rules
+=====
+1. A turn is chosen when a call may leave soon, never earlier: the choice is as late as it can be.
+2. Actors close the channel that they write to; the pipeline closes those that they read.
+3. A fault that belongs to no record stops one sync's feed, or, in an actor, the whole pipeline. A
+   supervisor starts it again, from the records on disk.
+4. No call is made for a turn before ``GET /me`` has named the workspace.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack
 
 import anyio
 import structlog
@@ -19,9 +24,7 @@ from anyio.streams.memory import MemoryObjectSendStream
 
 from amplitude_intercom.engine.actor import Workers
 from amplitude_intercom.engine.actors.event_sender import EventSender
-from amplitude_intercom.engine.actors.filter import Door, FilterActor, only_project
 from amplitude_intercom.engine.actors.mapper import Mapper
-from amplitude_intercom.engine.actors.source import Offer, SourceActor
 from amplitude_intercom.engine.actors.user_upserter import UserUpserter
 from amplitude_intercom.engine.clock import loop_time_s
 from amplitude_intercom.engine.delivery.gate import Gate
@@ -31,141 +34,23 @@ from amplitude_intercom.engine.delivery.scheduler import Scheduler, View
 from amplitude_intercom.engine.delivery.stream import Delivery, Stream
 from amplitude_intercom.engine.delivery.turns import Turn
 from amplitude_intercom.engine.delivery.workspace import ME, Workspace
-from amplitude_intercom.engine.faults import describe
-from amplitude_intercom.engine.settings import Settings
-from amplitude_intercom.engine.spool.spool import Spool
 from amplitude_intercom.engine.supervision import Supervisor
-from amplitude_intercom.transports.errors import Refused
-from amplitude_intercom.transports.reasons import RefusalReason
-
-INTAKE_BATCHES = 16
-"""Batches between the sources and the filter: enough to keep both busy."""
 
 CHOSEN_LISTS = 64
-"""Lists of turns between the scheduler and the mapper, which takes all that waits."""
-
-SENDERS_TURNS = 5
-"""Turns of the loop until whoever was about to send when a fault came is in the channel."""
-
-
-class IntakePipeline:
-    """What takes events in for all syncs, running."""
-
-    def __init__(
-        self,
-        settings: Settings,
-        streams: Iterable[Stream],
-        spool: Spool,
-    ) -> None:
-        """``streams``: one for each sync of the settings."""
-        self._doors = [door_of(stream) for stream in streams]
-        self._drops_oldest = {relay.taker: relay.drops_oldest for relay in settings.relay}
-        self._spool = spool
-        self._max_event_bytes = settings.max_event_bytes
-        self._draining = False
-        self._fault = ""
-        self._actor: FilterActor | None = None
-        inbox, self._offers = anyio.create_memory_object_stream[Offer](INTAKE_BATCHES)
-        self.source = SourceActor(
-            inbox,
-            [sync.name for sync in settings.sync],
-            _syncs_by_key(settings),
-            lambda: self.stopped,
-            _relays_by_key(settings),
-        )
-        self._supervisor = Supervisor(self._take_in, part="intake")
-
-    async def run(self) -> None:
-        """Run until the inbox is closed and drained; after a fault it starts again by itself."""
-        await self._supervisor.run()
-
-    def drain(self) -> None:
-        """Take nothing more in: what was offered before is worked through."""
-        self._draining = True
-        self.source.close()
-        if self._actor is not None:
-            self._actor.draining = True
-        self._supervisor.end()
-
-    @property
-    def stopped(self) -> str:
-        """The fault of this program that keeps events from being taken in; empty: none does."""
-        return self._fault or self._supervisor.stopped
-
-    @property
-    def faults(self) -> int:
-        """How often a fault that belongs to no record has stopped the intake."""
-        return self._supervisor.faults
-
-    async def _take_in(self) -> None:
-        self._actor = FilterActor(
-            self._doors,
-            self._spool,
-            max_event_bytes=self._max_event_bytes,
-            relays=self._drops_oldest,
-        )
-        self._actor.draining = self._draining
-        self._fault = ""
-        try:
-            await self._actor.run(self._offers)
-        except Exception as fault:
-            self._fault = describe(fault)
-            for _ in range(SENDERS_TURNS):
-                self._refuse_waiting(Refused(RefusalReason.INTERNAL, self._fault))
-                await asyncio.sleep(0)
-            raise
-
-    def _refuse_waiting(self, refused: Refused) -> None:
-        """Refuse what waits for the filter: it may stand for a minute, and senders wait with it."""
-        with suppress(anyio.WouldBlock, anyio.EndOfStream, anyio.ClosedResourceError):
-            while True:
-                self._offers.receive_nowait().ticket.refuse(refused)
-
-    def close(self) -> None:
-        """Close the channel, whether it was ever read or not."""
-        self.source.close()
-        self._refuse_waiting(Refused(RefusalReason.DRAINING))
-        self._offers.close()
-
-
-def _syncs_by_key(settings: Settings) -> dict[str, list[str]]:
-    keys: dict[str, list[str]] = {}
-    for sync in settings.sync:
-        for key in sync.amplitude_api_keys:
-            keys.setdefault(key.reveal(), []).append(sync.name)
-    return keys
-
-
-def _relays_by_key(settings: Settings) -> dict[str, list[str]]:
-    keys: dict[str, list[str]] = {}
-    for relay in settings.relay:
-        for key in settings.keys_of(relay) if relay.enabled else ():
-            keys.setdefault(key.reveal(), []).append(relay.taker)
-    return keys
-
-
-def door_of(stream: Stream) -> Door:
-    """Return a sync's side of the filter."""
-    return Door(stream.sync.name, stream.rules.admission, only_project(stream.sync))
-
+"""Lists of turns between the scheduler and the mapper, which takes all waiting ones at once."""
 
 Ready = Callable[[str], Awaitable[bool]]
-"""Waits until a sync may deliver; returns False where it is not to."""
-
+"""Waits until a sync may deliver; returns False if the engine ends before that."""
 
 KeepLimit = Callable[[float], Awaitable[None]]
-"""Keeps how many calls a window has, as Intercom has said."""
+"""Keeps the calls a window that Intercom has named."""
 
 FindWorkspace = Callable[[anyio.Event], Awaitable[Workspace | None]]
-"""Returns what the token writes to, as soon as that is known; None: an event was set before."""
+"""Waits for the token's workspace and returns it; None: the given event was set before."""
 
 
 class Pipeline:
-    """The delivery of all syncs with one access token, running.
-
-    A fault that belongs to no record stops what it happened in, a sync's feed or all of the
-    pipeline; that starts again by itself.
-    """
+    """The delivery of all syncs with one access token; see the module's docstring."""
 
     def __init__(
         self,
@@ -178,10 +63,7 @@ class Pipeline:
         keep_limit: KeepLimit,
         find_workspace: FindWorkspace,
     ) -> None:
-        """Wire syncs to their gate. ``budget``: of the bytes that all pipelines have loaded.
-
-        ``keep_limit`` keeps the limit that Intercom has named, for the next process.
-        """
+        """Join syncs to their gate. ``budget``: the loaded bytes of all pipelines."""
         self._keep_limit = keep_limit
         self._find_workspace = find_workspace
         self._ending = anyio.Event()
@@ -210,12 +92,12 @@ class Pipeline:
         gate.changed = self._news.set
 
     async def run(self, ready: Ready) -> None:
-        """Run until all feeds are stopped, and what was under way is settled."""
+        """Run until all feeds are stopped and all turns under way are settled."""
         self._ready = ready
         await self._supervisor.run()
 
     def drain(self) -> None:
-        """Send nothing new; what is under way is finished."""
+        """Choose no more turns; those under way are finished."""
         self._ending.set()
         for name, delivery in self._deliveries.items():
             delivery.feed.stop()
@@ -224,11 +106,11 @@ class Pipeline:
         self._gate.close()
 
     def stopped(self, sync: str) -> str:
-        """Return the fault of this program that keeps a sync from delivering; empty: none does."""
+        """Return the fault of this program that stops a sync now; empty: none."""
         return self._supervisor.stopped or self._feeds[sync].stopped
 
     def faults(self, sync: str) -> int:
-        """Return how often a fault that belongs to no record has stopped a sync."""
+        """Return the number of faults that have stopped a sync."""
         return self._supervisor.faults + self._feeds[sync].faults
 
     # --- delivery -------------------------------------------------------------------------
@@ -237,6 +119,7 @@ class Pipeline:
         if self._supervisor.faults:
             self._forget_turns()
         with ExitStack() as ends:
+            # Garbage collection warns of open channel ends, and a cancelled actor closes none.
             async with anyio.create_task_group() as tasks:
                 most = self._gate.max_in_flight
                 senders = Workers(tasks, EventSender(self._deliveries), most)
@@ -249,7 +132,7 @@ class Pipeline:
                 chosen.close()
 
     async def _feed_all(self, chosen: MemoryObjectSendStream[list[Turn]]) -> None:
-        """Run the feeds, and choose turns of what they load, until all of them have ended."""
+        """Run the feeds, and choose turns from the loaded records, until all feeds have ended."""
         async with anyio.create_task_group() as forever:
             forever.start_soon(self._gate.watch_token)
             forever.start_soon(self._keep_limits)
@@ -261,7 +144,7 @@ class Pipeline:
             forever.cancel_scope.cancel()
 
     async def _enter_workspace(self) -> None:
-        """Let deliveries make calls as soon as it is known what the token writes to."""
+        """Let deliveries make calls as soon as the token's workspace is known."""
         self._gate.health.awaited.add(ME)
         workspace = await self._find_workspace(self._ending)
         if workspace is None:
@@ -276,7 +159,7 @@ class Pipeline:
             workspace.attributes.stop()
 
     def _forget_turns(self) -> None:
-        """Take in that all actors were stopped: what was under way is on disk as it was."""
+        """Forget the turns of stopped actors: their records are on disk as before."""
         self._scheduler.forget_all()
         self._gate.health.end_probes()
         for delivery in self._deliveries.values():
@@ -292,11 +175,12 @@ class Pipeline:
             await self._feeds[name].run()
 
     async def _choose(self, chosen: MemoryObjectSendStream[list[Turn]]) -> None:
-        """Choose turns as calls may leave, for ever."""
+        """Choose turns as calls may leave; for ever."""
         while True:
             self._news.clear()
             now_s = loop_time_s()
             self._pass_news_on(now_s)
+            # Probes first: one probe may free all the users that wait for its endpoint.
             turns = [*self._probes(now_s), *self._next(now_s)]
             if turns:
                 await chosen.send(turns)
@@ -319,7 +203,7 @@ class Pipeline:
                 delivery.feed.look()
 
     def _probes(self, now_s: float) -> list[Turn]:
-        """Choose who finds out whether endpoints are well whose circuits are open."""
+        """Choose the turns that probe the endpoints with open circuits."""
         health, turns = self._gate.health, []
         for endpoint in [] if self._gate.is_standing else health.wanting_probe(now_s):
             found = health.of(endpoint)
@@ -330,8 +214,9 @@ class Pipeline:
         return turns
 
     def _next(self, now_s: float) -> list[Turn]:
-        """Choose as many turns as calls may leave soon."""
+        """Choose as many turns as calls may leave soon (rule 1)."""
         gate, scheduler = self._gate, self._scheduler
+        # A turn that has made its call counts in the gate; one that has not, here.
         most = gate.max_in_flight - scheduler.calls_at_work
         free = min(gate.free(scheduler.undeparted, now_s), most)
         if free <= 0:
@@ -344,7 +229,7 @@ class Pipeline:
         return turns
 
     async def _rest(self, now_s: float) -> None:
-        """Wait until something has changed, or is due."""
+        """Wait for news, or until a probe or a look at the clock is due."""
         due_s = [self._gate.look_again_s(now_s), self._gate.health.next_look_s()]
         next_s = min((at_s for at_s in due_s if at_s is not None), default=None)
         with anyio.move_on_after(None if next_s is None else max(0.0, next_s - now_s)):

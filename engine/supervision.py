@@ -1,8 +1,11 @@
-"""Work that is started again after a fault of ours, later each time, beside work that goes on.
+"""Supervision: work that starts again after an internal fault, while all other work goes on.
 
-A fault that belongs to no record stops what it happened in: one sync's delivery, one source. It
-starts again by itself after a second, then after twice as long each time, up to a minute; work that
-has run well for a minute starts at a second again. Until then ``stopped`` says why.
+Rules
+=====
+1. A fault that belongs to no record stops one piece of work: a sync's feed, a pipeline, a source.
+2. The work starts again after a second, then after twice as long each time, up to a minute.
+3. A minute without a fault sets the pause back to a second.
+4. During a pause ``stopped`` holds the fault, for ``status`` and the monitors.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ LONGEST_PAUSE_S: Final = 60.0
 
 
 class Supervisor:
-    """Runs one piece of work until it ends well, or until ``end`` is called while it stands."""
+    """Runs one piece of work until it ends without a fault, or ``end`` was called."""
 
     def __init__(
         self,
@@ -30,7 +33,7 @@ class Supervisor:
         final: tuple[type[Exception], ...] = (),
         **about: object,
     ) -> None:
-        """``final`` errors are raised: starting again would not help.
+        """``final``: errors that are raised, since another start would not help.
 
         ``about`` names the work in logs: ``sync="production"``, ``source="http"``.
         """
@@ -39,15 +42,15 @@ class Supervisor:
         self._about = about
         self._ended = anyio.Event()
         self.stopped = ""
-        """The fault that keeps the work from running now; empty while it runs."""
+        """The fault for which the work pauses now; empty while it runs."""
         self.faults = 0
 
     def end(self) -> None:
-        """Do not start the work again after its next fault."""
+        """Let the next fault be the last: the work is not started again."""
         self._ended.set()
 
     async def run(self) -> None:
-        """Return when the work has ended. Cancelled, the work is."""
+        """Run the work until it has ended. Cancellation cancels the work."""
         pause_s = FIRST_PAUSE_S
         while not await self._ends_well():
             ran_s = anyio.current_time() - self._began_s
