@@ -27,13 +27,13 @@ from amplitude_intercom.engine.delivery.workspace import Workspaces
 from amplitude_intercom.engine.gates import Clocks, Gates, WireFactory
 from amplitude_intercom.engine.intake import IntakePipeline
 from amplitude_intercom.engine.jobs import JobRunner
-from amplitude_intercom.engine.overview import Overview, Parts
+from amplitude_intercom.engine.overview import EngineParts, Overview
 from amplitude_intercom.engine.pipeline import Pipeline
 from amplitude_intercom.engine.relay.relay import RelaySender
 from amplitude_intercom.engine.settings import Relay as RelaySettings
 from amplitude_intercom.engine.settings import Settings
 from amplitude_intercom.engine.sources import RunningSource
-from amplitude_intercom.engine.spool.spool import Spool, TakerSpool
+from amplitude_intercom.engine.spool.spool import Spool, SpoolPart
 from amplitude_intercom.engine.spool.sqlite.files import refuse_former_spools
 from amplitude_intercom.engine.spool.sqlite.lock import DataDir
 from amplitude_intercom.engine.spool.store import wall_clock_ms
@@ -63,7 +63,7 @@ class BadEvents(ValueError):
         self.refusal = refusal
 
 
-class _Options(msgspec.Struct, frozen=True):
+class _Arguments(msgspec.Struct, frozen=True):
     """The arguments of an engine beside its settings; see ``Engine``."""
 
     wire: WireFactory | None
@@ -105,7 +105,7 @@ class Engine:
         """
         self.settings = settings
         clocks = Clocks(now_ms, now_s, jitter)
-        self._options = _Options(wire, relay_wire, clocks, inline, deliver)
+        self._arguments = _Arguments(wire, relay_wire, clocks, inline, deliver)
         self.streams: dict[str, Stream] = {}
         self._pipelines: dict[str, Pipeline] = {}
         """The pipelines, by sync; syncs with one access token share one."""
@@ -123,7 +123,7 @@ class Engine:
             self._tasks = await stack.enter_async_context(anyio.create_task_group())
             self._tasks.start_soon(self._run)
             self._stack = stack.pop_all()
-        self.state = "running" if self._options.delivers else "offline"
+        self.state = "running" if self._arguments.delivers else "offline"
         return self
 
     async def __aexit__(self, *exc: Any) -> bool | None:
@@ -186,16 +186,16 @@ class Engine:
 
     async def _build(self, stack: AsyncExitStack) -> None:
         """Build all parts, in the order in which they need each other."""
-        settings, options = self.settings, self._options
-        clocks, now_ms = options.clocks, options.clocks.now_ms
-        self.spool, spools = await _open_spool(settings, options, stack)
+        settings, arguments = self.settings, self._arguments
+        clocks, now_ms = arguments.clocks, arguments.clocks.now_ms
+        self.spool, spools = await _open_spool(settings, arguments, stack)
         self.streams |= {sync.name: Stream(sync, spools[sync.name]) for sync in settings.sync}
         streams = list(self.streams.values())
         await _follow_selections(self.spool, streams, now_ms())
-        gates = Gates(settings, options.wire, clocks)
-        if options.delivers:
+        gates = Gates(settings, arguments.wire, clocks)
+        if arguments.delivers:
             self._pipelines |= await _pipelines(streams, self.spool, gates, clocks, stack)
-            self.relays |= await _relays(settings, options, spools, stack)
+            self.relays |= await _relays(settings, arguments, spools, stack)
         self.relay_supervisors |= {
             taker: Supervisor(relay.run, relay=relay.settings.name, part="relay")
             for taker, relay in self.relays.items()
@@ -206,7 +206,7 @@ class Engine:
         await self.upkeep.log_left()
         self._taking_in = IntakePipeline(settings, streams, self.spool)
         stack.callback(self._taking_in.close)
-        parts = Parts(
+        parts = EngineParts(
             settings,
             self.spool,
             spools,
@@ -290,13 +290,13 @@ def _decoded(
 
 
 async def _open_spool(
-    settings: Settings, options: _Options, stack: AsyncExitStack
-) -> tuple[Spool, Mapping[str, TakerSpool]]:
+    settings: Settings, arguments: _Arguments, stack: AsyncExitStack
+) -> tuple[Spool, Mapping[str, SpoolPart]]:
     """Lock the data directory and open the spool; return it, and each taker's part of it."""
     data_dir = Path(settings.data_dir)
     stack.enter_context(DataDir(data_dir))
     refuse_former_spools(data_dir)
-    spool = Spool(data_dir, settings, now_ms=options.clocks.now_ms, inline=options.inline)
+    spool = Spool(data_dir, settings, now_ms=arguments.clocks.now_ms, inline=arguments.inline)
     stack.push_async_callback(spool.close)
     syncs = [sync.name for sync in settings.sync]
     return spool, await spool.open_for([*syncs, *(relay.taker for relay in settings.relay)])
@@ -340,18 +340,18 @@ async def _pipelines(
 
 async def _relays(
     settings: Settings,
-    options: _Options,
-    spools: Mapping[str, TakerSpool],
+    arguments: _Arguments,
+    spools: Mapping[str, SpoolPart],
     stack: AsyncExitStack,
 ) -> dict[str, RelaySender]:
     """Build a sender for each relay; return them by taker."""
     found = {}
     for relay in settings.relay:
-        if options.relay_wire is not None:
-            wire = options.relay_wire(relay)
+        if arguments.relay_wire is not None:
+            wire = arguments.relay_wire(relay)
         else:
             wire = await stack.enter_async_context(amplitude_client_of(relay))
-        clocks = options.clocks
+        clocks = arguments.clocks
         found[relay.taker] = RelaySender(
             relay, spools[relay.taker], wire, now_ms=clocks.now_ms, jitter=clocks.jitter
         )

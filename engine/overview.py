@@ -18,7 +18,7 @@ from amplitude_intercom.engine.relay.relay import RelaySender
 from amplitude_intercom.engine.settings import Relay as RelaySettings
 from amplitude_intercom.engine.settings import Settings
 from amplitude_intercom.engine.sources import RunningSource
-from amplitude_intercom.engine.spool.spool import Spool, TakerSpool
+from amplitude_intercom.engine.spool.spool import Spool, SpoolPart
 from amplitude_intercom.engine.spool.sqlite.reading import disk_bytes
 from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.engine.status import (
@@ -54,7 +54,7 @@ class Deliveries(Protocol):
         ...
 
 
-class Parts(msgspec.Struct, frozen=True):
+class EngineParts(msgspec.Struct, frozen=True):
     """The parts of a running engine that an overview looks at.
 
     ``spools`` by taker; ``deliveries`` by sync; ``relays`` and ``relay_supervisors`` by taker;
@@ -64,7 +64,7 @@ class Parts(msgspec.Struct, frozen=True):
 
     settings: Settings
     spool: Spool
-    spools: Mapping[str, TakerSpool]
+    spools: Mapping[str, SpoolPart]
     streams: Mapping[str, Stream]
     deliveries: Mapping[str, Deliveries]
     relays: Mapping[str, RelaySender]
@@ -93,7 +93,7 @@ class _Tables(msgspec.Struct, frozen=True):
 class Overview:
     """Reads the state of a running engine; changes nothing."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: EngineParts) -> None:
         self._parts = parts
 
     @property

@@ -124,7 +124,7 @@ def claim_of(record: Record, event: Mapping[str, Any]) -> Claim:
     return Claim(record.claim_id, record.user_key, name, second, record.raw)
 
 
-class Queue(Protocol):
+class QueuedRecords(Protocol):
     """The records of one taker that wait, in a transaction."""
 
     def load(self, wanted: Wanted) -> Loaded:
@@ -277,7 +277,7 @@ class Transaction(Protocol):
         """Return the records of a taker."""
         ...
 
-    def queue(self, taker: int) -> Queue:
+    def queue(self, taker: int) -> QueuedRecords:
         """Return the waiting records of a taker."""
         ...
 

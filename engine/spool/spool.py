@@ -1,6 +1,6 @@
 """The spool on the event loop: what waits for the disk is awaited here.
 
-One spool holds all syncs of a daemon; each sync sees its own part of it (``TakerSpool``).
+One spool holds all syncs of a daemon; each sync sees its own part of it (``SpoolPart``).
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ class Spool:
         self._counting: dict[int, list[Part]] = {}
         """Parts that are being written of which nothing is kept, by number."""
         self._counted = 0
-        self._takers: dict[str, TakerSpool] = {}
+        self._takers: dict[str, SpoolPart] = {}
         self.jobs_wait = asyncio.Event()
         """Set when a job was added, by whoever runs them cleared."""
 
@@ -159,7 +159,7 @@ class Spool:
                 _log.warning("what was only counted is not on disk", cause=str(error))
         await self.writer.close()
 
-    async def open_for(self, names: Sequence[str]) -> Mapping[str, TakerSpool]:
+    async def open_for(self, names: Sequence[str]) -> Mapping[str, SpoolPart]:
         """Return each taker's part of the spool, which begins with this.
 
         Raises:
@@ -167,7 +167,7 @@ class Spool:
         """
         takers = await self.do(lambda store: [store.taker(name) for name in names])
         for name, taker in zip(names, takers, strict=True):
-            self._takers[name] = TakerSpool(self, taker, name)
+            self._takers[name] = SpoolPart(self, taker, name)
         return self._takers
 
     # --- taking in ------------------------------------------------------------------------
@@ -337,7 +337,7 @@ def _sum(one: Part, other: Part) -> Part:
     )
 
 
-class TakerSpool:
+class SpoolPart:
     """One taker's part of the spool: what is on its way, a sync's contacts, the counters."""
 
     def __init__(self, spool: Spool, taker: int, name: str) -> None:

@@ -44,7 +44,7 @@ from amplitude_intercom.engine.spool.batches import SLOTS
 from amplitude_intercom.engine.spool.queue import Queue
 from amplitude_intercom.engine.spool.rows import DeadLetterQuery
 from amplitude_intercom.engine.spool.settling import Settling
-from amplitude_intercom.engine.spool.spool import Spool, TakerSpool
+from amplitude_intercom.engine.spool.spool import Spool, SpoolPart
 from amplitude_intercom.engine.spool.sqlite.database import Database, Job, T
 from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.engine.spool.user_state import UserState, state_of_user
@@ -185,7 +185,7 @@ class Rig:
         self.store.begin()
         self.taker = self.store.taker(SYNC)
         self.store.commit()
-        self.mine = TakerSpool(self.spool, self.taker, settings.sync[0].name)
+        self.mine = SpoolPart(self.spool, self.taker, settings.sync[0].name)
         self.spool._takers[SYNC] = self.mine
         self.health = Health(lambda _: 1.0)
         self.scheduler = Scheduler()

@@ -17,7 +17,7 @@ from amplitude_intercom.engine.delivery.event_names import (
     EventNames,
 )
 from amplitude_intercom.engine.settings import MAX_EVENT_TYPES
-from amplitude_intercom.engine.spool.spool import TakerSpool
+from amplitude_intercom.engine.spool.spool import SpoolPart
 from support.virtual import in_virtual_time
 
 ALL = [f"name {n}" for n in range(MAX_EVENT_TYPES)]
@@ -32,7 +32,7 @@ class Kept:
         self.fails = False
 
     def names(self) -> EventNames:
-        return EventNames(cast("TakerSpool", self), lambda: self.day * DAY_MS)
+        return EventNames(cast("SpoolPart", self), lambda: self.day * DAY_MS)
 
     async def event_names(self) -> dict[str, int]:
         await anyio.sleep(0.1)
