@@ -21,7 +21,7 @@ import msgspec
 
 from amplitude_intercom.engine.actors.source import SourceActor
 from amplitude_intercom.engine.clients import Token, amplitude_client_of, token_key, token_of
-from amplitude_intercom.engine.delivery.loading import LoadedBytes
+from amplitude_intercom.engine.delivery.loaded_bytes import LoadedBytes
 from amplitude_intercom.engine.delivery.stream import Stream
 from amplitude_intercom.engine.delivery.workspace import Workspaces
 from amplitude_intercom.engine.gates import Clocks, Gates, WireFactory

@@ -29,7 +29,7 @@ from amplitude_intercom.engine.actors.user_upserter import UserUpserter
 from amplitude_intercom.engine.clock import loop_time_s
 from amplitude_intercom.engine.delivery.gate import Gate
 from amplitude_intercom.engine.delivery.health import Hasten
-from amplitude_intercom.engine.delivery.loading import LoadedBytes
+from amplitude_intercom.engine.delivery.loaded_bytes import LoadedBytes
 from amplitude_intercom.engine.delivery.scheduler import Scheduler, View
 from amplitude_intercom.engine.delivery.stream import Delivery, Stream
 from amplitude_intercom.engine.delivery.turns import Turn
@@ -217,8 +217,8 @@ class Pipeline:
         """Choose as many turns as calls may leave soon (rule 1)."""
         gate, scheduler = self._gate, self._scheduler
         # A turn that has made its call counts in the gate; one that has not, here.
-        most = gate.max_in_flight - scheduler.calls_at_work
-        free = min(gate.free(scheduler.undeparted, now_s), most)
+        most = gate.max_in_flight - scheduler.at_work.calls
+        free = min(gate.free(scheduler.at_work.undeparted, now_s), most)
         if free <= 0:
             return []
         most_probes = max(1, gate.slots() // 2)

@@ -27,13 +27,15 @@ import anyio
 import structlog
 
 from amplitude_intercom.engine.clock import loop_time_s
+from amplitude_intercom.engine.delivery.committing import BatchWriter
 from amplitude_intercom.engine.delivery.loading import Loading
-from amplitude_intercom.engine.delivery.outcomes import Collected, Step, write
+from amplitude_intercom.engine.delivery.outcomes import Collected, Step
 from amplitude_intercom.engine.delivery.scheduler import Scheduler
 from amplitude_intercom.engine.delivery.settlement import Settlement
+from amplitude_intercom.engine.delivery.turn_ends import TurnEnds
 from amplitude_intercom.engine.envelope import Record
 from amplitude_intercom.engine.faults import internal_failure
-from amplitude_intercom.engine.spool.contract import Loaded, TakerSpool, Transaction, Wanted
+from amplitude_intercom.engine.spool.contract import TakerSpool, Transaction, Wanted
 
 _log = structlog.get_logger(__name__)
 
@@ -47,6 +49,7 @@ class Feed:
         scheduler: Scheduler,
         loading: Loading,
         settlement: Settlement,
+        turn_ends: TurnEnds,
         *,
         now_ms: Callable[[], int],
         changed: Callable[[], None] = lambda: None,
@@ -56,6 +59,8 @@ class Feed:
         self._scheduler = scheduler
         self._loading = loading
         self._settlement = settlement
+        self._turn_ends = turn_ends
+        self._writer = BatchWriter(spool, now_ms)
         self._now_ms = now_ms
         self._told = changed
         self._changed = asyncio.Event()
@@ -117,16 +122,17 @@ class Feed:
         """Write what has come, load what is wanted, and let that be known."""
         batch = self._settlement.take()
         try:
-            self._settlement.prepare(batch)
+            self._prepare(batch)
             wanted = self._want(batch)
-            loaded = await self._write(batch, wanted)
-            self._settlement.note_durable(batch)
+            load = None if wanted is None else partial(self._loading.load, wanted=wanted)
+            loaded = await self._writer.write(batch, load)
+            self._note_durable(batch)
             if loaded is not None and wanted is not None:
                 self._loading.take(loaded, wanted)
             elif wanted is not None:
                 self._loading.more_is_queued()  # nothing was loaded: it is wanted still
         except BaseException as fault:
-            self._settlement.let_be(batch, fault)
+            self._give_up(batch, fault)
             raise
         self._tell_progress()
         self._told()
@@ -135,30 +141,28 @@ class Feed:
         """Return what is to be loaded, and let those be put aside for whom there is no space."""
         if self._stopping:
             return None
-        wanted = self._loading.wanted_now()
+        wanted = self._loading.want()
         batch.steps += self._withdrawals()
         return wanted
 
-    async def _write(self, batch: Collected, wanted: Wanted | None = None) -> Loaded | None:
-        if batch.is_empty and wanted is None:
-            return None
-        taker, now_ms = self._spool.taker, self._now_ms()
+    def _prepare(self, batch: Collected) -> None:
+        """Add the ends of turns to a batch."""
+        self._settlement.add_adjustments(batch)
+        # They go first: a charge that was found out later is written behind its failure.
+        batch.steps[:0] = self._turn_ends.steps(batch.endings)
 
-        def job(store: Transaction) -> Loaded | None:
-            write(store, taker, batch, now_ms)
-            return None if wanted is None else self._loading.load(store, wanted)
+    def _note_durable(self, batch: Collected) -> None:
+        self._settlement.note_delivered(batch)
+        self._turn_ends.note_durable(batch.endings)
 
-        try:
-            loaded = await self._spool.persist(job, tries=1)
-        except Exception as fault:
-            if batch.is_empty:
-                raise
-            _log.error("what came of turns cannot be written together", exc_info=fault)
-            await self._write_each(batch, now_ms)
-            return None
+    def _give_up(self, batch: Collected, fault: BaseException) -> None:
+        """Let go a batch that cannot be written, or (cancelled) may still be."""
+        if not isinstance(fault, Exception):
+            self._settlement.take_back(batch)
+            return
         for step in batch.steps:
-            step.tell()
-        return loaded
+            step.tell(fault)
+        self._turn_ends.abandon(batch.endings)
 
     def _withdrawals(self) -> list[Step]:
         """Put users aside that cannot have a turn, where they are too many."""
@@ -168,27 +172,6 @@ class Feed:
             work = partial(_withdraw, taker, user, records, endpoint, now_ms)
             steps.append(Step(work, then=partial(self._loading.has_withdrawn, records)))
         return steps
-
-    async def _write_each(self, batch: Collected, now_ms: int) -> None:
-        """Write what came, each by itself."""
-        taker = self._spool.taker
-        alone = [
-            *(Step(partial(_deliver_one, taker, r.id, now_ms)) for r in batch.delivered),
-            Step(lambda store: store.count_adjusted(taker, batch.adjusted)),
-            *batch.steps,
-        ]
-        faults: list[Exception] = []
-        for step in alone:
-            try:
-                await self._spool.persist(step.run)
-            except Exception as fault:
-                step.tell(fault)
-                if step.done is None:
-                    faults.append(fault)
-            else:
-                step.tell()
-        if faults:
-            raise faults[0]
 
     async def _wind_down(self) -> None:
         """Choose nobody any more, and settle what is at work."""
@@ -200,11 +183,11 @@ class Feed:
                 await self._changed.wait()
             batch = self._settlement.take()
             try:
-                self._settlement.prepare(batch)
-                await self._write(batch)
-                self._settlement.note_durable(batch)
+                self._prepare(batch)
+                await self._writer.write(batch)
+                self._note_durable(batch)
             except BaseException as fault:
-                self._settlement.let_be(batch, fault)
+                self._give_up(batch, fault)
                 if not isinstance(fault, Exception):
                     raise
                 internal_failure(fault, sync=name)
@@ -221,10 +204,9 @@ class Feed:
     async def _settle_answered(self) -> None:
         """Settle what is answered: a start would send it again."""
         batch = self._settlement.take()
-        taker, now_ms = self._spool.taker, self._now_ms()
-        with anyio.CancelScope(shield=True), suppress(Exception):  # then it is sent again
-            self._settlement.prepare(batch)
-            await self._spool.attempt(lambda store: write(store, taker, batch, now_ms))
+        with suppress(Exception):  # the cancel goes on, whatever comes of this
+            self._prepare(batch)
+            await self._writer.write_once(batch)
 
     # --- what it is told --------------------------------------------------------------
 
@@ -266,7 +248,3 @@ def _withdraw(
 ) -> None:
     ids = [record.id for record in records]
     store.settling(taker).defer(user, ids, now_ms, endpoint)
-
-
-def _deliver_one(taker: int, id_: int, now_ms: int, store: Transaction) -> None:
-    store.settling(taker).deliver([id_], now_ms)

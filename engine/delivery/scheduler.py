@@ -38,6 +38,7 @@ from typing import Final, NamedTuple
 from amplitude_intercom.engine.delivery.health import Who
 from amplitude_intercom.engine.delivery.lines import Key, Lines, Phase, User, need_of
 from amplitude_intercom.engine.delivery.turns import Turn, take
+from amplitude_intercom.engine.delivery.turns_at_work import TurnsAtWork
 from amplitude_intercom.engine.envelope import Kind, Record
 
 PROBE_SHARE: Final = 0.1
@@ -77,13 +78,7 @@ class Scheduler:
         self._waiting: Counter[Key] = Counter()
         self._arrivals = 0
         self._credit = 0.0
-        self._writing: Counter[str] = Counter()
-        """Contacts that turns at work write, by user."""
-        self._probes_at_work = 0
-        self.calls_at_work = 0
-        """Calls of all turns that are at work: a kill would repeat these at most."""
-        self.undeparted = 0
-        """Turns that were chosen and have made no call yet."""
+        self.at_work = TurnsAtWork()
 
     def of(self, sync: str) -> Lines:
         """Return what is in memory of a sync; another one after ``forget``."""
@@ -135,7 +130,7 @@ class Scheduler:
 
     def choose(self, view: View) -> Turn | None:
         """Return the next turn, or None: nobody may have one."""
-        may_probe = self._probes_at_work < view.most_probes
+        may_probe = self.at_work.probes < view.most_probes
         beside = may_probe and view.beside_others and self._credit >= 1
         user = self._next(view, probes=True) if beside else None
         user = user or self._next(view, probes=False)
@@ -177,7 +172,7 @@ class Scheduler:
 
     def _may_go(self, user: User) -> bool:
         """Return whether no other turn writes the contact that this user's would."""
-        return user.records[0].kind is Kind.EVENT or user.who[1] not in self._writing
+        return user.records[0].kind is Kind.EVENT or not self.at_work.is_written(user.who[1])
 
     def _give_turn(self, user: User, view: View) -> Turn:
         mine = self._syncs[user.who[0]]
@@ -187,16 +182,12 @@ class Scheduler:
         turn = Turn(
             user.who,
             take(user.records, alone=not self._some_wait(view, probes=False)),
-            self._note_departure,
+            self.at_work.note_departure,
             is_probe=user.is_probe,
             failed_before=user.failed_before,
         )
         mine.at_work += 1
-        self.calls_at_work += turn.calls
-        self.undeparted += 1
-        self._probes_at_work += turn.is_probe
-        if turn.writes:
-            self._writing[turn.user] += 1
+        self.at_work.begin(turn)
         return turn
 
     def _some_wait(self, view: View, *, probes: bool) -> bool:
@@ -204,9 +195,6 @@ class Scheduler:
             count and is_probe is probes and needs not in view.open
             for (needs, is_probe), count in self._waiting.items()
         )
-
-    def _note_departure(self) -> None:
-        self.undeparted -= 1
 
     # --- how turns end --------------------------------------------------------------------
 
@@ -244,14 +232,7 @@ class Scheduler:
         user = mine.users[turn.user]
         assert user.state is Phase.AT_WORK
         mine.at_work -= 1
-        self.calls_at_work -= turn.calls
-        self._probes_at_work -= turn.is_probe
-        if not turn.has_departed:
-            turn.note_departure()
-        if turn.writes:
-            self._writing[turn.user] -= 1
-            if not self._writing[turn.user]:
-                del self._writing[turn.user]
+        self.at_work.end(turn)
         return mine, user
 
     # --- whole syncs ----------------------------------------------------------------------
@@ -277,8 +258,7 @@ class Scheduler:
         self._syncs.clear()
         self._ring.clear()
         self._waiting.clear()
-        self._writing.clear()
-        self._probes_at_work = self.calls_at_work = self.undeparted = 0
+        self.at_work.forget()
 
     def forget(self, sync: str) -> None:
         """Forget what is loaded of a sync, of which nothing is at work; it is held no more."""

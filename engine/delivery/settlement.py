@@ -19,17 +19,12 @@ from typing import Any
 from amplitude_intercom.engine.delivery import waiting
 from amplitude_intercom.engine.delivery.calls import NotAnswered
 from amplitude_intercom.engine.delivery.endings import (
-    Deferred,
     Ending,
     Failing,
-    GoOn,
-    PutBack,
-    Unknown,
 )
 from amplitude_intercom.engine.delivery.health import Blame
-from amplitude_intercom.engine.delivery.loading import Loading
+from amplitude_intercom.engine.delivery.loaded_bytes import SyncBytes
 from amplitude_intercom.engine.delivery.outcomes import Collected, Outcomes, Step, Work
-from amplitude_intercom.engine.delivery.scheduler import Scheduler
 from amplitude_intercom.engine.delivery.turns import Turn
 from amplitude_intercom.engine.delivery.waiting import Retries
 from amplitude_intercom.engine.envelope import Record
@@ -44,19 +39,20 @@ class Settlement:
     def __init__(
         self,
         spool: TakerSpool,
-        scheduler: Scheduler,
-        loading: Loading,
+        loaded: SyncBytes,
         retries: Retries,
         *,
         many: int,
         now_ms: Callable[[], int],
+        look_at_table: Callable[[], None],
     ) -> None:
-        """``many`` deliveries wait for no others."""
+        """``many`` deliveries wait for no others. ``look_at_table`` is called when users may be
+        due that were not."""
         self._spool = spool
-        self._scheduler = scheduler
-        self._loading = loading
+        self._loaded = loaded
         self._retries = retries
         self._now_ms = now_ms
+        self._look_at_table = look_at_table
         self._outcomes = Outcomes(many)
         self._charges: dict[tuple[str, str], tuple[int, NotAnswered]] = {}
         """Failures whose charge is not confirmed, by user and endpoint: the record's id, and the
@@ -90,7 +86,7 @@ class Settlement:
 
         def then() -> None:
             log_dropped(record, reason)
-            self._loading.let_go([record])
+            self._loaded.let_go([record])
 
         self._add(lambda store: store.settling(taker).drop([record.id], reason), then)
 
@@ -101,7 +97,7 @@ class Settlement:
         def work(store: Transaction) -> None:
             store.settling(taker).bury(record, failure, now_ms)
 
-        self._add(work, partial(self._loading.let_go, [record]))
+        self._add(work, partial(self._loaded.let_go, [record]))
 
     async def write(self, work: Work) -> Any:
         """Write something together with what else there is; return when it is durable."""
@@ -144,7 +140,7 @@ class Settlement:
         for record in records:
             self._note_latency(record)
             log_delivered(record) if delivered else log_dropped(record, DropReason.UNCHANGED)
-        self._loading.let_go(records)
+        self._loaded.let_go(records)
 
     def end(self, turn: Turn, ending: Ending) -> None:
         """End a turn, as soon as what came of it is durable."""
@@ -171,14 +167,14 @@ class Settlement:
         def work(store: Transaction) -> None:
             waiting.charge(store, taker, id_, evidence, self._retries, now_ms)
 
-        self._add(work, self._loading.look_at_table)
+        self._add(work, self._look_at_table)
 
     def hasten(self, user: str, in_s: float) -> None:
         """Let a user whose fault is not known be tried earlier: others are well."""
         taker, at_ms = self._spool.taker, self._now_ms() + int(in_s * 1000)
         self._add(
             lambda store: store.settling(taker).wake_deferred(user, at_ms),
-            self._loading.look_at_table,
+            self._look_at_table,
         )
 
     # --- for the feed ---------------------------------------------------------------------
@@ -201,52 +197,18 @@ class Settlement:
         """Return what has come, to be prepared and written now."""
         return self._outcomes.take()
 
-    def prepare(self, batch: Collected) -> None:
-        """Add what is to be written of turns' ends, and goes first: what is found out of a failure
-        later is written behind it."""
+    def add_adjustments(self, batch: Collected) -> None:
+        """Add the adjustments of what was delivered to a batch."""
         if batch.delivered:
             batch.adjusted = self._spool.adjustments.take()
-        ends = [self._step_of(turn, ending) for turn, ending in batch.endings]
-        batch.steps[:0] = [step for step in ends if step is not None]
 
-    def _step_of(self, turn: Turn, ending: Ending) -> Step | None:
-        """Return what is to be written of a turn's end, if anything."""
-        if not waiting.is_written(turn, ending):
-            return None
-        others = [record.id for record in self._scheduler.of(turn.sync).loaded_of(turn.user)]
-        return Step(partial(self._write_end, turn, ending, others, self._now_ms()))
-
-    def _write_end(
-        self, turn: Turn, ending: Ending, others: Sequence[int], now_ms: int, store: Transaction
-    ) -> None:
-        taker = self._spool.taker
-        if waiting.write_end(store, taker, turn, ending, others, self._retries, now_ms):
-            self._spool.job_added()
-
-    def note_durable(self, batch: Collected) -> None:
-        """Take in that a batch is durable: its turns are over."""
+    def note_delivered(self, batch: Collected) -> None:
+        """Note that it is durable that a batch was delivered."""
         for record in batch.delivered:
             log_delivered(record)
-        self._loading.let_go(batch.delivered)
-        for turn, ending in batch.endings:
-            match ending:
-                case GoOn(back, succeeded):
-                    self._scheduler.go_on(turn, back, succeeded=succeeded)
-                case PutBack(back, needs):
-                    self._scheduler.put_back(turn, back, needs)
-                case Deferred(back) | Failing(back) | Unknown(back):
-                    self._loading.let_go(back)
-                    self._loading.let_go(self._scheduler.of(turn.sync).loaded_of(turn.user))
-                    self._scheduler.set_aside(turn)
-                    self._loading.look_at_table()
+        self._loaded.let_go(batch.delivered)
 
-    def let_be(self, batch: Collected, fault: BaseException) -> None:
-        """Let go what could not be written, or (cancelled) may still be: it is on disk as it is."""
-        if not isinstance(fault, Exception):
-            for record in batch.delivered:
-                self._outcomes.deliver(record)
-            return
-        for step in batch.steps:
-            step.tell(fault)
-        for turn, _ in batch.endings:
-            self._scheduler.abandon(turn)
+    def take_back(self, batch: Collected) -> None:
+        """Collect again what a cancelled batch has delivered: it may or may not be durable."""
+        for record in batch.delivered:
+            self._outcomes.deliver(record)

@@ -10,9 +10,11 @@ from amplitude_intercom.engine.delivery.contacts.sync_contacts import Contacts
 from amplitude_intercom.engine.delivery.endings import Ending
 from amplitude_intercom.engine.delivery.feed import Feed
 from amplitude_intercom.engine.delivery.gate import Gate
-from amplitude_intercom.engine.delivery.loading import LoadedBytes, Loading
+from amplitude_intercom.engine.delivery.loaded_bytes import LoadedBytes, SyncBytes
+from amplitude_intercom.engine.delivery.loading import Loading
 from amplitude_intercom.engine.delivery.scheduler import Scheduler
 from amplitude_intercom.engine.delivery.settlement import Settlement
+from amplitude_intercom.engine.delivery.turn_ends import TurnEnds
 from amplitude_intercom.engine.delivery.turns import Turn
 from amplitude_intercom.engine.delivery.waiting import Retries
 from amplitude_intercom.engine.delivery.workspace import Workspace
@@ -89,12 +91,13 @@ class Delivery:
         self.now_ms = now_ms
         self.unknown_attributes: Counter[str] = Counter()
         """Attributes that the workspace does not have, and how often each was left out."""
-        self.loading = Loading(
+        self.loaded = loaded = SyncBytes(budget)
+        loading = Loading(
             sync.name,
             spool.taker,
             scheduler,
             gate.health,
-            budget,
+            loaded,
             read_ahead=sync.delivery.read_ahead,
             writes_contacts=sync.users.enabled,
             now_ms=now_ms,
@@ -103,11 +106,15 @@ class Delivery:
         self.unknown_wait_s: Callable[[int], float] = lambda n: retries.unknown_wait_ms(n) / 1000
         """How long it is believed that a user is not there, after so many answers that said so."""
         many = (gate.max_in_flight + 1) // 2
+        look_at_table = loading.look_at_table
         self.settlement = Settlement(
-            spool, scheduler, self.loading, retries, many=many, now_ms=now_ms
+            spool, loaded, retries, many=many, now_ms=now_ms, look_at_table=look_at_table
+        )
+        turn_ends = TurnEnds(
+            spool, scheduler, loaded, retries, now_ms=now_ms, look_at_table=look_at_table
         )
         self.feed = Feed(
-            spool, scheduler, self.loading, self.settlement, now_ms=now_ms, changed=changed
+            spool, scheduler, loading, self.settlement, turn_ends, now_ms=now_ms, changed=changed
         )
 
     def enter(self, workspace: Workspace) -> None:

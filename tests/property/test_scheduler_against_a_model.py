@@ -288,8 +288,9 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @invariant()
     def counts_agree(self) -> None:
-        assert self.scheduler.calls_at_work == sum(turn.calls for turn in self.turns)
-        assert self.scheduler.undeparted == sum(not turn.has_departed for turn in self.turns)
+        turns = self.scheduler.at_work
+        assert turns.calls == sum(turn.calls for turn in self.turns)
+        assert turns.undeparted == sum(not turn.has_departed for turn in self.turns)
         for sync in SYNCS:
             mine = [user for (of, _), user in self.users.items() if of == sync]
             waiting = [user for user in mine if user.state == "waiting"]

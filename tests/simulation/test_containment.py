@@ -23,7 +23,7 @@ from amplitude_intercom.engine.delivery.contacts.sync_contacts import Contacts
 from amplitude_intercom.engine.delivery.contacts.upserting import Upserted
 from amplitude_intercom.engine.delivery.health import Health
 from amplitude_intercom.engine.delivery.lines import EVENTS
-from amplitude_intercom.engine.delivery.loading import LoadedBytes, Loading
+from amplitude_intercom.engine.delivery.loading import Loading
 from amplitude_intercom.engine.delivery.scheduler import Scheduler, View
 from amplitude_intercom.engine.delivery.settlement import Settlement
 from amplitude_intercom.engine.delivery.stream import Delivery
@@ -177,7 +177,7 @@ async def test_a_fault_in_a_call_costs_each_of_the_records_that_have_it(tmp_path
     assert events_of(local) == sorted(WELL * 3)
     assert status.dead_by_reason == {"internal": len(CROWD) * 3}
     assert (status.faults, status.pending) == (0, 0)
-    assert delivery_of(running).loading.held_bytes == 0
+    assert delivery_of(running).loaded.held == 0
 
 
 class ShortOfThreads(IntercomClient):
@@ -388,14 +388,15 @@ def break_feed(running: Engine, at_s: float = 0.0, read_ahead: int = 8) -> None:
         stream.spool.taker,
         stream.delivery.scheduler,
         stream.delivery.gate.health,
-        LoadedBytes(),
+        stream.delivery.loaded,
         read_ahead=read_ahead,
         writes_contacts=True,
         now_ms=virtual.current().wall_ms,
     )
     loading.breaks_at_s = at_s
     stream.delivery.feed._loading = loading
-    stream.delivery.settlement._loading = loading
+    stream.delivery.settlement._look_at_table = loading.look_at_table
+    stream.delivery.feed._turn_ends._look_at_table = loading.look_at_table
 
 
 @in_virtual_time

@@ -205,7 +205,7 @@ class Play:
         """End a process at once: the next one finds what is on disk at this instant."""
         before = self.folder / f"life-{self.lives}"
         schedulers = {s.delivery.scheduler for s in engine.streams.values() if s.delivery}
-        self.at_work += sum(scheduler.calls_at_work for scheduler in schedulers)
+        self.at_work += sum(scheduler.at_work.calls for scheduler in schedulers)
         self.lives += 1
         shutil.copytree(before, self.folder / f"life-{self.lives}")
         engine.cancel()

@@ -110,7 +110,7 @@ async def test_nothing_is_sent_before_that_is_done_and_a_kill_does_not_forget_it
         assert (await running.status()).syncs[0].rekeying == job_id
         delivery = running.streams[SYNC].delivery
         assert delivery is not None
-        assert delivery.loading.held_bytes == 0
+        assert delivery.loaded.held == 0
         assert simulation.made(local) == []
         running.cancel()
     async with engine(tmp_path, local) as running:

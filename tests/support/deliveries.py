@@ -26,14 +26,12 @@ from amplitude_intercom.engine.delivery.endings import (
 from amplitude_intercom.engine.delivery.feed import Feed
 from amplitude_intercom.engine.delivery.health import Blame, Health
 from amplitude_intercom.engine.delivery.lines import EVENTS
-from amplitude_intercom.engine.delivery.loading import (
-    MOST_PROBES,
-    PER_USER,
-    LoadedBytes,
-    Loading,
-)
+from amplitude_intercom.engine.delivery.loaded_bytes import LoadedBytes, SyncBytes
+from amplitude_intercom.engine.delivery.loading import PER_USER, Loading
+from amplitude_intercom.engine.delivery.loading_bounds import MOST_PROBES
 from amplitude_intercom.engine.delivery.scheduler import Scheduler, View
 from amplitude_intercom.engine.delivery.settlement import Settlement
+from amplitude_intercom.engine.delivery.turn_ends import TurnEnds
 from amplitude_intercom.engine.delivery.turns import MOST_EVENTS, Turn
 from amplitude_intercom.engine.delivery.waiting import Retries, is_due
 from amplitude_intercom.engine.envelope import Kind, Record
@@ -190,30 +188,41 @@ class Rig:
         self.health = Health(lambda _: 1.0)
         self.scheduler = Scheduler()
         self.budget = budget or LoadedBytes()
+        self.bytes = SyncBytes(self.budget)
         self.loading = Loading(
             SYNC,
             self.taker,
             self.scheduler,
             self.health,
-            self.budget,
+            self.bytes,
             read_ahead=read_ahead,
             writes_contacts=True,
             now_ms=now_ms,
         )
         self.news = asyncio.Event()
+        retries = Retries(attempts, HOUR_S, self.chance.random)
         self.settlement = Settlement(
             self.mine,
-            self.scheduler,
-            self.loading,
-            Retries(attempts, HOUR_S, self.chance.random),
+            self.bytes,
+            retries,
             many=(turns + 1) // 2,
             now_ms=now_ms,
+            look_at_table=self.loading.look_at_table,
+        )
+        ends = TurnEnds(
+            self.mine,
+            self.scheduler,
+            self.bytes,
+            retries,
+            now_ms=now_ms,
+            look_at_table=self.loading.look_at_table,
         )
         self.feed = Feed(
             self.mine,
             self.scheduler,
             self.loading,
             self.settlement,
+            ends,
             now_ms=now_ms,
             changed=self.news.set,
         )
@@ -335,7 +344,7 @@ class Rig:
         while True:
             self.news.clear()
             view = View(self.health.open_circuits, self.most_probes)
-            while scheduler.calls_at_work < self.turns and (turn := scheduler.choose(view)):
+            while scheduler.at_work.calls < self.turns and (turn := scheduler.choose(view)):
                 assert turn.user not in self.at_work, "two turns at once"
                 self.at_work[turn.user] = turn
                 actors.start_soon(self._work, turn)
@@ -425,7 +434,7 @@ class Rig:
         """Wait until nothing of any user is left, in memory or on disk."""
         await self.settled()
         await anyio.sleep(10)
-        assert self.loading.held_bytes == self.budget.total == 0
+        assert self.bytes.held == self.budget.total == 0
         assert self.loaded == self.scheduler.of(SYNC).at_work == 0
         assert self.db.execute("SELECT count(*) FROM users").fetchone() == (0,)
 

@@ -20,22 +20,15 @@ import msgspec
 import pytest
 
 from amplitude_intercom.engine.backoff import FIRST_WAIT_S
-from amplitude_intercom.engine.delivery import loading as loading_module
 from amplitude_intercom.engine.delivery.endings import (
     GoOn,
     PutBack,
 )
 from amplitude_intercom.engine.delivery.health import Blame
 from amplitude_intercom.engine.delivery.lines import EVENTS
-from amplitude_intercom.engine.delivery.loading import (
-    LOAD_ROWS,
-    LONGEST_NAP_S,
-    MOST_PROBES,
-    PER_USER,
-    READ_AHEAD_BYTES,
-    LoadedBytes,
-    Loading,
-)
+from amplitude_intercom.engine.delivery.loaded_bytes import READ_AHEAD_BYTES, LoadedBytes
+from amplitude_intercom.engine.delivery.loading import LONGEST_NAP_S, PER_USER, Loading
+from amplitude_intercom.engine.delivery.loading_bounds import LOAD_ROWS, MOST_PROBES
 from amplitude_intercom.engine.delivery.scheduler import Incoming, Scheduler
 from amplitude_intercom.engine.delivery.turns import Turn
 from amplitude_intercom.engine.envelope import Kind, Record
@@ -270,7 +263,7 @@ async def test_the_smallest_read_ahead_still_delivers(read_ahead: int, tmp_path:
 @in_virtual_time
 async def test_large_records_are_bounded_in_bytes(tmp_path: Path) -> None:
     rig = Rig(tmp_path, read_ahead=2048)
-    size = loading_module.READ_AHEAD_BYTES // 16
+    size = READ_AHEAD_BYTES // 16
     most = 0
 
     def answer(_: Record) -> None:
@@ -280,7 +273,7 @@ async def test_large_records_are_bounded_in_bytes(tmp_path: Path) -> None:
     rig.answer = answer
     rig.append(*["ann"] * 40, *["bob"] * 40, raw=bytes(size))
     await rig.deliver(rig.free)
-    assert most <= loading_module.READ_AHEAD_BYTES + size
+    assert most <= READ_AHEAD_BYTES + size
     assert rig.calls == {"ann": 40, "bob": 40}
 
 
@@ -288,7 +281,7 @@ async def test_large_records_are_bounded_in_bytes(tmp_path: Path) -> None:
 async def test_loaded_records_of_several_syncs_are_bounded_together(tmp_path: Path) -> None:
     together = LoadedBytes()
     rigs = [Rig(tmp_path / f"{n}", read_ahead=2048, budget=together) for n in range(3)]
-    size = loading_module.READ_AHEAD_BYTES // 16
+    size = READ_AHEAD_BYTES // 16
     most = 0
 
     def answer(_: Record) -> None:
@@ -301,7 +294,7 @@ async def test_loaded_records_of_several_syncs_are_bounded_together(tmp_path: Pa
             rig.append(*["ann"] * 20, *["bob"] * 20, raw=bytes(size))
             tasks.start_soon(rig.deliver, rig.settled)
     # Each may go beyond it by the record that reaches the bound; and none is starved for good.
-    assert most <= loading_module.READ_AHEAD_BYTES + len(rigs) * size
+    assert most <= READ_AHEAD_BYTES + len(rigs) * size
     assert [rig.calls.total() for rig in rigs] == [40, 40, 40]
     assert together.total == 0
 
@@ -376,7 +369,7 @@ async def test_a_deferred_user_goes_on_at_its_time_without_a_failure_and_others_
         assert rig.failures("ann") == 0
         assert rig.store.users.parked(rig.taker) == {}
         assert rig.state("ann").deferred == Deferral(rig.not_before_ms[ann[2]], 0, "")
-        assert rig.loaded == rig.loading.held_bytes == 0
+        assert rig.loaded == rig.bytes.held == 0
         await rig.settled()
         assert rig.state("ann").deferred is None
 
@@ -977,7 +970,7 @@ async def test_every_way_in_which_a_record_ends_is_counted_and_lets_go_of_it(
         assert rig.counters[f"dropped:{DropReason.UNKNOWN_USER}"] == 1
         assert rig.counters[f"dropped:{DropReason.UNCHANGED}"] == 1
         assert rig.kept == [rig.store] * 2
-        assert rig.loaded == rig.loading.held_bytes == 0
+        assert rig.loaded == rig.bytes.held == 0
         assert len(rig.settlement.latency_s) == 4
 
     await rig.deliver(until)
@@ -1375,7 +1368,7 @@ async def test_behind_large_events_that_wait_for_a_circuit_identifies_go_on(
     async def until() -> None:
         await anyio.sleep(60)
         assert len(rig.delivered) == 50
-        assert rig.loading.held_bytes <= READ_AHEAD_BYTES
+        assert rig.bytes.held <= READ_AHEAD_BYTES
         rig.feed.look()
         await anyio.sleep(1)
         turn = rig.scheduler.choose_probe(EVENTS, lambda _: False)
@@ -1422,7 +1415,7 @@ async def test_large_events_of_parked_users_leave_memory_for_others_in_an_outage
 async def test_records_appended_during_a_load_are_loaded_next(tmp_path: Path) -> None:
     """What was found out of the queue was taken for true after it, too."""
     rig = Rig(tmp_path)
-    wanted = rig.loading.wanted_now()
+    wanted = rig.loading.want()
     assert wanted is not None
     found = rig.loading.load(rig.store, wanted)
     rig.loading.more_is_queued()
@@ -1533,10 +1526,10 @@ async def test_a_fault_before_anything_is_written_stops_a_feed_as_any_other(
     faults = iter([True])
 
     class FaultyLoading(Loading):
-        def wanted_now(self) -> Wanted | None:
+        def want(self) -> Wanted | None:
             if current().now_s > 0.5 and next(faults, False):
                 raise Fault
-            return super().wanted_now()
+            return super().want()
 
     rig.loading.__class__ = FaultyLoading
 
@@ -1609,7 +1602,7 @@ async def test_a_second_fault_while_a_feed_winds_down_leaves_nothing_behind(
         await rig.settled()
         await anyio.sleep(10)
         assert rig.faults >= 1
-        assert (rig.scheduler.calls_at_work, rig.scheduler.undeparted) == (0, 0)
+        assert (rig.scheduler.at_work.calls, rig.scheduler.at_work.undeparted) == (0, 0)
         assert rig.scheduler.of(SYNC).at_work == 0
 
     await rig.deliver(until)

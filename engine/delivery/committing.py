@@ -1,0 +1,90 @@
+"""Writing what has come of a sync's turns: together, and if that fails each by itself.
+
+Rules
+=====
+1. All of a batch is one transaction: every commit costs an fsync.
+2. If that fails, each part of it is written alone, because one that cannot be written must not keep
+   the others. A part whose caller waits tells that caller; any other fault is raised at the end.
+3. At a cancel a batch is tried once. What is lost then is sent again at the next start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+
+import anyio
+import structlog
+
+from amplitude_intercom.engine.delivery.outcomes import Collected, Step, write
+from amplitude_intercom.engine.spool.contract import Loaded, TakerSpool, Transaction
+
+_log = structlog.get_logger(__name__)
+
+Load = Callable[[Transaction], Loaded]
+"""Loads what is wanted, in the transaction that writes."""
+
+
+class BatchWriter:
+    """Writes batches of one sync; see the module's docstring."""
+
+    def __init__(self, spool: TakerSpool, now_ms: Callable[[], int]) -> None:
+        self._spool = spool
+        self._now_ms = now_ms
+
+    async def write(self, batch: Collected, load: Load | None = None) -> Loaded | None:
+        """Write a batch until it is durable; return what was loaded with it, if anything was.
+
+        Raises:
+            Exception: some of it cannot be written; or it is empty, and nothing can be loaded.
+        """
+        if batch.is_empty and load is None:
+            return None
+        taker, now_ms = self._spool.taker, self._now_ms()
+
+        def job(store: Transaction) -> Loaded | None:
+            write(store, taker, batch, now_ms)
+            return None if load is None else load(store)
+
+        try:
+            loaded = await self._spool.persist(job, tries=1)
+        except Exception as fault:
+            if batch.is_empty:
+                raise
+            _log.error("what came of turns cannot be written together", exc_info=fault)
+            await self._write_each(batch, now_ms)
+            return None
+        for step in batch.steps:
+            step.tell()
+        return loaded
+
+    async def _write_each(self, batch: Collected, now_ms: int) -> None:
+        taker = self._spool.taker
+        alone = [
+            *(Step(partial(_deliver_one, taker, r.id, now_ms)) for r in batch.delivered),
+            Step(lambda store: store.count_adjusted(taker, batch.adjusted)),
+            *batch.steps,
+        ]
+        faults: list[Exception] = []
+        for step in alone:
+            try:
+                await self._spool.persist(step.run)
+            except Exception as fault:
+                step.tell(fault)
+                if step.done is None:
+                    faults.append(fault)
+            else:
+                step.tell()
+        if faults:
+            raise faults[0]
+
+    async def write_once(self, batch: Collected) -> None:
+        """Try once to write a batch, though the task is being cancelled."""
+        taker, now_ms = self._spool.taker, self._now_ms()
+        with anyio.CancelScope(shield=True), suppress(Exception):
+            await self._spool.attempt(lambda store: write(store, taker, batch, now_ms))
+
+
+def _deliver_one(taker: int, id_: int, now_ms: int, store: Transaction) -> None:
+    store.settling(taker).deliver([id_], now_ms)
