@@ -511,4 +511,4 @@ MEANINGS: Final[dict[str, str]] = {
     "sync.delivery.probe_first_s": "first pause between probes in an outage",
     "sync.delivery.probe_most_s": "longest pause between probes in an outage",
 }
-"""What each setting is, by its path: for the README and for ``amplitude-intercom explain``."""
+"""What each setting is, by its path: for the reference and for ``amplitude-intercom explain``."""

@@ -146,7 +146,7 @@ class RefusalReason(Reason):
     UNKNOWN_PATH = (
         "unknown_path",
         "nothing is served at this path",
-        "see the README for the paths of each client",
+        "see `transports/README.md` for the paths of each client",
     )
     METHOD = ("method", "the path does not take this method", "send it with POST")
     BAD_HTTP = (

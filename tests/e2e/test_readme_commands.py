@@ -1,10 +1,9 @@
-"""The README's own commands and examples, run as they stand there."""
+"""The papers' own commands and examples, run as they stand there."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -14,16 +13,7 @@ from pathlib import Path
 import pytest
 
 from amplitude_intercom.transports.sandbox import Sandbox, serve
-
-ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-def block(name: str) -> str:
-    """Return the code block behind a marker."""
-    found = re.search(rf"<!-- {name} -->\n```\w+\n(.*?)```", README, re.DOTALL)
-    assert found is not None, name
-    return found[1]
+from support.papers import ROOT, block
 
 
 @pytest.fixture(scope="module")
@@ -70,17 +60,19 @@ def test_the_first_command_shows_the_demo_and_the_next_steps_deliver_an_event(
     fresh_copy: Path,
 ) -> None:
     """From nothing to a delivered event, with what the README says and nothing else."""
-    out = _shell(block("demo-command"), fresh_copy)
+    out = _shell(block("README.md", "demo-command"), fresh_copy)
     for said in ("delivered", "dropped: duplicate", "dead letter", "p95", "run -c"):
         assert said in out
-    (fresh_copy / "amplitude-intercom.toml").write_text(block("first-settings"), encoding="utf-8")
-    out = _shell(block("first-commands"), fresh_copy)
+    (fresh_copy / "amplitude-intercom.toml").write_text(
+        block("README.md", "first-settings"), encoding="utf-8"
+    )
+    out = _shell(block("README.md", "first-commands"), fresh_copy)
     assert '"code":200' in out
     assert '"event_name":"Signed Up"' in out
 
 
 def test_the_test_command_is_one_line_and_the_one_that_ci_runs() -> None:
-    [line] = block("test-command").strip().splitlines()
+    [line] = block("README.md", "test-command").strip().splitlines()
     assert line.startswith("python3 -m venv .venv && ")
     assert "test-command" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 
@@ -91,7 +83,7 @@ async def test_the_library_example_runs_inside_another_program(
     monkeypatch.setenv("INTERCOM_ACCESS_TOKEN", "a-token")
     monkeypatch.chdir(tmp_path)
     example: dict[str, object] = {}
-    exec(compile(block("library-example"), "README", "exec"), example)
+    exec(compile(block("engine/README.md", "library-example"), "README", "exec"), example)
     local = Sandbox(access_token="a-token")
     async with serve(local) as url:
         example["SETTINGS"]["sync"][0]["intercom"]["base_url"] = url  # type: ignore[index]

@@ -1,11 +1,10 @@
-"""The README's source of one's own: installed beside the program, which is not touched."""
+"""The papers' source of one's own: installed beside the program, which is not touched."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
 import os
-import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,14 +16,9 @@ from amplitude_intercom.transports import Source, conformance
 from amplitude_intercom.transports.conformance import Outside, event
 from amplitude_intercom.transports.sandbox import Sandbox, serve
 from support import process
+from support.papers import block
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-
-
-def block(name: str) -> str:
-    found = re.search(rf"<!-- {name} -->\n```\w+\n(.*?)```", README, re.DOTALL)
-    assert found is not None, name
-    return found[1]
+PAPER = "transports/README.md"
 
 
 async def test_a_source_that_is_only_installed_brings_events(
@@ -34,9 +28,9 @@ async def test_a_source_that_is_only_installed_brings_events(
     metadata = installed / "folder_source-1.0.dist-info"
     metadata.mkdir(parents=True)
     inbox.mkdir()
-    (installed / "folder_source.py").write_text(block("source-example"), encoding="utf-8")
+    (installed / "folder_source.py").write_text(block(PAPER, "source-example"), encoding="utf-8")
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: folder-source\nVersion: 1.0\n")
-    entry_point = block("source-entry-point").splitlines()[1].replace('"', "")
+    entry_point = block(PAPER, "source-entry-point").splitlines()[1].replace('"', "")
     (metadata / "entry_points.txt").write_text(f"[amplitude_intercom.sources]\n{entry_point}\n")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(installed), *_paths()]))
     monkeypatch.setenv("FOLDER_OF_EVENTS", str(inbox))
@@ -44,7 +38,11 @@ async def test_a_source_that_is_only_installed_brings_events(
     local.add_contact(external_id="conformance-user")
     async with serve(local) as url:
         config = process.settings(tmp_path, url)
-        said = block("source-settings").replace('"production"', '"e2e"').replace("inbox", "env:")
+        said = (
+            block(PAPER, "source-settings")
+            .replace('"production"', '"e2e"')
+            .replace("inbox", "env:")
+        )
         settings = said.replace('"env:"', '"env:FOLDER_OF_EVENTS"') + "every_s = 0.01\n"
         config.write_text(config.read_text() + settings)
         async with process.daemon(config) as daemon:
@@ -79,7 +77,7 @@ def _paths() -> list[str]:
 async def test_it_keeps_the_contract(tmp_path: Path, check: conformance.Check, seed: int) -> None:
     names = itertools.count()
     scope: dict[str, Any] = {}
-    exec(block("source-example"), scope)
+    exec(block(PAPER, "source-example"), scope)
 
     class FolderOutside:
         """Whoever puts files there: one that is gone is safe."""

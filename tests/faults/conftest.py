@@ -1,4 +1,4 @@
-"""What a fault's test measures is printed at the end of the run: those are the README's figures."""
+"""A fault's measurement is printed at the end of the run: the figures of ``tests/README.md``."""
 
 from __future__ import annotations
 
