@@ -216,7 +216,7 @@ class Engine:
             self.relay_supervisors,
             self.sources,
             self.jobs,
-            gates,
+            gates.name_of,
             now_ms,
             lambda: self.state,
             lambda: self._taking_in.stopped,

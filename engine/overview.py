@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from typing import Protocol
 
@@ -12,11 +12,10 @@ import msgspec
 from amplitude_intercom.engine.clients import address_of
 from amplitude_intercom.engine.delivery.stream import Stream
 from amplitude_intercom.engine.errors import SpoolError
-from amplitude_intercom.engine.gates import Gates
 from amplitude_intercom.engine.jobs import JobRunner
 from amplitude_intercom.engine.relay.relay import RelaySender
 from amplitude_intercom.engine.settings import Relay as RelaySettings
-from amplitude_intercom.engine.settings import Settings
+from amplitude_intercom.engine.settings import Settings, Sync
 from amplitude_intercom.engine.sources import RunningSource
 from amplitude_intercom.engine.spool.spool import Spool, SpoolPart
 from amplitude_intercom.engine.spool.sqlite.reading import disk_bytes
@@ -58,7 +57,8 @@ class EngineParts(msgspec.Struct, frozen=True):
     """The parts of a running engine that an overview looks at.
 
     ``spools`` by taker; ``deliveries`` by sync; ``relays`` and ``relay_supervisors`` by taker;
-    ``sources`` by name. ``state``: returns the engine's. ``intake_stopped``: returns the fault of
+    ``sources`` by name. ``gate_name``: returns the name of a sync's access token, without secrets.
+    ``state``: returns the engine's. ``intake_stopped``: returns the fault of
     this program that stops intake, or an empty text.
     """
 
@@ -71,7 +71,7 @@ class EngineParts(msgspec.Struct, frozen=True):
     relay_supervisors: Mapping[str, Supervisor]
     sources: Mapping[str, RunningSource]
     jobs: JobRunner
-    gates: Gates
+    gate_name: Callable[[Sync], str]
     now_ms: Callable[[], int]
     state: Callable[[], str]
     intake_stopped: Callable[[], str]
@@ -95,6 +95,16 @@ class Overview:
 
     def __init__(self, parts: EngineParts) -> None:
         self._parts = parts
+
+    @property
+    def state(self) -> str:
+        """The state of the engine."""
+        return self._parts.state()
+
+    @property
+    def syncs(self) -> Collection[str]:
+        """The names of the syncs."""
+        return self._parts.streams.keys()
 
     @property
     def takers(self) -> list[str]:
@@ -188,7 +198,7 @@ class Overview:
             latency_s=delivery.settlement.latency_s if delivery else (),
             unknown_attributes=delivery.unknown_attributes if delivery else {},
             adjusted=stream.spool.adjustments.total,
-            gate=None if gate is None else gate_status(gate, parts.gates.name_of(stream.sync)),
+            gate=None if gate is None else gate_status(gate, parts.gate_name(stream.sync)),
             stopped=stopped.get(name, ""),
             rekeying=parts.jobs.rekeying.get(name, 0),
             faults=faulty.faults(name) if faulty else 0,

@@ -1,12 +1,16 @@
-"""The sources that the settings ask for, found by their entry points."""
+"""The sources in the settings: found by their entry points, built, and run under supervision."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.metadata import entry_points
 from typing import Any, Final, NamedTuple
 
 import msgspec
+import structlog
+from anyio.abc import TaskGroup
 
 from amplitude_intercom.engine import arguments as arguments_of
 from amplitude_intercom.engine.config import with_secrets_revealed
@@ -14,7 +18,10 @@ from amplitude_intercom.engine.errors import SettingsError
 from amplitude_intercom.engine.faults import describe
 from amplitude_intercom.engine.settings import Settings
 from amplitude_intercom.engine.supervision import Supervisor
-from amplitude_intercom.transports.contract import Source
+from amplitude_intercom.transports.contract import Batch, Intake, Source, Ticket
+from amplitude_intercom.transports.errors import Refused
+
+_log = structlog.get_logger("engine.run")
 
 SOURCES: Final = "amplitude_intercom.sources"
 """The group of entry points that names sources."""
@@ -71,3 +78,71 @@ def sources_of(settings: Settings) -> dict[str, Source]:
     for name, arguments in settings.sources.items():
         sources[name] = load_source(name, with_secrets_revealed(arguments), syncs)
     return sources
+
+
+async def start_sources(
+    sources: Mapping[str, Source],
+    intake: Intake,
+    running: dict[str, RunningSource],
+    tasks: TaskGroup,
+) -> None:
+    """Start sources, each under a supervisor, and note them in ``running``.
+
+    Sources that listen do so when this returns.
+    """
+    for name, source in sources.items():
+        work = partial(_serve, name, source, _WatchedIntake(intake))
+        supervisor = Supervisor(work, final=(SettingsError,), source=name)
+        running[name] = RunningSource(source, supervisor)
+        tasks.start_soon(supervisor.run)
+        listening = getattr(source, "listening", None)
+        if listening is not None:
+            _log.info("source listening", source=name, address=await listening())
+
+
+async def _serve(name: str, source: Source, intake: _WatchedIntake) -> None:
+    """Run a source once; its supervisor starts it again after a fault.
+
+    Raises:
+        SettingsError: it cannot begin.
+    """
+    try:
+        await source.run(intake)
+    except OSError as error:
+        if not intake.used and not _is_listening(source):
+            raise SettingsError(_problem(name, source, error)) from None
+        raise
+    except SettingsError as error:
+        raise SettingsError(f"sources.{name}: {error}") from None
+    except Refused as error:
+        if error.reason != "draining":  # events that the source holds come again after the start
+            raise
+
+
+class _WatchedIntake:
+    """The intake as one source sees it; notes whether the source has ever sent a batch."""
+
+    def __init__(self, intake: Intake) -> None:
+        self._intake = intake
+        self.used = False
+
+    def takes(self, api_key: str) -> bool:
+        """See ``transports.contract.Intake``."""
+        return self._intake.takes(api_key)
+
+    async def send(self, batch: Batch) -> Ticket:
+        """See ``transports.contract.Intake``."""
+        self.used = True
+        return await self._intake.send(batch)
+
+
+def _is_listening(source: Source) -> bool:
+    return bool(getattr(source, "is_listening", False))
+
+
+def _problem(name: str, source: Source, error: OSError) -> str:
+    reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+    address = getattr(source, "address", "")
+    if not address:
+        return f"sources.{name}: {error.filename or ''}: {reason}"
+    return f"{name}.listen: {address} cannot be used: {reason}"

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from functools import partial
-
 import anyio
 import structlog
-from anyio.abc import TaskGroup
 
 from amplitude_intercom.engine.app import Engine
 from amplitude_intercom.engine.commands.findings import key_findings
@@ -15,10 +11,7 @@ from amplitude_intercom.engine.commands.running import FAILED, OK, Signals
 from amplitude_intercom.engine.console.server import AdminServer
 from amplitude_intercom.engine.errors import SettingsError
 from amplitude_intercom.engine.settings import Settings
-from amplitude_intercom.engine.sources import RunningSource, sources_of
-from amplitude_intercom.engine.supervision import Supervisor
-from amplitude_intercom.transports.contract import Batch, Intake, Source, Ticket
-from amplitude_intercom.transports.errors import Refused
+from amplitude_intercom.engine.sources import sources_of, start_sources
 from amplitude_intercom.transports.inherited import inherited
 from amplitude_intercom.transports.sockets import raise_descriptor_limit
 
@@ -43,9 +36,9 @@ async def run(settings: Settings) -> int:
     signals = Signals(_hung_up)
     done = False  # and so it stays where a second signal ends it all
     async with Engine(settings) as engine, anyio.create_task_group() as tasks:
-        await start_sources(engine, sources, tasks)
+        await start_sources(sources, engine.intake, engine.sources, tasks)
         if settings.admin is not None:
-            admin = AdminServer(settings.admin, engine)
+            admin = AdminServer(settings.admin, engine.overview, engine.upkeep, engine.jobs)
             tasks.start_soon(admin.run)
             _log.info("admin listening", address=await admin.listening())
         for passed in inherited().unused:
@@ -85,63 +78,3 @@ async def _cut_short(signals: Signals, engine: Engine) -> None:
     await signals.now.wait()
     _log.warning("stopping now")
     engine.cancel()
-
-
-async def start_sources(engine: Engine, sources: dict[str, Source], tasks: TaskGroup) -> None:
-    """Start sources; those that listen do so when this returns."""
-    for name, source in sources.items():
-        work = partial(_serve, name, source, _Watched(engine.intake))
-        supervisor = Supervisor(work, final=(SettingsError,), source=name)
-        engine.sources[name] = RunningSource(source, supervisor)
-        tasks.start_soon(supervisor.run)
-        listening = getattr(source, "listening", None)
-        if listening is not None:
-            _log.info("source listening", source=name, address=await listening())
-
-
-async def _serve(name: str, source: Source, intake: _Watched) -> None:
-    """Run a source once; a fault of its own stops it for a while, and nothing else.
-
-    Raises:
-        SettingsError: it cannot begin.
-    """
-    try:
-        await source.run(intake)
-    except OSError as error:
-        if not intake.used and not _is_listening(source):
-            raise SettingsError(_problem(name, source, error)) from None
-        raise
-    except SettingsError as error:
-        raise SettingsError(f"sources.{name}: {error}") from None
-    except Refused as error:
-        if error.reason != "draining":  # events that the source holds come again after the start
-            raise
-
-
-class _Watched:
-    """The engine's intake, which knows whether a source has ever handed something over."""
-
-    def __init__(self, intake: Intake) -> None:
-        self._intake = intake
-        self.used = False
-
-    def takes(self, api_key: str) -> bool:
-        """Ask the engine (``transports.Intake``)."""
-        return self._intake.takes(api_key)
-
-    async def send(self, batch: Batch) -> Ticket:
-        """Pass a batch on (``transports.Intake``)."""
-        self.used = True
-        return await self._intake.send(batch)
-
-
-def _is_listening(source: Source) -> bool:
-    return bool(getattr(source, "is_listening", False))
-
-
-def _problem(name: str, source: Source, error: OSError) -> str:
-    reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
-    address = getattr(source, "address", "")
-    if not address:
-        return f"sources.{name}: {error.filename or ''}: {reason}"
-    return f"{name}.listen: {address} cannot be used: {reason}"

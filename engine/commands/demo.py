@@ -19,11 +19,10 @@ from rich.table import Table
 
 from amplitude_intercom.engine import logs
 from amplitude_intercom.engine.app import Engine
-from amplitude_intercom.engine.commands.daemon import start_sources
 from amplitude_intercom.engine.commands.running import OK
 from amplitude_intercom.engine.config import from_table
 from amplitude_intercom.engine.settings import Log, Settings
-from amplitude_intercom.engine.sources import sources_of
+from amplitude_intercom.engine.sources import sources_of, start_sources
 from amplitude_intercom.engine.spool.rows import DeadLetter, DeadLetterQuery
 from amplitude_intercom.engine.status import RelayStatus, Status, SyncStatus
 from amplitude_intercom.transports.http import HttpSource
@@ -77,7 +76,7 @@ def settings(folder: str, url: str, amplitude_url: str) -> Settings:
 async def _run(demo_settings: Settings) -> tuple[Status, list[DeadLetter]]:
     async with Engine(demo_settings) as engine, anyio.create_task_group() as tasks:
         sources = sources_of(demo_settings)
-        await start_sources(engine, sources, tasks)
+        await start_sources(sources, engine.intake, engine.sources, tasks)
         http = sources["http"]
         assert isinstance(http, HttpSource)
         await _send_as_an_sdk_does(f"http://{http.address}/2/httpapi")

@@ -25,14 +25,16 @@ from aiohttp import web
 
 from amplitude_intercom.engine import metrics
 from amplitude_intercom.engine.addresses import host_and_port
-from amplitude_intercom.engine.app import Engine
 from amplitude_intercom.engine.errors import SettingsError, SpoolError
+from amplitude_intercom.engine.jobs import JobRunner
 from amplitude_intercom.engine.logs import printable
+from amplitude_intercom.engine.overview import Overview
 from amplitude_intercom.engine.reasons import DeadReason, no_dead_reason
 from amplitude_intercom.engine.settings import Admin
 from amplitude_intercom.engine.spool.jobs import JobKind
 from amplitude_intercom.engine.spool.rows import DeadLetterQuery, Position
 from amplitude_intercom.engine.spool.takers import RELAY
+from amplitude_intercom.engine.upkeep import Upkeep
 from amplitude_intercom.transports.http import MAX_HEADER_BYTES
 from amplitude_intercom.transports.sockets import Listener, share_of_descriptors
 
@@ -80,11 +82,15 @@ class Move(Drop, frozen=True, forbid_unknown_fields=True):
 
 
 class AdminServer:
-    """Serves one engine until cancelled."""
+    """Serves the admin port of one engine until cancelled."""
 
-    def __init__(self, settings: Admin, engine: Engine) -> None:
+    def __init__(
+        self, settings: Admin, overview: Overview, upkeep: Upkeep, jobs: JobRunner
+    ) -> None:
         self._settings = settings
-        self._engine = engine
+        self._overview = overview
+        self._upkeep = upkeep
+        self._runner = jobs
         self._listening = asyncio.Event()
         self._listener: Listener | None = None
         self.address = settings.listen
@@ -192,78 +198,76 @@ class AdminServer:
 
     async def _healthz(self, request: web.Request) -> web.Response:
         """Return 200 as long as the process answers, with its state. Needs no token."""
-        return web.json_response({"status": "ok", "state": self._engine.state})
+        return web.json_response({"status": "ok", "state": self._overview.state})
 
     async def _readyz(self, request: web.Request) -> web.Response:
         """Return 200 while events are taken, else 503 and why. Needs no token."""
-        ready = self._engine.overview.ready
+        ready = self._overview.ready
         said = {
             "ready": ready,
-            "state": self._engine.state,
-            "unready": self._engine.overview.unready,
-            "stopped": self._engine.overview.stopped,
-            "stopped_sources": self._engine.overview.stopped_sources,
+            "state": self._overview.state,
+            "unready": self._overview.unready,
+            "stopped": self._overview.stopped,
+            "stopped_sources": self._overview.stopped_sources,
         }
         return web.json_response(said, status=200 if ready else 503)
 
     async def _metrics(self, request: web.Request) -> web.Response:
         """Return the metrics in Prometheus' text format."""
-        status = await self._engine.status()
+        status = await self._overview.status()
         return web.Response(
-            body=metrics.render(status, ready=self._engine.overview.ready),
+            body=metrics.render(status, ready=self._overview.ready),
             headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"},
         )
 
     async def _status(self, request: web.Request) -> web.Response:
         """Return the accounting, as `status --json` prints it."""
-        return _json(await self._engine.status())
+        return _json(await self._overview.status())
 
     def _sync_of(self, request: web.Request) -> str:
         sync = request.match_info["sync"]
-        if sync not in self._engine.streams:
+        if sync not in self._overview.syncs:
             raise web.HTTPNotFound(text=f"no sync named {sync}\n")
         return sync
 
     async def _jobs(self, request: web.Request) -> web.Response:
         """Return the latest 100 jobs, the latest first."""
-        return _json(await self._engine.jobs.latest())
+        return _json(await self._runner.latest())
 
     async def _job(self, request: web.Request) -> web.Response:
         """Return one job; 404 where there is none."""
-        job = await self._engine.jobs.get(int(request.match_info["job"]))
+        job = await self._runner.get(int(request.match_info["job"]))
         if job is None:
             raise web.HTTPNotFound(text="no such job\n")
         return _json(job)
 
     async def _cancel_job(self, request: web.Request) -> web.Response:
         """Cancel a job. What it has done stays done."""
-        cancelled = await _settled(self._engine.jobs.cancel(int(request.match_info["job"])))
+        cancelled = await _settled(self._runner.cancel(int(request.match_info["job"])))
         return _json({"cancelled": cancelled})
 
     async def _compact(self, request: web.Request) -> web.Response:
         """Give the space that the spool's file does not need back to the disk."""
-        return _json(await self._engine.upkeep.compact())
+        return _json(await self._upkeep.compact())
 
     async def _move_left(self, request: web.Request) -> web.Response:
         """Give what is left of the sync `old`, which has gone from the settings, to `new`."""
         body = await self._body(request, Move)
-        return _json(await _settled(self._engine.upkeep.move_left(body.old, body.new)))
+        return _json(await _settled(self._upkeep.move_left(body.old, body.new)))
 
     async def _drop_left(self, request: web.Request) -> web.Response:
         """Drop what is left of the sync `old`, which has gone from the settings."""
         body = await self._body(request, Drop)
-        return _json(await _settled(self._engine.upkeep.drop_left(body.old)))
+        return _json(await _settled(self._upkeep.drop_left(body.old)))
 
     async def _user(self, request: web.Request) -> web.Response:
         """Return what is known of one user: its records, contact and dead letters."""
-        return _json(
-            await self._engine.upkeep.user(self._sync_of(request), request.match_info["key"])
-        )
+        return _json(await self._upkeep.user(self._sync_of(request), request.match_info["key"]))
 
     async def _dead_letters(self, request: web.Request) -> web.Response:
         """List dead letters, or begin a job that replays or discards them."""
         sync, action = request.match_info["sync"], request.match_info["action"]
-        if sync not in self._engine.overview.takers:
+        if sync not in self._overview.takers:
             kind = "relay" if sync.startswith(RELAY) else "sync"
             raise web.HTTPNotFound(text=f"no {kind} named {sync}\n")
         query = await self._body(request, Listing if action == "list" else DeadLetterQuery)
@@ -287,12 +291,12 @@ class AdminServer:
 
     async def _act(self, sync: str, action: str, query: DeadLetterQuery) -> Any:
         if isinstance(query, Listing):
-            return await self._engine.upkeep.dead_letter_page(
+            return await self._upkeep.dead_letter_page(
                 sync, query, after=query.after, limit=query.limit
             )
         if action not in (JobKind.REPLAY, JobKind.DISCARD):
             raise web.HTTPNotFound(text=f"no action {action}\n")
-        job = self._engine.jobs.ask(JobKind(action), sync, query, who="admin port")
+        job = self._runner.ask(JobKind(action), sync, query, who="admin port")
         return await _settled(job)
 
 

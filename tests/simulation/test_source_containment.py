@@ -7,9 +7,9 @@ from pathlib import Path
 import anyio
 import pytest
 
-from amplitude_intercom.engine.commands.daemon import start_sources
 from amplitude_intercom.engine.errors import SettingsError
 from amplitude_intercom.engine.metrics import render
+from amplitude_intercom.engine.sources import start_sources
 from amplitude_intercom.engine.status import SourceStatus
 from amplitude_intercom.transports import Intake, batch_of
 from amplitude_intercom.transports.errors import Refused
@@ -69,7 +69,9 @@ async def test_a_source_that_faults_is_started_again_and_others_do_not_notice(
     async with simulation.engine(tmp_path, local) as running:
         flaky, well = Flaky(4, "flaky-user", fault), Flaky(0, "well-user", fault)
         async with anyio.create_task_group() as tasks:
-            await start_sources(running, {"flaky": flaky, "well": well}, tasks)
+            await start_sources(
+                {"flaky": flaky, "well": well}, running.intake, running.sources, tasks
+            )
         await running.settled()
         assert (flaky.runs, well.runs) == (5, 1)
         assert virtual.current().now_s == pytest.approx(1 + 2 + 4 + 8, abs=1)
@@ -81,7 +83,9 @@ async def test_a_source_that_stands_is_told_by_status_readyz_and_metrics(tmp_pat
     async with simulation.engine(tmp_path, users()) as running:
         flaky, well = (Flaky(n, "flaky-user", RuntimeError("unforeseen")) for n in (1, 0))
         async with anyio.create_task_group() as tasks:
-            await start_sources(running, {"flaky": flaky, "well": well}, tasks)
+            await start_sources(
+                {"flaky": flaky, "well": well}, running.intake, running.sources, tasks
+            )
             await anyio.sleep(0.5)
             stands = await running.status()
             told = (dict(running.overview.stopped_sources), running.overview.ready)
@@ -102,7 +106,7 @@ async def test_a_source_that_cannot_begin_is_a_wrong_setting(tmp_path: Path) -> 
     async with simulation.engine(tmp_path, users()) as running:
         with pytest.raises(ExceptionGroup) as raised:
             async with anyio.create_task_group() as tasks:
-                await start_sources(running, {"folder": Unable()}, tasks)
+                await start_sources({"folder": Unable()}, running.intake, running.sources, tasks)
         [error] = raised.value.exceptions
         assert isinstance(error, SettingsError)
         assert "sources.folder: /nowhere: No such file" in str(error)
@@ -112,7 +116,7 @@ async def test_a_source_that_cannot_begin_is_a_wrong_setting(tmp_path: Path) -> 
 async def test_a_source_that_is_refused_because_the_engine_drains_has_ended(tmp_path: Path) -> None:
     async with simulation.engine(tmp_path, users()) as running:
         async with anyio.create_task_group() as tasks:
-            await start_sources(running, {"last": AtTheEnd()}, tasks)
+            await start_sources({"last": AtTheEnd()}, running.intake, running.sources, tasks)
         assert virtual.current().now_s < 1
 
 
@@ -134,7 +138,7 @@ async def test_a_source_that_names_a_wrong_sync_stops_nothing_but_itself(tmp_pat
         anyio.create_task_group() as tasks,
     ):
         source = ForNobody()
-        await start_sources(running, {"nobody's": source}, tasks)
+        await start_sources({"nobody's": source}, running.intake, running.sources, tasks)
         await anyio.sleep(10)
         assert source.runs == 4
         assert "no such sync" in running.overview.stopped_sources["nobody's"]
