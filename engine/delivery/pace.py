@@ -1,23 +1,23 @@
-"""When the next call may leave: as fast as Intercom allows, and no faster.
+"""The pace of departures: as fast as Intercom allows, and no faster.
 
 Rules
 =====
-Bucket. Calls leave through a token bucket. One of size *b* that fills at rate *r* passes fewer than
-b + 10·r calls in any 10 s; b and r are such that this is less than ``Limit`` + 1. A bucket begins
-*empty*: what a process sends is then never more than r times its age, so that a window that spans
-the end of one process and the start of the next, or of several, is not over the limit either.
+Bucket. Calls leave through a token bucket. A bucket of size *b* that fills at rate *r* passes fewer
+than b + 10·r calls in any 10 s; b and r are chosen so that this is less than ``Limit`` + 1. A
+bucket begins *empty*, so a process never sends more than r times its age. Therefore a window that
+spans the end of one process and the start of the next, or of several, keeps the limit too.
 
-First answer. The configured limit is a guess. Until an answer has come, one call a second leaves;
-then ``X-RateLimit-Limit`` is followed. The departures of the last 10 s are kept: they count when
-the limit turns out to be lower than it was believed to be.
+First answer. The configured limit is a guess. Until the first answer one call a second leaves. Then
+``X-RateLimit-Limit`` is followed. The departures of the last 10 s are kept, and count if the limit
+proves to be lower than the guess.
 
-Others. Where ``X-RateLimit-Remaining`` shows that somebody else calls with the token, what is left
-is spread over the rest of the server's window (``delivery.window``).
+Other clients. If ``X-RateLimit-Remaining`` shows other clients with the same token, the remaining
+calls are spread over the rest of the server's window (``delivery.window``).
 
-429. Departures pause, and then begin again with one call at once (``delivery.ramp``).
+429. Departures pause, and begin again with one call at a time (``delivery.ramp``).
 
-Who calls ``turn`` heeds ``slots``, ``most_out`` and ``paused_until_s``; ``turn`` waits for none of
-them. Instants are seconds of the running loop's clock.
+The caller of ``turn`` must respect ``slots``, ``most_out`` and ``paused_until_s``; ``turn`` waits
+for none of them. Instants are seconds of the running loop's clock.
 """
 
 from __future__ import annotations
@@ -37,37 +37,37 @@ from amplitude_intercom.engine.delivery.window import WINDOW_S, Window
 from amplitude_intercom.transports.intercom import Answer, RateHeaders, parse_rate
 
 SANE_LIMIT: Final = range(1, 1_000_000)
-"""Limits beyond these are absurd, and are passed over."""
+"""Limits outside this range are ignored."""
 
 ROUNDED_LIMIT: Final = 1_000
-"""From here on a limit that rises by one is 10,000 / 6, rounded the other way."""
+"""From this limit on, a rise by one is rounding: 10,000 / 6 is 1,666 or 1,667."""
 
 CATCH_UP_S: Final = 0.03
-"""How late a call may be woken without loss: the bucket holds the tokens of this time."""
+"""Seconds that a call may wake late without loss: the bucket holds the tokens of this time."""
 
 JITTER_S: Final = 0.03
-"""How much less time than another a call may take to the server; a window counts as that longer."""
+"""Seconds by which a call may reach the server faster than another. A window counts as longer."""
 
 GUESSING_PER_S: Final = 1.0
-"""Calls a second until the first answer has come."""
+"""Calls a second until the first answer."""
 
 SPARE_SLOTS: Final = 1.5
 FEWEST_SLOTS: Final = 2
-"""Slots beyond what the mean latency asks for: as a factor, and as a number."""
+"""Slots beyond the need of the mean latency, as a factor and as a number."""
 
 AHEAD_S: Final = 0.2
 FEWEST_AHEAD: Final = 2
-"""How much of the allowance may wait for its departure, in seconds of it, and as turns."""
+"""The turns that may wait for the pace: seconds of the allowance, and the least number."""
 
 SOONEST_WEIGHT: Final = 1 / 8
 LATEST_WEIGHT: Final = 1 / 32
-"""Bounds of the newest latency's weight in the mean."""
+"""Bounds of the weight of a new latency in the mean."""
 
 LONGEST_NAP_S: Final = 0.1
-"""Between looks at what others take."""
+"""Seconds between two looks at the window, for news of other clients."""
 
 CLOCK_GRAIN_S: Final = 0.001
-"""A call leaves this much after the window that had no token for it: clocks round."""
+"""Safety margin after a full window; clocks round."""
 
 
 class Latency:
@@ -77,17 +77,15 @@ class Latency:
         self.mean_s = 0.0
 
     def add(self, took_s: float, slots: int) -> None:
-        """Take in a latency, with the weight of one in ``slots`` answers.
-
-        About as many answers as there are slots come in one latency's time: so few calls a window
-        find a new latency as soon as many do, and many do not jump at each answer.
-        """
+        """Note a latency, with the weight of one in ``slots`` answers."""
+        # About `slots` answers arrive within one latency. So the mean follows a change within the
+        # same time at a small limit and at a large one, where a fixed weight would jump.
         weight = min(SOONEST_WEIGHT, max(LATEST_WEIGHT, 1 / slots))
         self.mean_s += (took_s - self.mean_s) * weight if self.mean_s else took_s
 
 
 class Departures:
-    """The instants at which the calls of the last window left."""
+    """The instants of the departures in the last 10 s."""
 
     def __init__(self) -> None:
         self._at_s: deque[float] = deque()
@@ -100,7 +98,7 @@ class Departures:
             self._at_s.popleft()
 
     def wait_s(self, limit: float, now_s: float) -> float:
-        """Return how long until the last 10 s have had fewer calls than the limit."""
+        """Return the seconds until the last 10 s have fewer calls than the limit."""
         surplus = len(self._at_s) - max(1, int(limit))
         if surplus < 0:
             return 0.0
@@ -108,26 +106,26 @@ class Departures:
 
 
 class Pace:
-    """The pace of one access token: how fast, and how many calls at once. See the module's rules.
+    """The pace of one access token. The module's docstring has the rules.
 
-    One turn at a time waits at the bucket and the others behind it in a queue, so that a bucket
-    that is replaced does not go on letting its own waiters through beside the new one.
+    One turn at a time waits at the bucket, and the others queue behind it. So a replaced bucket
+    cannot let its own waiters through beside the new one.
     """
 
     def __init__(
         self, limit: float, *, is_known: bool = False, counts_before: bool = False
     ) -> None:
-        """``is_known``: the limit is what an answer has named before, and no guess.
+        """``is_known``: an answer has named the limit before, so it is no guess.
 
-        ``counts_before``: ``Remaining`` is known to be the value before its call is charged.
+        ``counts_before``: ``Remaining`` is known not to count the call that it answers.
         """
         self.limit = limit
-        """Calls that a window of 10 s may have."""
+        """Calls allowed in any 10 s."""
         self.sent = 0
-        """Calls that have left: the number of the latest."""
+        """Calls that have left, which is also the number of the latest."""
         self.is_guess = not is_known
         """Whether no answer has named the limit yet."""
-        self._bucket = self._new_bucket()
+        self._bucket = _bucket(self._tokens_per_s)
         self._bucket_since_s: float | None = None
         self._is_emptied = False
         self._at_bucket: anyio.CancelScope | None = None
@@ -138,7 +136,7 @@ class Pace:
         self._latency = Latency()
         self._ramp = Ramp()
         self.is_closed = False
-        """Whether no call leaves any more."""
+        """Whether no further call leaves."""
 
     def __repr__(self) -> str:
         return f"Pace({self.limit:g} per 10 s, {self.sent} sent, {self.slots} slots)"
@@ -152,80 +150,82 @@ class Pace:
 
     @property
     def slots(self) -> int:
-        """Calls that have to be out at once to use the whole limit at the latency that is seen."""
+        """Calls that must be out at once to use the whole limit at the mean latency."""
         return int(self.limit / WINDOW_S * self.mean_latency_s * SPARE_SLOTS) + FEWEST_SLOTS
 
     @property
     def ahead(self) -> int:
-        """How many turns may wait for the pace."""
+        """Turns that may wait for the pace."""
+        # Few, because a turn that is chosen now would go before a better one that comes later.
         return max(FEWEST_AHEAD, int(self.limit / WINDOW_S * AHEAD_S))
 
     @property
     def most_out(self) -> int | None:
-        """How many calls may be out on account of answers 429; None: any number."""
+        """Calls that may be out after a 429; None for any number."""
         if self._ramp.step is None:
             return None
         return 0 if loop_time_s() < self._ramp.paused_until_s else self._ramp.step
 
     @property
     def paused_until_s(self) -> float:
-        """Until when no call may leave; an instant that is past where there is no pause."""
+        """The end of the pause after a 429; an instant in the past without one."""
         return self._ramp.paused_until_s
 
     @property
     def is_paused(self) -> bool:
-        """Whether nothing leaves, as a 429 has asked for."""
+        """Whether departures pause after a 429."""
         until_s = self._ramp.paused_until_s
         return until_s > 0 and loop_time_s() < until_s
 
     @property
     def is_ramping(self) -> bool:
-        """Whether there is a pause, or the ramp after one: parked users are not probed."""
+        """Whether there is a pause or the ramp after one, in which parked users are not probed."""
         return self._ramp.step is not None
 
     # what answers tell
 
     def follow(self, limit: int | None) -> None:
-        """Take over a limit from a header; absent and absurd ones are passed over.
-
-        So is one that rises by one where that is rounding (rate limiting page): the lower counts.
-        """
+        """Follow a limit from a header; ignore an absent or absurd one."""
         if limit is None or limit not in SANE_LIMIT or limit == self.limit:
             return
+        # Two windows of a minute may round differently (rate limiting page): the lower one counts.
         if limit != self.limit + 1 or limit < ROUNDED_LIMIT:
             self.limit = limit
             self._replace_bucket()
 
     def learn(self, rate: RateHeaders, number: int, left_at_s: float, now_s: float) -> None:
-        """Take in an answer to call ``number``: its headers, and how long it took."""
+        """Note the headers and the latency of the answer to call ``number``."""
         self._latency.add(now_s - left_at_s, self.slots)
         self._window.see(rate, number, left_at_s)
+        # Any answer ends the guess, also one without headers: the configured limit holds then.
         if self.is_guess:
             self.is_guess = False
             self._replace_bucket()
         self.follow(rate.limit)
 
     def throttled(self, wait_s: float, now_s: float, left_at_s: float | None = None) -> None:
-        """Take in an answer 429 that asks for a pause of ``wait_s``; see ``pause_s``.
+        """Note an answer 429 that asks for a pause of ``wait_s`` seconds (``pause_s``).
 
-        ``left_at_s``: when its call left. Without it, a 429 during a pause counts to the crowd that
-        was out when it began, and one after the pause is the next in a row.
+        ``left_at_s`` is the departure of its call. Without it, a 429 during a pause belongs to the
+        calls that were out at its begin, and a 429 after the pause is the next in a row.
         """
         self._ramp.throttled(wait_s, now_s if left_at_s is None else left_at_s, now_s)
 
     def answered(self, left_at_s: float) -> None:
-        """Take in that a call which left at ``left_at_s`` was answered, other than by a 429."""
+        """Note an answer other than a 429 to a call that left at ``left_at_s``."""
         self._ramp.answered(left_at_s, self.slots)
 
     # turns
 
     async def turn(self) -> None:
-        """Wait until one more call may leave, and note that it does.
+        """Wait until one more call may leave, and count its departure.
 
-        Returns at once where nobody and nothing is waited for. Cancelled, no call has left.
+        Returns at once if no token and no other turn has to be waited for. Cancelled, no call has
+        left.
         """
         if self.is_closed:
             return
+        # The usual case has no lock and no cancel scope. It must not overtake waiting turns.
         if not self._queue.locked() and await self._take_token_now():
             self._depart()
             return
@@ -240,7 +240,7 @@ class Pace:
                 self._waiting.discard(waiting)
 
     def close(self) -> None:
-        """Let ``turn`` return at once from now on, also to those who wait: no call leaves."""
+        """Have ``turn`` return at once from now on, for waiting callers too. No call leaves."""
         self.is_closed = True
         for waiting in list(self._waiting):
             waiting.cancel()
@@ -250,7 +250,7 @@ class Pace:
         self.sent += 1
 
     async def _take_token_now(self) -> bool:
-        """Take a token where that takes no time and the call may leave at once."""
+        """Take a token, if a call may leave at once; return whether it was taken."""
         await self._empty_new_bucket()
         if not self._bucket.has_capacity() or self._wait_s(loop_time_s()) > 0:
             return False
@@ -258,8 +258,9 @@ class Pace:
         return True
 
     async def _take_token(self) -> None:
-        """Wait for a token; for one of the new bucket where the bucket is replaced meanwhile."""
+        """Wait for a token, of the new bucket if the bucket is replaced meanwhile."""
         taken_from = None
+        # A token of the old bucket is worth nothing at the new rate.
         while taken_from is not self._bucket:
             taken_from = self._bucket
             with anyio.CancelScope() as self._at_bucket:
@@ -267,8 +268,9 @@ class Pace:
                 await taken_from.acquire()
 
     async def _wait_until_clear(self) -> None:
-        """Leave others of the token what they take; news of that may come while we wait."""
+        """Wait until the window and the last departures allow a call."""
         while (wait_s := self._wait_s(loop_time_s())) > 0:  # noqa: ASYNC110 - news are no event
+            # Not the whole wait at once: an answer may show that the other clients have stopped.
             await anyio.sleep(min(wait_s, LONGEST_NAP_S))
 
     def _wait_s(self, now_s: float) -> float:
@@ -280,40 +282,48 @@ class Pace:
 
     # the bucket
 
-    def _per_s(self) -> float:
-        per_s = self.limit / (WINDOW_S + CATCH_UP_S + JITTER_S)
-        return min(per_s, GUESSING_PER_S) if self.is_guess else per_s
-
-    def _new_bucket(self) -> AsyncLimiter:
-        per_s = self._per_s()
-        size = 1.0 + CATCH_UP_S * per_s
-        return AsyncLimiter(size, size / per_s)
+    @property
+    def _tokens_per_s(self) -> float:
+        return _tokens_per_s(self.limit, is_guess=self.is_guess)
 
     def _replace_bucket(self) -> None:
-        self._bucket, self._bucket_since_s = self._new_bucket(), loop_time_s()
+        self._bucket, self._bucket_since_s = _bucket(self._tokens_per_s), loop_time_s()
         self._is_emptied = False
         if self._at_bucket is not None:
             self._at_bucket.cancel()
 
     async def _empty_new_bucket(self) -> None:
-        """Take out what a limiter begins with, less what has come in since the bucket is there.
+        """Remove the tokens with which a limiter begins, except those earned since its creation.
 
-        Does not wait, since nobody has taken any before.
+        Does not wait, because no token was taken before.
         """
         if self._is_emptied:
             return
+        # A full bucket would pass a burst beside the calls that the last process has just sent.
         self._is_emptied = True
         since_s = loop_time_s() if self._bucket_since_s is None else self._bucket_since_s
-        come_in = (loop_time_s() - since_s) * self._per_s()
-        await self._bucket.acquire(max(0.0, self._bucket.max_rate - come_in))
+        earned = (loop_time_s() - since_s) * self._tokens_per_s
+        await self._bucket.acquire(max(0.0, self._bucket.max_rate - earned))
+
+
+def _tokens_per_s(limit: float, *, is_guess: bool) -> float:
+    # A bucket that is full at the begin of a window passes CATCH_UP_S more than the rate, and calls
+    # reach the server up to JITTER_S closer together than they left.
+    per_s = limit / (WINDOW_S + CATCH_UP_S + JITTER_S)
+    return min(per_s, GUESSING_PER_S) if is_guess else per_s
+
+
+def _bucket(per_s: float) -> AsyncLimiter:
+    size = 1.0 + CATCH_UP_S * per_s
+    return AsyncLimiter(size, size / per_s)
 
 
 def pause_s(answer: Answer, now_s: float) -> float:
-    """Return how long a 429 asks everybody to wait, in seconds.
+    """Return the seconds of the pause that a 429 asks for.
 
-    Measured on the server's own clock where the answer has a ``Date``; a whole window where
-    ``X-RateLimit-Reset`` is absent or absurd.
+    A whole window if ``X-RateLimit-Reset`` is absent, past, or over ``LONGEST_PAUSE_S`` away.
     """
+    # By the server's own clock if the answer has a `Date`: ours may be wrong.
     reset = parse_rate(answer.headers).reset_at_s
     wait = WINDOW_S if reset is None else reset - _server_time_s(answer, now_s)
     return wait if 0 < wait <= LONGEST_PAUSE_S else WINDOW_S
@@ -323,4 +333,4 @@ def _server_time_s(answer: Answer, now_s: float) -> float:
     try:
         return parsedate_to_datetime(answer.headers["date"]).timestamp()
     except (KeyError, TypeError, ValueError, IndexError, OverflowError):
-        return now_s  # absent, or no date: it can be any bytes
+        return now_s  # absent, or not a date: a header can have any bytes
