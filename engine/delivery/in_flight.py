@@ -1,14 +1,14 @@
-"""The calls that are out: how many count, which have given their slot back, which is given up.
+"""The calls that are out, and their slots.
 
 Rules
 =====
-1. A call has a slot from its departure on. One that is out for ``SLOW_FACTOR`` times the mean
-   latency, and a second at least, gives it back: calls that hang must not use up the slots of those
-   that are answered.
-2. Calls that have given theirs back are bounded: half of ``most`` at one endpoint, three quarters
-   in all. So many hanging calls are connections, and memory.
-3. Where there are so many, the oldest that is out for ``GIVEN_UP_S`` and was overtaken by
-   ``OVERTAKEN_BY`` answers is given up: it ends as one without an answer.
+1. A call has a slot from its departure on. A call that is out for ``SLOW_FACTOR`` times the mean
+   latency, and at least ``SLOW_AT_LEAST_S``, gives its slot back, so that hanging calls do not use
+   up the slots of answered ones.
+2. Calls without their slot are bounded, because each is a connection and memory: half of ``most``
+   at one endpoint, three quarters in all.
+3. At that bound the oldest call is given up, if it is out for ``GIVEN_UP_S`` and ``OVERTAKEN_BY``
+   later calls have ended. It ends as a call without an answer.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ class Out:
 
 
 class InFlight:
-    """The calls that are out, of one access token; see the module's docstring."""
+    """The calls of one access token that are out. The module's docstring has the rules."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._out: dict[int, Out] = {}
         self._young: deque[Out] = deque()
-        """Those that may still give their slot back, the oldest first, and some that have ended."""
+        """Calls with a slot, the oldest first, and some that have ended."""
         self._given_back: Counter[str] = Counter()
         self._last = 0
 
@@ -60,14 +60,15 @@ class InFlight:
         return call
 
     def end(self, call: Out) -> None:
-        """Note that a call has ended, however it did."""
+        """Note the end of a call, with or without an answer."""
         del self._out[call.number]
         if call.gave_back:
             self._given_back[call.endpoint] -= 1
 
     def counted(self, now_s: float, mean_latency_s: float) -> int:
-        """Return how many calls have a slot, once those have given theirs back that are slow."""
+        """Return the number of calls with a slot, after slow calls have given theirs back."""
         slow_s = max(SLOW_AT_LEAST_S, SLOW_FACTOR * mean_latency_s)
+        # In order of departure, so the first call that is not slow ends the search.
         young = self._young
         while young:
             call = young[0]
@@ -88,6 +89,7 @@ class InFlight:
 
     def _give_up_oldest(self, now_s: float) -> None:
         oldest = next(iter(self._out.values()))
+        # Calls that left later, less those that are still out: the calls that overtook it.
         overtaken_by = self._last - oldest.number - (len(self._out) - 1)
         old_enough = now_s - oldest.left_s >= GIVEN_UP_S
         if old_enough and overtaken_by >= OVERTAKEN_BY and not oldest.is_given_up:
@@ -95,6 +97,6 @@ class InFlight:
             oldest.give_up()
 
     def next_slow_s(self, mean_latency_s: float) -> float | None:
-        """Return when the next call will give its slot back, if any is out that may."""
+        """Return the instant at which the next call is slow; None without a call with a slot."""
         slow_s = max(SLOW_AT_LEAST_S, SLOW_FACTOR * mean_latency_s)
         return next((c.left_s + slow_s for c in self._young if c.number in self._out), None)

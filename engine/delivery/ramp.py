@@ -1,13 +1,13 @@
-"""Pauses after answers 429, and how many calls may be out after them.
+"""Pauses after answers 429, and the ramp of calls after a pause.
 
 Rules
 =====
-- Departures pause until the server's reset. From the second 429 in a row on a pause is 2, 4 … 60 s
-  at least: the server's own reset did not help.
-- Then one call may be out; once that is answered two, once those are four … up to 64, or as many as
-  are needed at the latency that is seen. Then there is no bound.
-- Only calls that left after the pause count, on either side. What became of earlier ones tells of a
-  window that is past: their 429 is not the second in a row, their 200 does not move the ramp.
+- Departures pause until the server's reset. From the second 429 in a row on, a pause is at least
+  2, 4 … 60 s, because the server's own reset did not help.
+- After the pause one call may be out. After its answer two may, after theirs four … up to 64, or
+  the number that the mean latency needs. Then there is no bound.
+- Only calls that left after the pause count. Answers to earlier calls tell of a past window: their
+  429 is not the second in a row, and their 200 does not move the ramp.
 
 Pure: instants are seconds of the caller's clock.
 """
@@ -17,30 +17,29 @@ from __future__ import annotations
 from typing import Final
 
 LONGEST_PAUSE_S: Final = 60.0
-"""A reset that is further away is absurd; nor do pauses in a row grow beyond this."""
+"""The longest pause in a row. A reset further away is absurd."""
 
 SECOND_PAUSE_S: Final = 2.0
+"""The least length of the second pause in a row."""
+
 MOST_OUT: Final = 64
-"""The least length of the second pause in a row; where the ramp ends."""
+"""Calls at the end of the ramp, at most."""
 
 
 class Ramp:
-    """The present pause and the ramp after it; see the module's rules."""
+    """The present pause and the ramp after it. The module's docstring has the rules."""
 
     def __init__(self) -> None:
         self.paused_until_s = 0.0
         self.step: int | None = None
-        """Calls that may be out once the pause is over; None: any number."""
+        """Calls that may be out after the pause; None for any number."""
         self._answered = 0
         self._in_a_row = 0
         self._paused_since_s = 0.0
 
     def throttled(self, wait_s: float, left_at_s: float, now_s: float) -> None:
-        """Take in a 429 to a call that left at ``left_at_s``, which asks for a pause.
-
-        One of the crowd that was out when the pause began makes it longer at most; one that comes
-        when the pause is over tells nothing.
-        """
+        """Note a 429 that asks for a pause of ``wait_s``, to a call that left at ``left_at_s``."""
+        # A call that was out when the pause began can at most make it longer.
         if left_at_s < self.paused_until_s:
             if now_s < self.paused_until_s:
                 self.paused_until_s = max(self.paused_until_s, now_s + wait_s)
@@ -51,7 +50,7 @@ class Ramp:
         self.step, self._answered = 1, 0
 
     def answered(self, left_at_s: float, enough: int) -> None:
-        """Take in another answer; the ramp ends where it allows ``enough`` calls."""
+        """Note an answer other than a 429. The ramp ends when it allows ``enough`` calls."""
         if self.step is None or left_at_s < self.paused_until_s:
             return
         self._in_a_row = 0

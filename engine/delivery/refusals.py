@@ -1,14 +1,15 @@
-"""What 401, 403 and 429 are about: the token, the budget, or one user's call alone.
+"""Whether a 401, 403 or 429 concerns the token, its budget, or one user's call alone.
 
 Rules
 =====
-1. 401 and 403 are the token's where ``GET /me`` is refused too. Its last answer counts for
-   ``ME_COUNTS_S``. Where it has none that is Intercom's, a 401 is the token's and a 403 the call's.
-2. Once the token is refused, ``/me`` is asked again and again, with pauses that double, until it is
-   answered: nothing else leaves meanwhile.
-3. A 429 is doubted where Intercom has said, not longer than ``LEFT_FOR_S`` ago, that over
-   ``LEFT_SHARE`` of the budget is left: some limits are a user's or an endpoint's. But where two
-   users get one within a second, it is the budget's after all.
+1. A 401 or 403 concerns the token if ``GET /me`` is refused too. The last answer to ``/me`` counts
+   for ``ME_COUNTS_S``. Without an answer of Intercom's to ``/me``, a 401 concerns the token, a 403
+   the call.
+2. While the token is refused, ``/me`` is asked again and again, with pauses that double, until it
+   succeeds. No other call leaves.
+3. A 429 does not concern the budget if Intercom said within the last ``LEFT_FOR_S`` that over
+   ``LEFT_SHARE`` of it is left, because some limits are a user's or an endpoint's. If two users get
+   a 429 within ``TOGETHER_S``, it concerns the budget all the same.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from amplitude_intercom.engine.delivery.health import Who
 from amplitude_intercom.transports.intercom import Answer
 
 ME_COUNTS_S: Final = {401: 1.0, 403: 10.0}
+"""Seconds for which an answer to ``GET /me`` counts, by the status in question."""
+
 ME_FIRST_S: Final = 0.5
 ME_MOST_S: Final = 60.0
 """Pauses between ``GET /me`` while the token is refused: the first, and the longest."""
@@ -33,12 +36,12 @@ TOGETHER_S: Final = 1.0
 
 
 class Token:
-    """Whether the access token is taken, as far as ``GET /me`` tells."""
+    """Whether Intercom accepts the access token, by ``GET /me``."""
 
     def __init__(
         self, ask: Callable[[], Awaitable[Answer | None]], jitter: Callable[[], float]
     ) -> None:
-        """``ask`` returns the answer to ``GET /me``, or None: none that is Intercom's."""
+        """``ask`` returns Intercom's answer to ``GET /me``, None without one."""
         self._ask = ask
         self._jitter = jitter
         self._asking = anyio.Lock()
@@ -47,15 +50,15 @@ class Token:
         self._refused = anyio.Event()
         self.cause = ""
         self.refused_s = 0.0
-        """Of the last time that it was refused: the answer, and since when."""
+        """``cause`` is the answer that last refused the token, ``refused_s`` its instant."""
 
     @property
     def is_refused(self) -> bool:
-        """Whether nothing may leave."""
+        """Whether the token is refused now, so that no call may leave."""
         return self._refused.is_set()
 
     def refuse(self, cause: str) -> bool:
-        """Take in that it is refused, and how; return whether that is news."""
+        """Note a refusal of the token; return whether it is the first since the last success."""
         is_news = not self._refused.is_set()
         if is_news:
             self.cause, self.refused_s = cause, anyio.current_time()
@@ -63,8 +66,8 @@ class Token:
         return is_news
 
     async def is_well(self, status: int) -> bool:
-        """Return whether the token is taken, though a call was answered 401 or 403."""
-        async with self._asking:  # who comes meanwhile takes the same answer
+        """Return whether the token is accepted, after a call got ``status`` 401 or 403."""
+        async with self._asking:  # calls that wait here share the answer
             if anyio.current_time() - self._asked_s >= ME_COUNTS_S[status]:
                 self._said = await self._ask()
                 self._asked_s = anyio.current_time()
@@ -73,7 +76,7 @@ class Token:
         return self._said.status not in ME_COUNTS_S
 
     async def restored(self) -> float:
-        """Wait until the token was refused and is taken again; return the seconds between."""
+        """Wait until the token was refused and is accepted again; return the seconds between."""
         await self._refused.wait()
         began_s = anyio.current_time()
         failures = 0
@@ -89,7 +92,7 @@ class Token:
 
 
 class BudgetDoubt:
-    """What Intercom said last of how much of the budget is left, and who was refused."""
+    """The last share of the budget that Intercom said is left, and the last user with a 429."""
 
     def __init__(self) -> None:
         self._share = 0.0
@@ -98,12 +101,12 @@ class BudgetDoubt:
         self._refused_s = float("-inf")
 
     def note(self, limit: int | None, remaining: int | None, at_s: float) -> None:
-        """Take in the headers of an answer that is no 429."""
+        """Note the headers of an answer other than a 429."""
         if limit and remaining is not None:
             self._share, self._at_s = remaining / limit, at_s
 
     def is_not_meant(self, who: Who, at_s: float) -> bool:
-        """Take in a 429 of a user; return whether it cannot be about the budget."""
+        """Note a user's 429; return whether it cannot concern the budget."""
         another = self._refused is not None and self._refused != who
         together = another and at_s - self._refused_s <= TOGETHER_S
         self._refused, self._refused_s = who, at_s

@@ -1,11 +1,11 @@
-"""The accounting of all takers, changed in the transaction that changes the rows it counts.
+"""The counters of all takers, changed in the transaction that changes the counted rows.
 
-Hence, for each taker and after every commit:
+So, for each taker and after every commit:
 
     received = delivered + dropped (all reasons) + dead + pending
 
-Beside these are ``dead:REASON``, which dead letters are made of, ``adjusted:REASON``, values that
-were changed on the way to Intercom, and ``bytes:…``, what a taker takes up. Taker 0 is the spool.
+Other counters are ``dead:REASON`` (dead letters by reason), ``adjusted:REASON`` (values changed on
+the way to Intercom), and ``bytes:…`` (a taker's bytes). Taker 0 is the whole spool.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from typing import Final
 from amplitude_intercom.engine.spool.connection import Connection, insert_many
 
 SPOOL: Final = 0
-"""The taker whose counters are those of the whole spool."""
+"""The taker id of the whole spool's counters."""
 
 INBOX: Final = "bytes:inbox"
-"""What a taker's batches take up."""
+"""Bytes of a taker's batches."""
 
 TAKEN_ALONG: Final = "bytes:along"
-"""What records have taken along of batches that are gone."""
+"""Bytes that a taker's records have taken along."""
 
 WAITING: Final = "bytes:waiting"
-"""The sum of both, over all takers: a counter of the spool."""
+"""The sum of both over all takers: a counter of the spool."""
 
 DEAD: Final = "bytes:dead"
-"""What a taker's dead letters take up."""
+"""Bytes of a taker's dead letters."""
 
 LAST_BATCH: Final = "last_batch"
-"""The last id that a batch was given."""
+"""The highest id given to a batch: a counter of the spool."""
 
 _ADD = "ON CONFLICT (taker, name) DO UPDATE SET value = counters.value + excluded.value"
 _ADD_TO_MINUTE = (
@@ -43,12 +43,12 @@ Counts = Mapping[str, int]
 
 
 def is_settled(counter: str) -> bool:
-    """Return whether a counter is one of those that settled events add up to."""
+    """Return whether a counter counts settled events."""
     return counter in ("delivered", "dead") or counter.startswith("dropped:")
 
 
 def under(counters: Counts, prefix: str) -> dict[str, int]:
-    """Return the counters whose names begin so, without that beginning, those of 0 left out."""
+    """Return the counters above 0 with a prefix, under their names without it."""
     return {
         name.removeprefix(prefix): count
         for name, count in sorted(counters.items())
@@ -57,7 +57,7 @@ def under(counters: Counts, prefix: str) -> dict[str, int]:
 
 
 class Accounts:
-    """The tables ``counters`` and ``minutes``, inside somebody's transaction."""
+    """The tables ``counters`` and ``minutes``, inside the caller's transaction."""
 
     def __init__(self, db: Connection) -> None:
         self._db = db
@@ -67,20 +67,20 @@ class Accounts:
             self._committed.setdefault(taker, Counter())[name] = value
 
     def committed(self, taker: int) -> Counter[str]:
-        """Return a taker's counters as of the last commit; not to be changed."""
+        """Return a taker's counters as of the last commit; the caller must not change them."""
         return self._committed.get(taker, _NOTHING)
 
     def takers(self) -> list[int]:
-        """Return the takers that have counters."""
+        """Return the takers with counters."""
         return [taker for taker in {*self._committed, *self._changes} if taker != SPOOL]
 
     def value(self, taker: int, name: str) -> int:
-        """Return a counter, with what this transaction has changed."""
+        """Return a counter, with the changes of this transaction."""
         changes = self._changes.get(taker)
         return self.committed(taker)[name] + (changes[name] if changes else 0)
 
     def of(self, taker: int) -> Counter[str]:
-        """Return a taker's counters, with what this transaction has changed."""
+        """Return a taker's counters, with the changes of this transaction."""
         changes = self._changes.get(taker)
         if not changes:
             return self.committed(taker)
@@ -89,32 +89,32 @@ class Accounts:
         return now
 
     def add(self, taker: int, name: str, by: int) -> None:
-        """Change a counter."""
+        """Add to a counter."""
         if by:
             self._changes.setdefault(taker, Counter())[name] += by
 
     def resize(self, taker: int, name: str, by: int) -> None:
-        """Change what waits of a taker, in bytes."""
+        """Add to a byte counter of a taker, and to the spool's waiting bytes."""
         self.add(taker, name, by)
         self.add(SPOOL, WAITING, by)
 
     def count_dead(self, taker: int, reason: str, by: int) -> None:
-        """Count dead letters."""
+        """Count dead letters of one reason."""
         self.add(taker, "dead", by)
         self.add(taker, f"dead:{reason}", by)
 
     def last_batch(self) -> int:
-        """Return the highest id of a batch that anything has had."""
+        """Return the highest id that a batch was given."""
         return self.value(SPOOL, LAST_BATCH)
 
     def take_batches(self, count: int) -> int:
-        """Return the first of so many ids of batches that nothing has had."""
+        """Reserve ``count`` new ids of batches; return the first."""
         last = self.last_batch()
         self.add(SPOOL, LAST_BATCH, count)
         return last + 1
 
     def write(self, minute: int) -> None:
-        """Write what has changed; ``minute``: since 1970, in which that was."""
+        """Write the changes of this transaction, made in a ``minute`` since 1970."""
         changes = [
             (taker, name, by)
             for taker, counts in self._changes.items()
@@ -132,7 +132,7 @@ class Accounts:
             )
 
     def change_since(self, taker: int, name: str, minute: int) -> int:
-        """Return by how much a counter has changed since a minute, of the last two days."""
+        """Return the change of a counter since a ``minute`` of the last two days."""
         (change,) = self._db.execute(
             "SELECT sum(value) FROM minutes WHERE span = 1 AND minute >= ? AND taker = ?"
             " AND name = ?",
@@ -141,7 +141,7 @@ class Accounts:
         return int(change or 0)
 
     def make_hours(self, before: int, limit: int) -> int:
-        """Add up to ``limit`` rows of minutes before one to their hours; return how many."""
+        """Merge up to ``limit`` rows of minutes before a minute into hours; return their number."""
         rows = self._db.execute(
             "SELECT minute, taker, name, value FROM minutes WHERE span = 1 AND minute < ?"
             " ORDER BY minute LIMIT ?",
@@ -164,7 +164,7 @@ class Accounts:
         return len(rows)
 
     def forget_hours(self, before: int, limit: int) -> int:
-        """Forget up to ``limit`` rows of hours before a minute; return how many there were."""
+        """Forget up to ``limit`` rows of hours before a minute; return their number."""
         rows = self._db.execute(
             "SELECT minute, taker, name FROM minutes WHERE span = 60 AND minute < ?"
             " ORDER BY minute LIMIT ?",
@@ -177,14 +177,14 @@ class Accounts:
         return len(rows)
 
     def commit(self) -> None:
-        """Take in that what was written is durable."""
+        """Note that the written changes are durable."""
         for taker in self._changes:
             # Replaced, never changed: other threads may be reading it.
             self._committed[taker] = Counter(self.of(taker))
         self._changes = {}
 
     def rollback(self) -> None:
-        """Forget what was changed since the last commit."""
+        """Drop the changes since the last commit."""
         self._changes = {}
 
 

@@ -1,4 +1,4 @@
-"""The directory of known contacts: so that a known user costs one call, or none."""
+"""The directory of known contacts, for which a known user costs one call, or none."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from amplitude_intercom.engine.spool.known import ContactKey, Known, own_after
 DAY_MS: Final = 86_400_000
 
 UNSURE_DAYS: Final = 30
-"""How long a contact is kept on account of a write that has no answer."""
+"""Days for which a contact is kept because of a write without an answer."""
 
 MOST_MERGES: Final = 64
 """The longest chain of merges that is followed."""
 
 
 class ContactDirectory:
-    """The table ``contacts``, inside somebody's transaction."""
+    """The table ``contacts``, inside the caller's transaction."""
 
     def __init__(self, db: Connection) -> None:
         self._db = db
         self.added = 0
-        """Contacts that came, less those that went, since somebody took the number."""
+        """Contacts added less contacts forgotten, since the caller last took this number."""
 
     def get(self, key: ContactKey) -> Known | None:
-        """Return what is known of a contact; what is damaged, Intercom knows better."""
+        """Return the knowledge of a contact; None without any, or if it is damaged."""
         row = self._db.execute(
             "SELECT known, crc FROM contacts WHERE workspace = ? AND field = ? AND value = ?", key
         ).fetchone()
@@ -37,8 +37,11 @@ class ContactDirectory:
         return read_known(row[0])
 
     def find(self, key: ContactKey) -> tuple[ContactKey, Known]:
-        """Return what is known of a user's contact, and under which key: of a user that was merged
-        into another, that one's; where that one has the contact no more, the user's own, lost."""
+        """Return the knowledge of a user's contact, and the key that has it.
+
+        For a user that was merged into another, these are the other's. If the other no longer has
+        the contact, they are the user's own, and the contact is lost.
+        """
         own = theirs = self.get(key) or Known()
         at, known = key, own
         for _ in range(MOST_MERGES):
@@ -54,7 +57,7 @@ class ContactDirectory:
         return key, own_after(own, theirs)
 
     def use(self, key: ContactKey, now_ms: int) -> None:
-        """Keep for a day that a contact was asked for."""
+        """Note that a contact was asked for today."""
         self._db.execute(
             "UPDATE contacts SET used_day = ?"
             " WHERE workspace = ? AND field = ? AND value = ? AND used_day <> ?",
@@ -62,7 +65,7 @@ class ContactDirectory:
         )
 
     def remember(self, key: ContactKey, known: Known, now_ms: int, *, is_new: bool = False) -> None:
-        """Keep what is known of a contact; ``is_new``: nothing was."""
+        """Store the knowledge of a contact. ``is_new`` says that the directory had none."""
         text = msgspec.json.encode(known).decode()
         unsure = int(bool(known.unsure))
         row = (text, now_ms, now_ms // DAY_MS, unsure, contact_checksum(*key, text), *key)
@@ -80,19 +83,19 @@ class ContactDirectory:
                 " (known, at_ms, used_day, unsure, crc, workspace, field, value)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (workspace, field, value) DO UPDATE"
                 " SET known = excluded.known, at_ms = excluded.at_ms, unsure = excluded.unsure,"
-                " used_day = excluded.used_day, crc = excluded.crc",  # one that is damaged
+                " used_day = excluded.used_day, crc = excluded.crc",  # over a damaged row
                 row,
             )
             self.added += 1
 
     def forget(self, key: ContactKey) -> None:
-        """Drop what is known of a contact."""
+        """Forget a contact."""
         self.added -= self._db.execute(
             "DELETE FROM contacts WHERE workspace = ? AND field = ? AND value = ?", key
         ).rowcount
 
     def make_older(self, now_ms: int) -> None:
-        """Say of contacts that a clock ahead of its time has stamped that they were used today."""
+        """Set the day of contacts to today if a clock ahead of time has stamped them."""
         today = now_ms // DAY_MS
         ahead = "WHERE unsure IN (0, 1) AND used_day > ? LIMIT ?"
         for key in self._keys(ahead, (today, MOST_ROWS)):
@@ -102,9 +105,10 @@ class ContactDirectory:
             )
 
     def forget_unused(self, limit: int, now_ms: int) -> int:
-        """Drop those of all contacts that were asked for least recently; return how many.
+        """Forget up to ``limit`` least recently used contacts; return their number.
 
-        Not those with a write that has no answer yet, which has to be made again as it was.
+        A contact with a write without an answer stays for ``UNSURE_DAYS``, because that write must
+        be repeated unchanged.
         """
         long_ago = now_ms // DAY_MS - UNSURE_DAYS
         found = self._keys("WHERE unsure = 1 AND used_day < ? LIMIT ?", (long_ago, limit))
@@ -123,7 +127,7 @@ _decode = msgspec.json.Decoder(Known).decode
 
 
 def read_known(text: str) -> Known | None:
-    """Return what a row says of a contact; None: it is damaged."""
+    """Return the knowledge in a row; None if it is damaged."""
     try:
         return _decode(text)
     except (msgspec.MsgspecError, TypeError):

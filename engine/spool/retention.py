@@ -1,15 +1,15 @@
-"""What is remembered is forgotten again: each kind by a rule of its own, in slices, on a timer.
+"""Retention: each kind of memory is forgotten by a rule of its own, in slices, on a timer.
 
     insert ids    outlived after ``dedupe_window_s``; beyond their bytes the oldest go
     dead letters  after ``dead_letters_days``; beyond their bytes the oldest go; counted as dropped
-    contacts      beyond their number those that were asked for least recently
-    claims        outlived after ``same_second_window_s``, but none whose event may be sent
+    contacts      beyond their number the least recently used go
+    claims        outlived after ``same_second_window_s``, unless their event may still be sent
     minutes       become hours after two days; hours go after 90
-    batches       that are unpacked and still there: what waits aside of them takes its bytes along
+    batches       unpacked ones go, after records set aside have taken their bytes along
 
-A kind that cannot be forgotten is left until the next time, and those behind it have their turn.
-None of it can close intake. A clock that was ahead of its time for a while does no harm: what it
-has stamped is made younger, so it is forgotten one window from now.
+A kind that fails is skipped until the next time. None of this can close intake. A clock that was
+ahead of time does no harm: its stamps are made younger, so those rows are forgotten one window from
+now.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from amplitude_intercom.engine.spool.insert_ids import ROW_BYTES
 from amplitude_intercom.engine.spool.store import CONTACTS, INSERT_IDS, MINUTE_MS, Store
 
 SLICE: Final = 500
-"""Rows that one transaction forgets: others wait for so many at most."""
+"""Rows that one transaction forgets, which bounds the wait of other transactions."""
 
 HOUR: Final = 60
 MINUTES_KEPT: Final = 48 * HOUR
@@ -35,7 +35,7 @@ DAY_MS: Final = 86_400_000
 
 
 class Retention(msgspec.Struct, frozen=True):
-    """How long and how much is remembered."""
+    """The bounds of each kind of memory, in time and size."""
 
     window_ms: int
     insert_ids_max_bytes: int
@@ -46,7 +46,7 @@ class Retention(msgspec.Struct, frozen=True):
 
 
 class Tidying:
-    """Forgets, slice by slice; each call of ``slice`` is one transaction of somebody's."""
+    """Forgets slice by slice. Each call of ``slice`` runs in one transaction of the caller's."""
 
     def __init__(self, retention: Retention) -> None:
         self._keep = retention
@@ -67,16 +67,16 @@ class Tidying:
         ]
 
     def slice(self, store: Store, now_ms: int) -> bool:
-        """Forget a little; return False when all is done for this time."""
+        """Forget one slice; return False when all kinds are done for this time."""
         return True if self._left[0](store, now_ms) else self.skip()
 
     @property
     def kind(self) -> str:
-        """What is being forgotten."""
+        """The kind that is being forgotten."""
         return self._left[0].__name__.strip("_")
 
     def skip(self) -> bool:
-        """Go on with the next kind; return False when there is none for this time."""
+        """Go on with the next kind; return False after the last one."""
         _, *later = self._left
         self._left = later or self._duties()
         return bool(later)
@@ -103,16 +103,16 @@ class Tidying:
         return bool(gone)
 
     def _old_letters(self, store: Store, now_ms: int) -> bool:
-        """Forget letters that failed last too long ago, of the first taker that has such.
+        """Forget letters beyond their age, of the first taker with such letters.
 
-        What a clock ahead of its time has stamped is made younger.
+        Letters stamped by a clock ahead of time are made younger.
         """
         cutoff_ms = now_ms - self._keep.dead_letters_max_age_ms
         left = SLICE
         for taker in store.takers.all():
             ids = store.letters.failed_until(taker.id, cutoff_ms, SLICE)
             if ids and store.forget_letters(taker.id, ids, DropReason.EXPIRED_LETTER):
-                return True  # what is damaged is found by the index, and does not go
+                return True  # not for damaged letters, which the index finds and which stay
             left -= store.letters.make_younger(taker.id, now_ms, left)
             if left <= 0:
                 return True
@@ -136,7 +136,7 @@ class Tidying:
         return store.accounts.forget_hours(now_ms // MINUTE_MS - HOURS_KEPT, SLICE) == SLICE
 
     def _batches(self, store: Store, now_ms: int) -> bool:
-        """Let records that wait aside take their bytes along, of batches unpacked a while ago."""
+        """Have records set aside take their bytes along, from batches unpacked a while ago."""
         moved = 0
         takers = store.takers.all()
         for taker in takers:
@@ -149,9 +149,9 @@ class Tidying:
 
 
 def take_along(store: Store, taker: int, up_to: int, limit: int) -> int:
-    """Let up to ``limit`` records aside take their bytes along; return how many have.
+    """Have up to ``limit`` records set aside take their bytes along; return their number.
 
-    ``up_to``: the last batch that is looked at. One that nothing points into any more goes.
+    ``up_to`` is the last batch to read. A batch without pointing records is deleted.
     """
     moved = 0
     for batch in store.inbox.ids(taker, up_to, BATCHES):
@@ -168,7 +168,7 @@ def take_along(store: Store, taker: int, up_to: int, limit: int) -> int:
 
 
 CLAIM_SLICES: Final = 40
-"""Slices of claims that are looked at each time: a day's worth of them is gone through in hours."""
+"""Slices of claims that are examined each time: those of a day are examined within hours."""
 
 BATCHES: Final = 200
-"""Batches of one taker that are looked at, at most."""
+"""Batches of one taker that are read at a time."""
