@@ -46,7 +46,8 @@ from amplitude_intercom.transports.amplitude_client import AmplitudeWire
 from amplitude_intercom.transports.contract import Batch, Receipt
 from amplitude_intercom.transports.errors import Refused
 from amplitude_intercom.transports.reasons import RefusalReason
-from amplitude_intercom.transports.uploads import BadUpload, decode_events
+from amplitude_intercom.transports.upload_answers import BadUpload
+from amplitude_intercom.transports.upload_events import decode_events
 
 RelayWireFactory = Callable[[RelaySettings], AmplitudeWire]
 """Makes the client of a relay; the sandbox's in-process wire stands in for HTTPS."""

@@ -8,6 +8,7 @@ all dialects: HTTP V2 and SDKs, Export files and webhooks, the old JavaScript SD
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Final, Literal
 
 import msgspec
@@ -43,8 +44,8 @@ MAX_AMPLITUDE_TEXT: Final = 1_024
 MAX_EVENT_BYTES: Final = 262_144
 """Largest event in bytes of JSON: 500 times a usual one, and all that Intercom takes of one."""
 
-KEPT_BYTES: Final = 4_096
-"""Leading bytes of an event that is too large: its dead letter keeps them."""
+MAX_EVENTS: Final = 2_000
+"""Events of one request (HTTP V2 and Batch pages)."""
 
 BOM: Final = b"\xef\xbb\xbf"
 IDENTIFY: Final = "$identify"
@@ -174,3 +175,34 @@ def check_id(field: str, value: str | None, min_id_length: int) -> BadEvent | No
     if length in _RESERVED_LENGTHS and value.lower() in RESERVED_IDS:
         return BadEvent("invalid_id", field, f"{field} has a value that is not accepted")
     return None
+
+
+def as_event(raw: bytes) -> bytes:
+    """Return an event unchanged, and an Identify object, which has no event type, as an event.
+
+    An object with user properties is an Identify (webhook streaming page), one with group
+    properties a Group Identify (Group Identify page).
+    """
+    fields = fields_of(raw)
+    if fields is None or fields.get("event_type", NULL) != NULL:
+        return raw
+    if "user_properties" in fields:
+        return identify_event(fields)
+    return group_identify_event(fields) if "group_properties" in fields else raw
+
+
+def identify_event(fields: Mapping[str, msgspec.Raw]) -> bytes:
+    """Return an Identify object as a ``$identify`` event."""
+    return msgspec.json.encode({**fields, "event_type": IDENTIFY})
+
+
+def group_identify_event(fields: Mapping[str, msgspec.Raw]) -> bytes:
+    """Return a Group Identify object as a ``$groupidentify`` event."""
+    try:
+        group_type = msgspec.json.decode(fields.get("group_type", NULL), type=str | None)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        group_type = None
+    groups = msgspec.json.encode({group_type or "": fields.get("group_value", NULL)})
+    rest = {k: v for k, v in fields.items() if k not in ("group_type", "group_value")}
+    more = {"groups": msgspec.Raw(groups), "event_type": GROUP_IDENTIFY}
+    return msgspec.json.encode({**rest, **more})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from typing import Final, Protocol, Self
 
 import aiohttp
@@ -14,9 +13,10 @@ from amplitude_intercom.transports.answering import (
     detail_of,
     read_bounded,
 )
+from amplitude_intercom.transports.contract import Original
 from amplitude_intercom.transports.errors import NoAnswer
 from amplitude_intercom.transports.intercom import Answer
-from amplitude_intercom.transports.originals import Original
+from amplitude_intercom.transports.originals import THIS_PROCESS, VIA
 from amplitude_intercom.transports.reasons import NoAnswerCause
 
 INGESTION_URLS: Final = {
@@ -29,11 +29,6 @@ LEGACY_URLS: Final = {"us": "https://api.amplitude.com", "eu": "https://api.eu.a
 """The same of ``LEGACY_PATHS`` (pages of the old SDKs)."""
 
 LEGACY_PATHS: Final = ("/", "/httpapi")
-
-VIA: Final = "X-Amplitude-Intercom"
-"""The header by which a request is known that this process has sent on: it must not go round."""
-
-THIS_PROCESS: Final = secrets.token_hex(8)
 
 MAX_ANSWER_BYTES: Final = 1 << 20
 """An answer lists two thousand events at most, in several lists."""

@@ -5,19 +5,18 @@ Most events are not wanted, so the rest of an event is skipped, and only checked
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 
 from amplitude_intercom.transports.amplitude import (
-    GROUP_IDENTIFY,
-    IDENTIFY,
     NULL,
     AnyObject,
     BadEvent,
     Head,
     Time,
+    as_event,
     decode_fields,
     fields_of,
 )
@@ -156,37 +155,6 @@ def legible(raw: bytes) -> Head:
             continue
         setattr(head, name, None if value is None else str(value))
     return head
-
-
-def as_event(raw: bytes) -> bytes:
-    """Return an event unchanged, and an Identify object, which has no event type, as an event.
-
-    An object with user properties is an Identify (webhook streaming page), one with group
-    properties a Group Identify (Group Identify page).
-    """
-    fields = fields_of(raw)
-    if fields is None or fields.get("event_type", NULL) != NULL:
-        return raw
-    if "user_properties" in fields:
-        return identify_event(fields)
-    return group_identify_event(fields) if "group_properties" in fields else raw
-
-
-def identify_event(fields: Mapping[str, msgspec.Raw]) -> bytes:
-    """Return an Identify object as a ``$identify`` event."""
-    return msgspec.json.encode({**fields, "event_type": IDENTIFY})
-
-
-def group_identify_event(fields: Mapping[str, msgspec.Raw]) -> bytes:
-    """Return a Group Identify object as a ``$groupidentify`` event."""
-    try:
-        group_type = msgspec.json.decode(fields.get("group_type", NULL), type=str | None)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        group_type = None
-    groups = msgspec.json.encode({group_type or "": fields.get("group_value", NULL)})
-    rest = {k: v for k, v in fields.items() if k not in ("group_type", "group_value")}
-    more = {"groups": msgspec.Raw(groups), "event_type": GROUP_IDENTIFY}
-    return msgspec.json.encode({**rest, **more})
 
 
 def check_time(head: Head) -> BadEvent | None:

@@ -30,7 +30,25 @@ from typing import Protocol
 import msgspec
 
 from amplitude_intercom.transports.amplitude import BadEvent, Head
-from amplitude_intercom.transports.originals import Original
+
+
+class Original(msgspec.Struct, frozen=True):
+    """A request: ``path`` without its query, ``content_type`` as it was said, ``body`` inflated.
+
+    ``peer``: the address of the client.
+    """
+
+    method: str
+    path: str
+    query: str
+    content_type: str
+    body: bytes
+    peer: str = ""
+
+    @property
+    def target(self) -> str:
+        """The path with its query."""
+        return f"{self.path}?{self.query}" if self.query else self.path
 
 
 class Batch(msgspec.Struct):

@@ -79,3 +79,8 @@ def legacy_checksum(form: Mapping[str, str]) -> str:
     ``upload_time`` (requests of amplitude-js 8.21.10)."""
     signed = "".join(form.get(name, "") for name in ("v", "client", "e", "upload_time"))
     return hashlib.md5(signed.encode("utf-8", "replace"), usedforsecurity=False).hexdigest()
+
+
+def header_text(header: str) -> str:
+    """Return a header as valid text: aiohttp gives undecodable bytes as halves of surrogates."""
+    return header.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

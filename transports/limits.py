@@ -1,4 +1,14 @@
-"""What the HTTP source takes at once, and from one API key."""
+"""Limits of the HTTP source: bytes of bodies held at once, and the rate of one API key.
+
+``ByteBudget`` gives memory to request bodies as they arrive:
+
+- The request that has waited longest is considered first; the next ones get bytes if it does not
+  fit, so that a large one at the head does not stop small ones.
+- Large requests leave a half of the budget to small ones.
+- All requests of one address together get a half at most.
+- The oldest request is always granted its bytes, even beyond the budget. Otherwise requests that
+  are all half read could wait for each other for ever; each becomes the oldest in time.
+"""
 
 from __future__ import annotations
 
@@ -10,34 +20,33 @@ from typing import Final, Self
 from aiolimiter import AsyncLimiter
 
 from amplitude_intercom.transports.amplitude import BadEvent, Head
-from amplitude_intercom.transports.uploads import TOO_LARGE, BadUpload
+from amplitude_intercom.transports.upload_answers import TOO_LARGE, BadUpload
 
 LEAST_COST_BYTES: Final = 16_384
-"""What a request costs at least, so that the number of small ones is bounded too."""
+"""Least charge of a request, so that the number of small requests is bounded too."""
 
 BURST_S: Final = 10.0
 """Seconds whose allowance may come at once: clients collect events and send them together."""
 
 MAX_KEYS: Final = 1_024
-"""API keys whose use is remembered: what a stranger makes up must not fill memory."""
-
+"""API keys with a remembered rate: keys that strangers make up must not fill memory."""
 
 SMALL_BYTES: Final = 262_144
-"""A request that is no larger may have the whole budget; a usual one has a quarter of this."""
+"""A request up to this size may use the whole budget. Usual ones have a quarter of it."""
 
 
-class Hold:
-    """What one request of a client holds of a ``ByteBudget``, until its context ends."""
+class HeldBody:
+    """Bytes that one request holds of a ``ByteBudget``, until its context ends."""
 
     def __init__(self, budget: ByteBudget, address: str) -> None:
         self._budget = budget
         self.address = address
         self.size = 0
         self.waits = False
-        """Whether it waits, or was waiting when it was given up, for bytes that others hold."""
+        """Whether it waits for bytes that others hold, or did when it was cancelled."""
 
     async def grow(self, size: int) -> bool:
-        """Hold ``size`` bytes from now on; waits until they are free. Returns whether it did."""
+        """Hold ``size`` bytes, once they are free; return whether that took a wait."""
         turn = self._budget.take(self, size - self.size)
         if turn is None:
             return False
@@ -54,73 +63,69 @@ class Hold:
 
 
 class ByteBudget:
-    """Bytes of request bodies that are held at once, as they come in.
-
-    - Whoever waits longest is asked first whether he fits.
-    - Large requests leave a half to small ones: a few that are slow must not keep the others out.
-    - One address has a half at most: it must not keep the others out either.
-    - The oldest request may always go on, even beyond all that: so that requests which are all half
-      there do not wait for one another. Each becomes the oldest in time.
-    """
+    """Bytes of request bodies that may be held at once; the module's docstring has the rules."""
 
     def __init__(self, max_bytes: int, small_bytes: int = SMALL_BYTES) -> None:
         self._free = max_bytes
         self._half = max_bytes // 2
         self._small_bytes = small_bytes
         self._held_by: Counter[str] = Counter()
-        self._holds: dict[Hold, None] = {}  # in the order of entering
-        self._waiting: deque[tuple[asyncio.Future[None], Hold, int]] = deque()
+        self._bodies: dict[HeldBody, None] = {}  # in the order of entering
+        self._waiting: deque[tuple[asyncio.Future[None], HeldBody, int]] = deque()
 
-    def hold(self, address: str = "") -> Hold:
-        """Return what a request of an address holds: nothing yet."""
-        return Hold(self, address)
+    def hold(self, address: str = "") -> HeldBody:
+        """Return the share of a request from an address, empty yet."""
+        return HeldBody(self, address)
 
-    def take(self, hold: Hold, size: int) -> asyncio.Future[None] | None:
-        """Add ``size`` bytes to what is held, or return the turn to be waited for."""
-        if not self._waiting and self._grant(hold, size):
+    def take(self, held: HeldBody, size: int) -> asyncio.Future[None] | None:
+        """Add ``size`` bytes to a share, or return the future of their grant."""
+        # While others wait, a newcomer goes behind them even if its bytes are free.
+        if not self._waiting and self._grant(held, size):
             return None
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((turn, hold, size))
+        self._waiting.append((turn, held, size))
         self._call_in()
         return turn
 
-    def _grant(self, hold: Hold, size: int) -> bool:
-        if next(iter(self._holds), hold) is not hold and not self._fits(hold, size):
+    def _grant(self, held: HeldBody, size: int) -> bool:
+        # The first in the dictionary is the oldest: never refused, or nothing might move on.
+        if next(iter(self._bodies), held) is not held and not self._fits(held, size):
             return False
         self._free -= size
-        self._held_by[hold.address] += size
-        hold.size += size
-        self._holds.setdefault(hold)
+        self._held_by[held.address] += size
+        held.size += size
+        self._bodies.setdefault(held)
         return True
 
-    def _fits(self, hold: Hold, size: int) -> bool:
-        kept_free = 0 if hold.size + size <= self._small_bytes else self._half
-        return size + kept_free <= self._free and self._held_by[hold.address] + size <= self._half
+    def _fits(self, held: HeldBody, size: int) -> bool:
+        # Judged by the size so far: a slow large upload keeps its bytes long, so it leaves a half.
+        kept_free = 0 if held.size + size <= self._small_bytes else self._half
+        return size + kept_free <= self._free and self._held_by[held.address] + size <= self._half
 
-    def give_back(self, hold: Hold) -> None:
-        """Let others have what is held."""
-        self._holds.pop(hold, None)
-        self._free += hold.size
-        self._held_by[hold.address] -= hold.size
-        if not self._held_by[hold.address]:
-            del self._held_by[hold.address]
+    def give_back(self, held: HeldBody) -> None:
+        """Return the bytes of a share, and grant them to waiting requests."""
+        self._bodies.pop(held, None)
+        self._free += held.size
+        self._held_by[held.address] -= held.size
+        if not self._held_by[held.address]:
+            del self._held_by[held.address]
         self._call_in()
 
     def _call_in(self) -> None:
-        """Let in whoever fits, those first that have waited longest."""
-        kept: deque[tuple[asyncio.Future[None], Hold, int]] = deque()
-        for turn, hold, size in self._waiting:
-            if turn.cancelled():
+        """Grant bytes to the waiting requests that fit, the longest wait first."""
+        kept: deque[tuple[asyncio.Future[None], HeldBody, int]] = deque()
+        for turn, held, size in self._waiting:
+            if turn.cancelled():  # its client has gone, or its time is over
                 continue
-            if self._grant(hold, size):
+            if self._grant(held, size):
                 turn.set_result(None)
             else:
-                kept.append((turn, hold, size))
+                kept.append((turn, held, size))
         self._waiting = kept
 
 
 class KeyLimits:
-    """Requests and events that are taken from one API key, a second; None: any number."""
+    """Rates of requests and events that one API key may send, each a second; None: any."""
 
     def __init__(self, requests_per_s: float | None, events_per_s: float | None) -> None:
         self._requests_per_s = requests_per_s
@@ -130,11 +135,11 @@ class KeyLimits:
         )
 
     async def refuse(self, api_key: str, heads: Sequence[Head | BadEvent]) -> BadUpload | None:
-        """Charge a request to its key; return the refusal where it is too much, at no charge.
+        """Charge a request to its key and return None, or return a refusal without a charge.
 
-        The Python SDK holds back what is listed as throttled for 30 s and sends the rest at once,
-        the Node SDK holds all of it back; so what would still fit is not listed. A request that
-        could never fit is too large: both SDKs then send smaller ones.
+        Events that still fit are not listed as throttled: the Python SDK holds the listed ones back
+        for 30 s and sends the rest at once, the Node SDK holds back all. A request that can never
+        fit is too large: then both SDKs send smaller ones.
         """
         if self._requests_per_s is None and self._events_per_s is None:
             return None
@@ -146,7 +151,7 @@ class KeyLimits:
         if events is not None and not events.has_capacity(len(heads)):
             fitting = next(n for n in range(len(heads), -1, -1) if not n or events.has_capacity(n))
             return _throttled(heads, fitting, self._events_per_s)
-        # Bytes are free, so neither of these waits: nobody else can take it in between.
+        # Both have capacity, so neither call waits, and no other request can come in between.
         if requests is not None:
             await requests.acquire()
         if events is not None:
@@ -157,7 +162,7 @@ class KeyLimits:
         if api_key not in self._keys:
             self._keys[api_key] = (_limiter(self._requests_per_s), _limiter(self._events_per_s))
             if len(self._keys) > MAX_KEYS:
-                self._keys.popitem(last=False)
+                self._keys.popitem(last=False)  # the key that was idle longest
         self._keys.move_to_end(api_key)
         return self._keys[api_key]
 
@@ -167,7 +172,7 @@ def _limiter(per_s: float | None) -> AsyncLimiter | None:
 
 
 def _throttled(heads: Sequence[Head | BadEvent], fitting: int, per_s: float | None) -> BadUpload:
-    """Return the 429 that lists the events from ``fitting`` on, and whose they are."""
+    """Return the 429 that lists the events from ``fitting`` on, their devices and users."""
     surplus = [head for head in heads[fitting:] if isinstance(head, Head)]
     return BadUpload(
         429,

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import re
+from codecs import BOM_UTF8
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from amplitude_intercom.transports.amplitude import BOM, KEPT_BYTES
+KEPT_BYTES: Final = 4_096
+"""Leading bytes of an event that is too large: its dead letter keeps them."""
 
 
 class Position(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -174,6 +176,6 @@ class Lines:
         self._number += 1
         self._end += length + breaks
         if self._number == 1:
-            piece = piece.removeprefix(BOM)
+            piece = piece.removeprefix(BOM_UTF8)
         line = piece.strip()
         return Line(self._number, line, not digest, self._end, digest) if line else None

@@ -12,10 +12,10 @@ from typing import Any, Final
 from amplitude_intercom.transports.amplitude import (
     GROUP_IDENTIFY,
     MAX_AMPLITUDE_TEXT,
+    MAX_EVENTS,
     MIN_ID_LENGTH,
     RESERVED_IDS,
 )
-from amplitude_intercom.transports.uploads import MAX_EVENTS
 
 _Schema = dict[str, Any]
 

@@ -1,4 +1,4 @@
-"""Requests to Amplitude's ingestion endpoints as they came, and as they go on from here. Pure.
+"""Requests to Amplitude's ingestion endpoints as they came, and as they go on from here.
 
 A request goes on byte for byte, but for what would be wrong if it did:
 
@@ -17,6 +17,7 @@ A request goes on byte for byte, but for what would be wrong if it did:
 from __future__ import annotations
 
 import datetime as dt
+import secrets
 import urllib.parse
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -25,6 +26,7 @@ import msgspec
 
 from amplitude_intercom.transports.amplitude import BOM, fields_of
 from amplitude_intercom.transports.amplitude_times import parse_time
+from amplitude_intercom.transports.contract import Original
 from amplitude_intercom.transports.forms import legacy_checksum, read_form
 from amplitude_intercom.transports.mending import mend
 
@@ -39,28 +41,14 @@ _FIELDS: Final = {"/": "e", "/httpapi": "event"}
 """Which field of an endpoint's form has the events; of others it is ``identification``."""
 
 
+VIA: Final = "X-Amplitude-Intercom"
+"""The header by which a request is known that this process has sent on: it must not go round."""
+
+THIS_PROCESS: Final = secrets.token_hex(8)
+
 EVENT_FIELDS: Final = frozenset({"events", "e", "event", "identification"})
 MOST_BESIDE: Final = 4_096
 """Characters beside the events of a request that each of its dead letters repeats."""
-
-
-class Original(msgspec.Struct, frozen=True):
-    """A request: ``path`` without its query, ``content_type`` as it was said, ``body`` inflated.
-
-    ``peer``: the address of the client.
-    """
-
-    method: str
-    path: str
-    query: str
-    content_type: str
-    body: bytes
-    peer: str = ""
-
-    @property
-    def target(self) -> str:
-        """The path with its query."""
-        return f"{self.path}?{self.query}" if self.query else self.path
 
 
 class _Json(msgspec.Struct):

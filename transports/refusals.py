@@ -1,6 +1,6 @@
-"""Requests that were refused: counted by door and reason, and logged now and then.
+"""Refused requests, counted by endpoint and reason, and logged at intervals.
 
-A client that is refused tells nobody: its SDK drops the events, or tries again for ever. So the
+After a refusal an SDK drops the events, or tries again for ever, and tells its user nothing. So the
 counts are shown (``status``, metrics), and each kind is logged at most once a second.
 """
 
@@ -13,15 +13,15 @@ from collections.abc import Callable
 from typing import Final
 
 from amplitude_intercom.transports.reasons import UNTAKEN, RefusalReason
-from amplitude_intercom.transports.uploads import INVALID_KEY, BadUpload
+from amplitude_intercom.transports.upload_answers import INVALID_KEY, BadUpload
 
 LOG_EVERY_S: Final = 1.0
 MAX_KEYS: Final = 100
-"""API keys that nobody takes, each counted by itself; strangers can make up any number."""
+"""Unknown API keys that are counted singly; strangers can make up any number."""
 
 OTHER_KEYS: Final = "(others)"
-NO_DOOR: Final = "(none)"
-"""The door of what asks for a path that is not served, or is no HTTP."""
+NO_ENDPOINT: Final = "(none)"
+"""Instead of an endpoint: the path is not served, or the request is no HTTP."""
 
 _BY_STATUS: Final = {
     404: RefusalReason.UNKNOWN_PATH,
@@ -45,7 +45,7 @@ _log = logging.getLogger(__name__)
 
 
 def reason_of(refusal: BadUpload) -> RefusalReason:
-    """Return why a request is refused."""
+    """Return the reason of a refusal."""
     if refusal.code == 503:
         reason = refusal.error.rpartition(": ")[2]
         return RefusalReason(reason) if reason in _UNAVAILABLE else RefusalReason.UNAVAILABLE
@@ -59,26 +59,26 @@ def reason_of(refusal: BadUpload) -> RefusalReason:
 
 
 class Refusals:
-    """What was refused since the start."""
+    """Counts of refused requests since the start."""
 
     def __init__(self, now_s: Callable[[], float] = time.monotonic) -> None:
         """``now_s``: a clock that only spaces the log's lines."""
         self.counts: Counter[tuple[str, str]] = Counter()
-        """By door and reason."""
+        """By endpoint and reason."""
         self.keys: Counter[str] = Counter()
-        """By API key that nobody takes."""
+        """By API key that no sync or relay takes."""
         self._weights: Counter[str] = Counter()
-        """By key that is named: how often it may have come. One that is new begins with what the
-        one had that it replaces, so that whoever comes again and again stays named."""
+        """By named key: an upper bound of its count. A new key inherits the weight of the one that
+        it replaces, so that a key which comes again and again stays named (Space-Saving)."""
         self._now_s = now_s
         self._logged: dict[tuple[str, str], tuple[float, int]] = {}
 
-    def note(self, door: str, refusal: BadUpload) -> None:
+    def note(self, endpoint: str, refusal: BadUpload) -> None:
         """Count a refusal, and log it unless one of its kind was logged just now."""
         reason = reason_of(refusal)
         if reason is RefusalReason.UNKNOWN_KEY:
             self._note_key(_printable(refusal.error.removeprefix(INVALID_KEY)))
-        kind = (door, reason)
+        kind = (endpoint, reason)
         self.counts[kind] += 1
         logged_at_s, logged = self._logged.get(kind, (float("-inf"), 0))
         if self._now_s() - logged_at_s < LOG_EVERY_S:
@@ -87,15 +87,14 @@ class Refusals:
         more = self.counts[kind] - logged - 1
         _log.warning(
             "refused a request at %s: %s: %d %s%s",
-            *(door, reason, refusal.code, _printable(refusal.error)),
+            *(endpoint, reason, refusal.code, _printable(refusal.error)),
             f"; {more} more since the line before" if more else "",
         )
 
     def _note_key(self, key: str) -> None:
-        """Count a key; where there are too many, the one of least weight is no longer named.
-
-        A client with a wrong key sends again and again; one that is made up, once.
-        """
+        """Count a key; where there are too many, the one of least weight is no longer named."""
+        # A client with a wrong key sends it again and again; a made-up key comes once. So the keys
+        # of real clients gain weight, and the made-up ones replace each other.
         self.keys[key] += 1
         self._weights[key] += 1
         if len(self._weights) <= MAX_KEYS:

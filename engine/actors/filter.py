@@ -28,16 +28,11 @@ from amplitude_intercom.engine.spool.batches import Entry, Pack, packs
 from amplitude_intercom.engine.spool.rows import Append, Appended, DeadRow, Part
 from amplitude_intercom.engine.spool.settled import log_dropped_raw
 from amplitude_intercom.engine.spool.spool import Spool
-from amplitude_intercom.transports.amplitude import (
-    KEPT_BYTES,
-    MAX_EVENT_BYTES,
-    BadEvent,
-    Head,
-    too_large,
-)
+from amplitude_intercom.transports.amplitude import MAX_EVENT_BYTES, BadEvent, Head, too_large
 from amplitude_intercom.transports.amplitude_heads import decode_types, read_head
 from amplitude_intercom.transports.contract import Batch, Receipt
 from amplitude_intercom.transports.errors import Refused
+from amplitude_intercom.transports.lines import KEPT_BYTES
 from amplitude_intercom.transports.reasons import RefusalReason
 
 _log = structlog.get_logger(__name__)

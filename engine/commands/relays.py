@@ -12,8 +12,8 @@ from amplitude_intercom.engine.commands.findings import Finding, key_name
 from amplitude_intercom.engine.relay.answers import AnswerKind, Verdict, judge
 from amplitude_intercom.engine.settings import ANY_KEY, Relay, Secret, Settings
 from amplitude_intercom.transports.amplitude_client import AmplitudeWire
+from amplitude_intercom.transports.contract import Original
 from amplitude_intercom.transports.errors import NoAnswer
-from amplitude_intercom.transports.originals import Original
 
 MOST_ASKED = 10
 """API keys that Amplitude is asked about."""

@@ -35,7 +35,7 @@ from amplitude_intercom.engine.spool.jobs import JobKind
 from amplitude_intercom.engine.spool.rows import DeadLetterQuery, Position
 from amplitude_intercom.engine.spool.takers import RELAY
 from amplitude_intercom.engine.upkeep import Upkeep
-from amplitude_intercom.transports.http import MAX_HEADER_BYTES
+from amplitude_intercom.transports.http_server import MAX_HEADER_BYTES
 from amplitude_intercom.transports.sockets import Listener, share_of_descriptors
 
 T = TypeVar("T")

@@ -23,8 +23,9 @@ from typing import Any, Final
 
 import msgspec
 
+from amplitude_intercom.transports.contract import Original
 from amplitude_intercom.transports.intercom import Answer
-from amplitude_intercom.transports.originals import Original, is_json
+from amplitude_intercom.transports.originals import is_json
 
 HTTP_V2_WAIT_S: Final = 30.0
 BATCH_WAIT_S: Final = 15.0

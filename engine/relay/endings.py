@@ -11,7 +11,7 @@ from amplitude_intercom.engine.reasons import DeadReason, Failure
 from amplitude_intercom.engine.relay.answers import AnswerKind, Verdict
 from amplitude_intercom.engine.relay.parts import RequestPart
 from amplitude_intercom.engine.spool.requests import LostEvent
-from amplitude_intercom.transports.originals import Original
+from amplitude_intercom.transports.contract import Original
 
 MOST_REFUSED: Final = 20
 """Requests in a row that are refused whole, with none taken between, before the next ones wait."""

@@ -13,14 +13,8 @@ from amplitude_intercom.engine.spool.requests import LostEvent, Relayed
 from amplitude_intercom.engine.spool.rows import LONGEST_TYPE, DeadLetter
 from amplitude_intercom.transports.amplitude import BadEvent, Head
 from amplitude_intercom.transports.amplitude_heads import decode_head, legible, read_head
-from amplitude_intercom.transports.contract import Batch
-from amplitude_intercom.transports.originals import (
-    FORM,
-    Original,
-    events_of,
-    key_of,
-    single_events,
-)
+from amplitude_intercom.transports.contract import Batch, Original
+from amplitude_intercom.transports.originals import FORM, events_of, key_of, single_events
 
 ORIGIN: Final = "relay "
 """How the origin of a relay's dead letters begins; the path of their endpoint follows."""

@@ -14,8 +14,9 @@ from amplitude_intercom.engine.relay.endings import SentPart
 from amplitude_intercom.engine.relay.parts import RequestPart
 from amplitude_intercom.engine.spool.contract import TakerSpool
 from amplitude_intercom.transports.amplitude_client import AmplitudeWire
+from amplitude_intercom.transports.contract import Original
 from amplitude_intercom.transports.errors import NoAnswer
-from amplitude_intercom.transports.originals import Original, as_sent
+from amplitude_intercom.transports.originals import as_sent
 
 HEAVY_BYTES: Final = 262_144
 """Size of a body beyond which it is taken apart in a thread, so that the loop does not stop."""

@@ -23,7 +23,7 @@ from amplitude_intercom.engine.spool.adjustments import Adjustments
 from amplitude_intercom.engine.spool.directory import ContactDirectory
 from amplitude_intercom.engine.spool.meta import EventNamesTable, Meta, Workspaces
 from amplitude_intercom.engine.spool.requests import LostEvent, WaitingRequest
-from amplitude_intercom.transports.originals import Original
+from amplitude_intercom.transports.contract import Original
 
 T = TypeVar("T")
 

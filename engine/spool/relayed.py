@@ -11,7 +11,7 @@ import msgspec
 from amplitude_intercom.engine.spool.checksums import holds
 from amplitude_intercom.engine.spool.connection import Connection, insert_many
 from amplitude_intercom.engine.spool.requests import Relayed, WaitingRequest
-from amplitude_intercom.transports.originals import Original
+from amplitude_intercom.transports.contract import Original
 
 
 class Gone(msgspec.Struct, frozen=True):

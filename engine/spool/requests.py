@@ -7,7 +7,7 @@ from typing import Final
 import msgspec
 
 from amplitude_intercom.engine.reasons import Failure
-from amplitude_intercom.transports.originals import Original
+from amplitude_intercom.transports.contract import Original
 
 REQUEST_OVERHEAD_BYTES: Final = 200
 """What a request takes beside its body and devices, by which a spool's fullness is reckoned."""

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, event, example, given, settings
 from hypothesis import strategies as st
 
 from amplitude_intercom.engine.app import Engine
-from amplitude_intercom.transports.http import DOORS
+from amplitude_intercom.transports.http_endpoints import ENDPOINTS
 from amplitude_intercom.transports.openapi import SUCCESS
 from support.serving import CONTINUE, serving, speak
 
@@ -95,7 +95,7 @@ REQUESTS = (
     | st.tuples(
         st.builds(
             "{}{}".format,
-            st.sampled_from(sorted(DOORS)),
+            st.sampled_from(sorted(ENDPOINTS)),
             st.sampled_from(["", "?api_key=key", "?api_key=key&event=%7B%7D&x=%ff%00", "?%%%"]),
         ),
         ANY_BODY | ANY_BODY.map(gzip.compress) | ANY_BODY.map(lambda b: gzip.compress(b)[:-2]),

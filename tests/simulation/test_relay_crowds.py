@@ -11,8 +11,8 @@ import pytest
 
 from amplitude_intercom.engine.relay.keys import MOST_KEYS
 from amplitude_intercom.engine.spool.rows import DeadLetterQuery
+from amplitude_intercom.transports.contract import Original
 from amplitude_intercom.transports.intercom import Answer
-from amplitude_intercom.transports.originals import Original
 from amplitude_intercom.transports.sandbox.amplitude import AmplitudeInProcess, LocalAmplitude
 from amplitude_intercom.transports.sandbox.sandbox import Fault
 from support import relaying, virtual

@@ -14,14 +14,14 @@ from amplitude_intercom.engine.app import Engine
 from amplitude_intercom.engine.config import from_table
 from amplitude_intercom.engine.settings import Settings
 from amplitude_intercom.transports import uploads
-from amplitude_intercom.transports.contract import Batch
-from amplitude_intercom.transports.originals import Original
+from amplitude_intercom.transports.contract import Batch, Original
 from amplitude_intercom.transports.sandbox import InProcess, Sandbox
 from amplitude_intercom.transports.sandbox.amplitude import (
     AmplitudeInProcess,
     Ingested,
     LocalAmplitude,
 )
+from amplitude_intercom.transports.upload_events import checked_batch
 from amplitude_intercom.transports.uploads import Upload
 from support import virtual
 
@@ -88,7 +88,7 @@ def request(
     text = json.dumps({"api_key": key, "events": events, "options": options, **body}).encode()
     upload = uploads.decode_upload(text)
     assert isinstance(upload, Upload), upload
-    batch = uploads.checked_batch(upload, f"http {path}")
+    batch = checked_batch(upload, f"http {path}")
     assert isinstance(batch, Batch), batch
     batch.original = Original("POST", path, "", "application/json", text, "203.0.113.7")
     return batch

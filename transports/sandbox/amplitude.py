@@ -38,9 +38,9 @@ import msgspec
 from aiohttp import web
 
 from amplitude_intercom.transports.amplitude_times import parse_time
+from amplitude_intercom.transports.contract import Original
 from amplitude_intercom.transports.errors import NoAnswer
 from amplitude_intercom.transports.intercom import Answer, Request
-from amplitude_intercom.transports.originals import Original
 from amplitude_intercom.transports.reasons import NoAnswerCause
 from amplitude_intercom.transports.sandbox.sandbox import (
     NO_ANSWER,

@@ -22,9 +22,10 @@ from amplitude_intercom.transports import Batch, Receipt, Ticket
 from amplitude_intercom.transports.amplitude import BadEvent, Head
 from amplitude_intercom.transports.errors import Refused, UnknownApiKey
 from amplitude_intercom.transports.forms import MAX_FIELDS, read_form
-from amplitude_intercom.transports.http import DOORS, HttpSource
+from amplitude_intercom.transports.http import HttpSource
+from amplitude_intercom.transports.http_endpoints import ENDPOINTS
 from amplitude_intercom.transports.reasons import RefusalReason
-from amplitude_intercom.transports.refusals import NO_DOOR
+from amplitude_intercom.transports.refusals import NO_ENDPOINT
 from support.serving import speak
 
 GOOD = {"event_type": "Bought", "user_id": "user-1"}
@@ -540,7 +541,7 @@ async def test_load_balancers_are_answered() -> None:
     async with serving(Intake()) as url, aiohttp.ClientSession() as session:
         async with session.get(f"{url}/healthz") as answer:
             assert (answer.status, await answer.json()) == (200, {"code": 200, "status": "ok"})
-        for path in ("/healthz", "/openapi.json", *DOORS):
+        for path in ("/healthz", "/openapi.json", *ENDPOINTS):
             async with session.head(url + path) as answer:
                 assert (answer.status, await answer.read()) == (200, b"")
 
@@ -638,8 +639,8 @@ async def test_every_refusal_is_counted_by_door_and_reason_and_logged_once_a_sec
         ("/2/httpapi", "invalid_json"): 1,
         ("/batch", "encoding"): 1,
         ("/batch", "bad_events"): 1,
-        (NO_DOOR, "unknown_path"): 1,
-        (NO_DOOR, "bad_http"): 1,
+        (NO_ENDPOINT, "unknown_path"): 1,
+        (NO_ENDPOINT, "bad_http"): 1,
     }
     assert source.refused_keys == {"typo": 3}
     assert len([r for r in caplog.records if "refused a request" in r.getMessage()]) == 6
@@ -818,7 +819,7 @@ async def test_a_browser_may_send_any_header_of_its_sdk() -> None:
         "Access-Control-Request-Headers": "content-type,cross-origin-resource-policy",
     }
     async with serving(Intake()) as url, aiohttp.ClientSession() as session:
-        for path in DOORS:
+        for path in ENDPOINTS:
             async with session.options(url + path, headers=ask_for) as answer:
                 assert answer.status == 204
                 allowed = answer.headers["Access-Control-Allow-Headers"]
@@ -833,7 +834,7 @@ async def test_the_description_is_served() -> None:
         session.get(f"{url}/openapi.json") as answer,
     ):
         described = await answer.json()
-    assert set(described["paths"]) == {*DOORS, "/openapi.json", "/healthz"}
+    assert set(described["paths"]) == {*ENDPOINTS, "/openapi.json", "/healthz"}
 
 
 async def test_a_body_that_is_held_back_is_asked_for() -> None:

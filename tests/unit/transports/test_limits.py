@@ -15,10 +15,10 @@ from amplitude_intercom.transports.limits import (
     LEAST_COST_BYTES,
     MAX_KEYS,
     ByteBudget,
-    Hold,
+    HeldBody,
     KeyLimits,
 )
-from amplitude_intercom.transports.uploads import TOO_LARGE, BadUpload
+from amplitude_intercom.transports.upload_answers import TOO_LARGE, BadUpload
 from support.virtual import in_virtual_time
 
 MAX = 4 * LEAST_COST_BYTES
@@ -98,7 +98,7 @@ async def test_one_address_holds_a_half_and_large_requests_leave_a_half_to_small
     budget = ByteBudget(16 * small, 2 * small)
     with ExitStack() as stack:
 
-        async def enter(address: str, size: int = small) -> Hold:
+        async def enter(address: str, size: int = small) -> HeldBody:
             hold = stack.enter_context(budget.hold(address))
             await hold.grow(size)
             return hold

@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amplitude_intercom.transports.amplitude import KEPT_BYTES
-from amplitude_intercom.transports.lines import Line, Lines, Position
+from amplitude_intercom.transports.lines import KEPT_BYTES, Line, Lines, Position
 from amplitude_intercom.transports.shapes import FIRST_PIECES, Cutter
 from amplitude_intercom.transports.values import Values
 

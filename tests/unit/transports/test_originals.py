@@ -9,15 +9,9 @@ from typing import Any
 import pytest
 
 from amplitude_intercom.transports import uploads
+from amplitude_intercom.transports.contract import Original
 from amplitude_intercom.transports.forms import legacy_checksum, read_form
-from amplitude_intercom.transports.originals import (
-    FORM,
-    Original,
-    as_sent,
-    events_of,
-    key_of,
-    single_events,
-)
+from amplitude_intercom.transports.originals import FORM, as_sent, events_of, key_of, single_events
 from amplitude_intercom.transports.uploads import Upload
 
 JSON = "application/json; charset=UTF-8"

@@ -6,7 +6,7 @@ import pytest
 
 from amplitude_intercom.transports.reasons import UNTAKEN
 from amplitude_intercom.transports.refusals import MAX_KEYS, OTHER_KEYS, Refusals, reason_of
-from amplitude_intercom.transports.uploads import NOT_JSON, BadUpload, unknown_key
+from amplitude_intercom.transports.upload_answers import NOT_JSON, BadUpload, unknown_key
 
 
 def test_a_kind_is_logged_at_most_once_a_second_with_how_many_were_not(

@@ -14,17 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amplitude_intercom.transports import Batch, uploads
-from amplitude_intercom.transports.amplitude import BadEvent, Head
+from amplitude_intercom.transports.amplitude import MAX_EVENTS, BadEvent, Head
 from amplitude_intercom.transports.amplitude_events import decode_event
-from amplitude_intercom.transports.uploads import (
-    MAX_EVENTS,
-    BadUpload,
-    Upload,
-    checked_batch,
-    decode_events,
-    decode_upload,
-    unknown_key,
-)
+from amplitude_intercom.transports.upload_answers import NOT_JSON, TOO_LARGE, BadUpload, unknown_key
+from amplitude_intercom.transports.upload_events import checked_batch, decode_events
+from amplitude_intercom.transports.uploads import Upload, decode_upload
 from support import reference
 
 DEEP = b"[" * 10_000 + b"]" * 10_000
@@ -165,7 +159,7 @@ def test_elements_are_counted_before_there_are_objects_for_them(
     assert isinstance(upload, Upload)
     assert len(upload.events) == MAX_EVENTS + 1
     assert held < 10 * len(ZEROS)  # an object for each would be 30 times it
-    assert checked_batch(upload, "") is uploads.TOO_LARGE
+    assert checked_batch(upload, "") is TOO_LARGE
 
 
 @pytest.mark.parametrize("count", [1, 200, 1_999, 2_000])
@@ -185,7 +179,7 @@ def test_a_key_that_nobody_takes_is_refused_before_its_events_are_looked_at() ->
     assert uploads.decode_identify_form(form, _nobody) == refused
     assert uploads.decode_legacy_form(form, _nobody) == refused
     assert uploads.decode_webhook(b"no json", "stranger", _nobody) == refused
-    assert decode_upload(b'{"api_key": "stranger", "events": [NaN]}', _nobody) == uploads.NOT_JSON
+    assert decode_upload(b'{"api_key": "stranger", "events": [NaN]}', _nobody) == NOT_JSON
 
 
 def _nobody(api_key: str) -> bool:

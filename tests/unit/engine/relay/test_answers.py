@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amplitude_intercom.engine.relay.answers import AnswerKind, judge
+from amplitude_intercom.transports.contract import Original
 from amplitude_intercom.transports.intercom import Answer
-from amplitude_intercom.transports.originals import Original
 
 V2 = Original("POST", "/2/httpapi", "", "application/json", b"")
 BATCH = Original("POST", "/batch", "", "application/json", b"")
