@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import select
-import stat
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from io import BufferedReader, FileIO
 from pathlib import Path
@@ -23,15 +21,12 @@ from typing import IO, Any, Final, NamedTuple
 
 from amplitude_intercom.transports import kinds, zips
 from amplitude_intercom.transports.errors import BadFile
+from amplitude_intercom.transports.finding import is_hidden, natural_order, shown
 from amplitude_intercom.transports.kinds import NotEvents
-from amplitude_intercom.transports.lines import Line, Position
-from amplitude_intercom.transports.packing import Stream
-from amplitude_intercom.transports.shapes import Cutter
+from amplitude_intercom.transports.lines import FilePosition
+from amplitude_intercom.transports.packing import PackedText
 
 CHUNK_BYTES: Final = 1024 * 1024
-
-SUFFIXES: Final = frozenset({".json", ".jsonl", ".ndjson", ".gz", ".bz2", ".xz", ".zst", ".zip"})
-"""Of what is read in a folder; a file that is named itself is always read."""
 
 MAX_DIRECTORY_BYTES: Final = 16_777_216
 """Largest list of members of a ZIP: 150,000 of an Export's. It is read into memory."""
@@ -47,102 +42,10 @@ class Chunk(NamedTuple):
     problem: str = ""
 
 
-# --- finding ------------------------------------------------------------------------------
-
-
-def _fail(error: OSError) -> None:
-    raise error
-
-
-def find(paths: Iterable[str], fail: Callable[[OSError], None] = _fail) -> list[str]:
-    """Return the files that these paths mean: folders are searched, ``-`` stays as it is, once.
-
-    In natural order, as Amplitude numbers the hours of an Export without zeros in front. What
-    cannot be read in a folder goes to ``fail``; what that does not raise is passed over.
-
-    Raises:
-        OSError: a folder, or something in it, cannot be read.
-    """
-    found: list[str] = []
-    for path in paths:
-        if path != "-" and os.path.isdir(path):
-            found.extend(sorted(_inside(path, fail), key=_natural))
-        elif path != "-" or "-" not in found:
-            found.append(path)
-    return found
-
-
-def _inside(folder: str, fail: Callable[[OSError], None]) -> Iterator[str]:
-    seen: set[tuple[int, int]] = set()  # of links that lead back up
-    for within, folders, names in os.walk(folder, followlinks=True, onerror=fail):
-        here = os.stat(within)
-        if (here.st_dev, here.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((here.st_dev, here.st_ino))
-        for name in names:
-            if Path(name).suffix.lower() in SUFFIXES and not _is_hidden(name):
-                yield from _file(os.path.join(within, name), fail)
-
-
-def _file(path: str, fail: Callable[[OSError], None]) -> Iterator[str]:
-    """Yield a path where it is a file: a pipe or a socket in a folder might never end."""
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise OSError(errno.EINVAL, "neither a file nor a folder", path)
-    except OSError as error:
-        fail(error)
-    else:
-        yield path
-
-
-def _is_hidden(name: str) -> bool:
-    """Whether a file is no file of events: hidden, or S3's list of merged users (``-…``)."""
-    return name.startswith((".", "-"))
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in _DIGITS.split(name)]
-
-
-_DIGITS: Final = re.compile(r"(\d{1,18})", re.ASCII)
-
-
-def shown(path: str) -> str:
-    """Return a path as text that can be stored and printed: a name may be any bytes."""
-    text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    return text if text.isprintable() else "".join(map(_printable, text))
-
-
-def _printable(char: str) -> str:
-    return char if char.isprintable() else char.encode("unicode_escape").decode()
-
-
-def size(paths: Sequence[str]) -> int | None:
-    """Return the bytes of all these files, or None where one of them is a pipe, or gone."""
-    try:
-        found = [os.stat(path) for path in paths if path != "-"]
-    except OSError:
-        return None
-    if len(found) < len(paths) or not all(stat.S_ISREG(status.st_mode) for status in found):
-        return None
-    return sum(status.st_size for status in found)
-
-
-def identity(path: str) -> str:
-    """Return what a file is known by again, as long as nothing changes it.
-
-    Raises:
-        OSError: it is not there.
-    """
-    found = os.stat(path)
-    return f"{shown(os.path.abspath(path))} {found.st_size} {found.st_mtime_ns}"
-
-
 # --- reading ------------------------------------------------------------------------------
 
 
-def read(path: str, start: Position | None = None) -> Iterator[Chunk]:
+def read(path: str, start: FilePosition | None = None) -> Iterator[Chunk]:
     """Yield the text of a file, or of standard input (``-``), from a position on.
 
     It blocks, so it belongs into a thread.
@@ -153,7 +56,7 @@ def read(path: str, start: Position | None = None) -> Iterator[Chunk]:
     Raises:
         OSError: it cannot be read.
     """
-    start = start or Position()
+    start = start or FilePosition()
     try:
         with _opened(path) as file:
             packing = kinds.packing_of(file.peek(kinds.SNIFF_BYTES)[: kinds.SNIFF_BYTES])
@@ -173,10 +76,10 @@ def _opened(path: str) -> BufferedReader:
         return open(path, "rb")
     if sys.stdin is None:  # another file may have its number
         raise OSError(errno.EBADF, "it is closed")
-    return BufferedReader(Patient(0, closefd=False))  # by its name, a socket cannot be opened
+    return BufferedReader(BlockingFile(0, closefd=False))  # by its name, a socket cannot be opened
 
 
-class Patient(FileIO):
+class BlockingFile(FileIO):
     """A file that waits for bytes though somebody who has it too has set it not to."""
 
     def readinto(self, buffer: Any, /) -> int:
@@ -201,13 +104,13 @@ def _blocks(
 def _unpack(
     member: str,
     blocks: Iterator[tuple[bytes, int]],
-    start: Position,
+    start: FilePosition,
     *,
     passed: int = 0,
     layers: int = 0,
 ) -> Iterator[Chunk]:
     """Yield the text of what may be packed; ``passed`` bytes of it are behind already."""
-    stream, took, problem = Stream(layers, plain=passed > 0), 0, ""
+    stream, took, problem = PackedText(layers, plain=passed > 0), 0, ""
     skip = start.offset - passed if start.member == member else 0
     try:
         for block, read_bytes in _and_end(blocks):
@@ -250,7 +153,7 @@ def problem_of(error: Exception) -> str:
 
 def read_archive(
     file: IO[bytes],
-    start: Position,
+    start: FilePosition,
     inside: str = "",
     layers: int = 0,
     *,
@@ -275,14 +178,14 @@ def read_archive(
         return
     with archive:
         listed = (status for status in archive.infolist() if _is_member(status.filename))
-        members = sorted(listed, key=lambda member: _natural(member.filename))
+        members = sorted(listed, key=lambda member: natural_order(member.filename))
         names = [f"{inside}:{m.filename}" if inside else m.filename for m in members]
         first = _index(names, start.member)
         passed = sum(member.compress_size for member in members[:first]) * counts
         for name, member in list(zip(names, members, strict=True))[first:]:
             blocks = _member_blocks(archive, member, passed, counts=counts)
             yield from _unpack(name, blocks, start, layers=layers + 1)
-            passed, start = 0, Position()
+            passed, start = 0, FilePosition()
 
 
 def _index(names: Sequence[str], wanted: str) -> int:
@@ -317,7 +220,7 @@ def _directory_bytes(file: IO[bytes]) -> int:
 
 def _is_member(name: str) -> bool:
     parts = Path(name).parts
-    is_passed_over = name.endswith("/") or _is_hidden(parts[-1]) if parts else True
+    is_passed_over = name.endswith("/") or is_hidden(parts[-1]) if parts else True
     return not (is_passed_over or "__MACOSX" in parts[:-1])
 
 
@@ -347,7 +250,7 @@ def _behind(unpacked: int, member: zips.Member) -> Iterator[tuple[bytes, int]]:
 
 
 def _read_cut_off(
-    file: IO[bytes], start: Position, inside: str, layers: int, *, counts: bool
+    file: IO[bytes], start: FilePosition, inside: str, layers: int, *, counts: bool
 ) -> Iterator[Chunk]:
     """Yield what is in an archive without its list of members, in the order in which they come."""
     at: int | None = 0
@@ -372,31 +275,6 @@ def _counted_blocks(member: zips.Member, *, counts: bool) -> Iterator[tuple[byte
     for block in member.read():
         yield block, (member.taken_bytes - taken) * counts
         taken = member.taken_bytes
-
-
-# --- events -------------------------------------------------------------------------------
-
-
-def read_lines(path: str, max_bytes: int) -> Iterator[Line]:
-    """Yield a file's events, of which none is larger; blocks.
-
-    Raises:
-        OSError: it cannot be read.
-        BadFile: some of it, or all, cannot be read; everything that can be has been yielded.
-    """
-    bad: BadFile | None = None
-    cutter = Cutter(max_bytes)
-    for member, text, _, problem in read(path):
-        yield from cutter.cut(text) if text else cutter.finish()
-        if text and not (cutter.refused and not member):
-            continue
-        if problem or cutter.problem:
-            bad = bad or bad_file(path, member, problem or cutter.problem)
-        if text:
-            break
-        cutter = Cutter(max_bytes)
-    if bad:
-        raise bad
 
 
 def bad_file(path: str, member: str, problem: str) -> BadFile:

@@ -1,6 +1,6 @@
-"""Text, cut into lines: the fast path, of one event a line. Pure, and streamed.
+"""Text, cut into lines: the fast path, for one event a line. Pure, and streamed.
 
-Also what is cut off a text, whatever its shape (``transports.shapes``), and how far that has come.
+Also the values of every shape (``transports.shapes``): a cut line, and a position in a file.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ KEPT_BYTES: Final = 4_096
 """Leading bytes of an event that is too large: its dead letter keeps them."""
 
 
-class Position(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How far a file has been read: the next line is the one after ``line``.
+class FilePosition(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A position up to which a file has been read; the next line is ``line`` + 1.
 
-    ``offset`` is in bytes of the text, unpacked; ``member`` an archive's. ``done``: all of it was
-    read. ``problems``: what was not as it should be, by member.
+    ``offset`` is in bytes of the unpacked text, of ``member`` in an archive. ``done``: all of the
+    file was read. ``problems``: pairs of a member and its problem.
     """
 
     member: str = ""
@@ -31,22 +31,22 @@ class Position(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Line(NamedTuple):
-    """A line or a value, stripped; cut to its beginning where it is not ``whole``: too large."""
+    """A line or a value, stripped. Where it is too large, not ``whole``, only its beginning."""
 
     number: int
     text: bytes
     whole: bool
     end: int
-    """Offset of what follows it; 0 where reading cannot begin there."""
+    """Offset behind it; 0 where reading cannot begin there."""
     digest: bytes = b""
-    """Of all of it, where it is not whole."""
+    """Of the complete text, where it is not whole."""
 
 
-class Plain(NamedTuple):
-    """Lines that came together and are as nearly all lines are: whole, and none of them empty.
+class PlainLines(NamedTuple):
+    """LineCutter that came together and are as nearly all lines are: whole, and none of them empty.
 
-    ``first`` is the number of the first, ``begin`` its offset; ``pieces`` are as they were read,
-    ``texts`` stripped.
+    ``first`` is the number of the first, ``begin`` its offset. ``pieces`` are the lines as read,
+    ``texts`` are stripped.
     """
 
     first: int
@@ -55,13 +55,13 @@ class Plain(NamedTuple):
     texts: list[bytes]
 
     def length(self, part: slice) -> int:
-        """Return how many bytes some of the lines took, with their line breaks."""
+        """Return the bytes of some of the lines, line breaks included."""
         pieces = self.pieces[part]
         return sum(map(len, pieces)) + len(pieces)
 
 
-class Held:
-    """The bytes of one event as they come: all, or the beginning and a digest of what is more."""
+class UnfinishedEvent:
+    """The bytes of one event so far: all, or, over ``max_bytes``, the beginning and a digest."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max = max_bytes
@@ -71,11 +71,11 @@ class Held:
 
     @property
     def whole(self) -> bool:
-        """Whether nothing is left out."""
+        """Whether all bytes are held."""
         return self._hash is None
 
     def add(self, piece: bytes) -> None:
-        """Take a piece along, or its beginning."""
+        """Append a piece."""
         self.length += len(piece)
         if self._hash is not None:
             self._hash.update(piece)
@@ -87,33 +87,33 @@ class Held:
             self.text = self.text[:KEPT_BYTES]
 
     def take(self) -> tuple[bytes, bytes]:
-        """Return what is held and the digest, empty where it is whole; and hold nothing."""
+        """Return the held bytes and the digest, empty for a whole event, and hold nothing."""
         text, digest = self.text, self._hash.digest() if self._hash else b""
         self._hash, self.text, self.length = None, b"", 0
         return text, digest
 
 
 _BEGINS: Final = re.compile(rb"\[\s*+\{|[\[{]\Z")
-"""A line with which an array of events, or an event over several lines, begins."""
+"""Matches the first line of an array of events, or of an event over several lines."""
 
 
-class Lines:
-    """Cuts text into numbered lines; remembers only the line that is not finished yet.
+class LineCutter:
+    """Cuts text into numbered lines; holds only the line that is not finished yet.
 
-    At a line with which something else than an event of one line begins it stops: ``rest`` is the
-    text from there on, to be cut otherwise.
+    It stops at the first line of an array of events, or of an event over several lines. ``rest`` is
+    the text from there on, for a ``ValueCutter``.
     """
 
-    def __init__(self, max_bytes: int, start: Position | None = None) -> None:
-        start = start or Position()
+    def __init__(self, max_bytes: int, start: FilePosition | None = None) -> None:
+        start = start or FilePosition()
         self._max = max_bytes
         self.rest = b""
         self._number = start.line
         self._end = start.offset
-        self._held = Held(max_bytes)
+        self._held = UnfinishedEvent(max_bytes)
 
     def cut(self, text: bytes) -> list[Line]:
-        """Return the lines that end in this text, but empty ones."""
+        """Return the lines that end in this text, without empty ones."""
         *pieces, last = text.split(b"\n")
         found: list[Line] = []
         for at, piece in enumerate(pieces, 1):
@@ -133,10 +133,11 @@ class Lines:
         """The number of the last line."""
         return self._number
 
-    def cut_plain(self, text: bytes) -> Plain | None:
-        """Do what ``cut`` does, all lines at once; do nothing where one of them needs a look.
+    def cut_plain(self, text: bytes) -> PlainLines | None:
+        """Return all lines that end in this text at once, or None where ``cut`` is needed.
 
-        The first line of all may have a byte order mark, so that one is looked at.
+        That is so for a first line, which may have a byte order mark, and where a line is empty,
+        too large or the beginning of another shape. Then nothing is changed.
         """
         held = self._held
         if not self._number or not held.whole:
@@ -146,12 +147,12 @@ class Lines:
             return None
         pieces[0] = held.text + pieces[0]
         texts = [piece.strip() for piece in pieces]
-        first = min(texts)  # an empty one, an array and a lone bracket come before all events
+        first = min(texts)  # empty lines, arrays and lone brackets sort before all events
         if first[:1] != b"{" or len(first) == 1:
             return None
         if max(map(len, pieces)) > self._max or len(last) > self._max:
             return None
-        plain = Plain(self._number + 1, self._end, pieces, texts)
+        plain = PlainLines(self._number + 1, self._end, pieces, texts)
         self._number += len(texts)
         self._end += held.length + len(text) - len(last)
         held.take()
@@ -159,7 +160,7 @@ class Lines:
         return plain
 
     def finish(self) -> list[Line]:
-        """Return what is left when the text ends without a line break; or it is the ``rest``."""
+        """Return a last line without a line break, unless it becomes the ``rest``."""
         line = self._finish(b"", 0) if self._held.length else None
         if line is not None and line.whole and _BEGINS.match(line.text):
             self._number -= 1

@@ -121,7 +121,7 @@ _UNPACKERS: Final[dict[str, Callable[[], Members]]] = {
 }
 
 
-class Stream:
+class PackedText:
     """A text on its way, packed or not: its first bytes tell, and those of what is in it.
 
     ``layers``: how often it was packed outside of this. ``plain``: it is known to be text.
@@ -135,7 +135,7 @@ class Stream:
         self._max_zip_bytes = max_zip_bytes
         self._first: bytes | None = None if plain else b""
         self._unpacker: Members | None = None
-        self._inner: Stream | None = None
+        self._inner: PackedText | None = None
         self._archive: IO[bytes] | None = None
 
     def feed(self, block: bytes) -> Iterator[bytes]:
@@ -189,7 +189,7 @@ class Stream:
             self._archive = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY_BYTES)  # noqa: SIM115 - files.py closes it
         elif packing:
             self._unpacker = _UNPACKERS[packing]()
-            self._inner = Stream(self._layers + 1, max_zip_bytes=self._max_zip_bytes)
+            self._inner = PackedText(self._layers + 1, max_zip_bytes=self._max_zip_bytes)
         yield from self._pass(first)
 
     def _pass(self, block: bytes) -> Iterator[bytes]:

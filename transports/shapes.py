@@ -1,21 +1,21 @@
-"""Text, cut into the events that it holds, however they are set in it. Pure, and streamed.
+"""Text, cut into events, whatever their layout in it. Pure, and streamed.
 
 Shapes
 ======
-1. **Lines**: one JSON value a line (NDJSON). The fast path: nobody looks into a line here. Only
-   this shape can be entered in the middle.
-2. **Values**: all else that is JSON: objects over several lines, or several on one; arrays of
-   events; whole request bodies, ``{"api_key": …, "events": […]}``, of which the events are taken;
-   and any of these one after the other. Commas between values do no harm.
+1. **Lines** (``LineCutter``): one JSON value a line (NDJSON). The fast path: lines are not decoded
+   here. Only this shape can be entered in the middle.
+2. **Values** (``ValueCutter``): all other JSON: objects over several lines, or several on one line;
+   arrays of events; whole request bodies, ``{"api_key": …, "events": […]}``, for their events; and
+   any of these one after the other. Commas between values do no harm.
 
-``Cutter`` decides, by the first line that begins like an object or an array of them: one that is a
-whole event is one of many lines. A line that is broken does not tell. Lines end where a line is an
-array of events, or no more than an opening bracket: from there on the text is cut into values.
+``Cutter`` decides by the first line that begins like an object or an array of objects: a line that
+is a whole event means lines. A broken line decides nothing. Lines end at a line that is an array of
+events, or only an opening bracket: from there on the text is cut into values.
 
-What is no JSON costs itself: a line of lines, or an event of values (``transports.values``).
+Invalid JSON costs only itself: one line, or one event among values (``transports.values``).
 
-A text without any JSON object among its first lines or values is refused (``Cutter.problem``):
-until the first of them comes, what comes is held back.
+A text without any JSON object among its first lines or values is refused (``Cutter.problem``).
+Until the first object is found, all lines or values are held back.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from typing import Final, Literal
 from amplitude_intercom.transports import kinds
 from amplitude_intercom.transports.amplitude import BOM, BadEvent, Head
 from amplitude_intercom.transports.amplitude_heads import read_head
-from amplitude_intercom.transports.lines import Line, Lines, Plain, Position
-from amplitude_intercom.transports.values import ARRAY, BETWEEN, Values, match_end
+from amplitude_intercom.transports.lines import FilePosition, Line, LineCutter, PlainLines
+from amplitude_intercom.transports.values import ARRAY, BETWEEN, ValueCutter, match_end
 
 FIRST_PIECES: Final = 100
-"""Lines, or values, of a text among which one has to be a JSON object."""
+"""LineCutter, or values, of a text among which one has to be a JSON object."""
 
 
 class Cutter:
-    """Cuts a text into its events; its beginning tells how they are set in it.
+    """Cuts a text into its events; the beginning of the text decides the shape.
 
-    ``problem`` says what is wrong with the text as a whole, once that is known: it is ``refused``,
-    and nothing of it is an event, or it ends too early.
+    ``problem``: the fault of the text as a whole, once it is known. Either the text is ``refused``,
+    because nothing of it is an event, or it ends too early.
     """
 
-    def __init__(self, max_bytes: int, start: Position | None = None) -> None:
+    def __init__(self, max_bytes: int, start: FilePosition | None = None) -> None:
         self._max = max_bytes
         self._begun = b""
         self._held: list[Line] = []
-        self._cutter: Lines | Values | None = None
+        self._cutter: LineCutter | ValueCutter | None = None
         if start and start.offset:
-            self._cutter = Lines(max_bytes, start)
+            self._cutter = LineCutter(max_bytes, start)
         self._accepted = self._cutter is not None
         self.refused = False
         self.problem = ""
@@ -56,20 +56,20 @@ class Cutter:
             return self._go_on(self._cutter, text)
         return [] if self.refused else self._admit(self._cut_first(text))
 
-    def cut_plain(self, text: bytes) -> Plain | None:
-        """Return the lines that end in this text at once, where that is possible; see ``Lines``."""
-        if self._accepted and isinstance(self._cutter, Lines):
+    def cut_plain(self, text: bytes) -> PlainLines | None:
+        """Return all lines that end in this text at once, or None; see ``LineCutter``."""
+        if self._accepted and isinstance(self._cutter, LineCutter):
             return self._cutter.cut_plain(text)
         return None
 
     def finish(self) -> list[Line]:
-        """Return what is left when the text ends."""
+        """Return the events that are left at the end of the text."""
         if self.refused:
             return []
         found = [] if self._cutter else self._begin(shape_of(self._begun, self._max, ended=True))
-        if isinstance(self._cutter, Lines):
+        if isinstance(self._cutter, LineCutter):
             found += self._cutter.finish() + self._go_on_by_values(self._cutter)
-        if isinstance(self._cutter, Values):
+        if isinstance(self._cutter, ValueCutter):
             found += self._cutter.finish()
             self.problem = self._cutter.problem
         return self._admit(found, ended=True)
@@ -85,21 +85,21 @@ class Cutter:
             return []
         self._cutter = shape(self._max)
         begun, self._begun = self._begun, b""
-        return self._go_on(self._cutter, begun.removeprefix(BOM) if shape is Values else begun)
+        return self._go_on(self._cutter, begun.removeprefix(BOM) if shape is ValueCutter else begun)
 
-    def _go_on(self, cutter: Lines | Values, text: bytes) -> list[Line]:
-        """Cut on; where lines end, and events over several lines begin, by values from there."""
+    def _go_on(self, cutter: LineCutter | ValueCutter, text: bytes) -> list[Line]:
+        """Cut on, by values from the place where lines end and larger events begin."""
         found = cutter.cut(text)
-        return found + self._go_on_by_values(cutter) if isinstance(cutter, Lines) else found
+        return found + self._go_on_by_values(cutter) if isinstance(cutter, LineCutter) else found
 
-    def _go_on_by_values(self, lines: Lines) -> list[Line]:
+    def _go_on_by_values(self, lines: LineCutter) -> list[Line]:
         if not lines.rest:
             return []
-        self._cutter = Values(self._max, lines.number)
+        self._cutter = ValueCutter(self._max, lines.number)
         return self._cutter.cut(lines.rest)
 
     def _admit(self, found: list[Line], *, ended: bool = False) -> list[Line]:
-        """Hold back what is found until an object is among it; without one, refuse all."""
+        """Hold events back until there is an object among them; without one, refuse all."""
         if self._accepted:
             return found
         held = self._held = self._held + found
@@ -124,14 +124,14 @@ def _is_event(line: Line) -> bool:
     return not line.whole or (isinstance(head, Head) and head.event_type is not None)
 
 
-Shape = type[Lines] | type[Values]
+Shape = type[LineCutter] | type[ValueCutter]
 
 
 def shape_of(text: bytes, max_bytes: int, *, ended: bool = False) -> Shape | None:
-    """Return what a text is to be cut by, or None: more of it has to be seen.
+    """Return the cutter for a text, or None if more of the text is needed to decide.
 
-    The first line tells that begins like an object, or an array of them, and is neither broken nor
-    an object that is no event.
+    The first line decides that begins like an object, or an array of objects, and is neither broken
+    nor an object that is no event.
     """
     at = len(BOM) if text.startswith(BOM) else 0
     for _ in range(FIRST_PIECES):
@@ -139,40 +139,40 @@ def shape_of(text: bytes, max_bytes: int, *, ended: bool = False) -> Shape | Non
         at = match_end(BETWEEN, text, line)
         if text[at : at + 1] == b"{":
             if text[line:at].strip():
-                return Values  # a comma, or the mark of a sequence
+                return ValueCutter  # a comma, or the mark of a sequence
             shape = _shape_of_object(text[at:], max_bytes, ended=ended)
             if shape != "next line":
                 return None if shape == "more" else shape
         array = ARRAY.match(text, at)
         if array and array[1]:
-            return Values
+            return ValueCutter
         at = text.find(b"\n", at) + 1
         if not at or (array and array.end() == len(text)):
-            return Lines if ended or len(text) > max_bytes else None
-    return Lines
+            return LineCutter if ended or len(text) > max_bytes else None
+    return LineCutter
 
 
 def _shape_of_object(
     text: bytes, max_bytes: int, *, ended: bool
 ) -> Shape | Literal["more", "next line"]:
-    """Return the shape of a text that begins with an object, or what would tell."""
+    """Return the shape of a text that begins with an object, or the text needed to decide."""
     line, line_end, rest = text.partition(b"\n")
     if not line_end and not ended and len(text) <= max_bytes:
         return "more"
-    probe = Values(max_bytes)
+    probe = ValueCutter(max_bytes)
     found = probe.cut(line + line_end)
     if probe.bodies or len(found) > 1:
-        return Values
+        return ValueCutter
     if probe.is_between and found and found[0].whole and found[0].text != line.strip():
-        return Values  # and something behind it
+        return ValueCutter  # and something behind it
     if probe.is_between:
-        return Lines if any(map(_is_event, found)) else "next line"
+        return LineCutter if any(map(_is_event, found)) else "next line"
     if probe.is_broken:
         return "next line"
     if not line_end:
-        return Values if ended else Lines  # one that is too large
+        return ValueCutter if ended else LineCutter  # one that is too large
     begin = match_end(BETWEEN, rest, 0)
     if begin == len(rest) and not ended and len(text) <= max_bytes:
         return "more"
     broke_off = rest[begin : begin + 1] == b"{" and probe.cut(rest[: begin + 1])
-    return "next line" if broke_off else Values
+    return "next line" if broke_off else ValueCutter

@@ -73,7 +73,7 @@ def share_of_descriptors(share: float) -> int:
     return max(4, int((limit - OWN_DESCRIPTORS) * share))
 
 
-class Connection(asyncio.Protocol):
+class ClientConnection(asyncio.Protocol):
     """One connection: passes everything on to the server's own protocol, and knows who waits."""
 
     def __init__(self, listener: Listener, served_by: asyncio.Protocol) -> None:
@@ -141,10 +141,10 @@ class Listener:
         self._idle_timeout_s = idle_timeout_s
         self._coming: set[asyncio.Task[None]] = set()
         self._pauses: dict[socket.socket, asyncio.TimerHandle] = {}
-        self._open_ones: set[Connection] = set()
-        self._waited_for: dict[Connection, bool] = {}
+        self._open_ones: set[ClientConnection] = set()
+        self._waited_for: dict[ClientConnection, bool] = {}
         """Connections that may be closed, longest silence first → whether by their own deadline."""
-        self._bodies: dict[Connection, float] = {}
+        self._bodies: dict[ClientConnection, float] = {}
         """Connections whose requests are waited for → since when, the longest first."""
 
     @property
@@ -183,27 +183,27 @@ class Listener:
             self._waited_for.pop(connection, None)
             self._bodies.pop(connection, None)
 
-    def _connection(self, transport: asyncio.BaseTransport | None) -> Connection | None:
+    def _connection(self, transport: asyncio.BaseTransport | None) -> ClientConnection | None:
         found = transport.get_protocol() if transport is not None else None
-        return found if isinstance(found, Connection) else None
+        return found if isinstance(found, ClientConnection) else None
 
-    def wait_for(self, connection: Connection, *, by_deadline: bool = True) -> None:
+    def wait_for(self, connection: ClientConnection, *, by_deadline: bool = True) -> None:
         """Note that a connection's client is waited for from now on."""
         self._open_ones.add(connection)
         self._waited_for.pop(connection, None)
         self._waited_for[connection] = by_deadline
         connection.since_s = asyncio.get_running_loop().time()
 
-    def progressed(self, connection: Connection) -> None:
+    def progressed(self, connection: ClientConnection) -> None:
         """Note that a client who is waited for reads what it was sent, or sends on."""
         if connection in self._waited_for:
             self.wait_for(connection, by_deadline=self._waited_for[connection])
 
-    def is_in_body(self, connection: Connection) -> bool:
+    def is_in_body(self, connection: ClientConnection) -> bool:
         """Whether the rest of a request's body is waited for."""
         return self._waited_for.get(connection) is False
 
-    def forget(self, connection: Connection) -> None:
+    def forget(self, connection: ClientConnection) -> None:
         """Note that a connection is gone."""
         self._open_ones.discard(connection)
         self._waited_for.pop(connection, None)
@@ -289,7 +289,9 @@ class Listener:
     async def _hand_over(self, connection: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         try:
-            await loop.connect_accepted_socket(lambda: Connection(self, self._server()), connection)
+            await loop.connect_accepted_socket(
+                lambda: ClientConnection(self, self._server()), connection
+            )
         except OSError:
             connection.close()
 

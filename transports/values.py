@@ -21,7 +21,7 @@ import re
 from collections.abc import Callable
 from typing import Final
 
-from amplitude_intercom.transports.lines import Held, Line
+from amplitude_intercom.transports.lines import Line, UnfinishedEvent
 
 MAX_OPEN: Final = 1_000
 """Brackets inside one another; Amplitude takes 40 (HTTP V2 page)."""
@@ -55,7 +55,7 @@ _NEXT_OBJECT: Final = re.compile(
 _OPENER: Final = {0x7D: b"{", 0x5D: b"["}
 
 
-class Values:
+class ValueCutter:
     """Cuts a text of JSON values, and of arrays and request bodies around them, into events.
 
     Its numbers count events.
@@ -63,7 +63,7 @@ class Values:
 
     def __init__(self, max_bytes: int, number: int = 0) -> None:
         """``number``: of the last event, or line, before this text."""
-        self._held = Held(max_bytes)
+        self._held = UnfinishedEvent(max_bytes)
         self._buffer = b""
         self._begin = 0  # of the event in the buffer, or of its rest
         self._at = 0  # scanned up to here

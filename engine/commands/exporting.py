@@ -37,7 +37,7 @@ from amplitude_intercom.engine.commands.terminal import count, say
 from amplitude_intercom.engine.delivery.stream import Stream
 from amplitude_intercom.engine.errors import SettingsError
 from amplitude_intercom.engine.settings import Export, Settings
-from amplitude_intercom.transports import files
+from amplitude_intercom.transports import finding
 from amplitude_intercom.transports.amplitude_exports import (
     BASE_URLS,
     ExportClient,
@@ -277,7 +277,7 @@ class ExportInput:
     async def _deliver(self, step: Span, path: Path, intake: Intake) -> Sequence[str]:
         """Read an export; return the names of its checkpoints."""
         self._files += 1
-        self._reading.begin(f"forward {self._shown(step)}", files.size([str(path)]))
+        self._reading.begin(f"forward {self._shown(step)}", finding.size([str(path)]))
         source = self._make_source([str(path)], await self._spool.checkpoints())
         await source.run(intake)
         return source.files
@@ -289,8 +289,8 @@ class ExportInput:
 
 def _sources_within(folder: Path, checkpoints: Mapping[str, str], kept: Path | None) -> list[str]:
     """Return the checkpoints of exports that are gone."""
-    inside = f"{files.shown(str(folder.absolute()))}/"
-    still = f"{files.shown(str(kept.absolute()))} " if kept else "\0"
+    inside = f"{finding.shown(str(folder.absolute()))}/"
+    still = f"{finding.shown(str(kept.absolute()))} " if kept else "\0"
     return [name for name in checkpoints if name.startswith(inside) and not name.startswith(still)]
 
 

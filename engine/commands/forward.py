@@ -37,9 +37,10 @@ from amplitude_intercom.engine.delivery.stream import Stream
 from amplitude_intercom.engine.errors import DataDirInUse, SettingsError
 from amplitude_intercom.engine.settings import Settings
 from amplitude_intercom.engine.spool.accounts import under
-from amplitude_intercom.transports import files
+from amplitude_intercom.transports import finding
 from amplitude_intercom.transports.contract import Intake
-from amplitude_intercom.transports.stdin import LineSource, Progress
+from amplitude_intercom.transports.progress import Progress
+from amplitude_intercom.transports.stdin import LineSource
 
 
 async def forward(
@@ -109,9 +110,9 @@ async def forward(
 
 def _found(paths: Sequence[str], problems: Problems) -> list[str]:
     """Return the files that these paths mean; say where there is none."""
-    found = files.find(paths, problems.unreadable)
+    found = finding.find(paths, problems.unreadable)
     if not found:
-        say(f"no files of events in {', '.join(map(files.shown, paths))}", stderr=True)
+        say(f"no files of events in {', '.join(map(finding.shown, paths))}", stderr=True)
     return found
 
 

@@ -31,12 +31,12 @@ from amplitude_intercom.engine.spool.known import Known
 from amplitude_intercom.engine.spool.rows import DeadLetter
 from amplitude_intercom.engine.spool.store import Store, wall_clock_ms
 from amplitude_intercom.engine.token_facts import contact_key
-from amplitude_intercom.transports import files, intercom
+from amplitude_intercom.transports import file_events, intercom
 from amplitude_intercom.transports.amplitude import BadEvent, Head
 from amplitude_intercom.transports.amplitude_heads import decode_head
 from amplitude_intercom.transports.errors import NoAnswer
 from amplitude_intercom.transports.intercom import Request
-from amplitude_intercom.transports.stdin import decode_line
+from amplitude_intercom.transports.line_batches import decode_line
 
 
 async def preview(
@@ -71,7 +71,7 @@ def read_events(path: str, max_bytes: int) -> Iterator[tuple[int, Head | BadEven
         OSError: it cannot be read.
         BadFile: it is not whole, or holds no events; what can be read has been yielded.
     """
-    for line in files.read_lines(path, max_bytes):
+    for line in file_events.read_lines(path, max_bytes):
         yield line.number, *decode_line(line, max_bytes)
 
 

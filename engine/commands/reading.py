@@ -22,10 +22,11 @@ from rich.text import Text
 from amplitude_intercom.engine.commands.running import FAILED, complain
 from amplitude_intercom.engine.commands.terminal import count, say
 from amplitude_intercom.engine.delivery.stream import Stream
-from amplitude_intercom.transports import files
+from amplitude_intercom.transports import files, finding
 from amplitude_intercom.transports.contract import Batch, Intake, Ticket
 from amplitude_intercom.transports.errors import BadFile
-from amplitude_intercom.transports.stdin import LineSource, Progress
+from amplitude_intercom.transports.progress import Progress
+from amplitude_intercom.transports.stdin import LineSource
 
 SILENT_S = 5.0
 THROTTLED_S = 15.0
@@ -71,7 +72,7 @@ class FilesInput:
 
     async def read(self, intake: Intake) -> Ending | None:
         """Read all of them. To its end, they are read anew the next time."""
-        self._reading.begin("forward", files.size(self._paths))
+        self._reading.begin("forward", finding.size(self._paths))
         spool = self._stream.spool
         source = self._make_source(self._paths, await spool.checkpoints())
         await source.run(intake)

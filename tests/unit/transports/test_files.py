@@ -22,16 +22,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amplitude_intercom.transports import files, kinds
+from amplitude_intercom.transports import file_events, files, finding, kinds
 from amplitude_intercom.transports.errors import BadFile
 from amplitude_intercom.transports.kinds import NotEvents
-from amplitude_intercom.transports.lines import Position
-from amplitude_intercom.transports.packing import STEP_BYTES, Stream
+from amplitude_intercom.transports.lines import FilePosition
+from amplitude_intercom.transports.packing import STEP_BYTES, PackedText
 
 # --- packing ----------------------------------------------------------------------------
 
 
-def read(path: Path, start: Position | None = None) -> dict[str, bytes]:
+def read(path: Path, start: FilePosition | None = None) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     for member, text, _, problem in files.read(str(path), start):
         assert not problem
@@ -83,12 +83,12 @@ def test_only_files_of_an_export_are_read_hour_by_hour(
         (tmp_path / "folder" / name).write_bytes(gzip.compress(b"x"))
     (tmp_path / "folder" / "notes.txt").touch()
     wanted = [str(tmp_path / "folder" / name) for name in [*names, "__MACOSX/412345/x.json.gz"]]
-    assert files.find([str(tmp_path / "folder")]) == wanted
+    assert finding.find([str(tmp_path / "folder")]) == wanted
     (tmp_path / "links").mkdir()
     (tmp_path / "links" / "there").symlink_to(tmp_path / "folder")
     (tmp_path / "folder" / "back").symlink_to(tmp_path / "links")
-    assert len(files.find([str(tmp_path / "links")])) == 3
-    assert files.find(["-", str(path)]) == ["-", str(path)]
+    assert len(finding.find([str(tmp_path / "links")])) == 3
+    assert finding.find(["-", str(path)]) == ["-", str(path)]
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -164,14 +164,14 @@ def test_members_of_one_name_are_all_read_on(tmp_path: Path) -> None:
         warnings.simplefilter("ignore")
         for _ in range(2):
             archive.writestr("a.json", b"1\n2\n3\n")
-    assert read(path, Position("a.json", 1, 2)) == {"a.json": b"2\n3\n1\n2\n3\n"}
+    assert read(path, FilePosition("a.json", 1, 2)) == {"a.json": b"2\n3\n1\n2\n3\n"}
 
 
 def test_a_name_that_is_no_text_can_be_shown(tmp_path: Path) -> None:
     path = os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfe.json")
     Path(path).write_bytes(b"1\n")
-    assert files.shown(path).endswith("/\\xff\\xfe.json")
-    files.identity(path).encode()
+    assert finding.shown(path).endswith("/\\xff\\xfe.json")
+    finding.identity(path).encode()
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 100])
@@ -182,7 +182,7 @@ def test_a_packed_pipe_is_unpacked_at_any_split(size: int) -> None:
         (b"1", b"1"),
         (b"", b""),
     ):
-        stream = Stream()
+        stream = PackedText()
         found = b""
         for at in range(0, len(packed), size):
             found += b"".join(stream.feed(packed[at : at + size]))
@@ -222,7 +222,7 @@ def test_a_zip_in_a_zip_is_read_like_the_same_file_beside_it(tmp_path: Path) -> 
         "2.json": b"3\n",
         **{f"3.zip:a:{name}": text for name, text in inside.items()},
     }
-    start = Position("3.zip:a:x/2.json.gz", 1, 1)
+    start = FilePosition("3.zip:a:x/2.json.gz", 1, 1)
     assert {m: t for m, t in read(path, start).items() if t} == {start.member: b"\n"}
 
 
@@ -329,10 +329,13 @@ def test_unreadable_entries_of_a_folder_are_named_and_the_rest_is_found(tmp_path
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "e.json"))
         told: list[OSError] = []
-        assert files.find([str(tmp_path), "-", "-"], told.append) == [str(tmp_path / "a.json"), "-"]
+        assert finding.find([str(tmp_path), "-", "-"], told.append) == [
+            str(tmp_path / "a.json"),
+            "-",
+        ]
     assert sorted(Path(error.filename).name for error in told) == [f"{c}.json" for c in "bcde"]
     with pytest.raises(OSError, match=r"[bcde]\.json"):
-        files.find([str(tmp_path)])
+        finding.find([str(tmp_path)])
 
 
 @pytest.mark.parametrize(
@@ -347,12 +350,12 @@ def test_events_of_one_file_are_read_until_it_is_known_to_be_bad(
         path.write_bytes(packed)
         found: list[bytes] = []
         with pytest.raises(BadFile, match=said) as caught:
-            found.extend(line.text for line in files.read_lines(str(path), 1_000))
+            found.extend(line.text for line in file_events.read_lines(str(path), 1_000))
         assert caught.value.path == str(tmp_path / name)
 
 
 def test_a_zip_that_has_to_be_collected_is_bounded() -> None:
-    stream = Stream(max_zip_bytes=100)
+    stream = PackedText(max_zip_bytes=100)
     assert list(stream.feed(b"PK\x03\x04" + bytes(90))) == []
     with pytest.raises(NotEvents, match="a ZIP of over 100 bytes that is no file of its own"):
         list(stream.feed(bytes(9)))
@@ -370,13 +373,13 @@ def test_a_bomb_is_inflated_bit_by_bit(tmp_path: Path, pack: Callable[[bytes], b
 def test_reading_goes_on_in_the_member_and_at_the_place_where_it_stopped(tmp_path: Path) -> None:
     text = b"".join(b"%d\n" % n for n in range(100_000))
     path = tmp_path / "events"
-    place = Position("", 5, 10)
+    place = FilePosition("", 5, 10)
     for content, start, expected in (
         (text, place, {"": text[10:]}),
         (gzip.compress(text), place, {"": text[10:]}),
         (
             zipped(a=b"1", b=gzip.compress(text), c=b"3"),
-            Position("b", 5, 10),
+            FilePosition("b", 5, 10),
             {"b": text[10:], "c": b"3"},
         ),
     ):
@@ -388,10 +391,10 @@ def test_reading_goes_on_in_the_member_and_at_the_place_where_it_stopped(tmp_pat
 def test_a_file_that_has_changed_is_another_one(tmp_path: Path) -> None:
     path = tmp_path / "events"
     path.write_bytes(b"1\n")
-    before = files.identity(str(path))
-    assert files.identity(str(path)) == before
+    before = finding.identity(str(path))
+    assert finding.identity(str(path)) == before
     path.write_bytes(b"1\n2\n")
-    assert files.identity(str(path)) != before
+    assert finding.identity(str(path)) != before
 
 
 # --- damage -----------------------------------------------------------------------------
@@ -525,7 +528,7 @@ def test_a_member_that_is_damaged_costs_no_other_in_a_zip_that_is_cut_off(tmp_pa
 def test_standard_input_that_does_not_block_is_waited_for() -> None:
     reading, writing = os.pipe()
     os.set_blocking(reading, False)
-    with ThreadPoolExecutor() as threads, io.BufferedReader(files.Patient(reading)) as file:
+    with ThreadPoolExecutor() as threads, io.BufferedReader(files.BlockingFile(reading)) as file:
         found = threads.submit(file.read, files.CHUNK_BYTES)
         for byte in LINES[:100]:
             os.write(writing, bytes([byte]))

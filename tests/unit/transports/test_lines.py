@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amplitude_intercom.transports.lines import KEPT_BYTES, Line, Lines, Position
+from amplitude_intercom.transports.lines import KEPT_BYTES, FilePosition, Line, LineCutter
 from amplitude_intercom.transports.shapes import FIRST_PIECES, Cutter
-from amplitude_intercom.transports.values import Values
+from amplitude_intercom.transports.values import ValueCutter
 
 
-def cut(cutter: Lines | Values, *chunks: bytes) -> list[tuple[int, bytes, bool]]:
+def cut(cutter: LineCutter | ValueCutter, *chunks: bytes) -> list[tuple[int, bytes, bool]]:
     found = [line for chunk in chunks for line in cutter.cut(chunk)]
     return [line[:3] for line in [*found, *cutter.finish()]]
 
@@ -28,11 +28,15 @@ def cut(cutter: Lines | Values, *chunks: bytes) -> list[tuple[int, bytes, bool]]
 def test_where_chunks_end_does_not_matter(size: int) -> None:
     text = b"\xef\xbb\xbfone\r\n\n  \ntwo\nthree"
     chunks = [text[at : at + size] for at in range(0, len(text), size)]
-    assert cut(Lines(100), *chunks) == [(1, b"one", True), (4, b"two", True), (5, b"three", True)]
+    assert cut(LineCutter(100), *chunks) == [
+        (1, b"one", True),
+        (4, b"two", True),
+        (5, b"three", True),
+    ]
 
 
 def test_a_line_may_be_as_long_as_the_limit_and_no_longer() -> None:
-    assert cut(Lines(3), b"abc\nabcd\nabc") == [
+    assert cut(LineCutter(3), b"abc\nabcd\nabc") == [
         (1, b"abc", True),
         (2, b"abcd", False),
         (3, b"abc", True),
@@ -40,16 +44,16 @@ def test_a_line_may_be_as_long_as_the_limit_and_no_longer() -> None:
 
 
 def test_only_the_beginning_of_a_gigantic_line_is_kept_and_the_next_is_whole() -> None:
-    lines = Lines(10_000)
+    lines = LineCutter(10_000)
     found = cut(lines, *[b"x" * 1_000_000] * 20, b"\nnext\n")
     assert found == [(1, b"x" * KEPT_BYTES, False), (2, b"next", True)]
 
 
 def test_a_gigantic_line_without_an_end_is_reported() -> None:
-    assert cut(Lines(10_000), b"x" * 20_000) == [(1, b"x" * KEPT_BYTES, False)]
+    assert cut(LineCutter(10_000), b"x" * 20_000) == [(1, b"x" * KEPT_BYTES, False)]
 
 
-@pytest.mark.parametrize(("before", "cutter"), [(b"", Lines), (b'[{"a":', Values)])
+@pytest.mark.parametrize(("before", "cutter"), [(b"", LineCutter), (b'[{"a":', ValueCutter)])
 def test_texts_that_are_too_long_differ_wherever_they_differ(before: bytes, cutter: Any) -> None:
     def digest(text: bytes, size: int) -> bytes:
         one, whole = cutter(10_000), before + text
@@ -71,14 +75,14 @@ TEXTS = st.lists(st.sampled_from([b"", b"a", b"bc", b"\r", b"x" * 9]), max_size=
 
 @given(TEXTS, st.integers(1, 5), st.integers(1, 10))
 def test_reading_on_from_behind_any_line_gives_the_rest(text: bytes, size: int, limit: int) -> None:
-    def lines_from(start: Position) -> list[Line]:
-        cutter, rest = Lines(limit, start), text[start.offset :]
+    def lines_from(start: FilePosition) -> list[Line]:
+        cutter, rest = LineCutter(limit, start), text[start.offset :]
         found = [line for i in range(0, len(rest), size) for line in cutter.cut(rest[i : i + size])]
         return found + cutter.finish()
 
-    everything = lines_from(Position())
+    everything = lines_from(FilePosition())
     for at, line in enumerate(everything):
-        start = Position("", line.number, line.end)
+        start = FilePosition("", line.number, line.end)
         assert lines_from(start) == everything[at + 1 :]
 
 
@@ -103,7 +107,7 @@ def test_an_array_is_cut_into_its_elements_wherever_the_chunks_end(
     elements = [{"first": 1}, *others]
     text = json.dumps(elements, indent=indent).encode()
     chunks = [text[at : at + size] for at in range(0, len(text), size)]
-    found = cut(Values(1_000), *chunks)
+    found = cut(ValueCutter(1_000), *chunks)
     assert [json.loads(element) for _, element, _ in found] == elements
     assert [(number, whole) for number, _, whole in found] == [
         (n, True) for n in range(1, len(elements) + 1)
@@ -111,7 +115,7 @@ def test_an_array_is_cut_into_its_elements_wherever_the_chunks_end(
 
 
 def test_an_element_that_is_too_long_costs_neither_memory_nor_the_next_one() -> None:
-    cutter = Values(10_000)
+    cutter = ValueCutter(10_000)
     pieces = [b'[{"a": "', *[b'\\"x,]' * 50_000] * 20, b'"}, {"b": [', *[b"1, " * 50_000] * 20]
     found = [line for piece in pieces for line in cutter.cut(piece)]
     assert len(cutter._buffer) < 300_000
@@ -122,7 +126,10 @@ def test_an_element_that_is_too_long_costs_neither_memory_nor_the_next_one() -> 
 
 
 def test_an_array_that_is_cut_off_says_so_by_its_last_element() -> None:
-    assert cut(Values(100), b'[{"a": 1}, {"b": ') == [(1, b'{"a": 1}', True), (2, b'{"b":', True)]
+    assert cut(ValueCutter(100), b'[{"a": 1}, {"b": ') == [
+        (1, b'{"a": 1}', True),
+        (2, b'{"b":', True),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -397,7 +404,7 @@ def test_separated_names_are_called_csv() -> None:
     st.integers(1, 12),
 )
 def test_lines_that_are_cut_all_at_once_are_the_same(text: bytes, size: int) -> None:
-    slow, fast = Lines(8), Lines(8)
+    slow, fast = LineCutter(8), LineCutter(8)
     for at in range(0, len(text), size):
         piece = text[at : at + size]
         expected = slow.cut(piece)
@@ -430,7 +437,7 @@ LONG: dict[str, Callable[[int], bytes]] = {
 @pytest.mark.parametrize("text", LONG)
 def test_a_text_of_eight_times_the_length_takes_about_eight_times_as_long(text: str) -> None:
     def took_s(length: int) -> float:
-        cutter, whole = Values(1 << 20), LONG[text](length)
+        cutter, whole = ValueCutter(1 << 20), LONG[text](length)
         started_s = time.process_time()
         cutter.cut(whole)
         return time.process_time() - started_s

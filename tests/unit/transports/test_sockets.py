@@ -11,7 +11,7 @@ from aiohttp import web
 from amplitude_intercom.transports.sockets import (
     HEADER_TIMEOUT_S,
     PROGRESS_BYTES,
-    Connection,
+    ClientConnection,
     Listener,
 )
 from support.virtual import in_virtual_time
@@ -76,7 +76,7 @@ class Watch(Listener):
         self.now_s = 0.0
         self._waited_for = {}
 
-    def wait_for(self, connection: Connection, *, by_deadline: bool = True) -> None:
+    def wait_for(self, connection: ClientConnection, *, by_deadline: bool = True) -> None:
         connection.since_s = self.now_s
 
 
@@ -89,7 +89,7 @@ class Nothing(asyncio.Transport):
 
 def test_a_head_has_as_long_after_an_idle_time_as_the_first_one() -> None:
     watch = Watch()
-    connection = Connection(watch, asyncio.Protocol())
+    connection = ClientConnection(watch, asyncio.Protocol())
     connection.connection_made(Nothing())
     connection.answered()
     watch.now_s = 70.0
@@ -104,7 +104,7 @@ def test_a_head_has_as_long_after_an_idle_time_as_the_first_one() -> None:
 class Carrier(Nothing):
     """A transport of one connection."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: ClientConnection) -> None:
         super().__init__()
         self._connection = connection
         self.aborted = False
@@ -124,7 +124,7 @@ async def test_uploads_outlive_the_silent_and_give_way_where_there_are_only_uplo
     """150 s shared by 200 connections are 0.75 s each; a body ages a third as fast."""
 
     listener = Listener(cast("web.Server", Patient), 200, idle_timeout_s=75.0)
-    body, silent = (Connection(listener, asyncio.Protocol()) for _ in range(2))
+    body, silent = (ClientConnection(listener, asyncio.Protocol()) for _ in range(2))
     carriers = [Carrier(body), Carrier(silent)]
     body.connection_made(carriers[0])
     with listener.request(carriers[0]):
@@ -146,7 +146,7 @@ async def test_a_body_that_comes_on_does_not_give_way_before_a_connection_that_i
     piece: int, goes_first: str
 ) -> None:
     listener = Listener(cast("web.Server", Patient), 10, idle_timeout_s=75.0)
-    body, silent = (Connection(listener, asyncio.Protocol()) for _ in range(2))
+    body, silent = (ClientConnection(listener, asyncio.Protocol()) for _ in range(2))
     carrier = Carrier(body)
     body.connection_made(carrier)
     body.data_received(b"POST / HTTP/1.1\r\n\r\n")
