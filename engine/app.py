@@ -26,6 +26,7 @@ from amplitude_intercom.engine.delivery.stream import Stream
 from amplitude_intercom.engine.delivery.workspace import Workspaces
 from amplitude_intercom.engine.gates import Clocks, Gates, WireFactory
 from amplitude_intercom.engine.intake import IntakePipeline
+from amplitude_intercom.engine.job_slices import JobSync
 from amplitude_intercom.engine.jobs import JobRunner
 from amplitude_intercom.engine.overview import EngineParts, Overview
 from amplitude_intercom.engine.pipeline import Pipeline
@@ -201,7 +202,8 @@ class Engine:
             taker: Supervisor(relay.run, relay=relay.settings.name, part="relay")
             for taker, relay in self.relays.items()
         }
-        self.jobs = JobRunner(self.spool, self.streams, now_ms, settings.relay)
+        syncs = {s.sync.name: JobSync(s.sync, s.rules.admission) for s in streams}
+        self.jobs = JobRunner(self.spool, syncs, now_ms, settings.relay)
         self.upkeep = Upkeep(self.spool, self.streams, list(spools), self.jobs, now_ms)
         await self.jobs.follow_mappings()
         await self.upkeep.log_left()

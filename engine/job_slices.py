@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from amplitude_intercom.engine.delivery.stream import Stream
 from amplitude_intercom.engine.faults import internal_failure
 from amplitude_intercom.engine.reasons import DeadReason, DropReason
 from amplitude_intercom.engine.relay.keeping import relayed_again
 from amplitude_intercom.engine.rules.admission import Admission, Admitted
 from amplitude_intercom.engine.rules.verdicts import Drop, Keep, Verdict
 from amplitude_intercom.engine.settings import Relay as RelaySettings
+from amplitude_intercom.engine.settings import Sync
 from amplitude_intercom.engine.spool.batches import Kept
 from amplitude_intercom.engine.spool.jobs import Expiry, JobKind, JobRow, JobState, NewMapping
 from amplitude_intercom.engine.spool.rekeying import rekey
@@ -39,17 +39,24 @@ class Slice(NamedTuple):
     is_last: bool
 
 
+class JobSync(NamedTuple):
+    """A sync as jobs see it."""
+
+    sync: Sync
+    admission: Admission
+
+
 class JobSlices:
     """Does slices of jobs for the syncs and relays of the settings."""
 
     def __init__(
         self,
-        streams: Mapping[str, Stream],
+        syncs: Mapping[str, JobSync],
         relays: Mapping[str, RelaySettings],
         now_ms: Callable[[], int],
     ) -> None:
-        """``streams`` and ``relays`` by taker."""
-        self._streams = streams
+        """``syncs`` and ``relays`` by taker."""
+        self._syncs = syncs
         self._relays = relays
         self._now_ms = now_ms
 
@@ -57,13 +64,13 @@ class JobSlices:
         """Return whether a replayed letter of a taker would be sent."""
         if taker in self._relays:
             return self._relays[taker].enabled
-        stream = self._streams.get(taker)
-        return stream is not None and stream.sync.enabled
+        found = self._syncs.get(taker)
+        return found is not None and found.sync.enabled
 
     def follow_mappings(self, store: Store) -> list[JobRow]:
         """Ask for re-keyings where ``[sync.mapping]`` has changed; return those that are open."""
         now_ms = self._now_ms()
-        found = [_follow_mapping(store, stream, now_ms) for stream in self._streams.values()]
+        found = [_follow_mapping(store, sync, now_ms) for sync, _ in self._syncs.values()]
         return [job for job in found if job is not None]
 
     def do_next(self, store: Store) -> tuple[JobRow, bool] | None:
@@ -108,16 +115,14 @@ class JobSlices:
         if job.sync in self._relays:
             drops_oldest = self._relays[job.sync].drops_oldest
             return relay_again(store, taker, letters, self._now_ms(), drops_oldest=drops_oldest)
-        admission = self._streams[job.sync].rules.admission
-        return replay(store, taker, letters, admission, self._now_ms())
+        return replay(store, taker, letters, self._syncs[job.sync].admission, self._now_ms())
 
     def _rekey(self, store: Store, taker: int, job: JobRow, mapping: NewMapping) -> Slice:
-        stream = self._streams.get(job.sync)
-        if stream is None:  # the mapping stays UNKEYED, so that a new job follows its return
+        found = self._syncs.get(job.sync)
+        if found is None:  # the mapping stays UNKEYED, so that a new job follows its return
             return Slice(job.cursor, {}, is_last=True)
-        user_of = stream.rules.admission.user_of
         cursor, up_to = Position.read(job.cursor), Position.read(job.up_to)
-        done = rekey(store, taker, cursor.id, up_to.id, user_of)
+        done = rekey(store, taker, cursor.id, up_to.id, found.admission.user_of)
         if done.is_last:
             store.meta.set(_mapping_key(taker), _text_of(mapping))
         counts = {"rekeyed": done.count} if done.count else {}
@@ -132,10 +137,9 @@ def _text_of(mapping: NewMapping) -> str:
     return f"{mapping.identifier} {mapping.source}"
 
 
-def _follow_mapping(store: Store, stream: Stream, now_ms: int) -> JobRow | None:
+def _follow_mapping(store: Store, sync: Sync, now_ms: int) -> JobRow | None:
     """Return the open re-keying of a sync, a new one if ``[sync.mapping]`` has changed."""
-    taker, mapping = stream.spool.taker, stream.sync.mapping
-    new = NewMapping(mapping.identifier, mapping.source)
+    taker, new = store.taker(sync.name), NewMapping(sync.mapping.identifier, sync.mapping.source)
     key, text = _mapping_key(taker), _text_of(new)
     before = store.meta.get(key)
     waiting = store.accounts.value(taker, "pending")
@@ -144,7 +148,7 @@ def _follow_mapping(store: Store, stream: Stream, now_ms: int) -> JobRow | None:
     if before is None or not waiting:
         store.meta.set(key, text)
         return None
-    asked = store.jobs.rekeying(stream.sync.name)
+    asked = store.jobs.rekeying(sync.name)
     if asked is not None and not asked.ended:
         if asked.query == new:
             return asked

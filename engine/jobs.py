@@ -8,10 +8,9 @@ from typing import Final
 import anyio
 import structlog
 
-from amplitude_intercom.engine.delivery.stream import Stream
 from amplitude_intercom.engine.errors import SettingsError, SpoolDamaged, SpoolError
 from amplitude_intercom.engine.faults import describe, internal_failure
-from amplitude_intercom.engine.job_slices import JobSlices
+from amplitude_intercom.engine.job_slices import JobSlices, JobSync
 from amplitude_intercom.engine.settings import Relay as RelaySettings
 from amplitude_intercom.engine.spool.jobs import (
     JobKind,
@@ -35,13 +34,13 @@ class JobRunner:
     def __init__(
         self,
         spool: Spool,
-        streams: Mapping[str, Stream],
+        syncs: Mapping[str, JobSync],
         now_ms: Callable[[], int],
         relays: Iterable[RelaySettings] = (),
     ) -> None:
-        """``streams``: the syncs of the settings, by name."""
+        """``syncs``: those of the settings, by name."""
         self._spool = spool
-        self._slices = JobSlices(streams, {relay.taker: relay for relay in relays}, now_ms)
+        self._slices = JobSlices(syncs, {relay.taker: relay for relay in relays}, now_ms)
         self._now_ms = now_ms
         self._changed = anyio.Event()
         self._is_over = False

@@ -7,6 +7,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
+from typing import Protocol
 
 import anyio
 import msgspec
@@ -27,7 +28,6 @@ from amplitude_intercom.engine.settings import ANY_KEY, Sync
 from amplitude_intercom.engine.spool.batches import Entry, Pack, packs
 from amplitude_intercom.engine.spool.rows import Append, Appended, DeadRow, Part
 from amplitude_intercom.engine.spool.settled import log_dropped_raw
-from amplitude_intercom.engine.spool.spool import Spool
 from amplitude_intercom.transports.amplitude import MAX_EVENT_BYTES, BadEvent, Head, too_large
 from amplitude_intercom.transports.amplitude_heads import decode_types, read_head
 from amplitude_intercom.transports.contract import Batch, Receipt
@@ -82,13 +82,32 @@ def _nothing() -> _Admitted:
     return _Admitted([], [], [], Counter())
 
 
+class IntakeSpool(Protocol):
+    """The spool as the filter uses it (``engine.spool.spool.Spool``)."""
+
+    def append(self, batch: Append) -> asyncio.Future[Appended]:
+        """Queue a batch; the future resolves when it is on disk.
+
+        The future raises ``SpoolError`` if nothing of it is stored.
+        """
+        ...
+
+    def count_only(self, parts: Iterable[Part]) -> None:
+        """Count a batch of which nothing is kept; written with the next batch."""
+        ...
+
+    def notify(self, takers: Iterable[str]) -> None:
+        """Tell deliveries and relays that something was appended."""
+        ...
+
+
 class FilterActor(Actor[Offer, None]):
     """Filters batches and appends what is left; acknowledges when that is on disk."""
 
     def __init__(
         self,
         doors: Iterable[Door],
-        spool: Spool,
+        spool: IntakeSpool,
         *,
         max_event_bytes: int = MAX_EVENT_BYTES,
         relays: Mapping[str, bool] = {},
