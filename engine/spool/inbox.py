@@ -1,4 +1,4 @@
-"""The intake side of a spool: what takers keep of batches, in the order of acceptance."""
+"""The intake side of a spool: the takers' parts of batches, in order of acceptance."""
 
 from __future__ import annotations
 
@@ -18,14 +18,13 @@ from amplitude_intercom.engine.spool.batches import (
 from amplitude_intercom.engine.spool.connection import Connection, insert_many
 
 MOST_OPEN: Final = 16
-"""Batches of which some is left to be read, of all takers, that are kept in memory: up to a
-megabyte each."""
+"""Partly read batches that are kept in memory, of all takers: up to a megabyte each."""
 
 
 class Batch(msgspec.Struct, frozen=True):
-    """A row of the inbox. ``entries`` is None where the index, or what it is about, is damaged.
+    """A row of the inbox. ``entries`` is None if the row is damaged.
 
-    Then ``count`` is what the most of column, index and lines say.
+    Then ``count`` is the number on which two of column, index and lines agree.
     """
 
     id: int
@@ -40,15 +39,15 @@ _COLUMNS = "id, taker, accepted_at_ms, count, crc, entries, events"
 
 
 class Inbox:
-    """The table ``inbox``, inside somebody's transaction."""
+    """The table ``inbox``, inside the caller's transaction."""
 
     def __init__(self, db: Connection) -> None:
         self._db = db
         self._open: dict[int, bytes] = {}
-        """Events of batches that are read bit by bit, by when they were asked for last."""
+        """Events of partly read batches, the least recently used first."""
 
     def append(self, first: int, packs: Sequence[tuple[int, Pack]], at_ms: int) -> None:
-        """Append packs of takers, under the ids from ``first`` on."""
+        """Append packs of takers, with ids from ``first`` on."""
         rows = [
             (
                 id_,
@@ -68,7 +67,7 @@ class Inbox:
         insert_many(self._db, insert, 8, rows)
 
     def next(self, taker: int, after: int, limit: int, limit_bytes: int) -> list[Batch]:
-        """Return a taker's batches behind one: as many as hold up to ``limit`` events, or one."""
+        """Return a taker's batches after an id: up to ``limit`` events, but at least one batch."""
         found: list[Batch] = []
         rows = self._db.execute(
             f"SELECT {_COLUMNS} FROM inbox WHERE taker = ? AND id > ? ORDER BY id LIMIT ?",
@@ -86,7 +85,7 @@ class Inbox:
         return found
 
     def reindex(self, batch: Batch, entries: Sequence[Entry]) -> int:
-        """Write the index of a batch anew; return by how many bytes it is larger."""
+        """Rewrite the index of a batch; return the change of its size in bytes."""
         index = encode_entries(entries)
         crc = batch_checksum(batch.id, batch.taker, batch.accepted_at_ms, batch.count, index)
         pack = Pack(batch.count, index, batch.events)
@@ -100,14 +99,14 @@ class Inbox:
         return pack.size_bytes - int(before)
 
     def next_id(self, taker: int, after: int) -> int | None:
-        """Return the first of a taker's batches behind one; None: there is none."""
+        """Return the id of a taker's first batch after an id; None without one."""
         row = self._db.execute(
             "SELECT id FROM inbox WHERE taker = ? AND id > ? ORDER BY id LIMIT 1", (taker, after)
         ).fetchone()
         return None if row is None else int(row[0])
 
     def ids(self, taker: int, up_to: int, limit: int) -> list[int]:
-        """Return the first of a taker's batches, up to one."""
+        """Return the ids of a taker's first batches, none above ``up_to``."""
         rows = self._db.execute(
             "SELECT id FROM inbox WHERE taker = ? AND id <= ? ORDER BY id LIMIT ?",
             (taker, up_to, limit),
@@ -115,14 +114,14 @@ class Inbox:
         return [id_ for (id_,) in rows]
 
     def bytes_of(self, taker: int) -> int:
-        """Return what a taker's batches take up."""
+        """Return the bytes of a taker's batches."""
         (held,) = self._db.execute(
             "SELECT sum(size_bytes) FROM inbox WHERE taker = ?", (taker,)
         ).fetchone()
         return int(held or 0)
 
     def first_packed(self, taker: int, unpacked_to: int) -> tuple[int, int] | None:
-        """Return id and time of acceptance of a taker's first batch that is still packed."""
+        """Return the id and the time of acceptance of a taker's first packed batch."""
         row = self._db.execute(
             "SELECT id, accepted_at_ms FROM inbox WHERE taker = ? AND id > ? ORDER BY id LIMIT 1",
             (taker, unpacked_to),
@@ -130,9 +129,9 @@ class Inbox:
         return None if row is None else (row[0], row[1])
 
     def events_of(self, id_: int) -> bytes:
-        """Return the events of a batch; nothing where it is gone, or damaged.
+        """Return the events of a batch; empty if it is gone or damaged.
 
-        They are kept until ``close``, or until ``MOST_OPEN`` others were asked for since.
+        They stay in memory until ``close``, or until ``MOST_OPEN`` other batches were read since.
         """
         events = self._open.pop(id_, None)
         if events is None:
@@ -144,13 +143,13 @@ class Inbox:
         return events
 
     def close(self, id_: int) -> None:
-        """Take in that the events of a batch are not needed again soon."""
+        """Drop the events of a batch from memory."""
         self._open.pop(id_, None)
 
     def let_go(self, batches: Iterable[int]) -> list[tuple[int, int]]:
-        """Delete those of some batches that no record points into; return taker and size of each.
+        """Delete batches without pointing records; return taker and size of each deleted one.
 
-        One that is still packed stays: a damaged id may name it.
+        A packed batch stays, because a damaged record's id may name it.
         """
         gone = []
         for id_ in batches:
@@ -180,6 +179,6 @@ def _checked(row: Sequence[Any]) -> Batch:
         by_index = len(entries)
     except (AttributeError, TypeError, ValueError):
         by_index = by_lines
-    # Whichever two of the three agree: one of them is what is damaged.
+    # The number on which two of the three agree: only one of them is damaged.
     number = count if count == by_index else by_lines
     return Batch(id_, taker, at_ms, min(number, SLOTS), None, held)

@@ -1,15 +1,15 @@
-"""Work on many records or dead letters, as rows: done in slices, resumed after a kill, cancelled.
+"""Jobs: work on many records or dead letters, in slices, resumed after a kill, and cancellable.
 
 Rules
 =====
-1. A job is a row before anything of it is done: what it is about (a filter, and up to where), how
-   many that should be, who asked for it and why.
-2. It goes on from its cursor. Cursor and counts change in the commit that does the slice. Letters
-   are walked by when they failed last, records by id.
-3. It is *waiting* until its last slice, then *done*. Cancelled, it is *cancelled* from the next
-   slice on: what was done stays done. So it is with one that *failed*, by a fault of ours: those
-   behind it go on.
-4. Nobody cancels a re-keying: its sync delivers nothing before it is done.
+1. A job is stored before its work begins: with a filter, an upper bound, the expected number, its
+   requester and a reason.
+2. A job goes on from its cursor. Cursor and counts change in the transaction of the slice. Letters
+   are taken in order of their last failure, records in order of id.
+3. A job is *waiting* until its last slice, then *done*. A *cancelled* job ends before its next
+   slice; finished slices stay. A job that meets a fault of the program has *failed*, likewise, and
+   the jobs behind it go on.
+4. A re-keying cannot be cancelled, because its sync delivers nothing until it is done.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from amplitude_intercom.engine.spool.rows import DeadLetterQuery
 from amplitude_intercom.transports.reasons import RefusalReason
 
 ENDED_KEPT: Final = 1_000
-"""Jobs that are remembered once they have ended."""
+"""Ended jobs that are remembered."""
 
 
 class JobKind(enum.StrEnum):
-    """What is done: with dead letters that people name, or with records that wait.
+    """The kind of a job: ``REPLAY`` and ``DISCARD`` of dead letters, the others of records.
 
-    ``EXPIRE`` buries events of a user whom Intercom still does not know when their retry window is
-    over; ``REKEY`` works out again whose records are, after ``[sync.mapping]`` has changed.
+    ``EXPIRE`` makes dead letters of an unknown user's events at the end of their retry window.
+    ``REKEY`` reads the user keys of records again, after a change of ``[sync.mapping]``.
     """
 
     REPLAY = "replay"
@@ -45,7 +45,7 @@ class JobKind(enum.StrEnum):
 
 
 class JobState(enum.StrEnum):
-    """How far a job is."""
+    """The state of a job."""
 
     WAITING = "waiting"
     DONE = "done"
@@ -54,7 +54,7 @@ class JobState(enum.StrEnum):
 
 
 class Expiry(msgspec.Struct, frozen=True, tag_field="of", tag="expiry"):
-    """Events of a user that waits because of a failure: those accepted up to an instant."""
+    """The events of a user that were accepted up to an instant, and the failure that ends them."""
 
     user: str
     accepted_until_ms: int
@@ -62,20 +62,19 @@ class Expiry(msgspec.Struct, frozen=True, tag_field="of", tag="expiry"):
 
 
 class NewMapping(msgspec.Struct, frozen=True, tag_field="of", tag="new_mapping"):
-    """How a contact is found now: ``identifier`` and ``from`` of ``[sync.mapping]``."""
+    """The new ``identifier`` and ``from`` of ``[sync.mapping]``."""
 
     identifier: str
     source: str
 
 
 class JobRow(msgspec.Struct, frozen=True):
-    """A row of ``jobs``. ``up_to`` and ``cursor``: a ``Position`` as text; of records, only the id.
+    """A row of ``jobs``. ``up_to`` and ``cursor``: a ``Position`` as text; only an id for records.
 
-    ``up_to``: when the last letter had failed, and the highest id that there was, as the job was
-    asked for. What has a later time or a higher id came later, and is not meant. (Both, since a
-    clock may have been set back: a replayed letter that dies again has a higher id at least.)
-    ``cursor``: the last that was looked at; empty: none yet. ``counts``: how many records or
-    letters went where.
+    ``up_to`` is the latest failure of a letter and the highest id at the request. A letter with a
+    later failure or a higher id came later and is left alone. (Both count, because a clock may have
+    been set back: a replayed letter that dies again has at least a higher id.) ``cursor`` is the
+    last row examined, empty at first. ``counts`` has the number of rows by outcome.
     """
 
     id: int
@@ -94,14 +93,14 @@ class JobRow(msgspec.Struct, frozen=True):
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more of it will be done."""
+        """Whether no further slice will run."""
         return self.state is not JobState.WAITING
 
     def outcome(self) -> Counter[str]:
-        """Return how many letters went where.
+        """Return the number of letters by outcome.
 
         Raises:
-            SpoolError: the job failed; what it had done stays done.
+            SpoolError: the job failed; its finished slices stay.
         """
         if self.state is JobState.FAILED:
             detail = f"job {self.id} met a fault of the program, which the log tells of"
@@ -116,13 +115,13 @@ _COLUMNS = (
 
 
 class Jobs:
-    """The table ``jobs``, inside somebody's transaction."""
+    """The table ``jobs``, inside the caller's transaction."""
 
     def __init__(self, db: Connection) -> None:
         self._db = db
 
     def add(self, new: Callable[[int], JobRow]) -> JobRow:
-        """Keep a job, made of the number it gets."""
+        """Store the job that ``new`` returns for its id."""
         (last,) = self._db.execute("SELECT max(id) FROM jobs").fetchone()
         job = new(int(last or 0) + 1)
         values = msgspec.structs.asdict(job)
@@ -135,12 +134,12 @@ class Jobs:
         return job
 
     def get(self, id_: int) -> JobRow | None:
-        """Return a job by its number."""
+        """Return a job by id; None without one, or if it is damaged."""
         row = self._db.execute(f"SELECT {_COLUMNS} FROM jobs WHERE id = ?", (id_,)).fetchone()
         return _readable(row) if row else None
 
     def next(self) -> JobRow | None:
-        """Return the first job that has not ended, and a re-keying before others."""
+        """Return the first waiting job, a re-keying before others; None without one."""
         id_ = self._next_id()
         if id_ is None:
             return None
@@ -157,7 +156,7 @@ class Jobs:
         return None
 
     def rekeying(self, sync: str) -> JobRow | None:
-        """Return the last re-keying of a sync."""
+        """Return the last re-keying of a sync, if any."""
         row = self._db.execute(
             f"SELECT {_COLUMNS} FROM jobs WHERE kind = ? AND sync = ? ORDER BY id DESC LIMIT 1",
             (str(JobKind.REKEY), sync),
@@ -165,12 +164,12 @@ class Jobs:
         return _readable(row) if row else None
 
     def latest(self, limit: int) -> list[JobRow]:
-        """Return the jobs that were asked for last, the latest first."""
+        """Return up to ``limit`` jobs, the latest first."""
         rows = self._db.execute(f"SELECT {_COLUMNS} FROM jobs ORDER BY id DESC LIMIT ?", (limit,))
         return [job for row in rows if (job := _readable(row)) is not None]
 
     def advance(self, job: JobRow, cursor: str, counts: Mapping[str, int]) -> None:
-        """Keep how far a job has come, and what that did."""
+        """Store a job's cursor, and add to its counts."""
         total = Counter(job.counts)
         total.update(counts)
         self._db.execute(
@@ -179,7 +178,7 @@ class Jobs:
         )
 
     def end(self, id_: int, state: JobState, now_ms: int) -> bool:
-        """End a job, unless it has ended; forget the oldest that have. Returns whether it did."""
+        """End a job and forget the oldest ended ones; return False if the job had ended already."""
         ended = self._db.execute(
             "UPDATE jobs SET state = ?, ended_at_ms = ? WHERE id = ? AND state = 'waiting'",
             (str(state), now_ms, id_),
@@ -190,7 +189,7 @@ class Jobs:
         return ended > 0
 
     def fail_first(self, now_ms: int) -> int | None:
-        """End the first job that has not ended, readable or not; return its number, if any."""
+        """Fail the first waiting job, readable or not; return its id, if any."""
         first = self._next_id()
         if first is not None:
             self.end(first, JobState.FAILED, now_ms)
@@ -202,7 +201,7 @@ _decode_counts = msgspec.json.Decoder(dict[str, int]).decode
 
 
 def _readable(row: Any) -> JobRow | None:
-    """Return a job; None of one that is damaged: nothing may stand still for it."""
+    """Return a row as a job; None if it is damaged, so that a damaged row stops no other job."""
     try:
         return _job(row)
     except (msgspec.MsgspecError, ValueError, TypeError):

@@ -1,4 +1,4 @@
-"""Records: events that are unpacked and wait for delivery, or are under way."""
+"""Records: unpacked events that wait for delivery, or are being delivered."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _WITH_BYTES = (
     f"SELECT {COLUMNS}, CASE WHEN r.raw IS NULL THEN substr(b.events, r.start + 1, r.length) END"
     f" FROM records r LEFT JOIN inbox b ON b.id = r.id / {SLOTS} WHERE r.taker = ?"
 )
-"""``substr`` reads a batch's events up to the record's, so it is for a few records at a time."""
+"""Reads a batch's events up to the record's (``substr``), so it is for a few records at a time."""
 
 Row = Sequence[Any]
 
 
 class Damage:
-    """A record that is not as it was written: any field may be anything."""
+    """A damaged record. Any field may have any value."""
 
     __slots__ = ("at_ms", "id", "raw", "user")
 
@@ -43,7 +43,7 @@ class Damage:
 
 
 class Records:
-    """The table ``records``, inside somebody's transaction."""
+    """The table ``records``, inside the caller's transaction."""
 
     def __init__(self, db: Connection) -> None:
         self._db = db
@@ -51,9 +51,9 @@ class Records:
     def insert(
         self, taker: int, rows: Sequence[tuple[Record, int, int]], aside: AbstractSet[int]
     ) -> None:
-        """Insert records, with where their bytes begin and the checksum of their event.
+        """Insert records, each with the start of its bytes and the checksum of its event.
 
-        ``aside``: the ids of those that wait behind their user's.
+        ``aside`` has the ids of records that wait behind their user's other records.
         """
         insert_many(
             self._db,
@@ -64,7 +64,7 @@ class Records:
                 (
                     record.id,
                     taker,
-                    int(record.kind),  # the module looks for an adapter of what is not quite an int
+                    int(record.kind),  # for an enum, sqlite3 would look for an adapter each time
                     record.user_key,
                     record.accepted_at_ms,
                     1 if record.id in aside else 0,
@@ -85,7 +85,7 @@ class Records:
         )
 
     def queued(self, taker: int, batch: int, after_id: int, limit: int) -> list[Row]:
-        """Return what waits of a batch behind a record, without the events' bytes."""
+        """Return the waiting records of a batch after an id, without the events' bytes."""
         rows = self._db.execute(
             f"SELECT {COLUMNS} FROM records r WHERE r.id > ? AND r.id < ? AND r.set_aside = 0"
             " AND r.taker = ? ORDER BY r.id LIMIT ?",
@@ -95,7 +95,7 @@ class Records:
         return rows
 
     def any_of(self, batch: int) -> bool:
-        """Return whether records of a batch point into it."""
+        """Return whether any record points into a batch."""
         found = self._db.execute(
             "SELECT 1 FROM records WHERE id >= ? AND id < ? AND raw IS NULL LIMIT 1",
             (batch * SLOTS, (batch + 1) * SLOTS),
@@ -105,8 +105,7 @@ class Records:
     def aside(
         self, taker: int, user: str, limit: int, limit_bytes: int, also: str = ""
     ) -> list[Record | Damage]:
-        """Return the next records of a user that wait aside, up to the one that reaches a number
-        of bytes."""
+        """Return a user's next records set aside, up to the one that reaches ``limit_bytes``."""
         cursor = self._db.execute(
             f"{_WITH_BYTES} AND r.set_aside = 1 AND r.user_key = ? {also} ORDER BY r.id LIMIT ?",
             (taker, user, limit),
@@ -120,14 +119,14 @@ class Records:
         return taken
 
     def first(self, taker: int, limit: int, after_id: int = 0) -> list[Record | Damage]:
-        """Return the first of a taker's records behind an id, aside or not; no index helps it."""
+        """Return a taker's first records after an id, set aside or not, without an index."""
         cursor = self._db.execute(
             f"{_WITH_BYTES} AND r.id > ? ORDER BY r.id LIMIT ?", (taker, after_id, limit)
         )
         return [checked(row, pointed) for *row, pointed in cursor]
 
     def strays(self, taker: int, limit: int) -> list[Record | Damage]:
-        """Return records that wait aside though their user does not."""
+        """Return records that are set aside although their user does not wait."""
         cursor = self._db.execute(
             f"{_WITH_BYTES} AND r.set_aside = 1 AND NOT EXISTS (SELECT 1 FROM users u"
             " WHERE u.taker = r.taker AND u.user_key = r.user_key) LIMIT ?",
@@ -136,11 +135,11 @@ class Records:
         return [checked(row, pointed) for *row, pointed in cursor]
 
     def set_aside(self, ids: Iterable[int]) -> None:
-        """Let records wait behind their user's."""
+        """Have records wait behind their user's other records."""
         change_in(self._db, "UPDATE records SET set_aside = 1 WHERE id IN", list(ids))
 
     def rekey(self, record: Record, user: str) -> None:
-        """Give a record to another user, behind whom it waits."""
+        """Give a record to another user, behind that user's other records."""
         crc = record_checksum(
             record.id, record.kind, user, record.accepted_at_ms, zlib.crc32(record.raw)
         )
@@ -150,7 +149,7 @@ class Records:
         )
 
     def charge(self, id_: int, now_ms: int) -> int:
-        """Charge a failed attempt to a record; return how many it has had, 0 where it is gone."""
+        """Charge a failed attempt to a record; return its number of attempts, 0 if it is gone."""
         row = self._db.execute(
             "UPDATE records SET attempts = attempts + 1, first_failed_at_ms ="
             " CASE WHEN first_failed_at_ms = 0 THEN ? ELSE first_failed_at_ms END WHERE id = ?"
@@ -160,12 +159,12 @@ class Records:
         return 0 if row is None else int(row[0])
 
     def attempts(self, id_: int) -> int:
-        """Return how many failed attempts a record has had."""
+        """Return a record's number of failed attempts."""
         row = self._db.execute("SELECT attempts FROM records WHERE id = ?", (id_,)).fetchone()
         return 0 if row is None else int(row[0])
 
     def note_updated(self, taker: int, claim_ids: Sequence[int]) -> None:
-        """Take in that what these bring to their users' contacts is there."""
+        """Note that the contact updates of these records are done."""
         for claim_id in claim_ids:
             self._db.execute(
                 "UPDATE records SET updated = 1 WHERE taker = ? AND (id = ? OR"
@@ -174,7 +173,7 @@ class Records:
             )
 
     def updated(self, taker: int, claim_ids: Sequence[int]) -> set[int]:
-        """Return which of these bring nothing to their users' contacts that is not there."""
+        """Return the claim ids, of those given, with a contact update that is done."""
         found = set()
         for claim_id in claim_ids:
             row = self._db.execute(
@@ -187,21 +186,21 @@ class Records:
         return found
 
     def get(self, taker: int, id_: int) -> list[Record | Damage]:
-        """Return a record, if it is there."""
+        """Return a record; empty without one."""
         cursor = self._db.execute(f"{_WITH_BYTES} AND r.id = ?", (taker, id_))
         return [checked(row, pointed) for *row, pointed in cursor]
 
     def delete(self, ids: Sequence[int]) -> int:
-        """Delete records; return how many there were."""
+        """Delete records; return their number."""
         return change_in(self._db, "DELETE FROM records WHERE id IN", ids)
 
     def own_bytes(self, ids: Sequence[int]) -> int:
-        """Return the bytes that records have taken along."""
+        """Return the bytes that these records have taken along."""
         sums = find_in(self._db, "SELECT sum(length(raw)) FROM records WHERE id IN", ids)
         return sum(found or 0 for (found,) in sums)
 
     def pointing_aside(self, batch: int, limit: int) -> list[tuple[int, bytes]]:
-        """Return records of a batch that wait aside and point into it, with their bytes."""
+        """Return the records of a batch that are set aside and point into it, with their bytes."""
         rows = self._db.execute(
             f"SELECT r.id, substr(b.events, r.start + 1, r.length) FROM records r"
             f" JOIN inbox b ON b.id = r.id / {SLOTS}"
@@ -211,15 +210,18 @@ class Records:
         return [(id_, raw) for id_, raw in rows if isinstance(raw, bytes)]
 
     def take_along(self, id_: int, raw: bytes) -> None:
-        """Let a record have its bytes itself."""
+        """Give a record its own bytes, so that it no longer points into its batch."""
         self._db.execute("UPDATE records SET raw = ? WHERE id = ?", (raw, id_))
 
 
 def checked(row: Row, pointed: Any) -> Record | Damage:
-    """Return a record where its checksum holds. ``pointed``: the bytes it has in its batch."""
+    """Return a row as a record, or as damage if its checksum does not hold.
+
+    ``pointed`` has the record's bytes in its batch.
+    """
     id_, kind, user, at_ms, attempts, failed_at_ms, claim_id, updated, crc, _, length, own = row
     raw = pointed if own is None else own
-    if length == 0 and raw is None:  # as SQLite has it of a batch without any byte
+    if length == 0 and raw is None:  # SQLite's `substr` of an empty batch
         raw = b""
     try:
         typed = type(attempts) is type(failed_at_ms) is type(claim_id) is int
@@ -234,7 +236,7 @@ def checked(row: Row, pointed: Any) -> Record | Damage:
 
 
 def sliced(rows: Iterable[Row], events: bytes) -> Iterator[Record | Damage]:
-    """Yield the records of rows of one batch, whose events are at hand."""
+    """Yield the records of rows of one batch, from the batch's events."""
     for row in rows:
         start, length = row[9], row[10]
         try:

@@ -1,8 +1,7 @@
 """The tables of a spool, in the SQL that SQLite and PostgreSQL both know.
 
-The tables are the sum of ``STEPS``: a spool of version *n* has had the first *n* of them. A step
-that was released is never changed; what is new is a step of its own. ``taker`` is the id of a row
-of ``takers`` everywhere; times are Unix milliseconds.
+A spool of version *n* has had the first *n* of ``STEPS``. A released step never changes; a change
+is a new step. ``taker`` is the id of a row of ``takers`` everywhere; times are Unix milliseconds.
 """
 
 from __future__ import annotations
@@ -12,8 +11,8 @@ from typing import Final
 _FIRST: Final = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL){clustered};
 
--- Who keeps something of a batch. unpacked_to: the last of its batches whose records are rows.
--- delivered_at_ms: of the last delivery; 0: none yet.
+-- Syncs and relays, which keep parts of batches. unpacked_to: the last batch with records as rows.
+-- delivered_at_ms: the last delivery; 0: none yet.
 CREATE TABLE takers (
     id {int} PRIMARY KEY,
     name TEXT NOT NULL UNIQUE,
@@ -22,7 +21,7 @@ CREATE TABLE takers (
     delivered_at_ms {int} NOT NULL DEFAULT 0
 ){table};
 
--- taker 0: of the whole spool.
+-- taker 0: the whole spool.
 CREATE TABLE counters (
     taker {int} NOT NULL,
     name TEXT NOT NULL,
@@ -30,7 +29,7 @@ CREATE TABLE counters (
     PRIMARY KEY (taker, name)
 ){clustered};
 
--- By how much counters changed within span minutes (1 or 60) from a minute since 1970 on.
+-- The change of counters within span minutes (1 or 60) from a minute since 1970 on.
 CREATE TABLE minutes (
     span {int} NOT NULL,
     minute {int} NOT NULL,
@@ -40,7 +39,7 @@ CREATE TABLE minutes (
     PRIMARY KEY (span, minute, taker, name)
 ){clustered};
 
--- How far sources that can be read again have come.
+-- The positions of sources that can be read again.
 CREATE TABLE checkpoints (
     taker {int} NOT NULL,
     source TEXT NOT NULL,
@@ -48,8 +47,8 @@ CREATE TABLE checkpoints (
     PRIMARY KEY (taker, source)
 ){clustered};
 
--- What a taker keeps of a batch, in the order of acceptance: the events, and in JSON what each is.
--- It goes with the last record that points into it.
+-- A taker's part of a batch, in order of acceptance: the events, and a JSON index of them.
+-- It is deleted with the last record that points into it.
 CREATE TABLE inbox (
     id {int} PRIMARY KEY,
     taker {int} NOT NULL,
@@ -63,11 +62,11 @@ CREATE TABLE inbox (
 CREATE INDEX inbox_by_taker ON inbox (taker, id);
 
 -- Accepted, unpacked and not settled. id: its batch's × 512 + its slot there. kind: 1 event,
--- 2 identify, 3 event that updates its user too. start, length: where its bytes are in the events
--- of its batch; raw: its bytes, where it has taken them along.
+-- 2 identify, 3 event that updates its user too. start, length: the position of its bytes in the
+-- events of its batch; raw: its bytes, if it has taken them along.
 -- set_aside: its user has a row in users, and the record waits there.
--- claim_id: the id it had first; a replayed dead letter gets a new id and keeps its claims.
--- updated: what it brings to its user's contact is there already.
+-- claim_id: its first id; a replayed dead letter gets a new id and keeps its claims.
+-- updated: its contact update is done.
 CREATE TABLE records (
     id {int} PRIMARY KEY,
     taker {int} NOT NULL,
@@ -87,11 +86,11 @@ CREATE TABLE records (
 CREATE INDEX records_set_aside ON records (taker, user_key, id) WHERE set_aside = 1;
 CREATE INDEX records_replayed ON records (claim_id) WHERE claim_id <> id;
 
--- Users whose records wait: parked or deferred until wake_at_ms, or (NULL) worked off bit by bit.
+-- Users with waiting records: parked or deferred until wake_at_ms, or (NULL) being worked off.
 -- reason: of the last failure; empty: nothing has failed. since_ms: of the first failure in a row.
 -- waits_for: an endpoint whose circuit was open then; the user waits until it closes, from
--- wake_at_ms on. Of a user that Intercom does not know: refusals: how many of its attempts have
--- found that; attempt_at_ms: when the next is due; tried_at_ms: when it was tried last.
+-- wake_at_ms on. For a user that Intercom does not know: refusals: its attempts that got a 404;
+-- attempt_at_ms: the time of the next attempt; tried_at_ms: the time of the last call.
 CREATE TABLE users (
     taker {int} NOT NULL,
     user_key TEXT NOT NULL,
@@ -138,7 +137,7 @@ CREATE INDEX dead_letters_by_user
     ON dead_letters (taker, user_key, reason, last_failed_at_ms, id);
 CREATE INDEX dead_letters_replayed ON dead_letters (claim_id) WHERE claim_id <> id;
 
--- Dead letters of one kind. sample_id: the last that came.
+-- Dead letters of one kind. sample_id: the latest.
 CREATE TABLE dead_letter_groups (
     taker {int} NOT NULL,
     reason TEXT NOT NULL,
@@ -152,9 +151,9 @@ CREATE TABLE dead_letter_groups (
     PRIMARY KEY (taker, reason, status, code, event_type)
 ){clustered};
 
--- Work on many records or dead letters: which (JSON), and up to where (when it failed last, and
--- its id: 1700000000000-512; of a record only the id counts), who asked for it and why, how far it
--- is (the same of the last that was looked at), how many went where (JSON).
+-- Work on many records or dead letters. query: JSON. up_to: the last row that is meant, by the time
+-- of its last failure and its id (1700000000000-512; of a record only the id counts). who, why: the
+-- requester and the reason. cursor: the last row that was examined. counts: JSON, rows by outcome.
 CREATE TABLE jobs (
     id {int} PRIMARY KEY,
     kind TEXT NOT NULL,
@@ -171,7 +170,7 @@ CREATE TABLE jobs (
     ended_at_ms {int} NOT NULL
 ){table};
 
--- What was accepted before. id: of the record; key: its taker's id, and a hash.
+-- Insert ids of accepted events. id: the record's; key: its taker's id, and a hash.
 CREATE TABLE insert_ids (
     id {int} PRIMARY KEY,
     key {bytes} NOT NULL UNIQUE,
@@ -189,7 +188,7 @@ CREATE TABLE created_at_claims (
     at_ms {int} NOT NULL
 ){table};
 
--- What access tokens write to: an address of Intercom, and the id of the app that it names.
+-- The workspaces of access tokens: an address of Intercom, and the id of the app there.
 CREATE TABLE workspaces (
     id {int} PRIMARY KEY,
     address TEXT NOT NULL,
@@ -197,9 +196,8 @@ CREATE TABLE workspaces (
     UNIQUE (address, code)
 ){table};
 
--- Contacts that are known, by what finds them (external_id or email, and its value). known: what
--- is known of one (JSON). used_day: the day since 1970 on which it was asked for. unsure: 1 where a
--- write of it has no answer yet.
+-- Known contacts, by external_id or email and its value. known: the knowledge of one (JSON).
+-- used_day: the day since 1970 of its last use. unsure: 1 while a write of it has no answer.
 CREATE TABLE contacts (
     workspace {int} NOT NULL,
     field TEXT NOT NULL,
@@ -223,10 +221,10 @@ CREATE TABLE event_names (
 """
 
 _RELAYED: Final = """
--- Requests on their way to Amplitude, as they came. count: of their events. devices: JSON, of each
--- event the CRC32 of its project and device (one only, where all have the same). remaining: JSON,
--- the indexes of events that are still to be sent; empty: all of them. waiting: how many these are.
--- request: JSON, all of it but the body. crc, body_crc: of what it is decided by, and of the rest.
+-- Requests on their way to Amplitude, as they came. count: the number of events. devices: JSON, for
+-- each event the CRC32 of its project and device (only one, if all are equal). remaining: JSON, the
+-- indexes of events that are still to be sent; empty: all. waiting: the number of these events.
+-- request: JSON, all but the body. body_crc: of request and body; crc: of the columns before.
 CREATE TABLE relayed (
     id {int} PRIMARY KEY,
     taker {int} NOT NULL,
@@ -250,5 +248,5 @@ SCHEMA_VERSION: Final = len(STEPS)
 
 
 def statements(step: str, *, int_: str, bytes_: str, table: str, clustered: str) -> str:
-    """Return a step in the words of one database."""
+    """Return a step in the SQL of one database."""
     return step.format(int=int_, bytes=bytes_, table=table, clustered=clustered)

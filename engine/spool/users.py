@@ -1,4 +1,4 @@
-"""Users whose records wait: parked, deferred, or worked off bit by bit."""
+"""Users with waiting records: parked, deferred, or being worked off."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from amplitude_intercom.engine.spool.connection import Connection, find_in
 from amplitude_intercom.engine.spool.contract import Stranger
 
 _IS = {True: "<>", False: "="}
-"""How the reason of users that are parked, or not, compares to an empty one."""
+"""The comparison with an empty reason, for parked users and for others."""
 
 
 class Due(NamedTuple):
-    """A user whose time has come. ``waited_for``: the endpoint that it waited for, if it did."""
+    """A user that is due. ``waited_for`` is the endpoint that it waited for, if any."""
 
     user: str
     reason: str
@@ -23,20 +23,20 @@ class Due(NamedTuple):
 
 
 class Aside(NamedTuple):
-    """Why a user's records wait. ``tried_at_ms``: when it was found to be unknown last."""
+    """The reason for which a user's records wait. ``tried_at_ms``: the last 404 of the user."""
 
     reason: str
     tried_at_ms: int
 
 
 class Users:
-    """The table ``users``, inside somebody's transaction."""
+    """The table ``users``, inside the caller's transaction."""
 
     def __init__(self, db: Connection) -> None:
         self._db = db
 
     def waiting_of(self, taker: int, users: Iterable[str]) -> dict[str, Aside]:
-        """Return which of these users are aside, and why."""
+        """Return those of these users that have a row, each with its reason."""
         if not self.any(taker):
             return {}
         rows = find_in(
@@ -48,7 +48,7 @@ class Users:
         return {user: Aside(*aside) for user, *aside in rows}
 
     def waits(self, taker: int, user: str, reason: str | None = None) -> bool:
-        """Return whether a user waits (for a reason), so that nothing of it is in memory."""
+        """Return whether a user waits (for a ``reason``), with none of its records in memory."""
         found = self._db.execute(
             "SELECT reason FROM users WHERE taker = ? AND user_key = ? AND wake_at_ms IS NOT NULL",
             (taker, user),
@@ -56,14 +56,14 @@ class Users:
         return found is not None and reason in (None, found[0])
 
     def any(self, taker: int) -> bool:
-        """Return whether any user of a taker is aside."""
+        """Return whether any user of a taker has a row."""
         found = self._db.execute("SELECT 1 FROM users WHERE taker = ? LIMIT 1", (taker,))
         return found.fetchone() is not None
 
-    # --- whose time has come --------------------------------------------------------------
+    # --- due users ------------------------------------------------------------------------
 
     def due(self, taker: int, now_ms: int, limit: int, *, parked: bool) -> list[Due]:
-        """Return ``parked`` or deferred users whose time has come, the first of them first."""
+        """Return ``parked`` or deferred users that are due, the earliest first."""
         rows = self._db.execute(
             "SELECT user_key, reason, failures, '' FROM users WHERE taker = ? AND wake_at_ms <= ?"
             f" AND waits_for = '' AND reason {_IS[parked]} '' ORDER BY wake_at_ms LIMIT ?",
@@ -72,7 +72,7 @@ class Users:
         return [Due(*row) for row in rows]
 
     def awaited(self, taker: int) -> list[str]:
-        """Return the endpoints that users wait for; asks the index once for each of them."""
+        """Return the endpoints that users wait for, with one look-up each."""
         found: list[str] = []
         while True:
             (endpoint,) = self._db.execute(
@@ -85,7 +85,7 @@ class Users:
             found.append(endpoint)
 
     def waiting_for(self, taker: int, endpoint: str, limit: int) -> list[Due]:
-        """Return users that wait for an endpoint, the first of them first."""
+        """Return users that wait for an endpoint, the earliest first."""
         rows = self._db.execute(
             "SELECT user_key, reason, failures, waits_for FROM users WHERE taker = ?"
             " AND waits_for = ? AND waits_for <> '' ORDER BY wake_at_ms LIMIT ?",
@@ -94,7 +94,7 @@ class Users:
         return [Due(*row) for row in rows]
 
     def let_parked_go(self, taker: int, endpoint: str, limit: int) -> None:
-        """Let parked users wait for no endpoint any more, but for their own time."""
+        """Have parked users wait for their own time alone, and no longer for an endpoint."""
         self._db.execute(
             "UPDATE users SET waits_for = '' WHERE taker = ? AND user_key IN"
             " (SELECT user_key FROM users WHERE taker = ? AND waits_for = ? AND waits_for <> ''"
@@ -103,7 +103,7 @@ class Users:
         )
 
     def next_wake_ms(self, taker: int, *, parked: bool) -> int | None:
-        """Return when the next ``parked`` or deferred user is due, if there is any."""
+        """Return the time when the next ``parked`` or deferred user is due; None without one."""
         row = self._db.execute(
             "SELECT wake_at_ms FROM users WHERE taker = ? AND wake_at_ms IS NOT NULL"
             f" AND waits_for = '' AND reason {_IS[parked]} '' ORDER BY wake_at_ms LIMIT 1",
@@ -111,10 +111,10 @@ class Users:
         ).fetchone()
         return None if row is None else int(row[0])
 
-    # --- how they wait --------------------------------------------------------------------
+    # --- changes --------------------------------------------------------------------------
 
     def work_off(self, taker: int, user: str) -> None:
-        """Let a user go on bit by bit."""
+        """Have a user's records worked off, a few at a time."""
         self._db.execute(
             "INSERT INTO users (taker, user_key, wake_at_ms, failures, reason, since_ms)"
             " VALUES (?, ?, NULL, 0, '', 0) ON CONFLICT (taker, user_key) DO UPDATE SET"
@@ -123,10 +123,10 @@ class Users:
         )
 
     def park(self, taker: int, user: str, wake_at_ms: int, reason: str, now_ms: int) -> None:
-        """Let a user wait until an instant, after a failure, which is counted.
+        """Have a user wait until an instant, after a failure, which is counted.
 
-        Without a ``reason``, as it is not the user's fault as far as one knows, it is deferred; one
-        that was parked stays so.
+        Without a ``reason`` the cause of the failure is not known, and the user is deferred; a
+        parked user stays parked.
         """
         self._db.execute(
             "INSERT INTO users (taker, user_key, wake_at_ms, failures, reason, since_ms)"
@@ -139,8 +139,10 @@ class Users:
         )
 
     def defer(self, taker: int, user: str, until_ms: int, waits_for: str = "") -> None:
-        """Let a user wait until an instant, or from it on for an endpoint: no failure, and it
-        forgives none."""
+        """Have a user wait until an instant, or from then on for an endpoint.
+
+        This is no failure, and earlier failures stay.
+        """
         self._db.execute(
             "INSERT INTO users (taker, user_key, wake_at_ms, failures, reason, since_ms, waits_for)"
             " VALUES (?, ?, ?, 0, '', 0, ?) ON CONFLICT (taker, user_key) DO UPDATE SET"
@@ -149,7 +151,7 @@ class Users:
         )
 
     def note_unknown(self, taker: int, user: str, unknown: Stranger) -> None:
-        """Keep how often, and when, Intercom has said that it does not know a user that waits."""
+        """Store the number and the times of a waiting user's 404s."""
         self._db.execute(
             "UPDATE users SET refusals = ?, attempt_at_ms = ?, tried_at_ms = ?"
             " WHERE taker = ? AND user_key = ?",
@@ -157,7 +159,7 @@ class Users:
         )
 
     def unknown(self, taker: int, user: str) -> Stranger:
-        """Return how often, and when, Intercom has said that it does not know a user."""
+        """Return the number and the times of a user's 404s."""
         row = self._db.execute(
             "SELECT refusals, attempt_at_ms, tried_at_ms FROM users"
             " WHERE taker = ? AND user_key = ?",
@@ -166,7 +168,7 @@ class Users:
         return Stranger(*row) if row else Stranger(0, 0, 0)
 
     def forgive(self, taker: int, user: str) -> None:
-        """Forget a user's failures: a call of it has succeeded."""
+        """Forget a user's failures, after a success."""
         self._db.execute(
             "UPDATE users SET failures = 0, reason = '', refusals = 0, attempt_at_ms = 0,"
             " tried_at_ms = 0 WHERE taker = ? AND user_key = ?",
@@ -174,15 +176,15 @@ class Users:
         )
 
     def free(self, taker: int, user: str) -> None:
-        """Let a user go: nothing of it waits."""
+        """Delete a user's row: none of its records waits."""
         self._db.execute("DELETE FROM users WHERE taker = ? AND user_key = ?", (taker, user))
 
     def free_all(self, taker: int) -> None:
-        """Let all users of a taker go: nothing of it waits."""
+        """Delete the rows of all users of a taker: none of its records waits."""
         self._db.execute("DELETE FROM users WHERE taker = ?", (taker,))
 
     def free_some(self, taker: int, limit: int) -> int:
-        """Let some users of a taker go, for their records are queued again; return how many."""
+        """Delete up to ``limit`` rows of a taker, whose records are queued; return their number."""
         return self._db.execute(
             "DELETE FROM users WHERE taker = ? AND user_key IN"
             " (SELECT user_key FROM users WHERE taker = ? LIMIT ?)",
@@ -190,8 +192,10 @@ class Users:
         ).rowcount
 
     def wake(self, taker: int, user: str, at_ms: int) -> None:
-        """Let a parked user be due at an instant, if it would be later; one that is being worked
-        off stays so."""
+        """Have a waiting user due at an instant, if it would be later.
+
+        A user that is being worked off is not changed.
+        """
         self._db.execute(
             "UPDATE users SET wake_at_ms = ? WHERE taker = ? AND user_key = ? AND wake_at_ms > ?"
             " AND waits_for = ''",
@@ -199,8 +203,10 @@ class Users:
         )
 
     def wake_deferred(self, taker: int, user: str, at_ms: int) -> None:
-        """Let a deferred user be due at an instant, if it would be later; a parked one keeps its
-        back-off."""
+        """Have a deferred user due at an instant, if it would be later.
+
+        A parked user keeps its back-off.
+        """
         self._db.execute(
             "UPDATE users SET wake_at_ms = ? WHERE taker = ? AND user_key = ? AND wake_at_ms > ?"
             " AND waits_for = '' AND reason = ''",
@@ -208,7 +214,7 @@ class Users:
         )
 
     def wake_earlier(self, taker: int, by_ms: int) -> None:
-        """Follow a clock that was set back: parked users wait as long as they were meant to."""
+        """Follow a clock that was set back, so that waits keep their length."""
         self._db.execute(
             "UPDATE users SET wake_at_ms = wake_at_ms - ?, attempt_at_ms = attempt_at_ms - ?,"
             " tried_at_ms = tried_at_ms - ? WHERE taker = ?",
@@ -216,7 +222,7 @@ class Users:
         )
 
     def hasten(self, taker: int, user: str, now_ms: int) -> None:
-        """Wake a user whom Intercom did not know, if an identify that makes it known waits."""
+        """Wake a user with a 404 if an identify waits, which makes the user known."""
         self._db.execute(
             "UPDATE users SET wake_at_ms = ? WHERE taker = ? AND user_key = ? AND wake_at_ms > ?"
             " AND reason = 'user_not_found' AND waits_for = '' AND EXISTS (SELECT 1 FROM records"
@@ -224,19 +230,19 @@ class Users:
             (now_ms, taker, user, now_ms, taker, user, int(Kind.EVENT)),
         )
 
-    # --- looking at it --------------------------------------------------------------------
+    # --- reading --------------------------------------------------------------------------
 
     def failures(self, taker: int, user: str) -> int:
-        """Return how often in a row this user's calls have failed."""
+        """Return the number of a user's failures in a row."""
         row = self._db.execute(
             "SELECT failures FROM users WHERE taker = ? AND user_key = ?", (taker, user)
         ).fetchone()
         return row[0] if row else 0
 
     def parked(self, taker: int) -> dict[str, tuple[int, int]]:
-        """Return how many users are parked by reason, and when the first of them failed first.
+        """Return, by reason, the number of parked users and the time of the earliest failure.
 
-        One whose next try is out at this moment counts too.
+        A user with its next try under way counts too.
         """
         rows = self._db.execute(
             "SELECT reason, count(*), min(since_ms) FROM users WHERE taker = ? AND reason <> ''"
