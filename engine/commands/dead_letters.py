@@ -8,35 +8,22 @@ from typing import Any
 
 import msgspec
 
-from amplitude_intercom.engine.commands.forward import choose_sync
-from amplitude_intercom.engine.commands.preview import Preview
+from amplitude_intercom.engine.app import Engine
+from amplitude_intercom.engine.commands.preview import Preview, SpooledPast
 from amplitude_intercom.engine.commands.running import FAILED, OK, complain, print_json
-from amplitude_intercom.engine.commands.spools import Files, Reading, open_spools, read_spools
+from amplitude_intercom.engine.commands.spool_files import SpoolFiles
+from amplitude_intercom.engine.commands.spools import ReadableSpool, open_spools, read_spools
+from amplitude_intercom.engine.commands.takers import choose_taker
 from amplitude_intercom.engine.commands.terminal import count, listed, print_table, say, shown
-from amplitude_intercom.engine.errors import SettingsError
 from amplitude_intercom.engine.reasons import DeadReason
 from amplitude_intercom.engine.relay.keeping import ORIGIN
-from amplitude_intercom.engine.settings import Settings
+from amplitude_intercom.engine.settings import Settings, Sync
 from amplitude_intercom.engine.spool.rows import DeadLetter, DeadLetterPage, DeadLetterQuery
-from amplitude_intercom.engine.spool.takers import RELAY, spoken
+from amplitude_intercom.engine.spool.store import Store
+from amplitude_intercom.engine.spool.takers import RELAY
 
 PAGE = 1_000
 """Dead letters that are asked for at once."""
-
-
-def choose_taker(settings: Settings, name: str | None) -> str:
-    """Return whose dead letters are meant: a sync's, or those of a relay (``relay:NAME``).
-
-    Raises:
-        SettingsError: it is not there, or not said although there are several.
-    """
-    if name is not None and name.startswith(RELAY):
-        relays = [relay.taker for relay in settings.relay]
-        if name not in relays:
-            there = f"there is {', '.join(relays)}" if relays else "there is none in the settings"
-            raise SettingsError(f"--sync: there is no {spoken(name)}; {there}")
-        return name
-    return choose_sync(settings, name)
 
 
 async def list_dead_letters(
@@ -70,7 +57,11 @@ async def list_dead_letters(
 
 
 async def _pages(
-    spools: Reading, sync: str, query: DeadLetterQuery, after: str = "", limit: int | None = None
+    spools: ReadableSpool,
+    sync: str,
+    query: DeadLetterQuery,
+    after: str = "",
+    limit: int | None = None,
 ) -> AsyncIterator[DeadLetterPage]:
     """Yield what a query means, a page at a time, up to ``limit`` dead letters."""
     while True:
@@ -145,7 +136,7 @@ async def replay_dead_letters(
     """Queue dead letters again."""
     name = choose_taker(settings, sync)
     there = await _there(settings, name, query)
-    async with open_spools(settings) as spools:
+    async with open_spools(settings, Engine(settings, deliver=False)) as spools:
         counts = await spools.replay(name, query)
     if as_json:
         print_json(counts)
@@ -194,11 +185,11 @@ async def foresee_replay(
     if name.startswith(RELAY):
         return await _foresee_relay(settings, name, query, as_json=as_json)
     [its_settings] = [sync for sync in settings.sync if sync.name == name]
-    preview, files = Preview(its_settings), Files(settings)
+    preview, files = Preview(its_settings), SpoolFiles(settings)
     promised: dict[bytes, int] = {}
     found: list[int] = []
     async for page in _pages(files, name, query):
-        answers = files.foresee(its_settings, page.dead_letters, preview, promised)
+        answers = _foresee(files, its_settings, page.dead_letters, preview, promised)
         for letter, answer in zip(page.dead_letters, answers, strict=True):
             found.append(letter.id)
             if as_json:
@@ -210,12 +201,28 @@ async def foresee_replay(
     return _code(len(found), query, found)
 
 
+def _foresee(
+    files: SpoolFiles,
+    sync: Sync,
+    letters: list[DeadLetter],
+    preview: Preview,
+    promised: dict[bytes, int],
+) -> list[dict[str, Any]]:
+    """Return the requests that a replay of each dead letter would make, as the spool stands."""
+
+    def job(store: Store) -> list[dict[str, Any]]:
+        past = SpooledPast(store, sync, promised)
+        return [preview.replayed(letter, past) for letter in letters]
+
+    return files.look(job, [])
+
+
 async def _foresee_relay(
     settings: Settings, relay: str, query: DeadLetterQuery, *, as_json: bool
 ) -> int:
     """Print the requests that a replay of a relay's dead letters would make."""
     found: list[int] = []
-    async for page in _pages(Files(settings), relay, query):
+    async for page in _pages(SpoolFiles(settings), relay, query):
         for letter in page.dead_letters:
             found.append(letter.id)
             path, body = letter.origin.removeprefix(ORIGIN), letter.raw.decode(errors="replace")
@@ -244,7 +251,7 @@ async def discard_dead_letters(
     """Settle dead letters as dropped."""
     name = choose_taker(settings, sync)
     there = await _there(settings, name, query)
-    async with open_spools(settings) as spools:
+    async with open_spools(settings, Engine(settings, deliver=False)) as spools:
         discarded = await spools.discard(name, query)
     if as_json:
         print_json({"discarded": discarded})

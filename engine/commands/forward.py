@@ -32,9 +32,10 @@ from amplitude_intercom.engine.commands.running import (
     complain,
     print_json,
 )
+from amplitude_intercom.engine.commands.takers import choose_sync
 from amplitude_intercom.engine.commands.terminal import count, print_table, say
 from amplitude_intercom.engine.delivery.stream import Stream
-from amplitude_intercom.engine.errors import DataDirInUse, SettingsError
+from amplitude_intercom.engine.errors import DataDirInUse
 from amplitude_intercom.engine.settings import Settings
 from amplitude_intercom.engine.spool.accounts import under
 from amplitude_intercom.transports import finding
@@ -165,21 +166,6 @@ async def _started(settings: Settings) -> AsyncIterator[Engine]:
     except DataDirInUse as error:
         text = "stop it first, or give `forward` settings with another data_dir"
         raise DataDirInUse(f"{error}; {text}") from None
-
-
-def choose_sync(settings: Settings, name: str | None) -> str:
-    """Return the sync that a file goes to.
-
-    Raises:
-        SettingsError: it is not there, or not said although there are several.
-    """
-    names = [sync.name for sync in settings.sync]
-    if name is None and len(names) == 1:
-        return names[0]
-    if name not in names:
-        said = f"there is no sync `{name}`" if name else "there are several syncs"
-        raise SettingsError(f"--sync: {said}; choose one of {', '.join(names)}")
-    return name
 
 
 class _End(msgspec.Struct):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from amplitude_intercom.engine.commands.running import OK, print_json
-from amplitude_intercom.engine.commands.spools import Files, read_spools
+from amplitude_intercom.engine.commands.spool_files import SpoolFiles
+from amplitude_intercom.engine.commands.spools import read_spools
 from amplitude_intercom.engine.commands.terminal import (
     count,
     duration,
@@ -36,7 +37,7 @@ async def status(settings: Settings, *, as_json: bool = False) -> int:
     """Print the accounting of all syncs and relays."""
     async with read_spools(settings) as spools:
         found = await spools.status()
-        files = spools if isinstance(spools, Files) else None
+        files = spools if isinstance(spools, SpoolFiles) else None
     if as_json:
         print_json(found)
         return OK
@@ -72,7 +73,7 @@ async def status(settings: Settings, *, as_json: bool = False) -> int:
     return OK
 
 
-def _headline(found: Status, files: Files | None) -> str:
+def _headline(found: Status, files: SpoolFiles | None) -> str:
     if files is None:
         return f"the daemon is {found.state}, data in {found.data_dir}"
     if files.holder is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from amplitude_intercom.engine.app import Engine
 from amplitude_intercom.engine.commands.running import FAILED, OK, complain, print_json
 from amplitude_intercom.engine.commands.spools import open_spools
 from amplitude_intercom.engine.commands.terminal import count, duration, print_table, say, size
@@ -91,7 +92,7 @@ def verify(settings: Settings, *, as_json: bool) -> int:
 
 async def compact(settings: Settings, *, as_json: bool) -> int:
     """Give what the file does not need back to the disk."""
-    async with open_spools(settings) as spools:
+    async with open_spools(settings, Engine(settings, deliver=False)) as spools:
         try:
             sizes = await spools.compact()
         except SpoolError as error:
@@ -121,7 +122,7 @@ def backup(settings: Settings, target: Path, *, as_json: bool) -> int:
 
 async def move(settings: Settings, old: str, new: str, *, as_json: bool) -> int:
     """Give what is left of a sync that has gone from the settings to another."""
-    async with open_spools(settings) as spools:
+    async with open_spools(settings, Engine(settings, deliver=False)) as spools:
         moved = await spools.move_left(old, new)
     if as_json:
         print_json({"moved": moved})
@@ -132,7 +133,7 @@ async def move(settings: Settings, old: str, new: str, *, as_json: bool) -> int:
 
 async def drop(settings: Settings, old: str, *, as_json: bool) -> int:
     """Drop what is left of a sync that has gone from the settings."""
-    async with open_spools(settings) as spools:
+    async with open_spools(settings, Engine(settings, deliver=False)) as spools:
         dropped = await spools.drop_left(old)
     if as_json:
         print_json({"dropped": dropped})

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from amplitude_intercom.engine.commands.forward import choose_sync
 from amplitude_intercom.engine.commands.running import FAILED, OK, print_json
 from amplitude_intercom.engine.commands.spools import read_spools
+from amplitude_intercom.engine.commands.takers import choose_sync
 from amplitude_intercom.engine.commands.terminal import (
     count,
     duration,
