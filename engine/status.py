@@ -158,6 +158,13 @@ class Status(msgspec.Struct, frozen=True):
     relays: list[RelayStatus] = []
 
 
+class Compacted(msgspec.Struct, frozen=True):
+    """The size of the spool's file before and after it was compacted."""
+
+    before_bytes: int
+    after_bytes: int
+
+
 # --- read from the tables -----------------------------------------------------------------
 
 

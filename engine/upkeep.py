@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 
 import anyio
-import msgspec
 import structlog
 
 from amplitude_intercom.engine.delivery.stream import Stream
@@ -28,17 +27,10 @@ from amplitude_intercom.engine.spool.spool import Spool
 from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.engine.spool.takers import RELAY, spoken
 from amplitude_intercom.engine.spool.user_state import UserState, state_of_user
-from amplitude_intercom.engine.status import read_left
+from amplitude_intercom.engine.status import Compacted, read_left
 from amplitude_intercom.engine.token_facts import contact_key
 
 _log = structlog.get_logger(__name__)
-
-
-class Compacted(msgspec.Struct, frozen=True):
-    """The size of the spool's file before and after it was compacted."""
-
-    before_bytes: int
-    after_bytes: int
 
 
 class Upkeep:

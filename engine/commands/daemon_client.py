@@ -20,8 +20,7 @@ from amplitude_intercom.engine.settings import Admin
 from amplitude_intercom.engine.spool.jobs import JobKind, JobRow
 from amplitude_intercom.engine.spool.rows import DeadLetterPage, DeadLetterQuery
 from amplitude_intercom.engine.spool.user_state import UserState
-from amplitude_intercom.engine.status import Status
-from amplitude_intercom.engine.upkeep import Compacted
+from amplitude_intercom.engine.status import Compacted, Status
 
 ANSWER_S: Final = 60.0
 """Time limit of an answer; long, because a large spool takes its time."""

@@ -20,8 +20,7 @@ from amplitude_intercom.engine.settings import Settings
 from amplitude_intercom.engine.spool.rows import DeadLetterPage, DeadLetterQuery
 from amplitude_intercom.engine.spool.sqlite.lock import holder
 from amplitude_intercom.engine.spool.user_state import UserState
-from amplitude_intercom.engine.status import Status
-from amplitude_intercom.engine.upkeep import Compacted
+from amplitude_intercom.engine.status import Compacted, Status
 
 FIRST_ANSWER_S: Final = 5.0
 """Time limit of the first answer, the daemon's data_dir, which takes it no time."""
