@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -146,6 +146,72 @@ def demo() -> None:
     from amplitude_intercom.engine.commands.running import run
 
     raise typer.Exit(run(main))
+
+
+@app.command()
+def init(
+    path: Annotated[
+        Path | None, typer.Argument(metavar="FILE", show_default=False, help="What to write.")
+    ] = None,
+    amplitude_key: Annotated[
+        str | None, typer.Option(help="API key of the Amplitude project; env:NAME or file:PATH.")
+    ] = None,
+    intercom_token: Annotated[
+        str | None, typer.Option(help="Intercom's access token; better as env:NAME or file:PATH.")
+    ] = None,
+    region: Annotated[
+        Literal["us", "eu", "au"] | None,
+        typer.Option(help="Of the Intercom workspace; default: the one that takes the token."),
+    ] = None,
+    intercom_url: Annotated[
+        str | None, typer.Option(help="Instead of a region: a proxy, the sandbox.")
+    ] = None,
+    relay: Annotated[
+        bool | None,
+        typer.Option(
+            "--relay/--no-relay", show_default=False, help="Pass requests on to Amplitude."
+        ),
+    ] = None,
+    amplitude_url: Annotated[
+        str | None, typer.Option(help="Where to, instead of Amplitude: a proxy, the sandbox.")
+    ] = None,
+    sample: Annotated[
+        str | None, typer.Option(help="A file of events to propose event types from.")
+    ] = None,
+    event: Annotated[list[str] | None, typer.Option(help="An event type to send.")] = None,
+    metadata: Annotated[
+        list[str] | None, typer.Option(help="An event property to send along.")
+    ] = None,
+    property_: Annotated[
+        list[str] | None, typer.Option("--property", help="A user property to write.")
+    ] = None,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Try nothing out at Intercom and Amplitude.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Ask nothing: take what is proposed.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that exists.")] = False,
+) -> None:
+    """Ask a few questions, or take flags, and write a commented settings file."""
+    from amplitude_intercom.engine.commands.init import init as main
+    from amplitude_intercom.engine.commands.init_interview import Given
+    from amplitude_intercom.engine.commands.running import run_plainly
+
+    given = Given(
+        amplitude_key=amplitude_key,
+        intercom_token=intercom_token,
+        region=region,
+        intercom_url=intercom_url,
+        amplitude_url=amplitude_url,
+        relay=relay,
+        sample=sample,
+        events=event or (),
+        metadata=metadata or (),
+        properties=property_ or (),
+        offline=offline,
+        yes=yes,
+        force=force,
+    )
+    raise typer.Exit(run_plainly(lambda: main(path or _default_settings(), given)))
 
 
 @app.command(name="run")

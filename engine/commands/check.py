@@ -122,7 +122,7 @@ async def check(
         findings = list(_settings_findings(sync, has_source=fed))
         known = None
         if not offline:
-            more, known = await _ask(sync)
+            more, known = await ask_intercom(sync)
             findings += more
         if events is not None:
             findings += _sample_findings(sync, events, Preview(sync, known))
@@ -266,7 +266,8 @@ def _metadata_findings(sync: Sync) -> Iterator[Finding]:
 # --- the workspace ------------------------------------------------------------------------
 
 
-async def _ask(sync: Sync) -> tuple[list[Finding], KnownAttributes | None]:
+async def ask_intercom(sync: Sync) -> tuple[list[Finding], KnownAttributes | None]:
+    """Return findings about a sync's token, and the attributes of its workspace."""
     address = sync.intercom.base_url or f"Intercom ({sync.intercom.region})"
     async with client_of(sync.intercom) as client:
         try:

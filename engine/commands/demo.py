@@ -201,9 +201,9 @@ def _show_relay(relay: RelayStatus, amplitude: LocalAmplitude) -> None:
 
 def _tell_what_is_next() -> None:
     _say("")
-    _say("Next, with your own workspace: write amplitude-intercom.toml as the README shows, then")
-    _say("  .venv/bin/amplitude-intercom check -c amplitude-intercom.toml")
-    _say("  .venv/bin/amplitude-intercom run -c amplitude-intercom.toml")
+    _say("Next, with your own workspace (init asks a few questions and writes the settings):")
+    for command in ("init", "check", "run"):
+        _say(f"  .venv/bin/amplitude-intercom {command}")
 
 
 def _say(text: str) -> None:

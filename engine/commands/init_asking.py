@@ -1,0 +1,118 @@
+"""The questions of ``init``, on a terminal: asked on stderr, answered on stdin."""
+
+from __future__ import annotations
+
+import getpass
+import sys
+from collections.abc import Callable, Sequence
+
+from amplitude_intercom.engine import logs
+from amplitude_intercom.engine.commands.init_sample import Property, picked
+from amplitude_intercom.engine.commands.terminal import print_table, say
+from amplitude_intercom.engine.errors import SettingsError
+
+
+def is_terminal() -> bool:
+    """Whether questions can be asked and answered."""
+    return sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def tell(text: str) -> None:
+    """Say something between the questions."""
+    say(text, stderr=True)
+
+
+def ask(question: str, default: str = "") -> str:
+    """Return a line of the user's, without the blanks around it; an empty one is the default.
+
+    Raises:
+        SettingsError: the input ends.
+    """
+    print(f"{question}{f' [{default}]' if default else ''}: ", end="", file=sys.stderr, flush=True)
+    line = sys.stdin.readline()
+    if not line:
+        raise _ended()
+    return line.strip() or default
+
+
+def ask_secret(question: str) -> str:
+    """Return a line that is not shown while it is typed.
+
+    Raises:
+        SettingsError: the input ends.
+    """
+    logs.flush()  # getpass writes to the terminal itself, past what waits for stderr
+    try:
+        return getpass.getpass(f"{question} (not shown): ").strip()
+    except EOFError:
+        raise _ended() from None
+
+
+def ask_whether(question: str, *, default: bool = True) -> bool:
+    """Return a yes or a no."""
+    while True:
+        answer = ask(f"{question} [{'Y/n' if default else 'y/N'}]").lower()
+        if answer in ("", "y", "yes", "n", "no"):
+            return default if not answer else answer.startswith("y")
+        tell("please answer y or n")
+
+
+def ask_which(
+    what: str,
+    rows: Sequence[tuple[str, str]],
+    marked: Sequence[str],
+    problem: Callable[[list[str]], str],
+) -> list[str]:
+    """Return the names that the user picks of a list; ``rows``: each with what is known of it.
+
+    ``problem`` says why names cannot be used; empty: they can.
+    """
+    names = [name for name, _ in rows]
+    table = [
+        (f"{'*' if name in marked else ' '}{number}", name, facts)
+        for number, (name, facts) in enumerate(rows, start=1)
+    ]
+    tell("")
+    tell(f"{what}; those with * are proposed:")
+    print_table(table, stderr=True)
+    while True:
+        answer = ask("Numbers or names, with commas; all; none; Enter for those with *")
+        try:
+            chosen = picked(answer, names, marked)
+        except ValueError as error:
+            tell(str(error))
+            continue
+        wrong = problem(chosen)
+        if not wrong:
+            return chosen
+        tell(wrong)
+
+
+def ask_names(question: str, problem: Callable[[list[str]], str]) -> list[str]:
+    """Return names that the user types, with commas between them; none is an answer, too."""
+    while True:
+        names = [name.strip() for name in ask(question).split(",") if name.strip()]
+        wrong = problem(names)
+        if not wrong:
+            return names
+        tell(wrong)
+
+
+def facts_of(found: Property) -> str:
+    """Return what is known of a property, for a list."""
+    example = f", e.g. {found.example}" if found.example else ""
+    return f"{found.kind}{example}; {found.count}×"
+
+
+def until_taken(asked: Callable[[], str], problem: Callable[[str], str]) -> str:
+    """Return an answer, asked for again as long as there is a problem with it."""
+    while True:
+        answer = asked()
+        wrong = problem(answer) if answer else "it is needed"
+        if not wrong:
+            return answer
+        tell(f"{wrong}; once more")
+
+
+def _ended() -> SettingsError:
+    return SettingsError("the input ended before all was answered; nothing was written")
