@@ -1,10 +1,12 @@
 """The admin port's HTTP server.
 
-Without a token it listens on loopback only, and then answers only requests that were meant for
-loopback (``Host``): a web page that somebody opened on this machine cannot reach it under another
-name, and what comes from a page of another origin (``Origin``) is refused. Writing calls want
-``Content-Type: application/json``, which a plain form cannot send. Health and readiness need no
-token.
+Rules
+=====
+- Without a token the server listens on loopback only, and answers only requests whose ``Host`` is a
+  loopback name: a web page that is open on this machine cannot reach it under a name of its own.
+- A request whose ``Origin`` is another site is refused.
+- A changing request needs ``Content-Type: application/json``, which a plain form cannot send.
+- Health and readiness need no token.
 """
 
 from __future__ import annotations
@@ -15,70 +17,35 @@ import ipaddress
 import logging
 import os
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Any, TypeVar
 from urllib.parse import urlsplit
 
-import aiohttp
-import msgspec
 import structlog
 from aiohttp import web
 
-from amplitude_intercom.engine import metrics
 from amplitude_intercom.engine.addresses import host_and_port
+from amplitude_intercom.engine.console.api import AdminApi
 from amplitude_intercom.engine.errors import SettingsError, SpoolError
 from amplitude_intercom.engine.jobs import JobRunner
 from amplitude_intercom.engine.logs import printable
 from amplitude_intercom.engine.overview import Overview
-from amplitude_intercom.engine.reasons import DeadReason, no_dead_reason
 from amplitude_intercom.engine.settings import Admin
-from amplitude_intercom.engine.spool.jobs import JobKind
-from amplitude_intercom.engine.spool.rows import DeadLetterQuery, Position
-from amplitude_intercom.engine.spool.takers import RELAY
 from amplitude_intercom.engine.upkeep import Upkeep
 from amplitude_intercom.transports.http_server import MAX_HEADER_BYTES
 from amplitude_intercom.transports.sockets import Listener, share_of_descriptors
 
-T = TypeVar("T")
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-_encoder = msgspec.json.Encoder()
 MAX_CONNECTIONS = 1_024
-"""So many that silent ones give way faster than anybody notices, and still cheap."""
+"""Enough for silent connections to give way unnoticed, and few enough to be cheap."""
 
 KEEP_ALIVE_S = 15.0
-"""Until a connection without a request is closed: nobody may keep all of them."""
+"""Time until a connection without a request is closed, so that no client can keep all."""
 
 MAX_BODY_BYTES = 1_000_000
-BODY_TIMEOUT_S = 10.0
 _log = structlog.get_logger(__name__)
 _quiet = logging.getLogger(f"{__name__}.aiohttp")
-_quiet.setLevel(logging.CRITICAL)  # it would log every client that sends rubbish, as an error
+# aiohttp logs each malformed request as an error: any client could fill the log.
+_quiet.setLevel(logging.CRITICAL)
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
-
-
-class Listing(DeadLetterQuery, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Which dead letters to list: those behind ``after``, up to ``limit`` of them.
-
-    ``after`` is what the page before says.
-    """
-
-    after: str = ""
-    limit: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 1_000
-
-    def __post_init__(self) -> None:
-        """Refuse what is no position."""
-        Position.read(self.after)
-
-
-class Drop(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is left of this sync is to go."""
-
-    old: str
-
-
-class Move(Drop, frozen=True, forbid_unknown_fields=True):
-    """What is left of one sync is for another."""
-
-    new: str
 
 
 class AdminServer:
@@ -88,9 +55,7 @@ class AdminServer:
         self, settings: Admin, overview: Overview, upkeep: Upkeep, jobs: JobRunner
     ) -> None:
         self._settings = settings
-        self._overview = overview
-        self._upkeep = upkeep
-        self._runner = jobs
+        self._api = AdminApi(overview, upkeep, jobs, self._at_work)
         self._listening = asyncio.Event()
         self._listener: Listener | None = None
         self.address = settings.listen
@@ -134,18 +99,7 @@ class AdminServer:
 
     def _application(self) -> web.Application:
         app = web.Application(middlewares=[self._guard], client_max_size=MAX_BODY_BYTES)
-        app.router.add_get("/healthz", self._healthz)
-        app.router.add_get("/readyz", self._readyz)
-        app.router.add_get("/metrics", self._metrics)
-        app.router.add_get("/api/status", self._status)
-        app.router.add_get("/api/{sync}/users/{key:(?s:.*)}", self._user)
-        app.router.add_post("/api/{sync}/dead-letters/{action}", self._dead_letters)
-        app.router.add_get("/api/jobs", self._jobs)
-        app.router.add_get(r"/api/jobs/{job:\d{1,18}}", self._job)
-        app.router.add_post(r"/api/jobs/{job:\d{1,18}}/cancel", self._cancel_job)
-        app.router.add_post("/api/spool/compact", self._compact)
-        app.router.add_post("/api/spool/move", self._move_left)
-        app.router.add_post("/api/spool/drop", self._drop_left)
+        app.add_routes(self._api.routes())
         return app
 
     @web.middleware
@@ -168,7 +122,8 @@ class AdminServer:
                 response.force_close()
             return response
         except web.HTTPException as answer:
-            answer.text = printable(answer.text or "", lines=True)  # it may quote what was asked
+            # The text may quote the request, and the terminal of the client would obey it.
+            answer.text = printable(answer.text or "", lines=True)
             raise
         except ConnectionError:
             raise
@@ -186,7 +141,8 @@ class AdminServer:
         token = self._settings.token
         if token is not None:
             given = request.headers.get("Authorization", "").removeprefix("Bearer ")
-            given_bytes = given.encode("utf-8", "surrogateescape")  # headers can be any bytes
+            # A header can be any bytes: without the escape a wrong token would be a fault.
+            given_bytes = given.encode("utf-8", "surrogateescape")
             if not hmac.compare_digest(given_bytes, token.reveal().encode()):
                 raise web.HTTPUnauthorized(text="admin token missing or wrong\n")
         elif not _is_local_name(request.headers.get("Host", "")):
@@ -195,117 +151,6 @@ class AdminServer:
             raise web.HTTPForbidden(text="not for pages of another origin\n")
         if request.method == "POST" and request.content_type != "application/json":
             raise web.HTTPUnsupportedMediaType(text="send Content-Type: application/json\n")
-
-    async def _healthz(self, request: web.Request) -> web.Response:
-        """Return 200 as long as the process answers, with its state. Needs no token."""
-        return web.json_response({"status": "ok", "state": self._overview.state})
-
-    async def _readyz(self, request: web.Request) -> web.Response:
-        """Return 200 while events are taken, else 503 and why. Needs no token."""
-        ready = self._overview.ready
-        said = {
-            "ready": ready,
-            "state": self._overview.state,
-            "unready": self._overview.unready,
-            "stopped": self._overview.stopped,
-            "stopped_sources": self._overview.stopped_sources,
-        }
-        return web.json_response(said, status=200 if ready else 503)
-
-    async def _metrics(self, request: web.Request) -> web.Response:
-        """Return the metrics in Prometheus' text format."""
-        status = await self._overview.status()
-        return web.Response(
-            body=metrics.render(status, ready=self._overview.ready),
-            headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"},
-        )
-
-    async def _status(self, request: web.Request) -> web.Response:
-        """Return the accounting, as `status --json` prints it."""
-        return _json(await self._overview.status())
-
-    def _sync_of(self, request: web.Request) -> str:
-        sync = request.match_info["sync"]
-        if sync not in self._overview.syncs:
-            raise web.HTTPNotFound(text=f"no sync named {sync}\n")
-        return sync
-
-    async def _jobs(self, request: web.Request) -> web.Response:
-        """Return the latest 100 jobs, the latest first."""
-        return _json(await self._runner.latest())
-
-    async def _job(self, request: web.Request) -> web.Response:
-        """Return one job; 404 where there is none."""
-        job = await self._runner.get(int(request.match_info["job"]))
-        if job is None:
-            raise web.HTTPNotFound(text="no such job\n")
-        return _json(job)
-
-    async def _cancel_job(self, request: web.Request) -> web.Response:
-        """Cancel a job. What it has done stays done."""
-        cancelled = await _settled(self._runner.cancel(int(request.match_info["job"])))
-        return _json({"cancelled": cancelled})
-
-    async def _compact(self, request: web.Request) -> web.Response:
-        """Give the space that the spool's file does not need back to the disk."""
-        return _json(await self._upkeep.compact())
-
-    async def _move_left(self, request: web.Request) -> web.Response:
-        """Give what is left of the sync `old`, which has gone from the settings, to `new`."""
-        body = await self._body(request, Move)
-        return _json(await _settled(self._upkeep.move_left(body.old, body.new)))
-
-    async def _drop_left(self, request: web.Request) -> web.Response:
-        """Drop what is left of the sync `old`, which has gone from the settings."""
-        body = await self._body(request, Drop)
-        return _json(await _settled(self._upkeep.drop_left(body.old)))
-
-    async def _user(self, request: web.Request) -> web.Response:
-        """Return what is known of one user: its records, contact and dead letters."""
-        return _json(await self._upkeep.user(self._sync_of(request), request.match_info["key"]))
-
-    async def _dead_letters(self, request: web.Request) -> web.Response:
-        """List dead letters, or begin a job that replays or discards them."""
-        sync, action = request.match_info["sync"], request.match_info["action"]
-        if sync not in self._overview.takers:
-            kind = "relay" if sync.startswith(RELAY) else "sync"
-            raise web.HTTPNotFound(text=f"no {kind} named {sync}\n")
-        query = await self._body(request, Listing if action == "list" else DeadLetterQuery)
-        if query.reason is not None and query.reason not in set(DeadReason):
-            raise web.HTTPBadRequest(text=f"{no_dead_reason(query.reason)}\n")
-        return _json(await self._act(sync, action, query))
-
-    async def _body(self, request: web.Request, kind: type[T]) -> T:
-        """Read what a request asks for."""
-        try:
-            async with asyncio.timeout(BODY_TIMEOUT_S):
-                body = await request.read()
-            self._at_work(request)
-            return msgspec.json.decode(body or b"{}", type=kind)
-        except TimeoutError:
-            raise web.HTTPRequestTimeout(text="the body took too long\n") from None
-        except (aiohttp.ClientPayloadError, web.RequestPayloadError):
-            raise web.HTTPBadRequest(text="not a body as its headers say\n") from None
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise web.HTTPBadRequest(text=f"{error}\n") from None
-
-    async def _act(self, sync: str, action: str, query: DeadLetterQuery) -> Any:
-        if isinstance(query, Listing):
-            return await self._upkeep.dead_letter_page(
-                sync, query, after=query.after, limit=query.limit
-            )
-        if action not in (JobKind.REPLAY, JobKind.DISCARD):
-            raise web.HTTPNotFound(text=f"no action {action}\n")
-        job = self._runner.ask(JobKind(action), sync, query, who="admin port")
-        return await _settled(job)
-
-
-async def _settled(work: Awaitable[T]) -> T:
-    """Await what the settings may forbid: that is answered, not raised."""
-    try:
-        return await work
-    except SettingsError as error:
-        raise web.HTTPConflict(text=f"{error}\n") from None
 
 
 def _is_of_another_origin(request: web.Request) -> bool:
@@ -319,7 +164,3 @@ def _is_local_name(host: str) -> bool:
         return name == "localhost" or ipaddress.ip_address(name).is_loopback
     except ValueError:
         return False
-
-
-def _json(value: Any) -> web.Response:
-    return web.Response(body=_encoder.encode(value), content_type="application/json")

@@ -27,7 +27,7 @@ from amplitude_intercom.engine.reasons import Failure
 from amplitude_intercom.engine.relay.answers import AnswerKind, Verdict
 from amplitude_intercom.engine.relay.endings import PartEnding, RefusalStreak, SentPart, losses
 from amplitude_intercom.engine.relay.failures import RequestFailures
-from amplitude_intercom.engine.relay.host import OPEN, OUTAGE, Host
+from amplitude_intercom.engine.relay.host import OPEN, OUTAGE, AmplitudeHost
 from amplitude_intercom.engine.relay.keys import RefusedKeys
 from amplitude_intercom.engine.relay.parts import RequestPart
 from amplitude_intercom.engine.relay.queue import RequestQueue
@@ -57,7 +57,7 @@ class Dispatch:
         self.keys = RefusedKeys()
         self._connections = connections
         self._jitter = jitter
-        self._host = Host()
+        self._host = AmplitudeHost()
         self._failures = RequestFailures()
         self._streak = RefusalStreak()
         self._logged_s = float("-inf")

@@ -25,7 +25,7 @@ LONGEST_PAUSE_S: Final = 10.0
 OPEN, OUTAGE, BUSY = "open", "outage", "busy"
 
 
-class Host:
+class AmplitudeHost:
     """See the module's docstring. Times are seconds of any clock that does not jump."""
 
     def __init__(self) -> None:

@@ -13,7 +13,7 @@ import typer
 
 from amplitude_intercom.engine import cli
 from amplitude_intercom.engine.commands import running
-from amplitude_intercom.engine.console.server import Listing
+from amplitude_intercom.engine.console.api import Listing
 from amplitude_intercom.engine.settings import MEANINGS
 from benchmarks.report import GOALS
 from support import reference_tables

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from amplitude_intercom.engine.relay.host import BUSY, MANY, OPEN, OUTAGE, Host
+from amplitude_intercom.engine.relay.host import BUSY, MANY, OPEN, OUTAGE, AmplitudeHost
 
 
-def failed(host: Host, times: int, now_s: float = 0.0) -> None:
+def failed(host: AmplitudeHost, times: int, now_s: float = 0.0) -> None:
     for _ in range(times):
         host.failed("no answer", now_s, 1.0)
 
 
 def test_a_few_failures_are_nobodys_yet() -> None:
-    host = Host()
+    host = AmplitudeHost()
     failed(host, MANY - 1)
     assert (host.state(0.0), host.slots(8, 2, 0.0)) == (OPEN, 6)
 
 
 def test_in_an_outage_one_finds_out_after_pauses_that_grow_to_ten_seconds() -> None:
-    host, now_s, pauses = Host(), 0.0, []
+    host, now_s, pauses = AmplitudeHost(), 0.0, []
     failed(host, MANY)
     for _ in range(8):
         assert host.state(now_s) == OUTAGE
@@ -33,7 +33,7 @@ def test_in_an_outage_one_finds_out_after_pauses_that_grow_to_ten_seconds() -> N
 
 
 def test_any_word_of_amplitudes_ends_an_outage() -> None:
-    host = Host()
+    host = AmplitudeHost()
     failed(host, 20)
     host.answered(5.0, took=False)
     assert (host.state(5.0), host.slots(8, 0, 5.0), host.said) == (OPEN, 8, "")
@@ -43,7 +43,7 @@ def test_any_word_of_amplitudes_ends_an_outage() -> None:
 
 
 def test_a_pause_that_amplitude_asks_for_holds_for_everybody() -> None:
-    host = Host()
+    host = AmplitudeHost()
     host.be_busy("429", 30.0)
     assert (host.state(29.0), host.slots(8, 0, 29.0), host.next_look_s(1.0)) == (BUSY, 0, 30.0)
     assert (host.state(30.0), host.slots(8, 0, 30.0)) == (OPEN, 8)
