@@ -1,8 +1,7 @@
-"""Batches on their way into the store: whatever waits when the writer gets to it goes in as one.
+"""The queue of batches on their way into the store. Batches that wait together are one append.
 
-A busy event loop shares the interpreter's lock with the writer's thread, which waits for it after
-every statement. So ten batches that come while a commit is under way are a few statements, not ten
-times as many.
+The writer's thread waits for the interpreter's lock after every statement, beside a busy event
+loop. So ten batches that arrive during a commit become a few statements, not ten times as many.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ MOST_TOGETHER = 64
 """Batches of one job, which succeeds or fails as a whole."""
 
 SINGLY = 64
-"""Jobs that take one batch each after a failure: whose fault it was is not known."""
+"""Jobs of one batch each after a failure, because the faulty batch is not known."""
 
 Waiting = tuple[Append, asyncio.Future[Appended]]
 
@@ -34,12 +33,12 @@ class Appends:
         self._waiting: deque[Waiting] = deque()
         self._singly = 0
         self._asked = False
-        """Whether a job is submitted that has not begun: it takes what is put until then."""
+        """Whether a submitted job has not begun. It takes all batches put until then."""
 
     def put(self, batch: Append) -> asyncio.Future[Appended]:
-        """Queue a batch; the future resolves when it is on disk.
+        """Queue a batch; the future resolves when the batch is durable.
 
-        The future raises ``SpoolError`` when nothing of it is stored.
+        The future raises ``SpoolError`` if none of it is stored.
         """
         future: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
         self._waiting.append((batch, future))
@@ -54,26 +53,26 @@ class Appends:
         self._writer.submit(job).add_done_callback(lambda done: self._answer(job, done))
 
     def _take(self) -> list[Waiting]:
-        """Take what waits; called in the writer's thread."""
-        self._asked = False  # first: who puts something after this asks anew
+        """Take waiting batches; called in the writer's thread."""
+        self._asked = False  # first, so that a batch put after this asks for another job
         return self._first(1 if self._singly else MOST_TOGETHER)
 
     def _first(self, most: int) -> list[Waiting]:
         taken: list[Waiting] = []
-        with suppress(IndexError):  # whoever else takes, each is taken once
+        with suppress(IndexError):  # the other thread may take the last one meanwhile
             while len(taken) < most:
                 taken.append(self._waiting.popleft())
         return taken
 
     def _answer(self, job: _Job, done: asyncio.Future[Sequence[Appended | BaseException]]) -> None:
-        """Hand the results out, and ask for what is left."""
+        """Resolve the futures of a job, and ask for a job for the remaining batches."""
         error = done.exception()
         if error is None:
             self._singly = max(0, self._singly - 1)
             _resolve(job.taken, done.result())
         else:
             self._singly = SINGLY
-            if not job.ran:  # nor will others, as long as there is this trouble
+            if not job.ran:  # the trouble would stop other jobs too
                 self._asked = False
                 job.taken = self._first(len(self._waiting))
             _resolve(job.taken, [error] * len(job.taken))
@@ -81,7 +80,7 @@ class Appends:
 
 
 class _Job:
-    """Appends what it takes, and the same where the transaction is run again."""
+    """Appends the batches that it takes, the same ones if its transaction runs again."""
 
     def __init__(self, take: Callable[[], list[Waiting]], now_ms: Callable[[], int]) -> None:
         self._take = take

@@ -1,8 +1,8 @@
-"""A batch as the inbox keeps it: the events as they came, and an index of what each of them is.
+"""The format of a batch in the inbox: the events as they came, and an index.
 
-A row of the inbox holds what one taker keeps of a batch: up to ``MOST_EVENTS`` events, and no more
-than ``MOST_BYTES`` unless one alone has them. A record's id is its batch's times ``SLOTS`` and its
-slot there, so ids are in the order of acceptance, and say where the bytes are.
+A row of the inbox has one taker's part of a batch: up to ``MOST_EVENTS`` events and ``MOST_BYTES``,
+or one larger event. A record's id is its batch's id times ``SLOTS`` plus its slot, so ids are in
+order of acceptance and give the position of the bytes.
 """
 
 from __future__ import annotations
@@ -16,21 +16,24 @@ import msgspec
 from amplitude_intercom.engine.envelope import Kind
 
 SLOTS: Final = 512
+"""Ids of records in one batch."""
+
 MOST_EVENTS: Final = 500
 MOST_BYTES: Final = 1 << 20
+"""The most events, and bytes of events, in one row."""
 
 OVERHEAD_BYTES: Final = 100
-"""What a record takes beside its event, by which a spool's fullness is reckoned."""
+"""Bytes of a record beside its event, in the reckoning of a spool's fullness."""
 
 KINDS = frozenset(map(int, Kind))
 """Kinds of records that this version knows."""
 
 
 class Entry(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """What the index says of one event. ``checksum``: the CRC32 of its ``length`` bytes.
+    """The index entry of one event. ``checksum`` is the CRC32 of its ``length`` bytes.
 
-    ``insert_key`` (None: never known again) does not say whose it is: the taker is added later.
-    ``claim_id`` and ``accepted_at_ms`` are those of a record that was accepted before; 0 else.
+    ``insert_key`` is without the taker, which is added later; None if the event has no duplicates.
+    ``claim_id`` and ``accepted_at_ms`` are those of a record that was accepted before; otherwise 0.
     """
 
     kind: int
@@ -44,7 +47,7 @@ class Entry(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 class Pack(msgspec.Struct, frozen=True, gc=False):
-    """A row of the inbox to be: ``index`` is JSON, ``events`` are separated by line ends."""
+    """A future row of the inbox. ``index`` is JSON, ``events`` are separated by line ends."""
 
     count: int
     index: bytes
@@ -52,7 +55,7 @@ class Pack(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def size_bytes(self) -> int:
-        """What it counts for where a spool's fullness is reckoned."""
+        """The bytes of the row in the reckoning of a spool's fullness."""
         return len(self.events) + len(self.index) + OVERHEAD_BYTES * self.count
 
 
@@ -73,7 +76,7 @@ class Kept(NamedTuple):
 
 
 def entry_of(kept: Kept) -> Entry:
-    """Return what the index says of an event."""
+    """Return the index entry of an event."""
     kind, user_key, raw, insert_key, claim_id, accepted_at_ms, is_updated = kept
     checksum = zlib.crc32(raw)
     return Entry(
@@ -89,7 +92,7 @@ def entry_of(kept: Kept) -> Entry:
 
 
 def packs(entries: Sequence[Entry], raws: Sequence[bytes]) -> list[Pack]:
-    """Return events, with what the index says of each, as rows of the inbox."""
+    """Return events, with their index entries, as rows of the inbox."""
     total = sum(map(len, raws))
     if len(raws) <= MOST_EVENTS and total <= MOST_BYTES:
         return [_pack(entries, raws)] if raws else []
@@ -111,15 +114,15 @@ def _runs(raws: Sequence[bytes]) -> Iterator[range]:
 
 
 def encode_entries(entries: Sequence[Entry]) -> bytes:
-    """Return an index, as JSON."""
+    """Return an index as JSON."""
     return _encoder.encode(entries)
 
 
 def entries_of(index: bytes) -> list[Entry]:
-    """Return what an index says.
+    """Return the entries of an index.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: the index is damaged.
     """
     try:
         return _decode(index)
@@ -128,13 +131,13 @@ def entries_of(index: bytes) -> list[Entry]:
 
 
 def batch_checksum(id_: int, taker: int, accepted_at_ms: int, count: int, index: bytes) -> int:
-    """Return the CRC32 of all of a row of the inbox but its events, which have their own."""
+    """Return the CRC32 of a row of the inbox, except its events, which have their own."""
     return zlib.crc32(index, zlib.crc32(b"%d %d %d %d" % (id_, taker, accepted_at_ms, count)))
 
 
 def record_checksum(id_: int, kind: int, user_key: str, accepted_at_ms: int, of_event: int) -> int:
-    """Return the CRC32 that a record is kept with, from that of its event's bytes.
+    """Return the CRC32 of a record, from that of its event's bytes.
 
-    SQLite does not notice a flipped byte.
+    SQLite itself does not notice a flipped byte.
     """
     return zlib.crc32(b"%d %d %d %s" % (id_, kind, accepted_at_ms, user_key.encode()), of_event)

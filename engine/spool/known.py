@@ -1,4 +1,4 @@
-"""What is known of contacts: plain values, as the directory keeps them."""
+"""The knowledge of a contact, as the directory stores it: plain values."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import msgspec
 
 
 class ContactKey(NamedTuple):
-    """What a contact is known by: its workspace, and the field and value that find it."""
+    """The key of a contact: its workspace, and the field and value that find it."""
 
     workspace: int
     field: str
@@ -16,26 +16,28 @@ class ContactKey(NamedTuple):
 
 
 class Held(NamedTuple):
-    """A user property as last worked out: null where it has no value; and the time (Unix ms) of the
-    event that it is from, 0 where it was read from the contact."""
+    """A user property's last value, null if it has none.
+
+    ``at_ms`` is the time (Unix ms) of the event that set it, 0 if it was read from the contact.
+    """
 
     value: Any
     at_ms: int = 0
 
 
 class Known(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What is known of a contact.
+    """The knowledge of a contact.
 
-    ``contact_id``: empty where none is known.
-    ``is_lost``: Intercom has said that it is not there; where it turns up again, the rest holds.
-    ``owner``: of a user that was merged into another, the identifier of that one, under which all
-    that is known of their contact is kept.
-    ``fields``: flat, as they were written, or read, or refused last.
-    ``unsure``: fields that were about to be written since; a write has no answer yet.
-    ``properties``: by taker (as text); a name that is missing may have a value on the contact.
-    ``unread``: takers whose properties are of another contact, or of before a merge; the contact is
-    read before they are counted on.
-    ``selections``: by taker, the number of the selection that its properties are of.
+    ``contact_id``: empty if it is not known.
+    ``is_lost``: Intercom said that the contact is missing; if it is found again, the rest holds.
+    ``owner``: for a user that was merged into another, the other's identifier, which has the
+    knowledge of their contact.
+    ``fields``: flat, as last written, read or refused.
+    ``unsure``: fields with a later write that has no answer yet.
+    ``properties``: by taker (as text); the contact may have a value for a missing name.
+    ``unread``: takers with properties of another contact, or of a time before a merge; the contact
+    is read before they are used.
+    ``selections``: by taker, the number of the selection of its properties.
     """
 
     contact_id: str = ""
@@ -49,8 +51,10 @@ class Known(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 def own_after(own: Known, theirs: Known) -> Known:
-    """Return what is known of a user that had a contact together with another one, and has not any
-    more: it has what the two had, and no contact."""
+    """Return the knowledge of a user that shared a contact with another user, and lost it.
+
+    It keeps the shared properties, and has no contact.
+    """
     return msgspec.structs.replace(
         own,
         owner="",

@@ -1,9 +1,8 @@
-"""What is left of a sync that has gone from the settings: moved to another one, or dropped.
+"""The records and letters of a sync that left the settings: moved to another sync, or dropped.
 
-Both are done in slices. Each is whole by itself, so what was interrupted goes on when it is asked
-for again. What is moved goes behind what the other sync has waiting, in its order, and keeps its
-claims, and insert ids are known to the other sync then. Properties of contacts are not moved: the
-other sync works them out anew.
+Both run in slices of one transaction each, so an interrupted move goes on at the next request.
+Moved records go behind the other sync's waiting ones, in order, and keep their claims; insert ids
+move too. Properties of contacts do not: the other sync works them out anew.
 """
 
 from __future__ import annotations
@@ -17,12 +16,13 @@ from amplitude_intercom.engine.spool.batches import Kept
 from amplitude_intercom.engine.spool.store import Store
 
 SLICE = 500
+"""Rows of one transaction."""
 
 
 def move(store: Store, old: int, new: int, user_of: Callable[[bytes], str], now_ms: int) -> int:
-    """Move up to ``SLICE`` records or dead letters; return how many there were.
+    """Move up to ``SLICE`` records or dead letters; return their number.
 
-    ``user_of`` returns the key of an event's user as the other sync finds it.
+    ``user_of`` returns an event's user key by the other sync's mapping.
     """
     records = store.queue(old).take_out(SLICE)
     if records:
@@ -53,7 +53,7 @@ def _move_letters(store: Store, old: int, new: int) -> int:
 
 
 def drop(store: Store, old: int) -> int:
-    """Settle up to ``SLICE`` records or dead letters as discarded; return how many there were."""
+    """Settle up to ``SLICE`` records or dead letters as discarded; return their number."""
     records: Sequence[Record] = store.queue(old).take_out(SLICE)
     if records:
         store.accounts.add(old, f"dropped:{DropReason.DISCARDED}", len(records))

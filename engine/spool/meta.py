@@ -1,4 +1,4 @@
-"""Small things that a spool remembers by name."""
+"""Small tables of a spool: values by name, checkpoints, event names, workspaces."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from amplitude_intercom.engine.spool.connection import Connection
 
 
 class Meta:
-    """The table ``meta``, inside somebody's transaction."""
+    """The table ``meta``, inside the caller's transaction."""
 
     def __init__(self, db: Connection) -> None:
         self._db = db
 
     def get(self, key: str) -> str | None:
-        """Return what is kept under a key."""
+        """Return the value of a key; None without one."""
         row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
         return row[0] if row else None
 
     def set(self, key: str, value: str) -> None:
-        """Keep a value under a key."""
+        """Store a value under a key."""
         self._db.execute(
             "INSERT INTO meta (key, value) VALUES (?, ?)"
             " ON CONFLICT (key) DO UPDATE SET value = excluded.value",
@@ -28,20 +28,20 @@ class Meta:
 
 
 class Checkpoints:
-    """The table ``checkpoints``: how far sources that can be read again have come."""
+    """The table ``checkpoints``: the positions of sources that can be read again."""
 
     def __init__(self, db: Connection) -> None:
         self._db = db
 
     def of(self, taker: int) -> dict[str, str]:
-        """Return how far a taker's sources have come with what is on disk."""
+        """Return the durable positions of a taker's sources."""
         rows = self._db.execute(
             "SELECT source, position FROM checkpoints WHERE taker = ?", (taker,)
         )
         return dict(rows.fetchall())
 
     def set(self, taker: int, positions: Mapping[str, str]) -> None:
-        """Keep how far some of them have come."""
+        """Store positions of sources."""
         for source, position in positions.items():
             self._db.execute(
                 "INSERT INTO checkpoints (taker, source, position) VALUES (?, ?, ?)"
@@ -50,7 +50,7 @@ class Checkpoints:
             )
 
     def forget(self, taker: int, sources: Iterable[str]) -> None:
-        """Let these be read from their beginning again."""
+        """Forget the positions of sources, so that they are read from their beginning."""
         for source in sources:
             self._db.execute(
                 "DELETE FROM checkpoints WHERE taker = ? AND source = ?", (taker, source)
@@ -58,20 +58,20 @@ class Checkpoints:
 
 
 class EventNamesTable:
-    """The table ``event_names``: which names were sent to a workspace, and when."""
+    """The table ``event_names``: the names sent to each workspace, with the day of the last use."""
 
     def __init__(self, db: Connection) -> None:
         self._db = db
 
     def of(self, workspace: int) -> dict[str, int]:
-        """Return the names that have been sent, with the day of the last time."""
+        """Return the names sent to a workspace, with the day of the last use."""
         rows = self._db.execute(
             "SELECT name, last_day FROM event_names WHERE workspace = ?", (workspace,)
         )
         return dict(rows.fetchall())
 
     def keep(self, workspace: int, last_days: Mapping[str, int]) -> None:
-        """Keep these names, and no others."""
+        """Replace the names of a workspace."""
         self._db.execute("DELETE FROM event_names WHERE workspace = ?", (workspace,))
         for name, day in last_days.items():
             self._db.execute(
@@ -81,20 +81,20 @@ class EventNamesTable:
 
 
 class Workspaces:
-    """The table ``workspaces``: what access tokens write to, by number."""
+    """The table ``workspaces``: the workspaces of access tokens, by number."""
 
     def __init__(self, db: Connection) -> None:
         self._db = db
 
     def find(self, address: str, code: str) -> int:
-        """Return a workspace's number; 0: it has none."""
+        """Return a workspace's number; 0 if it has none."""
         found = self._db.execute(
             "SELECT id FROM workspaces WHERE address = ? AND code = ?", (address, code)
         ).fetchone()
         return int(found[0]) if found else 0
 
     def number_of(self, address: str, code: str) -> int:
-        """Return a workspace's number, a new one where it has none yet."""
+        """Return a workspace's number, a new one if it has none."""
         if found := self.find(address, code):
             return found
         (last,) = self._db.execute("SELECT max(id) FROM workspaces").fetchone()

@@ -1,6 +1,6 @@
-"""What is set right when a spool is opened: the last process may have ended anywhere.
+"""Recovery of a spool at its opening, after a process that ended at any point.
 
-What can be told from the rows is told from them, and not believed of a number beside them.
+Numbers that can be computed from rows are computed, and not taken from a counter.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from amplitude_intercom.engine.spool.batches import SLOTS
 from amplitude_intercom.engine.spool.store import Store
 
 MOST_BATCHES = 3
-"""Ids behind its own that a request of 2,000 events has, for its dead letters."""
+"""Ids after its own that a request of 2,000 events reserves for its dead letters."""
 
 
 def recover(store: Store) -> None:
-    """Set right what the last process left in the middle: each user goes on in order."""
+    """Recover all takers, so that each user goes on in order."""
     _correct_last_batch(store)
     for taker in store.takers.all():
         _correct_unpacked_to(store, taker.id, taker.unpacked_to)
@@ -30,23 +30,21 @@ def recover(store: Store) -> None:
 
 
 def recover_taker(store: Store, taker: int) -> None:
-    """Set right what a taker's last delivery left in the middle.
-
-    Users that were being worked off start over. What was loaded of a user that is aside stands
-    in the queue before all that is set aside of it, and must not be overtaken by it. What waits
-    behind nobody, because something was damaged, is due.
-    """
+    """Recover a taker's deliveries. Users that were being worked off start over."""
     store.forget_queue(taker)
     store.db.execute(
         "UPDATE users SET wake_at_ms = 0 WHERE taker = ? AND wake_at_ms IS NULL", (taker,)
     )
-    store.db.execute(  # by a clock that was ahead of its time
+    store.db.execute(  # set by a clock that was ahead of time
         "UPDATE users SET wake_at_ms = 0 WHERE taker = ? AND wake_at_ms > ?",
         (taker, store.latest_wake_ms()),
     )
+    # After damage a record may be set aside without a user's row: nothing else would wake it.
     store.queue(taker).find_strays()
     if not store.users.any(taker):
         return
+    # Loaded records of a user with a row come before the user's records set aside, and would be
+    # overtaken by them.
     overtaken = store.db.execute(
         "UPDATE records SET set_aside = 1 WHERE id IN (SELECT r.id FROM inbox b JOIN records r"
         f" ON r.id >= b.id * {SLOTS} AND r.id < (b.id + 1) * {SLOTS}"
@@ -60,7 +58,7 @@ def recover_taker(store: Store, taker: int) -> None:
 
 
 def _correct_last_batch(store: Store) -> None:
-    """Never give an id a second time, whatever the counter says."""
+    """Raise the counter of batch ids above every id in use, so that none is given twice."""
     (highest,) = store.db.execute(
         "SELECT max(id) FROM (SELECT max(id) AS id FROM inbox"
         f" UNION ALL SELECT max(id) / {SLOTS} FROM records"
@@ -75,7 +73,7 @@ def _correct_last_batch(store: Store) -> None:
 
 
 def _correct_unpacked_to(store: Store, taker: int, said: int) -> None:
-    """Say up to where batches are unpacked by what is there: those that records point into."""
+    """Set the last unpacked batch of a taker by the records that point into batches."""
     unpacked = 0
     first_packed = store.inbox.next_id(taker, unpacked)
     while first_packed is not None and store.records.any_of(first_packed):
@@ -87,7 +85,7 @@ def _correct_unpacked_to(store: Store, taker: int, said: int) -> None:
 
 
 def _correct_bytes(store: Store) -> None:
-    """Say how many bytes wait by what is there."""
+    """Set the counters of waiting bytes by the rows."""
     total = 0
     for taker in store.takers.all():
         there = store.inbox.bytes_of(taker.id) + store.relayed.bytes_of(taker.id)

@@ -1,9 +1,9 @@
-"""Whose records are, worked out again: ``[sync.mapping]`` has changed while they waited.
+"""New user keys for waiting records, after a change of ``[sync.mapping]``.
 
-First all users that wait are let go, then records get their keys in the order of their ids, those
-that are packed last. What is unpacked waits aside then, and its users are due: a record that has
-taken its bytes along is read by its user alone. Nothing may be delivered meanwhile. A record whose
-event names nobody now gets an empty key, and the mapper makes a dead letter of it.
+First the rows of waiting users are deleted. Then records get their keys in order of id, packed ones
+last. Unpacked records are set aside then, and their users are due, because a record that has taken
+its bytes along is read by its user alone. The sync must deliver nothing meanwhile. An event without
+a user by the new mapping gets an empty key, and the mapper makes a dead letter of it.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from amplitude_intercom.engine.spool.inbox import Batch
 from amplitude_intercom.engine.spool.store import Store
 
 SLICE: Final = 500
+"""Records of one transaction."""
 
 UserOf = Callable[[bytes], str]
-"""Returns the key of an event's user; empty where it has none."""
+"""Returns the user key of an event; empty without one."""
 
 
 class Rekeyed(msgspec.Struct, frozen=True):
-    """What a slice has done: the last id that it looked at, and how many records that was."""
+    """The result of a slice: the last id that it read, and the number of records."""
 
     last_id: int
     count: int
@@ -33,7 +34,7 @@ class Rekeyed(msgspec.Struct, frozen=True):
 
 
 def rekey(store: Store, taker: int, after_id: int, upper_id: int, user_of: UserOf) -> Rekeyed:
-    """Do a slice of the records behind an id, up to another one: those behind it came later."""
+    """Re-key a slice of the records after ``after_id``. Records after ``upper_id`` came later."""
     if not after_id and store.users.free_some(taker, SLICE):
         return Rekeyed(after_id, 0)
     last_id, count = store.queue(taker).rekey(after_id, SLICE, user_of)
@@ -44,12 +45,12 @@ def rekey(store: Store, taker: int, after_id: int, upper_id: int, user_of: UserO
         if batch.id * SLOTS <= upper_id:
             _rekey_batch(store, batch, user_of)
             return Rekeyed(batch.id * SLOTS + SLOTS - 1, batch.count)
-    store.forget_queue(taker)  # what it has read has other keys now
+    store.forget_queue(taker)  # its records have other keys now
     return Rekeyed(after_id, 0, is_last=True)
 
 
 def _rekey_batch(store: Store, batch: Batch, user_of: UserOf) -> None:
-    """Write the index of a packed batch anew; one that is damaged is left to unpacking."""
+    """Rewrite the index of a packed batch; unpacking deals with a damaged one."""
     if batch.entries is None:
         return
     entries: list[Entry] = []

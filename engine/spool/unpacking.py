@@ -1,7 +1,7 @@
-"""Unpacking: what the batches of the inbox hold, event by event. Pure, but for the checksums' work.
+"""Unpacking: the batches of the inbox as records. Pure.
 
-What is damaged costs what it concerns: an event whose bytes are not as they were is one dead
-letter, and a batch whose index is damaged as many as it has events.
+Damage costs only the events that it concerns: an event with damaged bytes is one dead letter, a
+batch with a damaged index is as many as it has events.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from amplitude_intercom.engine.spool.records import Damage
 
 
 class Unpacked(msgspec.Struct):
-    """What some batches hold.
+    """The contents of some batches.
 
-    ``rows``: records with where their bytes begin in their batch, and the checksum of these bytes.
-    ``keys``: by a record's id, the insert key that it has.
+    ``rows`` has records, each with the start of its bytes in the batch and their checksum. ``keys``
+    has insert keys by a record's id.
     """
 
     rows: list[tuple[Record, int, int]] = []
@@ -30,7 +30,7 @@ class Unpacked(msgspec.Struct):
 
 
 def unpack(batches: Sequence[Batch]) -> Unpacked:
-    """Return the records of batches, in their order."""
+    """Return the records of batches, in order."""
     found = Unpacked()
     for batch in batches:
         if batch.entries is None:
@@ -67,7 +67,7 @@ def _unpack(batch: Batch, entries: Sequence[Entry], into: Unpacked) -> None:
 
 
 def _lost(batch: Batch) -> list[Damage]:
-    """Return what is left of a batch whose index is damaged: its lines, as far as they are."""
+    """Return the events of a batch with a damaged index: its lines, if their number is right."""
     count = batch.count
     lines = batch.events.split(b"\n")
     raws = lines if len(lines) == count else [batch.events] + [b""] * (count - 1)

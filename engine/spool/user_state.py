@@ -1,4 +1,4 @@
-"""What a spool knows of one user: records that wait, its contact, its dead letters."""
+"""The state of one user in a spool: waiting records, contact and dead letters."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from amplitude_intercom.engine.spool.rows import event_type_of
 from amplitude_intercom.engine.spool.store import Store
 
 MOST_BATCHES_READ = 1_000
-"""Batches that are looked through for events of a user: it has to end in seconds."""
+"""Batches that are searched for events of a user, which bounds the time to seconds."""
 
 MOST_TYPES_READ = 1_000
-"""Records whose event type is read."""
+"""Records with an event type that is read."""
 
 MOST_IDS = 20
+"""Dead letters that are named."""
 
 
 class Waiting(msgspec.Struct, frozen=True):
-    """Records that wait. ``types``: of the first ``types_of``, up to ``MOST_TYPES_READ``."""
+    """A user's waiting records. ``types`` counts the first ``types_of`` of them by event type."""
 
     records: int = 0
     first_id: int | None = None
@@ -34,7 +35,7 @@ class Waiting(msgspec.Struct, frozen=True):
 
 
 class Parked(msgspec.Struct, frozen=True):
-    """Why and until when a user waits. ``next_try_at_ms`` None: it is being tried now."""
+    """The parking of a user. ``next_try_at_ms`` is None while a try is under way."""
 
     reason: str
     failures: int
@@ -43,10 +44,10 @@ class Parked(msgspec.Struct, frozen=True):
 
 
 class Deferral(msgspec.Struct, frozen=True):
-    """Until when a user waits that is not at fault, as far as one knows.
+    """The deferral of a user, which is not known to be at fault.
 
-    ``failures``: how many of its calls have failed last; 0: its event's second is still to begin.
-    ``waits_for``: the endpoint that does not answer to anybody, whose probes it waits for.
+    ``failures`` is its number of failures in a row; 0 if its event's second has not begun yet.
+    ``waits_for`` is the endpoint with an open circuit that it waits for, if any.
     """
 
     until_ms: int
@@ -55,24 +56,24 @@ class Deferral(msgspec.Struct, frozen=True):
 
 
 class KnownContact(msgspec.Struct, frozen=True):
-    """What is remembered of a user's contact, and when.
+    """The directory's knowledge of a user's contact, as of ``at_ms``.
 
-    ``contact_id`` is empty where none is known yet, because a first write has no answer. ``fields``
-    are those that have a value, by name alone. ``owner``: the user that this one was merged into.
+    ``contact_id`` is empty until a first write has an answer. ``fields`` has the names of fields
+    with a value. ``owner`` is the user into which this one was merged.
     """
 
     contact_id: str
     fields: list[str]
     at_ms: int
     is_lost: bool = False
-    """Whether Intercom said that it is not there."""
+    """Whether Intercom said that the contact is missing."""
     owner: str = ""
 
 
 class UserState(msgspec.Struct, frozen=True):
-    """What a spool knows of one user. ``complete``: all of it was looked through and counted.
+    """The state of one user. ``complete`` is false if a bound of the search was reached.
 
-    ``dead_letters`` counts by reason; ``dead_letter_ids`` are the latest of them.
+    ``dead_letters`` counts by reason; ``dead_letter_ids`` has the latest.
     """
 
     user: str
@@ -88,9 +89,9 @@ class UserState(msgspec.Struct, frozen=True):
 def state_of_user(
     store: Store, taker: int, user: str, contact: ContactKey | None = None
 ) -> UserState:
-    """Return what is known of a taker's user, by its key; reads a bounded part of the tables.
+    """Return the state of a taker's user, from a bounded part of the tables.
 
-    ``contact``: what its contact is known by.
+    ``contact`` is the key of the user's contact.
     """
     waiting, complete = _waiting(store, taker, user)
     reasons = store.db.execute(
@@ -121,12 +122,12 @@ def state_of_user(
 
 
 def nothing_of(user: str) -> UserState:
-    """Return what is known where there is no spool yet."""
+    """Return the state of a user without a spool."""
     return UserState(user, Waiting(), None, None, None, {}, [])
 
 
 _Found = tuple[int, int, bytes]
-"""A record's id, when it was accepted, and the event."""
+"""A record's id, its time of acceptance, and the event."""
 
 
 def _waiting(store: Store, taker: int, user: str) -> tuple[Waiting, bool]:
@@ -155,7 +156,7 @@ def _waiting(store: Store, taker: int, user: str) -> tuple[Waiting, bool]:
 
 
 def _unpacked(store: Store, taker: int, user: str, batches: list[int]) -> Iterator[_Found]:
-    """Yield a user's records: those aside by their index, the others by their batches."""
+    """Yield a user's records: those set aside by an index, the others by their batches."""
     raw = "CASE WHEN r.raw IS NULL THEN substr(b.events, r.start + 1, r.length) ELSE r.raw END"
     query = (
         f"SELECT r.id, r.accepted_at_ms, {raw} FROM records r LEFT JOIN inbox b"
@@ -170,7 +171,7 @@ def _unpacked(store: Store, taker: int, user: str, batches: list[int]) -> Iterat
 
 
 def _packed(store: Store, taker: int, user: str, batch: int) -> Iterator[_Found]:
-    """Yield a user's events in a batch that is packed; nothing of one that is damaged."""
+    """Yield a user's events in a packed batch; none of a damaged one."""
     if batch <= store.takers.unpacked_to(taker):
         return
     row = store.db.execute(
@@ -212,7 +213,7 @@ def _contact(store: Store, key: ContactKey | None) -> KnownContact | None:
     ).fetchone()
     if row is None:
         return None
-    known = read_known(row[0]) or Known()  # damaged: ``spool verify`` says so
-    _, theirs = store.contacts.find(key) if key else (key, known)  # of a user it was merged into
+    known = read_known(row[0]) or Known()  # damaged: `spool verify` reports it
+    _, theirs = store.contacts.find(key) if key else (key, known)  # after a merge
     fields = sorted(name for name, value in theirs.fields.items() if value is not None)
     return KnownContact(known.contact_id, fields, row[1], known.is_lost, known.owner)

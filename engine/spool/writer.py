@@ -1,7 +1,7 @@
-"""Who runs transactions on a database: one thread with group commit, or the caller itself.
+"""The writers of a database: one thread with group commit, or the caller's thread.
 
-Whatever is submitted while a commit is under way shares the next one, and so its fsync. A job is a
-function of the store; what becomes of jobs that fail is told in ``sqlite.database``.
+Jobs that are submitted during a commit share the next commit, and so its fsync. A job is a function
+of the store. ``sqlite.database`` has the rules for jobs that fail.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ CLOSED = "the spool is closed"
 _log = structlog.get_logger(__name__)
 
 LOOK_EVERY_S = HEAL_EVERY_S
-"""Between looks at a database of which nothing is asked: whether it is still there, or again."""
+"""Seconds between checks of an idle database and its files."""
 
 MAX_JOBS = 512
-"""Jobs that share one commit at most; more would only make the first of them wait."""
+"""Jobs of one commit. More would only delay the first of them."""
 
 T = TypeVar("T")
 Queued = tuple[Job[Any], asyncio.Future[Any]]
@@ -35,14 +35,14 @@ class Writer(Protocol):
     """Runs jobs in the order of submission."""
 
     def submit(self, job: Job[T]) -> asyncio.Future[T]:
-        """Queue a job; the future resolves when what it did is durable.
+        """Queue a job; the future resolves when its changes are durable.
 
-        The future raises ``SpoolError`` where nothing of it is.
+        The future raises ``SpoolError`` if none of them are.
         """
         ...
 
     async def close(self) -> None:
-        """Run what was submitted, then close the store."""
+        """Run all submitted jobs, then close the store."""
         ...
 
 
@@ -56,7 +56,7 @@ def _resolve(future: asyncio.Future[Any], result: Any) -> None:
 
 
 class InlineWriter:
-    """Runs each job at once, in the caller's own thread: for loops in virtual time."""
+    """Runs each job at once in the caller's thread, for event loops in virtual time."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -103,11 +103,9 @@ class ThreadWriter:
         self._database.close()
 
     def _work_on_next(self) -> bool:
-        """Run the next group; return whether there may be another.
-
-        A function of its own, so that a thread that waits holds no job and no result: they can be
-        megabytes.
-        """
+        """Run the next group; return False after the last one."""
+        # A function of its own, so that the waiting thread holds no job and no result, which can
+        # have megabytes.
         try:
             group, ended = self._next_group()
         except queue.Empty:
@@ -119,21 +117,24 @@ class ThreadWriter:
         return not ended
 
     def _run(self, jobs: list[Job[Any]]) -> list[Any]:
-        """Run jobs, or only look whether trouble is over. A fault must not end the thread."""
+        """Run jobs; without jobs, check the database and its files."""
         try:
             return self._database.run(jobs)
         except Exception as fault:
+            # Without the thread no job would ever end.
             _log.exception("fault in the spool's thread")
             return [fault for _ in jobs]
 
     def _next_group(self) -> tuple[list[Queued], bool]:
-        """Wait for a job, then take along what else is there.
+        """Wait for a job, then drain the queue into its group.
+
+        Returns the group, and whether it is the last one.
 
         Raises:
-            queue.Empty: none came for a while, so that the database should be looked at.
+            queue.Empty: no job came for ``LOOK_EVERY_S``.
         """
         if self._database.trouble:
-            self._tidy()  # what is short is wanted at once
+            self._tidy()  # a full disk needs the free pages at once
         group: list[Queued] = []
         item = self._jobs.get(timeout=LOOK_EVERY_S)
         while item is not None:
@@ -144,7 +145,7 @@ class ThreadWriter:
         return group, True
 
     def _tidy(self) -> None:
-        """Give back what the file does not need, a little at a time, while nobody asks."""
+        """Return free pages to the disk, a little at a time, while no job waits."""
         while self._jobs.empty() and self._database.tidy():
             pass
 
