@@ -37,7 +37,7 @@ from amplitude_intercom.engine.sources import RunningSource
 from amplitude_intercom.engine.spool.spool import Spool, SpoolPart
 from amplitude_intercom.engine.spool.sqlite.files import refuse_former_spools
 from amplitude_intercom.engine.spool.sqlite.lock import DataDir
-from amplitude_intercom.engine.spool.store import wall_clock_ms
+from amplitude_intercom.engine.spool.store import Store, wall_clock_ms
 from amplitude_intercom.engine.status import Status
 from amplitude_intercom.engine.supervision import Supervisor
 from amplitude_intercom.engine.token_facts import keep_limit
@@ -73,6 +73,7 @@ class _Arguments(msgspec.Struct, frozen=True):
     clocks: Clocks
     inline: bool
     delivers: bool
+    store_type: type[Store]
 
 
 class Engine:
@@ -99,15 +100,17 @@ class Engine:
         jitter: Callable[[], float] = random.random,
         inline: bool = False,
         deliver: bool = True,
+        store_type: type[Store] = Store,
     ) -> None:
         """Take checked settings; nothing is opened before the context is entered.
 
         ``wire`` and ``relay_wire`` replace the HTTPS clients. ``inline`` runs the spool in the
-        loop's own thread. Without ``deliver`` no call is made at all.
+        loop's own thread. Without ``deliver`` no call is made at all. ``store_type``: a test's may
+        fail.
         """
         self.settings = settings
         clocks = Clocks(now_ms, now_s, jitter)
-        self._arguments = _Arguments(wire, relay_wire, clocks, inline, deliver)
+        self._arguments = _Arguments(wire, relay_wire, clocks, inline, deliver, store_type)
         self.streams: dict[str, Stream] = {}
         self._pipelines: dict[str, Pipeline] = {}
         """The pipelines, by sync; syncs with one access token share one."""
@@ -299,7 +302,13 @@ async def _open_spool(
     data_dir = Path(settings.data_dir)
     stack.enter_context(DataDir(data_dir))
     refuse_former_spools(data_dir)
-    spool = Spool(data_dir, settings, now_ms=arguments.clocks.now_ms, inline=arguments.inline)
+    spool = Spool(
+        data_dir,
+        settings,
+        now_ms=arguments.clocks.now_ms,
+        inline=arguments.inline,
+        store_type=arguments.store_type,
+    )
     stack.push_async_callback(spool.close)
     syncs = [sync.name for sync in settings.sync]
     return spool, await spool.open_for([*syncs, *(relay.taker for relay in settings.relay)])

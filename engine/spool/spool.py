@@ -80,7 +80,11 @@ _UNREADABLE = (sqlite3.Error, ValueError, Damaged)
 
 
 def open_database(
-    path: Path, limits: Limits, reserve_bytes: int, now_ms: Callable[[], int] = wall_clock_ms
+    path: Path,
+    limits: Limits,
+    reserve_bytes: int,
+    now_ms: Callable[[], int] = wall_clock_ms,
+    store_type: type[Store] = Store,
 ) -> Database:
     """Open a spool's tables, creating the file where there is none.
 
@@ -91,7 +95,7 @@ def open_database(
     def opener(*, recover: bool) -> tuple[Store, SpoolFile]:
         connection = connect(path)
         try:
-            store = Store(connection, limits, now_ms=now_ms)
+            store = store_type(connection, limits, now_ms=now_ms)
             if recover:
                 run_group(store, [recovery.recover])
         except _UNREADABLE as error:
@@ -112,8 +116,11 @@ class Spool:
         *,
         now_ms: Callable[[], int] = wall_clock_ms,
         inline: bool = False,
+        store_type: type[Store] = Store,
     ) -> None:
         """Open the file; ``inline`` runs transactions in the caller's thread (virtual time).
+
+        ``store_type``: a test's may fail.
 
         Raises:
             SpoolError: it cannot be opened.
@@ -122,7 +129,9 @@ class Spool:
         self.now_ms = now_ms
         self._inline = inline
         reserve_bytes = settings.spool.reserve_bytes
-        self._database = open_database(self.path, limits_of(settings), reserve_bytes, now_ms)
+        self._database = open_database(
+            self.path, limits_of(settings), reserve_bytes, now_ms, store_type
+        )
         self.writer: Writer = (
             InlineWriter(self._database) if inline else ThreadWriter(self._database)
         )

@@ -92,6 +92,7 @@ class Store:
         now_ms: Callable[[], int] = wall_clock_ms,
     ) -> None:
         self.db = db
+        self.queue_type, self.settling_type = Queue, Settling  # a test's may fail
         self._limits = limits
         self._now_ms = now_ms
         self.takers = Takers(db)
@@ -205,7 +206,7 @@ class Store:
         if taker not in self._queues:
             name, settling = self.takers.name_of(taker), self.settling(taker)
             arrivals = Arrivals(self.db, self._tables, settling, self.accounts, self._lines, name)
-            self._queues[taker] = Queue(self._tables, settling, arrivals)
+            self._queues[taker] = self.queue_type(self._tables, settling, arrivals)
         return self._queues[taker]
 
     def settling(self, taker: int) -> Settling:
@@ -213,7 +214,7 @@ class Store:
         found = self._settlings.get(taker)
         if found is None:
             name = self.takers.name_of(taker)
-            found = Settling(taker, name, self._tables, self.accounts, self._lines)
+            found = self.settling_type(taker, name, self._tables, self.accounts, self._lines)
             self._settlings[taker] = found
         return found
 

@@ -19,15 +19,12 @@ import pytest
 
 from amplitude_intercom.engine.actor import RUN_BYTES
 from amplitude_intercom.engine.app import Engine
-from amplitude_intercom.engine.delivery.contacts.sync_contacts import Contacts
 from amplitude_intercom.engine.delivery.contacts.upserting import Upserted
 from amplitude_intercom.engine.delivery.health import Health
 from amplitude_intercom.engine.delivery.lines import EVENTS
 from amplitude_intercom.engine.delivery.loading import Loading
 from amplitude_intercom.engine.delivery.scheduler import Scheduler, View
-from amplitude_intercom.engine.delivery.settlement import Settlement
 from amplitude_intercom.engine.delivery.stream import Delivery
-from amplitude_intercom.engine.delivery.turns import Turn
 from amplitude_intercom.engine.envelope import Plan, Record
 from amplitude_intercom.engine.rules.planning import SyncRules
 from amplitude_intercom.engine.rules.verdicts import Verdict
@@ -38,6 +35,7 @@ from amplitude_intercom.transports.intercom import Answer, Request, Wire
 from amplitude_intercom.transports.intercom_client import IntercomClient
 from amplitude_intercom.transports.sandbox import InProcess, Sandbox
 from support import simulation, virtual
+from support.stand_in import StandIn, in_place_of
 from support.virtual import in_virtual_time
 
 SYNC = "simulated"
@@ -238,13 +236,13 @@ async def test_of_updates_that_wait_together_only_the_one_with_a_fault_dies(tmp_
     assert (status.faults, status.pending) == (0, 0)
 
 
-class BrokenSettlement(Settlement):
+class BrokenSettlement(StandIn):
     """Cannot settle an update to a plan that is poison."""
 
     async def settle_update(self, records: Sequence[Record], *args: Any, **more: Any) -> None:
         if any(b"poison" in record.raw for record in records):
             raise OverflowError(10**5_000)
-        await super().settle_update(records, *args, **more)
+        await self.original.settle_update(records, *args, **more)
 
 
 @in_virtual_time
@@ -259,7 +257,8 @@ async def test_a_fault_as_updates_are_settled_costs_one_of_them_and_writes_none_
 
     local = simulation.sandbox(latency_s=1.0)
     async with engine(tmp_path, Scripted(local, script)) as running:
-        delivery_of(running).settlement.__class__ = BrokenSettlement
+        delivery = delivery_of(running)
+        delivery.settlement = in_place_of(delivery.settlement, BrokenSettlement)
         plans = ["free", "poison", "pro", "team"]
         await running.submit(
             [simulation.identify(WELL[0], 0, {"$set": {"email": "an@x.io"}})],
@@ -278,13 +277,13 @@ async def test_a_fault_as_updates_are_settled_costs_one_of_them_and_writes_none_
     assert sum(writes.values()) <= 2 * len(WELL)
 
 
-class Alone(Settlement):
+class Alone(StandIn):
     """Settles no updates together, and that of a plan that is poison not at all."""
 
     async def settle_update(self, records: Sequence[Record], *args: Any, **more: Any) -> None:
         if len(records) > 1 or b"poison" in records[0].raw:
             raise OverflowError("unforeseen")
-        await super().settle_update(records, *args, **more)
+        await self.original.settle_update(records, *args, **more)
 
 
 @in_virtual_time
@@ -295,8 +294,9 @@ async def test_updates_that_are_written_as_one_and_settled_apart_count_once(tmp_
     users = {"properties": ["plan", "visits"]}
     async with engine(tmp_path, InProcess(local), users=users) as running:
         await anyio.sleep(2)
-        settlement = delivery_of(running).settlement
-        settlement.__class__ = Alone
+        delivery = delivery_of(running)
+        settlement = delivery.settlement
+        delivery.settlement = in_place_of(settlement, Alone)
         updates = [
             simulation.identify(user, n, {"$set": {"plan": plan}, "$add": {"visits": 1}})
             for user in WELL
@@ -305,20 +305,20 @@ async def test_updates_that_are_written_as_one_and_settled_apart_count_once(tmp_
         await running.submit(updates, api_key=simulation.API_KEY)
         status = await settle(running)
         assert status.dead_by_reason == {"internal": len(WELL)}
-        settlement.__class__ = Settlement
+        delivery.settlement = settlement
         await running.upkeep.replay(SYNC, DeadLetterQuery(every=True))
         await settle(running)
     found = [c.custom_attributes for c in local.contacts.values()]
     assert found == [{"plan": "team", "visits": 4}] * len(WELL)
 
 
-class BrokenContacts(Contacts):
+class BrokenContacts(StandIn):
     """Cannot keep what is known of a contact whose user is poison."""
 
     async def keep(self, upserted: Upserted) -> None:
         if upserted.key.value in CROWD:
             raise OverflowError("unforeseen")
-        await super().keep(upserted)
+        await self.original.keep(upserted)
 
 
 @in_virtual_time
@@ -329,8 +329,9 @@ async def test_an_event_with_an_unsaved_update_is_not_sent_and_counts_once_later
     users = {"properties": ["visits"], "trigger": "any_update"}
     async with engine(tmp_path, InProcess(local), users=users) as running:
         await anyio.sleep(2)
-        contacts = delivery_of(running).contacts
-        contacts.__class__ = BrokenContacts
+        delivery = delivery_of(running)
+        contacts = delivery.contacts
+        delivery.contacts = in_place_of(contacts, BrokenContacts)
         add = {"$add": {"visits": 1}}
         for n in range(2):
             events = mixed(partial(simulation.event, n=n, user_properties=add))
@@ -338,7 +339,7 @@ async def test_an_event_with_an_unsaved_update_is_not_sent_and_counts_once_later
             status = await settle(running)
         assert status.dead_by_reason == {"internal": 2 * len(CROWD)}
         assert set(events_of(local)) == set(WELL)
-        contacts.__class__ = Contacts
+        delivery.contacts = contacts
         await running.upkeep.replay(SYNC, DeadLetterQuery(every=True))
         await settle(running)
     assert len(local.events) == 2 * (len(WELL) + len(CROWD))
@@ -514,17 +515,19 @@ class SlowlyDown(Scripted):
         return await super().send(request)
 
 
-class BreakingScheduler(Scheduler):
+class BreakingScheduler(StandIn):
     """Breaks once, while somebody finds out whether an endpoint is well again."""
 
-    breaks = True
-    health: Health
+    def __init__(self, original: Scheduler, health: Health) -> None:
+        super().__init__(original)
+        self.health = health
+        self.breaks = True
 
-    def choose(self, view: View) -> Turn | None:
+    def choose(self, view: View) -> Any:
         if self.breaks and self.health.of(EVENTS).circuit.probing:
             self.breaks = False
             raise RuntimeError("no record is to blame")
-        return super().choose(view)
+        return self.original.choose(view)
 
 
 @in_virtual_time
@@ -533,11 +536,10 @@ async def test_a_probe_that_a_fault_has_stopped_keeps_no_other_from_probing(tmp_
 
     wire = SlowlyDown(sandbox(), lambda _: None)
     async with engine(tmp_path, wire) as running:
-        delivery = delivery_of(running)
-        scheduler = delivery.scheduler
-        scheduler.__class__ = BreakingScheduler
-        assert isinstance(scheduler, BreakingScheduler)
-        scheduler.health = delivery.gate.health
+        pipeline, health = running._pipelines[SYNC], delivery_of(running).gate.health
+        pipeline._scheduler = in_place_of(
+            pipeline._scheduler, partial(BreakingScheduler, health=health)
+        )
         batch = [simulation.event(user, 1) for user in WELL]
         await running.submit(batch, api_key=simulation.API_KEY)
         await anyio.sleep(60)

@@ -13,7 +13,6 @@ from typing import Any, cast
 import anyio
 import msgspec
 import pytest
-from anyio.streams.memory import MemoryObjectReceiveStream
 
 from amplitude_intercom.engine.actor import RUN_BYTES, Actor
 from amplitude_intercom.engine.actors.filter import Door, FilterActor
@@ -23,13 +22,16 @@ from amplitude_intercom.engine.rules.admission import Admission, Admitted
 from amplitude_intercom.engine.rules.planning import SyncRules
 from amplitude_intercom.engine.rules.verdicts import Keep, Verdict
 from amplitude_intercom.engine.spool.batches import entries_of
+from amplitude_intercom.engine.spool.connection import Connection
 from amplitude_intercom.engine.spool.records import Records
 from amplitude_intercom.engine.spool.rows import Append, Appended, DeadLetterQuery
 from amplitude_intercom.engine.spool.spool import Spool
+from amplitude_intercom.engine.spool.store import Limits, Store
 from amplitude_intercom.transports import Batch, Receipt, Ticket
 from amplitude_intercom.transports.amplitude import BadEvent, Head
 from amplitude_intercom.transports.errors import Refused
 from support import simulation, virtual
+from support.stand_in import StandIn, in_place_of
 from support.virtual import in_virtual_time
 
 KEY = simulation.API_KEY
@@ -192,6 +194,14 @@ class BrokenRecords(Records):
         super().insert(taker, rows[1:], aside)
 
 
+class BrokenStore(Store):
+    """Has records that are broken."""
+
+    def __init__(self, db: Connection, limits: Limits, **more: Any) -> None:
+        super().__init__(db, limits, **more)
+        self._tables = msgspec.structs.replace(self._tables, records=BrokenRecords(db))
+
+
 @in_virtual_time
 async def test_a_fault_in_unpacking_costs_each_event_that_has_it(tmp_path: Path) -> None:
     """The events are acknowledged by then, and every one of them is accounted for."""
@@ -199,8 +209,7 @@ async def test_a_fault_in_unpacking_costs_each_event_that_has_it(tmp_path: Path)
     local = simulation.sandbox()
     for n in range(30):
         local.add_contact(external_id=f"well-{n}")
-    async with simulation.engine(tmp_path, local) as running:
-        await running.spool.do(lambda store: setattr(store.records, "__class__", BrokenRecords))
+    async with simulation.engine(tmp_path, local, store_type=BrokenStore) as running:
         events = [simulation.event(u, n) for n in range(30) for u in (f"well-{n}", f"poison-{n}")]
         receipt = await running.submit(events, api_key=KEY)
         assert receipt == Receipt(60, 0, 0)
@@ -218,15 +227,15 @@ async def test_a_fault_in_unpacking_costs_each_event_that_has_it(tmp_path: Path)
 # --- a fault that belongs to no event ------------------------------------------------------
 
 
-class Torn(MemoryObjectReceiveStream[Offer]):
-    """A channel from which nothing can be received any more, once something has been."""
+class Torn(StandIn):
+    """A channel from which nothing can be received while ``is_torn``."""
 
-    is_torn = True
+    is_torn = False
 
-    async def receive(self) -> Offer:
-        if Torn.is_torn:
+    async def receive(self) -> Any:
+        if self.is_torn:
             raise RuntimeError("no event is to blame")
-        return await super().receive()
+        return await self.original.receive()
 
 
 @in_virtual_time
@@ -243,9 +252,10 @@ async def test_while_an_intake_stands_events_are_refused_and_nobody_waits(tmp_pa
             answers.append(refused)
 
     async with simulation.engine(tmp_path, local) as running:
+        torn = Torn(running._taking_in._offers)
+        running._taking_in._offers = in_place_of(running._taking_in._offers, lambda _: torn)
         await submit(0)
-        running._taking_in._offers.__class__ = Torn
-        Torn.is_torn = True
+        torn.is_torn = True
         with anyio.fail_after(0.5):
             async with anyio.create_task_group() as tasks:
                 for n in range(1, 100):
@@ -258,7 +268,7 @@ async def test_while_an_intake_stands_events_are_refused_and_nobody_waits(tmp_pa
         assert "no event is to blame" in running.overview.stopped["simulated"]
         with anyio.fail_after(0.1), pytest.raises(Refused, match="no event is to blame"):
             await running.submit([simulation.event("mira-okafor", 100)], api_key=KEY)
-        Torn.is_torn = False
+        torn.is_torn = False
         await anyio.sleep(2)
         assert (running.overview.unready, running.overview.stopped) == ({}, {})
         await submit(101)

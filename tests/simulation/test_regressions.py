@@ -315,28 +315,29 @@ def test_a_disk_that_fails_now_and_then_ends_no_lane(tmp_path: Path, seed: int) 
     """What is known of a contact is read and written by turns, which must not die of it."""
     users, dice = [f"user-{n}" for n in range(12)], random.Random(seed)
 
+    fails = False
+
+    class FailingStore(Store):
+        def commit(self) -> None:
+            if fails and dice.random() < 0.15:
+                raise sqlite3.OperationalError("disk I/O error")
+            super().commit()
+
     async def steps(engine: Engine, local: Sandbox) -> None:
-        store = engine.spool._database.store
-        commit = store.commit
-
-        class FailingStore(Store):
-            def commit(self) -> None:
-                if dice.random() < 0.15:
-                    raise sqlite3.OperationalError("disk I/O error")
-                commit()
-
+        nonlocal fails
         changes = [
             simulation.event(user, n, user_properties={"plan": f"plan-{n}"})
             for n in range(8)
             for user in users
         ]
         await engine.submit(changes, api_key=simulation.API_KEY)
-        store.__class__ = FailingStore
+        fails = True
         with anyio.fail_after(3600):
             await engine.settled()
 
     update = {"properties": ["plan"], "trigger": "any_update"}
-    local = play(tmp_path, steps, users=update, events=ANY | {"unknown_user": "create"})
+    events = ANY | {"unknown_user": "create"}
+    local = play(tmp_path, steps, store_type=FailingStore, users=update, events=events)
     arrived: dict[str, list[int]] = defaultdict(list)
     for event in local.events:
         arrived[event.contact_id].append(event.metadata["n"])

@@ -168,6 +168,8 @@ class Rig:
         late: bool = False,
         fails: float = 0.0,
         budget: LoadedBytes | None = None,
+        loading: type[Loading] = Loading,
+        scheduler: type[Scheduler] = Scheduler,
     ) -> None:
         folder.mkdir(exist_ok=True)
         self.chance = random.Random(seed)
@@ -186,10 +188,10 @@ class Rig:
         self.mine = SpoolPart(self.spool, self.taker, settings.sync[0].name)
         self.spool._takers[SYNC] = self.mine
         self.health = Health(lambda _: 1.0)
-        self.scheduler = Scheduler()
+        self.scheduler = scheduler()
         self.budget = budget or LoadedBytes()
         self.bytes = SyncBytes(self.budget)
-        self.loading = Loading(
+        self.loading = loading(
             SYNC,
             self.taker,
             self.scheduler,
@@ -277,18 +279,10 @@ class Rig:
     def have(self, queues: type[Queue] = Queue, settlings: type[Settling] = Settling) -> None:
         """Let the store's queues and settlings be of these kinds from now on."""
 
-        class OtherStore(Store):
-            def queue(self, taker: int) -> Queue:
-                found = super().queue(taker)
-                found.__class__ = queues
-                return found
-
-            def settling(self, taker: int) -> Settling:
-                found = super().settling(taker)
-                found.__class__ = settlings
-                return found
-
-        self.store.__class__ = OtherStore
+        store = self.store
+        store.queue_type, store.settling_type = queues, settlings
+        store._queues.clear()
+        store._settlings.clear()
 
     # --- delivery -------------------------------------------------------------------------
 

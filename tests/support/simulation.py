@@ -14,6 +14,7 @@ import msgspec
 from amplitude_intercom.engine.app import Engine
 from amplitude_intercom.engine.config import from_table
 from amplitude_intercom.engine.settings import Settings
+from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.transports import intercom
 from amplitude_intercom.transports.intercom import Request, Wire
 from amplitude_intercom.transports.sandbox import InProcess, JournalEntry, Sandbox
@@ -46,7 +47,12 @@ def sandbox(**more: Any) -> Sandbox:
 
 @asynccontextmanager
 async def engine(
-    folder: Path, local: Sandbox, seed: int = 0, wire: Wire | None = None, **sync: Any
+    folder: Path,
+    local: Sandbox,
+    seed: int = 0,
+    wire: Wire | None = None,
+    store_type: type[Store] = Store,
+    **sync: Any,
 ) -> AsyncIterator[Engine]:
     """Run an engine on a sandbox; ``wire`` takes its calls instead."""
     loop = virtual.current()
@@ -57,6 +63,7 @@ async def engine(
         now_s=loop.wall_s,
         jitter=random.Random(seed).random,
         inline=True,
+        store_type=store_type,
     ) as running:
         yield running
 

@@ -1520,9 +1520,6 @@ async def test_a_fault_before_anything_is_written_stops_a_feed_as_any_other(
     tmp_path: Path,
 ) -> None:
     """What had come was lost with it, and the feed waited for ever for turns that had ended."""
-    rig = Rig(tmp_path, turns=2)
-    rig.append("ann", "bob", "cid")
-    rig.call_s = lambda: 1.0
     faults = iter([True])
 
     class FaultyLoading(Loading):
@@ -1531,7 +1528,9 @@ async def test_a_fault_before_anything_is_written_stops_a_feed_as_any_other(
                 raise Fault
             return super().want()
 
-    rig.loading.__class__ = FaultyLoading
+    rig = Rig(tmp_path, turns=2, loading=FaultyLoading)
+    rig.append("ann", "bob", "cid")
+    rig.call_s = lambda: 1.0
 
     async def until() -> None:
         await rig.free()
@@ -1585,9 +1584,6 @@ async def test_a_second_fault_while_a_feed_winds_down_leaves_nothing_behind(
     tmp_path: Path,
 ) -> None:
     """Turns stayed at work, and as many calls less were made from then on."""
-    rig = Rig(tmp_path, turns=4)
-    rig.append(*(f"u{n}" for n in range(20)))
-    rig.call_s = lambda: 1.0
     faults = iter([True, True, True])
 
     class FaultyScheduler(Scheduler):
@@ -1596,7 +1592,9 @@ async def test_a_second_fault_while_a_feed_winds_down_leaves_nothing_behind(
                 raise Fault
             super().go_on(*args, **more)
 
-    rig.scheduler.__class__ = FaultyScheduler
+    rig = Rig(tmp_path, turns=4, scheduler=FaultyScheduler)
+    rig.append(*(f"u{n}" for n in range(20)))
+    rig.call_s = lambda: 1.0
 
     async def until() -> None:
         await rig.settled()
