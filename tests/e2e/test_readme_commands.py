@@ -23,7 +23,7 @@ def fresh_copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.mkdir()
     for name in ("pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, folder)
-    for name in ("engine", "transports"):
+    for name in (".ci", "engine", "transports"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     return folder
 
