@@ -21,7 +21,8 @@ from amplitude_intercom.engine.spool.rows import Append, Part
 from amplitude_intercom.engine.spool.sqlite.files import FILE_NAME, connect
 from amplitude_intercom.engine.spool.store import Limits, Store
 from amplitude_intercom.transports.intercom import Answer, Request
-from amplitude_intercom.transports.sandbox import Sandbox, serve
+from amplitude_intercom.transports.sandbox.sandbox import Sandbox
+from amplitude_intercom.transports.sandbox.server import serve
 from benchmarks import daemons, events, load
 from benchmarks.report import Result, result
 from benchmarks.servers import ME

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from amplitude_intercom.engine.app import Engine
-from amplitude_intercom.transports.sandbox import InProcess, Sandbox
+from amplitude_intercom.transports.sandbox.in_process import InProcess
+from amplitude_intercom.transports.sandbox.sandbox import Sandbox
 from benchmarks import events
 from benchmarks.feeding import SUBMIT
 from benchmarks.report import Result, result

@@ -10,7 +10,9 @@ from pathlib import Path
 from amplitude_intercom.engine.app import Engine
 from amplitude_intercom.engine.settings import Settings
 from amplitude_intercom.transports.intercom import Answer, Request, Wire
-from amplitude_intercom.transports.sandbox import InProcess, Sandbox, serve
+from amplitude_intercom.transports.sandbox.in_process import InProcess
+from amplitude_intercom.transports.sandbox.sandbox import Sandbox
+from amplitude_intercom.transports.sandbox.server import serve
 from benchmarks import events
 from benchmarks.feeding import bodies_of, fill
 from benchmarks.report import Result, result

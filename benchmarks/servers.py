@@ -27,7 +27,8 @@ import msgspec
 from aiohttp import web
 
 from amplitude_intercom.engine.commands.running import collect_garbage_rarely
-from amplitude_intercom.transports.sandbox import Sandbox, serve
+from amplitude_intercom.transports.sandbox.sandbox import Sandbox
+from amplitude_intercom.transports.sandbox.server import serve
 from amplitude_intercom.transports.sockets import raise_descriptor_limit
 
 KNOWN_USERS = 10_000

@@ -1,18 +1,19 @@
 """Text, cut into JSON values: objects over several lines or one behind the other, arrays, bodies.
 
-Pure, and streamed: held are the event that is not finished yet, and ``LOOK_BACK`` bytes.
+Pure, and streamed: it holds the event that is not finished yet, and ``LOOK_BACK`` bytes.
 
 Rules
 =====
-1. Only brackets and texts are looked at, so a value that is cut off need not be JSON.
-2. ``_open`` are the brackets that are open, of which ``_base`` stand around events. An event is all
-   from the bracket that opens on this base to the one that closes it. An array whose first element
-   is an object stands around events, and so does ``events`` of a request body.
-3. A bracket closes the last one of its kind, and with it what was opened since; one without its
-   like closes nothing.
-4. An event is broken where a text goes over a line's end, or where an object begins at which no
-   value can. It ends where the next begins: at the next line that is indented as its own first line
-   was, or, where events do not begin lines, at the next object behind a line's end or a bracket.
+1. Only brackets and strings are parsed, so a value that is cut off need not be JSON.
+2. ``_open`` are the open brackets. The first ``_base`` of them stand around events. An event
+   reaches from the bracket that opens on this base to the one that closes it. An array with an
+   object as its first element stands around events; so does ``events`` of a request body.
+3. A closing bracket closes the last open one of its kind and all that were opened since. Without an
+   open one of its kind it closes nothing.
+4. An event is broken where a string crosses the end of a line, or where an object begins in a place
+   that allows no value. It ends where the next event begins: at the next line with the indentation
+   of its own first line or, where events do not begin lines, at the next object behind the end of
+   a line or a bracket.
 """
 
 from __future__ import annotations
@@ -24,35 +25,61 @@ from typing import Final
 from amplitude_intercom.transports.lines import Line, UnfinishedEvent
 
 MAX_OPEN: Final = 1_000
-"""Brackets inside one another; Amplitude takes 40 (HTTP V2 page)."""
+"""Most open brackets; Amplitude takes 40 (HTTP V2 page)."""
 
 LOOK_BACK: Final = 256
-"""Bytes behind the scanner that stay at hand: what stands before a bracket, blanks included."""
+"""Bytes before the scanner that are kept, to see the context of a bracket."""
 
 MAX_BLANK: Final = 65_536
-"""Blanks behind a bracket that may still begin an array of events."""
+"""Most blanks behind a bracket that begins an array of events."""
 
 BETWEEN: Final = re.compile(rb"[\s,\x1e]*+")
-"""What may stand between values; 0x1e begins each of them in a sequence (RFC 7464)."""
+"""Separators of values; 0x1e begins each value of a sequence (RFC 7464)."""
 
 _FLAT: Final = re.compile(rb'(?:[^"\[\]{}]++|"(?:[^"\\\n]++|\\[^\n])*+")*+')
-"""What neither opens nor closes anything, whole texts included."""
+"""Text without brackets outside of strings, whole strings included."""
 
 _TEXT: Final = re.compile(rb"(?:[^\"\\\n]++|\\[^\n])*+")
 _REST_OF_LINE: Final = re.compile(rb"[^\n{]*+")
 _SCALAR: Final = re.compile(rb'[^\s",\[\]{}]*+')
 ARRAY: Final = re.compile(rb"\[\s*+([{\]])?")
-"""How an array of events begins; a log line may begin with a bracket too."""
+"""The beginning of an array of events; a log line may begin with a bracket too."""
 
 _EVENTS: Final = re.compile(rb'[{,]\s*+"events"\s*+:\s*+\Z')
 _TYPE: Final = b'"event_type"'
 _NEXT_OBJECT: Final = re.compile(
-    rb"(?:[^\n}]++|[\n}]\s*+(?!\{|,\s*+\{))*+"  # blanks are looked at twice at most
+    rb"(?:[^\n}]++|[\n}]\s*+(?!\{|,\s*+\{))*+"  # blanks are scanned twice at most
     rb"[\n}]\s*+,?\s*+(?=\{)"
 )
 """Up to the next object that may begin an event, where events do not begin lines."""
 
 _OPENER: Final = {0x7D: b"{", 0x5D: b"["}
+
+
+class _FoundEvents:
+    """The events that are finished, numbered, and the bytes of the one in progress."""
+
+    def __init__(self, max_bytes: int, number: int) -> None:
+        self.held = UnfinishedEvent(max_bytes)
+        self._max = max_bytes
+        self._number = number
+        self._found: list[Line] = []
+
+    def end(self, piece: bytes, *, counts: bool) -> None:
+        """Finish the event in progress with its last piece; drop it where it does not count."""
+        digest = b""
+        if self.held.length or len(piece) > self._max:  # most events are in one piece
+            self.held.add(piece)
+            piece, digest = self.held.take()
+        text = piece.strip()
+        if text and counts:
+            self._number += 1
+            self._found.append(Line(self._number, text, not digest, 0, digest))
+
+    def take(self) -> list[Line]:
+        """Return the events that were finished since the last call."""
+        found, self._found = self._found, []
+        return found
 
 
 class ValueCutter:
@@ -63,21 +90,20 @@ class ValueCutter:
 
     def __init__(self, max_bytes: int, number: int = 0) -> None:
         """``number``: of the last event, or line, before this text."""
-        self._held = UnfinishedEvent(max_bytes)
+        self._events = _FoundEvents(max_bytes, number)
         self._buffer = b""
         self._begin = 0  # of the event in the buffer, or of its rest
         self._at = 0  # scanned up to here
         self._open = bytearray()
         self._base = 0
         self._state: Callable[[], bool] = self._between
-        self._indent: bytes | None = b""  # before this event on its line; None: something else
+        self._rest = _REST_OF_LINE  # of a value that is neither an object nor an array
+        self._indent: bytes | None = b""  # before this event on its line; None: other text
         self._behind_events = False
         self._is_event = False  # it has a type, so it is no request body, whatever else it has
         self._ended = False
-        self._number = number
-        self._found: list[Line] = []
         self.bodies = 0
-        """Request bodies that were met."""
+        """Number of request bodies so far."""
 
     def cut(self, text: bytes) -> list[Line]:
         """Return the events that end in this text."""
@@ -85,17 +111,15 @@ class ValueCutter:
         while self._state():
             pass
         self._forget()
-        found, self._found = self._found, []
-        return found
+        return self._events.take()
 
     def finish(self) -> list[Line]:
-        """Return what is left when the text ends: nothing, where all is closed."""
+        """Return the events that are left at the end of the text, unfinished ones included."""
         self._ended = True
         found = self.cut(b"")
         if not self.is_between:
             self._end_event(len(self._buffer))
-        rest, self._found = self._found, []
-        return found + rest
+        return found + self._events.take()
 
     @property
     def is_between(self) -> bool:
@@ -104,15 +128,15 @@ class ValueCutter:
 
     @property
     def is_broken(self) -> bool:
-        """Whether an event is begun that is no JSON."""
+        """Whether the event in progress is not JSON."""
         return self._state == self._in_broken
 
     @property
     def problem(self) -> str:
-        """What is not as it should be, once all is read."""
+        """The fault of the whole text, at its end."""
         return "damaged: its JSON ends too early" if self._open else ""
 
-    # --- states: each returns whether it came further ---------------------------------------
+    # --- states: each returns whether it advanced -------------------------------------------
 
     def _between(self) -> bool:
         begin = self._skip_blanks()
@@ -123,12 +147,14 @@ class ValueCutter:
             return self._begin_value(begin, char)
         if char == b"]":
             self._at = begin + 1
-            self._close(0x5D)
+            _close(self._open, 0x5D)
             self._leave()
         elif char in (b"{", b"["):
             self._begin_event(begin, self._inside, char)
+        elif char == b'"':
+            self._begin_event(begin, self._in_text, skipped=1)
         else:
-            self._begin_event(begin, self._in_text if char == b'"' else self._in_scalar)
+            self._begin_other(begin, _SCALAR)
         return True
 
     def _skip_blanks(self) -> int:
@@ -137,33 +163,36 @@ class ValueCutter:
         if line_end:
             self._indent = indent
         elif self._indent is not None:
+            # A chunk may end within the indentation; a run that long is no indentation.
             self._indent = self._indent + indent if end - self._at < LOOK_BACK else None
         self._at = end
         return end
 
     def _begin_value(self, begin: int, char: bytes) -> bool:
-        """Begin an event, an array of events, or a line of something else."""
+        """Begin an event, an array of events, or a line of other text."""
         if char == b"{":
             self._begin_event(begin, self._inside, char)
             return True
         array = ARRAY.match(self._buffer, begin)
-        if array and not array[1] and not self._ended and self._may_go_on(array):
-            return False
         if array and array[1]:
             self._open += b"["
             self._base, self._at, self._indent = 1, begin + 1, None
+        elif array and not self._ended and _may_go_on(array, len(self._buffer)):
+            return False
         else:
-            self._begin_event(begin, self._in_line)
+            self._begin_other(begin, _REST_OF_LINE)
         return True
 
-    def _may_go_on(self, array: re.Match[bytes]) -> bool:
-        return array.end() == len(self._buffer) and array.end() - array.start() <= MAX_BLANK
-
-    def _begin_event(self, begin: int, state: Callable[[], bool], opener: bytes = b"") -> None:
+    def _begin_event(
+        self, begin: int, state: Callable[[], bool], opener: bytes = b"", skipped: int = 0
+    ) -> None:
         self._open += opener
-        self._begin = begin
-        self._at = begin + bool(opener or state == self._in_text)
+        self._begin, self._at = begin, begin + len(opener) + skipped
         self._state = state
+
+    def _begin_other(self, begin: int, rest: re.Pattern[bytes]) -> None:
+        self._rest = rest
+        self._begin_event(begin, self._in_other)
 
     def _inside(self) -> bool:
         end = self._at = match_end(_FLAT, self._buffer, self._at)
@@ -172,7 +201,7 @@ class ValueCutter:
         char = self._buffer[end]
         if char in _OPENER:
             self._at = end + 1
-            leaves = self._close(char)
+            leaves = 0 <= _close(self._open, char) < self._base
             if len(self._open) <= self._base:
                 self._end_event(self._at)
             if leaves:
@@ -189,10 +218,13 @@ class ValueCutter:
         if opener == 0x5B and self._is_body(before):
             self.bodies += 1
             self._base, self._indent = 2, None
-            self._held.take()
+            self._events.held.take()
             self._state = self._between
-        elif len(self._open) >= MAX_OPEN or not self._may_begin(before):
-            self._break(at, opener)
+        elif len(self._open) >= MAX_OPEN or not _may_begin(self._open, before):
+            # Go on with the next event. It begins right here where events do not begin lines.
+            self._at, self._state = at, self._in_broken
+            if self._indent is None and opener == 0x7B:
+                self._end_broken(at)
             return
         self._open.append(opener)
         self._at = at + 1
@@ -203,19 +235,9 @@ class ValueCutter:
             return False
         if not _EVENTS.search(before):
             return False
-        self._is_event = _TYPE in self._held.text + self._buffer[self._begin : self._at]
+        # An event may have a property ``events`` of its own; a request body has no event type.
+        self._is_event = _TYPE in self._events.held.text + self._buffer[self._begin : self._at]
         return not self._is_event
-
-    def _may_begin(self, before: bytes) -> bool:
-        """Whether a value may stand here: in an object, behind a colon only."""
-        last = before.rstrip()[-1:]
-        return self._open[-1:] != b"{" or last in (b":", b"")
-
-    def _break(self, at: int, opener: int) -> None:
-        """Go on with the next event; it begins right here where events do not begin lines."""
-        self._at, self._state = at, self._in_broken
-        if self._indent is None and opener == 0x7B:
-            self._end_broken(at)
 
     def _in_text(self) -> bool:
         end = self._at = match_end(_TEXT, self._buffer, self._at)
@@ -231,13 +253,7 @@ class ValueCutter:
         return True
 
     def _in_broken(self) -> bool:
-        if self._indent is None:
-            found = _NEXT_OBJECT.match(self._buffer, self._at)
-            next_at = found.end() if found else -1
-        else:
-            at = max(self._begin, self._at - 1 - len(self._indent))
-            line_at = self._buffer.find(b"\n" + self._indent + b"{", at)
-            next_at = line_at + 1 + len(self._indent) if line_at >= 0 else -1
+        next_at = _next_event(self._buffer, self._begin, self._at, self._indent)
         if next_at < 0:
             self._at = max(self._at, len(self._buffer) - LOOK_BACK)
             return False
@@ -248,31 +264,15 @@ class ValueCutter:
         indent, self._at = self._indent, end
         del self._open[self._base :]
         self._end_event(end)
-        self._indent = indent
+        self._indent = indent  # the next event begins on a line of its own, like this one
 
-    def _in_line(self) -> bool:
-        return self._in_other(_REST_OF_LINE)
-
-    def _in_scalar(self) -> bool:
-        return self._in_other(_SCALAR)
-
-    def _in_other(self, pattern: re.Pattern[bytes]) -> bool:
-        """Follow what is neither an object nor an array."""
-        end = self._at = match_end(pattern, self._buffer, self._at)
+    def _in_other(self) -> bool:
+        end = self._at = match_end(self._rest, self._buffer, self._at)
         if end == len(self._buffer):
             return False
-        self._at = max(end, self._begin + 1)  # a bracket that closes nothing
+        self._at = max(end, self._begin + 1)  # advances over a bracket that closes nothing
         self._end_event(self._at)
         return True
-
-    # --- events ---------------------------------------------------------------------------
-
-    def _close(self, char: int) -> bool:
-        """Return whether that closes what stands around the events."""
-        last = self._open.rfind(_OPENER[char])
-        if last >= 0:
-            del self._open[last:]
-        return 0 <= last < self._base
 
     def _leave(self) -> None:
         """Go on behind an array of events; the rest of a request body is passed over."""
@@ -282,30 +282,53 @@ class ValueCutter:
             self._begin_event(self._at, self._inside)
 
     def _end_event(self, end: int) -> None:
-        self._held.add(self._buffer[self._begin : end])
-        text, digest = self._held.take()
-        text = text.strip()
-        if text and not self._behind_events:
-            self._number += 1
-            self._found.append(Line(self._number, text, not digest, 0, digest))
+        self._events.end(self._buffer[self._begin : end], counts=not self._behind_events)
         if not self._open:
             self._behind_events = False
         self._begin, self._indent, self._is_event = end, None, False
         self._state = self._between
 
     def _forget(self) -> None:
-        """Hold of the event what has been scanned, and drop what has been cut off."""
+        """Move the scanned part of the event out of the buffer, and drop finished events."""
         keep = self._at
         if not self.is_between:
             keep = max(self._begin, self._at - LOOK_BACK)
-            self._held.add(self._buffer[self._begin : keep])
+            self._events.held.add(self._buffer[self._begin : keep])
         self._buffer = self._buffer[keep:]
         self._at -= keep
         self._begin = 0
 
 
+def _close(opened: bytearray, char: int) -> int:
+    """Close the last open bracket of a kind; return the number of those before it, or -1."""
+    last = opened.rfind(_OPENER[char])
+    if last >= 0:
+        del opened[last:]
+    return last
+
+
+def _may_begin(opened: bytearray, before: bytes) -> bool:
+    """Whether a value may begin here: in an object, only behind a colon."""
+    last = before.rstrip()[-1:]
+    return opened[-1:] != b"{" or last in (b":", b"")
+
+
+def _may_go_on(array: re.Match[bytes], length: int) -> bool:
+    """Whether more text decides if an array holds events: only blanks came behind its bracket."""
+    return array.end() == length and array.end() - array.start() <= MAX_BLANK
+
+
+def _next_event(buffer: bytes, begin: int, at: int, indent: bytes | None) -> int:
+    """Return the beginning of the event behind a broken one, or -1 while none is there."""
+    if indent is None:
+        found = _NEXT_OBJECT.match(buffer, at)
+        return found.end() if found else -1
+    line_at = buffer.find(b"\n" + indent + b"{", max(begin, at - 1 - len(indent)))
+    return line_at + 1 + len(indent) if line_at >= 0 else -1
+
+
 def match_end(pattern: re.Pattern[bytes], text: bytes, at: int) -> int:
-    """Return where a pattern that matches anything ends."""
+    """Return the end of a match; ``pattern`` matches anything."""
     found = pattern.match(text, at)
     assert found is not None
     return found.end()

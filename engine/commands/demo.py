@@ -26,8 +26,9 @@ from amplitude_intercom.engine.sources import sources_of, start_sources
 from amplitude_intercom.engine.spool.rows import DeadLetter, DeadLetterQuery
 from amplitude_intercom.engine.status import RelayStatus, Status, SyncStatus
 from amplitude_intercom.transports.http import HttpSource
-from amplitude_intercom.transports.sandbox import Sandbox, serve
-from amplitude_intercom.transports.sandbox.amplitude import LocalAmplitude, serve_amplitude
+from amplitude_intercom.transports.sandbox.local_amplitude import LocalAmplitude
+from amplitude_intercom.transports.sandbox.sandbox import Sandbox
+from amplitude_intercom.transports.sandbox.server import serve, serve_amplitude
 
 API_KEY: Final = "demo-api-key"
 SYNC: Final = "demo"

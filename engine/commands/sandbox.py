@@ -13,8 +13,10 @@ import msgspec
 from amplitude_intercom.engine.addresses import host_and_port, is_loopback
 from amplitude_intercom.engine.commands.running import OK, USAGE, Signals, complain
 from amplitude_intercom.engine.commands.terminal import count
-from amplitude_intercom.transports.sandbox import Fault, Sandbox, serve
-from amplitude_intercom.transports.sandbox.amplitude import LocalAmplitude, serve_amplitude
+from amplitude_intercom.transports.sandbox.faults import Fault
+from amplitude_intercom.transports.sandbox.local_amplitude import LocalAmplitude
+from amplitude_intercom.transports.sandbox.sandbox import Sandbox
+from amplitude_intercom.transports.sandbox.server import serve, serve_amplitude
 
 TYPES: Final = ("string", "integer", "float", "boolean", "date")
 

@@ -11,7 +11,8 @@ import pytest
 
 from amplitude_intercom.engine.spool.contract import Wanted
 from amplitude_intercom.engine.spool.store import Store
-from amplitude_intercom.transports.sandbox.amplitude import LocalAmplitude, serve_amplitude
+from amplitude_intercom.transports.sandbox.local_amplitude import LocalAmplitude
+from amplitude_intercom.transports.sandbox.server import serve_amplitude
 from support import reference
 from support.serving import serving, speak
 

@@ -15,7 +15,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from amplitude_intercom.transports.intercom import Answer, Request
-from amplitude_intercom.transports.sandbox import Sandbox
+from amplitude_intercom.transports.sandbox.sandbox import Sandbox
 from support import reference
 
 NOW_S = 1_700_000_000

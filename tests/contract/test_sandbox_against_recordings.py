@@ -20,7 +20,7 @@ from urllib.parse import urlencode
 import pytest
 
 from amplitude_intercom.transports.intercom import Answer, Request
-from amplitude_intercom.transports.sandbox import Sandbox
+from amplitude_intercom.transports.sandbox.sandbox import Sandbox
 from support import reference
 
 EXCUSED = {

@@ -10,7 +10,8 @@ import aiohttp
 from yarl import URL
 
 from amplitude_intercom.engine.metrics import METRICS, PREFIX
-from amplitude_intercom.transports.sandbox import Sandbox, serve
+from amplitude_intercom.transports.sandbox.sandbox import Sandbox
+from amplitude_intercom.transports.sandbox.server import serve
 from support import process
 
 

@@ -11,7 +11,8 @@ import pytest
 from amplitude_intercom.engine.commands.check import _token_findings
 from amplitude_intercom.engine.config import from_table
 from amplitude_intercom.transports.intercom import Answer
-from amplitude_intercom.transports.sandbox import Sandbox, serve
+from amplitude_intercom.transports.sandbox.sandbox import Sandbox
+from amplitude_intercom.transports.sandbox.server import serve
 from support import process
 
 EVENT = json.dumps(process.event("mira-okafor", 1)).encode()

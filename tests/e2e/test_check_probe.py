@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from amplitude_intercom.engine.spool.sqlite.reading import look_at
-from amplitude_intercom.transports.sandbox import Fault, Sandbox, serve
+from amplitude_intercom.transports.sandbox.faults import Fault
+from amplitude_intercom.transports.sandbox.sandbox import Sandbox
+from amplitude_intercom.transports.sandbox.server import serve
 from support import process
 
 ATTRIBUTES = {"plan": "string"}

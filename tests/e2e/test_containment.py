@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from amplitude_intercom.transports.sandbox import Fault, Sandbox, serve
+from amplitude_intercom.transports.sandbox.faults import Fault
+from amplitude_intercom.transports.sandbox.sandbox import Sandbox
+from amplitude_intercom.transports.sandbox.server import serve
 from support import process
 
 WELL = [f"well-user-{n}" for n in range(20)]

@@ -7,7 +7,9 @@ from pathlib import Path
 import anyio
 import pytest
 
-from amplitude_intercom.transports.sandbox import Fault, Sandbox, serve
+from amplitude_intercom.transports.sandbox.faults import Fault
+from amplitude_intercom.transports.sandbox.sandbox import Sandbox
+from amplitude_intercom.transports.sandbox.server import serve
 from support import process
 
 WELL = [f"well-{n:02}" for n in range(20)]

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from amplitude_intercom.transports.sandbox import Sandbox, serve
+from amplitude_intercom.transports.sandbox.sandbox import Sandbox
+from amplitude_intercom.transports.sandbox.server import serve
 from support import process
 
 NOWHERE = "http://127.0.0.1:9"

@@ -19,7 +19,8 @@ from amplitude_intercom.engine.console import server
 from amplitude_intercom.engine.deploy.adapting import settings_of
 from amplitude_intercom.engine.deploy.targets import TARGETS, stop_s, storage_gib
 from amplitude_intercom.engine.settings import Admin, Http, Settings
-from amplitude_intercom.transports.sandbox import Sandbox, serve
+from amplitude_intercom.transports.sandbox.sandbox import Sandbox
+from amplitude_intercom.transports.sandbox.server import serve
 from support import process
 
 ROOT = Path(__file__).parents[2]

@@ -7,7 +7,9 @@ from typing import Any
 
 from amplitude_intercom.engine.app import Engine
 from amplitude_intercom.engine.config import from_table
-from amplitude_intercom.transports.sandbox import Fault, InProcess, Sandbox
+from amplitude_intercom.transports.sandbox.faults import Fault
+from amplitude_intercom.transports.sandbox.in_process import InProcess
+from amplitude_intercom.transports.sandbox.sandbox import Sandbox
 
 USERS = [f"user-{n:02}" for n in range(40)]
 

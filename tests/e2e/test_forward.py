@@ -17,7 +17,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from amplitude_intercom.transports.sandbox import Sandbox, serve
+from amplitude_intercom.transports.sandbox.sandbox import Sandbox
+from amplitude_intercom.transports.sandbox.server import serve
 from support import process, reference
 
 LINES = [

@@ -19,9 +19,10 @@ import pytest
 from aiohttp import web
 
 from amplitude_intercom.transports.intercom import Request
-from amplitude_intercom.transports.sandbox import Fault, Sandbox, serve
-from amplitude_intercom.transports.sandbox.amplitude import LocalAmplitude, serve_amplitude
-from amplitude_intercom.transports.sandbox.sandbox import serve_application
+from amplitude_intercom.transports.sandbox.faults import Fault
+from amplitude_intercom.transports.sandbox.local_amplitude import LocalAmplitude
+from amplitude_intercom.transports.sandbox.sandbox import Sandbox
+from amplitude_intercom.transports.sandbox.server import serve, serve_amplitude, serve_application
 from support import process
 
 KEY, SECRET = "canary-export-key", "canary-export-secret"

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from amplitude_intercom.engine.config import load
-from amplitude_intercom.transports.sandbox import Sandbox, serve
-from amplitude_intercom.transports.sandbox.amplitude import LocalAmplitude, serve_amplitude
+from amplitude_intercom.transports.sandbox.local_amplitude import LocalAmplitude
+from amplitude_intercom.transports.sandbox.sandbox import Sandbox
+from amplitude_intercom.transports.sandbox.server import serve, serve_amplitude
 from support import process
 from support.terminal import Terminal, on_terminal
 

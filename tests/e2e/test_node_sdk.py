@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from amplitude_intercom.transports.sandbox import Sandbox, serve
-from amplitude_intercom.transports.sandbox.amplitude import LocalAmplitude, serve_amplitude
+from amplitude_intercom.transports.sandbox.local_amplitude import LocalAmplitude
+from amplitude_intercom.transports.sandbox.sandbox import Sandbox
+from amplitude_intercom.transports.sandbox.server import serve, serve_amplitude
 from support import process
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]

@@ -16,9 +16,10 @@ import pytest
 from aiohttp import web
 from amplitude import BaseEvent, EventOptions, Identify
 
-from amplitude_intercom.transports.sandbox import Sandbox, serve
-from amplitude_intercom.transports.sandbox.amplitude import LocalAmplitude, serve_amplitude
-from amplitude_intercom.transports.sandbox.sandbox import Fault, serve_application
+from amplitude_intercom.transports.sandbox.faults import Fault
+from amplitude_intercom.transports.sandbox.local_amplitude import LocalAmplitude
+from amplitude_intercom.transports.sandbox.sandbox import Sandbox
+from amplitude_intercom.transports.sandbox.server import serve, serve_amplitude, serve_application
 from support import process
 from support.python_sdk import Client
 

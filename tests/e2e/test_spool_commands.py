@@ -18,7 +18,8 @@ import pytest
 import tomli_w
 
 from amplitude_intercom.engine.spool.schema import SCHEMA_VERSION
-from amplitude_intercom.transports.sandbox import Sandbox, serve
+from amplitude_intercom.transports.sandbox.sandbox import Sandbox
+from amplitude_intercom.transports.sandbox.server import serve
 from support import process
 from support.faulty_disk import MARKS, FaultyDisk
 from support.products import check_accounts

@@ -14,7 +14,8 @@ import pytest
 
 from amplitude_intercom.transports import Source, conformance
 from amplitude_intercom.transports.conformance import Outside, event
-from amplitude_intercom.transports.sandbox import Sandbox, serve
+from amplitude_intercom.transports.sandbox.sandbox import Sandbox
+from amplitude_intercom.transports.sandbox.server import serve
 from support import process
 from support.papers import block
 

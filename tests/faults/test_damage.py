@@ -24,7 +24,8 @@ from amplitude_intercom.engine.spool.known import ContactKey, Held, Known
 from amplitude_intercom.engine.spool.rows import Append, DeadLetterQuery, DeadRow
 from amplitude_intercom.engine.spool.sqlite.examine import Damage, findings
 from amplitude_intercom.engine.spool.sqlite.files import PAGE_BYTES
-from amplitude_intercom.transports.sandbox import Sandbox, serve
+from amplitude_intercom.transports.sandbox.sandbox import Sandbox
+from amplitude_intercom.transports.sandbox.server import serve
 from support import process
 from support.spools import OneSync, kept, opened, part_of
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import aiohttp
 
-from amplitude_intercom.transports.sandbox import Sandbox, serve
+from amplitude_intercom.transports.sandbox.sandbox import Sandbox
+from amplitude_intercom.transports.sandbox.server import serve
 from support import process
 from support.products import check_accounts
 

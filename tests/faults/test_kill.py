@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import tomli_w
 
-from amplitude_intercom.transports.sandbox import Sandbox, serve
+from amplitude_intercom.transports.sandbox.sandbox import Sandbox
+from amplitude_intercom.transports.sandbox.server import serve
 from support import process
 from support.products import Products, check_accounts
 

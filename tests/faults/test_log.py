@@ -13,7 +13,9 @@ from typing import Any
 import aiohttp
 import pytest
 
-from amplitude_intercom.transports.sandbox import Fault, Sandbox, serve
+from amplitude_intercom.transports.sandbox.faults import Fault
+from amplitude_intercom.transports.sandbox.sandbox import Sandbox
+from amplitude_intercom.transports.sandbox.server import serve
 from support import process
 
 EVENTS = 2_000

@@ -10,7 +10,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from amplitude_intercom.transports.sandbox import Sandbox, serve
+from amplitude_intercom.transports.sandbox.sandbox import Sandbox
+from amplitude_intercom.transports.sandbox.server import serve
 from support import process
 
 MIB = 1 << 20

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from amplitude_intercom.transports.sandbox import Sandbox, serve
+from amplitude_intercom.transports.sandbox.sandbox import Sandbox
+from amplitude_intercom.transports.sandbox.server import serve
 from support import process
 from support.faulty_disk import FaultyDisk, after_power_cut
 from support.products import Products, check_accounts

@@ -10,7 +10,9 @@ from typing import Any
 
 import aiohttp
 
-from amplitude_intercom.transports.sandbox import Fault, Sandbox, serve
+from amplitude_intercom.transports.sandbox.faults import Fault
+from amplitude_intercom.transports.sandbox.sandbox import Sandbox
+from amplitude_intercom.transports.sandbox.server import serve
 from support import process
 
 CANARIES = (process.TOKEN, "canary-admin-9f27")

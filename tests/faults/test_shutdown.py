@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from amplitude_intercom.transports.sandbox import Fault, Sandbox, serve
+from amplitude_intercom.transports.sandbox.faults import Fault
+from amplitude_intercom.transports.sandbox.sandbox import Sandbox
+from amplitude_intercom.transports.sandbox.server import serve
 from support import process
 from support.products import Products, check_accounts
 

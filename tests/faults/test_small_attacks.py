@@ -16,7 +16,8 @@ import aiohttp
 import pytest
 import tomli_w
 
-from amplitude_intercom.transports.sandbox import Sandbox, serve
+from amplitude_intercom.transports.sandbox.sandbox import Sandbox
+from amplitude_intercom.transports.sandbox.server import serve
 from support import process
 from support.serving import speak
 

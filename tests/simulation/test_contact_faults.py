@@ -15,7 +15,9 @@ from amplitude_intercom.engine.spool.rows import DeadLetterQuery
 from amplitude_intercom.engine.status import SyncStatus
 from amplitude_intercom.engine.token_facts import contact_key
 from amplitude_intercom.transports.intercom import Answer, Request
-from amplitude_intercom.transports.sandbox import Fault, InProcess, Sandbox
+from amplitude_intercom.transports.sandbox.faults import Fault
+from amplitude_intercom.transports.sandbox.in_process import InProcess
+from amplitude_intercom.transports.sandbox.sandbox import Sandbox
 from support import simulation, virtual
 from support.virtual import in_virtual_time
 

@@ -36,8 +36,11 @@ from amplitude_intercom.engine.config import from_table
 from amplitude_intercom.engine.settings import Settings
 from amplitude_intercom.engine.spool.rows import DeadLetterQuery
 from amplitude_intercom.engine.status import SyncStatus
-from amplitude_intercom.transports.sandbox import Fault, InProcess, JournalEntry, Sandbox
-from amplitude_intercom.transports.sandbox.workspace import Contact
+from amplitude_intercom.transports.sandbox.contacts import Contact
+from amplitude_intercom.transports.sandbox.faults import Fault
+from amplitude_intercom.transports.sandbox.in_process import InProcess
+from amplitude_intercom.transports.sandbox.journal import JournalEntry
+from amplitude_intercom.transports.sandbox.sandbox import Sandbox
 from support import simulation, virtual
 from support.contact_history import CONTESTED, EMAIL, FOREIGN, SELECTABLE, STANDARD, History, Plan
 from support.contact_model import UNSURE, Properties, Update, as_field, same

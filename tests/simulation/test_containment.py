@@ -33,7 +33,8 @@ from amplitude_intercom.engine.spool.rows import DeadLetterQuery
 from amplitude_intercom.engine.status import SyncStatus
 from amplitude_intercom.transports.intercom import Answer, Request, Wire
 from amplitude_intercom.transports.intercom_client import IntercomClient
-from amplitude_intercom.transports.sandbox import InProcess, Sandbox
+from amplitude_intercom.transports.sandbox.in_process import InProcess
+from amplitude_intercom.transports.sandbox.sandbox import Sandbox
 from support import simulation, virtual
 from support.stand_in import StandIn, in_place_of
 from support.virtual import in_virtual_time

@@ -19,7 +19,9 @@ import pytest
 from amplitude_intercom.engine.app import Engine
 from amplitude_intercom.engine.config import from_table
 from amplitude_intercom.engine.status import Status
-from amplitude_intercom.transports.sandbox import Fault, InProcess, JournalEntry
+from amplitude_intercom.transports.sandbox.faults import Fault
+from amplitude_intercom.transports.sandbox.in_process import InProcess
+from amplitude_intercom.transports.sandbox.journal import JournalEntry
 from support import simulation, virtual
 from support.virtual import in_virtual_time
 

@@ -10,7 +10,8 @@ import anyio
 import pytest
 
 from amplitude_intercom.engine.spool.rows import DeadLetterQuery
-from amplitude_intercom.transports.sandbox import Fault, Sandbox
+from amplitude_intercom.transports.sandbox.faults import Fault
+from amplitude_intercom.transports.sandbox.sandbox import Sandbox
 from support import simulation, virtual
 from support.virtual import in_virtual_time
 

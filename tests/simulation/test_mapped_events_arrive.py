@@ -13,7 +13,7 @@ import pytest
 from amplitude_intercom.engine.commands.preview import Preview
 from amplitude_intercom.engine.config import from_table
 from amplitude_intercom.engine.delivery.attributes import KnownAttributes, Listed
-from amplitude_intercom.transports.sandbox import Sandbox
+from amplitude_intercom.transports.sandbox.sandbox import Sandbox
 from support import simulation
 from support.events import ATTRIBUTES, STYLES, random_event, sync_table
 from support.virtual import in_virtual_time

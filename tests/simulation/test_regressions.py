@@ -19,7 +19,8 @@ from amplitude_intercom.engine.spool.known import ContactKey, Known
 from amplitude_intercom.engine.spool.rows import DeadLetterQuery
 from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.transports import batch_of
-from amplitude_intercom.transports.sandbox import Fault, Sandbox
+from amplitude_intercom.transports.sandbox.faults import Fault
+from amplitude_intercom.transports.sandbox.sandbox import Sandbox
 from support import simulation
 from support.virtual import in_virtual_time
 

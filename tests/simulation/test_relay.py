@@ -12,8 +12,8 @@ from structlog.testing import capture_logs
 
 from amplitude_intercom.engine.app import Engine
 from amplitude_intercom.engine.spool.rows import DeadLetterQuery
-from amplitude_intercom.transports.sandbox.amplitude import AmplitudeInProcess
-from amplitude_intercom.transports.sandbox.sandbox import Fault
+from amplitude_intercom.transports.sandbox.faults import Fault
+from amplitude_intercom.transports.sandbox.in_process import AmplitudeInProcess
 from support import relaying, virtual
 from support.relaying import RELAY, by_device, event, request, take_in
 from support.virtual import in_virtual_time

@@ -13,8 +13,9 @@ from amplitude_intercom.engine.relay.keys import MOST_KEYS
 from amplitude_intercom.engine.spool.rows import DeadLetterQuery
 from amplitude_intercom.transports.contract import Original
 from amplitude_intercom.transports.intercom import Answer
-from amplitude_intercom.transports.sandbox.amplitude import AmplitudeInProcess, LocalAmplitude
-from amplitude_intercom.transports.sandbox.sandbox import Fault
+from amplitude_intercom.transports.sandbox.faults import Fault
+from amplitude_intercom.transports.sandbox.in_process import AmplitudeInProcess
+from amplitude_intercom.transports.sandbox.local_amplitude import LocalAmplitude
 from support import relaying, virtual
 from support.relaying import RELAY, by_device, event, request, take_in
 from support.virtual import in_virtual_time

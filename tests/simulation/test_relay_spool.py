@@ -16,7 +16,7 @@ from amplitude_intercom.engine.spool.checksums import letter_checksum
 from amplitude_intercom.engine.spool.rows import DeadLetterQuery
 from amplitude_intercom.engine.spool.sqlite.examine import findings
 from amplitude_intercom.transports.errors import Refused, UnknownApiKey
-from amplitude_intercom.transports.sandbox.sandbox import Fault
+from amplitude_intercom.transports.sandbox.faults import Fault
 from support import relaying
 from support.relaying import RELAY, by_device, event, request, take_in
 from support.virtual import in_virtual_time

@@ -18,7 +18,9 @@ import pytest
 
 from amplitude_intercom.engine.app import Engine
 from amplitude_intercom.engine.status import SyncStatus
-from amplitude_intercom.transports.sandbox import Fault, JournalEntry, Sandbox
+from amplitude_intercom.transports.sandbox.faults import Fault
+from amplitude_intercom.transports.sandbox.journal import JournalEntry
+from amplitude_intercom.transports.sandbox.sandbox import Sandbox
 from support import simulation, virtual
 from support.virtual import in_virtual_time
 

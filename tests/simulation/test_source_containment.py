@@ -14,7 +14,7 @@ from amplitude_intercom.engine.status import SourceStatus
 from amplitude_intercom.transports import Intake, batch_of
 from amplitude_intercom.transports.errors import Refused
 from amplitude_intercom.transports.reasons import RefusalReason
-from amplitude_intercom.transports.sandbox import Sandbox
+from amplitude_intercom.transports.sandbox.sandbox import Sandbox
 from support import simulation, virtual
 from support.virtual import in_virtual_time
 

@@ -11,7 +11,7 @@ from amplitude_intercom.engine.app import Engine
 from amplitude_intercom.engine.metrics import render
 from amplitude_intercom.engine.spool.user_state import UserState
 from amplitude_intercom.engine.status import SyncStatus
-from amplitude_intercom.transports.sandbox import Fault
+from amplitude_intercom.transports.sandbox.faults import Fault
 from support import simulation
 from support.simulation import API_KEY, event, identify
 from support.virtual import in_virtual_time

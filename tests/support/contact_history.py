@@ -9,7 +9,7 @@ from typing import Any, Final
 import msgspec
 
 from amplitude_intercom.engine.settings import Users
-from amplitude_intercom.transports.sandbox import Fault
+from amplitude_intercom.transports.sandbox.faults import Fault
 from support.contact_model import as_field
 
 TEXTS: Final = ("plan", "name", "phone")

@@ -10,8 +10,8 @@ from typing import Any
 import msgspec
 
 from amplitude_intercom.engine.spool.rows import DeadLetter
-from amplitude_intercom.transports.sandbox import Sandbox
-from amplitude_intercom.transports.sandbox.workspace import Contact
+from amplitude_intercom.transports.sandbox.contacts import Contact
+from amplitude_intercom.transports.sandbox.sandbox import Sandbox
 from support import contact_model
 from support.contact_history import EMAIL, SELECTABLE, History, Plan
 from support.contact_model import UNSURE, Held, Properties, Update, as_field, same

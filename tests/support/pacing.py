@@ -11,7 +11,7 @@ import anyio
 
 from amplitude_intercom.engine.delivery.pace import Pace, pause_s
 from amplitude_intercom.transports.intercom import Answer, RateHeaders, me, parse_rate
-from amplitude_intercom.transports.sandbox import Sandbox
+from amplitude_intercom.transports.sandbox.sandbox import Sandbox
 from support import virtual
 
 Latency = Callable[[], float]

@@ -10,7 +10,7 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from amplitude_intercom.transports.sandbox import Sandbox
+from amplitude_intercom.transports.sandbox.sandbox import Sandbox
 from support import process
 
 USERS = 40

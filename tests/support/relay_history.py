@@ -18,7 +18,7 @@ import msgspec
 from amplitude_intercom.engine.app import Engine
 from amplitude_intercom.engine.spool.rows import DeadLetter, DeadLetterQuery
 from amplitude_intercom.transports.errors import Refused
-from amplitude_intercom.transports.sandbox.sandbox import Fault
+from amplitude_intercom.transports.sandbox.faults import Fault
 from support import relaying
 from support.relaying import RELAY, request, take_in
 

@@ -15,12 +15,10 @@ from amplitude_intercom.engine.config import from_table
 from amplitude_intercom.engine.settings import Settings
 from amplitude_intercom.transports import uploads
 from amplitude_intercom.transports.contract import Batch, Original
-from amplitude_intercom.transports.sandbox import InProcess, Sandbox
-from amplitude_intercom.transports.sandbox.amplitude import (
-    AmplitudeInProcess,
-    Ingested,
-    LocalAmplitude,
-)
+from amplitude_intercom.transports.sandbox.amplitude_archives import Ingested
+from amplitude_intercom.transports.sandbox.in_process import AmplitudeInProcess, InProcess
+from amplitude_intercom.transports.sandbox.local_amplitude import LocalAmplitude
+from amplitude_intercom.transports.sandbox.sandbox import Sandbox
 from amplitude_intercom.transports.upload_events import checked_batch
 from amplitude_intercom.transports.uploads import Upload
 from support import virtual

@@ -17,7 +17,9 @@ from amplitude_intercom.engine.settings import Settings
 from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.transports import intercom
 from amplitude_intercom.transports.intercom import Request, Wire
-from amplitude_intercom.transports.sandbox import InProcess, JournalEntry, Sandbox
+from amplitude_intercom.transports.sandbox.in_process import InProcess
+from amplitude_intercom.transports.sandbox.journal import JournalEntry
+from amplitude_intercom.transports.sandbox.sandbox import Sandbox
 from support import virtual
 
 API_KEY = "simulated"

@@ -1,11 +1,4 @@
-"""A local Intercom, to try things with and to test against: ``sandbox.sandbox`` has its rules."""
+"""A local Intercom and a local Amplitude, to try things with and to test against.
 
-from amplitude_intercom.transports.sandbox.sandbox import (
-    Fault,
-    InProcess,
-    JournalEntry,
-    Sandbox,
-    serve,
-)
-
-__all__ = ["Fault", "InProcess", "JournalEntry", "Sandbox", "serve"]
+Intercom: ``sandbox.sandbox`` has the rules. Amplitude: ``sandbox.local_amplitude`` has them.
+"""

@@ -15,7 +15,8 @@ from amplitude_intercom.engine.settings import Intercom
 from amplitude_intercom.engine.sources import SOURCES, load_source
 from amplitude_intercom.transports.errors import UnknownSync
 from amplitude_intercom.transports.intercom import Wire
-from amplitude_intercom.transports.sandbox import InProcess, Sandbox
+from amplitude_intercom.transports.sandbox.in_process import InProcess
+from amplitude_intercom.transports.sandbox.sandbox import Sandbox
 
 CANARY = "canary-5e10"
 WELL = InProcess(Sandbox())

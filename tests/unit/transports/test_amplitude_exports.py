@@ -29,9 +29,9 @@ from amplitude_intercom.transports.amplitude_exports import (
     show_hour,
 )
 from amplitude_intercom.transports.intercom import Request
-from amplitude_intercom.transports.sandbox import Fault
-from amplitude_intercom.transports.sandbox.amplitude import LocalAmplitude, serve_amplitude
-from amplitude_intercom.transports.sandbox.sandbox import serve_application
+from amplitude_intercom.transports.sandbox.faults import Fault
+from amplitude_intercom.transports.sandbox.local_amplitude import LocalAmplitude
+from amplitude_intercom.transports.sandbox.server import serve_amplitude, serve_application
 
 KEY, SECRET = "an-api-key", "canary-secret-key"
 AT_S = 1_700_000_000.0

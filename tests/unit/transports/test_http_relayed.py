@@ -12,7 +12,8 @@ import aiohttp
 import pytest
 from yarl import URL
 
-from amplitude_intercom.transports.sandbox.amplitude import LocalAmplitude, serve_amplitude
+from amplitude_intercom.transports.sandbox.local_amplitude import LocalAmplitude
+from amplitude_intercom.transports.sandbox.server import serve_amplitude
 from support.serving import serving
 
 EVENT = {"event_type": "Viewed", "user_id": "mira-okafor", "ip": "$remote", "insert_id": "1"}

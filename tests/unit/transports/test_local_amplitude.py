@@ -15,8 +15,9 @@ import pytest
 
 from amplitude_intercom.transports.errors import NoAnswer
 from amplitude_intercom.transports.intercom import Answer, Request
-from amplitude_intercom.transports.sandbox import Fault
-from amplitude_intercom.transports.sandbox.amplitude import LocalAmplitude, serve_amplitude
+from amplitude_intercom.transports.sandbox.faults import Fault
+from amplitude_intercom.transports.sandbox.local_amplitude import LocalAmplitude
+from amplitude_intercom.transports.sandbox.server import serve_amplitude
 
 KEY = "an-api-key"
 SECRET = "a-secret"

@@ -28,7 +28,10 @@ from amplitude_intercom.transports.intercom import (
     update_contact,
 )
 from amplitude_intercom.transports.intercom_client import IntercomClient
-from amplitude_intercom.transports.sandbox import Fault, InProcess, Sandbox, serve
+from amplitude_intercom.transports.sandbox.faults import Fault
+from amplitude_intercom.transports.sandbox.in_process import InProcess
+from amplitude_intercom.transports.sandbox.sandbox import Sandbox
+from amplitude_intercom.transports.sandbox.server import serve
 
 NOW_S = 1_700_000_000  # begins a window
 

@@ -23,7 +23,9 @@ from amplitude_intercom.engine.settings import Settings
 from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.engine.token_facts import keep_counting
 from amplitude_intercom.transports.intercom import Answer, RateHeaders, Request, Wire
-from amplitude_intercom.transports.sandbox import Fault, InProcess, Sandbox
+from amplitude_intercom.transports.sandbox.faults import Fault
+from amplitude_intercom.transports.sandbox.in_process import InProcess
+from amplitude_intercom.transports.sandbox.sandbox import Sandbox
 from support import virtual
 from support.virtual import in_virtual_time
 
