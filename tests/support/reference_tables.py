@@ -148,7 +148,8 @@ def _parameters(command: Any) -> str:
         if one.param_type_name != "option":
             name = _argument(one)
         else:
-            name = ", ".join(one.opts) + ("" if one.is_flag else f" {one.metavar or 'VALUE'}")
+            name = ", ".join([*one.opts, *one.secondary_opts])
+            name += "" if one.is_flag else f" {one.metavar or 'VALUE'}"
         assert one.help, f"{command.name}: {one.name} has no help"
         rows.append((f"`{name}`", one.help + _shown_default(one)))
     return f"\n{table('argument', 'is', rows=rows)}" if rows else ""
