@@ -22,59 +22,59 @@ from amplitude_intercom.transports.intercom import (
 
 
 class Cause(enum.Enum):
-    """Why a call has no answer."""
+    """The reason for which a call has no answer."""
 
     NOT_SENT = enum.auto()
-    """It has not left: the budget or the token is refused, or the gate is closed."""
+    """It has not left: a pause after a 429, a refused token, or a closed gate."""
     CIRCUIT_OPEN = enum.auto()
-    """It has not left: the endpoint is out."""
+    """It has not left: the endpoint's circuit is open."""
     THROTTLED = enum.auto()
     TOKEN = enum.auto()
     FAILED = enum.auto()
 
 
 class Answered(msgspec.Struct, frozen=True):
-    """What Intercom says of a call: 2xx, or a 4xx that is its own."""
+    """Intercom's answer about a call: a 2xx, or a 4xx of its own."""
 
     answer: Answer
 
 
 class NotAnswered(msgspec.Struct, frozen=True):
-    """Evidence of a call that says nothing of its record; ``failure`` is for people."""
+    """The outcome of a call that says nothing about its record; ``failure`` is for people."""
 
     cause: Cause
     endpoint: str
     failure: Failure | None = None
     blame: Blame = Blame.NOBODYS
     is_sick: bool = False
-    """Whether the endpoint fails for so many that a user gets more attempts."""
+    """Whether the endpoint is sick, so that a user gets more attempts."""
 
 
 class Caller(Protocol):
-    """Who makes a call: a turn."""
+    """The maker of a call: a turn."""
 
     who: Who
     failed_before: bool
 
     def note_departure(self) -> None:
-        """Take in that a call of it has left."""
+        """Note that one of its calls has left."""
 
 
 class Nobody:
-    """Who makes the calls that are no user's."""
+    """The caller of calls that are no user's."""
 
     who: Who = ("", "")
     failed_before = False
 
     def note_departure(self) -> None:
-        """Nobody waits for that."""
+        """Do nothing."""
 
 
 NOBODY: Final = Nobody()
 
 
 class NotNow(EngineError):
-    """A call has no answer, and what it belongs to cannot go on now."""
+    """A call has no answer, and its turn cannot go on now."""
 
     def __init__(self, evidence: NotAnswered) -> None:
         super().__init__(f"{evidence.endpoint}: {evidence.cause.name}")
@@ -90,7 +90,7 @@ class Undeliverable(EngineError):
 
 
 class Calls(Protocol):
-    """Makes calls with one access token; ``delivery.gate`` does."""
+    """Makes calls with one access token, as ``delivery.gate`` does."""
 
     async def call(
         self, request: Request, caller: Caller = NOBODY, *, optional: bool = False
@@ -122,12 +122,12 @@ _FAILED_STATUSES: Final = frozenset([408])
 
 
 def is_failure(status: int) -> bool:
-    """Return whether a status says that the call was not dealt with: 5xx, 408, 1xx and 3xx."""
+    """Return whether a status says nothing about the call itself: 5xx, 408, 1xx and 3xx."""
     return status in _FAILED_STATUSES or status >= 500 or 300 <= status < 400 or status < 200
 
 
 def outcome_of(request: Request, answer: Answer) -> Answer | Failure:
-    """Return an answer that tells how its call fared, or the failure that it is otherwise."""
+    """Return an answer about its call, or the failure that any other answer is."""
     if is_failure(answer.status) and is_error_list(answer):
         return failure_of(answer)
     if not is_failure(answer.status) and is_intercoms(request, answer):
@@ -138,13 +138,13 @@ def outcome_of(request: Request, answer: Answer) -> Answer | Failure:
 
 
 def failure_of(answer: Answer) -> Failure:
-    """Return what an answer says, as a failure of its user's call."""
+    """Return an answer as the failure of a user's call."""
     said = parse_error(answer)
     return Failure(DeadReason.USER_FAILING, answer.status, said.code, said.message, said.request_id)
 
 
 def cause_of(failure: Failure) -> str:
-    """Return an answer, or the lack of one, in a few words."""
+    """Return a failure's answer, or its lack, in a few words."""
     said = failure.message or failure.code
     if not failure.status:
         return said

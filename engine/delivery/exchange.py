@@ -1,4 +1,4 @@
-"""One call: sent once, with what its answer says of the pace."""
+"""One call: sent once. The pace follows its answer."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _log = structlog.get_logger(__name__)
 
 
 class Back(NamedTuple):
-    """What came back of a call: an answer that is Intercom's, or a failure; and when."""
+    """The outcome of a call, an answer of Intercom's or a failure, with the call's instants."""
 
     outcome: Answer | Failure
     left_s: float
@@ -44,7 +44,7 @@ class Exchange:
     def __init__(
         self, wire: Wire, pace: Pace, in_flight: InFlight, budget: BudgetDoubt, name: str
     ) -> None:
-        """``name`` says in logs which Intercom it is: its host, and the syncs that call it."""
+        """``name`` is the Intercom's name in logs: its host, and the syncs that call it."""
         self._wire = wire
         self._pace = pace
         self._in_flight = in_flight
@@ -53,13 +53,13 @@ class Exchange:
         self.calls: Counter[tuple[str, int]] = Counter()
         """Calls made, by endpoint and status (0: no answer)."""
         self.took_s: deque[float] = deque(maxlen=4096)
-        """How long the latest calls took, in seconds."""
+        """Seconds that each of the latest calls took."""
         self._told_limit = 0.0
         self.limit_told = asyncio.Event()
-        """Set when an answer has named another limit than the one before."""
+        """Set when an answer named a new limit."""
 
     async def send(self, request: Request, endpoint: str, caller: Caller) -> Back:
-        """Send a request whose departure the pace has noted; return what came back."""
+        """Send a request, after the pace has counted its departure; return the outcome."""
         left_s, number = loop_time_s(), self._pace.sent
         task = asyncio.current_task()
         assert task is not None
@@ -87,7 +87,7 @@ class Exchange:
         """Wait for the answer, unless the call is given up.
 
         Raises:
-            NoAnswer: there is none.
+            NoAnswer: there is none, or the call was given up.
         """
         try:
             return await self._wire.send(request)
@@ -98,7 +98,7 @@ class Exchange:
             raise NoAnswer(NoAnswerCause.TIMEOUT, "others were answered meanwhile") from None
 
     def _learn_pace(self, answer: Answer, number: int, left_s: float, back_s: float) -> None:
-        """Let the pace follow the headers of an answer that may be Intercom's own."""
+        """Have the pace follow the headers of an answer that may be Intercom's own."""
         if answer.status in (401, 403, 429) and not is_error_list(answer):
             return
         try:
@@ -110,7 +110,7 @@ class Exchange:
             if answer.status != 429:
                 self._budget.note(rate.limit, rate.remaining, back_s)
                 self._pace.answered(left_s)
-        except Exception as fault:  # headers that nobody foresaw cost themselves, not the call
+        except Exception as fault:  # an unforeseen header must not fail the call
             internal_failure(fault, intercom=self._name)
 
     def _log_call(self, request: Request, outcome: Answer | Failure, took_s: float) -> None:

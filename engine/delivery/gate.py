@@ -1,16 +1,16 @@
-"""The gate: calls with one access token; how fast they leave (pace), and whether (health).
+"""The gate makes calls with one access token, by pace (how fast) and health (whether).
 
 Rules
 =====
-1. ``call`` makes a call once, as soon as the pace lets it leave. It never holds one back for
-   another reason, and never makes it again: *Answered* is what Intercom says of the call,
-   *NotAnswered* is everything else, with its evidence. What follows is the caller's business.
-2. Only Intercom speaks for Intercom: what is no answer that the API describes is a failure.
-3. An endpoint whose circuit is open gets probes, each by the caller that the scheduler has chosen,
-   or by one that probes another endpoint and meets this one on its way.
-4. What an answer says of its endpoint, the token and the budget is in ``judging``; while the token
-   is refused, or the budget used up, nothing leaves.
-5. A call that hangs keeps no slot from others (``in_flight``), and is evidence when it ends.
+1. ``call`` makes a call once, as soon as the pace allows. It never holds a call back for another
+   reason, and never repeats one. *Answered* is Intercom's answer about the call, *NotAnswered* is
+   any other outcome, with its evidence. The caller draws the consequences.
+2. Only Intercom speaks for Intercom: any answer that the API does not describe is a failure.
+3. An endpoint with an open circuit gets probes only: by the turn that the scheduler has chosen, or
+   by a turn that probes another endpoint and needs this one too.
+4. ``judging`` has the rules for answers. While the token is refused, or the budget used up, no call
+   leaves.
+5. A hanging call gives its slot back (``in_flight``), and is evidence when it ends.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class State(Reason):
 
 
 class Gate:
-    """Makes calls with one access token; see the module's docstring."""
+    """Makes calls with one access token. The module's docstring has the rules."""
 
     def __init__(
         self,
@@ -82,11 +82,11 @@ class Gate:
         known_limit: float | None = None,
         counts_before: bool = False,
     ) -> None:
-        """``name`` says in logs which Intercom it is: its host, and the syncs that call it.
+        """``name`` is the Intercom's name in logs: its host, and the syncs that call it.
 
-        ``known_limit``: calls a window, as an earlier process was told; without it
-        ``requests_per_minute`` is the first guess. ``counts_before``: ``Remaining`` is known to be
-        the value before its call is charged; otherwise answers tell.
+        ``known_limit`` is the calls a window that an answer told an earlier process; without it
+        ``requests_per_minute`` is the first guess. ``counts_before``: ``Remaining`` is known not to
+        count the call that it answers; otherwise answers will tell.
         """
         guess = requests_per_minute * WINDOW_S / 60
         is_known = known_limit is not None

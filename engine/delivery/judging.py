@@ -1,19 +1,20 @@
-"""What comes of a call says something of its endpoint, of the token, and of the budget.
+"""The judgement of a call's outcome: about its endpoint, the token, or the budget.
 
 Rules
 =====
 ========================================  ======================================================
-what came back                            what is made of it
+outcome                                   judgement
 ========================================  ======================================================
-2xx; 409 to ``POST /contacts``            a success of its endpoint
-401; 403 of a call that is not optional   the token's, where ``GET /me`` is refused as well: nothing
-                                          leaves until that is answered; else a failure of the call
-429                                       the budget's: nothing leaves until the reset, then one
-                                          call, two, four …; where the budget cannot be what is
-                                          short, a failure of the call
-any other 4xx                             the record's own business: an answer
-no answer, one that is not Intercom's,    a failure: whose fault it is, is for ``delivery.health``
-5xx, 408
+2xx; 409 to ``POST /contacts``            a success of the endpoint
+401; 403 of a call that is not optional   if ``GET /me`` is refused too, the token is refused, and
+                                          no call leaves until ``/me`` succeeds; otherwise a failure
+                                          of the call
+429                                       the budget is used up: no call leaves until the reset,
+                                          then one, two, four …; a failure of the call if the budget
+                                          cannot be the reason
+any other 4xx                             an answer about the record
+no answer, an answer that is not          a failure, with its cause by ``delivery.health``
+Intercom's, 5xx, 408
 ========================================  ======================================================
 """
 
@@ -45,16 +46,17 @@ from amplitude_intercom.transports.intercom import Answer, me
 _log = structlog.get_logger(__name__)
 
 RESUME_JITTER_S: Final = 0.5
+"""The most seconds that are added to a pause after a 429."""
 
 CREATE: Final = "POST /contacts"
-"""It answers 409 wherever the contact is there already: that is a success as far as health goes, or
-a workspace where all are would have no success there at all."""
+"""The endpoint that answers 409 for a contact that exists. The 409 counts as a success, because a
+workspace that has every contact would never show another one there."""
 
 
 class Trouble(msgspec.Struct, frozen=True):
-    """What keeps calls from leaving. ``endpoint``: empty where it is the token that is refused.
+    """A reason for which calls do not leave. ``endpoint`` is empty for a refused token.
 
-    ``cause``: an answer, or the lack of one, in a few words. ``seconds``: for how long.
+    ``cause`` is an answer, or its lack, in a few words; ``seconds`` the time since it began.
     """
 
     endpoint: str
@@ -63,7 +65,7 @@ class Trouble(msgspec.Struct, frozen=True):
 
 
 class Judge:
-    """Judges what comes of the calls of one access token; see the module's docstring."""
+    """Judges the outcomes of one access token's calls. The module's docstring has the rules."""
 
     def __init__(
         self,
@@ -76,7 +78,7 @@ class Judge:
         jitter: Callable[[], float],
         name: str,
     ) -> None:
-        """``name`` says in logs which Intercom it is."""
+        """``name`` is the Intercom's name in logs."""
         self._exchange = exchange
         self._pace = pace
         self._health = health
@@ -90,7 +92,7 @@ class Judge:
         return f"Judge({self._name}, {self._token})"
 
     def troubles(self, now_s: float) -> list[Trouble]:
-        """Return what does not answer, or refuses the token."""
+        """Return the refusal of the token, or else the endpoints that are out."""
         if self._token.is_refused:
             return [Trouble("", self._token.cause, now_s - self._token.refused_s)]
         out = map(self._health.of, self._health.out)
@@ -98,13 +100,13 @@ class Judge:
 
     @property
     def is_token_refused(self) -> bool:
-        """Whether the token was refused, and is not taken again."""
+        """Whether the token is refused now."""
         return self._token.is_refused
 
     async def judge(
         self, back: Back, endpoint: str, caller: Caller, *, optional: bool
     ) -> Answered | NotAnswered:
-        """Return what the caller is told; ``optional``: see ``Gate.call``."""
+        """Return the caller's result; ``optional`` as in ``Gate.call``."""
         answer = back.outcome
         if isinstance(answer, Failure):
             return self._failed(answer, back, endpoint, caller)
@@ -148,13 +150,13 @@ class Judge:
         return NotAnswered(Cause.TOKEN, endpoint, failure)
 
     async def token_restored(self) -> None:
-        """Wait until the token was refused and is taken again."""
+        """Wait until the token was refused and is accepted again."""
         after_s = await self._token.restored()
         text = "Intercom takes the access token again"
         _log.warning(text, intercom=self._name, after_s=after_s)
 
     async def _ask_me(self) -> Answer | None:
-        """Return the answer to ``GET /me``; None: it has none that is Intercom's."""
+        """Return Intercom's answer to ``GET /me``; None without one."""
         await self._pace.turn()
         if self._pace.is_closed or self._pace.is_paused:
             return None
@@ -168,7 +170,7 @@ class Judge:
         return back.outcome
 
     def take_news(self, now_s: float) -> list[Hasten | Charge]:
-        """Return what outcomes have come to for users; log what they have for endpoints."""
+        """Return the consequences of outcomes for users, and log those for endpoints."""
         self._health.look(now_s)
         found: list[Hasten | Charge] = []
         for news in self._health.take_news():

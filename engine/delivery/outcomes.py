@@ -1,4 +1,4 @@
-"""What has come of a sync's turns since its last transaction, and how it is written."""
+"""The outcomes of a sync's turns since its last transaction, and their writing."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from amplitude_intercom.engine.envelope import Record
 from amplitude_intercom.engine.spool.contract import Transaction
 
 TOGETHER_S: Final = 0.025
-"""How long a delivery waits at most for others, to be settled with them. It ends at the same
-instants for all syncs, so that they share commits."""
+"""The most seconds that a delivery waits to be settled together with others. The waits of all syncs
+end at the same instants, so that they share commits."""
 
 Work = Callable[[Transaction], Any]
-"""Writes something, in a transaction."""
+"""Writes an outcome, in a transaction."""
 
 
 def next_tick_s(now_s: float) -> float:
@@ -28,7 +28,7 @@ def next_tick_s(now_s: float) -> float:
 
 
 class Step:
-    """Something to be written. ``done`` tells whoever waits for it; ``then`` is called after it."""
+    """An outcome to write. ``done`` resolves when it is durable; ``then`` is called before that."""
 
     __slots__ = ("done", "result", "then", "work")
 
@@ -47,7 +47,7 @@ class Step:
         self.result = self.work(store)
 
     def tell(self, fault: Exception | None = None) -> None:
-        """Tell whoever waits that it is durable, or what has kept it from that."""
+        """Call ``then`` and resolve ``done``; or have ``done`` raise the transaction's fault."""
         if self.then is not None and fault is None:
             self.then()
         if self.done is None or self.done.done():
@@ -59,7 +59,7 @@ class Step:
 
 
 class Collected:
-    """What is written together. ``delivered`` first, then ``steps`` in their order."""
+    """Outcomes of one transaction: ``delivered`` is written first, then ``steps`` in order."""
 
     def __init__(self) -> None:
         self.delivered: list[Record] = []
@@ -69,15 +69,15 @@ class Collected:
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing to be written."""
+        """Whether there is nothing to write."""
         return not (self.delivered or self.steps or self.adjusted)
 
 
 class Outcomes:
-    """Collects what comes, and says when it is to be written (an instant of the loop's clock)."""
+    """Collects outcomes. They are to be written at ``due_s``, an instant of the loop's clock."""
 
     def __init__(self, many: int) -> None:
-        """``many`` deliveries wait for no more."""
+        """``many`` deliveries are written at once."""
         self._many = many
         self._batch = Collected()
         self.due_s = math.inf
@@ -88,7 +88,7 @@ class Outcomes:
         return not (batch.delivered or batch.steps or batch.endings)
 
     def deliver(self, record: Record) -> bool:
-        """Take in a delivery; return whether that changes when it is to be written."""
+        """Add a delivery; return whether ``due_s`` is earlier now."""
         before_s = self.due_s
         delivered = self._batch.delivered
         delivered.append(record)
@@ -99,12 +99,12 @@ class Outcomes:
         return self.due_s < before_s
 
     def add(self, step: Step) -> None:
-        """Take in something that is to be written at once."""
+        """Add a step that is to be written at once."""
         self._batch.steps.append(step)
         self.due_s = 0.0
 
     def end(self, turn: Turn, ending: Ending) -> bool:
-        """Take in the end of a turn; return whether that changes when something is to be done."""
+        """Add the end of a turn; return whether ``due_s`` is earlier now."""
         before_s = self.due_s
         self._batch.endings.append((turn, ending))
         if not self._batch.delivered or turn.is_probe:
@@ -112,17 +112,17 @@ class Outcomes:
         return self.due_s < before_s
 
     def forget_turns(self) -> None:
-        """Take in that no turn is at work any more."""
+        """Drop the ends of turns, when no turn is at work any more."""
         self._batch.endings.clear()
 
     def take(self) -> Collected:
-        """Return what there is, to be written now."""
+        """Return the collected outcomes, for the caller to write, and begin anew."""
         taken, self._batch, self.due_s = self._batch, Collected(), math.inf
         return taken
 
 
 def write(store: Transaction, taker: int, batch: Collected, now_ms: int) -> None:
-    """Write what has come of turns."""
+    """Write collected outcomes."""
     if batch.delivered:
         store.settling(taker).deliver([record.id for record in batch.delivered], now_ms)
     store.count_adjusted(taker, batch.adjusted)

@@ -1,16 +1,17 @@
-"""How long users wait after a failure, and what is written of it: in somebody's transaction.
+"""The wait of a user after a failure, and its writing, inside the caller's transaction.
 
 Rules
 =====
-1. A failure of which it is not known whose it is, or that is the endpoint's: some seconds, longer
-   with each in a row, but no more than an attempt's share of the retry window. A user whose first
-   record was charged before keeps its back-off.
-2. One that is the user's own: the back-off over the retry window, by the attempts that were
-   charged. At a sick endpoint there are ``SICK_ATTEMPTS``, and no wait is over ``SICK_MOST_S``.
-3. A user that Intercom does not know: the same back-off over the retry window. Tries that are made
-   in between (a new event, an identify) are no attempts: they move none, and take none away. An
-   event dies when all attempts have found its user unknown, and it has waited for a whole window.
-   They charge no record: a user that is known at last has all the attempts of rule 2.
+1. After a failure with an unknown cause, or of the endpoint, a user waits some seconds, longer with
+   each failure in a row, but no longer than an attempt's share of the retry window. A user with a
+   charged first record keeps its back-off.
+2. After a failure of its own, a user waits by the back-off over the retry window, which depends on
+   the charged attempts. At a sick endpoint there are ``SICK_ATTEMPTS``, and no wait is longer than
+   ``SICK_MOST_S``.
+3. A user that Intercom does not know waits by the same back-off. Calls between two attempts (for a
+   new event, for an identify) are no attempts: they neither move nor use up any. An event dies when
+   all attempts have found the user unknown, and the event has waited for a whole window. These
+   attempts charge no record, so a user that becomes known has all the attempts of rule 2.
 """
 
 from __future__ import annotations
@@ -50,36 +51,34 @@ class Retries(msgspec.Struct, frozen=True):
 
     @property
     def share_s(self) -> float:
-        """What each attempt has of the window: nobody waits longer while it is not known why."""
+        """An attempt's share of the window: the longest wait for an unknown cause."""
         return self.window_s / self.attempts
 
     def most_attempts(self, *, is_sick: bool) -> int:
-        """Return after how many charged attempts a record dies."""
+        """Return the number of charged attempts after which a record dies."""
         return max(self.attempts, SICK_ATTEMPTS) if is_sick else self.attempts
 
     def own_wait_s(self, charged: int, *, is_sick: bool) -> float:
-        """Return how long a user waits after so many failures of its own."""
+        """Return the seconds that a user waits after ``charged`` failures of its own."""
         wait_s = retry_delay_s(charged, self.attempts, self.window_s, self.jitter())
         return min(SICK_MOST_S, wait_s) if is_sick else wait_s
 
     def unknown_wait_ms(self, refusals: int) -> int:
-        """Return how long it is to the next attempt of a user that was unknown at so many."""
+        """Return the milliseconds to a user's next attempt, after ``refusals`` that got a 404."""
         if refusals >= self.attempts:
             return int(self.window_s * 1000) // self.attempts
         return int(retry_delay_s(refusals, self.attempts, self.window_s, self.jitter()) * 1000)
 
 
 def is_due(at_ms: int, now_ms: int) -> bool:
-    """Return whether an instant has come by the wall clock.
-
-    One that is further away than any event is moved has come too: the clock was set back since, or
-    the event's own time is ahead of it, and its user must not wait for that.
-    """
+    """Return whether an instant has come by the wall clock."""
+    # No event is moved further ahead. So the clock was set back since, or the event's own time is
+    # ahead of it, and its user must not wait for that.
     return not 0 < at_ms - now_ms <= MAX_SHIFT_S * 1000
 
 
 def is_written(turn: Turn, ending: Ending) -> bool:
-    """Return whether there is something to be written of a turn's end."""
+    """Return whether the end of a turn changes the spool."""
     match ending:
         case GoOn(succeeded=True):
             return turn.is_probe or turn.failed_before
@@ -97,9 +96,9 @@ def write_end(
     retries: Retries,
     now_ms: int,
 ) -> bool:
-    """Write a turn's end; ``others``: the ids of what else is loaded of its user.
+    """Write the end of a turn. ``others`` has the ids of its user's other loaded records.
 
-    Returns whether a job was asked for.
+    Returns whether a job was requested.
     """
     match ending:
         case GoOn():
@@ -125,7 +124,7 @@ def fail(
     retries: Retries,
     now_ms: int,
 ) -> None:
-    """Let a user wait whose call has failed; ``others``: the ids of what else is loaded of it."""
+    """Have a user wait after a failure. ``others`` has the ids of its other loaded records."""
     assert evidence.failure is not None
     settling = store.settling(taker)
     charged = settling.attempts(record.id)
@@ -144,8 +143,10 @@ def fail(
 def charge(
     store: Transaction, taker: int, id_: int, evidence: NotAnswered, retries: Retries, now_ms: int
 ) -> None:
-    """Charge an attempt to a record whose failure is its user's own; the last one ends it, unless
-    it is being tried once more by now."""
+    """Charge an attempt to a record after its user's own failure.
+
+    The last attempt ends the record, unless a further try is under way.
+    """
     assert evidence.failure is not None
     settling = store.settling(taker)
     charged = settling.charge(id_, now_ms)
@@ -162,9 +163,9 @@ def find_unknown(
     retries: Retries,
     now_ms: int,
 ) -> bool:
-    """Let a user wait that Intercom does not know; bury what has waited for the whole window.
+    """Have a user wait after a 404, and end events that have waited for the whole window.
 
-    Returns whether the rest of that is a job of its own.
+    Returns whether a job was requested for the rest of them.
     """
     settling, user = store.settling(taker), record.user_key
     refusals, attempt_at_ms, _ = settling.unknown(user)
@@ -175,7 +176,7 @@ def find_unknown(
     settling.park(record, others, failure, attempt_at_ms, now_ms)
     settling.note_unknown(user, Stranger(refusals, attempt_at_ms, now_ms))
     if record.kind is Kind.EVENT and not record.may_create:
-        settling.hasten(user, now_ms)  # else what makes it known has just been tried
+        settling.hasten(user, now_ms)  # otherwise the identify has just been tried
     if refusals < retries.attempts:
         return False
     if retries.attempts == 1:
