@@ -8,6 +8,7 @@ import structlog
 from amplitude_intercom.engine.app import Engine
 from amplitude_intercom.engine.commands.findings import key_findings
 from amplitude_intercom.engine.commands.running import FAILED, OK, Signals
+from amplitude_intercom.engine.console.api import AdminApi
 from amplitude_intercom.engine.console.server import AdminServer
 from amplitude_intercom.engine.errors import SettingsError
 from amplitude_intercom.engine.settings import Settings
@@ -38,7 +39,8 @@ async def run(settings: Settings) -> int:
     async with Engine(settings) as engine, anyio.create_task_group() as tasks:
         await start_sources(sources, engine.intake, engine.sources, tasks)
         if settings.admin is not None:
-            admin = AdminServer(settings.admin, engine.overview, engine.upkeep, engine.jobs)
+            api = AdminApi(engine.overview, engine.upkeep, engine.jobs)
+            admin = AdminServer(settings.admin, api.routes())
             tasks.start_soon(admin.run)
             _log.info("admin listening", address=await admin.listening())
         for passed in inherited().unused:

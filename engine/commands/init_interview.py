@@ -17,12 +17,12 @@ import msgspec
 
 from amplitude_intercom.engine import config
 from amplitude_intercom.engine.commands import init_asking as asking
-from amplitude_intercom.engine.commands.check import MAX_SAMPLE, ask_intercom
 from amplitude_intercom.engine.commands.findings import Finding
 from amplitude_intercom.engine.commands.init_sample import MOST_METADATA, Sample, is_of_sdk
 from amplitude_intercom.engine.commands.init_text import Answers, Host, settings_text
-from amplitude_intercom.engine.commands.preview import read_events
 from amplitude_intercom.engine.commands.relays import ask_amplitude
+from amplitude_intercom.engine.commands.sample import MAX_SAMPLE, read_events
+from amplitude_intercom.engine.commands.workspace import ask_intercom
 from amplitude_intercom.engine.delivery.attributes import KnownAttributes
 from amplitude_intercom.engine.errors import SettingsError
 from amplitude_intercom.engine.rules.contacts import STANDARD_TYPES

@@ -10,6 +10,7 @@ import msgspec
 from amplitude_intercom.engine.clients import client_of
 from amplitude_intercom.engine.commands.relays import relay_notes
 from amplitude_intercom.engine.commands.running import OK, print_json
+from amplitude_intercom.engine.commands.sample import read_events
 from amplitude_intercom.engine.commands.terminal import say
 from amplitude_intercom.engine.delivery.attributes import KnownAttributes, parse_list
 from amplitude_intercom.engine.delivery.contacts.working_out import (
@@ -31,12 +32,11 @@ from amplitude_intercom.engine.spool.known import Known
 from amplitude_intercom.engine.spool.rows import DeadLetter
 from amplitude_intercom.engine.spool.store import Store, wall_clock_ms
 from amplitude_intercom.engine.token_facts import contact_key
-from amplitude_intercom.transports import file_events, intercom
+from amplitude_intercom.transports import intercom
 from amplitude_intercom.transports.amplitude import BadEvent, Head
 from amplitude_intercom.transports.amplitude_heads import decode_head
 from amplitude_intercom.transports.errors import NoAnswer
 from amplitude_intercom.transports.intercom import Request
-from amplitude_intercom.transports.line_batches import decode_line
 
 
 async def preview(
@@ -62,17 +62,6 @@ async def preview(
         for preview in previews:
             print_json({"line": number, **preview.judge(head, raw)})
     return OK
-
-
-def read_events(path: str, max_bytes: int) -> Iterator[tuple[int, Head | BadEvent, bytes]]:
-    """Yield the numbered events of a file, or of standard input (``-``), as ``forward`` does.
-
-    Raises:
-        OSError: it cannot be read.
-        BadFile: it is not whole, or holds no events; what can be read has been yielded.
-    """
-    for line in file_events.read_lines(path, max_bytes):
-        yield line.number, *decode_line(line, max_bytes)
 
 
 async def attributes_of(settings: Intercom) -> KnownAttributes:

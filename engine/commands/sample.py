@@ -12,14 +12,34 @@ from amplitude_intercom.engine.near import nearest
 from amplitude_intercom.engine.rules.paths import Path, parse, read
 from amplitude_intercom.engine.rules.selection import Selection
 from amplitude_intercom.engine.settings import Rename, Sync, source_and_target
+from amplitude_intercom.transports import file_events
 from amplitude_intercom.transports.amplitude import BadEvent, Head
 from amplitude_intercom.transports.amplitude_events import Event, decode_event
+from amplitude_intercom.transports.line_batches import decode_line
 
 MOST_NAMES = 10_000
 """Names of one kind that are remembered of a sample."""
 
 MOST_SHOWN = 10
 DEPTH = 4
+
+
+MAX_SAMPLE = 10_000
+"""Events of a sample that are looked at."""
+
+SampleEvent = tuple[int, Head | BadEvent, bytes]
+"""An event of a sample: its line, its head and all of it."""
+
+
+def read_events(path: str, max_bytes: int) -> Iterator[tuple[int, Head | BadEvent, bytes]]:
+    """Yield the numbered events of a file, or of standard input (``-``), as ``forward`` does.
+
+    Raises:
+        OSError: it cannot be read.
+        BadFile: it is not whole, or holds no events; what can be read has been yielded.
+    """
+    for line in file_events.read_lines(path, max_bytes):
+        yield line.number, *decode_line(line, max_bytes)
 
 
 class Names:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Annotated, Any, Final, TypeVar
 
 import aiohttp
@@ -11,6 +11,7 @@ import msgspec
 from aiohttp import web
 
 from amplitude_intercom.engine import metrics
+from amplitude_intercom.engine.console.server import BODY_READ
 from amplitude_intercom.engine.errors import SettingsError
 from amplitude_intercom.engine.jobs import JobRunner
 from amplitude_intercom.engine.overview import Overview
@@ -55,18 +56,10 @@ class MoveLeft(DropLeft, frozen=True, forbid_unknown_fields=True):
 class AdminApi:
     """The handlers of one engine's admin port."""
 
-    def __init__(
-        self,
-        overview: Overview,
-        upkeep: Upkeep,
-        jobs: JobRunner,
-        at_work: Callable[[web.Request], None],
-    ) -> None:
-        """``at_work`` is called with a request whose body has arrived."""
+    def __init__(self, overview: Overview, upkeep: Upkeep, jobs: JobRunner) -> None:
         self._overview = overview
         self._upkeep = upkeep
         self._runner = jobs
-        self._at_work = at_work
 
     def routes(self) -> Sequence[web.RouteDef]:
         """Return the paths with their handlers."""
@@ -169,7 +162,7 @@ class AdminApi:
         try:
             async with asyncio.timeout(BODY_TIMEOUT_S):
                 body = await request.read()
-            self._at_work(request)
+            request[BODY_READ]()
             return msgspec.json.decode(body or b"{}", type=kind)
         except TimeoutError:
             raise web.HTTPRequestTimeout(text="the body took too long\n") from None

@@ -16,20 +16,18 @@ import hmac
 import ipaddress
 import logging
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Final
 from urllib.parse import urlsplit
 
 import structlog
 from aiohttp import web
 
 from amplitude_intercom.engine.addresses import host_and_port
-from amplitude_intercom.engine.console.api import AdminApi
 from amplitude_intercom.engine.errors import SettingsError, SpoolError
-from amplitude_intercom.engine.jobs import JobRunner
 from amplitude_intercom.engine.logs import printable
-from amplitude_intercom.engine.overview import Overview
 from amplitude_intercom.engine.settings import Admin
-from amplitude_intercom.engine.upkeep import Upkeep
 from amplitude_intercom.transports.http_server import MAX_HEADER_BYTES
 from amplitude_intercom.transports.sockets import Listener, share_of_descriptors
 
@@ -45,17 +43,19 @@ _log = structlog.get_logger(__name__)
 _quiet = logging.getLogger(f"{__name__}.aiohttp")
 # aiohttp logs each malformed request as an error: any client could fill the log.
 _quiet.setLevel(logging.CRITICAL)
+BODY_READ: Final[web.RequestKey[Callable[[], None]]] = web.RequestKey("body_read")
+"""A function in each request that its handler calls once the body has arrived."""
+
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 
 
 class AdminServer:
     """Serves the admin port of one engine until cancelled."""
 
-    def __init__(
-        self, settings: Admin, overview: Overview, upkeep: Upkeep, jobs: JobRunner
-    ) -> None:
+    def __init__(self, settings: Admin, routes: Sequence[web.RouteDef]) -> None:
+        """``routes``: the paths with their handlers (``console.api``)."""
         self._settings = settings
-        self._api = AdminApi(overview, upkeep, jobs, self._at_work)
+        self._routes = routes
         self._listening = asyncio.Event()
         self._listener: Listener | None = None
         self.address = settings.listen
@@ -99,7 +99,7 @@ class AdminServer:
 
     def _application(self) -> web.Application:
         app = web.Application(middlewares=[self._guard], client_max_size=MAX_BODY_BYTES)
-        app.add_routes(self._api.routes())
+        app.add_routes(self._routes)
         return app
 
     @web.middleware
@@ -113,6 +113,8 @@ class AdminServer:
             self._authorize(request)
         if (request.content_length or 0) > MAX_BODY_BYTES:
             raise web.HTTPRequestEntityTooLarge(MAX_BODY_BYTES, request.content_length or 0)
+        body_read: Callable[[], None] = partial(self._at_work, request)
+        request[BODY_READ] = body_read
         if not request.can_read_body:
             self._at_work(request)
         try:

@@ -14,6 +14,7 @@ import typer
 from msgspec import inspect
 
 from amplitude_intercom.engine import cli, metrics, settings
+from amplitude_intercom.engine.console.api import AdminApi
 from amplitude_intercom.engine.console.server import AdminServer
 from amplitude_intercom.engine.delivery.gate import State
 from amplitude_intercom.engine.reasons import AdjustmentReason, DeadReason, DropReason
@@ -168,7 +169,7 @@ def _shown_default(parameter: Any) -> str:
 def _api_text() -> str:
     """Return the admin port's paths; each one's sentence is the docstring of its handler."""
     nothing: Any = None  # no handler is called
-    server = AdminServer(settings.Admin(), nothing, nothing, nothing)
+    server = AdminServer(settings.Admin(), AdminApi(nothing, nothing, nothing).routes())
     routes = server._application().router.routes()
     rows = [
         (f"`{route.method} {route.resource.canonical}`", _sentence(route.handler.__doc__))

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from amplitude_intercom.engine.commands.check import _clock_findings, _token_findings
 from amplitude_intercom.engine.commands.findings import (
     Finding,
     key_findings,
@@ -20,6 +19,7 @@ from amplitude_intercom.engine.commands.findings import (
 )
 from amplitude_intercom.engine.commands.machine import machine_findings
 from amplitude_intercom.engine.commands.sample import Names, name_findings, wanted_of
+from amplitude_intercom.engine.commands.workspace import _clock_findings, _token_findings
 from amplitude_intercom.engine.config import from_table
 from amplitude_intercom.engine.errors import SettingsError
 from amplitude_intercom.engine.settings import Settings, Sync
