@@ -1,13 +1,13 @@
-"""What is known of a contact, as answers come. Without I/O.
+"""The knowledge of a contact during an update, as answers come. Without I/O.
 
 Rules
 =====
-1. What was known at the beginning is about the contact that was known then. One that is created in
-   its stead gets the user's properties. Another one that turns up has properties of its own, for
-   whoever made it: of the user's it gets those that it has no value of.
-2. A field is known as it was written last, or read, or left out because it was refused: then it is
-   not tried again before its value is another.
-3. A field that is about to be written is unsure until a write of it is confirmed.
+1. The knowledge at the begin concerns the contact that was known then. A contact created in its
+   place gets the user's properties. Another existing contact keeps its own properties, and gets
+   only those of the user's for which it has no value.
+2. A field is known as last written, read or refused. A refused field is not tried again until its
+   value changes.
+3. A field is unsure from before its write until a write of it is confirmed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from amplitude_intercom.engine.spool.known import Held, Known
 
 
 class Knowledge:
-    """What is known of one user's contact, and what one taker has made of its properties."""
+    """The knowledge of one user's contact, and one taker's properties of the user."""
 
     def __init__(
         self,
@@ -35,36 +35,36 @@ class Knowledge:
         held: Mapping[str, Held],
         noted: Known | None = None,
     ) -> None:
-        """``selection``: its number. ``before``: what is known at the beginning, with the
-        properties that can be counted on (``held``); ``noted``: the same, with what was made
-        durable since of a write that is about to be made."""
+        """``selection`` is the selection's number. ``before`` is the knowledge at the begin, and
+        ``held`` the taker's properties; ``noted`` is ``before`` with the durable intent of a write.
+        """
         self._rules = rules
         self._taker = taker
         self._selection = selection
         self.before = before
         known = noted or before
-        # One that is created in the stead of a lost one has no fields yet.
+        # A contact that is created in place of a lost one has no fields yet.
         self.known = msgspec.structs.replace(known, fields={}) if before.is_lost else known
         self._own = dict(held)
-        """The user's properties, whatever contact it goes to."""
+        """The user's properties, for any contact."""
         counted = held if before.is_lost else countable(before, taker, held, rules.properties)
         self.held = dict(counted)
-        """Those that count on what this one holds, or on nothing, where it is to be made."""
+        """The properties that hold for this contact."""
         self._is_read = False
         self._refused: dict[str, Any] = {}
 
     @property
     def had_contact(self) -> bool:
-        """Whether a contact of the user was known at the beginning."""
+        """Whether a contact of the user was known at the begin."""
         return bool(self.before.contact_id)
 
     @property
     def has_to_be_read(self) -> bool:
-        """Whether what the contact holds goes before what is known of the user's properties."""
+        """Whether the contact must be read, because its properties take precedence."""
         return not self._is_read and self._taker in self.known.unread and bool(self._own)
 
     def turn_to(self, way: Way) -> None:
-        """Take in which contact it is now."""
+        """Turn to the contact that the update has come to."""
         found = about(self.before, way)
         self._is_read = False
         self.known = msgspec.structs.replace(
@@ -73,7 +73,7 @@ class Knowledge:
         self.held = countable(found, self._taker, self._own, self._rules.properties)
 
     def read(self, contact: Mapping[str, Any]) -> None:
-        """Take in what the contact holds."""
+        """Note the values of a contact that was read."""
         fields = {**self.known.fields, **self._rules.fields_of_contact(contact)}
         self.known = msgspec.structs.replace(self.known, fields=fields)
         self._is_read = True
@@ -81,15 +81,13 @@ class Knowledge:
         self.held = {name: self._better(name, held) for name, held in theirs.items()}
 
     def _better(self, name: str, theirs: Held) -> Held:
-        """Return a property as a contact has it, or where it has no value, or the same, as the user
-        had it."""
+        """Return the user's property if the contact has none or the same, else the contact's."""
         own = self._own.get(name)
         is_own = own and (theirs.value is None or same(theirs.value, own.value))
         return own if own and is_own else theirs
 
     def intend(self, names: Iterable[str], way: Way) -> bool:
-        """Take in which fields are about to be written; return whether anything of it, or of what
-        they count on, is new."""
+        """Note the fields that are about to be written; return whether that is new knowledge."""
         before = self.known
         known = with_unsure(before, names)
         self.known = self._of(way, known, self.held)
@@ -98,7 +96,7 @@ class Knowledge:
     def confirm(
         self, sent: Mapping[str, Any], properties: dict[str, Held], *, created: bool
     ) -> None:
-        """Take in that the fields that were sent are there, on behalf of properties."""
+        """Note a confirmed write of fields, made for ``properties``."""
         fields = {**self.known.fields, **sent}
         self.held = properties
         if created:  # it holds nothing else
@@ -110,24 +108,23 @@ class Knowledge:
         self.known = msgspec.structs.replace(self.known, fields=fields, unsure=unsure)
 
     def refuse(self, name: str, value: Any) -> None:
-        """Take in that a field was refused with this value, and is left out."""
+        """Note that a field was refused with a value, and leave it out."""
         self._refused[name] = value
         fields = {**self.known.fields, **self._refused}
         self.known = msgspec.structs.replace(self.known, fields=fields)
         self.leave_out(name)
 
     def leave_out(self, name: str) -> None:
-        """Take in that a field is not written."""
+        """Note that a field is not written."""
         unsure = [n for n in self.known.unsure if n != name]
         self.known = msgspec.structs.replace(self.known, unsure=unsure)
 
     def at_end(self, way: Way, properties: Mapping[str, Held]) -> Known:
-        """Return what is to be kept: of the contact it went to, with properties as worked out."""
+        """Return the knowledge to store, of the update's contact and with its properties."""
         return self._of(way, self.known, {**self.held, **properties})
 
     def _of(self, way: Way, known: Known, held: dict[str, Held]) -> Known:
-        """Return what is known, of the contact that it goes to; where that is none yet, of the one
-        that was lost."""
+        """Return the knowledge of the update's contact; of the lost contact until there is one."""
         contact_id = way.contact_id or self.before.contact_id
         return msgspec.structs.replace(
             known,
@@ -140,27 +137,30 @@ class Knowledge:
 
 
 def with_unsure(known: Known, names: Iterable[str]) -> Known:
-    """Return what is known, where fields are about to be written."""
+    """Return the knowledge with fields that are about to be written."""
     return msgspec.structs.replace(known, unsure=sorted({*known.unsure, *names}))
 
 
 def countable(
     known: Known, taker: str, held: Mapping[str, Held], fields: Mapping[str, str]
 ) -> dict[str, Held]:
-    """Return the properties that can be counted on without a look at the contact: all, or where
-    they are unread, those that a write without an answer has counted on. ``fields``: of them."""
+    """Return the properties that hold without reading the contact.
+
+    These are all, or for an unread taker those that a write without an answer has used. ``fields``
+    has the contact field of each property.
+    """
     if taker not in known.unread:
         return dict(held)
     return {source: found for source, found in held.items() if fields.get(source) in known.unsure}
 
 
 def unread(known: Known) -> Known:
-    """Return what is known, where nothing of it is what the contact holds, for all that is said."""
+    """Return the knowledge of a contact with unknown values."""
     return msgspec.structs.replace(known, fields={}, unread=sorted(known.properties))
 
 
 def about(before: Known, way: Way) -> Known:
-    """Return what was known before of the contact that a way has come to, or of none."""
+    """Return the earlier knowledge of an update's contact, or of none."""
     if way.contact_id and way.contact_id == before.contact_id:
         return before
     found = msgspec.structs.replace(before, fields={}, unsure=[], unread=[])

@@ -1,17 +1,18 @@
-"""What an answer about a contact means, and what is to be done next. Pure.
+"""The next step of a contact update, by the answer to the last one. Pure.
 
 Rules
 =====
-1. ``TABLE`` has what follows, by what was done and what the answer says of it.
-2. An answer with a contact says whose it is: one that has another identifier than it is known by
-   is not written again, and not taken for the user's though a search finds it still.
-3. A contact that the user's was merged into is looked at. One that is another user's is written
-   from then on as that one's is (``Do.JOIN``).
-4. A contact that is there already is looked at before it is written, unless nothing but the user's
-   own identifier can be what a create was refused for.
-5. What a refusal names exactly is left out, the rest is written: a field, or the e-mail or id that
-   another contact has.
-6. No way is gone twice: where answers lead in a circle, the update ends.
+1. ``TABLE`` has the consequence of each answer, by the step that it answers.
+2. Every answer with a contact is checked for its identifier. A contact with another identifier is
+   not written again, and not taken for the user's even if a search still finds it.
+3. A contact into which the user's was merged is read first. If it is another user's, the update
+   goes on as that user's (``Do.JOIN``).
+4. An existing contact is read before it is written, unless only the user's own identifier can be
+   the reason for the refusal of a create.
+5. A value that a refusal names exactly is left out, and the rest is written. Such a value is a
+   field, or an e-mail or id that another contact has.
+6. No contact is followed, and none created, twice for the same reason. So answers that lead in a
+   circle end the update.
 """
 
 from __future__ import annotations
@@ -31,41 +32,41 @@ from amplitude_intercom.transports.intercom import Answer
 
 OWNER: Final = "owner_id"
 CONTESTED: Final = ("email", "external_id")
-"""Fields that only one contact has."""
+"""Fields with values that are unique among contacts."""
 
 
 class Do(enum.Enum):
-    """What is done next."""
+    """A step of an update."""
 
     FIND = enum.auto()
     """Look for the contact by its external id."""
     SEARCH = enum.auto()
-    """Look for the contacts that have its e-mail."""
+    """Look for contacts with its e-mail."""
     CREATE = enum.auto()
     CREATE_EMPTY = enum.auto()
-    """Create it with what only one contact has: its values are written to it then."""
+    """Create it with unique fields only. The other fields are written to it afterwards."""
     CREATE_BARE = enum.auto()
-    """Create it with nothing but its identifier."""
+    """Create it with its identifier only."""
     LOOK = enum.auto()
     PUT = enum.auto()
     UNARCHIVE = enum.auto()
     JOIN = enum.auto()
-    """No call: the user was merged into another one; what is known of that one's contact holds."""
+    """No call: after a merge into another user, the knowledge of that user's contact holds."""
     DONE = enum.auto()
 
 
 class Said(enum.Enum):
-    """What an answer says."""
+    """The meaning of an answer."""
 
     OURS = enum.auto()
     NAMELESS = enum.auto()
     """The contact has no identifier of this kind."""
     ANOTHERS = enum.auto()
     TAKEN = enum.auto()
-    """A contact with these details is there, and named."""
+    """A contact with these details exists, and the answer names it."""
     TAKEN_ARCHIVED = enum.auto()
     TAKEN_BY_SOME = enum.auto()
-    """Contacts with these details are there; none is named."""
+    """Contacts with these details exist, and the answer names none."""
     GONE = enum.auto()
     MERGED = enum.auto()
     REFUSED_FIELD = enum.auto()
@@ -73,15 +74,14 @@ class Said(enum.Enum):
 
 
 class Way(msgspec.Struct, frozen=True, kw_only=True):
-    """How far one update is.
+    """The state of one update.
 
-    ``owner``: the identifier of the user that this one was merged into, which the contact has;
-    ``is_heir``: the user's contact was merged into this one, whose it is is not known yet.
-    ``adopts``: a contact without identifier becomes the user's. ``without``: fields that are left
-    out. ``followed``: contacts that an answer has led to; ``disowned``: those that turned out not
-    to be the user's; ``created``: what a second try at creating one was for. ``is_looked_at``:
-    whether what the contact holds was read on the way. ``is_another``: it is not the contact that
-    was known, so that what was known of its fields holds no more.
+    ``owner``: the contact's identifier, of the user into which this one was merged.
+    ``is_heir``: the user's contact was merged into this one, and its owner is not known yet.
+    ``adopts``: a contact without identifier becomes the user's. ``without``: fields left out.
+    ``followed``: contacts to which an answer led. ``disowned``: contacts that proved to be another
+    user's. ``created``: repeated creates, by their step. ``is_looked_at``: the contact was read.
+    ``is_another``: it is not the contact that was known, so the knowledge of its fields is void.
     """
 
     identity: Identity
@@ -97,7 +97,7 @@ class Way(msgspec.Struct, frozen=True, kw_only=True):
     is_looked_at: bool = False
     is_another: bool = False
     was_there: bool | None = None
-    """Of a first contact: whether the contact was there already."""
+    """Whether a first contact found the contact already there; None until that is known."""
     left_out: tuple[Adjustment, ...] = ()
 
 
@@ -106,17 +106,17 @@ Next = tuple[Way, Step]
 
 
 def resolve(way: Way, did: Do, answer: Answer, sent: Collection[str] = ()) -> Next:
-    """Return how far an update is with an answer, and what is next; ``sent``: the fields of it."""
+    """Return the state of an update after an answer, and its next step. ``sent``: its fields."""
     said = say(way, did, answer, sent)
     follow = TABLE.get((did, said), _refused)
     return follow(way, answer, sent)
 
 
-# --- what an answer says ------------------------------------------------------------------
+# --- the meaning of an answer -------------------------------------------------------------
 
 
 def say(way: Way, did: Do, answer: Answer, sent: Collection[str]) -> Said:
-    """Return what an answer says of what was done."""
+    """Return the meaning of an answer to a step."""
     if 200 <= answer.status < 300:
         return _found_of(did, way, answer)
     if answer.status == 404:
@@ -136,7 +136,7 @@ def _found_of(did: Do, way: Way, answer: Answer) -> Said:
     if did is Do.SEARCH and len(answer.listed) != 1:
         return Said.TAKEN_BY_SOME if answer.listed else Said.GONE
     if did is Do.SEARCH and answer.contact.get("id") in way.disowned:
-        return Said.GONE  # the index is minutes behind
+        return Said.GONE  # the index of the search is minutes behind
     return _whose(way, answer)
 
 
@@ -149,19 +149,18 @@ def _whose(way: Way, answer: Answer) -> Said:
 
 
 def identifier_of(way: Way, answer: Answer) -> str:
-    """Return the identifier that the contact of an answer has; empty: it has none."""
+    """Return the identifier of an answer's contact; empty without one."""
     text = str(answer.contact.get(way.identity.field) or "")
     return _plain(way.identity.field, text)
 
 
 def _plain(field: str, text: str) -> str:
-    """Return an identifier as it is compared: Intercom may have stripped it."""
+    """Return an identifier for comparison: Intercom may have stripped it."""
     return text.strip().lower() if field == "email" else text.strip()
 
 
 def refused_field(answer: Answer, sent: Collection[str]) -> str:
-    """Return the one of the fields that were sent which a 400 or 422 names; empty: none, or not
-    exactly one."""
+    """Return the sent field that a 400 or 422 names; empty unless it names exactly one."""
     if answer.status not in (400, 422):
         return ""
     if intercom.is_nobodys_owner(answer):
@@ -172,8 +171,10 @@ def refused_field(answer: Answer, sent: Collection[str]) -> str:
 
 
 def _names(message: str, named: str, field: str) -> bool:
-    """Return whether a message is about a field: it quotes its name, or calls it an attribute, or
-    begins with it."""
+    """Return whether a message is about a field.
+
+    It is if it quotes the name, calls it an attribute, or begins with it.
+    """
     name = field.removeprefix(ATTRIBUTE_PREFIX)
     if named in (field, name):
         return True
@@ -184,7 +185,7 @@ def _names(message: str, named: str, field: str) -> bool:
     return name == field and bool(re.match(rf"{escaped}(?![\w.-])", message, re.IGNORECASE))
 
 
-# --- what follows -------------------------------------------------------------------------
+# --- consequences -------------------------------------------------------------------------
 
 
 def _refused(way: Way, answer: Answer, sent: Collection[str]) -> Next:
@@ -217,7 +218,7 @@ def _not_found(way: Way, answer: Answer, sent: Collection[str]) -> Next:
 
 
 def _found_in_index(way: Way, answer: Answer, sent: Collection[str]) -> Next:
-    """Which contact it is; what the index says of it may be minutes old."""
+    """Go on with the contact; its fields in the index may be minutes old."""
     way, step = _found(way, answer, sent)
     return _replace(way, is_looked_at=False), step
 
@@ -232,15 +233,14 @@ def _looked(way: Way, answer: Answer, sent: Collection[str]) -> Next:
 
 
 def _looked_nameless(way: Way, answer: Answer, sent: Collection[str]) -> Next:
-    """It was found by another field, or the user's was merged into it, and it has no identifier: it
-    becomes the user's."""
+    """Adopt a contact without identifier, if another field or a merge led to it."""
     if not way.is_another:
         return _disowned(way, answer, sent)
     return _replace(way, is_looked_at=True, is_heir=False, adopts=True), Do.PUT
 
 
 def _is_anothers(way: Way, answer: Answer, sent: Collection[str]) -> Next:
-    """A contact with these details is somebody else's: the detail is left out."""
+    """Leave out the contested details, because the contact is another user's."""
     if way.is_heir:
         theirs = identifier_of(way, answer)
         return _replace(way, is_heir=False, owner=theirs), Do.JOIN
@@ -252,7 +252,7 @@ def _is_anothers(way: Way, answer: Answer, sent: Collection[str]) -> Next:
 
 
 def _taken(way: Way, answer: Answer, sent: Collection[str]) -> Next:
-    """A create met a contact that is there."""
+    """Go on with the existing contact that a create met."""
     way, step = _follow(way, _named(answer), answer)
     if isinstance(step, Failure):
         return way, step
@@ -262,14 +262,14 @@ def _taken(way: Way, answer: Answer, sent: Collection[str]) -> Next:
 
 
 def _taken_by_archived(way: Way, answer: Answer, sent: Collection[str]) -> Next:
-    """A create met an archived contact: the user's own, if the identifier alone is taken too."""
+    """Create with the identifier alone. If that is taken too, the contact is the user's own."""
     if not [name for name in CONTESTED if name in sent and name != way.identity.field]:
         return _is_archived(way, answer, sent)
     return _creating(way, Do.CREATE_BARE, answer)
 
 
 def _is_archived(way: Way, answer: Answer, sent: Collection[str]) -> Next:
-    """The identifier is an archived contact's: it is the user's own."""
+    """Unarchive the user's own contact, which has the identifier, by setting."""
     way = _noting(way, was_there=True)
     if way.archived == "dead_letter":
         return way, failure_of(DeadReason.CONTACT_ARCHIVED, answer)
@@ -297,7 +297,7 @@ def _taken_by_some(way: Way, answer: Answer, sent: Collection[str]) -> Next:
 
 
 def _put_is_taken(way: Way, answer: Answer, sent: Collection[str]) -> Next:
-    """Another contact has the e-mail, or the id, that this one was to get."""
+    """Leave out the e-mail or id that another contact has."""
     contested = [name for name in CONTESTED if name in sent]
     if not contested or (way.adopts and way.identity.field in contested):
         return way, failure_of(DeadReason.CONTACT_CONFLICT, answer)
@@ -305,7 +305,7 @@ def _put_is_taken(way: Way, answer: Answer, sent: Collection[str]) -> Next:
 
 
 def _gone(way: Way, answer: Answer, sent: Collection[str]) -> Next:
-    """The contact that was known is not there any more."""
+    """Create another contact, because the known one is missing."""
     way = _replace(
         way,
         contact_id="",
@@ -319,7 +319,7 @@ def _gone(way: Way, answer: Answer, sent: Collection[str]) -> Next:
 
 
 def _disowned(way: Way, answer: Answer, sent: Collection[str]) -> Next:
-    """Somebody has given the contact to another user: ours has to have one of its own."""
+    """Create another contact, because the known one belongs to another user now."""
     way = _replace(way, disowned=way.disowned | {str(answer.contact.get("id", ""))})
     return _gone(way, answer, sent)
 
@@ -346,7 +346,7 @@ def _without_field(way: Way, answer: Answer, sent: Collection[str]) -> Next:
     return way, Do.PUT if way.contact_id else Do.CREATE
 
 
-# --- parts of it --------------------------------------------------------------------------
+# --- changes of the state -----------------------------------------------------------------
 
 
 def _replace(way: Way, **changes: object) -> Way:
@@ -354,7 +354,7 @@ def _replace(way: Way, **changes: object) -> Way:
 
 
 def _noting(way: Way, *, was_there: bool) -> Way:
-    """Note of a first contact whether it was there; what came first counts."""
+    """Note whether a first contact existed. The first note counts."""
     return way if way.was_there is not None else _replace(way, was_there=was_there)
 
 
@@ -368,14 +368,14 @@ def _leaving_out(way: Way, fields: Collection[str]) -> Way:
 
 
 def _creating(way: Way, how: Do, answer: Answer) -> Next:
-    """Create the contact in another way, or in the stead of one that is gone: once."""
+    """Create the contact in another form, or in place of a missing one: once each."""
     if how in way.created:
         return way, failure_of(DeadReason.CONTACT_GONE, answer)
     return _replace(way, created=way.created | {how}), how
 
 
 def _follow(way: Way, contact_id: str, answer: Answer) -> Next:
-    """Go on with another contact; it is looked at first where its fields have to be known."""
+    """Go on with another contact, once for each."""
     if contact_id in way.followed:
         return way, failure_of(DeadReason.CONTACT_GONE, answer)
     followed = way.followed | {contact_id}
@@ -388,7 +388,7 @@ def _named(answer: Answer) -> str:
 
 
 def failure_of(reason: DeadReason, answer: Answer) -> Failure:
-    """Return what an answer says, as the failure that ends an update."""
+    """Return an answer as the failure that ends an update."""
     said = intercom.parse_error(answer)
     return Failure(reason, answer.status, said.code, said.message, said.request_id)
 
@@ -444,4 +444,4 @@ TABLE: Final[Mapping[tuple[Do, Said], Callable[[Way, Answer, Collection[str]], N
     (Do.UNARCHIVE, Said.REFUSED): _cannot_be_had,
     (Do.UNARCHIVE, Said.REFUSED_FIELD): _cannot_be_had,
 }
-"""What follows; of what is not in it the answer is final (``_refused``)."""
+"""The consequence of each answer to each step. Any other answer ends the update (``_refused``)."""
