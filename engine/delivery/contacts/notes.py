@@ -1,6 +1,7 @@
-"""What is durable of one user's contact, before and after its calls: each is a transaction's work.
+"""The durable knowledge of one user's contact, read and written before and after its calls.
 
-A transaction may be made more than once, so nothing here changes anything but the store.
+Each function is the work of one transaction. A transaction may run more than once, so nothing here
+changes anything but the store.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from amplitude_intercom.engine.spool.known import ContactKey, Held, Known, own_a
 
 
 class Scope(NamedTuple):
-    """Where a sync's contacts are, and by which rules they are written."""
+    """The workspace of a sync's contacts, and the rules for writing them."""
 
     spool: TakerSpool
     workspace: Workspace
@@ -45,18 +46,18 @@ class Scope(NamedTuple):
 
     @property
     def taker(self) -> str:
-        """By which its properties are known."""
+        """The sync's key in a contact's ``properties``."""
         return str(self.spool.taker)
 
     def key_of(self, identity: Identity) -> ContactKey:
-        """Return what a user's contact is known by."""
+        """Return the key of a user's contact."""
         return ContactKey(self.workspace.number, identity.field, identity.value)
 
     def properties_of(self, known: Known) -> dict[str, Held]:
-        """Return the properties that can be counted on for the contact that is known."""
+        """Return the sync's properties that hold for a known contact."""
         held = self.selection.properties_of(known, self.taker)
         if len(known.properties) < 2:
-            return held  # nobody else writes it
+            return held  # no other sync writes it
         return as_written(self.rules, self.workspace.attributes, held, known)
 
     def work_out(
@@ -66,7 +67,7 @@ class Scope(NamedTuple):
         known: Known,
         without: Collection[str],
     ) -> Draft:
-        """Return what updates come to, ``without`` some fields."""
+        """Return the result of updates, ``without`` some fields."""
         types, newer_wins = self.workspace.attributes, self.newer_wins
         draft = work_out(self.rules, types, updates, held, known, newer_wins=newer_wins)
         if not without:
@@ -76,9 +77,11 @@ class Scope(NamedTuple):
 
 
 class Begun(NamedTuple):
-    """What is known at the beginning, and under which ``key``: ``updates`` that are not done, what
-    comes ``first``, and what they come to, where that is a write; what was ``noted`` of it then.
-    ``held``: the properties that can be counted on."""
+    """The begin of an update: the knowledge of the contact under ``key``, and the ``first`` step.
+
+    ``updates`` are those not done yet. ``draft`` is their result if the first step is a write, and
+    ``noted`` the knowledge with that write's intent. ``held`` has the sync's properties.
+    """
 
     key: ContactKey
     known: Known
@@ -90,7 +93,7 @@ class Begun(NamedTuple):
 
 
 class Notes:
-    """What is read and kept of one user's contact."""
+    """The transactions about one user's contact."""
 
     def __init__(self, scope: Scope, identity: Identity) -> None:
         self._scope = scope
@@ -98,19 +101,19 @@ class Notes:
         self.own_key = scope.key_of(identity)
 
     def key_of(self, owner: str) -> ContactKey:
-        """Return by which key the contact of another user is known."""
+        """Return the key of another user's contact."""
         return self.own_key._replace(value=owner)
 
     def key_of_contact(self, contact_id: str) -> ContactKey:
-        """Return by which key a contact is written that may become anybody's."""
+        """Return the key of a contact by its id, for one that may become any user's."""
         return ContactKey(self.own_key.workspace, "id", contact_id)
 
     def own(self, store: Transaction) -> Known:
-        """Return what is known under the user's own key."""
+        """Return the knowledge under the user's own key."""
         return store.contacts.get(self.own_key) or Known()
 
     def keep(self, store: Transaction, key: ContactKey, known: Known) -> None:
-        """Keep what is known of a contact."""
+        """Store the knowledge of a contact."""
         store.contacts.remember(key, known, self._scope.now_ms())
 
     # --- before a write -------------------------------------------------------------------
@@ -122,9 +125,10 @@ class Notes:
         without: Collection[str],
         has: Callable[[ContactKey], bool],
     ) -> Begun:
-        """Read what is known, work out what the updates come to, and note what is about to be
-        written, ``without`` some fields. Where the turn has not (``has``) the contact to itself,
-        nothing but its key is found out."""
+        """Read the knowledge, work out the updates ``without`` some fields, and note the intent.
+
+        If the turn does not have the contact to itself (``has``), only its key is returned.
+        """
         scope = self._scope
         key, known = store.contacts.find(self.own_key)
         known = scope.selection.current(known, scope.taker, scope.rules.properties)
@@ -149,7 +153,7 @@ class Notes:
         return Begun(key, known, noted, held, updates, first, draft)
 
     def _first(self, known: Known, updates: Sequence[ContactUpdate], *, must_look: bool) -> Do:
-        """Return what comes first."""
+        """Return the first step."""
         if known.contact_id and not known.is_lost:
             return Do.LOOK if must_look else Do.PUT
         if not self._is_by_email and self._scope.workspace.first_contacts.looks_first:
@@ -159,7 +163,7 @@ class Notes:
     # --- after an answer ------------------------------------------------------------------
 
     def give_up(self, store: Transaction, key: ContactKey, before: Known) -> None:
-        """Take in that what was about to be written is not there: it was refused."""
+        """Note that the intended write was refused, so its fields are not unsure."""
         known = store.contacts.get(key)
         if known is None:
             return
@@ -168,20 +172,19 @@ class Notes:
             self.keep(store, key, msgspec.structs.replace(known, unsure=unsure))
 
     def lose(self, store: Transaction) -> None:
-        """Take in that the user's own contact is not there, or another's."""
+        """Note that the user's own contact is missing, or another user's."""
         known = self.own(store)
         if known.contact_id and not known.is_lost:
             self.keep(store, self.own_key, msgspec.structs.replace(known, is_lost=True))
 
     def keep_found(self, store: Transaction, way: Way) -> None:
-        """Take in that a contact is there, and which."""
+        """Note the contact that was found for the user."""
         known = msgspec.structs.replace(self.own(store), owner="")
         found = msgspec.structs.replace(about(known, way), contact_id=way.contact_id, is_lost=False)
         self.keep(store, self.own_key, found)
 
     def join(self, store: Transaction, at: ContactKey, way: Way) -> None:
-        """Take in that the user, or the one it was merged into (``at``), was merged into another
-        one: what is known of their contact is kept there."""
+        """Note that the user under ``at`` was merged into another, which has the contact now."""
         heir = self.key_of(way.owner)
         theirs = store.contacts.get(heir) or Known()
         if theirs.is_lost or theirs.contact_id != way.contact_id:
@@ -193,8 +196,10 @@ class Notes:
         self.keep(store, at, msgspec.structs.replace(merged, is_lost=False, unsure=[]))
 
     def part(self, store: Transaction, heir: ContactKey, *, is_lost: bool) -> Known:
-        """Take in that the user has no contact together with the one it was merged into, and
-        whether theirs ``is_lost``; return what is known of its own."""
+        """Note that the user no longer shares a contact with the one it was merged into.
+
+        ``is_lost`` says that the shared contact is missing. Returns the user's own knowledge.
+        """
         own, theirs = self.own(store), store.contacts.get(heir) or Known()
         if is_lost:
             contact_id = theirs.contact_id or own.contact_id
@@ -206,8 +211,11 @@ class Notes:
 
 
 def creating(updates: Sequence[ContactUpdate], *, is_by_email: bool) -> Do:
-    """Return how a contact is created. An e-mail may be several contacts': a create would be told
-    of one of them, so it is searched for before."""
+    """Return the first step of creating a contact.
+
+    By e-mail it is a search, because several contacts may have the e-mail, and the refusal of a
+    create names only one of them.
+    """
     if is_by_email:
         return Do.SEARCH
     if not updates:

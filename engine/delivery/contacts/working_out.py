@@ -1,17 +1,17 @@
-"""What updates come to: a user's properties afterwards, and the fields to be written. Pure.
+"""The result of updates: a user's new properties, and the fields to write. Pure.
 
 Rules
 =====
-1. Properties are what Amplitude's operations make of them. What is not among them is not known: the
-   contact may hold something, and an operation that needs it has it read first.
-2. Fields are written as absolute values, worked out from properties that are durable before. So a
-   write can be made again, and an operation takes effect once, whatever became of the first.
-3. A field is written where it differs from what was written or read last, or where that is unsure,
-   because a write of it has no answer yet.
-4. What was read of a contact is not written back to it.
-5. What an event sets or unsets does not touch a property that a newer event has set (by setting).
-6. A property whose field another sync has written since is the contact's: it is read before it is
-   counted on, and not written back.
+1. Properties are the results of Amplitude's operations. A missing property is not known: the
+   contact may have a value, which is read before an operation that needs it.
+2. Fields are written as absolute values, from properties that are durable before. So a write can be
+   repeated, and an operation takes effect once, even if the answer to the first write was lost.
+3. A field is written if it differs from the value last written or read, or if a write of it has no
+   answer yet.
+4. A value that was read from a contact is not written back to it.
+5. An event does not set or unset a property that a newer event has set (by setting).
+6. If another sync has written a property's field since, the value is the contact's own: it is read
+   before it is used, and not written back.
 """
 
 from __future__ import annotations
@@ -35,20 +35,22 @@ _ABSOLUTE: Final = frozenset({CLEAR_ALL, "$set", "$unset"})
 """Operations that need no base."""
 
 _REPEATED_IN_EFFECT: Final = frozenset({"$add", "$append", "$prepend"})
-"""Operations that come to something else where they are applied to their own result."""
+"""Operations with another result when they are applied a second time."""
 
 _OF_LISTS: Final = frozenset({"$append", "$prepend", "$preInsert", "$postInsert", "$remove"})
 
 _NO_VALUES: Final[Sequence[Any]] = (None, [], {})
-"""Of these a contact's field is empty."""
+"""Values that leave a contact's field empty."""
 
 UNSAID: Final = object()
-"""In the stead of the value of a field of which nothing is known."""
+"""Stands for the value of an unknown field."""
 
 
 class Draft(msgspec.Struct, frozen=True):
-    """What updates come to: a taker's ``properties`` afterwards, and the flat fields to be written,
-    null for what is cleared."""
+    """The result of updates: a taker's new ``properties``, and the flat fields to write.
+
+    Null clears a field.
+    """
 
     properties: dict[str, Held]
     changes: dict[str, Any]
@@ -56,13 +58,15 @@ class Draft(msgspec.Struct, frozen=True):
 
 
 def needs_base(updates: Iterable[ContactUpdate], held: Properties) -> bool:
-    """Return whether something has to be known of the contact that is not."""
+    """Return whether operations need a property that is not known."""
     return any(not held.keys() >= names.keys() for _, names in _based(updates))
 
 
 def cannot_be_created(updates: Iterable[ContactUpdate]) -> bool:
-    """Return whether a create with these must not be made again: where its answer is lost, nobody
-    can tell whether the contact holds their result, or what was there before."""
+    """Return whether a create with these updates could not be repeated.
+
+    If its answer were lost, the contact could have their result or an older value.
+    """
     return any(op in _REPEATED_IN_EFFECT for op, _ in _based(updates))
 
 
@@ -76,7 +80,7 @@ def _based(updates: Iterable[ContactUpdate]) -> Iterator[tuple[str, Mapping[str,
 def as_written(
     rules: ContactRules, types: Types, held: Properties, known: Known
 ) -> dict[str, Held]:
-    """Return the properties whose fields are as they were written for them, or not known."""
+    """Return the properties with a field as written for them, or with an unknown field."""
     values = {name: found.value for name, found in held.items() if found.value is not None}
     fields, _ = rules.contact_fields(values, types)
 
@@ -89,7 +93,7 @@ def as_written(
 
 
 def with_base(held: Properties, rules: ContactRules, contact: Mapping[str, Any]) -> dict[str, Held]:
-    """Return properties with those that were not known as a contact has them."""
+    """Return properties, with a contact's values for those that are not known."""
     theirs = rules.properties_of_contact(contact)
     base = {name: Held(theirs.get(name)) for name in rules.properties}
     return {**base, **held}
@@ -104,7 +108,7 @@ def work_out(
     *,
     newer_wins: bool,
 ) -> Draft:
-    """Return what updates come to, in their order."""
+    """Return the result of updates, in their order."""
     properties, touched, problems = _apply(updates, held, rules.properties, newer_wins=newer_wins)
     read = _as_it_was_read(rules, properties, touched, known)
     values = {
@@ -134,7 +138,7 @@ def work_out(
 def _as_it_was_read(
     rules: ContactRules, properties: Properties, touched: Collection[str], known: Known
 ) -> set[str]:
-    """Return the properties that are the contact's own: none of them is written back."""
+    """Return the properties read from the contact, which are not written back (rule 4)."""
     return {
         source
         for source, name in rules.properties.items()
@@ -152,7 +156,7 @@ def _apply(
     *,
     newer_wins: bool,
 ) -> tuple[dict[str, Held], set[str], list[Adjustment]]:
-    """Return properties after updates, those that were touched, and what was refused."""
+    """Return properties after updates, the names of touched ones, and refused operations."""
     state = {name: found.value for name, found in held.items() if found.value is not None}
     times = {name: found.at_ms for name, found in held.items()}
     touched: set[str] = set()
@@ -177,7 +181,7 @@ def _apply(
 def _take_apart(
     operations: Mapping[str, Any], state: dict[str, Any], times: Mapping[str, int]
 ) -> None:
-    """Make lists of texts that were read of the contact, which has a list as one text."""
+    """Split texts that were read from the contact, which has a list as one text."""
     for op in _OF_LISTS & operations.keys():
         for name in operations[op]:
             text = state.get(name)
@@ -194,14 +198,14 @@ def _names_in(operations: Mapping[str, Any], names: Mapping[str, str]) -> set[st
 def _without_older(
     operations: Mapping[str, Any], at_ms: int, times: Mapping[str, int], names: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Return operations without what a newer event has decided otherwise."""
+    """Return operations without the properties that a newer event has set."""
     newer = {name for name, set_ms in times.items() if set_ms > at_ms}
     if not newer:
         return dict(operations)
     left = dict(operations)
-    if CLEAR_ALL in left:  # of all but those
+    if CLEAR_ALL in left:  # becomes an unset of all others
         del left[CLEAR_ALL]
-        left = {"$unset": {}, **left}  # it comes first
+        left = {"$unset": {}, **left}  # first, in the order of application
         left["$unset"] = {**dict.fromkeys(names, "-"), **left["$unset"]}
     for op in ("$unset", "$set", "$setOnce"):
         if op in left:
@@ -210,5 +214,5 @@ def _without_older(
 
 
 def same(first: Any, other: Any) -> bool:
-    """Return whether two field values are the same to Intercom: ``True`` is not 1."""
+    """Return whether two field values are equal to Intercom: ``True`` is not 1."""
     return type(first) is type(other) and bool(first == other)
