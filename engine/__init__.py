@@ -28,14 +28,14 @@ if TYPE_CHECKING:
         SpoolError,
     )
     from amplitude_intercom.engine.settings import Settings
-    from amplitude_intercom.engine.spool.rows import DeadLetterQuery
+    from amplitude_intercom.engine.spool.letters import DeadLetterQuery
     from amplitude_intercom.transports import Receipt
     from amplitude_intercom.transports.errors import Refused, UnknownApiKey, UnknownSync
 
 _HOMES = {
     "BadEvents": ".app",
     "DataDirInUse": ".errors",
-    "DeadLetterQuery": ".spool.rows",
+    "DeadLetterQuery": ".spool.letters",
     "Engine": ".app",
     "EngineError": ".errors",
     "Receipt": "amplitude_intercom.transports",

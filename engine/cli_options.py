@@ -17,7 +17,7 @@ import typer
 
 if TYPE_CHECKING:
     from amplitude_intercom.engine.settings import Settings
-    from amplitude_intercom.engine.spool.rows import DeadLetterQuery
+    from amplitude_intercom.engine.spool.letters import DeadLetterQuery
     from amplitude_intercom.transports.amplitude_exports import Span
 
 SETTINGS_FILE = "amplitude-intercom.toml"
@@ -107,7 +107,7 @@ def query_of(
 ) -> DeadLetterQuery:
     """Return the dead letters that arguments select; without any, all of them."""
     from amplitude_intercom.engine.reasons import DeadReason, no_dead_reason
-    from amplitude_intercom.engine.spool.rows import DeadLetterQuery
+    from amplitude_intercom.engine.spool.letters import DeadLetterQuery
 
     if reason is not None and reason not in set(DeadReason):
         raise typer.BadParameter(no_dead_reason(reason), param_hint="--reason")
@@ -128,7 +128,7 @@ def check_text(text: str, option: str) -> None:
 
 def check_position(after: str) -> None:
     """Refuse a text that is no position in a list of dead letters."""
-    from amplitude_intercom.engine.spool.rows import Position
+    from amplitude_intercom.engine.spool.letters import Position
 
     try:
         Position.read(after)

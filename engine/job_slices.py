@@ -13,11 +13,14 @@ from amplitude_intercom.engine.rules.admission import Admission, Admitted
 from amplitude_intercom.engine.rules.verdicts import Drop, Keep, Verdict
 from amplitude_intercom.engine.settings import Relay as RelaySettings
 from amplitude_intercom.engine.settings import Sync
+from amplitude_intercom.engine.spool import replaying
+from amplitude_intercom.engine.spool.asking import ask_job
 from amplitude_intercom.engine.spool.batches import Kept
 from amplitude_intercom.engine.spool.jobs import Expiry, JobKind, JobRow, JobState, NewMapping
+from amplitude_intercom.engine.spool.letter_ends import discard
+from amplitude_intercom.engine.spool.letters import DeadLetter, DeadLetterQuery, Position
 from amplitude_intercom.engine.spool.rekeying import rekey
 from amplitude_intercom.engine.spool.requests import Relayed
-from amplitude_intercom.engine.spool.rows import DeadLetter, DeadLetterQuery, Position
 from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.transports.amplitude_heads import decode_head
 
@@ -81,7 +84,7 @@ class JobSlices:
         job = store.jobs.next()
         if job is None:
             return None
-        done = self._do(store, job, store.known_taker(job.sync))
+        done = self._do(store, job, store.takers.known_id(job.sync))
         store.jobs.advance(job, done.cursor, done.counts)
         if done.is_last:
             store.jobs.end(job.id, JobState.DONE, self._now_ms())
@@ -109,7 +112,7 @@ class JobSlices:
         self, store: Store, job: JobRow, taker: int, letters: Sequence[DeadLetter]
     ) -> Counter[str]:
         if job.kind is JobKind.DISCARD:
-            return Counter({"discarded": store.discard(taker, letters)})
+            return Counter({"discarded": discard(store, taker, letters)})
         if not self.is_enabled(job.sync):  # it was disabled since the job was asked for
             return Counter({STILL_DEAD: len(letters)})
         if job.sync in self._relays:
@@ -139,7 +142,10 @@ def _text_of(mapping: NewMapping) -> str:
 
 def _follow_mapping(store: Store, sync: Sync, now_ms: int) -> JobRow | None:
     """Return the open re-keying of a sync, a new one if ``[sync.mapping]`` has changed."""
-    taker, new = store.taker(sync.name), NewMapping(sync.mapping.identifier, sync.mapping.source)
+    taker, new = (
+        store.takers.id_for(sync.name),
+        NewMapping(sync.mapping.identifier, sync.mapping.source),
+    )
     key, text = _mapping_key(taker), _text_of(new)
     before = store.meta.get(key)
     waiting = store.accounts.value(taker, "pending")
@@ -154,7 +160,7 @@ def _follow_mapping(store: Store, sync: Sync, now_ms: int) -> JobRow | None:
             return asked
         store.jobs.end(asked.id, JobState.CANCELLED, now_ms)
     store.meta.set(key, UNKEYED)
-    return store.ask_job(JobKind.REKEY, taker, new, waiting, who="settings", now_ms=now_ms)
+    return ask_job(store, JobKind.REKEY, taker, new, waiting, who="settings", now_ms=now_ms)
 
 
 def _expire(store: Store, taker: int, expiry: Expiry, cursor: str, now_ms: int) -> Slice:
@@ -195,10 +201,10 @@ def replay(
                 )
                 kept.append((letter, event))
             case Drop(reason) if reason is not DropReason.NO_IDENTITY:
-                counts[f"dropped:{reason}"] += store.discard(taker, [letter], reason)
+                counts[f"dropped:{reason}"] += discard(store, taker, [letter], reason)
             case _:
                 counts[STILL_DEAD] += 1
-    counts["replayed"] += store.replay(taker, kept, now_ms)
+    counts["replayed"] += replaying.replay(store, taker, kept, now_ms)
     return +counts
 
 
@@ -213,7 +219,7 @@ def relay_again(
     ]
     requests = [(letter, request) for letter, request in found if request is not None]
     counts = Counter({STILL_DEAD: len(letters) - len(requests)})
-    counts["replayed"] = store.relay_again(taker, requests, now_ms)
+    counts["replayed"] = replaying.relay_again(store, taker, requests, now_ms)
     return +counts
 
 

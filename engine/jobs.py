@@ -12,12 +12,14 @@ from amplitude_intercom.engine.errors import SettingsError, SpoolDamaged, SpoolE
 from amplitude_intercom.engine.faults import describe, internal_failure
 from amplitude_intercom.engine.job_slices import JobSlices, JobSync
 from amplitude_intercom.engine.settings import Relay as RelaySettings
+from amplitude_intercom.engine.spool.asking import ask_job
 from amplitude_intercom.engine.spool.jobs import (
     JobKind,
     JobRow,
     JobState,
 )
-from amplitude_intercom.engine.spool.rows import DeadLetterQuery
+from amplitude_intercom.engine.spool.letters import DeadLetterQuery
+from amplitude_intercom.engine.spool.looking import matching
 from amplitude_intercom.engine.spool.spool import Spool
 from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.engine.spool.takers import spoken
@@ -65,9 +67,9 @@ class JobRunner:
         now_ms = self._now_ms()
 
         def job(store: Store) -> JobRow:
-            taker = store.taker(sync)
-            expected = store.matching(taker, query)
-            return store.ask_job(kind, taker, query, expected, who=who, why=why, now_ms=now_ms)
+            taker = store.takers.id_for(sync)
+            expected = matching(store, taker, query)
+            return ask_job(store, kind, taker, query, expected, who=who, why=why, now_ms=now_ms)
 
         made = await self._spool.do(job)
         _log.info("job", job=made.id, kind=made.kind, sync=sync, letters=made.expected, who=who)

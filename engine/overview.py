@@ -227,7 +227,7 @@ class Overview:
                     for name, stream in parts.streams.items()
                 },
                 {
-                    relay.taker: read_relay_facts(store, store.known_taker(relay.taker))
+                    relay.taker: read_relay_facts(store, store.takers.known_id(relay.taker))
                     for relay in parts.settings.relay
                 },
             )

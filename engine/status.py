@@ -17,8 +17,16 @@ from amplitude_intercom.engine.errors import SpoolError
 from amplitude_intercom.engine.relay.relay import RelaySender
 from amplitude_intercom.engine.settings import Relay as RelaySettings
 from amplitude_intercom.engine.settings import Sync
-from amplitude_intercom.engine.spool.accounts import INBOX, SPOOL, TAKEN_ALONG, WAITING, under
-from amplitude_intercom.engine.spool.store import MINUTE_MS, Store
+from amplitude_intercom.engine.spool.accounts import (
+    INBOX,
+    MINUTE_MS,
+    SPOOL,
+    TAKEN_ALONG,
+    WAITING,
+    under,
+)
+from amplitude_intercom.engine.spool.looking import first_waiting_ms
+from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.engine.supervision import Supervisor
 
 RATE_MINUTES: Final = 10
@@ -187,7 +195,7 @@ def read_sync_facts(store: Store, taker: int, workspace: int) -> SyncFacts:
     """Read the facts about a sync; ``workspace`` is the id of its workspace."""
     parked = store.users.parked(taker)
     return SyncFacts(
-        oldest_accepted_ms=store.first_waiting_ms(taker),
+        oldest_accepted_ms=first_waiting_ms(store, taker),
         delivered_at_ms=store.takers.delivered_at_ms(taker),
         parked_users={reason: count for reason, (count, _) in parked.items()},
         parked_since_ms=min((since_ms for _, since_ms in parked.values()), default=None),

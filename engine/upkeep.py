@@ -17,12 +17,13 @@ from amplitude_intercom.engine.errors import SettingsError
 from amplitude_intercom.engine.jobs import JobRunner
 from amplitude_intercom.engine.spool import leaving
 from amplitude_intercom.engine.spool.jobs import JobKind
-from amplitude_intercom.engine.spool.rows import (
+from amplitude_intercom.engine.spool.letters import (
     DeadLetter,
     DeadLetterPage,
     DeadLetterQuery,
     Position,
 )
+from amplitude_intercom.engine.spool.looking import dead_letter_page
 from amplitude_intercom.engine.spool.spool import Spool
 from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.engine.spool.takers import RELAY, spoken
@@ -67,7 +68,7 @@ class Upkeep:
         position = Position.read(after)
         return await self._spool.look(
             lambda store: store.letters.find(
-                store.known_taker(sync), query, after=position, limit=limit
+                store.takers.known_id(sync), query, after=position, limit=limit
             )
         )
 
@@ -82,7 +83,9 @@ class Upkeep:
         """
         position = Position.read(after)
         return await self._spool.look(
-            lambda store: store.dead_letter_page(store.known_taker(sync), query, position, limit)
+            lambda store: dead_letter_page(
+                store, store.takers.known_id(sync), query, position, limit
+            )
         )
 
     async def replay(self, sync: str, query: DeadLetterQuery) -> Counter[str]:

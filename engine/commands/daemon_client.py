@@ -18,7 +18,7 @@ from amplitude_intercom.engine.commands.terminal import say
 from amplitude_intercom.engine.errors import EngineError, SettingsError
 from amplitude_intercom.engine.settings import Admin
 from amplitude_intercom.engine.spool.jobs import JobKind, JobRow
-from amplitude_intercom.engine.spool.rows import DeadLetterPage, DeadLetterQuery
+from amplitude_intercom.engine.spool.letters import DeadLetterPage, DeadLetterQuery
 from amplitude_intercom.engine.spool.user_state import UserState
 from amplitude_intercom.engine.status import Compacted, Status
 

@@ -18,7 +18,7 @@ from amplitude_intercom.engine.commands.terminal import count, listed, print_tab
 from amplitude_intercom.engine.reasons import DeadReason
 from amplitude_intercom.engine.relay.keeping import ORIGIN
 from amplitude_intercom.engine.settings import Settings, Sync
-from amplitude_intercom.engine.spool.rows import DeadLetter, DeadLetterPage, DeadLetterQuery
+from amplitude_intercom.engine.spool.letters import DeadLetter, DeadLetterPage, DeadLetterQuery
 from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.engine.spool.takers import RELAY
 

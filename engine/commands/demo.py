@@ -23,7 +23,7 @@ from amplitude_intercom.engine.commands.running import OK
 from amplitude_intercom.engine.config import from_table
 from amplitude_intercom.engine.settings import Log, Settings
 from amplitude_intercom.engine.sources import sources_of, start_sources
-from amplitude_intercom.engine.spool.rows import DeadLetter, DeadLetterQuery
+from amplitude_intercom.engine.spool.letters import DeadLetter, DeadLetterQuery
 from amplitude_intercom.engine.status import RelayStatus, Status, SyncStatus
 from amplitude_intercom.transports.http import HttpSource
 from amplitude_intercom.transports.sandbox.local_amplitude import LocalAmplitude

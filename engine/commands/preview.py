@@ -29,7 +29,7 @@ from amplitude_intercom.engine.rules.verdicts import Drop, Keep, Reject
 from amplitude_intercom.engine.settings import Intercom, Settings, Sync
 from amplitude_intercom.engine.spool.contract import Claim, claim_of
 from amplitude_intercom.engine.spool.known import Known
-from amplitude_intercom.engine.spool.rows import DeadLetter
+from amplitude_intercom.engine.spool.letters import DeadLetter
 from amplitude_intercom.engine.spool.store import Store, wall_clock_ms
 from amplitude_intercom.engine.token_facts import contact_key
 from amplitude_intercom.transports import intercom
@@ -106,7 +106,7 @@ class SpooledPast(Past):
         self._store = store
         self._promised = promised
         self._delivery = sync.delivery
-        self._taker = store.known_taker(sync.name)
+        self._taker = store.takers.known_id(sync.name)
         self._sync = sync
 
     def second(self, claim: Claim) -> int:

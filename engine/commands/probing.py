@@ -26,7 +26,7 @@ from amplitude_intercom.engine.errors import DataDirInUse, SettingsError, SpoolE
 from amplitude_intercom.engine.settings import MAX_EVENT_TYPES, Settings, Sync
 from amplitude_intercom.engine.spool.sqlite.files import FILE_NAME
 from amplitude_intercom.engine.spool.sqlite.reading import look
-from amplitude_intercom.engine.spool.store import Store
+from amplitude_intercom.engine.spool.store import Store, reading_store
 from amplitude_intercom.engine.token_facts import keep_counting, workspace_of
 from amplitude_intercom.transports.intercom import Wire
 
@@ -194,7 +194,7 @@ def _has_no_name_free(settings: Settings, sync: Sync) -> bool:
         return set(store.event_names.of(workspace_of(store, sync)))
 
     try:
-        used = look(path, names)
+        used = look(path, reading_store, names)
     except SpoolError:  # none yet, or none that can be read
         return False
     return len(used) >= MAX_EVENT_TYPES and EVENT_NAME not in used

@@ -12,11 +12,12 @@ import msgspec
 from amplitude_intercom.engine.clients import address_of
 from amplitude_intercom.engine.errors import SpoolError
 from amplitude_intercom.engine.settings import Settings
-from amplitude_intercom.engine.spool.rows import DeadLetterPage, DeadLetterQuery, Position
+from amplitude_intercom.engine.spool.letters import DeadLetterPage, DeadLetterQuery, Position
+from amplitude_intercom.engine.spool.looking import dead_letter_page
 from amplitude_intercom.engine.spool.spool import Spool
 from amplitude_intercom.engine.spool.sqlite.files import FILE_NAME
 from amplitude_intercom.engine.spool.sqlite.reading import disk_bytes, look
-from amplitude_intercom.engine.spool.store import Store, wall_clock_ms
+from amplitude_intercom.engine.spool.store import Store, reading_store, wall_clock_ms
 from amplitude_intercom.engine.spool.user_state import UserState, nothing_of, state_of_user
 from amplitude_intercom.engine.status import (
     RelayStatus,
@@ -64,7 +65,7 @@ class SpoolFiles:
         except OSError as error:
             text = f"{self.path}: {error.strerror}"
             raise SpoolError(RefusalReason.SPOOL_FAILING, text) from None
-        return look(self.path, job)
+        return look(self.path, reading_store, job)
 
     async def status(self) -> Status:
         state = "offline" if self.holder is None else "unreachable"
@@ -74,7 +75,7 @@ class SpoolFiles:
 
     def _read_relays(self, trouble: str) -> list[RelayStatus]:
         def job(store: Store) -> dict[str, tuple[Counter[str], TakerFacts]]:
-            takers = {r.taker: store.known_taker(r.taker) for r in self._settings.relay}
+            takers = {r.taker: store.takers.known_id(r.taker) for r in self._settings.relay}
             return {
                 name: (store.accounts.committed(taker), read_relay_facts(store, taker))
                 for name, taker in takers.items()
@@ -98,7 +99,7 @@ class SpoolFiles:
         def job(store: Store) -> tuple[dict[str, tuple[Counter[str], SyncFacts]], SpoolStatus]:
             found = {}
             for sync in self._settings.sync:
-                taker = store.known_taker(sync.name)
+                taker = store.takers.known_id(sync.name)
                 facts = read_sync_facts(store, taker, workspace_of(store, sync))
                 found[sync.name] = (store.accounts.committed(taker), facts)
             max_bytes = self._settings.spool.max_bytes
@@ -128,7 +129,9 @@ class SpoolFiles:
     ) -> DeadLetterPage:
         position = Position.read(after)
         return self.look(
-            lambda store: store.dead_letter_page(store.known_taker(sync), query, position, limit),
+            lambda store: dead_letter_page(
+                store, store.takers.known_id(sync), query, position, limit
+            ),
             DeadLetterPage([], 0),
         )
 
@@ -137,6 +140,6 @@ class SpoolFiles:
 
         def job(store: Store) -> UserState:
             contact = contact_key(store, of_sync, user)
-            return state_of_user(store, store.known_taker(sync), user, contact)
+            return state_of_user(store, store.takers.known_id(sync), user, contact)
 
         return self.look(job, nothing_of(user))

@@ -17,7 +17,7 @@ from amplitude_intercom.engine.commands.spool_files import SpoolFiles
 from amplitude_intercom.engine.commands.terminal import say
 from amplitude_intercom.engine.errors import DataDirInUse
 from amplitude_intercom.engine.settings import Settings
-from amplitude_intercom.engine.spool.rows import DeadLetterPage, DeadLetterQuery
+from amplitude_intercom.engine.spool.letters import DeadLetterPage, DeadLetterQuery
 from amplitude_intercom.engine.spool.sqlite.lock import holder
 from amplitude_intercom.engine.spool.user_state import UserState
 from amplitude_intercom.engine.status import Compacted, Status

@@ -17,7 +17,7 @@ from amplitude_intercom.engine.jobs import JobRunner
 from amplitude_intercom.engine.overview import Overview
 from amplitude_intercom.engine.reasons import DeadReason, no_dead_reason
 from amplitude_intercom.engine.spool.jobs import JobKind
-from amplitude_intercom.engine.spool.rows import DeadLetterQuery, Position
+from amplitude_intercom.engine.spool.letters import DeadLetterQuery, Position
 from amplitude_intercom.engine.spool.takers import RELAY
 from amplitude_intercom.engine.upkeep import Upkeep
 

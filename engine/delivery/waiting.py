@@ -36,7 +36,8 @@ from amplitude_intercom.engine.delivery.turns import Turn
 from amplitude_intercom.engine.envelope import Kind, Record
 from amplitude_intercom.engine.reasons import Failure
 from amplitude_intercom.engine.settings import MAX_SHIFT_S
-from amplitude_intercom.engine.spool.contract import Stranger, Transaction
+from amplitude_intercom.engine.spool.contract import Transaction
+from amplitude_intercom.engine.spool.known import Stranger
 
 SICK_ATTEMPTS: Final = 40
 SICK_MOST_S: Final = 600.0

@@ -31,6 +31,14 @@ WAITING: Final = "bytes:waiting"
 DEAD: Final = "bytes:dead"
 """Bytes of a taker's dead letters."""
 
+INSERT_IDS: Final = "insert_ids"
+"""The number of insert ids, of all takers."""
+
+CONTACTS: Final = "contacts"
+"""The number of contacts, of all workspaces."""
+
+MINUTE_MS: Final = 60_000
+
 LAST_BATCH: Final = "last_batch"
 """The highest id given to a batch: a counter of the spool."""
 
@@ -102,6 +110,10 @@ class Accounts:
         """Count dead letters of one reason."""
         self.add(taker, "dead", by)
         self.add(taker, f"dead:{reason}", by)
+
+    def dead_by_reason(self, taker: int) -> dict[str, int]:
+        """Return the number of dead letters by reason, as of the last commit."""
+        return under(self.committed(taker), "dead:")
 
     def last_batch(self) -> int:
         """Return the highest id that a batch was given."""

@@ -10,9 +10,10 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import Any, Protocol
 
+from amplitude_intercom.engine.errors import SpoolError
 from amplitude_intercom.engine.spool.rows import Append, Appended
-from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.engine.spool.writer import Writer
 
 MOST_TOGETHER = 64
@@ -24,10 +25,18 @@ SINGLY = 64
 Waiting = tuple[Append, asyncio.Future[Appended]]
 
 
+class Appending(Protocol):
+    """The store that batches are appended to."""
+
+    def append(self, batches: Sequence[Append], now_ms: int) -> Sequence[Appended | SpoolError]:
+        """Append batches; return the result of each."""
+        ...
+
+
 class Appends:
     """The queue of batches to append. The loop puts; jobs of the writer take, in its thread."""
 
-    def __init__(self, writer: Writer, now_ms: Callable[[], int]) -> None:
+    def __init__(self, writer: Writer[Any], now_ms: Callable[[], int]) -> None:
         self._writer = writer
         self._now_ms = now_ms
         self._waiting: deque[Waiting] = deque()
@@ -88,7 +97,7 @@ class _Job:
         self.taken: list[Waiting] = []
         self.ran = False
 
-    def __call__(self, store: Store) -> Sequence[Appended | BaseException]:
+    def __call__(self, store: Appending) -> Sequence[Appended | BaseException]:
         if not self.ran:
             self.ran = True
             self.taken = self._take()

@@ -6,20 +6,18 @@ asked for), then the inbox is unpacked. What waits behind its user's goes aside.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from amplitude_intercom.engine.envelope import Kind, Record
 from amplitude_intercom.engine.faults import internal_failure
 from amplitude_intercom.engine.reasons import DeadReason, DropReason
-from amplitude_intercom.engine.spool.accounts import Accounts
 from amplitude_intercom.engine.spool.batches import SLOTS
-from amplitude_intercom.engine.spool.connection import Connection
+from amplitude_intercom.engine.spool.bounds import Bounds, Crowd
 from amplitude_intercom.engine.spool.insert_ids import key_of
-from amplitude_intercom.engine.spool.records import Damage, sliced
-from amplitude_intercom.engine.spool.settled import SettledLines
-from amplitude_intercom.engine.spool.settling import Settling, Tables
+from amplitude_intercom.engine.spool.record_ends import RecordEnds
+from amplitude_intercom.engine.spool.records import DamagedRecord, sliced
+from amplitude_intercom.engine.spool.tables import Tables
 from amplitude_intercom.engine.spool.unpacking import unpack
 
 TRIED_AGAIN_AFTER_MS: Final = 60_000
@@ -27,71 +25,16 @@ TRIED_AGAIN_AFTER_MS: Final = 60_000
 people sign up."""
 
 
-class Bounds:
-    """How much may still be loaded: records, and bytes."""
-
-    def __init__(self, limit: int, limit_bytes: int) -> None:
-        self.limit = limit
-        self.limit_bytes = limit_bytes
-
-    @property
-    def are_reached(self) -> bool:
-        return self.limit <= 0 or self.limit_bytes <= 0
-
-    def take(self, records: Sequence[Record]) -> None:
-        self.limit -= len(records)
-        self.limit_bytes -= sum(len(record.raw) for record in records)
-
-    def fitting(self, records: Sequence[Record]) -> int:
-        """Return how many records fit, the one that reaches the bytes included."""
-        left = self.limit_bytes
-        for count, record in enumerate(records[: self.limit], start=1):
-            left -= len(record.raw)
-            if left <= 0:
-                return count
-        return min(len(records), self.limit)
-
-
-class Crowd:
-    """How many records of each user may still be loaded; ``new``: those of whom there are more."""
-
-    def __init__(self, full: Collection[str], per_user: int) -> None:
-        self._loaded = Counter(dict.fromkeys(full, per_user))
-        self._per_user = per_user
-        self.new: dict[str, None] = {}
-
-    def takes(self, user: str) -> bool:
-        """Count one more record of a user; False: it has too many, and is to be worked off."""
-        if user in self.new or self._loaded[user] >= self._per_user:
-            return False
-        self._loaded[user] += 1
-        return True
-
-    def is_aside(self, user: str) -> None:
-        """Take in that a record of a user went aside for that."""
-        self.new[user] = None
-
-
 class Arrivals:
     """See the module's docstring; inside somebody's transaction."""
 
-    def __init__(
-        self,
-        db: Connection,
-        tables: Tables,
-        settling: Settling,
-        accounts: Accounts,
-        lines: SettledLines,
-        name: str,
-    ) -> None:
-        """``name``: the taker's, for the settled lines."""
-        self._db = db
-        self.taker = settling.taker
-        self._name = name
+    def __init__(self, tables: Tables, ends: RecordEnds) -> None:
+        self._db = tables.db
+        self.taker = ends.taker
         self._tables = tables
-        self._settling = settling
-        self._accounts = accounts
-        self._lines = lines
+        self._ends = ends
+        self._accounts = tables.accounts
+        self._lines = tables.lines
 
     def next(
         self, after_id: int, now_ms: int, bounds: Bounds, crowd: Crowd
@@ -129,7 +72,7 @@ class Arrivals:
         if len(found) == len(rows) < bounds.limit:
             last_id = _last_id(batch)
             self._tables.inbox.close(batch)
-        taken, aside = self._sort(self._settling.intact(found), crowd, now_ms)
+        taken, aside = self._sort(self._ends.intact(found), crowd, now_ms)
         self._tables.records.set_aside(aside)
         return taken, last_id, True
 
@@ -155,7 +98,7 @@ class Arrivals:
         if lost:
             taken = [record for record in taken if record.id not in lost]
         if len(rows) - len(lost) < sum(batch.count for batch in batches):
-            self._settling.let_go_batches({batch.id for batch in batches})
+            self._ends.let_go_batches({batch.id for batch in batches})
         more = fit < len(records) or inbox.next_id(self.taker, batches[-1].id) is not None
         return taken, last_id, more
 
@@ -182,7 +125,7 @@ class Arrivals:
             failure = internal_failure(fault, record=record.id)
             self._accounts.add(self.taker, "pending", -1)
             plain = Record(record.id, Kind.EVENT, record.user_key, now_ms, record.raw)
-            self._settling.keep(plain, failure, now_ms)  # its own numbers may be what is wrong
+            self._ends.keep(plain, failure, now_ms)  # its own numbers may be what is wrong
             return {record.id}
         return set()
 
@@ -199,7 +142,7 @@ class Arrivals:
         self._accounts.add(self.taker, "pending", len(kept) - len(rows))
         self._accounts.add(self.taker, f"dropped:{DropReason.DUPLICATE}", len(rows) - len(kept))
         held = {row[0].id for row in kept}
-        self._lines.duplicates(self._name, (row[0] for row in rows if row[0].id not in held))
+        self._lines.duplicates(self._ends.name, (row[0] for row in rows if row[0].id not in held))
         return kept
 
     def _sort(
@@ -223,16 +166,16 @@ class Arrivals:
                 taken.append(record)
             else:
                 aside.append(record.id)
-                crowd.is_aside(user)
+                crowd.note_aside(user)
         for user in crowd.new:
             users.work_off(self.taker, user)
         return taken, aside
 
-    def _bury_damaged(self, damaged: Sequence[Damage]) -> None:
+    def _bury_damaged(self, damaged: Sequence[DamagedRecord]) -> None:
         """Bury what of packed batches is damaged: it never was a record."""
         self._accounts.add(self.taker, "pending", -len(damaged))
         for damage in damaged:
-            self._settling.bury_damage(damage)
+            self._ends.bury_damage(damage)
 
 
 def _helps(record: Record, tried_at_ms: int) -> bool:

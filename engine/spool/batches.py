@@ -13,8 +13,6 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from amplitude_intercom.engine.envelope import Kind
-
 SLOTS: Final = 512
 """Ids of records in one batch."""
 
@@ -24,9 +22,6 @@ MOST_BYTES: Final = 1 << 20
 
 OVERHEAD_BYTES: Final = 100
 """Bytes of a record beside its event, in the reckoning of a spool's fullness."""
-
-KINDS = frozenset(map(int, Kind))
-"""Kinds of records that this version knows."""
 
 
 class Entry(msgspec.Struct, array_like=True, frozen=True, gc=False):

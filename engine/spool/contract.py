@@ -21,7 +21,8 @@ from amplitude_intercom.engine.errors import SpoolError
 from amplitude_intercom.engine.reasons import Failure
 from amplitude_intercom.engine.spool.adjustments import Adjustments
 from amplitude_intercom.engine.spool.directory import ContactDirectory
-from amplitude_intercom.engine.spool.meta import EventNamesTable, Meta, Workspaces
+from amplitude_intercom.engine.spool.known import Stranger
+from amplitude_intercom.engine.spool.meta import EventNamesTable, Meta, WorkspaceNumbers
 from amplitude_intercom.engine.spool.requests import LostEvent, WaitingRequest
 from amplitude_intercom.transports.contract import Original
 
@@ -90,15 +91,6 @@ class Loaded(msgspec.Struct, frozen=True):
     next_probe_ms: int | None
     awaited: Collection[str]
     more: bool
-
-
-class Stranger(NamedTuple):
-    """Of a user that Intercom does not know: attempts that have found that, when the next is due,
-    and when it was tried last, for whatever reason."""
-
-    refusals: int
-    attempt_at_ms: int
-    tried_at_ms: int
 
 
 class Claim(msgspec.Struct, frozen=True, gc=False):
@@ -265,7 +257,7 @@ class Transaction(Protocol):
     def event_names(self) -> EventNamesTable: ...
 
     @property
-    def workspaces(self) -> Workspaces: ...
+    def workspaces(self) -> WorkspaceNumbers: ...
 
     @property
     def relayed(self) -> RelayQueue: ...

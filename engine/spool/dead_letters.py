@@ -25,7 +25,7 @@ from amplitude_intercom.engine.spool.connection import (
     holes,
     in_slices,
 )
-from amplitude_intercom.engine.spool.rows import (
+from amplitude_intercom.engine.spool.letters import (
     END,
     MOST,
     START,

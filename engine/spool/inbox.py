@@ -21,7 +21,7 @@ MOST_OPEN: Final = 16
 """Partly read batches that are kept in memory, of all takers: up to a megabyte each."""
 
 
-class Batch(msgspec.Struct, frozen=True):
+class PackedBatch(msgspec.Struct, frozen=True):
     """A row of the inbox. ``entries`` is None if the row is damaged.
 
     Then ``count`` is the number on which two of column, index and lines agree.
@@ -66,9 +66,9 @@ class Inbox:
         )
         insert_many(self._db, insert, 8, rows)
 
-    def next(self, taker: int, after: int, limit: int, limit_bytes: int) -> list[Batch]:
+    def next(self, taker: int, after: int, limit: int, limit_bytes: int) -> list[PackedBatch]:
         """Return a taker's batches after an id: up to ``limit`` events, but at least one batch."""
-        found: list[Batch] = []
+        found: list[PackedBatch] = []
         rows = self._db.execute(
             f"SELECT {_COLUMNS} FROM inbox WHERE taker = ? AND id > ? ORDER BY id LIMIT ?",
             (taker, after, limit),
@@ -84,7 +84,7 @@ class Inbox:
                 break
         return found
 
-    def reindex(self, batch: Batch, entries: Sequence[Entry]) -> int:
+    def reindex(self, batch: PackedBatch, entries: Sequence[Entry]) -> int:
         """Rewrite the index of a batch; return the change of its size in bytes."""
         index = encode_entries(entries)
         crc = batch_checksum(batch.id, batch.taker, batch.accepted_at_ms, batch.count, index)
@@ -166,7 +166,7 @@ class Inbox:
         return gone
 
 
-def _checked(row: Sequence[Any]) -> Batch:
+def _checked(row: Sequence[Any]) -> PackedBatch:
     id_, taker, at_ms, count, crc, text, events = row
     held = events if isinstance(events, bytes) else b""
     at_ms = at_ms if isinstance(at_ms, int) else 0
@@ -175,10 +175,10 @@ def _checked(row: Sequence[Any]) -> Batch:
         index = text.encode()
         entries = entries_of(index)
         if batch_checksum(id_, taker, at_ms, count, index) == crc and len(entries) == count:
-            return Batch(id_, taker, at_ms, count, entries, held)
+            return PackedBatch(id_, taker, at_ms, count, entries, held)
         by_index = len(entries)
     except (AttributeError, TypeError, ValueError):
         by_index = by_lines
     # The number on which two of the three agree: only one of them is damaged.
     number = count if count == by_index else by_lines
-    return Batch(id_, taker, at_ms, min(number, SLOTS), None, held)
+    return PackedBatch(id_, taker, at_ms, min(number, SLOTS), None, held)

@@ -24,7 +24,7 @@ import msgspec
 from amplitude_intercom.engine.errors import SpoolError
 from amplitude_intercom.engine.reasons import Failure
 from amplitude_intercom.engine.spool.connection import Connection
-from amplitude_intercom.engine.spool.rows import DeadLetterQuery
+from amplitude_intercom.engine.spool.letters import DeadLetterQuery
 from amplitude_intercom.transports.reasons import RefusalReason
 
 ENDED_KEPT: Final = 1_000

@@ -65,3 +65,15 @@ def own_after(own: Known, theirs: Known) -> Known:
         selections=theirs.selections or own.selections,
         unread=[],
     )
+
+
+class Stranger(NamedTuple):
+    """The attempts that have found a user unknown to Intercom.
+
+    ``refusals``: the number of them. ``attempt_at_ms``: when the next is due. ``tried_at_ms``: when
+    the user was tried last, for any reason.
+    """
+
+    refusals: int
+    attempt_at_ms: int
+    tried_at_ms: int

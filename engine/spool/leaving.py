@@ -11,8 +11,10 @@ from collections.abc import Callable, Sequence
 
 from amplitude_intercom.engine.envelope import Record
 from amplitude_intercom.engine.reasons import DropReason
+from amplitude_intercom.engine.spool import letter_ends
 from amplitude_intercom.engine.spool.accounts import DEAD
 from amplitude_intercom.engine.spool.batches import Kept
+from amplitude_intercom.engine.spool.replaying import accept_again
 from amplitude_intercom.engine.spool.store import Store
 
 SLICE = 500
@@ -26,7 +28,7 @@ def move(store: Store, old: int, new: int, user_of: Callable[[bytes], str], now_
     """
     records = store.queue(old).take_out(SLICE)
     if records:
-        store.put_in(new, [_kept(record, user_of) for record in records], now_ms)
+        accept_again(store, new, [_kept(record, user_of) for record in records], now_ms)
         store.accounts.add(old, "received", -len(records))
         store.accounts.add(new, "received", len(records))
         return len(records)
@@ -60,4 +62,4 @@ def drop(store: Store, old: int) -> int:
         return len(records)
     if requests := store.relaying.drop_some(old, SLICE):
         return requests
-    return store.forget_letters(old, store.letters.ids(old, SLICE), DropReason.DISCARDED)
+    return letter_ends.forget(store, old, store.letters.ids(old, SLICE), DropReason.DISCARDED)

@@ -80,7 +80,7 @@ class EventNamesTable:
             )
 
 
-class Workspaces:
+class WorkspaceNumbers:
     """The table ``workspaces``: the workspaces of access tokens, by number."""
 
     def __init__(self, db: Connection) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import takewhile
 from typing import Final
 
@@ -10,14 +9,11 @@ import msgspec
 
 from amplitude_intercom.engine.envelope import Kind, Record
 from amplitude_intercom.engine.reasons import DeadReason
-from amplitude_intercom.engine.spool.arrivals import Arrivals, Bounds, Crowd
+from amplitude_intercom.engine.spool.bounds import Bounds, Crowd, UnreadRecords
 from amplitude_intercom.engine.spool.contract import Loaded, Wanted, Woken
-from amplitude_intercom.engine.spool.settling import Settling, Tables
-from amplitude_intercom.engine.spool.users import Due
-
-MOST_STRAYS: Final = 500
-"""Records that are read at once of those that wait behind nobody."""
-
+from amplitude_intercom.engine.spool.record_ends import RecordEnds
+from amplitude_intercom.engine.spool.tables import Tables
+from amplitude_intercom.engine.spool.wakeups import Due, Wakeups
 
 MOST_LET_GO: Final = 256
 """Parked users that one transaction lets wait for no endpoint any more."""
@@ -30,11 +26,12 @@ def _is_update(record: Record) -> bool:
 class Queue:
     """One taker's records, inside somebody's transaction."""
 
-    def __init__(self, tables: Tables, settling: Settling, arrivals: Arrivals) -> None:
-        self.taker = settling.taker
+    def __init__(self, tables: Tables, ends: RecordEnds, unread: UnreadRecords) -> None:
+        self.taker = ends.taker
         self._tables = tables
-        self._settling = settling
-        self._arrivals = arrivals
+        self._wakeups = Wakeups(tables.db)
+        self._ends = ends
+        self._unread = unread
 
     # --- reading for delivery -------------------------------------------------------------
 
@@ -46,23 +43,23 @@ class Queue:
         meets more than ``per_user``, is worked off from now on.
         """
         if wanted.set_back_ms:
-            self._tables.users.wake_earlier(self.taker, wanted.set_back_ms)
+            self._wakeups.wake_earlier(self.taker, wanted.set_back_ms)
         bounds = Bounds(wanted.limit, wanted.limit_bytes)
         crowd = Crowd(wanted.full, wanted.per_user)
         queued = self._read_queue(wanted, bounds, crowd) if wanted.queue_first else None
         refilled = self._refill(wanted, bounds)
         woken = self._wake(wanted, bounds)
         records, last_id, more = queued or self._read_queue(wanted, bounds, crowd)
-        users = self._tables.users
+        wakeups = self._wakeups
         return Loaded(
             records,
             woken,
             refilled,
             last_id,
             crowd.new,
-            users.next_wake_ms(self.taker, parked=False),
-            users.next_wake_ms(self.taker, parked=True),
-            users.awaited(self.taker),
+            wakeups.next_wake_ms(self.taker, parked=False),
+            wakeups.next_wake_ms(self.taker, parked=True),
+            wakeups.awaited(self.taker),
             more,
         )
 
@@ -106,20 +103,20 @@ class Queue:
         return woken
 
     def _due(self, wanted: Wanted, limit: int) -> list[Due]:
-        users = self._tables.users
-        awaited = users.awaited(self.taker)
+        wakeups = self._wakeups
+        awaited = wakeups.awaited(self.taker)
         for endpoint in awaited:
             if endpoint not in wanted.open:
-                users.let_parked_go(self.taker, endpoint, MOST_LET_GO)
-        found = users.due(self.taker, wanted.now_ms, limit, parked=False)
+                wakeups.let_parked_go(self.taker, endpoint, MOST_LET_GO)
+        found = wakeups.due(self.taker, wanted.now_ms, limit, parked=False)
         most_parked = min(limit, wanted.parked)
-        found += users.due(self.taker, wanted.now_ms, most_parked, parked=True)
+        found += wakeups.due(self.taker, wanted.now_ms, most_parked, parked=True)
         for endpoint in awaited:
             if endpoint not in wanted.open:
-                waiting = users.waiting_for(self.taker, endpoint, limit)
+                waiting = wakeups.waiting_for(self.taker, endpoint, limit)
                 found += [due for due in waiting if not due.reason]
             elif endpoint in wanted.probes:
-                found += users.waiting_for(self.taker, endpoint, 1)
+                found += wakeups.waiting_for(self.taker, endpoint, 1)
         return found
 
     def _wake_one(self, due: Due, wanted: Wanted, bounds: Bounds) -> list[Record]:
@@ -155,7 +152,7 @@ class Queue:
         """Return the next records of a user that is aside; none only where none is left."""
         while True:
             found = self._tables.records.aside(self.taker, user, limit, limit_bytes, also)
-            intact = self._settling.intact(found)
+            intact = self._ends.intact(found)
             if intact or not found:
                 return intact
 
@@ -165,18 +162,11 @@ class Queue:
         """Return the next records of the queue, the last id read, and whether more wait."""
         if not wanted.reads_queue or bounds.are_reached:
             return [], wanted.after_id, True
-        found = self._arrivals.next(wanted.after_id, wanted.now_ms, bounds, crowd)
+        found = self._unread.next(wanted.after_id, wanted.now_ms, bounds, crowd)
         bounds.take(found[0])
         return found
 
     # --- other work on all of them --------------------------------------------------------
-
-    def find_strays(self) -> None:
-        """Let a user be due whose records wait behind nobody: its row was damaged, or they were."""
-        while found := self._tables.records.strays(self.taker, MOST_STRAYS):
-            users = [record.user_key for record in self._settling.intact(found)]
-            for user in dict.fromkeys(users):
-                self._tables.users.defer(self.taker, user, 0)
 
     def take_out(self, limit: int) -> list[Record]:
         """Take the first records away, those of the inbox last; the caller accounts for them.
@@ -185,8 +175,8 @@ class Queue:
         """
         while True:
             found = self._tables.records.first(self.taker, limit)
-            if records := self._settling.intact(found):
-                self._settling.delete([record.id for record in records])
+            if records := self._ends.intact(found):
+                self._ends.delete([record.id for record in records])
                 return records
             if found:
                 continue  # all of them were damaged, and are dead letters now
@@ -194,18 +184,4 @@ class Queue:
             if self._tables.inbox.next_id(self.taker, unpacked_to) is None:
                 self._tables.users.free_all(self.taker)
                 return []
-            self._arrivals.unpack(unpacked_to, Bounds(limit, 1 << 24), Crowd((), limit), 0)
-
-    def rekey(self, after_id: int, limit: int, user_of: Callable[[bytes], str]) -> tuple[int, int]:
-        """Give records behind an id to the users that their events name, who are due then.
-
-        Returns the last id that was looked at, and how many there were.
-        """
-        found = self._tables.records.first(self.taker, limit, after_id)
-        users: dict[str, None] = {}
-        for record in self._settling.intact(found):
-            users[user := user_of(record.raw)] = None
-            self._tables.records.rekey(record, user)
-        for user in users:
-            self._tables.users.defer(self.taker, user, 0)
-        return (found[-1].id, len(found)) if found else (after_id, 0)
+            self._unread.unpack(unpacked_to, Bounds(limit, 1 << 24), Crowd((), limit), 0)

@@ -8,7 +8,7 @@ from collections.abc import Set as AbstractSet
 from typing import Any
 
 from amplitude_intercom.engine.envelope import Kind, Record
-from amplitude_intercom.engine.spool.batches import KINDS, SLOTS, record_checksum
+from amplitude_intercom.engine.spool.batches import SLOTS, record_checksum
 from amplitude_intercom.engine.spool.connection import (
     Connection,
     change_in,
@@ -27,10 +27,13 @@ _WITH_BYTES = (
 )
 """Reads a batch's events up to the record's (``substr``), so it is for a few records at a time."""
 
+KINDS = frozenset(map(int, Kind))
+"""Kinds of records that this version knows."""
+
 Row = Sequence[Any]
 
 
-class Damage:
+class DamagedRecord:
     """A damaged record. Any field may have any value."""
 
     __slots__ = ("at_ms", "id", "raw", "user")
@@ -104,7 +107,7 @@ class Records:
 
     def aside(
         self, taker: int, user: str, limit: int, limit_bytes: int, also: str = ""
-    ) -> list[Record | Damage]:
+    ) -> list[Record | DamagedRecord]:
         """Return a user's next records set aside, up to the one that reaches ``limit_bytes``."""
         cursor = self._db.execute(
             f"{_WITH_BYTES} AND r.set_aside = 1 AND r.user_key = ? {also} ORDER BY r.id LIMIT ?",
@@ -118,14 +121,14 @@ class Records:
                 break
         return taken
 
-    def first(self, taker: int, limit: int, after_id: int = 0) -> list[Record | Damage]:
+    def first(self, taker: int, limit: int, after_id: int = 0) -> list[Record | DamagedRecord]:
         """Return a taker's first records after an id, set aside or not, without an index."""
         cursor = self._db.execute(
             f"{_WITH_BYTES} AND r.id > ? ORDER BY r.id LIMIT ?", (taker, after_id, limit)
         )
         return [checked(row, pointed) for *row, pointed in cursor]
 
-    def strays(self, taker: int, limit: int) -> list[Record | Damage]:
+    def strays(self, taker: int, limit: int) -> list[Record | DamagedRecord]:
         """Return records that are set aside although their user does not wait."""
         cursor = self._db.execute(
             f"{_WITH_BYTES} AND r.set_aside = 1 AND NOT EXISTS (SELECT 1 FROM users u"
@@ -185,7 +188,7 @@ class Records:
                 found.add(claim_id)
         return found
 
-    def get(self, taker: int, id_: int) -> list[Record | Damage]:
+    def get(self, taker: int, id_: int) -> list[Record | DamagedRecord]:
         """Return a record; empty without one."""
         cursor = self._db.execute(f"{_WITH_BYTES} AND r.id = ?", (taker, id_))
         return [checked(row, pointed) for *row, pointed in cursor]
@@ -214,7 +217,7 @@ class Records:
         self._db.execute("UPDATE records SET raw = ? WHERE id = ?", (raw, id_))
 
 
-def checked(row: Row, pointed: Any) -> Record | Damage:
+def checked(row: Row, pointed: Any) -> Record | DamagedRecord:
     """Return a row as a record, or as damage if its checksum does not hold.
 
     ``pointed`` has the record's bytes in its batch.
@@ -232,10 +235,10 @@ def checked(row: Row, pointed: Any) -> Record | Damage:
             )
     except (AttributeError, TypeError, ValueError):
         pass
-    return Damage(id_, user, at_ms, raw)
+    return DamagedRecord(id_, user, at_ms, raw)
 
 
-def sliced(rows: Iterable[Row], events: bytes) -> Iterator[Record | Damage]:
+def sliced(rows: Iterable[Row], events: bytes) -> Iterator[Record | DamagedRecord]:
     """Yield the records of rows of one batch, from the batch's events."""
     for row in rows:
         start, length = row[9], row[10]

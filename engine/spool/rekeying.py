@@ -15,7 +15,7 @@ import msgspec
 
 from amplitude_intercom.engine.spool.accounts import INBOX
 from amplitude_intercom.engine.spool.batches import SLOTS, Entry
-from amplitude_intercom.engine.spool.inbox import Batch
+from amplitude_intercom.engine.spool.inbox import PackedBatch
 from amplitude_intercom.engine.spool.store import Store
 
 SLICE: Final = 500
@@ -37,7 +37,7 @@ def rekey(store: Store, taker: int, after_id: int, upper_id: int, user_of: UserO
     """Re-key a slice of the records after ``after_id``. Records after ``upper_id`` came later."""
     if not after_id and store.users.free_some(taker, SLICE):
         return Rekeyed(after_id, 0)
-    last_id, count = store.queue(taker).rekey(after_id, SLICE, user_of)
+    last_id, count = _rekey_records(store, taker, after_id, user_of)
     if count:
         return Rekeyed(last_id, count)
     unpacked_to = store.takers.unpacked_to(taker)
@@ -49,7 +49,22 @@ def rekey(store: Store, taker: int, after_id: int, upper_id: int, user_of: UserO
     return Rekeyed(after_id, 0, is_last=True)
 
 
-def _rekey_batch(store: Store, batch: Batch, user_of: UserOf) -> None:
+def _rekey_records(store: Store, taker: int, after_id: int, user_of: UserOf) -> tuple[int, int]:
+    """Give records behind an id to the users of their events, who are due then.
+
+    Returns the last id that was looked at, and the number of records.
+    """
+    found = store.records.first(taker, SLICE, after_id)
+    users: dict[str, None] = {}
+    for record in store.ends(taker).intact(found):
+        users[user := user_of(record.raw)] = None
+        store.records.rekey(record, user)
+    for user in users:
+        store.users.defer(taker, user, 0)
+    return (found[-1].id, len(found)) if found else (after_id, 0)
+
+
+def _rekey_batch(store: Store, batch: PackedBatch, user_of: UserOf) -> None:
     """Rewrite the index of a packed batch; unpacking deals with a damaged one."""
     if batch.entries is None:
         return

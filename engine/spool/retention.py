@@ -20,10 +20,18 @@ from typing import Final
 import msgspec
 
 from amplitude_intercom.engine.reasons import DropReason
-from amplitude_intercom.engine.spool.accounts import INBOX, SPOOL, TAKEN_ALONG
+from amplitude_intercom.engine.spool import letter_ends
+from amplitude_intercom.engine.spool.accounts import (
+    CONTACTS,
+    INBOX,
+    INSERT_IDS,
+    MINUTE_MS,
+    SPOOL,
+    TAKEN_ALONG,
+)
 from amplitude_intercom.engine.spool.claims import forget_outlived
 from amplitude_intercom.engine.spool.insert_ids import ROW_BYTES
-from amplitude_intercom.engine.spool.store import CONTACTS, INSERT_IDS, MINUTE_MS, Store
+from amplitude_intercom.engine.spool.tables import Tables
 
 SLICE: Final = 500
 """Rows that one transaction forgets, which bounds the wait of other transactions."""
@@ -55,7 +63,7 @@ class Tidying:
         self._unpacked_before: Mapping[int, int] = {}
         self._left = self._duties()
 
-    def _duties(self) -> list[Callable[[Store, int], bool]]:
+    def _duties(self) -> list[Callable[[Tables, int], bool]]:
         return [
             self._insert_ids,
             self._dead_letters,
@@ -66,9 +74,9 @@ class Tidying:
             self._batches,
         ]
 
-    def slice(self, store: Store, now_ms: int) -> bool:
+    def slice(self, tables: Tables, now_ms: int) -> bool:
         """Forget one slice; return False when all kinds are done for this time."""
-        return True if self._left[0](store, now_ms) else self.skip()
+        return True if self._left[0](tables, now_ms) else self.skip()
 
     @property
     def kind(self) -> str:
@@ -81,87 +89,87 @@ class Tidying:
         self._left = later or self._duties()
         return bool(later)
 
-    def _insert_ids(self, store: Store, now_ms: int) -> bool:
-        excess = store.accounts.value(SPOOL, INSERT_IDS)
+    def _insert_ids(self, tables: Tables, now_ms: int) -> bool:
+        excess = tables.accounts.value(SPOOL, INSERT_IDS)
         excess -= self._keep.insert_ids_max_bytes // ROW_BYTES
         if excess > 0:
-            return store.insert_ids.forget_first(min(SLICE, excess)) == SLICE
-        cutoff_ms = min(now_ms, store.oldest_packed_ms() or now_ms) - self._keep.window_ms
-        return store.insert_ids.forget_oldest(SLICE, cutoff_ms, now_ms) == SLICE
+            return tables.insert_ids.forget_first(min(SLICE, excess)) == SLICE
+        cutoff_ms = min(now_ms, tables.oldest_packed_ms() or now_ms) - self._keep.window_ms
+        return tables.insert_ids.forget_oldest(SLICE, cutoff_ms, now_ms) == SLICE
 
-    def _dead_letters(self, store: Store, now_ms: int) -> bool:
-        excess = store.dead_bytes() - self._keep.dead_letters_max_bytes
+    def _dead_letters(self, tables: Tables, now_ms: int) -> bool:
+        excess = tables.dead_bytes() - self._keep.dead_letters_max_bytes
         if excess <= 0:
-            return self._old_letters(store, now_ms)
+            return self._old_letters(tables, now_ms)
         gone: dict[int, list[int]] = {}
-        for taker, id_, size_bytes in store.letters.oldest(SLICE):
+        for taker, id_, size_bytes in tables.letters.oldest(SLICE):
             if excess > 0:
                 gone.setdefault(taker, []).append(id_)
                 excess -= size_bytes
         for taker, ids in gone.items():
-            store.forget_letters(taker, ids, DropReason.EXPIRED_LETTER)
+            letter_ends.forget(tables, taker, ids, DropReason.EXPIRED_LETTER)
         return bool(gone)
 
-    def _old_letters(self, store: Store, now_ms: int) -> bool:
+    def _old_letters(self, tables: Tables, now_ms: int) -> bool:
         """Forget letters beyond their age, of the first taker with such letters.
 
         Letters stamped by a clock ahead of time are made younger.
         """
         cutoff_ms = now_ms - self._keep.dead_letters_max_age_ms
         left = SLICE
-        for taker in store.takers.all():
-            ids = store.letters.failed_until(taker.id, cutoff_ms, SLICE)
-            if ids and store.forget_letters(taker.id, ids, DropReason.EXPIRED_LETTER):
+        for taker in tables.takers.all():
+            ids = tables.letters.failed_until(taker.id, cutoff_ms, SLICE)
+            if ids and letter_ends.forget(tables, taker.id, ids, DropReason.EXPIRED_LETTER):
                 return True  # not for damaged letters, which the index finds and which stay
-            left -= store.letters.make_younger(taker.id, now_ms, left)
+            left -= tables.letters.make_younger(taker.id, now_ms, left)
             if left <= 0:
                 return True
         return False
 
-    def _contacts(self, store: Store, now_ms: int) -> bool:
-        store.contacts.make_older(now_ms)
-        excess = store.accounts.value(SPOOL, CONTACTS) - self._keep.max_contacts
-        return excess > 0 and store.contacts.forget_unused(min(SLICE, excess), now_ms) == SLICE
+    def _contacts(self, tables: Tables, now_ms: int) -> bool:
+        tables.contacts.make_older(now_ms)
+        excess = tables.accounts.value(SPOOL, CONTACTS) - self._keep.max_contacts
+        return excess > 0 and tables.contacts.forget_unused(min(SLICE, excess), now_ms) == SLICE
 
-    def _claims(self, store: Store, now_ms: int) -> bool:
-        cutoff_ms = min(now_ms, store.oldest_packed_ms() or now_ms) - self._keep.claims_window_ms
-        self._claims_to, _ = forget_outlived(store.db, self._claims_to, SLICE, cutoff_ms, now_ms)
+    def _claims(self, tables: Tables, now_ms: int) -> bool:
+        cutoff_ms = min(now_ms, tables.oldest_packed_ms() or now_ms) - self._keep.claims_window_ms
+        self._claims_to, _ = forget_outlived(tables.db, self._claims_to, SLICE, cutoff_ms, now_ms)
         self._claim_slices = (self._claim_slices + 1) % CLAIM_SLICES
         return self._claims_to > 0 and self._claim_slices > 0
 
-    def _minutes(self, store: Store, now_ms: int) -> bool:
-        return store.accounts.make_hours(now_ms // MINUTE_MS - MINUTES_KEPT, SLICE) == SLICE
+    def _minutes(self, tables: Tables, now_ms: int) -> bool:
+        return tables.accounts.make_hours(now_ms // MINUTE_MS - MINUTES_KEPT, SLICE) == SLICE
 
-    def _hours(self, store: Store, now_ms: int) -> bool:
-        return store.accounts.forget_hours(now_ms // MINUTE_MS - HOURS_KEPT, SLICE) == SLICE
+    def _hours(self, tables: Tables, now_ms: int) -> bool:
+        return tables.accounts.forget_hours(now_ms // MINUTE_MS - HOURS_KEPT, SLICE) == SLICE
 
-    def _batches(self, store: Store, now_ms: int) -> bool:
+    def _batches(self, tables: Tables, now_ms: int) -> bool:
         """Have records set aside take their bytes along, from batches unpacked a while ago."""
         moved = 0
-        takers = store.takers.all()
+        takers = tables.takers.all()
         for taker in takers:
-            if moved < SLICE and store.users.any(taker.id):
+            if moved < SLICE and tables.users.any(taker.id):
                 before = self._unpacked_before.get(taker.id, 0)
-                moved += take_along(store, taker.id, before, SLICE - moved)
+                moved += take_along(tables, taker.id, before, SLICE - moved)
         if moved < SLICE:
             self._unpacked_before = {taker.id: taker.unpacked_to for taker in takers}
         return moved == SLICE
 
 
-def take_along(store: Store, taker: int, up_to: int, limit: int) -> int:
+def take_along(tables: Tables, taker: int, up_to: int, limit: int) -> int:
     """Have up to ``limit`` records set aside take their bytes along; return their number.
 
     ``up_to`` is the last batch to read. A batch without pointing records is deleted.
     """
     moved = 0
-    for batch in store.inbox.ids(taker, up_to, BATCHES):
-        rows: Sequence[tuple[int, bytes]] = store.records.pointing_aside(batch, limit - moved)
+    for batch in tables.inbox.ids(taker, up_to, BATCHES):
+        rows: Sequence[tuple[int, bytes]] = tables.records.pointing_aside(batch, limit - moved)
         for id_, raw in rows:
-            store.records.take_along(id_, raw)
-            store.accounts.resize(taker, TAKEN_ALONG, len(raw))
+            tables.records.take_along(id_, raw)
+            tables.accounts.resize(taker, TAKEN_ALONG, len(raw))
         moved += len(rows)
-        for holder, size_bytes in store.inbox.let_go([batch]) if rows else ():
-            store.accounts.resize(holder, INBOX, -size_bytes)
+        for holder, size_bytes in tables.inbox.let_go([batch]) if rows else ():
+            tables.accounts.resize(holder, INBOX, -size_bytes)
         if moved >= limit:
             break
     return moved

@@ -18,7 +18,7 @@ import structlog
 from amplitude_intercom.engine import logs
 from amplitude_intercom.engine.envelope import Record
 from amplitude_intercom.engine.reasons import DeadReason, DropReason, Failure
-from amplitude_intercom.engine.spool.rows import DeadLetter, DeadRow
+from amplitude_intercom.engine.spool.letters import DeadLetter, DeadRow
 from amplitude_intercom.transports.amplitude import BadEvent, Head
 from amplitude_intercom.transports.amplitude_heads import decode_head, legible
 

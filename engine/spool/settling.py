@@ -8,121 +8,48 @@ from typing import Final
 import msgspec
 
 from amplitude_intercom.engine.envelope import Kind, Record
-from amplitude_intercom.engine.reasons import DeadReason, Failure
-from amplitude_intercom.engine.spool.accounts import INBOX, TAKEN_ALONG, Accounts
-from amplitude_intercom.engine.spool.batches import SLOTS
-from amplitude_intercom.engine.spool.contract import Stranger
-from amplitude_intercom.engine.spool.dead_letters import DeadLetters
-from amplitude_intercom.engine.spool.inbox import Inbox
-from amplitude_intercom.engine.spool.insert_ids import InsertIds
-from amplitude_intercom.engine.spool.records import Damage, Records
-from amplitude_intercom.engine.spool.rows import dead_letter
-from amplitude_intercom.engine.spool.settled import SettledLines
-from amplitude_intercom.engine.spool.takers import Takers
-from amplitude_intercom.engine.spool.users import Users
-
-DAMAGED: Final = "the checksum does not match: damaged on disk"
+from amplitude_intercom.engine.reasons import Failure
+from amplitude_intercom.engine.spool.known import Stranger
+from amplitude_intercom.engine.spool.record_ends import RecordEnds
+from amplitude_intercom.engine.spool.tables import Tables
 
 MOST_EXPIRED: Final = 500
 """Records of one user that one transaction buries."""
 
 
-class Tables(msgspec.Struct, frozen=True):
-    """The tables between which a taker's records move."""
-
-    takers: Takers
-    inbox: Inbox
-    records: Records
-    users: Users
-    insert_ids: InsertIds
-    letters: DeadLetters
-
-
 class Settling:
     """One taker's records, as they end or wait."""
 
-    def __init__(
-        self, taker: int, name: str, tables: Tables, accounts: Accounts, lines: SettledLines
-    ) -> None:
-        self.taker = taker
-        self._name = name
+    def __init__(self, tables: Tables, ends: RecordEnds) -> None:
+        self.taker = ends.taker
         self._takers = tables.takers
-        self._inbox = tables.inbox
         self._records = tables.records
         self._users = tables.users
-        self._letters = tables.letters
-        self._accounts = accounts
-        self._lines = lines
-        self._emptied: set[int] = set()
-        """Batches of which records were deleted in this transaction."""
+        self._accounts = tables.accounts
+        self._lines = tables.lines
+        self._ends = ends
 
     # --- ends -----------------------------------------------------------------------------
 
     def deliver(self, ids: Sequence[int], now_ms: int) -> None:
         """Settle records as delivered."""
-        delivered = self.delete(ids)
+        delivered = self._ends.delete(ids)
         self._accounts.add(self.taker, "delivered", delivered)
         self._takers.note_delivery(self.taker, now_ms)
 
     def drop(self, ids: Sequence[int], reason: str) -> None:
         """Settle records as dropped by a rule."""
-        self._accounts.add(self.taker, f"dropped:{reason}", self.delete(ids))
+        self._accounts.add(self.taker, f"dropped:{reason}", self._ends.delete(ids))
 
     def bury(self, record: Record, failure: Failure, now_ms: int) -> None:
         """Settle a record as a dead letter, which keeps the record's id."""
         claim_id = record.claim_id or record.id
         is_updated = claim_id in self._records.updated(self.taker, [claim_id])
-        if self.delete([record.id]):
+        if self._ends.delete([record.id]):
             charged = msgspec.structs.replace(
                 record, attempts=record.attempts + 1, is_updated=is_updated
             )
-            self.keep(charged, failure, now_ms)
-
-    def keep(self, record: Record, failure: Failure, now_ms: int) -> None:
-        """Keep a dead letter of what is no record any more."""
-        letter = dead_letter(record, failure, now_ms)
-        if self._letters.has(letter.id):  # damage has given its id to a second one
-            letter = msgspec.structs.replace(letter, id=self._accounts.take_batches(1) * SLOTS)
-        self._letters.insert(self.taker, letter)
-        self._accounts.count_dead(self.taker, failure.reason, 1)
-        self._lines.dead(self._name, record, failure)
-
-    def bury_damage(self, damage: Damage) -> None:
-        """Keep a dead letter of what was damaged, and is no record any more."""
-        failure = Failure(DeadReason.CORRUPT, message=DAMAGED)
-        record = Record(damage.id, Kind.EVENT, damage.user, damage.at_ms, damage.raw)
-        self.keep(record, failure, damage.at_ms)
-
-    def intact(self, found: Iterable[Record | Damage]) -> list[Record]:
-        """Return the records whose checksum holds; the others become dead letters."""
-        intact = []
-        for read in found:
-            if isinstance(read, Record):
-                intact.append(read)
-            else:
-                self.delete([read.id])
-                self.bury_damage(read)
-        return intact
-
-    def delete(self, ids: Sequence[int]) -> int:
-        """Delete records, and at the transaction's end their batches where these were the last."""
-        if self._accounts.value(self.taker, TAKEN_ALONG):
-            self._accounts.resize(self.taker, TAKEN_ALONG, -self._records.own_bytes(ids))
-        deleted = self._records.delete(ids)
-        self._accounts.add(self.taker, "pending", -deleted)
-        self._emptied.update(id_ // SLOTS for id_ in ids)
-        return deleted
-
-    def let_go_emptied(self) -> None:
-        """Delete the batches of which records were deleted, where nothing points into them."""
-        if self._emptied:
-            self.let_go_batches(self._emptied)
-            self._emptied.clear()
-
-    def let_go_batches(self, batches: Iterable[int]) -> None:
-        """Delete those of some batches into which no record points."""
-        for taker, size_bytes in self._inbox.let_go(batches):
-            self._accounts.resize(taker, INBOX, -size_bytes)
+            self._ends.keep(charged, failure, now_ms)
 
     def updated(self, claim_ids: Sequence[int]) -> set[int]:
         """Return those of some records whose contact update is done."""
@@ -150,7 +77,7 @@ class Settling:
         """
         self._records.set_aside([record.id, *others])
         if is_own:
-            self._lines.parked(self._name, record, failure, wake_at_ms)
+            self._lines.parked(self._ends.name, record, failure, wake_at_ms)
         reason = failure.reason if is_own else ""
         self._users.park(self.taker, record.user_key, wake_at_ms, reason, now_ms)
 
@@ -167,9 +94,9 @@ class Settling:
 
         None whose user does not wait: then it is in somebody's hands, and may be delivered yet.
         """
-        for record in self.intact(self._records.get(self.taker, id_)):
-            if self._users.waits(self.taker, record.user_key) and self.delete([id_]):
-                self.keep(record, failure, now_ms)
+        for record in self._ends.intact(self._records.get(self.taker, id_)):
+            if self._users.waits(self.taker, record.user_key) and self._ends.delete([id_]):
+                self._ends.keep(record, failure, now_ms)
                 self._users.wake(self.taker, record.user_key, now_ms)
 
     def defer(self, user: str, ids: Iterable[int], until_ms: int, waits_for: str = "") -> None:
@@ -202,7 +129,7 @@ class Settling:
         also = f"AND r.kind = {Kind.EVENT:d} AND r.accepted_at_ms <= {accepted_until_ms:d}"
         found = self._records.aside(self.taker, user, MOST_EXPIRED, 1 << 24, also)
         tried = max(0, self._users.unknown(self.taker, user).refusals - 1)
-        for record in self.intact(found):
+        for record in self._ends.intact(found):
             attempts = max(record.attempts, tried)
             self.bury(msgspec.structs.replace(record, attempts=attempts), failure, now_ms)
         return len(found), bool(self._records.aside(self.taker, user, 1, 1, also))

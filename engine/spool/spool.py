@@ -19,24 +19,25 @@ import structlog
 from amplitude_intercom.engine.errors import SpoolDamaged, SpoolError
 from amplitude_intercom.engine.faults import internal_failure
 from amplitude_intercom.engine.settings import MAX_SHIFT_S, Settings
-from amplitude_intercom.engine.spool import recovery
 from amplitude_intercom.engine.spool.accounts import SPOOL, WAITING, under
 from amplitude_intercom.engine.spool.adjustments import Adjustments
 from amplitude_intercom.engine.spool.appends import Appends
 from amplitude_intercom.engine.spool.connection import Damaged
 from amplitude_intercom.engine.spool.contract import Claim, Given
+from amplitude_intercom.engine.spool.looking import parked
 from amplitude_intercom.engine.spool.retention import DAY_MS, Retention, Tidying
 from amplitude_intercom.engine.spool.rows import Append, Appended, Part
-from amplitude_intercom.engine.spool.sqlite.database import Database, Job, run_group
+from amplitude_intercom.engine.spool.sqlite.database import Database, run_group
 from amplitude_intercom.engine.spool.sqlite.files import FILE_NAME, SpoolFile, connect, reason_of
-from amplitude_intercom.engine.spool.sqlite.ground import Ground
+from amplitude_intercom.engine.spool.sqlite.opened_files import OpenedFiles
 from amplitude_intercom.engine.spool.sqlite.reading import look
 from amplitude_intercom.engine.spool.sqlite.reserve import Reserve
-from amplitude_intercom.engine.spool.store import Limits, Store, wall_clock_ms
+from amplitude_intercom.engine.spool.store import Limits, Store, reading_store, wall_clock_ms
 from amplitude_intercom.engine.spool.writer import InlineWriter, ThreadWriter, Writer
 from amplitude_intercom.transports.reasons import RefusalReason
 
 T = TypeVar("T")
+Job = Callable[[Store], T]
 
 FAILING_DISK_NAP_S = 1.0
 TRIES_IF_DAMAGED = 10
@@ -85,7 +86,7 @@ def open_database(
     reserve_bytes: int,
     now_ms: Callable[[], int] = wall_clock_ms,
     store_type: type[Store] = Store,
-) -> Database:
+) -> Database[Store]:
     """Open a spool's tables, creating the file where there is none.
 
     Raises:
@@ -97,7 +98,7 @@ def open_database(
         try:
             store = store_type(connection, limits, now_ms=now_ms)
             if recover:
-                run_group(store, [recovery.recover])
+                run_group(store, [Store.recover])
         except _UNREADABLE as error:
             connection.close()
             raise SpoolError(reason_of(error), f"{path}: {error}") from error
@@ -132,10 +133,10 @@ class Spool:
         self._database = open_database(
             self.path, limits_of(settings), reserve_bytes, now_ms, store_type
         )
-        self.writer: Writer = (
+        self.writer: Writer[Store] = (
             InlineWriter(self._database) if inline else ThreadWriter(self._database)
         )
-        self._database.watch(Ground(self.path))
+        self._database.watch(OpenedFiles(self.path))
         self._appends = Appends(self.writer, now_ms)
         self._tidying = Tidying(retention_of(settings))
         self._uncounted: dict[str, Part] = {}
@@ -158,7 +159,7 @@ class Spool:
 
             def job(store: Store) -> None:
                 for part in uncounted:
-                    store.count_only(part)
+                    store.intake.count_only(part)
                 for taker, changes in adjusted.items():
                     store.count_adjusted(taker, changes)
 
@@ -174,7 +175,7 @@ class Spool:
         Raises:
             SpoolError: the disk fails.
         """
-        takers = await self.do(lambda store: [store.taker(name) for name in names])
+        takers = await self.do(lambda store: [store.takers.id_for(name) for name in names])
         for name, taker in zip(names, takers, strict=True):
             self._takers[name] = SpoolPart(self, taker, name)
         return self._takers
@@ -264,7 +265,7 @@ class Spool:
         """
         if self._inline:
             return await self.do(job)
-        return await asyncio.to_thread(look, self.path, job)
+        return await asyncio.to_thread(look, self.path, reading_store, job)
 
     @property
     def trouble(self) -> SpoolError | None:
@@ -289,13 +290,13 @@ class Spool:
 
     def why_full(self, name: str) -> str:
         """Return why a sync takes nothing in for want of free bytes; empty: it takes."""
-        return self._database.store.why_full(name)
+        return self._database.store.intake.why_full(name)
 
     def counters(self, name: str, taker: int) -> Counter[str]:
         """Return a sync's counters, those of batches that were only counted included."""
         store = self._database.store
         total = Counter(store.accounts.committed(taker))
-        writing = [parts for n, parts in self._counting.items() if n > store.counted_to]
+        writing = [parts for n, parts in self._counting.items() if n > store.intake.counted_to]
         for part in chain(*writing, self._uncounted.values()):
             if part.taker == name:
                 total["received"] += part.received
@@ -310,7 +311,7 @@ class Spool:
 
         def job(store: Store) -> None:
             for part in uncounted:
-                store.count_only(part)
+                store.intake.count_only(part)
             store.checkpoints.forget(taker, sources)
             store.checkpoints.set(taker, kept or {})
 
@@ -390,7 +391,7 @@ class SpoolPart:
 
     async def recover(self) -> None:
         """Bring the tables to the state that a start finds: the last delivery was broken off."""
-        await self.persist(lambda store: recovery.recover_taker(store, self.taker))
+        await self.persist(lambda store: store.recover_taker(self.taker))
 
     def job_added(self) -> None:
         """Tell the job runner that a transaction has asked for a job."""
@@ -406,7 +407,7 @@ class SpoolPart:
 
     async def parked(self) -> int:
         """Return the number of records that wait with parked users."""
-        return await self.spool.do(lambda store: store.parked(self.taker))
+        return await self.spool.do(lambda store: parked(store, self.taker))
 
     async def checkpoints(self) -> dict[str, str]:
         """Return how far the sources that can be read again have come."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Collection
 from typing import Final
 
 import msgspec
@@ -46,6 +47,8 @@ class Takers:
         self._db = db
         self._delivered: dict[int, int] = {}
         """The time of each taker's last delivery in this transaction (Unix ms)."""
+        self._ids: dict[str, int] = {}
+        self.read_ids()
 
     def all(self) -> list[Taker]:
         """Return all takers of the spool, also those that are no longer in the settings."""
@@ -53,6 +56,26 @@ class Takers:
             "SELECT id, name, unpacked_to, delivered_at_ms FROM takers ORDER BY id"
         )
         return [Taker(*row) for row in rows]
+
+    def read_ids(self) -> None:
+        """Read the ids of all takers anew: those of a rolled back transaction are no longer so."""
+        self._ids = {}
+        self._ids = {taker.name: taker.id for taker in self.all()}
+
+    @property
+    def ids(self) -> Collection[int]:
+        """The ids of all takers."""
+        return self._ids.values()
+
+    def id_for(self, name: str) -> int:
+        """Return the id of a taker by name, from memory; a new one if there is none."""
+        if name not in self._ids:
+            self._ids[name] = self.add(name)
+        return self._ids[name]
+
+    def known_id(self, name: str) -> int:
+        """Return the id of a taker by name, from memory; -1 if there is none."""
+        return self._ids.get(name, -1)
 
     def id_of(self, name: str) -> int | None:
         """Return the id of a taker by name; None if there is none."""

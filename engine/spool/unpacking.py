@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import msgspec
 
 from amplitude_intercom.engine.envelope import Kind, Record
-from amplitude_intercom.engine.spool.batches import KINDS, SLOTS, Entry
-from amplitude_intercom.engine.spool.inbox import Batch
-from amplitude_intercom.engine.spool.records import Damage
+from amplitude_intercom.engine.spool.batches import SLOTS, Entry
+from amplitude_intercom.engine.spool.inbox import PackedBatch
+from amplitude_intercom.engine.spool.records import KINDS, DamagedRecord
 
 
 class Unpacked(msgspec.Struct):
@@ -26,10 +26,10 @@ class Unpacked(msgspec.Struct):
 
     rows: list[tuple[Record, int, int]] = []
     keys: dict[int, bytes] = {}
-    damaged: list[Damage] = []
+    damaged: list[DamagedRecord] = []
 
 
-def unpack(batches: Sequence[Batch]) -> Unpacked:
+def unpack(batches: Sequence[PackedBatch]) -> Unpacked:
     """Return the records of batches, in order."""
     found = Unpacked()
     for batch in batches:
@@ -40,7 +40,7 @@ def unpack(batches: Sequence[Batch]) -> Unpacked:
     return found
 
 
-def _unpack(batch: Batch, entries: Sequence[Entry], into: Unpacked) -> None:
+def _unpack(batch: PackedBatch, entries: Sequence[Entry], into: Unpacked) -> None:
     events, crc32, keys, add = batch.events, zlib.crc32, into.keys, into.rows.append
     start, id_ = 0, batch.id * SLOTS
     for entry in entries:
@@ -61,15 +61,15 @@ def _unpack(batch: Batch, entries: Sequence[Entry], into: Unpacked) -> None:
             if entry.insert_key is not None:
                 keys[id_] = entry.insert_key
         else:
-            into.damaged.append(Damage(id_, entry.user_key, at_ms, raw))
+            into.damaged.append(DamagedRecord(id_, entry.user_key, at_ms, raw))
         start += length + 1
         id_ += 1
 
 
-def _lost(batch: Batch) -> list[Damage]:
+def _lost(batch: PackedBatch) -> list[DamagedRecord]:
     """Return the events of a batch with a damaged index: its lines, if their number is right."""
     count = batch.count
     lines = batch.events.split(b"\n")
     raws = lines if len(lines) == count else [batch.events] + [b""] * (count - 1)
     first = batch.id * SLOTS
-    return [Damage(first + n, "", batch.accepted_at_ms, raw) for n, raw in enumerate(raws)]
+    return [DamagedRecord(first + n, "", batch.accepted_at_ms, raw) for n, raw in enumerate(raws)]

@@ -7,19 +7,7 @@ from typing import NamedTuple
 
 from amplitude_intercom.engine.envelope import Kind
 from amplitude_intercom.engine.spool.connection import Connection, find_in
-from amplitude_intercom.engine.spool.contract import Stranger
-
-_IS = {True: "<>", False: "="}
-"""The comparison with an empty reason, for parked users and for others."""
-
-
-class Due(NamedTuple):
-    """A user that is due. ``waited_for`` is the endpoint that it waited for, if any."""
-
-    user: str
-    reason: str
-    failures: int
-    waited_for: str
+from amplitude_intercom.engine.spool.known import Stranger
 
 
 class Aside(NamedTuple):
@@ -29,7 +17,7 @@ class Aside(NamedTuple):
     tried_at_ms: int
 
 
-class Users:
+class WaitingUsers:
     """The table ``users``, inside the caller's transaction."""
 
     def __init__(self, db: Connection) -> None:
@@ -59,57 +47,6 @@ class Users:
         """Return whether any user of a taker has a row."""
         found = self._db.execute("SELECT 1 FROM users WHERE taker = ? LIMIT 1", (taker,))
         return found.fetchone() is not None
-
-    # --- due users ------------------------------------------------------------------------
-
-    def due(self, taker: int, now_ms: int, limit: int, *, parked: bool) -> list[Due]:
-        """Return ``parked`` or deferred users that are due, the earliest first."""
-        rows = self._db.execute(
-            "SELECT user_key, reason, failures, '' FROM users WHERE taker = ? AND wake_at_ms <= ?"
-            f" AND waits_for = '' AND reason {_IS[parked]} '' ORDER BY wake_at_ms LIMIT ?",
-            (taker, now_ms, limit),
-        )
-        return [Due(*row) for row in rows]
-
-    def awaited(self, taker: int) -> list[str]:
-        """Return the endpoints that users wait for, with one look-up each."""
-        found: list[str] = []
-        while True:
-            (endpoint,) = self._db.execute(
-                "SELECT min(waits_for) FROM users WHERE taker = ? AND waits_for > ?"
-                " AND waits_for <> ''",
-                (taker, found[-1] if found else ""),
-            ).fetchone()
-            if endpoint is None:
-                return found
-            found.append(endpoint)
-
-    def waiting_for(self, taker: int, endpoint: str, limit: int) -> list[Due]:
-        """Return users that wait for an endpoint, the earliest first."""
-        rows = self._db.execute(
-            "SELECT user_key, reason, failures, waits_for FROM users WHERE taker = ?"
-            " AND waits_for = ? AND waits_for <> '' ORDER BY wake_at_ms LIMIT ?",
-            (taker, endpoint, limit),
-        )
-        return [Due(*row) for row in rows]
-
-    def let_parked_go(self, taker: int, endpoint: str, limit: int) -> None:
-        """Have parked users wait for their own time alone, and no longer for an endpoint."""
-        self._db.execute(
-            "UPDATE users SET waits_for = '' WHERE taker = ? AND user_key IN"
-            " (SELECT user_key FROM users WHERE taker = ? AND waits_for = ? AND waits_for <> ''"
-            " AND reason <> '' LIMIT ?)",
-            (taker, taker, endpoint, limit),
-        )
-
-    def next_wake_ms(self, taker: int, *, parked: bool) -> int | None:
-        """Return the time when the next ``parked`` or deferred user is due; None without one."""
-        row = self._db.execute(
-            "SELECT wake_at_ms FROM users WHERE taker = ? AND wake_at_ms IS NOT NULL"
-            f" AND waits_for = '' AND reason {_IS[parked]} '' ORDER BY wake_at_ms LIMIT 1",
-            (taker,),
-        ).fetchone()
-        return None if row is None else int(row[0])
 
     # --- changes --------------------------------------------------------------------------
 
@@ -211,14 +148,6 @@ class Users:
             "UPDATE users SET wake_at_ms = ? WHERE taker = ? AND user_key = ? AND wake_at_ms > ?"
             " AND waits_for = '' AND reason = ''",
             (at_ms, taker, user, at_ms),
-        )
-
-    def wake_earlier(self, taker: int, by_ms: int) -> None:
-        """Follow a clock that was set back, so that waits keep their length."""
-        self._db.execute(
-            "UPDATE users SET wake_at_ms = wake_at_ms - ?, attempt_at_ms = attempt_at_ms - ?,"
-            " tried_at_ms = tried_at_ms - ? WHERE taker = ?",
-            (by_ms, by_ms, by_ms, taker),
         )
 
     def hasten(self, taker: int, user: str, now_ms: int) -> None:

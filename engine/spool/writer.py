@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable
+from typing import Any, Generic, Protocol, TypeVar
 
 import structlog
 
 from amplitude_intercom.engine.errors import SpoolError
-from amplitude_intercom.engine.spool.sqlite.database import HEAL_EVERY_S, Database, Job
+from amplitude_intercom.engine.spool.sqlite.database import HEAL_EVERY_S, Database, S, S_co
 from amplitude_intercom.transports.reasons import RefusalReason
 
 CLOSED = "the spool is closed"
@@ -28,13 +29,14 @@ MAX_JOBS = 512
 """Jobs of one commit. More would only delay the first of them."""
 
 T = TypeVar("T")
-Queued = tuple[Job[Any], asyncio.Future[Any]]
+Queued = tuple[Callable[[S], Any], asyncio.Future[Any]]
+"""A job, and the future of its result."""
 
 
-class Writer(Protocol):
+class Writer(Protocol[S_co]):
     """Runs jobs in the order of submission."""
 
-    def submit(self, job: Job[T]) -> asyncio.Future[T]:
+    def submit(self, job: Callable[[S_co], T]) -> asyncio.Future[T]:
         """Queue a job; the future resolves when its changes are durable.
 
         The future raises ``SpoolError`` if none of them are.
@@ -55,14 +57,14 @@ def _resolve(future: asyncio.Future[Any], result: Any) -> None:
         future.set_result(result)
 
 
-class InlineWriter:
+class InlineWriter(Generic[S]):
     """Runs each job at once in the caller's thread, for event loops in virtual time."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database[S]) -> None:
         self._database = database
         self._closed = False
 
-    def submit(self, job: Job[T]) -> asyncio.Future[T]:
+    def submit(self, job: Callable[[S], T]) -> asyncio.Future[T]:
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         closed = SpoolError(RefusalReason.DRAINING, CLOSED) if self._closed else None
         _resolve(future, closed or self._database.run([job])[0])
@@ -73,18 +75,18 @@ class InlineWriter:
         self._database.close()
 
 
-class ThreadWriter:
+class ThreadWriter(Generic[S]):
     """Runs jobs in one thread, off the event loop."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database[S]) -> None:
         self._database = database
         self._loop = asyncio.get_running_loop()
-        self._jobs: queue.SimpleQueue[Queued | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[Queued[S] | None] = queue.SimpleQueue()
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="spool", daemon=True)
         self._thread.start()
 
-    def submit(self, job: Job[T]) -> asyncio.Future[T]:
+    def submit(self, job: Callable[[S], T]) -> asyncio.Future[T]:
         future: asyncio.Future[T] = self._loop.create_future()
         if self._closed:
             _resolve(future, SpoolError(RefusalReason.DRAINING, CLOSED))
@@ -116,7 +118,7 @@ class ThreadWriter:
         self._loop.call_soon_threadsafe(self._hand_back, group, results)
         return not ended
 
-    def _run(self, jobs: list[Job[Any]]) -> list[Any]:
+    def _run(self, jobs: list[Callable[[S], Any]]) -> list[Any]:
         """Run jobs; without jobs, check the database and its files."""
         try:
             return self._database.run(jobs)
@@ -125,7 +127,7 @@ class ThreadWriter:
             _log.exception("fault in the spool's thread")
             return [fault for _ in jobs]
 
-    def _next_group(self) -> tuple[list[Queued], bool]:
+    def _next_group(self) -> tuple[list[Queued[S]], bool]:
         """Wait for a job, then drain the queue into its group.
 
         Returns the group, and whether it is the last one.
@@ -135,7 +137,7 @@ class ThreadWriter:
         """
         if self._database.trouble:
             self._tidy()  # a full disk needs the free pages at once
-        group: list[Queued] = []
+        group: list[Queued[S]] = []
         item = self._jobs.get(timeout=LOOK_EVERY_S)
         while item is not None:
             group.append(item)
@@ -150,6 +152,6 @@ class ThreadWriter:
             pass
 
     @staticmethod
-    def _hand_back(group: list[Queued], results: list[Any]) -> None:
+    def _hand_back(group: list[Queued[S]], results: list[Any]) -> None:
         for (_, future), result in zip(group, results, strict=True):
             _resolve(future, result)

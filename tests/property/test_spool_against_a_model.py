@@ -32,13 +32,17 @@ from hypothesis.stateful import (
 
 from amplitude_intercom.engine.envelope import Kind, Record
 from amplitude_intercom.engine.reasons import DeadReason, Failure
-from amplitude_intercom.engine.spool import recovery
 from amplitude_intercom.engine.spool.accounts import INBOX, SPOOL, TAKEN_ALONG, WAITING
 from amplitude_intercom.engine.spool.batches import SLOTS, Kept
-from amplitude_intercom.engine.spool.contract import Loaded, Stranger, Wanted
+from amplitude_intercom.engine.spool.contract import Loaded, Wanted
+from amplitude_intercom.engine.spool.known import Stranger
+from amplitude_intercom.engine.spool.letter_ends import discard
+from amplitude_intercom.engine.spool.letters import DeadLetterQuery, DeadRow
+from amplitude_intercom.engine.spool.looking import recount
 from amplitude_intercom.engine.spool.queue import Queue
+from amplitude_intercom.engine.spool.replaying import replay
 from amplitude_intercom.engine.spool.retention import take_along
-from amplitude_intercom.engine.spool.rows import Append, Appended, DeadLetterQuery, DeadRow
+from amplitude_intercom.engine.spool.rows import Append, Appended
 from amplitude_intercom.engine.spool.settling import Settling
 from amplitude_intercom.engine.spool.sqlite.files import connect
 from amplitude_intercom.engine.spool.store import Limits, Store
@@ -391,7 +395,7 @@ class SpoolMachine(RuleBasedStateMachine):
 
     @property
     def taker(self) -> int:
-        return self.store.known_taker(self.sync)
+        return self.store.takers.known_id(self.sync)
 
     @property
     def queue(self) -> Queue:
@@ -417,9 +421,9 @@ class SpoolMachine(RuleBasedStateMachine):
         limits = Limits(max_bytes=1 << 30, window_ms=WINDOW_MS)
         self.store = Store(self.db, limits, now_ms=lambda: self.now_ms)
         self.store.begin()
-        recovery.recover(self.store)
+        self.store.recover()
         for sync in SYNCS:
-            self.store.taker(sync)
+            self.store.takers.id_for(sync)
         self.store.commit()
 
     # --- intake ---------------------------------------------------------------------------
@@ -450,7 +454,7 @@ class SpoolMachine(RuleBasedStateMachine):
     def _take_in(self, parts: list[tuple[str, list[Kept], list[DeadRow], dict[str, int]]]) -> None:
         """Note under which ids the spool has what it was given: in the order of acceptance."""
         for sync in SYNCS:
-            model, taker = self.models[sync], self.store.known_taker(sync)
+            model, taker = self.models[sync], self.store.takers.known_id(sync)
             mine = [(rows, dead) for name, rows, dead, _ in parts if name == sync]
             batches = self.db.execute(
                 "SELECT id, count FROM inbox WHERE taker = ? AND id > ? ORDER BY id",
@@ -914,11 +918,11 @@ class SpoolMachine(RuleBasedStateMachine):
                 letter.claim_id,
                 letter.accepted_at_ms,
             )
-            assert self.store.replay(self.taker, [(letter, event)], self.now_ms) == 1
-            assert self.store.replay(self.taker, [(letter, event)], self.now_ms) == 0
+            assert replay(self.store, self.taker, [(letter, event)], self.now_ms) == 1
+            assert replay(self.store, self.taker, [(letter, event)], self.now_ms) == 0
         else:
-            assert self.store.discard(self.taker, [letter]) == 1
-            assert self.store.discard(self.taker, [letter]) == 0
+            assert discard(self.store, self.taker, [letter]) == 1
+            assert discard(self.store, self.taker, [letter]) == 0
             self.model.counts["dropped:discarded"] += 1
         self.store.commit()
         del self.model.dead[letter.id]
@@ -980,7 +984,7 @@ class SpoolMachine(RuleBasedStateMachine):
             self.settling.note_unknown(item.user, Stranger(1, 2, 3))
             self.settling.bury(record, FAILING, self.now_ms)
         letters = self.store.letters.find(self.taker, DeadLetterQuery(), limit=1)
-        self.store.discard(self.taker, letters)
+        discard(self.store, self.taker, letters)
         if crash:
             self._crash()
         else:
@@ -1087,16 +1091,16 @@ class SpoolMachine(RuleBasedStateMachine):
         if not hasattr(self, "store"):
             return
         for sync, model in self.models.items():
-            taker = self.store.known_taker(sync)
+            taker = self.store.takers.known_id(sync)
             counters = self.store.accounts.committed(taker)
             settled = sum(n for name, n in counters.items() if name.startswith("dropped:"))
             settled += counters["delivered"] + counters["dead"] + counters["pending"]
             assert counters["received"] == settled
-            recount = {name: counters[name] for name in ("pending", "dead")}
-            assert self.store.recount(taker) == recount
-            assert recount == {"pending": len(model.pending), "dead": len(model.dead)}
+            counted = {name: counters[name] for name in ("pending", "dead")}
+            assert recount(self.store, taker) == counted
+            assert counted == {"pending": len(model.pending), "dead": len(model.dead)}
             reasons = Counter(letter.reason for letter in model.dead.values())
-            assert self.store.dead_by_reason(taker) == reasons
+            assert self.store.accounts.dead_by_reason(taker) == reasons
             for name in ("received", "delivered", *model.counts):
                 assert counters[name] == model.counts[name], name
             self._minutes_add_up(taker, counters)
@@ -1127,7 +1131,7 @@ class SpoolMachine(RuleBasedStateMachine):
     def _bytes_are_those_of_the_rows(self) -> None:
         accounts = self.store.accounts
         for sync in SYNCS:
-            taker = self.store.known_taker(sync)
+            taker = self.store.takers.known_id(sync)
             (packed,), (along,) = (
                 self.db.execute(query, (taker,)).fetchone()
                 for query in (
@@ -1137,7 +1141,7 @@ class SpoolMachine(RuleBasedStateMachine):
             )
             held = (accounts.value(taker, INBOX), accounts.value(taker, TAKEN_ALONG))
             assert held == (packed, along)
-        takers = [self.store.known_taker(sync) for sync in SYNCS]
+        takers = [self.store.takers.known_id(sync) for sync in SYNCS]
         total = sum(accounts.value(t, n) for t in takers for n in (INBOX, TAKEN_ALONG))
         assert accounts.value(SPOOL, WAITING) == total
 

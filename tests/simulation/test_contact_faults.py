@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 from amplitude_intercom.engine.app import Engine
-from amplitude_intercom.engine.spool.rows import DeadLetterQuery
+from amplitude_intercom.engine.spool.letters import DeadLetterQuery
 from amplitude_intercom.engine.status import SyncStatus
 from amplitude_intercom.engine.token_facts import contact_key
 from amplitude_intercom.transports.intercom import Answer, Request

@@ -34,7 +34,7 @@ import pytest
 from amplitude_intercom.engine.app import Engine
 from amplitude_intercom.engine.config import from_table
 from amplitude_intercom.engine.settings import Settings
-from amplitude_intercom.engine.spool.rows import DeadLetterQuery
+from amplitude_intercom.engine.spool.letters import DeadLetterQuery
 from amplitude_intercom.engine.status import SyncStatus
 from amplitude_intercom.transports.sandbox.contacts import Contact
 from amplitude_intercom.transports.sandbox.faults import Fault

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from amplitude_intercom.engine.spool.rows import DeadLetterQuery
+from amplitude_intercom.engine.spool.letters import DeadLetterQuery
 from amplitude_intercom.transports.sandbox.faults import Fault
 from amplitude_intercom.transports.sandbox.sandbox import Sandbox
 from support import simulation

@@ -29,7 +29,7 @@ from amplitude_intercom.engine.envelope import Plan, Record
 from amplitude_intercom.engine.rules.planning import SyncRules
 from amplitude_intercom.engine.rules.verdicts import Verdict
 from amplitude_intercom.engine.spool.contract import Loaded, Transaction, Wanted
-from amplitude_intercom.engine.spool.rows import DeadLetterQuery
+from amplitude_intercom.engine.spool.letters import DeadLetterQuery
 from amplitude_intercom.engine.status import SyncStatus
 from amplitude_intercom.transports.intercom import Answer, Request, Wire
 from amplitude_intercom.transports.intercom_client import IntercomClient

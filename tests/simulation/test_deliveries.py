@@ -11,7 +11,7 @@ import anyio
 import msgspec
 import pytest
 
-from amplitude_intercom.engine.spool.rows import DeadLetterQuery
+from amplitude_intercom.engine.spool.letters import DeadLetterQuery
 from amplitude_intercom.transports.sandbox.faults import Fault
 from amplitude_intercom.transports.sandbox.sandbox import Sandbox
 from support import simulation, virtual

@@ -23,8 +23,9 @@ from amplitude_intercom.engine.rules.planning import SyncRules
 from amplitude_intercom.engine.rules.verdicts import Keep, Verdict
 from amplitude_intercom.engine.spool.batches import entries_of
 from amplitude_intercom.engine.spool.connection import Connection
+from amplitude_intercom.engine.spool.letters import DeadLetterQuery
 from amplitude_intercom.engine.spool.records import Records
-from amplitude_intercom.engine.spool.rows import Append, Appended, DeadLetterQuery
+from amplitude_intercom.engine.spool.rows import Append, Appended
 from amplitude_intercom.engine.spool.spool import Spool
 from amplitude_intercom.engine.spool.store import Limits, Store
 from amplitude_intercom.transports import Batch, Receipt, Ticket
@@ -199,7 +200,7 @@ class BrokenStore(Store):
 
     def __init__(self, db: Connection, limits: Limits, **more: Any) -> None:
         super().__init__(db, limits, **more)
-        self._tables = msgspec.structs.replace(self._tables, records=BrokenRecords(db))
+        self.records = BrokenRecords(db)
 
 
 @in_virtual_time

@@ -16,10 +16,11 @@ from amplitude_intercom.engine.jobs import JobRunner
 from amplitude_intercom.engine.reasons import DeadReason, Failure
 from amplitude_intercom.engine.rules.admission import Admission, Admitted
 from amplitude_intercom.engine.rules.verdicts import Verdict
+from amplitude_intercom.engine.spool.asking import ask_job
 from amplitude_intercom.engine.spool.jobs import JobKind, JobRow, JobState, NewMapping
-from amplitude_intercom.engine.spool.rows import DeadLetter
-from amplitude_intercom.engine.spool.spool import Spool
-from amplitude_intercom.engine.spool.sqlite.database import Job
+from amplitude_intercom.engine.spool.letters import DeadLetter
+from amplitude_intercom.engine.spool.looking import recount
+from amplitude_intercom.engine.spool.spool import Job, Spool
 from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.transports import Batch
 from amplitude_intercom.transports.amplitude import BadEvent, Head
@@ -52,7 +53,7 @@ async def letters(running: Engine) -> list[DeadLetter]:
 async def dead(running: Engine) -> int:
     counters = running.streams[SYNC].spool.counters
     found = await running.spool.do(
-        lambda store: store.recount(running.streams[SYNC].spool.taker)["dead"]
+        lambda store: recount(store, running.streams[SYNC].spool.taker)["dead"]
     )
     assert counters["dead"] == found
     return found
@@ -121,7 +122,7 @@ async def test_a_job_does_not_cover_later_letters_though_the_clock_was_set_back(
 
         def set_ahead(store: Store) -> JobRow:
             store.db.execute("UPDATE dead_letters SET last_failed_at_ms = 1 << 50")
-            return store.ask_job(JobKind.DISCARD, taker, ALL, 3, who="test", now_ms=1)
+            return ask_job(store, JobKind.DISCARD, taker, ALL, 3, who="test", now_ms=1)
 
         await bury(running, 3)
         job = await running.spool.do(set_ahead)
@@ -310,8 +311,8 @@ def test_a_rekeying_goes_before_earlier_jobs(tmp_path: Path) -> None:
     sync = OneSync(opened(tmp_path / "spool.db"))
     store, query = sync.store, NewMapping("email", "user_id")
     store.begin()
-    store.ask_job(JobKind.DISCARD, sync.taker, ALL, 1, who="test", now_ms=1)
-    store.ask_job(JobKind.REKEY, sync.taker, query, 1, who="test", now_ms=1)
+    ask_job(store, JobKind.DISCARD, sync.taker, ALL, 1, who="test", now_ms=1)
+    ask_job(store, JobKind.REKEY, sync.taker, query, 1, who="test", now_ms=1)
     first = store.jobs.next()
     assert first is not None
     assert first.kind is JobKind.REKEY
@@ -344,7 +345,7 @@ async def test_a_disk_that_failed_for_a_moment_fails_no_job(tmp_path: Path) -> N
         runner = JobRunner(FlakySpool(running.spool), {}, lambda: 1)
         taker = running.streams[SYNC].spool.taker
         await running.spool.do(
-            lambda store: store.ask_job(JobKind.DISCARD, taker, ALL, 1, who="test", now_ms=1)
+            lambda store: ask_job(store, JobKind.DISCARD, taker, ALL, 1, who="test", now_ms=1)
         )
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(runner.run)

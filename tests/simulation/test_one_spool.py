@@ -217,7 +217,7 @@ async def test_the_backlog_of_a_removed_sync_can_be_dropped(tmp_path: Path) -> N
         assert await running.upkeep.drop_left("shop") == 2_100
         assert (await running.status()).spool.left == {}
         counters = await running.spool.do(
-            lambda store: store.accounts.committed(store.taker("shop"))
+            lambda store: store.accounts.committed(store.takers.id_for("shop"))
         )
         assert (counters["received"], counters["dropped:discarded"]) == (2_100, 2_100)
         (rows,) = await running.spool.do(

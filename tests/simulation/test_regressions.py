@@ -16,7 +16,8 @@ import pytest
 
 from amplitude_intercom.engine.app import Engine
 from amplitude_intercom.engine.spool.known import ContactKey, Known
-from amplitude_intercom.engine.spool.rows import DeadLetterQuery
+from amplitude_intercom.engine.spool.letters import DeadLetterQuery
+from amplitude_intercom.engine.spool.looking import recount
 from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.transports import batch_of
 from amplitude_intercom.transports.sandbox.faults import Fault
@@ -65,7 +66,7 @@ def test_an_update_is_not_on_disk_before_an_earlier_event_of_its_user(tmp_path: 
         while spool.counters["pending"]:
             key = ContactKey(spool.workspace, "external_id", USER)
             contact = await engine.spool.do(partial(contact_of, key))
-            waiting = await engine.spool.do(lambda store: store.recount(spool.taker)["pending"])
+            waiting = await engine.spool.do(lambda store: recount(store, spool.taker)["pending"])
             held = contact.properties[str(spool.taker)] if contact else {}
             if held and held["plan"].value == "paid":
                 assert waiting == 0

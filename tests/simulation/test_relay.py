@@ -11,7 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from amplitude_intercom.engine.app import Engine
-from amplitude_intercom.engine.spool.rows import DeadLetterQuery
+from amplitude_intercom.engine.spool.letters import DeadLetterQuery
 from amplitude_intercom.transports.sandbox.faults import Fault
 from amplitude_intercom.transports.sandbox.in_process import AmplitudeInProcess
 from support import relaying, virtual

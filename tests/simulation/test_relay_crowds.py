@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from amplitude_intercom.engine.relay.keys import MOST_KEYS
-from amplitude_intercom.engine.spool.rows import DeadLetterQuery
+from amplitude_intercom.engine.spool.letters import DeadLetterQuery
 from amplitude_intercom.transports.contract import Original
 from amplitude_intercom.transports.intercom import Answer
 from amplitude_intercom.transports.sandbox.faults import Fault

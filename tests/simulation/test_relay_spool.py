@@ -13,7 +13,7 @@ import pytest
 
 from amplitude_intercom.engine.errors import SettingsError
 from amplitude_intercom.engine.spool.checksums import letter_checksum
-from amplitude_intercom.engine.spool.rows import DeadLetterQuery
+from amplitude_intercom.engine.spool.letters import DeadLetterQuery
 from amplitude_intercom.engine.spool.sqlite.examine import findings
 from amplitude_intercom.transports.errors import Refused, UnknownApiKey
 from amplitude_intercom.transports.sandbox.faults import Fault

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from amplitude_intercom.engine.spool.rows import DeadLetter
+from amplitude_intercom.engine.spool.letters import DeadLetter
 from amplitude_intercom.transports.sandbox.contacts import Contact
 from amplitude_intercom.transports.sandbox.sandbox import Sandbox
 from support import contact_model

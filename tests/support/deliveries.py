@@ -39,11 +39,12 @@ from amplitude_intercom.engine.errors import SpoolError
 from amplitude_intercom.engine.reasons import DeadReason, Failure
 from amplitude_intercom.engine.spool.accounts import LAST_BATCH, SPOOL
 from amplitude_intercom.engine.spool.batches import SLOTS
+from amplitude_intercom.engine.spool.letters import DeadLetterQuery
+from amplitude_intercom.engine.spool.looking import recount
 from amplitude_intercom.engine.spool.queue import Queue
-from amplitude_intercom.engine.spool.rows import DeadLetterQuery
 from amplitude_intercom.engine.spool.settling import Settling
-from amplitude_intercom.engine.spool.spool import Spool, SpoolPart
-from amplitude_intercom.engine.spool.sqlite.database import Database, Job, T
+from amplitude_intercom.engine.spool.spool import Job, Spool, SpoolPart, T
+from amplitude_intercom.engine.spool.sqlite.database import Database
 from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.engine.spool.user_state import UserState, state_of_user
 from amplitude_intercom.engine.spool.writer import InlineWriter
@@ -78,10 +79,10 @@ class Fault(Exception):
     """A fault of the program that belongs to no record."""
 
 
-class LateWriter(InlineWriter):
+class LateWriter(InlineWriter[Store]):
     """Runs jobs in order as the thread does: answers come late, some fail, and others go on."""
 
-    def __init__(self, database: Database, chance: random.Random, fails: float) -> None:
+    def __init__(self, database: Database[Store], chance: random.Random, fails: float) -> None:
         super().__init__(database)
         self._chance = chance
         self._fails = fails
@@ -111,10 +112,10 @@ class LateWriter(InlineWriter):
             future.set_result(done.result())
 
 
-class FailingDisk(InlineWriter):
+class FailingDisk(InlineWriter[Store]):
     """Runs jobs; some of the commits fail, and nothing of them is kept."""
 
-    def __init__(self, database: Database, chance: random.Random, fails: float) -> None:
+    def __init__(self, database: Database[Store], chance: random.Random, fails: float) -> None:
         super().__init__(database)
         self._chance = chance
         self._fails = fails
@@ -132,10 +133,10 @@ class FailingDisk(InlineWriter):
         return super().submit(fail)
 
 
-class StandingDisk(InlineWriter):
+class StandingDisk(InlineWriter[Store]):
     """Runs jobs; none while it stands still, and all of them, in order, when it goes on."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database[Store]) -> None:
         super().__init__(database)
         self.stands_still = False
         self._waiting: list[tuple[Job[Any], asyncio.Future[Any]]] = []
@@ -183,7 +184,7 @@ class Rig:
             self.spool.writer = LateWriter(self.database, self.chance, fails)
         self.db.execute("PRAGMA synchronous = OFF")  # these are about order, not about power cuts
         self.store.begin()
-        self.taker = self.store.taker(SYNC)
+        self.taker = self.store.takers.id_for(SYNC)
         self.store.commit()
         self.mine = SpoolPart(self.spool, self.taker, settings.sync[0].name)
         self.spool._takers[SYNC] = self.mine
@@ -282,7 +283,6 @@ class Rig:
         store = self.store
         store.queue_type, store.settling_type = queues, settlings
         store._queues.clear()
-        store._settlings.clear()
 
     # --- delivery -------------------------------------------------------------------------
 
@@ -441,7 +441,7 @@ class Rig:
         settled = counters["delivered"] + counters["dead"] + counters["pending"]
         assert counters["received"] == settled
         counted = {name: counters[name] for name in ("pending", "dead")}
-        assert self.store.recount(self.taker) == counted
+        assert recount(self.store, self.taker) == counted
 
     def failures(self, user: str) -> int:
         return self.store.users.failures(self.taker, user)

@@ -16,7 +16,8 @@ import anyio
 import msgspec
 
 from amplitude_intercom.engine.app import Engine
-from amplitude_intercom.engine.spool.rows import DeadLetter, DeadLetterQuery
+from amplitude_intercom.engine.spool.letters import DeadLetter, DeadLetterQuery
+from amplitude_intercom.engine.spool.looking import recount
 from amplitude_intercom.transports.errors import Refused
 from amplitude_intercom.transports.sandbox.faults import Fault
 from support import relaying
@@ -74,7 +75,7 @@ class History:
             self.counters = engine.relays[RELAY].spool.counters
             self.letters = await engine.upkeep.dead_letters(RELAY, DeadLetterQuery(), limit=100_000)
             taker = engine.relays[RELAY].spool.taker
-            counted = await engine.spool.do(lambda store: store.recount(taker))
+            counted = await engine.spool.do(lambda store: recount(store, taker))
             assert counted == {name: self.counters[name] for name in ("pending", "dead")}
 
     def _engine(self, seed: int) -> AbstractAsyncContextManager[Engine]:

@@ -12,12 +12,12 @@ import msgspec
 
 from amplitude_intercom.engine.envelope import Kind, Record
 from amplitude_intercom.engine.errors import SpoolError
-from amplitude_intercom.engine.spool import recovery
 from amplitude_intercom.engine.spool.batches import Kept, entry_of, packs
 from amplitude_intercom.engine.spool.connection import Connection
 from amplitude_intercom.engine.spool.contract import Loaded, Wanted, Woken
+from amplitude_intercom.engine.spool.letters import DeadRow
 from amplitude_intercom.engine.spool.queue import Queue
-from amplitude_intercom.engine.spool.rows import Append, Appended, DeadRow, Part
+from amplitude_intercom.engine.spool.rows import Append, Appended, Part
 from amplitude_intercom.engine.spool.settling import Settling
 from amplitude_intercom.engine.spool.sqlite.database import Database, run_group
 from amplitude_intercom.engine.spool.sqlite.files import SpoolFile, connect
@@ -95,7 +95,7 @@ class OneSync:
         self.last_id = 0
         """Up to where a test has read the queue, where it goes on reading."""
         store.begin()
-        self.taker = store.taker(sync)
+        self.taker = store.takers.id_for(sync)
         store.commit()
 
     @property
@@ -157,11 +157,11 @@ def opened(path: Path, limits: Limits | None = None, **changes: object) -> Store
     found = limits or Limits(window_ms=1_000)
     changed = msgspec.structs.replace(found, **changes)
     store = Store(connect(path), changed, now_ms=lambda: 60_000)
-    run_group(store, [recovery.recover])
+    run_group(store, [Store.recover])
     return store
 
 
-def database_of(store: Store) -> Database:
+def database_of(store: Store) -> Database[Store]:
     """A database that has this store, keeps no reserve, and opens the same again."""
     file = SpoolFile(store.db)  # type: ignore[arg-type]  # it is SQLite's
     return Database(lambda *, recover: (store, file), Reserve(Path("unused"), 0))

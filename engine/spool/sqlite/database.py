@@ -24,22 +24,40 @@ import sqlite3
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import structlog
 
 from amplitude_intercom.engine.errors import EngineError, SpoolDamaged, SpoolError
 from amplitude_intercom.engine.spool.connection import Damaged
+from amplitude_intercom.engine.spool.meta import Meta
 from amplitude_intercom.engine.spool.sqlite.files import SpoolFile, primary_code, reason_of
-from amplitude_intercom.engine.spool.sqlite.ground import Ground
+from amplitude_intercom.engine.spool.sqlite.opened_files import OpenedFiles
 from amplitude_intercom.engine.spool.sqlite.reserve import Reserve
-from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.transports.reasons import RefusalReason
 
 _log = structlog.get_logger(__name__)
 
-T = TypeVar("T")
-Job = Callable[[Store], T]
+
+class Transactions(Protocol):
+    """The store that a database keeps usable: the tables with their transactions."""
+
+    @property
+    def meta(self) -> Meta: ...
+
+    def begin(self) -> None: ...
+
+    def commit(self) -> None: ...
+
+    def rollback(self) -> None: ...
+
+    def shut_intake(self, reason: RefusalReason | None) -> None: ...
+
+    def close(self) -> None: ...
+
+
+S = TypeVar("S", bound=Transactions)
+S_co = TypeVar("S_co", bound=Transactions, covariant=True)
 
 HEAL_EVERY_S = 1.0
 """Seconds between two attempts to end a trouble."""
@@ -67,18 +85,18 @@ _FAILURES = (sqlite3.Error, UnicodeDecodeError, Damaged)
 """Exceptions of a database. ``UnicodeDecodeError``: a message quotes damaged bytes."""
 
 
-class Opener(Protocol):
+class Opener(Protocol[S_co]):
     """Opens a spool's store and file. ``recover`` marks the first opening by this process."""
 
-    def __call__(self, *, recover: bool) -> tuple[Store, SpoolFile]: ...
+    def __call__(self, *, recover: bool) -> tuple[S_co, SpoolFile]: ...
 
 
-class Database:
+class Database(Generic[S]):
     """One spool's store, used by one thread. The module's docstring has the rules."""
 
     def __init__(
         self,
-        opener: Opener,
+        opener: Opener[S],
         reserve: Reserve,
         monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -92,7 +110,7 @@ class Database:
         self._monotonic_s = monotonic_s
         self._heal_at_s = 0.0
         self._closed = False
-        self._ground: Ground | None = None
+        self._opened: OpenedFiles | None = None
         self._is_lost = False
         self.trouble: SpoolError | None = None
         """The reason for refusing appends, or all jobs; None if there is none."""
@@ -102,11 +120,11 @@ class Database:
         if not reserve.take():
             self._run_out_of_disk(NO_RESERVE)
 
-    def watch(self, ground: Ground) -> None:
+    def watch(self, opened: OpenedFiles) -> None:
         """Check the folder, the lock and the file before each group from now on."""
-        self._ground = ground
+        self._opened = opened
 
-    def _open(self, *, recover: bool) -> tuple[Store, SpoolFile]:
+    def _open(self, *, recover: bool) -> tuple[S, SpoolFile]:
         """Open the store, which writes: on a full disk only the reserve has bytes for it."""
         try:
             return self._opener(recover=recover)
@@ -115,13 +133,13 @@ class Database:
                 raise
             return self._opener(recover=recover)
 
-    def run(self, jobs: list[Job[Any]]) -> list[Any]:
+    def run(self, jobs: list[Callable[[S], Any]]) -> list[Any]:
         """Run jobs in one transaction; return a result or an exception for each.
 
-        Without jobs only the disk and the ground are checked.
+        Without jobs only the disk and the files are checked.
         """
-        if self._has_lost_ground():
-            return self._without_ground(jobs)
+        if self._has_lost_files():
+            return self._without_files(jobs)
         self._look_again()
         if self.trouble is None and self._reserve.is_short():
             self._run_out_of_disk(SHORT)
@@ -136,16 +154,16 @@ class Database:
         except Exception as fault:
             return self._singly(jobs, fault)
 
-    def _has_lost_ground(self) -> bool:
-        """Return whether the ground is lost now, and shut or reopen intake with it."""
-        if self._ground is not None and self._ground.has_lost_only_log:
+    def _has_lost_files(self) -> bool:
+        """Return whether the files are lost now, and shut or reopen intake with it."""
+        if self._opened is not None and self._opened.has_lost_only_log:
             self._save_log()
-        problem = self._ground.problem() if self._ground else ""
+        problem = self._opened.problem() if self._opened else ""
         if problem:
             self._note(SpoolError(RefusalReason.SPOOL_FAILING, problem))
             self.store.shut_intake(RefusalReason.SPOOL_FAILING)
         elif self._is_lost:
-            self._heal_at_s = self._monotonic_s()  # the ground is back: heal at once
+            self._heal_at_s = self._monotonic_s()  # the files are back: heal at once
         self._is_lost = bool(problem)
         return self._is_lost
 
@@ -155,10 +173,10 @@ class Database:
             self._open_again()
             _log.warning("the spool's log was removed: what it held is in the file now")
 
-    def _without_ground(self, jobs: list[Job[Any]]) -> list[Any]:
+    def _without_files(self, jobs: list[Callable[[S], Any]]) -> list[Any]:
         """Run jobs on the open files, to settle deliveries, but not beside another process."""
-        assert self._ground is not None
-        if self._closed or self._ground.has_lost_lock:
+        assert self._opened is not None
+        if self._closed or self._opened.has_lost_lock:
             return [self.trouble for _ in jobs]
         try:
             return run_group(self.store, jobs) if jobs else []
@@ -172,7 +190,7 @@ class Database:
         except Exception as fault:
             return self._singly(jobs, fault)
 
-    def _singly(self, jobs: list[Job[Any]], fault: Exception) -> list[Any]:
+    def _singly(self, jobs: list[Callable[[S], Any]], fault: Exception) -> list[Any]:
         """Run each job in a transaction of its own. A single job has had that, and fails."""
         return [fault] if len(jobs) == 1 else [self.run([job])[0] for job in jobs]
 
@@ -183,7 +201,7 @@ class Database:
         self.damage = damage
         return damage
 
-    def _disk_failed(self, jobs: list[Job[Any]], error: Exception) -> list[Any]:
+    def _disk_failed(self, jobs: list[Callable[[S], Any]], error: Exception) -> list[Any]:
         failed = SpoolError(reason_of(error), str(error))
         if failed.reason is not RefusalReason.DISK_FULL:
             self.heal(failed)
@@ -234,8 +252,8 @@ class Database:
             self._closed = True
         self.store, self.file = self._open(recover=False)
         self._closed = False
-        if self._ground is not None:
-            self._ground.renew_log()
+        if self._opened is not None:
+            self._opened.renew_log()
 
     def _note(self, trouble: SpoolError) -> None:
         if str(trouble) != str(self.trouble):
@@ -262,7 +280,7 @@ class Database:
             self.store.close()
 
 
-def run_group(store: Store, jobs: list[Job[Any]]) -> list[Any]:
+def run_group(store: S, jobs: list[Callable[[S], Any]]) -> list[Any]:
     """Run jobs in one transaction; return a result or an ``EngineError`` for each.
 
     Any other exception is raised, after a rollback.
@@ -277,7 +295,7 @@ def run_group(store: Store, jobs: list[Job[Any]]) -> list[Any]:
     return results
 
 
-def _attempt(job: Job[Any], store: Store) -> Any:
+def _attempt(job: Callable[[S], Any], store: S) -> Any:
     try:
         return job(store)
     except EngineError as error:

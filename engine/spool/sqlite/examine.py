@@ -20,8 +20,7 @@ from amplitude_intercom.engine.spool.accounts import is_settled
 from amplitude_intercom.engine.spool.batches import SLOTS, batch_checksum, entries_of
 from amplitude_intercom.engine.spool.checksums import contact_checksum, holds, letter_checksum
 from amplitude_intercom.engine.spool.connection import Damaged, check_order
-from amplitude_intercom.engine.spool.records import COLUMNS, checked
-from amplitude_intercom.engine.spool.records import Damage as DamagedRecord
+from amplitude_intercom.engine.spool.records import COLUMNS, DamagedRecord, checked
 from amplitude_intercom.engine.spool.relayed import body_checksum, head_checksum
 from amplitude_intercom.engine.spool.schema import SCHEMA_VERSION
 from amplitude_intercom.engine.spool.sqlite.files import migrate, tables_of

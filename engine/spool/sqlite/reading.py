@@ -13,9 +13,9 @@ from amplitude_intercom.engine.errors import SpoolError
 from amplitude_intercom.engine.spool.connection import Damaged
 from amplitude_intercom.engine.spool.schema import SCHEMA_VERSION
 from amplitude_intercom.engine.spool.sqlite.files import connect_to_read, has_log, reason_of
-from amplitude_intercom.engine.spool.store import Limits, Store
 from amplitude_intercom.transports.reasons import RefusalReason
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -41,22 +41,24 @@ def look_at(path: Path, job: Callable[[sqlite3.Connection], T]) -> T:
     return look_at(path, job) if at_rest and has_log(path) else found
 
 
-def look(path: Path, job: Callable[[Store], T]) -> T:
+def look(path: Path, opened: Callable[[sqlite3.Connection], S], job: Callable[[S], T]) -> T:
     """Run a job that only reads on one snapshot of a spool's tables.
+
+    ``opened`` returns the tables on a connection.
 
     Raises:
         SpoolError: the file is missing, cannot be read, or is of an earlier version.
     """
-    return look_at(path, lambda db: _in_snapshot(db, path, job))
+    return look_at(path, lambda db: job(opened(_in_snapshot(db, path))))
 
 
-def _in_snapshot(db: sqlite3.Connection, path: Path, job: Callable[[Store], T]) -> T:
+def _in_snapshot(db: sqlite3.Connection, path: Path) -> sqlite3.Connection:
     (version,) = db.execute("PRAGMA user_version").fetchone()
     if version < SCHEMA_VERSION:
         text = f"of schema {version}; the next start of the daemon brings it up to date"
         raise SpoolError(RefusalReason.SPOOL_FAILING, f"{path}: {text}")
     db.execute("BEGIN")
-    return job(Store(db, Limits()))
+    return db
 
 
 def disk_bytes(path: Path) -> int:

@@ -52,7 +52,7 @@ def store(tmp_path: Path) -> SlowStore:
     return slow
 
 
-def users_of(database: Database) -> list[str]:
+def users_of(database: Database[Store]) -> list[str]:
     rows = database.store.db.execute("SELECT entries FROM inbox ORDER BY id")
     return [entry.user_key for (index,) in rows for entry in entries_of(index.encode())]
 
@@ -73,7 +73,7 @@ async def test_waiting_appends_go_in_together_and_in_order(store: SlowStore) -> 
     assert len(store.calls) <= 3
     await writer.submit(lambda s: None)
     assert users_of(database) == users
-    assert store.accounts.committed(store.known_taker(SYNC))["received"] == 105
+    assert store.accounts.committed(store.takers.known_id(SYNC))["received"] == 105
     await writer.close()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from amplitude_intercom.engine.errors import SpoolError
-from amplitude_intercom.engine.spool import recovery
+from amplitude_intercom.engine.spool.looking import recount
 from amplitude_intercom.engine.spool.rows import Appended
 from amplitude_intercom.engine.spool.sqlite.database import HEAL_EVERY_S, Database, run_group
 from amplitude_intercom.engine.spool.sqlite.files import SpoolFile, connect
@@ -31,7 +31,7 @@ def opened(path: Path, *, recover: bool) -> tuple[Store, SpoolFile]:
     connection = connect(path)
     store = Store(connection, Limits(window_ms=1_000))
     if recover:
-        run_group(store, [recovery.recover])
+        run_group(store, [Store.recover])
     return store, SpoolFile(connection)
 
 
@@ -81,8 +81,8 @@ def test_after_a_disk_error_the_database_is_opened_again_without_the_failed_jobs
     assert rig.database.trouble is None
     assert rig.run(append) == [Appended(1, 0, 0)]
     store = rig.database.store
-    taker = store.known_taker(SYNC)
-    assert store.recount(taker)["pending"] == store.accounts.committed(taker)["pending"] == 2
+    taker = store.takers.known_id(SYNC)
+    assert recount(store, taker)["pending"] == store.accounts.committed(taker)["pending"] == 2
 
 
 def test_while_it_cannot_be_opened_everything_fails_and_it_is_tried_once_a_second(rig: Rig) -> None:
@@ -136,7 +136,9 @@ def test_where_opening_fails_for_want_of_room_the_reserve_gives_it(tmp_path: Pat
 
     database = Database(opener, Reserve(tmp_path / "s.db", 1 << 60))
     assert str(database.trouble).startswith("disk_full: ")
-    refused, settled = database.run([append, lambda store: store.recount(store.known_taker(SYNC))])
+    refused, settled = database.run(
+        [append, lambda store: recount(store, store.takers.known_id(SYNC))]
+    )
     assert (str(refused), settled) == ("disk_full", {"pending": 0, "dead": 0})
 
 

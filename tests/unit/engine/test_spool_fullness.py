@@ -12,7 +12,9 @@ from amplitude_intercom.engine.errors import SpoolError
 from amplitude_intercom.engine.spool.accounts import SPOOL, WAITING
 from amplitude_intercom.engine.spool.batches import Kept
 from amplitude_intercom.engine.spool.fullness import CROWDED, RELIEF
-from amplitude_intercom.engine.spool.rows import Append, Appended, DeadRow
+from amplitude_intercom.engine.spool.letters import DeadRow
+from amplitude_intercom.engine.spool.looking import recount
+from amplitude_intercom.engine.spool.rows import Append, Appended
 from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.transports.reasons import RefusalReason
 from support.spools import OneSync, append_of, kept, opened, part_of
@@ -44,7 +46,7 @@ def tries(sync: OneSync, *rows: Kept) -> bool:
 
 
 def fill(sync: OneSync, to_bytes: int = 1 << 40) -> None:
-    while not sync.store.why_full(sync.sync) and waiting_bytes(sync.store) < to_bytes:
+    while not sync.store.intake.why_full(sync.sync) and waiting_bytes(sync.store) < to_bytes:
         sync.append(LARGE)
 
 
@@ -59,10 +61,10 @@ def test_a_full_spool_refuses_until_some_of_it_is_delivered(store: Store) -> Non
     records = load_all(sync)
     while not tries(sync, kept("ann")):
         assert waiting_bytes(store) >= CAP * RELIEF
-        assert store.why_full(sync.sync)
+        assert store.intake.why_full(sync.sync)
         sync.deliver(records.pop(0))
     assert 0.9 < waiting_bytes(store) / CAP < RELIEF
-    assert not store.why_full(sync.sync)
+    assert not store.intake.why_full(sync.sync)
     fill(sync)
 
 
@@ -78,7 +80,7 @@ def test_waiting_bytes_are_zero_again_when_nothing_waits(store: Store) -> None:
 def test_a_refusal_changes_nothing(store: Store) -> None:
     sync, other = OneSync(store, "full"), OneSync(store, "other")
     fill(sync)
-    before = sync.counters, store.recount(sync.taker), waiting_bytes(store)
+    before = sync.counters, recount(store, sync.taker), waiting_bytes(store)
     store.begin()
     of_both = Append([part_of([kept("ann")], sync=name) for name in ("full", "other")])
     refused, counted = store.append([of_both, Append([part_of(sync="full")])], 1)
@@ -86,7 +88,7 @@ def test_a_refusal_changes_nothing(store: Store) -> None:
     assert isinstance(refused, SpoolError)
     assert "sync `full`" in str(refused)
     assert counted == Appended(0, 0, 0)
-    assert (sync.counters, store.recount(sync.taker), waiting_bytes(store)) == before
+    assert (sync.counters, recount(store, sync.taker), waiting_bytes(store)) == before
     assert other.counters.total() == 0
 
 
@@ -119,16 +121,18 @@ def test_a_spool_that_has_room_again_says_so_before_anybody_asks_to_append(store
     """Who reads it may be who keeps the appends away."""
     sync = OneSync(store)
     fill(sync)
-    assert store.why_full(sync.sync)
+    assert store.intake.why_full(sync.sync)
     sync.deliver(*load_all(sync))
-    assert not store.why_full(sync.sync)
+    assert not store.intake.why_full(sync.sync)
 
 
 def test_a_sync_without_deliveries_does_not_close_the_intake_of_another(store: Store) -> None:
     stands, flows = OneSync(store, "stands"), OneSync(store, "flows")
     fill(stands, to_bytes=int(CAP * CROWDED) + 1)
-    assert store.why_full("stands")
-    assert not store.why_full("flows"), "the rest is for the other, though it has nothing yet"
+    assert store.intake.why_full("stands")
+    assert not store.intake.why_full("flows"), (
+        "the rest is for the other, though it has nothing yet"
+    )
     assert not tries(stands, kept("ann"))
     for _ in range(50):
         assert tries(flows, LARGE)
@@ -158,7 +162,7 @@ def test_a_full_spool_is_full_after_a_restart(tmp_path: Path) -> None:
     fill(sync)
     sync.store.close()
     again = OneSync(opened(path, max_bytes=CAP))
-    assert again.store.why_full(sync.sync)
+    assert again.store.intake.why_full(sync.sync)
     again.store.close()
 
 

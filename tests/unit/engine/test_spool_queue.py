@@ -12,9 +12,10 @@ from amplitude_intercom.engine.envelope import Record
 from amplitude_intercom.engine.reasons import DeadReason, Failure
 from amplitude_intercom.engine.spool.accounts import LAST_BATCH
 from amplitude_intercom.engine.spool.batches import SLOTS
-from amplitude_intercom.engine.spool.contract import Stranger
 from amplitude_intercom.engine.spool.inbox import MOST_OPEN
-from amplitude_intercom.engine.spool.rows import DeadLetterQuery
+from amplitude_intercom.engine.spool.known import Stranger
+from amplitude_intercom.engine.spool.letters import DeadLetterQuery
+from amplitude_intercom.engine.spool.looking import recount
 from support.spools import OneSync, kept, opened
 
 FAILING = Failure(DeadReason.USER_FAILING, 500)
@@ -63,7 +64,7 @@ def check_accounts(sync: OneSync, *, received: int, delivered: int, dead: int) -
     """Nothing waits any more: neither rows nor counters say so, and no bytes are left over."""
     counters = sync.counters
     assert (counters["received"], counters["delivered"]) == (received, delivered)
-    assert sync.store.recount(sync.taker) == {"pending": 0, "dead": dead}
+    assert recount(sync.store, sync.taker) == {"pending": 0, "dead": dead}
     assert (counters["pending"], counters["dead"]) == (0, dead)
     assert (counters["bytes:inbox"], counters["bytes:along"]) == (0, 0)
 
@@ -337,7 +338,7 @@ def test_a_record_that_is_tried_once_more_is_not_given_up_meanwhile(path: Path) 
     sync.store.begin()
     assert sync.settling.charge(record.id, 11) == 1
     sync.settling.give_up(record.id, FAILING, 11)
-    assert sync.settling.delete([record.id]) == 1  # it is delivered, and no dead letter
+    assert sync.store.ends(sync.taker).delete([record.id]) == 1  # delivered
     sync.store.commit()
     assert sync.store.letters.find(sync.taker, DeadLetterQuery()) == []
     sync.store.close()
@@ -355,7 +356,7 @@ def test_few_batches_are_kept_while_they_are_read_bit_by_bit(path: Path) -> None
     inbox.close(batches[-1])
     records = sync.load().records
     sync.store.begin()
-    sync.settling.delete(ids(records))
+    sync.store.ends(sync.taker).delete(ids(records))
     sync.store.commit()
     assert (kept, len(inbox._open)) == (MOST_OPEN, 0)
     sync.store.close()

@@ -16,7 +16,9 @@ from amplitude_intercom.engine.reasons import DeadReason, Failure
 from amplitude_intercom.engine.settings import Log
 from amplitude_intercom.engine.spool.batches import SLOTS
 from amplitude_intercom.engine.spool.contract import Wanted
-from amplitude_intercom.engine.spool.rows import Append, DeadLetterQuery, DeadRow
+from amplitude_intercom.engine.spool.letter_ends import discard
+from amplitude_intercom.engine.spool.letters import DeadLetterQuery, DeadRow
+from amplitude_intercom.engine.spool.rows import Append
 from amplitude_intercom.engine.spool.settled import MOST_LINES, about_raw
 from support.spools import OneSync, kept, opened, part_of
 
@@ -125,7 +127,7 @@ def test_a_discarded_letter_has_its_line_at_debug(sync: OneSync) -> None:
     with debugging(), capture_logs() as lines:
         sync.store.begin()
         letters = sync.store.letters.find(sync.taker, DeadLetterQuery())
-        assert sync.store.discard(sync.taker, letters) == 1
+        assert discard(sync.store, sync.taker, letters) == 1
         assert lines == [], "not before it is durable"
         sync.store.commit()
     assert [about(line) for line in lines] == [("dropped", "ann", "discarded")]

@@ -11,7 +11,10 @@ import pytest
 from amplitude_intercom.engine.reasons import DeadReason, Failure
 from amplitude_intercom.engine.spool.batches import SLOTS, Kept
 from amplitude_intercom.engine.spool.known import ContactKey, Held, Known
-from amplitude_intercom.engine.spool.rows import DeadLetter, DeadLetterQuery
+from amplitude_intercom.engine.spool.letter_ends import discard
+from amplitude_intercom.engine.spool.letters import DeadLetter, DeadLetterQuery
+from amplitude_intercom.engine.spool.looking import recount
+from amplitude_intercom.engine.spool.replaying import replay
 from amplitude_intercom.engine.spool.user_state import MOST_TYPES_READ, state_of_user
 from support.spools import OneSync, kept, opened
 
@@ -33,7 +36,7 @@ def test_a_sync_has_its_number_for_good_and_no_part_of_another_s(path: Path) -> 
     one.append(EVENT)
     assert other.load().records == []
     assert (one.counters["pending"], other.counters["pending"]) == (1, 0)
-    assert store.known_taker("nobody") not in (one.taker, other.taker)
+    assert store.takers.known_id("nobody") not in (one.taker, other.taker)
     store.close()
     again = opened(path)
     assert [(taker.name, taker.id) for taker in again.takers.all()] == [
@@ -47,11 +50,11 @@ def test_a_sync_has_its_number_for_good_and_no_part_of_another_s(path: Path) -> 
 def test_a_number_that_was_rolled_back_is_not_used(path: Path) -> None:
     store = opened(path)
     store.begin()
-    store.taker("never")
+    store.takers.id_for("never")
     store.rollback()
     sync = OneSync(store, "s")
     assert [taker.name for taker in store.takers.all()] == ["s"]
-    assert store.known_taker("never") != sync.taker
+    assert store.takers.known_id("never") != sync.taker
     store.close()
 
 
@@ -172,15 +175,15 @@ def test_a_dead_letter_is_replayed_or_discarded_once(path: Path) -> None:
     assert not store.letters.find(taker, DeadLetterQuery(until_ms=5))
     assert store.letters.find(taker, DeadLetterQuery(ids=[two.id])) == [two]
     store.begin()
-    assert store.replay(taker, [replayable(one)], 9) == 1
-    assert store.replay(taker, [replayable(one)], 9) == 0
-    assert store.discard(taker, [two]) == 1
-    assert store.discard(taker, [two]) == 0
+    assert replay(store, taker, [replayable(one)], 9) == 1
+    assert replay(store, taker, [replayable(one)], 9) == 0
+    assert discard(store, taker, [two]) == 1
+    assert discard(store, taker, [two]) == 0
     store.commit()
     counters = {name: n for name, n in sync.counters.items() if not name.startswith("bytes:")}
     expected = {"received": 2, "pending": 1, "dropped:discarded": 1}
     assert +Counter(counters) == Counter(expected)
-    assert store.recount(taker) == {"pending": 1, "dead": 0}
+    assert recount(store, taker) == {"pending": 1, "dead": 0}
     assert store.letters.groups(taker) == []
     assert sync.counters["bytes:dead"] == 0
     [again] = sync.load(SLOTS).records

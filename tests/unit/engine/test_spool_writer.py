@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from amplitude_intercom.engine.errors import SettingsError, SpoolError
+from amplitude_intercom.engine.spool.looking import recount
 from amplitude_intercom.engine.spool.rows import Appended
 from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.engine.spool.writer import MAX_JOBS, InlineWriter, ThreadWriter
@@ -54,7 +55,7 @@ class Spied:
 
 def counted(sync: OneSync) -> dict[str, int]:
     """Return what is counted of the rows; the counters must say the same."""
-    found = sync.store.recount(sync.taker)
+    found = recount(sync.store, sync.taker)
     assert found["pending"] == sync.counters["pending"]
     return found
 
@@ -64,7 +65,7 @@ def spied(tmp_path: Path) -> Spied:
     return Spied(tmp_path / "s.db")
 
 
-def hold(writer: ThreadWriter) -> tuple[asyncio.Future[bool], threading.Event]:
+def hold(writer: ThreadWriter[Store]) -> tuple[asyncio.Future[bool], threading.Event]:
     """Occupy the writer's thread until the event is set."""
     gate = threading.Event()
     return writer.submit(lambda _: gate.wait(30)), gate
@@ -130,7 +131,7 @@ async def test_closing_runs_submitted_jobs_and_resolves_them(spied: Spied) -> No
     assert all(future.done() for future in futures)
     assert spied.after()["pending"] == MAX_JOBS + 1
     with pytest.raises(sqlite3.ProgrammingError):
-        spied.store.recount(spied.sync.taker)
+        recount(spied.store, spied.sync.taker)
 
 
 async def test_a_caller_that_gives_up_does_not_disturb_the_others(spied: Spied) -> None:

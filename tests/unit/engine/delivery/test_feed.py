@@ -34,7 +34,8 @@ from amplitude_intercom.engine.delivery.turns import Turn
 from amplitude_intercom.engine.envelope import Kind, Record
 from amplitude_intercom.engine.errors import SpoolDamaged
 from amplitude_intercom.engine.reasons import DropReason
-from amplitude_intercom.engine.spool.contract import Loaded, Stranger, Transaction, Wanted
+from amplitude_intercom.engine.spool.contract import Loaded, Transaction, Wanted
+from amplitude_intercom.engine.spool.known import Stranger
 from amplitude_intercom.engine.spool.queue import Queue
 from amplitude_intercom.engine.spool.settling import Settling
 from amplitude_intercom.engine.spool.user_state import Deferral

@@ -17,9 +17,11 @@ from amplitude_intercom.engine.delivery.health import Blame
 from amplitude_intercom.engine.delivery.waiting import SICK_ATTEMPTS, SICK_MOST_S, Retries
 from amplitude_intercom.engine.envelope import Kind, Record
 from amplitude_intercom.engine.reasons import DeadReason, Failure
-from amplitude_intercom.engine.spool.contract import Stranger, Wanted
+from amplitude_intercom.engine.spool.contract import Wanted
 from amplitude_intercom.engine.spool.jobs import Expiry, JobKind
-from amplitude_intercom.engine.spool.rows import DeadLetterQuery
+from amplitude_intercom.engine.spool.known import Stranger
+from amplitude_intercom.engine.spool.letters import DeadLetterQuery
+from amplitude_intercom.engine.spool.looking import recount
 from amplitude_intercom.engine.spool.settling import MOST_EXPIRED
 from amplitude_intercom.engine.spool.store import Store
 from support.spools import OneSync, kept, opened
@@ -115,7 +117,7 @@ class Rig:
     def check_balance(self) -> None:
         counters = self.sync.counters
         counted = {name: counters[name] for name in ("pending", "dead")}
-        assert self.store.recount(self.sync.taker) == counted
+        assert recount(self.store, self.sync.taker) == counted
         assert counters["received"] == counters["pending"] + counters["dead"]
 
 

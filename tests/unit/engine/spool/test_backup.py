@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from amplitude_intercom.engine.errors import SpoolError
+from amplitude_intercom.engine.spool.looking import recount
 from amplitude_intercom.engine.spool.sqlite.backup import backup
 from support.spools import OneSync, kept, opened
 
@@ -27,7 +28,7 @@ def test_a_backup_beside_a_writer_holds_the_committed_rows(tmp_path: Path) -> No
     assert (tmp_path / "copy.db").stat().st_mode & 0o777 == 0o600
     sync.store.close()
     again = OneSync(opened(tmp_path / "copy.db"))
-    assert again.counters["pending"] == again.store.recount(again.taker)["pending"] == 90
+    assert again.counters["pending"] == recount(again.store, again.taker)["pending"] == 90
     assert len(again.load(limit=500).records) == 90
 
 

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 from amplitude_intercom.engine.reasons import DeadReason, Failure
-from amplitude_intercom.engine.spool.rows import (
+from amplitude_intercom.engine.spool.letters import (
     MOST,
     START,
     DeadLetter,
     DeadLetterQuery,
     Position,
 )
+from amplitude_intercom.engine.spool.looking import matching
 from amplitude_intercom.engine.spool.user_state import state_of_user
 from support.spools import OneSync, kept, opened
 
@@ -55,7 +56,7 @@ def test_forty_thousand_ids_are_one_query(tmp_path: Path) -> None:
         found += [letter.id for letter in page]
     assert found == there
     assert letters.count(sync.taker, query) == (1_200, False)
-    assert sync.store.matching(sync.taker, query) == 1_200
+    assert matching(sync.store, sync.taker, query) == 1_200
     narrow = DeadLetterQuery(ids=query.ids, user="ann", reason="refused", since_ms=600)
     assert letters.count(sync.taker, narrow) == (67, False)
 

@@ -41,7 +41,9 @@ def test_one_sync_has_all_of_it_where_nobody_else_has_any(store: Store) -> None:
     held = fill(store, "one") * len(EVENT)
     assert 0.97 * MAX_BYTES < held <= MAX_BYTES
     waiting = store.accounts.value(0, "bytes:waiting")
-    assert store.why_full("one") == (f"{waiting:,} bytes wait, `spool.max_bytes` is {MAX_BYTES:,}")
+    assert store.intake.why_full("one") == (
+        f"{waiting:,} bytes wait, `spool.max_bytes` is {MAX_BYTES:,}"
+    )
 
 
 def test_a_sync_over_its_share_is_refused_and_names_itself_and_the_others_are_not(
@@ -54,15 +56,15 @@ def test_a_sync_over_its_share_is_refused_and_names_itself_and_the_others_are_no
     for _ in range(5):
         assert not tries(store, "small")
         assert not tries(store, "new")
-    assert [name for name in ("large", "small", "new") if store.why_full(name)] == ["large"]
+    assert [name for name in ("large", "small", "new") if store.intake.why_full(name)] == ["large"]
 
 
 def test_a_batch_is_in_all_its_syncs_or_in_none(store: Store) -> None:
     assert not tries(store, "small")
     fill(store, "large")
-    before = store.accounts.committed(store.taker("small"))["pending"]
+    before = store.accounts.committed(store.takers.id_for("small"))["pending"]
     assert "sync `large`" in tries(store, "small", "large")
-    assert store.accounts.committed(store.taker("small"))["pending"] == before
+    assert store.accounts.committed(store.takers.id_for("small"))["pending"] == before
 
 
 def test_many_batches_of_one_transaction_do_not_go_beyond_the_bound(store: Store) -> None:
@@ -81,7 +83,7 @@ def test_a_refused_taker_stays_so_until_some_of_its_backlog_is_gone(store: Store
     fill(store, "one")
     records = sync.load(limit=200, limit_bytes=1 << 30).records
     delivered = 0
-    while store.why_full("one"):
+    while store.intake.why_full("one"):
         sync.deliver(records[delivered])
         delivered += 1
         if delivered > 150:
@@ -98,5 +100,5 @@ def test_remembered_rows_close_no_intake(store: Store) -> None:
         found = sync.load(sync.last_id)
         sync.last_id = found.last_id
         sync.deliver(*found.records)
-    assert not store.why_full(sync.sync)
+    assert not store.intake.why_full(sync.sync)
     assert sync.counters["delivered"] == 300

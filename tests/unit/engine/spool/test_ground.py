@@ -10,39 +10,40 @@ import pytest
 
 from amplitude_intercom.engine.errors import SpoolError
 from amplitude_intercom.engine.spool.contract import Wanted
+from amplitude_intercom.engine.spool.looking import recount
 from amplitude_intercom.engine.spool.rows import Appended
 from amplitude_intercom.engine.spool.spool import open_database
 from amplitude_intercom.engine.spool.sqlite.database import Database
-from amplitude_intercom.engine.spool.sqlite.ground import Ground
 from amplitude_intercom.engine.spool.sqlite.lock import DataDir
+from amplitude_intercom.engine.spool.sqlite.opened_files import OpenedFiles
 from amplitude_intercom.engine.spool.store import Limits, Store
 from support.spools import SYNC, append_of, kept
 
 
-def opened(folder: Path) -> Database:
+def opened(folder: Path) -> Database[Store]:
     DataDir(folder)
     database = open_database(folder / "spool.db", Limits(), reserve_bytes=0)
-    database.watch(Ground(folder / "spool.db"))
+    database.watch(OpenedFiles(folder / "spool.db"))
     return database
 
 
-def append(database: Database) -> str:
+def append(database: Database[Store]) -> str:
     [results] = database.run([lambda store: store.append([append_of(kept("ann"))], 1)])
     if isinstance(results, SpoolError):
         return str(results)
     return "" if isinstance(results[0], Appended) else str(results[0])
 
 
-def deliver_all(database: Database) -> object:
+def deliver_all(database: Database[Store]) -> object:
     """Settle what waits as delivered; return how much waits then."""
 
     def deliver(store: Store) -> None:
-        taker = store.known_taker(SYNC)
+        taker = store.takers.known_id(SYNC)
         found = store.queue(taker).load(Wanted(9, 1 << 20, per_user=9, now_ms=1))
         store.settling(taker).deliver([record.id for record in found.records], 1)
 
     assert database.run([deliver]) == [None]
-    [left] = database.run([lambda store: store.recount(store.known_taker(SYNC))["pending"]])
+    [left] = database.run([lambda store: recount(store, store.takers.known_id(SYNC))["pending"]])
     return left
 
 
@@ -74,7 +75,7 @@ def test_a_log_that_is_removed_takes_nothing_with_it(tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(tmp_path / "data", copy)  # as a kill would leave it
     again = opened(copy)
-    [pending] = again.run([lambda store: store.recount(store.known_taker(SYNC))["pending"]])
+    [pending] = again.run([lambda store: recount(store, store.takers.known_id(SYNC))["pending"]])
     assert pending == 2
     again.close()
     database.close()
@@ -102,7 +103,7 @@ def test_where_the_lock_was_removed_nothing_is_done_at_all(tmp_path: Path) -> No
     (tmp_path / "data" / "lock").unlink()
     other = DataDir(tmp_path / "data")
     assert "the lock" in append(database)
-    [answer] = database.run([lambda store: store.recount(1)])
+    [answer] = database.run([lambda store: recount(store, 1)])
     assert isinstance(answer, SpoolError)
     other.close()
     database.close()
@@ -131,12 +132,12 @@ def test_a_failure_without_ground_is_raised_and_never_counts_as_done(tmp_path: P
     database = opened(tmp_path / "data")
     assert append(database) == ""
     (tmp_path / "data").rename(tmp_path / "away")
-    answers = database.run([fail, lambda store: store.recount(1)])
-    answers += database.run([lambda store: store.recount(1)])
+    answers = database.run([fail, lambda store: recount(store, 1)])
+    answers += database.run([lambda store: recount(store, 1)])
     assert all(isinstance(answer, SpoolError) for answer in answers)
     (tmp_path / "away").rename(tmp_path / "data")
     assert append(database) == ""
-    [waiting] = database.run([lambda store: store.recount(store.known_taker(SYNC))["pending"]])
+    [waiting] = database.run([lambda store: recount(store, store.takers.known_id(SYNC))["pending"]])
     assert waiting == 2
     assert deliver_all(database) == 0
     database.close()

@@ -11,13 +11,14 @@ import pytest
 
 from amplitude_intercom.engine.envelope import Kind
 from amplitude_intercom.engine.reasons import DeadReason, Failure
-from amplitude_intercom.engine.spool.accounts import SPOOL
+from amplitude_intercom.engine.spool.accounts import CONTACTS, INSERT_IDS, SPOOL
 from amplitude_intercom.engine.spool.contract import Claim, Given
 from amplitude_intercom.engine.spool.insert_ids import ROW_BYTES
 from amplitude_intercom.engine.spool.known import ContactKey, Known
+from amplitude_intercom.engine.spool.letters import DeadLetterQuery, DeadRow
 from amplitude_intercom.engine.spool.retention import DAY_MS, SLICE, Retention, Tidying
-from amplitude_intercom.engine.spool.rows import Append, DeadLetterQuery, DeadRow
-from amplitude_intercom.engine.spool.store import CONTACTS, INSERT_IDS, Store
+from amplitude_intercom.engine.spool.rows import Append
+from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.transports.reasons import RefusalReason
 from support.spools import SYNC, OneSync, kept, opened, part_of
 

@@ -1,4 +1,4 @@
-"""The ground of a spool: its folder, lock and file, which must stay the same.
+"""The folder, the lock and the files of an open spool, which must stay the same.
 
 A process does not notice that a folder was removed or unmounted, or a file replaced, while it has
 the old one open. Its writes are lost at the next start. So the inodes are compared.
@@ -15,7 +15,7 @@ Inode = tuple[int, int]
 LOCK_NAME: Final = "lock"
 
 
-class Ground:
+class OpenedFiles:
     """The folder, the lock and the file of a spool, as they were when it was opened."""
 
     def __init__(self, file: Path) -> None:

@@ -1,0 +1,79 @@
+"""Reads over several tables, for the accounting and for people."""
+
+from __future__ import annotations
+
+from amplitude_intercom.engine.spool.batches import SLOTS
+from amplitude_intercom.engine.spool.letters import (
+    DeadLetterPage,
+    DeadLetterQuery,
+    Position,
+    is_counted,
+)
+from amplitude_intercom.engine.spool.tables import Tables
+
+
+def dead_letter_page(
+    tables: Tables, taker: int, query: DeadLetterQuery, after: Position, limit: int
+) -> DeadLetterPage:
+    """Return some of the dead letters that a query means, and how many there are in all."""
+    found, last = tables.letters.page(taker, query, after, limit)
+    return DeadLetterPage(found, matching(tables, taker, query), str(last) if last else "")
+
+
+def matching(tables: Tables, taker: int, query: DeadLetterQuery) -> int:
+    """Return how many dead letters a query means; not all are counted where they are many."""
+    if is_counted(query):
+        return tables.accounts.committed(taker)[f"dead:{query.reason}" if query.reason else "dead"]
+    return tables.letters.count(taker, query)[0]
+
+
+def recount(tables: Tables, taker: int) -> dict[str, int]:
+    """Count the rows themselves: what ``pending`` and ``dead`` must be."""
+
+    def one(query: str) -> int:
+        (count,) = tables.db.execute(query, (taker,)).fetchone()
+        return int(count or 0)
+
+    packed = one(
+        "SELECT sum(b.count) FROM inbox b JOIN takers t ON t.id = b.taker"
+        " WHERE b.taker = ? AND b.id > t.unpacked_to"
+    )
+    pending = one("SELECT count(*) FROM records WHERE taker = ?") + packed
+    pending += tables.relayed.waiting_of(taker)
+    return {
+        "pending": pending,
+        "dead": one("SELECT count(*) FROM dead_letters WHERE taker = ?"),
+    }
+
+
+def parked(tables: Tables, taker: int) -> int:
+    """Return how many records wait with a parked user. Takes a while where there are many."""
+    (count,) = tables.db.execute(
+        "SELECT count(*) FROM records r JOIN users u"
+        " ON u.taker = r.taker AND u.user_key = r.user_key"
+        " WHERE r.set_aside = 1 AND r.taker = ? AND u.wake_at_ms IS NOT NULL",
+        (taker,),
+    ).fetchone()
+    return int(count)
+
+
+def first_waiting_ms(tables: Tables, taker: int) -> int | None:
+    """Return when the first record was accepted that waits, those of parked users left out."""
+    unpacked_to = tables.takers.unpacked_to(taker)
+    times = [
+        tables.db.execute(
+            "SELECT r.accepted_at_ms FROM inbox b JOIN records r"
+            f" ON r.id >= b.id * {SLOTS} AND r.id < (b.id + 1) * {SLOTS}"
+            " WHERE b.taker = ? AND b.id <= ? AND r.set_aside = 0 ORDER BY r.id LIMIT 1",
+            (taker, unpacked_to),
+        ).fetchone(),
+        tables.db.execute(
+            "SELECT min((SELECT accepted_at_ms FROM records r WHERE r.set_aside = 1"
+            " AND r.taker = u.taker AND r.user_key = u.user_key ORDER BY r.id LIMIT 1))"
+            " FROM users u WHERE u.taker = ? AND u.reason = ''",
+            (taker,),
+        ).fetchone(),
+    ]
+    packed = tables.inbox.first_packed(taker, unpacked_to)
+    found = [row[0] for row in times if row and isinstance(row[0], int)]
+    return min([*found, *([packed[1]] if packed else [])], default=None)
