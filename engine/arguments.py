@@ -12,7 +12,7 @@ import msgspec
 def problems(
     source: type[Any], arguments: Mapping[str, Any], syncs: Sequence[str]
 ) -> Iterator[str]:
-    """Yield what is wrong, each begins with the argument's name. No value but a sync's is quoted.
+    """Yield errors, each beginning with the argument's name. No value but a sync's is quoted.
 
     ``syncs`` are the names that an argument called ``sync`` can have. A source that has one needs
     it, unless it is given the ``api_key`` of an Amplitude project.

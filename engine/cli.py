@@ -313,7 +313,7 @@ def replay_dead_letters(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Send dead letters through filter and mapping again, behind what their user has waiting."""
+    """Send dead letters through filter and mapping again, behind their user's waiting records."""
     from amplitude_intercom.engine.commands import dead_letters as commands
 
     query = query_of(ids, reason, user, since, until)
@@ -356,7 +356,7 @@ def show_user(
     sync: SyncName = None,
     json: Json = False,
 ) -> None:
-    """Show what is known of one user; exits 1 where that is nothing."""
+    """Show the state of one user; exits 1 where nothing is known."""
     from amplitude_intercom.engine.commands import users as commands
 
     check_text(key, "KEY")
@@ -366,7 +366,7 @@ def show_user(
 
 @spools.command(name="status")
 def spool_status(config: Config, json: Json = False) -> None:
-    """Print what the spool's file holds, and how large it is."""
+    """Print the contents of the spool's file, and its size."""
     from amplitude_intercom.engine.commands import spool
 
     finish_plainly(lambda: spool.status(settings_at(config), as_json=json))
@@ -407,7 +407,7 @@ def spool_move(
     new: Annotated[str, typer.Argument(help="A sync that is.")],
     json: Json = False,
 ) -> None:
-    """Give what is left of a sync that has gone from the settings to another."""
+    """Give the records of a sync that is gone from the settings to another."""
     from amplitude_intercom.engine.commands import spool
 
     finish(lambda: spool.move(settings_at(config), old, new, as_json=json))
@@ -420,7 +420,7 @@ def spool_drop(
     yes: Annotated[bool, typer.Option("--yes", help="Needed: it cannot be had back.")] = False,
     json: Json = False,
 ) -> None:
-    """Drop what is left of a sync that has gone from the settings."""
+    """Drop the records of a sync that is gone from the settings."""
     from amplitude_intercom.engine.commands import spool
 
     if not yes:

@@ -129,7 +129,7 @@ def explain(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Say what a word means that settings, logs, tables or metrics use, and what to do about it."""
+    """Explain a word of settings, logs, tables or metrics, with a remedy."""
     from amplitude_intercom.engine.commands.explain import explain as main
 
     finish_plainly(lambda: main(word, as_json=json))

@@ -92,7 +92,7 @@ NOBODY_S: Final = 0.3
 
 
 def _read(path: Path, most: int) -> bytes:
-    """Return what is in a regular file or a pipe; another kind could be endless.
+    """Return the content of a regular file or a pipe; other kinds could be endless.
 
     Raises:
         OSError: it cannot be read.
@@ -110,7 +110,7 @@ def _read(path: Path, most: int) -> bytes:
 
 
 def _read_pipe(descriptor: int, most: int, within_s: float = PIPE_S) -> bytes:
-    """Return what comes through a pipe; more than ``most`` bytes where that is more.
+    """Return the content of a pipe; more than ``most`` bytes if there are more.
 
     Raises:
         ValueError: nobody writes to it, or not to its end in time.
@@ -363,7 +363,7 @@ def _inside(kind: Any) -> Iterator[Any]:
 
 
 def _problems(settings: Settings) -> Iterator[str]:
-    """Yield what no single field can know to be wrong."""
+    """Yield errors that concern several fields."""
     names = [sync.name for sync in settings.sync]
     for index, sync in enumerate(settings.sync):
         where = f"sync[{index}]"
@@ -474,7 +474,7 @@ def _selection_problems(where: str, events: Events) -> Iterator[str]:
 
 
 def event_names(types: Iterable[str], events: Events) -> dict[str, str]:
-    """Return the names that these event types have in Intercom, by what tells them apart there."""
+    """Return the names of these event types in Intercom, each by the form that is compared."""
     names = [fit_name(events.rename.get(name, name)) for name in types]
     return {name.lower(): name for name in names}
 

@@ -1,4 +1,4 @@
-"""The log: lines on stderr that can neither raise in, nor hold up, whoever writes them.
+"""The log: lines on stderr that can neither raise in nor hold up the code that writes them.
 
 Rules
 =====
@@ -245,7 +245,7 @@ class LineWriter:
             self.lose()
 
     def flush(self, timeout_s: float) -> bool:
-        """Wait until what was put before is written or lost; return whether that was in time."""
+        """Wait until all lines put before are written or lost; return whether that was in time."""
         reached = threading.Event()
         if self._thread is None:
             return True
@@ -361,7 +361,7 @@ def flush(timeout_s: float = FLUSH_S) -> bool:
 
 
 class _Stderr(io.TextIOBase):
-    """Stands for ``sys.stderr``: what is printed goes the way of the log."""
+    """A replacement of ``sys.stderr`` that writes through the log's queue."""
 
     encoding = getattr(sys.__stderr__, "encoding", None) or "utf-8"
 
@@ -399,7 +399,7 @@ def stderr_taken() -> Iterator[None]:
 
 
 def _take(entry: dict[str, Any]) -> None:
-    """Queue an entry's line, or leave it out; what cannot be rendered is lost."""
+    """Queue an entry's line, or leave it out; a line that cannot be rendered is lost."""
     try:
         if _rates.takes(cut(str(entry.get("event", "")), 64)):
             with_exception = structlog.processors.format_exc_info(None, "", entry)
@@ -462,7 +462,7 @@ def configure(log: Log) -> None:
 
 
 def _catch_the_uncaught() -> None:
-    """Log what would be printed to stderr: that may raise, or wait for ever."""
+    """Log uncaught errors; printing them to stderr may raise or wait for ever."""
 
     def in_thread(args: threading.ExceptHookArgs) -> None:
         if args.exc_type is not SystemExit:

@@ -213,7 +213,7 @@ class Intercom(Section, frozen=True, kw_only=True):
 
 
 class Mapping(Section, frozen=True, kw_only=True, rename={"source": "from"}):
-    """Which contact an Amplitude user is, and what becomes of values without a like."""
+    """The contact of an Amplitude user, and the treatment of values without a counterpart."""
 
     identifier: Literal["external_id", "email"] = "external_id"
     source: Annotated[str, msgspec.Meta(pattern=_SOURCE)] = "user_id"
@@ -236,7 +236,7 @@ class Relay(Section, frozen=True, kw_only=True):
 
     @property
     def taker(self) -> str:
-        """What the spool knows it by: no sync can have such a name."""
+        """Its name in the spool, which no sync can have."""
         return f"relay:{self.name}"
 
     @property
@@ -317,7 +317,7 @@ class Settings(Section, frozen=True, kw_only=True):
     sync: Annotated[list[Sync], msgspec.Meta(min_length=1)]
 
     def keys_of(self, relay: Relay) -> list[Secret]:
-        """Return whose requests a relay takes: where it names none, those of the syncs."""
+        """Return the API keys of a relay: its own, or those of the syncs where it names none."""
         of_syncs = {key.reveal(): key for sync in self.sync for key in sync.amplitude_api_keys}
         return relay.amplitude_api_keys or list(of_syncs.values())
 

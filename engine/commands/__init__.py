@@ -1,1 +1,1 @@
-"""What the commands do, one module each; ``engine.cli`` only parses their arguments."""
+"""The commands, one module each; ``engine.cli`` only parses their arguments."""

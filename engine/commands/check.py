@@ -1,4 +1,4 @@
-"""``check``: are these settings good, and is the workspace what they take it for?"""
+"""``check``: errors and surprises in settings, by themselves, a workspace and a sample."""
 
 from __future__ import annotations
 
@@ -77,10 +77,10 @@ async def check(
     as_json: bool = False,
     probe: Consent | None = None,
 ) -> int:
-    """Say what will not work. Whatever is wrong in the settings alone has been refused before.
+    """Print findings. Errors that are in the settings alone were refused before.
 
     ``sample``: a file of events to try the settings on, up to ``MAX_SAMPLE`` of them. ``offline``:
-    do not ask Intercom. ``probe``: try out in the workspaces what nobody can know otherwise.
+    do not ask Intercom. ``probe``: try out undocumented behaviour of the workspaces.
 
     Raises:
         SettingsError: a source is not installed, or does not take its settings; or there is no

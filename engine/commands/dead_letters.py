@@ -63,7 +63,7 @@ async def _pages(
     after: str = "",
     limit: int | None = None,
 ) -> AsyncIterator[DeadLetterPage]:
-    """Yield what a query means, a page at a time, up to ``limit`` dead letters."""
+    """Yield the dead letters of a query, a page at a time, up to ``limit`` of them."""
     while True:
         wanted = PAGE if limit is None else min(PAGE, limit)
         page = await spools.dead_letters(sync, query, after, wanted)
@@ -112,7 +112,7 @@ async def show_dead_letter(settings: Settings, sync: str | None, id_: int, *, as
 
 
 def _fields(letter: DeadLetter) -> Iterator[tuple[str, object]]:
-    """Yield what is known of a dead letter but its event, in the words of the columns."""
+    """Yield the fields of a dead letter except its event, in the words of the columns."""
     for name, value in msgspec.structs.asdict(letter).items():
         if name.endswith("_at_ms"):
             yield name.removesuffix("_ms").replace("_", " "), _time(value)

@@ -1,7 +1,7 @@
 """``demo``: the whole thing on embedded parts.
 
 A local Intercom and a local Amplitude on loopback ports, and the same composition as ``run``, fed
-over HTTP with what a small shop's users might do. Nothing leaves this machine.
+over HTTP with events of a small shop. Nothing leaves this machine.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SYNC: Final = "demo"
 
 
 async def demo() -> int:
-    """Run it; print what happened."""
+    """Run the demo; print the results."""
     logs.configure(Log(level="warning"))
     local = Sandbox(seed=7, latency_s=0.03, attributes={"plan": "string"})
     amplitude = LocalAmplitude()
@@ -91,7 +91,7 @@ async def _run(demo_settings: Settings) -> tuple[Status, list[DeadLetter]]:
 
 
 async def _send_as_an_sdk_does(url: str) -> None:
-    """Upload batches; drop what a 400 lists and send the rest again, as the SDKs do."""
+    """Upload batches; drop the events that a 400 lists and send the rest again, as the SDKs do."""
     async with aiohttp.ClientSession() as session:
         for batch in sample_events():
             answer = await _upload(session, url, batch)

@@ -1,4 +1,4 @@
-"""``explain``: what a setting, a reason or a metric is, and what to do about it."""
+"""``explain``: the meaning of a setting, a reason or a metric, with a remedy."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SETS: dict[str, type[Reason]] = {
 
 
 class Word(msgspec.Struct, frozen=True):
-    """A word that the program uses; ``kind`` says for what."""
+    """A word that the program uses, of one ``kind``."""
 
     word: str
     kind: str
@@ -47,7 +47,7 @@ def words() -> Iterator[Word]:
 
 
 def explain(word: str | None, *, as_json: bool) -> int:
-    """Print what a word means, or all that there are; exits 2 where there is no such word."""
+    """Print the meaning of a word, or all words; exits 2 where there is no such word."""
     every = list(words())
     found = every if word is None else [entry for entry in every if _is_meant(word, entry.word)]
     if not found:

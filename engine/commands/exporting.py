@@ -86,7 +86,7 @@ def _base_url(export: Export) -> str:
 
 
 def _digest(export: Export) -> str:
-    """Return what tells projects apart: their finished hours are different ones."""
+    """Return a digest of the project: finished hours are kept for each."""
     text = f"{_base_url(export)} {export.api_key.reveal()}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -131,11 +131,11 @@ class ExportInput:
         self._late = 0
 
     def counts(self) -> dict[str, Any]:
-        """How many exports were read, and what became of the hours."""
+        """Return the number of exports that were read, and of hours by their ending."""
         return {"files": self._files, "hours": self._hours}
 
     async def read(self, intake: Intake) -> Ending | None:
-        """Fetch and read what is missing; return when it is on disk, or why no more is fetched.
+        """Fetch and read the missing hours; return once they are on disk, or the reason to end.
 
         Raises:
             OSError: an export cannot be written or read.
@@ -182,7 +182,7 @@ class ExportInput:
         return missing
 
     def _clean(self, missing: Sequence[Span]) -> Path | None:
-        """Delete what earlier runs left, but for the export that this one goes on with; blocks."""
+        """Delete the files of earlier runs except the export that this one goes on with; blocks."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         kept = None
         for path in self._folder.iterdir():
@@ -254,7 +254,7 @@ class ExportInput:
     async def _finish(
         self, step: Span, intake: Intake, *, has_events: bool, is_whole: bool
     ) -> None:
-        """Read what was fetched, and keep that it is done."""
+        """Read a fetched export, and keep that its hours are done."""
         self._hours["fetched" if has_events else "empty"] += step.hours
         self._late += 0 if is_whole else step.hours
         if has_events:
@@ -309,7 +309,7 @@ def _is_next(path: Path, missing: Sequence[Span]) -> bool:
 
 
 class Patience:
-    """Pauses between questions that are not answered; what is waited for is said now and then."""
+    """Pauses between questions that are not answered; prints now and then that it waits."""
 
     def __init__(self, step: Span, most_s: float | None) -> None:
         self._step = step

@@ -17,7 +17,7 @@ EVERYBODY = ("0.0.0.0", "::")  # noqa: S104 - hosts that are compared with
 class Finding(msgspec.Struct, frozen=True):
     """Something about a setting: an ``error`` will not work, a ``warning`` may surprise.
 
-    A ``fact`` is what a probe has found out.
+    A ``fact`` is the result of a probe.
     """
 
     level: Literal["error", "warning", "fact"]
@@ -26,7 +26,7 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 def key_findings(settings: Settings) -> Iterator[Finding]:
-    """Yield what is wrong with whose events are taken by which syncs."""
+    """Yield findings about API keys, and the syncs that take their events."""
     keys = [key for taker in settings.sync for key in taker.amplitude_api_keys]
     keys += [key for relay in settings.relay for key in relay.amplitude_api_keys]
     if settings.http is not None and not keys:
@@ -47,7 +47,7 @@ def key_findings(settings: Settings) -> Iterator[Finding]:
 
 
 def relay_findings(settings: Settings) -> Iterator[Finding]:
-    """Yield what relays will not get, or not pass on."""
+    """Yield findings about events that no relay gets or passes on."""
     relays = [relay for relay in settings.relay if relay.enabled]
     if relays and settings.http is None:
         yield Finding("warning", "relay", "there is no [http]: nothing comes that could go on")

@@ -20,7 +20,7 @@ class FinishedHours(NamedTuple):
 
     @classmethod
     def read(cls, text: str) -> Self:
-        """Return what ``str`` has written; none where it cannot be read: it is fetched again."""
+        """Return hours that ``str`` has written; none if unreadable: they are fetched again."""
         try:
             spans = [Span.read(part) for part in text.split(",") if part]
         except ValueError:

@@ -141,7 +141,7 @@ def _make_source(
 
 
 def _span_of(since_ms: int | None, until_ms: int | None) -> str:
-    """Return what tells apart runs that take events of different times; empty: of any time."""
+    """Return a name for the span of time that a run takes events of; empty: of any time."""
     return "" if since_ms is None and until_ms is None else f"{since_ms}-{until_ms}"
 
 
@@ -158,7 +158,7 @@ async def _started(settings: Settings) -> AsyncIterator[Engine]:
     """Start an engine.
 
     Raises:
-        DataDirInUse: a daemon runs; the message says what to do.
+        DataDirInUse: a daemon runs; the message names the remedy.
     """
     try:
         async with Engine(settings) as engine:
@@ -183,7 +183,7 @@ async def _until_stopped(
     stalls: Stalls,
     max_wait_s: float | None,
 ) -> _End:
-    """Read and settle; what cannot be read to its end is not waited for."""
+    """Read the input, then wait until it is settled; not after an early end of reading."""
     end = _End()
     async with anyio.create_task_group() as tasks:
 
@@ -210,7 +210,7 @@ async def _until_stopped(
 
 
 async def _settle_aloud(engine: Engine) -> None:
-    """Wait until all is settled, and say what for when it takes a while."""
+    """Wait until all is settled; print the reasons when it takes a while."""
     with anyio.move_on_after(SILENT_S):
         await engine.settled()
         return
@@ -240,7 +240,7 @@ async def _take_stock(stream: Stream) -> Stock:
 
 
 def summary(before: Stock, after: Stock) -> dict[str, Any]:
-    """Return what changed between two readings of a sync's accounting, and what waits now."""
+    """Return the change between two readings of a sync's accounting, and the events that wait."""
     change = Counter(after.counters)
     change.subtract(before.counters)
     dead = Counter(after.dead_by_reason)

@@ -83,7 +83,7 @@ def _headline(found: Status, files: SpoolFiles | None) -> str:
 
 
 def _spool(spool: SpoolStatus, max_bytes: int) -> Iterator[tuple[str, str, str]]:
-    """Yield what is known of the spool."""
+    """Yield the facts about the spool."""
     waits = f"{size(spool.waiting_bytes)} wait, {size(max_bytes)} may"
     yield "spool", size(spool.disk_bytes), f"on disk, {size(spool.used_bytes)} in use; {waits}"
     if spool.full_in_s is not None and 0 < spool.full_in_s < FAR_S:
@@ -109,7 +109,7 @@ WHAT_TO_DO = "put it back, or `spool move OLD NEW`, or `spool drop OLD --yes`"
 
 
 def _rows(sync: SyncStatus) -> Iterator[tuple[str, str, str]]:
-    """Yield what is known of a sync: a name, a number, and what the number is made of."""
+    """Yield the facts about a sync: a name, a number, and its parts."""
     yield "received", f"{sync.received:,}", ""
     yield "delivered", f"{sync.delivered:,}", _deliveries(sync)
     yield "dropped", f"{sum(sync.dropped.values()):,}", listed(_most(sync.dropped))
@@ -137,7 +137,7 @@ def _rows(sync: SyncStatus) -> Iterator[tuple[str, str, str]]:
 
 
 def _relay_rows(relay: RelayStatus) -> Iterator[tuple[str, str, str]]:
-    """Yield what is known of a relay, as of a sync."""
+    """Yield the facts about a relay, in the same form."""
     last_s, oldest_s = relay.last_delivery_s, relay.oldest_pending_s
     yield "received", f"{relay.received:,}", "events, in requests that came over HTTP"
     ago = "" if last_s is None else f"the last {duration(last_s)} ago"

@@ -20,7 +20,7 @@ from amplitude_intercom.engine.spool.sqlite.reading import size_of
 
 
 def machine_findings(settings: Settings, *, running: bool) -> Iterator[Finding]:
-    """Yield what this machine does not have; ``running``: a daemon of these settings does run."""
+    """Yield findings about this machine; ``running``: a daemon of these settings does run."""
     yield from _data_dir(Path(settings.data_dir))
     if not running:
         yield from _disk(settings)

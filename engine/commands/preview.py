@@ -1,4 +1,4 @@
-"""``preview``: what would be sent for each event, without sending anything."""
+"""``preview``: the requests that each event would lead to, without sending any."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ async def preview(
 ) -> int:
     """Print one JSON line for each event and sync. Reads ``-`` from standard input.
 
-    ``live``: ask the workspace first which attributes it has; that is a read, and all there is.
+    ``live``: read the workspace's attributes first; no other call is made.
 
     Raises:
         SettingsError: no such sync.
         OSError: the file cannot be read.
-        BadFile: some of it cannot, or it holds no events; what can be read has been printed.
+        BadFile: the file is damaged, or holds no events; the events before that are printed.
         EngineError: the workspace cannot be asked.
     """
     syncs = [s for s in settings.sync if sync in (None, s.name)]
@@ -83,14 +83,14 @@ async def attributes_of(settings: Intercom) -> KnownAttributes:
 
 
 class Past:
-    """What a spool knows that decides on a request; of an event that is new, nothing."""
+    """The facts of a spool that a request depends on; for a new event there are none."""
 
     def second(self, claim: Claim) -> int:
         """Return the second that an event has, or would be given."""
         return claim.second
 
     def contact(self, identity: Identity) -> Known:
-        """Return what is known of a user's contact."""
+        """Return the known facts about a user's contact."""
         return Known()
 
     @property
@@ -100,7 +100,7 @@ class Past:
 
 
 class SpooledPast(Past):
-    """What one spool knows; the seconds that it promised are remembered from event to event."""
+    """The facts of one spool; seconds that it gives are remembered from event to event."""
 
     def __init__(self, store: Store, sync: Sync, promised: dict[bytes, int]) -> None:
         self._store = store
@@ -126,10 +126,10 @@ class SpooledPast(Past):
 
 
 class Preview:
-    """One sync's answer to "what would happen to this event?": the code of the real thing."""
+    """The verdict of one sync on an event, by the code that delivers it."""
 
     def __init__(self, sync: Sync, known: KnownAttributes | None = None) -> None:
-        """``known``: what the workspace has; without it, everything may be there."""
+        """``known``: the workspace's attributes; without them, any attribute may exist."""
         self._sync = sync
         self._rules = SyncRules(sync)
         self._known = known
@@ -181,7 +181,7 @@ class Preview:
     def _requests(
         self, plan: Plan, record: Record, past: Past
     ) -> tuple[list[Request], list[Adjustment]]:
-        """Return the calls, as far as they follow from what is known, and what was adjusted."""
+        """Return the calls that follow from the known facts, and the adjustments."""
         requests: list[Request] = []
         adjustments = list(plan.adjustments)
         if plan.contact is not None:
@@ -230,7 +230,7 @@ class Preview:
         return requests, draft.adjustments
 
     def _creations(self, wanted: dict[str, str]) -> Iterator[Request]:
-        """Yield the calls that create what is missing, once each, where that is wanted."""
+        """Yield the calls that create missing attributes, once each, if the settings ask for it."""
         if self._known is None or not self._sync.users.create_missing_attributes:
             return
         for name, data_type in wanted.items():

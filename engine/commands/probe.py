@@ -1,8 +1,8 @@
-"""A probe: what a workspace does that nobody outside of Intercom can know.
+"""A probe: trying out behaviour of a workspace that Intercom does not document.
 
-Each question ends as one finding; those about events as two, of which the second needs the first.
+Each question ends as one finding; those about events as two, and the second needs the first.
 The questions build on each other: a contact is made, gets events, shares its e-mail, is archived,
-and shares what it had then.
+and shares its e-mail and id again.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Probe:
 
     @property
     def findings(self) -> list[Finding]:
-        """What was found, and what is left of the test contacts."""
+        """The findings, and the test contacts that are left."""
         return [*self._findings, *self.calls.left]
 
     @property
@@ -139,7 +139,7 @@ class Probe:
         return await self.calls.ask(intercom.send_event(msgspec.json.encode(event)))
 
     async def _send_twice(self) -> None:
-        """Send an event twice, and look once, which shows what the second one costs."""
+        """Send an event twice, and look once, which shows the cost of the second one."""
         self._same_at = int(self._now_s()) - PAST_S
         for wait_s in (0.0, *LOOKS_AFTER_S):  # a new contact may not be known at once
             await anyio.sleep(wait_s)

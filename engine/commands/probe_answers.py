@@ -1,4 +1,4 @@
-"""What the answers to a probe come to. Pure: answers in, findings out.
+"""The findings that follow from the answers to a probe. Pure.
 
 Rules for ``X-RateLimit-Remaining``
 ===================================
@@ -58,7 +58,7 @@ def said(answer: Answer) -> str:
 
 
 def same_event(kept: int, is_settled: bool, costs: bool | None, waited_s: float) -> Finding:
-    """Return what became of an event that was sent twice.
+    """Return the finding about an event that was sent twice.
 
     ``kept``: how many of the two are listed; ``is_settled``: whether that was seen more than once;
     ``costs``: of the second call, None: it cannot be told.
@@ -101,7 +101,7 @@ def _falls(rates: Sequence[RateHeaders]) -> list[int]:
 
 
 def future_event(answer: Answer, created_at: int, listed: Collection[ListedEvent]) -> Finding:
-    """Return what became of an event an hour ahead; ``listed``: the events that can be seen."""
+    """Return the finding about an event an hour ahead; ``listed``: the events that can be seen."""
     if answer.status >= 300:
         return Finding("fact", FUTURE_EVENT, f"{AHEAD_WORDS} is refused with {said(answer)}")
     is_listed = any(event.created_at == created_at for event in listed)
@@ -113,7 +113,7 @@ def future_event(answer: Answer, created_at: int, listed: Collection[ListedEvent
 
 
 def conflict(key: str, answer: Answer, ours: Collection[str]) -> Finding:
-    """Return what came of creating a contact that shares something; ``ours``: the ids made before.
+    """Return the finding about a create that shares a field; ``ours``: the ids made before.
 
     The engine goes on with the contact that a 409 names, so one that names none is a warning.
     """

@@ -138,7 +138,7 @@ class ProbeCalls:
     def _note_live(self, answer: Answer, external_id: str) -> bool:
         """Take in a contact that is there; False: it is none of this probe's.
 
-        One that was made before may be answered again, brought back by what it shares.
+        A contact made before may be answered again, brought back by a shared e-mail or id.
         """
         contact_id = str(answer.contact["id"])
         if answer.contact.get("external_id") != external_id and contact_id not in self.ids:
@@ -178,7 +178,7 @@ class ProbeCalls:
         await self.archive()
 
     async def _find(self, external_id: str) -> None:
-        """Look for a contact whose create was not answered."""
+        """Look for a contact after a create without an answer."""
         for wait_s in TRIES_AFTER_S:
             await anyio.sleep(wait_s)
             try:
@@ -191,7 +191,7 @@ class ProbeCalls:
 
     @property
     def left(self) -> Iterator[Finding]:
-        """What is not known to be archived, by id, or by external id where no id is known."""
+        """Contacts that may not be archived, by id, or by external id where no id is known."""
         for contact_id, external_id in self._live.items():
             text = f"the test contact with id {contact_id} (external id {external_id}) is left"
             yield Finding("error", words.LEFT, f"{text}: archive it in Intercom by hand")

@@ -1,7 +1,7 @@
-"""``check --probe``: consent, a probe of each access token, and what is kept of it.
+"""``check --probe``: consent, a probe of each access token, and the facts kept of it.
 
-The first signal ends the questions: what was made is archived, and what is left is said. The second
-one ends the archiving too.
+The first signal ends the questions: the test contacts are archived, and those that are left are
+printed. The second one ends the archiving too.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from amplitude_intercom.transports.intercom import Wire
 
 
 class Consent(NamedTuple):
-    """What may be probed. ``given``: nobody has to be asked; ``events``: some may be sent."""
+    """The consent to a probe. ``given``: without a question; ``events``: events may be sent."""
 
     given: bool = False
     events: bool = True
 
 
 class Probed(NamedTuple):
-    """What probes came to: findings by name of the sync, and the signal that ended them, or 0."""
+    """The result of probes: findings by name of the sync, and the signal that ended them, or 0."""
 
     findings: dict[str, list[Finding]]
     signal: int
@@ -57,10 +57,10 @@ def tokens_of(syncs: Sequence[Sync]) -> list[Sync]:
 
 
 def has_consent(settings: Settings, consent: Consent) -> bool:
-    """Say what probes will make, and ask whether they may.
+    """Announce the test contacts and events of a probe, and ask for consent.
 
     Raises:
-        SettingsError: nobody can be asked, and the consent is not given.
+        SettingsError: there is no terminal to ask on, and the consent is not given.
     """
     if consent.given:
         return True
@@ -100,7 +100,7 @@ def _announcement(settings: Settings, consent: Consent) -> list[str]:
 
 
 async def probe_all(settings: Settings, syncs: Sequence[Sync], consent: Consent) -> Probed:
-    """Probe with the access token of each of these syncs; keep what the engine uses of it."""
+    """Probe with the access token of each of these syncs; keep the facts that the engine uses."""
     signals = Signals()
     found: dict[str, list[Finding]] = {}
     counting: dict[tuple[str, str], bool] = {}
@@ -130,10 +130,10 @@ async def probe_one(
     events: bool = True,
     now_s: Callable[[], float] = time.time,
 ) -> Probe:
-    """Probe with one access token until ``stop`` is set, archive what was made until ``now`` is.
+    """Probe with one access token until ``stop`` is set; archive its contacts until ``now`` is.
 
-    What is left where something ended the questions is said on stderr: nobody may print findings
-    then. Cancelled, it archives first.
+    Contacts that are left after an early end are printed to stderr, because the findings may not be
+    printed then. Cancelled, it archives first.
     """
     probe = Probe(wire, now_s)
     done = False

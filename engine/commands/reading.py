@@ -1,4 +1,4 @@
-"""How ``forward`` reads, whatever it reads: held back, watched, shown, and what went wrong."""
+"""Reading for ``forward``: held back by delivery, watched for stalls, shown, with its problems."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ class Input(Protocol):
     """Something that is read to its end, and resumed where it was interrupted."""
 
     async def read(self, intake: Intake) -> Ending | None:
-        """Read what is left; return when it is on disk, or why no more can be read."""
+        """Read the rest; return when it is on disk, or with the reason for ending early."""
         ...
 
     def counts(self) -> dict[str, Any]:
-        """Return what a report says of it, beside the events."""
+        """Return the counts of a report that are not about events."""
         ...
 
 
@@ -87,8 +87,8 @@ class FilesInput:
 class Patient:
     """The engine's intake, held back while delivery is far behind.
 
-    A file is on disk already: copying all of it into the spool would only fill the disk. What waits
-    with a parked user does not count, or a few thousand unknown users would stop all others.
+    A file is on disk already: copying all of it into the spool would only fill the disk. Records
+    of parked users do not count, or a few thousand unknown users would stop all others.
     """
 
     def __init__(self, intake: Intake, stream: Stream, max_backlog: int) -> None:
@@ -202,14 +202,14 @@ class _Waiting(ProgressColumn):
 
 
 class Problems:
-    """What was wrong with files: each is named, the others are read."""
+    """The problems of files: each bad file is named, the others are read."""
 
     def __init__(self) -> None:
         self.count = 0
         self._texts: list[str] = []
 
     def add(self, error: BadFile) -> None:
-        """Say what is wrong with a file, at once: reading and delivering may take hours."""
+        """Print a problem at once, because reading and delivering may take hours."""
         self.count += 1
         if len(self._texts) < MAX_PROBLEMS:
             self._texts.append(str(error))
@@ -226,12 +226,12 @@ class Problems:
         return f"and {more} more like these" if more else ""
 
     def texts(self) -> list[str]:
-        """Return what is to be said of them."""
+        """Return all problems as texts."""
         return [*self._texts, *filter(None, [self.more])]
 
 
 class Reading(Progress):
-    """What is heard of reading: a progress bar by bytes on a terminal, and what went wrong."""
+    """The progress of reading: a bar by bytes on a terminal, counts, and problems."""
 
     def __init__(self, stream: Stream, problems: Problems) -> None:
         self.skipped = 0

@@ -1,4 +1,4 @@
-"""What ``check`` and ``preview`` say about relays."""
+"""Findings and notes about relays, for ``check`` and ``preview``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NO_RELAY = "no [[relay]]: Amplitude does not get what its SDKs send here"
 
 
 def describe_relay(settings: Settings, relay: Relay) -> dict[str, Any]:
-    """Return what a relay does, for people."""
+    """Return a description of a relay."""
     keys = ", ".join(map(key_name, settings.keys_of(relay))) or "none"
     return {
         "relay": relay.name,
@@ -34,7 +34,7 @@ def describe_relay(settings: Settings, relay: Relay) -> dict[str, Any]:
 
 
 def relay_notes(settings: Settings) -> Iterator[str]:
-    """Yield what goes on to Amplitude, a sentence for each relay."""
+    """Yield a sentence for each relay about the requests that go on to Amplitude."""
     for relay in settings.relay:
         if relay.enabled:
             keys = ", ".join(map(key_name, settings.keys_of(relay)))

@@ -1,4 +1,4 @@
-"""What every command does as a process: settings, exit code, signals, a line for what is wrong."""
+"""A command as a process: its settings, exit code, signals, and one line for an error."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ def load_settings(path: Path) -> Settings:
 
 
 def collect_garbage_rarely() -> None:
-    """Look for cycles every 50,000 objects, not every 700: there is a lot to walk.
+    """Look for cycles every 50,000 objects, not every 700: the search walks through a lot.
 
-    Hardly anything here is in a cycle: what is done with is freed at once.
+    Hardly any object here is in a cycle: it is freed with its last reference.
     """
     gc.set_threshold(50_000, 20, 100)
 
 
 def run(main: Callable[[], Coroutine[Any, Any, int]]) -> int:
-    """Run a command; return its exit code, with one line on stderr for what went wrong."""
+    """Run a command; return its exit code, after one line on stderr about an error."""
     collect_garbage_rarely()
     signal.signal(signal.SIGINT, _interrupt)
     return run_plainly(lambda: asyncio.run(main()))
@@ -71,7 +71,7 @@ def run_plainly(main: Callable[[], int]) -> int:
 
 
 def _code_of(error: BaseException) -> int | None:
-    """Say what went wrong; return the exit code, or None for a fault of this program."""
+    """Print an error; return the exit code, or None for a fault of this program."""
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED
     if isinstance(error, BrokenPipeError) and not error.filename:
@@ -86,7 +86,7 @@ def _code_of(error: BaseException) -> int | None:
 
 
 def complain(error: BaseException | str, code: int) -> int:
-    """Say what is wrong on stderr; return the exit code."""
+    """Print an error to stderr; return the exit code."""
     text = logs.printable(logs.cut(f"error: {error}", logs.MAX_LINE_BYTES), lines=True)
     print(text, file=sys.stderr)
     return code

@@ -1,4 +1,4 @@
-"""What ``check`` finds in a sample of events: names that do not meet the settings'."""
+"""Findings about a sample of events: names in the settings that the sample lacks."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def read_events(path: str, max_bytes: int) -> Iterator[tuple[int, Head | BadEven
 
     Raises:
         OSError: it cannot be read.
-        BadFile: it is not whole, or holds no events; what can be read has been yielded.
+        BadFile: it is not whole, or holds no events; the events before that are yielded.
     """
     for line in file_events.read_lines(path, max_bytes):
         yield line.number, *decode_line(line, max_bytes)

@@ -24,7 +24,7 @@ def _path(settings: Settings) -> Path:
 
 
 def status(settings: Settings, *, as_json: bool) -> int:
-    """Print what the spool holds; null, or a line that says so, where there is none yet."""
+    """Print the contents of the spool; null, or a line that says so, where there is none yet."""
     path = _path(settings)
     state = examine.state_of(path) if path.exists() else None
     if as_json:
@@ -38,7 +38,7 @@ def status(settings: Settings, *, as_json: bool) -> int:
 
 
 def _rows(state: examine.SpoolState, now_ms: int) -> Iterator[tuple[str, str, str]]:
-    """Yield what is known of a spool: a name, a size, and what there is to say about it."""
+    """Yield the facts about a spool: a name, a size, a remark."""
     yield "file", size(state.file_bytes), f"{size(state.free_bytes)} of it free"
     yield "log", size(state.log_bytes), "written first, folded into the file bit by bit"
     yield "reserve", size(state.reserve_bytes), "kept back for a full disk"
@@ -91,7 +91,7 @@ def verify(settings: Settings, *, as_json: bool) -> int:
 
 
 async def compact(settings: Settings, *, as_json: bool) -> int:
-    """Give what the file does not need back to the disk."""
+    """Give the space that the file does not need back to the disk."""
     async with open_spools(settings, Engine(settings, deliver=False)) as spools:
         try:
             sizes = await spools.compact()
@@ -121,7 +121,7 @@ def backup(settings: Settings, target: Path, *, as_json: bool) -> int:
 
 
 async def move(settings: Settings, old: str, new: str, *, as_json: bool) -> int:
-    """Give what is left of a sync that has gone from the settings to another."""
+    """Give the records of a sync that is gone from the settings to another."""
     async with open_spools(settings, Engine(settings, deliver=False)) as spools:
         moved = await spools.move_left(old, new)
     if as_json:
@@ -132,7 +132,7 @@ async def move(settings: Settings, old: str, new: str, *, as_json: bool) -> int:
 
 
 async def drop(settings: Settings, old: str, *, as_json: bool) -> int:
-    """Drop what is left of a sync that has gone from the settings."""
+    """Drop the records of a sync that is gone from the settings."""
     async with open_spools(settings, Engine(settings, deliver=False)) as spools:
         dropped = await spools.drop_left(old)
     if as_json:

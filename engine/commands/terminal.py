@@ -1,4 +1,4 @@
-"""What commands print for people. Text from outside is text: nothing in it is obeyed."""
+"""Output for people. Text from outside is escaped: a terminal obeys nothing in it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``users show``: what is known of one user."""
+"""``users show``: the state of one user."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from amplitude_intercom.engine.spool.user_state import (
 
 
 async def show(settings: Settings, sync: str | None, key: str, *, as_json: bool) -> int:
-    """Print what is known of one user, by the key that ``sync.mapping.from`` gives; 1: nothing."""
+    """Print the state of one user, by the key of ``sync.mapping.from``; exits 1 if unknown."""
     name = choose_sync(settings, sync)
     [identifier] = [sync.mapping.identifier for sync in settings.sync if sync.name == name]
     if identifier == "email":
@@ -46,7 +46,7 @@ async def show(settings: Settings, sync: str | None, key: str, *, as_json: bool)
 
 
 def _why(deferred: Deferral | None, now_ms: int) -> str:
-    """Return for what a user waits that is not at fault, as far as one knows."""
+    """Return the reason for which a user waits without a failure of its own, if it is known."""
     if deferred is None:
         return ""
     if deferred.waits_for:

@@ -124,7 +124,7 @@ class AdminApi:
         return _json(job)
 
     async def _cancel_job(self, request: web.Request) -> web.Response:
-        """Cancel a job. What it has done stays done."""
+        """Cancel a job. Its finished part stays done."""
         cancelled = await _settled(self._runner.cancel(int(request.match_info["job"])))
         return _json({"cancelled": cancelled})
 

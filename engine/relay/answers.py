@@ -1,4 +1,4 @@
-"""What an answer of Amplitude means for the events of a request: pure.
+"""The meaning of Amplitude's answers for the events of a request: pure.
 
 | answer | means |
 |---|---|
@@ -46,7 +46,7 @@ SHORTEST_WAIT_S: Final = 1.0
 
 
 class AnswerKind(Enum):
-    """What an answer means."""
+    """The kinds of answers."""
 
     TAKEN = "taken"
     SORTED = "sorted"
@@ -59,7 +59,7 @@ class AnswerKind(Enum):
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """What an answer means. ``refused``: events, by index, with what Amplitude said.
+    """The meaning of an answer. ``refused``: events by index, with Amplitude's reasons.
 
     ``waiting``: events whose devices are to be held back for ``wait_s``. ``said``: for people.
     """
@@ -73,7 +73,7 @@ class Verdict(msgspec.Struct, frozen=True):
 
 
 def judge(answer: Answer, sent: Original, count: int) -> Verdict:
-    """Return what an answer means for a request of ``count`` events. Never raises."""
+    """Return the verdict on a request of ``count`` events. Never raises."""
     body = _object(answer.body)
     code = body.get("code")
     status = code if type(code) is int and answer.status < 300 else answer.status
@@ -90,8 +90,8 @@ def judge(answer: Answer, sent: Original, count: int) -> Verdict:
 
 
 def _is_success(answer: Answer, body: Mapping[str, Any]) -> bool:
-    """Whether a 200 of an older endpoint is Amplitude's: what it says there is documented nowhere,
-    clients look at the status."""
+    """Whether a 200 of an older endpoint is Amplitude's. Its body is not documented; clients look
+    at the status alone."""
     return not _is_page(answer) and not body.keys() & {"error", "code"}
 
 
@@ -165,7 +165,7 @@ def _is_page(answer: Answer) -> bool:
 
 
 def _said(answer: Answer, body: Mapping[str, Any]) -> str:
-    """Return what an answer says, for people: its error, or the beginning of its text."""
+    """Return an answer in words: its error, or the beginning of its text."""
     text = str(body.get("error") or answer.body[:MAX_SAID].decode("utf-8", "replace"))
     shown = "".join(c if c.isprintable() else " " for c in text[:MAX_SAID]).strip()
     return shown or f"status {answer.status}, without a text"

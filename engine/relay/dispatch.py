@@ -123,7 +123,7 @@ class Dispatch:
     def follow(
         self, sent: SentPart, ending: PartEnding, left: int, decided_at_s: float, now_s: float
     ) -> None:
-        """Take the consequences of an answer whose ending is durable.
+        """Take the consequences of an answer after its ending became durable.
 
         ``left`` is the number of events that the request still has; ``decided_at_s`` the time at
         which ``losses`` was asked.

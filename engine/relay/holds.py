@@ -94,7 +94,7 @@ class Holds:
             self._begin_pass()
 
     def wake(self, now_s: float) -> None:
-        """Make the holds due whose end has come."""
+        """Make the holds due that end by now."""
         while self._wakes and self._wakes[0][0] <= now_s:
             _, _, owner = heapq.heappop(self._wakes)
             hold = self._held.get(owner)

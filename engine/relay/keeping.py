@@ -1,4 +1,4 @@
-"""What a relay keeps of a batch: its request, and in whose line each event stands."""
+"""The form in which a relay keeps a batch: its request, and the device line of each event."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ JSON: Final = "application/json"
 
 
 def relayed_of(batch: Batch, *, drops_oldest: bool) -> Relayed | None:
-    """Return what a relay keeps of a batch; None: it came in no request of an SDK."""
+    """Return a batch as a relay keeps it; None: it came in no request of an SDK."""
     if batch.original is None:
         return None
     key = batch.api_key or ""
@@ -89,8 +89,10 @@ def relayed_again(letter: DeadLetter, *, drops_oldest: bool) -> Relayed | None:
 
 
 def _device(head: Head | BadEvent) -> str:
-    """Return in whose order an event is: its device's. One that names none is given one that its
-    user has (HTTP V2 page); group identifies have neither, and are in one order."""
+    """Return the name of an event's order: its device.
+
+    An event without one is given a device of its user (HTTP V2 page); group identifies have
+    neither, and share one order."""
     if isinstance(head, BadEvent):
         return ""
     return head.device_id or f"user {head.user_id or ''}"

@@ -112,7 +112,7 @@ class RequestQueue:
         return [owner for owner in freed if isinstance(owner, str) and owner not in loaded]
 
     def wake(self, now_s: float) -> None:
-        """Make the holds due whose end has come."""
+        """Make the holds due that end by now."""
         self._holds.wake(now_s)
 
     # --- sending --------------------------------------------------------------------------
