@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     )
     from amplitude_intercom.engine.settings import Settings
     from amplitude_intercom.engine.spool.letters import DeadLetterQuery
-    from amplitude_intercom.transports import Receipt
+    from amplitude_intercom.transports.contract import Receipt
     from amplitude_intercom.transports.errors import Refused, UnknownApiKey, UnknownSync
 
 _HOMES = {
@@ -38,7 +38,7 @@ _HOMES = {
     "DeadLetterQuery": ".spool.letters",
     "Engine": ".app",
     "EngineError": ".errors",
-    "Receipt": "amplitude_intercom.transports",
+    "Receipt": "amplitude_intercom.transports.contract",
     "Refused": "amplitude_intercom.transports.errors",
     "Settings": ".settings",
     "SettingsError": ".errors",

@@ -1,15 +1,4 @@
 """Typed clients and servers of outside interfaces; no policy lives here.
 
-What a source is, is said in ``transports.contract``; its names are to be imported from here.
+The contract of a source is ``transports.contract``; ``transports.conformance`` checks it.
 """
-
-from amplitude_intercom.transports.contract import (
-    Batch,
-    Intake,
-    Receipt,
-    Source,
-    Ticket,
-    batch_of,
-)
-
-__all__ = ["Batch", "Intake", "Receipt", "Source", "Ticket", "batch_of"]

@@ -1,4 +1,4 @@
-"""Requests to Amplitude's ingestion endpoints, over HTTPS. No policy: whoever calls decides."""
+"""Requests to Amplitude's ingestion endpoints, over HTTPS. No policy: the caller decides."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ MAX_ANSWER_BYTES: Final = 1 << 20
 
 
 class AmplitudeWire(Protocol):
-    """What sends a request on."""
+    """A carrier of requests to an Amplitude."""
 
     async def send(self, request: Original) -> Answer:
         """Send one request and return the whole answer.
@@ -58,7 +58,7 @@ class AmplitudeClient:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=connections, keepalive_timeout=30),
             cookie_jar=aiohttp.DummyCookieJar(),  # nothing that an answer sets is kept
-            auto_decompress=False,  # it would unpack 64 kB at once, whatever they become
+            auto_decompress=False,  # aiohttp would unpack 64 kB at once, to any size
             timeout=aiohttp.ClientTimeout(total=timeout_s),
             headers={"User-Agent": "amplitude-intercom", "Accept-Encoding": "gzip, deflate"},
             skip_auto_headers=["Content-Type"],  # a request that came without goes on without
@@ -105,7 +105,7 @@ class AmplitudeClient:
 
 
 def headers_of(request: Original) -> dict[str, str]:
-    """Return a request's headers: what its body is, and whose request it is."""
+    """Return a request's headers: the type of its body, and the mark of this process."""
     headers = {VIA: THIS_PROCESS}
     if request.content_type.isprintable() and request.content_type:
         headers["Content-Type"] = request.content_type

@@ -2,16 +2,16 @@
 
 Rules
 =====
-- An answer counts when it is one that the API describes. 200 brings a ZIP with its list of members
-  at the end; a page with 200, or a body that was cut, is no answer.
-- An export is written beside its file's name first (``.part``), and renamed once it is whole and on
-  disk. Its time is the moment at which it was asked for: what Amplitude took in later is missing.
+- An answer counts when the API describes it. 200 brings a ZIP with its list of members at the end;
+  a page with 200, or a cut body, is no answer.
+- An export is written to a ``.part`` file first, and renamed once it is whole and on disk. The time
+  of the file is the moment of the request: events that Amplitude accepted later are missing.
 - Each error is a consequence; to wait, to ask for less or to give up is the caller's decision:
 
       TransportError
       ├── ExportDelayed   the same question may be answered later
       ├── ExportTooLarge  fewer hours may be answered
-      └── KeysRefused     no question is answered until somebody changes the keys
+      └── KeysRefused     no question is answered until the keys are changed
 
 Facts: Export API page (hours are those of ``server_upload_time``, in UTC, both ends included).
 """
@@ -59,11 +59,11 @@ LONGEST_RETRY_AFTER_S: Final = 900.0
 
 CONNECT_S: Final = 30.0
 PIECE_BYTES: Final = 262_144
-"""What of an export is in memory at once."""
+"""Bytes of an export in memory at once."""
 
 MAX_SAID_BYTES: Final = 2_048
 MAX_SAID: Final = 200
-"""What of an error is read, and the characters of it that are kept."""
+"""Bytes of an error that are read, and characters of it that are kept."""
 
 HOUR_S: Final = 3600
 _API_HOUR: Final = "%Y%m%dT%H"
@@ -72,9 +72,9 @@ _DAY_FORMAT: Final = "%Y-%m-%d"
 
 
 class ExportDelayed(TransportError):
-    """There was no answer, or it says that there will be one later.
+    """There was no answer, or the answer puts off the export.
 
-    ``retry_after_s``: how long the answer asks to wait; None where it does not say.
+    ``retry_after_s``: the wait that the answer asks for, or None.
     """
 
     def __init__(self, why: str, retry_after_s: float | None = None) -> None:
@@ -83,9 +83,9 @@ class ExportDelayed(TransportError):
 
 
 class ExportTooLarge(TransportError):
-    """So many hours are too many at once.
+    """The hours are too many for one export.
 
-    ``can_pass``: the same question may be answered at another time, for it only took too long.
+    ``can_pass``: the same hours may be answered at another time, because it only took too long.
     """
 
     def __init__(self, why: str, *, can_pass: bool = False) -> None:
@@ -94,7 +94,7 @@ class ExportTooLarge(TransportError):
 
 
 class KeysRefused(TransportError):
-    """The API key and the secret key are not those of a project, or may not export it."""
+    """The API key and the secret key belong to no project, or must not export it."""
 
 
 # --- hours --------------------------------------------------------------------------------
@@ -108,16 +108,16 @@ class Span(NamedTuple):
 
     @property
     def hours(self) -> int:
-        """How many hours these are."""
+        """Number of hours."""
         return self.last - self.first + 1
 
     def __str__(self) -> str:
-        """As the Export API spells them, ``20240514T00-20240514T05``."""
+        """In the spelling of the Export API, ``20240514T00-20240514T05``."""
         return f"{_spelled(self.first, _API_HOUR)}-{_spelled(self.last, _API_HOUR)}"
 
     @classmethod
     def read(cls, text: str) -> Self:
-        """Return the hours that ``str`` has spelled so.
+        """Return the hours of a text in the form of ``str``.
 
         Raises:
             ValueError: it is spelled otherwise, or its end is before its start.
@@ -130,7 +130,7 @@ class Span(NamedTuple):
 
     @property
     def whole_at_s(self) -> float:
-        """When all of it can be exported, in Unix seconds."""
+        """Unix second from which all of it can be exported."""
         return (self.last + 1) * HOUR_S + LATE_S
 
 
@@ -177,7 +177,7 @@ def _parsed(text: str, form: str) -> int | None:
 
 
 def consequence(status: int, said: str, retry_after_s: float | None = None) -> TransportError:
-    """Return what an answer that brings no export means; ``said`` is what it says itself."""
+    """Return the consequence of an answer without an export; ``said`` are its own words."""
     words = f"{status}: {said}" if said else str(status)
     if status in (401, 403):
         return KeysRefused(words)
@@ -188,7 +188,7 @@ def consequence(status: int, said: str, retry_after_s: float | None = None) -> T
 
 def parse_retry_after(text: str | None, now_s: float) -> float | None:
     """Return the seconds that ``Retry-After`` asks to wait, as a number or a date (RFC 9110,
-    10.2.3), within bounds; None: it asks for nothing that can be read."""
+    10.2.3), within bounds; None without a readable value."""
     if not text:
         return None
     try:
@@ -203,13 +203,14 @@ class _Said(msgspec.Struct):
 
 
 def is_foreign(body: bytes) -> bool:
-    """Whether a 404 is not Amplitude's own, which alone says that an hour has no data: what that
-    looks like is documented nowhere, but neither is it a page, nor Intercom's list of errors."""
+    """Whether a 404 is not Amplitude's own; only Amplitude's means an hour without data.
+
+    Its body is undocumented, but it is neither a page nor a list of errors like Intercom's."""
     return body.lstrip().startswith(b"<") or b"error.list" in body
 
 
 def say_of(body: bytes) -> str:
-    """Return what the body of an error says, in one line; of a page nothing."""
+    """Return the text of an error's body in one line; nothing for a page."""
     try:
         text = msgspec.json.decode(body, type=_Said).error
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -218,11 +219,11 @@ def say_of(body: bytes) -> str:
 
 
 def check_whole(path: Path) -> None:
-    """Look whether a file is a ZIP with a list of members; blocks.
+    """Check that a file is a ZIP with a list of members; blocks.
 
     Raises:
         OSError: it cannot be read.
-        ExportDelayed: it is none, so the answer was no export.
+        ExportDelayed: it is no such ZIP, so the answer was no export.
     """
     with path.open("rb") as file:
         start = file.read(4)
@@ -250,8 +251,9 @@ class ExportClient:
         max_bytes: int = MAX_EXPORT_BYTES,
         now_s: Callable[[], float] = time.time,
     ) -> None:
-        """``timeout_s`` may pass without a byte: Amplitude packs an export before it answers. One
-        that is longer than ``max_bytes`` is too large."""
+        """``timeout_s``: longest time without a byte; Amplitude packs an export before it answers.
+
+        An export that is longer than ``max_bytes`` is too large."""
         self._base_url = base_url.rstrip("/")
         self._secrets = (api_key, secret_key)
         self._max_bytes = max_bytes
@@ -281,10 +283,10 @@ class ExportClient:
     ) -> bool:
         """Write the events of some hours to a file; return False where there are none.
 
-        ``came`` hears of each piece of the answer. Cancelled, it leaves nothing behind.
+        ``came`` is called with the bytes of each piece. Cancelled, it leaves no file behind.
 
         Raises:
-            ExportDelayed, ExportTooLarge, KeysRefused: there is no export, see there.
+            ExportDelayed, ExportTooLarge, KeysRefused: there is no export.
             OSError: it cannot be written.
         """
         part = path.with_suffix(".part")
@@ -338,7 +340,7 @@ class ExportClient:
         return consequence(response.status, said, wait_s)
 
     async def _beginning(self, response: aiohttp.ClientResponse) -> bytes:
-        """Return as much of a body as is needed to know what it says."""
+        """Return the beginning of a body, enough for its message."""
         try:
             return await response.content.readexactly(MAX_SAID_BYTES)
         except asyncio.IncompleteReadError as error:
@@ -349,13 +351,13 @@ class ExportClient:
 
 
 def _opened(part: Path) -> IO[bytes]:
-    """Open a file for writing that nobody else can read: it holds what users did."""
+    """Open a file that only its owner can read, because it holds personal data."""
     flags = os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC
     return os.fdopen(os.open(part, flags, 0o600), "wb")
 
 
 def _finish(file: IO[Any], part: Path, path: Path, asked_s: float) -> None:
-    """Give an export its name, once it is whole and on disk."""
+    """Check an export, write it to disk, then give it its name."""
     file.flush()
     check_whole(part)
     os.fsync(file.fileno())

@@ -25,7 +25,7 @@ from amplitude_intercom.transports.mending import mend
 
 
 class _NumberedHead(Head, gc=False):
-    """A head whose ids may be whole numbers: Rails and Go servers send them."""
+    """A head with ids that may be whole numbers: Rails and Go servers send them."""
 
     user_id: str | int | None = None  # type: ignore[assignment]  # wider, on purpose
     device_id: str | int | None = None  # type: ignore[assignment]  # wider, on purpose

@@ -13,7 +13,7 @@ from amplitude_intercom.transports.inflate import ANY, RAW, Inflate
 from amplitude_intercom.transports.reasons import NoAnswerCause
 
 PIECE_BYTES: Final = 16_384
-"""What of an answer is unpacked at once."""
+"""Unpacked bytes of an answer in one step."""
 
 MAX_MEMBERS: Final = 64
 """Members of a packed answer; each server makes one."""
@@ -22,10 +22,10 @@ ZLIB_METHOD: Final = 8
 """Low bits of the first byte of a zlib stream (RFC 1950, 2.2)."""
 
 ABOUT_THE_REQUEST: Final = (ValueError, TypeError, OverflowError)
-"""Errors that say that a request cannot be made: it is at fault, and it alone.
+"""Errors of a request that can never be made: the request itself is at fault.
 
-All others are about the moment, and so no verdict on a record. Those of aiohttp and of the system
-are too, though some are a ``ValueError`` as well."""
+All others are about the moment, so they are no verdict on a record. That includes the errors of
+aiohttp and of the system, though some of them are a ``ValueError`` as well: catch these first."""
 
 _PACKINGS: Final = frozenset({"gzip", "x-gzip", "deflate"})
 
@@ -47,7 +47,7 @@ def detail_of(error: Exception) -> str:
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return str(error.certificate_error)[:200]
     if isinstance(error, aiohttp.ClientConnectorDNSError):
-        return ""  # the system's words differ, and say no more than the cause
+        return ""  # the system's words differ, and add nothing to the cause
     inner = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
     if isinstance(inner, ssl.SSLError):
         return str(getattr(inner, "reason", None) or "")[:200]  # its number is OpenSSL's

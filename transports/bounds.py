@@ -1,7 +1,7 @@
-"""Bounds that settings have, whichever way they come to whom they are for.
+"""Bounds of settings, as annotated types.
 
-A source's constructor has them in its annotations, so that ``[sources.NAME]`` is held to what
-``[http]`` and ``[forward]`` are.
+The settings' structs use them, and so do the constructors of sources, so that ``[sources.NAME]`` is
+checked like ``[http]`` and ``[forward]``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Annotated, Final
 import msgspec
 
 MAX_SECONDS: Final = 3_155_760_000.0
-"""A hundred years: whatever is added to a time of today stays one that clocks and SQLite know."""
+"""A hundred years: a time of today plus this is still valid for clocks and SQLite."""
 
 MIN_SECONDS: Final = 0.001
 """Clocks and timers are not finer; a shorter pause would be none."""

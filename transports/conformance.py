@@ -1,14 +1,14 @@
-"""The contract of a source as checks that any source must pass (``transports.Source``).
+"""The contract of a source as checks that any source must pass (``transports.contract``).
 
-A test of yours says how its source is built and what its outside does; each check then drives both:
+Your test builds the source and its outside; each check then drives both:
 
     @pytest.mark.parametrize("check", conformance.CHECKS)
     @pytest.mark.parametrize("seed", range(5))
     async def test_my_source_keeps_the_contract(check, seed):
         await check(MyOutside, seed)
 
-The numbers are those of the contract in ``transports``. A failed check raises ``AssertionError``,
-which tells the number and the seed; nothing but this package is needed to run them.
+The numbers are those of the contract. A failed check raises ``AssertionError`` with the number and
+the seed. The checks need only this package.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ EVENTS: Final = 60
 
 
 class Outside(Protocol):
-    """What is on the other side of a source: it has events, and believes what it is told.
+    """The other side of a source: it has events, and is told which are on disk.
 
-    ``ends``: the source ends by itself when all that it was offered is on disk, and tells that by
-    ending; any other runs until it is cancelled, and tells each piece by itself.
+    ``ends``: the source ends by itself when all offered events are on disk, and confirms them by
+    ending; any other runs until it is cancelled, and confirms each piece.
     """
 
     source: Source
@@ -42,13 +42,13 @@ class Outside(Protocol):
     async def offer(self, ids: Sequence[str]) -> None:
         """Bring one event for each of these insert ids, in this order, until all are taken.
 
-        What the source refuses for now is to be brought again, as its clients would. Returns when
+        Events that the source refuses for now are brought again, as its clients do. Returns when
         all are taken; where the source ``ends``, when all are brought.
         """
         ...
 
     def confirmed(self) -> set[str]:
-        """Return the ids that the outside was told are on disk, apart from the source's end."""
+        """Return the confirmed ids, without those that only the source's end confirms."""
         ...
 
 
@@ -64,7 +64,7 @@ def event(insert_id: str) -> bytes:
 
 
 class Recorder:
-    """An intake that keeps what it acknowledges, and refuses, holds back or breaks off at random.
+    """An intake that notes acknowledged events, and refuses, holds or breaks off at random.
 
     ``refuse``: share of batches refused, half of them at once and half with their ticket.
     """
@@ -83,7 +83,7 @@ class Recorder:
         self._answers: set[asyncio.Task[None]] = set()
 
     async def send(self, batch: Batch) -> Ticket:
-        """Take a batch, and answer it when that is its turn (``transports.Intake``)."""
+        """Take a batch, and answer it in its turn (``contract.Intake``)."""
         self.sent += 1
         ids = [msgspec.json.decode(raw)["insert_id"] for raw in batch.raws]
         self.handed_over.extend(ids)
@@ -99,7 +99,7 @@ class Recorder:
         return ticket
 
     def takes(self, api_key: str) -> bool:
-        """Take every key (``transports.Intake``)."""
+        """Take every key (``contract.Intake``)."""
         return True
 
     async def _answer(self, ids: Sequence[str], ticket: Ticket, refuses: bool) -> None:
@@ -113,7 +113,7 @@ class Recorder:
         ticket.acknowledge(Receipt(len(ids), 0, 0))
 
     async def close(self) -> None:
-        """Answer what is still held."""
+        """Answer the batches that are still held."""
         self.held.set()
         while self._answers:
             await asyncio.wait(self._answers)
@@ -123,7 +123,7 @@ class Recorder:
 
 
 async def check_1_batches_come_whole_and_in_order(make: MakeOutside, seed: int) -> None:
-    """1: what is offered is handed over, each event once, in the order of offering."""
+    """1: offered events are handed over, each once, in the order of offering."""
     ids, intake = _ids(seed), Recorder(seed)
     async with make() as outside:
         await _run(outside, intake, ids)
@@ -173,7 +173,7 @@ async def check_4_cancelled_it_ends_and_claims_nothing(make: MakeOutside, seed: 
         _hold(4, seed, intake.sent == sent, "it sends though it has been cancelled")
         confirmed = _confirmed(outside, work, ids)
         claimed = confirmed - set(intake.taken)
-        _hold(4, seed, not claimed, f"confirmed {claimed}, which nobody has")
+        _hold(4, seed, not claimed, f"confirmed {claimed}, which are not stored")
         rest = [id_ for id_ in ids if id_ not in confirmed]
     second = Recorder(seed)
     async with make() as outside:
@@ -253,7 +253,7 @@ async def _work(outside: Outside, intake: Recorder, ids: Sequence[str]) -> None:
         await asyncio.wait([running, offering], return_when=asyncio.FIRST_COMPLETED)
         if running.done() and not outside.ends:
             running.result()
-            raise AssertionError("it ended though nobody cancelled it")
+            raise AssertionError("it ended without being cancelled")
         await offering
         if outside.ends:
             await running

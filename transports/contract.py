@@ -1,4 +1,4 @@
-"""What a source is, and what passes between it and the engine.
+"""The contract of a source: its duties, and the values that pass between it and the engine.
 
 Rules
 =====
@@ -7,10 +7,10 @@ by itself (a file) or is cancelled (a server). It owes the engine five things:
 
 1. It hands over **batches**, each event once, in the order in which they came:
    ``ticket = await intake.send(batch)``. ``send`` waits while the engine is full.
-2. It tells its own side "done" only after ``receipt = await ticket.wait()`` has returned: from then
-   on the events are on disk. A source that ends by itself may tell by ending.
-3. When either raises ``Refused``, nothing of the batch is stored: it says "later" to its own side,
-   or sends the same batch again; ``draining`` is for good. ``UnknownApiKey`` and
+2. It confirms events to its own side only after ``receipt = await ticket.wait()`` has returned:
+   from then on they are on disk. A source that ends by itself may confirm by ending.
+3. When either raises ``Refused``, nothing of the batch is stored. The source says "later" to its
+   own side, or sends the same batch again; ``draining`` is for good. ``UnknownApiKey`` and
    ``UnknownSync`` are final for a batch.
 4. Cancelled, it ends, sends no more, and has confirmed nothing that is not on disk.
 5. When ``run`` has returned, none of its tasks is left.
@@ -33,7 +33,7 @@ from amplitude_intercom.transports.amplitude import BadEvent, Head
 
 
 class Original(msgspec.Struct, frozen=True):
-    """A request: ``path`` without its query, ``content_type`` as it was said, ``body`` inflated.
+    """A request as it came: ``path`` without its query, ``body`` inflated.
 
     ``peer``: the address of the client.
     """
@@ -52,28 +52,28 @@ class Original(msgspec.Struct, frozen=True):
 
 
 class Batch(msgspec.Struct):
-    """Events in order of arrival. ``heads[i]`` is what was decoded of ``raws[i]``.
+    """Events in order of arrival. ``heads[i]`` is the decoded head of ``raws[i]``.
 
-    Without ``heads`` the engine decodes what it needs; a source that has done it gives them.
+    A source that has not decoded the heads leaves them out, and the engine does it.
     """
 
     heads: Sequence[Head | BadEvent] | None
     raws: Sequence[bytes]
     api_key: str | None = None
-    """Whose events: the Amplitude key, or None where the source is bound to ``sync``."""
+    """The events' Amplitude key, or None where the source is bound to ``sync``."""
     sync: str | None = None
     derive_ids: bool = False
-    """Know an event without insert id again by its content: files and pipes are read twice, and
-    Amplitude's webhook tries again."""
+    """Derive an insert id from the content of an event that has none: files and pipes may be read
+    twice, and Amplitude's webhook tries again."""
     origin: str = ""
-    """Where they come from, for dead letters: ``export.zip:hour.json.gz``, ``http /batch``."""
+    """The events' origin, for dead letters: ``export.zip:hour.json.gz``, ``http /batch``."""
     lines: Sequence[int] | None = None
-    """Line numbers, one per event, where the source has such."""
+    """Line numbers, one per event, where the source has them."""
     checkpoints: Mapping[str, str] = {}
-    """How far a source that can be read again has come with what is on disk already: name →
-    position. Kept with the batch, in one commit, for the source's next start."""
+    """Positions by name, for a source that can be read again: everything before them is on disk.
+    They are kept with the batch, in one commit, for the source's next start."""
     original: Original | None = None
-    """The request that they came in, whole, where relays may have it."""
+    """The whole request of these events, where relays may have it."""
     checked: bool = False
     """The source has checked the heads (``check_head`` and ``check_time``) and found them good."""
 
@@ -88,15 +88,15 @@ def batch_of(
 ) -> Batch:
     """Return a batch of events as they came, in any of Amplitude's dialects.
 
-    ``api_key`` or ``sync`` says whose they are. What is no event becomes a dead letter.
+    ``api_key`` or ``sync`` selects the takers. An element that is no event becomes a dead letter.
     """
     return Batch(None, raws, api_key, sync, derive_ids, origin)
 
 
 class Receipt(msgspec.Struct, frozen=True):
-    """What became of a batch that is now on disk; a sum over the syncs that took it.
+    """Counts of a batch that is now on disk, summed over the syncs that took it.
 
-    Whether an accepted event was accepted before turns out later, on its way to Intercom.
+    Duplicates among the accepted events are found later, on their way to Intercom.
     """
 
     accepted: int
@@ -134,7 +134,7 @@ class Ticket:
         """Fail the ticket; a ticket that is settled already stays as it is."""
         if not self._future.done():
             self._future.set_exception(error)
-            self._future.exception()  # nobody may be waiting: not a warning then
+            self._future.exception()  # else asyncio warns where no source waits
 
 
 class Intake(Protocol):
@@ -151,9 +151,9 @@ class Intake(Protocol):
         ...
 
     def takes(self, api_key: str) -> bool:
-        """Whether anybody takes this key's events: cheap, from any thread.
+        """Whether any sync or relay takes this key's events: cheap, from any thread.
 
-        So that a source need not look into what would be refused anyway.
+        A source need not decode events that would be refused anyway.
         """
         ...
 

@@ -1,13 +1,13 @@
-"""What a transport raises, and what an intake raises to it. One tree:
+"""Errors that a transport raises, or an intake raises to it. One tree:
 
     TransportError
-    ├── NoAnswer       the other side did not answer; nobody knows whether the call was done
+    ├── NoAnswer       the other side did not answer; the call may have been carried out or not
     ├── Refused        an intake did not take a batch; nothing of it is stored
     ├── UnknownApiKey  no sync takes a batch; sending it again does not help
-    ├── UnknownSync    there is no sync of the name that a batch is for; nor does it here
-    └── BadFile        some of a file, or all, cannot be read; the others can
+    ├── UnknownSync    a batch names a sync that does not exist; nor does it here
+    └── BadFile        a file cannot be read, or only in part; other files can
 
-None says what to do next: that is the decision of whoever catches it.
+The caller decides the consequence.
 """
 
 from amplitude_intercom.transports.reasons import NoAnswerCause, RefusalReason
@@ -20,7 +20,7 @@ class TransportError(Exception):
 class NoAnswer(TransportError):
     """No whole answer arrived: refused, reset, timed out or cut off half way.
 
-    ``detail``: what the operating system said.
+    ``detail``: the words of the operating system.
     """
 
     def __init__(self, cause: NoAnswerCause, detail: str = "") -> None:
@@ -49,13 +49,13 @@ class UnknownApiKey(TransportError):
 
 
 class UnknownSync(TransportError):
-    """There is no sync of the name that a batch says it is for."""
+    """A batch names a sync that does not exist."""
 
 
 class BadFile(TransportError):
     """A file, or a member of an archive, is not whole, or holds no events; ``problem`` says why.
 
-    What of it is whole has been read.
+    Its readable part has been read.
     """
 
     def __init__(self, path: str, problem: str) -> None:

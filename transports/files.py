@@ -1,8 +1,10 @@
-"""Files that hold events: found, opened whatever they are packed in, and read piece by piece.
+"""Reading files of events piece by piece, unpacked.
 
-Plain text, gzip, bzip2, xz, Zstandard, and ZIP archives of any of these (an Export API answer is a
-ZIP of ``.json.gz``) are told apart by their first bytes (``transports.kinds``), and cut into events
-by ``transports.shapes``. All of it is streamed: memory does not grow with the file.
+- Plain text, gzip, bzip2, xz, Zstandard, and ZIP archives of any of these (an Export API answer is
+  a ZIP of ``.json.gz``) are told apart by their first bytes (``transports.kinds``).
+- Everything is streamed: memory does not grow with the file.
+- A damage costs as little as possible. The text before it is yielded, other members of an archive
+  are read, and an archive without its list of members is read by the headers of the members.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ MAX_DIRECTORY_BYTES: Final = 16_777_216
 
 
 class Chunk(NamedTuple):
-    """Some text of a file, or (empty) the end of one member, and what is wrong with it."""
+    """Some text of a file, or (empty) the end of one member, with its problem."""
 
     member: str
     text: bytes
@@ -50,8 +52,8 @@ def read(path: str, start: FilePosition | None = None) -> Iterator[Chunk]:
 
     It blocks, so it belongs into a thread.
 
-    What is wrong with it, or with one member of an archive, is said in the chunk that ends it; what
-    was before the damage has been yielded, and what other members there are comes behind it.
+    The chunk that ends a file, or a member of an archive, has its problem. The text before a damage
+    has been yielded by then, and the other members follow.
 
     Raises:
         OSError: it cannot be read.
@@ -74,13 +76,13 @@ def read(path: str, start: FilePosition | None = None) -> Iterator[Chunk]:
 def _opened(path: str) -> BufferedReader:
     if path != "-":
         return open(path, "rb")
-    if sys.stdin is None:  # another file may have its number
+    if sys.stdin is None:  # then descriptor 0 may be any file that was opened later
         raise OSError(errno.EBADF, "it is closed")
-    return BufferedReader(BlockingFile(0, closefd=False))  # by its name, a socket cannot be opened
+    return BufferedReader(BlockingFile(0, closefd=False))  # a socket has no path to open
 
 
 class BlockingFile(FileIO):
-    """A file that waits for bytes though somebody who has it too has set it not to."""
+    """A file that waits for bytes even if another process has set it to non-blocking."""
 
     def readinto(self, buffer: Any, /) -> int:
         while (count := super().readinto(buffer)) is None:
@@ -95,7 +97,7 @@ def _named(path: str) -> str:
 def _blocks(
     file: IO[bytes], *, share: float = 1.0, passed: float = 0.0
 ) -> Iterator[tuple[bytes, int]]:
-    """Yield blocks, and what each stands for on disk; ``passed`` was passed over before."""
+    """Yield blocks with their share of bytes on disk, after the bytes ``passed`` over before."""
     yield b"", int(passed)
     while block := file.read(CHUNK_BYTES):
         yield block, int(len(block) * share)
@@ -109,7 +111,9 @@ def _unpack(
     passed: int = 0,
     layers: int = 0,
 ) -> Iterator[Chunk]:
-    """Yield the text of what may be packed; ``passed`` bytes of it are behind already."""
+    """Yield the text of blocks that may be packed; ``passed`` bytes were skipped already."""
+    # A packed text cannot be entered in its middle: the part before the position is unpacked again
+    # and skipped.
     stream, took, problem = PackedText(layers, plain=passed > 0), 0, ""
     skip = start.offset - passed if start.member == member else 0
     try:
@@ -123,7 +127,7 @@ def _unpack(
                     took = 0
         if stream.archive is not None:
             yield from read_archive(stream.archive, start, member, stream.layers, counts=False)
-    except Exception as error:  # the libraries raise almost anything for what is damaged
+    except Exception as error:  # the libraries raise errors of any class for damaged input
         problem = problem_of(error)
     finally:
         if stream.archive is not None:
@@ -137,10 +141,10 @@ def _and_end(blocks: Iterator[tuple[bytes, int]]) -> Iterator[tuple[bytes | None
 
 
 def problem_of(error: Exception) -> str:
-    """Return what to say of a file that cannot be unpacked.
+    """Return the message for a file that cannot be unpacked.
 
     Raises:
-        OSError: it is the disk that fails.
+        OSError: the disk fails.
     """
     if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
         raise error
@@ -159,7 +163,7 @@ def read_archive(
     *,
     counts: bool = True,
 ) -> Iterator[Chunk]:
-    """Yield what is in a ZIP, which may be ``inside`` a member of another; blocks.
+    """Yield the text of a ZIP's members; blocks. ``inside``: the member of another ZIP it was in.
 
     ``counts``: its bytes are those of the file itself.
 
@@ -168,7 +172,7 @@ def read_archive(
     """
     try:
         archive = open_archive(file)
-    except Exception as error:  # as above
+    except Exception as error:  # damaged input, as in ``_unpack``
         problem = problem_of(error)
         if isinstance(error, zipfile.BadZipFile):
             for chunk in _read_cut_off(file, start, inside, layers, counts=counts):
@@ -195,10 +199,10 @@ def _index(names: Sequence[str], wanted: str) -> int:
 
 
 def open_archive(file: IO[bytes]) -> zipfile.ZipFile:
-    """Return a ZIP, its list of members read.
+    """Return a ZIP after reading its list of members.
 
     Raises:
-        zipfile.BadZipFile: it is none, or not whole.
+        zipfile.BadZipFile: it is no ZIP, or not whole.
         NotEvents: its list is too long to be held in memory.
     """
     if _directory_bytes(file) > MAX_DIRECTORY_BYTES:
@@ -207,7 +211,7 @@ def open_archive(file: IO[bytes]) -> zipfile.ZipFile:
 
 
 def _directory_bytes(file: IO[bytes]) -> int:
-    """Return how long a ZIP says that its list of members is (APPNOTE.TXT, 4.3.14 and 4.3.16)."""
+    """Return the length of a ZIP's list of members, by APPNOTE.TXT, 4.3.14 and 4.3.16."""
     file.seek(-min(file.seek(0, os.SEEK_END), 65_536 + 22 + 76), os.SEEK_END)
     tail = file.read()
     end = tail.rfind(b"PK\x05\x06")
@@ -235,6 +239,7 @@ def _member_blocks(
                 unpacked += len(block)
                 yield block, read_bytes
         except (EOFError, zipfile.BadZipFile, zlib.error):
+            # The library has dropped bytes before the damage: they are read again, by the header.
             assert archive.fp is not None
             found = zips.Member(archive.fp, member.header_offset, member.compress_size)
             yield from _behind(unpacked, found)
@@ -242,7 +247,7 @@ def _member_blocks(
 
 
 def _behind(unpacked: int, member: zips.Member) -> Iterator[tuple[bytes, int]]:
-    """Yield what of a damaged member can be unpacked, but for its beginning."""
+    """Yield the readable bytes of a damaged member, without those that were yielded before."""
     with suppress(EOFError, zipfile.BadZipFile, zlib.error):
         for block in member.read():
             yield block[unpacked:], 0
@@ -252,7 +257,7 @@ def _behind(unpacked: int, member: zips.Member) -> Iterator[tuple[bytes, int]]:
 def _read_cut_off(
     file: IO[bytes], start: FilePosition, inside: str, layers: int, *, counts: bool
 ) -> Iterator[Chunk]:
-    """Yield what is in an archive without its list of members, in the order in which they come."""
+    """Yield the text of an archive without a list of members, in the order of the members."""
     at: int | None = 0
     while at is not None:
         try:
@@ -264,13 +269,13 @@ def _read_cut_off(
             name = f"{inside}:{member.name}" if inside else member.name
             yield from _unpack(name, blocks, start, layers=layers + 1)
         with suppress(EOFError, zipfile.BadZipFile, zlib.error):
-            for _ in blocks:  # where it ends is known then
+            for _ in blocks:  # its end, and so the next member, is known only then
                 pass
         at = member.end
 
 
 def _counted_blocks(member: zips.Member, *, counts: bool) -> Iterator[tuple[bytes, int]]:
-    """Yield what a member unpacks to, and what that took of the archive."""
+    """Yield the unpacked blocks of a member with their bytes in the archive."""
     taken = member.taken_bytes
     for block in member.read():
         yield block, (member.taken_bytes - taken) * counts
@@ -278,5 +283,5 @@ def _counted_blocks(member: zips.Member, *, counts: bool) -> Iterator[tuple[byte
 
 
 def bad_file(path: str, member: str, problem: str) -> BadFile:
-    """Return what is wrong with a file, or with a member of it."""
+    """Return the error for a problem of a file, or of a member of it."""
     return BadFile(":".join(map(shown, filter(None, (_named(path), member)))), problem)

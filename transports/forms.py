@@ -20,7 +20,7 @@ def read_form(body: bytes, content_type: str) -> dict[str, str]:
     ``content_type``: the header, whole.
 
     Raises:
-        ValueError: it is none, or has more fields than any of these forms.
+        ValueError: it is no form, or has more fields than any of Amplitude's.
     """
     if not body:
         return {}
@@ -36,7 +36,7 @@ def read_form(body: bytes, content_type: str) -> dict[str, str]:
 
 
 def _read_json_form(body: bytes) -> dict[str, str]:
-    """Return the fields of a form that came as JSON: texts as they are, all else as JSON."""
+    """Return the fields of a form that came as JSON: strings as they are, other values as JSON."""
     try:
         fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
         if len(fields) > MAX_FIELDS:
@@ -55,7 +55,7 @@ MAX_PART_HEADER_BYTES: Final = 1_024
 
 
 def _read_multipart(body: bytes, content_type: str) -> dict[str, str]:
-    """Return the fields of a multipart form (RFC 7578); what is no field is passed over."""
+    """Return the fields of a multipart form (RFC 7578), without parts that are no fields."""
     boundary = _BOUNDARY.search(content_type)
     if boundary is None:
         raise ValueError("no boundary")

@@ -34,7 +34,7 @@ class RequestParts(msgspec.Struct):
         return header_text(self.headers.get("Content-Type", ""))
 
 
-class Endpoint(msgspec.Struct, frozen=True):
+class HttpEndpoint(msgspec.Struct, frozen=True):
     """A path's methods, its limit of bytes, and its way to decode a request."""
 
     methods: frozenset[str]
@@ -47,11 +47,11 @@ class Endpoint(msgspec.Struct, frozen=True):
 _DecodeForm = Callable[[Mapping[str, str], Takes], Upload | BadUpload]
 
 
-def _form_endpoint(decode: _DecodeForm) -> Endpoint:
+def _form_endpoint(decode: _DecodeForm) -> HttpEndpoint:
     def decode_parts(parts: RequestParts, takes: Takes) -> Upload | BadUpload:
         return _with_form(parts, takes, decode)
 
-    return Endpoint(frozenset({"POST", "GET"}), HTTP_V2_BYTES, decode_parts)
+    return HttpEndpoint(frozenset({"POST", "GET"}), HTTP_V2_BYTES, decode_parts)
 
 
 def _with_form(parts: RequestParts, takes: Takes, decode: _DecodeForm) -> Upload | BadUpload:
@@ -87,13 +87,13 @@ def _webhook(parts: RequestParts, takes: Takes) -> Upload | BadUpload:
 WEBHOOK: Final = "/webhook"
 _POST: Final = frozenset({"POST"})
 ENDPOINTS: Final = {
-    "/2/httpapi": Endpoint(_POST, HTTP_V2_BYTES, _upload),
-    "/batch": Endpoint(_POST, BATCH_BYTES, _upload),
+    "/2/httpapi": HttpEndpoint(_POST, HTTP_V2_BYTES, _upload),
+    "/batch": HttpEndpoint(_POST, BATCH_BYTES, _upload),
     "/httpapi": _form_endpoint(uploads.decode_event_form),
     "/identify": _form_endpoint(uploads.decode_identify_form),
     "/groupidentify": _form_endpoint(uploads.decode_group_identify_form),
-    "/": Endpoint(frozenset({"POST", "GET"}), HTTP_V2_BYTES, _root),
-    WEBHOOK: Endpoint(_POST, BATCH_BYTES, _webhook, _webhook_key),
+    "/": HttpEndpoint(frozenset({"POST", "GET"}), HTTP_V2_BYTES, _root),
+    WEBHOOK: HttpEndpoint(_POST, BATCH_BYTES, _webhook, _webhook_key),
 }
 """Amplitude's ingestion endpoints, and the target of its webhook stream."""
 

@@ -16,7 +16,7 @@ from aiohttp import web
 from amplitude_intercom.transports.contract import Batch, Intake, Original
 from amplitude_intercom.transports.errors import Refused, UnknownApiKey
 from amplitude_intercom.transports.http_bodies import UnreadableBody, read_body, say_continue
-from amplitude_intercom.transports.http_endpoints import WEBHOOK, Endpoint, RequestParts
+from amplitude_intercom.transports.http_endpoints import WEBHOOK, HttpEndpoint, RequestParts
 from amplitude_intercom.transports.http_server import json_response
 from amplitude_intercom.transports.limits import (
     LEAST_COST_BYTES,
@@ -72,7 +72,7 @@ class UploadReceiver:
         self._heavy = asyncio.Semaphore(HEAVY_AT_ONCE)
 
     async def receive(
-        self, request: web.BaseRequest, endpoint: Endpoint, path: str
+        self, request: web.BaseRequest, endpoint: HttpEndpoint, path: str
     ) -> web.Response | BadUpload:
         """Return the success of an upload once it is on disk, or its refusal."""
         # Where the headers tell the key, a stranger's body is not even read.
@@ -88,7 +88,7 @@ class UploadReceiver:
             return taken if isinstance(taken, BadUpload) else await self._store(*taken)
 
     async def _read(
-        self, request: web.BaseRequest, endpoint: Endpoint, held: HeldBody
+        self, request: web.BaseRequest, endpoint: HttpEndpoint, held: HeldBody
     ) -> RequestParts | BadUpload:
         """Read a request whole, once there are free bytes for it."""
         try:
@@ -122,7 +122,7 @@ class UploadReceiver:
         return (request.remote or "") if getattr(address, "scope_id", None) else str(address)
 
     async def _decode(
-        self, parts: RequestParts | BadUpload, endpoint: Endpoint, path: str
+        self, parts: RequestParts | BadUpload, endpoint: HttpEndpoint, path: str
     ) -> tuple[Batch, GoodUpload, bool] | BadUpload:
         """Decode a request, in a thread where that takes long."""
         if isinstance(parts, BadUpload):
@@ -133,7 +133,7 @@ class UploadReceiver:
             return await asyncio.to_thread(self._decode_now, parts, endpoint, path)
 
     def _decode_now(
-        self, parts: RequestParts, endpoint: Endpoint, path: str
+        self, parts: RequestParts, endpoint: HttpEndpoint, path: str
     ) -> tuple[Batch, GoodUpload, bool] | BadUpload:
         """Return a request's batch, its answer of success, and whether that is plain text."""
         upload = endpoint.decode(parts, self._intake.takes)

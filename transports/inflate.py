@@ -11,7 +11,7 @@ from typing import Any, Final
 GZIP: Final = 31
 ANY: Final = 47
 RAW: Final = -15
-"""zlib's window bits: a gzip stream; or gzip or zlib, whichever its header says; or neither."""
+"""zlib's window bits: a gzip stream; gzip or zlib by the header; no header."""
 
 PIECE_BYTES: Final = 262_144
 
@@ -20,7 +20,7 @@ class Members(ABC):
     """A packed stream of any number of members, each unpacked by a decompressor of its own."""
 
     def __init__(self, decompressor: Callable[[], Any]) -> None:
-        """``decompressor`` makes one, as those of the standard library are."""
+        """``decompressor`` makes one with the interface of the standard library's."""
         self._decompressor = decompressor
         self._member = decompressor()
         self._begun = False
@@ -32,7 +32,7 @@ class Members(ABC):
 
     @abstractmethod
     def feed(self, chunk: bytes) -> Iterator[bytes]:
-        """Yield what a chunk unpacks to, in pieces of bounded size."""
+        """Yield the unpacked bytes of a chunk, in pieces of bounded size."""
 
 
 class Inflate(Members):
@@ -46,9 +46,9 @@ class Inflate(Members):
         *,
         rescues: bool = False,
     ) -> None:
-        """``max_members``: a stranger's may be empty, which costs work and no other bound sees.
+        """``max_members``: many empty members cost work that no other bound limits.
 
-        ``rescues``: all that is inflated before the damage is yielded, to the last byte.
+        ``rescues``: yield all bytes before a damage, to the last one.
         """
         super().__init__(partial(zlib.decompressobj, window_bits))
         self._piece_bytes = piece_bytes
@@ -56,10 +56,10 @@ class Inflate(Members):
         self._members_left = max_members - 1
 
     def feed(self, chunk: bytes) -> Iterator[bytes]:
-        """Yield what a chunk inflates to, in pieces of bounded size.
+        """Yield the inflated bytes of a chunk, in pieces of bounded size.
 
         Raises:
-            zlib.error: it is damaged, or has too many members; what was before has been yielded.
+            zlib.error: it is damaged, or has too many members; all before that has been yielded.
         """
         if self._member.eof:
             chunk = chunk.lstrip(b"\0")
@@ -77,7 +77,7 @@ class Inflate(Members):
             if piece:
                 yield piece
             # Tapes and tar leave zeros behind a member: they are padding.
-            if self._member.eof:  # then a tail that is not consumed says the same, zeros included
+            if self._member.eof:  # the unconsumed tail would be the same, zeros included
                 chunk = self._member.unused_data.lstrip(b"\0")
             else:
                 chunk = self._member.unconsumed_tail
@@ -90,9 +90,9 @@ class Inflate(Members):
 
 
 def rescue(member: Any, chunk: bytes) -> Iterator[bytes]:
-    """Yield what a chunk inflates to before its damage: zlib keeps that back when it fails.
+    """Yield the inflated bytes of a chunk before its damage; zlib itself drops them on an error.
 
-    In ever smaller steps: of the chunk, and then of what its damaged byte still inflates to.
+    It tries ever smaller steps of input, and in the end ever smaller outputs of the damaged byte.
     """
     take, most = len(chunk), PIECE_BYTES
     while chunk and most and not member.eof:

@@ -3,7 +3,7 @@
 The manager (systemd) passes bound sockets as file descriptors from 3 on and says so in the
 environment: ``LISTEN_PID`` (the process that they are for), ``LISTEN_FDS`` (their number) and
 ``LISTEN_FDNAMES`` (their names; sd_listen_fds(3)). It keeps them open across restarts, so that a
-client who connects meanwhile waits in the operating system's queue and is not refused.
+client that connects meanwhile waits in the operating system's queue and is not refused.
 
 A passed socket is used where the settings name its address, whatever its name is: the settings stay
 the truth about who can reach which port. A server works with a duplicate: the socket itself stays

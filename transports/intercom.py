@@ -49,9 +49,9 @@ MAX_SAID: Final = 2_048
 
 
 class Answer(msgspec.Struct, frozen=True, dict=True):
-    """What came back. ``headers`` has lower-case names, or compares them without case.
+    """An answer. ``headers`` has lower-case names, or compares them without case.
 
-    Its body is decoded once, and only what is needed of it: no count of elements costs memory.
+    Each view of the body is decoded once, and only in part, so that long lists cost no memory.
     """
 
     status: int
@@ -60,28 +60,28 @@ class Answer(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def error_list(self) -> ErrorList | None:
-        """The errors that it lists, or None: it is no such list."""
+        """The listed errors, or None where the body is no such list."""
         return _decode(_error_list, self.body)
 
     @cached_property
     def is_list(self) -> bool:
-        """Whether it says that it is a list."""
+        """Whether the body calls itself a list."""
         found = _decode(_typed, self.body)
         return found is not None and found.type == "list"
 
     @cached_property
     def listed(self) -> list[msgspec.Raw]:
-        """The first two of the contacts that it lists."""
+        """The first two of the listed contacts."""
         found = _decode(_list, self.body) if self.is_list else None
         pair = found.data if found is not None else _Pair()
         return [raw for raw in (pair.first, pair.second) if raw is not _NULL]
 
     @cached_property
     def contact(self) -> dict[str, Any]:
-        """The contact that it holds, of a list the first, or an empty one: its values, and its
-        custom attributes'.
+        """The contact of the body, or the first of a list, or an empty one.
 
-        What is nested is left out: no value of a contact is.
+        It has the values of the contact and of its custom attributes, without nested objects:
+        no value of a contact is one.
         """
         body = next(iter(self.listed), b"") if self.is_list else self.body
         found = _decode(_object, body) or {}
@@ -98,7 +98,7 @@ class Wire(Protocol):
     """Anything that carries a request to an Intercom and brings its answer."""
 
     async def send(self, request: Request) -> Answer:
-        """Return the answer, whatever its status.
+        """Return the answer, of any status.
 
         Raises:
             NoAnswer: no whole answer came.
@@ -155,7 +155,7 @@ def search_contacts(email: str) -> Request:
 
 
 def update_contact(contact_id: str, body: bytes) -> Request:
-    """``PUT /contacts/{id}``: partial, what is left out stays."""
+    """``PUT /contacts/{id}``: partial, other fields stay."""
     return Request("PUT", f"/contacts/{quote(contact_id, safe='')}", body)
 
 
@@ -201,13 +201,13 @@ class _Error(msgspec.Struct):
 
 
 class _Errors(msgspec.Struct, array_like=True):
-    """An array, of which only the first element is looked at."""
+    """An array; only its first element is decoded."""
 
     first: msgspec.Raw = _NULL
 
 
 class _Pair(msgspec.Struct, array_like=True):
-    """An array, of which only the first two elements are looked at."""
+    """An array; only its first two elements are decoded."""
 
     first: msgspec.Raw = _NULL
     second: msgspec.Raw = _NULL
@@ -222,7 +222,7 @@ class _ListedContacts(msgspec.Struct):
 
 
 class ErrorList(msgspec.Struct):
-    """An error as Intercom gives it, as far as it is needed."""
+    """The needed fields of an error as Intercom gives it."""
 
     type: str | None = None
     request_id: msgspec.Raw = _NULL
@@ -230,11 +230,11 @@ class ErrorList(msgspec.Struct):
 
 
 class _Something(msgspec.Struct):
-    """Any JSON object; it is not looked into."""
+    """Any JSON object; its content is skipped."""
 
 
 class _Array(msgspec.Struct, array_like=True):
-    """Any JSON array; it is not looked into."""
+    """Any JSON array; its content is skipped."""
 
 
 class _App(msgspec.Struct):
@@ -283,7 +283,7 @@ _attribute = msgspec.json.Decoder(_Attribute)
 
 
 def _decode(decoder: msgspec.json.Decoder[_T], body: bytes | msgspec.Raw) -> _T | None:
-    """Return what a body holds, or None: it is no JSON, or other than it should be."""
+    """Return a decoded body, or None where it is no JSON or of another type."""
     try:
         return decoder.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -295,7 +295,7 @@ def _values_of(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parse_error(answer: Answer) -> ApiError:
-    """Return what an answer says is wrong; never fails, whatever the body holds.
+    """Return the first error of an answer, for any body.
 
     Proxies answer HTML, and a body can be ``null`` or empty (intercom-ruby #52, #568).
     """
@@ -318,7 +318,7 @@ def parse_events(answer: Answer) -> list[ListedEvent]:
 
 
 def as_text(said: str) -> str:
-    """Return what an answer says, as text of bounded length: header bytes need not be UTF-8."""
+    """Return a text of an answer, with bounded length: header bytes need not be UTF-8."""
     return said[:MAX_SAID].encode("utf-8", "backslashreplace").decode()
 
 
@@ -335,7 +335,7 @@ def _whole(text: str | None) -> int | None:
     return int(text) if text and text.isascii() and text.isdigit() and len(text) < 16 else None
 
 
-# --- what its sentences mean --------------------------------------------------------------
+# --- the meaning of its sentences ---------------------------------------------------------
 
 _UNKNOWN_ATTRIBUTE: Final = "Custom attribute '"
 _NOBODYS_OWNER: Final = "The owner specified is not a member of the workspace"
@@ -402,16 +402,16 @@ def workspace_of(answer: Answer) -> str:
     return as_text(code) if isinstance(code, str) else ""
 
 
-# --- whose answer it is -------------------------------------------------------------------
+# --- Intercom's own answers ---------------------------------------------------------------
 
 
 def is_intercoms(request: Request, answer: Answer) -> bool:
     """Return whether an answer is one that the API describes for this call.
 
     Between here and Intercom are proxies, portals and sorry pages, which answer 200 or 404 as well:
-    those say nothing about the call. A success has the body that the API description (2.16) gives
-    it, an error is an ``error.list``. 401, 403, 408, 429 and 5xx count whoever says so: they are
-    about the token, the budget or an outage, and charge nobody.
+    those say nothing about the call. A success has the body of the API description (2.16), an error
+    is an ``error.list``. 401, 403, 408, 429 and 5xx count from any sender: they are about the
+    token, the budget or an outage, and are charged to no record.
     """
     if 200 <= answer.status < 300:
         return _is_success(request, answer)

@@ -70,7 +70,7 @@ class IntercomClient:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=connections, keepalive_timeout=30),
             cookie_jar=aiohttp.DummyCookieJar(),  # nothing that an answer sets is kept
-            auto_decompress=False,  # it would unpack 64 kB at once, whatever they become
+            auto_decompress=False,  # aiohttp would unpack 64 kB at once, to any size
             timeout=aiohttp.ClientTimeout(total=timeout_s),
             headers={
                 "Authorization": f"Bearer {access_token}",
@@ -96,9 +96,9 @@ class IntercomClient:
         """Send one request and read the whole answer. Redirects are not followed.
 
         Raises:
-            NoAnswer: the connection failed, the time-out passed, the answer was cut off, or what
-                nobody foresaw happened: no thread could be started, no memory was left.
-            ValueError, TypeError, OverflowError: this request cannot be made, whenever it is tried.
+            NoAnswer: the connection failed, the time-out passed, the answer was cut off, or an
+                unforeseen error came: no thread could be started, no memory was left.
+            ValueError, TypeError, OverflowError: this request can never be made.
         """
         try:
             return await self._exchange(request)
@@ -126,16 +126,16 @@ class IntercomClient:
                 body = await read_bounded(response, _most_bytes(request))
             except (TimeoutError, aiohttp.ClientError, OSError, NoAnswer):
                 raise
-            except Exception as error:  # its bytes left, so nobody knows what became of it
+            except Exception as error:  # its bytes have left, so it may be carried out
                 raise self._unforeseen(NoAnswerCause.INCOMPLETE, error) from error
         if response.status == 401:
             self._renew()
         return Answer(response.status, response.headers, body)
 
     def _unforeseen(self, cause: NoAnswerCause, error: Exception) -> NoAnswer:
-        """Log where an error came from, at most once in ``LOG_EVERY_S``; return what it means.
+        """Return the meaning of an error; log its traceback, at most once in ``LOG_EVERY_S``.
 
-        Its text is left out, for it may quote what was to be sent.
+        Its text is left out, because it may quote the request.
         """
         kind, now_s = type(error).__name__, asyncio.get_running_loop().time()
         if now_s >= self._logged_at_s + LOG_EVERY_S:
@@ -154,7 +154,7 @@ class IntercomClient:
             self._renewing = asyncio.create_task(self._take_renewed(self._renewed))
 
     async def _take_renewed(self, renewed: Callable[[], str]) -> None:
-        with suppress(Exception):  # the old token is as good as none; its refusal is said
+        with suppress(Exception):  # the old token stays; the log has its refusal
             token = await asyncio.to_thread(renewed)
             self._session.headers["Authorization"] = f"Bearer {token}"
 

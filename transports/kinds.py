@@ -1,6 +1,7 @@
-"""What a file is, by its first bytes: text, packed text, or no text of events at all. Pure.
+"""The kind of a file by its first bytes: text, packed text, or another format. Pure.
 
-Names lie: pieces of an Export are saved as a ZIP called ``.json.gz``, an error page as ``.json``.
+Names cannot be trusted: pieces of an Export are saved as a ZIP called ``.json.gz``, an error page
+as ``.json``.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import re
 from typing import Final
 
 SNIFF_BYTES: Final = 512
-"""Enough to know anything by: a tar archive says so at byte 257."""
+"""Enough for every format: the mark of a tar archive is at byte 257."""
 
 GZIP, BZIP2, XZ, ZSTD, ZIP = "gzip", "bzip2", "xz", "zstd", "zip"
 
@@ -21,7 +22,7 @@ PACKINGS: Final = {
     b"PK\x03\x04": ZIP,
     b"PK\x05\x06": ZIP,
 }
-"""What can be unpacked, by its first bytes (their formats' own documents)."""
+"""Formats that can be unpacked, by their first bytes (documents of the formats)."""
 
 _UNPACK = "unpack it first"
 _FOREIGN: Final = {
@@ -41,7 +42,7 @@ _FOREIGN: Final = {
     b"\xff\xd8\xff": "an image (JPEG)",
     b"\x7fELF": "a program",
 }
-"""What holds no JSON, by its first bytes."""
+"""Formats without JSON, by their first bytes."""
 
 _MARKUP: Final = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:(!doctype html|html)|(\?xml))", re.I)
 _UTF_16: Final = (b"\xff\xfe", b"\xfe\xff")
@@ -50,11 +51,11 @@ _SHOWN: Final = 40
 
 
 class NotEvents(ValueError):
-    """No JSON can be read from a text; the message says what it is."""
+    """No JSON can be read from a text; the message names its format."""
 
 
 def tells(first: bytes) -> bool:
-    """Whether first bytes are enough to know what they begin; a pipe may bring no more for long."""
+    """Whether these first bytes decide the kind; a pipe may bring no more for long."""
     if len(first) >= SNIFF_BYTES or packing_of(first) in (GZIP, XZ, ZSTD, ZIP):
         return True
     if first[:1] in (b"{", b"["):
@@ -63,13 +64,13 @@ def tells(first: bytes) -> bool:
 
 
 def packing_of(first: bytes) -> str | None:
-    """Return what a file is packed with, or None."""
+    """Return the packing of a file, or None."""
     found = next((name for magic, name in PACKINGS.items() if first.startswith(magic)), None)
     return None if found == BZIP2 and not first[3:4].isdigit() else found
 
 
 def foreign(first: bytes) -> str | None:
-    """Return what a file that holds no JSON is, or None: it may be text."""
+    """Return the name of a format without JSON, or None: it may be text."""
     for magic, name in _FOREIGN.items():
         if first.startswith(magic):
             return name
@@ -80,12 +81,12 @@ def foreign(first: bytes) -> str | None:
         return "an HTML page" if markup[1] else "XML"
     if _is_utf_16(first):
         return "UTF-16, save it as UTF-8"
-    begins = first.lstrip(b"\0 \t\r\n")  # a log that was cut short while it was written
+    begins = first.lstrip(b"\0 \t\r\n")  # a log may have zeros where a crash cut it
     return "binary" if b"\0" in begins and begins[:1] not in (b"{", b"[") else None
 
 
 def _is_utf_16(first: bytes) -> bool:
-    """Whether every other byte is zero, as in the UTF-16 of ASCII text, or that it says so."""
+    """Whether it has the mark of UTF-16, or every other byte is zero, as in ASCII text."""
     if first.startswith(_UTF_16):
         return True
     even, odd = first[0:16:2], first[1:16:2]
@@ -93,7 +94,7 @@ def _is_utf_16(first: bytes) -> bool:
 
 
 def not_json(line: bytes) -> str:
-    """Return what to say of a text in which there is no JSON object; ``line`` is its first."""
+    """Return the message for a text without any JSON object; ``line`` is its first."""
     text = line.decode("utf-8", "replace").strip()
     if _SEPARATED.fullmatch(text):
         return f"not JSON: CSV, its first line is {text[:_SHOWN]!r}"

@@ -26,7 +26,7 @@ LEAST_COST_BYTES: Final = 16_384
 """Least charge of a request, so that the number of small requests is bounded too."""
 
 BURST_S: Final = 10.0
-"""Seconds whose allowance may come at once: clients collect events and send them together."""
+"""Seconds of allowance that may come at once: clients collect events and send them together."""
 
 MAX_KEYS: Final = 1_024
 """API keys with a remembered rate: keys that strangers make up must not fill memory."""

@@ -1,6 +1,6 @@
 """The OpenAPI description of the HTTP source, as it is served.
 
-It says what is taken and what is refused; a schema fuzzer holds the source against it.
+A schema fuzzer checks the source against it.
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ def _has(field: str, min_length: int) -> _Schema:
 
 
 def _event(min_length: int, *, named: bool) -> _Schema:
-    """Describe an event, or an identification, which is one whose type is understood."""
+    """Describe an event, or an identification, which has no type of its own."""
     properties: _Schema = {
         "user_id": _id(min_length),
         "device_id": _id(min_length),
@@ -212,16 +212,16 @@ def _event(min_length: int, *, named: bool) -> _Schema:
         "groups": _OBJECT,
         "group_properties": _OBJECT,
     }
-    who = [_has("user_id", min_length), _has("device_id", min_length)]
+    ids = [_has("user_id", min_length), _has("device_id", min_length)]
     if not named:
-        return {"type": "object", "properties": properties, "anyOf": who}
+        return {"type": "object", "properties": properties, "anyOf": ids}
     group = {"properties": {"event_type": {"const": GROUP_IDENTIFY}}}
     properties["event_type"] = {"type": "string", "minLength": 1, "maxLength": MAX_AMPLITUDE_TEXT}
     return {
         "type": "object",
         "required": ["event_type"],
         "properties": properties,
-        "anyOf": [*who, group],
+        "anyOf": [*ids, group],
     }
 
 

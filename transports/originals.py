@@ -1,16 +1,16 @@
 """Requests to Amplitude's ingestion endpoints as they came, and as they go on from here.
 
-A request goes on byte for byte, but for what would be wrong if it did:
+A request goes on byte for byte, except where that would be wrong:
 
-- an event's ``ip`` that says ``$remote`` means whoever sent it, who is not this program: it gets
-  the client's address;
-- the client's time of sending (``client_upload_time``, ``upload_time``) is compared with the time
-  of arrival, and event times are corrected by the difference where that is over a minute (Export
-  API page, ``event_time``); so what has waited here has it moved by as long as it waited;
-- of a request whose other events are delivered already, or wait, only some go: they keep their
-  bytes;
-- an SDK that was given a bare host posts JSON to ``/``, where Amplitude has the old form: it goes
-  to HTTP V2;
+- an event's ``ip`` with the value ``$remote`` means the sender's address. It gets the client's
+  address, because from here on this program is the sender;
+- Amplitude compares the client's time of sending (``client_upload_time``, ``upload_time``) with the
+  time of arrival, and corrects event times by a difference of over a minute (Export API page,
+  ``event_time``). So this time is moved by as long as the request has waited here;
+- if other events of the request are delivered already, or wait, only some of it goes: the bytes of
+  these events stay the same;
+- an SDK that was given a bare host posts JSON to ``/``, the path of the old form at Amplitude: it
+  goes to HTTP V2;
 - JSON that only ``mending.mend`` made readable goes on mended: Amplitude would refuse it.
 """
 
@@ -31,18 +31,18 @@ from amplitude_intercom.transports.forms import legacy_checksum, read_form
 from amplitude_intercom.transports.mending import mend
 
 LEAST_WAIT_MS: Final = 10_000
-"""What has waited less keeps its time of sending: Amplitude corrects nothing under a minute."""
+"""Least wait that moves the time of sending: Amplitude corrects nothing under a minute."""
 
 REMOTE: Final = b'"$remote"'
 FORM: Final = "application/x-www-form-urlencoded"
 HTTP_V2: Final = "/2/httpapi"
 JSON_PATHS: Final = (HTTP_V2, "/batch")
 _FIELDS: Final = {"/": "e", "/httpapi": "event"}
-"""Which field of an endpoint's form has the events; of others it is ``identification``."""
+"""The field with the events, by path; in other forms it is ``identification``."""
 
 
 VIA: Final = "X-Amplitude-Intercom"
-"""The header by which a request is known that this process has sent on: it must not go round."""
+"""Header that marks a request sent on by this process, so that it does not go round in circles."""
 
 THIS_PROCESS: Final = secrets.token_hex(8)
 
@@ -52,7 +52,7 @@ MOST_BESIDE: Final = 4_096
 
 
 class _Json(msgspec.Struct):
-    """A body of HTTP V2 or Batch, its events not decoded. ``text``: all of it."""
+    """A body of HTTP V2 or Batch with undecoded events. ``text``: all of it."""
 
     text: bytes
     fields: dict[str, Any]
@@ -60,7 +60,7 @@ class _Json(msgspec.Struct):
 
 
 class _Form(msgspec.Struct):
-    """A form, of body and query; ``is_list``: whether its events stand in an array."""
+    """A form, from body and query; ``is_list``: whether its events stand in an array."""
 
     fields: dict[str, Any]
     events: list[msgspec.Raw]
@@ -75,7 +75,7 @@ def events_of(original: Original) -> list[bytes]:
     """Return the events of a request.
 
     Raises:
-        ValueError: it is none that an endpoint took.
+        ValueError: no endpoint took such a request.
     """
     return [bytes(event) for event in _opened(original).events]
 
@@ -84,7 +84,7 @@ def key_of(original: Original) -> str:
     """Return a request's API key; empty where it has none.
 
     Raises:
-        ValueError: it is none that an endpoint took.
+        ValueError: no endpoint took such a request.
     """
     fields = _opened(original).fields
     key = fields.get("api_key") or fields.get("client") or ""
@@ -92,17 +92,17 @@ def key_of(original: Original) -> str:
 
 
 def as_sent(original: Original, only: Sequence[int] | None = None, waited_ms: int = 0) -> Original:
-    """Return a request as it goes on: with some of its events (None: all), by their index.
+    """Return a request as it goes on, with some of its events by index, or all (None).
 
-    ``waited_ms``: since it was accepted.
+    ``waited_ms``: time since it was accepted.
 
     Raises:
-        ValueError: it cannot be taken apart, and not all of it is to go.
+        ValueError: it cannot be split, and only some of its events are to go.
     """
     try:
         opened = _opened(original)
     except ValueError:
-        if only is None:  # an endpoint took it, and nobody needs to look into it
+        if only is None:  # it goes on unchanged, so it need not be decoded
             return original
         raise
     if original.path == "/" and isinstance(opened, _Json):
@@ -124,12 +124,12 @@ def as_sent(original: Original, only: Sequence[int] | None = None, waited_ms: in
 
 
 def single_events(original: Original, indexes: Sequence[int]) -> list[tuple[bytes, bytes]]:
-    """Return the body of a request with one event only, and that event: for each of some events.
+    """Return for each of some events a body with that event only, and the event.
 
-    As much as is needed to send it again, with the client's address where it said ``$remote``.
+    The body suffices to send the event again, with the client's address for ``$remote``.
 
     Raises:
-        ValueError: it is none that an endpoint took.
+        ValueError: no endpoint took such a request.
     """
     opened = _opened(original)
     opened.fields = _small(opened.fields)
@@ -145,8 +145,10 @@ def single_events(original: Original, indexes: Sequence[int]) -> list[tuple[byte
 
 
 def _small(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return what stands beside events as far as each of them can have it: it is the key alone
-    where all of it is large, or a request could become two thousand times as much."""
+    """Return the fields that go with each single event; only the key where they are large.
+
+    Two thousand copies of large fields would take far more than the request did.
+    """
     beside = {k: v for k, v in fields.items() if k not in EVENT_FIELDS}
     sizes = (len(memoryview(v)) if isinstance(v, msgspec.Raw) else len(v) for v in beside.values())
     if sum(sizes) <= MOST_BESIDE:
@@ -158,7 +160,7 @@ def _small(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_json(original: Original) -> bool:
-    """Whether a request is one of HTTP V2 or Batch: of an SDK that was given a bare host, too."""
+    """Whether a request is one of HTTP V2 or Batch, also from an SDK with a bare host."""
     if original.path == "/":
         return original.body.removeprefix(BOM).lstrip()[:1] == b"{"
     return original.path in JSON_PATHS
@@ -183,7 +185,7 @@ def _open_json(text: bytes) -> _Json:
 def _open_form(original: Original) -> _Form:
     query: dict[str, str] = {}
     for name, value in urllib.parse.parse_qsl(original.query, keep_blank_values=True):
-        query.setdefault(name, value)  # of equal names the first counts, as where it came in
+        query.setdefault(name, value)  # of equal names the first counts, as in the HTTP source
     fields = {**query, **read_form(original.body, original.content_type)}
     name = _FIELDS.get(original.path, "identification")
     text = fields.get(name, "").encode("utf-8", "replace").removeprefix(BOM).strip()
@@ -211,7 +213,7 @@ def _decoded(text: bytes | msgspec.Raw) -> list[msgspec.Raw] | None:
 
 
 def _with_address(event: Any, peer: str) -> Any:
-    """Return an event with its client's address where it says ``$remote``; else itself."""
+    """Return an event with its client's address for ``$remote``; without that the same object."""
     if not peer or REMOTE not in bytes(event):
         return event
     fields = fields_of(event)
@@ -223,7 +225,7 @@ def _with_address(event: Any, peer: str) -> Any:
 def _form_of(
     original: Original, form: _Form, events: Sequence[Any], moved: Mapping[str, Any]
 ) -> Original:
-    """Return a form with other events, as a urlencoded one whatever it was before."""
+    """Return a form with other events, urlencoded also where it was multipart or JSON."""
     text = msgspec.json.encode(events if form.is_list else events[0]).decode()
     fields = {**form.fields, **moved, form.name: text}
     if fields.get("checksum"):
@@ -233,14 +235,14 @@ def _form_of(
 
 
 def _moved(fields: Mapping[str, Any], waited_ms: int) -> dict[str, Any]:
-    """Return the client's time of sending, as long later as the request has waited."""
+    """Return the field of the client's time of sending, later by the wait; empty without one."""
     for name in ("client_upload_time", "upload_time"):
         written = _time_in(fields.get(name))
         if written is None:
             continue
         try:
             return {name: _like(written, parse_time(written) + waited_ms)}
-        except (ValueError, OverflowError, OSError):  # no time, or one that no calendar has
+        except (ValueError, OverflowError, OSError):  # no time, or one beyond the calendar
             continue
     return {}
 
@@ -255,7 +257,7 @@ def _time_in(field: Any) -> int | str | None:
 
 
 def _like(written: int | str, time_ms: int) -> int | str:
-    """Return a time spelled as another one was."""
+    """Return a time in the spelling of another one."""
     if isinstance(written, int):
         return time_ms
     if written.strip().isdecimal():

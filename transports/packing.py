@@ -1,7 +1,7 @@
-"""Packed texts, unpacked as they come, whatever they are packed in and however often.
+"""Packed texts, unpacked as they come, also where packings are nested.
 
-gzip, bzip2, xz and (with a library) Zstandard are unpacked on the way. A ZIP can only be read from
-its end, so one that comes in a stream is collected in a temporary file first.
+gzip, bzip2, xz and (with a library) Zstandard are unpacked piece by piece. A ZIP can only be read
+from its end, so a ZIP in a stream is collected in a temporary file first.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ MAX_LAYERS: Final = 4
 """Packings inside one another. An Export is gzip in a ZIP; that in a ZIP is three."""
 
 MAX_MEMORY: Final = 134_217_728
-"""Bytes that unpacking may take. ``xz -9`` takes half of that (xz(1)); more is asked for by what
-was made to ask for it."""
+"""Memory for unpacking. ``xz -9`` takes half of it (xz(1)); a file that needs more was made to."""
 
 MAX_ZIP_BYTES: Final = 1_073_741_824
 """Largest ZIP that is collected on disk; a larger one has to be a file of its own."""
@@ -32,18 +31,18 @@ IN_MEMORY_BYTES: Final = 4_194_304
 
 
 STEP_BYTES: Final = 256
-"""What is lost before a damage, at most, where a library keeps it back and cannot be copied."""
+"""Most bytes lost before a damage, where a library drops them and cannot be copied."""
 
 
 class Bounded(Members):
     """A stream that a standard library's decompressor reads piece by piece."""
 
     def feed(self, chunk: bytes) -> Iterator[bytes]:
-        """Yield what a chunk unpacks to, in pieces of bounded size.
+        """Yield the unpacked bytes of a chunk, in pieces of bounded size.
 
         Raises:
-            Exception: it is damaged, in the library's words; what was before has been yielded, but
-                for less than ``STEP_BYTES``.
+            Exception: it is damaged, in the library's words; all before that has been yielded,
+                except for less than ``STEP_BYTES``.
         """
         piece = bytearray()
         try:
@@ -72,8 +71,8 @@ class Bounded(Members):
 class Sliced(Members):
     """A Zstandard stream, read by the library ``zstandard``.
 
-    That gives all that a chunk unpacks to at once, so chunks are cut into slices: 64 bytes can hold
-    16 blocks, each of at most 128 KiB (RFC 8878).
+    The library unpacks a chunk at once, so chunks are cut into slices: 64 bytes can hold 16 blocks,
+    each of at most 128 KiB (RFC 8878).
     """
 
     SLICE: Final = 64
@@ -82,7 +81,7 @@ class Sliced(Members):
         super().__init__(library.ZstdDecompressor(max_window_size=MAX_MEMORY).decompressobj)
 
     def feed(self, chunk: bytes) -> Iterator[bytes]:
-        """Yield what a chunk unpacks to, in pieces of bounded size."""
+        """Yield the unpacked bytes of a chunk, in pieces of bounded size."""
         for at in range(0, len(chunk), self.SLICE):
             rest = chunk[at : at + self.SLICE]
             while rest:
@@ -122,9 +121,9 @@ _UNPACKERS: Final[dict[str, Callable[[], Members]]] = {
 
 
 class PackedText:
-    """A text on its way, packed or not: its first bytes tell, and those of what is in it.
+    """A text that arrives in blocks, packed or not; its first bytes decide, at every layer.
 
-    ``layers``: how often it was packed outside of this. ``plain``: it is known to be text.
+    ``layers``: number of packings outside of this one. ``plain``: it is known to be text.
     ``max_zip_bytes``: largest ZIP that is collected.
     """
 
@@ -139,12 +138,12 @@ class PackedText:
         self._archive: IO[bytes] | None = None
 
     def feed(self, block: bytes) -> Iterator[bytes]:
-        """Yield the text that is there with this block; what comes first is held back a little.
+        """Yield the text up to this block. The first bytes are held back until they decide.
 
         Raises:
-            NotEvents: it is no text, and nothing that can be unpacked.
-            Exception: it is damaged, in the words of the library that unpacks it; what was before
-                the damage has been yielded.
+            NotEvents: it is no text, and no format that can be unpacked.
+            Exception: it is damaged, in the words of the unpacking library; all before the damage
+                has been yielded.
         """
         if self._first is None:
             yield from self._pass(block)
@@ -154,7 +153,7 @@ class PackedText:
             yield from self._begin(self._first)
 
     def finish(self) -> Iterator[bytes]:
-        """Yield what was held back: nothing more comes.
+        """Yield the text that was held back, at the end of input.
 
         Raises:
             EOFError: it is not whole.
@@ -169,12 +168,12 @@ class PackedText:
 
     @property
     def archive(self) -> IO[bytes] | None:
-        """The ZIP that was collected, to be read and closed by whoever asks."""
+        """The collected ZIP, to be read and closed by the caller."""
         return self._inner.archive if self._inner else self._archive
 
     @property
     def layers(self) -> int:
-        """How often the innermost text, or archive, is packed."""
+        """Number of packings around the innermost text, or archive."""
         return self._inner.layers if self._inner else self._layers
 
     def _begin(self, first: bytes) -> Iterator[bytes]:

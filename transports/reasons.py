@@ -1,4 +1,4 @@
-"""The words that transports have for what goes wrong: closed sets, each word explained."""
+"""Reasons of failures and refusals in transports: closed sets of words, each explained."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ class Reason(enum.StrEnum):
     """A word of a closed set.
 
     A member is its word (``NoAnswerCause.TIMEOUT == "timeout"``), so it is stored, counted and
-    logged as that, also where a log writes the ``repr`` of what holds it.
+    logged as that, also where a log writes the ``repr`` of a value that holds it.
     """
 
     __repr__ = str.__repr__
 
     means: str
-    """What has happened, in half a sentence."""
+    """The meaning, in half a sentence."""
     remedy: str
-    """What to do about it; empty where nothing has to be done."""
+    """The remedy; empty where none is needed."""
 
     def __new__(cls, word: str, means: str = "", remedy: str = "") -> Self:
         """Make a member of its word and explanation."""

@@ -1,8 +1,8 @@
-"""Listening with a bound: how many connections are open at once, whatever the clients do.
+"""Listening with a bound on open connections, and a bound on every wait for a client.
 
 A server beyond its limit of file descriptors fails where it least should: in the spool, or in a
-call to Intercom. So there is a most. Whatever its client does or leaves undone, a connection that
-waits for it does so for a bounded time, whichever version of aiohttp serves it:
+call to Intercom. So the number of connections is limited, and a connection waits for its client a
+bounded time, with any version of aiohttp:
 
 | waits for | at most |
 |---|---|
@@ -11,10 +11,10 @@ waits for it does so for a bounded time, whichever version of aiohttp serves it:
 | an answer to be read | ``ANSWER_TIMEOUT_S`` without any progress |
 | a body | the server's own deadline |
 
-Where all are taken, the oldest gives way to a new one: the one that has been silent longest, or
-whose body has been coming longest, which counts a third (``BODY_AGES``). So an upload outlives the
-silent, and slow uploads alone cannot hold every connection. If none is as old as its share of
-``GIVE_WAY_S``, new ones stay in the operating system's queue.
+At the limit the oldest connection gives way to a new one. Its age is its silence, or a third of the
+time since its body began (``BODY_AGES``). So an upload outlives silent connections, but slow
+uploads alone cannot hold every connection. If none is as old as its share of ``GIVE_WAY_S``, new
+ones stay in the operating system's queue.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ HEADER_TIMEOUT_S: Final = 10.0
 """A request's head is a packet or two: this is for the worst of mobile networks."""
 
 ANSWER_TIMEOUT_S: Final = 10.0
-"""An answer is some hundred bytes, which the kernel's buffers take at once: who does not read one
-does not want it."""
+"""An answer is some hundred bytes, which the kernel's buffers take at once. A client that does not
+read even that is gone."""
 
 PROGRESS_BYTES: Final = 1_024
-"""What has to come of a body for its client not to count as silent; a trickle is less."""
+"""Bytes of a body that end a client's silence; a trickle brings fewer."""
 
 BODY_AGES: Final = 3.0
-"""Seconds of a body that comes on, for one of silence."""
+"""Seconds of a body in transfer that count as one second of silence."""
 
 GIVE_WAY_S: Final = 150.0
-"""Shared by all connections: with a thousand, 0.15 s each. A client that has something to say sends
-it right behind its connecting, and the fewer there are, the likelier it is an honest crowd."""
+"""Shared by all connections: with a thousand, 0.15 s each. A real client sends its request right
+behind its connecting; and the lower the limit, the likelier it was reached by real clients."""
 
 
 def raise_descriptor_limit() -> None:
@@ -74,17 +74,17 @@ def share_of_descriptors(share: float) -> int:
 
 
 class ClientConnection(asyncio.Protocol):
-    """One connection: passes everything on to the server's own protocol, and knows who waits."""
+    """One connection: forwards to the server's own protocol, and notes each wait for its client."""
 
     def __init__(self, listener: Listener, served_by: asyncio.Protocol) -> None:
         self._listener = listener
         self._served_by = served_by
         self.since_s = 0.0
-        """The loop's time since when its client is waited for."""
+        """The loop's time at which the wait for its client began."""
         self._has_begun = True
         """Whether its client owes the rest of a request."""
         self._came_bytes = 0
-        """Of a body, since it last counted as progress."""
+        """Bytes of a body since the last progress."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
@@ -92,7 +92,7 @@ class ClientConnection(asyncio.Protocol):
         self._served_by.connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
-        if not self._has_begun:  # a head has as long as any other, however long its client idled
+        if not self._has_begun:  # the time for a head begins with its first byte, not before
             self._listener.wait_for(self)
         elif self._listener.is_in_body(self):
             self._came_bytes += len(data)
@@ -122,7 +122,7 @@ class ClientConnection(asyncio.Protocol):
         self._listener.wait_for(self)
 
     def is_late(self, now_s: float, idle_timeout_s: float) -> bool:
-        """Whether its client has been waited for long enough."""
+        """Whether the wait for its client has reached its bound."""
         if self.transport.get_write_buffer_size():
             limit_s = ANSWER_TIMEOUT_S
         elif self._has_begun:
@@ -143,26 +143,27 @@ class Listener:
         self._pauses: dict[socket.socket, asyncio.TimerHandle] = {}
         self._open_ones: set[ClientConnection] = set()
         self._waited_for: dict[ClientConnection, bool] = {}
-        """Connections that may be closed, longest silence first → whether by their own deadline."""
+        """Connections that may be closed, longest silence first → whether ``_sweep`` does it."""
         self._bodies: dict[ClientConnection, float] = {}
-        """Connections whose requests are waited for → since when, the longest first."""
+        """Connections with a body in transfer → its beginning, the oldest first."""
 
     @property
     def crowded(self) -> bool:
         """Whether connections should be closed after their request: others may be waiting."""
+        # Not only at the limit: one that is kept alive would then have to be found and aborted.
         return self._open >= self._max * 3 // 4
 
     @property
     def _open(self) -> int:
         return len(self._open_ones) + len(self._coming)
 
-    # --- connections, as they tell --------------------------------------------------------
+    # --- connections report their waits ---------------------------------------------------
 
     @contextmanager
     def request(self, transport: asyncio.BaseTransport | None) -> Iterator[None]:
-        """Tell that a request of a connection has begun, and when its answer is ready.
+        """Note the beginning of a connection's request, and the end of its answer.
 
-        Until ``at_work`` its client is waited for, by the server's own deadline.
+        Until ``at_work`` the request waits for its client, within the server's own deadline.
         """
         connection = self._connection(transport)
         if connection is not None:
@@ -177,7 +178,7 @@ class Listener:
                 connection.answered()
 
     def at_work(self, transport: asyncio.BaseTransport | None) -> None:
-        """Tell that a whole request is here: its connection does not give way any more."""
+        """Note that a request is complete: its connection no longer gives way."""
         connection = self._connection(transport)
         if connection is not None:
             self._waited_for.pop(connection, None)
@@ -188,19 +189,20 @@ class Listener:
         return found if isinstance(found, ClientConnection) else None
 
     def wait_for(self, connection: ClientConnection, *, by_deadline: bool = True) -> None:
-        """Note that a connection's client is waited for from now on."""
+        """Begin a wait for a connection's client."""
         self._open_ones.add(connection)
+        # Taken out first, so that it goes to the end: the order of the dictionary is the age.
         self._waited_for.pop(connection, None)
         self._waited_for[connection] = by_deadline
         connection.since_s = asyncio.get_running_loop().time()
 
     def progressed(self, connection: ClientConnection) -> None:
-        """Note that a client who is waited for reads what it was sent, or sends on."""
+        """Note that a client reads its answer, or sends on."""
         if connection in self._waited_for:
             self.wait_for(connection, by_deadline=self._waited_for[connection])
 
     def is_in_body(self, connection: ClientConnection) -> bool:
-        """Whether the rest of a request's body is waited for."""
+        """Whether a connection waits for the rest of a body."""
         return self._waited_for.get(connection) is False
 
     def forget(self, connection: ClientConnection) -> None:
@@ -210,16 +212,17 @@ class Listener:
         self._bodies.pop(connection, None)
 
     async def _sweep(self) -> None:
-        """Close connections that are late, for ever."""
+        """Close late connections, until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(min(SWEEP_EVERY_S, self._idle_timeout_s))
             for connection, by_deadline in list(self._waited_for.items()):
                 if by_deadline and connection.is_late(loop.time(), self._idle_timeout_s):
+                    # Not ``close``, which would wait until the client has read its answer.
                     connection.transport.abort()
 
     def _make_one_give_way(self) -> bool:
-        """Close the oldest connection, if any has been there for a while."""
+        """Close the oldest connection, if it is old enough; return whether one was closed."""
         now_s = asyncio.get_running_loop().time()
         ages = [(now_s - silent.since_s, silent) for silent in islice(self._waited_for, 1)]
         begun = islice(self._bodies.items(), 1)
@@ -234,10 +237,10 @@ class Listener:
 
     @asynccontextmanager
     async def listening(self, host: str, port: int) -> AsyncIterator[str]:
-        """Accept connections at host:port while the context is open; gives the address.
+        """Accept connections at host:port while the context is open; yield the address.
 
         Raises:
-            OSError: it cannot be listened on.
+            OSError: the address cannot be listened on.
         """
         sockets = await _bind(host, port)
         for listening in sockets:
@@ -264,16 +267,16 @@ class Listener:
             pause.cancel()
 
     def _accept(self, listening: socket.socket) -> None:
-        """Accept one connection, or look again a little later where the limit is reached."""
+        """Accept one connection, or pause at the limit."""
         if self._open >= self._max:
             if not self._make_one_give_way():
                 self._pause(listening)
-            return  # the loop comes here again, once that one is gone
+            return  # the loop calls again once the aborted one is gone
         try:
             connection, _ = listening.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-            return  # its client is gone already
-        except OSError:  # too many files are open elsewhere, or memory is short
+            return  # its client has gone already
+        except OSError:  # no descriptor or memory is left: without a pause the loop would spin
             self._pause(listening)
             return
         connection.setblocking(False)
@@ -297,7 +300,7 @@ class Listener:
 
 
 async def _bind(host: str, port: int) -> list[socket.socket]:
-    """Open the listening sockets of a host: a name may have several addresses, not all of use.
+    """Return the listening sockets of a host; a name may have several addresses, not all usable.
 
     A socket that a service manager has opened at one of them is used as it is.
 

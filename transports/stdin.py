@@ -87,6 +87,7 @@ class LineSource:
                 stored.
             Refused: the engine ends.
         """
+        # A handover for each run: its checkpoints belong to this intake.
         handover = Handover(intake, self._progress, self._refused_nap_s)
         try:
             for path in finding.find(self._paths, self._progress.unreadable):
@@ -95,6 +96,7 @@ class LineSource:
                 except OSError as error:
                     self._progress.unreadable(error)
         finally:
+            # Also after an error: the events read before it are confirmed, or sent again.
             await handover.drain()
 
     async def _read(self, path: str, handover: Handover) -> None:
@@ -110,6 +112,7 @@ class LineSource:
         file = f"{finding.identity(path)} {self._period.since_ms}-{self._period.until_ms}"
         self.files.append(file)
         start = self._start_of(file)
+        # Nothing to read, but progress counts its bytes and its problems are reported.
         if start.done:
             self._progress.read(os.stat(path).st_size)
             self._report_again(path, start)
@@ -148,6 +151,7 @@ class LineSource:
                     start = FilePosition() if member == start.member else start
                 origin = ":".join(map(finding.shown, filter(None, (Path(path).name, member))))
                 for cut in self._batches.cut(cutter, text, origin, member):
+                    # Cutting does not wait, so other tasks get their turn here.
                     await anyio.lowlevel.checkpoint()
                     if cut is not None:
                         position = _with_problems(cut.position, problems)

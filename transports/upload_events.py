@@ -136,7 +136,7 @@ def _decode_each(
     return refuse_events(bad) if bad else (heads, raws)
 
 
-# --- clients whose clock is wrong ---------------------------------------------------------
+# --- clients with a wrong clock -----------------------------------------------------------
 
 
 def clock_skew_ms(uploaded_at: msgspec.Raw | bytes, received_ms: int | None) -> int:

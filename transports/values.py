@@ -14,6 +14,7 @@ Rules
    that allows no value. It ends where the next event begins: at the next line with the indentation
    of its own first line or, where events do not begin lines, at the next object behind the end of
    a line or a bracket.
+5. ``_between``, ``_inside`` and ``_in_…`` are the states. Each returns whether it advanced.
 """
 
 from __future__ import annotations
@@ -83,10 +84,7 @@ class _FoundEvents:
 
 
 class ValueCutter:
-    """Cuts a text of JSON values, and of arrays and request bodies around them, into events.
-
-    Its numbers count events.
-    """
+    """Cuts a text of JSON values, with arrays and request bodies around them, into events."""
 
     def __init__(self, max_bytes: int, number: int = 0) -> None:
         """``number``: of the last event, or line, before this text."""
@@ -102,8 +100,7 @@ class ValueCutter:
         self._behind_events = False
         self._is_event = False  # it has a type, so it is no request body, whatever else it has
         self._ended = False
-        self.bodies = 0
-        """Number of request bodies so far."""
+        self.bodies = 0  # request bodies so far
 
     def cut(self, text: bytes) -> list[Line]:
         """Return the events that end in this text."""
@@ -136,8 +133,6 @@ class ValueCutter:
         """The fault of the whole text, at its end."""
         return "damaged: its JSON ends too early" if self._open else ""
 
-    # --- states: each returns whether it advanced -------------------------------------------
-
     def _between(self) -> bool:
         begin = self._skip_blanks()
         if begin == len(self._buffer):
@@ -152,19 +147,16 @@ class ValueCutter:
         elif char in (b"{", b"["):
             self._begin_event(begin, self._inside, char)
         elif char == b'"':
-            self._begin_event(begin, self._in_text, skipped=1)
+            self._begin_event(begin, self._in_text)
+            self._at += 1
         else:
-            self._begin_other(begin, _SCALAR)
+            self._rest = _SCALAR
+            self._begin_event(begin, self._in_other)
         return True
 
     def _skip_blanks(self) -> int:
         end = match_end(BETWEEN, self._buffer, self._at)
-        _, line_end, indent = self._buffer[self._at : end].rpartition(b"\n")
-        if line_end:
-            self._indent = indent
-        elif self._indent is not None:
-            # A chunk may end within the indentation; a run that long is no indentation.
-            self._indent = self._indent + indent if end - self._at < LOOK_BACK else None
+        self._indent = _indent_after(self._buffer[self._at : end], self._indent)
         self._at = end
         return end
 
@@ -180,19 +172,14 @@ class ValueCutter:
         elif array and not self._ended and _may_go_on(array, len(self._buffer)):
             return False
         else:
-            self._begin_other(begin, _REST_OF_LINE)
+            self._rest = _REST_OF_LINE
+            self._begin_event(begin, self._in_other)
         return True
 
-    def _begin_event(
-        self, begin: int, state: Callable[[], bool], opener: bytes = b"", skipped: int = 0
-    ) -> None:
+    def _begin_event(self, begin: int, state: Callable[[], bool], opener: bytes = b"") -> None:
         self._open += opener
-        self._begin, self._at = begin, begin + len(opener) + skipped
+        self._begin, self._at = begin, begin + len(opener)
         self._state = state
-
-    def _begin_other(self, begin: int, rest: re.Pattern[bytes]) -> None:
-        self._rest = rest
-        self._begin_event(begin, self._in_other)
 
     def _inside(self) -> bool:
         end = self._at = match_end(_FLAT, self._buffer, self._at)
@@ -231,9 +218,8 @@ class ValueCutter:
 
     def _is_body(self, before: bytes) -> bool:
         """Whether the events of a request body begin here."""
-        if len(self._open) > 1 or self._base or self._behind_events or self._is_event:
-            return False
-        if not _EVENTS.search(before):
+        is_elsewhere = self._base or self._behind_events or self._is_event
+        if len(self._open) > 1 or is_elsewhere or not _EVENTS.search(before):
             return False
         # An event may have a property ``events`` of its own; a request body has no event type.
         self._is_event = _TYPE in self._events.held.text + self._buffer[self._begin : self._at]
@@ -297,6 +283,15 @@ class ValueCutter:
         self._buffer = self._buffer[keep:]
         self._at -= keep
         self._begin = 0
+
+
+def _indent_after(blanks: bytes, indent: bytes | None) -> bytes | None:
+    """Return the indentation behind some blanks; None where other text is before the event."""
+    _, line_end, last = blanks.rpartition(b"\n")
+    if line_end:
+        return last
+    # A chunk may end within the indentation, so blanks continue it; a long run is none.
+    return indent + last if indent is not None and len(blanks) < LOOK_BACK else None
 
 
 def _close(opened: bytearray, char: int) -> int:

@@ -1,7 +1,7 @@
-"""Members of a ZIP, read by the headers in front of them: what is whole where the archive is not.
+"""Members of a damaged ZIP, read by the headers in front of them.
 
-The list of members stands at an archive's end, so one that is cut off has none; and the standard
-library keeps back what it unpacked when a checksum behind it is wrong. Format: APPNOTE.TXT.
+The list of members stands at an archive's end, so a cut-off archive has none. The standard library
+also drops unpacked bytes when the checksum behind them is wrong. Format: APPNOTE.TXT.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _ZIP64: Final = 0xFFFFFFFF
 
 
 class Member:
-    """A member that begins at an offset; ``end`` is where the next one does, once it is read."""
+    """A member at an offset. ``end``: the offset of the next one, known once this one is read."""
 
     def __init__(self, file: IO[bytes], at: int, packed_bytes: int | None = None) -> None:
-        """``packed_bytes``: as the list of members says.
+        """``packed_bytes``: from the list of members, where there is one.
 
         Raises:
-            zipfile.BadZipFile: none begins there.
+            zipfile.BadZipFile: no member begins there.
         """
         self._file = file
         file.seek(at)
@@ -49,15 +49,15 @@ class Member:
 
     @property
     def taken_bytes(self) -> int:
-        """How many bytes of it were read so far."""
+        """Bytes of it that were read so far."""
         taken: int = self._at - self._begin
         return taken
 
     def read(self) -> Iterator[bytes]:
-        """Yield what it unpacks to, in pieces of bounded size.
+        """Yield its unpacked bytes, in pieces of bounded size.
 
         Raises:
-            EOFError, zipfile.BadZipFile, zlib.error: it is damaged; what was before has been
+            EOFError, zipfile.BadZipFile, zlib.error: it is damaged; all before that has been
                 yielded.
         """
         if self._flags & _ENCRYPTED or self._method not in (0, 8):
@@ -103,7 +103,7 @@ class Member:
         raise EOFError("it ends too early")
 
     def _read_descriptor(self) -> None:
-        """Take the checksum that stands behind what was read, with or without a mark (4.3.9)."""
+        """Read the checksum behind the member, with or without a mark (4.3.9)."""
         self._file.seek(self._at)
         found = self._file.read(24)
         is_signed = found.startswith(_SIGNED)

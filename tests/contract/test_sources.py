@@ -15,8 +15,9 @@ import aiohttp
 import msgspec
 import pytest
 
-from amplitude_intercom.transports import Intake, Source, batch_of, conformance
+from amplitude_intercom.transports import conformance
 from amplitude_intercom.transports.conformance import Outside, event
+from amplitude_intercom.transports.contract import Intake, Source, batch_of
 from amplitude_intercom.transports.errors import Refused
 from amplitude_intercom.transports.http import HttpSource
 from amplitude_intercom.transports.stdin import LineSource

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from amplitude_intercom.transports import Source, conformance
+from amplitude_intercom.transports import conformance
 from amplitude_intercom.transports.conformance import Outside, event
+from amplitude_intercom.transports.contract import Source
 from amplitude_intercom.transports.sandbox.sandbox import Sandbox
 from amplitude_intercom.transports.sandbox.server import serve
 from support import process

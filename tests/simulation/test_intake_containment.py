@@ -28,8 +28,8 @@ from amplitude_intercom.engine.spool.records import Records
 from amplitude_intercom.engine.spool.rows import Append, Appended
 from amplitude_intercom.engine.spool.spool import Spool
 from amplitude_intercom.engine.spool.store import Limits, Store
-from amplitude_intercom.transports import Batch, Receipt, Ticket
 from amplitude_intercom.transports.amplitude import BadEvent, Head
+from amplitude_intercom.transports.contract import Batch, Receipt, Ticket
 from amplitude_intercom.transports.errors import Refused
 from support import simulation, virtual
 from support.stand_in import StandIn, in_place_of

@@ -22,8 +22,8 @@ from amplitude_intercom.engine.spool.letters import DeadLetter
 from amplitude_intercom.engine.spool.looking import recount
 from amplitude_intercom.engine.spool.spool import Job, Spool
 from amplitude_intercom.engine.spool.store import Store
-from amplitude_intercom.transports import Batch
 from amplitude_intercom.transports.amplitude import BadEvent, Head
+from amplitude_intercom.transports.contract import Batch
 from amplitude_intercom.transports.reasons import RefusalReason
 from support import simulation
 from support.admissions import an_admission

@@ -12,7 +12,7 @@ from amplitude_intercom.engine.config import from_table
 from amplitude_intercom.engine.metrics import render
 from amplitude_intercom.engine.spool.contract import Wanted
 from amplitude_intercom.engine.status import LeftSync
-from amplitude_intercom.transports import batch_of
+from amplitude_intercom.transports.contract import batch_of
 from amplitude_intercom.transports.sandbox.in_process import InProcess
 from amplitude_intercom.transports.sandbox.sandbox import Sandbox
 from support import simulation, virtual

@@ -19,7 +19,7 @@ from amplitude_intercom.engine.spool.known import ContactKey, Known
 from amplitude_intercom.engine.spool.letters import DeadLetterQuery
 from amplitude_intercom.engine.spool.looking import recount
 from amplitude_intercom.engine.spool.store import Store
-from amplitude_intercom.transports import batch_of
+from amplitude_intercom.transports.contract import batch_of
 from amplitude_intercom.transports.sandbox.faults import Fault
 from amplitude_intercom.transports.sandbox.sandbox import Sandbox
 from support import simulation

@@ -11,7 +11,7 @@ import pytest
 
 from amplitude_intercom.engine import DeadLetterQuery, Engine, SettingsError
 from amplitude_intercom.engine.spool.jobs import JobKind, JobState
-from amplitude_intercom.transports import Receipt
+from amplitude_intercom.transports.contract import Receipt
 from amplitude_intercom.transports.sandbox.in_process import InProcess
 from amplitude_intercom.transports.sandbox.sandbox import Sandbox
 from support import simulation, virtual

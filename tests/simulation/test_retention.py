@@ -9,7 +9,7 @@ import anyio
 from amplitude_intercom.engine import DeadLetterQuery
 from amplitude_intercom.engine.spool.spool import TIDY_EVERY_S
 from amplitude_intercom.engine.spool.store import Store
-from amplitude_intercom.transports import Batch
+from amplitude_intercom.transports.contract import Batch
 from support import simulation
 from support.virtual import in_virtual_time
 

@@ -11,7 +11,7 @@ from amplitude_intercom.engine.errors import SettingsError
 from amplitude_intercom.engine.metrics import render
 from amplitude_intercom.engine.sources import start_sources
 from amplitude_intercom.engine.status import SourceStatus
-from amplitude_intercom.transports import Intake, batch_of
+from amplitude_intercom.transports.contract import Intake, batch_of
 from amplitude_intercom.transports.errors import Refused
 from amplitude_intercom.transports.reasons import RefusalReason
 from amplitude_intercom.transports.sandbox.sandbox import Sandbox

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from typing import Final
 from urllib.parse import parse_qsl
 
@@ -22,7 +23,7 @@ from amplitude_intercom.transports.sandbox.refusals import (
     not_found,
 )
 from amplitude_intercom.transports.sandbox.searching import compile_filter, sort_contacts
-from amplitude_intercom.transports.sandbox.workspace import Workspace
+from amplitude_intercom.transports.sandbox.workspace import WorkspaceState
 
 _NOT_RESTORABLE: Final = {"deleted": "marked for permanent deletion", "merged": "merged"}
 
@@ -30,7 +31,7 @@ _NOT_RESTORABLE: Final = {"deleted": "marked for permanent deletion", "merged": 
 class ContactRoutes:
     """The calls about contacts, for one workspace."""
 
-    def __init__(self, workspace: Workspace) -> None:
+    def __init__(self, workspace: WorkspaceState) -> None:
         self._workspace = workspace
         self._contacts = workspace.contacts
         self._rules = workspace.rules
@@ -50,7 +51,7 @@ class ContactRoutes:
         else:
             self._refuse_match(fields)
         contact = self._workspace.add_contact(call.at_s, custom_attributes=attributes, **fields)
-        return done(render_contact(contact), "created", contact.id)
+        return done(self._rendered(contact), "created", contact.id)
 
     def _refuse_match(self, fields: Json) -> None:
         """Refuse a user that is there already, be it archived or deleted (recordings)."""
@@ -64,7 +65,7 @@ class ContactRoutes:
 
     def get(self, call: Call) -> Done:
         """``GET /contacts/{id}``."""
-        return done(render_contact(self._contacts.get(call.key)), "read", call.key)
+        return done(self._rendered(self._contacts.get(call.key)), "read", call.key)
 
     def find(self, call: Call) -> Done:
         """``GET /contacts/find_by_external_id/{id}``."""
@@ -73,7 +74,7 @@ class ContactRoutes:
         if not users:
             raise not_found()
         found = self._contacts.get(min(users, key=lambda user: user.state != "live").id)
-        return done(render_contact(found), "read", found.id)
+        return done(self._rendered(found), "read", found.id)
 
     def list_all(self, call: Call) -> Done:
         """``GET /contacts``."""
@@ -81,7 +82,7 @@ class ContactRoutes:
         per_page = asked.get("per_page", "50")
         found = list(self._contacts.indexed(call.at_s))
         size = int(per_page) if per_page.isdecimal() else None
-        return done(page_of(found, size, asked.get("starting_after", "0")), "read")
+        return done(self._page(found, size, asked.get("starting_after", "0")), "read")
 
     def search(self, call: Call) -> Done:
         """``POST /contacts/search``."""
@@ -92,7 +93,7 @@ class ContactRoutes:
         page = asked.get("pagination") or {}
         if not isinstance(page, dict):
             raise invalid("pagination is invalid")
-        shown = page_of(found, page.get("per_page", 50), page.get("starting_after") or "0")
+        shown = self._page(found, page.get("per_page", 50), page.get("starting_after") or "0")
         return done(shown, "read")
 
     def update(self, call: Call) -> Done:
@@ -111,7 +112,7 @@ class ContactRoutes:
         if attributes:
             fields["custom_attributes"] = {**contact.custom_attributes, **attributes}
         changed = self._workspace.change_contact(contact, call.at_s, **fields)
-        return done(render_contact(changed), "updated", contact.id)
+        return done(self._rendered(changed), "updated", contact.id)
 
     def _refuse_taken(self, contact_id: str, external_id: str | None) -> None:
         """Refuse the external id of another live user; an archived one's is free (recordings)."""
@@ -144,6 +145,12 @@ class ContactRoutes:
         shown = {"id": contact.id, "object": "contact", "archived": False}
         return done(shown, "unarchived", contact.id)
 
+    def _rendered(self, contact: Contact) -> Json:
+        return render_contact(contact, self._rules.workspace_id)
+
+    def _page(self, found: Sequence[Contact], per_page: object, cursor: object) -> Json:
+        return page_of(found, per_page, cursor, self._rules.workspace_id)
+
     def _kept(self, call: Call) -> Contact:
         """Return a contact that is live or archived."""
         contact = self._contacts.by_id.get(call.key)
@@ -164,7 +171,7 @@ class ContactRoutes:
             text = "Contacts can only be merged when they are duplicates (matching email or phone)."
             raise Refusal(400, "invalid_merge", text)
         self._workspace.merge_contacts(lead, user, call.at_s)
-        return done(render_contact(user), "merged", user.id)
+        return done(self._rendered(user), "merged", user.id)
 
     def _fields(self, sent: Json) -> Json:
         fields = standard_fields(sent)

@@ -41,11 +41,10 @@ class Contact(msgspec.Struct, frozen=True):
     custom_attributes: Mapping[str, Any] = {}
     state: Literal["live", "archived", "deleted", "merged"] = "live"
     merged_into: str = ""
-    workspace_id: str = "sandbox1"
 
     @property
     def email_domain(self) -> str:
-        """What follows the ``@``."""
+        """The part behind the ``@``."""
         return self.email.partition("@")[2]
 
 
@@ -69,7 +68,7 @@ _CONSTANT: Final[Json] = {
     **_NEVER_SET,
 }
 _COPIED: Final = (
-    "id workspace_id role external_id email email_domain phone name owner_id "
+    "id role external_id email email_domain phone name owner_id "
     "unsubscribed_from_emails signed_up_at last_seen_at created_at updated_at custom_attributes"
 ).split()
 _LISTS: Final = {
@@ -81,9 +80,13 @@ _LISTS: Final = {
 }
 
 
-def render_contact(contact: Contact) -> Json:
+def render_contact(contact: Contact, workspace_id: str) -> Json:
     """Return a contact as the API shows it (recordings; API description's examples)."""
-    shown = {**_CONSTANT, **{field: getattr(contact, field) for field in _COPIED}}
+    shown = {
+        **_CONSTANT,
+        "workspace_id": workspace_id,
+        **{field: getattr(contact, field) for field in _COPIED},
+    }
     avatar = contact.avatar
     shown["avatar"] = None if avatar is None else {"type": "avatar", "image_url": avatar}
     for field, page in _LISTS.items():
@@ -92,12 +95,12 @@ def render_contact(contact: Contact) -> Json:
     return shown
 
 
-def _render_indexed(contact: Contact) -> Json:
+def _render_indexed(contact: Contact, workspace_id: str) -> Json:
     """Return a contact as search and list show it: no e-mail is null there (recordings)."""
-    return {**render_contact(contact), "email": contact.email or None}
+    return {**render_contact(contact, workspace_id), "email": contact.email or None}
 
 
-def page_of(found: Sequence[Contact], per_page: object, cursor: object) -> Json:
+def page_of(found: Sequence[Contact], per_page: object, cursor: object, workspace_id: str) -> Json:
     """Return one page of contacts; the cursor is the place of its first one.
 
     Raises:
@@ -112,7 +115,7 @@ def page_of(found: Sequence[Contact], per_page: object, cursor: object) -> Json:
     pages["total_pages"] = math.ceil(total / per_page)
     if start + per_page < total:
         pages["next"] = {"per_page": per_page, "starting_after": str(start + per_page)}
-    data = [_render_indexed(contact) for contact in found[start : start + per_page]]
+    data = [_render_indexed(contact, workspace_id) for contact in found[start : start + per_page]]
     return {"type": "list", "data": data, "total_count": total, "pages": pages}
 
 
@@ -162,7 +165,7 @@ class Directory:
         return self._index.values()
 
     def users_with_external_id(self, external_id: str) -> list[Contact]:
-        """Return the users, in any state; a lead's UUID finds nobody."""
+        """Return the users, in any state; a lead's UUID finds no user."""
         return self._users(self._by_external_id.get(external_id, ()))
 
     def users_with_email(self, email: str) -> list[Contact]:

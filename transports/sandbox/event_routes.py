@@ -17,7 +17,7 @@ from amplitude_intercom.transports.sandbox.refusals import (
     invalid,
     not_found,
 )
-from amplitude_intercom.transports.sandbox.workspace import StoredEvent, Workspace
+from amplitude_intercom.transports.sandbox.workspace import StoredEvent, WorkspaceState
 
 MAX_SECONDS: Final = 10**11  # a Unix time above this is in milliseconds (a choice)
 LISTED_EVENTS_S: Final = 90 * 86_400  # ``GET /events`` lists younger ones only (API description)
@@ -26,7 +26,7 @@ LISTED_EVENTS_S: Final = 90 * 86_400  # ``GET /events`` lists younger ones only 
 class EventRoutes:
     """The calls about events, for one workspace."""
 
-    def __init__(self, workspace: Workspace) -> None:
+    def __init__(self, workspace: WorkspaceState) -> None:
         self._workspace = workspace
         self._contacts = workspace.contacts
         self._rules = workspace.rules

@@ -9,17 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from urllib.parse import parse_qsl, unquote
 
+from amplitude_intercom.transports.intercom import Request
 from amplitude_intercom.transports.sandbox.calls import Call, Done, done
 from amplitude_intercom.transports.sandbox.contact_routes import ContactRoutes
 from amplitude_intercom.transports.sandbox.event_routes import EventRoutes
 from amplitude_intercom.transports.sandbox.refusals import decode_object, not_found
-from amplitude_intercom.transports.sandbox.workspace import Workspace
+from amplitude_intercom.transports.sandbox.workspace import WorkspaceState
 
 
 class Routes:
     """The calls of one workspace, by method and path."""
 
-    def __init__(self, workspace: Workspace) -> None:
+    def __init__(self, workspace: WorkspaceState) -> None:
         self._workspace = workspace
         events, contacts = EventRoutes(workspace), ContactRoutes(workspace)
         self._table: dict[tuple[str, str], Callable[[Call], Done]] = {
@@ -40,13 +41,14 @@ class Routes:
             ("GET", "/me"): self._me,
         }
 
-    def run(self, at_s: float, method: str, path: str, body: bytes) -> Done:
+    def run(self, at_s: float, request: Request) -> Done:
         """Carry out a call.
 
         Raises:
             Refusal: a rule turns it down; 404 also for a method that its path does not have.
         """
-        path, _, query = path.partition("?")
+        method = request.method
+        path, _, query = request.path.partition("?")
         key = ""
         route = self._table.get((method, path))
         if route is None:
@@ -54,7 +56,7 @@ class Routes:
             route = self._table.get((method, path))
         if route is None:
             raise not_found("Resource Not Found")
-        return route(Call(at_s, body, query, key))
+        return route(Call(at_s, request.body or b"", query, key))
 
     def _list_attributes(self, call: Call) -> Done:
         model = dict(parse_qsl(call.query)).get("model", "contact")

@@ -49,7 +49,7 @@ from amplitude_intercom.transports.sandbox.workspace import (
     RuleChoices,
     Rules,
     StoredEvent,
-    Workspace,
+    WorkspaceState,
 )
 
 VERSIONS: Final = frozenset(
@@ -109,6 +109,12 @@ def _refused(refusal: Refusal, request_id: str) -> Done:
     return Done(refusal.status, msgspec.json.encode(envelope), refusal.code, "", link)
 
 
+def _check_token(authorization: str | None, access_token: str | None) -> None:
+    is_wrong = access_token is not None and authorization != f"Bearer {access_token}"
+    if authorization == NO_TOKEN or is_wrong:
+        raise Refusal(401, "unauthorized", "Access Token Invalid")
+
+
 def _check_version(version: str | None) -> None:
     if version is not None and version not in VERSIONS:
         text = "The requested version could not be found"
@@ -131,12 +137,7 @@ class Sandbox:
             (recordings of 2021) or after it (the documentation can be read so).
         attributes: custom attributes that exist, and their data type.
         open_attributes: take any custom attribute.
-        strict_email: refuse a new external id with a known e-mail (undocumented, so off).
-        teammates: ids that ``owner_id`` may have.
-        keeps_duplicates: keep an event that is sent again as another one ("may" be ignored, says
-            the API description).
-        event_lag_s: lag of the list of a contact's events (undocumented, so 0).
-        workspace_id: the id that ``GET /me`` returns; two sandboxes are two workspaces by it.
+        rules: see ``workspace.Rules``.
     """
 
     def __init__(
@@ -165,15 +166,9 @@ class Sandbox:
         self._latency_s = latency_s
         self._ids = f"00{seed & 0xFFFFFFFF:08x}"
         self._dice = random.Random(seed)  # noqa: S311 - repeatable, not secret
-        self._windows = Windows(
-            limit_per_minute,
-            window_offset_s,
-            self._dice,
-            counts_itself=remaining == "after",
-            mode=headers,
-        )
+        self._windows = Windows(limit_per_minute, window_offset_s, self._dice, remaining, headers)
         # Ids have dice of their own, so that a fault does not change the ids of later contacts.
-        self._workspace = Workspace(
+        self._workspace = WorkspaceState(
             Rules(**rules),
             Directory(search_lag_s),
             DataAttributes(attributes or {}, open_attributes),
@@ -278,8 +273,6 @@ class Sandbox:
         """Let another client of the same token use calls of the present window."""
         self._windows.charge(self._now(), count)
 
-    # Calls.
-
     def handle(
         self, request: Request, authorization: str | None = None, version: str | None = None
     ) -> Answer:
@@ -316,22 +309,15 @@ class Sandbox:
         """Return the outcome of a call that got through, and its rate headers."""
         rate = _NONE
         try:
-            self._authorize(arrival.authorization)
+            if self.token_revoked:
+                raise Refusal(401, "token_revoked", "Access Token Invalid")
+            _check_token(arrival.authorization, self.access_token)
             left = self._windows.charge(arrival.at_s)
             rate = self._windows.headers(left)
             self._windows.check(left)
             if fault is not None and fault.kind == "status":
                 raise Refusal(fault.status, *FAULT_ERRORS.get(fault.status, ("fault", "Fault")))
             _check_version(arrival.version)
-            request = arrival.request
-            body = request.body or b""
-            return self._routes.run(arrival.at_s, request.method, request.path, body), rate
+            return self._routes.run(arrival.at_s, arrival.request), rate
         except Refusal as refusal:
             return _refused(refusal, arrival.request_id), rate if refusal.status != 401 else _NONE
-
-    def _authorize(self, authorization: str | None) -> None:
-        if self.token_revoked:
-            raise Refusal(401, "token_revoked", "Access Token Invalid")
-        is_wrong = authorization != f"Bearer {self.access_token}"
-        if authorization == NO_TOKEN or (self.access_token is not None and is_wrong):
-            raise Refusal(401, "unauthorized", "Access Token Invalid")

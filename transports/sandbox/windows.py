@@ -31,17 +31,16 @@ class Windows:
         limit_per_minute: int,
         offset_s: float,
         dice: random.Random,
-        *,
-        counts_itself: bool = False,
-        mode: HeaderMode = "normal",
+        remaining: Literal["before", "after"],
+        mode: HeaderMode,
     ) -> None:
-        """``counts_itself``: whether a call is counted in the ``Remaining`` of its own answer."""
+        """``remaining``: whether ``Remaining`` is the value before its own call, or after it."""
         self.change_limit(limit_per_minute)
         self.throttled = 0
         """Calls that were refused for the rate."""
         self._offset_s = offset_s
         self._dice = dice
-        self._counts_itself = counts_itself
+        self._counts_itself = remaining == "after"
         self._mode = mode
         self._first_headers: dict[str, str] | None = None
         self._number = -1

@@ -31,7 +31,16 @@ class StoredEvent(msgspec.Struct, frozen=True):
 
 
 class Rules(msgspec.Struct, frozen=True):
-    """Rules that differ between workspaces, or are undocumented."""
+    """Rules that differ between workspaces, or are undocumented.
+
+    Args:
+        strict_email: refuse a new external id with a known e-mail (undocumented, so off).
+        teammates: ids that ``owner_id`` may have.
+        keeps_duplicates: keep an event that is sent again as another one ("may" be ignored, says
+            the API description).
+        event_lag_s: lag of the list of a contact's events (undocumented, so 0).
+        workspace_id: the id that ``GET /me`` returns; two sandboxes are two workspaces by it.
+    """
 
     max_event_names: int = 120
     metadata_keys_kept: int = 20
@@ -56,7 +65,7 @@ class RuleChoices(TypedDict, total=False):
     workspace_id: str
 
 
-class Workspace:
+class WorkspaceState:
     """The stored contacts, attributes and events of one workspace."""
 
     def __init__(
@@ -76,7 +85,7 @@ class Workspace:
         """Store a new contact; ``id`` and both times may be given."""
         times = {"created_at": int(at_s), "updated_at": int(at_s)}
         contact_id = f"{int(at_s):08x}{self.rng.getrandbits(64):016x}"
-        made = {"id": contact_id, "workspace_id": self.rules.workspace_id, **times, **fields}
+        made = {"id": contact_id, **times, **fields}
         return self.contacts.put(Contact(**made), at_s)
 
     def change_contact(self, contact: Contact, at_s: float, **fields: Any) -> Contact:

@@ -18,8 +18,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from amplitude_intercom.transports import Batch, Receipt, Ticket
 from amplitude_intercom.transports.amplitude import BadEvent, Head
+from amplitude_intercom.transports.contract import Batch, Receipt, Ticket
 from amplitude_intercom.transports.errors import Refused, UnknownApiKey
 from amplitude_intercom.transports.forms import MAX_FIELDS, read_form
 from amplitude_intercom.transports.http import HttpSource

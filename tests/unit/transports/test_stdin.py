@@ -20,9 +20,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from amplitude_intercom.transports import Batch, Receipt, Ticket
 from amplitude_intercom.transports.amplitude import BadEvent, Head
 from amplitude_intercom.transports.amplitude_heads import read_head
+from amplitude_intercom.transports.contract import Batch, Receipt, Ticket
 from amplitude_intercom.transports.errors import BadFile, Refused
 from amplitude_intercom.transports.handover import TICKETS
 from amplitude_intercom.transports.progress import Progress

@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amplitude_intercom.transports import Batch, uploads
+from amplitude_intercom.transports import uploads
 from amplitude_intercom.transports.amplitude import MAX_EVENTS, BadEvent, Head
 from amplitude_intercom.transports.amplitude_events import decode_event
+from amplitude_intercom.transports.contract import Batch
 from amplitude_intercom.transports.upload_answers import NOT_JSON, TOO_LARGE, BadUpload, unknown_key
 from amplitude_intercom.transports.upload_events import checked_batch, decode_events
 from amplitude_intercom.transports.uploads import Upload, decode_upload

@@ -20,9 +20,9 @@ from amplitude_intercom.engine.rules.admission import Admission
 from amplitude_intercom.engine.rules.planning import SyncRules
 from amplitude_intercom.engine.spool.batches import MOST_BYTES, MOST_EVENTS, Entry, entries_of
 from amplitude_intercom.engine.spool.rows import Part, dead_letter
-from amplitude_intercom.transports import Batch
 from amplitude_intercom.transports.amplitude import BadEvent
 from amplitude_intercom.transports.amplitude_heads import read_head
+from amplitude_intercom.transports.contract import Batch
 from amplitude_intercom.transports.upload_events import checked_batch
 from amplitude_intercom.transports.uploads import Upload
 from support.admissions import ANY, BOUGHT, an_admission
