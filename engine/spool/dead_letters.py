@@ -1,18 +1,12 @@
-"""The dead letters of a spool: events that are not sent, with why, until somebody decides.
+"""The dead letters of a spool: events that are not sent, each with its reason, until a decision.
 
-They are walked by when they failed last. What a query names beside a time are the first columns of
-an index that goes on in this order, so a page costs what it shows, however many there are. (A
-user's letters are a range for each reason, put together: an index less to be written.) Letters that
-are named by their ids are walked by id.
-
-Letters of one reason, status, code and event type are a group; groups are counted in the commits
-that change their letters.
+``letter_walk`` has the order in which a query reads them, ``letter_groups`` their counts by kind.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -23,11 +17,11 @@ from amplitude_intercom.engine.spool.connection import (
     change_in,
     find_in,
     holes,
-    in_slices,
 )
+from amplitude_intercom.engine.spool.letter_groups import LetterGroups
+from amplitude_intercom.engine.spool.letter_walk import count_up_to, named, positions, ranges
 from amplitude_intercom.engine.spool.letters import (
     END,
-    MOST,
     START,
     DeadLetter,
     DeadLetterQuery,
@@ -46,19 +40,6 @@ OVERHEAD_BYTES = 500
 """What a letter takes beside its event, with its entries in the indexes."""
 
 
-class Group(msgspec.Struct, frozen=True):
-    """Dead letters of one kind: how many, since when, and the id of the last that came."""
-
-    reason: str
-    status: int
-    code: str
-    event_type: str
-    count: int
-    first_ms: int
-    last_ms: int
-    sample_id: int
-
-
 class Moved(msgspec.Struct, frozen=True):
     """Letters that another taker has now: how many of each reason, and what they take up."""
 
@@ -71,6 +52,7 @@ class DeadLetters:
 
     def __init__(self, db: Connection) -> None:
         self._db = db
+        self.groups = LetterGroups(db)
         self.bytes_added: dict[int, int] = {}
         """By how many bytes a taker's letters have grown since somebody took the number."""
 
@@ -100,98 +82,20 @@ class DeadLetters:
         That is None where nothing is behind these. Fewer where they hold more than ``limit_bytes``;
         one at least, where there is one.
         """
-        found = self._positions(taker, query, after, up_to, limit + 1)
+        found = positions(self._db, taker, query, after, up_to, limit + 1)
         taken = self._fitting(found[:limit], limit_bytes)
         return self._letters(taken), taken[-1] if len(taken) < len(found) else None
 
     def count(self, taker: int, query: DeadLetterQuery) -> tuple[int, bool]:
         """Return how many dead letters a query means, and whether there are more than that."""
         if query.ids is not None:
-            total = len(self._named(taker, query, START, END, MOST_COUNTED + 1))
+            total = len(named(self._db, taker, query, START, END, MOST_COUNTED + 1))
         else:
-            total = sum(self._count(taker, narrow) for narrow in self._ranges(taker, query))
+            total = sum(
+                count_up_to(self._db, taker, narrow, MOST_COUNTED + 1)
+                for narrow in ranges(self._db, taker, query)
+            )
         return min(total, MOST_COUNTED), total > MOST_COUNTED
-
-    def _count(self, taker: int, query: DeadLetterQuery) -> int:
-        where, values = _walk(taker, query, START, END)
-        (count,) = self._db.execute(
-            f"SELECT count(*) FROM (SELECT 1 FROM dead_letters WHERE {where} LIMIT ?) AS found",
-            (*values, MOST_COUNTED + 1),
-        ).fetchone()
-        return int(count)
-
-    def _positions(
-        self, taker: int, query: DeadLetterQuery, after: Position, up_to: Position, limit: int
-    ) -> list[Position]:
-        """Return where the first letters behind a position are that a query means, in order.
-
-        They are those of the index, which come in order even where a letter itself is damaged: a
-        walk from one to the next ends.
-        """
-        if query.ids is not None:
-            return self._named(taker, query, after, up_to, limit)
-        found: list[Position] = []
-        for narrow in self._ranges(taker, query):
-            where, values = _walk(taker, narrow, after, up_to)
-            rows = self._db.execute(
-                f"SELECT last_failed_at_ms, id FROM dead_letters WHERE {where}"
-                " ORDER BY last_failed_at_ms, id LIMIT ?",
-                (*values, limit),
-            )
-            found += [Position(*row) for row in rows]
-        return sorted(found)[:limit]
-
-    def _ranges(self, taker: int, query: DeadLetterQuery) -> Iterator[DeadLetterQuery]:
-        """Yield queries that mean the same together, each of them one range of an index."""
-        if query.user is None or query.reason is not None:
-            yield query
-            return
-        for reason in self._reasons(taker, query.user):
-            yield msgspec.structs.replace(query, reason=reason)
-
-    def _reasons(self, taker: int, user: str) -> list[str]:
-        """Return which reasons a user's letters have: one step in the index for each.
-
-        In a damaged index the steps may lead round in a circle.
-        """
-        found = [""]
-        while True:
-            (reason,) = self._db.execute(
-                "SELECT min(reason) FROM dead_letters"
-                " WHERE taker = ? AND user_key = ? AND reason > ?",
-                (taker, user, found[-1]),
-            ).fetchone()
-            if reason is None or reason in found:
-                return found[1:]
-            found.append(reason)
-
-    def _named(
-        self, taker: int, query: DeadLetterQuery, after: Position, up_to: Position, limit: int
-    ) -> list[Position]:
-        """Return where the first named letters behind an id are, by id.
-
-        Of the many that a job may name, each slice of it looks at its own. The other conditions are
-        not SQLite's matter: it would take their index, and look at all that they mean.
-        """
-        found: list[Position] = []
-        first, last = _span(query, START, up_to)
-        for some in in_slices(sorted(id_ for id_ in set(query.ids or ()) if id_ > after.id)):
-            if len(found) >= limit:
-                break
-            rows = self._db.execute(
-                "SELECT last_failed_at_ms, id, taker, reason, user_key FROM dead_letters"
-                f" WHERE id IN {holes(len(some))} ORDER BY id",
-                some,
-            )
-            found += [
-                position
-                for at_ms, id_, holder, reason, user in rows
-                if holder == taker
-                and query.reason in (None, reason)
-                and query.user in (None, user)
-                and first < (position := Position(at_ms, id_)) <= last
-            ]
-        return found[:limit]
 
     def _fitting(self, positions: list[Position], limit_bytes: int) -> list[Position]:
         """Return the first of some letters: up to the one with which they exceed the bytes."""
@@ -215,16 +119,6 @@ class DeadLetters:
         }
         return [found[id_] for id_ in ids if id_ in found]
 
-    def groups(self, taker: int) -> list[Group]:
-        """Return the groups of a taker's letters, the largest first."""
-        rows = self._db.execute(
-            "SELECT reason, status, code, event_type, count, first_ms, last_ms, sample_id"
-            " FROM dead_letter_groups WHERE taker = ? ORDER BY count DESC, reason, event_type"
-            " LIMIT 1000",
-            (taker,),
-        )
-        return [Group(*row) for row in rows]
-
     def last_failed_ms(self, taker: int) -> int:
         """Return when the last of a taker's letters failed; 0: it has none."""
         (last,) = self._db.execute(
@@ -235,7 +129,7 @@ class DeadLetters:
     def ids(self, taker: int, limit: int) -> list[int]:
         """Return the first of a taker's letters."""
         every = DeadLetterQuery()
-        return [position.id for position in self._positions(taker, every, START, END, limit)]
+        return [position.id for position in positions(self._db, taker, every, START, END, limit)]
 
     def has(self, id_: int) -> bool:
         """Return whether there is one with this id."""
@@ -281,7 +175,7 @@ class DeadLetters:
             f"INSERT INTO dead_letters (taker, {_COLUMNS}, crc) VALUES {holes(len(_FIELDS) + 2)}",
             (taker, *msgspec.structs.astuple(letter), _checksum(letter)),
         )
-        self._join_group(taker, letter)
+        self.groups.join(taker, letter)
         self._resize(taker, len(letter.raw) + OVERHEAD_BYTES)
 
     def remove(self, taker: int, ids: Sequence[int]) -> dict[int, str]:
@@ -297,36 +191,10 @@ class DeadLetters:
             if holder != taker:
                 continue
             self._db.execute("DELETE FROM dead_letters WHERE id = ?", (id_,))
-            self._leave(taker, reason, status, code, event_type)
+            self.groups.leave(taker, reason, status, code, event_type)
             self._resize(taker, -(size or 0) - OVERHEAD_BYTES)
             gone[id_] = str(reason)
         return gone
-
-    def _join_group(self, taker: int, letter: DeadLetter) -> None:
-        self._db.execute(
-            "INSERT INTO dead_letter_groups"
-            " (taker, reason, status, code, event_type, count, first_ms, last_ms, sample_id)"
-            " VALUES (?, ?, ?, ?, ?, 1, ?, ?, ?)"
-            " ON CONFLICT (taker, reason, status, code, event_type) DO UPDATE SET"
-            " count = dead_letter_groups.count + 1, last_ms = excluded.last_ms,"
-            " sample_id = excluded.sample_id",
-            (
-                taker,
-                letter.reason,
-                letter.status,
-                letter.code,
-                letter.event_type,
-                letter.last_failed_at_ms,
-                letter.last_failed_at_ms,
-                letter.id,
-            ),
-        )
-
-    def _leave(self, *group: object) -> None:
-        """Take one letter out of its group, and the group away where that was its last."""
-        where = "taker = ? AND reason = ? AND status = ? AND code = ? AND event_type = ?"
-        self._db.execute(f"UPDATE dead_letter_groups SET count = count - 1 WHERE {where}", group)
-        self._db.execute(f"DELETE FROM dead_letter_groups WHERE {where} AND count <= 0", group)
 
     def move(self, old: int, new: int, limit: int) -> Moved:
         """Give the first of a taker's letters to another one."""
@@ -337,8 +205,8 @@ class DeadLetters:
         for letter in [DeadLetter(*row) for row in find_in(self._db, query, ids)]:
             by_reason[letter.reason] += 1
             size_bytes += len(letter.raw) + OVERHEAD_BYTES
-            self._leave(old, letter.reason, letter.status, letter.code, letter.event_type)
-            self._join_group(new, letter)
+            self.groups.leave(old, letter.reason, letter.status, letter.code, letter.event_type)
+            self.groups.join(new, letter)
         change_in(self._db, "UPDATE dead_letters SET taker = ? WHERE id IN", ids, [new])
         return Moved(by_reason, size_bytes)
 
@@ -357,28 +225,3 @@ def _checked(letter: DeadLetter, crc: Any) -> DeadLetter:
         return letter
     raw = letter.raw if isinstance(letter.raw, bytes) else str(letter.raw).encode()
     return msgspec.structs.replace(letter, reason="corrupt", raw=raw)
-
-
-def _span(query: DeadLetterQuery, after: Position, up_to: Position) -> tuple[Position, Position]:
-    """Return behind which position a query's letters begin, and with which they end at the latest.
-
-    ``since_ms`` and ``until_ms`` are positions too: a walk is one range of an index.
-    """
-    since = START if query.since_ms is None else Position(query.since_ms - 1, MOST)
-    until = END if query.until_ms is None else Position(query.until_ms - 1, MOST)
-    return max(after, since), min(up_to, until)
-
-
-def _walk(
-    taker: int, query: DeadLetterQuery, after: Position, up_to: Position
-) -> tuple[str, list[Any]]:
-    """Return the conditions of a walk with their values; the index of the first has the others."""
-    names = {"taker": taker, "user_key": query.user, "reason": query.reason}
-    given = {name: value for name, value in names.items() if value is not None}
-    first, last = _span(query, after, up_to)
-    parts = [
-        *(f"{name} = ?" for name in given),
-        "(last_failed_at_ms, id) > (?, ?)",
-        "(last_failed_at_ms, id) <= (?, ?)",
-    ]
-    return " AND ".join(parts), [*given.values(), *first, *last]

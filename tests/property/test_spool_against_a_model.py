@@ -1121,7 +1121,7 @@ class SpoolMachine(RuleBasedStateMachine):
 
     def _groups_count_letters(self, taker: int, model: Model) -> None:
         counted = Counter[str]()
-        for group in self.store.letters.groups(taker):
+        for group in self.store.letters.groups.of(taker):
             counted[group.reason] += group.count
         kept = self.db.execute(
             "SELECT reason, count(*) FROM dead_letters WHERE taker = ? GROUP BY reason", (taker,)

@@ -175,7 +175,7 @@ async def test_the_backlog_of_a_removed_sync_moves_to_another_in_order(tmp_path:
         assert status.spool.left == {}
         assert (mail.received, mail.delivered, mail.dead) == (2_100, 1_400, 700)
         groups = await running.spool.do(
-            lambda store: store.letters.groups(running.streams["mail"].spool.taker)
+            lambda store: store.letters.groups.of(running.streams["mail"].spool.taker)
         )
         assert [group.count for group in groups] == [700]
         assert await running.upkeep.move_left("shop", "mail") == 0

@@ -184,7 +184,7 @@ def test_a_dead_letter_is_replayed_or_discarded_once(path: Path) -> None:
     expected = {"received": 2, "pending": 1, "dropped:discarded": 1}
     assert +Counter(counters) == Counter(expected)
     assert recount(store, taker) == {"pending": 1, "dead": 0}
-    assert store.letters.groups(taker) == []
+    assert store.letters.groups.of(taker) == []
     assert sync.counters["bytes:dead"] == 0
     [again] = sync.load(SLOTS).records
     assert (again.id, again.claim_id, again.accepted_at_ms) == (2 * SLOTS, SLOTS, 3)

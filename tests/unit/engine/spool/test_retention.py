@@ -114,7 +114,7 @@ def bury(sync: OneSync, count: int, at_ms: int, size: int = 10) -> None:
 def letters(sync: OneSync) -> int:
     found = sync.store.letters.find(sync.taker, DeadLetterQuery(), limit=100_000)
     assert len(found) == sync.counters["dead"]
-    groups = sync.store.letters.groups(sync.taker)
+    groups = sync.store.letters.groups.of(sync.taker)
     assert sum(group.count for group in groups) == len(found)
     return len(found)
 

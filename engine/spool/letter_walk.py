@@ -1,0 +1,142 @@
+"""Walks through the dead letters of a query, in the order of their last failure.
+
+Rules
+=====
+1. The conditions of a query beside a time are the first columns of an index that goes on in the
+   order of the walk. So a page costs its own letters, however many there are.
+2. The letters of a user are one range for each reason, merged: one index less to be written.
+3. Named letters are walked by id.
+4. Positions are those of the index. They come in order even where a letter itself is damaged, so a
+   walk from one to the next ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from amplitude_intercom.engine.spool.connection import Connection, holes, in_slices
+from amplitude_intercom.engine.spool.letters import END, MOST, START, DeadLetterQuery, Position
+
+
+def positions(
+    db: Connection,
+    taker: int,
+    query: DeadLetterQuery,
+    after: Position,
+    up_to: Position,
+    limit: int,
+) -> list[Position]:
+    """Return where the first letters behind a position are that a query means, in order.
+
+    They are those of the index, which come in order even where a letter itself is damaged: a
+    walk from one to the next ends.
+    """
+    if query.ids is not None:
+        return named(db, taker, query, after, up_to, limit)
+    found: list[Position] = []
+    for narrow in ranges(db, taker, query):
+        where, values = _walk(taker, narrow, after, up_to)
+        rows = db.execute(
+            f"SELECT last_failed_at_ms, id FROM dead_letters WHERE {where}"
+            " ORDER BY last_failed_at_ms, id LIMIT ?",
+            (*values, limit),
+        )
+        found += [Position(*row) for row in rows]
+    return sorted(found)[:limit]
+
+
+def ranges(db: Connection, taker: int, query: DeadLetterQuery) -> Iterator[DeadLetterQuery]:
+    """Yield queries that mean the same together, each of them one range of an index."""
+    if query.user is None or query.reason is not None:
+        yield query
+        return
+    for reason in _reasons(db, taker, query.user):
+        yield msgspec.structs.replace(query, reason=reason)
+
+
+def _reasons(db: Connection, taker: int, user: str) -> list[str]:
+    """Return which reasons a user's letters have: one step in the index for each.
+
+    In a damaged index the steps may lead round in a circle.
+    """
+    found = [""]
+    while True:
+        (reason,) = db.execute(
+            "SELECT min(reason) FROM dead_letters WHERE taker = ? AND user_key = ? AND reason > ?",
+            (taker, user, found[-1]),
+        ).fetchone()
+        if reason is None or reason in found:
+            return found[1:]
+        found.append(reason)
+
+
+def named(
+    db: Connection,
+    taker: int,
+    query: DeadLetterQuery,
+    after: Position,
+    up_to: Position,
+    limit: int,
+) -> list[Position]:
+    """Return where the first named letters behind an id are, by id.
+
+    Of the many that a job may name, each slice of it looks at its own. The other conditions are
+    not SQLite's matter: it would take their index, and look at all that they mean.
+    """
+    found: list[Position] = []
+    first, last = _span(query, START, up_to)
+    for some in in_slices(sorted(id_ for id_ in set(query.ids or ()) if id_ > after.id)):
+        if len(found) >= limit:
+            break
+        rows = db.execute(
+            "SELECT last_failed_at_ms, id, taker, reason, user_key FROM dead_letters"
+            f" WHERE id IN {holes(len(some))} ORDER BY id",
+            some,
+        )
+        found += [
+            position
+            for at_ms, id_, holder, reason, user in rows
+            if holder == taker
+            and query.reason in (None, reason)
+            and query.user in (None, user)
+            and first < (position := Position(at_ms, id_)) <= last
+        ]
+    return found[:limit]
+
+
+def count_up_to(db: Connection, taker: int, query: DeadLetterQuery, most: int) -> int:
+    """Return the number of letters in one range of an index; ``most`` are counted."""
+    where, values = _walk(taker, query, START, END)
+    (count,) = db.execute(
+        f"SELECT count(*) FROM (SELECT 1 FROM dead_letters WHERE {where} LIMIT ?) AS found",
+        (*values, most),
+    ).fetchone()
+    return int(count)
+
+
+def _span(query: DeadLetterQuery, after: Position, up_to: Position) -> tuple[Position, Position]:
+    """Return behind which position a query's letters begin, and with which they end at the latest.
+
+    ``since_ms`` and ``until_ms`` are positions too: a walk is one range of an index.
+    """
+    since = START if query.since_ms is None else Position(query.since_ms - 1, MOST)
+    until = END if query.until_ms is None else Position(query.until_ms - 1, MOST)
+    return max(after, since), min(up_to, until)
+
+
+def _walk(
+    taker: int, query: DeadLetterQuery, after: Position, up_to: Position
+) -> tuple[str, list[Any]]:
+    """Return the conditions of a walk with their values; the index of the first has the others."""
+    names = {"taker": taker, "user_key": query.user, "reason": query.reason}
+    given = {name: value for name, value in names.items() if value is not None}
+    first, last = _span(query, after, up_to)
+    parts = [
+        *(f"{name} = ?" for name in given),
+        "(last_failed_at_ms, id) > (?, ?)",
+        "(last_failed_at_ms, id) <= (?, ?)",
+    ]
+    return " AND ".join(parts), [*given.values(), *first, *last]
