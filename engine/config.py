@@ -11,35 +11,20 @@ import select
 import stat
 import time
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, get_args
-from urllib.parse import urlsplit
 
 import msgspec
 
-from amplitude_intercom.engine.addresses import (
-    MAX_PORT,
-    host_and_port,
-    is_loopback,
-    normal_host,
-    normal_url,
-)
 from amplitude_intercom.engine.errors import SettingsError
 from amplitude_intercom.engine.near import did_you_mean
-from amplitude_intercom.engine.rules.selection import Selection
-from amplitude_intercom.engine.rules.texts import fit_name, is_blank, is_legal_key
 from amplitude_intercom.engine.settings import (
-    ANY_TYPE,
-    MAX_EVENT_TYPES,
     PATTERNS_IN_WORDS,
-    Events,
-    Rename,
     Secret,
     Settings,
-    Sync,
-    source_and_target,
 )
+from amplitude_intercom.engine.settings_problems import home_expanded, problems
 
 MAX_FILE_BYTES: Final = 8 * 1024 * 1024
 """A settings file: a thousand syncs take one megabyte."""
@@ -147,14 +132,14 @@ def from_table(table: dict[str, Any], *, folder: Path | None = None, origin: str
         settings = msgspec.convert(
             table, Settings, dec_hook=lambda kind, value: _decode_secret(kind, value, folder)
         )
-        problem = next(_problems(settings), None)
+        problem = next(problems(settings), None)
         if problem:
             raise SettingsError(origin + problem)
         sources = {
             name: _with_secrets(arguments, folder, f"sources.{name}")
             for name, arguments in settings.sources.items()
         }
-        data_dir = str(folder / _home_expanded(settings.data_dir))
+        data_dir = str(folder / home_expanded(settings.data_dir))
     except msgspec.ValidationError as error:
         raise SettingsError(origin + _explain(error, table)) from None
     except RecursionError:
@@ -162,18 +147,6 @@ def from_table(table: dict[str, Any], *, folder: Path | None = None, origin: str
     except ValueError as error:
         raise SettingsError(f"{origin}{error}") from None
     return msgspec.structs.replace(settings, data_dir=data_dir, sources=sources)
-
-
-def _home_expanded(path: str) -> str:
-    """Return a path with its leading ``~`` or ``~user`` replaced.
-
-    Raises:
-        ValueError: there is no such user.
-    """
-    expanded = os.path.expanduser(path)
-    if expanded.startswith("~"):
-        raise ValueError(f"Expected a user that exists in `{path}`")
-    return expanded
 
 
 def _with_secrets(value: Any, folder: Path, where: str) -> Any:
@@ -230,7 +203,7 @@ def _decode_secret(kind: type, value: object, folder: Path) -> Secret:
     if scheme == "env":
         return Secret(_from_environment(rest), value)
     if scheme == "file":
-        path = folder / _home_expanded(rest)
+        path = folder / home_expanded(rest)
         return Secret(_from_file(path), value, lambda: _from_file(path))
     return Secret(_usable(value))
 
@@ -360,152 +333,3 @@ def _inside(kind: Any) -> Iterator[Any]:
     yield kind
     for inner in get_args(kind):
         yield from _inside(inner)
-
-
-def _problems(settings: Settings) -> Iterator[str]:
-    """Yield errors that concern several fields."""
-    names = [sync.name for sync in settings.sync]
-    for index, sync in enumerate(settings.sync):
-        where = f"sync[{index}]"
-        if sync.name in names[:index]:
-            yield f"{where}.name: `{sync.name}` is taken by another sync"
-        yield from _selection_problems(where, sync.events)
-        yield from _target_problems(f"{where}.users.properties", sync.users.properties)
-        yield from _source_problems(f"{where}.users.properties", sync.users.properties)
-        yield from _attribute_problems(f"{where}.users.properties", sync.users.properties)
-        yield from _target_problems(f"{where}.events.metadata", sync.events.metadata)
-        yield from _intercom_problems(where, sync)
-    yield from _relay_problems(settings)
-    yield from _path_problems("data_dir", settings.data_dir)
-    if settings.http and "http" in settings.sources:
-        yield "sources.http: [http] is that source already; leave one of the two out"
-    if settings.export:
-        yield from _url_problems("export.base_url", settings.export.base_url)
-    for section, server in (("http", settings.http), ("admin", settings.admin)):
-        if server:
-            yield from _listen_problems(f"{section}.listen", server.listen)
-    if settings.admin and not settings.admin.token and not is_loopback(settings.admin.listen):
-        yield (
-            f"admin.token: needed to listen beyond loopback ({settings.admin.listen}); "
-            'set token = "env:NAME"'
-        )
-
-
-def _relay_problems(settings: Settings) -> Iterator[str]:
-    names = [relay.name for relay in settings.relay]
-    for index, relay in enumerate(settings.relay):
-        where = f"relay[{index}]"
-        if relay.name in names[:index]:
-            yield f"{where}.name: `{relay.name}` is taken by another relay"
-        yield from _url_problems(f"{where}.base_url", relay.base_url)
-        yield from _key_problems(where, relay.amplitude_api_keys)
-        if settings.http and relay.base_url and _is_ours(relay.base_url, settings.http.listen):
-            yield f"{where}.base_url: it is this program's own address, `http.listen`"
-
-
-def _is_ours(url: str, listen: str) -> bool:
-    """Whether a URL leads to an address that is listened on, as far as its text tells."""
-    host, port = host_and_port(listen)
-    parts = urlsplit(url)
-    theirs = parts.port or (443 if parts.scheme == "https" else 80)
-    is_here = parts.hostname in (host.lower(), "localhost", "127.0.0.1", "::1")
-    return theirs == port and port != 0 and is_here
-
-
-def _url_problems(where: str, url: str | None) -> Iterator[str]:
-    try:
-        normal_url(url or "https://localhost")
-    except ValueError as error:
-        yield f"{where}: {error}"
-
-
-def _intercom_problems(where: str, sync: Sync) -> Iterator[str]:
-    yield from _url_problems(f"{where}.intercom.base_url", sync.intercom.base_url)
-    yield from _key_problems(where, sync.amplitude_api_keys)
-
-
-def _key_problems(where: str, secrets: list[Secret]) -> Iterator[str]:
-    keys = [key.reveal() for key in secrets]
-    for index, key in enumerate(keys):
-        if key in keys[:index]:
-            first = keys.index(key)
-            yield f"{where}.amplitude_api_keys[{index}]: the same key as the one at [{first}]"
-
-
-def _path_problems(where: str, path: str) -> Iterator[str]:
-    if not path or "\0" in path:
-        yield f"{where}: Expected a path, which has characters and no NUL"
-        return
-    try:
-        os.fsencode(_home_expanded(path))
-    except UnicodeEncodeError:
-        yield f"{where}: Expected a path that the system's encoding can spell"
-    except ValueError as error:
-        yield f"{where}: {error}"
-
-
-def _listen_problems(where: str, address: str) -> Iterator[str]:
-    host, port = host_and_port(address)
-    if port > MAX_PORT:
-        yield f"{where}: Expected a port up to {MAX_PORT}, not {address}"
-    try:
-        normal_host(host)
-    except ValueError as error:
-        yield f"{where}: {error}"
-
-
-def _selection_problems(where: str, events: Events) -> Iterator[str]:
-    try:
-        types = Selection(events.select).types - ANY_TYPE
-    except ValueError as error:
-        yield f"{where}.events.select{error}"  # it begins with its index
-        return
-    blank = next((old for old, new in events.rename.items() if is_blank(new)), None)
-    if blank is not None:
-        yield f"{where}.events.rename.{blank}: Expected a name, this one is blank"
-    in_order = dict.fromkeys(name for s in events.select for name in s.types if name in types)
-    names = event_names(in_order, events)
-    if len(names) > MAX_EVENT_TYPES:
-        surplus = ", ".join(list(names.values())[MAX_EVENT_TYPES:])
-        yield (
-            f"{where}.events.select: Expected at most {MAX_EVENT_TYPES} event types, "
-            f"which is all that Intercom keeps; {len(names)} are named. Surplus: {surplus}"
-        )
-
-
-def event_names(types: Iterable[str], events: Events) -> dict[str, str]:
-    """Return the names of these event types in Intercom, each by the form that is compared."""
-    names = [fit_name(events.rename.get(name, name)) for name in types]
-    return {name.lower(): name for name in names}
-
-
-def _attribute_problems(where: str, properties: list[str | Rename]) -> Iterator[str]:
-    for index, item in enumerate(properties):
-        if isinstance(item, Rename) and item.as_:
-            yield f"{where}[{index}].as: is for metadata; a contact's attributes have their types"
-        source, target = source_and_target(item)
-        if target and not is_legal_key(target):
-            yield (
-                f"{where}[{index}]: `{target}` cannot be the name of an attribute in Intercom; "
-                f'give it another one: {{ from = "{source}", to = "…" }}'
-            )
-
-
-def _target_problems(where: str, properties: list[str | Rename]) -> Iterator[str]:
-    seen: set[str] = set()
-    for index, item in enumerate(properties):
-        source, target = source_and_target(item)
-        if source in ("*", "user.*", "event.*"):
-            yield f'{where}[{index}]: "*" is not offered: name the properties to send'
-        if is_blank(source) or is_blank(target):
-            yield f"{where}[{index}]: Expected a property name, this one is blank"
-        if target in seen:
-            yield f"{where}[{index}]: `{target}` is fed twice"
-        seen.add(target)
-
-
-def _source_problems(where: str, properties: list[str | Rename]) -> Iterator[str]:
-    sources = [source_and_target(item)[0].removeprefix("user.") for item in properties]
-    for index, source in enumerate(sources):
-        if source in sources[:index]:
-            yield f"{where}[{index}]: `{source}` is sent twice"

@@ -50,7 +50,6 @@ from amplitude_intercom.engine.commands.sample import (
 from amplitude_intercom.engine.commands.spools import is_running
 from amplitude_intercom.engine.commands.terminal import count, print_table, say
 from amplitude_intercom.engine.commands.workspace import ask_intercom
-from amplitude_intercom.engine.config import event_names
 from amplitude_intercom.engine.delivery.event_names import WARN_AT
 from amplitude_intercom.engine.reasons import DeadReason
 from amplitude_intercom.engine.rules.contacts import field_name
@@ -63,6 +62,7 @@ from amplitude_intercom.engine.settings import (
     Sync,
     source_and_target,
 )
+from amplitude_intercom.engine.settings_problems import event_names
 from amplitude_intercom.engine.sources import sources_of
 
 DOCUMENTED_METADATA_KEYS = 10
