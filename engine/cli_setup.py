@@ -40,14 +40,16 @@ def init(
     relay: Annotated[
         bool | None,
         typer.Option(
-            "--relay/--no-relay", show_default=False, help="Pass requests on to Amplitude."
+            "--relay/--no-relay",
+            show_default=False,
+            help="Pass requests on to Amplitude, or not; default: pass on.",
         ),
     ] = None,
     amplitude_url: Annotated[
         str | None, typer.Option(help="Where to, instead of Amplitude: a proxy, the sandbox.")
     ] = None,
     sample: Annotated[
-        str | None, typer.Option(help="A file of events to propose event types from.")
+        str | None, typer.Option(help="Events to make proposals from: a file, or a data directory.")
     ] = None,
     event: Annotated[list[str] | None, typer.Option(help="An event type to send.")] = None,
     metadata: Annotated[
@@ -64,9 +66,9 @@ def init(
 ) -> None:
     """Ask a few questions, or take flags, and write a commented settings file."""
     from amplitude_intercom.engine.commands.init import init as main
-    from amplitude_intercom.engine.commands.init_interview import Given
+    from amplitude_intercom.engine.commands.init_flags import Flags
 
-    given = Given(
+    flags = Flags(
         amplitude_key=amplitude_key,
         intercom_token=intercom_token,
         region=region,
@@ -81,7 +83,7 @@ def init(
         yes=yes,
         force=force,
     )
-    finish_plainly(lambda: main(path or default_settings(), given))
+    finish_plainly(lambda: main(path or default_settings(), flags))
 
 
 def sandbox(

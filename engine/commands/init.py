@@ -9,20 +9,20 @@ from pathlib import Path
 import msgspec
 
 from amplitude_intercom.engine import config
-from amplitude_intercom.engine.commands.init_interview import (
+from amplitude_intercom.engine.commands.init_flags import (
     AMPLITUDE_KEY,
     INTERCOM_TOKEN,
-    Given,
-    Interview,
+    Flags,
     secret_path,
 )
+from amplitude_intercom.engine.commands.init_interview import Interview
 from amplitude_intercom.engine.commands.init_text import Answers, settings_text
 from amplitude_intercom.engine.commands.running import OK
 from amplitude_intercom.engine.commands.terminal import say
 from amplitude_intercom.engine.errors import SettingsError
 
 
-def init(path: Path, given: Given) -> int:
+def init(path: Path, flags: Flags) -> int:
     """Write a settings file; what the flags leave open is asked for on a terminal.
 
     Raises:
@@ -31,8 +31,8 @@ def init(path: Path, given: Given) -> int:
         OSError: a file cannot be read or written.
         BadFile: the sample cannot be read.
     """
-    _refuse_path(path, given)
-    answers = Interview(path.absolute().parent, given).answers()
+    _refuse_path(path, flags)
+    answers = Interview(path.absolute().parent, flags).answers()
     answers, stored = _with_secrets_in_files(answers, path)
     try:
         _write(path, settings_text(answers))
@@ -44,20 +44,20 @@ def init(path: Path, given: Given) -> int:
     for name in stored:
         say(f"wrote {name} (only you can read it)")
     say(f"wrote {path}")
-    flag = "" if path == Path("amplitude-intercom.toml") else f" -c {path}"
+    option = "" if path == Path("amplitude-intercom.toml") else f" -c {path}"
     say("next:")
-    say(f"  amplitude-intercom check{flag}")
-    say(f"  amplitude-intercom run{flag}")
+    say(f"  amplitude-intercom check{option}")
+    say(f"  amplitude-intercom run{option}")
     return OK
 
 
-def _refuse_path(path: Path, given: Given) -> None:
+def _refuse_path(path: Path, flags: Flags) -> None:
     """Refuse a path before any question.
 
     Raises:
         SettingsError: a file is there, or none can be written there.
     """
-    if os.path.lexists(path) and not given.force:
+    if os.path.lexists(path) and not flags.force:
         raise SettingsError(f"{path}: exists; --force writes over it")
     if path.is_dir():
         raise SettingsError(f"{path}: is a folder")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import getpass
+import select
+import signal
+import socket
 import sys
 from collections.abc import Callable, Sequence
 
@@ -29,10 +32,27 @@ def ask(question: str, default: str = "") -> str:
         SettingsError: the input ends.
     """
     print(f"{question}{f' [{default}]' if default else ''}: ", end="", file=sys.stderr, flush=True)
+    _wait_for_line()
     line = sys.stdin.readline()
     if not line:
         raise _ended()
     return line.strip() or default
+
+
+def _wait_for_line() -> None:
+    """Wait until there is a line, or raise ``KeyboardInterrupt`` at Ctrl-C.
+
+    A read alone would miss a Ctrl-C that comes an instant before it: the interpreter has noted the
+    signal then, and looks at its notes only once the read is over.
+    """
+    woken, waker = socket.socketpair()
+    with woken, waker:
+        waker.setblocking(False)
+        before = signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
+        try:
+            select.select([sys.stdin, woken], [], [])
+        finally:
+            signal.set_wakeup_fd(before)
 
 
 def ask_secret(question: str) -> str:

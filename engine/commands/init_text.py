@@ -34,7 +34,7 @@ ONE_LINE: Final = 88
 """Characters of a list beyond which each element has a line of its own."""
 
 
-class Host(msgspec.Struct, frozen=True):
+class Server(msgspec.Struct, frozen=True):
     """Where Intercom or Amplitude is: a region, or an address instead."""
 
     region: str = "us"
@@ -55,8 +55,8 @@ class Answers(msgspec.Struct, frozen=True, kw_only=True):
 
     amplitude_key: str
     intercom_token: str
-    intercom: Host = Host()
-    relay: Host | None = Host()
+    intercom: Server = Server()
+    relay: Server | None = Server()
     sync: str = "production"
     identifier: str = "external_id"
     source: str = "user_id"
@@ -123,7 +123,7 @@ def _events(answers: Answers) -> Iterator[str]:
     yield from _key("sync.events.money", {"price": "currency"}, is_given=False)
 
 
-def _host(section: str, host: Host) -> Iterator[str]:
+def _host(section: str, host: Server) -> Iterator[str]:
     if host.url is None:
         yield from _key(f"{section}.region", host.region)
     else:

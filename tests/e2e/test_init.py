@@ -74,7 +74,7 @@ async def test_a_newcomer_answers_the_questions_and_check_has_nothing_against_it
         await terminal.answers("Intercom access token", TOKEN)
         await terminal.answers("Pass requests on to Amplitude?", "")
         await terminal.answers("API key of the Amplitude project", KEY)
-        await terminal.answers("(Enter: none)", "sample.ndjson")
+        await terminal.answers("Sample (Enter: none)", "sample.ndjson")
         await terminal.answers("Enter for those with *", "7")
         await terminal.answers("expected numbers from 1 to 2", "")
         types = await terminal.sees("Event properties")
@@ -221,3 +221,19 @@ async def test_user_ids_that_are_addresses_find_contacts_by_email(tmp_path: Path
     code, _, err = await process.run("init", str(made), *flags, "--sample", str(path))
     assert code == 0, err
     assert load(made).sync[0].mapping.identifier == "email"
+
+
+async def test_what_waits_in_a_spool_is_a_sample_too(tmp_path: Path) -> None:
+    folder = tmp_path / "before"
+    folder.mkdir()
+    nobody = f"http://127.0.0.1:{process.free_port()}"
+    async with process.daemon(process.settings(folder, nobody)) as running:
+        events = [process.event("ada-lovelace", n, "Signed Up") for n in range(3)]
+        assert (await process.upload(f"{running.http}/2/httpapi", events))[0] == 200
+    made = tmp_path / NAME
+    flags = ["--offline", "--intercom-token", TOKEN, "--amplitude-key", KEY]
+    code, _, err = await process.run("init", str(made), *flags, "--sample", str(folder / "data"))
+    assert code == 0, err
+    (sync,) = load(made).sync
+    assert [selector.types for selector in sync.events.select] == [["Signed Up"]]
+    assert sync.events.metadata == ["n"]

@@ -11,7 +11,7 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amplitude_intercom.engine.commands.init_text import Answers, Host, Layout, settings_text
+from amplitude_intercom.engine.commands.init_text import Answers, Layout, Server, settings_text
 from amplitude_intercom.engine.config import load
 from amplitude_intercom.engine.deploy.adapting import settings_of
 from amplitude_intercom.engine.rules.texts import is_blank, is_legal_key
@@ -35,8 +35,8 @@ URLS = st.sampled_from(["http://127.0.0.1:8720", "https://proxy.example/intercom
 SECRETS = st.sampled_from(["ordinary-secret", "with space", "'\"\\#=[]"])
 
 
-def hosts(*regions: str) -> st.SearchStrategy[Host]:
-    return st.builds(Host, st.sampled_from(regions), st.none() | URLS)
+def hosts(*regions: str) -> st.SearchStrategy[Server]:
+    return st.builds(Server, st.sampled_from(regions), st.none() | URLS)
 
 
 ANSWERS = st.builds(
@@ -73,8 +73,8 @@ def meant(made: Settings, folder: Path) -> Answers:
     return Answers(
         amplitude_key=sync.amplitude_api_keys[0].reveal(),
         intercom_token=sync.intercom.access_token.reveal(),
-        intercom=Host(sync.intercom.region, sync.intercom.base_url),
-        relay=Host(made.relay[0].region, made.relay[0].base_url) if made.relay else None,
+        intercom=Server(sync.intercom.region, sync.intercom.base_url),
+        relay=Server(made.relay[0].region, made.relay[0].base_url) if made.relay else None,
         sync=sync.name,
         identifier=sync.mapping.identifier,
         source=sync.mapping.source,
@@ -91,9 +91,9 @@ def meant(made: Settings, folder: Path) -> Answers:
     )
 
 
-def as_written(host: Host | None) -> Host | None:
+def as_written(host: Server | None) -> Server | None:
     """Return a host as the file has it: an address stands instead of a region."""
-    return host if host is None or host.url is None else Host(url=host.url)
+    return host if host is None or host.url is None else Server(url=host.url)
 
 
 @given(ANSWERS)
@@ -104,7 +104,7 @@ def test_the_written_settings_mean_exactly_what_was_answered(answers: Answers) -
         path.write_text(settings_text(answers), "utf-8")
         expected = msgspec.structs.replace(
             answers,
-            intercom=as_written(answers.intercom) or Host(),
+            intercom=as_written(answers.intercom) or Server(),
             relay=as_written(answers.relay),
         )
         assert meant(load(path), Path(folder)) == expected
