@@ -9,7 +9,6 @@ import asyncio
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
@@ -33,6 +32,7 @@ from amplitude_intercom.engine.spool.sqlite.opened_files import OpenedFiles
 from amplitude_intercom.engine.spool.sqlite.reading import look
 from amplitude_intercom.engine.spool.sqlite.reserve import Reserve
 from amplitude_intercom.engine.spool.store import Limits, Store, reading_store, wall_clock_ms
+from amplitude_intercom.engine.spool.unwritten import UnwrittenCounts
 from amplitude_intercom.engine.spool.writer import InlineWriter, ThreadWriter, Writer
 from amplitude_intercom.transports.reasons import RefusalReason
 
@@ -139,10 +139,7 @@ class Spool:
         self._database.watch(OpenedFiles(self.path))
         self._appends = Appends(self.writer, now_ms)
         self._tidying = Tidying(retention_of(settings))
-        self._uncounted: dict[str, Part] = {}
-        self._counting: dict[int, list[Part]] = {}
-        """Parts that are being written of which nothing is kept, by number."""
-        self._counted = 0
+        self._unwritten = UnwrittenCounts()
         self._takers: dict[str, SpoolPart] = {}
         self.jobs_wait = asyncio.Event()
         """Set when a job was added, by whoever runs them cleared."""
@@ -153,7 +150,7 @@ class Spool:
 
     async def close(self) -> None:
         """Finish what was submitted and close the file."""
-        uncounted = self._take_uncounted()
+        uncounted = self._unwritten.take()
         adjusted = {spool.taker: spool.adjustments.take() for spool in self._takers.values()}
         if uncounted or any(adjusted.values()):
 
@@ -187,42 +184,22 @@ class Spool:
 
         The future raises ``SpoolError`` when nothing of it is stored.
         """
-        if self._uncounted:
-            self._count()
+        if self._unwritten:
+            self._write_counts()
         return self._appends.put(batch)
 
-    def _count(self) -> None:
-        """Have what is only counted written; where that fails it is still to be counted."""
-        parts = self._take_uncounted()
-        self._counted += 1
-        number = self._counted
-        self._counting[number] = parts
+    def _write_counts(self) -> None:
+        counts = self._unwritten.begin()
 
-        def counted(done: asyncio.Future[Appended]) -> None:
-            del self._counting[number]
-            if done.cancelled() or done.exception():
-                self._count_again(parts)
+        def written(done: asyncio.Future[Appended]) -> None:
+            failed = done.cancelled() or done.exception() is not None
+            self._unwritten.end(counts.number, failed=failed)
 
-        self._appends.put(Append(parts, number)).add_done_callback(counted)
-
-    def _count_again(self, parts: Iterable[Part]) -> None:
-        """Take parts back that were to be counted: that has failed."""
-        for part in parts:
-            newer = self._uncounted.get(part.taker)
-            self._uncounted[part.taker] = part if newer is None else _sum(part, newer)
+        self._appends.put(counts).add_done_callback(written)
 
     def count_only(self, parts: Iterable[Part]) -> None:
-        """Count a batch of which nothing is kept; written with the next batch that is.
-
-        A crash before that forgets both sides of the sum.
-        """
-        for part in parts:
-            kept = self._uncounted.get(part.taker)
-            self._uncounted[part.taker] = part if kept is None else _sum(kept, part)
-
-    def _take_uncounted(self) -> list[Part]:
-        taken, self._uncounted = list(self._uncounted.values()), {}
-        return taken
+        """Count a batch of which nothing is kept; written with the next batch that is."""
+        self._unwritten.add(parts)
 
     def notify(self, takers: Iterable[str]) -> None:
         """Say to deliveries that something was appended."""
@@ -296,18 +273,14 @@ class Spool:
         """Return a sync's counters, those of batches that were only counted included."""
         store = self._database.store
         total = Counter(store.accounts.committed(taker))
-        writing = [parts for n, parts in self._counting.items() if n > store.intake.counted_to]
-        for part in chain(*writing, self._uncounted.values()):
-            if part.taker == name:
-                total["received"] += part.received
-                total.update({f"dropped:{reason}": n for reason, n in part.dropped.items()})
+        total.update(self._unwritten.of(name, store.intake.counted_to))
         return total
 
     async def forget_checkpoints(
         self, taker: int, sources: Sequence[str], kept: Mapping[str, str] | None = None
     ) -> None:
         """Let these sources be read from their beginning again; keep how far others have come."""
-        uncounted = self._take_uncounted()  # which may hold the last of their checkpoints
+        uncounted = self._unwritten.take()  # which may hold the last of their checkpoints
 
         def job(store: Store) -> None:
             for part in uncounted:
@@ -318,7 +291,7 @@ class Spool:
         try:
             await self.do(job)
         except SpoolError:
-            self._count_again(uncounted)
+            self._unwritten.put_back(uncounted)
             raise
 
     async def compact(self) -> None:
@@ -333,18 +306,6 @@ class Spool:
     async def size_bytes(self) -> int:
         """Return the size of the file."""
         return await self.do(lambda _: self._database.file.size_bytes())
-
-
-def _sum(one: Part, other: Part) -> Part:
-    """Return two parts of which nothing is kept as one."""
-    return Part(
-        one.taker,
-        one.received + other.received,
-        [],
-        [],
-        one.dropped + other.dropped,
-        {**one.checkpoints, **other.checkpoints},
-    )
 
 
 class SpoolPart:
