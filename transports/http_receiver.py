@@ -84,6 +84,7 @@ class UploadReceiver:
         if (request.content_length or 0) > endpoint.max_bytes:
             return TOO_LARGE
         with self._budget.hold(self._peer(request)) as held:
+            # The bytes are held until the batch is on disk, because it refers to the body.
             taken = await self._decode(await self._read(request, endpoint, held), endpoint, path)
             return taken if isinstance(taken, BadUpload) else await self._store(*taken)
 
@@ -129,6 +130,7 @@ class UploadReceiver:
             return parts
         if len(parts.body) <= HEAVY_BYTES:
             return self._decode_now(parts, endpoint, path)
+        # The interpreter's lock is shared, but the thread lets small requests in between.
         async with self._heavy:
             return await asyncio.to_thread(self._decode_now, parts, endpoint, path)
 

@@ -6,7 +6,7 @@ environment: ``LISTEN_PID`` (the process that they are for), ``LISTEN_FDS`` (the
 client that connects meanwhile waits in the operating system's queue and is not refused.
 
 A passed socket is used where the settings name its address, whatever its name is: the settings stay
-the truth about who can reach which port. A server works with a duplicate: the socket itself stays
+the truth about the ports and their reach. A server works with a duplicate: the socket itself stays
 open for a server that starts anew.
 """
 

@@ -113,6 +113,7 @@ class ClientConnection(asyncio.Protocol):
         self._served_by.pause_writing()
 
     def resume_writing(self) -> None:
+        # The buffer has drained: the client reads, so its wait begins anew.
         self._listener.progressed(self)
         self._served_by.resume_writing()
 
@@ -136,6 +137,7 @@ class Listener:
     """Accepts connections for one server of aiohttp's."""
 
     def __init__(self, server: web.Server, max_connections: int, idle_timeout_s: float) -> None:
+        # Both dictionaries keep the order of age, so that finding the oldest costs no search.
         self._server = server
         self._max = max_connections
         self._idle_timeout_s = idle_timeout_s
@@ -250,6 +252,7 @@ class Listener:
             name, number = sockets[0].getsockname()[:2]
             yield f"[{name}]:{number}" if ":" in name else f"{name}:{number}"
         finally:
+            # Accepting ends before the tasks are awaited, or new ones would go on coming.
             sweep.cancel()
             for listening in sockets:
                 self._unwatch(listening)
@@ -280,6 +283,7 @@ class Listener:
             self._pause(listening)
             return
         connection.setblocking(False)
+        # Counted while it is handed over, or a burst would pass the limit.
         task = asyncio.get_running_loop().create_task(self._hand_over(connection))
         self._coming.add(task)
         task.add_done_callback(self._coming.discard)

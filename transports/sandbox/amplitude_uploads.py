@@ -86,7 +86,7 @@ def read_json(body: bytes) -> _Body:
     """Return the content of a JSON body.
 
     Raises:
-        AmplitudeRefusal: it is not what HTTP V2 takes.
+        AmplitudeRefusal: HTTP V2 does not take it.
     """
     if not body:
         raise AmplitudeRefusal(400, "Missing request body")
@@ -106,7 +106,7 @@ def read_form(path: str, request: Request, headers: Mapping[str, str], body: byt
     """Return the content of a form.
 
     Raises:
-        AmplitudeRefusal: it is not what the endpoint takes.
+        AmplitudeRefusal: the endpoint does not take it.
     """
     query = urlsplit(request.path).query
     text = query if request.method == "GET" else body.decode("utf-8", "replace")

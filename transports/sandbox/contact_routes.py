@@ -44,6 +44,7 @@ class ContactRoutes:
             raise Refusal(400, "parameter_missing", "email, external_id or role is needed")
         fields = self._fields(sent)
         attributes = self._attributes.check(sent.get("custom_attributes"))
+        # A lead's external id is always Intercom's own, whatever was sent.
         if fields.get("role") == "lead":
             fields["external_id"] = str(
                 uuid.UUID(int=self._workspace.rng.getrandbits(128), version=4)
@@ -61,6 +62,7 @@ class ContactRoutes:
             matches += self._contacts.users_with_email(email)
         matches = [match for match in matches if match.state != "merged"]
         if matches:
+            # Of several matches the live one is named: its id is of use to the client.
             raise conflict(min(matches, key=lambda match: match.state != "live"))
 
     def get(self, call: Call) -> Done:
@@ -109,6 +111,7 @@ class ContactRoutes:
         if role == "lead":
             fields.pop("external_id", None)
         self._refuse_taken(contact.id, fields.get("external_id"))
+        # A write is partial: attributes that it leaves out keep their values.
         if attributes:
             fields["custom_attributes"] = {**contact.custom_attributes, **attributes}
         changed = self._workspace.change_contact(contact, call.at_s, **fields)
@@ -140,6 +143,7 @@ class ContactRoutes:
         if contact.state in _NOT_RESTORABLE:
             text = f"User has been {_NOT_RESTORABLE[contact.state]} and is not restorable."
             raise Refusal(400, "bad_request", text)
+        # Meanwhile another user may have got the external id, which was free.
         self._refuse_taken(contact.id, contact.external_id)
         self._workspace.change_contact(contact, call.at_s, state="live")
         shown = {"id": contact.id, "object": "contact", "archived": False}

@@ -50,7 +50,7 @@ class Routes:
         method = request.method
         path, _, query = request.path.partition("?")
         key = ""
-        route = self._table.get((method, path))
+        route = self._table.get((method, path))  # first, so that ``/contacts/search`` is no id
         if route is None:
             path, key = _route_of(path)
             route = self._table.get((method, path))

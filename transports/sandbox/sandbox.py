@@ -221,8 +221,6 @@ class Sandbox:
         """Return the most calls that arrived within a span of time, wherever it starts."""
         return most_calls_in(self.journal, span_s)
 
-    # Changes behind the API's back, for tests and the demo.
-
     def add_contact(
         self, external_id: str | None = None, email: str | None = None, **fields: Any
     ) -> str:
@@ -312,6 +310,7 @@ class Sandbox:
             if self.token_revoked:
                 raise Refusal(401, "token_revoked", "Access Token Invalid")
             _check_token(arrival.authorization, self.access_token)
+            # Charged before all other checks: a refused call costs as much as any (recordings).
             left = self._windows.charge(arrival.at_s)
             rate = self._windows.headers(left)
             self._windows.check(left)
