@@ -62,7 +62,7 @@ def _quoting_text() -> Iterator[None]:
     try:
         yield
     except _UsageError as error:
-        from amplitude_intercom.engine.logs import printable
+        from amplitude_intercom.engine.log_lines import printable
 
         of_click: Any = error
         of_click.message = printable(of_click.message, lines=True)

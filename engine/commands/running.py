@@ -16,6 +16,7 @@ import msgspec
 from amplitude_intercom.engine import config, logs
 from amplitude_intercom.engine.commands.terminal import json_shown
 from amplitude_intercom.engine.errors import DataDirInUse, EngineError, SettingsError
+from amplitude_intercom.engine.log_lines import MAX_LINE_BYTES, cut, printable
 from amplitude_intercom.engine.settings import Settings
 from amplitude_intercom.transports.errors import BadFile
 
@@ -87,7 +88,7 @@ def _code_of(error: BaseException) -> int | None:
 
 def complain(error: BaseException | str, code: int) -> int:
     """Print an error to stderr; return the exit code."""
-    text = logs.printable(logs.cut(f"error: {error}", logs.MAX_LINE_BYTES), lines=True)
+    text = printable(cut(f"error: {error}", MAX_LINE_BYTES), lines=True)
     print(text, file=sys.stderr)
     return code
 

@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 
-from amplitude_intercom.engine.logs import printable
+from amplitude_intercom.engine.log_lines import printable
 
 MOST_CHARACTERS = 200
 WIDE = 10_000

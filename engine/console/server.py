@@ -26,7 +26,7 @@ from aiohttp import web
 
 from amplitude_intercom.engine.addresses import host_and_port
 from amplitude_intercom.engine.errors import SettingsError, SpoolError
-from amplitude_intercom.engine.logs import printable
+from amplitude_intercom.engine.log_lines import printable
 from amplitude_intercom.engine.settings import Admin
 from amplitude_intercom.transports.http_server import MAX_HEADER_BYTES
 from amplitude_intercom.transports.sockets import Listener, share_of_descriptors

@@ -113,6 +113,7 @@ class RelaySender:
 
     async def settled(self) -> None:
         """Wait until nothing waits for Amplitude, or the relay drains."""
+        # The counters, not the queue: most requests that wait are on disk alone.
         while self.spool.counters["pending"] and not self._ending:
             await self._progress.wait()
 
@@ -149,6 +150,8 @@ class RelaySender:
             part = self._dispatch.next(now_s)
             if part is None:
                 return
+            # Counted until its answer is settled, not until it comes: the request stays first in
+            # its lines that long.
             self._out += 1
             calls.start_soon(self._send, part)
 

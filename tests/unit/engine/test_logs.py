@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amplitude_intercom.engine import logs
+from amplitude_intercom.engine import log_lines, logs
 
 VALUES = st.recursive(
     st.none()
@@ -36,8 +36,8 @@ def entry_of(line: bytes) -> dict[str, Any]:
 def test_a_line_is_bounded_json_in_ascii_with_any_values(
     values: dict[str, Any], event: str
 ) -> None:
-    line = logs.render({**values, "event": event}, logs._json_line)
-    assert len(line) <= logs.MAX_LINE_BYTES
+    line = log_lines.render({**values, "event": event}, log_lines.json_line)
+    assert len(line) <= log_lines.MAX_LINE_BYTES
     assert line.isascii()
     assert line.count(b"\n") == 1
     assert "event" in entry_of(line)
@@ -45,30 +45,30 @@ def test_a_line_is_bounded_json_in_ascii_with_any_values(
 
 @pytest.mark.parametrize("size", [1_000_000, 10_000, 1_000])
 def test_a_line_too_long_is_cut_and_says_so(size: int) -> None:
-    line = logs.render({f"k{n}": "v" * size for n in range(100)}, logs._json_line)
-    assert len(line) <= logs.MAX_LINE_BYTES
+    line = log_lines.render({f"k{n}": "v" * size for n in range(100)}, log_lines.json_line)
+    assert len(line) <= log_lines.MAX_LINE_BYTES
     assert b"more" in line
 
 
 def test_the_end_of_a_long_traceback_stays() -> None:
-    line = logs.render({"exception": "x" * 100_000 + "ValueError: no"}, logs._json_line)
+    line = log_lines.render({"exception": "x" * 100_000 + "ValueError: no"}, log_lines.json_line)
     assert entry_of(line)["exception"].endswith("ValueError: no")
 
 
-HUMAN = logs._HumanLine(colors=False, encoding="utf-8")
+HUMAN = log_lines.HumanLine(colors=False, encoding="utf-8")
 
 
 @pytest.mark.parametrize("evil", ["\x1b[31m", "\x9b31m", "\x07", "\r", "\u202e", "\x00", "\ud800"])
 @pytest.mark.parametrize("where", ["event", "user", "exception", "key"])
 def test_no_value_controls_a_terminal(evil: str, where: str) -> None:
     entry = {"event": "hello", where: f"a{evil}b"} if where != "key" else {"event": "h", evil: 1}
-    line = logs.render(entry, HUMAN)
+    line = log_lines.render(entry, HUMAN)
     assert evil.encode(errors="surrogatepass") not in line
 
 
 def test_people_with_an_ascii_terminal_see_other_characters_escaped() -> None:
-    line = logs.render(
-        {"event": "hello", "user": "zoë"}, logs._HumanLine(colors=False, encoding="ascii")
+    line = log_lines.render(
+        {"event": "hello", "user": "zoë"}, log_lines.HumanLine(colors=False, encoding="ascii")
     )
     assert b"zo\\xeb" in line
 
