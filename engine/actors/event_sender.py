@@ -9,6 +9,7 @@ import msgspec
 
 from amplitude_intercom.engine.actor import Actor
 from amplitude_intercom.engine.delivery.calls import NotAnswered, NotNow, TurnCalls, Undeliverable
+from amplitude_intercom.engine.delivery.contacts.upserting import ensure, merged_into
 from amplitude_intercom.engine.delivery.endings import (
     Deferred,
     Ending,
@@ -170,7 +171,7 @@ class _Sending:
         if not _is_unknown(refusal):
             return refusal
         calls = TurnCalls(self._delivery.gate, self._turn)
-        owner = await self._delivery.contacts.merged_into(self._envelope.plan.identity, calls)
+        owner = await merged_into(self._delivery.contacts, self._envelope.plan.identity, calls)
         if owner and owner != heir:
             refusal = await self._call(_to(self._key._replace(value=owner), event))
             if not _is_unknown(refusal):
@@ -186,7 +187,7 @@ class _Sending:
         """
         contacts, identity = self._delivery.contacts, self._envelope.plan.identity
         try:
-            await contacts.ensure(identity, TurnCalls(self._delivery.gate, self._turn))
+            await ensure(contacts, identity, TurnCalls(self._delivery.gate, self._turn))
         except Undeliverable as error:
             self._missing.note(self._key, error.failure, self._delivery.unknown_wait_s)
             raise

@@ -26,9 +26,8 @@ from amplitude_intercom.engine.rules.insert_keys import dead_key, insert_key, pr
 from amplitude_intercom.engine.rules.verdicts import Drop, Keep, Reject
 from amplitude_intercom.engine.settings import ANY_KEY, Sync
 from amplitude_intercom.engine.spool.batches import Entry, Pack, packs
-from amplitude_intercom.engine.spool.letters import DeadRow
-from amplitude_intercom.engine.spool.rows import Append, Appended, Part
-from amplitude_intercom.engine.spool.settled import log_dropped_raw
+from amplitude_intercom.engine.spool.record_lines import log_dropped_raw
+from amplitude_intercom.engine.spool.rows import Append, Appended, DeadRow, Part
 from amplitude_intercom.transports.amplitude import MAX_EVENT_BYTES, BadEvent, Head, too_large
 from amplitude_intercom.transports.amplitude_heads import decode_types, read_head
 from amplitude_intercom.transports.contract import Batch, Receipt

@@ -9,7 +9,8 @@ from typing import Final
 
 from amplitude_intercom.engine.actor import Actor, Outbox
 from amplitude_intercom.engine.delivery.calls import NotNow, TurnCalls, Undeliverable
-from amplitude_intercom.engine.delivery.contacts.upserting import Upserted
+from amplitude_intercom.engine.delivery.contacts.scope import Upserted
+from amplitude_intercom.engine.delivery.contacts.upserting import upsert
 from amplitude_intercom.engine.delivery.contacts.writing import Writing
 from amplitude_intercom.engine.delivery.endings import GoOn, ending_of
 from amplitude_intercom.engine.delivery.stream import Delivery
@@ -112,7 +113,7 @@ class UserUpserter(Actor[Turn, Turn]):
     ) -> Upserted:
         updates = [envelope.plan.contact for envelope in some if envelope.plan.contact]
         calls = TurnCalls(delivery.gate, turn)
-        upserted = await delivery.contacts.upsert(updates, calls, writing)
+        upserted = await upsert(delivery.contacts, updates, calls, writing)
         turn.has_succeeded = turn.has_succeeded or upserted.called
         key = delivery.contacts.key_of(updates[0].identity)
         delivery.workspace.missing.forget(key)

@@ -13,12 +13,9 @@ from amplitude_intercom.engine.commands.running import OK, print_json
 from amplitude_intercom.engine.commands.sample import read_events
 from amplitude_intercom.engine.commands.terminal import say
 from amplitude_intercom.engine.delivery.attributes import KnownAttributes, parse_list
-from amplitude_intercom.engine.delivery.contacts.working_out import (
-    cannot_be_created,
-    needs_base,
-    with_base,
-    work_out,
-)
+from amplitude_intercom.engine.delivery.contacts.drafts import cannot_be_created, needs_base
+from amplitude_intercom.engine.delivery.contacts.learned_contact import with_base
+from amplitude_intercom.engine.delivery.contacts.working_out import work_out
 from amplitude_intercom.engine.envelope import Adjustment, ContactUpdate, Identity, Plan, Record
 from amplitude_intercom.engine.errors import EngineError, SettingsError
 from amplitude_intercom.engine.reasons import DeadReason

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from functools import lru_cache
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import msgspec
 
@@ -48,6 +48,14 @@ class NotAnswered(msgspec.Struct, frozen=True):
     blame: Blame = Blame.NOBODYS
     is_sick: bool = False
     """Whether the endpoint is sick, so that a user gets more attempts."""
+
+
+class Back(NamedTuple):
+    """What came back of a call: an answer that is Intercom's, or a failure; and when."""
+
+    outcome: Answer | Failure
+    left_s: float
+    back_s: float
 
 
 class Caller(Protocol):

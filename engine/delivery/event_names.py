@@ -8,14 +8,13 @@ well, since others may send to the same workspace: that name is not tried again 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Final
 
 import anyio
 import structlog
 
 from amplitude_intercom.engine.settings import MAX_EVENT_TYPES
-from amplitude_intercom.engine.spool.contract import TakerSpool
 
 _log = structlog.get_logger(__name__)
 
@@ -28,8 +27,15 @@ FORGOTTEN_AFTER_DAYS: Final = 90
 class EventNames:
     """A workspace's event names, compared without case."""
 
-    def __init__(self, spool: TakerSpool, now_ms: Callable[[], int]) -> None:
-        self._spool = spool
+    def __init__(
+        self,
+        load: Callable[[], Awaitable[dict[str, int]]],
+        keep: Callable[[Mapping[str, int]], Awaitable[None]],
+        now_ms: Callable[[], int],
+    ) -> None:
+        """``load`` and ``keep`` are for the names on disk, with the day of the last time."""
+        self._load = load
+        self._keep = keep
         self._now_ms = now_ms
         self._last_day: dict[str, int] | None = None
         self._refused_until_s: dict[str, float] = {}
@@ -50,7 +56,7 @@ class EventNames:
 
     async def _admit(self, names: Iterable[str]) -> set[str]:
         if self._last_day is None:
-            self._last_day = await self._spool.event_names()
+            self._last_day = await self._load()
         today = self._now_ms() // DAY_MS
         days = dict(self._last_day)
         without: set[str] = set()
@@ -63,7 +69,7 @@ class EventNames:
             else:
                 without.add(name)
         if days != self._last_day:
-            await self._spool.keep_event_names(days)
+            await self._keep(days)
             self._warn(days)
             self._last_day = {key: day for key, day in days.items() if not self.is_refused(key)}
         return without

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, deque
 from functools import partial
-from typing import NamedTuple
 
 import structlog
 
 from amplitude_intercom.engine import logs
 from amplitude_intercom.engine.clock import loop_time_s
-from amplitude_intercom.engine.delivery.calls import Caller, outcome_of
+from amplitude_intercom.engine.delivery.calls import Back, Caller, outcome_of
 from amplitude_intercom.engine.delivery.in_flight import InFlight, Out
 from amplitude_intercom.engine.delivery.pace import Pace
 from amplitude_intercom.engine.delivery.refusals import BudgetDoubt
@@ -28,14 +27,6 @@ from amplitude_intercom.transports.intercom import (
 from amplitude_intercom.transports.reasons import NoAnswerCause
 
 _log = structlog.get_logger(__name__)
-
-
-class Back(NamedTuple):
-    """The outcome of a call, an answer of Intercom's or a failure, with the call's instants."""
-
-    outcome: Answer | Failure
-    left_s: float
-    back_s: float
 
 
 class Exchange:

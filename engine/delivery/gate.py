@@ -99,7 +99,7 @@ class Gate:
         budget = BudgetDoubt()
         self._exchange = Exchange(wire, self.pace, self._in_flight, budget, name)
         self._judge = Judge(
-            self._exchange,
+            self._exchange.send,
             self.pace,
             self.health,
             budget,

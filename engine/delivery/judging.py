@@ -20,7 +20,7 @@ Intercom's, 5xx, 408
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import msgspec
@@ -29,6 +29,7 @@ import structlog
 from amplitude_intercom.engine.delivery.calls import (
     NOBODY,
     Answered,
+    Back,
     Caller,
     Cause,
     NotAnswered,
@@ -36,12 +37,11 @@ from amplitude_intercom.engine.delivery.calls import (
     endpoint_of,
     failure_of,
 )
-from amplitude_intercom.engine.delivery.exchange import Back, Exchange
 from amplitude_intercom.engine.delivery.health import Charge, Hasten, Health, Outage
 from amplitude_intercom.engine.delivery.pace import Pace, pause_s
 from amplitude_intercom.engine.delivery.refusals import BudgetDoubt, Token
 from amplitude_intercom.engine.reasons import Failure
-from amplitude_intercom.transports.intercom import Answer, me
+from amplitude_intercom.transports.intercom import Answer, Request, me
 
 _log = structlog.get_logger(__name__)
 
@@ -51,6 +51,10 @@ RESUME_JITTER_S: Final = 0.5
 CREATE: Final = "POST /contacts"
 """The endpoint that answers 409 for a contact that exists. The 409 counts as a success, because a
 workspace that has every contact would never show another one there."""
+
+
+Send = Callable[[Request, str, Caller], Awaitable[Back]]
+"""Sends a request to an endpoint, once; `Exchange.send` does."""
 
 
 class Trouble(msgspec.Struct, frozen=True):
@@ -69,7 +73,7 @@ class Judge:
 
     def __init__(
         self,
-        exchange: Exchange,
+        send: Send,
         pace: Pace,
         health: Health,
         budget: BudgetDoubt,
@@ -78,8 +82,8 @@ class Judge:
         jitter: Callable[[], float],
         name: str,
     ) -> None:
-        """``name`` is the Intercom's name in logs."""
-        self._exchange = exchange
+        """``send`` asks ``GET /me``. ``name`` says in logs which Intercom it is."""
+        self._send = send
         self._pace = pace
         self._health = health
         self._budget = budget
@@ -161,7 +165,7 @@ class Judge:
         if self._pace.is_closed or self._pace.is_paused:
             return None
         endpoint = endpoint_of("GET", "/me")
-        back = await self._exchange.send(me(), endpoint, NOBODY)
+        back = await self._send(me(), endpoint, NOBODY)
         if isinstance(back.outcome, Failure):
             return None
         if back.outcome.status == 429:

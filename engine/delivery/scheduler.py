@@ -37,8 +37,7 @@ from typing import Final, NamedTuple
 
 from amplitude_intercom.engine.delivery.health import Who
 from amplitude_intercom.engine.delivery.lines import Key, Lines, Phase, User, need_of
-from amplitude_intercom.engine.delivery.turns import Turn, take
-from amplitude_intercom.engine.delivery.turns_at_work import TurnsAtWork
+from amplitude_intercom.engine.delivery.turns import Turn, TurnsAtWork, take
 from amplitude_intercom.engine.envelope import Kind, Record
 
 PROBE_SHARE: Final = 0.1

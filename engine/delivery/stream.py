@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection
 
+from amplitude_intercom.engine.delivery.contacts.scope import ContactScope
 from amplitude_intercom.engine.delivery.contacts.selection import Selection, follow_selection
-from amplitude_intercom.engine.delivery.contacts.sync_contacts import Contacts
 from amplitude_intercom.engine.delivery.endings import Ending
 from amplitude_intercom.engine.delivery.feed import Feed
 from amplitude_intercom.engine.delivery.gate import Gate
@@ -65,7 +65,7 @@ class Delivery:
     """What the turns of one sync need; ``workspace`` and ``contacts`` once it has entered one."""
 
     workspace: Workspace
-    contacts: Contacts
+    contacts: ContactScope
     has_entered = False
     """Whether it is known which workspace it delivers to; until then no call is made for a turn."""
 
@@ -122,14 +122,14 @@ class Delivery:
         self.has_entered = True
         self.workspace = workspace
         self.spool.workspace = workspace.number
-        self.contacts = Contacts(
+        self.contacts = ContactScope(
             self.spool,
             workspace,
             self.rules.contacts,
             self.selection,
+            self.now_ms,
             self.sync.users,
-            now_ms=self.now_ms,
-            unknown_attributes=self.unknown_attributes,
+            self.unknown_attributes,
         )
 
     def end(self, turn: Turn, ending: Ending) -> None:

@@ -34,7 +34,7 @@ class Workspace:
         """``number``: by which the spool knows it. ``gate``: of one of its tokens."""
         self.number = number
         self.attributes = Attributes(gate)
-        self.names = EventNames(spool, now_ms)
+        self.names = EventNames(spool.event_names, spool.keep_event_names, now_ms)
         self.first_contacts = FirstContacts()
         self.missing = Missing()
         self.heirs = Heirs()

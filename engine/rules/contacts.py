@@ -250,3 +250,8 @@ def _field(source: str, name: str) -> Field:
     if name.startswith(ATTRIBUTE_PREFIX):
         return Field(source, name, name.removeprefix(ATTRIBUTE_PREFIX), "")
     return Field(source, name, "", STANDARD_TYPES[name])
+
+
+def same(first: Any, other: Any) -> bool:
+    """Return whether two field values are the same to Intercom: ``True`` is not 1."""
+    return type(first) is type(other) and bool(first == other)

@@ -19,7 +19,7 @@ import pytest
 
 from amplitude_intercom.engine.actor import RUN_BYTES
 from amplitude_intercom.engine.app import Engine
-from amplitude_intercom.engine.delivery.contacts.upserting import Upserted
+from amplitude_intercom.engine.delivery.contacts.scope import Upserted
 from amplitude_intercom.engine.delivery.health import Health
 from amplitude_intercom.engine.delivery.lines import EVENTS
 from amplitude_intercom.engine.delivery.loading import Loading

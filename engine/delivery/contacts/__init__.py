@@ -1,7 +1,8 @@
-"""Contacts: found, created and brought up to date, in the fewest calls, and never wrong.
+"""Contacts: found, created and brought up to date, in the fewest calls.
 
-Pure are ``working_out`` (what is to be written), ``resolving`` (what an answer means),
-``knowledge`` (what is known of a contact, as answers come), ``first_contact`` (which call comes
-first where nothing is known) and ``selection`` (since when a property is selected). ``notes`` are
-the transactions, ``upserting`` makes the calls; ``sync_contacts`` is what the actors ask.
+Pure are ``resolving`` (the next call by each answer), ``working_out`` (the fields to be written),
+``learned_contact`` (what is known of a contact, as answers come), ``beginning`` and
+``first_contact`` (the first call) and ``selection`` (since when a property is selected).
+``stored_contact`` has the transactions, ``update_state`` holds one update, ``upserting`` makes its
+calls. ``scope`` is one sync's contacts in its workspace.
 """

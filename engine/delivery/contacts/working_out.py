@@ -16,26 +16,18 @@ Rules
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
-import msgspec
-
+from amplitude_intercom.engine.delivery.contacts.drafts import Draft, Properties
+from amplitude_intercom.engine.delivery.contacts.selection import Selection
 from amplitude_intercom.engine.envelope import Adjustment, ContactUpdate
 from amplitude_intercom.engine.reasons import AdjustmentReason
-from amplitude_intercom.engine.rules.contacts import ContactRules, Types, can_be_cleared
+from amplitude_intercom.engine.rules.contacts import ContactRules, Types, can_be_cleared, same
 from amplitude_intercom.engine.rules.fitting import JOINT
 from amplitude_intercom.engine.rules.operations import CLEAR_ALL
 from amplitude_intercom.engine.rules.user_properties import apply
 from amplitude_intercom.engine.spool.known import Held, Known
-
-Properties = Mapping[str, Held]
-
-_ABSOLUTE: Final = frozenset({CLEAR_ALL, "$set", "$unset"})
-"""Operations that need no base."""
-
-_REPEATED_IN_EFFECT: Final = frozenset({"$add", "$append", "$prepend"})
-"""Operations with another result when they are applied a second time."""
 
 _OF_LISTS: Final = frozenset({"$append", "$prepend", "$preInsert", "$postInsert", "$remove"})
 
@@ -46,35 +38,13 @@ UNSAID: Final = object()
 """Stands for the value of an unknown field."""
 
 
-class Draft(msgspec.Struct, frozen=True):
-    """The result of updates: a taker's new ``properties``, and the flat fields to write.
-
-    Null clears a field.
-    """
-
-    properties: dict[str, Held]
-    changes: dict[str, Any]
-    adjustments: list[Adjustment]
-
-
-def needs_base(updates: Iterable[ContactUpdate], held: Properties) -> bool:
-    """Return whether operations need a property that is not known."""
-    return any(not held.keys() >= names.keys() for _, names in _based(updates))
-
-
-def cannot_be_created(updates: Iterable[ContactUpdate]) -> bool:
-    """Return whether a create with these updates could not be repeated.
-
-    If its answer were lost, the contact could have their result or an older value.
-    """
-    return any(op in _REPEATED_IN_EFFECT for op, _ in _based(updates))
-
-
-def _based(updates: Iterable[ContactUpdate]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for update in updates:
-        for op, names in update.operations.items():
-            if op not in _ABSOLUTE:
-                yield op, names
+def properties_of(
+    rules: ContactRules, types: Types, selection: Selection, taker: str, known: Known
+) -> dict[str, Held]:
+    """Return a taker's properties that can be counted on for the contact that is known."""
+    held = selection.properties_of(known, taker)
+    # Only where another sync writes the contact too, a field may differ from the property.
+    return as_written(rules, types, held, known) if len(known.properties) > 1 else held
 
 
 def as_written(
@@ -92,13 +62,6 @@ def as_written(
     return {name: found for name, found in held.items() if holds(rules.properties[name])}
 
 
-def with_base(held: Properties, rules: ContactRules, contact: Mapping[str, Any]) -> dict[str, Held]:
-    """Return properties, with a contact's values for those that are not known."""
-    theirs = rules.properties_of_contact(contact)
-    base = {name: Held(theirs.get(name)) for name in rules.properties}
-    return {**base, **held}
-
-
 def work_out(
     rules: ContactRules,
     types: Types,
@@ -107,8 +70,9 @@ def work_out(
     known: Known,
     *,
     newer_wins: bool,
+    without: Collection[str] = (),
 ) -> Draft:
-    """Return the result of updates, in their order."""
+    """Return what updates come to, in their order, ``without`` some fields."""
     properties, touched, problems = _apply(updates, held, rules.properties, newer_wins=newer_wins)
     read = _as_it_was_read(rules, properties, touched, known)
     values = {
@@ -130,7 +94,8 @@ def work_out(
     changes = {
         name: value
         for name, value in {**fields, **empty}.items()
-        if name in known.unsure or not same(known.fields.get(name, UNSAID), value)
+        if name not in without
+        and (name in known.unsure or not same(known.fields.get(name, UNSAID), value))
     }
     return Draft(properties, changes, [*problems, *adjustments])
 
@@ -211,8 +176,3 @@ def _without_older(
         if op in left:
             left[op] = {name: value for name, value in left[op].items() if name not in newer}
     return left
-
-
-def same(first: Any, other: Any) -> bool:
-    """Return whether two field values are equal to Intercom: ``True`` is not 1."""
-    return type(first) is type(other) and bool(first == other)

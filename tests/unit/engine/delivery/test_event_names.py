@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
 
 import anyio
 import pytest
@@ -17,7 +16,6 @@ from amplitude_intercom.engine.delivery.event_names import (
     EventNames,
 )
 from amplitude_intercom.engine.settings import MAX_EVENT_TYPES
-from amplitude_intercom.engine.spool.spool import SpoolPart
 from support.virtual import in_virtual_time
 
 ALL = [f"name {n}" for n in range(MAX_EVENT_TYPES)]
@@ -32,7 +30,7 @@ class Kept:
         self.fails = False
 
     def names(self) -> EventNames:
-        return EventNames(cast("SpoolPart", self), lambda: self.day * DAY_MS)
+        return EventNames(self.event_names, self.keep_event_names, lambda: self.day * DAY_MS)
 
     async def event_names(self) -> dict[str, int]:
         await anyio.sleep(0.1)

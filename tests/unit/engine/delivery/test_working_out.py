@@ -6,13 +6,9 @@ from typing import Any
 
 import pytest
 
-from amplitude_intercom.engine.delivery.contacts.working_out import (
-    Draft,
-    cannot_be_created,
-    needs_base,
-    with_base,
-    work_out,
-)
+from amplitude_intercom.engine.delivery.contacts.drafts import Draft, cannot_be_created, needs_base
+from amplitude_intercom.engine.delivery.contacts.learned_contact import with_base
+from amplitude_intercom.engine.delivery.contacts.working_out import work_out
 from amplitude_intercom.engine.envelope import ContactUpdate, Identity
 from amplitude_intercom.engine.spool.known import Held, Known
 from support.plans import ANY, rules

@@ -6,96 +6,30 @@ changes anything but the store.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Collection, Sequence
 
 import msgspec
 
-from amplitude_intercom.engine.delivery.contacts.knowledge import (
+from amplitude_intercom.engine.delivery.contacts.beginning import Begun, creating
+from amplitude_intercom.engine.delivery.contacts.drafts import needs_base
+from amplitude_intercom.engine.delivery.contacts.learned_contact import (
     about,
     countable,
     unread,
     with_unsure,
 )
 from amplitude_intercom.engine.delivery.contacts.resolving import Do, Way
-from amplitude_intercom.engine.delivery.contacts.selection import Selection
-from amplitude_intercom.engine.delivery.contacts.working_out import (
-    Draft,
-    as_written,
-    cannot_be_created,
-    needs_base,
-    work_out,
-)
-from amplitude_intercom.engine.delivery.workspace import Workspace
+from amplitude_intercom.engine.delivery.contacts.scope import ContactScope
+from amplitude_intercom.engine.delivery.contacts.working_out import properties_of, work_out
 from amplitude_intercom.engine.envelope import ContactUpdate, Identity
-from amplitude_intercom.engine.rules.contacts import ContactRules
-from amplitude_intercom.engine.spool.contract import TakerSpool, Transaction
-from amplitude_intercom.engine.spool.known import ContactKey, Held, Known, own_after
+from amplitude_intercom.engine.spool.contract import Transaction
+from amplitude_intercom.engine.spool.known import ContactKey, Known, own_after
 
 
-class Scope(NamedTuple):
-    """The workspace of a sync's contacts, and the rules for writing them."""
+class StoredContact:
+    """What is read and kept of one user's contact."""
 
-    spool: TakerSpool
-    workspace: Workspace
-    rules: ContactRules
-    selection: Selection
-    now_ms: Callable[[], int]
-    newer_wins: bool
-    archived: Literal["unarchive", "dead_letter"]
-
-    @property
-    def taker(self) -> str:
-        """The sync's key in a contact's ``properties``."""
-        return str(self.spool.taker)
-
-    def key_of(self, identity: Identity) -> ContactKey:
-        """Return the key of a user's contact."""
-        return ContactKey(self.workspace.number, identity.field, identity.value)
-
-    def properties_of(self, known: Known) -> dict[str, Held]:
-        """Return the sync's properties that hold for a known contact."""
-        held = self.selection.properties_of(known, self.taker)
-        if len(known.properties) < 2:
-            return held  # no other sync writes it
-        return as_written(self.rules, self.workspace.attributes, held, known)
-
-    def work_out(
-        self,
-        updates: Sequence[ContactUpdate],
-        held: Mapping[str, Held],
-        known: Known,
-        without: Collection[str],
-    ) -> Draft:
-        """Return the result of updates, ``without`` some fields."""
-        types, newer_wins = self.workspace.attributes, self.newer_wins
-        draft = work_out(self.rules, types, updates, held, known, newer_wins=newer_wins)
-        if not without:
-            return draft
-        changes = {name: value for name, value in draft.changes.items() if name not in without}
-        return msgspec.structs.replace(draft, changes=changes)
-
-
-class Begun(NamedTuple):
-    """The begin of an update: the knowledge of the contact under ``key``, and the ``first`` step.
-
-    ``updates`` are those not done yet. ``draft`` is their result if the first step is a write, and
-    ``noted`` the knowledge with that write's intent. ``held`` has the sync's properties.
-    """
-
-    key: ContactKey
-    known: Known
-    noted: Known
-    held: dict[str, Held]
-    updates: list[ContactUpdate]
-    first: Do
-    draft: Draft | None
-
-
-class Notes:
-    """The transactions about one user's contact."""
-
-    def __init__(self, scope: Scope, identity: Identity) -> None:
+    def __init__(self, scope: ContactScope, identity: Identity) -> None:
         self._scope = scope
         self._is_by_email = identity.field == "email"
         self.own_key = scope.key_of(identity)
@@ -138,14 +72,24 @@ class Notes:
             store.contacts.use(self.own_key, scope.now_ms())
         done = store.settling(scope.spool.taker).updated([update.claim_id for update in updates])
         updates = [update for update in updates if update.claim_id not in done]
-        held = scope.properties_of(known)
+        held = properties_of(
+            scope.rules, scope.workspace.attributes, scope.selection, scope.taker, known
+        )
         counted = countable(known, scope.taker, held, scope.rules.properties)
         must_look = needs_base(updates, counted) or len(counted) < len(held)
         first = self._first(known, updates, must_look=must_look)
         if not updates or first not in (Do.PUT, Do.CREATE):
             return Begun(key, known, known, held, updates, first, None)
         bare = msgspec.structs.replace(known, fields={})
-        draft = scope.work_out(updates, held, known if first is Do.PUT else bare, without)
+        draft = work_out(
+            scope.rules,
+            scope.workspace.attributes,
+            updates,
+            held,
+            known if first is Do.PUT else bare,
+            newer_wins=scope.users.newer_wins,
+            without=without,
+        )
         noted = with_unsure(known, draft.changes)
         if noted != known:
             is_new = known == Known()
@@ -208,16 +152,3 @@ class Notes:
         known = own_after(own, theirs)
         self.keep(store, self.own_key, known)
         return known
-
-
-def creating(updates: Sequence[ContactUpdate], *, is_by_email: bool) -> Do:
-    """Return the first step of creating a contact.
-
-    By e-mail it is a search, because several contacts may have the e-mail, and the refusal of a
-    create names only one of them.
-    """
-    if is_by_email:
-        return Do.SEARCH
-    if not updates:
-        return Do.CREATE_BARE
-    return Do.CREATE_EMPTY if cannot_be_created(updates) else Do.CREATE

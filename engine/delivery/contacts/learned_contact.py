@@ -18,13 +18,12 @@ from typing import Any
 import msgspec
 
 from amplitude_intercom.engine.delivery.contacts.resolving import Way
-from amplitude_intercom.engine.delivery.contacts.working_out import same, with_base
-from amplitude_intercom.engine.rules.contacts import ContactRules
+from amplitude_intercom.engine.rules.contacts import ContactRules, same
 from amplitude_intercom.engine.spool.known import Held, Known
 
 
-class Knowledge:
-    """The knowledge of one user's contact, and one taker's properties of the user."""
+class LearnedContact:
+    """What is known of one user's contact, and what one taker has made of its properties."""
 
     def __init__(
         self,
@@ -134,6 +133,15 @@ class Knowledge:
             unread=[taker for taker in known.unread if taker != self._taker],
             selections={**known.selections, self._taker: self._selection},
         )
+
+
+def with_base(
+    held: Mapping[str, Held], rules: ContactRules, contact: Mapping[str, Any]
+) -> dict[str, Held]:
+    """Return properties with those that were not known as a contact has them."""
+    theirs = rules.properties_of_contact(contact)
+    base = {name: Held(theirs.get(name)) for name in rules.properties}
+    return {**base, **held}
 
 
 def with_unsure(known: Known, names: Iterable[str]) -> Known:
