@@ -31,7 +31,7 @@ from amplitude_intercom.engine.delivery.gate import Gate
 from amplitude_intercom.engine.delivery.health import Hasten
 from amplitude_intercom.engine.delivery.loaded_bytes import LoadedBytes
 from amplitude_intercom.engine.delivery.scheduler import Scheduler, View
-from amplitude_intercom.engine.delivery.stream import Delivery, Stream
+from amplitude_intercom.engine.delivery.stream import Stream, SyncDelivery
 from amplitude_intercom.engine.delivery.turns import Turn
 from amplitude_intercom.engine.delivery.workspace import ME, Workspace
 from amplitude_intercom.engine.supervision import Supervisor
@@ -70,11 +70,11 @@ class Pipeline:
         self._gate = gate
         self._news = asyncio.Event()
         self._scheduler = Scheduler()
-        self._deliveries: dict[str, Delivery] = {}
+        self._deliveries: dict[str, SyncDelivery] = {}
         self._feeds: dict[str, Supervisor] = {}
         for stream in streams:
             name = stream.sync.name
-            delivery = Delivery(
+            delivery = SyncDelivery(
                 stream,
                 gate,
                 self._scheduler,

@@ -18,7 +18,7 @@ from amplitude_intercom.engine.delivery.endings import (
     Unknown,
     ending_of,
 )
-from amplitude_intercom.engine.delivery.stream import Delivery
+from amplitude_intercom.engine.delivery.stream import SyncDelivery
 from amplitude_intercom.engine.delivery.turns import Turn
 from amplitude_intercom.engine.delivery.waiting import is_due
 from amplitude_intercom.engine.envelope import Envelope
@@ -54,18 +54,18 @@ def _is_unknown(refusal: Failure | None) -> bool:
     return refusal is not None and refusal.reason is DeadReason.USER_NOT_FOUND
 
 
-def _to(heir: ContactKey, body: bytes) -> bytes:
+def _to(target: ContactKey, body: bytes) -> bytes:
     """Return the body of an event that names another user."""
     event = msgspec.json.decode(body)
     others = {name: event[name] for name in event if name not in ("user_id", "email", "id")}
-    named = "email" if heir.field == "email" else "user_id"
-    return msgspec.json.encode({named: heir.value, **others})
+    named = "email" if target.field == "email" else "user_id"
+    return msgspec.json.encode({named: target.value, **others})
 
 
 class EventSender(Actor[Turn, None]):
     """The events of turns, one at a time."""
 
-    def __init__(self, deliveries: Mapping[str, Delivery]) -> None:
+    def __init__(self, deliveries: Mapping[str, SyncDelivery]) -> None:
         super().__init__()
         self._deliveries = deliveries
 
@@ -76,7 +76,7 @@ class EventSender(Actor[Turn, None]):
             ending = await self._send_next(delivery, turn)
         delivery.end(turn, ending or GoOn(turn.left, turn.has_succeeded))
 
-    async def _send_next(self, delivery: Delivery, turn: Turn) -> Ending | None:
+    async def _send_next(self, delivery: SyncDelivery, turn: Turn) -> Ending | None:
         """Send the next event of a turn; return how the turn ends, if it does."""
         envelope = turn.envelopes[0]
         if delivery.feed.is_stopping:
@@ -100,13 +100,13 @@ class EventSender(Actor[Turn, None]):
 class _Sending:
     """One event on its way."""
 
-    def __init__(self, delivery: Delivery, turn: Turn, envelope: Envelope) -> None:
+    def __init__(self, delivery: SyncDelivery, turn: Turn, envelope: Envelope) -> None:
         self._delivery = delivery
         self._turn = turn
         self._envelope = envelope
         self._name = str((envelope.plan.event or {}).get("event_name", ""))
         self._unknown_user = delivery.sync.events.unknown_user
-        self._missing = delivery.workspace.missing
+        self._missing = delivery.workspace.missing_contacts
         self._key = delivery.contacts.key_of(envelope.plan.identity)
 
     async def run(self) -> Ending | None:
@@ -161,21 +161,21 @@ class _Sending:
     async def _send_to_contact(self, event: bytes) -> Failure | None:
         """Send the event to its user's contact: as the user's, or where the user was merged, as
         that of the one it was merged into. (By the contact's id it would go to whoever has it.)"""
-        heirs = self._delivery.workspace.heirs
-        if heir := heirs.of(self._key):
-            refusal = await self._call(_to(self._key._replace(value=heir), event))
+        merged_users = self._delivery.workspace.merged_users
+        if target := merged_users.of(self._key):
+            refusal = await self._call(_to(self._key._replace(value=target), event))
             if not _is_unknown(refusal):
                 return refusal
-            heirs.forget(self._key)
+            merged_users.forget(self._key)
         refusal = await self._call(event)
         if not _is_unknown(refusal):
             return refusal
         calls = TurnCalls(self._delivery.gate, self._turn)
         owner = await merged_into(self._delivery.contacts, self._envelope.plan.identity, calls)
-        if owner and owner != heir:
+        if owner and owner != target:
             refusal = await self._call(_to(self._key._replace(value=owner), event))
             if not _is_unknown(refusal):
-                heirs.note(self._key, owner)
+                merged_users.note(self._key, owner)
         return refusal
 
     async def _create(self) -> None:

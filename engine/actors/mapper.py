@@ -13,7 +13,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream
 from amplitude_intercom.engine.actor import Actor, Outbox, hand_over, runs
 from amplitude_intercom.engine.delivery.endings import GoOn, PutBack
 from amplitude_intercom.engine.delivery.event_names import EventNames
-from amplitude_intercom.engine.delivery.stream import Delivery
+from amplitude_intercom.engine.delivery.stream import SyncDelivery
 from amplitude_intercom.engine.delivery.turns import Turn
 from amplitude_intercom.engine.delivery.workspace import ME
 from amplitude_intercom.engine.envelope import Adjustment, Envelope, Plan, Record
@@ -63,7 +63,7 @@ class Mapper(Actor[list[Turn], Turn]):
     """
 
     def __init__(
-        self, deliveries: Mapping[str, Delivery], writes: Outbox[Turn], events: Outbox[Turn]
+        self, deliveries: Mapping[str, SyncDelivery], writes: Outbox[Turn], events: Outbox[Turn]
     ) -> None:
         super().__init__(writes)
         self._deliveries = deliveries
@@ -100,7 +100,7 @@ class Mapper(Actor[list[Turn], Turn]):
             except (anyio.WouldBlock, anyio.EndOfStream):
                 return more
 
-    async def _map(self, delivery: Delivery, turns: Sequence[Turn]) -> None:
+    async def _map(self, delivery: SyncDelivery, turns: Sequence[Turn]) -> None:
         records = [record for turn in turns for record in turn.records]
         planned, bodies = await _Mapping(delivery).prepare(records)
         verdicts = {record.id: verdict for record, verdict in planned}
@@ -129,7 +129,7 @@ class Mapper(Actor[list[Turn], Turn]):
 class _Mapping:
     """Some records of one sync, as they are mapped together."""
 
-    def __init__(self, delivery: Delivery) -> None:
+    def __init__(self, delivery: SyncDelivery) -> None:
         self._rules = delivery.rules
         self._names = delivery.workspace.names if delivery.has_entered else None
         self._spool = delivery.spool

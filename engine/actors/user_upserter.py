@@ -13,7 +13,7 @@ from amplitude_intercom.engine.delivery.contacts.scope import Upserted
 from amplitude_intercom.engine.delivery.contacts.upserting import upsert
 from amplitude_intercom.engine.delivery.contacts.writing import Writing
 from amplitude_intercom.engine.delivery.endings import GoOn, ending_of
-from amplitude_intercom.engine.delivery.stream import Delivery
+from amplitude_intercom.engine.delivery.stream import SyncDelivery
 from amplitude_intercom.engine.delivery.turns import Turn
 from amplitude_intercom.engine.envelope import Envelope
 from amplitude_intercom.engine.faults import internal_failure
@@ -38,7 +38,7 @@ class UserUpserter(Actor[Turn, Turn]):
     Where that is refused they are halved, until the one that is refused by itself is found.
     """
 
-    def __init__(self, deliveries: Mapping[str, Delivery], outbox: Outbox[Turn]) -> None:
+    def __init__(self, deliveries: Mapping[str, SyncDelivery], outbox: Outbox[Turn]) -> None:
         super().__init__(outbox)
         self._deliveries = deliveries
 
@@ -52,7 +52,9 @@ class UserUpserter(Actor[Turn, Turn]):
         else:
             delivery.end(turn, GoOn(turn.left, turn.has_succeeded))
 
-    async def _write_all(self, delivery: Delivery, turn: Turn, updates: Sequence[Envelope]) -> bool:
+    async def _write_all(
+        self, delivery: SyncDelivery, turn: Turn, updates: Sequence[Envelope]
+    ) -> bool:
         """Write updates of one contact; return whether the turn goes on."""
         waiting = deque([list(updates)])
         key = delivery.contacts.key_of(updates[0].plan.identity)
@@ -70,7 +72,7 @@ class UserUpserter(Actor[Turn, Turn]):
 
     async def _write_next(
         self,
-        delivery: Delivery,
+        delivery: SyncDelivery,
         turn: Turn,
         waiting: deque[list[Envelope]],
         writing: Writing,
@@ -94,7 +96,7 @@ class UserUpserter(Actor[Turn, Turn]):
 
     def _halve(
         self,
-        delivery: Delivery,
+        delivery: SyncDelivery,
         turn: Turn,
         some: list[Envelope],
         waiting: deque[list[Envelope]],
@@ -109,20 +111,20 @@ class UserUpserter(Actor[Turn, Turn]):
             waiting.extendleft([some[middle:], some[:middle]])
 
     async def _upsert(
-        self, delivery: Delivery, turn: Turn, some: Sequence[Envelope], writing: Writing
+        self, delivery: SyncDelivery, turn: Turn, some: Sequence[Envelope], writing: Writing
     ) -> Upserted:
         updates = [envelope.plan.contact for envelope in some if envelope.plan.contact]
         calls = TurnCalls(delivery.gate, turn)
         upserted = await upsert(delivery.contacts, updates, calls, writing)
         turn.has_succeeded = turn.has_succeeded or upserted.called
         key = delivery.contacts.key_of(updates[0].identity)
-        delivery.workspace.missing.forget(key)
+        delivery.workspace.missing_contacts.forget(key)
         if upserted.key == key:
-            delivery.workspace.heirs.forget(key)
+            delivery.workspace.merged_users.forget(key)
         return upserted
 
     async def _settle(
-        self, delivery: Delivery, turn: Turn, some: Sequence[Envelope], upserted: Upserted
+        self, delivery: SyncDelivery, turn: Turn, some: Sequence[Envelope], upserted: Upserted
     ) -> None:
         """Settle updates that are written, whatever comes: each by itself, if need be."""
         try:
@@ -137,7 +139,7 @@ class UserUpserter(Actor[Turn, Turn]):
                 await self._settle(delivery, turn, [envelope], upserted)
 
     async def _settle_together(
-        self, delivery: Delivery, turn: Turn, some: Sequence[Envelope], upserted: Upserted
+        self, delivery: SyncDelivery, turn: Turn, some: Sequence[Envelope], upserted: Upserted
     ) -> None:
         """Settle updates, or keep the contact for the event behind."""
         if some[0].event is not None:

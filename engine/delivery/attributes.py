@@ -81,11 +81,11 @@ class _Named(msgspec.Struct):
     name: str
 
 
-class _List(msgspec.Struct):
+class _AttributeList(msgspec.Struct):
     data: list[msgspec.Raw] = []
 
 
-_list = msgspec.json.Decoder(_List)
+_list = msgspec.json.Decoder(_AttributeList)
 _listed = msgspec.json.Decoder(Listed)
 _named = msgspec.json.Decoder(_Named)
 
@@ -136,7 +136,7 @@ class KnownAttributes:
         self._listed[name] = Listed(name, data_type, custom=True)
 
 
-class Attributes:
+class WorkspaceAttributes:
     """A workspace's attributes, as far as they are known; names are case-sensitive."""
 
     def __init__(self, gate: Calls) -> None:

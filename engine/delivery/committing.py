@@ -17,7 +17,7 @@ from functools import partial
 import anyio
 import structlog
 
-from amplitude_intercom.engine.delivery.outcomes import Collected, Step, write
+from amplitude_intercom.engine.delivery.outcomes import Collected, PendingWrite, write
 from amplitude_intercom.engine.spool.contract import Loaded, TakerSpool, Transaction
 
 _log = structlog.get_logger(__name__)
@@ -55,27 +55,27 @@ class BatchWriter:
             _log.error("what came of turns cannot be written together", exc_info=fault)
             await self._write_each(batch, now_ms)
             return None
-        for step in batch.steps:
-            step.tell()
+        for pending in batch.writes:
+            pending.tell()
         return loaded
 
     async def _write_each(self, batch: Collected, now_ms: int) -> None:
         taker = self._spool.taker
         alone = [
-            *(Step(partial(_deliver_one, taker, r.id, now_ms)) for r in batch.delivered),
-            Step(lambda store: store.count_adjusted(taker, batch.adjusted)),
-            *batch.steps,
+            *(PendingWrite(partial(_deliver_one, taker, r.id, now_ms)) for r in batch.delivered),
+            PendingWrite(lambda store: store.count_adjusted(taker, batch.adjusted)),
+            *batch.writes,
         ]
         faults: list[Exception] = []
-        for step in alone:
+        for pending in alone:
             try:
-                await self._spool.persist(step.run)
+                await self._spool.persist(pending.run)
             except Exception as fault:
-                step.tell(fault)
-                if step.done is None:
+                pending.tell(fault)
+                if pending.done is None:
                     faults.append(fault)
             else:
-                step.tell()
+                pending.tell()
         if faults:
             raise faults[0]
 

@@ -11,9 +11,9 @@ import structlog
 from amplitude_intercom.engine import logs
 from amplitude_intercom.engine.clock import loop_time_s
 from amplitude_intercom.engine.delivery.calls import Back, Caller, outcome_of
-from amplitude_intercom.engine.delivery.in_flight import InFlight, Out
+from amplitude_intercom.engine.delivery.calls_in_flight import CallInFlight, CallsInFlight
 from amplitude_intercom.engine.delivery.pace import Pace
-from amplitude_intercom.engine.delivery.refusals import BudgetDoubt
+from amplitude_intercom.engine.delivery.token_and_budget import BudgetDoubt
 from amplitude_intercom.engine.faults import internal_failure
 from amplitude_intercom.engine.reasons import DeadReason, Failure
 from amplitude_intercom.transports.errors import NoAnswer
@@ -33,7 +33,7 @@ class Exchange:
     """Sends calls of one access token, each once."""
 
     def __init__(
-        self, wire: Wire, pace: Pace, in_flight: InFlight, budget: BudgetDoubt, name: str
+        self, wire: Wire, pace: Pace, in_flight: CallsInFlight, budget: BudgetDoubt, name: str
     ) -> None:
         """``name`` is the Intercom's name in logs: its host, and the syncs that call it."""
         self._wire = wire
@@ -74,7 +74,7 @@ class Exchange:
             self._log_call(request, outcome, back_s - left_s)
         return Back(outcome, left_s, back_s)
 
-    async def _answer(self, request: Request, out: Out) -> Answer:
+    async def _answer(self, request: Request, out: CallInFlight) -> Answer:
         """Wait for the answer, unless the call is given up.
 
         Raises:

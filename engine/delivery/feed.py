@@ -29,7 +29,7 @@ import structlog
 from amplitude_intercom.engine.clock import loop_time_s
 from amplitude_intercom.engine.delivery.committing import BatchWriter
 from amplitude_intercom.engine.delivery.loading import Loading
-from amplitude_intercom.engine.delivery.outcomes import Collected, Step
+from amplitude_intercom.engine.delivery.outcomes import Collected, PendingWrite
 from amplitude_intercom.engine.delivery.scheduler import Scheduler
 from amplitude_intercom.engine.delivery.settlement import Settlement
 from amplitude_intercom.engine.delivery.turn_ends import TurnEnds
@@ -142,14 +142,14 @@ class Feed:
         if self._stopping:
             return None
         wanted = self._loading.want()
-        batch.steps += self._withdrawals()
+        batch.writes += _withdrawals(self._loading, self._spool.taker, self._now_ms())
         return wanted
 
     def _prepare(self, batch: Collected) -> None:
         """Add the ends of turns to a batch."""
         self._settlement.add_adjustments(batch)
         # They go first: a charge that was found out later is written behind its failure.
-        batch.steps[:0] = self._turn_ends.steps(batch.endings)
+        batch.writes[:0] = self._turn_ends.writes(batch.endings)
 
     def _note_durable(self, batch: Collected) -> None:
         self._settlement.note_delivered(batch)
@@ -160,18 +160,9 @@ class Feed:
         if not isinstance(fault, Exception):
             self._settlement.take_back(batch)
             return
-        for step in batch.steps:
-            step.tell(fault)
+        for pending in batch.writes:
+            pending.tell(fault)
         self._turn_ends.abandon(batch.endings)
-
-    def _withdrawals(self) -> list[Step]:
-        """Put users aside that cannot have a turn, where they are too many."""
-        taker, now_ms = self._spool.taker, self._now_ms()
-        steps = []
-        for endpoint, user, records in self._loading.withdraw():
-            work = partial(_withdraw, taker, user, records, endpoint, now_ms)
-            steps.append(Step(work, then=partial(self._loading.has_withdrawn, records)))
-        return steps
 
     async def _wind_down(self) -> None:
         """Choose nobody any more, and settle what is at work."""
@@ -241,6 +232,20 @@ class Feed:
     def _tell_progress(self) -> None:
         self._progress.set()
         self._progress = asyncio.Event()
+
+
+def _withdrawals(loading: Loading, taker: int, now_ms: int) -> list[PendingWrite]:
+    """Take users out of memory that cannot have a turn, where they are too many.
+
+    Returns the writes that put them aside.
+    """
+    return [
+        PendingWrite(
+            partial(_withdraw, taker, user, records, endpoint, now_ms),
+            then=partial(loading.has_withdrawn, records),
+        )
+        for endpoint, user, records in loading.withdraw()
+    ]
 
 
 def _withdraw(

@@ -2,15 +2,15 @@
 
 Rules
 =====
-1. ``call`` makes a call once, as soon as the pace allows. It never holds a call back for another
-   reason, and never repeats one. *Answered* is Intercom's answer about the call, *NotAnswered* is
-   any other outcome, with its evidence. The caller draws the consequences.
-2. Only Intercom speaks for Intercom: any answer that the API does not describe is a failure.
-3. An endpoint with an open circuit gets probes only: by the turn that the scheduler has chosen, or
-   by a turn that probes another endpoint and needs this one too.
-4. ``judging`` has the rules for answers. While the token is refused, or the budget used up, no call
-   leaves.
-5. A hanging call gives its slot back (``in_flight``), and is evidence when it ends.
+1. ``call`` makes a call once, as soon as the pace lets it leave. It never holds one back for
+   another reason, and never makes it again: *Answered* is what Intercom says of the call,
+   *NotAnswered* is everything else, with its evidence. What follows is the caller's business.
+2. Only Intercom speaks for Intercom: what is no answer that the API describes is a failure.
+3. An endpoint whose circuit is open gets probes, each by the caller that the scheduler has chosen,
+   or by one that probes another endpoint and meets this one on its way.
+4. What an answer says of its endpoint, the token and the budget is in ``judging``; while the token
+   is refused, or the budget used up, nothing leaves.
+5. A call that hangs keeps no slot from others (``calls_in_flight``), and is evidence when it ends.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from amplitude_intercom.engine.delivery.calls import (
     NotAnswered,
     endpoint_of,
 )
+from amplitude_intercom.engine.delivery.calls_in_flight import CallsInFlight
 from amplitude_intercom.engine.delivery.exchange import Exchange
 from amplitude_intercom.engine.delivery.health import Charge, Hasten, Health
-from amplitude_intercom.engine.delivery.in_flight import InFlight
 from amplitude_intercom.engine.delivery.judging import Judge, Trouble
 from amplitude_intercom.engine.delivery.pace import Pace
-from amplitude_intercom.engine.delivery.refusals import BudgetDoubt
+from amplitude_intercom.engine.delivery.token_and_budget import BudgetDoubt
 from amplitude_intercom.engine.delivery.window import WINDOW_S
 from amplitude_intercom.transports.intercom import Request, Wire
 from amplitude_intercom.transports.reasons import Reason
@@ -95,7 +95,7 @@ class Gate:
             lambda failures: probe_delay_s(failures, probe_first_s, probe_most_s, jitter())
         )
         self.max_in_flight = max_in_flight
-        self._in_flight = InFlight(max_in_flight)
+        self._in_flight = CallsInFlight(max_in_flight)
         budget = BudgetDoubt()
         self._exchange = Exchange(wire, self.pace, self._in_flight, budget, name)
         self._judge = Judge(

@@ -149,7 +149,7 @@ class Circuit:
         self.is_on_probation, self.probe_at_s, self._failures = True, now_s, 0
 
 
-class Endpoint:
+class EndpointHealth:
     """The evidence about one endpoint, and its circuit."""
 
     def __init__(self, name: str, circuit: Circuit, news: deque[News]) -> None:
@@ -353,16 +353,16 @@ class Health:
     def __init__(self, delay_s: Callable[[int], float]) -> None:
         """``delay_s`` returns the seconds between probes after so many failures in a row."""
         self._delay_s = delay_s
-        self._endpoints: dict[str, Endpoint] = {}
+        self._endpoints: dict[str, EndpointHealth] = {}
         self._news: deque[News] = deque()
         self.awaited: set[str] = set()
         """Endpoints without an answer yet that is needed before any delivery."""
 
-    def of(self, endpoint: str) -> Endpoint:
+    def of(self, endpoint: str) -> EndpointHealth:
         """Return the evidence about an endpoint, one for each kind of call of the API client."""
         found = self._endpoints.get(endpoint)
         if found is None:
-            found = Endpoint(endpoint, Circuit(self._delay_s), self._news)
+            found = EndpointHealth(endpoint, Circuit(self._delay_s), self._news)
             self._endpoints[endpoint] = found
         return found
 
@@ -403,7 +403,7 @@ class Health:
         return min((at_s for at_s in instants if at_s is not None), default=None)
 
     def look(self, now_s: float) -> None:
-        """Let time pass at all endpoints (``Endpoint.look``)."""
+        """Let time pass at all endpoints (``EndpointHealth.look``)."""
         for found in self._endpoints.values():
             found.look(now_s)
 

@@ -39,7 +39,7 @@ from amplitude_intercom.engine.delivery.calls import (
 )
 from amplitude_intercom.engine.delivery.health import Charge, Hasten, Health, Outage
 from amplitude_intercom.engine.delivery.pace import Pace, pause_s
-from amplitude_intercom.engine.delivery.refusals import BudgetDoubt, Token
+from amplitude_intercom.engine.delivery.token_and_budget import BudgetDoubt, Token
 from amplitude_intercom.engine.reasons import Failure
 from amplitude_intercom.transports.intercom import Answer, Request, me
 

@@ -22,11 +22,11 @@ from typing import Final, NamedTuple
 
 from amplitude_intercom.engine.clock import loop_time_s
 from amplitude_intercom.engine.delivery.health import Health
-from amplitude_intercom.engine.delivery.lines import EVENTS, Lines
 from amplitude_intercom.engine.delivery.loaded_bytes import SyncBytes
 from amplitude_intercom.engine.delivery.loading_bounds import LOAD_ROWS, LoadingBounds
 from amplitude_intercom.engine.delivery.scheduler import Incoming, Scheduler
 from amplitude_intercom.engine.delivery.turns import MOST_UPDATES
+from amplitude_intercom.engine.delivery.users_in_memory import EVENTS, UsersInMemory
 from amplitude_intercom.engine.envelope import Record
 from amplitude_intercom.engine.spool.contract import Loaded, Transaction, Wanted
 
@@ -50,6 +50,12 @@ class AsideUsers(NamedTuple):
     next_wake_ms: int | None = None
     next_probe_ms: int | None = None
     awaited: frozenset[str] = frozenset()
+
+    def are_due(self, now_ms: int, *, with_probes: bool) -> bool:
+        """Return whether the time of one of them has come."""
+        if self.next_wake_ms is not None and self.next_wake_ms <= now_ms:
+            return True
+        return with_probes and self.next_probe_ms is not None and self.next_probe_ms <= now_ms
 
 
 class Loading:
@@ -86,11 +92,11 @@ class Loading:
         self._clock = _WallClock(now_ms)
 
     def __repr__(self) -> str:
-        ready = self._lines.ready()
+        ready = self._users.ready()
         return f"Loading({ready} records wait, {self._loaded.held} bytes, up to {self._last_id})"
 
     @property
-    def _lines(self) -> Lines:
+    def _users(self) -> UsersInMemory:
         return self._scheduler.of(self._sync)
 
     # --- what is wanted -------------------------------------------------------------------
@@ -141,12 +147,13 @@ class Loading:
         free, free_bytes = space
         open_ = self._health.open_circuits
         now_ms = self._now_ms()
-        empty = list(islice(self._lines.empty, LOAD_ROWS))
+        empty = list(islice(self._users.empty, LOAD_ROWS))
         probes = self._probes_wanted()
         parked, parked_bytes = self._bounds.probes()
         is_well_again = any(endpoint not in open_ for endpoint in self._aside.awaited)
         reads_queue = self._is_more_queued and self._can_deliver(open_)
-        is_due = self._looks_at_table or self._is_due(now_ms) or self._clock.set_back_ms > 0
+        is_due = self._aside.are_due(now_ms, with_probes=parked > 0)
+        is_due = is_due or self._looks_at_table or self._clock.set_back_ms > 0
         if not (empty or probes or is_due or is_well_again or reads_queue):
             return None
         return Wanted(
@@ -158,7 +165,7 @@ class Loading:
             parked=parked,
             parked_bytes=parked_bytes,
             after_id=self._last_id,
-            full=self._lines.full_users(PER_USER),
+            full=self._users.full_users(PER_USER),
             empty=empty,
             open=open_,
             probes=probes,
@@ -166,12 +173,6 @@ class Loading:
             set_back_ms=self._clock.set_back_ms,
             queue_first=not self._queue_first,
         )
-
-    def _is_due(self, now_ms: int) -> bool:
-        wake_ms, probe_ms, _ = self._aside
-        if wake_ms is not None and wake_ms <= now_ms:
-            return True
-        return probe_ms is not None and probe_ms <= now_ms and self._bounds.probes()[0] > 0
 
     def _probes_wanted(self) -> list[str]:
         """Return the endpoints that a user who is aside may probe."""
@@ -184,14 +185,14 @@ class Loading:
         """Return whether a user in memory waits for an endpoint, or may turn out to need it."""
         # Which endpoint an update needs is known in its turn only: without the second half all who
         # wait for an endpoint of contacts would be loaded, one after the other.
-        lines = self._lines
-        return lines.waits_for(endpoint) or lines.is_busy(self._trying.get(endpoint, ""))
+        users = self._users
+        return users.waits_for(endpoint) or users.is_busy(self._trying.get(endpoint, ""))
 
     def _can_deliver(self, open_: list[str]) -> bool:
         """Return whether some of the queue may be delivered, or is to be tried."""
         # During an outage of all that a sync needs the queue stays packed on disk. Without a user
         # that waits there would be none to probe.
-        if EVENTS not in open_ or not self._lines.waits_for(EVENTS):
+        if EVENTS not in open_ or not self._users.waits_for(EVENTS):
             return True
         return self._writes_contacts and not any("/contacts" in endpoint for endpoint in open_)
 

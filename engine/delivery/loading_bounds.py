@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from amplitude_intercom.engine.delivery.health import Health
-from amplitude_intercom.engine.delivery.lines import Key, Lines
 from amplitude_intercom.engine.delivery.loaded_bytes import (
     LEAST_BYTES,
     READ_AHEAD_BYTES,
     SyncBytes,
 )
+from amplitude_intercom.engine.delivery.users_in_memory import Key, UsersInMemory
 
 LOAD_ROWS: Final = 256
 """Records that are loaded at once, at most."""
@@ -45,7 +45,7 @@ class LoadingBounds:
     """One sync's bounds, and how much of them is free."""
 
     def __init__(
-        self, users: Callable[[], Lines], health: Health, loaded: SyncBytes, read_ahead: int
+        self, users: Callable[[], UsersInMemory], health: Health, loaded: SyncBytes, read_ahead: int
     ) -> None:
         """``users`` returns the users in memory. ``read_ahead`` is a number of records."""
         self._users = users

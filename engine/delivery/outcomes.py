@@ -27,8 +27,8 @@ def next_tick_s(now_s: float) -> float:
     return (now_s // TOGETHER_S + 1) * TOGETHER_S
 
 
-class Step:
-    """An outcome to write. ``done`` resolves when it is durable; ``then`` is called before that."""
+class PendingWrite:
+    """Something to be written. ``done`` tells whoever waits for it; ``then`` is called after it."""
 
     __slots__ = ("done", "result", "then", "work")
 
@@ -59,18 +59,18 @@ class Step:
 
 
 class Collected:
-    """Outcomes of one transaction: ``delivered`` is written first, then ``steps`` in order."""
+    """What is written together. ``delivered`` first, then ``writes`` in their order."""
 
     def __init__(self) -> None:
         self.delivered: list[Record] = []
-        self.steps: list[Step] = []
+        self.writes: list[PendingWrite] = []
         self.endings: list[tuple[Turn, Ending]] = []
         self.adjusted: Counter[str] = Counter()
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing to write."""
-        return not (self.delivered or self.steps or self.adjusted)
+        """Whether there is nothing to be written."""
+        return not (self.delivered or self.writes or self.adjusted)
 
 
 class Outcomes:
@@ -85,7 +85,7 @@ class Outcomes:
     @property
     def is_empty(self) -> bool:
         batch = self._batch
-        return not (batch.delivered or batch.steps or batch.endings)
+        return not (batch.delivered or batch.writes or batch.endings)
 
     def deliver(self, record: Record) -> bool:
         """Add a delivery; return whether ``due_s`` is earlier now."""
@@ -98,9 +98,9 @@ class Outcomes:
             self.due_s = min(before_s, next_tick_s(loop_time_s()))
         return self.due_s < before_s
 
-    def add(self, step: Step) -> None:
-        """Add a step that is to be written at once."""
-        self._batch.steps.append(step)
+    def add(self, pending: PendingWrite) -> None:
+        """Take in something that is to be written at once."""
+        self._batch.writes.append(pending)
         self.due_s = 0.0
 
     def end(self, turn: Turn, ending: Ending) -> bool:
@@ -126,5 +126,5 @@ def write(store: Transaction, taker: int, batch: Collected, now_ms: int) -> None
     if batch.delivered:
         store.settling(taker).deliver([record.id for record in batch.delivered], now_ms)
     store.count_adjusted(taker, batch.adjusted)
-    for step in batch.steps:
-        step.run(store)
+    for pending in batch.writes:
+        pending.run(store)

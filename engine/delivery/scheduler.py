@@ -36,8 +36,14 @@ from functools import partial
 from typing import Final, NamedTuple
 
 from amplitude_intercom.engine.delivery.health import Who
-from amplitude_intercom.engine.delivery.lines import Key, Lines, Phase, User, need_of
 from amplitude_intercom.engine.delivery.turns import Turn, TurnsAtWork, take
+from amplitude_intercom.engine.delivery.users_in_memory import (
+    Key,
+    Phase,
+    User,
+    UsersInMemory,
+    need_of,
+)
 from amplitude_intercom.engine.envelope import Kind, Record
 
 PROBE_SHARE: Final = 0.1
@@ -71,7 +77,7 @@ class Scheduler:
     """See the module's docstring."""
 
     def __init__(self) -> None:
-        self._syncs: dict[str, Lines] = {}
+        self._syncs: dict[str, UsersInMemory] = {}
         self._ring: OrderedDict[str, None] = OrderedDict()
         """Syncs with users that wait, in the order of their turns."""
         self._waiting: Counter[Key] = Counter()
@@ -79,11 +85,11 @@ class Scheduler:
         self._credit = 0.0
         self.at_work = TurnsAtWork()
 
-    def of(self, sync: str) -> Lines:
+    def of(self, sync: str) -> UsersInMemory:
         """Return what is in memory of a sync; another one after ``forget``."""
         found = self._syncs.get(sync)
         if found is None:
-            found = self._syncs[sync] = Lines(self._waiting)
+            found = self._syncs[sync] = UsersInMemory(self._waiting)
         return found
 
     # --- what comes from the spool --------------------------------------------------------
@@ -102,7 +108,7 @@ class Scheduler:
             mine.empty.pop(loaded.user, None)
             self._go_on(mine, user)
 
-    def _go_on(self, mine: Lines, user: User, needs: str | None = None) -> None:
+    def _go_on(self, mine: UsersInMemory, user: User, needs: str | None = None) -> None:
         """Let a user without a turn wait for one, for records, or go."""
         if user.records:
             self._arrivals += 1
@@ -114,13 +120,15 @@ class Scheduler:
         else:
             del mine.users[user.who[1]]
 
-    def _let_wait(self, mine: Lines, user: User, needs: str, *, in_front: bool = False) -> None:
+    def _let_wait(
+        self, mine: UsersInMemory, user: User, needs: str, *, in_front: bool = False
+    ) -> None:
         user.needs, user.state = needs, Phase.WAITING
         mine.enter(user, in_front=in_front)
         if not mine.is_held:
             self._ring.setdefault(user.who[0])
 
-    def _rest(self, sync: str, mine: Lines) -> None:
+    def _rest(self, sync: str, mine: UsersInMemory) -> None:
         """Let a sync have no turns for now, where nobody of it waits."""
         if not mine.has_waiting:
             self._ring.pop(sync, None)
@@ -144,9 +152,7 @@ class Scheduler:
     def choose_probe(self, endpoint: str, has_served: Callable[[Who], bool]) -> Turn | None:
         """Return a turn that finds out whether an endpoint with an open circuit is well again.
 
-        First come users that have succeeded there, then others that have not failed there, the
-        newest first: those that came when it went out may be what it fails for. Only where there
-        are none of these, those that have failed.
+        ``has_served`` says which users have had a success there.
         """
         waiting = [
             user
@@ -160,7 +166,7 @@ class Scheduler:
         return None if first is None else self._give_turn(first, View())
 
     def _next(self, view: View, *, probes: bool) -> User | None:
-        if not self._some_wait(view, probes=probes):
+        if not _some_wait(self._waiting, view, probes=probes):
             return None  # most often there are no probes, and there may be a thousand syncs
         for sync in self._ring:
             user = self._syncs[sync].first(view.open, self._may_go, probes=probes)
@@ -180,7 +186,7 @@ class Scheduler:
         user.state = Phase.AT_WORK
         turn = Turn(
             user.who,
-            take(user.records, alone=not self._some_wait(view, probes=False)),
+            take(user.records, alone=not _some_wait(self._waiting, view, probes=False)),
             self.at_work.note_departure,
             is_probe=user.is_probe,
             failed_before=user.failed_before,
@@ -188,12 +194,6 @@ class Scheduler:
         mine.at_work += 1
         self.at_work.begin(turn)
         return turn
-
-    def _some_wait(self, view: View, *, probes: bool) -> bool:
-        return any(
-            count and is_probe is probes and needs not in view.open
-            for (needs, is_probe), count in self._waiting.items()
-        )
 
     # --- how turns end --------------------------------------------------------------------
 
@@ -226,7 +226,7 @@ class Scheduler:
         if user is not None and user.state is Phase.AT_WORK:
             self.set_aside(turn)
 
-    def _end(self, turn: Turn) -> tuple[Lines, User]:
+    def _end(self, turn: Turn) -> tuple[UsersInMemory, User]:
         mine = self._syncs[turn.sync]
         user = mine.users[turn.user]
         assert user.state is Phase.AT_WORK
@@ -241,11 +241,10 @@ class Scheduler:
     ) -> list[tuple[str, list[Record]]]:
         """Take users out of memory that wait in a line, but for so many records and bytes; those
         that came last go."""
-        mine, gone = self.of(sync), []
-        while user := mine.take_last(line, keep, keep_bytes):
-            gone.append((user.who[1], list(user.records)))
+        mine = self.of(sync)
+        gone = mine.take_surplus(line, keep, keep_bytes)
         self._rest(sync, mine)
-        return gone
+        return [(user.who[1], list(user.records)) for user in gone]
 
     def hold(self, sync: str) -> None:
         """Choose nobody of a sync from now on."""
@@ -268,7 +267,16 @@ class Scheduler:
         self._ring.pop(sync, None)
 
 
+def _some_wait(waiting: Counter[Key], view: View, *, probes: bool) -> bool:
+    return any(
+        count and is_probe is probes and needs not in view.open
+        for (needs, is_probe), count in waiting.items()
+    )
+
+
 def _probing_order(has_served: Callable[[Who], bool], user: User) -> tuple[int, int]:
+    # The newest first: users that came when the endpoint went out may be what it fails for. Those
+    # whose last call failed come last, because their failure may be their own.
     if user.failed_before:
         return 2, user.arrived
     return 0 if has_served(user.who) else 1, -user.arrived

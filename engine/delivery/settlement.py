@@ -24,7 +24,7 @@ from amplitude_intercom.engine.delivery.endings import (
 )
 from amplitude_intercom.engine.delivery.health import Blame
 from amplitude_intercom.engine.delivery.loaded_bytes import SyncBytes
-from amplitude_intercom.engine.delivery.outcomes import Collected, Outcomes, Step, Work
+from amplitude_intercom.engine.delivery.outcomes import Collected, Outcomes, PendingWrite, Work
 from amplitude_intercom.engine.delivery.turns import Turn
 from amplitude_intercom.engine.delivery.waiting import Retries
 from amplitude_intercom.engine.envelope import Record
@@ -101,11 +101,11 @@ class Settlement:
 
     async def write(self, work: Work) -> Any:
         """Write something together with what else there is; return when it is durable."""
-        step = Step(work, asyncio.get_running_loop().create_future())
-        self._outcomes.add(step)
+        pending = PendingWrite(work, asyncio.get_running_loop().create_future())
+        self._outcomes.add(pending)
         self.changed()
-        assert step.done is not None
-        return await step.done
+        assert pending.done is not None
+        return await pending.done
 
     async def settle_update(
         self,
@@ -151,7 +151,7 @@ class Settlement:
             self.changed()
 
     def _add(self, work: Work, then: Callable[[], None]) -> None:
-        self._outcomes.add(Step(work, then=then))
+        self._outcomes.add(PendingWrite(work, then=then))
         self.changed()
 
     # --- what is found out later ----------------------------------------------------------

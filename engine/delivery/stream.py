@@ -6,7 +6,10 @@ from collections import Counter
 from collections.abc import Callable, Collection
 
 from amplitude_intercom.engine.delivery.contacts.scope import ContactScope
-from amplitude_intercom.engine.delivery.contacts.selection import Selection, follow_selection
+from amplitude_intercom.engine.delivery.contacts.selected_properties import (
+    SelectedProperties,
+    follow_selection,
+)
 from amplitude_intercom.engine.delivery.endings import Ending
 from amplitude_intercom.engine.delivery.feed import Feed
 from amplitude_intercom.engine.delivery.gate import Gate
@@ -30,9 +33,9 @@ class Stream:
         self.sync = sync
         self.spool = spool
         self.rules = SyncRules(sync)
-        self.selection = Selection()
+        self.selection = SelectedProperties()
         """Of the properties that it brings to contacts; known once the daemon has started."""
-        self.delivery: Delivery | None = None
+        self.delivery: SyncDelivery | None = None
         """Its delivery; None where nothing is delivered (a sync that is disabled)."""
 
     @property
@@ -56,12 +59,12 @@ class Stream:
         if self.delivery is not None:
             self.delivery.feed.tell_the_end()
 
-    def follow_selection(self, store: Transaction, now_ms: int) -> Selection:
+    def follow_selection(self, store: Transaction, now_ms: int) -> SelectedProperties:
         """Keep which properties the sync brings to contacts from now on; return them."""
         return follow_selection(store, self.spool.taker, self.selected, self.found_by, now_ms)
 
 
-class Delivery:
+class SyncDelivery:
     """What the turns of one sync need; ``workspace`` and ``contacts`` once it has entered one."""
 
     workspace: Workspace

@@ -24,7 +24,7 @@ from amplitude_intercom.engine.delivery.endings import (
     Unknown,
 )
 from amplitude_intercom.engine.delivery.loaded_bytes import SyncBytes
-from amplitude_intercom.engine.delivery.outcomes import Step
+from amplitude_intercom.engine.delivery.outcomes import PendingWrite
 from amplitude_intercom.engine.delivery.scheduler import Scheduler
 from amplitude_intercom.engine.delivery.turns import Turn
 from amplitude_intercom.engine.delivery.waiting import Retries
@@ -57,17 +57,17 @@ class TurnEnds:
     def __repr__(self) -> str:
         return f"TurnEnds({self._spool.name})"
 
-    def steps(self, ended: Iterable[Ended]) -> list[Step]:
+    def writes(self, ended: Iterable[Ended]) -> list[PendingWrite]:
         """Return what is to be written of turns."""
         return [
-            self._step_of(turn, ending)
+            self._write_of(turn, ending)
             for turn, ending in ended
             if waiting.is_written(turn, ending)
         ]
 
-    def _step_of(self, turn: Turn, ending: Ending) -> Step:
+    def _write_of(self, turn: Turn, ending: Ending) -> PendingWrite:
         others = [record.id for record in self._scheduler.of(turn.sync).loaded_of(turn.user)]
-        return Step(partial(self._write, turn, ending, others, self._now_ms()))
+        return PendingWrite(partial(self._write, turn, ending, others, self._now_ms()))
 
     def _write(
         self, turn: Turn, ending: Ending, others: Sequence[int], now_ms: int, store: Transaction

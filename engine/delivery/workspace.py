@@ -8,10 +8,13 @@ from typing import Final
 import anyio
 
 from amplitude_intercom.engine.backoff import probe_delay_s
-from amplitude_intercom.engine.delivery.attributes import Attributes
+from amplitude_intercom.engine.delivery.attributes import WorkspaceAttributes
 from amplitude_intercom.engine.delivery.calls import Answered, Calls
-from amplitude_intercom.engine.delivery.contacts.first_contact import FirstContacts
-from amplitude_intercom.engine.delivery.contacts.missing import Heirs, Missing
+from amplitude_intercom.engine.delivery.contacts.create_or_find import CreateOrFind
+from amplitude_intercom.engine.delivery.contacts.missing_contacts import (
+    MergedUsers,
+    MissingContacts,
+)
 from amplitude_intercom.engine.delivery.contacts.writing import Writing, Written
 from amplitude_intercom.engine.delivery.event_names import EventNames
 from amplitude_intercom.engine.spool.contract import TakerSpool, Transaction
@@ -33,11 +36,11 @@ class Workspace:
     ) -> None:
         """``number``: by which the spool knows it. ``gate``: of one of its tokens."""
         self.number = number
-        self.attributes = Attributes(gate)
+        self.attributes = WorkspaceAttributes(gate)
         self.names = EventNames(spool.event_names, spool.keep_event_names, now_ms)
-        self.first_contacts = FirstContacts()
-        self.missing = Missing()
-        self.heirs = Heirs()
+        self.create_or_find = CreateOrFind()
+        self.missing_contacts = MissingContacts()
+        self.merged_users = MergedUsers()
         self._written: Written = {}
 
     def writing(self) -> Writing:

@@ -15,9 +15,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from amplitude_intercom.engine.delivery.lines import ANY, EVENTS
 from amplitude_intercom.engine.delivery.scheduler import Incoming, Scheduler, View
 from amplitude_intercom.engine.delivery.turns import MOST_EVENTS, Turn
+from amplitude_intercom.engine.delivery.users_in_memory import ANY, EVENTS
 from amplitude_intercom.engine.envelope import Kind, Record
 
 SYNCS = ("one", "two", "three")

@@ -21,10 +21,10 @@ from amplitude_intercom.engine.actor import RUN_BYTES
 from amplitude_intercom.engine.app import Engine
 from amplitude_intercom.engine.delivery.contacts.scope import Upserted
 from amplitude_intercom.engine.delivery.health import Health
-from amplitude_intercom.engine.delivery.lines import EVENTS
 from amplitude_intercom.engine.delivery.loading import Loading
 from amplitude_intercom.engine.delivery.scheduler import Scheduler, View
-from amplitude_intercom.engine.delivery.stream import Delivery
+from amplitude_intercom.engine.delivery.stream import SyncDelivery
+from amplitude_intercom.engine.delivery.users_in_memory import EVENTS
 from amplitude_intercom.engine.envelope import Plan, Record
 from amplitude_intercom.engine.rules.planning import SyncRules
 from amplitude_intercom.engine.rules.verdicts import Verdict
@@ -96,7 +96,7 @@ def mixed(make: Callable[[str], dict[str, Any]]) -> list[dict[str, Any]]:
     return [make(user) for pair in zip(WELL, CROWD, strict=True) for user in pair]
 
 
-def delivery_of(running: Engine) -> Delivery:
+def delivery_of(running: Engine) -> SyncDelivery:
     delivery = running.streams[SYNC].delivery
     assert delivery is not None
     return delivery

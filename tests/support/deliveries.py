@@ -25,7 +25,6 @@ from amplitude_intercom.engine.delivery.endings import (
 )
 from amplitude_intercom.engine.delivery.feed import Feed
 from amplitude_intercom.engine.delivery.health import Blame, Health
-from amplitude_intercom.engine.delivery.lines import EVENTS
 from amplitude_intercom.engine.delivery.loaded_bytes import LoadedBytes, SyncBytes
 from amplitude_intercom.engine.delivery.loading import PER_USER, Loading
 from amplitude_intercom.engine.delivery.loading_bounds import MOST_PROBES
@@ -33,6 +32,7 @@ from amplitude_intercom.engine.delivery.scheduler import Scheduler, View
 from amplitude_intercom.engine.delivery.settlement import Settlement
 from amplitude_intercom.engine.delivery.turn_ends import TurnEnds
 from amplitude_intercom.engine.delivery.turns import MOST_EVENTS, Turn
+from amplitude_intercom.engine.delivery.users_in_memory import EVENTS
 from amplitude_intercom.engine.delivery.waiting import Retries, is_due
 from amplitude_intercom.engine.envelope import Kind, Record
 from amplitude_intercom.engine.errors import SpoolError

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from amplitude_intercom.engine.delivery.contacts.drafts import Draft, cannot_be_created
-from amplitude_intercom.engine.delivery.contacts.resolving import Do
+from amplitude_intercom.engine.delivery.contacts.resolving import Action
 from amplitude_intercom.engine.envelope import ContactUpdate
 from amplitude_intercom.engine.spool.known import ContactKey, Held, Known
 
@@ -21,15 +21,15 @@ class Begun(NamedTuple):
     noted: Known
     held: dict[str, Held]
     updates: list[ContactUpdate]
-    first: Do
+    first: Action
     draft: Draft | None
 
 
-def creating(updates: Sequence[ContactUpdate], *, is_by_email: bool) -> Do:
+def creating(updates: Sequence[ContactUpdate], *, is_by_email: bool) -> Action:
     """Return how a contact is created. An e-mail may be several contacts': a create would be told
     of one of them, so it is searched for before."""
     if is_by_email:
-        return Do.SEARCH
+        return Action.SEARCH
     if not updates:
-        return Do.CREATE_BARE
-    return Do.CREATE_EMPTY if cannot_be_created(updates) else Do.CREATE
+        return Action.CREATE_BARE
+    return Action.CREATE_EMPTY if cannot_be_created(updates) else Action.CREATE

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from amplitude_intercom.engine.delivery.contacts.resolving import Way
+from amplitude_intercom.engine.delivery.contacts.resolving import Resolution
 from amplitude_intercom.engine.rules.contacts import ContactRules, same
 from amplitude_intercom.engine.spool.known import Held, Known
 
@@ -62,9 +62,9 @@ class LearnedContact:
         """Whether the contact must be read, because its properties take precedence."""
         return not self._is_read and self._taker in self.known.unread and bool(self._own)
 
-    def turn_to(self, way: Way) -> None:
-        """Turn to the contact that the update has come to."""
-        found = about(self.before, way)
+    def turn_to(self, resolution: Resolution) -> None:
+        """Take in which contact it is now."""
+        found = about(self.before, resolution)
         self._is_read = False
         self.known = msgspec.structs.replace(
             self.known, fields=found.fields, unsure=found.unsure, unread=found.unread
@@ -85,11 +85,12 @@ class LearnedContact:
         is_own = own and (theirs.value is None or same(theirs.value, own.value))
         return own if own and is_own else theirs
 
-    def intend(self, names: Iterable[str], way: Way) -> bool:
-        """Note the fields that are about to be written; return whether that is new knowledge."""
+    def intend(self, names: Iterable[str], resolution: Resolution) -> bool:
+        """Take in which fields are about to be written; return whether anything of it, or of what
+        they count on, is new."""
         before = self.known
         known = with_unsure(before, names)
-        self.known = self._of(way, known, self.held)
+        self.known = self._of(resolution, known, self.held)
         return self.known != before
 
     def confirm(
@@ -118,17 +119,18 @@ class LearnedContact:
         unsure = [n for n in self.known.unsure if n != name]
         self.known = msgspec.structs.replace(self.known, unsure=unsure)
 
-    def at_end(self, way: Way, properties: Mapping[str, Held]) -> Known:
-        """Return the knowledge to store, of the update's contact and with its properties."""
-        return self._of(way, self.known, {**self.held, **properties})
+    def at_end(self, resolution: Resolution, properties: Mapping[str, Held]) -> Known:
+        """Return what is to be kept: of the contact it went to, with properties as worked out."""
+        return self._of(resolution, self.known, {**self.held, **properties})
 
-    def _of(self, way: Way, known: Known, held: dict[str, Held]) -> Known:
-        """Return the knowledge of the update's contact; of the lost contact until there is one."""
-        contact_id = way.contact_id or self.before.contact_id
+    def _of(self, resolution: Resolution, known: Known, held: dict[str, Held]) -> Known:
+        """Return what is known, of the contact that it goes to; where that is none yet, of the one
+        that was lost."""
+        contact_id = resolution.contact_id or self.before.contact_id
         return msgspec.structs.replace(
             known,
             contact_id=contact_id,
-            is_lost=bool(contact_id and not way.contact_id),
+            is_lost=bool(contact_id and not resolution.contact_id),
             properties={**known.properties, self._taker: held},
             unread=[taker for taker in known.unread if taker != self._taker],
             selections={**known.selections, self._taker: self._selection},
@@ -167,9 +169,9 @@ def unread(known: Known) -> Known:
     return msgspec.structs.replace(known, fields={}, unread=sorted(known.properties))
 
 
-def about(before: Known, way: Way) -> Known:
-    """Return the earlier knowledge of an update's contact, or of none."""
-    if way.contact_id and way.contact_id == before.contact_id:
+def about(before: Known, resolution: Resolution) -> Known:
+    """Return what was known before of the contact that a way has come to, or of none."""
+    if resolution.contact_id and resolution.contact_id == before.contact_id:
         return before
     found = msgspec.structs.replace(before, fields={}, unsure=[], unread=[])
-    return unread(found) if way.is_another else found
+    return unread(found) if resolution.is_another else found

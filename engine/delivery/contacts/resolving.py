@@ -2,17 +2,16 @@
 
 Rules
 =====
-1. ``TABLE`` has the consequence of each answer, by the step that it answers.
-2. Every answer with a contact is checked for its identifier. A contact with another identifier is
-   not written again, and not taken for the user's even if a search still finds it.
-3. A contact into which the user's was merged is read first. If it is another user's, the update
-   goes on as that user's (``Do.JOIN``).
-4. An existing contact is read before it is written, unless only the user's own identifier can be
-   the reason for the refusal of a create.
-5. A value that a refusal names exactly is left out, and the rest is written. Such a value is a
-   field, or an e-mail or id that another contact has.
-6. No contact is followed, and none created, twice for the same reason. So answers that lead in a
-   circle end the update.
+1. ``TABLE`` has what follows, by what was done and what the answer says of it.
+2. An answer with a contact says whose it is: one that has another identifier than it is known by
+   is not written again, and not taken for the user's though a search finds it still.
+3. A contact that the user's was merged into is looked at. One that is another user's is written
+   from then on as that one's is (``Action.JOIN``).
+4. A contact that is there already is looked at before it is written, unless nothing but the user's
+   own identifier can be what a create was refused for.
+5. What a refusal names exactly is left out, the rest is written: a field, or the e-mail or id that
+   another contact has.
+6. No way is gone twice: where answers lead in a circle, the update ends.
 """
 
 from __future__ import annotations
@@ -35,8 +34,8 @@ CONTESTED: Final = ("email", "external_id")
 """Fields with values that are unique among contacts."""
 
 
-class Do(enum.Enum):
-    """A step of an update."""
+class Action(enum.Enum):
+    """What is done next."""
 
     FIND = enum.auto()
     """Look for the contact by its external id."""
@@ -73,27 +72,28 @@ class Said(enum.Enum):
     REFUSED = enum.auto()
 
 
-class Way(msgspec.Struct, frozen=True, kw_only=True):
-    """The state of one update.
+class Resolution(msgspec.Struct, frozen=True, kw_only=True):
+    """How far one update is.
 
-    ``owner``: the contact's identifier, of the user into which this one was merged.
-    ``is_heir``: the user's contact was merged into this one, and its owner is not known yet.
-    ``adopts``: a contact without identifier becomes the user's. ``without``: fields left out.
-    ``followed``: contacts to which an answer led. ``disowned``: contacts that proved to be another
-    user's. ``created``: repeated creates, by their step. ``is_looked_at``: the contact was read.
-    ``is_another``: it is not the contact that was known, so the knowledge of its fields is void.
+    ``owner``: the identifier of the user that this one was merged into, which the contact has;
+    ``is_merge_target``: the user's contact was merged into this one, which may be another user's.
+    ``adopts``: a contact without identifier becomes the user's. ``without``: fields that are left
+    out. ``followed``: contacts that an answer has led to; ``disowned``: those that turned out not
+    to be the user's; ``created``: what a second try at creating one was for. ``is_looked_at``:
+    whether what the contact holds was read on the way. ``is_another``: it is not the contact that
+    was known, so that what was known of its fields holds no more.
     """
 
     identity: Identity
     archived: Literal["unarchive", "dead_letter"]
     contact_id: str = ""
     owner: str = ""
-    is_heir: bool = False
+    is_merge_target: bool = False
     adopts: bool = False
     without: frozenset[str] = frozenset()
     followed: frozenset[str] = frozenset()
     disowned: frozenset[str] = frozenset()
-    created: frozenset[Do] = frozenset()
+    created: frozenset[Action] = frozenset()
     is_looked_at: bool = False
     is_another: bool = False
     was_there: bool | None = None
@@ -101,24 +101,26 @@ class Way(msgspec.Struct, frozen=True, kw_only=True):
     left_out: tuple[Adjustment, ...] = ()
 
 
-Step = Do | Failure
-Next = tuple[Way, Step]
+NextStep = Action | Failure
+Resolved = tuple[Resolution, NextStep]
 
 
-def resolve(way: Way, did: Do, answer: Answer, sent: Collection[str] = ()) -> Next:
-    """Return the state of an update after an answer, and its next step. ``sent``: its fields."""
-    said = say(way, did, answer, sent)
+def resolve(
+    resolution: Resolution, did: Action, answer: Answer, sent: Collection[str] = ()
+) -> Resolved:
+    """Return how far an update is with an answer, and what is next; ``sent``: the fields of it."""
+    said = say(resolution, did, answer, sent)
     follow = TABLE.get((did, said), _refused)
-    return follow(way, answer, sent)
+    return follow(resolution, answer, sent)
 
 
 # --- the meaning of an answer -------------------------------------------------------------
 
 
-def say(way: Way, did: Do, answer: Answer, sent: Collection[str]) -> Said:
-    """Return the meaning of an answer to a step."""
+def say(resolution: Resolution, did: Action, answer: Answer, sent: Collection[str]) -> Said:
+    """Return what an answer says of what was done."""
     if 200 <= answer.status < 300:
-        return _found_of(did, way, answer)
+        return _found_of(did, resolution, answer)
     if answer.status == 404:
         return Said.GONE
     if answer.status == 410:
@@ -130,28 +132,28 @@ def say(way: Way, did: Do, answer: Answer, sent: Collection[str]) -> Said:
     return Said.REFUSED_FIELD if refused_field(answer, sent) else Said.REFUSED
 
 
-def _found_of(did: Do, way: Way, answer: Answer) -> Said:
-    if did is Do.UNARCHIVE:
+def _found_of(did: Action, resolution: Resolution, answer: Answer) -> Said:
+    if did is Action.UNARCHIVE:
         return Said.OURS
-    if did is Do.SEARCH and len(answer.listed) != 1:
+    if did is Action.SEARCH and len(answer.listed) != 1:
         return Said.TAKEN_BY_SOME if answer.listed else Said.GONE
-    if did is Do.SEARCH and answer.contact.get("id") in way.disowned:
-        return Said.GONE  # the index of the search is minutes behind
-    return _whose(way, answer)
+    if did is Action.SEARCH and answer.contact.get("id") in resolution.disowned:
+        return Said.GONE  # the index is minutes behind
+    return _whose(resolution, answer)
 
 
-def _whose(way: Way, answer: Answer) -> Said:
-    theirs = identifier_of(way, answer)
-    ours = _plain(way.identity.field, way.identity.value)
-    if theirs == ours or (theirs and theirs == _plain(way.identity.field, way.owner)):
+def _whose(resolution: Resolution, answer: Answer) -> Said:
+    theirs = identifier_of(resolution, answer)
+    ours = _plain(resolution.identity.field, resolution.identity.value)
+    if theirs == ours or (theirs and theirs == _plain(resolution.identity.field, resolution.owner)):
         return Said.OURS
     return Said.ANOTHERS if theirs else Said.NAMELESS
 
 
-def identifier_of(way: Way, answer: Answer) -> str:
-    """Return the identifier of an answer's contact; empty without one."""
-    text = str(answer.contact.get(way.identity.field) or "")
-    return _plain(way.identity.field, text)
+def identifier_of(resolution: Resolution, answer: Answer) -> str:
+    """Return the identifier that the contact of an answer has; empty: it has none."""
+    text = str(answer.contact.get(resolution.identity.field) or "")
+    return _plain(resolution.identity.field, text)
 
 
 def _plain(field: str, text: str) -> str:
@@ -188,152 +190,163 @@ def _names(message: str, named: str, field: str) -> bool:
 # --- consequences -------------------------------------------------------------------------
 
 
-def _refused(way: Way, answer: Answer, sent: Collection[str]) -> Next:
-    return way, failure_of(DeadReason.REFUSED, answer)
+def _refused(resolution: Resolution, answer: Answer, sent: Collection[str]) -> Resolved:
+    return resolution, failure_of(DeadReason.REFUSED, answer)
 
 
-def _done(way: Way, answer: Answer, sent: Collection[str]) -> Next:
-    contact_id = str(answer.contact.get("id") or way.contact_id)
-    return _replace(way, contact_id=contact_id), Do.DONE
+def _done(resolution: Resolution, answer: Answer, sent: Collection[str]) -> Resolved:
+    contact_id = str(answer.contact.get("id") or resolution.contact_id)
+    return _replace(resolution, contact_id=contact_id), Action.DONE
 
 
-def _created(way: Way, answer: Answer, sent: Collection[str]) -> Next:
-    way = _replace(way, contact_id=str(answer.contact.get("id", "")))
-    return _noting(way, was_there=False), Do.DONE
+def _created(resolution: Resolution, answer: Answer, sent: Collection[str]) -> Resolved:
+    resolution = _replace(resolution, contact_id=str(answer.contact.get("id", "")))
+    return _noting(resolution, was_there=False), Action.DONE
 
 
-def _created_empty(way: Way, answer: Answer, sent: Collection[str]) -> Next:
-    way = _replace(way, contact_id=str(answer.contact.get("id", "")), is_looked_at=True)
-    return _noting(way, was_there=False), Do.PUT
+def _created_empty(resolution: Resolution, answer: Answer, sent: Collection[str]) -> Resolved:
+    resolution = _replace(
+        resolution, contact_id=str(answer.contact.get("id", "")), is_looked_at=True
+    )
+    return _noting(resolution, was_there=False), Action.PUT
 
 
-def _found(way: Way, answer: Answer, sent: Collection[str]) -> Next:
+def _found(resolution: Resolution, answer: Answer, sent: Collection[str]) -> Resolved:
     contact_id = str(answer.contact.get("id", ""))
-    way = _noting(way, was_there=True)
-    return _replace(way, contact_id=contact_id, is_looked_at=True, is_another=True), Do.PUT
+    resolution = _noting(resolution, was_there=True)
+    return _replace(
+        resolution, contact_id=contact_id, is_looked_at=True, is_another=True
+    ), Action.PUT
 
 
-def _not_found(way: Way, answer: Answer, sent: Collection[str]) -> Next:
-    return _noting(way, was_there=False), Do.CREATE
+def _not_found(resolution: Resolution, answer: Answer, sent: Collection[str]) -> Resolved:
+    return _noting(resolution, was_there=False), Action.CREATE
 
 
-def _found_in_index(way: Way, answer: Answer, sent: Collection[str]) -> Next:
-    """Go on with the contact; its fields in the index may be minutes old."""
-    way, step = _found(way, answer, sent)
-    return _replace(way, is_looked_at=False), step
+def _found_in_index(resolution: Resolution, answer: Answer, sent: Collection[str]) -> Resolved:
+    """Which contact it is; what the index says of it may be minutes old."""
+    resolution, step = _found(resolution, answer, sent)
+    return _replace(resolution, is_looked_at=False), step
 
 
-def _found_several(way: Way, answer: Answer, sent: Collection[str]) -> Next:
+def _found_several(resolution: Resolution, answer: Answer, sent: Collection[str]) -> Resolved:
     text = "several contacts have this e-mail: which of them it is, nobody can tell"
-    return way, Failure(DeadReason.CONTACT_AMBIGUOUS, message=text)
+    return resolution, Failure(DeadReason.CONTACT_AMBIGUOUS, message=text)
 
 
-def _looked(way: Way, answer: Answer, sent: Collection[str]) -> Next:
-    return _replace(way, is_looked_at=True, is_heir=False), Do.PUT
+def _looked(resolution: Resolution, answer: Answer, sent: Collection[str]) -> Resolved:
+    return _replace(resolution, is_looked_at=True, is_merge_target=False), Action.PUT
 
 
-def _looked_nameless(way: Way, answer: Answer, sent: Collection[str]) -> Next:
-    """Adopt a contact without identifier, if another field or a merge led to it."""
-    if not way.is_another:
-        return _disowned(way, answer, sent)
-    return _replace(way, is_looked_at=True, is_heir=False, adopts=True), Do.PUT
+def _looked_nameless(resolution: Resolution, answer: Answer, sent: Collection[str]) -> Resolved:
+    """It was found by another field, or the user's was merged into it, and it has no identifier: it
+    becomes the user's."""
+    if not resolution.is_another:
+        return _disowned(resolution, answer, sent)
+    return _replace(resolution, is_looked_at=True, is_merge_target=False, adopts=True), Action.PUT
 
 
-def _is_anothers(way: Way, answer: Answer, sent: Collection[str]) -> Next:
-    """Leave out the contested details, because the contact is another user's."""
-    if way.is_heir:
-        theirs = identifier_of(way, answer)
-        return _replace(way, is_heir=False, owner=theirs), Do.JOIN
-    contested = [name for name in CONTESTED if name in sent and name != way.identity.field]
-    if not way.is_another or not contested:
-        return _disowned(way, answer, sent)
-    way = _replace(way, contact_id="", is_another=False)
-    return _leaving_out(way, contested), Do.CREATE
+def _is_anothers(resolution: Resolution, answer: Answer, sent: Collection[str]) -> Resolved:
+    """A contact with these details is somebody else's: the detail is left out."""
+    if resolution.is_merge_target:
+        theirs = identifier_of(resolution, answer)
+        return _replace(resolution, is_merge_target=False, owner=theirs), Action.JOIN
+    contested = [name for name in CONTESTED if name in sent and name != resolution.identity.field]
+    if not resolution.is_another or not contested:
+        return _disowned(resolution, answer, sent)
+    resolution = _replace(resolution, contact_id="", is_another=False)
+    return _leaving_out(resolution, contested), Action.CREATE
 
 
-def _taken(way: Way, answer: Answer, sent: Collection[str]) -> Next:
-    """Go on with the existing contact that a create met."""
-    way, step = _follow(way, _named(answer), answer)
+def _taken(resolution: Resolution, answer: Answer, sent: Collection[str]) -> Resolved:
+    """A create met a contact that is there."""
+    resolution, step = _follow(resolution, _named(answer), answer)
     if isinstance(step, Failure):
-        return way, step
-    way = _noting(way, was_there=True)
-    other = [name for name in CONTESTED if name in sent and name != way.identity.field]
-    return way, Do.LOOK if other else Do.PUT
+        return resolution, step
+    resolution = _noting(resolution, was_there=True)
+    other = [name for name in CONTESTED if name in sent and name != resolution.identity.field]
+    return resolution, Action.LOOK if other else Action.PUT
 
 
-def _taken_by_archived(way: Way, answer: Answer, sent: Collection[str]) -> Next:
-    """Create with the identifier alone. If that is taken too, the contact is the user's own."""
-    if not [name for name in CONTESTED if name in sent and name != way.identity.field]:
-        return _is_archived(way, answer, sent)
-    return _creating(way, Do.CREATE_BARE, answer)
+def _taken_by_archived(resolution: Resolution, answer: Answer, sent: Collection[str]) -> Resolved:
+    """A create met an archived contact: the user's own, if the identifier alone is taken too."""
+    if not [name for name in CONTESTED if name in sent and name != resolution.identity.field]:
+        return _is_archived(resolution, answer, sent)
+    return _creating(resolution, Action.CREATE_BARE, answer)
 
 
-def _is_archived(way: Way, answer: Answer, sent: Collection[str]) -> Next:
-    """Unarchive the user's own contact, which has the identifier, by setting."""
-    way = _noting(way, was_there=True)
-    if way.archived == "dead_letter":
-        return way, failure_of(DeadReason.CONTACT_ARCHIVED, answer)
-    way, step = _follow(way, _named(answer), answer)
-    return (way, step) if isinstance(step, Failure) else (way, Do.UNARCHIVE)
+def _is_archived(resolution: Resolution, answer: Answer, sent: Collection[str]) -> Resolved:
+    """The identifier is an archived contact's: it is the user's own."""
+    resolution = _noting(resolution, was_there=True)
+    if resolution.archived == "dead_letter":
+        return resolution, failure_of(DeadReason.CONTACT_ARCHIVED, answer)
+    resolution, step = _follow(resolution, _named(answer), answer)
+    return (resolution, step) if isinstance(step, Failure) else (resolution, Action.UNARCHIVE)
 
 
-def _unarchived(way: Way, answer: Answer, sent: Collection[str]) -> Next:
-    return way, Do.PUT
+def _unarchived(resolution: Resolution, answer: Answer, sent: Collection[str]) -> Resolved:
+    return resolution, Action.PUT
 
 
-def _cannot_be_had(way: Way, answer: Answer, sent: Collection[str]) -> Next:
-    return way, failure_of(DeadReason.CONTACT_GONE, answer)
+def _cannot_be_had(resolution: Resolution, answer: Answer, sent: Collection[str]) -> Resolved:
+    return resolution, failure_of(DeadReason.CONTACT_GONE, answer)
 
 
-def _taken_by_some(way: Way, answer: Answer, sent: Collection[str]) -> Next:
-    contested = [name for name in CONTESTED if name in sent and name != way.identity.field]
+def _taken_by_some(resolution: Resolution, answer: Answer, sent: Collection[str]) -> Resolved:
+    contested = [name for name in CONTESTED if name in sent and name != resolution.identity.field]
     if contested:
-        return _leaving_out(way, contested), Do.PUT if way.contact_id else Do.CREATE
+        return _leaving_out(
+            resolution, contested
+        ), Action.PUT if resolution.contact_id else Action.CREATE
     if intercom.says_ambiguous(answer):
-        return way, failure_of(DeadReason.CONTACT_AMBIGUOUS, answer)
-    if Do.CREATE in way.created:
-        return way, failure_of(DeadReason.CONTACT_CONFLICT, answer)
-    return _creating(way, Do.CREATE, answer)
+        return resolution, failure_of(DeadReason.CONTACT_AMBIGUOUS, answer)
+    if Action.CREATE in resolution.created:
+        return resolution, failure_of(DeadReason.CONTACT_CONFLICT, answer)
+    return _creating(resolution, Action.CREATE, answer)
 
 
-def _put_is_taken(way: Way, answer: Answer, sent: Collection[str]) -> Next:
-    """Leave out the e-mail or id that another contact has."""
+def _put_is_taken(resolution: Resolution, answer: Answer, sent: Collection[str]) -> Resolved:
+    """Another contact has the e-mail, or the id, that this one was to get."""
     contested = [name for name in CONTESTED if name in sent]
-    if not contested or (way.adopts and way.identity.field in contested):
-        return way, failure_of(DeadReason.CONTACT_CONFLICT, answer)
-    return _leaving_out(way, contested), Do.PUT
+    if not contested or (resolution.adopts and resolution.identity.field in contested):
+        return resolution, failure_of(DeadReason.CONTACT_CONFLICT, answer)
+    return _leaving_out(resolution, contested), Action.PUT
 
 
-def _gone(way: Way, answer: Answer, sent: Collection[str]) -> Next:
-    """Create another contact, because the known one is missing."""
-    way = _replace(
-        way,
+def _gone(resolution: Resolution, answer: Answer, sent: Collection[str]) -> Resolved:
+    """The contact that was known is not there any more."""
+    resolution = _replace(
+        resolution,
         contact_id="",
         owner="",
-        is_heir=False,
+        is_merge_target=False,
         is_looked_at=False,
         is_another=False,
         adopts=False,
     )
-    return _creating(way, Do.CREATE, answer)
+    return _creating(resolution, Action.CREATE, answer)
 
 
-def _disowned(way: Way, answer: Answer, sent: Collection[str]) -> Next:
-    """Create another contact, because the known one belongs to another user now."""
-    way = _replace(way, disowned=way.disowned | {str(answer.contact.get("id", ""))})
-    return _gone(way, answer, sent)
+def _disowned(resolution: Resolution, answer: Answer, sent: Collection[str]) -> Resolved:
+    """Somebody has given the contact to another user: ours has to have one of its own."""
+    resolution = _replace(
+        resolution, disowned=resolution.disowned | {str(answer.contact.get("id", ""))}
+    )
+    return _gone(resolution, answer, sent)
 
 
-def _merged(way: Way, answer: Answer, sent: Collection[str]) -> Next:
-    heir = intercom.merged_into(answer)
-    if heir is None:
-        return way, failure_of(DeadReason.CONTACT_GONE, answer)
-    way, step = _follow(_replace(way, is_heir=True, owner="", adopts=False), heir, answer)
-    way = _noting(way, was_there=True)
-    return (way, step) if isinstance(step, Failure) else (way, Do.LOOK)
+def _merged(resolution: Resolution, answer: Answer, sent: Collection[str]) -> Resolved:
+    target = intercom.merged_into(answer)
+    if target is None:
+        return resolution, failure_of(DeadReason.CONTACT_GONE, answer)
+    resolution, step = _follow(
+        _replace(resolution, is_merge_target=True, owner="", adopts=False), target, answer
+    )
+    resolution = _noting(resolution, was_there=True)
+    return (resolution, step) if isinstance(step, Failure) else (resolution, Action.LOOK)
 
 
-def _without_field(way: Way, answer: Answer, sent: Collection[str]) -> Next:
+def _without_field(resolution: Resolution, answer: Answer, sent: Collection[str]) -> Resolved:
     field = refused_field(answer, sent)
     what = (
         "left out, no teammate has this id" if field == OWNER else "left out, Intercom refuses it"
@@ -342,45 +355,53 @@ def _without_field(way: Way, answer: Answer, sent: Collection[str]) -> Next:
     if intercom.unknown_attribute(answer) == field.removeprefix(ATTRIBUTE_PREFIX):
         reason, what = AdjustmentReason.UNKNOWN_ATTRIBUTE, "left out"
     adjustment = Adjustment(reason, field, what)
-    way = _replace(way, without=way.without | {field}, left_out=(*way.left_out, adjustment))
-    return way, Do.PUT if way.contact_id else Do.CREATE
+    resolution = _replace(
+        resolution,
+        without=resolution.without | {field},
+        left_out=(*resolution.left_out, adjustment),
+    )
+    return resolution, Action.PUT if resolution.contact_id else Action.CREATE
 
 
 # --- changes of the state -----------------------------------------------------------------
 
 
-def _replace(way: Way, **changes: object) -> Way:
-    return msgspec.structs.replace(way, **changes)
+def _replace(resolution: Resolution, **changes: object) -> Resolution:
+    return msgspec.structs.replace(resolution, **changes)
 
 
-def _noting(way: Way, *, was_there: bool) -> Way:
-    """Note whether a first contact existed. The first note counts."""
-    return way if way.was_there is not None else _replace(way, was_there=was_there)
+def _noting(resolution: Resolution, *, was_there: bool) -> Resolution:
+    """Note of a first contact whether it was there; what came first counts."""
+    return (
+        resolution
+        if resolution.was_there is not None
+        else _replace(resolution, was_there=was_there)
+    )
 
 
-def _leaving_out(way: Way, fields: Collection[str]) -> Way:
+def _leaving_out(resolution: Resolution, fields: Collection[str]) -> Resolution:
     adjustments = [
         Adjustment(AdjustmentReason.TAKEN, field, "left out, another contact has it")
         for field in fields
     ]
-    without = way.without | set(fields)
-    return _replace(way, without=without, left_out=(*way.left_out, *adjustments))
+    without = resolution.without | set(fields)
+    return _replace(resolution, without=without, left_out=(*resolution.left_out, *adjustments))
 
 
-def _creating(way: Way, how: Do, answer: Answer) -> Next:
-    """Create the contact in another form, or in place of a missing one: once each."""
-    if how in way.created:
-        return way, failure_of(DeadReason.CONTACT_GONE, answer)
-    return _replace(way, created=way.created | {how}), how
+def _creating(resolution: Resolution, how: Action, answer: Answer) -> Resolved:
+    """Create the contact in another way, or in the stead of one that is gone: once."""
+    if how in resolution.created:
+        return resolution, failure_of(DeadReason.CONTACT_GONE, answer)
+    return _replace(resolution, created=resolution.created | {how}), how
 
 
-def _follow(way: Way, contact_id: str, answer: Answer) -> Next:
-    """Go on with another contact, once for each."""
-    if contact_id in way.followed:
-        return way, failure_of(DeadReason.CONTACT_GONE, answer)
-    followed = way.followed | {contact_id}
-    way = _replace(way, contact_id=contact_id, is_looked_at=False, is_another=True)
-    return _replace(way, followed=followed), Do.PUT
+def _follow(resolution: Resolution, contact_id: str, answer: Answer) -> Resolved:
+    """Go on with another contact; it is looked at first where its fields have to be known."""
+    if contact_id in resolution.followed:
+        return resolution, failure_of(DeadReason.CONTACT_GONE, answer)
+    followed = resolution.followed | {contact_id}
+    resolution = _replace(resolution, contact_id=contact_id, is_looked_at=False, is_another=True)
+    return _replace(resolution, followed=followed), Action.PUT
 
 
 def _named(answer: Answer) -> str:
@@ -393,55 +414,57 @@ def failure_of(reason: DeadReason, answer: Answer) -> Failure:
     return Failure(reason, answer.status, said.code, said.message, said.request_id)
 
 
-TABLE: Final[Mapping[tuple[Do, Said], Callable[[Way, Answer, Collection[str]], Next]]] = {
-    (Do.FIND, Said.OURS): _found,
-    (Do.FIND, Said.GONE): _not_found,
-    (Do.FIND, Said.NAMELESS): _not_found,
-    (Do.FIND, Said.ANOTHERS): _not_found,
-    (Do.FIND, Said.MERGED): _merged,
-    (Do.SEARCH, Said.OURS): _found_in_index,
-    (Do.SEARCH, Said.GONE): _not_found,
-    (Do.SEARCH, Said.NAMELESS): _not_found,
-    (Do.SEARCH, Said.ANOTHERS): _not_found,
-    (Do.SEARCH, Said.TAKEN_BY_SOME): _found_several,
-    (Do.CREATE, Said.OURS): _created,
-    (Do.CREATE, Said.NAMELESS): _created,
-    (Do.CREATE, Said.ANOTHERS): _created,
-    (Do.CREATE, Said.TAKEN): _taken,
-    (Do.CREATE, Said.TAKEN_ARCHIVED): _taken_by_archived,
-    (Do.CREATE, Said.TAKEN_BY_SOME): _taken_by_some,
-    (Do.CREATE, Said.REFUSED_FIELD): _without_field,
-    (Do.CREATE_EMPTY, Said.OURS): _created_empty,
-    (Do.CREATE_EMPTY, Said.NAMELESS): _created_empty,
-    (Do.CREATE_EMPTY, Said.ANOTHERS): _created_empty,
-    (Do.CREATE_EMPTY, Said.TAKEN): _taken,
-    (Do.CREATE_EMPTY, Said.TAKEN_ARCHIVED): _taken_by_archived,
-    (Do.CREATE_EMPTY, Said.TAKEN_BY_SOME): _taken_by_some,
-    (Do.CREATE_EMPTY, Said.REFUSED_FIELD): _without_field,
-    (Do.CREATE_BARE, Said.OURS): _created_empty,
-    (Do.CREATE_BARE, Said.NAMELESS): _created_empty,
-    (Do.CREATE_BARE, Said.ANOTHERS): _created_empty,
-    (Do.CREATE_BARE, Said.TAKEN): _taken,
-    (Do.CREATE_BARE, Said.TAKEN_ARCHIVED): _is_archived,
-    (Do.CREATE_BARE, Said.TAKEN_BY_SOME): _taken_by_some,
-    (Do.LOOK, Said.OURS): _looked,
-    (Do.LOOK, Said.NAMELESS): _looked_nameless,
-    (Do.LOOK, Said.ANOTHERS): _is_anothers,
-    (Do.LOOK, Said.GONE): _gone,
-    (Do.LOOK, Said.MERGED): _merged,
-    (Do.PUT, Said.OURS): _done,
-    (Do.PUT, Said.NAMELESS): _disowned,
-    (Do.PUT, Said.ANOTHERS): _disowned,
-    (Do.PUT, Said.TAKEN): _put_is_taken,
-    (Do.PUT, Said.TAKEN_ARCHIVED): _put_is_taken,
-    (Do.PUT, Said.TAKEN_BY_SOME): _put_is_taken,
-    (Do.PUT, Said.GONE): _gone,
-    (Do.PUT, Said.MERGED): _merged,
-    (Do.PUT, Said.REFUSED_FIELD): _without_field,
-    (Do.UNARCHIVE, Said.OURS): _unarchived,
-    (Do.UNARCHIVE, Said.GONE): _cannot_be_had,
-    (Do.UNARCHIVE, Said.MERGED): _cannot_be_had,
-    (Do.UNARCHIVE, Said.REFUSED): _cannot_be_had,
-    (Do.UNARCHIVE, Said.REFUSED_FIELD): _cannot_be_had,
+TABLE: Final[
+    Mapping[tuple[Action, Said], Callable[[Resolution, Answer, Collection[str]], Resolved]]
+] = {
+    (Action.FIND, Said.OURS): _found,
+    (Action.FIND, Said.GONE): _not_found,
+    (Action.FIND, Said.NAMELESS): _not_found,
+    (Action.FIND, Said.ANOTHERS): _not_found,
+    (Action.FIND, Said.MERGED): _merged,
+    (Action.SEARCH, Said.OURS): _found_in_index,
+    (Action.SEARCH, Said.GONE): _not_found,
+    (Action.SEARCH, Said.NAMELESS): _not_found,
+    (Action.SEARCH, Said.ANOTHERS): _not_found,
+    (Action.SEARCH, Said.TAKEN_BY_SOME): _found_several,
+    (Action.CREATE, Said.OURS): _created,
+    (Action.CREATE, Said.NAMELESS): _created,
+    (Action.CREATE, Said.ANOTHERS): _created,
+    (Action.CREATE, Said.TAKEN): _taken,
+    (Action.CREATE, Said.TAKEN_ARCHIVED): _taken_by_archived,
+    (Action.CREATE, Said.TAKEN_BY_SOME): _taken_by_some,
+    (Action.CREATE, Said.REFUSED_FIELD): _without_field,
+    (Action.CREATE_EMPTY, Said.OURS): _created_empty,
+    (Action.CREATE_EMPTY, Said.NAMELESS): _created_empty,
+    (Action.CREATE_EMPTY, Said.ANOTHERS): _created_empty,
+    (Action.CREATE_EMPTY, Said.TAKEN): _taken,
+    (Action.CREATE_EMPTY, Said.TAKEN_ARCHIVED): _taken_by_archived,
+    (Action.CREATE_EMPTY, Said.TAKEN_BY_SOME): _taken_by_some,
+    (Action.CREATE_EMPTY, Said.REFUSED_FIELD): _without_field,
+    (Action.CREATE_BARE, Said.OURS): _created_empty,
+    (Action.CREATE_BARE, Said.NAMELESS): _created_empty,
+    (Action.CREATE_BARE, Said.ANOTHERS): _created_empty,
+    (Action.CREATE_BARE, Said.TAKEN): _taken,
+    (Action.CREATE_BARE, Said.TAKEN_ARCHIVED): _is_archived,
+    (Action.CREATE_BARE, Said.TAKEN_BY_SOME): _taken_by_some,
+    (Action.LOOK, Said.OURS): _looked,
+    (Action.LOOK, Said.NAMELESS): _looked_nameless,
+    (Action.LOOK, Said.ANOTHERS): _is_anothers,
+    (Action.LOOK, Said.GONE): _gone,
+    (Action.LOOK, Said.MERGED): _merged,
+    (Action.PUT, Said.OURS): _done,
+    (Action.PUT, Said.NAMELESS): _disowned,
+    (Action.PUT, Said.ANOTHERS): _disowned,
+    (Action.PUT, Said.TAKEN): _put_is_taken,
+    (Action.PUT, Said.TAKEN_ARCHIVED): _put_is_taken,
+    (Action.PUT, Said.TAKEN_BY_SOME): _put_is_taken,
+    (Action.PUT, Said.GONE): _gone,
+    (Action.PUT, Said.MERGED): _merged,
+    (Action.PUT, Said.REFUSED_FIELD): _without_field,
+    (Action.UNARCHIVE, Said.OURS): _unarchived,
+    (Action.UNARCHIVE, Said.GONE): _cannot_be_had,
+    (Action.UNARCHIVE, Said.MERGED): _cannot_be_had,
+    (Action.UNARCHIVE, Said.REFUSED): _cannot_be_had,
+    (Action.UNARCHIVE, Said.REFUSED_FIELD): _cannot_be_had,
 }
 """The consequence of each answer to each step. Any other answer ends the update (``_refused``)."""

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from amplitude_intercom.engine.delivery.contacts.selection import Selection
+from amplitude_intercom.engine.delivery.contacts.selected_properties import SelectedProperties
 from amplitude_intercom.engine.delivery.workspace import Workspace
 from amplitude_intercom.engine.envelope import Adjustment, Identity
 from amplitude_intercom.engine.reasons import AdjustmentReason
@@ -40,7 +40,7 @@ class ContactScope(NamedTuple):
     spool: TakerSpool
     workspace: Workspace
     rules: ContactRules
-    selection: Selection
+    selection: SelectedProperties
     now_ms: Callable[[], int]
     users: Users
     unknown_attributes: Counter[str]

@@ -18,7 +18,7 @@ from amplitude_intercom.engine.delivery.contacts.learned_contact import (
     unread,
     with_unsure,
 )
-from amplitude_intercom.engine.delivery.contacts.resolving import Do, Way
+from amplitude_intercom.engine.delivery.contacts.resolving import Action, Resolution
 from amplitude_intercom.engine.delivery.contacts.scope import ContactScope
 from amplitude_intercom.engine.delivery.contacts.working_out import properties_of, work_out
 from amplitude_intercom.engine.envelope import ContactUpdate, Identity
@@ -67,7 +67,7 @@ class StoredContact:
         key, known = store.contacts.find(self.own_key)
         known = scope.selection.current(known, scope.taker, scope.rules.properties)
         if not has(key):
-            return Begun(key, known, known, {}, list(updates), Do.DONE, None)
+            return Begun(key, known, known, {}, list(updates), Action.DONE, None)
         if key != self.own_key:
             store.contacts.use(self.own_key, scope.now_ms())
         done = store.settling(scope.spool.taker).updated([update.claim_id for update in updates])
@@ -78,7 +78,7 @@ class StoredContact:
         counted = countable(known, scope.taker, held, scope.rules.properties)
         must_look = needs_base(updates, counted) or len(counted) < len(held)
         first = self._first(known, updates, must_look=must_look)
-        if not updates or first not in (Do.PUT, Do.CREATE):
+        if not updates or first not in (Action.PUT, Action.CREATE):
             return Begun(key, known, known, held, updates, first, None)
         bare = msgspec.structs.replace(known, fields={})
         draft = work_out(
@@ -86,7 +86,7 @@ class StoredContact:
             scope.workspace.attributes,
             updates,
             held,
-            known if first is Do.PUT else bare,
+            known if first is Action.PUT else bare,
             newer_wins=scope.users.newer_wins,
             without=without,
         )
@@ -96,12 +96,12 @@ class StoredContact:
             store.contacts.remember(key, noted, scope.now_ms(), is_new=is_new)
         return Begun(key, known, noted, held, updates, first, draft)
 
-    def _first(self, known: Known, updates: Sequence[ContactUpdate], *, must_look: bool) -> Do:
-        """Return the first step."""
+    def _first(self, known: Known, updates: Sequence[ContactUpdate], *, must_look: bool) -> Action:
+        """Return what comes first."""
         if known.contact_id and not known.is_lost:
-            return Do.LOOK if must_look else Do.PUT
-        if not self._is_by_email and self._scope.workspace.first_contacts.looks_first:
-            return Do.FIND
+            return Action.LOOK if must_look else Action.PUT
+        if not self._is_by_email and self._scope.workspace.create_or_find.finds_first:
+            return Action.FIND
         return creating(updates, is_by_email=self._is_by_email)
 
     # --- after an answer ------------------------------------------------------------------
@@ -121,34 +121,37 @@ class StoredContact:
         if known.contact_id and not known.is_lost:
             self.keep(store, self.own_key, msgspec.structs.replace(known, is_lost=True))
 
-    def keep_found(self, store: Transaction, way: Way) -> None:
-        """Note the contact that was found for the user."""
+    def keep_found(self, store: Transaction, resolution: Resolution) -> None:
+        """Take in that a contact is there, and which."""
         known = msgspec.structs.replace(self.own(store), owner="")
-        found = msgspec.structs.replace(about(known, way), contact_id=way.contact_id, is_lost=False)
+        found = msgspec.structs.replace(
+            about(known, resolution), contact_id=resolution.contact_id, is_lost=False
+        )
         self.keep(store, self.own_key, found)
 
-    def join(self, store: Transaction, at: ContactKey, way: Way) -> None:
-        """Note that the user under ``at`` was merged into another, which has the contact now."""
-        heir = self.key_of(way.owner)
-        theirs = store.contacts.get(heir) or Known()
-        if theirs.is_lost or theirs.contact_id != way.contact_id:
-            found = msgspec.structs.replace(theirs, contact_id=way.contact_id, is_lost=False)
+    def join(self, store: Transaction, at: ContactKey, resolution: Resolution) -> None:
+        """Take in that the user, or the one it was merged into (``at``), was merged into another
+        one: what is known of their contact is kept there."""
+        target = self.key_of(resolution.owner)
+        theirs = store.contacts.get(target) or Known()
+        if theirs.is_lost or theirs.contact_id != resolution.contact_id:
+            found = msgspec.structs.replace(theirs, contact_id=resolution.contact_id, is_lost=False)
             theirs = msgspec.structs.replace(found, unsure=[], owner="")
-        self.keep(store, heir, unread(theirs))
+        self.keep(store, target, unread(theirs))
         merged = store.contacts.get(at) or Known()
-        merged = msgspec.structs.replace(merged, contact_id=way.contact_id, owner=way.owner)
+        merged = msgspec.structs.replace(
+            merged, contact_id=resolution.contact_id, owner=resolution.owner
+        )
         self.keep(store, at, msgspec.structs.replace(merged, is_lost=False, unsure=[]))
 
-    def part(self, store: Transaction, heir: ContactKey, *, is_lost: bool) -> Known:
-        """Note that the user no longer shares a contact with the one it was merged into.
-
-        ``is_lost`` says that the shared contact is missing. Returns the user's own knowledge.
-        """
-        own, theirs = self.own(store), store.contacts.get(heir) or Known()
+    def part(self, store: Transaction, target: ContactKey, *, is_lost: bool) -> Known:
+        """Take in that the user has no contact together with the one it was merged into, and
+        whether theirs ``is_lost``; return what is known of its own."""
+        own, theirs = self.own(store), store.contacts.get(target) or Known()
         if is_lost:
             contact_id = theirs.contact_id or own.contact_id
             lost = msgspec.structs.replace(theirs, contact_id=contact_id, is_lost=True)
-            self.keep(store, heir, lost)
+            self.keep(store, target, lost)
         known = own_after(own, theirs)
         self.keep(store, self.own_key, known)
         return known

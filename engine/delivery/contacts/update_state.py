@@ -22,9 +22,9 @@ from amplitude_intercom.engine.delivery.contacts.drafts import Draft, needs_base
 from amplitude_intercom.engine.delivery.contacts.learned_contact import LearnedContact
 from amplitude_intercom.engine.delivery.contacts.resolving import (
     CONTESTED,
-    Do,
-    Step,
-    Way,
+    Action,
+    NextStep,
+    Resolution,
     resolve,
 )
 from amplitude_intercom.engine.delivery.contacts.scope import ContactScope, Upserted
@@ -49,7 +49,7 @@ class UpdateState:
         """The updates that are not done."""
         self.is_by_email = identity.field == "email"
         """Whether the contact is searched for before it is created."""
-        self.way = Way(identity=identity, archived=scope.users.archived)
+        self.resolution = Resolution(identity=identity, archived=scope.users.archived)
         self.contact: LearnedContact
         self._draft = Draft({}, {}, [])
         self._is_noted = False
@@ -59,19 +59,19 @@ class UpdateState:
     @property
     def adjustments(self) -> list[Adjustment]:
         """What the values that were written had to become, and what was left out."""
-        said = {(found.reason, found.where): found for found in self.way.left_out}
+        said = {(found.reason, found.where): found for found in self.resolution.left_out}
         said |= {(found.reason, found.where): found for found in self._draft.adjustments}
         return list(said.values())
 
     @property
     def is_parted(self) -> bool:
         """Whether the contact is known by another user's key, and is not that user's any more."""
-        has_parted = not self.way.owner and not self.way.is_heir
+        has_parted = not self.resolution.owner and not self.resolution.is_merge_target
         return has_parted and self.key != self._own_key
 
     def result(self, *, called: bool) -> Upserted:
         """Return what the updates came to."""
-        known = self.contact.at_end(self.way, self._draft.properties)
+        known = self.contact.at_end(self.resolution, self._draft.properties)
         claim_ids = [update.claim_id for update in self.updates if update.claim_id]
         return Upserted(called, self.key, known, claim_ids)
 
@@ -81,7 +81,7 @@ class UpdateState:
         """Start from what the spool knows."""
         self.key, self.updates = begun.key, begun.updates
         if begun.known.is_lost:
-            self.way = msgspec.structs.replace(self.way, contact_id="", owner="")
+            self.resolution = msgspec.structs.replace(self.resolution, contact_id="", owner="")
         self.start_from(begun.known, begun.held, begun.noted)
         if begun.draft is not None:
             self._draft, self._is_noted = begun.draft, True
@@ -98,14 +98,16 @@ class UpdateState:
         self.contact = LearnedContact(scope.rules, scope.taker, number, known, held, noted)
         if not known.is_lost:
             owner = "" if self.key == self._own_key else self.key.value
-            self.way = msgspec.structs.replace(self.way, contact_id=known.contact_id, owner=owner)
+            self.resolution = msgspec.structs.replace(
+                self.resolution, contact_id=known.contact_id, owner=owner
+            )
 
     def start_apart(self, own: Known, answer: Answer) -> None:
         """Start again from the user's own contact, which is not another user's any more."""
         self.key = self._own_key
         self.start_from(own)
-        if self.way.contact_id:  # it is the user's own again
-            self.contact.turn_to(self.way)
+        if self.resolution.contact_id:  # it is the user's own again
+            self.contact.turn_to(self.resolution)
             self.contact.read(answer.contact)
 
     # --- what is to be written ------------------------------------------------------------
@@ -125,49 +127,53 @@ class UpdateState:
             self.contact.held,
             self.contact.known,
             newer_wins=scope.users.newer_wins,
-            without=self.way.without,
+            without=self.resolution.without,
         )
-        return self.contact.intend(self._draft.changes, self.way)
+        return self.contact.intend(self._draft.changes, self.resolution)
 
-    def fields_to_create(self, step: Do) -> dict[str, Any]:
+    def fields_to_create(self, step: Action) -> dict[str, Any]:
         """Return the fields that a contact is created with; they are on their way from now on."""
         changes = {name: value for name, value in self._draft.changes.items() if value is not None}
-        if step is Do.CREATE_BARE:
+        if step is Action.CREATE_BARE:
             changes = {}
-        elif step is Do.CREATE_EMPTY:
+        elif step is Action.CREATE_EMPTY:
             changes = {name: changes[name] for name in CONTESTED if name in changes}
         self._last_sent = changes
         return changes
 
     def fields_to_put(self) -> dict[str, Any]:
         """Return the fields that are written to the contact; they are on their way from now on."""
-        identity = self.way.identity
+        identity = self.resolution.identity
         self._last_sent = dict(self._draft.changes)
-        if self.way.adopts:
+        if self.resolution.adopts:
             self._last_sent[identity.field] = identity.value
         return self._last_sent
 
     # --- what answers teach ---------------------------------------------------------------
 
-    def take(self, did: Do, answer: Answer) -> Step:
+    def take(self, did: Action, answer: Answer) -> NextStep:
         """Take in an answer; return what follows."""
-        before = self.way
-        self.way, step = resolve(before, did, answer, set(self._last_sent))
-        self._learn(before, did, answer, is_done=step is Do.DONE)
+        before = self.resolution
+        self.resolution, step = resolve(before, did, answer, set(self._last_sent))
+        self._learn(before, did, answer, is_done=step is Action.DONE)
         return step
 
-    def _learn(self, before: Way, did: Do, answer: Answer, *, is_done: bool) -> None:
-        way, contact = self.way, self.contact
-        if not contact.had_contact and before.was_there is None and way.was_there is not None:
-            self._scope.workspace.first_contacts.note(was_there=way.was_there)
-        if way.contact_id != before.contact_id:
-            contact.turn_to(way)
-        if did in (Do.CREATE, Do.PUT) and is_done:
-            created = did is Do.CREATE
+    def _learn(self, before: Resolution, did: Action, answer: Answer, *, is_done: bool) -> None:
+        resolution, contact = self.resolution, self.contact
+        if (
+            not contact.had_contact
+            and before.was_there is None
+            and resolution.was_there is not None
+        ):
+            self._scope.workspace.create_or_find.note(was_there=resolution.was_there)
+        if resolution.contact_id != before.contact_id:
+            contact.turn_to(resolution)
+        if did in (Action.CREATE, Action.PUT) and is_done:
+            created = did is Action.CREATE
             contact.confirm(self._last_sent, self._draft.properties, created=created)
-        elif way.is_looked_at and not before.is_looked_at:
+        elif resolution.is_looked_at and not before.is_looked_at:
             contact.read(answer.contact)
-        for name in way.without - before.without:
+        for name in resolution.without - before.without:
             self._leave_out(name, answer)
 
     def _leave_out(self, name: str, answer: Answer) -> None:
@@ -179,13 +185,13 @@ class UpdateState:
         else:
             self.contact.refuse(name, self._last_sent.get(name))
 
-    def with_base(self, step: Step) -> Step:
+    def with_base(self, step: NextStep) -> NextStep:
         """Return what comes next: before a write, what has to be known for it."""
-        if step is Do.PUT and not self.updates:
-            return Do.DONE  # a contact that is there is all that was wanted
-        if step is Do.PUT and not self.way.is_looked_at:
+        if step is Action.PUT and not self.updates:
+            return Action.DONE  # a contact that is there is all that was wanted
+        if step is Action.PUT and not self.resolution.is_looked_at:
             must_look = self.contact.has_to_be_read or needs_base(self.updates, self.contact.held)
-            return Do.LOOK if must_look else step
-        if step is Do.CREATE:
+            return Action.LOOK if must_look else step
+        if step is Action.CREATE:
             return creating(self.updates, is_by_email=self.is_by_email)
         return step

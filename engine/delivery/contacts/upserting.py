@@ -23,7 +23,7 @@ import msgspec
 
 from amplitude_intercom.engine.delivery.calls import TurnCalls, Undeliverable
 from amplitude_intercom.engine.delivery.contacts.beginning import creating
-from amplitude_intercom.engine.delivery.contacts.resolving import Do, Step
+from amplitude_intercom.engine.delivery.contacts.resolving import Action, NextStep
 from amplitude_intercom.engine.delivery.contacts.scope import ContactScope, Upserted
 from amplitude_intercom.engine.delivery.contacts.stored_contact import StoredContact
 from amplitude_intercom.engine.delivery.contacts.update_state import UpdateState
@@ -157,7 +157,7 @@ class Upsert:
         lost = msgspec.structs.replace(known, is_lost=bool(known.contact_id), owner="")
         self.state.start_from(lost)
         await self._go(creating((), is_by_email=self.state.is_by_email))
-        await self._persist(partial(self._stored.keep_found, way=self.state.way))
+        await self._persist(partial(self._stored.keep_found, resolution=self.state.resolution))
 
     async def look(self) -> ContactKey:
         """Find out what has become of the contact that is known, without creating another.
@@ -168,20 +168,20 @@ class Upsert:
             NotNow: a call has no answer, or another turn writes the contact.
         """
         self.state.start_from(await self._persist(self._stored.own))
-        step: Step = Do.LOOK
-        while step is Do.LOOK:
+        step: NextStep = Action.LOOK
+        while step is Action.LOOK:
             request = await self._prepare(step)
             assert request is not None
             step = await self._take(step, await self._calls.call(request))
-        if step is not Do.DONE:
+        if step is not Action.DONE:
             await self._persist(self._stored.lose)
-        owner = self.state.way.owner
+        owner = self.state.resolution.owner
         return self._stored.key_of(owner) if owner else self._stored.own_key
 
     async def _persist(self, work: Callable[[Transaction], Result]) -> Result:
         return await self._scope.spool.persist(work)
 
-    async def _begin(self) -> Do:
+    async def _begin(self) -> Action:
         """Read what is known, and start from it, with the contact to this turn alone.
 
         Returns what comes first.
@@ -192,7 +192,7 @@ class Upsert:
         begin = partial(
             self._stored.begin,
             updates=self.state.updates,
-            without=self.state.way.without,
+            without=self.state.resolution.without,
             has=self._writing.has,
         )
         begun = await self._persist(begin)
@@ -206,11 +206,11 @@ class Upsert:
 
     # --- the loop -------------------------------------------------------------------------
 
-    async def _go(self, step: Step) -> None:
+    async def _go(self, step: NextStep) -> None:
         """Do one thing after another until the contact is as it should be."""
         state = self.state
-        while step is not Do.DONE:
-            if self._made >= MAX_CALLS + len(state.way.without):
+        while step is not Action.DONE:
+            if self._made >= MAX_CALLS + len(state.resolution.without):
                 text = "Intercom's answers lead in a circle"
                 step = Failure(DeadReason.CONTACT_GONE, message=text)
             if isinstance(step, Failure):
@@ -223,24 +223,24 @@ class Upsert:
             self._made += 1
             step = await self._take(step, await self._calls.call(request))
 
-    async def _prepare(self, step: Do) -> Request | None:
+    async def _prepare(self, step: Action) -> Request | None:
         """Return the request of a step; None: there is nothing to be written."""
-        state, contact_id = self.state, self.state.way.contact_id
+        state, contact_id = self.state, self.state.resolution.contact_id
         match step:
-            case Do.FIND:
+            case Action.FIND:
                 return intercom.find_contact(self._identity.value)
-            case Do.SEARCH:
+            case Action.SEARCH:
                 # Searched once; if nothing was found, the create is next.
                 state.is_by_email = False
                 return intercom.search_contacts(self._identity.value)
-            case Do.LOOK:
-                if state.way.is_another:  # it may have no name, and two users may find it so
+            case Action.LOOK:
+                if state.resolution.is_another:  # it may have no name, and two users may find it so
                     await self._writing.take(self._stored.key_of_contact(contact_id))
                 return intercom.get_contact(contact_id)
-            case Do.UNARCHIVE:
+            case Action.UNARCHIVE:
                 return intercom.unarchive_contact(contact_id)
-            case Do.CREATE | Do.CREATE_EMPTY | Do.CREATE_BARE:
-                if step is not Do.CREATE_BARE:
+            case Action.CREATE | Action.CREATE_EMPTY | Action.CREATE_BARE:
+                if step is not Action.CREATE_BARE:
                     await self._intend()
                 return intercom.create_contact(
                     creation_body(self._identity, state.fields_to_create(step))
@@ -256,35 +256,35 @@ class Upsert:
             keep = partial(self._stored.keep, key=state.key, known=state.contact.known)
             await self._persist(keep)
 
-    async def _take(self, did: Do, answer: Answer) -> Step:
+    async def _take(self, did: Action, answer: Answer) -> NextStep:
         """Take in an answer; return what is next."""
-        state, disowned = self.state, self.state.way.disowned
+        state, disowned = self.state, self.state.resolution.disowned
         step = state.take(did, answer)
-        if step is Do.JOIN:
+        if step is Action.JOIN:
             return await self._join()
         if state.is_parted:
             await self._part(answer)
-        elif state.way.disowned != disowned:
+        elif state.resolution.disowned != disowned:
             # Else the next event of the user would have the other user's contact written again.
             await self._persist(self._stored.lose)
         return state.with_base(step)
 
     # --- users that were merged -----------------------------------------------------------
 
-    async def _join(self) -> Step:
+    async def _join(self) -> NextStep:
         """Go on with what is known of the contact of the user that this one was merged into.
 
         Raises:
             NotNow: another turn writes that contact.
         """
-        way = self.state.way
-        await self._writing.take(self._stored.key_of(way.owner))
-        await self._persist(partial(self._stored.join, at=self.state.key, way=way))
-        return await self._begin() if self.state.updates else Do.DONE
+        resolution = self.state.resolution
+        await self._writing.take(self._stored.key_of(resolution.owner))
+        await self._persist(partial(self._stored.join, at=self.state.key, resolution=resolution))
+        return await self._begin() if self.state.updates else Action.DONE
 
     async def _part(self, answer: Answer) -> None:
         """Go on with a contact of the user's own: the one that it was merged into is gone, or
         another user's."""
-        is_lost = not self.state.way.contact_id
-        part = partial(self._stored.part, heir=self.state.key, is_lost=is_lost)
+        is_lost = not self.state.resolution.contact_id
+        part = partial(self._stored.part, target=self.state.key, is_lost=is_lost)
         self.state.start_apart(await self._persist(part), answer)

@@ -20,7 +20,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 from amplitude_intercom.engine.delivery.contacts.drafts import Draft, Properties
-from amplitude_intercom.engine.delivery.contacts.selection import Selection
+from amplitude_intercom.engine.delivery.contacts.selected_properties import SelectedProperties
 from amplitude_intercom.engine.envelope import Adjustment, ContactUpdate
 from amplitude_intercom.engine.reasons import AdjustmentReason
 from amplitude_intercom.engine.rules.contacts import ContactRules, Types, can_be_cleared, same
@@ -39,7 +39,7 @@ UNSAID: Final = object()
 
 
 def properties_of(
-    rules: ContactRules, types: Types, selection: Selection, taker: str, known: Known
+    rules: ContactRules, types: Types, selection: SelectedProperties, taker: str, known: Known
 ) -> dict[str, Held]:
     """Return a taker's properties that can be counted on for the contact that is known."""
     held = selection.properties_of(known, taker)

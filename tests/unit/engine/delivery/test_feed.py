@@ -25,12 +25,12 @@ from amplitude_intercom.engine.delivery.endings import (
     PutBack,
 )
 from amplitude_intercom.engine.delivery.health import Blame
-from amplitude_intercom.engine.delivery.lines import EVENTS
 from amplitude_intercom.engine.delivery.loaded_bytes import READ_AHEAD_BYTES, LoadedBytes
 from amplitude_intercom.engine.delivery.loading import LONGEST_NAP_S, PER_USER, Loading
 from amplitude_intercom.engine.delivery.loading_bounds import LOAD_ROWS, MOST_PROBES
 from amplitude_intercom.engine.delivery.scheduler import Incoming, Scheduler
 from amplitude_intercom.engine.delivery.turns import Turn
+from amplitude_intercom.engine.delivery.users_in_memory import EVENTS
 from amplitude_intercom.engine.envelope import Kind, Record
 from amplitude_intercom.engine.errors import SpoolDamaged
 from amplitude_intercom.engine.reasons import DropReason

@@ -11,7 +11,7 @@ from amplitude_intercom.engine.delivery.health import (
     SICK_SAMPLES,
     Blame,
     Charge,
-    Endpoint,
+    EndpointHealth,
     Hasten,
     Health,
     News,
@@ -30,7 +30,7 @@ class Rig:
         self.health = Health(lambda failures: min(10.0, 0.5 * 2 ** (failures - 1)))
 
     @property
-    def endpoint(self) -> Endpoint:
+    def endpoint(self) -> EndpointHealth:
         return self.health.of(NAME)
 
     def succeeds(self, user: str, left_s: float, took_s: float = TOOK_S) -> None:

@@ -6,9 +6,9 @@ from collections import Counter
 
 import pytest
 
-from amplitude_intercom.engine.delivery.lines import EVENTS
 from amplitude_intercom.engine.delivery.scheduler import Incoming, Scheduler, View
 from amplitude_intercom.engine.delivery.turns import MOST_EVENTS, Turn
+from amplitude_intercom.engine.delivery.users_in_memory import EVENTS
 from amplitude_intercom.engine.envelope import Kind, Record
 
 ALL = View()

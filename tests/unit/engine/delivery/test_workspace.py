@@ -5,11 +5,11 @@ from __future__ import annotations
 import anyio
 
 from amplitude_intercom.engine.delivery.calls import NotNow
-from amplitude_intercom.engine.delivery.contacts.missing import (
+from amplitude_intercom.engine.delivery.contacts.missing_contacts import (
     MERGED_S,
     MOST_MISSING,
-    Heirs,
-    Missing,
+    MergedUsers,
+    MissingContacts,
 )
 from amplitude_intercom.engine.delivery.contacts.writing import MOST_WAIT_S, Writing, Written
 from amplitude_intercom.engine.reasons import DeadReason, Failure
@@ -60,7 +60,7 @@ async def test_a_cancelled_wait_leaves_the_contact_to_others() -> None:
 
 @in_virtual_time
 async def test_of_users_that_are_not_there_so_many_are_remembered() -> None:
-    missing = Missing()
+    missing = MissingContacts()
     for n in range(MOST_MISSING + 1):
         missing.note(MIRA._replace(value=f"user-{n}"), NOT_THERE, lambda _: 60.0)
     assert missing.of(MIRA._replace(value="user-0")) is None
@@ -71,7 +71,7 @@ async def test_of_users_that_are_not_there_so_many_are_remembered() -> None:
 
 @in_virtual_time
 async def test_the_more_answers_say_that_a_user_is_not_there_the_longer_it_is_believed() -> None:
-    missing, asked = Missing(), []
+    missing, asked = MissingContacts(), []
 
     def wait_s(answers: int) -> float:
         asked.append(answers)
@@ -86,7 +86,7 @@ async def test_the_more_answers_say_that_a_user_is_not_there_the_longer_it_is_be
 
 @in_virtual_time
 async def test_that_a_user_was_merged_is_believed_for_a_while_and_of_so_many() -> None:
-    heirs = Heirs()
+    heirs = MergedUsers()
     for n in range(MOST_MISSING + 1):
         heirs.note(MIRA._replace(value=f"user-{n}"), "5f")
     assert heirs.of(MIRA._replace(value="user-0")) == ""

@@ -15,7 +15,7 @@ to create first with an e-mail: whose it is has to be looked at). So looking pay
 are there; what is taken for their share at first."""
 
 
-class FirstContacts:
+class CreateOrFind:
     """How many of a workspace's first contacts were there already, lately."""
 
     def __init__(self) -> None:
@@ -26,6 +26,6 @@ class FirstContacts:
         self.share += WEIGHT * (was_there - self.share)
 
     @property
-    def looks_first(self) -> bool:
+    def finds_first(self) -> bool:
         """Whether the contact is looked for before it is created."""
         return self.share > LOOKING_PAYS

@@ -96,7 +96,7 @@ class _Line:
         return next((user for user in self.users.values() if may_go(user)), None)
 
 
-class Lines:
+class UsersInMemory:
     """One sync's users; ``is_held``: none of them is chosen."""
 
     def __init__(self, waiting: Counter[Key]) -> None:
@@ -171,20 +171,20 @@ class Lines:
         return sum(line.bytes for (needs, _), line in self._lines.items() if needs == endpoint)
 
     def holds_more(self, key: Key, keep: int, keep_bytes: int) -> bool:
-        """Return whether ``take_last`` takes anybody."""
+        """Return whether ``take_surplus`` takes a user."""
         line = self._lines.get(key)
         return line is not None and line.holds_more(keep, keep_bytes)
 
-    def take_last(self, key: Key, keep: int, keep_bytes: int) -> User | None:
-        """Take the user that came last out of a line, where over ``keep`` records or
-        ``keep_bytes`` wait in it."""
-        if not self.holds_more(key, keep, keep_bytes):
-            return None
-        line = self._lines[key]
-        user = next(reversed(line.users.values()))
-        self.leave(user)
-        del self.users[user.who[1]]
-        return user
+    def take_surplus(self, key: Key, keep: int, keep_bytes: int) -> list[User]:
+        """Take users out of a line, and out of memory, until ``keep`` records and ``keep_bytes``
+        are left; those that came last go first."""
+        gone = []
+        while self.holds_more(key, keep, keep_bytes):
+            user = next(reversed(self._lines[key].users.values()))
+            self.leave(user)
+            del self.users[user.who[1]]
+            gone.append(user)
+        return gone
 
     def forget(self) -> None:
         """Take in that nobody waits any more."""

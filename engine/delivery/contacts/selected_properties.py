@@ -16,7 +16,7 @@ from amplitude_intercom.engine.spool.contract import Transaction
 from amplitude_intercom.engine.spool.known import Held, Known
 
 
-class Selection(msgspec.Struct, frozen=True):
+class SelectedProperties(msgspec.Struct, frozen=True):
     """The ``number`` of a selection of properties, counted from 1 with each that is another than
     the one before; ``since``: for each of them, the number of the first that has had it until now.
     ``found_by``: what users were found by.
@@ -26,7 +26,7 @@ class Selection(msgspec.Struct, frozen=True):
     since: dict[str, int] = {}
     found_by: str = ""
 
-    def followed_by(self, names: Collection[str], found_by: str) -> Selection:
+    def followed_by(self, names: Collection[str], found_by: str) -> SelectedProperties:
         """Return the selection of these names that comes after this one."""
         is_the_same = found_by == self.found_by
         if is_the_same and self.number and self.since.keys() == set(names):
@@ -34,7 +34,7 @@ class Selection(msgspec.Struct, frozen=True):
         number = self.number + 1
         before = self.since if is_the_same else {}
         since = {name: before.get(name, number) for name in sorted(names)}
-        return Selection(number, since, found_by)
+        return SelectedProperties(number, since, found_by)
 
     def current(self, known: Known, taker: str, fields: Mapping[str, str]) -> Known:
         """Return what is known, but for the fields of properties that were not selected all the
@@ -58,14 +58,16 @@ class Selection(msgspec.Struct, frozen=True):
 
 def follow_selection(
     store: Transaction, taker: int, names: Collection[str], found_by: str, now_ms: int
-) -> Selection:
+) -> SelectedProperties:
     """Keep what a sync selects from now on, and what its users are found by; return it."""
     key = f"selection {taker}"
     text = store.meta.get(key)
     try:
-        before = msgspec.json.decode(text, type=Selection) if text else Selection()
+        before = (
+            msgspec.json.decode(text, type=SelectedProperties) if text else SelectedProperties()
+        )
     except msgspec.MsgspecError:  # damaged: every property is read again
-        before = Selection(number=now_ms)
+        before = SelectedProperties(number=now_ms)
     selection = before.followed_by(names, found_by)
     if selection != before:
         store.meta.set(key, msgspec.json.encode(selection).decode())

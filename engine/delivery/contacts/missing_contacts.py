@@ -23,7 +23,7 @@ class _Absent(NamedTuple):
     until_s: float
 
 
-class Missing:
+class MissingContacts:
     """Contacts that are not there, or cannot be had: what Intercom said of each, how often, and
     until when that is believed (the loop's clock)."""
 
@@ -49,7 +49,7 @@ class Missing:
         self._found.pop(key, None)
 
 
-class Heirs:
+class MergedUsers:
     """Users that others were merged into, as whose Intercom takes the events of these."""
 
     def __init__(self) -> None:

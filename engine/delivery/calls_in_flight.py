@@ -23,7 +23,7 @@ GIVEN_UP_S: Final = 5.0
 OVERTAKEN_BY: Final = 8
 
 
-class Out:
+class CallInFlight:
     """A call that is out. ``give_up`` ends the wait for its answer."""
 
     __slots__ = ("endpoint", "gave_back", "give_up", "is_given_up", "left_s", "number")
@@ -37,13 +37,13 @@ class Out:
         self.is_given_up = False
 
 
-class InFlight:
+class CallsInFlight:
     """The calls of one access token that are out. The module's docstring has the rules."""
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._out: dict[int, Out] = {}
-        self._young: deque[Out] = deque()
+        self._out: dict[int, CallInFlight] = {}
+        self._young: deque[CallInFlight] = deque()
         """Calls with a slot, the oldest first, and some that have ended."""
         self._given_back: Counter[str] = Counter()
         self._last = 0
@@ -51,15 +51,15 @@ class InFlight:
     def __len__(self) -> int:
         return len(self._out)
 
-    def depart(self, endpoint: str, now_s: float, give_up: Callable[[], object]) -> Out:
+    def depart(self, endpoint: str, now_s: float, give_up: Callable[[], object]) -> CallInFlight:
         """Note a departure."""
         self._last += 1
-        call = Out(self._last, endpoint, now_s, give_up)
+        call = CallInFlight(self._last, endpoint, now_s, give_up)
         self._out[call.number] = call
         self._young.append(call)
         return call
 
-    def end(self, call: Out) -> None:
+    def end(self, call: CallInFlight) -> None:
         """Note the end of a call, with or without an answer."""
         del self._out[call.number]
         if call.gave_back:

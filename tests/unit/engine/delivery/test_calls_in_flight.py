@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 import pytest
 
-from amplitude_intercom.engine.delivery.in_flight import (
+from amplitude_intercom.engine.delivery.calls_in_flight import (
     GIVEN_UP_S,
     OVERTAKEN_BY,
     SLOW_AT_LEAST_S,
     SLOW_FACTOR,
-    InFlight,
-    Out,
+    CallInFlight,
+    CallsInFlight,
 )
 
 MOST = 8
@@ -27,18 +27,18 @@ class Rig:
     """Calls that are out, with instants that a test names."""
 
     def __init__(self, most: int = MOST) -> None:
-        self.in_flight = InFlight(most)
+        self.in_flight = CallsInFlight(most)
         self.given_up: list[int] = []
 
-    def departs(self, endpoint: str = EVENTS, at_s: float = 0.0) -> Out:
-        calls: list[Out] = []
+    def departs(self, endpoint: str = EVENTS, at_s: float = 0.0) -> CallInFlight:
+        calls: list[CallInFlight] = []
         calls.append(self.in_flight.depart(endpoint, at_s, lambda: self._give_up(calls[0])))
         return calls[0]
 
-    def _give_up(self, call: Out) -> None:
+    def _give_up(self, call: CallInFlight) -> None:
         self.given_up.append(call.number)
 
-    def depart(self, count: int, endpoint: str = EVENTS, at_s: float = 0.0) -> list[Out]:
+    def depart(self, count: int, endpoint: str = EVENTS, at_s: float = 0.0) -> list[CallInFlight]:
         return [self.departs(endpoint, at_s) for _ in range(count)]
 
     def overtake(self, count: int, at_s: float = 0.0) -> None:
@@ -156,7 +156,7 @@ def test_a_call_is_given_up_once_and_the_next_one_when_it_has_ended(rig: Rig) ->
 def test_calls_that_hang_at_one_endpoint_leave_slots_to_those_of_others(rig: Rig) -> None:
     """However many there are: each that gets a slot and is slow gives it back or is given up."""
     now_s = 0.0
-    hanging: dict[int, Out] = {}
+    hanging: dict[int, CallInFlight] = {}
     for _ in range(500):
         now_s += 1.5
         if rig.counted(now_s) < MOST:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from amplitude_intercom.engine.delivery.contacts.selection import Selection, follow_selection
+from amplitude_intercom.engine.delivery.contacts.selected_properties import (
+    SelectedProperties,
+    follow_selection,
+)
 from amplitude_intercom.engine.spool.known import Held, Known
 from support.spools import opened
 
@@ -22,18 +25,18 @@ def known(number: int) -> Known:
 
 
 def test_a_selection_has_a_number_of_its_own_where_anything_of_it_is_another() -> None:
-    first = Selection().followed_by(["plan"], BY_ID)
-    assert first == Selection(1, {"plan": 1}, BY_ID)
+    first = SelectedProperties().followed_by(["plan"], BY_ID)
+    assert first == SelectedProperties(1, {"plan": 1}, BY_ID)
     assert first.followed_by(["plan"], BY_ID) is first
     more = first.followed_by(["visits", "plan"], BY_ID)
-    assert more == Selection(2, {"plan": 1, "visits": 2}, BY_ID)
+    assert more == SelectedProperties(2, {"plan": 1, "visits": 2}, BY_ID)
     none = more.followed_by([], BY_ID)
-    assert none.followed_by(["plan"], BY_ID) == Selection(4, {"plan": 4}, BY_ID)
+    assert none.followed_by(["plan"], BY_ID) == SelectedProperties(4, {"plan": 4}, BY_ID)
     assert more.followed_by(["visits", "plan"], BY_EMAIL).since == {"plan": 3, "visits": 3}
 
 
 def test_a_value_that_was_unselected_for_a_time_is_not_believed() -> None:
-    selection = Selection(3, {"plan": 1, "visits": 3}, BY_ID)
+    selection = SelectedProperties(3, {"plan": 1, "visits": 3}, BY_ID)
     assert set(selection.properties_of(known(3), "1")) == {"plan", "visits"}
     assert set(selection.properties_of(known(2), "1")) == {"plan"}
     assert selection.properties_of(known(0), "1") == {}
@@ -51,4 +54,6 @@ def test_a_selection_is_kept_and_one_that_is_damaged_is_believed_of_nothing(
     assert follow_selection(store, 1, ["plan"], BY_ID, 99).number == 1
     assert follow_selection(store, 2, ["plan"], BY_ID, 99).number == 1
     store.meta.set("selection 1", "[}")
-    assert follow_selection(store, 1, ["plan"], BY_ID, 99) == Selection(100, {"plan": 100}, BY_ID)
+    assert follow_selection(store, 1, ["plan"], BY_ID, 99) == SelectedProperties(
+        100, {"plan": 100}, BY_ID
+    )
