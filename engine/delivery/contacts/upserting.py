@@ -27,7 +27,7 @@ from amplitude_intercom.engine.delivery.contacts.resolving import Action, NextSt
 from amplitude_intercom.engine.delivery.contacts.scope import ContactScope, Upserted
 from amplitude_intercom.engine.delivery.contacts.stored_contact import StoredContact
 from amplitude_intercom.engine.delivery.contacts.update_state import UpdateState
-from amplitude_intercom.engine.delivery.contacts.writing import Writing
+from amplitude_intercom.engine.delivery.writing import Writing
 from amplitude_intercom.engine.envelope import ContactUpdate, Identity
 from amplitude_intercom.engine.reasons import DeadReason, Failure
 from amplitude_intercom.engine.rules.bodies import contact_body, creation_body

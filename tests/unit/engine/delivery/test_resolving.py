@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amplitude_intercom.engine.delivery.contacts.create_or_find import CreateOrFind
 from amplitude_intercom.engine.delivery.contacts.resolving import (
     Action,
     Resolution,
@@ -20,6 +19,7 @@ from amplitude_intercom.engine.delivery.contacts.resolving import (
     say,
 )
 from amplitude_intercom.engine.delivery.contacts.upserting import MAX_CALLS
+from amplitude_intercom.engine.delivery.create_or_find import CreateOrFind
 from amplitude_intercom.engine.envelope import Identity
 from amplitude_intercom.engine.reasons import DeadReason, Failure
 from amplitude_intercom.transports.intercom import Answer

@@ -5,13 +5,13 @@ from __future__ import annotations
 import anyio
 
 from amplitude_intercom.engine.delivery.calls import NotNow
-from amplitude_intercom.engine.delivery.contacts.missing_contacts import (
+from amplitude_intercom.engine.delivery.missing_contacts import (
     MERGED_S,
     MOST_MISSING,
     MergedUsers,
     MissingContacts,
 )
-from amplitude_intercom.engine.delivery.contacts.writing import MOST_WAIT_S, Writing, Written
+from amplitude_intercom.engine.delivery.writing import MOST_WAIT_S, Writing, Written
 from amplitude_intercom.engine.reasons import DeadReason, Failure
 from amplitude_intercom.engine.spool.known import ContactKey
 from support.virtual import in_virtual_time
