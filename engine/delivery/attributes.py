@@ -105,6 +105,8 @@ def parse_list(answer: Answer) -> list[Listed] | None:
 
 def _parse_one(raw: msgspec.Raw) -> Listed | None:
     """Return an entry; of one that cannot be read the name alone, for it is there."""
+    # An entry of an unknown form must not hide the attribute: taken for missing, it would be
+    # created, or left out for all users.
     for decoder in (_listed, _named):
         with suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             found = decoder.decode(raw)
@@ -119,6 +121,8 @@ class KnownAttributes:
         self._listed = {
             attribute.name: attribute
             for attribute in listed
+            # Writing one of these may be refused (400), with the whole update. So they count as
+            # missing.
             if attribute.api_writable and not attribute.archived
         }
 
@@ -157,6 +161,7 @@ class WorkspaceAttributes:
 
     def type_of(self, name: str) -> str | None:
         """Return an attribute's type, empty where it is not known; None: there is no such one."""
+        # A 400 is newer than the list.
         if name in self._missing:
             return None
         return self._known.type_of(name) if self._known else ""
@@ -168,6 +173,8 @@ class WorkspaceAttributes:
     def learn_missing(self, name: str) -> None:
         """Take in that Intercom does not know this one; until the list is read again, or for some
         minutes."""
+        # Bounded, because somebody may create it in Intercom meanwhile, and the list may not be
+        # readable.
         self._missing[name] = loop_time_s() + BELIEVED_MISSING_S
         self._is_wanted.set()
 
@@ -195,14 +202,20 @@ class WorkspaceAttributes:
         for believed in (self._missing, self._tried):
             for name in [name for name, end_s in believed.items() if end_s <= now_s]:
                 del believed[name]
+        # Started by the first write and not with the workspace: a sync that writes no attributes
+        # needs no list, and its token may lack the scope for it.
         if self._keeping is None:
             self._keeping = asyncio.create_task(self._keep(refresh_s))
             self._waits_until_s = self._waits_until_s or now_s + MOST_WAIT_S
         self._is_wanted.set()
+        # From the first write on, for all of them: each write waiting for itself would hold up
+        # turns again and again while the list cannot be had.
         wait_s = (self._waits_until_s or now_s) - now_s
         if not self._is_had.is_set() and wait_s > 0:
             with anyio.move_on_after(wait_s):
                 await self._is_had.wait()
+        # A crowd of first updates asks for the same ones: the first of them creates each, and the
+        # others find it there.
         for name, data_type in creates.items():
             if self.type_of(name) is None and name not in self._tried:
                 await self._create_alone(name, data_type, calls)
@@ -211,12 +224,16 @@ class WorkspaceAttributes:
         """Read the list, and again where it has become old and is wanted since; for ever."""
         failures = 0
         while True:
+            # Before the read: a 400 that comes during it may be newer than its answer.
             self._is_wanted.clear()
             try:
                 is_answered = await self._read()
+            # The list is a convenience: without it values go out as they are, and no record must
+            # pay for a fault here.
             except Exception as fault:
                 internal_failure(fault, call="GET /data_attributes")
                 is_answered = False
+            # Also without an answer: writes wait for the first try and not for its success.
             self._is_had.set()
             failures = 0 if is_answered else failures + 1
             if not is_answered:
@@ -232,6 +249,8 @@ class WorkspaceAttributes:
         listed = parse_list(answer) if answer else None
         if listed is not None:
             self._known = KnownAttributes(listed)
+            # The list says it better than old refusals: an attribute that was created since is in
+            # it.
             self._missing.clear()
         else:
             text = "the list of data attributes cannot be read: values go out as they are"
@@ -245,6 +264,7 @@ class WorkspaceAttributes:
             NotNow: somebody does, or it has no answer.
         """
         wait_s = max(0.0, self._creates_since_s + MOST_CREATING_S - loop_time_s())
+        # The creation hangs: each turn that waited for it would keep a slot from other users.
         if self._creating.locked() and not wait_s:
             raise NotNow(BEING_CREATED)
         try:
@@ -267,6 +287,7 @@ class WorkspaceAttributes:
         if self.type_of(name) is not None or name in self._tried:
             return
         answer = await calls.call(intercom.create_attribute(name, data_type), optional=True)
+        # Also after success: the next list may not have it yet, and would have it created again.
         self._tried[name] = loop_time_s() + BELIEVED_MISSING_S
         if answer.status == 200 or intercom.says_attribute_is_there(answer):
             self._missing.pop(name, None)

@@ -89,6 +89,7 @@ class Feed:
 
     async def _run(self) -> None:
         try:
+            # Memory is not trusted after a fault: it may have been between two of its changes.
             if self._has_run:
                 await self._begin_anew()
             self._has_run = True
@@ -107,6 +108,7 @@ class Feed:
     async def _wait(self) -> None:
         """Wait until something is to be written, or loaded."""
         while (wait_s := self._due_in_s()) > 0:
+            # Nothing runs between the look at what is due and this, so no news is lost.
             self._changed.clear()
             self._tell_progress()
             with anyio.move_on_after(None if math.isinf(wait_s) else wait_s):
@@ -116,6 +118,7 @@ class Feed:
         if self._is_done:
             return 0.0
         settle_s = self._settlement.due_s - loop_time_s()
+        # A feed that stops loads nothing: what is left on disk is for the next start.
         return settle_s if self._stopping else min(settle_s, self._loading.due_in_s())
 
     async def _step(self) -> None:
@@ -157,6 +160,8 @@ class Feed:
 
     def _give_up(self, batch: Collected, fault: BaseException) -> None:
         """Let go a batch that cannot be written, or (cancelled) may still be."""
+        # The transaction of a cancelled batch may be under way still. What was delivered is settled
+        # once more (`_settle_answered`), or a start would send it again.
         if not isinstance(fault, Exception):
             self._settlement.take_back(batch)
             return
@@ -167,8 +172,10 @@ class Feed:
     async def _wind_down(self) -> None:
         """Choose nobody any more, and settle what is at work."""
         name = self._spool.name
+        # Turns that are never over would keep calls of the token from its other syncs.
         self._scheduler.hold(name)
         while self._scheduler.of(name).at_work or not self._settlement.is_empty:
+            # What is at work ends by itself, and says so by `settlement.changed`.
             if self._settlement.is_empty:
                 self._changed.clear()
                 await self._changed.wait()
@@ -188,6 +195,7 @@ class Feed:
         name = self._spool.name
         await self._spool.recover()
         self._scheduler.forget(name)
+        # Forgetting a sync also ends that it is held.
         if self._stopping:
             self._scheduler.hold(name)
         self._loading.begin_anew()

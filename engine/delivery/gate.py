@@ -97,6 +97,7 @@ class Gate:
         self.max_in_flight = max_in_flight
         self._in_flight = CallsInFlight(max_in_flight)
         budget = BudgetDoubt()
+        # One doubt for both: answers feed it, and a 429 is judged by it.
         self._exchange = Exchange(wire, self.pace, self._in_flight, budget, name)
         self._judge = Judge(
             self._exchange.send,
@@ -165,21 +166,29 @@ class Gate:
 
     def free(self, undeparted: int, now_s: float) -> int:
         """Return how many more turns may be chosen, where so many have made no call yet."""
+        # Turns that are chosen now could not leave, and would hold users and contacts meanwhile.
         if self.is_standing:
             return 0
+        # Calls that hang do not count: with 2 % of them hanging, over half of the allowance went
+        # unused.
         counted = self._in_flight.counted(now_s, self.pace.mean_latency_s)
         free = min(self.pace.ahead, self.slots() - counted) - undeparted
+        # The ramp after a 429 is a bound of its own, below the slots that the latency asks for.
         most_out = self.pace.most_out
         return free if most_out is None else min(free, most_out - counted - undeparted)
 
     def look_again_s(self, now_s: float) -> float | None:
         """Return when more may leave though nothing happens until then; None: never."""
         slow_s = self._in_flight.next_slow_s(self.pace.mean_latency_s)
+        # Nothing else happens at these instants: without a timer the calls would wait for the next
+        # answer, and there may be none.
         instants = [self.health.next_probe_s(), slow_s, self.pace.paused_until_s]
         return min((at_s for at_s in instants if at_s is not None and at_s > now_s), default=None)
 
     def _why_not(self, endpoint: str, caller: Caller) -> Cause | None:
         """Return why a call may not leave now."""
+        # Refused and not held: a call that waits here would keep its turn, and its user's contact,
+        # for as long as the token is refused.
         if self.is_standing:
             return Cause.NOT_SENT
         circuit = self.health.of(endpoint).circuit
@@ -207,11 +216,14 @@ class Gate:
         endpoint = endpoint_of(request.method, request.path)
         cause = self._why_not(endpoint, caller)
         if cause is None:
+            # The circuit may open, or the token be refused, while the call waits for its pace: so
+            # both are looked at before and after.
             await self.pace.turn()
             cause = self._why_not(endpoint, caller)
         if cause is not None:
             return NotAnswered(cause, endpoint)
         back = await self._exchange.send(request, endpoint, caller)
+        # The slot is free again, whatever the judge makes of it.
         try:
             return await self._judge.judge(back, endpoint, caller, optional=optional)
         finally:

@@ -118,19 +118,27 @@ class Judge:
         if 200 <= status < 300 or (status == 409 and endpoint == CREATE):
             self._health.of(endpoint).succeeded(caller.who, back.left_s, back.back_s)
             return Answered(answer)
+        # A per-user limit must not stop all users. But the doubt is given up where two users are
+        # refused within a second: then it is the budget.
         if status == 429:
             if self._budget.is_not_meant(caller.who, back.back_s):
                 return self._failed(failure_of(answer), back, endpoint, caller)
             return self._throttled(answer, back, endpoint)
+        # One call with 403 while `/me` is well comes from a firewall, or a scope that is missing.
+        # Taken for the token's, it stopped all deliveries again and again.
         if status == 401 or (status == 403 and not optional):
             if await self._token.is_well(status):
                 return self._failed(failure_of(answer), back, endpoint, caller)
             return self._token_refused(answer, endpoint)
+        # Any other 4xx is about the record: it neither proves nor disproves that the endpoint
+        # works, since a proxy may make them too.
         self._health.of(endpoint).refused(caller.who, back.left_s, back.back_s)
         return Answered(answer)
 
     def _failed(self, failure: Failure, back: Back, endpoint: str, caller: Caller) -> NotAnswered:
         found = self._health.of(endpoint)
+        # Kept before the verdict, because the verdict may open the circuit, and the log line names
+        # the cause.
         found.cause = cause_of(failure)
         blame = found.failed(
             caller.who,
@@ -142,12 +150,14 @@ class Judge:
         return NotAnswered(Cause.FAILED, endpoint, failure, blame, found.is_sick)
 
     def _throttled(self, answer: Answer, back: Back, endpoint: str) -> NotAnswered:
+        # The jitter keeps the clients of one token from returning in the same instant.
         wait_s = pause_s(answer, self._now_s()) + self._jitter() * RESUME_JITTER_S
         self._pace.throttled(wait_s, back.back_s, back.left_s)
         return NotAnswered(Cause.THROTTLED, endpoint, failure_of(answer))
 
     def _token_refused(self, answer: Answer, endpoint: str) -> NotAnswered:
         failure = failure_of(answer)
+        # All calls that are out come back refused: one line is enough.
         if self._token.refuse(cause_of(failure)):
             text = "Intercom refuses the access token: calls wait until it is taken"
             _log.warning(text, intercom=self._name, cause=cause_of(failure))
@@ -160,7 +170,8 @@ class Judge:
         _log.warning(text, intercom=self._name, after_s=after_s)
 
     async def _ask_me(self) -> Answer | None:
-        """Return Intercom's answer to ``GET /me``; None without one."""
+        """Return the answer to ``GET /me``; None: it has none that is Intercom's."""
+        # `/me` costs a call of the same budget. During a pause it would only be a 429 more.
         await self._pace.turn()
         if self._pace.is_closed or self._pace.is_paused:
             return None
@@ -168,13 +179,15 @@ class Judge:
         back = await self._send(me(), endpoint, NOBODY)
         if isinstance(back.outcome, Failure):
             return None
+        # It tells of the budget and not of the token.
         if back.outcome.status == 429:
             self._throttled(back.outcome, back, endpoint)
             return None
         return back.outcome
 
     def take_news(self, now_s: float) -> list[Hasten | Charge]:
-        """Return the consequences of outcomes for users, and log those for endpoints."""
+        """Return what outcomes have come to for users; log what they have for endpoints."""
+        # Some charges stand by time alone: without this look they would wait for the next outcome.
         self._health.look(now_s)
         found: list[Hasten | Charge] = []
         for news in self._health.take_news():

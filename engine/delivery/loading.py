@@ -136,6 +136,7 @@ class Loading:
             return None
         self._queue_first = wanted.queue_first
         self._is_more_queued = self._is_more_queued and not wanted.reads_queue
+        # Set false before the load, so that news that come during it count for the next one.
         self._looks_at_table = False
         return wanted
 
@@ -231,6 +232,7 @@ class Loading:
     def begin_anew(self) -> None:
         """Forget what was loaded."""
         self._loaded.let_all_go()
+        # Users that were in memory are in the queue again, in front of all that was read.
         self._last_id = 0
         self._is_more_queued = self._looks_at_table = True
         self._aside = AsideUsers()

@@ -92,6 +92,7 @@ class Outcomes:
         before_s = self.due_s
         delivered = self._batch.delivered
         delivered.append(record)
+        # Half of all turns wait for this commit: waiting longer would leave calls unused.
         if len(delivered) >= self._many:
             self.due_s = 0.0
         elif len(delivered) == 1:
@@ -107,6 +108,8 @@ class Outcomes:
         """Add the end of a turn; return whether ``due_s`` is earlier now."""
         before_s = self.due_s
         self._batch.endings.append((turn, ending))
+        # The end of a turn that has delivered waits for its delivery's commit. A probe's does not:
+        # only so many probes are at work, and the next one waits for its end.
         if not self._batch.delivered or turn.is_probe:
             self.due_s = 0.0
         return self.due_s < before_s

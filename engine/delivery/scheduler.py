@@ -139,8 +139,11 @@ class Scheduler:
         """Return the next turn, or None: nobody may have one."""
         may_probe = self.at_work.probes < view.most_probes
         beside = may_probe and view.beside_others and self._credit >= 1
+        # Beside others a probe needs a saved call: ten thousand parked users that are due after a
+        # restart must not delay the event of one that is well.
         user = self._next(view, probes=True) if beside else None
         user = user or self._next(view, probes=False)
+        # Where nobody else waits, probes take nothing from anyone, and cost no credit.
         if user is None:  # nobody else waits
             user = self._next(view, probes=True) if may_probe else None
             return self._give_turn(user, view) if user else None
@@ -171,6 +174,8 @@ class Scheduler:
         for sync in self._ring:
             user = self._syncs[sync].first(view.open, self._may_go, probes=probes)
             if user is not None:
+                # The sync that was served goes last: a sync with a flood of records gets no more
+                # turns than one with a few.
                 self._ring.move_to_end(sync)
                 return user
         return None
@@ -202,6 +207,8 @@ class Scheduler:
         mine, user = self._end(turn)
         user.records.extendleft(reversed(list(back)))
         if succeeded:
+            # It was parked, but is as well as any other now: its backlog must not go by a tenth of
+            # the calls.
             user.is_probe = user.failed_before = False
         self._go_on(mine, user)
 
@@ -213,6 +220,7 @@ class Scheduler:
         if not user.records or needs is not None:
             self._go_on(mine, user, needs)
             return
+        # It has lost its turn to no fault of its own, so it is not behind those who came later.
         self._let_wait(mine, user, need_of(user.records[0]), in_front=True)
 
     def set_aside(self, turn: Turn) -> None:

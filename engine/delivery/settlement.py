@@ -74,6 +74,7 @@ class Settlement:
         """
         self._note_latency(record)
         self._spool.adjustments.count(reasons)
+        # Telling the feed of each delivery would wake it a thousand times a second for nothing.
         if self._outcomes.deliver(record):
             self.changed()
 
@@ -119,9 +120,12 @@ class Settlement:
 
         Not ``delivered``: there was nothing to write, so they are dropped as ``unchanged``.
         """
+        # The instant is taken here and not in the transaction, which may be made again.
         taker, now_ms = self._spool.taker, self._now_ms()
         ids = [record.id for record in records]
         self._spool.adjustments.count(reasons)
+        # In the same commit as their records: counted apart, adjustments would be lost or count
+        # twice at a kill.
         adjusted = self._spool.adjustments.take()
 
         def work(store: Transaction) -> None:
@@ -132,6 +136,8 @@ class Settlement:
             else:
                 store.settling(taker).drop(ids, DropReason.UNCHANGED)
 
+        # The caller must know whether it is durable: the event behind an update may only go out
+        # after it.
         try:
             await self.write(work)
         except Exception:
@@ -144,6 +150,8 @@ class Settlement:
 
     def end(self, turn: Turn, ending: Ending) -> None:
         """End a turn, as soon as what came of it is durable."""
+        # The success of another user that confirms the charge comes later, or never (`health`).
+        # Until then the record must not lose one of its attempts.
         if isinstance(ending, Failing) and ending.evidence.blame is Blame.OWN:
             evidence = ending.evidence
             self._charges[turn.user, evidence.endpoint] = ending.back[0].id, evidence
@@ -159,6 +167,8 @@ class Settlement:
     def charge(self, user: str, endpoint: str, *, stands: bool) -> None:
         """Take in that a user's failure is its own after all, or (not ``stands``) is not."""
         found = self._charges.pop((user, endpoint), None)
+        # None, if a fault has stopped the turn before its end came here: the record keeps its
+        # attempt.
         if found is None or not stands:
             return
         id_, evidence = found
@@ -167,6 +177,7 @@ class Settlement:
         def work(store: Transaction) -> None:
             waiting.charge(store, taker, id_, evidence, self._retries, now_ms)
 
+        # The last attempt ends the record, and the user's next one may be due at once.
         self._add(work, self._look_at_table)
 
     def hasten(self, user: str, in_s: float) -> None:

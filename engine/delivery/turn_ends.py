@@ -66,6 +66,7 @@ class TurnEnds:
         ]
 
     def _write_of(self, turn: Turn, ending: Ending) -> PendingWrite:
+        # Read before the transaction: in the spool's thread the scheduler's state may change.
         others = [record.id for record in self._scheduler.of(turn.sync).loaded_of(turn.user)]
         return PendingWrite(partial(self._write, turn, ending, others, self._now_ms()))
 
@@ -88,6 +89,7 @@ class TurnEnds:
                     self._loaded.let_go(back)
                     self._loaded.let_go(self._scheduler.of(turn.sync).loaded_of(turn.user))
                     self._scheduler.set_aside(turn)
+                    # A wait may be shorter than the time until the next look.
                     self._look_at_table()
 
     def abandon(self, ended: Iterable[Ended]) -> None:

@@ -84,6 +84,8 @@ class _Line:
 
     def move_to_front(self, user: User) -> None:
         """Let a user be the first, but for those that came before it and are back as well."""
+        # The user's own place is behind those that came earlier and were put back meanwhile: turns
+        # of one endpoint come back in any order.
         before = []
         for other in self.users.values():
             if other.arrived >= user.arrived:
@@ -112,6 +114,8 @@ class UsersInMemory:
 
     def hold(self) -> None:
         """Let none of them be chosen, nor count among those that wait."""
+        # Users of a held sync are never chosen. If they counted as waiting, a user that is alone
+        # would get turns of one call.
         if not self.is_held:
             self.is_held = True
             mine = Counter({key: len(line.users) for key, line in self._lines.items()})
@@ -131,6 +135,7 @@ class UsersInMemory:
         if line is None:
             line = self._lines[user.line] = _Line()
         line.users[user.who[1]] = user
+        # A turn that could not be had is no turn: its user does not go to the end.
         if in_front:
             line.move_to_front(user)
         line.count(user.records)
@@ -142,6 +147,8 @@ class UsersInMemory:
         del line.users[user.who[1]]
         line.count(user.records, -1)
         self._waiting[user.line] -= 1
+        # A line for each endpoint that was ever out would stay, and each choice looks at all of
+        # them.
         if not line.users:
             del self._lines[user.line]
 
@@ -180,6 +187,7 @@ class UsersInMemory:
         are left; those that came last go first."""
         gone = []
         while self.holds_more(key, keep, keep_bytes):
+            # The first of the line are the next to go, and would be loaded again at once.
             user = next(reversed(self._lines[key].users.values()))
             self.leave(user)
             del self.users[user.who[1]]
@@ -188,6 +196,7 @@ class UsersInMemory:
 
     def forget(self) -> None:
         """Take in that nobody waits any more."""
+        # The counter is shared by all syncs of the token: the users of this one must leave it.
         for key, line in self._lines.items():
             self._waiting[key] -= len(line.users)
         self._lines.clear()

@@ -107,6 +107,7 @@ def write_end(
         case Deferred(back, until_ms):
             ids = [*(record.id for record in back), *others]
             store.settling(taker).defer(turn.user, ids, until_ms)
+        # The failure is the first record's: the calls of the others were not made.
         case Failing([first, *back], evidence):
             ids = [*(record.id for record in back), *others]
             fail(store, taker, first, ids, evidence, retries, now_ms)
@@ -132,8 +133,12 @@ def fail(
     if evidence.blame is Blame.OWN:
         wait_s = retries.own_wait_s(charged + 1, is_sick=evidence.is_sick)
     elif charged:
+        # An outage must not shorten the back-off of a record that was charged before it, nor
+        # lengthen it by an attempt: nobody is charged while a circuit is open.
         wait_s = retries.own_wait_s(charged, is_sick=evidence.is_sick)
     else:
+        # Counted by user and not by record, and kept on disk: else each restart, and each new
+        # record, would begin with the shortest wait again.
         failures = settling.failures(record.user_key) + 1
         wait_s = min(unknown_delay_s(failures, retries.jitter()), retries.share_s)
     is_own = evidence.blame is Blame.OWN
@@ -151,6 +156,8 @@ def charge(
     assert evidence.failure is not None
     settling = store.settling(taker)
     charged = settling.charge(id_, now_ms)
+    # An endpoint that fails at random for a share of all calls must kill no record: so the attempts
+    # are those of the endpoint's health now.
     if charged >= retries.most_attempts(is_sick=evidence.is_sick):
         settling.give_up(id_, evidence.failure, now_ms)
 
@@ -171,18 +178,25 @@ def find_unknown(
     settling, user = store.settling(taker), record.user_key
     refusals, attempt_at_ms, _ = settling.unknown(user)
     window_ms = int(retries.window_s * 1000)
+    # A try before its time (a new event, an identify) burns no attempt. Ten failing identifies in
+    # some seconds once killed an event that was to wait for four hours.
     if now_ms >= attempt_at_ms:
         refusals += 1
         attempt_at_ms = now_ms + retries.unknown_wait_ms(refusals)
     settling.park(record, others, failure, attempt_at_ms, now_ms)
     settling.note_unknown(user, Stranger(refusals, attempt_at_ms, now_ms))
     if record.kind is Kind.EVENT and not record.may_create:
-        settling.hasten(user, now_ms)  # otherwise the identify has just been tried
+        # An identify that waits would make the user known: waiting for the next attempt would be
+        # for nothing.
+        settling.hasten(user, now_ms)  # else what makes it known has just been tried
     if refusals < retries.attempts:
         return False
+    # With one attempt there is no window to wait for.
     if retries.attempts == 1:
         settling.charge(record.id, now_ms)
         settling.give_up(record.id, failure, now_ms)
+    # Events that came later have not had a whole window yet, and stay. There may be any number of
+    # events, so the rest is a job in slices.
     _, more = settling.expire(user, failure, now_ms - window_ms, now_ms)
     if more:
         store.ask_expiry(taker, user, failure, now_ms - window_ms, now_ms)

@@ -82,6 +82,8 @@ class LearnedContact:
     def _better(self, name: str, theirs: Held) -> Held:
         """Return the user's property if the contact has none or the same, else the contact's."""
         own = self._own.get(name)
+        # A value of the contact's goes first where another system has set it; one that is the same
+        # keeps the time of the user's event.
         is_own = own and (theirs.value is None or same(theirs.value, own.value))
         return own if own and is_own else theirs
 

@@ -126,6 +126,7 @@ def say(resolution: Resolution, did: Action, answer: Answer, sent: Collection[st
     if answer.status == 410:
         return Said.MERGED
     if answer.status == 409 or intercom.says_ambiguous(answer):
+        # The id of the contact stands in the message's text alone; some 409s have none.
         if intercom.named_contact(intercom.parse_error(answer).message) is None:
             return Said.TAKEN_BY_SOME
         return Said.TAKEN_ARCHIVED if intercom.says_archived(answer) else Said.TAKEN
@@ -133,6 +134,7 @@ def say(resolution: Resolution, did: Action, answer: Answer, sent: Collection[st
 
 
 def _found_of(did: Action, resolution: Resolution, answer: Answer) -> Said:
+    # It is the user's own: with the identifier alone a create was refused for it.
     if did is Action.UNARCHIVE:
         return Said.OURS
     if did is Action.SEARCH and len(answer.listed) != 1:
@@ -145,6 +147,7 @@ def _found_of(did: Action, resolution: Resolution, answer: Answer) -> Said:
 def _whose(resolution: Resolution, answer: Answer) -> Said:
     theirs = identifier_of(resolution, answer)
     ours = _plain(resolution.identity.field, resolution.identity.value)
+    # Where the user was merged into another one, the contact has that one's identifier.
     if theirs == ours or (theirs and theirs == _plain(resolution.identity.field, resolution.owner)):
         return Said.OURS
     return Said.ANOTHERS if theirs else Said.NAMELESS
@@ -169,6 +172,7 @@ def refused_field(answer: Answer, sent: Collection[str]) -> str:
         return OWNER if OWNER in sent else ""
     error = intercom.parse_error(answer)
     found = [name for name in sent if _names(error.message, error.field, name)]
+    # Leaving out the wrong field would lose a value and be refused again.
     return found[0] if len(found) == 1 else ""
 
 
@@ -241,6 +245,8 @@ def _looked(resolution: Resolution, answer: Answer, sent: Collection[str]) -> Re
 def _looked_nameless(resolution: Resolution, answer: Answer, sent: Collection[str]) -> Resolved:
     """It was found by another field, or the user's was merged into it, and it has no identifier: it
     becomes the user's."""
+    # A contact that was known by the identifier and has lost it is nobody's: writing on would fill
+    # a contact that no user has.
     if not resolution.is_another:
         return _disowned(resolution, answer, sent)
     return _replace(resolution, is_looked_at=True, is_merge_target=False, adopts=True), Action.PUT
@@ -248,9 +254,12 @@ def _looked_nameless(resolution: Resolution, answer: Answer, sent: Collection[st
 
 def _is_anothers(resolution: Resolution, answer: Answer, sent: Collection[str]) -> Resolved:
     """A contact with these details is somebody else's: the detail is left out."""
+    # Both users are one in Intercom from now on, so their updates must not be written by two turns
+    # at a time.
     if resolution.is_merge_target:
         theirs = identifier_of(resolution, answer)
         return _replace(resolution, is_merge_target=False, owner=theirs), Action.JOIN
+    # The create was refused for a detail, and not for the identifier, which is free.
     contested = [name for name in CONTESTED if name in sent and name != resolution.identity.field]
     if not resolution.is_another or not contested:
         return _disowned(resolution, answer, sent)
@@ -265,11 +274,15 @@ def _taken(resolution: Resolution, answer: Answer, sent: Collection[str]) -> Res
         return resolution, step
     resolution = _noting(resolution, was_there=True)
     other = [name for name in CONTESTED if name in sent and name != resolution.identity.field]
+    # With an e-mail sent too, the 409 may be about that, and the contact another user's. Without
+    # one it can only be the user's own: a look would be a call wasted.
     return resolution, Action.LOOK if other else Action.PUT
 
 
 def _taken_by_archived(resolution: Resolution, answer: Answer, sent: Collection[str]) -> Resolved:
     """A create met an archived contact: the user's own, if the identifier alone is taken too."""
+    # The archived contact may be another user's that has the same e-mail. Unarchiving it first
+    # would bring back a contact that somebody has removed.
     if not [name for name in CONTESTED if name in sent and name != resolution.identity.field]:
         return _is_archived(resolution, answer, sent)
     return _creating(resolution, Action.CREATE_BARE, answer)
@@ -298,8 +311,10 @@ def _taken_by_some(resolution: Resolution, answer: Answer, sent: Collection[str]
         return _leaving_out(
             resolution, contested
         ), Action.PUT if resolution.contact_id else Action.CREATE
+    # Of several contacts with one e-mail none can be chosen: a guess would write another person's.
     if intercom.says_ambiguous(answer):
         return resolution, failure_of(DeadReason.CONTACT_AMBIGUOUS, answer)
+    # Another program may have created it between two calls: so once more, but once only.
     if Action.CREATE in resolution.created:
         return resolution, failure_of(DeadReason.CONTACT_CONFLICT, answer)
     return _creating(resolution, Action.CREATE, answer)
@@ -308,6 +323,7 @@ def _taken_by_some(resolution: Resolution, answer: Answer, sent: Collection[str]
 def _put_is_taken(resolution: Resolution, answer: Answer, sent: Collection[str]) -> Resolved:
     """Another contact has the e-mail, or the id, that this one was to get."""
     contested = [name for name in CONTESTED if name in sent]
+    # The identifier cannot be left out: without it the contact would not be the user's.
     if not contested or (resolution.adopts and resolution.identity.field in contested):
         return resolution, failure_of(DeadReason.CONTACT_CONFLICT, answer)
     return _leaving_out(resolution, contested), Action.PUT
@@ -317,6 +333,8 @@ def _gone(resolution: Resolution, answer: Answer, sent: Collection[str]) -> Reso
     """The contact that was known is not there any more."""
     resolution = _replace(
         resolution,
+        # All that was known of the contact goes with it; what was left out of the update
+        # (`without`) stays, for its values are the same.
         contact_id="",
         owner="",
         is_merge_target=False,
@@ -336,6 +354,7 @@ def _disowned(resolution: Resolution, answer: Answer, sent: Collection[str]) -> 
 
 
 def _merged(resolution: Resolution, answer: Answer, sent: Collection[str]) -> Resolved:
+    # The new contact is in the `Link` header of a 410 only.
     target = intercom.merged_into(answer)
     if target is None:
         return resolution, failure_of(DeadReason.CONTACT_GONE, answer)
@@ -390,6 +409,7 @@ def _leaving_out(resolution: Resolution, fields: Collection[str]) -> Resolution:
 
 def _creating(resolution: Resolution, how: Action, answer: Answer) -> Resolved:
     """Create the contact in another way, or in the stead of one that is gone: once."""
+    # The same answer twice means that Intercom will give it for ever.
     if how in resolution.created:
         return resolution, failure_of(DeadReason.CONTACT_GONE, answer)
     return _replace(resolution, created=resolution.created | {how}), how
@@ -397,6 +417,7 @@ def _creating(resolution: Resolution, how: Action, answer: Answer) -> Resolved:
 
 def _follow(resolution: Resolution, contact_id: str, answer: Answer) -> Resolved:
     """Go on with another contact; it is looked at first where its fields have to be known."""
+    # Two contacts whose 409s name each other would be a circle.
     if contact_id in resolution.followed:
         return resolution, failure_of(DeadReason.CONTACT_GONE, answer)
     followed = resolution.followed | {contact_id}

@@ -169,6 +169,8 @@ class UpdateState:
         if resolution.contact_id != before.contact_id:
             contact.turn_to(resolution)
         if did in (Action.CREATE, Action.PUT) and is_done:
+            # A contact that was created holds what was sent, and nothing else, so all fields are
+            # known.
             created = did is Action.CREATE
             contact.confirm(self._last_sent, self._draft.properties, created=created)
         elif resolution.is_looked_at and not before.is_looked_at:
@@ -190,6 +192,7 @@ class UpdateState:
         if step is Action.PUT and not self.updates:
             return Action.DONE  # a contact that is there is all that was wanted
         if step is Action.PUT and not self.resolution.is_looked_at:
+            # An `$add` to a value that another system has written must begin with that value.
             must_look = self.contact.has_to_be_read or needs_base(self.updates, self.contact.held)
             return Action.LOOK if must_look else step
         if step is Action.CREATE:

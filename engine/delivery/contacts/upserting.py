@@ -210,11 +210,15 @@ class Upsert:
         """Do one thing after another until the contact is as it should be."""
         state = self.state
         while step is not Action.DONE:
+            # A bound of its own, though each rule of `resolving` has one: what Intercom answers
+            # cannot be foreseen.
             if self._made >= MAX_CALLS + len(state.resolution.without):
                 text = "Intercom's answers lead in a circle"
                 step = Failure(DeadReason.CONTACT_GONE, message=text)
             if isinstance(step, Failure):
                 before = state.contact.before
+                # Refused for good: the fields are not unsure any more, and must not be written with
+                # the next update for that reason.
                 await self._persist(partial(self._stored.give_up, key=state.key, before=before))
                 raise Undeliverable(step)
             request = await self._prepare(step)
@@ -252,6 +256,8 @@ class Upsert:
     async def _intend(self) -> None:
         """Work out what is to be written, and make durable that it is about to be."""
         state = self.state
+        # Durable before the call: if its answer is lost, the next start knows which fields may
+        # differ.
         if state.work_out():
             keep = partial(self._stored.keep, key=state.key, known=state.contact.known)
             await self._persist(keep)
@@ -278,6 +284,7 @@ class Upsert:
             NotNow: another turn writes that contact.
         """
         resolution = self.state.resolution
+        # From now on two users write one contact, and their turns do not know of each other.
         await self._writing.take(self._stored.key_of(resolution.owner))
         await self._persist(partial(self._stored.join, at=self.state.key, resolution=resolution))
         return await self._begin() if self.state.updates else Action.DONE
