@@ -1,4 +1,4 @@
-"""The event-sender actor: one call for each event, and what each answer to it means."""
+"""The event-sender actor: one call for each event, and the meaning of each answer."""
 
 from __future__ import annotations
 
@@ -159,8 +159,8 @@ class _Sending:
         return refusal
 
     async def _send_to_contact(self, event: bytes) -> Failure | None:
-        """Send the event to its user's contact: as the user's, or where the user was merged, as
-        that of the one it was merged into. (By the contact's id it would go to whoever has it.)"""
+        """Send the event to its user's contact: under the user's name, or that of the user that it
+        was merged into. (By the contact's id it would go to any user that has it.)"""
         merged_users = self._delivery.workspace.merged_users
         if target := merged_users.of(self._key):
             refusal = await self._call(_to(self._key._replace(value=target), event))

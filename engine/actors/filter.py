@@ -1,4 +1,4 @@
-"""The filter actor: has the spool keep what each taker's rules admit of a batch."""
+"""The filter actor: has the spool keep the events that each taker's rules admit."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ from amplitude_intercom.engine.rules.insert_keys import dead_key, insert_key, pr
 from amplitude_intercom.engine.rules.verdicts import Drop, Keep, Reject
 from amplitude_intercom.engine.settings import ANY_KEY, Sync
 from amplitude_intercom.engine.spool.batches import Entry, Pack, packs
-from amplitude_intercom.engine.spool.record_lines import log_dropped_raw
-from amplitude_intercom.engine.spool.rows import Append, Appended, DeadRow, Part
+from amplitude_intercom.engine.spool.letters import DeadRow
+from amplitude_intercom.engine.spool.rows import Append, Appended, Part
+from amplitude_intercom.engine.spool.settled import log_dropped_raw
 from amplitude_intercom.transports.amplitude import MAX_EVENT_BYTES, BadEvent, Head, too_large
 from amplitude_intercom.transports.amplitude_heads import decode_types, read_head
 from amplitude_intercom.transports.contract import Batch, Receipt
@@ -42,7 +43,7 @@ COMMITS_AHEAD = 64
 
 
 def only_project(sync: Sync) -> str:
-    """Return the one API key whose events a sync takes; empty where there are several, or any."""
+    """Return the only API key of a sync; empty if it takes the events of several, or of any."""
     keys = [key.reveal() for key in sync.amplitude_api_keys]
     return keys[0] if len(keys) == 1 and keys[0] != ANY_KEY else ""
 
@@ -64,7 +65,7 @@ class Door:
 
 
 class _Admitted(msgspec.Struct):
-    """What one taker keeps of some events."""
+    """The events that one taker keeps of some."""
 
     entries: list[Entry]
     raws: list[bytes]
@@ -102,7 +103,7 @@ class IntakeSpool(Protocol):
 
 
 class FilterActor(Actor[Offer, None]):
-    """Filters batches and appends what is left; acknowledges when that is on disk."""
+    """Filters batches and appends the rest; acknowledges when that is on disk."""
 
     def __init__(
         self,
@@ -167,7 +168,7 @@ class FilterActor(Actor[Offer, None]):
             _log.debug("batch taken in", **what, origin=offer.batch.origin)
 
     async def _part(self, batch: Batch, name: str) -> Part:
-        """Return what a taker keeps of a batch."""
+        """Return the part of a batch that a taker keeps."""
         drops_oldest = self._relays.get(name)
         if drops_oldest is None:
             return await self.admit(batch, self._doors[name])
@@ -175,7 +176,7 @@ class FilterActor(Actor[Offer, None]):
         return Part(name, len(batch.raws), [], [], Counter(), relayed=relayed)
 
     async def admit(self, batch: Batch, door: Door) -> Part:
-        """Return what a sync keeps of a batch, and count the rest."""
+        """Return the part of a batch that a sync keeps, and count the rest."""
         first, *others = runs(list(map(len, batch.raws)))
         admitted = self._admit_run(batch, first, door)
         for run in others:
@@ -187,7 +188,7 @@ class FilterActor(Actor[Offer, None]):
         )
 
     def _packs(self, batch: Batch, door: Door, admitted: _Admitted) -> list[Pack]:
-        """Return what is kept as rows of the inbox; what cannot be packed is a dead letter."""
+        """Return kept events as rows of the inbox; one that cannot be packed is a dead letter."""
         try:
             return packs(admitted.entries, admitted.raws)
         except Exception:
@@ -202,7 +203,7 @@ class FilterActor(Actor[Offer, None]):
             return found
 
     def _admit_run(self, batch: Batch, run: range, door: Door) -> _Admitted:
-        """Return what is kept of some events of a batch.
+        """Return the kept ones of some events of a batch.
 
         A barrier round each event would cost every one of them; so there is one round all of them,
         and where it is needed they are looked at once more, each by itself.

@@ -1,4 +1,4 @@
-"""The mapper actor: works out what each record of a turn takes."""
+"""The mapper actor: works out the calls of each record of a turn."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ def _not_before_ms(event: Mapping[str, Any], second: int) -> int:
 
 
 class Mapper(Actor[list[Turn], Turn]):
-    """Turns in, the same with envelopes out; what makes no call is settled here.
+    """Turns in, the same with envelopes out; records without a call are settled here.
 
-    What waits in the inbox is taken together: the seconds of its events are claimed in one commit.
+    All turns in the inbox are taken together: the seconds of its events are claimed in one commit.
     Turns that begin with a contact write go to the user-upserter, others straight to the sender.
     """
 
@@ -138,7 +138,7 @@ class _Mapping:
         """Plan records together, or each by itself where a fault stops them together."""
         try:
             planned = [(record, self._plan(record)) for record in records]
-            if self._names is None:  # what makes no call is settled all the same
+            if self._names is None:  # records without a call are settled all the same
                 return planned, {}
             admitted = await self._admit(planned, self._names)
             return admitted, await self._bodies(admitted)
@@ -150,7 +150,7 @@ class _Mapping:
         return every, {id_: body for _, bodies in alone for id_, body in bodies.items()}
 
     async def _admit(self, planned: Sequence[Planned], of: EventNames) -> Sequence[Planned]:
-        """Turn down events for whose names the workspace has no more slots."""
+        """Turn down events with names for which the workspace has no more slots."""
         names = dict.fromkeys(name for _, verdict in planned if (name := _name_of(verdict)))
         refused = await of.admit(names) if names else set()
         if not refused:
@@ -179,7 +179,7 @@ class _Mapping:
         }
 
     def _plan(self, record: Record) -> Verdict[Plan]:
-        """Map one record. What the rules did not foresee must not stop the records behind it."""
+        """Map one record. A fault of the rules must not stop the records behind it."""
         try:
             return self._rules.plan(record)
         except Exception as fault:

@@ -1,4 +1,4 @@
-"""The source actor: takes batches from a transport, and says whom each of them is for."""
+"""The source actor: takes batches from a transport, and finds the takers of each."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class SourceActor:
         self._draining = True
 
     def close(self) -> None:
-        """End the filter's inbox: what was sent before is still worked through."""
+        """End the filter's inbox: earlier batches are still worked through."""
         self.drain()
         self._outbox.close()
 
@@ -71,7 +71,7 @@ class SourceActor:
         return offer.ticket
 
     async def _wait_to_send(self, offer: Offer) -> None:
-        """Send to a full channel; who waits when the engine begins to drain is refused."""
+        """Send to a full channel; if the engine begins to drain meanwhile, the offer is refused."""
         try:
             await self._outbox.send(offer)
         except (anyio.ClosedResourceError, anyio.BrokenResourceError):

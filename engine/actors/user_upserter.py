@@ -22,7 +22,7 @@ from amplitude_intercom.engine.reasons import DeadReason, Failure
 OF_THE_CONTACT: Final = frozenset(
     [DeadReason.CONTACT_ARCHIVED, DeadReason.CONTACT_GONE, DeadReason.CONTACT_AMBIGUOUS]
 )
-"""Why no update of a user is taken, whatever it brings."""
+"""Reasons for which no update of a user is taken, whatever its values."""
 
 
 def _failure_of(fault: Exception, some: Sequence[Envelope]) -> Failure:
@@ -126,7 +126,7 @@ class UserUpserter(Actor[Turn, Turn]):
     async def _settle(
         self, delivery: SyncDelivery, turn: Turn, some: Sequence[Envelope], upserted: Upserted
     ) -> None:
-        """Settle updates that are written, whatever comes: each by itself, if need be."""
+        """Settle written updates, each by itself if need be."""
         try:
             await self._settle_together(delivery, turn, some, upserted)
         except Exception as fault:

@@ -1,4 +1,4 @@
-"""What a workspace's contacts have: the data attributes, read when they are first needed.
+"""The data attributes of a workspace's contacts, read when they are first needed.
 
 One attribute that does not exist makes Intercom refuse a whole write (400, reference "Create a
 contact"), and one of another type may. So the list is read before the first write, and again when
@@ -46,7 +46,7 @@ otherwise."""
 
 MOST_WAIT_S: Final = 5.0
 """How long writes wait for the first list, from the first of them on; then their values go out as
-they are. Whoever waits has made no call, and keeps turns of others from being chosen."""
+they are. A turn that waits has made no call, and keeps other turns from being chosen."""
 
 MOST_CREATING_S: Final = 1.0
 """How long writes wait for an attribute that is being created for another, for the same reason."""
@@ -56,7 +56,7 @@ BEING_CREATED: Final = NotAnswered(
     "POST /data_attributes",
     Failure(DeadReason.USER_FAILING, 0, "not_sent", "an attribute is being created"),
 )
-"""Why a write cannot go on now: its user waits some seconds, uncharged."""
+"""The evidence of a write that cannot go on now: its user waits some seconds, uncharged."""
 
 
 class Option(msgspec.Struct, frozen=True):
@@ -179,7 +179,7 @@ class WorkspaceAttributes:
         self._is_wanted.set()
 
     def stop(self) -> None:
-        """Keep the list no longer; whoever needs it has it kept again."""
+        """Keep the list no longer, until it is needed again."""
         if self._keeping is not None:
             self._keeping.cancel()
             self._keeping = None
@@ -187,8 +187,8 @@ class WorkspaceAttributes:
     async def make_ready(
         self, calls: TurnCalls, *, creates: Mapping[str, str], refresh_s: float
     ) -> None:
-        """Have the list kept up to date, beside what goes on; at first it is waited for, for some
-        seconds.
+        """Have the list kept up to date in the background; the first one is waited for, for at most
+        ``MOST_WAIT_S``.
 
         ``creates``: attributes that are created where they are missing, with the types that would
         suit. ``refresh_s``: how long a list is good for.
@@ -198,7 +198,7 @@ class WorkspaceAttributes:
         """
         self._gate = calls.gate
         now_s = loop_time_s()
-        # What is read of it elsewhere (the spool's thread has no loop) must need no clock.
+        # Expired here, because `type_of` is called in the spool's thread, without a loop's clock.
         for believed in (self._missing, self._tried):
             for name in [name for name, end_s in believed.items() if end_s <= now_s]:
                 del believed[name]
@@ -258,10 +258,10 @@ class WorkspaceAttributes:
         return answer is not None
 
     async def _create_alone(self, name: str, data_type: str, calls: TurnCalls) -> None:
-        """Create an attribute once nobody else creates one; that is not waited for for long.
+        """Create an attribute, after at most ``MOST_CREATING_S`` for another creation.
 
         Raises:
-            NotNow: somebody does, or it has no answer.
+            NotNow: another one is still being created, or the call has no answer.
         """
         wait_s = max(0.0, self._creates_since_s + MOST_CREATING_S - loop_time_s())
         # The creation hangs: each turn that waited for it would keep a slot from other users.
@@ -279,7 +279,7 @@ class WorkspaceAttributes:
             self._creating.release()
 
     async def _create(self, name: str, data_type: str, calls: TurnCalls) -> None:
-        """Create an attribute, unless somebody has meanwhile.
+        """Create an attribute, unless it is there by now.
 
         Raises:
             NotNow: the call has no answer.
@@ -300,7 +300,7 @@ class WorkspaceAttributes:
 
 
 def _why(outcome: Answered | NotAnswered) -> str:
-    """Return what has come of a call, in a few words."""
+    """Return the outcome of a call in a few words."""
     if isinstance(outcome, Answered):
         return cause_of(failure_of(outcome.answer))
     return cause_of(outcome.failure) if outcome.failure else f"not sent: {outcome.cause.name}"

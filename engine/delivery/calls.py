@@ -51,7 +51,7 @@ class NotAnswered(msgspec.Struct, frozen=True):
 
 
 class Back(NamedTuple):
-    """What came back of a call: an answer that is Intercom's, or a failure; and when."""
+    """The outcome of a call: an answer that is Intercom's, or a failure; and when it came."""
 
     outcome: Answer | Failure
     left_s: float

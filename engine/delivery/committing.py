@@ -1,11 +1,11 @@
-"""Writing what has come of a sync's turns: together, and if that fails each by itself.
+"""Writing the outcomes of a sync's turns: together, and if that fails each by itself.
 
 Rules
 =====
 1. All of a batch is one transaction: every commit costs an fsync.
 2. If that fails, each part of it is written alone, because one that cannot be written must not keep
-   the others. A part whose caller waits tells that caller; any other fault is raised at the end.
-3. At a cancel a batch is tried once. What is lost then is sent again at the next start.
+   the others. A part with a waiting caller tells the caller; any other fault is raised at the end.
+3. At a cancel a batch is tried once. A call with a lost outcome is made again after the next start.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from amplitude_intercom.engine.spool.contract import Loaded, TakerSpool, Transac
 _log = structlog.get_logger(__name__)
 
 Load = Callable[[Transaction], Loaded]
-"""Loads what is wanted, in the transaction that writes."""
+"""Loads records in the transaction that writes."""
 
 
 class BatchWriter:
@@ -34,7 +34,7 @@ class BatchWriter:
         self._now_ms = now_ms
 
     async def write(self, batch: Collected, load: Load | None = None) -> Loaded | None:
-        """Write a batch until it is durable; return what was loaded with it, if anything was.
+        """Write a batch until it is durable; return the records that were loaded with it.
 
         Raises:
             Exception: some of it cannot be written; or it is empty, and nothing can be loaded.

@@ -1,4 +1,4 @@
-"""How turns end: what is next for their users. Values; ``waiting`` writes what they come to.
+"""The ways in which turns end, and so what is next for their users. ``waiting`` writes them.
 
 ``back``: records of the turn that are not settled, in their order.
 """

@@ -49,9 +49,9 @@ class EventNames:
     async def admit(self, names: Iterable[str]) -> set[str]:
         """Give new names a slot, as far as there are any; return those that have none.
 
-        Returns when what changed is on disk.
+        Returns when the change is on disk.
         """
-        async with self._admitting:  # else the last of two syncs keeps what it alone knows
+        async with self._admitting:  # else the last of two syncs keeps its own names only
             return await self._admit(names)
 
     async def _admit(self, names: Iterable[str]) -> set[str]:

@@ -101,7 +101,7 @@ class Exchange:
             if answer.status != 429:
                 self._budget.note(rate.limit, rate.remaining, back_s)
                 self._pace.answered(left_s)
-        except Exception as fault:  # an unforeseen header must not fail the call
+        except Exception as fault:  # unforeseen headers cost themselves, not the call
             internal_failure(fault, intercom=self._name)
 
     def _log_call(self, request: Request, outcome: Answer | Failure, took_s: float) -> None:

@@ -1,17 +1,16 @@
-"""One sync's way between the spool and the scheduler: what is loaded, and how turns are settled.
+"""The exchange of one sync between the spool and the scheduler: loads records, settles turns.
 
 Rules
 =====
-1. One transaction at a time: it settles what has come since the last one, and loads what is wanted.
-   So nothing is loaded of a user while that is put aside, and what is in memory of a user and what
-   is on disk agree whenever neither is under way.
-2. A turn is over when what came of it is on disk. So a user's next turn is never ahead of its last,
-   and what a kill repeats is bounded by the calls of the turns that are at work.
+1. One transaction at a time: it settles all outcomes since the last one, and loads records. So no
+   user is loaded while it is put aside, and memory and disk agree between two transactions.
+2. A turn is over when its outcome is on disk. So a user's next turn is never ahead of its last, and
+   a kill repeats at most the calls of the turns that are at work.
 3. Every commit costs an fsync: it waits until something has to be written, or loaded.
-4. What cannot be settled together is settled each by itself: one must not keep the others. What
-   cannot even be settled by itself stops the sync's feed, as does any other fault: nobody is chosen
-   any more, what is at work is settled, and then it begins anew from the disk.
-5. What is loaded is bounded, in records and in bytes, whatever waits on disk. Users that cannot
+4. If outcomes cannot be settled together, each is settled by itself: one must not keep the others.
+   One that cannot be settled at all stops the sync's feed, as any other fault does: no user is
+   chosen any more, turns at work are settled, and then the feed begins anew from the disk.
+5. The loaded records are bounded, in number and in bytes, whatever waits on disk. Users that cannot
    have a turn now, since a circuit is open, are put aside where they are too many.
 """
 
@@ -122,7 +121,7 @@ class Feed:
         return settle_s if self._stopping else min(settle_s, self._loading.due_in_s())
 
     async def _step(self) -> None:
-        """Write what has come, load what is wanted, and let that be known."""
+        """Write the outcomes, load records, and tell the pipeline."""
         batch = self._settlement.take()
         try:
             self._prepare(batch)
@@ -141,7 +140,7 @@ class Feed:
         self._told()
 
     def _want(self, batch: Collected) -> Wanted | None:
-        """Return what is to be loaded, and let those be put aside for whom there is no space."""
+        """Return the records to load; add the writes that put users aside to the batch."""
         if self._stopping:
             return None
         wanted = self._loading.want()
@@ -170,7 +169,7 @@ class Feed:
         self._turn_ends.abandon(batch.endings)
 
     async def _wind_down(self) -> None:
-        """Choose nobody any more, and settle what is at work."""
+        """Choose no user any more, and settle the turns at work."""
         name = self._spool.name
         # Turns that are never over would keep calls of the token from its other syncs.
         self._scheduler.hold(name)
@@ -191,7 +190,7 @@ class Feed:
                 internal_failure(fault, sync=name)
 
     async def _begin_anew(self) -> None:
-        """Let delivery begin as after a restart: from what is on disk."""
+        """Let delivery begin as after a restart: from the disk."""
         name = self._spool.name
         await self._spool.recover()
         self._scheduler.forget(name)
@@ -201,13 +200,13 @@ class Feed:
         self._loading.begin_anew()
 
     async def _settle_answered(self) -> None:
-        """Settle what is answered: a start would send it again."""
+        """Settle answered calls: a start would make them again."""
         batch = self._settlement.take()
         with suppress(Exception):  # the cancel goes on, whatever comes of this
             self._prepare(batch)
             await self._writer.write_once(batch)
 
-    # --- what it is told --------------------------------------------------------------
+    # --- news -----------------------------------------------------------------------------
 
     def notify(self) -> None:
         """Say that something was appended, or woken."""
@@ -219,7 +218,7 @@ class Feed:
         self._changed.set()
 
     def stop(self) -> None:
-        """Load no more; what is loaded and not yet sent is left to the next start."""
+        """Load no more; records that are loaded and not yet sent are left to the next start."""
         self._stopping = True
         self._scheduler.hold(self._spool.name)
         self._changed.set()
@@ -230,7 +229,7 @@ class Feed:
         return self._stopping
 
     def tell_the_end(self) -> None:
-        """Wake whoever waits for progress: there will be none."""
+        """End all waits for progress: there will be none."""
         self._tell_progress()
 
     async def progress(self) -> None:

@@ -2,15 +2,15 @@
 
 Rules
 =====
-1. ``call`` makes a call once, as soon as the pace lets it leave. It never holds one back for
-   another reason, and never makes it again: *Answered* is what Intercom says of the call,
-   *NotAnswered* is everything else, with its evidence. What follows is the caller's business.
-2. Only Intercom speaks for Intercom: what is no answer that the API describes is a failure.
-3. An endpoint whose circuit is open gets probes, each by the caller that the scheduler has chosen,
-   or by one that probes another endpoint and meets this one on its way.
-4. What an answer says of its endpoint, the token and the budget is in ``judging``; while the token
-   is refused, or the budget used up, nothing leaves.
-5. A call that hangs keeps no slot from others (``calls_in_flight``), and is evidence when it ends.
+1. ``call`` makes a call once, as soon as the pace allows. It never holds a call back for another
+   reason, and never repeats one. *Answered* is Intercom's answer about the call, *NotAnswered* is
+   any other outcome, with its evidence. The caller draws the consequences.
+2. Only Intercom speaks for Intercom: any answer that the API does not describe is a failure.
+3. An endpoint with an open circuit gets probes only: by the turn that the scheduler has chosen, or
+   by a turn that probes another endpoint and needs this one too.
+4. ``judging`` has the rules for answers. While the token is refused, or the budget used up, no call
+   leaves.
+5. A hanging call gives its slot back (``in_flight``), and is evidence when it ends.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class Gate:
 
     @property
     def state(self) -> State:
-        """What the gate makes of the destination."""
+        """The state of the destination, as far as the gate knows."""
         if self._judge.is_token_refused:
             return State.UNAUTHORIZED
         if self.health.out:
@@ -124,7 +124,7 @@ class Gate:
         return State.THROTTLED if self.pace.is_paused else State.OPEN
 
     def troubles(self, now_s: float) -> list[Trouble]:
-        """Return what does not answer, or refuses the token."""
+        """Return the endpoints that do not answer, or the refusal of the token."""
         return self._judge.troubles(now_s)
 
     @property
@@ -236,5 +236,5 @@ class Gate:
             self.changed()
 
     def take_news(self, now_s: float) -> list[Hasten | Charge]:
-        """Return what outcomes have come to for users; log what they have for endpoints."""
+        """Return the consequences of outcomes for users; log those for endpoints."""
         return self._judge.take_news(now_s)

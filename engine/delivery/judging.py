@@ -82,7 +82,7 @@ class Judge:
         jitter: Callable[[], float],
         name: str,
     ) -> None:
-        """``send`` asks ``GET /me``. ``name`` says in logs which Intercom it is."""
+        """``name`` is the Intercom's name in logs."""
         self._send = send
         self._pace = pace
         self._health = health
@@ -170,7 +170,7 @@ class Judge:
         _log.warning(text, intercom=self._name, after_s=after_s)
 
     async def _ask_me(self) -> Answer | None:
-        """Return the answer to ``GET /me``; None: it has none that is Intercom's."""
+        """Return Intercom's answer to ``GET /me``; None without one."""
         # `/me` costs a call of the same budget. During a pause it would only be a 429 more.
         await self._pace.turn()
         if self._pace.is_closed or self._pace.is_paused:
@@ -186,7 +186,7 @@ class Judge:
         return back.outcome
 
     def take_news(self, now_s: float) -> list[Hasten | Charge]:
-        """Return what outcomes have come to for users; log what they have for endpoints."""
+        """Return the consequences of outcomes for users, and log those for endpoints."""
         # Some charges stand by time alone: without this look they would wait for the next outcome.
         self._health.look(now_s)
         found: list[Hasten | Charge] = []

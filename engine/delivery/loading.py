@@ -1,4 +1,4 @@
-"""Loading one sync's records into memory: when, how many, and whose.
+"""Loading one sync's records into memory: when, how many, of which users.
 
 Rules
 =====
@@ -59,7 +59,7 @@ class AsideUsers(NamedTuple):
 
 
 class Loading:
-    """What was loaded of one sync, and what is wanted; see the module's docstring."""
+    """The loading of one sync; see the module's docstring."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class Loading:
     def _users(self) -> UsersInMemory:
         return self._scheduler.of(self._sync)
 
-    # --- what is wanted -------------------------------------------------------------------
+    # --- deciding -------------------------------------------------------------------------
 
     def more_is_queued(self) -> None:
         """Note that something was appended."""
@@ -126,7 +126,7 @@ class Loading:
         return min(LONGEST_NAP_S, max(0.001, min(in_ms) / 1000)) if in_ms else math.inf
 
     def want(self) -> Wanted | None:
-        """Return what is to be loaded now, and expect it to be loaded; None: nothing.
+        """Return the records to load now, and expect them to be loaded; None: none.
 
         From now on ``more_is_queued`` and ``look_at_table`` are about the next load.
         """
@@ -141,7 +141,7 @@ class Loading:
         return wanted
 
     def wanted(self) -> Wanted | None:
-        """Return what would be loaded now; None: nothing. Changes nothing."""
+        """Return the records that would be loaded now; None: none. Changes nothing."""
         space = self._bounds.space()
         if space is None:
             return None
@@ -200,11 +200,11 @@ class Loading:
     # --- loading --------------------------------------------------------------------------
 
     def load(self, store: Transaction, wanted: Wanted) -> Loaded:
-        """Load what is wanted, in a transaction."""
+        """Load wanted records, in a transaction."""
         return store.queue(self._taker).load(wanted)
 
     def take(self, loaded: Loaded, wanted: Wanted) -> None:
-        """Give the scheduler what was loaded, as it was wanted."""
+        """Give the scheduler the loaded records."""
         self._clock.follow(wanted.set_back_ms)
         self._last_id = loaded.last_id
         # Something may have been appended while this was loaded: that note must not be lost.
@@ -230,7 +230,7 @@ class Loading:
         self._scheduler.add(self._sync, incoming)
 
     def begin_anew(self) -> None:
-        """Forget what was loaded."""
+        """Forget all that was loaded."""
         self._loaded.let_all_go()
         # Users that were in memory are in the queue again, in front of all that was read.
         self._last_id = 0

@@ -24,8 +24,8 @@ class _Absent(NamedTuple):
 
 
 class MissingContacts:
-    """Contacts that are not there, or cannot be had: what Intercom said of each, how often, and
-    until when that is believed (the loop's clock)."""
+    """Contacts that are not there, or cannot be had: Intercom's last answer, the number of such
+    answers, and until when it is believed (the loop's clock)."""
 
     def __init__(self) -> None:
         self._found: OrderedDict[ContactKey, _Absent] = OrderedDict()
@@ -50,7 +50,7 @@ class MissingContacts:
 
 
 class MergedUsers:
-    """Users that others were merged into, as whose Intercom takes the events of these."""
+    """Users that were merged into others: Intercom takes their events under the others' names."""
 
     def __init__(self) -> None:
         self._found: OrderedDict[ContactKey, tuple[str, float]] = OrderedDict()

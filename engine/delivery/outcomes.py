@@ -28,7 +28,7 @@ def next_tick_s(now_s: float) -> float:
 
 
 class PendingWrite:
-    """Something to be written. ``done`` tells whoever waits for it; ``then`` is called after it."""
+    """An outcome to write. ``done`` resolves when it is durable; ``then`` is called before that."""
 
     __slots__ = ("done", "result", "then", "work")
 
@@ -59,7 +59,7 @@ class PendingWrite:
 
 
 class Collected:
-    """What is written together. ``delivered`` first, then ``writes`` in their order."""
+    """Outcomes of one transaction: ``delivered`` is written first, then ``writes`` in order."""
 
     def __init__(self) -> None:
         self.delivered: list[Record] = []
@@ -69,7 +69,7 @@ class Collected:
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing to be written."""
+        """Whether there is nothing to write."""
         return not (self.delivered or self.writes or self.adjusted)
 
 
@@ -100,7 +100,7 @@ class Outcomes:
         return self.due_s < before_s
 
     def add(self, pending: PendingWrite) -> None:
-        """Take in something that is to be written at once."""
+        """Add a step that is to be written at once."""
         self._batch.writes.append(pending)
         self.due_s = 0.0
 

@@ -1,24 +1,24 @@
-"""Who gets the next turn, of all users of one access token. Pure.
+"""The choice of the next turn, among all users of one access token. Pure.
 
 Rules
 =====
 A user is in one state, in one place: in memory here, or as a row of the table ``users``.
 
 =============  =======  ==========================================================================
-state          where    what it means, and what ends it
+state          where    meaning, and end
 =============  =======  ==========================================================================
 free           nowhere  nothing of it is loaded, nothing aside
 waiting        memory   records are loaded: it is in one line, until it is chosen
-at work        memory   it has a turn; the turn's end says what it is next
+at work        memory   it has a turn; the turn's end decides the next state
 worked off     both     more of it waits aside than is loaded: it is in memory as one of the other
                         two, and when all that was loaded is done, more is
 deferred       table    until an instant, or until a circuit closes; uncharged
 parked         table    until an instant, after a failure of its own
 =============  =======  ==========================================================================
 
-1. Who is next is decided when a call may leave, not before.
-2. A user waits in the line of what it needs: an endpoint, if it is known which. Lines whose circuit
-   is open stand still, but for probes.
+1. The next user is chosen when a call may leave, not before.
+2. A user waits in the line of the endpoint that it needs, if that is known. A line with an open
+   circuit stands still, but for probes.
 3. Syncs take turns. Users of a sync go in the order in which they came, and to the end after a
    turn. A turn that could not be had goes back to where it came from.
 4. While others wait a turn is one call; a user that is alone gets more at once.
@@ -54,7 +54,7 @@ MOST_CREDIT: Final = 2.0
 class Incoming(NamedTuple):
     """Records of a user that come from the spool.
 
-    ``is_aside``: whether more of it may wait there; None: what was known of that still holds.
+    ``is_aside``: whether more of it may wait there; None: as before.
     """
 
     user: str
@@ -65,8 +65,8 @@ class Incoming(NamedTuple):
 
 
 class View(NamedTuple):
-    """What may be chosen now: the circuits that are open, how many probes may be at work, and
-    whether they go beside others (else only where nobody else waits)."""
+    """The present bounds: circuits that are open, probes that may be at work, and whether probes go
+    beside others (else only if no other user waits)."""
 
     open: Collection[str] = ()
     most_probes: int = 1 << 30
@@ -86,13 +86,13 @@ class Scheduler:
         self.at_work = TurnsAtWork()
 
     def of(self, sync: str) -> UsersInMemory:
-        """Return what is in memory of a sync; another one after ``forget``."""
+        """Return the users in memory of a sync; another object after ``forget``."""
         found = self._syncs.get(sync)
         if found is None:
             found = self._syncs[sync] = UsersInMemory(self._waiting)
         return found
 
-    # --- what comes from the spool --------------------------------------------------------
+    # --- records from the spool -----------------------------------------------------------
 
     def add(self, sync: str, loaded: Incoming) -> None:
         """Take in records of a user; none, and nothing aside: it is free."""
@@ -129,22 +129,22 @@ class Scheduler:
             self._ring.setdefault(user.who[0])
 
     def _rest(self, sync: str, mine: UsersInMemory) -> None:
-        """Let a sync have no turns for now, where nobody of it waits."""
+        """Let a sync have no turns for now, if no user of it waits."""
         if not mine.has_waiting:
             self._ring.pop(sync, None)
 
     # --- choosing -------------------------------------------------------------------------
 
     def choose(self, view: View) -> Turn | None:
-        """Return the next turn, or None: nobody may have one."""
+        """Return the next turn, or None: no user may have one."""
         may_probe = self.at_work.probes < view.most_probes
         beside = may_probe and view.beside_others and self._credit >= 1
         # Beside others a probe needs a saved call: ten thousand parked users that are due after a
         # restart must not delay the event of one that is well.
         user = self._next(view, probes=True) if beside else None
         user = user or self._next(view, probes=False)
-        # Where nobody else waits, probes take nothing from anyone, and cost no credit.
-        if user is None:  # nobody else waits
+        # Where no other user waits, probes take nothing from anyone, and cost no credit.
+        if user is None:
             user = self._next(view, probes=True) if may_probe else None
             return self._give_turn(user, view) if user else None
         turn = self._give_turn(user, view)
@@ -203,7 +203,7 @@ class Scheduler:
     # --- how turns end --------------------------------------------------------------------
 
     def go_on(self, turn: Turn, back: Iterable[Record] = (), *, succeeded: bool = False) -> None:
-        """End a turn whose user goes on, with records of the turn in front that are not settled."""
+        """End a turn and let its user go on, with the turn's unsettled records in front."""
         mine, user = self._end(turn)
         user.records.extendleft(reversed(list(back)))
         if succeeded:
@@ -224,7 +224,7 @@ class Scheduler:
         self._let_wait(mine, user, need_of(user.records[0]), in_front=True)
 
     def set_aside(self, turn: Turn) -> None:
-        """End a turn whose user has a row in the table now, and all its records there."""
+        """End a turn; its user has a row in the table now, with all its records."""
         mine, _ = self._end(turn)
         del mine.users[turn.user]
 
@@ -255,7 +255,7 @@ class Scheduler:
         return [(user.who[1], list(user.records)) for user in gone]
 
     def hold(self, sync: str) -> None:
-        """Choose nobody of a sync from now on."""
+        """Choose no user of a sync from now on."""
         self.of(sync).hold()
         self._ring.pop(sync, None)
 
@@ -267,7 +267,7 @@ class Scheduler:
         self.at_work.forget()
 
     def forget(self, sync: str) -> None:
-        """Forget what is loaded of a sync, of which nothing is at work; it is held no more."""
+        """Forget the users of a sync that has no turn at work; it is held no more."""
         mine = self.of(sync)
         assert not mine.at_work
         mine.forget()

@@ -1,10 +1,10 @@
-"""What has come of a sync's turns: taken in as it comes, written by the feed, then taken note of.
+"""The outcomes of a sync's turns, collected until the feed writes them.
 
 Rules
 =====
-1. Whatever is said here is only taken in: the feed writes it, all that has come in one transaction.
-2. Deliveries wait a moment for others; whatever somebody waits for takes them along at once.
-3. What was in memory of a user goes when it is durable what has become of it.
+1. Outcomes are only collected here. The feed writes all of them in one transaction.
+2. Deliveries wait a moment for others; an outcome with a waiting caller takes them along at once.
+3. A record leaves memory when its outcome is durable.
 4. A charge waits until it is known that the failure is the user's own, or is not.
 """
 
@@ -30,7 +30,7 @@ from amplitude_intercom.engine.delivery.waiting import Retries
 from amplitude_intercom.engine.envelope import Record
 from amplitude_intercom.engine.reasons import DropReason, Failure
 from amplitude_intercom.engine.spool.contract import TakerSpool, Transaction
-from amplitude_intercom.engine.spool.record_lines import log_delivered, log_dropped
+from amplitude_intercom.engine.spool.settled import log_delivered, log_dropped
 
 
 class Settlement:
@@ -56,7 +56,7 @@ class Settlement:
         self._outcomes = Outcomes(many)
         self._charges: dict[tuple[str, str], tuple[int, NotAnswered]] = {}
         """Failures whose charge is not confirmed, by user and endpoint: the record's id, and the
-        evidence. ``health`` says of each what becomes of it."""
+        evidence. ``health`` confirms or cancels each."""
         self.latency_s: deque[float] = deque(maxlen=4096)
         """From accepted to answered, of the latest deliveries."""
         self.changed: Callable[[], None] = lambda: None
@@ -65,12 +65,12 @@ class Settlement:
     def __repr__(self) -> str:
         return f"Settlement({self._spool.name}, {self._outcomes})"
 
-    # --- what comes of turns --------------------------------------------------------------
+    # --- outcomes -------------------------------------------------------------------------
 
     def deliver(self, record: Record, reasons: Iterable[str] = ()) -> None:
-        """Settle as delivered, a little later, together with what else is answered by then.
+        """Settle as delivered, a little later, together with others that are answered by then.
 
-        ``reasons``: of what was changed on the way.
+        ``reasons``: of the adjustments on the way.
         """
         self._note_latency(record)
         self._spool.adjustments.count(reasons)
@@ -101,7 +101,7 @@ class Settlement:
         self._add(work, partial(self._loaded.let_go, [record]))
 
     async def write(self, work: Work) -> Any:
-        """Write something together with what else there is; return when it is durable."""
+        """Write something together with the other outcomes; return when it is durable."""
         pending = PendingWrite(work, asyncio.get_running_loop().create_future())
         self._outcomes.add(pending)
         self.changed()
@@ -116,7 +116,7 @@ class Settlement:
         delivered: bool,
         reasons: Iterable[str] = (),
     ) -> None:
-        """Settle the updates of one user, and ``keep`` what is known of its contact, in one commit.
+        """Settle the updates of one user in one commit; ``keep`` writes the facts of its contact.
 
         Not ``delivered``: there was nothing to write, so they are dropped as ``unchanged``.
         """
@@ -149,7 +149,7 @@ class Settlement:
         self._loaded.let_go(records)
 
     def end(self, turn: Turn, ending: Ending) -> None:
-        """End a turn, as soon as what came of it is durable."""
+        """End a turn, as soon as its outcome is durable."""
         # The success of another user that confirms the charge comes later, or never (`health`).
         # Until then the record must not lose one of its attempts.
         if isinstance(ending, Failing) and ending.evidence.blame is Blame.OWN:
@@ -162,7 +162,7 @@ class Settlement:
         self._outcomes.add(PendingWrite(work, then=then))
         self.changed()
 
-    # --- what is found out later ----------------------------------------------------------
+    # --- later findings -------------------------------------------------------------------
 
     def charge(self, user: str, endpoint: str, *, stands: bool) -> None:
         """Take in that a user's failure is its own after all, or (not ``stands``) is not."""
@@ -181,7 +181,7 @@ class Settlement:
         self._add(work, self._look_at_table)
 
     def hasten(self, user: str, in_s: float) -> None:
-        """Let a user whose fault is not known be tried earlier: others are well."""
+        """Try a user earlier whose failure has no known cause: other users succeed."""
         taker, at_ms = self._spool.taker, self._now_ms() + int(in_s * 1000)
         self._add(
             lambda store: store.settling(taker).wake_deferred(user, at_ms),
@@ -192,7 +192,7 @@ class Settlement:
 
     @property
     def due_s(self) -> float:
-        """When what has come is to be written, by the loop's clock."""
+        """When the outcomes are to be written, by the loop's clock."""
         return self._outcomes.due_s
 
     @property
@@ -201,15 +201,15 @@ class Settlement:
         return self._outcomes.is_empty
 
     def forget_turns(self) -> None:
-        """Take in that no turn is at work any more: what has become of them is not known."""
+        """Forget the ends of turns: all turns were stopped."""
         self._outcomes.forget_turns()
 
     def take(self) -> Collected:
-        """Return what has come, to be prepared and written now."""
+        """Return the outcomes so far, to be prepared and written now."""
         return self._outcomes.take()
 
     def add_adjustments(self, batch: Collected) -> None:
-        """Add the adjustments of what was delivered to a batch."""
+        """Add the adjustments of its deliveries to a batch."""
         if batch.delivered:
             batch.adjusted = self._spool.adjustments.take()
 
@@ -220,6 +220,6 @@ class Settlement:
         self._loaded.let_go(batch.delivered)
 
     def take_back(self, batch: Collected) -> None:
-        """Collect again what a cancelled batch has delivered: it may or may not be durable."""
+        """Collect the deliveries of a cancelled batch again: they may or may not be durable."""
         for record in batch.delivered:
             self._outcomes.deliver(record)

@@ -1,4 +1,4 @@
-"""One sync's side of delivery: its rules, its part of the spool, what is known of its workspace."""
+"""One sync's side of delivery: its rules, its part of the spool, and its workspace."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Stream:
 
     @property
     def found_by(self) -> str:
-        """What its users are found by, in one text."""
+        """The identifier and the source by which its users are found, in one text."""
         return f"{self.sync.mapping.identifier} {self.sync.mapping.source}"
 
     @property
@@ -65,7 +65,10 @@ class Stream:
 
 
 class SyncDelivery:
-    """What the turns of one sync need; ``workspace`` and ``contacts`` once it has entered one."""
+    """The parts that the turns of one sync need.
+
+    ``workspace`` and ``contacts`` are there once the workspace is known.
+    """
 
     workspace: Workspace
     contacts: ContactScope
@@ -136,6 +139,6 @@ class SyncDelivery:
         )
 
     def end(self, turn: Turn, ending: Ending) -> None:
-        """End a turn; one that was a probe has nobody else waiting for it any more."""
+        """End a turn, and its probe of an endpoint, if it was one."""
         self.gate.health.end_probes(turn.who)
         self.settlement.end(turn, ending)

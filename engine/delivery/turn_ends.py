@@ -1,4 +1,4 @@
-"""The ends of one sync's turns: what is written of each, and what follows in memory.
+"""The ends of one sync's turns: written to the spool, then followed in memory.
 
 Rules
 =====
@@ -6,7 +6,7 @@ Rules
    would repeat the turn behind the next one.
 2. A user with a row in the table of users has nothing in memory. So where an end writes such a row,
    all that was loaded of the user goes with it.
-3. A turn whose end cannot be written is abandoned: its user is on disk as it was before.
+3. A turn with an end that cannot be written is abandoned: its user is on disk as it was before.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class TurnEnds:
         return f"TurnEnds({self._spool.name})"
 
     def writes(self, ended: Iterable[Ended]) -> list[PendingWrite]:
-        """Return what is to be written of turns."""
+        """Return the writes for some ends."""
         return [
             self._write_of(turn, ending)
             for turn, ending in ended
@@ -93,6 +93,6 @@ class TurnEnds:
                     self._look_at_table()
 
     def abandon(self, ended: Iterable[Ended]) -> None:
-        """Let turns go whose ends cannot be written."""
+        """Let turns go if their ends cannot be written."""
         for turn, _ in ended:
             self._scheduler.abandon(turn)

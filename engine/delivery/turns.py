@@ -1,4 +1,4 @@
-"""A turn: what one user has next, taken together.
+"""A turn: the next records of one user, taken together.
 
 It is at most ``MOST_UPDATES`` updates in a row, which become one write, then the events behind them
 up to its next update. A user has one turn at a time, which is the whole of order per user.
@@ -16,7 +16,7 @@ from amplitude_intercom.engine.envelope import Envelope, Kind, Record
 MOST_UPDATES: Final = 1_000
 MOST_UPDATE_BYTES: Final = 1 << 20
 MOST_EVENTS: Final = 8
-"""Events of one turn while nobody else waits."""
+"""Events of one turn while no other user waits."""
 
 
 class Turn:
@@ -60,7 +60,7 @@ class Turn:
         self.has_succeeded = False
         """Whether a call of it has."""
         self.envelopes: list[Envelope] = []
-        """What the mapper made of its records, as far as they are not settled."""
+        """The mapped records, as far as they are not settled."""
         self.left: list[Record] = []
         """Records that turned out to belong to a later turn."""
 
@@ -69,7 +69,7 @@ class Turn:
 
     @property
     def sync(self) -> str:
-        """The sync whose user it is."""
+        """The sync of its user."""
         return self.who[0]
 
     @property
@@ -83,7 +83,7 @@ class Turn:
         return [*(envelope.record for envelope in self.envelopes), *self.left]
 
     def put(self, envelope: Envelope) -> None:
-        """Take in what the mapper made of its next record.
+        """Take in its next record as mapped.
 
         A contact write behind an event belongs to a turn of its own, with all behind it.
         """
@@ -121,7 +121,7 @@ class Turn:
 
 
 def take(waiting: deque[Record], *, alone: bool) -> list[Record]:
-    """Take a turn's records from those of a user that wait; ``alone``: nobody else does."""
+    """Take a turn's records from those of a user that wait; ``alone``: no other user waits."""
     taken = [waiting.popleft()]
     if taken[0].kind is Kind.IDENTIFY:
         size = len(taken[0].raw)

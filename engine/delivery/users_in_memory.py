@@ -1,6 +1,6 @@
 """The users of one sync that are in memory, and the lines in which they wait for a turn. Pure.
 
-``delivery.scheduler`` chooses who goes, and has the rules.
+``delivery.scheduler`` chooses the next user, and has the rules.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from amplitude_intercom.engine.envelope import Kind, Record
 
 EVENTS: Final = "POST /events"
 ANY: Final = ""
-"""What a user needs whose next record is an update: which endpoint turns out on the way."""
+"""The need of a user with an update next: its endpoint turns out on the way."""
 
 
 class Phase(enum.Enum):
@@ -58,7 +58,7 @@ class User:
 
 
 Key = tuple[str, bool]
-"""What the users of a line need, and whether they are probes."""
+"""The endpoint that the users of a line need, and whether they are probes."""
 
 MayGo = Callable[[User], bool]
 
@@ -122,11 +122,11 @@ class UsersInMemory:
             self._waiting.subtract(mine)
             self._waiting = mine
 
-    # --- who waits ------------------------------------------------------------------------
+    # --- lines ----------------------------------------------------------------------------
 
     @property
     def has_waiting(self) -> bool:
-        """Whether somebody waits."""
+        """Whether a user waits."""
         return bool(self._lines)
 
     def enter(self, user: User, *, in_front: bool = False) -> None:
@@ -159,7 +159,7 @@ class UsersInMemory:
             self._lines[user.line].count(records)
 
     def first(self, shut: Collection[str], may_go: MayGo, *, probes: bool) -> User | None:
-        """Return the user that came first, of those whose endpoint is not ``shut``."""
+        """Return the user that came first, of those with an endpoint that is not ``shut``."""
         firsts = (
             line.first(may_go)
             for (needs, is_probe), line in self._lines.items()
@@ -195,13 +195,13 @@ class UsersInMemory:
         return gone
 
     def forget(self) -> None:
-        """Take in that nobody waits any more."""
+        """Empty all lines."""
         # The counter is shared by all syncs of the token: the users of this one must leave it.
         for key, line in self._lines.items():
             self._waiting[key] -= len(line.users)
         self._lines.clear()
 
-    # --- what is loaded -------------------------------------------------------------------
+    # --- loaded records -------------------------------------------------------------------
 
     def is_busy(self, user: str) -> bool:
         """Return whether a user waits for a turn, or has one."""
@@ -209,7 +209,7 @@ class UsersInMemory:
         return found is not None and found.state is not Phase.EMPTY
 
     def loaded_of(self, user: str) -> Sequence[Record]:
-        """Return what is loaded of a user, but for what its turn has."""
+        """Return the loaded records of a user, without those of its turn."""
         found = self.users.get(user)
         return list(found.records) if found else ()
 
@@ -231,7 +231,7 @@ class UsersInMemory:
         return sum(len(line.users) for line in lines), sum(line.bytes for line in lines)
 
     def waits_for(self, endpoint: str) -> bool:
-        """Return whether somebody waits for an endpoint."""
+        """Return whether a user waits for an endpoint."""
         return any(needs == endpoint for needs, _ in self._lines)
 
 

@@ -188,7 +188,7 @@ def find_unknown(
     if record.kind is Kind.EVENT and not record.may_create:
         # An identify that waits would make the user known: waiting for the next attempt would be
         # for nothing.
-        settling.hasten(user, now_ms)  # else what makes it known has just been tried
+        settling.hasten(user, now_ms)  # else the record that makes it known has just been tried
     if refusals < retries.attempts:
         return False
     # With one attempt there is no window to wait for.

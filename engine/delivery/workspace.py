@@ -1,4 +1,4 @@
-"""What access tokens write to: its attributes, its event names, and how its contacts are met."""
+"""The workspaces that access tokens write to: attributes, event names, shared facts of contacts."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Workspace:
         self._written: Written = {}
 
     def writing(self) -> Writing:
-        """Return what a turn writes of its contacts, which is nothing yet. (Most turns of one token
+        """Return the contacts that a turn writes: none so far. (Most turns of one token
         are kept apart by their scheduler.)"""
         return Writing(self._written)
 
@@ -63,7 +63,7 @@ class Workspaces:
     async def find(
         self, key: str, address: str, gate: Calls, spool: TakerSpool, ending: anyio.Event
     ) -> Workspace | None:
-        """Return what a token writes to, as soon as that is known; None: an end came before.
+        """Return the workspace of a token, as soon as it is known; None: an end came before.
 
         ``key``: under which it is kept, without the token.
         """

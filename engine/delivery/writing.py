@@ -1,4 +1,4 @@
-"""Who writes which contact: one turn at a time, whatever token and sync it is of."""
+"""Contacts that are being written: each by one turn at a time, of any token and sync."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from amplitude_intercom.engine.reasons import DeadReason, Failure
 from amplitude_intercom.engine.spool.known import ContactKey
 
 MOST_WAIT_S: Final = 1.0
-"""For another turn that writes the same contact. Whoever waits has made no call, and keeps turns of
-others from being chosen."""
+"""Seconds that a turn waits for another one that writes the same contact. It has made no call, and
+keeps other turns from being chosen."""
 
 BEING_WRITTEN: Final = NotAnswered(
     Cause.FAILED,
     "PUT /contacts/{id}",
     Failure(DeadReason.USER_FAILING, 0, "not_sent", "another turn writes the contact"),
 )
-"""Why a write cannot go on now: its user waits some seconds, uncharged."""
+"""The evidence of a write that cannot go on now: its user waits some seconds, uncharged."""
 
 
 Written = dict[ContactKey, anyio.Event | None]
-"""Contacts that are being written, each with what tells those who wait for it that it is free."""
+"""Contacts that are being written. The event, if turns wait for the contact, is set at its end."""
 
 
 class Writing:
@@ -47,14 +47,14 @@ class Writing:
         self._mine.clear()
 
     def has(self, key: ContactKey) -> bool:
-        """Return whether nobody else writes a contact meanwhile."""
+        """Return whether the contact is one of them."""
         return key in self._mine
 
     async def take(self, key: ContactKey) -> None:
-        """Write one more, once nobody else does; that is not waited for for long.
+        """Take one more contact, after at most ``MOST_WAIT_S``.
 
         Raises:
-            NotNow: somebody does.
+            NotNow: another turn still writes it.
         """
         if key in self._mine:
             return

@@ -18,13 +18,9 @@ import structlog
 from amplitude_intercom.engine import logs
 from amplitude_intercom.engine.envelope import Record
 from amplitude_intercom.engine.reasons import DeadReason, DropReason, Failure
-from amplitude_intercom.engine.spool.record_lines import (
-    about_raw,
-    about_record,
-    log_dropped,
-    log_dropped_raw,
-)
-from amplitude_intercom.engine.spool.rows import DeadLetter, DeadRow
+from amplitude_intercom.engine.spool.letters import DeadLetter, DeadRow
+from amplitude_intercom.transports.amplitude import BadEvent, Head
+from amplitude_intercom.transports.amplitude_heads import decode_head, legible
 
 _log = structlog.get_logger(__name__)
 
@@ -42,7 +38,7 @@ class SettledLines:
     def dead(self, sync: str, record: Record, failure: Failure) -> None:
         """A record became a dead letter."""
         why = {**_why(failure), "means": failure.reason.means}
-        self._keep(lambda: _log.warning("dead letter", sync=sync, **about_record(record), **why))
+        self._keep(lambda: _log.warning("dead letter", sync=sync, **_about(record), **why))
 
     def dead_of_relay(self, relay: str, letter: DeadLetter, failure: Failure) -> None:
         """Amplitude will not have an event of a relay."""
@@ -69,7 +65,7 @@ class SettledLines:
     def parked(self, sync: str, record: Record, failure: Failure, wake_at_ms: int) -> None:
         """A record failed, and its user waits."""
         why = {**_why(failure), "wake_at_ms": wake_at_ms}
-        self._keep(lambda: _log.info("user parked", sync=sync, **about_record(record), **why))
+        self._keep(lambda: _log.info("user parked", sync=sync, **_about(record), **why))
 
     def dropped(self, sync: str, letter: DeadLetter, reason: str) -> None:
         """A dead letter was discarded, or a replay found that a rule drops it."""
@@ -110,6 +106,39 @@ class SettledLines:
         """Drop the lines: what they say was rolled back."""
         if self._lines:
             self._lines, self._more = [], 0
+
+
+def log_dropped(record: Record, reason: str, **more: str) -> None:
+    """Log a record that a rule dropped."""
+    if logs.debugging():
+        _log.debug("dropped", **_about(record), reason=str(reason), **more)
+
+
+def log_dropped_raw(raw: bytes, reason: str, **more: str) -> None:
+    """Log an event that a rule dropped before it was a record."""
+    if logs.debugging():
+        _log.debug("dropped", **about_raw(raw), reason=str(reason), **more)
+
+
+def log_delivered(record: Record) -> None:
+    """Log a record that Intercom has."""
+    if logs.debugging():
+        _log.debug("delivered", **_about(record))
+
+
+def _about(record: Record) -> dict[str, Any]:
+    of_event = about_raw(record.raw)
+    return {**of_event, "record": record.id, "user": record.user_key}
+
+
+def about_raw(raw: bytes) -> dict[str, Any]:
+    """Return the user and the type of an event, as far as it can be read. Never raises."""
+    head = decode_head(raw)
+    if isinstance(head, BadEvent):
+        head = legible(raw)
+        if head == Head():
+            return {}
+    return {"user": head.user_id or head.device_id, "event_type": head.event_type}
 
 
 def _why(failure: Failure) -> dict[str, Any]:

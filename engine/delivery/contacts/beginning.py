@@ -1,4 +1,4 @@
-"""The beginning of an update: what the spool knows of the contact, and which call comes first."""
+"""The beginning of an update: the contact as the spool knows it, and the first call."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from amplitude_intercom.engine.spool.known import ContactKey, Held, Known
 
 
 class Begun(NamedTuple):
-    """What is known at the beginning, and under which ``key``: ``updates`` that are not done, what
-    comes ``first``, and what they come to, where that is a write; what was ``noted`` of it then.
-    ``held``: the properties that can be counted on."""
+    """The known facts at the beginning, and their ``key``.
+
+    ``noted``: the same with the fields that are about to be written. ``held``: the properties that
+    can be counted on. ``updates``: those that are not done. ``first``: the first action; ``draft``:
+    the result of the updates, if that is a write.
+    """
 
     key: ContactKey
     known: Known

@@ -21,8 +21,8 @@ _REPEATED_IN_EFFECT: Final = frozenset({"$add", "$append", "$prepend"})
 
 
 class Draft(msgspec.Struct, frozen=True):
-    """What updates come to: a taker's ``properties`` afterwards, and the flat fields to be written,
-    null for what is cleared."""
+    """The result of updates: a taker's ``properties`` afterwards, and the flat fields to be
+    written, null for those that are cleared."""
 
     properties: dict[str, Held]
     changes: dict[str, Any]
@@ -35,8 +35,8 @@ def needs_base(updates: Iterable[ContactUpdate], held: Properties) -> bool:
 
 
 def cannot_be_created(updates: Iterable[ContactUpdate]) -> bool:
-    """Return whether a create with these must not be made again: where its answer is lost, nobody
-    can tell whether the contact holds their result, or what was there before."""
+    """Return whether a create with these must not be made again: where its answer is lost, the
+    contact may hold their result, or its earlier values."""
     return any(op in _REPEATED_IN_EFFECT for op, _ in _based(updates))
 
 

@@ -23,7 +23,7 @@ from amplitude_intercom.engine.spool.known import Held, Known
 
 
 class LearnedContact:
-    """What is known of one user's contact, and what one taker has made of its properties."""
+    """The knowledge of one user's contact, and one taker's properties of the user."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class LearnedContact:
         """The user's properties, for any contact."""
         counted = held if before.is_lost else countable(before, taker, held, rules.properties)
         self.held = dict(counted)
-        """The properties that hold for this contact."""
+        """Those that count on the values of this one, or on none, where it is to be made."""
         self._is_read = False
         self._refused: dict[str, Any] = {}
 
@@ -63,7 +63,7 @@ class LearnedContact:
         return not self._is_read and self._taker in self.known.unread and bool(self._own)
 
     def turn_to(self, resolution: Resolution) -> None:
-        """Take in which contact it is now."""
+        """Turn to the contact that the update has come to."""
         found = about(self.before, resolution)
         self._is_read = False
         self.known = msgspec.structs.replace(
@@ -88,8 +88,7 @@ class LearnedContact:
         return own if own and is_own else theirs
 
     def intend(self, names: Iterable[str], resolution: Resolution) -> bool:
-        """Take in which fields are about to be written; return whether anything of it, or of what
-        they count on, is new."""
+        """Note the fields that are about to be written; return whether that is new knowledge."""
         before = self.known
         known = with_unsure(before, names)
         self.known = self._of(resolution, known, self.held)
@@ -122,12 +121,11 @@ class LearnedContact:
         self.known = msgspec.structs.replace(self.known, unsure=unsure)
 
     def at_end(self, resolution: Resolution, properties: Mapping[str, Held]) -> Known:
-        """Return what is to be kept: of the contact it went to, with properties as worked out."""
+        """Return the knowledge to store, of the update's contact and with its properties."""
         return self._of(resolution, self.known, {**self.held, **properties})
 
     def _of(self, resolution: Resolution, known: Known, held: dict[str, Held]) -> Known:
-        """Return what is known, of the contact that it goes to; where that is none yet, of the one
-        that was lost."""
+        """Return the knowledge of the update's contact; of the lost contact until there is one."""
         contact_id = resolution.contact_id or self.before.contact_id
         return msgspec.structs.replace(
             known,
@@ -172,7 +170,7 @@ def unread(known: Known) -> Known:
 
 
 def about(before: Known, resolution: Resolution) -> Known:
-    """Return what was known before of the contact that a way has come to, or of none."""
+    """Return the earlier knowledge of an update's contact, or of none."""
     if resolution.contact_id and resolution.contact_id == before.contact_id:
         return before
     found = msgspec.structs.replace(before, fields={}, unsure=[], unread=[])

@@ -2,16 +2,17 @@
 
 Rules
 =====
-1. ``TABLE`` has what follows, by what was done and what the answer says of it.
-2. An answer with a contact says whose it is: one that has another identifier than it is known by
-   is not written again, and not taken for the user's though a search finds it still.
-3. A contact that the user's was merged into is looked at. One that is another user's is written
-   from then on as that one's is (``Action.JOIN``).
-4. A contact that is there already is looked at before it is written, unless nothing but the user's
-   own identifier can be what a create was refused for.
-5. What a refusal names exactly is left out, the rest is written: a field, or the e-mail or id that
-   another contact has.
-6. No way is gone twice: where answers lead in a circle, the update ends.
+1. ``TABLE`` has the consequence of each answer, by the step that it answers.
+2. Every answer with a contact is checked for its identifier. A contact with another identifier is
+   not written again, and not taken for the user's even if a search still finds it.
+3. A contact into which the user's was merged is read first. If it is another user's, the update
+   goes on as that user's (``Action.JOIN``).
+4. An existing contact is read before it is written, unless only the user's own identifier can be
+   the reason for the refusal of a create.
+5. A value that a refusal names exactly is left out, and the rest is written. Such a value is a
+   field, or an e-mail or id that another contact has.
+6. No contact is followed, and none created, twice for the same reason. So answers that lead in a
+   circle end the update.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ CONTESTED: Final = ("email", "external_id")
 
 
 class Action(enum.Enum):
-    """What is done next."""
+    """A step of an update."""
 
     FIND = enum.auto()
     """Look for the contact by its external id."""
@@ -43,14 +44,14 @@ class Action(enum.Enum):
     """Look for contacts with its e-mail."""
     CREATE = enum.auto()
     CREATE_EMPTY = enum.auto()
-    """Create it with unique fields only. The other fields are written to it afterwards."""
+    """Create it with the identifiers alone: its values are written afterwards."""
     CREATE_BARE = enum.auto()
     """Create it with its identifier only."""
     LOOK = enum.auto()
     PUT = enum.auto()
     UNARCHIVE = enum.auto()
     JOIN = enum.auto()
-    """No call: after a merge into another user, the knowledge of that user's contact holds."""
+    """No call: the user was merged into another one, and shares that one's contact."""
     DONE = enum.auto()
 
 
@@ -73,15 +74,14 @@ class Said(enum.Enum):
 
 
 class Resolution(msgspec.Struct, frozen=True, kw_only=True):
-    """How far one update is.
+    """The state of one update.
 
-    ``owner``: the identifier of the user that this one was merged into, which the contact has;
-    ``is_merge_target``: the user's contact was merged into this one, which may be another user's.
-    ``adopts``: a contact without identifier becomes the user's. ``without``: fields that are left
-    out. ``followed``: contacts that an answer has led to; ``disowned``: those that turned out not
-    to be the user's; ``created``: what a second try at creating one was for. ``is_looked_at``:
-    whether what the contact holds was read on the way. ``is_another``: it is not the contact that
-    was known, so that what was known of its fields holds no more.
+    ``owner``: the contact's identifier, of the user into which this one was merged.
+    ``is_merge_target``: the user's contact was merged into this one, its owner is not known yet.
+    ``adopts``: a contact without identifier becomes the user's. ``without``: fields left out.
+    ``followed``: contacts to which an answer led. ``disowned``: contacts that proved to be another
+    user's. ``created``: repeated creates, by their step. ``is_looked_at``: the contact was read.
+    ``is_another``: it is not the contact that was known, so the knowledge of its fields is void.
     """
 
     identity: Identity
@@ -108,17 +108,17 @@ Resolved = tuple[Resolution, NextStep]
 def resolve(
     resolution: Resolution, did: Action, answer: Answer, sent: Collection[str] = ()
 ) -> Resolved:
-    """Return how far an update is with an answer, and what is next; ``sent``: the fields of it."""
+    """Return the state of an update after an answer, and its next step. ``sent``: its fields."""
     said = say(resolution, did, answer, sent)
     follow = TABLE.get((did, said), _refused)
     return follow(resolution, answer, sent)
 
 
-# --- the meaning of an answer -------------------------------------------------------------
+# --- meanings of answers ------------------------------------------------------------------
 
 
 def say(resolution: Resolution, did: Action, answer: Answer, sent: Collection[str]) -> Said:
-    """Return what an answer says of what was done."""
+    """Return the meaning of an answer to a step."""
     if 200 <= answer.status < 300:
         return _found_of(did, resolution, answer)
     if answer.status == 404:
@@ -154,7 +154,7 @@ def _whose(resolution: Resolution, answer: Answer) -> Said:
 
 
 def identifier_of(resolution: Resolution, answer: Answer) -> str:
-    """Return the identifier that the contact of an answer has; empty: it has none."""
+    """Return the identifier of an answer's contact; empty without one."""
     text = str(answer.contact.get(resolution.identity.field) or "")
     return _plain(resolution.identity.field, text)
 
@@ -191,7 +191,7 @@ def _names(message: str, named: str, field: str) -> bool:
     return name == field and bool(re.match(rf"{escaped}(?![\w.-])", message, re.IGNORECASE))
 
 
-# --- consequences -------------------------------------------------------------------------
+# --- next steps ---------------------------------------------------------------------------
 
 
 def _refused(resolution: Resolution, answer: Answer, sent: Collection[str]) -> Resolved:
@@ -228,7 +228,7 @@ def _not_found(resolution: Resolution, answer: Answer, sent: Collection[str]) ->
 
 
 def _found_in_index(resolution: Resolution, answer: Answer, sent: Collection[str]) -> Resolved:
-    """Which contact it is; what the index says of it may be minutes old."""
+    """Go on with the contact; its fields in the index may be minutes old."""
     resolution, step = _found(resolution, answer, sent)
     return _replace(resolution, is_looked_at=False), step
 
@@ -243,8 +243,7 @@ def _looked(resolution: Resolution, answer: Answer, sent: Collection[str]) -> Re
 
 
 def _looked_nameless(resolution: Resolution, answer: Answer, sent: Collection[str]) -> Resolved:
-    """It was found by another field, or the user's was merged into it, and it has no identifier: it
-    becomes the user's."""
+    """Adopt a contact without identifier, if another field or a merge led to it."""
     # A contact that was known by the identifier and has lost it is nobody's: writing on would fill
     # a contact that no user has.
     if not resolution.is_another:
@@ -253,7 +252,7 @@ def _looked_nameless(resolution: Resolution, answer: Answer, sent: Collection[st
 
 
 def _is_anothers(resolution: Resolution, answer: Answer, sent: Collection[str]) -> Resolved:
-    """A contact with these details is somebody else's: the detail is left out."""
+    """Leave out the contested details, because the contact is another user's."""
     # Both users are one in Intercom from now on, so their updates must not be written by two turns
     # at a time.
     if resolution.is_merge_target:
@@ -268,7 +267,7 @@ def _is_anothers(resolution: Resolution, answer: Answer, sent: Collection[str]) 
 
 
 def _taken(resolution: Resolution, answer: Answer, sent: Collection[str]) -> Resolved:
-    """A create met a contact that is there."""
+    """Go on with the existing contact that a create met."""
     resolution, step = _follow(resolution, _named(answer), answer)
     if isinstance(step, Failure):
         return resolution, step
@@ -280,7 +279,7 @@ def _taken(resolution: Resolution, answer: Answer, sent: Collection[str]) -> Res
 
 
 def _taken_by_archived(resolution: Resolution, answer: Answer, sent: Collection[str]) -> Resolved:
-    """A create met an archived contact: the user's own, if the identifier alone is taken too."""
+    """Create with the identifier alone. If that is taken too, the contact is the user's own."""
     # The archived contact may be another user's that has the same e-mail. Unarchiving it first
     # would bring back a contact that somebody has removed.
     if not [name for name in CONTESTED if name in sent and name != resolution.identity.field]:
@@ -289,7 +288,7 @@ def _taken_by_archived(resolution: Resolution, answer: Answer, sent: Collection[
 
 
 def _is_archived(resolution: Resolution, answer: Answer, sent: Collection[str]) -> Resolved:
-    """The identifier is an archived contact's: it is the user's own."""
+    """Unarchive the user's own contact, which has the identifier, by setting."""
     resolution = _noting(resolution, was_there=True)
     if resolution.archived == "dead_letter":
         return resolution, failure_of(DeadReason.CONTACT_ARCHIVED, answer)
@@ -321,7 +320,7 @@ def _taken_by_some(resolution: Resolution, answer: Answer, sent: Collection[str]
 
 
 def _put_is_taken(resolution: Resolution, answer: Answer, sent: Collection[str]) -> Resolved:
-    """Another contact has the e-mail, or the id, that this one was to get."""
+    """Leave out the e-mail or id that another contact has."""
     contested = [name for name in CONTESTED if name in sent]
     # The identifier cannot be left out: without it the contact would not be the user's.
     if not contested or (resolution.adopts and resolution.identity.field in contested):
@@ -330,7 +329,7 @@ def _put_is_taken(resolution: Resolution, answer: Answer, sent: Collection[str])
 
 
 def _gone(resolution: Resolution, answer: Answer, sent: Collection[str]) -> Resolved:
-    """The contact that was known is not there any more."""
+    """Create another contact, because the known one is missing."""
     resolution = _replace(
         resolution,
         # All that was known of the contact goes with it; what was left out of the update
@@ -346,7 +345,7 @@ def _gone(resolution: Resolution, answer: Answer, sent: Collection[str]) -> Reso
 
 
 def _disowned(resolution: Resolution, answer: Answer, sent: Collection[str]) -> Resolved:
-    """Somebody has given the contact to another user: ours has to have one of its own."""
+    """Create another contact, because the known one belongs to another user now."""
     resolution = _replace(
         resolution, disowned=resolution.disowned | {str(answer.contact.get("id", ""))}
     )
@@ -390,7 +389,7 @@ def _replace(resolution: Resolution, **changes: object) -> Resolution:
 
 
 def _noting(resolution: Resolution, *, was_there: bool) -> Resolution:
-    """Note of a first contact whether it was there; what came first counts."""
+    """Note whether a first contact existed. The first note counts."""
     return (
         resolution
         if resolution.was_there is not None
@@ -408,7 +407,7 @@ def _leaving_out(resolution: Resolution, fields: Collection[str]) -> Resolution:
 
 
 def _creating(resolution: Resolution, how: Action, answer: Answer) -> Resolved:
-    """Create the contact in another way, or in the stead of one that is gone: once."""
+    """Create the contact in another form, or in place of a missing one: once each."""
     # The same answer twice means that Intercom will give it for ever.
     if how in resolution.created:
         return resolution, failure_of(DeadReason.CONTACT_GONE, answer)
@@ -416,7 +415,7 @@ def _creating(resolution: Resolution, how: Action, answer: Answer) -> Resolved:
 
 
 def _follow(resolution: Resolution, contact_id: str, answer: Answer) -> Resolved:
-    """Go on with another contact; it is looked at first where its fields have to be known."""
+    """Go on with another contact, once for each."""
     # Two contacts whose 409s name each other would be a circle.
     if contact_id in resolution.followed:
         return resolution, failure_of(DeadReason.CONTACT_GONE, answer)
@@ -488,4 +487,4 @@ TABLE: Final[
     (Action.UNARCHIVE, Said.REFUSED): _cannot_be_had,
     (Action.UNARCHIVE, Said.REFUSED_FIELD): _cannot_be_had,
 }
-"""The consequence of each answer to each step. Any other answer ends the update (``_refused``)."""
+"""The next steps; any other answer is final (``_refused``)."""

@@ -1,4 +1,4 @@
-"""One sync's contacts in its workspace: their keys, their properties, and what is kept of them."""
+"""One sync's contacts in its workspace: their keys, rules, and the facts that are kept of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from amplitude_intercom.engine.spool.known import ContactKey, Known
 
 
 class Upserted(msgspec.Struct, frozen=True):
-    """The result of some updates: whether a call was needed, and what is to be kept of the contact.
+    """The result of some updates: whether a call was needed, and the facts about the contact.
 
     ``claim_ids``: of the records that are updated with it.
     """
@@ -51,15 +51,15 @@ class ContactScope(NamedTuple):
         return str(self.spool.taker)
 
     def key_of(self, identity: Identity) -> ContactKey:
-        """Return what a user's contact is known by."""
+        """Return the key of a user's contact."""
         return ContactKey(self.workspace.number, identity.field, identity.value)
 
     async def keep(self, upserted: Upserted) -> None:
-        """Keep what is known of a contact, and that its records are updated."""
+        """Keep the facts about a contact, and that its records are updated."""
         await self.spool.persist(partial(self.write, upserted, and_stay=True))
 
     def write(self, upserted: Upserted, store: Transaction, *, and_stay: bool) -> None:
-        """Keep what is known of a contact, in a transaction.
+        """Keep the facts about a contact, in a transaction.
 
         ``and_stay``: not all of its records are settled in it, so that it is noted that they are
         updated.

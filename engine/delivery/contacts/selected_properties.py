@@ -1,9 +1,11 @@
-"""Which properties a sync brings to contacts, and since when. Pure, but for where it is kept.
+"""The properties that a sync brings to contacts, and since when each is selected.
 
-Operations on a property that is not selected are not applied. So what is known of one holds no
-longer once it was left out: selected again, it is read of the contact before it is counted on. So
-are all of them where users were found by something else meanwhile, for what came then is known by
-that.
+Rules
+=====
+1. Operations on a property that is not selected are not applied. So its known value is void once it
+   was left out: selected again, the property is read of the contact before it is counted on.
+2. The same holds for all properties if users were found by another identifier meanwhile: updates of
+   that time are known under the other one.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from amplitude_intercom.engine.spool.known import Held, Known
 class SelectedProperties(msgspec.Struct, frozen=True):
     """The ``number`` of a selection of properties, counted from 1 with each that is another than
     the one before; ``since``: for each of them, the number of the first that has had it until now.
-    ``found_by``: what users were found by.
+    ``found_by``: the identifier by which users were found, and its source.
     """
 
     number: int = 0
@@ -59,7 +61,7 @@ class SelectedProperties(msgspec.Struct, frozen=True):
 def follow_selection(
     store: Transaction, taker: int, names: Collection[str], found_by: str, now_ms: int
 ) -> SelectedProperties:
-    """Keep what a sync selects from now on, and what its users are found by; return it."""
+    """Keep and return the selection of a sync from now on, with the way its users are found."""
     key = f"selection {taker}"
     text = store.meta.get(key)
     try:

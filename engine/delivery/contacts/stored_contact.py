@@ -27,7 +27,7 @@ from amplitude_intercom.engine.spool.known import ContactKey, Known, own_after
 
 
 class StoredContact:
-    """What is read and kept of one user's contact."""
+    """The transactions about one user's contact."""
 
     def __init__(self, scope: ContactScope, identity: Identity) -> None:
         self._scope = scope
@@ -97,7 +97,7 @@ class StoredContact:
         return Begun(key, known, noted, held, updates, first, draft)
 
     def _first(self, known: Known, updates: Sequence[ContactUpdate], *, must_look: bool) -> Action:
-        """Return what comes first."""
+        """Return the first step."""
         if known.contact_id and not known.is_lost:
             return Action.LOOK if must_look else Action.PUT
         if not self._is_by_email and self._scope.workspace.create_or_find.finds_first:
@@ -122,7 +122,7 @@ class StoredContact:
             self.keep(store, self.own_key, msgspec.structs.replace(known, is_lost=True))
 
     def keep_found(self, store: Transaction, resolution: Resolution) -> None:
-        """Take in that a contact is there, and which."""
+        """Note the contact that was found for the user."""
         known = msgspec.structs.replace(self.own(store), owner="")
         found = msgspec.structs.replace(
             about(known, resolution), contact_id=resolution.contact_id, is_lost=False
@@ -130,8 +130,7 @@ class StoredContact:
         self.keep(store, self.own_key, found)
 
     def join(self, store: Transaction, at: ContactKey, resolution: Resolution) -> None:
-        """Take in that the user, or the one it was merged into (``at``), was merged into another
-        one: what is known of their contact is kept there."""
+        """Note that the user under ``at`` was merged into another, which has the contact now."""
         target = self.key_of(resolution.owner)
         theirs = store.contacts.get(target) or Known()
         if theirs.is_lost or theirs.contact_id != resolution.contact_id:
@@ -145,8 +144,10 @@ class StoredContact:
         self.keep(store, at, msgspec.structs.replace(merged, is_lost=False, unsure=[]))
 
     def part(self, store: Transaction, target: ContactKey, *, is_lost: bool) -> Known:
-        """Take in that the user has no contact together with the one it was merged into, and
-        whether theirs ``is_lost``; return what is known of its own."""
+        """Note that the user no longer shares a contact with the one it was merged into.
+
+        ``is_lost`` says that the shared contact is missing. Returns the user's own knowledge.
+        """
         own, theirs = self.own(store), store.contacts.get(target) or Known()
         if is_lost:
             contact_id = theirs.contact_id or own.contact_id

@@ -1,4 +1,4 @@
-"""One update of a contact on its way: what is to be written, and what each answer teaches.
+"""One update of a contact on its way: the fields to be written, and the lessons of each answer.
 
 Rules
 =====
@@ -58,7 +58,7 @@ class UpdateState:
 
     @property
     def adjustments(self) -> list[Adjustment]:
-        """What the values that were written had to become, and what was left out."""
+        """The changes that written values needed, and the values that were left out."""
         said = {(found.reason, found.where): found for found in self.resolution.left_out}
         said |= {(found.reason, found.where): found for found in self._draft.adjustments}
         return list(said.values())
@@ -70,7 +70,7 @@ class UpdateState:
         return has_parted and self.key != self._own_key
 
     def result(self, *, called: bool) -> Upserted:
-        """Return what the updates came to."""
+        """Return the result of the updates."""
         known = self.contact.at_end(self.resolution, self._draft.properties)
         claim_ids = [update.claim_id for update in self.updates if update.claim_id]
         return Upserted(called, self.key, known, claim_ids)
@@ -78,7 +78,7 @@ class UpdateState:
     # --- the beginning --------------------------------------------------------------------
 
     def begin(self, begun: Begun) -> None:
-        """Start from what the spool knows."""
+        """Start from the contact as the spool knows it."""
         self.key, self.updates = begun.key, begun.updates
         if begun.known.is_lost:
             self.resolution = msgspec.structs.replace(self.resolution, contact_id="", owner="")
@@ -89,7 +89,7 @@ class UpdateState:
     def start_from(
         self, known: Known, held: dict[str, Held] | None = None, noted: Known | None = None
     ) -> None:
-        """Take over what is known at the beginning, and what was ``noted`` since."""
+        """Take over the facts known at the beginning, and those ``noted`` since."""
         scope = self._scope
         if held is None:
             types = scope.workspace.attributes
@@ -110,7 +110,7 @@ class UpdateState:
             self.contact.turn_to(self.resolution)
             self.contact.read(answer.contact)
 
-    # --- what is to be written ------------------------------------------------------------
+    # --- writing --------------------------------------------------------------------------
 
     def work_out(self) -> bool:
         """Work out the fields to be written; return whether they are to be made durable first."""
@@ -149,10 +149,10 @@ class UpdateState:
             self._last_sent[identity.field] = identity.value
         return self._last_sent
 
-    # --- what answers teach ---------------------------------------------------------------
+    # --- answers --------------------------------------------------------------------------
 
     def take(self, did: Action, answer: Answer) -> NextStep:
-        """Take in an answer; return what follows."""
+        """Take in an answer; return the next step."""
         before = self.resolution
         self.resolution, step = resolve(before, did, answer, set(self._last_sent))
         self._learn(before, did, answer, is_done=step is Action.DONE)
@@ -188,7 +188,7 @@ class UpdateState:
             self.contact.refuse(name, self._last_sent.get(name))
 
     def with_base(self, step: NextStep) -> NextStep:
-        """Return what comes next: before a write, what has to be known for it."""
+        """Return the next step: a look, where the write needs to know the contact first."""
         if step is Action.PUT and not self.updates:
             return Action.DONE  # a contact that is there is all that was wanted
         if step is Action.PUT and not self.resolution.is_looked_at:

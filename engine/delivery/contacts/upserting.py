@@ -1,13 +1,13 @@
-"""Bringing updates to a user's contact: the calls, and what is made durable before them.
+"""Bringing updates to a user's contact: the calls, and the commits before them.
 
 Rules
 =====
-1. What is known of a contact is read, and what the updates come to worked out, in one transaction.
+1. One transaction reads the known facts about a contact and works out the result of the updates.
    Before a call that writes, the same or another one notes which fields are about to be written
    (``unsure``).
 2. An answer that confirms a write makes its values known, the properties those after the updates,
    and the records updated, in one commit of the caller's.
-3. A retry works everything out again from what is durable, and writes absolute values again. So an
+3. A retry works everything out again from durable facts, and writes absolute values again. So an
    operation takes effect once, whatever has become of an answer.
 4. A contact is written by one turn at a time; one that two users have, since one was merged into
    the other, too. (Not where one sync finds it by its external id, and another by its e-mail.)
@@ -160,7 +160,7 @@ class Upsert:
         await self._persist(partial(self._stored.keep_found, resolution=self.state.resolution))
 
     async def look(self) -> ContactKey:
-        """Find out what has become of the contact that is known, without creating another.
+        """Look at the contact that is known, without creating another.
 
         Returns the key by which it is known from now on.
 
@@ -182,9 +182,9 @@ class Upsert:
         return await self._scope.spool.persist(work)
 
     async def _begin(self) -> Action:
-        """Read what is known, and start from it, with the contact to this turn alone.
+        """Read the known facts, and start from them, with the contact to this turn alone.
 
-        Returns what comes first.
+        Returns the first action.
 
         Raises:
             NotNow: another turn writes the contact.
@@ -254,7 +254,7 @@ class Upsert:
         return intercom.update_contact(contact_id, contact_body(fields)) if fields else None
 
     async def _intend(self) -> None:
-        """Work out what is to be written, and make durable that it is about to be."""
+        """Work out the fields to be written, and make the intention durable."""
         state = self.state
         # Durable before the call: if its answer is lost, the next start knows which fields may
         # differ.
@@ -263,7 +263,7 @@ class Upsert:
             await self._persist(keep)
 
     async def _take(self, did: Action, answer: Answer) -> NextStep:
-        """Take in an answer; return what is next."""
+        """Take in an answer; return the next step."""
         state, disowned = self.state, self.state.resolution.disowned
         step = state.take(did, answer)
         if step is Action.JOIN:
@@ -278,7 +278,7 @@ class Upsert:
     # --- users that were merged -----------------------------------------------------------
 
     async def _join(self) -> NextStep:
-        """Go on with what is known of the contact of the user that this one was merged into.
+        """Go on with the contact of the user that this one was merged into.
 
         Raises:
             NotNow: another turn writes that contact.

@@ -72,7 +72,7 @@ def work_out(
     newer_wins: bool,
     without: Collection[str] = (),
 ) -> Draft:
-    """Return what updates come to, in their order, ``without`` some fields."""
+    """Return the result of updates, in their order, ``without`` some fields."""
     properties, touched, problems = _apply(updates, held, rules.properties, newer_wins=newer_wins)
     read = _as_it_was_read(rules, properties, touched, known)
     values = {

@@ -16,9 +16,10 @@ from amplitude_intercom.engine.reasons import DeadReason, Failure
 from amplitude_intercom.engine.settings import Log
 from amplitude_intercom.engine.spool.batches import SLOTS
 from amplitude_intercom.engine.spool.contract import Wanted
-from amplitude_intercom.engine.spool.record_lines import about_raw
-from amplitude_intercom.engine.spool.rows import Append, DeadLetterQuery, DeadRow
-from amplitude_intercom.engine.spool.settled import MOST_LINES
+from amplitude_intercom.engine.spool.letter_ends import discard
+from amplitude_intercom.engine.spool.letters import DeadLetterQuery, DeadRow
+from amplitude_intercom.engine.spool.rows import Append
+from amplitude_intercom.engine.spool.settled import MOST_LINES, about_raw
 from support.spools import OneSync, kept, opened, part_of
 
 RAW = b'{"event_type":"Purchase","user_id":"ann"}'
