@@ -83,7 +83,7 @@ def ask_which(
     marked: Sequence[str],
     problem: Callable[[list[str]], str],
 ) -> list[str]:
-    """Return the names that the user picks of a list; ``rows``: each with what is known of it.
+    """Return the names that the user picks of a list; ``rows``: names with facts.
 
     ``problem`` says why names cannot be used; empty: they can.
     """
@@ -119,7 +119,7 @@ def ask_names(question: str, problem: Callable[[list[str]], str]) -> list[str]:
 
 
 def facts_of(found: Property) -> str:
-    """Return what is known of a property, for a list."""
+    """Return the facts about a property, for a list."""
     example = f", e.g. {found.example}" if found.example else ""
     return f"{found.kind}{example}; {found.count}×"
 

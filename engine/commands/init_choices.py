@@ -1,4 +1,4 @@
-"""What ``init`` has the daemon send: event types and properties, proposed from a sample."""
+"""The selection that ``init`` writes: event types and properties, proposed from a sample."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Choices:
     def __init__(
         self, folder: Path, flags: Flags, known: KnownAttributes | None, *, asks: bool
     ) -> None:
-        """``folder``: of the settings file. ``known``: what the workspace has, if it was asked."""
+        """``folder``: of the settings file. ``known``: the workspace's attributes."""
         self._folder = folder
         self._flags = flags
         self._known = known

@@ -1,6 +1,6 @@
-"""The answers that ``init`` writes: from flags, the environment, what is there, and questions.
+"""The answers that ``init`` writes: from flags, variables, existing files and questions.
 
-Intercom and Amplitude are asked at once whether they take what was answered, unless it is offline.
+Intercom and Amplitude are asked at once whether they take the answers, unless it is offline.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from amplitude_intercom.transports.intercom import BASE_URLS
 
 
 class Interview:
-    """Works out the answers: from flags, the environment, what is there already, and questions."""
+    """Collects the answers from flags, variables, existing files and questions."""
 
     def __init__(self, folder: Path, flags: Flags) -> None:
         """``folder``: of the settings file; relative paths start there."""
@@ -127,7 +127,7 @@ class Interview:
         return region
 
     def _asked_intercom(self, draft: Answers) -> str:
-        """Ask the workspace; return what is wrong, and keep its attributes."""
+        """Ask the workspace; return its refusal, or an empty text, and keep its attributes."""
         try:
             settings = drafted(draft, self._folder)
         except SettingsError as error:
@@ -179,5 +179,5 @@ class Interview:
 
 
 def _error(findings: Sequence[Finding]) -> str:
-    """Return the first error among findings, for the one who answered."""
+    """Return the text of the first error among findings; empty: there is none."""
     return next((f.text for f in findings if f.level == "error"), "")

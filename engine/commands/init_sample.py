@@ -1,6 +1,6 @@
-"""What ``init`` proposes from a sample of events: event types, properties, how contacts are found.
+"""The proposals of ``init`` from a sample: event types, properties, the contacts' identifier.
 
-Nested values, names that Intercom does not take, and what looks like a secret are not proposed.
+Nested values, names that Intercom does not take, and likely secrets are not proposed.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """A settings file made fit for another place to run: the fewest edits of its text.
 
-What an installation decides (folders, addresses that others can reach, where secrets are) is
-changed in the text itself, so that comments and order stay. The text is read again afterwards and
-must say exactly the intended settings; where it does not, nothing is guessed and the user is told
-what to write.
+An installation decides the folders, the addresses and the form of the secrets. They are changed in
+the text itself, so that comments and order stay. The text is read again afterwards and must say
+exactly the intended settings. If it does not, the message names the lines to write.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ EVERYWHERE: Final = "0.0.0.0"  # noqa: S104 - a container's own network
 
 
 class Installation(msgspec.Struct, frozen=True):
-    """What an installation decides of the settings."""
+    """The settings that an installation decides."""
 
     data_dir: str
     secrets_in_files: bool = False

@@ -1,4 +1,4 @@
-"""What can run the daemon, and the files that it needs, filled in from the settings."""
+"""The targets of a deployment, and their files, filled in from the settings."""
 
 from __future__ import annotations
 
