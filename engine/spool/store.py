@@ -72,6 +72,8 @@ class Store(Tables):
         self.intake = StoreIntake(self, self.relaying, limits.max_bytes)
         self._queues: dict[int, Queue] = {}
         self._ends: dict[int, RecordEnds] = {}
+        self._settlings: dict[int, Settling] = {}
+        """Kept, because a job asks for one with each record that it settles."""
 
     # --- transactions ---------------------------------------------------------------------
 
@@ -105,6 +107,7 @@ class Store(Tables):
         self.forget_sizes()
         self.lines.forget()
         self._ends.clear()
+        self._settlings.clear()
         # A queue may have read records of a batch that never was.
         self._queues.clear()
         # A disk that fails here as well is nothing new: the next ``begin`` fails, and says so.
@@ -157,7 +160,10 @@ class Store(Tables):
 
     def settling(self, taker: int) -> Settling:
         """Return the records of a taker, as they end or wait."""
-        return self.settling_type(self, self.ends(taker))
+        found = self._settlings.get(taker)
+        if found is None:
+            found = self._settlings[taker] = self.settling_type(self, self.ends(taker))
+        return found
 
     def ends(self, taker: int) -> RecordEnds:
         """Return the records of a taker, as they leave the table."""

@@ -283,6 +283,7 @@ class Rig:
         store = self.store
         store.queue_type, store.settling_type = queues, settlings
         store._queues.clear()
+        store._settlings.clear()
 
     # --- delivery -------------------------------------------------------------------------
 
