@@ -69,6 +69,7 @@ class Arrivals:
             limit_bytes -= len(read.raw)
             if limit_bytes <= 0:
                 break
+        # The batch is read to its end: its bytes need not stay in memory.
         if len(found) == len(rows) < bounds.limit:
             last_id = _last_id(batch)
             self._tables.inbox.close(batch)
@@ -90,10 +91,13 @@ class Arrivals:
             rows = self._without_duplicates(rows, found.keys)
         last_id = _last_id(batches[-1].id)
         records = [record for record, *_ in rows]
+        # All of a batch is unpacked, because it is one row. Records beyond the bounds stay as rows,
+        # and are the first to be read the next time.
         fit = bounds.fitting(records)
         if fit < len(records):
             last_id = records[fit - 1].id
         taken, aside = self._sort(records[:fit], crowd, now_ms)
+        # After the sorting, so that each record is inserted in its final state: one write, not two.
         lost = self._insert(rows, set(aside), now_ms)
         if lost:
             taken = [record for record in taken if record.id not in lost]
@@ -115,6 +119,7 @@ class Arrivals:
             self._tables.records.insert(self.taker, rows, aside)
             self._db.execute("RELEASE SAVEPOINT inserting")
         except Exception as fault:
+            # An error of the disk or the file concerns every record: the whole transaction fails.
             if isinstance(fault, self._db.Error) and not isinstance(fault, self._db.IntegrityError):
                 raise
             self._db.execute("ROLLBACK TO SAVEPOINT inserting")
@@ -124,8 +129,9 @@ class Arrivals:
             record = rows[0][0]
             failure = internal_failure(fault, record=record.id)
             self._accounts.add(self.taker, "pending", -1)
+            # The record's own numbers may be the cause, so the dead letter gets plain ones.
             plain = Record(record.id, Kind.EVENT, record.user_key, now_ms, record.raw)
-            self._ends.keep(plain, failure, now_ms)  # its own numbers may be what is wrong
+            self._ends.keep(plain, failure, now_ms)
             return {record.id}
         return set()
 

@@ -80,6 +80,7 @@ class StoreIntake:
                     taker = self._takers.id_for(part.taker)
                     new += count_pending(self._tables, taker, part.packs)
                     self._take_in(part, now_ms)
+            # A refused batch is not counted as received: its source sends it again.
             results.append(refusal or self._count(batch, now_ms))
             self._counting_to = max(self._counting_to, batch.number)
         put_in(self._tables, new, now_ms)

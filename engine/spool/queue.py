@@ -42,6 +42,7 @@ class Queue:
         Records of users that are aside go aside too. A user in ``full``, or one of whom this call
         meets more than ``per_user``, is worked off from now on.
         """
+        # Before anything is compared with the clock: users must not wait longer than meant.
         if wanted.set_back_ms:
             self._wakeups.wake_earlier(self.taker, wanted.set_back_ms)
         bounds = Bounds(wanted.limit, wanted.limit_bytes)
@@ -76,6 +77,8 @@ class Queue:
         return found
 
     def _refill_one(self, user: str, wanted: Wanted, bounds: Bounds) -> list[Record]:
+        # Updates of one user are merged into one call, so many of them are worth loading at once;
+        # events are a call each, and many of one user would fill the memory of all others.
         limit = min(wanted.per_user, bounds.limit)
         found = self._aside(user, limit, bounds.limit_bytes)
         if len(found) < limit or limit >= wanted.updates or not all(map(_is_update, found)):
@@ -126,6 +129,7 @@ class Queue:
         An event of an unknown user had its turn and was answered 404; what can help it is an
         identify that came later, so that one goes first.
         """
+        # Before the records are read: a row that stayed due would be woken a second time.
         self._tables.users.work_off(self.taker, due.user)
         if due.waited_for and not due.reason and due.waited_for not in wanted.open:
             limit = min(wanted.per_user, bounds.limit)

@@ -44,6 +44,7 @@ class Settling:
     def bury(self, record: Record, failure: Failure, now_ms: int) -> None:
         """Settle a record as a dead letter, which keeps the record's id."""
         claim_id = record.claim_id or record.id
+        # Read before the record is deleted: a replay must not repeat an update that is done.
         is_updated = claim_id in self._records.updated(self.taker, [claim_id])
         if self._ends.delete([record.id]):
             charged = msgspec.structs.replace(

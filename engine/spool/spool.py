@@ -150,6 +150,7 @@ class Spool:
 
     async def close(self) -> None:
         """Finish what was submitted and close the file."""
+        # Nothing is appended after this, so the counts have no batch to be written with.
         uncounted = self._unwritten.take()
         adjusted = {spool.taker: spool.adjustments.take() for spool in self._takers.values()}
         if uncounted or any(adjusted.values()):
@@ -337,6 +338,7 @@ class SpoolPart:
             try:
                 return await self.spool.do(job)
             except SpoolError as error:
+                # A disk may recover by itself; damaged rows do not, so only those use up the tries.
                 tries -= isinstance(error, SpoolDamaged)
                 if not tries:
                     raise
