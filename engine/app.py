@@ -104,16 +104,15 @@ class Engine:
     ) -> None:
         """Take checked settings; nothing is opened before the context is entered.
 
-        ``wire`` and ``relay_wire`` replace the HTTPS clients. ``inline`` runs the spool in the
-        loop's own thread. Without ``deliver`` no call is made at all. ``store_type``: a test's may
-        fail.
+        ``wire`` and ``relay_wire`` replace the HTTPS clients, ``store_type`` the spool's tables.
+        ``inline`` runs the spool in the loop's thread. Without ``deliver`` no call is made.
         """
         self.settings = settings
-        clocks = Clocks(now_ms, now_s, jitter)
-        self._arguments = _Arguments(wire, relay_wire, clocks, inline, deliver, store_type)
+        self._arguments = _Arguments(
+            wire, relay_wire, Clocks(now_ms, now_s, jitter), inline, deliver, store_type
+        )
         self.streams: dict[str, Stream] = {}
         self._pipelines: dict[str, Pipeline] = {}
-        """The pipelines, by sync; syncs with one access token share one."""
         self.relays: dict[str, RelaySender] = {}
         self.relay_supervisors: dict[str, Supervisor] = {}
         self.sources: dict[str, RunningSource] = {}
@@ -205,29 +204,29 @@ class Engine:
             taker: Supervisor(relay.run, relay=relay.settings.name, part="relay")
             for taker, relay in self.relays.items()
         }
-        syncs = {s.sync.name: JobSync(s.sync, s.rules.admission) for s in streams}
-        self.jobs = JobRunner(self.spool, syncs, now_ms, settings.relay)
+        self.jobs = JobRunner(self.spool, _job_syncs(streams), now_ms, settings.relay)
         self.upkeep = Upkeep(self.spool, self.streams, list(spools), self.jobs, now_ms)
         await self.jobs.follow_mappings()
         await self.upkeep.log_left()
         self._taking_in = IntakePipeline(settings, streams, self.spool)
         stack.callback(self._taking_in.close)
-        parts = EngineParts(
-            settings,
-            self.spool,
-            spools,
-            self.streams,
-            self._pipelines,
-            self.relays,
-            self.relay_supervisors,
-            self.sources,
-            self.jobs,
-            gates.name_of,
-            now_ms,
-            lambda: self.state,
-            lambda: self._taking_in.stopped,
+        self.overview = Overview(
+            EngineParts(
+                settings,
+                self.spool,
+                spools,
+                self.streams,
+                self._pipelines,
+                self.relays,
+                self.relay_supervisors,
+                self.sources,
+                self.jobs,
+                gates.name_of,
+                now_ms,
+                lambda: self.state,
+                lambda: self._taking_in.stopped,
+            )
         )
-        self.overview = Overview(parts)
 
     # --- using it -------------------------------------------------------------------------
 
@@ -278,6 +277,11 @@ class Engine:
     async def status(self) -> Status:
         """Return the accounting of all syncs and relays; see ``Overview.status``."""
         return await self.overview.status()
+
+
+def _job_syncs(streams: Sequence[Stream]) -> dict[str, JobSync]:
+    """Return the syncs as jobs see them, by name."""
+    return {s.sync.name: JobSync(s.sync, s.rules.admission) for s in streams}
 
 
 def _decoded(

@@ -125,8 +125,9 @@ class JobSlices:
         if found is None:  # the mapping stays UNKEYED, so that a new job follows its return
             return Slice(job.cursor, {}, is_last=True)
         cursor, up_to = Position.read(job.cursor), Position.read(job.up_to)
-        done = rekey(store, taker, cursor.id, up_to.id, found.admission.user_of)
+        done = rekey(store, store.ends(taker), cursor.id, up_to.id, found.admission.user_of)
         if done.is_last:
+            store.forget_queue(taker)  # its records have other keys now
             store.meta.set(_mapping_key(taker), _text_of(mapping))
         counts = {"rekeyed": done.count} if done.count else {}
         return Slice(str(Position(0, done.last_id)), counts, done.is_last)
@@ -219,7 +220,9 @@ def relay_again(
     ]
     requests = [(letter, request) for letter, request in found if request is not None]
     counts = Counter({STILL_DEAD: len(letters) - len(requests)})
-    counts["replayed"] = replaying.relay_again(store, taker, requests, now_ms)
+    counts["replayed"] = replaying.relay_again(
+        store, store.relaying, taker, requests, store.intake.share_bytes(), now_ms
+    )
     return +counts
 
 

@@ -16,7 +16,8 @@ import msgspec
 from amplitude_intercom.engine.spool.accounts import INBOX
 from amplitude_intercom.engine.spool.batches import SLOTS, Entry
 from amplitude_intercom.engine.spool.inbox import PackedBatch
-from amplitude_intercom.engine.spool.store import Store
+from amplitude_intercom.engine.spool.record_ends import RecordEnds
+from amplitude_intercom.engine.spool.tables import Tables
 
 SLICE: Final = 500
 """Records of one transaction."""
@@ -33,38 +34,45 @@ class Rekeyed(msgspec.Struct, frozen=True):
     is_last: bool = False
 
 
-def rekey(store: Store, taker: int, after_id: int, upper_id: int, user_of: UserOf) -> Rekeyed:
-    """Re-key a slice of the records after ``after_id``. Records after ``upper_id`` came later."""
-    if not after_id and store.users.free_some(taker, SLICE):
+def rekey(
+    tables: Tables, ends: RecordEnds, after_id: int, upper_id: int, user_of: UserOf
+) -> Rekeyed:
+    """Re-key a slice of a taker's records after ``after_id``; those after ``upper_id`` came later.
+
+    After the last slice the caller drops the taker's queue: its records have other keys now.
+    """
+    taker = ends.taker
+    if not after_id and tables.users.free_some(taker, SLICE):
         return Rekeyed(after_id, 0)
-    last_id, count = _rekey_records(store, taker, after_id, user_of)
+    last_id, count = _rekey_records(tables, ends, after_id, user_of)
     if count:
         return Rekeyed(last_id, count)
-    unpacked_to = store.takers.unpacked_to(taker)
-    for batch in store.inbox.next(taker, max(unpacked_to, after_id // SLOTS), 1, 1):
+    unpacked_to = tables.takers.unpacked_to(taker)
+    for batch in tables.inbox.next(taker, max(unpacked_to, after_id // SLOTS), 1, 1):
         if batch.id * SLOTS <= upper_id:
-            _rekey_batch(store, batch, user_of)
+            _rekey_batch(tables, batch, user_of)
             return Rekeyed(batch.id * SLOTS + SLOTS - 1, batch.count)
-    store.forget_queue(taker)  # its records have other keys now
     return Rekeyed(after_id, 0, is_last=True)
 
 
-def _rekey_records(store: Store, taker: int, after_id: int, user_of: UserOf) -> tuple[int, int]:
+def _rekey_records(
+    tables: Tables, ends: RecordEnds, after_id: int, user_of: UserOf
+) -> tuple[int, int]:
     """Give records behind an id to the users of their events, who are due then.
 
     Returns the last id that was looked at, and the number of records.
     """
-    found = store.records.first(taker, SLICE, after_id)
+    found = tables.records.first(ends.taker, SLICE, after_id)
     users: dict[str, None] = {}
-    for record in store.ends(taker).intact(found):
+    for record in ends.intact(found):
         users[user := user_of(record.raw)] = None
-        store.records.rekey(record, user)
+        tables.records.rekey(record, user)
     for user in users:
-        store.users.defer(taker, user, 0)
+        tables.users.defer(ends.taker, user, 0)
     return (found[-1].id, len(found)) if found else (after_id, 0)
 
 
-def _rekey_batch(store: Store, batch: PackedBatch, user_of: UserOf) -> None:
+def _rekey_batch(tables: Tables, batch: PackedBatch, user_of: UserOf) -> None:
     """Rewrite the index of a packed batch; unpacking deals with a damaged one."""
     if batch.entries is None:
         return
@@ -74,4 +82,4 @@ def _rekey_batch(store: Store, batch: PackedBatch, user_of: UserOf) -> None:
         raw = batch.events[start : start + entry.length]
         entries.append(msgspec.structs.replace(entry, user_key=user_of(raw)))
         start += entry.length + 1
-    store.accounts.resize(batch.taker, INBOX, store.inbox.reindex(batch, entries))
+    tables.accounts.resize(batch.taker, INBOX, tables.inbox.reindex(batch, entries))
