@@ -108,9 +108,8 @@ class Engine:
         ``inline`` runs the spool in the loop's thread. Without ``deliver`` no call is made.
         """
         self.settings = settings
-        self._arguments = _Arguments(
-            wire, relay_wire, Clocks(now_ms, now_s, jitter), inline, deliver, store_type
-        )
+        clocks = Clocks(now_ms, now_s, jitter)
+        self._arguments = _Arguments(wire, relay_wire, clocks, inline, deliver, store_type)
         self.streams: dict[str, Stream] = {}
         self._pipelines: dict[str, Pipeline] = {}
         self.relays: dict[str, RelaySender] = {}
