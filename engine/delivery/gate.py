@@ -10,7 +10,7 @@ Rules
    by a turn that probes another endpoint and needs this one too.
 4. ``judging`` has the rules for answers. While the token is refused, or the budget used up, no call
    leaves.
-5. A hanging call gives its slot back (``in_flight``), and is evidence when it ends.
+5. A hanging call gives its slot back (``calls_in_flight``), and is evidence when it ends.
 """
 
 from __future__ import annotations
