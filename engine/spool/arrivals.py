@@ -1,7 +1,15 @@
-"""One taker's records that nobody has read yet, in the order of their ids.
+"""The unread records of one taker, in the order of their ids.
 
-Those of batches that are unpacked come first (after a restart, or where a batch was more than was
-asked for), then the inbox is unpacked. What waits behind its user's goes aside.
+Rules
+=====
+1. Records of unpacked batches come first: they are there after a restart, or if a batch was larger
+   than the bounds. Then the inbox is unpacked, batch by batch.
+2. A batch is unpacked whole, because it is one row; records beyond the bounds stay as rows.
+3. Duplicates are found here, by insert key, and dropped: from pending to dropped in one commit.
+4. A record goes aside if its user waits, or if its user has enough loaded records.
+5. A new event of an unknown user has that user tried at once, if the last try is a minute old:
+   people sign up.
+6. A record that cannot be inserted becomes a dead letter, and costs no other one.
 """
 
 from __future__ import annotations
@@ -21,12 +29,11 @@ from amplitude_intercom.engine.spool.tables import Tables
 from amplitude_intercom.engine.spool.unpacking import unpack
 
 TRIED_AGAIN_AFTER_MS: Final = 60_000
-"""A new event of a user that is unknown has it tried at once, where that was not tried for so long:
-people sign up."""
+"""The age of an unknown user's last try from which a new event has it tried at once (rule 5)."""
 
 
 class Arrivals:
-    """See the module's docstring; inside somebody's transaction."""
+    """The unread records of one taker, in the caller's transaction."""
 
     def __init__(self, tables: Tables, ends: RecordEnds) -> None:
         self._db = tables.db
@@ -39,7 +46,7 @@ class Arrivals:
     def next(
         self, after_id: int, now_ms: int, bounds: Bounds, crowd: Crowd
     ) -> tuple[list[Record], int, bool]:
-        """Return the next records behind an id, the last id read, and whether more wait."""
+        """Return the next records after an id, the last id read, and whether more wait."""
         inbox = self._tables.inbox
         unpacked_to = self._tables.takers.unpacked_to(self.taker)
         batch: int | None = after_id // SLOTS
@@ -61,7 +68,7 @@ class Arrivals:
         crowd: Crowd,
         now_ms: int,
     ) -> tuple[list[Record], int, bool]:
-        """Return records of a batch that is unpacked, up to the one that reaches the bytes."""
+        """Return records of an unpacked batch, up to the one that reaches the bytes."""
         found, last_id, limit_bytes = [], 0, bounds.limit_bytes
         for read in sliced(rows, self._tables.inbox.events_of(batch)):
             found.append(read)
@@ -80,7 +87,7 @@ class Arrivals:
     def unpack(
         self, unpacked_to: int, bounds: Bounds, crowd: Crowd, now_ms: int
     ) -> tuple[list[Record], int, bool]:
-        """Unpack the next batches of the inbox; what is more than the limits is left as a row."""
+        """Unpack the next batches of the inbox (rule 2)."""
         inbox = self._tables.inbox
         batches = inbox.next(self.taker, unpacked_to, bounds.limit, bounds.limit_bytes)
         found = unpack(batches)
@@ -109,10 +116,9 @@ class Arrivals:
     def _insert(
         self, rows: Sequence[tuple[Record, int, int]], aside: set[int], now_ms: int
     ) -> set[int]:
-        """Insert records; return the ids of those that cannot be, which become dead letters.
+        """Insert records; return the ids of those that became dead letters instead (rule 6).
 
-        What was not foreseen costs the one that it concerns: where they cannot be inserted
-        together, each is by itself.
+        Records that cannot be inserted together are inserted one by one.
         """
         try:
             self._db.execute("SAVEPOINT inserting")
@@ -138,7 +144,7 @@ class Arrivals:
     def _without_duplicates(
         self, rows: list[tuple[Record, int, int]], hashed: dict[int, bytes]
     ) -> list[tuple[Record, int, int]]:
-        """Return the rows of events that were not accepted before; the others are dropped."""
+        """Return the rows of new events; duplicates are dropped (rule 3)."""
         keys = {id_: key_of(self.taker, key) for id_, key in hashed.items()}
         at_ms = {record.id: record.accepted_at_ms for record, *_ in rows}
         new = self._tables.insert_ids.add(keys, at_ms)
@@ -154,7 +160,7 @@ class Arrivals:
     def _sort(
         self, records: Sequence[Record], crowd: Crowd, now_ms: int
     ) -> tuple[list[Record], list[int]]:
-        """Return records that may go out, and the ids of those that wait behind their user's."""
+        """Return the records that may go out, and the ids of those that go aside (rule 4)."""
         users = self._tables.users
         aside_users = users.waiting_of(self.taker, (record.user_key for record in records))
         taken: list[Record] = []
@@ -178,19 +184,19 @@ class Arrivals:
         return taken, aside
 
     def _bury_damaged(self, damaged: Sequence[DamagedRecord]) -> None:
-        """Bury what of packed batches is damaged: it never was a record."""
+        """Bury the damaged entries of packed batches; none of them ever was a record."""
         self._accounts.add(self.taker, "pending", -len(damaged))
         for damage in damaged:
             self._ends.bury_damage(damage)
 
 
 def _helps(record: Record, tried_at_ms: int) -> bool:
-    """Return whether a record is a reason to try a user again that Intercom does not know."""
+    """Return whether a record is a reason to try an unknown user again (rule 5)."""
     if record.kind is not Kind.EVENT:
         return True
     return record.accepted_at_ms >= tried_at_ms + TRIED_AGAIN_AFTER_MS
 
 
 def _last_id(batch: int) -> int:
-    """Return the id behind which nothing of a batch is left to be read."""
+    """Return the last id that a record of a batch may have."""
     return batch * SLOTS + SLOTS - 1

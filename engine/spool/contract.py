@@ -1,7 +1,7 @@
-"""The spool as deliveries and relays use it: what a transaction can do, and the values exchanged.
+"""The spool as deliveries and relays use it: its transactions, and the values that they exchange.
 
-A delivery hands a job to its ``TakerSpool``; the job runs inside one transaction, with others of
-other takers, and returns once everything that it did is durable:
+A delivery hands a job to its ``TakerSpool``. The job runs inside one transaction, beside jobs of
+other takers, and returns once everything that it wrote is durable:
 
     delivery ── persist(job) ─► TakerSpool ═► one commit ── job(Transaction) ─► tables
 
@@ -30,16 +30,16 @@ T = TypeVar("T")
 
 
 class Wanted(msgspec.Struct, frozen=True):
-    """What is to be loaded, at most.
+    """The bounds of one load.
 
-    ``parked``: users that were parked, with so many ``parked_bytes``. ``full``: users of whom
-    ``per_user`` are loaded. ``updates``: records of a user that is worked off, where they are
-    identifies only, which become one call. ``empty``: users of whom all that was loaded is done,
-    and more is aside. ``open``: endpoints whose circuit is open; ``probes``: those of them for
-    which a probe is looked for. ``reads_queue``: whether users that are not aside are wanted.
-    ``set_back_ms``: by how much the wall clock was set back; parked users wait as long as before.
-    ``queue_first``: what is queued comes before what is aside, so that neither can have all of it
-    where that alternates.
+    ``limit``, ``limit_bytes``: of all records; ``per_user``: of one user; ``updates``: of one user
+    with identifies only, which become one call; ``parked`` and ``parked_bytes``: of parked users.
+    ``after_id``: the last record that was read from the queue; without ``reads_queue`` none is.
+    ``full``: users with ``per_user`` loaded records. ``empty``: users without a loaded record, and
+    with more of them set aside. ``open``: endpoints with an open circuit; ``probes``: those of them
+    that need a user for a probe. ``set_back_ms``: the step by which the wall clock went back;
+    parked users are due earlier by it. ``queue_first``: the queue is read before the users set
+    aside; the order alternates, so that neither takes all the space.
     """
 
     limit: int
@@ -60,10 +60,10 @@ class Wanted(msgspec.Struct, frozen=True):
 
 
 class Woken(msgspec.Struct, frozen=True):
-    """Records of a user that was aside and whose time has come.
+    """Records of a waiting user that is due.
 
-    ``is_probe``: it was parked. ``failing``: its last call has failed. ``tries``: an endpoint whose
-    circuit is open, where it is to find out whether that is well again.
+    ``is_probe``: the user was parked. ``failing``: its last call has failed. ``tries``: the
+    endpoint with an open circuit that it probes, or an empty text.
     """
 
     user: str
@@ -76,10 +76,11 @@ class Woken(msgspec.Struct, frozen=True):
 class Loaded(msgspec.Struct, frozen=True):
     """Records for delivery, in order per user.
 
-    ``records``: of the queue, up to ``last_id``. ``refilled``: of users that are worked off, by
-    user; none, where nothing is left. ``crowded``: users of whom more waits than was loaded.
-    ``next_wake_ms``, ``next_probe_ms``: when the next deferred and the next parked user is due, if
-    any is. ``awaited``: endpoints for which users wait. ``more``: whether more is queued.
+    ``records``: from the queue, up to ``last_id``. ``refilled``: of ``Wanted.empty``, by user; an
+    empty list if none is left. ``crowded``: users with more records than were loaded.
+    ``next_wake_ms``, ``next_probe_ms``: the instants (Unix ms) at which the next deferred and the
+    next parked user is due. ``awaited``: endpoints that users wait for. ``more``: whether the queue
+    has more.
     """
 
     records: list[Record]
@@ -94,7 +95,7 @@ class Loaded(msgspec.Struct, frozen=True):
 
 
 class Claim(msgspec.Struct, frozen=True, gc=False):
-    """An event that wants ``second``; ``claim_id`` stays the same through retries and replays."""
+    """The wish of an event for ``second``; ``claim_id`` is the same at each retry and replay."""
 
     claim_id: int
     user_key: str
@@ -104,20 +105,20 @@ class Claim(msgspec.Struct, frozen=True, gc=False):
 
 
 class Given(NamedTuple):
-    """The second that an event has; ``crowded``: a different one has it too, none being free."""
+    """The second of an event; ``crowded``: a different event has it too, since none was free."""
 
     second: int
     crowded: bool = False
 
 
 def claim_of(record: Record, event: Mapping[str, Any]) -> Claim:
-    """Return the claim of a record whose event is to be sent as ``event``."""
+    """Return the claim of a record; ``event``: the fields of its call."""
     name, second = event["event_name"], event["created_at"]
     return Claim(record.claim_id, record.user_key, name, second, record.raw)
 
 
 class QueuedRecords(Protocol):
-    """The records of one taker that wait, in a transaction."""
+    """The waiting records of one taker, in a transaction."""
 
     def load(self, wanted: Wanted) -> Loaded:
         """Return records to deliver next; see ``Wanted`` and ``Loaded``."""

@@ -67,9 +67,9 @@ class StoreIntake:
         self._counting_to = self.counted_to
 
     def append(self, batches: Sequence[Append], now_ms: int) -> list[Appended | SpoolError]:
-        """Append what takers keep of each batch: all of them, or none.
+        """Append batches; return the result of each, or its refusal.
 
-        One that is refused has changed nothing.
+        A refused batch has changed nothing (rule 1).
         """
         results: list[Appended | SpoolError] = []
         new: list[tuple[int, Pack]] = []
@@ -87,7 +87,7 @@ class StoreIntake:
         return results
 
     def _refusal(self, batch: Append) -> SpoolError | None:
-        """Refuse a batch of which a taker cannot keep its part."""
+        """Return the refusal of a batch; None: every taker can keep its part."""
         for part in batch.parts:
             if part.keeps_nothing:
                 continue
@@ -102,7 +102,7 @@ class StoreIntake:
         return None
 
     def _take_in(self, part: Part, now_ms: int) -> None:
-        """Keep the request that a relay has of a batch."""
+        """Keep the request of a batch, for a relay."""
         if part.relayed is not None:
             taker = self._takers.id_for(part.taker)
             self._relaying.take_in(taker, part.relayed, self.share_bytes(), now_ms)
@@ -120,7 +120,7 @@ class StoreIntake:
         return Appended(accepted, dropped, dead)
 
     def count_only(self, part: Part) -> None:
-        """Count what one taker was brought, and what of it a rule dropped."""
+        """Count the received and the dropped events of one taker, and keep the checkpoints."""
         taker = self._takers.id_for(part.taker)
         self._accounts.add(taker, "received", part.received)
         for reason, count in part.dropped.items():
@@ -128,7 +128,7 @@ class StoreIntake:
         self._tables.checkpoints.set(taker, part.checkpoints)
 
     def _bury_unread(self, taker: int, rows: Sequence[DeadRow], now_ms: int) -> int:
-        """Keep what is no event as dead letters; return how many of them are new."""
+        """Keep malformed events as dead letters; return the number of new ones."""
         first = self._accounts.take_batches(-(-len(rows) // SLOTS)) * SLOTS
         by_id = dict(enumerate(rows, first))
         keys = {
@@ -155,7 +155,7 @@ class StoreIntake:
 
 
 def count_pending(tables: Tables, taker: int, new: Sequence[Pack]) -> list[tuple[int, Pack]]:
-    """Count packs of a taker that are to be put into the inbox; return them with the taker."""
+    """Count the packs of a taker as pending; return them with the taker."""
     # At once, so that the next batch of the same call is judged with the bytes of this one.
     for pack in new:
         tables.accounts.add(taker, "pending", pack.count)
@@ -164,6 +164,6 @@ def count_pending(tables: Tables, taker: int, new: Sequence[Pack]) -> list[tuple
 
 
 def put_in(tables: Tables, new: Sequence[tuple[int, Pack]], now_ms: int) -> None:
-    """Put packs of takers that are counted into the inbox, behind everything that waits."""
+    """Put counted packs into the inbox, behind everything that waits."""
     if new:
         tables.inbox.append(tables.accounts.take_batches(len(new)), new, now_ms)

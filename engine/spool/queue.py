@@ -1,4 +1,15 @@
-"""One taker's records: which are delivered next, of users that are aside and of new ones."""
+"""The queue of one taker: the choice of the records that are loaded next.
+
+Rules
+=====
+1. Records of a user leave in their order. A user with a row in ``users`` waits: its records are set
+   aside, and new ones join them.
+2. A load takes, in this order: users that are worked off, users that are due, the queue. With
+   ``queue_first`` it begins with the queue, so that a crowd of waiting users keeps no new one out.
+3. A due user comes with one record, its probe; one that only waited for an endpoint comes whole.
+4. Of an unknown user an update goes before its first event: the update is what makes it known.
+5. A damaged record becomes a dead letter as it is read, and costs no other one.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +27,7 @@ from amplitude_intercom.engine.spool.tables import Tables
 from amplitude_intercom.engine.spool.wakeups import Due, Wakeups
 
 MOST_LET_GO: Final = 256
-"""Parked users that one transaction lets wait for no endpoint any more."""
+"""Parked users that one transaction frees of an endpoint that is well again."""
 
 
 def _is_update(record: Record) -> bool:
@@ -24,7 +35,7 @@ def _is_update(record: Record) -> bool:
 
 
 class Queue:
-    """One taker's records, inside somebody's transaction."""
+    """The queue of one taker, in the caller's transaction. The module's docstring has the rules."""
 
     def __init__(self, tables: Tables, ends: RecordEnds, unread: UnreadRecords) -> None:
         self.taker = ends.taker
@@ -36,13 +47,12 @@ class Queue:
     # --- reading for delivery -------------------------------------------------------------
 
     def load(self, wanted: Wanted) -> Loaded:
-        """Return records to deliver next: of users that are worked off, of those that are due, and
-        then of the queue.
+        """Return the records to deliver next (rule 2).
 
-        Records of users that are aside go aside too. A user in ``full``, or one of whom this call
-        meets more than ``per_user``, is worked off from now on.
+        A user in ``full``, or one with more than ``per_user`` records in this call, is worked off
+        from now on: its later records are set aside.
         """
-        # Before anything is compared with the clock: users must not wait longer than meant.
+        # First of all: every comparison below is by the clock that went back.
         if wanted.set_back_ms:
             self._wakeups.wake_earlier(self.taker, wanted.set_back_ms)
         bounds = Bounds(wanted.limit, wanted.limit_bytes)
@@ -65,7 +75,7 @@ class Queue:
         )
 
     def _refill(self, wanted: Wanted, bounds: Bounds) -> dict[str, list[Record]]:
-        """Return the next records of users that are worked off; of one that is free, none."""
+        """Return the next records of users that are worked off; an empty list frees the user."""
         found: dict[str, list[Record]] = {}
         for user in wanted.empty:
             if bounds.are_reached:
@@ -87,12 +97,12 @@ class Queue:
         return list(takewhile(_is_update, more))
 
     def _wake(self, wanted: Wanted, bounds: Bounds) -> list[Woken]:
-        """Return records of users whose time has come, or whose endpoint is well again."""
+        """Return records of due users, and of users with an endpoint that is well again."""
         woken: list[Woken] = []
         parked_bytes = wanted.parked_bytes
         for due in self._due(wanted, bounds.limit):
             if bounds.are_reached:
-                break  # they are still due, and woken when there are free bytes
+                break  # they stay due, and wake once there is space
             if due.reason and not due.waited_for and parked_bytes <= 0:
                 continue
             records = self._wake_one(due, wanted, bounds)
@@ -123,12 +133,7 @@ class Queue:
         return found
 
     def _wake_one(self, due: Due, wanted: Wanted, bounds: Bounds) -> list[Record]:
-        """Wake a user: one whose endpoint is well again with what may be loaded of it, any other
-        with its first record, or the identify that makes it known.
-
-        An event of an unknown user had its turn and was answered 404; what can help it is an
-        identify that came later, so that one goes first.
-        """
+        """Wake a user with its first record, or with all that may be loaded (rules 3 and 4)."""
         # Before the records are read: a row that stayed due would be woken a second time.
         self._tables.users.work_off(self.taker, due.user)
         if due.waited_for and not due.reason and due.waited_for not in wanted.open:
@@ -143,8 +148,11 @@ class Queue:
         return found
 
     def _make_known(self, user: str, head: list[Record]) -> list[Record]:
-        """Return what helps an unknown user: the identify that waits, or its first event, with the
-        right to create the user, where an event waits that has an update with it."""
+        """Return the record that makes an unknown user known.
+
+        That is a waiting identify, or the first event. If an event with an update waits, the first
+        event gets the right to create the user.
+        """
         makers = self._aside(user, 1, 1, f"AND r.kind <> {Kind.EVENT:d}")
         if not makers:
             return head
@@ -153,7 +161,7 @@ class Queue:
         return [msgspec.structs.replace(record, may_create=True) for record in head]
 
     def _aside(self, user: str, limit: int, limit_bytes: int, also: str = "") -> list[Record]:
-        """Return the next records of a user that is aside; none only where none is left."""
+        """Return the next records of a waiting user; none only if none is left."""
         while True:
             found = self._tables.records.aside(self.taker, user, limit, limit_bytes, also)
             intact = self._ends.intact(found)
@@ -173,9 +181,9 @@ class Queue:
     # --- other work on all of them --------------------------------------------------------
 
     def take_out(self, limit: int) -> list[Record]:
-        """Take the first records away, those of the inbox last; the caller accounts for them.
+        """Delete and return the first records, those of the inbox last; the caller counts them.
 
-        None only where none is left.
+        None only if none is left.
         """
         while True:
             found = self._tables.records.first(self.taker, limit)
@@ -183,7 +191,7 @@ class Queue:
                 self._ends.delete([record.id for record in records])
                 return records
             if found:
-                continue  # all of them were damaged, and are dead letters now
+                continue  # all of them were damaged: they are dead letters now
             unpacked_to = self._tables.takers.unpacked_to(self.taker)
             if self._tables.inbox.next_id(self.taker, unpacked_to) is None:
                 self._tables.users.free_all(self.taker)

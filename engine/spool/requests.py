@@ -10,15 +10,15 @@ from amplitude_intercom.engine.reasons import Failure
 from amplitude_intercom.transports.contract import Original
 
 REQUEST_OVERHEAD_BYTES: Final = 200
-"""What a request takes beside its body and devices, by which a spool's fullness is reckoned."""
+"""Bytes of a request beside its body and devices, as the spool's fullness counts them."""
 
 
 class Relayed(msgspec.Struct):
-    """What a relay keeps of one batch.
+    """The request of one batch, for a relay.
 
-    ``devices``: of each event the line in which it stands; one only, where all are of the same.
-    ``drops_oldest``: whether older ones go for it where the relay's share is taken.
-    ``accepted_at_ms``: where that was before (a dead letter's); 0: now.
+    ``devices``: a number for the device of each event; a single one if all have the same device.
+    ``drops_oldest``: whether older requests are dropped for it if the relay's share is used up.
+    ``accepted_at_ms``: Unix ms of its acceptance, for a dead letter; 0: now.
     """
 
     api_key: str
@@ -30,13 +30,16 @@ class Relayed(msgspec.Struct):
 
     @property
     def size_bytes(self) -> int:
-        """What it counts for where a spool's fullness is reckoned."""
+        """Its bytes, as the spool's fullness counts them."""
         return len(self.original.body) + 11 * len(self.devices) + REQUEST_OVERHEAD_BYTES
 
 
 class WaitingRequest(msgspec.Struct):
-    """A row of ``relayed``, but for its request. ``remaining``: the indexes of its events that are
-    still to be sent. ``is_damaged``: the row cannot be trusted; its request must not be sent."""
+    """A row of ``relayed`` without its request.
+
+    ``remaining``: the indexes of the events that are not sent yet. ``is_damaged``: the row fails
+    its checksum, and its request must not be sent.
+    """
 
     id: int
     accepted_at_ms: int
@@ -47,14 +50,14 @@ class WaitingRequest(msgspec.Struct):
     is_damaged: bool = False
 
     def device(self, index: int) -> int:
-        """Return the line in which an event stands."""
+        """Return the number of an event's device."""
         return self.devices[index] if len(self.devices) > 1 else self.devices[0]
 
 
 class LostEvent(msgspec.Struct, frozen=True):
-    """An event that Amplitude will not have. ``raw``: the body of a request with it alone.
+    """An event that Amplitude will never take. ``raw``: the body of a request with it alone.
 
-    ``origin``: what the request was, to send it again by.
+    ``origin``: the description of its request, by which a replay sends it again.
     """
 
     index: int

@@ -1,4 +1,4 @@
-"""What goes into a spool and comes out of it: plain values, and how they are checked."""
+"""Batches on their way into the spool, by taker, and the dead letters that records become."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from amplitude_intercom.transports.amplitude_heads import decode_types
 
 
 class Part(msgspec.Struct):
-    """What one taker keeps of one batch, and how much of it was dropped.
+    """The part of one batch that belongs to one taker.
 
-    ``checkpoints``: how far the sources that can be read again have come. ``relayed``: the request
-    that they came in, of a relay, which keeps nothing else.
+    ``checkpoints``: positions of the sources that can be read again, by source. ``relayed``: the
+    request of the batch, if the taker is a relay; a relay keeps nothing else.
     """
 
     taker: str
@@ -33,19 +33,19 @@ class Part(msgspec.Struct):
 
     @property
     def keeps_nothing(self) -> bool:
-        """Whether there is nothing but a count of what was dropped."""
+        """Whether it only counts dropped events."""
         return not self.packs and not self.dead and self.relayed is None
 
     @property
     def needs_free_bytes(self) -> bool:
-        """Whether it can be refused for want of them."""
+        """Whether it is refused if the spool is full."""
         return bool(self.packs) or (self.relayed is not None and not self.relayed.drops_oldest)
 
 
 class Append(msgspec.Struct):
-    """What the takers of one batch keep of it: all of them, or none.
+    """The parts of one batch: stored together, or not at all.
 
-    ``number``: which it is of those that are only counted; 0 of all others.
+    ``number``: counts the batches that only count; 0 for all others.
     """
 
     parts: list[Part]
@@ -53,7 +53,7 @@ class Append(msgspec.Struct):
 
 
 class Appended(msgspec.Struct, frozen=True):
-    """What became of an ``Append``: a sum over its takers."""
+    """The result of an ``Append``: sums over its takers."""
 
     accepted: int
     dropped: int
@@ -61,11 +61,11 @@ class Appended(msgspec.Struct, frozen=True):
 
 
 LONGEST_TYPE: Final = 128
-"""Characters of an event type that a dead letter is grouped by."""
+"""Characters of an event type by which dead letters are grouped."""
 
 
 def event_type_of(raw: bytes) -> str:
-    """Return the type of an event, as far as it can be read; else nothing."""
+    """Return the type of an event; empty if it cannot be read."""
     found = (decode_types([raw]) or [None])[0] or ""
     return found[:LONGEST_TYPE].encode(errors="replace").decode()
 

@@ -1,9 +1,9 @@
-"""The log's lines about what one transaction settles, written once it is durable.
+"""The log's lines about the records that one transaction settles, written after its commit.
 
-Each settling but *delivered* has one, with its record, user, event type and reason: dead letters
-are warnings, parked users are info, drops are debug. The store keeps the lines until its commit, so
-that none speaks of what was rolled back, and so that what the store buries by itself (expired,
-damaged) has a line as well.
+Each settled record has a line with its id, user, event type and reason; *delivered* has one only at
+level debug. Dead letters are warnings, parked users are info, drops are debug. The store keeps the
+lines until its commit, so that a rollback leaves none, and so that records which the store itself
+buries (expired, damaged) have a line as well.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from amplitude_intercom.transports.amplitude_heads import decode_head, legible
 _log = structlog.get_logger(__name__)
 
 MOST_LINES: Final = 2 * logs.KIND_LINES_PER_S
-"""Lines that a transaction keeps: more would not be written anyway."""
+"""Lines that a transaction keeps: the log writes no more of one kind in a second."""
 
 
 class SettledLines:
@@ -36,18 +36,18 @@ class SettledLines:
         self._more = 0
 
     def dead(self, sync: str, record: Record, failure: Failure) -> None:
-        """A record became a dead letter."""
+        """Keep a line about a record that became a dead letter."""
         why = {**_why(failure), "means": failure.reason.means}
         self._keep(lambda: _log.warning("dead letter", sync=sync, **_about(record), **why))
 
     def dead_of_relay(self, relay: str, letter: DeadLetter, failure: Failure) -> None:
-        """Amplitude will not have an event of a relay."""
+        """Keep a line about an event of a relay that became a dead letter."""
         about = {"user": letter.user_key, "event_type": letter.event_type, "record": letter.id}
         why = {**_why(failure), "means": failure.reason.means}
         self._keep(lambda: _log.warning("dead letter", relay=relay, **about, **why))
 
     def dead_at_the_door(self, sync: str, id_: int, row: DeadRow) -> None:
-        """An event became a dead letter before it was a record."""
+        """Keep a line about an event that became a dead letter at intake."""
         where = {"origin": row.origin, "line": row.line}
         user = {"user": row.user_key} if row.user_key else {}
         why = {"reason": row.reason, "message": row.message, "means": DeadReason(row.reason).means}
@@ -63,24 +63,24 @@ class SettledLines:
         )
 
     def parked(self, sync: str, record: Record, failure: Failure, wake_at_ms: int) -> None:
-        """A record failed, and its user waits."""
+        """Keep a line about a record that failed, and for which its user waits."""
         why = {**_why(failure), "wake_at_ms": wake_at_ms}
         self._keep(lambda: _log.info("user parked", sync=sync, **_about(record), **why))
 
     def dropped(self, sync: str, letter: DeadLetter, reason: str) -> None:
-        """A dead letter was discarded, or a replay found that a rule drops it."""
+        """Keep a line about a dead letter that was discarded, or dropped by a replay."""
         if logs.debugging():
             about = {**about_raw(letter.raw), "record": letter.id, "user": letter.user_key}
             self._keep(lambda: _log.debug("dropped", sync=sync, **about, reason=reason))
 
     def duplicates(self, sync: str, records: Iterable[Record]) -> None:
-        """Records turned out to have been accepted before."""
+        """Keep a line about each record that was accepted before."""
         if logs.debugging():
             for record in records:
                 self._keep(partial(log_dropped, record, DropReason.DUPLICATE, sync=sync))
 
     def duplicate_at_the_door(self, sync: str, row: DeadRow) -> None:
-        """A dead letter that was kept before came again."""
+        """Keep a line about a malformed event that came before."""
         if logs.debugging():
             self._keep(partial(log_dropped_raw, row.raw, DropReason.DUPLICATE, sync=sync))
 
@@ -91,19 +91,19 @@ class SettledLines:
             self._more += 1
 
     def write(self) -> None:
-        """Write the lines: what they say is durable."""
+        """Write the lines, after the commit."""
         if not self._lines:
             return
         lines, more = self._lines, self._more
         self.forget()
         if more:
             lines.append(lambda: _log.warning("more was settled with these", count=more))
-        with suppress(Exception):  # it is settled, whatever becomes of the log
+        with suppress(Exception):  # the records are settled, even if the log fails
             for line in lines:
                 line()
 
     def forget(self) -> None:
-        """Drop the lines: what they say was rolled back."""
+        """Drop the lines, after a rollback."""
         if self._lines:
             self._lines, self._more = [], 0
 
@@ -132,7 +132,7 @@ def _about(record: Record) -> dict[str, Any]:
 
 
 def about_raw(raw: bytes) -> dict[str, Any]:
-    """Return the user and the type of an event, as far as it can be read. Never raises."""
+    """Return the user and the type of an event; empty if it cannot be read. Never raises."""
     head = decode_head(raw)
     if isinstance(head, BadEvent):
         head = legible(raw)

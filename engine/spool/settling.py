@@ -1,4 +1,14 @@
-"""How one taker's records end, and how their users wait: inside somebody's transaction."""
+"""The ends of one taker's records and the waits of their users, in the caller's transaction.
+
+Rules
+=====
+1. A record ends once: delivered, dropped or dead. Counter and row change in the same commit.
+2. Dead letters keep the record's id, and whether its contact update is done.
+3. A user waits with all its records: they are set aside, and its row in ``users`` says until when.
+4. A wait without blame (deferred, an endpoint's outage) can be ended early. A back-off ends at its
+   time; that of an unknown user also at an update or at a new event.
+5. A record of a user that does not wait may be under way: it is neither given up nor expired.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +24,11 @@ from amplitude_intercom.engine.spool.record_ends import RecordEnds
 from amplitude_intercom.engine.spool.tables import Tables
 
 MOST_EXPIRED: Final = 500
-"""Records of one user that one transaction buries."""
+"""Records of one user that one transaction buries, at most."""
 
 
 class Settling:
-    """One taker's records, as they end or wait."""
+    """The records of one taker, as they end or wait (``contract.TakerRecords``)."""
 
     def __init__(self, tables: Tables, ends: RecordEnds) -> None:
         self.taker = ends.taker
@@ -42,7 +52,7 @@ class Settling:
         self._accounts.add(self.taker, f"dropped:{reason}", self._ends.delete(ids))
 
     def bury(self, record: Record, failure: Failure, now_ms: int) -> None:
-        """Settle a record as a dead letter, which keeps the record's id."""
+        """Settle a record as a dead letter (rule 2)."""
         claim_id = record.claim_id or record.id
         # Read before the record is deleted: a replay must not repeat an update that is done.
         is_updated = claim_id in self._records.updated(self.taker, [claim_id])
@@ -57,7 +67,7 @@ class Settling:
         return self._records.updated(self.taker, claim_ids)
 
     def note_updated(self, claim_ids: Sequence[int]) -> None:
-        """Take in that what these records bring to their users' contacts is there."""
+        """Note that the contact updates of some records are done."""
         self._records.note_updated(self.taker, claim_ids)
 
     # --- waiting --------------------------------------------------------------------------
@@ -74,7 +84,7 @@ class Settling:
     ) -> None:
         """Let a user wait until an instant, after a failure of its first record.
 
-        ``others``: the ids of what else is loaded of it. ``is_own``: it is the user's fault.
+        ``others``: the ids of its other loaded records. ``is_own``: the failure is the user's own.
         """
         self._records.set_aside([record.id, *others])
         if is_own:
@@ -87,13 +97,13 @@ class Settling:
         return self._records.attempts(id_)
 
     def charge(self, id_: int, now_ms: int) -> int:
-        """Charge an attempt to a record that waits; return how many it has had."""
+        """Charge an attempt to a waiting record; return its attempts so far."""
         return self._records.charge(id_, now_ms)
 
     def give_up(self, id_: int, failure: Failure, now_ms: int) -> None:
-        """Bury a record that has had its attempts; its user goes on with the next.
+        """Bury a record after its last attempt; its user goes on with the next one.
 
-        None whose user does not wait: then it is in somebody's hands, and may be delivered yet.
+        A record of a user that does not wait stays (rule 5).
         """
         for record in self._ends.intact(self._records.get(self.taker, id_)):
             if self._users.waits(self.taker, record.user_key) and self._ends.delete([id_]):
@@ -101,20 +111,20 @@ class Settling:
                 self._users.wake(self.taker, record.user_key, now_ms)
 
     def defer(self, user: str, ids: Iterable[int], until_ms: int, waits_for: str = "") -> None:
-        """Let a user's records wait until an instant, or for an endpoint: no failure."""
+        """Let a user's records wait until an instant, or for an endpoint, without a failure."""
         self._records.set_aside(ids)
         self._users.defer(self.taker, user, until_ms, waits_for)
 
     def unknown(self, user: str) -> Stranger:
-        """Return how often, and when, Intercom has said that it does not know a user."""
+        """Return the attempts that have found a user unknown to Intercom."""
         return self._users.unknown(self.taker, user)
 
     def note_unknown(self, user: str, unknown: Stranger) -> None:
-        """Keep how often, and when, Intercom has said that it does not know a user that waits."""
+        """Keep the attempts that have found a waiting user unknown to Intercom."""
         self._users.note_unknown(self.taker, user, unknown)
 
     def hasten(self, user: str, now_ms: int) -> None:
-        """Let a user be due that Intercom did not know, if something waits that makes it known."""
+        """Let an unknown user be due, if a waiting record makes it known."""
         self._users.hasten(self.taker, user, now_ms)
 
     def expire(
@@ -122,8 +132,8 @@ class Settling:
     ) -> tuple[int, bool]:
         """Bury some of a user's events that have waited for the whole retry window.
 
-        None where the user is not parked for that reason: then some of them may be under way.
-        Returns how many there were, and whether more of them are left.
+        Nothing is buried if the user is not parked for that reason (rule 5). Returns the number of
+        buried events, and whether more of them are left.
         """
         if not self._users.waits(self.taker, user, failure.reason):
             return 0, False
@@ -136,11 +146,11 @@ class Settling:
         return len(found), bool(self._records.aside(self.taker, user, 1, 1, also))
 
     def wake(self, user: str, at_ms: int) -> None:
-        """Let a user that waits be due at an instant, if it would be later."""
+        """Let a waiting user be due at an instant, if it would be later."""
         self._users.wake(self.taker, user, at_ms)
 
     def wake_deferred(self, user: str, at_ms: int) -> None:
-        """Let a user that waits without a fault of its own be due at an instant, if earlier."""
+        """Let a user that waits without blame be due at an instant, if that is earlier (rule 4)."""
         self._users.wake_deferred(self.taker, user, at_ms)
 
     def forgive(self, user: str) -> None:
@@ -148,5 +158,5 @@ class Settling:
         self._users.forgive(self.taker, user)
 
     def failures(self, user: str) -> int:
-        """Return how often in a row this user's calls have failed."""
+        """Return how often in a row calls of a user have failed."""
         return self._users.failures(self.taker, user)

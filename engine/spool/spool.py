@@ -1,6 +1,12 @@
-"""The spool on the event loop: what waits for the disk is awaited here.
+"""The spool on the event loop: every wait for the disk is awaited here.
 
-One spool holds all syncs of a daemon; each sync sees its own part of it (``SpoolPart``).
+Rules
+=====
+1. One spool holds all syncs and relays of a daemon; each has its own part of it (``SpoolPart``).
+2. A job runs in a transaction of the writer, beside others. ``do`` returns after the commit.
+3. A job that only reads runs on a connection of its own (``look``), so that no commit waits for it.
+4. A failing disk delays deliveries (``persist``) and refuses batches (``append``): neither is lost.
+5. A batch of which nothing is kept costs no commit: its counts are written with the next batch.
 """
 
 from __future__ import annotations
@@ -41,14 +47,14 @@ Job = Callable[[Store], T]
 
 FAILING_DISK_NAP_S = 1.0
 TRIES_IF_DAMAGED = 10
-"""Before something that cannot be read or written is given up: a disk may fail for a moment."""
+"""Tries of a job on damaged rows before it is given up: a disk may fail for a moment."""
 
 TIDY_EVERY_S = 60.0
-"""Between two rounds of forgetting what is outlived."""
+"""Seconds between two rounds of retention."""
 
 
 def limits_of(settings: Settings) -> Limits:
-    """Return what a store needs of the settings."""
+    """Return the limits of a store, from the settings."""
     by_sync = {sync.name: sync.delivery for sync in settings.sync}
     claims = {
         name: (int(delivery.same_second_window_s * 1000), delivery.same_second_shift_s)
@@ -61,7 +67,7 @@ def limits_of(settings: Settings) -> Limits:
 
 
 def retention_of(settings: Settings) -> Retention:
-    """Return how long and how much is remembered."""
+    """Return the retention of a spool, from the settings."""
     spool = settings.spool
     windows_s = [sync.delivery.same_second_window_s for sync in settings.sync]
     return Retention(
@@ -77,7 +83,7 @@ def retention_of(settings: Settings) -> Retention:
 _log = structlog.get_logger(__name__)
 
 _UNREADABLE = (sqlite3.Error, ValueError, Damaged)
-"""What comes of a file that cannot be used: what is damaged reads as anything."""
+"""The errors of a file that cannot be used: damaged bytes read as anything."""
 
 
 def open_database(
@@ -87,7 +93,7 @@ def open_database(
     now_ms: Callable[[], int] = wall_clock_ms,
     store_type: type[Store] = Store,
 ) -> Database[Store]:
-    """Open a spool's tables, creating the file where there is none.
+    """Open a spool's tables; create the file if there is none.
 
     Raises:
         SpoolError: it cannot be opened.
@@ -121,7 +127,7 @@ class Spool:
     ) -> None:
         """Open the file; ``inline`` runs transactions in the caller's thread (virtual time).
 
-        ``store_type``: a test's may fail.
+        ``store_type``: the class of its tables; tests bring one that fails.
 
         Raises:
             SpoolError: it cannot be opened.
@@ -142,15 +148,15 @@ class Spool:
         self._unwritten = UnwrittenCounts()
         self._takers: dict[str, SpoolPart] = {}
         self.jobs_wait = asyncio.Event()
-        """Set when a job was added, by whoever runs them cleared."""
+        """Set when a job is added; the job runner clears it."""
 
     def job_added(self) -> None:
-        """Say to whoever runs jobs that one was added."""
+        """Tell the job runner that a job was added."""
         self.jobs_wait.set()
 
     async def close(self) -> None:
         """Finish what was submitted and close the file."""
-        # Nothing is appended after this, so the counts have no batch to be written with.
+        # No batch follows that could take the counts along.
         uncounted = self._unwritten.take()
         adjusted = {spool.taker: spool.adjustments.take() for spool in self._takers.values()}
         if uncounted or any(adjusted.values()):
@@ -168,7 +174,7 @@ class Spool:
         await self.writer.close()
 
     async def open_for(self, names: Sequence[str]) -> Mapping[str, SpoolPart]:
-        """Return each taker's part of the spool, which begins with this.
+        """Return the part of each taker, by name; add takers that are new.
 
         Raises:
             SpoolError: the disk fails.
@@ -183,7 +189,7 @@ class Spool:
     def append(self, batch: Append) -> asyncio.Future[Appended]:
         """Queue a batch; the future resolves when it is on disk.
 
-        The future raises ``SpoolError`` when nothing of it is stored.
+        The future raises ``SpoolError`` if nothing of it is stored.
         """
         if self._unwritten:
             self._write_counts()
@@ -199,28 +205,28 @@ class Spool:
         self._appends.put(counts).add_done_callback(written)
 
     def count_only(self, parts: Iterable[Part]) -> None:
-        """Count a batch of which nothing is kept; written with the next batch that is."""
+        """Count a batch of which nothing is kept; the next kept batch takes the counts along."""
         self._unwritten.add(parts)
 
     def notify(self, takers: Iterable[str]) -> None:
-        """Say to deliveries that something was appended."""
+        """Tell deliveries and relays that something was appended."""
         for name in takers:
             if name in self._takers:
                 self._takers[name].appended()
 
     async def keep_tidy(self) -> None:
-        """Forget what is outlived, for ever: a slice at a time, so that nobody waits for long."""
+        """Apply retention for ever, in slices, so that no other job waits for long."""
         while True:
             while await self._tidy_a_little():
                 pass
             await anyio.sleep(TIDY_EVERY_S)
 
     async def _tidy_a_little(self) -> bool:
-        """Forget a slice; return False when all is done for this time."""
+        """Apply retention to a slice; return False at the end of the round."""
         try:
             return await self.do(lambda store: self._tidying.slice(store, self.now_ms()))
         except Exception as fault:
-            if self.trouble is not None:  # of the disk, which concerns all kinds
+            if self.trouble is not None:  # the disk fails, for every kind of row
                 return False
             internal_failure(fault, forgetting=self._tidying.kind)
             return self._tidying.skip()
@@ -228,7 +234,7 @@ class Spool:
     # --- looking and doing ----------------------------------------------------------------
 
     async def do(self, job: Job[T]) -> T:
-        """Run a job on the store; returns when what it did is durable.
+        """Run a job on the store; return once its changes are durable.
 
         Raises:
             SpoolError: nothing of it was done.
@@ -236,7 +242,7 @@ class Spool:
         return await self.writer.submit(job)
 
     async def look(self, job: Job[T]) -> T:
-        """Run a job that only reads, on a connection of its own: the writer is not held up.
+        """Run a job that only reads, on a connection of its own (rule 3).
 
         Raises:
             SpoolError: the file cannot be read.
@@ -247,31 +253,31 @@ class Spool:
 
     @property
     def trouble(self) -> SpoolError | None:
-        """Why nothing is taken in, or nothing can be done at all; None when all is well."""
+        """The reason for which the spool takes nothing in, or fails; None: it is well."""
         return self._database.trouble
 
     @property
     def damage(self) -> SpoolError | None:
-        """What the database said when something in its file could not be read."""
+        """The latest error of the database about damage in its file."""
         return self._database.damage
 
     @property
     def waiting_bytes(self) -> int:
-        """What waits of all syncs, as the spool's fullness is reckoned."""
+        """The waiting bytes of all takers, as the spool's fullness counts them."""
         return self._database.store.accounts.committed(SPOOL)[WAITING]
 
     @staticmethod
     def used_bytes(store: Store) -> int:
-        """Return the bytes of the file that hold something."""
+        """Return the bytes of the file in use."""
         assert isinstance(store.db, sqlite3.Connection)
         return SpoolFile(store.db).used_bytes()
 
     def why_full(self, name: str) -> str:
-        """Return why a sync takes nothing in for want of free bytes; empty: it takes."""
+        """Return the reason for which a taker has no free bytes; empty: it has some."""
         return self._database.store.intake.why_full(name)
 
     def counters(self, name: str, taker: int) -> Counter[str]:
-        """Return a sync's counters, those of batches that were only counted included."""
+        """Return a taker's counters, with the counts that are not written yet."""
         store = self._database.store
         total = Counter(store.accounts.committed(taker))
         total.update(self._unwritten.of(name, store.intake.counted_to))
@@ -280,8 +286,8 @@ class Spool:
     async def forget_checkpoints(
         self, taker: int, sources: Sequence[str], kept: Mapping[str, str] | None = None
     ) -> None:
-        """Let these sources be read from their beginning again; keep how far others have come."""
-        uncounted = self._unwritten.take()  # which may hold the last of their checkpoints
+        """Forget the checkpoints of some sources; ``kept`` replaces those of others."""
+        uncounted = self._unwritten.take()  # unwritten counts carry checkpoints too
 
         def job(store: Store) -> None:
             for part in uncounted:
@@ -296,7 +302,7 @@ class Spool:
             raise
 
     async def compact(self) -> None:
-        """Give all that the file does not need back to the disk, bit by bit.
+        """Give the free pages of the file back to the disk, in slices.
 
         Raises:
             SpoolError: the disk fails.
@@ -310,14 +316,14 @@ class Spool:
 
 
 class SpoolPart:
-    """One taker's part of the spool: what is on its way, a sync's contacts, the counters."""
+    """One taker's part of the spool (``contract.TakerSpool``)."""
 
     def __init__(self, spool: Spool, taker: int, name: str) -> None:
         self.spool = spool
         self.taker = taker
         self.name = name
         self.workspace = 0
-        """The number of the workspace that it writes to, once that is known."""
+        """The number of its workspace; 0 before that is known."""
         self._now_ms = spool.now_ms
         self.adjustments = Adjustments(under(self.counters, "adjusted:"))
         self.appended: Callable[[], None] = lambda: None
@@ -325,14 +331,14 @@ class SpoolPart:
 
     @property
     def counters(self) -> Counter[str]:
-        """The sync's counters, those of batches that were only counted included."""
+        """The taker's counters, with the counts that are not written yet."""
         return self.spool.counters(self.name, self.taker)
 
     async def persist(self, job: Job[T], tries: int = TRIES_IF_DAMAGED) -> T:
-        """Run a job until it is durable: a disk that fails holds deliveries up, and loses none.
+        """Run a job until it is durable; a failing disk delays it.
 
         Raises:
-            SpoolDamaged: what it asks for is damaged, and was so at each of some ``tries``.
+            SpoolDamaged: the rows that it needs are damaged, at each of ``tries``.
         """
         while True:
             try:
@@ -362,7 +368,7 @@ class SpoolPart:
 
     @property
     def trouble(self) -> SpoolError | None:
-        """Why nothing is taken in for this sync; None when all is well."""
+        """The reason for which nothing is taken in for this taker; None: it is well."""
         trouble = self.spool.trouble
         if trouble is None and (why := self.spool.why_full(self.name)):
             return SpoolError(RefusalReason.SPOOL_FULL, why)
@@ -373,25 +379,25 @@ class SpoolPart:
         return await self.spool.do(lambda store: parked(store, self.taker))
 
     async def checkpoints(self) -> dict[str, str]:
-        """Return how far the sources that can be read again have come."""
+        """Return the checkpoints of the sources that can be read again, by source."""
         return await self.spool.do(lambda store: store.checkpoints.of(self.taker))
 
     async def forget_checkpoints(
         self, sources: Sequence[str], kept: Mapping[str, str] | None = None
     ) -> None:
-        """Let these sources be read from their beginning again; keep how far others have come."""
+        """Forget the checkpoints of some sources; ``kept`` replaces those of others."""
         await self.spool.forget_checkpoints(self.taker, sources, kept)
 
     async def event_names(self) -> dict[str, int]:
-        """Return the event names that have been sent, with the day of the last time."""
+        """Return the event names that were sent, with the day of the last time."""
         return await self.persist(lambda store: store.event_names.of(self.workspace))
 
     async def keep_event_names(self, last_days: Mapping[str, int]) -> None:
-        """Keep these event names, and no others."""
+        """Replace the kept event names."""
         kept = dict(last_days)
         await self.persist(lambda store: store.event_names.keep(self.workspace, kept))
 
     async def claim_seconds(self, claims: Sequence[Claim]) -> list[Given]:
-        """Give each event its second, its own or the next that no other has; for good."""
+        """Give each event a second that no other one has; for good."""
         now_ms = self._now_ms()
         return await self.persist(lambda store: store.claims(self.name).claim(claims, now_ms))
