@@ -119,6 +119,8 @@ class Workers(Generic[In]):
         Raises:
             anyio.WouldBlock: all are busy, and the inbox is full.
         """
+        # Counted here, not by the worker: it wakes a turn of the loop later, and a second item of
+        # the same turn must not count on it too.
         if self._idle:
             self._idle -= 1
         elif self._count < self._most:
@@ -135,6 +137,7 @@ class Workers(Generic[In]):
             while await self._work_on_next():
                 pass
         finally:
+            # Any worker may be the last one: they end in the order of their calls.
             self._count -= 1
             if not self._count and self._is_closed:
                 self._end()

@@ -116,6 +116,7 @@ class Pipeline:
     # --- delivery -------------------------------------------------------------------------
 
     async def _deliver(self) -> None:
+        # A fault cancelled all actors: no turn that was under way will ever end by itself.
         if self._supervisor.faults:
             self._forget_turns()
         with ExitStack() as ends:
@@ -134,6 +135,7 @@ class Pipeline:
     async def _feed_all(self, chosen: MemoryObjectSendStream[list[Turn]]) -> None:
         """Run the feeds, and choose turns from the loaded records, until all feeds have ended."""
         async with anyio.create_task_group() as forever:
+            # These end by cancellation alone; the feeds end by themselves, at ``drain``.
             forever.start_soon(self._gate.watch_token)
             forever.start_soon(self._keep_limits)
             forever.start_soon(self._enter_workspace)
@@ -177,6 +179,7 @@ class Pipeline:
     async def _choose(self, chosen: MemoryObjectSendStream[list[Turn]]) -> None:
         """Choose turns as calls may leave; for ever."""
         while True:
+            # Before the look, not after it: news that comes meanwhile must not be lost.
             self._news.clear()
             now_s = loop_time_s()
             self._pass_news_on(now_s)
@@ -184,6 +187,7 @@ class Pipeline:
             turns = [*self._probes(now_s), *self._next(now_s)]
             if turns:
                 await chosen.send(turns)
+                # Chosen users are no longer loaded ones: their syncs may load more.
                 for sync in {turn.sync for turn in turns}:
                     self._deliveries[sync].feed.look()
             else:
@@ -196,6 +200,7 @@ class Pipeline:
                 settlement.hasten(news.who[1], news.at_s - now_s)
             else:
                 settlement.charge(news.who[1], news.endpoint, stands=news.stands)
+        # A circuit that opens or closes changes which users a feed should load.
         circuits = self._gate.health.open_circuits
         if circuits != self._circuits or self._gate.health.wanting_probe(now_s):
             self._circuits = circuits

@@ -53,8 +53,10 @@ class Supervisor:
         """Run the work until it has ended. Cancellation cancels the work."""
         pause_s = FIRST_PAUSE_S
         while not await self._ends_well():
+            # Measured from the start of the work: the pause before it is no time without a fault.
             ran_s = anyio.current_time() - self._began_s
             pause_s = FIRST_PAUSE_S if ran_s >= LONGEST_PAUSE_S else pause_s
+            # At ``end`` the pause is over at once: a drain must not wait a minute for it.
             with anyio.move_on_after(pause_s):
                 await self._ended.wait()
                 return
@@ -76,6 +78,7 @@ class Supervisor:
 
 
 def _first(fault: Exception) -> Exception:
+    # Task groups wrap a fault, often twice, in a group whose text does not name it.
     while isinstance(fault, ExceptionGroup):
         fault = fault.exceptions[0]
     return fault

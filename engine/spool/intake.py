@@ -131,6 +131,7 @@ class StoreIntake:
         """Keep malformed events as dead letters; return the number of new ones."""
         first = self._accounts.take_batches(-(-len(rows) // SLOTS)) * SLOTS
         by_id = dict(enumerate(rows, first))
+        # A request that is sent again must not double its malformed events either.
         keys = {
             id_: key_of(taker, row.insert_key)
             for id_, row in by_id.items()

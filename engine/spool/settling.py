@@ -86,7 +86,9 @@ class Settling:
 
         ``others``: the ids of its other loaded records. ``is_own``: the failure is the user's own.
         """
+        # With all its loaded records: one that stayed could overtake the first.
         self._records.set_aside([record.id, *others])
+        # A failure that is not the user's own is the endpoint's, which has a line of its own.
         if is_own:
             self._lines.parked(self._ends.name, record, failure, wake_at_ms)
         reason = failure.reason if is_own else ""
@@ -139,6 +141,8 @@ class Settling:
             return 0, False
         also = f"AND r.kind = {Kind.EVENT:d} AND r.accepted_at_ms <= {accepted_until_ms:d}"
         found = self._records.aside(self.taker, user, MOST_EXPIRED, 1 << 24, also)
+        # Refusals of an unknown user charge no record; the letter shows them all the same. ``bury``
+        # adds the last one.
         tried = max(0, self._users.unknown(self.taker, user).refusals - 1)
         for record in self._ends.intact(found):
             attempts = max(record.attempts, tried)

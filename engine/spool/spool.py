@@ -179,6 +179,7 @@ class Spool:
         Raises:
             SpoolError: the disk fails.
         """
+        # One commit for all of them: a thousand syncs start within seconds.
         takers = await self.do(lambda store: [store.takers.id_for(name) for name in names])
         for name, taker in zip(names, takers, strict=True):
             self._takers[name] = SpoolPart(self, taker, name)
@@ -191,6 +192,7 @@ class Spool:
 
         The future raises ``SpoolError`` if nothing of it is stored.
         """
+        # Ahead of the batch, so that both share a commit (rule 5).
         if self._unwritten:
             self._write_counts()
         return self._appends.put(batch)
@@ -228,6 +230,7 @@ class Spool:
         except Exception as fault:
             if self.trouble is not None:  # the disk fails, for every kind of row
                 return False
+            # A fault in one kind of row must not keep retention from all others.
             internal_failure(fault, forgetting=self._tidying.kind)
             return self._tidying.skip()
 
