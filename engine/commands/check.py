@@ -93,13 +93,45 @@ async def check(
     limit = settings.largest_file_event_bytes
     events = None if sample is None else list(islice(read_events(sample, limit), MAX_SAMPLE))
     running = await is_running(settings)
-    general = [
+    found = await _sync_findings(settings, events, offline=offline)
+    if probe is not None:
+        probed = await _probe(settings, found, probe)
+        if probed.signal:
+            return complain("stopped before the end", OF_SIGNAL + probed.signal)
+        for name, more in probed.findings.items():
+            found[name] += more
+    general = _general_findings(settings, running=running)
+    syncs = [
+        {**_describe(sync), "findings": placed(f"sync[{index}]", found[sync.name])}
+        for index, sync in enumerate(settings.sync)
+    ]
+    relays = await _relays(settings, offline=offline)
+    everything = [*general, *(f for table in (*syncs, *relays) for f in table["findings"])]
+    ok = not any(finding.level == "error" for finding in everything)
+    report = {"ok": ok, "sources": sources, "running": running, "findings": general, "syncs": syncs}
+    report["relays"] = relays
+    if as_json:
+        print_json(report)
+    else:
+        _print(report, everything, offline=offline)
+    return OK if ok else FAILED
+
+
+def _general_findings(settings: Settings, *, running: bool) -> list[Finding]:
+    """Return the findings that belong to no sync and no relay."""
+    return [
         *key_findings(settings),
         *relay_findings(settings),
         *shared_fields(settings),
         *port_findings(settings),
+        *machine_findings(settings, running=running),
     ]
-    general += machine_findings(settings, running=running)
+
+
+async def _sync_findings(
+    settings: Settings, events: Sequence[SampleEvent] | None, *, offline: bool
+) -> dict[str, list[Finding]]:
+    """Return the findings of each sync, by name; ``events``: the sample, if there is one."""
     found: dict[str, list[Finding]] = {}
     for sync in settings.sync:
         fed = any(sync.name in arguments.values() for arguments in settings.sources.values())
@@ -111,17 +143,12 @@ async def check(
         if events is not None:
             findings += _sample_findings(sync, events, Preview(sync, known))
         found[sync.name] = findings
-    if probe is not None:
-        probed = await _probe(settings, found, probe)
-        if probed.signal:
-            return complain("stopped before the end", OF_SIGNAL + probed.signal)
-        for name, more in probed.findings.items():
-            found[name] += more
-    syncs = [
-        {**_describe(sync), "findings": placed(f"sync[{index}]", found[sync.name])}
-        for index, sync in enumerate(settings.sync)
-    ]
-    relays = [
+    return found
+
+
+async def _relays(settings: Settings, *, offline: bool) -> list[dict[str, Any]]:
+    """Return each relay with its findings, as the report has it."""
+    return [
         {
             **describe_relay(settings, relay),
             "findings": placed(
@@ -130,15 +157,6 @@ async def check(
         }
         for index, relay in enumerate(settings.relay)
     ]
-    everything = [*general, *(f for table in (*syncs, *relays) for f in table["findings"])]
-    ok = not any(finding.level == "error" for finding in everything)
-    report = {"ok": ok, "sources": sources, "running": running, "findings": general, "syncs": syncs}
-    report["relays"] = relays
-    if as_json:
-        print_json(report)
-    else:
-        _print(report, everything, offline=offline)
-    return OK if ok else FAILED
 
 
 async def _probe(settings: Settings, found: dict[str, list[Finding]], consent: Consent) -> Probed:

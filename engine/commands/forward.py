@@ -102,6 +102,11 @@ async def forward(
         complain(problems.more, FAILED)
     if not end.is_settled:
         return _complain_of(end, signals)
+    return _exit_code(counts, problems, strict=strict)
+
+
+def _exit_code(counts: Mapping[str, Any], problems: Problems, *, strict: bool) -> int:
+    """Return the exit code of a run that came to its end; say what still waits."""
     if counts["pending"]:
         return complain(f"{counts['pending']} still wait; they are kept for the next run", FAILED)
     if problems.count:

@@ -41,16 +41,10 @@ async def sandbox(
     ``attributes``: custom ones that exist, ``NAME`` or ``NAME:TYPE``; without any, all are taken.
     ``amplitude``: host:port of a local Amplitude.
     """
-    try:
-        parsed = [msgspec.json.decode(fault, type=Fault) for fault in faults]
-    except msgspec.MsgspecError as error:
-        kinds = ", ".join(get_args(get_type_hints(Fault)["kind"]))
-        hint = f"; the kinds are {kinds}" if "`$.kind`" in str(error) else ""
-        return complain(f"--fault: {error}{hint}", USAGE)
-    for option, address in (("--listen", listen), ("--amplitude", amplitude)):
-        if address is not None and not _is_here(address):
-            text = f"{option}: {address}: expected host:port of this machine alone"
-            return complain(text, USAGE)
+    parsed = _parsed(faults)
+    problem = parsed if isinstance(parsed, str) else _problem(listen, amplitude, attributes)
+    if isinstance(parsed, str) or problem:
+        return complain(problem, USAGE)
     local = Sandbox(
         seed=seed,
         limit_per_minute=requests_per_minute,
@@ -60,9 +54,6 @@ async def sandbox(
         attributes={name: kind or "string" for name, _, kind in map(_split, attributes)},
         open_attributes=not attributes,
     )
-    wrong = [a for a in attributes if _split(a)[2] not in ("", *TYPES)]
-    if wrong:
-        return complain(f"--attribute: {wrong[0]}: the types are {', '.join(TYPES)}", USAGE)
     signals = Signals()
     taken_in = LocalAmplitude(seed=seed, latency_s=latency_s)
     async with AsyncExitStack() as stack:
@@ -84,6 +75,27 @@ async def sandbox(
         calls, kept = count(len(taken_in.journal), "call"), count(len(taken_in.events), "event")
         print(f"Amplitude: {calls}, {kept} kept", file=sys.stderr)
     return OK
+
+
+def _parsed(faults: Sequence[str]) -> list[Fault] | str:
+    """Return the faults of ``--fault``, or the error message for one of them."""
+    try:
+        return [msgspec.json.decode(fault, type=Fault) for fault in faults]
+    except msgspec.MsgspecError as error:
+        kinds = ", ".join(get_args(get_type_hints(Fault)["kind"]))
+        hint = f"; the kinds are {kinds}" if "`$.kind`" in str(error) else ""
+        return f"--fault: {error}{hint}"
+
+
+def _problem(listen: str, amplitude: str | None, attributes: Sequence[str]) -> str:
+    """Return the error message for a wrong option; empty: none is wrong."""
+    for option, address in (("--listen", listen), ("--amplitude", amplitude)):
+        if address is not None and not _is_here(address):
+            return f"{option}: {address}: expected host:port of this machine alone"
+    for attribute in attributes:
+        if _split(attribute)[2] not in ("", *TYPES):
+            return f"--attribute: {attribute}: the types are {', '.join(TYPES)}"
+    return ""
 
 
 def _is_here(address: str) -> bool:
