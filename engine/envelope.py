@@ -1,8 +1,8 @@
 """Records, plans and envelopes: the values that travel through a delivery.
 
 An envelope is a record with its plan. The record is the event, byte for byte as it was accepted.
-The mapper makes the plan after the spool, anew at every try, so that a changed setting holds for
-waiting records too.
+The mapper makes the plan after the spool, anew at every turn, so that a changed setting holds for
+waiting records too. Under the same settings it is the same, byte for byte.
 """
 
 from __future__ import annotations
@@ -98,8 +98,9 @@ class Plan(msgspec.Struct, frozen=True, gc=False):
 class Envelope(msgspec.Struct, frozen=True):
     """A record on its way through delivery, with its plan.
 
-    ``event``: the body of ``POST /events``, the same bytes at every attempt. ``not_before_ms``: the
-    instant (Unix ms) before which an event with a moved ``created_at`` must not leave; else 0.
+    ``event``: the body of ``POST /events``, the same bytes at every attempt by the same settings.
+    ``not_before_ms``: the instant (Unix ms) before which an event with a moved ``created_at`` must
+    not leave; else 0.
     """
 
     record: Record

@@ -1,4 +1,4 @@
-"""One slice of a job, in a transaction: letters replayed or discarded, records re-keyed."""
+"""One slice of a job in a transaction: letters replayed or discarded, records re-keyed, buried."""
 
 from __future__ import annotations
 

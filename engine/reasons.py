@@ -13,7 +13,7 @@ from amplitude_intercom.transports.reasons import Reason
 
 
 class DropReason(Reason):
-    """Why an accepted event is dropped on purpose."""
+    """The reason for which a received event is dropped on purpose."""
 
     NOT_SELECTED = (
         "not_selected",

@@ -43,7 +43,7 @@ class Line(NamedTuple):
 
 
 class PlainLines(NamedTuple):
-    """LineCutter that came together and are as nearly all lines are: whole, and none of them empty.
+    """Lines of one read that are all whole and not empty, as nearly all lines are.
 
     ``first`` is the number of the first, ``begin`` its offset. ``pieces`` are the lines as read,
     ``texts`` are stripped.

@@ -29,7 +29,7 @@ from amplitude_intercom.transports.lines import FilePosition, Line, LineCutter, 
 from amplitude_intercom.transports.values import ARRAY, BETWEEN, ValueCutter, match_end
 
 FIRST_PIECES: Final = 100
-"""LineCutter, or values, of a text among which one has to be a JSON object."""
+"""Lines, or values, at the beginning of a text, one of which has to be a JSON object."""
 
 
 class Cutter:

@@ -2,10 +2,12 @@
 
 Rules
 =====
-1. ``call`` makes a call once, as soon as the pace allows. It never holds a call back for another
-   reason, and never repeats one. *Answered* is Intercom's answer about the call, *NotAnswered* is
-   any other outcome, with its evidence. The caller draws the consequences.
-2. Only Intercom speaks for Intercom: any answer that the API does not describe is a failure.
+1. ``call`` makes a call once, as soon as the pace allows, or returns at once that it may not leave.
+   It never repeats a call. *Answered* is Intercom's verdict on the call; *NotAnswered* is any other
+   outcome, with its evidence: silence, 5xx, 401, 429, or no call at all. The caller decides on the
+   consequences.
+2. Only Intercom speaks for Intercom: an answer that the API does not describe is a failure. A 401,
+   403 or 429 counts from any sender: it charges nobody, and ``judging`` makes sure of it.
 3. An endpoint with an open circuit gets probes only: by the turn that the scheduler has chosen, or
    by a turn that probes another endpoint and needs this one too.
 4. ``judging`` has the rules for answers. While the token is refused, or the budget used up, no call

@@ -2,7 +2,8 @@
 
 Rules
 =====
-A user is in one state, in one place: in memory here, or as a row of the table ``users``.
+A user is in one state. Its loaded records are in memory here; a user that waits on disk, or is
+worked off, has a row in the table ``users``.
 
 =============  =======  ==========================================================================
 state          where    meaning, and end

@@ -4,8 +4,8 @@ Rules
 =====
 1. A turn's user is free for its next turn when the end of this one is durable: before that, a kill
    would repeat the turn behind the next one.
-2. A user with a row in the table of users has nothing in memory. So where an end writes such a row,
-   all that was loaded of the user goes with it.
+2. A parked or deferred user has a row in the table of users, and nothing in memory. So an end that
+   writes such a row drops all loaded records of the user.
 3. A turn with an end that cannot be written is abandoned: its user is on disk as it was before.
 """
 

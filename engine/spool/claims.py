@@ -11,7 +11,7 @@ Rules
 2. An event with the same content as another shares its second, so that Intercom drops the copy.
 3. Any other event gets its own second or, if that is taken, the next free one, up to ``shift_s``
    ahead.
-4. If none of these is free, the event gets its own second, and is counted as crowded.
+4. If none of these is free, the event shares its own second, and is counted as ``same_second``.
 5. A claim is forgotten when its window is over and its event is settled; on a full disk as soon as
    its event is settled, so that new claims fit.
 

@@ -2,8 +2,8 @@
 
 Rules
 =====
-1. Records of a user leave in their order. A user with a row in ``users`` waits: its records are set
-   aside, and new ones join them.
+1. Records of a user leave in their order. A user with a row in ``users`` waits, or is worked off
+   bit by bit: its unloaded records are set aside, and new ones join them.
 2. A load takes, in this order: users that are worked off, users that are due, the queue. With
    ``queue_first`` it begins with the queue, so that a crowd of waiting users keeps no new one out.
 3. A due user comes with one record, its probe; one that only waited for an endpoint comes whole.

@@ -20,9 +20,10 @@ from amplitude_intercom.engine.spool.known import ContactKey, Known
 
 
 class Upserted(msgspec.Struct, frozen=True):
-    """The result of some updates: whether a call was needed, and the facts about the contact.
+    """The result of some updates.
 
-    ``claim_ids``: of the records that are updated with it.
+    ``called``: whether the contact was written, now or before; else nothing had changed. ``known``:
+    the facts about the contact. ``claim_ids``: of the records that are updated with it.
     """
 
     called: bool
@@ -61,8 +62,8 @@ class ContactScope(NamedTuple):
     def write(self, upserted: Upserted, store: Transaction, *, and_stay: bool) -> None:
         """Keep the facts about a contact, in a transaction.
 
-        ``and_stay``: not all of its records are settled in it, so that it is noted that they are
-        updated.
+        ``and_stay``: some of its records are not settled in this transaction; the spool notes that
+        their updates are done.
         """
         store.contacts.remember(upserted.key, upserted.known, self.now_ms())
         if and_stay:
