@@ -1,4 +1,4 @@
-"""The composition root: the only module that builds the parts of an engine and joins them.
+"""The composition root: joins the parts of an engine, and builds those that no other part builds.
 
 As a library:
 

@@ -46,7 +46,7 @@ TakerName = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 MOST = (1 << 63) - 1
-"""The largest number that is an id, as ``engine.spool.rows`` has it."""
+"""The largest number that is an id, as ``engine.spool.letters`` has it."""
 
 Ids = Annotated[
     list[int] | None,

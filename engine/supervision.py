@@ -2,7 +2,8 @@
 
 Rules
 =====
-1. A fault that belongs to no record stops one piece of work: a sync's feed, a pipeline, a source.
+1. A fault that belongs to no record stops one piece of work: a sync's feed, an access token's
+   pipeline, a relay, a source, or the intake.
 2. The work starts again after a second, then after twice as long each time, up to a minute.
 3. A minute without a fault sets the pause back to a second.
 4. During a pause ``stopped`` holds the fault, for ``status`` and the monitors.

@@ -23,7 +23,7 @@ class Offer(msgspec.Struct):
 
 
 class SourceActor:
-    """The engine's intake, as its sources see it (``transports.Intake``)."""
+    """The engine's intake, as its sources see it (``transports.contract.Intake``)."""
 
     def __init__(
         self,

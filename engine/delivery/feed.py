@@ -171,8 +171,8 @@ class Feed:
     async def _wind_down(self) -> None:
         """Choose no user any more, and settle the turns at work."""
         name = self._spool.name
-        # Turns that are never over would keep calls of the token from its other syncs.
         self._scheduler.hold(name)
+        # Turns that are never over would keep calls of the token from its other syncs.
         while self._scheduler.of(name).at_work or not self._settlement.is_empty:
             # What is at work ends by itself, and says so by `settlement.changed`.
             if self._settlement.is_empty:

@@ -103,7 +103,7 @@ class Outage(NamedTuple):
     endpoint: str
     has_begun: bool
     seconds: float
-    """Its duration; 0 at the begin."""
+    """Its duration; 0 at the beginning."""
 
 
 News = Hasten | Charge | Outage

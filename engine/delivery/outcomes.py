@@ -28,7 +28,7 @@ def next_tick_s(now_s: float) -> float:
 
 
 class PendingWrite:
-    """An outcome to write. ``done`` resolves when it is durable; ``then`` is called before that."""
+    """An outcome to write. After the commit ``then`` is called, and then ``done`` resolves."""
 
     __slots__ = ("done", "result", "then", "work")
 

@@ -307,8 +307,8 @@ class Pace:
 
 
 def _tokens_per_s(limit: float, *, is_guess: bool) -> float:
-    # A bucket that is full at the begin of a window passes CATCH_UP_S more than the rate, and calls
-    # reach the server up to JITTER_S closer together than they left.
+    # A bucket that is full at the beginning of a window passes CATCH_UP_S more than the rate, and
+    # calls reach the server up to JITTER_S closer together than they left.
     per_s = limit / (WINDOW_S + CATCH_UP_S + JITTER_S)
     return min(per_s, GUESSING_PER_S) if is_guess else per_s
 

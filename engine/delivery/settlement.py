@@ -1,9 +1,9 @@
-"""The outcomes of a sync's turns, collected until the feed writes them.
+"""The calls by which actors settle a sync's records: deliver, drop, bury, and the end of a turn.
 
 Rules
 =====
 1. Outcomes are only collected here. The feed writes all of them in one transaction.
-2. Deliveries wait a moment for others; an outcome with a waiting caller takes them along at once.
+2. Deliveries wait a moment for others; any other outcome is written at once, and they with it.
 3. A record leaves memory when its outcome is durable.
 4. A charge waits until it is known that the failure is the user's own, or is not.
 """

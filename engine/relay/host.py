@@ -8,8 +8,7 @@ Rules
   The probes are by turns the oldest request and the newest that has not failed yet, because the
   oldest may fail by themselves, by the hundred. Any answer of Amplitude opens.
 - ``BUSY``: a plain 429 stops all requests until the time that it names.
-- A failure is charged to its request only where Amplitude has taken others since the request failed
-  last: an outage costs no request an attempt, however long it is.
+``failures`` decides whether a failure costs its request an attempt.
 """
 
 from __future__ import annotations

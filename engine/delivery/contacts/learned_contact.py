@@ -2,7 +2,7 @@
 
 Rules
 =====
-1. The knowledge at the begin concerns the contact that was known then. A contact created in its
+1. The knowledge at the beginning concerns the contact that was known then. A contact created in its
    place gets the user's properties. Another existing contact keeps its own properties, and gets
    only those of the user's for which it has no value.
 2. A field is known as last written, read or refused. A refused field is not tried again until its
@@ -34,7 +34,7 @@ class LearnedContact:
         held: Mapping[str, Held],
         noted: Known | None = None,
     ) -> None:
-        """``selection`` is the selection's number. ``before`` is the knowledge at the begin, and
+        """``selection`` is the selection's number. ``before`` holds the facts at the beginning,
         ``held`` the taker's properties; ``noted`` is ``before`` with the durable intent of a write.
         """
         self._rules = rules
@@ -54,7 +54,7 @@ class LearnedContact:
 
     @property
     def had_contact(self) -> bool:
-        """Whether a contact of the user was known at the begin."""
+        """Whether a contact of the user was known at the beginning."""
         return bool(self.before.contact_id)
 
     @property
