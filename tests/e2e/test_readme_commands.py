@@ -62,7 +62,7 @@ def test_the_first_command_shows_the_demo_and_the_next_steps_deliver_an_event(
 ) -> None:
     """From nothing to a delivered event, with what the README says and nothing else."""
     out = _shell(block("README.md", "demo-command"), fresh_copy)
-    for said in ("delivered", "dropped: duplicate", "dead letter", "p95", "run -c"):
+    for said in ("delivered", "dropped: duplicate", "dead letter", "p95", "amplitude-intercom run"):
         assert said in out
     (fresh_copy / "amplitude-intercom.toml").write_text(
         block("README.md", "first-settings"), encoding="utf-8"
