@@ -4,7 +4,7 @@ EngineError
 ├── SettingsError     nothing works until the settings are changed (exit 2)
 ├── DataDirInUse      another process has the data directory (exit 4)
 ├── SpoolError        the spool fails now: a batch is refused, a delivery waits
-│   └── SpoolDamaged  the rows of this job are damaged: no later try helps
+│   └── SpoolDamaged  rows that some work needs are damaged: no later try helps
 ├── NotNow            a call has no answer: its user waits (``delivery.calls``)
 └── Undeliverable     Intercom refuses this record for good (``delivery.calls``)
 """
@@ -40,4 +40,4 @@ class SpoolError(EngineError):
 
 
 class SpoolDamaged(SpoolError):
-    """The rows that a job needs are damaged: each try has failed, and later ones will."""
+    """Rows that some work needs are damaged: each try has failed, and later ones will."""

@@ -88,13 +88,13 @@ async def keep_counting(settings: Settings, found: Mapping[Token, bool]) -> None
         text = f"there is no spool {path} yet; the first start makes it"
         raise SpoolError(RefusalReason.SPOOL_FAILING, text)
 
-    def job(store: Store) -> None:
+    def work(store: Store) -> None:
         for token, counts_before in found.items():
             store.meta.set(token_key("remaining", token), BEFORE if counts_before else AFTER)
 
     with DataDir(data_dir):
         spool = Spool(data_dir, settings)
         try:
-            await spool.do(job)
+            await spool.do(work)
         finally:
             await spool.close()

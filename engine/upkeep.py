@@ -199,9 +199,9 @@ class Upkeep:
             raise SettingsError(f"the spool knows no {spoken(name)}")
         return taker
 
-    async def _in_slices(self, job: Callable[[Store], int]) -> int:
+    async def _in_slices(self, work: Callable[[Store], int]) -> int:
         done = 0
-        while count := await self._spool.do(job):
+        while count := await self._spool.do(work):
             done += count
             await anyio.lowlevel.checkpoint()
         return done

@@ -210,11 +210,11 @@ def _foresee(
 ) -> list[dict[str, Any]]:
     """Return the requests that a replay of each dead letter would make, as the spool stands."""
 
-    def job(store: Store) -> list[dict[str, Any]]:
+    def work(store: Store) -> list[dict[str, Any]]:
         past = SpooledPast(store, sync, promised)
         return [preview.replayed(letter, past) for letter in letters]
 
-    return files.look(job, [])
+    return files.look(work, [])
 
 
 async def _foresee_relay(

@@ -52,7 +52,7 @@ class SpoolFiles:
         """The path of the spool's file, which may not exist yet."""
         return Path(self._settings.data_dir) / FILE_NAME
 
-    def look(self, job: Callable[[Store], T], without: T) -> T:
+    def look(self, work: Callable[[Store], T], without: T) -> T:
         """Read the spool in one transaction; return ``without`` where there is no spool yet.
 
         Raises:
@@ -65,7 +65,7 @@ class SpoolFiles:
         except OSError as error:
             text = f"{self.path}: {error.strerror}"
             raise SpoolError(RefusalReason.SPOOL_FAILING, text) from None
-        return look(self.path, reading_store, job)
+        return look(self.path, reading_store, work)
 
     async def status(self) -> Status:
         state = "offline" if self.holder is None else "unreachable"
@@ -74,7 +74,7 @@ class SpoolFiles:
         return Status(state, self._settings.data_path, syncs, spool, relays=relays)
 
     def _read_relays(self, trouble: str) -> list[RelayStatus]:
-        def job(store: Store) -> dict[str, tuple[Counter[str], TakerFacts]]:
+        def work(store: Store) -> dict[str, tuple[Counter[str], TakerFacts]]:
             takers = {r.taker: store.takers.known_id(r.taker) for r in self._settings.relay}
             return {
                 name: (store.accounts.committed(taker), read_relay_facts(store, taker))
@@ -83,7 +83,7 @@ class SpoolFiles:
 
         read: dict[str, tuple[Counter[str], TakerFacts]] = {}
         if not trouble and self._settings.relay:
-            read = self.look(job, read)
+            read = self.look(work, read)
         statuses = []
         for relay in self._settings.relay:
             counters, facts = read.get(relay.taker, (Counter[str](), TakerFacts()))
@@ -96,7 +96,7 @@ class SpoolFiles:
         names = [sync.name for sync in self._settings.sync]
         names += [relay.taker for relay in self._settings.relay]
 
-        def job(store: Store) -> tuple[dict[str, tuple[Counter[str], SyncFacts]], SpoolStatus]:
+        def work(store: Store) -> tuple[dict[str, tuple[Counter[str], SyncFacts]], SpoolStatus]:
             found = {}
             for sync in self._settings.sync:
                 taker = store.takers.known_id(sync.name)
@@ -112,7 +112,7 @@ class SpoolFiles:
         read: dict[str, tuple[Counter[str], SyncFacts]] = {}
         spool = SpoolStatus(disk_bytes(self.path))
         try:
-            read, spool = self.look(job, (read, spool))
+            read, spool = self.look(work, (read, spool))
         except SpoolError as error:
             trouble = error
             spool = SpoolStatus(disk_bytes(self.path), trouble=str(error))
@@ -138,8 +138,8 @@ class SpoolFiles:
     async def user(self, sync: str, user: str) -> UserState:
         of_sync = next(found for found in self._settings.sync if found.name == sync)
 
-        def job(store: Store) -> UserState:
+        def work(store: Store) -> UserState:
             contact = contact_key(store, of_sync, user)
             return state_of_user(store, store.takers.known_id(sync), user, contact)
 
-        return self.look(job, nothing_of(user))
+        return self.look(work, nothing_of(user))

@@ -43,12 +43,12 @@ class BatchWriter:
             return None
         taker, now_ms = self._spool.taker, self._now_ms()
 
-        def job(store: Transaction) -> Loaded | None:
+        def work(store: Transaction) -> Loaded | None:
             write(store, taker, batch, now_ms)
             return None if load is None else load(store)
 
         try:
-            loaded = await self._spool.persist(job, tries=1)
+            loaded = await self._spool.persist(work, tries=1)
         except Exception as fault:
             if batch.is_empty:
                 raise

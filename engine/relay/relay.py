@@ -205,7 +205,7 @@ class RelaySender:
         """
         now_ms, taker, front = self._now_ms(), self.spool.taker, self._dispatch.queue.front
 
-        def job(store: Transaction) -> tuple[list[int], Requests, Requests]:
+        def work(store: Transaction) -> tuple[list[int], Requests, Requests]:
             left = [
                 store.relaying.settle(
                     taker, sent.part.request.id, ending.delivered, ending.lost, now_ms
@@ -216,7 +216,7 @@ class RelaySender:
             new = store.relayed.next(taker, front, READ) if reads_front else []
             return left, [row for row in passed_over if row.id <= front], new
 
-        return await self.spool.persist(job)
+        return await self.spool.persist(work)
 
     async def _ending_of(self, sent: SentPart, now_s: float) -> PartEnding:
         """Return the events that an answer settles."""

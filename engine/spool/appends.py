@@ -17,10 +17,10 @@ from amplitude_intercom.engine.spool.rows import Append, Appended
 from amplitude_intercom.engine.spool.writer import Writer
 
 MOST_TOGETHER = 64
-"""Batches of one job, which succeeds or fails as a whole."""
+"""Batches of one transaction's work, which succeeds or fails as a whole."""
 
 SINGLY = 64
-"""Jobs of one batch each after a failure, because the faulty batch is not known."""
+"""Batches that go alone after a failure, because the faulty batch is not known."""
 
 Waiting = tuple[Append, asyncio.Future[Appended]]
 
@@ -34,7 +34,7 @@ class Appending(Protocol):
 
 
 class Appends:
-    """The queue of batches to append. The loop puts; jobs of the writer take, in its thread."""
+    """The queue of batches to append. The loop puts; the writer's thread takes."""
 
     def __init__(self, writer: Writer[Any], now_ms: Callable[[], int]) -> None:
         self._writer = writer
@@ -42,7 +42,7 @@ class Appends:
         self._waiting: deque[Waiting] = deque()
         self._singly = 0
         self._asked = False
-        """Whether a submitted job has not begun. It takes all batches put until then."""
+        """Whether submitted work has not begun. It takes all batches put until then."""
 
     def put(self, batch: Append) -> asyncio.Future[Appended]:
         """Queue a batch; the future resolves when the batch is durable.
@@ -58,12 +58,12 @@ class Appends:
         if self._asked or not self._waiting:
             return
         self._asked = True
-        job = _Job(self._take, self._now_ms)
-        self._writer.submit(job).add_done_callback(lambda done: self._answer(job, done))
+        work = _AppendWork(self._take, self._now_ms)
+        self._writer.submit(work).add_done_callback(lambda done: self._answer(work, done))
 
     def _take(self) -> list[Waiting]:
         """Take waiting batches; called in the writer's thread."""
-        self._asked = False  # first, so that a batch put after this asks for another job
+        self._asked = False  # first, so that a batch put after this asks again
         return self._first(1 if self._singly else MOST_TOGETHER)
 
     def _first(self, most: int) -> list[Waiting]:
@@ -73,22 +73,24 @@ class Appends:
                 taken.append(self._waiting.popleft())
         return taken
 
-    def _answer(self, job: _Job, done: asyncio.Future[Sequence[Appended | BaseException]]) -> None:
-        """Resolve the futures of a job, and ask for a job for the remaining batches."""
+    def _answer(
+        self, work: _AppendWork, done: asyncio.Future[Sequence[Appended | BaseException]]
+    ) -> None:
+        """Resolve the futures of some work, and ask for more for the remaining batches."""
         error = done.exception()
         if error is None:
             self._singly = max(0, self._singly - 1)
-            _resolve(job.taken, done.result())
+            _resolve(work.taken, done.result())
         else:
             self._singly = SINGLY
-            if not job.ran:  # the trouble would stop other jobs too
+            if not work.ran:  # the trouble would stop other work too
                 self._asked = False
-                job.taken = self._first(len(self._waiting))
-            _resolve(job.taken, [error] * len(job.taken))
+                work.taken = self._first(len(self._waiting))
+            _resolve(work.taken, [error] * len(work.taken))
         self._ask()
 
 
-class _Job:
+class _AppendWork:
     """Appends the batches that it takes, the same ones if its transaction runs again."""
 
     def __init__(self, take: Callable[[], list[Waiting]], now_ms: Callable[[], int]) -> None:

@@ -1,9 +1,9 @@
 """The spool as deliveries and relays use it: its transactions, and the values that they exchange.
 
-A delivery hands a job to its ``TakerSpool``. The job runs inside one transaction, beside jobs of
+A delivery hands work to its ``TakerSpool``. The work is done inside one transaction, beside that of
 other takers, and returns once everything that it wrote is durable:
 
-    delivery ── persist(job) ─► TakerSpool ═► one commit ── job(Transaction) ─► tables
+    delivery ── persist(work) ─► TakerSpool ═► one commit ── work(Transaction) ─► tables
 
 ``spool.spool`` and ``spool.store`` implement the two; nothing here touches a database.
 """
@@ -285,7 +285,7 @@ class Transaction(Protocol):
         ...
 
 
-Job = Callable[[Transaction], T]
+Work = Callable[[Transaction], T]
 """The work of one transaction."""
 
 
@@ -311,16 +311,16 @@ class TakerSpool(Protocol):
         """The reason for which nothing is taken in; None: none."""
         ...
 
-    async def attempt(self, job: Job[T]) -> T:
-        """Run a job once, until it is durable.
+    async def attempt(self, work: Work[T]) -> T:
+        """Do work once, until it is durable.
 
         Raises:
             SpoolError: nothing of it was done.
         """
         ...
 
-    async def persist(self, job: Job[T], tries: int = ...) -> T:
-        """Run a job until it is durable; a failing disk delays it.
+    async def persist(self, work: Work[T], tries: int = ...) -> T:
+        """Do work until it is durable; a failing disk delays it.
 
         Raises:
             SpoolDamaged: the rows that it needs are damaged, at each of ``tries``.

@@ -3,8 +3,10 @@
 Rules
 =====
 1. One spool holds all syncs and relays of a daemon; each has its own part of it (``SpoolPart``).
-2. A job runs in a transaction of the writer, beside others. ``do`` returns after the commit.
-3. A job that only reads runs on a connection of its own (``look``), so that no commit waits for it.
+2. Work is a function of the store. ``do`` does it in a transaction of the writer, beside other
+   work, and returns after the commit.
+3. Work that only reads is done on a connection of its own (``look``), so that no
+   commit waits for it.
 4. A failing disk delays deliveries (``persist``) and refuses batches (``append``): neither is lost.
 5. A batch of which nothing is kept costs no commit: its counts are written with the next batch.
 """
@@ -43,11 +45,11 @@ from amplitude_intercom.engine.spool.writer import InlineWriter, ThreadWriter, W
 from amplitude_intercom.transports.reasons import RefusalReason
 
 T = TypeVar("T")
-Job = Callable[[Store], T]
+Work = Callable[[Store], T]
 
 FAILING_DISK_NAP_S = 1.0
 TRIES_IF_DAMAGED = 10
-"""Tries of a job on damaged rows before it is given up: a disk may fail for a moment."""
+"""Tries of work on damaged rows before it is given up: a disk may fail for a moment."""
 
 TIDY_EVERY_S = 60.0
 """Seconds between two rounds of retention."""
@@ -161,14 +163,14 @@ class Spool:
         adjusted = {spool.taker: spool.adjustments.take() for spool in self._takers.values()}
         if uncounted or any(adjusted.values()):
 
-            def job(store: Store) -> None:
+            def work(store: Store) -> None:
                 for part in uncounted:
                     store.intake.count_only(part)
                 for taker, changes in adjusted.items():
                     store.count_adjusted(taker, changes)
 
             try:
-                await self.do(job)
+                await self.do(work)
             except SpoolError as error:
                 _log.warning("what was only counted is not on disk", cause=str(error))
         await self.writer.close()
@@ -217,7 +219,7 @@ class Spool:
                 self._takers[name].appended()
 
     async def keep_tidy(self) -> None:
-        """Apply retention for ever, in slices, so that no other job waits for long."""
+        """Apply retention for ever, in slices, so that no other work waits for long."""
         while True:
             while await self._tidy_a_little():
                 pass
@@ -236,23 +238,23 @@ class Spool:
 
     # --- looking and doing ----------------------------------------------------------------
 
-    async def do(self, job: Job[T]) -> T:
-        """Run a job on the store; return once its changes are durable.
+    async def do(self, work: Work[T]) -> T:
+        """Do work on the store; return once its changes are durable.
 
         Raises:
             SpoolError: nothing of it was done.
         """
-        return await self.writer.submit(job)
+        return await self.writer.submit(work)
 
-    async def look(self, job: Job[T]) -> T:
-        """Run a job that only reads, on a connection of its own (rule 3).
+    async def look(self, work: Work[T]) -> T:
+        """Do work that only reads, on a connection of its own (rule 3).
 
         Raises:
             SpoolError: the file cannot be read.
         """
         if self._inline:
-            return await self.do(job)
-        return await asyncio.to_thread(look, self.path, reading_store, job)
+            return await self.do(work)
+        return await asyncio.to_thread(look, self.path, reading_store, work)
 
     @property
     def trouble(self) -> SpoolError | None:
@@ -292,14 +294,14 @@ class Spool:
         """Forget the checkpoints of some sources; ``kept`` replaces those of others."""
         uncounted = self._unwritten.take()  # unwritten counts carry checkpoints too
 
-        def job(store: Store) -> None:
+        def work(store: Store) -> None:
             for part in uncounted:
                 store.intake.count_only(part)
             store.checkpoints.forget(taker, sources)
             store.checkpoints.set(taker, kept or {})
 
         try:
-            await self.do(job)
+            await self.do(work)
         except SpoolError:
             self._unwritten.put_back(uncounted)
             raise
@@ -337,15 +339,15 @@ class SpoolPart:
         """The taker's counters, with the counts that are not written yet."""
         return self.spool.counters(self.name, self.taker)
 
-    async def persist(self, job: Job[T], tries: int = TRIES_IF_DAMAGED) -> T:
-        """Run a job until it is durable; a failing disk delays it.
+    async def persist(self, work: Work[T], tries: int = TRIES_IF_DAMAGED) -> T:
+        """Do work until it is durable; a failing disk delays it.
 
         Raises:
             SpoolDamaged: the rows that it needs are damaged, at each of ``tries``.
         """
         while True:
             try:
-                return await self.spool.do(job)
+                return await self.spool.do(work)
             except SpoolError as error:
                 # A disk may recover by itself; damaged rows do not, so only those use up the tries.
                 tries -= isinstance(error, SpoolDamaged)
@@ -353,13 +355,13 @@ class SpoolPart:
                     raise
                 await anyio.sleep(FAILING_DISK_NAP_S)
 
-    async def attempt(self, job: Job[T]) -> T:
-        """Run a job once, until it is durable.
+    async def attempt(self, work: Work[T]) -> T:
+        """Do work once, until it is durable.
 
         Raises:
             SpoolError: nothing of it was done.
         """
-        return await self.spool.do(job)
+        return await self.spool.do(work)
 
     async def recover(self) -> None:
         """Bring the tables to the state that a start finds: the last delivery was broken off."""

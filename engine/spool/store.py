@@ -1,4 +1,4 @@
-"""The tables of a spool in a transaction: ``begin``, any number of jobs, ``commit``.
+"""The tables of a spool in a transaction: ``begin``, any amount of work, ``commit``.
 
 Rules
 =====
@@ -73,7 +73,7 @@ class Store(Tables):
         self._queues: dict[int, Queue] = {}
         self._ends: dict[int, RecordEnds] = {}
         self._settlings: dict[int, Settling] = {}
-        """Kept, because a job asks for one with each record that it settles."""
+        """Kept, because work asks for one with each record that it settles."""
 
     # --- transactions ---------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """The writers of a database: one thread with group commit, or the caller's thread.
 
-Jobs that are submitted during a commit share the next commit, and so its fsync. A job is a function
-of the store. ``sqlite.database`` has the rules for jobs that fail.
+Work is a function of the store. Work that is submitted during a commit shares the next commit, and
+so its fsync. ``sqlite.database`` has the rules for work that fails.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ _log = structlog.get_logger(__name__)
 LOOK_EVERY_S = HEAL_EVERY_S
 """Seconds between checks of an idle database and its files."""
 
-MAX_JOBS = 512
-"""Jobs of one commit. More would only delay the first of them."""
+MOST_OF_A_GROUP = 512
+"""Submissions that one commit takes. More would only delay the first of them."""
 
 T = TypeVar("T")
 Queued = tuple[Callable[[S], Any], asyncio.Future[Any]]
-"""A job, and the future of its result."""
+"""Work, and the future of its result."""
 
 
 class Writer(Protocol[S_co]):
-    """Runs jobs in the order of submission."""
+    """Does work in the order of submission."""
 
-    def submit(self, job: Callable[[S_co], T]) -> asyncio.Future[T]:
-        """Queue a job; the future resolves when its changes are durable.
+    def submit(self, work: Callable[[S_co], T]) -> asyncio.Future[T]:
+        """Queue work; the future resolves when its changes are durable.
 
         The future raises ``SpoolError`` if none of them are.
         """
         ...
 
     async def close(self) -> None:
-        """Run all submitted jobs, then close the store."""
+        """Do all submitted work, then close the store."""
         ...
 
 
@@ -58,16 +58,16 @@ def _resolve(future: asyncio.Future[Any], result: Any) -> None:
 
 
 class InlineWriter(Generic[S]):
-    """Runs each job at once in the caller's thread, for event loops in virtual time."""
+    """Does each work at once in the caller's thread, for event loops in virtual time."""
 
     def __init__(self, database: Database[S]) -> None:
         self._database = database
         self._closed = False
 
-    def submit(self, job: Callable[[S], T]) -> asyncio.Future[T]:
+    def submit(self, work: Callable[[S], T]) -> asyncio.Future[T]:
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         closed = SpoolError(RefusalReason.DRAINING, CLOSED) if self._closed else None
-        _resolve(future, closed or self._database.run([job])[0])
+        _resolve(future, closed or self._database.run([work])[0])
         return future
 
     async def close(self) -> None:
@@ -76,27 +76,27 @@ class InlineWriter(Generic[S]):
 
 
 class ThreadWriter(Generic[S]):
-    """Runs jobs in one thread, off the event loop."""
+    """Does work in one thread, off the event loop."""
 
     def __init__(self, database: Database[S]) -> None:
         self._database = database
         self._loop = asyncio.get_running_loop()
-        self._jobs: queue.SimpleQueue[Queued[S] | None] = queue.SimpleQueue()
+        self._queued: queue.SimpleQueue[Queued[S] | None] = queue.SimpleQueue()
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="spool", daemon=True)
         self._thread.start()
 
-    def submit(self, job: Callable[[S], T]) -> asyncio.Future[T]:
+    def submit(self, work: Callable[[S], T]) -> asyncio.Future[T]:
         future: asyncio.Future[T] = self._loop.create_future()
         if self._closed:
             _resolve(future, SpoolError(RefusalReason.DRAINING, CLOSED))
         else:
-            self._jobs.put((job, future))
+            self._queued.put((work, future))
         return future
 
     async def close(self) -> None:
         self._closed = True
-        self._jobs.put(None)
+        self._queued.put(None)
         await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
 
     def _work(self) -> None:
@@ -106,7 +106,7 @@ class ThreadWriter(Generic[S]):
 
     def _work_on_next(self) -> bool:
         """Run the next group; return False after the last one."""
-        # A function of its own, so that the waiting thread holds no job and no result, which can
+        # A function of its own, so that the waiting thread holds no work and no result, which can
         # have megabytes.
         try:
             group, ended = self._next_group()
@@ -114,41 +114,41 @@ class ThreadWriter(Generic[S]):
             self._run([])
             self._tidy()
             return True
-        results = self._run([job for job, _ in group])
+        results = self._run([work for work, _ in group])
         self._loop.call_soon_threadsafe(self._hand_back, group, results)
         return not ended
 
-    def _run(self, jobs: list[Callable[[S], Any]]) -> list[Any]:
-        """Run jobs; without jobs, check the database and its files."""
+    def _run(self, group: list[Callable[[S], Any]]) -> list[Any]:
+        """Do a group of work; of an empty one, check the database and its files."""
         try:
-            return self._database.run(jobs)
+            return self._database.run(group)
         except Exception as fault:
-            # Without the thread no job would ever end.
+            # Without the thread no work would ever end.
             _log.exception("fault in the spool's thread")
-            return [fault for _ in jobs]
+            return [fault for _ in group]
 
     def _next_group(self) -> tuple[list[Queued[S]], bool]:
-        """Wait for a job, then drain the queue into its group.
+        """Wait for work, then drain the queue into its group.
 
         Returns the group, and whether it is the last one.
 
         Raises:
-            queue.Empty: no job came for ``LOOK_EVERY_S``.
+            queue.Empty: none came for ``LOOK_EVERY_S``.
         """
         if self._database.trouble:
             self._tidy()  # a full disk needs the free pages at once
         group: list[Queued[S]] = []
-        item = self._jobs.get(timeout=LOOK_EVERY_S)
+        item = self._queued.get(timeout=LOOK_EVERY_S)
         while item is not None:
             group.append(item)
-            if len(group) == MAX_JOBS or self._jobs.empty():
+            if len(group) == MOST_OF_A_GROUP or self._queued.empty():
                 return group, False
-            item = self._jobs.get()
+            item = self._queued.get()
         return group, True
 
     def _tidy(self) -> None:
-        """Return free pages to the disk, a little at a time, while no job waits."""
-        while self._jobs.empty() and self._database.tidy():
+        """Return free pages to the disk, a little at a time, while no work waits."""
+        while self._queued.empty() and self._database.tidy():
             pass
 
     @staticmethod

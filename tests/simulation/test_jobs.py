@@ -20,7 +20,7 @@ from amplitude_intercom.engine.spool.asking import ask_job
 from amplitude_intercom.engine.spool.jobs import JobKind, JobRow, JobState, NewMapping
 from amplitude_intercom.engine.spool.letters import DeadLetter
 from amplitude_intercom.engine.spool.looking import recount
-from amplitude_intercom.engine.spool.spool import Job, Spool
+from amplitude_intercom.engine.spool.spool import Spool, Work
 from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.transports.amplitude import BadEvent, Head
 from amplitude_intercom.transports.contract import Batch
@@ -330,11 +330,11 @@ class FlakySpool(Spool):
         self.__dict__ = spool.__dict__
         self.asked = 0
 
-    async def do(self, job: Job[T]) -> T:
+    async def do(self, work: Work[T]) -> T:
         self.asked += 1
         if self.asked == 2:
             raise SpoolError(RefusalReason.SPOOL_FAILING, "as the test says")
-        return await super().do(job)
+        return await super().do(work)
 
 
 @in_virtual_time

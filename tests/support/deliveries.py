@@ -43,7 +43,7 @@ from amplitude_intercom.engine.spool.letters import DeadLetterQuery
 from amplitude_intercom.engine.spool.looking import recount
 from amplitude_intercom.engine.spool.queue import Queue
 from amplitude_intercom.engine.spool.settling import Settling
-from amplitude_intercom.engine.spool.spool import Job, Spool, SpoolPart, T
+from amplitude_intercom.engine.spool.spool import Spool, SpoolPart, T, Work
 from amplitude_intercom.engine.spool.sqlite.database import Database
 from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.engine.spool.user_state import UserState, state_of_user
@@ -80,7 +80,7 @@ class Fault(Exception):
 
 
 class LateWriter(InlineWriter[Store]):
-    """Runs jobs in order as the thread does: answers come late, some fail, and others go on."""
+    """Does work in order as the thread does: answers come late, some fail, and others go on."""
 
     def __init__(self, database: Database[Store], chance: random.Random, fails: float) -> None:
         super().__init__(database)
@@ -92,17 +92,17 @@ class LateWriter(InlineWriter[Store]):
         """Run nothing for so long."""
         self._free_at_s = current().time() + for_s
 
-    def submit(self, job: Job[T]) -> asyncio.Future[T]:
+    def submit(self, work: Work[T]) -> asyncio.Future[T]:
         loop = current()
         future: asyncio.Future[T] = loop.create_future()
         self._free_at_s = max(self._free_at_s, loop.time()) + self._chance.choice([0, 0, 0.002])
-        loop.call_at(self._free_at_s, self._run, job, future)
+        loop.call_at(self._free_at_s, self._run, work, future)
         return future
 
-    def _run(self, job: Job[T], future: asyncio.Future[T]) -> None:
+    def _run(self, work: Work[T], future: asyncio.Future[T]) -> None:
         error: BaseException | None = SpoolError(RefusalReason.SPOOL_FAILING, "for once")
         if self._chance.random() >= self._fails:
-            done = super().submit(job)
+            done = super().submit(work)
             error = done.exception()
         if future.done():
             return
@@ -113,19 +113,19 @@ class LateWriter(InlineWriter[Store]):
 
 
 class FailingDisk(InlineWriter[Store]):
-    """Runs jobs; some of the commits fail, and nothing of them is kept."""
+    """Does work; some of the commits fail, and nothing of them is kept."""
 
     def __init__(self, database: Database[Store], chance: random.Random, fails: float) -> None:
         super().__init__(database)
         self._chance = chance
         self._fails = fails
 
-    def submit(self, job: Job[T]) -> asyncio.Future[T]:
+    def submit(self, work: Work[T]) -> asyncio.Future[T]:
         if self._chance.random() >= self._fails:
-            return super().submit(job)
+            return super().submit(work)
 
         def fail(store: Store) -> T:
-            job(store)
+            work(store)
             error = sqlite3.OperationalError("disk I/O error")
             error.sqlite_errorcode = sqlite3.SQLITE_IOERR
             raise error
@@ -134,24 +134,24 @@ class FailingDisk(InlineWriter[Store]):
 
 
 class StandingDisk(InlineWriter[Store]):
-    """Runs jobs; none while it stands still, and all of them, in order, when it goes on."""
+    """Does work; none while it stands still, and all of them, in order, when it goes on."""
 
     def __init__(self, database: Database[Store]) -> None:
         super().__init__(database)
         self.stands_still = False
-        self._waiting: list[tuple[Job[Any], asyncio.Future[Any]]] = []
+        self._waiting: list[tuple[Work[Any], asyncio.Future[Any]]] = []
 
-    def submit(self, job: Job[T]) -> asyncio.Future[T]:
+    def submit(self, work: Work[T]) -> asyncio.Future[T]:
         if not self.stands_still:
-            return super().submit(job)
+            return super().submit(work)
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._waiting.append((job, future))
+        self._waiting.append((work, future))
         return future
 
     def go_on(self) -> None:
         self.stands_still = False
-        for job, future in self._waiting:
-            future.set_result(super().submit(job).result())
+        for work, future in self._waiting:
+            future.set_result(super().submit(work).result())
         self._waiting.clear()
 
 

@@ -2,20 +2,20 @@
 
 Rules
 =====
-1. A group of jobs is one transaction. A job that raises ``EngineError`` has changed nothing, and
-   only that job fails. After any other exception the transaction is rolled back and every job runs
-   in a transaction of its own.
+1. The work of many callers is one group, and a group is one transaction. Work that raises
+   ``EngineError`` has changed nothing, and only that work fails. After any other exception the
+   transaction is rolled back, and the work of each caller runs in a transaction of its own.
 2. A failed write or fsync fails the whole group. Its pages may be in memory and not on disk, and no
    later commit may depend on them. So the log is folded into the file, without the failed
    transaction, and the file is opened again. If that fails too, the spool has a ``trouble``, and
    tries again every ``HEAL_EVERY_S``.
 3. On a disk with little free space appends are refused, and the log's pages are moved into the file
-   while the file can still grow. All other jobs go on, because they free bytes in the end. On a
-   full disk the reserve is released for them. Appends are taken again when the disk has free space
+   while the file can still grow. All other work goes on, because it frees bytes in the end. On a
+   full disk the reserve is released for it. Appends are taken again when the disk has free space
    for the reserve and as much again.
 4. Before each group the folder, the lock and the file are compared with those at the opening. If
    one is gone or was replaced, appends are refused. If it is the lock, another process may have the
-   spool open, and no job runs.
+   spool open, and no work is done.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class Database(Generic[S]):
         self._opened: OpenedFiles | None = None
         self._is_lost = False
         self.trouble: SpoolError | None = None
-        """The reason for refusing appends, or all jobs; None if there is none."""
+        """The reason for refusing appends, or all work; None if there is none."""
         self.damage: SpoolError | None = None
         """The last error of the database about damage; None if there was none."""
         self.store, self.file = self._open(recover=True)
@@ -133,26 +133,26 @@ class Database(Generic[S]):
                 raise
             return self._opener(recover=recover)
 
-    def run(self, jobs: list[Callable[[S], Any]]) -> list[Any]:
-        """Run jobs in one transaction; return a result or an exception for each.
+    def run(self, group: list[Callable[[S], Any]]) -> list[Any]:
+        """Do a group of work in one transaction; return a result or an exception for each.
 
-        Without jobs only the disk and the files are checked.
+        Of an empty group only the disk and the files are checked.
         """
         if self._has_lost_files():
-            return self._without_files(jobs)
+            return self._without_files(group)
         self._look_again()
         if self.trouble is None and self._reserve.is_short():
             self._run_out_of_disk(SHORT)
-        if self._closed or not jobs:
-            return [self.trouble for _ in jobs]
+        if self._closed or not group:
+            return [self.trouble for _ in group]
         try:
-            return run_group(self.store, jobs)
+            return run_group(self.store, group)
         except _FAILURES as error:
             if primary_code(error) in _DISK:
-                return self._disk_failed(jobs, error)
-            return self._singly(jobs, self._as_damage(error))
+                return self._disk_failed(group, error)
+            return self._singly(group, self._as_damage(error))
         except Exception as fault:
-            return self._singly(jobs, fault)
+            return self._singly(group, fault)
 
     def _has_lost_files(self) -> bool:
         """Return whether the files are lost now, and shut or reopen intake with it."""
@@ -173,26 +173,26 @@ class Database(Generic[S]):
             self._open_again()
             _log.warning("the spool's log was removed: what it held is in the file now")
 
-    def _without_files(self, jobs: list[Callable[[S], Any]]) -> list[Any]:
-        """Run jobs on the open files, to settle deliveries, but not beside another process."""
+    def _without_files(self, group: list[Callable[[S], Any]]) -> list[Any]:
+        """Do work on the open files, to settle deliveries, but not beside another process."""
         assert self._opened is not None
         if self._closed or self._opened.has_lost_lock:
-            return [self.trouble for _ in jobs]
+            return [self.trouble for _ in group]
         try:
-            return run_group(self.store, jobs) if jobs else []
+            return run_group(self.store, group) if group else []
         except _FAILURES as error:
             if primary_code(error) in _DISK:  # rule 2, but the file cannot be opened again
                 with suppress(sqlite3.Error):
                     self.file.fold()
                 self.close()
                 self._closed = True
-            return [SpoolError(RefusalReason.SPOOL_FAILING, str(error)) for _ in jobs]
+            return [SpoolError(RefusalReason.SPOOL_FAILING, str(error)) for _ in group]
         except Exception as fault:
-            return self._singly(jobs, fault)
+            return self._singly(group, fault)
 
-    def _singly(self, jobs: list[Callable[[S], Any]], fault: Exception) -> list[Any]:
-        """Run each job in a transaction of its own. A single job has had that, and fails."""
-        return [fault] if len(jobs) == 1 else [self.run([job])[0] for job in jobs]
+    def _singly(self, group: list[Callable[[S], Any]], fault: Exception) -> list[Any]:
+        """Do each work in a transaction of its own. A single one has had that, and fails."""
+        return [fault] if len(group) == 1 else [self.run([work])[0] for work in group]
 
     def _as_damage(self, error: Exception) -> SpoolDamaged:
         damage = SpoolDamaged(RefusalReason.SPOOL_FAILING, str(error))
@@ -201,7 +201,7 @@ class Database(Generic[S]):
         self.damage = damage
         return damage
 
-    def _disk_failed(self, jobs: list[Callable[[S], Any]], error: Exception) -> list[Any]:
+    def _disk_failed(self, group: list[Callable[[S], Any]], error: Exception) -> list[Any]:
         failed = SpoolError(reason_of(error), str(error))
         if failed.reason is not RefusalReason.DISK_FULL:
             self.heal(failed)
@@ -209,11 +209,11 @@ class Database(Generic[S]):
             had_reserve = self._reserve.release()
             self._run_out_of_disk(str(error))
             if had_reserve:
-                return self.run(jobs)
-        return [failed for _ in jobs]
+                return self.run(group)
+        return [failed for _ in group]
 
     def _run_out_of_disk(self, detail: str) -> None:
-        """Refuse appends, and keep the free space for all other jobs."""
+        """Refuse appends, and keep the free space for all other work."""
         self._note(SpoolError(RefusalReason.DISK_FULL, detail))
         self._heal_at_s = self._monotonic_s() + HEAL_EVERY_S
         self.store.shut_intake(RefusalReason.DISK_FULL)
@@ -267,11 +267,11 @@ class Database(Generic[S]):
         try:
             if not self.file.has_much_free(short=self.trouble is not None):
                 if self.trouble is None and self.file.is_longer_than_needed():
-                    self.file.fold()  # truncates the file; on a full disk it would delay every job
+                    self.file.fold()  # truncates the file; on a full disk it would delay all work
                 return False
             run_group(self.store, [lambda _: self.file.give_back()])
         except (sqlite3.Error, OSError):
-            return False  # the next job that writes meets the same error
+            return False  # the next work that writes meets the same error
         return True
 
     def close(self) -> None:
@@ -280,14 +280,14 @@ class Database(Generic[S]):
             self.store.close()
 
 
-def run_group(store: S, jobs: list[Callable[[S], Any]]) -> list[Any]:
-    """Run jobs in one transaction; return a result or an ``EngineError`` for each.
+def run_group(store: S, group: list[Callable[[S], Any]]) -> list[Any]:
+    """Do a group of work in one transaction; return a result or an ``EngineError`` for each.
 
     Any other exception is raised, after a rollback.
     """
     try:
         store.begin()
-        results = [_attempt(job, store) for job in jobs]
+        results = [_attempt(work, store) for work in group]
         store.commit()
     except Exception:
         store.rollback()
@@ -295,8 +295,8 @@ def run_group(store: S, jobs: list[Callable[[S], Any]]) -> list[Any]:
     return results
 
 
-def _attempt(job: Callable[[S], Any], store: S) -> Any:
+def _attempt(work: Callable[[S], Any], store: S) -> Any:
     try:
-        return job(store)
+        return work(store)
     except EngineError as error:
         return error

@@ -19,11 +19,11 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 
-def look_at(path: Path, job: Callable[[sqlite3.Connection], T]) -> T:
-    """Run a job that only reads on a connection of its own.
+def look_at(path: Path, work: Callable[[sqlite3.Connection], T]) -> T:
+    """Do work that only reads on a connection of its own.
 
-    A file without a log is read without locks. If a writer has opened it by the end, the job runs
-    again.
+    A file without a log is read without locks. If a writer has opened it by the end, the work
+    is done again.
 
     Raises:
         SpoolError: the file is missing, or cannot be read.
@@ -31,25 +31,25 @@ def look_at(path: Path, job: Callable[[sqlite3.Connection], T]) -> T:
     at_rest = not has_log(path)
     try:
         with closing(connect_to_read(path)) as db:
-            found = job(db)
+            found = work(db)
     except (sqlite3.Error, UnicodeDecodeError, Damaged, SpoolError) as error:
         if at_rest and has_log(path):
-            return look_at(path, job)
+            return look_at(path, work)
         if isinstance(error, SpoolError):
             raise
         raise SpoolError(reason_of(error), f"{path}: {error}") from error
-    return look_at(path, job) if at_rest and has_log(path) else found
+    return look_at(path, work) if at_rest and has_log(path) else found
 
 
-def look(path: Path, opened: Callable[[sqlite3.Connection], S], job: Callable[[S], T]) -> T:
-    """Run a job that only reads on one snapshot of a spool's tables.
+def look(path: Path, opened: Callable[[sqlite3.Connection], S], work: Callable[[S], T]) -> T:
+    """Do work that only reads on one snapshot of a spool's tables.
 
     ``opened`` returns the tables on a connection.
 
     Raises:
         SpoolError: the file is missing, cannot be read, or is of an earlier version.
     """
-    return look_at(path, lambda db: job(opened(_in_snapshot(db, path))))
+    return look_at(path, lambda db: work(opened(_in_snapshot(db, path))))
 
 
 def _in_snapshot(db: sqlite3.Connection, path: Path) -> sqlite3.Connection:

@@ -89,11 +89,11 @@ async def test_after_a_fault_batches_go_in_one_by_one(store: SlowStore) -> None:
     await writer.close()
 
 
-async def test_jobs_that_never_run_refuse_waiting_appends(store: SlowStore) -> None:
+async def test_work_that_is_never_done_refuses_waiting_appends(store: SlowStore) -> None:
     class Refusing:
         """As a writer whose disk has failed."""
 
-        def submit(self, job: object) -> asyncio.Future[object]:
+        def submit(self, work: object) -> asyncio.Future[object]:
             future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
             asyncio.get_running_loop().call_soon(
                 future.set_exception, SpoolError(RefusalReason.SPOOL_FAILING, "no disk")

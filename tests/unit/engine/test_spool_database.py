@@ -59,8 +59,8 @@ class Rig:
         self.opened.append(recover)
         return opened(self.path, recover=recover)
 
-    def run(self, *jobs: object) -> list[object]:
-        return self.database.run(list(jobs))  # type: ignore[arg-type]
+    def run(self, *group: object) -> list[object]:
+        return self.database.run(list(group))  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def failing(store: Store) -> None:
     fail(sqlite3.SQLITE_IOERR)
 
 
-def test_after_a_disk_error_the_database_is_opened_again_without_the_failed_jobs(rig: Rig) -> None:
+def test_after_a_disk_error_the_database_is_opened_again_without_the_failed_work(rig: Rig) -> None:
     assert rig.run(append) == [Appended(1, 0, 0)]
     results = rig.run(append, failing, append)
     assert [str(result) for result in results] == ["spool_failing: as the test says"] * 3
@@ -97,7 +97,7 @@ def test_while_it_cannot_be_opened_everything_fails_and_it_is_tried_once_a_secon
     assert rig.database.trouble is None
 
 
-def test_the_reserve_is_released_for_jobs_that_free_space(tmp_path: Path) -> None:
+def test_the_reserve_is_released_for_work_that_frees_space(tmp_path: Path) -> None:
     rig = Rig(tmp_path / "s.db", reserve_bytes=2 * MIB)
     ballast = tmp_path / "s.db-reserve"
     assert ballast.stat().st_size == MIB
@@ -142,7 +142,7 @@ def test_where_opening_fails_for_want_of_room_the_reserve_gives_it(tmp_path: Pat
     assert (str(refused), settled) == ("disk_full", {"pending": 0, "dead": 0})
 
 
-def test_a_refusal_of_one_job_costs_the_others_nothing(rig: Rig) -> None:
+def test_a_refusal_of_one_work_costs_the_others_nothing(rig: Rig) -> None:
     def constrained(store: Store) -> None:
         append(store)
         fail(sqlite3.SQLITE_CONSTRAINT)

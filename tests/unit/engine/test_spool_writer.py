@@ -17,7 +17,7 @@ from amplitude_intercom.engine.errors import SettingsError, SpoolError
 from amplitude_intercom.engine.spool.looking import recount
 from amplitude_intercom.engine.spool.rows import Appended
 from amplitude_intercom.engine.spool.store import Store
-from amplitude_intercom.engine.spool.writer import MAX_JOBS, InlineWriter, ThreadWriter
+from amplitude_intercom.engine.spool.writer import MOST_OF_A_GROUP, InlineWriter, ThreadWriter
 from amplitude_intercom.transports.reasons import RefusalReason
 from support.spools import OneSync, append_of, database_of, kept, opened, sqlite_of
 
@@ -71,7 +71,7 @@ def hold(writer: ThreadWriter[Store]) -> tuple[asyncio.Future[bool], threading.E
     return writer.submit(lambda _: gate.wait(30)), gate
 
 
-async def test_jobs_submitted_during_a_commit_share_the_next_one(spied: Spied) -> None:
+async def test_work_submitted_during_a_commit_shares_the_next_one(spied: Spied) -> None:
     writer = ThreadWriter(spied.database)
     held, gate = hold(writer)
     futures = [writer.submit(append) for _ in range(200)]
@@ -85,14 +85,14 @@ async def test_jobs_submitted_during_a_commit_share_the_next_one(spied: Spied) -
 
 
 class Watched:
-    """What a job holds, and what one returns."""
+    """What work holds, and what it returns."""
 
 
 def another(_: Watched, store: Store) -> Watched:
     return Watched()
 
 
-async def test_a_writer_that_waits_keeps_neither_jobs_nor_results(spied: Spied) -> None:
+async def test_a_writer_that_waits_keeps_neither_work_nor_results(spied: Spied) -> None:
     writer = ThreadWriter(spied.database)
     held = Watched()
     watched = [weakref.ref(held), weakref.ref(await writer.submit(partial(another, held)))]
@@ -104,11 +104,11 @@ async def test_a_writer_that_waits_keeps_neither_jobs_nor_results(spied: Spied) 
     await writer.close()
 
 
-async def test_jobs_run_in_the_order_of_submission_however_many_there_are(spied: Spied) -> None:
+async def test_work_is_done_in_the_order_of_submission_however_much_there_is(spied: Spied) -> None:
     writer = ThreadWriter(spied.database)
     _, gate = hold(writer)
     ran: list[int] = []
-    count = 2 * MAX_JOBS + 7
+    count = 2 * MOST_OF_A_GROUP + 7
 
     def run(i: int, _: Store) -> int:
         ran.append(i)
@@ -122,14 +122,14 @@ async def test_jobs_run_in_the_order_of_submission_however_many_there_are(spied:
     assert 3 <= spied.said["COMMIT"] <= 5
 
 
-async def test_closing_runs_submitted_jobs_and_resolves_them(spied: Spied) -> None:
+async def test_closing_does_submitted_work_and_resolves_its_futures(spied: Spied) -> None:
     writer = ThreadWriter(spied.database)
     _, gate = hold(writer)
-    futures = [writer.submit(append) for _ in range(MAX_JOBS + 1)]
+    futures = [writer.submit(append) for _ in range(MOST_OF_A_GROUP + 1)]
     gate.set()
     await writer.close()
     assert all(future.done() for future in futures)
-    assert spied.after()["pending"] == MAX_JOBS + 1
+    assert spied.after()["pending"] == MOST_OF_A_GROUP + 1
     with pytest.raises(sqlite3.ProgrammingError):
         recount(spied.store, spied.sync.taker)
 
@@ -149,7 +149,7 @@ def refuse(_: Store) -> None:
     raise SpoolError(RefusalReason.SPOOL_FULL)
 
 
-def test_a_job_that_is_refused_does_not_hurt_the_others(spied: Spied) -> None:
+def test_refused_work_does_not_hurt_the_others(spied: Spied) -> None:
     first, refused, last = spied.database.run([append, refuse, append])
     assert (first, last) == (Appended(1, 0, 0),) * 2
     assert isinstance(refused, SpoolError)
@@ -159,7 +159,7 @@ def test_a_job_that_is_refused_does_not_hurt_the_others(spied: Spied) -> None:
     assert spied.after()["pending"] == 2
 
 
-def test_a_job_that_the_database_refuses_fails_alone_and_leaves_nothing(spied: Spied) -> None:
+def test_work_refused_by_the_database_fails_alone_and_leaves_nothing(spied: Spied) -> None:
     def fail(store: Store) -> None:
         append(store)
         spied.db.execute("INSERT INTO no_such_table VALUES (1)")
@@ -202,8 +202,8 @@ def test_a_transaction_that_cannot_even_be_rolled_back_is_tried_again(spied: Spi
         raise sqlite3.OperationalError("disk I/O error")
 
     sqlite_of(spied.db).set_authorizer(authorize)
-    for job in (fail, append):
-        (result,) = spied.database.run([job])
+    for work in (fail, append):
+        (result,) = spied.database.run([work])
         assert isinstance(result, SpoolError)
     denied = False
     assert isinstance(spied.database.run([append])[0], SpoolError)
@@ -212,7 +212,7 @@ def test_a_transaction_that_cannot_even_be_rolled_back_is_tried_again(spied: Spi
     spied.store.close()
 
 
-def test_a_job_with_a_fault_of_its_own_fails_alone_and_leaves_nothing(spied: Spied) -> None:
+def test_work_with_a_fault_of_its_own_fails_alone_and_leaves_nothing(spied: Spied) -> None:
     first, fault, last = spied.database.run([append, broken, append])
     assert (first, last) == (Appended(1, 0, 0),) * 2
     assert isinstance(fault, ZeroDivisionError)
