@@ -11,7 +11,10 @@ from amplitude_intercom.engine.deploy.targets import TARGETS
 from amplitude_intercom.engine.errors import SettingsError
 from amplitude_intercom.engine.near import did_you_mean
 
-EXAMPLE = Answers(amplitude_key="env:AMPLITUDE_API_KEY", intercom_token="env:INTERCOM_ACCESS_TOKEN")  # noqa: S106
+EXAMPLE = Answers(
+    amplitude_key="env:AMPLITUDE_API_KEY",
+    intercom_token="env:INTERCOM_ACCESS_TOKEN",  # noqa: S106 - names a variable
+)
 """The settings where no file is given."""
 
 

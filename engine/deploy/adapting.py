@@ -8,6 +8,7 @@ exactly the intended settings. If it does not, the message names the lines to wr
 from __future__ import annotations
 
 import copy
+import ipaddress
 import re
 import tomllib
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from typing import Any, Final
 
 import msgspec
 
-from amplitude_intercom.engine.addresses import is_loopback
+from amplitude_intercom.engine.addresses import host_and_port
 from amplitude_intercom.engine.config import from_table
 from amplitude_intercom.engine.errors import SettingsError
 from amplitude_intercom.engine.settings import Admin, Settings
@@ -32,8 +33,11 @@ class Installation(msgspec.Struct, frozen=True):
     data_dir: str
     secrets_in_files: bool = False
     """Whether secrets are files beside the settings (``file:NAME``), else ``env:NAME``."""
-    is_reached: bool = True
-    """Whether clients come from beyond this machine's loopback."""
+    has_own_network: bool = True
+    """Whether it has addresses of its own, as a container has: those of this machine are not there.
+
+    Clients and health checks reach it by these.
+    """
     most_drain_s: float | None = None
 
 
@@ -117,19 +121,39 @@ def _edits(table: Table, settings: Settings, installation: Installation) -> Iter
     most_s = installation.most_drain_s
     if most_s is not None and settings.drain_deadline_s > most_s:
         yield _Edit("", "drain_deadline_s", most_s)
-    if installation.is_reached:
-        if settings.http is not None:
-            yield from _reached("http", settings.http.listen)
+    if installation.has_own_network:
         admin = settings.admin or Admin()
-        yield from _reached("admin", admin.listen)
+        if settings.http is not None:
+            _refuse_one_port(settings.http.listen, admin.listen)
+            yield from _everywhere("http", settings.http.listen)
+        yield from _everywhere("admin", admin.listen)
         if admin.token is None:
             yield _Edit("admin", "token", "env:ADMIN_TOKEN")
 
 
-def _reached(section: str, listen: str) -> Iterator[_Edit]:
-    """Yield an address that clients from elsewhere reach, where the present one is loopback."""
-    if is_loopback(listen):
-        yield _Edit(section, "listen", f"{EVERYWHERE}:{listen.rpartition(':')[2]}")
+def _everywhere(section: str, listen: str) -> Iterator[_Edit]:
+    """Yield all addresses of the installation, where the settings name one of another place."""
+    host, port = host_and_port(listen)
+    try:
+        is_everywhere = ipaddress.ip_address(host).is_unspecified
+    except ValueError:  # a name
+        is_everywhere = False
+    if not is_everywhere:
+        yield _Edit(section, "listen", f"{EVERYWHERE}:{port}")
+
+
+def _refuse_one_port(http: str, admin: str) -> None:
+    """Refuse two servers that differ in their hosts alone.
+
+    Raises:
+        SettingsError: they have one port.
+    """
+    port = host_and_port(http)[1]
+    if port and port == host_and_port(admin)[1]:
+        raise SettingsError(
+            f"admin.listen: port {port} is that of http.listen too; both servers listen on all"
+            " addresses there, so each needs a port of its own"
+        )
 
 
 def _with_edit(text: str, edit: _Edit) -> str:
@@ -201,7 +225,7 @@ def _renames(references: list[str], *, in_files: bool) -> Iterator[tuple[str, st
 def _name(reference: str, *, in_files: bool) -> str:
     """Return the name of a secret: a file's without its folder, or a variable's."""
     scheme, _, rest = reference.partition(":")
-    if scheme == "env" and not in_files:
+    if scheme == "env" and not in_files and _VARIABLE.fullmatch(rest):
         return rest
     plain = re.sub(r"[^A-Za-z0-9.]+", "-", PurePath(rest).name).strip("-.") or "secret"
     if in_files:
@@ -209,6 +233,9 @@ def _name(reference: str, *, in_files: bool) -> str:
     name = re.sub(r"[^A-Za-z0-9]+", "_", plain).upper()
     return f"SECRET_{name}" if name[0].isdigit() else name
 
+
+_VARIABLE: Final = re.compile("[A-Za-z_][A-Za-z0-9_]*")
+"""A name that each shell, Docker and Kubernetes take for a variable."""
 
 _QUOTED: Final = re.compile(r"""(?P<quote>["'])(?P<inside>(?:env|file):[^"'\n]*)(?P=quote)""")
 

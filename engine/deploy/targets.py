@@ -21,7 +21,7 @@ from amplitude_intercom.engine.deploy.adapting import (
     settings_of,
 )
 from amplitude_intercom.engine.errors import SettingsError
-from amplitude_intercom.engine.settings import Admin, Http, Settings
+from amplitude_intercom.engine.settings import Settings
 
 SETTINGS_FILE: Final = "amplitude-intercom.toml"
 FOLDER: Final = "/etc/amplitude-intercom"
@@ -47,7 +47,7 @@ Files = dict[str, str]
 
 def systemd(text: str) -> tuple[Files, Adapted]:
     """Return the unit, its socket, and the settings with secrets as files beside them."""
-    made = adapted(text, Installation(STATE, secrets_in_files=True, is_reached=False))
+    made = adapted(text, Installation(STATE, secrets_in_files=True, has_own_network=False))
     settings = settings_of(made.text)
     listen = list(_numeric_addresses(settings))
     credentials = [SETTINGS_FILE, *made.secrets]
@@ -92,9 +92,13 @@ def container(text: str) -> tuple[Files, Adapted]:
     """Return the container file, and the settings with secrets in the environment."""
     made = adapted(text, Installation(STATE, most_drain_s=CONTAINER_DRAIN_S))
     settings = settings_of(made.text)
+    ports = _ports(settings)
     made_of = _filled(
         "Containerfile",
         **_facts(settings),
+        PUBLISHED=" ".join(f"-p {_own(host)}:{port}:{port}" for host, port in ports.values()),
+        EXPOSED=" ".join(port for _, port in ports.values()),
+        HEALTH="{}:{}".format(_own(ports["admin"][0]), ports["admin"][1]),
         DATA_DIR=STATE,
         ENVIRONMENT=" ".join(f"-e {name}" for name in made.secrets),
     )
@@ -108,6 +112,7 @@ def kubernetes(text: str) -> tuple[Files, Adapted]:
     """Return the manifest, with the settings in it and secrets in the environment."""
     made = adapted(text, Installation(f"{STATE}/data"))
     settings = settings_of(made.text)
+    ports = _ports(settings)
     environment = [
         f"- name: {name}\n  valueFrom: {{secretKeyRef: {{name: amplitude-intercom, key: {name}}}}}"
         for name in made.secrets
@@ -115,6 +120,14 @@ def kubernetes(text: str) -> tuple[Files, Adapted]:
     manifest = _filled(
         "kubernetes.yaml",
         **_facts(settings),
+        SERVICE_PORTS=_lines(
+            f"    - {{name: {name}, port: {port}, targetPort: {name}}}"
+            for name, (_, port) in ports.items()
+        ),
+        CONTAINER_PORTS=_lines(
+            f"            - {{name: {name}, containerPort: {port}}}"
+            for name, (_, port) in ports.items()
+        ),
         LITERALS=" \\\n#     ".join(f"--from-literal={name}=…" for name in made.secrets),
         SETTINGS_TEXT=textwrap.indent(made.text.rstrip("\n"), "    "),
         SETTINGS_DIR=FOLDER,
@@ -147,10 +160,7 @@ def stop_s(settings: Settings) -> int:
 
 
 def _facts(settings: Settings) -> Mapping[str, str]:
-    http, admin = settings.http or Http(), settings.admin or Admin()
     return {
-        "HTTP_PORT": _port("http", http.listen),
-        "ADMIN_PORT": _port("admin", admin.listen),
         "DRAIN_S": f"{settings.drain_deadline_s:g}",
         "IMAGE": f"amplitude-intercom:{version('amplitude-intercom')}",
         "USER": USER,
@@ -158,16 +168,26 @@ def _facts(settings: Settings) -> Mapping[str, str]:
     }
 
 
-def _port(section: str, listen: str) -> str:
-    """Return a port that clients can know.
+def _ports(settings: Settings) -> Mapping[str, tuple[str, str]]:
+    """Return the open ports by the names of their servers, each with the host that it listens on.
 
     Raises:
-        SettingsError: it is another one at each start.
+        SettingsError: a port is another one at each start, so that no client can know it.
     """
-    port = host_and_port(listen)[1]
-    if not port:
-        raise SettingsError(f"{section}.listen: port 0 is another one at each start; name one")
-    return str(port)
+    found: dict[str, tuple[str, str]] = {}
+    for name, server in (("http", settings.http), ("admin", settings.admin)):
+        if server is None:
+            continue
+        host, port = host_and_port(server.listen)
+        if not port:
+            raise SettingsError(f"{name}.listen: port 0 is another one at each start; name one")
+        found[name] = host, str(port)
+    return found
+
+
+def _own(host: str) -> str:
+    """Return the loopback address, in a URL's spelling, by which a server on all is reached."""
+    return "[::1]" if ":" in host else "127.0.0.1"
 
 
 def _lines(lines: Iterator[str]) -> str:

@@ -129,6 +129,50 @@ async def test_the_container_file_agrees_with_the_settings_and_the_server(tmp_pa
     assert int(user[0][0]) >= 1_000
 
 
+@pytest.mark.parametrize("target", ["container", "kubernetes"])
+async def test_only_open_ports_are_published_and_all_are_reached(
+    tmp_path: Path, target: str
+) -> None:
+    """Addresses of this machine do not exist in a container."""
+    secret = {"access_token": "env:SHOP_TOKEN"}
+    admin = {"admin": {"listen": "192.168.1.5:9002", "token": "env:ADMIN_TOKEN"}}
+    for top, ports in (
+        (admin, [9002]),
+        ({**admin, "http": {"listen": "192.168.1.5:9001"}}, [9001, 9002]),
+    ):
+        path = process.settings(tmp_path, "http://i.example", top=top, intercom_more=secret)
+        text = path.read_text("utf-8")
+        if "http" not in top:
+            path.write_text(re.sub(r"\[http\]\n(.+\n)*", "", text), "utf-8")
+        code, out, err = await process.run("deploy", target, "-c", str(path))
+        assert code == 0, err
+        assert "192.168.1.5" not in out
+        if target == "container":
+            assert re.findall(r"^EXPOSE (.*)$", out, re.MULTILINE) == [" ".join(map(str, ports))]
+            assert re.findall(r"-p 127\.0\.0\.1:(\d+):", out) == [str(port) for port in ports]
+            continue
+        found = documents(out)
+        (container,) = found["StatefulSet"]["spec"]["template"]["spec"]["containers"]
+        assert [port["containerPort"] for port in container["ports"]] == ports
+        assert [port["port"] for port in found["Service"]["spec"]["ports"]] == ports
+
+
+async def test_the_health_check_asks_where_the_server_listens(tmp_path: Path) -> None:
+    path = process.settings(
+        tmp_path,
+        "http://i.example",
+        top={
+            "http": {"listen": "127.0.0.1:9001"},
+            "admin": {"listen": "[::]:9002", "token": "env:ADMIN_TOKEN"},
+        },
+        intercom_more={"access_token": "env:SHOP_TOKEN"},
+    )
+    code, out, err = await process.run("deploy", "container", "-c", str(path))
+    assert code == 0, err
+    assert "urlopen('http://[::1]:9002/healthz'" in out
+    assert "-p [::1]:9002:9002" in out
+
+
 async def test_the_image_is_built_of_what_the_container_file_copies(tmp_path: Path) -> None:
     """Its own steps, without a container: copy, install, and ask the installed program."""
     source, target = tmp_path / "source", tmp_path / "installed"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 
 import pytest
@@ -27,7 +28,7 @@ intercom = { access_token = 'file:/run/keys/token.txt', region = "eu" }  # Europ
 """
 
 CONTAINER = Installation("/data", most_drain_s=8.0)
-SYSTEMD = Installation("/var/lib/ours", secrets_in_files=True, is_reached=False)
+SYSTEMD = Installation("/var/lib/ours", secrets_in_files=True, has_own_network=False)
 
 
 def changed_lines(text: str, made: str) -> list[str]:
@@ -84,6 +85,40 @@ def test_a_missing_admin_port_is_added_where_health_is_asked_for() -> None:
     admin = settings_of(made.text).admin
     assert admin is not None
     assert admin.listen == "0.0.0.0:8711"
+
+
+@pytest.mark.parametrize(
+    ("listen", "inside"),
+    [
+        ("127.0.0.1:9000", "0.0.0.0:9000"),
+        ("192.168.1.5:9000", "0.0.0.0:9000"),
+        ("[fe80::7]:9000", "0.0.0.0:9000"),
+        ("shop.example:9000", "0.0.0.0:9000"),
+        ("0.0.0.0:9000", "0.0.0.0:9000"),
+        ("[::]:9000", "[::]:9000"),
+    ],
+)
+def test_addresses_of_this_machine_are_not_taken_into_a_container(listen: str, inside: str) -> None:
+    made = settings_of(adapted(HERE.replace("127.0.0.1:9000", listen), CONTAINER).text)
+    assert made.http is not None
+    assert made.http.listen == inside
+    kept = settings_of(adapted(HERE.replace("127.0.0.1:9000", listen), SYSTEMD).text)
+    assert kept.http is not None
+    assert kept.http.listen == listen
+
+
+def test_two_servers_that_differ_in_their_hosts_alone_need_two_ports_in_a_container() -> None:
+    text = HERE.replace("[admin]", '[admin]\nlisten = "192.168.1.5:9000"\ntoken = "env:T"')
+    assert adapted(text, SYSTEMD)
+    with pytest.raises(SettingsError, match=r"admin.listen: port 9000 is that of http.listen too"):
+        adapted(text, CONTAINER)
+
+
+@pytest.mark.parametrize("name", ["MY TOKEN", "A;B", "7UP", "", "A-B", "%n"])
+def test_a_variable_gets_a_name_that_a_shell_and_kubernetes_take(name: str) -> None:
+    made = adapted(HERE.replace("file:/run/keys/token.txt", f"env:{name}"), CONTAINER)
+    assert re.fullmatch("[A-Z_][A-Z0-9_]*", made.secrets[-1])
+    assert f'"env:{made.secrets[-1]}"' in made.text
 
 
 @pytest.mark.parametrize(
