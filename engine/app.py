@@ -65,7 +65,7 @@ class BadEvents(ValueError):
         self.refusal = refusal
 
 
-class _Arguments(msgspec.Struct, frozen=True):
+class _Arguments(msgspec.Struct, frozen=True, kw_only=True):
     """The arguments of an engine beside its settings; see ``Engine``."""
 
     wire: WireFactory | None
@@ -109,7 +109,14 @@ class Engine:
         """
         self.settings = settings
         clocks = Clocks(now_ms, now_s, jitter)
-        self._arguments = _Arguments(wire, relay_wire, clocks, inline, deliver, store_type)
+        self._arguments = _Arguments(
+            wire=wire,
+            relay_wire=relay_wire,
+            clocks=clocks,
+            inline=inline,
+            delivers=deliver,
+            store_type=store_type,
+        )
         self.streams: dict[str, Stream] = {}
         self._pipelines: dict[str, Pipeline] = {}
         self.relays: dict[str, RelaySender] = {}
@@ -209,23 +216,7 @@ class Engine:
         await self.upkeep.log_left()
         self._taking_in = IntakePipeline(settings, streams, self.spool)
         stack.callback(self._taking_in.close)
-        self.overview = Overview(
-            EngineParts(
-                settings,
-                self.spool,
-                spools,
-                self.streams,
-                self._pipelines,
-                self.relays,
-                self.relay_supervisors,
-                self.sources,
-                self.jobs,
-                gates.name_of,
-                now_ms,
-                lambda: self.state,
-                lambda: self._taking_in.stopped,
-            )
-        )
+        self.overview = _overview(self, spools, gates)
 
     # --- using it -------------------------------------------------------------------------
 
@@ -276,6 +267,27 @@ class Engine:
     async def status(self) -> Status:
         """Return the accounting of all syncs and relays; see ``Overview.status``."""
         return await self.overview.status()
+
+
+def _overview(engine: Engine, spools: Mapping[str, SpoolPart], gates: Gates) -> Overview:
+    """Return the overview of an engine; state and stopped intake are read at each look."""
+    return Overview(
+        EngineParts(
+            settings=engine.settings,
+            spool=engine.spool,
+            spools=spools,
+            streams=engine.streams,
+            deliveries=engine._pipelines,
+            relays=engine.relays,
+            relay_supervisors=engine.relay_supervisors,
+            sources=engine.sources,
+            jobs=engine.jobs,
+            gate_name=gates.name_of,
+            now_ms=engine._arguments.clocks.now_ms,
+            state=lambda: engine.state,
+            intake_stopped=lambda: engine._taking_in.stopped,
+        )
+    )
 
 
 def _job_syncs(streams: Sequence[Stream]) -> dict[str, JobSync]:

@@ -53,7 +53,7 @@ class Deliveries(Protocol):
         ...
 
 
-class EngineParts(msgspec.Struct, frozen=True):
+class EngineParts(msgspec.Struct, frozen=True, kw_only=True):
     """The parts of a running engine that an overview looks at.
 
     ``spools`` by taker; ``deliveries`` by sync; ``relays`` and ``relay_supervisors`` by taker;

@@ -288,6 +288,10 @@ class Failure(msgspec.Struct, frozen=True):
     request_id: str = ""
 
 
+DAMAGED = Failure(DeadReason.CORRUPT, message="the checksum does not match: damaged on disk")
+"""The end of an event that is not on disk as it was written."""
+
+
 def no_dead_reason(word: str) -> str:
     """Return the error message for a word that is not a reason of dead letters."""
     known = ", ".join(DeadReason)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Final
 
 from amplitude_intercom.engine.faults import internal_failure
-from amplitude_intercom.engine.reasons import DeadReason, Failure
+from amplitude_intercom.engine.reasons import DAMAGED
 from amplitude_intercom.engine.relay.answers import AnswerKind, Verdict, judge
 from amplitude_intercom.engine.relay.endings import SentPart
 from amplitude_intercom.engine.relay.parts import RequestPart
@@ -20,8 +20,6 @@ from amplitude_intercom.transports.originals import as_sent
 
 HEAVY_BYTES: Final = 262_144
 """Size of a body beyond which it is taken apart in a thread, so that the loop does not stop."""
-
-DAMAGED: Final = Failure(DeadReason.CORRUPT, message="the checksum does not match: damaged on disk")
 
 
 class PartSender:

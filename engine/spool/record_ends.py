@@ -11,12 +11,11 @@ Rules
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Final
 
 import msgspec
 
 from amplitude_intercom.engine.envelope import Kind, Record
-from amplitude_intercom.engine.reasons import DeadReason, Failure
+from amplitude_intercom.engine.reasons import DAMAGED, Failure
 from amplitude_intercom.engine.spool.accounts import INBOX, TAKEN_ALONG, Accounts
 from amplitude_intercom.engine.spool.batches import SLOTS
 from amplitude_intercom.engine.spool.dead_letters import DeadLetters
@@ -24,8 +23,6 @@ from amplitude_intercom.engine.spool.inbox import Inbox
 from amplitude_intercom.engine.spool.records import DamagedRecord, Records
 from amplitude_intercom.engine.spool.rows import dead_letter
 from amplitude_intercom.engine.spool.settled import SettledLines
-
-DAMAGED: Final = "the checksum does not match: damaged on disk"
 
 
 class RecordEnds:
@@ -64,9 +61,8 @@ class RecordEnds:
 
     def bury_damage(self, damage: DamagedRecord) -> None:
         """Keep a dead letter of a damaged record that is no longer in the table."""
-        failure = Failure(DeadReason.CORRUPT, message=DAMAGED)
         record = Record(damage.id, Kind.EVENT, damage.user, damage.at_ms, damage.raw)
-        self.keep(record, failure, damage.at_ms)
+        self.keep(record, DAMAGED, damage.at_ms)
 
     def intact(self, found: Iterable[Record | DamagedRecord]) -> list[Record]:
         """Return the records whose checksum holds; the others become dead letters."""

@@ -14,12 +14,14 @@ now.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
 import msgspec
 
+from amplitude_intercom.engine.faults import internal_failure
 from amplitude_intercom.engine.reasons import DropReason
+from amplitude_intercom.engine.settings import Settings
 from amplitude_intercom.engine.spool import letter_ends
 from amplitude_intercom.engine.spool.accounts import (
     CONTACTS,
@@ -42,6 +44,10 @@ HOURS_KEPT: Final = 90 * 24 * HOUR
 DAY_MS: Final = 86_400_000
 
 
+Do = Callable[[Callable[[Tables], bool]], Awaitable[bool]]
+"""Does work in a transaction; returns its result after the commit."""
+
+
 class Retention(msgspec.Struct, frozen=True):
     """The bounds of each kind of memory, in time and size."""
 
@@ -51,6 +57,20 @@ class Retention(msgspec.Struct, frozen=True):
     dead_letters_max_bytes: int
     max_contacts: int
     claims_window_ms: int
+
+
+def retention_of(settings: Settings) -> Retention:
+    """Return the retention of a spool, from the settings."""
+    spool = settings.spool
+    windows_s = [sync.delivery.same_second_window_s for sync in settings.sync]
+    return Retention(
+        window_ms=int(spool.dedupe_window_s * 1000),
+        insert_ids_max_bytes=spool.dedupe_max_bytes,
+        dead_letters_max_age_ms=int(spool.dead_letters_days * DAY_MS),
+        dead_letters_max_bytes=spool.dead_letters_max_bytes,
+        max_contacts=spool.max_contacts,
+        claims_window_ms=int(max(windows_s, default=0.0) * 1000),
+    )
 
 
 class Tidying:
@@ -154,6 +174,30 @@ class Tidying:
         if moved < SLICE:
             self._unpacked_before = {taker.id: taker.unpacked_to for taker in takers}
         return moved == SLICE
+
+
+class RetentionRounds:
+    """Rounds over all kinds of memory, each slice in a transaction of its own."""
+
+    def __init__(self, retention: Retention, do: Do, now_ms: Callable[[], int]) -> None:
+        """``do``: does work in a transaction, as ``Spool.do``."""
+        self._tidying = Tidying(retention)
+        self._do = do
+        self._now_ms = now_ms
+
+    async def go_on(self, *, is_failing: Callable[[], bool]) -> bool:
+        """Forget one slice; return False at the end of the round.
+
+        ``is_failing``: returns whether the disk fails, for every kind of row.
+        """
+        try:
+            return await self._do(lambda tables: self._tidying.slice(tables, self._now_ms()))
+        except Exception as fault:
+            if is_failing():
+                return False
+            # A fault in one kind of row must not keep retention from all others.
+            internal_failure(fault, forgetting=self._tidying.kind)
+            return self._tidying.skip()
 
 
 def take_along(tables: Tables, taker: int, up_to: int, limit: int) -> int:

@@ -24,22 +24,27 @@ import anyio
 import structlog
 
 from amplitude_intercom.engine.errors import SpoolDamaged, SpoolError
-from amplitude_intercom.engine.faults import internal_failure
-from amplitude_intercom.engine.settings import MAX_SHIFT_S, Settings
+from amplitude_intercom.engine.settings import Settings
 from amplitude_intercom.engine.spool.accounts import SPOOL, WAITING, under
 from amplitude_intercom.engine.spool.adjustments import Adjustments
 from amplitude_intercom.engine.spool.appends import Appends
 from amplitude_intercom.engine.spool.connection import Damaged
 from amplitude_intercom.engine.spool.contract import Claim, Given
 from amplitude_intercom.engine.spool.looking import parked
-from amplitude_intercom.engine.spool.retention import DAY_MS, Retention, Tidying
+from amplitude_intercom.engine.spool.retention import RetentionRounds, retention_of
 from amplitude_intercom.engine.spool.rows import Append, Appended, Part
 from amplitude_intercom.engine.spool.sqlite.database import Database, run_group
-from amplitude_intercom.engine.spool.sqlite.files import FILE_NAME, SpoolFile, connect, reason_of
+from amplitude_intercom.engine.spool.sqlite.files import FILE_NAME, SpoolFile, connect, failing
 from amplitude_intercom.engine.spool.sqlite.opened_files import OpenedFiles
 from amplitude_intercom.engine.spool.sqlite.reading import look
 from amplitude_intercom.engine.spool.sqlite.reserve import Reserve
-from amplitude_intercom.engine.spool.store import Limits, Store, reading_store, wall_clock_ms
+from amplitude_intercom.engine.spool.store import (
+    Limits,
+    Store,
+    limits_of,
+    reading_store,
+    wall_clock_ms,
+)
 from amplitude_intercom.engine.spool.unwritten import UnwrittenCounts
 from amplitude_intercom.engine.spool.writer import InlineWriter, ThreadWriter, Writer
 from amplitude_intercom.transports.reasons import RefusalReason
@@ -55,34 +60,8 @@ TIDY_EVERY_S = 60.0
 """Seconds between two rounds of retention."""
 
 
-def limits_of(settings: Settings) -> Limits:
-    """Return the limits of a store, from the settings."""
-    by_sync = {sync.name: sync.delivery for sync in settings.sync}
-    claims = {
-        name: (int(delivery.same_second_window_s * 1000), delivery.same_second_shift_s)
-        for name, delivery in by_sync.items()
-    }
-    window_ms = int(settings.spool.dedupe_window_s * 1000)
-    waits_s = [sync.delivery.retry_window_s for sync in settings.sync]
-    longest_wait_ms = int(1000 * max(waits_s, default=0.0)) + MAX_SHIFT_S * 1000
-    return Limits(settings.spool.max_bytes, window_ms, claims, longest_wait_ms)
-
-
-def retention_of(settings: Settings) -> Retention:
-    """Return the retention of a spool, from the settings."""
-    spool = settings.spool
-    windows_s = [sync.delivery.same_second_window_s for sync in settings.sync]
-    return Retention(
-        window_ms=int(spool.dedupe_window_s * 1000),
-        insert_ids_max_bytes=spool.dedupe_max_bytes,
-        dead_letters_max_age_ms=int(spool.dead_letters_days * DAY_MS),
-        dead_letters_max_bytes=spool.dead_letters_max_bytes,
-        max_contacts=spool.max_contacts,
-        claims_window_ms=int(max(windows_s, default=0.0) * 1000),
-    )
-
-
 _log = structlog.get_logger(__name__)
+
 
 _UNREADABLE = (sqlite3.Error, ValueError, Damaged)
 """The errors of a file that cannot be used: damaged bytes read as anything."""
@@ -106,10 +85,10 @@ def open_database(
         try:
             store = store_type(connection, limits, now_ms=now_ms)
             if recover:
-                run_group(store, [Store.recover])
+                run_group(store, [lambda opened: opened.recover()])
         except _UNREADABLE as error:
             connection.close()
-            raise SpoolError(reason_of(error), f"{path}: {error}") from error
+            raise failing(path, error) from error
         return store, SpoolFile(connection)
 
     return Database(opener, Reserve(path, reserve_bytes))
@@ -146,7 +125,7 @@ class Spool:
         )
         self._database.watch(OpenedFiles(self.path))
         self._appends = Appends(self.writer, now_ms)
-        self._tidying = Tidying(retention_of(settings))
+        self._rounds = RetentionRounds(retention_of(settings), self.do, now_ms)
         self._unwritten = UnwrittenCounts()
         self._takers: dict[str, SpoolPart] = {}
         self.jobs_wait = asyncio.Event()
@@ -221,20 +200,10 @@ class Spool:
     async def keep_tidy(self) -> None:
         """Apply retention for ever, in slices, so that no other work waits for long."""
         while True:
-            while await self._tidy_a_little():
+            # A failing disk fails every kind of row; a fault in one kind is that kind's alone.
+            while await self._rounds.go_on(is_failing=lambda: self.trouble is not None):
                 pass
             await anyio.sleep(TIDY_EVERY_S)
-
-    async def _tidy_a_little(self) -> bool:
-        """Apply retention to a slice; return False at the end of the round."""
-        try:
-            return await self.do(lambda store: self._tidying.slice(store, self.now_ms()))
-        except Exception as fault:
-            if self.trouble is not None:  # the disk fails, for every kind of row
-                return False
-            # A fault in one kind of row must not keep retention from all others.
-            internal_failure(fault, forgetting=self._tidying.kind)
-            return self._tidying.skip()
 
     # --- looking and doing ----------------------------------------------------------------
 

@@ -13,12 +13,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Final
+from typing import ClassVar, Final
 
 import msgspec
 
 from amplitude_intercom.engine.errors import SpoolError
 from amplitude_intercom.engine.reasons import Failure
+from amplitude_intercom.engine.settings import MAX_SHIFT_S, Settings
 from amplitude_intercom.engine.spool import recovery
 from amplitude_intercom.engine.spool.accounts import MINUTE_MS
 from amplitude_intercom.engine.spool.arrivals import Arrivals
@@ -51,11 +52,27 @@ class Limits(msgspec.Struct, frozen=True):
     """The longest time that a user is parked or deferred."""
 
 
+def limits_of(settings: Settings) -> Limits:
+    """Return the limits of a store, from the settings."""
+    by_sync = {sync.name: sync.delivery for sync in settings.sync}
+    claims = {
+        name: (int(delivery.same_second_window_s * 1000), delivery.same_second_shift_s)
+        for name, delivery in by_sync.items()
+    }
+    window_ms = int(settings.spool.dedupe_window_s * 1000)
+    waits_s = [sync.delivery.retry_window_s for sync in settings.sync]
+    longest_wait_ms = int(1000 * max(waits_s, default=0.0)) + MAX_SHIFT_S * 1000
+    return Limits(settings.spool.max_bytes, window_ms, claims, longest_wait_ms)
+
+
 NO_CLAIMS: Final = (0, 60)
 
 
 class Store(Tables):
     """The tables with their transactions. The module's docstring has the rules."""
+
+    queue_type: ClassVar[type[Queue]] = Queue
+    settling_type: ClassVar[type[Settling]] = Settling
 
     def __init__(
         self,
@@ -65,7 +82,6 @@ class Store(Tables):
         now_ms: Callable[[], int] = wall_clock_ms,
     ) -> None:
         super().__init__(db, limits.window_ms)
-        self.queue_type, self.settling_type = Queue, Settling  # a test's may fail
         self._limits = limits
         self._now_ms = now_ms
         self.relaying = Relaying(self.relayed, self.letters, self.takers, self.accounts, self.lines)

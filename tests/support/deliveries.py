@@ -79,6 +79,16 @@ class Fault(Exception):
     """A fault of the program that belongs to no record."""
 
 
+def store_of(queues: type[Queue] = Queue, settlings: type[Settling] = Settling) -> type[Store]:
+    """Return a class of stores with queues and settlings of these classes."""
+
+    class StoreOfTheTest(Store):
+        queue_type = queues
+        settling_type = settlings
+
+    return StoreOfTheTest
+
+
 class LateWriter(InlineWriter[Store]):
     """Does work in order as the thread does: answers come late, some fail, and others go on."""
 
@@ -171,6 +181,7 @@ class Rig:
         budget: LoadedBytes | None = None,
         loading: type[Loading] = Loading,
         scheduler: type[Scheduler] = Scheduler,
+        store_type: type[Store] = Store,
     ) -> None:
         folder.mkdir(exist_ok=True)
         self.chance = random.Random(seed)
@@ -178,7 +189,7 @@ class Rig:
         small = msgspec.structs.replace(settings.spool, reserve_bytes=0)
         settings = msgspec.structs.replace(settings, spool=small)
         now_ms = current().wall_ms
-        self.spool = Spool(folder, settings, now_ms=now_ms, inline=True)
+        self.spool = Spool(folder, settings, now_ms=now_ms, inline=True, store_type=store_type)
         self.database = self.spool._database
         if late:
             self.spool.writer = LateWriter(self.database, self.chance, fails)
@@ -276,14 +287,6 @@ class Rig:
             self.accepted.setdefault(user, []).append(id_)
         self.spool.notify([SYNC])
         return ids
-
-    def have(self, queues: type[Queue] = Queue, settlings: type[Settling] = Settling) -> None:
-        """Let the store's queues and settlings be of these kinds from now on."""
-
-        store = self.store
-        store.queue_type, store.settling_type = queues, settlings
-        store._queues.clear()
-        store._settlings.clear()
 
     # --- delivery -------------------------------------------------------------------------
 

@@ -48,7 +48,7 @@ def connect(path: Path) -> sqlite3.Connection:
             path, isolation_level=None, check_same_thread=False, cached_statements=256
         )
     except (sqlite3.Error, OSError) as error:
-        raise _failing(path, error) from error
+        raise failing(path, error) from error
     with _closed_on_failure(connection, path):
         connection.text_factory = tolerant
         _check(connection, path)
@@ -82,7 +82,7 @@ def connect_to_read(path: Path) -> sqlite3.Connection:
         connection.isolation_level = None
         connection.text_factory = tolerant
     except (sqlite3.Error, OSError) as error:
-        raise _failing(path, error) from error
+        raise failing(path, error) from error
     with _closed_on_failure(connection, path):
         _check(connection, path)
     return connection
@@ -102,13 +102,14 @@ def _closed_on_failure(connection: sqlite3.Connection, path: Path) -> Iterator[N
         yield
     except (sqlite3.Error, UnicodeDecodeError) as error:  # a message quotes damaged bytes
         connection.close()
-        raise _failing(path, error) from error
+        raise failing(path, error) from error
     except SpoolError:
         connection.close()
         raise
 
 
-def _failing(path: Path, error: Exception) -> SpoolError:
+def failing(path: Path, error: Exception) -> SpoolError:
+    """Return the error of a file that cannot be used: its path, and what the database said."""
     return SpoolError(reason_of(error), f"{path}: {error}")
 
 

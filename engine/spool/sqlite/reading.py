@@ -12,7 +12,7 @@ from typing import TypeVar
 from amplitude_intercom.engine.errors import SpoolError
 from amplitude_intercom.engine.spool.connection import Damaged
 from amplitude_intercom.engine.spool.schema import SCHEMA_VERSION
-from amplitude_intercom.engine.spool.sqlite.files import connect_to_read, has_log, reason_of
+from amplitude_intercom.engine.spool.sqlite.files import connect_to_read, failing, has_log
 from amplitude_intercom.transports.reasons import RefusalReason
 
 S = TypeVar("S")
@@ -37,7 +37,7 @@ def look_at(path: Path, work: Callable[[sqlite3.Connection], T]) -> T:
             return look_at(path, work)
         if isinstance(error, SpoolError):
             raise
-        raise SpoolError(reason_of(error), f"{path}: {error}") from error
+        raise failing(path, error) from error
     return look_at(path, work) if at_rest and has_log(path) else found
 
 

@@ -53,6 +53,7 @@ from support.deliveries import (
     StandingDisk,
     failing,
     of_ann,
+    store_of,
     unknown_until_identified,
 )
 from support.virtual import EPOCH_S, current, in_virtual_time
@@ -306,10 +307,6 @@ class WatchedRecord(Record, frozen=True, weakref=True, gc=True):
 
 @in_virtual_time
 async def test_a_feed_that_waits_keeps_no_settled_record(tmp_path: Path) -> None:
-    rig = Rig(tmp_path)
-    rig.append("ann", "bob", "ann")
-    (_, refused), _ = rig.accepted["ann"], rig.accepted["bob"]
-    rig.answer = lambda record: REFUSED if record.id == refused else None
     watched: list[weakref.ref[Record]] = []
 
     class WatchingQueue(Queue):
@@ -319,7 +316,10 @@ async def test_a_feed_that_waits_keeps_no_settled_record(tmp_path: Path) -> None
             watched.extend(weakref.ref(record) for record in found)
             return list(found), last_id, more
 
-    rig.have(WatchingQueue)
+    rig = Rig(tmp_path, store_type=store_of(WatchingQueue))
+    rig.append("ann", "bob", "ann")
+    (_, refused), _ = rig.accepted["ann"], rig.accepted["bob"]
+    rig.answer = lambda record: REFUSED if record.id == refused else None
 
     async def until() -> None:
         await rig.free()
@@ -884,17 +884,15 @@ async def test_a_record_that_cannot_be_settled_keeps_no_other_from_it(
 ) -> None:
     """They are settled together, but not at any price."""
 
-    rig = Rig(tmp_path)
-    rig.append(*(f"user-{n}" for n in range(20)))
-    (stuck,) = rig.accepted["user-7"]
-
     class StuckSettling(Settling):
         def deliver(self, ids: Sequence[int], now_ms: int) -> None:
             if stuck in ids and rig.counters["delivered"] < 19:
                 raise fault
             super().deliver(ids, now_ms)
 
-    rig.have(settlings=StuckSettling)
+    rig = Rig(tmp_path, store_type=store_of(settlings=StuckSettling))
+    rig.append(*(f"user-{n}" for n in range(20)))
+    (stuck,) = rig.accepted["user-7"]
     rig.fault_kinds = (type(fault), SpoolDamaged)
     with anyio.fail_after(60):
         await rig.deliver(rig.settled)
@@ -906,7 +904,6 @@ async def test_a_record_that_cannot_be_settled_keeps_no_other_from_it(
 async def test_an_adjustment_counts_once_though_the_first_commit_fails(
     tmp_path: Path,
 ) -> None:
-    rig = Rig(tmp_path)
     failures = 1
 
     class FailingSettling(Settling):
@@ -917,7 +914,7 @@ async def test_an_adjustment_counts_once_though_the_first_commit_fails(
                 raise sqlite3.OperationalError("disk I/O error")
             super().deliver(ids, now_ms)
 
-    rig.have(settlings=FailingSettling)
+    rig = Rig(tmp_path, store_type=store_of(settlings=FailingSettling))
     rig.mine.adjustments.count(["text_cut"] * 3)
     rig.append("ann")
     counted: list[int] = []
@@ -1035,9 +1032,6 @@ async def test_an_adjustment_counts_though_the_update_that_was_to_count_it_fails
 
 @in_virtual_time
 async def test_deliveries_share_commits(tmp_path: Path) -> None:
-    rig = Rig(tmp_path)
-    rig.append(*(f"user-{n % 10}" for n in range(50)))
-    rig.call_s = lambda: 0.001
     settled: list[int] = []
 
     class CountingSettling(Settling):
@@ -1045,7 +1039,9 @@ async def test_deliveries_share_commits(tmp_path: Path) -> None:
             settled.append(len(ids))
             super().deliver(ids, now_ms)
 
-    rig.have(settlings=CountingSettling)
+    rig = Rig(tmp_path, store_type=store_of(settlings=CountingSettling))
+    rig.append(*(f"user-{n % 10}" for n in range(50)))
+    rig.call_s = lambda: 0.001
     await rig.deliver(rig.settled)
     assert sum(settled) == 50
     assert len(settled) <= 5
@@ -1100,17 +1096,18 @@ async def test_a_feed_that_faults_begins_anew_and_neither_loses_nor_doubles(
 ) -> None:
     """While turns are at work, and users wait."""
 
-    rig = Rig(tmp_path, read_ahead=8, turns=6, seed=seed, late=seed % 2 == 1)
-    chance = rig.chance
     is_faulty = True
 
     class FaultyQueue(Queue):
         def load(self, wanted: Wanted) -> Loaded:
-            if is_faulty and chance.random() < 0.2:
+            if is_faulty and rig.chance.random() < 0.2:
                 raise Fault
             return super().load(wanted)
 
-    rig.have(FaultyQueue)
+    store_type = store_of(FaultyQueue)
+    late = seed % 2 == 1
+    rig = Rig(tmp_path, read_ahead=8, turns=6, seed=seed, late=late, store_type=store_type)
+    chance = rig.chance
     rig.call_s = lambda: chance.choice([0.01, 0.1, 3.0])
     rig.answer = lambda _: chance.choice([NOT_KNOWN, OWN, *[None] * 8]) if is_faulty else None
     rig.confirms = False
@@ -1130,9 +1127,6 @@ async def test_a_feed_that_faults_begins_anew_and_neither_loses_nor_doubles(
 
 @in_virtual_time
 async def test_a_feed_that_stops_after_a_fault_sends_nothing_more(tmp_path: Path) -> None:
-    rig = Rig(tmp_path, turns=1)
-    rig.append("ann", "bob", "cid")
-    rig.call_s = lambda: 5.0
     faults = iter([False, True])
 
     class FaultyQueue(Queue):
@@ -1141,7 +1135,9 @@ async def test_a_feed_that_stops_after_a_fault_sends_nothing_more(tmp_path: Path
                 raise Fault
             return super().load(wanted)
 
-    rig.have(FaultyQueue)
+    rig = Rig(tmp_path, turns=1, store_type=store_of(FaultyQueue))
+    rig.append("ann", "bob", "cid")
+    rig.call_s = lambda: 5.0
 
     async def until() -> None:
         await anyio.sleep(1)
@@ -1546,25 +1542,29 @@ async def test_one_user_at_a_time_is_loaded_to_try_an_endpoint_of_contacts(
     tmp_path: Path,
 ) -> None:
     """Which endpoint an update needs turns out in its turn: until then nobody waits for it."""
-    rig = Rig(tmp_path, read_ahead=512, turns=32)
     endpoint = "PUT /contacts/{id}"
+    faults = iter([True])
+    loads: list[float] = []
+    is_counting = False
+
+    class CountingQueue(Queue):
+        def load(self, wanted: Wanted) -> Loaded:
+            if is_counting:
+                loads.append(current().now_s)
+                if next(faults, False):
+                    raise Fault  # which empties memory
+            return super().load(wanted)
+
+    rig = Rig(tmp_path, read_ahead=512, turns=32, store_type=store_of(CountingQueue))
     circuit = rig.health.of(endpoint).circuit
     circuit.open(0.0)
     rig.append(*(f"identify-{n}" for n in range(600)), kind=Kind.IDENTIFY)
     rig.answer = lambda _: endpoint if circuit.is_open else None
-    faults = iter([True])
-    loads: list[float] = []
-
-    class CountingQueue(Queue):
-        def load(self, wanted: Wanted) -> Loaded:
-            loads.append(current().now_s)
-            if next(faults, False):
-                raise Fault  # which empties memory
-            return super().load(wanted)
 
     async def until() -> None:
+        nonlocal is_counting
         await anyio.sleep(30)
-        rig.have(CountingQueue)
+        is_counting = True
         rig.turns = 0  # as where a pause keeps turns from being chosen
         rig.append("another", kind=Kind.IDENTIFY)
         await anyio.sleep(30)

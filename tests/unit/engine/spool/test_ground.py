@@ -141,3 +141,19 @@ def test_a_failure_without_ground_is_raised_and_never_counts_as_done(tmp_path: P
     assert waiting == 2
     assert deliver_all(database) == 0
     database.close()
+
+
+def test_a_spool_recovers_as_its_store_does(tmp_path: Path) -> None:
+    """A store of another class is recovered by its own method, at the opening alone."""
+    recovered: list[Store] = []
+
+    class RecoveringStore(Store):
+        def recover(self) -> None:
+            super().recover()
+            recovered.append(self)
+
+    (tmp_path / "data").mkdir()
+    path = tmp_path / "data" / "spool.db"
+    database = open_database(path, Limits(), reserve_bytes=0, store_type=RecoveringStore)
+    assert recovered == [database.store]
+    database.close()
