@@ -127,7 +127,6 @@ class JobSlices:
         cursor, up_to = Position.read(job.cursor), Position.read(job.up_to)
         done = rekey(store, store.ends(taker), cursor.id, up_to.id, found.admission.user_of)
         if done.is_last:
-            store.forget_queue(taker)  # its records have other keys now
             store.meta.set(_mapping_key(taker), _text_of(mapping))
         counts = {"rekeyed": done.count} if done.count else {}
         return Slice(str(Position(0, done.last_id)), counts, done.is_last)

@@ -146,6 +146,10 @@ class Inbox:
         """Drop the events of a batch from memory."""
         self._open.pop(id_, None)
 
+    def close_all(self) -> None:
+        """Drop the events of all batches from memory."""
+        self._open.clear()
+
     def let_go(self, batches: Iterable[int]) -> list[tuple[int, int]]:
         """Delete batches without pointing records; return taker and size of each deleted one.
 

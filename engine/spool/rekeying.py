@@ -37,9 +37,9 @@ class Rekeyed(msgspec.Struct, frozen=True):
 def rekey(
     tables: Tables, ends: RecordEnds, after_id: int, upper_id: int, user_of: UserOf
 ) -> Rekeyed:
-    """Re-key a slice of a taker's records after ``after_id``; those after ``upper_id`` came later.
+    """Re-key a slice of a taker's records after ``after_id``; return how far it came.
 
-    After the last slice the caller drops the taker's queue: its records have other keys now.
+    Records after ``upper_id`` came later: they have the new keys.
     """
     taker = ends.taker
     if not after_id and tables.users.free_some(taker, SLICE):

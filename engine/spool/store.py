@@ -124,8 +124,10 @@ class Store(Tables):
         self.lines.forget()
         self._ends.clear()
         self._settlings.clear()
-        # A queue may have read records of a batch that never was.
+        # These refer to the former, which know of batches that were emptied.
         self._queues.clear()
+        # The next batch may get the id of one that never was.
+        self.inbox.close_all()
         # A disk that fails here as well is nothing new: the next ``begin`` fails, and says so.
         with suppress(Exception):
             self.db.execute("ROLLBACK")
@@ -140,12 +142,10 @@ class Store(Tables):
 
     def recover(self) -> None:
         """Bring the tables to the state in which a process may start with them."""
-        self._queues.clear()
         recovery.recover(self, self.ends, self._latest_wake_ms())
 
     def recover_taker(self, taker: int) -> None:
         """Bring the tables to that state for one taker, whose last delivery was broken off."""
-        self.forget_queue(taker)
         recovery.recover_taker(self, self.ends(taker), self._latest_wake_ms())
 
     def _latest_wake_ms(self) -> int:
@@ -162,10 +162,6 @@ class Store(Tables):
         self.intake.shut(reason)
 
     # --- the records of one taker ---------------------------------------------------------
-
-    def forget_queue(self, taker: int) -> None:
-        """Drop the records of a taker that are in memory, so that they are read anew."""
-        self._queues.pop(taker, None)
 
     def queue(self, taker: int) -> Queue:
         """Return the waiting records of a taker."""

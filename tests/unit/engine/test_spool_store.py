@@ -6,17 +6,19 @@ import sqlite3
 from collections import Counter
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from amplitude_intercom.engine.reasons import DeadReason, Failure
 from amplitude_intercom.engine.spool.batches import SLOTS, Kept
+from amplitude_intercom.engine.spool.contract import Wanted
 from amplitude_intercom.engine.spool.known import ContactKey, Held, Known
 from amplitude_intercom.engine.spool.letter_ends import discard
 from amplitude_intercom.engine.spool.letters import DeadLetter, DeadLetterQuery
 from amplitude_intercom.engine.spool.looking import recount
 from amplitude_intercom.engine.spool.replaying import replay
 from amplitude_intercom.engine.spool.user_state import MOST_TYPES_READ, state_of_user
-from support.spools import OneSync, kept, opened
+from support.spools import OneSync, append_of, kept, opened
 
 FAILING = Failure(DeadReason.USER_FAILING, 500)
 EVENT = kept("ann")
@@ -55,6 +57,28 @@ def test_a_number_that_was_rolled_back_is_not_used(path: Path) -> None:
     sync = OneSync(store, "s")
     assert [taker.name for taker in store.takers.all()] == ["s"]
     assert store.takers.known_id("never") != sync.taker
+    store.close()
+
+
+def test_the_bytes_of_a_batch_that_was_rolled_back_are_not_read(path: Path) -> None:
+    sync = OneSync(opened(path))
+    store, wanted = sync.store, Wanted(1, 1 << 20, 100, 1)
+
+    def load_two(*events: Kept) -> list[bytes]:
+        """Append a batch, and read it in two steps: the second one keeps its bytes in memory."""
+        store.append([append_of(*events)], 1)
+        first = sync.queue.load(wanted)
+        later = sync.queue.load(msgspec.structs.replace(wanted, after_id=first.last_id))
+        return [record.raw for record in (*first.records, *later.records)]
+
+    store.begin()
+    before = load_two(*(kept("ann", b'{"n":%d}' % n) for n in range(3)))
+    store.rollback()
+    store.begin()
+    after = load_two(*(kept("ann", b'{"a":%d}' % n) for n in range(3)))
+    store.commit()
+    assert (before, after) == ([b'{"n":0}', b'{"n":1}'], [b'{"a":0}', b'{"a":1}'])
+    assert sync.counters["dead"] == 0
     store.close()
 
 
