@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import json
 import math
+import re
 import sysconfig
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -53,7 +55,7 @@ def systemd(text: str) -> tuple[Files, Adapted]:
     credentials = [SETTINGS_FILE, *made.secrets]
     unit = _filled(
         "amplitude-intercom.service",
-        PROGRAM=_program(),
+        PROGRAM=_unit_word(_program()),
         CREDENTIALS=_lines(f"LoadCredential={name}:{FOLDER}/{name}" for name in credentials),
         SOCKETS="Sockets=amplitude-intercom.socket" if listen else "",
         DRAIN_S=f"{settings.drain_deadline_s:g}",
@@ -61,7 +63,7 @@ def systemd(text: str) -> tuple[Files, Adapted]:
     )
     found = {"amplitude-intercom.service": unit}
     if listen:
-        sockets = _lines(f"ListenStream={address}" for address in listen)
+        sockets = _lines(_socket_lines(listen))
         found["amplitude-intercom.socket"] = _filled("amplitude-intercom.socket", LISTEN=sockets)
     return {**found, SETTINGS_FILE: made.text}, made
 
@@ -78,11 +80,34 @@ def _numeric_addresses(settings: Settings) -> Iterator[str]:
             yield server.listen
 
 
+def _socket_lines(listen: Iterable[str]) -> Iterator[str]:
+    """Yield the lines that open the same addresses as the daemon would without a socket unit."""
+    hosts = []
+    for address in listen:
+        yield f"ListenStream={address}"
+        hosts.append(ipaddress.ip_address(host_and_port(address)[0]))
+    if any(host.version == 6 for host in hosts):
+        yield "BindIPv6Only=ipv6-only"
+    if not all(host.is_loopback or host.is_unspecified for host in hosts):
+        yield "# The sockets are opened before the network has its addresses."
+        yield "FreeBind=yes"
+
+
+def _unit_word(path: str) -> str:
+    """Return a program's path as one word of a unit: `%` begins a specifier, a blank ends it."""
+    word = path.replace("%", "%%")
+    return f'"{word}"' if re.search(r"[ ;]", word) else word
+
+
 def _program() -> str:
-    """Return the path of the installed command, or of one that a service can see."""
+    """Return the path of the installed command, or of one that a service can see and have.
+
+    systemd takes no quotes, backslashes and control characters in it.
+    """
     here = Path(sysconfig.get_path("scripts")) / "amplitude-intercom"
     is_seen = here.exists() and not any(here.is_relative_to(folder) for folder in HIDDEN)
-    return str(here) if is_seen else "/opt/amplitude-intercom/bin/amplitude-intercom"
+    is_legal = not re.search(r"['\"\\\x00-\x1f\x7f]", str(here))
+    return str(here) if is_seen and is_legal else "/opt/amplitude-intercom/bin/amplitude-intercom"
 
 
 # --- container ----------------------------------------------------------------------------
@@ -129,7 +154,7 @@ def kubernetes(text: str) -> tuple[Files, Adapted]:
             for name, (_, port) in ports.items()
         ),
         LITERALS=" \\\n#     ".join(f"--from-literal={name}=…" for name in made.secrets),
-        SETTINGS_TEXT=textwrap.indent(made.text.rstrip("\n"), "    "),
+        SETTINGS_TEXT=_block(made.text),
         SETTINGS_DIR=FOLDER,
         DIGEST=hashlib.sha256(made.text.encode()).hexdigest()[:16],
         STOP_S=str(stop_s(settings)),
@@ -138,6 +163,22 @@ def kubernetes(text: str) -> tuple[Files, Adapted]:
         STORAGE=f"{storage_gib(settings)}Gi",
     )
     return {"kubernetes.yaml": manifest}, made
+
+
+def _block(text: str) -> str:
+    """Return a YAML scalar of a text: lines at column 4, or quoted where YAML would change them.
+
+    YAML breaks lines at U+0085, too, for instance.
+    """
+    if _NOT_IN_BLOCKS.search(text):
+        quoted = json.dumps(text, ensure_ascii=False)
+        return _NOT_IN_BLOCKS.sub(lambda found: f"\\u{ord(found[0]):04x}", quoted)
+    lines = text.rstrip("\n").split("\n")
+    return "\n".join(["|2", *(f"    {line}" if line else "" for line in lines)])
+
+
+_NOT_IN_BLOCKS: Final = re.compile(r"[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
+"""Characters that TOML allows, and that a YAML block breaks at, drops or refuses."""
 
 
 def storage_gib(settings: Settings) -> int:
@@ -195,12 +236,16 @@ def _lines(lines: Iterator[str]) -> str:
 
 
 def _filled(name: str, **values: str) -> str:
-    """Return a template with its ``@NAME@`` filled in; a line that is left empty by it goes."""
+    """Return a template with its ``@NAME@`` filled in; a line that is left empty by it goes.
+
+    What is filled in stays as it is, even where it looks like a name to fill in.
+    """
     lines = []
     for line in files(__package__).joinpath(name).read_text("utf-8").splitlines():
-        filled = line
-        for key, value in values.items():
-            filled = filled.replace(f"@{key}@", value)
+        filled = _NAME.sub(lambda found: values[found[1]], line)
         if filled or not line:
             lines.append(filled)
     return "\n".join(lines) + "\n"
+
+
+_NAME: Final = re.compile(r"@([A-Z_]+)@")

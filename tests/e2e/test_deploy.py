@@ -17,7 +17,7 @@ import yaml
 from amplitude_intercom.engine import config
 from amplitude_intercom.engine.console import server
 from amplitude_intercom.engine.deploy.adapting import settings_of
-from amplitude_intercom.engine.deploy.targets import TARGETS, stop_s, storage_gib
+from amplitude_intercom.engine.deploy.targets import TARGETS, _unit_word, stop_s, storage_gib
 from amplitude_intercom.engine.settings import Admin, Http, Settings
 from amplitude_intercom.transports.sandbox.sandbox import Sandbox
 from amplitude_intercom.transports.sandbox.server import serve
@@ -71,6 +71,17 @@ async def test_systemd_accepts_the_unit_and_its_socket_and_finds_it_hardened(
         "systemd-analyze", "security", "--offline=yes", "--threshold=20", str(unit)
     )
     assert code == 0, said
+
+
+@pytest.mark.parametrize("name", ["a b", "100%n", "$HOME", ";", "ü"])
+async def test_systemd_finds_the_program_in_a_folder_of_any_name(tmp_path: Path, name: str) -> None:
+    program = tmp_path / name / "amplitude-intercom"
+    program.parent.mkdir()
+    shutil.copy(shutil.which("true") or "", program)
+    unit = tmp_path / "ours.service"
+    start = f"[Service]\nExecStart={_unit_word(str(program))} run\n"
+    unit.write_text(start, "utf-8")
+    assert await tool("systemd-analyze", "verify", str(unit)) == (0, "")
 
 
 async def test_the_unit_agrees_with_the_settings(tmp_path: Path) -> None:
