@@ -18,7 +18,7 @@ from amplitude_intercom.engine.envelope import Kind
 from amplitude_intercom.engine.settings import Settings
 from amplitude_intercom.engine.spool.batches import Kept, entry_of, packs
 from amplitude_intercom.engine.spool.rows import Append, Part
-from amplitude_intercom.engine.spool.sqlite.files import FILE_NAME, connect
+from amplitude_intercom.engine.spool.sqlite.spool_file import FILE_NAME, connect
 from amplitude_intercom.engine.spool.store import Limits, Store
 from amplitude_intercom.transports.intercom import Answer, Request
 from amplitude_intercom.transports.sandbox.sandbox import Sandbox

@@ -25,9 +25,9 @@ from amplitude_intercom.engine.delivery.loaded_bytes import LoadedBytes
 from amplitude_intercom.engine.delivery.stream import Stream
 from amplitude_intercom.engine.delivery.workspace import Workspaces
 from amplitude_intercom.engine.gates import Clocks, Gates, WireFactory
-from amplitude_intercom.engine.intake import IntakePipeline
+from amplitude_intercom.engine.intake_pipeline import IntakePipeline
+from amplitude_intercom.engine.job_runner import JobRunner
 from amplitude_intercom.engine.job_slices import JobSync
-from amplitude_intercom.engine.jobs import JobRunner
 from amplitude_intercom.engine.overview import EngineParts, Overview
 from amplitude_intercom.engine.pipeline import Pipeline
 from amplitude_intercom.engine.relay.relay import RelaySender
@@ -35,8 +35,8 @@ from amplitude_intercom.engine.settings import Relay as RelaySettings
 from amplitude_intercom.engine.settings import Settings
 from amplitude_intercom.engine.sources import RunningSource
 from amplitude_intercom.engine.spool.spool import Spool, SpoolPart
-from amplitude_intercom.engine.spool.sqlite.files import refuse_former_spools
 from amplitude_intercom.engine.spool.sqlite.lock import DataDir
+from amplitude_intercom.engine.spool.sqlite.spool_file import refuse_former_spools
 from amplitude_intercom.engine.spool.store import Store, wall_clock_ms
 from amplitude_intercom.engine.status import Status
 from amplitude_intercom.engine.supervision import Supervisor

@@ -17,8 +17,8 @@ from typing import Any, Final, get_args
 
 import msgspec
 
+from amplitude_intercom.engine.did_you_mean import did_you_mean
 from amplitude_intercom.engine.errors import SettingsError
-from amplitude_intercom.engine.near import did_you_mean
 from amplitude_intercom.engine.settings import (
     PATTERNS_IN_WORDS,
     Secret,

@@ -6,21 +6,21 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from amplitude_intercom.engine.faults import internal_failure
+from amplitude_intercom.engine.internal_faults import internal_failure
 from amplitude_intercom.engine.reasons import DeadReason, DropReason
-from amplitude_intercom.engine.relay.keeping import relayed_again
+from amplitude_intercom.engine.relay.relayed_form import relayed_again
 from amplitude_intercom.engine.rules.admission import Admission, Admitted
 from amplitude_intercom.engine.rules.verdicts import Drop, Keep, Verdict
 from amplitude_intercom.engine.settings import Relay as RelaySettings
 from amplitude_intercom.engine.settings import Sync
 from amplitude_intercom.engine.spool import replaying
-from amplitude_intercom.engine.spool.asking import ask_job
 from amplitude_intercom.engine.spool.batches import Kept
+from amplitude_intercom.engine.spool.job_requests import ask_job
 from amplitude_intercom.engine.spool.jobs import Expiry, JobKind, JobRow, JobState, NewMapping
 from amplitude_intercom.engine.spool.letter_ends import discard
 from amplitude_intercom.engine.spool.letters import DeadLetter, DeadLetterQuery, Position
 from amplitude_intercom.engine.spool.rekeying import rekey
-from amplitude_intercom.engine.spool.requests import Relayed
+from amplitude_intercom.engine.spool.relay_requests import Relayed
 from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.transports.amplitude_heads import decode_head
 

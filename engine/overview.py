@@ -12,13 +12,13 @@ import msgspec
 from amplitude_intercom.engine.clients import address_of
 from amplitude_intercom.engine.delivery.stream import Stream
 from amplitude_intercom.engine.errors import SpoolError
-from amplitude_intercom.engine.jobs import JobRunner
+from amplitude_intercom.engine.job_runner import JobRunner
 from amplitude_intercom.engine.relay.relay import RelaySender
 from amplitude_intercom.engine.settings import Relay as RelaySettings
 from amplitude_intercom.engine.settings import Settings, Sync
 from amplitude_intercom.engine.sources import RunningSource
 from amplitude_intercom.engine.spool.spool import Spool, SpoolPart
-from amplitude_intercom.engine.spool.sqlite.reading import disk_bytes
+from amplitude_intercom.engine.spool.sqlite.snapshots import disk_bytes
 from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.engine.status import (
     RefusalCount,

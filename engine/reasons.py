@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from amplitude_intercom.engine.near import did_you_mean
+from amplitude_intercom.engine.did_you_mean import did_you_mean
 from amplitude_intercom.transports.reasons import Reason
 
 

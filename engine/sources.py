@@ -15,7 +15,7 @@ from anyio.abc import TaskGroup
 from amplitude_intercom.engine import arguments as arguments_of
 from amplitude_intercom.engine.config import with_secrets_revealed
 from amplitude_intercom.engine.errors import SettingsError
-from amplitude_intercom.engine.faults import describe
+from amplitude_intercom.engine.internal_faults import describe
 from amplitude_intercom.engine.settings import Settings
 from amplitude_intercom.engine.supervision import Supervisor
 from amplitude_intercom.transports.contract import Batch, Intake, Source, Ticket

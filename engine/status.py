@@ -12,7 +12,7 @@ import msgspec
 
 from amplitude_intercom.engine.clock import loop_time_s
 from amplitude_intercom.engine.delivery.gate import Gate
-from amplitude_intercom.engine.delivery.judging import Trouble
+from amplitude_intercom.engine.delivery.judge import Trouble
 from amplitude_intercom.engine.errors import SpoolError
 from amplitude_intercom.engine.relay.relay import RelaySender
 from amplitude_intercom.engine.settings import Relay as RelaySettings
@@ -25,8 +25,8 @@ from amplitude_intercom.engine.spool.accounts import (
     WAITING,
     under,
 )
-from amplitude_intercom.engine.spool.looking import first_waiting_ms
 from amplitude_intercom.engine.spool.store import Store
+from amplitude_intercom.engine.spool.table_reads import first_waiting_ms
 from amplitude_intercom.engine.supervision import Supervisor
 
 RATE_MINUTES: Final = 10

@@ -17,7 +17,7 @@ from typing import Final
 import anyio
 import structlog
 
-from amplitude_intercom.engine.faults import describe
+from amplitude_intercom.engine.internal_faults import describe
 
 _log = structlog.get_logger(__name__)
 

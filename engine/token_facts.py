@@ -10,10 +10,10 @@ from typing import Final
 from amplitude_intercom.engine.clients import Token, token_key, token_of
 from amplitude_intercom.engine.errors import SpoolError
 from amplitude_intercom.engine.settings import Settings, Sync
-from amplitude_intercom.engine.spool.known import ContactKey
+from amplitude_intercom.engine.spool.known_contacts import ContactKey
 from amplitude_intercom.engine.spool.spool import Spool
-from amplitude_intercom.engine.spool.sqlite.files import FILE_NAME
 from amplitude_intercom.engine.spool.sqlite.lock import DataDir
+from amplitude_intercom.engine.spool.sqlite.spool_file import FILE_NAME
 from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.transports.reasons import RefusalReason
 

@@ -1,7 +1,7 @@
 """The operator's side of a running engine: dead letters, one user's state, the spool's file.
 
-Everything that takes long is a job (``engine.jobs``) or is done in slices, so that deliveries go on
-beside it.
+Everything that takes long is a job (``engine.job_runner``) or is done in slices, so that deliveries
+go on beside it.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import structlog
 
 from amplitude_intercom.engine.delivery.stream import Stream
 from amplitude_intercom.engine.errors import SettingsError
-from amplitude_intercom.engine.jobs import JobRunner
-from amplitude_intercom.engine.spool import leaving
+from amplitude_intercom.engine.job_runner import JobRunner
+from amplitude_intercom.engine.spool import former_syncs
 from amplitude_intercom.engine.spool.jobs import JobKind
 from amplitude_intercom.engine.spool.letters import (
     DeadLetter,
@@ -23,9 +23,9 @@ from amplitude_intercom.engine.spool.letters import (
     DeadLetterQuery,
     Position,
 )
-from amplitude_intercom.engine.spool.looking import dead_letter_page
 from amplitude_intercom.engine.spool.spool import Spool
 from amplitude_intercom.engine.spool.store import Store
+from amplitude_intercom.engine.spool.table_reads import dead_letter_page
 from amplitude_intercom.engine.spool.takers import RELAY, spoken
 from amplitude_intercom.engine.spool.user_state import UserState, state_of_user
 from amplitude_intercom.engine.status import Compacted, read_left
@@ -154,10 +154,12 @@ class Upkeep:
             raise SettingsError(f"there is no sync `{new}`; there is {', '.join(self._streams)}")
         heir, user_of = self._streams[new].spool, self._streams[new].rules.admission.user_of
         moved = await self._in_slices(
-            lambda store: leaving.move(store, taker, heir.taker, user_of, self._now_ms())
+            lambda store: former_syncs.move(store, taker, heir.taker, user_of, self._now_ms())
         )
         heir.appended()
-        await self._in_slices(lambda store: store.insert_ids.move(taker, heir.taker, leaving.SLICE))
+        await self._in_slices(
+            lambda store: store.insert_ids.move(taker, heir.taker, former_syncs.SLICE)
+        )
         return moved
 
     async def drop_left(self, old: str) -> int:
@@ -168,7 +170,7 @@ class Upkeep:
             SpoolError: the spool cannot be read or changed.
         """
         taker = await self._left(old)
-        return await self._in_slices(lambda store: leaving.drop(store, taker))
+        return await self._in_slices(lambda store: former_syncs.drop(store, taker))
 
     async def log_left(self) -> None:
         """Log the takers that have left the settings, with the events that wait of them.

@@ -22,9 +22,9 @@ from amplitude_intercom.engine.delivery.stream import SyncDelivery
 from amplitude_intercom.engine.delivery.turns import Turn
 from amplitude_intercom.engine.delivery.waiting import is_due
 from amplitude_intercom.engine.envelope import Envelope
-from amplitude_intercom.engine.faults import internal_failure
+from amplitude_intercom.engine.internal_faults import internal_failure
 from amplitude_intercom.engine.reasons import DeadReason, DropReason, Failure
-from amplitude_intercom.engine.spool.known import ContactKey
+from amplitude_intercom.engine.spool.known_contacts import ContactKey
 from amplitude_intercom.transports import intercom
 from amplitude_intercom.transports.intercom import Answer
 

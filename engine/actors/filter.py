@@ -18,9 +18,9 @@ from amplitude_intercom.engine import logs
 from amplitude_intercom.engine.actor import Actor, runs
 from amplitude_intercom.engine.actors.source import Offer
 from amplitude_intercom.engine.errors import SpoolError
-from amplitude_intercom.engine.faults import internal_failure
+from amplitude_intercom.engine.internal_faults import internal_failure
 from amplitude_intercom.engine.reasons import DropReason, Failure
-from amplitude_intercom.engine.relay.keeping import relayed_of
+from amplitude_intercom.engine.relay.relayed_form import relayed_of
 from amplitude_intercom.engine.rules.admission import Admission
 from amplitude_intercom.engine.rules.insert_keys import dead_key, insert_key, project_hash
 from amplitude_intercom.engine.rules.verdicts import Drop, Keep, Reject
@@ -28,7 +28,7 @@ from amplitude_intercom.engine.settings import ANY_KEY, Sync
 from amplitude_intercom.engine.spool.batches import Entry, Pack, packs
 from amplitude_intercom.engine.spool.letters import DeadRow
 from amplitude_intercom.engine.spool.rows import Append, Appended, Part
-from amplitude_intercom.engine.spool.settled import log_dropped_raw
+from amplitude_intercom.engine.spool.settled_lines import log_dropped_raw
 from amplitude_intercom.transports.amplitude import MAX_EVENT_BYTES, BadEvent, Head, too_large
 from amplitude_intercom.transports.amplitude_heads import decode_types, read_head
 from amplitude_intercom.transports.contract import Batch, Receipt

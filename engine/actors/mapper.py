@@ -17,7 +17,7 @@ from amplitude_intercom.engine.delivery.stream import SyncDelivery
 from amplitude_intercom.engine.delivery.turns import Turn
 from amplitude_intercom.engine.delivery.workspace import ME
 from amplitude_intercom.engine.envelope import Adjustment, Envelope, Plan, Record
-from amplitude_intercom.engine.faults import internal_failure
+from amplitude_intercom.engine.internal_faults import internal_failure
 from amplitude_intercom.engine.reasons import AdjustmentReason, DeadReason, Failure
 from amplitude_intercom.engine.rules.bodies import event_body
 from amplitude_intercom.engine.rules.verdicts import Drop, Keep, Reject, Verdict

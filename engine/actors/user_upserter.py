@@ -9,14 +9,14 @@ from typing import Final
 
 from amplitude_intercom.engine.actor import Actor, Outbox
 from amplitude_intercom.engine.delivery.calls import NotNow, TurnCalls, Undeliverable
+from amplitude_intercom.engine.delivery.contact_locks import Writing
 from amplitude_intercom.engine.delivery.contacts.scope import Upserted
 from amplitude_intercom.engine.delivery.contacts.upserting import upsert
 from amplitude_intercom.engine.delivery.endings import GoOn, ending_of
 from amplitude_intercom.engine.delivery.stream import SyncDelivery
 from amplitude_intercom.engine.delivery.turns import Turn
-from amplitude_intercom.engine.delivery.writing import Writing
 from amplitude_intercom.engine.envelope import Envelope
-from amplitude_intercom.engine.faults import internal_failure
+from amplitude_intercom.engine.internal_faults import internal_failure
 from amplitude_intercom.engine.reasons import DeadReason, Failure
 
 OF_THE_CONTACT: Final = frozenset(

@@ -15,7 +15,7 @@ from amplitude_intercom.engine.commands.findings import (
     relay_findings,
     shared_fields,
 )
-from amplitude_intercom.engine.commands.machine import machine_findings
+from amplitude_intercom.engine.commands.machine_findings import machine_findings
 from amplitude_intercom.engine.commands.preview import Preview
 from amplitude_intercom.engine.commands.probing import (
     Consent,
@@ -37,7 +37,7 @@ from amplitude_intercom.engine.commands.running import (
     complain,
     print_json,
 )
-from amplitude_intercom.engine.commands.sample import (
+from amplitude_intercom.engine.commands.sample_findings import (
     MAX_SAMPLE,
     Names,
     SampleEvent,
@@ -49,7 +49,7 @@ from amplitude_intercom.engine.commands.sample import (
 )
 from amplitude_intercom.engine.commands.spools import is_running
 from amplitude_intercom.engine.commands.terminal import count, print_table, say
-from amplitude_intercom.engine.commands.workspace import ask_intercom
+from amplitude_intercom.engine.commands.workspace_findings import ask_intercom
 from amplitude_intercom.engine.delivery.event_names import WARN_AT
 from amplitude_intercom.engine.reasons import DeadReason
 from amplitude_intercom.engine.rules.contacts import field_name

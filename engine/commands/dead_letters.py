@@ -13,10 +13,10 @@ from amplitude_intercom.engine.commands.preview import Preview, SpooledPast
 from amplitude_intercom.engine.commands.running import FAILED, OK, complain, print_json
 from amplitude_intercom.engine.commands.spool_files import SpoolFiles
 from amplitude_intercom.engine.commands.spools import ReadableSpool, open_spools, read_spools
-from amplitude_intercom.engine.commands.takers import choose_taker
+from amplitude_intercom.engine.commands.taker_choice import choose_taker
 from amplitude_intercom.engine.commands.terminal import count, listed, print_table, say, shown
 from amplitude_intercom.engine.reasons import DeadReason
-from amplitude_intercom.engine.relay.keeping import ORIGIN
+from amplitude_intercom.engine.relay.relayed_form import ORIGIN
 from amplitude_intercom.engine.settings import Settings, Sync
 from amplitude_intercom.engine.spool.letters import DeadLetter, DeadLetterPage, DeadLetterQuery
 from amplitude_intercom.engine.spool.store import Store

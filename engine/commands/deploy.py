@@ -8,8 +8,8 @@ from amplitude_intercom.engine.commands.init_text import Answers, settings_text
 from amplitude_intercom.engine.commands.running import OK, USAGE, complain
 from amplitude_intercom.engine.commands.terminal import say
 from amplitude_intercom.engine.deploy.targets import TARGETS
+from amplitude_intercom.engine.did_you_mean import did_you_mean
 from amplitude_intercom.engine.errors import SettingsError
-from amplitude_intercom.engine.near import did_you_mean
 
 EXAMPLE = Answers(
     amplitude_key="env:AMPLITUDE_API_KEY",

@@ -10,8 +10,8 @@ import msgspec
 from amplitude_intercom.engine.commands.running import OK, USAGE, complain, print_json
 from amplitude_intercom.engine.commands.terminal import print_table, say
 from amplitude_intercom.engine.delivery.gate import State
+from amplitude_intercom.engine.did_you_mean import did_you_mean
 from amplitude_intercom.engine.metrics import METRICS, PREFIX
-from amplitude_intercom.engine.near import did_you_mean
 from amplitude_intercom.engine.reasons import AdjustmentReason, DeadReason, DropReason
 from amplitude_intercom.engine.settings import MEANINGS
 from amplitude_intercom.transports.reasons import NoAnswerCause, Reason, RefusalReason

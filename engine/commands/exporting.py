@@ -31,7 +31,7 @@ import anyio.to_thread
 from amplitude_intercom.engine.addresses import normal_url
 from amplitude_intercom.engine.backoff import probe_delay_s
 from amplitude_intercom.engine.commands.finished_hours import FinishedHours
-from amplitude_intercom.engine.commands.reading import Ending, MakeSource, Reading
+from amplitude_intercom.engine.commands.forward_reading import Ending, MakeSource, Reading
 from amplitude_intercom.engine.commands.running import FAILED, USAGE
 from amplitude_intercom.engine.commands.terminal import count, say
 from amplitude_intercom.engine.delivery.stream import Stream

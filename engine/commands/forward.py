@@ -13,7 +13,7 @@ import msgspec
 
 from amplitude_intercom.engine.app import Engine
 from amplitude_intercom.engine.commands.exporting import Asked, ExportInput, export_settings
-from amplitude_intercom.engine.commands.reading import (
+from amplitude_intercom.engine.commands.forward_reading import (
     SILENT_S,
     Ending,
     FilesInput,
@@ -32,7 +32,7 @@ from amplitude_intercom.engine.commands.running import (
     complain,
     print_json,
 )
-from amplitude_intercom.engine.commands.takers import choose_sync
+from amplitude_intercom.engine.commands.taker_choice import choose_sync
 from amplitude_intercom.engine.commands.terminal import count, print_table, say
 from amplitude_intercom.engine.delivery.stream import Stream
 from amplitude_intercom.engine.errors import DataDirInUse

@@ -13,12 +13,12 @@ from amplitude_intercom.engine.commands import init_asking as asking
 from amplitude_intercom.engine.commands.init_flags import Flags, drafted
 from amplitude_intercom.engine.commands.init_sample import MOST_METADATA, Sample, is_of_sdk
 from amplitude_intercom.engine.commands.init_text import Answers
-from amplitude_intercom.engine.commands.sample import MAX_SAMPLE, read_events
+from amplitude_intercom.engine.commands.sample_findings import MAX_SAMPLE, read_events
 from amplitude_intercom.engine.delivery.attributes import KnownAttributes
 from amplitude_intercom.engine.errors import SettingsError
 from amplitude_intercom.engine.rules.contacts import STANDARD_TYPES
-from amplitude_intercom.engine.spool.sqlite.files import FILE_NAME
-from amplitude_intercom.engine.spool.sqlite.reading import look
+from amplitude_intercom.engine.spool.sqlite.snapshots import look
+from amplitude_intercom.engine.spool.sqlite.spool_file import FILE_NAME
 from amplitude_intercom.engine.spool.store import Store, reading_store
 from amplitude_intercom.engine.spool.takers import RELAY
 from amplitude_intercom.transports.amplitude import MAX_EVENT_BYTES

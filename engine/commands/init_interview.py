@@ -25,7 +25,7 @@ from amplitude_intercom.engine.commands.init_flags import (
 )
 from amplitude_intercom.engine.commands.init_text import Answers, Server
 from amplitude_intercom.engine.commands.relays import ask_amplitude
-from amplitude_intercom.engine.commands.workspace import ask_intercom
+from amplitude_intercom.engine.commands.workspace_findings import ask_intercom
 from amplitude_intercom.engine.delivery.attributes import KnownAttributes
 from amplitude_intercom.engine.errors import SettingsError
 from amplitude_intercom.transports.amplitude_client import INGESTION_URLS

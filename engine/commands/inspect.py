@@ -16,7 +16,7 @@ from amplitude_intercom.engine.commands.terminal import (
     shown,
     size,
 )
-from amplitude_intercom.engine.delivery.judging import Trouble
+from amplitude_intercom.engine.delivery.judge import Trouble
 from amplitude_intercom.engine.settings import Settings
 from amplitude_intercom.engine.spool.takers import RELAY
 from amplitude_intercom.engine.status import (

@@ -10,7 +10,7 @@ import msgspec
 from amplitude_intercom.engine.clients import client_of
 from amplitude_intercom.engine.commands.relays import relay_notes
 from amplitude_intercom.engine.commands.running import OK, print_json
-from amplitude_intercom.engine.commands.sample import read_events
+from amplitude_intercom.engine.commands.sample_findings import read_events
 from amplitude_intercom.engine.commands.terminal import say
 from amplitude_intercom.engine.delivery.attributes import KnownAttributes, parse_list
 from amplitude_intercom.engine.delivery.contacts.drafts import cannot_be_created, needs_base
@@ -25,7 +25,7 @@ from amplitude_intercom.engine.rules.planning import SyncRules
 from amplitude_intercom.engine.rules.verdicts import Drop, Keep, Reject
 from amplitude_intercom.engine.settings import Intercom, Settings, Sync
 from amplitude_intercom.engine.spool.contract import Claim, claim_of
-from amplitude_intercom.engine.spool.known import Known
+from amplitude_intercom.engine.spool.known_contacts import Known
 from amplitude_intercom.engine.spool.letters import DeadLetter
 from amplitude_intercom.engine.spool.store import Store, wall_clock_ms
 from amplitude_intercom.engine.token_facts import contact_key

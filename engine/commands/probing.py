@@ -24,8 +24,8 @@ from amplitude_intercom.engine.commands.running import Signals
 from amplitude_intercom.engine.commands.terminal import say
 from amplitude_intercom.engine.errors import DataDirInUse, SettingsError, SpoolError
 from amplitude_intercom.engine.settings import MAX_EVENT_TYPES, Settings, Sync
-from amplitude_intercom.engine.spool.sqlite.files import FILE_NAME
-from amplitude_intercom.engine.spool.sqlite.reading import look
+from amplitude_intercom.engine.spool.sqlite.snapshots import look
+from amplitude_intercom.engine.spool.sqlite.spool_file import FILE_NAME
 from amplitude_intercom.engine.spool.store import Store, reading_store
 from amplitude_intercom.engine.token_facts import keep_counting, workspace_of
 from amplitude_intercom.transports.intercom import Wire

@@ -13,7 +13,7 @@ from amplitude_intercom.engine.errors import SpoolError
 from amplitude_intercom.engine.settings import Settings
 from amplitude_intercom.engine.spool.sqlite import backup as copy_of
 from amplitude_intercom.engine.spool.sqlite import examine
-from amplitude_intercom.engine.spool.sqlite.files import FILE_NAME
+from amplitude_intercom.engine.spool.sqlite.spool_file import FILE_NAME
 from amplitude_intercom.engine.spool.store import wall_clock_ms
 
 NOT_YET = "there is no spool {} yet; the first start makes it"

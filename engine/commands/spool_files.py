@@ -13,11 +13,11 @@ from amplitude_intercom.engine.clients import address_of
 from amplitude_intercom.engine.errors import SpoolError
 from amplitude_intercom.engine.settings import Settings
 from amplitude_intercom.engine.spool.letters import DeadLetterPage, DeadLetterQuery, Position
-from amplitude_intercom.engine.spool.looking import dead_letter_page
 from amplitude_intercom.engine.spool.spool import Spool
-from amplitude_intercom.engine.spool.sqlite.files import FILE_NAME
-from amplitude_intercom.engine.spool.sqlite.reading import disk_bytes, look
+from amplitude_intercom.engine.spool.sqlite.snapshots import disk_bytes, look
+from amplitude_intercom.engine.spool.sqlite.spool_file import FILE_NAME
 from amplitude_intercom.engine.spool.store import Store, reading_store, wall_clock_ms
+from amplitude_intercom.engine.spool.table_reads import dead_letter_page
 from amplitude_intercom.engine.spool.user_state import UserState, nothing_of, state_of_user
 from amplitude_intercom.engine.status import (
     RelayStatus,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from amplitude_intercom.engine.commands.running import FAILED, OK, print_json
 from amplitude_intercom.engine.commands.spools import read_spools
-from amplitude_intercom.engine.commands.takers import choose_sync
+from amplitude_intercom.engine.commands.taker_choice import choose_sync
 from amplitude_intercom.engine.commands.terminal import (
     count,
     duration,

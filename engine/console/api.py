@@ -13,7 +13,7 @@ from aiohttp import web
 from amplitude_intercom.engine import metrics
 from amplitude_intercom.engine.console.server import BODY_READ
 from amplitude_intercom.engine.errors import SettingsError
-from amplitude_intercom.engine.jobs import JobRunner
+from amplitude_intercom.engine.job_runner import JobRunner
 from amplitude_intercom.engine.overview import Overview
 from amplitude_intercom.engine.reasons import DeadReason, no_dead_reason
 from amplitude_intercom.engine.spool.jobs import JobKind

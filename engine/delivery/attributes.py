@@ -29,7 +29,7 @@ from amplitude_intercom.engine.delivery.calls import (
     cause_of,
     failure_of,
 )
-from amplitude_intercom.engine.faults import internal_failure
+from amplitude_intercom.engine.internal_faults import internal_failure
 from amplitude_intercom.engine.reasons import DeadReason, Failure
 from amplitude_intercom.transports import intercom
 from amplitude_intercom.transports.intercom import Answer

@@ -14,7 +14,7 @@ from amplitude_intercom.engine.delivery.calls import Back, Caller, outcome_of
 from amplitude_intercom.engine.delivery.calls_in_flight import CallInFlight, CallsInFlight
 from amplitude_intercom.engine.delivery.pace import Pace
 from amplitude_intercom.engine.delivery.token_and_budget import BudgetDoubt
-from amplitude_intercom.engine.faults import internal_failure
+from amplitude_intercom.engine.internal_faults import internal_failure
 from amplitude_intercom.engine.reasons import DeadReason, Failure
 from amplitude_intercom.transports.errors import NoAnswer
 from amplitude_intercom.transports.intercom import (

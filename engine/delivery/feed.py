@@ -26,14 +26,14 @@ import anyio
 import structlog
 
 from amplitude_intercom.engine.clock import loop_time_s
-from amplitude_intercom.engine.delivery.committing import BatchWriter
 from amplitude_intercom.engine.delivery.loading import Loading
+from amplitude_intercom.engine.delivery.outcome_writer import BatchWriter
 from amplitude_intercom.engine.delivery.outcomes import Collected, PendingWrite
 from amplitude_intercom.engine.delivery.scheduler import Scheduler
 from amplitude_intercom.engine.delivery.settlement import Settlement
 from amplitude_intercom.engine.delivery.turn_ends import TurnEnds
 from amplitude_intercom.engine.envelope import Record
-from amplitude_intercom.engine.faults import internal_failure
+from amplitude_intercom.engine.internal_faults import internal_failure
 from amplitude_intercom.engine.spool.contract import TakerSpool, Transaction, Wanted
 
 _log = structlog.get_logger(__name__)

@@ -7,10 +7,10 @@ Rules
    outcome, with its evidence: silence, 5xx, 401, 429, or no call at all. The caller decides on the
    consequences.
 2. Only Intercom speaks for Intercom: an answer that the API does not describe is a failure. A 401,
-   403 or 429 counts from any sender: it charges nobody, and ``judging`` makes sure of it.
+   403 or 429 counts from any sender: it charges nobody, and ``judge`` makes sure of it.
 3. An endpoint with an open circuit gets probes only: by the turn that the scheduler has chosen, or
    by a turn that probes another endpoint and needs this one too.
-4. ``judging`` has the rules for answers. While the token is refused, or the budget used up, no call
+4. ``judge`` has the rules for answers. While the token is refused, or the budget used up, no call
    leaves.
 5. A hanging call gives its slot back (``calls_in_flight``), and is evidence when it ends.
 """
@@ -35,7 +35,7 @@ from amplitude_intercom.engine.delivery.calls import (
 from amplitude_intercom.engine.delivery.calls_in_flight import CallsInFlight
 from amplitude_intercom.engine.delivery.exchange import Exchange
 from amplitude_intercom.engine.delivery.health import Charge, Hasten, Health
-from amplitude_intercom.engine.delivery.judging import Judge, Trouble
+from amplitude_intercom.engine.delivery.judge import Judge, Trouble
 from amplitude_intercom.engine.delivery.pace import Pace
 from amplitude_intercom.engine.delivery.token_and_budget import BudgetDoubt
 from amplitude_intercom.engine.delivery.window import WINDOW_S

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 from amplitude_intercom.engine.clock import loop_time_s
 from amplitude_intercom.engine.reasons import Failure
-from amplitude_intercom.engine.spool.known import ContactKey
+from amplitude_intercom.engine.spool.known_contacts import ContactKey
 
 MOST_MISSING: Final = 10_000
 """Users that are remembered of either kind; the oldest goes first, and is asked for again."""

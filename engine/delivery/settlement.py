@@ -30,7 +30,7 @@ from amplitude_intercom.engine.delivery.waiting import Retries
 from amplitude_intercom.engine.envelope import Record
 from amplitude_intercom.engine.reasons import DropReason, Failure
 from amplitude_intercom.engine.spool.contract import TakerSpool, Transaction
-from amplitude_intercom.engine.spool.settled import log_delivered, log_dropped
+from amplitude_intercom.engine.spool.settled_lines import log_delivered, log_dropped
 
 
 class Settlement:

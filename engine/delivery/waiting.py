@@ -37,7 +37,7 @@ from amplitude_intercom.engine.envelope import Kind, Record
 from amplitude_intercom.engine.reasons import Failure
 from amplitude_intercom.engine.settings import MAX_SHIFT_S
 from amplitude_intercom.engine.spool.contract import Transaction
-from amplitude_intercom.engine.spool.known import Stranger
+from amplitude_intercom.engine.spool.known_contacts import Stranger
 
 SICK_ATTEMPTS: Final = 40
 SICK_MOST_S: Final = 600.0

@@ -10,13 +10,13 @@ import anyio
 from amplitude_intercom.engine.backoff import probe_delay_s
 from amplitude_intercom.engine.delivery.attributes import WorkspaceAttributes
 from amplitude_intercom.engine.delivery.calls import Answered, Calls
+from amplitude_intercom.engine.delivery.contact_locks import Writing, Written
 from amplitude_intercom.engine.delivery.create_or_find import CreateOrFind
 from amplitude_intercom.engine.delivery.event_names import EventNames
 from amplitude_intercom.engine.delivery.missing_contacts import (
     MergedUsers,
     MissingContacts,
 )
-from amplitude_intercom.engine.delivery.writing import Writing, Written
 from amplitude_intercom.engine.spool.contract import TakerSpool, Transaction
 from amplitude_intercom.transports import intercom
 

@@ -25,13 +25,13 @@ import structlog
 from amplitude_intercom.engine.backoff import unknown_delay_s
 from amplitude_intercom.engine.reasons import Failure
 from amplitude_intercom.engine.relay.answers import AnswerKind, Verdict
-from amplitude_intercom.engine.relay.endings import PartEnding, RefusalStreak, SentPart, losses
 from amplitude_intercom.engine.relay.failures import RequestFailures
 from amplitude_intercom.engine.relay.host import OPEN, OUTAGE, AmplitudeHost
 from amplitude_intercom.engine.relay.keys import RefusedKeys
+from amplitude_intercom.engine.relay.part_endings import PartEnding, RefusalStreak, SentPart, losses
 from amplitude_intercom.engine.relay.parts import RequestPart
-from amplitude_intercom.engine.relay.queue import RequestQueue
-from amplitude_intercom.engine.spool.requests import WaitingRequest
+from amplitude_intercom.engine.relay.request_queue import RequestQueue
+from amplitude_intercom.engine.spool.relay_requests import WaitingRequest
 
 _log = structlog.get_logger(__name__)
 

@@ -17,7 +17,7 @@ from collections.abc import Collection, Container, Iterable, Sequence
 
 import msgspec
 
-from amplitude_intercom.engine.spool.requests import WaitingRequest
+from amplitude_intercom.engine.spool.relay_requests import WaitingRequest
 
 
 class RequestPart(msgspec.Struct, eq=False):

@@ -28,13 +28,13 @@ from anyio.abc import TaskGroup
 from amplitude_intercom.engine.clock import loop_time_s
 from amplitude_intercom.engine.relay.answers import AnswerKind
 from amplitude_intercom.engine.relay.dispatch import Dispatch
-from amplitude_intercom.engine.relay.endings import PartEnding, SentPart
-from amplitude_intercom.engine.relay.keeping import lost_events
+from amplitude_intercom.engine.relay.part_endings import PartEnding, SentPart
+from amplitude_intercom.engine.relay.part_sender import HEAVY_BYTES, PartSender
 from amplitude_intercom.engine.relay.parts import RequestPart
-from amplitude_intercom.engine.relay.sending import HEAVY_BYTES, PartSender
+from amplitude_intercom.engine.relay.relayed_form import lost_events
 from amplitude_intercom.engine.settings import Relay as RelaySettings
 from amplitude_intercom.engine.spool.contract import TakerSpool, Transaction
-from amplitude_intercom.engine.spool.requests import WaitingRequest
+from amplitude_intercom.engine.spool.relay_requests import WaitingRequest
 from amplitude_intercom.transports.amplitude_client import AmplitudeWire
 
 READ: Final = 64

@@ -18,11 +18,11 @@ from collections.abc import Sequence
 from typing import Final
 
 from amplitude_intercom.engine.envelope import Kind, Record
-from amplitude_intercom.engine.faults import internal_failure
+from amplitude_intercom.engine.internal_faults import internal_failure
 from amplitude_intercom.engine.reasons import DeadReason, DropReason
 from amplitude_intercom.engine.spool.batches import SLOTS
-from amplitude_intercom.engine.spool.bounds import Bounds, Crowd
 from amplitude_intercom.engine.spool.insert_ids import key_of
+from amplitude_intercom.engine.spool.load_bounds import Bounds, Crowd
 from amplitude_intercom.engine.spool.record_ends import RecordEnds
 from amplitude_intercom.engine.spool.records import DamagedRecord, sliced
 from amplitude_intercom.engine.spool.tables import Tables

@@ -21,9 +21,9 @@ from amplitude_intercom.engine.errors import SpoolError
 from amplitude_intercom.engine.reasons import Failure
 from amplitude_intercom.engine.spool.adjustments import Adjustments
 from amplitude_intercom.engine.spool.directory import ContactDirectory
-from amplitude_intercom.engine.spool.known import Stranger
+from amplitude_intercom.engine.spool.known_contacts import Stranger
 from amplitude_intercom.engine.spool.meta import EventNamesTable, Meta, WorkspaceNumbers
-from amplitude_intercom.engine.spool.requests import LostEvent, WaitingRequest
+from amplitude_intercom.engine.spool.relay_requests import LostEvent, WaitingRequest
 from amplitude_intercom.transports.contract import Original
 
 T = TypeVar("T")

@@ -8,7 +8,7 @@ import msgspec
 
 from amplitude_intercom.engine.spool.checksums import contact_checksum, holds
 from amplitude_intercom.engine.spool.connection import MOST_ROWS, Connection
-from amplitude_intercom.engine.spool.known import ContactKey, Known, own_after
+from amplitude_intercom.engine.spool.known_contacts import ContactKey, Known, own_after
 
 DAY_MS: Final = 86_400_000
 

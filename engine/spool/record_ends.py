@@ -22,7 +22,7 @@ from amplitude_intercom.engine.spool.dead_letters import DeadLetters
 from amplitude_intercom.engine.spool.inbox import Inbox
 from amplitude_intercom.engine.spool.records import DamagedRecord, Records
 from amplitude_intercom.engine.spool.rows import dead_letter
-from amplitude_intercom.engine.spool.settled import SettledLines
+from amplitude_intercom.engine.spool.settled_lines import SettledLines
 
 
 class RecordEnds:

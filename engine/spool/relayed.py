@@ -10,7 +10,7 @@ import msgspec
 
 from amplitude_intercom.engine.spool.checksums import holds
 from amplitude_intercom.engine.spool.connection import Connection, insert_many
-from amplitude_intercom.engine.spool.requests import Relayed, WaitingRequest
+from amplitude_intercom.engine.spool.relay_requests import Relayed, WaitingRequest
 from amplitude_intercom.transports.contract import Original
 
 

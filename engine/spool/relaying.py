@@ -16,10 +16,10 @@ from amplitude_intercom.engine.reasons import DropReason
 from amplitude_intercom.engine.spool.accounts import INBOX, Accounts
 from amplitude_intercom.engine.spool.batches import SLOTS
 from amplitude_intercom.engine.spool.dead_letters import DeadLetters
+from amplitude_intercom.engine.spool.relay_requests import LostEvent, Relayed, WaitingRequest
 from amplitude_intercom.engine.spool.relayed import RelayedRequests
-from amplitude_intercom.engine.spool.requests import LostEvent, Relayed, WaitingRequest
 from amplitude_intercom.engine.spool.rows import dead_letter
-from amplitude_intercom.engine.spool.settled import SettledLines
+from amplitude_intercom.engine.spool.settled_lines import SettledLines
 from amplitude_intercom.engine.spool.takers import RELAY, Takers
 
 

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 
 from amplitude_intercom.engine.spool.batches import Kept, entry_of, packs
 from amplitude_intercom.engine.spool.claims import renew
-from amplitude_intercom.engine.spool.intake import count_pending, put_in
 from amplitude_intercom.engine.spool.letter_ends import take_out
 from amplitude_intercom.engine.spool.letters import DeadLetter
+from amplitude_intercom.engine.spool.relay_requests import Relayed
 from amplitude_intercom.engine.spool.relaying import Relaying
-from amplitude_intercom.engine.spool.requests import Relayed
+from amplitude_intercom.engine.spool.store_intake import count_pending, put_in
 from amplitude_intercom.engine.spool.tables import Tables
 
 

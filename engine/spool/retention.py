@@ -19,7 +19,7 @@ from typing import Final
 
 import msgspec
 
-from amplitude_intercom.engine.faults import internal_failure
+from amplitude_intercom.engine.internal_faults import internal_failure
 from amplitude_intercom.engine.reasons import DropReason
 from amplitude_intercom.engine.settings import Settings
 from amplitude_intercom.engine.spool import letter_ends

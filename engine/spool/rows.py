@@ -12,7 +12,7 @@ from amplitude_intercom.engine.envelope import Record
 from amplitude_intercom.engine.reasons import DropReason, Failure
 from amplitude_intercom.engine.spool.batches import Pack
 from amplitude_intercom.engine.spool.letters import DeadLetter, DeadRow
-from amplitude_intercom.engine.spool.requests import Relayed
+from amplitude_intercom.engine.spool.relay_requests import Relayed
 from amplitude_intercom.transports.amplitude_heads import decode_types
 
 

@@ -19,7 +19,7 @@ import msgspec
 
 from amplitude_intercom.engine.envelope import Kind, Record
 from amplitude_intercom.engine.reasons import Failure
-from amplitude_intercom.engine.spool.known import Stranger
+from amplitude_intercom.engine.spool.known_contacts import Stranger
 from amplitude_intercom.engine.spool.record_ends import RecordEnds
 from amplitude_intercom.engine.spool.tables import Tables
 

@@ -30,14 +30,13 @@ from amplitude_intercom.engine.spool.adjustments import Adjustments
 from amplitude_intercom.engine.spool.appends import Appends
 from amplitude_intercom.engine.spool.connection import Damaged
 from amplitude_intercom.engine.spool.contract import Claim, Given
-from amplitude_intercom.engine.spool.looking import parked
 from amplitude_intercom.engine.spool.retention import RetentionRounds, retention_of
 from amplitude_intercom.engine.spool.rows import Append, Appended, Part
 from amplitude_intercom.engine.spool.sqlite.database import Database, run_group
-from amplitude_intercom.engine.spool.sqlite.files import FILE_NAME, SpoolFile, connect, failing
 from amplitude_intercom.engine.spool.sqlite.opened_files import OpenedFiles
-from amplitude_intercom.engine.spool.sqlite.reading import look
 from amplitude_intercom.engine.spool.sqlite.reserve import Reserve
+from amplitude_intercom.engine.spool.sqlite.snapshots import look
+from amplitude_intercom.engine.spool.sqlite.spool_file import FILE_NAME, SpoolFile, connect, failing
 from amplitude_intercom.engine.spool.store import (
     Limits,
     Store,
@@ -45,7 +44,8 @@ from amplitude_intercom.engine.spool.store import (
     reading_store,
     wall_clock_ms,
 )
-from amplitude_intercom.engine.spool.unwritten import UnwrittenCounts
+from amplitude_intercom.engine.spool.table_reads import parked
+from amplitude_intercom.engine.spool.unwritten_counts import UnwrittenCounts
 from amplitude_intercom.engine.spool.writer import InlineWriter, ThreadWriter, Writer
 from amplitude_intercom.transports.reasons import RefusalReason
 

@@ -23,16 +23,16 @@ from amplitude_intercom.engine.settings import MAX_SHIFT_S, Settings
 from amplitude_intercom.engine.spool import recovery
 from amplitude_intercom.engine.spool.accounts import MINUTE_MS
 from amplitude_intercom.engine.spool.arrivals import Arrivals
-from amplitude_intercom.engine.spool.asking import ask_job
 from amplitude_intercom.engine.spool.claims import Claims
 from amplitude_intercom.engine.spool.connection import Connection
-from amplitude_intercom.engine.spool.intake import StoreIntake
+from amplitude_intercom.engine.spool.job_requests import ask_job
 from amplitude_intercom.engine.spool.jobs import Expiry, JobKind
-from amplitude_intercom.engine.spool.queue import Queue
 from amplitude_intercom.engine.spool.record_ends import RecordEnds
+from amplitude_intercom.engine.spool.record_queue import Queue
 from amplitude_intercom.engine.spool.relaying import Relaying
 from amplitude_intercom.engine.spool.rows import Append, Appended
 from amplitude_intercom.engine.spool.settling import Settling
+from amplitude_intercom.engine.spool.store_intake import StoreIntake
 from amplitude_intercom.engine.spool.tables import Tables
 from amplitude_intercom.transports.reasons import RefusalReason
 

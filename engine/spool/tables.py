@@ -23,7 +23,7 @@ from amplitude_intercom.engine.spool.meta import (
 )
 from amplitude_intercom.engine.spool.records import Records
 from amplitude_intercom.engine.spool.relayed import RelayedRequests
-from amplitude_intercom.engine.spool.settled import SettledLines
+from amplitude_intercom.engine.spool.settled_lines import SettledLines
 from amplitude_intercom.engine.spool.takers import Takers
 from amplitude_intercom.engine.spool.users import WaitingUsers
 

@@ -10,7 +10,7 @@ import msgspec
 
 from amplitude_intercom.engine.spool.batches import SLOTS, entries_of
 from amplitude_intercom.engine.spool.directory import read_known
-from amplitude_intercom.engine.spool.known import ContactKey, Known
+from amplitude_intercom.engine.spool.known_contacts import ContactKey, Known
 from amplitude_intercom.engine.spool.rows import event_type_of
 from amplitude_intercom.engine.spool.store import Store
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from amplitude_intercom.engine.envelope import Kind
 from amplitude_intercom.engine.spool.connection import Connection, find_in
-from amplitude_intercom.engine.spool.known import Stranger
+from amplitude_intercom.engine.spool.known_contacts import Stranger
 
 
 class Aside(NamedTuple):

@@ -14,7 +14,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from amplitude_intercom.engine.spool.sqlite.files import FORMER_APPLICATION_ID
+from amplitude_intercom.engine.spool.sqlite.spool_file import FORMER_APPLICATION_ID
 from amplitude_intercom.transports.sandbox.sandbox import Sandbox
 from amplitude_intercom.transports.sandbox.server import serve
 from support import process

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from amplitude_intercom.engine.commands.workspace import _token_findings
+from amplitude_intercom.engine.commands.workspace_findings import _token_findings
 from amplitude_intercom.engine.config import from_table
 from amplitude_intercom.transports.intercom import Answer
 from amplitude_intercom.transports.sandbox.sandbox import Sandbox

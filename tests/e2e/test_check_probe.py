@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from amplitude_intercom.engine.spool.sqlite.reading import look_at
+from amplitude_intercom.engine.spool.sqlite.snapshots import look_at
 from amplitude_intercom.transports.sandbox.faults import Fault
 from amplitude_intercom.transports.sandbox.sandbox import Sandbox
 from amplitude_intercom.transports.sandbox.server import serve

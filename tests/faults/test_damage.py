@@ -20,11 +20,11 @@ from amplitude_intercom.engine.errors import SpoolError
 from amplitude_intercom.engine.reasons import DeadReason, Failure
 from amplitude_intercom.engine.spool.batches import SLOTS, Kept
 from amplitude_intercom.engine.spool.connection import Damaged
-from amplitude_intercom.engine.spool.known import ContactKey, Held, Known
+from amplitude_intercom.engine.spool.known_contacts import ContactKey, Held, Known
 from amplitude_intercom.engine.spool.letters import DeadLetterQuery, DeadRow
 from amplitude_intercom.engine.spool.rows import Append
 from amplitude_intercom.engine.spool.sqlite.examine import Damage, findings
-from amplitude_intercom.engine.spool.sqlite.files import PAGE_BYTES
+from amplitude_intercom.engine.spool.sqlite.spool_file import PAGE_BYTES
 from amplitude_intercom.transports.sandbox.sandbox import Sandbox
 from amplitude_intercom.transports.sandbox.server import serve
 from support import process

@@ -35,17 +35,17 @@ from amplitude_intercom.engine.reasons import DeadReason, Failure
 from amplitude_intercom.engine.spool.accounts import INBOX, SPOOL, TAKEN_ALONG, WAITING
 from amplitude_intercom.engine.spool.batches import SLOTS, Kept
 from amplitude_intercom.engine.spool.contract import Loaded, Wanted
-from amplitude_intercom.engine.spool.known import Stranger
+from amplitude_intercom.engine.spool.known_contacts import Stranger
 from amplitude_intercom.engine.spool.letter_ends import discard
 from amplitude_intercom.engine.spool.letters import DeadLetterQuery, DeadRow
-from amplitude_intercom.engine.spool.looking import recount
-from amplitude_intercom.engine.spool.queue import Queue
+from amplitude_intercom.engine.spool.record_queue import Queue
 from amplitude_intercom.engine.spool.replaying import replay
 from amplitude_intercom.engine.spool.retention import take_along
 from amplitude_intercom.engine.spool.rows import Append, Appended
 from amplitude_intercom.engine.spool.settling import Settling
-from amplitude_intercom.engine.spool.sqlite.files import connect
+from amplitude_intercom.engine.spool.sqlite.spool_file import connect
 from amplitude_intercom.engine.spool.store import Limits, Store
+from amplitude_intercom.engine.spool.table_reads import recount
 from support.faulty_disk import after_power_cut
 from support.spools import all_of, part_of
 

@@ -11,17 +11,17 @@ import pytest
 
 from amplitude_intercom.engine import DeadLetterQuery, Engine, SettingsError
 from amplitude_intercom.engine.errors import SpoolError
+from amplitude_intercom.engine.job_runner import JobRunner
 from amplitude_intercom.engine.job_slices import SLICE, replay
-from amplitude_intercom.engine.jobs import JobRunner
 from amplitude_intercom.engine.reasons import DeadReason, Failure
 from amplitude_intercom.engine.rules.admission import Admission, Admitted
 from amplitude_intercom.engine.rules.verdicts import Verdict
-from amplitude_intercom.engine.spool.asking import ask_job
+from amplitude_intercom.engine.spool.job_requests import ask_job
 from amplitude_intercom.engine.spool.jobs import JobKind, JobRow, JobState, NewMapping
 from amplitude_intercom.engine.spool.letters import DeadLetter
-from amplitude_intercom.engine.spool.looking import recount
 from amplitude_intercom.engine.spool.spool import Spool, Work
 from amplitude_intercom.engine.spool.store import Store
+from amplitude_intercom.engine.spool.table_reads import recount
 from amplitude_intercom.transports.amplitude import BadEvent, Head
 from amplitude_intercom.transports.contract import Batch
 from amplitude_intercom.transports.reasons import RefusalReason

@@ -15,10 +15,10 @@ import msgspec
 import pytest
 
 from amplitude_intercom.engine.app import Engine
-from amplitude_intercom.engine.spool.known import ContactKey, Known
+from amplitude_intercom.engine.spool.known_contacts import ContactKey, Known
 from amplitude_intercom.engine.spool.letters import DeadLetterQuery
-from amplitude_intercom.engine.spool.looking import recount
 from amplitude_intercom.engine.spool.store import Store
+from amplitude_intercom.engine.spool.table_reads import recount
 from amplitude_intercom.transports.contract import batch_of
 from amplitude_intercom.transports.sandbox.faults import Fault
 from amplitude_intercom.transports.sandbox.sandbox import Sandbox

@@ -40,12 +40,12 @@ from amplitude_intercom.engine.reasons import DeadReason, Failure
 from amplitude_intercom.engine.spool.accounts import LAST_BATCH, SPOOL
 from amplitude_intercom.engine.spool.batches import SLOTS
 from amplitude_intercom.engine.spool.letters import DeadLetterQuery
-from amplitude_intercom.engine.spool.looking import recount
-from amplitude_intercom.engine.spool.queue import Queue
+from amplitude_intercom.engine.spool.record_queue import Queue
 from amplitude_intercom.engine.spool.settling import Settling
 from amplitude_intercom.engine.spool.spool import Spool, SpoolPart, T, Work
 from amplitude_intercom.engine.spool.sqlite.database import Database
 from amplitude_intercom.engine.spool.store import Store
+from amplitude_intercom.engine.spool.table_reads import recount
 from amplitude_intercom.engine.spool.user_state import UserState, state_of_user
 from amplitude_intercom.engine.spool.writer import InlineWriter
 from amplitude_intercom.transports.reasons import RefusalReason

@@ -16,12 +16,12 @@ from amplitude_intercom.engine.spool.batches import Kept, entry_of, packs
 from amplitude_intercom.engine.spool.connection import Connection
 from amplitude_intercom.engine.spool.contract import Loaded, Wanted, Woken
 from amplitude_intercom.engine.spool.letters import DeadRow
-from amplitude_intercom.engine.spool.queue import Queue
+from amplitude_intercom.engine.spool.record_queue import Queue
 from amplitude_intercom.engine.spool.rows import Append, Appended, Part
 from amplitude_intercom.engine.spool.settling import Settling
 from amplitude_intercom.engine.spool.sqlite.database import Database, run_group
-from amplitude_intercom.engine.spool.sqlite.files import SpoolFile, connect
 from amplitude_intercom.engine.spool.sqlite.reserve import Reserve
+from amplitude_intercom.engine.spool.sqlite.spool_file import SpoolFile, connect
 from amplitude_intercom.engine.spool.store import Limits, Store
 
 SYNC = "s"

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from amplitude_intercom.engine.delivery.contacts.drafts import Draft, cannot_be_created
 from amplitude_intercom.engine.delivery.contacts.resolving import Action
 from amplitude_intercom.engine.envelope import ContactUpdate
-from amplitude_intercom.engine.spool.known import ContactKey, Held, Known
+from amplitude_intercom.engine.spool.known_contacts import ContactKey, Held, Known
 
 
 class Begun(NamedTuple):

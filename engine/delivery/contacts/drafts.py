@@ -9,7 +9,7 @@ import msgspec
 
 from amplitude_intercom.engine.envelope import Adjustment, ContactUpdate
 from amplitude_intercom.engine.rules.operations import CLEAR_ALL
-from amplitude_intercom.engine.spool.known import Held
+from amplitude_intercom.engine.spool.known_contacts import Held
 
 Properties = Mapping[str, Held]
 

@@ -19,7 +19,7 @@ import msgspec
 
 from amplitude_intercom.engine.delivery.contacts.resolving import Resolution
 from amplitude_intercom.engine.rules.contacts import ContactRules, same
-from amplitude_intercom.engine.spool.known import Held, Known
+from amplitude_intercom.engine.spool.known_contacts import Held, Known
 
 
 class LearnedContact:

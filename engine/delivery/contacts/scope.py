@@ -16,7 +16,7 @@ from amplitude_intercom.engine.reasons import AdjustmentReason
 from amplitude_intercom.engine.rules.contacts import ContactRules
 from amplitude_intercom.engine.settings import Users
 from amplitude_intercom.engine.spool.contract import TakerSpool, Transaction
-from amplitude_intercom.engine.spool.known import ContactKey, Known
+from amplitude_intercom.engine.spool.known_contacts import ContactKey, Known
 
 
 class Upserted(msgspec.Struct, frozen=True):

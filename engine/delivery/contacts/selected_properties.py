@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping
 import msgspec
 
 from amplitude_intercom.engine.spool.contract import Transaction
-from amplitude_intercom.engine.spool.known import Held, Known
+from amplitude_intercom.engine.spool.known_contacts import Held, Known
 
 
 class SelectedProperties(msgspec.Struct, frozen=True):

@@ -23,7 +23,7 @@ from amplitude_intercom.engine.delivery.contacts.scope import ContactScope
 from amplitude_intercom.engine.delivery.contacts.working_out import properties_of, work_out
 from amplitude_intercom.engine.envelope import ContactUpdate, Identity
 from amplitude_intercom.engine.spool.contract import Transaction
-from amplitude_intercom.engine.spool.known import ContactKey, Known, own_after
+from amplitude_intercom.engine.spool.known_contacts import ContactKey, Known, own_after
 
 
 class StoredContact:

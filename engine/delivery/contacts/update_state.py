@@ -30,7 +30,7 @@ from amplitude_intercom.engine.delivery.contacts.resolving import (
 from amplitude_intercom.engine.delivery.contacts.scope import ContactScope, Upserted
 from amplitude_intercom.engine.delivery.contacts.working_out import properties_of, work_out
 from amplitude_intercom.engine.envelope import Adjustment, ContactUpdate, Identity
-from amplitude_intercom.engine.spool.known import Held, Known
+from amplitude_intercom.engine.spool.known_contacts import Held, Known
 from amplitude_intercom.transports import intercom
 from amplitude_intercom.transports.intercom import Answer
 

@@ -22,17 +22,17 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from amplitude_intercom.engine.delivery.calls import TurnCalls, Undeliverable
+from amplitude_intercom.engine.delivery.contact_locks import Writing
 from amplitude_intercom.engine.delivery.contacts.beginning import creating
 from amplitude_intercom.engine.delivery.contacts.resolving import Action, NextStep
 from amplitude_intercom.engine.delivery.contacts.scope import ContactScope, Upserted
 from amplitude_intercom.engine.delivery.contacts.stored_contact import StoredContact
 from amplitude_intercom.engine.delivery.contacts.update_state import UpdateState
-from amplitude_intercom.engine.delivery.writing import Writing
 from amplitude_intercom.engine.envelope import ContactUpdate, Identity
 from amplitude_intercom.engine.reasons import DeadReason, Failure
 from amplitude_intercom.engine.rules.bodies import contact_body, creation_body
 from amplitude_intercom.engine.spool.contract import Transaction
-from amplitude_intercom.engine.spool.known import ContactKey
+from amplitude_intercom.engine.spool.known_contacts import ContactKey
 from amplitude_intercom.transports import intercom
 from amplitude_intercom.transports.intercom import Answer, Request
 

@@ -27,7 +27,7 @@ from amplitude_intercom.engine.rules.contacts import ContactRules, Types, can_be
 from amplitude_intercom.engine.rules.fitting import JOINT
 from amplitude_intercom.engine.rules.operations import CLEAR_ALL
 from amplitude_intercom.engine.rules.user_properties import apply
-from amplitude_intercom.engine.spool.known import Held, Known
+from amplitude_intercom.engine.spool.known_contacts import Held, Known
 
 _OF_LISTS: Final = frozenset({"$append", "$prepend", "$preInsert", "$postInsert", "$remove"})
 

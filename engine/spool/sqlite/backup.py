@@ -16,8 +16,8 @@ from pathlib import Path
 
 from amplitude_intercom.engine.errors import SpoolError
 from amplitude_intercom.engine.spool.sqlite import examine
-from amplitude_intercom.engine.spool.sqlite.files import primary_code
-from amplitude_intercom.engine.spool.sqlite.reading import look_at
+from amplitude_intercom.engine.spool.sqlite.snapshots import look_at
+from amplitude_intercom.engine.spool.sqlite.spool_file import primary_code
 from amplitude_intercom.transports.reasons import RefusalReason
 
 

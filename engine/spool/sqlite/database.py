@@ -31,9 +31,9 @@ import structlog
 from amplitude_intercom.engine.errors import EngineError, SpoolDamaged, SpoolError
 from amplitude_intercom.engine.spool.connection import Damaged
 from amplitude_intercom.engine.spool.meta import Meta
-from amplitude_intercom.engine.spool.sqlite.files import SpoolFile, primary_code, reason_of
 from amplitude_intercom.engine.spool.sqlite.opened_files import OpenedFiles
 from amplitude_intercom.engine.spool.sqlite.reserve import Reserve
+from amplitude_intercom.engine.spool.sqlite.spool_file import SpoolFile, primary_code, reason_of
 from amplitude_intercom.transports.reasons import RefusalReason
 
 _log = structlog.get_logger(__name__)

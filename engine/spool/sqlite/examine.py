@@ -23,8 +23,8 @@ from amplitude_intercom.engine.spool.connection import Damaged, check_order
 from amplitude_intercom.engine.spool.records import COLUMNS, DamagedRecord, checked
 from amplitude_intercom.engine.spool.relayed import body_checksum, head_checksum
 from amplitude_intercom.engine.spool.schema import SCHEMA_VERSION
-from amplitude_intercom.engine.spool.sqlite.files import migrate, tables_of
-from amplitude_intercom.engine.spool.sqlite.reading import look_at, size_of
+from amplitude_intercom.engine.spool.sqlite.snapshots import look_at, size_of
+from amplitude_intercom.engine.spool.sqlite.spool_file import migrate, tables_of
 from amplitude_intercom.engine.spool.takers import taker_checksum
 
 CHUNK_ROWS = 2_000

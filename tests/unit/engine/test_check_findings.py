@@ -17,9 +17,9 @@ from amplitude_intercom.engine.commands.findings import (
     relay_findings,
     shared_fields,
 )
-from amplitude_intercom.engine.commands.machine import machine_findings
-from amplitude_intercom.engine.commands.sample import Names, name_findings, wanted_of
-from amplitude_intercom.engine.commands.workspace import _clock_findings, _token_findings
+from amplitude_intercom.engine.commands.machine_findings import machine_findings
+from amplitude_intercom.engine.commands.sample_findings import Names, name_findings, wanted_of
+from amplitude_intercom.engine.commands.workspace_findings import _clock_findings, _token_findings
 from amplitude_intercom.engine.config import from_table
 from amplitude_intercom.engine.errors import SettingsError
 from amplitude_intercom.engine.settings import Settings, Sync

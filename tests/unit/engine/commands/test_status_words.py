@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from amplitude_intercom.engine.commands import inspect, users
-from amplitude_intercom.engine.delivery.judging import Trouble
+from amplitude_intercom.engine.delivery.judge import Trouble
 from amplitude_intercom.engine.spool.user_state import Deferral, KnownContact
 from amplitude_intercom.engine.status import GateStatus
 

@@ -35,8 +35,8 @@ from amplitude_intercom.engine.envelope import Kind, Record
 from amplitude_intercom.engine.errors import SpoolDamaged
 from amplitude_intercom.engine.reasons import DropReason
 from amplitude_intercom.engine.spool.contract import Loaded, Transaction, Wanted
-from amplitude_intercom.engine.spool.known import Stranger
-from amplitude_intercom.engine.spool.queue import Queue
+from amplitude_intercom.engine.spool.known_contacts import Stranger
+from amplitude_intercom.engine.spool.record_queue import Queue
 from amplitude_intercom.engine.spool.settling import Settling
 from amplitude_intercom.engine.spool.user_state import Deferral
 from support.deliveries import (

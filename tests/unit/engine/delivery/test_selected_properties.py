@@ -8,7 +8,7 @@ from amplitude_intercom.engine.delivery.contacts.selected_properties import (
     SelectedProperties,
     follow_selection,
 )
-from amplitude_intercom.engine.spool.known import Held, Known
+from amplitude_intercom.engine.spool.known_contacts import Held, Known
 from support.spools import opened
 
 FIELDS = {"plan": "custom_attributes.plan", "visits": "custom_attributes.visits"}

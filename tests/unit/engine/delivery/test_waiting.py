@@ -19,11 +19,11 @@ from amplitude_intercom.engine.envelope import Kind, Record
 from amplitude_intercom.engine.reasons import DeadReason, Failure
 from amplitude_intercom.engine.spool.contract import Wanted
 from amplitude_intercom.engine.spool.jobs import Expiry, JobKind
-from amplitude_intercom.engine.spool.known import Stranger
+from amplitude_intercom.engine.spool.known_contacts import Stranger
 from amplitude_intercom.engine.spool.letters import DeadLetterQuery
-from amplitude_intercom.engine.spool.looking import recount
 from amplitude_intercom.engine.spool.settling import MOST_EXPIRED
 from amplitude_intercom.engine.spool.store import Store
+from amplitude_intercom.engine.spool.table_reads import recount
 from support.spools import OneSync, kept, opened
 
 T = TypeVar("T")

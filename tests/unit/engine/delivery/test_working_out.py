@@ -10,7 +10,7 @@ from amplitude_intercom.engine.delivery.contacts.drafts import Draft, cannot_be_
 from amplitude_intercom.engine.delivery.contacts.learned_contact import with_base
 from amplitude_intercom.engine.delivery.contacts.working_out import work_out
 from amplitude_intercom.engine.envelope import ContactUpdate, Identity
-from amplitude_intercom.engine.spool.known import Held, Known
+from amplitude_intercom.engine.spool.known_contacts import Held, Known
 from support.plans import ANY, rules
 
 RULES = rules(users={"properties": ["plan", "visits", "tags"]}).contacts

@@ -5,15 +5,15 @@ from __future__ import annotations
 import anyio
 
 from amplitude_intercom.engine.delivery.calls import NotNow
+from amplitude_intercom.engine.delivery.contact_locks import MOST_WAIT_S, Writing, Written
 from amplitude_intercom.engine.delivery.missing_contacts import (
     MERGED_S,
     MOST_MISSING,
     MergedUsers,
     MissingContacts,
 )
-from amplitude_intercom.engine.delivery.writing import MOST_WAIT_S, Writing, Written
 from amplitude_intercom.engine.reasons import DeadReason, Failure
-from amplitude_intercom.engine.spool.known import ContactKey
+from amplitude_intercom.engine.spool.known_contacts import ContactKey
 from support.virtual import in_virtual_time
 
 MIRA = ContactKey(1, "external_id", "mira")

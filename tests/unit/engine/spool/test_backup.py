@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from amplitude_intercom.engine.errors import SpoolError
-from amplitude_intercom.engine.spool.looking import recount
 from amplitude_intercom.engine.spool.sqlite.backup import backup
+from amplitude_intercom.engine.spool.table_reads import recount
 from support.spools import OneSync, kept, opened
 
 

@@ -17,7 +17,7 @@ from amplitude_intercom.engine.spool.letters import (
     DeadLetterQuery,
     Position,
 )
-from amplitude_intercom.engine.spool.looking import matching
+from amplitude_intercom.engine.spool.table_reads import matching
 from amplitude_intercom.engine.spool.user_state import state_of_user
 from support.spools import OneSync, kept, opened
 

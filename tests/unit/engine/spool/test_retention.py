@@ -14,7 +14,7 @@ from amplitude_intercom.engine.reasons import DeadReason, Failure
 from amplitude_intercom.engine.spool.accounts import CONTACTS, INSERT_IDS, SPOOL
 from amplitude_intercom.engine.spool.contract import Claim, Given
 from amplitude_intercom.engine.spool.insert_ids import ROW_BYTES
-from amplitude_intercom.engine.spool.known import ContactKey, Known
+from amplitude_intercom.engine.spool.known_contacts import ContactKey, Known
 from amplitude_intercom.engine.spool.letters import DeadLetterQuery, DeadRow
 from amplitude_intercom.engine.spool.retention import DAY_MS, SLICE, Retention, Tidying
 from amplitude_intercom.engine.spool.rows import Append

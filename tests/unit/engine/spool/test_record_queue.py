@@ -13,9 +13,9 @@ from amplitude_intercom.engine.reasons import DeadReason, Failure
 from amplitude_intercom.engine.spool.accounts import LAST_BATCH
 from amplitude_intercom.engine.spool.batches import SLOTS
 from amplitude_intercom.engine.spool.inbox import MOST_OPEN
-from amplitude_intercom.engine.spool.known import Stranger
+from amplitude_intercom.engine.spool.known_contacts import Stranger
 from amplitude_intercom.engine.spool.letters import DeadLetterQuery
-from amplitude_intercom.engine.spool.looking import recount
+from amplitude_intercom.engine.spool.table_reads import recount
 from support.spools import OneSync, kept, opened
 
 FAILING = Failure(DeadReason.USER_FAILING, 500)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from amplitude_intercom.engine.spool.claims import Claims
 from amplitude_intercom.engine.spool.contract import Claim, Given
-from amplitude_intercom.engine.spool.sqlite.files import connect
+from amplitude_intercom.engine.spool.sqlite.spool_file import connect
 from support.spools import sqlite_of
 
 FEW = st.tuples(

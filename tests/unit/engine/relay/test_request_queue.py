@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amplitude_intercom.engine.relay.parts import RequestPart
-from amplitude_intercom.engine.relay.queue import MOST_PARTS, RequestQueue
-from amplitude_intercom.engine.spool.requests import WaitingRequest
+from amplitude_intercom.engine.relay.request_queue import MOST_PARTS, RequestQueue
+from amplitude_intercom.engine.spool.relay_requests import WaitingRequest
 
 
 def request(id_: int, *devices: int, key: str = "k") -> WaitingRequest:

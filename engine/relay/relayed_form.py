@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from itertools import chain, repeat
 from typing import Final
 
-from amplitude_intercom.engine.faults import internal_failure
+from amplitude_intercom.engine.internal_faults import internal_failure
 from amplitude_intercom.engine.reasons import Failure
 from amplitude_intercom.engine.spool.letters import DeadLetter
-from amplitude_intercom.engine.spool.requests import LostEvent, Relayed
+from amplitude_intercom.engine.spool.relay_requests import LostEvent, Relayed
 from amplitude_intercom.engine.spool.rows import LONGEST_TYPE
 from amplitude_intercom.transports.amplitude import BadEvent, Head
 from amplitude_intercom.transports.amplitude_heads import decode_head, legible, read_head

@@ -13,9 +13,9 @@ from amplitude_intercom.engine.spool.accounts import SPOOL, WAITING
 from amplitude_intercom.engine.spool.batches import Kept
 from amplitude_intercom.engine.spool.fullness import CROWDED, RELIEF
 from amplitude_intercom.engine.spool.letters import DeadRow
-from amplitude_intercom.engine.spool.looking import recount
 from amplitude_intercom.engine.spool.rows import Append, Appended
 from amplitude_intercom.engine.spool.store import Store
+from amplitude_intercom.engine.spool.table_reads import recount
 from amplitude_intercom.transports.reasons import RefusalReason
 from support.spools import OneSync, append_of, kept, opened, part_of
 

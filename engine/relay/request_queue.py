@@ -18,7 +18,7 @@ from typing import Final
 
 from amplitude_intercom.engine.relay.holds import Holds, Owner
 from amplitude_intercom.engine.relay.parts import LoadedParts, RequestPart, split
-from amplitude_intercom.engine.spool.requests import WaitingRequest
+from amplitude_intercom.engine.spool.relay_requests import WaitingRequest
 
 MOST_PARTS: Final = 256
 """Parts that are loaded: enough to keep all connections busy."""

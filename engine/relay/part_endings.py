@@ -10,7 +10,7 @@ import msgspec
 from amplitude_intercom.engine.reasons import DeadReason, Failure
 from amplitude_intercom.engine.relay.answers import AnswerKind, Verdict
 from amplitude_intercom.engine.relay.parts import RequestPart
-from amplitude_intercom.engine.spool.requests import LostEvent
+from amplitude_intercom.engine.spool.relay_requests import LostEvent
 from amplitude_intercom.transports.contract import Original
 
 MOST_REFUSED: Final = 20

@@ -16,7 +16,7 @@ from amplitude_intercom.engine.commands.findings import Finding, addresses
 from amplitude_intercom.engine.commands.terminal import size
 from amplitude_intercom.engine.settings import Settings
 from amplitude_intercom.engine.spool.sqlite.lock import rights_of_others
-from amplitude_intercom.engine.spool.sqlite.reading import size_of
+from amplitude_intercom.engine.spool.sqlite.snapshots import size_of
 
 
 def machine_findings(settings: Settings, *, running: bool) -> Iterator[Finding]:

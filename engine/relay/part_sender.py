@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
-from amplitude_intercom.engine.faults import internal_failure
+from amplitude_intercom.engine.internal_faults import internal_failure
 from amplitude_intercom.engine.reasons import DAMAGED
 from amplitude_intercom.engine.relay.answers import AnswerKind, Verdict, judge
-from amplitude_intercom.engine.relay.endings import SentPart
+from amplitude_intercom.engine.relay.part_endings import SentPart
 from amplitude_intercom.engine.relay.parts import RequestPart
 from amplitude_intercom.engine.spool.contract import TakerSpool
 from amplitude_intercom.transports.amplitude_client import AmplitudeWire

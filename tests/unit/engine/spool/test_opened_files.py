@@ -10,13 +10,13 @@ import pytest
 
 from amplitude_intercom.engine.errors import SpoolError
 from amplitude_intercom.engine.spool.contract import Wanted
-from amplitude_intercom.engine.spool.looking import recount
 from amplitude_intercom.engine.spool.rows import Appended
 from amplitude_intercom.engine.spool.spool import open_database
 from amplitude_intercom.engine.spool.sqlite.database import Database
 from amplitude_intercom.engine.spool.sqlite.lock import DataDir
 from amplitude_intercom.engine.spool.sqlite.opened_files import OpenedFiles
 from amplitude_intercom.engine.spool.store import Limits, Store
+from amplitude_intercom.engine.spool.table_reads import recount
 from support.spools import SYNC, append_of, kept
 
 
@@ -85,7 +85,7 @@ HARMS = [remove_folder, replace_folder, replace_file, remove_file]
 
 
 @pytest.mark.parametrize("harm", HARMS)
-def test_nothing_is_acknowledged_on_ground_that_is_gone(tmp_path: Path, harm: object) -> None:
+def test_nothing_is_acknowledged_once_folder_or_file_is_gone(tmp_path: Path, harm: object) -> None:
     database = opened(tmp_path / "data")
     assert append(database) == ""
     assert callable(harm)
@@ -120,7 +120,7 @@ def test_a_folder_that_is_there_again_is_taken_up_again(tmp_path: Path) -> None:
     database.close()
 
 
-def test_a_failure_without_ground_is_raised_and_never_counts_as_done(tmp_path: Path) -> None:
+def test_a_failure_while_the_folder_is_away_never_counts_as_done(tmp_path: Path) -> None:
     """The disk fails while the folder is away: both are over, and it is as it was."""
 
     def fail(store: Store) -> None:
@@ -140,20 +140,4 @@ def test_a_failure_without_ground_is_raised_and_never_counts_as_done(tmp_path: P
     [waiting] = database.run([lambda store: recount(store, store.takers.known_id(SYNC))["pending"]])
     assert waiting == 2
     assert deliver_all(database) == 0
-    database.close()
-
-
-def test_a_spool_recovers_as_its_store_does(tmp_path: Path) -> None:
-    """A store of another class is recovered by its own method, at the opening alone."""
-    recovered: list[Store] = []
-
-    class RecoveringStore(Store):
-        def recover(self) -> None:
-            super().recover()
-            recovered.append(self)
-
-    (tmp_path / "data").mkdir()
-    path = tmp_path / "data" / "spool.db"
-    database = open_database(path, Limits(), reserve_bytes=0, store_type=RecoveringStore)
-    assert recovered == [database.store]
     database.close()

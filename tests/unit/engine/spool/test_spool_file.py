@@ -11,7 +11,7 @@ import pytest
 from amplitude_intercom.engine.errors import SpoolError
 from amplitude_intercom.engine.spool.schema import SCHEMA_VERSION
 from amplitude_intercom.engine.spool.sqlite.examine import findings
-from amplitude_intercom.engine.spool.sqlite.files import (
+from amplitude_intercom.engine.spool.sqlite.spool_file import (
     FORMER_APPLICATION_ID,
     PAGE_BYTES,
     connect,

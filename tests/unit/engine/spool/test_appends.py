@@ -15,7 +15,7 @@ from amplitude_intercom.engine.spool.appends import Appends
 from amplitude_intercom.engine.spool.batches import entries_of
 from amplitude_intercom.engine.spool.rows import Append, Appended
 from amplitude_intercom.engine.spool.sqlite.database import Database
-from amplitude_intercom.engine.spool.sqlite.files import connect
+from amplitude_intercom.engine.spool.sqlite.spool_file import connect
 from amplitude_intercom.engine.spool.store import Limits, Store
 from amplitude_intercom.engine.spool.writer import ThreadWriter
 from amplitude_intercom.transports.reasons import RefusalReason

@@ -8,7 +8,7 @@ from typing import Any
 
 from amplitude_intercom.engine.commands.findings import Finding
 from amplitude_intercom.engine.commands.terminal import shown
-from amplitude_intercom.engine.near import nearest
+from amplitude_intercom.engine.did_you_mean import nearest
 from amplitude_intercom.engine.rules.paths import Path, parse, read
 from amplitude_intercom.engine.rules.selection import Selection
 from amplitude_intercom.engine.settings import Rename, Sync, source_and_target

@@ -12,11 +12,13 @@ import pytest
 from amplitude_intercom.engine.reasons import DeadReason, Failure
 from amplitude_intercom.engine.spool.batches import SLOTS, Kept
 from amplitude_intercom.engine.spool.contract import Wanted
-from amplitude_intercom.engine.spool.known import ContactKey, Held, Known
+from amplitude_intercom.engine.spool.known_contacts import ContactKey, Held, Known
 from amplitude_intercom.engine.spool.letter_ends import discard
 from amplitude_intercom.engine.spool.letters import DeadLetter, DeadLetterQuery
-from amplitude_intercom.engine.spool.looking import recount
 from amplitude_intercom.engine.spool.replaying import replay
+from amplitude_intercom.engine.spool.spool import open_database
+from amplitude_intercom.engine.spool.store import Limits, Store
+from amplitude_intercom.engine.spool.table_reads import recount
 from amplitude_intercom.engine.spool.user_state import MOST_TYPES_READ, state_of_user
 from support.spools import OneSync, append_of, kept, opened
 
@@ -254,3 +256,19 @@ def test_an_event_without_its_batch_shows_its_type_and_keeps_its_bytes(path: Pat
     [woken] = sync.load(bob.id, now_ms=99).records
     assert woken.raw == ann.raw
     sync.store.close()
+
+
+def test_a_spool_recovers_as_its_store_does(tmp_path: Path) -> None:
+    """A store of another class is recovered by its own method, at the opening alone."""
+    recovered: list[Store] = []
+
+    class RecoveringStore(Store):
+        def recover(self) -> None:
+            super().recover()
+            recovered.append(self)
+
+    (tmp_path / "data").mkdir()
+    path = tmp_path / "data" / "spool.db"
+    database = open_database(path, Limits(), reserve_bytes=0, store_type=RecoveringStore)
+    assert recovered == [database.store]
+    database.close()

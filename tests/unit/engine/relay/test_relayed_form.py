@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from amplitude_intercom.engine.relay.keeping import relayed_of
+from amplitude_intercom.engine.relay.relayed_form import relayed_of
 from support import relaying
 
 

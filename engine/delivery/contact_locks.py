@@ -8,7 +8,7 @@ import anyio
 
 from amplitude_intercom.engine.delivery.calls import Cause, NotAnswered, NotNow
 from amplitude_intercom.engine.reasons import DeadReason, Failure
-from amplitude_intercom.engine.spool.known import ContactKey
+from amplitude_intercom.engine.spool.known_contacts import ContactKey
 
 MOST_WAIT_S: Final = 1.0
 """Seconds that a turn waits for another one that writes the same contact. It has made no call, and

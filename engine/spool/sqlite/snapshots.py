@@ -12,7 +12,7 @@ from typing import TypeVar
 from amplitude_intercom.engine.errors import SpoolError
 from amplitude_intercom.engine.spool.connection import Damaged
 from amplitude_intercom.engine.spool.schema import SCHEMA_VERSION
-from amplitude_intercom.engine.spool.sqlite.files import connect_to_read, failing, has_log
+from amplitude_intercom.engine.spool.sqlite.spool_file import connect_to_read, failing, has_log
 from amplitude_intercom.transports.reasons import RefusalReason
 
 S = TypeVar("S")

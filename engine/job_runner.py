@@ -9,19 +9,19 @@ import anyio
 import structlog
 
 from amplitude_intercom.engine.errors import SettingsError, SpoolDamaged, SpoolError
-from amplitude_intercom.engine.faults import describe, internal_failure
+from amplitude_intercom.engine.internal_faults import describe, internal_failure
 from amplitude_intercom.engine.job_slices import JobSlices, JobSync
 from amplitude_intercom.engine.settings import Relay as RelaySettings
-from amplitude_intercom.engine.spool.asking import ask_job
+from amplitude_intercom.engine.spool.job_requests import ask_job
 from amplitude_intercom.engine.spool.jobs import (
     JobKind,
     JobRow,
     JobState,
 )
 from amplitude_intercom.engine.spool.letters import DeadLetterQuery
-from amplitude_intercom.engine.spool.looking import matching
 from amplitude_intercom.engine.spool.spool import Spool
 from amplitude_intercom.engine.spool.store import Store
+from amplitude_intercom.engine.spool.table_reads import matching
 from amplitude_intercom.engine.spool.takers import spoken
 from amplitude_intercom.transports.reasons import RefusalReason
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from amplitude_intercom.engine.errors import SpoolError
-from amplitude_intercom.engine.spool.looking import recount
 from amplitude_intercom.engine.spool.rows import Appended
 from amplitude_intercom.engine.spool.sqlite.database import HEAL_EVERY_S, Database, run_group
-from amplitude_intercom.engine.spool.sqlite.files import SpoolFile, connect
 from amplitude_intercom.engine.spool.sqlite.reserve import Reserve
+from amplitude_intercom.engine.spool.sqlite.spool_file import SpoolFile, connect
 from amplitude_intercom.engine.spool.store import Limits, Store
+from amplitude_intercom.engine.spool.table_reads import recount
 from amplitude_intercom.transports.reasons import RefusalReason
 from support.spools import SYNC, append_of, kept
 

@@ -20,8 +20,8 @@ import msgspec
 
 from amplitude_intercom.engine.envelope import Kind, Record
 from amplitude_intercom.engine.reasons import DeadReason
-from amplitude_intercom.engine.spool.bounds import Bounds, Crowd, UnreadRecords
 from amplitude_intercom.engine.spool.contract import Loaded, Wanted, Woken
+from amplitude_intercom.engine.spool.load_bounds import Bounds, Crowd, UnreadRecords
 from amplitude_intercom.engine.spool.record_ends import RecordEnds
 from amplitude_intercom.engine.spool.tables import Tables
 from amplitude_intercom.engine.spool.wakeups import Due, Wakeups

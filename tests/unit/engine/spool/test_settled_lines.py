@@ -19,7 +19,7 @@ from amplitude_intercom.engine.spool.contract import Wanted
 from amplitude_intercom.engine.spool.letter_ends import discard
 from amplitude_intercom.engine.spool.letters import DeadLetterQuery, DeadRow
 from amplitude_intercom.engine.spool.rows import Append
-from amplitude_intercom.engine.spool.settled import MOST_LINES, about_raw
+from amplitude_intercom.engine.spool.settled_lines import MOST_LINES, about_raw
 from support.spools import OneSync, kept, opened, part_of
 
 RAW = b'{"event_type":"Purchase","user_id":"ann"}'

@@ -17,7 +17,7 @@ import anyio
 from amplitude_intercom.engine.actors.filter import Door, FilterActor, only_project
 from amplitude_intercom.engine.actors.source import Offer, SourceActor
 from amplitude_intercom.engine.delivery.stream import Stream
-from amplitude_intercom.engine.faults import describe
+from amplitude_intercom.engine.internal_faults import describe
 from amplitude_intercom.engine.settings import Settings
 from amplitude_intercom.engine.spool.spool import Spool
 from amplitude_intercom.engine.supervision import Supervisor
