@@ -14,13 +14,14 @@ from amplitude_intercom.engine.spool.batches import SLOTS, Kept
 from amplitude_intercom.engine.spool.contract import Wanted
 from amplitude_intercom.engine.spool.known_contacts import ContactKey, Held, Known
 from amplitude_intercom.engine.spool.letter_ends import discard
-from amplitude_intercom.engine.spool.letters import DeadLetter, DeadLetterQuery
+from amplitude_intercom.engine.spool.letters import DeadLetter, DeadLetterQuery, DeadRow
 from amplitude_intercom.engine.spool.replaying import replay
+from amplitude_intercom.engine.spool.rows import Append
 from amplitude_intercom.engine.spool.spool import open_database
 from amplitude_intercom.engine.spool.store import Limits, Store
 from amplitude_intercom.engine.spool.table_reads import recount
 from amplitude_intercom.engine.spool.user_state import MOST_TYPES_READ, state_of_user
-from support.spools import OneSync, append_of, kept, opened
+from support.spools import OneSync, append_of, kept, opened, part_of
 
 FAILING = Failure(DeadReason.USER_FAILING, 500)
 EVENT = kept("ann")
@@ -54,9 +55,11 @@ def test_a_sync_has_its_number_for_good_and_no_part_of_another_s(path: Path) -> 
 def test_a_number_that_was_rolled_back_is_not_used(path: Path) -> None:
     store = opened(path)
     store.begin()
-    store.takers.id_for("never")
+    never = store.takers.id_for("never")
+    assert store.settling(never).taker == store.ends(never).taker == never
     store.rollback()
     sync = OneSync(store, "s")
+    assert (sync.taker, store.ends(sync.taker).name) == (never, "s")
     assert [taker.name for taker in store.takers.all()] == ["s"]
     assert store.takers.known_id("never") != sync.taker
     store.close()
@@ -81,6 +84,29 @@ def test_the_bytes_of_a_batch_that_was_rolled_back_are_not_read(path: Path) -> N
     store.commit()
     assert (before, after) == ([b'{"n":0}', b'{"n":1}'], [b'{"a":0}', b'{"a":1}'])
     assert sync.counters["dead"] == 0
+    store.close()
+
+
+def test_the_next_transaction_counts_nothing_of_one_that_was_rolled_back(path: Path) -> None:
+    sync = OneSync(opened(path))
+    store = sync.store
+    sync.append(EVENT, EVENT, kept("bob", key=b"1" * 16))
+    counters = "SELECT taker, name, value FROM counters ORDER BY taker, name"
+    before = store.db.execute(counters).fetchall()
+    store.begin()
+    unread = DeadRow("invalid_json", "no JSON", b"{", b"k" * 16, "f", 1)
+    counted = msgspec.structs.replace(append_of(kept("cat")), number=1)
+    store.append([counted, Append([part_of(dead=[unread])])], 1)
+    first, second, *_ = sync.queue.load(Wanted(100, 1 << 20, 100, 1)).records
+    sync.settling.bury(first, FAILING, 1)
+    sync.settling.deliver([second.id], 1)
+    store.contacts.remember(ANN, Known("c1"), 1)
+    store.rollback()
+    store.begin()
+    store.commit()
+    assert store.db.execute(counters).fetchall() == before
+    assert store.takers.delivered_at_ms(sync.taker) is None
+    assert store.intake.counted_to == 0
     store.close()
 
 
