@@ -60,7 +60,14 @@ def users() -> Sandbox:
     return local
 
 
-@pytest.mark.parametrize("fault", [RuntimeError("unforeseen"), OSError(5, "Input/output error")])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        RuntimeError("unforeseen"),
+        OSError(5, "Input/output error"),
+        Refused(RefusalReason.SPOOL_FULL),
+    ],
+)
 @in_virtual_time
 async def test_a_source_that_faults_is_started_again_and_others_do_not_notice(
     tmp_path: Path, fault: Exception
