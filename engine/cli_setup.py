@@ -45,6 +45,10 @@ def init(
             help="Pass requests on to Amplitude, or not; default: pass on.",
         ),
     ] = None,
+    amplitude_region: Annotated[
+        Literal["us", "eu"] | None,
+        typer.Option(help="Of the Amplitude project; default: the one that takes the key."),
+    ] = None,
     amplitude_url: Annotated[
         str | None, typer.Option(help="Where to, instead of Amplitude: a proxy, the sandbox.")
     ] = None,
@@ -73,6 +77,7 @@ def init(
         intercom_token=intercom_token,
         region=region,
         intercom_url=intercom_url,
+        amplitude_region=amplitude_region,
         amplitude_url=amplitude_url,
         relay=relay,
         sample=sample,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from amplitude_intercom.engine.commands.init_text import Answers, settings_text
 from amplitude_intercom.engine.commands.running import OK, USAGE, complain
+from amplitude_intercom.engine.commands.staging import NewFile, written
 from amplitude_intercom.engine.commands.terminal import say
 from amplitude_intercom.engine.deploy.targets import TARGETS
 from amplitude_intercom.engine.did_you_mean import did_you_mean
@@ -69,6 +70,7 @@ def _write(files: dict[str, str], folder: Path, *, force: bool) -> None:
     if there and not force:
         raise SettingsError(f"{folder / there[0]}: exists; --force writes over it")
     folder.mkdir(parents=True, exist_ok=True)
-    for name, text in files.items():
-        (folder / name).write_text(text, "utf-8")
+    with written([NewFile(folder / name, text) for name, text in files.items()]):
+        pass
+    for name in files:
         say(f"wrote {folder / name}", stderr=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import shlex
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -12,12 +13,15 @@ from amplitude_intercom.engine import config
 from amplitude_intercom.engine.commands.init_flags import (
     AMPLITUDE_KEY,
     INTERCOM_TOKEN,
+    Credential,
     Flags,
+    is_reference,
     secret_path,
 )
 from amplitude_intercom.engine.commands.init_interview import Interview
 from amplitude_intercom.engine.commands.init_text import Answers, settings_text
 from amplitude_intercom.engine.commands.running import OK
+from amplitude_intercom.engine.commands.staging import NewFile, refuse_folder, written
 from amplitude_intercom.engine.commands.terminal import say
 from amplitude_intercom.engine.errors import SettingsError
 
@@ -31,24 +35,24 @@ def init(path: Path, flags: Flags) -> int:
         OSError: a file cannot be read or written.
         BadFile: the sample cannot be read.
     """
+    folder = path.absolute().parent
     _refuse_path(path, flags)
-    answers = Interview(path.absolute().parent, flags).answers()
-    answers, stored = _with_secrets_in_files(answers, path)
-    try:
-        _write(path, settings_text(answers))
-    except BaseException:
-        for name in stored:
-            (path.absolute().parent / name).unlink()
-        raise
-    config.load(path)
-    for name in stored:
-        say(f"wrote {name} (only you can read it)")
+    interview = Interview(folder, flags)
+    _refuse_secrets(folder, flags, interview.secrets_to_store())
+    answers, secrets = _with_secrets_in_files(interview.answers(), folder)
+    with written([*secrets, NewFile(path, settings_text(answers))]):
+        config.load(path)
+    for secret in secrets:
+        say(f"wrote {secret.path.relative_to(folder)} (only you can read it)")
     say(f"wrote {path}")
-    option = "" if path == Path("amplitude-intercom.toml") else f" -c {path}"
+    option = "" if path == Path("amplitude-intercom.toml") else f" -c {shlex.quote(str(path))}"
     say("next:")
     say(f"  amplitude-intercom check{option}")
     say(f"  amplitude-intercom run{option}")
     return OK
+
+
+# --- before the first question ------------------------------------------------------------
 
 
 def _refuse_path(path: Path, flags: Flags) -> None:
@@ -57,51 +61,69 @@ def _refuse_path(path: Path, flags: Flags) -> None:
     Raises:
         SettingsError: a file is there, or none can be written there.
     """
-    if os.path.lexists(path) and not flags.force:
-        raise SettingsError(f"{path}: exists; --force writes over it")
-    if path.is_dir():
-        raise SettingsError(f"{path}: is a folder")
     folder = path.absolute().parent
     if not folder.is_dir():
-        raise SettingsError(f"{folder}: no such folder")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise SettingsError(f"{folder}: cannot be written to")
+        what = "is no folder" if os.path.lexists(folder) else "no such folder"
+        raise SettingsError(f"{folder}: {what}")
+    if path.is_dir():
+        raise SettingsError(f"{path}: is a folder")
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be written: {error.strerror}") from None
+    else:
+        if not flags.force:
+            raise SettingsError(f"{path}: exists; --force writes over it")
+    _refuse_folder(folder)
+
+
+def _refuse_folder(folder: Path) -> None:
+    try:
+        refuse_folder(folder)
+    except OSError as error:
+        raise SettingsError(f"{folder}: cannot be written to: {error.strerror}") from None
+
+
+def _refuse_secrets(folder: Path, flags: Flags, secrets: Iterable[Credential]) -> None:
+    """Refuse a place for secrets that will need a file of their own.
+
+    Raises:
+        SettingsError: there can be no file, or there is another one, which stays without --force.
+    """
+    for secret in secrets:
+        target = folder / secret_path(secret)
+        there = next(path for path in (target.parent, *target.parents) if os.path.lexists(path))
+        if not there.is_dir():
+            raise SettingsError(f"{there}: is no folder; secrets that are typed in are kept there")
+        _refuse_folder(there)
+        if target.is_dir():
+            raise SettingsError(f"{target}: is a folder")
+        given = flags.of(secret)
+        if given and not flags.force and target.is_file() and not _holds(target, given):
+            text = f"exists, with another value than {secret.flag}; --force writes over it"
+            raise SettingsError(f"{target}: {text}")
+
+
+def _holds(path: Path, secret: str) -> bool:
+    try:
+        return path.read_text("utf-8").strip() == secret.strip()
+    except (OSError, ValueError):
+        return False
 
 
 # --- files --------------------------------------------------------------------------------
 
 
-def _with_secrets_in_files(answers: Answers, path: Path) -> tuple[Answers, list[str]]:
-    """Store secrets that are spelled out; return the answers that name their files, and these."""
-    stored = []
+def _with_secrets_in_files(answers: Answers, folder: Path) -> tuple[Answers, list[NewFile]]:
+    """Return the answers with secrets that are spelled out in files instead, and these files."""
+    files = []
     for secret, field in ((AMPLITUDE_KEY, "amplitude_key"), (INTERCOM_TOKEN, "intercom_token")):
         value = getattr(answers, field)
-        if value.startswith(("env:", "file:")):
+        if is_reference(value):
             continue
         file = secret_path(secret, answers.layout.data_dir)
-        target = path.absolute().parent / file
-        for made in (target.parent.parent, target.parent):
-            made.mkdir(exist_ok=True, mode=0o700)
-        _write(target, f"{value}\n", mode=0o600)
+        files.append(NewFile(folder / file, f"{value}\n", mode=0o600))
         answers = msgspec.structs.replace(answers, **{field: f"file:{file}"})
-        stored.append(file)
-    return answers, stored
-
-
-def _write(path: Path, text: str, mode: int = 0o644) -> None:
-    """Write a file whole or not at all; nobody else can read it meanwhile.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    descriptor, name = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, mode)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+    return answers, files

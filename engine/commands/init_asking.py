@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from amplitude_intercom.engine import logs
 from amplitude_intercom.engine.commands.init_sample import Property, picked
@@ -31,12 +32,21 @@ def ask(question: str, default: str = "") -> str:
     Raises:
         SettingsError: the input ends.
     """
-    print(f"{question}{f' [{default}]' if default else ''}: ", end="", file=sys.stderr, flush=True)
-    _wait_for_line()
-    line = sys.stdin.readline()
-    if not line:
-        raise _ended()
-    return line.strip() or default
+    while True:
+        shown = f"{question}{f' [{default}]' if default else ''}: "
+        print(shown, end="", file=sys.stderr, flush=True)
+        _wait_for_line()
+        try:
+            line = sys.stdin.readline()
+        except UnicodeDecodeError:
+            tell(f"{NOT_TEXT}; once more")
+            continue
+        if not line:
+            raise _ended()
+        return line.strip() or default
+
+
+NOT_TEXT: Final = "that has characters of another encoding than the terminal's"
 
 
 def _wait_for_line() -> None:
@@ -61,11 +71,14 @@ def ask_secret(question: str) -> str:
     Raises:
         SettingsError: the input ends.
     """
-    logs.flush()  # getpass writes to the terminal itself, past what waits for stderr
-    try:
-        return getpass.getpass(f"{question} (not shown): ").strip()
-    except EOFError:
-        raise _ended() from None
+    while True:
+        logs.flush()  # getpass writes to the terminal itself, past what waits for stderr
+        try:
+            return getpass.getpass(f"{question} (not shown): ").strip()
+        except EOFError:
+            raise _ended() from None
+        except UnicodeDecodeError:
+            tell(f"{NOT_TEXT}; once more")
 
 
 def ask_whether(question: str, *, default: bool = True) -> bool:
@@ -124,14 +137,31 @@ def facts_of(found: Property) -> str:
     return f"{found.kind}{example}; {found.count}×"
 
 
-def until_taken(asked: Callable[[], str], problem: Callable[[str], str]) -> str:
-    """Return an answer, asked for again as long as there is a problem with it."""
-    while True:
-        answer = asked()
-        wrong = problem(answer) if answer else "it is needed"
-        if not wrong:
-            return answer
-        tell(f"{wrong}; once more")
+def ask_needed(question: str, *, is_public: bool) -> str:
+    """Return an answer that is not empty; one that is not public is not shown.
+
+    Raises:
+        SettingsError: the input ends.
+    """
+    asked = ask if is_public else ask_secret
+    while not (answer := asked(question)):
+        tell("it is needed; once more")
+    return answer
+
+
+DECISIONS: Final = ("again", "untried", "other")
+
+
+def ask_about_silence() -> str:
+    """Return what to do where nobody judges a secret; one of ``DECISIONS``.
+
+    Raises:
+        SettingsError: the input ends.
+    """
+    question = "again: ask once more; untried: go on without; other: type another"
+    while (answer := ask(question, DECISIONS[0]).lower()) not in DECISIONS:
+        tell(f"please answer {', '.join(DECISIONS)}")
+    return answer
 
 
 def _ended() -> SettingsError:

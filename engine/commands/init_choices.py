@@ -15,13 +15,14 @@ from amplitude_intercom.engine.commands.init_sample import MOST_METADATA, Sample
 from amplitude_intercom.engine.commands.init_text import Answers
 from amplitude_intercom.engine.commands.sample_findings import MAX_SAMPLE, read_events
 from amplitude_intercom.engine.delivery.attributes import KnownAttributes
-from amplitude_intercom.engine.errors import SettingsError
+from amplitude_intercom.engine.errors import EngineError, SettingsError
 from amplitude_intercom.engine.rules.contacts import STANDARD_TYPES
 from amplitude_intercom.engine.spool.sqlite.snapshots import look
 from amplitude_intercom.engine.spool.sqlite.spool_file import FILE_NAME
 from amplitude_intercom.engine.spool.store import Store, reading_store
 from amplitude_intercom.engine.spool.takers import RELAY
 from amplitude_intercom.transports.amplitude import MAX_EVENT_BYTES
+from amplitude_intercom.transports.errors import TransportError
 
 MOST_PROPERTIES: Final = 100
 """Properties that can be picked from a list."""
@@ -57,16 +58,19 @@ class Choices:
         return msgspec.structs.replace(made, create_missing=self._creates(made.properties))
 
     def _sample(self) -> Sample:
-        path = self._flags.sample
-        if path is None and self._asks and not self._flags.events:
-            asking.tell("")
-            asking.tell("Event types and properties can be proposed from a sample: a file of JSON")
-            asking.tell("lines, an Export file or .zip, or the data directory of a daemon.")
-            path = asking.ask("Sample (Enter: none)") or None
-        sample = Sample() if path is None else Sample(_raws(path))
-        if path is not None and not sample.events:
-            raise SettingsError(f"--sample: {path} has no events")
-        return sample
+        if self._flags.sample is not None:
+            return _sample_at(self._flags.sample, "--sample: ")
+        if not self._asks or self._flags.events:
+            return Sample()
+        asking.tell("")
+        asking.tell("Event types and properties can be proposed from a sample: a file of JSON")
+        asking.tell("lines, an Export file or .zip, or the data directory of a daemon.")
+        while path := asking.ask("Sample (Enter: none)"):
+            try:
+                return _sample_at(path)
+            except (EngineError, OSError, TransportError, ValueError) as error:
+                asking.tell(f"{error}; once more")
+        return Sample()
 
     def _problem(self, made: Answers, field: str) -> Callable[[list[str]], str]:
         """Return a function that says why names cannot be the answers of a field."""
@@ -135,6 +139,19 @@ class Choices:
         asking.tell(f"{sample.emails} of {sample.user_ids} user ids are e-mail addresses.")
         is_email = asking.ask_whether("Find contacts by e-mail instead of External ID?")
         return "email" if is_email else "external_id"
+
+
+def _sample_at(path: str, where: str = "") -> Sample:
+    """Return a sample of a file, or of what waits in a data directory.
+
+    Raises:
+        SettingsError: it has no events.
+        OSError, BadFile, SpoolError: it cannot be read.
+    """
+    sample = Sample(_raws(path))
+    if not sample.events:
+        raise SettingsError(f"{where}{path} has no events")
+    return sample
 
 
 def _raws(path: str) -> Iterator[bytes]:

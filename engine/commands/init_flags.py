@@ -47,6 +47,7 @@ class Flags(msgspec.Struct, frozen=True, kw_only=True):
     intercom_token: str | None = None
     region: str | None = None
     intercom_url: str | None = None
+    amplitude_region: str | None = None
     amplitude_url: str | None = None
     relay: bool | None = None
     sample: str | None = None
@@ -57,10 +58,19 @@ class Flags(msgspec.Struct, frozen=True, kw_only=True):
     yes: bool = False
     force: bool = False
 
+    def of(self, secret: Credential) -> str | None:
+        """Return the flag of a secret, if it is given."""
+        return self.amplitude_key if secret is AMPLITUDE_KEY else self.intercom_token
+
 
 def secret_path(secret: Credential, data_dir: str = "data") -> str:
     """Return where a secret is kept that was typed in, from the folder of the settings."""
     return f"{data_dir}/secrets/{secret.file}"
+
+
+def is_reference(value: str) -> bool:
+    """Whether a secret is spelled as the place where it is."""
+    return value.startswith(("env:", "file:"))
 
 
 def drafted(answers: Answers, folder: Path) -> Settings:

@@ -1,13 +1,15 @@
 """The answers that ``init`` writes: from flags, variables, existing files and questions.
 
-Intercom and Amplitude are asked at once whether they take the answers, unless it is offline.
+Intercom and Amplitude are asked at once whether they take the answers, unless it is offline. Where
+one does not answer, the user decides: again, untried, or another secret. No region is guessed: it
+is the one that takes the secret, or it is given.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -21,15 +23,22 @@ from amplitude_intercom.engine.commands.init_flags import (
     Credential,
     Flags,
     drafted,
+    is_reference,
     secret_path,
 )
 from amplitude_intercom.engine.commands.init_text import Answers, Server
+from amplitude_intercom.engine.commands.init_trials import Problem, Service, Trial
 from amplitude_intercom.engine.commands.relays import ask_amplitude
 from amplitude_intercom.engine.commands.workspace_findings import ask_intercom
 from amplitude_intercom.engine.delivery.attributes import KnownAttributes
 from amplitude_intercom.engine.errors import SettingsError
 from amplitude_intercom.transports.amplitude_client import INGESTION_URLS
 from amplitude_intercom.transports.intercom import BASE_URLS
+
+INTERCOM, AMPLITUDE = (
+    Service("Intercom workspace", "--region", "--intercom-url", tuple(BASE_URLS)),
+    Service("Amplitude project", "--amplitude-region", "--amplitude-url", tuple(INGESTION_URLS)),
+)
 
 
 class Interview:
@@ -42,12 +51,18 @@ class Interview:
         self._asks = asking.is_terminal() and not flags.yes
         self._known: KnownAttributes | None = None
 
+    def secrets_to_store(self) -> list[Credential]:
+        """Return the secrets that will get a file, as far as that is known before the questions."""
+        there = {s: self._flags.of(s) or self._found(s) for s in (AMPLITUDE_KEY, INTERCOM_TOKEN)}
+        return [s for s, at in there.items() if (not is_reference(at) if at else self._asks)]
+
     def answers(self) -> Answers:
         """Return all answers, the live ones tried out.
 
         Raises:
             SettingsError, OSError, BadFile: as ``init``.
         """
+        self._refuse_contradictions()
         self._refuse_missing()
         unknown = "unknown"  # until it is answered
         made = Answers(amplitude_key=unknown, intercom_token=unknown, relay=None)
@@ -56,15 +71,35 @@ class Interview:
         drafted(made, self._folder)
         return made
 
+    def _refuse_contradictions(self) -> None:
+        flags = self._flags
+        for service, region, url in (
+            (INTERCOM, flags.region, flags.intercom_url),
+            (AMPLITUDE, flags.amplitude_region, flags.amplitude_url),
+        ):
+            if region is not None and url is not None:
+                raise SettingsError(f"{service.region_flag} and {service.url_flag}: give one")
+
     def _refuse_missing(self) -> None:
-        given = (
-            (AMPLITUDE_KEY, self._flags.amplitude_key),
-            (INTERCOM_TOKEN, self._flags.intercom_token),
-        )
-        missing = [s for s, value in given if value is None and not self._found(s)]
+        """Refuse what nobody can be asked for.
+
+        Raises:
+            SettingsError: something is missing; the message names all of it.
+        """
+        flags = self._flags
+        missing = [
+            f"{s.flag} (or the variable {s.variable})"
+            for s in (AMPLITUDE_KEY, INTERCOM_TOKEN)
+            if not flags.of(s) and not self._found(s)
+        ]
+        if flags.offline and not (flags.region or flags.intercom_url):
+            missing.append(f"{INTERCOM.region_flag} ({INTERCOM.choices})")
+        where = flags.amplitude_region or flags.amplitude_url
+        if flags.offline and flags.relay is not False and not where:
+            missing.append(f"{AMPLITUDE.region_flag} ({AMPLITUDE.choices}) or --no-relay")
         if missing and not self._asks:
-            named = " and ".join(f"{s.flag} (or the variable {s.variable})" for s in missing)
-            raise SettingsError(f"there is no terminal to ask on: give {named}")
+            why = "--yes asks nothing" if flags.yes else "there is no terminal to ask on"
+            raise SettingsError(f"{why}: give {', and '.join(missing)}")
 
     def _found(self, secret: Credential) -> str:
         """Return where a secret is already, as settings spell it; empty: nowhere."""
@@ -73,68 +108,54 @@ class Interview:
         file = secret_path(secret)
         return f"file:{file}" if (self._folder / file).is_file() else ""
 
-    def _secret(self, secret: Credential, flag: str | None, problem: Callable[[str], str]) -> str:
-        """Return a secret that there is no problem with.
+    def _secret(self, secret: Credential, trial: Trial) -> Answers:
+        """Return the draft with a secret that is taken, or that the user wants untried.
 
         Raises:
-            SettingsError: there is one, and nobody can be asked.
+            SettingsError: it is refused, and nobody can be asked.
         """
-        there = flag or self._found(secret)
-        if there:
-            wrong = problem(there)
-            if not wrong:
-                return there
-            where = secret.flag if flag else there
-            if not self._asks:
-                hint = "; --offline asks nobody" if "does not answer" in wrong else ""
-                raise SettingsError(f"{where}: {wrong}{hint}")
-            asking.tell(f"{where}: {wrong}")
-        asked = asking.ask if secret.is_public else asking.ask_secret
-        return asking.until_taken(lambda: asked(secret.called), problem)
+        flag = self._flags.of(secret)
+        value = flag or self._found(secret)
+        where = f"{secret.flag if flag else value}: "
+        while not (value and trial.takes(value)):
+            problem = trial.problem if value else None
+            if problem and not self._asks:
+                hint = "" if problem.is_judged else "; --offline asks nobody"
+                raise SettingsError(f"{where}{problem.text}{hint}")
+            if problem:
+                asking.tell(f"{where}{problem.text}{'; once more' if problem.is_judged else ''}")
+            if problem and not problem.is_judged:
+                decision = asking.ask_about_silence()
+                if decision == "again":
+                    continue
+                if decision == "untried":
+                    return trial.untried(value)
+            where = ""
+            value = asking.ask_needed(secret.called, is_public=secret.is_public)
+        return trial.draft
 
     # --- Intercom -------------------------------------------------------------------------
 
     def _intercom(self, made: Answers) -> Answers:
         flags = self._flags
-        if flags.intercom_url is not None:
-            hosts = [Server(url=flags.intercom_url)]
-        elif flags.offline and flags.region is None and self._asks:
-            hosts = [Server(self._region("Region of the Intercom workspace", BASE_URLS))]
-        else:
-            regions = list(BASE_URLS) if not flags.offline else ["us"]
-            hosts = [Server(region) for region in ([flags.region] if flags.region else regions)]
-        found = made
 
-        def problem(token: str) -> str:
-            nonlocal found
-            wrong = ""
-            for host in hosts:
-                found = msgspec.structs.replace(made, intercom_token=token, intercom=host)
-                error = self._asked_intercom(found)
-                if not error:
-                    return ""
-                wrong = wrong or error
-            return wrong
+        def draft(token: str, host: Server) -> Answers:
+            return msgspec.structs.replace(made, intercom_token=token, intercom=host)
 
-        self._secret(INTERCOM_TOKEN, flags.intercom_token, problem)
-        if not flags.offline and found.intercom.url is None:
+        hosts = self._hosts(INTERCOM, flags.region, flags.intercom_url)
+        found = self._secret(INTERCOM_TOKEN, Trial(INTERCOM, hosts, draft, self._asked_intercom))
+        if self._known is not None and found.intercom.url is None:
             asking.tell(f"Intercom takes the token; region {found.intercom.region}")
         return found
 
-    def _region(self, question: str, regions: Iterable[str]) -> str:
-        names = list(regions)
-        while (region := asking.ask(f"{question} ({', '.join(names)})", names[0])) not in names:
-            asking.tell(f"there is no region {region}")
-        return region
-
-    def _asked_intercom(self, draft: Answers) -> str:
-        """Ask the workspace; return its refusal, or an empty text, and keep its attributes."""
+    def _asked_intercom(self, draft: Answers) -> Problem | None:
+        """Ask the workspace for the problem with a draft, and keep its attributes."""
         try:
             settings = drafted(draft, self._folder)
         except SettingsError as error:
-            return str(error)
+            return Problem(str(error), is_judged=True)
         if self._flags.offline:
-            return ""
+            return None
         findings, self._known = asyncio.run(ask_intercom(settings.sync[0]))
         return _error(findings)
 
@@ -147,38 +168,41 @@ class Interview:
             asking.tell("An SDK has one endpoint: if it is this daemon, Amplitude gets its events")
             asking.tell("only through a relay.")
             wants_relay = asking.ask_whether("Pass requests on to Amplitude?")
-        hosts = [Server(region) for region in INGESTION_URLS]
-        if flags.amplitude_url is not None:
-            hosts = [Server(url=flags.amplitude_url)]
-        elif flags.offline and wants_relay and self._asks:
-            hosts = [Server(self._region("Region of the Amplitude project", INGESTION_URLS))]
-        found = made
 
-        def problem(key: str) -> str:
-            nonlocal found
-            wrong = ""
-            for host in hosts:
-                relay = host if wants_relay is not False else None
-                found = msgspec.structs.replace(made, amplitude_key=key, relay=relay)
-                error = self._asked_amplitude(found)
-                if not error:
-                    return ""
-                wrong = wrong or error
-            return wrong
+        def draft(key: str, host: Server) -> Answers:
+            relay = None if wants_relay is False else host
+            return msgspec.structs.replace(made, amplitude_key=key, relay=relay)
 
-        self._secret(AMPLITUDE_KEY, flags.amplitude_key, problem)
-        return found
+        hosts = [Server()]
+        if wants_relay is not False:
+            hosts = self._hosts(AMPLITUDE, flags.amplitude_region, flags.amplitude_url)
+        return self._secret(AMPLITUDE_KEY, Trial(AMPLITUDE, hosts, draft, self._asked_amplitude))
 
-    def _asked_amplitude(self, draft: Answers) -> str:
+    def _asked_amplitude(self, draft: Answers) -> Problem | None:
         try:
             settings = drafted(draft, self._folder)
         except SettingsError as error:
-            return str(error)
+            return Problem(str(error), is_judged=True)
         if self._flags.offline or not settings.relay:
-            return ""
+            return None
         return _error(asyncio.run(ask_amplitude(settings, settings.relay[0])))
 
+    # --- hosts -----------------------------------------------------------------------------
 
-def _error(findings: Sequence[Finding]) -> str:
-    """Return the text of the first error among findings; empty: there is none."""
-    return next((f.text for f in findings if f.level == "error"), "")
+    def _hosts(self, service: Service, region: str | None, url: str | None) -> list[Server]:
+        """Return the hosts that may be the right one, of which the first that takes it is."""
+        if url is not None:
+            return [Server(url=url)]
+        if region is None and self._flags.offline:
+            region = service.asked_region()
+        return [Server(name) for name in ([region] if region else service.regions)]
+
+
+OF_SECRETS = ("intercom.access_token", "amplitude_api_keys")
+"""The settings in findings of somebody who has judged the secret."""
+
+
+def _error(findings: Sequence[Finding]) -> Problem | None:
+    """Return the first error among findings, if there is one."""
+    errors = (Problem(f.text, f.key in OF_SECRETS) for f in findings if f.level == "error")
+    return next(errors, None)

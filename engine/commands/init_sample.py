@@ -21,6 +21,9 @@ MOST_NAMES: Final = 1_000
 """Names of one kind that are remembered."""
 
 EXAMPLE_CHARACTERS: Final = 24
+MOST_DIGITS: Final = 9
+"""Of a number that stands for a name, and more digits than any list has."""
+
 MOST_METADATA: Final = 10
 """Properties that are marked by default: the keys that Intercom's reference says are kept."""
 
@@ -172,13 +175,14 @@ def picked(text: str, names: Sequence[str], marked: Sequence[str]) -> list[str]:
         return list(names) if text.lower() == "all" else []
     chosen: dict[str, None] = {}
     for part in _parts(text, names):
-        span = re.fullmatch(r"(\d+)(?:\s*-\s*(\d+))?", part)
+        span = re.fullmatch(r"([0-9]+)(?:\s*-\s*([0-9]+))?", part)
         if part in names or not span:
             chosen[part] = None
             continue
-        first, last = int(span[1]), int(span[2] or span[1])
+        ends = [number.lstrip("0")[:MOST_DIGITS] for number in (span[1], span[2] or span[1])]
+        first, last = (int(end or "0") for end in ends)
         if not 1 <= first <= last <= len(names):
-            raise ValueError(f"{part}: expected numbers from 1 to {len(names)}")
+            raise ValueError(f"{shown(part, 40)}: expected numbers from 1 to {len(names)}")
         chosen.update(dict.fromkeys(names[first - 1 : last]))
     return list(chosen)
 
@@ -187,6 +191,6 @@ def _parts(text: str, names: Sequence[str]) -> list[str]:
     """Return the parts of a list; numbers may have blanks between them, names have them inside."""
     if text in names:
         return [text]
-    if re.fullmatch(r"[\d\s,-]+", text):
+    if re.fullmatch(r"[0-9\s,-]+", text):
         return re.sub(r"\s*-\s*", "-", text).replace(",", " ").split()
     return [part.strip() for part in text.split(",") if part.strip()]

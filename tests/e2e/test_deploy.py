@@ -320,6 +320,15 @@ async def test_files_are_not_written_over_unless_it_is_said(tmp_path: Path) -> N
     assert tomllib.loads(files["amplitude-intercom.toml"])
 
 
+async def test_files_that_cannot_all_be_written_leave_those_that_were_there(tmp_path: Path) -> None:
+    (tmp_path / "Containerfile").write_text("mine", "utf-8")
+    (tmp_path / "amplitude-intercom.toml").mkdir()
+    code, out, err = await process.run("deploy", "container", "--to", str(tmp_path), "--force")
+    assert (code, out) == (1, "")
+    assert "amplitude-intercom.toml: Is a directory" in err
+    assert (tmp_path / "Containerfile").read_text("utf-8") == "mine"
+
+
 async def test_a_wrong_target_and_wrong_settings_are_wrong_usage(tmp_path: Path) -> None:
     code, out, err = await process.run("deploy", "kubernets")
     assert (code, out) == (2, "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import stat
 from collections.abc import AsyncIterator
@@ -19,6 +20,8 @@ from support.terminal import Terminal, on_terminal
 
 KEY, TOKEN = "shop-key-1f", "shop-token-9c"
 NAME = "amplitude-intercom.toml"
+OFFLINE = ["--offline", "--region", "eu", "--amplitude-region", "eu"]
+SECRETS = ["--amplitude-key", KEY, "--intercom-token", TOKEN]
 
 
 def sample(folder: Path) -> Path:
@@ -171,7 +174,7 @@ async def test_what_is_refused_is_said_and_leaves_nothing(
 async def test_a_file_that_exists_stays_unless_force_is_given(tmp_path: Path) -> None:
     path = tmp_path / NAME
     path.write_text("mine", "utf-8")
-    flags = ["--offline", "--amplitude-key", KEY, "--intercom-token", TOKEN]
+    flags = [*OFFLINE, "--amplitude-key", KEY, "--intercom-token", TOKEN]
     code, _, err = await process.run("init", str(path), *flags)
     assert code == 2
     assert "exists; --force" in err
@@ -182,12 +185,155 @@ async def test_a_file_that_exists_stays_unless_force_is_given(tmp_path: Path) ->
     assert load(path).sync[0].intercom.access_token.reveal() == TOKEN
 
 
+@pytest.mark.parametrize("force", [True, False])
+async def test_a_write_that_fails_leaves_the_files_that_were_there(
+    tmp_path: Path, force: bool
+) -> None:
+    """The settings are longer than a file may be; the secrets are not."""
+    if force:
+        before = [*OFFLINE, "--amplitude-key", "old-key", "--intercom-token", "old-token"]
+        assert (await process.run("init", str(tmp_path / NAME), *before))[0] == 0
+    there = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    limited = ("sh", "-c", 'ulimit -f 1; exec "$@"', "sh")
+    init = process.command("init", str(tmp_path / NAME), *OFFLINE, *SECRETS)
+    ran = await asyncio.create_subprocess_exec(
+        *limited, *init, *(["--force"] if force else []), stderr=asyncio.subprocess.PIPE
+    )
+    _, err = await ran.communicate()
+    assert ran.returncode == 1
+    assert f"{tmp_path / NAME}: File too large" in err.decode()
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == there
+    assert force or not list(tmp_path.iterdir())
+
+
+async def test_a_secret_file_with_another_value_stays_unless_force_is_given(tmp_path: Path) -> None:
+    path = tmp_path / NAME
+    assert (await process.run("init", str(path), *OFFLINE, *SECRETS))[0] == 0
+    path.unlink()
+    other = ["--amplitude-key", KEY, "--intercom-token", "another-token"]
+    code, _, err = await process.run("init", str(path), *OFFLINE, *other)
+    assert code == 2
+    assert "intercom-access-token: exists, with another value than --intercom-token" in err
+    assert not path.exists()
+    secret = tmp_path / "data/secrets/intercom-access-token"
+    assert secret.read_text("utf-8") == f"{TOKEN}\n"
+    assert (await process.run("init", str(path), *OFFLINE, *SECRETS))[0] == 0
+    assert (await process.run("init", str(path), *OFFLINE, *other, "--force"))[0] == 0
+    assert secret.read_text("utf-8") == "another-token\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ([], "--region (us, eu or au), and --amplitude-region (us or eu) or --no-relay"),
+        (["--relay", "--region", "eu"], "give --amplitude-region (us or eu) or --no-relay"),
+        (["--no-relay"], "give --region (us, eu or au)"),
+        (["--region", "eu", "--intercom-url", "http://i.example"], "--region and --intercom-url"),
+    ],
+)
+async def test_no_region_is_guessed_offline(tmp_path: Path, flags: list[str], said: str) -> None:
+    code, _, err = await process.run("init", str(tmp_path / NAME), "--offline", *SECRETS, *flags)
+    assert code == 2
+    assert said in err
+    assert not list(tmp_path.iterdir())
+
+
+async def test_the_regions_that_are_given_are_written(tmp_path: Path) -> None:
+    code, _, err = await process.run("init", str(tmp_path / NAME), *OFFLINE, *SECRETS)
+    assert code == 0, err
+    made = load(tmp_path / NAME)
+    assert (made.relay[0].region, made.sync[0].intercom.region) == ("eu", "eu")
+
+
+async def test_yes_on_a_terminal_does_not_say_that_there_is_none(tmp_path: Path) -> None:
+    async with on_terminal(*process.command("init", "--yes"), cwd=tmp_path) as terminal:
+        await terminal.sees("--yes asks nothing: give --amplitude-key")
+        assert await terminal.process.wait() == 2
+
+
+async def test_a_service_that_does_not_answer_costs_no_answers(tmp_path: Path) -> None:
+    port = process.free_port()
+    away = f"http://127.0.0.1:{port}"
+    flags = ["--intercom-url", away, "--amplitude-url", away]
+    async with on_terminal(*process.command("init", *flags), cwd=tmp_path) as terminal:
+        await terminal.answers("Intercom access token", TOKEN)
+        await terminal.sees("does not answer")
+        local = Sandbox(latency_s=0, access_token=TOKEN)
+        async with serve(local, port=port):
+            await terminal.answers("other: type another", "")
+            await terminal.answers("Pass requests on to Amplitude?", "")
+        await terminal.answers("API key of the Amplitude project", "first-key")
+        await terminal.answers("other: type another", "perhaps")
+        await terminal.answers("please answer again, untried, other", "other")
+        await terminal.answers("API key of the Amplitude project", KEY)
+        await terminal.answers("other: type another", "untried")
+        await terminal.answers("Sample (Enter: none)", "")
+        await terminal.answers("Event types to send", "")
+        await ends_well(terminal)
+    assert load(tmp_path / NAME).sync[0].amplitude_api_keys[0].reveal() == KEY
+
+
+async def test_a_region_is_asked_for_where_no_host_could_tell(tmp_path: Path) -> None:
+    """Behind a proxy that is not there, nobody answers."""
+    nobody = {"https_proxy": f"http://127.0.0.1:{process.free_port()}"}
+    async with on_terminal(
+        *process.command("init", "--no-relay", *SECRETS), cwd=tmp_path, env=nobody
+    ) as terminal:
+        await terminal.answers("other: type another", "untried")
+        await terminal.answers("Region of the Intercom workspace", "")
+        await terminal.answers("it is needed", "mars")
+        await terminal.answers("there is no region mars", "au")
+        await terminal.answers("Sample (Enter: none)", "")
+        await terminal.answers("Event types to send", "")
+        await ends_well(terminal)
+    assert load(tmp_path / NAME).sync[0].intercom.region == "au"
+
+
+async def test_a_sample_that_cannot_be_read_is_asked_for_again(tmp_path: Path) -> None:
+    sample(tmp_path)
+    (tmp_path / "empty").touch()
+    flags = [*OFFLINE, *SECRETS, "--relay"]
+    async with on_terminal(*process.command("init", *flags), cwd=tmp_path) as terminal:
+        for wrong in ("missing.ndjson", ".", "empty"):
+            await terminal.answers("Sample (Enter: none)", wrong)
+            await terminal.sees("once more")
+        terminal.types_bytes(b"\xff\xfe\n")
+        await terminal.sees("once more")
+        await terminal.answers("Sample (Enter: none)", "sample.ndjson")
+        await terminal.answers("Enter for those with *", "9" * 4_000)
+        await terminal.answers("expected numbers from 1 to 2", "")
+        for _ in range(2):
+            await terminal.answers("Enter for those with *", "")
+        await ends_well(terminal)
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        ("data", "data: is no folder; secrets"),
+        ("data/secrets", "data/secrets: is no folder; secrets"),
+        ("data/secrets/intercom-access-token/", "intercom-access-token: is a folder"),
+        ("file", "file: is no folder"),
+    ],
+)
+async def test_a_place_that_takes_no_file_is_said_before_any_question(
+    tmp_path: Path, made: str, said: str
+) -> None:
+    place = tmp_path / made
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.mkdir() if made.endswith("/") else place.touch()
+    path = f"{made}/{NAME}" if made == "file" else NAME
+    async with on_terminal(*process.command("init", path), cwd=tmp_path) as terminal:
+        await terminal.sees(said)
+        assert await terminal.process.wait() == 2
+
+
 async def test_an_existing_secret_is_used_again(tmp_path: Path) -> None:
     path = tmp_path / NAME
-    flags = ["--offline", "--amplitude-key", KEY, "--intercom-token", TOKEN]
+    flags = [*OFFLINE, "--amplitude-key", KEY, "--intercom-token", TOKEN]
     assert (await process.run("init", str(path), *flags))[0] == 0
     path.unlink()
-    code, out, err = await process.run("init", str(path), "--offline")
+    code, out, err = await process.run("init", str(path), *OFFLINE)
     assert code == 0, err
     assert "secrets" not in out
     assert load(path).sync[0].intercom.access_token.reveal() == TOKEN
@@ -216,7 +362,7 @@ async def test_user_ids_that_are_addresses_find_contacts_by_email(tmp_path: Path
     events = [process.event(f"user-{n}@example.com", n, "Signed Up") for n in range(5)]
     path = tmp_path / "sample.ndjson"
     path.write_text("".join(json.dumps(event) + "\n" for event in events), "utf-8")
-    flags = ["--offline", "--yes", "--intercom-token", TOKEN, "--amplitude-key", KEY]
+    flags = [*OFFLINE, "--yes", "--intercom-token", TOKEN, "--amplitude-key", KEY]
     made = tmp_path / NAME
     code, _, err = await process.run("init", str(made), *flags, "--sample", str(path))
     assert code == 0, err
@@ -231,7 +377,7 @@ async def test_what_waits_in_a_spool_is_a_sample_too(tmp_path: Path) -> None:
         events = [process.event("ada-lovelace", n, "Signed Up") for n in range(3)]
         assert (await process.upload(f"{running.http}/2/httpapi", events))[0] == 200
     made = tmp_path / NAME
-    flags = ["--offline", "--intercom-token", TOKEN, "--amplitude-key", KEY]
+    flags = [*OFFLINE, "--intercom-token", TOKEN, "--amplitude-key", KEY]
     code, _, err = await process.run("init", str(made), *flags, "--sample", str(folder / "data"))
     assert code == 0, err
     (sync,) = load(made).sync

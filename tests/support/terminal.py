@@ -52,7 +52,10 @@ class Terminal:
         self.types(f"{line}\n")
 
     def types(self, text: str) -> None:
-        os.write(self._keyboard, text.encode())
+        self.types_bytes(text.encode())
+
+    def types_bytes(self, keys: bytes) -> None:
+        os.write(self._keyboard, keys)
 
     @property
     def words(self) -> str:
