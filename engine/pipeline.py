@@ -226,8 +226,8 @@ class Pipeline:
         free = min(gate.free(scheduler.at_work.undeparted, now_s), most)
         if free <= 0:
             return []
-        most_probes = max(1, gate.slots() // 2)
-        view = View(gate.health.open_circuits, most_probes, not gate.pace.is_ramping)
+        most_retries = max(1, gate.slots() // 2)
+        view = View(gate.health.open_circuits, most_retries, not gate.pace.is_ramping)
         turns: list[Turn] = []
         while len(turns) < free and (turn := scheduler.choose(view)) is not None:
             turns.append(turn)

@@ -43,19 +43,19 @@ CLOCK_STEP_MS: Final = 1_000
 class AsideUsers(NamedTuple):
     """The users that are aside, as the last load has found them.
 
-    ``next_wake_ms``: when the first of them is due that was not parked; ``next_probe_ms``: and that
+    ``next_wake_ms``: when the first of them is due that was not parked; ``next_retry_ms``: and that
     was. ``awaited``: the endpoints for which some wait.
     """
 
     next_wake_ms: int | None = None
-    next_probe_ms: int | None = None
+    next_retry_ms: int | None = None
     awaited: frozenset[str] = frozenset()
 
-    def are_due(self, now_ms: int, *, with_probes: bool) -> bool:
+    def are_due(self, now_ms: int, *, with_retries: bool) -> bool:
         """Return whether the time of one of them has come."""
         if self.next_wake_ms is not None and self.next_wake_ms <= now_ms:
             return True
-        return with_probes and self.next_probe_ms is not None and self.next_probe_ms <= now_ms
+        return with_retries and self.next_retry_ms is not None and self.next_retry_ms <= now_ms
 
 
 class Loading:
@@ -119,9 +119,9 @@ class Loading:
             # Another sync may let bytes go, and tells no other sync.
             return LONGEST_NAP_S
         wakes_ms = [self._aside.next_wake_ms]
-        # A probe that cannot be loaded would make each wait end at once.
-        if self._bounds.probes()[0] > 0:
-            wakes_ms.append(self._aside.next_probe_ms)
+        # A retry that cannot be loaded would make each wait end at once.
+        if self._bounds.retries()[0] > 0:
+            wakes_ms.append(self._aside.next_retry_ms)
         in_ms = [at_ms - self._now_ms() for at_ms in wakes_ms if at_ms is not None]
         return min(LONGEST_NAP_S, max(0.001, min(in_ms) / 1000)) if in_ms else math.inf
 
@@ -150,10 +150,10 @@ class Loading:
         now_ms = self._now_ms()
         empty = list(islice(self._users.empty, LOAD_ROWS))
         probes = self._probes_wanted()
-        parked, parked_bytes = self._bounds.probes()
+        parked, parked_bytes = self._bounds.retries()
         is_well_again = any(endpoint not in open_ for endpoint in self._aside.awaited)
         reads_queue = self._is_more_queued and self._can_deliver(open_)
-        is_due = self._aside.are_due(now_ms, with_probes=parked > 0)
+        is_due = self._aside.are_due(now_ms, with_retries=parked > 0)
         is_due = is_due or self._looks_at_table or self._clock.set_back_ms > 0
         if not (empty or probes or is_due or is_well_again or reads_queue):
             return None
@@ -210,13 +210,13 @@ class Loading:
         # Something may have been appended while this was loaded: that note must not be lost.
         self._is_more_queued |= wanted.reads_queue and loaded.more
         awaited = frozenset(loaded.awaited)
-        self._aside = AsideUsers(loaded.next_wake_ms, loaded.next_probe_ms, awaited)
+        self._aside = AsideUsers(loaded.next_wake_ms, loaded.next_retry_ms, awaited)
         for user, records in loaded.refilled.items():
             self._add(Incoming(user, records, bool(records)))
         for woken in loaded.woken:
             if woken.tries:
                 self._trying[woken.tries] = woken.user
-            self._add(Incoming(woken.user, woken.records, True, woken.is_probe, woken.failing))
+            self._add(Incoming(woken.user, woken.records, True, woken.is_retry, woken.failing))
         fresh: dict[str, list[Record]] = {}
         for record in loaded.records:
             fresh.setdefault(record.user_key, []).append(record)

@@ -5,8 +5,8 @@ Rules
 1. Records of users that may have a turn: at most ``read_ahead``. Users behind an open circuit do
    not count, so that an endpoint that is out does not keep others' records on disk.
 2. Bytes: the sync's share of the daemon's budget (``delivery.loaded_bytes``).
-3. Users that were parked: ``MOST_PROBES``, with ``MOST_PROBE_BYTES``.
-4. Users behind an open circuit are put aside beyond one load of rows, or ``KEPT_PROBES``. Beyond
+3. Users that were parked: ``MOST_RETRIES``, with ``MOST_RETRY_BYTES``.
+4. Users behind an open circuit are put aside beyond one load of rows, or ``KEPT_RETRIES``. Beyond
    ``KEPT_BYTES`` too, if nothing else can be loaded for them.
 """
 
@@ -26,14 +26,14 @@ from amplitude_intercom.engine.delivery.users_in_memory import Key, UsersInMemor
 LOAD_ROWS: Final = 256
 """Records that are loaded at once, at most."""
 
-MOST_PROBES: Final = 64
+MOST_RETRIES: Final = 64
 """Users that were parked and are loaded, at most. However many are due, they come in parts, and the
 queue is loaded beside them."""
 
-KEPT_PROBES: Final = MOST_PROBES // 4
+KEPT_RETRIES: Final = MOST_RETRIES // 4
 """Of these, so many may wait for an endpoint that is out: others need another one."""
 
-MOST_PROBE_BYTES: Final = LEAST_BYTES // 2
+MOST_RETRY_BYTES: Final = LEAST_BYTES // 2
 """Bytes of their events, which come in parts as well."""
 
 KEPT_BYTES: Final = LEAST_BYTES // 8
@@ -63,10 +63,10 @@ class LoadingBounds:
         enough = (self._rows + 1) // 2
         return (free, free_bytes) if free >= enough and free_bytes > 0 else None
 
-    def probes(self) -> tuple[int, int]:
+    def retries(self) -> tuple[int, int]:
         """Return how many users that were parked may be loaded, and how many bytes of them."""
-        probes, size = self._users().probes()
-        free, free_bytes = MOST_PROBES - probes, MOST_PROBE_BYTES - size
+        retries, size = self._users().retries()
+        free, free_bytes = MOST_RETRIES - retries, MOST_RETRY_BYTES - size
         return (free, free_bytes) if free > 0 and free_bytes > 0 else (0, 0)
 
     def kept(self) -> Iterator[tuple[Key, int, int]]:
@@ -76,7 +76,7 @@ class LoadingBounds:
         size = KEPT_BYTES if self._loaded.free() <= 0 else READ_AHEAD_BYTES
         for endpoint in self._health.open_circuits:
             yield (endpoint, False), self._rows, size
-            yield (endpoint, True), KEPT_PROBES, size
+            yield (endpoint, True), KEPT_RETRIES, size
 
     def are_exceeded(self) -> bool:
         """Return whether some of the users behind open circuits are to be put aside."""

@@ -108,9 +108,9 @@ class Outcomes:
         """Add the end of a turn; return whether ``due_s`` is earlier now."""
         before_s = self.due_s
         self._batch.endings.append((turn, ending))
-        # The end of a turn that has delivered waits for its delivery's commit. A probe's does not:
-        # only so many probes are at work, and the next one waits for its end.
-        if not self._batch.delivered or turn.is_probe:
+        # The end of a turn that has delivered waits for its delivery's commit. A retry's does not:
+        # only so many retries are at work, and the next one waits for its end.
+        if not self._batch.delivered or turn.is_retry:
             self.due_s = 0.0
         return self.due_s < before_s
 

@@ -179,7 +179,7 @@ class Pace:
 
     @property
     def is_ramping(self) -> bool:
-        """Whether there is a pause or the ramp after one, in which parked users are not probed."""
+        """Whether there is a pause or the ramp after one, in which parked users are not retried."""
         return self._ramp.step is not None
 
     # what answers tell

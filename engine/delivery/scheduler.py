@@ -23,8 +23,8 @@ parked         table    until an instant, after a failure of its own
 3. Syncs take turns. Users of a sync go in the order in which they came, and to the end after a
    turn. A turn that could not be had goes back to where it came from.
 4. While others wait a turn is one call; a user that is alone gets more at once.
-5. Users that were parked are probes. Beside others they get a tenth of the calls; never more than
-   ``most_probes`` are at work.
+5. The turn of a user that was parked is a retry. Beside others they get a tenth of the calls; never more than
+   ``most_retries`` are at work.
 6. Updates of a contact are written by one turn at a time, across syncs. (Two events that create
    their user on the way are set right by Intercom, which answers one of them 409.)
 """
@@ -47,9 +47,9 @@ from amplitude_intercom.engine.delivery.users_in_memory import (
 )
 from amplitude_intercom.engine.envelope import Kind, Record
 
-PROBE_SHARE: Final = 0.1
+RETRY_SHARE: Final = 0.1
 MOST_CREDIT: Final = 2.0
-"""Probes beside others: of so many calls; how many may have been saved up."""
+"""Retries beside others: of so many calls; how many may have been saved up."""
 
 
 class Incoming(NamedTuple):
@@ -61,16 +61,16 @@ class Incoming(NamedTuple):
     user: str
     records: Sequence[Record]
     is_aside: bool | None = None
-    is_probe: bool = False
+    is_retry: bool = False
     failed_before: bool = False
 
 
 class View(NamedTuple):
-    """The present bounds: circuits that are open, probes that may be at work, and whether probes go
+    """The present bounds: circuits that are open, retries that may be at work, and whether retries go
     beside others (else only if no other user waits)."""
 
     open: Collection[str] = ()
-    most_probes: int = 1 << 30
+    most_retries: int = 1 << 30
     beside_others: bool = True
 
 
@@ -101,7 +101,7 @@ class Scheduler:
         user = mine.users.get(loaded.user)
         if user is None:
             user = mine.users[loaded.user] = User((sync, loaded.user))
-            user.is_probe, user.failed_before = loaded.is_probe, loaded.failed_before
+            user.is_retry, user.failed_before = loaded.is_retry, loaded.failed_before
         if loaded.is_aside is not None:
             user.is_aside = loaded.is_aside
         mine.extend(user, loaded.records)
@@ -138,18 +138,18 @@ class Scheduler:
 
     def choose(self, view: View) -> Turn | None:
         """Return the next turn, or None: no user may have one."""
-        may_probe = self.at_work.probes < view.most_probes
-        beside = may_probe and view.beside_others and self._credit >= 1
-        # Beside others a probe needs a saved call: ten thousand parked users that are due after a
+        may_retry = self.at_work.retries < view.most_retries
+        beside = may_retry and view.beside_others and self._credit >= 1
+        # Beside others a retry needs a saved call: ten thousand parked users that are due after a
         # restart must not delay the event of one that is well.
-        user = self._next(view, probes=True) if beside else None
-        user = user or self._next(view, probes=False)
-        # Where no other user waits, probes take nothing from anyone, and cost no credit.
+        user = self._next(view, retries=True) if beside else None
+        user = user or self._next(view, retries=False)
+        # Where no other user waits, retries take nothing from anyone, and cost no credit.
         if user is None:
-            user = self._next(view, probes=True) if may_probe else None
+            user = self._next(view, retries=True) if may_retry else None
             return self._give_turn(user, view) if user else None
         turn = self._give_turn(user, view)
-        earned = -turn.calls if turn.is_probe else turn.calls * PROBE_SHARE
+        earned = -turn.calls if turn.is_retry else turn.calls * RETRY_SHARE
         self._credit = min(MOST_CREDIT, self._credit + earned)
         return turn
 
@@ -169,11 +169,11 @@ class Scheduler:
         first = min(waiting, key=partial(_probing_order, has_served), default=None)
         return None if first is None else self._give_turn(first, View())
 
-    def _next(self, view: View, *, probes: bool) -> User | None:
-        if not _some_wait(self._waiting, view, probes=probes):
-            return None  # most often there are no probes, and there may be a thousand syncs
+    def _next(self, view: View, *, retries: bool) -> User | None:
+        if not _some_wait(self._waiting, view, retries=retries):
+            return None  # most often there are no retries, and there may be a thousand syncs
         for sync in self._ring:
-            user = self._syncs[sync].first(view.open, self._may_go, probes=probes)
+            user = self._syncs[sync].first(view.open, self._may_go, retries=retries)
             if user is not None:
                 # The sync that was served goes last: a sync with a flood of records gets no more
                 # turns than one with a few.
@@ -192,9 +192,9 @@ class Scheduler:
         user.state = Phase.AT_WORK
         turn = Turn(
             user.who,
-            take(user.records, alone=not _some_wait(self._waiting, view, probes=False)),
+            take(user.records, alone=not _some_wait(self._waiting, view, retries=False)),
             self.at_work.note_departure,
-            is_probe=user.is_probe,
+            is_retry=user.is_retry,
             failed_before=user.failed_before,
         )
         mine.at_work += 1
@@ -210,7 +210,7 @@ class Scheduler:
         if succeeded:
             # It was parked, but is as well as any other now: its backlog must not go by a tenth of
             # the calls.
-            user.is_probe = user.failed_before = False
+            user.is_retry = user.failed_before = False
         self._go_on(mine, user)
 
     def put_back(self, turn: Turn, back: Iterable[Record], needs: str | None = None) -> None:
@@ -276,10 +276,10 @@ class Scheduler:
         self._ring.pop(sync, None)
 
 
-def _some_wait(waiting: Counter[Key], view: View, *, probes: bool) -> bool:
+def _some_wait(waiting: Counter[Key], view: View, *, retries: bool) -> bool:
     return any(
-        count and is_probe is probes and needs not in view.open
-        for (needs, is_probe), count in waiting.items()
+        count and is_retry is retries and needs not in view.open
+        for (needs, is_retry), count in waiting.items()
     )
 
 

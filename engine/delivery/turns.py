@@ -29,7 +29,7 @@ class Turn:
         "failed_before",
         "has_departed",
         "has_succeeded",
-        "is_probe",
+        "is_retry",
         "left",
         "records",
         "who",
@@ -42,13 +42,13 @@ class Turn:
         records: list[Record],
         departed: Callable[[], None] = lambda: None,
         *,
-        is_probe: bool = False,
+        is_retry: bool = False,
         failed_before: bool = False,
     ) -> None:
         """``departed`` is told of its first call."""
         self.who = who
         self.records = records
-        self.is_probe = is_probe
+        self.is_retry = is_retry
         self.failed_before = failed_before
         """Whether the user's last call has failed."""
         self.writes = records[0].kind is not Kind.EVENT
@@ -143,7 +143,7 @@ class TurnsAtWork:
     def __init__(self) -> None:
         self.calls = 0
         """Calls of all of them: a kill would repeat these at most."""
-        self.probes = 0
+        self.retries = 0
         """Turns of users that were parked."""
         self.undeparted = 0
         """Turns without a call so far."""
@@ -154,7 +154,7 @@ class TurnsAtWork:
         """Count a turn that was chosen."""
         self.calls += turn.calls
         self.undeparted += 1
-        self.probes += turn.is_probe
+        self.retries += turn.is_retry
         if turn.writes:
             self._writing[turn.user] += 1
 
@@ -165,7 +165,7 @@ class TurnsAtWork:
     def end(self, turn: Turn) -> None:
         """Count a turn no more."""
         self.calls -= turn.calls
-        self.probes -= turn.is_probe
+        self.retries -= turn.is_retry
         if not turn.has_departed:
             # It counts as undeparted until it makes a call, and will make none any more.
             turn.note_departure()
@@ -182,4 +182,4 @@ class TurnsAtWork:
     def forget(self) -> None:
         """Count none, as all of them were stopped."""
         self._writing.clear()
-        self.probes = self.calls = self.undeparted = 0
+        self.retries = self.calls = self.undeparted = 0

@@ -34,7 +34,7 @@ class User:
         "arrived",
         "failed_before",
         "is_aside",
-        "is_probe",
+        "is_retry",
         "needs",
         "records",
         "state",
@@ -47,18 +47,18 @@ class User:
         self.records: deque[Record] = deque()
         self.needs = ANY
         self.arrived = 0
-        self.is_probe = False
+        self.is_retry = False
         self.is_aside = False
         self.failed_before = False
 
     @property
     def line(self) -> Key:
         """The line in which it waits."""
-        return self.needs, self.is_probe
+        return self.needs, self.is_retry
 
 
 Key = tuple[str, bool]
-"""The endpoint that the users of a line need, and whether they are probes."""
+"""The endpoint that the users of a line need, and whether they are retries."""
 
 MayGo = Callable[[User], bool]
 
@@ -158,12 +158,12 @@ class UsersInMemory:
         if user.state is Phase.WAITING:
             self._lines[user.line].count(records)
 
-    def first(self, shut: Collection[str], may_go: MayGo, *, probes: bool) -> User | None:
+    def first(self, shut: Collection[str], may_go: MayGo, *, retries: bool) -> User | None:
         """Return the user that came first, of those with an endpoint that is not ``shut``."""
         firsts = (
             line.first(may_go)
-            for (needs, is_probe), line in self._lines.items()
-            if is_probe is probes and needs not in shut
+            for (needs, is_retry), line in self._lines.items()
+            if is_retry is retries and needs not in shut
         )
         return min((user for user in firsts if user), key=lambda user: user.arrived, default=None)
 
@@ -218,16 +218,16 @@ class UsersInMemory:
         return [key for key, user in self.users.items() if len(user.records) >= per_user]
 
     def ready(self, shut: Collection[str] = ()) -> int:
-        """Return how many records are loaded of users that may have a turn, but for probes."""
+        """Return how many records are loaded of users that may have a turn, but for retries."""
         return sum(
             line.records
-            for (needs, is_probe), line in self._lines.items()
-            if needs not in shut and not is_probe
+            for (needs, is_retry), line in self._lines.items()
+            if needs not in shut and not is_retry
         )
 
-    def probes(self) -> tuple[int, int]:
+    def retries(self) -> tuple[int, int]:
         """Return how many users wait that were parked, and how many bytes are loaded of them."""
-        lines = [line for (_, is_probe), line in self._lines.items() if is_probe]
+        lines = [line for (_, is_retry), line in self._lines.items() if is_retry]
         return sum(len(line.users) for line in lines), sum(line.bytes for line in lines)
 
     def waits_for(self, endpoint: str) -> bool:

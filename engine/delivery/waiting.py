@@ -82,7 +82,7 @@ def is_written(turn: Turn, ending: Ending) -> bool:
     """Return whether the end of a turn changes the spool."""
     match ending:
         case GoOn(succeeded=True):
-            return turn.is_probe or turn.failed_before
+            return turn.is_retry or turn.failed_before
         case GoOn() | PutBack():
             return False
     return True

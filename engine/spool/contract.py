@@ -62,13 +62,13 @@ class Wanted(msgspec.Struct, frozen=True):
 class Woken(msgspec.Struct, frozen=True):
     """Records of a waiting user that is due.
 
-    ``is_probe``: the user was parked. ``failing``: its last call has failed. ``tries``: the
+    ``is_retry``: the user was parked. ``failing``: its last call has failed. ``tries``: the
     endpoint with an open circuit that it probes, or an empty text.
     """
 
     user: str
     records: list[Record]
-    is_probe: bool
+    is_retry: bool
     failing: bool
     tries: str = ""
 
@@ -78,7 +78,7 @@ class Loaded(msgspec.Struct, frozen=True):
 
     ``records``: from the queue, up to ``last_id``. ``refilled``: of ``Wanted.empty``, by user; an
     empty list if none is left. ``crowded``: users with more records than were loaded.
-    ``next_wake_ms``, ``next_probe_ms``: the instants (Unix ms) at which the next deferred and the
+    ``next_wake_ms``, ``next_retry_ms``: the instants (Unix ms) at which the next deferred and the
     next parked user is due. ``awaited``: endpoints that users wait for. ``more``: whether the queue
     has more.
     """
@@ -89,7 +89,7 @@ class Loaded(msgspec.Struct, frozen=True):
     last_id: int
     crowded: Collection[str]
     next_wake_ms: int | None
-    next_probe_ms: int | None
+    next_retry_ms: int | None
     awaited: Collection[str]
     more: bool
 

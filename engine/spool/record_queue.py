@@ -6,7 +6,7 @@ Rules
    bit by bit: its unloaded records are set aside, and new ones join them.
 2. A load takes, in this order: users that are worked off, users that are due, the queue. With
    ``queue_first`` it begins with the queue, so that a crowd of waiting users keeps no new one out.
-3. A due user comes with one record, its probe; one that only waited for an endpoint comes whole.
+3. A due user comes with one record, its retry; one that only waited for an endpoint comes whole.
 4. Of an unknown user an update goes before its first event: the update is what makes it known.
 5. A damaged record becomes a dead letter as it is read, and costs no other one.
 """

@@ -35,7 +35,7 @@ class User:
     records: list[Record] = field(default_factory=list)
     state: str = "free"
     needs: str = ANY
-    is_probe: bool = False
+    is_retry: bool = False
     failed: bool = False
     is_aside: bool = False
     arrived: int = 0
@@ -52,7 +52,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.arrivals = 0
         self.open: set[str] = set()
         self.passed_over: Counter[str] = Counter()
-        self.calls = self.probes = 0
+        self.calls = self.retries = 0
 
     # --- what comes -----------------------------------------------------------------------
 
@@ -74,7 +74,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         elif user.is_aside:
             user.state = "empty"
         else:
-            user.state, user.is_probe, user.failed = "free", False, False
+            user.state, user.is_retry, user.failed = "free", False, False
 
     @rule(sync=SYNC, user=st.sampled_from(USERS), kinds=KINDS, crowded=st.booleans())
     def records_are_queued(self, sync: str, user: str, kinds: list[Kind], crowded: bool) -> None:
@@ -90,16 +90,16 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.scheduler.add(sync, Incoming(user, (), True))
             mine.is_aside = True
 
-    @rule(sync=SYNC, user=st.sampled_from(USERS), kinds=KINDS, probe=st.booleans())
+    @rule(sync=SYNC, user=st.sampled_from(USERS), kinds=KINDS, retry=st.booleans())
     def a_user_that_was_aside_is_due(
-        self, sync: str, user: str, kinds: list[Kind], probe: bool
+        self, sync: str, user: str, kinds: list[Kind], retry: bool
     ) -> None:
         mine = self.users[sync, user]
         if mine.state != "free":
             return
-        mine.is_aside, mine.is_probe, mine.failed = True, probe, probe
+        mine.is_aside, mine.is_retry, mine.failed = True, retry, retry
         mine.records = self._records(user, kinds)
-        self.scheduler.add(sync, Incoming(user, mine.records, True, probe, probe))
+        self.scheduler.add(sync, Incoming(user, mine.records, True, retry, retry))
         mine.records = list(mine.records)
         self._goes_on(mine)
 
@@ -124,28 +124,28 @@ class SchedulerMachine(RuleBasedStateMachine):
         writing = {turn.user for turn in self.turns if turn.writes}
         return self.users[key].records[0].kind is Kind.EVENT or key[1] not in writing
 
-    def _eligible(self, *, probes: bool) -> list[tuple[str, str]]:
+    def _eligible(self, *, retries: bool) -> list[tuple[str, str]]:
         return [
             key
             for key, user in self.users.items()
             if user.state == "waiting"
-            and user.is_probe is probes
+            and user.is_retry is retries
             and user.needs not in self.open
             and self._may_go(key)
         ]
 
-    @rule(most_probes=st.sampled_from([0, 1, 100]))
-    def choose(self, most_probes: int) -> None:
-        fresh, probes = self._eligible(probes=False), self._eligible(probes=True)
-        may_probe = sum(turn.is_probe for turn in self.turns) < most_probes
-        turn = self.scheduler.choose(View(set(self.open), most_probes))
+    @rule(most_retries=st.sampled_from([0, 1, 100]))
+    def choose(self, most_retries: int) -> None:
+        fresh, retries = self._eligible(retries=False), self._eligible(retries=True)
+        may_retry = sum(turn.is_retry for turn in self.turns) < most_retries
+        turn = self.scheduler.choose(View(set(self.open), most_retries))
         if turn is None:
             assert not fresh
-            assert not (probes and may_probe)
+            assert not (retries and may_retry)
             return
-        assert turn.who in (probes if turn.is_probe else fresh)
-        if turn.is_probe:
-            assert may_probe
+        assert turn.who in (retries if turn.is_retry else fresh)
+        if turn.is_retry:
+            assert may_retry
             self.passed_over[turn.sync] = 0
             self._check_share(bool(fresh))
         else:
@@ -158,15 +158,15 @@ class SchedulerMachine(RuleBasedStateMachine):
             for key, user in self.users.items()
             if key != who
             and user.state == "waiting"
-            and not user.is_probe
+            and not user.is_retry
             and user.needs not in self.open
         ]
 
     def _check_share(self, others_wait: bool) -> None:
-        """Probes beside others: a tenth of the calls, and what was saved up."""
+        """Retries beside others: a tenth of the calls, and what was saved up."""
         if others_wait:
-            self.probes += 1
-        assert self.probes <= 2 + self.calls / 10
+            self.retries += 1
+        assert self.retries <= 2 + self.calls / 10
 
     def _check_fairness(self, turn: Turn, fresh: list[tuple[str, str]]) -> None:
         self.calls += turn.calls
@@ -226,7 +226,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.scheduler.go_on(turn, left, succeeded=succeeded)
         mine.records = left + mine.records
         if succeeded:
-            mine.is_probe = mine.failed = False
+            mine.is_retry = mine.failed = False
         self._goes_on(mine)
 
     @precondition(lambda self: self.turns)
@@ -253,12 +253,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         keep=st.integers(0, 10),
         keep_bytes=st.integers(0, 30),
         endpoint=st.sampled_from([EVENTS, CONTACTS]),
-        is_probe=st.booleans(),
+        is_retry=st.booleans(),
     )
     def users_that_wait_for_an_endpoint_are_withdrawn(
-        self, sync: str, keep: int, keep_bytes: int, endpoint: str, is_probe: bool
+        self, sync: str, keep: int, keep_bytes: int, endpoint: str, is_retry: bool
     ) -> None:
-        gone = self.scheduler.withdraw(sync, (endpoint, is_probe), keep, keep_bytes)
+        gone = self.scheduler.withdraw(sync, (endpoint, is_retry), keep, keep_bytes)
         for user, records in gone:
             assert records == self.users[sync, user].records
             self.users[sync, user] = User()
@@ -268,7 +268,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             if of == sync
             and user.state == "waiting"
             and user.needs == endpoint
-            and user.is_probe is is_probe
+            and user.is_retry is is_retry
             for record in user.records
         ]
         size = sum(len(record.raw) for record in left)
@@ -294,10 +294,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         for sync in SYNCS:
             mine = [user for (of, _), user in self.users.items() if of == sync]
             waiting = [user for user in mine if user.state == "waiting"]
-            probes = [user for user in waiting if user.is_probe]
-            size = sum(len(record.raw) for user in probes for record in user.records)
-            assert self.scheduler.of(sync).probes() == (len(probes), size)
-            ready = [u for u in waiting if not u.is_probe and u.needs not in self.open]
+            retries = [user for user in waiting if user.is_retry]
+            size = sum(len(record.raw) for user in retries for record in user.records)
+            assert self.scheduler.of(sync).retries() == (len(retries), size)
+            ready = [u for u in waiting if not u.is_retry and u.needs not in self.open]
             assert self.scheduler.of(sync).ready(self.open) == sum(len(u.records) for u in ready)
             at_work = sum(turn.sync == sync for turn in self.turns)
             assert self.scheduler.of(sync).at_work == at_work

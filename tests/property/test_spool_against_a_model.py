@@ -552,7 +552,7 @@ class SpoolMachine(RuleBasedStateMachine):
         self._find_damaged()
         self._hand_out(all_of(found))
         assert found.next_wake_ms == model.next_ms(parked=False)
-        assert found.next_probe_ms == model.next_ms(parked=True)
+        assert found.next_retry_ms == model.next_ms(parked=True)
         awaited = {row.waits_for for row in model.aside.values() if row.waits_for}
         assert found.awaited == sorted(awaited)
 
@@ -594,7 +594,7 @@ class SpoolMachine(RuleBasedStateMachine):
                 one.user,
                 _ids(one.records),
                 any(record.may_create for record in one.records),
-                one.is_probe,
+                one.is_retry,
                 one.failing,
             )
             for one in found.woken

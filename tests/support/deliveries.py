@@ -27,7 +27,7 @@ from amplitude_intercom.engine.delivery.feed import Feed
 from amplitude_intercom.engine.delivery.health import Blame, Health
 from amplitude_intercom.engine.delivery.loaded_bytes import LoadedBytes, SyncBytes
 from amplitude_intercom.engine.delivery.loading import PER_USER, Loading
-from amplitude_intercom.engine.delivery.loading_bounds import MOST_PROBES
+from amplitude_intercom.engine.delivery.loading_bounds import MOST_RETRIES
 from amplitude_intercom.engine.delivery.scheduler import Scheduler, View
 from amplitude_intercom.engine.delivery.settlement import Settlement
 from amplitude_intercom.engine.delivery.turn_ends import TurnEnds
@@ -254,7 +254,7 @@ class Rig:
         self.fault_kinds: tuple[type[Exception], ...] = (Fault,)
         self.answer: Callable[[Record], Said] = lambda _: None
         self.call_s: Callable[[], float] = lambda: 0.01
-        self.most_probes = 1 << 30
+        self.most_retries = 1 << 30
         self.confirms = True
         """Whether every charge is confirmed, a little later."""
         self.not_before_ms: dict[int, int] = {}
@@ -341,7 +341,7 @@ class Rig:
         scheduler = self.scheduler
         while True:
             self.news.clear()
-            view = View(self.health.open_circuits, self.most_probes)
+            view = View(self.health.open_circuits, self.most_retries)
             while scheduler.at_work.calls < self.turns and (turn := scheduler.choose(view)):
                 assert turn.user not in self.at_work, "two turns at once"
                 self.at_work[turn.user] = turn
@@ -413,7 +413,7 @@ class Rig:
         """Records that may be in memory: those of users that may have a turn, those behind what
         is at work, and those of users that were parked."""
         behind = self.turns * (2 * PER_USER + MOST_EVENTS)
-        return self.read_ahead + behind + MOST_PROBES * PER_USER
+        return self.read_ahead + behind + MOST_RETRIES * PER_USER
 
     @property
     def pending(self) -> int:

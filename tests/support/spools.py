@@ -68,7 +68,7 @@ class Found:
         self.last_id = loaded.last_id
         self.crowded = list(loaded.crowded)
         self.next_wake_ms = loaded.next_wake_ms
-        self.next_probe_ms = loaded.next_probe_ms
+        self.next_retry_ms = loaded.next_retry_ms
         self.awaited = list(loaded.awaited)
         self.more = loaded.more
 

@@ -27,7 +27,7 @@ from amplitude_intercom.engine.delivery.endings import (
 from amplitude_intercom.engine.delivery.health import Blame
 from amplitude_intercom.engine.delivery.loaded_bytes import READ_AHEAD_BYTES, LoadedBytes
 from amplitude_intercom.engine.delivery.loading import LONGEST_NAP_S, PER_USER, Loading
-from amplitude_intercom.engine.delivery.loading_bounds import LOAD_ROWS, MOST_PROBES
+from amplitude_intercom.engine.delivery.loading_bounds import LOAD_ROWS, MOST_RETRIES
 from amplitude_intercom.engine.delivery.scheduler import Incoming, Scheduler
 from amplitude_intercom.engine.delivery.turns import Turn
 from amplitude_intercom.engine.delivery.users_in_memory import EVENTS
@@ -215,7 +215,7 @@ async def test_many_parked_users_that_are_due_do_not_hold_up_later_ones(
 ) -> None:
     """Calls of theirs hang, so that few of them are tried in a minute."""
     rig = Rig(tmp_path, read_ahead=100, turns=8)
-    rig.most_probes = 4
+    rig.most_retries = 4
     rig.append(*(f"hanging-{n}" for n in range(500)))
     rig.answer = lambda record: OWN if record.user_key != "late" else None
 
@@ -1473,7 +1473,7 @@ async def test_parked_users_behind_a_circuit_leave_their_slots_to_those_of_other
     tmp_path: Path,
 ) -> None:
     rig = Rig(tmp_path, turns=8)
-    events = [f"event-{n}" for n in range(2 * MOST_PROBES)]
+    events = [f"event-{n}" for n in range(2 * MOST_RETRIES)]
     rig.append(*events)
     rig.append("identify", kind=Kind.IDENTIFY)
     rig.answer = lambda record: OWN if rig.calls[record.user_key] == 1 else None
@@ -1491,7 +1491,7 @@ async def test_parked_users_behind_a_circuit_leave_their_slots_to_those_of_other
 
 
 @in_virtual_time
-async def test_large_events_that_stay_for_probes_keep_no_other_from_being_loaded(
+async def test_large_events_that_stay_for_retries_keep_no_other_from_being_loaded(
     tmp_path: Path,
 ) -> None:
     """Of each sync one stays in memory, so that a hundred syncs have more than there is."""

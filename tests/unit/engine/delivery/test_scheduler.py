@@ -29,7 +29,7 @@ def test_probes_get_a_tenth_of_the_calls_while_others_wait() -> None:
         scheduler.add("s", Incoming(f"well-{n}", records("w")))
         scheduler.add("s", Incoming(f"parked-{n}", records("p"), True, True))
     turns = chosen(scheduler, 110)
-    assert 9 <= sum(turn.is_probe for turn in turns) <= 10
+    assert 9 <= sum(turn.is_retry for turn in turns) <= 10
 
 
 def test_probes_have_the_calls_that_nobody_else_wants_but_only_so_many_at_work() -> None:
@@ -125,7 +125,7 @@ def test_probes_do_not_save_up_unused_calls_for_long() -> None:
     chosen(scheduler, 200)
     for n in range(20):
         scheduler.add("s", Incoming(f"parked-{n}", records("p"), True, True))
-    assert sum(turn.is_probe for turn in chosen(scheduler, 10)) <= 3
+    assert sum(turn.is_retry for turn in chosen(scheduler, 10)) <= 3
 
 
 def test_of_those_that_are_too_many_behind_a_circuit_the_last_go() -> None:

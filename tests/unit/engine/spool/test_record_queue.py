@@ -377,7 +377,7 @@ def test_a_new_event_of_an_unknown_user_has_it_tried_again_after_a_minute(
     sync.append(EVENT, now_ms=accepted_at_ms)
     assert sync.load(record.id, now_ms=70_000).records == []
     woken = sync.load(record.id, now_ms=70_000).woken
-    assert [(one.user, one.is_probe, one.failing) for one in woken] == [("ann", True, False)][
+    assert [(one.user, one.is_retry, one.failing) for one in woken] == [("ann", True, False)][
         : int(wakes)
     ]
     sync.store.close()
@@ -391,7 +391,7 @@ def test_a_user_is_forgiven_on_request_and_not_by_a_load(path: Path) -> None:
     sync.settling.park(first, [second.id], FAILING, 5, 1)
     sync.store.commit()
     [woken] = sync.load(second.id, now_ms=5).woken
-    assert (ids(woken.records), woken.is_probe, woken.failing) == ([first.id], True, True)
+    assert (ids(woken.records), woken.is_retry, woken.failing) == ([first.id], True, True)
     sync.deliver(first)
     assert ids(sync.refill("ann")) == [second.id]
     assert sync.settling.failures("ann") == 1
