@@ -19,11 +19,8 @@ import msgspec
 
 from amplitude_intercom.engine.did_you_mean import did_you_mean
 from amplitude_intercom.engine.errors import SettingsError
-from amplitude_intercom.engine.settings import (
-    PATTERNS_IN_WORDS,
-    Secret,
-    Settings,
-)
+from amplitude_intercom.engine.setting_types import PATTERNS_IN_WORDS, Secret
+from amplitude_intercom.engine.settings import Settings
 from amplitude_intercom.engine.settings_problems import home_expanded, problems
 
 MAX_FILE_BYTES: Final = 8 * 1024 * 1024

@@ -18,12 +18,11 @@ from amplitude_intercom.engine.addresses import (
 )
 from amplitude_intercom.engine.rules.selection import Selection
 from amplitude_intercom.engine.rules.texts import fit_name, is_blank, is_legal_key
+from amplitude_intercom.engine.setting_types import ANY_TYPE, Secret
 from amplitude_intercom.engine.settings import (
-    ANY_TYPE,
     MAX_EVENT_TYPES,
     Events,
     Rename,
-    Secret,
     Settings,
     Sync,
     source_and_target,

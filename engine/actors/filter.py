@@ -24,7 +24,8 @@ from amplitude_intercom.engine.relay.relayed_form import relayed_of
 from amplitude_intercom.engine.rules.admission import Admission
 from amplitude_intercom.engine.rules.insert_keys import dead_key, insert_key, project_hash
 from amplitude_intercom.engine.rules.verdicts import Drop, Keep, Reject
-from amplitude_intercom.engine.settings import ANY_KEY, Sync
+from amplitude_intercom.engine.setting_types import ANY_KEY
+from amplitude_intercom.engine.settings import Sync
 from amplitude_intercom.engine.spool.batches import Entry, Pack, packs
 from amplitude_intercom.engine.spool.letters import DeadRow
 from amplitude_intercom.engine.spool.rows import Append, Appended, Part

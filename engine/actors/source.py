@@ -8,7 +8,7 @@ import anyio
 import msgspec
 from anyio.streams.memory import MemoryObjectSendStream
 
-from amplitude_intercom.engine.settings import ANY_KEY
+from amplitude_intercom.engine.setting_types import ANY_KEY
 from amplitude_intercom.transports.contract import Batch, Ticket
 from amplitude_intercom.transports.errors import Refused, UnknownApiKey, UnknownSync
 from amplitude_intercom.transports.reasons import RefusalReason

@@ -56,12 +56,7 @@ from amplitude_intercom.engine.rules.contacts import field_name
 from amplitude_intercom.engine.rules.paths import FIELDS
 from amplitude_intercom.engine.rules.selection import Selection
 from amplitude_intercom.engine.rules.texts import fit_key, fit_name
-from amplitude_intercom.engine.settings import (
-    MAX_EVENT_TYPES,
-    Settings,
-    Sync,
-    source_and_target,
-)
+from amplitude_intercom.engine.settings import MAX_EVENT_TYPES, Settings, Sync, source_and_target
 from amplitude_intercom.engine.settings_problems import event_names
 from amplitude_intercom.engine.sources import sources_of
 

@@ -13,7 +13,7 @@ from amplitude_intercom.engine.delivery.gate import State
 from amplitude_intercom.engine.did_you_mean import did_you_mean
 from amplitude_intercom.engine.metrics import METRICS, PREFIX
 from amplitude_intercom.engine.reasons import AdjustmentReason, DeadReason, DropReason
-from amplitude_intercom.engine.settings import MEANINGS
+from amplitude_intercom.engine.settings_meanings import MEANINGS
 from amplitude_intercom.transports.reasons import NoAnswerCause, Reason, RefusalReason
 
 _SETS: dict[str, type[Reason]] = {

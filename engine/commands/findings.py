@@ -9,7 +9,8 @@ from typing import Literal
 import msgspec
 
 from amplitude_intercom.engine.addresses import host_and_port
-from amplitude_intercom.engine.settings import ANY_KEY, Secret, Settings, Sync, source_and_target
+from amplitude_intercom.engine.setting_types import ANY_KEY, Secret
+from amplitude_intercom.engine.settings import Settings, Sync, source_and_target
 
 EVERYBODY = ("0.0.0.0", "::")  # noqa: S104 - hosts that are compared with
 

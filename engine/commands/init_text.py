@@ -13,15 +13,8 @@ from typing import Any, Final
 
 import msgspec
 
-from amplitude_intercom.engine.settings import (
-    MEANINGS,
-    Admin,
-    Events,
-    Http,
-    Relay,
-    SpoolSettings,
-    Users,
-)
+from amplitude_intercom.engine.settings import Admin, Events, Http, Relay, SpoolSettings, Users
+from amplitude_intercom.engine.settings_meanings import MEANINGS
 
 HEAD: Final = """\
 # Settings of amplitude-intercom. `amplitude-intercom check` tries them out.

@@ -10,7 +10,8 @@ import msgspec
 from amplitude_intercom.engine.clients import address_of, amplitude_client_of
 from amplitude_intercom.engine.commands.findings import Finding, key_name
 from amplitude_intercom.engine.relay.answers import AnswerKind, Verdict, judge
-from amplitude_intercom.engine.settings import ANY_KEY, Relay, Secret, Settings
+from amplitude_intercom.engine.setting_types import ANY_KEY, Secret
+from amplitude_intercom.engine.settings import Relay, Settings
 from amplitude_intercom.transports.amplitude_client import AmplitudeWire
 from amplitude_intercom.transports.contract import Original
 from amplitude_intercom.transports.errors import NoAnswer

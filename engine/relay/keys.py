@@ -8,7 +8,7 @@ from typing import Final
 
 import structlog
 
-from amplitude_intercom.engine.settings import short_key
+from amplitude_intercom.engine.setting_types import short_key
 
 _log = structlog.get_logger(__name__)
 

@@ -29,7 +29,7 @@ from typing import Any, Final, NamedTuple, get_args
 
 from amplitude_intercom.engine.rules.globs import Glob
 from amplitude_intercom.engine.rules.numerals import DECIMAL, digits
-from amplitude_intercom.engine.settings import NONE, Operator, Value
+from amplitude_intercom.engine.setting_types import NONE, Operator, Value
 
 MAX_ELEMENTS: Final = 1_000
 """Elements of an array that an operator reads."""

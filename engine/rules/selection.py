@@ -16,7 +16,8 @@ from typing import Any
 
 from amplitude_intercom.engine.rules import paths
 from amplitude_intercom.engine.rules.operators import MAX_ELEMENTS, comparison
-from amplitude_intercom.engine.settings import ANY_TYPE, Clause, Selector
+from amplitude_intercom.engine.setting_types import ANY_TYPE
+from amplitude_intercom.engine.settings import Clause, Selector
 
 _Condition = Callable[[Mapping[str, Any]], bool]
 _Reader = Callable[[Mapping[str, Any]], Sequence[Any]]

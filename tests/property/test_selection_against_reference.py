@@ -11,7 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from amplitude_intercom.engine.rules.selection import Selection
-from amplitude_intercom.engine.settings import Clause, Operator, Selector
+from amplitude_intercom.engine.setting_types import Operator
+from amplitude_intercom.engine.settings import Clause, Selector
 
 NEGATED = {
     "is not": "is",

@@ -18,6 +18,7 @@ from amplitude_intercom.engine.console.api import AdminApi
 from amplitude_intercom.engine.console.server import AdminServer
 from amplitude_intercom.engine.delivery.gate import State
 from amplitude_intercom.engine.reasons import AdjustmentReason, DeadReason, DropReason
+from amplitude_intercom.engine.settings_meanings import MEANINGS
 from amplitude_intercom.transports.reasons import NoAnswerCause, Reason, RefusalReason
 
 REFERENCE: Final = Path(__file__).parents[2] / "engine" / "REFERENCE.md"
@@ -63,7 +64,7 @@ def _sections(struct: Any, path: str) -> Iterator[tuple[str, Rows]]:
         if section is not None:
             inner.append((section, name))
         else:
-            rows.append((f"`{name}`", _kind(field.type), _default(field), settings.MEANINGS[name]))
+            rows.append((f"`{name}`", _kind(field.type), _default(field), MEANINGS[name]))
     if rows:
         yield _heading(path), rows
     for section, name in inner:

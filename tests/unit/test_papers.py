@@ -14,7 +14,7 @@ import typer
 from amplitude_intercom.engine import cli
 from amplitude_intercom.engine.commands import running
 from amplitude_intercom.engine.console.api import Listing
-from amplitude_intercom.engine.settings import MEANINGS
+from amplitude_intercom.engine.settings_meanings import MEANINGS
 from benchmarks.report import GOALS
 from support import reference_tables
 from support.papers import PAPERS, ROOT, anchors, links, quoted, table, text_of

@@ -9,7 +9,7 @@ import pytest
 
 from amplitude_intercom.engine.commands.explain import explain, words
 from amplitude_intercom.engine.reasons import DeadReason
-from amplitude_intercom.engine.settings import MEANINGS
+from amplitude_intercom.engine.settings_meanings import MEANINGS
 from amplitude_intercom.transports.amplitude import BadEventReason
 from support import reference_tables
 

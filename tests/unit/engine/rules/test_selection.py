@@ -9,7 +9,8 @@ import pytest
 
 from amplitude_intercom.engine.rules.operators import MAX_ELEMENTS
 from amplitude_intercom.engine.rules.selection import Selection
-from amplitude_intercom.engine.settings import Clause, Operator, Selector
+from amplitude_intercom.engine.setting_types import Operator
+from amplitude_intercom.engine.settings import Clause, Selector
 
 
 def clause(prop: str, op: str, *values: Any) -> Clause:
