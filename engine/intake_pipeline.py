@@ -14,7 +14,7 @@ from contextlib import suppress
 
 import anyio
 
-from amplitude_intercom.engine.actors.filter import Door, FilterActor, only_project
+from amplitude_intercom.engine.actors.filter import FilterActor, SyncFilter, only_project
 from amplitude_intercom.engine.actors.source import Offer, SourceActor
 from amplitude_intercom.engine.delivery.stream import Stream
 from amplitude_intercom.engine.internal_faults import describe
@@ -41,7 +41,7 @@ class IntakePipeline:
         spool: Spool,
     ) -> None:
         """``streams``: one for each sync of the settings."""
-        self._doors = [door_of(stream) for stream in streams]
+        self._filters = [filter_of(stream) for stream in streams]
         self._drops_oldest = {relay.taker: relay.drops_oldest for relay in settings.relay}
         self._spool = spool
         self._max_event_bytes = settings.max_event_bytes
@@ -82,7 +82,7 @@ class IntakePipeline:
 
     async def _take_in(self) -> None:
         self._actor = FilterActor(
-            self._doors,
+            self._filters,
             self._spool,
             max_event_bytes=self._max_event_bytes,
             relays=self._drops_oldest,
@@ -128,6 +128,6 @@ def _relays_by_key(settings: Settings) -> dict[str, list[str]]:
     return keys
 
 
-def door_of(stream: Stream) -> Door:
-    """Return the door of a sync, by which the filter knows it."""
-    return Door(stream.sync.name, stream.rules.admission, only_project(stream.sync))
+def filter_of(stream: Stream) -> SyncFilter:
+    """Return a sync's side of the filter."""
+    return SyncFilter(stream.sync.name, stream.rules.admission, only_project(stream.sync))

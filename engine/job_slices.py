@@ -77,9 +77,9 @@ class JobSlices:
         return [job for job in found if job is not None]
 
     def do_next(self, store: Store) -> tuple[JobRow, bool] | None:
-        """Do a slice of the oldest open job; return the job, and whether the slice was its last.
+        """Do a slice of the oldest waiting job; return the job, and whether the slice was its last.
 
-        None: no job is open.
+        None: no job waits.
         """
         job = store.jobs.next()
         if job is None:

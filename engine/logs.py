@@ -83,7 +83,7 @@ class Rates:
             counts[kind] += 1
             return counts is self._written
 
-    def overdue(self) -> dict[str, int]:
+    def take_overdue(self) -> dict[str, int]:
         """Return by kind how many were left out in the seconds that are over, and begin anew."""
         with self._lock:
             if not self._left_out or self._second == int(self._now_s()):
@@ -131,7 +131,7 @@ class LineWriter:
 
     def put(self, line: bytes) -> None:
         """Queue a line, or drop and count it where too many wait; never waits, never raises."""
-        if self._queue.qsize() < MAX_LINES and self._has_thread():
+        if self._queue.qsize() < MAX_LINES and self._start_thread():
             self._queue.put(line)
         else:
             self.lose()
@@ -144,7 +144,7 @@ class LineWriter:
         self._queue.put(reached)
         return reached.wait(timeout_s)
 
-    def _has_thread(self) -> bool:
+    def _start_thread(self) -> bool:
         """Start the thread once; False where the system has none to spare."""
         with self._lock:
             if self._thread is None:
@@ -225,7 +225,7 @@ def _stderr() -> int:
 
 def _say_what_was_left_out() -> None:
     """Queue a line for each kind of which some were left out; called in the writing thread."""
-    for kind, count in _rates.overdue().items():
+    for kind, count in _rates.take_overdue().items():
         stamped = _stamp(None, "", {"event": "lines left out", "level": "info", "of": kind})
         _writer.put(render({**stamped, "count": count}, _line_of))
 

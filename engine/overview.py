@@ -126,7 +126,7 @@ class Overview:
 
     @property
     def ready(self) -> bool:
-        """Whether at least one sync takes events: a full one closes no other's door."""
+        """Whether at least one sync takes events: a full one closes no other's intake."""
         unready = self.unready
         return not unready or len(unready) < len(self._parts.streams)
 

@@ -49,8 +49,8 @@ def only_project(sync: Sync) -> str:
     return keys[0] if len(keys) == 1 and keys[0] != ANY_KEY else ""
 
 
-class Door:
-    """One taker's side of the filter.
+class SyncFilter:
+    """One sync's side of the filter.
 
     ``project``: the API key of batches that come without one. ``few_are_kept``: so it was of the
     last run of events; then the type is all that is read of an event at first.
@@ -108,7 +108,7 @@ class FilterActor(Actor[Offer, None]):
 
     def __init__(
         self,
-        doors: Iterable[Door],
+        syncs: Iterable[SyncFilter],
         spool: IntakeSpool,
         *,
         max_event_bytes: int = MAX_EVENT_BYTES,
@@ -116,7 +116,7 @@ class FilterActor(Actor[Offer, None]):
     ) -> None:
         """``relays``: takers that keep whole requests, and whether each drops its oldest."""
         super().__init__()
-        self._doors: Mapping[str, Door] = {door.name: door for door in doors}
+        self._syncs: Mapping[str, SyncFilter] = {sync.name: sync for sync in syncs}
         self._relays = relays
         self._max_event_bytes = max_event_bytes
         self._spool = spool
@@ -172,23 +172,23 @@ class FilterActor(Actor[Offer, None]):
         """Return the part of a batch that a taker keeps."""
         drops_oldest = self._relays.get(name)
         if drops_oldest is None:
-            return await self.admit(batch, self._doors[name])
+            return await self.admit(batch, self._syncs[name])
         relayed = relayed_of(batch, drops_oldest=drops_oldest)
         return Part(name, len(batch.raws), [], [], Counter(), relayed=relayed)
 
-    async def admit(self, batch: Batch, door: Door) -> Part:
+    async def admit(self, batch: Batch, sync: SyncFilter) -> Part:
         """Return the part of a batch that a sync keeps, and count the rest."""
         first, *others = runs(list(map(len, batch.raws)))
-        admitted = self._admit_run(batch, first, door)
+        admitted = self._admit_run(batch, first, sync)
         for run in others:
             await asyncio.sleep(0)
-            admitted.add(self._admit_run(batch, run, door))
-        kept = self._packs(batch, door, admitted)
+            admitted.add(self._admit_run(batch, run, sync))
+        kept = self._packs(batch, sync, admitted)
         return Part(
-            door.name, len(batch.raws), kept, admitted.dead, admitted.dropped, batch.checkpoints
+            sync.name, len(batch.raws), kept, admitted.dead, admitted.dropped, batch.checkpoints
         )
 
-    def _packs(self, batch: Batch, door: Door, admitted: _Admitted) -> list[Pack]:
+    def _packs(self, batch: Batch, sync: SyncFilter, admitted: _Admitted) -> list[Pack]:
         """Return kept events as rows of the inbox; one that cannot be packed is a dead letter."""
         try:
             return packs(admitted.entries, admitted.raws)
@@ -200,43 +200,43 @@ class FilterActor(Actor[Offer, None]):
                 except Exception as fault:
                     failure = internal_failure(fault, batch=batch.origin)
                     index = _index_of(raw, batch)
-                    admitted.dead.append(_dead_row(door, failure, raw, None, batch, index))
+                    admitted.dead.append(_dead_row(sync, failure, raw, None, batch, index))
             return found
 
-    def _admit_run(self, batch: Batch, run: range, door: Door) -> _Admitted:
+    def _admit_run(self, batch: Batch, run: range, sync: SyncFilter) -> _Admitted:
         """Return the kept ones of some events of a batch.
 
         A barrier round each event would cost every one of them; so there is one round all of them,
         and where it is needed they are looked at once more, each by itself.
         """
         dropped: Counter[DropReason] = Counter()
-        indexes = self._undecided(batch, run, dropped, door)
+        indexes = self._undecided(batch, run, dropped, sync)
         admitted = _Admitted([], [], [], Counter(dropped))
         try:
-            self._admit_each(batch, indexes, door, admitted)
+            self._admit_each(batch, indexes, sync, admitted)
         except Exception:
             admitted = _Admitted([], [], [], dropped)
             for index in indexes:
-                self._admit_alone(batch, index, door, admitted)
-        door.few_are_kept = len(admitted.raws) < len(run) / 2
+                self._admit_alone(batch, index, sync, admitted)
+        sync.few_are_kept = len(admitted.raws) < len(run) / 2
         return admitted
 
-    def _admit_alone(self, batch: Batch, index: int, door: Door, into: _Admitted) -> None:
+    def _admit_alone(self, batch: Batch, index: int, sync: SyncFilter, into: _Admitted) -> None:
         found = _nothing()
         try:
-            self._admit_each(batch, (index,), door, found)
+            self._admit_each(batch, (index,), sync, found)
         except Exception as fault:
             failure = internal_failure(fault, batch=batch.origin)
-            letter = _dead_row(door, failure, batch.raws[index], None, batch, index)
+            letter = _dead_row(sync, failure, batch.raws[index], None, batch, index)
             found = _Admitted([], [], [letter], Counter())
         into.add(found)
 
     def _admit_each(
-        self, batch: Batch, indexes: Iterable[int], door: Door, into: _Admitted
+        self, batch: Batch, indexes: Iterable[int], sync: SyncFilter, into: _Admitted
     ) -> None:
         raws, heads, derive, checked = batch.raws, batch.heads, batch.derive_ids, batch.checked
-        judge, keep, keep_raw = door.admission.judge, into.entries.append, into.raws.append
-        project = project_hash(batch.api_key or door.project)
+        judge, keep, keep_raw = sync.admission.judge, into.entries.append, into.raws.append
+        project = project_hash(batch.api_key or sync.project)
         debugging, crc32 = logs.debugging(), zlib.crc32
         for index in indexes:
             head, raw = self._read(raws[index]) if heads is None else (heads[index], raws[index])
@@ -249,12 +249,12 @@ class FilterActor(Actor[Offer, None]):
             elif isinstance(verdict, Drop):
                 into.dropped[verdict.reason] += 1
                 if debugging:
-                    log_dropped_raw(raw, verdict.reason, sync=door.name)
+                    log_dropped_raw(raw, verdict.reason, sync=sync.name)
             else:
                 digest = head.digest if isinstance(head, BadEvent) else b""
                 key = dead_key(digest or raw, project)
                 kept = raw[:KEPT_BYTES] if digest else raw
-                into.dead.append(_dead_row(door, verdict, kept, key, batch, index))
+                into.dead.append(_dead_row(sync, verdict, kept, key, batch, index))
 
     def _read(self, raw: bytes) -> tuple[Head | BadEvent, bytes]:
         """Return an event's head, and its bytes as they can be kept."""
@@ -263,19 +263,19 @@ class FilterActor(Actor[Offer, None]):
         return too_large(raw, self._max_event_bytes), raw
 
     def _undecided(
-        self, batch: Batch, run: range, dropped: Counter[DropReason], door: Door
+        self, batch: Batch, run: range, dropped: Counter[DropReason], sync: SyncFilter
     ) -> Sequence[int]:
         """Return the indexes of events that their type alone does not decide on; count the others.
 
         Of most streams most is not selected. Where that was so of the last run, the type is all
         that is read of an event at first; else everything is read at once.
         """
-        if batch.heads is not None or not door.few_are_kept or logs.debugging():
+        if batch.heads is not None or not sync.few_are_kept or logs.debugging():
             return run
         types = decode_types(batch.raws[run.start : run.stop])
         if types is None:
             return run
-        drop_by_type = door.admission.drop_by_type
+        drop_by_type = sync.admission.drop_by_type
         reasons = {t: reason for t in set(types) if (reason := drop_by_type(t))}
         if not reasons:
             return run
@@ -288,7 +288,7 @@ class FilterActor(Actor[Offer, None]):
 
 
 def _dead_row(
-    door: Door,
+    sync: SyncFilter,
     why: Reject | Failure,
     raw: bytes,
     key: bytes | None,
@@ -296,7 +296,7 @@ def _dead_row(
     index: int | None,
 ) -> DeadRow:
     line = batch.lines[index] if batch.lines and index is not None else None
-    user = _storable(door.admission.user_of(raw))
+    user = _storable(sync.admission.user_of(raw))
     return DeadRow(
         why.reason, _storable(why.message), raw, key, _storable(batch.origin), line, user
     )

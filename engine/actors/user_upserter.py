@@ -9,7 +9,7 @@ from typing import Final
 
 from amplitude_intercom.engine.actor import Actor, Outbox
 from amplitude_intercom.engine.delivery.calls import NotNow, TurnCalls, Undeliverable
-from amplitude_intercom.engine.delivery.contact_locks import Writing
+from amplitude_intercom.engine.delivery.contact_locks import ContactLocks
 from amplitude_intercom.engine.delivery.contacts.scope import Upserted
 from amplitude_intercom.engine.delivery.contacts.upserting import upsert
 from amplitude_intercom.engine.delivery.endings import GoOn, ending_of
@@ -59,10 +59,10 @@ class UserUpserter(Actor[Turn, Turn]):
         waiting = deque([list(updates)])
         key = delivery.contacts.key_of(updates[0].plan.identity)
         try:
-            with delivery.workspace.writing() as writing:
-                await writing.take(key)
+            with delivery.workspace.locks() as locks:
+                await locks.take(key)
                 while waiting:
-                    await self._write_next(delivery, turn, waiting, writing)
+                    await self._write_next(delivery, turn, waiting, locks)
         except NotNow as error:
             left = [envelope for some in waiting for envelope in some]
             back = [envelope.record for envelope in left if envelope.event is None]
@@ -75,7 +75,7 @@ class UserUpserter(Actor[Turn, Turn]):
         delivery: SyncDelivery,
         turn: Turn,
         waiting: deque[list[Envelope]],
-        writing: Writing,
+        locks: ContactLocks,
     ) -> None:
         """Write the updates that come first, and settle them.
 
@@ -84,7 +84,7 @@ class UserUpserter(Actor[Turn, Turn]):
         """
         some = waiting[0]
         try:
-            upserted = await self._upsert(delivery, turn, some, writing)
+            upserted = await self._upsert(delivery, turn, some, locks)
         except NotNow:
             raise
         except Exception as fault:
@@ -111,11 +111,11 @@ class UserUpserter(Actor[Turn, Turn]):
             waiting.extendleft([some[middle:], some[:middle]])
 
     async def _upsert(
-        self, delivery: SyncDelivery, turn: Turn, some: Sequence[Envelope], writing: Writing
+        self, delivery: SyncDelivery, turn: Turn, some: Sequence[Envelope], locks: ContactLocks
     ) -> Upserted:
         updates = [envelope.plan.contact for envelope in some if envelope.plan.contact]
         calls = TurnCalls(delivery.gate, turn)
-        upserted = await upsert(delivery.contacts, updates, calls, writing)
+        upserted = await upsert(delivery.contacts, updates, calls, locks)
         turn.has_succeeded = turn.has_succeeded or upserted.called
         key = delivery.contacts.key_of(updates[0].identity)
         delivery.workspace.missing_contacts.forget(key)

@@ -65,8 +65,8 @@ class CallsInFlight:
         if call.gave_back:
             self._given_back[call.endpoint] -= 1
 
-    def counted(self, now_s: float, mean_latency_s: float) -> int:
-        """Return the number of calls with a slot, after slow calls have given theirs back."""
+    def count(self, now_s: float, mean_latency_s: float) -> int:
+        """Take back the slots of slow calls; return the number of calls with a slot."""
         slow_s = max(SLOW_AT_LEAST_S, SLOW_FACTOR * mean_latency_s)
         # In order of departure, so the first call that is not slow ends the search.
         young = self._young

@@ -22,18 +22,18 @@ BEING_WRITTEN: Final = NotAnswered(
 """The evidence of a write that cannot go on now: its user waits some seconds, uncharged."""
 
 
-Written = dict[ContactKey, anyio.Event | None]
+LockedContacts = dict[ContactKey, anyio.Event | None]
 """Contacts that are being written. The event, if turns wait for the contact, is set at its end."""
 
 
-class Writing:
+class ContactLocks:
     """The contacts that a turn writes, each as the only one, until it is left."""
 
-    __slots__ = ("_mine", "_written")
+    __slots__ = ("_locked", "_mine")
 
-    def __init__(self, written: Written) -> None:
-        """``written``: by all turns of the workspace."""
-        self._written = written
+    def __init__(self, locked: LockedContacts) -> None:
+        """``locked``: by all turns of the workspace."""
+        self._locked = locked
         self._mine: list[ContactKey] = []
 
     def __enter__(self) -> Self:
@@ -41,7 +41,7 @@ class Writing:
 
     def __exit__(self, *exc: object) -> None:
         for key in self._mine:
-            free = self._written.pop(key)
+            free = self._locked.pop(key)
             if free is not None:
                 free.set()
         self._mine.clear()
@@ -58,16 +58,16 @@ class Writing:
         """
         if key in self._mine:
             return
-        if key in self._written:
+        if key in self._locked:
             await self._wait_for(key)
-        self._written[key] = None
+        self._locked[key] = None
         self._mine.append(key)
 
     async def _wait_for(self, key: ContactKey) -> None:
         try:
             with anyio.fail_after(MOST_WAIT_S):
-                while key in self._written:
-                    free = self._written[key] = self._written[key] or anyio.Event()
+                while key in self._locked:
+                    free = self._locked[key] = self._locked[key] or anyio.Event()
                     await free.wait()
         except TimeoutError:
             raise NotNow(BEING_WRITTEN) from None

@@ -27,7 +27,7 @@ import structlog
 
 from amplitude_intercom.engine.clock import loop_time_s
 from amplitude_intercom.engine.delivery.loading import Loading
-from amplitude_intercom.engine.delivery.outcome_writer import BatchWriter
+from amplitude_intercom.engine.delivery.outcome_writer import OutcomeWriter
 from amplitude_intercom.engine.delivery.outcomes import Collected, PendingWrite
 from amplitude_intercom.engine.delivery.scheduler import Scheduler
 from amplitude_intercom.engine.delivery.settlement import Settlement
@@ -59,7 +59,7 @@ class Feed:
         self._loading = loading
         self._settlement = settlement
         self._turn_ends = turn_ends
-        self._writer = BatchWriter(spool, now_ms)
+        self._writer = OutcomeWriter(spool, now_ms)
         self._now_ms = now_ms
         self._told = changed
         self._changed = asyncio.Event()
@@ -122,51 +122,51 @@ class Feed:
 
     async def _step(self) -> None:
         """Write the outcomes, load records, and tell the pipeline."""
-        batch = self._settlement.take()
+        outcomes = self._settlement.take()
         try:
-            self._prepare(batch)
-            wanted = self._want(batch)
+            self._prepare(outcomes)
+            wanted = self._want(outcomes)
             load = None if wanted is None else partial(self._loading.load, wanted=wanted)
-            loaded = await self._writer.write(batch, load)
-            self._note_durable(batch)
+            loaded = await self._writer.write(outcomes, load)
+            self._note_durable(outcomes)
             if loaded is not None and wanted is not None:
                 self._loading.take(loaded, wanted)
             elif wanted is not None:
                 self._loading.more_is_queued()  # nothing was loaded: it is wanted still
         except BaseException as fault:
-            self._give_up(batch, fault)
+            self._give_up(outcomes, fault)
             raise
         self._tell_progress()
         self._told()
 
-    def _want(self, batch: Collected) -> Wanted | None:
-        """Return the records to load; add the writes that put users aside to the batch."""
+    def _want(self, outcomes: Collected) -> Wanted | None:
+        """Return the records to load; add the writes that put users aside to the outcomes."""
         if self._stopping:
             return None
         wanted = self._loading.want()
-        batch.writes += _withdrawals(self._loading, self._spool.taker, self._now_ms())
+        outcomes.writes += _withdrawals(self._loading, self._spool.taker, self._now_ms())
         return wanted
 
-    def _prepare(self, batch: Collected) -> None:
-        """Add the ends of turns to a batch."""
-        self._settlement.add_adjustments(batch)
+    def _prepare(self, outcomes: Collected) -> None:
+        """Add the ends of turns to outcomes."""
+        self._settlement.add_adjustments(outcomes)
         # They go first: a charge that was found out later is written behind its failure.
-        batch.writes[:0] = self._turn_ends.writes(batch.endings)
+        outcomes.writes[:0] = self._turn_ends.writes(outcomes.endings)
 
-    def _note_durable(self, batch: Collected) -> None:
-        self._settlement.note_delivered(batch)
-        self._turn_ends.note_durable(batch.endings)
+    def _note_durable(self, outcomes: Collected) -> None:
+        self._settlement.note_delivered(outcomes)
+        self._turn_ends.note_durable(outcomes.endings)
 
-    def _give_up(self, batch: Collected, fault: BaseException) -> None:
-        """Let go a batch that cannot be written, or (cancelled) may still be."""
-        # The transaction of a cancelled batch may be under way still. What was delivered is settled
-        # once more (`_settle_answered`), or a start would send it again.
+    def _give_up(self, outcomes: Collected, fault: BaseException) -> None:
+        """Let go outcomes that cannot be written, or (cancelled) may still be."""
+        # The transaction of cancelled outcomes may be under way still. What was delivered is
+        # settled once more (`_settle_answered`), or a start would send it again.
         if not isinstance(fault, Exception):
-            self._settlement.take_back(batch)
+            self._settlement.take_back(outcomes)
             return
-        for pending in batch.writes:
+        for pending in outcomes.writes:
             pending.tell(fault)
-        self._turn_ends.abandon(batch.endings)
+        self._turn_ends.abandon(outcomes.endings)
 
     async def _wind_down(self) -> None:
         """Choose no user any more, and settle the turns at work."""
@@ -178,13 +178,13 @@ class Feed:
             if self._settlement.is_empty:
                 self._changed.clear()
                 await self._changed.wait()
-            batch = self._settlement.take()
+            outcomes = self._settlement.take()
             try:
-                self._prepare(batch)
-                await self._writer.write(batch)
-                self._note_durable(batch)
+                self._prepare(outcomes)
+                await self._writer.write(outcomes)
+                self._note_durable(outcomes)
             except BaseException as fault:
-                self._give_up(batch, fault)
+                self._give_up(outcomes, fault)
                 if not isinstance(fault, Exception):
                     raise
                 internal_failure(fault, sync=name)
@@ -201,10 +201,10 @@ class Feed:
 
     async def _settle_answered(self) -> None:
         """Settle answered calls: a start would make them again."""
-        batch = self._settlement.take()
+        outcomes = self._settlement.take()
         with suppress(Exception):  # the cancel goes on, whatever comes of this
-            self._prepare(batch)
-            await self._writer.write_once(batch)
+            self._prepare(outcomes)
+            await self._writer.write_once(outcomes)
 
     # --- news -----------------------------------------------------------------------------
 
@@ -249,7 +249,7 @@ def _withdrawals(loading: Loading, taker: int, now_ms: int) -> list[PendingWrite
     return [
         PendingWrite(
             partial(_withdraw, taker, user, records, endpoint, now_ms),
-            then=partial(loading.has_withdrawn, records),
+            then=partial(loading.note_withdrawn, records),
         )
         for endpoint, user, records in loading.withdraw()
     ]

@@ -173,7 +173,7 @@ class Gate:
             return 0
         # Calls that hang do not count: with 2 % of them hanging, over half of the allowance went
         # unused.
-        counted = self._in_flight.counted(now_s, self.pace.mean_latency_s)
+        counted = self._in_flight.count(now_s, self.pace.mean_latency_s)
         free = min(self.pace.ahead, self.slots() - counted) - undeparted
         # The ramp after a 429 is a bound of its own, below the slots that the latency asks for.
         most_out = self.pace.most_out

@@ -39,7 +39,7 @@ from amplitude_intercom.engine.delivery.calls import (
 )
 from amplitude_intercom.engine.delivery.health import Charge, Hasten, Health, Outage
 from amplitude_intercom.engine.delivery.pace import Pace, pause_s
-from amplitude_intercom.engine.delivery.token_and_budget import BudgetDoubt, Token
+from amplitude_intercom.engine.delivery.token_and_budget import BudgetDoubt, TokenState
 from amplitude_intercom.engine.reasons import Failure
 from amplitude_intercom.transports.intercom import Answer, Request, me
 
@@ -90,7 +90,7 @@ class Judge:
         self._now_s = now_s
         self._jitter = jitter
         self._name = name
-        self._token = Token(self._ask_me, jitter)
+        self._token = TokenState(self._ask_me, jitter)
 
     def __repr__(self) -> str:
         return f"Judge({self._name}, {self._token})"
@@ -121,13 +121,13 @@ class Judge:
         # A per-user limit must not stop all users. But the doubt is given up where two users are
         # refused within a second: then it is the budget.
         if status == 429:
-            if self._budget.is_not_meant(caller.who, back.back_s):
+            if self._budget.note_refusal(caller.who, back.back_s):
                 return self._failed(failure_of(answer), back, endpoint, caller)
             return self._throttled(answer, back, endpoint)
         # One call with 403 while `/me` is well comes from a firewall, or a scope that is missing.
         # Taken for the token's, it stopped all deliveries again and again.
         if status == 401 or (status == 403 and not optional):
-            if await self._token.is_well(status):
+            if await self._token.check(status):
                 return self._failed(failure_of(answer), back, endpoint, caller)
             return self._token_refused(answer, endpoint)
         # Any other 4xx is about the record: it neither proves nor disproves that the endpoint

@@ -146,13 +146,13 @@ class Loading:
         if space is None:
             return None
         free, free_bytes = space
-        open_ = self._health.open_circuits
+        open_circuits = self._health.open_circuits
         now_ms = self._now_ms()
         empty = list(islice(self._users.empty, LOAD_ROWS))
         probes = self._probes_wanted()
         parked, parked_bytes = self._bounds.retries()
-        is_well_again = any(endpoint not in open_ for endpoint in self._aside.awaited)
-        reads_queue = self._is_more_queued and self._can_deliver(open_)
+        is_well_again = any(endpoint not in open_circuits for endpoint in self._aside.awaited)
+        reads_queue = self._is_more_queued and self._can_deliver(open_circuits)
         is_due = self._aside.are_due(now_ms, with_retries=parked > 0)
         is_due = is_due or self._looks_at_table or self._clock.set_back_ms > 0
         if not (empty or probes or is_due or is_well_again or reads_queue):
@@ -168,7 +168,7 @@ class Loading:
             after_id=self._last_id,
             full=self._users.full_users(PER_USER),
             empty=empty,
-            open=open_,
+            open_circuits=open_circuits,
             probes=probes,
             reads_queue=reads_queue,
             set_back_ms=self._clock.set_back_ms,
@@ -189,13 +189,14 @@ class Loading:
         users = self._users
         return users.waits_for(endpoint) or users.is_busy(self._trying.get(endpoint, ""))
 
-    def _can_deliver(self, open_: list[str]) -> bool:
+    def _can_deliver(self, open_circuits: list[str]) -> bool:
         """Return whether some of the queue may be delivered, or is to be tried."""
         # During an outage of all that a sync needs the queue stays packed on disk. Without a user
         # that waits there would be none to probe.
-        if EVENTS not in open_ or not self._users.waits_for(EVENTS):
+        if EVENTS not in open_circuits or not self._users.waits_for(EVENTS):
             return True
-        return self._writes_contacts and not any("/contacts" in endpoint for endpoint in open_)
+        of_contacts = any("/contacts" in endpoint for endpoint in open_circuits)
+        return self._writes_contacts and not of_contacts
 
     # --- loading --------------------------------------------------------------------------
 
@@ -222,7 +223,7 @@ class Loading:
             fresh.setdefault(record.user_key, []).append(record)
         for user, records in fresh.items():
             self._add(Incoming(user, records))
-        for user in loaded.crowded:
+        for user in loaded.worked_off:
             self._add(Incoming(user, (), True))
 
     def _add(self, incoming: Incoming) -> None:
@@ -246,12 +247,12 @@ class Loading:
         Returns each with its endpoint and its records.
         """
         return [
-            (line[0], user, records)
-            for line, *keep in self._bounds.kept()
-            for user, records in self._scheduler.withdraw(self._sync, line, *keep)
+            (queue[0], user, records)
+            for queue, *keep in self._bounds.kept()
+            for user, records in self._scheduler.withdraw(self._sync, queue, *keep)
         ]
 
-    def has_withdrawn(self, records: list[Record]) -> None:
+    def note_withdrawn(self, records: list[Record]) -> None:
         """Note that it is durable that a user waits for an endpoint."""
         self._loaded.let_go(records)
         # `awaited` does not have the endpoint before the next look.

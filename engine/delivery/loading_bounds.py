@@ -70,7 +70,7 @@ class LoadingBounds:
         return (free, free_bytes) if free > 0 and free_bytes > 0 else (0, 0)
 
     def kept(self) -> Iterator[tuple[Key, int, int]]:
-        """Yield each line behind an open circuit, and the records and bytes that may wait in it."""
+        """Yield each queue behind an open circuit, and how many records and bytes it may hold."""
         # Their bytes are put aside only where others need them: each user that is put aside is
         # written, and loaded again.
         size = KEPT_BYTES if self._loaded.free() <= 0 else READ_AHEAD_BYTES

@@ -2,10 +2,10 @@
 
 Rules
 =====
-1. All of a batch is one transaction: every commit costs an fsync.
-2. If that fails, each part of it is written alone, because one that cannot be written must not keep
+1. All outcomes that are collected are one transaction: every commit costs an fsync.
+2. If that fails, each of them is written alone, because one that cannot be written must not keep
    the others. A part with a waiting caller tells the caller; any other fault is raised at the end.
-3. At a cancel a batch is tried once. A call with a lost outcome is made again after the next start.
+3. At a cancel they are tried once. A call with a lost outcome is made again after the next start.
 """
 
 from __future__ import annotations
@@ -26,45 +26,45 @@ Load = Callable[[Transaction], Loaded]
 """Loads records in the transaction that writes."""
 
 
-class BatchWriter:
-    """Writes batches of one sync; see the module's docstring."""
+class OutcomeWriter:
+    """Writes outcomes of one sync; see the module's docstring."""
 
     def __init__(self, spool: TakerSpool, now_ms: Callable[[], int]) -> None:
         self._spool = spool
         self._now_ms = now_ms
 
-    async def write(self, batch: Collected, load: Load | None = None) -> Loaded | None:
-        """Write a batch until it is durable; return the records that were loaded with it.
+    async def write(self, outcomes: Collected, load: Load | None = None) -> Loaded | None:
+        """Write outcomes until they are durable; return the records that were loaded with them.
 
         Raises:
-            Exception: some of it cannot be written; or it is empty, and nothing can be loaded.
+            Exception: some cannot be written; or there are none, and nothing can be loaded.
         """
-        if batch.is_empty and load is None:
+        if outcomes.is_empty and load is None:
             return None
         taker, now_ms = self._spool.taker, self._now_ms()
 
         def work(store: Transaction) -> Loaded | None:
-            write(store, taker, batch, now_ms)
+            write(store, taker, outcomes, now_ms)
             return None if load is None else load(store)
 
         try:
             loaded = await self._spool.persist(work, tries=1)
         except Exception as fault:
-            if batch.is_empty:
+            if outcomes.is_empty:
                 raise
             _log.error("what came of turns cannot be written together", exc_info=fault)
-            await self._write_each(batch, now_ms)
+            await self._write_each(outcomes, now_ms)
             return None
-        for pending in batch.writes:
+        for pending in outcomes.writes:
             pending.tell()
         return loaded
 
-    async def _write_each(self, batch: Collected, now_ms: int) -> None:
+    async def _write_each(self, outcomes: Collected, now_ms: int) -> None:
         taker = self._spool.taker
         alone = [
-            *(PendingWrite(partial(_deliver_one, taker, r.id, now_ms)) for r in batch.delivered),
-            PendingWrite(lambda store: store.count_adjusted(taker, batch.adjusted)),
-            *batch.writes,
+            *(PendingWrite(partial(_deliver_one, taker, r.id, now_ms)) for r in outcomes.delivered),
+            PendingWrite(lambda store: store.count_adjusted(taker, outcomes.adjusted)),
+            *outcomes.writes,
         ]
         faults: list[Exception] = []
         for pending in alone:
@@ -79,11 +79,11 @@ class BatchWriter:
         if faults:
             raise faults[0]
 
-    async def write_once(self, batch: Collected) -> None:
-        """Try once to write a batch, though the task is being cancelled."""
+    async def write_once(self, outcomes: Collected) -> None:
+        """Try once to write outcomes, though the task is being cancelled."""
         taker, now_ms = self._spool.taker, self._now_ms()
         with anyio.CancelScope(shield=True), suppress(Exception):
-            await self._spool.attempt(lambda store: write(store, taker, batch, now_ms))
+            await self._spool.attempt(lambda store: write(store, taker, outcomes, now_ms))
 
 
 def _deliver_one(taker: int, id_: int, now_ms: int, store: Transaction) -> None:

@@ -79,18 +79,18 @@ class Outcomes:
     def __init__(self, many: int) -> None:
         """``many`` deliveries are written at once."""
         self._many = many
-        self._batch = Collected()
+        self._collected = Collected()
         self.due_s = math.inf
 
     @property
     def is_empty(self) -> bool:
-        batch = self._batch
-        return not (batch.delivered or batch.writes or batch.endings)
+        found = self._collected
+        return not (found.delivered or found.writes or found.endings)
 
     def deliver(self, record: Record) -> bool:
         """Add a delivery; return whether ``due_s`` is earlier now."""
         before_s = self.due_s
-        delivered = self._batch.delivered
+        delivered = self._collected.delivered
         delivered.append(record)
         # Half of all turns wait for this commit: waiting longer would leave calls unused.
         if len(delivered) >= self._many:
@@ -101,33 +101,33 @@ class Outcomes:
 
     def add(self, pending: PendingWrite) -> None:
         """Add a step that is to be written at once."""
-        self._batch.writes.append(pending)
+        self._collected.writes.append(pending)
         self.due_s = 0.0
 
     def end(self, turn: Turn, ending: Ending) -> bool:
         """Add the end of a turn; return whether ``due_s`` is earlier now."""
         before_s = self.due_s
-        self._batch.endings.append((turn, ending))
+        self._collected.endings.append((turn, ending))
         # The end of a turn that has delivered waits for its delivery's commit. A retry's does not:
         # only so many retries are at work, and the next one waits for its end.
-        if not self._batch.delivered or turn.is_retry:
+        if not self._collected.delivered or turn.is_retry:
             self.due_s = 0.0
         return self.due_s < before_s
 
     def forget_turns(self) -> None:
         """Drop the ends of turns, when no turn is at work any more."""
-        self._batch.endings.clear()
+        self._collected.endings.clear()
 
     def take(self) -> Collected:
         """Return the collected outcomes, for the caller to write, and begin anew."""
-        taken, self._batch, self.due_s = self._batch, Collected(), math.inf
+        taken, self._collected, self.due_s = self._collected, Collected(), math.inf
         return taken
 
 
-def write(store: Transaction, taker: int, batch: Collected, now_ms: int) -> None:
+def write(store: Transaction, taker: int, outcomes: Collected, now_ms: int) -> None:
     """Write collected outcomes."""
-    if batch.delivered:
-        store.settling(taker).deliver([record.id for record in batch.delivered], now_ms)
-    store.count_adjusted(taker, batch.adjusted)
-    for pending in batch.writes:
+    if outcomes.delivered:
+        store.settling(taker).deliver([record.id for record in outcomes.delivered], now_ms)
+    store.count_adjusted(taker, outcomes.adjusted)
+    for pending in outcomes.writes:
         pending.run(store)

@@ -9,7 +9,7 @@ worked off, has a row in the table ``users``.
 state          where    meaning, and end
 =============  =======  ==========================================================================
 free           nowhere  nothing of it is loaded, nothing aside
-waiting        memory   records are loaded: it is in one line, until it is chosen
+waiting        memory   records are loaded: it is in one queue, until it is chosen
 at work        memory   it has a turn; the turn's end decides the next state
 worked off     both     more of it waits aside than is loaded: it is in memory as one of the other
                         two, and when all that was loaded is done, more is
@@ -18,13 +18,13 @@ parked         table    until an instant, after a failure of its own
 =============  =======  ==========================================================================
 
 1. The next user is chosen when a call may leave, not before.
-2. A user waits in the line of the endpoint that it needs, if that is known. A line with an open
+2. A user waits in the queue of the endpoint that it needs, if that is known. A queue with an open
    circuit stands still, but for probes.
 3. Syncs take turns. Users of a sync go in the order in which they came, and to the end after a
    turn. A turn that could not be had goes back to where it came from.
 4. While others wait a turn is one call; a user that is alone gets more at once.
-5. The turn of a user that was parked is a retry. Beside others they get a tenth of the calls; never more than
-   ``most_retries`` are at work.
+5. The turn of a user that was parked is a retry. Beside other turns, retries get a tenth of the
+   calls; never more than ``most_retries`` are at work.
 6. Updates of a contact are written by one turn at a time, across syncs. (Two events that create
    their user on the way are set right by Intercom, which answers one of them 409.)
 """
@@ -66,10 +66,10 @@ class Incoming(NamedTuple):
 
 
 class View(NamedTuple):
-    """The present bounds: circuits that are open, retries that may be at work, and whether retries go
-    beside others (else only if no other user waits)."""
+    """The present bounds: circuits that are open, retries that may be at work, and whether retries
+    go beside others (else only if no other user waits)."""
 
-    open: Collection[str] = ()
+    open_circuits: Collection[str] = ()
     most_retries: int = 1 << 30
     beside_others: bool = True
 
@@ -173,7 +173,7 @@ class Scheduler:
         if not _some_wait(self._waiting, view, retries=retries):
             return None  # most often there are no retries, and there may be a thousand syncs
         for sync in self._ring:
-            user = self._syncs[sync].first(view.open, self._may_go, retries=retries)
+            user = self._syncs[sync].first(view.open_circuits, self._may_go, retries=retries)
             if user is not None:
                 # The sync that was served goes last: a sync with a flood of records gets no more
                 # turns than one with a few.
@@ -214,7 +214,7 @@ class Scheduler:
         self._go_on(mine, user)
 
     def put_back(self, turn: Turn, back: Iterable[Record], needs: str | None = None) -> None:
-        """End a turn that could not be had: its user is where it was, or in the line of what it
+        """End a turn that could not be had: its user is where it was, or in the queue of what it
         turned out to need."""
         mine, user = self._end(turn)
         user.records.extendleft(reversed(list(back)))
@@ -246,12 +246,12 @@ class Scheduler:
     # --- whole syncs ----------------------------------------------------------------------
 
     def withdraw(
-        self, sync: str, line: Key, keep: int, keep_bytes: int
+        self, sync: str, queue: Key, keep: int, keep_bytes: int
     ) -> list[tuple[str, list[Record]]]:
-        """Take users out of memory that wait in a line, but for so many records and bytes; those
+        """Take users out of memory that wait in a queue, but for so many records and bytes; those
         that came last go."""
         mine = self.of(sync)
-        gone = mine.take_surplus(line, keep, keep_bytes)
+        gone = mine.take_surplus(queue, keep, keep_bytes)
         self._rest(sync, mine)
         return [(user.who[1], list(user.records)) for user in gone]
 
@@ -278,7 +278,7 @@ class Scheduler:
 
 def _some_wait(waiting: Counter[Key], view: View, *, retries: bool) -> bool:
     return any(
-        count and is_retry is retries and needs not in view.open
+        count and is_retry is retries and needs not in view.open_circuits
         for (needs, is_retry), count in waiting.items()
     )
 

@@ -208,18 +208,18 @@ class Settlement:
         """Return the outcomes so far, to be prepared and written now."""
         return self._outcomes.take()
 
-    def add_adjustments(self, batch: Collected) -> None:
-        """Add the adjustments of its deliveries to a batch."""
-        if batch.delivered:
-            batch.adjusted = self._spool.adjustments.take()
+    def add_adjustments(self, outcomes: Collected) -> None:
+        """Add the adjustments of its deliveries to outcomes."""
+        if outcomes.delivered:
+            outcomes.adjusted = self._spool.adjustments.take()
 
-    def note_delivered(self, batch: Collected) -> None:
-        """Note that it is durable that a batch was delivered."""
-        for record in batch.delivered:
+    def note_delivered(self, outcomes: Collected) -> None:
+        """Note that it is durable that outcomes were written."""
+        for record in outcomes.delivered:
             log_delivered(record)
-        self._loaded.let_go(batch.delivered)
+        self._loaded.let_go(outcomes.delivered)
 
-    def take_back(self, batch: Collected) -> None:
-        """Collect the deliveries of a cancelled batch again: they may or may not be durable."""
-        for record in batch.delivered:
+    def take_back(self, outcomes: Collected) -> None:
+        """Collect the deliveries of cancelled outcomes again: they may or may not be durable."""
+        for record in outcomes.delivered:
             self._outcomes.deliver(record)

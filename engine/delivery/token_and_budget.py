@@ -35,7 +35,7 @@ LEFT_FOR_S: Final = 10.0
 TOGETHER_S: Final = 1.0
 
 
-class Token:
+class TokenState:
     """Whether Intercom accepts the access token, by ``GET /me``."""
 
     def __init__(
@@ -65,7 +65,7 @@ class Token:
         self._refused.set()
         return is_news
 
-    async def is_well(self, status: int) -> bool:
+    async def check(self, status: int) -> bool:
         """Return whether the token is accepted, after a call got ``status`` 401 or 403."""
         async with self._asking:  # calls that wait here share the answer
             if anyio.current_time() - self._asked_s >= ME_COUNTS_S[status]:
@@ -105,7 +105,7 @@ class BudgetDoubt:
         if limit and remaining is not None:
             self._share, self._at_s = remaining / limit, at_s
 
-    def is_not_meant(self, who: Who, at_s: float) -> bool:
+    def note_refusal(self, who: Who, at_s: float) -> bool:
         """Note a user's 429; return whether it cannot concern the budget."""
         another = self._refused is not None and self._refused != who
         together = another and at_s - self._refused_s <= TOGETHER_S

@@ -1,4 +1,4 @@
-"""The users of one sync that are in memory, and the lines in which they wait for a turn. Pure.
+"""The users of one sync that are in memory, and the queues in which they wait for a turn. Pure.
 
 ``delivery.scheduler`` chooses the next user, and has the rules.
 """
@@ -52,18 +52,18 @@ class User:
         self.failed_before = False
 
     @property
-    def line(self) -> Key:
-        """The line in which it waits."""
+    def key(self) -> Key:
+        """The queue in which it waits."""
         return self.needs, self.is_retry
 
 
 Key = tuple[str, bool]
-"""The endpoint that the users of a line need, and whether they are retries."""
+"""The endpoint that the users of a queue need, and whether they are retries."""
 
 MayGo = Callable[[User], bool]
 
 
-class _Line:
+class _UserQueue:
     """Users that need the same, in the order in which they came."""
 
     def __init__(self) -> None:
@@ -110,7 +110,7 @@ class UsersInMemory:
         """Turns that are at work."""
         self.is_held = False
         self._waiting = waiting
-        self._lines: dict[Key, _Line] = {}
+        self._queues: dict[Key, _UserQueue] = {}
 
     def hold(self) -> None:
         """Let none of them be chosen, nor count among those that wait."""
@@ -118,88 +118,88 @@ class UsersInMemory:
         # would get turns of one call.
         if not self.is_held:
             self.is_held = True
-            mine = Counter({key: len(line.users) for key, line in self._lines.items()})
+            mine = Counter({key: len(queue.users) for key, queue in self._queues.items()})
             self._waiting.subtract(mine)
             self._waiting = mine
 
-    # --- lines ----------------------------------------------------------------------------
+    # --- queues ---------------------------------------------------------------------------
 
     @property
     def has_waiting(self) -> bool:
         """Whether a user waits."""
-        return bool(self._lines)
+        return bool(self._queues)
 
     def enter(self, user: User, *, in_front: bool = False) -> None:
         """Let a user wait, behind the others or where it was."""
-        line = self._lines.get(user.line)
-        if line is None:
-            line = self._lines[user.line] = _Line()
-        line.users[user.who[1]] = user
+        queue = self._queues.get(user.key)
+        if queue is None:
+            queue = self._queues[user.key] = _UserQueue()
+        queue.users[user.who[1]] = user
         # A turn that could not be had is no turn: its user does not go to the end.
         if in_front:
-            line.move_to_front(user)
-        line.count(user.records)
-        self._waiting[user.line] += 1
+            queue.move_to_front(user)
+        queue.count(user.records)
+        self._waiting[user.key] += 1
 
     def leave(self, user: User) -> None:
         """Let a user wait no more."""
-        line = self._lines[user.line]
-        del line.users[user.who[1]]
-        line.count(user.records, -1)
-        self._waiting[user.line] -= 1
-        # A line for each endpoint that was ever out would stay, and each choice looks at all of
+        queue = self._queues[user.key]
+        del queue.users[user.who[1]]
+        queue.count(user.records, -1)
+        self._waiting[user.key] -= 1
+        # A queue for each endpoint that was ever out would stay, and each choice looks at all of
         # them.
-        if not line.users:
-            del self._lines[user.line]
+        if not queue.users:
+            del self._queues[user.key]
 
     def extend(self, user: User, records: Sequence[Record]) -> None:
         """Give a user more records, whatever it does."""
         user.records.extend(records)
         if user.state is Phase.WAITING:
-            self._lines[user.line].count(records)
+            self._queues[user.key].count(records)
 
     def first(self, shut: Collection[str], may_go: MayGo, *, retries: bool) -> User | None:
         """Return the user that came first, of those with an endpoint that is not ``shut``."""
         firsts = (
-            line.first(may_go)
-            for (needs, is_retry), line in self._lines.items()
+            queue.first(may_go)
+            for (needs, is_retry), queue in self._queues.items()
             if is_retry is retries and needs not in shut
         )
         return min((user for user in firsts if user), key=lambda user: user.arrived, default=None)
 
     def who_needs(self, endpoint: str) -> Iterator[User]:
         """Yield the users that wait for an endpoint."""
-        for (needs, _), line in self._lines.items():
+        for (needs, _), queue in self._queues.items():
             if needs == endpoint:
-                yield from line.users.values()
+                yield from queue.users.values()
 
     def bytes_behind(self, endpoint: str) -> int:
         """Return how many bytes are loaded of users that wait for an endpoint."""
-        return sum(line.bytes for (needs, _), line in self._lines.items() if needs == endpoint)
+        return sum(queue.bytes for (needs, _), queue in self._queues.items() if needs == endpoint)
 
     def holds_more(self, key: Key, keep: int, keep_bytes: int) -> bool:
         """Return whether ``take_surplus`` takes a user."""
-        line = self._lines.get(key)
-        return line is not None and line.holds_more(keep, keep_bytes)
+        queue = self._queues.get(key)
+        return queue is not None and queue.holds_more(keep, keep_bytes)
 
     def take_surplus(self, key: Key, keep: int, keep_bytes: int) -> list[User]:
-        """Take users out of a line, and out of memory, until ``keep`` records and ``keep_bytes``
+        """Take users out of a queue, and out of memory, until ``keep`` records and ``keep_bytes``
         are left; those that came last go first."""
         gone = []
         while self.holds_more(key, keep, keep_bytes):
-            # The first of the line are the next to go, and would be loaded again at once.
-            user = next(reversed(self._lines[key].users.values()))
+            # The first of the queue are the next to go, and would be loaded again at once.
+            user = next(reversed(self._queues[key].users.values()))
             self.leave(user)
             del self.users[user.who[1]]
             gone.append(user)
         return gone
 
     def forget(self) -> None:
-        """Empty all lines."""
+        """Empty all queues."""
         # The counter is shared by all syncs of the token: the users of this one must leave it.
-        for key, line in self._lines.items():
-            self._waiting[key] -= len(line.users)
-        self._lines.clear()
+        for key, queue in self._queues.items():
+            self._waiting[key] -= len(queue.users)
+        self._queues.clear()
 
     # --- loaded records -------------------------------------------------------------------
 
@@ -220,19 +220,19 @@ class UsersInMemory:
     def ready(self, shut: Collection[str] = ()) -> int:
         """Return how many records are loaded of users that may have a turn, but for retries."""
         return sum(
-            line.records
-            for (needs, is_retry), line in self._lines.items()
+            queue.records
+            for (needs, is_retry), queue in self._queues.items()
             if needs not in shut and not is_retry
         )
 
     def retries(self) -> tuple[int, int]:
         """Return how many users wait that were parked, and how many bytes are loaded of them."""
-        lines = [line for (_, is_retry), line in self._lines.items() if is_retry]
-        return sum(len(line.users) for line in lines), sum(line.bytes for line in lines)
+        queues = [queue for (_, is_retry), queue in self._queues.items() if is_retry]
+        return sum(len(queue.users) for queue in queues), sum(queue.bytes for queue in queues)
 
     def waits_for(self, endpoint: str) -> bool:
         """Return whether a user waits for an endpoint."""
-        return any(needs == endpoint for needs, _ in self._lines)
+        return any(needs == endpoint for needs, _ in self._queues)
 
 
 def need_of(record: Record) -> str:

@@ -10,7 +10,7 @@ import anyio
 from amplitude_intercom.engine.backoff import probe_delay_s
 from amplitude_intercom.engine.delivery.attributes import WorkspaceAttributes
 from amplitude_intercom.engine.delivery.calls import Answered, Calls
-from amplitude_intercom.engine.delivery.contact_locks import Writing, Written
+from amplitude_intercom.engine.delivery.contact_locks import ContactLocks, LockedContacts
 from amplitude_intercom.engine.delivery.create_or_find import CreateOrFind
 from amplitude_intercom.engine.delivery.event_names import EventNames
 from amplitude_intercom.engine.delivery.missing_contacts import (
@@ -41,12 +41,12 @@ class Workspace:
         self.create_or_find = CreateOrFind()
         self.missing_contacts = MissingContacts()
         self.merged_users = MergedUsers()
-        self._written: Written = {}
+        self._locked: LockedContacts = {}
 
-    def writing(self) -> Writing:
+    def locks(self) -> ContactLocks:
         """Return the contacts that a turn writes: none so far. (Most turns of one token
         are kept apart by their scheduler.)"""
-        return Writing(self._written)
+        return ContactLocks(self._locked)
 
 
 class Workspaces:

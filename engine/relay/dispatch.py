@@ -96,18 +96,18 @@ class Dispatch:
 
     def next(self, now_s: float) -> RequestPart | None:
         """Return a part to send; None: no part is ready."""
-        if self._host.next_is_newest(now_s):
+        if self._host.begin_departure(now_s):
             return self.queue.newest(self._failures)
         return self.queue.oldest()
 
     # --- before an answer is settled ------------------------------------------------------
 
-    def losses(self, sent: SentPart, now_s: float, now_ms: int) -> dict[int, Failure]:
-        """Judge a part's answer again, by the others'; return the events that it loses."""
+    def judge(self, sent: SentPart, now_s: float, now_ms: int) -> dict[int, Failure]:
+        """Judge a part's answer by the others', charge a failure; return the events it loses."""
         sent.verdict = self._streak.judge(sent)
-        return losses(sent, gives_up=self._gives_up(sent, now_s, now_ms))
+        return losses(sent, gives_up=self._charge(sent, now_s, now_ms))
 
-    def _gives_up(self, sent: SentPart, now_s: float, now_ms: int) -> bool:
+    def _charge(self, sent: SentPart, now_s: float, now_ms: int) -> bool:
         part, request = sent.part, sent.part.request
         if sent.failure is not None:
             return False
@@ -126,31 +126,31 @@ class Dispatch:
         """Take the consequences of an answer after its ending became durable.
 
         ``left`` is the number of events that the request still has; ``decided_at_s`` the time at
-        which ``losses`` was asked.
+        which ``judge`` was called.
         """
         part, verdict, request = sent.part, sent.verdict, sent.part.request
         throttled = {request.device(part.indexes[i]) for i in verdict.waiting}
-        lines = part.lines  # those before the settled events leave
+        devices = part.devices  # those before the settled events leave
         self.queue.answered(part, ending.settled)
         if verdict.kind is AnswerKind.NO_ANSWER:
-            self._follow_failure(sent, lines, decided_at_s)
+            self._follow_failure(sent, devices, decided_at_s)
         else:
             # A success counts from now, so that it is later than all failures of its round: a
             # request that has failed beside it is charged the next time.
             if verdict.kind in BY_AMPLITUDE and sent.was_sent:
                 self._note_answer(now_s, took=verdict.kind in (AnswerKind.TAKEN, AnswerKind.SORTED))
-            self._follow_answer(sent, lines, throttled, decided_at_s)
+            self._follow_answer(sent, devices, throttled, decided_at_s)
         if not left:
             self._failures.forget(request.id)
 
-    def _follow_failure(self, sent: SentPart, lines: set[int], now_s: float) -> None:
+    def _follow_failure(self, sent: SentPart, devices: set[int], now_s: float) -> None:
         part, request = sent.part, sent.part.request
         self._note_failure(sent.verdict, now_s)
         wait_s = unknown_delay_s(max(1, self._failures.charges(request.id)), self._jitter())
-        self.queue.hold(lines if part.indexes else (), now_s + wait_s, request.id)
+        self.queue.hold(devices if part.indexes else (), now_s + wait_s, request.id)
 
     def _follow_answer(
-        self, sent: SentPart, lines: set[int], throttled: set[int], now_s: float
+        self, sent: SentPart, devices: set[int], throttled: set[int], now_s: float
     ) -> None:
         part, verdict, request = sent.part, sent.verdict, sent.part.request
         until_s = now_s + verdict.wait_s
@@ -159,7 +159,7 @@ class Dispatch:
                 # The same request again, while others are taken: the limit that it meets is one of
                 # its own devices, and stopping all requests for it would never end.
                 if self._failures.note(request.id, now_s, self._host.last_taken_s):
-                    self.queue.hold(lines, until_s, request.id)
+                    self.queue.hold(devices, until_s, request.id)
                 else:
                     self._host.be_busy(verdict.said, until_s)
             case AnswerKind.SORTED if throttled:

@@ -22,7 +22,7 @@ import math
 import msgspec
 
 Owner = int | str
-"""A device's line, or an API key."""
+"""The number of a device, or an API key."""
 
 
 class OwnerHold(msgspec.Struct):
@@ -57,10 +57,10 @@ class Holds:
         """The instant at which the first hold is due; None: no hold has one."""
         return self._wakes[0][0] if self._wakes else None
 
-    def passes_over(self, owner: Owner, id_: int, *, at_front: bool) -> bool:
-        """Return whether an owner's events are left out of a request, and note the request then.
+    def pass_over(self, owner: Owner, id_: int, *, at_front: bool) -> bool:
+        """Leave an owner's events out of a request if it is held, and note the request.
 
-        ``at_front``: the request is read as a new one, not by the pass.
+        Returns whether it is held. ``at_front``: the request is read as a new one, not by the pass.
         """
         hold = self._held.get(owner)
         if hold is None or (owner in self._returning and not at_front):
@@ -81,16 +81,16 @@ class Holds:
             # which is cheaper than a search for them here.
             heapq.heappush(self._wakes, (until_s, next(self._numbers), owner))
 
-    def hold_crowded(self, line: int, first_id: int) -> None:
+    def hold_full(self, device: int, first_id: int) -> None:
         """Hold a device until ``let_on``, because many of its parts are loaded."""
-        self.hold(line, math.inf, first_id)
+        self.hold(device, math.inf, first_id)
 
-    def let_on(self, line: int) -> None:
-        """End the hold of a device that was crowded; no other hold."""
-        hold = self._held.get(line)
+    def let_on(self, device: int) -> None:
+        """End the hold of a device of which many parts were loaded; no other hold."""
+        hold = self._held.get(device)
         if hold is not None and hold.until_s == math.inf:
             hold.until_s = 0.0
-            self._due.add(line)
+            self._due.add(device)
             self._begin_pass()
 
     def wake(self, now_s: float) -> None:

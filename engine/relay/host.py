@@ -50,11 +50,8 @@ class AmplitudeHost:
             return 0
         return max(0, (1 if state == OUTAGE else most) - in_flight)
 
-    def next_is_newest(self, now_s: float) -> bool:
-        """Return whether the request that leaves next should be the newest, as every second probe.
-
-        To be called once for each request that leaves.
-        """
+    def begin_departure(self, now_s: float) -> bool:
+        """Note that a request leaves; return whether to send the newest, as every second probe."""
         self._probes += self.state(now_s) == OUTAGE
         return self.state(now_s) == OUTAGE and self._probes % 2 == 0
 

@@ -2,11 +2,11 @@
 
 Rules
 =====
-1. A part is some events of one request that go together. It stands in the line of each device that
+1. A part is some events of one request that go together. It stands in the queue of each device that
    these events belong to, behind the parts that were loaded before it.
-2. A part is ready once it is first in all of its lines, and leaves unless it is already out.
+2. A part is ready once it is first in all of its queues, and leaves unless it is already out.
 3. Settled events leave their part; a part without events is unloaded. A part of which something is
-   left stays first in its lines.
+   left stays first in its queues.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from amplitude_intercom.engine.spool.relay_requests import WaitingRequest
 class RequestPart(msgspec.Struct, eq=False):
     """Events of one request that go together, by their index in it.
 
-    ``ahead`` counts the lines in which another part is first. ``is_out``: it is being sent.
+    ``ahead`` counts the queues in which another part is first. ``is_out``: it is being sent.
     """
 
     request: WaitingRequest
@@ -32,16 +32,16 @@ class RequestPart(msgspec.Struct, eq=False):
     is_out: bool = False
 
     @property
-    def lines(self) -> set[int]:
-        """The lines of its devices."""
+    def devices(self) -> set[int]:
+        """The numbers of its devices."""
         return set(map(self.request.device, self.indexes))
 
 
 class LoadedParts:
-    """All loaded parts, by device line and by request; see the module's docstring."""
+    """All loaded parts, by device and by request; see the module's docstring."""
 
     def __init__(self) -> None:
-        self._lines: dict[int, deque[RequestPart]] = {}
+        self._queues: dict[int, deque[RequestPart]] = {}
         self._of_request: dict[int, list[RequestPart]] = {}
         self._ready: deque[RequestPart] = deque()
         self._count = 0
@@ -50,9 +50,9 @@ class LoadedParts:
         """Return the number of loaded parts."""
         return self._count
 
-    def length(self, line: int) -> int:
-        """Return the number of parts in a line."""
-        return len(self._lines.get(line, ()))
+    def loaded_of(self, device: int) -> int:
+        """Return the number of loaded parts of a device."""
+        return len(self._queues.get(device, ()))
 
     def indexes_of(self, request_id: int) -> set[int]:
         """Return the events of a request that are loaded."""
@@ -73,36 +73,36 @@ class LoadedParts:
         """Load a part behind all others of its devices."""
         self._of_request.setdefault(part.request.id, []).append(part)
         self._count += 1
-        for line in part.lines:
-            waiting = self._lines.setdefault(line, deque())
+        for device in part.devices:
+            waiting = self._queues.setdefault(device, deque())
             part.ahead += bool(waiting)
             waiting.append(part)
         if not part.ahead:
             self._ready.append(part)
 
     def keep(self, part: RequestPart, indexes: list[int]) -> set[int]:
-        """Reduce a part to these of its events; return the lines that it has left."""
-        before, part.indexes = part.lines, indexes
-        left = before - part.lines
-        for line in left:
-            self._leave(part, line)
+        """Reduce a part to these of its events; return the devices that it has left."""
+        before, part.indexes = part.devices, indexes
+        left = before - part.devices
+        for device in left:
+            self._leave(part, device)
         if before and not indexes:
             self._unload(part)
         return left
 
-    def take_out(self, lines: Iterable[int]) -> dict[int, int | None]:
+    def take_out(self, devices: Iterable[int]) -> dict[int, int | None]:
         """Remove the events of some devices from all parts.
 
-        Returns, for each line, the first request of which events were removed; None: it was empty.
+        Returns by device the first request of which events were removed; None: it had none.
         """
-        gone = set(lines)
+        gone = set(devices)
         first_ids: dict[int, int | None] = {}
-        # A part loses all its events at once at the end: removing them line by line would look at
-        # every event of the part again for each of its devices, which are hundreds in a batch.
+        # A part loses all its events at once at the end: removing them device by device would look
+        # at every event of the part again for each of its devices, hundreds in a batch.
         losing: dict[int, tuple[RequestPart, int]] = {}
-        for line in gone:
-            parts = self._lines.pop(line, ())
-            first_ids[line] = min((part.request.id for part in parts), default=None)
+        for device in gone:
+            parts = self._queues.pop(device, ())
+            first_ids[device] = min((part.request.id for part in parts), default=None)
             for position, part in enumerate(parts):
                 _, ahead = losing.get(id(part), (part, 0))
                 losing[id(part)] = (part, ahead + bool(position))
@@ -114,8 +114,8 @@ class LoadedParts:
                 self._move_up(part, ahead)
         return first_ids
 
-    def _leave(self, part: RequestPart, line: int) -> None:
-        waiting = self._lines[line]
+    def _leave(self, part: RequestPart, device: int) -> None:
+        waiting = self._queues[device]
         if waiting[0] is not part:
             waiting.remove(part)
             self._move_up(part)
@@ -124,11 +124,11 @@ class LoadedParts:
         if waiting:
             self._move_up(waiting[0])
         else:
-            del self._lines[line]
+            del self._queues[device]
 
-    def _move_up(self, part: RequestPart, lines: int = 1) -> None:
-        """Note that a part became first in some of its lines, or has left them."""
-        part.ahead -= lines
+    def _move_up(self, part: RequestPart, queues: int = 1) -> None:
+        """Note that a part became first in some of its queues, or has left them."""
+        part.ahead -= queues
         if not part.ahead and not part.is_out:
             self._ready.append(part)
 
@@ -164,7 +164,7 @@ class LoadedParts:
     def answered(self, part: RequestPart, settled: Collection[int]) -> set[int]:
         """Bring a part back from being sent, without its settled events.
 
-        Returns the lines that it has left.
+        Returns the devices that it has left.
         """
         left = self.keep(part, [i for i in part.indexes if i not in settled])
         part.is_out = False
@@ -178,10 +178,10 @@ class LoadedParts:
         half = RequestPart(part.request, behind)
         self._of_request[part.request.id].append(half)
         self._count += 1
-        first, second = part.lines, half.lines
-        for line in second:
-            waiting = self._lines[line]
-            if line in first:
+        first, second = part.devices, half.devices
+        for device in second:
+            waiting = self._queues[device]
+            if device in first:
                 waiting.insert(1, half)
                 half.ahead += 1
             else:

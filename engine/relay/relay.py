@@ -151,7 +151,7 @@ class RelaySender:
             if part is None:
                 return
             # Counted until its answer is settled, not until it comes: the request stays first in
-            # its lines that long.
+            # its devices that long.
             self._out += 1
             calls.start_soon(self._send, part)
 
@@ -220,7 +220,7 @@ class RelaySender:
 
     async def _ending_of(self, sent: SentPart, now_s: float) -> PartEnding:
         """Return the events that an answer settles."""
-        lost = self._dispatch.losses(sent, now_s, self._now_ms())
+        lost = self._dispatch.judge(sent, now_s, self._now_ms())
         if sent.verdict.kind is AnswerKind.TAKEN:
             return PartEnding(delivered=sent.part.indexes)
         if not lost:

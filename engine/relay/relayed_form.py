@@ -1,4 +1,4 @@
-"""The form in which a relay keeps a batch: its request, and the device line of each event."""
+"""The form in which a relay keeps a batch: its request, and the number of each event's device."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def relayed_of(batch: Batch, *, drops_oldest: bool) -> Relayed | None:
     devices = []
     for head in batch.heads or map(decode_head, batch.raws):
         name = _device(head)
-        line = known.get(name)
-        if line is None:
-            line = known[name] = zlib.crc32(name.encode("utf-8", "replace"), project)
-        devices.append(line)
+        number = known.get(name)
+        if number is None:
+            number = known[name] = zlib.crc32(name.encode("utf-8", "replace"), project)
+        devices.append(number)
     if len(known) == 1:
         devices = devices[:1]
     return Relayed(key, len(batch.raws), devices, batch.original, drops_oldest)

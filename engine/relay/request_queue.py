@@ -82,24 +82,24 @@ class RequestQueue:
             self.front = request.id
         else:
             self._holds.again = request.id
-        if self._holds.passes_over(request.api_key, request.id, at_front=at_front):
+        if self._holds.pass_over(request.api_key, request.id, at_front=at_front):
             return
         loaded = self._parts.indexes_of(request.id)
         free = [
             index
             for index in request.remaining
             if index not in loaded
-            and not self._passes_over(request.device(index), request.id, at_front=at_front)
+            and not self._pass_over(request.device(index), request.id, at_front=at_front)
         ]
         for indexes in split(free, pieces):
             self._parts.add(RequestPart(request, indexes))
 
-    def _passes_over(self, line: int, id_: int, *, at_front: bool) -> bool:
-        if self._holds.passes_over(line, id_, at_front=at_front):
+    def _pass_over(self, device: int, id_: int, *, at_front: bool) -> bool:
+        if self._holds.pass_over(device, id_, at_front=at_front):
             return True
-        if self._parts.length(line) < MOST_OF_ONE:
+        if self._parts.loaded_of(device) < MOST_OF_ONE:
             return False
-        self._holds.hold_crowded(line, id_)
+        self._holds.hold_full(device, id_)
         return True
 
     def end_pass(self) -> list[str]:
@@ -133,17 +133,17 @@ class RequestQueue:
         """Split a part that was just answered; the halves go one after the other."""
         self._parts.halve(part)
 
-    def _let_on(self, lines: Iterable[int]) -> None:
-        for line in lines:
-            if self._parts.length(line) <= FEW:
-                self._holds.let_on(line)
+    def _let_on(self, devices: Iterable[int]) -> None:
+        for device in devices:
+            if self._parts.loaded_of(device) <= FEW:
+                self._holds.let_on(device)
 
     # --- waiting --------------------------------------------------------------------------
 
-    def hold(self, lines: Iterable[int], until_s: float, id_: int) -> None:
+    def hold(self, devices: Iterable[int], until_s: float, id_: int) -> None:
         """Hold devices until an instant, from a request on that was answered."""
-        for line, first_id in self._parts.take_out(lines).items():
-            self._holds.hold(line, until_s, id_ if first_id is None else min(id_, first_id))
+        for device, first_id in self._parts.take_out(devices).items():
+            self._holds.hold(device, until_s, id_ if first_id is None else min(id_, first_id))
 
     def hold_key(self, api_key: str, until_s: float, id_: int) -> None:
         """Hold an API key until an instant, from a request on; parts that are out stay out."""

@@ -1,4 +1,4 @@
-"""The unread records of one taker, in the order of their ids.
+"""The arriving records of one taker, in the order of their ids.
 
 Rules
 =====
@@ -22,7 +22,7 @@ from amplitude_intercom.engine.internal_faults import internal_failure
 from amplitude_intercom.engine.reasons import DeadReason, DropReason
 from amplitude_intercom.engine.spool.batches import SLOTS
 from amplitude_intercom.engine.spool.insert_ids import key_of
-from amplitude_intercom.engine.spool.load_bounds import Bounds, Crowd
+from amplitude_intercom.engine.spool.load_bounds import Bounds, UserBounds
 from amplitude_intercom.engine.spool.record_ends import RecordEnds
 from amplitude_intercom.engine.spool.records import DamagedRecord, sliced
 from amplitude_intercom.engine.spool.tables import Tables
@@ -33,7 +33,7 @@ TRIED_AGAIN_AFTER_MS: Final = 60_000
 
 
 class Arrivals:
-    """The unread records of one taker, in the caller's transaction."""
+    """The arriving records of one taker, in the caller's transaction."""
 
     def __init__(self, tables: Tables, ends: RecordEnds) -> None:
         self._db = tables.db
@@ -44,7 +44,7 @@ class Arrivals:
         self._lines = tables.lines
 
     def next(
-        self, after_id: int, now_ms: int, bounds: Bounds, crowd: Crowd
+        self, after_id: int, now_ms: int, bounds: Bounds, per_user: UserBounds
     ) -> tuple[list[Record], int, bool]:
         """Return the next records after an id, the last id read, and whether more wait."""
         inbox = self._tables.inbox
@@ -54,18 +54,18 @@ class Arrivals:
             batch = inbox.next_id(self.taker, after_id // SLOTS)
         while batch is not None and batch <= unpacked_to:
             if rows := self._tables.records.queued(self.taker, batch, after_id, bounds.limit):
-                return self._read(batch, rows, bounds, crowd, now_ms)
+                return self._read(batch, rows, bounds, per_user, now_ms)
             batch = inbox.next_id(self.taker, batch)
         if batch is None:
             return [], max(after_id, _last_id(unpacked_to)), False
-        return self.unpack(unpacked_to, bounds, crowd, now_ms)
+        return self.unpack(unpacked_to, bounds, per_user, now_ms)
 
     def _read(
         self,
         batch: int,
         rows: Sequence[Sequence[object]],
         bounds: Bounds,
-        crowd: Crowd,
+        per_user: UserBounds,
         now_ms: int,
     ) -> tuple[list[Record], int, bool]:
         """Return records of an unpacked batch, up to the one that reaches the bytes."""
@@ -80,12 +80,12 @@ class Arrivals:
         if len(found) == len(rows) < bounds.limit:
             last_id = _last_id(batch)
             self._tables.inbox.close(batch)
-        taken, aside = self._sort(self._ends.intact(found), crowd, now_ms)
+        taken, aside = self._sort(self._ends.intact(found), per_user, now_ms)
         self._tables.records.set_aside(aside)
         return taken, last_id, True
 
     def unpack(
-        self, unpacked_to: int, bounds: Bounds, crowd: Crowd, now_ms: int
+        self, unpacked_to: int, bounds: Bounds, per_user: UserBounds, now_ms: int
     ) -> tuple[list[Record], int, bool]:
         """Unpack the next batches of the inbox (rule 2)."""
         inbox = self._tables.inbox
@@ -103,7 +103,7 @@ class Arrivals:
         fit = bounds.fitting(records)
         if fit < len(records):
             last_id = records[fit - 1].id
-        taken, aside = self._sort(records[:fit], crowd, now_ms)
+        taken, aside = self._sort(records[:fit], per_user, now_ms)
         # After the sorting, so that each record is inserted in its final state: one write, not two.
         lost = self._insert(rows, set(aside), now_ms)
         if lost:
@@ -158,7 +158,7 @@ class Arrivals:
         return kept
 
     def _sort(
-        self, records: Sequence[Record], crowd: Crowd, now_ms: int
+        self, records: Sequence[Record], per_user: UserBounds, now_ms: int
     ) -> tuple[list[Record], list[int]]:
         """Return the records that may go out, and the ids of those that go aside (rule 4)."""
         users = self._tables.users
@@ -174,12 +174,12 @@ class Arrivals:
                     record, behind.tried_at_ms
                 ):
                     users.wake(self.taker, user, now_ms)
-            elif crowd.takes(user):
+            elif per_user.take(user):
                 taken.append(record)
             else:
                 aside.append(record.id)
-                crowd.note_aside(user)
-        for user in crowd.new:
+                per_user.note_aside(user)
+        for user in per_user.worked_off:
             users.work_off(self.taker, user)
         return taken, aside
 

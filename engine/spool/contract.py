@@ -1,11 +1,32 @@
-"""The spool as deliveries and relays use it: its transactions, and the values that they exchange.
+"""The contract between deliveries and relays and the spool: its transactions, and their values.
 
 A delivery hands work to its ``TakerSpool``. The work is done inside one transaction, beside that of
 other takers, and returns once everything that it wrote is durable:
 
     delivery ── persist(work) ─► TakerSpool ═► one commit ── work(Transaction) ─► tables
 
-``spool.spool`` and ``spool.store`` implement the two; nothing here touches a database.
+The spool promises
+==================
+1. All that some work wrote is durable when ``persist`` or ``attempt`` returns, or none of it is.
+2. Work is done in the order of submission. Work that raises costs no other work anything.
+3. A failing disk delays ``persist`` and fails ``attempt``. Rows that stay damaged fail both.
+4. A user's records are loaded in the order of acceptance. After ``recover`` all that has not ended
+   is loaded again.
+5. A record ends once: delivered, dropped, or as a dead letter. Until then it is pending. To settle
+   a record that has ended changes nothing.
+6. The second of an event is the same at each retry and replay, until its claim is forgotten
+   (``sync.delivery.same_second_window_s``).
+
+Deliveries and relays promise
+=============================
+1. Work stands being done again: it is, in a transaction of its own, after a failure of its group.
+2. ``park`` and ``defer`` get the ids of all loaded records of the user. One that is left out could
+   overtake the others.
+3. Work of a cancelled call may or may not be done. Its records are settled once more, or the taker
+   recovers.
+
+``spool.spool`` implements ``TakerSpool``, ``spool.store`` implements ``Transaction``. Nothing here
+touches a database.
 """
 
 from __future__ import annotations
@@ -36,7 +57,7 @@ class Wanted(msgspec.Struct, frozen=True):
     with identifies only, which become one call; ``parked`` and ``parked_bytes``: of parked users.
     ``after_id``: the last record that was read from the queue; without ``reads_queue`` none is.
     ``full``: users with ``per_user`` loaded records. ``empty``: users without a loaded record, and
-    with more of them set aside. ``open``: endpoints with an open circuit; ``probes``: those of them
+    with more of them set aside. ``open_circuits``: endpoints with one; ``probes``: those of them
     that need a user for a probe. ``set_back_ms``: the step by which the wall clock went back;
     parked users are due earlier by it. ``queue_first``: the queue is read before the users set
     aside; the order alternates, so that neither takes all the space.
@@ -52,7 +73,7 @@ class Wanted(msgspec.Struct, frozen=True):
     updates: int = 1
     full: Collection[str] = ()
     empty: Sequence[str] = ()
-    open: Collection[str] = ()
+    open_circuits: Collection[str] = ()
     probes: Collection[str] = ()
     reads_queue: bool = True
     set_back_ms: int = 0
@@ -77,7 +98,7 @@ class Loaded(msgspec.Struct, frozen=True):
     """Records for delivery, in order per user.
 
     ``records``: from the queue, up to ``last_id``. ``refilled``: of ``Wanted.empty``, by user; an
-    empty list if none is left. ``crowded``: users with more records than were loaded.
+    empty list if none is left. ``worked_off``: users with more records than were loaded.
     ``next_wake_ms``, ``next_retry_ms``: the instants (Unix ms) at which the next deferred and the
     next parked user is due. ``awaited``: endpoints that users wait for. ``more``: whether the queue
     has more.
@@ -87,7 +108,7 @@ class Loaded(msgspec.Struct, frozen=True):
     woken: list[Woken]
     refilled: dict[str, list[Record]]
     last_id: int
-    crowded: Collection[str]
+    worked_off: Collection[str]
     next_wake_ms: int | None
     next_retry_ms: int | None
     awaited: Collection[str]

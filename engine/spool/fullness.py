@@ -4,8 +4,8 @@ Rules
 =====
 1. Only waiting bytes count: those of packed batches, and those that records have taken along. Dead
    letters, insert ids and contacts have budgets of their own, and never close intake.
-2. At ``spool.max_bytes`` every taker is refused. Above ``CROWDED`` of it a taker with more than an
-   equal share is refused, so that a taker without deliveries does not close the intake of the
+2. At ``spool.max_bytes`` every taker is refused. Above ``NEARLY_FULL`` of it a taker with more than
+   an equal share is refused, so that a taker without deliveries does not close the intake of the
    others. Shares count all takers, also those without waiting bytes.
 3. A refused taker stays refused until it is below ``RELIEF`` of its bound. Without that, refusals
    would come and go from batch to batch, and a later batch would overtake an earlier one.
@@ -17,7 +17,7 @@ from collections.abc import Collection
 
 from amplitude_intercom.engine.spool.accounts import INBOX, SPOOL, TAKEN_ALONG, WAITING, Accounts
 
-CROWDED = 0.8
+NEARLY_FULL = 0.8
 RELIEF = 0.95
 
 
@@ -49,7 +49,7 @@ class Fullness:
         """Update the refused takers, after a commit."""
         total = accounts.value(SPOOL, WAITING)
         self._is_full = total >= (RELIEF if self._is_full else 1.0) * self._max_bytes
-        if total < RELIEF * CROWDED * self._max_bytes:
+        if total < RELIEF * NEARLY_FULL * self._max_bytes:
             self._bounds.clear()
             self.refused = {}
             return
@@ -75,8 +75,8 @@ class Fullness:
         if bound is not None and held >= RELIEF * bound:
             return bound
         share = self.share_bytes(takers)
-        is_crowded = accounts.value(SPOOL, WAITING) >= CROWDED * self._max_bytes
-        return share if is_crowded and held > share else None
+        is_nearly_full = accounts.value(SPOOL, WAITING) >= NEARLY_FULL * self._max_bytes
+        return share if is_nearly_full and held > share else None
 
 
 def _held(taker: int, accounts: Accounts) -> int:

@@ -34,37 +34,40 @@ class Bounds:
         return min(len(records), self.limit)
 
 
-class Crowd:
-    """How many records of each user may still be loaded. ``new``: users with more than that."""
+class UserBounds:
+    """How many records of each user may still be loaded.
+
+    ``worked_off``: users with more than that.
+    """
 
     def __init__(self, full: Collection[str], per_user: int) -> None:
         self._loaded = Counter(dict.fromkeys(full, per_user))
         self._per_user = per_user
-        self.new: dict[str, None] = {}
+        self.worked_off: dict[str, None] = {}
 
-    def takes(self, user: str) -> bool:
+    def take(self, user: str) -> bool:
         """Count one more record of a user; False: it has too many, and must be worked off."""
-        if user in self.new or self._loaded[user] >= self._per_user:
+        if user in self.worked_off or self._loaded[user] >= self._per_user:
             return False
         self._loaded[user] += 1
         return True
 
     def note_aside(self, user: str) -> None:
         """Note a record of a user that was set aside for that reason."""
-        self.new[user] = None
+        self.worked_off[user] = None
 
 
 Read = tuple[list[Record], int, bool]
 """Records, the last id that was read, and whether more wait."""
 
 
-class UnreadRecords(Protocol):
+class ArrivingRecords(Protocol):
     """The records of a taker that no delivery has read yet."""
 
-    def next(self, after_id: int, now_ms: int, bounds: Bounds, crowd: Crowd) -> Read:
+    def next(self, after_id: int, now_ms: int, bounds: Bounds, users: UserBounds) -> Read:
         """Return the next records behind an id."""
         ...
 
-    def unpack(self, unpacked_to: int, bounds: Bounds, crowd: Crowd, now_ms: int) -> Read:
+    def unpack(self, unpacked_to: int, bounds: Bounds, users: UserBounds, now_ms: int) -> Read:
         """Unpack the next batches of the inbox; return their records."""
         ...

@@ -21,7 +21,7 @@ import msgspec
 from amplitude_intercom.engine.envelope import Kind, Record
 from amplitude_intercom.engine.reasons import DeadReason
 from amplitude_intercom.engine.spool.contract import Loaded, Wanted, Woken
-from amplitude_intercom.engine.spool.load_bounds import Bounds, Crowd, UnreadRecords
+from amplitude_intercom.engine.spool.load_bounds import ArrivingRecords, Bounds, UserBounds
 from amplitude_intercom.engine.spool.record_ends import RecordEnds
 from amplitude_intercom.engine.spool.tables import Tables
 from amplitude_intercom.engine.spool.wakeups import Due, Wakeups
@@ -37,12 +37,12 @@ def _is_update(record: Record) -> bool:
 class Queue:
     """The queue of one taker, in the caller's transaction. The module's docstring has the rules."""
 
-    def __init__(self, tables: Tables, ends: RecordEnds, unread: UnreadRecords) -> None:
+    def __init__(self, tables: Tables, ends: RecordEnds, arrivals: ArrivingRecords) -> None:
         self.taker = ends.taker
         self._tables = tables
         self._wakeups = Wakeups(tables.db)
         self._ends = ends
-        self._unread = unread
+        self._arrivals = arrivals
 
     # --- reading for delivery -------------------------------------------------------------
 
@@ -56,18 +56,18 @@ class Queue:
         if wanted.set_back_ms:
             self._wakeups.wake_earlier(self.taker, wanted.set_back_ms)
         bounds = Bounds(wanted.limit, wanted.limit_bytes)
-        crowd = Crowd(wanted.full, wanted.per_user)
-        queued = self._read_queue(wanted, bounds, crowd) if wanted.queue_first else None
+        per_user = UserBounds(wanted.full, wanted.per_user)
+        queued = self._read_queue(wanted, bounds, per_user) if wanted.queue_first else None
         refilled = self._refill(wanted, bounds)
         woken = self._wake(wanted, bounds)
-        records, last_id, more = queued or self._read_queue(wanted, bounds, crowd)
+        records, last_id, more = queued or self._read_queue(wanted, bounds, per_user)
         wakeups = self._wakeups
         return Loaded(
             records,
             woken,
             refilled,
             last_id,
-            crowd.new,
+            per_user.worked_off,
             wakeups.next_wake_ms(self.taker, parked=False),
             wakeups.next_wake_ms(self.taker, parked=True),
             wakeups.awaited(self.taker),
@@ -111,7 +111,7 @@ class Queue:
                 parked_bytes -= sum(len(record.raw) for record in records)
             if records:
                 failing = due.failures > 0 and due.reason != DeadReason.USER_NOT_FOUND
-                tries = due.waited_for if due.waited_for in wanted.open else ""
+                tries = due.waited_for if due.waited_for in wanted.open_circuits else ""
                 woken.append(Woken(due.user, records, bool(due.reason), failing, tries))
         return woken
 
@@ -119,13 +119,13 @@ class Queue:
         wakeups = self._wakeups
         awaited = wakeups.awaited(self.taker)
         for endpoint in awaited:
-            if endpoint not in wanted.open:
+            if endpoint not in wanted.open_circuits:
                 wakeups.let_parked_go(self.taker, endpoint, MOST_LET_GO)
         found = wakeups.due(self.taker, wanted.now_ms, limit, parked=False)
         most_parked = min(limit, wanted.parked)
         found += wakeups.due(self.taker, wanted.now_ms, most_parked, parked=True)
         for endpoint in awaited:
-            if endpoint not in wanted.open:
+            if endpoint not in wanted.open_circuits:
                 waiting = wakeups.waiting_for(self.taker, endpoint, limit)
                 found += [due for due in waiting if not due.reason]
             elif endpoint in wanted.probes:
@@ -136,7 +136,7 @@ class Queue:
         """Wake a user with its first record, or with all that may be loaded (rules 3 and 4)."""
         # Before the records are read: a row that stayed due would be woken a second time.
         self._tables.users.work_off(self.taker, due.user)
-        if due.waited_for and not due.reason and due.waited_for not in wanted.open:
+        if due.waited_for and not due.reason and due.waited_for not in wanted.open_circuits:
             limit = min(wanted.per_user, bounds.limit)
             found = self._aside(due.user, limit, bounds.limit_bytes)
         else:
@@ -169,12 +169,12 @@ class Queue:
                 return intact
 
     def _read_queue(
-        self, wanted: Wanted, bounds: Bounds, crowd: Crowd
+        self, wanted: Wanted, bounds: Bounds, per_user: UserBounds
     ) -> tuple[list[Record], int, bool]:
         """Return the next records of the queue, the last id read, and whether more wait."""
         if not wanted.reads_queue or bounds.are_reached:
             return [], wanted.after_id, True
-        found = self._unread.next(wanted.after_id, wanted.now_ms, bounds, crowd)
+        found = self._arrivals.next(wanted.after_id, wanted.now_ms, bounds, per_user)
         bounds.take(found[0])
         return found
 
@@ -196,4 +196,4 @@ class Queue:
             if self._tables.inbox.next_id(self.taker, unpacked_to) is None:
                 self._tables.users.free_all(self.taker)
                 return []
-            self._unread.unpack(unpacked_to, Bounds(limit, 1 << 24), Crowd((), limit), 0)
+            self._arrivals.unpack(unpacked_to, Bounds(limit, 1 << 24), UserBounds((), limit), 0)

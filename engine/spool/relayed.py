@@ -130,13 +130,13 @@ def _checked(row: Sequence[Any]) -> WaitingRequest:
     id_, at_ms, api_key, count, devices, remaining, waiting, crc = row
     try:
         is_whole = head_checksum(id_, at_ms, api_key, count, devices, remaining) == crc
-        lines = _ints.decode(devices)
+        numbers = _ints.decode(devices)
         left = _ints.decode(remaining) if remaining else list(range(count))
-        is_whole = is_whole and len(lines) in (1, count) and set(left) <= set(range(count))
+        is_whole = is_whole and len(numbers) in (1, count) and set(left) <= set(range(count))
     except (msgspec.MsgspecError, TypeError, AttributeError, ValueError):
-        is_whole, lines, left = False, [], []
+        is_whole, numbers, left = False, [], []
     if is_whole:
-        return WaitingRequest(id_, at_ms, api_key, count, lines, left)
+        return WaitingRequest(id_, at_ms, api_key, count, numbers, left)
     # By ``waiting`` it is counted, so by that it is buried.
     number = waiting if isinstance(waiting, int) and 0 < waiting <= MOST_EVENTS else 1
     at_ms = at_ms if isinstance(at_ms, int) else 0

@@ -46,7 +46,7 @@ class SettledLines:
         why = {**_why(failure), "means": failure.reason.means}
         self._keep(lambda: _log.warning("dead letter", relay=relay, **about, **why))
 
-    def dead_at_the_door(self, sync: str, id_: int, row: DeadRow) -> None:
+    def dead_at_intake(self, sync: str, id_: int, row: DeadRow) -> None:
         """Keep a line about an event that became a dead letter at intake."""
         where = {"origin": row.origin, "line": row.line}
         user = {"user": row.user_key} if row.user_key else {}
@@ -79,7 +79,7 @@ class SettledLines:
             for record in records:
                 self._keep(partial(log_dropped, record, DropReason.DUPLICATE, sync=sync))
 
-    def duplicate_at_the_door(self, sync: str, row: DeadRow) -> None:
+    def duplicate_at_intake(self, sync: str, row: DeadRow) -> None:
         """Keep a line about a malformed event that came before."""
         if logs.debugging():
             self._keep(partial(log_dropped_raw, row.raw, DropReason.DUPLICATE, sync=sync))

@@ -111,7 +111,7 @@ class StoreIntake:
         accepted = dropped = dead = 0
         for part in batch.parts:
             taker = self._takers.id_for(part.taker)
-            buried = self._bury_unread(taker, part.dead, now_ms) if part.dead else 0
+            buried = self._bury_unreadable(taker, part.dead, now_ms) if part.dead else 0
             self.count_only(part)
             accepted += sum(pack.count for pack in part.packs)
             accepted += part.relayed.count if part.relayed is not None else 0
@@ -127,7 +127,7 @@ class StoreIntake:
             self._accounts.add(taker, f"dropped:{reason}", count)
         self._tables.checkpoints.set(taker, part.checkpoints)
 
-    def _bury_unread(self, taker: int, rows: Sequence[DeadRow], now_ms: int) -> int:
+    def _bury_unreadable(self, taker: int, rows: Sequence[DeadRow], now_ms: int) -> int:
         """Keep malformed events as dead letters; return the number of new ones."""
         first = self._accounts.take_batches(-(-len(rows) // SLOTS)) * SLOTS
         by_id = dict(enumerate(rows, first))
@@ -142,7 +142,7 @@ class StoreIntake:
         for id_, row in by_id.items():
             if id_ in keys and id_ not in new:
                 self._accounts.add(taker, f"dropped:{DropReason.DUPLICATE}", 1)
-                self._tables.lines.duplicate_at_the_door(self._takers.name_of(taker), row)
+                self._tables.lines.duplicate_at_intake(self._takers.name_of(taker), row)
                 continue
             failure = Failure(DeadReason(row.reason), message=row.message)
             record = Record(id_, Kind.EVENT, row.user_key, now_ms, row.raw)
@@ -150,7 +150,7 @@ class StoreIntake:
             placed = msgspec.structs.replace(letter, origin=row.origin, line=row.line)
             self._tables.letters.insert(taker, placed)
             self._accounts.count_dead(taker, row.reason, 1)
-            self._tables.lines.dead_at_the_door(self._takers.name_of(taker), id_, row)
+            self._tables.lines.dead_at_intake(self._takers.name_of(taker), id_, row)
             buried += 1
         return buried
 

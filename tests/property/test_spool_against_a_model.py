@@ -533,7 +533,7 @@ class SpoolMachine(RuleBasedStateMachine):
             updates=UPDATES,
             full=model.full(),
             empty=model.empty()[:refills],
-            open=open_,
+            open_circuits=open_,
             probes=probes & open_,
             reads_queue=reads_queue,
             set_back_ms=set_back_ms,
@@ -572,7 +572,7 @@ class SpoolMachine(RuleBasedStateMachine):
     def _wakes(self, wanted: Wanted, found: Loaded, left: tuple[int, int]) -> tuple[int, int]:
         """Whoever is due goes on, and is free where nothing of it waits."""
         model, expected = self.model, []
-        open_, probes = set(wanted.open), set(wanted.probes)
+        open_, probes = set(wanted.open_circuits), set(wanted.probes)
         parked_bytes = wanted.parked_bytes
         for user in model.due(self.now_ms, left[0], wanted.parked, open_, probes):
             if min(left) <= 0:
@@ -605,7 +605,7 @@ class SpoolMachine(RuleBasedStateMachine):
         """Of what is queued, users that are not aside have theirs, up to a number of each."""
         model, after_id = self.model, wanted.after_id
         if not wanted.reads_queue or min(left) <= 0:
-            assert (found.records, found.crowded) == ([], {})
+            assert (found.records, found.worked_off) == ([], {})
             assert (found.last_id, found.more) == (model.last_id, True)
             return left
         model.unpack(self.store.takers.unpacked_to(self.taker))
@@ -637,7 +637,7 @@ class SpoolMachine(RuleBasedStateMachine):
         for user in crowded:
             model.aside[user] = Aside()
         assert _ids(found.records) == taken, "skipped, or out of order"
-        assert list(found.crowded) == list(crowded)
+        assert list(found.worked_off) == list(crowded)
         model.last_id = found.last_id
         queued = [i for i, x in model.pending.items() if i > model.last_id and not x.aside]
         if found.more:

@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from amplitude_intercom.engine.actor import RUN_BYTES, Actor
-from amplitude_intercom.engine.actors.filter import Door, FilterActor
+from amplitude_intercom.engine.actors.filter import FilterActor, SyncFilter
 from amplitude_intercom.engine.actors.source import Offer
 from amplitude_intercom.engine.envelope import Record
 from amplitude_intercom.engine.rules.admission import Admission, Admitted
@@ -86,8 +86,8 @@ async def take_in(
     ticket = Ticket()
     with send, receive:
         async with anyio.create_task_group() as tasks:
-            door = Door(sync.name, kind(sync, rules.user_keys, rules.contacts))
-            actor = FilterActor([door], spool)
+            sync_filter = SyncFilter(sync.name, kind(sync, rules.user_keys, rules.contacts))
+            actor = FilterActor([sync_filter], spool)
             tasks.start_soon(actor.run, receive)
             batch = Batch(None, raws, sync=sync.name, origin="pipe", lines=range(1, len(raws) + 1))
             await send.send(Offer(batch, (sync.name,), ticket))
@@ -134,8 +134,8 @@ async def test_others_have_their_turn_while_a_large_batch_is_filtered(
     users = [f"poison-{n}" if poisoned and n % 5 == 0 else f"well-{n}" for n in range(40)]
     raws = [msgspec.json.encode(simulation.event(u, 0, x="x" * 240_000)) for u in users]
     batch = Batch(None, raws, sync=sync.name, lines=range(1, 41))
-    door = Door(sync.name, decide)
-    kept = await FilterActor([door], cast("Any", None)).admit(batch, door)
+    sync_filter = SyncFilter(sync.name, decide)
+    kept = await FilterActor([sync_filter], cast("Any", None)).admit(batch, sync_filter)
     entries = [entry for pack in kept.packs for entry in entries_of(pack.index)]
     assert [entry.user_key for entry in entries] == [u for u in users if u.startswith("well")]
     assert [letter.line for letter in kept.dead] == (list(range(1, 41, 5)) if poisoned else [])
@@ -148,8 +148,9 @@ async def test_a_small_batch_is_filtered_in_one_go(tmp_path: Path) -> None:
     rules = SyncRules(sync)
     decide = Watched(sync, rules.user_keys, rules.contacts)
     raws = [raw(f"well-{n}") for n in range(500)]
-    door = Door(sync.name, decide)
-    await FilterActor([door], cast("Any", None)).admit(Batch(None, raws, sync=sync.name), door)
+    sync_filter = SyncFilter(sync.name, decide)
+    batch = Batch(None, raws, sync=sync.name)
+    await FilterActor([sync_filter], cast("Any", None)).admit(batch, sync_filter)
     assert decide.judged_bytes == sum(map(len, raws))
 
 

@@ -66,7 +66,7 @@ class Found:
         self.woken: list[Woken] = loaded.woken
         self.records = all_of(loaded)
         self.last_id = loaded.last_id
-        self.crowded = list(loaded.crowded)
+        self.worked_off_now = list(loaded.worked_off)
         self.next_wake_ms = loaded.next_wake_ms
         self.next_retry_ms = loaded.next_retry_ms
         self.awaited = list(loaded.awaited)
@@ -76,7 +76,11 @@ class Found:
     def worked_off(self) -> list[str]:
         """The users of whom more may be aside: a feed asks for it when these are done."""
         woken = [one.user for one in self.woken]
-        return [*(user for user, found in self.refilled.items() if found), *woken, *self.crowded]
+        return [
+            *(user for user, found in self.refilled.items() if found),
+            *woken,
+            *self.worked_off_now,
+        ]
 
 
 def all_of(loaded: Loaded) -> list[Record]:

@@ -131,8 +131,8 @@ class UpdateState:
         )
         return self.contact.intend(self._draft.changes, self.resolution)
 
-    def fields_to_create(self, step: Action) -> dict[str, Any]:
-        """Return the fields that a contact is created with; they are on their way from now on."""
+    def begin_create(self, step: Action) -> dict[str, Any]:
+        """Note that a contact is about to be created; return its fields."""
         changes = {name: value for name, value in self._draft.changes.items() if value is not None}
         if step is Action.CREATE_BARE:
             changes = {}
@@ -141,8 +141,8 @@ class UpdateState:
         self._last_sent = changes
         return changes
 
-    def fields_to_put(self) -> dict[str, Any]:
-        """Return the fields that are written to the contact; they are on their way from now on."""
+    def begin_put(self) -> dict[str, Any]:
+        """Note that the contact is about to be written; return the fields."""
         identity = self.resolution.identity
         self._last_sent = dict(self._draft.changes)
         if self.resolution.adopts:

@@ -22,7 +22,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from amplitude_intercom.engine.delivery.calls import TurnCalls, Undeliverable
-from amplitude_intercom.engine.delivery.contact_locks import Writing
+from amplitude_intercom.engine.delivery.contact_locks import ContactLocks
 from amplitude_intercom.engine.delivery.contacts.beginning import creating
 from amplitude_intercom.engine.delivery.contacts.resolving import Action, NextStep
 from amplitude_intercom.engine.delivery.contacts.scope import ContactScope, Upserted
@@ -44,7 +44,7 @@ means that the answers lead in a circle."""
 
 
 async def upsert(
-    scope: ContactScope, updates: Sequence[ContactUpdate], calls: TurnCalls, writing: Writing
+    scope: ContactScope, updates: Sequence[ContactUpdate], calls: TurnCalls, locks: ContactLocks
 ) -> Upserted:
     """Bring the updates of one user to its contact, in their order, in one write.
 
@@ -56,7 +56,7 @@ async def upsert(
     """
     if any(map(scope.rules.writes_attributes, updates)):
         await _make_attributes_ready(scope, updates, calls)
-    upsert = Upsert(scope, updates[0].identity, updates, calls, writing)
+    upsert = Upsert(scope, updates[0].identity, updates, calls, locks)
     upserted = await upsert.run()
     scope.count_adjusted(upsert.state.adjustments)
     return upserted
@@ -90,9 +90,9 @@ async def ensure(scope: ContactScope, identity: Identity, calls: TurnCalls) -> N
         NotNow: a call has no answer, or another turn writes the contact.
         Undeliverable: it cannot be had.
     """
-    with scope.workspace.writing() as writing:
-        await writing.take(scope.key_of(identity))
-        await Upsert(scope, identity, (), calls, writing).ensure()
+    with scope.workspace.locks() as locks:
+        await locks.take(scope.key_of(identity))
+        await Upsert(scope, identity, (), calls, locks).ensure()
 
 
 async def merged_into(scope: ContactScope, identity: Identity, calls: TurnCalls) -> str:
@@ -106,9 +106,9 @@ async def merged_into(scope: ContactScope, identity: Identity, calls: TurnCalls)
     own = scope.key_of(identity)
     key, known = await scope.spool.persist(lambda store: store.contacts.find(own))
     if key == own and known.contact_id and not known.is_lost:
-        with scope.workspace.writing() as writing:
-            await writing.take(own)
-            key = await Upsert(scope, identity, (), calls, writing).look()
+        with scope.workspace.locks() as locks:
+            await locks.take(own)
+            key = await Upsert(scope, identity, (), calls, locks).look()
     return "" if key == own else key.value
 
 
@@ -121,14 +121,14 @@ class Upsert:
         identity: Identity,
         updates: Sequence[ContactUpdate],
         calls: TurnCalls,
-        writing: Writing,
+        locks: ContactLocks,
     ) -> None:
-        """``writing``: the contacts that the turn writes; it may take more."""
+        """``locks``: the contacts that the turn writes; it may take more."""
         self._scope = scope
         self._identity = identity
         self._stored = StoredContact(scope, identity)
         self._calls = calls
-        self._writing = writing
+        self._locks = locks
         self._made = 0
         self.state = UpdateState(scope, identity, updates)
 
@@ -193,13 +193,13 @@ class Upsert:
             self._stored.begin,
             updates=self.state.updates,
             without=self.state.resolution.without,
-            has=self._writing.has,
+            has=self._locks.has,
         )
         begun = await self._persist(begin)
         # Which contact it is may change while another turn writes it: what was read before is
         # believed only once this turn has it.
-        while not self._writing.has(begun.key):
-            await self._writing.take(begun.key)
+        while not self._locks.has(begun.key):
+            await self._locks.take(begun.key)
             begun = await self._persist(begin)
         self.state.begin(begun)
         return begun.first
@@ -239,7 +239,7 @@ class Upsert:
                 return intercom.search_contacts(self._identity.value)
             case Action.LOOK:
                 if state.resolution.is_another:  # it may have no name, and two users may find it so
-                    await self._writing.take(self._stored.key_of_contact(contact_id))
+                    await self._locks.take(self._stored.key_of_contact(contact_id))
                 return intercom.get_contact(contact_id)
             case Action.UNARCHIVE:
                 return intercom.unarchive_contact(contact_id)
@@ -247,10 +247,10 @@ class Upsert:
                 if step is not Action.CREATE_BARE:
                     await self._intend()
                 return intercom.create_contact(
-                    creation_body(self._identity, state.fields_to_create(step))
+                    creation_body(self._identity, state.begin_create(step))
                 )
         await self._intend()
-        fields = state.fields_to_put()
+        fields = state.begin_put()
         return intercom.update_contact(contact_id, contact_body(fields)) if fields else None
 
     async def _intend(self) -> None:
@@ -285,7 +285,7 @@ class Upsert:
         """
         resolution = self.state.resolution
         # From now on two users write one contact, and their turns do not know of each other.
-        await self._writing.take(self._stored.key_of(resolution.owner))
+        await self._locks.take(self._stored.key_of(resolution.owner))
         await self._persist(partial(self._stored.join, at=self.state.key, resolution=resolution))
         return await self._begin() if self.state.updates else Action.DONE
 

@@ -138,7 +138,7 @@ class Database(Generic[S]):
 
         Of an empty group only the disk and the files are checked.
         """
-        if self._has_lost_files():
+        if self._check_files():
             return self._without_files(group)
         self._look_again()
         if self.trouble is None and self._reserve.is_short():
@@ -154,7 +154,7 @@ class Database(Generic[S]):
         except Exception as fault:
             return self._singly(group, fault)
 
-    def _has_lost_files(self) -> bool:
+    def _check_files(self) -> bool:
         """Return whether the files are lost now, and shut or reopen intake with it."""
         if self._opened is not None and self._opened.has_lost_only_log:
             self._save_log()

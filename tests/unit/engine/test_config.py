@@ -132,7 +132,7 @@ def test_as_many_event_types_as_intercom_keeps_pass_and_one_more_is_named() -> N
     assert said.endswith("Surplus: Event 120")
 
 
-# --- the admin's door -------------------------------------------------------------------
+# --- the admin's listener --------------------------------------------------------------
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "127.8.8.8:1", "localhost:1", "[::1]:1"])

@@ -89,10 +89,10 @@ def test_of_a_kind_so_many_a_second_are_written_and_the_others_counted() -> None
     taken = [rates.takes("dead letter") for _ in range(logs.KIND_LINES_PER_S + 7)]
     assert taken == [True] * logs.KIND_LINES_PER_S + [False] * 7
     assert rates.takes("another")
-    assert rates.overdue() == {}  # this second is not over
+    assert rates.take_overdue() == {}  # this second is not over
     clock.now_s = 1.0
-    assert rates.overdue() == {"dead letter": 7}
-    assert rates.overdue() == {}
+    assert rates.take_overdue() == {"dead letter": 7}
+    assert rates.take_overdue() == {}
     assert rates.takes("dead letter")
 
 

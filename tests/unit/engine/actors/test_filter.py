@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amplitude_intercom.engine.actors.filter import Door, FilterActor, only_project
+from amplitude_intercom.engine.actors.filter import FilterActor, SyncFilter, only_project
 from amplitude_intercom.engine.commands.preview import Past, Preview
 from amplitude_intercom.engine.config import from_table
 from amplitude_intercom.engine.envelope import Kind, Record
@@ -29,12 +29,12 @@ from support.admissions import ANY, BOUGHT, an_admission
 
 
 def kept_of(decide: Admission, batch: Batch, *, project: str = "", **actor: Any) -> Part:
-    return admitted(Door("a", decide, project), batch, **actor)
+    return admitted(SyncFilter("a", decide, project), batch, **actor)
 
 
-def admitted(door: Door, batch: Batch, **actor: Any) -> Part:
+def admitted(sync: SyncFilter, batch: Batch, **actor: Any) -> Part:
     spool = cast("Any", None)  # filtering needs none
-    return asyncio.run(FilterActor([door], spool, **actor).admit(batch, door))
+    return asyncio.run(FilterActor([sync], spool, **actor).admit(batch, sync))
 
 
 def entries(part: Part) -> list[Entry]:
@@ -116,12 +116,12 @@ def test_lines_that_begin_alike_are_different_dead_letters_where_the_rest_differ
 
 
 def admit(decide: Admission, raws: list[bytes], *, decoded: bool, few_are_kept: bool) -> Part:
-    door = Door("a", decide)
-    door.few_are_kept = few_are_kept
+    sync = SyncFilter("a", decide)
+    sync.few_are_kept = few_are_kept
     heads = [read_head(raw)[0] for raw in raws] if decoded else None
     read = [read_head(raw)[1] for raw in raws] if decoded else raws
     batch = Batch(heads, read, origin="f", lines=range(1, len(raws) + 1))
-    return admitted(door, batch)
+    return admitted(sync, batch)
 
 
 TYPES = ("Bought", "Seen", "$identify", "$groupidentify", "_all", "[Intercom] x", "", None)
@@ -227,11 +227,11 @@ def test_many_and_large_events_are_kept_in_packs_of_bounded_size() -> None:
 
 def test_two_syncs_keep_their_own_parts_of_a_batch() -> None:
     chosen = an_admission(events={"select": [BOUGHT]})
-    doors = [Door("all", an_admission()), Door("bought", chosen)]
+    syncs = [SyncFilter("all", an_admission()), SyncFilter("bought", chosen)]
     raws = [b'{"event_type": "%s", "user_id": "user-1"}' % t for t in (b"Bought", b"Seen", b"Seen")]
-    for _ in range(2):  # whether the last run of a door kept few of them or not
-        parts = [admitted(door, Batch(None, raws)) for door in doors]
+    for _ in range(2):  # whether the last run of a sync kept few of them or not
+        parts = [admitted(sync, Batch(None, raws)) for sync in syncs]
         assert [part.taker for part in parts] == ["all", "bought"]
         assert [len(entries(part)) for part in parts] == [3, 1]
         assert [part.dropped.total() for part in parts] == [0, 2]
-        assert [door.few_are_kept for door in doors] == [False, True]
+        assert [sync.few_are_kept for sync in syncs] == [False, True]

@@ -47,7 +47,7 @@ class Rig:
             self.in_flight.end(call)
 
     def counted(self, now_s: float, mean_s: float = FAST_S) -> int:
-        return self.in_flight.counted(now_s, mean_s)
+        return self.in_flight.count(now_s, mean_s)
 
 
 @pytest.fixture

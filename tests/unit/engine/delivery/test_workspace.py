@@ -5,7 +5,11 @@ from __future__ import annotations
 import anyio
 
 from amplitude_intercom.engine.delivery.calls import NotNow
-from amplitude_intercom.engine.delivery.contact_locks import MOST_WAIT_S, Writing, Written
+from amplitude_intercom.engine.delivery.contact_locks import (
+    MOST_WAIT_S,
+    ContactLocks,
+    LockedContacts,
+)
 from amplitude_intercom.engine.delivery.missing_contacts import (
     MERGED_S,
     MOST_MISSING,
@@ -21,11 +25,11 @@ ANN = MIRA._replace(value="ann")
 NOT_THERE = Failure(DeadReason.USER_NOT_FOUND)
 
 
-async def write(written: Written, key: ContactKey, seconds: float, said: list[str]) -> None:
+async def write(locked: LockedContacts, key: ContactKey, seconds: float, said: list[str]) -> None:
     try:
-        with Writing(written) as writing:
-            await writing.take(key)
-            await writing.take(key)  # is its own already
+        with ContactLocks(locked) as locks:
+            await locks.take(key)
+            await locks.take(key)  # is its own already
             said.append(f"from {anyio.current_time():.1f}")
             await anyio.sleep(seconds)
     except NotNow:
@@ -34,28 +38,28 @@ async def write(written: Written, key: ContactKey, seconds: float, said: list[st
 
 @in_virtual_time
 async def test_a_contact_is_written_by_one_turn_at_a_time_and_another_waits_a_second() -> None:
-    written: Written = {}
+    locked: LockedContacts = {}
     said: list[str] = []
     async with anyio.create_task_group() as tasks:
         for seconds in (0.6, 0.6, 0.6):
-            tasks.start_soon(write, written, MIRA, seconds, said)
-        tasks.start_soon(write, written, ANN, 5.0, said)
+            tasks.start_soon(write, locked, MIRA, seconds, said)
+        tasks.start_soon(write, locked, ANN, 5.0, said)
     assert said == ["from 0.0", "from 0.0", "from 0.6", f"not at {MOST_WAIT_S:.1f}"]
-    assert not written  # what nobody writes is forgotten
+    assert not locked  # what nobody writes is forgotten
 
 
 @in_virtual_time
 async def test_a_cancelled_wait_leaves_the_contact_to_others() -> None:
-    written: Written = {}
+    locked: LockedContacts = {}
     said: list[str] = []
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(write, written, MIRA, 0.5, said)
+        tasks.start_soon(write, locked, MIRA, 0.5, said)
         await anyio.sleep(0.1)
         with anyio.move_on_after(0.2):
-            await write(written, MIRA, 0.0, said)
-        await write(written, MIRA, 0.0, said)
+            await write(locked, MIRA, 0.0, said)
+        await write(locked, MIRA, 0.0, said)
     assert said == ["from 0.0", "from 0.5"]
-    assert not written
+    assert not locked
 
 
 @in_virtual_time

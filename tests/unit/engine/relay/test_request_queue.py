@@ -124,7 +124,7 @@ def test_a_device_that_is_due_during_a_pass_has_the_next_pass_at_once() -> None:
         lines.add(request(n, n))
     for part in going(lines):
         lines.answered(part)
-        lines.hold(part.lines, float(part.request.id), part.request.id)
+        lines.hold(part.devices, float(part.request.id), part.request.id)
     lines.wake(1.0)
     assert lines.again == 0
     lines.wake(2.0)
@@ -236,8 +236,8 @@ class World:
 
     def send(self, most: int) -> None:
         while len(self.out) < most and (part := self.lines.oldest()) is not None:
-            busy = {line for other in self.out for line in other.lines}
-            assert not busy & part.lines
+            busy = {line for other in self.out for line in other.devices}
+            assert not busy & part.devices
             self.out.append(part)
 
     def answer(self, choice: int, how: int) -> None:
@@ -249,7 +249,7 @@ class World:
         half = set(indexes[::2])
         settled = [set(indexes), half, set(), set(), set(), set()][how]
         self.settle(row, settled, refused=how == 1)
-        lines = set(list(part.lines)[: 1 + choice % 3])
+        lines = set(list(part.devices)[: 1 + choice % 3])
         self.lines.answered(part, settled)
         if how == 2:
             self.lines.hold(lines, self.now_s + 1 + choice % 5, row.id)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from amplitude_intercom.engine.errors import SpoolError
-from amplitude_intercom.engine.spool.fullness import CROWDED, RELIEF
+from amplitude_intercom.engine.spool.fullness import NEARLY_FULL, RELIEF
 from amplitude_intercom.engine.spool.rows import Append, Appended
 from amplitude_intercom.engine.spool.store import Store
 from support.spools import OneSync, kept, opened, part_of
@@ -51,7 +51,7 @@ def test_a_sync_over_its_share_is_refused_and_names_itself_and_the_others_are_no
 ) -> None:
     assert not tries(store, "small")
     held = fill(store, "large") * len(EVENT)
-    assert CROWDED * MAX_BYTES * 0.98 < held < 0.85 * MAX_BYTES
+    assert NEARLY_FULL * MAX_BYTES * 0.98 < held < 0.85 * MAX_BYTES
     assert "sync `large`" in tries(store, "large")
     for _ in range(5):
         assert not tries(store, "small")

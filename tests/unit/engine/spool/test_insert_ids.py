@@ -65,7 +65,7 @@ def test_an_event_of_one_sync_is_no_duplicate_to_another(path: Path) -> None:
     store.close()
 
 
-def test_a_dead_letter_of_the_door_is_known_again_too(path: Path) -> None:
+def test_a_dead_letter_of_intake_is_known_again_too(path: Path) -> None:
     sync = OneSync(opened(path))
     row = DeadRow("invalid_json", "no JSON", b"{", b"key", "f", 1)
     store = sync.store

@@ -292,7 +292,7 @@ def test_a_user_that_goes_aside_takes_all_that_is_loaded_of_it_along(path: Path,
         sync.settling.defer("ann", ids(ann), 50, "events" if how == "wait" else "")
     sync.store.commit()
     sync.append(EVENT)
-    while_it_waits = sync.load(loaded.last_id, now_ms=49, open={"events"})
+    while_it_waits = sync.load(loaded.last_id, now_ms=49, open_circuits={"events"})
     assert while_it_waits.records == []
     woken = sync.load(while_it_waits.last_id, now_ms=50)
     found = ids(woken.records)
@@ -316,9 +316,9 @@ def test_users_waiting_for_an_endpoint_wake_when_it_is_well_or_one_by_one_to_try
         mine = [record.id for record in loaded.records if record.user_key == user]
         sync.settling.defer(user, mine, n, "events")
     sync.store.commit()
-    asleep = sync.load(loaded.last_id, now_ms=10**6, open={"events"})
+    asleep = sync.load(loaded.last_id, now_ms=10**6, open_circuits={"events"})
     assert (asleep.records, asleep.awaited, asleep.next_wake_ms) == ([], ["events"], None)
-    probed = sync.load(loaded.last_id, open={"events"}, probes={"events"}, per_user=2)
+    probed = sync.load(loaded.last_id, open_circuits={"events"}, probes={"events"}, per_user=2)
     assert [(one.user, ids(one.records)) for one in probed.woken] == [("ann", [FIRST])]
     others = sync.load(loaded.last_id, per_user=2)
     assert [(one.user, len(one.records)) for one in others.woken] == [("bob", 2), ("cid", 2)]

@@ -79,7 +79,7 @@ def test_a_rolled_back_settlement_is_not_announced(sync: OneSync) -> None:
     assert lines == []
 
 
-def test_a_parked_user_an_expired_event_and_one_dead_at_the_door_have_their_lines(
+def test_a_parked_user_an_expired_event_and_one_dead_at_intake_have_their_lines(
     sync: OneSync,
 ) -> None:
     append(sync)

@@ -11,7 +11,7 @@ from amplitude_intercom.engine.envelope import Record
 from amplitude_intercom.engine.errors import SpoolError
 from amplitude_intercom.engine.spool.accounts import SPOOL, WAITING
 from amplitude_intercom.engine.spool.batches import Kept
-from amplitude_intercom.engine.spool.fullness import CROWDED, RELIEF
+from amplitude_intercom.engine.spool.fullness import NEARLY_FULL, RELIEF
 from amplitude_intercom.engine.spool.letters import DeadRow
 from amplitude_intercom.engine.spool.rows import Append, Appended
 from amplitude_intercom.engine.spool.store import Store
@@ -128,7 +128,7 @@ def test_a_spool_that_has_room_again_says_so_before_anybody_asks_to_append(store
 
 def test_a_sync_without_deliveries_does_not_close_the_intake_of_another(store: Store) -> None:
     stands, flows = OneSync(store, "stands"), OneSync(store, "flows")
-    fill(stands, to_bytes=int(CAP * CROWDED) + 1)
+    fill(stands, to_bytes=int(CAP * NEARLY_FULL) + 1)
     assert store.intake.why_full("stands")
     assert not store.intake.why_full("flows"), (
         "the rest is for the other, though it has nothing yet"
@@ -141,7 +141,7 @@ def test_a_sync_without_deliveries_does_not_close_the_intake_of_another(store: S
     records = load_all(stands)
     while not tries(stands, kept("ann")):
         stands.deliver(records.pop())
-    assert 0.9 < waiting_bytes(store) / (CAP * CROWDED) < RELIEF
+    assert 0.9 < waiting_bytes(store) / (CAP * NEARLY_FULL) < RELIEF
 
 
 def test_a_taker_over_its_share_stays_refused_while_another_comes_and_goes(
@@ -149,7 +149,7 @@ def test_a_taker_over_its_share_stays_refused_while_another_comes_and_goes(
 ) -> None:
     """Else a batch of it is taken in or refused by when the other's next one comes."""
     stands, flows = OneSync(store, "stands"), OneSync(store, "flows")
-    fill(stands, to_bytes=int(CAP * CROWDED) + 1)
+    fill(stands, to_bytes=int(CAP * NEARLY_FULL) + 1)
     flows.append(LARGE)
     assert not tries(stands, kept("ann"))
     flows.deliver(*load_all(flows))
