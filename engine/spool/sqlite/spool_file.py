@@ -21,9 +21,9 @@ from amplitude_intercom.transports.reasons import RefusalReason
 
 FILE_NAME: Final = "spool.db"
 APPLICATION_ID: Final = 0x416D4932  # "AmI2"
-FORMER_APPLICATION_ID: Final = (
-    0x416D4963  # "AmIc": a spool of 0.1.0, which had a file for each sync
-)
+FORMER_APPLICATION_ID: Final = 0x416D4963  # "AmIc"
+"""Of a spool of an earlier build, which had one file for each sync."""
+
 PAGE_BYTES: Final = 8192
 GIVE_BACK_PAGES: Final = 128
 """Free pages that one transaction returns to the disk."""
@@ -216,12 +216,12 @@ def migrate(connection: sqlite3.Connection) -> None:
 
 
 def former_spools(data_dir: Path) -> list[Path]:
-    """Return the files of spools of version 0.1.0 in a data directory."""
+    """Return the spools of earlier builds in a data directory."""
     return [path for path in sorted(data_dir.glob("*.db")) if _is_former(path)]
 
 
 def refuse_former_spools(data_dir: Path) -> None:
-    """Refuse a data directory that holds spools of 0.1.0, which had one file for each sync.
+    """Refuse a data directory that holds spools of an earlier build, one file for each sync.
 
     Raises:
         SettingsError: it does.
@@ -230,8 +230,8 @@ def refuse_former_spools(data_dir: Path) -> None:
     if found:
         names = ", ".join(path.name for path in found[:3])
         raise SettingsError(
-            f"data_dir: {data_dir} holds spools of 0.1.0 ({names}), which are not read any more:"
-            " deliver what waits in them with 0.1.0 first, then move them away"
+            f"data_dir: {data_dir} holds spools of an earlier build ({names}), which are not read"
+            " any more: deliver what waits in them with that build first, then move them away"
         )
 
 
