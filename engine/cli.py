@@ -146,7 +146,8 @@ def forward(
         typer.Option(
             callback=finite_seconds,
             help="Seconds to wait for retries at the end, or for anything to be settled while"
-            " reading pauses, or for an export; default: for all of them.",
+            " reading pauses, or for an export; default: for all of them, but a run that reads no"
+            " event ends at once.",
         ),
     ] = None,
     json: Json = False,

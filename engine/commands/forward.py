@@ -60,8 +60,8 @@ async def forward(
     settled.
 
     ``max_wait_s`` bounds the wait for retries, counted from the end of the input; or, while reading
-    pauses, from the last event that was settled; or the wait for one export. Interrupted, the same
-    input is resumed where reading stopped.
+    pauses, from the last event that was settled; or the wait for one export. Without it, a run that
+    reads no event ends at once. Interrupted, the same input is resumed where reading stopped.
 
     Raises:
         SettingsError: no such sync, or several and none is named; no settings for an export.
@@ -77,7 +77,7 @@ async def forward(
         before = await _take_stock(stream)
         with Reading(stream, problems) as reading:
             make_source = partial(_make_source, settings, name, reading, since_ms, until_ms)
-            what: Input = FilesInput(found, stream, make_source, reading)
+            what: Input = FilesInput(found, stream, make_source, reading, max_wait_s=max_wait_s)
             if export is not None:
                 what = ExportInput(
                     settings,
@@ -108,7 +108,9 @@ async def forward(
 def _exit_code(counts: Mapping[str, Any], problems: Problems, *, strict: bool) -> int:
     """Return the exit code of a run that came to its end; say what still waits."""
     if counts["pending"]:
-        return complain(f"{counts['pending']} still wait; they are kept for the next run", FAILED)
+        return complain(
+            f"{count(counts['pending'], 'event')} not delivered yet, kept for the next run", FAILED
+        )
     if problems.count:
         return FAILED
     return DEAD_LETTERED if strict and counts["dead"] else OK

@@ -23,7 +23,7 @@ from amplitude_intercom.engine.commands.running import FAILED, complain
 from amplitude_intercom.engine.commands.terminal import count, say
 from amplitude_intercom.engine.delivery.stream import Stream
 from amplitude_intercom.transports import files, finding
-from amplitude_intercom.transports.contract import Batch, Intake, Ticket
+from amplitude_intercom.transports.contract import Batch, Intake, Receipt, Ticket
 from amplitude_intercom.transports.errors import BadFile
 from amplitude_intercom.transports.progress import Progress
 from amplitude_intercom.transports.stdin import LineSource
@@ -63,21 +63,32 @@ class FilesInput:
     """Files, folders and pipes that somebody has named."""
 
     def __init__(
-        self, paths: Sequence[str], stream: Stream, make_source: MakeSource, reading: Reading
+        self,
+        paths: Sequence[str],
+        stream: Stream,
+        make_source: MakeSource,
+        reading: Reading,
+        *,
+        max_wait_s: float | None = None,
     ) -> None:
+        """``max_wait_s``: how long may be waited for events that were kept before."""
         self._paths = paths
         self._reading = reading
         self._stream = stream
         self._make_source = make_source
+        self._max_wait_s = max_wait_s
 
     async def read(self, intake: Intake) -> Ending | None:
         """Read all of them. To its end, they are read anew the next time."""
         self._reading.begin("forward", finding.size(self._paths))
         spool = self._stream.spool
-        source = self._make_source(self._paths, await spool.checkpoints())
+        checkpoints = await spool.checkpoints()
+        source = self._make_source(self._paths, checkpoints)
         await source.run(intake)
         await spool.forget_checkpoints(source.files)
-        return None
+        if any(file in checkpoints for file in source.files):
+            return None  # an interrupted run has read the rest: its events are waited for
+        return self._reading.end(self._stream, self._max_wait_s)
 
     def counts(self) -> dict[str, Any]:
         """Nothing more than how many they are."""
@@ -235,6 +246,7 @@ class Reading(Progress):
 
     def __init__(self, stream: Stream, problems: Problems) -> None:
         self.skipped = 0
+        self._has_stored = False
         self._problems = problems
         console = Console(stderr=True)
         self._bar = Bar(
@@ -270,6 +282,26 @@ class Reading(Progress):
     def read(self, count: int) -> None:
         """So many more bytes of the files were read."""
         self._bar.update(self._task, advance=count)
+
+    def stored(self, receipt: Receipt) -> None:
+        """A batch is on disk."""
+        self._has_stored = True
+
+    def end(self, stream: Stream, max_wait_s: float | None) -> Ending | None:
+        """Say it if no event was read; then end the run where only events from before wait.
+
+        A wrong file would else seem to be delivered for hours. With ``max_wait_s`` somebody asks
+        for the wait.
+        """
+        if self._has_stored:
+            return None
+        nothing = "no event of that time was read" if self.skipped else "no event was read"
+        pending = stream.spool.counters["pending"]
+        if not pending or max_wait_s is not None:
+            say(nothing, stderr=True)
+            return None
+        text = "`run`, or `forward --max-wait SECONDS`, delivers what is kept"
+        return Ending(f"{nothing}; kept from before: {count(pending, 'event')}; {text}", FAILED)
 
     def passed_over(self, count: int) -> None:
         """So many events are of a time that was not asked for."""

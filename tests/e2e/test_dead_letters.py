@@ -157,7 +157,7 @@ async def test_a_dry_run_shows_the_bytes_that_a_replay_sends(tmp_path: Path) -> 
         before = len(local.journal)
         code, out, _ = await letters("replay", config, "--json")
         assert (code, json.loads(out)) == (0, {"replayed": 7})
-        code, _, err = await process.run("forward", "-c", str(config))
+        code, _, err = await process.run("forward", "-c", str(config), "--max-wait", "60")
         assert code == 0, err
     sent = [
         (call.method, call.path, call.body)

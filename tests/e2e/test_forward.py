@@ -163,7 +163,7 @@ async def test_a_replayed_dead_letter_is_delivered_and_a_discarded_one_is_counte
         assert json.loads(out) == {"replayed": 1}
         _, out, _ = await process.run("dead-letters", "discard", *ask, "never-comes", "--json")
         assert json.loads(out) == {"discarded": 1}
-        code, _ = await _forward(config)
+        code, _ = await _forward(config, "--max-wait", "60")
         assert code == 0
     assert [e.metadata["n"] for e in local.events] == [1]
     _, out, _ = await process.run("status", "-c", str(config), "--json")
@@ -408,6 +408,41 @@ async def test_a_run_that_cannot_read_on_says_why_and_ends_at_its_deadline(
     assert why in line
     assert (code, "nothing was settled while reading paused" in err) == (1, True)
     assert "run it again, it goes on from there" in err
+
+
+async def test_a_run_that_reads_no_event_ends_at_once_and_says_so(tmp_path: Path) -> None:
+    (tmp_path / "some.jsonl").write_bytes(json.dumps(process.event("never-known", 1)).encode())
+    (tmp_path / "empty.jsonl").touch()
+    (tmp_path / "table.csv").write_bytes(b"user_id,event_type\nu-00001,A\n")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "earlier.jsonl").write_bytes(_lines(0, 1))
+    until = ("--until", "2001-01-01")
+    async with serve(Sandbox()) as url:
+        config = process.settings(tmp_path, url)
+        files = {name: str(tmp_path / name) for name in ("empty.jsonl", "table.csv", "empty")}
+        code, _, err = await process.run("forward", "-c", str(config), files["empty.jsonl"])
+        assert (code, "no event was read\n" in err) == (0, True)
+        ask = ("forward", "-c", str(config))
+        code, _, err = await process.run(*ask, "--max-wait", "0", str(tmp_path / "some.jsonl"))
+        assert (code, "1 event not delivered yet, kept for the next run" in err) == (1, True)
+        async with asyncio.timeout(60):  # it is kept for four hours
+            for arguments in ([*files.values()], [], [*until, str(tmp_path / "earlier.jsonl")]):
+                code, _, err = await process.run(*ask, *arguments)
+                assert code == 1
+                assert "was read; kept from before: 1 event; `run`" in err
+
+
+async def test_a_run_that_reads_no_event_delivers_what_is_kept_where_a_wait_is_given(
+    tmp_path: Path,
+) -> None:
+    local = Sandbox()
+    async with serve(local) as url:
+        config = process.settings(tmp_path, "http://127.0.0.1:9")
+        await _forward(config, "--max-wait", "0", stdin=_lines(0, 1))
+        local.add_contact(external_id="mira-okafor")
+        config = process.settings(tmp_path, url)
+        code, counts = await _forward(config, "--max-wait", "60")
+    assert (code, counts["received"], counts["delivered"]) == (0, 0, 1)
 
 
 async def test_reading_that_goes_on_is_said(tmp_path: Path) -> None:
