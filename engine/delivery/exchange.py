@@ -71,7 +71,7 @@ class Exchange:
             if not isinstance(outcome, Failure) or is_error_list(answer):
                 self._learn_pace(answer, number, left_s, back_s)
         if logs.debugging():
-            self._log_call(request, outcome, back_s - left_s)
+            self._log_call(request, caller, outcome, back_s - left_s)
         return Back(outcome, left_s, back_s)
 
     async def _answer(self, request: Request, out: CallInFlight) -> Answer:
@@ -104,7 +104,13 @@ class Exchange:
         except Exception as fault:  # unforeseen headers cost themselves, not the call
             internal_failure(fault, intercom=self._name)
 
-    def _log_call(self, request: Request, outcome: Answer | Failure, took_s: float) -> None:
+    def _log_call(
+        self, request: Request, caller: Caller, outcome: Answer | Failure, took_s: float
+    ) -> None:
         call = f"{request.method} {request.path}"
         said = (outcome.status or outcome.code) if isinstance(outcome, Failure) else outcome.status
-        _log.debug("call made", intercom=self._name, call=call, outcome=said, took_s=took_s)
+        sync, user = caller.who
+        whose = {"sync": sync, "user": user} if user else {}
+        _log.debug(
+            "call made", intercom=self._name, call=call, outcome=said, took_s=took_s, **whose
+        )

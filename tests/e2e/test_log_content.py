@@ -49,4 +49,7 @@ async def test_every_settling_is_in_the_log_by_sync_and_user_at_its_level(tmp_pa
     assert found(log, "dropped", level="debug", reason="not_selected", **viewed)
     assert found(log, "user parked", level="info", reason="user_not_found", **nobody)
     assert found(log, "batch taken in", level="debug", syncs=["e2e"], kept=1)
-    assert found(log, "call made", level="debug", call="POST /events", outcome=202)
+    assert found(log, "call made", level="debug", call="POST /events", outcome=202, **mira)
+    assert found(log, "call made", level="debug", call="POST /events", outcome=404, **nobody)
+    [asked] = found(log, "call made", level="debug", call="GET /me")
+    assert "user" not in asked  # no user's call
