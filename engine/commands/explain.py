@@ -13,6 +13,7 @@ from amplitude_intercom.engine.delivery.gate import State
 from amplitude_intercom.engine.did_you_mean import did_you_mean
 from amplitude_intercom.engine.metrics import METRICS, PREFIX
 from amplitude_intercom.engine.reasons import AdjustmentReason, DeadReason, DropReason
+from amplitude_intercom.engine.relay.host import RelayState
 from amplitude_intercom.engine.settings_meanings import MEANINGS
 from amplitude_intercom.transports.reasons import NoAnswerCause, Reason, RefusalReason
 
@@ -23,6 +24,7 @@ _SETS: dict[str, type[Reason]] = {
     "why a request is refused": RefusalReason,
     "why a call has no answer": NoAnswerCause,
     "how Intercom fares": State,
+    "how Amplitude fares for a relay": RelayState,
 }
 
 

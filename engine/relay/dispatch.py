@@ -26,7 +26,7 @@ from amplitude_intercom.engine.backoff import unknown_delay_s
 from amplitude_intercom.engine.reasons import Failure
 from amplitude_intercom.engine.relay.answers import AnswerKind, Verdict
 from amplitude_intercom.engine.relay.failures import RequestFailures
-from amplitude_intercom.engine.relay.host import OPEN, OUTAGE, AmplitudeHost
+from amplitude_intercom.engine.relay.host import OPEN, OUTAGE, AmplitudeHost, RelayState
 from amplitude_intercom.engine.relay.keys import RefusedKeys
 from amplitude_intercom.engine.relay.part_endings import PartEnding, RefusalStreak, SentPart, losses
 from amplitude_intercom.engine.relay.parts import RequestPart
@@ -62,12 +62,12 @@ class Dispatch:
         self._streak = RefusalStreak()
         self._logged_s = float("-inf")
 
-    def health(self, now_s: float) -> str:
-        """Return the host's state, ``failing`` or ``invalid_key``."""
+    def health(self, now_s: float) -> RelayState:
+        """Return the host's state, ``FAILING`` or ``INVALID_KEY``."""
         state = self._host.state(now_s)
         if state == OPEN and self._host.said:
-            return "failing"
-        return "invalid_key" if state == OPEN and self.keys.said else state
+            return RelayState.FAILING
+        return RelayState.INVALID_KEY if state == OPEN and self.keys.said else state
 
     @property
     def said(self) -> str:

@@ -16,12 +16,37 @@ from __future__ import annotations
 from typing import Final
 
 from amplitude_intercom.engine.backoff import probe_delay_s
+from amplitude_intercom.transports.reasons import Reason
 
 MANY: Final = 5
 FIRST_PAUSE_S: Final = 0.5
 LONGEST_PAUSE_S: Final = 10.0
 
-OPEN, OUTAGE, BUSY = "open", "outage", "busy"
+
+class RelayState(Reason):
+    """How Amplitude fares for one relay, as far as requests have shown."""
+
+    OPEN = ("open", "nothing speaks against it: Amplitude answers, or was not sent anything yet")
+    FAILING = (
+        "failing",
+        "the last request had no answer, or none of Amplitude's: it is tried again, others go on",
+        "`status` says why; where Amplitude is well, look at the proxy and at `relay.base_url`",
+    )
+    OUTAGE = (
+        "outage",
+        "several requests in a row had no answer, or none of Amplitude's: one at a time is tried"
+        " until one has",
+        "`status` says why; where Amplitude is well, look at the proxy and at `relay.base_url`",
+    )
+    BUSY = ("busy", "Amplitude has answered 429: requests pause for as long as it asks")
+    INVALID_KEY = (
+        "invalid_key",
+        "Amplitude refuses an API key: what comes with it waits for hours, all else goes on",
+        "correct the key in the client, or `relay.amplitude_api_keys`",
+    )
+
+
+OPEN, OUTAGE, BUSY = RelayState.OPEN, RelayState.OUTAGE, RelayState.BUSY
 
 
 class AmplitudeHost:
@@ -36,7 +61,7 @@ class AmplitudeHost:
         self.said = ""
         """The last failure; empty after an answer."""
 
-    def state(self, now_s: float) -> str:
+    def state(self, now_s: float) -> RelayState:
         """Return ``OPEN``, ``OUTAGE`` or ``BUSY``."""
         # First the 429: Amplitude itself has named that time, while an outage is only concluded.
         if now_s < self._busy_until_s:

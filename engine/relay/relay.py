@@ -28,6 +28,7 @@ from anyio.abc import TaskGroup
 from amplitude_intercom.engine.clock import loop_time_s
 from amplitude_intercom.engine.relay.answers import AnswerKind
 from amplitude_intercom.engine.relay.dispatch import Dispatch
+from amplitude_intercom.engine.relay.host import RelayState
 from amplitude_intercom.engine.relay.part_endings import PartEnding, SentPart
 from amplitude_intercom.engine.relay.part_sender import HEAVY_BYTES, PartSender
 from amplitude_intercom.engine.relay.parts import RequestPart
@@ -85,8 +86,8 @@ class RelaySender:
         return self._dispatch.keys.said
 
     @property
-    def health(self) -> str:
-        """``open``, ``failing`` (some are not answered), ``outage``, ``busy``, ``invalid_key``."""
+    def health(self) -> RelayState:
+        """How Amplitude fares, as far as requests have shown."""
         return self._dispatch.health(loop_time_s())
 
     @property

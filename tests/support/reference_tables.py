@@ -18,6 +18,7 @@ from amplitude_intercom.engine.console.api import AdminApi
 from amplitude_intercom.engine.console.server import AdminServer
 from amplitude_intercom.engine.delivery.gate import State
 from amplitude_intercom.engine.reasons import AdjustmentReason, DeadReason, DropReason
+from amplitude_intercom.engine.relay.host import RelayState
 from amplitude_intercom.engine.settings_meanings import MEANINGS
 from amplitude_intercom.transports.reasons import NoAnswerCause, Reason, RefusalReason
 
@@ -209,6 +210,7 @@ PARTS: Final[dict[str, Callable[[], str]]] = {
     "refusal reasons": lambda: _reasons_text(RefusalReason),
     "no-answer causes": lambda: _reasons_text(NoAnswerCause),
     "health": lambda: _reasons_text(State),
+    "relay health": lambda: _reasons_text(RelayState),
 }
 """The generated parts by the name in their marker."""
 

@@ -8,9 +8,12 @@ from typing import get_args
 import pytest
 
 from amplitude_intercom.engine.commands.explain import explain, words
+from amplitude_intercom.engine.delivery.gate import State
 from amplitude_intercom.engine.reasons import DeadReason
+from amplitude_intercom.engine.relay.host import RelayState
 from amplitude_intercom.engine.settings_meanings import MEANINGS
 from amplitude_intercom.transports.amplitude import BadEventReason
+from amplitude_intercom.transports.reasons import Reason
 from support import reference_tables
 
 
@@ -21,6 +24,13 @@ def test_every_setting_has_a_meaning_and_no_other_has() -> None:
 def test_every_word_has_a_sentence_and_every_dead_letter_a_remedy() -> None:
     assert all(word.means for word in words())
     assert all(reason.remedy for reason in DeadReason)
+
+
+def test_every_word_of_a_closed_set_is_explained() -> None:
+    explained = {(word.word, word.means) for word in words()}
+    sets = Reason.__subclasses__()
+    assert {RelayState, State, DeadReason} <= set(sets)
+    assert {(one.value, one.means) for members in sets for one in members} <= explained
 
 
 def test_every_fault_of_an_event_is_a_reason_of_dead_letters() -> None:
