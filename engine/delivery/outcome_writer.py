@@ -39,6 +39,7 @@ class OutcomeWriter:
         Raises:
             Exception: some cannot be written; or there are none, and nothing can be loaded.
         """
+        # A commit of nothing would cost an fsync.
         if outcomes.is_empty and load is None:
             return None
         taker, now_ms = self._spool.taker, self._now_ms()
@@ -48,11 +49,14 @@ class OutcomeWriter:
             return None if load is None else load(store)
 
         try:
+            # One try on damaged rows: the parts are tried alone right after it.
             loaded = await self._spool.persist(work, tries=1)
         except Exception as fault:
+            # The load alone has failed: there is nothing that could be written alone.
             if outcomes.is_empty:
                 raise
             _log.error("what came of turns cannot be written together", exc_info=fault)
+            # Without the load, which may be what failed. The next round loads.
             await self._write_each(outcomes, now_ms)
             return None
         for pending in outcomes.writes:
@@ -61,6 +65,7 @@ class OutcomeWriter:
 
     async def _write_each(self, outcomes: Collected, now_ms: int) -> None:
         taker = self._spool.taker
+        # In the order of `write`: the end of a turn comes after its deliveries.
         alone = [
             *(PendingWrite(partial(_deliver_one, taker, r.id, now_ms)) for r in outcomes.delivered),
             PendingWrite(lambda store: store.count_adjusted(taker, outcomes.adjusted)),
@@ -72,6 +77,8 @@ class OutcomeWriter:
                 await self._spool.persist(pending.run)
             except Exception as fault:
                 pending.tell(fault)
+                # Nobody waits for it. It is raised after the others, because it ends the run of the
+                # feed.
                 if pending.done is None:
                     faults.append(fault)
             else:
@@ -82,6 +89,7 @@ class OutcomeWriter:
     async def write_once(self, outcomes: Collected) -> None:
         """Try once to write outcomes, though the task is being cancelled."""
         taker, now_ms = self._spool.taker, self._now_ms()
+        # Shielded, or the cancel would end the wait for the commit as well.
         with anyio.CancelScope(shield=True), suppress(Exception):
             await self._spool.attempt(lambda store: write(store, taker, outcomes, now_ms))
 

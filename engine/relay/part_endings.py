@@ -60,11 +60,14 @@ class RefusalStreak:
     def judge(self, sent: SentPart) -> Verdict:
         """Return the verdict on a part, which is ``NO_ANSWER`` within a long streak."""
         verdict = sent.verdict
+        # A request that was dropped meanwhile passes for taken, but Amplitude has not seen it.
         if verdict.kind in (AnswerKind.TAKEN, AnswerKind.SORTED) and sent.original is not None:
             self._length = 0
+        # A failure of ours says nothing about Amplitude.
         elif verdict.kind is AnswerKind.REFUSED and sent.failure is None:
             self._length += 1
             if self._length > MOST_REFUSED:
+                # It waits as in an outage, and `status` says why.
                 said = f"refuses everything: {verdict.said}"
                 return Verdict(AnswerKind.NO_ANSWER, verdict.status, said)
         return verdict
@@ -85,9 +88,11 @@ def losses(sent: SentPart, *, gives_up: bool) -> dict[int, Failure]:
     match verdict.kind:
         case AnswerKind.SORTED:
             refused = DeadReason.AMPLITUDE_REFUSED
+            # Amplitude counts within what was sent, and that is the part.
             return {part.indexes[i]: failure(refused, said) for i, said in verdict.refused.items()}
         case AnswerKind.REFUSED:
             return dict.fromkeys(part.indexes, failure(DeadReason.AMPLITUDE_REFUSED))
+        # Several are halved, until the one that is too large is alone.
         case AnswerKind.TOO_LARGE if len(part.indexes) == 1:
             return dict.fromkeys(part.indexes, failure(DeadReason.TOO_LARGE))
         case AnswerKind.BAD_KEY if gives_up:

@@ -52,6 +52,7 @@ class RequestQueue:
     @property
     def reads_front(self) -> bool:
         """Whether new requests may be read."""
+        # A held device is an entry in memory, and clients make devices up.
         return len(self._parts) < MOST_PARTS and len(self._holds) < MOST_HELD
 
     @property
@@ -82,8 +83,10 @@ class RequestQueue:
             self.front = request.id
         else:
             self._holds.again = request.id
+        # A request has one key: if that is held, nothing of it can go.
         if self._holds.pass_over(request.api_key, request.id, at_front=at_front):
             return
+        # A pass reads requests again of which other devices are loaded, or on their way.
         loaded = self._parts.indexes_of(request.id)
         free = [
             index
@@ -99,6 +102,7 @@ class RequestQueue:
             return True
         if self._parts.loaded_of(device) < MOST_OF_ONE:
             return False
+        # From this request on, so that a pass reads it again when the others have gone.
         self._holds.hold_full(device, id_)
         return True
 
@@ -109,6 +113,7 @@ class RequestQueue:
         waits any more.
         """
         freed, loaded = self._holds.end_pass(), self._parts.api_keys()
+        # While a part with the key is loaded, an answer about it is to come.
         return [owner for owner in freed if isinstance(owner, str) and owner not in loaded]
 
     def wake(self, now_s: float) -> None:
@@ -135,6 +140,7 @@ class RequestQueue:
 
     def _let_on(self, devices: Iterable[int]) -> None:
         for device in devices:
+            # At a few and not at none: until the next are read the connections need something.
             if self._parts.loaded_of(device) <= FEW:
                 self._holds.let_on(device)
 
@@ -142,6 +148,7 @@ class RequestQueue:
 
     def hold(self, devices: Iterable[int], until_s: float, id_: int) -> None:
         """Hold devices until an instant, from a request on that was answered."""
+        # From the first of its events that were loaded: a pass has to read those again.
         for device, first_id in self._parts.take_out(devices).items():
             self._holds.hold(device, until_s, id_ if first_id is None else min(id_, first_id))
 
@@ -149,5 +156,6 @@ class RequestQueue:
         """Hold an API key until an instant, from a request on; parts that are out stay out."""
         for part in self._parts.resting(api_key):
             id_ = min(id_, part.request.id)
+            # What waits is on disk. In memory it would keep requests with other keys out.
             self._let_on(self._parts.keep(part, []))
         self._holds.hold(api_key, until_s, id_)

@@ -39,6 +39,7 @@ class Appends:
     def __init__(self, writer: Writer[Any], now_ms: Callable[[], int]) -> None:
         self._writer = writer
         self._now_ms = now_ms
+        # A deque, because the loop appends and the thread takes, without a lock.
         self._waiting: deque[Waiting] = deque()
         self._singly = 0
         self._asked = False
@@ -82,6 +83,7 @@ class Appends:
             self._singly = max(0, self._singly - 1)
             _resolve(work.taken, done.result())
         else:
+            # Which batch is at fault is not known, and it must not take the others with it.
             self._singly = SINGLY
             if not work.ran:  # the trouble would stop other work too
                 self._asked = False
@@ -100,6 +102,7 @@ class _AppendWork:
         self.ran = False
 
     def __call__(self, store: Appending) -> Sequence[Appended | BaseException]:
+        # A transaction that runs again must append the same: what it took is not in the queue.
         if not self.ran:
             self.ran = True
             self.taken = self._take()

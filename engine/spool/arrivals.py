@@ -50,6 +50,7 @@ class Arrivals:
         inbox = self._tables.inbox
         unpacked_to = self._tables.takers.unpacked_to(self.taker)
         batch: int | None = after_id // SLOTS
+        # It was read to its end, so no look-up is spent on it.
         if after_id == _last_id(after_id // SLOTS):
             batch = inbox.next_id(self.taker, after_id // SLOTS)
         while batch is not None and batch <= unpacked_to:
@@ -94,6 +95,7 @@ class Arrivals:
         self._tables.takers.set_unpacked_to(self.taker, batches[-1].id)
         self._bury_damaged(found.damaged)
         rows = found.rows
+        # Replayed events have no insert keys: then the table of insert ids is not touched.
         if found.keys:
             rows = self._without_duplicates(rows, found.keys)
         last_id = _last_id(batches[-1].id)
@@ -145,6 +147,7 @@ class Arrivals:
         self, rows: list[tuple[Record, int, int]], hashed: dict[int, bytes]
     ) -> list[tuple[Record, int, int]]:
         """Return the rows of new events; duplicates are dropped (rule 3)."""
+        # The taker is a part of the key: another sync may have taken the same event.
         keys = {id_: key_of(self.taker, key) for id_, key in hashed.items()}
         at_ms = {record.id: record.accepted_at_ms for record, *_ in rows}
         new = self._tables.insert_ids.add(keys, at_ms)
@@ -179,6 +182,7 @@ class Arrivals:
             else:
                 aside.append(record.id)
                 per_user.note_aside(user)
+        # After the loop: one row a user is enough, however many of its records went aside.
         for user in per_user.worked_off:
             users.work_off(self.taker, user)
         return taken, aside

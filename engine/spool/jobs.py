@@ -102,12 +102,14 @@ class JobRow(msgspec.Struct, frozen=True):
         Raises:
             SpoolError: the job failed; its finished slices stay.
         """
+        # A part may be done. Without the error the counts would look like all of it.
         if self.state is JobState.FAILED:
             detail = f"job {self.id} met a fault of the program, which the log tells of"
             raise SpoolError(RefusalReason.SPOOL_FAILING, detail)
         return Counter(self.counts)
 
 
+# In the order of the fields of `JobRow`, which `_job` pairs them with.
 _COLUMNS = (
     "id, kind, sync, query, up_to, expected, who, why, made_at_ms, state, cursor, counts,"
     " ended_at_ms"
@@ -122,9 +124,11 @@ class Jobs:
 
     def add(self, new: Callable[[int], JobRow]) -> JobRow:
         """Store the job that ``new`` returns for its id."""
+        # `end` never forgets the row with the highest id, so no id is given twice.
         (last,) = self._db.execute("SELECT max(id) FROM jobs").fetchone()
         job = new(int(last or 0) + 1)
         values = msgspec.structs.asdict(job)
+        # As text, so that the `sqlite3` command shows a person what was asked for.
         values["query"] = msgspec.json.encode(job.query).decode()
         values["counts"] = msgspec.json.encode(job.counts).decode()
         self._db.execute(
@@ -140,6 +144,8 @@ class Jobs:
 
     def next(self) -> JobRow | None:
         """Return the first waiting job, a re-keying before others; None without one."""
+        # A damaged job that is next raises here, and its caller fails it: skipped, it would be
+        # looked at before each slice, and stay.
         id_ = self._next_id()
         if id_ is None:
             return None
@@ -147,6 +153,7 @@ class Jobs:
         return _job(row)
 
     def _next_id(self) -> int | None:
+        # A re-keying first: its sync delivers nothing until it is done.
         for also in ("AND kind = 'rekey'", ""):
             row = self._db.execute(
                 f"SELECT id FROM jobs WHERE state = 'waiting' {also} ORDER BY id LIMIT 1"
@@ -170,6 +177,7 @@ class Jobs:
 
     def advance(self, job: JobRow, cursor: str, counts: Mapping[str, int]) -> None:
         """Store a job's cursor, and add to its counts."""
+        # From the row as it was read in this transaction: after a rollback the slice counts anew.
         total = Counter(job.counts)
         total.update(counts)
         self._db.execute(
@@ -179,10 +187,12 @@ class Jobs:
 
     def end(self, id_: int, state: JobState, now_ms: int) -> bool:
         """End a job and forget the oldest ended ones; return False if the job had ended already."""
+        # The first end counts: a cancel may meet the last slice.
         ended = self._db.execute(
             "UPDATE jobs SET state = ?, ended_at_ms = ? WHERE id = ? AND state = 'waiting'",
             (str(state), now_ms, id_),
         ).rowcount
+        # By number and not by time: a clock that jumps would forget all of them, or none.
         self._db.execute(
             "DELETE FROM jobs WHERE state <> 'waiting' AND id <= ?", (id_ - ENDED_KEPT,)
         )
@@ -190,6 +200,7 @@ class Jobs:
 
     def fail_first(self, now_ms: int) -> int | None:
         """Fail the first waiting job, readable or not; return its id, if any."""
+        # By its id alone: that its row cannot be read may be why it fails.
         first = self._next_id()
         if first is not None:
             self.end(first, JobState.FAILED, now_ms)

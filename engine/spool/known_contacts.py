@@ -25,6 +25,7 @@ class Held(NamedTuple):
     at_ms: int = 0
 
 
+# Without defaults in its JSON: a million of these may be on disk.
 class Known(msgspec.Struct, frozen=True, omit_defaults=True):
     """The knowledge of a contact.
 
@@ -58,9 +59,12 @@ def own_after(own: Known, theirs: Known) -> Known:
     return msgspec.structs.replace(
         own,
         owner="",
+        # The contact with this id is another user's now, or missing: nothing is written to it.
         is_lost=bool(own.contact_id),
+        # The fields are those of the contact that it has lost.
         fields={},
         unsure=[],
+        # Since the merge the properties of both were kept with the other user.
         properties=theirs.properties or own.properties,
         selections=theirs.selections or own.selections,
         unread=[],

@@ -13,6 +13,7 @@ from amplitude_intercom.engine.spool.tables import Tables
 def take_out(tables: Tables, taker: int, ids: Sequence[int]) -> set[int]:
     """Delete dead letters; return the ids of those that were there."""
     gone = tables.letters.remove(taker, ids)
+    # Counted by what was there: another request may have settled some of them meanwhile.
     for reason in gone.values():
         tables.accounts.count_dead(taker, reason, -1)
     return set(gone)
@@ -27,6 +28,7 @@ def discard(
     """Settle dead letters as dropped; return how many were still there."""
     gone = take_out(tables, taker, [letter.id for letter in letters])
     tables.accounts.add(taker, f"dropped:{reason}", len(gone))
+    # The log must not tell a second time of a letter that was settled meanwhile.
     for letter in letters:
         if letter.id in gone:
             tables.lines.dropped(tables.takers.name_of(taker), letter, reason)

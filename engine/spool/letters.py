@@ -58,6 +58,7 @@ Id = Annotated[int, msgspec.Meta(ge=0, le=MOST)]
 TimeMs = Annotated[int, msgspec.Meta(ge=-MOST, le=MOST)]
 
 
+# Tagged, because the query of a job is one of several structs.
 class DeadLetterQuery(
     msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="of", tag="dead_letters"
 ):
@@ -77,12 +78,14 @@ class DeadLetterQuery(
     @property
     def is_empty(self) -> bool:
         """Whether there is no condition, and it is not said that all are meant either."""
+        # An empty list of ids is a condition, which no letter meets: only None is none.
         conditions = (self.ids, self.reason, self.user, self.since_ms, self.until_ms)
         return not self.every and conditions == (None,) * len(conditions)
 
 
 def is_counted(query: DeadLetterQuery) -> bool:
     """Return whether a query has no condition but a reason, by which dead letters are counted."""
+    # Counters are kept by reason alone: any other condition needs a walk over the letters.
     return query.ids is None and (query.user, query.since_ms, query.until_ms) == (None, None, None)
 
 
@@ -110,13 +113,17 @@ class Position(NamedTuple):
             return START
         found = _POSITION.fullmatch(text)
         position = cls(int(found[1]), int(found[2])) if found else None
+        # A number that SQLite cannot be asked for would be an error of the database.
         if position is None or max(-position.at_ms, *position) > MOST:
             example = "1700000000000-512"
+            # Cut: it comes from outside, and goes into a message.
             raise ValueError(f"{text[:40]!r} is no position that a list has said, like {example}")
         return position
 
 
+# At most 19 digits: to read a number takes time with the square of its length.
 _POSITION: Final = re.compile(r"(-?[0-9]{1,19})-([0-9]{1,19})")
+# A wrong clock, or a damaged row, can have made times negative.
 START: Final = Position(-MOST - 1, 0)
 END: Final = Position(MOST, MOST)
 

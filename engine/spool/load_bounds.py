@@ -26,6 +26,7 @@ class Bounds:
 
     def fitting(self, records: Sequence[Record]) -> int:
         """Return how many records fit, the one that reaches the bytes included."""
+        # With the one that reaches the bound: a record larger than it would wait for ever.
         left = self.limit_bytes
         for count, record in enumerate(records[: self.limit], start=1):
             left -= len(record.raw)
@@ -41,12 +42,15 @@ class UserBounds:
     """
 
     def __init__(self, full: Collection[str], per_user: int) -> None:
+        # A full user takes none: its next record goes aside, and it is worked off.
         self._loaded = Counter(dict.fromkeys(full, per_user))
         self._per_user = per_user
+        # A dict, because users are worked off in the order in which they came.
         self.worked_off: dict[str, None] = {}
 
     def take(self, user: str) -> bool:
         """Count one more record of a user; False: it has too many, and must be worked off."""
+        # After one that went aside all go aside, or they would overtake it.
         if user in self.worked_off or self._loaded[user] >= self._per_user:
             return False
         self._loaded[user] += 1

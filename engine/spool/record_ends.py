@@ -61,6 +61,7 @@ class RecordEnds:
 
     def bury_damage(self, damage: DamagedRecord) -> None:
         """Keep a dead letter of a damaged record that is no longer in the table."""
+        # Its kind may be damaged too. The letter is never replayed, so any kind will do.
         record = Record(damage.id, Kind.EVENT, damage.user, damage.at_ms, damage.raw)
         self.keep(record, DAMAGED, damage.at_ms)
 
@@ -71,6 +72,7 @@ class RecordEnds:
             if isinstance(read, Record):
                 intact.append(read)
             else:
+                # At once: a damaged row that stayed would be read again at each load.
                 self.delete([read.id])
                 self.bury_damage(read)
         return intact
@@ -96,5 +98,6 @@ class RecordEnds:
 
     def let_go_batches(self, batches: Iterable[int]) -> None:
         """Delete batches, except those that a record still points into."""
+        # Counted by what was deleted: the id of a damaged record may name any batch.
         for taker, size_bytes in self._inbox.let_go(batches):
             self._accounts.resize(taker, INBOX, -size_bytes)

@@ -103,6 +103,7 @@ class Queue:
         for due in self._due(wanted, bounds.limit):
             if bounds.are_reached:
                 break  # they stay due, and wake once there is space
+            # Not the end: those behind it may be deferred, which this bound does not concern.
             if due.reason and not due.waited_for and parked_bytes <= 0:
                 continue
             records = self._wake_one(due, wanted, bounds)
@@ -127,8 +128,10 @@ class Queue:
         for endpoint in awaited:
             if endpoint not in wanted.open_circuits:
                 waiting = wakeups.waiting_for(self.taker, endpoint, limit)
+                # Parked ones keep their own back-off, which `let_parked_go` has left them with.
                 found += [due for due in waiting if not due.reason]
             elif endpoint in wanted.probes:
+                # One user is enough for a probe; others would meet the same outage.
                 found += wakeups.waiting_for(self.taker, endpoint, 1)
         return found
 
@@ -164,6 +167,7 @@ class Queue:
         """Return the next records of a waiting user; none only if none is left."""
         while True:
             found = self._tables.records.aside(self.taker, user, limit, limit_bytes, also)
+            # All that were found may be damaged, and are gone: behind them there may be more.
             intact = self._ends.intact(found)
             if intact or not found:
                 return intact

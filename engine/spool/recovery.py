@@ -87,12 +87,15 @@ def _correct_last_batch(tables: Tables) -> None:
         f" UNION ALL SELECT max(id) + {MOST_BATCHES} FROM relayed) AS highest"
     ).fetchone()
     missing = int(highest or 0) - tables.accounts.value(SPOOL, LAST_BATCH)
+    # Never lowered: the ids of deleted rows were given too, and are in logs.
     if missing > 0:
         tables.accounts.add(SPOOL, LAST_BATCH, missing)
 
 
 def _correct_unpacked_to(tables: Tables, taker: int, said: int) -> None:
     """Set the last unpacked batch of a taker by the records that point into batches."""
+    # Behind the truth, a batch would be unpacked twice; ahead of it, one would stay packed for
+    # ever.
     unpacked = 0
     first_packed = tables.inbox.next_id(taker, unpacked)
     while first_packed is not None and tables.records.any_of(first_packed):
@@ -105,6 +108,7 @@ def _correct_unpacked_to(tables: Tables, taker: int, said: int) -> None:
 
 def _correct_bytes(tables: Tables) -> None:
     """Set the counters of waiting bytes by the rows."""
+    # A sum that has drifted would refuse takers for bytes that are not there.
     total = 0
     for taker in tables.takers.all():
         there = tables.inbox.bytes_of(taker.id) + tables.relayed.bytes_of(taker.id)

@@ -42,6 +42,7 @@ def rekey(
     Records after ``upper_id`` came later: they have the new keys.
     """
     taker = ends.taker
+    # The rows of the old keys first: they would wake users without records.
     if not after_id and tables.users.free_some(taker, SLICE):
         return Rekeyed(after_id, 0)
     last_id, count = _rekey_records(tables, ends, after_id, user_of)
@@ -49,6 +50,7 @@ def rekey(
         return Rekeyed(last_id, count)
     unpacked_to = tables.takers.unpacked_to(taker)
     for batch in tables.inbox.next(taker, max(unpacked_to, after_id // SLOTS), 1, 1):
+        # Later batches were keyed by the new mapping when they were taken in.
         if batch.id * SLOTS <= upper_id:
             _rekey_batch(tables, batch, user_of)
             return Rekeyed(batch.id * SLOTS + SLOTS - 1, batch.count)
@@ -67,6 +69,7 @@ def _rekey_records(
     for record in ends.intact(found):
         users[user := user_of(record.raw)] = None
         tables.records.rekey(record, user)
+    # Due at once: their wait was that of another user key.
     for user in users:
         tables.users.defer(ends.taker, user, 0)
     return (found[-1].id, len(found)) if found else (after_id, 0)
@@ -81,5 +84,7 @@ def _rekey_batch(tables: Tables, batch: PackedBatch, user_of: UserOf) -> None:
     for entry in batch.entries:
         raw = batch.events[start : start + entry.length]
         entries.append(msgspec.structs.replace(entry, user_key=user_of(raw)))
+        # Events are separated by line ends.
         start += entry.length + 1
+    # Keys differ in length, and with them the bytes that wait.
     tables.accounts.resize(batch.taker, INBOX, tables.inbox.reindex(batch, entries))

@@ -42,12 +42,15 @@ class Relaying:
 
     def take_in(self, taker: int, new: Relayed, share_bytes: int, now_ms: int) -> None:
         """Keep a request behind all that waits of a relay; ``share_bytes``: what it may hold."""
+        # Before it may be dropped, so that dropping is the same for new and for old ones.
         self._accounts.add(taker, "pending", new.count)
         if new.drops_oldest:
+            # It would not fit with all others gone, so no other goes for it.
             if new.size_bytes > share_bytes:
                 self._drop(taker, new.count)
                 return
             self._make_free(taker, new.size_bytes, share_bytes)
+        # The id of an event is made of its request's and its index: a large request needs several.
         id_ = self._accounts.take_batches(-(-new.count // SLOTS))
         self._accounts.resize(taker, INBOX, new.size_bytes)
         self._requests.append(taker, [(id_, new)], now_ms)
@@ -87,6 +90,7 @@ class Relaying:
         found = self._requests.get(id_)
         if found is None:  # it was dropped meanwhile
             return 0
+        # Only what is left: an event that was settled before must not count again.
         remaining = set(found.remaining)
         taken = remaining.intersection(delivered)
         buried = [event for event in lost if event.index in remaining]

@@ -23,6 +23,7 @@ def replay(
 ) -> int:
     """Queue dead letters again; return how many were still there."""
     gone = take_out(tables, taker, [letter.id for letter, _ in letters])
+    # A letter that was discarded meanwhile must not come back.
     kept = [kept for letter, kept in letters if letter.id in gone]
     accept_again(tables, taker, kept, now_ms)
     return len(kept)
@@ -51,5 +52,6 @@ def relay_again(
     gone = take_out(tables, taker, [letter.id for letter, _ in letters])
     for letter, request in letters:
         if letter.id in gone:
+            # As a new request: a relay that drops its oldest may drop others for it, or itself.
             relaying.take_in(taker, request, share_bytes, now_ms)
     return len(gone)

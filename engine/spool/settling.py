@@ -43,6 +43,7 @@ class Settling:
 
     def deliver(self, ids: Sequence[int], now_ms: int) -> None:
         """Settle records as delivered."""
+        # Counted by what was there: after a cancel the same delivery may be settled twice.
         delivered = self._ends.delete(ids)
         self._accounts.add(self.taker, "delivered", delivered)
         self._takers.note_delivery(self.taker, now_ms)
@@ -91,6 +92,7 @@ class Settling:
         # A failure that is not the user's own is the endpoint's, which has a line of its own.
         if is_own:
             self._lines.parked(self._ends.name, record, failure, wake_at_ms)
+        # Without a reason the wait counts as deferred, and can be ended early (rule 4).
         reason = failure.reason if is_own else ""
         self._users.park(self.taker, record.user_key, wake_at_ms, reason, now_ms)
 
@@ -110,6 +112,7 @@ class Settling:
         for record in self._ends.intact(self._records.get(self.taker, id_)):
             if self._users.waits(self.taker, record.user_key) and self._ends.delete([id_]):
                 self._ends.keep(record, failure, now_ms)
+                # Its user waited for this record; the next one has not failed.
                 self._users.wake(self.taker, record.user_key, now_ms)
 
     def defer(self, user: str, ids: Iterable[int], until_ms: int, waits_for: str = "") -> None:
@@ -139,6 +142,7 @@ class Settling:
         """
         if not self._users.waits(self.taker, user, failure.reason):
             return 0, False
+        # `:d` lets nothing but a number into the statement.
         also = f"AND r.kind = {Kind.EVENT:d} AND r.accepted_at_ms <= {accepted_until_ms:d}"
         found = self._records.aside(self.taker, user, MOST_EXPIRED, 1 << 24, also)
         # Refusals of an unknown user charge no record; the letter shows them all the same. ``bury``

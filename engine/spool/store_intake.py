@@ -51,6 +51,7 @@ class StoreIntake:
 
     def why_full(self, name: str) -> str:
         """Return why a taker was refused free bytes at the last commit; empty if it was not."""
+        # As of the last commit: the loop asks, beside the thread that may be within a transaction.
         return self._fullness.refused.get(self._takers.known_id(name), "")
 
     def share_bytes(self) -> int:
@@ -60,10 +61,12 @@ class StoreIntake:
     def committed(self) -> None:
         """Note that everything appended so far is durable."""
         self.counted_to = self._counting_to
+        # Only now: a refusal for bytes that are rolled back would last until the next commit.
         self._fullness.look(self._takers.ids, self._accounts)
 
     def rolled_back(self) -> None:
         """Forget everything since the last commit."""
+        # The loop has these counts still, and appends them again under a new number.
         self._counting_to = self.counted_to
 
     def append(self, batches: Sequence[Append], now_ms: int) -> list[Appended | SpoolError]:
@@ -82,6 +85,7 @@ class StoreIntake:
                     self._take_in(part, now_ms)
             # A refused batch is not counted as received: its source sends it again.
             results.append(refusal or self._count(batch, now_ms))
+            # Until this number is committed, the loop adds the counts itself (`UnwrittenCounts`).
             self._counting_to = max(self._counting_to, batch.number)
         put_in(self._tables, new, now_ms)
         return results
@@ -89,6 +93,7 @@ class StoreIntake:
     def _refusal(self, batch: Append) -> SpoolError | None:
         """Return the refusal of a batch; None: every taker can keep its part."""
         for part in batch.parts:
+            # Nothing waits of it: a refusal would only have its source send it again (rule 2).
             if part.keeps_nothing:
                 continue
             if self.refusal:
@@ -129,6 +134,7 @@ class StoreIntake:
 
     def _bury_unreadable(self, taker: int, rows: Sequence[DeadRow], now_ms: int) -> int:
         """Keep malformed events as dead letters; return the number of new ones."""
+        # Ids out of the same row as those of records, so that none is given twice.
         first = self._accounts.take_batches(-(-len(rows) // SLOTS)) * SLOTS
         by_id = dict(enumerate(rows, first))
         # A request that is sent again must not double its malformed events either.

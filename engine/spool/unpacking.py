@@ -41,12 +41,15 @@ def unpack(batches: Sequence[PackedBatch]) -> Unpacked:
 
 
 def _unpack(batch: PackedBatch, entries: Sequence[Entry], into: Unpacked) -> None:
+    # Local names: this loop runs for each event of a backlog.
     events, crc32, keys, add = batch.events, zlib.crc32, into.keys, into.rows.append
     start, id_ = 0, batch.id * SLOTS
     for entry in entries:
         length = entry.length
         raw = events[start : start + length]
+        # A replayed event keeps the instant of its first acceptance.
         at_ms = entry.accepted_at_ms or batch.accepted_at_ms
+        # The length too: beyond the end a slice is empty, and has the checksum of a zeroed index.
         if crc32(raw) == entry.checksum and entry.kind in KINDS and len(raw) == length:
             record = Record(
                 id_,
@@ -70,6 +73,7 @@ def _lost(batch: PackedBatch) -> list[DamagedRecord]:
     """Return the events of a batch with a damaged index: its lines, if their number is right."""
     count = batch.count
     lines = batch.events.split(b"\n")
+    # Only line ends tell events apart without the index. If they do not fit, one letter has all.
     raws = lines if len(lines) == count else [batch.events] + [b""] * (count - 1)
     first = batch.id * SLOTS
     return [DamagedRecord(first + n, "", batch.accepted_at_ms, raw) for n, raw in enumerate(raws)]

@@ -33,6 +33,7 @@ class UnwrittenCounts:
     def add(self, parts: Iterable[Part]) -> None:
         """Count the parts of one more batch."""
         for part in parts:
+            # Summed by taker, so that memory does not grow with the batches that are only counted.
             kept = self._parts.get(part.taker)
             self._parts[part.taker] = part if kept is None else _sum(kept, part)
 
@@ -45,11 +46,13 @@ class UnwrittenCounts:
         """Count parts again whose transaction has failed."""
         for part in parts:
             newer = self._parts.get(part.taker)
+            # The newer part comes second: of two checkpoints of a source the later one holds.
             self._parts[part.taker] = part if newer is None else _sum(part, newer)
 
     def begin(self) -> Append:
         """Return all parts as a batch to be appended; ``end`` follows with its number."""
         self._last_number += 1
+        # Moved: counts that come meanwhile belong to the next transaction (rule 2).
         self._writing[self._last_number] = parts = self.take()
         return Append(parts, self._last_number)
 
@@ -80,5 +83,6 @@ def _sum(one: Part, other: Part) -> Part:
         [],
         [],
         one.dropped + other.dropped,
+        # The other part is the later one.
         {**one.checkpoints, **other.checkpoints},
     )

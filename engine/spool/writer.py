@@ -49,6 +49,7 @@ class Writer(Protocol[S_co]):
 
 
 def _resolve(future: asyncio.Future[Any], result: Any) -> None:
+    # Its caller was cancelled. The work is done all the same.
     if future.done():
         return
     if isinstance(result, BaseException):
@@ -83,6 +84,7 @@ class ThreadWriter(Generic[S]):
         self._loop = asyncio.get_running_loop()
         self._queued: queue.SimpleQueue[Queued[S] | None] = queue.SimpleQueue()
         self._closed = False
+        # A daemon thread, so that a disk that hangs cannot keep the process from ending.
         self._thread = threading.Thread(target=self._work, name="spool", daemon=True)
         self._thread.start()
 
@@ -97,6 +99,7 @@ class ThreadWriter(Generic[S]):
     async def close(self) -> None:
         self._closed = True
         self._queued.put(None)
+        # Off the loop, which has to take the last results from the thread.
         await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
 
     def _work(self) -> None:
@@ -115,6 +118,7 @@ class ThreadWriter(Generic[S]):
             self._tidy()
             return True
         results = self._run([work for work, _ in group])
+        # Once for the group: each call wakes the loop.
         self._loop.call_soon_threadsafe(self._hand_back, group, results)
         return not ended
 

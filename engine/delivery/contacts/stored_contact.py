@@ -40,6 +40,7 @@ class StoredContact:
 
     def key_of_contact(self, contact_id: str) -> ContactKey:
         """Return the key of a contact by its id, for one that may become any user's."""
+        # Two users that are about to share it have keys of their own, and would not meet.
         return ContactKey(self.own_key.workspace, "id", contact_id)
 
     def own(self, store: Transaction) -> Known:
@@ -66,10 +67,14 @@ class StoredContact:
         scope = self._scope
         key, known = store.contacts.find(self.own_key)
         known = scope.selection.current(known, scope.taker, scope.rules.properties)
+        # Another turn may have merged the user since this one took its contact.
         if not has(key):
             return Begun(key, known, known, {}, list(updates), Action.DONE, None)
         if key != self.own_key:
+            # What is written is kept under the other key. The own one would be forgotten as unused,
+            # and with it the way there.
             store.contacts.use(self.own_key, scope.now_ms())
+        # A record that is tried again or replayed may have its update done: once is enough.
         done = store.settling(scope.spool.taker).updated([update.claim_id for update in updates])
         updates = [update for update in updates if update.claim_id not in done]
         held = properties_of(
@@ -80,6 +85,7 @@ class StoredContact:
         first = self._first(known, updates, must_look=must_look)
         if not updates or first not in (Action.PUT, Action.CREATE):
             return Begun(key, known, known, held, updates, first, None)
+        # A contact that is created holds nothing of what is known of a former one.
         bare = msgspec.structs.replace(known, fields={})
         draft = work_out(
             scope.rules,
@@ -90,6 +96,7 @@ class StoredContact:
             newer_wins=scope.users.newer_wins,
             without=without,
         )
+        # Before the write leaves: after a kill nobody can say whether it has arrived.
         noted = with_unsure(known, draft.changes)
         if noted != known:
             is_new = known == Known()
@@ -111,6 +118,7 @@ class StoredContact:
         known = store.contacts.get(key)
         if known is None:
             return
+        # A field that was unsure before stays so: an earlier write of it has no answer.
         unsure = [name for name in known.unsure if name in before.unsure]
         if unsure != known.unsure:
             self.keep(store, key, msgspec.structs.replace(known, unsure=unsure))
@@ -136,6 +144,7 @@ class StoredContact:
         if theirs.is_lost or theirs.contact_id != resolution.contact_id:
             found = msgspec.structs.replace(theirs, contact_id=resolution.contact_id, is_lost=False)
             theirs = msgspec.structs.replace(found, unsure=[], owner="")
+        # The merge may have changed what the contact holds, so it is read before it is counted on.
         self.keep(store, target, unread(theirs))
         merged = store.contacts.get(at) or Known()
         merged = msgspec.structs.replace(

@@ -140,8 +140,10 @@ class Database(Generic[S]):
         """
         if self._check_files():
             return self._without_files(group)
+        # Before the group, so that a disk that is well again costs nobody a refusal.
         self._look_again()
         if self.trouble is None and self._reserve.is_short():
+            # While some is left: work that frees bytes has to write to the log first.
             self._run_out_of_disk(SHORT)
         if self._closed or not group:
             return [self.trouble for _ in group]
@@ -206,6 +208,7 @@ class Database(Generic[S]):
         if failed.reason is not RefusalReason.DISK_FULL:
             self.heal(failed)
         else:
+            # It can be released once. After that a full disk has nothing to give.
             had_reserve = self._reserve.release()
             self._run_out_of_disk(str(error))
             if had_reserve:
@@ -230,6 +233,7 @@ class Database(Generic[S]):
                 self._run_out_of_disk(NO_RESERVE)
                 return
             self.store.shut_intake(None)
+            # A commit that proves that the disk takes writes, before anybody relies on it.
             run_group(self.store, [lambda store: store.meta.set("last_trouble", str(trouble))])
         except sqlite3.Error as error:
             self._note(SpoolError(reason_of(error), str(error)))
@@ -256,6 +260,7 @@ class Database(Generic[S]):
             self._opened.renew_log()
 
     def _note(self, trouble: SpoolError) -> None:
+        # Healing is tried every second: what it meets is said once.
         if str(trouble) != str(self.trouble):
             _log.error("the spool is in trouble", trouble=str(trouble))
         self.trouble = trouble
