@@ -37,6 +37,7 @@ from amplitude_intercom.engine.cli_options import (
     query_of,
     settings_at,
     span_ms,
+    table_at,
 )
 from amplitude_intercom.engine.cli_streams import close_stdout, open_standard_streams
 
@@ -238,7 +239,12 @@ def check(
 
     finish(
         lambda: main(
-            settings_at(config), sample=sample, offline=offline, as_json=json, probe=consent
+            settings_at(config),
+            table=table_at(config),
+            sample=sample,
+            offline=offline,
+            as_json=json,
+            probe=consent,
         )
     )
 

@@ -98,6 +98,17 @@ def settings_at(path: Path) -> Settings:
     return load_settings(path)
 
 
+def table_at(path: Path) -> dict[str, Any] | None:
+    """Return the table of a settings file as it is written; None for a pipe, which is read once.
+
+    Raises:
+        SettingsError: it cannot be read.
+    """
+    from amplitude_intercom.engine import config
+
+    return config.table_at(path) if path.is_file() else None
+
+
 def query_of(
     ids: list[int] | None,
     reason: str | None,

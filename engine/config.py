@@ -52,8 +52,19 @@ def load(path: Path) -> Settings:
     Raises:
         SettingsError: the file cannot be read, or something in it cannot be used.
     """
+    table = table_at(path)
+    folder = path.parent if path.is_file() else Path()  # a pipe's folder is `/dev/fd`
+    return from_table(table, folder=folder, origin=f"{path}: ")
+
+
+def table_at(path: Path) -> dict[str, Any]:
+    """Return the table of a settings file as it is written, with nothing checked or filled in.
+
+    Raises:
+        SettingsError: the file cannot be read, or is no TOML.
+    """
     try:
-        table = tomllib.loads(_read(path, MAX_FILE_BYTES).decode("utf-8-sig"))
+        return tomllib.loads(_read(path, MAX_FILE_BYTES).decode("utf-8-sig"))
     except OSError as error:
         raise SettingsError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -62,8 +73,6 @@ def load(path: Path) -> Settings:
         raise SettingsError(f"{path}: not TOML: {error}") from None
     except (ValueError, RecursionError) as error:  # NUL in the path, digits or depth without end
         raise SettingsError(f"{path}: cannot be read: {str(error).partition(':')[0]}") from None
-    folder = path.parent if path.is_file() else Path()  # a pipe's folder is `/dev/fd`
-    return from_table(table, folder=folder, origin=f"{path}: ")
 
 
 PIPE_S: Final = 30.0

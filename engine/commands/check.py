@@ -9,10 +9,12 @@ from typing import Any
 
 from amplitude_intercom.engine.commands.findings import (
     Finding,
+    host_findings,
     key_findings,
     key_name,
     port_findings,
     relay_findings,
+    secret_findings,
     shared_fields,
 )
 from amplitude_intercom.engine.commands.machine_findings import machine_findings
@@ -67,6 +69,7 @@ DOCUMENTED_METADATA_KEYS = 10
 async def check(
     settings: Settings,
     *,
+    table: dict[str, Any] | None = None,
     sample: str | None = None,
     offline: bool = False,
     as_json: bool = False,
@@ -74,6 +77,7 @@ async def check(
 ) -> int:
     """Print findings. Errors that are in the settings alone were refused before.
 
+    ``table``: the settings as they are written, without defaults; None: they cannot be read again.
     ``sample``: a file of events to try the settings on, up to ``MAX_SAMPLE`` of them. ``offline``:
     do not ask Intercom. ``probe``: try out undocumented behaviour of the workspaces.
 
@@ -96,6 +100,7 @@ async def check(
         for name, more in probed.findings.items():
             found[name] += more
     general = _general_findings(settings, running=running)
+    general += [] if table is None else host_findings(table)
     syncs = [
         {**_describe(sync), "findings": placed(f"sync[{index}]", found[sync.name])}
         for index, sync in enumerate(settings.sync)
@@ -116,6 +121,7 @@ def _general_findings(settings: Settings, *, running: bool) -> list[Finding]:
     """Return the findings that belong to no sync and no relay."""
     return [
         *key_findings(settings),
+        *secret_findings(settings),
         *relay_findings(settings),
         *shared_fields(settings),
         *port_findings(settings),

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import combinations
-from typing import Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
 from amplitude_intercom.engine.addresses import host_and_port
 from amplitude_intercom.engine.setting_types import ANY_KEY, Secret
 from amplitude_intercom.engine.settings import Settings, Sync, source_and_target
+
+SPELLED_OUT: Final = "***"
+"""The source of a secret that stands in the settings themselves."""
 
 EVERYBODY = ("0.0.0.0", "::")  # noqa: S104 - hosts that are compared with
 
@@ -45,6 +48,31 @@ def key_findings(settings: Settings) -> Iterator[Finding]:
                 " access token: what both select is sent twice"
             )
             yield Finding("warning", "sync", text)
+
+
+def secret_findings(settings: Settings) -> Iterator[Finding]:
+    """Yield which secrets are spelled out: whoever may read or copy the settings has them."""
+    held: list[tuple[str, Secret | None]] = [
+        (f"sync[{index}].intercom.access_token", sync.intercom.access_token)
+        for index, sync in enumerate(settings.sync)
+    ]
+    held.append(("admin.token", settings.admin.token if settings.admin else None))
+    held.append(("export.secret_key", settings.export.secret_key if settings.export else None))
+    for key, secret in held:
+        if secret is not None and secret.source == SPELLED_OUT:
+            text = 'it is spelled out: better "env:NAME" or "file:PATH", which tell nobody'
+            yield Finding("warning", key, text)
+
+
+def host_findings(table: dict[str, Any]) -> Iterator[Finding]:
+    """Yield which regions count for nothing beside a ``base_url``; ``table``: checked settings."""
+    syncs = enumerate(table.get("sync", []))
+    held = [(f"sync[{index}].intercom", sync["intercom"]) for index, sync in syncs]
+    held += [(f"relay[{index}]", relay) for index, relay in enumerate(table.get("relay", []))]
+    held.append(("export", table.get("export", {})))
+    for where, host in held:
+        if "base_url" in host and "region" in host:
+            yield Finding("warning", f"{where}.region", "`base_url` is used instead; leave one out")
 
 
 def relay_findings(settings: Settings) -> Iterator[Finding]:
@@ -92,7 +120,7 @@ def key_name(key: Secret) -> str:
     """Return a key as the settings spell it; one that is spelled out is not shown whole."""
     if key.reveal() == ANY_KEY:
         return "* (any)"
-    return key.source if key.source != "***" else f"{key.reveal()[:4]}…"
+    return key.source if key.source != SPELLED_OUT else f"{key.reveal()[:4]}…"
 
 
 def _write_to_one(first: Sync, other: Sync) -> bool:

@@ -117,14 +117,10 @@ def name_findings(sync: Sync, names: Names) -> Iterator[Finding]:
 
 
 def _properties(key: str, paths: Iterable[Path], names: Names) -> Iterator[Finding]:
-    """Yield which properties a sample lacks.
-
-    A sample in which no event says anything of its user lacks nothing that can be named.
-    """
+    """Yield which properties a sample lacks, with hints where it has others of their scope."""
     for scope, there in (("event", names.event), ("user", names.user)):
         missing = [path.name for path in paths if path.scope == scope and names.lacks(path)]
-        if there:
-            yield from _lacking(key, f"{scope} property", missing, there)
+        yield from _lacking(key, f"{scope} property", missing, there)
 
 
 def _source(item: str | Rename) -> str:

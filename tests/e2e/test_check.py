@@ -29,12 +29,26 @@ async def check(config: Path, *more: str, stdin: bytes = b"") -> tuple[int, list
 async def test_settings_that_fit_their_workspace_are_good(tmp_path: Path) -> None:
     local = Sandbox(attributes={"plan": "string"}, access_token=process.TOKEN)
     select = {"select": [{"types": ["Purchase"]}]}
+    (tmp_path / "token").write_text(process.TOKEN, "utf-8")
+    event = process.event("mira-okafor", 1, user_properties={"plan": "pro", "email": "m@x.example"})
     async with serve(local) as url:
-        config = process.settings(tmp_path, url, events=select)
-        assert await check(config, "-", stdin=EVENT) == (0, [])
+        token = {"access_token": "file:token"}
+        config = process.settings(tmp_path, url, events=select, intercom_more=token)
+        assert await check(config, "-", stdin=json.dumps(event).encode()) == (0, [])
         code, out, _ = await process.run("check", "-c", str(config))
     assert (code, out.splitlines()[-1]) == (0, "the settings are good")
     assert {entry.method for entry in local.journal} == {"GET"}
+
+
+async def test_what_is_written_twice_or_openly_is_a_warning(tmp_path: Path) -> None:
+    config = process.settings(
+        tmp_path, "http://127.0.0.1:9", intercom_more={"region": "us"}, events={"metadata": []}
+    )
+    code, out, err = await process.run("check", "-c", str(config), "--offline")
+    assert code == 0, err
+    assert "warning: sync[0].intercom.access_token: it is spelled out" in out
+    assert "warning: sync[0].intercom.region: `base_url` is used instead" in out
+    assert process.TOKEN not in out
 
 
 async def test_attributes_that_the_workspace_lacks_are_named(tmp_path: Path) -> None:

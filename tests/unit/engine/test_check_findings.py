@@ -12,9 +12,11 @@ from structlog.testing import capture_logs
 
 from amplitude_intercom.engine.commands.findings import (
     Finding,
+    host_findings,
     key_findings,
     port_findings,
     relay_findings,
+    secret_findings,
     shared_fields,
 )
 from amplitude_intercom.engine.commands.machine_findings import machine_findings
@@ -180,8 +182,91 @@ def test_a_disk_without_space_for_the_reserve_is_named(tmp_path: Path) -> None:
     [text] = texts([*machine_findings(settings(**large), running=False)])
     assert text.startswith("error spool.reserve_bytes: 2e+06 GB are needed")
     two = settings(sync("a"), sync("b"), **large)
-    [text] = texts([*machine_findings(two, running=False)])
-    assert "3e+06 GB are needed" in text
+    [same] = texts([*machine_findings(two, running=False)])
+    assert same == text, "all syncs have one spool"
+
+
+@pytest.mark.parametrize(
+    ("folder", "said"),
+    [
+        ("/proc/data", "error data_dir: `/proc/data` cannot be used: the file system of `/proc`"),
+        ("/sys/fs/x", "error data_dir: `/sys/fs/x` cannot be used: the file system of `/sys/fs`"),
+        ("{}/file/data", "is no folder"),
+        ("{}/loop/data", "error data_dir: `{}/loop/data` cannot be used: Too many levels"),
+        ("{}/" + "x" * 300, "cannot be used: File name too long"),
+    ],
+)
+def test_a_bad_data_directory_is_the_one_cause_that_is_named(
+    tmp_path: Path, folder: str, said: str
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    large = {"spool": {"reserve_bytes": 10**15}, "data_dir": folder.format(tmp_path)}
+    [text] = texts([*machine_findings(settings(**large), running=False)])
+    assert said.format(tmp_path) in text
+
+
+@pytest.mark.parametrize(
+    ("unit", "drop_in", "level"),
+    [
+        ("[Socket]\nListenStream={}\nBacklog=512\n", "", "warning"),
+        ("[Socket]\n ListenStream = {} \n", "", "warning"),
+        ("[Socket]\nListenStream=1.2.3.4:1\n", "[Socket]\nListenStream={}\n", "warning"),
+        ("[Socket]\nListenStream={}\n", "[Socket]\nListenStream=\n", "error"),
+        ("[Socket]\n#ListenStream={}\n", "", "error"),
+        ("[Socket]\nListenStream=/run/x\nListenStream=a:b:c\nListenStream\n\xff\x00", "", "error"),
+        ("", "", "error"),
+    ],
+)
+def test_a_port_that_our_socket_unit_lists_is_no_intruders(
+    tmp_path: Path, unit: str, drop_in: str, level: str
+) -> None:
+    folders = [tmp_path / "none", tmp_path / "etc", tmp_path / "usr"]
+    for folder in folders[1:]:
+        (folder / "amplitude-intercom.socket.d").mkdir(parents=True)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        name = "amplitude-intercom.socket"
+        (folders[1] / name).write_text(unit.replace("{}", address), "latin-1")
+        (folders[2] / name).write_text("[Socket]\nListenStream=1.2.3.4:5\n", "utf-8")
+        (folders[2] / f"{name}.d/ports.conf").write_text(drop_in.replace("{}", address), "utf-8")
+        table = settings(http={"listen": address}, data_dir=str(tmp_path / "data"))
+        [found] = machine_findings(table, running=False, unit_folders=folders)
+        assert (found.level, found.key) == (level, "http.listen")
+        assert ("`amplitude-intercom.socket` lists it" in found.text) == (level == "warning")
+        assert not [*machine_findings(table, running=True, unit_folders=folders)]
+
+
+def test_secrets_that_are_spelled_out_are_named_and_not_shown(tmp_path: Path) -> None:
+    top: dict[str, Any] = {
+        "admin": {"token": "canary-1"},
+        "export": {"api_key": "public", "secret_key": "canary-2"},
+    }
+    found = [*secret_findings(settings(**top))]
+    assert [(finding.level, finding.key) for finding in found] == [
+        ("warning", "sync[0].intercom.access_token"),
+        ("warning", "admin.token"),
+        ("warning", "export.secret_key"),
+    ]
+    assert "canary" not in "".join(texts(found))
+    (tmp_path / "token").write_text("canary-3", "utf-8")
+    there = sync(intercom={"access_token": f"file:{tmp_path / 'token'}"})
+    assert not [*secret_findings(settings(there))]
+
+
+def test_a_region_beside_a_base_url_is_named() -> None:
+    url, region = {"base_url": "http://127.0.0.1:9"}, {"region": "us"}
+    table = {
+        "sync": [{"intercom": url}, {"intercom": region}, {"intercom": {**url, **region}}],
+        "relay": [{**url, **region}, {}],
+        "export": {**url, **region},
+    }
+    assert [finding.key for finding in host_findings(table)] == [
+        "sync[2].intercom.region",
+        "relay[0].region",
+        "export.region",
+    ]
+    assert not [*host_findings({})]
 
 
 @pytest.mark.parametrize(
@@ -256,6 +341,23 @@ def test_selected_names_that_a_sample_lacks_are_named_with_those_that_may_be_mea
         "the sample has no event property `price` (did you mean `Price`?), `absent`",
         "the sample has no user property `Plan` (did you mean `plan`?)",
     ]
+
+
+def test_properties_of_users_that_no_event_of_a_sample_carries_are_named() -> None:
+    """Amplitude's own user properties do not come with an event: it has those that it brings."""
+    [shop] = settings(
+        sync(
+            users={"properties": ["plan"]},
+            events={"select": [{"types": ["Seen"]}], "metadata": ["n", "user.city"]},
+        )
+    ).sync
+    bare = {"event_type": "Seen", "event_properties": {"n": 1}}
+    assert texts([*name_findings(shop, names(shop, bare))]) == [
+        "warning events.metadata: the sample has no user property `city`",
+        "warning users.properties: the sample has no user property `plan`",
+    ]
+    whole = {**bare, "user_properties": {"city": "x", "$set": {"plan": "pro"}}}
+    assert not [*name_findings(shop, names(shop, bare, whole))]
 
 
 def test_a_sample_is_looked_through_as_the_rules_do() -> None:
