@@ -42,7 +42,7 @@ class Inherited:
         """
         for _, passed in self._sockets:
             is_alike = (passed.family, passed.type) == (family, socket.SOCK_STREAM)
-            if is_alike and passed.getsockname()[:2] == address:
+            if is_alike and passed.getsockname()[:2] == address and _listens(passed):
                 self._used.add(passed.fileno())
                 return passed.dup()
         return None
@@ -57,12 +57,18 @@ class Inherited:
         ]
 
 
+def _listens(passed: socket.socket) -> bool:
+    """Whether clients can come to a socket: one of `Accept=yes` is a client's connection."""
+    return bool(passed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+
+
 def _words(address: object) -> str:
     """Return an address for people; that of a Unix socket is a text or bytes."""
-    if isinstance(address, tuple):
-        host, port = address[:2]
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    return str(address)
+    match address:
+        case (str(host), int(port), *_):
+            return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        case _:
+            return str(address)
 
 
 def passed_sockets(environment: Mapping[str, str], pid: int) -> list[tuple[str, socket.socket]]:

@@ -11,6 +11,7 @@ import msgspec
 
 from amplitude_intercom.engine import config
 from amplitude_intercom.engine.commands.init_text import Answers, settings_text
+from amplitude_intercom.engine.errors import SettingsError
 from amplitude_intercom.engine.settings import Settings
 
 
@@ -79,4 +80,16 @@ def drafted(answers: Answers, folder: Path) -> Settings:
     Raises:
         SettingsError: an answer cannot be used.
     """
-    return config.from_table(tomllib.loads(settings_text(answers)), folder=folder)
+    text = settings_text(answers)
+    if not _is_unicode(text):
+        raise SettingsError("an answer has characters of another encoding than UTF-8")
+    return config.from_table(tomllib.loads(text), folder=folder)
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether UTF-8 has all characters: arguments stand for bytes that are none by others."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -153,6 +153,8 @@ async def test_missing_flags_are_named_and_nothing_is_asked_without_a_terminal(
         (["--intercom-token", TOKEN, "--sample", "missing.ndjson"], "missing.ndjson"),
         (["--intercom-token", TOKEN, "--sample", "."], "."),
         (["--intercom-token", TOKEN, "--event", ""], "event"),
+        (["--intercom-token", TOKEN, "--event", "\udcff"], "another encoding than UTF-8"),
+        (["--intercom-token", ""], "give --intercom-token"),
         (["--intercom-token", TOKEN, "--property", "a$b"], "cannot be the name of an attribute"),
     ],
 )
