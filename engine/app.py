@@ -23,7 +23,7 @@ from amplitude_intercom.engine.actors.source import SourceActor
 from amplitude_intercom.engine.clients import Token, amplitude_client_of, token_key, token_of
 from amplitude_intercom.engine.delivery.loaded_bytes import LoadedBytes
 from amplitude_intercom.engine.delivery.stream import Stream
-from amplitude_intercom.engine.delivery.workspace import Workspaces
+from amplitude_intercom.engine.delivery.workspaces import Workspaces
 from amplitude_intercom.engine.gates import Clocks, Gates, WireFactory
 from amplitude_intercom.engine.intake_pipeline import IntakePipeline
 from amplitude_intercom.engine.job_runner import JobRunner

@@ -33,7 +33,7 @@ from amplitude_intercom.engine.delivery.loaded_bytes import LoadedBytes
 from amplitude_intercom.engine.delivery.scheduler import Scheduler, View
 from amplitude_intercom.engine.delivery.stream import Stream, SyncDelivery
 from amplitude_intercom.engine.delivery.turns import Turn
-from amplitude_intercom.engine.delivery.workspace import ME, Workspace
+from amplitude_intercom.engine.delivery.workspaces import ME, Workspace
 from amplitude_intercom.engine.supervision import Supervisor
 
 CHOSEN_LISTS = 64

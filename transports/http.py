@@ -144,7 +144,7 @@ class HttpSource:
             self._refused.note(path if path in ENDPOINTS else NO_ENDPOINT, response)
             response = refusal_response(response, methods_of(path))
         allow_origin(request, response, self._origins)
-        if self._listener.crowded:
+        if self._listener.is_nearly_full:
             response.force_close()
         return response
 

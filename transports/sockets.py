@@ -150,7 +150,7 @@ class Listener:
         """Connections with a body in transfer → its beginning, the oldest first."""
 
     @property
-    def crowded(self) -> bool:
+    def is_nearly_full(self) -> bool:
         """Whether connections should be closed after their request: others may be waiting."""
         # Not only at the limit: one that is kept alive would then have to be found and aborted.
         return self._open >= self._max * 3 // 4

@@ -15,7 +15,7 @@ from amplitude_intercom.engine.delivery.endings import GoOn, PutBack
 from amplitude_intercom.engine.delivery.event_names import EventNames
 from amplitude_intercom.engine.delivery.stream import SyncDelivery
 from amplitude_intercom.engine.delivery.turns import Turn
-from amplitude_intercom.engine.delivery.workspace import ME
+from amplitude_intercom.engine.delivery.workspaces import ME
 from amplitude_intercom.engine.envelope import Adjustment, Envelope, Plan, Record
 from amplitude_intercom.engine.internal_faults import internal_failure
 from amplitude_intercom.engine.reasons import AdjustmentReason, DeadReason, Failure

@@ -49,7 +49,7 @@ from amplitude_intercom.engine.commands.sample_findings import (
     unselected,
     wanted_of,
 )
-from amplitude_intercom.engine.commands.spools import is_running
+from amplitude_intercom.engine.commands.spool_access import is_running
 from amplitude_intercom.engine.commands.terminal import count, print_table, say
 from amplitude_intercom.engine.commands.workspace_findings import ask_intercom
 from amplitude_intercom.engine.delivery.event_names import WARN_AT

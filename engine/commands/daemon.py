@@ -8,8 +8,8 @@ import structlog
 from amplitude_intercom.engine.app import Engine
 from amplitude_intercom.engine.commands.findings import key_findings
 from amplitude_intercom.engine.commands.running import FAILED, OK, Signals
+from amplitude_intercom.engine.console.admin_server import AdminServer
 from amplitude_intercom.engine.console.api import AdminApi
-from amplitude_intercom.engine.console.server import AdminServer
 from amplitude_intercom.engine.errors import SettingsError
 from amplitude_intercom.engine.settings import Settings
 from amplitude_intercom.engine.sources import sources_of, start_sources

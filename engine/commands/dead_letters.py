@@ -11,8 +11,8 @@ import msgspec
 from amplitude_intercom.engine.app import Engine
 from amplitude_intercom.engine.commands.preview import Preview, SpooledPast
 from amplitude_intercom.engine.commands.running import FAILED, OK, complain, print_json
+from amplitude_intercom.engine.commands.spool_access import ReadableSpool, open_spools, read_spools
 from amplitude_intercom.engine.commands.spool_files import SpoolFiles
-from amplitude_intercom.engine.commands.spools import ReadableSpool, open_spools, read_spools
 from amplitude_intercom.engine.commands.taker_choice import choose_taker
 from amplitude_intercom.engine.commands.terminal import count, listed, print_table, say, shown
 from amplitude_intercom.engine.reasons import DeadReason

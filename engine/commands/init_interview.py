@@ -30,7 +30,7 @@ from amplitude_intercom.engine.commands.init_text import Answers, Server
 from amplitude_intercom.engine.commands.init_trials import Problem, Service, Trial
 from amplitude_intercom.engine.commands.relays import ask_amplitude
 from amplitude_intercom.engine.commands.workspace_findings import ask_intercom
-from amplitude_intercom.engine.delivery.attributes import KnownAttributes
+from amplitude_intercom.engine.delivery.workspace_attributes import KnownAttributes
 from amplitude_intercom.engine.errors import SettingsError
 from amplitude_intercom.transports.amplitude_client import INGESTION_URLS
 from amplitude_intercom.transports.intercom import BASE_URLS

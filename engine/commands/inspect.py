@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from amplitude_intercom.engine.commands.running import OK, print_json
+from amplitude_intercom.engine.commands.spool_access import read_spools
 from amplitude_intercom.engine.commands.spool_files import SpoolFiles
-from amplitude_intercom.engine.commands.spools import read_spools
 from amplitude_intercom.engine.commands.terminal import (
     count,
     duration,

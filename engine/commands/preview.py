@@ -12,10 +12,10 @@ from amplitude_intercom.engine.commands.relays import relay_notes
 from amplitude_intercom.engine.commands.running import OK, print_json
 from amplitude_intercom.engine.commands.sample_findings import read_events
 from amplitude_intercom.engine.commands.terminal import say
-from amplitude_intercom.engine.delivery.attributes import KnownAttributes, parse_list
 from amplitude_intercom.engine.delivery.contacts.drafts import cannot_be_created, needs_base
 from amplitude_intercom.engine.delivery.contacts.learned_contact import with_base
 from amplitude_intercom.engine.delivery.contacts.working_out import work_out
+from amplitude_intercom.engine.delivery.workspace_attributes import KnownAttributes, parse_list
 from amplitude_intercom.engine.envelope import Adjustment, ContactUpdate, Identity, Plan, Record
 from amplitude_intercom.engine.errors import EngineError, SettingsError
 from amplitude_intercom.engine.reasons import DeadReason

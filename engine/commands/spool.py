@@ -7,7 +7,7 @@ from pathlib import Path
 
 from amplitude_intercom.engine.app import Engine
 from amplitude_intercom.engine.commands.running import FAILED, OK, complain, print_json
-from amplitude_intercom.engine.commands.spools import open_spools
+from amplitude_intercom.engine.commands.spool_access import open_spools
 from amplitude_intercom.engine.commands.terminal import count, duration, print_table, say, size
 from amplitude_intercom.engine.errors import SpoolError
 from amplitude_intercom.engine.settings import Settings

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from amplitude_intercom.engine.commands.running import FAILED, OK, print_json
-from amplitude_intercom.engine.commands.spools import read_spools
+from amplitude_intercom.engine.commands.spool_access import read_spools
 from amplitude_intercom.engine.commands.taker_choice import choose_sync
 from amplitude_intercom.engine.commands.terminal import (
     count,

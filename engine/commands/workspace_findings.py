@@ -9,7 +9,11 @@ from email.utils import parsedate_to_datetime
 from amplitude_intercom.engine.clients import client_of
 from amplitude_intercom.engine.commands.findings import Finding
 from amplitude_intercom.engine.commands.terminal import duration
-from amplitude_intercom.engine.delivery.attributes import KnownAttributes, Listed, parse_list
+from amplitude_intercom.engine.delivery.workspace_attributes import (
+    KnownAttributes,
+    Listed,
+    parse_list,
+)
 from amplitude_intercom.engine.did_you_mean import nearest
 from amplitude_intercom.engine.rules.contacts import STANDARD_TYPES
 from amplitude_intercom.engine.settings import Sync, source_and_target

@@ -11,7 +11,7 @@ import msgspec
 from aiohttp import web
 
 from amplitude_intercom.engine import metrics
-from amplitude_intercom.engine.console.server import BODY_READ
+from amplitude_intercom.engine.console.admin_server import BODY_READ
 from amplitude_intercom.engine.errors import SettingsError
 from amplitude_intercom.engine.job_runner import JobRunner
 from amplitude_intercom.engine.overview import Overview

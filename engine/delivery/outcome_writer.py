@@ -4,7 +4,8 @@ Rules
 =====
 1. All outcomes that are collected are one transaction: every commit costs an fsync.
 2. If that fails, each of them is written alone, because one that cannot be written must not keep
-   the others. A part with a waiting caller tells the caller; any other fault is raised at the end.
+   the others. An outcome with a waiting caller tells the caller; any other fault is raised at the
+   end.
 3. At a cancel they are tried once. A call with a lost outcome is made again after the next start.
 """
 

@@ -20,7 +20,7 @@ from amplitude_intercom.engine.delivery.settlement import Settlement
 from amplitude_intercom.engine.delivery.turn_ends import TurnEnds
 from amplitude_intercom.engine.delivery.turns import Turn
 from amplitude_intercom.engine.delivery.waiting import Retries
-from amplitude_intercom.engine.delivery.workspace import Workspace
+from amplitude_intercom.engine.delivery.workspaces import Workspace
 from amplitude_intercom.engine.rules.planning import SyncRules
 from amplitude_intercom.engine.settings import Sync
 from amplitude_intercom.engine.spool.contract import TakerSpool, Transaction

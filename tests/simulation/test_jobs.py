@@ -37,7 +37,7 @@ ALL = DeadLetterQuery(every=True)
 
 
 async def bury(running: Engine, count: int = LETTERS, first: int = 0) -> None:
-    """Bring events that die at the door: their user ids are none."""
+    """Bring events that die at intake: their user ids are none."""
     raws = [
         b'{"event_type": "Purchase", "user_id": "unknown", "insert_id": "%d"}' % n
         for n in range(first, first + count)

@@ -14,8 +14,8 @@ import typer
 from msgspec import inspect
 
 from amplitude_intercom.engine import cli, metrics, settings
+from amplitude_intercom.engine.console.admin_server import AdminServer
 from amplitude_intercom.engine.console.api import AdminApi
-from amplitude_intercom.engine.console.server import AdminServer
 from amplitude_intercom.engine.delivery.gate import State
 from amplitude_intercom.engine.reasons import AdjustmentReason, DeadReason, DropReason
 from amplitude_intercom.engine.relay.host import RelayState

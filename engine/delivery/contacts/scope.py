@@ -10,7 +10,7 @@ from typing import NamedTuple
 import msgspec
 
 from amplitude_intercom.engine.delivery.contacts.selected_properties import SelectedProperties
-from amplitude_intercom.engine.delivery.workspace import Workspace
+from amplitude_intercom.engine.delivery.workspaces import Workspace
 from amplitude_intercom.engine.envelope import Adjustment, Identity
 from amplitude_intercom.engine.reasons import AdjustmentReason
 from amplitude_intercom.engine.rules.contacts import ContactRules

@@ -162,7 +162,7 @@ def test_an_unselected_event_is_dropped_before_any_other_fault_counts() -> None:
 
 
 @pytest.mark.parametrize("extra", [b"", b', "x": NaN'])
-def test_an_event_that_a_door_let_in_does_not_become_too_large_behind_it(extra: bytes) -> None:
+def test_an_event_that_was_let_in_does_not_become_too_large_afterwards(extra: bytes) -> None:
     """A clock that is corrected, and a number that is mended, make an event a little longer."""
     start = b'{"event_type": "Bought", "user_id": "user-1", "time": 1' + extra + b', "p": "'
     raw = start + b"x" * (1_024 - len(start) - 2) + b'"}'
@@ -204,7 +204,7 @@ def test_preview_and_replay_judge_a_bad_event_as_intake_does(event_type: str, us
         ({}, b'{"event_type": "A", "user_id": "%s"}' % (b"x" * 5_000), ""),
     ],
 )
-def test_an_event_that_dies_at_the_door_is_its_user_s_where_that_can_be_read(
+def test_an_event_that_dies_at_intake_is_its_user_s_where_that_can_be_read(
     mapping: dict[str, str], raw: bytes, user: str
 ) -> None:
     decide = an_admission(mapping=mapping)

@@ -16,17 +16,17 @@ def request(id_: int, *devices: int, key: str = "k") -> WaitingRequest:
     return WaitingRequest(id_, 0, key, len(devices), list(devices), list(range(len(devices))))
 
 
-def going(lines: RequestQueue) -> list[RequestPart]:
+def going(queue: RequestQueue) -> list[RequestPart]:
     found = []
-    while (part := lines.oldest()) is not None:
+    while (part := queue.oldest()) is not None:
         found.append(part)
     return found
 
 
-def woken(lines: RequestQueue, now_s: float) -> int | None:
+def woken(queue: RequestQueue, now_s: float) -> int | None:
     """Wake who is due; return the request after which is read again."""
-    lines.wake(now_s)
-    return lines.again
+    queue.wake(now_s)
+    return queue.again
 
 
 def ids(parts: list[RequestPart]) -> list[tuple[int, list[int]]]:
@@ -34,147 +34,147 @@ def ids(parts: list[RequestPart]) -> list[tuple[int, list[int]]]:
 
 
 def test_requests_of_different_devices_go_at_once_and_of_one_after_the_other() -> None:
-    lines = RequestQueue()
+    queue = RequestQueue()
     for waiting in (request(1, 10), request(2, 20), request(3, 10, 30), request(4, 30)):
-        lines.add(waiting)
-    first = going(lines)
+        queue.add(waiting)
+    first = going(queue)
     assert ids(first) == [(1, [0]), (2, [0])]
-    lines.answered(first[0], {0})
-    third = going(lines)
+    queue.answered(first[0], {0})
+    third = going(queue)
     assert ids(third) == [(3, [0, 1])]
-    lines.answered(third[0], {0, 1})
-    assert ids(going(lines)) == [(4, [0])]
+    queue.answered(third[0], {0, 1})
+    assert ids(going(queue)) == [(4, [0])]
 
 
 def test_a_request_answered_in_part_stays_first() -> None:
-    lines = RequestQueue()
-    lines.add(request(1, 10, 20))
-    lines.add(request(2, 10))
-    lines.add(request(3, 20))
-    [part] = going(lines)
-    lines.answered(part, {1})
-    assert ids(going(lines)) == [(3, [0]), (1, [0])]
+    queue = RequestQueue()
+    queue.add(request(1, 10, 20))
+    queue.add(request(2, 10))
+    queue.add(request(3, 20))
+    [part] = going(queue)
+    queue.answered(part, {1})
+    assert ids(going(queue)) == [(3, [0]), (1, [0])]
 
 
 def test_a_device_that_is_held_lets_the_others_of_its_requests_go() -> None:
-    lines = RequestQueue()
-    lines.add(request(1, 10, 20))
-    lines.add(request(2, 10, 30))
-    [first] = going(lines)
-    lines.answered(first, set())
-    lines.hold([10], 5.0, 1)
-    assert ids(going(lines)) == [(1, [1]), (2, [1])]
-    lines.add(request(3, 10, 40))
-    assert ids(going(lines)) == [(3, [1])]
-    assert lines.next_wake_s == 5.0
-    assert woken(lines, 4.9) is None
-    assert woken(lines, 5.0) == 0
-    lines.add(request(4, 10))  # new, while the older ones are still to be read again
+    queue = RequestQueue()
+    queue.add(request(1, 10, 20))
+    queue.add(request(2, 10, 30))
+    [first] = going(queue)
+    queue.answered(first, set())
+    queue.hold([10], 5.0, 1)
+    assert ids(going(queue)) == [(1, [1]), (2, [1])]
+    queue.add(request(3, 10, 40))
+    assert ids(going(queue)) == [(3, [1])]
+    assert queue.next_wake_s == 5.0
+    assert woken(queue, 4.9) is None
+    assert woken(queue, 5.0) == 0
+    queue.add(request(4, 10))  # new, while the older ones are still to be read again
     for waiting in (request(1, 10, 20), request(2, 10, 30), request(3, 10, 40), request(4, 10)):
-        lines.add(waiting)
-    assert lines.end_pass() == []
-    lines.add(request(5, 10))
+        queue.add(waiting)
+    assert queue.end_pass() == []
+    queue.add(request(5, 10))
     arrived = []
-    while parts := going(lines):
+    while parts := going(queue):
         [part] = parts
         arrived.append(part.request.id)
-        lines.answered(part, set(part.indexes))
+        queue.answered(part, set(part.indexes))
     assert arrived == [1, 2, 3, 4, 5]
 
 
 def test_halves_go_one_after_the_other_where_they_share_a_device_and_at_once_else() -> None:
-    lines = RequestQueue()
-    lines.add(request(1, 10, 20, 20, 30))
-    lines.add(request(2, 30))
-    [part] = going(lines)
-    lines.answered(part)
-    lines.halve(part)
-    [first] = going(lines)
+    queue = RequestQueue()
+    queue.add(request(1, 10, 20, 20, 30))
+    queue.add(request(2, 30))
+    [part] = going(queue)
+    queue.answered(part)
+    queue.halve(part)
+    [first] = going(queue)
     assert ids([first]) == [(1, [0, 1])]
-    lines.answered(first, {0, 1})
-    [second] = going(lines)
+    queue.answered(first, {0, 1})
+    [second] = going(queue)
     assert ids([second]) == [(1, [2, 3])]
-    lines.answered(second, {2, 3})
-    assert ids(going(lines)) == [(2, [0])]
+    queue.answered(second, {2, 3})
+    assert ids(going(queue)) == [(2, [0])]
 
 
 def test_a_key_that_is_held_waits_whole_and_others_of_its_devices_do_not() -> None:
-    lines = RequestQueue()
-    lines.add(request(1, 10, key="bad"))
-    lines.add(request(2, 11, key="bad"))
-    lines.add(request(3, 12))
-    [one, two, three] = going(lines)
-    lines.answered(one)
-    lines.hold_key("bad", 60.0, 1)
-    lines.answered(two)
-    lines.hold_key("bad", 60.0, 2)
-    lines.answered(three, {0})
-    lines.add(request(4, 10, key="bad"))
-    assert going(lines) == []
-    lines.wake(60.0)
-    assert lines.again == 0
-    lines.add(request(2, 11, key="bad"))
-    assert ids(going(lines)) == [(2, [0])]
-    assert lines.end_pass() == []
+    queue = RequestQueue()
+    queue.add(request(1, 10, key="bad"))
+    queue.add(request(2, 11, key="bad"))
+    queue.add(request(3, 12))
+    [one, two, three] = going(queue)
+    queue.answered(one)
+    queue.hold_key("bad", 60.0, 1)
+    queue.answered(two)
+    queue.hold_key("bad", 60.0, 2)
+    queue.answered(three, {0})
+    queue.add(request(4, 10, key="bad"))
+    assert going(queue) == []
+    queue.wake(60.0)
+    assert queue.again == 0
+    queue.add(request(2, 11, key="bad"))
+    assert ids(going(queue)) == [(2, [0])]
+    assert queue.end_pass() == []
 
 
 def test_a_device_that_is_due_during_a_pass_has_the_next_pass_at_once() -> None:
-    lines = RequestQueue()
+    queue = RequestQueue()
     for n in (1, 2):
-        lines.add(request(n, n))
-    for part in going(lines):
-        lines.answered(part)
-        lines.hold(part.devices, float(part.request.id), part.request.id)
-    lines.wake(1.0)
-    assert lines.again == 0
-    lines.wake(2.0)
-    lines.add(request(1, 1))
-    lines.end_pass()
-    assert lines.again == 1
+        queue.add(request(n, n))
+    for part in going(queue):
+        queue.answered(part)
+        queue.hold(part.devices, float(part.request.id), part.request.id)
+    queue.wake(1.0)
+    assert queue.again == 0
+    queue.wake(2.0)
+    queue.add(request(1, 1))
+    queue.end_pass()
+    assert queue.again == 1
 
 
 def test_a_key_of_which_nothing_is_left_is_named_when_it_is_free() -> None:
-    lines = RequestQueue()
-    lines.add(request(1, 10, key="bad"))
-    [part] = going(lines)
-    lines.answered(part)
-    lines.hold_key("bad", 60.0, 1)
-    lines.wake(60.0)
-    assert lines.end_pass() == ["bad"]
+    queue = RequestQueue()
+    queue.add(request(1, 10, key="bad"))
+    [part] = going(queue)
+    queue.answered(part)
+    queue.hold_key("bad", 60.0, 1)
+    queue.wake(60.0)
+    assert queue.end_pass() == ["bad"]
 
 
 def test_a_busy_device_has_a_few_parts_loaded_and_the_others_all_of_theirs() -> None:
-    lines = RequestQueue()
+    queue = RequestQueue()
     for n in range(1, 2 * MOST_PARTS):
-        assert lines.reads_front
-        lines.add(request(n, 10))
-    lines.add(request(2 * MOST_PARTS, 20))
-    parts = going(lines)
+        assert queue.reads_front
+        queue.add(request(n, 10))
+    queue.add(request(2 * MOST_PARTS, 20))
+    parts = going(queue)
     assert ids(parts) == [(1, [0]), (2 * MOST_PARTS, [0])]
     arrived = [parts[0].request.id]
-    lines.answered(parts[0], {0})
-    while (found := going(lines)) or lines.again is not None:
+    queue.answered(parts[0], {0})
+    while (found := going(queue)) or queue.again is not None:
         for part in found:
             arrived.append(part.request.id)
-            lines.answered(part, {0})
-        if lines.again is not None:
-            for n in range(lines.again + 1, 2 * MOST_PARTS):
+            queue.answered(part, {0})
+        if queue.again is not None:
+            for n in range(queue.again + 1, 2 * MOST_PARTS):
                 if n not in arrived:
-                    lines.add(request(n, 10))
-            lines.end_pass()
+                    queue.add(request(n, 10))
+            queue.end_pass()
     assert arrived == list(range(1, 2 * MOST_PARTS))
 
 
 def test_no_more_is_read_than_fits() -> None:
-    lines = RequestQueue()
+    queue = RequestQueue()
     for n in range(MOST_PARTS):
-        assert lines.reads_front
-        lines.add(request(n, n))
-    assert not lines.reads_front
+        assert queue.reads_front
+        queue.add(request(n, n))
+    assert not queue.reads_front
 
 
-def lines_of(devices: list[int]) -> list[int]:
-    """Return in which lines a request's events stand: of its API key, which has its own ones."""
+def devices_of(devices: list[int]) -> list[int]:
+    """Return in which queue a request's events stand: of its API key, which has its own ones."""
     return [device + 10 * (len(devices) % 2) for device in devices]
 
 
@@ -183,7 +183,7 @@ FEW = 3
 
 def test_holding_many_devices_of_many_requests_takes_no_long_while() -> None:
     """What is looked at grows with the events, and not with their square."""
-    lines = RequestQueue()
+    queue = RequestQueue()
     looked_at = 0
 
     class Counting(WaitingRequest):
@@ -193,15 +193,15 @@ def test_holding_many_devices_of_many_requests_takes_no_long_while() -> None:
             return super().device(index)
 
     for n in range(1, 8):
-        lines.add(Counting(n, 0, "k", 500, list(range(500)), list(range(500))))
-    part = lines.oldest()
+        queue.add(Counting(n, 0, "k", 500, list(range(500)), list(range(500))))
+    part = queue.oldest()
     assert part is not None
-    lines.answered(part)
+    queue.answered(part)
     looked_at = 0
-    lines.hold(range(500), 10.0, 1)
+    queue.hold(range(500), 10.0, 1)
     assert looked_at <= 7 * 500
-    assert lines.oldest() is None
-    assert lines.held == 500
+    assert queue.oldest() is None
+    assert queue.held == 500
 
 
 class World:
@@ -210,33 +210,33 @@ class World:
     def __init__(self, requests: list[list[int]]) -> None:
         self.rows = {
             id_: WaitingRequest(
-                id_, 0, f"k{lines[0] // 10}", len(lines), lines, [*range(len(lines))]
+                id_, 0, f"k{devices[0] // 10}", len(devices), devices, [*range(len(devices))]
             )
-            for id_, lines in enumerate(map(lines_of, requests), 1)
+            for id_, devices in enumerate(map(devices_of, requests), 1)
         }
         self.arrived: dict[int, list[tuple[int, int]]] = defaultdict(list)
         self.refused: set[tuple[int, int]] = set()
-        self.lines = RequestQueue()
+        self.queue = RequestQueue()
         self.out: list[RequestPart] = []
         self.now_s = 0.0
 
     def read(self) -> None:
         """Read a few again, and a few new ones, as the relay does."""
-        lines = self.lines
-        if lines.reads_again:
-            assert lines.again is not None
-            passed = [id_ for id_ in sorted(self.rows) if lines.again < id_ <= lines.front]
+        queue = self.queue
+        if queue.reads_again:
+            assert queue.again is not None
+            passed = [id_ for id_ in sorted(self.rows) if queue.again < id_ <= queue.front]
             for id_ in passed[:FEW]:
-                lines.add(self.rows[id_])
+                queue.add(self.rows[id_])
             if len(passed) < FEW:
-                lines.end_pass()
-        if lines.reads_front:
-            for id_ in [id_ for id_ in sorted(self.rows) if id_ > lines.front][:FEW]:
-                lines.add(self.rows[id_])
+                queue.end_pass()
+        if queue.reads_front:
+            for id_ in [id_ for id_ in sorted(self.rows) if id_ > queue.front][:FEW]:
+                queue.add(self.rows[id_])
 
     def send(self, most: int) -> None:
-        while len(self.out) < most and (part := self.lines.oldest()) is not None:
-            busy = {line for other in self.out for line in other.devices}
+        while len(self.out) < most and (part := self.queue.oldest()) is not None:
+            busy = {device for other in self.out for device in other.devices}
             assert not busy & part.devices
             self.out.append(part)
 
@@ -249,14 +249,14 @@ class World:
         half = set(indexes[::2])
         settled = [set(indexes), half, set(), set(), set(), set()][how]
         self.settle(row, settled, refused=how == 1)
-        lines = set(list(part.devices)[: 1 + choice % 3])
-        self.lines.answered(part, settled)
+        devices = set(list(part.devices)[: 1 + choice % 3])
+        self.queue.answered(part, settled)
         if how == 2:
-            self.lines.hold(lines, self.now_s + 1 + choice % 5, row.id)
+            self.queue.hold(devices, self.now_s + 1 + choice % 5, row.id)
         elif how == 3:
-            self.lines.hold_key(row.api_key, self.now_s + 1 + choice % 5, row.id)
+            self.queue.hold_key(row.api_key, self.now_s + 1 + choice % 5, row.id)
         elif how == 4 and len(part.indexes) > 1:
-            self.lines.halve(part)
+            self.queue.halve(part)
 
     def settle(self, row: WaitingRequest, settled: set[int], *, refused: bool) -> None:
         for index in sorted(settled):
@@ -273,7 +273,7 @@ class World:
 
     def pass_time(self, seconds: int) -> None:
         self.now_s += seconds
-        self.lines.wake(self.now_s)
+        self.queue.wake(self.now_s)
 
     def drain(self) -> None:
         for _ in range(10_000):
@@ -311,8 +311,8 @@ def test_after_any_answers_each_device_keeps_its_order_and_none_waits_for_ever(
     for device in (*range(5), *range(10, 15)):
         expected = [
             (id_, index)
-            for id_, devices in enumerate(map(lines_of, requests), 1)
-            for index, line in enumerate(devices)
-            if line == device and (id_, index) not in world.refused
+            for id_, devices in enumerate(map(devices_of, requests), 1)
+            for index, of_event in enumerate(devices)
+            if of_event == device and (id_, index) not in world.refused
         ]
         assert world.arrived[device] == expected

@@ -120,7 +120,7 @@ class AdminServer:
         try:
             response = await handler(request)
             assert self._listener is not None
-            if self._listener.crowded:
+            if self._listener.is_nearly_full:
                 response.force_close()
             return response
         except web.HTTPException as answer:

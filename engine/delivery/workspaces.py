@@ -8,7 +8,6 @@ from typing import Final
 import anyio
 
 from amplitude_intercom.engine.backoff import probe_delay_s
-from amplitude_intercom.engine.delivery.attributes import WorkspaceAttributes
 from amplitude_intercom.engine.delivery.calls import Answered, Calls
 from amplitude_intercom.engine.delivery.contact_locks import ContactLocks, LockedContacts
 from amplitude_intercom.engine.delivery.create_or_find import CreateOrFind
@@ -17,6 +16,7 @@ from amplitude_intercom.engine.delivery.missing_contacts import (
     MergedUsers,
     MissingContacts,
 )
+from amplitude_intercom.engine.delivery.workspace_attributes import WorkspaceAttributes
 from amplitude_intercom.engine.spool.contract import TakerSpool, Transaction
 from amplitude_intercom.transports import intercom
 
