@@ -65,6 +65,7 @@ class Dispatch:
     def health(self, now_s: float) -> RelayState:
         """Return the host's state, ``FAILING`` or ``INVALID_KEY``."""
         state = self._host.state(now_s)
+        # Some requests fail, but too few for an outage.
         if state == OPEN and self._host.said:
             return RelayState.FAILING
         return RelayState.INVALID_KEY if state == OPEN and self.keys.said else state
@@ -109,6 +110,7 @@ class Dispatch:
 
     def _charge(self, sent: SentPart, now_s: float, now_ms: int) -> bool:
         part, request = sent.part, sent.part.request
+        # A failure of ours loses its events anyway: there is nothing to charge.
         if sent.failure is not None:
             return False
         match sent.verdict.kind:
@@ -140,6 +142,7 @@ class Dispatch:
             if verdict.kind in BY_AMPLITUDE and sent.was_sent:
                 self._note_answer(now_s, took=verdict.kind in (AnswerKind.TAKEN, AnswerKind.SORTED))
             self._follow_answer(sent, devices, throttled, decided_at_s)
+        # Nothing of it will be read again.
         if not left:
             self._failures.forget(request.id)
 

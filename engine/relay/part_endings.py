@@ -95,6 +95,7 @@ def losses(sent: SentPart, *, gives_up: bool) -> dict[int, Failure]:
         # Several are halved, until the one that is too large is alone.
         case AnswerKind.TOO_LARGE if len(part.indexes) == 1:
             return dict.fromkeys(part.indexes, failure(DeadReason.TOO_LARGE))
+        # Until then the key is held, and its requests wait on disk.
         case AnswerKind.BAD_KEY if gives_up:
             return dict.fromkeys(part.indexes, failure(DeadReason.INVALID_API_KEY))
         case AnswerKind.NO_ANSWER if gives_up:

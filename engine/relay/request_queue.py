@@ -78,6 +78,7 @@ class RequestQueue:
 
     def add(self, request: WaitingRequest, pieces: int = 1) -> None:
         """Load the events of a request that are not loaded yet, in so many parts."""
+        # Ids go up: a request that is not beyond the front comes from the pass.
         at_front = request.id > self.front
         if at_front:
             self.front = request.id

@@ -74,6 +74,7 @@ class Arrivals:
         for read in sliced(rows, self._tables.inbox.events_of(batch)):
             found.append(read)
             last_id = read.id
+            # With the one that reaches the bytes, so that each load brings a record at least.
             limit_bytes -= len(read.raw)
             if limit_bytes <= 0:
                 break

@@ -37,6 +37,7 @@ class Fullness:
 
         ``takers`` has all takers, with waiting bytes or not.
         """
+        # Until the next commit, or a later batch of the same call could overtake (rule 3).
         if taker in self.refused:
             return self.refused[taker]
         return self._judge(taker, len(takers), accounts)
@@ -49,10 +50,12 @@ class Fullness:
         """Update the refused takers, after a commit."""
         total = accounts.value(SPOOL, WAITING)
         self._is_full = total >= (RELIEF if self._is_full else 1.0) * self._max_bytes
+        # As nearly always: then a thousand takers need not be judged at each commit.
         if total < RELIEF * NEARLY_FULL * self._max_bytes:
             self._bounds.clear()
             self.refused = {}
             return
+        # The bounds first: each judgement goes by them.
         bounds = {taker: self._bound(taker, len(takers), accounts) for taker in takers}
         self._bounds = {taker: bound for taker, bound in bounds.items() if bound is not None}
         found = {taker: self._judge(taker, len(takers), accounts) for taker in takers}

@@ -173,6 +173,7 @@ class Jobs:
     def latest(self, limit: int) -> list[JobRow]:
         """Return up to ``limit`` jobs, the latest first."""
         rows = self._db.execute(f"SELECT {_COLUMNS} FROM jobs ORDER BY id DESC LIMIT ?", (limit,))
+        # A damaged row must not hide the others from a person.
         return [job for row in rows if (job := _readable(row)) is not None]
 
     def advance(self, job: JobRow, cursor: str, counts: Mapping[str, int]) -> None:

@@ -15,6 +15,7 @@ class ContactKey(NamedTuple):
     value: str
 
 
+# A tuple is an array in JSON, which is shorter than an object.
 class Held(NamedTuple):
     """A user property's last value, null if it has none.
 

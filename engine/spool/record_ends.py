@@ -85,6 +85,7 @@ class RecordEnds:
         # Most takers have no such records: then the bytes of these need not be read.
         if self._accounts.value(self.taker, TAKEN_ALONG):
             self._accounts.resize(self.taker, TAKEN_ALONG, -self._records.own_bytes(ids))
+        # Counted by what was there: a record may be settled again after a cancel.
         deleted = self._records.delete(ids)
         self._accounts.add(self.taker, "pending", -deleted)
         self._emptied.update(id_ // SLOTS for id_ in ids)

@@ -123,6 +123,7 @@ class Queue:
             if endpoint not in wanted.open_circuits:
                 wakeups.let_parked_go(self.taker, endpoint, MOST_LET_GO)
         found = wakeups.due(self.taker, wanted.now_ms, limit, parked=False)
+        # Parked users have a bound of their own: most of them fail again, and would fill memory.
         most_parked = min(limit, wanted.parked)
         found += wakeups.due(self.taker, wanted.now_ms, most_parked, parked=True)
         for endpoint in awaited:

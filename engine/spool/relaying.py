@@ -59,6 +59,7 @@ class Relaying:
         """Drop a relay's oldest requests until one more fits."""
         while self._accounts.value(taker, INBOX) + size_bytes > share_bytes:
             first = self._requests.first(taker)
+            # A counter that has drifted must not make this loop endless.
             if first is None:
                 return
             self._drop(taker, self._delete(taker, first))

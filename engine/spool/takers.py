@@ -59,6 +59,7 @@ class Takers:
 
     def read_ids(self) -> None:
         """Read the ids of all takers anew: those of a rolled back transaction are no longer so."""
+        # Emptied first: if the read fails, no id is better than one that was rolled back.
         self._ids = {}
         self._ids = {taker.name: taker.id for taker in self.all()}
 
@@ -75,6 +76,7 @@ class Takers:
 
     def known_id(self, name: str) -> int:
         """Return the id of a taker by name, from memory; -1 if there is none."""
+        # No row has it, so whoever reads by it finds nothing.
         return self._ids.get(name, -1)
 
     def id_of(self, name: str) -> int | None:

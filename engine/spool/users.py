@@ -25,6 +25,7 @@ class WaitingUsers:
 
     def waiting_of(self, taker: int, users: Iterable[str]) -> dict[str, Aside]:
         """Return those of these users that have a row, each with its reason."""
+        # Of most takers nobody waits: one look-up instead of a query for each slice of users.
         if not self.any(taker):
             return {}
         rows = find_in(

@@ -44,6 +44,7 @@ class Wakeups:
     def awaited(self, taker: int) -> list[str]:
         """Return the endpoints that users wait for, with one look-up each."""
         found: list[str] = []
+        # A `DISTINCT` would read the row of each user that waits.
         while True:
             (endpoint,) = self._db.execute(
                 "SELECT min(waits_for) FROM users WHERE taker = ? AND waits_for > ?"

@@ -98,6 +98,7 @@ class ThreadWriter(Generic[S]):
 
     async def close(self) -> None:
         self._closed = True
+        # Behind all that was submitted: that is done first.
         self._queued.put(None)
         # Off the loop, which has to take the last results from the thread.
         await asyncio.get_running_loop().run_in_executor(None, self._thread.join)

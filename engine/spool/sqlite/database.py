@@ -145,6 +145,7 @@ class Database(Generic[S]):
         if self.trouble is None and self._reserve.is_short():
             # While some is left: work that frees bytes has to write to the log first.
             self._run_out_of_disk(SHORT)
+        # A closed file could not be opened again. Until it can, no work is possible.
         if self._closed or not group:
             return [self.trouble for _ in group]
         try:
@@ -198,6 +199,7 @@ class Database(Generic[S]):
 
     def _as_damage(self, error: Exception) -> SpoolDamaged:
         damage = SpoolDamaged(RefusalReason.SPOOL_FAILING, str(error))
+        # Work that is tried again meets the same rows: they are said once.
         if str(damage) != str(self.damage):
             _log.error("the spool cannot do what it is asked", error=str(error))
         self.damage = damage
@@ -227,8 +229,11 @@ class Database(Generic[S]):
         """End a trouble if possible; note the one that remains otherwise."""
         self._heal_at_s = self._monotonic_s() + HEAL_EVERY_S
         try:
+            # A failed write may have left pages in memory alone (rule 2). A full disk has refused
+            # it.
             if self._closed or trouble.reason is RefusalReason.SPOOL_FAILING:
                 self._open_again()
+            # Before appends are taken again: without a reserve the next full disk stops deliveries.
             if not self._reserve.take():
                 self._run_out_of_disk(NO_RESERVE)
                 return
@@ -303,5 +308,6 @@ def run_group(store: S, group: list[Callable[[S], Any]]) -> list[Any]:
 def _attempt(work: Callable[[S], Any], store: S) -> Any:
     try:
         return work(store)
+    # It has changed nothing, so the transaction of the others goes on (rule 1).
     except EngineError as error:
         return error
