@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,25 @@ def test_the_benchmarks_table_has_every_benchmark_with_its_goal() -> None:
     assert [(row[0], row[-1]) for row in rows] == [
         (f"`{name}`", f"{sign[goal.better]} {goal.ratio:g}") for name, goal in GOALS.items()
     ]
+
+
+@pytest.mark.parametrize(
+    ("paper", "extras"), [("engine/README.md", []), ("tests/README.md", ["test", "test-all"])]
+)
+def test_every_dependency_is_named_with_its_use(paper: str, extras: list[str]) -> None:
+    project = tomllib.loads(text_of("pyproject.toml"))["project"]
+    lists = [project["optional-dependencies"][extra] for extra in extras]
+    needed = {
+        re.split(r"[<>=\[]", one)[0] for some in lists or [project["dependencies"]] for one in some
+    }
+    assert needed - {"amplitude-intercom"} <= set(re.findall(r"\*\*([\w-]+)\*\*", text_of(paper)))
+
+
+def test_the_container_has_a_python_that_is_tested() -> None:
+    images = re.findall(r"python:(\d+\.\d+)-", text_of("engine/deploy/Containerfile"))
+    tested = re.findall(r"Python (\d+\.\d+) is tested", text_of(".github/CONTRIBUTING.md"))
+    assert images
+    assert set(images) <= set(tested)
 
 
 def test_every_goal_that_is_missed_is_said_with_its_ratio() -> None:
