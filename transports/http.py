@@ -44,7 +44,12 @@ from amplitude_intercom.transports.http_server import (
 )
 from amplitude_intercom.transports.limits import ByteBudget, KeyLimits
 from amplitude_intercom.transports.refusals import NO_ENDPOINT, Refusals
-from amplitude_intercom.transports.sockets import Listener, share_of_descriptors
+from amplitude_intercom.transports.sockets import (
+    CLOSING_S,
+    Listener,
+    clean_up,
+    share_of_descriptors,
+)
 from amplitude_intercom.transports.upload_answers import BadUpload
 
 MAX_PORT: Final = 65_535
@@ -105,7 +110,7 @@ class HttpSource:
         server = BoundedServer(self._answer, self._refused, self._idle_timeout_s)
         self._listener = Listener(server, self._max_connections, self._idle_timeout_s)
         self._receiver = self._make_receiver(intake, self._listener)
-        runner = web.ServerRunner(server, shutdown_timeout=5.0)
+        runner = web.ServerRunner(server, shutdown_timeout=CLOSING_S)
         await runner.setup()
         try:
             async with self._listener.listening(self._host, self._port) as self.address:
@@ -113,7 +118,7 @@ class HttpSource:
                 await asyncio.Event().wait()
         finally:
             # Requests in work are still answered: an accepted upload without an answer comes twice.
-            await runner.cleanup()
+            await clean_up(runner)
 
     @property
     def is_listening(self) -> bool:

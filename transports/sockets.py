@@ -29,6 +29,7 @@ from itertools import islice
 from operator import itemgetter
 from typing import Final, cast
 
+import anyio
 from aiohttp import web
 
 from amplitude_intercom.transports.inherited import inherited
@@ -36,6 +37,12 @@ from amplitude_intercom.transports.inherited import inherited
 BACKLOG: Final = 512
 OWN_DESCRIPTORS: Final = 24
 """Files, pipes and listening sockets that the program itself has open."""
+
+CLOSING_S: Final = 1.0
+"""Until a request at work has to be answered when its server ends."""
+
+LAST_HEADS_S: Final = 0.2
+"""Until a client that came just before the end has to send its request."""
 
 LOOK_EVERY_S: Final = 0.05
 SWEEP_EVERY_S: Final = 1.0
@@ -85,6 +92,8 @@ class ClientConnection(asyncio.Protocol):
         """Whether its client owes the rest of a request."""
         self._came_bytes = 0
         """Bytes of a body since the last progress."""
+        self.is_new = True
+        """Whether nothing has come of its first request."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
@@ -92,6 +101,7 @@ class ClientConnection(asyncio.Protocol):
         self._served_by.connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
+        self.is_new = False
         if not self._has_begun:  # the time for a head begins with its first byte, not before
             self._listener.wait_for(self)
         elif self._listener.is_in_body(self):
@@ -257,7 +267,17 @@ class Listener:
             for listening in sockets:
                 self._unwatch(listening)
                 listening.close()
-            await asyncio.gather(sweep, *self._coming, return_exceptions=True)
+            # A task group cancels again at each await, and would cut this short.
+            with anyio.CancelScope(shield=True):
+                await asyncio.gather(sweep, *self._coming, return_exceptions=True)
+                await self._last_heads()
+
+    async def _last_heads(self) -> None:
+        """Wait a little for clients that have just come: a close would reset them unheard."""
+        for _ in range(20):
+            if not any(connection.is_new for connection in self._open_ones):
+                return
+            await asyncio.sleep(LAST_HEADS_S / 20)
 
     def _watch(self, listening: socket.socket) -> None:
         self._pauses.pop(listening, None)
@@ -301,6 +321,15 @@ class Listener:
             )
         except OSError:
             connection.close()
+
+
+async def clean_up(runner: web.BaseRunner) -> None:
+    """End a server; requests at work are still answered, within ``CLOSING_S``.
+
+    A cancelled task group, which cancels again at each await, does not cut this short.
+    """
+    with anyio.CancelScope(shield=True):
+        await runner.cleanup()
 
 
 async def _bind(host: str, port: int) -> list[socket.socket]:

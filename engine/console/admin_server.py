@@ -29,7 +29,12 @@ from amplitude_intercom.engine.errors import SettingsError, SpoolError
 from amplitude_intercom.engine.log_lines import printable
 from amplitude_intercom.engine.settings import Admin
 from amplitude_intercom.transports.http_server import MAX_HEADER_BYTES
-from amplitude_intercom.transports.sockets import Listener, share_of_descriptors
+from amplitude_intercom.transports.sockets import (
+    CLOSING_S,
+    Listener,
+    clean_up,
+    share_of_descriptors,
+)
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 MAX_CONNECTIONS = 1_024
@@ -71,6 +76,7 @@ class AdminServer:
             access_log=None,
             logger=_quiet,
             keepalive_timeout=KEEP_ALIVE_S,
+            shutdown_timeout=CLOSING_S,
             max_line_size=MAX_HEADER_BYTES,
             max_field_size=MAX_HEADER_BYTES,
         )
@@ -90,7 +96,7 @@ class AdminServer:
                 f"admin.listen: {self._settings.listen} cannot be used: {reason}"
             ) from None
         finally:
-            await runner.cleanup()
+            await clean_up(runner)
 
     async def listening(self) -> str:
         """Wait until the port is open; return the address."""

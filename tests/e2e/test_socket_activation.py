@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import socket
 from collections.abc import Iterator
@@ -57,6 +58,41 @@ async def test_a_restart_refuses_no_client_of_passed_sockets(
             assert await running.end(signal.SIGTERM) == 0
             assert not [entry for entry in running.log if entry["level"] == "warning"]
     assert http.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+
+
+async def test_restarts_under_load_reset_no_client(
+    tmp_path: Path, http: socket.socket, admin: socket.socket
+) -> None:
+    """Each client connects anew for each event; 503 says that it should come again."""
+    top = {"http": {"listen": address(http)}, "admin": {"listen": address(admin)}}
+    heads: list[bytes] = []
+    ends = asyncio.Event()
+
+    async def client(user: str) -> None:
+        n = 0
+        while not ends.is_set():
+            n += 1
+            upload = {"api_key": process.API_KEY, "events": [process.event(user, n)]}
+            body = json.dumps(upload).encode()
+            reader, writer = await asyncio.open_connection(*http.getsockname())
+            head = f"POST /2/httpapi HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}"
+            writer.write(f"{head}\r\nConnection: close\r\n\r\n".encode() + body)
+            heads.append((await reader.readline())[9:12])
+            writer.close()
+
+    async with serve(Sandbox(latency_s=0)) as url, asyncio.TaskGroup() as clients:
+        config = process.settings(tmp_path, url, top=top)
+        tasks = [clients.create_task(client(f"client-{number}")) for number in range(30)]
+        for _ in range(4):
+            running = await process.start(config, sockets=[http, admin])
+            await process.moment(0.5)
+            assert await running.end(signal.SIGTERM) == 0
+        running = await process.start(config, sockets=[http, admin])
+        ends.set()
+        await asyncio.wait(tasks)
+        assert await running.end(signal.SIGTERM) == 0
+    assert heads.count(b"200") > 100
+    assert set(heads) <= {b"200", b"503"}
 
 
 async def test_a_passed_socket_that_no_setting_names_is_said(

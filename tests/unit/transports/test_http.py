@@ -11,11 +11,12 @@ import time
 import tracemalloc
 import urllib.parse
 import zlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import aiohttp
+import anyio
 import pytest
 
 from amplitude_intercom.transports.amplitude import BadEvent, Head
@@ -250,6 +251,41 @@ async def test_browsers_of_allowed_origins_may_send() -> None:
                 ) as answer:
                     assert answer.status in (200, 204)
                     assert answer.headers.get("Access-Control-Allow-Origin") == allowed
+
+
+class EndingIntake(Intake):
+    """Makes a batch durable some time after it has let its source be cancelled."""
+
+    def __init__(self, cancel: Callable[[], None]) -> None:
+        super().__init__()
+        self._cancel = cancel
+
+    async def send(self, batch: Batch) -> Ticket:
+        self._cancel()
+        for _ in range(50):
+            await asyncio.sleep(0)
+        return await super().send(batch)
+
+
+@pytest.mark.parametrize("sends", ["before the end", "at the end"])
+async def test_the_source_does_not_end_before_clients_that_came_are_answered(sends: str) -> None:
+    """A task group that is cancelled cancels again at each await of the source's end."""
+    body = json.dumps({"api_key": "k", "events": [GOOD]}).encode()
+    head = f"POST /2/httpapi HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    async with anyio.create_task_group() as tasks:
+        intake = EndingIntake(tasks.cancel_scope.cancel)
+        source = HttpSource(listen="127.0.0.1:0")
+        tasks.start_soon(source.run, intake)
+        host, _, port = (await source.listening()).rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        if sends == "at the end":
+            asyncio.get_running_loop().call_later(0.02, writer.write, head.encode() + body)
+            tasks.cancel_scope.cancel()
+        else:
+            writer.write(head.encode() + body)
+    assert intake.batches
+    assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+    writer.close()
 
 
 async def test_the_port_is_closed_once_the_source_is_cancelled() -> None:
