@@ -47,3 +47,11 @@ def test_a_pause_that_amplitude_asks_for_holds_for_everybody() -> None:
     host.be_busy("429", 30.0)
     assert (host.state(29.0), host.slots(8, 0, 29.0), host.next_look_s(1.0)) == (BUSY, 0, 30.0)
     assert (host.state(30.0), host.slots(8, 0, 30.0)) == (OPEN, 8)
+
+
+def test_of_several_times_that_amplitude_names_the_latest_holds() -> None:
+    host = AmplitudeHost()
+    host.be_busy("throttled", 10.0)
+    host.be_busy("throttled", 5.0)
+    assert (host.state(9.0), host.slots(8, 0, 9.0), host.next_look_s(9.0)) == (BUSY, 0, 10.0)
+    assert host.state(10.0) == OPEN

@@ -21,7 +21,7 @@ from amplitude_intercom.engine.spool.spool import open_database
 from amplitude_intercom.engine.spool.store import Limits, Store
 from amplitude_intercom.engine.spool.table_reads import recount
 from amplitude_intercom.engine.spool.user_state import MOST_TYPES_READ, state_of_user
-from support.spools import OneSync, append_of, kept, opened, part_of
+from support.spools import OneSync, append_of, kept, opened, part_of, sqlite_of
 
 FAILING = Failure(DeadReason.USER_FAILING, 500)
 EVENT = kept("ann")
@@ -84,6 +84,25 @@ def test_the_bytes_of_a_batch_that_was_rolled_back_are_not_read(path: Path) -> N
     store.commit()
     assert (before, after) == ([b'{"n":0}', b'{"n":1}'], [b'{"a":0}', b'{"a":1}'])
     assert sync.counters["dead"] == 0
+    store.close()
+
+
+def test_a_commit_that_fails_counts_nothing(path: Path) -> None:
+    sync = OneSync(opened(path))
+    store, db = sync.store, sqlite_of(sync.store.db)
+    db.executescript(
+        "PRAGMA foreign_keys = ON; CREATE TABLE a (id INTEGER PRIMARY KEY);"
+        "CREATE TABLE b (a REFERENCES a (id) DEFERRABLE INITIALLY DEFERRED);"
+    )
+    store.begin()
+    store.append([append_of(EVENT)], 1)
+    db.execute("INSERT INTO b VALUES (1)")  # it fails, but at the commit
+    with pytest.raises(sqlite3.IntegrityError):
+        store.commit()
+    store.rollback()
+    assert sync.counters["pending"] == 0
+    sync.append(EVENT)
+    assert (sync.counters["pending"], len(sync.load().records)) == (1, 1)
     store.close()
 
 
