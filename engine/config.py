@@ -64,7 +64,7 @@ def table_at(path: Path) -> dict[str, Any]:
         SettingsError: the file cannot be read, or is no TOML.
     """
     try:
-        return tomllib.loads(_read(path, MAX_FILE_BYTES).decode("utf-8-sig"))
+        return read_toml(_read(path, MAX_FILE_BYTES).decode("utf-8-sig"))
     except OSError as error:
         raise SettingsError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -73,6 +73,26 @@ def table_at(path: Path) -> dict[str, Any]:
         raise SettingsError(f"{path}: not TOML: {error}") from None
     except (ValueError, RecursionError) as error:  # NUL in the path, digits or depth without end
         raise SettingsError(f"{path}: cannot be read: {str(error).partition(':')[0]}") from None
+
+
+MOST_KEY_PARTS: Final = 60
+"""Parts of one dotted key: ``tomllib`` needs memory by the square of their number."""
+
+_LONG_KEY: Final = re.compile(
+    rf"""(?<![\w\-])(?:(?:[\w\-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){{{MOST_KEY_PARTS}}}"""
+)
+
+
+def read_toml(text: str) -> dict[str, Any]:
+    """Return the table of a text.
+
+    Raises:
+        tomllib.TOMLDecodeError: it is not TOML.
+        ValueError, RecursionError: it has digits, parts of a key or levels without end.
+    """
+    if _LONG_KEY.search(text):
+        raise ValueError(f"a key of more than {MOST_KEY_PARTS} parts")
+    return tomllib.loads(text)
 
 
 PIPE_S: Final = 30.0
@@ -211,10 +231,10 @@ def _decode_secret(kind: type, value: object, folder: Path) -> Secret:
     if scheme == "file":
         path = folder / home_expanded(rest)
         return Secret(_from_file(path), value, lambda: _from_file(path))
-    return Secret(_usable(value))
+    return Secret(usable_secret(value))
 
 
-def _usable(text: str, of: str = "this one") -> str:
+def usable_secret(text: str, of: str = "this one") -> str:
     """Return a secret without the white space around it, which editors and shells leave there.
 
     Raises:
@@ -235,7 +255,7 @@ def _from_environment(name: str) -> str:
     value = os.environ.get(name)
     if not value:
         raise ValueError(f"Expected the environment variable `{name}` to be set")
-    return _usable(value, f"the environment variable `{name}`")
+    return usable_secret(value, f"the environment variable `{name}`")
 
 
 def _from_file(path: Path) -> str:
@@ -246,7 +266,7 @@ def _from_file(path: Path) -> str:
     except (OSError, ValueError) as error:
         said = error.strerror if isinstance(error, OSError) else error
         raise ValueError(f"Expected a readable file `{path}`: {said}") from None
-    return _usable(value, f"the file `{path}`")
+    return usable_secret(value, f"the file `{path}`")
 
 
 _PATH = re.compile(r"^(?P<what>.*?)(?: - at `\$(?P<path>.*)`)?$", re.DOTALL)

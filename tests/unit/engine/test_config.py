@@ -289,6 +289,8 @@ def test_relative_paths_start_at_the_file_s_folder(tmp_path: Path) -> None:
         (b"", "missing required field `sync`"),
         (b"data_dir = " + b"9" * 5_000, "Exceeds the limit"),
         (b"data_dir = " + b"[" * 50_000, "recursion"),
+        (b"a." * 100_000 + b"a = 1", "a key of more than 60 parts"),
+        (b"[ a . 'b' ." + b' "c".' * 100_000 + b"a]", "a key of more than 60 parts"),
         (b'data_dir = "\\ud800"', "not TOML"),
         (b"data_dir = 1\ndata_dir = 2", "not TOML"),
         (b"# " + b"x" * 10_000_000, "larger than"),
