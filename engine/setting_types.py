@@ -65,6 +65,10 @@ class Secret:
         return hash(self._value)
 
 
+ApiKey = Annotated[Secret, msgspec.Meta(extra={"seen_at_end": 4})]
+"""An API key of Amplitude. Each app that sends events has it, so its end may be seen."""
+
+
 def short_key(key: str) -> str:
     """Return an API key as it is named to people."""
     return "* (any)" if key == ANY_KEY else f"{key[:4]}…"

@@ -13,6 +13,7 @@ import msgspec
 
 from amplitude_intercom.engine.setting_types import (
     Address,
+    ApiKey,
     HeaderName,
     Name,
     Operator,
@@ -107,7 +108,7 @@ class Forward(Section, frozen=True, kw_only=True):
 class Export(Section, frozen=True, kw_only=True):
     """Fetching history from Amplitude's Export API."""
 
-    api_key: Secret
+    api_key: ApiKey
     secret_key: Secret
     region: Literal["us", "eu"] = "us"
     base_url: Url | None = None
@@ -148,7 +149,7 @@ class Relay(Section, frozen=True, kw_only=True):
     """Requests of SDKs go on to Amplitude as they came."""
 
     name: Name = "amplitude"
-    amplitude_api_keys: list[Secret] = []
+    amplitude_api_keys: list[ApiKey] = []
     enabled: bool = True
     region: Literal["us", "eu"] = "us"
     base_url: Url | None = None
@@ -214,7 +215,7 @@ class Sync(Section, frozen=True, kw_only=True):
     """One stream: Amplitude projects to one Intercom workspace."""
 
     name: Name
-    amplitude_api_keys: list[Secret] = []
+    amplitude_api_keys: list[ApiKey] = []
     enabled: bool = True
     intercom: Intercom
     mapping: Mapping = Mapping()

@@ -93,6 +93,8 @@ def _kind(kind: Any) -> str:
     """Return in words which values a setting takes."""
     if isinstance(kind, inspect.UnionType):
         return _kind(next(one for one in kind.types if not isinstance(one, inspect.NoneType)))
+    if isinstance(kind, inspect.Metadata):
+        return _kind(kind.type)
     if isinstance(kind, inspect.LiteralType):
         return ", ".join(f"`{value}`" for value in kind.values)
     if isinstance(kind, inspect.IntType | inspect.FloatType):
