@@ -14,7 +14,7 @@ Whether the table can be used as settings is not asked here: that reads the file
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import tomlrt
@@ -29,8 +29,23 @@ SECTION_DEPTH: Final = 2
 """Keys down to which a new table gets a ``[header]``; a deeper one is written in one line."""
 
 
-def edited(text: str, wanted: Table) -> str:
+def _by_library(text: str, wanted: Table) -> str:
+    """Return a text as the library edits it; nothing is certain of it.
+
+    Raises:
+        CannotEdit: the library changes more than it should.
+    """
+    document = tomlrt.loads(text)
+    if tomlrt.dumps(document) != text:
+        raise CannotEdit("the text is spelled so that an edit would change other lines")
+    _edit_table(document, wanted, depth=0)
+    return tomlrt.dumps(document)
+
+
+def edited(text: str, wanted: Table, edit: Callable[[str, Table], str] = _by_library) -> str:
     """Return a text that says the wanted table, edited where it says something else.
+
+    ``edit``: the means, which is not trusted.
 
     Raises:
         CannotEdit: that is not possible, or not for sure.
@@ -39,11 +54,7 @@ def edited(text: str, wanted: Table) -> str:
     try:
         if same(parsed(text), wanted):
             return text
-        document = tomlrt.loads(body)
-        if tomlrt.dumps(document) != body:
-            raise CannotEdit("the text is spelled so that an edit would change other lines")
-        _edit_table(document, wanted, depth=0)
-        result = text[: len(text) - len(body)] + _ended_alike(tomlrt.dumps(document), body)
+        result = text[: len(text) - len(body)] + _ended_alike(edit(body, wanted), body)
         is_exact = same(parsed(result), wanted)
     except (CannotEdit, MemoryError):
         raise

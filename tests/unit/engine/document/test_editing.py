@@ -131,3 +131,27 @@ def test_a_text_that_is_not_toml_is_refused() -> None:
     for text in ("a = ", "[[sync]]\nname = 'a\n", f"a = {'[' * 100_000}"):
         with pytest.raises(CannotEdit):
             edited(text, {"sync": []})
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        TEXT,
+        TEXT.replace("enabled = true", "enabled = 0"),
+        TEXT.replace("enabled = true", "enabled = false").replace("info", "debug"),
+        "",
+        "not TOML",
+    ],
+)
+def test_a_means_of_editing_that_does_something_else_is_not_trusted(result: str) -> None:
+    wanted = tomllib.loads(TEXT.replace("enabled = true", "enabled = false"))
+    with pytest.raises(CannotEdit):
+        edited(TEXT, wanted, lambda *_: result)
+
+
+def test_a_means_of_editing_that_fails_is_no_fault() -> None:
+    def fail(*_: object) -> str:
+        raise AssertionError("inside the library")
+
+    with pytest.raises(CannotEdit, match="AssertionError"):
+        edited(TEXT, {"sync": []}, fail)

@@ -277,6 +277,17 @@ def test_a_process_that_dies_anywhere_leaves_the_old_text_or_the_new(
     assert not again.mend()
 
 
+def test_a_file_that_was_not_shortened_yet_is_whole_all_the_same(tmp_path: Path) -> None:
+    file = file_in(tmp_path, NO_RENAME._replace(truncate=failing_truncate))
+    with suppress(Killed):
+        file.write(SHORTER, file.read().version)
+    assert present(file).rstrip("\n") == SHORTER.rstrip("\n")
+
+
+def failing_truncate(*_: object) -> None:
+    raise Killed
+
+
 def test_a_failing_disk_that_stays_so_keeps_both_texts(tmp_path: Path) -> None:
     def write(descriptor: int, content: bytes) -> int:
         if os.path.samefile(f"/proc/self/fd/{descriptor}", tmp_path / "settings.toml"):
