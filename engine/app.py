@@ -8,11 +8,11 @@ As a library:
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,38 +20,29 @@ import anyio
 import msgspec
 
 from amplitude_intercom.engine.actors.source import SourceActor
-from amplitude_intercom.engine.clients import Token, amplitude_client_of, token_key, token_of
-from amplitude_intercom.engine.delivery.loaded_bytes import LoadedBytes
-from amplitude_intercom.engine.delivery.stream import Stream
-from amplitude_intercom.engine.delivery.workspaces import Workspaces
+from amplitude_intercom.engine.delivery.stream import Stream, SyncDelivery
 from amplitude_intercom.engine.gates import Clocks, Gates, WireFactory
 from amplitude_intercom.engine.intake_pipeline import IntakePipeline
 from amplitude_intercom.engine.job_runner import JobRunner
-from amplitude_intercom.engine.job_slices import JobSync
 from amplitude_intercom.engine.overview import EngineParts, Overview
-from amplitude_intercom.engine.pipeline import Pipeline
 from amplitude_intercom.engine.relay.relay import RelaySender
-from amplitude_intercom.engine.settings import Relay as RelaySettings
+from amplitude_intercom.engine.reload import Reload, Reloaded
+from amplitude_intercom.engine.running_takers import RunningTakers
 from amplitude_intercom.engine.settings import Settings
 from amplitude_intercom.engine.sources import RunningSource
-from amplitude_intercom.engine.spool.spool import Spool, SpoolPart
+from amplitude_intercom.engine.spool.spool import Spool
 from amplitude_intercom.engine.spool.sqlite.lock import DataDir
 from amplitude_intercom.engine.spool.sqlite.spool_file import refuse_former_spools
 from amplitude_intercom.engine.spool.store import Store, wall_clock_ms
 from amplitude_intercom.engine.status import Status
-from amplitude_intercom.engine.supervision import Supervisor
-from amplitude_intercom.engine.token_facts import keep_limit
+from amplitude_intercom.engine.unit_builder import RelayWireFactory, UnitBuilder
 from amplitude_intercom.engine.upkeep import Upkeep
 from amplitude_intercom.transports.amplitude import Head
-from amplitude_intercom.transports.amplitude_client import AmplitudeWire
 from amplitude_intercom.transports.contract import Batch, Receipt
 from amplitude_intercom.transports.errors import Refused
 from amplitude_intercom.transports.reasons import RefusalReason
 from amplitude_intercom.transports.upload_answers import BadUpload
 from amplitude_intercom.transports.upload_events import decode_events
-
-RelayWireFactory = Callable[[RelaySettings], AmplitudeWire]
-"""Makes the client of a relay; the sandbox's in-process wire stands in for HTTPS."""
 
 
 class BadEvents(ValueError):
@@ -65,7 +56,7 @@ class BadEvents(ValueError):
         self.refusal = refusal
 
 
-class _Arguments(msgspec.Struct, frozen=True, kw_only=True):
+class _Arguments(msgspec.Struct, frozen=True):
     """The arguments of an engine beside its settings; see ``Engine``."""
 
     wire: WireFactory | None
@@ -79,8 +70,8 @@ class _Arguments(msgspec.Struct, frozen=True, kw_only=True):
 class Engine:
     """All syncs and relays of one settings file, running while the context is open.
 
-    ``streams``: the syncs, by name. ``relays``: those that send, by name of the taker.
-    ``sources``: those that run, by name; noted here by the code that starts them.
+    ``takers``: the syncs and relays that run. ``sources``: those that run, by name; noted here by
+    the code that starts them.
     ``state``: ``starting``, ``running`` (``offline`` without deliveries), ``draining``, ``ended``.
 
     Raises (on entering):
@@ -107,20 +98,9 @@ class Engine:
         ``wire`` and ``relay_wire`` replace the HTTPS clients, ``store_type`` the spool's tables.
         ``inline`` runs the spool in the loop's thread. Without ``deliver`` no call is made.
         """
-        self.settings = settings
+        self._first_settings = settings
         clocks = Clocks(now_ms, now_s, jitter)
-        self._arguments = _Arguments(
-            wire=wire,
-            relay_wire=relay_wire,
-            clocks=clocks,
-            inline=inline,
-            delivers=deliver,
-            store_type=store_type,
-        )
-        self.streams: dict[str, Stream] = {}
-        self._pipelines: dict[str, Pipeline] = {}
-        self.relays: dict[str, RelaySender] = {}
-        self.relay_supervisors: dict[str, Supervisor] = {}
+        self._arguments = _Arguments(wire, relay_wire, clocks, inline, deliver, store_type)
         self.sources: dict[str, RunningSource] = {}
         self.state = "starting"
         self._finished = anyio.Event()
@@ -173,11 +153,7 @@ class Engine:
         self.state = "draining"
         self._taking_in.drain()
         self.jobs.end()
-        for pipeline in set(self._pipelines.values()):
-            pipeline.drain()
-        for name, relay in self.relays.items():
-            relay.drain()
-            self.relay_supervisors[name].end()
+        self.takers.drain()
 
     async def _run(self) -> None:
         async with anyio.create_task_group() as forever:
@@ -185,10 +161,7 @@ class Engine:
             forever.start_soon(self.jobs.run)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._taking_in.run)
-                for pipeline in set(self._pipelines.values()):
-                    tasks.start_soon(pipeline.run, self.jobs.keyed)
-                for supervisor in self.relay_supervisors.values():
-                    tasks.start_soon(supervisor.run)
+                tasks.start_soon(self.takers.run)
             forever.cancel_scope.cancel()
         self._finished.set()
 
@@ -196,29 +169,82 @@ class Engine:
 
     async def _build(self, stack: AsyncExitStack) -> None:
         """Build all parts, in the order in which they need each other."""
-        settings, arguments = self.settings, self._arguments
+        settings, arguments = self._first_settings, self._arguments
         clocks, now_ms = arguments.clocks, arguments.clocks.now_ms
-        self.spool, spools = await _open_spool(settings, arguments, stack)
-        self.streams |= {sync.name: Stream(sync, spools[sync.name]) for sync in settings.sync}
-        streams = list(self.streams.values())
-        await _follow_selections(self.spool, streams, now_ms())
-        gates = Gates(settings, arguments.wire, clocks)
-        if arguments.delivers:
-            self._pipelines |= await _pipelines(streams, self.spool, gates, clocks, stack)
-            self.relays |= await _relays(settings, arguments, spools, stack)
-        self.relay_supervisors |= {
-            taker: Supervisor(relay.run, relay=relay.settings.name, part="relay")
-            for taker, relay in self.relays.items()
-        }
-        self.jobs = JobRunner(self.spool, _job_syncs(streams), now_ms, settings.relay)
-        self.upkeep = Upkeep(self.spool, self.streams, list(spools), self.jobs, now_ms)
-        await self.jobs.follow_mappings()
-        await self.upkeep.log_left()
-        self._taking_in = IntakePipeline(settings, streams, self.spool)
+        self.spool = await _open_spool(settings, arguments, stack)
+        gates = Gates(arguments.wire, clocks)
+        builder = UnitBuilder(
+            self.spool, gates, clocks, arguments.relay_wire, lambda sync: self.jobs.keyed(sync)
+        )
+        self.takers = RunningTakers(self.spool, builder, delivers=arguments.delivers)
+        stack.push_async_callback(self.takers.close)
+        self.jobs = JobRunner(self.spool, self.takers, now_ms)
+        self.upkeep = Upkeep(self.spool, self.takers, self.jobs, now_ms)
+        self._taking_in = IntakePipeline(self.spool, settings.max_event_bytes)
         stack.callback(self._taking_in.close)
-        self.overview = _overview(self, spools, gates)
+        self._reload = Reload(self.spool, self.takers, self._taking_in, self.jobs)
+        await self._reload.begin(settings)
+        await self.upkeep.log_left()
+        self.overview = Overview(
+            EngineParts(
+                spool=self.spool,
+                takers=self.takers,
+                sources=self.sources,
+                jobs=self.jobs,
+                gate_name=gates.name_of,
+                now_ms=now_ms,
+                state=lambda: self.state,
+                intake_stopped=lambda: self._taking_in.stopped,
+            )
+        )
 
     # --- using it -------------------------------------------------------------------------
+
+    @property
+    def settings(self) -> Settings:
+        """The settings by which it runs."""
+        return self.takers.settings
+
+    @property
+    def streams(self) -> Mapping[str, Stream]:
+        """The syncs, by name."""
+        return self.takers.streams
+
+    @property
+    def relays(self) -> Mapping[str, RelaySender]:
+        """The relays that send, by name of the taker."""
+        return {taker: running.sender for taker, running in self.takers.relays.items()}
+
+    async def reload(self, settings: Settings) -> Reloaded:
+        """Run by other settings from now on; return what that has changed. What did not change is
+        not touched.
+
+        A change that is under way goes on where the wait for it is cancelled.
+
+        Raises:
+            SettingsError: a client cannot be built; nothing has changed.
+            SpoolError: the disk fails; nothing has changed.
+            Refused: the engine drains, or has ended.
+        """
+        if self.state in ("draining", "ended"):
+            raise Refused(RefusalReason.DRAINING)
+        done: asyncio.Future[Reloaded] = asyncio.get_running_loop().create_future()
+        self._tasks.start_soon(self._follow, settings, done)
+        return await asyncio.shield(done)
+
+    async def _follow(self, settings: Settings, done: asyncio.Future[Reloaded]) -> None:
+        try:
+            found = await self._reload.follow(settings)
+            await self.upkeep.log_left()
+        except Exception as error:
+            done.set_exception(error)
+            done.exception()  # nobody may wait for it any more
+        except BaseException:
+            done.set_exception(Refused(RefusalReason.DRAINING))
+            done.exception()
+            raise
+        else:
+            done.set_result(found)
 
     @property
     def intake(self) -> SourceActor:
@@ -253,11 +279,16 @@ class Engine:
         Raises:
             Refused: the engine ended before that; pending events are kept.
         """
-        for stream in self.streams.values():
-            while stream.delivery is not None and stream.spool.counters["pending"]:
-                if self.state == "ended":
-                    raise Refused(RefusalReason.DRAINING)
-                await stream.delivery.feed.progress()
+        while (delivery := self._unsettled()) is not None:
+            if self.state == "ended":
+                raise Refused(RefusalReason.DRAINING)
+            await delivery.feed.progress()
+
+    def _unsettled(self) -> SyncDelivery | None:
+        """Return the delivery of a sync with pending events; None: there is none."""
+        deliveries = (stream.delivery for stream in self.streams.values())
+        pending = (found for found in deliveries if found and found.spool.counters["pending"])
+        return next(pending, None)
 
     async def relayed(self) -> None:
         """Wait until no request waits for Amplitude."""
@@ -267,32 +298,6 @@ class Engine:
     async def status(self) -> Status:
         """Return the accounting of all syncs and relays; see ``Overview.status``."""
         return await self.overview.status()
-
-
-def _overview(engine: Engine, spools: Mapping[str, SpoolPart], gates: Gates) -> Overview:
-    """Return the overview of an engine; state and stopped intake are read at each look."""
-    return Overview(
-        EngineParts(
-            settings=engine.settings,
-            spool=engine.spool,
-            spools=spools,
-            streams=engine.streams,
-            deliveries=engine._pipelines,
-            relays=engine.relays,
-            relay_supervisors=engine.relay_supervisors,
-            sources=engine.sources,
-            jobs=engine.jobs,
-            gate_name=gates.name_of,
-            now_ms=engine._arguments.clocks.now_ms,
-            state=lambda: engine.state,
-            intake_stopped=lambda: engine._taking_in.stopped,
-        )
-    )
-
-
-def _job_syncs(streams: Sequence[Stream]) -> dict[str, JobSync]:
-    """Return the syncs as jobs see them, by name."""
-    return {s.sync.name: JobSync(s.sync, s.rules.admission) for s in streams}
 
 
 def _decoded(
@@ -310,10 +315,8 @@ def _decoded(
     return decoded
 
 
-async def _open_spool(
-    settings: Settings, arguments: _Arguments, stack: AsyncExitStack
-) -> tuple[Spool, Mapping[str, SpoolPart]]:
-    """Lock the data directory and open the spool; return it, and each taker's part of it."""
+async def _open_spool(settings: Settings, arguments: _Arguments, stack: AsyncExitStack) -> Spool:
+    """Lock the data directory and open the spool."""
     data_dir = Path(settings.data_dir)
     stack.enter_context(DataDir(data_dir))
     refuse_former_spools(data_dir)
@@ -325,61 +328,4 @@ async def _open_spool(
         store_type=arguments.store_type,
     )
     stack.push_async_callback(spool.close)
-    syncs = [sync.name for sync in settings.sync]
-    return spool, await spool.open_for([*syncs, *(relay.taker for relay in settings.relay)])
-
-
-async def _follow_selections(spool: Spool, streams: Sequence[Stream], now_ms: int) -> None:
-    """Let every sync know the properties that it brings to contacts from now on."""
-    selections = await spool.do(
-        lambda store: [stream.follow_selection(store, now_ms) for stream in streams]
-    )
-    for stream, selection in zip(streams, selections, strict=True):
-        stream.selection = selection
-
-
-async def _pipelines(
-    streams: Sequence[Stream], spool: Spool, gates: Gates, clocks: Clocks, stack: AsyncExitStack
-) -> dict[str, Pipeline]:
-    """Build a gate and a pipeline for each access token; return the pipelines by enabled sync."""
-    budget = LoadedBytes()
-    workspaces = Workspaces(now_ms=clocks.now_ms, jitter=clocks.jitter)
-    by_token: dict[Token, list[Stream]] = {}
-    for stream in streams:
-        if stream.sync.enabled:
-            by_token.setdefault(token_of(stream.sync), []).append(stream)
-    found: dict[str, Pipeline] = {}
-    for token, of_token in by_token.items():
-        gate = await gates.build(token, of_token[0].sync, spool, stack)
-        key = token_key("workspace", token)
-        pipeline = Pipeline(
-            gate,
-            of_token,
-            budget,
-            now_ms=clocks.now_ms,
-            jitter=clocks.jitter,
-            keep_limit=partial(keep_limit, spool, token),
-            find_workspace=partial(workspaces.find, key, token[0], gate, of_token[0].spool),
-        )
-        found |= {stream.sync.name: pipeline for stream in of_token}
-    return found
-
-
-async def _relays(
-    settings: Settings,
-    arguments: _Arguments,
-    spools: Mapping[str, SpoolPart],
-    stack: AsyncExitStack,
-) -> dict[str, RelaySender]:
-    """Build a sender for each relay; return them by taker."""
-    found = {}
-    for relay in settings.relay:
-        if arguments.relay_wire is not None:
-            wire = arguments.relay_wire(relay)
-        else:
-            wire = await stack.enter_async_context(amplitude_client_of(relay))
-        clocks = arguments.clocks
-        found[relay.taker] = RelaySender(
-            relay, spools[relay.taker], wire, now_ms=clocks.now_ms, jitter=clocks.jitter
-        )
-    return found
+    return spool

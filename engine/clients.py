@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import NamedTuple
 
 from amplitude_intercom.engine.addresses import normal_url
 from amplitude_intercom.engine.settings import Intercom, Sync
@@ -71,3 +72,26 @@ def amplitude_client_of(relay: RelaySettings) -> AmplitudeClient:
 def address_of(relay: RelaySettings) -> str:
     """Return the address that a relay sends to, in its normal spelling."""
     return normal_url(relay.base_url or INGESTION_URLS[relay.region])
+
+
+class GateSettings(NamedTuple):
+    """The settings of a sync that its gate is built by; the first sync of a token decides."""
+
+    requests_per_minute: int
+    max_in_flight: int
+    timeout_s: float
+    token_source: str
+    probe_first_s: float
+    probe_most_s: float
+
+
+def gate_settings_of(sync: Sync) -> GateSettings:
+    """Return the part of a sync's settings that its gate is built by."""
+    return GateSettings(
+        sync.intercom.requests_per_minute,
+        sync.intercom.max_in_flight,
+        sync.intercom.timeout_s,
+        sync.intercom.access_token.source,
+        sync.delivery.probe_first_s,
+        sync.delivery.probe_most_s,
+    )

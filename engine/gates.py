@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
 from urllib.parse import urlsplit
 
@@ -11,9 +13,7 @@ import msgspec
 from amplitude_intercom.engine.clients import Token, client_of, most_calls, token_of
 from amplitude_intercom.engine.delivery.gate import Gate
 from amplitude_intercom.engine.errors import SettingsError
-from amplitude_intercom.engine.settings import Intercom, Settings, Sync
-from amplitude_intercom.engine.spool.spool import Spool
-from amplitude_intercom.engine.token_facts import counts_before, known_limit
+from amplitude_intercom.engine.settings import Intercom, Sync
 from amplitude_intercom.transports.intercom import Wire
 
 WireFactory = Callable[[Intercom], Wire]
@@ -32,43 +32,72 @@ class Clocks(msgspec.Struct, frozen=True):
 
 
 class Gates:
-    """Builds the gate of each access token."""
+    """Builds the gate of each access token, and names it: ``HOST#N``, without secrets.
 
-    def __init__(self, settings: Settings, wire: WireFactory | None, clocks: Clocks) -> None:
-        self._syncs = _syncs_by_token(settings)
-        self._names = {
-            token: f"{urlsplit(token[0]).netloc}#{number}"
-            for number, token in enumerate(self._syncs, start=1)
-        }
+    A token keeps its name, and the counts of its calls, as long as a sync has it.
+    """
+
+    def __init__(self, wire: WireFactory | None, clocks: Clocks) -> None:
         self._wire = wire
         self._clocks = clocks
+        self._numbers: dict[Token, int] = {}
+        self._calls: dict[Token, Counter[tuple[str, int]]] = {}
+
+    def name_tokens(self, syncs: Iterable[Sync]) -> None:
+        """Give a name to each token of these syncs that has none."""
+        tokens = dict.fromkeys(map(token_of, syncs))
+        taken = set(self._numbers.values())
+        free = (n for n in itertools.count(1) if n not in taken)
+        for token in tokens:
+            if token not in self._numbers:
+                self._numbers[token] = next(free)
+
+    def forget_others(self, syncs: Iterable[Sync]) -> None:
+        """Forget the tokens that none of these syncs has."""
+        tokens = set(map(token_of, syncs))
+        self._numbers = {token: n for token, n in self._numbers.items() if token in tokens}
+        self._calls = {token: calls for token, calls in self._calls.items() if token in tokens}
 
     def name_of(self, sync: Sync) -> str:
-        """Return the name of a sync's access token, without secrets: ``HOST#N``."""
-        return self._names[token_of(sync)]
+        """Return the name of a sync's access token."""
+        return self._name(token_of(sync))
 
-    async def build(self, token: Token, sync: Sync, spool: Spool, stack: AsyncExitStack) -> Gate:
+    def _name(self, token: Token) -> str:
+        return f"{urlsplit(token[0]).netloc}#{self._numbers[token]}"
+
+    async def build(
+        self,
+        token: Token,
+        sync: Sync,
+        clients: AsyncExitStack,
+        known_limit: float | None,
+        *,
+        counts_before: bool,
+    ) -> Gate:
         """Build the gate of an access token by the settings of its first sync.
+
+        ``clients``: closes the client when the gate is needed no more. ``known_limit`` and
+        ``counts_before``: see ``Gate``.
 
         Raises:
             SettingsError: its client cannot be built.
-            SpoolError: the spool cannot be read.
         """
         return Gate(
-            await self._enter_wire(sync, stack),
+            await self._enter_wire(sync, clients),
             requests_per_minute=sync.intercom.requests_per_minute,
-            max_in_flight=most_calls(sync.intercom, len(self._syncs)),
+            max_in_flight=most_calls(sync.intercom, len(self._numbers)),
             probe_first_s=sync.delivery.probe_first_s,
             probe_most_s=sync.delivery.probe_most_s,
             now_s=self._clocks.now_s,
             jitter=self._clocks.jitter,
-            name=self._log_name(token),
-            known_limit=await known_limit(spool, token),
-            counts_before=await counts_before(spool, token),
+            name=self._name(token),
+            known_limit=known_limit,
+            counts_before=counts_before,
+            calls=self._calls.setdefault(token, Counter()),
         )
 
-    async def _enter_wire(self, sync: Sync, stack: AsyncExitStack) -> Wire:
-        """Build the client of a sync; the stack closes it.
+    async def _enter_wire(self, sync: Sync, clients: AsyncExitStack) -> Wire:
+        """Build the client of a sync.
 
         Raises:
             SettingsError: it cannot be built. (The error's own text could quote the token.)
@@ -76,22 +105,9 @@ class Gates:
         try:
             if self._wire:
                 return self._wire(sync.intercom)
-            return await stack.enter_async_context(client_of(sync.intercom, len(self._syncs)))
+            made = client_of(sync.intercom, len(self._numbers))
+            return await clients.enter_async_context(made)
         except Exception as fault:
             raise SettingsError(
                 f"sync `{sync.name}`: sync.intercom makes no client: {type(fault).__name__}"
             ) from fault
-
-    def _log_name(self, token: Token) -> str:
-        """Return the host of an access token with the syncs that use it, for logs."""
-        syncs = self._syncs[token]
-        host = token[0].partition("://")[2]
-        return f"{host} ({', '.join(syncs[:3])}{', …' if len(syncs) > 3 else ''})"
-
-
-def _syncs_by_token(settings: Settings) -> dict[Token, list[str]]:
-    """Return the names of the syncs that use each access token."""
-    found: dict[Token, list[str]] = {}
-    for sync in settings.sync:
-        found.setdefault(token_of(sync), []).append(sync.name)
-    return found

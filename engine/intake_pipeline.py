@@ -9,13 +9,14 @@ while: waiting batches are refused, and a supervisor starts it again.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Mapping
 from contextlib import suppress
 
 import anyio
 
-from amplitude_intercom.engine.actors.filter import FilterActor, SyncFilter, only_project
-from amplitude_intercom.engine.actors.source import Offer, SourceActor
+from amplitude_intercom.engine.actors.filter import FilterActor
+from amplitude_intercom.engine.actors.source import Offer, Routes, SourceActor
+from amplitude_intercom.engine.actors.taker_filters import RelayFilter, SyncFilter, only_project
 from amplitude_intercom.engine.delivery.stream import Stream
 from amplitude_intercom.engine.internal_faults import describe
 from amplitude_intercom.engine.settings import Settings
@@ -34,29 +35,25 @@ SENDERS_TURNS = 5
 class IntakePipeline:
     """Takes events in for all syncs and relays, while ``run`` runs."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        streams: Iterable[Stream],
-        spool: Spool,
-    ) -> None:
-        """``streams``: one for each sync of the settings."""
-        self._filters = [filter_of(stream) for stream in streams]
-        self._drops_oldest = {relay.taker: relay.drops_oldest for relay in settings.relay}
+    def __init__(self, spool: Spool, max_event_bytes: int) -> None:
+        """``follow`` says which takers there are; before that nobody takes anything."""
         self._spool = spool
-        self._max_event_bytes = settings.max_event_bytes
+        self._max_event_bytes = max_event_bytes
         self._draining = False
         self._fault = ""
         self._actor: FilterActor | None = None
         inbox, self._offers = anyio.create_memory_object_stream[Offer](INTAKE_BATCHES)
-        self.source = SourceActor(
-            inbox,
-            [sync.name for sync in settings.sync],
-            _syncs_by_key(settings),
-            lambda: self.stopped,
-            _relays_by_key(settings),
-        )
+        self.source = SourceActor(inbox, lambda: self.stopped)
         self._supervisor = Supervisor(self._take_in, part="intake")
+
+    async def follow(self, settings: Settings, streams: Mapping[str, Stream]) -> None:
+        """Use the rules of these syncs and relays for every batch that comes from now on.
+
+        Returns when the batches that came before are filtered.
+        """
+        self.source.routes = routes_of(settings, streams)
+        if self._actor is not None:
+            await self.source.catch_up()
 
     async def run(self) -> None:
         """Run until ``drain`` was called and the channel is empty; start again after a fault."""
@@ -81,12 +78,7 @@ class IntakePipeline:
         return self._supervisor.faults
 
     async def _take_in(self) -> None:
-        self._actor = FilterActor(
-            self._filters,
-            self._spool,
-            max_event_bytes=self._max_event_bytes,
-            relays=self._drops_oldest,
-        )
+        self._actor = FilterActor(self._spool, max_event_bytes=self._max_event_bytes)
         self._actor.draining = self._draining
         self._fault = ""
         try:
@@ -112,22 +104,21 @@ class IntakePipeline:
         self._offers.close()
 
 
-def _syncs_by_key(settings: Settings) -> dict[str, list[str]]:
-    keys: dict[str, list[str]] = {}
+def routes_of(settings: Settings, streams: Mapping[str, Stream]) -> Routes:
+    """Return who takes the events of which keys; ``streams`` by name of the sync."""
+    filters = {sync.name: filter_of(streams[sync.name]) for sync in settings.sync}
+    syncs_by_key: dict[str, list[SyncFilter]] = {}
+    relays_by_key: dict[str, list[RelayFilter]] = {}
     for sync in settings.sync:
         for key in sync.amplitude_api_keys:
-            keys.setdefault(key.reveal(), []).append(sync.name)
-    return keys
-
-
-def _relays_by_key(settings: Settings) -> dict[str, list[str]]:
-    keys: dict[str, list[str]] = {}
+            syncs_by_key.setdefault(key.reveal(), []).append(filters[sync.name])
     for relay in settings.relay:
         for key in settings.keys_of(relay) if relay.enabled else ():
-            keys.setdefault(key.reveal(), []).append(relay.taker)
-    return keys
+            relay_filter = RelayFilter(relay.taker, relay.drops_oldest)
+            relays_by_key.setdefault(key.reveal(), []).append(relay_filter)
+    return Routes(filters, syncs_by_key, relays_by_key)
 
 
 def filter_of(stream: Stream) -> SyncFilter:
-    """Return a sync's side of the filter."""
-    return SyncFilter(stream.sync.name, stream.rules.admission, only_project(stream.sync))
+    """Return a sync as intake knows it."""
+    return SyncFilter(stream.sync.name, stream.admission, only_project(stream.sync))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import anyio
@@ -10,8 +10,8 @@ import structlog
 
 from amplitude_intercom.engine.errors import SettingsError, SpoolDamaged, SpoolError
 from amplitude_intercom.engine.internal_faults import describe, internal_failure
-from amplitude_intercom.engine.job_slices import JobSlices, JobSync
-from amplitude_intercom.engine.settings import Relay as RelaySettings
+from amplitude_intercom.engine.job_slices import JobSlices, JobTakers
+from amplitude_intercom.engine.settings import Sync
 from amplitude_intercom.engine.spool.job_requests import ask_job
 from amplitude_intercom.engine.spool.jobs import (
     JobKind,
@@ -33,16 +33,9 @@ FAILING_DISK_NAP_S: Final = 1.0
 class JobRunner:
     """Runs the jobs of one spool, one after the other."""
 
-    def __init__(
-        self,
-        spool: Spool,
-        syncs: Mapping[str, JobSync],
-        now_ms: Callable[[], int],
-        relays: Iterable[RelaySettings] = (),
-    ) -> None:
-        """``syncs``: those of the settings, by name."""
+    def __init__(self, spool: Spool, takers: JobTakers, now_ms: Callable[[], int]) -> None:
         self._spool = spool
-        self._slices = JobSlices(syncs, {relay.taker: relay for relay in relays}, now_ms)
+        self._slices = JobSlices(takers, now_ms)
         self._now_ms = now_ms
         self._changed = anyio.Event()
         self._is_over = False
@@ -126,13 +119,13 @@ class JobRunner:
 
     # --- keys of records ------------------------------------------------------------------
 
-    async def follow_mappings(self) -> None:
-        """Ask for a re-keying of each sync whose ``[sync.mapping]`` has changed.
+    async def follow_mappings(self, syncs: Sequence[Sync]) -> None:
+        """Ask for a re-keying of each of these syncs whose ``[sync.mapping]`` has changed.
 
         Raises:
             SpoolError: the disk fails.
         """
-        asked = await self._spool.do(self._slices.follow_mappings)
+        asked = await self._spool.do(lambda store: self._slices.follow_mappings(store, syncs))
         for job in asked:
             _log.warning(
                 "sync.mapping has changed: records that wait are keyed anew before they are sent",
@@ -140,7 +133,12 @@ class JobRunner:
                 sync=job.sync,
                 records=job.expected,
             )
-        self.rekeying = {job.sync: job.id for job in asked}
+        for sync in syncs:
+            self.rekeying.pop(sync.name, None)
+            self.stopped.pop(sync.name, None)
+        self.rekeying |= {job.sync: job.id for job in asked}
+        self._spool.job_added()
+        self._tell()
 
     async def keyed(self, sync: str) -> bool:
         """Wait until a sync's records have the keys of today's mapping; return False at the end."""

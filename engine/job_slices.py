@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from typing import Final, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Final, NamedTuple, Protocol
 
 from amplitude_intercom.engine.internal_faults import internal_failure
 from amplitude_intercom.engine.reasons import DeadReason, DropReason
@@ -12,7 +12,7 @@ from amplitude_intercom.engine.relay.relayed_form import relayed_again
 from amplitude_intercom.engine.rules.admission import Admission, Admitted
 from amplitude_intercom.engine.rules.verdicts import Drop, Keep, Verdict
 from amplitude_intercom.engine.settings import Relay as RelaySettings
-from amplitude_intercom.engine.settings import Sync
+from amplitude_intercom.engine.settings import Settings, Sync
 from amplitude_intercom.engine.spool import replaying
 from amplitude_intercom.engine.spool.batches import Kept
 from amplitude_intercom.engine.spool.job_requests import ask_job
@@ -42,38 +42,58 @@ class Slice(NamedTuple):
     is_last: bool
 
 
-class JobSync(NamedTuple):
-    """A sync as jobs see it."""
+class JobSync(Protocol):
+    """A sync as jobs see it (``engine.delivery.stream.Stream``)."""
 
-    sync: Sync
-    admission: Admission
+    @property
+    def sync(self) -> Sync:
+        """Its settings."""
+        ...
+
+    @property
+    def admission(self) -> Admission:
+        """The rules by which its events are kept."""
+        ...
+
+
+class JobTakers(Protocol):
+    """The takers of today's settings (``engine.running_takers.RunningTakers``)."""
+
+    @property
+    def settings(self) -> Settings:
+        """The settings, for the relays in them."""
+        ...
+
+    @property
+    def streams(self) -> Mapping[str, JobSync]:
+        """The syncs, by name."""
+        ...
 
 
 class JobSlices:
-    """Does slices of jobs for the syncs and relays of the settings."""
+    """Does slices of jobs for the syncs and relays of today's settings."""
 
-    def __init__(
-        self,
-        syncs: Mapping[str, JobSync],
-        relays: Mapping[str, RelaySettings],
-        now_ms: Callable[[], int],
-    ) -> None:
-        """``syncs`` and ``relays`` by taker."""
-        self._syncs = syncs
-        self._relays = relays
+    def __init__(self, takers: JobTakers, now_ms: Callable[[], int]) -> None:
+        self._takers = takers
         self._now_ms = now_ms
 
     def is_enabled(self, taker: str) -> bool:
         """Return whether a replayed letter of a taker would be sent."""
-        if taker in self._relays:
-            return self._relays[taker].enabled
-        found = self._syncs.get(taker)
-        return found is not None and found.sync.enabled
+        found = self._relay(taker) or self._sync(taker)
+        return found is not None and found.enabled
 
-    def follow_mappings(self, store: Store) -> list[JobRow]:
+    def _relay(self, taker: str) -> RelaySettings | None:
+        relays = self._takers.settings.relay
+        return next((relay for relay in relays if relay.taker == taker), None)
+
+    def _sync(self, taker: str) -> Sync | None:
+        found = self._takers.streams.get(taker)
+        return None if found is None else found.sync
+
+    def follow_mappings(self, store: Store, syncs: Iterable[Sync]) -> list[JobRow]:
         """Ask for re-keyings where ``[sync.mapping]`` has changed; return those that are open."""
         now_ms = self._now_ms()
-        found = [_follow_mapping(store, sync, now_ms) for sync, _ in self._syncs.values()]
+        found = [_follow_mapping(store, sync, now_ms) for sync in syncs]
         return [job for job in found if job is not None]
 
     def do_next(self, store: Store) -> tuple[JobRow, bool] | None:
@@ -113,15 +133,18 @@ class JobSlices:
     ) -> Counter[str]:
         if job.kind is JobKind.DISCARD:
             return Counter({"discarded": discard(store, taker, letters)})
-        if not self.is_enabled(job.sync):  # it was disabled since the job was asked for
-            return Counter({STILL_DEAD: len(letters)})
-        if job.sync in self._relays:
-            drops_oldest = self._relays[job.sync].drops_oldest
-            return relay_again(store, taker, letters, self._now_ms(), drops_oldest=drops_oldest)
-        return replay(store, taker, letters, self._syncs[job.sync].admission, self._now_ms())
+        relay, found = self._relay(job.sync), self._takers.streams.get(job.sync)
+        if relay is not None and relay.enabled:
+            return relay_again(
+                store, taker, letters, self._now_ms(), drops_oldest=relay.drops_oldest
+            )
+        if found is not None and found.sync.enabled:
+            return replay(store, taker, letters, found.admission, self._now_ms())
+        # It was disabled, or went from the settings, since the job was asked for.
+        return Counter({STILL_DEAD: len(letters)})
 
     def _rekey(self, store: Store, taker: int, job: JobRow, mapping: NewMapping) -> Slice:
-        found = self._syncs.get(job.sync)
+        found = self._takers.streams.get(job.sync)
         if found is None:  # the mapping stays UNKEYED, so that a new job follows its return
             return Slice(job.cursor, {}, is_last=True)
         cursor, up_to = Position.read(job.cursor), Position.read(job.up_to)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from typing import Protocol
 
 import msgspec
 
@@ -13,11 +12,11 @@ from amplitude_intercom.engine.clients import address_of
 from amplitude_intercom.engine.delivery.stream import Stream
 from amplitude_intercom.engine.errors import SpoolError
 from amplitude_intercom.engine.job_runner import JobRunner
-from amplitude_intercom.engine.relay.relay import RelaySender
+from amplitude_intercom.engine.running_takers import RunningTakers
 from amplitude_intercom.engine.settings import Relay as RelaySettings
-from amplitude_intercom.engine.settings import Settings, Sync
+from amplitude_intercom.engine.settings import Sync
 from amplitude_intercom.engine.sources import RunningSource
-from amplitude_intercom.engine.spool.spool import Spool, SpoolPart
+from amplitude_intercom.engine.spool.spool import Spool
 from amplitude_intercom.engine.spool.sqlite.snapshots import disk_bytes
 from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.engine.status import (
@@ -36,39 +35,20 @@ from amplitude_intercom.engine.status import (
     spool_status,
     sync_status,
 )
-from amplitude_intercom.engine.supervision import Supervisor
 from amplitude_intercom.engine.token_facts import workspace_of
 from amplitude_intercom.transports.reasons import RefusalReason
-
-
-class Deliveries(Protocol):
-    """The faults of a pipeline (``engine.pipeline.Pipeline``)."""
-
-    def stopped(self, sync: str) -> str:
-        """Return the fault of this program that stops a sync; empty: none."""
-        ...
-
-    def faults(self, sync: str) -> int:
-        """Return how often such a fault has stopped a sync."""
-        ...
 
 
 class EngineParts(msgspec.Struct, frozen=True, kw_only=True):
     """The parts of a running engine that an overview looks at.
 
-    ``spools`` by taker; ``deliveries`` by sync; ``relays`` and ``relay_supervisors`` by taker;
     ``sources`` by name. ``gate_name``: returns the name of a sync's access token, without secrets.
-    ``state``: returns the engine's. ``intake_stopped``: returns the fault of
-    this program that stops intake, or an empty text.
+    ``state``: returns the engine's.
+    ``intake_stopped``: returns the fault of this program that stops intake, or an empty text.
     """
 
-    settings: Settings
     spool: Spool
-    spools: Mapping[str, SpoolPart]
-    streams: Mapping[str, Stream]
-    deliveries: Mapping[str, Deliveries]
-    relays: Mapping[str, RelaySender]
-    relay_supervisors: Mapping[str, Supervisor]
+    takers: RunningTakers
     sources: Mapping[str, RunningSource]
     jobs: JobRunner
     gate_name: Callable[[Sync], str]
@@ -77,9 +57,9 @@ class EngineParts(msgspec.Struct, frozen=True, kw_only=True):
     intake_stopped: Callable[[], str]
 
     @property
-    def takers(self) -> list[str]:
-        """The syncs and relays of the settings, by name of the taker."""
-        return list(self.spools)
+    def streams(self) -> Mapping[str, Stream]:
+        """The syncs, by name."""
+        return self.takers.streams
 
 
 class _Tables(msgspec.Struct, frozen=True):
@@ -109,7 +89,7 @@ class Overview:
     @property
     def takers(self) -> list[str]:
         """The syncs and relays of the settings, by name of the taker."""
-        return self._parts.takers
+        return list(self._parts.takers.parts)
 
     # --- readiness ------------------------------------------------------------------------
 
@@ -126,7 +106,7 @@ class Overview:
 
     @property
     def ready(self) -> bool:
-        """Whether at least one sync takes events: a full one closes no other's intake."""
+        """Whether at least one sync takes events: a full one closes no other's door."""
         unready = self.unready
         return not unready or len(unready) < len(self._parts.streams)
 
@@ -136,8 +116,9 @@ class Overview:
         parts = self._parts
         if fault := parts.intake_stopped():
             return dict.fromkeys(parts.streams, fault)
-        stopped = {name: deliveries.stopped(name) for name, deliveries in parts.deliveries.items()}
-        return {name: fault for name, fault in (stopped | parts.jobs.stopped).items() if fault}
+        stopped = {name: line.stopped(name) for name, line in parts.takers.pipelines.items()}
+        every = stopped | parts.jobs.stopped | parts.takers.unstarted
+        return {name: fault for name, fault in every.items() if fault}
 
     @property
     def stopped_sources(self) -> dict[str, str]:
@@ -161,47 +142,47 @@ class Overview:
         stopped = self.stopped
         return Status(
             parts.state(),
-            parts.settings.data_path,
+            parts.takers.settings.data_path,
             [self._sync_status(s, tables.syncs, stopped) for s in parts.streams.values()],
             tables.spool,
             [RefusalCount(*kind, count) for kind, count in sorted(refusals.items())],
             dict(refused_keys),
             [SourceStatus(n, s.stopped, s.faults) for n, (_, s) in parts.sources.items()],
-            [self._relay_status(relay, tables.relays) for relay in parts.settings.relay],
+            [self._relay_status(relay, tables.relays) for relay in parts.takers.settings.relay],
         )
 
     def _relay_status(self, relay: RelaySettings, facts: Mapping[str, TakerFacts]) -> RelayStatus:
         parts, taker = self._parts, relay.taker
-        spool = parts.spools[taker]
+        spool, running = parts.takers.parts[taker], parts.takers.relays.get(taker)
         return relay_status(
             relay,
             spool.counters,
             facts.get(taker, TakerFacts()),
             address=address_of(relay),
             now_ms=parts.now_ms(),
-            sender=parts.relays.get(taker),
+            sender=running.sender if running else None,
             trouble=spool.trouble or parts.spool.damage,
-            supervisor=parts.relay_supervisors.get(taker),
+            supervisor=running.supervisor if running else None,
         )
 
     def _sync_status(
         self, stream: Stream, facts: Mapping[str, SyncFacts], stopped: Mapping[str, str]
     ) -> SyncStatus:
-        parts, name, delivery = self._parts, stream.sync.name, stream.delivery
-        faulty, gate = parts.deliveries.get(name), stream.gate
+        parts, name = self._parts, stream.sync.name
+        pipeline, gate = parts.takers.pipelines.get(name), stream.gate
         return sync_status(
             stream.sync,
             stream.spool.counters,
             facts.get(name, SyncFacts()),
             now_ms=parts.now_ms(),
             trouble=stream.spool.trouble or parts.spool.damage,
-            latency_s=delivery.settlement.latency_s if delivery else (),
-            unknown_attributes=delivery.unknown_attributes if delivery else {},
+            latency_s=stream.figures.latency_s,
+            unknown_attributes=stream.figures.unknown_attributes,
             adjusted=stream.spool.adjustments.total,
             gate=None if gate is None else gate_status(gate, parts.gate_name(stream.sync)),
             stopped=stopped.get(name, ""),
             rekeying=parts.jobs.rekeying.get(name, 0),
-            faults=faulty.faults(name) if faulty else 0,
+            faults=stream.figures.faults + (pipeline.faults(name) if pipeline else 0),
         )
 
     async def _tables(self) -> _Tables:
@@ -213,7 +194,7 @@ class Overview:
 
         def look(store: Store) -> _Tables:
             found = spool_status(
-                store, parts.takers, parts.settings.spool.max_bytes, parts.now_ms()
+                store, parts.takers.parts, parts.takers.settings.spool.max_bytes, parts.now_ms()
             )
             used_bytes = parts.spool.used_bytes(store)
             return _Tables(
@@ -228,7 +209,7 @@ class Overview:
                 },
                 {
                     relay.taker: read_relay_facts(store, store.takers.known_id(relay.taker))
-                    for relay in parts.settings.relay
+                    for relay in parts.takers.settings.relay
                 },
             )
 

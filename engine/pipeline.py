@@ -10,16 +10,17 @@ Rules
 3. A fault that belongs to no record stops one sync's feed, or, in an actor, the whole pipeline. A
    supervisor starts it again, from the records on disk.
 4. No call is made for a turn before ``GET /me`` has named the workspace.
+5. A sync may come and go while the others are delivered. One that goes finishes its turns first,
+   and nothing of it stays in memory.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 
 import anyio
-import structlog
 from anyio.streams.memory import MemoryObjectSendStream
 
 from amplitude_intercom.engine.actor import Workers
@@ -34,13 +35,11 @@ from amplitude_intercom.engine.delivery.scheduler import Scheduler, View
 from amplitude_intercom.engine.delivery.stream import Stream, SyncDelivery
 from amplitude_intercom.engine.delivery.turns import Turn
 from amplitude_intercom.engine.delivery.workspaces import ME, Workspace
+from amplitude_intercom.engine.feeds import Feeds, Ready
 from amplitude_intercom.engine.supervision import Supervisor
 
 CHOSEN_LISTS = 64
 """Lists of turns between the scheduler and the mapper, which takes all waiting ones at once."""
-
-Ready = Callable[[str], Awaitable[bool]]
-"""Waits until a sync may deliver; returns False if the engine ends before that."""
 
 KeepLimit = Callable[[float], Awaitable[None]]
 """Keeps the calls a window that Intercom has named."""
@@ -55,63 +54,75 @@ class Pipeline:
     def __init__(
         self,
         gate: Gate,
-        streams: Sequence[Stream],
         budget: LoadedBytes,
         *,
         now_ms: Callable[[], int],
         jitter: Callable[[], float],
+        ready: Ready,
         keep_limit: KeepLimit,
         find_workspace: FindWorkspace,
     ) -> None:
-        """Join syncs to their gate. ``budget``: the loaded bytes of all pipelines."""
+        """Deliver through a gate. ``budget``: the loaded bytes of all pipelines."""
         self._keep_limit = keep_limit
         self._find_workspace = find_workspace
+        self._now_ms = now_ms
+        self._jitter = jitter
+        self._budget = budget
         self._ending = anyio.Event()
         self._gate = gate
         self._news = asyncio.Event()
         self._scheduler = Scheduler()
         self._deliveries: dict[str, SyncDelivery] = {}
-        self._feeds: dict[str, Supervisor] = {}
-        for stream in streams:
-            name = stream.sync.name
-            delivery = SyncDelivery(
-                stream,
-                gate,
-                self._scheduler,
-                budget,
-                now_ms=now_ms,
-                jitter=jitter,
-                changed=self._news.set,
-            )
-            stream.delivery = self._deliveries[name] = delivery
-            self._feeds[name] = Supervisor(delivery.feed.run, sync=name, part="delivery")
-        self._supervisor = Supervisor(
-            self._deliver, syncs=list(self._deliveries)[:3], part="delivery"
-        )
+        self._feeds = Feeds(ready)
+        self._workspace: Workspace | None = None
+        self._supervisor = Supervisor(self._deliver, part="delivery", intercom=gate.name)
         self._circuits: list[str] = []
         gate.changed = self._news.set
 
-    async def run(self, ready: Ready) -> None:
-        """Run until all feeds are stopped and all turns under way are settled."""
-        self._ready = ready
+    async def run(self) -> None:
+        """Run until drained, and all turns under way are settled."""
         await self._supervisor.run()
 
     def drain(self) -> None:
         """Choose no more turns; those under way are finished."""
         self._ending.set()
-        for name, delivery in self._deliveries.items():
-            delivery.feed.stop()
-            self._feeds[name].end()
+        self._feeds.end()
         self._supervisor.end()
         self._gate.close()
 
+    # --- syncs that come and go -----------------------------------------------------------
+
+    def add(self, stream: Stream) -> None:
+        """Deliver a sync, too, from now on."""
+        name = stream.sync.name
+        delivery = SyncDelivery(
+            stream,
+            self._gate,
+            self._scheduler,
+            self._budget,
+            now_ms=self._now_ms,
+            jitter=self._jitter,
+            changed=self._news.set,
+        )
+        stream.delivery = self._deliveries[name] = delivery
+        if self._workspace is not None:
+            delivery.enter(self._workspace)
+        self._feeds.add(name, delivery.feed)
+
+    async def remove(self, name: str) -> None:
+        """Deliver a sync no more; return when its turns under way are settled."""
+        await self._feeds.remove(name)
+        if self._scheduler.of(name).at_work:  # a fault has stopped the actors that had its turns
+            self._forget_turns()
+        self._deliveries.pop(name).leave()
+
     def stopped(self, sync: str) -> str:
         """Return the fault of this program that stops a sync now; empty: none."""
-        return self._supervisor.stopped or self._feeds[sync].stopped
+        return self._supervisor.stopped or self._feeds.stopped(sync)
 
     def faults(self, sync: str) -> int:
         """Return the number of faults that have stopped a sync."""
-        return self._supervisor.faults + self._feeds[sync].faults
+        return self._supervisor.faults + self._feeds.faults(sync)
 
     # --- delivery -------------------------------------------------------------------------
 
@@ -140,9 +151,7 @@ class Pipeline:
             forever.start_soon(self._keep_limits)
             forever.start_soon(self._enter_workspace)
             forever.start_soon(self._choose, chosen)
-            async with anyio.create_task_group() as feeds:
-                for name in self._deliveries:
-                    feeds.start_soon(self._feed, name)
+            await self._feeds.run(self._ending)
             forever.cancel_scope.cancel()
 
     async def _enter_workspace(self) -> None:
@@ -151,6 +160,7 @@ class Pipeline:
         workspace = await self._find_workspace(self._ending)
         if workspace is None:
             return
+        self._workspace = workspace
         for delivery in self._deliveries.values():
             delivery.enter(workspace)
         self._gate.health.awaited.discard(ME)
@@ -171,11 +181,6 @@ class Pipeline:
         while True:
             await self._keep_limit(await self._gate.next_limit())
 
-    async def _feed(self, name: str) -> None:
-        structlog.contextvars.bind_contextvars(sync=name)
-        if await self._ready(name):
-            await self._feeds[name].run()
-
     async def _choose(self, chosen: MemoryObjectSendStream[list[Turn]]) -> None:
         """Choose turns as calls may leave; for ever."""
         while True:
@@ -195,7 +200,10 @@ class Pipeline:
 
     def _pass_news_on(self, now_s: float) -> None:
         for news in self._gate.take_news(now_s):
-            settlement = self._deliveries[news.who[0]].settlement
+            delivery = self._deliveries.get(news.who[0])
+            if delivery is None:  # its sync has gone meanwhile
+                continue
+            settlement = delivery.settlement
             if isinstance(news, Hasten):
                 settlement.hasten(news.who[1], news.at_s - now_s)
             else:

@@ -237,7 +237,7 @@ class Settings(Section, frozen=True, kw_only=True):
     log: Log = Log()
     relay: list[Relay] = []
     export: Export | None = None
-    sync: Annotated[list[Sync], msgspec.Meta(min_length=1)]
+    sync: list[Sync] = []
 
     def keys_of(self, relay: Relay) -> list[Secret]:
         """Return the API keys of a relay: its own, or those of the syncs where it names none."""

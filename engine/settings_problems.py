@@ -31,6 +31,8 @@ from amplitude_intercom.engine.settings import (
 
 def problems(settings: Settings) -> Iterator[str]:
     """Yield errors that concern several fields."""
+    if not (settings.sync or settings.relay or settings.admin):
+        yield "sync: Expected at least one `[[sync]]`, or `[admin]` to add the first one by"
     names = [sync.name for sync in settings.sync]
     for index, sync in enumerate(settings.sync):
         where = f"sync[{index}]"

@@ -1,20 +1,20 @@
 """The operator's side of a running engine: dead letters, one user's state, the spool's file.
 
-Everything that takes long is a job (``engine.job_runner``) or is done in slices, so that deliveries
-go on beside it.
+Everything that takes long is a job (``engine.jobs``) or is done in slices, so that deliveries go on
+beside it.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable
 
 import anyio
 import structlog
 
-from amplitude_intercom.engine.delivery.stream import Stream
 from amplitude_intercom.engine.errors import SettingsError
 from amplitude_intercom.engine.job_runner import JobRunner
+from amplitude_intercom.engine.running_takers import RunningTakers
 from amplitude_intercom.engine.spool import former_syncs
 from amplitude_intercom.engine.spool.jobs import JobKind
 from amplitude_intercom.engine.spool.letters import (
@@ -40,14 +40,11 @@ class Upkeep:
     def __init__(
         self,
         spool: Spool,
-        streams: Mapping[str, Stream],
-        takers: Collection[str],
+        takers: RunningTakers,
         jobs: JobRunner,
         now_ms: Callable[[], int],
     ) -> None:
-        """``takers``: the syncs and relays of the settings, by name of the taker."""
         self._spool = spool
-        self._streams = streams
         self._takers = takers
         self._jobs = jobs
         self._now_ms = now_ms
@@ -120,7 +117,7 @@ class Upkeep:
         Raises:
             SpoolError: the spool cannot be read.
         """
-        stream = self._streams[sync]
+        stream = self._takers.streams[sync]
         taker = stream.spool.taker
         return await self._spool.look(
             lambda store: state_of_user(store, taker, user, contact_key(store, stream.sync, user))
@@ -150,9 +147,10 @@ class Upkeep:
         taker = await self._left(old)
         if old.startswith(RELAY):
             raise SettingsError(f"{spoken(old)} has requests, which no sync can have")
-        if new not in self._streams:
-            raise SettingsError(f"there is no sync `{new}`; there is {', '.join(self._streams)}")
-        heir, user_of = self._streams[new].spool, self._streams[new].rules.admission.user_of
+        streams = self._takers.streams
+        if new not in streams:
+            raise SettingsError(f"there is no sync `{new}`; there is {', '.join(streams)}")
+        heir, user_of = streams[new].spool, streams[new].admission.user_of
         moved = await self._in_slices(
             lambda store: former_syncs.move(store, taker, heir.taker, user_of, self._now_ms())
         )
@@ -178,7 +176,7 @@ class Upkeep:
         Raises:
             SpoolError: the spool cannot be read.
         """
-        left = await self._spool.do(lambda store: read_left(store, self._takers))
+        left = await self._spool.do(lambda store: read_left(store, self._takers.parts))
         for name, there in left.items():
             _log.warning(
                 "events wait of a sync or relay that is not in the settings: put it back, or"
@@ -194,16 +192,16 @@ class Upkeep:
         Raises:
             SettingsError: it is in the settings, or the spool does not know it.
         """
-        if name in self._takers:
+        if name in self._takers.parts:
             raise SettingsError(f"{spoken(name)} is in the settings: what waits of it is delivered")
         taker = await self._spool.do(lambda store: store.takers.id_of(name))
         if taker is None:
             raise SettingsError(f"the spool knows no {spoken(name)}")
         return taker
 
-    async def _in_slices(self, work: Callable[[Store], int]) -> int:
+    async def _in_slices(self, job: Callable[[Store], int]) -> int:
         done = 0
-        while count := await self._spool.do(work):
+        while count := await self._spool.do(job):
             done += count
             await anyio.lowlevel.checkpoint()
         return done

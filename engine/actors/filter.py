@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Protocol
 
@@ -17,15 +17,13 @@ from anyio.streams.memory import MemoryObjectReceiveStream
 from amplitude_intercom.engine import logs
 from amplitude_intercom.engine.actor import Actor, runs
 from amplitude_intercom.engine.actors.source import Offer
+from amplitude_intercom.engine.actors.taker_filters import RelayFilter, SyncFilter
 from amplitude_intercom.engine.errors import SpoolError
 from amplitude_intercom.engine.internal_faults import internal_failure
 from amplitude_intercom.engine.reasons import DropReason, Failure
 from amplitude_intercom.engine.relay.relayed_form import relayed_of
-from amplitude_intercom.engine.rules.admission import Admission
 from amplitude_intercom.engine.rules.insert_keys import dead_key, insert_key, project_hash
 from amplitude_intercom.engine.rules.verdicts import Drop, Keep, Reject
-from amplitude_intercom.engine.setting_types import ANY_KEY
-from amplitude_intercom.engine.settings import Sync
 from amplitude_intercom.engine.spool.batches import Entry, Pack, packs
 from amplitude_intercom.engine.spool.letters import DeadRow
 from amplitude_intercom.engine.spool.rows import Append, Appended, Part
@@ -41,28 +39,6 @@ _log = structlog.get_logger(__name__)
 
 COMMITS_AHEAD = 64
 """Batches that may wait for their fsync while the next ones are filtered."""
-
-
-def only_project(sync: Sync) -> str:
-    """Return the only API key of a sync; empty if it takes the events of several, or of any."""
-    keys = [key.reveal() for key in sync.amplitude_api_keys]
-    return keys[0] if len(keys) == 1 and keys[0] != ANY_KEY else ""
-
-
-class SyncFilter:
-    """One sync's side of the filter.
-
-    ``project``: the API key of batches that come without one. ``few_are_kept``: so it was of the
-    last run of events; then the type is all that is read of an event at first.
-    """
-
-    __slots__ = ("admission", "few_are_kept", "name", "project")
-
-    def __init__(self, name: str, admission: Admission, project: str = "") -> None:
-        self.name = name
-        self.admission = admission
-        self.project = project
-        self.few_are_kept = True
 
 
 class _Admitted(msgspec.Struct):
@@ -106,18 +82,8 @@ class IntakeSpool(Protocol):
 class FilterActor(Actor[Offer, None]):
     """Filters batches and appends the rest; acknowledges when that is on disk."""
 
-    def __init__(
-        self,
-        syncs: Iterable[SyncFilter],
-        spool: IntakeSpool,
-        *,
-        max_event_bytes: int = MAX_EVENT_BYTES,
-        relays: Mapping[str, bool] = {},
-    ) -> None:
-        """``relays``: takers that keep whole requests, and whether each drops its oldest."""
+    def __init__(self, spool: IntakeSpool, *, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
         super().__init__()
-        self._syncs: Mapping[str, SyncFilter] = {sync.name: sync for sync in syncs}
-        self._relays = relays
         self._max_event_bytes = max_event_bytes
         self._spool = spool
         self._commits = anyio.Semaphore(COMMITS_AHEAD)
@@ -132,7 +98,7 @@ class FilterActor(Actor[Offer, None]):
 
     async def handle(self, offer: Offer) -> None:
         try:
-            parts = [await self._part(offer.batch, name) for name in offer.takers]
+            parts = [await self._part(offer.batch, taker) for taker in offer.takers]
             await self._append(Append(parts), offer)
         except Exception as fault:
             _refuse(offer, fault)
@@ -165,16 +131,16 @@ class FilterActor(Actor[Offer, None]):
         self._spool.notify(part.taker for part in append.parts if part.packs or part.relayed)
         if logs.debugging():
             of = sum(part.received for part in append.parts)
-            what = {"of": of, "kept": appended.accepted, "syncs": list(offer.takers)}
+            takers = [taker.name for taker in offer.takers]
+            what = {"of": of, "kept": appended.accepted, "syncs": takers}
             _log.debug("batch taken in", **what, origin=offer.batch.origin)
 
-    async def _part(self, batch: Batch, name: str) -> Part:
+    async def _part(self, batch: Batch, taker: SyncFilter | RelayFilter) -> Part:
         """Return the part of a batch that a taker keeps."""
-        drops_oldest = self._relays.get(name)
-        if drops_oldest is None:
-            return await self.admit(batch, self._syncs[name])
-        relayed = relayed_of(batch, drops_oldest=drops_oldest)
-        return Part(name, len(batch.raws), [], [], Counter(), relayed=relayed)
+        if isinstance(taker, SyncFilter):
+            return await self.admit(batch, taker)
+        relayed = relayed_of(batch, drops_oldest=taker.drops_oldest)
+        return Part(taker.name, len(batch.raws), [], [], Counter(), relayed=relayed)
 
     async def admit(self, batch: Batch, sync: SyncFilter) -> Part:
         """Return the part of a batch that a sync keeps, and count the rest."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
 
 import anyio
 import msgspec
 from anyio.streams.memory import MemoryObjectSendStream
 
+from amplitude_intercom.engine.actors.taker_filters import RelayFilter, SyncFilter
 from amplitude_intercom.engine.setting_types import ANY_KEY
 from amplitude_intercom.transports.contract import Batch, Ticket
 from amplitude_intercom.transports.errors import Refused, UnknownApiKey, UnknownSync
@@ -18,28 +21,28 @@ class Offer(msgspec.Struct):
     """A batch, the takers that it is for, and where to say that all of them have it."""
 
     batch: Batch
-    takers: Sequence[str]
+    takers: Sequence[SyncFilter | RelayFilter]
     ticket: Ticket
+
+
+class Routes(msgspec.Struct, frozen=True):
+    """The takers of today's settings: the syncs by name, and who takes the events of a key."""
+
+    syncs: Mapping[str, SyncFilter] = {}
+    syncs_by_key: Mapping[str, Sequence[SyncFilter]] = {}
+    relays_by_key: Mapping[str, Sequence[RelayFilter]] = {}
 
 
 class SourceActor:
     """The engine's intake, as its sources see it (``transports.contract.Intake``)."""
 
-    def __init__(
-        self,
-        outbox: MemoryObjectSendStream[Offer],
-        syncs: Sequence[str],
-        syncs_by_key: Mapping[str, Sequence[str]],
-        stopped: Callable[[], str],
-        relays_by_key: Mapping[str, Sequence[str]] = {},
-    ) -> None:
+    def __init__(self, outbox: MemoryObjectSendStream[Offer], stopped: Callable[[], str]) -> None:
         """``stopped`` returns the fault that keeps the engine from taking events in, or nothing."""
         self._outbox = outbox
-        self._syncs = syncs
-        self._syncs_by_key = syncs_by_key
-        self._relays_by_key = relays_by_key
         self._stopped = stopped
         self._draining = False
+        self.routes = Routes()
+        """Another value from one batch to the next where the settings change."""
 
     def drain(self) -> None:
         """Refuse everything from now on."""
@@ -63,11 +66,21 @@ class SourceActor:
         takers = self._takers(batch)
         if fault := self._stopped():
             raise Refused(RefusalReason.INTERNAL, fault)
-        offer = Offer(batch, takers, Ticket())
+        return await self._offer(Offer(batch, takers, Ticket()))
+
+    async def catch_up(self) -> None:
+        """Wait until the batches that were sent so far are filtered, or refused."""
+        with suppress(Refused):
+            ticket = await self._offer(Offer(Batch(None, []), (), Ticket()))
+            await ticket.wait()
+
+    async def _offer(self, offer: Offer) -> Ticket:
         try:
             self._outbox.send_nowait(offer)
         except anyio.WouldBlock:
             await self._wait_to_send(offer)
+        except (anyio.ClosedResourceError, anyio.BrokenResourceError):
+            raise Refused(RefusalReason.DRAINING) from None
         return offer.ticket
 
     async def _wait_to_send(self, offer: Offer) -> None:
@@ -79,20 +92,26 @@ class SourceActor:
 
     def takes(self, api_key: str) -> bool:
         """Whether any sync or relay takes this key's events."""
-        by_key = (self._syncs_by_key, self._relays_by_key)
+        by_key = (self.routes.syncs_by_key, self.routes.relays_by_key)
         return any(api_key in takers or ANY_KEY in takers for takers in by_key)
 
-    def _takers(self, batch: Batch) -> Sequence[str]:
+    def _takers(self, batch: Batch) -> Sequence[SyncFilter | RelayFilter]:
+        routes = self.routes
         if batch.sync is not None:
-            if batch.sync not in self._syncs:
-                known = ", ".join(self._syncs)
-                raise UnknownSync(f"there is no sync `{batch.sync}`; there is {known}")
-            return (batch.sync,)
+            found = routes.syncs.get(batch.sync)
+            if found is None:
+                there = f"there is {', '.join(routes.syncs)}" if routes.syncs else "there is none"
+                raise UnknownSync(f"there is no sync `{batch.sync}`; {there}")
+            return (found,)
         key = batch.api_key or ""
-        names = [*self._syncs_by_key.get(key, ()), *self._syncs_by_key.get(ANY_KEY, ())]
+        takers: list[SyncFilter | RelayFilter] = [*_of_key(routes.syncs_by_key, key)]
         if batch.original is not None:
-            relays = self._relays_by_key
-            names += [*relays.get(key, ()), *relays.get(ANY_KEY, ())]
-        if not names:
+            takers += _of_key(routes.relays_by_key, key)
+        if not takers:
             raise UnknownApiKey(key)
-        return tuple(dict.fromkeys(names))
+        return takers
+
+
+def _of_key(by_key: Mapping[str, Sequence[Any]], key: str) -> list[Any]:
+    """Return the takers of a key's events, each once."""
+    return list({taker.name: taker for k in (key, ANY_KEY) for taker in by_key.get(k, ())}.values())

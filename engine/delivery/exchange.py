@@ -33,15 +33,21 @@ class Exchange:
     """Sends calls of one access token, each once."""
 
     def __init__(
-        self, wire: Wire, pace: Pace, in_flight: CallsInFlight, budget: BudgetDoubt, name: str
+        self,
+        wire: Wire,
+        pace: Pace,
+        in_flight: CallsInFlight,
+        budget: BudgetDoubt,
+        name: str,
+        calls: Counter[tuple[str, int]] | None = None,
     ) -> None:
-        """``name`` is the Intercom's name in logs: its host, and the syncs that call it."""
+        """``name`` is the access token's name in logs. ``calls`` are counted on."""
         self._wire = wire
         self._pace = pace
         self._in_flight = in_flight
         self._budget = budget
         self._name = name
-        self.calls: Counter[tuple[str, int]] = Counter()
+        self.calls = Counter() if calls is None else calls
         """Calls made, by endpoint and status (0: no answer)."""
         self.took_s: deque[float] = deque(maxlen=4096)
         """Seconds that each of the latest calls took."""

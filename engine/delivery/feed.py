@@ -64,7 +64,6 @@ class Feed:
         self._told = changed
         self._changed = asyncio.Event()
         self._progress = asyncio.Event()
-        self._has_run = False
         self._stopping = False
         spool.appended = self.notify
         settlement.changed = self._changed.set
@@ -88,10 +87,11 @@ class Feed:
 
     async def _run(self) -> None:
         try:
-            # Memory is not trusted after a fault: it may have been between two of its changes.
-            if self._has_run:
+            # Memory is not trusted after a fault: it may have been between two of its changes. And
+            # another feed, which has ended since, may have put users into the tables as loaded.
+            if self._spool.has_been_fed:
                 await self._begin_anew()
-            self._has_run = True
+            self._spool.has_been_fed = True
             while not self._is_done:
                 await self._wait()
                 await self._step()

@@ -83,13 +83,16 @@ class Gate:
         name: str = "Intercom",
         known_limit: float | None = None,
         counts_before: bool = False,
+        calls: Counter[tuple[str, int]] | None = None,
     ) -> None:
-        """``name`` is the Intercom's name in logs: its host, and the syncs that call it.
+        """``name`` is the access token's name in logs, without secrets.
 
         ``known_limit`` is the calls a window that an answer told an earlier process; without it
         ``requests_per_minute`` is the first guess. ``counts_before``: ``Remaining`` is known not to
-        count the call that it answers; otherwise answers will tell.
+        count the call that it answers; otherwise answers will tell. ``calls``: those of an earlier
+        gate of the token, to be counted on.
         """
+        self.name = name
         guess = requests_per_minute * WINDOW_S / 60
         is_known = known_limit is not None
         self.pace = Pace(known_limit or guess, is_known=is_known, counts_before=counts_before)
@@ -100,7 +103,7 @@ class Gate:
         self._in_flight = CallsInFlight(max_in_flight)
         budget = BudgetDoubt()
         # One doubt for both: answers feed it, and a 429 is judged by it.
-        self._exchange = Exchange(wire, self.pace, self._in_flight, budget, name)
+        self._exchange = Exchange(wire, self.pace, self._in_flight, budget, name, calls)
         self._judge = Judge(
             self._exchange.send,
             self.pace,

@@ -45,9 +45,10 @@ class Settlement:
         many: int,
         now_ms: Callable[[], int],
         look_at_table: Callable[[], None],
+        latency_s: deque[float] | None = None,
     ) -> None:
         """``many`` deliveries wait for no others. ``look_at_table`` is called when users may be
-        due that were not."""
+        due that were not. ``latency_s`` takes the seconds from accepted to answered."""
         self._spool = spool
         self._loaded = loaded
         self._retries = retries
@@ -57,7 +58,7 @@ class Settlement:
         self._charges: dict[tuple[str, str], tuple[int, NotAnswered]] = {}
         """Failures whose charge is not confirmed, by user and endpoint: the record's id, and the
         evidence. ``health`` confirms or cancels each."""
-        self.latency_s: deque[float] = deque(maxlen=4096)
+        self.latency_s = deque(maxlen=4096) if latency_s is None else latency_s
         """From accepted to answered, of the latest deliveries."""
         self.changed: Callable[[], None] = lambda: None
         """Called when it is to be written earlier than before."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Collection
 
 from amplitude_intercom.engine.delivery.contacts.scope import ContactScope
@@ -21,15 +21,30 @@ from amplitude_intercom.engine.delivery.turn_ends import TurnEnds
 from amplitude_intercom.engine.delivery.turns import Turn
 from amplitude_intercom.engine.delivery.waiting import Retries
 from amplitude_intercom.engine.delivery.workspaces import Workspace
+from amplitude_intercom.engine.rules.admission import Admission
 from amplitude_intercom.engine.rules.planning import SyncRules
 from amplitude_intercom.engine.settings import Sync
 from amplitude_intercom.engine.spool.contract import TakerSpool, Transaction
 
 
+class SyncFigures:
+    """Figures of one sync since the start of the process, through changes of its settings."""
+
+    def __init__(self) -> None:
+        self.unknown_attributes: Counter[str] = Counter()
+        """Attributes that the workspace does not have, and how often each was left out."""
+        self.latency_s: deque[float] = deque(maxlen=4096)
+        """From accepted to answered, of the latest deliveries."""
+        self.faults = 0
+        """Faults that stopped its deliveries before the present one."""
+
+
 class Stream:
     """One sync, whether it is delivered or not."""
 
-    def __init__(self, sync: Sync, spool: TakerSpool) -> None:
+    def __init__(self, sync: Sync, spool: TakerSpool, figures: SyncFigures | None = None) -> None:
+        """``figures``: those of the sync under its settings before, to be counted on."""
+        self.figures = figures or SyncFigures()
         self.sync = sync
         self.spool = spool
         self.rules = SyncRules(sync)
@@ -37,6 +52,11 @@ class Stream:
         """Of the properties that it brings to contacts; known once the daemon has started."""
         self.delivery: SyncDelivery | None = None
         """Its delivery; None where nothing is delivered (a sync that is disabled)."""
+
+    @property
+    def admission(self) -> Admission:
+        """The rules by which its events are kept."""
+        return self.rules.admission
 
     @property
     def selected(self) -> Collection[str]:
@@ -95,8 +115,7 @@ class SyncDelivery:
         self.gate = gate
         self.scheduler = scheduler
         self.now_ms = now_ms
-        self.unknown_attributes: Counter[str] = Counter()
-        """Attributes that the workspace does not have, and how often each was left out."""
+        self.unknown_attributes = stream.figures.unknown_attributes
         self.loaded = loaded = SyncBytes(budget)
         loading = Loading(
             sync.name,
@@ -114,7 +133,13 @@ class SyncDelivery:
         many = (gate.max_in_flight + 1) // 2
         look_at_table = loading.look_at_table
         self.settlement = Settlement(
-            spool, loaded, retries, many=many, now_ms=now_ms, look_at_table=look_at_table
+            spool,
+            loaded,
+            retries,
+            many=many,
+            now_ms=now_ms,
+            look_at_table=look_at_table,
+            latency_s=stream.figures.latency_s,
         )
         turn_ends = TurnEnds(
             spool, scheduler, loaded, retries, now_ms=now_ms, look_at_table=look_at_table
@@ -137,6 +162,13 @@ class SyncDelivery:
             self.sync.users,
             self.unknown_attributes,
         )
+
+    def leave(self) -> None:
+        """Forget what is in memory: the sync is not delivered any more, and no turn is at work."""
+        self.scheduler.forget(self.sync.name)
+        self.loaded.let_all_go()
+        self.spool.appended = lambda: None
+        self.feed.tell_the_end()
 
     def end(self, turn: Turn, ending: Ending) -> None:
         """End a turn, and its probe of an endpoint, if it was one."""

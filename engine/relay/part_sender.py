@@ -25,11 +25,18 @@ HEAVY_BYTES: Final = 262_144
 class PartSender:
     """Sends parts; several at once. It decides nothing, and keeps nothing but counts."""
 
-    def __init__(self, spool: TakerSpool, wire: AmplitudeWire, now_ms: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        spool: TakerSpool,
+        wire: AmplitudeWire,
+        now_ms: Callable[[], int],
+        calls: Counter[int] | None = None,
+    ) -> None:
+        """``calls``: those of an earlier sender, to be counted on."""
         self._spool = spool
         self._wire = wire
         self._now_ms = now_ms
-        self.calls: Counter[int] = Counter()
+        self.calls = Counter() if calls is None else calls
         """Requests that were sent, by status; 0: no answer."""
 
     async def send(self, part: RequestPart) -> SentPart:

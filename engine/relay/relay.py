@@ -55,17 +55,18 @@ class RelaySender:
         *,
         now_ms: Callable[[], int],
         jitter: Callable[[], float],
+        calls: Counter[int] | None = None,
     ) -> None:
+        """``calls``: those of an earlier sender of this relay, to be counted on."""
         self.settings = settings
         self.spool = spool
         self._now_ms = now_ms
         self._jitter = jitter
-        self._parts = PartSender(spool, wire, now_ms)
+        self._parts = PartSender(spool, wire, now_ms, calls)
         self._news = anyio.Event()
         self._progress = anyio.Event()
         self._ending = False
         self._reset()
-        spool.appended = self._appended
 
     def _reset(self) -> None:
         self._dispatch = Dispatch(self.settings.connections, self._jitter)
@@ -123,6 +124,8 @@ class RelaySender:
     async def run(self) -> None:
         """Send until ``drain`` was called and the calls that were out are settled."""
         structlog.contextvars.bind_contextvars(relay=self.settings.name)
+        # Not earlier: an earlier sender of this relay may have run until now.
+        self.spool.appended = self._appended
         # A supervisor runs this again after a fault of ours: then no memory can be trusted.
         self._reset()
         async with anyio.create_task_group() as calls:

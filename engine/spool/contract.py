@@ -318,6 +318,8 @@ class TakerSpool(Protocol):
     """The taker's number in the tables."""
     workspace: int
     """The number of the workspace that it delivers to; 0 before that is known."""
+    has_been_fed: bool
+    """Whether a feed has loaded records of it since the spool was opened."""
     adjustments: Adjustments
     appended: Callable[[], None]
     """Called after something was appended; set by the delivery or the relay."""

@@ -83,6 +83,10 @@ class Tidying:
         self._unpacked_before: Mapping[int, int] = {}
         self._left = self._duties()
 
+    def follow(self, retention: Retention) -> None:
+        """Keep by newer settings from the next slice on."""
+        self._keep = retention
+
     def _duties(self) -> list[Callable[[Tables, int], bool]]:
         return [
             self._insert_ids,
@@ -184,6 +188,10 @@ class RetentionRounds:
         self._tidying = Tidying(retention)
         self._do = do
         self._now_ms = now_ms
+
+    def follow(self, retention: Retention) -> None:
+        """Keep by newer settings from the next slice on."""
+        self._tidying.follow(retention)
 
     async def go_on(self, *, is_failing: Callable[[], bool]) -> bool:
         """Forget one slice; return False at the end of the round.

@@ -117,9 +117,8 @@ class Spool:
         self.now_ms = now_ms
         self._inline = inline
         reserve_bytes = settings.spool.reserve_bytes
-        self._database = open_database(
-            self.path, limits_of(settings), reserve_bytes, now_ms, store_type
-        )
+        self._limits = limits_of(settings)
+        self._database = open_database(self.path, self._limits, reserve_bytes, now_ms, store_type)
         self.writer: Writer[Store] = (
             InlineWriter(self._database) if inline else ThreadWriter(self._database)
         )
@@ -157,14 +156,27 @@ class Spool:
     async def open_for(self, names: Sequence[str]) -> Mapping[str, SpoolPart]:
         """Return the part of each taker, by name; add takers that are new.
 
+        A part that was given out before is the same object.
+
         Raises:
             SpoolError: the disk fails.
         """
         # One commit for all of them: a thousand syncs start within seconds.
         takers = await self.do(lambda store: [store.takers.id_for(name) for name in names])
         for name, taker in zip(names, takers, strict=True):
-            self._takers[name] = SpoolPart(self, taker, name)
-        return self._takers
+            if name not in self._takers:
+                self._takers[name] = SpoolPart(self, taker, name)
+        return {name: self._takers[name] for name in names}
+
+    async def follow(self, settings: Settings) -> None:
+        """Take over from newer settings all that concerns syncs.
+
+        Raises:
+            SpoolError: the disk fails, and nothing was taken over.
+        """
+        newer = limits_of(settings)
+        await self.do(lambda store: self._limits.follow(newer))
+        self._rounds.follow(retention_of(settings))
 
     # --- taking in ------------------------------------------------------------------------
 
@@ -298,6 +310,7 @@ class SpoolPart:
         self.name = name
         self.workspace = 0
         """The number of its workspace; 0 before that is known."""
+        self.has_been_fed = False
         self._now_ms = spool.now_ms
         self.adjustments = Adjustments(under(self.counters, "adjusted:"))
         self.appended: Callable[[], None] = lambda: None

@@ -42,7 +42,7 @@ def wall_clock_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-class Limits(msgspec.Struct, frozen=True):
+class Limits(msgspec.Struct):
     """The settings of a store. ``claims``: window (ms) and shift (s) of each taker."""
 
     max_bytes: int = 1 << 40
@@ -50,6 +50,10 @@ class Limits(msgspec.Struct, frozen=True):
     claims: Mapping[str, tuple[int, int]] = {}
     longest_wait_ms: int = 1 << 40
     """The longest time that a user is parked or deferred."""
+
+    def follow(self, newer: Limits) -> None:
+        """Take over from newer settings all that concerns syncs."""
+        self.claims, self.longest_wait_ms = newer.claims, newer.longest_wait_ms
 
 
 def limits_of(settings: Settings) -> Limits:

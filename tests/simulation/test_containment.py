@@ -537,7 +537,8 @@ async def test_a_probe_that_a_fault_has_stopped_keeps_no_other_from_probing(tmp_
 
     wire = SlowlyDown(sandbox(), lambda _: None)
     async with engine(tmp_path, wire) as running:
-        pipeline, health = running._pipelines[SYNC], delivery_of(running).gate.health
+        pipeline: Any = running.takers.pipelines[SYNC]
+        health = delivery_of(running).gate.health
         pipeline._scheduler = in_place_of(
             pipeline._scheduler, partial(BreakingScheduler, health=health)
         )

@@ -15,8 +15,9 @@ import msgspec
 import pytest
 
 from amplitude_intercom.engine.actor import RUN_BYTES, Actor
-from amplitude_intercom.engine.actors.filter import FilterActor, SyncFilter
+from amplitude_intercom.engine.actors.filter import FilterActor
 from amplitude_intercom.engine.actors.source import Offer
+from amplitude_intercom.engine.actors.taker_filters import SyncFilter
 from amplitude_intercom.engine.envelope import Record
 from amplitude_intercom.engine.rules.admission import Admission, Admitted
 from amplitude_intercom.engine.rules.planning import SyncRules
@@ -87,10 +88,10 @@ async def take_in(
     with send, receive:
         async with anyio.create_task_group() as tasks:
             sync_filter = SyncFilter(sync.name, kind(sync, rules.user_keys, rules.contacts))
-            actor = FilterActor([sync_filter], spool)
+            actor = FilterActor(spool)
             tasks.start_soon(actor.run, receive)
             batch = Batch(None, raws, sync=sync.name, origin="pipe", lines=range(1, len(raws) + 1))
-            await send.send(Offer(batch, (sync.name,), ticket))
+            await send.send(Offer(batch, (sync_filter,), ticket))
             send.close()
         try:
             answer: Receipt | Refused = await ticket.wait()
@@ -135,7 +136,7 @@ async def test_others_have_their_turn_while_a_large_batch_is_filtered(
     raws = [msgspec.json.encode(simulation.event(u, 0, x="x" * 240_000)) for u in users]
     batch = Batch(None, raws, sync=sync.name, lines=range(1, 41))
     sync_filter = SyncFilter(sync.name, decide)
-    kept = await FilterActor([sync_filter], cast("Any", None)).admit(batch, sync_filter)
+    kept = await FilterActor(cast("Any", None)).admit(batch, sync_filter)
     entries = [entry for pack in kept.packs for entry in entries_of(pack.index)]
     assert [entry.user_key for entry in entries] == [u for u in users if u.startswith("well")]
     assert [letter.line for letter in kept.dead] == (list(range(1, 41, 5)) if poisoned else [])
@@ -150,7 +151,7 @@ async def test_a_small_batch_is_filtered_in_one_go(tmp_path: Path) -> None:
     raws = [raw(f"well-{n}") for n in range(500)]
     sync_filter = SyncFilter(sync.name, decide)
     batch = Batch(None, raws, sync=sync.name)
-    await FilterActor([sync_filter], cast("Any", None)).admit(batch, sync_filter)
+    await FilterActor(cast("Any", None)).admit(batch, sync_filter)
     assert decide.judged_bytes == sum(map(len, raws))
 
 

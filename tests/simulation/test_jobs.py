@@ -342,7 +342,7 @@ async def test_a_disk_that_failed_for_a_moment_fails_no_job(tmp_path: Path) -> N
     async with simulation.engine(tmp_path, simulation.sandbox()) as running:
         await bury(running)
         running.jobs.end()  # another one does what is asked for
-        runner = JobRunner(FlakySpool(running.spool), {}, lambda: 1)
+        runner = JobRunner(FlakySpool(running.spool), running.takers, lambda: 1)
         taker = running.streams[SYNC].spool.taker
         await running.spool.do(
             lambda store: ask_job(store, JobKind.DISCARD, taker, ALL, 1, who="test", now_ms=1)

@@ -120,7 +120,7 @@ async def test_a_letters_id_that_is_taken_stops_nobody(tmp_path: Path) -> None:
         with anyio.fail_after(600):
             while engine.relays[RELAY].spool.counters["dead"] < 2_002:
                 await anyio.sleep(1.0)
-        assert engine.relay_supervisors[RELAY].faults == 0
+        assert engine.takers.relays[RELAY].supervisor.faults == 0
 
 
 @in_virtual_time

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amplitude_intercom.engine.actors.filter import FilterActor, SyncFilter, only_project
+from amplitude_intercom.engine.actors.filter import FilterActor
+from amplitude_intercom.engine.actors.taker_filters import SyncFilter, only_project
 from amplitude_intercom.engine.commands.preview import Past, Preview
 from amplitude_intercom.engine.config import from_table
 from amplitude_intercom.engine.envelope import Kind, Record
@@ -34,7 +35,7 @@ def kept_of(decide: Admission, batch: Batch, *, project: str = "", **actor: Any)
 
 def admitted(sync: SyncFilter, batch: Batch, **actor: Any) -> Part:
     spool = cast("Any", None)  # filtering needs none
-    return asyncio.run(FilterActor([sync], spool, **actor).admit(batch, sync))
+    return asyncio.run(FilterActor(spool, **actor).admit(batch, sync))
 
 
 def entries(part: Part) -> list[Entry]:

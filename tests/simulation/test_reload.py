@@ -1,0 +1,309 @@
+"""Settings change while the engine works: what did not change is not touched, nothing is lost."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections import defaultdict
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import msgspec
+import pytest
+
+from amplitude_intercom.engine.app import Engine
+from amplitude_intercom.engine.config import from_table
+from amplitude_intercom.engine.errors import SettingsError
+from amplitude_intercom.engine.reload import Reloaded
+from amplitude_intercom.transports.errors import Refused, UnknownApiKey
+from amplitude_intercom.transports.sandbox.faults import Fault
+from amplitude_intercom.transports.sandbox.in_process import InProcess
+from amplitude_intercom.transports.sandbox.sandbox import Sandbox
+from support import simulation, virtual
+from support.virtual import in_virtual_time
+
+USERS = [f"user-{n}" for n in range(20)]
+ONE, TWO = "token-one", "token-two"
+
+
+def sync(name: str, token: str = ONE, **more: Any) -> dict[str, Any]:
+    table = {
+        "name": name,
+        "amplitude_api_keys": ["key"],
+        "intercom": {"access_token": token, **more.pop("intercom", {})},
+        "users": {"properties": ["plan"]},
+        "events": {"select": [{"types": ["*"]}], "metadata": ["n"], **more.pop("events", {})},
+    }
+    return table | more
+
+
+def table(folder: Path, *syncs: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    return {"data_dir": str(folder), "admin": {}, "sync": list(syncs), **more}
+
+
+def workspace(**more: Any) -> Sandbox:
+    local = simulation.sandbox(**more)
+    for user in USERS:
+        local.add_contact(external_id=user)
+    return local
+
+
+@asynccontextmanager
+async def engine(
+    folder: Path, local: Sandbox, *syncs: Mapping[str, Any], seed: int = 0, **more: Any
+) -> AsyncIterator[Engine]:
+    loop = virtual.current()
+    async with Engine(
+        from_table(table(folder, *syncs, **more)),
+        wire=lambda intercom: InProcess(local),
+        now_ms=loop.wall_ms,
+        now_s=loop.wall_s,
+        jitter=random.Random(seed).random,
+        inline=True,
+    ) as running:
+        yield running
+
+
+def arrived(local: Sandbox, user: str, name: str = "Purchase") -> list[int]:
+    """Return the numbers of a user's events in the order in which Intercom took them."""
+    bodies = [
+        msgspec.json.decode(entry.body)
+        for entry in local.journal
+        if entry.path == "/events" and entry.status == 202
+    ]
+    return [
+        body["metadata"]["n"]
+        for body in bodies
+        if (body["user_id"], body["event_name"]) == (user, name)
+    ]
+
+
+@in_virtual_time
+async def test_a_sync_is_added_changed_and_removed(tmp_path: Path) -> None:
+    local = workspace()
+    async with engine(tmp_path, local) as running:
+        with pytest.raises(UnknownApiKey):
+            await running.submit([simulation.event(USERS[0], 0)], api_key="key")
+        done = await running.reload(from_table(table(tmp_path, sync("first"))))
+        assert done == Reloaded(added=["first"])
+        await running.submit([simulation.event(USERS[0], 1)], api_key="key")
+        await running.settled()
+        other = sync("first", amplitude_api_keys=["other"])
+        assert (await running.reload(from_table(table(tmp_path, other)))).changed == ["first"]
+        await running.submit([simulation.event(USERS[0], 2)], api_key="other")
+        await running.settled()
+        assert (await running.reload(from_table(table(tmp_path)))).removed == ["first"]
+        with pytest.raises(UnknownApiKey):
+            await running.submit([simulation.event(USERS[0], 3)], api_key="other")
+        assert (await running.status()).syncs == []
+    assert arrived(local, USERS[0]) == [1, 2]
+
+
+@in_virtual_time
+async def test_a_sync_that_did_not_change_is_not_touched(tmp_path: Path) -> None:
+    local = workspace(latency_s=0.2)
+    steady = sync("steady")
+    async with engine(tmp_path, local, steady, sync("other"), sync("third", TWO)) as running:
+        before = running.streams["steady"], running.streams["steady"].delivery
+        gate = running.streams["steady"].gate
+        changed = sync("other", events={"metadata": ["n", "plan"]})
+        done = await running.reload(from_table(table(tmp_path, steady, changed)))
+        assert done == Reloaded(changed=["other"], removed=["third"])
+        assert (running.streams["steady"], running.streams["steady"].delivery) == before
+        assert running.streams["other"].gate is gate
+
+
+@in_virtual_time
+async def test_a_refused_document_changes_nothing(tmp_path: Path) -> None:
+    local = workspace()
+    async with engine(tmp_path, local, sync("first")) as running:
+        before = dict(running.streams), running.settings
+        builder: Any = running.takers._builder
+
+        async def fails(*of: Any) -> Any:
+            raise SettingsError("sync `second`: sync.intercom makes no client")
+
+        builder.pipeline = fails
+        with pytest.raises(SettingsError, match="second"):
+            await running.reload(
+                from_table(table(tmp_path, sync("first", enabled=False), sync("second", TWO)))
+            )
+        assert (dict(running.streams), running.settings) == before
+        await running.submit([simulation.event(USERS[0], 1)], api_key="key")
+        await running.settled()
+    assert arrived(local, USERS[0]) == [1]
+
+
+@in_virtual_time
+async def test_sections_of_the_process_wait_for_a_restart(tmp_path: Path) -> None:
+    async with engine(tmp_path, workspace(), sync("first")) as running:
+        other = table(tmp_path, sync("first", enabled=False), http={"listen": "127.0.0.1:1"})
+        done = await running.reload(from_table(other))
+        assert done == Reloaded(changed=["first"], needs_restart=["http"])
+        assert running.settings.http is None
+        assert not running.settings.sync[0].enabled
+
+
+NAMES = ("a", "b", "c")
+
+
+def named(name: str, token: str = ONE, **more: Any) -> dict[str, Any]:
+    """Return a sync by whose name Intercom calls its events."""
+    return sync(name, token, **more, events={"rename": {"Purchase": name}})
+
+
+def random_syncs(dice: random.Random) -> list[dict[str, Any]]:
+    """Return the syncs of one document: ``steady`` is the same in each, and goes first."""
+    found = [named("steady")]
+    for name, token in zip(NAMES, (ONE, ONE, TWO), strict=True):
+        if dice.random() < 0.8:
+            found.append(
+                named(
+                    name,
+                    token if dice.random() < 0.9 else TWO,
+                    enabled=dice.random() < 0.8,
+                    intercom={"max_in_flight": dice.choice((50, 50, 60))},
+                    mapping={"from": dice.choice(("user_id", "user_id", "device_id"))},
+                    users={"properties": dice.choice((["plan"], ["plan", "seats"], []))},
+                )
+            )
+    return found
+
+
+class Load:
+    """Events and updates of all users, one after the other; ``taken``: the events, by user."""
+
+    def __init__(self, dice: random.Random) -> None:
+        self._dice = dice
+        self.taken: dict[str, list[int]] = defaultdict(list)
+
+    async def run(self, running: Engine) -> None:
+        """Go on until cancelled."""
+        for n in itertools.count(1):
+            user = self._dice.choice(USERS)
+            if n % 7 == 0:
+                event = simulation.identify(user, n, {"$set": {"plan": f"plan-{n}"}})
+            else:
+                event = simulation.event(user, n)
+            with anyio.CancelScope(shield=True):
+                await running.submit([event | {"device_id": user}], api_key="key")
+                if n % 7:
+                    self.taken[user].append(n)
+            await anyio.sleep(self._dice.uniform(0, 0.4))
+
+
+@pytest.mark.parametrize(
+    "seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(2, 60))]
+)
+@in_virtual_time
+async def test_a_hundred_reloads_under_load_lose_nothing(tmp_path: Path, seed: int) -> None:
+    dice = random.Random(seed)
+    local = workspace(
+        limit_per_minute=3_000,
+        latency_s=(0.02, 0.6),
+        faults=[Fault(kind="status", status=503, share=0.2, path="/events", start_s=20, end_s=60)],
+    )
+    load = Load(dice)
+    async with engine(tmp_path, local, *random_syncs(dice), seed=seed) as running:
+        steady = running.streams["steady"]
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(load.run, running)
+            for _ in range(100):
+                await anyio.sleep(dice.uniform(0, 1.5))
+                await running.reload(from_table(table(tmp_path, *random_syncs(dice))))
+            tasks.cancel_scope.cancel()
+        assert running.streams["steady"] is steady
+        last = [named(name) for name in ("steady", *NAMES)]
+        await running.reload(from_table(table(tmp_path, *last)))
+        with anyio.fail_after(6 * 3600):
+            await running.settled()
+        for status in (await running.status()).syncs:
+            assert status.dead == status.pending == status.faults == 0, status
+            assert status.received == status.delivered + sum(status.dropped.values()), status
+    assert local.throttled == 0
+    assert local.most_calls_in(10.0) <= 2 * local.limit  # two access tokens
+    for user, numbers in load.taken.items():
+        assert arrived(local, user, "steady") == numbers
+        for name in NAMES:
+            found = arrived(local, user, name)
+            assert found == sorted(set(found)), "out of order, or twice"
+            assert set(found) <= set(numbers)
+
+
+@in_virtual_time
+async def test_a_hundred_reloads_never_exceed_the_allowance(tmp_path: Path) -> None:
+    """Each gives the token another gate, which knows nothing of the calls of the one before."""
+    local = workspace(limit_per_minute=600, latency_s=0.05)
+    async with engine(tmp_path, local, sync("first")) as running:
+        events = [simulation.event(user, n) for n in range(40) for user in USERS]
+        await running.submit(events, api_key="key")
+        for n in range(100):
+            await anyio.sleep(0.7)
+            of = sync("first", intercom={"max_in_flight": 40 + n % 2})
+            await running.reload(from_table(table(tmp_path, of)))
+        await running.settled()
+    assert (local.throttled, local.most_calls_in(10.0) <= local.limit) == (0, True)
+
+
+@in_virtual_time
+async def test_a_sync_is_not_delivered_before_its_records_have_their_new_keys(
+    tmp_path: Path,
+) -> None:
+    local = workspace(faults=[Fault(kind="status", status=503, path="/events", end_s=30)])
+    async with engine(tmp_path, local, sync("first")) as running:
+        events = [
+            simulation.event(f"other-{n}", n) | {"device_id": USERS[n % 20]} for n in range(600)
+        ]
+        await running.submit(events, api_key="key")
+        await anyio.sleep(5)
+        by_device = sync("first", mapping={"from": "device_id"})
+        await running.reload(from_table(table(tmp_path, by_device)))
+        await running.settled()
+        assert (await running.status()).syncs[0].delivered == 600
+    assert sum(len(arrived(local, user)) for user in USERS) == 600
+
+
+async def a_call_is_out(running: Engine, name: str) -> None:
+    delivery = running.streams[name].delivery
+    assert delivery is not None
+    while not (delivery.has_entered and delivery.scheduler.of(name).at_work):
+        await simulation.a_moment()
+
+
+@in_virtual_time
+async def test_a_reload_at_the_end_is_refused_and_everything_ends(tmp_path: Path) -> None:
+    local = workspace(latency_s=20.0)
+    async with engine(tmp_path, local, sync("first"), sync("second", TWO)) as running:
+        await running.submit([simulation.event(USERS[0], 1)], api_key="key")
+        await a_call_is_out(running, "first")
+        answers: list[str] = []
+
+        async def reload() -> None:
+            try:
+                await running.reload(from_table(table(tmp_path, sync("first", enabled=False))))
+            except Refused as refused:
+                answers.append(refused.reason)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(reload)
+            await anyio.sleep(1)
+            assert await running.finish(100.0)
+    assert answers == ["draining"]
+    with pytest.raises(Refused):
+        await running.reload(from_table(table(tmp_path, sync("first"))))
+
+
+@in_virtual_time
+async def test_the_one_who_asked_may_leave(tmp_path: Path) -> None:
+    local = workspace(latency_s=10.0)
+    async with engine(tmp_path, local, sync("first")) as running:
+        await running.submit([simulation.event(USERS[0], 1)], api_key="key")
+        await a_call_is_out(running, "first")
+        with anyio.move_on_after(0.1):
+            await running.reload(from_table(table(tmp_path, sync("second"))))
+        await anyio.sleep(30)
+        assert list(running.streams) == ["second"]
+        assert arrived(local, USERS[0]) == [1]
