@@ -125,7 +125,7 @@ def run_daemon(config: Config) -> None:
     """Serve the configured sources until SIGTERM."""
     from amplitude_intercom.engine.commands.daemon import run as main
 
-    finish(lambda: main(settings_at(config)))
+    finish(lambda: main(config, settings_at(config)))
 
 
 @app.command()

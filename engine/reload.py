@@ -49,6 +49,10 @@ class Reloaded(msgspec.Struct, frozen=True):
     removed: list[str] = []
     needs_restart: list[str] = []
 
+    def words(self) -> dict[str, list[str]]:
+        """Return those that name something, by kind."""
+        return {kind: names for kind, names in msgspec.structs.asdict(self).items() if names}
+
 
 def compare(before: Settings, after: Settings) -> Reloaded:
     """Return what a change of settings does."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from importlib.metadata import entry_points
 from typing import Any, Final, NamedTuple
@@ -78,6 +78,21 @@ def sources_of(settings: Settings) -> dict[str, Source]:
     for name, arguments in settings.sources.items():
         sources[name] = load_source(name, with_secrets_revealed(arguments), syncs)
     return sources
+
+
+def source_problems(running: Settings, read: Settings) -> Iterator[str]:
+    """Yield errors of sources under settings that were read beside a running daemon.
+
+    Sources run on as they were started, so each must still have the sync that it brings events for.
+    """
+    syncs = [sync.name for sync in read.sync]
+    for name, arguments in {**read.sources, **running.sources}.items():
+        sync = arguments.get("sync")
+        if isinstance(sync, str) and sync not in syncs:
+            yield (
+                f"sources.{name}.sync: this source runs and brings events for sync `{sync}`, which"
+                " is not in the settings any more: restart the daemon instead"
+            )
 
 
 async def start_sources(

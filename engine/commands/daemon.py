@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
+from pathlib import Path
+
 import anyio
 import structlog
+from anyio.abc import TaskGroup
 
 from amplitude_intercom.engine.app import Engine
 from amplitude_intercom.engine.commands.findings import key_findings
+from amplitude_intercom.engine.commands.reloading import FileReload
 from amplitude_intercom.engine.commands.running import FAILED, OK, Signals
+from amplitude_intercom.engine.commands.service_manager import ServiceManager
 from amplitude_intercom.engine.console.admin_server import AdminServer
 from amplitude_intercom.engine.console.api import AdminApi
 from amplitude_intercom.engine.errors import SettingsError
-from amplitude_intercom.engine.settings import Settings
+from amplitude_intercom.engine.settings import Admin, Settings
 from amplitude_intercom.engine.sources import sources_of, start_sources
 from amplitude_intercom.transports.inherited import inherited
 from amplitude_intercom.transports.sockets import raise_descriptor_limit
@@ -22,8 +29,10 @@ READY_LOOK_S = 1.0
 _log = structlog.get_logger("engine.run")
 
 
-async def run(settings: Settings) -> int:
+async def run(path: Path, settings: Settings) -> int:
     """Serve the configured sources until SIGTERM; a second signal ends at once.
+
+    ``path``: of the file that the settings came from; SIGHUP reads it again.
 
     Raises:
         SettingsError: nothing to serve, or an address that cannot be listened on.
@@ -34,31 +43,50 @@ async def run(settings: Settings) -> int:
     sources = sources_of(settings)
     if not sources:
         raise SettingsError("no source is configured: add [http], or [sources.NAME]")
-    signals = Signals(_hung_up)
+    hung_up = asyncio.Event()
+    signals = Signals(hung_up.set)
+    manager = ServiceManager()
     done = False  # and so it stays where a second signal ends it all
     async with Engine(settings) as engine, anyio.create_task_group() as tasks:
         await start_sources(sources, engine.intake, engine.sources, tasks)
+        reload = FileReload(path, engine, manager)
         if settings.admin is not None:
-            api = AdminApi(engine.overview, engine.upkeep, engine.jobs)
-            admin = AdminServer(settings.admin, api.routes())
-            tasks.start_soon(admin.run)
-            _log.info("admin listening", address=await admin.listening())
+            await _serve_admin(settings.admin, engine, tasks)
         for passed in inherited().unused:
             _log.warning("a passed socket is used by no setting: its clients wait", socket=passed)
+        manager.ready("serving")
         async with anyio.create_task_group() as meanwhile:
+            meanwhile.start_soon(manager.keep_alive)
             meanwhile.start_soon(_tell_readiness, engine)
+            meanwhile.start_soon(_reload_when, hung_up, reload)
             await signals.stop.wait()
             meanwhile.cancel_scope.cancel()
-        _log.info("draining", deadline_s=settings.drain_deadline_s)
+        deadline_s = engine.settings.drain_deadline_s
+        _log.info("draining", deadline_s=deadline_s)
+        manager.stopping(deadline_s)
+        tasks.start_soon(manager.keep_alive)
         tasks.start_soon(_cut_short, signals, engine)
-        done = await engine.finish(settings.drain_deadline_s)
+        done = await engine.finish(deadline_s)
         tasks.cancel_scope.cancel()
     _log.info("stopped", clean=done)
     return OK if done else FAILED
 
 
-def _hung_up() -> None:
-    _log.warning("SIGHUP is ignored: settings are read at the start, so restart to apply changes")
+async def _serve_admin(settings: Admin, engine: Engine, tasks: TaskGroup) -> None:
+    """Open the admin port; return when it listens."""
+    api = AdminApi(engine.overview, engine.upkeep, engine.jobs)
+    admin = AdminServer(settings, api.routes())
+    tasks.start_soon(admin.run)
+    _log.info("admin listening", address=await admin.listening())
+
+
+async def _reload_when(hung_up: asyncio.Event, reload: FileReload) -> None:
+    """Read the settings file again whenever SIGHUP has come."""
+    while True:
+        await hung_up.wait()
+        hung_up.clear()
+        with suppress(Exception):  # it is logged, and the daemon goes on as before
+            await reload.reload("SIGHUP")
 
 
 async def _tell_readiness(engine: Engine) -> None:

@@ -1,0 +1,73 @@
+"""Reading the settings file again, for a running daemon."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+from amplitude_intercom.engine import config, logs
+from amplitude_intercom.engine.app import Engine
+from amplitude_intercom.engine.commands.findings import key_findings
+from amplitude_intercom.engine.commands.service_manager import ServiceManager
+from amplitude_intercom.engine.errors import EngineError, SettingsError
+from amplitude_intercom.engine.internal_faults import internal_failure
+from amplitude_intercom.engine.reload import Reloaded
+from amplitude_intercom.engine.settings import Settings
+from amplitude_intercom.engine.sources import source_problems
+from amplitude_intercom.transports.errors import Refused
+
+_log = structlog.get_logger(__name__)
+
+
+class FileReload:
+    """Reads a daemon's settings file again, and has the engine follow it."""
+
+    def __init__(self, path: Path, engine: Engine, manager: ServiceManager) -> None:
+        """``path``: of a file that can be read again; a pipe cannot."""
+        self._path = path
+        self._engine = engine
+        self._manager = manager
+        self._one_at_a_time = asyncio.Lock()
+        self.followers: list[Callable[[Settings], None]] = []
+        """Called with the settings that were read, once the engine follows them."""
+
+    async def reload(self, who: str) -> Reloaded:
+        """Read the file and follow it; log what has changed. ``who`` asked for it, for the log.
+
+        Raises:
+            SettingsError: the file is refused; nothing has changed.
+            SpoolError: the disk fails; nothing has changed.
+            Refused: the daemon drains.
+        """
+        async with self._one_at_a_time:
+            self._manager.reloading()
+            try:
+                return await self._reload(who)
+            except (EngineError, Refused) as refused:
+                _log.error("settings not loaded: the daemon goes on as before", cause=str(refused))
+                raise
+            except Exception as fault:
+                internal_failure(fault, during="a reload")
+                raise
+            finally:
+                self._manager.ready("serving")
+
+    async def _reload(self, who: str) -> Reloaded:
+        if not self._path.is_file():
+            raise SettingsError(f"{self._path}: cannot be read again: it is no file")
+        # In a thread: a file on a network may take long, and secrets are files, too.
+        settings = await asyncio.to_thread(config.load, self._path)
+        problem = next(source_problems(self._engine.settings, settings), None)
+        if problem is not None:
+            raise SettingsError(f"{self._path}: {problem}")
+        done = await self._engine.reload(settings)
+        logs.configure(settings.log)
+        for follow in self.followers:
+            follow(settings)
+        _log.info("settings loaded", who=who, **(done.words() or {"changed": ["nothing"]}))
+        for finding in key_findings(settings):
+            _log.warning(finding.text, key=finding.key)
+        return done
