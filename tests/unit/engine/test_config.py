@@ -63,7 +63,7 @@ def test_the_smallest_settings_have_the_documented_defaults() -> None:
             table(intercom={"access_token": CANARY, "base_url": "ftp://x"}),
             "sync[0].intercom.base_url: Expected an address, `http",
         ),
-        ({}, "missing required field `sync`"),
+        ({}, "sync: Expected at least one `[[sync]]`"),
         ({"sync": []}, "sync: "),
         (table() | {"http": {"listen": "nowhere"}}, "http.listen: Expected an address"),
         (table() | {"http": {"listen": "::1:80"}}, "http.listen: Expected an address"),
@@ -286,7 +286,7 @@ def test_relative_paths_start_at_the_file_s_folder(tmp_path: Path) -> None:
     [
         (b"[http\n", "not TOML"),
         (b'data_dir = "\xff"\n', "not UTF-8"),
-        (b"", "missing required field `sync`"),
+        (b"", "sync: Expected at least one `[[sync]]`"),
         (b"data_dir = " + b"9" * 5_000, "Exceeds the limit"),
         (b"data_dir = " + b"[" * 50_000, "recursion"),
         (b"a." * 100_000 + b"a = 1", "a key of more than 60 parts"),
