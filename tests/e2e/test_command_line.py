@@ -165,14 +165,6 @@ async def test_ctrl_c_is_no_traceback(folder: Path) -> None:
     assert (started.returncode, said.strip()) == (130, b"")
 
 
-async def test_sighup_does_not_end_the_daemon_and_names_the_command_instead(folder: Path) -> None:
-    async with process.daemon(folder / "settings.toml") as daemon:
-        daemon.process.send_signal(signal.SIGHUP)
-        while not any("restart" in line["event"] for line in daemon.log):
-            await process.moment(0.01)
-        assert (await daemon.ready())[0] == 200
-
-
 async def test_a_token_in_a_file_that_was_changed_is_used_without_a_restart(
     tmp_path: Path,
 ) -> None:
