@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from functools import lru_cache
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -12,6 +13,7 @@ MAX_HOST: Final = 253
 """Characters of a host's name (RFC 1035, without the length octets)."""
 
 
+@lru_cache(maxsize=2_048)
 def normal_url(url: str) -> str:
     """Return an address in its one spelling: lower case, no default port, no slash at the end.
 

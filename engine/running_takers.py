@@ -201,7 +201,12 @@ class RunningTakers:
     async def stop(self, opened: Opened) -> None:
         """End the deliveries that are gone or changed; return when their calls are settled."""
         kept = _first_syncs(opened.settings.sync).keys() - opened.pipelines.keys()
-        leaving = [name for name in self.pipelines if self._leaves(name, opened, kept)]
+        unchanged = {sync.name for sync in opened.settings.sync} - opened.streams.keys()
+        leaving = [
+            name
+            for name in self.pipelines
+            if name not in unchanged or token_of(self.streams[name].sync) not in kept
+        ]
         relays = {relay.taker for relay in opened.settings.relay} - opened.relays.keys()
         async with anyio.create_task_group() as ends:
             for taker in self.relays.keys() - relays:
@@ -212,12 +217,6 @@ class RunningTakers:
             await self._by_token.pop(token).unit.end()
         for taker in self.relays.keys() - relays:
             del self.relays[taker]
-
-    def _leaves(self, name: str, opened: Opened, kept: Iterable[Token]) -> bool:
-        """Return whether a sync that is delivered has to stop."""
-        still = {sync.name for sync in opened.settings.sync}
-        is_changed = name not in still or name in opened.streams
-        return is_changed or token_of(self.streams[name].sync) not in kept
 
     async def _stop_sync(self, name: str) -> None:
         pipeline, stream = self.pipelines.pop(name), self.streams[name]
@@ -243,8 +242,10 @@ class RunningTakers:
         for name, stream in self.streams.items():
             is_new = name not in self.pipelines and name not in self.unstarted
             if self._delivers and stream.sync.enabled and is_new:
-                self.pipelines[name] = self._by_token[token_of(stream.sync)].pipeline
-                self.pipelines[name].add(stream)
+                pipeline = self.pipelines[name] = self._by_token[token_of(stream.sync)].pipeline
+                pipeline.add(stream)
+                # The faults of a pipeline count for each of its syncs, but each once.
+                stream.figures.faults -= pipeline.faults(name)
         for unit in _units_of(opened.pipelines, opened.relays):
             if self._tasks is not None:
                 self._tasks.start_soon(unit.run)
