@@ -8,11 +8,12 @@ As a library:
 
 from __future__ import annotations
 
-import asyncio
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,29 +21,46 @@ import anyio
 import msgspec
 
 from amplitude_intercom.engine.actors.source import SourceActor
+from amplitude_intercom.engine.clients import (
+    Token,
+    amplitude_client_of,
+    gate_settings_of,
+    token_key,
+)
+from amplitude_intercom.engine.delivery.loaded_bytes import LoadedBytes
 from amplitude_intercom.engine.delivery.stream import Stream, SyncDelivery
+from amplitude_intercom.engine.delivery.workspaces import Workspaces
+from amplitude_intercom.engine.feeds import Ready
 from amplitude_intercom.engine.gates import Clocks, Gates, WireFactory
 from amplitude_intercom.engine.intake_pipeline import IntakePipeline
 from amplitude_intercom.engine.job_runner import JobRunner
 from amplitude_intercom.engine.overview import EngineParts, Overview
+from amplitude_intercom.engine.pipeline import Pipeline
 from amplitude_intercom.engine.relay.relay import RelaySender
 from amplitude_intercom.engine.reload import Reload, Reloaded
-from amplitude_intercom.engine.running_takers import RunningTakers
-from amplitude_intercom.engine.settings import Settings
+from amplitude_intercom.engine.running_takers import RunningPipeline, RunningRelay, RunningTakers
+from amplitude_intercom.engine.settings import Relay as RelaySettings
+from amplitude_intercom.engine.settings import Settings, Sync
 from amplitude_intercom.engine.sources import RunningSource
-from amplitude_intercom.engine.spool.spool import Spool
+from amplitude_intercom.engine.spool.spool import Spool, SpoolPart
 from amplitude_intercom.engine.spool.sqlite.lock import DataDir
 from amplitude_intercom.engine.spool.sqlite.spool_file import refuse_former_spools
 from amplitude_intercom.engine.spool.store import Store, wall_clock_ms
 from amplitude_intercom.engine.status import Status
-from amplitude_intercom.engine.unit_builder import RelayWireFactory, UnitBuilder
+from amplitude_intercom.engine.supervision import Supervisor
+from amplitude_intercom.engine.token_facts import counts_before, keep_limit, known_limit
+from amplitude_intercom.engine.units import Unit
 from amplitude_intercom.engine.upkeep import Upkeep
 from amplitude_intercom.transports.amplitude import Head
+from amplitude_intercom.transports.amplitude_client import AmplitudeWire
 from amplitude_intercom.transports.contract import Batch, Receipt
 from amplitude_intercom.transports.errors import Refused
 from amplitude_intercom.transports.reasons import RefusalReason
 from amplitude_intercom.transports.upload_answers import BadUpload
 from amplitude_intercom.transports.upload_events import decode_events
+
+RelayWireFactory = Callable[[RelaySettings], AmplitudeWire]
+"""Makes the client of a relay; the sandbox's in-process wire stands in for HTTPS."""
 
 
 class BadEvents(ValueError):
@@ -173,7 +191,7 @@ class Engine:
         clocks, now_ms = arguments.clocks, arguments.clocks.now_ms
         self.spool = await _open_spool(settings, arguments, stack)
         gates = Gates(arguments.wire, clocks)
-        builder = UnitBuilder(
+        builder = _UnitBuilder(
             self.spool, gates, clocks, arguments.relay_wire, lambda sync: self.jobs.keyed(sync)
         )
         self.takers = RunningTakers(self.spool, builder, delivers=arguments.delivers)
@@ -182,21 +200,11 @@ class Engine:
         self.upkeep = Upkeep(self.spool, self.takers, self.jobs, now_ms)
         self._taking_in = IntakePipeline(self.spool, settings.max_event_bytes)
         stack.callback(self._taking_in.close)
-        self._reload = Reload(self.spool, self.takers, self._taking_in, self.jobs)
-        await self._reload.begin(settings)
-        await self.upkeep.log_left()
-        self.overview = Overview(
-            EngineParts(
-                spool=self.spool,
-                takers=self.takers,
-                sources=self.sources,
-                jobs=self.jobs,
-                gate_name=gates.name_of,
-                now_ms=now_ms,
-                state=lambda: self.state,
-                intake_stopped=lambda: self._taking_in.stopped,
-            )
+        self._reload = Reload(
+            self.spool, self.takers, self._taking_in, self.jobs, self.upkeep.log_left
         )
+        await self._reload.begin(settings)
+        self.overview = _overview(self, gates)
 
     # --- using it -------------------------------------------------------------------------
 
@@ -216,35 +224,15 @@ class Engine:
         return {taker: running.sender for taker, running in self.takers.relays.items()}
 
     async def reload(self, settings: Settings) -> Reloaded:
-        """Run by other settings from now on; return what that has changed. What did not change is
-        not touched.
-
-        A change that is under way goes on where the wait for it is cancelled.
+        """Run by other settings from now on; return what that has changed. A change that is under
+        way goes on where the wait for it is cancelled.
 
         Raises:
             SettingsError: a client cannot be built; nothing has changed.
             SpoolError: the disk fails; nothing has changed.
             Refused: the engine drains, or has ended.
         """
-        if self.state in ("draining", "ended"):
-            raise Refused(RefusalReason.DRAINING)
-        done: asyncio.Future[Reloaded] = asyncio.get_running_loop().create_future()
-        self._tasks.start_soon(self._follow, settings, done)
-        return await asyncio.shield(done)
-
-    async def _follow(self, settings: Settings, done: asyncio.Future[Reloaded]) -> None:
-        try:
-            found = await self._reload.follow(settings)
-            await self.upkeep.log_left()
-        except Exception as error:
-            done.set_exception(error)
-            done.exception()  # nobody may wait for it any more
-        except BaseException:
-            done.set_exception(Refused(RefusalReason.DRAINING))
-            done.exception()
-            raise
-        else:
-            done.set_result(found)
+        return await self._reload.follow_apart(settings, self._tasks)
 
     @property
     def intake(self) -> SourceActor:
@@ -300,6 +288,22 @@ class Engine:
         return await self.overview.status()
 
 
+def _overview(engine: Engine, gates: Gates) -> Overview:
+    """Return the overview of an engine; state and stopped intake are read at each look."""
+    return Overview(
+        EngineParts(
+            spool=engine.spool,
+            takers=engine.takers,
+            sources=engine.sources,
+            jobs=engine.jobs,
+            gate_name=gates.name_of,
+            now_ms=engine._arguments.clocks.now_ms,
+            state=lambda: engine.state,
+            intake_stopped=lambda: engine._taking_in.stopped,
+        )
+    )
+
+
 def _decoded(
     events: Sequence[Mapping[str, Any] | bytes], max_event_bytes: int
 ) -> tuple[list[Head], list[bytes]]:
@@ -329,3 +333,76 @@ async def _open_spool(settings: Settings, arguments: _Arguments, stack: AsyncExi
     )
     stack.push_async_callback(spool.close)
     return spool
+
+
+class _UnitBuilder:
+    """Builds units; none of them runs before it is told to."""
+
+    def __init__(
+        self,
+        spool: Spool,
+        gates: Gates,
+        clocks: Clocks,
+        relay_wire: RelayWireFactory | None,
+        ready: Ready,
+    ) -> None:
+        """``ready`` waits until a sync may deliver."""
+        self._spool = spool
+        self._gates = gates
+        self._clocks = clocks
+        self._relay_wire = relay_wire
+        self._ready = ready
+        self._budget = LoadedBytes()
+        self._workspaces = Workspaces(now_ms=clocks.now_ms, jitter=clocks.jitter)
+
+    def name_tokens(self, syncs: Iterable[Sync]) -> None:
+        """Give a name to each access token of these syncs that has none."""
+        self._gates.name_tokens(syncs)
+
+    def forget_others(self, syncs: Iterable[Sync]) -> None:
+        """Forget the access tokens that none of these syncs has."""
+        self._gates.forget_others(syncs)
+
+    async def pipeline(self, token: Token, sync: Sync, part: SpoolPart) -> RunningPipeline:
+        """Build the pipeline of an access token by the settings of its first sync.
+
+        Raises:
+            SettingsError: its client cannot be built.
+            SpoolError: the spool cannot be read.
+        """
+        clients, clocks = AsyncExitStack(), self._clocks
+        limit = await known_limit(self._spool, token)
+        is_before = await counts_before(self._spool, token)
+        gate = await self._gates.build(token, sync, clients, limit, counts_before=is_before)
+        key = token_key("workspace", token)
+        pipeline = Pipeline(
+            gate,
+            self._budget,
+            now_ms=clocks.now_ms,
+            jitter=clocks.jitter,
+            ready=self._ready,
+            keep_limit=partial(keep_limit, self._spool, token),
+            find_workspace=partial(self._workspaces.find, key, token[0], gate, part),
+        )
+        unit = Unit(pipeline.run, pipeline.drain, clients)
+        return RunningPipeline(pipeline, gate_settings_of(sync), unit)
+
+    async def relay(
+        self, settings: RelaySettings, part: SpoolPart, calls: Counter[int] | None
+    ) -> RunningRelay:
+        """Build a relay's sender. ``calls``: those of an earlier one, to be counted on."""
+        clients, clocks = AsyncExitStack(), self._clocks
+        if self._relay_wire is not None:
+            wire = self._relay_wire(settings)
+        else:
+            wire = await clients.enter_async_context(amplitude_client_of(settings))
+        sender = RelaySender(
+            settings, part, wire, now_ms=clocks.now_ms, jitter=clocks.jitter, calls=calls
+        )
+        supervisor = Supervisor(sender.run, relay=settings.name, part="relay")
+
+        def drain() -> None:
+            sender.drain()
+            supervisor.end()
+
+        return RunningRelay(sender, supervisor, Unit(supervisor.run, drain, clients))

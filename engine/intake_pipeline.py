@@ -15,8 +15,14 @@ from contextlib import suppress
 import anyio
 
 from amplitude_intercom.engine.actors.filter import FilterActor
-from amplitude_intercom.engine.actors.source import Offer, Routes, SourceActor
-from amplitude_intercom.engine.actors.taker_filters import RelayFilter, SyncFilter, only_project
+from amplitude_intercom.engine.actors.offers import (
+    Offer,
+    RelayFilter,
+    Routes,
+    SyncFilter,
+    only_project,
+)
+from amplitude_intercom.engine.actors.source import SourceActor
 from amplitude_intercom.engine.delivery.stream import Stream
 from amplitude_intercom.engine.internal_faults import describe
 from amplitude_intercom.engine.settings import Settings

@@ -14,12 +14,14 @@ Rules
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 import anyio
 import msgspec
 import structlog
+from anyio.abc import TaskGroup
 
 from amplitude_intercom.engine.delivery.stream import Stream
 from amplitude_intercom.engine.errors import SpoolDamaged, SpoolError
@@ -70,12 +72,19 @@ class Reload:
     """See the module's docstring."""
 
     def __init__(
-        self, spool: Spool, takers: RunningTakers, intake: IntakePipeline, jobs: JobRunner
+        self,
+        spool: Spool,
+        takers: RunningTakers,
+        intake: IntakePipeline,
+        jobs: JobRunner,
+        log_left: Callable[[], Awaitable[None]],
     ) -> None:
+        """``log_left`` logs what waits of takers that have no settings any more."""
         self._spool = spool
         self._takers = takers
         self._intake = intake
         self._jobs = jobs
+        self._log_left = log_left
         self._one_at_a_time = anyio.Lock()
 
     async def follow(self, settings: Settings) -> Reloaded:
@@ -102,7 +111,26 @@ class Reload:
                 await opened.close()
                 raise
             self._takers.start(opened)
+            await self._log_left()
             return done
+
+    async def follow_apart(self, settings: Settings, tasks: TaskGroup) -> Reloaded:
+        """As ``follow``, in a task of its own: it goes on where the wait for it is cancelled."""
+        if self._takers.is_draining:
+            raise Refused(RefusalReason.DRAINING)
+        done: asyncio.Future[Reloaded] = asyncio.get_running_loop().create_future()
+        tasks.start_soon(self._follow_for, settings, done)
+        return await asyncio.shield(done)
+
+    async def _follow_for(self, settings: Settings, done: asyncio.Future[Reloaded]) -> None:
+        try:
+            done.set_result(await self.follow(settings))
+        except BaseException as error:
+            ends = not isinstance(error, Exception)
+            done.set_exception(Refused(RefusalReason.DRAINING) if ends else error)
+            done.exception()  # nobody may wait for it any more
+            if ends:
+                raise
 
     async def begin(self, settings: Settings) -> None:
         """Run by the first settings.
@@ -120,6 +148,7 @@ class Reload:
             await opened.close()
             raise
         self._takers.start(opened)
+        await self._log_left()
 
     def _refuse_if_draining(self) -> None:
         if self._takers.is_draining:

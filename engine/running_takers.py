@@ -66,7 +66,7 @@ class RunningRelay(NamedTuple):
 
 
 class Builder(Protocol):
-    """Builds units, none of which runs yet (``engine.unit_builder.UnitBuilder``)."""
+    """Builds units, none of which runs yet (``engine.app``)."""
 
     def name_tokens(self, syncs: Iterable[Sync]) -> None:
         """Give a name to each access token of these syncs that has none."""

@@ -16,8 +16,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream
 
 from amplitude_intercom.engine import logs
 from amplitude_intercom.engine.actor import Actor, runs
-from amplitude_intercom.engine.actors.source import Offer
-from amplitude_intercom.engine.actors.taker_filters import RelayFilter, SyncFilter
+from amplitude_intercom.engine.actors.offers import Offer, RelayFilter, SyncFilter
 from amplitude_intercom.engine.errors import SpoolError
 from amplitude_intercom.engine.internal_faults import internal_failure
 from amplitude_intercom.engine.reasons import DropReason, Failure

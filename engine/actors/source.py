@@ -7,30 +7,13 @@ from contextlib import suppress
 from typing import Any
 
 import anyio
-import msgspec
 from anyio.streams.memory import MemoryObjectSendStream
 
-from amplitude_intercom.engine.actors.taker_filters import RelayFilter, SyncFilter
+from amplitude_intercom.engine.actors.offers import Offer, RelayFilter, Routes, SyncFilter
 from amplitude_intercom.engine.setting_types import ANY_KEY
 from amplitude_intercom.transports.contract import Batch, Ticket
 from amplitude_intercom.transports.errors import Refused, UnknownApiKey, UnknownSync
 from amplitude_intercom.transports.reasons import RefusalReason
-
-
-class Offer(msgspec.Struct):
-    """A batch, the takers that it is for, and where to say that all of them have it."""
-
-    batch: Batch
-    takers: Sequence[SyncFilter | RelayFilter]
-    ticket: Ticket
-
-
-class Routes(msgspec.Struct, frozen=True):
-    """The takers of today's settings: the syncs by name, and who takes the events of a key."""
-
-    syncs: Mapping[str, SyncFilter] = {}
-    syncs_by_key: Mapping[str, Sequence[SyncFilter]] = {}
-    relays_by_key: Mapping[str, Sequence[RelayFilter]] = {}
 
 
 class SourceActor:

@@ -27,7 +27,7 @@ from amplitude_intercom.engine.commands.init_flags import (
     secret_path,
 )
 from amplitude_intercom.engine.commands.init_text import Answers, Server
-from amplitude_intercom.engine.commands.init_trials import Problem, Service, Trial
+from amplitude_intercom.engine.commands.init_trials import Service, Trial, TrialProblem
 from amplitude_intercom.engine.commands.relays import ask_amplitude
 from amplitude_intercom.engine.commands.workspace_findings import ask_intercom
 from amplitude_intercom.engine.delivery.workspace_attributes import KnownAttributes
@@ -148,12 +148,12 @@ class Interview:
             asking.tell(f"Intercom takes the token; region {found.intercom.region}")
         return found
 
-    def _asked_intercom(self, draft: Answers) -> Problem | None:
+    def _asked_intercom(self, draft: Answers) -> TrialProblem | None:
         """Ask the workspace for the problem with a draft, and keep its attributes."""
         try:
             settings = drafted(draft, self._folder)
         except SettingsError as error:
-            return Problem(str(error), is_judged=True)
+            return TrialProblem(str(error), is_judged=True)
         if self._flags.offline:
             return None
         findings, self._known = asyncio.run(ask_intercom(settings.sync[0]))
@@ -178,11 +178,11 @@ class Interview:
             hosts = self._hosts(AMPLITUDE, flags.amplitude_region, flags.amplitude_url)
         return self._secret(AMPLITUDE_KEY, Trial(AMPLITUDE, hosts, draft, self._asked_amplitude))
 
-    def _asked_amplitude(self, draft: Answers) -> Problem | None:
+    def _asked_amplitude(self, draft: Answers) -> TrialProblem | None:
         try:
             settings = drafted(draft, self._folder)
         except SettingsError as error:
-            return Problem(str(error), is_judged=True)
+            return TrialProblem(str(error), is_judged=True)
         if self._flags.offline or not settings.relay:
             return None
         return _error(asyncio.run(ask_amplitude(settings, settings.relay[0])))
@@ -202,7 +202,7 @@ OF_SECRETS = ("intercom.access_token", "amplitude_api_keys")
 """The settings in findings of somebody who has judged the secret."""
 
 
-def _error(findings: Sequence[Finding]) -> Problem | None:
+def _error(findings: Sequence[Finding]) -> TrialProblem | None:
     """Return the first error among findings, if there is one."""
-    errors = (Problem(f.text, f.key in OF_SECRETS) for f in findings if f.level == "error")
+    errors = (TrialProblem(f.text, f.key in OF_SECRETS) for f in findings if f.level == "error")
     return next(errors, None)

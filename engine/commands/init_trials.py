@@ -10,7 +10,7 @@ from amplitude_intercom.engine.commands import init_asking as asking
 from amplitude_intercom.engine.commands.init_text import Answers, Server
 
 
-class Problem(msgspec.Struct, frozen=True):
+class TrialProblem(msgspec.Struct, frozen=True):
     """Why a secret is not taken; ``is_judged``: by somebody who knows, so that another is needed.
 
     Otherwise nobody answered, or only somebody between.
@@ -53,7 +53,7 @@ class Trial:
         service: Service,
         hosts: Sequence[Server],
         draft: Callable[[str, Server], Answers],
-        asked: Callable[[Answers], Problem | None],
+        asked: Callable[[Answers], TrialProblem | None],
     ) -> None:
         """``draft``: the answers with a secret and a host. ``asked``: what a draft's problem is."""
         self._service = service
@@ -62,7 +62,7 @@ class Trial:
         self._asked = asked
         self.draft = draft("unknown", hosts[0])
         """The answers that were tried last."""
-        self.problem: Problem | None = None
+        self.problem: TrialProblem | None = None
         """Why the secret that was tried last is not taken."""
 
     def takes(self, secret: str) -> bool:

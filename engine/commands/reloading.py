@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import structlog
 
 from amplitude_intercom.engine import config, logs
-from amplitude_intercom.engine.app import Engine
 from amplitude_intercom.engine.commands.findings import key_findings
 from amplitude_intercom.engine.commands.service_manager import ServiceManager
 from amplitude_intercom.engine.errors import EngineError, SettingsError
@@ -22,10 +22,23 @@ from amplitude_intercom.transports.errors import Refused
 _log = structlog.get_logger(__name__)
 
 
+class Reloadable(Protocol):
+    """The engine, as a reload needs it (``engine.app.Engine``)."""
+
+    @property
+    def settings(self) -> Settings:
+        """The settings by which it runs."""
+        ...
+
+    async def reload(self, settings: Settings) -> Reloaded:
+        """Run by other settings from now on; return what that has changed."""
+        ...
+
+
 class FileReload:
     """Reads a daemon's settings file again, and has the engine follow it."""
 
-    def __init__(self, path: Path, engine: Engine, manager: ServiceManager) -> None:
+    def __init__(self, path: Path, engine: Reloadable, manager: ServiceManager) -> None:
         """``path``: of a file that can be read again; a pipe cannot."""
         self._path = path
         self._engine = engine

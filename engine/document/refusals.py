@@ -87,7 +87,7 @@ class NoSuchVersion(DocumentError):
     """No version of this name is kept, or it is damaged."""
 
 
-class Problem(NamedTuple):
+class Objection(NamedTuple):
     """Why a change of one key is not allowed from the console.
 
     ``kind``: ``type_again`` (its secret has to be typed in the same change), ``not_from_here`` (the
@@ -102,6 +102,6 @@ class Problem(NamedTuple):
 class NotAllowed(DocumentError):
     """The change would give away a secret, or access to the console."""
 
-    def __init__(self, problems: Sequence[Problem]) -> None:
+    def __init__(self, problems: Sequence[Objection]) -> None:
         super().__init__("; ".join(f"{problem.path}: {problem.message}" for problem in problems))
         self.problems = problems

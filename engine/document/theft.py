@@ -31,7 +31,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from amplitude_intercom.engine.addresses import normal_url
-from amplitude_intercom.engine.document.refusals import Problem
+from amplitude_intercom.engine.document.refusals import Objection
 from amplitude_intercom.engine.document.secret_files import SecretFolder
 from amplitude_intercom.engine.document.secret_values import (
     SecretValue,
@@ -69,14 +69,14 @@ def problems(
     typed: Collection[str],
     secrets: SecretFolder,
     trusted: Sequence[Table] = (),
-) -> Iterator[Problem]:
+) -> Iterator[Objection]:
     """Yield the parts of a change that are not allowed from the console; empty: all are.
 
     ``typed``: the secrets that were typed in this change, and the ``file:`` names under which such
     were stored for it. ``trusted``: further tables of which each use is allowed: a kept version.
     """
     if not same(present.get("admin"), wanted.get("admin")):
-        yield Problem("admin", "access", "[admin] is changed in the file itself, on its machine")
+        yield Objection("admin", "access", "[admin] is changed in the file itself, on its machine")
     before = [use for table in (present, *trusted) for use in uses(table)]
     allowed = {use.is_by for use in before}
     known = {use.secret for use in before}
@@ -97,16 +97,16 @@ def _is_harmless(use: Use, typed: Collection[str]) -> bool:
     return use.secret in typed
 
 
-def _problem(use: Use, known: Collection[str], secrets: SecretFolder) -> Problem | None:
+def _problem(use: Use, known: Collection[str], secrets: SecretFolder) -> Objection | None:
     if use.secret == ANY_KEY:
-        return Problem(use.path, "not_from_here", _NEW_RECEIVER)
+        return Objection(use.path, "not_from_here", _NEW_RECEIVER)
     if not is_reference(use.secret) or use.secret in known:
-        return Problem(use.path, "type_again", _TYPE_AGAIN[use.kind])
+        return Objection(use.path, "type_again", _TYPE_AGAIN[use.kind])
     if secrets.path_of(use.secret) is None:
-        return Problem(use.path, "not_from_here", _NEW_NAME)
+        return Objection(use.path, "not_from_here", _NEW_NAME)
     if use.kind == "intercom" and use.address in INTERCOM:
         return None
-    return Problem(use.path, "type_again", _TYPE_AGAIN[use.kind])
+    return Objection(use.path, "type_again", _TYPE_AGAIN[use.kind])
 
 
 _NEW_RECEIVER: Final = (

@@ -156,8 +156,6 @@ class Spool:
     async def open_for(self, names: Sequence[str]) -> Mapping[str, SpoolPart]:
         """Return the part of each taker, by name; add takers that are new.
 
-        A part that was given out before is the same object.
-
         Raises:
             SpoolError: the disk fails.
         """
@@ -169,13 +167,9 @@ class Spool:
         return {name: self._takers[name] for name in names}
 
     async def follow(self, settings: Settings) -> None:
-        """Take over from newer settings all that concerns syncs.
-
-        Raises:
-            SpoolError: the disk fails, and nothing was taken over.
-        """
-        newer = limits_of(settings)
-        await self.do(lambda store: self._limits.follow(newer))
+        """Take over from newer settings all that concerns syncs; raise ``SpoolError`` if the disk
+        fails."""
+        await self.do(lambda store: self._limits.follow(limits_of(settings)))
         self._rounds.follow(retention_of(settings))
 
     # --- taking in ------------------------------------------------------------------------

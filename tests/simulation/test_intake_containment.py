@@ -16,8 +16,7 @@ import pytest
 
 from amplitude_intercom.engine.actor import RUN_BYTES, Actor
 from amplitude_intercom.engine.actors.filter import FilterActor
-from amplitude_intercom.engine.actors.source import Offer
-from amplitude_intercom.engine.actors.taker_filters import SyncFilter
+from amplitude_intercom.engine.actors.offers import Offer, SyncFilter
 from amplitude_intercom.engine.envelope import Record
 from amplitude_intercom.engine.rules.admission import Admission, Admitted
 from amplitude_intercom.engine.rules.planning import SyncRules

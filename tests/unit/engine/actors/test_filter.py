@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amplitude_intercom.engine.actors.filter import FilterActor
-from amplitude_intercom.engine.actors.taker_filters import SyncFilter, only_project
+from amplitude_intercom.engine.actors.offers import SyncFilter, only_project
 from amplitude_intercom.engine.commands.preview import Past, Preview
 from amplitude_intercom.engine.config import from_table
 from amplitude_intercom.engine.envelope import Kind, Record

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from amplitude_intercom.engine.document.refusals import Problem
+from amplitude_intercom.engine.document.refusals import Objection
 from amplitude_intercom.engine.document.secret_files import SecretFolder
 from amplitude_intercom.engine.document.theft import problems
 
@@ -45,7 +45,7 @@ SYNC_C = {"name": "c", "amplitude_api_keys": ["*"]}
 RELAY = {"name": "new", "region": "us"}
 
 
-def found(wanted: dict[str, Any], *typed: str, trusted: Any = ()) -> list[Problem]:
+def found(wanted: dict[str, Any], *typed: str, trusted: Any = ()) -> list[Objection]:
     return list(problems(PRESENT, wanted, typed=typed, secrets=SECRETS, trusted=trusted))
 
 

@@ -1,12 +1,16 @@
-"""The takers as intake knows them: by which rules each keeps something of a batch."""
+"""Batches, and the takers that they are offered to: by which rules each keeps something of them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
+
+import msgspec
 
 from amplitude_intercom.engine.rules.admission import Admission
 from amplitude_intercom.engine.setting_types import ANY_KEY
 from amplitude_intercom.engine.settings import Sync
+from amplitude_intercom.transports.contract import Batch, Ticket
 
 
 def only_project(sync: Sync) -> str:
@@ -36,3 +40,19 @@ class RelayFilter(NamedTuple):
 
     name: str
     drops_oldest: bool
+
+
+class Offer(msgspec.Struct):
+    """A batch, the takers that it is for, and where to say that all of them have it."""
+
+    batch: Batch
+    takers: Sequence[SyncFilter | RelayFilter]
+    ticket: Ticket
+
+
+class Routes(msgspec.Struct, frozen=True):
+    """The takers of today's settings: the syncs by name, and who takes the events of a key."""
+
+    syncs: Mapping[str, SyncFilter] = {}
+    syncs_by_key: Mapping[str, Sequence[SyncFilter]] = {}
+    relays_by_key: Mapping[str, Sequence[RelayFilter]] = {}
