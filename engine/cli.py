@@ -147,8 +147,8 @@ def forward(
         typer.Option(
             callback=finite_seconds,
             help="Seconds to wait for retries at the end, or for anything to be settled while"
-            " reading pauses, or for an export; default: for all of them, but a run that reads no"
-            " event ends at once.",
+            " reading pauses, or for an export; default: for all of them, but a run of which no"
+            " event is accepted ends at once.",
         ),
     ] = None,
     json: Json = False,

@@ -60,8 +60,9 @@ async def forward(
     settled.
 
     ``max_wait_s`` bounds the wait for retries, counted from the end of the input; or, while reading
-    pauses, from the last event that was settled; or the wait for one export. Without it, a run that
-    reads no event ends at once. Interrupted, the same input is resumed where reading stopped.
+    pauses, from the last event that was settled; or the wait for one export. Without it, a run of
+    which no event is accepted ends at once. Interrupted, the same input is resumed where reading
+    stopped.
 
     Raises:
         SettingsError: no such sync, or several and none is named; no settings for an export.

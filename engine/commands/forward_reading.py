@@ -247,6 +247,7 @@ class Reading(Progress):
     def __init__(self, stream: Stream, problems: Problems) -> None:
         self.skipped = 0
         self._has_stored = False
+        self._has_accepted = False
         self._problems = problems
         console = Console(stderr=True)
         self._bar = Bar(
@@ -284,24 +285,32 @@ class Reading(Progress):
         self._bar.update(self._task, advance=count)
 
     def stored(self, receipt: Receipt) -> None:
-        """A batch is on disk."""
+        """A batch is on disk, or counted where nothing of it is kept."""
         self._has_stored = True
+        self._has_accepted |= receipt.accepted > 0
 
     def end(self, stream: Stream, max_wait_s: float | None) -> Ending | None:
-        """Say it if no event was read; then end the run where only events from before wait.
+        """Say it if no event was accepted; then end the run where only events from before wait.
 
         A wrong file would else seem to be delivered for hours. With ``max_wait_s`` somebody asks
         for the wait.
         """
-        if self._has_stored:
+        if self._has_accepted:
             return None
-        nothing = "no event of that time was read" if self.skipped else "no event was read"
+        nothing = self._nothing
         pending = stream.spool.counters["pending"]
         if not pending or max_wait_s is not None:
             say(nothing, stderr=True)
             return None
         text = "`run`, or `forward --max-wait SECONDS`, delivers what is kept"
         return Ending(f"{nothing}; kept from before: {count(pending, 'event')}; {text}", FAILED)
+
+    @property
+    def _nothing(self) -> str:
+        """Why no event was accepted."""
+        if self._has_stored:
+            return "none of the events that were read was accepted"
+        return "no event of that time was read" if self.skipped else "no event was read"
 
     def passed_over(self, count: int) -> None:
         """So many events are of a time that was not asked for."""

@@ -432,6 +432,31 @@ async def test_a_run_that_reads_no_event_ends_at_once_and_says_so(tmp_path: Path
                 assert "was read; kept from before: 1 event; `run`" in err
 
 
+async def test_a_run_of_which_no_event_is_accepted_ends_at_once_and_says_so(
+    tmp_path: Path,
+) -> None:
+    """The wrong file: a user of before is unknown for four hours, and nothing is added to it."""
+    other = json.dumps({**process.event("mira-okafor", 1), "event_type": "Other"}).encode()
+    (tmp_path / "dropped.jsonl").write_bytes(other)
+    (tmp_path / "dead.jsonl").write_bytes(
+        b'{"event_type": "Purchase", "user_id": "mira-okafor", "time": "never"}'
+    )
+    names = ("dropped.jsonl", "dead.jsonl")
+    async with serve(Sandbox()) as url:
+        only = {"select": [{"types": ["Purchase"]}], "metadata": ["n"]}
+        config = process.settings(tmp_path, url, events=only)
+        ask = ("forward", "-c", str(config))
+        for name in names:
+            code, _, err = await process.run(*ask, str(tmp_path / name))
+            assert (code, "none of the events that were read was accepted\n" in err) == (0, True)
+        await _forward(config, "--max-wait", "0", stdin=_lines(0, 1))
+        async with asyncio.timeout(60):
+            for name in names:
+                code, _, err = await process.run(*ask, str(tmp_path / name))
+                assert code == 1
+                assert "was accepted; kept from before: 1 event; `run`" in err
+
+
 async def test_a_run_that_reads_no_event_delivers_what_is_kept_where_a_wait_is_given(
     tmp_path: Path,
 ) -> None:
