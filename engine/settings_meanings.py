@@ -141,7 +141,9 @@ MEANINGS: Final[dict[str, str]] = {
         "keys that are sent at most; Intercom's reference says 10 are kept, its help page 20"
     ),
     "sync.events.unknown_user": (
-        "an event of a user Intercom does not know: `park`, `create`, `dead_letter`, `drop`"
+        "an event of a user Intercom does not know: `park` has the user wait and tries again over "
+        "the retry window; `create` creates the contact, then sends it; `dead_letter` makes it a "
+        "dead letter `user_not_found`; `drop` drops it, counted as `unknown_user`"
     ),
     "sync.events.loop_guard": "drop `[Intercom] …` events that came back through Amplitude",
     "sync.events.money": '`{ price = "currency" }`: becomes an exact amount in minor units',

@@ -7,8 +7,8 @@ Rules
 2. A batch is unpacked whole, because it is one row; records beyond the bounds stay as rows.
 3. Duplicates are found here, by insert key, and dropped: from pending to dropped in one commit.
 4. A record goes aside if its user waits, or if its user has enough loaded records.
-5. A new event of an unknown user has that user tried at once, if the last try is a minute old:
-   people sign up.
+5. An identify of an unknown user has that user tried at once. So has a new event, if the last try
+   is a minute old: people sign up.
 6. A record that cannot be inserted becomes a dead letter, and costs no other one.
 """
 
