@@ -141,9 +141,12 @@ def fail(
         # record, would begin with the shortest wait again.
         failures = settling.failures(record.user_key) + 1
         wait_s = min(unknown_delay_s(failures, retries.jitter()), retries.share_s)
-    is_own = evidence.blame is Blame.OWN
     wake_at_ms = now_ms + int(wait_s * 1000)
-    settling.park(record, others, evidence.failure, wake_at_ms, now_ms, is_own=is_own)
+    if evidence.blame is Blame.OWN:
+        settling.park(record, others, evidence.failure, wake_at_ms, now_ms)
+    else:
+        ids = [record.id, *others]
+        settling.defer_after_failure(record.user_key, ids, wake_at_ms, now_ms)
 
 
 def charge(

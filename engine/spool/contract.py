@@ -176,13 +176,17 @@ class TakerRecords(Protocol):
         failure: Failure,
         wake_at_ms: int,
         now_ms: int,
-        *,
-        is_own: bool = True,
     ) -> None:
-        """Let a user wait until an instant, after a failure of its first record.
+        """Let a user wait until an instant, after its own failure with its first record.
 
-        ``others``: the ids of its other loaded records. ``is_own``: the failure is the user's own.
+        ``others``: the ids of its other loaded records.
         """
+        ...
+
+    def defer_after_failure(
+        self, user: str, ids: Iterable[int], until_ms: int, now_ms: int
+    ) -> None:
+        """Let a user's records wait until an instant, after a failure that may not be its own."""
         ...
 
     def defer(self, user: str, ids: Iterable[int], until_ms: int, waits_for: str = "") -> None:

@@ -80,21 +80,26 @@ class Settling:
         failure: Failure,
         wake_at_ms: int,
         now_ms: int,
-        *,
-        is_own: bool = True,
     ) -> None:
-        """Let a user wait until an instant, after a failure of its first record.
+        """Let a user wait until an instant, after its own failure with its first record.
 
-        ``others``: the ids of its other loaded records. ``is_own``: the failure is the user's own.
+        ``others``: the ids of its other loaded records.
         """
         # With all its loaded records: one that stayed could overtake the first.
         self._records.set_aside([record.id, *others])
-        # A failure that is not the user's own is the endpoint's, which has a line of its own.
-        if is_own:
-            self._lines.parked(self._ends.name, record, failure, wake_at_ms)
-        # Without a reason the wait counts as deferred, and can be ended early (rule 4).
-        reason = failure.reason if is_own else ""
-        self._users.park(self.taker, record.user_key, wake_at_ms, reason, now_ms)
+        self._lines.parked(self._ends.name, record, failure, wake_at_ms)
+        self._users.park(self.taker, record.user_key, wake_at_ms, failure.reason, now_ms)
+
+    def defer_after_failure(
+        self, user: str, ids: Iterable[int], until_ms: int, now_ms: int
+    ) -> None:
+        """Let a user's records wait until an instant, after a failure that may not be its own.
+
+        The wait can be ended early (rule 4). ``ids``: of all its loaded records.
+        """
+        # No line of its own: the endpoint's state has one.
+        self._records.set_aside(ids)
+        self._users.defer_after_failure(self.taker, user, until_ms, now_ms)
 
     def attempts(self, id_: int) -> int:
         """Return the failed attempts that a record was charged with."""

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from amplitude_intercom.engine.envelope import Kind
 from amplitude_intercom.engine.spool.connection import Connection, find_in
 from amplitude_intercom.engine.spool.known_contacts import Stranger
+
+# The times of a user that waits after a failure, which is counted.
+_FAILED: Final = (
+    "INSERT INTO users (taker, user_key, wake_at_ms, failures, reason, since_ms)"
+    " VALUES (?, ?, ?, 1, ?, ?) ON CONFLICT (taker, user_key) DO UPDATE SET"
+    " wake_at_ms = excluded.wake_at_ms, waits_for = '',"
+    " since_ms = CASE WHEN users.failures = 0 THEN excluded.since_ms"
+    " ELSE users.since_ms END, failures = users.failures + 1"
+)
 
 
 class Aside(NamedTuple):
@@ -61,20 +70,17 @@ class WaitingUsers:
         )
 
     def park(self, taker: int, user: str, wake_at_ms: int, reason: str, now_ms: int) -> None:
-        """Have a user wait until an instant, after a failure, which is counted.
-
-        Without a ``reason`` the cause of the failure is not known, and the user is deferred; a
-        parked user stays parked.
-        """
+        """Have a user wait until an instant, after a failure of its own, which is counted."""
         self._db.execute(
-            "INSERT INTO users (taker, user_key, wake_at_ms, failures, reason, since_ms)"
-            " VALUES (?, ?, ?, 1, ?, ?) ON CONFLICT (taker, user_key) DO UPDATE SET"
-            " wake_at_ms = excluded.wake_at_ms, waits_for = '', reason ="
-            " CASE WHEN excluded.reason = '' THEN users.reason ELSE excluded.reason END,"
-            " since_ms = CASE WHEN users.failures = 0 THEN excluded.since_ms"
-            " ELSE users.since_ms END, failures = users.failures + 1",
-            (taker, user, wake_at_ms, reason, now_ms),
+            f"{_FAILED}, reason = excluded.reason", (taker, user, wake_at_ms, reason, now_ms)
         )
+
+    def defer_after_failure(self, taker: int, user: str, until_ms: int, now_ms: int) -> None:
+        """Have a user wait until an instant, after a failure that may not be its own.
+
+        The failure is counted. A parked user stays parked.
+        """
+        self._db.execute(_FAILED, (taker, user, until_ms, "", now_ms))
 
     def defer(self, taker: int, user: str, until_ms: int, waits_for: str = "") -> None:
         """Have a user wait until an instant, or from then on for an endpoint.

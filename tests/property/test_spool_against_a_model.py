@@ -734,7 +734,11 @@ class SpoolMachine(RuleBasedStateMachine):
         )
         if charged:
             self.settling.charge(record.id, self.now_ms)
-        self.settling.park(record, others, failure, wake_at_ms, self.now_ms, is_own=is_own)
+        if is_own:
+            self.settling.park(record, others, failure, wake_at_ms, self.now_ms)
+        else:
+            ids = [record.id, *others]
+            self.settling.defer_after_failure(user, ids, wake_at_ms, self.now_ms)
         if failure is UNKNOWN:
             self.settling.note_unknown(user, unknown)
             self.settling.hasten(user, self.now_ms)
