@@ -190,8 +190,8 @@ def find_unknown(
     settling.note_unknown(user, Stranger(refusals, attempt_at_ms, now_ms))
     if record.kind is Kind.EVENT and not record.may_create:
         # An identify that waits would make the user known: waiting for the next attempt would be
-        # for nothing.
-        settling.hasten(user, now_ms)  # else the record that makes it known has just been tried
+        # for nothing. After any other record, the one that makes the user known was just tried.
+        settling.wake_for_update(user, now_ms)
     if refusals < retries.attempts:
         return False
     # With one attempt there is no window to wait for.

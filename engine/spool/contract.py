@@ -225,7 +225,7 @@ class TakerRecords(Protocol):
         """Keep the attempts that have found a waiting user unknown to Intercom."""
         ...
 
-    def hasten(self, user: str, now_ms: int) -> None:
+    def wake_for_update(self, user: str, now_ms: int) -> None:
         """Let an unknown user be due now, if a waiting record makes it known."""
         ...
 

@@ -65,7 +65,7 @@ def recover_taker(tables: Tables, ends: RecordEnds, latest_wake_ms: int) -> None
         (taker,),
     ).fetchall()
     for user in {user for user, kind in overtaken if kind != Kind.EVENT}:
-        tables.users.hasten(taker, user, 0)
+        tables.users.wake_for_update(taker, user, 0)
 
 
 def _find_strays(tables: Tables, ends: RecordEnds) -> None:

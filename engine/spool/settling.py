@@ -133,9 +133,9 @@ class Settling:
         """Keep the attempts that have found a waiting user unknown to Intercom."""
         self._users.note_unknown(self.taker, user, unknown)
 
-    def hasten(self, user: str, now_ms: int) -> None:
+    def wake_for_update(self, user: str, now_ms: int) -> None:
         """Let an unknown user be due, if a waiting record makes it known."""
-        self._users.hasten(self.taker, user, now_ms)
+        self._users.wake_for_update(self.taker, user, now_ms)
 
     def expire(
         self, user: str, failure: Failure, accepted_until_ms: int, now_ms: int

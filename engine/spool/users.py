@@ -157,7 +157,7 @@ class WaitingUsers:
             (at_ms, taker, user, at_ms),
         )
 
-    def hasten(self, taker: int, user: str, now_ms: int) -> None:
+    def wake_for_update(self, taker: int, user: str, now_ms: int) -> None:
         """Wake a user with a 404 if an identify waits, which makes the user known."""
         self._db.execute(
             "UPDATE users SET wake_at_ms = ? WHERE taker = ? AND user_key = ? AND wake_at_ms > ?"

@@ -308,7 +308,7 @@ class Model:
             for item in self.pending.values()
         )
 
-    def hasten(self, user: str, now_ms: int) -> None:
+    def wake_for_update(self, user: str, now_ms: int) -> None:
         row = self.aside.get(user)
         if row is not None and row.reason == UNKNOWN.reason and self.has_update_aside(user):
             row.wake(now_ms)
@@ -328,7 +328,7 @@ class Model:
             if item.user in self.aside and not item.aside and not self.is_packed(i):
                 item.aside = True
                 if item.kind != Kind.EVENT:
-                    self.hasten(item.user, 0)
+                    self.wake_for_update(item.user, 0)
 
 
 class Step:
@@ -741,7 +741,7 @@ class SpoolMachine(RuleBasedStateMachine):
             self.settling.defer_after_failure(user, ids, wake_at_ms, self.now_ms)
         if failure is UNKNOWN:
             self.settling.note_unknown(user, unknown)
-            self.settling.hasten(user, self.now_ms)
+            self.settling.wake_for_update(user, self.now_ms)
         self.store.commit()
         if charged:
             self._charge(record.id)
@@ -754,7 +754,7 @@ class SpoolMachine(RuleBasedStateMachine):
         model.put_aside(user)
         if failure is UNKNOWN:
             row.unknown = unknown
-            model.hasten(user, self.now_ms)
+            model.wake_for_update(user, self.now_ms)
 
     @step(
         weight=6,
