@@ -194,7 +194,7 @@ class Pipeline:
                 await chosen.send(turns)
                 # Chosen users are no longer loaded ones: their syncs may load more.
                 for sync in {turn.sync for turn in turns}:
-                    self._deliveries[sync].feed.look()
+                    self._deliveries[sync].feed.more_may_be_wanted()
             else:
                 await self._rest(now_s)
 
@@ -213,7 +213,7 @@ class Pipeline:
         if circuits != self._circuits or self._gate.health.wanting_probe(now_s):
             self._circuits = circuits
             for delivery in self._deliveries.values():
-                delivery.feed.look()
+                delivery.feed.more_may_be_wanted()
 
     def _probes(self, now_s: float) -> list[Turn]:
         """Choose the turns that probe the endpoints with open circuits."""
@@ -243,7 +243,7 @@ class Pipeline:
 
     async def _rest(self, now_s: float) -> None:
         """Wait for news, or until a probe or a look at the clock is due."""
-        due_s = [self._gate.look_again_s(now_s), self._gate.health.next_look_s()]
+        due_s = [self._gate.look_again_s(now_s), self._gate.health.next_change_s()]
         next_s = min((at_s for at_s in due_s if at_s is not None), default=None)
         with anyio.move_on_after(None if next_s is None else max(0.0, next_s - now_s)):
             await self._news.wait()

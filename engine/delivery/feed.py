@@ -213,7 +213,7 @@ class Feed:
         self._loading.more_is_queued()
         self._changed.set()
 
-    def look(self) -> None:
+    def more_may_be_wanted(self) -> None:
         """Say that users were chosen, or circuits have turned: more may be wanted."""
         self._changed.set()
 

@@ -321,14 +321,14 @@ class EndpointHealth:
         if not circuit.is_open or circuit.is_on_probation:
             self._comes_back(back_s)
 
-    def next_look_s(self) -> float | None:
-        """Return the instant from which ``look`` has something to do; None if never."""
+    def next_change_s(self) -> float | None:
+        """Return the instant from which ``pass_time`` has something to do; None if never."""
         instants = [next(iter(self._pending.values())) + PENDING_S] if self._pending else []
         if len(self._suspects) >= OPENING_USERS and not self.circuit.is_open:
             instants.append(min(self._suspects.values()) + OPENING_S)
         return min(instants, default=None)
 
-    def look(self, now_s: float) -> None:
+    def pass_time(self, now_s: float) -> None:
         """Confirm charges that are pending for ``PENDING_S``, and open the circuit if it is due."""
         # With too few other users no success confirms a charge, and a user that always fails
         # would be tried for ever.
@@ -397,15 +397,15 @@ class Health:
             if who is None or found.circuit.probing == who:
                 found.circuit.probing = None
 
-    def next_look_s(self) -> float | None:
-        """Return the instant from which ``look`` has something to do; None if never."""
-        instants = [found.next_look_s() for found in self._endpoints.values()]
+    def next_change_s(self) -> float | None:
+        """Return the instant from which ``pass_time`` has something to do; None if never."""
+        instants = [found.next_change_s() for found in self._endpoints.values()]
         return min((at_s for at_s in instants if at_s is not None), default=None)
 
-    def look(self, now_s: float) -> None:
-        """Let time pass at all endpoints (``EndpointHealth.look``)."""
+    def pass_time(self, now_s: float) -> None:
+        """Let time pass at all endpoints (``EndpointHealth.pass_time``)."""
         for found in self._endpoints.values():
-            found.look(now_s)
+            found.pass_time(now_s)
 
     def take_news(self) -> list[News]:
         """Return the consequences of all outcomes since the last call."""

@@ -188,7 +188,7 @@ class Judge:
     def take_news(self, now_s: float) -> list[Hasten | Charge]:
         """Return the consequences of outcomes for users, and log those for endpoints."""
         # Some charges stand by time alone: without this look they would wait for the next outcome.
-        self._health.look(now_s)
+        self._health.pass_time(now_s)
         found: list[Hasten | Charge] = []
         for news in self._health.take_news():
             if isinstance(news, Outage):

@@ -112,7 +112,7 @@ class Loading:
 
     def due_in_s(self) -> float:
         """Return the seconds until something is to be loaded, as far as that is known."""
-        self._clock.look()
+        self._clock.update()
         if self.wanted() is not None or self._bounds.are_exceeded():
             return 0.0
         if self._bounds.space() is None:
@@ -130,7 +130,7 @@ class Loading:
 
         From now on ``more_is_queued`` and ``look_at_table`` are about the next load.
         """
-        self._clock.look()
+        self._clock.update()
         wanted = self.wanted()
         if wanted is None:
             return None
@@ -268,7 +268,7 @@ class _WallClock:
         self._looked_at_s = 0.0
         self.set_back_ms = 0
 
-    def look(self) -> None:
+    def update(self) -> None:
         """Compare it with the loop's clock, which is never set."""
         now_ms, now_s = self._now_ms(), loop_time_s()
         if self._looked_at_ms is not None:

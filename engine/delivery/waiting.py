@@ -113,7 +113,7 @@ def write_end(
             fail(store, taker, first, ids, evidence, retries, now_ms)
         case Unknown([first, *back], failure):
             ids = [*(record.id for record in back), *others]
-            return find_unknown(store, taker, first, ids, failure, retries, now_ms)
+            return park_unknown(store, taker, first, ids, failure, retries, now_ms)
     return False
 
 
@@ -165,7 +165,7 @@ def charge(
         settling.give_up(id_, evidence.failure, now_ms)
 
 
-def find_unknown(
+def park_unknown(
     store: Transaction,
     taker: int,
     record: Record,

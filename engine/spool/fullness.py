@@ -46,7 +46,7 @@ class Fullness:
         """Return the equal share of each of ``takers`` takers."""
         return self._max_bytes // max(1, takers)
 
-    def look(self, takers: Collection[int], accounts: Accounts) -> None:
+    def update(self, takers: Collection[int], accounts: Accounts) -> None:
         """Update the refused takers, after a commit."""
         total = accounts.value(SPOOL, WAITING)
         self._is_full = total >= (RELIEF if self._is_full else 1.0) * self._max_bytes

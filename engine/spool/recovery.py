@@ -51,7 +51,7 @@ def recover_taker(tables: Tables, ends: RecordEnds, latest_wake_ms: int) -> None
         (taker, latest_wake_ms),
     )
     # After damage a record may be set aside without a user's row: nothing else would wake it.
-    _find_strays(tables, ends)
+    _wake_strays(tables, ends)
     if not tables.users.any(taker):
         return
     # Loaded records of a user with a row come before the user's records set aside, and would be
@@ -68,7 +68,7 @@ def recover_taker(tables: Tables, ends: RecordEnds, latest_wake_ms: int) -> None
         tables.users.wake_for_update(taker, user, 0)
 
 
-def _find_strays(tables: Tables, ends: RecordEnds) -> None:
+def _wake_strays(tables: Tables, ends: RecordEnds) -> None:
     """Let users be due that have records aside but do not wait: rows of either were damaged."""
     while found := tables.records.strays(ends.taker, MOST_STRAYS):
         users = [record.user_key for record in ends.intact(found)]

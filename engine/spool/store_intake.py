@@ -62,7 +62,7 @@ class StoreIntake:
         """Note that everything appended so far is durable."""
         self.counted_to = self._counting_to
         # Only now: a refusal for bytes that are rolled back would last until the next commit.
-        self._fullness.look(self._takers.ids, self._accounts)
+        self._fullness.update(self._takers.ids, self._accounts)
 
     def rolled_back(self) -> None:
         """Forget everything since the last commit."""

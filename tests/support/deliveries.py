@@ -346,7 +346,7 @@ class Rig:
                 assert turn.user not in self.at_work, "two turns at once"
                 self.at_work[turn.user] = turn
                 actors.start_soon(self._work, turn)
-                self.feed.look()
+                self.feed.more_may_be_wanted()
             self.most_loaded = max(self.most_loaded, self.loaded)
             await self.news.wait()
 
@@ -466,11 +466,11 @@ class Rig:
 
     def open_circuit(self) -> None:
         self.health.of(EVENTS).circuit.open(current().now_s)
-        self.feed.look()
+        self.feed.more_may_be_wanted()
 
     def close_circuit(self) -> None:
         self.health.of(EVENTS).circuit.close()
-        self.feed.look()
+        self.feed.more_may_be_wanted()
         self.news.set()
 
 

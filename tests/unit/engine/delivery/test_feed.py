@@ -1294,7 +1294,7 @@ async def test_behind_updates_that_wait_for_a_circuit_events_go_on_and_memory_is
         assert all(user.startswith("event") for user in rig.delivered)
         assert rig.loaded <= LOAD_ROWS
         circuit.close()
-        rig.feed.look()
+        rig.feed.more_may_be_wanted()
         await rig.free()
 
     await rig.deliver(until)
@@ -1366,7 +1366,7 @@ async def test_behind_large_events_that_wait_for_a_circuit_identifies_go_on(
         await anyio.sleep(60)
         assert len(rig.delivered) == 50
         assert rig.bytes.held <= READ_AHEAD_BYTES
-        rig.feed.look()
+        rig.feed.more_may_be_wanted()
         await anyio.sleep(1)
         turn = rig.scheduler.choose_probe(EVENTS, lambda _: False)
         assert turn is not None
@@ -1572,7 +1572,7 @@ async def test_one_user_at_a_time_is_loaded_to_try_an_endpoint_of_contacts(
         assert len(loads) < 20
         rig.turns = 32
         circuit.close()
-        rig.feed.look()
+        rig.feed.more_may_be_wanted()
         rig.news.set()
         await rig.free()
 

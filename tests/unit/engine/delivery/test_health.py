@@ -44,7 +44,7 @@ class Rig:
         )
 
     def news(self, now_s: float = 0.0) -> list[News]:
-        self.health.look(now_s)
+        self.health.pass_time(now_s)
         return self.health.take_news()
 
     def outage_s(self) -> float:
@@ -115,7 +115,7 @@ def test_a_charge_that_nobody_confirms_stands_after_a_minute(rig: Rig) -> None:
     rig.fails("ann", 3.0)
     rig.news()
     assert rig.news(3.0 + PENDING_S) == []
-    assert rig.health.next_look_s() == pytest.approx(3.3 + PENDING_S)
+    assert rig.health.next_change_s() == pytest.approx(3.3 + PENDING_S)
     assert rig.news(3.4 + PENDING_S) == [Charge(who("ann"), NAME, stands=True)]
 
 
@@ -136,7 +136,7 @@ def test_five_within_a_second_open_it_when_the_second_is_over(rig: Rig) -> None:
     for n in range(OPENING_USERS):
         rig.fails(f"user-{n}", 1.0)
     assert not rig.is_open()
-    assert rig.health.next_look_s() == pytest.approx(2.3)
+    assert rig.health.next_change_s() == pytest.approx(2.3)
     rig.news(2.31)
     assert rig.is_open()
 

@@ -82,12 +82,12 @@ class Rig:
         taker, now_ms = self.sync.taker, self.now_ms
         self.write(lambda store: waiting.charge(store, taker, record.id, evidence, RETRIES, now_ms))
 
-    def find_unknown(
+    def park_unknown(
         self, record: Record, others: tuple[int, ...] = (), retries: Retries = RETRIES
     ) -> bool:
         taker, now_ms = self.sync.taker, self.now_ms
         return self.write(
-            lambda store: waiting.find_unknown(
+            lambda store: waiting.park_unknown(
                 store, taker, record, others, NOT_FOUND, retries, now_ms
             )
         )
@@ -265,34 +265,34 @@ def test_an_unknown_user_is_tried_as_often_as_there_are_attempts_over_the_window
 ) -> None:
     (record,) = rig.load("ann")
     for refusals in range(1, ATTEMPTS):
-        assert rig.find_unknown(record) is False
+        assert rig.park_unknown(record) is False
         assert rig.unknown() == Stranger(refusals, rig.wakes_ms("ann"), rig.now_ms)
         rig.now_ms = rig.wakes_ms("ann")
     assert rig.now_ms - BEGAN_MS == pytest.approx(WINDOW_MS, rel=0.001)
     assert rig.dead() == {}
     rig.now_ms = max(rig.now_ms, BEGAN_MS + WINDOW_MS)  # by the jitter it may be a little less
-    rig.find_unknown(record)
+    rig.park_unknown(record)
     assert rig.dead() == {record.id: "user_not_found"}
 
 
 def test_tries_in_between_are_no_attempts_they_move_none_and_take_none_away(rig: Rig) -> None:
     (record,) = rig.load("ann")
-    rig.find_unknown(record)
+    rig.park_unknown(record)
     before = rig.unknown()
     for _ in range(100):
         rig.now_ms += (before.attempt_at_ms - BEGAN_MS) // 200
-        rig.find_unknown(record)
+        rig.park_unknown(record)
         assert rig.unknown() == Stranger(1, before.attempt_at_ms, rig.now_ms)
         assert rig.wakes_ms("ann") == before.attempt_at_ms
     assert rig.dead() == {}
     rig.now_ms = before.attempt_at_ms
-    rig.find_unknown(record)
+    rig.park_unknown(record)
     assert rig.unknown().refusals == 2
 
 
 def test_failures_in_between_move_no_attempt_of_an_unknown_user(rig: Rig) -> None:
     (record,) = rig.load("ann")
-    rig.find_unknown(record)
+    rig.park_unknown(record)
     attempt_at_ms = rig.unknown().attempt_at_ms
     rig.now_ms += 100
     for blame in Blame:
@@ -304,20 +304,20 @@ def test_an_event_that_has_not_waited_for_a_whole_window_stays(rig: Rig) -> None
     """Its user is unknown for long, and it came later."""
     (old,) = rig.load("ann")
     for _ in range(ATTEMPTS - 1):
-        rig.find_unknown(old)
+        rig.park_unknown(old)
         rig.now_ms = rig.wakes_ms("ann")
     assert rig.load("ann") == [], "it waits behind the first"
     rig.now_ms = max(rig.now_ms, BEGAN_MS + WINDOW_MS)
-    rig.find_unknown(old)
+    rig.park_unknown(old)
     assert rig.dead() == {old.id: "user_not_found"}
     (young_id,) = rig.aside()
     young = msgspec.structs.replace(old, id=young_id)
     for _ in range(ATTEMPTS - 1):
         rig.now_ms = rig.wakes_ms("ann")
-        rig.find_unknown(young)
+        rig.park_unknown(young)
         assert set(rig.dead()) == {old.id}
     rig.now_ms += WINDOW_MS
-    rig.find_unknown(young)
+    rig.park_unknown(young)
     assert set(rig.dead()) == {old.id, young_id}
 
 
@@ -325,7 +325,7 @@ def test_an_update_does_not_expire_with_the_events(rig: Rig) -> None:
     (event,) = rig.load("ann")
     (update,) = rig.load("ann", kind=Kind.IDENTIFY)
     rig.now_ms += WINDOW_MS
-    rig.find_unknown(event, (update.id,), NO_WINDOW)
+    rig.park_unknown(event, (update.id,), NO_WINDOW)
     assert set(rig.dead()) == {event.id}
     assert rig.aside() == [update.id]
 
@@ -333,7 +333,7 @@ def test_an_update_does_not_expire_with_the_events(rig: Rig) -> None:
 def test_an_identify_that_waits_wakes_an_unknown_user_at_once(rig: Rig) -> None:
     (event,) = rig.load("ann")
     (update,) = rig.load("ann", kind=Kind.IDENTIFY)
-    rig.find_unknown(event, (update.id,))
+    rig.park_unknown(event, (update.id,))
     assert rig.wakes_ms("ann") == rig.now_ms
     assert rig.unknown().attempt_at_ms > rig.now_ms
 
@@ -342,7 +342,7 @@ def test_with_one_attempt_the_event_that_was_refused_dies_and_none_that_came_lat
     rig: Rig,
 ) -> None:
     first, second = rig.load("ann", "ann")
-    assert rig.find_unknown(first, (second.id,), NO_WINDOW) is False
+    assert rig.park_unknown(first, (second.id,), NO_WINDOW) is False
     assert rig.dead() == {first.id: "user_not_found"}
     assert rig.aside() == [second.id]
 
@@ -351,10 +351,10 @@ def test_with_one_attempt_the_event_that_was_refused_dies_and_none_that_came_lat
 def test_the_last_attempt_buries_some_and_leaves_the_rest_to_a_job(more: int, rig: Rig) -> None:
     first, *others = rig.load(*["ann"] * (MOST_EXPIRED + more))
     for _ in range(ATTEMPTS - 1):
-        rig.find_unknown(first, tuple(record.id for record in others))
+        rig.park_unknown(first, tuple(record.id for record in others))
         rig.now_ms = rig.wakes_ms("ann")
     rig.now_ms = max(rig.now_ms, BEGAN_MS + WINDOW_MS)
-    is_more = rig.find_unknown(first)
+    is_more = rig.park_unknown(first)
     assert is_more is bool(more)
     assert len(rig.dead()) == MOST_EXPIRED
     assert len(rig.aside()) == more
@@ -367,7 +367,7 @@ def test_the_last_attempt_buries_some_and_leaves_the_rest_to_a_job(more: int, ri
 
 def test_one_unknown_user_costs_no_other_anything(rig: Rig) -> None:
     ann, bob = rig.load("ann", "bob")
-    rig.find_unknown(ann, (), NO_WINDOW)
+    rig.park_unknown(ann, (), NO_WINDOW)
     assert set(rig.dead()) == {ann.id}
     assert rig.store.users.waiting_of(rig.sync.taker, ["bob"]) == {}
     assert rig.attempts(bob) == 0
