@@ -27,7 +27,7 @@ amplitude_api_keys = ["file:data/secrets/amplitude-api-key", "a-public-key"]
 intercom = { access_token = 'file:/run/keys/token.txt', region = "eu" }  # Europe's
 """
 
-CONTAINER = Installation("/data", most_drain_s=8.0)
+CONTAINER = Installation("/data", most_drain_s=7.0)
 SYSTEMD = Installation("/var/lib/ours", secrets_in_files=True, has_own_network=False)
 
 
@@ -40,7 +40,7 @@ def test_a_container_is_reached_from_elsewhere_and_has_its_secrets_in_the_enviro
     made = adapted(HERE, CONTAINER)
     assert changed_lines(HERE, made.text) == [
         'data_dir = "/data"  # on the laptop',
-        "drain_deadline_s = 8",
+        "drain_deadline_s = 7",
         'listen = "0.0.0.0:9000"  # for the SDKs',
         'listen = "0.0.0.0:8711"',
         'token = "env:ADMIN_TOKEN"',

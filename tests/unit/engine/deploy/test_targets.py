@@ -7,7 +7,16 @@ import re
 import pytest
 import yaml
 
-from amplitude_intercom.engine.deploy.targets import _unit_word, kubernetes, systemd
+from amplitude_intercom.engine.deploy.targets import (
+    CONTAINER_DRAIN_S,
+    _unit_word,
+    container,
+    kubernetes,
+    systemd,
+)
+from amplitude_intercom.transports.sockets import CLOSING_S, LAST_HEADS_S
+
+DOCKER_STOP_S = 10.0
 
 HERE = """\
 data_dir = "data"
@@ -75,3 +84,10 @@ def test_a_socket_unit_opens_what_the_daemon_would(listen: str, more: list[str])
         f"ListenStream={listen}",
         *more,
     ]
+
+
+def test_a_container_has_a_second_for_its_spool_before_docker_kills_it() -> None:
+    files, _ = container(HERE.replace("[http]", "drain_deadline_s = 60\n\n[admin]\n\n[http]"))
+    settings = files["amplitude-intercom.toml"]
+    assert f"drain_deadline_s = {CONTAINER_DRAIN_S:g}\n" in settings
+    assert CONTAINER_DRAIN_S + LAST_HEADS_S + CLOSING_S <= DOCKER_STOP_S - 1.0
