@@ -122,9 +122,6 @@ def too_large(raw: bytes | memoryview, max_bytes: int) -> BadEvent:
     return BadEvent("too_large", "event", f"longer than {max_bytes} bytes", digest=digest)
 
 
-OBJECTS: Final = ("event_properties", "user_properties", "groups", "group_properties")
-"""Fields of an event that are objects or null; Amplitude refuses anything else there."""
-
 decode_fields: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 """Return an object's fields, not decoded; raises as ``msgspec`` does."""
 

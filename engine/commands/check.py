@@ -170,8 +170,6 @@ async def _probe(settings: Settings, found: dict[str, list[Finding]], consent: C
     return await probe_all(settings, answering, consent)
 
 
-GOOD = "the settings are good"
-
 LEVELS = ("error", "warning", "fact")
 """In the order in which findings are printed."""
 

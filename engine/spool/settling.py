@@ -158,10 +158,6 @@ class Settling:
             self.bury(msgspec.structs.replace(record, attempts=attempts), failure, now_ms)
         return len(found), bool(self._records.aside(self.taker, user, 1, 1, also))
 
-    def wake(self, user: str, at_ms: int) -> None:
-        """Let a waiting user be due at an instant, if it would be later."""
-        self._users.wake(self.taker, user, at_ms)
-
     def wake_deferred(self, user: str, at_ms: int) -> None:
         """Let a user that waits without blame be due at an instant, if that is earlier (rule 4)."""
         self._users.wake_deferred(self.taker, user, at_ms)

@@ -27,25 +27,6 @@ def matching(tables: Tables, taker: int, query: DeadLetterQuery) -> int:
     return tables.letters.count(taker, query)[0]
 
 
-def recount(tables: Tables, taker: int) -> dict[str, int]:
-    """Count the rows themselves: what ``pending`` and ``dead`` must be."""
-
-    def one(query: str) -> int:
-        (count,) = tables.db.execute(query, (taker,)).fetchone()
-        return int(count or 0)
-
-    packed = one(
-        "SELECT sum(b.count) FROM inbox b JOIN takers t ON t.id = b.taker"
-        " WHERE b.taker = ? AND b.id > t.unpacked_to"
-    )
-    pending = one("SELECT count(*) FROM records WHERE taker = ?") + packed
-    pending += tables.relayed.waiting_of(taker)
-    return {
-        "pending": pending,
-        "dead": one("SELECT count(*) FROM dead_letters WHERE taker = ?"),
-    }
-
-
 def parked(tables: Tables, taker: int) -> int:
     """Return how many records wait with a parked user. Takes a while where there are many."""
     (count,) = tables.db.execute(

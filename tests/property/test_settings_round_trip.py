@@ -10,9 +10,10 @@ import tomli_w
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from amplitude_intercom.engine.config import from_table, to_table
+from amplitude_intercom.engine.config import from_table
 from amplitude_intercom.engine.rules.texts import is_blank, is_legal_key
 from amplitude_intercom.engine.settings import Settings
+from support.settings_tables import to_table
 
 CANARY = "canary-3e88"
 VARIABLE = "PROPERTY_TEST_TOKEN"

@@ -45,9 +45,8 @@ from amplitude_intercom.engine.spool.rows import Append, Appended
 from amplitude_intercom.engine.spool.settling import Settling
 from amplitude_intercom.engine.spool.sqlite.spool_file import connect
 from amplitude_intercom.engine.spool.store import Limits, Store
-from amplitude_intercom.engine.spool.table_reads import recount
 from support.faulty_disk import after_power_cut
-from support.spools import all_of, part_of
+from support.spools import all_of, part_of, recount
 
 SYNCS = ("one", "two")
 USERS = ("ann", "bob", "cid")
@@ -859,18 +858,6 @@ class SpoolMachine(RuleBasedStateMachine):
         if row:
             row.unknown = unknown
         assert noted == (unknown if row else NEVER_TRIED)
-
-    @step(
-        when=lambda self: self.model.aside,
-        user=st.sampled_from(USERS),
-        in_ms=st.sampled_from([0, 50, 5_000]),
-    )
-    def wake(self, user: str, in_ms: int) -> None:
-        self.store.begin()
-        self.settling.wake(user, self.now_ms + in_ms)
-        self.store.commit()
-        if row := self.model.aside.get(user):
-            row.wake(self.now_ms + in_ms)
 
     @step(
         when=lambda self: self.model.aside,

@@ -21,13 +21,12 @@ from amplitude_intercom.engine.spool.jobs import JobKind, JobRow, JobState, NewM
 from amplitude_intercom.engine.spool.letters import DeadLetter
 from amplitude_intercom.engine.spool.spool import Spool, Work
 from amplitude_intercom.engine.spool.store import Store
-from amplitude_intercom.engine.spool.table_reads import recount
 from amplitude_intercom.transports.amplitude import BadEvent, Head
 from amplitude_intercom.transports.contract import Batch
 from amplitude_intercom.transports.reasons import RefusalReason
 from support import simulation
 from support.admissions import an_admission
-from support.spools import OneSync, kept, opened
+from support.spools import OneSync, kept, opened, recount
 from support.virtual import in_virtual_time
 
 T = TypeVar("T")

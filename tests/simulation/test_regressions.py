@@ -18,11 +18,11 @@ from amplitude_intercom.engine.app import Engine
 from amplitude_intercom.engine.spool.known_contacts import ContactKey, Known
 from amplitude_intercom.engine.spool.letters import DeadLetterQuery
 from amplitude_intercom.engine.spool.store import Store
-from amplitude_intercom.engine.spool.table_reads import recount
 from amplitude_intercom.transports.contract import batch_of
 from amplitude_intercom.transports.sandbox.faults import Fault
 from amplitude_intercom.transports.sandbox.sandbox import Sandbox
 from support import simulation
+from support.spools import recount
 from support.virtual import in_virtual_time
 
 USER = "mira-okafor"

@@ -45,12 +45,11 @@ from amplitude_intercom.engine.spool.settling import Settling
 from amplitude_intercom.engine.spool.spool import Spool, SpoolPart, T, Work
 from amplitude_intercom.engine.spool.sqlite.database import Database
 from amplitude_intercom.engine.spool.store import Store
-from amplitude_intercom.engine.spool.table_reads import recount
 from amplitude_intercom.engine.spool.user_state import UserState, state_of_user
 from amplitude_intercom.engine.spool.writer import InlineWriter
 from amplitude_intercom.transports.reasons import RefusalReason
 from support import simulation
-from support.spools import append_of, kept
+from support.spools import append_of, kept, recount
 from support.virtual import current
 
 SYNC = "simulated"

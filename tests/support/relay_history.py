@@ -17,11 +17,11 @@ import msgspec
 
 from amplitude_intercom.engine.app import Engine
 from amplitude_intercom.engine.spool.letters import DeadLetter, DeadLetterQuery
-from amplitude_intercom.engine.spool.table_reads import recount
 from amplitude_intercom.transports.errors import Refused
 from amplitude_intercom.transports.sandbox.faults import Fault
 from support import relaying
 from support.relaying import RELAY, request, take_in
+from support.spools import recount
 
 Kinds = tuple[Literal["status", "html", "hang", "reset", "half"], ...]
 KINDS: Kinds = (

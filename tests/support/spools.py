@@ -23,6 +23,7 @@ from amplitude_intercom.engine.spool.sqlite.database import Database, run_group
 from amplitude_intercom.engine.spool.sqlite.reserve import Reserve
 from amplitude_intercom.engine.spool.sqlite.spool_file import SpoolFile, connect
 from amplitude_intercom.engine.spool.store import Limits, Store
+from amplitude_intercom.engine.spool.tables import Tables
 
 SYNC = "s"
 
@@ -169,3 +170,22 @@ def database_of(store: Store) -> Database[Store]:
     """A database that has this store, keeps no reserve, and opens the same again."""
     file = SpoolFile(store.db)  # type: ignore[arg-type]  # it is SQLite's
     return Database(lambda *, recover: (store, file), Reserve(Path("unused"), 0))
+
+
+def recount(tables: Tables, taker: int) -> dict[str, int]:
+    """Count the rows themselves: what ``pending`` and ``dead`` must be."""
+
+    def one(query: str) -> int:
+        (count,) = tables.db.execute(query, (taker,)).fetchone()
+        return int(count or 0)
+
+    packed = one(
+        "SELECT sum(b.count) FROM inbox b JOIN takers t ON t.id = b.taker"
+        " WHERE b.taker = ? AND b.id > t.unpacked_to"
+    )
+    pending = one("SELECT count(*) FROM records WHERE taker = ?") + packed
+    pending += tables.relayed.waiting_of(taker)
+    return {
+        "pending": pending,
+        "dead": one("SELECT count(*) FROM dead_letters WHERE taker = ?"),
+    }

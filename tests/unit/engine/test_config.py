@@ -11,9 +11,10 @@ import pytest
 import tomli_w
 
 from amplitude_intercom.engine.addresses import is_loopback
-from amplitude_intercom.engine.config import _read_pipe, from_table, load, to_table
+from amplitude_intercom.engine.config import _read_pipe, from_table, load
 from amplitude_intercom.engine.errors import SettingsError
 from amplitude_intercom.engine.settings import MAX_EVENT_TYPES, Settings
+from support.settings_tables import to_table
 
 CANARY = "canary-7f3a"
 

@@ -23,8 +23,7 @@ from amplitude_intercom.engine.spool.known_contacts import Stranger
 from amplitude_intercom.engine.spool.letters import DeadLetterQuery
 from amplitude_intercom.engine.spool.settling import MOST_EXPIRED
 from amplitude_intercom.engine.spool.store import Store
-from amplitude_intercom.engine.spool.table_reads import recount
-from support.spools import OneSync, kept, opened
+from support.spools import OneSync, kept, opened, recount
 
 T = TypeVar("T")
 HOUR_MS = 3_600_000

@@ -11,8 +11,7 @@ import pytest
 
 from amplitude_intercom.engine.errors import SpoolError
 from amplitude_intercom.engine.spool.sqlite.backup import backup
-from amplitude_intercom.engine.spool.table_reads import recount
-from support.spools import OneSync, kept, opened
+from support.spools import OneSync, kept, opened, recount
 
 
 def test_a_backup_beside_a_writer_holds_the_committed_rows(tmp_path: Path) -> None:

@@ -13,9 +13,8 @@ from amplitude_intercom.engine.spool.sqlite.database import HEAL_EVERY_S, Databa
 from amplitude_intercom.engine.spool.sqlite.reserve import Reserve
 from amplitude_intercom.engine.spool.sqlite.spool_file import SpoolFile, connect
 from amplitude_intercom.engine.spool.store import Limits, Store
-from amplitude_intercom.engine.spool.table_reads import recount
 from amplitude_intercom.transports.reasons import RefusalReason
-from support.spools import SYNC, append_of, kept
+from support.spools import SYNC, append_of, kept, recount
 
 MIB = 1 << 20
 

@@ -12,8 +12,7 @@ from amplitude_intercom.engine.spool.batches import SLOTS
 from amplitude_intercom.engine.spool.insert_ids import InsertIds, key_of
 from amplitude_intercom.engine.spool.letters import DeadRow
 from amplitude_intercom.engine.spool.rows import Append, Appended
-from amplitude_intercom.engine.spool.table_reads import recount
-from support.spools import OneSync, kept, opened, part_of
+from support.spools import OneSync, kept, opened, part_of, recount
 
 EVENT = kept("ann", key=b"key")
 

@@ -16,8 +16,7 @@ from amplitude_intercom.engine.spool.sqlite.database import Database
 from amplitude_intercom.engine.spool.sqlite.lock import DataDir
 from amplitude_intercom.engine.spool.sqlite.opened_files import OpenedFiles
 from amplitude_intercom.engine.spool.store import Limits, Store
-from amplitude_intercom.engine.spool.table_reads import recount
-from support.spools import SYNC, append_of, kept
+from support.spools import SYNC, append_of, kept, recount
 
 
 def opened(folder: Path) -> Database[Store]:

@@ -15,8 +15,7 @@ from amplitude_intercom.engine.spool.batches import SLOTS
 from amplitude_intercom.engine.spool.inbox import MOST_OPEN
 from amplitude_intercom.engine.spool.known_contacts import Stranger
 from amplitude_intercom.engine.spool.letters import DeadLetterQuery
-from amplitude_intercom.engine.spool.table_reads import recount
-from support.spools import OneSync, kept, opened
+from support.spools import OneSync, kept, opened, recount
 
 FAILING = Failure(DeadReason.USER_FAILING, 500)
 EVENT = kept("ann")

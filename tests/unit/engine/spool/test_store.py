@@ -19,9 +19,8 @@ from amplitude_intercom.engine.spool.replaying import replay
 from amplitude_intercom.engine.spool.rows import Append
 from amplitude_intercom.engine.spool.spool import open_database
 from amplitude_intercom.engine.spool.store import Limits, Store
-from amplitude_intercom.engine.spool.table_reads import recount
 from amplitude_intercom.engine.spool.user_state import MOST_TYPES_READ, state_of_user
-from support.spools import OneSync, append_of, kept, opened, part_of, sqlite_of
+from support.spools import OneSync, append_of, kept, opened, part_of, recount, sqlite_of
 
 FAILING = Failure(DeadReason.USER_FAILING, 500)
 EVENT = kept("ann")

@@ -15,9 +15,8 @@ from amplitude_intercom.engine.spool.fullness import NEARLY_FULL, RELIEF
 from amplitude_intercom.engine.spool.letters import DeadRow
 from amplitude_intercom.engine.spool.rows import Append, Appended
 from amplitude_intercom.engine.spool.store import Store
-from amplitude_intercom.engine.spool.table_reads import recount
 from amplitude_intercom.transports.reasons import RefusalReason
-from support.spools import OneSync, append_of, kept, opened, part_of
+from support.spools import OneSync, append_of, kept, opened, part_of, recount
 
 CAP = 2_000_000
 LARGE = kept("ann", bytes(20_000))

@@ -16,10 +16,9 @@ import pytest
 from amplitude_intercom.engine.errors import SettingsError, SpoolError
 from amplitude_intercom.engine.spool.rows import Appended
 from amplitude_intercom.engine.spool.store import Store
-from amplitude_intercom.engine.spool.table_reads import recount
 from amplitude_intercom.engine.spool.writer import MOST_OF_A_GROUP, InlineWriter, ThreadWriter
 from amplitude_intercom.transports.reasons import RefusalReason
-from support.spools import OneSync, append_of, database_of, kept, opened, sqlite_of
+from support.spools import OneSync, append_of, database_of, kept, opened, recount, sqlite_of
 
 
 def append(store: Store) -> Appended:
