@@ -37,7 +37,7 @@ from amplitude_intercom.engine.cli_options import (
     query_of,
     settings_at,
     span_ms,
-    table_at,
+    written_at,
 )
 from amplitude_intercom.engine.cli_streams import close_stdout, open_standard_streams
 
@@ -239,8 +239,7 @@ def check(
 
     finish(
         lambda: main(
-            settings_at(config),
-            table=table_at(config),
+            written_at(config),
             sample=sample,
             offline=offline,
             as_json=json,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 if TYPE_CHECKING:
+    from amplitude_intercom.engine.config import Written
     from amplitude_intercom.engine.settings import Settings
     from amplitude_intercom.engine.spool.letters import DeadLetterQuery
     from amplitude_intercom.transports.amplitude_exports import Span
@@ -88,6 +89,15 @@ def settings_at(path: Path) -> Settings:
     Raises:
         SettingsError: there is no such file, or it is wrong.
     """
+    return written_at(path).settings
+
+
+def written_at(path: Path) -> Written:
+    """Read a settings file as ``settings_at`` does; return its table too.
+
+    Raises:
+        SettingsError: as ``settings_at``.
+    """
     from amplitude_intercom.engine.commands.running import load_settings
     from amplitude_intercom.engine.errors import SettingsError
 
@@ -96,17 +106,6 @@ def settings_at(path: Path) -> Settings:
             f"{SETTINGS_FILE}: no such file here; say `-c FILE`, or set {SETTINGS_VARIABLE}"
         )
     return load_settings(path)
-
-
-def table_at(path: Path) -> dict[str, Any] | None:
-    """Return the table of a settings file as it is written; None for a pipe, which is read once.
-
-    Raises:
-        SettingsError: it cannot be read.
-    """
-    from amplitude_intercom.engine import config
-
-    return config.table_at(path) if path.is_file() else None
 
 
 def query_of(

@@ -13,7 +13,7 @@ import time
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Any, Final, NamedTuple, get_args
 
 import msgspec
 
@@ -52,13 +52,29 @@ def load(path: Path) -> Settings:
     Raises:
         SettingsError: the file cannot be read, or something in it cannot be used.
     """
-    table = table_at(path)
+    return load_written(path).settings
+
+
+class Written(NamedTuple):
+    """Checked settings, and the table of their file, in which nothing is filled in."""
+
+    settings: Settings
+    table: dict[str, Any]
+
+
+def load_written(path: Path) -> Written:
+    """Read and check a settings file as ``load`` does; return its table too.
+
+    Raises:
+        SettingsError: as ``load``.
+    """
+    table = _table_at(path)
     folder = path.parent if path.is_file() else Path()  # a pipe's folder is `/dev/fd`
-    return from_table(table, folder=folder, origin=f"{path}: ")
+    return Written(from_table(table, folder=folder, origin=f"{path}: "), table)
 
 
-def table_at(path: Path) -> dict[str, Any]:
-    """Return the table of a settings file as it is written, with nothing checked or filled in.
+def _table_at(path: Path) -> dict[str, Any]:
+    """Return the table of a settings file.
 
     Raises:
         SettingsError: the file cannot be read, or is no TOML.

@@ -52,6 +52,7 @@ from amplitude_intercom.engine.commands.sample_findings import (
 from amplitude_intercom.engine.commands.spool_access import is_running
 from amplitude_intercom.engine.commands.terminal import count, print_table, say
 from amplitude_intercom.engine.commands.workspace_findings import ask_intercom
+from amplitude_intercom.engine.config import Written
 from amplitude_intercom.engine.delivery.event_names import WARN_AT
 from amplitude_intercom.engine.reasons import DeadReason
 from amplitude_intercom.engine.rules.contacts import field_name
@@ -67,9 +68,8 @@ DOCUMENTED_METADATA_KEYS = 10
 
 
 async def check(
-    settings: Settings,
+    written: Written,
     *,
-    table: dict[str, Any] | None = None,
     sample: str | None = None,
     offline: bool = False,
     as_json: bool = False,
@@ -77,7 +77,6 @@ async def check(
 ) -> int:
     """Print findings. Errors that are in the settings alone were refused before.
 
-    ``table``: the settings as they are written, without defaults; None: they cannot be read again.
     ``sample``: a file of events to try the settings on, up to ``MAX_SAMPLE`` of them. ``offline``:
     do not ask Intercom. ``probe``: try out undocumented behaviour of the workspaces.
 
@@ -86,6 +85,7 @@ async def check(
             terminal to ask for consent on.
         OSError, BadFile: the sample cannot be read.
     """
+    settings = written.settings
     if probe is not None and not has_consent(settings, probe):
         return complain("nothing was asked, and nothing made", FAILED)
     sources = list(sources_of(settings))
@@ -100,7 +100,7 @@ async def check(
         for name, more in probed.findings.items():
             found[name] += more
     general = _general_findings(settings, running=running)
-    general += [] if table is None else host_findings(table)
+    general += host_findings(written.table)
     syncs = [
         {**_describe(sync), "findings": placed(f"sync[{index}]", found[sync.name])}
         for index, sync in enumerate(settings.sync)

@@ -13,11 +13,11 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from amplitude_intercom.engine import config, logs
+from amplitude_intercom.engine import logs
 from amplitude_intercom.engine.commands.terminal import json_shown
+from amplitude_intercom.engine.config import Written, load_written
 from amplitude_intercom.engine.errors import DataDirInUse, EngineError, SettingsError
 from amplitude_intercom.engine.log_lines import MAX_LINE_BYTES, cut, printable
-from amplitude_intercom.engine.settings import Settings
 from amplitude_intercom.transports.errors import BadFile
 
 OK, FAILED, USAGE, DEAD_LETTERED, IN_USE = 0, 1, 2, 3, 4
@@ -30,11 +30,11 @@ OF_SIGNAL = 128
 INTERRUPTED, READER_GONE = OF_SIGNAL + signal.SIGINT, OF_SIGNAL + signal.SIGPIPE
 
 
-def load_settings(path: Path) -> Settings:
+def load_settings(path: Path) -> Written:
     """Read settings and set logging up by them."""
-    settings = config.load(path)
-    logs.configure(settings.log)
-    return settings
+    written = load_written(path)
+    logs.configure(written.settings.log)
+    return written
 
 
 def collect_garbage_rarely() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,17 @@ async def test_what_is_written_twice_or_openly_is_a_warning(tmp_path: Path) -> N
     assert "warning: sync[0].intercom.access_token: it is spelled out" in out
     assert "warning: sync[0].intercom.region: `base_url` is used instead" in out
     assert process.TOKEN not in out
+
+
+async def test_settings_from_a_pipe_are_checked_as_those_of_a_file(tmp_path: Path) -> None:
+    config = process.settings(tmp_path, "http://127.0.0.1:9", intercom_more={"region": "us"})
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writing = asyncio.create_task(asyncio.to_thread(pipe.write_bytes, config.read_bytes()))
+    code, out, err = await process.run("check", "-c", str(pipe), "--offline")
+    await writing
+    assert code == 0, err
+    assert "warning: sync[0].intercom.region: `base_url` is used instead" in out
 
 
 async def test_attributes_that_the_workspace_lacks_are_named(tmp_path: Path) -> None:
