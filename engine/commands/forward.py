@@ -224,8 +224,8 @@ async def _settle_aloud(engine: Engine) -> None:
         return
     for sync in (await engine.status()).syncs:
         parked = ", ".join(f"{count(n, 'user')}: {why}" for why, n in sync.parked_users.items())
-        health = sync.intercom.health if sync.intercom else "open"
-        if health != "open":
+        health = sync.intercom.health if sync.intercom else "well"
+        if health != "well":
             parked = f"Intercom: {health}"
         say(
             f"{sync.name}: {sync.pending:,} waiting ({parked or 'being delivered'});"

@@ -166,7 +166,7 @@ class Stalls:
 
     @property
     def _health(self) -> str:
-        return self._stream.gate.state if self._stream.gate is not None else "open"
+        return self._stream.gate.state if self._stream.gate is not None else "well"
 
     def _least_s(self) -> float:
         """Return how long a pause is at least that is no everyday one: an allowance takes 10 s."""
@@ -184,7 +184,7 @@ class Stalls:
         if not self._intake.holds_back:
             return ""
         waiting = self._stream.spool.counters["pending"]
-        health = f", Intercom: {self._health}" if self._health != "open" else ""
+        health = f", Intercom: {self._health}" if self._health != "well" else ""
         return f"{count(waiting, 'event')} wait (forward.max_backlog{health})"
 
     def over(self) -> None:

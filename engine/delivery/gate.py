@@ -46,7 +46,7 @@ from amplitude_intercom.transports.reasons import Reason
 class State(Reason):
     """How Intercom fares for one access token, as far as calls have shown."""
 
-    OPEN = ("open", "nothing speaks against it: Intercom answers, or was not called yet")
+    WELL = ("well", "nothing speaks against it: Intercom answers, or was not called yet")
     THROTTLED = (
         "throttled",
         "Intercom has answered 429: calls pause until its window is over, nothing is lost",
@@ -126,7 +126,7 @@ class Gate:
             return State.UNAUTHORIZED
         if self.health.out:
             return State.OUTAGE
-        return State.THROTTLED if self.pace.is_paused else State.OPEN
+        return State.THROTTLED if self.pace.is_paused else State.WELL
 
     def troubles(self, now_s: float) -> list[Trouble]:
         """Return the endpoints that do not answer, or the refusal of the token."""

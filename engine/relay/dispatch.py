@@ -26,7 +26,7 @@ from amplitude_intercom.engine.backoff import unknown_delay_s
 from amplitude_intercom.engine.reasons import Failure
 from amplitude_intercom.engine.relay.answers import AnswerKind, Verdict
 from amplitude_intercom.engine.relay.failures import RequestFailures
-from amplitude_intercom.engine.relay.host import OPEN, OUTAGE, AmplitudeHost, RelayState
+from amplitude_intercom.engine.relay.host import OUTAGE, WELL, AmplitudeHost, RelayState
 from amplitude_intercom.engine.relay.keys import RefusedKeys
 from amplitude_intercom.engine.relay.part_endings import PartEnding, RefusalStreak, SentPart, losses
 from amplitude_intercom.engine.relay.parts import RequestPart
@@ -66,9 +66,9 @@ class Dispatch:
         """Return the host's state, ``FAILING`` or ``INVALID_KEY``."""
         state = self._host.state(now_s)
         # Some requests fail, but too few for an outage.
-        if state == OPEN and self._host.said:
+        if state == WELL and self._host.said:
             return RelayState.FAILING
-        return RelayState.INVALID_KEY if state == OPEN and self.keys.said else state
+        return RelayState.INVALID_KEY if state == WELL and self.keys.said else state
 
     @property
     def said(self) -> str:

@@ -2,11 +2,11 @@
 
 Rules
 =====
-- ``OPEN``: requests leave. ``MANY`` failures in a row without a success between them are
+- ``WELL``: requests leave. ``MANY`` failures in a row without a success between them are
   Amplitude's, or the way to it: ``OUTAGE``.
 - ``OUTAGE``: one request at a time is a probe, after pauses that double up to ``LONGEST_PAUSE_S``.
   The probes are by turns the oldest request and the newest that has not failed yet, because the
-  oldest may fail by themselves, by the hundred. Any answer of Amplitude opens.
+  oldest may fail by themselves, by the hundred. Any answer of Amplitude ends it.
 - ``BUSY``: a plain 429 stops all requests until the time that it names.
 ``failures`` decides whether a failure costs its request an attempt.
 """
@@ -26,7 +26,7 @@ LONGEST_PAUSE_S: Final = 10.0
 class RelayState(Reason):
     """How Amplitude fares for one relay, as far as requests have shown."""
 
-    OPEN = ("open", "nothing speaks against it: Amplitude answers, or was not sent anything yet")
+    WELL = ("well", "nothing speaks against it: Amplitude answers, or was not sent anything yet")
     FAILING = (
         "failing",
         "the last request had no answer, or none of Amplitude's: it is tried again, others go on",
@@ -46,7 +46,7 @@ class RelayState(Reason):
     )
 
 
-OPEN, OUTAGE, BUSY = RelayState.OPEN, RelayState.OUTAGE, RelayState.BUSY
+WELL, OUTAGE, BUSY = RelayState.WELL, RelayState.OUTAGE, RelayState.BUSY
 
 
 class AmplitudeHost:
@@ -62,11 +62,11 @@ class AmplitudeHost:
         """The last failure; empty after an answer."""
 
     def state(self, now_s: float) -> RelayState:
-        """Return ``OPEN``, ``OUTAGE`` or ``BUSY``."""
+        """Return ``WELL``, ``OUTAGE`` or ``BUSY``."""
         # First the 429: Amplitude itself has named that time, while an outage is only concluded.
         if now_s < self._busy_until_s:
             return BUSY
-        return OUTAGE if self._failures >= MANY else OPEN
+        return OUTAGE if self._failures >= MANY else WELL
 
     def slots(self, most: int, in_flight: int, now_s: float) -> int:
         """Return the number of requests that may leave now; ``in_flight`` are out already."""

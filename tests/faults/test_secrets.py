@@ -99,7 +99,7 @@ async def test_no_secret_is_in_any_output_or_file(
     for name, local, health in (
         ("unauthorized", Sandbox(access_token="another-token"), "unauthorized"),
         ("outage", Sandbox(faults=[Fault("status", 500)]), "outage"),
-        ("refused", Sandbox(faults=[Fault("status", 400, path="/events")]), "open"),
+        ("refused", Sandbox(faults=[Fault("status", 400, path="/events")]), "well"),
     ):
         folder = tmp_path / name
         folder.mkdir()

@@ -153,7 +153,7 @@ async def test_an_api_key_that_is_refused_waits_and_others_do_not(tmp_path: Path
         assert list(relay.refused_keys) == ["bad"]
         projects["bad"] = "found again"
         await relayed(engine)
-        assert relay.health == "open"
+        assert relay.health == "well"
     keys = [(e.api_key, e.event["insert_id"]) for e in local.events if e.api_key == "bad"]
     assert keys == [("bad", f"d/{n}") for n in range(1, 40, 2)]
 
@@ -175,14 +175,14 @@ async def test_health_says_that_nothing_is_answered_from_the_first_failure_on(
     local = relaying.amplitude(faults=[Fault(kind="status", status=401, end_s=60.0)])
     async with relaying.engine(tmp_path, local) as engine:
         relay = engine.relays[RELAY]
-        assert relay.health == "open"
+        assert relay.health == "well"
         await take_in(engine, request([event("d", 0)]))
         await anyio.sleep(1.0)
         assert (relay.health, relay.said) == ("failing", "Fault")
         [status] = (await engine.status()).relays
         assert (status.health, status.pending, status.calls) == ("failing", 1, {"401": 1})
         await relayed(engine)
-        assert (relay.health, relay.said) == ("open", "")
+        assert (relay.health, relay.said) == ("well", "")
 
 
 def test_a_dead_letter_is_logged_with_its_reason(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from amplitude_intercom.engine.delivery.judge import Trouble
 from amplitude_intercom.engine.spool.user_state import Deferral, KnownContact
 from amplitude_intercom.engine.status import GateStatus
 
-GATE = GateStatus("host", "open", 1667.0, 0, {"POST /events 202": 3}, {})
+GATE = GateStatus("host", "well", 1667.0, 0, {"POST /events 202": 3}, {})
 NOW_MS = 1_800_000_000_000
 
 

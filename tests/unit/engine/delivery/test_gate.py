@@ -180,7 +180,7 @@ async def test_after_a_429_nothing_leaves_until_the_reset() -> None:
     assert len(wire.calls) == made
     assert one.free(0, virtual.current().now_s) == 1  # then two, four …
     assert isinstance(await one.call(event(), User("u")), Answered)
-    assert (throttled, one.state) == (State.THROTTLED, State.OPEN)
+    assert (throttled, one.state) == (State.THROTTLED, State.WELL)
 
 
 PLENTY = {"x-ratelimit-limit": "10000", "x-ratelimit-remaining": "9000"}
