@@ -56,9 +56,9 @@ class LoadingBounds:
 
     def space(self) -> tuple[int, int] | None:
         """Return how many records and bytes may be loaded; None: too few to be worth it."""
-        shut = self._health.open_circuits
-        free = self._read_ahead - self._users().ready(shut)
-        free_bytes = self._loaded.free(sum(map(self._users().bytes_behind, shut)))
+        open_circuits = self._health.open_circuits
+        free = self._read_ahead - self._users().ready(open_circuits)
+        free_bytes = self._loaded.free(sum(map(self._users().bytes_behind, open_circuits)))
         # Each load costs a transaction: half a load at a time, and not a record for each delivery.
         enough = (self._rows + 1) // 2
         return (free, free_bytes) if free >= enough and free_bytes > 0 else None

@@ -158,12 +158,12 @@ class UsersInMemory:
         if user.state is Phase.WAITING:
             self._queues[user.key].count(records)
 
-    def first(self, shut: Collection[str], may_go: MayGo, *, retries: bool) -> User | None:
-        """Return the user that came first, of those with an endpoint that is not ``shut``."""
+    def first(self, open_circuits: Collection[str], may_go: MayGo, *, retries: bool) -> User | None:
+        """Return the user that came first, of those that need no endpoint with an open circuit."""
         firsts = (
             queue.first(may_go)
             for (needs, is_retry), queue in self._queues.items()
-            if is_retry is retries and needs not in shut
+            if is_retry is retries and needs not in open_circuits
         )
         return min((user for user in firsts if user), key=lambda user: user.arrived, default=None)
 
@@ -217,12 +217,12 @@ class UsersInMemory:
         """Return the users of whom so many records are loaded, or more."""
         return [key for key, user in self.users.items() if len(user.records) >= per_user]
 
-    def ready(self, shut: Collection[str] = ()) -> int:
+    def ready(self, open_circuits: Collection[str] = ()) -> int:
         """Return how many records are loaded of users that may have a turn, but for retries."""
         return sum(
             queue.records
             for (needs, is_retry), queue in self._queues.items()
-            if needs not in shut and not is_retry
+            if needs not in open_circuits and not is_retry
         )
 
     def retries(self) -> tuple[int, int]:

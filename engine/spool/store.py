@@ -161,9 +161,9 @@ class Store(Tables):
         """Append batches; see ``StoreIntake``."""
         return self.intake.append(batches, now_ms)
 
-    def shut_intake(self, reason: RefusalReason | None) -> None:
+    def set_refusal(self, reason: RefusalReason | None) -> None:
         """Refuse appends for this reason from now on; None: accept them again."""
-        self.intake.shut(reason)
+        self.intake.set_refusal(reason)
 
     # --- the records of one taker ---------------------------------------------------------
 

@@ -44,7 +44,7 @@ class StoreIntake:
         self.refusal: RefusalReason | None = None
         """The reason for refusing everything; None: there is none."""
 
-    def shut(self, reason: RefusalReason | None) -> None:
+    def set_refusal(self, reason: RefusalReason | None) -> None:
         """Refuse appends for this reason from now on; None: accept them again."""
         self.refusal = reason
         self._tables.insert_ids.is_short = reason is RefusalReason.DISK_FULL

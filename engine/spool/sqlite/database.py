@@ -51,7 +51,7 @@ class Transactions(Protocol):
 
     def rollback(self) -> None: ...
 
-    def shut_intake(self, reason: RefusalReason | None) -> None: ...
+    def set_refusal(self, reason: RefusalReason | None) -> None: ...
 
     def close(self) -> None: ...
 
@@ -158,13 +158,13 @@ class Database(Generic[S]):
             return self._singly(group, fault)
 
     def _check_files(self) -> bool:
-        """Return whether the files are lost now, and shut or reopen intake with it."""
+        """Return whether the files are lost now, and refuse or accept appends by it."""
         if self._opened is not None and self._opened.has_lost_only_log:
             self._save_log()
         problem = self._opened.problem() if self._opened else ""
         if problem:
             self._note(SpoolError(RefusalReason.SPOOL_FAILING, problem))
-            self.store.shut_intake(RefusalReason.SPOOL_FAILING)
+            self.store.set_refusal(RefusalReason.SPOOL_FAILING)
         elif self._is_lost:
             self._heal_at_s = self._monotonic_s()  # the files are back: heal at once
         self._is_lost = bool(problem)
@@ -221,7 +221,7 @@ class Database(Generic[S]):
         """Refuse appends, and keep the free space for all other work."""
         self._note(SpoolError(RefusalReason.DISK_FULL, detail))
         self._heal_at_s = self._monotonic_s() + HEAL_EVERY_S
-        self.store.shut_intake(RefusalReason.DISK_FULL)
+        self.store.set_refusal(RefusalReason.DISK_FULL)
         with suppress(sqlite3.Error):
             self.file.claim_pages()  # before another program fills the disk
 
@@ -237,7 +237,7 @@ class Database(Generic[S]):
             if not self._reserve.take():
                 self._run_out_of_disk(NO_RESERVE)
                 return
-            self.store.shut_intake(None)
+            self.store.set_refusal(None)
             # A commit that proves that the disk takes writes, before anybody relies on it.
             run_group(self.store, [lambda store: store.meta.set("last_trouble", str(trouble))])
         except sqlite3.Error as error:

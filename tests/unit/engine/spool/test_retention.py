@@ -228,7 +228,7 @@ def test_on_a_full_disk_new_events_take_the_space_of_settled_ones(sync: OneSync)
     """A backlog is delivered out of the reserve: nothing that is remembered may grow meanwhile."""
     store = sync.store
     sync.append(*[kept(f"user-{n}", key=b"%016d" % n) for n in range(5_000)])
-    store.shut_intake(RefusalReason.DISK_FULL)
+    store.set_refusal(RefusalReason.DISK_FULL)
     sizes: list[tuple[int, int]] = []
     while found := sync.load(sync.last_id, limit=250):
         sync.last_id = found.last_id

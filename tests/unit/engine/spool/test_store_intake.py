@@ -167,10 +167,10 @@ def test_a_full_spool_is_full_after_a_restart(tmp_path: Path) -> None:
 
 def test_an_intake_that_is_shut_takes_in_nothing_but_counts(store: Store) -> None:
     sync = OneSync(store)
-    store.shut_intake(RefusalReason.DISK_FULL)
+    store.set_refusal(RefusalReason.DISK_FULL)
     with pytest.raises(SpoolError, match="disk_full"):
         sync.append(kept("ann"))
     assert sync.counters.total() == 0
     assert sync.append() == Appended(0, 0, 0)
-    store.shut_intake(None)
+    store.set_refusal(None)
     assert sync.append(kept("ann")) == Appended(1, 0, 0)
