@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Final
 
 from amplitude_intercom.engine.clients import Token, token_key, token_of
 from amplitude_intercom.engine.errors import SpoolError
-from amplitude_intercom.engine.settings import Settings, Sync
+from amplitude_intercom.engine.settings import Sync
 from amplitude_intercom.engine.spool.known_contacts import ContactKey
 from amplitude_intercom.engine.spool.spool import Spool
-from amplitude_intercom.engine.spool.sqlite.lock import DataDir
-from amplitude_intercom.engine.spool.sqlite.spool_file import FILE_NAME
 from amplitude_intercom.engine.spool.store import Store
-from amplitude_intercom.transports.reasons import RefusalReason
 
 MAX_LIMIT: Final = 1_000_000
 """Calls a window; a larger number on disk is damage."""
@@ -70,31 +65,3 @@ async def counts_before(spool: Spool, token: Token) -> bool:
     """
     key = token_key("remaining", token)
     return await spool.do(lambda store: store.meta.get(key)) == BEFORE
-
-
-async def keep_counting(settings: Settings, found: Mapping[Token, bool]) -> None:
-    """Keep, by access token, whether ``Remaining`` is the value before its call is charged.
-
-    The spool must exist; the next process that delivers begins with the kept value.
-
-    Raises:
-        DataDirInUse: another process has the spool.
-        SettingsError: the data directory cannot be used.
-        SpoolError: there is no spool yet, or its file cannot be opened or written.
-    """
-    data_dir = Path(settings.data_dir)
-    path = data_dir / FILE_NAME
-    if not path.exists():
-        text = f"there is no spool {path} yet; the first start makes it"
-        raise SpoolError(RefusalReason.SPOOL_FAILING, text)
-
-    def work(store: Store) -> None:
-        for token, counts_before in found.items():
-            store.meta.set(token_key("remaining", token), BEFORE if counts_before else AFTER)
-
-    with DataDir(data_dir):
-        spool = Spool(data_dir, settings)
-        try:
-            await spool.do(work)
-        finally:
-            await spool.close()

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import anyio
 
-from amplitude_intercom.engine.clients import client_of, token_of
+from amplitude_intercom.engine.clients import Token, client_of, token_key, token_of
 from amplitude_intercom.engine.commands import probe_answers as words
 from amplitude_intercom.engine.commands.findings import Finding
 from amplitude_intercom.engine.commands.probe import EVENT_NAME, Probe
@@ -24,11 +24,14 @@ from amplitude_intercom.engine.commands.running import Signals
 from amplitude_intercom.engine.commands.terminal import say
 from amplitude_intercom.engine.errors import DataDirInUse, SettingsError, SpoolError
 from amplitude_intercom.engine.settings import MAX_EVENT_TYPES, Settings, Sync
+from amplitude_intercom.engine.spool.spool import Spool
+from amplitude_intercom.engine.spool.sqlite.lock import DataDir
 from amplitude_intercom.engine.spool.sqlite.snapshots import look
 from amplitude_intercom.engine.spool.sqlite.spool_file import FILE_NAME
 from amplitude_intercom.engine.spool.store import Store, reading_store
-from amplitude_intercom.engine.token_facts import keep_counting, workspace_of
+from amplitude_intercom.engine.token_facts import AFTER, BEFORE, workspace_of
 from amplitude_intercom.transports.intercom import Wire
+from amplitude_intercom.transports.reasons import RefusalReason
 
 
 class Consent(NamedTuple):
@@ -215,3 +218,31 @@ async def _keep(settings: Settings, counting: Mapping[tuple[str, str], bool]) ->
         text = f"{what} is kept in the spool: the next start begins with it"
         return Finding("fact", words.KEPT, text)
     return Finding("fact", words.KEPT, f"{what} is not kept: {why}")
+
+
+async def keep_counting(settings: Settings, found: Mapping[Token, bool]) -> None:
+    """Keep, by access token, whether ``Remaining`` is the value before its call is charged.
+
+    The spool must exist; the next process that delivers begins with the kept value.
+
+    Raises:
+        DataDirInUse: another process has the spool.
+        SettingsError: the data directory cannot be used.
+        SpoolError: there is no spool yet, or its file cannot be opened or written.
+    """
+    data_dir = Path(settings.data_dir)
+    path = data_dir / FILE_NAME
+    if not path.exists():
+        text = f"there is no spool {path} yet; the first start makes it"
+        raise SpoolError(RefusalReason.SPOOL_FAILING, text)
+
+    def work(store: Store) -> None:
+        for token, counts_before in found.items():
+            store.meta.set(token_key("remaining", token), BEFORE if counts_before else AFTER)
+
+    with DataDir(data_dir):
+        spool = Spool(data_dir, settings)
+        try:
+            await spool.do(work)
+        finally:
+            await spool.close()

@@ -17,11 +17,11 @@ from amplitude_intercom.engine.commands import probe_answers as words
 from amplitude_intercom.engine.commands import probing
 from amplitude_intercom.engine.commands.probe import EVENT_NAME, Probe
 from amplitude_intercom.engine.commands.probe_calls import PREFIX
+from amplitude_intercom.engine.commands.probing import keep_counting
 from amplitude_intercom.engine.config import from_table
 from amplitude_intercom.engine.errors import DataDirInUse, SettingsError, SpoolError
 from amplitude_intercom.engine.settings import Settings
 from amplitude_intercom.engine.spool.store import Store
-from amplitude_intercom.engine.token_facts import keep_counting
 from amplitude_intercom.transports.intercom import Answer, RateHeaders, Request, Wire
 from amplitude_intercom.transports.sandbox.faults import Fault
 from amplitude_intercom.transports.sandbox.in_process import InProcess
