@@ -118,6 +118,25 @@ def test_the_map_of_the_code_has_every_folder() -> None:
     assert {f"{folder.as_posix()}/" for folder in folders if folder.name} <= told
 
 
+def test_the_map_of_the_code_has_every_module_in_the_order_of_the_layers() -> None:
+    """Else a new module is nowhere, and the map says otherwise than the import contract."""
+    engine = ROOT / "engine"
+    there = {path.name for path in engine.glob("*.py")} - {"__init__.py", "__main__.py"}
+    there |= {f"{path.parent.name}/" for path in engine.glob("*/__init__.py")}
+    cells = " ".join(row[1] for row in table("engine/README.md", "engine-map"))
+    told = re.findall(r"`(\w+(?:\.py|/))`", cells)
+    assert sorted(told) == sorted(there)
+    linter = tomllib.loads(text_of("pyproject.toml"))["tool"]["importlinter"]
+    [layers] = [
+        contract["layers"]
+        for contract in linter["contracts"]
+        if contract.get("containers") == ["amplitude_intercom.engine"]
+    ]
+    rank = {name: n for n, layer in enumerate(layers) for name in layer.split(" | ")}
+    ranks = [rank[re.sub(r"\.py$|/$", "", name)] for name in told]
+    assert ranks == sorted(ranks)
+
+
 @papers
 def test_every_link_leads_somewhere(paper: str) -> None:
     for path, heading in links(paper):
