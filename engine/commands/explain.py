@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Final
 
 import msgspec
 
@@ -17,7 +18,7 @@ from amplitude_intercom.engine.relay.host import RelayState
 from amplitude_intercom.engine.settings_meanings import MEANINGS
 from amplitude_intercom.transports.reasons import NoAnswerCause, Reason, RefusalReason
 
-_SETS: dict[str, type[Reason]] = {
+SETS: Final[dict[str, type[Reason]]] = {
     "why an event is dropped": DropReason,
     "why an event is a dead letter": DeadReason,
     "what was changed on the way to Intercom": AdjustmentReason,
@@ -26,6 +27,7 @@ _SETS: dict[str, type[Reason]] = {
     "how Intercom fares": State,
     "how Amplitude fares for a relay": RelayState,
 }
+"""The closed sets of words, each with the kind of its words."""
 
 
 class Word(msgspec.Struct, frozen=True):
@@ -41,7 +43,7 @@ def words() -> Iterator[Word]:
     """Yield every word that can be explained; one may have several meanings."""
     for path, meaning in MEANINGS.items():
         yield Word(path, "a setting", meaning)
-    for kind, members in _SETS.items():
+    for kind, members in SETS.items():
         for member in members:
             yield Word(member.value, kind, member.means, member.remedy)
     for name, text in METRICS.items():
