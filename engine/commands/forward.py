@@ -78,8 +78,10 @@ async def forward(
         before = await _take_stock(stream)
         with Reading(stream, problems) as reading:
             make_source = partial(_make_source, settings, name, reading, since_ms, until_ms)
-            what: Input = FilesInput(found, stream, make_source, reading, max_wait_s=max_wait_s)
-            if export is not None:
+            what: Input
+            if export is None:
+                what = FilesInput(found, stream, make_source, reading, max_wait_s=max_wait_s)
+            else:
                 what = ExportInput(
                     settings,
                     export,
