@@ -116,7 +116,7 @@ class Exchange:
         call = f"{request.method} {request.path}"
         said = (outcome.status or outcome.code) if isinstance(outcome, Failure) else outcome.status
         sync, user = caller.who
-        whose = {"sync": sync, "user": user} if user else {}
+        about = {"sync": sync, "user": user} if user else {}
         _log.debug(
-            "call made", intercom=self._name, call=call, outcome=said, took_s=took_s, **whose
+            "call made", intercom=self._name, call=call, outcome=said, took_s=took_s, **about
         )
