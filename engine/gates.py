@@ -6,6 +6,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
+from functools import partial
 from urllib.parse import urlsplit
 
 import msgspec
@@ -41,6 +42,7 @@ class Gates:
         self._wire = wire
         self._clocks = clocks
         self._numbers: dict[Token, int] = {}
+        self._syncs: dict[Token, list[str]] = {}
         self._calls: dict[Token, Counter[tuple[str, int]]] = {}
 
     def name_tokens(self, syncs: Iterable[Sync]) -> None:
@@ -54,7 +56,10 @@ class Gates:
 
     def forget_others(self, syncs: Iterable[Sync]) -> None:
         """Forget the tokens that none of these syncs has."""
-        tokens = set(map(token_of, syncs))
+        tokens: dict[Token, list[str]] = {}
+        for sync in syncs:
+            tokens.setdefault(token_of(sync), []).append(sync.name)
+        self._syncs = tokens
         self._numbers = {token: n for token, n in self._numbers.items() if token in tokens}
         self._calls = {token: calls for token, calls in self._calls.items() if token in tokens}
 
@@ -64,6 +69,12 @@ class Gates:
 
     def _name(self, token: Token) -> str:
         return f"{urlsplit(token[0]).netloc}#{self._numbers[token]}"
+
+    def _log_name(self, token: Token) -> str:
+        """Return the host of an access token with the syncs that use it now, for logs."""
+        syncs = self._syncs.get(token, [])
+        host = token[0].partition("://")[2]
+        return f"{host} ({', '.join(syncs[:3])}{', …' if len(syncs) > 3 else ''})"
 
     async def build(
         self,
@@ -90,7 +101,7 @@ class Gates:
             probe_most_s=sync.delivery.probe_most_s,
             now_s=self._clocks.now_s,
             jitter=self._clocks.jitter,
-            name=self._name(token),
+            name=partial(self._log_name, token),
             known_limit=known_limit,
             counts_before=counts_before,
             calls=self._calls.setdefault(token, Counter()),

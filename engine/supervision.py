@@ -36,7 +36,8 @@ class Supervisor:
     ) -> None:
         """``final``: errors that are raised, since another start would not help.
 
-        ``about`` names the work in logs: ``sync="production"``, ``source="http"``.
+        ``about`` names the work in logs: ``sync="production"``, ``source="http"``; a function
+        is asked when there is something to log.
         """
         self._work = work
         self._final = final
@@ -73,7 +74,8 @@ class Supervisor:
         except Exception as fault:
             self.faults += 1
             self.stopped = describe(_first(fault))
-            _log.error("stopped by an internal fault", exc_info=fault, **self._about)
+            about = {key: what() if callable(what) else what for key, what in self._about.items()}
+            _log.error("stopped by an internal fault", exc_info=fault, **about)
             return False
         return True
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
+from collections.abc import Callable
 from functools import partial
 
 import structlog
@@ -38,10 +39,10 @@ class Exchange:
         pace: Pace,
         in_flight: CallsInFlight,
         budget: BudgetDoubt,
-        name: str,
+        name: Callable[[], str],
         calls: Counter[tuple[str, int]] | None = None,
     ) -> None:
-        """``name`` is the access token's name in logs. ``calls`` are counted on."""
+        """``name``: returns the access token's name in logs. ``calls`` are counted on."""
         self._wire = wire
         self._pace = pace
         self._in_flight = in_flight
@@ -108,7 +109,7 @@ class Exchange:
                 self._budget.note(rate.limit, rate.remaining, back_s)
                 self._pace.answered(left_s)
         except Exception as fault:  # unforeseen headers cost themselves, not the call
-            internal_failure(fault, intercom=self._name)
+            internal_failure(fault, intercom=self._name())
 
     def _log_call(
         self, request: Request, caller: Caller, outcome: Answer | Failure, took_s: float
@@ -118,5 +119,5 @@ class Exchange:
         sync, user = caller.who
         about = {"sync": sync, "user": user} if user else {}
         _log.debug(
-            "call made", intercom=self._name, call=call, outcome=said, took_s=took_s, **about
+            "call made", intercom=self._name(), call=call, outcome=said, took_s=took_s, **about
         )

@@ -80,12 +80,12 @@ class Gate:
         probe_most_s: float = 10.0,
         now_s: Callable[[], float] = time.time,
         jitter: Callable[[], float] = random.random,
-        name: str = "Intercom",
+        name: Callable[[], str] = lambda: "Intercom",
         known_limit: float | None = None,
         counts_before: bool = False,
         calls: Counter[tuple[str, int]] | None = None,
     ) -> None:
-        """``name`` is the access token's name in logs, without secrets.
+        """``name``: returns the access token's name in logs, without secrets.
 
         ``known_limit`` is the calls a window that an answer told an earlier process; without it
         ``requests_per_minute`` is the first guess. ``counts_before``: ``Remaining`` is known not to

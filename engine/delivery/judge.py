@@ -80,9 +80,9 @@ class Judge:
         *,
         now_s: Callable[[], float],
         jitter: Callable[[], float],
-        name: str,
+        name: Callable[[], str],
     ) -> None:
-        """``name`` is the Intercom's name in logs."""
+        """``name``: returns the access token's name in logs."""
         self._send = send
         self._pace = pace
         self._health = health
@@ -93,7 +93,7 @@ class Judge:
         self._token = TokenState(self._ask_me, jitter)
 
     def __repr__(self) -> str:
-        return f"Judge({self._name}, {self._token})"
+        return f"Judge({self._name()}, {self._token})"
 
     def troubles(self, now_s: float) -> list[Trouble]:
         """Return the refusal of the token, or else the endpoints that are out."""
@@ -160,14 +160,14 @@ class Judge:
         # All calls that are out come back refused: one line is enough.
         if self._token.refuse(cause_of(failure)):
             text = "Intercom refuses the access token: calls wait until it is taken"
-            _log.warning(text, intercom=self._name, cause=cause_of(failure))
+            _log.warning(text, intercom=self._name(), cause=cause_of(failure))
         return NotAnswered(Cause.TOKEN, endpoint, failure)
 
     async def token_restored(self) -> None:
         """Wait until the token was refused and is accepted again."""
         after_s = await self._token.restored()
         text = "Intercom takes the access token again"
-        _log.warning(text, intercom=self._name, after_s=after_s)
+        _log.warning(text, intercom=self._name(), after_s=after_s)
 
     async def _ask_me(self) -> Answer | None:
         """Return Intercom's answer to ``GET /me``; None without one."""
@@ -205,4 +205,4 @@ class Judge:
         else:
             text = "Intercom answers again"
             about["after_s"] = round(news.seconds, 1)
-        _log.warning(text, intercom=self._name, **about)
+        _log.warning(text, intercom=self._name(), **about)
