@@ -83,6 +83,12 @@ class Admin(Section, frozen=True, kw_only=True):
 
     listen: Address = "127.0.0.1:8711"
     token: Secret | None = None
+    read_token: Secret | None = None
+    hosts: list[str] = []
+    ip_header: HeaderName = ""
+    scheme_header: HeaderName = ""
+    hide_values: bool = False
+    settings: Literal["edit", "view"] = "edit"
 
 
 class SpoolSettings(Section, frozen=True, kw_only=True):

@@ -40,7 +40,25 @@ MEANINGS: Final[dict[str, str]] = {
         "lists several), for `$remote` and the share of one address; empty: the connection's"
     ),
     "admin.listen": "health, metrics, API; leave `[admin]` out to have none",
-    "admin.token": "needed to listen beyond loopback",
+    "admin.token": (
+        "who has it may look and change; needed to listen beyond loopback; a `file:` is read again "
+        "when a token is refused, at most once a second"
+    ),
+    "admin.read_token": "who has it may look, not change; needs `admin.token` beside it",
+    "admin.hosts": (
+        "further host names, without a port, that the admin port is asked by, such as a proxy's; "
+        "loopback names and the host of `admin.listen` are served anyway"
+    ),
+    "admin.ip_header": (
+        "header in which a trusted proxy in front says the client's address (the last, where it "
+        "lists several), for sessions, sign-in attempts and the audit; empty: the connection's"
+    ),
+    "admin.scheme_header": (
+        "header in which a trusted proxy in front says `https`, such as `X-Forwarded-Proto` (the "
+        "last, where it lists several): cookies are secure then; empty: `http`"
+    ),
+    "admin.hide_values": "show outcomes of events without the values of properties",
+    "admin.settings": "`edit`; `view`: the settings are shown and cannot be changed from here",
     "sources": (
         "further sources: `[sources.NAME]` holds the arguments of the installed one; `env:` and "
         "`file:` work here too"

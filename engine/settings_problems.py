@@ -21,6 +21,7 @@ from amplitude_intercom.engine.rules.texts import fit_name, is_blank, is_legal_k
 from amplitude_intercom.engine.setting_types import ANY_TYPE, Secret
 from amplitude_intercom.engine.settings import (
     MAX_EVENT_TYPES,
+    Admin,
     Events,
     Rename,
     Settings,
@@ -53,11 +54,25 @@ def problems(settings: Settings) -> Iterator[str]:
     for section, server in (("http", settings.http), ("admin", settings.admin)):
         if server:
             yield from _listen_problems(f"{section}.listen", server.listen)
-    if settings.admin and not settings.admin.token and not is_loopback(settings.admin.listen):
+    if settings.admin:
+        yield from _admin_problems(settings.admin)
+
+
+def _admin_problems(admin: Admin) -> Iterator[str]:
+    if not admin.token and not is_loopback(admin.listen):
         yield (
-            f"admin.token: needed to listen beyond loopback ({settings.admin.listen}); "
+            f"admin.token: needed to listen beyond loopback ({admin.listen}); "
             'set token = "env:NAME"'
         )
+    if admin.read_token and not admin.token:
+        yield "admin.read_token: without admin.token nobody needs it; set that too"
+    if admin.read_token and admin.read_token == admin.token:
+        yield "admin.read_token: it is the same as admin.token; choose another"
+    for index, host in enumerate(admin.hosts):
+        try:
+            normal_host(host)
+        except ValueError as error:
+            yield f"admin.hosts[{index}]: {error}, without a port"
 
 
 def _relay_problems(settings: Settings) -> Iterator[str]:

@@ -7,7 +7,6 @@ does not hold up the others.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 from collections.abc import Callable
 from typing import Final
 
@@ -17,7 +16,7 @@ from amplitude_intercom.transports.contract import Batch, Intake, Original
 from amplitude_intercom.transports.errors import Refused, UnknownApiKey
 from amplitude_intercom.transports.http_bodies import UnreadableBody, read_body, say_continue
 from amplitude_intercom.transports.http_endpoints import WEBHOOK, HttpEndpoint, RequestParts
-from amplitude_intercom.transports.http_server import json_response
+from amplitude_intercom.transports.http_server import client_address, json_response
 from amplitude_intercom.transports.limits import (
     LEAST_COST_BYTES,
     ByteBudget,
@@ -83,7 +82,7 @@ class UploadReceiver:
                 return refused
         if (request.content_length or 0) > endpoint.max_bytes:
             return TOO_LARGE
-        with self._budget.hold(self._peer(request)) as held:
+        with self._budget.hold(client_address(request, self._ip_header)) as held:
             # The bytes are held until the batch is on disk, because it refers to the body.
             taken = await self._decode(await self._read(request, endpoint, held), endpoint, path)
             return taken if isinstance(taken, BadUpload) else await self._store(*taken)
@@ -105,22 +104,8 @@ class UploadReceiver:
             return error.refusal
         self._listener.at_work(request.transport)
         query_text = request.rel_url.raw_query_string
-        peer = self._peer(request)
+        peer = client_address(request, self._ip_header)
         return RequestParts(request.method, body, request.query, query_text, request.headers, peer)
-
-    def _peer(self, request: web.BaseRequest) -> str:
-        """Return a client's address: the last that the trusted header names, else the socket's.
-
-        A proxy may append to a header of the client's own, or stand behind another proxy. Only the
-        last address is the trusted proxy's own word.
-        """
-        said = request.headers.getall(self._ip_header, ()) if self._ip_header else ()
-        last = said[-1].rpartition(",")[2].strip() if said else ""
-        try:
-            address = ipaddress.ip_address(last)
-        except ValueError:
-            return request.remote or ""
-        return (request.remote or "") if getattr(address, "scope_id", None) else str(address)
 
     async def _decode(
         self, parts: RequestParts | BadUpload, endpoint: HttpEndpoint, path: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import re
 from collections.abc import Awaitable, Callable
@@ -39,6 +40,21 @@ def preflight(request: web.BaseRequest) -> web.Response:
             "Access-Control-Max-Age": "86400",
         },
     )
+
+
+def client_address(request: web.BaseRequest, ip_header: str) -> str:
+    """Return a client's address: the last that the trusted header names, else the socket's.
+
+    A proxy may append to a header of the client's own, or stand behind another proxy. Only the last
+    address is the trusted proxy's own word.
+    """
+    said = request.headers.getall(ip_header, ()) if ip_header else ()
+    last = said[-1].rpartition(",")[2].strip() if said else ""
+    try:
+        address = ipaddress.ip_address(last)
+    except ValueError:
+        return request.remote or ""
+    return (request.remote or "") if getattr(address, "scope_id", None) else str(address)
 
 
 def allow_origin(

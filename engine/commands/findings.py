@@ -56,7 +56,9 @@ def secret_findings(settings: Settings) -> Iterator[Finding]:
         (f"sync[{index}].intercom.access_token", sync.intercom.access_token)
         for index, sync in enumerate(settings.sync)
     ]
-    held.append(("admin.token", settings.admin.token if settings.admin else None))
+    if settings.admin:
+        held.append(("admin.token", settings.admin.token))
+        held.append(("admin.read_token", settings.admin.read_token))
     held.append(("export.secret_key", settings.export.secret_key if settings.export else None))
     for key, secret in held:
         if secret is not None and secret.source == SPELLED_OUT:

@@ -261,7 +261,8 @@ def _refuse_spelled_out(table: Table) -> None:
     """
     syncs = [sync for sync in table.get("sync", []) if isinstance(sync, dict)]
     held = [(f"sync[{n}].intercom", s.get("intercom"), "access_token") for n, s in enumerate(syncs)]
-    held += [("admin", table.get("admin"), "token"), ("export", table.get("export"), "secret_key")]
+    held += [("admin", table.get("admin"), key) for key in ("token", "read_token")]
+    held.append(("export", table.get("export"), "secret_key"))
     for where, section, key in held:
         value = section.get(key) if isinstance(section, dict) else None
         if isinstance(value, str) and not value.startswith(("env:", "file:")):

@@ -117,7 +117,7 @@ TABLES = st.fixed_dictionaries(
         "data_dir": NAMES,
         "drain_deadline_s": SECONDS,
         "http": section(listen=st.sampled_from(["[::1]:80", "a.b:0"]), cors_origins=st.lists(TEXT)),
-        "admin": section(token=SECRETS),
+        "admin": section(token=SECRETS, settings=st.sampled_from(["edit", "view"])),
         "sources": st.dictionaries(
             NAMES, st.dictionaries(TEXT, PLAIN | COUNTS | st.booleans()), max_size=2
         ),

@@ -239,13 +239,14 @@ def test_a_port_that_our_socket_unit_lists_is_no_intruders(
 
 def test_secrets_that_are_spelled_out_are_named_and_not_shown(tmp_path: Path) -> None:
     top: dict[str, Any] = {
-        "admin": {"token": "canary-1"},
+        "admin": {"token": "canary-1", "read_token": "canary-3"},
         "export": {"api_key": "public", "secret_key": "canary-2"},
     }
     found = [*secret_findings(settings(**top))]
     assert [(finding.level, finding.key) for finding in found] == [
         ("warning", "sync[0].intercom.access_token"),
         ("warning", "admin.token"),
+        ("warning", "admin.read_token"),
         ("warning", "export.secret_key"),
     ]
     assert "canary" not in "".join(texts(found))

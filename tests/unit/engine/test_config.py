@@ -148,6 +148,24 @@ def test_beyond_loopback_the_admin_needs_a_token(address: str) -> None:
     from_table(table() | {"admin": {"listen": address, "token": CANARY}})
 
 
+@pytest.mark.parametrize(
+    ("admin", "start"),
+    [
+        ({"read_token": CANARY}, "admin.read_token: without admin.token"),
+        ({"token": CANARY, "read_token": CANARY}, "admin.read_token: it is the same"),
+        ({"hosts": ["a.example", "https://a.example"]}, "admin.hosts[1]: Expected"),
+        ({"hosts": ["a.example:8711"]}, "admin.hosts[0]: Expected"),
+        ({"hosts": [""]}, "admin.hosts[0]: Expected"),
+        ({"settings": "none"}, "admin.settings: Invalid"),
+        ({"scheme_header": "X: y"}, "admin.scheme_header: Expected a header's name"),
+    ],
+)
+def test_who_may_use_the_admin_port_is_checked(admin: dict[str, Any], start: str) -> None:
+    said = complaint(table() | {"admin": admin})
+    assert said.startswith(start)
+    assert CANARY not in said
+
+
 # --- secrets ----------------------------------------------------------------------------
 
 
