@@ -50,10 +50,14 @@ class Secret:
 
     def reveal_again(self) -> str:
         """Return the text as its file has it now; where that is none, as it was. Reads the file."""
+        return self.reread() or self._value
+
+    def reread(self) -> str | None:
+        """Return the text as its file has it now; None: it has none. Reads the file."""
         try:
             return self._read() if self._read is not None else self._value
         except ValueError:
-            return self._value
+            return None
 
     def __repr__(self) -> str:
         return f"Secret({self.source})"
