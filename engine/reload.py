@@ -9,7 +9,7 @@ Rules
    batch is refused for a change of settings.
 4. A start is the same way, from settings without syncs.
 5. One change at a time. A change of what belongs to the process (``NEEDS_RESTART``) is for the next
-   start.
+   start; of ``[admin]`` that is the address, and whether there is a port at all.
 """
 
 from __future__ import annotations
@@ -64,8 +64,15 @@ def compare(before: Settings, after: Settings) -> Reloaded:
         added=[name for name in new if name not in old],
         changed=[name for name in new if name in old and old[name] != new[name]],
         removed=[name for name in old if name not in new],
-        needs_restart=[k for k in NEEDS_RESTART if getattr(before, k) != getattr(after, k)],
+        needs_restart=[k for k in NEEDS_RESTART if _of_process(before, k) != _of_process(after, k)],
     )
+
+
+def _of_process(settings: Settings, key: str) -> object:
+    """Return the part of a section that is read at the start alone."""
+    if key == "admin":
+        return settings.admin and settings.admin.listen
+    return getattr(settings, key)
 
 
 class Reload:

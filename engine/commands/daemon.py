@@ -15,11 +15,15 @@ from amplitude_intercom.engine.commands.findings import key_findings
 from amplitude_intercom.engine.commands.reloading import FileReload
 from amplitude_intercom.engine.commands.running import FAILED, OK, Signals
 from amplitude_intercom.engine.commands.service_manager import ServiceManager
+from amplitude_intercom.engine.console.access_api import AccessApi
+from amplitude_intercom.engine.console.admin_access import AdminAccess
 from amplitude_intercom.engine.console.admin_server import AdminServer
 from amplitude_intercom.engine.console.api import AdminApi
+from amplitude_intercom.engine.console.audit import Audit, AuditFile
 from amplitude_intercom.engine.errors import SettingsError
 from amplitude_intercom.engine.settings import Admin, Settings
 from amplitude_intercom.engine.sources import sources_of, start_sources
+from amplitude_intercom.engine.spool.store import wall_clock_ms
 from amplitude_intercom.transports.inherited import inherited
 from amplitude_intercom.transports.sockets import raise_descriptor_limit
 
@@ -51,7 +55,8 @@ async def run(path: Path, settings: Settings) -> int:
         await start_sources(sources, engine.intake, engine.sources, tasks)
         reload = FileReload(path, engine, manager)
         if settings.admin is not None:
-            await _serve_admin(settings.admin, engine, tasks)
+            access = await _serve_admin(settings.admin, engine, tasks)
+            reload.followers.append(lambda new: access.follow(new.admin))
         for passed in inherited().unused:
             _log.warning("a passed socket is used by no setting: its clients wait", socket=passed)
         manager.ready("serving")
@@ -72,12 +77,15 @@ async def run(path: Path, settings: Settings) -> int:
     return OK if done else FAILED
 
 
-async def _serve_admin(settings: Admin, engine: Engine, tasks: TaskGroup) -> None:
-    """Open the admin port; return when it listens."""
+async def _serve_admin(settings: Admin, engine: Engine, tasks: TaskGroup) -> AdminAccess:
+    """Open the admin port; return its access when it listens."""
+    audit = Audit(AuditFile(Path(engine.settings.data_dir)), wall_clock_ms)
+    access = AdminAccess(settings, audit)
     api = AdminApi(engine.overview, engine.upkeep, engine.jobs)
-    admin = AdminServer(settings, api.routes())
+    admin = AdminServer(access, [*api.routes(), *AccessApi(access).routes()])
     tasks.start_soon(admin.run)
     _log.info("admin listening", address=await admin.listening())
+    return access
 
 
 async def _reload_when(hung_up: asyncio.Event, reload: FileReload) -> None:

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from amplitude_intercom.engine import config
-from amplitude_intercom.engine.console import admin_server
+from amplitude_intercom.engine.console import access
 from amplitude_intercom.engine.deploy.adapting import settings_of
 from amplitude_intercom.engine.deploy.targets import TARGETS, _unit_word, stop_s, storage_gib
 from amplitude_intercom.engine.settings import Admin, Http, Settings
@@ -131,7 +131,7 @@ async def test_the_container_file_agrees_with_the_settings_and_the_server(tmp_pa
     assert deadline_s(text) < 10, "docker stop kills after 10 s"
     path = re.search(rf"http://127\.0\.0\.1:{PORTS[1]}(/\w+)'", made)
     assert path is not None
-    assert path[1] in admin_server.OPEN_PATHS
+    assert path[1] in access.OPEN_PATHS
     names = re.findall(r"-e (\w+)", made)
     assert names == sorted(SECRETS)
     assert set(re.findall(r'"env:(\w+)"', text)) == set(names)
@@ -248,7 +248,7 @@ async def test_the_manifest_agrees_with_the_settings_and_the_server(tmp_path: Pa
     assert [port["containerPort"] for port in container["ports"]] == PORTS
     assert [port["port"] for port in found["Service"]["spec"]["ports"]] == PORTS
     probes = [container[f"{name}Probe"]["httpGet"] for name in ("startup", "liveness", "readiness")]
-    assert {probe["path"] for probe in probes} == admin_server.OPEN_PATHS
+    assert {probe["path"] for probe in probes} == access.OPEN_PATHS
     assert {probe["port"] for probe in probes} == {"admin"}
     names = [variable["name"] for variable in container["env"]]
     assert set(re.findall(r'"env:(\w+)"', text)) == set(names) == set(SECRETS)

@@ -14,6 +14,8 @@ import typer
 from msgspec import inspect
 
 from amplitude_intercom.engine import cli, metrics, settings
+from amplitude_intercom.engine.console.access_api import AccessApi
+from amplitude_intercom.engine.console.admin_access import AdminAccess
 from amplitude_intercom.engine.console.admin_server import AdminServer
 from amplitude_intercom.engine.console.api import AdminApi
 from amplitude_intercom.engine.delivery.gate import State
@@ -173,7 +175,9 @@ def _shown_default(parameter: Any) -> str:
 def _api_text() -> str:
     """Return the admin port's paths; each one's sentence is the docstring of its handler."""
     nothing: Any = None  # no handler is called
-    server = AdminServer(settings.Admin(), AdminApi(nothing, nothing, nothing).routes())
+    access = AdminAccess(settings.Admin(), nothing)
+    api = AdminApi(nothing, nothing, nothing)
+    server = AdminServer(access, [*api.routes(), *AccessApi(access).routes()])
     routes = server._application().router.routes()
     rows = [
         (f"`{route.method} {route.resource.canonical}`", _sentence(route.handler.__doc__))
