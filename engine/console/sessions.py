@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import secrets
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final
 
@@ -121,7 +121,7 @@ class SignInAttempts:
 
     def __init__(self, now_s: Callable[[], float] = loop_time_s) -> None:
         self._now_s = now_s
-        self._by_peer: OrderedDict[str, deque[float]] = OrderedDict()
+        self._by_peer: OrderedDict[str, tuple[float, ...]] = OrderedDict()
         """When the latest were; the peer that tried longest ago first."""
 
     def __len__(self) -> int:
@@ -130,10 +130,10 @@ class SignInAttempts:
     def wait_s(self, peer: str) -> float:
         """Note an attempt; return 0, or the seconds until the next one is allowed."""
         now_s, network = self._now_s(), _network(peer)
-        tried = self._by_peer.get(network)
-        if tried is not None and len(tried) == ATTEMPTS and now_s < tried[0] + ATTEMPTS_S:
+        tried = self._by_peer.get(network, ())
+        if len(tried) == ATTEMPTS and now_s < tried[0] + ATTEMPTS_S:
             return tried[0] + ATTEMPTS_S - now_s
-        self._by_peer.setdefault(network, deque(maxlen=ATTEMPTS)).append(now_s)
+        self._by_peer[network] = (*tried, now_s)[-ATTEMPTS:]
         self._by_peer.move_to_end(network)
         while len(self._by_peer) > MAX_PEERS or self._first_is_old(now_s):
             self._by_peer.popitem(last=False)

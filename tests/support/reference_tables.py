@@ -18,6 +18,7 @@ from amplitude_intercom.engine.console.access_api import AccessApi
 from amplitude_intercom.engine.console.admin_access import AdminAccess
 from amplitude_intercom.engine.console.admin_server import AdminServer
 from amplitude_intercom.engine.console.api import AdminApi
+from amplitude_intercom.engine.console.problems import STATUSES, ProblemType
 from amplitude_intercom.engine.delivery.gate import State
 from amplitude_intercom.engine.reasons import AdjustmentReason, DeadReason, DropReason
 from amplitude_intercom.engine.relay.host import RelayState
@@ -192,6 +193,11 @@ def _sentence(docstring: str | None) -> str:
     return " ".join(docstring.split("\n\n")[0].split())
 
 
+def _problems_text() -> str:
+    rows = [(f"`{kind}`", str(STATUSES[kind]), kind.means, kind.remedy) for kind in ProblemType]
+    return table("type", "status", "is", "what to do", rows=rows)
+
+
 def _metrics_text() -> str:
     rows = [
         (f"`{name}`", "counter" if name.endswith("_total") else "gauge", text)
@@ -209,6 +215,7 @@ PARTS: Final[dict[str, Callable[[], str]]] = {
     "settings": _settings_text,
     "commands": _commands_text,
     "admin port": _api_text,
+    "problems": _problems_text,
     "metrics": _metrics_text,
     "drop reasons": lambda: _reasons_text(DropReason),
     "dead-letter reasons": lambda: _reasons_text(DeadReason),
