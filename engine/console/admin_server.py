@@ -119,14 +119,9 @@ class AdminServer:
             return response
 
     async def _guarded(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
-        await self._guard.admit(request)
-        if (request.content_length or 0) > MAX_BODY_BYTES:
-            raise web.HTTPRequestEntityTooLarge(MAX_BODY_BYTES, request.content_length or 0)
-        body_read: Callable[[], None] = partial(self._at_work, request)
-        request[BODY_READ] = body_read
-        if not request.can_read_body:
-            self._at_work(request)
         try:
+            await self._guard.admit(request)
+            self._expect_body(request)
             response = await handler(request)
             await self._guard.note_change(request, response)
             return response
@@ -138,6 +133,14 @@ class AdminServer:
         except Exception:
             _log.exception("fault while answering", path=request.path)
             raise Problem(ProblemType.INTERNAL, "internal error, the log has it") from None
+
+    def _expect_body(self, request: web.Request) -> None:
+        if (request.content_length or 0) > MAX_BODY_BYTES:
+            raise web.HTTPRequestEntityTooLarge(MAX_BODY_BYTES, request.content_length or 0)
+        body_read: Callable[[], None] = partial(self._at_work, request)
+        request[BODY_READ] = body_read
+        if not request.can_read_body:
+            self._at_work(request)
 
     def _at_work(self, request: web.Request) -> None:
         assert self._listener is not None

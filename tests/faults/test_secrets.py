@@ -15,7 +15,7 @@ from amplitude_intercom.transports.sandbox.sandbox import Sandbox
 from amplitude_intercom.transports.sandbox.server import serve
 from support import process
 
-CANARIES = (process.TOKEN, "canary-admin-9f27")
+CANARIES = (process.TOKEN, "canary-admin-9f27", "canary-reader-51ce")
 ASKING = (("check",), ("preview", "--live"), ("forward", "--max-wait", "0", "--json"))
 """The commands that call Intercom."""
 
@@ -53,7 +53,7 @@ class Seen:
 def _settings(tmp_path: Path, url: str, **sync: Any) -> Path:
     top = {
         "log": {"level": "debug"},
-        "admin": {"listen": "127.0.0.1:0", "token": CANARIES[1]},
+        "admin": {"listen": "127.0.0.1:0", "token": CANARIES[1], "read_token": CANARIES[2]},
         "drain_deadline_s": 0.5,
     }
     return process.settings(tmp_path, url, top=top, **sync)
@@ -88,8 +88,23 @@ async def _run_daemon(config: Path, seen: Seen, until: str) -> None:
             path = "/api/e2e/dead-letters/list"
             async with session.post(path, data=body, headers=json_headers) as answer:
                 seen.look(path, await answer.text())
+        await _sign_in(session, seen)
     await daemon.end(signal.SIGTERM)
     seen.look("the daemon's log", json.dumps(daemon.log))
+
+
+async def _sign_in(session: aiohttp.ClientSession, seen: Seen) -> None:
+    """Sign in with right and wrong tokens, and look at the answers and the audit."""
+    own = {"Sec-Fetch-Site": "same-origin"}
+    for token in (*CANARIES[1:], f"{CANARIES[1]}x", CANARIES[0]):
+        for body in ({"token": token}, {"token": [token]}, {token: 1}):
+            async with session.post("/api/v1/session", json=body, headers=own) as answer:
+                seen.look("/api/v1/session", repr(answer.headers) + await answer.text())
+    right = {"Authorization": f"Bearer {CANARIES[2]}"}
+    for path in ("/api/v1/session", "/api/v1/audit"):
+        async with session.get(path, headers=right) as answer:
+            assert answer.status == 200
+            seen.look(path, await answer.text())
 
 
 async def test_no_secret_is_in_any_output_or_file(
@@ -111,7 +126,7 @@ async def test_no_secret_is_in_any_output_or_file(
         seen.look_at_files(folder / "data")
     await _run_commands(_settings(tmp_path, "http://127.0.0.1:9"), seen, ASKING)
     await _break_settings(tmp_path, seen)
-    measured(f"two canary secrets through {seen.places} outputs and files of every error path: 0")
+    measured(f"three canary secrets through {seen.places} outputs and files of every error path: 0")
 
 
 async def _break_settings(tmp_path: Path, seen: Seen) -> None:
