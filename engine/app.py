@@ -145,8 +145,7 @@ class Engine:
             return await self._stack.__aexit__(*exc)
         finally:
             self.state = "ended"
-            for stream in self.streams.values():
-                stream.tell_the_end()
+            self.takers.tell_the_end()
 
     async def finish(self, deadline_s: float) -> bool:
         """Drain, and cancel at the deadline; return whether everything under way was finished.

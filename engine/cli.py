@@ -256,6 +256,14 @@ def status(config: Config, json: Json = False) -> None:
     finish(lambda: inspect.status(settings_at(config), as_json=json))
 
 
+@app.command()
+def reload(config: Config, json: Json = False) -> None:
+    """Have the running daemon read its settings file again; what did not change is not touched."""
+    from amplitude_intercom.engine.commands import ask_reload
+
+    finish(lambda: ask_reload.reload(settings_at(config), as_json=json))
+
+
 app.command()(cli_setup.sandbox)
 
 

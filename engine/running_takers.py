@@ -146,6 +146,11 @@ class RunningTakers:
         for unit in self._units():
             unit.drain()
 
+    def tell_the_end(self) -> None:
+        """Wake all that wait for progress of a delivery: there will be none."""
+        for stream in self.streams.values():
+            stream.tell_the_end()
+
     async def close(self) -> None:
         """Close the clients of units that were never run."""
         if self._tasks is None:

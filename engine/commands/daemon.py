@@ -20,6 +20,7 @@ from amplitude_intercom.engine.console.admin_access import AdminAccess
 from amplitude_intercom.engine.console.admin_server import AdminServer
 from amplitude_intercom.engine.console.api import AdminApi
 from amplitude_intercom.engine.console.audit import Audit, AuditFile
+from amplitude_intercom.engine.console.reload_api import ReloadApi
 from amplitude_intercom.engine.errors import SettingsError
 from amplitude_intercom.engine.settings import Admin, Settings
 from amplitude_intercom.engine.sources import sources_of, start_sources
@@ -55,7 +56,7 @@ async def run(path: Path, settings: Settings) -> int:
         await start_sources(sources, engine.intake, engine.sources, tasks)
         reload = FileReload(path, engine, manager)
         if settings.admin is not None:
-            access = await _serve_admin(settings.admin, engine, tasks)
+            access = await _serve_admin(settings.admin, engine, reload, tasks)
             reload.followers.append(lambda new: access.follow(new.admin))
         for passed in inherited().unused:
             _log.warning("a passed socket is used by no setting: its clients wait", socket=passed)
@@ -77,12 +78,15 @@ async def run(path: Path, settings: Settings) -> int:
     return OK if done else FAILED
 
 
-async def _serve_admin(settings: Admin, engine: Engine, tasks: TaskGroup) -> AdminAccess:
+async def _serve_admin(
+    settings: Admin, engine: Engine, reload: FileReload, tasks: TaskGroup
+) -> AdminAccess:
     """Open the admin port; return its access when it listens."""
     audit = Audit(AuditFile(Path(engine.settings.data_dir)), wall_clock_ms)
     access = AdminAccess(settings, audit)
     api = AdminApi(engine.overview, engine.upkeep, engine.jobs)
-    admin = AdminServer(access, [*api.routes(), *AccessApi(access).routes()])
+    others = (AccessApi(access), ReloadApi(reload.reload))
+    admin = AdminServer(access, [*api.routes(), *(r for one in others for r in one.routes())])
     tasks.start_soon(admin.run)
     _log.info("admin listening", address=await admin.listening())
     return access

@@ -16,6 +16,7 @@ from amplitude_intercom.engine.addresses import host_and_port
 from amplitude_intercom.engine.commands.findings import EVERYBODY
 from amplitude_intercom.engine.commands.terminal import say
 from amplitude_intercom.engine.errors import EngineError, SettingsError
+from amplitude_intercom.engine.reload import Reloaded
 from amplitude_intercom.engine.settings import Admin
 from amplitude_intercom.engine.spool.jobs import JobKind, JobRow
 from amplitude_intercom.engine.spool.letters import DeadLetterPage, DeadLetterQuery
@@ -83,8 +84,8 @@ class DaemonClient:
             raise DaemonUnavailable(f"admin.listen {self.address}: {why}") from None
         self.is_there = True
         if status != 200:
-            said = content.decode(errors="replace").strip()
-            if status == 409:
+            said = _detail_of(content) or content.decode(errors="replace").strip()
+            if status in (409, 422):
                 # The same error, and exit code, as without a daemon.
                 raise SettingsError(said[:500])
             raise DaemonUnavailable(f"the daemon at {self.address} answers {status}: {said[:500]}")
@@ -96,6 +97,16 @@ class DaemonClient:
     async def status(self, within_s: float = ANSWER_S) -> Status:
         status: Status = await self._ask("GET", "/api/status", None, Status, within_s)
         return status
+
+    async def reload(self) -> Reloaded:
+        """Have the daemon read its settings file again.
+
+        Raises:
+            SettingsError: it refuses the file, and goes on as before.
+            DaemonUnavailable: there is none, or it cannot do it now.
+        """
+        done: Reloaded = await self._ask("POST", "/api/v1/settings/reload", {}, Reloaded)
+        return done
 
     async def dead_letters(
         self, sync: str, query: DeadLetterQuery, after: str, limit: int
@@ -143,6 +154,14 @@ class DaemonClient:
     async def compact(self) -> Compacted:
         done: Compacted = await self._ask("POST", "/api/spool/compact", {}, Compacted)
         return done
+
+
+def _detail_of(content: bytes) -> str:
+    """Return the sentence of a problem (RFC 9457); empty: it is none."""
+    try:
+        return str(msgspec.json.decode(content, type=dict[str, Any]).get("detail", ""))
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return ""
 
 
 def _reachable(address: str) -> str:

@@ -13,7 +13,7 @@ from amplitude_intercom.engine import config
 from amplitude_intercom.engine.commands.init_flags import (
     AMPLITUDE_KEY,
     INTERCOM_TOKEN,
-    Credential,
+    AskedSecret,
     Flags,
     is_reference,
     secret_path,
@@ -86,7 +86,7 @@ def _refuse_folder(folder: Path) -> None:
         raise SettingsError(f"{folder}: cannot be written to: {error.strerror}") from None
 
 
-def _refuse_secrets(folder: Path, flags: Flags, secrets: Iterable[Credential]) -> None:
+def _refuse_secrets(folder: Path, flags: Flags, secrets: Iterable[AskedSecret]) -> None:
     """Refuse a place for secrets that will need a file of their own.
 
     Raises:

@@ -15,7 +15,7 @@ from amplitude_intercom.engine.errors import SettingsError
 from amplitude_intercom.engine.settings import Settings
 
 
-class Credential(msgspec.Struct, frozen=True):
+class AskedSecret(msgspec.Struct, frozen=True):
     """One of the two secrets: its flag, its variable, its file, and what the questions call it."""
 
     flag: str
@@ -26,14 +26,14 @@ class Credential(msgspec.Struct, frozen=True):
     """Whether others see it anyway, as in the page of a browser's SDK."""
 
 
-AMPLITUDE_KEY: Final = Credential(
+AMPLITUDE_KEY: Final = AskedSecret(
     "--amplitude-key",
     "AMPLITUDE_API_KEY",
     "amplitude-api-key",
     "API key of the Amplitude project (Settings → Projects)",
     is_public=True,
 )
-INTERCOM_TOKEN: Final = Credential(
+INTERCOM_TOKEN: Final = AskedSecret(
     "--intercom-token",
     "INTERCOM_ACCESS_TOKEN",
     "intercom-access-token",
@@ -59,12 +59,12 @@ class Flags(msgspec.Struct, frozen=True, kw_only=True):
     yes: bool = False
     force: bool = False
 
-    def of(self, secret: Credential) -> str | None:
+    def of(self, secret: AskedSecret) -> str | None:
         """Return the flag of a secret, if it is given."""
         return self.amplitude_key if secret is AMPLITUDE_KEY else self.intercom_token
 
 
-def secret_path(secret: Credential, data_dir: str = "data") -> str:
+def secret_path(secret: AskedSecret, data_dir: str = "data") -> str:
     """Return where a secret is kept that was typed in, from the folder of the settings."""
     return f"{data_dir}/secrets/{secret.file}"
 

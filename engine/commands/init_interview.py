@@ -20,7 +20,7 @@ from amplitude_intercom.engine.commands.init_choices import Choices
 from amplitude_intercom.engine.commands.init_flags import (
     AMPLITUDE_KEY,
     INTERCOM_TOKEN,
-    Credential,
+    AskedSecret,
     Flags,
     drafted,
     is_reference,
@@ -51,7 +51,7 @@ class Interview:
         self._asks = asking.is_terminal() and not flags.yes
         self._known: KnownAttributes | None = None
 
-    def secrets_to_store(self) -> list[Credential]:
+    def secrets_to_store(self) -> list[AskedSecret]:
         """Return the secrets that will get a file, as far as that is known before the questions."""
         there = {s: self._flags.of(s) or self._found(s) for s in (AMPLITUDE_KEY, INTERCOM_TOKEN)}
         return [s for s, at in there.items() if (not is_reference(at) if at else self._asks)]
@@ -101,14 +101,14 @@ class Interview:
             why = "--yes asks nothing" if flags.yes else "there is no terminal to ask on"
             raise SettingsError(f"{why}: give {', and '.join(missing)}")
 
-    def _found(self, secret: Credential) -> str:
+    def _found(self, secret: AskedSecret) -> str:
         """Return where a secret is already, as settings spell it; empty: nowhere."""
         if os.environ.get(secret.variable):
             return f"env:{secret.variable}"
         file = secret_path(secret)
         return f"file:{file}" if (self._folder / file).is_file() else ""
 
-    def _secret(self, secret: Credential, trial: Trial) -> Answers:
+    def _secret(self, secret: AskedSecret, trial: Trial) -> Answers:
         """Return the draft with a secret that is taken, or that the user wants untried.
 
         Raises:

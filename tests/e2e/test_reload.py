@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import socket
 import tomllib
@@ -86,6 +87,30 @@ async def test_a_file_that_is_wrong_changes_nothing_and_is_told(tmp_path: Path) 
             event = process.event("ada-lovelace", 1)
             assert (await process.upload(f"{running.http}/2/httpapi", [event]))[0] == 200
             assert (await running.settled())["delivered"] == 1
+
+
+async def test_the_command_asks_the_daemon_and_prints_what_has_changed(tmp_path: Path) -> None:
+    port = process.free_port()
+    top = {"admin": {"listen": f"127.0.0.1:{port}"}}
+    async with serve(Sandbox(latency_s=0)) as url:
+        config = process.settings(tmp_path, url, top=top)
+        nobody = await process.run("reload", "-c", str(config))
+        assert (nobody[0], "nothing listens there" in nobody[2]) == (1, True)
+        async with process.daemon(config) as running:
+            assert await process.run("reload", "-c", str(config)) == (
+                0,
+                "nothing has changed\n",
+                "",
+            )
+            change(config, enabled=False)
+            code, out, _ = await process.run("reload", "--json", "-c", str(config))
+            assert (code, json.loads(out)["changed"]) == (0, ["e2e"])
+            assert not (await running.status())["enabled"]
+            config.write_text(config.read_text().replace('"e2e"', '"other"'))
+            code, out, _ = await process.run("reload", "-c", str(config))
+            assert (code, out) == (0, "added: other\nremoved: e2e\n")
+    audit = (tmp_path / "data" / "audit.jsonl").read_text().splitlines()
+    assert [json.loads(line)["what"] for line in audit] == ["/api/v1/settings/reload"] * 3
 
 
 @asynccontextmanager
