@@ -37,10 +37,11 @@ from amplitude_intercom.engine.job_runner import JobRunner
 from amplitude_intercom.engine.overview import EngineParts, Overview
 from amplitude_intercom.engine.pipeline import Pipeline
 from amplitude_intercom.engine.relay.relay import RelaySender
-from amplitude_intercom.engine.reload import Reload, Reloaded
+from amplitude_intercom.engine.reload import Reload
 from amplitude_intercom.engine.running_takers import RunningPipeline, RunningRelay, RunningTakers
 from amplitude_intercom.engine.settings import Relay as RelaySettings
 from amplitude_intercom.engine.settings import Settings, Sync
+from amplitude_intercom.engine.settings_changes import Reloaded
 from amplitude_intercom.engine.sources import RunningSource
 from amplitude_intercom.engine.spool.spool import Spool, SpoolPart
 from amplitude_intercom.engine.spool.sqlite.lock import DataDir

@@ -30,49 +30,14 @@ from amplitude_intercom.engine.internal_faults import describe, internal_failure
 from amplitude_intercom.engine.job_runner import JobRunner
 from amplitude_intercom.engine.running_takers import Opened, RunningTakers
 from amplitude_intercom.engine.settings import Settings
+from amplitude_intercom.engine.settings_changes import Reloaded, compare
 from amplitude_intercom.engine.spool.spool import Spool
 from amplitude_intercom.transports.errors import Refused
 from amplitude_intercom.transports.reasons import RefusalReason
 
 _log = structlog.get_logger(__name__)
 
-NEEDS_RESTART: Final = ("data_dir", "http", "admin", "sources", "spool")
-"""Sections that are read at the start alone."""
-
 FAILING_DISK_NAP_S: Final = 1.0
-
-
-class Reloaded(msgspec.Struct, frozen=True):
-    """What a change of settings has done: names of takers (a relay is ``relay:NAME``), and the keys
-    that wait for a restart."""
-
-    added: list[str] = []
-    changed: list[str] = []
-    removed: list[str] = []
-    needs_restart: list[str] = []
-
-    def words(self) -> dict[str, list[str]]:
-        """Return those that name something, by kind."""
-        return {kind: names for kind, names in msgspec.structs.asdict(self).items() if names}
-
-
-def compare(before: Settings, after: Settings) -> Reloaded:
-    """Return what a change of settings does."""
-    old = {sync.name: sync for sync in before.sync} | {r.taker: r for r in before.relay}
-    new = {sync.name: sync for sync in after.sync} | {r.taker: r for r in after.relay}
-    return Reloaded(
-        added=[name for name in new if name not in old],
-        changed=[name for name in new if name in old and old[name] != new[name]],
-        removed=[name for name in old if name not in new],
-        needs_restart=[k for k in NEEDS_RESTART if _of_process(before, k) != _of_process(after, k)],
-    )
-
-
-def _of_process(settings: Settings, key: str) -> object:
-    """Return the part of a section that is read at the start alone."""
-    if key == "admin":
-        return settings.admin and settings.admin.listen
-    return getattr(settings, key)
 
 
 class Reload:

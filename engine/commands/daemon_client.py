@@ -16,8 +16,8 @@ from amplitude_intercom.engine.addresses import host_and_port
 from amplitude_intercom.engine.commands.findings import EVERYBODY
 from amplitude_intercom.engine.commands.terminal import say
 from amplitude_intercom.engine.errors import EngineError, SettingsError
-from amplitude_intercom.engine.reload import Reloaded
 from amplitude_intercom.engine.settings import Admin
+from amplitude_intercom.engine.settings_changes import Reloaded
 from amplitude_intercom.engine.spool.jobs import JobKind, JobRow
 from amplitude_intercom.engine.spool.letters import DeadLetterPage, DeadLetterQuery
 from amplitude_intercom.engine.spool.user_state import UserState

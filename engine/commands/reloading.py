@@ -14,8 +14,8 @@ from amplitude_intercom.engine.commands.findings import key_findings
 from amplitude_intercom.engine.commands.service_manager import ServiceManager
 from amplitude_intercom.engine.errors import EngineError, SettingsError
 from amplitude_intercom.engine.internal_faults import internal_failure
-from amplitude_intercom.engine.reload import Reloaded
 from amplitude_intercom.engine.settings import Settings
+from amplitude_intercom.engine.settings_changes import Reloaded
 from amplitude_intercom.engine.sources import source_problems
 from amplitude_intercom.transports.errors import Refused
 

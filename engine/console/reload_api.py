@@ -10,7 +10,7 @@ from aiohttp import web
 from amplitude_intercom.engine.console.guard import ALLOWED
 from amplitude_intercom.engine.console.problems import Problem, ProblemType
 from amplitude_intercom.engine.errors import SettingsError
-from amplitude_intercom.engine.reload import Reloaded
+from amplitude_intercom.engine.settings_changes import Reloaded
 from amplitude_intercom.transports.errors import Refused
 
 

@@ -17,7 +17,7 @@ import pytest
 from amplitude_intercom.engine.app import Engine
 from amplitude_intercom.engine.config import from_table
 from amplitude_intercom.engine.errors import SettingsError
-from amplitude_intercom.engine.reload import Reloaded
+from amplitude_intercom.engine.settings_changes import Reloaded
 from amplitude_intercom.transports.errors import Refused, UnknownApiKey
 from amplitude_intercom.transports.sandbox.faults import Fault
 from amplitude_intercom.transports.sandbox.in_process import InProcess
