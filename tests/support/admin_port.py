@@ -109,6 +109,8 @@ async def _fault(request: web.Request) -> web.Response:
         raise ValueError("unforeseen \x1b[31m")
     if kind == "problem":
         raise Problem(ProblemType.CHANGED_MEANWHILE, "changed", more={"etag": "x"})
+    if kind == "answered":
+        return web.Response(status=409)
     if kind == "missing":
         raise web.HTTPNotFound(text=f"nothing named {request.query_string}\n")
     raise web.HTTPFound("/")
