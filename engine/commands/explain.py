@@ -10,6 +10,7 @@ import msgspec
 
 from amplitude_intercom.engine.commands.running import OK, USAGE, complain, print_json
 from amplitude_intercom.engine.commands.terminal import print_table, say
+from amplitude_intercom.engine.console.problems import ProblemType
 from amplitude_intercom.engine.delivery.gate import State
 from amplitude_intercom.engine.did_you_mean import did_you_mean
 from amplitude_intercom.engine.metrics import METRICS, PREFIX
@@ -26,6 +27,7 @@ SETS: Final[dict[str, type[Reason]]] = {
     "why a call has no answer": NoAnswerCause,
     "how Intercom fares": State,
     "how Amplitude fares for a relay": RelayState,
+    "why the admin port refuses a request": ProblemType,
 }
 """The closed sets of words, each with the kind of its words."""
 
