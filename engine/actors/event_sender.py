@@ -132,10 +132,14 @@ class _Sending:
 
     def _said_before(self) -> Failure | None:
         """Return why it is not sent: its user was not there when Intercom was asked last."""
-        found = None if self._unknown_user == "park" else self._missing.of(self._key)
-        if found is None or self._unknown_user == "create":
-            can_be_had = found is None or found.reason is DeadReason.USER_NOT_FOUND
-            return None if can_be_had else found
+        if self._unknown_user == "park":
+            return None
+        found = self._missing.of(self._key)
+        # A user that is only unknown is created.
+        if found is None or (self._unknown_user == "create" and _is_unknown(found)):
+            return None
+        if self._unknown_user == "create":
+            return found
         return Failure(DeadReason.USER_NOT_FOUND, message=ASKED_BEFORE)
 
     async def _send(self) -> Failure | None:
