@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from itertools import chain
 
 from amplitude_intercom.engine.spool.rows import Append, Part
 
@@ -23,8 +22,8 @@ class UnwrittenCounts:
 
     def __init__(self) -> None:
         self._parts: dict[str, Part] = {}
-        self._writing: dict[int, list[Part]] = {}
-        """Parts in a transaction that has not ended, by number."""
+        self._writing: dict[int, dict[str, Part]] = {}
+        """Parts in a transaction that has not ended, by number and taker."""
         self._last_number = 0
 
     def __bool__(self) -> bool:
@@ -53,14 +52,14 @@ class UnwrittenCounts:
         """Return all parts as a batch to be appended; ``end`` follows with its number."""
         self._last_number += 1
         # Moved: counts that come meanwhile belong to the next transaction (rule 2).
-        self._writing[self._last_number] = parts = self.take()
-        return Append(parts, self._last_number)
+        self._writing[self._last_number], self._parts = self._parts, {}
+        return Append(list(self._writing[self._last_number].values()), self._last_number)
 
     def end(self, number: int, *, failed: bool) -> None:
         """Forget the parts of a batch that was appended, or count them again."""
         parts = self._writing.pop(number)
         if failed:
-            self.put_back(parts)
+            self.put_back(parts.values())
 
     def of(self, taker: str, counted_to: int) -> Counter[str]:
         """Return the counters of a taker that are not committed; ``counted_to`` is the number of
@@ -68,8 +67,10 @@ class UnwrittenCounts:
         total: Counter[str] = Counter()
         # A commit is known in the loop only after the thread has reported it.
         writing = [parts for number, parts in self._writing.items() if number > counted_to]
-        for part in chain(*writing, self._parts.values()):
-            if part.taker == taker:
+        # By name: a status asks for each of a thousand takers.
+        for parts in (*writing, self._parts):
+            part = parts.get(taker)
+            if part is not None:
                 total["received"] += part.received
                 total.update({f"dropped:{reason}": n for reason, n in part.dropped.items()})
         return total
