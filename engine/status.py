@@ -5,7 +5,7 @@ The admin port answers with these values as JSON; ``engine.metrics`` renders the
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -13,6 +13,7 @@ import msgspec
 from amplitude_intercom.engine.clock import loop_time_s
 from amplitude_intercom.engine.delivery.gate import Gate
 from amplitude_intercom.engine.delivery.judge import Trouble
+from amplitude_intercom.engine.delivery.stream import SyncFigures
 from amplitude_intercom.engine.errors import SpoolError
 from amplitude_intercom.engine.relay.relay import RelaySender
 from amplitude_intercom.engine.settings import Relay as RelaySettings
@@ -277,8 +278,7 @@ def sync_status(
     facts: SyncFacts,
     *,
     now_ms: int,
-    latency_s: Sequence[float] = (),
-    unknown_attributes: Mapping[str, int] | None = None,
+    figures: SyncFigures | None = None,
     adjusted: Mapping[str, int] | None = None,
     trouble: SpoolError | None = None,
     gate: GateStatus | None = None,
@@ -286,7 +286,8 @@ def sync_status(
     rekeying: int = 0,
     faults: int = 0,
 ) -> SyncStatus:
-    """Return the status of a sync."""
+    """Return the status of a sync; without ``figures`` it does not run in this process."""
+    figures = figures or SyncFigures()
     return SyncStatus(
         **_taker_status(
             sync, counters, facts, now_ms, trouble=trouble, stopped=stopped, faults=faults
@@ -294,9 +295,9 @@ def sync_status(
         parked_users=facts.parked_users,
         oldest_parked_s=_age_s(facts.parked_since_ms, now_ms),
         adjusted=dict(sorted((adjusted or under(counters, "adjusted:")).items())),
-        unknown_attributes=dict(unknown_attributes or {}),
+        unknown_attributes=dict(figures.unknown_attributes),
         event_names=facts.event_names,
-        latency_s=percentiles(latency_s),
+        latency_s=figures.latency.percentiles(),
         intercom=gate,
         rekeying=rekeying,
     )
@@ -341,20 +342,10 @@ def gate_status(gate: Gate, name: str) -> GateStatus:
         gate.limit,
         gate.in_flight,
         calls,
-        percentiles(gate.took_s),
+        gate.took.percentiles(),
         gate.pace.is_guess,
         gate.troubles(loop_time_s()),
     )
-
-
-def percentiles(values: Sequence[float]) -> dict[str, float]:
-    """Return p50 and p95; empty where there are no values."""
-    ordered = sorted(values)
-    if not ordered:
-        return {}
-    return {
-        f"p{p}": round(ordered[min(len(ordered) - 1, len(ordered) * p // 100)], 6) for p in (50, 95)
-    }
 
 
 def _age_s(at_ms: int | None, now_ms: int) -> float | None:

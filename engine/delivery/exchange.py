@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
@@ -15,6 +15,7 @@ from amplitude_intercom.engine.delivery.calls import Back, Caller, outcome_of
 from amplitude_intercom.engine.delivery.calls_in_flight import CallInFlight, CallsInFlight
 from amplitude_intercom.engine.delivery.pace import Pace
 from amplitude_intercom.engine.delivery.token_and_budget import BudgetDoubt
+from amplitude_intercom.engine.histograms import ANSWER_BOUNDS_S, Durations
 from amplitude_intercom.engine.internal_faults import internal_failure
 from amplitude_intercom.engine.reasons import DeadReason, Failure
 from amplitude_intercom.transports.errors import NoAnswer
@@ -50,8 +51,8 @@ class Exchange:
         self._name = name
         self.calls = Counter() if calls is None else calls
         """Calls made, by endpoint and status (0: no answer)."""
-        self.took_s: deque[float] = deque(maxlen=4096)
-        """Seconds that each of the latest calls took."""
+        self.took = Durations(ANSWER_BOUNDS_S)
+        """The durations of answered calls."""
         self._told_limit = 0.0
         self.limit_told = asyncio.Event()
         """Set when an answer named a new limit."""
@@ -74,7 +75,7 @@ class Exchange:
         back_s = loop_time_s()
         self.calls[endpoint, answer.status if answer else 0] += 1
         if answer is not None:
-            self.took_s.append(back_s - left_s)
+            self.took.add(back_s - left_s)
             if not isinstance(outcome, Failure) or is_error_list(answer):
                 self._learn_pace(answer, number, left_s, back_s)
         if logs.debugging():

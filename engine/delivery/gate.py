@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 
 from amplitude_intercom.engine.backoff import probe_delay_s
@@ -39,6 +39,7 @@ from amplitude_intercom.engine.delivery.judge import Judge, Trouble
 from amplitude_intercom.engine.delivery.pace import Pace
 from amplitude_intercom.engine.delivery.token_and_budget import BudgetDoubt
 from amplitude_intercom.engine.delivery.window import WINDOW_S
+from amplitude_intercom.engine.histograms import Durations
 from amplitude_intercom.transports.intercom import Request, Wire
 from amplitude_intercom.transports.reasons import Reason
 
@@ -138,9 +139,9 @@ class Gate:
         return self._exchange.calls
 
     @property
-    def took_s(self) -> deque[float]:
-        """How long the latest calls took, in seconds."""
-        return self._exchange.took_s
+    def took(self) -> Durations:
+        """The durations of calls."""
+        return self._exchange.took
 
     @property
     def in_flight(self) -> int:

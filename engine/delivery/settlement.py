@@ -11,7 +11,6 @@ Rules
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -28,6 +27,7 @@ from amplitude_intercom.engine.delivery.outcomes import Collected, Outcomes, Pen
 from amplitude_intercom.engine.delivery.turns import Turn
 from amplitude_intercom.engine.delivery.waiting import Retries
 from amplitude_intercom.engine.envelope import Record
+from amplitude_intercom.engine.histograms import DELIVERY_BOUNDS_S, Histogram
 from amplitude_intercom.engine.reasons import DropReason, Failure
 from amplitude_intercom.engine.spool.contract import TakerSpool, Transaction
 from amplitude_intercom.engine.spool.settled_lines import log_delivered, log_dropped
@@ -45,10 +45,10 @@ class Settlement:
         many: int,
         now_ms: Callable[[], int],
         look_at_table: Callable[[], None],
-        latency_s: deque[float] | None = None,
+        latency: Histogram | None = None,
     ) -> None:
         """``many`` deliveries wait for no others. ``look_at_table`` is called when users may be
-        due that were not. ``latency_s`` takes the seconds from accepted to answered."""
+        due that were not. ``latency`` takes the times from accepted to answered."""
         self._spool = spool
         self._loaded = loaded
         self._retries = retries
@@ -58,8 +58,7 @@ class Settlement:
         self._charges: dict[tuple[str, str], tuple[int, NotAnswered]] = {}
         """Failures whose charge is not confirmed, by user and endpoint: the record's id, and the
         evidence. ``health`` confirms or cancels each."""
-        self.latency_s = deque(maxlen=4096) if latency_s is None else latency_s
-        """From accepted to answered, of the latest deliveries."""
+        self.latency = latency or Histogram(DELIVERY_BOUNDS_S)
         self.changed: Callable[[], None] = lambda: None
         """Called when it is to be written earlier than before."""
 
@@ -80,7 +79,7 @@ class Settlement:
             self.changed()
 
     def _note_latency(self, record: Record) -> None:
-        self.latency_s.append((self._now_ms() - record.accepted_at_ms) / 1000)
+        self.latency.add((self._now_ms() - record.accepted_at_ms) / 1000)
 
     def drop(self, record: Record, reason: str) -> None:
         """Settle as dropped by a rule, soon."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Collection
 
 from amplitude_intercom.engine.delivery.contacts.scope import ContactScope
@@ -21,6 +21,7 @@ from amplitude_intercom.engine.delivery.turn_ends import TurnEnds
 from amplitude_intercom.engine.delivery.turns import Turn
 from amplitude_intercom.engine.delivery.waiting import Retries
 from amplitude_intercom.engine.delivery.workspaces import Workspace
+from amplitude_intercom.engine.histograms import DELIVERY_BOUNDS_S, Durations
 from amplitude_intercom.engine.rules.admission import Admission
 from amplitude_intercom.engine.rules.planning import SyncRules
 from amplitude_intercom.engine.settings import Sync
@@ -33,8 +34,8 @@ class SyncFigures:
     def __init__(self) -> None:
         self.unknown_attributes: Counter[str] = Counter()
         """Attributes that the workspace does not have, and how often each was left out."""
-        self.latency_s: deque[float] = deque(maxlen=4096)
-        """From accepted to answered, of the latest deliveries."""
+        self.latency = Durations(DELIVERY_BOUNDS_S)
+        """From accepted to answered, of deliveries."""
         self.faults = 0
         """Faults that stopped its deliveries before the present one."""
 
@@ -139,7 +140,7 @@ class SyncDelivery:
             many=many,
             now_ms=now_ms,
             look_at_table=look_at_table,
-            latency_s=stream.figures.latency_s,
+            latency=stream.figures.latency,
         )
         turn_ends = TurnEnds(
             spool, scheduler, loaded, retries, now_ms=now_ms, look_at_table=look_at_table

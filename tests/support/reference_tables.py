@@ -20,6 +20,7 @@ from amplitude_intercom.engine.console.admin_server import AdminServer
 from amplitude_intercom.engine.console.api import AdminApi
 from amplitude_intercom.engine.console.problems import STATUSES, ProblemType
 from amplitude_intercom.engine.delivery.gate import State
+from amplitude_intercom.engine.metrics_text import kind_of
 from amplitude_intercom.engine.reasons import AdjustmentReason, DeadReason, DropReason
 from amplitude_intercom.engine.relay.host import RelayState
 from amplitude_intercom.engine.settings_meanings import MEANINGS
@@ -200,7 +201,7 @@ def _problems_text() -> str:
 
 def _metrics_text() -> str:
     rows = [
-        (f"`{name}`", "counter" if name.endswith("_total") else "gauge", text)
+        (f"`{name}`", kind_of(name, metrics.HISTOGRAMS), text)
         for name, text in metrics.METRICS.items()
     ]
     return table(f"metric (`{metrics.PREFIX}…`)", "kind", "is", rows=rows)

@@ -1,0 +1,81 @@
+"""The work of a status does not grow with the dead letters."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import anyio
+
+from amplitude_intercom.engine.metrics import render
+from amplitude_intercom.engine.spool.spool import Spool
+from support import simulation
+from support.simulation import API_KEY, event
+from support.spools import sqlite_of
+from support.virtual import in_virtual_time
+
+_LETTERS = """
+WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?)
+INSERT INTO dead_letters
+SELECT i * 512, 1, 'refused', 400, '', '', '', 1, 1800000000000,
+    1800000000000, 1800000000000, 'user-' || i, 'Purchase', '', NULL,
+    i * 512, 0, 0, x'7b7d' FROM n
+"""
+_GROUPS = """
+INSERT INTO dead_letter_groups
+SELECT taker, reason, status, code, event_type, count(*), 1800000000000, 1800000000000, max(id)
+FROM dead_letters
+GROUP BY 1, 2, 3, 4, 5
+"""
+_COUNTERS = """
+INSERT INTO counters SELECT 1, name, (SELECT count(*) FROM dead_letters)
+FROM (SELECT 'dead' AS name UNION SELECT 'dead:refused' UNION SELECT 'received')
+"""
+
+
+def add_letters(path: Path, count: int) -> None:
+    db = sqlite3.connect(path)
+    with db:
+        db.execute(_LETTERS, (count,))
+        db.execute(_GROUPS)
+        db.execute(_COUNTERS)
+    db.close()
+
+
+class Steps:
+    """The steps of SQLite's machine on the connection of a spool."""
+
+    def __init__(self, spool: Spool) -> None:
+        self.count = 0
+        sqlite_of(spool.writer._database.store.db).set_progress_handler(self._step, 1)  # type: ignore[attr-defined]
+
+    def _step(self) -> int:
+        self.count += 1
+        return 0
+
+
+async def steps_of_status(folder: Path, letters: int) -> int:
+    """Return the steps of one status and one text of metrics over so many dead letters."""
+    local = simulation.sandbox()
+    async with simulation.engine(folder, local) as engine:
+        path = engine.spool.path
+    add_letters(path, letters)
+    async with simulation.engine(folder, local) as engine:
+        await engine.submit([event("nobody-here", 1)], api_key=API_KEY)
+        await anyio.sleep(5)
+        steps = Steps(engine.spool)
+        status = await engine.status()
+        text = render(status, ready=engine.overview.ready).decode()
+        counted = steps.count
+    assert status.syncs[0].dead_by_reason == {"refused": letters}
+    assert f'dead_letters{{sync="simulated",reason="refused"}} {float(letters)}' in text
+    return counted
+
+
+@in_virtual_time
+async def test_a_status_takes_as_many_steps_over_many_dead_letters_as_over_few(
+    tmp_path: Path,
+) -> None:
+    few = await steps_of_status(tmp_path / "few", 1_000)
+    many = await steps_of_status(tmp_path / "many", 20_000)
+    assert 0 < many <= few + 50
