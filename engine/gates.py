@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
 from functools import partial
@@ -12,6 +11,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from amplitude_intercom.engine.clients import Token, client_of, most_calls, token_of
+from amplitude_intercom.engine.delivery.exchange import CallFigures
 from amplitude_intercom.engine.delivery.gate import Gate
 from amplitude_intercom.engine.errors import SettingsError
 from amplitude_intercom.engine.settings import Intercom, Sync
@@ -35,7 +35,7 @@ class Clocks(msgspec.Struct, frozen=True):
 class Gates:
     """Builds the gate of each access token, and names it: ``HOST#N``, without secrets.
 
-    A token keeps its name, and the counts of its calls, as long as a sync has it.
+    A token keeps its name, and the figures of its calls, as long as a sync has it.
     """
 
     def __init__(self, wire: WireFactory | None, clocks: Clocks) -> None:
@@ -43,7 +43,7 @@ class Gates:
         self._clocks = clocks
         self._numbers: dict[Token, int] = {}
         self._syncs: dict[Token, list[str]] = {}
-        self._calls: dict[Token, Counter[tuple[str, int]]] = {}
+        self._figures: dict[Token, CallFigures] = {}
 
     def name_tokens(self, syncs: Iterable[Sync]) -> None:
         """Give a name to each token of these syncs that has none."""
@@ -61,7 +61,7 @@ class Gates:
             tokens.setdefault(token_of(sync), []).append(sync.name)
         self._syncs = tokens
         self._numbers = {token: n for token, n in self._numbers.items() if token in tokens}
-        self._calls = {token: calls for token, calls in self._calls.items() if token in tokens}
+        self._figures = {token: f for token, f in self._figures.items() if token in tokens}
 
     def name_of(self, sync: Sync) -> str:
         """Return the name of a sync's access token."""
@@ -104,7 +104,7 @@ class Gates:
             name=partial(self._log_name, token),
             known_limit=known_limit,
             counts_before=counts_before,
-            calls=self._calls.setdefault(token, Counter()),
+            figures=self._figures.setdefault(token, CallFigures()),
         )
 
     async def _enter_wire(self, sync: Sync, clients: AsyncExitStack) -> Wire:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import platform
+from importlib.metadata import version
 from typing import Final
+
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 
 from amplitude_intercom.engine.logs import lines_lost
 from amplitude_intercom.engine.metrics_text import MetricsText, label
@@ -13,6 +17,11 @@ from amplitude_intercom.engine.status import (
     Status,
     SyncStatus,
 )
+
+PYTHON: Final = platform.python_version()
+
+_process = CollectorRegistry()
+ProcessCollector(registry=_process)
 
 PREFIX = "amplitude_intercom_"
 
@@ -29,12 +38,21 @@ METRICS = {
     "oldest_parked_seconds": "Time since the first failure of the user that is parked the longest.",
     "last_delivery_seconds": "Time since the last delivery.",
     "latency_seconds": "Time from accepted to answered, of the last 4,096 deliveries, by quantile.",
+    "delivery_seconds": "Times from accepted to answered, since the start.",
     "spool_bytes": "Bytes that the spool has on disk, with its log and its reserve.",
     "spool_used_bytes": "Bytes of them that hold something.",
+    "spool_waiting_bytes": "Bytes of what waits in the spool, of all syncs and relays.",
+    "spool_max_bytes": "The bound of it, `spool.max_bytes`.",
+    "spool_growth_bytes": "Growth of what waits, in bytes a second, over the last ten minutes.",
+    "spool_rows": "Rows of the spool, by kind.",
+    "spool_commit_seconds": "Durations of commits of the spool.",
+    "disk_free_bytes": "Bytes that the disk of the spool has left.",
     "waiting_bytes": "Bytes of what waits of a sync, which `spool.max_bytes` bounds for all.",
     "left_events": "Events and dead letters of a sync that is not in the settings any more.",
     "spool_trouble": "1 while events are refused or the spool cannot be read, by sync.",
     "calls_total": "Calls to Intercom, by access token, endpoint and status (0: no answer).",
+    "call_seconds": "Durations of answered calls to Intercom, by access token.",
+    "pauses_total": "Pauses of an access token for which a 429 has asked.",
     "calls_in_flight": "Calls that are out, or next to leave, by access token.",
     "rate_limit": "Calls that Intercom allows an access token in 10 seconds.",
     "gate_health": "1 for the health of an access token: well, throttled, outage, unauthorized.",
@@ -58,11 +76,12 @@ METRICS = {
     "relay_stopped": "1 while a fault of this program keeps a relay from running.",
     "relay_faults_total": "Faults of this program that stopped a relay, since the start.",
     "ready": "1 while events are taken.",
+    "build_info": "1, with the version of the program and of Python.",
     "log_lines_lost_total": "Lines of the log that could not be written.",
 }
 """All metrics without the prefix; a test compares the documented table with it."""
 
-HISTOGRAMS: Final[frozenset[str]] = frozenset()
+HISTOGRAMS: Final = frozenset({"call_seconds", "delivery_seconds", "spool_commit_seconds"})
 """Those of them that are histograms; of the others, a name that ends with ``_total`` is of a
 counter."""
 
@@ -72,6 +91,8 @@ def render(status: Status, *, ready: bool) -> bytes:
     # Family by family over all syncs, it took a second for a thousand: each is passed once.
     text = MetricsText(PREFIX, METRICS, HISTOGRAMS)
     text.add("ready", "", ready)
+    versions = f"{label('version', version('amplitude-intercom'))},{label('python', PYTHON)}"
+    text.add("build_info", versions, 1)
     text.add("log_lines_lost_total", "", lines_lost())
     _add_spool(text, status.spool)
     _add_sources(text, status)
@@ -84,12 +105,18 @@ def render(status: Status, *, ready: bool) -> bytes:
         sync.intercom.name: sync.intercom for sync in status.syncs if sync.intercom
     }.values():
         _add_gate(text, label("intercom", gate.name), gate)
-    return text.encode()
+    return text.encode() + generate_latest(_process)
 
 
 def _add_spool(text: MetricsText, spool: SpoolStatus) -> None:
     text.add("spool_bytes", "", spool.disk_bytes)
     text.add("spool_used_bytes", "", spool.used_bytes)
+    text.add("spool_waiting_bytes", "", spool.waiting_bytes)
+    text.add("spool_max_bytes", "", spool.max_bytes or None)
+    text.add("spool_growth_bytes", "", spool.growth_bytes_per_s)
+    text.add("disk_free_bytes", "", spool.disk_free_bytes)
+    text.add_each("spool_rows", "", "kind", spool.rows)
+    text.add_histogram("spool_commit_seconds", "", spool.commits)
     for name, left in spool.left.items():
         text.add("left_events", label("sync", name), left.pending + left.dead)
 
@@ -122,6 +149,7 @@ def _add_sync(text: MetricsText, sync_label: str, sync: SyncStatus) -> None:
     text.add_each("parked_users", sync_label, "reason", sync.parked_users)
     quantiles = {str(int(p.removeprefix("p")) / 100): s for p, s in sync.latency_s.items()}
     text.add_each("latency_seconds", sync_label, "quantile", quantiles)
+    text.add_histogram("delivery_seconds", sync_label, sync.deliveries)
     if sync.intercom is not None:
         text.add("sync_info", f"{sync_label},{label('intercom', sync.intercom.name)}", 1)
 
@@ -145,6 +173,8 @@ def _add_relay(text: MetricsText, relay_label: str, relay: RelayStatus) -> None:
 
 def _add_gate(text: MetricsText, gate_label: str, gate: GateStatus) -> None:
     text.add("calls_in_flight", gate_label, gate.in_flight)
+    text.add("pauses_total", gate_label, gate.pauses)
+    text.add_histogram("call_seconds", gate_label, gate.took)
     text.add("rate_limit", gate_label, gate.limit)
     text.add("gate_health", f"{gate_label},{label('health', gate.health)}", 1)
     for call, count in gate.calls.items():

@@ -17,7 +17,7 @@ from amplitude_intercom.engine.settings import Relay as RelaySettings
 from amplitude_intercom.engine.settings import Sync
 from amplitude_intercom.engine.sources import RunningSource
 from amplitude_intercom.engine.spool.spool import Spool
-from amplitude_intercom.engine.spool.sqlite.snapshots import disk_bytes
+from amplitude_intercom.engine.spool.sqlite.snapshots import disk_bytes, disk_free_bytes
 from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.engine.status import (
     RefusalCount,
@@ -198,7 +198,12 @@ class Overview:
             used_bytes = parts.spool.used_bytes(store)
             return _Tables(
                 msgspec.structs.replace(
-                    found, disk_bytes=size_bytes, used_bytes=used_bytes, trouble=text
+                    found,
+                    disk_bytes=size_bytes,
+                    used_bytes=used_bytes,
+                    trouble=text,
+                    disk_free_bytes=disk_free_bytes(parts.spool.path),
+                    commits=parts.spool.commits,
                 ),
                 {
                     name: read_sync_facts(

@@ -15,11 +15,14 @@ from amplitude_intercom.engine.delivery.gate import Gate
 from amplitude_intercom.engine.delivery.judge import Trouble
 from amplitude_intercom.engine.delivery.stream import SyncFigures
 from amplitude_intercom.engine.errors import SpoolError
+from amplitude_intercom.engine.histograms import HistogramValue
 from amplitude_intercom.engine.relay.relay import RelaySender
 from amplitude_intercom.engine.settings import Relay as RelaySettings
 from amplitude_intercom.engine.settings import Sync
 from amplitude_intercom.engine.spool.accounts import (
+    CONTACTS,
     INBOX,
+    INSERT_IDS,
     MINUTE_MS,
     SPOOL,
     TAKEN_ALONG,
@@ -52,6 +55,10 @@ class GateStatus(msgspec.Struct, frozen=True):
     call_s: dict[str, float]
     guessed: bool = False
     troubles: list[Trouble] = []
+    took: HistogramValue | None = None
+    """Durations of answered calls, since the start."""
+    pauses: int = 0
+    """Pauses for which a 429 has asked, since the start."""
 
 
 class TakerStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,6 +97,8 @@ class SyncStatus(TakerStatus, frozen=True, kw_only=True):
     event_names: int
     latency_s: dict[str, float]
     intercom: GateStatus | None
+    deliveries: HistogramValue | None = None
+    """Times from accepted to answered, since the start."""
     rekeying: int = 0
     """Id of the job that gives waiting records new keys and holds delivery; 0: no such job."""
 
@@ -146,6 +155,15 @@ class SpoolStatus(msgspec.Struct, frozen=True):
     left: dict[str, LeftSync] = {}
     full_in_s: float | None = None
     """Time until ``spool.max_bytes`` is reached at the present rate; None: it does not grow."""
+    max_bytes: int = 0
+    """The bound of ``waiting_bytes``."""
+    growth_bytes_per_s: float = 0.0
+    """Growth of ``waiting_bytes`` in the last ten minutes; below 0 where it shrinks."""
+    disk_free_bytes: int | None = None
+    rows: dict[str, int] = {}
+    """Rows by kind, of all syncs and relays, as kept counters have them."""
+    commits: HistogramValue | None = None
+    """How long commits took; None where the spool is not open in this process."""
 
     @property
     def exists(self) -> bool:
@@ -224,19 +242,28 @@ def read_left(store: Store, names: Collection[str]) -> dict[str, LeftSync]:
 
 def spool_status(store: Store, names: Collection[str], max_bytes: int, now_ms: int) -> SpoolStatus:
     """Read the spool's status from its tables; ``names`` are the takers in the settings."""
+    held, since = store.accounts.committed(SPOOL)[WAITING], now_ms // MINUTE_MS - RATE_MINUTES
+    per_s = store.accounts.change_since(SPOOL, WAITING, since) / (RATE_MINUTES * 60)
     return SpoolStatus(
-        waiting_bytes=store.accounts.committed(SPOOL)[WAITING],
+        waiting_bytes=held,
         left=read_left(store, names),
-        full_in_s=_read_full_in_s(store, max_bytes, now_ms),
+        full_in_s=max(0, max_bytes - held) / per_s if per_s > 0 else None,
+        max_bytes=max_bytes,
+        growth_bytes_per_s=round(per_s, 3),
+        rows=_rows(store),
     )
 
 
-def _read_full_in_s(store: Store, max_bytes: int, now_ms: int) -> float | None:
-    """Return the time until the spool is full at its present rate; None where it does not grow."""
-    held = store.accounts.committed(SPOOL)[WAITING]
-    since = now_ms // MINUTE_MS - RATE_MINUTES
-    per_s = store.accounts.change_since(SPOOL, WAITING, since) / (RATE_MINUTES * 60)
-    return max(0, max_bytes - held) / per_s if per_s > 0 else None
+def _rows(store: Store) -> dict[str, int]:
+    """Return the number of rows by kind, from counters: no table is passed through."""
+    accounts = store.accounts
+    counters = [accounts.committed(taker) for taker in accounts.takers()]
+    return {
+        "pending": sum(one["pending"] for one in counters),
+        "dead_letters": sum(one["dead"] for one in counters),
+        "insert_ids": accounts.committed(SPOOL)[INSERT_IDS],
+        "contacts": accounts.committed(SPOOL)[CONTACTS],
+    }
 
 
 # --- put together -------------------------------------------------------------------------
@@ -299,6 +326,7 @@ def sync_status(
         event_names=facts.event_names,
         latency_s=figures.latency.percentiles(),
         intercom=gate,
+        deliveries=figures.latency.value,
         rekeying=rekeying,
     )
 
@@ -345,6 +373,8 @@ def gate_status(gate: Gate, name: str) -> GateStatus:
         gate.took.percentiles(),
         gate.pace.is_guess,
         gate.troubles(loop_time_s()),
+        gate.took.value,
+        gate.pauses,
     )
 
 

@@ -31,6 +31,22 @@ from amplitude_intercom.transports.reasons import NoAnswerCause
 _log = structlog.get_logger(__name__)
 
 
+class CallFigures:
+    """Figures of the calls of one access token; they go on where another gate takes over."""
+
+    def __init__(self) -> None:
+        self.calls: Counter[tuple[str, int]] = Counter()
+        """Calls made, by endpoint and status (0: no answer)."""
+        self.took = Durations(ANSWER_BOUNDS_S)
+        """The durations of answered calls."""
+        self.pauses = 0
+        """Pauses for which a 429 has asked."""
+
+    def note_pause(self) -> None:
+        """Count a pause."""
+        self.pauses += 1
+
+
 class Exchange:
     """Sends calls of one access token, each once."""
 
@@ -41,18 +57,16 @@ class Exchange:
         in_flight: CallsInFlight,
         budget: BudgetDoubt,
         name: Callable[[], str],
-        calls: Counter[tuple[str, int]] | None = None,
+        figures: CallFigures | None = None,
     ) -> None:
-        """``name``: returns the access token's name in logs. ``calls`` are counted on."""
+        """``name``: returns the access token's name in logs. ``figures`` are counted on."""
         self._wire = wire
         self._pace = pace
         self._in_flight = in_flight
         self._budget = budget
         self._name = name
-        self.calls = Counter() if calls is None else calls
-        """Calls made, by endpoint and status (0: no answer)."""
-        self.took = Durations(ANSWER_BOUNDS_S)
-        """The durations of answered calls."""
+        self.figures = figures or CallFigures()
+        pace.paused = self.figures.note_pause
         self._told_limit = 0.0
         self.limit_told = asyncio.Event()
         """Set when an answer named a new limit."""
@@ -73,9 +87,9 @@ class Exchange:
         finally:
             self._in_flight.end(out)
         back_s = loop_time_s()
-        self.calls[endpoint, answer.status if answer else 0] += 1
+        self.figures.calls[endpoint, answer.status if answer else 0] += 1
         if answer is not None:
-            self.took.add(back_s - left_s)
+            self.figures.took.add(back_s - left_s)
             if not isinstance(outcome, Failure) or is_error_list(answer):
                 self._learn_pace(answer, number, left_s, back_s)
         if logs.debugging():

@@ -33,7 +33,7 @@ from amplitude_intercom.engine.delivery.calls import (
     endpoint_of,
 )
 from amplitude_intercom.engine.delivery.calls_in_flight import CallsInFlight
-from amplitude_intercom.engine.delivery.exchange import Exchange
+from amplitude_intercom.engine.delivery.exchange import CallFigures, Exchange
 from amplitude_intercom.engine.delivery.health import Charge, Hasten, Health
 from amplitude_intercom.engine.delivery.judge import Judge, Trouble
 from amplitude_intercom.engine.delivery.pace import Pace
@@ -84,14 +84,14 @@ class Gate:
         name: Callable[[], str] = lambda: "Intercom",
         known_limit: float | None = None,
         counts_before: bool = False,
-        calls: Counter[tuple[str, int]] | None = None,
+        figures: CallFigures | None = None,
     ) -> None:
         """``name``: returns the access token's name in logs, without secrets.
 
         ``known_limit`` is the calls a window that an answer told an earlier process; without it
         ``requests_per_minute`` is the first guess. ``counts_before``: ``Remaining`` is known not to
-        count the call that it answers; otherwise answers will tell. ``calls``: those of an earlier
-        gate of the token, to be counted on.
+        count the call that it answers; otherwise answers will tell. ``figures``: those of an
+        earlier gate of the token, to be counted on.
         """
         self.name = name
         guess = requests_per_minute * WINDOW_S / 60
@@ -104,7 +104,7 @@ class Gate:
         self._in_flight = CallsInFlight(max_in_flight)
         budget = BudgetDoubt()
         # One doubt for both: answers feed it, and a 429 is judged by it.
-        self._exchange = Exchange(wire, self.pace, self._in_flight, budget, name, calls)
+        self._exchange = Exchange(wire, self.pace, self._in_flight, budget, name, figures)
         self._judge = Judge(
             self._exchange.send,
             self.pace,
@@ -136,12 +136,17 @@ class Gate:
     @property
     def calls(self) -> Counter[tuple[str, int]]:
         """Calls made, by endpoint and status (0: no answer)."""
-        return self._exchange.calls
+        return self._exchange.figures.calls
 
     @property
     def took(self) -> Durations:
         """The durations of calls."""
-        return self._exchange.took
+        return self._exchange.figures.took
+
+    @property
+    def pauses(self) -> int:
+        """Pauses for which a 429 has asked."""
+        return self._exchange.figures.pauses
 
     @property
     def in_flight(self) -> int:

@@ -25,6 +25,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
+from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 from typing import Final
 
@@ -135,6 +136,8 @@ class Pace:
         self._window = Window(counts_before=counts_before)
         self._latency = Latency()
         self._ramp = Ramp()
+        self.paused: Callable[[], None] = lambda: None
+        """Called when a pause begins."""
         self.is_closed = False
         """Whether no further call leaves."""
 
@@ -209,7 +212,8 @@ class Pace:
         ``left_at_s`` is the departure of its call. Without it, a 429 during a pause belongs to the
         calls that were out at its begin, and a 429 after the pause is the next in a row.
         """
-        self._ramp.throttled(wait_s, now_s if left_at_s is None else left_at_s, now_s)
+        if self._ramp.throttled(wait_s, now_s if left_at_s is None else left_at_s, now_s):
+            self.paused()
 
     def answered(self, left_at_s: float) -> None:
         """Note an answer other than a 429 to a call that left at ``left_at_s``."""

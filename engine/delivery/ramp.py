@@ -37,17 +37,21 @@ class Ramp:
         self._in_a_row = 0
         self._paused_since_s = 0.0
 
-    def throttled(self, wait_s: float, left_at_s: float, now_s: float) -> None:
-        """Note a 429 that asks for a pause of ``wait_s``, to a call that left at ``left_at_s``."""
+    def throttled(self, wait_s: float, left_at_s: float, now_s: float) -> bool:
+        """Note a 429 that asks for a pause of ``wait_s``, to a call that left at ``left_at_s``.
+
+        Returns whether a pause begins.
+        """
         # A call that was out when the pause began can at most make it longer.
         if left_at_s < self.paused_until_s:
             if now_s < self.paused_until_s:
                 self.paused_until_s = max(self.paused_until_s, now_s + wait_s)
-            return
+            return False
         least_s = SECOND_PAUSE_S * 2 ** (self._in_a_row - 1) if self._in_a_row else 0.0
         self._in_a_row += 1
         self.paused_until_s = now_s + max(wait_s, min(least_s, LONGEST_PAUSE_S))
         self.step, self._answered = 1, 0
+        return True
 
     def answered(self, left_at_s: float, enough: int) -> None:
         """Note an answer other than a 429. The ramp ends when it allows ``enough`` calls."""

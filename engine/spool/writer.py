@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, Generic, Protocol, TypeVar
 
 import structlog
 
 from amplitude_intercom.engine.errors import SpoolError
+from amplitude_intercom.engine.histograms import COMMIT_BOUNDS_S, Histogram
 from amplitude_intercom.engine.spool.sqlite.database import HEAL_EVERY_S, Database, S, S_co
 from amplitude_intercom.transports.reasons import RefusalReason
 
@@ -35,6 +37,9 @@ Queued = tuple[Callable[[S], Any], asyncio.Future[Any]]
 
 class Writer(Protocol[S_co]):
     """Does work in the order of submission."""
+
+    commits: Histogram
+    """How long groups of work took, commit included."""
 
     def submit(self, work: Callable[[S_co], T]) -> asyncio.Future[T]:
         """Queue work; the future resolves when its changes are durable.
@@ -64,6 +69,7 @@ class InlineWriter(Generic[S]):
     def __init__(self, database: Database[S]) -> None:
         self._database = database
         self._closed = False
+        self.commits = Histogram(COMMIT_BOUNDS_S)
 
     def submit(self, work: Callable[[S], T]) -> asyncio.Future[T]:
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
@@ -84,6 +90,7 @@ class ThreadWriter(Generic[S]):
         self._loop = asyncio.get_running_loop()
         self._queued: queue.SimpleQueue[Queued[S] | None] = queue.SimpleQueue()
         self._closed = False
+        self.commits = Histogram(COMMIT_BOUNDS_S)
         # A daemon thread, so that a disk that hangs cannot keep the process from ending.
         self._thread = threading.Thread(target=self._work, name="spool", daemon=True)
         self._thread.start()
@@ -118,7 +125,9 @@ class ThreadWriter(Generic[S]):
             self._run([])
             self._tidy()
             return True
+        began_s = time.perf_counter()
         results = self._run([work for work, _ in group])
+        self.commits.add(time.perf_counter() - began_s)
         # Once for the group: each call wakes the loop.
         self._loop.call_soon_threadsafe(self._hand_back, group, results)
         return not ended

@@ -66,6 +66,15 @@ def disk_bytes(path: Path) -> int:
     return sum(size_of(f"{path}{end}") for end in ("", "-wal", "-shm", "-reserve"))
 
 
+def disk_free_bytes(path: Path) -> int | None:
+    """Return the bytes that the disk of a file has left; None where it does not say."""
+    try:
+        disk = os.statvfs(path.parent)
+    except OSError:
+        return None
+    return disk.f_bavail * disk.f_frsize
+
+
 def size_of(path: str) -> int:
     """Return the size of a file in bytes; 0 if there is none."""
     try:
