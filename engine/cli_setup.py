@@ -132,11 +132,15 @@ def sandbox(
 
 def explain(
     word: Annotated[
-        str | None, typer.Argument(help="A setting, a reason or a metric; none lists them.")
+        str | None,
+        typer.Argument(help="A setting, a reason or a metric, or `alerts`; none lists them."),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Explain a word of settings, logs, tables or metrics, with a remedy."""
+    """Explain a word of settings, logs, tables or metrics, with a remedy.
+
+    `explain alerts` prints alerting rules for Prometheus.
+    """
     from amplitude_intercom.engine.commands.explain import explain as main
 
     finish_plainly(lambda: main(word, as_json=json))

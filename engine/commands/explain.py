@@ -1,9 +1,10 @@
-"""``explain``: the meaning of a setting, a reason or a metric, with a remedy."""
+"""``explain``: the meaning of a setting, a reason or a metric, and the alerting rules."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from importlib.resources import files
 from typing import Final
 
 import msgspec
@@ -32,6 +33,14 @@ SETS: Final[dict[str, type[Reason]]] = {
 """The closed sets of words, each with the kind of its words."""
 
 
+ALERTS: Final = "alerts"
+
+
+def alerting_rules() -> str:
+    """Return the alerting rules for Prometheus, in YAML."""
+    return files("amplitude_intercom.engine").joinpath("alerts.yaml").read_text(encoding="utf-8")
+
+
 class Word(msgspec.Struct, frozen=True):
     """A word that the program uses, of one ``kind``."""
 
@@ -48,12 +57,21 @@ def words() -> Iterator[Word]:
     for kind, members in SETS.items():
         for member in members:
             yield Word(member.value, kind, member.means, member.remedy)
+    yield Word(
+        ALERTS, "rules", "alerting rules for Prometheus, printed as a file by `explain alerts`"
+    )
     for name, text in METRICS.items():
         yield Word(PREFIX + name, "a metric", text)
 
 
 def explain(word: str | None, *, as_json: bool) -> int:
-    """Print the meaning of a word, or all words; exits 2 where there is no such word."""
+    """Print the meaning of a word, or all words; exits 2 where there is no such word.
+
+    ``alerts`` prints the alerting rules for Prometheus.
+    """
+    if word == ALERTS and not as_json:
+        print(alerting_rules(), end="")
+        return OK
     every = list(words())
     found = every if word is None else [entry for entry in every if _is_meant(word, entry.word)]
     if not found:
