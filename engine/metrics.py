@@ -12,6 +12,7 @@ from amplitude_intercom.engine.logs import lines_lost
 from amplitude_intercom.engine.metrics_text import MetricsText, label
 from amplitude_intercom.engine.status import (
     GateStatus,
+    HttpStatus,
     RelayStatus,
     SpoolStatus,
     Status,
@@ -61,6 +62,10 @@ METRICS = {
     "sync_faults_total": "Faults of this program that stopped a sync, since the start.",
     "source_stopped": "1 while a fault of this program keeps a source from running.",
     "source_faults_total": "Faults of this program that stopped a source, since the start.",
+    "http_requests_total": "Requests to the HTTP source, by door and status (0: no answer).",
+    "http_request_seconds": "Durations of requests to the HTTP source, from head to answer.",
+    "http_connections": "Connections to the HTTP source that are open.",
+    "http_held_bytes": "Bytes of request bodies in memory, of `http.max_held_bytes`.",
     "http_refusals_total": "Requests that the HTTP source refused, by door and reason.",
     "relay_received_total": "Events that came in requests which a relay keeps.",
     "relay_delivered_total": "Events of a relay that Amplitude took.",
@@ -81,7 +86,9 @@ METRICS = {
 }
 """All metrics without the prefix; a test compares the documented table with it."""
 
-HISTOGRAMS: Final = frozenset({"call_seconds", "delivery_seconds", "spool_commit_seconds"})
+HISTOGRAMS: Final = frozenset(
+    {"call_seconds", "delivery_seconds", "http_request_seconds", "spool_commit_seconds"}
+)
 """Those of them that are histograms; of the others, a name that ends with ``_total`` is of a
 counter."""
 
@@ -129,6 +136,18 @@ def _add_sources(text: MetricsText, status: Status) -> None:
         labels = label("source", source.name)
         text.add("source_stopped", labels, bool(source.stopped))
         text.add("source_faults_total", labels, source.faults)
+        if source.http is not None:
+            _add_http(text, labels, source.http)
+
+
+def _add_http(text: MetricsText, source_label: str, http: HttpStatus) -> None:
+    for request, count in http.requests.items():
+        door, _, status = request.rpartition(" ")
+        labels = f"{source_label},{label('door', door)},{label('status', status)}"
+        text.add("http_requests_total", labels, count)
+    text.add_histogram("http_request_seconds", source_label, http.took)
+    text.add("http_connections", source_label, http.connections)
+    text.add("http_held_bytes", source_label, http.held_bytes)
 
 
 def _add_sync(text: MetricsText, sync_label: str, sync: SyncStatus) -> None:

@@ -29,6 +29,7 @@ from amplitude_intercom.engine.status import (
     SyncStatus,
     TakerFacts,
     gate_status,
+    http_status,
     read_relay_facts,
     read_sync_facts,
     relay_status,
@@ -147,7 +148,10 @@ class Overview:
             tables.spool,
             [RefusalCount(*kind, count) for kind, count in sorted(refusals.items())],
             dict(refused_keys),
-            [SourceStatus(n, s.stopped, s.faults) for n, (_, s) in parts.sources.items()],
+            [
+                SourceStatus(name, s.stopped, s.faults, http_status(source))
+                for name, (source, s) in parts.sources.items()
+            ],
             [self._relay_status(relay, tables.relays) for relay in parts.takers.settings.relay],
         )
 
@@ -203,7 +207,7 @@ class Overview:
                     used_bytes=used_bytes,
                     trouble=text,
                     disk_free_bytes=disk_free_bytes(parts.spool.path),
-                    commits=parts.spool.commits,
+                    commits=parts.spool.writer.commits.value,
                 ),
                 {
                     name: read_sync_facts(

@@ -32,6 +32,7 @@ from amplitude_intercom.engine.spool.accounts import (
 from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.engine.spool.table_reads import first_waiting_ms
 from amplitude_intercom.engine.supervision import Supervisor
+from amplitude_intercom.transports.http_figures import BOUNDS_S, HttpFigures
 
 RATE_MINUTES: Final = 10
 """Length of the window from which the present rate is estimated."""
@@ -118,12 +119,26 @@ class RelayStatus(TakerStatus, frozen=True, kw_only=True):
     """API keys that Amplitude refuses now, with its answers."""
 
 
+class HttpStatus(msgspec.Struct, frozen=True):
+    """Requests of a server: ``requests`` by endpoint and status (``/batch 200``; 0: no answer).
+
+    ``connections`` and ``held_bytes`` are those of now.
+    """
+
+    requests: dict[str, int]
+    took: HistogramValue
+    connections: int
+    held_bytes: int
+
+
 class SourceStatus(msgspec.Struct, frozen=True):
     """State of one source: the fault that has stopped it, or empty, and the number of faults."""
 
     name: str
     stopped: str
     faults: int
+    http: HttpStatus | None = None
+    """Its requests, where it is a server of HTTP."""
 
 
 class RefusalCount(msgspec.Struct, frozen=True):
@@ -358,6 +373,20 @@ def relay_status(
         held=sender.held,
         calls={str(status): n for status, n in sorted(sender.calls.items())},
         refused_keys=dict(sender.refused_keys),
+    )
+
+
+def http_status(source: Any) -> HttpStatus | None:
+    """Return the status of a source that is a server of HTTP; None of any other."""
+    # By its figures: the server itself would bring its libraries into every command.
+    figures = getattr(source, "figures", None)
+    if not isinstance(figures, HttpFigures):
+        return None
+    return HttpStatus(
+        {f"{endpoint} {status}": n for (endpoint, status), n in sorted(figures.requests.items())},
+        HistogramValue(BOUNDS_S, tuple(figures.buckets), round(figures.sum_s, 6)),
+        source.connections,
+        source.held_bytes,
     )
 
 

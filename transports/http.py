@@ -34,6 +34,7 @@ from amplitude_intercom.transports.bounds import (
 )
 from amplitude_intercom.transports.contract import Intake
 from amplitude_intercom.transports.http_endpoints import ENDPOINTS, PAGES, methods_of
+from amplitude_intercom.transports.http_figures import HttpFigures
 from amplitude_intercom.transports.http_receiver import UploadReceiver
 from amplitude_intercom.transports.http_server import (
     BoundedServer,
@@ -86,9 +87,10 @@ class HttpSource:
         self._origins = frozenset(cors_origins)
         self._idle_timeout_s = idle_timeout_s
         self._max_connections = min(max_connections, share_of_descriptors(0.5))
+        self._budget = ByteBudget(max_held_bytes)
         self._make_receiver = partial(
             UploadReceiver,
-            budget=ByteBudget(max_held_bytes),
+            budget=self._budget,
             limits=KeyLimits(key_requests_per_s, key_events_per_s),
             body_timeout_s=body_timeout_s,
             max_event_bytes=max_event_bytes,
@@ -96,6 +98,7 @@ class HttpSource:
             now_ms=now_ms,
         )
         self._refused = Refusals()
+        self.figures = HttpFigures()
         self._listener: Listener | None = None
         self._receiver: UploadReceiver | None = None
         self._listening = asyncio.Event()
@@ -131,6 +134,16 @@ class HttpSource:
         return self.address
 
     @property
+    def connections(self) -> int:
+        """Connections that are open now."""
+        return self._listener.open_count if self._listener else 0
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes that request bodies hold now, of `max_held_bytes`."""
+        return self._budget.held_bytes
+
+    @property
     def refusals(self) -> Counter[tuple[str, str]]:
         """Requests refused since the start, by endpoint and reason."""
         return self._refused.counts
@@ -143,10 +156,16 @@ class HttpSource:
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         assert self._listener is not None
         path = request.path if request.path == "/" else request.path.rstrip("/")
-        with self._listener.request(request.transport):
+        # Strangers can make up any number of paths.
+        endpoint = path if path in ENDPOINTS else NO_ENDPOINT
+        with (
+            self.figures.request(endpoint) as timing,
+            self._listener.request(request.transport),
+        ):
             response = await self._respond(request, path)
+            timing.status = response.code if isinstance(response, BadUpload) else response.status
         if isinstance(response, BadUpload):
-            self._refused.note(path if path in ENDPOINTS else NO_ENDPOINT, response)
+            self._refused.note(endpoint, response)
             response = refusal_response(response, methods_of(path))
         allow_origin(request, response, self._origins)
         if self._listener.is_nearly_full:

@@ -73,6 +73,11 @@ class ByteBudget:
         self._bodies: dict[HeldBody, None] = {}  # in the order of entering
         self._waiting: deque[tuple[asyncio.Future[None], HeldBody, int]] = deque()
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes that requests hold now."""
+        return self._held_by.total()
+
     def hold(self, address: str = "") -> HeldBody:
         """Return the share of a request from an address, empty yet."""
         return HeldBody(self, address)

@@ -166,6 +166,11 @@ class Listener:
         return self._open >= self._max * 3 // 4
 
     @property
+    def open_count(self) -> int:
+        """Connections that are open now."""
+        return self._open
+
+    @property
     def _open(self) -> int:
         return len(self._open_ones) + len(self._coming)
 

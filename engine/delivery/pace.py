@@ -207,11 +207,9 @@ class Pace:
         self.follow(rate.limit)
 
     def throttled(self, wait_s: float, now_s: float, left_at_s: float | None = None) -> None:
-        """Note an answer 429 that asks for a pause of ``wait_s`` seconds (``pause_s``).
-
-        ``left_at_s`` is the departure of its call. Without it, a 429 during a pause belongs to the
-        calls that were out at its begin, and a 429 after the pause is the next in a row.
-        """
+        """Note an answer 429 that asks for a pause of ``wait_s`` seconds (``pause_s``). Without
+        the departure of its call (``left_at_s``), a 429 during a pause belongs to the calls that
+        were out at its begin, and a 429 after the pause is the next in a row."""
         if self._ramp.throttled(wait_s, now_s if left_at_s is None else left_at_s, now_s):
             self.paused()
 

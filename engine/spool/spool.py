@@ -24,7 +24,6 @@ import anyio
 import structlog
 
 from amplitude_intercom.engine.errors import SpoolDamaged, SpoolError
-from amplitude_intercom.engine.histograms import HistogramValue
 from amplitude_intercom.engine.settings import Settings
 from amplitude_intercom.engine.spool.accounts import SPOOL, WAITING, under
 from amplitude_intercom.engine.spool.adjustments import Adjustments
@@ -246,11 +245,6 @@ class Spool:
     def waiting_bytes(self) -> int:
         """The waiting bytes of all takers, as the spool's fullness counts them."""
         return self._database.store.accounts.committed(SPOOL)[WAITING]
-
-    @property
-    def commits(self) -> HistogramValue:
-        """How long groups of work took, commit included, since the start."""
-        return self.writer.commits.value
 
     @staticmethod
     def used_bytes(store: Store) -> int:

@@ -36,6 +36,10 @@ async def test_health_readiness_metrics_and_status_tell_the_same_story(tmp_path:
     for name in METRICS:
         assert f"# HELP {PREFIX}{name} " in metrics
     assert f'{PREFIX}events_delivered_total{{sync="e2e"}} 5.0' in metrics
+    accepted = 'door="/2/httpapi",status="200"} 1.0'
+    assert f'{PREFIX}http_requests_total{{source="http",{accepted}' in metrics
+    assert f'{PREFIX}http_request_seconds_count{{source="http"}} 1\n' in metrics
+    assert f'{PREFIX}http_held_bytes{{source="http"}} 0.0\n' in metrics
     dropped = f'{PREFIX}events_dropped_total{{reason="duplicate",sync="e2e"}} 1.0'
     assert dropped in re.sub(r'{sync="e2e",reason="(\w+)"}', r'{reason="\1",sync="e2e"}', metrics)
 

@@ -18,6 +18,7 @@ from amplitude_intercom.engine.app import Engine
 from amplitude_intercom.engine.config import from_table
 from amplitude_intercom.engine.errors import SettingsError
 from amplitude_intercom.engine.settings_changes import Reloaded
+from amplitude_intercom.engine.status import SyncStatus
 from amplitude_intercom.transports.errors import Refused, UnknownApiKey
 from amplitude_intercom.transports.sandbox.faults import Fault
 from amplitude_intercom.transports.sandbox.in_process import InProcess
@@ -307,3 +308,32 @@ async def test_the_one_who_asked_may_leave(tmp_path: Path) -> None:
         await anyio.sleep(30)
         assert list(running.streams) == ["second"]
         assert arrived(local, USERS[0]) == [1]
+
+
+@in_virtual_time
+async def test_figures_go_on_where_a_token_gets_another_gate(tmp_path: Path) -> None:
+    local = workspace()
+    slower = sync("one", intercom={"requests_per_minute": 1_000})
+    async with engine(tmp_path, local, sync("one")) as running:
+        await running.submit([simulation.event(USERS[0], 1)], api_key="key")
+        await running.settled()
+        gate, before = running.streams["one"].gate, (await running.status()).syncs[0]
+        await running.reload(from_table(table(tmp_path, slower)))
+        assert running.streams["one"].gate is not gate
+        after = (await running.status()).syncs[0]
+        await running.submit([simulation.event(USERS[0], 2)], api_key="key")
+        await running.settled()
+        later = (await running.status()).syncs[0]
+    figures = [_grown(one) for one in (before, after, later)]
+    assert figures[0][0] > 0
+    assert all(a <= b for a, b in zip(figures[0], figures[1], strict=True))
+    assert all(a < b for a, b in zip(figures[1], figures[2], strict=True))
+
+
+def _grown(status: SyncStatus) -> list[int]:
+    """Return the numbers of deliveries, of timed calls, and of calls."""
+    assert status.deliveries is not None
+    assert status.intercom is not None
+    assert status.intercom.took is not None
+    timed = sum(status.intercom.took.counts)
+    return [sum(status.deliveries.counts), timed, sum(status.intercom.calls.values())]
