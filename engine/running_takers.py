@@ -199,9 +199,11 @@ class RunningTakers:
         for relay in opened.settings.relay:
             before = self.relays.get(relay.taker)
             if before is None or before.sender.settings != relay:
-                opened.relays[relay.taker] = await self._builder.relay(
+                sender = await self._builder.relay(
                     relay, opened.parts[relay.taker], before.sender.calls if before else None
                 )
+                sender.supervisor.faults = before.supervisor.faults if before else 0
+                opened.relays[relay.taker] = sender
 
     async def stop(self, opened: Opened) -> None:
         """End the deliveries that are gone or changed; return when their calls are settled."""
