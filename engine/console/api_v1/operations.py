@@ -1,0 +1,78 @@
+"""Operations of the API as values: routes and description are both made of them.
+
+Rules
+=====
+1. An operation takes one struct: of the query for ``GET``, else of the body. Unknown fields are
+   refused.
+2. An operation returns an ``Answer``; its value is of the declared type. A refusal is a
+   ``Problem``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final, Literal, NamedTuple, TypeVar
+
+import msgspec
+from aiohttp import web
+
+from amplitude_intercom.engine.console.problems import ProblemType
+
+ROOT: Final = "/api/v1"
+Method = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
+
+
+class Nothing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body or query of an operation that takes none."""
+
+
+class Answer(NamedTuple):
+    """A successful answer. ``value`` becomes the JSON; the operation declares the status."""
+
+    value: Any
+    headers: Mapping[str, str] = {}
+
+
+G = TypeVar("G")
+Handler = Callable[[web.Request, Any], Awaitable[Answer]]
+
+
+class Operation(msgspec.Struct, frozen=True, kw_only=True):
+    """One method of one path, below ``ROOT``.
+
+    ``takes``: the struct of its query or body. ``returns``: the type of the answer's value.
+    ``refusals``: those beside the usual ones. ``needs_match``: whether ``If-Match`` has to name
+    what is changed. ``takes_key``: whether ``Idempotency-Key`` is taken. ``has_etag``: whether the
+    answer has an ``ETag``. ``has_location``: whether it has a ``Location``.
+    """
+
+    method: Method
+    path: str
+    handler: Handler
+    takes: type
+    returns: Any
+    status: int = 200
+    refusals: tuple[ProblemType, ...] = ()
+    needs_match: bool = False
+    takes_key: bool = False
+    has_etag: bool = False
+    has_location: bool = False
+
+    @property
+    def summary(self) -> str:
+        """The handler's docstring in one line."""
+        return " ".join((self.handler.__doc__ or "").split())
+
+
+def operation(
+    method: Method,
+    path: str,
+    handler: Callable[[web.Request, G], Awaitable[Answer]],
+    takes: type[G],
+    returns: Any,
+    **more: Any,
+) -> Operation:
+    """Return an operation; the type checker holds the handler to the struct that it takes."""
+    return Operation(
+        method=method, path=path, handler=handler, takes=takes, returns=returns, **more
+    )

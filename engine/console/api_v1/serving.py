@@ -1,0 +1,42 @@
+"""Routes of the admin port, made of operations."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from typing import Any, Final
+
+import msgspec
+from aiohttp import web
+
+from amplitude_intercom.engine.console.api_v1.operations import ROOT, Operation
+from amplitude_intercom.engine.console.api_v1.requests import body_of, query_of
+
+_encoder: Final = msgspec.json.Encoder()
+
+
+async def _given(operation: Operation, request: web.Request) -> Any:
+    if operation.method == "GET":
+        return query_of(request, operation.takes)
+    return await body_of(request, operation.takes)
+
+
+def routes_of(operations: Iterable[Operation]) -> list[web.RouteDef]:
+    """Return the routes of operations."""
+    return [_route(one) for one in operations]
+
+
+def _route(operation: Operation) -> web.RouteDef:
+    @functools.wraps(operation.handler)
+    async def answer(request: web.Request) -> web.Response:
+        said = await operation.handler(request, await _given(operation, request))
+        return web.Response(
+            body=_encoder.encode(said.value),
+            status=operation.status,
+            content_type="application/json",
+            headers=said.headers,
+        )
+
+    if operation.method == "GET":
+        return web.get(f"{ROOT}{operation.path}", answer)  # HEAD as well
+    return web.route(operation.method, f"{ROOT}{operation.path}", answer)
