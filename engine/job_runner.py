@@ -12,7 +12,8 @@ from amplitude_intercom.engine.errors import SettingsError, SpoolDamaged, SpoolE
 from amplitude_intercom.engine.internal_faults import describe, internal_failure
 from amplitude_intercom.engine.job_slices import JobSlices, JobTakers
 from amplitude_intercom.engine.settings import Sync
-from amplitude_intercom.engine.spool.job_requests import ask_job
+from amplitude_intercom.engine.spool.asked_once import Once
+from amplitude_intercom.engine.spool.job_requests import Chosen, ask_job, ask_once
 from amplitude_intercom.engine.spool.jobs import (
     JobKind,
     JobRow,
@@ -55,8 +56,7 @@ class JobRunner:
         """
         if query.is_empty:
             query = DeadLetterQuery(ids=[])
-        if kind is JobKind.REPLAY and not self._slices.is_enabled(sync):
-            raise SettingsError(f"{spoken(sync)} is disabled: enable it, then replay")
+        self._refuse_replay_of_disabled(kind, sync)
         now_ms = self._now_ms()
 
         def job(store: Store) -> JobRow:
@@ -64,10 +64,38 @@ class JobRunner:
             expected = matching(store, taker, query)
             return ask_job(store, kind, taker, query, expected, who=who, why=why, now_ms=now_ms)
 
-        made = await self._spool.do(job)
-        _log.info("job", job=made.id, kind=made.kind, sync=sync, letters=made.expected, who=who)
+        return self._made(await self._spool.do(job))
+
+    async def ask_once(
+        self, kind: JobKind, sync: str, chosen: Chosen, *, who: str, why: str, once: Once | None
+    ) -> JobRow | None:
+        """Keep a job about dead letters that were seen, unless ``once`` was asked before; then
+        return the job of then; None: it was asked with another content, or its job is forgotten.
+
+        Raises:
+            SettingsError: the sync is disabled, and a replay would drop every letter.
+            SpoolError: the job cannot be kept.
+        """
+        self._refuse_replay_of_disabled(kind, sync)
+        now_ms = self._now_ms()
+
+        def job(store: Store) -> tuple[JobRow | None, bool]:
+            taker = store.takers.id_for(sync)
+            return ask_once(store, kind, taker, chosen, once, who=who, why=why, now_ms=now_ms)
+
+        found, is_new = await self._spool.do(job)
+        return self._made(found) if found is not None and is_new else found
+
+    def _refuse_replay_of_disabled(self, kind: JobKind, sync: str) -> None:
+        if kind is JobKind.REPLAY and not self._slices.is_enabled(sync):
+            raise SettingsError(f"{spoken(sync)} is disabled: enable it, then replay")
+
+    def _made(self, job: JobRow) -> JobRow:
+        _log.info(
+            "job", job=job.id, kind=job.kind, sync=job.sync, letters=job.expected, who=job.who
+        )
         self._spool.job_added()
-        return made
+        return job
 
     async def ended(self, id_: int) -> JobRow:
         """Wait until a job has ended; return it.

@@ -135,6 +135,10 @@ class KnownAttributes:
         options = (found.options if found else None) or ()
         return [option if isinstance(option, str) else option.value for option in options]
 
+    def listed(self) -> list[Listed]:
+        """Return those that can be written, by name."""
+        return [self._listed[name] for name in sorted(self._listed)]
+
     def add(self, name: str, data_type: str) -> None:
         """Take in one that was created."""
         self._listed[name] = Listed(name, data_type, custom=True)
@@ -165,6 +169,15 @@ class WorkspaceAttributes:
         if name in self._missing:
             return None
         return self._known.type_of(name) if self._known else ""
+
+    def listed(self) -> list[Listed] | None:
+        """Return those of the list that can be written; None: it is not read yet."""
+        return None if self._known is None else self._known.listed()
+
+    @property
+    def missing(self) -> Collection[str]:
+        """The names that Intercom does not know, as far as that was met."""
+        return self._missing.keys()
 
     def options_of(self, name: str) -> Collection[str]:
         """Return the values that an attribute takes; none: any of its type."""

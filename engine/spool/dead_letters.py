@@ -19,7 +19,13 @@ from amplitude_intercom.engine.spool.connection import (
     holes,
 )
 from amplitude_intercom.engine.spool.letter_groups import LetterGroups
-from amplitude_intercom.engine.spool.letter_walk import count_up_to, named, positions, ranges
+from amplitude_intercom.engine.spool.letter_walk import (
+    count_to_id,
+    count_up_to,
+    named,
+    positions,
+    ranges,
+)
 from amplitude_intercom.engine.spool.letters import (
     END,
     START,
@@ -96,6 +102,15 @@ class DeadLetters:
                 for narrow in ranges(self._db, taker, query)
             )
         return min(total, MOST_COUNTED), total > MOST_COUNTED
+
+    def count_to_id(self, taker: int, query: DeadLetterQuery, up_to_id: int) -> int:
+        """Return how many dead letters with ids up to this one a query means; all are counted."""
+        return count_to_id(self._db, taker, query, up_to_id)
+
+    def newest_id(self) -> int:
+        """Return the highest id of all takers' letters; 0: there is none."""
+        (newest,) = self._db.execute("SELECT max(id) FROM dead_letters").fetchone()
+        return int(newest or 0)
 
     def _fitting(self, positions: list[Position], limit_bytes: int) -> list[Position]:
         """Return the first of some letters: up to the one with which they exceed the bytes."""

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+from amplitude_intercom.engine.spool.asked_once import Once, asked_before, keep_asked
 from amplitude_intercom.engine.spool.batches import SLOTS
 from amplitude_intercom.engine.spool.jobs import Expiry, JobKind, JobRow, NewMapping
-from amplitude_intercom.engine.spool.letters import DeadLetterQuery, Position
+from amplitude_intercom.engine.spool.letters import MOST, DeadLetterQuery, Position
 from amplitude_intercom.engine.spool.tables import Tables
+
+
+class Chosen(NamedTuple):
+    """The dead letters that somebody has seen: those of a query with ids up to ``up_to_id``, and
+    their number."""
+
+    query: DeadLetterQuery
+    up_to_id: int
+    expected: int
 
 
 def ask_job(
@@ -18,11 +30,42 @@ def ask_job(
     who: str,
     why: str = "",
     now_ms: int,
+    up_to_id: int = MOST,
 ) -> JobRow:
-    """Keep a job about what a taker has now: ``expected`` records or letters."""
+    """Keep a job about what a taker has now, with ids up to ``up_to_id``: ``expected`` records or
+    letters."""
     sync = tables.takers.name_of(taker)
     highest_id = (tables.accounts.last_batch() + 1) * SLOTS - 1
-    up_to = str(Position(tables.letters.last_failed_ms(taker), highest_id))
+    last_ms = tables.letters.last_failed_ms(taker)
+    up_to = str(Position(last_ms, min(highest_id, up_to_id)))
     return tables.jobs.add(
         lambda id_: JobRow(id_, kind, sync, query, up_to, expected, who, why, now_ms)
     )
+
+
+def ask_once(
+    tables: Tables,
+    kind: JobKind,
+    taker: int,
+    chosen: Chosen,
+    once: Once | None,
+    *,
+    who: str,
+    why: str,
+    now_ms: int,
+) -> tuple[JobRow | None, bool]:
+    """Keep a job about dead letters that were seen, unless it was asked before.
+
+    Returns the job, and whether it is new; None: the key was used for another request, or its job
+    is forgotten.
+    """
+    if once is not None and (before := asked_before(tables.meta, once, now_ms)):
+        is_same = before.content == once.content
+        return (tables.jobs.get(before.job) if is_same else None), False
+    query, up_to_id, expected = chosen
+    made = ask_job(
+        tables, kind, taker, query, expected, who=who, why=why, now_ms=now_ms, up_to_id=up_to_id
+    )
+    if once is not None:
+        keep_asked(tables.meta, once, made.id, now_ms)
+    return made, True

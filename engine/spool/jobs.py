@@ -24,7 +24,7 @@ import msgspec
 from amplitude_intercom.engine.errors import SpoolError
 from amplitude_intercom.engine.reasons import Failure
 from amplitude_intercom.engine.spool.connection import Connection
-from amplitude_intercom.engine.spool.letters import DeadLetterQuery
+from amplitude_intercom.engine.spool.letters import MOST, DeadLetterQuery
 from amplitude_intercom.transports.reasons import RefusalReason
 
 ENDED_KEPT: Final = 1_000
@@ -170,9 +170,11 @@ class Jobs:
         ).fetchone()
         return _readable(row) if row else None
 
-    def latest(self, limit: int) -> list[JobRow]:
-        """Return up to ``limit`` jobs, the latest first."""
-        rows = self._db.execute(f"SELECT {_COLUMNS} FROM jobs ORDER BY id DESC LIMIT ?", (limit,))
+    def latest(self, limit: int, below: int = MOST) -> list[JobRow]:
+        """Return up to ``limit`` jobs with lower ids than ``below``, the latest first."""
+        rows = self._db.execute(
+            f"SELECT {_COLUMNS} FROM jobs WHERE id < ? ORDER BY id DESC LIMIT ?", (below, limit)
+        )
         # A damaged row must not hide the others from a person.
         return [job for row in rows if (job := _readable(row)) is not None]
 

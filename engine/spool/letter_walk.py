@@ -117,6 +117,22 @@ def count_up_to(db: Connection, taker: int, query: DeadLetterQuery, most: int) -
     return int(count)
 
 
+def count_to_id(db: Connection, taker: int, query: DeadLetterQuery, up_to_id: int) -> int:
+    """Return the number of letters with ids up to this one, each counted."""
+    if query.ids is not None:
+        found = named(db, taker, query, START, END, len(query.ids))
+        return sum(position.id <= up_to_id for position in found)
+    total = 0
+    for narrow in ranges(db, taker, query):
+        where, values = _walk(taker, narrow, START, END)
+        # The `+` keeps SQLite from the primary key, by which it would walk all takers' letters.
+        (count,) = db.execute(
+            f"SELECT count(*) FROM dead_letters WHERE {where} AND +id <= ?", (*values, up_to_id)
+        ).fetchone()
+        total += int(count)
+    return total
+
+
 def _span(query: DeadLetterQuery, after: Position, up_to: Position) -> tuple[Position, Position]:
     """Return behind which position a query's letters begin, and with which they end at the latest.
 

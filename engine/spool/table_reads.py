@@ -27,6 +27,16 @@ def matching(tables: Tables, taker: int, query: DeadLetterQuery) -> int:
     return tables.letters.count(taker, query)[0]
 
 
+def matching_to_id(tables: Tables, taker: int, query: DeadLetterQuery, up_to_id: int) -> int:
+    """Return how many dead letters with ids up to this one a query means, exactly.
+
+    Takes a while where there are many that are not counted anyway.
+    """
+    if is_counted(query) and tables.letters.newest_id() <= up_to_id:
+        return matching(tables, taker, query)
+    return tables.letters.count_to_id(taker, query, up_to_id)
+
+
 def parked(tables: Tables, taker: int) -> int:
     """Return how many records wait with a parked user. Takes a while where there are many."""
     (count,) = tables.db.execute(

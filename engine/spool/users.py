@@ -26,6 +26,22 @@ class Aside(NamedTuple):
     tried_at_ms: int
 
 
+class ParkedUser(NamedTuple):
+    """A parked user, with the cause of its last failure; times in Unix milliseconds.
+
+    ``wake_at_ms``: of its next try; None: that is under way. ``waits_for``: the endpoint that it
+    waits for first. ``refusals``: its attempts that got a 404.
+    """
+
+    user: str
+    wake_at_ms: int | None
+    failures: int
+    reason: str
+    since_ms: int
+    waits_for: str
+    refusals: int
+
+
 class WaitingUsers:
     """The table ``users``, inside the caller's transaction."""
 
@@ -186,3 +202,13 @@ class WaitingUsers:
             (taker,),
         )
         return {reason: (count, since_ms) for reason, count, since_ms in rows}
+
+    def parked_page(self, taker: int, after: str, limit: int) -> list[ParkedUser]:
+        """Return up to ``limit`` parked users behind a user's key, in the order of their keys."""
+        rows = self._db.execute(
+            "SELECT user_key, wake_at_ms, failures, reason, since_ms, waits_for, refusals"
+            " FROM users WHERE taker = ? AND user_key > ? AND reason <> ''"
+            " ORDER BY user_key LIMIT ?",
+            (taker, after, limit),
+        )
+        return [ParkedUser(*row) for row in rows]
