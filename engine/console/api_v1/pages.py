@@ -11,8 +11,8 @@ Rules
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
+from collections.abc import Callable
 from typing import Annotated, Final, Generic, TypeVar
 
 import msgspec
@@ -25,7 +25,7 @@ MOST_ROWS: Final = 200
 USUAL_ROWS: Final = 50
 _DIGEST_BYTES: Final = 9
 
-Cursor = Annotated[str, msgspec.Meta(max_length=8_192, description="`next` of the page before")]
+Cursor = Annotated[str, msgspec.Meta(max_length=6_144, description="`next` of the page before")]
 Limit = Annotated[int, msgspec.Meta(ge=1, le=MOST_ROWS)]
 
 
@@ -54,24 +54,40 @@ def cursor_of(names: str, position: str) -> str:
     return base64.urlsafe_b64encode(_digest(names, text) + text).decode().rstrip("=")
 
 
-def position_of(names: str, cursor: str) -> str:
-    """Return the position that a cursor of this list has; empty: the beginning.
+def position_of(names: str, cursor: str, read: Callable[[str], T]) -> T:
+    """Return the position that a cursor of this list has, as ``read`` reads it.
+
+    ``read`` raises a ``ValueError`` for a text that is none; of the empty one it returns the
+    beginning.
 
     Raises:
         Problem: it is no cursor of this list.
     """
     if not cursor:
-        return ""
+        return read("")
     try:
         padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
         content = base64.b64decode(padded, altchars=b"-_", validate=True)
         digest, text = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
         if digest == _digest(names, text):
-            return text.decode(errors="surrogatepass")
-    except (ValueError, binascii.Error):
+            return read(text.decode(errors="surrogatepass"))
+    except ValueError:
         pass
     error = FieldError("/cursor", "it is not a cursor of this list with these conditions")
     raise Problem(ProblemType.REFUSED_VALUE, errors=[error])
+
+
+def number(text: str) -> int:
+    """Return the number that a position is; 0: the beginning.
+
+    Raises:
+        ValueError: it is none that a list has.
+    """
+    if not text:
+        return 0
+    if not (text.isascii() and text.isdecimal() and len(text) < 19):
+        raise ValueError("not a number of a row")
+    return int(text)
 
 
 def _digest(names: str, text: bytes) -> bytes:

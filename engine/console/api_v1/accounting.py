@@ -1,0 +1,96 @@
+"""The accounting of the daemon and of its syncs: ``/status`` and ``/syncs``, for reading."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+
+import msgspec
+from aiohttp import web
+
+from amplitude_intercom.engine.console.api_v1.operations import (
+    Answer,
+    Nothing,
+    Operation,
+    operation,
+)
+from amplitude_intercom.engine.console.api_v1.pages import Page, PageQuery, cursor_of, position_of
+from amplitude_intercom.engine.console.api_v1.parts import RunningEngine, stream_of
+from amplitude_intercom.engine.console.problems import ProblemType
+from amplitude_intercom.engine.status import Status, SyncStatus
+
+
+class DaemonStatus(Status, frozen=True, kw_only=True):
+    """The accounting, with facts about the process.
+
+    ``unready``: the reasons for which events are refused now, by sync. ``stopped``: the faults that
+    stop syncs now.
+    """
+
+    version: str
+    time_ms: int
+    ready: bool
+    unready: dict[str, str]
+    stopped: dict[str, str]
+
+
+class Accounting:
+    """Asks the overview of one engine."""
+
+    def __init__(self, engine: RunningEngine) -> None:
+        self._engine = engine
+
+    def operations(self) -> list[Operation]:
+        """Return the operations."""
+        return [
+            operation("GET", "/status", self._status, Nothing, DaemonStatus),
+            operation("GET", "/syncs", self._syncs, PageQuery, Page[SyncStatus]),
+            operation(
+                "GET",
+                "/syncs/{sync}",
+                self._sync,
+                Nothing,
+                SyncStatus,
+                refusals=(ProblemType.NOT_FOUND,),
+            ),
+        ]
+
+    async def _status(self, request: web.Request, nothing: Nothing) -> Answer:
+        """Return the accounting of all syncs and relays, and the state of the daemon."""
+        overview = self._engine.overview
+        status = await overview.status()
+        return Answer(
+            DaemonStatus(
+                **msgspec.structs.asdict(status),
+                version=own_version(),
+                time_ms=self._engine.spool.now_ms(),
+                ready=overview.ready,
+                unready=overview.unready,
+                stopped=overview.stopped,
+            )
+        )
+
+    async def _syncs(self, request: web.Request, query: PageQuery) -> Answer:
+        """Return the accounting of syncs, in the order of their names."""
+        list_name = query.names(request.path)
+        after = position_of(list_name, query.cursor, str)
+        every = {one.name: one for one in (await self._engine.overview.status()).syncs}
+        names = [name for name in sorted(every) if name > after]
+        some = names[: query.limit]
+        next_ = cursor_of(list_name, some[-1]) if len(names) > len(some) else None
+        return Answer(Page([every[name] for name in some], next_))
+
+    async def _sync(self, request: web.Request, nothing: Nothing) -> Answer:
+        """Return the accounting of one sync."""
+        name = stream_of(self._engine, request).sync.name
+        found = {one.name: one for one in (await self._engine.overview.status()).syncs}
+        return Answer(found[name])
+
+
+@cache
+def own_version() -> str:
+    """Return the version of this program; ``0`` where it is not installed."""
+    try:
+        return version("amplitude-intercom")
+    except PackageNotFoundError:
+        return "0"

@@ -1,0 +1,65 @@
+"""Parked users, for reading."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+from aiohttp import web
+
+from amplitude_intercom.engine.console.api_v1.operations import Answer, Operation, operation
+from amplitude_intercom.engine.console.api_v1.pages import Page, PageQuery, cursor_of, position_of
+from amplitude_intercom.engine.console.api_v1.parts import RunningEngine, stream_of
+from amplitude_intercom.engine.console.api_v1.reads import Reads
+from amplitude_intercom.engine.console.problems import ProblemType
+from amplitude_intercom.engine.spool.store import Store
+from amplitude_intercom.engine.spool.table_reads import waiting_records
+
+MOST_RECORDS: Final = 1_000
+"""Records of a user that are counted."""
+
+
+class Parked(msgspec.Struct, frozen=True):
+    """A parked user, with the cause of its last failure; times in Unix milliseconds.
+
+    ``wake_at_ms``: of its next try; None: that is under way. ``waits_for``: the endpoint that it
+    waits for first. ``refusals``: its attempts that got a 404. ``records``: its records on disk, of
+    which 1,000 are counted.
+    """
+
+    user: str
+    wake_at_ms: int | None
+    failures: int
+    reason: str
+    since_ms: int
+    waits_for: str
+    refusals: int
+    records: int
+
+
+class ParkedUsers:
+    """Reads the parked users of one engine."""
+
+    def __init__(self, engine: RunningEngine, reads: Reads) -> None:
+        self._engine = engine
+        self._reads = reads
+
+    def operations(self) -> list[Operation]:
+        """Return the operations."""
+        path, missing = "/syncs/{sync}/parked", (ProblemType.NOT_FOUND,)
+        return [operation("GET", path, self._list, PageQuery, Page[Parked], refusals=missing)]
+
+    async def _list(self, request: web.Request, query: PageQuery) -> Answer:
+        """Return the parked users of a sync, in the order of their keys."""
+        name, list_name = stream_of(self._engine, request).sync.name, query.names(request.path)
+        after = position_of(list_name, query.cursor, str)
+
+        def read(store: Store) -> Page[Parked]:
+            taker = store.takers.known_id(name)
+            found = store.users.parked_page(taker, after, query.limit + 1)
+            some = found[: query.limit]
+            next_ = cursor_of(list_name, some[-1].user) if len(found) > len(some) else None
+            counts = (waiting_records(store, taker, one.user, MOST_RECORDS) for one in some)
+            return Page([Parked(*one, n) for one, n in zip(some, counts, strict=True)], next_)
+
+        return Answer(await self._reads.look(read))

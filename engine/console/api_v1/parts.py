@@ -1,0 +1,83 @@
+"""The parts of a running daemon that the API asks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from aiohttp import web
+
+from amplitude_intercom.engine.console.problems import Problem, ProblemType
+from amplitude_intercom.engine.delivery.stream import Stream
+from amplitude_intercom.engine.job_runner import JobRunner
+from amplitude_intercom.engine.overview import Overview
+from amplitude_intercom.engine.reload import Reloaded
+from amplitude_intercom.engine.settings import Admin, Settings
+from amplitude_intercom.engine.spool.spool import Spool
+from amplitude_intercom.engine.spool.takers import RELAY
+from amplitude_intercom.engine.upkeep import Upkeep
+
+
+class RunningEngine(Protocol):
+    """An engine (``engine.app.Engine``)."""
+
+    spool: Spool
+    jobs: JobRunner
+    upkeep: Upkeep
+    overview: Overview
+
+    @property
+    def settings(self) -> Settings:
+        """The settings by which it runs."""
+        ...
+
+    @property
+    def streams(self) -> Mapping[str, Stream]:
+        """The syncs, by name."""
+        ...
+
+
+class Reloads(Protocol):
+    """Reads the settings file again (``engine.commands.reloading.FileReload``)."""
+
+    async def reload(self, who: str) -> Reloaded:
+        """Read the file and follow it.
+
+        Raises:
+            SettingsError: the file is refused; nothing has changed.
+            SpoolError: the disk fails; nothing has changed.
+            Refused: the daemon drains.
+        """
+        ...
+
+
+class Access(Protocol):
+    """The settings of the admin port as they are now (``console.admin_access.AdminAccess``)."""
+
+    settings: Admin
+
+
+def stream_of(engine: RunningEngine, request: web.Request) -> Stream:
+    """Return the sync that a path names.
+
+    Raises:
+        Problem: there is none of this name.
+    """
+    name = request.match_info["sync"]
+    stream = engine.streams.get(name)
+    if stream is None:
+        raise Problem(ProblemType.NOT_FOUND, f"no sync named {name}")
+    return stream
+
+
+def taker_of(engine: RunningEngine, request: web.Request) -> str:
+    """Return the sync or relay (``relay:NAME``) that a path names.
+
+    Raises:
+        Problem: there is none of this name.
+    """
+    name = request.match_info["sync"]
+    if name not in engine.overview.takers:
+        kind = "relay" if name.startswith(RELAY) else "sync"
+        raise Problem(ProblemType.NOT_FOUND, f"no {kind} named {name}")
+    return name

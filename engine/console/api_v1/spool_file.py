@@ -1,0 +1,45 @@
+"""The spool's file: compacted on request."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from amplitude_intercom.engine.console.api_v1.operations import (
+    Answer,
+    Nothing,
+    Operation,
+    operation,
+)
+from amplitude_intercom.engine.console.api_v1.parts import RunningEngine, stream_of
+from amplitude_intercom.engine.console.guard import CHANGE, RequestChange
+from amplitude_intercom.engine.console.problems import ProblemType
+from amplitude_intercom.engine.status import Compacted
+
+
+class SpoolFileApi:
+    """Asks the upkeep of one engine."""
+
+    def __init__(self, engine: RunningEngine) -> None:
+        self._engine = engine
+
+    def operations(self) -> list[Operation]:
+        """Return the operations."""
+        return [
+            operation(
+                "POST",
+                "/syncs/{sync}/spool/compact",
+                self._compact,
+                Nothing,
+                Compacted,
+                refusals=(ProblemType.NOT_FOUND,),
+            )
+        ]
+
+    async def _compact(self, request: web.Request, nothing: Nothing) -> Answer:
+        """Give the space that the spool's file does not need back to the disk; all syncs share the
+        file."""
+        stream_of(self._engine, request)
+        done = await self._engine.upkeep.compact()
+        freed = done.before_bytes - done.after_bytes
+        request[CHANGE] = RequestChange("spool compacted", f"{freed} bytes")
+        return Answer(done)

@@ -1,0 +1,235 @@
+"""The workspaces of the access tokens: attributes, event names, and the budget of calls.
+
+Those of syncs that deliver. A workspace is named by its token: ``HOST-N``, as logs name it with
+``#``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import msgspec
+from aiohttp import web
+
+from amplitude_intercom.engine.console.api_v1.operations import (
+    Answer,
+    Nothing,
+    Operation,
+    operation,
+)
+from amplitude_intercom.engine.console.api_v1.pages import Page, PageQuery, cursor_of, position_of
+from amplitude_intercom.engine.console.api_v1.parts import RunningEngine
+from amplitude_intercom.engine.console.api_v1.reads import Reads
+from amplitude_intercom.engine.console.problems import Problem, ProblemType
+from amplitude_intercom.engine.delivery.event_names import DAY_MS
+from amplitude_intercom.engine.delivery.gate import Gate
+from amplitude_intercom.engine.delivery.workspace_attributes import Listed
+from amplitude_intercom.engine.delivery.workspaces import Workspace
+from amplitude_intercom.engine.settings import MAX_EVENT_TYPES, Sync, source_and_target
+from amplitude_intercom.engine.status import GateStatus, gate_status
+
+
+class WorkspaceFacts(msgspec.Struct, frozen=True):
+    """A workspace by one of its access tokens. ``number``: the spool's; None: not known yet."""
+
+    id: str
+    syncs: list[str]
+    number: int | None
+    gate: GateStatus
+
+
+class Attribute(msgspec.Struct, frozen=True):
+    """A data attribute of contacts that can be written. ``data_type``: empty: not known."""
+
+    name: str
+    data_type: str
+    options: list[str]
+    used_by: list[str]
+
+
+class Attributes(msgspec.Struct, frozen=True):
+    """The attributes of a workspace. ``is_read``: whether its list was read since the start.
+
+    ``missing``: the names that Intercom has refused as unknown.
+    """
+
+    items: list[Attribute]
+    next: str | None
+    is_read: bool
+    missing: list[str]
+
+
+class EventName(msgspec.Struct, frozen=True):
+    """An event name that was sent, without case. ``last_day_ms``: the day of the last time."""
+
+    name: str
+    last_day_ms: int
+
+
+class EventNamePage(msgspec.Struct, frozen=True):
+    """Event names of a workspace. ``count`` of at most ``limit`` are used."""
+
+    items: list[EventName]
+    next: str | None
+    count: int
+    limit: int
+
+
+class Budget(msgspec.Struct, frozen=True):
+    """The calls of an access token. ``limit``: in any 10 seconds; ``is_guess``: Intercom has not
+    named it yet. ``sent``: since the start. ``slots``: calls that may be out at once."""
+
+    limit: float
+    is_guess: bool
+    sent: int
+    in_flight: int
+    slots: int
+    mean_latency_s: float
+    is_paused: bool
+    is_ramping: bool
+
+
+class _Token(NamedTuple):
+    """An access token that is used: its gate, the syncs, and the workspace if it is known."""
+
+    gate: Gate
+    syncs: list[str]
+    workspace: Workspace | None
+
+
+class WorkspacesOfTokens:
+    """Asks the gates and workspaces of one engine."""
+
+    def __init__(self, engine: RunningEngine, reads: Reads) -> None:
+        self._engine = engine
+        self._reads = reads
+
+    def operations(self) -> list[Operation]:
+        """Return the operations."""
+        root, missing = "/workspaces", (ProblemType.NOT_FOUND,)
+        one = f"{root}/{{workspace}}"
+        return [
+            operation("GET", root, self._list, PageQuery, Page[WorkspaceFacts]),
+            operation("GET", one, self._workspace, Nothing, WorkspaceFacts, refusals=missing),
+            operation(
+                "GET",
+                f"{one}/attributes",
+                self._attributes,
+                PageQuery,
+                Attributes,
+                refusals=missing,
+            ),
+            operation(
+                "GET",
+                f"{one}/event-names",
+                self._event_names,
+                PageQuery,
+                EventNamePage,
+                refusals=missing,
+            ),
+            operation("GET", f"{one}/budget", self._budget, Nothing, Budget, refusals=missing),
+        ]
+
+    async def _list(self, request: web.Request, query: PageQuery) -> Answer:
+        """Return the workspaces that are delivered to, one for each access token."""
+        tokens = self._tokens()
+        names, next_ = _page(sorted(tokens), request, query)
+        return Answer(Page([_facts(name, tokens[name]) for name in names], next_))
+
+    async def _workspace(self, request: web.Request, nothing: Nothing) -> Answer:
+        """Return one workspace, with the state of its calls."""
+        return Answer(_facts(*self._token_of(request)))
+
+    async def _attributes(self, request: web.Request, query: PageQuery) -> Answer:
+        """Return the data attributes of a workspace that can be written, as far as the daemon has
+        read them."""
+        _, token = self._token_of(request)
+        known = token.workspace.attributes if token.workspace else None
+        listed = {one.name: one for one in (known.listed() if known else None) or ()}
+        names, next_ = _page(sorted(listed), request, query)
+        return Answer(
+            Attributes(
+                [self._attribute(listed[name], token.syncs) for name in names],
+                next_,
+                is_read=known is not None and known.listed() is not None,
+                missing=sorted(known.missing) if known else [],
+            )
+        )
+
+    def _attribute(self, listed: Listed, syncs: list[str]) -> Attribute:
+        streams = (self._engine.streams.get(name) for name in syncs)
+        users = [s.sync.name for s in streams if s and listed.name in _fields(s.sync)]
+        options = [one if isinstance(one, str) else one.value for one in listed.options or ()]
+        return Attribute(listed.name, listed.data_type, options, users)
+
+    async def _event_names(self, request: web.Request, query: PageQuery) -> Answer:
+        """Return the event names that were sent to a workspace, and how many it may have."""
+        _, token = self._token_of(request)
+        number = token.workspace.number if token.workspace else 0
+        days = await self._reads.look(lambda store: store.event_names.of(number))
+        names, next_ = _page(sorted(days), request, query)
+        some = [EventName(name, days[name] * DAY_MS) for name in names]
+        return Answer(EventNamePage(some, next_, len(days), MAX_EVENT_TYPES))
+
+    async def _budget(self, request: web.Request, nothing: Nothing) -> Answer:
+        """Return how fast calls of an access token may leave now."""
+        gate = self._token_of(request)[1].gate
+        pace = gate.pace
+        return Answer(
+            Budget(
+                pace.limit,
+                pace.is_guess,
+                pace.sent,
+                gate.in_flight,
+                gate.slots(),
+                pace.mean_latency_s,
+                pace.is_paused,
+                pace.is_ramping,
+            )
+        )
+
+    def _tokens(self) -> dict[str, _Token]:
+        found: dict[str, _Token] = {}
+        for name, gate, workspace in self._deliveries():
+            token = found.setdefault(_id(gate), _Token(gate, [], workspace))
+            token.syncs.append(name)
+        return found
+
+    def _deliveries(self) -> Iterator[tuple[str, Gate, Workspace | None]]:
+        for name, stream in self._engine.streams.items():
+            delivery = stream.delivery
+            if delivery is not None:
+                workspace = delivery.workspace if delivery.has_entered else None
+                yield name, delivery.gate, workspace
+
+    def _token_of(self, request: web.Request) -> tuple[str, _Token]:
+        name = request.match_info["workspace"]
+        token = self._tokens().get(name)
+        if token is None:
+            raise Problem(ProblemType.NOT_FOUND, f"no workspace is named {name}")
+        return name, token
+
+
+def _facts(name: str, token: _Token) -> WorkspaceFacts:
+    number = token.workspace.number if token.workspace else None
+    return WorkspaceFacts(name, token.syncs, number, gate_status(token.gate, token.gate.name))
+
+
+def _fields(sync: Sync) -> set[str]:
+    """Return the attributes that a sync writes its selected properties to."""
+    chosen = sync.users.properties if sync.users.enabled else ()
+    return {target for _, target in map(source_and_target, chosen)}
+
+
+def _id(gate: Gate) -> str:
+    return gate.name.replace("#", "-").replace(":", "-")
+
+
+def _page(names: list[str], request: web.Request, query: PageQuery) -> tuple[list[str], str | None]:
+    """Return the names of a page, and the cursor of the next one."""
+    list_name = query.names(request.path)
+    after = position_of(list_name, query.cursor, str)
+    rest = [name for name in names if name > after]
+    some = rest[: query.limit]
+    return some, cursor_of(list_name, some[-1]) if len(rest) > len(some) else None
