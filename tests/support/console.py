@@ -14,11 +14,15 @@ from yarl import URL
 
 from amplitude_intercom.engine import config
 from amplitude_intercom.engine.app import Engine
+from amplitude_intercom.engine.commands.findings import key_findings
+from amplitude_intercom.engine.commands.reloading import FileReload
+from amplitude_intercom.engine.commands.service_manager import ServiceManager
 from amplitude_intercom.engine.console.access_api import AccessApi
 from amplitude_intercom.engine.console.admin_access import AdminAccess
 from amplitude_intercom.engine.console.admin_server import AdminServer
 from amplitude_intercom.engine.console.api_v1.every import routes
 from amplitude_intercom.engine.console.audit import Audit, AuditFile
+from amplitude_intercom.engine.document.settings_document import SettingsDocument
 from amplitude_intercom.transports.sandbox.in_process import InProcess
 from amplitude_intercom.transports.sandbox.sandbox import Sandbox
 from support import process
@@ -107,7 +111,11 @@ async def opened(path: Path, sandbox: Sandbox) -> AsyncIterator[Console]:
     async with Engine(settings, wire=lambda intercom: InProcess(sandbox)) as engine:
         audit = Audit(AuditFile(Path(settings.data_dir)), engine.spool.now_ms)
         access = AdminAccess(settings.admin, audit)
-        server = AdminServer(access, [*routes(engine, access), *AccessApi(access).routes()])
+        document = SettingsDocument.of(path, Path(settings.data_dir))
+        reload = FileReload(path, engine, ServiceManager())
+        reload.followers.append(lambda newer: access.follow(newer.admin))
+        api = routes(engine, document, reload, access, key_findings)
+        server = AdminServer(access, [*api, *AccessApi(access).routes()])
         serving = asyncio.create_task(server.run())
         await server.listening()
         try:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+import structlog
 from aiohttp import web
 
 from amplitude_intercom.engine.console.api_v1.accounting import Accounting
@@ -9,19 +12,56 @@ from amplitude_intercom.engine.console.api_v1.jobs import JobsOfEngine
 from amplitude_intercom.engine.console.api_v1.letters import Letters
 from amplitude_intercom.engine.console.api_v1.operations import Operation
 from amplitude_intercom.engine.console.api_v1.parked import ParkedUsers
-from amplitude_intercom.engine.console.api_v1.parts import Access, RunningEngine
+from amplitude_intercom.engine.console.api_v1.parts import Access, Reloads, RunningEngine
 from amplitude_intercom.engine.console.api_v1.reads import Reads
 from amplitude_intercom.engine.console.api_v1.serving import routes_of
+from amplitude_intercom.engine.console.api_v1.settings_changes import SettingsChanges
+from amplitude_intercom.engine.console.api_v1.settings_previews import (
+    Finds,
+    Found,
+    SettingsPreviews,
+)
+from amplitude_intercom.engine.console.api_v1.settings_reading import SettingsReading
 from amplitude_intercom.engine.console.api_v1.spool_file import SpoolFileApi
 from amplitude_intercom.engine.console.api_v1.workspaces import WorkspacesOfTokens
+from amplitude_intercom.engine.document.refusals import NotSaved
+from amplitude_intercom.engine.document.settings_document import SettingsDocument
+from amplitude_intercom.engine.settings import Settings
+
+_log = structlog.get_logger(__name__)
 
 
-def routes(engine: RunningEngine, access: Access) -> list[web.RouteDef]:
-    """Return the routes of the API. The guard of the admin port notes each change in the audit."""
-    return routes_of(operations(engine, access))
+def _nothing_found(settings: Settings) -> Iterable[Found]:
+    return ()
 
 
-def operations(engine: RunningEngine, access: Access) -> list[Operation]:
+def routes(
+    engine: RunningEngine,
+    document: SettingsDocument,
+    reload: Reloads,
+    access: Access,
+    finds: Finds = _nothing_found,
+) -> list[web.RouteDef]:
+    """Return the routes of the API. The guard of the admin port notes each change in the audit.
+
+    ``finds``: yields findings about settings, for previews. A settings file that a crash has left
+    half written gets its old text; this blocks.
+    """
+    try:
+        if document.file.mend():
+            _log.warning("the settings file was half written: it has its old text again")
+    except NotSaved as error:
+        _log.error("the settings file may be half written", cause=str(error))
+    return routes_of(operations(engine, document, reload, access, finds))
+
+
+def operations(
+    engine: RunningEngine,
+    document: SettingsDocument,
+    reload: Reloads,
+    access: Access,
+    finds: Finds = _nothing_found,
+) -> list[Operation]:
     """Return all operations."""
     reads = Reads(engine.spool)
     return [
@@ -31,4 +71,7 @@ def operations(engine: RunningEngine, access: Access) -> list[Operation]:
         *WorkspacesOfTokens(engine, reads).operations(),
         *JobsOfEngine(engine, reads).operations(),
         *SpoolFileApi(engine).operations(),
+        *SettingsReading(document, access).operations(),
+        *SettingsPreviews(engine, document, reload, finds).operations(),
+        *SettingsChanges(document, reload, access).operations(),
     ]

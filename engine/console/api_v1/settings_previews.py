@@ -1,0 +1,164 @@
+"""Changes of the settings document: looked at before they are saved; and the file, loaded again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+import msgspec
+from aiohttp import web
+
+from amplitude_intercom.engine.console.api_v1.operations import (
+    Answer,
+    Nothing,
+    Operation,
+    operation,
+)
+from amplitude_intercom.engine.console.api_v1.parts import Reloads, RunningEngine
+from amplitude_intercom.engine.console.api_v1.settings_reading import in_thread
+from amplitude_intercom.engine.console.guard import ALLOWED, CHANGE, RequestChange
+from amplitude_intercom.engine.console.problems import FieldError, Problem, ProblemType
+from amplitude_intercom.engine.document.files import Document
+from amplitude_intercom.engine.document.proposals import Proposal
+from amplitude_intercom.engine.document.refusals import CannotMask, CannotPatch
+from amplitude_intercom.engine.document.settings_document import SettingsDocument
+from amplitude_intercom.engine.errors import SettingsError
+from amplitude_intercom.engine.reload import Reloaded, compare
+from amplitude_intercom.engine.settings import Settings
+from amplitude_intercom.transports.errors import Refused
+
+Form = dict[str, Any]
+
+
+class Found(Protocol):
+    """A finding of ``check`` (``engine.commands.findings.Finding``)."""
+
+    @property
+    def level(self) -> str:
+        """``error`` or ``warning``."""
+        ...
+
+    @property
+    def key(self) -> str:
+        """The setting."""
+        ...
+
+    @property
+    def text(self) -> str:
+        """The finding itself."""
+        ...
+
+
+Finds = Callable[[Settings], Iterable[Found]]
+
+
+class SettingsFinding(msgspec.Struct, frozen=True):
+    """Something about a setting: an ``error`` will not work, a ``warning`` may surprise."""
+
+    level: str
+    key: str
+    text: str
+
+
+class ChangePreview(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A change to be looked at: ``text`` of the file, or ``settings`` of the sync ``sync``; without
+    ``sync`` they are those of a new one."""
+
+    sync: str | None = None
+    settings: Form | None = None
+    text: str | None = None
+
+
+class PreviewedChange(msgspec.Struct, frozen=True):
+    """What a change would do. ``diff`` and ``patch``: with ``***`` for secrets; ``patch`` is empty
+    where a changed line holds one. ``effects``: takers by name (a relay is ``relay:NAME``)."""
+
+    version: str
+    diff: str
+    patch: str
+    findings: list[SettingsFinding]
+    effects: Reloaded
+
+
+class SettingsPreviews:
+    """Looks at changes of one document."""
+
+    def __init__(
+        self, engine: RunningEngine, document: SettingsDocument, reload: Reloads, finds: Finds
+    ) -> None:
+        self._engine = engine
+        self._document = document
+        self._reload = reload
+        self._finds = finds
+
+    def operations(self) -> list[Operation]:
+        """Return the operations."""
+        refusals = (ProblemType.CONFLICT, ProblemType.NOT_FOUND)
+        return [
+            operation(
+                "POST",
+                "/settings/preview",
+                self._preview,
+                ChangePreview,
+                PreviewedChange,
+                refusals=refusals,
+            ),
+            operation("POST", "/settings/reload", self._load, Nothing, Reloaded, refusals=refusals),
+        ]
+
+    async def _preview(self, request: web.Request, change: ChangePreview) -> Answer:
+        """Return what a change would do; nothing is changed."""
+        if (change.text is None) == (change.settings is None) or (change.text and change.sync):
+            errors = [FieldError("", "expected `text`, or `settings` with or without `sync`")]
+            raise Problem(ProblemType.REFUSED_VALUE, errors=errors)
+        if change.settings is not None:
+            refuse_null(change.settings)
+        return Answer(await in_thread(lambda: self._previewed(change)))
+
+    def _previewed(self, change: ChangePreview) -> PreviewedChange:
+        document, base = self._document, self._document.file.read()
+        proposal = self._proposal(base, change)
+        try:
+            patch = document.patch(proposal)
+        except (CannotPatch, CannotMask):
+            patch = ""
+        found = [
+            SettingsFinding(one.level, one.key, one.text) for one in self._finds(proposal.settings)
+        ]
+        effects = compare(self._engine.settings, proposal.settings)
+        return PreviewedChange(base.version, document.difference(proposal), patch, found, effects)
+
+    def _proposal(self, base: Document, change: ChangePreview) -> Proposal:
+        propose, form = self._document.propose, change.settings
+        if form is None:
+            return propose.with_text(base, change.text or "")
+        if change.sync is None:
+            return propose.with_new_sync(base, form)
+        return propose.with_sync(base, change.sync, form)
+
+    async def _load(self, request: web.Request, nothing: Nothing) -> Answer:
+        """Read the settings file again, and follow it."""
+        try:
+            done = await self._reload.reload(request[ALLOWED].who)
+        except SettingsError as error:
+            raise Problem(ProblemType.CONFLICT, str(error)) from None
+        except Refused as error:
+            retry = {"Retry-After": "10"}
+            raise Problem(ProblemType.UNAVAILABLE, str(error), headers=retry) from None
+        request[CHANGE] = RequestChange("settings loaded", str(done.words() or "nothing changed"))
+        return Answer(done)
+
+
+def refuse_null(form: Any, pointer: str = "/settings", levels: int = 60) -> None:
+    """Refuse what a settings file cannot hold: ``null``, or too many levels.
+
+    Raises:
+        Problem: there is such a value.
+    """
+    if form is None or levels == 0:
+        detail = "too many levels" if levels == 0 else "null: leave the key out for its default"
+        raise Problem(ProblemType.REFUSED_VALUE, errors=[FieldError(pointer, detail)])
+    if isinstance(form, dict | list):
+        pairs = form.items() if isinstance(form, dict) else enumerate(form)
+        for key, inner in pairs:
+            refuse_null(inner, f"{pointer}/{key}", levels - 1)

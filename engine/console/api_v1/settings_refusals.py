@@ -1,0 +1,64 @@
+"""Refusals of the settings document, as the API has them. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from amplitude_intercom.engine.console.api_v1.etags import changed_meanwhile
+from amplitude_intercom.engine.console.problems import FieldError, Problem, ProblemType
+from amplitude_intercom.engine.document.refusals import (
+    CannotKeep,
+    DocumentError,
+    NoSuchSync,
+    NoSuchVersion,
+    NotAllowed,
+    NotSaved,
+    NotToml,
+    NotWritable,
+    SecretRefused,
+    VersionDiffers,
+)
+from amplitude_intercom.engine.errors import SettingsError
+
+_STEP: Final = re.compile(r"[^.\[\]]+")
+
+
+@contextmanager
+def document_refusals() -> Iterator[None]:
+    """Make a ``Problem`` of each refusal of the document, or of the settings in it."""
+    try:
+        yield
+    except DocumentError as error:
+        raise problem_of(error) from None
+    except SettingsError as error:
+        raise Problem(ProblemType.REFUSED_VALUE, str(error)) from None
+
+
+def problem_of(error: DocumentError) -> Problem:
+    """Return a refusal of the document as a problem."""
+    match error:
+        case VersionDiffers():
+            return changed_meanwhile(error.version)
+        case NotAllowed():
+            errors = [FieldError(pointer(one.path), one.message) for one in error.problems]
+            return Problem(ProblemType.REFUSED_VALUE, str(error), errors=errors)
+        case CannotKeep():
+            errors = [FieldError(pointer(error.path), str(error))]
+            return Problem(ProblemType.REFUSED_VALUE, str(error), errors=errors)
+        case NotToml() | SecretRefused():
+            return Problem(ProblemType.REFUSED_VALUE, str(error))
+        case NoSuchSync() | NoSuchVersion():
+            return Problem(ProblemType.NOT_FOUND, str(error))
+        case NotWritable():
+            return Problem(ProblemType.SETTINGS_ARE_VIEWED, str(error))
+        case NotSaved():
+            return Problem(ProblemType.UNAVAILABLE, str(error), headers={"Retry-After": "10"})
+    return Problem(ProblemType.CONFLICT, str(error))  # it cannot be read, shown, or edited so
+
+
+def pointer(path: str) -> str:
+    """Return the JSON pointer of a key that messages write as ``sync[0].name``."""
+    return "".join(f"/{step}" for step in _STEP.findall(path))

@@ -1,0 +1,247 @@
+"""The settings document in the console's API, at a real port."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from amplitude_intercom.engine.document.tables import digest
+from support.console import Console, Said, console
+from support.process import API_KEY, TOKEN
+
+FILE = "/settings/file"
+SYNC = "/syncs/e2e/settings"
+
+
+async def change(api: Console, method: str, path: str, body: Any = None) -> Said:
+    """Change the present version."""
+    version = (await api.get(FILE))["version"]
+    return await api.ask(method, path, body, If_Match=f'"{version}"')
+
+
+async def test_nothing_that_is_read_has_a_secret_in_it(tmp_path: Path) -> None:
+    async with console(tmp_path) as api:
+        await change(api, "PUT", "/syncs/e2e/secrets/access_token", {"token": "typed-secret-9"})
+        versions = await api.pages("/settings/versions?limit=1")
+        assert len(versions) == 2
+        paths = [f"/settings/versions/{one['id']}" for one in versions]
+        for path in ("/settings", FILE, SYNC, "/syncs/e2e", "/status", *paths):
+            said = await api.ask("GET", path)
+            text = json.dumps(said.json)
+            assert said.status == 200
+            assert not [one for one in (TOKEN, "typed-secret-9", API_KEY) if one in text], path
+
+
+async def test_the_etag_is_of_the_bytes_of_the_file(tmp_path: Path) -> None:
+    async with console(tmp_path) as api:
+        version = digest((tmp_path / "settings.toml").read_bytes())
+        for path in ("/settings", FILE, SYNC):
+            said = await api.ask("GET", path)
+            assert (said.headers["ETag"], said.json["version"]) == (f'"{version}"', version)
+            assert said.json["can_save"]
+
+
+async def test_a_saved_text_keeps_its_secrets_and_is_loaded(tmp_path: Path) -> None:
+    async with console(tmp_path) as api:
+        shown = await api.ask("GET", FILE)
+        text = (
+            shown.json["text"]
+            .replace("[[sync]]", "# a comment\n[[sync]]")
+            .replace('name = "e2e"', 'name = "e2e"\nenabled = false')
+        )
+        body = {"text": text, "note": "off for today"}
+        said = await api.ask("PUT", FILE, body, If_Match=shown.headers["ETag"])
+        assert (said.status, said.json["reloaded"]["changed"]) == (200, ["e2e"])
+        assert said.headers["ETag"] == f'"{said.json["version"]}"' != shown.headers["ETag"]
+        assert not api.engine.settings.sync[0].enabled
+        written = (tmp_path / "settings.toml").read_text(encoding="utf-8")
+        assert "# a comment" in written
+        assert TOKEN in written
+        newest = (await api.get("/settings/versions"))["items"][0]
+        assert (newest["who"], newest["note"]) == ("loopback", "off for today")
+        assert await api.audited() == [("settings saved", "the file")]
+
+
+async def test_a_change_of_another_version_is_refused_with_the_present_one(tmp_path: Path) -> None:
+    async with console(tmp_path) as api:
+        shown = await api.ask("GET", FILE)
+        body = {"text": shown.json["text"]}
+        assert (await api.ask("PUT", FILE, body)).status == 428
+        assert (await api.ask("PUT", FILE, body, If_Match="x")).status == 400
+        path = tmp_path / "settings.toml"
+        path.write_text(path.read_text(encoding="utf-8") + "# by hand\n", encoding="utf-8")
+        said = await api.ask("PUT", FILE, body, If_Match=shown.headers["ETag"])
+        present = f'"{digest(path.read_bytes())}"'
+        assert (said.status, said.headers["ETag"], said.json["etag"]) == (412, present, present)
+        assert await api.audited() == []
+
+
+async def test_of_changes_of_one_version_at_the_same_time_one_is_saved(tmp_path: Path) -> None:
+    async with console(tmp_path) as api:
+        tag = (await api.ask("GET", FILE)).headers["ETag"]
+        asked = [
+            api.ask("PATCH", "/syncs/e2e", {"enabled": False, "note": str(n)}, If_Match=tag)
+            for n in range(6)
+        ]
+        statuses = sorted(said.status for said in await asyncio.gather(*asked))
+        assert statuses == [200, *[412] * 5]
+
+
+async def test_a_sync_is_disabled_changed_added_and_removed(tmp_path: Path) -> None:
+    async with console(tmp_path) as api:
+        said = await change(api, "PATCH", "/syncs/e2e", {"enabled": False})
+        assert (said.status, api.engine.settings.sync[0].enabled) == (200, False)
+        form = (await api.get(SYNC))["settings"]
+        form["enabled"] = True
+        form["users"]["properties"] = ["plan"]
+        said = await change(api, "PUT", SYNC, {"settings": form})
+        assert (said.status, said.json["reloaded"]["changed"]) == (200, ["e2e"])
+        assert api.engine.settings.sync[0].users.properties == ["plan"]
+        new = {"name": "other", "intercom": {"access_token": "typed-secret-9"}, "enabled": False}
+        said = await change(api, "POST", "/syncs", {"settings": new})
+        assert (said.status, said.headers["Location"]) == (201, "/api/v1/syncs/other")
+        assert said.json["reloaded"]["added"] == ["other"]
+        assert "typed-secret-9" not in (tmp_path / "settings.toml").read_text(encoding="utf-8")
+        assert (await api.get("/syncs/other"))["enabled"] is False
+        said = await change(api, "DELETE", "/syncs/other")
+        assert (said.status, said.json["reloaded"]["removed"]) == (200, ["other"])
+        assert (await api.ask("GET", "/syncs/other")).status == 404
+
+
+async def test_a_version_comes_back(tmp_path: Path) -> None:
+    async with console(tmp_path) as api:
+        await change(api, "PATCH", "/syncs/e2e", {"enabled": False})
+        oldest = (await api.pages("/settings/versions"))[-1]
+        path = f"/settings/versions/{oldest['id']}/restore"
+        said = await change(api, "POST", path, {"note": "back"})
+        assert (said.status, said.json["version"]) == (200, oldest["version"])
+        assert api.engine.settings.sync[0].enabled
+        for name in ("none", "..", "..%2f..%2fsettings", "%00", "a" * 5_000):
+            said = await change(api, "POST", f"/settings/versions/{name}/restore", {})
+            assert said.status == 404, name
+            assert (await api.ask("GET", f"/settings/versions/{name}")).status == 404, name
+
+
+async def test_a_change_that_would_give_a_secret_away_is_refused(tmp_path: Path) -> None:
+    async with console(tmp_path) as api:
+        form = (await api.get(SYNC))["settings"]
+        form["intercom"]["base_url"] = "https://thief.example.com"
+        said = await change(api, "PUT", SYNC, {"settings": form})
+        assert (said.status, said.pointers) == (422, ["/sync/0/intercom/access_token"])
+        said = await change(
+            api, "PUT", "/syncs/e2e/secrets/access_token", {"token": "file:/etc/passwd"}
+        )
+        assert said.status == 422
+        text = (await api.get(FILE))["text"]
+        said = await change(api, "PUT", FILE, {"text": f"{text}\n[admin.x]\n"})
+        assert said.status == 422
+        assert await api.audited() == []
+
+
+async def test_a_preview_tells_the_change_and_changes_nothing(tmp_path: Path) -> None:
+    async with console(tmp_path) as api:
+        before = (tmp_path / "settings.toml").read_bytes()
+        form = (await api.get(SYNC))["settings"]
+        form["amplitude_api_keys"] = []
+        said = await api.ask("POST", "/settings/preview", {"sync": "e2e", "settings": form})
+        assert (said.status, said.json["effects"]["changed"]) == (200, ["e2e"])
+        assert "amplitude_api_keys = []" in said.json["diff"]
+        assert [one["level"] for one in said.json["findings"]] == ["error"]
+        assert API_KEY not in json.dumps(said.json)
+        text = (await api.get(FILE))["text"]
+        other = text.replace("drain_deadline_s = 10.0", "drain_deadline_s = 11.0\nspool = {}")
+        for changed in (other, text.replace("127.0.0.1:0", "127.0.0.1:1")):
+            said = await api.ask("POST", "/settings/preview", {"text": changed})
+            assert said.status in (200, 422), said
+        new = {"name": "other", "intercom": {"access_token": "typed-secret-9"}}
+        said = await api.ask("POST", "/settings/preview", {"settings": new})
+        assert (said.status, said.json["effects"]["added"]) == (200, ["other"])
+        assert "typed-secret-9" not in json.dumps(said.json)
+        for body in ({}, {"text": "", "settings": {}}, {"text": "x", "sync": "e2e"}):
+            assert (await api.ask("POST", "/settings/preview", body)).status == 422
+        assert (tmp_path / "settings.toml").read_bytes() == before
+
+
+async def test_a_file_that_was_changed_by_hand_is_loaded(tmp_path: Path) -> None:
+    async with console(tmp_path) as api:
+        path = tmp_path / "settings.toml"
+        text = path.read_text(encoding="utf-8")
+        path.write_text(text.replace('name = "e2e"', 'name = "e2e"\nenabled = false'), "utf-8")
+        said = await api.ask("POST", "/settings/reload")
+        assert (said.status, said.json["changed"]) == (200, ["e2e"])
+        path.write_text("not toml", encoding="utf-8")
+        said = await api.ask("POST", "/settings/reload")
+        assert said.status == 409
+        assert len(api.engine.settings.sync) == 1
+        assert [action for action, _ in await api.audited()] == ["settings loaded"]
+
+
+async def test_a_saved_change_that_the_daemon_cannot_follow_says_so(tmp_path: Path) -> None:
+    async with console(tmp_path) as api:
+        text = (await api.get(FILE))["text"]
+        said = await change(api, "PUT", FILE, {"text": f"{text}\n[sources.stdin]\n"})
+        assert said.status in (200, 422), said
+        if said.status == 200:
+            assert (said.json["reloaded"] is None) != (said.json["refused"] == "")
+
+
+async def test_settings_that_are_viewed_are_not_changed(tmp_path: Path) -> None:
+    async with console(tmp_path) as api:
+        api.access.follow(msgspec.structs.replace(api.access.settings, settings="view"))
+        shown = await api.get(FILE)
+        assert not shown["can_save"]
+        for method, path, body in (
+            ("PUT", FILE, {"text": shown["text"]}),
+            ("PATCH", "/syncs/e2e", {"enabled": False}),
+            ("DELETE", "/syncs/e2e", None),
+            ("PUT", "/syncs/e2e/secrets/access_token", {"token": "t"}),
+        ):
+            assert (await change(api, method, path, body)).status == 403
+        said = await api.ask("POST", "/settings/preview", {"text": shown["text"]})
+        assert (said.status, said.json["diff"]) == (200, "")
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"name": "e2e", "users": None},
+        {"name": "e2e", "events": {"select": [{"types": [None]}]}},
+        {"name": "e2e", "unknown": 1},
+        {"name": "other"},
+        {"name": "e2e", "amplitude_api_keys": 10**400},
+        {"name": "e2e", "delivery": {"retry_attempts": 10**30}},
+        {"name": "e2e", "intercom": {"access_token": {"set": True, "at": 7}}},
+        {"name": "e2e", "intercom": {"access_token": "***"}},
+        {"name": "e2e", "intercom": {"access_token": {"from": "env:HOME"}}},
+        {"name": "e2e", "": {}, "a\nb": "\u0000"},
+        {},
+    ],
+)
+async def test_a_form_that_is_no_sync_is_refused(tmp_path: Path, form: Any) -> None:
+    async with console(tmp_path) as api:
+        before = (tmp_path / "settings.toml").read_bytes()
+        for method, path in (("PUT", SYNC), ("POST", "/syncs")):
+            said = await change(api, method, path, {"settings": form})
+            assert said.status in (409, 422), said
+        assert (tmp_path / "settings.toml").read_bytes() == before
+
+
+async def test_a_form_that_is_nested_without_end_is_refused(tmp_path: Path) -> None:
+    async with console(tmp_path) as api:
+        body = b'{"settings": {"a": ' + b"[" * 500 + b"]" * 500 + b"}}"
+        tag = (await api.ask("GET", FILE)).headers["ETag"]
+        said = await api.ask("PUT", SYNC, data=body, If_Match=tag)
+        assert said.status == 422
+
+
+async def test_a_sync_that_is_not_there_is_not_found(tmp_path: Path) -> None:
+    async with console(tmp_path) as api:
+        for name in ("none", "..", "e2e%2fx", "%00"):
+            assert (await api.ask("GET", f"/syncs/{name}/settings")).status == 404
+            assert (await change(api, "PATCH", f"/syncs/{name}", {"enabled": True})).status == 404
+            assert (await change(api, "DELETE", f"/syncs/{name}")).status == 404
