@@ -7,10 +7,11 @@ from collections.abc import Iterable
 import structlog
 from aiohttp import web
 
-from amplitude_intercom.engine.console.api_v1.accounting import Accounting
+from amplitude_intercom.engine.console.api_v1.accounting import Accounting, own_version
+from amplitude_intercom.engine.console.api_v1.description import describe
 from amplitude_intercom.engine.console.api_v1.jobs import JobsOfEngine
 from amplitude_intercom.engine.console.api_v1.letters import Letters
-from amplitude_intercom.engine.console.api_v1.operations import Operation
+from amplitude_intercom.engine.console.api_v1.operations import ROOT, Operation
 from amplitude_intercom.engine.console.api_v1.parked import ParkedUsers
 from amplitude_intercom.engine.console.api_v1.parts import Access, Reloads, RunningEngine
 from amplitude_intercom.engine.console.api_v1.reads import Reads
@@ -52,7 +53,14 @@ def routes(
             _log.warning("the settings file was half written: it has its old text again")
     except NotSaved as error:
         _log.error("the settings file may be half written", cause=str(error))
-    return routes_of(operations(engine, document, reload, access, finds))
+    every = operations(engine, document, reload, access, finds)
+    description = describe(every, own_version())
+
+    async def described(request: web.Request) -> web.Response:
+        """Return this description of the API."""
+        return web.json_response(description)
+
+    return [*routes_of(every), web.get(f"{ROOT}/openapi.json", described)]
 
 
 def operations(

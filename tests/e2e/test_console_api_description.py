@@ -1,0 +1,33 @@
+"""The description of the console's API is of its routes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jsonschema
+
+from support.console import bury, console
+
+
+async def test_answers_are_as_described(tmp_path: Path) -> None:
+    async with console(tmp_path) as api:
+        await bury(api.engine, 2)
+        description = await api.get("/openapi.json")
+        schemas = {"components": description["components"]}
+        checked = 0
+        for path, methods in description["paths"].items():
+            if "get" not in methods or "{" in path.replace("{sync}", ""):
+                continue
+            answer = await api.get(path.removeprefix("/api/v1").replace("{sync}", "e2e"))
+            content = methods["get"]["responses"]["200"]["content"]["application/json"]
+            jsonschema.validate(answer, {**content["schema"], **schemas})
+            checked += 1
+        assert checked == 12
+
+
+async def test_a_change_says_its_body_and_its_version(tmp_path: Path) -> None:
+    async with console(tmp_path) as api:
+        described = (await api.get("/openapi.json"))["paths"]["/api/v1/settings/file"]["put"]
+        assert [one["name"] for one in described["parameters"]] == ["If-Match"]
+        assert described["requestBody"]["required"]
+        assert {"200", "403", "409", "412", "415", "422", "428"} <= described["responses"].keys()
