@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import sys
 from pathlib import Path
 
 import jsonschema
@@ -31,3 +33,25 @@ async def test_a_change_says_its_body_and_its_version(tmp_path: Path) -> None:
         assert [one["name"] for one in described["parameters"]] == ["If-Match"]
         assert described["requestBody"]["required"]
         assert {"200", "403", "409", "412", "415", "422", "428"} <= described["responses"].keys()
+
+
+async def test_a_schema_fuzzer_finds_no_violation(tmp_path: Path) -> None:
+    checks = (
+        "not_a_server_error",
+        "status_code_conformance",
+        "content_type_conformance",
+        "response_schema_conformance",
+    )
+    async with console(tmp_path) as api:
+        await bury(api.engine, 3)
+        fuzzer = await asyncio.create_subprocess_exec(
+            str(Path(sys.executable).with_name("st")),
+            *("run", f"{api.url}/api/v1/openapi.json", "--phases", "coverage,fuzzing"),
+            *("--max-examples", "15", "--seed", "1", "--no-color", "--checks", ",".join(checks)),
+            cwd=tmp_path,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        said, _ = await fuzzer.communicate()
+    assert fuzzer.returncode == 0, said.decode()[-5_000:]
+    assert b"Tested: 31" in said

@@ -118,5 +118,7 @@ def _responses(one: Operation, schemas: dict[Any, _Schema]) -> Iterator[tuple[st
     kinds = [*_USUAL, *one.refusals, *(() if one.method == "GET" else _OF_BODIES)]
     for kind in kinds:
         schema = {"$ref": _TEMPLATE.format(name="Problem")}
-        content = {CONTENT_TYPE: {"schema": schema}}
+        content: _Schema = {CONTENT_TYPE: {"schema": schema}}
+        if kind is ProblemType.BAD_REQUEST:  # a request line that HTTP itself cannot read
+            content["text/plain"] = {"schema": {"type": "string"}}
         yield str(STATUSES[kind]), {"description": kind.means, "content": content}
