@@ -75,7 +75,7 @@ class Pipeline:
         self._deliveries: dict[str, SyncDelivery] = {}
         self._feeds = Feeds(ready)
         self._workspace: Workspace | None = None
-        self._supervisor = Supervisor(self._deliver, part="delivery", intercom=gate.name)
+        self._supervisor = Supervisor(self._deliver, part="delivery", intercom=gate.log_name)
         self._circuits: list[str] = []
         gate.changed = self._news.set
 

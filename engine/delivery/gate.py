@@ -81,12 +81,13 @@ class Gate:
         probe_most_s: float = 10.0,
         now_s: Callable[[], float] = time.time,
         jitter: Callable[[], float] = random.random,
-        name: Callable[[], str] = lambda: "Intercom",
+        name: str = "Intercom",
+        log_name: Callable[[], str] | None = None,
         known_limit: float | None = None,
         counts_before: bool = False,
         figures: CallFigures | None = None,
     ) -> None:
-        """``name``: returns the access token's name in logs, without secrets.
+        """``name``: the access token's, without secrets; ``log_name``: returns that of its logs.
 
         ``known_limit`` is the calls a window that an answer told an earlier process; without it
         ``requests_per_minute`` is the first guess. ``counts_before``: ``Remaining`` is known not to
@@ -94,6 +95,8 @@ class Gate:
         earlier gate of the token, to be counted on.
         """
         self.name = name
+        self.log_name = log_name or (lambda: name)
+        """Returns the name in logs, which may have the syncs of today in it."""
         guess = requests_per_minute * WINDOW_S / 60
         is_known = known_limit is not None
         self.pace = Pace(known_limit or guess, is_known=is_known, counts_before=counts_before)
@@ -104,7 +107,7 @@ class Gate:
         self._in_flight = CallsInFlight(max_in_flight)
         budget = BudgetDoubt()
         # One doubt for both: answers feed it, and a 429 is judged by it.
-        self._exchange = Exchange(wire, self.pace, self._in_flight, budget, name, figures)
+        self._exchange = Exchange(wire, self.pace, self._in_flight, budget, self.log_name, figures)
         self._judge = Judge(
             self._exchange.send,
             self.pace,
@@ -112,7 +115,7 @@ class Gate:
             budget,
             now_s=now_s,
             jitter=jitter,
-            name=name,
+            name=self.log_name,
         )
         self.changed: Callable[[], None] = lambda: None
         """Called whenever more, or other, calls may leave than before."""

@@ -37,6 +37,16 @@ def matching_to_id(tables: Tables, taker: int, query: DeadLetterQuery, up_to_id:
     return tables.letters.count_to_id(taker, query, up_to_id)
 
 
+def waiting_records(tables: Tables, taker: int, user: str, most: int) -> int:
+    """Return how many records of a user wait on disk; ``most`` are counted."""
+    (count,) = tables.db.execute(
+        "SELECT count(*) FROM (SELECT 1 FROM records WHERE set_aside = 1 AND taker = ?"
+        " AND user_key = ? LIMIT ?) AS found",
+        (taker, user, most),
+    ).fetchone()
+    return int(count)
+
+
 def parked(tables: Tables, taker: int) -> int:
     """Return how many records wait with a parked user. Takes a while where there are many."""
     (count,) = tables.db.execute(

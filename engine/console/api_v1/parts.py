@@ -11,8 +11,8 @@ from amplitude_intercom.engine.console.problems import Problem, ProblemType
 from amplitude_intercom.engine.delivery.stream import Stream
 from amplitude_intercom.engine.job_runner import JobRunner
 from amplitude_intercom.engine.overview import Overview
-from amplitude_intercom.engine.reload import Reloaded
 from amplitude_intercom.engine.settings import Admin, Settings
+from amplitude_intercom.engine.settings_changes import Reloaded
 from amplitude_intercom.engine.spool.spool import Spool
 from amplitude_intercom.engine.spool.takers import RELAY
 from amplitude_intercom.engine.upkeep import Upkeep

@@ -35,7 +35,7 @@ from amplitude_intercom.engine.document.proposals import Proposal
 from amplitude_intercom.engine.document.settings_document import Saved, SettingsDocument
 from amplitude_intercom.engine.document.versions import KeptVersion
 from amplitude_intercom.engine.errors import EngineError
-from amplitude_intercom.engine.reload import Reloaded
+from amplitude_intercom.engine.settings_changes import Reloaded
 from amplitude_intercom.transports.errors import Refused
 
 Note = Annotated[str, msgspec.Meta(max_length=500)]

@@ -23,8 +23,8 @@ from amplitude_intercom.engine.document.proposals import Proposal
 from amplitude_intercom.engine.document.refusals import CannotMask, CannotPatch
 from amplitude_intercom.engine.document.settings_document import SettingsDocument
 from amplitude_intercom.engine.errors import SettingsError
-from amplitude_intercom.engine.reload import Reloaded, compare
 from amplitude_intercom.engine.settings import Settings
+from amplitude_intercom.engine.settings_changes import Reloaded, compare
 from amplitude_intercom.transports.errors import Refused
 
 Form = dict[str, Any]
