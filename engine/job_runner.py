@@ -61,7 +61,7 @@ class JobRunner:
 
         def job(store: Store) -> JobRow:
             taker = store.takers.id_for(sync)
-            expected = matching(store, taker, query)
+            expected = matching(store, taker, query).number
             return ask_job(store, kind, taker, query, expected, who=who, why=why, now_ms=now_ms)
 
         return self._made(await self._spool.do(job))

@@ -31,6 +31,7 @@ from amplitude_intercom.engine.spool.letters import (
     START,
     DeadLetter,
     DeadLetterQuery,
+    Matching,
     Position,
 )
 
@@ -88,20 +89,40 @@ class DeadLetters:
         That is None where nothing is behind these. Fewer where they hold more than ``limit_bytes``;
         one at least, where there is one.
         """
-        found = positions(self._db, taker, query, after, up_to, limit + 1)
+        found, examined = positions(self._db, taker, query, after, up_to, limit + 1)
         taken = self._fitting(found[:limit], limit_bytes)
-        return self._letters(taken), taken[-1] if len(taken) < len(found) else None
+        return self._letters(taken), taken[-1] if len(taken) < len(found) else examined
 
-    def count(self, taker: int, query: DeadLetterQuery) -> tuple[int, bool]:
-        """Return how many dead letters a query means, and whether there are more than that."""
+    def count(
+        self, taker: int, query: DeadLetterQuery, after: Position = START, up_to: Position = END
+    ) -> Matching:
+        """Count the dead letters that a query means behind a position, up to another one."""
         if query.ids is not None:
-            total = len(named(self._db, taker, query, START, END, MOST_COUNTED + 1))
-        else:
-            total = sum(
-                count_up_to(self._db, taker, narrow, MOST_COUNTED + 1)
-                for narrow in ranges(self._db, taker, query)
-            )
-        return min(total, MOST_COUNTED), total > MOST_COUNTED
+            total = len(named(self._db, taker, query, after, up_to, MOST_COUNTED + 1))
+            return Matching(min(total, MOST_COUNTED), total > MOST_COUNTED)
+        counts = [
+            count_up_to(self._db, taker, narrow, MOST_COUNTED, after, up_to)
+            for narrow in ranges(self._db, taker, query)
+        ]
+        total = sum(found.number for found in counts)
+        more = total > MOST_COUNTED or any(found.more for found in counts)
+        return Matching(min(total, MOST_COUNTED), more)
+
+    def newest(self, taker: int) -> Position | None:
+        """Return where the letter of a taker is that failed last; None: it has none."""
+        row = self._db.execute(
+            "SELECT last_failed_at_ms, id FROM dead_letters WHERE taker = ?"
+            " ORDER BY last_failed_at_ms DESC, id DESC LIMIT 1",
+            (taker,),
+        ).fetchone()
+        return Position(*row) if row else None
+
+    def failed_ms(self, taker: int, id_: int) -> int | None:
+        """Return when a letter of a taker failed last; None: it has none with this id."""
+        row = self._db.execute(
+            "SELECT taker, last_failed_at_ms FROM dead_letters WHERE id = ?", (id_,)
+        ).fetchone()
+        return row[1] if row and row[0] == taker else None
 
     def count_to_id(self, taker: int, query: DeadLetterQuery, up_to_id: int) -> int:
         """Return how many dead letters with ids up to this one a query means; all are counted."""
@@ -144,7 +165,8 @@ class DeadLetters:
     def ids(self, taker: int, limit: int) -> list[int]:
         """Return the first of a taker's letters."""
         every = DeadLetterQuery()
-        return [position.id for position in positions(self._db, taker, every, START, END, limit)]
+        walked = positions(self._db, taker, every, START, END, limit)
+        return [position.id for position in walked.found]
 
     def has(self, id_: int) -> bool:
         """Return whether there is one with this id."""

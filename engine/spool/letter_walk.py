@@ -8,17 +8,36 @@ Rules
 3. Named letters are walked by id.
 4. Positions are those of the index. They come in order even where a letter itself is damaged, so a
    walk from one to the next ends.
+5. The other conditions of a group (status, code, event type) are in no index. Of the letters that
+   the rest of the query means, ``MOST_EXAMINED`` are looked at, and the walk goes on from there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from amplitude_intercom.engine.spool.connection import Connection, holes, in_slices
-from amplitude_intercom.engine.spool.letters import END, MOST, START, DeadLetterQuery, Position
+from amplitude_intercom.engine.spool.letters import (
+    END,
+    MOST,
+    START,
+    DeadLetterQuery,
+    Matching,
+    Position,
+)
+
+MOST_EXAMINED: Final = 2_000
+
+
+class Walked(NamedTuple):
+    """Where the first letters of a query are, in order. ``examined``: up to where there was a look;
+    None: behind the last of them nothing is left."""
+
+    found: list[Position]
+    examined: Position | None = None
 
 
 def positions(
@@ -28,24 +47,35 @@ def positions(
     after: Position,
     up_to: Position,
     limit: int,
-) -> list[Position]:
-    """Return where the first letters behind a position are that a query means, in order.
+) -> Walked:
+    """Return where the first letters behind a position are that a query means.
 
     They are those of the index, which come in order even where a letter itself is damaged: a
     walk from one to the next ends.
     """
     if query.ids is not None:
-        return named(db, taker, query, after, up_to, limit)
+        return Walked(named(db, taker, query, after, up_to, limit))
+    most = MOST_EXAMINED if query.of_group else limit
     found: list[Position] = []
+    examined: Position | None = None
     for narrow in ranges(db, taker, query):
         where, values = _walk(taker, narrow, after, up_to)
+        meant, held = _of_group(query)
         rows = db.execute(
-            f"SELECT last_failed_at_ms, id FROM dead_letters WHERE {where}"
+            f"SELECT last_failed_at_ms, id, {meant} FROM dead_letters WHERE {where}"
             " ORDER BY last_failed_at_ms, id LIMIT ?",
-            (*values, limit),
-        )
-        found += [Position(*row) for row in rows]
-    return sorted(found)[:limit]
+            (*held, *values, most),
+        ).fetchall()
+        found += [Position(at_ms, id_) for at_ms, id_, is_meant in rows if is_meant]
+        if query.of_group and len(rows) == most:
+            examined = min(Position(*rows[-1][:2]), examined or END)
+    return Walked(sorted(one for one in found if one <= (examined or END))[:limit], examined)
+
+
+def _of_group(query: DeadLetterQuery) -> tuple[str, list[Any]]:
+    """Return the condition of a query's group, which is in no index, with its values."""
+    held = query.of_group
+    return " AND ".join(f"{name} = ?" for name in held) or "1", list(held.values())
 
 
 def ranges(db: Connection, taker: int, query: DeadLetterQuery) -> Iterator[DeadLetterQuery]:
@@ -88,18 +118,20 @@ def named(
     """
     found: list[Position] = []
     first, last = _span(query, START, up_to)
+    meant, held = _of_group(query)
     for some in in_slices(sorted(id_ for id_ in set(query.ids or ()) if id_ > after.id)):
         if len(found) >= limit:
             break
         rows = db.execute(
-            "SELECT last_failed_at_ms, id, taker, reason, user_key FROM dead_letters"
+            f"SELECT last_failed_at_ms, id, taker, reason, user_key, {meant} FROM dead_letters"
             f" WHERE id IN {holes(len(some))} ORDER BY id",
-            some,
+            [*held, *some],
         )
         found += [
             position
-            for at_ms, id_, holder, reason, user in rows
+            for at_ms, id_, holder, reason, user, is_meant in rows
             if holder == taker
+            and is_meant
             and query.reason in (None, reason)
             and query.user in (None, user)
             and first < (position := Position(at_ms, id_)) <= last
@@ -107,14 +139,23 @@ def named(
     return found[:limit]
 
 
-def count_up_to(db: Connection, taker: int, query: DeadLetterQuery, most: int) -> int:
-    """Return the number of letters in one range of an index; ``most`` are counted."""
-    where, values = _walk(taker, query, START, END)
-    (count,) = db.execute(
-        f"SELECT count(*) FROM (SELECT 1 FROM dead_letters WHERE {where} LIMIT ?) AS found",
-        (*values, most),
+def count_up_to(
+    db: Connection,
+    taker: int,
+    query: DeadLetterQuery,
+    most: int,
+    after: Position = START,
+    up_to: Position = END,
+) -> Matching:
+    """Return the number of letters in one range of an index; ``most`` are looked at."""
+    where, values = _walk(taker, query, after, up_to)
+    meant, held = _of_group(query)
+    number, looked_at = db.execute(
+        f"SELECT sum(meant), count(*) FROM (SELECT {meant} AS meant FROM dead_letters"
+        f" WHERE {where} LIMIT ?) AS found",
+        (*held, *values, most + 1),
     ).fetchone()
-    return int(count)
+    return Matching(min(int(number or 0), most), looked_at > most)
 
 
 def count_to_id(db: Connection, taker: int, query: DeadLetterQuery, up_to_id: int) -> int:
@@ -125,9 +166,11 @@ def count_to_id(db: Connection, taker: int, query: DeadLetterQuery, up_to_id: in
     total = 0
     for narrow in ranges(db, taker, query):
         where, values = _walk(taker, narrow, START, END)
+        meant, held = _of_group(query)
         # The `+` keeps SQLite from the primary key, by which it would walk all takers' letters.
         (count,) = db.execute(
-            f"SELECT count(*) FROM dead_letters WHERE {where} AND +id <= ?", (*values, up_to_id)
+            f"SELECT count(*) FROM dead_letters WHERE {where} AND +id <= ? AND {meant}",
+            (*values, up_to_id, *held),
         ).fetchone()
         total += int(count)
     return total

@@ -74,19 +74,36 @@ class DeadLetterQuery(
     since_ms: TimeMs | None = None
     until_ms: TimeMs | None = None
     every: bool = False
+    status: Id | None = None
+    code: str | None = None
+    event_type: str | None = None
 
     @property
     def is_empty(self) -> bool:
         """Whether there is no condition, and it is not said that all are meant either."""
         # An empty list of ids is a condition, which no letter meets: only None is none.
         conditions = (self.ids, self.reason, self.user, self.since_ms, self.until_ms)
-        return not self.every and conditions == (None,) * len(conditions)
+        has_none = conditions == (None,) * len(conditions)
+        return not self.every and has_none and not self.of_group
+
+    @property
+    def of_group(self) -> dict[str, str | int]:
+        """The conditions beside the reason that a group of letters has, and no index."""
+        held = {"status": self.status, "code": self.code, "event_type": self.event_type}
+        return {name: value for name, value in held.items() if value is not None}
 
 
 def is_counted(query: DeadLetterQuery) -> bool:
-    """Return whether a query has no condition but a reason, by which dead letters are counted."""
-    # Counters are kept by reason alone: any other condition needs a walk over the letters.
+    """Return whether a query has no condition but those by which dead letters are counted."""
+    # They are counted by group: any other condition needs a walk over the letters.
     return query.ids is None and (query.user, query.since_ms, query.until_ms) == (None, None, None)
+
+
+class Matching(NamedTuple):
+    """How many dead letters a query means. ``more``: there are more, that were not counted."""
+
+    number: int
+    more: bool = False
 
 
 class Position(NamedTuple):
@@ -131,10 +148,13 @@ END: Final = Position(MOST, MOST)
 class DeadLetterPage(msgspec.Struct, frozen=True):
     """Some dead letters of those that a query means, by when they failed last.
 
-    ``matching``: how many it means in all. ``after``: what to ask with for those behind these;
-    empty: there are none.
+    ``matching``: how many it means in all; ``more``: that is a part of them. ``after``: what to ask
+    with for those behind these; empty: there are none. ``newest_id``: of the letter of the taker
+    that failed last; 0: it has none.
     """
 
     dead_letters: list[DeadLetter]
     matching: int
     after: str = ""
+    more: bool = False
+    newest_id: int = 0

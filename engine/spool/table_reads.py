@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from amplitude_intercom.engine.spool.batches import SLOTS
 from amplitude_intercom.engine.spool.letters import (
+    END,
     DeadLetterPage,
     DeadLetterQuery,
+    Matching,
     Position,
     is_counted,
 )
@@ -17,14 +19,31 @@ def dead_letter_page(
 ) -> DeadLetterPage:
     """Return some of the dead letters that a query means, and how many there are in all."""
     found, last = tables.letters.page(taker, query, after, limit)
-    return DeadLetterPage(found, matching(tables, taker, query), str(last) if last else "")
+    number, more = matching(tables, taker, query)
+    newest = tables.letters.newest(taker)
+    return DeadLetterPage(
+        found, number, str(last) if last else "", more, newest.id if newest else 0
+    )
 
 
-def matching(tables: Tables, taker: int, query: DeadLetterQuery) -> int:
-    """Return how many dead letters a query means; not all are counted where they are many."""
-    if is_counted(query):
-        return tables.accounts.committed(taker)[f"dead:{query.reason}" if query.reason else "dead"]
-    return tables.letters.count(taker, query)[0]
+def matching(tables: Tables, taker: int, query: DeadLetterQuery, up_to: Position = END) -> Matching:
+    """Return how many dead letters a query means up to a position; many are not all counted."""
+    if not is_counted(query):
+        return tables.letters.count(taker, query, up_to=up_to)
+    total = _counted(tables, taker, query)
+    if up_to == END:
+        return total
+    # From the end: those that came since somebody looked are few, and all are very many.
+    behind = tables.letters.count(taker, query, after=up_to)
+    return Matching(max(0, total.number - behind.number), total.more or behind.more)
+
+
+def _counted(tables: Tables, taker: int, query: DeadLetterQuery) -> Matching:
+    """Return the count that is kept of the letters that a query means."""
+    if query.of_group:
+        return tables.letters.groups.count(taker, query.reason, query.of_group)
+    name = f"dead:{query.reason}" if query.reason else "dead"
+    return Matching(tables.accounts.value(taker, name))
 
 
 def matching_to_id(tables: Tables, taker: int, query: DeadLetterQuery, up_to_id: int) -> int:
@@ -33,7 +52,7 @@ def matching_to_id(tables: Tables, taker: int, query: DeadLetterQuery, up_to_id:
     Takes a while where there are many that are not counted anyway.
     """
     if is_counted(query) and tables.letters.newest_id() <= up_to_id:
-        return matching(tables, taker, query)
+        return matching(tables, taker, query).number
     return tables.letters.count_to_id(taker, query, up_to_id)
 
 

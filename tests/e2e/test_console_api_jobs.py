@@ -86,6 +86,24 @@ async def test_a_filter_lists_and_acts_alike(tmp_path: Path) -> None:
         assert await api.pages(LETTERS) == []
 
 
+async def test_a_group_is_listed_and_acted_on_by_its_own_names(tmp_path: Path) -> None:
+    async with console(tmp_path) as api:
+        await bury(api.engine, 3, event_type="Often")
+        await bury(api.engine, 2, user="other-user", event_type="Rarely")
+        names = ("reason", "status", "code", "event_type")
+        (often, _) = await api.pages(f"{LETTERS}/groups")
+        group = {name: often[name] for name in names}
+        query = "".join(f"&{name}={value}" for name, value in group.items())
+        seen = await chosen(api, query)
+        assert seen["expected"] == often["count"] == 3
+        listed = await api.pages(f"{LETTERS}?limit=2{query}")
+        assert {one["event_type"] for one in listed} == {"Often"}
+        body = {"action": "discard", "filter": group, **seen}
+        assert (await ended(api, await api.ask("POST", JOBS, body)))["done"] == 3
+        (rest,) = await api.pages(f"{LETTERS}/groups")
+        assert (rest["event_type"], rest["count"]) == ("Rarely", 2)
+
+
 async def test_a_request_that_comes_again_begins_no_other_job(tmp_path: Path) -> None:
     local = Sandbox(open_attributes=True)
     async with console(tmp_path, local) as api:

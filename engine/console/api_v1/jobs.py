@@ -61,6 +61,9 @@ class Filter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     since_ms: TimeMs | None = None
     until_ms: TimeMs | None = None
     every: bool = False
+    status: Id | None = None
+    code: str | None = None
+    event_type: str | None = None
 
     def query(self) -> DeadLetterQuery:
         """Return it as the spool takes it."""

@@ -57,6 +57,17 @@ class LetterQuery(PageQuery, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     user: str | None = None
     since_ms: TimeMs | None = None
     until_ms: TimeMs | None = None
+    status: Id | None = None
+    code: str | None = None
+    event_type: str | None = None
+
+    def wanted(self) -> DeadLetterQuery:
+        """Return the conditions as the spool takes them."""
+        conditions = msgspec.structs.asdict(self)
+        return DeadLetterQuery(
+            **{k: v for k, v in conditions.items() if k not in PageQuery.__struct_fields__},
+            every=True,
+        )
 
 
 class LetterFacts(msgspec.Struct, frozen=True):
@@ -137,9 +148,7 @@ class Letters:
         """Return dead letters of a sync, or of a relay (`relay:NAME`)."""
         name, list_name = taker_of(self._engine, request), query.names(request.path)
         after = position_of(list_name, query.cursor, Position.read)
-        wanted = DeadLetterQuery(
-            query.ids, query.reason, query.user, query.since_ms, query.until_ms, every=True
-        )
+        wanted = query.wanted()
 
         def read(store: Store) -> LetterPage:
             taker, newest = store.takers.known_id(name), store.letters.newest_id()

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from amplitude_intercom.engine.reasons import DeadReason, Failure
+from amplitude_intercom.engine.spool.letter_groups import Group, position_of_group
+from amplitude_intercom.engine.spool.letter_walk import MOST_EXAMINED
 from amplitude_intercom.engine.spool.letters import (
     MOST,
     START,
@@ -23,16 +25,21 @@ from support.spools import OneSync, kept, opened
 
 USERS = ("ann", "bob", "cid")
 REASONS = (DeadReason.REFUSED, DeadReason.USER_FAILING, DeadReason.TOO_OLD)
+STATUSES = (400, 422)
 
 
-def buried(path: Path, times: Sequence[int]) -> OneSync:
-    """Return a sync whose letters failed last at these times, of several users and reasons."""
+def buried(path: Path, times: Sequence[int], rare: int | None = None) -> OneSync:
+    """Return a sync whose letters failed last at these times, of several users and groups.
+
+    The ``rare`` one of them alone has the status 451.
+    """
     sync = OneSync(opened(path))
-    sync.append(*[kept(USERS[n % 3], b"x" * n) for n in range(len(times))])
-    records = sync.load(limit=2_000, per_user=2_000).records
+    sync.append(*[kept(USERS[n % 3], b"x" * min(n, 400)) for n in range(len(times))])
+    records = sync.load(limit=5_000, per_user=5_000, limit_bytes=1 << 24).records
     sync.store.begin()
     for n, (record, at_ms) in enumerate(zip(records, times, strict=True)):
-        sync.settling.bury(record, Failure(REASONS[n // 3 % 3]), at_ms)
+        status = 451 if n == rare else STATUSES[n % 2]
+        sync.settling.bury(record, Failure(REASONS[n // 3 % 3], status, f"code-{n % 5}"), at_ms)
     sync.store.commit()
     return sync
 
@@ -56,7 +63,7 @@ def test_forty_thousand_ids_are_one_query(tmp_path: Path) -> None:
         found += [letter.id for letter in page]
     assert found == there
     assert letters.count(sync.taker, query) == (1_200, False)
-    assert matching(sync.store, sync.taker, query) == 1_200
+    assert matching(sync.store, sync.taker, query) == (1_200, False)
     narrow = DeadLetterQuery(ids=query.ids, user="ann", reason="refused", since_ms=600)
     assert letters.count(sync.taker, narrow) == (67, False)
 
@@ -71,6 +78,10 @@ QUERIES = [
     DeadLetterQuery(user="ann", until_ms=70),
     DeadLetterQuery(user="ann", reason="too_old", since_ms=20, until_ms=70),
     DeadLetterQuery(user="nobody"),
+    DeadLetterQuery(status=422),
+    DeadLetterQuery(reason="refused", status=400, code="code-1", event_type=""),
+    DeadLetterQuery(user="ann", code="code-2", since_ms=20, until_ms=70),
+    DeadLetterQuery(reason="refused", status=451),
 ]
 
 
@@ -80,6 +91,9 @@ def means(query: DeadLetterQuery, letter: DeadLetter) -> bool:
         and query.user in (None, letter.user_key)
         and (query.since_ms is None or letter.last_failed_at_ms >= query.since_ms)
         and (query.until_ms is None or letter.last_failed_at_ms < query.until_ms)
+        and query.status in (None, letter.status)
+        and query.code in (None, letter.code)
+        and query.event_type in (None, letter.event_type)
     )
 
 
@@ -95,6 +109,10 @@ def test_pages_are_in_order_of_time_each_letter_once_while_some_go(
     assert [place(letter) for letter in every] == sorted(map(place, every))
     expected = [letter.id for letter in every if means(query, letter)]
     assert letters.count(taker, query) == (len(expected), False)
+    assert matching(sync.store, taker, query) == (len(expected), False)
+    for letter in every[::50]:
+        within = [one for one in every if means(query, one) and place(one) <= place(letter)]
+        assert matching(sync.store, taker, query, place(letter)) == (len(within), False)
     shown: list[int] = []
     last: Position | None = START
     while last is not None:
@@ -107,6 +125,37 @@ def test_pages_are_in_order_of_time_each_letter_once_while_some_go(
         assert len(letters.remove(taker, gone)) == len(gone)
         sync.store.commit()
     assert shown == expected
+
+
+def test_a_page_of_a_rare_group_looks_at_some_letters_and_says_where_to_go_on(
+    tmp_path: Path,
+) -> None:
+    sync = buried(tmp_path / "spool.db", range(2 * MOST_EXAMINED + 100), rare=MOST_EXAMINED + 7)
+    letters, query = sync.store.letters, DeadLetterQuery(status=451)
+    pages: list[list[int]] = []
+    last: Position | None = START
+    while last is not None:
+        page, last = letters.page(sync.taker, query, last, 10)
+        pages.append([letter.last_failed_at_ms for letter in page])
+    assert pages == [[], [MOST_EXAMINED + 7], []]
+    assert matching(sync.store, sync.taker, query) == (1, False)
+
+
+def test_groups_are_listed_by_size_each_once(tmp_path: Path) -> None:
+    sync = buried(tmp_path / "spool.db", range(300), rare=7)
+    groups = sync.store.letters.groups
+    every = groups.of(sync.taker)
+    assert sum(group.count for group in every) == 300
+    assert [group.count for group in every] == sorted((g.count for g in every), reverse=True)
+    assert every[-1].count == 1
+    shown: list[Group] = []
+    after, has_more = None, True
+    while has_more:
+        shown_now, has_more, is_cut = groups.page(sync.taker, after, 4)
+        shown += shown_now
+        after = position_of_group(shown[-1])
+        assert not is_cut
+    assert shown == every
 
 
 def test_the_latest_letters_of_a_user_are_those_that_failed_last(tmp_path: Path) -> None:
