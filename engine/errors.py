@@ -5,6 +5,7 @@ EngineError
 ├── DataDirInUse      another process has the data directory (exit 4)
 ├── SpoolError        the spool fails now: a batch is refused, a delivery waits
 │   └── SpoolDamaged  rows that some work needs are damaged: no later try helps
+├── SelectionEnded    the last of some dead letters has gone: they are looked at again
 ├── NotNow            a call has no answer: its user waits (``delivery.calls``)
 └── Undeliverable     Intercom refuses this record for good (``delivery.calls``)
 """
@@ -37,6 +38,10 @@ class SpoolError(EngineError):
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason = reason
         self.detail = detail
+
+
+class SelectionEnded(EngineError):
+    """The letter at which a selection of dead letters ends has gone; nothing was done."""
 
 
 class SpoolDamaged(SpoolError):

@@ -74,6 +74,7 @@ class JobRunner:
 
         Raises:
             SettingsError: the sync is disabled, and a replay would drop every letter.
+            SelectionEnded: the last letter that was seen has gone.
             SpoolError: the job cannot be kept.
         """
         self._refuse_replay_of_disabled(kind, sync)

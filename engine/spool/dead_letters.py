@@ -20,7 +20,7 @@ from amplitude_intercom.engine.spool.connection import (
 )
 from amplitude_intercom.engine.spool.letter_groups import LetterGroups
 from amplitude_intercom.engine.spool.letter_walk import (
-    count_to_id,
+    count_all,
     count_up_to,
     named,
     positions,
@@ -124,14 +124,11 @@ class DeadLetters:
         ).fetchone()
         return row[1] if row and row[0] == taker else None
 
-    def count_to_id(self, taker: int, query: DeadLetterQuery, up_to_id: int) -> int:
-        """Return how many dead letters with ids up to this one a query means; all are counted."""
-        return count_to_id(self._db, taker, query, up_to_id)
-
-    def newest_id(self) -> int:
-        """Return the highest id of all takers' letters; 0: there is none."""
-        (newest,) = self._db.execute("SELECT max(id) FROM dead_letters").fetchone()
-        return int(newest or 0)
+    def count_all(
+        self, taker: int, query: DeadLetterQuery, after: Position, up_to: Position
+    ) -> int:
+        """As ``count``, but all are counted; takes a while where they are very many."""
+        return count_all(self._db, taker, query, after, up_to)
 
     def _fitting(self, positions: list[Position], limit_bytes: int) -> list[Position]:
         """Return the first of some letters: up to the one with which they exceed the bytes."""

@@ -7,13 +7,14 @@ from typing import NamedTuple
 from amplitude_intercom.engine.spool.asked_once import Once, asked_before, keep_asked
 from amplitude_intercom.engine.spool.batches import SLOTS
 from amplitude_intercom.engine.spool.jobs import Expiry, JobKind, JobRow, NewMapping
-from amplitude_intercom.engine.spool.letters import MOST, DeadLetterQuery, Position
+from amplitude_intercom.engine.spool.letters import END, START, DeadLetterQuery, Position
+from amplitude_intercom.engine.spool.table_reads import end_of_selection
 from amplitude_intercom.engine.spool.tables import Tables
 
 
 class Chosen(NamedTuple):
-    """The dead letters that somebody has seen: those of a query with ids up to ``up_to_id``, and
-    their number."""
+    """The dead letters that somebody has seen: those of a query that failed no later than the one
+    with the id ``up_to_id``, and their number."""
 
     query: DeadLetterQuery
     up_to_id: int
@@ -30,14 +31,14 @@ def ask_job(
     who: str,
     why: str = "",
     now_ms: int,
-    up_to_id: int = MOST,
+    end: Position = END,
 ) -> JobRow:
-    """Keep a job about what a taker has now, with ids up to ``up_to_id``: ``expected`` records or
-    letters."""
+    """Keep a job about what a taker has now, up to an ``end``: ``expected`` records or letters."""
     sync = tables.takers.name_of(taker)
     highest_id = (tables.accounts.last_batch() + 1) * SLOTS - 1
-    last_ms = tables.letters.last_failed_ms(taker)
-    up_to = str(Position(last_ms, min(highest_id, up_to_id)))
+    now = Position(tables.letters.last_failed_ms(taker), highest_id)
+    # Of both the earlier time: a job never goes beyond what is there now.
+    up_to = str(Position(min(now.at_ms, end.at_ms), min(now.id, end.id)))
     return tables.jobs.add(
         lambda id_: JobRow(id_, kind, sync, query, up_to, expected, who, why, now_ms)
     )
@@ -58,14 +59,18 @@ def ask_once(
 
     Returns the job, and whether it is new; None: the key was used for another request, or its job
     is forgotten.
+
+    Raises:
+        SelectionEnded: the last letter that was seen has gone.
     """
     if once is not None and (before := asked_before(tables.meta, once, now_ms)):
         is_same = before.content == once.content
         return (tables.jobs.get(before.job) if is_same else None), False
     query, up_to_id, expected = chosen
-    made = ask_job(
-        tables, kind, taker, query, expected, who=who, why=why, now_ms=now_ms, up_to_id=up_to_id
-    )
+    end = end_of_selection(tables, taker, up_to_id)
+    if end == START:
+        query, end = DeadLetterQuery(ids=[]), END
+    made = ask_job(tables, kind, taker, query, expected, who=who, why=why, now_ms=now_ms, end=end)
     if once is not None:
         keep_asked(tables.meta, once, made.id, now_ms)
     return made, True

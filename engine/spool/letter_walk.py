@@ -158,19 +158,18 @@ def count_up_to(
     return Matching(min(int(number or 0), most), looked_at > most)
 
 
-def count_to_id(db: Connection, taker: int, query: DeadLetterQuery, up_to_id: int) -> int:
-    """Return the number of letters with ids up to this one, each counted."""
+def count_all(
+    db: Connection, taker: int, query: DeadLetterQuery, after: Position, up_to: Position
+) -> int:
+    """Return the number of letters behind a position, up to another one; each is counted."""
     if query.ids is not None:
-        found = named(db, taker, query, START, END, len(query.ids))
-        return sum(position.id <= up_to_id for position in found)
+        return len(named(db, taker, query, after, up_to, len(query.ids)))
     total = 0
     for narrow in ranges(db, taker, query):
-        where, values = _walk(taker, narrow, START, END)
+        where, values = _walk(taker, narrow, after, up_to)
         meant, held = _of_group(query)
-        # The `+` keeps SQLite from the primary key, by which it would walk all takers' letters.
         (count,) = db.execute(
-            f"SELECT count(*) FROM dead_letters WHERE {where} AND +id <= ? AND {meant}",
-            (*values, up_to_id, *held),
+            f"SELECT count(*) FROM dead_letters WHERE {where} AND {meant}", (*values, *held)
         ).fetchone()
         total += int(count)
     return total

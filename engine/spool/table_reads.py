@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from amplitude_intercom.engine.errors import SelectionEnded
 from amplitude_intercom.engine.spool.batches import SLOTS
 from amplitude_intercom.engine.spool.letters import (
     END,
+    MOST,
+    START,
     DeadLetterPage,
     DeadLetterQuery,
     Matching,
@@ -26,16 +29,11 @@ def dead_letter_page(
     )
 
 
-def matching(tables: Tables, taker: int, query: DeadLetterQuery, up_to: Position = END) -> Matching:
-    """Return how many dead letters a query means up to a position; many are not all counted."""
-    if not is_counted(query):
-        return tables.letters.count(taker, query, up_to=up_to)
-    total = _counted(tables, taker, query)
-    if up_to == END:
-        return total
-    # From the end: those that came since somebody looked are few, and all are very many.
-    behind = tables.letters.count(taker, query, after=up_to)
-    return Matching(max(0, total.number - behind.number), total.more or behind.more)
+def matching(tables: Tables, taker: int, query: DeadLetterQuery) -> Matching:
+    """Return how many dead letters a query means; many are not all counted."""
+    if is_counted(query):
+        return _counted(tables, taker, query)
+    return tables.letters.count(taker, query)
 
 
 def _counted(tables: Tables, taker: int, query: DeadLetterQuery) -> Matching:
@@ -46,14 +44,33 @@ def _counted(tables: Tables, taker: int, query: DeadLetterQuery) -> Matching:
     return Matching(tables.accounts.value(taker, name))
 
 
-def matching_to_id(tables: Tables, taker: int, query: DeadLetterQuery, up_to_id: int) -> int:
-    """Return how many dead letters with ids up to this one a query means, exactly.
+def matching_up_to(tables: Tables, taker: int, query: DeadLetterQuery, up_to: Position) -> int:
+    """Return how many dead letters a query means up to a position, exactly.
 
-    Takes a while where there are many that are not counted anyway.
+    Takes a while where there are very many that are not counted anyway.
     """
-    if is_counted(query) and tables.letters.newest_id() <= up_to_id:
-        return matching(tables, taker, query).number
-    return tables.letters.count_to_id(taker, query, up_to_id)
+    kept = _counted(tables, taker, query) if is_counted(query) else None
+    if up_to == START or kept is None or kept.more:
+        return tables.letters.count_all(taker, query, START, up_to)
+    # From the end: those that came since somebody looked are few, and all may be a million.
+    return max(0, kept.number - tables.letters.count_all(taker, query, up_to, END))
+
+
+def end_of_selection(tables: Tables, taker: int, up_to_id: int) -> Position:
+    """Return where a selection ends whose last letter has this id; 0: ahead of all letters.
+
+    Ids are in order of acceptance: a letter with a higher id may have failed earlier. So the id
+    stands for the time when its letter failed.
+
+    Raises:
+        SelectionEnded: the taker has no such letter.
+    """
+    if not up_to_id:
+        return START
+    failed_ms = tables.letters.failed_ms(taker, up_to_id)
+    if failed_ms is None:
+        raise SelectionEnded(f"dead letter {up_to_id}, the last that was seen, has gone")
+    return Position(failed_ms, MOST)
 
 
 def waiting_records(tables: Tables, taker: int, user: str, most: int) -> int:

@@ -2,8 +2,10 @@
 
 Rules
 =====
-1. A job is about letters that were seen: those of a filter with ids up to ``up_to_id``. Where their
-   number is not ``expected``, nothing is done (409): the filter means more, or less, than was seen.
+1. A job is about letters that were seen: those of a filter up to the letter ``up_to_id``, in the
+   order of their last failure. Where their number is not ``expected``, nothing is done (409): the
+   filter means more, or less, than was seen. What fails later is not among them, so a letter that
+   comes between the count and the job is left alone.
 2. An empty filter selects nothing; ``every`` has to be said.
 3. A request with an ``Idempotency-Key`` that comes again within a day begins no other job.
 """
@@ -36,14 +38,14 @@ from amplitude_intercom.engine.console.api_v1.reads import Reads
 from amplitude_intercom.engine.console.api_v1.requests import id_of
 from amplitude_intercom.engine.console.guard import ALLOWED, CHANGE, RequestChange
 from amplitude_intercom.engine.console.problems import FieldError, Problem, ProblemType
-from amplitude_intercom.engine.errors import SettingsError
+from amplitude_intercom.engine.errors import SelectionEnded, SettingsError
 from amplitude_intercom.engine.reasons import DeadReason
 from amplitude_intercom.engine.spool.asked_once import Once, asked_before
 from amplitude_intercom.engine.spool.job_requests import Chosen
 from amplitude_intercom.engine.spool.jobs import JobKind, JobRow
 from amplitude_intercom.engine.spool.letters import MOST, DeadLetterQuery, Id, TimeMs
 from amplitude_intercom.engine.spool.store import Store
-from amplitude_intercom.engine.spool.table_reads import matching_to_id
+from amplitude_intercom.engine.spool.table_reads import end_of_selection, matching_up_to
 
 COUNTED_S: Final = 5.0
 """Seconds for which the letters of a job are counted at its request."""
@@ -186,7 +188,7 @@ class JobsOfEngine:
                 why=asked.note,
                 once=once,
             )
-        except SettingsError as error:
+        except (SettingsError, SelectionEnded) as error:
             raise Problem(ProblemType.CONFLICT, str(error)) from None
         if job is None:
             other = FieldError("/Idempotency-Key", "it was sent with another request before")
@@ -204,13 +206,18 @@ class JobsOfEngine:
         query = asked.filter.query()
 
         def count(store: Store) -> int:
-            return matching_to_id(store, store.takers.known_id(name), query, asked.up_to_id)
+            taker = store.takers.known_id(name)
+            end = end_of_selection(store, taker, asked.up_to_id)
+            return matching_up_to(store, taker, query, end)
 
-        found = await self._counting.look(count)
+        try:
+            found = await self._counting.look(count)
+        except SelectionEnded as error:
+            raise Problem(ProblemType.CONFLICT, str(error)) from None
         if found != asked.expected:
             raise Problem(
                 ProblemType.CONFLICT,
-                f"the filter means {found} letters up to the id {asked.up_to_id}, and"
+                f"the filter means {found} letters up to letter {asked.up_to_id}, and"
                 f" {asked.expected} were expected",
                 more={"count": found},
             )

@@ -3,8 +3,8 @@
 Rules
 =====
 1. Groups are those that the spool keeps: no letter is read for them.
-2. A list tells how many letters its conditions mean, within ``up_to_id``. That is counted for a
-   quarter of a second; where that is too short, it is not said.
+2. A list tells how many letters its conditions mean, up to the one that failed last, and the id of
+   that. They are counted for a quarter of a second; where that is too short, it is not said.
 3. Only one letter alone shows its payload, and none does with ``admin.hide_values``.
 """
 
@@ -42,7 +42,7 @@ from amplitude_intercom.engine.spool.letters import (
     TimeMs,
 )
 from amplitude_intercom.engine.spool.store import Store
-from amplitude_intercom.engine.spool.table_reads import matching_to_id
+from amplitude_intercom.engine.spool.table_reads import end_of_selection, matching_up_to
 
 MOST_IDS: Final = 1_000
 MOST_GROUPS: Final = 1_000
@@ -101,8 +101,8 @@ class Letter(msgspec.Struct, frozen=True):
 class LetterPage(msgspec.Struct, frozen=True):
     """Dead letters, in the order of their last failure.
 
-    ``matching``: how many the conditions mean up to the id ``up_to_id``, which is the newest one;
-    None: they could not be counted in time.
+    ``up_to_id``: of the sync's letter that failed last; 0: there is none. ``matching``: how many
+    the conditions mean up to that one; None: they could not be counted in time.
     """
 
     items: list[LetterFacts]
@@ -151,15 +151,18 @@ class Letters:
         wanted = query.wanted()
 
         def read(store: Store) -> LetterPage:
-            taker, newest = store.takers.known_id(name), store.letters.newest_id()
+            taker = store.takers.known_id(name)
+            newest = store.letters.newest(taker)
+            up_to_id = newest.id if newest else 0
+            end = end_of_selection(store, taker, up_to_id)
             letters, last = store.letters.page(taker, wanted, after, query.limit)
             return LetterPage(
                 [facts_of(letter) for letter in letters],
                 cursor_of(list_name, str(last)) if last else None,
                 self._reads.attempt(
-                    store, lambda opened: matching_to_id(opened, taker, wanted, newest)
+                    store, lambda opened: matching_up_to(opened, taker, wanted, end)
                 ),
-                newest,
+                up_to_id,
             )
 
         return Answer(await self._reads.look(read))
