@@ -19,8 +19,9 @@ from amplitude_intercom.engine.console.access_api import AccessApi
 from amplitude_intercom.engine.console.admin_access import AdminAccess
 from amplitude_intercom.engine.console.admin_server import AdminServer
 from amplitude_intercom.engine.console.api import AdminApi
+from amplitude_intercom.engine.console.api_v1.every import routes
 from amplitude_intercom.engine.console.audit import Audit, AuditFile
-from amplitude_intercom.engine.console.reload_api import ReloadApi
+from amplitude_intercom.engine.document.settings_document import SettingsDocument
 from amplitude_intercom.engine.errors import SettingsError
 from amplitude_intercom.engine.settings import Admin, Settings
 from amplitude_intercom.engine.sources import sources_of, start_sources
@@ -85,8 +86,10 @@ async def _serve_admin(
     audit = Audit(AuditFile(Path(engine.settings.data_dir)), wall_clock_ms)
     access = AdminAccess(settings, audit)
     api = AdminApi(engine.overview, engine.upkeep, engine.jobs)
-    others = (AccessApi(access), ReloadApi(reload.reload))
-    admin = AdminServer(access, [*api.routes(), *(r for one in others for r in one.routes())])
+    document = SettingsDocument.of(reload.path, Path(engine.settings.data_dir))
+    # In a thread: a settings file that was half written is mended first.
+    of_api = await asyncio.to_thread(routes, engine, document, reload, access)
+    admin = AdminServer(access, [*api.routes(), *AccessApi(access).routes(), *of_api])
     tasks.start_soon(admin.run)
     _log.info("admin listening", address=await admin.listening())
     return access

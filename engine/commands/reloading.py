@@ -40,7 +40,7 @@ class FileReload:
 
     def __init__(self, path: Path, engine: Reloadable, manager: ServiceManager) -> None:
         """``path``: of a file that can be read again; a pipe cannot."""
-        self._path = path
+        self.path = path
         self._engine = engine
         self._manager = manager
         self._one_at_a_time = asyncio.Lock()
@@ -69,13 +69,13 @@ class FileReload:
                 self._manager.ready("serving")
 
     async def _reload(self, who: str) -> Reloaded:
-        if not self._path.is_file():
-            raise SettingsError(f"{self._path}: cannot be read again: it is no file")
+        if not self.path.is_file():
+            raise SettingsError(f"{self.path}: cannot be read again: it is no file")
         # In a thread: a file on a network may take long, and secrets are files, too.
-        settings = await asyncio.to_thread(config.load, self._path)
+        settings = await asyncio.to_thread(config.load, self.path)
         problem = next(source_problems(self._engine.settings, settings), None)
         if problem is not None:
-            raise SettingsError(f"{self._path}: {problem}")
+            raise SettingsError(f"{self.path}: {problem}")
         done = await self._engine.reload(settings)
         logs.configure(settings.log)
         for follow in self.followers:
