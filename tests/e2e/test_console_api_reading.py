@@ -107,7 +107,7 @@ async def test_a_workspace_tells_attributes_event_names_and_budget(tmp_path: Pat
         await api.engine.settled()
         (workspace,) = await api.pages("/workspaces")
         path = f"/workspaces/{workspace['id']}"
-        assert (workspace["syncs"], workspace["gate"]["health"]) == (["e2e"], "open")
+        assert (workspace["syncs"], workspace["gate"]["health"]) == (["e2e"], "well")
         assert await api.get(path) == {**workspace, "gate": (await api.get(path))["gate"]}
         names = await api.get(f"{path}/event-names")
         assert ([one["name"] for one in names["items"]], names["limit"]) == (["signed up"], 120)
