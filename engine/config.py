@@ -22,27 +22,13 @@ from amplitude_intercom.engine.errors import SettingsError
 from amplitude_intercom.engine.setting_types import PATTERNS_IN_WORDS, Secret
 from amplitude_intercom.engine.settings import Settings
 from amplitude_intercom.engine.settings_problems import home_expanded, problems
+from amplitude_intercom.engine.toml_text import RENAMED, read_toml
 
 MAX_FILE_BYTES: Final = 8 * 1024 * 1024
 """A settings file: a thousand syncs take one megabyte."""
 
 MAX_SECRET_BYTES: Final = 65_536
 """A file with a secret; headers beyond this are refused everywhere."""
-
-RENAMED: Final[dict[str, str]] = {
-    "sync.api_key": "sync.amplitude_api_keys",
-    "sync.api_keys": "sync.amplitude_api_keys",
-    "sync.amplitude_api_key": "sync.amplitude_api_keys",
-    "sync.intercom.token": "sync.intercom.access_token",
-    "sync.events.properties": "sync.events.metadata",
-    "sync.delivery.lanes": "sync.intercom.max_in_flight",
-    "sync.delivery.twin_window_s": "sync.delivery.same_second_window_s",
-    "http.port": "http.listen",
-    "http.host": "http.listen",
-    "admin.port": "admin.listen",
-    "admin.host": "admin.listen",
-}
-"""Keys that are called otherwise here, or are no more, and the key to use instead."""
 
 
 def load(path: Path) -> Settings:
@@ -89,26 +75,6 @@ def _table_at(path: Path) -> dict[str, Any]:
         raise SettingsError(f"{path}: not TOML: {error}") from None
     except (ValueError, RecursionError) as error:  # NUL in the path, digits or depth without end
         raise SettingsError(f"{path}: cannot be read: {str(error).partition(':')[0]}") from None
-
-
-MOST_KEY_PARTS: Final = 60
-"""Parts of one dotted key: ``tomllib`` needs memory by the square of their number."""
-
-_LONG_KEY: Final = re.compile(
-    rf"""(?<![\w\-])(?:(?:[\w\-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){{{MOST_KEY_PARTS}}}"""
-)
-
-
-def read_toml(text: str) -> dict[str, Any]:
-    """Return the table of a text.
-
-    Raises:
-        tomllib.TOMLDecodeError: it is not TOML.
-        ValueError, RecursionError: it has digits, parts of a key or levels without end.
-    """
-    if _LONG_KEY.search(text):
-        raise ValueError(f"a key of more than {MOST_KEY_PARTS} parts")
-    return tomllib.loads(text)
 
 
 PIPE_S: Final = 30.0

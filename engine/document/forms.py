@@ -12,10 +12,10 @@ from __future__ import annotations
 from copy import deepcopy
 from typing import Any, NamedTuple
 
-from amplitude_intercom.engine.document.masking import is_mask
 from amplitude_intercom.engine.document.refusals import CannotKeep
 from amplitude_intercom.engine.document.secret_values import (
     SecretValue,
+    is_mask,
     is_reference,
     secret_values,
     whole_secret_values,

@@ -27,6 +27,7 @@ from amplitude_intercom.engine.document.refusals import CannotKeep, CannotMask
 from amplitude_intercom.engine.document.secret_values import (
     MASK,
     SecretValue,
+    is_mask,
     secret_values,
 )
 from amplitude_intercom.engine.document.tables import Path, Table, written
@@ -164,11 +165,6 @@ def _with_comments_hidden(text: str, former: _Seen) -> str:
         comments = ((extent, now.of(extent)) for extent in now.where.comments)
         text = replaced(text, [(extent, before[c]) for extent, c in comments if c in more])
     return text
-
-
-def is_mask(value: object) -> bool:
-    """Return whether a value stands for a secret."""
-    return isinstance(value, str) and value.startswith(MASK)
 
 
 class _Former:

@@ -17,10 +17,10 @@ from typing import Annotated, Any, Final, NamedTuple, Union, get_args, get_origi
 
 import msgspec
 
-from amplitude_intercom.engine.config import RENAMED
 from amplitude_intercom.engine.document.tables import Path, Table, leaves
 from amplitude_intercom.engine.setting_types import ANY_KEY, Secret
 from amplitude_intercom.engine.settings import Settings
+from amplitude_intercom.engine.toml_text import RENAMED
 
 MASK: Final = "***"
 LEAST_WITH_END: Final = 12
@@ -180,3 +180,8 @@ def _deep(kind: Any) -> Iterator[Any]:
         yield member
         if get_origin(member) in (dict, list):
             yield from _deep(get_args(member)[-1])
+
+
+def is_mask(value: object) -> bool:
+    """Return whether a value stands for a secret."""
+    return isinstance(value, str) and value.startswith(MASK)

@@ -7,8 +7,8 @@ import tomllib
 from collections.abc import Iterator
 from typing import Any, Final
 
-from amplitude_intercom.engine.config import read_toml
 from amplitude_intercom.engine.document.refusals import NotToml
+from amplitude_intercom.engine.toml_text import read_toml
 
 Table = dict[str, Any]
 Path = tuple[str | int, ...]

@@ -26,7 +26,7 @@ class Once(NamedTuple):
     content: str
 
 
-class Asked(msgspec.Struct, frozen=True, array_like=True):
+class AskedJob(msgspec.Struct, frozen=True, array_like=True):
     """A key that is kept, with the id of its job."""
 
     key: str
@@ -35,21 +35,21 @@ class Asked(msgspec.Struct, frozen=True, array_like=True):
     at_ms: int
 
 
-_decode: Final = msgspec.json.Decoder(list[Asked]).decode
+_decode: Final = msgspec.json.Decoder(list[AskedJob]).decode
 
 
-def asked_before(meta: Meta, once: Once, now_ms: int) -> Asked | None:
+def asked_before(meta: Meta, once: Once, now_ms: int) -> AskedJob | None:
     """Return the earlier request with this key; None: there is none, or it is forgotten."""
     return next((one for one in _kept(meta, now_ms) if one.key == once.key), None)
 
 
 def keep_asked(meta: Meta, once: Once, job: int, now_ms: int) -> None:
     """Keep a key that is not kept."""
-    kept = [*_kept(meta, now_ms), Asked(*once, job, now_ms)][-MOST_KEPT:]
+    kept = [*_kept(meta, now_ms), AskedJob(*once, job, now_ms)][-MOST_KEPT:]
     meta.set(_ROW, msgspec.json.encode(kept).decode())
 
 
-def _kept(meta: Meta, now_ms: int) -> list[Asked]:
+def _kept(meta: Meta, now_ms: int) -> list[AskedJob]:
     try:
         kept = _decode(meta.get(_ROW) or "[]")
     except (msgspec.MsgspecError, UnicodeError):  # damaged: the jobs themselves are not

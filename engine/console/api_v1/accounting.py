@@ -9,7 +9,7 @@ import msgspec
 from aiohttp import web
 
 from amplitude_intercom.engine.console.api_v1.operations import (
-    Answer,
+    ApiAnswer,
     Nothing,
     Operation,
     operation,
@@ -55,11 +55,11 @@ class Accounting:
             ),
         ]
 
-    async def _status(self, request: web.Request, nothing: Nothing) -> Answer:
+    async def _status(self, request: web.Request, nothing: Nothing) -> ApiAnswer:
         """Return the accounting of all syncs and relays, and the state of the daemon."""
         overview = self._engine.overview
         status = await overview.status()
-        return Answer(
+        return ApiAnswer(
             DaemonStatus(
                 **msgspec.structs.asdict(status),
                 version=own_version(),
@@ -70,7 +70,7 @@ class Accounting:
             )
         )
 
-    async def _syncs(self, request: web.Request, query: PageQuery) -> Answer:
+    async def _syncs(self, request: web.Request, query: PageQuery) -> ApiAnswer:
         """Return the accounting of syncs, in the order of their names."""
         list_name = query.names(request.path)
         after = position_of(list_name, query.cursor, str)
@@ -78,13 +78,13 @@ class Accounting:
         names = [name for name in sorted(every) if name > after]
         some = names[: query.limit]
         next_ = cursor_of(list_name, some[-1]) if len(names) > len(some) else None
-        return Answer(Page([every[name] for name in some], next_))
+        return ApiAnswer(Page([every[name] for name in some], next_))
 
-    async def _sync(self, request: web.Request, nothing: Nothing) -> Answer:
+    async def _sync(self, request: web.Request, nothing: Nothing) -> ApiAnswer:
         """Return the accounting of one sync."""
         name = stream_of(self._engine, request).sync.name
         found = {one.name: one for one in (await self._engine.overview.status()).syncs}
-        return Answer(found[name])
+        return ApiAnswer(found[name])
 
 
 @cache

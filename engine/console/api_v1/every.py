@@ -13,10 +13,11 @@ from amplitude_intercom.engine.console.api_v1.jobs import JobsOfEngine
 from amplitude_intercom.engine.console.api_v1.letters import Letters
 from amplitude_intercom.engine.console.api_v1.operations import ROOT, Operation
 from amplitude_intercom.engine.console.api_v1.parked import ParkedUsers
-from amplitude_intercom.engine.console.api_v1.parts import Access, Reloads, RunningEngine
+from amplitude_intercom.engine.console.api_v1.parts import RunningEngine
 from amplitude_intercom.engine.console.api_v1.reads import Reads
 from amplitude_intercom.engine.console.api_v1.serving import routes_of
 from amplitude_intercom.engine.console.api_v1.settings_changes import SettingsChanges
+from amplitude_intercom.engine.console.api_v1.settings_parts import Access, Reloads
 from amplitude_intercom.engine.console.api_v1.settings_previews import (
     Finds,
     Found,

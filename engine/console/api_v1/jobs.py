@@ -21,7 +21,7 @@ from aiohttp import web
 from amplitude_intercom.engine.console.api_v1.letters import MOST_IDS
 from amplitude_intercom.engine.console.api_v1.operations import (
     ROOT,
-    Answer,
+    ApiAnswer,
     Nothing,
     Operation,
     operation,
@@ -140,20 +140,20 @@ class JobsOfEngine:
             ),
         ]
 
-    async def _list(self, request: web.Request, query: PageQuery) -> Answer:
+    async def _list(self, request: web.Request, query: PageQuery) -> ApiAnswer:
         """Return the jobs, the latest first."""
         list_name = query.names(request.path)
         below = position_of(list_name, query.cursor, number) or MOST
         jobs = await self._reads.look(lambda store: store.jobs.latest(query.limit + 1, below))
         some = jobs[: query.limit]
         next_ = cursor_of(list_name, str(some[-1].id)) if len(jobs) > len(some) else None
-        return Answer(Page([job_of(row) for row in some], next_))
+        return ApiAnswer(Page([job_of(row) for row in some], next_))
 
-    async def _job(self, request: web.Request, nothing: Nothing) -> Answer:
+    async def _job(self, request: web.Request, nothing: Nothing) -> ApiAnswer:
         """Return one job."""
-        return Answer(job_of(await self._found(request)))
+        return ApiAnswer(job_of(await self._found(request)))
 
-    async def _cancel(self, request: web.Request, nothing: Nothing) -> Answer:
+    async def _cancel(self, request: web.Request, nothing: Nothing) -> ApiAnswer:
         """Cancel a job. Its finished part stays done."""
         job = await self._found(request)
         try:
@@ -163,7 +163,7 @@ class JobsOfEngine:
         if not is_cancelled:
             raise Problem(ProblemType.CONFLICT, f"job {job.id} has ended already")
         request[CHANGE] = RequestChange("job cancelled", f"{job.kind} {job.id} of {job.sync}")
-        return Answer(job_of(await self._found(request)))
+        return ApiAnswer(job_of(await self._found(request)))
 
     async def _found(self, request: web.Request) -> JobRow:
         id_ = id_of(request, "job")
@@ -172,7 +172,7 @@ class JobsOfEngine:
             raise Problem(ProblemType.NOT_FOUND, f"there is no job {id_}, or it is forgotten")
         return job
 
-    async def _ask(self, request: web.Request, asked: JobRequest) -> Answer:
+    async def _ask(self, request: web.Request, asked: JobRequest) -> ApiAnswer:
         """Begin to replay or discard dead letters of a sync, or of a relay (`relay:NAME`)."""
         name, once = taker_of(self._engine, request), _once(request, asked)
         is_again = once is not None and await self._is_again(once)
@@ -195,7 +195,7 @@ class JobsOfEngine:
             raise Problem(ProblemType.REFUSED_VALUE, errors=[other])
         what = f"{asked.action} {asked.expected} of {name}, job {job.id}: {asked.note}"
         request[CHANGE] = RequestChange("job asked again" if is_again else "job asked", what)
-        return Answer(job_of(job), {"Location": f"{ROOT}/jobs/{job.id}"})
+        return ApiAnswer(job_of(job), {"Location": f"{ROOT}/jobs/{job.id}"})
 
     async def _is_again(self, once: Once) -> bool:
         now_ms = self._engine.spool.now_ms()

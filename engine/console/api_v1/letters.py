@@ -16,7 +16,7 @@ import msgspec
 from aiohttp import web
 
 from amplitude_intercom.engine.console.api_v1.operations import (
-    Answer,
+    ApiAnswer,
     Nothing,
     Operation,
     operation,
@@ -28,10 +28,11 @@ from amplitude_intercom.engine.console.api_v1.pages import (
     number,
     position_of,
 )
-from amplitude_intercom.engine.console.api_v1.parts import Access, RunningEngine, taker_of
+from amplitude_intercom.engine.console.api_v1.parts import RunningEngine, taker_of
 from amplitude_intercom.engine.console.api_v1.payloads import Payload, payload_of
 from amplitude_intercom.engine.console.api_v1.reads import Reads
 from amplitude_intercom.engine.console.api_v1.requests import id_of
+from amplitude_intercom.engine.console.api_v1.settings_parts import Access
 from amplitude_intercom.engine.console.problems import Problem, ProblemType
 from amplitude_intercom.engine.reasons import DeadReason
 from amplitude_intercom.engine.spool.letters import (
@@ -144,7 +145,7 @@ class Letters:
             operation("GET", f"{root}/{{letter}}", self._letter, Nothing, Letter, refusals=missing),
         ]
 
-    async def _list(self, request: web.Request, query: LetterQuery) -> Answer:
+    async def _list(self, request: web.Request, query: LetterQuery) -> ApiAnswer:
         """Return dead letters of a sync, or of a relay (`relay:NAME`)."""
         name, list_name = taker_of(self._engine, request), query.names(request.path)
         after = position_of(list_name, query.cursor, Position.read)
@@ -165,9 +166,9 @@ class Letters:
                 up_to_id,
             )
 
-        return Answer(await self._reads.look(read))
+        return ApiAnswer(await self._reads.look(read))
 
-    async def _groups(self, request: web.Request, query: PageQuery) -> Answer:
+    async def _groups(self, request: web.Request, query: PageQuery) -> ApiAnswer:
         """Return the groups of a sync's dead letters by reason, status, code and event type, the
         largest first, up to 1,000."""
         name, list_name = taker_of(self._engine, request), query.names(request.path)
@@ -177,9 +178,9 @@ class Letters:
         )
         end = start + query.limit
         some = [_group_of(msgspec.structs.asdict(group)) for group in groups[start:end]]
-        return Answer(Page(some, cursor_of(list_name, str(end)) if len(groups) > end else None))
+        return ApiAnswer(Page(some, cursor_of(list_name, str(end)) if len(groups) > end else None))
 
-    async def _letter(self, request: web.Request, nothing: Nothing) -> Answer:
+    async def _letter(self, request: web.Request, nothing: Nothing) -> ApiAnswer:
         """Return one dead letter, with its payload as text."""
         name, id_ = taker_of(self._engine, request), id_of(request, "letter")
         hides = self._access.settings.hide_values
@@ -191,7 +192,7 @@ class Letters:
         letter = await self._reads.look(read)
         if letter is None:
             raise Problem(ProblemType.NOT_FOUND, f"no dead letter of {name} has the id {id_}")
-        return Answer(letter)
+        return ApiAnswer(letter)
 
 
 def facts_of(letter: DeadLetter) -> LetterFacts:

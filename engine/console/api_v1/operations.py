@@ -4,7 +4,7 @@ Rules
 =====
 1. An operation takes one struct: of the query for ``GET``, else of the body. Unknown fields are
    refused.
-2. An operation returns an ``Answer``; its value is of the declared type. A refusal is a
+2. An operation returns an ``ApiAnswer``; its value is of the declared type. A refusal is a
    ``Problem``.
 """
 
@@ -26,7 +26,7 @@ class Nothing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body or query of an operation that takes none."""
 
 
-class Answer(NamedTuple):
+class ApiAnswer(NamedTuple):
     """A successful answer. ``value`` becomes the JSON; the operation declares the status."""
 
     value: Any
@@ -34,7 +34,7 @@ class Answer(NamedTuple):
 
 
 G = TypeVar("G")
-Handler = Callable[[web.Request, Any], Awaitable[Answer]]
+Handler = Callable[[web.Request, Any], Awaitable[ApiAnswer]]
 
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,7 +67,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
 def operation(
     method: Method,
     path: str,
-    handler: Callable[[web.Request, G], Awaitable[Answer]],
+    handler: Callable[[web.Request, G], Awaitable[ApiAnswer]],
     takes: type[G],
     returns: Any,
     **more: Any,

@@ -1,4 +1,4 @@
-"""Parked users, for reading."""
+"""ParkedUserFacts users, for reading."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final
 import msgspec
 from aiohttp import web
 
-from amplitude_intercom.engine.console.api_v1.operations import Answer, Operation, operation
+from amplitude_intercom.engine.console.api_v1.operations import ApiAnswer, Operation, operation
 from amplitude_intercom.engine.console.api_v1.pages import Page, PageQuery, cursor_of, position_of
 from amplitude_intercom.engine.console.api_v1.parts import RunningEngine, stream_of
 from amplitude_intercom.engine.console.api_v1.reads import Reads
@@ -19,7 +19,7 @@ MOST_RECORDS: Final = 1_000
 """Records of a user that are counted."""
 
 
-class Parked(msgspec.Struct, frozen=True):
+class ParkedUserFacts(msgspec.Struct, frozen=True):
     """A parked user, with the cause of its last failure; times in Unix milliseconds.
 
     ``wake_at_ms``: of its next try; None: that is under way. ``waits_for``: the endpoint that it
@@ -47,19 +47,23 @@ class ParkedUsers:
     def operations(self) -> list[Operation]:
         """Return the operations."""
         path, missing = "/syncs/{sync}/parked", (ProblemType.NOT_FOUND,)
-        return [operation("GET", path, self._list, PageQuery, Page[Parked], refusals=missing)]
+        return [
+            operation("GET", path, self._list, PageQuery, Page[ParkedUserFacts], refusals=missing)
+        ]
 
-    async def _list(self, request: web.Request, query: PageQuery) -> Answer:
+    async def _list(self, request: web.Request, query: PageQuery) -> ApiAnswer:
         """Return the parked users of a sync, in the order of their keys."""
         name, list_name = stream_of(self._engine, request).sync.name, query.names(request.path)
         after = position_of(list_name, query.cursor, str)
 
-        def read(store: Store) -> Page[Parked]:
+        def read(store: Store) -> Page[ParkedUserFacts]:
             taker = store.takers.known_id(name)
             found = store.users.parked_page(taker, after, query.limit + 1)
             some = found[: query.limit]
             next_ = cursor_of(list_name, some[-1].user) if len(found) > len(some) else None
             counts = (waiting_records(store, taker, one.user, MOST_RECORDS) for one in some)
-            return Page([Parked(*one, n) for one, n in zip(some, counts, strict=True)], next_)
+            return Page(
+                [ParkedUserFacts(*one, n) for one, n in zip(some, counts, strict=True)], next_
+            )
 
-        return Answer(await self._reads.look(read))
+        return ApiAnswer(await self._reads.look(read))

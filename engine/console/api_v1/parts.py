@@ -11,8 +11,7 @@ from amplitude_intercom.engine.console.problems import Problem, ProblemType
 from amplitude_intercom.engine.delivery.stream import Stream
 from amplitude_intercom.engine.job_runner import JobRunner
 from amplitude_intercom.engine.overview import Overview
-from amplitude_intercom.engine.settings import Admin, Settings
-from amplitude_intercom.engine.settings_changes import Reloaded
+from amplitude_intercom.engine.settings import Settings
 from amplitude_intercom.engine.spool.spool import Spool
 from amplitude_intercom.engine.spool.takers import RELAY
 from amplitude_intercom.engine.upkeep import Upkeep
@@ -35,26 +34,6 @@ class RunningEngine(Protocol):
     def streams(self) -> Mapping[str, Stream]:
         """The syncs, by name."""
         ...
-
-
-class Reloads(Protocol):
-    """Reads the settings file again (``engine.commands.reloading.FileReload``)."""
-
-    async def reload(self, who: str) -> Reloaded:
-        """Read the file and follow it.
-
-        Raises:
-            SettingsError: the file is refused; nothing has changed.
-            SpoolError: the disk fails; nothing has changed.
-            Refused: the daemon drains.
-        """
-        ...
-
-
-class Access(Protocol):
-    """The settings of the admin port as they are now (``console.admin_access.AdminAccess``)."""
-
-    settings: Admin
 
 
 def stream_of(engine: RunningEngine, request: web.Request) -> Stream:

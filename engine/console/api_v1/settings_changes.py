@@ -20,14 +20,17 @@ from aiohttp import web
 from amplitude_intercom.engine.console.api_v1.etags import etag, refuse_other
 from amplitude_intercom.engine.console.api_v1.operations import (
     ROOT,
-    Answer,
+    ApiAnswer,
     Nothing,
     Operation,
     operation,
 )
-from amplitude_intercom.engine.console.api_v1.parts import Access, Reloads
-from amplitude_intercom.engine.console.api_v1.settings_previews import Form, refuse_null
-from amplitude_intercom.engine.console.api_v1.settings_reading import in_thread
+from amplitude_intercom.engine.console.api_v1.settings_parts import Access, Reloads
+from amplitude_intercom.engine.console.api_v1.settings_refusals import (
+    Form,
+    in_thread,
+    refuse_null,
+)
 from amplitude_intercom.engine.console.guard import ALLOWED, CHANGE, RequestChange
 from amplitude_intercom.engine.console.problems import Problem, ProblemType
 from amplitude_intercom.engine.document.files import Document
@@ -129,14 +132,14 @@ class SettingsChanges:
 
     # --- saving ---------------------------------------------------------------------------
 
-    async def _text(self, request: web.Request, change: TextChange) -> Answer:
+    async def _text(self, request: web.Request, change: TextChange) -> ApiAnswer:
         """Replace the text of the settings file, and load it."""
         propose = self._document.propose
         return await self._saved(
             request, lambda base: propose.with_text(base, change.text), "the file", change.note
         )
 
-    async def _restore(self, request: web.Request, change: Restoring) -> Answer:
+    async def _restore(self, request: web.Request, change: Restoring) -> ApiAnswer:
         """Bring a kept version of the settings file back, and load it."""
         id_ = request.match_info["version"]
         return await self._saved(
@@ -146,7 +149,7 @@ class SettingsChanges:
             change.note,
         )
 
-    async def _new_sync(self, request: web.Request, change: SyncForm) -> Answer:
+    async def _new_sync(self, request: web.Request, change: SyncForm) -> ApiAnswer:
         """Add a sync, and load the settings."""
         refuse_null(change.settings)
         name = change.settings.get("name")
@@ -156,9 +159,9 @@ class SettingsChanges:
             f"new sync {name}",
             change.note,
         )
-        return Answer(answer.value, {**answer.headers, "Location": f"{ROOT}/syncs/{name}"})
+        return ApiAnswer(answer.value, {**answer.headers, "Location": f"{ROOT}/syncs/{name}"})
 
-    async def _switch(self, request: web.Request, change: SyncSwitch) -> Answer:
+    async def _switch(self, request: web.Request, change: SyncSwitch) -> ApiAnswer:
         """Enable or disable a sync, and load the settings."""
         name, propose = request.match_info["sync"], self._document.propose
         return await self._saved(
@@ -170,7 +173,7 @@ class SettingsChanges:
             change.note,
         )
 
-    async def _remove(self, request: web.Request, nothing: Nothing) -> Answer:
+    async def _remove(self, request: web.Request, nothing: Nothing) -> ApiAnswer:
         """Remove a sync from the settings, and load them. Its waiting events stay in the spool."""
         name = request.match_info["sync"]
         return await self._saved(
@@ -179,7 +182,7 @@ class SettingsChanges:
             f"sync {name} removed",
         )
 
-    async def _sync(self, request: web.Request, change: SyncForm) -> Answer:
+    async def _sync(self, request: web.Request, change: SyncForm) -> ApiAnswer:
         """Replace the settings of a sync, and load them."""
         refuse_null(change.settings)
         name, propose = request.match_info["sync"], self._document.propose
@@ -190,7 +193,7 @@ class SettingsChanges:
             change.note,
         )
 
-    async def _token(self, request: web.Request, change: TypedToken) -> Answer:
+    async def _token(self, request: web.Request, change: TypedToken) -> ApiAnswer:
         """Replace the access token of a sync, and load it. It is never shown again."""
         name, propose = request.match_info["sync"], self._document.propose
         return await self._saved(
@@ -206,7 +209,7 @@ class SettingsChanges:
         propose: Callable[[Document], Proposal],
         what: str,
         note: str = "",
-    ) -> Answer:
+    ) -> ApiAnswer:
         """Save a change of the version that the request names, and have the daemon follow."""
         if self._access.settings.settings == "view":
             raise Problem(ProblemType.SETTINGS_ARE_VIEWED)
@@ -223,7 +226,7 @@ class SettingsChanges:
             versions = {"before": before, "after": after}
             request[CHANGE] = RequestChange("settings saved", what, versions)
             reloaded, refused = await self._followed(who)
-        return Answer(SavedChange(after, saved.kept, reloaded, refused), {"ETag": etag(after)})
+        return ApiAnswer(SavedChange(after, saved.kept, reloaded, refused), {"ETag": etag(after)})
 
     async def _followed(self, who: str) -> tuple[Reloaded | None, str]:
         """Have the daemon follow the file; return what that changed, or why it did not."""

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
 from aiohttp import web
 
 from amplitude_intercom.engine.console.api_v1.operations import (
-    Answer,
+    ApiAnswer,
     Nothing,
     Operation,
     operation,
 )
-from amplitude_intercom.engine.console.api_v1.parts import Reloads, RunningEngine
-from amplitude_intercom.engine.console.api_v1.settings_reading import in_thread
+from amplitude_intercom.engine.console.api_v1.settings_parts import Reloads, RunningSettings
+from amplitude_intercom.engine.console.api_v1.settings_refusals import (
+    Form,
+    in_thread,
+    refuse_null,
+)
 from amplitude_intercom.engine.console.guard import ALLOWED, CHANGE, RequestChange
 from amplitude_intercom.engine.console.problems import FieldError, Problem, ProblemType
 from amplitude_intercom.engine.document.files import Document
@@ -26,8 +30,6 @@ from amplitude_intercom.engine.errors import SettingsError
 from amplitude_intercom.engine.settings import Settings
 from amplitude_intercom.engine.settings_changes import Reloaded, compare
 from amplitude_intercom.transports.errors import Refused
-
-Form = dict[str, Any]
 
 
 class Found(Protocol):
@@ -84,7 +86,7 @@ class SettingsPreviews:
     """Looks at changes of one document."""
 
     def __init__(
-        self, engine: RunningEngine, document: SettingsDocument, reload: Reloads, finds: Finds
+        self, engine: RunningSettings, document: SettingsDocument, reload: Reloads, finds: Finds
     ) -> None:
         self._engine = engine
         self._document = document
@@ -106,14 +108,14 @@ class SettingsPreviews:
             operation("POST", "/settings/reload", self._load, Nothing, Reloaded, refusals=refusals),
         ]
 
-    async def _preview(self, request: web.Request, change: ChangePreview) -> Answer:
+    async def _preview(self, request: web.Request, change: ChangePreview) -> ApiAnswer:
         """Return what a change would do; nothing is changed."""
         if (change.text is None) == (change.settings is None) or (change.text and change.sync):
             errors = [FieldError("", "expected `text`, or `settings` with or without `sync`")]
             raise Problem(ProblemType.REFUSED_VALUE, errors=errors)
         if change.settings is not None:
             refuse_null(change.settings)
-        return Answer(await in_thread(lambda: self._previewed(change)))
+        return ApiAnswer(await in_thread(lambda: self._previewed(change)))
 
     def _previewed(self, change: ChangePreview) -> PreviewedChange:
         document, base = self._document, self._document.file.read()
@@ -136,7 +138,7 @@ class SettingsPreviews:
             return propose.with_new_sync(base, form)
         return propose.with_sync(base, change.sync, form)
 
-    async def _load(self, request: web.Request, nothing: Nothing) -> Answer:
+    async def _load(self, request: web.Request, nothing: Nothing) -> ApiAnswer:
         """Read the settings file again, and follow it."""
         try:
             done = await self._reload.reload(request[ALLOWED].who)
@@ -146,19 +148,4 @@ class SettingsPreviews:
             retry = {"Retry-After": "10"}
             raise Problem(ProblemType.UNAVAILABLE, str(error), headers=retry) from None
         request[CHANGE] = RequestChange("settings loaded", str(done.words() or "nothing changed"))
-        return Answer(done)
-
-
-def refuse_null(form: Any, pointer: str = "/settings", levels: int = 60) -> None:
-    """Refuse what a settings file cannot hold: ``null``, or too many levels.
-
-    Raises:
-        Problem: there is such a value.
-    """
-    if form is None or levels == 0:
-        detail = "too many levels" if levels == 0 else "null: leave the key out for its default"
-        raise Problem(ProblemType.REFUSED_VALUE, errors=[FieldError(pointer, detail)])
-    if isinstance(form, dict | list):
-        pairs = form.items() if isinstance(form, dict) else enumerate(form)
-        for key, inner in pairs:
-            refuse_null(inner, f"{pointer}/{key}", levels - 1)
+        return ApiAnswer(done)

@@ -5,16 +5,15 @@ No text and no table is shown with a secret in it.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 from aiohttp import web
 
 from amplitude_intercom.engine.console.api_v1.etags import etag
 from amplitude_intercom.engine.console.api_v1.operations import (
-    Answer,
+    ApiAnswer,
     Nothing,
     Operation,
     operation,
@@ -26,8 +25,8 @@ from amplitude_intercom.engine.console.api_v1.pages import (
     number,
     position_of,
 )
-from amplitude_intercom.engine.console.api_v1.parts import Access
-from amplitude_intercom.engine.console.api_v1.settings_refusals import document_refusals
+from amplitude_intercom.engine.console.api_v1.settings_parts import Access
+from amplitude_intercom.engine.console.api_v1.settings_refusals import in_thread
 from amplitude_intercom.engine.console.problems import Problem, ProblemType
 from amplitude_intercom.engine.document.forms import shown, shown_sync
 from amplitude_intercom.engine.document.masking import masked
@@ -35,8 +34,6 @@ from amplitude_intercom.engine.document.refusals import NoSuchSync
 from amplitude_intercom.engine.document.settings_document import SettingsDocument
 from amplitude_intercom.engine.document.tables import Table, parsed
 from amplitude_intercom.engine.document.versions import KeptVersion
-
-T = TypeVar("T")
 
 
 class ShownTable(msgspec.Struct, frozen=True):
@@ -65,16 +62,6 @@ class VersionText(msgspec.Struct, frozen=True):
 
     facts: KeptVersion
     text: str
-
-
-async def in_thread(work: Callable[[], T]) -> T:
-    """Do work on the document, which blocks.
-
-    Raises:
-        Problem: the document refuses it.
-    """
-    with document_refusals():
-        return await asyncio.to_thread(work)
 
 
 def table_of_sync(table: Table, name: str) -> Table:
@@ -113,44 +100,44 @@ class SettingsReading:
             operation("GET", "/syncs/{sync}/settings", self._sync, Nothing, ShownTable, **of_sync),
         ]
 
-    async def _table(self, request: web.Request, nothing: Nothing) -> Answer:
+    async def _table(self, request: web.Request, nothing: Nothing) -> ApiAnswer:
         """Return all settings of the file, with the origin of each secret instead of it."""
         return await in_thread(lambda: self._shown(shown))
 
-    async def _sync(self, request: web.Request, nothing: Nothing) -> Answer:
+    async def _sync(self, request: web.Request, nothing: Nothing) -> ApiAnswer:
         """Return the settings of one sync, as the file has them."""
         name = request.match_info["sync"]
         return await in_thread(
             lambda: self._shown(lambda table: shown_sync(table_of_sync(table, name)))
         )
 
-    def _shown(self, show: Callable[[Table], Table]) -> Answer:
+    def _shown(self, show: Callable[[Table], Table]) -> ApiAnswer:
         document = self._document.file.read()
         table = show(parsed(document.text))
         said = ShownTable(table, document.version, self._path, self._can_save())
-        return Answer(said, {"ETag": etag(document.version)})
+        return ApiAnswer(said, {"ETag": etag(document.version)})
 
-    async def _text(self, request: web.Request, nothing: Nothing) -> Answer:
+    async def _text(self, request: web.Request, nothing: Nothing) -> ApiAnswer:
         """Return the text of the settings file, with `***` for its secrets."""
 
-        def read() -> Answer:
+        def read() -> ApiAnswer:
             document = self._document.file.read()
             said = ShownText(masked(document.text), document.version, self._path, self._can_save())
-            return Answer(said, {"ETag": etag(document.version)})
+            return ApiAnswer(said, {"ETag": etag(document.version)})
 
         return await in_thread(read)
 
-    async def _versions(self, request: web.Request, query: PageQuery) -> Answer:
+    async def _versions(self, request: web.Request, query: PageQuery) -> ApiAnswer:
         """Return the kept versions of the settings file, the newest first."""
         list_name = query.names(request.path)
         start = position_of(list_name, query.cursor, number)
         kept = await in_thread(self._document.versions.kept)
         end = start + query.limit
-        return Answer(
+        return ApiAnswer(
             Page(kept[start:end], cursor_of(list_name, str(end)) if len(kept) > end else None)
         )
 
-    async def _version(self, request: web.Request, nothing: Nothing) -> Answer:
+    async def _version(self, request: web.Request, nothing: Nothing) -> ApiAnswer:
         """Return one kept version, with `***` for the secrets of its text."""
         id_ = request.match_info["version"]
 
@@ -161,7 +148,7 @@ class SettingsReading:
                 raise Problem(ProblemType.NOT_FOUND, "this version is not kept any more")
             return VersionText(facts, masked(text))
 
-        return Answer(await in_thread(read))
+        return ApiAnswer(await in_thread(read))
 
     @property
     def _path(self) -> str:

@@ -1,11 +1,12 @@
-"""Refusals of the settings document, as the API has them. Pure."""
+"""Refusals of the settings document, as the API has them."""
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final, TypeVar
 
 from amplitude_intercom.engine.console.api_v1.etags import changed_meanwhile
 from amplitude_intercom.engine.console.problems import FieldError, Problem, ProblemType
@@ -23,6 +24,10 @@ from amplitude_intercom.engine.document.refusals import (
 )
 from amplitude_intercom.engine.errors import SettingsError
 
+T = TypeVar("T")
+Form = dict[str, Any]
+"""The settings of a sync, as a form sends them."""
+
 _STEP: Final = re.compile(r"[^.\[\]]+")
 
 
@@ -35,6 +40,16 @@ def document_refusals() -> Iterator[None]:
         raise problem_of(error) from None
     except SettingsError as error:
         raise Problem(ProblemType.REFUSED_VALUE, str(error)) from None
+
+
+async def in_thread(work: Callable[[], T]) -> T:
+    """Do work on the document, which blocks.
+
+    Raises:
+        Problem: the document refuses it.
+    """
+    with document_refusals():
+        return await asyncio.to_thread(work)
 
 
 def problem_of(error: DocumentError) -> Problem:
@@ -62,3 +77,18 @@ def problem_of(error: DocumentError) -> Problem:
 def pointer(path: str) -> str:
     """Return the JSON pointer of a key that messages write as ``sync[0].name``."""
     return "".join(f"/{step}" for step in _STEP.findall(path))
+
+
+def refuse_null(form: Any, pointer: str = "/settings", levels: int = 60) -> None:
+    """Refuse what a settings file cannot hold: ``null``, or too many levels.
+
+    Raises:
+        Problem: there is such a value.
+    """
+    if form is None or levels == 0:
+        detail = "too many levels" if levels == 0 else "null: leave the key out for its default"
+        raise Problem(ProblemType.REFUSED_VALUE, errors=[FieldError(pointer, detail)])
+    if isinstance(form, dict | list):
+        pairs = form.items() if isinstance(form, dict) else enumerate(form)
+        for key, inner in pairs:
+            refuse_null(inner, f"{pointer}/{key}", levels - 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from amplitude_intercom.engine.console.api_v1.operations import (
-    Answer,
+    ApiAnswer,
     Nothing,
     Operation,
     operation,
@@ -35,11 +35,11 @@ class SpoolFileApi:
             )
         ]
 
-    async def _compact(self, request: web.Request, nothing: Nothing) -> Answer:
+    async def _compact(self, request: web.Request, nothing: Nothing) -> ApiAnswer:
         """Give the space that the spool's file does not need back to the disk; all syncs share the
         file."""
         stream_of(self._engine, request)
         done = await self._engine.upkeep.compact()
         freed = done.before_bytes - done.after_bytes
         request[CHANGE] = RequestChange("spool compacted", f"{freed} bytes")
-        return Answer(done)
+        return ApiAnswer(done)

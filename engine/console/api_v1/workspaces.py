@@ -13,7 +13,7 @@ import msgspec
 from aiohttp import web
 
 from amplitude_intercom.engine.console.api_v1.operations import (
-    Answer,
+    ApiAnswer,
     Nothing,
     Operation,
     operation,
@@ -131,24 +131,24 @@ class WorkspacesOfTokens:
             operation("GET", f"{one}/budget", self._budget, Nothing, Budget, refusals=missing),
         ]
 
-    async def _list(self, request: web.Request, query: PageQuery) -> Answer:
+    async def _list(self, request: web.Request, query: PageQuery) -> ApiAnswer:
         """Return the workspaces that are delivered to, one for each access token."""
         tokens = self._tokens()
         names, next_ = _page(sorted(tokens), request, query)
-        return Answer(Page([_facts(name, tokens[name]) for name in names], next_))
+        return ApiAnswer(Page([_facts(name, tokens[name]) for name in names], next_))
 
-    async def _workspace(self, request: web.Request, nothing: Nothing) -> Answer:
+    async def _workspace(self, request: web.Request, nothing: Nothing) -> ApiAnswer:
         """Return one workspace, with the state of its calls."""
-        return Answer(_facts(*self._token_of(request)))
+        return ApiAnswer(_facts(*self._token_of(request)))
 
-    async def _attributes(self, request: web.Request, query: PageQuery) -> Answer:
+    async def _attributes(self, request: web.Request, query: PageQuery) -> ApiAnswer:
         """Return the data attributes of a workspace that can be written, as far as the daemon has
         read them."""
         _, token = self._token_of(request)
         known = token.workspace.attributes if token.workspace else None
         listed = {one.name: one for one in (known.listed() if known else None) or ()}
         names, next_ = _page(sorted(listed), request, query)
-        return Answer(
+        return ApiAnswer(
             Attributes(
                 [self._attribute(listed[name], token.syncs) for name in names],
                 next_,
@@ -163,20 +163,20 @@ class WorkspacesOfTokens:
         options = [one if isinstance(one, str) else one.value for one in listed.options or ()]
         return Attribute(listed.name, listed.data_type, options, users)
 
-    async def _event_names(self, request: web.Request, query: PageQuery) -> Answer:
+    async def _event_names(self, request: web.Request, query: PageQuery) -> ApiAnswer:
         """Return the event names that were sent to a workspace, and how many it may have."""
         _, token = self._token_of(request)
         number = token.workspace.number if token.workspace else 0
         days = await self._reads.look(lambda store: store.event_names.of(number))
         names, next_ = _page(sorted(days), request, query)
         some = [EventName(name, days[name] * DAY_MS) for name in names]
-        return Answer(EventNamePage(some, next_, len(days), MAX_EVENT_TYPES))
+        return ApiAnswer(EventNamePage(some, next_, len(days), MAX_EVENT_TYPES))
 
-    async def _budget(self, request: web.Request, nothing: Nothing) -> Answer:
+    async def _budget(self, request: web.Request, nothing: Nothing) -> ApiAnswer:
         """Return how fast calls of an access token may leave now."""
         gate = self._token_of(request)[1].gate
         pace = gate.pace
-        return Answer(
+        return ApiAnswer(
             Budget(
                 pace.limit,
                 pace.is_guess,

@@ -10,7 +10,7 @@ import pytest
 from amplitude_intercom.engine.spool.asked_once import (
     KEPT_MS,
     MOST_KEPT,
-    Asked,
+    AskedJob,
     Once,
     asked_before,
     keep_asked,
@@ -36,7 +36,7 @@ def test_a_key_is_kept_for_a_day_whatever_the_clock_does(
 ) -> None:
     keep_asked(meta, ONCE, 7, NOW_MS)
     found = asked_before(meta, ONCE, NOW_MS + sign * after_ms)
-    assert found == (Asked("key", "content", 7, NOW_MS) if is_kept else None)
+    assert found == (AskedJob("key", "content", 7, NOW_MS) if is_kept else None)
 
 
 def test_of_too_many_keys_the_first_are_forgotten(meta: Meta) -> None:

@@ -1,0 +1,37 @@
+"""The parts of a running daemon that the settings of the API ask."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from amplitude_intercom.engine.settings import Admin, Settings
+from amplitude_intercom.engine.settings_changes import Reloaded
+
+
+class RunningSettings(Protocol):
+    """An engine, for its settings (``engine.app.Engine``)."""
+
+    @property
+    def settings(self) -> Settings:
+        """The settings by which it runs."""
+        ...
+
+
+class Reloads(Protocol):
+    """Reads the settings file again (``engine.commands.reloading.FileReload``)."""
+
+    async def reload(self, who: str) -> Reloaded:
+        """Read the file and follow it.
+
+        Raises:
+            SettingsError: the file is refused; nothing has changed.
+            SpoolError: the disk fails; nothing has changed.
+            Refused: the daemon drains.
+        """
+        ...
+
+
+class Access(Protocol):
+    """The settings of the admin port as they are now (``console.admin_access.AdminAccess``)."""
+
+    settings: Admin
