@@ -31,11 +31,13 @@ class _RunningFeed:
         self._ready = ready
         self.supervisor = Supervisor(feed.run, sync=name, part="delivery")
         self._waiting = anyio.CancelScope()
+        self._has_ended = False
         self._is_over = anyio.Event()
         self._is_over.set()
 
     def end(self) -> None:
         """Load nothing more; what is at work is finished and settled."""
+        self._has_ended = True
         self._feed.stop()
         self.supervisor.end()
         self._waiting.cancel()
@@ -44,15 +46,19 @@ class _RunningFeed:
         """Wait until it does not run."""
         await self._is_over.wait()
 
-    async def run(self) -> None:
+    def start(self, tasks: TaskGroup) -> None:
         """Run once the sync may deliver, until ended."""
+        # From now on, not from the task's first step on: whoever ends it waits for the task.
         self._is_over = anyio.Event()
+        tasks.start_soon(self._run)
+
+    async def _run(self) -> None:
         try:
             structlog.contextvars.bind_contextvars(sync=self._name)
             may_deliver = False
             with self._waiting:
                 may_deliver = await self._ready(self._name)
-            if may_deliver:
+            if may_deliver and not self._has_ended:
                 await self.supervisor.run()
         finally:
             self._is_over.set()
@@ -73,7 +79,7 @@ class Feeds:
         try:
             async with anyio.create_task_group() as self._tasks:
                 for feed in self._feeds.values():
-                    self._tasks.start_soon(feed.run)
+                    feed.start(self._tasks)
                 await ending.wait()
         finally:
             self._tasks = None
@@ -82,7 +88,7 @@ class Feeds:
         """Run the feed of another sync, too."""
         running = self._feeds[name] = _RunningFeed(name, feed, self._ready)
         if self._tasks is not None:
-            self._tasks.start_soon(running.run)
+            running.start(self._tasks)
 
     async def remove(self, name: str) -> None:
         """End the feed of a sync; return when it is over."""

@@ -55,7 +55,7 @@ class IntakePipeline:
     async def follow(self, settings: Settings, streams: Mapping[str, Stream]) -> None:
         """Use the rules of these syncs and relays for every batch that comes from now on.
 
-        Returns when the batches that came before are filtered.
+        Returns when the batches that came before are on disk, or refused.
         """
         self.source.routes = routes_of(settings, streams)
         if self._actor is not None:
@@ -64,6 +64,8 @@ class IntakePipeline:
     async def run(self) -> None:
         """Run until ``drain`` was called and the channel is empty; start again after a fault."""
         await self._supervisor.run()
+        # The supervisor may have ended within a pause, in which nobody reads the channel.
+        self._refuse_waiting(Refused(RefusalReason.DRAINING))
 
     def drain(self) -> None:
         """Take no more batches; those in the channel are still handled."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Final
 
 import anyio
@@ -83,7 +84,8 @@ class Reload:
                 await opened.close()
                 raise
             self._takers.start(opened)
-            await self._log_left()
+            with suppress(SpoolError):  # it is done, whatever cannot be read now
+                await self._log_left()
             return done
 
     async def follow_apart(self, settings: Settings, tasks: TaskGroup) -> Reloaded:

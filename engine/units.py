@@ -7,6 +7,8 @@ from contextlib import AsyncExitStack
 
 import anyio
 
+from amplitude_intercom.engine.internal_faults import internal_failure
+
 
 class Unit:
     """Runs until it is drained; then its clients are closed."""
@@ -37,6 +39,10 @@ class Unit:
 
     async def close(self) -> None:
         """Close the clients; the work has ended, or never began."""
-        with anyio.CancelScope(shield=True):
-            await self._clients.aclose()
-        self._is_over.set()
+        try:
+            with anyio.CancelScope(shield=True):
+                await self._clients.aclose()
+        except Exception as fault:
+            internal_failure(fault, closing="the clients of a delivery")
+        finally:
+            self._is_over.set()

@@ -92,11 +92,19 @@ class FilterActor(Actor[Offer, None]):
     async def run(self, inbox: MemoryObjectReceiveStream[Offer]) -> None:
         """As any actor; ends when all that was appended is on disk, or refused."""
         await super().run(inbox)
-        for _ in range(COMMITS_AHEAD):  # all of them are free: nothing is on its way
+        await self._all_on_disk()
+
+    async def _all_on_disk(self) -> None:
+        """Wait until nothing that was appended is on its way."""
+        for _ in range(COMMITS_AHEAD):
             await self._commits.acquire()
+        for _ in range(COMMITS_AHEAD):
+            self._commits.release()
 
     async def handle(self, offer: Offer) -> None:
         try:
+            if not offer.takers:  # whoever sent it waits for all that was sent before
+                await self._all_on_disk()
             parts = [await self._part(offer.batch, taker) for taker in offer.takers]
             await self._append(Append(parts), offer)
         except Exception as fault:

@@ -69,10 +69,8 @@ class FileReload:
                 self._manager.ready("serving")
 
     async def _reload(self, who: str) -> Reloaded:
-        if not self.path.is_file():
-            raise SettingsError(f"{self.path}: cannot be read again: it is no file")
         # In a thread: a file on a network may take long, and secrets are files, too.
-        settings = await asyncio.to_thread(config.load, self.path)
+        settings = await asyncio.to_thread(self._load)
         problem = next(source_problems(self._engine.settings, settings), None)
         if problem is not None:
             raise SettingsError(f"{self.path}: {problem}")
@@ -84,3 +82,8 @@ class FileReload:
         for finding in key_findings(settings):
             _log.warning(finding.text, key=finding.key)
         return done
+
+    def _load(self) -> Settings:
+        if not self.path.is_file():
+            raise SettingsError(f"{self.path}: cannot be read again: it is no file")
+        return config.load(self.path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 import anyio
@@ -37,7 +38,9 @@ class Workspace:
         """``number``: by which the spool knows it. ``gate``: of one of its tokens."""
         self.number = number
         self.attributes = WorkspaceAttributes(gate)
-        self.names = EventNames(spool.event_names, spool.keep_event_names, now_ms)
+        self.names = EventNames(
+            partial(spool.event_names, number), partial(spool.keep_event_names, number), now_ms
+        )
         self.create_or_find = CreateOrFind()
         self.missing_contacts = MissingContacts()
         self.merged_users = MergedUsers()

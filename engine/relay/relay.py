@@ -128,14 +128,17 @@ class RelaySender:
         self.spool.appended = self._appended
         # A supervisor runs this again after a fault of ours: then no memory can be trusted.
         self._reset()
-        async with anyio.create_task_group() as calls:
-            while not self._ending or self._out:
-                # Before the work, not after it: news that arrives meanwhile must not be lost.
-                self._news = anyio.Event()
+        try:
+            async with anyio.create_task_group() as calls:
+                while not self._ending or self._out:
+                    # Before the work, not after it: news that arrives meanwhile must not be lost.
+                    self._news = anyio.Event()
+                    await self._settle_and_read()
+                    self._send_next(calls)
+                    await self._rest()
                 await self._settle_and_read()
-                self._send_next(calls)
-                await self._rest()
-            await self._settle_and_read()
+        finally:
+            self.spool.appended = lambda: None
 
     async def _rest(self) -> None:
         """Wait until something has changed or is due."""

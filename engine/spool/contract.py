@@ -388,12 +388,13 @@ class TakerSpool(Protocol):
         """Tell the job runner that a transaction has asked for a job."""
         ...
 
-    async def event_names(self) -> dict[str, int]:
-        """Return the event names that were sent, with the day (since 1970) of the last time."""
+    async def event_names(self, workspace: int) -> dict[str, int]:
+        """Return the event names that were sent to a workspace, with the day (since 1970) of the
+        last time."""
         ...
 
-    async def keep_event_names(self, last_days: Mapping[str, int]) -> None:
-        """Replace the kept event names."""
+    async def keep_event_names(self, workspace: int, last_days: Mapping[str, int]) -> None:
+        """Replace the kept event names of a workspace."""
         ...
 
     async def claim_seconds(self, claims: Sequence[Claim]) -> list[Given]:

@@ -369,14 +369,14 @@ class SpoolPart:
         """Forget the checkpoints of some sources; ``kept`` replaces those of others."""
         await self.spool.forget_checkpoints(self.taker, sources, kept)
 
-    async def event_names(self) -> dict[str, int]:
+    async def event_names(self, workspace: int) -> dict[str, int]:
         """Return the event names that were sent, with the day of the last time."""
-        return await self.persist(lambda store: store.event_names.of(self.workspace))
+        return await self.persist(lambda store: store.event_names.of(workspace))
 
-    async def keep_event_names(self, last_days: Mapping[str, int]) -> None:
+    async def keep_event_names(self, workspace: int, last_days: Mapping[str, int]) -> None:
         """Replace the kept event names."""
         kept = dict(last_days)
-        await self.persist(lambda store: store.event_names.keep(self.workspace, kept))
+        await self.persist(lambda store: store.event_names.keep(workspace, kept))
 
     async def claim_seconds(self, claims: Sequence[Claim]) -> list[Given]:
         """Give each event a second that no other one has; for good."""

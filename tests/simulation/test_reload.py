@@ -14,12 +14,14 @@ import anyio
 import msgspec
 import pytest
 
+from amplitude_intercom.engine.actors.offers import Offer
 from amplitude_intercom.engine.app import Engine
 from amplitude_intercom.engine.config import from_table
 from amplitude_intercom.engine.errors import SettingsError
 from amplitude_intercom.engine.settings_changes import Reloaded
 from amplitude_intercom.engine.status import SyncStatus
 from amplitude_intercom.transports.errors import Refused, UnknownApiKey
+from amplitude_intercom.transports.reasons import RefusalReason
 from amplitude_intercom.transports.sandbox.faults import Fault
 from amplitude_intercom.transports.sandbox.in_process import InProcess
 from amplitude_intercom.transports.sandbox.sandbox import Sandbox
@@ -337,3 +339,55 @@ def _grown(status: SyncStatus) -> list[int]:
     assert status.intercom.took is not None
     timed = sum(status.intercom.took.counts)
     return [sum(status.deliveries.counts), timed, sum(status.intercom.calls.values())]
+
+
+@in_virtual_time
+async def test_a_sync_that_moves_to_another_workspace_leaves_its_event_names(
+    tmp_path: Path,
+) -> None:
+    """The workspace that it leaves had been found for it, and goes on for its other sync."""
+    locals_ = {token: workspace(workspace_id=token) for token in (ONE, TWO)}
+    loop = virtual.current()
+    async with Engine(
+        from_table(table(tmp_path, sync("first"), sync("other"))),
+        wire=lambda intercom: InProcess(locals_[intercom.access_token.reveal()]),
+        now_ms=loop.wall_ms,
+        now_s=loop.wall_s,
+        inline=True,
+    ) as running:
+        await running.submit([simulation.event(USERS[0], 1)], sync="first")
+        await running.settled()
+        await running.reload(from_table(table(tmp_path, sync("first", TWO), sync("other"))))
+        moved = [simulation.event(USERS[0], 2) | {"event_type": "Moved"}]
+        await running.submit(moved, sync="first")
+        await running.settled()
+        await running.submit(
+            [simulation.event(USERS[0], 3) | {"event_type": "Stayed"}], sync="other"
+        )
+        await running.settled()
+        numbers = {stream.spool.workspace for stream in running.streams.values()}
+        names = await running.spool.do(
+            lambda store: [sorted(store.event_names.of(number)) for number in numbers]
+        )
+    assert sorted(names) == [["moved"], ["purchase", "stayed"]]
+
+
+@in_virtual_time
+async def test_a_fault_of_intake_does_not_keep_a_reload_from_its_end(tmp_path: Path) -> None:
+    """The filter pauses up to a minute after a fault, and reads no channel meanwhile."""
+    local = workspace()
+    async with engine(tmp_path, local, sync("first")) as running:
+        await running.submit([simulation.event(USERS[0], 1)], api_key="key")
+        intake: Any = running._taking_in
+
+        async def breaks(offer: Offer) -> None:
+            offer.ticket.refuse(Refused(RefusalReason.INTERNAL))
+            raise OverflowError("as the test says")
+
+        intake._actor.handle = breaks
+        for _ in range(3):
+            await intake.source.catch_up()
+        assert intake.stopped
+        began_s = anyio.current_time()
+        await running.reload(from_table(table(tmp_path, sync("first", enabled=False))))
+        assert anyio.current_time() - began_s < 0.5
