@@ -3,51 +3,62 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
-import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from amplitude_intercom.engine.app import Engine
 from amplitude_intercom.engine.commands.explain import alerting_rules, explain
-from amplitude_intercom.engine.delivery.gate import State
 from amplitude_intercom.engine.metrics import PREFIX, render
+from amplitude_intercom.engine.sources import start_sources
+from amplitude_intercom.transports.contract import Intake
 from amplitude_intercom.transports.sandbox.faults import Fault
-from support import simulation
+from support import alerting, promql, relaying, simulation
+from support.alerting import Rule, rule_of
+from support.promql import TARGET, Selector
 from support.simulation import API_KEY, event
 from support.virtual import in_virtual_time
 
-OF_THE_SERVER = {"instance", "job"}
-"""Labels that Prometheus itself adds."""
+Labels = dict[str, set[str]]
+"""The values of each label."""
 
 
-def rules() -> list[dict[str, Any]]:
-    [group] = yaml.safe_load(alerting_rules())["groups"]
-    assert group["name"] == "amplitude-intercom"
-    found: list[dict[str, Any]] = group["rules"]
-    return found
+def rules() -> list[Rule]:
+    return [rule_of(table) for table in alerting.tables()]
 
 
-def metrics_in(expression: str) -> set[str]:
-    return set(re.findall(rf"\b{PREFIX}\w+", expression))
+def selectors() -> Iterator[tuple[str, Selector]]:
+    """Yield each selector of each rule with the rule's name, those of ``up`` left out."""
+    for rule in rules():
+        for selector in promql.selectors(rule.tree):
+            if selector.name != "up":
+                yield rule.alert, selector
 
 
-def labels_in(rule: dict[str, Any]) -> set[str]:
-    """Return the labels that a rule selects, groups by, or quotes to people."""
-    said = " ".join(rule["annotations"].values())
-    selected = re.findall(r"[{,]\s*(\w+)\s*(?:=|!)", rule["expr"])
-    grouped = re.findall(r"\b(?:by|on|without|ignoring) \(([\w, ]+)\)", rule["expr"])
-    names = [name for group in grouped for name in re.split(r",\s*", group)]
-    return {*selected, *names, *re.findall(r"\$labels\.(\w+)", said)}
+class Quiet:
+    """A source without events."""
+
+    async def run(self, intake: Intake) -> None:
+        await anyio.sleep_forever()
 
 
-async def labels_by_metric(folder: Path) -> dict[str, set[str]]:
-    """Return the labels of each metric of an engine with each kind of trouble."""
+async def metrics_of(engine: Engine) -> str:
+    return render(await engine.status(), ready=engine.overview.ready).decode()
+
+
+async def metrics_of_syncs(folder: Path) -> str:
+    """Return the metrics of an engine with a dead letter, a parked user and a source."""
     delivery = {"retry_attempts": 2, "retry_window_s": 600}
     local = simulation.sandbox()
-    async with simulation.engine(folder, local, delivery=delivery) as engine:
+    async with (
+        simulation.engine(folder, local, delivery=delivery) as engine,
+        anyio.create_task_group() as tasks,
+    ):
+        await start_sources({"quiet": Quiet()}, engine.intake, engine.sources, tasks)
         await engine.submit([event("nobody-here", 1)], api_key=API_KEY)
         await anyio.sleep(3_600)
         await engine.submit([event("nobody-else", 2)], api_key=API_KEY)
@@ -55,40 +66,64 @@ async def labels_by_metric(folder: Path) -> dict[str, set[str]]:
         local.faults.append(Fault("status", 503))
         await engine.submit([event("nobody-new", 3)], api_key=API_KEY)
         await anyio.sleep(1)
-        text = render(await engine.status(), ready=engine.overview.ready).decode()
-    found: dict[str, set[str]] = {}
-    for family in text_string_to_metric_families(text):
+        text = await metrics_of(engine)
+        tasks.cancel_scope.cancel()
+    return text
+
+
+async def metrics_of_relay(folder: Path) -> str:
+    """Return the metrics of an engine with a relay that has lost events."""
+    local = relaying.amplitude(faults=[Fault("status", 503)])
+    top = {"spool": {"max_bytes": 1_000_000}}
+    async with relaying.engine(folder, local, top=top) as engine:
+        for n in range(60):
+            long = relaying.event("d", n, text="x" * 10_000)
+            await relaying.take_in(engine, relaying.request([long]))
+        return await metrics_of(engine)
+
+
+async def labels_by_metric(folder: Path) -> dict[str, Labels]:
+    """Return the labels of each metric."""
+    found: dict[str, Labels] = {}
+    texts = [await metrics_of_syncs(folder / "syncs"), await metrics_of_relay(folder / "relay")]
+    for family in (one for text in texts for one in text_string_to_metric_families(text)):
         for sample in family.samples:
-            found.setdefault(sample.name, set()).update(sample.labels)
+            labels = found.setdefault(sample.name, {})
+            for name, value in sample.labels.items():
+                labels.setdefault(name, set()).add(value)
     return found
 
 
 def test_there_are_ten_rules_of_the_shape_that_prometheus_reads() -> None:
-    assert len({rule["alert"] for rule in rules()}) == 10
-    for rule in rules():
-        assert rule.keys() - {"for"} == {"alert", "expr", "labels", "annotations"}
-        assert re.fullmatch(r"AmplitudeIntercom\w+", rule["alert"])
-        assert re.fullmatch(r"\d+m", rule.get("for", "1m"))
-        assert rule["labels"]["severity"] in ("warning", "critical")
-        assert rule["annotations"].keys() == {"summary", "description"}
-        assert all(text.endswith(".") for text in rule["annotations"].values())
+    tables: list[dict[str, Any]] = alerting.tables()
+    assert len({table["alert"] for table in tables}) == 10
+    for table in tables:
+        assert table.keys() - {"for"} == {"alert", "expr", "labels", "annotations"}
+        assert re.fullmatch(r"AmplitudeIntercom\w+", table["alert"])
+        assert re.fullmatch(r"\d+m", table.get("for", "1m"))
+        assert table["labels"].keys() == {"severity"}
+        assert table["labels"]["severity"] in ("warning", "critical")
+        assert table["annotations"].keys() == {"summary", "description"}
+        assert all(isinstance(text, str) for text in table["annotations"].values())
 
 
 @in_virtual_time
 async def test_every_expression_is_over_metrics_and_labels_that_there_are(tmp_path: Path) -> None:
     there = await labels_by_metric(tmp_path)
+    for alert, selector in selectors():
+        assert selector.name.startswith(PREFIX), alert
+        assert selector.name in there, alert
+        matched = {name for name, _, _ in selector.matches}
+        assert matched <= there[selector.name].keys(), alert
+
+
+@in_virtual_time
+async def test_people_are_told_labels_that_the_metrics_of_a_rule_have(tmp_path: Path) -> None:
+    there = await labels_by_metric(tmp_path)
     for rule in rules():
-        assert metrics_in(rule["expr"])
-        for metric in metrics_in(rule["expr"]):
-            assert metric in there, rule["alert"]
-            assert labels_in(rule) - OF_THE_SERVER <= there[metric], rule["alert"]
-
-
-def test_a_health_that_a_rule_selects_is_one() -> None:
-    selected = [re.findall(r'health="(\w+)"', rule["expr"]) for rule in rules()]
-    found = {health for names in selected for health in names}
-    assert found == {"unauthorized", "outage"}
-    assert found <= set(State)
+        said = set(re.findall(r"\$labels\.(\w+)", " ".join(rule.annotations.values())))
+        names = [selector.name for alert, selector in selectors() if alert == rule.alert]
+        assert said <= {label for name in names for label in there[name]} | TARGET.keys()
 
 
 def test_explain_prints_the_rules_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,10 +26,15 @@ API_KEY = "simulated"
 
 
 def settings(
-    folder: Path, *, twice: bool = False, second: Mapping[str, Any] | None = None, **sync: Any
+    folder: Path,
+    *,
+    twice: bool = False,
+    second: Mapping[str, Any] | None = None,
+    top: Mapping[str, Any] | None = None,
+    **sync: Any,
 ) -> Settings:
     """Return settings with one sync, or ``twice`` the same under two names; of the ``second`` one
-    some may be others."""
+    some may be others. ``top``: further sections."""
     table = {
         "amplitude_api_keys": [API_KEY],
         "intercom": {"access_token": "simulated-token"},
@@ -40,7 +45,7 @@ def settings(
     syncs = [{"name": "simulated", **table}]
     if twice or second:
         syncs.append({"name": "another", **table, **(second or {})})
-    return from_table({"data_dir": str(folder), "sync": syncs})
+    return from_table({"data_dir": str(folder), "sync": syncs, **(top or {})})
 
 
 def sandbox(**more: Any) -> Sandbox:
