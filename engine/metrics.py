@@ -81,13 +81,20 @@ METRICS = {
     "relay_stopped": "1 while a fault of this program keeps a relay from running.",
     "relay_faults_total": "Faults of this program that stopped a relay, since the start.",
     "ready": "1 while events are taken.",
+    "loop_lag_seconds": "Times by which the event loop was late for a timer, four a second.",
     "build_info": "1, with the version of the program and of Python.",
     "log_lines_lost_total": "Lines of the log that could not be written.",
 }
 """All metrics without the prefix; a test compares the documented table with it."""
 
 HISTOGRAMS: Final = frozenset(
-    {"call_seconds", "delivery_seconds", "http_request_seconds", "spool_commit_seconds"}
+    {
+        "call_seconds",
+        "delivery_seconds",
+        "http_request_seconds",
+        "loop_lag_seconds",
+        "spool_commit_seconds",
+    }
 )
 """Those of them that are histograms; of the others, a name that ends with ``_total`` is of a
 counter."""
@@ -101,6 +108,7 @@ def render(status: Status, *, ready: bool) -> bytes:
     versions = f"{label('version', version('amplitude-intercom'))},{label('python', PYTHON)}"
     text.add("build_info", versions, 1)
     text.add("log_lines_lost_total", "", lines_lost())
+    text.add_histogram("loop_lag_seconds", "", status.loop.lag if status.loop else None)
     _add_spool(text, status.spool)
     _add_sources(text, status)
     for relay in status.relays:

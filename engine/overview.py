@@ -12,6 +12,7 @@ from amplitude_intercom.engine.clients import address_of
 from amplitude_intercom.engine.delivery.stream import Stream
 from amplitude_intercom.engine.errors import SpoolError
 from amplitude_intercom.engine.job_runner import JobRunner
+from amplitude_intercom.engine.loop_lag import LoopLag
 from amplitude_intercom.engine.running_takers import RunningTakers
 from amplitude_intercom.engine.settings import Relay as RelaySettings
 from amplitude_intercom.engine.settings import Sync
@@ -20,6 +21,7 @@ from amplitude_intercom.engine.spool.spool import Spool
 from amplitude_intercom.engine.spool.sqlite.snapshots import disk_bytes, disk_free_bytes
 from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.engine.status import (
+    LoopStatus,
     RefusalCount,
     RelayStatus,
     SourceStatus,
@@ -76,6 +78,8 @@ class Overview:
 
     def __init__(self, parts: EngineParts) -> None:
         self._parts = parts
+        self.loop_lag = LoopLag()
+        """Measured by the daemon; empty where the loop is another program's."""
 
     @property
     def state(self) -> str:
@@ -153,6 +157,7 @@ class Overview:
                 for name, (source, s) in parts.sources.items()
             ],
             [self._relay_status(relay, tables.relays) for relay in parts.takers.settings.relay],
+            LoopStatus(self.loop_lag.value, self.loop_lag.longest_s),
         )
 
     def _relay_status(self, relay: RelaySettings, facts: Mapping[str, TakerFacts]) -> RelayStatus:

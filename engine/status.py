@@ -186,6 +186,16 @@ class SpoolStatus(msgspec.Struct, frozen=True):
         return self.disk_bytes > 0
 
 
+class LoopStatus(msgspec.Struct, frozen=True):
+    """Lags of the event loop, while which no request is answered and no call leaves.
+
+    ``longest_s``: that of the last minute or two.
+    """
+
+    lag: HistogramValue
+    longest_s: float
+
+
 class Status(msgspec.Struct, frozen=True):
     """The answer of ``status`` and of the admin port. ``data_dir`` is an absolute path."""
 
@@ -198,6 +208,8 @@ class Status(msgspec.Struct, frozen=True):
     """Number of requests with an API key that no sync takes, by key."""
     sources: list[SourceStatus] = []
     relays: list[RelayStatus] = []
+    loop: LoopStatus | None = None
+    """None: no daemon runs."""
 
 
 class Compacted(msgspec.Struct, frozen=True):

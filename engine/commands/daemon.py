@@ -61,6 +61,7 @@ async def run(path: Path, settings: Settings) -> int:
             reload.followers.append(lambda new: access.follow(new.admin))
         for passed in inherited().unused:
             _log.warning("a passed socket is used by no setting: its clients wait", socket=passed)
+        tasks.start_soon(engine.overview.loop_lag.run)
         manager.ready("serving")
         async with anyio.create_task_group() as meanwhile:
             meanwhile.start_soon(manager.keep_alive)

@@ -40,6 +40,7 @@ async def test_health_readiness_metrics_and_status_tell_the_same_story(tmp_path:
     assert f'{PREFIX}http_requests_total{{source="http",{accepted}' in metrics
     assert f'{PREFIX}http_request_seconds_count{{source="http"}} 1\n' in metrics
     assert f'{PREFIX}http_held_bytes{{source="http"}} 0.0\n' in metrics
+    assert f'{PREFIX}loop_lag_seconds_bucket{{le="+Inf"}} ' in metrics
     dropped = f'{PREFIX}events_dropped_total{{reason="duplicate",sync="e2e"}} 1.0'
     assert dropped in re.sub(r'{sync="e2e",reason="(\w+)"}', r'{reason="\1",sync="e2e"}', metrics)
 
