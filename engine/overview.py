@@ -32,6 +32,7 @@ from amplitude_intercom.engine.status import (
     TakerFacts,
     gate_status,
     http_status,
+    read_lately,
     read_relay_facts,
     read_sync_facts,
     relay_status,
@@ -205,6 +206,7 @@ class Overview:
                 store, parts.takers.parts, parts.takers.settings.spool.max_bytes, parts.now_ms()
             )
             used_bytes = parts.spool.used_bytes(store)
+            lately = read_lately(store, parts.now_ms())
             return _Tables(
                 msgspec.structs.replace(
                     found,
@@ -216,12 +218,12 @@ class Overview:
                 ),
                 {
                     name: read_sync_facts(
-                        store, stream.spool.taker, workspace_of(store, stream.sync)
+                        store, stream.spool.taker, workspace_of(store, stream.sync), lately
                     )
                     for name, stream in parts.streams.items()
                 },
                 {
-                    relay.taker: read_relay_facts(store, store.takers.known_id(relay.taker))
+                    relay.taker: read_relay_facts(store, store.takers.known_id(relay.taker), lately)
                     for relay in parts.takers.settings.relay
                 },
             )

@@ -79,6 +79,9 @@ class TakerStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Age of the oldest waiting event; for a sync without those of parked users."""
     last_delivery_s: float | None = None
     """Time since the last delivery."""
+    received_per_s: float = 0.0
+    delivered_per_s: float = 0.0
+    """Rates of the last ten minutes."""
     trouble: str = ""
     """The spool's present error; empty when it has none."""
     stopped: str = ""
@@ -227,6 +230,9 @@ class TakerFacts(msgspec.Struct, frozen=True, kw_only=True):
 
     oldest_accepted_ms: int | None = None
     delivered_at_ms: int | None = None
+    received_lately: int = 0
+    delivered_lately: int = 0
+    """Events of the last ten minutes."""
 
 
 class SyncFacts(TakerFacts, frozen=True, kw_only=True):
@@ -237,10 +243,19 @@ class SyncFacts(TakerFacts, frozen=True, kw_only=True):
     event_names: int = 0
 
 
-def read_sync_facts(store: Store, taker: int, workspace: int) -> SyncFacts:
+def read_lately(store: Store, now_ms: int) -> Mapping[int, Mapping[str, int]]:
+    """Read the events of the last ten minutes, by taker, in one look for all of them."""
+    since = now_ms // MINUTE_MS - RATE_MINUTES
+    return store.accounts.changes_since(since, ("received", "delivered"))
+
+
+def read_sync_facts(
+    store: Store, taker: int, workspace: int, lately: Mapping[int, Mapping[str, int]]
+) -> SyncFacts:
     """Read the facts about a sync; ``workspace`` is the id of its workspace."""
     parked = store.users.parked(taker)
     return SyncFacts(
+        **_rates(lately.get(taker, {})),
         oldest_accepted_ms=first_waiting_ms(store, taker),
         delivered_at_ms=store.takers.delivered_at_ms(taker),
         parked_users={reason: count for reason, (count, _) in parked.items()},
@@ -249,12 +264,22 @@ def read_sync_facts(store: Store, taker: int, workspace: int) -> SyncFacts:
     )
 
 
-def read_relay_facts(store: Store, taker: int) -> TakerFacts:
+def read_relay_facts(
+    store: Store, taker: int, lately: Mapping[int, Mapping[str, int]]
+) -> TakerFacts:
     """Read the facts about a relay."""
     return TakerFacts(
+        **_rates(lately.get(taker, {})),
         oldest_accepted_ms=store.relayed.first_ms(taker),
         delivered_at_ms=store.takers.delivered_at_ms(taker),
     )
+
+
+def _rates(lately: Mapping[str, int]) -> dict[str, int]:
+    return {
+        "received_lately": lately.get("received", 0),
+        "delivered_lately": lately.get("delivered", 0),
+    }
 
 
 def read_left(store: Store, names: Collection[str]) -> dict[str, LeftSync]:
@@ -319,6 +344,8 @@ def _taker_status(
         waiting_bytes=counters.get(INBOX, 0) + counters.get(TAKEN_ALONG, 0),
         oldest_pending_s=_age_s(facts.oldest_accepted_ms, now_ms),
         last_delivery_s=_age_s(facts.delivered_at_ms, now_ms),
+        received_per_s=round(facts.received_lately / (RATE_MINUTES * 60), 6),
+        delivered_per_s=round(facts.delivered_lately / (RATE_MINUTES * 60), 6),
         trouble="" if trouble is None else str(trouble),
         stopped=stopped,
         faults=faults,

@@ -22,6 +22,7 @@ from amplitude_intercom.engine.spool.takers import RELAY
 from amplitude_intercom.engine.status import (
     RATE_MINUTES,
     GateStatus,
+    LoopStatus,
     RelayStatus,
     SpoolStatus,
     Status,
@@ -75,16 +76,25 @@ async def status(settings: Settings, *, as_json: bool = False) -> int:
 
 def _headline(found: Status, files: SpoolFiles | None) -> str:
     if files is None:
-        return f"the daemon is {found.state}, data in {found.data_dir}"
+        return f"the daemon is {found.state}, data in {found.data_dir}{_lag(found.loop)}"
     if files.holder is not None:
         runs = f"a daemon or `forward` runs (process {files.holder}), but it cannot be asked"
         return f"{runs}: {files.why}; this is what the files say, data in {found.data_dir}"
     return f"no daemon runs, data in {found.data_dir} ({files.why})"
 
 
+def _lag(loop: LoopStatus | None) -> str:
+    """Return the lag of the event loop, where somebody would notice it."""
+    if loop is None or loop.longest_s < NOTICED_S:
+        return ""
+    return f"; answers and calls were late by up to {duration(loop.longest_s)} in the last minutes"
+
+
 def _spool(spool: SpoolStatus, max_bytes: int) -> Iterator[tuple[str, str, str]]:
     """Yield the facts about the spool."""
     waits = f"{size(spool.waiting_bytes)} wait, {size(max_bytes)} may"
+    if spool.disk_free_bytes is not None:
+        waits += f"; the disk has {size(spool.disk_free_bytes)} left"
     yield "spool", size(spool.disk_bytes), f"on disk, {size(spool.used_bytes)} in use; {waits}"
     if spool.full_in_s is not None and 0 < spool.full_in_s < FAR_S:
         yield (
@@ -100,6 +110,9 @@ def _spool(spool: SpoolStatus, max_bytes: int) -> Iterator[tuple[str, str, str]]
         yield "left", name, f"{there}, which is not in the settings: {what_to_do}"
 
 
+NOTICED_S = 0.25
+"""A lag of the event loop from which on clients and calls notice it."""
+
 FAR_S = 365 * 86_400.0
 """What is further away than a year is not worth a line."""
 
@@ -110,7 +123,7 @@ WHAT_TO_DO = "put it back, or `spool move OLD NEW`, or `spool drop OLD --yes`"
 
 def _rows(sync: SyncStatus) -> Iterator[tuple[str, str, str]]:
     """Yield the facts about a sync: a name, a number, and its parts."""
-    yield "received", f"{sync.received:,}", ""
+    yield "received", f"{sync.received:,}", _rate(sync.received_per_s)
     yield "delivered", f"{sync.delivered:,}", _deliveries(sync)
     yield "dropped", f"{sum(sync.dropped.values()):,}", listed(_most(sync.dropped))
     yield "dead letters", f"{sync.dead:,}", listed(_most(sync.dead_by_reason))
@@ -139,9 +152,10 @@ def _rows(sync: SyncStatus) -> Iterator[tuple[str, str, str]]:
 def _relay_rows(relay: RelayStatus) -> Iterator[tuple[str, str, str]]:
     """Yield the facts about a relay, in the same form."""
     last_s, oldest_s = relay.last_delivery_s, relay.oldest_pending_s
-    yield "received", f"{relay.received:,}", "events, in requests that came over HTTP"
+    events = "events, in requests that came over HTTP"
+    yield "received", f"{relay.received:,}", _joined(events, _rate(relay.received_per_s))
     ago = "" if last_s is None else f"the last {duration(last_s)} ago"
-    yield "delivered", f"{relay.delivered:,}", ago
+    yield "delivered", f"{relay.delivered:,}", _joined(_rate(relay.delivered_per_s), ago)
     yield "dropped", f"{sum(relay.dropped.values()):,}", listed(_most(relay.dropped))
     yield "dead letters", f"{relay.dead:,}", listed(_most(relay.dead_by_reason))
     oldest = "" if oldest_s is None else f"the oldest for {duration(oldest_s)}"
@@ -174,14 +188,26 @@ def _most(counts: dict[str, int]) -> list[tuple[str, int]]:
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
+def _rate(per_s: float) -> str:
+    """Return a rate of the last ten minutes; empty where nothing came."""
+    if not per_s:
+        return ""
+    number, span = (per_s, "second") if per_s >= 1 else (per_s * 60, "minute")
+    return f"{number:,.3g} a {span}" if number < 100 else f"{number:,.0f} a {span}"
+
+
+def _joined(*parts: str) -> str:
+    return "; ".join(filter(None, parts))
+
+
 def _deliveries(sync: SyncStatus) -> str:
-    parts = []
+    parts = [_rate(sync.delivered_per_s)]
     if sync.last_delivery_s is not None:
         parts.append(f"the last {duration(sync.last_delivery_s)} ago")
     if sync.latency_s:
         half, most = (duration(sync.latency_s[name]) for name in ("p50", "p95"))
         parts.append(f"half within {half}, 95 % within {most} of acceptance")
-    return "; ".join(parts)
+    return _joined(*parts)
 
 
 def _waiting(sync: SyncStatus) -> str:

@@ -14,7 +14,7 @@ from amplitude_intercom.engine.errors import SpoolError
 from amplitude_intercom.engine.settings import Settings
 from amplitude_intercom.engine.spool.letters import DeadLetterPage, DeadLetterQuery, Position
 from amplitude_intercom.engine.spool.spool import Spool
-from amplitude_intercom.engine.spool.sqlite.snapshots import disk_bytes, look
+from amplitude_intercom.engine.spool.sqlite.snapshots import disk_bytes, disk_free_bytes, look
 from amplitude_intercom.engine.spool.sqlite.spool_file import FILE_NAME
 from amplitude_intercom.engine.spool.store import Store, reading_store, wall_clock_ms
 from amplitude_intercom.engine.spool.table_reads import dead_letter_page
@@ -26,6 +26,7 @@ from amplitude_intercom.engine.status import (
     SyncFacts,
     SyncStatus,
     TakerFacts,
+    read_lately,
     read_relay_facts,
     read_sync_facts,
     relay_status,
@@ -76,8 +77,9 @@ class SpoolFiles:
     def _read_relays(self, trouble: str) -> list[RelayStatus]:
         def work(store: Store) -> dict[str, tuple[Counter[str], TakerFacts]]:
             takers = {r.taker: store.takers.known_id(r.taker) for r in self._settings.relay}
+            lately = read_lately(store, wall_clock_ms())
             return {
-                name: (store.accounts.committed(taker), read_relay_facts(store, taker))
+                name: (store.accounts.committed(taker), read_relay_facts(store, taker, lately))
                 for name, taker in takers.items()
             }
 
@@ -97,15 +99,18 @@ class SpoolFiles:
         names += [relay.taker for relay in self._settings.relay]
 
         def work(store: Store) -> tuple[dict[str, tuple[Counter[str], SyncFacts]], SpoolStatus]:
-            found = {}
+            found, lately = {}, read_lately(store, wall_clock_ms())
             for sync in self._settings.sync:
                 taker = store.takers.known_id(sync.name)
-                facts = read_sync_facts(store, taker, workspace_of(store, sync))
+                facts = read_sync_facts(store, taker, workspace_of(store, sync), lately)
                 found[sync.name] = (store.accounts.committed(taker), facts)
             max_bytes = self._settings.spool.max_bytes
             status = spool_status(store, names, max_bytes, wall_clock_ms())
             return found, msgspec.structs.replace(
-                status, disk_bytes=disk_bytes(self.path), used_bytes=Spool.used_bytes(store)
+                status,
+                disk_bytes=disk_bytes(self.path),
+                used_bytes=Spool.used_bytes(store),
+                disk_free_bytes=disk_free_bytes(self.path),
             )
 
         trouble: SpoolError | None = None

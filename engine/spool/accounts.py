@@ -11,7 +11,7 @@ the way to Intercom), and ``bytes:…`` (a taker's bytes). Taker 0 is the whole 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from amplitude_intercom.engine.spool.connection import Connection, insert_many
@@ -151,6 +151,19 @@ class Accounts:
             (minute, taker, name),
         ).fetchone()
         return int(change or 0)
+
+    def changes_since(self, minute: int, names: Sequence[str]) -> dict[int, Counter[str]]:
+        """Return the changes of the named counters since a ``minute`` of the last two days, by
+        taker."""
+        marks = ", ".join("?" * len(names))
+        found: dict[int, Counter[str]] = {}
+        for taker, name, change in self._db.execute(
+            "SELECT taker, name, sum(value) FROM minutes WHERE span = 1 AND minute >= ?"
+            f" AND name IN ({marks}) GROUP BY taker, name",
+            (minute, *names),
+        ):
+            found.setdefault(taker, Counter())[name] = int(change)
+        return found
 
     def make_hours(self, before: int, limit: int) -> int:
         """Merge up to ``limit`` rows of minutes before a minute into hours; return their number."""

@@ -104,3 +104,35 @@ async def test_two_syncs_with_one_token_show_their_calls_once(tmp_path: Path) ->
     assert 'intercom="api.intercom.io#1"' in calls[0][0]
     assert len(re.findall(r"^amplitude_intercom_sync_info{", text, re.MULTILINE)) == 2
     assert "simulated-token" not in text
+
+
+@in_virtual_time
+async def test_rates_are_those_of_the_last_ten_minutes_and_survive_a_restart(
+    tmp_path: Path,
+) -> None:
+    local = simulation.sandbox()
+    local.add_contact(external_id="known-user")
+    async with simulation.engine(tmp_path, local) as engine:
+        await engine.submit([event("known-user", n) for n in range(60)], api_key=API_KEY)
+        await engine.settled()
+        status = await status_of(engine)
+        assert (status.received_per_s, status.delivered_per_s) == (0.1, 0.1)
+    async with simulation.engine(tmp_path, local) as engine:
+        await anyio.sleep(300)
+        await engine.submit([event("nobody-here", n) for n in range(60)], api_key=API_KEY)
+        status = await status_of(engine)
+        assert (status.received_per_s, status.delivered_per_s) == (0.2, 0.1)
+        await anyio.sleep(400)
+        status = await status_of(engine)
+        assert (status.received_per_s, status.delivered_per_s) == (0.1, 0.0)
+
+
+@in_virtual_time
+async def test_a_rate_is_that_of_its_own_sync(tmp_path: Path) -> None:
+    local = simulation.sandbox()
+    local.add_contact(external_id="known-user")
+    second = {"amplitude_api_keys": ["another-key"]}
+    async with simulation.engine(tmp_path, local, second=second) as engine:
+        await engine.submit([event("known-user", n) for n in range(6)], api_key="another-key")
+        first, another = (await engine.status()).syncs
+    assert (first.received_per_s, another.received_per_s) == (0.0, 0.01)

@@ -7,8 +7,9 @@ import pytest
 
 from amplitude_intercom.engine.commands import inspect, users
 from amplitude_intercom.engine.delivery.judge import Trouble
+from amplitude_intercom.engine.histograms import Histogram
 from amplitude_intercom.engine.spool.user_state import Deferral, KnownContact
-from amplitude_intercom.engine.status import GateStatus
+from amplitude_intercom.engine.status import GateStatus, LoopStatus, SpoolStatus
 
 GATE = GateStatus("host", "well", 1667.0, 0, {"POST /events 202": 3}, {})
 NOW_MS = 1_800_000_000_000
@@ -83,3 +84,31 @@ def test_why_a_user_waits_is_said(deferred: Deferral | None, words: str) -> None
 )
 def test_which_contact_a_user_has_is_said_as_it_is(contact: KnownContact, words: str) -> None:
     assert users._which(contact).startswith(words)
+
+
+@pytest.mark.parametrize(
+    ("per_s", "words"),
+    [
+        (0.0, ""),
+        (1 / 600, "0.1 a minute"),
+        (0.5, "30 a minute"),
+        (1.0, "1 a second"),
+        (12.34, "12.3 a second"),
+        (1234.5, "1,234 a second"),
+    ],
+)
+def test_a_rate_is_said_by_the_second_or_the_minute(per_s: float, words: str) -> None:
+    assert inspect._rate(per_s) == words
+
+
+def test_a_lag_of_the_event_loop_is_said_where_somebody_would_notice() -> None:
+    lag = Histogram((1.0,)).value
+    assert inspect._lag(None) == inspect._lag(LoopStatus(lag, 0.2)) == ""
+    assert inspect._lag(LoopStatus(lag, 1.5)).endswith("late by up to 1.5 s in the last minutes")
+
+
+def test_the_line_of_the_spool_says_what_the_disk_has_left() -> None:
+    [(_, _, known)] = inspect._spool(SpoolStatus(1_000, disk_free_bytes=5_000_000_000), 10**9)
+    [(_, _, unknown)] = inspect._spool(SpoolStatus(1_000), 10**9)
+    assert known.startswith(unknown)
+    assert known.endswith("; the disk has 5 GB left")
