@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
+from typing import Final
 
 import msgspec
+from anyio.lowlevel import checkpoint
 
 from amplitude_intercom.engine.clients import address_of
 from amplitude_intercom.engine.delivery.stream import Stream
@@ -41,6 +43,9 @@ from amplitude_intercom.engine.status import (
 )
 from amplitude_intercom.engine.token_facts import workspace_of
 from amplitude_intercom.transports.reasons import RefusalReason
+
+SYNCS_AT_ONCE: Final = 50
+"""Syncs whose status is put together in one step of the event loop: a millisecond or two."""
 
 
 class EngineParts(msgspec.Struct, frozen=True, kw_only=True):
@@ -145,11 +150,10 @@ class Overview:
         for source, _ in parts.sources.values():
             refusals.update(getattr(source, "refusals", {}))
             refused_keys.update(getattr(source, "refused_keys", {}))
-        stopped = self.stopped
         return Status(
             parts.state(),
             parts.takers.settings.data_path,
-            [self._sync_status(s, tables.syncs, stopped) for s in parts.streams.values()],
+            await self._sync_statuses(tables.syncs),
             tables.spool,
             [RefusalCount(*kind, count) for kind, count in sorted(refusals.items())],
             dict(refused_keys),
@@ -160,6 +164,16 @@ class Overview:
             [self._relay_status(relay, tables.relays) for relay in parts.takers.settings.relay],
             LoopStatus(self.loop_lag.value, self.loop_lag.longest_s),
         )
+
+    async def _sync_statuses(self, facts: Mapping[str, SyncFacts]) -> list[SyncStatus]:
+        """Return the status of each sync. Each is of one instant, and others work in between."""
+        streams, stopped, found = self._parts.streams, self.stopped, []
+        for n, name in enumerate(list(streams), 1):
+            if name in streams:  # a reload may have taken it away meanwhile
+                found.append(self._sync_status(streams[name], facts, stopped))
+            if n % SYNCS_AT_ONCE == 0:
+                await checkpoint()
+        return found
 
     def _relay_status(self, relay: RelaySettings, facts: Mapping[str, TakerFacts]) -> RelayStatus:
         parts, taker = self._parts, relay.taker

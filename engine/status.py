@@ -253,10 +253,12 @@ def read_sync_facts(
     store: Store, taker: int, workspace: int, lately: Mapping[int, Mapping[str, int]]
 ) -> SyncFacts:
     """Read the facts about a sync; ``workspace`` is the id of its workspace."""
-    parked = store.users.parked(taker)
+    # Most of a thousand syncs have nothing that waits: no user of theirs is looked for.
+    waits = store.accounts.committed(taker)["pending"] > 0
+    parked = store.users.parked(taker) if waits else {}
     return SyncFacts(
         **_rates(lately.get(taker, {})),
-        oldest_accepted_ms=first_waiting_ms(store, taker),
+        oldest_accepted_ms=first_waiting_ms(store, taker) if waits else None,
         delivered_at_ms=store.takers.delivered_at_ms(taker),
         parked_users={reason: count for reason, (count, _) in parked.items()},
         parked_since_ms=min((since_ms for _, since_ms in parked.values()), default=None),

@@ -1,4 +1,4 @@
-"""The work of a status does not grow with the dead letters."""
+"""The work of a status does not grow with the dead letters, and many syncs do not hold the loop."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ import sqlite3
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
+import msgspec
 
+from amplitude_intercom.engine.app import Engine
 from amplitude_intercom.engine.metrics import render
+from amplitude_intercom.engine.overview import SYNCS_AT_ONCE
 from amplitude_intercom.engine.spool.spool import Spool
+from amplitude_intercom.transports.sandbox.in_process import InProcess
 from support import simulation
 from support.simulation import API_KEY, event
 from support.spools import sqlite_of
@@ -79,3 +84,40 @@ async def test_a_status_takes_as_many_steps_over_many_dead_letters_as_over_few(
     few = await steps_of_status(tmp_path / "few", 1_000)
     many = await steps_of_status(tmp_path / "many", 20_000)
     assert 0 < many <= few + 50
+
+
+async def turns_of_status(folder: Path, syncs: int) -> int:
+    """Return the turns of the event loop while a status of so many syncs is put together."""
+    table = simulation.settings(folder).sync[0]
+    settings = msgspec.structs.replace(
+        simulation.settings(folder),
+        sync=[msgspec.structs.replace(table, name=f"sync-{n}") for n in range(syncs)],
+    )
+    local, turns = simulation.sandbox(), 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            await anyio.lowlevel.checkpoint()
+            turns += 1
+
+    async with (
+        Engine(settings, wire=lambda _: InProcess(local), inline=True) as engine,
+        anyio.create_task_group() as tasks,
+    ):
+        await anyio.sleep(1)
+        tasks.start_soon(count)
+        await anyio.lowlevel.checkpoint()
+        turns = 0
+        status = await engine.status()
+        counted = turns
+        tasks.cancel_scope.cancel()
+    assert [sync.name for sync in status.syncs] == [f"sync-{n}" for n in range(syncs)]
+    return counted
+
+
+@in_virtual_time
+async def test_a_status_of_many_syncs_lets_others_work_in_between(tmp_path: Path) -> None:
+    few = await turns_of_status(tmp_path / "few", 10)
+    many = await turns_of_status(tmp_path / "many", 10 + 4 * SYNCS_AT_ONCE)
+    assert many - few >= 4
