@@ -12,7 +12,6 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
 from itertools import accumulate
-from math import log2
 from typing import Final
 
 import msgspec
@@ -36,7 +35,11 @@ _SHORTEST_LOG: Final = -14
 _LONGEST_LOG: Final = 20
 """Powers of two, in seconds: from 61 µs to 12 days. Durations outside count as these."""
 
-_SIZE: Final = (_LONGEST_LOG - _SHORTEST_LOG) * _STEPS
+_EDGES_S: Final = [
+    2.0 ** (_SHORTEST_LOG + step / _STEPS)
+    for step in range((_LONGEST_LOG - _SHORTEST_LOG) * _STEPS + 1)
+]
+"""The upper ends of all steps but the last, in seconds."""
 
 
 class HistogramValue(msgspec.Struct, frozen=True):
@@ -74,18 +77,21 @@ class Durations(Histogram):
 
     def __init__(self, bounds_s: Sequence[float]) -> None:
         super().__init__(bounds_s)
-        self._latest: deque[int] = deque()
-        self._steps = [0] * _SIZE
+        self._latest: deque[int] = deque(maxlen=LATEST)
+        self._steps = [0] * (len(_EDGES_S) + 1)
         """The number of the latest durations, by step."""
 
     def add(self, duration_s: float) -> None:
         """Record a duration."""
-        super().add(duration_s)
-        step = _step_of(duration_s)
-        self._latest.append(step)
-        self._steps[step] += 1
-        if len(self._latest) > LATEST:
-            self._steps[self._latest.popleft()] -= 1
+        # Written out: it is done for every call and every delivery.
+        self._counts[bisect_left(self._bounds_s, duration_s)] += 1
+        if duration_s > 0:
+            self._sum_s += duration_s
+        step, latest, steps = bisect_left(_EDGES_S, duration_s), self._latest, self._steps
+        if len(latest) == LATEST:
+            steps[latest[0]] -= 1
+        latest.append(step)
+        steps[step] += 1
 
     def percentiles(self) -> dict[str, float]:
         """Return p50 and p95 of the latest durations, in seconds; empty before the first."""
@@ -100,12 +106,6 @@ class Durations(Histogram):
         }
 
 
-def _step_of(duration_s: float) -> int:
-    if duration_s <= 2.0**_SHORTEST_LOG:
-        return 0
-    return min(_SIZE - 1, int((log2(duration_s) - _SHORTEST_LOG) * _STEPS))
-
-
 def _middle_s(step: int) -> float:
     """Return the middle of a step, in seconds; 0 for the first, which has all that is shorter."""
-    return float(f"{2 ** (_SHORTEST_LOG + (step + 0.5) / _STEPS):.3g}") if step else 0.0
+    return float(f"{2 ** (_SHORTEST_LOG + (step - 0.5) / _STEPS):.3g}") if step else 0.0
