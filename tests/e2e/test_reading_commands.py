@@ -67,6 +67,11 @@ async def test_before_the_first_start_nothing_is_made_and_there_is_nothing(tmp_p
         "trouble": "",
         "left": {},
         "full_in_s": None,
+        "growth_bytes_per_s": 0.0,
+        "max_bytes": 0,
+        "disk_free_bytes": None,
+        "rows": {},
+        "commits": None,
     }
     assert status["spool"] == nothing
     assert "there is no spool yet" in said["status",][1]
