@@ -138,7 +138,7 @@ async def test_a_failing_log_stops_no_intake_and_no_settling(
                 await running.settled()
                 metrics = await running.get("/metrics")
     values = dict(line.rsplit(" ", 1) for line in metrics.splitlines() if line[0] != "#")
-    assert values['amplitude_intercom_dead_letters{reason="refused",sync="e2e"}'] == f"{EVENTS}.0"
+    assert values['amplitude_intercom_dead_letters{sync="e2e",reason="refused"}'] == f"{EVENTS}.0"
     if "hanging" not in stderr.__name__:  # there, some hundred lines wait
         assert float(values["amplitude_intercom_log_lines_lost_total"]) > 0
     measured(f"stderr {stderr.__name__}: {EVENTS} dead letters, each a warning; exit 0")
