@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from amplitude_intercom.engine.errors import SelectionEnded
 from amplitude_intercom.engine.spool.asked_once import Once, asked_before, keep_asked
 from amplitude_intercom.engine.spool.batches import SLOTS
 from amplitude_intercom.engine.spool.jobs import Expiry, JobKind, JobRow, NewMapping
-from amplitude_intercom.engine.spool.letters import END, START, DeadLetterQuery, Position
-from amplitude_intercom.engine.spool.table_reads import end_of_selection
+from amplitude_intercom.engine.spool.letters import END, MOST, START, DeadLetterQuery, Position
 from amplitude_intercom.engine.spool.tables import Tables
 
 
@@ -74,3 +74,20 @@ def ask_once(
     if once is not None:
         keep_asked(tables.meta, once, made.id, now_ms)
     return made, True
+
+
+def end_of_selection(tables: Tables, taker: int, up_to_id: int) -> Position:
+    """Return where a selection ends whose last letter has this id; 0: ahead of all letters.
+
+    Ids are in order of acceptance: a letter with a higher id may have failed earlier. So the id
+    stands for the time when its letter failed.
+
+    Raises:
+        SelectionEnded: the taker has no such letter.
+    """
+    if not up_to_id:
+        return START
+    failed_ms = tables.letters.failed_ms(taker, up_to_id)
+    if failed_ms is None:
+        raise SelectionEnded(f"dead letter {up_to_id}, the last that was seen, has gone")
+    return Position(failed_ms, MOST)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from amplitude_intercom.engine.errors import SelectionEnded
 from amplitude_intercom.engine.spool.batches import SLOTS
 from amplitude_intercom.engine.spool.letters import (
     END,
-    MOST,
     START,
     DeadLetterPage,
     DeadLetterQuery,
@@ -54,23 +52,6 @@ def matching_up_to(tables: Tables, taker: int, query: DeadLetterQuery, up_to: Po
         return tables.letters.count_all(taker, query, START, up_to)
     # From the end: those that came since somebody looked are few, and all may be a million.
     return max(0, kept.number - tables.letters.count_all(taker, query, up_to, END))
-
-
-def end_of_selection(tables: Tables, taker: int, up_to_id: int) -> Position:
-    """Return where a selection ends whose last letter has this id; 0: ahead of all letters.
-
-    Ids are in order of acceptance: a letter with a higher id may have failed earlier. So the id
-    stands for the time when its letter failed.
-
-    Raises:
-        SelectionEnded: the taker has no such letter.
-    """
-    if not up_to_id:
-        return START
-    failed_ms = tables.letters.failed_ms(taker, up_to_id)
-    if failed_ms is None:
-        raise SelectionEnded(f"dead letter {up_to_id}, the last that was seen, has gone")
-    return Position(failed_ms, MOST)
 
 
 def waiting_records(tables: Tables, taker: int, user: str, most: int) -> int:

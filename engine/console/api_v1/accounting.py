@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from typing import Protocol
 
 import msgspec
 from aiohttp import web
@@ -15,7 +16,7 @@ from amplitude_intercom.engine.console.api_v1.operations import (
     operation,
 )
 from amplitude_intercom.engine.console.api_v1.pages import Page, PageQuery, cursor_of, position_of
-from amplitude_intercom.engine.console.api_v1.parts import RunningEngine, stream_of
+from amplitude_intercom.engine.console.api_v1.parts import RunningEngine, Takers, stream_of
 from amplitude_intercom.engine.console.problems import ProblemType
 from amplitude_intercom.engine.status import Status, SyncStatus
 
@@ -34,10 +35,42 @@ class DaemonStatus(Status, frozen=True, kw_only=True):
     stopped: dict[str, str]
 
 
+class StatusOfAll(Takers, Protocol):
+    """What puts the accounting together (``engine.overview.Overview``)."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether events are accepted of all syncs."""
+        ...
+
+    @property
+    def unready(self) -> dict[str, str]:
+        """The reasons for which events are refused now, by sync."""
+        ...
+
+    @property
+    def stopped(self) -> dict[str, str]:
+        """The faults that stop syncs now, by sync."""
+        ...
+
+    async def status(self) -> Status:
+        """Return the accounting."""
+        ...
+
+
+class EngineWithStatus(RunningEngine, Protocol):
+    """An engine with its accounting."""
+
+    @property
+    def overview(self) -> StatusOfAll:
+        """The state of the engine."""
+        ...
+
+
 class Accounting:
     """Asks the overview of one engine."""
 
-    def __init__(self, engine: RunningEngine) -> None:
+    def __init__(self, engine: EngineWithStatus) -> None:
         self._engine = engine
 
     def operations(self) -> list[Operation]:

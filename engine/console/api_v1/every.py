@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Protocol
 
 import structlog
 from aiohttp import web
 
-from amplitude_intercom.engine.console.api_v1.accounting import Accounting, own_version
+from amplitude_intercom.engine.console.api_v1.accounting import (
+    Accounting,
+    EngineWithStatus,
+    own_version,
+)
 from amplitude_intercom.engine.console.api_v1.description import describe
-from amplitude_intercom.engine.console.api_v1.jobs import JobsOfEngine
+from amplitude_intercom.engine.console.api_v1.jobs import EngineWithJobs, JobsOfEngine
 from amplitude_intercom.engine.console.api_v1.letters import Letters
 from amplitude_intercom.engine.console.api_v1.operations import ROOT, Operation
 from amplitude_intercom.engine.console.api_v1.parked import ParkedUsers
-from amplitude_intercom.engine.console.api_v1.parts import RunningEngine
 from amplitude_intercom.engine.console.api_v1.reads import Reads
 from amplitude_intercom.engine.console.api_v1.serving import routes_of
 from amplitude_intercom.engine.console.api_v1.settings_changes import SettingsChanges
@@ -24,7 +28,7 @@ from amplitude_intercom.engine.console.api_v1.settings_previews import (
     SettingsPreviews,
 )
 from amplitude_intercom.engine.console.api_v1.settings_reading import SettingsReading
-from amplitude_intercom.engine.console.api_v1.spool_file import SpoolFileApi
+from amplitude_intercom.engine.console.api_v1.spool_file import EngineWithUpkeep, SpoolFileApi
 from amplitude_intercom.engine.console.api_v1.workspaces import WorkspacesOfTokens
 from amplitude_intercom.engine.document.refusals import NotSaved
 from amplitude_intercom.engine.document.settings_document import SettingsDocument
@@ -33,12 +37,16 @@ from amplitude_intercom.engine.settings import Settings
 _log = structlog.get_logger(__name__)
 
 
+class DaemonParts(EngineWithStatus, EngineWithJobs, EngineWithUpkeep, Protocol):
+    """An engine (``engine.app.Engine``) as all resources together ask it."""
+
+
 def _nothing_found(settings: Settings) -> Iterable[Found]:
     return ()
 
 
 def routes(
-    engine: RunningEngine,
+    engine: DaemonParts,
     document: SettingsDocument,
     reload: Reloads,
     access: Access,
@@ -65,7 +73,7 @@ def routes(
 
 
 def operations(
-    engine: RunningEngine,
+    engine: DaemonParts,
     document: SettingsDocument,
     reload: Reloads,
     access: Access,

@@ -13,12 +13,11 @@ Rules
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, Protocol
 
 import msgspec
 from aiohttp import web
 
-from amplitude_intercom.engine.console.api_v1.letters import MOST_IDS
 from amplitude_intercom.engine.console.api_v1.operations import (
     ROOT,
     ApiAnswer,
@@ -35,17 +34,18 @@ from amplitude_intercom.engine.console.api_v1.pages import (
 )
 from amplitude_intercom.engine.console.api_v1.parts import RunningEngine, taker_of
 from amplitude_intercom.engine.console.api_v1.reads import Reads
-from amplitude_intercom.engine.console.api_v1.requests import id_of
+from amplitude_intercom.engine.console.api_v1.requests import MOST_IDS, id_of
 from amplitude_intercom.engine.console.guard import ALLOWED, CHANGE, RequestChange
 from amplitude_intercom.engine.console.problems import FieldError, Problem, ProblemType
 from amplitude_intercom.engine.errors import SelectionEnded, SettingsError
+from amplitude_intercom.engine.job_runner import JobRunner
 from amplitude_intercom.engine.reasons import DeadReason
 from amplitude_intercom.engine.spool.asked_once import Once, asked_before
-from amplitude_intercom.engine.spool.job_requests import Chosen
+from amplitude_intercom.engine.spool.job_requests import Chosen, end_of_selection
 from amplitude_intercom.engine.spool.jobs import JobKind, JobRow
 from amplitude_intercom.engine.spool.letters import MOST, DeadLetterQuery, Id, TimeMs
 from amplitude_intercom.engine.spool.store import Store
-from amplitude_intercom.engine.spool.table_reads import end_of_selection, matching_up_to
+from amplitude_intercom.engine.spool.table_reads import matching_up_to
 
 COUNTED_S: Final = 5.0
 """Seconds for which the letters of a job are counted at its request."""
@@ -105,10 +105,19 @@ class Job(msgspec.Struct, frozen=True):
     ended_at_ms: int | None
 
 
+class EngineWithJobs(RunningEngine, Protocol):
+    """An engine with its jobs."""
+
+    @property
+    def jobs(self) -> JobRunner:
+        """What runs the jobs."""
+        ...
+
+
 class JobsOfEngine:
     """Asks the job runner of one engine."""
 
-    def __init__(self, engine: RunningEngine, reads: Reads) -> None:
+    def __init__(self, engine: EngineWithJobs, reads: Reads) -> None:
         self._engine = engine
         self._reads = reads
         self._counting = Reads(engine.spool, COUNTED_S)

@@ -31,10 +31,11 @@ from amplitude_intercom.engine.console.api_v1.pages import (
 from amplitude_intercom.engine.console.api_v1.parts import RunningEngine, taker_of
 from amplitude_intercom.engine.console.api_v1.payloads import Payload, payload_of
 from amplitude_intercom.engine.console.api_v1.reads import Reads
-from amplitude_intercom.engine.console.api_v1.requests import id_of
+from amplitude_intercom.engine.console.api_v1.requests import MOST_IDS, id_of
 from amplitude_intercom.engine.console.api_v1.settings_parts import Access
 from amplitude_intercom.engine.console.problems import Problem, ProblemType
 from amplitude_intercom.engine.reasons import DeadReason
+from amplitude_intercom.engine.spool.job_requests import end_of_selection
 from amplitude_intercom.engine.spool.letters import (
     DeadLetter,
     DeadLetterQuery,
@@ -43,9 +44,8 @@ from amplitude_intercom.engine.spool.letters import (
     TimeMs,
 )
 from amplitude_intercom.engine.spool.store import Store
-from amplitude_intercom.engine.spool.table_reads import end_of_selection, matching_up_to
+from amplitude_intercom.engine.spool.table_reads import matching_up_to
 
-MOST_IDS: Final = 1_000
 MOST_GROUPS: Final = 1_000
 """Groups that can be listed, the largest of a sync."""
 

@@ -9,21 +9,35 @@ from aiohttp import web
 
 from amplitude_intercom.engine.console.problems import Problem, ProblemType
 from amplitude_intercom.engine.delivery.stream import Stream
-from amplitude_intercom.engine.job_runner import JobRunner
-from amplitude_intercom.engine.overview import Overview
 from amplitude_intercom.engine.settings import Settings
 from amplitude_intercom.engine.spool.spool import Spool
 from amplitude_intercom.engine.spool.takers import RELAY
-from amplitude_intercom.engine.upkeep import Upkeep
+
+
+class Takers(Protocol):
+    """What knows the names of all syncs and relays (``engine.overview.Overview``)."""
+
+    @property
+    def takers(self) -> list[str]:
+        """The names of the syncs, and of the relays (``relay:NAME``)."""
+        ...
 
 
 class RunningEngine(Protocol):
-    """An engine (``engine.app.Engine``)."""
+    """An engine (``engine.app.Engine``), as far as each resource asks it.
 
-    spool: Spool
-    jobs: JobRunner
-    upkeep: Upkeep
-    overview: Overview
+    A resource that asks for more says so in a protocol of its own.
+    """
+
+    @property
+    def spool(self) -> Spool:
+        """The spool."""
+        ...
+
+    @property
+    def overview(self) -> Takers:
+        """The state of the engine."""
+        ...
 
     @property
     def settings(self) -> Settings:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from aiohttp import web
 
 from amplitude_intercom.engine.console.api_v1.operations import (
@@ -16,10 +18,27 @@ from amplitude_intercom.engine.console.problems import ProblemType
 from amplitude_intercom.engine.status import Compacted
 
 
+class Compacts(Protocol):
+    """What compacts the spool's file (``engine.upkeep.Upkeep``)."""
+
+    async def compact(self) -> Compacted:
+        """Give the free pages of the spool's file back to the disk."""
+        ...
+
+
+class EngineWithUpkeep(RunningEngine, Protocol):
+    """An engine with the operator's side of it."""
+
+    @property
+    def upkeep(self) -> Compacts:
+        """The operator's side of the engine."""
+        ...
+
+
 class SpoolFileApi:
     """Asks the upkeep of one engine."""
 
-    def __init__(self, engine: RunningEngine) -> None:
+    def __init__(self, engine: EngineWithUpkeep) -> None:
         self._engine = engine
 
     def operations(self) -> list[Operation]:

@@ -8,10 +8,10 @@ import pytest
 
 from amplitude_intercom.engine.errors import SelectionEnded
 from amplitude_intercom.engine.reasons import DeadReason, Failure
-from amplitude_intercom.engine.spool.job_requests import Chosen, ask_once
+from amplitude_intercom.engine.spool.job_requests import Chosen, ask_once, end_of_selection
 from amplitude_intercom.engine.spool.jobs import JobKind, JobRow
 from amplitude_intercom.engine.spool.letters import START, DeadLetterQuery, Position
-from amplitude_intercom.engine.spool.table_reads import end_of_selection, matching_up_to
+from amplitude_intercom.engine.spool.table_reads import matching_up_to
 from support.spools import OneSync, kept, opened
 
 REFUSED = DeadLetterQuery(reason="refused")
