@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 
 import msgspec
@@ -18,6 +19,8 @@ from amplitude_intercom.engine.console.access_api import AccessApi
 from amplitude_intercom.engine.console.admin_access import AdminAccess
 from amplitude_intercom.engine.console.admin_server import AdminServer
 from amplitude_intercom.engine.console.api import AdminApi
+from amplitude_intercom.engine.console.api_v1.every import operations
+from amplitude_intercom.engine.console.api_v1.operations import ROOT, Operation
 from amplitude_intercom.engine.console.problems import STATUSES, ProblemType
 from amplitude_intercom.engine.delivery.gate import State
 from amplitude_intercom.engine.metrics_text import kind_of
@@ -189,6 +192,31 @@ def _api_text() -> str:
     return table("call", "answer", rows=rows)
 
 
+def _api_v1_text() -> str:
+    """Return the operations of the API, with the fields that each takes; `?`: may be left out."""
+    nothing: Any = None  # no handler is called
+    engine: Any = SimpleNamespace(spool=None)
+    rows = [
+        (f"`{one.method} {ROOT}{one.path}`", _taken(one), _first_sentence(one.summary))
+        for one in operations(engine, nothing, nothing, nothing)
+    ]
+    return table("call", "takes", "does", rows=rows)
+
+
+def _taken(one: Operation) -> str:
+    """Return the fields and headers that an operation takes."""
+    info = inspect.type_info(one.takes)
+    assert isinstance(info, inspect.StructType)
+    names = [f"`{field.encode_name}{'' if field.required else '?'}`" for field in info.fields]
+    names += ["`If-Match`"] * one.needs_match + ["`Idempotency-Key?`"] * one.takes_key
+    return ", ".join(names) or "–"
+
+
+def _first_sentence(summary: str) -> str:
+    assert summary, "an operation has no docstring"
+    return summary.partition(". ")[0].rstrip(".") + "."
+
+
 def _sentence(docstring: str | None) -> str:
     assert docstring, "a handler of the admin port has no docstring"
     return " ".join(docstring.split("\n\n")[0].split())
@@ -216,6 +244,7 @@ PARTS: Final[dict[str, Callable[[], str]]] = {
     "settings": _settings_text,
     "commands": _commands_text,
     "admin port": _api_text,
+    "API": _api_v1_text,
     "problems": _problems_text,
     "metrics": _metrics_text,
     "drop reasons": lambda: _reasons_text(DropReason),
