@@ -16,7 +16,7 @@ from amplitude_intercom.engine.console.api_v1.operations import (
     operation,
 )
 from amplitude_intercom.engine.console.api_v1.pages import Page, PageQuery, cursor_of, position_of
-from amplitude_intercom.engine.console.api_v1.parts import RunningEngine, Takers, stream_of
+from amplitude_intercom.engine.console.api_v1.parts import RunningEngine, TakerNames, stream_of
 from amplitude_intercom.engine.console.problems import ProblemType
 from amplitude_intercom.engine.status import Status, SyncStatus
 
@@ -35,7 +35,7 @@ class DaemonStatus(Status, frozen=True, kw_only=True):
     stopped: dict[str, str]
 
 
-class StatusOfAll(Takers, Protocol):
+class StatusOfAll(TakerNames, Protocol):
     """What puts the accounting together (``engine.overview.Overview``)."""
 
     @property

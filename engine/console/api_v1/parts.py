@@ -14,7 +14,7 @@ from amplitude_intercom.engine.spool.spool import Spool
 from amplitude_intercom.engine.spool.takers import RELAY
 
 
-class Takers(Protocol):
+class TakerNames(Protocol):
     """What knows the names of all syncs and relays (``engine.overview.Overview``)."""
 
     @property
@@ -35,7 +35,7 @@ class RunningEngine(Protocol):
         ...
 
     @property
-    def overview(self) -> Takers:
+    def overview(self) -> TakerNames:
         """The state of the engine."""
         ...
 
