@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
-from amplitude_intercom.engine.commands.findings import (
-    Finding,
-    host_findings,
-    key_findings,
-    key_name,
-    port_findings,
-    relay_findings,
-    secret_findings,
-    shared_fields,
-)
 from amplitude_intercom.engine.commands.machine_findings import machine_findings
-from amplitude_intercom.engine.commands.preview import Preview
 from amplitude_intercom.engine.commands.probing import (
     Consent,
     Probed,
@@ -30,7 +19,6 @@ from amplitude_intercom.engine.commands.relays import (
     NO_RELAY,
     ask_amplitude,
     describe_relay,
-    placed,
 )
 from amplitude_intercom.engine.commands.running import (
     FAILED,
@@ -39,32 +27,22 @@ from amplitude_intercom.engine.commands.running import (
     complain,
     print_json,
 )
-from amplitude_intercom.engine.commands.sample_findings import (
-    MAX_SAMPLE,
-    Names,
-    SampleEvent,
-    name_findings,
-    read_events,
-    type_of,
-    unselected,
-    wanted_of,
-)
+from amplitude_intercom.engine.commands.sample_events import MAX_SAMPLE, read_events
 from amplitude_intercom.engine.commands.spool_access import is_running
 from amplitude_intercom.engine.commands.terminal import count, print_table, say
-from amplitude_intercom.engine.commands.workspace_findings import ask_intercom
 from amplitude_intercom.engine.config import Written
-from amplitude_intercom.engine.delivery.event_names import WARN_AT
-from amplitude_intercom.engine.reasons import DeadReason
-from amplitude_intercom.engine.rules.contacts import field_name
-from amplitude_intercom.engine.rules.paths import FIELDS
+from amplitude_intercom.engine.findings.finding import Finding, placed
+from amplitude_intercom.engine.findings.sample_findings import SampleEvent, sample_findings
+from amplitude_intercom.engine.findings.settings_findings import (
+    findings_of_sync,
+    general_findings,
+    key_name,
+)
+from amplitude_intercom.engine.findings.workspace_findings import ask_intercom, workspace_findings
+from amplitude_intercom.engine.previewing import Preview
 from amplitude_intercom.engine.rules.selection import Selection
-from amplitude_intercom.engine.rules.texts import fit_key, fit_name
-from amplitude_intercom.engine.settings import MAX_EVENT_TYPES, Settings, Sync, source_and_target
-from amplitude_intercom.engine.settings_problems import event_names
+from amplitude_intercom.engine.settings import Settings, Sync
 from amplitude_intercom.engine.sources import sources_of
-
-DOCUMENTED_METADATA_KEYS = 10
-"""Keys that are kept, as the API reference says; the help centre says 20 (API description 2.16)."""
 
 
 async def check(
@@ -99,8 +77,10 @@ async def check(
             return complain("stopped before the end", OF_SIGNAL + probed.signal)
         for name, more in probed.findings.items():
             found[name] += more
-    general = _general_findings(settings, running=running)
-    general += host_findings(written.table)
+    general = [
+        *general_findings(settings, written.table),
+        *machine_findings(settings, running=running),
+    ]
     syncs = [
         {**_describe(sync), "findings": placed(f"sync[{index}]", found[sync.name])}
         for index, sync in enumerate(settings.sync)
@@ -117,32 +97,22 @@ async def check(
     return OK if ok else FAILED
 
 
-def _general_findings(settings: Settings, *, running: bool) -> list[Finding]:
-    """Return the findings that belong to no sync and no relay."""
-    return [
-        *key_findings(settings),
-        *secret_findings(settings),
-        *relay_findings(settings),
-        *shared_fields(settings),
-        *port_findings(settings),
-        *machine_findings(settings, running=running),
-    ]
-
-
 async def _sync_findings(
     settings: Settings, events: Sequence[SampleEvent] | None, *, offline: bool
 ) -> dict[str, list[Finding]]:
     """Return the findings of each sync, by name; ``events``: the sample, if there is one."""
     found: dict[str, list[Finding]] = {}
     for sync in settings.sync:
-        fed = any(sync.name in arguments.values() for arguments in settings.sources.values())
-        findings = list(_settings_findings(sync, has_source=fed))
+        findings = list(findings_of_sync(settings, sync))
         known = None
         if not offline:
-            more, known = await ask_intercom(sync)
-            findings += more
+            said = await ask_intercom(sync)
+            findings += workspace_findings(sync, said, time.time())
+            known = said.known
         if events is not None:
-            findings += _sample_findings(sync, events, Preview(sync, known))
+            preview = Preview(sync, known)
+            answers = [preview.judge(head, raw) for _, head, raw in events]
+            findings += sample_findings(sync, events, answers)
         found[sync.name] = findings
     return found
 
@@ -212,97 +182,3 @@ def _describe(sync: Sync) -> dict[str, Any]:
 
 def _describe_types(selection: Selection) -> str:
     return "any type" if selection.any_type else f"{len(selection.types)} types"
-
-
-# --- the settings alone -------------------------------------------------------------------
-
-
-def _settings_findings(sync: Sync, *, has_source: bool) -> Iterator[Finding]:
-    selection = Selection(sync.events.select)
-    if not sync.amplitude_api_keys and not has_source:
-        text = "none: only `forward` reaches this sync"
-        yield Finding("warning", "amplitude_api_keys", text)
-    if sync.events.enabled and not selection.types and not selection.any_type:
-        yield Finding("warning", "events.select", "empty: no event is sent")
-    if sync.events.enabled and selection.any_type:
-        text = f"any event type: names beyond {MAX_EVENT_TYPES} become dead letters"
-        yield Finding("warning", "events.select", text)
-    names = event_names(selection.types, sync.events)
-    if len(names) >= WARN_AT:
-        text = f"{len(names)} names; Intercom keeps {MAX_EVENT_TYPES}, whoever sends them"
-        yield Finding("warning", "events.select", text)
-    for name in sorted(selection.types):
-        wanted = sync.events.rename.get(name, name)
-        if fit_name(wanted) != wanted:
-            text = f"`{wanted}` is called `{fit_name(wanted)}` in Intercom"
-            yield Finding("warning", "events.select", text)
-    yield from _where_findings(sync)
-    yield from _metadata_findings(sync)
-
-
-def _where_findings(sync: Sync) -> Iterator[Finding]:
-    for number, selector in enumerate(sync.events.select):
-        for clause in selector.where:
-            if "." not in clause.property and clause.property not in FIELDS:
-                text = (
-                    f"`{clause.property}` is no field of an event itself; is it"
-                    f" `event.{clause.property}` or `user.{clause.property}`?"
-                )
-                yield Finding("warning", f"events.select[{number}].where", text)
-
-
-def _metadata_findings(sync: Sync) -> Iterator[Finding]:
-    metadata = sync.events.metadata
-    sent = min(len(metadata), sync.events.metadata_limit)
-    if sent > DOCUMENTED_METADATA_KEYS:
-        text = f"{sent} keys: Intercom's API reference says that the first 10 are kept"
-        yield Finding("warning", "events.metadata", text)
-    for index, item in enumerate(metadata):
-        _, target = source_and_target(item)
-        if fit_key(target) != target:
-            text = f"`{target}` is sent as `{fit_key(target)}`"
-            yield Finding("warning", f"events.metadata[{index}]", text)
-
-
-# --- a sample -----------------------------------------------------------------------------
-
-
-def _sample_findings(
-    sync: Sync, events: Sequence[SampleEvent], preview: Preview
-) -> Iterator[Finding]:
-    """Yield what the settings make of real events, as ``preview`` answers for them."""
-    answers = [preview.judge(head, raw) for _, head, raw in events]
-    verdicts = Counter((a["verdict"], a["reason"]) for a in answers)
-    sent, nameless = verdicts["send", ""], verdicts["drop", "no_identity"]
-    of = f"of {len(answers)} events of the sample"
-    if not sent and nameless:
-        text = f"none {of} has a `{sync.mapping.source}` to find a contact by"
-        yield Finding("error", "mapping.from", text)
-    elif nameless:
-        text = f"{nameless} {of} have no `{sync.mapping.source}`: they are dropped"
-        yield Finding("warning", "mapping.from", text)
-    elif not sent:
-        yield Finding("warning", "events.select", f"none {of} would be sent")
-    for reason in ("not_selected", "filtered_out"):
-        if verdicts["drop", reason]:
-            types = Counter(
-                type_of(event[1])
-                for event, answer in zip(events, answers, strict=True)
-                if answer["reason"] == reason
-            )
-            text = f"{verdicts['drop', reason]} {of} are dropped: {reason}"
-            yield Finding("warning", "events.select", f"{text}: {unselected(sync, types)}")
-    yield from name_findings(sync, Names((raw for _, _, raw in events), wanted_of(sync)))
-    for (verdict, reason), number in sorted(verdicts.items()):
-        if verdict == "reject":
-            text = f"{number} {of} would be dead letters: {reason} ({DeadReason(reason).means})"
-            yield Finding("warning", "events", text)
-    changed = Counter(text for a in answers for text in a.get("adjustments", ()))
-    for text, number in changed.most_common(20):
-        where = "users.properties" if _is_about_a_contact(text, sync) else "events.metadata"
-        yield Finding("warning", where, f"{text} ({number}×)")
-
-
-def _is_about_a_contact(adjustment: str, sync: Sync) -> bool:
-    names = [field_name(source_and_target(item)[1]) for item in sync.users.properties]
-    return adjustment.startswith((*(f"{name}: " for name in names), "user_properties: "))

@@ -11,7 +11,6 @@ import structlog
 from anyio.abc import TaskGroup
 
 from amplitude_intercom.engine.app import Engine
-from amplitude_intercom.engine.commands.findings import key_findings
 from amplitude_intercom.engine.commands.reloading import FileReload
 from amplitude_intercom.engine.commands.running import FAILED, OK, Signals
 from amplitude_intercom.engine.commands.service_manager import ServiceManager
@@ -23,6 +22,7 @@ from amplitude_intercom.engine.console.api_v1.every import routes
 from amplitude_intercom.engine.console.audit import Audit, AuditFile
 from amplitude_intercom.engine.document.settings_document import SettingsDocument
 from amplitude_intercom.engine.errors import SettingsError
+from amplitude_intercom.engine.findings.settings_findings import key_findings
 from amplitude_intercom.engine.settings import Admin, Settings
 from amplitude_intercom.engine.sources import sources_of, start_sources
 from amplitude_intercom.engine.spool.store import wall_clock_ms

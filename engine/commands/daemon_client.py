@@ -13,9 +13,9 @@ import msgspec
 from yarl import URL
 
 from amplitude_intercom.engine.addresses import host_and_port
-from amplitude_intercom.engine.commands.findings import EVERYBODY
 from amplitude_intercom.engine.commands.terminal import say
 from amplitude_intercom.engine.errors import EngineError, SettingsError
+from amplitude_intercom.engine.findings.settings_findings import EVERYBODY
 from amplitude_intercom.engine.settings import Admin
 from amplitude_intercom.engine.settings_changes import Reloaded
 from amplitude_intercom.engine.spool.jobs import JobKind, JobRow

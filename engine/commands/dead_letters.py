@@ -9,18 +9,19 @@ from typing import Any
 import msgspec
 
 from amplitude_intercom.engine.app import Engine
-from amplitude_intercom.engine.commands.preview import Preview, SpooledPast
 from amplitude_intercom.engine.commands.running import FAILED, OK, complain, print_json
 from amplitude_intercom.engine.commands.spool_access import ReadableSpool, open_spools, read_spools
 from amplitude_intercom.engine.commands.spool_files import SpoolFiles
 from amplitude_intercom.engine.commands.taker_choice import choose_taker
-from amplitude_intercom.engine.commands.terminal import count, listed, print_table, say, shown
+from amplitude_intercom.engine.commands.terminal import count, listed, print_table, say
+from amplitude_intercom.engine.previewing import Preview, SpooledPast
 from amplitude_intercom.engine.reasons import DeadReason
 from amplitude_intercom.engine.relay.relayed_form import ORIGIN
 from amplitude_intercom.engine.settings import Settings, Sync
 from amplitude_intercom.engine.spool.letters import DeadLetter, DeadLetterPage, DeadLetterQuery
 from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.engine.spool.takers import RELAY
+from amplitude_intercom.engine.wording import shown
 
 PAGE = 1_000
 """Dead letters that are asked for at once."""

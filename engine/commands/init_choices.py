@@ -13,7 +13,7 @@ from amplitude_intercom.engine.commands import init_asking as asking
 from amplitude_intercom.engine.commands.init_flags import Flags, drafted
 from amplitude_intercom.engine.commands.init_sample import MOST_METADATA, Sample, is_of_sdk
 from amplitude_intercom.engine.commands.init_text import Answers
-from amplitude_intercom.engine.commands.sample_findings import MAX_SAMPLE, read_events
+from amplitude_intercom.engine.commands.sample_events import MAX_SAMPLE, read_events
 from amplitude_intercom.engine.delivery.workspace_attributes import KnownAttributes
 from amplitude_intercom.engine.errors import EngineError, SettingsError
 from amplitude_intercom.engine.rules.contacts import STANDARD_TYPES

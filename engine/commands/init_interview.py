@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
 from amplitude_intercom.engine.commands import init_asking as asking
-from amplitude_intercom.engine.commands.findings import Finding
 from amplitude_intercom.engine.commands.init_choices import Choices
 from amplitude_intercom.engine.commands.init_flags import (
     AMPLITUDE_KEY,
@@ -29,9 +29,10 @@ from amplitude_intercom.engine.commands.init_flags import (
 from amplitude_intercom.engine.commands.init_text import Answers, Server
 from amplitude_intercom.engine.commands.init_trials import Service, Trial, TrialProblem
 from amplitude_intercom.engine.commands.relays import ask_amplitude
-from amplitude_intercom.engine.commands.workspace_findings import ask_intercom
 from amplitude_intercom.engine.delivery.workspace_attributes import KnownAttributes
 from amplitude_intercom.engine.errors import SettingsError
+from amplitude_intercom.engine.findings.finding import Finding
+from amplitude_intercom.engine.findings.workspace_findings import ask_intercom, workspace_findings
 from amplitude_intercom.transports.amplitude_client import INGESTION_URLS
 from amplitude_intercom.transports.intercom import BASE_URLS
 
@@ -156,8 +157,10 @@ class Interview:
             return TrialProblem(str(error), is_judged=True)
         if self._flags.offline:
             return None
-        findings, self._known = asyncio.run(ask_intercom(settings.sync[0]))
-        return _error(findings)
+        [sync] = settings.sync
+        said = asyncio.run(ask_intercom(sync))
+        self._known = said.known
+        return _error([*workspace_findings(sync, said, time.time())])
 
     # --- Amplitude ------------------------------------------------------------------------
 

@@ -12,10 +12,10 @@ from typing import Any, Final
 
 import msgspec
 
-from amplitude_intercom.engine.commands.terminal import shown
 from amplitude_intercom.engine.rules.texts import is_blank, is_legal_key
 from amplitude_intercom.engine.setting_types import ANY_TYPE
 from amplitude_intercom.engine.settings import MAX_EVENT_TYPES
+from amplitude_intercom.engine.wording import shown
 from amplitude_intercom.transports.amplitude_events import Event, decode_event
 
 MOST_NAMES: Final = 1_000

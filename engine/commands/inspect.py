@@ -7,15 +7,7 @@ from collections.abc import Iterator
 from amplitude_intercom.engine.commands.running import OK, print_json
 from amplitude_intercom.engine.commands.spool_access import read_spools
 from amplitude_intercom.engine.commands.spool_files import SpoolFiles
-from amplitude_intercom.engine.commands.terminal import (
-    count,
-    duration,
-    listed,
-    print_table,
-    say,
-    shown,
-    size,
-)
+from amplitude_intercom.engine.commands.terminal import count, listed, print_table, say, size
 from amplitude_intercom.engine.delivery.judge import Trouble
 from amplitude_intercom.engine.settings import Settings
 from amplitude_intercom.engine.spool.takers import RELAY
@@ -28,6 +20,7 @@ from amplitude_intercom.engine.status import (
     Status,
     SyncStatus,
 )
+from amplitude_intercom.engine.wording import duration, shown
 
 THROTTLED = "asks for a pause: the rate limit is reached, by this program or others with the token"
 

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from amplitude_intercom.engine.addresses import host_and_port
-from amplitude_intercom.engine.commands.findings import Finding, addresses
 from amplitude_intercom.engine.commands.socket_units import (
     SOCKET_UNIT,
     UNIT_FOLDERS,
@@ -20,6 +19,8 @@ from amplitude_intercom.engine.commands.socket_units import (
     numeric,
 )
 from amplitude_intercom.engine.commands.terminal import size
+from amplitude_intercom.engine.findings.finding import Finding
+from amplitude_intercom.engine.findings.settings_findings import addresses
 from amplitude_intercom.engine.settings import Settings
 from amplitude_intercom.engine.spool.sqlite.lock import rights_of_others
 from amplitude_intercom.engine.spool.sqlite.snapshots import size_of

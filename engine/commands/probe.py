@@ -15,8 +15,8 @@ import anyio
 import msgspec
 
 from amplitude_intercom.engine.commands import probe_answers as words
-from amplitude_intercom.engine.commands.findings import Finding
 from amplitude_intercom.engine.commands.probe_calls import Ended, NoResult, ProbeCalls
+from amplitude_intercom.engine.findings.finding import Finding
 from amplitude_intercom.transports import intercom
 from amplitude_intercom.transports.intercom import Answer, ListedEvent, Wire
 

@@ -17,7 +17,7 @@ from collections.abc import Collection, Sequence
 from itertools import groupby, pairwise
 from typing import Final
 
-from amplitude_intercom.engine.commands.findings import Finding
+from amplitude_intercom.engine.findings.finding import Finding
 from amplitude_intercom.transports.intercom import (
     Answer,
     ListedEvent,

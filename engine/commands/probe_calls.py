@@ -20,9 +20,9 @@ import anyio
 import msgspec
 
 from amplitude_intercom.engine.commands import probe_answers as words
-from amplitude_intercom.engine.commands.findings import Finding
 from amplitude_intercom.engine.delivery.calls import endpoint_of, is_failure
 from amplitude_intercom.engine.delivery.pace import pause_s
+from amplitude_intercom.engine.findings.finding import Finding
 from amplitude_intercom.transports import intercom
 from amplitude_intercom.transports.errors import NoAnswer
 from amplitude_intercom.transports.intercom import Answer, RateHeaders, Request, Wire

@@ -17,12 +17,12 @@ import anyio
 
 from amplitude_intercom.engine.clients import Token, client_of, token_key, token_of
 from amplitude_intercom.engine.commands import probe_answers as words
-from amplitude_intercom.engine.commands.findings import Finding
 from amplitude_intercom.engine.commands.probe import EVENT_NAME, Probe
 from amplitude_intercom.engine.commands.probe_calls import DOMAIN, PREFIX
 from amplitude_intercom.engine.commands.running import Signals
 from amplitude_intercom.engine.commands.terminal import say
 from amplitude_intercom.engine.errors import DataDirInUse, SettingsError, SpoolError
+from amplitude_intercom.engine.findings.finding import Finding
 from amplitude_intercom.engine.settings import MAX_EVENT_TYPES, Settings, Sync
 from amplitude_intercom.engine.spool.spool import Spool
 from amplitude_intercom.engine.spool.sqlite.lock import DataDir

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 
 from amplitude_intercom.engine.clients import address_of, amplitude_client_of
-from amplitude_intercom.engine.commands.findings import Finding, key_name
+from amplitude_intercom.engine.findings.finding import Finding
+from amplitude_intercom.engine.findings.settings_findings import key_name
 from amplitude_intercom.engine.relay.answers import AnswerKind, Verdict, judge
 from amplitude_intercom.engine.setting_types import ANY_KEY, Secret
 from amplitude_intercom.engine.settings import Relay, Settings
@@ -76,8 +77,3 @@ async def _ask_about(relay: Relay, key: Secret, client: AmplitudeWire) -> Findin
     status = f"status {verdict.status}, " if verdict.status else ""
     text = f"{address_of(relay)} does not answer as Amplitude does: {status}{verdict.said}"
     return Finding("error", where, text)
-
-
-def placed(where: str, findings: Sequence[Finding]) -> list[Finding]:
-    """Return findings under the key of the table that they are about."""
-    return [msgspec.structs.replace(f, key=f"{where}.{f.key}") for f in findings]

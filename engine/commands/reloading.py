@@ -10,9 +10,9 @@ from typing import Protocol
 import structlog
 
 from amplitude_intercom.engine import config, logs
-from amplitude_intercom.engine.commands.findings import key_findings
 from amplitude_intercom.engine.commands.service_manager import ServiceManager
 from amplitude_intercom.engine.errors import EngineError, SettingsError
+from amplitude_intercom.engine.findings.settings_findings import key_findings
 from amplitude_intercom.engine.internal_faults import internal_failure
 from amplitude_intercom.engine.settings import Settings
 from amplitude_intercom.engine.settings_changes import Reloaded

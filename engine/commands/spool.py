@@ -8,13 +8,14 @@ from pathlib import Path
 from amplitude_intercom.engine.app import Engine
 from amplitude_intercom.engine.commands.running import FAILED, OK, complain, print_json
 from amplitude_intercom.engine.commands.spool_access import open_spools
-from amplitude_intercom.engine.commands.terminal import count, duration, print_table, say, size
+from amplitude_intercom.engine.commands.terminal import count, print_table, say, size
 from amplitude_intercom.engine.errors import SpoolError
 from amplitude_intercom.engine.settings import Settings
 from amplitude_intercom.engine.spool.sqlite import backup as copy_of
 from amplitude_intercom.engine.spool.sqlite import examine
 from amplitude_intercom.engine.spool.sqlite.spool_file import FILE_NAME
 from amplitude_intercom.engine.spool.store import wall_clock_ms
+from amplitude_intercom.engine.wording import duration
 
 NOT_YET = "there is no spool {} yet; the first start makes it"
 

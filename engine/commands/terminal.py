@@ -6,9 +6,8 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 
-from amplitude_intercom.engine.log_lines import printable
+from amplitude_intercom.engine.wording import shown
 
-MOST_CHARACTERS = 200
 WIDE = 10_000
 """Columns of a pipe: what reads it wants a row in one line."""
 
@@ -16,16 +15,6 @@ _UNSEEN = re.compile(r"[\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]"
 """What JSON leaves as it is, and a terminal obeys or does not show."""
 
 _NOT_ASCII = re.compile(r"[^\x00-\x7e]")
-
-
-def shown(value: object, most: int = MOST_CHARACTERS) -> str:
-    """Return a value as one line of printable text of at most ``most`` characters.
-
-    Control characters, line ends, halves of surrogate pairs and whatever else cannot be seen
-    become escapes such as ``\\x1b``: a terminal would obey them, or could not be written to.
-    """
-    text = printable(str(value)[: most + 1])
-    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def json_shown(text: str, encoding: str | None = "utf-8") -> str:
@@ -82,16 +71,6 @@ def listed(counts: Iterable[tuple[str, int]], most: int = 10) -> str:
     pairs = list(counts)
     words = [f"{number:,} {shown(name, 60)}" for name, number in pairs[:most]]
     return ", ".join(words) + (f" and {len(pairs) - most:,} more" if len(pairs) > most else "")
-
-
-def duration(seconds: float) -> str:
-    """Return a time span in words, in its largest unit that makes two or more: ``3 min``."""
-    if seconds < 1:
-        return f"{seconds:.3g} s"
-    for unit, size_s in (("days", 86_400), ("h", 3_600), ("min", 60)):
-        if seconds >= 2 * size_s:
-            return f"{seconds / size_s:.0f} {unit}"
-    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
 
 
 def size(number_of_bytes: int) -> str:

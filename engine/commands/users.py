@@ -7,14 +7,7 @@ from collections.abc import Iterator
 from amplitude_intercom.engine.commands.running import FAILED, OK, print_json
 from amplitude_intercom.engine.commands.spool_access import read_spools
 from amplitude_intercom.engine.commands.taker_choice import choose_sync
-from amplitude_intercom.engine.commands.terminal import (
-    count,
-    duration,
-    listed,
-    print_table,
-    say,
-    shown,
-)
+from amplitude_intercom.engine.commands.terminal import count, listed, print_table, say
 from amplitude_intercom.engine.settings import Settings
 from amplitude_intercom.engine.spool.store import wall_clock_ms
 from amplitude_intercom.engine.spool.user_state import (
@@ -23,6 +16,7 @@ from amplitude_intercom.engine.spool.user_state import (
     KnownContact,
     UserState,
 )
+from amplitude_intercom.engine.wording import duration, shown
 
 
 async def show(settings: Settings, sync: str | None, key: str, *, as_json: bool) -> int:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from amplitude_intercom.engine.commands.workspace_findings import _token_findings
 from amplitude_intercom.engine.config import from_table
+from amplitude_intercom.engine.findings.workspace_findings import token_findings
 from amplitude_intercom.transports.intercom import Answer
 from amplitude_intercom.transports.sandbox.sandbox import Sandbox
 from amplitude_intercom.transports.sandbox.server import serve
@@ -119,7 +119,7 @@ def test_a_token_of_another_region_is_named(region: str, findings: int) -> None:
     table: dict[str, Any] = {"name": "a", "intercom": {"access_token": "t", "region": "us"}}
     [sync] = from_table({"sync": [table]}).sync
     body = json.dumps({"app": {"region": region}}).encode()
-    found = list(_token_findings(sync, Answer(200, {}, body)))
+    found = list(token_findings(sync, Answer(200, {}, body)))
     assert [f.text for f in found] == ["`us`, but the workspace is in `eu`"][:findings]
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from amplitude_intercom.engine.commands.preview import Preview
 from amplitude_intercom.engine.config import from_table
 from amplitude_intercom.engine.delivery.workspace_attributes import KnownAttributes, Listed
+from amplitude_intercom.engine.previewing import Preview
 from amplitude_intercom.transports.sandbox.sandbox import Sandbox
 from support import simulation
 from support.events import ATTRIBUTES, STYLES, random_event, sync_table

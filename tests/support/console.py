@@ -14,7 +14,6 @@ from yarl import URL
 
 from amplitude_intercom.engine import config
 from amplitude_intercom.engine.app import Engine
-from amplitude_intercom.engine.commands.findings import key_findings
 from amplitude_intercom.engine.commands.reloading import FileReload
 from amplitude_intercom.engine.commands.service_manager import ServiceManager
 from amplitude_intercom.engine.console.access_api import AccessApi
@@ -114,7 +113,7 @@ async def opened(path: Path, sandbox: Sandbox) -> AsyncIterator[Console]:
         document = SettingsDocument.of(path, Path(settings.data_dir))
         reload = FileReload(path, engine, ServiceManager())
         reload.followers.append(lambda newer: access.follow(newer.admin))
-        api = routes(engine, document, reload, access, key_findings)
+        api = routes(engine, document, reload, access)
         server = AdminServer(access, [*api, *AccessApi(access).routes()])
         serving = asyncio.create_task(server.run())
         await server.listening()

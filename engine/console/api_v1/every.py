@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Protocol
 
 import structlog
@@ -22,17 +21,12 @@ from amplitude_intercom.engine.console.api_v1.reads import Reads
 from amplitude_intercom.engine.console.api_v1.serving import routes_of
 from amplitude_intercom.engine.console.api_v1.settings_changes import SettingsChanges
 from amplitude_intercom.engine.console.api_v1.settings_parts import Access, Reloads
-from amplitude_intercom.engine.console.api_v1.settings_previews import (
-    Finds,
-    Found,
-    SettingsPreviews,
-)
+from amplitude_intercom.engine.console.api_v1.settings_previews import SettingsPreviews
 from amplitude_intercom.engine.console.api_v1.settings_reading import SettingsReading
 from amplitude_intercom.engine.console.api_v1.spool_file import EngineWithUpkeep, SpoolFileApi
 from amplitude_intercom.engine.console.api_v1.workspaces import WorkspacesOfTokens
 from amplitude_intercom.engine.document.refusals import NotSaved
 from amplitude_intercom.engine.document.settings_document import SettingsDocument
-from amplitude_intercom.engine.settings import Settings
 
 _log = structlog.get_logger(__name__)
 
@@ -41,28 +35,22 @@ class DaemonParts(EngineWithStatus, EngineWithJobs, EngineWithUpkeep, Protocol):
     """An engine (``engine.app.Engine``) as all resources together ask it."""
 
 
-def _nothing_found(settings: Settings) -> Iterable[Found]:
-    return ()
-
-
 def routes(
     engine: DaemonParts,
     document: SettingsDocument,
     reload: Reloads,
     access: Access,
-    finds: Finds = _nothing_found,
 ) -> list[web.RouteDef]:
     """Return the routes of the API. The guard of the admin port notes each change in the audit.
 
-    ``finds``: yields findings about settings, for previews. A settings file that a crash has left
-    half written gets its old text; this blocks.
+    A settings file that a crash has left half written gets its old text; this blocks.
     """
     try:
         if document.file.mend():
             _log.warning("the settings file was half written: it has its old text again")
     except NotSaved as error:
         _log.error("the settings file may be half written", cause=str(error))
-    every = operations(engine, document, reload, access, finds)
+    every = operations(engine, document, reload, access)
     description = describe(every, own_version())
 
     async def described(request: web.Request) -> web.Response:
@@ -77,7 +65,6 @@ def operations(
     document: SettingsDocument,
     reload: Reloads,
     access: Access,
-    finds: Finds = _nothing_found,
 ) -> list[Operation]:
     """Return all operations."""
     reads = Reads(engine.spool)
@@ -89,6 +76,6 @@ def operations(
         *JobsOfEngine(engine, reads).operations(),
         *SpoolFileApi(engine).operations(),
         *SettingsReading(document, access).operations(),
-        *SettingsPreviews(engine, document, reload, finds).operations(),
+        *SettingsPreviews(engine, document, reload).operations(),
         *SettingsChanges(document, reload, access).operations(),
     ]

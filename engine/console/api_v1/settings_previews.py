@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Protocol
+from itertools import islice
+from typing import Final
 
 import msgspec
 from aiohttp import web
@@ -27,39 +27,13 @@ from amplitude_intercom.engine.document.proposals import Proposal
 from amplitude_intercom.engine.document.refusals import CannotMask, CannotPatch
 from amplitude_intercom.engine.document.settings_document import SettingsDocument
 from amplitude_intercom.engine.errors import SettingsError
-from amplitude_intercom.engine.settings import Settings
+from amplitude_intercom.engine.findings.finding import Finding
+from amplitude_intercom.engine.findings.settings_findings import every_finding
 from amplitude_intercom.engine.settings_changes import Reloaded, compare
 from amplitude_intercom.transports.errors import Refused
 
-
-class Found(Protocol):
-    """A finding of ``check`` (``engine.commands.findings.Finding``)."""
-
-    @property
-    def level(self) -> str:
-        """``error`` or ``warning``."""
-        ...
-
-    @property
-    def key(self) -> str:
-        """The setting."""
-        ...
-
-    @property
-    def text(self) -> str:
-        """The finding itself."""
-        ...
-
-
-Finds = Callable[[Settings], Iterable[Found]]
-
-
-class SettingsFinding(msgspec.Struct, frozen=True):
-    """Something about a setting: an ``error`` will not work, a ``warning`` may surprise."""
-
-    level: str
-    key: str
-    text: str
+MOST_FINDINGS: Final = 1_000
+"""Findings of one answer: a thousand syncs that share fields would have half a million."""
 
 
 class ChangePreview(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -78,7 +52,7 @@ class PreviewedChange(msgspec.Struct, frozen=True):
     version: str
     diff: str
     patch: str
-    findings: list[SettingsFinding]
+    findings: list[Finding]
     effects: Reloaded
 
 
@@ -86,12 +60,11 @@ class SettingsPreviews:
     """Looks at changes of one document."""
 
     def __init__(
-        self, engine: RunningSettings, document: SettingsDocument, reload: Reloads, finds: Finds
+        self, engine: RunningSettings, document: SettingsDocument, reload: Reloads
     ) -> None:
         self._engine = engine
         self._document = document
         self._reload = reload
-        self._finds = finds
 
     def operations(self) -> list[Operation]:
         """Return the operations."""
@@ -124,9 +97,7 @@ class SettingsPreviews:
             patch = document.patch(proposal)
         except (CannotPatch, CannotMask):
             patch = ""
-        found = [
-            SettingsFinding(one.level, one.key, one.text) for one in self._finds(proposal.settings)
-        ]
+        found = list(islice(every_finding(proposal.settings, proposal.table), MOST_FINDINGS))
         effects = compare(self._engine.settings, proposal.settings)
         return PreviewedChange(base.version, document.difference(proposal), patch, found, effects)
 

@@ -10,8 +10,12 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from amplitude_intercom.engine.commands.findings import (
-    Finding,
+from amplitude_intercom.engine.commands.machine_findings import machine_findings
+from amplitude_intercom.engine.config import from_table
+from amplitude_intercom.engine.errors import SettingsError
+from amplitude_intercom.engine.findings.finding import Finding
+from amplitude_intercom.engine.findings.sample_findings import Names, name_findings, wanted_of
+from amplitude_intercom.engine.findings.settings_findings import (
     host_findings,
     key_findings,
     port_findings,
@@ -19,11 +23,7 @@ from amplitude_intercom.engine.commands.findings import (
     secret_findings,
     shared_fields,
 )
-from amplitude_intercom.engine.commands.machine_findings import machine_findings
-from amplitude_intercom.engine.commands.sample_findings import Names, name_findings, wanted_of
-from amplitude_intercom.engine.commands.workspace_findings import _clock_findings, _token_findings
-from amplitude_intercom.engine.config import from_table
-from amplitude_intercom.engine.errors import SettingsError
+from amplitude_intercom.engine.findings.workspace_findings import clock_findings, token_findings
 from amplitude_intercom.engine.settings import Settings, Sync
 from amplitude_intercom.engine.spool.sqlite.lock import DataDir
 from amplitude_intercom.transports.intercom import Answer
@@ -293,7 +293,7 @@ def test_an_answer_of_somebody_between_is_no_good_sign(
     status: int, kind: str, body: bytes, said: str
 ) -> None:
     [one] = settings().sync
-    [finding] = _token_findings(one, Answer(status, {"content-type": kind}, body))
+    [finding] = token_findings(one, Answer(status, {"content-type": kind}, body))
     assert finding.level == "error"
     assert said in finding.text
 
@@ -310,7 +310,7 @@ def test_an_answer_of_somebody_between_is_no_good_sign(
     ],
 )
 def test_a_clock_that_is_off_is_named(date: str, said: str) -> None:
-    found = [*_clock_findings(Answer(200, {"date": date}, b""), 1_700_000_000.0)]
+    found = [*clock_findings(Answer(200, {"date": date}, b""), 1_700_000_000.0)]
     assert len(found) == bool(said)
     assert all(said in finding.text for finding in found)
 

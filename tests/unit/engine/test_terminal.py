@@ -10,7 +10,8 @@ import unicodedata
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from amplitude_intercom.engine.commands.terminal import duration, json_shown, print_table, shown
+from amplitude_intercom.engine.commands.terminal import json_shown, print_table
+from amplitude_intercom.engine.wording import duration, shown
 
 ANY_TEXT = st.text(st.characters(), max_size=300) | st.text("[]/\\\x1b\x07\n\rab ", max_size=50)
 NASTY = (

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from amplitude_intercom.engine.actors.filter import FilterActor
 from amplitude_intercom.engine.actors.offers import SyncFilter, only_project
-from amplitude_intercom.engine.commands.preview import Past, Preview
 from amplitude_intercom.engine.config import from_table
 from amplitude_intercom.engine.envelope import Kind, Record
+from amplitude_intercom.engine.previewing import Past, Preview
 from amplitude_intercom.engine.reasons import DeadReason, DropReason, Failure
 from amplitude_intercom.engine.rules.admission import Admission
 from amplitude_intercom.engine.rules.planning import SyncRules

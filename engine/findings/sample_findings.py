@@ -1,21 +1,21 @@
-"""Findings about a sample of events: names in the settings that the sample lacks."""
+"""Findings about a sample of events: what comes of them, and names that the sample lacks."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from amplitude_intercom.engine.commands.findings import Finding
-from amplitude_intercom.engine.commands.terminal import shown
 from amplitude_intercom.engine.did_you_mean import nearest
+from amplitude_intercom.engine.findings.finding import Finding
+from amplitude_intercom.engine.reasons import DeadReason
+from amplitude_intercom.engine.rules.contacts import field_name
 from amplitude_intercom.engine.rules.paths import Path, parse, read
 from amplitude_intercom.engine.rules.selection import Selection
 from amplitude_intercom.engine.settings import Rename, Sync, source_and_target
-from amplitude_intercom.transports import file_events
+from amplitude_intercom.engine.wording import shown
 from amplitude_intercom.transports.amplitude import BadEvent, Head
 from amplitude_intercom.transports.amplitude_events import Event, decode_event
-from amplitude_intercom.transports.line_batches import decode_line
 
 MOST_NAMES = 10_000
 """Names of one kind that are remembered of a sample."""
@@ -24,22 +24,8 @@ MOST_SHOWN = 10
 DEPTH = 4
 
 
-MAX_SAMPLE = 10_000
-"""Events of a sample that are looked at."""
-
 SampleEvent = tuple[int, Head | BadEvent, bytes]
 """An event of a sample: its line, its head and all of it."""
-
-
-def read_events(path: str, max_bytes: int) -> Iterator[tuple[int, Head | BadEvent, bytes]]:
-    """Yield the numbered events of a file, or of standard input (``-``), as ``forward`` does.
-
-    Raises:
-        OSError: it cannot be read.
-        BadFile: it is not whole, or holds no events; the events before that are yielded.
-    """
-    for line in file_events.read_lines(path, max_bytes):
-        yield line.number, *decode_line(line, max_bytes)
 
 
 class Names:
@@ -156,3 +142,43 @@ def _with_hints(names: list[str], known: list[str], counts: Counter[str] | None 
 def type_of(head: Head | BadEvent) -> str:
     """Return the type of an event of the sample; empty where it has none."""
     return (head.event_type or "") if isinstance(head, Head) else ""
+
+
+def sample_findings(
+    sync: Sync, events: Sequence[SampleEvent], answers: Sequence[Mapping[str, Any]]
+) -> Iterator[Finding]:
+    """Yield what the settings make of real events; ``answers``: those of ``preview`` for each."""
+    verdicts = Counter((a["verdict"], a["reason"]) for a in answers)
+    sent, nameless = verdicts["send", ""], verdicts["drop", "no_identity"]
+    of = f"of {len(answers)} events of the sample"
+    if not sent and nameless:
+        text = f"none {of} has a `{sync.mapping.source}` to find a contact by"
+        yield Finding("error", "mapping.from", text)
+    elif nameless:
+        text = f"{nameless} {of} have no `{sync.mapping.source}`: they are dropped"
+        yield Finding("warning", "mapping.from", text)
+    elif not sent:
+        yield Finding("warning", "events.select", f"none {of} would be sent")
+    for reason in ("not_selected", "filtered_out"):
+        if verdicts["drop", reason]:
+            types = Counter(
+                type_of(event[1])
+                for event, answer in zip(events, answers, strict=True)
+                if answer["reason"] == reason
+            )
+            text = f"{verdicts['drop', reason]} {of} are dropped: {reason}"
+            yield Finding("warning", "events.select", f"{text}: {unselected(sync, types)}")
+    yield from name_findings(sync, Names((raw for _, _, raw in events), wanted_of(sync)))
+    for (verdict, reason), number in sorted(verdicts.items()):
+        if verdict == "reject":
+            text = f"{number} {of} would be dead letters: {reason} ({DeadReason(reason).means})"
+            yield Finding("warning", "events", text)
+    changed = Counter(text for a in answers for text in a.get("adjustments", ()))
+    for text, number in changed.most_common(20):
+        where = "users.properties" if _is_about_a_contact(text, sync) else "events.metadata"
+        yield Finding("warning", where, f"{text} ({number}×)")
+
+
+def _is_about_a_contact(adjustment: str, sync: Sync) -> bool:
+    names = [field_name(source_and_target(item)[1]) for item in sync.users.properties]
+    return adjustment.startswith((*(f"{name}: " for name in names), "user_properties: "))

@@ -1,14 +1,14 @@
-"""Findings in the settings alone. ``check`` prints them; a start logs those about API keys."""
+"""Findings in settings alone. ``check`` and previews show them; a start logs those about keys."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import combinations
-from typing import Any, Final, Literal
-
-import msgspec
+from typing import Any, Final
 
 from amplitude_intercom.engine.addresses import host_and_port
+from amplitude_intercom.engine.findings.finding import Finding, placed
+from amplitude_intercom.engine.findings.sync_findings import sync_findings
 from amplitude_intercom.engine.setting_types import ANY_KEY, Secret
 from amplitude_intercom.engine.settings import Settings, Sync, source_and_target
 
@@ -18,15 +18,27 @@ SPELLED_OUT: Final = "***"
 EVERYBODY = ("0.0.0.0", "::")  # noqa: S104 - hosts that are compared with
 
 
-class Finding(msgspec.Struct, frozen=True):
-    """Something about a setting: an ``error`` will not work, a ``warning`` may surprise.
+def every_finding(settings: Settings, table: dict[str, Any]) -> Iterator[Finding]:
+    """Yield all findings in settings alone; ``table``: that of their file."""
+    yield from general_findings(settings, table)
+    for index, sync in enumerate(settings.sync):
+        yield from placed(f"sync[{index}]", findings_of_sync(settings, sync))
 
-    A ``fact`` is the result of a probe.
-    """
 
-    level: Literal["error", "warning", "fact"]
-    key: str
-    text: str
+def general_findings(settings: Settings, table: dict[str, Any]) -> Iterator[Finding]:
+    """Yield the findings that belong to no one sync alone."""
+    yield from key_findings(settings)
+    yield from secret_findings(settings)
+    yield from relay_findings(settings)
+    yield from shared_fields(settings)
+    yield from port_findings(settings)
+    yield from host_findings(table)
+
+
+def findings_of_sync(settings: Settings, sync: Sync) -> Iterator[Finding]:
+    """Yield the findings in one sync, with keys as its table has them."""
+    is_fed = any(sync.name in arguments.values() for arguments in settings.sources.values())
+    yield from sync_findings(sync, has_source=is_fed)
 
 
 def key_findings(settings: Settings) -> Iterator[Finding]:

@@ -2,50 +2,113 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from email.utils import parsedate_to_datetime
 
+import msgspec
+
 from amplitude_intercom.engine.clients import client_of
-from amplitude_intercom.engine.commands.findings import Finding
-from amplitude_intercom.engine.commands.terminal import duration
 from amplitude_intercom.engine.delivery.workspace_attributes import (
     KnownAttributes,
     Listed,
     parse_list,
 )
 from amplitude_intercom.engine.did_you_mean import nearest
+from amplitude_intercom.engine.findings.finding import Finding
 from amplitude_intercom.engine.rules.contacts import STANDARD_TYPES
 from amplitude_intercom.engine.settings import Sync, source_and_target
+from amplitude_intercom.engine.wording import duration
 from amplitude_intercom.transports import intercom
 from amplitude_intercom.transports.errors import NoAnswer
-from amplitude_intercom.transports.intercom import Answer, Wire
+from amplitude_intercom.transports.intercom import Answer, Request
 
 CLOCK_OFF_S = 60.0
 """Difference from Intercom's clock that is an error; a request takes seconds at most."""
 
 
-async def ask_intercom(sync: Sync) -> tuple[list[Finding], KnownAttributes | None]:
-    """Return findings about a sync's token, and the attributes of its workspace."""
-    address = sync.intercom.base_url or f"Intercom ({sync.intercom.region})"
+class NotHeard(Exception):
+    """A question got no answer; ``finding`` says why."""
+
+    def __init__(self, finding: Finding) -> None:
+        super().__init__(finding.text)
+        self.finding = finding
+
+
+Ask = Callable[[Request], Awaitable[Answer]]
+"""Asks Intercom once; raises ``NotHeard``."""
+
+
+class WorkspaceSaid(msgspec.Struct, frozen=True):
+    """What a workspace has said of itself. ``me``, ``attributes``: the answers; None: there is
+    none, and ``silence`` says why, or the token is refused."""
+
+    me: Answer | None = None
+    attributes: Answer | None = None
+    silence: Finding | None = None
+
+    @property
+    def known(self) -> KnownAttributes | None:
+        """Its attributes; None: they cannot be listed."""
+        listed = self.listed
+        return None if listed is None else KnownAttributes(listed)
+
+    @property
+    def listed(self) -> list[Listed] | None:
+        """The list of its attributes; None: there is none."""
+        return None if self.attributes is None else parse_list(self.attributes)
+
+
+async def ask_workspace(ask: Ask) -> WorkspaceSaid:
+    """Ask for the token's workspace, then for its attributes."""
+    me = None
+    try:
+        me = await ask(intercom.me())
+        if me.status != 200 or not intercom.is_intercoms(intercom.me(), me):
+            return WorkspaceSaid(me)
+        return WorkspaceSaid(me, await ask(intercom.list_attributes()))
+    except NotHeard as error:
+        return WorkspaceSaid(me, silence=error.finding)
+
+
+async def ask_intercom(sync: Sync) -> WorkspaceSaid:
+    """Ask the workspace of a sync, by a client of its own."""
     async with client_of(sync.intercom) as client:
-        try:
-            answer = await client.send(intercom.me())
-            findings = [*_token_findings(sync, answer), *_clock_findings(answer, time.time())]
-            if any(finding.level == "error" for finding in findings):
-                return findings, None
-            listed = await _list(client)
-        except NoAnswer as error:
-            within = f"no answer within {sync.intercom.timeout_s:g} s"
-            why = within if error.cause == "timeout" else str(error)
-            return [Finding("error", "intercom", f"{address} does not answer: {why}")], None
-    if listed is None:
+
+        async def ask(request: Request) -> Answer:
+            try:
+                return await client.send(request)
+            except NoAnswer as error:
+                within = f"no answer within {sync.intercom.timeout_s:g} s"
+                why = within if error.cause == "timeout" else str(error)
+                raise NotHeard(not_answering(sync, why)) from None
+
+        return await ask_workspace(ask)
+
+
+def not_answering(sync: Sync, why: str) -> Finding:
+    """Return that the Intercom of a sync does not answer."""
+    address = sync.intercom.base_url or f"Intercom ({sync.intercom.region})"
+    return Finding("error", "intercom", f"{address} does not answer: {why}")
+
+
+def workspace_findings(sync: Sync, said: WorkspaceSaid, now_s: float) -> Iterator[Finding]:
+    """Yield what a workspace's answers mean for a sync. ``now_s``: Unix time of the answers."""
+    if said.silence is not None:
+        yield said.silence
+    if said.me is None:
+        return
+    found = [*token_findings(sync, said.me), *clock_findings(said.me, now_s)]
+    yield from found
+    if said.silence is not None or any(finding.level == "error" for finding in found):
+        return
+    if said.listed is None:
         text = "the workspace's attributes cannot be listed; missing ones show only when written"
-        return [*findings, Finding("warning", "users.properties", text)], None
-    return [*findings, *_attribute_findings(sync, listed)], KnownAttributes(listed)
+        yield Finding("warning", "users.properties", text)
+    else:
+        yield from _attribute_findings(sync, said.listed)
 
 
-def _clock_findings(answer: Answer, now_s: float) -> Iterator[Finding]:
+def clock_findings(answer: Answer, now_s: float) -> Iterator[Finding]:
     """Yield a warning if this machine's clock differs from the ``Date`` of an answer."""
     try:
         off_s = now_s - parsedate_to_datetime(answer.headers.get("date", "")).timestamp()
@@ -57,11 +120,8 @@ def _clock_findings(answer: Answer, now_s: float) -> Iterator[Finding]:
         yield Finding("warning", "intercom", f'{text}: events that are "now" get a wrong time')
 
 
-async def _list(client: Wire) -> list[Listed] | None:
-    return parse_list(await client.send(intercom.list_attributes()))
-
-
-def _token_findings(sync: Sync, answer: Answer) -> Iterator[Finding]:
+def token_findings(sync: Sync, answer: Answer) -> Iterator[Finding]:
+    """Yield what is wrong with a token, by the answer to ``GET /me``."""
     said = intercom.parse_error(answer)
     why = said.message or said.code
     if not intercom.is_intercoms(intercom.me(), answer) or (answer.status != 200 and not why):

@@ -1,0 +1,1 @@
+"""Findings about settings, workspaces and samples of events: errors and surprises. Pure."""
