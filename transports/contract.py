@@ -96,12 +96,15 @@ def batch_of(
 class Receipt(msgspec.Struct, frozen=True):
     """Counts of a batch that is now on disk, summed over the syncs that took it.
 
-    Duplicates among the accepted events are found later, on their way to Intercom.
+    Duplicates among the accepted events are found later, on their way to Intercom. ``dropped`` and
+    ``dead`` are the sums of their reasons.
     """
 
     accepted: int
     dropped: int
     dead: int
+    dropped_by_reason: Mapping[str, int] = {}
+    dead_by_reason: Mapping[str, int] = {}
 
 
 class Ticket:

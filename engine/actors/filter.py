@@ -117,8 +117,7 @@ class FilterActor(Actor[Offer, None]):
     async def _append(self, append: Append, offer: Offer) -> None:
         if all(part.keeps_nothing for part in append.parts):
             self._spool.count_only(append.parts)
-            dropped = sum(part.received for part in append.parts)
-            offer.ticket.acknowledge(Receipt(0, dropped, 0))
+            offer.ticket.acknowledge(_receipt(append, Appended(0, _dropped(append).total(), 0)))
             return
         try:
             self._commits.acquire_nowait()
@@ -134,7 +133,7 @@ class FilterActor(Actor[Offer, None]):
             _refuse(offer, error)
             return
         appended = done.result()
-        offer.ticket.acknowledge(Receipt(appended.accepted, appended.dropped, appended.dead))
+        offer.ticket.acknowledge(_receipt(append, appended))
         self._spool.notify(part.taker for part in append.parts if part.packs or part.relayed)
         if logs.debugging():
             of = sum(part.received for part in append.parts)
@@ -258,6 +257,24 @@ class FilterActor(Actor[Offer, None]):
         if len(reasons) == len(counts):
             return ()
         return [i for i, event_type in zip(run, types, strict=True) if event_type not in reasons]
+
+
+def _dropped(append: Append) -> Counter[str]:
+    """Return the numbers of events that rules drop, by reason."""
+    dropped: Counter[str] = Counter()
+    for part in append.parts:
+        dropped.update(part.dropped)
+    return dropped
+
+
+def _receipt(append: Append, appended: Appended) -> Receipt:
+    """Return the receipt of a batch that is on disk."""
+    dropped = _dropped(append)
+    if again := appended.dropped - dropped.total():  # bad events that were buried before
+        dropped[DropReason.DUPLICATE] += again
+    return Receipt(
+        appended.accepted, appended.dropped, appended.dead, dropped, appended.dead_by_reason
+    )
 
 
 def _dead_row(

@@ -58,6 +58,7 @@ class Appended(msgspec.Struct, frozen=True):
     accepted: int
     dropped: int
     dead: int
+    dead_by_reason: Mapping[str, int] = {}
 
 
 LONGEST_TYPE: Final = 128

@@ -10,6 +10,7 @@ Rules
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import msgspec
@@ -113,16 +114,17 @@ class StoreIntake:
             self._relaying.take_in(taker, part.relayed, self.share_bytes(), now_ms)
 
     def _count(self, batch: Append, now_ms: int) -> Appended:
-        accepted = dropped = dead = 0
+        accepted = dropped = 0
+        dead: Counter[str] = Counter()
         for part in batch.parts:
             taker = self._takers.id_for(part.taker)
-            buried = self._bury_unreadable(taker, part.dead, now_ms) if part.dead else 0
+            buried = self._bury_unreadable(taker, part.dead, now_ms) if part.dead else Counter()
             self.count_only(part)
             accepted += sum(pack.count for pack in part.packs)
             accepted += part.relayed.count if part.relayed is not None else 0
-            dropped += part.dropped.total() + len(part.dead) - buried
+            dropped += part.dropped.total() + len(part.dead) - buried.total()
             dead += buried
-        return Appended(accepted, dropped, dead)
+        return Appended(accepted, dropped, dead.total(), dead)
 
     def count_only(self, part: Part) -> None:
         """Count the received and the dropped events of one taker, and keep the checkpoints."""
@@ -132,8 +134,8 @@ class StoreIntake:
             self._accounts.add(taker, f"dropped:{reason}", count)
         self._tables.checkpoints.set(taker, part.checkpoints)
 
-    def _bury_unreadable(self, taker: int, rows: Sequence[DeadRow], now_ms: int) -> int:
-        """Keep malformed events as dead letters; return the number of new ones."""
+    def _bury_unreadable(self, taker: int, rows: Sequence[DeadRow], now_ms: int) -> Counter[str]:
+        """Keep malformed events as dead letters; return the numbers of new ones, by reason."""
         # Ids out of the same row as those of records, so that none is given twice.
         first = self._accounts.take_batches(-(-len(rows) // SLOTS)) * SLOTS
         by_id = dict(enumerate(rows, first))
@@ -144,7 +146,7 @@ class StoreIntake:
             if row.insert_key is not None
         }
         new = self._tables.insert_ids.add(keys, dict.fromkeys(keys, now_ms))
-        buried = 0
+        buried: Counter[str] = Counter()
         for id_, row in by_id.items():
             if id_ in keys and id_ not in new:
                 self._accounts.add(taker, f"dropped:{DropReason.DUPLICATE}", 1)
@@ -157,7 +159,7 @@ class StoreIntake:
             self._tables.letters.insert(taker, placed)
             self._accounts.count_dead(taker, row.reason, 1)
             self._tables.lines.dead_at_intake(self._takers.name_of(taker), id_, row)
-            buried += 1
+            buried[row.reason] += 1
         return buried
 
 

@@ -436,7 +436,8 @@ class SpoolMachine(RuleBasedStateMachine):
         got = self.store.append(appends, self.now_ms)
         self.store.commit()
         for parts, done in zip(batches, got, strict=True):
-            accepted = dropped = dead = 0
+            accepted = dropped = 0
+            dead: Counter[str] = Counter()
             for sync, (rows, dead_rows, counts) in parts.items():
                 model = self.models[sync]
                 new = [row for row in dead_rows if model.is_new(row.insert_key, self.now_ms)]
@@ -446,8 +447,8 @@ class SpoolMachine(RuleBasedStateMachine):
                 model.counts["received"] += len(rows) + len(dead_rows) + sum(counts.values())
                 accepted += len(rows)
                 dropped += sum(counts.values()) + duplicates
-                dead += len(new)
-            assert done == Appended(accepted, dropped, dead)
+                dead.update(row.reason for row in new)
+            assert done == Appended(accepted, dropped, dead.total(), dead)
         self._take_in([(sync, *what) for parts in batches for sync, what in parts.items()])
 
     def _take_in(self, parts: list[tuple[str, list[Kept], list[DeadRow], dict[str, int]]]) -> None:

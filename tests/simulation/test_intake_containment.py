@@ -161,7 +161,7 @@ MIXED = [raw(user) for n in range(30) for user in (f"well-{n}", f"poison-{n}")]
 async def test_a_fault_in_judging_costs_each_event_that_has_it(tmp_path: Path) -> None:
     counters, letters, receipt = await take_in(tmp_path, BrokenAdmission, Spool, *MIXED)
     assert letters == [("internal", line) for line in range(2, 61, 2)]
-    assert receipt == Receipt(30, 0, 30)
+    assert receipt == Receipt(30, 0, 30, {}, {"internal": 30})
     assert (counters["received"], counters["pending"], counters["dead"]) == (60, 30, 30)
 
 
@@ -169,7 +169,7 @@ async def test_a_fault_in_judging_costs_each_event_that_has_it(tmp_path: Path) -
 async def test_a_fault_in_packing_costs_each_event_that_has_it(tmp_path: Path) -> None:
     counters, letters, receipt = await take_in(tmp_path, UnencodableUsers, Spool, *MIXED)
     assert letters == [("internal", line) for line in range(2, 61, 2)]
-    assert receipt == Receipt(30, 0, 30)
+    assert receipt == Receipt(30, 0, 30, {}, {"internal": 30})
     assert (counters["received"], counters["pending"], counters["dead"]) == (60, 30, 30)
 
 

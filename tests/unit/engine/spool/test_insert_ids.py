@@ -71,7 +71,7 @@ def test_a_dead_letter_of_intake_is_known_again_too(path: Path) -> None:
     store.begin()
     done = store.append([Append([part_of(dead=[row, row])]), Append([part_of(dead=[row])])], 1)
     store.commit()
-    assert done == [Appended(0, 1, 1), Appended(0, 1, 0)]
+    assert done == [Appended(0, 1, 1, {"invalid_json": 1}), Appended(0, 1, 0)]
     assert recount(store, sync.taker) == {"pending": 0, "dead": 1}
     assert sync.counters["dropped:duplicate"] == 2
     store.close()

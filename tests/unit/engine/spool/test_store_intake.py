@@ -111,7 +111,9 @@ def test_dead_letters_are_taken_in_though_it_is_full(store: Store) -> None:
     fill(sync)
     row = DeadRow("invalid_json", "no JSON", b"{", b"k" * 16, "f", 1)
     store.begin()
-    assert store.append([Append([part_of(dead=[row])])], 1) == [Appended(0, 0, 1)]
+    assert store.append([Append([part_of(dead=[row])])], 1) == [
+        Appended(0, 0, 1, {"invalid_json": 1})
+    ]
     store.commit()
     assert sync.counters["dead"] == 1
 
