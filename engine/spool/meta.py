@@ -40,6 +40,15 @@ class Checkpoints:
         )
         return dict(rows.fetchall())
 
+    def page(self, taker: int, after: str, limit: int) -> list[tuple[str, str]]:
+        """Return sources with their durable positions, in the order of their names."""
+        rows = self._db.execute(
+            "SELECT source, position FROM checkpoints WHERE taker = ? AND source > ?"
+            " ORDER BY source LIMIT ?",
+            (taker, after, limit),
+        )
+        return [(source, position) for source, position in rows]
+
     def set(self, taker: int, positions: Mapping[str, str]) -> None:
         """Store positions of sources."""
         for source, position in positions.items():

@@ -25,7 +25,7 @@ import structlog
 
 from amplitude_intercom.engine.errors import SpoolDamaged, SpoolError
 from amplitude_intercom.engine.settings import Settings
-from amplitude_intercom.engine.spool.accounts import SPOOL, WAITING, under
+from amplitude_intercom.engine.spool.accounts import LAST_BATCH, SPOOL, WAITING, under
 from amplitude_intercom.engine.spool.adjustments import Adjustments
 from amplitude_intercom.engine.spool.appends import Appends
 from amplitude_intercom.engine.spool.connection import Damaged
@@ -246,6 +246,11 @@ class Spool:
         """The waiting bytes of all takers, as the spool's fullness counts them."""
         return self._database.store.accounts.committed(SPOOL)[WAITING]
 
+    @property
+    def last_batch(self) -> int:
+        """The number of the last batch of the inbox that is on disk, of all takers."""
+        return self._database.store.accounts.committed(SPOOL)[LAST_BATCH]
+
     @staticmethod
     def used_bytes(store: Store) -> int:
         """Return the bytes of the file in use."""
@@ -263,20 +268,21 @@ class Spool:
         total.update(self._unwritten.of(name, store.intake.counted_to))
         return total
 
-    async def forget_checkpoints(
-        self, taker: int, sources: Sequence[str], kept: Mapping[str, str] | None = None
-    ) -> None:
-        """Forget the checkpoints of some sources; ``kept`` replaces those of others."""
-        uncounted = self._unwritten.take()  # unwritten counts carry checkpoints too
+    async def with_checkpoints(self, work: Work[T]) -> T:
+        """Do work on checkpoints: those of batches that only count are written first.
 
-        def work(store: Store) -> None:
+        Raises:
+            SpoolError: nothing of it was done.
+        """
+        uncounted = self._unwritten.take()
+
+        def counted(store: Store) -> T:
             for part in uncounted:
                 store.intake.count_only(part)
-            store.checkpoints.forget(taker, sources)
-            store.checkpoints.set(taker, kept or {})
+            return work(store)
 
         try:
-            await self.do(work)
+            return await self.do(counted)
         except SpoolError:
             self._unwritten.put_back(uncounted)
             raise
@@ -361,13 +367,18 @@ class SpoolPart:
 
     async def checkpoints(self) -> dict[str, str]:
         """Return the checkpoints of the sources that can be read again, by source."""
-        return await self.spool.do(lambda store: store.checkpoints.of(self.taker))
+        return await self.spool.with_checkpoints(lambda store: store.checkpoints.of(self.taker))
 
     async def forget_checkpoints(
         self, sources: Sequence[str], kept: Mapping[str, str] | None = None
     ) -> None:
         """Forget the checkpoints of some sources; ``kept`` replaces those of others."""
-        await self.spool.forget_checkpoints(self.taker, sources, kept)
+
+        def work(store: Store) -> None:
+            store.checkpoints.forget(self.taker, sources)
+            store.checkpoints.set(self.taker, kept or {})
+
+        await self.spool.with_checkpoints(work)
 
     async def event_names(self, workspace: int) -> dict[str, int]:
         """Return the event names that were sent, with the day of the last time."""

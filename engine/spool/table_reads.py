@@ -75,6 +75,23 @@ def parked(tables: Tables, taker: int) -> int:
     return int(count)
 
 
+def waits_up_to(tables: Tables, taker: int, last: int) -> bool:
+    """Whether a record of a taker waits that came with the batch ``last`` or before."""
+    # A record that is not set aside points into its batch, so two indexes know all of them.
+    row = tables.db.execute(
+        "SELECT 1 FROM inbox WHERE taker = ? AND id <= ? LIMIT 1", (taker, last)
+    ).fetchone()
+    # `+id`: else the rows of all takers are passed through, in the order of their ids.
+    row = (
+        row
+        or tables.db.execute(
+            "SELECT 1 FROM records WHERE set_aside = 1 AND taker = ? AND +id < ? LIMIT 1",
+            (taker, (last + 1) * SLOTS),
+        ).fetchone()
+    )
+    return row is not None
+
+
 def first_waiting_ms(tables: Tables, taker: int) -> int | None:
     """Return when the first record was accepted that waits, those of parked users left out."""
     unpacked_to = tables.takers.unpacked_to(taker)

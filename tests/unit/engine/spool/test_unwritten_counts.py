@@ -45,9 +45,23 @@ async def test_a_count_that_cannot_be_written_is_kept(tmp_path: Path) -> None:
         await spool.append(append_of(kept("ann"), sync=SYNC))
     assert spool.counters(SYNC, taker)["received"] == 5
     with pytest.raises(SpoolError):
-        await spool.forget_checkpoints(taker, ["file"])
+        await spool.with_checkpoints(lambda store: store.checkpoints.forget(taker, ["file"]))
     assert spool.counters(SYNC, taker)["received"] == 5
     assert spool.counters(SYNC, taker)["dropped:not_selected"] == 5
     await spool.close()
     with pytest.raises(SpoolError, match="closed"):
         await spool.do(lambda store: None)
+
+
+async def test_the_checkpoint_of_a_batch_that_only_counts_is_there_at_once(tmp_path: Path) -> None:
+    """Whoever asks whether it has arrived would else send it again."""
+    spool, taker = await opened(tmp_path / "data")
+    part = part_of(dropped=DROPPED, sync=SYNC)
+    part.checkpoints = {"file": "9"}
+    spool.count_only([part])
+    part_of_spool = (await spool.open_for([SYNC]))[SYNC]
+    assert await part_of_spool.checkpoints() == {"file": "9"}
+    await part_of_spool.forget_checkpoints(["file"], {"other": "1"})
+    assert await part_of_spool.checkpoints() == {"other": "1"}
+    assert spool.counters(SYNC, taker)["received"] == 5
+    await spool.close()
