@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Final
 
@@ -36,6 +36,9 @@ KEEP_ALIVE_S = 15.0
 """Time until a connection without a request is closed, so that no client can keep all."""
 
 MAX_BODY_BYTES = 1_000_000
+LARGER_BODIES: Final[Mapping[str, int]] = {"/api/v1/syncs/{sync}/batches": 33_554_432}
+"""Bytes of a body, at paths where it may be larger."""
+
 _log = structlog.get_logger(__name__)
 _quiet = logging.getLogger(f"{__name__}.aiohttp")
 # aiohttp logs each malformed request as an error: any client could fill the log.
@@ -135,8 +138,9 @@ class AdminServer:
             raise Problem(ProblemType.INTERNAL, "internal error, the log has it") from None
 
     def _expect_body(self, request: web.Request) -> None:
-        if (request.content_length or 0) > MAX_BODY_BYTES:
-            raise web.HTTPRequestEntityTooLarge(MAX_BODY_BYTES, request.content_length or 0)
+        length, most = request.content_length or 0, max_body_bytes(request)
+        if length > most:
+            raise web.HTTPRequestEntityTooLarge(most, length)
         body_read: Callable[[], None] = partial(self._at_work, request)
         request[BODY_READ] = body_read
         if not request.can_read_body:
@@ -145,3 +149,10 @@ class AdminServer:
     def _at_work(self, request: web.Request) -> None:
         assert self._listener is not None
         self._listener.at_work(request.transport)
+
+
+def max_body_bytes(request: web.Request) -> int:
+    """Return how many bytes the body of a request may have."""
+    resource = request.match_info.route.resource
+    path = resource.canonical if resource is not None else ""
+    return LARGER_BODIES.get(path, MAX_BODY_BYTES)

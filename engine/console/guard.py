@@ -68,8 +68,8 @@ ALLOWED: Final[web.RequestKey[Allowed]] = web.RequestKey("allowed")
 PEER: Final[web.RequestKey[str]] = web.RequestKey("peer")
 """The client's address."""
 
-CHANGE: Final[web.RequestKey[RequestChange]] = web.RequestKey("change")
-"""A handler may set this, to say in the audit more than its path says."""
+CHANGE: Final[web.RequestKey[RequestChange | None]] = web.RequestKey("change")
+"""A handler may set this, to say in the audit more than its path says; None: nothing at all."""
 
 
 class Guard:
@@ -98,9 +98,10 @@ class Guard:
         """Write a change into the audit, once it is done."""
         if not request[FACTS].changes or response.status >= 400:
             return
-        change = request.get(CHANGE) or RequestChange(
-            f"{request.method} {_route(request)}", request[FACTS].path
-        )
+        usual = RequestChange(f"{request.method} {_route(request)}", request[FACTS].path)
+        change = request.get(CHANGE, usual)
+        if change is None:
+            return
         await self._access.audit.note(
             request[ALLOWED].who,
             request[PEER],

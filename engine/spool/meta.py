@@ -40,6 +40,20 @@ class Checkpoints:
         )
         return dict(rows.fetchall())
 
+    def get(self, taker: int, source: str) -> str | None:
+        """Return the durable position of one source; None: it has none."""
+        row = self._db.execute(
+            "SELECT position FROM checkpoints WHERE taker = ? AND source = ?", (taker, source)
+        ).fetchone()
+        return None if row is None else str(row[0])
+
+    def count(self, taker: int) -> int:
+        """Return the number of a taker's sources that have a position."""
+        (count,) = self._db.execute(
+            "SELECT count(*) FROM checkpoints WHERE taker = ?", (taker,)
+        ).fetchone()
+        return int(count)
+
     def page(self, taker: int, after: str, limit: int) -> list[tuple[str, str]]:
         """Return sources with their durable positions, in the order of their names."""
         rows = self._db.execute(

@@ -25,7 +25,7 @@ import structlog
 
 from amplitude_intercom.engine.errors import SpoolDamaged, SpoolError
 from amplitude_intercom.engine.settings import Settings
-from amplitude_intercom.engine.spool.accounts import LAST_BATCH, SPOOL, WAITING, under
+from amplitude_intercom.engine.spool.accounts import LAST_BATCH, SPOOL, under
 from amplitude_intercom.engine.spool.adjustments import Adjustments
 from amplitude_intercom.engine.spool.appends import Appends
 from amplitude_intercom.engine.spool.connection import Damaged
@@ -240,11 +240,6 @@ class Spool:
     def damage(self) -> SpoolError | None:
         """The latest error of the database about damage in its file."""
         return self._database.damage
-
-    @property
-    def waiting_bytes(self) -> int:
-        """The waiting bytes of all takers, as the spool's fullness counts them."""
-        return self._database.store.accounts.committed(SPOOL)[WAITING]
 
     @property
     def last_batch(self) -> int:

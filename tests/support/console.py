@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -63,7 +64,8 @@ class Console:
             named.setdefault("Content-Type", "application/json")
             data = json.dumps(body or {}).encode() if data is None else data
         address = URL(f"{self.url}{ROOT}{path}", encoded=True)
-        async with self._session.request(method, address, data=data, headers=named) as answer:
+        sent = None if data is None else io.BytesIO(data)  # bytes would all be sent at once
+        async with self._session.request(method, address, data=sent, headers=named) as answer:
             content = await answer.read()
             said = json.loads(content) if "json" in answer.content_type else None
             return Said(answer.status, answer.headers, said)

@@ -13,6 +13,10 @@ from amplitude_intercom.engine.console.api_v1.accounting import (
     own_version,
 )
 from amplitude_intercom.engine.console.api_v1.description import describe
+from amplitude_intercom.engine.console.api_v1.handed_batches import (
+    EngineWithIntake,
+    HandedBatches,
+)
 from amplitude_intercom.engine.console.api_v1.jobs import EngineWithJobs, JobsOfEngine
 from amplitude_intercom.engine.console.api_v1.letters import Letters
 from amplitude_intercom.engine.console.api_v1.operations import ROOT, Operation
@@ -31,7 +35,7 @@ from amplitude_intercom.engine.document.settings_document import SettingsDocumen
 _log = structlog.get_logger(__name__)
 
 
-class DaemonParts(EngineWithStatus, EngineWithJobs, EngineWithUpkeep, Protocol):
+class DaemonParts(EngineWithStatus, EngineWithIntake, EngineWithJobs, EngineWithUpkeep, Protocol):
     """An engine (``engine.app.Engine``) as all resources together ask it."""
 
 
@@ -70,6 +74,7 @@ def operations(
     reads = Reads(engine.spool)
     return [
         *Accounting(engine).operations(),
+        *HandedBatches(engine).operations(),
         *Letters(engine, reads, access).operations(),
         *ParkedUsers(engine, reads).operations(),
         *WorkspacesOfTokens(engine, reads).operations(),

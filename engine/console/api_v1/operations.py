@@ -43,7 +43,9 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     ``takes``: the struct of its query or body. ``returns``: the type of the answer's value.
     ``refusals``: those beside the usual ones. ``needs_match``: whether ``If-Match`` has to name
     what is changed. ``takes_key``: whether ``Idempotency-Key`` is taken. ``has_etag``: whether the
-    answer has an ``ETag``. ``has_location``: whether it has a ``Location``.
+    answer has an ``ETag``. ``has_location``: whether it has a ``Location``. ``most_elements``: the
+    commas that its body may have; 0: only its bytes are bounded. ``at_once``: the requests that are
+    read and answered at once, where others wait; 0: all.
     """
 
     method: Method
@@ -57,6 +59,8 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     takes_key: bool = False
     has_etag: bool = False
     has_location: bool = False
+    most_elements: int = 0
+    at_once: int = 0
 
     @property
     def summary(self) -> str:

@@ -11,7 +11,7 @@ import aiohttp
 import msgspec
 from aiohttp import web
 
-from amplitude_intercom.engine.console.admin_server import BODY_READ
+from amplitude_intercom.engine.console.admin_server import BODY_READ, max_body_bytes
 from amplitude_intercom.engine.console.problems import FieldError, Problem, ProblemType
 
 T = TypeVar("T")
@@ -28,8 +28,10 @@ _FIELD: Final = re.compile(r"Object (?:contains unknown|missing required) field 
 _STEP: Final = re.compile(r"\.(?P<key>[^.\[]+)|\[(?P<index>\d+|\.\.\.)\]")
 
 
-async def body_of(request: web.Request, kind: type[T]) -> T:
+async def body_of(request: web.Request, kind: type[T], most_elements: int = 0) -> T:
     """Return the body of a request; an empty one is an empty object.
+
+    ``most_elements``: the commas that it may have; 0: any number.
 
     Raises:
         Problem: it is no such struct, no JSON, or does not come.
@@ -40,8 +42,10 @@ async def body_of(request: web.Request, kind: type[T]) -> T:
         raise Problem(ProblemType.WRONG_MEDIA_TYPE, f"send Content-Type: {_JSON}")
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
-            body = await request.read()
+            body = await request.clone(client_max_size=max_body_bytes(request)).read()
         request[BODY_READ]()
+        if most_elements and body.count(b",") > most_elements:  # decoded, each is an object
+            raise Problem(ProblemType.TOO_LARGE, f"it has more than {most_elements} elements")
         return msgspec.json.decode(body or b"{}", type=kind)
     except TimeoutError:
         raise Problem(ProblemType.TOO_SLOW) from None

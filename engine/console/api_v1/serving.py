@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Any, Final
 
 import msgspec
@@ -18,7 +20,7 @@ _encoder: Final = msgspec.json.Encoder()
 async def _given(operation: Operation, request: web.Request) -> Any:
     if operation.method == "GET":
         return query_of(request, operation.takes)
-    return await body_of(request, operation.takes)
+    return await body_of(request, operation.takes, operation.most_elements)
 
 
 def routes_of(operations: Iterable[Operation]) -> list[web.RouteDef]:
@@ -27,9 +29,12 @@ def routes_of(operations: Iterable[Operation]) -> list[web.RouteDef]:
 
 
 def _route(operation: Operation) -> web.RouteDef:
+    turns = asyncio.Semaphore(operation.at_once) if operation.at_once else nullcontext()
+
     @functools.wraps(operation.handler)
     async def answer(request: web.Request) -> web.Response:
-        said = await operation.handler(request, await _given(operation, request))
+        async with turns:
+            said = await operation.handler(request, await _given(operation, request))
         return web.Response(
             body=_encoder.encode(said.value),
             status=operation.status,
