@@ -81,6 +81,8 @@ class Pipeline:
 
     async def run(self) -> None:
         """Run until drained, and all turns under way are settled."""
+        if not self._ending.is_set():
+            self._gate.begin()
         await self._supervisor.run()
 
     def drain(self) -> None:
@@ -157,8 +159,7 @@ class Pipeline:
     async def _enter_workspace(self) -> None:
         """Let deliveries make calls as soon as the token's workspace is known."""
         self._gate.health.awaited.add(ME)
-        workspace = await self._find_workspace(self._ending)
-        if workspace is None:
+        if (workspace := await self._find_workspace(self._ending)) is None:
             return
         self._workspace = workspace
         for delivery in self._deliveries.values():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
@@ -11,11 +10,11 @@ import structlog
 
 from amplitude_intercom.engine import logs
 from amplitude_intercom.engine.clock import loop_time_s
+from amplitude_intercom.engine.delivery.call_figures import CallFigures
 from amplitude_intercom.engine.delivery.calls import Back, Caller, outcome_of
 from amplitude_intercom.engine.delivery.calls_in_flight import CallInFlight, CallsInFlight
 from amplitude_intercom.engine.delivery.pace import Pace
 from amplitude_intercom.engine.delivery.token_and_budget import BudgetDoubt
-from amplitude_intercom.engine.histograms import ANSWER_BOUNDS_S, Durations
 from amplitude_intercom.engine.internal_faults import internal_failure
 from amplitude_intercom.engine.reasons import DeadReason, Failure
 from amplitude_intercom.transports.errors import NoAnswer
@@ -31,22 +30,6 @@ from amplitude_intercom.transports.reasons import NoAnswerCause
 _log = structlog.get_logger(__name__)
 
 
-class CallFigures:
-    """Figures of the calls of one access token; they go on where another gate takes over."""
-
-    def __init__(self) -> None:
-        self.calls: Counter[tuple[str, int]] = Counter()
-        """Calls made, by endpoint and status (0: no answer)."""
-        self.took = Durations(ANSWER_BOUNDS_S)
-        """The durations of answered calls."""
-        self.pauses = 0
-        """Pauses for which a 429 has asked."""
-
-    def note_pause(self) -> None:
-        """Count a pause."""
-        self.pauses += 1
-
-
 class Exchange:
     """Sends calls of one access token, each once."""
 
@@ -57,7 +40,7 @@ class Exchange:
         in_flight: CallsInFlight,
         budget: BudgetDoubt,
         name: Callable[[], str],
-        figures: CallFigures | None = None,
+        figures: CallFigures,
     ) -> None:
         """``name``: returns the access token's name in logs. ``figures`` are counted on."""
         self._wire = wire
@@ -65,8 +48,7 @@ class Exchange:
         self._in_flight = in_flight
         self._budget = budget
         self._name = name
-        self.figures = figures or CallFigures()
-        pace.paused = self.figures.note_pause
+        self.figures = figures
         self._told_limit = 0.0
         self.limit_told = asyncio.Event()
         """Set when an answer named a new limit."""

@@ -33,11 +33,10 @@ from amplitude_intercom.engine.delivery.calls import (
     endpoint_of,
 )
 from amplitude_intercom.engine.delivery.calls_in_flight import CallsInFlight
-from amplitude_intercom.engine.delivery.exchange import CallFigures, Exchange
-from amplitude_intercom.engine.delivery.health import Charge, Hasten, Health
+from amplitude_intercom.engine.delivery.exchange import Exchange
+from amplitude_intercom.engine.delivery.health import Charge, Hasten
 from amplitude_intercom.engine.delivery.judge import Judge, Trouble
-from amplitude_intercom.engine.delivery.pace import Pace
-from amplitude_intercom.engine.delivery.token_and_budget import BudgetDoubt
+from amplitude_intercom.engine.delivery.token_memory import TokenMemory
 from amplitude_intercom.engine.delivery.window import WINDOW_S
 from amplitude_intercom.engine.histograms import Durations
 from amplitude_intercom.transports.intercom import Request, Wire
@@ -83,36 +82,34 @@ class Gate:
         jitter: Callable[[], float] = random.random,
         name: str = "Intercom",
         log_name: Callable[[], str] | None = None,
-        known_limit: float | None = None,
-        counts_before: bool = False,
-        figures: CallFigures | None = None,
+        memory: TokenMemory | None = None,
     ) -> None:
         """``name``: the access token's, without secrets; ``log_name``: returns that of its logs.
 
-        ``known_limit`` is the calls a window that an answer told an earlier process; without it
-        ``requests_per_minute`` is the first guess. ``counts_before``: ``Remaining`` is known not to
-        count the call that it answers; otherwise answers will tell. ``figures``: those of an
-        earlier gate of the token, to be counted on.
+        ``memory``: what earlier calls with the token have shown. ``requests_per_minute`` is the
+        guess as long as none has named a limit. No call is to be made before ``begin``.
         """
         self.name = name
         self.log_name = log_name or (lambda: name)
         """Returns the name in logs, which may have the syncs of today in it."""
-        guess = requests_per_minute * WINDOW_S / 60
-        is_known = known_limit is not None
-        self.pace = Pace(known_limit or guess, is_known=is_known, counts_before=counts_before)
-        self.health = Health(
-            lambda failures: probe_delay_s(failures, probe_first_s, probe_most_s, jitter())
+        self._guess = requests_per_minute * WINDOW_S / 60
+        self._memory = memory = memory or TokenMemory(self._guess)
+        self._probe_delay_s: Callable[[int], float] = lambda failures: probe_delay_s(
+            failures, probe_first_s, probe_most_s, jitter()
         )
+        self.pace, self.health = memory.pace, memory.health
         self.max_in_flight = max_in_flight
         self._in_flight = CallsInFlight(max_in_flight)
-        budget = BudgetDoubt()
         # One doubt for both: answers feed it, and a 429 is judged by it.
-        self._exchange = Exchange(wire, self.pace, self._in_flight, budget, self.log_name, figures)
+        self._exchange = Exchange(
+            wire, self.pace, self._in_flight, memory.budget, self.log_name, memory.figures
+        )
         self._judge = Judge(
             self._exchange.send,
             self.pace,
             self.health,
-            budget,
+            memory.budget,
+            memory.token,
             now_s=now_s,
             jitter=jitter,
             name=self.log_name,
@@ -139,17 +136,17 @@ class Gate:
     @property
     def calls(self) -> Counter[tuple[str, int]]:
         """Calls made, by endpoint and status (0: no answer)."""
-        return self._exchange.figures.calls
+        return self._memory.figures.calls
 
     @property
     def took(self) -> Durations:
         """The durations of calls."""
-        return self._exchange.figures.took
+        return self._memory.figures.took
 
     @property
     def pauses(self) -> int:
         """Pauses for which a 429 has asked."""
-        return self._exchange.figures.pauses
+        return self._memory.figures.pauses
 
     @property
     def in_flight(self) -> int:
@@ -211,6 +208,10 @@ class Gate:
         if self.health.is_probing(caller.who) and circuit.wants_probe(loop_time_s()):
             circuit.probing = caller.who  # a probe may need an answer of another one to get on
         return None if circuit.probing == caller.who else Cause.CIRCUIT_OPEN
+
+    def begin(self) -> None:
+        """Make calls from now on; an earlier gate of the token makes none any more."""
+        self._memory.begin(self._guess, self._probe_delay_s)
 
     def close(self) -> None:
         """Let no more calls leave; those that are out are finished."""

@@ -350,9 +350,9 @@ def _remember(kept: OrderedDict[Who, float], who: Who, value: float, most: int) 
 class Health:
     """All endpoints of one access token."""
 
-    def __init__(self, delay_s: Callable[[int], float]) -> None:
-        """``delay_s`` returns the seconds between probes after so many failures in a row."""
-        self._delay_s = delay_s
+    def __init__(self) -> None:
+        self.delay_s: Callable[[int], float] = lambda failures: 0.0
+        """Returns the seconds between probes after so many failures in a row."""
         self._endpoints: dict[str, EndpointHealth] = {}
         self._news: deque[News] = deque()
         self.awaited: set[str] = set()
@@ -362,7 +362,9 @@ class Health:
         """Return the evidence about an endpoint, one for each kind of call of the API client."""
         found = self._endpoints.get(endpoint)
         if found is None:
-            found = EndpointHealth(endpoint, Circuit(self._delay_s), self._news)
+            found = EndpointHealth(
+                endpoint, Circuit(lambda failures: self.delay_s(failures)), self._news
+            )
             self._endpoints[endpoint] = found
         return found
 

@@ -77,6 +77,7 @@ class Judge:
         pace: Pace,
         health: Health,
         budget: BudgetDoubt,
+        token: TokenState,
         *,
         now_s: Callable[[], float],
         jitter: Callable[[], float],
@@ -90,7 +91,7 @@ class Judge:
         self._now_s = now_s
         self._jitter = jitter
         self._name = name
-        self._token = TokenState(self._ask_me, jitter)
+        self._token = token
 
     def __repr__(self) -> str:
         return f"Judge({self._name()}, {self._token})"
@@ -127,7 +128,7 @@ class Judge:
         # One call with 403 while `/me` is well comes from a firewall, or a scope that is missing.
         # Taken for the token's, it stopped all deliveries again and again.
         if status == 401 or (status == 403 and not optional):
-            if await self._token.check(status):
+            if await self._token.check(status, self._ask_me):
                 return self._failed(failure_of(answer), back, endpoint, caller)
             return self._token_refused(answer, endpoint)
         # Any other 4xx is about the record: it neither proves nor disproves that the endpoint
@@ -165,7 +166,7 @@ class Judge:
 
     async def token_restored(self) -> None:
         """Wait until the token was refused and is accepted again."""
-        after_s = await self._token.restored()
+        after_s = await self._token.restored(self._ask_me, self._jitter)
         text = "Intercom takes the access token again"
         _log.warning(text, intercom=self._name(), after_s=after_s)
 

@@ -126,7 +126,8 @@ class Pace:
         """Calls that have left, which is also the number of the latest."""
         self.is_guess = not is_known
         """Whether no answer has named the limit yet."""
-        self._bucket = _bucket(self._tokens_per_s)
+        self._is_named = is_known
+        self._bucket = _bucket(_tokens_per_s(limit, is_guess=self.is_guess))
         self._bucket_since_s: float | None = None
         self._is_emptied = False
         self._at_bucket: anyio.CancelScope | None = None
@@ -140,9 +141,6 @@ class Pace:
         """Called when a pause begins."""
         self.is_closed = False
         """Whether no further call leaves."""
-
-    def __repr__(self) -> str:
-        return f"Pace({self.limit:g} per 10 s, {self.sent} sent, {self.slots} slots)"
 
     # how many calls at once
 
@@ -177,8 +175,7 @@ class Pace:
     @property
     def is_paused(self) -> bool:
         """Whether departures pause after a 429."""
-        until_s = self._ramp.paused_until_s
-        return until_s > 0 and loop_time_s() < until_s
+        return 0 < self._ramp.paused_until_s > loop_time_s()
 
     @property
     def is_ramping(self) -> bool:
@@ -187,14 +184,19 @@ class Pace:
 
     # what answers tell
 
+    def guess(self, limit: float) -> None:
+        """Follow the limit of the settings, as long as no answer has named one."""
+        if not self._is_named and limit != self.limit:
+            self._set_limit(limit)
+
     def follow(self, limit: int | None) -> None:
         """Follow a limit from a header; ignore an absent or absurd one."""
-        if limit is None or limit not in SANE_LIMIT or limit == self.limit:
+        if limit is None or limit not in SANE_LIMIT:
             return
+        self._is_named = True
         # Two windows of a minute may round differently (rate limiting page): the lower one counts.
-        if limit != self.limit + 1 or limit < ROUNDED_LIMIT:
-            self.limit = limit
-            self._replace_bucket()
+        if limit != self.limit and (limit != self.limit + 1 or limit < ROUNDED_LIMIT):
+            self._set_limit(limit)
 
     def learn(self, rate: RateHeaders, number: int, left_at_s: float, now_s: float) -> None:
         """Note the headers and the latency of the answer to call ``number``."""
@@ -284,27 +286,25 @@ class Pace:
 
     # the bucket
 
-    @property
-    def _tokens_per_s(self) -> float:
-        return _tokens_per_s(self.limit, is_guess=self.is_guess)
+    def _set_limit(self, limit: float) -> None:
+        self.limit = limit
+        self._replace_bucket()
 
     def _replace_bucket(self) -> None:
-        self._bucket, self._bucket_since_s = _bucket(self._tokens_per_s), loop_time_s()
+        per_s = _tokens_per_s(self.limit, is_guess=self.is_guess)
+        self._bucket, self._bucket_since_s = _bucket(per_s), loop_time_s()
         self._is_emptied = False
         if self._at_bucket is not None:
             self._at_bucket.cancel()
 
     async def _empty_new_bucket(self) -> None:
-        """Remove the tokens with which a limiter begins, except those earned since its creation.
-
-        Does not wait, because no token was taken before.
-        """
+        """Remove the tokens that a limiter begins with, but for those earned since; never waits."""
         if self._is_emptied:
             return
         # A full bucket would pass a burst beside the calls that the last process has just sent.
         self._is_emptied = True
         since_s = loop_time_s() if self._bucket_since_s is None else self._bucket_since_s
-        earned = (loop_time_s() - since_s) * self._tokens_per_s
+        earned = (loop_time_s() - since_s) * _tokens_per_s(self.limit, is_guess=self.is_guess)
         await self._bucket.acquire(max(0.0, self._bucket.max_rate - earned))
 
 

@@ -35,15 +35,14 @@ LEFT_FOR_S: Final = 10.0
 TOGETHER_S: Final = 1.0
 
 
+AskMe = Callable[[], Awaitable[Answer | None]]
+"""Returns Intercom's answer to ``GET /me``; None without one."""
+
+
 class TokenState:
     """Whether Intercom accepts the access token, by ``GET /me``."""
 
-    def __init__(
-        self, ask: Callable[[], Awaitable[Answer | None]], jitter: Callable[[], float]
-    ) -> None:
-        """``ask`` returns Intercom's answer to ``GET /me``, None without one."""
-        self._ask = ask
-        self._jitter = jitter
+    def __init__(self) -> None:
         self._asking = anyio.Lock()
         self._asked_s = float("-inf")
         self._said: Answer | None = None
@@ -65,30 +64,29 @@ class TokenState:
         self._refused.set()
         return is_news
 
-    async def check(self, status: int) -> bool:
+    async def check(self, status: int, ask: AskMe) -> bool:
         """Return whether the token is accepted, after a call got ``status`` 401 or 403."""
         async with self._asking:  # calls that wait here share the answer
             if anyio.current_time() - self._asked_s >= ME_COUNTS_S[status]:
-                self._said = await self._ask()
+                self._said = await ask()
                 self._asked_s = anyio.current_time()
         if self._said is None:
             return status == 403
         return self._said.status not in ME_COUNTS_S
 
-    async def restored(self) -> float:
+    async def restored(self, ask: AskMe, jitter: Callable[[], float]) -> float:
         """Wait until the token was refused and is accepted again; return the seconds between."""
         await self._refused.wait()
-        began_s = anyio.current_time()
         failures = 0
         while True:
             failures += 1
-            await anyio.sleep(probe_delay_s(failures, ME_FIRST_S, ME_MOST_S, self._jitter()))
+            await anyio.sleep(probe_delay_s(failures, ME_FIRST_S, ME_MOST_S, jitter()))
             async with self._asking:
-                self._said = await self._ask()
+                self._said = await ask()
                 self._asked_s = anyio.current_time()
             if self._said is not None and self._said.status < 300:
                 self._refused = anyio.Event()
-                return round(anyio.current_time() - began_s, 1)
+                return round(anyio.current_time() - self.refused_s, 1)
 
 
 class BudgetDoubt:

@@ -391,3 +391,55 @@ async def test_a_fault_of_intake_does_not_keep_a_reload_from_its_end(tmp_path: P
         began_s = anyio.current_time()
         await running.reload(from_table(table(tmp_path, sync("first", enabled=False))))
         assert anyio.current_time() - began_s < 0.5
+
+
+def calls_between(local: Sandbox, begin_s: float, end_s: float) -> list[str]:
+    """Return the calls that came in a span of simulated time."""
+    return [
+        f"{entry.method} {entry.path} {entry.status}"
+        for entry in local.journal
+        if begin_s < entry.at_s - virtual.EPOCH_S < end_s
+    ]
+
+
+OTHER_GATE = sync("one", intercom={"max_in_flight": 41})
+GATE_CHANGES = {
+    "another gate": [OTHER_GATE],
+    "disabled, then enabled": [sync("one", enabled=False), sync("one")],
+    "to another token, then back": [sync("one", TWO), sync("one")],
+    "gone, then back": [sync("other", TWO), sync("one")],
+}
+
+
+@pytest.mark.parametrize("ways", GATE_CHANGES.values(), ids=GATE_CHANGES)
+@in_virtual_time
+async def test_a_pause_that_intercom_asked_for_outlasts_a_reload(
+    tmp_path: Path, ways: list[dict[str, Any]]
+) -> None:
+    pause = Fault(kind="status", status=429, path="/events", end_s=3)
+    local, other = workspace(faults=[pause]), workspace(workspace_id=TWO)
+    loop = virtual.current()
+    async with Engine(
+        from_table(table(tmp_path, sync("one"))),
+        wire=lambda intercom: InProcess(other if intercom.access_token.reveal() == TWO else local),
+        now_ms=loop.wall_ms,
+        now_s=loop.wall_s,
+        inline=True,
+    ) as running:
+        await running.submit([simulation.event(user, 1) for user in USERS], api_key="key")
+        gate = running.streams["one"].gate
+        assert gate is not None
+        with anyio.fail_after(10):
+            while not gate.pace.is_paused:
+                await simulation.a_moment()
+        until_s, before_s = gate.pace.paused_until_s, loop.now_s
+        for way in ways:
+            await running.reload(from_table(table(tmp_path, way)))
+        after = running.streams["one"].gate
+        assert after is not gate
+        assert after is not None
+        assert (after.state, after.pace.paused_until_s) == ("throttled", until_s)
+        await running.settled()
+    assert until_s - before_s > 1
+    assert calls_between(local, before_s, until_s) == []
+    assert sum(len(arrived(one, user)) for one in (local, other) for user in USERS) == len(USERS)

@@ -198,7 +198,8 @@ class Rig:
         self.store.commit()
         self.mine = SpoolPart(self.spool, self.taker, settings.sync[0].name)
         self.spool._takers[SYNC] = self.mine
-        self.health = Health(lambda _: 1.0)
+        self.health = Health()
+        self.health.delay_s = lambda _: 1.0
         self.scheduler = scheduler()
         self.budget = budget or LoadedBytes()
         self.bytes = SyncBytes(self.budget)

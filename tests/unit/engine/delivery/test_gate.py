@@ -23,6 +23,7 @@ from amplitude_intercom.engine.delivery.calls import (
 )
 from amplitude_intercom.engine.delivery.gate import Gate, State
 from amplitude_intercom.engine.delivery.health import Blame, Who
+from amplitude_intercom.engine.delivery.token_memory import TokenMemory
 from amplitude_intercom.transports.errors import NoAnswer
 from amplitude_intercom.transports.intercom import Answer, Request, me, send_event
 from amplitude_intercom.transports.reasons import NoAnswerCause
@@ -76,13 +77,15 @@ class User(Caller):
 def gate(wire: Wire, per_minute: int = 60_000, in_flight: int = 100) -> Gate:
     loop = virtual.current()
     dice = itertools.cycle([0.1, 0.9, 0.5])
-    return Gate(
+    made = Gate(
         wire,
         requests_per_minute=per_minute,
         max_in_flight=in_flight,
         now_s=loop.wall_s,
         jitter=lambda: next(dice),
     )
+    made.begin()
+    return made
 
 
 def event(text: str = "{}") -> Request:
@@ -484,3 +487,44 @@ async def test_one_looks_again_when_a_call_has_become_one_that_hangs() -> None:
     assert at_s is not None
     before = one.free(0, loop.time())
     assert one.free(0, at_s + 0.001) == before + 1
+
+
+@in_virtual_time
+async def test_another_gate_goes_on_where_the_one_before_has_ended() -> None:
+    """The limit that was named, the open circuit and the refused token are the token's."""
+
+    def script(request: Request, at_s: float) -> Answer:
+        if request.path == "/me":
+            return OK if at_s < 10 else Answer(401, {}, LIST)
+        return Answer(503, {}, PAGE) if at_s < 10 else Answer(401, {}, LIST)
+
+    memory, wire = TokenMemory(100.0), Wire(script)
+
+    def another(per_minute: int) -> Gate:
+        made = Gate(
+            wire,
+            requests_per_minute=per_minute,
+            max_in_flight=100,
+            now_s=virtual.current().wall_s,
+            memory=memory,
+        )
+        made.begin()
+        return made
+
+    assert another(1_200).limit == 200, "a guess is that of the settings"
+    one = another(1_200)
+    for second in range(3):
+        await calls(one, [f"{second}-{n}" for n in range(4)])
+        await anyio.sleep(1)
+    one.pace.follow(500)
+    one.close()
+    two = another(600)
+    assert (two.limit, two.health.open_circuits, two.state) == (500, [EVENTS], State.OUTAGE)
+    assert causes(await calls(two, ["later"])) == {Cause.CIRCUIT_OPEN: 1}
+    await anyio.sleep(10)
+    assert causes([await two.call(Request("GET", "/x"), User("x"))]) == {Cause.TOKEN: 1}
+    two.close()
+    before = len(wire.calls)
+    three = another(600)
+    assert causes([await three.call(Request("GET", "/x"), User("x"))]) == {Cause.NOT_SENT: 1}
+    assert (three.state, len(wire.calls)) == (State.UNAUTHORIZED, before)

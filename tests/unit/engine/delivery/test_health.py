@@ -27,7 +27,8 @@ class Rig:
     """One endpoint, with calls that leave and come back at instants that a test names."""
 
     def __init__(self) -> None:
-        self.health = Health(lambda failures: min(10.0, 0.5 * 2 ** (failures - 1)))
+        self.health = Health()
+        self.health.delay_s = lambda failures: min(10.0, 0.5 * 2 ** (failures - 1))
 
     @property
     def endpoint(self) -> EndpointHealth:
