@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import msgspec
 
@@ -72,38 +72,48 @@ class SpooledPast(Past):
         return str(self._taker)
 
 
+class Foreseen(msgspec.Struct, frozen=True):
+    """What would come of an event: ``send``, ``drop`` or ``reject``, and why, with the calls."""
+
+    verdict: Literal["send", "drop", "reject"]
+    reason: str = ""
+    message: str = ""
+    requests: Sequence[Request] = ()
+    adjustments: Sequence[Adjustment] = ()
+
+
 class Preview:
     """The verdict of one sync on an event, by the code that delivers it."""
 
     def __init__(self, sync: Sync, known: KnownAttributes | None = None) -> None:
         """``known``: the workspace's attributes; without them, any attribute may exist."""
-        self._sync = sync
-        self._rules = SyncRules(sync)
+        self.sync = sync
+        self.rules = SyncRules(sync)
         self._known = known
         self._types: Types = known or AnyAttribute()
 
-    def of(self, raw: bytes) -> dict[str, Any]:
-        """Return verdict (send, drop, reject), reason, requests and adjustments."""
+    def of(self, raw: bytes) -> Foreseen:
+        """Return what would come of an event."""
         return self.judge(decode_head(raw), raw)
 
-    def judge(self, head: Head | BadEvent, raw: bytes) -> dict[str, Any]:
+    def judge(self, head: Head | BadEvent, raw: bytes) -> Foreseen:
         """Return the same for an event whose head is decoded."""
-        verdict = self._rules.admission.judge(head, raw)
+        verdict = self.rules.admission.judge(head, raw)
         if isinstance(verdict, Keep):
             return self._of_record(Record(0, *verdict.value, wall_clock_ms(), raw), Past())
-        return self._turned_down(verdict)
+        return _turned_down(verdict)
 
-    def replayed(self, letter: DeadLetter, past: Past) -> dict[str, Any]:
+    def replayed(self, letter: DeadLetter, past: Past) -> Foreseen:
         """Return the same for a dead letter, were it replayed now; each for itself."""
         if letter.reason == DeadReason.CORRUPT:
             what = "what it says was not accepted so"
-            return self._turned_down(Reject(DeadReason.CORRUPT, what))
-        verdict = self._rules.admission.judge(decode_head(letter.raw), letter.raw)
+            return _turned_down(Reject(DeadReason.CORRUPT, what))
+        verdict = self.rules.admission.judge(decode_head(letter.raw), letter.raw)
         if letter.reason == DeadReason.TOO_LARGE and isinstance(verdict, Reject):
             what = "only its beginning is kept"
-            return self._turned_down(Reject(DeadReason.TOO_LARGE, what))
+            return _turned_down(Reject(DeadReason.TOO_LARGE, what))
         if not isinstance(verdict, Keep):
-            return self._turned_down(verdict)
+            return _turned_down(verdict)
         record = Record(
             letter.id,
             *verdict.value,
@@ -113,17 +123,12 @@ class Preview:
         )
         return self._of_record(record, past)
 
-    def _of_record(self, record: Record, past: Past) -> dict[str, Any]:
-        verdict = self._rules.plan(record)
+    def _of_record(self, record: Record, past: Past) -> Foreseen:
+        verdict = self.rules.plan(record)
         if not isinstance(verdict, Keep):
-            return self._turned_down(verdict)
+            return _turned_down(verdict)
         requests, adjustments = self._requests(verdict.value, record, past)
-        return self._answer("send", "", requests, adjustments)
-
-    def _turned_down(self, verdict: Drop | Reject) -> dict[str, Any]:
-        if isinstance(verdict, Drop):
-            return self._answer("drop", verdict.reason)
-        return self._answer("reject", verdict.reason, message=verdict.message)
+        return Foreseen("send", "", "", requests, adjustments)
 
     def _requests(
         self, plan: Plan, record: Record, past: Past
@@ -155,17 +160,17 @@ class Preview:
         elif not known.contact_id and cannot_be_created([update]):
             requests.append(intercom.create_contact(creation_body(identity, {})))
         if requests:
-            held = with_base(held, self._rules.contacts, {})
+            held = with_base(held, self.rules.contacts, {})
         draft = work_out(
-            self._rules.contacts,
+            self.rules.contacts,
             self._types,
             [update],
             held,
             known,
-            newer_wins=self._sync.users.newer_wins,
+            newer_wins=self.sync.users.newer_wins,
         )
         values = {n: h.value for n, h in draft.properties.items() if h.value is not None}
-        made = list(self._creations(self._rules.contacts.attributes_of(values)))
+        made = list(self._creations(self.rules.contacts.attributes_of(values)))
         requests = [*made, *requests]
         if known.contact_id or requests[len(made) :]:
             contact_id = known.contact_id or "NEW"
@@ -178,32 +183,15 @@ class Preview:
 
     def _creations(self, wanted: dict[str, str]) -> Iterator[Request]:
         """Yield the calls that create missing attributes, once each, if the settings ask for it."""
-        if self._known is None or not self._sync.users.create_missing_attributes:
+        if self._known is None or not self.sync.users.create_missing_attributes:
             return
         for name, data_type in wanted.items():
             if self._known.type_of(name) is None:
                 self._known.add(name, data_type)
                 yield intercom.create_attribute(name, data_type)
 
-    def _answer(
-        self,
-        verdict: str,
-        reason: str,
-        requests: list[Request] | None = None,
-        adjustments: list[Adjustment] | None = None,
-        message: str = "",
-    ) -> dict[str, Any]:
-        answer: dict[str, Any] = {
-            "sync": self._sync.name,
-            "verdict": verdict,
-            "reason": reason,
-            "requests": [
-                {"method": r.method, "path": r.path, "body": msgspec.Raw(r.body or b"null")}
-                for r in requests or ()
-            ],
-        }
-        if adjustments:
-            answer["adjustments"] = list(map(str, adjustments))
-        if message:
-            answer["message"] = message
-        return answer
+
+def _turned_down(verdict: Drop | Reject) -> Foreseen:
+    if isinstance(verdict, Drop):
+        return Foreseen("drop", verdict.reason)
+    return Foreseen("reject", verdict.reason, verdict.message)

@@ -28,6 +28,10 @@ HeaderName = Annotated[str, msgspec.Meta(pattern=_HEADER)]
 Url = Annotated[str, msgspec.Meta(pattern=_URL)]
 
 
+SPELLED_OUT: Final = "***"
+"""The source of a secret that stands in the settings themselves."""
+
+
 class Secret:
     """A text that must not be seen; ``reveal()`` is the only way to it.
 
@@ -37,7 +41,7 @@ class Secret:
     __slots__ = ("_read", "_value", "source")
 
     def __init__(
-        self, value: str, source: str = "***", read: Callable[[], str] | None = None
+        self, value: str, source: str = SPELLED_OUT, read: Callable[[], str] | None = None
     ) -> None:
         """``read`` reads it again where it comes from; it raises ``ValueError``."""
         self._value = value

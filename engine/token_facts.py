@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Final
+from typing import Final, Protocol, TypeVar
 
 from amplitude_intercom.engine.clients import Token, token_key, token_of
 from amplitude_intercom.engine.errors import SpoolError
 from amplitude_intercom.engine.settings import Sync
 from amplitude_intercom.engine.spool.known_contacts import ContactKey
-from amplitude_intercom.engine.spool.spool import Spool
 from amplitude_intercom.engine.spool.store import Store
+
+T = TypeVar("T")
+
+
+class KeepsFacts(Protocol):
+    """A spool, for facts of tokens (``spool.spool.Spool``)."""
+
+    async def do(self, work: Callable[[Store], T]) -> T:
+        """Do work on the store; return once its changes are durable.
+
+        Raises:
+            SpoolError: nothing of it was done.
+        """
+        ...
+
 
 MAX_LIMIT: Final = 1_000_000
 """Calls a window; a larger number on disk is damage."""
@@ -35,14 +50,14 @@ def contact_key(store: Store, sync: Sync, user: str) -> ContactKey:
     return ContactKey(workspace_of(store, sync), sync.mapping.identifier, user)
 
 
-async def keep_limit(spool: Spool, token: Token, limit: float) -> None:
+async def keep_limit(spool: KeepsFacts, token: Token, limit: float) -> None:
     """Keep the calls a window that Intercom has named."""
     key, text = token_key("limit", token), f"{limit:g}"
     with suppress(SpoolError):  # then the next process begins with a guess
         await spool.do(lambda store: store.meta.set(key, text))
 
 
-async def known_limit(spool: Spool, token: Token) -> float | None:
+async def known_limit(spool: KeepsFacts, token: Token) -> float | None:
     """Return the calls a window that Intercom named last; None: it has named none.
 
     Raises:
@@ -57,7 +72,7 @@ async def known_limit(spool: Spool, token: Token) -> float | None:
     return limit if 1 <= limit < MAX_LIMIT else None
 
 
-async def counts_before(spool: Spool, token: Token) -> bool:
+async def counts_before(spool: KeepsFacts, token: Token) -> bool:
     """Return whether ``Remaining`` is known to be the value before its call is charged.
 
     Raises:

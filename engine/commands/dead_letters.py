@@ -9,12 +9,13 @@ from typing import Any
 import msgspec
 
 from amplitude_intercom.engine.app import Engine
+from amplitude_intercom.engine.commands.preview import printed
 from amplitude_intercom.engine.commands.running import FAILED, OK, complain, print_json
 from amplitude_intercom.engine.commands.spool_access import ReadableSpool, open_spools, read_spools
 from amplitude_intercom.engine.commands.spool_files import SpoolFiles
 from amplitude_intercom.engine.commands.taker_choice import choose_taker
 from amplitude_intercom.engine.commands.terminal import count, listed, print_table, say
-from amplitude_intercom.engine.previewing import Preview, SpooledPast
+from amplitude_intercom.engine.previewing import Foreseen, Preview, SpooledPast
 from amplitude_intercom.engine.reasons import DeadReason
 from amplitude_intercom.engine.relay.relayed_form import ORIGIN
 from amplitude_intercom.engine.settings import Settings, Sync
@@ -194,7 +195,7 @@ async def foresee_replay(
         for letter, answer in zip(page.dead_letters, answers, strict=True):
             found.append(letter.id)
             if as_json:
-                print_json({"id": letter.id, **answer})
+                print_json({"id": letter.id, **printed(name, answer)})
             else:
                 _print_answer(letter, answer)
     if not found and not as_json:
@@ -208,10 +209,10 @@ def _foresee(
     letters: list[DeadLetter],
     preview: Preview,
     promised: dict[bytes, int],
-) -> list[dict[str, Any]]:
-    """Return the requests that a replay of each dead letter would make, as the spool stands."""
+) -> list[Foreseen]:
+    """Return what a replay of each dead letter would do, as the spool stands."""
 
-    def work(store: Store) -> list[dict[str, Any]]:
+    def work(store: Store) -> list[Foreseen]:
         past = SpooledPast(store, sync, promised)
         return [preview.replayed(letter, past) for letter in letters]
 
@@ -236,14 +237,14 @@ async def _foresee_relay(
     return _code(len(found), query, found)
 
 
-def _print_answer(letter: DeadLetter, answer: dict[str, Any]) -> None:
-    reason = " ".join(part for part in (answer["reason"], answer.get("message", "")) if part)
-    say(f"{letter.id} {answer['verdict']}" + (f": {reason}" if reason else ""))
-    for request in answer["requests"]:
-        body = bytes(request["body"]).decode()
-        say(f"  {request['method']} {request['path']} {body}", most=len(body) * 6 + 200)
-    for text in answer.get("adjustments", ()):
-        say(f"  {text}")
+def _print_answer(letter: DeadLetter, answer: Foreseen) -> None:
+    reason = " ".join(part for part in (answer.reason, answer.message) if part)
+    say(f"{letter.id} {answer.verdict}" + (f": {reason}" if reason else ""))
+    for request in answer.requests:
+        body = (request.body or b"null").decode()
+        say(f"  {request.method} {request.path} {body}", most=len(body) * 6 + 200)
+    for adjustment in answer.adjustments:
+        say(f"  {adjustment}")
 
 
 async def discard_dead_letters(

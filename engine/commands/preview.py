@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import msgspec
+
 from amplitude_intercom.engine.clients import client_of
 from amplitude_intercom.engine.commands.relays import relay_notes
 from amplitude_intercom.engine.commands.running import OK, print_json
@@ -9,7 +13,7 @@ from amplitude_intercom.engine.commands.sample_events import read_events
 from amplitude_intercom.engine.commands.terminal import say
 from amplitude_intercom.engine.delivery.workspace_attributes import KnownAttributes, parse_list
 from amplitude_intercom.engine.errors import EngineError, SettingsError
-from amplitude_intercom.engine.previewing import Preview
+from amplitude_intercom.engine.previewing import Foreseen, Preview
 from amplitude_intercom.engine.settings import Intercom, Settings
 from amplitude_intercom.transports import intercom
 from amplitude_intercom.transports.errors import NoAnswer
@@ -36,8 +40,26 @@ async def preview(
     previews = [Preview(s, await attributes_of(s.intercom) if live else None) for s in syncs]
     for number, head, raw in read_events(path, settings.largest_file_event_bytes):
         for preview in previews:
-            print_json({"line": number, **preview.judge(head, raw)})
+            print_json({"line": number, **printed(preview.sync.name, preview.judge(head, raw))})
     return OK
+
+
+def printed(sync: str, foreseen: Foreseen) -> dict[str, Any]:
+    """Return what would come of an event, for JSON."""
+    answer: dict[str, Any] = {
+        "sync": sync,
+        "verdict": foreseen.verdict,
+        "reason": foreseen.reason,
+        "requests": [
+            {"method": r.method, "path": r.path, "body": msgspec.Raw(r.body or b"null")}
+            for r in foreseen.requests
+        ],
+    }
+    if foreseen.adjustments:
+        answer["adjustments"] = list(map(str, foreseen.adjustments))
+    if foreseen.message:
+        answer["message"] = foreseen.message
+    return answer
 
 
 async def attributes_of(settings: Intercom) -> KnownAttributes:

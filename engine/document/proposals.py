@@ -33,7 +33,7 @@ from amplitude_intercom.engine.document.secret_files import SecretFolder
 from amplitude_intercom.engine.document.secret_values import is_reference, secret_values
 from amplitude_intercom.engine.document.tables import BOM, Table, parsed
 from amplitude_intercom.engine.document.tables import Path as KeyPath
-from amplitude_intercom.engine.settings import Settings
+from amplitude_intercom.engine.settings import Settings, Sync
 
 
 class Proposal(NamedTuple):
@@ -64,6 +64,10 @@ class Proposals:
         """``folder``: that of the settings file, at which relative paths start."""
         self._folder = folder
         self._secrets = secrets
+
+    def as_it_is(self, base: Document) -> Proposal:
+        """Propose the present text, to look at its settings."""
+        return self._proposal(base, base.text, present_table(base))
 
     def with_text(self, base: Document, typed: str) -> Proposal:
         """Propose a text, with ``***`` for secrets that stay.
@@ -181,6 +185,40 @@ class Proposals:
             raise NotAllowed(problems)
 
 
+class ChosenSync(NamedTuple):
+    """A sync to be looked at, not saved. ``place``: its index among the settings. ``table``: that
+    of their file, with its secrets."""
+
+    sync: Sync
+    place: int
+    settings: Settings
+    table: Table
+
+    def __repr__(self) -> str:
+        return f"ChosenSync({self.sync.name})"
+
+
+def chosen_sync(
+    propose: Proposals, base: Document, name: str, form: Table | None = None
+) -> ChosenSync:
+    """Return a sync as the base has it, or with the settings of a form; for a name that the base
+    does not have, they are those of a new sync.
+
+    Raises:
+        NoSuchSync: the settings have none of this name.
+    """
+    if form is None:
+        proposal = propose.as_it_is(base)
+    elif _has(present_table(base), name):
+        proposal = propose.with_sync(base, name, form)
+    else:
+        proposal = propose.with_new_sync(base, {"name": name, **form})
+    for place, sync in enumerate(proposal.settings.sync):
+        if sync.name == name:
+            return ChosenSync(sync, place, proposal.settings, proposal.table)
+    raise NoSuchSync(f"the settings have no sync `{name}`")
+
+
 def _spelled_alike(typed: str, present: str) -> str:
     """Return a typed text with the line ends and byte order mark that an editor has dropped."""
     if "\r" not in typed and "\n" not in present.replace("\r\n", ""):
@@ -213,6 +251,10 @@ def present_table(base: Document) -> Table:
 def _syncs(table: Table) -> list[Any]:
     syncs = table.get("sync", [])
     return syncs if isinstance(syncs, list) else []
+
+
+def _has(table: Table, name: str) -> bool:
+    return any(isinstance(sync, dict) and sync.get("name") == name for sync in _syncs(table))
 
 
 def _index(table: Table, name: str) -> int:

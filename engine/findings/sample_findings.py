@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol
 
 from amplitude_intercom.engine.did_you_mean import nearest
 from amplitude_intercom.engine.findings.finding import Finding
@@ -144,11 +144,30 @@ def type_of(head: Head | BadEvent) -> str:
     return (head.event_type or "") if isinstance(head, Head) else ""
 
 
+class Outcome(Protocol):
+    """What would come of an event (``engine.previewing.Foreseen``)."""
+
+    @property
+    def verdict(self) -> str:
+        """``send``, ``drop`` or ``reject``."""
+        ...
+
+    @property
+    def reason(self) -> str:
+        """Why it is not sent."""
+        ...
+
+    @property
+    def adjustments(self) -> Sequence[object]:
+        """The changes to its values, each with its text."""
+        ...
+
+
 def sample_findings(
-    sync: Sync, events: Sequence[SampleEvent], answers: Sequence[Mapping[str, Any]]
+    sync: Sync, events: Sequence[SampleEvent], answers: Sequence[Outcome]
 ) -> Iterator[Finding]:
     """Yield what the settings make of real events; ``answers``: those of ``preview`` for each."""
-    verdicts = Counter((a["verdict"], a["reason"]) for a in answers)
+    verdicts = Counter((a.verdict, a.reason) for a in answers)
     sent, nameless = verdicts["send", ""], verdicts["drop", "no_identity"]
     of = f"of {len(answers)} events of the sample"
     if not sent and nameless:
@@ -164,7 +183,7 @@ def sample_findings(
             types = Counter(
                 type_of(event[1])
                 for event, answer in zip(events, answers, strict=True)
-                if answer["reason"] == reason
+                if answer.reason == reason
             )
             text = f"{verdicts['drop', reason]} {of} are dropped: {reason}"
             yield Finding("warning", "events.select", f"{text}: {unselected(sync, types)}")
@@ -173,7 +192,7 @@ def sample_findings(
         if verdict == "reject":
             text = f"{number} {of} would be dead letters: {reason} ({DeadReason(reason).means})"
             yield Finding("warning", "events", text)
-    changed = Counter(text for a in answers for text in a.get("adjustments", ()))
+    changed = Counter(str(one) for a in answers for one in a.adjustments)
     for text, number in changed.most_common(20):
         where = "users.properties" if _is_about_a_contact(text, sync) else "events.metadata"
         yield Finding("warning", where, f"{text} ({number}×)")

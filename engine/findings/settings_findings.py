@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import combinations
-from typing import Any, Final
+from typing import Any
 
 from amplitude_intercom.engine.addresses import host_and_port
 from amplitude_intercom.engine.findings.finding import Finding, placed
 from amplitude_intercom.engine.findings.sync_findings import sync_findings
-from amplitude_intercom.engine.setting_types import ANY_KEY, Secret
+from amplitude_intercom.engine.setting_types import ANY_KEY, SPELLED_OUT, Secret
 from amplitude_intercom.engine.settings import Settings, Sync, source_and_target
-
-SPELLED_OUT: Final = "***"
-"""The source of a secret that stands in the settings themselves."""
 
 EVERYBODY = ("0.0.0.0", "::")  # noqa: S104 - hosts that are compared with
 

@@ -44,6 +44,7 @@ async def test_a_schema_fuzzer_finds_no_violation(tmp_path: Path) -> None:
     )
     async with console(tmp_path) as api:
         await bury(api.engine, 3)
+        described = (await api.get("/openapi.json"))["paths"].values()
         fuzzer = await asyncio.create_subprocess_exec(
             str(Path(sys.executable).with_name("st")),
             *("run", f"{api.url}/api/v1/openapi.json", "--phases", "coverage,fuzzing"),
@@ -54,4 +55,4 @@ async def test_a_schema_fuzzer_finds_no_violation(tmp_path: Path) -> None:
         )
         said, _ = await fuzzer.communicate()
     assert fuzzer.returncode == 0, said.decode()[-5_000:]
-    assert b"Tested: 35" in said
+    assert f"Tested: {sum(map(len, described))}".encode() in said

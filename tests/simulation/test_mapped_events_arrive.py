@@ -82,6 +82,6 @@ async def test_preview_shows_the_requests_that_are_made(
         made[body.get("user_id") or body.get("external_id")].append((entry.path, body))
     for user, event in events.items():
         shown = preview.of(event)
-        assert shown["verdict"] == "send"
-        foretold = [(r["path"], json.loads(bytes(r["body"]))) for r in shown["requests"]]
+        assert shown.verdict == "send"
+        foretold = [(r.path, json.loads(r.body or b"null")) for r in shown.requests]
         assert made[user] == foretold

@@ -12,7 +12,9 @@ from amplitude_intercom.engine.console.api_v1.accounting import (
     EngineWithStatus,
     own_version,
 )
+from amplitude_intercom.engine.console.api_v1.checks import Checks
 from amplitude_intercom.engine.console.api_v1.description import describe
+from amplitude_intercom.engine.console.api_v1.event_previews import EventPreviews
 from amplitude_intercom.engine.console.api_v1.handed_batches import (
     EngineWithIntake,
     HandedBatches,
@@ -80,6 +82,8 @@ def operations(
         *WorkspacesOfTokens(engine, reads).operations(),
         *JobsOfEngine(engine, reads).operations(),
         *SpoolFileApi(engine).operations(),
+        *Checks(engine, document).operations(),
+        *EventPreviews(engine, reads, document, access).operations(),
         *SettingsReading(document, access).operations(),
         *SettingsPreviews(engine, document, reload).operations(),
         *SettingsChanges(document, reload, access).operations(),

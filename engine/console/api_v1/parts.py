@@ -7,9 +7,12 @@ from typing import Protocol
 
 from aiohttp import web
 
+from amplitude_intercom.engine.clients import token_of
 from amplitude_intercom.engine.console.problems import Problem, ProblemType
-from amplitude_intercom.engine.delivery.stream import Stream
-from amplitude_intercom.engine.settings import Settings
+from amplitude_intercom.engine.delivery.gate import Gate
+from amplitude_intercom.engine.delivery.stream import Stream, SyncDelivery
+from amplitude_intercom.engine.setting_types import SPELLED_OUT
+from amplitude_intercom.engine.settings import Settings, Sync
 from amplitude_intercom.engine.spool.spool import Spool
 from amplitude_intercom.engine.spool.takers import RELAY
 
@@ -48,6 +51,26 @@ class RunningEngine(Protocol):
     def streams(self) -> Mapping[str, Stream]:
         """The syncs, by name."""
         ...
+
+
+def delivery_with(engine: RunningEngine, sync: Sync) -> SyncDelivery | None:
+    """Return a delivery with the access token of a sync, whose gate makes its calls; None: the
+    token is not at work."""
+    deliveries = (stream.delivery for stream in engine.streams.values())
+    return next((one for one in deliveries if one and _have_one_token(one.sync, sync)), None)
+
+
+def _have_one_token(one: Sync, other: Sync) -> bool:
+    # A file may hold a newer token than the client at work has read: it is the same budget.
+    secret, same = one.intercom.access_token, other.intercom.access_token
+    is_named_alike = secret.source == same.source != SPELLED_OUT
+    (address, token), (other_address, other_token) = token_of(one), token_of(other)
+    return address == other_address and (token == other_token or is_named_alike)
+
+
+def workspace_id(gate: Gate) -> str:
+    """Return the name of a workspace here: that of its access token, without ``#`` and ``:``."""
+    return gate.name.replace("#", "-").replace(":", "-")
 
 
 def stream_of(engine: RunningEngine, request: web.Request) -> Stream:

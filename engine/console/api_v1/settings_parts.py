@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final, Protocol
 
 from amplitude_intercom.engine.settings import Admin, Settings
 from amplitude_intercom.engine.settings_changes import Reloaded
+
+MOST_FINDINGS: Final = 1_000
+"""Findings of one answer: a thousand syncs that share fields would have half a million."""
 
 
 class RunningSettings(Protocol):

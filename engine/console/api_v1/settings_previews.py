@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import islice
-from typing import Final
 
 import msgspec
 from aiohttp import web
@@ -14,7 +13,11 @@ from amplitude_intercom.engine.console.api_v1.operations import (
     Operation,
     operation,
 )
-from amplitude_intercom.engine.console.api_v1.settings_parts import Reloads, RunningSettings
+from amplitude_intercom.engine.console.api_v1.settings_parts import (
+    MOST_FINDINGS,
+    Reloads,
+    RunningSettings,
+)
 from amplitude_intercom.engine.console.api_v1.settings_refusals import (
     Form,
     in_thread,
@@ -31,9 +34,6 @@ from amplitude_intercom.engine.findings.finding import Finding
 from amplitude_intercom.engine.findings.settings_findings import every_finding
 from amplitude_intercom.engine.settings_changes import Reloaded, compare
 from amplitude_intercom.transports.errors import Refused
-
-MOST_FINDINGS: Final = 1_000
-"""Findings of one answer: a thousand syncs that share fields would have half a million."""
 
 
 class ChangePreview(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

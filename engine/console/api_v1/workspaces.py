@@ -19,7 +19,7 @@ from amplitude_intercom.engine.console.api_v1.operations import (
     operation,
 )
 from amplitude_intercom.engine.console.api_v1.pages import Page, PageQuery, cursor_of, position_of
-from amplitude_intercom.engine.console.api_v1.parts import RunningEngine
+from amplitude_intercom.engine.console.api_v1.parts import RunningEngine, workspace_id
 from amplitude_intercom.engine.console.api_v1.reads import Reads
 from amplitude_intercom.engine.console.problems import Problem, ProblemType
 from amplitude_intercom.engine.delivery.event_names import DAY_MS
@@ -192,7 +192,7 @@ class WorkspacesOfTokens:
     def _tokens(self) -> dict[str, _Token]:
         found: dict[str, _Token] = {}
         for name, gate, workspace in self._deliveries():
-            token = found.setdefault(_id(gate), _Token(gate, [], workspace))
+            token = found.setdefault(workspace_id(gate), _Token(gate, [], workspace))
             token.syncs.append(name)
         return found
 
@@ -220,10 +220,6 @@ def _fields(sync: Sync) -> set[str]:
     """Return the attributes that a sync writes its selected properties to."""
     chosen = sync.users.properties if sync.users.enabled else ()
     return {target for _, target in map(source_and_target, chosen)}
-
-
-def _id(gate: Gate) -> str:
-    return gate.name.replace("#", "-").replace(":", "-")
 
 
 def _page(names: list[str], request: web.Request, query: PageQuery) -> tuple[list[str], str | None]:

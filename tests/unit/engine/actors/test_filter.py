@@ -186,9 +186,7 @@ def test_preview_and_replay_judge_a_bad_event_as_intake_does(event_type: str, us
     letter = dead_letter(Record(1, Kind.EVENT, "", 0, raw), Failure(DeadReason.INVALID_FIELD), 0)
     foreseen = [Preview(sync).of(raw), Preview(sync).replayed(letter, Past())]
     expected = ["send"] * len(entries(kept)) + ["reject"] * len(kept.dead) + list(kept.dropped)
-    assert [a["reason"] if a["verdict"] == "drop" else a["verdict"] for a in foreseen] == (
-        expected * 2
-    )
+    assert [a.reason if a.verdict == "drop" else a.verdict for a in foreseen] == (expected * 2)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,66 @@
+"""Previews of events: an event costs itself alone."""
+
+from __future__ import annotations
+
+from structlog.testing import capture_logs
+
+from amplitude_intercom.engine.config import from_table
+from amplitude_intercom.engine.console.api_v1.event_previews import foreseen_each, shown
+from amplitude_intercom.engine.envelope import Plan, Record
+from amplitude_intercom.engine.previewing import Preview
+from amplitude_intercom.engine.rules.planning import SyncRules
+from amplitude_intercom.engine.rules.verdicts import Verdict
+
+SYNC = {
+    "name": "a",
+    "intercom": {"access_token": "t"},
+    "events": {"select": [{"types": ["*"]}], "metadata": ["n"]},
+}
+
+
+class BrokenRules(SyncRules):
+    def plan(self, record: Record) -> Verdict[Plan]:
+        if record.user_key.startswith("poison"):
+            raise OverflowError(10**5_000)
+        return super().plan(record)
+
+
+def test_a_fault_of_this_program_costs_the_event_that_meets_it() -> None:
+    [sync] = from_table({"sync": [SYNC]}).sync
+    preview = Preview(sync)
+    preview.rules = BrokenRules(sync)
+    users = ("mira", "poison-1", "liam")
+    events = [f'{{"event_type": "E", "user_id": "{user}-okafor"}}'.encode() for user in users]
+    with capture_logs() as lines:
+        found = [shown(one, hides_values=False) for one in foreseen_each(events, preview)]
+    assert [(one.verdict, one.reason) for one in found] == [
+        ("send", ""),
+        ("reject", "internal"),
+        ("send", ""),
+    ]
+    assert found[1].means != ""
+    assert [line["event"] for line in lines] == ["internal fault"]
+
+
+def test_hostile_events_have_a_verdict_each() -> None:
+    [sync] = from_table({"sync": [SYNC]}).sync
+    hostile = [
+        b"null",
+        b"[]",
+        b"1e999",
+        b"{}",
+        b'"\\ud800"',
+        b"[" * 5_000 + b"]" * 5_000,
+        b'{"event_type": "E", "user_id": "mira", "time": 1e999}',
+        b'{"event_type": "E", "user_id": "mira", "event_properties": {"n": ' + b"9" * 5_000 + b"}}",
+        b'{"event_type": "\\u0000", "user_id": "\\ud800"}',
+        b'{"event_type": "E", "user_id": "mira", "event_properties": {"n": '
+        + b'{"a":' * 200
+        + b"1"
+        + b"}" * 202,
+    ]
+    with capture_logs() as lines:
+        found = foreseen_each(hostile, Preview(sync))
+    assert len(found) == len(hostile)
+    assert {one.verdict for one in found} <= {"send", "reject", "drop"}
+    assert lines == [], "none of them is a fault of this program"
