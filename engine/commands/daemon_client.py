@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import io
 from collections import Counter
 from typing import Any, Final
 from urllib.parse import quote
@@ -64,11 +65,41 @@ class DaemonClient:
             DaemonUnavailable: nothing listens there, or the answer is not a daemon's.
             SettingsError: the daemon refuses the request because of its settings.
         """
+        status, content = await self.exchange(method, path, body, within_s)
+        if status != 200:
+            said = detail_of(content)
+            if status in (409, 422):
+                # The same error, and exit code, as without a daemon.
+                raise SettingsError(said)
+            raise DaemonUnavailable(f"the daemon at {self.address} answers {status}: {said}")
+        return self.decoded(content, kind)
+
+    def decoded(self, content: bytes, kind: Any) -> Any:
+        """Return the value of a good answer.
+
+        Raises:
+            DaemonUnavailable: it is not a daemon's.
+        """
+        try:
+            return msgspec.json.decode(content, type=kind)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            raise DaemonUnavailable(f"{self.address} is no daemon of this version") from None
+
+    async def exchange(
+        self, method: str, path: str, body: Any = None, within_s: float = ANSWER_S
+    ) -> tuple[int, bytes]:
+        """Return the status and the content of an answer, whatever they are.
+
+        Raises:
+            DaemonUnavailable: nothing listens there, or no answer came.
+        """
+        # As a stream: aiohttp would send bytes all at once, however many they are.
+        data = None if body is None else io.BytesIO(msgspec.json.encode(body))
         try:
             async with self._session.request(
                 method,
                 URL(self._base + path, encoded=True),
-                data=None if body is None else msgspec.json.encode(body),
+                data=data,
                 headers={"Content-Type": "application/json"},
                 timeout=aiohttp.ClientTimeout(total=within_s),
             ) as answer:
@@ -83,16 +114,7 @@ class DaemonClient:
             why = str(error) or f"no answer within {within_s:g} s"
             raise DaemonUnavailable(f"admin.listen {self.address}: {why}") from None
         self.is_there = True
-        if status != 200:
-            said = _detail_of(content) or content.decode(errors="replace").strip()
-            if status in (409, 422):
-                # The same error, and exit code, as without a daemon.
-                raise SettingsError(said[:500])
-            raise DaemonUnavailable(f"the daemon at {self.address} answers {status}: {said[:500]}")
-        try:
-            return msgspec.json.decode(content, type=kind)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
-            raise DaemonUnavailable(f"{self.address} is no daemon of this version") from None
+        return status, content
 
     async def status(self, within_s: float = ANSWER_S) -> Status:
         status: Status = await self._ask("GET", "/api/status", None, Status, within_s)
@@ -156,12 +178,13 @@ class DaemonClient:
         return done
 
 
-def _detail_of(content: bytes) -> str:
-    """Return the sentence of a problem (RFC 9457); empty: it is none."""
+def detail_of(content: bytes) -> str:
+    """Return the sentence of a problem (RFC 9457), or the beginning of an answer that is none."""
     try:
-        return str(msgspec.json.decode(content, type=dict[str, Any]).get("detail", ""))
+        said = str(msgspec.json.decode(content, type=dict[str, Any]).get("detail", ""))
     except (msgspec.MsgspecError, UnicodeDecodeError):
-        return ""
+        said = ""
+    return (said or content.decode(errors="replace").strip())[:500]
 
 
 def _reachable(address: str) -> str:

@@ -62,7 +62,7 @@ async def read_spools(settings: Settings) -> AsyncIterator[ReadableSpool]:
         yield _files(settings, NO_ADMIN)
         return
     async with DaemonClient(settings.admin) as daemon:
-        why = await _why_not(daemon, settings)
+        why = await why_not(daemon, settings)
         yield _files(settings, why, aloud=daemon.is_there) if why else daemon
 
 
@@ -81,10 +81,10 @@ async def is_running(settings: Settings) -> bool:
     if settings.admin is None:
         return False
     async with DaemonClient(settings.admin) as daemon:
-        return not await _why_not(daemon, settings)
+        return not await why_not(daemon, settings)
 
 
-async def _why_not(daemon: DaemonClient, settings: Settings) -> str:
+async def why_not(daemon: DaemonClient, settings: Settings) -> str:
     """Return the reason for which a daemon cannot be asked about this spool; empty: it can."""
     try:
         theirs = (await daemon.status(FIRST_ANSWER_S)).data_dir
@@ -110,10 +110,20 @@ async def open_spools(
         return
     except DataDirInUse as error:
         in_use = error
+    async with daemon_of(settings, in_use) as daemon:
+        yield daemon
+
+
+@asynccontextmanager
+async def daemon_of(settings: Settings, in_use: DataDirInUse) -> AsyncIterator[DaemonClient]:
+    """Yield the daemon that has the spool of these settings; ``in_use`` says that a process has.
+
+    Raises:
+        DataDirInUse: it is no daemon that can be asked.
+    """
     if settings.admin is None:
-        raise DataDirInUse(f"{in_use}, and {NO_ADMIN}") from None
+        raise DataDirInUse(f"{in_use}, and {NO_ADMIN}")
     async with DaemonClient(settings.admin) as daemon:
-        why = await _why_not(daemon, settings)
-        if why:
+        if why := await why_not(daemon, settings):
             raise DataDirInUse(f"{in_use}, and {why}")
         yield daemon
