@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import random
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
@@ -388,16 +387,16 @@ class _UnitBuilder:
         return RunningPipeline(pipeline, gate_settings_of(sync), unit)
 
     async def relay(
-        self, settings: RelaySettings, part: SpoolPart, calls: Counter[int] | None
+        self, settings: RelaySettings, part: SpoolPart, earlier: RelaySender | None
     ) -> RunningRelay:
-        """Build a relay's sender. ``calls``: those of an earlier one, to be counted on."""
+        """Build a relay's sender. ``earlier``: the one that it is to follow."""
         clients, clocks = AsyncExitStack(), self._clocks
         if self._relay_wire is not None:
             wire = self._relay_wire(settings)
         else:
             wire = await clients.enter_async_context(amplitude_client_of(settings))
         sender = RelaySender(
-            settings, part, wire, now_ms=clocks.now_ms, jitter=clocks.jitter, calls=calls
+            settings, part, wire, now_ms=clocks.now_ms, jitter=clocks.jitter, earlier=earlier
         )
         supervisor = Supervisor(sender.run, relay=settings.name, part="relay")
 

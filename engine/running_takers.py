@@ -12,7 +12,6 @@ Rules
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple, Protocol
 
@@ -86,9 +85,9 @@ class Builder(Protocol):
         ...
 
     async def relay(
-        self, settings: Relay, part: SpoolPart, calls: Counter[int] | None
+        self, settings: Relay, part: SpoolPart, earlier: RelaySender | None
     ) -> RunningRelay:
-        """Build a relay's sender. ``calls``: those of an earlier one, to be counted on."""
+        """Build a relay's sender. ``earlier``: the one that it is to follow."""
         ...
 
 
@@ -200,7 +199,7 @@ class RunningTakers:
             before = self.relays.get(relay.taker)
             if before is None or before.sender.settings != relay:
                 sender = await self._builder.relay(
-                    relay, opened.parts[relay.taker], before.sender.calls if before else None
+                    relay, opened.parts[relay.taker], before.sender if before else None
                 )
                 sender.supervisor.faults = before.supervisor.faults if before else 0
                 opened.relays[relay.taker] = sender

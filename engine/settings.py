@@ -169,6 +169,11 @@ class Relay(Section, frozen=True, kw_only=True):
         return f"relay:{self.name}"
 
     @property
+    def host(self) -> tuple[str, str | None]:
+        """The settings that name where it sends to."""
+        return self.region, self.base_url
+
+    @property
     def drops_oldest(self) -> bool:
         """Whether its oldest requests go where its share of the spool is taken."""
         return self.when_full == "drop_oldest"

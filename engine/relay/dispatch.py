@@ -53,9 +53,10 @@ class Dispatch:
     """See the module's docstring. It starts without any memory, as after a restart."""
 
     def __init__(self, connections: int, jitter: Callable[[], float]) -> None:
+        self.connections = connections
+        """Parts that may be out at once."""
         self.queue = RequestQueue()
         self.keys = RefusedKeys()
-        self._connections = connections
         self._jitter = jitter
         self._host = AmplitudeHost()
         self._failures = RequestFailures()
@@ -93,7 +94,7 @@ class Dispatch:
 
     def slots(self, in_flight: int, now_s: float) -> int:
         """Return the number of parts that may leave now."""
-        return self._host.slots(self._connections, in_flight, now_s)
+        return self._host.slots(self.connections, in_flight, now_s)
 
     def next(self, now_s: float) -> RequestPart | None:
         """Return a part to send; None: no part is ready."""

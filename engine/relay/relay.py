@@ -9,7 +9,8 @@ Rules
 1. One task changes all state: it settles the answers of a round and reads the next requests, both
    in one transaction. Workers make calls only.
 2. An event leaves the spool only with the commit that settles it. A cancelled relay has lost
-   nothing, and begins again with all that is not settled.
+   nothing, and begins again with all that is not settled. One that was drained hands on what it
+   knows: another sender of the relay to the same host goes on as it would have.
 3. Answers take their consequences (``dispatch``) after that commit, so that no request goes again
    on the ground of an ending that was rolled back.
 """
@@ -55,17 +56,19 @@ class RelaySender:
         *,
         now_ms: Callable[[], int],
         jitter: Callable[[], float],
-        calls: Counter[int] | None = None,
+        earlier: RelaySender | None = None,
     ) -> None:
-        """``calls``: those of an earlier sender of this relay, to be counted on."""
+        """``earlier``: the sender of this relay before; it ends before this one runs."""
         self.settings = settings
         self.spool = spool
         self._now_ms = now_ms
         self._jitter = jitter
-        self._parts = PartSender(spool, wire, now_ms, calls)
+        self._parts = PartSender(spool, wire, now_ms, earlier.calls if earlier else None)
         self._news = anyio.Event()
         self._progress = anyio.Event()
         self._ending = False
+        self._earlier = earlier
+        self._is_settled = False
         self._reset()
 
     def _reset(self) -> None:
@@ -128,6 +131,7 @@ class RelaySender:
         self.spool.appended = self._appended
         # A supervisor runs this again after a fault of ours: then no memory can be trusted.
         self._reset()
+        self._take_over()
         try:
             async with anyio.create_task_group() as calls:
                 while not self._ending or self._out:
@@ -137,8 +141,16 @@ class RelaySender:
                     self._send_next(calls)
                     await self._rest()
                 await self._settle_and_read()
+            self._is_settled = True
         finally:
             self.spool.appended = lambda: None
+
+    def _take_over(self) -> None:
+        """Go on with what the sender before knows of the host, and of what waits."""
+        earlier, self._earlier = self._earlier, None
+        if earlier and earlier._is_settled and earlier.settings.host == self.settings.host:
+            self._dispatch = earlier._dispatch
+            self._dispatch.connections = self.settings.connections
 
     async def _rest(self) -> None:
         """Wait until something has changed or is due."""

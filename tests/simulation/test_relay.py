@@ -220,3 +220,47 @@ async def test_a_full_relay_drops_its_oldest_and_counts_them(tmp_path: Path) -> 
         assert counted["delivered"] + dropped == 300
     ids = by_device(local.events)["d"]
     assert ids == [f"d/{n}" for n in range(300 - len(ids), 300)]
+
+
+@pytest.mark.parametrize("status", [429, 503])
+@in_virtual_time
+async def test_a_host_that_has_to_be_left_alone_is_so_after_a_reload(
+    tmp_path: Path, status: int
+) -> None:
+    """A plain 429 names a pause, and an outage lets one probe at a time through."""
+    local = relaying.amplitude(faults=[Fault(kind="status", status=status, end_s=20)])
+    loop = virtual.current()
+    async with relaying.engine(tmp_path, local) as engine:
+        for n in range(40):
+            await take_in(engine, request([event(f"d{n}", n)]))
+        await anyio.sleep(5.0)
+        health = engine.relays[RELAY].health
+        assert health == ("busy" if status == 429 else "outage")
+        for connections in range(10, 20):
+            await engine.reload(relaying.settings(tmp_path, connections=connections))
+            await anyio.sleep(0.1)
+            assert engine.relays[RELAY].health == health
+        calls = len([one for one in local.journal if one.at_s - virtual.EPOCH_S > 5.0])
+        assert calls <= 2
+        elsewhere = relaying.settings(tmp_path, base_url="https://elsewhere.example")
+        await engine.reload(elsewhere)
+        assert engine.relays[RELAY].health == "well"
+        await relayed(engine)
+    assert loop.now_s < 60
+    assert sorted(by_device(local.events)) == sorted(f"d{n}" for n in range(40))
+
+
+@in_virtual_time
+async def test_a_device_that_is_throttled_stays_so_through_reloads(tmp_path: Path) -> None:
+    """Each reload tried all devices at once, in the order of their requests: now none early."""
+    local = relaying.amplitude(events_per_s={"/2/httpapi": 3.0})
+    async with relaying.engine(tmp_path, local) as engine:
+        for n in range(200):
+            await take_in(engine, request([event("hot", n)]))
+        for connections in range(10, 40):
+            await engine.reload(relaying.settings(tmp_path, connections=connections))
+            await anyio.sleep(0.2)
+        refused = [one for one in local.journal if one.status == 429]
+        assert len(refused) <= 3
+        await relayed(engine)
+    assert by_device(local.events)["hot"] == [f"hot/{n}" for n in range(200)]
