@@ -78,6 +78,23 @@ class EventNames:
         if self.count < WARN_AT <= len(days):
             _log.warning("event names become scarce", names=len(days), limit=MAX_EVENT_TYPES)
 
+    async def forget(self, name: str) -> bool:
+        """Forget a name, and that Intercom refused it; return whether it was known.
+
+        Returns when the change is on disk. Sent again, the name takes a slot again.
+        """
+        async with self._admitting:
+            if self._last_day is None:
+                self._last_day = await self._load()
+            key = name.lower()
+            days = {other: day for other, day in self._last_day.items() if other != key}
+            is_known = len(days) < len(self._last_day)
+            if is_known:
+                await self._keep(days)
+                # What was refused meanwhile stays without a slot.
+                self._last_day = {n: day for n, day in days.items() if not self.is_refused(n)}
+            return self._refused_until_s.pop(key, None) is not None or is_known
+
     def refuse(self, name: str) -> None:
         """Take in that Intercom has no slot for a name: it has none here either, for an hour."""
         now_s = anyio.current_time()

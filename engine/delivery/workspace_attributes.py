@@ -191,6 +191,15 @@ class WorkspaceAttributes:
         self._missing[name] = loop_time_s() + BELIEVED_MISSING_S
         self._is_wanted.set()
 
+    def learn_created(self, name: str, data_type: str) -> None:
+        """Take in that an attribute is there now; ``data_type``: empty: not known."""
+        # The next list may not have it yet, and would have it created again.
+        self._tried[name] = loop_time_s() + BELIEVED_MISSING_S
+        self._missing.pop(name, None)
+        if self._known:
+            self._known.add(name, data_type)
+        _log.info("attribute created", name=name, data_type=data_type)
+
     def stop(self) -> None:
         """Keep the list no longer, until it is needed again."""
         if self._keeping is not None:
@@ -300,14 +309,10 @@ class WorkspaceAttributes:
         if self.type_of(name) is not None or name in self._tried:
             return
         answer = await calls.call(intercom.create_attribute(name, data_type), optional=True)
-        # Also after success: the next list may not have it yet, and would have it created again.
-        self._tried[name] = loop_time_s() + BELIEVED_MISSING_S
         if answer.status == 200 or intercom.says_attribute_is_there(answer):
-            self._missing.pop(name, None)
-            if self._known:
-                self._known.add(name, data_type if answer.status == 200 else "")
-            _log.info("attribute created", name=name, data_type=data_type)
+            self.learn_created(name, data_type if answer.status == 200 else "")
         else:
+            self._tried[name] = loop_time_s() + BELIEVED_MISSING_S
             self.learn_missing(name)
             _log.warning("attribute not created", name=name, cause=cause_of(failure_of(answer)))
 

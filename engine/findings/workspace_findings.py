@@ -80,14 +80,18 @@ async def ask_intercom(sync: Sync) -> WorkspaceSaid:
             except NoAnswer as error:
                 within = f"no answer within {sync.intercom.timeout_s:g} s"
                 why = within if error.cause == "timeout" else str(error)
-                raise NotHeard(not_answering(sync, why)) from None
+                raise NotHeard(not_answering(address_of(sync), why)) from None
 
         return await ask_workspace(ask)
 
 
-def not_answering(sync: Sync, why: str) -> Finding:
-    """Return that the Intercom of a sync does not answer."""
-    address = sync.intercom.base_url or f"Intercom ({sync.intercom.region})"
+def address_of(sync: Sync) -> str:
+    """Return the Intercom of a sync in words."""
+    return sync.intercom.base_url or f"Intercom ({sync.intercom.region})"
+
+
+def not_answering(address: str, why: str) -> Finding:
+    """Return that an Intercom does not answer."""
     return Finding("error", "intercom", f"{address} does not answer: {why}")
 
 

@@ -11,13 +11,10 @@ import msgspec
 from aiohttp import web
 
 from amplitude_intercom.engine.console.api_v1.operations import ApiAnswer, Operation, operation
-from amplitude_intercom.engine.console.api_v1.parts import (
-    RunningEngine,
-    delivery_with,
-    workspace_id,
-)
+from amplitude_intercom.engine.console.api_v1.parts import RunningEngine, delivery_with
 from amplitude_intercom.engine.console.api_v1.settings_parts import MOST_FINDINGS
 from amplitude_intercom.engine.console.api_v1.settings_refusals import Form, in_thread, refuse_null
+from amplitude_intercom.engine.console.api_v1.workspace_parts import workspace_id
 from amplitude_intercom.engine.console.api_v1.workspace_questions import Heard, WorkspaceQuestions
 from amplitude_intercom.engine.console.guard import CHANGE, RequestChange
 from amplitude_intercom.engine.console.problems import ProblemType

@@ -30,6 +30,7 @@ from amplitude_intercom.engine.console.api_v1.settings_parts import Access, Relo
 from amplitude_intercom.engine.console.api_v1.settings_previews import SettingsPreviews
 from amplitude_intercom.engine.console.api_v1.settings_reading import SettingsReading
 from amplitude_intercom.engine.console.api_v1.spool_file import EngineWithUpkeep, SpoolFileApi
+from amplitude_intercom.engine.console.api_v1.workspace_changes import WorkspaceChanges
 from amplitude_intercom.engine.console.api_v1.workspaces import WorkspacesOfTokens
 from amplitude_intercom.engine.document.refusals import NotSaved
 from amplitude_intercom.engine.document.settings_document import SettingsDocument
@@ -80,6 +81,7 @@ def operations(
         *Letters(engine, reads, access).operations(),
         *ParkedUsers(engine, reads).operations(),
         *WorkspacesOfTokens(engine, reads).operations(),
+        *WorkspaceChanges(engine).operations(),
         *JobsOfEngine(engine, reads).operations(),
         *SpoolFileApi(engine).operations(),
         *Checks(engine, document).operations(),

@@ -9,7 +9,6 @@ from aiohttp import web
 
 from amplitude_intercom.engine.clients import token_of
 from amplitude_intercom.engine.console.problems import Problem, ProblemType
-from amplitude_intercom.engine.delivery.gate import Gate
 from amplitude_intercom.engine.delivery.stream import Stream, SyncDelivery
 from amplitude_intercom.engine.setting_types import SPELLED_OUT
 from amplitude_intercom.engine.settings import Settings, Sync
@@ -66,11 +65,6 @@ def _have_one_token(one: Sync, other: Sync) -> bool:
     is_named_alike = secret.source == same.source != SPELLED_OUT
     (address, token), (other_address, other_token) = token_of(one), token_of(other)
     return address == other_address and (token == other_token or is_named_alike)
-
-
-def workspace_id(gate: Gate) -> str:
-    """Return the name of a workspace here: that of its access token, without ``#`` and ``:``."""
-    return gate.name.replace("#", "-").replace(":", "-")
 
 
 def stream_of(engine: RunningEngine, request: web.Request) -> Stream:

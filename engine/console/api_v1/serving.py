@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import re
 from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import Any, Final
@@ -14,6 +15,7 @@ from aiohttp import web
 from amplitude_intercom.engine.console.api_v1.operations import ROOT, Operation
 from amplitude_intercom.engine.console.api_v1.requests import body_of, query_of
 
+_PART: Final = re.compile(r"{(\w+)}")
 _encoder: Final = msgspec.json.Encoder()
 
 
@@ -42,6 +44,7 @@ def _route(operation: Operation) -> web.RouteDef:
             headers=said.headers,
         )
 
+    path = ROOT + _PART.sub(r"{\1:[^/]+}", operation.path)  # without it a part has no `{`
     if operation.method == "GET":
-        return web.get(f"{ROOT}{operation.path}", answer)  # HEAD as well
-    return web.route(operation.method, f"{ROOT}{operation.path}", answer)
+        return web.get(path, answer)  # HEAD as well
+    return web.route(operation.method, path, answer)

@@ -29,6 +29,7 @@ from amplitude_intercom.engine.findings.workspace_findings import (
     Ask,
     NotHeard,
     WorkspaceSaid,
+    address_of,
     ask_intercom,
     ask_workspace,
     not_answering,
@@ -109,12 +110,12 @@ class WorkspaceQuestions:
                 return await ask_intercom(sync)
         except TimeoutError:
             why = f"no answer within {self._most_s:g} s"
-            return WorkspaceSaid(silence=not_answering(sync, why))
+            return WorkspaceSaid(silence=not_answering(address_of(sync), why))
         except NotHeard as error:
             return WorkspaceSaid(silence=error.finding)
         except Exception as fault:
             internal_failure(fault, during="a check", sync=sync.name)
-            return WorkspaceSaid(silence=not_answering(sync, describe(fault)))
+            return WorkspaceSaid(silence=not_answering(address_of(sync), describe(fault)))
 
     def _refuse_strange_address(self, sync: Sync) -> None:
         known = {token_of(one)[0] for one in self._settings().sync} | set(BASE_URLS.values())
@@ -131,12 +132,12 @@ def _through(gate: Gate, sync: Sync) -> Ask:
         outcome = await gate.call(request, optional=True)
         if isinstance(outcome, Answered):
             return outcome.answer
-        raise NotHeard(_silence(gate, sync, outcome))
+        raise NotHeard(silence_of(gate, address_of(sync), outcome))
 
     return ask
 
 
-def _silence(gate: Gate, sync: Sync, outcome: NotAnswered) -> Finding:
+def silence_of(gate: Gate, address: str, outcome: NotAnswered) -> Finding:
     """Return why a call of a token that is at work has no answer."""
     causes = {one.endpoint: one.cause for one in gate.troubles(loop_time_s())}
     said = cause_of(outcome.failure) if outcome.failure else ""
@@ -147,4 +148,4 @@ def _silence(gate: Gate, sync: Sync, outcome: NotAnswered) -> Finding:
         return Finding("warning", "intercom", text)
     if outcome.cause is Cause.NOT_SENT:
         return Finding("warning", "intercom", "not asked: the deliveries of the token just end")
-    return not_answering(sync, said or causes.get(outcome.endpoint, "no answer lately"))
+    return not_answering(address, said or causes.get(outcome.endpoint, "no answer lately"))

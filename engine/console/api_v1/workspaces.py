@@ -6,9 +6,6 @@ Those of syncs that deliver. A workspace is named by its token: ``HOST-N``, as l
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
-
 import msgspec
 from aiohttp import web
 
@@ -19,14 +16,18 @@ from amplitude_intercom.engine.console.api_v1.operations import (
     operation,
 )
 from amplitude_intercom.engine.console.api_v1.pages import Page, PageQuery, cursor_of, position_of
-from amplitude_intercom.engine.console.api_v1.parts import RunningEngine, workspace_id
+from amplitude_intercom.engine.console.api_v1.parts import RunningEngine
 from amplitude_intercom.engine.console.api_v1.reads import Reads
-from amplitude_intercom.engine.console.problems import Problem, ProblemType
+from amplitude_intercom.engine.console.api_v1.workspace_parts import (
+    Attribute,
+    WorkspaceToken,
+    attribute_of,
+    token_named,
+    tokens_of,
+)
+from amplitude_intercom.engine.console.problems import ProblemType
 from amplitude_intercom.engine.delivery.event_names import DAY_MS
-from amplitude_intercom.engine.delivery.gate import Gate
-from amplitude_intercom.engine.delivery.workspace_attributes import Listed
-from amplitude_intercom.engine.delivery.workspaces import Workspace
-from amplitude_intercom.engine.settings import MAX_EVENT_TYPES, Sync, source_and_target
+from amplitude_intercom.engine.settings import MAX_EVENT_TYPES
 from amplitude_intercom.engine.status import GateStatus, gate_status
 
 
@@ -37,15 +38,6 @@ class WorkspaceFacts(msgspec.Struct, frozen=True):
     syncs: list[str]
     number: int | None
     gate: GateStatus
-
-
-class Attribute(msgspec.Struct, frozen=True):
-    """A data attribute of contacts that can be written. ``data_type``: empty: not known."""
-
-    name: str
-    data_type: str
-    options: list[str]
-    used_by: list[str]
 
 
 class Attributes(msgspec.Struct, frozen=True):
@@ -90,14 +82,6 @@ class Budget(msgspec.Struct, frozen=True):
     is_ramping: bool
 
 
-class _Token(NamedTuple):
-    """An access token that is used: its gate, the syncs, and the workspace if it is known."""
-
-    gate: Gate
-    syncs: list[str]
-    workspace: Workspace | None
-
-
 class WorkspacesOfTokens:
     """Asks the gates and workspaces of one engine."""
 
@@ -133,39 +117,33 @@ class WorkspacesOfTokens:
 
     async def _list(self, request: web.Request, query: PageQuery) -> ApiAnswer:
         """Return the workspaces that are delivered to, one for each access token."""
-        tokens = self._tokens()
+        tokens = tokens_of(self._engine)
         names, next_ = _page(sorted(tokens), request, query)
         return ApiAnswer(Page([_facts(name, tokens[name]) for name in names], next_))
 
     async def _workspace(self, request: web.Request, nothing: Nothing) -> ApiAnswer:
         """Return one workspace, with the state of its calls."""
-        return ApiAnswer(_facts(*self._token_of(request)))
+        return ApiAnswer(_facts(*token_named(self._engine, request)))
 
     async def _attributes(self, request: web.Request, query: PageQuery) -> ApiAnswer:
         """Return the data attributes of a workspace that can be written, as far as the daemon has
         read them."""
-        _, token = self._token_of(request)
+        _, token = token_named(self._engine, request)
         known = token.workspace.attributes if token.workspace else None
         listed = {one.name: one for one in (known.listed() if known else None) or ()}
         names, next_ = _page(sorted(listed), request, query)
         return ApiAnswer(
             Attributes(
-                [self._attribute(listed[name], token.syncs) for name in names],
+                [attribute_of(self._engine, listed[name], token.syncs) for name in names],
                 next_,
                 is_read=known is not None and known.listed() is not None,
                 missing=sorted(known.missing) if known else [],
             )
         )
 
-    def _attribute(self, listed: Listed, syncs: list[str]) -> Attribute:
-        streams = (self._engine.streams.get(name) for name in syncs)
-        users = [s.sync.name for s in streams if s and listed.name in _fields(s.sync)]
-        options = [one if isinstance(one, str) else one.value for one in listed.options or ()]
-        return Attribute(listed.name, listed.data_type, options, users)
-
     async def _event_names(self, request: web.Request, query: PageQuery) -> ApiAnswer:
         """Return the event names that were sent to a workspace, and how many it may have."""
-        _, token = self._token_of(request)
+        _, token = token_named(self._engine, request)
         number = token.workspace.number if token.workspace else 0
         days = await self._reads.look(lambda store: store.event_names.of(number))
         names, next_ = _page(sorted(days), request, query)
@@ -174,7 +152,7 @@ class WorkspacesOfTokens:
 
     async def _budget(self, request: web.Request, nothing: Nothing) -> ApiAnswer:
         """Return how fast calls of an access token may leave now."""
-        gate = self._token_of(request)[1].gate
+        gate = token_named(self._engine, request)[1].gate
         pace = gate.pace
         return ApiAnswer(
             Budget(
@@ -189,37 +167,10 @@ class WorkspacesOfTokens:
             )
         )
 
-    def _tokens(self) -> dict[str, _Token]:
-        found: dict[str, _Token] = {}
-        for name, gate, workspace in self._deliveries():
-            token = found.setdefault(workspace_id(gate), _Token(gate, [], workspace))
-            token.syncs.append(name)
-        return found
 
-    def _deliveries(self) -> Iterator[tuple[str, Gate, Workspace | None]]:
-        for name, stream in self._engine.streams.items():
-            delivery = stream.delivery
-            if delivery is not None:
-                workspace = delivery.workspace if delivery.has_entered else None
-                yield name, delivery.gate, workspace
-
-    def _token_of(self, request: web.Request) -> tuple[str, _Token]:
-        name = request.match_info["workspace"]
-        token = self._tokens().get(name)
-        if token is None:
-            raise Problem(ProblemType.NOT_FOUND, f"no workspace is named {name}")
-        return name, token
-
-
-def _facts(name: str, token: _Token) -> WorkspaceFacts:
+def _facts(name: str, token: WorkspaceToken) -> WorkspaceFacts:
     number = token.workspace.number if token.workspace else None
     return WorkspaceFacts(name, token.syncs, number, gate_status(token.gate, token.gate.name))
-
-
-def _fields(sync: Sync) -> set[str]:
-    """Return the attributes that a sync writes its selected properties to."""
-    chosen = sync.users.properties if sync.users.enabled else ()
-    return {target for _, target in map(source_and_target, chosen)}
 
 
 def _page(names: list[str], request: web.Request, query: PageQuery) -> tuple[list[str], str | None]:

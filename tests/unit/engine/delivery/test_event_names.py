@@ -116,3 +116,39 @@ async def test_names_of_two_syncs_at_once_are_all_kept(kept: Kept, names: EventN
             tasks.start_soon(names.admit, [name])
     assert set(kept.days) == {"paid", "left", "came"}
     assert names.count == 3
+
+
+@in_virtual_time
+async def test_a_forgotten_name_leaves_its_slot_to_another_on_disk_too(kept: Kept) -> None:
+    names = kept.names()
+    assert await names.admit(ALL) == set()
+    assert await names.admit(["Another"]) == {"Another"}
+    assert await names.forget("NAME 7")
+    assert "name 7" not in kept.days
+    assert not await names.forget("name 7")
+    assert await names.admit(["Another"]) == set()
+    assert await names.admit(["name 7"]) == {"name 7"}
+    assert await kept.names().forget("another"), "what is on disk is known before the first event"
+
+
+@in_virtual_time
+async def test_a_name_that_intercom_refused_is_tried_again_once_it_is_forgotten(
+    kept: Kept,
+) -> None:
+    names = kept.names()
+    await names.admit(["Paid", "Left"])
+    names.refuse("Paid")
+    assert await names.forget("paid")
+    assert not names.is_refused("Paid")
+    assert await names.admit(["Paid"]) == set()
+    assert set(kept.days) == {"paid", "left"}
+
+
+@in_virtual_time
+async def test_a_name_that_cannot_be_forgotten_on_disk_is_not_forgotten(kept: Kept) -> None:
+    names = kept.names()
+    await names.admit(["Paid"])
+    kept.fails = True
+    with pytest.raises(OSError, match="full"):
+        await names.forget("Paid")
+    assert names.count == 1
