@@ -27,7 +27,6 @@ from amplitude_intercom.engine.cli_options import (
     TakerName,
     Until,
     User,
-    check_position,
     check_text,
     finish,
     finish_plainly,
@@ -291,7 +290,6 @@ def list_dead_letters(
     from amplitude_intercom.engine.commands import dead_letters as commands
 
     query = query_of(None, reason, user, since, until)
-    check_position(after)
 
     finish(
         lambda: commands.list_dead_letters(

@@ -136,16 +136,6 @@ def check_text(text: str, option: str) -> None:
         raise typer.BadParameter(f"`{text}` is not UTF-8", param_hint=option) from None
 
 
-def check_position(after: str) -> None:
-    """Refuse a text that is no position in a list of dead letters."""
-    from amplitude_intercom.engine.spool.letters import Position
-
-    try:
-        Position.read(after)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--after") from None
-
-
 def _time_ms(text: str | None, option: str) -> int | None:
     from amplitude_intercom.transports.amplitude_times import parse_time
 

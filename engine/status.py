@@ -13,7 +13,7 @@ import msgspec
 from amplitude_intercom.engine.clock import loop_time_s
 from amplitude_intercom.engine.delivery.gate import Gate
 from amplitude_intercom.engine.delivery.judge import Trouble
-from amplitude_intercom.engine.delivery.stream import SyncFigures
+from amplitude_intercom.engine.delivery.sync_figures import SyncFigures
 from amplitude_intercom.engine.errors import SpoolError
 from amplitude_intercom.engine.histograms import HistogramValue
 from amplitude_intercom.engine.relay.relay import RelaySender

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from typing import Final
 
 import anyio
 import structlog
@@ -19,19 +20,22 @@ from amplitude_intercom.engine.spool import former_syncs
 from amplitude_intercom.engine.spool.jobs import JobKind
 from amplitude_intercom.engine.spool.letters import (
     DeadLetter,
-    DeadLetterPage,
     DeadLetterQuery,
     Position,
 )
 from amplitude_intercom.engine.spool.spool import Spool
 from amplitude_intercom.engine.spool.store import Store
-from amplitude_intercom.engine.spool.table_reads import dead_letter_page
 from amplitude_intercom.engine.spool.takers import RELAY, spoken
 from amplitude_intercom.engine.spool.user_state import UserState, state_of_user
+from amplitude_intercom.engine.spool.wakeups import MadeDue, ParkedChoice, Wakeups
 from amplitude_intercom.engine.status import Compacted, read_left
 from amplitude_intercom.engine.token_facts import contact_key
 
 _log = structlog.get_logger(__name__)
+
+
+SLICE_OF_USERS: Final = 500
+"""Parked users that are made due in one transaction."""
 
 
 class Upkeep:
@@ -66,22 +70,6 @@ class Upkeep:
         return await self._spool.look(
             lambda store: store.letters.find(
                 store.takers.known_id(sync), query, after=position, limit=limit
-            )
-        )
-
-    async def dead_letter_page(
-        self, sync: str, query: DeadLetterQuery, *, after: str = "", limit: int = 1000
-    ) -> DeadLetterPage:
-        """Return a page of dead letters, with the number of all that the query matches.
-
-        Raises:
-            SpoolError: the spool cannot be read.
-            ValueError: ``after`` is not a position.
-        """
-        position = Position.read(after)
-        return await self._spool.look(
-            lambda store: dead_letter_page(
-                store, store.takers.known_id(sync), query, position, limit
             )
         )
 
@@ -122,6 +110,28 @@ class Upkeep:
         return await self._spool.look(
             lambda store: state_of_user(store, taker, user, contact_key(store, stream.sync, user))
         )
+
+    async def retry_parked(self, sync: str, choice: ParkedChoice) -> int:
+        """Try parked users of a sync again soon; return their number.
+
+        A user that waits for an endpoint whose circuit is open goes on waiting for that.
+
+        Raises:
+            SpoolError: the spool cannot be read or changed.
+        """
+        spool, now_ms = self._takers.streams[sync].spool, self._now_ms()
+        after, users = "", 0
+
+        def make_due(store: Store) -> MadeDue:
+            wakeups = Wakeups(store.db)
+            return wakeups.make_due(spool.taker, choice, now_ms, after, SLICE_OF_USERS)
+
+        while True:
+            made = await self._spool.do(make_due)
+            users, after = users + made.users, made.last
+            spool.appended()
+            if not after:
+                return users
 
     # --- the spool's file -----------------------------------------------------------------
 

@@ -17,9 +17,9 @@ from amplitude_intercom.engine.commands.service_manager import ServiceManager
 from amplitude_intercom.engine.console.access_api import AccessApi
 from amplitude_intercom.engine.console.admin_access import AdminAccess
 from amplitude_intercom.engine.console.admin_server import AdminServer
-from amplitude_intercom.engine.console.api import AdminApi
 from amplitude_intercom.engine.console.api_v1.every import routes
 from amplitude_intercom.engine.console.audit import Audit, AuditFile
+from amplitude_intercom.engine.console.monitoring import MonitorPaths
 from amplitude_intercom.engine.document.settings_document import SettingsDocument
 from amplitude_intercom.engine.errors import SettingsError
 from amplitude_intercom.engine.findings.settings_findings import key_findings
@@ -86,11 +86,11 @@ async def _serve_admin(
     """Open the admin port; return its access when it listens."""
     audit = Audit(AuditFile(Path(engine.settings.data_dir)), wall_clock_ms)
     access = AdminAccess(settings, audit)
-    api = AdminApi(engine.overview, engine.upkeep, engine.jobs)
+    monitors = MonitorPaths(engine.overview)
     document = SettingsDocument.of(reload.path, Path(engine.settings.data_dir))
     # In a thread: a settings file that was half written is mended first.
     of_api = await asyncio.to_thread(routes, engine, document, reload, access)
-    admin = AdminServer(access, [*api.routes(), *AccessApi(access).routes(), *of_api])
+    admin = AdminServer(access, [*monitors.routes(), *AccessApi(access).routes(), *of_api])
     tasks.start_soon(admin.run)
     _log.info("admin listening", address=await admin.listening())
     return access

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import io
-from collections import Counter
 from typing import Any, Final
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import aiohttp
 import msgspec
@@ -15,20 +14,28 @@ from yarl import URL
 
 from amplitude_intercom.engine.addresses import host_and_port
 from amplitude_intercom.engine.commands.terminal import say
+from amplitude_intercom.engine.console.api_v1.job_values import Job
+from amplitude_intercom.engine.console.api_v1.letter_values import Letter, LetterPage
+from amplitude_intercom.engine.console.api_v1.spool_file import LeftRecords
+from amplitude_intercom.engine.console.api_v1.status_values import DaemonStatus
+from amplitude_intercom.engine.console.problems import FieldError
 from amplitude_intercom.engine.errors import EngineError, SettingsError
 from amplitude_intercom.engine.findings.settings_findings import EVERYBODY
 from amplitude_intercom.engine.settings import Admin
 from amplitude_intercom.engine.settings_changes import Reloaded
-from amplitude_intercom.engine.spool.jobs import JobKind, JobRow
-from amplitude_intercom.engine.spool.letters import DeadLetterPage, DeadLetterQuery
-from amplitude_intercom.engine.spool.user_state import UserState
-from amplitude_intercom.engine.status import Compacted, Status
+from amplitude_intercom.engine.spool.jobs import JobKind
+from amplitude_intercom.engine.spool.letters import DeadLetterQuery
+from amplitude_intercom.engine.spool.user_state import UserState, nothing_of
+from amplitude_intercom.engine.status import Compacted
 
 ANSWER_S: Final = 60.0
 """Time limit of an answer; long, because a large spool takes its time."""
 
 MOVE_S: Final = 3_600.0
 """Time limit for moving or dropping all that is left of a sync."""
+
+MOST_COUNTS: Final = 5
+"""Counts of dead letters that change before a job on them is given up."""
 
 FIRST_LOOK_S: Final = 0.05
 LOOK_EVERY_S: Final = 2.0
@@ -37,6 +44,22 @@ LOOK_EVERY_S: Final = 2.0
 
 class DaemonUnavailable(EngineError):
     """No daemon answers at the admin port, or not in a usable way; the message says which."""
+
+
+class OtherNumber(EngineError):
+    """The daemon counts another number of dead letters than a job expects."""
+
+    def __init__(self, said: str, count: int) -> None:
+        super().__init__(said)
+        self.count = count
+
+
+class _Problem(msgspec.Struct):
+    """A refusal (RFC 9457). ``count``: of the dead letters that a filter means."""
+
+    detail: str = ""
+    errors: list[FieldError] = []
+    count: int | None = None
 
 
 class DaemonClient:
@@ -66,12 +89,8 @@ class DaemonClient:
             SettingsError: the daemon refuses the request because of its settings.
         """
         status, content = await self.exchange(method, path, body, within_s)
-        if status != 200:
-            said = detail_of(content)
-            if status in (409, 422):
-                # The same error, and exit code, as without a daemon.
-                raise SettingsError(said)
-            raise DaemonUnavailable(f"the daemon at {self.address} answers {status}: {said}")
+        if not 200 <= status < 300:
+            raise self._refusal(status, content)
         return self.decoded(content, kind)
 
     def decoded(self, content: bytes, kind: Any) -> Any:
@@ -116,8 +135,20 @@ class DaemonClient:
         self.is_there = True
         return status, content
 
-    async def status(self, within_s: float = ANSWER_S) -> Status:
-        status: Status = await self._ask("GET", "/api/status", None, Status, within_s)
+    def _refusal(self, status: int, content: bytes) -> EngineError:
+        """Return the error that an answer stands for."""
+        said, count = detail_of(content), _problem_of(content).count
+        if status == 409 and count is not None:
+            return OtherNumber(said, count)
+        if status in (409, 422):
+            # The same error, and exit code, as without a daemon.
+            return SettingsError(said)
+        return DaemonUnavailable(f"the daemon at {self.address} answers {status}: {said}")
+
+    async def status(self, within_s: float = ANSWER_S) -> DaemonStatus:
+        status: DaemonStatus = await self._ask(
+            "GET", "/api/v1/status", None, DaemonStatus, within_s
+        )
         return status
 
     async def reload(self) -> Reloaded:
@@ -131,60 +162,102 @@ class DaemonClient:
         return done
 
     async def dead_letters(
-        self, sync: str, query: DeadLetterQuery, after: str, limit: int
-    ) -> DeadLetterPage:
-        body = {**msgspec.structs.asdict(query), "after": after, "limit": limit}
-        page: DeadLetterPage = await self._ask(
-            "POST", f"/api/{sync}/dead-letters/list", body, DeadLetterPage
-        )
+        self, sync: str, query: DeadLetterQuery, cursor: str, limit: int
+    ) -> LetterPage:
+        conditions = {k: v for k, v in _conditions(query).items() if k != "every"}
+        asked = {**conditions, "cursor": cursor, "limit": limit}
+        path = f"/api/v1/syncs/{_escaped(sync)}/dead-letters?{urlencode(asked, doseq=True)}"
+        page: LetterPage = await self._ask("GET", path, None, LetterPage)
         return page
 
+    async def dead_letter(self, sync: str, id_: int) -> Letter | None:
+        page = await self.dead_letters(sync, DeadLetterQuery(ids=[id_]), "", 1)
+        if not page.items:
+            return None
+        path = f"/api/v1/syncs/{_escaped(sync)}/dead-letters/{id_}"
+        letter: Letter = await self._ask("GET", path, None, Letter)
+        return letter
+
     async def user(self, sync: str, user: str) -> UserState:
-        # Dots are escaped too: a user called `..` would be taken for the folder above.
-        key = quote(user, safe="", errors="replace").replace(".", "%2E")
-        state: UserState = await self._ask("GET", f"/api/{sync}/users/{key}", None, UserState)
+        if not user:
+            return nothing_of(user)  # a path cannot name it
+        path = f"/api/v1/syncs/{_escaped(sync)}/people/{_escaped(user)}"
+        state: UserState = await self._ask("GET", path, None, UserState)
         return state
 
-    async def replay(self, sync: str, query: DeadLetterQuery) -> Counter[str]:
-        return Counter(await self._done(JobKind.REPLAY, sync, query))
-
-    async def discard(self, sync: str, query: DeadLetterQuery) -> int:
-        return (await self._done(JobKind.DISCARD, sync, query)).get("discarded", 0)
-
-    async def _done(self, kind: JobKind, sync: str, query: DeadLetterQuery) -> dict[str, int]:
+    async def do_job(self, kind: JobKind, sync: str, query: DeadLetterQuery) -> Job:
         """Have the daemon do a job; print its progress where that takes a while."""
-        path = f"/api/{sync}/dead-letters/{kind}"
-        job: JobRow = await self._ask("POST", path, query, JobRow)
+        job = await self._begun(kind, sync, query)
         pause_s = FIRST_LOOK_S
-        while not job.ended:
+        while job.ended_at_ms is None:
             await asyncio.sleep(pause_s)
             pause_s = min(LOOK_EVERY_S, 2 * pause_s)
-            job = await self._ask("GET", f"/api/jobs/{job.id}", None, JobRow)
+            job = await self._ask("GET", f"/api/v1/jobs/{job.id}", None, Job)
             if pause_s == LOOK_EVERY_S:
-                far = f"{sum(job.counts.values()):,} of {job.expected:,}"
+                far = f"{job.done:,} of {job.expected:,}"
                 say(f"job {job.id}: {far}; it goes on in the daemon without this", stderr=True)
-        return job.outcome()
+        return job
 
-    async def move_left(self, old: str, new: str) -> int:
-        return int(
-            await self._ask("POST", "/api/spool/move", {"old": old, "new": new}, int, MOVE_S)
+    async def _begun(self, kind: JobKind, sync: str, query: DeadLetterQuery) -> Job:
+        """Have the daemon begin a job on all that a query means now."""
+        page = await self.dead_letters(sync, query, "", 1)
+        path, expected = f"/api/v1/syncs/{_escaped(sync)}/jobs", page.matching or 0
+        for _ in range(MOST_COUNTS):
+            asked = {
+                "action": kind,
+                "filter": _conditions(query),
+                "up_to_id": page.up_to_id,
+                "expected": expected,
+            }
+            try:
+                job: Job = await self._ask("POST", path, asked, Job)
+            except OtherNumber as other:
+                expected = other.count
+            else:
+                return job
+        raise SettingsError("the dead letters change all the time: nothing was begun")
+
+    async def move_left(self, old: str, new: str) -> LeftRecords:
+        asked = {"old": old, "new": new}
+        moved: LeftRecords = await self._ask(
+            "POST", "/api/v1/spool/move", asked, LeftRecords, MOVE_S
         )
+        return moved
 
-    async def drop_left(self, old: str) -> int:
-        return int(await self._ask("POST", "/api/spool/drop", {"old": old}, int, MOVE_S))
+    async def drop_left(self, old: str) -> LeftRecords:
+        dropped: LeftRecords = await self._ask(
+            "POST", "/api/v1/spool/drop", {"old": old}, LeftRecords, MOVE_S
+        )
+        return dropped
 
     async def compact(self) -> Compacted:
-        done: Compacted = await self._ask("POST", "/api/spool/compact", {}, Compacted)
+        done: Compacted = await self._ask("POST", "/api/v1/spool/compact", {}, Compacted)
         return done
 
 
 def detail_of(content: bytes) -> str:
-    """Return the sentence of a problem (RFC 9457), or the beginning of an answer that is none."""
+    """Return the sentences of a problem (RFC 9457), or the beginning of an answer that is none."""
+    problem = _problem_of(content)
+    errors = (f"{error.pointer}: {error.detail}" for error in problem.errors)
+    return "; ".join(filter(None, [problem.detail, *errors]))[:500]
+
+
+def _problem_of(content: bytes) -> _Problem:
     try:
-        said = str(msgspec.json.decode(content, type=dict[str, Any]).get("detail", ""))
+        return msgspec.json.decode(content, type=_Problem)
     except (msgspec.MsgspecError, UnicodeDecodeError):
-        said = ""
-    return (said or content.decode(errors="replace").strip())[:500]
+        return _Problem(detail=content.decode(errors="replace").strip())
+
+
+def _conditions(query: DeadLetterQuery) -> dict[str, Any]:
+    """Return the conditions that a query has."""
+    given = msgspec.structs.asdict(query)
+    return {name: value for name, value in given.items() if value not in (None, False)}
+
+
+def _escaped(part: str) -> str:
+    """Return a part of a path. Dots are escaped too: ``..`` would be the folder above."""
+    return quote(part, safe="", errors="replace").replace(".", "%2E")
 
 
 def _reachable(address: str) -> str:

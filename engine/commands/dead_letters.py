@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Iterator
 from datetime import UTC, datetime
-from typing import Any
 
 import msgspec
 
@@ -15,17 +14,18 @@ from amplitude_intercom.engine.commands.spool_access import ReadableSpool, open_
 from amplitude_intercom.engine.commands.spool_files import SpoolFiles
 from amplitude_intercom.engine.commands.taker_choice import choose_taker
 from amplitude_intercom.engine.commands.terminal import count, listed, print_table, say
+from amplitude_intercom.engine.console.api_v1.job_values import Job
+from amplitude_intercom.engine.console.api_v1.letter_values import Letter, LetterFacts, LetterPage
+from amplitude_intercom.engine.console.api_v1.pages import MOST_ROWS
+from amplitude_intercom.engine.errors import EngineError
 from amplitude_intercom.engine.previewing import Foreseen, Preview, SpooledPast
-from amplitude_intercom.engine.reasons import DeadReason
 from amplitude_intercom.engine.relay.relayed_form import ORIGIN
 from amplitude_intercom.engine.settings import Settings, Sync
-from amplitude_intercom.engine.spool.letters import DeadLetter, DeadLetterPage, DeadLetterQuery
+from amplitude_intercom.engine.spool.jobs import JobKind, JobState
+from amplitude_intercom.engine.spool.letters import START, DeadLetter, DeadLetterQuery, Position
 from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.engine.spool.takers import RELAY
 from amplitude_intercom.engine.wording import shown
-
-PAGE = 1_000
-"""Dead letters that are asked for at once."""
 
 
 async def list_dead_letters(
@@ -39,20 +39,20 @@ async def list_dead_letters(
 ) -> int:
     """Print dead letters, a line each, up to ``limit``; say on stderr where there are more."""
     name = choose_taker(settings, sync)
-    letters: list[DeadLetter] = []
-    matching, behind = 0, ""
+    letters: list[LetterFacts] = []
+    matching, behind = None, None
     async with read_spools(settings) as spools:
         async for page in _pages(spools, name, query, after, limit):
-            letters += page.dead_letters
-            matching, behind = page.matching, page.after
+            letters += page.items
+            matching, behind = page.matching, page.next
     if as_json:
-        print_json([view(letter) for letter in letters])
+        print_json(letters)
     elif letters:
         head = ("id", "failed at", "reason", "status", "event type", "user", "from", "message")
         print_table(map(_row, letters), head, right=(0, 3))
     if behind:
-        text = f"{len(letters):,} of {matching:,} shown; --after {behind} shows more"
-        say(text, stderr=True)
+        of = "" if matching is None else f" of {matching:,}"
+        say(f"{len(letters):,}{of} shown; --after {behind} shows more", stderr=True)
     elif not letters and not as_json:
         say("no dead letters" + (f" behind {after}" if after else ""), stderr=True)
     return OK
@@ -62,22 +62,22 @@ async def _pages(
     spools: ReadableSpool,
     sync: str,
     query: DeadLetterQuery,
-    after: str = "",
+    cursor: str = "",
     limit: int | None = None,
-) -> AsyncIterator[DeadLetterPage]:
+) -> AsyncIterator[LetterPage]:
     """Yield the dead letters of a query, a page at a time, up to ``limit`` of them."""
     while True:
-        wanted = PAGE if limit is None else min(PAGE, limit)
-        page = await spools.dead_letters(sync, query, after, wanted)
+        wanted = MOST_ROWS if limit is None else min(MOST_ROWS, limit)
+        page = await spools.dead_letters(sync, query, cursor, wanted)
         yield page
         if limit is not None:
-            limit -= len(page.dead_letters)
-        if not page.after or limit == 0:
+            limit -= len(page.items)
+        if page.next is None or limit == 0:
             return
-        after = page.after
+        cursor = page.next
 
 
-def _row(letter: DeadLetter) -> tuple[object, ...]:
+def _row(letter: LetterFacts) -> tuple[object, ...]:
     where = f"{letter.origin}:{letter.line}" if letter.line else letter.origin
     return (
         letter.id,
@@ -91,38 +91,37 @@ def _row(letter: DeadLetter) -> tuple[object, ...]:
     )
 
 
-def view(letter: DeadLetter) -> dict[str, Any]:
-    """Return a dead letter for JSON, its raw event as text."""
-    fields = msgspec.structs.asdict(letter)
-    return {**fields, "raw": letter.raw.decode(errors="replace")}
-
-
 async def show_dead_letter(settings: Settings, sync: str | None, id_: int, *, as_json: bool) -> int:
     """Print one dead letter, whole."""
     async with read_spools(settings) as spools:
-        query = DeadLetterQuery(ids=[id_])
-        page = await spools.dead_letters(choose_taker(settings, sync), query, "", 1)
-    if not page.dead_letters:
+        letter = await spools.dead_letter(choose_taker(settings, sync), id_)
+    if letter is None:
         return complain(f"there is no dead letter {id_}", FAILED)
-    [letter] = page.dead_letters
     if as_json:
-        print_json(view(letter))
+        print_json(letter)
         return OK
     print_table(_fields(letter))
-    say(shown(letter.raw.decode(errors="replace"), len(letter.raw) * 6), most=len(letter.raw) * 6)
+    if letter.payload is None:
+        say("the values are hidden (admin.hide_values)", stderr=True)
+        return OK
+    text = letter.payload.text
+    for line in text.splitlines():
+        say(shown(line, len(line) * 6), most=len(line) * 6)
+    if not letter.payload.is_whole:
+        say(f"of {letter.payload.bytes:,} bytes; not all can be shown", stderr=True)
     return OK
 
 
-def _fields(letter: DeadLetter) -> Iterator[tuple[str, object]]:
+def _fields(letter: Letter) -> Iterator[tuple[str, object]]:
     """Yield the fields of a dead letter except its event, in the words of the columns."""
-    for name, value in msgspec.structs.asdict(letter).items():
+    for name, value in msgspec.structs.asdict(letter.facts).items():
         if name.endswith("_at_ms"):
             yield name.removesuffix("_ms").replace("_", " "), _time(value)
-        elif name not in ("raw", "claim_id") and value not in (None, ""):
+        elif value not in (None, ""):
             yield name.replace("_", " "), value
-        if name == "reason" and value in set(DeadReason):
-            yield "means", DeadReason(value).means
-            yield "what to do", DeadReason(value).remedy
+        if name == "reason" and letter.means:
+            yield "means", letter.means
+            yield "what to do", letter.remedy
 
 
 def _time(at_ms: int) -> str:
@@ -139,12 +138,23 @@ async def replay_dead_letters(
     name = choose_taker(settings, sync)
     there = await _there(settings, name, query)
     async with open_spools(settings, Engine(settings, deliver=False)) as spools:
-        counts = await spools.replay(name, query)
+        job = whole(await spools.do_job(JobKind.REPLAY, name, query))
     if as_json:
-        print_json(counts)
+        print_json(job)
     else:
-        say(listed(sorted(counts.items())) or "no dead letters")
-    return _code(sum(counts.values()), query, there)
+        say(listed(sorted(job.counts.items())) or "no dead letters")
+    return _code(job.done, query, there)
+
+
+def whole(job: Job) -> Job:
+    """Return a job that has come to its end.
+
+    Raises:
+        EngineError: it met a fault of the program. A part may be done; its finished slices stay.
+    """
+    if job.state == JobState.FAILED:
+        raise EngineError(f"job {job.id} met a fault of the program, which the log tells of")
+    return job
 
 
 def _code(found: int, query: DeadLetterQuery, there: Collection[int]) -> int:
@@ -171,9 +181,7 @@ async def _there(settings: Settings, sync: str, query: DeadLetterQuery) -> set[i
         return set()
     async with read_spools(settings) as spools:
         only = DeadLetterQuery(ids=query.ids)
-        return {
-            letter.id async for page in _pages(spools, sync, only) for letter in page.dead_letters
-        }
+        return {letter.id async for page in _pages(spools, sync, only) for letter in page.items}
 
 
 async def foresee_replay(
@@ -185,14 +193,14 @@ async def foresee_replay(
     """
     name = choose_taker(settings, sync)
     if name.startswith(RELAY):
-        return await _foresee_relay(settings, name, query, as_json=as_json)
+        return _foresee_relay(settings, name, query, as_json=as_json)
     [its_settings] = [sync for sync in settings.sync if sync.name == name]
     preview, files = Preview(its_settings), SpoolFiles(settings)
     promised: dict[bytes, int] = {}
     found: list[int] = []
-    async for page in _pages(files, name, query):
-        answers = _foresee(files, its_settings, page.dead_letters, preview, promised)
-        for letter, answer in zip(page.dead_letters, answers, strict=True):
+    for letters in _whole(files, name, query):
+        answers = _foresee(files, its_settings, letters, preview, promised)
+        for letter, answer in zip(letters, answers, strict=True):
             found.append(letter.id)
             if as_json:
                 print_json({"id": letter.id, **printed(name, answer)})
@@ -219,13 +227,19 @@ def _foresee(
     return files.look(work, [])
 
 
-async def _foresee_relay(
-    settings: Settings, relay: str, query: DeadLetterQuery, *, as_json: bool
-) -> int:
+def _whole(files: SpoolFiles, name: str, query: DeadLetterQuery) -> Iterator[list[DeadLetter]]:
+    """Yield the dead letters of a query with their events, a page at a time."""
+    after: Position | None = START
+    while after is not None:
+        letters, after = files.whole_letters(name, query, after)
+        yield letters
+
+
+def _foresee_relay(settings: Settings, relay: str, query: DeadLetterQuery, *, as_json: bool) -> int:
     """Print the requests that a replay of a relay's dead letters would make."""
     found: list[int] = []
-    async for page in _pages(SpoolFiles(settings), relay, query):
-        for letter in page.dead_letters:
+    for letters in _whole(SpoolFiles(settings), relay, query):
+        for letter in letters:
             found.append(letter.id)
             path, body = letter.origin.removeprefix(ORIGIN), letter.raw.decode(errors="replace")
             if as_json:
@@ -254,9 +268,9 @@ async def discard_dead_letters(
     name = choose_taker(settings, sync)
     there = await _there(settings, name, query)
     async with open_spools(settings, Engine(settings, deliver=False)) as spools:
-        discarded = await spools.discard(name, query)
+        job = whole(await spools.do_job(JobKind.DISCARD, name, query))
     if as_json:
-        print_json({"discarded": discarded})
+        print_json(job)
     else:
-        say(f"{count(discarded, 'dead letter')} discarded")
-    return _code(discarded, query, there)
+        say(f"{count(job.done, 'dead letter')} discarded")
+    return _code(job.done, query, there)

@@ -126,9 +126,9 @@ async def move(settings: Settings, old: str, new: str, *, as_json: bool) -> int:
     async with open_spools(settings, Engine(settings, deliver=False)) as spools:
         moved = await spools.move_left(old, new)
     if as_json:
-        print_json({"moved": moved})
+        print_json(moved)
     else:
-        say(f"{count(moved, 'record')} of {old} moved to {new}")
+        say(f"{count(moved.records, 'record')} of {old} moved to {new}")
     return OK
 
 
@@ -137,7 +137,7 @@ async def drop(settings: Settings, old: str, *, as_json: bool) -> int:
     async with open_spools(settings, Engine(settings, deliver=False)) as spools:
         dropped = await spools.drop_left(old)
     if as_json:
-        print_json({"dropped": dropped})
+        print_json(dropped)
     else:
-        say(f"{count(dropped, 'record')} of {old} dropped")
+        say(f"{count(dropped.records, 'record')} of {old} dropped")
     return OK

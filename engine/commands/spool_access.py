@@ -6,7 +6,6 @@ does not exist yet is empty. Changing commands take the data directory, or have 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -15,9 +14,14 @@ from typing import Final, Protocol
 from amplitude_intercom.engine.commands.daemon_client import DaemonClient, DaemonUnavailable
 from amplitude_intercom.engine.commands.spool_files import SpoolFiles
 from amplitude_intercom.engine.commands.terminal import say
+from amplitude_intercom.engine.console.api_v1.job_values import Job, job_of
+from amplitude_intercom.engine.console.api_v1.letter_values import Letter, LetterPage
+from amplitude_intercom.engine.console.api_v1.spool_file import LeftRecords, SpoolKeeper
 from amplitude_intercom.engine.errors import DataDirInUse
+from amplitude_intercom.engine.job_runner import JobRunner
 from amplitude_intercom.engine.settings import Settings
-from amplitude_intercom.engine.spool.letters import DeadLetterPage, DeadLetterQuery
+from amplitude_intercom.engine.spool.jobs import JobKind
+from amplitude_intercom.engine.spool.letters import DeadLetterQuery
 from amplitude_intercom.engine.spool.sqlite.lock import holder
 from amplitude_intercom.engine.spool.user_state import UserState
 from amplitude_intercom.engine.status import Compacted, Status
@@ -33,26 +37,48 @@ class ReadableSpool(Protocol):
 
     async def status(self) -> Status: ...
     async def dead_letters(
-        self, sync: str, query: DeadLetterQuery, after: str, limit: int
-    ) -> DeadLetterPage: ...
+        self, sync: str, query: DeadLetterQuery, cursor: str, limit: int
+    ) -> LetterPage: ...
+    async def dead_letter(self, sync: str, id_: int) -> Letter | None: ...
     async def user(self, sync: str, user: str) -> UserState: ...
 
 
 class WritableSpool(Protocol):
     """Changes that a daemon makes as well as an engine in this process."""
 
-    async def replay(self, sync: str, query: DeadLetterQuery) -> Counter[str]: ...
-    async def discard(self, sync: str, query: DeadLetterQuery) -> int: ...
+    async def do_job(self, kind: JobKind, sync: str, query: DeadLetterQuery) -> Job: ...
     async def compact(self) -> Compacted: ...
-    async def move_left(self, old: str, new: str) -> int: ...
-    async def drop_left(self, old: str) -> int: ...
+    async def move_left(self, old: str, new: str) -> LeftRecords: ...
+    async def drop_left(self, old: str) -> LeftRecords: ...
 
 
 class OpenedEngine(Protocol):
     """An engine (``engine.app.Engine``) that holds the data directory."""
 
     @property
-    def upkeep(self) -> WritableSpool: ...
+    def upkeep(self) -> SpoolKeeper: ...
+    @property
+    def jobs(self) -> JobRunner: ...
+
+
+class OwnSpool:
+    """The spool of an engine in this process."""
+
+    def __init__(self, engine: OpenedEngine) -> None:
+        self._engine = engine
+
+    async def do_job(self, kind: JobKind, sync: str, query: DeadLetterQuery) -> Job:
+        job = await self._engine.jobs.ask(kind, sync, query, who="command line")
+        return job_of(await self._engine.jobs.ended(job.id))
+
+    async def compact(self) -> Compacted:
+        return await self._engine.upkeep.compact()
+
+    async def move_left(self, old: str, new: str) -> LeftRecords:
+        return LeftRecords(await self._engine.upkeep.move_left(old, new))
+
+    async def drop_left(self, old: str) -> LeftRecords:
+        return LeftRecords(await self._engine.upkeep.drop_left(old))
 
 
 @asynccontextmanager
@@ -106,7 +132,7 @@ async def open_spools(
     """
     try:
         async with engine as opened:
-            yield opened.upkeep
+            yield OwnSpool(opened)
         return
     except DataDirInUse as error:
         in_use = error

@@ -5,19 +5,28 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 
 from amplitude_intercom.engine.clients import address_of
-from amplitude_intercom.engine.errors import SpoolError
+from amplitude_intercom.engine.console.api_v1.letter_values import (
+    Letter,
+    LetterPage,
+    LetterQuery,
+    read_letter,
+    read_page,
+)
+from amplitude_intercom.engine.console.api_v1.operations import ROOT
+from amplitude_intercom.engine.console.api_v1.pages import position_of
+from amplitude_intercom.engine.console.problems import Problem
+from amplitude_intercom.engine.errors import SettingsError, SpoolError
 from amplitude_intercom.engine.settings import Settings
-from amplitude_intercom.engine.spool.letters import DeadLetterPage, DeadLetterQuery, Position
+from amplitude_intercom.engine.spool.letters import DeadLetter, DeadLetterQuery, Position
 from amplitude_intercom.engine.spool.spool import Spool
 from amplitude_intercom.engine.spool.sqlite.snapshots import disk_bytes, disk_free_bytes, look
 from amplitude_intercom.engine.spool.sqlite.spool_file import FILE_NAME
 from amplitude_intercom.engine.spool.store import Store, reading_store, wall_clock_ms
-from amplitude_intercom.engine.spool.table_reads import dead_letter_page
 from amplitude_intercom.engine.spool.user_state import UserState, nothing_of, state_of_user
 from amplitude_intercom.engine.status import (
     RelayStatus,
@@ -37,6 +46,9 @@ from amplitude_intercom.engine.token_facts import contact_key, workspace_of
 from amplitude_intercom.transports.reasons import RefusalReason
 
 T = TypeVar("T")
+
+PAGE: Final = 1_000
+"""Dead letters that are read at once."""
 
 
 class SpoolFiles:
@@ -130,14 +142,43 @@ class SpoolFiles:
         return syncs, spool
 
     async def dead_letters(
-        self, sync: str, query: DeadLetterQuery, after: str, limit: int
-    ) -> DeadLetterPage:
-        position = Position.read(after)
+        self, sync: str, query: DeadLetterQuery, cursor: str, limit: int
+    ) -> LetterPage:
+        """Return a page of dead letters, as the API does.
+
+        Raises:
+            SpoolError: the spool exists and cannot be read.
+            SettingsError: the cursor is none of this list.
+        """
+        conditions = {
+            name: value
+            for name, value in msgspec.structs.asdict(query).items()
+            if name in LetterQuery.__struct_fields__
+        }
+        asked = LetterQuery(**conditions, cursor=cursor, limit=limit)
+        path = f"{ROOT}/syncs/{sync}/dead-letters"
+
+        def work(store: Store) -> LetterPage:
+            return read_page(store, sync, path, asked, lambda count: count(store))
+
+        try:
+            position_of(asked.names(path), cursor, Position.read)  # wrong without a spool, too
+        except Problem as problem:
+            raise SettingsError(f"--after {cursor}: {problem.errors[0].detail}") from None
+        return self.look(work, LetterPage([], None, 0, 0))
+
+    async def dead_letter(self, sync: str, id_: int) -> Letter | None:
+        """Return one dead letter; None: there is none of this id."""
+        return self.look(lambda store: read_letter(store, sync, id_, hides_values=False), None)
+
+    def whole_letters(
+        self, sync: str, query: DeadLetterQuery, after: Position
+    ) -> tuple[list[DeadLetter], Position | None]:
+        """Return dead letters with their events, and the position of the next page, if any."""
+        nothing: tuple[list[DeadLetter], Position | None] = ([], None)
         return self.look(
-            lambda store: dead_letter_page(
-                store, store.takers.known_id(sync), query, position, limit
-            ),
-            DeadLetterPage([], 0),
+            lambda store: store.letters.page(store.takers.known_id(sync), query, after, PAGE),
+            nothing,
         )
 
     async def user(self, sync: str, user: str) -> UserState:

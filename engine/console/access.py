@@ -43,7 +43,7 @@ SESSION_PATH: Final = "/api/v1/session"
 
 OPEN_PATHS: Final = frozenset({"/healthz", "/readyz"})
 _API = ("/api/", "/metrics")
-_READING_POST = re.compile(r"/api/[^/]+/dead-letters/list|/api/v1/syncs/[^/]+/preview")
+_READING_POST = re.compile(r"/api/v1/syncs/[^/]+/preview")
 """Requests that change nothing, and are a POST because their question is long."""
 
 _SETTINGS_CHANGE = re.compile(

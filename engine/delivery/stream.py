@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Collection
 
 from amplitude_intercom.engine.delivery.contacts.scope import ContactScope
@@ -17,27 +16,15 @@ from amplitude_intercom.engine.delivery.loaded_bytes import LoadedBytes, SyncByt
 from amplitude_intercom.engine.delivery.loading import Loading
 from amplitude_intercom.engine.delivery.scheduler import Scheduler
 from amplitude_intercom.engine.delivery.settlement import Settlement
+from amplitude_intercom.engine.delivery.sync_figures import SyncFigures
 from amplitude_intercom.engine.delivery.turn_ends import TurnEnds
 from amplitude_intercom.engine.delivery.turns import Turn
 from amplitude_intercom.engine.delivery.waiting import Retries
 from amplitude_intercom.engine.delivery.workspaces import Workspace
-from amplitude_intercom.engine.histograms import DELIVERY_BOUNDS_S, Durations
 from amplitude_intercom.engine.rules.admission import Admission
 from amplitude_intercom.engine.rules.planning import SyncRules
 from amplitude_intercom.engine.settings import Sync
 from amplitude_intercom.engine.spool.contract import TakerSpool, Transaction
-
-
-class SyncFigures:
-    """Figures of one sync since the start of the process, through changes of its settings."""
-
-    def __init__(self) -> None:
-        self.unknown_attributes: Counter[str] = Counter()
-        """Attributes that the workspace does not have, and how often each was left out."""
-        self.latency = Durations(DELIVERY_BOUNDS_S)
-        """From accepted to answered, of deliveries."""
-        self.faults = 0
-        """Faults that stopped its deliveries before the present one."""
 
 
 class Stream:

@@ -143,18 +143,3 @@ _POSITION: Final = re.compile(r"(-?[0-9]{1,19})-([0-9]{1,19})")
 # A wrong clock, or a damaged row, can have made times negative.
 START: Final = Position(-MOST - 1, 0)
 END: Final = Position(MOST, MOST)
-
-
-class DeadLetterPage(msgspec.Struct, frozen=True):
-    """Some dead letters of those that a query means, by when they failed last.
-
-    ``matching``: how many it means in all; ``more``: that is a part of them. ``after``: what to ask
-    with for those behind these; empty: there are none. ``newest_id``: of the letter of the taker
-    that failed last; 0: it has none.
-    """
-
-    dead_letters: list[DeadLetter]
-    matching: int
-    after: str = ""
-    more: bool = False
-    newest_id: int = 0

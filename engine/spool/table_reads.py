@@ -6,25 +6,12 @@ from amplitude_intercom.engine.spool.batches import SLOTS
 from amplitude_intercom.engine.spool.letters import (
     END,
     START,
-    DeadLetterPage,
     DeadLetterQuery,
     Matching,
     Position,
     is_counted,
 )
 from amplitude_intercom.engine.spool.tables import Tables
-
-
-def dead_letter_page(
-    tables: Tables, taker: int, query: DeadLetterQuery, after: Position, limit: int
-) -> DeadLetterPage:
-    """Return some of the dead letters that a query means, and how many there are in all."""
-    found, last = tables.letters.page(taker, query, after, limit)
-    number, more = matching(tables, taker, query)
-    newest = tables.letters.newest(taker)
-    return DeadLetterPage(
-        found, number, str(last) if last else "", more, newest.id if newest else 0
-    )
 
 
 def matching(tables: Tables, taker: int, query: DeadLetterQuery) -> Matching:

@@ -26,6 +26,23 @@ class Due(NamedTuple):
     waited_for: str
 
 
+class ParkedChoice(NamedTuple):
+    """Parked users: all given conditions hold; without one all are meant."""
+
+    users: list[str] | None = None
+    reason: str | None = None
+
+
+class MadeDue(NamedTuple):
+    """The number of users that were made due, and the last key that was looked at.
+
+    No key: there are no more.
+    """
+
+    users: int
+    last: str
+
+
 class Wakeups:
     """The waits in the table ``users``, in the caller's transaction."""
 
@@ -89,3 +106,28 @@ class Wakeups:
             " tried_at_ms = tried_at_ms - ? WHERE taker = ?",
             (by_ms, by_ms, by_ms, taker),
         )
+
+    def make_due(
+        self, taker: int, choice: ParkedChoice, now_ms: int, after: str, limit: int
+    ) -> MadeDue:
+        """Make parked users due now, of up to ``limit`` in the order of their keys, behind a key.
+
+        A user whose try is under way, and one that is due already, stay as they are.
+        """
+        if choice.users is None:
+            rows = self._db.execute(
+                "SELECT user_key FROM users WHERE taker = ? AND user_key > ? AND reason <> ''"
+                " ORDER BY user_key LIMIT ?",
+                (taker, after, limit),
+            )
+            keys = [key for (key,) in rows]
+        else:
+            keys = sorted(user for user in set(choice.users) if user > after)[:limit]
+        made = 0
+        for key in keys:
+            made += self._db.execute(
+                "UPDATE users SET wake_at_ms = ? WHERE taker = ? AND user_key = ? AND reason <> ''"
+                " AND wake_at_ms > ? AND (? IS NULL OR reason = ?)",
+                (now_ms, taker, key, now_ms, choice.reason, choice.reason),
+            ).rowcount
+        return MadeDue(made, keys[-1] if len(keys) == limit else "")

@@ -63,7 +63,7 @@ async def test_commands_ask_the_daemon_while_it_holds_the_spools(tmp_path: Path)
         code, out, _ = await process.run("dead-letters", "list", "-c", str(config), "--json")
         assert (code, json.loads(out)) == (0, [])
         code, out, _ = await process.run("dead-letters", "replay", "-c", str(config), "--json")
-        assert (code, json.loads(out)) == (0, {})
+        assert (code, json.loads(out)["counts"]) == (0, {})
 
 
 async def test_a_token_guards_everything_but_health(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ async def test_without_a_token_other_host_names_and_plain_forms_are_refused(
     ):
         async with session.get("/api/status", headers={"Host": "evil.example.com"}) as answer:
             assert answer.status == 403
-        async with session.post("/api/e2e/dead-letters/discard", data={"a": "b"}) as answer:
+        async with session.post("/api/v1/syncs/e2e/jobs", data={"a": "b"}) as answer:
             assert answer.status == 415
 
 
@@ -126,19 +126,17 @@ async def test_refusals_are_in_the_metrics_the_log_and_in_status(tmp_path: Path)
 async def test_an_impossible_query_is_refused_in_words_and_without_controls(
     tmp_path: Path,
 ) -> None:
-    big = 2**63
-    bodies = [{"after": 1}, {"after": "-1"}, {"after": f"1-{big}"}, {"after": "\x1b"}]
-    bodies += [{"since_ms": big}, {"until_ms": -big - 1}]
-    bodies += [{"ids": [big]}, {"user": "\ud800"}, {"reason": "\x1b[31mX"}, {"\x1b[31mX": 1}]
+    queries = ["after=1", "cursor=1", "cursor=-1", "cursor=%1b", f"since_ms={2**63}"]
+    queries += [f"until_ms={-(2**63) - 1}", f"ids={2**63}", "ids=x", "reason=%1b%5b31mX", "%1b=1"]
     async with (
         process.daemon(process.settings(tmp_path, "http://127.0.0.1:9")) as daemon,
         aiohttp.ClientSession(daemon.admin) as session,
     ):
-        for body in bodies:
-            async with session.post("/api/e2e/dead-letters/list", json=body) as answer:
-                said = await answer.text()
-            assert (answer.status, "\x1b" in said, said.count("\n")) == (400, False, 1), body
-        for path in ("/api/%1b%5b31mX/dead-letters/list", "/api/e2e/dead-letters/%1b%5b31mX"):
-            async with session.post(URL(path, encoded=True), json={}) as answer:
+        for query in queries:
+            path = URL(f"/api/v1/syncs/e2e/dead-letters?{query}", encoded=True)
+            async with session.get(path) as answer:
+                assert (answer.status, "\x1b" in await answer.text()) == (422, False), query
+        for name in ("%1b%5b31mX/dead-letters", "e2e/%1b%5b31mX"):
+            async with session.get(URL(f"/api/v1/syncs/{name}", encoded=True)) as answer:
                 assert (answer.status, "\x1b" in await answer.text()) == (404, False)
     assert not [entry for entry in daemon.log if entry["level"] == "error"]

@@ -22,7 +22,7 @@ NOWHERE = "http://127.0.0.1:9"
 TOKEN = "admin-secret"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 OWN = {"Sec-Fetch-Site": "same-origin"}
-DISCARD = "/api/e2e/dead-letters/discard"
+COMPACT = "/api/v1/spool/compact"
 JSON = {"Content-Type": "application/json"}
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 TEXT = {"Content-Type": "text/plain"}
@@ -118,7 +118,7 @@ async def test_a_page_on_another_port_gets_nothing_although_the_cookie_comes_alo
     of_page = {"Origin": other, **site}
     assert await status(browser, "GET", "/api/status") == 200
     for kind in (FORM, TEXT, JSON, {"Content-Type": "multipart/form-data; boundary=x"}):
-        assert await status(browser, "POST", DISCARD, of_page | kind) == 403
+        assert await status(browser, "POST", COMPACT, of_page | kind) == 403
         assert await status(browser, "POST", "/api/v1/session", of_page | kind) == 403
     for method in ("PUT", "PATCH", "DELETE"):
         assert await status(browser, method, "/api/v1/session", of_page | JSON) == 403
@@ -127,7 +127,7 @@ async def test_a_page_on_another_port_gets_nothing_although_the_cookie_comes_alo
         if site:  # an image, a script: no Origin
             assert await status(browser, "GET", path, site) == 403
     asks = of_page | {"Access-Control-Request-Method": "POST"}
-    async with browser.options(DISCARD, headers=asks) as answer:
+    async with browser.options(COMPACT, headers=asks) as answer:
         assert not any(name.startswith("Access-Control-") for name in answer.headers)
     assert audited(config) == [("admin token", "signed in")]
 
@@ -136,9 +136,9 @@ async def test_a_form_without_any_word_of_the_browser_changes_nothing(
     browser: aiohttp.ClientSession, config: Path
 ) -> None:
     for kind in (FORM, TEXT, JSON):
-        assert await status(browser, "POST", DISCARD, kind) == 403
+        assert await status(browser, "POST", COMPACT, kind) == 403
     assert audited(config) == [("admin token", "signed in")]
-    assert await status(browser, "POST", DISCARD, JSON | OWN) == 200
+    assert await status(browser, "POST", COMPACT, JSON | OWN) == 200
     assert audited(config)[1][0] == "session of admin token"
 
 
@@ -157,7 +157,7 @@ async def test_a_name_that_is_rebound_to_this_machine_reaches_nothing(
         own = {"Origin": page, **OWN, **JSON}  # to the browser it is one origin
         for headers in (own, own | BEARER):
             assert await status(session, "GET", f"{page}/api/status", headers) == 403
-            assert await status(session, "POST", page + DISCARD, headers) == 403
+            assert await status(session, "POST", page + COMPACT, headers) == 403
         assert await status(session, "GET", f"{page}/healthz") == 200
     assert not (config.parent / "data" / "audit.jsonl").exists()
 
@@ -165,8 +165,8 @@ async def test_a_name_that_is_rebound_to_this_machine_reaches_nothing(
 async def test_a_program_without_a_token_may_change_as_before(tmp_path: Path) -> None:
     config = process.settings(tmp_path, NOWHERE)
     async with process.daemon(config) as daemon, aiohttp.ClientSession(daemon.admin) as session:
-        assert await status(session, "POST", DISCARD, JSON) == 200
-        assert await status(session, "POST", DISCARD, TEXT) == 415
+        assert await status(session, "POST", COMPACT, JSON) == 200
+        assert await status(session, "POST", COMPACT, TEXT) == 415
     assert [who for who, _ in audited(config)] == ["loopback"]
 
 
@@ -181,9 +181,9 @@ async def test_a_reload_replaces_tokens_and_hosts_and_ends_sessions(
     assert await status(browser, "GET", "/api/status") == 401
     async with aiohttp.ClientSession(daemon.admin) as session:
         assert await status(session, "GET", "/api/status", BEARER) == 200
-        assert await status(session, "POST", DISCARD, BEARER | JSON) == 403
+        assert await status(session, "POST", COMPACT, BEARER | JSON) == 403
         now = {"Authorization": "Bearer another-secret", "Host": "console.example"}
-        assert await status(session, "POST", DISCARD, now | JSON) == 200
+        assert await status(session, "POST", COMPACT, now | JSON) == 200
     change(config, listen=f"127.0.0.1:{process.free_port()}")
     assert (await reloaded(daemon, 2))["needs_restart"] == ["admin"]
     async with aiohttp.ClientSession(daemon.admin) as session:
@@ -218,18 +218,18 @@ async def test_a_token_s_file_that_changes_holds_at_once_and_needs_no_reload(
 async def test_the_audit_is_there_after_a_kill_and_goes_on(config: Path) -> None:
     running = await process.start(config)
     async with aiohttp.ClientSession(running.admin) as session:
-        assert await status(session, "POST", DISCARD, BEARER | JSON) == 200
+        assert await status(session, "POST", COMPACT, BEARER | JSON) == 200
     await running.end(signal.SIGKILL)
     assert [who for who, _ in audited(config)] == ["admin token"]
     mode = (config.parent / "data" / "audit.jsonl").stat().st_mode
     assert stat.S_IMODE(mode) == 0o600
     async with process.daemon(config) as daemon, aiohttp.ClientSession(daemon.admin) as session:
-        assert await status(session, "POST", "/api/spool/compact", BEARER | JSON) == 200
+        assert await status(session, "POST", COMPACT, BEARER | JSON) == 200
         async with session.get("/api/v1/audit", headers=BEARER) as answer:
             page = await answer.json()
-        assert [(one["id"], one["what"]) for one in page["entries"]] == [
-            (2, "/api/spool/compact"),
-            (1, DISCARD),
+        assert [(one["id"], one["action"]) for one in page["entries"]] == [
+            (2, "spool compacted"),
+            (1, "spool compacted"),
         ]
         told = [entry for entry in daemon.log if entry["event"] == "audit"]
         assert [(entry["who"], entry["peer"]) for entry in told] == [("admin token", "127.0.0.1")]

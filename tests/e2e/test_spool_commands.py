@@ -263,8 +263,8 @@ async def test_the_backlog_of_a_removed_sync_is_delivered_by_its_new_one(
 ) -> None:
     local = Sandbox(limit_per_minute=6_000_000)
     async with _left(tmp_path, local, running) as (config, daemon):
-        assert await _spool("move", config, "shop", "e2e") == (0, {"moved": WAITING + DEAD})
-        assert await _spool("move", config, "shop", "e2e") == (0, {"moved": 0})
+        assert await _spool("move", config, "shop", "e2e") == (0, {"records": WAITING + DEAD})
+        assert await _spool("move", config, "shop", "e2e") == (0, {"records": 0})
         status = await _settled(config, daemon)
     check_accounts(status)
     assert (status["delivered"], status["dead"]) == (WAITING, DEAD)
@@ -279,8 +279,8 @@ async def test_the_backlog_of_a_removed_sync_is_dropped_and_counted(
     async with _left(tmp_path, local, running) as (config, daemon):
         code, err = await _spool("drop", config, "shop")
         assert (code, "gone for good" in err) == (2, True)
-        assert await _spool("drop", config, "shop", "--yes") == (0, {"dropped": WAITING + DEAD})
-        assert await _spool("drop", config, "shop", "--yes") == (0, {"dropped": 0})
+        assert await _spool("drop", config, "shop", "--yes") == (0, {"records": WAITING + DEAD})
+        assert await _spool("drop", config, "shop", "--yes") == (0, {"records": 0})
         assert (await _settled(config, daemon))["received"] == 0
         _, state = await _spool("status", config)
         assert state["syncs"]["shop"]["dropped:discarded"] == WAITING + DEAD

@@ -37,7 +37,7 @@ async def test_with_a_token_nothing_is_told_or_done_without_it(
             for path in PATHS:
                 async with session.get(base + path, headers=header) as answer:
                     assert answer.status == 401
-            for path in ("/api/e2e/dead-letters/discard", "/api/spool/compact"):
+            for path in ("/api/v1/syncs/e2e/jobs", "/api/v1/spool/compact"):
                 async with session.post(base + path, json={}, headers=header) as answer:
                     assert answer.status == 401
         right = {"Authorization": "Bearer admin-secret"}
@@ -54,7 +54,7 @@ async def test_a_page_that_somebody_opened_on_this_machine_reaches_nothing(
         for host in ("evil.example.com", "127.0.0.1.evil.example.com", "localhost.evil.example"):
             async with session.get("/api/status", headers={"Host": host}) as answer:
                 assert answer.status == 403, host
-        discard = "/api/e2e/dead-letters/discard"
+        discard = "/api/v1/syncs/e2e/jobs"
         cross_site = {"Origin": "https://evil.example.com", "Sec-Fetch-Site": "cross-site"}
         for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data"):
             headers = {"Content-Type": kind, **cross_site}

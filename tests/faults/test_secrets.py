@@ -83,10 +83,9 @@ async def _run_daemon(config: Path, seen: Seen, until: str) -> None:
             for headers in (right, {}, {"Authorization": f"Bearer {CANARIES[1]}x"}):
                 async with session.get(path, headers=headers) as answer:
                     seen.look(path, repr(answer.headers) + await answer.text())
-        for body in (b"{}", b"{", b'{"ids": "x"}'):
-            json_headers = {**right, "Content-Type": "application/json"}
-            path = "/api/e2e/dead-letters/list"
-            async with session.post(path, data=body, headers=json_headers) as answer:
+        for query in ("", "?ids=x", "?cursor=x"):
+            path = f"/api/v1/syncs/e2e/dead-letters{query}"
+            async with session.get(path, headers=right) as answer:
                 seen.look(path, await answer.text())
         await _sign_in(session, seen)
     await daemon.end(signal.SIGTERM)

@@ -18,9 +18,9 @@ from amplitude_intercom.engine import cli, metrics, settings
 from amplitude_intercom.engine.console.access_api import AccessApi
 from amplitude_intercom.engine.console.admin_access import AdminAccess
 from amplitude_intercom.engine.console.admin_server import AdminServer
-from amplitude_intercom.engine.console.api import AdminApi
 from amplitude_intercom.engine.console.api_v1.every import operations
 from amplitude_intercom.engine.console.api_v1.operations import ROOT, Operation
+from amplitude_intercom.engine.console.monitoring import MonitorPaths
 from amplitude_intercom.engine.console.problems import STATUSES, ProblemType
 from amplitude_intercom.engine.delivery.gate import State
 from amplitude_intercom.engine.metrics_text import kind_of
@@ -181,8 +181,8 @@ def _api_text() -> str:
     """Return the admin port's paths; each one's sentence is the docstring of its handler."""
     nothing: Any = None  # no handler is called
     access = AdminAccess(settings.Admin(), nothing)
-    api = AdminApi(nothing, nothing, nothing)
-    server = AdminServer(access, [*api.routes(), *AccessApi(access).routes()])
+    monitors = MonitorPaths(nothing)
+    server = AdminServer(access, [*monitors.routes(), *AccessApi(access).routes()])
     routes = server._application().router.routes()
     rows = [
         (f"`{route.method} {route.resource.canonical}`", _sentence(route.handler.__doc__))

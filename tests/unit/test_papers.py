@@ -14,7 +14,7 @@ import typer
 
 from amplitude_intercom.engine import cli
 from amplitude_intercom.engine.commands import running
-from amplitude_intercom.engine.console.api import Listing
+from amplitude_intercom.engine.console.api_v1.jobs import Filter
 from amplitude_intercom.engine.settings_meanings import MEANINGS
 from benchmarks.report import GOALS
 from support import reference_tables
@@ -54,7 +54,7 @@ def test_the_table_of_exit_codes_has_every_code() -> None:
 def test_the_table_of_conditions_has_every_field() -> None:
     cells = " ".join(row[0] for row in table("engine/REFERENCE.md", "query-table"))
     told = set(re.findall(r"`(\w+)`", cells))
-    assert told == {field.encode_name for field in msgspec.structs.fields(Listing)}
+    assert told == {field.encode_name for field in msgspec.structs.fields(Filter)}
 
 
 def test_the_faults_table_has_every_file_with_its_measurement() -> None:

@@ -17,22 +17,9 @@ from amplitude_intercom.engine.console.api_v1.operations import (
 )
 from amplitude_intercom.engine.console.api_v1.pages import Page, PageQuery, cursor_of, position_of
 from amplitude_intercom.engine.console.api_v1.parts import RunningEngine, TakerNames, stream_of
+from amplitude_intercom.engine.console.api_v1.status_values import DaemonStatus
 from amplitude_intercom.engine.console.problems import ProblemType
 from amplitude_intercom.engine.status import Status, SyncStatus
-
-
-class DaemonStatus(Status, frozen=True, kw_only=True):
-    """The accounting, with facts about the process.
-
-    ``unready``: the reasons for which events are refused now, by sync. ``stopped``: the faults that
-    stop syncs now.
-    """
-
-    version: str
-    time_ms: int
-    ready: bool
-    unready: dict[str, str]
-    stopped: dict[str, str]
 
 
 class StatusOfAll(TakerNames, Protocol):

@@ -22,14 +22,23 @@ from amplitude_intercom.engine.console.api_v1.handed_batches import (
 from amplitude_intercom.engine.console.api_v1.jobs import EngineWithJobs, JobsOfEngine
 from amplitude_intercom.engine.console.api_v1.letters import Letters
 from amplitude_intercom.engine.console.api_v1.operations import ROOT, Operation
-from amplitude_intercom.engine.console.api_v1.parked import ParkedUsers
+from amplitude_intercom.engine.console.api_v1.parked import (
+    EngineWithParkedKeeper,
+    ParkedKeeper,
+    ParkedUsers,
+)
+from amplitude_intercom.engine.console.api_v1.people import People
 from amplitude_intercom.engine.console.api_v1.reads import Reads
 from amplitude_intercom.engine.console.api_v1.serving import routes_of
 from amplitude_intercom.engine.console.api_v1.settings_changes import SettingsChanges
 from amplitude_intercom.engine.console.api_v1.settings_parts import Access, Reloads
 from amplitude_intercom.engine.console.api_v1.settings_previews import SettingsPreviews
 from amplitude_intercom.engine.console.api_v1.settings_reading import SettingsReading
-from amplitude_intercom.engine.console.api_v1.spool_file import EngineWithUpkeep, SpoolFileApi
+from amplitude_intercom.engine.console.api_v1.spool_file import (
+    EngineWithSpoolKeeper,
+    SpoolFileApi,
+    SpoolKeeper,
+)
 from amplitude_intercom.engine.console.api_v1.workspace_changes import WorkspaceChanges
 from amplitude_intercom.engine.console.api_v1.workspaces import WorkspacesOfTokens
 from amplitude_intercom.engine.document.refusals import NotSaved
@@ -38,8 +47,24 @@ from amplitude_intercom.engine.document.settings_document import SettingsDocumen
 _log = structlog.get_logger(__name__)
 
 
-class DaemonParts(EngineWithStatus, EngineWithIntake, EngineWithJobs, EngineWithUpkeep, Protocol):
+class Keeper(SpoolKeeper, ParkedKeeper, Protocol):
+    """The operator's side of an engine (``engine.upkeep.Upkeep``)."""
+
+
+class DaemonParts(
+    EngineWithStatus,
+    EngineWithIntake,
+    EngineWithJobs,
+    EngineWithSpoolKeeper,
+    EngineWithParkedKeeper,
+    Protocol,
+):
     """An engine (``engine.app.Engine``) as all resources together ask it."""
+
+    @property
+    def upkeep(self) -> Keeper:
+        """The operator's side of the engine."""
+        ...
 
 
 def routes(
@@ -80,6 +105,7 @@ def operations(
         *HandedBatches(engine).operations(),
         *Letters(engine, reads, access).operations(),
         *ParkedUsers(engine, reads).operations(),
+        *People(engine, reads).operations(),
         *WorkspacesOfTokens(engine, reads).operations(),
         *WorkspaceChanges(engine).operations(),
         *JobsOfEngine(engine, reads).operations(),

@@ -18,6 +18,7 @@ from typing import Annotated, Final, Literal, Protocol
 import msgspec
 from aiohttp import web
 
+from amplitude_intercom.engine.console.api_v1.job_values import Job, job_of
 from amplitude_intercom.engine.console.api_v1.operations import (
     ROOT,
     ApiAnswer,
@@ -26,6 +27,7 @@ from amplitude_intercom.engine.console.api_v1.operations import (
     operation,
 )
 from amplitude_intercom.engine.console.api_v1.pages import (
+    MOST_NAMED,
     Page,
     PageQuery,
     cursor_of,
@@ -34,7 +36,7 @@ from amplitude_intercom.engine.console.api_v1.pages import (
 )
 from amplitude_intercom.engine.console.api_v1.parts import RunningEngine, taker_of
 from amplitude_intercom.engine.console.api_v1.reads import Reads
-from amplitude_intercom.engine.console.api_v1.requests import MOST_IDS, id_of
+from amplitude_intercom.engine.console.api_v1.requests import id_of
 from amplitude_intercom.engine.console.guard import ALLOWED, CHANGE, RequestChange
 from amplitude_intercom.engine.console.problems import FieldError, Problem, ProblemType
 from amplitude_intercom.engine.errors import SelectionEnded, SettingsError
@@ -57,7 +59,7 @@ class Filter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Which dead letters: all given conditions hold. Without one none is meant, but with ``every``
     all are."""
 
-    ids: Annotated[list[Id], msgspec.Meta(max_length=MOST_IDS)] | None = None
+    ids: Annotated[list[Id], msgspec.Meta(max_length=MOST_NAMED)] | None = None
     reason: DeadReason | None = None
     user: str | None = None
     since_ms: TimeMs | None = None
@@ -81,28 +83,6 @@ class JobRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     up_to_id: Id
     expected: Annotated[int, msgspec.Meta(ge=0, le=MOST)]
     note: Annotated[str, msgspec.Meta(max_length=500)] = ""
-
-
-class Job(msgspec.Struct, frozen=True):
-    """A job; times in Unix milliseconds. ``counts``: the rows so far by outcome, ``done`` in all.
-
-    ``filter``: its conditions, as the spool keeps them, in JSON. ``up_to``: the time of the last
-    failure and the id of the last row that is meant.
-    """
-
-    id: int
-    kind: str
-    sync: str
-    state: str
-    filter: str
-    up_to: str
-    expected: int
-    done: int
-    counts: dict[str, int]
-    who: str
-    note: str
-    made_at_ms: int
-    ended_at_ms: int | None
 
 
 class EngineWithJobs(RunningEngine, Protocol):
@@ -230,25 +210,6 @@ class JobsOfEngine:
                 f" {asked.expected} were expected",
                 more={"count": found},
             )
-
-
-def job_of(row: JobRow) -> Job:
-    """Return a job as it is shown."""
-    return Job(
-        row.id,
-        row.kind,
-        row.sync,
-        row.state,
-        msgspec.json.encode(row.query).decode(),
-        row.up_to,
-        row.expected,
-        sum(row.counts.values()),
-        row.counts,
-        row.who,
-        row.why,
-        row.made_at_ms,
-        row.ended_at_ms or None,
-    )
 
 
 def _once(request: web.Request, asked: JobRequest) -> Once | None:

@@ -23,6 +23,8 @@ T = TypeVar("T")
 
 MOST_ROWS: Final = 200
 USUAL_ROWS: Final = 50
+MOST_NAMED: Final = 1_000
+"""Rows that one request names."""
 _DIGEST_BYTES: Final = 9
 
 Cursor = Annotated[str, msgspec.Meta(max_length=6_144, description="`next` of the page before")]

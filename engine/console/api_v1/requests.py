@@ -17,8 +17,6 @@ from amplitude_intercom.engine.console.problems import FieldError, Problem, Prob
 T = TypeVar("T")
 
 BODY_TIMEOUT_S: Final = 10.0
-MOST_IDS: Final = 1_000
-"""Rows that one request names."""
 MAX_ID: Final = (1 << 63) - 1
 """The largest number of a row."""
 

@@ -30,8 +30,13 @@ def routes_of(operations: Iterable[Operation]) -> list[web.RouteDef]:
     return [_route(one) for one in operations]
 
 
+_NAME: Final = re.compile(r"\{([a-z_]+)\}")
+"""A part of a path that is given. It may hold any character; a slash is escaped (``%2F``)."""
+
+
 def _route(operation: Operation) -> web.RouteDef:
     turns = asyncio.Semaphore(operation.at_once) if operation.at_once else nullcontext()
+    path = ROOT + _NAME.sub(r"{\1:[^/]+}", operation.path)
 
     @functools.wraps(operation.handler)
     async def answer(request: web.Request) -> web.Response:

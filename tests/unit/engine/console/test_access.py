@@ -36,8 +36,8 @@ BEARER: Final = {"bearer_given": True, "bearer": ADMIN}
 READING: Final = {"bearer_given": True, "bearer": READER}
 WRONG: Final = {"bearer_given": True}
 COOKIE: Final = {"session": SIGNED_IN}
-DISCARD: Final = {"method": "POST", "path": "/api/e2e/dead-letters/discard", **JSON}
-LIST: Final = {"method": "POST", "path": "/api/e2e/dead-letters/list", **JSON}
+DISCARD: Final = {"method": "POST", "path": "/api/v1/syncs/e2e/jobs", **JSON}
+PREVIEW: Final = {"method": "POST", "path": "/api/v1/syncs/e2e/preview", **JSON}
 PUT: Final = {"method": "PUT", "path": "/api/v1/syncs/e2e/settings", **JSON}
 SIGN_IN: Final = {"method": "POST", "path": "/api/v1/session", **JSON}
 SIGN_OUT: Final = {"method": "DELETE", "path": "/api/v1/session"}
@@ -139,12 +139,11 @@ def test_without_a_token_this_machine_may_and_no_page_of_elsewhere(
         ({**BEARER, **DISCARD, "origin": "https://evil.example"}, "403 other_origin"),
         # A reader.
         (READING, "read token, reading"),
-        ({**READING, **LIST}, "read token, reading"),
-        ({**READING, **LIST, "path": "/api/v1/syncs/e2e/preview"}, "read token, reading"),
-        ({**READING, **LIST, "path": "/api/v1/settings/preview"}, "403 read_only"),
-        ({**READING, **LIST, "path": "/api/e2e/dead-letters/list/"}, "403 read_only"),
-        ({**READING, **LIST, "path": "/api/a%2Fdead-letters/list"}, "403 read_only"),
-        ({**READING, **LIST, "method": "PUT"}, "403 read_only"),
+        ({**READING, **PREVIEW}, "read token, reading"),
+        ({**READING, **PREVIEW, "path": "/api/v1/settings/preview"}, "403 read_only"),
+        ({**READING, **PREVIEW, "path": "/api/v1/syncs/e2e/preview/"}, "403 read_only"),
+        ({**READING, **PREVIEW, "path": "/api/v1/syncs/a%2Fpreview"}, "403 read_only"),
+        ({**READING, **PREVIEW, "method": "PUT"}, "403 read_only"),
         ({**READING, **DISCARD}, "403 read_only"),
         ({**READING, **PUT}, "403 read_only"),
         ({**READING, "method": "DELETE", "path": "/api/v1/syncs/e2e"}, "403 read_only"),
@@ -206,7 +205,6 @@ def test_with_a_token_somebody_is_known_and_a_cookie_alone_changes_nothing(
         ("POST", "/api/v1/settings/reload", False),
         ("POST", "/api/v1/syncs/e2e/check", False),
         ("POST", "/api/v1/syncs/e2e/jobs", False),
-        ("POST", "/api/e2e/dead-letters/discard", False),
     ],
 )
 def test_settings_that_are_viewed_are_changed_by_nobody(

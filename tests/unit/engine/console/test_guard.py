@@ -23,7 +23,7 @@ from support.admin_port import READ_TOKEN, SPOKEN, TOKEN, AdminPort, admin, serv
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 READER = {"Authorization": f"Bearer {READ_TOKEN}"}
 OWN = {"Sec-Fetch-Site": "same-origin"}
-DISCARD = "/api/e2e/dead-letters/discard"
+DISCARD = "/api/v1/syncs/e2e/jobs"
 
 
 class Clock:
@@ -172,12 +172,12 @@ async def test_a_token_is_a_bearer_s_and_nothing_else(tmp_path: Path) -> None:
 
 async def test_a_reader_may_look_and_not_change(tmp_path: Path) -> None:
     async with serving(admin(), tmp_path) as port:
-        listing = "/api/e2e/dead-letters/list"
+        preview = "/api/v1/syncs/e2e/preview"
         for method, path, status in (
             ("GET", "/api/status", 200),
             ("GET", "/metrics", 200),
             ("GET", "/api/v1/audit", 200),
-            ("POST", listing, 200),
+            ("POST", preview, 200),
             ("POST", DISCARD, 403),
             ("PUT", "/api/v1/settings/file", 403),
         ):
@@ -369,7 +369,7 @@ async def test_each_change_is_written_down_with_who_made_it(tmp_path: Path) -> N
     async with serving(admin(), tmp_path) as port:
         session = await signed_in(port) | OWN
         await ask(port, "POST", DISCARD, json={}, headers=BEARER)
-        await ask(port, "POST", "/api/e2e/dead-letters/list", json={}, headers=BEARER)
+        await ask(port, "POST", "/api/v1/syncs/e2e/preview", json={}, headers=BEARER)
         await ask(port, "GET", "/api/status", headers=BEARER)
         await ask(port, "PUT", "/api/v1/settings/file", json={}, headers=session)
         for kind in ("problem", "answered"):  # neither has changed anything
@@ -378,7 +378,7 @@ async def test_each_change_is_written_down_with_who_made_it(tmp_path: Path) -> N
         await ask(port, "DELETE", "/api/v1/session", headers=session)
         assert await port.audited() == [
             ("admin token", "signed in", ""),
-            ("admin token", "POST /api/{sync}/dead-letters/{action}", DISCARD),
+            ("admin token", "POST /api/v1/syncs/{sync}/jobs", DISCARD),
             ("session of admin token", "settings saved", "the whole file"),
             ("session of admin token", "signed out", ""),
         ]
