@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from typing import Final
 
+import anyio
 import msgspec
 from anyio.lowlevel import checkpoint
 
@@ -43,6 +45,11 @@ from amplitude_intercom.engine.status import (
 )
 from amplitude_intercom.engine.token_facts import workspace_of
 from amplitude_intercom.transports.reasons import RefusalReason
+
+LOOK_WITHIN_S: Final = 5.0
+"""Seconds that a status waits for the disk; then it is given without what is there."""
+
+DISK_HANGS: Final = "the disk does not answer: it cannot be read"
 
 SYNCS_AT_ONCE: Final = 50
 """Syncs whose status is put together in one step of the event loop: a millisecond or two."""
@@ -84,6 +91,7 @@ class Overview:
 
     def __init__(self, parts: EngineParts) -> None:
         self._parts = parts
+        self._looking: asyncio.Task[_Tables] | None = None
         self.loop_lag = LoopLag()
         """Measured by the daemon; empty where the loop is another program's."""
 
@@ -209,11 +217,21 @@ class Overview:
         )
 
     async def _tables(self) -> _Tables:
-        """Read the facts of all tables in one look."""
+        """Read the facts of all tables in one look, one look at a time."""
+        # Each look has a thread of its own while it lasts: at a disk that hangs they would be used
+        # up, by the monitors alone.
+        with anyio.move_on_after(LOOK_WITHIN_S):
+            while self._looking is not None and not self._looking.done():
+                await asyncio.wait([self._looking])
+            self._looking = asyncio.create_task(self._look())
+            return await asyncio.shield(self._looking)
+        return _Tables(SpoolStatus(trouble=DISK_HANGS))
+
+    async def _look(self) -> _Tables:
         parts = self._parts
         trouble = parts.spool.trouble or parts.spool.damage
         text = "" if trouble is None else str(trouble)
-        size_bytes = disk_bytes(parts.spool.path)
+        size_bytes = await parts.spool.off_loop(lambda: disk_bytes(parts.spool.path))
 
         def look(store: Store) -> _Tables:
             found = spool_status(

@@ -11,6 +11,7 @@ import structlog
 from anyio.abc import TaskGroup
 
 from amplitude_intercom.engine.app import Engine
+from amplitude_intercom.engine.commands.last_resort import LastResort
 from amplitude_intercom.engine.commands.reloading import FileReload
 from amplitude_intercom.engine.commands.running import FAILED, OK, Signals
 from amplitude_intercom.engine.commands.service_manager import ServiceManager
@@ -28,6 +29,10 @@ from amplitude_intercom.engine.sources import sources_of, start_sources
 from amplitude_intercom.engine.spool.store import wall_clock_ms
 from amplitude_intercom.transports.inherited import inherited
 from amplitude_intercom.transports.sockets import raise_descriptor_limit
+
+END_WITHIN_S = 10.0
+"""Seconds after the deadline, or after a second signal, in which all is over: a disk that hangs is
+waited for no longer."""
 
 READY_LOOK_S = 1.0
 """Between looks whether the engine is ready."""
@@ -50,10 +55,12 @@ async def run(path: Path, settings: Settings) -> int:
     if not sources:
         raise SettingsError("no source is configured: add [http], or [sources.NAME]")
     hung_up = asyncio.Event()
-    signals = Signals(hung_up.set)
+    last_resort = LastResort()
     manager = ServiceManager()
     done = False  # and so it stays where a second signal ends it all
-    async with Engine(settings) as engine, anyio.create_task_group() as tasks:
+    engine = Engine(settings)
+    signals = Signals(hung_up.set, lambda: _told_to_stop(signals, engine, settings, last_resort))
+    async with engine, anyio.create_task_group() as tasks:
         await start_sources(sources, engine.intake, engine.sources, tasks)
         reload = FileReload(path, engine, manager)
         if settings.admin is not None:
@@ -71,11 +78,11 @@ async def run(path: Path, settings: Settings) -> int:
             meanwhile.cancel_scope.cancel()
         deadline_s = engine.settings.drain_deadline_s
         _log.info("draining", deadline_s=deadline_s)
-        manager.stopping(deadline_s)
+        manager.stopping(deadline_s + END_WITHIN_S)
         tasks.start_soon(manager.keep_alive)
-        tasks.start_soon(_cut_short, signals, engine)
         done = await engine.finish(deadline_s)
         tasks.cancel_scope.cancel()
+    done = done and not engine.spool.hangs
     _log.info("stopped", clean=done)
     return OK if done else FAILED
 
@@ -120,7 +127,19 @@ async def _tell_readiness(engine: Engine) -> None:
         await anyio.sleep(READY_LOOK_S)
 
 
-async def _cut_short(signals: Signals, engine: Engine) -> None:
-    await signals.now.wait()
+def _told_to_stop(
+    signals: Signals, engine: Engine, first: Settings, last_resort: LastResort
+) -> None:
+    """Bound the end, also of a start that hangs; the second signal cuts it short.
+
+    ``first``: the settings of the start. The daemon waits for the first signal once it serves.
+    """
+    is_starting = engine.state == "starting"
+    if not signals.now.is_set():
+        settings = first if is_starting else engine.settings
+        last_resort.arm(settings.drain_deadline_s + END_WITHIN_S)
+        return
     _log.warning("stopping now")
-    engine.cancel()
+    last_resort.arm(END_WITHIN_S)
+    if not is_starting:
+        engine.cancel()

@@ -108,8 +108,14 @@ def _leaves(error: BaseException) -> list[BaseException]:
 class Signals:
     """SIGTERM, SIGINT and SIGHUP: the first asks to stop, the second to stop now."""
 
-    def __init__(self, hung_up: Callable[[], None] | None = None) -> None:
-        """``hung_up`` is called at SIGHUP instead; under `nohup` nothing is."""
+    def __init__(
+        self,
+        hung_up: Callable[[], None] | None = None,
+        told: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``hung_up`` is called at SIGHUP instead; under `nohup` nothing is. ``told`` is called
+        after each signal to stop."""
+        self._told = told
         self.stop = asyncio.Event()
         self.now = asyncio.Event()
         self.first = 0
@@ -123,3 +129,4 @@ class Signals:
     def _received(self, number: int = signal.SIGHUP) -> None:
         self.first = self.first or number
         (self.now if self.stop.is_set() else self.stop).set()
+        self._told()

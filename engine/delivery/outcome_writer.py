@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from typing import Final
 
 import anyio
 import structlog
@@ -22,6 +23,9 @@ from amplitude_intercom.engine.delivery.outcomes import Collected, PendingWrite,
 from amplitude_intercom.engine.spool.contract import Loaded, TakerSpool, Transaction
 
 _log = structlog.get_logger(__name__)
+
+LAST_WRITE_S: Final = 2.0
+"""Seconds for which a cancelled feed waits that the answered calls are on disk."""
 
 Load = Callable[[Transaction], Loaded]
 """Loads records in the transaction that writes."""
@@ -88,10 +92,11 @@ class OutcomeWriter:
             raise faults[0]
 
     async def write_once(self, outcomes: Collected) -> None:
-        """Try once to write outcomes, though the task is being cancelled."""
+        """Try once to write outcomes, though the task is being cancelled; a hanging disk is waited
+        for no longer than ``LAST_WRITE_S``."""
         taker, now_ms = self._spool.taker, self._now_ms()
         # Shielded, or the cancel would end the wait for the commit as well.
-        with anyio.CancelScope(shield=True), suppress(Exception):
+        with anyio.move_on_after(LAST_WRITE_S, shield=True), suppress(Exception):
             await self._spool.attempt(lambda store: write(store, taker, outcomes, now_ms))
 
 

@@ -66,9 +66,8 @@ class RelaySender:
         self._parts = PartSender(spool, wire, now_ms, earlier.calls if earlier else None)
         self._news = anyio.Event()
         self._progress = anyio.Event()
-        self._ending = False
+        self._ending = self._is_settled = False
         self._earlier = earlier
-        self._is_settled = False
         self._reset()
 
     def _reset(self) -> None:
@@ -169,8 +168,7 @@ class RelaySender:
             part = self._dispatch.next(now_s)
             if part is None:
                 return
-            # Counted until its answer is settled, not until it comes: the request stays first in
-            # its devices that long.
+            # Counted until its answer is settled: the request is first in its devices that long.
             self._out += 1
             calls.start_soon(self._send, part)
 
@@ -238,7 +236,7 @@ class RelaySender:
         return await self.spool.persist(work)
 
     async def _ending_of(self, sent: SentPart, now_s: float) -> PartEnding:
-        """Return the events that an answer settles."""
+        """Return the events that it settles."""
         lost = self._dispatch.judge(sent, now_s, self._now_ms())
         if sent.verdict.kind is AnswerKind.TAKEN:
             return PartEnding(delivered=sent.part.indexes)

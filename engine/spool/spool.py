@@ -17,6 +17,7 @@ import asyncio
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -55,6 +56,9 @@ Work = Callable[[Store], T]
 FAILING_DISK_NAP_S = 1.0
 TRIES_IF_DAMAGED = 10
 """Tries of work on damaged rows before it is given up: a disk may fail for a moment."""
+
+CLOSE_WITHIN_S = 3.0
+"""Seconds that the end waits for the last counts, and then for the last work."""
 
 TIDY_EVERY_S = 60.0
 """Seconds between two rounds of retention."""
@@ -127,6 +131,8 @@ class Spool:
         self._rounds = RetentionRounds(retention_of(settings), self.do, now_ms)
         self._unwritten = UnwrittenCounts()
         self._takers: dict[str, SpoolPart] = {}
+        self.hangs = False
+        """Whether the disk was not done at the end."""
         self.jobs_wait = asyncio.Event()
         """Set when a job is added; the job runner clears it."""
 
@@ -135,23 +141,18 @@ class Spool:
         self.jobs_wait.set()
 
     async def close(self) -> None:
-        """Finish what was submitted and close the file."""
+        """Finish what was submitted and close the file; a hanging disk is left alone in time."""
         # No batch follows that could take the counts along.
-        uncounted = self._unwritten.take()
         adjusted = {spool.taker: spool.adjustments.take() for spool in self._takers.values()}
-        if uncounted or any(adjusted.values()):
-
-            def work(store: Store) -> None:
-                for part in uncounted:
-                    store.intake.count_only(part)
-                for taker, changes in adjusted.items():
-                    store.count_adjusted(taker, changes)
-
-            try:
-                await self.do(work)
-            except SpoolError as error:
-                _log.warning("what was only counted is not on disk", cause=str(error))
-        await self.writer.close()
+        last = _counting(self._unwritten.take(), adjusted)
+        try:
+            with anyio.move_on_after(CLOSE_WITHIN_S):
+                await self.do(last) if last else None
+        except SpoolError as error:
+            _log.warning("what was only counted is not on disk", cause=str(error))
+        self.hangs = not await self.writer.close(CLOSE_WITHIN_S)
+        if self.hangs:
+            _log.error("the disk hangs: the spool is left as it is", path=str(self.path))
 
     async def open_for(self, names: Sequence[str]) -> Mapping[str, SpoolPart]:
         """Return the part of each taker, by name; add takers that are new.
@@ -227,9 +228,12 @@ class Spool:
         Raises:
             SpoolError: the file cannot be read.
         """
-        if self._inline:
-            return await self.do(work)
-        return await asyncio.to_thread(look, self.path, reading_store, work)
+        looked = partial(look, self.path, reading_store, work)
+        return await (self.do(work) if self._inline else self.off_loop(looked))
+
+    async def off_loop(self, work: Callable[[], T]) -> T:
+        """Do work that waits for the disk, without holding the event loop up."""
+        return work() if self._inline else await asyncio.to_thread(work)
 
     @property
     def trouble(self) -> SpoolError | None:
@@ -294,6 +298,22 @@ class Spool:
     async def size_bytes(self) -> int:
         """Return the size of the file."""
         return await self.do(lambda _: self._database.file.size_bytes())
+
+
+def _counting(
+    uncounted: Sequence[Part], adjusted: Mapping[int, Mapping[str, int]]
+) -> Work[None] | None:
+    """Return the work that counts batches and adjustments; None: there are none."""
+    if not uncounted and not any(adjusted.values()):
+        return None
+
+    def work(store: Store) -> None:
+        for part in uncounted:
+            store.intake.count_only(part)
+        for taker, changes in adjusted.items():
+            store.count_adjusted(taker, changes)
+
+    return work
 
 
 class SpoolPart:

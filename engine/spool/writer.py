@@ -11,8 +11,10 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Generic, Protocol, TypeVar
 
+import anyio
 import structlog
 
 from amplitude_intercom.engine.errors import SpoolError
@@ -48,8 +50,8 @@ class Writer(Protocol[S_co]):
         """
         ...
 
-    async def close(self) -> None:
-        """Do all submitted work, then close the store."""
+    async def close(self, within_s: float) -> bool:
+        """Do all submitted work, then close the store; return whether that is done in time."""
         ...
 
 
@@ -77,9 +79,10 @@ class InlineWriter(Generic[S]):
         _resolve(future, closed or self._database.run([work])[0])
         return future
 
-    async def close(self) -> None:
+    async def close(self, within_s: float) -> bool:
         self._closed = True
         self._database.close()
+        return True
 
 
 class ThreadWriter(Generic[S]):
@@ -90,6 +93,7 @@ class ThreadWriter(Generic[S]):
         self._loop = asyncio.get_running_loop()
         self._queued: queue.SimpleQueue[Queued[S] | None] = queue.SimpleQueue()
         self._closed = False
+        self._ended = asyncio.Event()
         self.commits = Histogram(COMMIT_BOUNDS_S)
         # A daemon thread, so that a disk that hangs cannot keep the process from ending.
         self._thread = threading.Thread(target=self._work, name="spool", daemon=True)
@@ -103,17 +107,21 @@ class ThreadWriter(Generic[S]):
             self._queued.put((work, future))
         return future
 
-    async def close(self) -> None:
+    async def close(self, within_s: float) -> bool:
         self._closed = True
         # Behind all that was submitted: that is done first.
         self._queued.put(None)
-        # Off the loop, which has to take the last results from the thread.
-        await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
+        # An event and no join, which would need a thread: those may all hang at the same disk.
+        with anyio.move_on_after(within_s):
+            await self._ended.wait()
+        return self._ended.is_set()
 
     def _work(self) -> None:
         while self._work_on_next():
             pass
         self._database.close()
+        with suppress(RuntimeError):  # the loop has ended: it did not wait for a disk that hung
+            self._loop.call_soon_threadsafe(self._ended.set)
 
     def _work_on_next(self) -> bool:
         """Run the next group; return False after the last one."""
@@ -129,7 +137,8 @@ class ThreadWriter(Generic[S]):
         results = self._run([work for work, _ in group])
         self.commits.add(time.perf_counter() - began_s)
         # Once for the group: each call wakes the loop.
-        self._loop.call_soon_threadsafe(self._hand_back, group, results)
+        with suppress(RuntimeError):  # the loop has ended meanwhile (`close`)
+            self._loop.call_soon_threadsafe(self._hand_back, group, results)
         return not ended
 
     def _run(self, group: list[Callable[[S], Any]]) -> list[Any]:

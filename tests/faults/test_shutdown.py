@@ -8,13 +8,16 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import aiohttp
 import pytest
 
 from amplitude_intercom.transports.sandbox.faults import Fault
 from amplitude_intercom.transports.sandbox.sandbox import Sandbox
 from amplitude_intercom.transports.sandbox.server import serve
 from support import process
+from support.faulty_disk import FaultyDisk
 from support.products import Products, check_accounts
 
 
@@ -123,3 +126,83 @@ async def test_past_the_deadline_or_at_a_second_signal_it_ends_with_1_and_loses_
     assert (status["received"], status["delivered"], len(local.events)) == (1, 1, 1)
     how = "a second signal" if signals == 2 else f"a deadline of {deadline_s:.0f} s"
     measured(f"{how}: exit 1 after {took_s:.1f} s, what was under way is delivered next time")
+
+
+HANGS_MS = 3_600_000
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+async def test_above_a_disk_that_hangs_it_ends_in_time_with_1_and_loses_nothing(
+    tmp_path: Path, measured: Callable[[str], None], signals: int
+) -> None:
+    local = Sandbox(open_attributes=True)
+    local.add_contact(external_id="mira-okafor")
+    deadline_s = 1.0 if signals == 1 else 300.0
+    async with serve(local) as url:
+        config = process.settings(tmp_path, url, top={"drain_deadline_s": deadline_s})
+        disk = FaultyDisk(tmp_path / "data", tmp_path / "control")
+        daemon = await process.start(config, disk.env)
+        upload = f"{daemon.http}/2/httpapi"
+        assert (await process.upload(upload, [process.event("mira-okafor", 1)]))[0] == 200
+        await daemon.settled()
+        disk.set(fsync_delay_ms=HANGS_MS)
+        hanging = asyncio.create_task(process.upload(upload, [process.event("mira-okafor", 2)]))
+        await process.moment(0.5)
+        assert not hanging.done(), "it is not on disk"
+        started = time.perf_counter()
+        for _ in range(signals):
+            daemon.process.send_signal(signal.SIGTERM)
+            while signals == 2 and not any(line["event"] == "draining" for line in daemon.log):
+                await asyncio.sleep(0)
+        code = await daemon.end(signal.SIGTERM) if signals == 1 else await daemon.process.wait()
+        took_s = time.perf_counter() - started
+        hanging.cancel()
+        assert code == 1
+        assert took_s < 1.0 + 10.0 + 5.0
+        said = [line["event"] for line in daemon.log]
+        assert "the disk hangs: the spool is left as it is" in said
+        disk.set(fsync_delay_ms=0)
+        async with process.daemon(config) as last:
+            status = await last.settled()
+    assert status["received"] == status["delivered"]
+    numbers = [event.metadata["n"] for event in local.events]
+    assert numbers in ([1], [1, 2]), "what was not answered may be there; the other is, once"
+    measured(f"a disk that hangs, {signals} × SIGTERM: exit 1 after {took_s:.1f} s")
+
+
+async def test_a_file_system_that_hangs_stops_neither_health_nor_the_end(
+    tmp_path: Path, measured: Callable[[str], None]
+) -> None:
+    """Threads hang in the kernel: the loop goes on, and the process ends without them."""
+    local = Sandbox(open_attributes=True)
+    async with serve(local) as url, aiohttp.ClientSession() as session:
+        config = process.settings(tmp_path, url, top={"drain_deadline_s": 1.0})
+        disk = FaultyDisk(tmp_path / "data", tmp_path / "control")
+        daemon = await process.start(config, disk.env)
+        disk.set(stat_delay_ms=HANGS_MS)
+        async with asyncio.TaskGroup() as tasks:
+            looks = [tasks.create_task(_status(session, daemon.admin)) for _ in range(20)]
+            slowest_s = 0.0
+            while not all(look.done() for look in looks):
+                began_s = time.perf_counter()
+                async with session.get(f"{daemon.admin}/healthz") as answer:
+                    assert answer.status == 200
+                slowest_s = max(slowest_s, time.perf_counter() - began_s)
+                await process.moment(0.05)
+        assert {look.result()["spool"]["trouble"] for look in looks} == {
+            "the disk does not answer: it cannot be read"
+        }
+        assert slowest_s < 2.0
+        started = time.perf_counter()
+        assert await daemon.end(signal.SIGTERM) == 1
+        took_s = time.perf_counter() - started
+        assert took_s < 1.0 + 10.0 + 5.0
+        [line] = [line for line in daemon.log if "hangs" in line]
+        assert any("disk_bytes" in where or "size_of" in where for where in line["hangs"].values())
+    measured(f"a file system that hangs: exit 1 after {took_s:.1f} s, {line['hangs']}")
+
+
+async def _status(session: aiohttp.ClientSession, admin: str) -> dict[str, Any]:
+    async with session.get(f"{admin}/api/status") as answer:
+        found: dict[str, Any] = await answer.json()
+        return found

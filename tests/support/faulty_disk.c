@@ -31,7 +31,7 @@
 #include <unistd.h>
 
 enum { FSYNC_ERRNO, FSYNC_FAILURES, WRITE_ERRNO, WRITE_FAILURES, FSYNC_DELAY_MS, QUOTA_ON,
-       FREE_BYTES, FSYNCS, KEEP, CONTROLS };
+       FREE_BYTES, FSYNCS, KEEP, STAT_DELAY_MS, CONTROLS };
 
 #define FILES 1024
 static char *paths[FILES];        /* of watched descriptors */
@@ -241,12 +241,14 @@ int posix_fallocate64(int fd, off_t offset, off_t length) {
 
 /* --- safety --------------------------------------------------------------------------------- */
 
+static void wait_ms(int64_t ms) {
+    struct timespec nap = { ms / 1000, ms % 1000 * 1000000 };
+    if (ms) nanosleep(&nap, NULL);
+}
+
 static int sync_it(int fd, int (*how)(int)) {
     if (!path_of(fd) || !control) return how(fd);
-    if (control[FSYNC_DELAY_MS]) {
-        struct timespec nap = { control[FSYNC_DELAY_MS] / 1000, control[FSYNC_DELAY_MS] % 1000 * 1000000 };
-        nanosleep(&nap, NULL);
-    }
+    wait_ms(control[FSYNC_DELAY_MS]);
     pthread_mutex_lock(&lock);
     control[FSYNCS]++;
     int done = fails(FSYNC_ERRNO) ? -1 : how(fd);
@@ -283,7 +285,14 @@ SYNC(fdatasync)
 
 /* --- what there is room for ----------------------------------------------------------------- */
 
+#define STAT(name, kind) int name(const char *path, struct kind *what) { \
+    if (control && !inside && is_watched(path)) wait_ms(control[STAT_DELAY_MS]); \
+    return REAL(name)(path, what); }
+STAT(stat, stat)
+STAT(stat64, stat64)
+
 #define STATVFS(name, kind) int name(const char *path, struct kind *disk) { \
+    if (control && is_watched(path)) wait_ms(control[STAT_DELAY_MS]); \
     int done = REAL(name)(path, disk); \
     if (done == 0 && control && control[QUOTA_ON]) { \
         disk->f_frsize = disk->f_bsize = 1; disk->f_bavail = disk->f_bfree = control[FREE_BYTES]; } \

@@ -21,7 +21,7 @@ import pytest
 
 FIELDS = (
     *("fsync_errno", "fsync_failures", "write_errno", "write_failures", "fsync_delay_ms"),
-    *("quota_on", "free_bytes", "fsyncs", "keep"),
+    *("quota_on", "free_bytes", "fsyncs", "keep", "stat_delay_ms"),
 )
 SECTOR_BYTES = 512
 MARKS = (".durable", ".written", ".named")

@@ -74,7 +74,7 @@ async def test_waiting_appends_go_in_together_and_in_order(store: SlowStore) -> 
     await writer.submit(lambda s: None)
     assert users_of(database) == users
     assert store.accounts.committed(store.takers.known_id(SYNC))["received"] == 105
-    await writer.close()
+    await writer.close(10.0)
 
 
 async def test_after_a_fault_batches_go_in_one_by_one(store: SlowStore) -> None:
@@ -86,7 +86,7 @@ async def test_after_a_fault_batches_go_in_one_by_one(store: SlowStore) -> None:
     assert isinstance(first[1], ValueError)
     again = await settled([appends.put(batch(user)) for user in ("ann", "bad", "cid")])
     assert [type(given_second) for given_second in again] == [Appended, ValueError, Appended]
-    await writer.close()
+    await writer.close(10.0)
 
 
 async def test_work_that_is_never_done_refuses_waiting_appends(store: SlowStore) -> None:

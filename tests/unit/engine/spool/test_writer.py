@@ -77,7 +77,7 @@ async def test_work_submitted_during_a_commit_shares_the_next_one(spied: Spied) 
     gate.set()
     results = await asyncio.gather(*futures)
     await held
-    await writer.close()
+    await writer.close(10.0)
     assert results == [Appended(1, 0, 0)] * 200
     assert spied.said["COMMIT"] <= 3
     assert spied.after() == {"pending": 200, "dead": 0}
@@ -100,7 +100,7 @@ async def test_a_writer_that_waits_keeps_neither_work_nor_results(spied: Spied) 
         while any(reference() is not None for reference in watched):
             gc.collect()
             await asyncio.sleep(0)
-    await writer.close()
+    await writer.close(10.0)
 
 
 async def test_work_is_done_in_the_order_of_submission_however_much_there_is(spied: Spied) -> None:
@@ -117,7 +117,7 @@ async def test_work_is_done_in_the_order_of_submission_however_much_there_is(spi
     gate.set()
     assert await asyncio.gather(*futures) == list(range(count))
     assert ran == list(range(count))
-    await writer.close()
+    await writer.close(10.0)
     assert 3 <= spied.said["COMMIT"] <= 5
 
 
@@ -126,7 +126,7 @@ async def test_closing_does_submitted_work_and_resolves_its_futures(spied: Spied
     _, gate = hold(writer)
     futures = [writer.submit(append) for _ in range(MOST_OF_A_GROUP + 1)]
     gate.set()
-    await writer.close()
+    await writer.close(10.0)
     assert all(future.done() for future in futures)
     assert spied.after()["pending"] == MOST_OF_A_GROUP + 1
     with pytest.raises(sqlite3.ProgrammingError):
@@ -140,7 +140,7 @@ async def test_a_caller_that_gives_up_does_not_disturb_the_others(spied: Spied) 
     futures[1].cancel()
     gate.set()
     assert [await futures[0], await futures[2]] == [Appended(1, 0, 0)] * 2
-    await writer.close()
+    await writer.close(10.0)
     assert spied.after()["pending"] == 3
 
 
@@ -224,7 +224,7 @@ async def test_a_fault_does_not_end_the_thread(spied: Spied) -> None:
     with pytest.raises(ZeroDivisionError):
         await writer.submit(broken)
     assert await writer.submit(append) == Appended(1, 0, 0)
-    await writer.close()
+    await writer.close(10.0)
     assert spied.after()["pending"] == 1
 
 
@@ -237,7 +237,7 @@ async def test_the_inline_writer_has_done_it_when_submit_returns(spied: Spied) -
         await failed
     with pytest.raises(ZeroDivisionError):
         await writer.submit(broken)
-    await writer.close()
+    await writer.close(10.0)
     assert spied.after()["pending"] == 1
 
 
@@ -259,7 +259,7 @@ async def test_a_fault_of_the_database_s_own_does_not_end_the_thread(spied: Spie
         await writer.submit(append)
     del database._look_again
     assert await writer.submit(append) == Appended(1, 0, 0)
-    await writer.close()
+    await writer.close(10.0)
 
 
 def broken_look() -> None:
