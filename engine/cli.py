@@ -122,9 +122,9 @@ app.command()(cli_setup.init)
 @app.command(name="run")
 def run_daemon(config: Config) -> None:
     """Serve the configured sources until SIGTERM."""
-    from amplitude_intercom.engine.commands.daemon import run as main
+    from amplitude_intercom.engine.commands.daemon import start as main
 
-    finish(lambda: main(config, settings_at(config)))
+    finish(lambda: main(config, settings_at))
 
 
 @app.command()

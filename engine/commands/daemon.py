@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from amplitude_intercom.engine.commands.last_resort import LastResort
 from amplitude_intercom.engine.commands.reloading import FileReload
 from amplitude_intercom.engine.commands.running import FAILED, OK, Signals
 from amplitude_intercom.engine.commands.service_manager import ServiceManager
+from amplitude_intercom.engine.commands.settings_mending import mend
 from amplitude_intercom.engine.console.access_api import AccessApi
 from amplitude_intercom.engine.console.admin_access import AdminAccess
 from amplitude_intercom.engine.console.admin_server import AdminServer
@@ -38,6 +40,23 @@ READY_LOOK_S = 1.0
 """Between looks whether the engine is ready."""
 
 _log = structlog.get_logger("engine.run")
+
+
+async def start(path: Path, load: Callable[[Path], Settings]) -> int:
+    """Run by the settings of a file, which first gets its old text where a crash has left it half
+    written. ``load`` reads it.
+
+    Raises:
+        SettingsError: as ``load`` and ``run``.
+    """
+    mended = mend(path)
+    try:
+        settings = load(path)
+    except SettingsError as error:
+        raise SettingsError(f"{error}; {mended}") if mended else error from None
+    if mended:
+        _log.warning(mended)
+    return await run(path, settings)
 
 
 async def run(path: Path, settings: Settings) -> int:
@@ -95,8 +114,7 @@ async def _serve_admin(
     access = AdminAccess(settings, audit)
     monitors = MonitorPaths(engine.overview)
     document = SettingsDocument.of(reload.path, Path(engine.settings.data_dir))
-    # In a thread: a settings file that was half written is mended first.
-    of_api = await asyncio.to_thread(routes, engine, document, reload, access)
+    of_api = routes(engine, document, reload, access)
     admin = AdminServer(access, [*monitors.routes(), *AccessApi(access).routes(), *of_api])
     tasks.start_soon(admin.run)
     _log.info("admin listening", address=await admin.listening())

@@ -16,6 +16,7 @@ import structlog
 from aiohttp import web
 
 from amplitude_intercom.engine.addresses import host_and_port
+from amplitude_intercom.engine.config import MAX_FILE_BYTES
 from amplitude_intercom.engine.console.admin_access import AdminAccess
 from amplitude_intercom.engine.console.guard import Guard, add_headers, answered, refusal
 from amplitude_intercom.engine.console.problems import Problem, ProblemType
@@ -36,7 +37,14 @@ KEEP_ALIVE_S = 15.0
 """Time until a connection without a request is closed, so that no client can keep all."""
 
 MAX_BODY_BYTES = 1_000_000
-LARGER_BODIES: Final[Mapping[str, int]] = {"/api/v1/syncs/{sync}/batches": 33_554_432}
+_TEXT_BYTES: Final = 3 * MAX_FILE_BYTES
+"""Of the largest settings file as JSON, with a margin for its escapes."""
+
+LARGER_BODIES: Final[Mapping[str, int]] = {
+    "/api/v1/syncs/{sync}/batches": 33_554_432,
+    "/api/v1/settings/file": _TEXT_BYTES,
+    "/api/v1/settings/preview": _TEXT_BYTES,
+}
 """Bytes of a body, at paths where it may be larger."""
 
 _log = structlog.get_logger(__name__)

@@ -27,6 +27,7 @@ from amplitude_intercom.engine.document.refusals import (
     CannotRead,
     NotSaved,
     NotWritable,
+    TextTooLarge,
     VersionDiffers,
 )
 from amplitude_intercom.engine.document.tables import digest
@@ -88,6 +89,7 @@ class SettingsFile:
             CannotRead: there is no file to replace.
             VersionDiffers: the file has another version; it is as it was.
             NotWritable: the file can only be read; it is as it was.
+            TextTooLarge: no settings file may be as large.
             NotSaved: the text cannot be stored, or the disk failed; the message says what is there.
         """
         try:
@@ -95,7 +97,7 @@ class SettingsFile:
         except UnicodeEncodeError:
             raise NotSaved(f"{self.path}: the text has characters that UTF-8 has not") from None
         if len(new) > MAX_FILE_BYTES:
-            raise NotSaved(f"{self.path}: the text is larger than {MAX_FILE_BYTES} bytes")
+            raise TextTooLarge(f"{self.path}: the text is larger than {MAX_FILE_BYTES} bytes")
         with self._writing:
             self._replace(new, expected_version)
         return _document(new, self.path)

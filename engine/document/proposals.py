@@ -17,7 +17,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from amplitude_intercom.engine.config import from_table
+from amplitude_intercom.engine.config import MAX_FILE_BYTES, from_table
 from amplitude_intercom.engine.document import theft
 from amplitude_intercom.engine.document.editing import edited
 from amplitude_intercom.engine.document.files import Document
@@ -28,6 +28,7 @@ from amplitude_intercom.engine.document.refusals import (
     NoSuchSync,
     NotAllowed,
     NotToml,
+    TextTooLarge,
 )
 from amplitude_intercom.engine.document.secret_files import SecretFolder
 from amplitude_intercom.engine.document.secret_values import is_reference, secret_values
@@ -73,8 +74,11 @@ class Proposals:
         """Propose a text, with ``***`` for secrets that stay.
 
         Raises:
+            TextTooLarge: no settings file may be as large.
             CannotKeep: a ``***`` stands for no secret of the base.
         """
+        if len(typed.encode(errors="surrogatepass")) > MAX_FILE_BYTES:  # before it is parsed
+            raise TextTooLarge(f"the text is larger than {MAX_FILE_BYTES} bytes")
         present_table(base)
         kept = with_secrets_kept(_spelled_alike(typed, base.text), base.text)
         return self._proposal(base, kept.text, parsed(kept.text), typed=kept.typed)

@@ -3,6 +3,7 @@
 DocumentError
 ├── CannotRead      there is no document: the path names no settings file that can be shown
 ├── NotToml         the text is not TOML: the person corrects it
+├── TextTooLarge    no settings file may be as large
 ├── CannotMask      the text cannot be shown without its secrets: it is looked at on the machine
 ├── CannotKeep      a ``***`` stands for no secret that was there: the person types the secret
 ├── CannotEdit      the form cannot write it: the text editor or the patch can
@@ -33,6 +34,10 @@ class CannotRead(DocumentError):
 
 class NotToml(DocumentError):
     """The text is not TOML; the message has the line and column."""
+
+
+class TextTooLarge(DocumentError):
+    """The text has more bytes than a settings file may have."""
 
 
 class CannotMask(DocumentError):

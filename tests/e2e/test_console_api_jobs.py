@@ -202,3 +202,16 @@ async def test_a_body_that_is_none_is_refused(
         assert (said.status, said.headers["Content-Type"]) == (status, "application/problem+json")
         assert (await api.ask("POST", f"{JOBS}?x=1", {})).status == 400
         assert (await api.ask("PUT", JOBS, {})).status == 405
+
+
+async def test_a_filter_that_names_many_letters_is_shown_by_its_ends(tmp_path: Path) -> None:
+    async with console(tmp_path) as api:
+        await bury(api.engine, 1)
+        letter = (await chosen(api))["up_to_id"]
+        ids = [letter, *(10**17 + n for n in range(999))]
+        body = {"action": "discard", "filter": {"ids": ids}, "up_to_id": letter, "expected": 1}
+        job = await ended(api, await api.ask("POST", JOBS, body))
+        assert (job["state"], job["done"]) == ("done", 1)
+        for shown in (job, (await api.get("/jobs"))["items"][0]):
+            assert f'"ids":[{letter},' in shown["filter"]
+            assert len(shown["filter"]) < 1_100

@@ -10,7 +10,11 @@ from typing import Any
 import msgspec
 import pytest
 
+from amplitude_intercom.engine import config
+from amplitude_intercom.engine.config import MAX_FILE_BYTES
 from amplitude_intercom.engine.document.tables import digest
+from amplitude_intercom.engine.errors import SettingsError
+from support import process
 from support.console import Console, Said, console
 from support.process import API_KEY, TOKEN
 
@@ -73,6 +77,8 @@ async def test_a_change_of_another_version_is_refused_with_the_present_one(tmp_p
         body = {"text": shown.json["text"]}
         assert (await api.ask("PUT", FILE, body)).status == 428
         assert (await api.ask("PUT", FILE, body, If_Match="x")).status == 400
+        said = await api.ask("PUT", FILE, body, If_Match="*")
+        assert (said.status, said.json["detail"]) == (428, "If-Match: `*` names no version")
         path = tmp_path / "settings.toml"
         path.write_text(path.read_text(encoding="utf-8") + "# by hand\n", encoding="utf-8")
         said = await api.ask("PUT", FILE, body, If_Match=shown.headers["ETag"])
@@ -251,3 +257,68 @@ async def test_a_sync_that_is_not_there_is_not_found(tmp_path: Path) -> None:
             assert (await api.ask("GET", f"/syncs/{name}/settings")).status == 404
             assert (await change(api, "PATCH", f"/syncs/{name}", {"enabled": True})).status == 404
             assert (await change(api, "DELETE", f"/syncs/{name}")).status == 404
+
+
+@pytest.mark.parametrize("path", ["/settings", FILE, SYNC])
+async def test_what_somebody_has_is_not_sent_again_before_it_changes(
+    tmp_path: Path, path: str
+) -> None:
+    async with console(tmp_path) as api:
+        first = await api.ask("GET", path)
+        tag = first.headers["ETag"]
+        assert first.headers["Cache-Control"] == "private, no-cache"
+        for known in (tag, f"W/{tag}", f'"other", {tag}', "*"):
+            said = await api.ask("GET", path, If_None_Match=known)
+            assert (said.status, said.json, said.headers["ETag"]) == (304, None, tag)
+            assert "Content-Security-Policy" in said.headers
+        for other in ('"other"', "x", "", tag.strip('"')):
+            assert (await api.ask("GET", path, If_None_Match=other)).status == 200
+        await change(api, "PATCH", "/syncs/e2e", {"enabled": False})
+        assert (await api.ask("GET", path, If_None_Match=tag)).status == 200
+
+
+async def test_every_text_that_the_program_reads_can_be_saved_and_no_larger_one(
+    tmp_path: Path,
+) -> None:
+    async with console(tmp_path) as api:
+        shown = await api.ask("GET", FILE)
+        text = shown.json["text"] + "# \u00e9\n" * 400_000
+        assert 1_000_000 < len(text.encode()) < MAX_FILE_BYTES
+        said = await api.ask("POST", "/settings/preview", {"text": text})
+        assert said.status == 200, said
+        said = await api.ask("PUT", FILE, {"text": text}, If_Match=shown.headers["ETag"])
+        assert (said.status, said.json["refused"]) == (200, ""), said
+        larger = {"text": text + "#" * MAX_FILE_BYTES}
+        for method, path in (("PUT", FILE), ("POST", "/settings/preview")):
+            said = await api.ask(method, path, larger, If_Match=f'"{said_version(tmp_path)}"')
+            assert (said.status, str(MAX_FILE_BYTES) in said.json["detail"]) == (413, True)
+            much = b'{"text": "' + b"#" * (3 * MAX_FILE_BYTES) + b'"}'
+            assert (await api.ask(method, path, data=much)).status == 413
+        small = await api.ask("POST", "/syncs/e2e/check", data=b" " * 1_000_001)
+        assert small.status == 413, "where no text is sent, less is taken"
+
+
+def said_version(folder: Path) -> str:
+    return digest((folder / "settings.toml").read_bytes())
+
+
+async def test_a_file_that_a_crash_left_half_written_keeps_no_daemon_from_starting(
+    tmp_path: Path,
+) -> None:
+    path = process.settings(tmp_path, "http://127.0.0.1:9")
+    old = path.read_text(encoding="utf-8")
+    new = f"# {'a longer comment' * 10}\n{old}"
+    kept = tmp_path / "data" / "settings"
+    kept.mkdir(parents=True, mode=0o700)
+    (tmp_path / "data").chmod(0o700)
+    texts = {"path": str(path.resolve()), "old": old, "new": new}
+    (kept / "unfinished.json").write_text(json.dumps(texts), encoding="utf-8")
+    half = new[:170] + old[170:]
+    path.write_text(half, encoding="utf-8")
+    with pytest.raises(SettingsError):
+        config.load(path)
+    async with process.daemon(path) as daemon:
+        said = [entry["event"] for entry in daemon.log]
+        assert "the settings file was half written: it has its old text again" in said
+        assert (await daemon.status())["received"] == 0
+    assert path.read_text(encoding="utf-8") == old

@@ -100,6 +100,8 @@ def _parameters(one: Operation, whole: _Schema) -> Iterator[_Schema]:
     if one.needs_match:
         schema = {"type": "string", "pattern": '^"[0-9a-f]{64}"$'}
         yield {"name": "If-Match", "in": "header", "required": True, "schema": schema}
+    if one.method == "GET" and one.has_etag:
+        yield {"name": "If-None-Match", "in": "header", "schema": {"type": "string"}}
     if one.takes_key:
         schema = {"type": "string", "minLength": 1, "maxLength": 255}
         yield {"name": "Idempotency-Key", "in": "header", "schema": schema}
@@ -115,6 +117,8 @@ def _responses(one: Operation, schemas: dict[Any, _Schema]) -> Iterator[tuple[st
             "content": {"application/json": {"schema": schemas[one.returns]}},
         },
     )
+    if one.method == "GET" and one.has_etag:
+        yield "304", {"description": "It is as `If-None-Match` names it."}
     kinds = [*_USUAL, *one.refusals, *(() if one.method == "GET" else _OF_BODIES)]
     for kind in kinds:
         schema = {"$ref": _TEMPLATE.format(name="Problem")}

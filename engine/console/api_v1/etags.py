@@ -22,17 +22,27 @@ def refuse_other(request: web.Request, version: str) -> None:
     """Refuse a change of anything but this version.
 
     Raises:
-        Problem: ``If-Match`` is absent, is no list of tags, or names other versions alone.
+        Problem: ``If-Match`` is absent or ``*``, is no list of tags, or names other versions alone.
     """
     given = ",".join(request.headers.getall("If-Match", ()))
     if not given.strip():
         raise Problem(ProblemType.IF_MATCH_NEEDED)
-    if given.strip() == "*":
-        return
+    if given.strip() == "*":  # whatever is there: whoever sends it has seen nothing
+        raise Problem(ProblemType.IF_MATCH_NEEDED, "If-Match: `*` names no version")
     if _TAGS.fullmatch(given) is None:
         raise Problem(ProblemType.BAD_REQUEST, 'If-Match: expected tags like "1a2b"')
     if etag(version) not in _TAG.findall(given):  # a weak one never matches
         raise changed_meanwhile(version)
+
+
+def is_known(request: web.Request, tag: str) -> bool:
+    """Return whether ``If-None-Match`` names this tag: the asker has what it stands for."""
+    given = ",".join(request.headers.getall("If-None-Match", ()))
+    if given.strip() == "*":
+        return True
+    return _TAGS.fullmatch(given) is not None and any(
+        one.removeprefix("W/") == tag for one in _TAG.findall(given)
+    )
 
 
 def changed_meanwhile(version: str) -> Problem:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Protocol
 
-import structlog
 from aiohttp import web
 
 from amplitude_intercom.engine.console.api_v1.accounting import (
@@ -41,10 +40,7 @@ from amplitude_intercom.engine.console.api_v1.spool_file import (
 )
 from amplitude_intercom.engine.console.api_v1.workspace_changes import WorkspaceChanges
 from amplitude_intercom.engine.console.api_v1.workspaces import WorkspacesOfTokens
-from amplitude_intercom.engine.document.refusals import NotSaved
 from amplitude_intercom.engine.document.settings_document import SettingsDocument
-
-_log = structlog.get_logger(__name__)
 
 
 class Keeper(SpoolKeeper, ParkedKeeper, Protocol):
@@ -73,15 +69,7 @@ def routes(
     reload: Reloads,
     access: Access,
 ) -> list[web.RouteDef]:
-    """Return the routes of the API. The guard of the admin port notes each change in the audit.
-
-    A settings file that a crash has left half written gets its old text; this blocks.
-    """
-    try:
-        if document.file.mend():
-            _log.warning("the settings file was half written: it has its old text again")
-    except NotSaved as error:
-        _log.error("the settings file may be half written", cause=str(error))
+    """Return the routes of the API. The guard of the admin port notes each change in the audit."""
     every = operations(engine, document, reload, access)
     description = describe(every, own_version())
 

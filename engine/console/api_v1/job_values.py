@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
+from amplitude_intercom.engine.log_lines import cut
 from amplitude_intercom.engine.spool.jobs import JobRow
+
+MOST_FILTER: Final = 1_024
+"""Characters of a filter in an answer: it may name a thousand letters."""
 
 
 class Job(msgspec.Struct, frozen=True):
     """A job; times in Unix milliseconds. ``counts``: the rows so far by outcome, ``done`` in all.
 
-    ``filter``: its conditions, as the spool keeps them, in JSON. ``up_to``: the time of the last
-    failure and the id of the last row that is meant.
+    ``filter``: its conditions, as the spool keeps them, in JSON; of one over 1,024 characters its
+    beginning and its end. ``up_to``: the time of the last failure and the id of the last row that
+    is meant.
     """
 
     id: int
@@ -36,7 +43,7 @@ def job_of(row: JobRow) -> Job:
         row.kind,
         row.sync,
         row.state,
-        msgspec.json.encode(row.query).decode(),
+        cut(msgspec.json.encode(row.query).decode(), MOST_FILTER),
         row.up_to,
         row.expected,
         sum(row.counts.values()),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Annotated, Final, Protocol
 
 import msgspec
@@ -21,10 +23,15 @@ from amplitude_intercom.engine.console.guard import CHANGE, RequestChange
 from amplitude_intercom.engine.console.problems import ProblemType
 from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.engine.spool.table_reads import waiting_records
+from amplitude_intercom.engine.spool.users import ParkedUser
 from amplitude_intercom.engine.spool.wakeups import ParkedChoice
 
 MOST_RECORDS: Final = 1_000
 """Records of a user that are counted."""
+
+
+MOST_CHARACTERS: Final = 65_536
+"""Characters of the users of a page; one user is shown however long its key is."""
 
 
 class ParkedUserFacts(msgspec.Struct, frozen=True):
@@ -107,7 +114,7 @@ class ParkedUsers:
         def read(store: Store) -> Page[ParkedUserFacts]:
             taker = store.takers.known_id(name)
             found = store.users.parked_page(taker, after, query.limit + 1)
-            some = found[: query.limit]
+            some = fitting(found[: query.limit])
             next_ = cursor_of(list_name, some[-1].user) if len(found) > len(some) else None
             counts = (waiting_records(store, taker, one.user, MOST_RECORDS) for one in some)
             return Page(
@@ -122,3 +129,10 @@ class ParkedUsers:
         users = await self._engine.upkeep.retry_parked(name, asked.choice())
         request[CHANGE] = RequestChange("parked users tried again", f"{users} of {name}")
         return ApiAnswer(Retried(users))
+
+
+def fitting(users: Sequence[ParkedUser]) -> Sequence[ParkedUser]:
+    """Return the first of these users whose keys fit into a page, at least one."""
+    total = accumulate(len(one.user) for one in users)
+    number = sum(1 for length in total if length <= MOST_CHARACTERS)
+    return users[: max(1, number)]

@@ -12,6 +12,7 @@ from typing import Any, Final
 import msgspec
 from aiohttp import web
 
+from amplitude_intercom.engine.console.api_v1.etags import is_known
 from amplitude_intercom.engine.console.api_v1.operations import ROOT, Operation
 from amplitude_intercom.engine.console.api_v1.requests import body_of, query_of
 
@@ -42,11 +43,16 @@ def _route(operation: Operation) -> web.RouteDef:
     async def answer(request: web.Request) -> web.Response:
         async with turns:
             said = await operation.handler(request, await _given(operation, request))
+        headers = dict(said.headers)
+        if operation.method == "GET" and operation.has_etag:
+            headers["Cache-Control"] = "private, no-cache"  # kept, and asked about each time
+            if is_known(request, headers["ETag"]):
+                return web.Response(status=304, headers=headers)
         return web.Response(
             body=_encoder.encode(said.value),
             status=operation.status,
             content_type="application/json",
-            headers=said.headers,
+            headers=headers,
         )
 
     path = ROOT + _PART.sub(r"{\1:[^/]+}", operation.path)  # without it a part has no `{`

@@ -119,9 +119,10 @@ class SettingsChanges:
         saves: dict[str, Any] = {"refusals": refusals, "needs_match": True, "has_etag": True}
         adds = {**saves, "status": 201, "has_location": True}
         sync = "/syncs/{sync}"
+        whole = {**saves, "at_once": 1}
         token, restore = f"{sync}/secrets/access_token", "/settings/versions/{version}/restore"
         return [
-            operation("PUT", "/settings/file", self._text, TextChange, SavedChange, **saves),
+            operation("PUT", "/settings/file", self._text, TextChange, SavedChange, **whole),
             operation("POST", restore, self._restore, Restoring, SavedChange, **saves),
             operation("POST", "/syncs", self._new_sync, SyncForm, SavedChange, **adds),
             operation("PATCH", sync, self._switch, SyncSwitch, SavedChange, **saves),

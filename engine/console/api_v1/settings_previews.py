@@ -77,6 +77,7 @@ class SettingsPreviews:
                 ChangePreview,
                 PreviewedChange,
                 refusals=refusals,
+                at_once=1,
             ),
             operation("POST", "/settings/reload", self._load, Nothing, Reloaded, refusals=refusals),
         ]

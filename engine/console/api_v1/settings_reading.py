@@ -39,7 +39,8 @@ from amplitude_intercom.engine.document.versions import KeptVersion
 class ShownTable(msgspec.Struct, frozen=True):
     """Settings, with the origin of each secret instead of it. ``version``: of the file.
 
-    ``can_save``: whether the file can be changed here, as far as it is known.
+    ``can_save``: whether the file can be changed here, as far as it is known; it is no part of the
+    version.
     """
 
     settings: dict[str, Any]

@@ -20,6 +20,7 @@ from amplitude_intercom.engine.document.refusals import (
     NotToml,
     NotWritable,
     SecretRefused,
+    TextTooLarge,
     VersionDiffers,
 )
 from amplitude_intercom.engine.errors import SettingsError
@@ -63,6 +64,8 @@ def problem_of(error: DocumentError) -> Problem:
         case CannotKeep():
             errors = [FieldError(pointer(error.path), str(error))]
             return Problem(ProblemType.REFUSED_VALUE, str(error), errors=errors)
+        case TextTooLarge():
+            return Problem(ProblemType.TOO_LARGE, str(error))
         case NotToml() | SecretRefused():
             return Problem(ProblemType.REFUSED_VALUE, str(error))
         case NoSuchSync() | NoSuchVersion():

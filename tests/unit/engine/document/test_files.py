@@ -24,6 +24,7 @@ from amplitude_intercom.engine.document.refusals import (
     CannotRead,
     NotSaved,
     NotWritable,
+    TextTooLarge,
     VersionDiffers,
 )
 
@@ -177,8 +178,9 @@ def test_a_folder_that_can_only_be_read_is_no_hindrance(tmp_path: Path) -> None:
 
 def test_a_text_that_cannot_be_stored_is_refused(tmp_path: Path) -> None:
     file = file_in(tmp_path)
-    for text in ("\ud800", "#" * (MAX_FILE_BYTES + 1)):
-        with left_alone(tmp_path), pytest.raises(NotSaved):
+    refused = {"\ud800": NotSaved, "#" * (MAX_FILE_BYTES + 1): TextTooLarge}
+    for text, kind in refused.items():
+        with left_alone(tmp_path), pytest.raises(kind):
             file.write(text, file.read().version)
 
 
