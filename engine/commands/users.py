@@ -29,7 +29,7 @@ async def show(settings: Settings, sync: str | None, key: str, *, as_json: bool)
         state = await spools.user(name, key.encode(errors="replace").decode())
     known = bool(state.waiting.records or state.parked or state.contact or state.dead_letters)
     if as_json:
-        print_json({"sync": name, "known": known, **_fields(state)})
+        print_json(state)
         return OK if known else FAILED
     say(f"user {shown(key)} in {name}" + ("" if known else ": nothing is known"))
     if known:
@@ -51,10 +51,6 @@ def _why(deferred: Deferral | None, now_ms: int) -> str:
         calls = count(deferred.failures, "call")
         return f"; {calls} failed in a row, it is not known whose fault that is; next try {when}"
     return f"; its second begins {when}" if ahead_ms > 0 else ""
-
-
-def _fields(state: UserState) -> dict[str, object]:
-    return {name: getattr(state, name) for name in state.__struct_fields__}
 
 
 def _which(contact: KnownContact) -> str:
