@@ -27,7 +27,7 @@ from amplitude_intercom.engine.clients import (
     token_key,
 )
 from amplitude_intercom.engine.delivery.loaded_bytes import LoadedBytes
-from amplitude_intercom.engine.delivery.stream import Stream, SyncDelivery
+from amplitude_intercom.engine.delivery.stream import Stream
 from amplitude_intercom.engine.delivery.workspaces import Workspaces
 from amplitude_intercom.engine.feeds import Ready
 from amplitude_intercom.engine.gates import Clocks, Gates, WireFactory
@@ -51,11 +51,10 @@ from amplitude_intercom.engine.supervision import Supervisor
 from amplitude_intercom.engine.token_facts import counts_before, keep_limit, known_limit
 from amplitude_intercom.engine.units import Unit
 from amplitude_intercom.engine.upkeep import Upkeep
+from amplitude_intercom.engine.waits import until_relayed, until_settled
 from amplitude_intercom.transports.amplitude import Head
 from amplitude_intercom.transports.amplitude_client import AmplitudeWire
 from amplitude_intercom.transports.contract import Batch, Receipt
-from amplitude_intercom.transports.errors import Refused
-from amplitude_intercom.transports.reasons import RefusalReason
 from amplitude_intercom.transports.upload_answers import BadUpload
 from amplitude_intercom.transports.upload_events import decode_events
 
@@ -266,21 +265,15 @@ class Engine:
         Raises:
             Refused: the engine ended before that; pending events are kept.
         """
-        while (delivery := self._unsettled()) is not None:
-            if self.state == "ended":
-                raise Refused(RefusalReason.DRAINING)
-            await delivery.feed.progress()
-
-    def _unsettled(self) -> SyncDelivery | None:
-        """Return the delivery of a sync with pending events; None: there is none."""
-        deliveries = (stream.delivery for stream in self.streams.values())
-        pending = (found for found in deliveries if found and found.spool.counters["pending"])
-        return next(pending, None)
+        await until_settled(self.takers, self._reload, lambda: self.state == "ended")
 
     async def relayed(self) -> None:
-        """Wait until no request waits for Amplitude."""
-        for relay in self.relays.values():
-            await relay.settled()
+        """Wait until no request waits for Amplitude.
+
+        Raises:
+            Refused: the engine drains before that; what waits is kept.
+        """
+        await until_relayed(self.takers, self._reload)
 
     async def status(self) -> Status:
         """Return the accounting of all syncs and relays; see ``Overview.status``."""

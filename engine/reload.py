@@ -88,6 +88,12 @@ class Reload:
                 await self._log_left()
             return done
 
+    async def over(self) -> None:
+        """Wait until no change is under way; return at once if none is."""
+        if self._one_at_a_time.locked():
+            async with self._one_at_a_time:
+                pass
+
     async def follow_apart(self, settings: Settings, tasks: TaskGroup) -> Reloaded:
         """As ``follow``, in a task of its own: it goes on where the wait for it is cancelled."""
         if self._takers.is_draining:

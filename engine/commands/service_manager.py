@@ -26,18 +26,20 @@ class ServiceManager:
         self._notifier = sdnotify.SystemdNotifier() if environment.get("NOTIFY_SOCKET") else None
         self.watchdog_s = _watchdog_s(environment, os.getpid()) if self._notifier else None
         """Seconds within which a sign of life is expected; None: none is."""
+        self._is_stopping = False
 
     def ready(self, status: str) -> None:
         """Say that the daemon serves, after its start or a reload. ``status``: for people."""
-        self._tell("READY=1", f"STATUS={status}")
+        self._tell_unless_stopping("READY=1", f"STATUS={status}")
 
     def reloading(self) -> None:
         """Say that settings are being read; ``ready`` says that it is over."""
         now_us = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1_000
-        self._tell("RELOADING=1", f"MONOTONIC_USEC={now_us}")
+        self._tell_unless_stopping("RELOADING=1", f"MONOTONIC_USEC={now_us}")
 
     def stopping(self, within_s: float) -> None:
-        """Say that the daemon drains, and how long that may take."""
+        """Say that the daemon drains, and how long that may take. It is never ready again."""
+        self._is_stopping = True
         self._tell("STOPPING=1", "STATUS=draining", f"EXTEND_TIMEOUT_USEC={int(within_s * 1e6)}")
 
     async def keep_alive(self) -> None:
@@ -45,6 +47,12 @@ class ServiceManager:
         while self.watchdog_s is not None:
             self._tell("WATCHDOG=1")
             await anyio.sleep(self.watchdog_s / SIGNS_IN_TIME)
+
+    def _tell_unless_stopping(self, *lines: str) -> None:
+        # A reload may be asked for, or end, while the daemon drains. Said then, these would have
+        # the manager believe that it goes on.
+        if not self._is_stopping:
+            self._tell(*lines)
 
     def _tell(self, *lines: str) -> None:
         if self._notifier is not None:

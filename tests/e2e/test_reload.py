@@ -150,3 +150,25 @@ async def test_a_watchdog_that_is_not_for_this_process_gets_no_sign(
         await reloaded(running)
     assert "WATCHDOG=1" not in told
     assert told[0].startswith("READY=1")
+
+
+async def test_a_reload_that_comes_while_it_drains_does_not_make_it_ready(tmp_path: Path) -> None:
+    local = Sandbox(latency_s=4.0)
+    local.add_contact(external_id="ada-lovelace")
+    port = process.free_port()
+    top = {"admin": {"listen": f"127.0.0.1:{port}"}}
+    async with serve(local) as url, service_manager(tmp_path) as (env, told):
+        config = process.settings(tmp_path, url, top=top)
+        running = await process.start(config, env)
+        await process.upload(f"{running.http}/2/httpapi", [process.event("ada-lovelace", 1)])
+        while not any(entry.path == "/events" for entry in local.journal):
+            await asyncio.sleep(0)
+        running.process.send_signal(signal.SIGTERM)
+        while not any(text.startswith("STOPPING=1") for text in told):
+            await asyncio.sleep(0)
+        code, _, error = await process.run("reload", "-c", str(config))
+        assert (code, "draining" in error) == (1, True)
+        assert await running.process.wait() == 0
+        await running.end(signal.SIGTERM)
+        said = [text.partition("\n")[0] for text in told if text != "WATCHDOG=1"]
+    assert said == ["READY=1", "STOPPING=1"]

@@ -23,9 +23,9 @@ from amplitude_intercom.engine.status import SyncStatus
 from amplitude_intercom.transports.errors import Refused, UnknownApiKey
 from amplitude_intercom.transports.reasons import RefusalReason
 from amplitude_intercom.transports.sandbox.faults import Fault
-from amplitude_intercom.transports.sandbox.in_process import InProcess
+from amplitude_intercom.transports.sandbox.in_process import AmplitudeInProcess, InProcess
 from amplitude_intercom.transports.sandbox.sandbox import Sandbox
-from support import simulation, virtual
+from support import relaying, simulation, virtual
 from support.virtual import in_virtual_time
 
 USERS = [f"user-{n}" for n in range(20)]
@@ -443,3 +443,40 @@ async def test_a_pause_that_intercom_asked_for_outlasts_a_reload(
     assert until_s - before_s > 1
     assert calls_between(local, before_s, until_s) == []
     assert sum(len(arrived(one, user)) for one in (local, other) for user in USERS) == len(USERS)
+
+
+@in_virtual_time
+async def test_what_waits_is_waited_for_through_a_change_of_settings(tmp_path: Path) -> None:
+    """A sync has no delivery, and a relay no sender, while a change is under way."""
+    local, amplitude = workspace(latency_s=5.0), relaying.amplitude(latency_s=5.0)
+    loop = virtual.current()
+    relay = {"relay": [{"connections": 1}]}
+    async with Engine(
+        from_table(table(tmp_path, sync("first"), **relay)),
+        wire=lambda _: InProcess(local),
+        relay_wire=lambda _: AmplitudeInProcess(amplitude),
+        now_ms=loop.wall_ms,
+        now_s=loop.wall_s,
+        inline=True,
+    ) as running:
+        for n in range(3):
+            await relaying.take_in(
+                running, relaying.request([relaying.event(f"d{n}", n)], key="key")
+            )
+        await running.submit([simulation.event(user, 1) for user in USERS[:3]], sync="first")
+        await a_call_is_out(running, "first")
+        other = sync("first", events={"metadata": ["n", "plan"]})
+        changed = from_table(table(tmp_path, other, relay=[{"connections": 2}]))
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(running.reload, changed)
+            await simulation.a_moment()
+            assert (running.streams["first"].delivery, running.settings == changed) == (None, False)
+            await running.settled()
+            assert running.streams["first"].spool.counters["pending"] == 0
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(running.reload, from_table(table(tmp_path, other, **relay)))
+            await simulation.a_moment()
+            await running.relayed()
+            assert running.takers.parts["relay:amplitude"].counters["pending"] == 0
+        assert [arrived(local, user) for user in USERS[:3]] == [[1], [1], [1]]
+        assert len(amplitude.events) == 3
