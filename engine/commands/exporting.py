@@ -30,13 +30,14 @@ import anyio.to_thread
 
 from amplitude_intercom.engine.addresses import normal_url
 from amplitude_intercom.engine.backoff import probe_delay_s
+from amplitude_intercom.engine.commands.deliverer import Deliverer
 from amplitude_intercom.engine.commands.finished_hours import FinishedHours
 from amplitude_intercom.engine.commands.forward_reading import Ending, MakeSource, Reading
 from amplitude_intercom.engine.commands.running import FAILED, USAGE
 from amplitude_intercom.engine.commands.terminal import count, say
-from amplitude_intercom.engine.delivery.stream import Stream
 from amplitude_intercom.engine.errors import SettingsError
 from amplitude_intercom.engine.settings import Export, Settings
+from amplitude_intercom.engine.spool.sqlite.lock import DataDir
 from amplitude_intercom.transports import finding
 from amplitude_intercom.transports.amplitude_exports import (
     BASE_URLS,
@@ -98,7 +99,7 @@ class ExportInput:
         self,
         settings: Settings,
         asked: Asked,
-        stream: Stream,
+        deliverer: Deliverer,
         make_source: MakeSource,
         reading: Reading,
         *,
@@ -110,14 +111,14 @@ class ExportInput:
         ``max_wait_s`` ends reading."""
         self._export = export_settings(settings)
         self._asked = asked
-        self._spool = stream.spool
+        self._deliverer = deliverer
         self._make_source = make_source
         self._reading = reading
         self._max_wait_s = max_wait_s
         self._now_s = now_s
         digest = _digest(self._export)
         self._name = f"export {digest} {selected}".strip()
-        self._folder = Path(settings.data_dir, "export", f"{stream.sync.name}-{digest}")
+        self._folder = Path(settings.data_dir, "export", f"{deliverer.sync}-{digest}")
         self._step_hours = self._export.step_hours
         self._finished = FinishedHours()
         self._unsure: list[Span] = []
@@ -139,15 +140,19 @@ class ExportInput:
 
         Raises:
             OSError: an export cannot be written or read.
+            DataDirInUse: another process fetches exports into the same folder.
         """
-        missing = await self._missing()
-        if not missing:
-            return None
-        async with self._client() as client:
-            ending = await self._read_all(client, missing, intake)
-        self._reading.begin("delivering what is fetched", None)
+        ending = None
+        with DataDir(self._folder.parent):
+            missing = await self._missing()
+            if missing:
+                async with self._client() as client:
+                    ending = await self._read_all(client, missing, intake)
+                self._reading.begin("delivering what is fetched", None)
         if ending is None:
-            self._say_what_is_not_finished()
+            await self._deliverer.include_earlier()  # an interrupted run may have read the rest
+            if missing:
+                self._say_what_is_not_finished()
         return ending
 
     def _client(self) -> ExportClient:
@@ -166,7 +171,7 @@ class ExportInput:
     async def _missing(self) -> list[Span]:
         """Return the hours to fetch; make the folder hold the export that is read on, at most."""
         span, again = self._asked
-        checkpoints = await self._spool.checkpoints()
+        checkpoints = await self._deliverer.checkpoints()
         self._finished = FinishedHours.read(checkpoints.get(self._name, ""))
         if again:
             self._finished = self._finished.without(span)
@@ -178,7 +183,7 @@ class ExportInput:
         kept = await anyio.to_thread.run_sync(self._clean, missing)
         self._left = Span.read(kept.stem) if kept else None
         gone = _sources_within(self._folder, checkpoints, kept)
-        await self._spool.forget_checkpoints(gone, {self._name: str(self._finished)})
+        await self._deliverer.forget_checkpoints(gone, {self._name: str(self._finished)})
         return missing
 
     def _clean(self, missing: Sequence[Span]) -> Path | None:
@@ -272,13 +277,13 @@ class ExportInput:
             for done in self._unsure:
                 self._finished = self._finished.with_(done)
             self._unsure.clear()
-        await self._spool.forget_checkpoints(source_names, {self._name: str(self._finished)})
+        await self._deliverer.forget_checkpoints(source_names, {self._name: str(self._finished)})
 
     async def _deliver(self, step: Span, path: Path, intake: Intake) -> Sequence[str]:
         """Read an export; return the names of its checkpoints."""
         self._files += 1
         self._reading.begin(f"forward {self._shown(step)}", finding.size([str(path)]))
-        source = self._make_source([str(path)], await self._spool.checkpoints())
+        source = self._make_source([str(path)], await self._deliverer.checkpoints())
         await source.run(intake)
         return source.files
 

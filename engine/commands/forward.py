@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -12,6 +11,8 @@ import anyio
 import msgspec
 
 from amplitude_intercom.engine.app import Engine
+from amplitude_intercom.engine.commands.deliverer import Deliverer
+from amplitude_intercom.engine.commands.engine_batches import EngineBatches
 from amplitude_intercom.engine.commands.exporting import Asked, ExportInput, export_settings
 from amplitude_intercom.engine.commands.forward_reading import (
     SILENT_S,
@@ -34,10 +35,8 @@ from amplitude_intercom.engine.commands.running import (
 )
 from amplitude_intercom.engine.commands.taker_choice import choose_sync
 from amplitude_intercom.engine.commands.terminal import count, print_table, say
-from amplitude_intercom.engine.delivery.stream import Stream
 from amplitude_intercom.engine.errors import DataDirInUse
 from amplitude_intercom.engine.settings import Settings
-from amplitude_intercom.engine.spool.accounts import under
 from amplitude_intercom.transports import finding
 from amplitude_intercom.transports.contract import Intake
 from amplitude_intercom.transports.progress import Progress
@@ -73,47 +72,41 @@ async def forward(
     if export is not None:
         export_settings(settings)
     signals = Signals()
-    async with _started(settings) as engine:
-        stream = engine.streams[name]
-        before = await _take_stock(stream)
-        with Reading(stream, problems) as reading:
+    async with _opened(settings, name) as deliverer:
+        with Reading(deliverer, problems) as reading:
             make_source = partial(_make_source, settings, name, reading, since_ms, until_ms)
             what: Input
             if export is None:
-                what = FilesInput(found, stream, make_source, reading, max_wait_s=max_wait_s)
+                what = FilesInput(found, deliverer, make_source, reading, max_wait_s=max_wait_s)
             else:
                 what = ExportInput(
                     settings,
                     export,
-                    stream,
+                    deliverer,
                     make_source,
                     reading,
                     selected=_span_of(since_ms, until_ms),
                     max_wait_s=max_wait_s,
                 )
-            intake = Patient(engine.intake, stream, settings.forward.max_backlog)
-            stalls = Stalls(stream, intake)
-            end = await _until_stopped(engine, what, intake, signals, stalls, max_wait_s)
-        after = await _take_stock(stream)
-        await engine.finish(settings.drain_deadline_s)  # settles what was under way
-        after = msgspec.structs.replace(after, counters=stream.spool.counters)
-        counts = summary(before, after)
-        counts["adjusted"] = dict(sorted(stream.spool.adjustments.since_start.items()))
+            intake = Patient(deliverer, settings.forward.max_backlog)
+            stalls = Stalls(deliverer, intake)
+            end = await _until_stopped(deliverer, what, intake, signals, stalls, max_wait_s)
+        counts = await deliverer.end()
+        goes_on = deliverer.goes_on
     counts.update(what.counts(), passed_over=reading.skipped, problems=problems.texts())
     _report(counts, as_json=as_json)
     if problems.more:
         complain(problems.more, FAILED)
     if not end.is_settled:
         return _complain_of(end, signals)
-    return _exit_code(counts, problems, strict=strict)
+    return _exit_code(counts, problems, goes_on, strict=strict)
 
 
-def _exit_code(counts: Mapping[str, Any], problems: Problems, *, strict: bool) -> int:
+def _exit_code(counts: Mapping[str, Any], problems: Problems, goes_on: str, *, strict: bool) -> int:
     """Return the exit code of a run that came to its end; say what still waits."""
     if counts["pending"]:
-        return complain(
-            f"{count(counts['pending'], 'event')} not delivered yet, kept for the next run", FAILED
-        )
+        waiting = count(counts["pending"], "event")
+        return complain(f"{waiting} not delivered yet, {goes_on}", FAILED)
     if problems.count:
         return FAILED
     return DEAD_LETTERED if strict and counts["dead"] else OK
@@ -164,18 +157,19 @@ def _complain_of(end: _End, signals: Signals) -> int:
 
 
 @asynccontextmanager
-async def _started(settings: Settings) -> AsyncIterator[Engine]:
+async def _opened(settings: Settings, sync: str) -> AsyncIterator[Deliverer]:
     """Start an engine.
 
     Raises:
         DataDirInUse: a daemon runs; the message names the remedy.
     """
-    try:
-        async with Engine(settings) as engine:
-            yield engine
-    except DataDirInUse as error:
-        text = "stop it first, or give `forward` settings with another data_dir"
-        raise DataDirInUse(f"{error}; {text}") from None
+    async with AsyncExitStack() as stack:
+        try:
+            engine = await stack.enter_async_context(Engine(settings))
+        except DataDirInUse as error:
+            text = "stop it first, or give `forward` settings with another data_dir"
+            raise DataDirInUse(f"{error}; {text}") from None
+        yield EngineBatches(engine, sync, settings.drain_deadline_s)
 
 
 class _End(msgspec.Struct):
@@ -186,7 +180,7 @@ class _End(msgspec.Struct):
 
 
 async def _until_stopped(
-    engine: Engine,
+    deliverer: Deliverer,
     what: Input,
     intake: Intake,
     signals: Signals,
@@ -209,7 +203,7 @@ async def _until_stopped(
             stalls.over()
             if end.ending is None:
                 with anyio.move_on_after(max_wait_s):
-                    await _settle_aloud(engine)
+                    await _settle_aloud(deliverer)
                 end.is_settled = True
             tasks.cancel_scope.cancel()
 
@@ -219,54 +213,14 @@ async def _until_stopped(
     return end
 
 
-async def _settle_aloud(engine: Engine) -> None:
+async def _settle_aloud(deliverer: Deliverer) -> None:
     """Wait until all is settled; print the reasons when it takes a while."""
     with anyio.move_on_after(SILENT_S):
-        await engine.settled()
+        await deliverer.settled()
         return
-    for sync in (await engine.status()).syncs:
-        parked = ", ".join(f"{count(n, 'user')}: {why}" for why, n in sync.parked_users.items())
-        health = sync.intercom.health if sync.intercom else "well"
-        if health != "well":
-            parked = f"Intercom: {health}"
-        say(
-            f"{sync.name}: {sync.pending:,} waiting ({parked or 'being delivered'});"
-            " --max-wait ends this earlier, what waits is kept",
-            stderr=True,
-        )
-    await engine.settled()
-
-
-class Stock(msgspec.Struct, frozen=True):
-    """A sync's accounting at one moment."""
-
-    counters: Counter[str]
-    dead_by_reason: Counter[str]
-
-
-async def _take_stock(stream: Stream) -> Stock:
-    counters = stream.spool.counters
-    return Stock(counters, Counter(under(counters, "dead:")))
-
-
-def summary(before: Stock, after: Stock) -> dict[str, Any]:
-    """Return the change between two readings of a sync's accounting, and the events that wait."""
-    change = Counter(after.counters)
-    change.subtract(before.counters)
-    dead = Counter(after.dead_by_reason)
-    dead.subtract(before.dead_by_reason)
-    return {
-        "received": change["received"],
-        "delivered": change["delivered"],
-        "dropped": {
-            key.removeprefix("dropped:"): count
-            for key, count in sorted(change.items())
-            if key.startswith("dropped:") and count
-        },
-        "dead": change["dead"],
-        "dead_by_reason": {reason: count for reason, count in sorted(dead.items()) if count},
-        "pending": after.counters["pending"],
-    }
+    for line in await deliverer.why_waiting():
+        say(line, stderr=True)
+    await deliverer.settled()
 
 
 def _report(counts: dict[str, Any], *, as_json: bool) -> None:

@@ -19,9 +19,9 @@ from rich.progress import (
 from rich.progress import Progress as Bar
 from rich.text import Text
 
+from amplitude_intercom.engine.commands.deliverer import Deliverer
 from amplitude_intercom.engine.commands.running import FAILED, complain
 from amplitude_intercom.engine.commands.terminal import count, say
-from amplitude_intercom.engine.delivery.stream import Stream
 from amplitude_intercom.transports import files, finding
 from amplitude_intercom.transports.contract import Batch, Intake, Receipt, Ticket
 from amplitude_intercom.transports.errors import BadFile
@@ -65,7 +65,7 @@ class FilesInput:
     def __init__(
         self,
         paths: Sequence[str],
-        stream: Stream,
+        deliverer: Deliverer,
         make_source: MakeSource,
         reading: Reading,
         *,
@@ -74,21 +74,21 @@ class FilesInput:
         """``max_wait_s``: how long may be waited for events that were kept before."""
         self._paths = paths
         self._reading = reading
-        self._stream = stream
+        self._deliverer = deliverer
         self._make_source = make_source
         self._max_wait_s = max_wait_s
 
     async def read(self, intake: Intake) -> Ending | None:
         """Read all of them. To its end, they are read anew the next time."""
         self._reading.begin("forward", finding.size(self._paths))
-        spool = self._stream.spool
-        checkpoints = await spool.checkpoints()
+        checkpoints = await self._deliverer.checkpoints()
         source = self._make_source(self._paths, checkpoints)
         await source.run(intake)
-        await spool.forget_checkpoints(source.files)
+        await self._deliverer.forget_checkpoints(source.files)
         if any(file in checkpoints for file in source.files):
-            return None  # an interrupted run has read the rest: its events are waited for
-        return self._reading.end(self._stream, self._max_wait_s)
+            await self._deliverer.include_earlier()  # an interrupted run has read the rest
+            return None
+        return self._reading.end(self._deliverer, self._max_wait_s)
 
     def counts(self) -> dict[str, Any]:
         """Nothing more than how many they are."""
@@ -96,15 +96,15 @@ class FilesInput:
 
 
 class Patient:
-    """The engine's intake, held back while delivery is far behind.
+    """An intake, held back while delivery is far behind.
 
     A file is on disk already: copying all of it into the spool would only fill the disk. Records
     of parked users do not count, or a few thousand unknown users would stop all others.
     """
 
-    def __init__(self, intake: Intake, stream: Stream, max_backlog: int) -> None:
-        self._intake = intake
-        self._stream = stream
+    def __init__(self, deliverer: Deliverer, max_backlog: int) -> None:
+        self._intake = deliverer.intake
+        self._deliverer = deliverer
         self._max_backlog = max_backlog
         self._parked = 0
         self._recount_at_s = 0.0
@@ -119,27 +119,25 @@ class Patient:
         return await self._intake.send(batch)
 
     async def _little_waits(self) -> None:
-        delivery = self._stream.delivery
-        if delivery is not None:
-            spool = self._stream.spool
-            while spool.counters["pending"] - self._parked > self._max_backlog:
-                if anyio.current_time() >= self._recount_at_s:
-                    self._parked = await spool.parked()
-                    self._recount_at_s = anyio.current_time() + RECOUNT_S
-                else:
-                    with anyio.move_on_after(RECOUNT_S):
-                        await delivery.feed.progress()
+        deliverer = self._deliverer
+        while deliverer.delivers and deliverer.pending - self._parked > self._max_backlog:
+            if anyio.current_time() >= self._recount_at_s:
+                self._parked = await deliverer.parked()
+                self._recount_at_s = anyio.current_time() + RECOUNT_S
+            else:
+                with anyio.move_on_after(RECOUNT_S):
+                    await deliverer.progress()
 
     def takes(self, api_key: str) -> bool:
-        """As the engine's."""
+        """As the intake's."""
         return self._intake.takes(api_key)
 
 
 class Stalls:
     """Pauses of reading in which nothing is settled: they are said, and end at a deadline."""
 
-    def __init__(self, stream: Stream, intake: Patient) -> None:
-        self._stream = stream
+    def __init__(self, deliverer: Deliverer, intake: Patient) -> None:
+        self._deliverer = deliverer
         self._intake = intake
         self._is_said = False
 
@@ -150,7 +148,8 @@ class Stalls:
         """
         settled, since_s = -1, anyio.current_time()
         while True:
-            why, before, settled = self._why(), settled, self._settled()
+            await self._deliverer.look()
+            why, before, settled = self._why(), settled, self._deliverer.settled_so_far
             now_s = anyio.current_time()
             if not why or settled != before:
                 since_s = now_s
@@ -162,30 +161,21 @@ class Stalls:
 
     @property
     def _name(self) -> str:
-        return self._stream.sync.name
-
-    @property
-    def _health(self) -> str:
-        return self._stream.gate.state if self._stream.gate is not None else "well"
+        return self._deliverer.sync
 
     def _least_s(self) -> float:
         """Return how long a pause is at least that is no everyday one: an allowance takes 10 s."""
-        return THROTTLED_S if self._health == "throttled" else SILENT_S
-
-    def _settled(self) -> int:
-        counters = self._stream.spool.counters
-        return counters["received"] - counters["pending"]
+        return THROTTLED_S if self._deliverer.health == "throttled" else SILENT_S
 
     def _why(self) -> str:
         """Return why reading pauses at this moment; empty: it does not."""
-        trouble = self._stream.spool.trouble
-        if trouble is not None:
-            return str(trouble)
+        deliverer = self._deliverer
+        if deliverer.trouble:
+            return deliverer.trouble
         if not self._intake.holds_back:
             return ""
-        waiting = self._stream.spool.counters["pending"]
-        health = f", Intercom: {self._health}" if self._health != "well" else ""
-        return f"{count(waiting, 'event')} wait (forward.max_backlog{health})"
+        health = f", Intercom: {deliverer.health}" if deliverer.health != "well" else ""
+        return f"{count(deliverer.pending, 'event')} wait (forward.max_backlog{health})"
 
     def over(self) -> None:
         """Say that reading went on, where it went on to its end between two looks."""
@@ -204,12 +194,12 @@ class Stalls:
 class _Waiting(ProgressColumn):
     """How many events wait for Intercom, at the moment of looking."""
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, deliverer: Deliverer) -> None:
         super().__init__()
-        self._stream = stream
+        self._deliverer = deliverer
 
     def render(self, task: Task) -> Text:
-        return Text(f"{self._stream.spool.counters['pending']:,} waiting")
+        return Text(f"{self._deliverer.pending:,} waiting")
 
 
 class Problems:
@@ -244,7 +234,7 @@ class Problems:
 class Reading(Progress):
     """The progress of reading: a bar by bytes on a terminal, counts, and problems."""
 
-    def __init__(self, stream: Stream, problems: Problems) -> None:
+    def __init__(self, deliverer: Deliverer, problems: Problems) -> None:
         self.skipped = 0
         self._has_stored = False
         self._has_accepted = False
@@ -256,7 +246,7 @@ class Reading(Progress):
             DownloadColumn(),
             TransferSpeedColumn(),
             TimeRemainingColumn(),
-            _Waiting(stream),
+            _Waiting(deliverer),
             console=console,
             disable=not console.is_terminal,
             transient=True,
@@ -289,7 +279,7 @@ class Reading(Progress):
         self._has_stored = True
         self._has_accepted |= receipt.accepted > 0
 
-    def end(self, stream: Stream, max_wait_s: float | None) -> Ending | None:
+    def end(self, deliverer: Deliverer, max_wait_s: float | None) -> Ending | None:
         """Say it if no event was accepted; then end the run where only events from before wait.
 
         A wrong file would else seem to be delivered for hours. With ``max_wait_s`` somebody asks
@@ -298,7 +288,7 @@ class Reading(Progress):
         if self._has_accepted:
             return None
         nothing = self._nothing
-        pending = stream.spool.counters["pending"]
+        pending = deliverer.kept_before
         if not pending or max_wait_s is not None:
             say(nothing, stderr=True)
             return None

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from amplitude_intercom.engine.console.admin_server import LARGER_BODIES
-from amplitude_intercom.engine.console.api_v1.handed_batches import MOST_ELEMENTS, MOST_EVENTS
+from amplitude_intercom.engine.console.api_v1.batch_values import MOST_EVENTS
+from amplitude_intercom.engine.console.api_v1.handed_batches import MOST_ELEMENTS
 from amplitude_intercom.transports.sandbox.sandbox import Sandbox
 from support import process
 from support.console import Console, Said, console

@@ -90,7 +90,8 @@ class World:
 
     @property
     def exports(self) -> list[Path]:
-        return [p for p in (self.folder / "data" / "export").rglob("*") if p.is_file()]
+        files = (p for p in (self.folder / "data" / "export").rglob("*") if p.is_file())
+        return [file for file in files if file.name != "lock"]
 
 
 @asynccontextmanager
