@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import anyio
 import msgspec
 
 from amplitude_intercom.engine.app import Engine
+from amplitude_intercom.engine.commands.daemon_batches import DaemonBatches
+from amplitude_intercom.engine.commands.daemon_client import DaemonClient
+from amplitude_intercom.engine.commands.daemon_sync import DaemonSync
 from amplitude_intercom.engine.commands.deliverer import Deliverer
 from amplitude_intercom.engine.commands.engine_batches import EngineBatches
 from amplitude_intercom.engine.commands.exporting import Asked, ExportInput, export_settings
@@ -33,6 +36,7 @@ from amplitude_intercom.engine.commands.running import (
     complain,
     print_json,
 )
+from amplitude_intercom.engine.commands.spool_access import daemon_of, why_not
 from amplitude_intercom.engine.commands.taker_choice import choose_sync
 from amplitude_intercom.engine.commands.terminal import count, print_table, say
 from amplitude_intercom.engine.errors import DataDirInUse
@@ -41,6 +45,11 @@ from amplitude_intercom.transports import finding
 from amplitude_intercom.transports.contract import Intake
 from amplitude_intercom.transports.progress import Progress
 from amplitude_intercom.transports.stdin import LineSource
+
+ASKED_SO: Final = (
+    "`forward` hands its events to a running daemon through its admin port: give both settings the"
+    " same [admin], with its `token`, and restart the daemon; or stop it first"
+)
 
 
 async def forward(
@@ -56,7 +65,7 @@ async def forward(
     export: Asked | None = None,
 ) -> int:
     """Read ``paths`` (``-``: standard input), or an ``export``, into one sync and wait until it is
-    settled.
+    settled. With a daemon running, that takes the events and delivers them.
 
     ``max_wait_s`` bounds the wait for retries, counted from the end of the input; or, while reading
     pauses, from the last event that was settled; or the wait for one export. Without it, a run of
@@ -72,7 +81,7 @@ async def forward(
     if export is not None:
         export_settings(settings)
     signals = Signals()
-    async with _opened(settings, name) as deliverer:
+    async with _opened(settings, name, max_wait_s) as deliverer:
         with Reading(deliverer, problems) as reading:
             make_source = partial(_make_source, settings, name, reading, since_ms, until_ms)
             what: Input
@@ -109,7 +118,8 @@ def _exit_code(counts: Mapping[str, Any], problems: Problems, goes_on: str, *, s
         return complain(f"{waiting} not delivered yet, {goes_on}", FAILED)
     if problems.count:
         return FAILED
-    return DEAD_LETTERED if strict and counts["dead"] else OK
+    dead = counts["dead"] or counts.get("meanwhile", {}).get("dead", 0)
+    return DEAD_LETTERED if strict and dead else OK
 
 
 def _found(paths: Sequence[str], problems: Problems) -> list[str]:
@@ -157,19 +167,35 @@ def _complain_of(end: _End, signals: Signals) -> int:
 
 
 @asynccontextmanager
-async def _opened(settings: Settings, sync: str) -> AsyncIterator[Deliverer]:
-    """Start an engine.
+async def _opened(
+    settings: Settings, sync: str, max_wait_s: float | None
+) -> AsyncIterator[Deliverer]:
+    """Start an engine, or find the daemon that has the data directory.
 
     Raises:
-        DataDirInUse: a daemon runs; the message names the remedy.
+        DataDirInUse: another process has it, and is no daemon that can be asked.
     """
     async with AsyncExitStack() as stack:
         try:
             engine = await stack.enter_async_context(Engine(settings))
         except DataDirInUse as error:
-            text = "stop it first, or give `forward` settings with another data_dir"
-            raise DataDirInUse(f"{error}; {text}") from None
-        yield EngineBatches(engine, sync, settings.drain_deadline_s)
+            client = await _daemon(settings, error, stack)
+        else:
+            yield EngineBatches(engine, sync, settings.drain_deadline_s)
+            return
+        daemon = DaemonSync(client, partial(why_not, client, settings), sync, max_wait_s)
+        batches = DaemonBatches(daemon, sync)
+        await batches.begin()
+        say(f"the daemon at {client.address} is handed the events", stderr=True)
+        yield batches
+
+
+async def _daemon(settings: Settings, in_use: DataDirInUse, stack: AsyncExitStack) -> DaemonClient:
+    """Find the daemon that has the data directory; raise ``DataDirInUse`` with the remedy."""
+    try:
+        return await stack.enter_async_context(daemon_of(settings, in_use))
+    except DataDirInUse as error:
+        raise DataDirInUse(f"{error}; {ASKED_SO}") from None
 
 
 class _End(msgspec.Struct):
@@ -231,6 +257,7 @@ def _report(counts: dict[str, Any], *, as_json: bool) -> None:
     rows = [
         (counts["received"], f"received from {files_read}"),
         (counts["passed_over"], "passed over: of another time"),
+        (counts.get("accepted", 0), "accepted"),
         (counts["delivered"], "delivered"),
         *((count, f"dropped: {reason}") for reason, count in counts["dropped"].items()),
         *((count, f"dead letters: {reason}") for reason, count in counts["dead_by_reason"].items()),
@@ -239,5 +266,19 @@ def _report(counts: dict[str, Any], *, as_json: bool) -> None:
         *((count, f"hours {what}") for what, count in counts.get("hours", {}).items()),
     ]
     always = ("received", "delivered")
-    shown = [(f"{count:,}", what) for count, what in rows if count or what.startswith(always)]
+    shown = [
+        (f"{count:,}", what)
+        for count, what in rows
+        if count or (count is not None and what.startswith(always))
+    ]
     print_table(shown, right=(0,), stderr=True)
+    if "meanwhile" in counts:
+        say(f"meanwhile, with the daemon's other events: {_said(counts['meanwhile'])}", stderr=True)
+
+
+def _said(counts: Mapping[str, Any]) -> str:
+    """Return the change of a sync's counters in half a sentence."""
+    said = [f"{counts['delivered']:,} delivered"]
+    said += [f"{n:,} dropped ({reason})" for reason, n in counts["dropped"].items()]
+    said += [f"{count(n, 'dead letter')} ({why})" for why, n in counts["dead_by_reason"].items()]
+    return ", ".join(said)

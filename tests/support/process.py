@@ -238,6 +238,12 @@ async def upload(url: str, events: Sequence[Mapping[str, Any]]) -> tuple[int, di
     return await post(url, json.dumps({"api_key": API_KEY, "events": list(events)}).encode())
 
 
+async def fetch(url: str) -> Any:
+    """Return the JSON at an address."""
+    async with aiohttp.ClientSession() as session, session.get(url) as answer:
+        return await answer.json()
+
+
 async def post(url: str, body: bytes, **headers: str) -> tuple[int, dict[str, Any]]:
     async with (
         aiohttp.ClientSession() as session,
