@@ -15,6 +15,7 @@ from amplitude_intercom.engine.envelope import Adjustment, ContactUpdate, Identi
 from amplitude_intercom.engine.reasons import DeadReason
 from amplitude_intercom.engine.rules.bodies import contact_body, creation_body, event_body
 from amplitude_intercom.engine.rules.contacts import AnyAttribute, Types
+from amplitude_intercom.engine.rules.explanations import SelectorFinding
 from amplitude_intercom.engine.rules.planning import SyncRules
 from amplitude_intercom.engine.rules.verdicts import Drop, Keep, Reject
 from amplitude_intercom.engine.settings import Sync
@@ -73,13 +74,17 @@ class SpooledPast(Past):
 
 
 class Foreseen(msgspec.Struct, frozen=True):
-    """What would come of an event: ``send``, ``drop`` or ``reject``, and why, with the calls."""
+    """What would come of an event: ``send``, ``drop`` or ``reject``, and why, with the calls.
+
+    ``selectors``: the selection's, each with what it wants and what the event has.
+    """
 
     verdict: Literal["send", "drop", "reject"]
     reason: str = ""
     message: str = ""
     requests: Sequence[Request] = ()
     adjustments: Sequence[Adjustment] = ()
+    selectors: Sequence[SelectorFinding] = ()
 
 
 class Preview:
@@ -100,8 +105,11 @@ class Preview:
         """Return the same for an event whose head is decoded."""
         verdict = self.rules.admission.judge(head, raw)
         if isinstance(verdict, Keep):
-            return self._of_record(Record(0, *verdict.value, wall_clock_ms(), raw), Past())
-        return _turned_down(verdict)
+            found = self._of_record(Record(0, *verdict.value, wall_clock_ms(), raw), Past())
+        else:
+            found = _turned_down(verdict)
+        selectors = self.rules.admission.explain(raw)
+        return msgspec.structs.replace(found, selectors=selectors)
 
     def replayed(self, letter: DeadLetter, past: Past) -> Foreseen:
         """Return the same for a dead letter, were it replayed now; each for itself."""

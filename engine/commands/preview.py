@@ -57,6 +57,8 @@ def printed(sync: str, foreseen: Foreseen) -> dict[str, Any]:
     }
     if foreseen.adjustments:
         answer["adjustments"] = list(map(str, foreseen.adjustments))
+    if foreseen.selectors:
+        answer["selectors"] = foreseen.selectors
     if foreseen.message:
         answer["message"] = foreseen.message
     return answer

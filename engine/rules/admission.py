@@ -12,6 +12,7 @@ from typing import Final
 from amplitude_intercom.engine.envelope import Kind
 from amplitude_intercom.engine.reasons import DeadReason, DropReason
 from amplitude_intercom.engine.rules.contacts import ContactRules
+from amplitude_intercom.engine.rules.explanations import SelectorFinding
 from amplitude_intercom.engine.rules.selection import Predicate, Selection
 from amplitude_intercom.engine.rules.user_keys import UserKeys
 from amplitude_intercom.engine.rules.verdicts import Drop, Keep, Reject, Verdict
@@ -132,6 +133,18 @@ class Admission:
         if self._updates and self._contacts.carries_update(event):
             kind = Kind.EVENT_WITH_UPDATE
         return self._admit(head, raw, kind, event)
+
+    def explain(self, raw: bytes) -> list[SelectorFinding]:
+        """Return why the selection takes an event or not; empty where it cannot be read, or is no
+        event to select."""
+        try:
+            event = decode_event(raw)
+        except ValueError:
+            return []
+        event_type = event.fields.get("event_type")
+        if not isinstance(event_type, str) or event_type in (IDENTIFY, GROUP_IDENTIFY):
+            return []
+        return self._selection.explain(event_type, event.fields)
 
     def user_of(self, raw: bytes) -> str:
         """Return the user key of any event, valid or not; empty if it cannot be read."""

@@ -15,6 +15,11 @@ from itertools import islice
 from typing import Any
 
 from amplitude_intercom.engine.rules import paths
+from amplitude_intercom.engine.rules.explanations import (
+    ClauseFinding,
+    SelectorFinding,
+    shown_values,
+)
 from amplitude_intercom.engine.rules.operators import MAX_ELEMENTS, comparison
 from amplitude_intercom.engine.setting_types import ANY_TYPE
 from amplitude_intercom.engine.settings import Clause, Selector
@@ -68,6 +73,7 @@ class Selection:
                 ``[0].where[1]``.
         """
         compiled = [_compile(selector, at) for at, selector in enumerate(selectors)]
+        self._selectors, self._compiled = selectors, compiled
         self.types = frozenset(
             name for selector in selectors for name in selector.types if name not in ANY_TYPE
         )
@@ -79,6 +85,40 @@ class Selection:
     def lookup(self, event_type: str) -> Predicate | None:
         """Return the predicate of an event type; None if the type is not selected."""
         return self._by_type.get(event_type, self._default)
+
+    def explain(self, event_type: str, event: Mapping[str, Any]) -> list[SelectorFinding]:
+        """Return each selector with what it wants and what a decoded event, in normal form, has.
+
+        The event is selected where one of them has held. Never raises for a JSON value.
+        """
+        return [
+            _finding(at, selector, compiled, event_type, event)
+            for at, (selector, compiled) in enumerate(
+                zip(self._selectors, self._compiled, strict=True)
+            )
+        ]
+
+
+def _finding(
+    at: int,
+    selector: Selector,
+    compiled: Sequence[_Condition],
+    event_type: str,
+    event: Mapping[str, Any],
+) -> SelectorFinding:
+    has_type = event_type in selector.types or _is_for_any(selector)
+    where = [
+        ClauseFinding(
+            clause.property,
+            clause.op,
+            clause.values,
+            shown_values(_reader(clause.property)(event)),
+            condition(event),
+        )
+        for clause, condition in zip(selector.where, compiled, strict=True)
+    ]
+    held = has_type and all(clause.held for clause in where)
+    return SelectorFinding(at, selector.types, has_type, where, held)
 
 
 def _predicate(

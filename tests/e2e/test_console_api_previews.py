@@ -90,6 +90,24 @@ async def test_given_settings_are_tried_and_kept_nowhere(tmp_path: Path) -> None
         assert (tmp_path / "settings.toml").read_bytes() == before
 
 
+async def test_a_filtered_event_says_which_clause_has_not_held(tmp_path: Path) -> None:
+    where = [{"property": "event.amount", "op": ">=", "values": [100]}]
+    select = [{"types": ["Other"]}, {"types": ["Purchase"], "where": where}]
+    small = process.event("mira-okafor", 1, "Purchase", event_properties={"amount": 9})
+    none = process.event("mira-okafor", 2, "Purchase", event_properties={})
+    large = process.event("mira-okafor", 3, "Purchase", event_properties={"amount": 100})
+    async with console(tmp_path, events={"select": select}) as api:
+        items = (await previewed(api, {"events": [small, none, large]}))["items"]
+        api.access.follow(msgspec.structs.replace(api.access.settings, hide_values=True))
+        (hidden,) = (await previewed(api, {"events": [small]}))["items"]
+    assert [item["reason"] for item in items] == ["filtered_out", "filtered_out", ""]
+    clauses = [item["selectors"][1]["where"][0] for item in [*items, hidden]]
+    found = [(["9"], False), ([], False), (["100"], True), (["***"], False)]
+    assert [(clause["found"], clause["held"]) for clause in clauses] == found
+    assert {clause["property"] for clause in clauses} == {"event.amount"}
+    assert [item["selectors"][0]["has_type"] for item in items] == [False] * 3
+
+
 async def test_the_attributes_of_a_workspace_at_work_are_known(tmp_path: Path) -> None:
     async with console(tmp_path, Sandbox(attributes={"seats": "integer"})) as api:
         identify = process.event("mira-okafor", 1, "$identify", user_properties={"plan": "pro"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from functools import cache
@@ -9,10 +10,16 @@ from typing import Any, get_args
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
+from amplitude_intercom.engine.config import from_table
+from amplitude_intercom.engine.reasons import DropReason
+from amplitude_intercom.engine.rules.planning import SyncRules
 from amplitude_intercom.engine.rules.selection import Selection
+from amplitude_intercom.engine.rules.verdicts import Drop, Keep
 from amplitude_intercom.engine.setting_types import Operator
-from amplitude_intercom.engine.settings import Clause, Selector
+from amplitude_intercom.engine.settings import Clause, Selector, Sync
+from amplitude_intercom.transports.amplitude_heads import decode_head
 
 NEGATED = {
     "is not": "is",
@@ -234,6 +241,26 @@ def test_the_compiled_selection_agrees_with_a_naive_reading_of_the_rules(
 
 
 @settings(max_examples=300, deadline=None)
+@given(SELECTORS, TYPES, EVENTS)
+def test_an_explanation_agrees_with_the_selection_and_with_a_naive_reading(
+    selectors: list[Selector], event_type: str, event: dict[str, Any]
+) -> None:
+    selection = Selection(selectors)
+    predicate = selection.lookup(event_type)
+    explained = selection.explain(event_type, event)
+    selected = predicate is not None and predicate.matches(event)
+    assert any(one.held for one in explained) is selected
+    assert [one.at for one in explained] == list(range(len(selectors)))
+    for one, selector in zip(explained, selectors, strict=True):
+        assert one.has_type is not {event_type, "*", "_all"}.isdisjoint(selector.types)
+        for clause, wanted in zip(one.where, selector.where, strict=True):
+            assert (clause.property, clause.wanted) == (wanted.property, wanted.values)
+            assert clause.held is clause_holds(wanted, event)
+            values = [v for v in property_values(wanted.property, event) if v is not None]
+            assert bool(clause.found) is bool(values)
+
+
+@settings(max_examples=300, deadline=None)
 @given(clauses(), HELD | st.none())
 @example(Clause("event.p", "is", ["a", "(none)"]), None)
 @example(Clause("event.p", "is not", ["a", "(none)"]), None)
@@ -266,3 +293,34 @@ def test_unneeded_properties_can_be_left_out_of_the_event(
     if predicate is not None:
         rest = {key: value for key, value in event.items() if key in predicate.needed}
         assert predicate.matches(rest) is predicate.matches(event)
+
+
+UNSELECTED = (DropReason.NOT_SELECTED, DropReason.FILTERED_OUT)
+
+
+def sync_with(selectors: list[Selector]) -> Sync:
+    table = {
+        "name": "explained",
+        "amplitude_api_keys": ["key"],
+        "intercom": {"access_token": "token"},
+    }
+    [sync] = from_table({"data_dir": "data", "sync": [table]}).sync
+    return replace(sync, events=replace(sync.events, select=selectors))
+
+
+@settings(max_examples=300, deadline=None)
+@given(SELECTORS, TYPES | st.just("$identify"), EVENTS)
+def test_an_event_is_kept_where_a_selector_has_held(
+    selectors: list[Selector], event_type: str, event: dict[str, Any]
+) -> None:
+    raw = json.dumps({**event, "event_type": event_type, "user_id": "mira-okafor"}).encode()
+    admission = SyncRules(sync_with(selectors)).admission
+    verdict = admission.judge(decode_head(raw), raw)
+    explained = admission.explain(raw)
+    if event_type == "$identify":
+        assert explained == []
+    elif isinstance(verdict, Drop):
+        assert verdict.reason in UNSELECTED
+        assert not any(one.held for one in explained)
+    elif isinstance(verdict, Keep):
+        assert any(one.held for one in explained)

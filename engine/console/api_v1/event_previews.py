@@ -44,6 +44,7 @@ from amplitude_intercom.engine.internal_faults import internal_failure
 from amplitude_intercom.engine.previewing import Foreseen, Preview, SpooledPast
 from amplitude_intercom.engine.reasons import DeadReason, DropReason
 from amplitude_intercom.engine.relay.relayed_form import ORIGIN
+from amplitude_intercom.engine.rules.explanations import SelectorFinding, without_values
 from amplitude_intercom.engine.settings import Sync
 from amplitude_intercom.engine.spool.letters import DeadLetter, DeadLetterQuery
 from amplitude_intercom.engine.spool.store import Store
@@ -74,7 +75,11 @@ class ForeseenCall(msgspec.Struct, frozen=True):
 
 
 class PreviewedEvent(msgspec.Struct, frozen=True):
-    """What would come of an event: ``send``, ``drop`` or ``reject``. ``means``: of the reason."""
+    """What would come of an event: ``send``, ``drop`` or ``reject``. ``means``: of the reason.
+
+    ``selectors``: of the sync's ``events.select``, with what was wanted and found; the event is
+    selected where one has held. Found values are left out where values are hidden.
+    """
 
     verdict: str
     reason: str
@@ -82,6 +87,7 @@ class PreviewedEvent(msgspec.Struct, frozen=True):
     message: str
     requests: list[ForeseenCall]
     adjustments: list[str]
+    selectors: list[SelectorFinding]
 
 
 class PreviewedEvents(msgspec.Struct, frozen=True):
@@ -207,8 +213,9 @@ def shown(foreseen: Foreseen, *, hides_values: bool) -> PreviewedEvent:
     ]
     changes = [f"{a.where}: {a.reason}" if hides_values else str(a) for a in foreseen.adjustments]
     message = "" if hides_values else foreseen.message
+    selectors = without_values(foreseen.selectors) if hides_values else list(foreseen.selectors)
     return PreviewedEvent(
-        foreseen.verdict, foreseen.reason, _meaning(foreseen), message, calls, changes
+        foreseen.verdict, foreseen.reason, _meaning(foreseen), message, calls, changes, selectors
     )
 
 
