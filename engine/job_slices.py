@@ -35,11 +35,15 @@ UNKEYED: Final = ""
 
 
 class Slice(NamedTuple):
-    """The result of one slice; ``cursor``: the position of the last record or letter read."""
+    """The result of one slice; ``cursor``: the position of the last record or letter read.
+
+    ``ends_as``: the state in which a job ends with its last slice.
+    """
 
     cursor: str
     counts: Mapping[str, int]
     is_last: bool
+    ends_as: JobState = JobState.DONE
 
 
 class JobSync(Protocol):
@@ -107,7 +111,7 @@ class JobSlices:
         done = self._do(store, job, store.takers.known_id(job.sync))
         store.jobs.advance(job, done.cursor, done.counts)
         if done.is_last:
-            store.jobs.end(job.id, JobState.DONE, self._now_ms())
+            store.jobs.end(job.id, done.ends_as, self._now_ms())
         return job, done.is_last
 
     def _do(self, store: Store, job: JobRow, taker: int) -> Slice:
@@ -145,8 +149,10 @@ class JobSlices:
 
     def _rekey(self, store: Store, taker: int, job: JobRow, mapping: NewMapping) -> Slice:
         found = self._takers.streams.get(job.sync)
-        if found is None:  # the mapping stays UNKEYED, so that a new job follows its return
-            return Slice(job.cursor, {}, is_last=True)
+        # The sync has gone, or has another mapping by now: the keys of this job would be no keys of
+        # that mapping. What is kept stays UNKEYED, so that a new job follows, from the beginning.
+        if found is None or _mapping_of(found.sync) != mapping:
+            return Slice(job.cursor, {}, is_last=True, ends_as=JobState.CANCELLED)
         cursor, up_to = Position.read(job.cursor), Position.read(job.up_to)
         done = rekey(store, store.ends(taker), cursor.id, up_to.id, found.admission.user_of)
         if done.is_last:
@@ -159,29 +165,30 @@ def _mapping_key(taker: int) -> str:
     return f"mapping {taker}"
 
 
+def _mapping_of(sync: Sync) -> NewMapping:
+    return NewMapping(sync.mapping.identifier, sync.mapping.source)
+
+
 def _text_of(mapping: NewMapping) -> str:
     return f"{mapping.identifier} {mapping.source}"
 
 
 def _follow_mapping(store: Store, sync: Sync, now_ms: int) -> JobRow | None:
     """Return the open re-keying of a sync, a new one if ``[sync.mapping]`` has changed."""
-    taker, new = (
-        store.takers.id_for(sync.name),
-        NewMapping(sync.mapping.identifier, sync.mapping.source),
-    )
+    taker, new = store.takers.id_for(sync.name), _mapping_of(sync)
     key, text = _mapping_key(taker), _text_of(new)
     before = store.meta.get(key)
     waiting = store.accounts.value(taker, "pending")
     if before == text:
-        return None
-    if before is None or not waiting:
-        store.meta.set(key, text)
         return None
     asked = store.jobs.rekeying(sync.name)
     if asked is not None and not asked.ended:
         if asked.query == new:
             return asked
         store.jobs.end(asked.id, JobState.CANCELLED, now_ms)
+    if before is None or not waiting:
+        store.meta.set(key, text)
+        return None
     store.meta.set(key, UNKEYED)
     return ask_job(store, JobKind.REKEY, taker, new, waiting, who="settings", now_ms=now_ms)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 
 from amplitude_intercom.engine import DeadLetterQuery, Engine, SettingsError
 from amplitude_intercom.engine.spool.jobs import JobKind, JobState
+from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.transports.contract import Receipt
 from amplitude_intercom.transports.sandbox.in_process import InProcess
 from amplitude_intercom.transports.sandbox.sandbox import Sandbox
@@ -37,7 +40,7 @@ def engine(folder: Path, local: Sandbox, *, deliver: bool = True, **sync: Any) -
 
 
 def event(user: int, n: int) -> dict[str, Any]:
-    properties = {"n": n, "mail": f"User-{user}@example.com"}
+    properties = {"n": n, "mail": f"User-{user}@example.com", "alias": f"alias-{user}"}
     return simulation.event(f"user-{user}", n, event_properties=properties)
 
 
@@ -144,3 +147,87 @@ async def test_a_mapping_that_stays_asks_for_nothing(tmp_path: Path) -> None:
     async with engine(tmp_path, simulation.sandbox(), mapping=BY_EMAIL) as running:
         assert running.jobs.rekeying == {}
         assert await running.jobs.latest() == []
+
+
+BY_ALIAS = {"from": "event.alias"}
+BY_USER: dict[str, str] = {}
+
+
+async def keys(folder: Path) -> set[str]:
+    """Return the keys of the users whose records wait, once they are those of their ids."""
+    async with engine(folder, simulation.sandbox(), deliver=False, mapping=BY_USER) as running:
+        while running.jobs.rekeying:
+            await anyio.lowlevel.checkpoint()
+
+        def waiting(store: Store) -> set[str]:
+            taker = store.takers.known_id(SYNC)
+            found = store.records.first(taker, USERS * EACH * 2, 0)
+            records = store.ends(taker).intact(found)
+            batches = store.inbox.next(taker, store.takers.unpacked_to(taker), 1_000, 1 << 30)
+            packed = {entry.user_key for batch in batches for entry in batch.entries or ()}
+            # An event without a user has none, or is a dead letter by now.
+            return ({record.user_key for record in records} | packed) - {""}
+
+        return await running.spool.do(waiting)
+
+
+async def caught_halfway(running: Engine, folder: Path) -> None:
+    """Ask for a third mapping while records get the keys of the second; return once the daemon has
+    taken it over, and has not yet noted it on disk."""
+    while not (await running.jobs.latest())[0].counts:
+        await anyio.lowlevel.checkpoint()
+    [before] = await running.jobs.latest()
+    reload = asyncio.create_task(running.reload(simulation.settings(folder, mapping=BY_ALIAS)))
+    while running.settings.sync[0].mapping.source != "event.alias":
+        await anyio.lowlevel.checkpoint()
+    after = (await running.jobs.latest())[0]
+    while not reload.done() and after.id == before.id and after.counts == before.counts:
+        await anyio.lowlevel.checkpoint()
+        after = (await running.jobs.latest())[0]
+    running.cancel()
+    await asyncio.wait([reload])
+
+
+@in_virtual_time
+async def test_a_kill_during_a_third_change_leaves_no_record_under_its_keys(
+    tmp_path: Path,
+) -> None:
+    """The file has the second mapping again when the daemon comes back."""
+    await fill(tmp_path)
+    async with engine(tmp_path, simulation.sandbox(), deliver=False, mapping=BY_EMAIL) as running:
+        for n in range(200):  # a slice each
+            await running.submit([event(n % USERS, EACH + n)], api_key=simulation.API_KEY)
+    async with engine(tmp_path, simulation.sandbox(), mapping=BY_USER) as running:
+        await caught_halfway(running, tmp_path)
+    assert await keys(tmp_path) == {f"user-{user}" for user in range(USERS)}
+
+
+@pytest.mark.parametrize("seed", range(6))
+@in_virtual_time
+async def test_whatever_changes_meanwhile_records_end_under_the_last_mapping(
+    tmp_path: Path, seed: int
+) -> None:
+    """Mappings change by reloads and by restarts, each before the one before is done."""
+    dice = random.Random(seed)
+    await fill(tmp_path)
+    local = known()
+    ways = [BY_USER, BY_EMAIL, BY_ALIAS]
+    for _ in range(4):
+        async with engine(tmp_path, simulation.sandbox(), mapping=dice.choice(ways)) as running:
+            for _ in range(dice.randrange(3)):
+                for _ in range(dice.randrange(12)):
+                    await anyio.lowlevel.checkpoint()
+                new = simulation.settings(tmp_path, mapping=dice.choice(ways))
+                reload = asyncio.create_task(running.reload(new))
+                if dice.random() < 0.7:
+                    await reload
+            for _ in range(dice.randrange(12)):
+                await anyio.lowlevel.checkpoint()
+            running.cancel()
+    assert await keys(tmp_path) == {f"user-{user}" for user in range(USERS)}
+    async with engine(tmp_path, local, mapping=BY_EMAIL) as running:
+        await running.reload(simulation.settings(tmp_path, mapping=BY_ALIAS))
+        await running.reload(simulation.settings(tmp_path, mapping=BY_USER))
+        await running.settled()
+        assert (await running.status()).syncs[0].delivered == USERS * EACH
+    check_order(local)
