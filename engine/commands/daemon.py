@@ -17,11 +17,11 @@ from amplitude_intercom.engine.commands.reloading import FileReload
 from amplitude_intercom.engine.commands.running import FAILED, OK, Signals
 from amplitude_intercom.engine.commands.service_manager import ServiceManager
 from amplitude_intercom.engine.commands.settings_mending import mend
-from amplitude_intercom.engine.console.access_api import AccessApi
 from amplitude_intercom.engine.console.admin_access import AdminAccess
 from amplitude_intercom.engine.console.admin_server import AdminServer
 from amplitude_intercom.engine.console.api_v1.every import routes
 from amplitude_intercom.engine.console.audit import Audit, AuditFile
+from amplitude_intercom.engine.console.help_pages import help_routes
 from amplitude_intercom.engine.console.monitoring import MonitorPaths
 from amplitude_intercom.engine.document.settings_document import SettingsDocument
 from amplitude_intercom.engine.errors import SettingsError
@@ -115,7 +115,7 @@ async def _serve_admin(
     monitors = MonitorPaths(engine.overview)
     document = SettingsDocument.of(reload.path, Path(engine.settings.data_dir))
     of_api = routes(engine, document, reload, access)
-    admin = AdminServer(access, [*monitors.routes(), *AccessApi(access).routes(), *of_api])
+    admin = AdminServer(access, [*monitors.routes(), *help_routes(), *of_api])
     tasks.start_soon(admin.run)
     _log.info("admin listening", address=await admin.listening())
     return access

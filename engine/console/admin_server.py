@@ -17,6 +17,7 @@ from aiohttp import web
 
 from amplitude_intercom.engine.addresses import host_and_port
 from amplitude_intercom.engine.config import MAX_FILE_BYTES
+from amplitude_intercom.engine.console.access import SESSION_PATH
 from amplitude_intercom.engine.console.admin_access import AdminAccess
 from amplitude_intercom.engine.console.guard import Guard, add_headers, answered, refusal
 from amplitude_intercom.engine.console.problems import Problem, ProblemType
@@ -40,12 +41,14 @@ MAX_BODY_BYTES = 1_000_000
 _TEXT_BYTES: Final = 3 * MAX_FILE_BYTES
 """Of the largest settings file as JSON, with a margin for its escapes."""
 
-LARGER_BODIES: Final[Mapping[str, int]] = {
+OTHER_BODIES: Final[Mapping[str, int]] = {
+    # Anybody may send one. No header holds a longer token, so a longer one opens nothing.
+    SESSION_PATH: 16_384,
     "/api/v1/syncs/{sync}/batches": 33_554_432,
     "/api/v1/settings/file": _TEXT_BYTES,
     "/api/v1/settings/preview": _TEXT_BYTES,
 }
-"""Bytes of a body, at paths where it may be larger."""
+"""Bytes of a body, at paths where it may be larger, or only smaller."""
 
 _log = structlog.get_logger(__name__)
 _quiet = logging.getLogger(f"{__name__}.aiohttp")
@@ -59,7 +62,7 @@ class AdminServer:
     """Serves the admin port of one engine until cancelled."""
 
     def __init__(self, access: AdminAccess, routes: Sequence[web.RouteDef]) -> None:
-        """``routes``: the paths with their handlers (``console.api``, ``console.access_api``)."""
+        """``routes``: the paths with their handlers (``console.api_v1.every``)."""
         self._access = access
         self._guard = Guard(access)
         self._routes = routes
@@ -163,4 +166,4 @@ def max_body_bytes(request: web.Request) -> int:
     """Return how many bytes the body of a request may have."""
     resource = request.match_info.route.resource
     path = resource.canonical if resource is not None else ""
-    return LARGER_BODIES.get(path, MAX_BODY_BYTES)
+    return OTHER_BODIES.get(path, MAX_BODY_BYTES)

@@ -143,6 +143,10 @@ async def test_a_change_that_would_give_a_secret_away_is_refused(tmp_path: Path)
             api, "PUT", "/syncs/e2e/secrets/access_token", {"token": "file:/etc/passwd"}
         )
         assert said.status == 422
+        for body in ({"typed-secret-9": 1}, {"token": 1, "x": "typed-secret-9"}, "typed-secret-9"):
+            said = await change(api, "PUT", "/syncs/e2e/secrets/access_token", body)
+            assert said.status == 422
+            assert "typed-secret-9" not in json.dumps(said.json), "a secret in the wrong place"
         text = (await api.get(FILE))["text"]
         said = await change(api, "PUT", FILE, {"text": f"{text}\n[admin.x]\n"})
         assert said.status == 422

@@ -11,11 +11,13 @@ from typing import Any
 from aiohttp import web
 
 from amplitude_intercom.engine.clock import loop_time_s
-from amplitude_intercom.engine.console.access_api import AccessApi
 from amplitude_intercom.engine.console.admin_access import AdminAccess
 from amplitude_intercom.engine.console.admin_server import AdminServer
+from amplitude_intercom.engine.console.api_v1.access_operations import AccessOperations
+from amplitude_intercom.engine.console.api_v1.serving import routes_of
 from amplitude_intercom.engine.console.audit import Audit, AuditFile
 from amplitude_intercom.engine.console.guard import CHANGE, RequestChange
+from amplitude_intercom.engine.console.help_pages import help_routes
 from amplitude_intercom.engine.console.problems import Problem, ProblemType
 from amplitude_intercom.engine.errors import SpoolError
 from amplitude_intercom.engine.setting_types import Secret
@@ -60,7 +62,9 @@ async def serving(
     """An open admin port with stand-in paths."""
     audit = Audit(AuditFile(data_dir), lambda: 1_700_000_000_000, now_s)
     access = AdminAccess(settings, audit, now_s)
-    server = AdminServer(access, [*_stand_ins(), *AccessApi(access).routes()])
+    server = AdminServer(
+        access, [*_stand_ins(), *help_routes(), *routes_of(AccessOperations(access).operations())]
+    )
     task = asyncio.create_task(server.run())
     await server.listening()
     try:

@@ -17,11 +17,11 @@ from amplitude_intercom.engine import config
 from amplitude_intercom.engine.app import Engine
 from amplitude_intercom.engine.commands.reloading import FileReload
 from amplitude_intercom.engine.commands.service_manager import ServiceManager
-from amplitude_intercom.engine.console.access_api import AccessApi
 from amplitude_intercom.engine.console.admin_access import AdminAccess
 from amplitude_intercom.engine.console.admin_server import AdminServer
 from amplitude_intercom.engine.console.api_v1.every import routes
 from amplitude_intercom.engine.console.audit import Audit, AuditFile
+from amplitude_intercom.engine.console.help_pages import help_routes
 from amplitude_intercom.engine.document.settings_document import SettingsDocument
 from amplitude_intercom.transports.sandbox.in_process import InProcess
 from amplitude_intercom.transports.sandbox.sandbox import Sandbox
@@ -116,7 +116,7 @@ async def opened(path: Path, sandbox: Sandbox) -> AsyncIterator[Console]:
         reload = FileReload(path, engine, ServiceManager())
         reload.followers.append(lambda newer: access.follow(newer.admin))
         api = routes(engine, document, reload, access)
-        server = AdminServer(access, [*api, *AccessApi(access).routes()])
+        server = AdminServer(access, [*api, *help_routes()])
         serving = asyncio.create_task(server.run())
         await server.listening()
         try:

@@ -15,11 +15,11 @@ import typer
 from msgspec import inspect
 
 from amplitude_intercom.engine import cli, metrics, settings
-from amplitude_intercom.engine.console.access_api import AccessApi
 from amplitude_intercom.engine.console.admin_access import AdminAccess
 from amplitude_intercom.engine.console.admin_server import AdminServer
 from amplitude_intercom.engine.console.api_v1.every import operations
 from amplitude_intercom.engine.console.api_v1.operations import ROOT, Operation
+from amplitude_intercom.engine.console.help_pages import help_routes
 from amplitude_intercom.engine.console.monitoring import MonitorPaths
 from amplitude_intercom.engine.console.problems import STATUSES, ProblemType
 from amplitude_intercom.engine.delivery.gate import State
@@ -182,7 +182,7 @@ def _api_text() -> str:
     nothing: Any = None  # no handler is called
     access = AdminAccess(settings.Admin(), nothing)
     monitors = MonitorPaths(nothing)
-    server = AdminServer(access, [*monitors.routes(), *AccessApi(access).routes()])
+    server = AdminServer(access, [*monitors.routes(), *help_routes()])
     routes = server._application().router.routes()
     rows = [
         (f"`{route.method} {route.resource.canonical}`", _sentence(route.handler.__doc__))

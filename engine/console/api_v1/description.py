@@ -109,14 +109,13 @@ def _parameters(one: Operation, whole: _Schema) -> Iterator[_Schema]:
 
 def _responses(one: Operation, schemas: dict[Any, _Schema]) -> Iterator[tuple[str, _Schema]]:
     headers = {"ETag": one.has_etag, "Location": one.has_location}
-    yield (
-        str(one.status),
-        {
-            "description": one.summary,
-            "headers": {n: {"schema": {"type": "string"}} for n, has in headers.items() if has},
-            "content": {"application/json": {"schema": schemas[one.returns]}},
-        },
-    )
+    described: _Schema = {
+        "description": one.summary,
+        "headers": {n: {"schema": {"type": "string"}} for n, has in headers.items() if has},
+    }
+    if one.returns is not None:
+        described["content"] = {"application/json": {"schema": schemas[one.returns]}}
+    yield str(one.status), described
     if one.method == "GET" and one.has_etag:
         yield "304", {"description": "It is as `If-None-Match` names it."}
     kinds = [*_USUAL, *one.refusals, *(() if one.method == "GET" else _OF_BODIES)]

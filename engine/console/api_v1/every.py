@@ -6,6 +6,8 @@ from typing import Protocol
 
 from aiohttp import web
 
+from amplitude_intercom.engine.console.admin_access import AdminAccess
+from amplitude_intercom.engine.console.api_v1.access_operations import AccessOperations
 from amplitude_intercom.engine.console.api_v1.accounting import (
     Accounting,
     EngineWithStatus,
@@ -30,7 +32,7 @@ from amplitude_intercom.engine.console.api_v1.people import People
 from amplitude_intercom.engine.console.api_v1.reads import Reads
 from amplitude_intercom.engine.console.api_v1.serving import routes_of
 from amplitude_intercom.engine.console.api_v1.settings_changes import SettingsChanges
-from amplitude_intercom.engine.console.api_v1.settings_parts import Access, Reloads
+from amplitude_intercom.engine.console.api_v1.settings_parts import Reloads
 from amplitude_intercom.engine.console.api_v1.settings_previews import SettingsPreviews
 from amplitude_intercom.engine.console.api_v1.settings_reading import SettingsReading
 from amplitude_intercom.engine.console.api_v1.spool_file import (
@@ -67,7 +69,7 @@ def routes(
     engine: DaemonParts,
     document: SettingsDocument,
     reload: Reloads,
-    access: Access,
+    access: AdminAccess,
 ) -> list[web.RouteDef]:
     """Return the routes of the API. The guard of the admin port notes each change in the audit."""
     every = operations(engine, document, reload, access)
@@ -84,11 +86,12 @@ def operations(
     engine: DaemonParts,
     document: SettingsDocument,
     reload: Reloads,
-    access: Access,
+    access: AdminAccess,
 ) -> list[Operation]:
     """Return all operations."""
     reads = Reads(engine.spool)
     return [
+        *AccessOperations(access).operations(),
         *Accounting(engine).operations(),
         *HandedBatches(engine).operations(),
         *Letters(engine, reads, access).operations(),

@@ -40,12 +40,13 @@ Handler = Callable[[web.Request, Any], Awaitable[ApiAnswer]]
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
     """One method of one path, below ``ROOT``.
 
-    ``takes``: the struct of its query or body. ``returns``: the type of the answer's value.
-    ``refusals``: those beside the usual ones. ``needs_match``: whether ``If-Match`` has to name
-    what is changed. ``takes_key``: whether ``Idempotency-Key`` is taken. ``has_etag``: whether the
-    answer has an ``ETag``. ``has_location``: whether it has a ``Location``. ``most_elements``: the
-    commas that its body may have; 0: only its bytes are bounded. ``at_once``: the requests that are
-    read and answered at once, where others wait; 0: all.
+    ``takes``: the struct of its query or body. ``returns``: the type of the answer's value; None
+    with the status 204: there is none. ``refusals``: those beside the usual ones. ``needs_match``:
+    whether ``If-Match`` has to name what is changed. ``takes_key``: whether ``Idempotency-Key`` is
+    taken. ``has_etag``: whether the answer has an ``ETag``. ``has_location``: whether it has a
+    ``Location``. ``most_elements``: the commas that its body may have; 0: only its bytes are
+    bounded. ``at_once``: the requests that are read and answered at once, where others wait; 0:
+    all. ``is_secret``: whether no refusal quotes its body.
     """
 
     method: Method
@@ -61,6 +62,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     has_location: bool = False
     most_elements: int = 0
     at_once: int = 0
+    is_secret: bool = False
 
     @property
     def summary(self) -> str:

@@ -26,10 +26,20 @@ _FIELD: Final = re.compile(r"Object (?:contains unknown|missing required) field 
 _STEP: Final = re.compile(r"\.(?P<key>[^.\[]+)|\[(?P<index>\d+|\.\.\.)\]")
 
 
-async def body_of(request: web.Request, kind: type[T], most_elements: int = 0) -> T:
+def _unquoted() -> Problem:
+    fields = FieldError(
+        "", "not as `/api/v1/openapi.json` describes it; what was sent is not shown"
+    )
+    return Problem(ProblemType.REFUSED_VALUE, errors=[fields])
+
+
+async def body_of(
+    request: web.Request, kind: type[T], most_elements: int = 0, *, is_secret: bool = False
+) -> T:
     """Return the body of a request; an empty one is an empty object.
 
-    ``most_elements``: the commas that it may have; 0: any number.
+    ``most_elements``: the commas that it may have; 0: any number. ``is_secret``: whether a refusal
+    quotes nothing of it: a secret may stand in the wrong place.
 
     Raises:
         Problem: it is no such struct, no JSON, or does not come.
@@ -50,7 +60,7 @@ async def body_of(request: web.Request, kind: type[T], most_elements: int = 0) -
     except (aiohttp.ClientPayloadError, web.RequestPayloadError):
         raise Problem(ProblemType.BAD_REQUEST, "not a body as its headers say") from None
     except msgspec.ValidationError as error:
-        raise refused(error) from None
+        raise _unquoted() if is_secret else refused(error) from None
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise Problem(ProblemType.BAD_REQUEST, f"not JSON: {error}") from None
 

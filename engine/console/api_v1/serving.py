@@ -23,7 +23,8 @@ _encoder: Final = msgspec.json.Encoder()
 async def _given(operation: Operation, request: web.Request) -> Any:
     if operation.method == "GET":
         return query_of(request, operation.takes)
-    return await body_of(request, operation.takes, operation.most_elements)
+    one = operation
+    return await body_of(request, one.takes, one.most_elements, is_secret=one.is_secret)
 
 
 def routes_of(operations: Iterable[Operation]) -> list[web.RouteDef]:
@@ -48,6 +49,8 @@ def _route(operation: Operation) -> web.RouteDef:
             headers["Cache-Control"] = "private, no-cache"  # kept, and asked about each time
             if is_known(request, headers["ETag"]):
                 return web.Response(status=304, headers=headers)
+        if operation.status == 204:
+            return web.Response(status=204, headers=headers)
         return web.Response(
             body=_encoder.encode(said.value),
             status=operation.status,

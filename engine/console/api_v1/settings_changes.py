@@ -119,7 +119,7 @@ class SettingsChanges:
         saves: dict[str, Any] = {"refusals": refusals, "needs_match": True, "has_etag": True}
         adds = {**saves, "status": 201, "has_location": True}
         sync = "/syncs/{sync}"
-        whole = {**saves, "at_once": 1}
+        whole, secret = {**saves, "at_once": 1}, {**saves, "is_secret": True}
         token, restore = f"{sync}/secrets/access_token", "/settings/versions/{version}/restore"
         return [
             operation("PUT", "/settings/file", self._text, TextChange, SavedChange, **whole),
@@ -128,7 +128,7 @@ class SettingsChanges:
             operation("PATCH", sync, self._switch, SyncSwitch, SavedChange, **saves),
             operation("DELETE", sync, self._remove, Nothing, SavedChange, **saves),
             operation("PUT", f"{sync}/settings", self._sync, SyncForm, SavedChange, **saves),
-            operation("PUT", token, self._token, TypedToken, SavedChange, **saves),
+            operation("PUT", token, self._token, TypedToken, SavedChange, **secret),
         ]
 
     # --- saving ---------------------------------------------------------------------------
