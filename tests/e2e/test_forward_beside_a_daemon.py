@@ -284,3 +284,30 @@ async def test_an_export_and_a_folder_are_handed_over_and_two_runs_do_not_meet(
     assert max(counts["received"] for _, counts, _ in both) == 240
     counted = Counter(n for numbers in delivered(local).values() for n in numbers)
     assert (set(counted.values()), len(counted)) == ({1}, 240)
+
+
+async def test_what_is_mixed_with_other_events_is_said_to_be_so(tmp_path: Path) -> None:
+    """A stranger's event waits: nobody knows then what became of whose."""
+    (tmp_path / "events.jsonl").write_bytes(lines(events(range(5))) + b"bad\n")
+    local = known()
+    async with serve(local) as url:
+        config = settings(tmp_path, url, process.free_port())
+        async with process.daemon(config) as daemon:
+            await process.upload(f"{daemon.http}/2/httpapi", [process.event("stranger", 1)])
+            while not (await daemon.status())["parked_users"]:
+                await asyncio.sleep(0)
+            file = str(tmp_path / "events.jsonl")
+            arguments = ("forward", "-c", str(config), "--max-wait", "1", file)
+            code, out, err = await process.run(*arguments)
+            assert (code, out) == (1, "")
+            assert [line.split() for line in err.splitlines()[1:6]] == [
+                ["6", "received", "from", "1", "file"],
+                ["5", "accepted"],
+                ["1", "dead", "letters:", "invalid_json"],
+                ["1", "waiting"],
+                *[
+                    "meanwhile, with the daemon's other events: 5 delivered,".split()
+                    + "1 dead letter (invalid_json)".split()
+                ],
+            ]
+    assert sum(map(len, delivered(local).values())) == 5

@@ -6,18 +6,20 @@ import asyncio
 import gzip
 import io
 import json
+import os
 import signal
 import time
 import zipfile
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
 
+from amplitude_intercom.engine.spool.sqlite.lock import DataDir
 from amplitude_intercom.transports.intercom import Request
 from amplitude_intercom.transports.sandbox.faults import Fault
 from amplitude_intercom.transports.sandbox.local_amplitude import LocalAmplitude
@@ -226,13 +228,26 @@ async def test_the_wait_for_an_export_can_be_bounded(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "after"), [(signal.SIGKILL, 500), (signal.SIGKILL, 3_000), (signal.SIGTERM, 3_000)]
+    ("how", "after", "beside"),
+    [
+        (signal.SIGKILL, 500, False),
+        (signal.SIGKILL, 3_000, False),
+        (signal.SIGTERM, 3_000, False),
+        (signal.SIGKILL, 3_000, True),
+    ],
 )
 async def test_an_interrupted_run_goes_on_at_its_line(
-    tmp_path: Path, how: signal.Signals, after: int
+    tmp_path: Path, how: signal.Signals, after: int, beside: bool
 ) -> None:
-    top = {"forward": {"max_backlog": 100, "batch_lines": 50}}
-    async with world(tmp_path, export={"step_hours": 2}, top=top) as it:
+    """``beside``: a daemon, which has the checkpoints then."""
+    top = {
+        "admin": {"listen": f"127.0.0.1:{process.free_port()}"},
+        "forward": {"max_backlog": 100, "batch_lines": 50},
+    }
+    async with (
+        world(tmp_path, export={"step_hours": 2}, top=top) as it,
+        process.daemon(it.config) if beside else nullcontext(),
+    ):
         it.fill(range(6), each=1_000)
         span = ("2023-11-13T22", f"{DAY}T05")
         running = await asyncio.create_subprocess_exec(
@@ -262,6 +277,20 @@ async def test_an_interrupted_run_goes_on_at_its_line(
         ]
         if how == signal.SIGKILL:
             assert it.delivered == sorted(it.delivered)
+
+
+async def test_two_exports_at_once_do_not_take_each_other_s_files(tmp_path: Path) -> None:
+    top = {"admin": {"listen": f"127.0.0.1:{process.free_port()}"}}
+    async with world(tmp_path, top=top) as it, process.daemon(it.config):
+        it.fill([0, 1, 5, 11])
+        with DataDir(tmp_path / "data" / "export"):
+            code, _, err = await it.run()
+            assert (code, it.asked) == (4, [])
+            assert f"/data/export is in use by process {os.getpid()}" in err
+        code, counts, _ = await it.run()
+        assert (code, counts["delivered"], counts["hours"]["fetched"]) == (0, 20, 12)
+        code, counts, _ = await it.run()
+        assert (code, counts["received"], counts["hours"]["skipped"]) == (0, 0, 12)
 
 
 async def test_hours_that_may_lack_events_are_fetched_again(tmp_path: Path) -> None:
