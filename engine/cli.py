@@ -250,9 +250,9 @@ def check(
 @app.command()
 def status(config: Config, json: Json = False) -> None:
     """Print the accounting: received = delivered + dropped + dead + pending."""
-    from amplitude_intercom.engine.commands import inspect
+    from amplitude_intercom.engine.commands.status import print_status
 
-    finish(lambda: inspect.status(settings_at(config), as_json=json))
+    finish(lambda: print_status(settings_at(config), as_json=json))
 
 
 @app.command()

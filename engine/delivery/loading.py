@@ -7,7 +7,7 @@ Rules
 2. There are four reasons to load: something was appended; users in memory have no records left, but
    more on disk; the time of a user that is aside has come; an endpoint is well again, or may be
    probed.
-3. Nothing is loaded beyond ``delivery.loading_bounds``.
+3. Nothing is loaded beyond ``delivery.memory_bounds``.
 4. The queue and the users that are aside come first in turns, so that neither can take all the
    space.
 5. Waits of parked users follow a wall clock that was set back.
@@ -23,7 +23,7 @@ from typing import Final, NamedTuple
 from amplitude_intercom.engine.clock import loop_time_s
 from amplitude_intercom.engine.delivery.health import Health
 from amplitude_intercom.engine.delivery.loaded_bytes import SyncBytes
-from amplitude_intercom.engine.delivery.loading_bounds import LOAD_ROWS, LoadingBounds
+from amplitude_intercom.engine.delivery.memory_bounds import LOAD_ROWS, MemoryBounds
 from amplitude_intercom.engine.delivery.scheduler import Incoming, Scheduler
 from amplitude_intercom.engine.delivery.turns import MOST_UPDATES
 from amplitude_intercom.engine.delivery.users_in_memory import EVENTS, UsersInMemory
@@ -79,7 +79,7 @@ class Loading:
         self._scheduler = scheduler
         self._health = health
         self._loaded = loaded
-        self._bounds = LoadingBounds(lambda: scheduler.of(sync), health, loaded, read_ahead)
+        self._bounds = MemoryBounds(lambda: scheduler.of(sync), health, loaded, read_ahead)
         self._writes_contacts = writes_contacts
         self._now_ms = now_ms
         self._last_id = 0

@@ -27,7 +27,7 @@ from amplitude_intercom.engine.delivery.feed import Feed
 from amplitude_intercom.engine.delivery.health import Blame, Health
 from amplitude_intercom.engine.delivery.loaded_bytes import LoadedBytes, SyncBytes
 from amplitude_intercom.engine.delivery.loading import PER_USER, Loading
-from amplitude_intercom.engine.delivery.loading_bounds import MOST_RETRIES
+from amplitude_intercom.engine.delivery.memory_bounds import MOST_RETRIES
 from amplitude_intercom.engine.delivery.scheduler import Scheduler, View
 from amplitude_intercom.engine.delivery.settlement import Settlement
 from amplitude_intercom.engine.delivery.turn_ends import TurnEnds

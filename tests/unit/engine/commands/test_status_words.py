@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from amplitude_intercom.engine.commands import inspect, users
+from amplitude_intercom.engine.commands import status, users
 from amplitude_intercom.engine.delivery.judge import Trouble
 from amplitude_intercom.engine.histograms import Histogram
 from amplitude_intercom.engine.spool.user_state import Deferral, KnownContact
@@ -16,7 +16,7 @@ NOW_MS = 1_800_000_000_000
 
 
 def said(**changes: object) -> list[str]:
-    return list(inspect._intercom(msgspec.structs.replace(GATE, **changes)))
+    return list(status._intercom(msgspec.structs.replace(GATE, **changes)))
 
 
 def test_an_intercom_that_answers_is_one_line() -> None:
@@ -98,17 +98,17 @@ def test_which_contact_a_user_has_is_said_as_it_is(contact: KnownContact, words:
     ],
 )
 def test_a_rate_is_said_by_the_second_or_the_minute(per_s: float, words: str) -> None:
-    assert inspect._rate(per_s) == words
+    assert status._rate(per_s) == words
 
 
 def test_a_lag_of_the_event_loop_is_said_where_somebody_would_notice() -> None:
     lag = Histogram((1.0,)).value
-    assert inspect._lag(None) == inspect._lag(LoopStatus(lag, 0.2)) == ""
-    assert inspect._lag(LoopStatus(lag, 1.5)).endswith("late by up to 1.5 s in the last minutes")
+    assert status._lag(None) == status._lag(LoopStatus(lag, 0.2)) == ""
+    assert status._lag(LoopStatus(lag, 1.5)).endswith("late by up to 1.5 s in the last minutes")
 
 
 def test_the_line_of_the_spool_says_what_the_disk_has_left() -> None:
-    [(_, _, known)] = inspect._spool(SpoolStatus(1_000, disk_free_bytes=5_000_000_000), 10**9)
-    [(_, _, unknown)] = inspect._spool(SpoolStatus(1_000), 10**9)
+    [(_, _, known)] = status._spool(SpoolStatus(1_000, disk_free_bytes=5_000_000_000), 10**9)
+    [(_, _, unknown)] = status._spool(SpoolStatus(1_000), 10**9)
     assert known.startswith(unknown)
     assert known.endswith("; the disk has 5 GB left")

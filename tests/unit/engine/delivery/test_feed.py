@@ -27,7 +27,7 @@ from amplitude_intercom.engine.delivery.endings import (
 from amplitude_intercom.engine.delivery.health import Blame
 from amplitude_intercom.engine.delivery.loaded_bytes import READ_AHEAD_BYTES, LoadedBytes
 from amplitude_intercom.engine.delivery.loading import LONGEST_NAP_S, PER_USER, Loading
-from amplitude_intercom.engine.delivery.loading_bounds import LOAD_ROWS, MOST_RETRIES
+from amplitude_intercom.engine.delivery.memory_bounds import LOAD_ROWS, MOST_RETRIES
 from amplitude_intercom.engine.delivery.scheduler import Incoming, Scheduler
 from amplitude_intercom.engine.delivery.turns import Turn
 from amplitude_intercom.engine.delivery.users_in_memory import EVENTS

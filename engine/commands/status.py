@@ -27,7 +27,7 @@ THROTTLED = "asks for a pause: the rate limit is reached, by this program or oth
 BY_A_FAULT = "by a fault, starts again by itself"
 
 
-async def status(settings: Settings, *, as_json: bool = False) -> int:
+async def print_status(settings: Settings, *, as_json: bool = False) -> int:
     """Print the accounting of all syncs and relays."""
     async with read_spools(settings) as spools:
         found = await spools.status()

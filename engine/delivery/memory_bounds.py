@@ -41,7 +41,7 @@ KEPT_BYTES: Final = LEAST_BYTES // 8
 endpoints as there are must leave a part of ``LEAST_BYTES``."""
 
 
-class LoadingBounds:
+class MemoryBounds:
     """One sync's bounds, and how much of them is free."""
 
     def __init__(
