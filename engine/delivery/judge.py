@@ -32,6 +32,7 @@ from amplitude_intercom.engine.delivery.calls import (
     Back,
     Caller,
     Cause,
+    Nobody,
     NotAnswered,
     cause_of,
     endpoint_of,
@@ -146,7 +147,7 @@ class Judge:
             back.left_s,
             back.back_s,
             failed_before=caller.failed_before,
-            counts=caller is not NOBODY,
+            counts=not isinstance(caller, Nobody),
         )
         return NotAnswered(Cause.FAILED, endpoint, failure, blame, found.is_sick)
 

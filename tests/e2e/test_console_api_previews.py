@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -189,3 +191,17 @@ async def test_a_preview_has_bounds(tmp_path: Path, body: Any, status: int) -> N
     async with console(tmp_path) as api:
         assert (await api.ask("POST", PREVIEW, body)).status == status
         assert (await api.ask("POST", "/syncs/nobody/preview", {"events": []})).status == 404
+
+
+async def test_a_crowd_of_large_previews_keeps_nobody_waiting_for_long(tmp_path: Path) -> None:
+    nested = {"n": {"a": ["x" * 100] * 80}, "amount": list(range(1_000))}
+    events = [process.event(f"user-{n}", n, event_properties=nested) for n in range(60)]
+    async with console(tmp_path) as api:
+        crowd = [asyncio.create_task(previewed(api, {"events": events})) for _ in range(12)]
+        waited_s = []
+        while not all(one.done() for one in crowd):
+            began_s = time.monotonic()
+            await api.get("/session")
+            waited_s.append(time.monotonic() - began_s)
+        assert {len((await one)["items"]) for one in crowd} == {len(events)}
+        assert max(waited_s) < 2.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from itertools import islice
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from aiohttp import web
@@ -33,6 +33,10 @@ from amplitude_intercom.transports.intercom import Answer, as_text, decode_json,
 
 MOST_NAME: Final = 256
 """Characters of a text that Intercom says of a workspace."""
+
+
+AT_ONCE: Final = 16
+"""Checks at the same time: each may have a client of its own."""
 
 
 class CheckRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -75,7 +79,8 @@ class Checks:
         """Return the operations."""
         refusals = (ProblemType.NOT_FOUND, ProblemType.CONFLICT)
         path = "/syncs/{sync}/check"
-        return [operation("POST", path, self._check, CheckRequest, CheckedSync, refusals=refusals)]
+        more: dict[str, Any] = {"refusals": refusals, "at_once": AT_ONCE}
+        return [operation("POST", path, self._check, CheckRequest, CheckedSync, **more)]
 
     async def _check(self, request: web.Request, asked: CheckRequest) -> ApiAnswer:
         """Return findings in the settings of a sync, and in what its workspace says. A token at

@@ -53,7 +53,7 @@ from amplitude_intercom.transports.amplitude_heads import read_head
 from amplitude_intercom.transports.intercom import Request
 
 MOST_EVENTS: Final = 100
-MOST_AT_ONCE: Final = 2
+AT_ONCE: Final = 2
 """Previews that are worked out at the same time: threads are few, and reads of the spool need
 them."""
 
@@ -108,7 +108,6 @@ class EventPreviews:
         self._reads = reads
         self._document = document
         self._access = access
-        self._few = asyncio.Semaphore(MOST_AT_ONCE)
 
     def operations(self) -> list[Operation]:
         """Return the operations."""
@@ -122,6 +121,7 @@ class EventPreviews:
                 EventsToPreview,
                 PreviewedEvents,
                 refusals=(missing, conflict),
+                at_once=AT_ONCE,
             ),
             operation("GET", of_letter, self._letter, Nothing, PreviewedEvent, refusals=(missing,)),
         ]
@@ -136,10 +136,9 @@ class EventPreviews:
             sync = await in_thread(lambda: self._given(name, form))
         known = self._known(sync)
         show = partial(shown, hides_values=self._access.settings.hide_values)
-        async with self._few:
-            items = await asyncio.to_thread(
-                lambda: [show(one) for one in foreseen_each(asked.events, Preview(sync, known))]
-            )
+        items = await asyncio.to_thread(
+            lambda: [show(one) for one in foreseen_each(asked.events, Preview(sync, known))]
+        )
         return ApiAnswer(PreviewedEvents(items, known is not None))
 
     async def _letter(self, request: web.Request, nothing: Nothing) -> ApiAnswer:
@@ -154,7 +153,7 @@ class EventPreviews:
             if not found:
                 return None
             if sync is None:
-                return _relayed(found[0])
+                return relayed_again(found[0])
             past = SpooledPast(store, sync, {})
             return contained(lambda: Preview(sync, known).replayed(found[0], past))
 
@@ -195,7 +194,7 @@ def contained(foresee: Callable[[], Foreseen]) -> Foreseen:
         return Foreseen("reject", failure.reason, failure.message)
 
 
-def _relayed(letter: DeadLetter) -> Foreseen:
+def relayed_again(letter: DeadLetter) -> Foreseen:
     """Return what a replay of a relay's letter would do."""
     path = letter.origin.removeprefix(ORIGIN)
     return Foreseen("send", requests=[Request("POST", path, letter.raw)])

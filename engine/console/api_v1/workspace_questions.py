@@ -22,7 +22,7 @@ import msgspec
 
 from amplitude_intercom.engine.clients import Token, token_of
 from amplitude_intercom.engine.clock import loop_time_s
-from amplitude_intercom.engine.delivery.calls import Answered, Cause, NotAnswered, cause_of
+from amplitude_intercom.engine.delivery.calls import Answered, Cause, Nobody, NotAnswered, cause_of
 from amplitude_intercom.engine.delivery.gate import Gate, State
 from amplitude_intercom.engine.findings.finding import Finding
 from amplitude_intercom.engine.findings.workspace_findings import (
@@ -101,14 +101,16 @@ class WorkspaceQuestions:
             asked.wanted -= 1
 
     async def _said(self, sync: Sync) -> WorkspaceSaid:
-        gate = self._gate_of(sync)
+        gate, asker = self._gate_of(sync), _Asker()
         try:
             async with asyncio.timeout(self._most_s):
                 if gate is not None:
-                    return await ask_workspace(_through(gate, sync))
+                    return await ask_workspace(_through(gate, sync, asker))
                 self._refuse_strange_address(sync)
                 return await ask_intercom(sync)
         except TimeoutError:
+            if asker.waits:
+                return WorkspaceSaid(silence=_busy(self._most_s))
             why = f"no answer within {self._most_s:g} s"
             return WorkspaceSaid(silence=not_answering(address_of(sync), why))
         except NotHeard as error:
@@ -124,12 +126,27 @@ class WorkspaceQuestions:
             raise NotHeard(Finding("warning", "intercom.base_url", text))
 
 
-def _through(gate: Gate, sync: Sync) -> Ask:
+class _Asker(Nobody):
+    """Whoever asks. ``waits``: for the allowance; no call has left."""
+
+    waits = False
+
+    def note_departure(self) -> None:
+        self.waits = False
+
+
+def _busy(waited_s: float) -> Finding:
+    text = f"not asked within {waited_s:g} s: the allowance of the token is used by others"
+    return Finding("warning", "intercom", text)
+
+
+def _through(gate: Gate, sync: Sync, asker: _Asker) -> Ask:
     """Return what asks by the calls of a token that is at work."""
 
     async def ask(request: Request) -> Answer:
         # Optional: what the token may not see is a fact about it, and stops no delivery.
-        outcome = await gate.call(request, optional=True)
+        asker.waits = True
+        outcome = await gate.call(request, asker, optional=True)
         if isinstance(outcome, Answered):
             return outcome.answer
         raise NotHeard(silence_of(gate, address_of(sync), outcome))

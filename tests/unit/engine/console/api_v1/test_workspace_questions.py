@@ -16,6 +16,7 @@ from amplitude_intercom.engine.console.api_v1.workspace_questions import (
 )
 from amplitude_intercom.engine.delivery.gate import Gate
 from amplitude_intercom.engine.settings import Settings, Sync
+from amplitude_intercom.transports.intercom import me
 from amplitude_intercom.transports.sandbox.faults import Fault
 from amplitude_intercom.transports.sandbox.in_process import InProcess
 from amplitude_intercom.transports.sandbox.sandbox import Sandbox
@@ -136,3 +137,17 @@ async def test_whoever_gives_up_leaves_the_question_to_the_others() -> None:
     impatient.cancel()
     assert (await patient).said.listed is not None
     assert impatient.cancelled()
+
+
+@in_virtual_time
+async def test_an_allowance_that_others_use_is_said_and_not_taken_for_an_outage() -> None:
+    asked = Questions(sandbox())
+    deliveries = [asyncio.create_task(asked.gate.call(me())) for _ in range(40)]
+    await asyncio.sleep(0)  # one call a second leaves before the limit is known, and each waits
+    asked.local.faults.append(Fault("hang"))
+    assert await asked.silence() == (
+        "warning intercom: not asked within 10 s: the allowance of the token is used by others"
+    )
+    for delivery in deliveries:
+        delivery.cancel()
+    await asyncio.wait(deliveries)
