@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from datetime import UTC, datetime
 
 import msgspec
@@ -135,14 +135,41 @@ async def replay_dead_letters(
     settings: Settings, sync: str | None, query: DeadLetterQuery, *, as_json: bool
 ) -> int:
     """Queue dead letters again."""
+
+    def words(job: Job) -> str:
+        return listed(sorted(job.counts.items())) or "no dead letters"
+
+    return await _do_job(settings, sync, JobKind.REPLAY, query, words, as_json=as_json)
+
+
+async def discard_dead_letters(
+    settings: Settings, sync: str | None, query: DeadLetterQuery, *, as_json: bool
+) -> int:
+    """Settle dead letters as dropped."""
+
+    def words(job: Job) -> str:
+        return f"{count(job.done, 'dead letter')} discarded"
+
+    return await _do_job(settings, sync, JobKind.DISCARD, query, words, as_json=as_json)
+
+
+async def _do_job(
+    settings: Settings,
+    sync: str | None,
+    kind: JobKind,
+    query: DeadLetterQuery,
+    words: Callable[[Job], str],
+    *,
+    as_json: bool,
+) -> int:
     name = choose_taker(settings, sync)
     there = await _there(settings, name, query)
     async with open_spools(settings, Engine(settings, deliver=False)) as spools:
-        job = whole(await spools.do_job(JobKind.REPLAY, name, query))
+        job = whole(await spools.do_job(kind, name, query))
     if as_json:
         print_json(job)
     else:
-        say(listed(sorted(job.counts.items())) or "no dead letters")
+        say(words(job))
     return _code(job.done, query, there)
 
 
@@ -259,18 +286,3 @@ def _print_answer(letter: DeadLetter, answer: Foreseen) -> None:
         say(f"  {request.method} {request.path} {body}", most=len(body) * 6 + 200)
     for adjustment in answer.adjustments:
         say(f"  {adjustment}")
-
-
-async def discard_dead_letters(
-    settings: Settings, sync: str | None, query: DeadLetterQuery, *, as_json: bool
-) -> int:
-    """Settle dead letters as dropped."""
-    name = choose_taker(settings, sync)
-    there = await _there(settings, name, query)
-    async with open_spools(settings, Engine(settings, deliver=False)) as spools:
-        job = whole(await spools.do_job(JobKind.DISCARD, name, query))
-    if as_json:
-        print_json(job)
-    else:
-        say(f"{count(job.done, 'dead letter')} discarded")
-    return _code(job.done, query, there)

@@ -28,6 +28,7 @@ from amplitude_intercom.engine.spool.job_requests import end_of_selection
 from amplitude_intercom.engine.spool.letters import (
     DeadLetter,
     DeadLetterQuery,
+    FailedEvent,
     Id,
     Position,
     TimeMs,
@@ -60,18 +61,9 @@ class LetterQuery(PageQuery, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         )
 
 
-class LetterFacts(msgspec.Struct, frozen=True):
+class LetterFacts(FailedEvent, frozen=True):
     """A dead letter without its payload; times in Unix milliseconds."""
 
-    id: int
-    reason: str
-    status: int
-    code: str
-    message: str
-    request_id: str
-    attempts: int
-    first_failed_at_ms: int
-    last_failed_at_ms: int
     accepted_at_ms: int
     user_key: str
     event_type: str

@@ -8,29 +8,7 @@ import pytest
 
 from amplitude_intercom.engine.document.masking import masked, with_secrets_kept
 from amplitude_intercom.engine.document.refusals import CannotKeep, NotToml
-
-KEY = "0123456789abcdef0123456789abcdef"
-TOKEN = "dG9rOjEyMzQ1Njc4XzlhYmNfZGVmMDp3"
-PRESENT = f"""\
-[admin]
-token = 'admin-secret'  # never admin-secret again
-
-[sources.kafka]
-servers = ["one", "two"]
-password = "env:KAFKA"
-
-[[sync]]
-name = "a"
-amplitude_api_keys = ["{KEY}", "env:KEY", "*", "short", "brief"]
-intercom = {{ access_token = "{TOKEN}", region = "us" }}
-
-[[sync]]
-name = "b"
-[sync.intercom]
-access_token = '''token of
-b'''
-"""
-
+from support.secret_settings import KEY, PRESENT, TOKEN
 
 # --- what is shown ------------------------------------------------------------------------
 
