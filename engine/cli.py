@@ -164,7 +164,8 @@ def forward(
         bool, typer.Option("--again", help="With --export: fetch finished hours, too.")
     ] = False,
 ) -> None:
-    """Deliver files, a pipe or Amplitude's history, and exit when all of it is settled."""
+    """Deliver files, a pipe or Amplitude's history, through a running daemon where there is one;
+    exit when all of it is settled."""
     from amplitude_intercom.engine.commands.exporting import Asked
     from amplitude_intercom.engine.commands.forward import forward as main
 

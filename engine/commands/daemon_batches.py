@@ -43,7 +43,7 @@ from amplitude_intercom.transports.contract import Batch, Intake, Receipt, Ticke
 PIECE_BYTES: Final = 3_000_000
 """Bytes of events that are handed over at once, or one larger event."""
 
-MOST_EVENT_BYTES: Final = 24_000_000
+MOST_EVENT_BYTES: Final = 12_000_000
 """The largest event that fits into a request."""
 
 LAST_ANSWER_S: Final = 5.0

@@ -44,7 +44,7 @@ _TEXT_BYTES: Final = 3 * MAX_FILE_BYTES
 OTHER_BODIES: Final[Mapping[str, int]] = {
     # Anybody may send one. No header holds a longer token, so a longer one opens nothing.
     SESSION_PATH: 16_384,
-    "/api/v1/syncs/{sync}/batches": 33_554_432,
+    "/api/v1/syncs/{sync}/batches": 16_777_216,
     "/api/v1/settings/file": _TEXT_BYTES,
     "/api/v1/settings/preview": _TEXT_BYTES,
 }

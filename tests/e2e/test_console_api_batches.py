@@ -190,3 +190,36 @@ async def test_what_is_parked_waits_and_is_counted_where_that_is_asked(tmp_path:
         assert (await api.get(f"{PENDING}?up_to={first['batch']}"))["waits"]
         assert not (await api.get(f"{PENDING}?up_to={first['batch'] - 1}"))["waits"]
         assert (await api.get(PENDING))["parked"] is None
+
+
+async def test_a_third_batch_waits_while_two_are_being_read(tmp_path: Path) -> None:
+    """Few are held in memory, however many processes hand over at once."""
+    async with console(tmp_path, known()) as api:
+        slow = [await half_sent(api, n) for n in range(2)]
+        third = asyncio.create_task(hand(api, event(9)))
+        for _ in range(20):
+            assert (await api.get(PENDING))["received"] == 0
+        assert not third.done()
+        for reader, writer, rest in slow:
+            writer.write(rest)
+            assert b" 200 " in await reader.readline()
+            writer.close()
+        assert (await third).status == 200
+        assert (await api.get(PENDING))["received"] == 3
+
+
+async def half_sent(
+    api: Console, n: int
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, bytes]:
+    """Return a connection on which half of a batch is sent, and the other half."""
+    host, _, port = api.access.address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    body = json.dumps({"events": text([event(n)])}).encode()
+    head = (
+        f"POST /api/v1{BATCHES} HTTP/1.1\r\nHost: {api.access.address}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    writer.write(head.encode() + body[:10])
+    for _ in range(5):  # until it is read
+        await api.get(PENDING)
+    return reader, writer, body[10:]

@@ -73,7 +73,7 @@ def test_an_event_that_was_cut_goes_with_the_digest_of_the_whole() -> None:
 
 def test_an_event_that_fits_into_no_request_is_named() -> None:
     batch = Batch(None, [b"", bytes(MOST_EVENT_BYTES + 1)], origin="f", lines=[1, 2])
-    with pytest.raises(EventTooLarge, match="f, line 2: an event of 24,000,001 bytes"):
+    with pytest.raises(EventTooLarge, match="f, line 2: an event of 12,000,001 bytes"):
         list(pieces(batch))
 
 
