@@ -92,9 +92,10 @@ class Feeds:
 
     async def remove(self, name: str) -> None:
         """End the feed of a sync; return when it is over."""
-        self._feeds[name].end()
-        await self._feeds[name].is_over()
-        del self._feeds[name]
+        if name in self._feeds:
+            self._feeds[name].end()
+            await self._feeds[name].is_over()
+            del self._feeds[name]
 
     def end(self) -> None:
         """End all feeds."""

@@ -173,8 +173,7 @@ class JobRunner:
         """Wait until a sync's records have the keys of today's mapping; return False at the end."""
         while sync in self.rekeying and not self._is_over:
             await self._changed.wait()
-            # News at each turn of the loop would keep a cancel from coming: a change of settings
-            # waited for the end of a re-keying that it was to replace.
+            # News at each turn of the loop kept a cancel, of a change of settings, from coming.
             await anyio.lowlevel.checkpoint_if_cancelled()
         return not self._is_over
 

@@ -116,7 +116,8 @@ class Pipeline:
         await self._feeds.remove(name)
         if self._scheduler.of(name).at_work:  # a fault has stopped the actors that had its turns
             self._forget_turns()
-        self._deliveries.pop(name).leave()
+        if name in self._deliveries:  # else a fault has broken an earlier call off
+            self._deliveries.pop(name).leave()
 
     def stopped(self, sync: str) -> str:
         """Return the fault of this program that stops a sync now; empty: none."""
@@ -204,11 +205,10 @@ class Pipeline:
             delivery = self._deliveries.get(news.who[0])
             if delivery is None:  # its sync has gone meanwhile
                 continue
-            settlement = delivery.settlement
             if isinstance(news, Hasten):
-                settlement.hasten(news.who[1], news.at_s - now_s)
+                delivery.settlement.hasten(news.who[1], news.at_s - now_s)
             else:
-                settlement.charge(news.who[1], news.endpoint, stands=news.stands)
+                delivery.settlement.charge(news.who[1], news.endpoint, stands=news.stands)
         # A circuit that opens or closes changes which users a feed should load.
         circuits = self._gate.health.open_circuits
         if circuits != self._circuits or self._gate.health.wanting_probe(now_s):

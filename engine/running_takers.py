@@ -7,12 +7,15 @@ Rules
    those that are gone or changed; ``adopt`` makes the settings those of today; ``start`` starts
    the new ones.
 3. Unchanged syncs are not touched, but where the gate of their access token has to be another.
-4. Figures that only grow go on through changes: they are of the sync, the relay or the token.
+4. A fault at the end of one costs that one alone: a sync of which something may be left is not
+   started again before the settings change once more, and its end is made up for then.
+5. Figures that only grow go on through changes: they are of the sync, the relay or the token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import anyio
@@ -21,6 +24,7 @@ from anyio.abc import TaskGroup
 
 from amplitude_intercom.engine.clients import GateSettings, Token, gate_settings_of, token_of
 from amplitude_intercom.engine.delivery.stream import Stream
+from amplitude_intercom.engine.internal_faults import describe, internal_failure
 from amplitude_intercom.engine.relay.relay import RelaySender
 from amplitude_intercom.engine.settings import Relay, Settings, Sync
 from amplitude_intercom.engine.spool.spool import Spool, SpoolPart
@@ -124,6 +128,8 @@ class RunningTakers:
         self.streams: dict[str, Stream] = {}
         self.pipelines: dict[str, TokenPipeline] = {}
         self.relays: dict[str, RunningRelay] = {}
+        self._unended: dict[str, tuple[TokenPipeline, str]] = {}
+        """Syncs of which something may still be delivered, with the fault at their end."""
         self.unstarted: dict[str, str] = {}
         """Syncs that are not delivered for a fault of this program, with the fault."""
 
@@ -216,19 +222,24 @@ class RunningTakers:
         relays = {relay.taker for relay in opened.settings.relay} - opened.relays.keys()
         async with anyio.create_task_group() as ends:
             for taker in self.relays.keys() - relays:
-                ends.start_soon(self.relays[taker].unit.end)
-            for name in leaving:
+                ends.start_soon(_end_apart, self.relays[taker].unit.end, "a relay", taker)
+            for name in [*leaving, *self._unended]:
                 ends.start_soon(self._stop_sync, name)
         for token in self._by_token.keys() - kept:
-            await self._by_token.pop(token).unit.end()
+            await _end_apart(self._by_token.pop(token).unit.end, "a pipeline", token[0])
         for taker in self.relays.keys() - relays:
             del self.relays[taker]
 
     async def _stop_sync(self, name: str) -> None:
-        pipeline, stream = self.pipelines.pop(name), self.streams[name]
-        stream.figures.faults += pipeline.faults(name)
-        stream.delivery = None
-        await pipeline.remove(name)
+        if name in self._unended:
+            pipeline, _ = self._unended.pop(name)
+        else:
+            pipeline, stream = self.pipelines.pop(name), self.streams[name]
+            stream.figures.faults += pipeline.faults(name)
+            stream.delivery = None
+        fault = await _end_apart(partial(pipeline.remove, name), "a sync", name)
+        if fault:
+            self._unended[name] = pipeline, fault
 
     def adopt(self, opened: Opened) -> None:
         """Let the new settings be those of today; the deliveries that they end are stopped."""
@@ -238,7 +249,8 @@ class RunningTakers:
             sync.name: opened.streams.get(sync.name) or self.streams[sync.name]
             for sync in opened.settings.sync
         }
-        self.unstarted = {}
+        ended_ill = self._unended.items()
+        self.unstarted = {name: fault for name, (_, fault) in ended_ill if name in self.streams}
         self._builder.forget_others(opened.settings.sync)
 
     def start(self, opened: Opened) -> None:
@@ -255,6 +267,16 @@ class RunningTakers:
         for unit in _units_of(opened.pipelines, opened.relays):
             if self._tasks is not None:
                 self._tasks.start_soon(unit.run)
+
+
+async def _end_apart(end: Callable[[], Awaitable[None]], what: str, name: str) -> str:
+    """End something; return the fault of this program at that, which is logged, or nothing."""
+    try:
+        await end()
+    except Exception as fault:
+        internal_failure(fault, ending=what, name=name)
+        return describe(fault)
+    return ""
 
 
 def _units_of(

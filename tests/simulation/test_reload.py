@@ -480,3 +480,39 @@ async def test_what_waits_is_waited_for_through_a_change_of_settings(tmp_path: P
             assert running.takers.parts["relay:amplitude"].counters["pending"] == 0
         assert [arrived(local, user) for user in USERS[:3]] == [[1], [1], [1]]
         assert len(amplitude.events) == 3
+
+
+@in_virtual_time
+async def test_a_fault_at_the_end_of_one_sync_lets_the_others_end_well(tmp_path: Path) -> None:
+    """It cancelled their ends: calls under way were made again by the next start."""
+    local = workspace(latency_s=5.0)
+    syncs = [sync("first"), sync("second"), sync("third", TWO)]
+    async with engine(tmp_path, local, *syncs) as running:
+        pipeline: Any = running.takers.pipelines["first"]
+        delivery = running.streams["first"].delivery
+        removes = pipeline.remove
+
+        async def fails(name: str) -> None:
+            if name == "first":
+                raise OverflowError("as the test says")
+            await removes(name)
+
+        pipeline.remove = fails
+        for name in ("second", "third"):
+            await running.submit([simulation.event(USERS[0], 1)], sync=name)
+            await a_call_is_out(running, name)
+        changed = [{**one, "events": {"select": [{"types": ["*"]}]}} for one in syncs]
+        await running.reload(from_table(table(tmp_path, *changed)))
+        assert {name: one.spool.counters["delivered"] for name, one in running.streams.items()} == {
+            "first": 0,
+            "second": 1,
+            "third": 1,
+        }
+        assert running.overview.stopped == {"first": "OverflowError: as the test says"}
+        del pipeline.remove, delivery
+        await running.reload(from_table(table(tmp_path, *syncs)))
+        assert running.overview.stopped == {}
+        await running.submit([simulation.event(USERS[1], 2)], sync="first")
+        await running.settled()
+    assert arrived(local, USERS[0]) == [1, 1]
+    assert arrived(local, USERS[1]) == [2]
