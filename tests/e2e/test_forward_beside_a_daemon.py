@@ -92,12 +92,15 @@ async def test_a_file_goes_through_the_daemon_as_it_goes_without_one(tmp_path: P
             assert "is handed the events" in err
             assert await checkpoints(daemon) == []
             strict, again, _ = await forward(config, "--strict", str(file))
+            arguments = ("forward", "-c", str(config), "--json", "--strict", "-")
+            piped = await process.run(*arguments, stdin=lines(events(range(100, 108))) + b"worse")
             assert (await daemon.status())["pending"] == 0
     assert (code, counts["received"], counts["delivered"], counts["pending"]) == (0, 102, 100, 0)
     assert (counts["dead_by_reason"], "meanwhile" in counts) == ({"invalid_json": 1}, False)
     assert counts["dropped"] == {"group_identify": 1}
     assert (strict, again["delivered"], again["dropped"]["duplicate"]) == (0, 0, 101)
-    assert delivered(local) == expected(100)
+    assert (piped[0], json.loads(piped[1])["delivered"]) == (3, 8)
+    assert delivered(local) == expected(108)
 
 
 async def test_beside_other_traffic_nothing_is_lost_and_order_is_kept(tmp_path: Path) -> None:
@@ -127,7 +130,10 @@ async def test_beside_other_traffic_nothing_is_lost_and_order_is_kept(tmp_path: 
     assert len(local.events) == total + sent * 10
 
 
-async def test_a_killed_run_goes_on_from_the_checkpoints_in_the_daemon(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+async def test_an_interrupted_run_goes_on_from_the_checkpoints_in_the_daemon(
+    tmp_path: Path, how: signal.Signals
+) -> None:
     total = 2_000
     file = tmp_path / "events.jsonl"
     file.write_bytes(lines(events(range(total))))
@@ -139,10 +145,15 @@ async def test_a_killed_run_goes_on_from_the_checkpoints_in_the_daemon(tmp_path:
             running = await started(config, str(file))
             while (await daemon.status())["received"] < 500:
                 await asyncio.sleep(0)
-            running.send_signal(signal.SIGKILL)
-            await running.communicate()
-            kept = await checkpoints(daemon)
-            assert sorted(name.partition(" ")[0] == "handed" for name in kept) == [False, True]
+            running.send_signal(how)
+            out, err = await running.communicate()
+            own = [name for name in await checkpoints(daemon) if name.startswith("handed ")]
+            if how == signal.SIGTERM:
+                assert (running.returncode, own) == (143, [])
+                assert b"run it again, it goes on from there" in err
+                assert 500 <= json.loads(out)["received"] < total
+            else:
+                assert len(own) == 1  # it goes after a day
             code, counts, _ = await forward(config, str(file))
             assert code == 0
             assert counts["received"] < total
