@@ -32,7 +32,7 @@ from amplitude_intercom.engine.document.refusals import (
 )
 from amplitude_intercom.engine.document.secret_files import SecretFolder
 from amplitude_intercom.engine.document.secret_values import is_reference, secret_values
-from amplitude_intercom.engine.document.tables import BOM, Table, parsed
+from amplitude_intercom.engine.document.tables import BOM, Table, parsed, written
 from amplitude_intercom.engine.document.tables import Path as KeyPath
 from amplitude_intercom.engine.settings import Settings, Sync
 
@@ -52,6 +52,11 @@ class Proposal(NamedTuple):
 
     def __repr__(self) -> str:
         return f"Proposal({self.base.version})"
+
+    @property
+    def stored_keys(self) -> frozenset[str]:
+        """The keys of ``to_store`` as messages write them: they are spelled out here alone."""
+        return frozenset(map(written, self.to_store))
 
 
 class Proposals:
@@ -191,12 +196,13 @@ class Proposals:
 
 class ChosenSync(NamedTuple):
     """A sync to be looked at, not saved. ``place``: its index among the settings. ``table``: that
-    of their file, with its secrets."""
+    of their file, with its secrets. ``stored_keys``: as ``Proposal`` has them."""
 
     sync: Sync
     place: int
     settings: Settings
     table: Table
+    stored_keys: frozenset[str]
 
     def __repr__(self) -> str:
         return f"ChosenSync({self.sync.name})"
@@ -219,7 +225,7 @@ def chosen_sync(
         proposal = propose.with_new_sync(base, {"name": name, **form})
     for place, sync in enumerate(proposal.settings.sync):
         if sync.name == name:
-            return ChosenSync(sync, place, proposal.settings, proposal.table)
+            return ChosenSync(sync, place, proposal.settings, proposal.table, proposal.stored_keys)
     raise NoSuchSync(f"the settings have no sync `{name}`")
 
 

@@ -180,6 +180,8 @@ async def test_a_preview_tells_the_change_and_changes_nothing(tmp_path: Path) ->
         said = await api.ask("POST", "/settings/preview", {"settings": new})
         assert (said.status, said.json["effects"]["added"]) == (200, ["other"])
         assert "typed-secret-9" not in json.dumps(said.json)
+        open_ones = [one["key"] for one in said.json["findings"] if "spelled out" in one["text"]]
+        assert open_ones == ["sync[0].intercom.access_token"], "a typed one goes into a file"
         for body in ({}, {"text": "", "settings": {}}, {"text": "x", "sync": "e2e"}):
             assert (await api.ask("POST", "/settings/preview", body)).status == 422
         assert (tmp_path / "settings.toml").read_bytes() == before

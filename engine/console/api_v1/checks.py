@@ -130,5 +130,7 @@ def _findings(chosen: ChosenSync, heard: Heard) -> Iterator[Finding]:
     yield from placed(where, workspace_findings(chosen.sync, heard.said, heard.at_s))
     yield from placed(where, findings_of_sync(chosen.settings, chosen.sync))
     for finding in general_findings(chosen.settings, chosen.table):
+        if finding.key in chosen.stored_keys:  # saved, it is in a file of its own
+            continue
         if not finding.key.startswith(("sync[", "relay[")) or finding.key.startswith(f"{where}."):
             yield finding

@@ -98,7 +98,9 @@ class SettingsPreviews:
             patch = document.patch(proposal)
         except (CannotPatch, CannotMask):
             patch = ""
-        found = list(islice(every_finding(proposal.settings, proposal.table), MOST_FINDINGS))
+        stored = proposal.stored_keys  # saved, they are in files of their own
+        every = every_finding(proposal.settings, proposal.table)
+        found = list(islice((one for one in every if one.key not in stored), MOST_FINDINGS))
         effects = compare(self._engine.settings, proposal.settings)
         return PreviewedChange(base.version, document.difference(proposal), patch, found, effects)
 
