@@ -25,6 +25,7 @@ from amplitude_intercom.engine.clients import (
     amplitude_client_of,
     gate_settings_of,
     token_key,
+    token_of,
 )
 from amplitude_intercom.engine.delivery.loaded_bytes import LoadedBytes
 from amplitude_intercom.engine.delivery.stream import Stream
@@ -327,6 +328,11 @@ async def _open_spool(settings: Settings, arguments: _Arguments, stack: AsyncExi
     return spool
 
 
+def _workspace_key(token: Token) -> str:
+    """Return the key under which the spool keeps a token's workspace."""
+    return token_key("workspace", token)
+
+
 class _UnitBuilder:
     """Builds units; none of them runs before it is told to."""
 
@@ -353,7 +359,9 @@ class _UnitBuilder:
 
     def forget_others(self, syncs: Iterable[Sync]) -> None:
         """Forget the access tokens that none of these syncs has."""
+        syncs = list(syncs)
         self._gates.forget_others(syncs)
+        self._workspaces.forget_others({_workspace_key(token_of(sync)) for sync in syncs})
 
     async def pipeline(self, token: Token, sync: Sync, part: SpoolPart) -> RunningPipeline:
         """Build the pipeline of an access token by the settings of its first sync.
@@ -366,7 +374,7 @@ class _UnitBuilder:
         limit = await known_limit(self._spool, token)
         is_before = await counts_before(self._spool, token)
         gate = await self._gates.build(token, sync, clients, limit, counts_before=is_before)
-        key = token_key("workspace", token)
+        key = _workspace_key(token)
         pipeline = Pipeline(
             gate,
             self._budget,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Final
 
@@ -55,13 +55,26 @@ class Workspace:
 class Workspaces:
     """All workspaces that a daemon delivers to, and which of them each token writes to.
 
-    That is asked of Intercom once for each token, and kept.
+    That is asked of Intercom once for each token, and kept. A workspace is forgotten with the last
+    token that writes to it, which costs a look at its attributes and names if one comes back.
     """
 
     def __init__(self, *, now_ms: Callable[[], int], jitter: Callable[[], float]) -> None:
         self._now_ms = now_ms
         self._jitter = jitter
         self._known: dict[int, Workspace] = {}
+        self._numbers: dict[str, int] = {}
+        """The workspace of each token, by the key of the token."""
+
+    def __len__(self) -> int:
+        """Return the number of workspaces in memory."""
+        return len(self._known)
+
+    def forget_others(self, keys: Collection[str]) -> None:
+        """Forget the tokens that have none of these keys, and the workspaces of nobody else."""
+        self._numbers = {key: number for key, number in self._numbers.items() if key in keys}
+        wanted = set(self._numbers.values())
+        self._known = {number: kept for number, kept in self._known.items() if number in wanted}
 
     async def find(
         self, key: str, address: str, gate: Calls, spool: TakerSpool, ending: anyio.Event
@@ -77,6 +90,7 @@ class Workspaces:
             if code is None:
                 return None
             number = await spool.persist(lambda store: _note(store, key, address, code))
+        self._numbers[key] = number
         if number not in self._known:
             self._known[number] = Workspace(number, gate, spool, self._now_ms)
         return self._known[number]

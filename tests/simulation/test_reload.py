@@ -516,3 +516,44 @@ async def test_a_fault_at_the_end_of_one_sync_lets_the_others_end_well(tmp_path:
         await running.settled()
     assert arrived(local, USERS[0]) == [1, 1]
     assert arrived(local, USERS[1]) == [2]
+
+
+@in_virtual_time
+async def test_workspaces_are_forgotten_with_their_last_token(tmp_path: Path) -> None:
+    locals_: dict[str, Sandbox] = {}
+    loop = virtual.current()
+
+    def of(token: str) -> InProcess:
+        found = locals_.setdefault(token, workspace(workspace_id=token.partition(" ")[0]))
+        return InProcess(found)
+
+    first = from_table(table(tmp_path, sync("steady", "w of all"), sync("first", "w0 a")))
+    async with Engine(
+        first,
+        wire=lambda intercom: of(intercom.access_token.reveal()),
+        now_ms=loop.wall_ms,
+        now_s=loop.wall_s,
+        inline=True,
+    ) as running:
+        known = running.takers._builder._workspaces  # type: ignore[attr-defined]
+        for n in range(20):
+            two = [sync("one", f"w{n} a"), sync("two", f"w{n} b")]
+            await running.reload(from_table(table(tmp_path, sync("steady", "w of all"), *two)))
+            await running.submit([simulation.event(USERS[0], n)], sync="one")
+            await running.submit([simulation.event(USERS[1], n)], sync="steady")
+            await running.settled()
+            assert len(known) == 2
+        shared = running.streams["one"].delivery
+        assert shared is not None
+        kept = shared.workspace
+        alone = [sync("steady", "w of all"), sync("two", "w19 b", enabled=False)]
+        await running.reload(from_table(table(tmp_path, *alone)))
+        again = [sync("steady", "w of all"), sync("two", "w19 b")]
+        await running.reload(from_table(table(tmp_path, *again)))
+        await running.submit([simulation.event(USERS[2], 1)], sync="two")
+        await running.settled()
+        delivery = running.streams["two"].delivery
+        assert delivery is not None
+        assert delivery.workspace is kept, "another token has kept it"
+        await anyio.sleep(100)
+        assert len(running.takers._builder._gates._numbers) == 2  # type: ignore[attr-defined]
