@@ -1,4 +1,9 @@
-"""The status in Prometheus' text format: the answer of ``/metrics``, and the list of metrics."""
+"""The status in Prometheus' text format: the answer of ``/metrics``, and the list of metrics.
+
+A counter of the spool goes on for ever. One of the process begins at zero with it, and with a sync,
+a relay or an access token that comes back after a reload has taken it away (a token: after a
+minute). It never falls to another value than zero, and so monitors see a reset.
+"""
 
 from __future__ import annotations
 
@@ -35,6 +40,7 @@ METRICS = {
     "event_names": "Event names that are in use in the workspace; it has 120.",
     "pending": "Events accepted and not settled.",
     "parked_users": "Users whose events wait for a retry, by reason.",
+    "retries_total": "Turns of users that were parked, by sync, since the start.",
     "oldest_pending_seconds": "Age of the first event that waits, those of parked users left out.",
     "oldest_parked_seconds": "Time since the first failure of the user that is parked the longest.",
     "last_delivery_seconds": "Time since the last delivery.",
@@ -56,6 +62,7 @@ METRICS = {
     "pauses_total": "Pauses of an access token for which a 429 has asked.",
     "calls_in_flight": "Calls that are out, or next to leave, by access token.",
     "rate_limit": "Calls that Intercom allows an access token in 10 seconds.",
+    "rate_remaining": "Calls of them that Intercom last said are left in its window.",
     "gate_health": "1 for the health of an access token: well, throttled, outage, unauthorized.",
     "sync_info": "1 for each sync, with the access token that it uses.",
     "sync_stopped": "1 while a fault of this program keeps a sync from running.",
@@ -162,6 +169,7 @@ def _add_sync(text: MetricsText, sync_label: str, sync: SyncStatus) -> None:
     text.add("events_received_total", sync_label, sync.received)
     text.add("events_delivered_total", sync_label, sync.delivered)
     text.add("pending", sync_label, sync.pending)
+    text.add("retries_total", sync_label, sync.retries)
     text.add("oldest_pending_seconds", sync_label, sync.oldest_pending_s)
     text.add("oldest_parked_seconds", sync_label, sync.oldest_parked_s)
     text.add("last_delivery_seconds", sync_label, sync.last_delivery_s)
@@ -203,6 +211,7 @@ def _add_gate(text: MetricsText, gate_label: str, gate: GateStatus) -> None:
     text.add("pauses_total", gate_label, gate.pauses)
     text.add_histogram("call_seconds", gate_label, gate.took)
     text.add("rate_limit", gate_label, gate.limit)
+    text.add("rate_remaining", gate_label, gate.remaining)
     text.add("gate_health", f"{gate_label},{label('health', gate.health)}", 1)
     for call, count in gate.calls.items():
         endpoint, _, status = call.rpartition(" ")

@@ -60,6 +60,8 @@ class GateStatus(msgspec.Struct, frozen=True):
     """Durations of answered calls, since the start."""
     pauses: int = 0
     """Pauses for which a 429 has asked, since the start."""
+    remaining: int | None = None
+    """Calls that Intercom last said are left in its window; None: it has said nothing."""
 
 
 class TakerStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,6 +105,8 @@ class SyncStatus(TakerStatus, frozen=True, kw_only=True):
     intercom: GateStatus | None
     deliveries: HistogramValue | None = None
     """Times from accepted to answered, since the start."""
+    retries: int = 0
+    """Turns of users that were parked, since the start."""
     rekeying: int = 0
     """Id of the job that gives waiting records new keys and holds delivery; 0: no such job."""
 
@@ -383,6 +387,7 @@ def sync_status(
         latency_s=figures.latency.percentiles(),
         intercom=gate,
         deliveries=figures.latency.value,
+        retries=figures.retries,
         rekeying=rekeying,
     )
 
@@ -445,6 +450,7 @@ def gate_status(gate: Gate, name: str) -> GateStatus:
         gate.troubles(loop_time_s()),
         gate.took.value,
         gate.pauses,
+        gate.remaining,
     )
 
 

@@ -149,6 +149,11 @@ class Gate:
         return self._memory.figures.pauses
 
     @property
+    def remaining(self) -> int | None:
+        """Calls that Intercom last said are left in its window; None: it has said nothing."""
+        return self._memory.budget.remaining
+
+    @property
     def in_flight(self) -> int:
         """Calls that are out."""
         return len(self._in_flight)

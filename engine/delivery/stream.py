@@ -103,6 +103,7 @@ class SyncDelivery:
         self.gate = gate
         self.scheduler = scheduler
         self.now_ms = now_ms
+        self._figures = stream.figures
         self.unknown_attributes = stream.figures.unknown_attributes
         self.loaded = loaded = SyncBytes(budget)
         loading = Loading(
@@ -160,5 +161,6 @@ class SyncDelivery:
 
     def end(self, turn: Turn, ending: Ending) -> None:
         """End a turn, and its probe of an endpoint, if it was one."""
+        self._figures.retries += turn.is_retry
         self.gate.health.end_probes(turn.who)
         self.settlement.end(turn, ending)

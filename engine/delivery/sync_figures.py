@@ -15,5 +15,7 @@ class SyncFigures:
         """Attributes that the workspace does not have, and how often each was left out."""
         self.latency = Durations(DELIVERY_BOUNDS_S)
         """From accepted to answered, of deliveries."""
+        self.retries = 0
+        """Turns of users that were parked."""
         self.faults = 0
         """Faults that stopped its deliveries before the present one."""

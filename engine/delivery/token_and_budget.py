@@ -93,6 +93,8 @@ class BudgetDoubt:
     """The last share of the budget that Intercom said is left, and the last user with a 429."""
 
     def __init__(self) -> None:
+        self.remaining: int | None = None
+        """The calls that Intercom last said are left in its window; None: it has said nothing."""
         self._share = 0.0
         self._at_s = float("-inf")
         self._refused: Who | None = None
@@ -101,6 +103,7 @@ class BudgetDoubt:
     def note(self, limit: int | None, remaining: int | None, at_s: float) -> None:
         """Note the headers of an answer other than a 429."""
         if limit and remaining is not None:
+            self.remaining = remaining
             self._share, self._at_s = remaining / limit, at_s
 
     def note_refusal(self, who: Who, at_s: float) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 import anyio
 import pytest
 
+from amplitude_intercom.engine import logs
 from amplitude_intercom.engine.app import Engine
 from amplitude_intercom.engine.metrics import PREFIX, render
 from amplitude_intercom.engine.sources import start_sources
@@ -38,6 +39,7 @@ DEAD_LETTERS = "AmplitudeIntercomDeadLetters"
 RELAY_LOSES = "AmplitudeIntercomRelayLoses"
 MANY_PARKED_USERS = "AmplitudeIntercomManyParkedUsers"
 STOPPED = "AmplitudeIntercomStopped"
+LOG_LINES_LOST = "AmplitudeIntercomLogLinesLost"
 
 
 class Watch:
@@ -293,3 +295,17 @@ async def test_a_source_that_is_stopped_again_and_again_fires(
         tasks.cancel_scope.cancel()
     assert watch.fired == {STOPPED}
     assert watch.summary(STOPPED) == "A fault of the program keeps faulty from running."
+
+
+@in_virtual_time
+async def test_lost_lines_of_the_log_fire_and_no_longer_than_they_are_lost(tmp_path: Path) -> None:
+    watch = Watch()
+    async with simulation.engine(tmp_path, workspace()) as engine:
+        await watch.run(engine, 10 * MINUTE_S)
+        assert watch.fired == set()
+        logs._writer.lose(3)
+        await watch.run(engine, MINUTE_S)
+        assert watch.monitor.firing == {LOG_LINES_LOST}
+        await watch.run(engine, HOUR_S)
+        assert watch.monitor.firing == set()
+    assert watch.summary(LOG_LINES_LOST).startswith("The daemon daemon:8711 could not write")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -14,12 +15,13 @@ import anyio
 import msgspec
 import pytest
 
+from amplitude_intercom.engine import metrics
 from amplitude_intercom.engine.actors.offers import Offer
 from amplitude_intercom.engine.app import Engine
 from amplitude_intercom.engine.config import from_table
 from amplitude_intercom.engine.errors import SettingsError
 from amplitude_intercom.engine.settings_changes import Reloaded
-from amplitude_intercom.engine.status import SyncStatus
+from amplitude_intercom.engine.status import Status, SyncStatus
 from amplitude_intercom.transports.errors import Refused, UnknownApiKey
 from amplitude_intercom.transports.reasons import RefusalReason
 from amplitude_intercom.transports.sandbox.faults import Fault
@@ -557,3 +559,42 @@ async def test_workspaces_are_forgotten_with_their_last_token(tmp_path: Path) ->
         assert delivery.workspace is kept, "another token has kept it"
         await anyio.sleep(100)
         assert len(running.takers._builder._gates._numbers) == 2  # type: ignore[attr-defined]
+
+
+def counters_of(status: Status) -> dict[str, float]:
+    """Return the series of counters and histograms, by name and labels."""
+    lines = metrics.render(status, ready=True).decode().splitlines()
+    series = (line.rpartition(" ") for line in lines if line.startswith(metrics.PREFIX))
+    grown = re.compile(r"\w+_(total|bucket|count|sum)\b")
+    return {name: float(value) for name, _, value in series if grown.match(name)}
+
+
+@pytest.mark.parametrize("away_s", [1.0, 100.0])
+@in_virtual_time
+async def test_counters_never_fall_but_to_zero_where_syncs_and_tokens_come_and_go(
+    tmp_path: Path, away_s: float
+) -> None:
+    local = workspace()
+    steady, other = sync("steady"), sync("other", TWO)
+    seen: list[dict[str, float]] = []
+    async with engine(tmp_path, local, steady, other) as running:
+
+        async def look(*syncs: dict[str, Any]) -> None:
+            await running.reload(from_table(table(tmp_path, *syncs)))
+            seen.append(counters_of(await running.status()))
+            for n, one in enumerate(syncs):
+                batch = [simulation.event(USERS[n], 10 * len(seen) + n)]
+                batch.append(simulation.event(f"nobody-{len(seen)}", len(seen)))
+                await running.submit(batch, sync=one["name"])
+            await anyio.sleep(away_s)
+            seen.append(counters_of(await running.status()))
+
+        faster = sync("other", TWO, intercom={"max_in_flight": 50})
+        for syncs in ([steady, other], [steady], [steady, faster], [faster], [steady], [other]):
+            await look(*syncs)
+            await look(*syncs)
+    for name in {name for one in seen for name in one}:
+        values = [one.get(name, 0.0) for one in seen]
+        resets = [(a, b) for a, b in itertools.pairwise(values) if b < a]
+        assert all(b == 0 for _, b in resets), (name, values)
+    assert any(name.startswith(f"{metrics.PREFIX}retries_total") for name in seen[-1])

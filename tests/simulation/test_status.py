@@ -136,3 +136,24 @@ async def test_a_rate_is_that_of_its_own_sync(tmp_path: Path) -> None:
         await engine.submit([event("known-user", n) for n in range(6)], api_key="another-key")
         first, another = (await engine.status()).syncs
     assert (first.received_per_s, another.received_per_s) == (0.0, 0.01)
+
+
+@in_virtual_time
+async def test_retries_are_counted_and_what_intercom_says_is_left(tmp_path: Path) -> None:
+    local = simulation.sandbox()
+    local.add_contact(external_id="known-user")
+    async with simulation.engine(tmp_path, local) as engine:
+        await engine.submit([event("known-user", 1)], api_key=API_KEY)
+        await engine.settled()
+        [sync] = (await engine.status()).syncs
+        assert sync.intercom is not None
+        left = sync.intercom.remaining
+        assert (sync.retries, left is not None and 0 < left < sync.intercom.limit) == (0, True)
+        await engine.submit([event("nobody-here", 1)], api_key=API_KEY)
+        await anyio.sleep(3_600)
+        [sync] = (await engine.status()).syncs
+        tries = [one for one in local.journal if one.path == "/events" and one.status == 404]
+        assert sync.retries == len(tries) - 1 > 0
+        text = render(await engine.status(), ready=True).decode()
+    assert f'amplitude_intercom_retries_total{{sync="simulated"}} {sync.retries}' in text
+    assert re.search(r'amplitude_intercom_rate_remaining\{intercom="api.intercom.io#1"\} \d+', text)
