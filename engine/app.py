@@ -266,7 +266,7 @@ class Engine:
         Raises:
             Refused: the engine ended before that; pending events are kept.
         """
-        await until_settled(self.takers, self._reload, lambda: self.state == "ended")
+        await until_settled(self.takers, self._reload.over, lambda: self.state == "ended")
 
     async def relayed(self) -> None:
         """Wait until no request waits for Amplitude.
@@ -274,7 +274,7 @@ class Engine:
         Raises:
             Refused: the engine drains before that; what waits is kept.
         """
-        await until_relayed(self.takers, self._reload)
+        await until_relayed(self.takers, self._reload.over)
 
     async def status(self) -> Status:
         """Return the accounting of all syncs and relays; see ``Overview.status``."""

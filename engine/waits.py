@@ -5,44 +5,46 @@ During a change a sync has no delivery and a relay no sender, whatever waits in 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from amplitude_intercom.engine.delivery.stream import SyncDelivery
 from amplitude_intercom.engine.relay.relay import RelaySender
-from amplitude_intercom.engine.reload import Reload
 from amplitude_intercom.engine.running_takers import RunningTakers
 from amplitude_intercom.transports.errors import Refused
 from amplitude_intercom.transports.reasons import RefusalReason
 
+Changed = Callable[[], Awaitable[None]]
+"""Waits until no change of settings is under way."""
+
 
 async def until_settled(
-    takers: RunningTakers, reload: Reload, has_ended: Callable[[], bool]
+    takers: RunningTakers, changed: Changed, has_ended: Callable[[], bool]
 ) -> None:
     """Wait until nothing is pending in any sync that delivers.
 
     Raises:
         Refused: the engine ended before that.
     """
-    await reload.over()
+    await changed()
     while (delivery := _unsettled(takers)) is not None:
         if has_ended():
             raise Refused(RefusalReason.DRAINING)
         await delivery.feed.progress()
-        await reload.over()
+        await changed()
 
 
-async def until_relayed(takers: RunningTakers, reload: Reload) -> None:
+async def until_relayed(takers: RunningTakers, changed: Changed) -> None:
     """Wait until no request waits for Amplitude.
 
     Raises:
         Refused: the engine drains before that.
     """
-    await reload.over()
+    await changed()
     while (sender := _unrelayed(takers)) is not None:
         if takers.is_draining:
             raise Refused(RefusalReason.DRAINING)
         await sender.settled()
-        await reload.over()
+        await changed()
 
 
 def _unsettled(takers: RunningTakers) -> SyncDelivery | None:

@@ -43,8 +43,8 @@ from amplitude_intercom.engine.errors import DataDirInUse
 from amplitude_intercom.engine.settings import Settings
 from amplitude_intercom.transports import finding
 from amplitude_intercom.transports.contract import Intake
+from amplitude_intercom.transports.line_source import LineSource
 from amplitude_intercom.transports.progress import Progress
-from amplitude_intercom.transports.stdin import LineSource
 
 ASKED_SO: Final = (
     "`forward` hands its events to a running daemon through its admin port: give both settings the"

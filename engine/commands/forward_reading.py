@@ -25,8 +25,8 @@ from amplitude_intercom.engine.commands.terminal import count, say
 from amplitude_intercom.transports import files, finding
 from amplitude_intercom.transports.contract import Batch, Intake, Receipt, Ticket
 from amplitude_intercom.transports.errors import BadFile
+from amplitude_intercom.transports.line_source import LineSource
 from amplitude_intercom.transports.progress import Progress
-from amplitude_intercom.transports.stdin import LineSource
 
 SILENT_S = 5.0
 THROTTLED_S = 15.0

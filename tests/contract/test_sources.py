@@ -20,7 +20,7 @@ from amplitude_intercom.transports.conformance import Outside, event
 from amplitude_intercom.transports.contract import Intake, Source, batch_of
 from amplitude_intercom.transports.errors import Refused
 from amplitude_intercom.transports.http import HttpSource
-from amplitude_intercom.transports.stdin import LineSource
+from amplitude_intercom.transports.line_source import LineSource
 
 API_KEY = "conformance-key"
 

@@ -25,9 +25,9 @@ from amplitude_intercom.transports.amplitude_heads import read_head
 from amplitude_intercom.transports.contract import Batch, Receipt, Ticket
 from amplitude_intercom.transports.errors import BadFile, Refused
 from amplitude_intercom.transports.handover import TICKETS
+from amplitude_intercom.transports.line_source import LineSource
 from amplitude_intercom.transports.progress import Progress
 from amplitude_intercom.transports.reasons import RefusalReason
-from amplitude_intercom.transports.stdin import LineSource
 
 GOOD = b'{"event_type": "Bought", "user_id": "user-1"}'
 
