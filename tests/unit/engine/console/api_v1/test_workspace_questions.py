@@ -7,6 +7,7 @@ import random
 
 import pytest
 
+from amplitude_intercom.engine.clients import client_of
 from amplitude_intercom.engine.config import from_table
 from amplitude_intercom.engine.console.api_v1.workspace_questions import (
     FRESH_S,
@@ -20,6 +21,7 @@ from amplitude_intercom.transports.intercom import me
 from amplitude_intercom.transports.sandbox.faults import Fault
 from amplitude_intercom.transports.sandbox.in_process import InProcess
 from amplitude_intercom.transports.sandbox.sandbox import Sandbox
+from amplitude_intercom.transports.sandbox.server import serve
 from support import virtual
 from support.virtual import in_virtual_time
 
@@ -151,3 +153,21 @@ async def test_an_allowance_that_others_use_is_said_and_not_taken_for_an_outage(
     for delivery in deliveries:
         delivery.cancel()
     await asyncio.wait(deliveries)
+
+
+async def test_a_client_that_a_reload_closes_meanwhile_is_a_finding() -> None:
+    local = Sandbox(faults=[Fault("hang")])
+    async with serve(local) as url:
+        table = {"name": "a", "intercom": {"access_token": "t", "base_url": url}}
+        running = from_table({"sync": [table]})
+        [sync] = running.sync
+        async with client_of(sync.intercom) as client:
+            gate = Gate(client, requests_per_minute=10_000, max_in_flight=20)
+            questions = WorkspaceQuestions(lambda _: gate, lambda: running, lambda: 0.0)
+            asking = asyncio.create_task(questions.ask(sync))
+            while not local.journal:
+                await asyncio.sleep(0)
+        said = (await asking).said
+    assert said.silence is not None
+    assert said.silence.text.startswith(f"{url} does not answer: ")
+    assert gate.in_flight == 0
