@@ -13,6 +13,7 @@ import msgspec
 from anyio.lowlevel import checkpoint
 
 from amplitude_intercom.engine.clients import address_of
+from amplitude_intercom.engine.delivery.gate import Gate
 from amplitude_intercom.engine.delivery.stream import Stream
 from amplitude_intercom.engine.errors import SpoolError
 from amplitude_intercom.engine.job_runner import JobRunner
@@ -25,6 +26,7 @@ from amplitude_intercom.engine.spool.spool import Spool
 from amplitude_intercom.engine.spool.sqlite.snapshots import disk_bytes, disk_free_bytes
 from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.engine.status import (
+    GateStatus,
     LoopStatus,
     RefusalCount,
     RelayStatus,
@@ -36,8 +38,8 @@ from amplitude_intercom.engine.status import (
     TakerFacts,
     gate_status,
     http_status,
-    read_lately,
     read_relay_facts,
+    read_shared_facts,
     read_sync_facts,
     relay_status,
     spool_status,
@@ -176,9 +178,10 @@ class Overview:
     async def _sync_statuses(self, facts: Mapping[str, SyncFacts]) -> list[SyncStatus]:
         """Return the status of each sync. Each is of one instant, and others work in between."""
         streams, stopped, found = self._parts.streams, self.stopped, []
+        gates: dict[Gate, GateStatus] = {}
         for n, name in enumerate(list(streams), 1):
             if name in streams:  # a reload may have taken it away meanwhile
-                found.append(self._sync_status(streams[name], facts, stopped))
+                found.append(self._sync_status(streams[name], facts, stopped, gates))
             if n % SYNCS_AT_ONCE == 0:
                 await checkpoint()
         return found
@@ -198,10 +201,17 @@ class Overview:
         )
 
     def _sync_status(
-        self, stream: Stream, facts: Mapping[str, SyncFacts], stopped: Mapping[str, str]
+        self,
+        stream: Stream,
+        facts: Mapping[str, SyncFacts],
+        stopped: Mapping[str, str],
+        gates: dict[Gate, GateStatus],
     ) -> SyncStatus:
+        """Return the status of a sync. ``gates``: of the syncs so far, since many share one."""
         parts, name = self._parts, stream.sync.name
         pipeline, gate = parts.takers.pipelines.get(name), stream.gate
+        if gate is not None and gate not in gates:
+            gates[gate] = gate_status(gate, parts.gate_name(stream.sync))
         return sync_status(
             stream.sync,
             stream.spool.counters,
@@ -210,7 +220,7 @@ class Overview:
             trouble=stream.spool.trouble or parts.spool.damage,
             figures=stream.figures,
             adjusted=stream.spool.adjustments.total,
-            gate=None if gate is None else gate_status(gate, parts.gate_name(stream.sync)),
+            gate=None if gate is None else gates[gate],
             stopped=stopped.get(name, ""),
             rekeying=parts.jobs.rekeying.get(name, 0),
             faults=stream.figures.faults + (pipeline.faults(name) if pipeline else 0),
@@ -238,7 +248,7 @@ class Overview:
                 store, parts.takers.parts, parts.takers.settings.spool.max_bytes, parts.now_ms()
             )
             used_bytes = parts.spool.used_bytes(store)
-            lately = read_lately(store, parts.now_ms())
+            shared = read_shared_facts(store, parts.now_ms())
             return _Tables(
                 msgspec.structs.replace(
                     found,
@@ -250,12 +260,15 @@ class Overview:
                 ),
                 {
                     name: read_sync_facts(
-                        store, stream.spool.taker, workspace_of(store, stream.sync), lately
+                        store,
+                        stream.spool.taker,
+                        stream.spool.workspace or workspace_of(store, stream.sync),
+                        shared,
                     )
                     for name, stream in parts.streams.items()
                 },
                 {
-                    relay.taker: read_relay_facts(store, store.takers.known_id(relay.taker), lately)
+                    relay.taker: read_relay_facts(store, store.takers.known_id(relay.taker), shared)
                     for relay in parts.takers.settings.relay
                 },
             )

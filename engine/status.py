@@ -247,37 +247,49 @@ class SyncFacts(TakerFacts, frozen=True, kw_only=True):
     event_names: int = 0
 
 
-def read_lately(store: Store, now_ms: int) -> Mapping[int, Mapping[str, int]]:
-    """Read the events of the last ten minutes, by taker, in one look for all of them."""
+class SharedFacts(msgspec.Struct, frozen=True):
+    """Facts that are read once for all syncs and relays, not once for each of a thousand.
+
+    ``lately``: the events of the last ten minutes, and ``delivered_at_ms``, by taker;
+    ``event_names``: their number, by workspace.
+    """
+
+    lately: Mapping[int, Mapping[str, int]]
+    delivered_at_ms: Mapping[int, int]
+    event_names: Mapping[int, int]
+
+
+def read_shared_facts(store: Store, now_ms: int) -> SharedFacts:
+    """Read what is read once for all syncs and relays."""
     since = now_ms // MINUTE_MS - RATE_MINUTES
-    return store.accounts.changes_since(since, ("received", "delivered"))
+    return SharedFacts(
+        store.accounts.changes_since(since, ("received", "delivered")),
+        store.takers.deliveries(),
+        store.event_names.numbers(),
+    )
 
 
-def read_sync_facts(
-    store: Store, taker: int, workspace: int, lately: Mapping[int, Mapping[str, int]]
-) -> SyncFacts:
+def read_sync_facts(store: Store, taker: int, workspace: int, shared: SharedFacts) -> SyncFacts:
     """Read the facts about a sync; ``workspace`` is the id of its workspace."""
     # Most of a thousand syncs have nothing that waits: no user of theirs is looked for.
     waits = store.accounts.committed(taker)["pending"] > 0
     parked = store.users.parked(taker) if waits else {}
     return SyncFacts(
-        **_rates(lately.get(taker, {})),
+        **_rates(shared.lately.get(taker, {})),
         oldest_accepted_ms=first_waiting_ms(store, taker) if waits else None,
-        delivered_at_ms=store.takers.delivered_at_ms(taker),
+        delivered_at_ms=shared.delivered_at_ms.get(taker),
         parked_users={reason: count for reason, (count, _) in parked.items()},
         parked_since_ms=min((since_ms for _, since_ms in parked.values()), default=None),
-        event_names=len(store.event_names.of(workspace)),
+        event_names=shared.event_names.get(workspace, 0),
     )
 
 
-def read_relay_facts(
-    store: Store, taker: int, lately: Mapping[int, Mapping[str, int]]
-) -> TakerFacts:
+def read_relay_facts(store: Store, taker: int, shared: SharedFacts) -> TakerFacts:
     """Read the facts about a relay."""
     return TakerFacts(
-        **_rates(lately.get(taker, {})),
+        **_rates(shared.lately.get(taker, {})),
         oldest_accepted_ms=store.relayed.first_ms(taker),
-        delivered_at_ms=store.takers.delivered_at_ms(taker),
+        delivered_at_ms=shared.delivered_at_ms.get(taker),
     )
 
 

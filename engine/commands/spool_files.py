@@ -35,8 +35,8 @@ from amplitude_intercom.engine.status import (
     SyncFacts,
     SyncStatus,
     TakerFacts,
-    read_lately,
     read_relay_facts,
+    read_shared_facts,
     read_sync_facts,
     relay_status,
     spool_status,
@@ -89,9 +89,9 @@ class SpoolFiles:
     def _read_relays(self, trouble: str) -> list[RelayStatus]:
         def work(store: Store) -> dict[str, tuple[Counter[str], TakerFacts]]:
             takers = {r.taker: store.takers.known_id(r.taker) for r in self._settings.relay}
-            lately = read_lately(store, wall_clock_ms())
+            shared = read_shared_facts(store, wall_clock_ms())
             return {
-                name: (store.accounts.committed(taker), read_relay_facts(store, taker, lately))
+                name: (store.accounts.committed(taker), read_relay_facts(store, taker, shared))
                 for name, taker in takers.items()
             }
 
@@ -111,10 +111,10 @@ class SpoolFiles:
         names += [relay.taker for relay in self._settings.relay]
 
         def work(store: Store) -> tuple[dict[str, tuple[Counter[str], SyncFacts]], SpoolStatus]:
-            found, lately = {}, read_lately(store, wall_clock_ms())
+            found, shared = {}, read_shared_facts(store, wall_clock_ms())
             for sync in self._settings.sync:
                 taker = store.takers.known_id(sync.name)
-                facts = read_sync_facts(store, taker, workspace_of(store, sync), lately)
+                facts = read_sync_facts(store, taker, workspace_of(store, sync), shared)
                 found[sync.name] = (store.accounts.committed(taker), facts)
             max_bytes = self._settings.spool.max_bytes
             status = spool_status(store, names, max_bytes, wall_clock_ms())

@@ -93,6 +93,11 @@ class EventNamesTable:
         )
         return dict(rows.fetchall())
 
+    def numbers(self) -> dict[int, int]:
+        """Return the number of names of each workspace that has any."""
+        rows = self._db.execute("SELECT workspace, count(*) FROM event_names GROUP BY workspace")
+        return dict(rows.fetchall())
+
     def keep(self, workspace: int, last_days: Mapping[str, int]) -> None:
         """Replace the names of a workspace."""
         self._db.execute("DELETE FROM event_names WHERE workspace = ?", (workspace,))

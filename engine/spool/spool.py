@@ -263,7 +263,7 @@ class Spool:
     def counters(self, name: str, taker: int) -> Counter[str]:
         """Return a taker's counters, with the counts that are not written yet."""
         store = self._database.store
-        total = Counter(store.accounts.committed(taker))
+        total = store.accounts.committed(taker).copy()
         total.update(self._unwritten.of(name, store.intake.counted_to))
         return total
 

@@ -110,12 +110,10 @@ class Takers:
         """Note that all batches up to ``batch`` have records as rows."""
         self._db.execute("UPDATE takers SET unpacked_to = ? WHERE id = ?", (batch, taker))
 
-    def delivered_at_ms(self, taker: int) -> int | None:
-        """Return the time of a taker's last delivery; None before the first."""
-        row = self._db.execute(
-            "SELECT delivered_at_ms FROM takers WHERE id = ? AND delivered_at_ms > 0", (taker,)
-        ).fetchone()
-        return None if row is None else int(row[0])
+    def deliveries(self) -> dict[int, int]:
+        """Return the time of the last delivery of each taker that has one."""
+        rows = self._db.execute("SELECT id, delivered_at_ms FROM takers WHERE delivered_at_ms > 0")
+        return dict(rows.fetchall())
 
     def note_delivery(self, taker: int, now_ms: int) -> None:
         """Note a delivery, to be written at the transaction's end."""

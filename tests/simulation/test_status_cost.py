@@ -121,3 +121,30 @@ async def test_a_status_of_many_syncs_lets_others_work_in_between(tmp_path: Path
     few = await turns_of_status(tmp_path / "few", 10)
     many = await turns_of_status(tmp_path / "many", 10 + 4 * SYNCS_AT_ONCE)
     assert many - few >= 4
+
+
+async def steps_of_many(folder: Path, names: int) -> int:
+    """Return the steps of one status of 100 syncs that share a workspace with so many names."""
+    table = simulation.settings(folder).sync[0]
+    settings = msgspec.structs.replace(
+        simulation.settings(folder),
+        sync=[msgspec.structs.replace(table, name=f"sync-{n}") for n in range(100)],
+    )
+    local = simulation.sandbox()
+    async with Engine(settings, wire=lambda _: InProcess(local), inline=True) as engine:
+        await anyio.sleep(1)
+        number = engine.streams["sync-0"].spool.workspace
+        kept = {f"name-{n}": 20_000 for n in range(names)}
+        await engine.spool.do(lambda store: store.event_names.keep(number, kept))
+        steps = Steps(engine.spool)
+        status = await engine.status()
+    assert {sync.event_names for sync in status.syncs} == {names}
+    assert len({id(sync.intercom) for sync in status.syncs}) == 1, "each gate is looked at once"
+    return steps.count
+
+
+@in_virtual_time
+async def test_what_syncs_share_is_read_once_for_all_of_them(tmp_path: Path) -> None:
+    few = await steps_of_many(tmp_path / "few", 1)
+    many = await steps_of_many(tmp_path / "many", 101)
+    assert few < many < few + 100 * 10

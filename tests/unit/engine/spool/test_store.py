@@ -123,7 +123,7 @@ def test_the_next_transaction_counts_nothing_of_one_that_was_rolled_back(path: P
     store.begin()
     store.commit()
     assert store.db.execute(counters).fetchall() == before
-    assert store.takers.delivered_at_ms(sync.taker) is None
+    assert store.takers.deliveries() == {}
     assert store.intake.counted_to == 0
     store.close()
 
