@@ -6,7 +6,7 @@ Rules
 2. A write is a new file of the same owner and mode, renamed over the old one. A symbolic link is
    followed: its target is written.
 3. Where a rename is impossible (a mounted file, a folder that cannot be written), or would cost the
-   file its owner, its other names or its access list, the text is written in secret.
+   file its owner, its other names or its access list, the text is written in place.
 4. Anybody else may write the file at any time. The version is compared again directly before the
    rename; nothing can be compared between that and the rename.
 """
@@ -52,7 +52,7 @@ class SettingsFile:
     """One settings file. All methods block; ``write`` may be called by several threads."""
 
     def __init__(self, path: Path, kept_in: Path, disk: DiskCalls = DISK) -> None:
-        """``kept_in``: a folder of the owner's alone, for both texts while one is in secret."""
+        """``kept_in``: a folder of the owner's alone, for both texts of a write in place."""
         self.path = path
         self._in_place = InPlace(kept_in, disk)
         self._disk = disk

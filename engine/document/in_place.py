@@ -1,4 +1,4 @@
-"""A file that is written in secret, because no other file can be renamed over it.
+"""A file that is written in place, because no other file can be renamed over it.
 
 Rules
 =====

@@ -128,7 +128,7 @@ class _Seen:
                 yield extent, seen
 
     def of(self, extent: Extent) -> str:
-        """Return the characters of a extent."""
+        """Return the characters of an extent."""
         return self.text[extent.start : extent.end]
 
     def views(self) -> dict[str, str]:
