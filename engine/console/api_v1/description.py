@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import msgspec
 
-from amplitude_intercom.engine.console.api_v1.operations import ROOT, Nothing, Operation
+from amplitude_intercom.engine.console.api_v1.operations import PART, ROOT, Nothing, Operation
 from amplitude_intercom.engine.console.problems import CONTENT_TYPE, STATUSES, ProblemType
 
 _Schema = dict[str, Any]
 _TEMPLATE: Final = "#/components/schemas/{name}"
-_PART: Final = re.compile(r"{(\w+)}")
 _USUAL: Final = (
     ProblemType.BAD_REQUEST,
     ProblemType.UNAUTHORIZED,
@@ -89,7 +87,7 @@ def _operation(one: Operation, schemas: dict[Any, _Schema], whole: _Schema) -> _
 
 
 def _parameters(one: Operation, whole: _Schema) -> Iterator[_Schema]:
-    for name in _PART.findall(one.path):
+    for name in PART.findall(one.path):
         kind: _Schema = {"type": "string", "minLength": 1}
         if name in _IDS:
             kind = {"type": "integer", "minimum": 0, "maximum": (1 << 63) - 1}

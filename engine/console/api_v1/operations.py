@@ -10,6 +10,7 @@ Rules
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, Literal, NamedTuple, TypeVar
 
@@ -19,6 +20,9 @@ from aiohttp import web
 from amplitude_intercom.engine.console.problems import ProblemType
 
 ROOT: Final = "/api/v1"
+PART: Final = re.compile(r"{(\w+)}")
+"""A part of a path that a request gives."""
+
 Method = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
 
 

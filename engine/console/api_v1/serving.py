@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import re
 from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import Any, Final
@@ -13,10 +12,9 @@ import msgspec
 from aiohttp import web
 
 from amplitude_intercom.engine.console.api_v1.etags import is_known
-from amplitude_intercom.engine.console.api_v1.operations import ROOT, Operation
+from amplitude_intercom.engine.console.api_v1.operations import PART, ROOT, Operation
 from amplitude_intercom.engine.console.api_v1.requests import body_of, query_of
 
-_PART: Final = re.compile(r"{(\w+)}")
 _encoder: Final = msgspec.json.Encoder()
 
 
@@ -32,13 +30,8 @@ def routes_of(operations: Iterable[Operation]) -> list[web.RouteDef]:
     return [_route(one) for one in operations]
 
 
-_NAME: Final = re.compile(r"\{([a-z_]+)\}")
-"""A part of a path that is given. It may hold any character; a slash is escaped (``%2F``)."""
-
-
 def _route(operation: Operation) -> web.RouteDef:
     turns = asyncio.Semaphore(operation.at_once) if operation.at_once else nullcontext()
-    path = ROOT + _NAME.sub(r"{\1:[^/]+}", operation.path)
 
     @functools.wraps(operation.handler)
     async def answer(request: web.Request) -> web.Response:
@@ -58,7 +51,8 @@ def _route(operation: Operation) -> web.RouteDef:
             headers=headers,
         )
 
-    path = ROOT + _PART.sub(r"{\1:[^/]+}", operation.path)  # without it a part has no `{`
+    # Any character but a slash, which comes escaped (`%2F`); without it a part has no `{`.
+    path = ROOT + PART.sub(r"{\1:[^/]+}", operation.path)
     if operation.method == "GET":
         return web.get(path, answer)  # HEAD as well
     return web.route(operation.method, path, answer)
