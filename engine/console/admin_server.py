@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Final
 
@@ -16,8 +16,6 @@ import structlog
 from aiohttp import web
 
 from amplitude_intercom.engine.addresses import host_and_port
-from amplitude_intercom.engine.config import MAX_FILE_BYTES
-from amplitude_intercom.engine.console.access import SESSION_PATH
 from amplitude_intercom.engine.console.admin_access import AdminAccess
 from amplitude_intercom.engine.console.guard import Guard, add_headers, answered, refusal
 from amplitude_intercom.engine.console.problems import Problem, ProblemType
@@ -36,19 +34,6 @@ MAX_CONNECTIONS = 1_024
 
 KEEP_ALIVE_S = 15.0
 """Time until a connection without a request is closed, so that no client can keep all."""
-
-MAX_BODY_BYTES = 1_000_000
-_TEXT_BYTES: Final = 3 * MAX_FILE_BYTES
-"""Of the largest settings file as JSON, with a margin for its escapes."""
-
-OTHER_BODIES: Final[Mapping[str, int]] = {
-    # Anybody may send one. No header holds a longer token, so a longer one opens nothing.
-    SESSION_PATH: 16_384,
-    "/api/v1/syncs/{sync}/batches": 16_777_216,
-    "/api/v1/settings/file": _TEXT_BYTES,
-    "/api/v1/settings/preview": _TEXT_BYTES,
-}
-"""Bytes of a body, at paths where it may be larger, or only smaller."""
 
 _log = structlog.get_logger(__name__)
 _quiet = logging.getLogger(f"{__name__}.aiohttp")
@@ -110,7 +95,7 @@ class AdminServer:
         return self.address
 
     def _application(self) -> web.Application:
-        app = web.Application(middlewares=[self._answer], client_max_size=MAX_BODY_BYTES)
+        app = web.Application(middlewares=[self._answer])
         app.on_response_prepare.append(add_headers)
         app.add_routes(self._routes)
         return app
@@ -149,9 +134,6 @@ class AdminServer:
             raise Problem(ProblemType.INTERNAL, "internal error, the log has it") from None
 
     def _expect_body(self, request: web.Request) -> None:
-        length, most = request.content_length or 0, max_body_bytes(request)
-        if length > most:
-            raise web.HTTPRequestEntityTooLarge(most, length)
         body_read: Callable[[], None] = partial(self._at_work, request)
         request[BODY_READ] = body_read
         if not request.can_read_body:
@@ -160,10 +142,3 @@ class AdminServer:
     def _at_work(self, request: web.Request) -> None:
         assert self._listener is not None
         self._listener.at_work(request.transport)
-
-
-def max_body_bytes(request: web.Request) -> int:
-    """Return how many bytes the body of a request may have."""
-    resource = request.match_info.route.resource
-    path = resource.canonical if resource is not None else ""
-    return OTHER_BODIES.get(path, MAX_BODY_BYTES)

@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 
-from amplitude_intercom.engine.console.admin_server import OTHER_BODIES
 from amplitude_intercom.engine.console.api_v1.batch_values import MOST_EVENTS
-from amplitude_intercom.engine.console.api_v1.handed_batches import MOST_ELEMENTS
+from amplitude_intercom.engine.console.api_v1.handed_batches import MOST_BYTES, MOST_ELEMENTS
 from amplitude_intercom.transports.sandbox.sandbox import Sandbox
 from support import process
 from support.console import Console, Said, console
@@ -149,14 +148,13 @@ async def test_parts_that_do_not_fit_each_other_are_refused(tmp_path: Path) -> N
 async def test_a_full_batch_fits_and_a_larger_body_is_refused_before_it_is_decoded(
     tmp_path: Path,
 ) -> None:
-    largest = OTHER_BODIES["/api/v1/syncs/{sync}/batches"]
     async with console(tmp_path, known()) as api:
         padded = [event(n, padding="x" * 10_000) for n in range(400)]
         receipt = await taken(api, *padded)
         assert receipt["accepted"] == 400
         body = json.dumps({"events": [""] * (MOST_ELEMENTS + 2)}).encode()
         assert (await api.ask("POST", BATCHES, data=body)).status == 413
-        assert (await api.ask("POST", BATCHES, data=bytes(largest + 1))).status == 413
+        assert (await api.ask("POST", BATCHES, data=bytes(MOST_BYTES + 1))).status == 413
         assert (await api.ask("PATCH", CHECKPOINTS, data=bytes(1_000_001))).status == 413
         assert (await api.get(PENDING))["received"] == 400
 

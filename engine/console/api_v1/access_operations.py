@@ -24,6 +24,9 @@ from amplitude_intercom.engine.console.guard import ALLOWED, FACTS, PEER, sessio
 from amplitude_intercom.engine.console.problems import Problem, ProblemType
 
 AUDIT_TIMEOUT_S: Final = 10.0
+MOST_SIGN_IN_BYTES: Final = 16_384
+"""Anybody may sign in. No header holds a longer token, so a longer one opens nothing."""
+
 MAX_PAGE: Final = 200
 USUAL_PAGE: Final = 50
 
@@ -56,10 +59,17 @@ class AccessOperations:
 
     def operations(self) -> list[Operation]:
         """Return the operations."""
-        path, conflict = SESSION_PATH.removeprefix(ROOT), (ProblemType.CONFLICT,)
+        path = SESSION_PATH.removeprefix(ROOT)
         return [
             operation(
-                "POST", path, self._sign_in, SignIn, Visitor, refusals=conflict, is_secret=True
+                "POST",
+                path,
+                self._sign_in,
+                SignIn,
+                Visitor,
+                refusals=(ProblemType.CONFLICT,),
+                most_bytes=MOST_SIGN_IN_BYTES,
+                is_secret=True,
             ),
             operation("GET", path, self._session, Nothing, Visitor),
             operation("DELETE", path, self._sign_out, Nothing, None, status=204),

@@ -41,6 +41,7 @@ from amplitude_intercom.transports.amplitude_heads import read_head
 from amplitude_intercom.transports.contract import Batch, Intake
 from amplitude_intercom.transports.errors import Refused, UnknownSync
 
+MOST_BYTES: Final = 16_777_216
 MOST_ELEMENTS: Final = 60_000
 """Commas in the body of a batch: more than the JSON of as many events, lines and checkpoints."""
 
@@ -99,6 +100,7 @@ class HandedBatches:
                 HandedBatch,
                 BatchReceipt,
                 refusals=missing,
+                most_bytes=MOST_BYTES,
                 most_elements=MOST_ELEMENTS,
                 at_once=AT_ONCE,
             ),

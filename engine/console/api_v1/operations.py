@@ -23,6 +23,7 @@ ROOT: Final = "/api/v1"
 PART: Final = re.compile(r"{(\w+)}")
 """A part of a path that a request gives."""
 
+USUAL_BODY_BYTES: Final = 1_000_000
 Method = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
 
 
@@ -42,31 +43,40 @@ Handler = Callable[[web.Request, Any], Awaitable[ApiAnswer]]
 
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
-    """One method of one path, below ``ROOT``.
-
-    ``takes``: the struct of its query or body. ``returns``: the type of the answer's value; None
-    with the status 204: there is none. ``refusals``: those beside the usual ones. ``needs_match``:
-    whether ``If-Match`` has to name what is changed. ``takes_key``: whether ``Idempotency-Key`` is
-    taken. ``has_etag``: whether the answer has an ``ETag``. ``has_location``: whether it has a
-    ``Location``. ``most_elements``: the commas that its body may have; 0: only its bytes are
-    bounded. ``at_once``: the requests that are read and answered at once, where others wait; 0:
-    all. ``is_secret``: whether no refusal quotes its body.
-    """
+    """One method of one path, below ``ROOT``."""
 
     method: Method
     path: str
     handler: Handler
     takes: type
+    """The struct of its query or body."""
+
     returns: Any
+    """The type of the answer's value; None with the status 204: there is none."""
+
     status: int = 200
     refusals: tuple[ProblemType, ...] = ()
+    """Those beside the usual ones."""
+
     needs_match: bool = False
+    """Whether ``If-Match`` has to name what is changed."""
+
     takes_key: bool = False
+    """Whether ``Idempotency-Key`` is taken."""
+
     has_etag: bool = False
     has_location: bool = False
+    most_bytes: int = USUAL_BODY_BYTES
+    """Of its body."""
+
     most_elements: int = 0
+    """The commas that its body may have; 0: only its bytes are bounded."""
+
     at_once: int = 0
+    """The requests that are read and answered at once, where others wait; 0: all."""
+
     is_secret: bool = False
+    """Whether no refusal quotes its body."""
 
     @property
     def summary(self) -> str:

@@ -11,7 +11,7 @@ import aiohttp
 import msgspec
 from aiohttp import web
 
-from amplitude_intercom.engine.console.admin_server import BODY_READ, max_body_bytes
+from amplitude_intercom.engine.console.admin_server import BODY_READ
 from amplitude_intercom.engine.console.problems import FieldError, Problem, ProblemType
 
 T = TypeVar("T")
@@ -33,8 +33,20 @@ def _unquoted() -> Problem:
     return Problem(ProblemType.REFUSED_VALUE, errors=[fields])
 
 
+def refuse_larger(request: web.Request, most_bytes: int) -> None:
+    """Refuse a body that says to be larger, before it is read."""
+    length = request.content_length or 0
+    if length > most_bytes:
+        raise web.HTTPRequestEntityTooLarge(most_bytes, length)
+
+
 async def body_of(
-    request: web.Request, kind: type[T], most_elements: int = 0, *, is_secret: bool = False
+    request: web.Request,
+    kind: type[T],
+    most_bytes: int,
+    most_elements: int = 0,
+    *,
+    is_secret: bool = False,
 ) -> T:
     """Return the body of a request; an empty one is an empty object.
 
@@ -50,7 +62,7 @@ async def body_of(
         raise Problem(ProblemType.WRONG_MEDIA_TYPE, f"send Content-Type: {_JSON}")
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
-            body = await request.clone(client_max_size=max_body_bytes(request)).read()
+            body = await request.clone(client_max_size=most_bytes).read()
         request[BODY_READ]()
         if most_elements and body.count(b",") > most_elements:  # decoded, each is an object
             raise Problem(ProblemType.TOO_LARGE, f"it has more than {most_elements} elements")

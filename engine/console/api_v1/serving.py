@@ -13,7 +13,7 @@ from aiohttp import web
 
 from amplitude_intercom.engine.console.api_v1.etags import is_known
 from amplitude_intercom.engine.console.api_v1.operations import PART, ROOT, Operation
-from amplitude_intercom.engine.console.api_v1.requests import body_of, query_of
+from amplitude_intercom.engine.console.api_v1.requests import body_of, query_of, refuse_larger
 
 _encoder: Final = msgspec.json.Encoder()
 
@@ -21,8 +21,13 @@ _encoder: Final = msgspec.json.Encoder()
 async def _given(operation: Operation, request: web.Request) -> Any:
     if operation.method == "GET":
         return query_of(request, operation.takes)
-    one = operation
-    return await body_of(request, one.takes, one.most_elements, is_secret=one.is_secret)
+    return await body_of(
+        request,
+        operation.takes,
+        operation.most_bytes,
+        operation.most_elements,
+        is_secret=operation.is_secret,
+    )
 
 
 def routes_of(operations: Iterable[Operation]) -> list[web.RouteDef]:
@@ -35,6 +40,7 @@ def _route(operation: Operation) -> web.RouteDef:
 
     @functools.wraps(operation.handler)
     async def answer(request: web.Request) -> web.Response:
+        refuse_larger(request, operation.most_bytes)
         async with turns:
             said = await operation.handler(request, await _given(operation, request))
         headers = dict(said.headers)

@@ -25,7 +25,7 @@ from amplitude_intercom.engine.console.api_v1.operations import (
     Operation,
     operation,
 )
-from amplitude_intercom.engine.console.api_v1.settings_parts import Access, Reloads
+from amplitude_intercom.engine.console.api_v1.settings_parts import MOST_TEXT_BYTES, Access, Reloads
 from amplitude_intercom.engine.console.api_v1.settings_refusals import (
     Form,
     in_thread,
@@ -119,7 +119,8 @@ class SettingsChanges:
         saves: dict[str, Any] = {"refusals": refusals, "needs_match": True, "has_etag": True}
         adds = {**saves, "status": 201, "has_location": True}
         sync = "/syncs/{sync}"
-        whole, secret = {**saves, "at_once": 1}, {**saves, "is_secret": True}
+        whole = {**saves, "most_bytes": MOST_TEXT_BYTES, "at_once": 1}
+        secret = {**saves, "is_secret": True}
         token, restore = f"{sync}/secrets/access_token", "/settings/versions/{version}/restore"
         return [
             operation("PUT", "/settings/file", self._text, TextChange, SavedChange, **whole),

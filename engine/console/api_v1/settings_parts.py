@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Final, Protocol
 
+from amplitude_intercom.engine.config import MAX_FILE_BYTES
 from amplitude_intercom.engine.settings import Admin, Settings
 from amplitude_intercom.engine.settings_changes import Reloaded
+
+MOST_TEXT_BYTES: Final = 3 * MAX_FILE_BYTES
+"""Of the largest settings file as JSON, with a margin for its escapes."""
 
 MOST_FINDINGS: Final = 1_000
 """Findings of one answer: a thousand syncs that share fields would have half a million."""

@@ -15,6 +15,7 @@ from amplitude_intercom.engine.console.api_v1.operations import (
 )
 from amplitude_intercom.engine.console.api_v1.settings_parts import (
     MOST_FINDINGS,
+    MOST_TEXT_BYTES,
     Reloads,
     RunningSettings,
 )
@@ -77,6 +78,7 @@ class SettingsPreviews:
                 ChangePreview,
                 PreviewedChange,
                 refusals=refusals,
+                most_bytes=MOST_TEXT_BYTES,
                 at_once=1,
             ),
             operation("POST", "/settings/reload", self._load, Nothing, Reloaded, refusals=refusals),
