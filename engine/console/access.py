@@ -14,7 +14,7 @@ Rules, in this order
 5. A change that says neither ``Sec-Fetch-Site`` nor ``Origin`` comes from a program. With a token
    set it has to bring the token itself: a cookie comes along with whatever a page makes a browser
    send.
-6. A reader changes nothing. With ``admin.settings = "view"`` nobody changes the settings.
+6. A reader changes nothing.
 7. A ``POST`` is JSON, unless a browser has said that it comes from the port's own page (a form).
 
 A program without a token (``curl`` beside a port without one) passes rules 3 to 5 with neither
@@ -45,12 +45,6 @@ OPEN_PATHS: Final = frozenset({"/healthz", "/readyz"})
 _API = ("/api/", "/metrics")
 _READING_POST = re.compile(r"/api/v1/syncs/[^/]+/preview")
 """Requests that change nothing, and are a POST because their question is long."""
-
-_SETTINGS_CHANGE = re.compile(
-    r"/api/v1/(settings/file|settings/versions/[^/]+/restore"
-    r"|syncs|syncs/[^/]+|syncs/[^/]+/settings|syncs/[^/]+/secrets/[^/]+)"
-)
-"""Paths by which a change writes the settings file."""
 
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]{2,45}\]|[^\s:/?#@\[\]\\]{1,255})(?::[0-9]{1,5})?")
 _NOBODY = "nobody"
@@ -120,13 +114,12 @@ class AccessRules(msgspec.Struct, frozen=True):
     listen: str
     hosts: frozenset[str]
     has_token: bool
-    settings_are_viewed: bool
 
     @classmethod
     def of(cls, admin: Admin) -> AccessRules:
         """Return those of checked settings."""
         hosts = frozenset(map(normal_host, admin.hosts))
-        return cls(admin.listen, hosts, admin.token is not None, admin.settings == "view")
+        return cls(admin.listen, hosts, admin.token is not None)
 
     def serves(self, host: str) -> bool:
         """Return whether a ``Host`` header names this port."""
@@ -203,8 +196,6 @@ def _change_problem(facts: RequestFacts, rules: AccessRules, who: Credential) ->
         )
     if facts.changes and not who.may_change:
         return Problem(ProblemType.READ_ONLY)
-    if rules.settings_are_viewed and _SETTINGS_CHANGE.fullmatch(facts.path):
-        return Problem(ProblemType.SETTINGS_ARE_VIEWED)
     is_form_of_own = facts.is_of_own_page and not facts.is_of_the_api
     if facts.method == "POST" and facts.media_type != "application/json" and not is_form_of_own:
         return Problem(ProblemType.WRONG_MEDIA_TYPE, "send Content-Type: application/json")

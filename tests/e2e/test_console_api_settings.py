@@ -12,6 +12,8 @@ import pytest
 
 from amplitude_intercom.engine import config
 from amplitude_intercom.engine.config import MAX_FILE_BYTES
+from amplitude_intercom.engine.console.api_v1.operations import ROOT
+from amplitude_intercom.engine.console.problems import HELP
 from amplitude_intercom.engine.document.tables import digest
 from amplitude_intercom.engine.errors import SettingsError
 from support import process
@@ -213,15 +215,32 @@ async def test_settings_that_are_viewed_are_not_changed(tmp_path: Path) -> None:
         api.access.follow(msgspec.structs.replace(api.access.settings, settings="view"))
         shown = await api.get(FILE)
         assert not shown["can_save"]
-        for method, path, body in (
-            ("PUT", FILE, {"text": shown["text"]}),
-            ("PATCH", "/syncs/e2e", {"enabled": False}),
-            ("DELETE", "/syncs/e2e", None),
-            ("PUT", "/syncs/e2e/secrets/access_token", {"token": "t"}),
-        ):
-            assert (await change(api, method, path, body)).status == 403
+        bodies: dict[tuple[str, str], Any] = {
+            ("PUT", "/settings/file"): {"text": shown["text"]},
+            ("POST", "/settings/versions/{version}/restore"): {},
+            ("POST", "/syncs"): {"settings": {"name": "other"}},
+            ("PATCH", "/syncs/{sync}"): {"enabled": False},
+            ("DELETE", "/syncs/{sync}"): None,
+            ("PUT", "/syncs/{sync}/settings"): {"settings": {"name": "e2e"}},
+            ("PUT", "/syncs/{sync}/secrets/access_token"): {"token": "t"},
+        }
+        assert set(bodies) == await _changes_of_settings(api)
+        for (method, path), body in bodies.items():
+            said = await change(api, method, path.format(sync="e2e", version="7"), body)
+            assert (said.status, said.json["type"]) == (403, f"{HELP}settings_are_viewed")
         said = await api.ask("POST", "/settings/preview", {"text": shown["text"]})
         assert (said.status, said.json["diff"]) == (200, "")
+
+
+async def _changes_of_settings(api: Console) -> set[tuple[str, str]]:
+    """Return the operations that name the version of the file which they change."""
+    described = (await api.get("/openapi.json"))["paths"]
+    return {
+        (method.upper(), path.removeprefix(ROOT))
+        for path, methods in described.items()
+        for method, one in methods.items()
+        if any(given["name"] == "If-Match" for given in one["parameters"])
+    }
 
 
 @pytest.mark.parametrize(

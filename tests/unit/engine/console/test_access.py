@@ -190,33 +190,6 @@ def test_with_a_token_somebody_is_known_and_a_cookie_alone_changes_nothing(
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "is_change"),
-    [
-        ("PUT", "/api/v1/settings/file", True),
-        ("POST", "/api/v1/settings/versions/7/restore", True),
-        ("POST", "/api/v1/syncs", True),
-        ("PATCH", "/api/v1/syncs/e2e", True),
-        ("DELETE", "/api/v1/syncs/e2e", True),
-        ("PUT", "/api/v1/syncs/e2e/settings", True),
-        ("PUT", "/api/v1/syncs/e2e/secrets/access_token", True),
-        ("GET", "/api/v1/settings/file", False),
-        ("GET", "/api/v1/syncs/e2e/settings", False),
-        ("POST", "/api/v1/settings/preview", False),
-        ("POST", "/api/v1/settings/reload", False),
-        ("POST", "/api/v1/syncs/e2e/check", False),
-        ("POST", "/api/v1/syncs/e2e/jobs", False),
-    ],
-)
-def test_settings_that_are_viewed_are_changed_by_nobody(
-    method: str, path: str, is_change: bool
-) -> None:
-    view = AccessRules.of(Admin(token=TOKEN, settings="view"))
-    facts = {"method": method, "path": path, **JSON, **BEARER}
-    assert answer(view, **facts) == ("403 settings_are_viewed" if is_change else "admin token")
-    assert answer(WITH_TOKEN, **facts) == "admin token"
-
-
-@pytest.mark.parametrize(
     ("rules", "served", "refused"),
     [
         (
