@@ -47,21 +47,16 @@ _READING_POST = re.compile(r"/api/v1/syncs/[^/]+/preview")
 """Requests that change nothing, and are a POST because their question is long."""
 
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]{2,45}\]|[^\s:/?#@\[\]\\]{1,255})(?::[0-9]{1,5})?")
-_NOBODY = "nobody"
 
 
 class Credential(NamedTuple):
-    """Somebody who is known. ``who``: the label of the token, never the token."""
+    """Whoever sends a request. ``who``: for the audit; the label of the token, never the token."""
 
     who: str
     may_change: bool
 
 
-class Allowed(NamedTuple):
-    """A request that may go on. ``who`` is for the audit."""
-
-    who: str
-    may_change: bool
+_NOBODY: Final = Credential("nobody", may_change=False)
 
 
 class RequestFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,10 +129,10 @@ class AccessRules(msgspec.Struct, frozen=True):
         return bool(name) and (own or name in self.hosts or _is_loopback(name))
 
 
-def decide(facts: RequestFacts, rules: AccessRules) -> Allowed | Problem:
+def decide(facts: RequestFacts, rules: AccessRules) -> Credential | Problem:
     """Return who sends a request and what they may do, or why it is refused."""
     if facts.path in OPEN_PATHS or (facts.is_safe and facts.path.startswith(HELP)):
-        return Allowed(_NOBODY, may_change=False)
+        return _NOBODY
     if not rules.serves(facts.host):
         return Problem(
             ProblemType.OTHER_HOST, "this host name is not served; `admin.hosts` can name it"
@@ -145,13 +140,12 @@ def decide(facts: RequestFacts, rules: AccessRules) -> Allowed | Problem:
     if problem := _origin_problem(facts):
         return problem
     if facts.path == SESSION_PATH and facts.method == "POST":
-        who: Credential | None = Credential(_NOBODY, may_change=False)
+        who: Credential | None = _NOBODY
     else:
         who = _credential(facts, rules)
     if who is None:
         return _unknown()
-    problem = _change_problem(facts, rules, who)
-    return problem or Allowed(*who)
+    return _change_problem(facts, rules, who) or who
 
 
 def _origin_problem(facts: RequestFacts) -> Problem | None:

@@ -12,7 +12,6 @@ from aiohttp import web
 
 from amplitude_intercom.engine.console.access import (
     OPEN_PATHS,
-    Allowed,
     Credential,
     RequestFacts,
     decide,
@@ -62,7 +61,7 @@ class RequestChange(msgspec.Struct, frozen=True):
 
 
 FACTS: Final[web.RequestKey[RequestFacts]] = web.RequestKey("facts")
-ALLOWED: Final[web.RequestKey[Allowed]] = web.RequestKey("allowed")
+SENDER: Final[web.RequestKey[Credential]] = web.RequestKey("sender")
 """Whoever sends the request, and whether they may change."""
 
 PEER: Final[web.RequestKey[str]] = web.RequestKey("peer")
@@ -92,7 +91,7 @@ class Guard:
         decided = decide(facts, access.rules)
         if isinstance(decided, Problem):
             raise decided
-        request[ALLOWED] = decided
+        request[SENDER] = decided
 
     async def note_change(self, request: web.Request, response: web.StreamResponse) -> None:
         """Write a change into the audit, once it is done."""
@@ -103,7 +102,7 @@ class Guard:
         if change is None:
             return
         await self._access.audit.note(
-            request[ALLOWED].who,
+            request[SENDER].who,
             request[PEER],
             change.action,
             change.what,

@@ -20,7 +20,7 @@ from amplitude_intercom.engine.console.api_v1.operations import (
     operation,
 )
 from amplitude_intercom.engine.console.audit import AuditPage
-from amplitude_intercom.engine.console.guard import ALLOWED, FACTS, PEER, session_ids
+from amplitude_intercom.engine.console.guard import FACTS, PEER, SENDER, session_ids
 from amplitude_intercom.engine.console.problems import Problem, ProblemType
 
 AUDIT_TIMEOUT_S: Final = 10.0
@@ -97,12 +97,12 @@ class AccessOperations:
 
     async def _session(self, request: web.Request, nothing: Nothing) -> ApiAnswer:
         """Return who asks, and whether they may change."""
-        return ApiAnswer(Visitor(*request[ALLOWED]))
+        return ApiAnswer(Visitor(*request[SENDER]))
 
     async def _sign_out(self, request: web.Request, nothing: Nothing) -> ApiAnswer:
         """End the session."""
         self._end_sessions(request)
-        await self._access.audit.note(request[ALLOWED].who, request[PEER], "signed out")
+        await self._access.audit.note(request[SENDER].who, request[PEER], "signed out")
         return ApiAnswer(None, {"Set-Cookie": self._cookie(request, None)})
 
     def _cookie(self, request: web.Request, session: str | None) -> str:

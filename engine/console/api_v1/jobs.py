@@ -37,7 +37,7 @@ from amplitude_intercom.engine.console.api_v1.pages import (
 from amplitude_intercom.engine.console.api_v1.parts import RunningEngine, taker_of
 from amplitude_intercom.engine.console.api_v1.reads import Reads
 from amplitude_intercom.engine.console.api_v1.requests import id_of
-from amplitude_intercom.engine.console.guard import ALLOWED, CHANGE, RequestChange
+from amplitude_intercom.engine.console.guard import CHANGE, SENDER, RequestChange
 from amplitude_intercom.engine.console.problems import FieldError, Problem, ProblemType
 from amplitude_intercom.engine.errors import SelectionEnded, SettingsError
 from amplitude_intercom.engine.job_runner import JobRunner
@@ -173,7 +173,7 @@ class JobsOfEngine:
                 JobKind(asked.action),
                 name,
                 chosen,
-                who=request[ALLOWED].who,
+                who=request[SENDER].who,
                 why=asked.note,
                 once=once,
             )

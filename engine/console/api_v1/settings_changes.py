@@ -31,7 +31,7 @@ from amplitude_intercom.engine.console.api_v1.settings_refusals import (
     in_thread,
     refuse_null,
 )
-from amplitude_intercom.engine.console.guard import ALLOWED, CHANGE, RequestChange
+from amplitude_intercom.engine.console.guard import CHANGE, SENDER, RequestChange
 from amplitude_intercom.engine.console.problems import Problem, ProblemType
 from amplitude_intercom.engine.document.files import Document
 from amplitude_intercom.engine.document.proposals import Proposal
@@ -215,7 +215,7 @@ class SettingsChanges:
         """Save a change of the version that the request names, and have the daemon follow."""
         if self._access.settings.settings == "view":
             raise Problem(ProblemType.SETTINGS_ARE_VIEWED)
-        who = request[ALLOWED].who
+        who = request[SENDER].who
 
         def save() -> tuple[str, Saved]:
             base = self._document.file.read()

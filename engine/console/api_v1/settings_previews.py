@@ -24,7 +24,7 @@ from amplitude_intercom.engine.console.api_v1.settings_refusals import (
     in_thread,
     refuse_null,
 )
-from amplitude_intercom.engine.console.guard import ALLOWED, CHANGE, RequestChange
+from amplitude_intercom.engine.console.guard import CHANGE, SENDER, RequestChange
 from amplitude_intercom.engine.console.problems import FieldError, Problem, ProblemType
 from amplitude_intercom.engine.document.files import Document
 from amplitude_intercom.engine.document.proposals import Proposal
@@ -117,7 +117,7 @@ class SettingsPreviews:
     async def _load(self, request: web.Request, nothing: Nothing) -> ApiAnswer:
         """Read the settings file again, and follow it."""
         try:
-            done = await self._reload.reload(request[ALLOWED].who)
+            done = await self._reload.reload(request[SENDER].who)
         except SettingsError as error:
             raise Problem(ProblemType.CONFLICT, str(error)) from None
         except Refused as error:

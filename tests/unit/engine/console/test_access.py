@@ -8,7 +8,6 @@ import pytest
 
 from amplitude_intercom.engine.console.access import (
     AccessRules,
-    Allowed,
     Credential,
     RequestFacts,
     decide,
@@ -50,7 +49,7 @@ def answer(rules: AccessRules, **facts: Any) -> str:
     found = decide(RequestFacts(**request), rules)
     if isinstance(found, Problem):
         return f"{found.status} {found.kind}"
-    assert isinstance(found, Allowed)
+    assert isinstance(found, Credential)
     return found.who + ("" if found.may_change else ", reading")
 
 
