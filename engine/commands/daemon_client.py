@@ -54,12 +54,28 @@ class OtherNumber(EngineError):
         self.count = count
 
 
-class _Problem(msgspec.Struct):
-    """A refusal (RFC 9457). ``count``: of the dead letters that a filter means."""
+class Refusal(msgspec.Struct):
+    """A refusal (RFC 9457). ``count``: of the dead letters that a filter means. ``reason``: why
+    nothing is taken in."""
 
     detail: str = ""
     errors: list[FieldError] = []
     count: int | None = None
+    reason: str = ""
+
+    @classmethod
+    def of(cls, content: bytes) -> Refusal:
+        """Return the refusal in an answer; of an answer that is none, its beginning."""
+        try:
+            return msgspec.json.decode(content, type=cls)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return cls(detail=content.decode(errors="replace").strip())
+
+    @property
+    def text(self) -> str:
+        """Its sentences."""
+        errors = (f"{error.pointer}: {error.detail}" for error in self.errors)
+        return "; ".join(filter(None, [self.detail, *errors]))[:500]
 
 
 class DaemonClient:
@@ -137,9 +153,10 @@ class DaemonClient:
 
     def _refusal(self, status: int, content: bytes) -> EngineError:
         """Return the error that an answer stands for."""
-        said, count = detail_of(content), _problem_of(content).count
-        if status == 409 and count is not None:
-            return OtherNumber(said, count)
+        refusal = Refusal.of(content)
+        said = refusal.text
+        if status == 409 and refusal.count is not None:
+            return OtherNumber(said, refusal.count)
         if status in (409, 422):
             # The same error, and exit code, as without a daemon.
             return SettingsError(said)
@@ -166,7 +183,7 @@ class DaemonClient:
     ) -> LetterPage:
         conditions = {k: v for k, v in _conditions(query).items() if k != "every"}
         asked = {**conditions, "cursor": cursor, "limit": limit}
-        path = f"/api/v1/syncs/{_escaped(sync)}/dead-letters?{urlencode(asked, doseq=True)}"
+        path = f"{path_of_sync(sync)}/dead-letters?{urlencode(asked, doseq=True)}"
         page: LetterPage = await self._ask("GET", path, None, LetterPage)
         return page
 
@@ -174,14 +191,14 @@ class DaemonClient:
         page = await self.dead_letters(sync, DeadLetterQuery(ids=[id_]), "", 1)
         if not page.items:
             return None
-        path = f"/api/v1/syncs/{_escaped(sync)}/dead-letters/{id_}"
+        path = f"{path_of_sync(sync)}/dead-letters/{id_}"
         letter: Letter = await self._ask("GET", path, None, Letter)
         return letter
 
     async def user(self, sync: str, user: str) -> UserState:
         if not user:
             return nothing_of(user)  # a path cannot name it
-        path = f"/api/v1/syncs/{_escaped(sync)}/people/{_escaped(user)}"
+        path = f"{path_of_sync(sync)}/people/{_escaped(user)}"
         state: UserState = await self._ask("GET", path, None, UserState)
         return state
 
@@ -201,7 +218,7 @@ class DaemonClient:
     async def _begun(self, kind: JobKind, sync: str, query: DeadLetterQuery) -> Job:
         """Have the daemon begin a job on all that a query means now."""
         page = await self.dead_letters(sync, query, "", 1)
-        path, expected = f"/api/v1/syncs/{_escaped(sync)}/jobs", page.matching or 0
+        path, expected = f"{path_of_sync(sync)}/jobs", page.matching or 0
         for _ in range(MOST_COUNTS):
             asked = {
                 "action": kind,
@@ -235,24 +252,15 @@ class DaemonClient:
         return done
 
 
-def detail_of(content: bytes) -> str:
-    """Return the sentences of a problem (RFC 9457), or the beginning of an answer that is none."""
-    problem = _problem_of(content)
-    errors = (f"{error.pointer}: {error.detail}" for error in problem.errors)
-    return "; ".join(filter(None, [problem.detail, *errors]))[:500]
-
-
-def _problem_of(content: bytes) -> _Problem:
-    try:
-        return msgspec.json.decode(content, type=_Problem)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        return _Problem(detail=content.decode(errors="replace").strip())
-
-
 def _conditions(query: DeadLetterQuery) -> dict[str, Any]:
     """Return the conditions that a query has."""
     given = msgspec.structs.asdict(query)
     return {name: value for name, value in given.items() if value not in (None, False)}
+
+
+def path_of_sync(sync: str) -> str:
+    """Return the path of a sync, or of a relay (``relay:NAME``), in the API."""
+    return f"/api/v1/syncs/{_escaped(sync)}"
 
 
 def _escaped(part: str) -> str:

@@ -15,12 +15,12 @@ from typing import Any, Final
 from urllib.parse import quote
 
 import anyio
-import msgspec
 
 from amplitude_intercom.engine.commands.daemon_client import (
     DaemonClient,
     DaemonUnavailable,
-    detail_of,
+    Refusal,
+    path_of_sync,
 )
 from amplitude_intercom.engine.console.api_v1.batch_values import (
     MOST_CHECKPOINTS,
@@ -31,6 +31,7 @@ from amplitude_intercom.engine.console.api_v1.batch_values import (
     HandedBatch,
     PendingFacts,
 )
+from amplitude_intercom.engine.console.api_v1.pages import MOST_ROWS, Page
 from amplitude_intercom.engine.errors import SettingsError
 from amplitude_intercom.engine.status import SyncStatus
 from amplitude_intercom.transports.reasons import RefusalReason
@@ -47,17 +48,7 @@ AGAIN_S: Final = 0.25
 WhyNot = Callable[[], Awaitable[str]]
 """Returns why the daemon there cannot be asked about this spool; empty: it can."""
 
-_PAGE: Final = 200
 _AGAIN_LATER: Final = (408, 429, 503)
-
-
-class _Page(msgspec.Struct):
-    items: list[Checkpoint]
-    next: str | None = None
-
-
-class _Refusal(msgspec.Struct):
-    reason: str = ""
 
 
 class _Later(Exception):
@@ -78,7 +69,7 @@ class DaemonSync:
         self.trouble = ""
         self._client = client
         self._why_not = why_not
-        self._path = f"/api/v1/syncs/{quote(sync, safe='')}"
+        self._path = path_of_sync(sync)
         self._patience_s = PATIENCE_S if max_wait_s is None else max(max_wait_s, LEAST_PATIENCE_S)
         self._gone_since_s: float | None = None
 
@@ -108,8 +99,9 @@ class DaemonSync:
         found: dict[str, str] = {}
         cursor = ""
         while True:
-            query = f"?limit={_PAGE}&cursor={cursor}&source={quote(source, safe='')}"
-            page: _Page = await self._asked("GET", f"/checkpoints{query}", None, _Page)
+            query = f"?limit={MOST_ROWS}&cursor={cursor}&source={quote(source, safe='')}"
+            path = f"/checkpoints{query}"
+            page: Page[Checkpoint] = await self._asked("GET", path, None, Page[Checkpoint])
             found.update((one.source, one.position) for one in page.items)
             if page.next is None:
                 return found
@@ -184,9 +176,10 @@ class DaemonSync:
         if status == 200:
             self._gone_since_s, self.trouble = None, ""
             return self._client.decoded(content, kind)
-        said = f"the daemon at {self._client.address} answers {status}: {detail_of(content)}"
+        refusal = Refusal.of(content)
+        said = f"the daemon at {self._client.address} answers {status}: {refusal.text}"
         if status in _AGAIN_LATER:
-            raise _Later(said, is_gone=_reason_of(content) == RefusalReason.DRAINING)
+            raise _Later(said, is_gone=refusal.reason == RefusalReason.DRAINING)
         if status == 404:
             text = "it may run by other settings (`reload`), or be of an older version (restart it)"
             raise SettingsError(f"{said}; {text}")
@@ -198,10 +191,3 @@ class DaemonSync:
 def _pending_path(up_to: int | None, *, parked: bool = False) -> str:
     asked = {"up_to": "" if up_to is None else str(up_to), "parked": "true" if parked else ""}
     return "/pending?" + "&".join(f"{name}={value}" for name, value in asked.items() if value)
-
-
-def _reason_of(content: bytes) -> str:
-    try:
-        return msgspec.json.decode(content, type=_Refusal).reason
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        return ""
