@@ -47,14 +47,14 @@ METRICS = {
     "latency_seconds": "Time from accepted to answered, of the last 4,096 deliveries, by quantile.",
     "delivery_seconds": "Times from accepted to answered, since the start.",
     "spool_bytes": "Bytes that the spool has on disk, with its log and its reserve.",
-    "spool_used_bytes": "Bytes of them that hold something.",
+    "spool_used_bytes": "Bytes of `spool_bytes` that hold something.",
     "spool_waiting_bytes": "Bytes of what waits in the spool, of all syncs and relays.",
-    "spool_max_bytes": "The bound of it, `spool.max_bytes`.",
+    "spool_max_bytes": "The bound of `spool_waiting_bytes`: the setting `spool.max_bytes`.",
     "spool_growth_bytes": "Growth of what waits, in bytes a second, over the last ten minutes.",
     "spool_rows": "Rows of the spool, by kind.",
     "spool_commit_seconds": "Durations of commits of the spool.",
     "disk_free_bytes": "Bytes that the disk of the spool has left.",
-    "waiting_bytes": "Bytes of what waits of a sync, which `spool.max_bytes` bounds for all.",
+    "waiting_bytes": "Bytes of what waits of a sync; `spool.max_bytes` bounds all together.",
     "left_events": "Events and dead letters of a sync that is not in the settings any more.",
     "spool_trouble": "1 while events are refused or the spool cannot be read, by sync.",
     "calls_total": "Calls to Intercom, by access token, endpoint and status (0: no answer).",
@@ -62,7 +62,7 @@ METRICS = {
     "pauses_total": "Pauses of an access token for which a 429 has asked.",
     "calls_in_flight": "Calls that are out, or next to leave, by access token.",
     "rate_limit": "Calls that Intercom allows an access token in 10 seconds.",
-    "rate_remaining": "Calls of them that Intercom last said are left in its window.",
+    "rate_remaining": "Calls of `rate_limit` that Intercom last said are left in its window.",
     "gate_health": "1 for the health of an access token: well, throttled, outage, unauthorized.",
     "sync_info": "1 for each sync, with the access token that it uses.",
     "sync_stopped": "1 while a fault of this program keeps a sync from running.",
@@ -103,7 +103,7 @@ HISTOGRAMS: Final = frozenset(
         "spool_commit_seconds",
     }
 )
-"""Those of them that are histograms; of the others, a name that ends with ``_total`` is of a
+"""The metrics that are histograms; of the others, one whose name ends with ``_total`` is a
 counter."""
 
 

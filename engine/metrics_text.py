@@ -36,7 +36,7 @@ class MetricsText:
 
     def add_each(self, name: str, labels: str, key_label: str, values: Mapping[str, float]) -> None:
         """Add a sample for each value, with its key as one more label."""
-        start = f"{labels}," if labels else ""
+        start = labels and f"{labels},"
         for key, value in values.items():
             self.add(name, start + label(key_label, key), value)
 
@@ -44,11 +44,7 @@ class MetricsText:
         """Add the buckets, the sum and the count of a histogram; nothing where it is empty."""
         if found is None or not any(found.counts):
             return
-        start, lines, name_of = (
-            f"{labels}," if labels else "",
-            self._lines[name],
-            self._prefix + name,
-        )
+        lines, name_of, start = self._lines[name], self._prefix + name, labels and f"{labels},"
         up_to = list(accumulate(found.counts))
         for bound, count in zip([*map(repr, found.bounds_s), "+Inf"], up_to, strict=True):
             lines.append(f'{name_of}_bucket{{{start}le="{bound}"}} {count}\n')
@@ -57,16 +53,12 @@ class MetricsText:
             f"{name_of}_sum{braces} {found.sum_s!r}\n{name_of}_count{braces} {up_to[-1]}\n"
         )
 
-    def kind_of(self, name: str) -> str:
-        """Return the kind of a family: counter, gauge or histogram."""
-        return kind_of(name, self._histograms)
-
     def encode(self) -> bytes:
         """Return the text."""
         parts = []
         for name, lines in self._lines.items():
-            head = f"{self._prefix}{name}"
-            parts.append(f"# HELP {head} {self._helps[name]}\n# TYPE {head} {self.kind_of(name)}\n")
+            head, kind = f"{self._prefix}{name}", kind_of(name, self._histograms)
+            parts.append(f"# HELP {head} {self._helps[name]}\n# TYPE {head} {kind}\n")
             parts += lines
         return "".join(parts).encode()
 
