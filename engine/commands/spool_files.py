@@ -162,7 +162,7 @@ class SpoolFiles:
             return read_page(store, sync, path, asked, lambda count: count(store))
 
         try:
-            position_of(asked.names(path), cursor, Position.read)  # wrong without a spool, too
+            position_of(asked.list_name(path), cursor, Position.read)  # wrong without a spool, too
         except Problem as problem:
             raise SettingsError(f"--after {cursor}: {problem.errors[0].detail}") from None
         return self.look(work, LetterPage([], None, 0, 0))

@@ -15,7 +15,7 @@ from amplitude_intercom.engine.console.api_v1.operations import (
     Operation,
     operation,
 )
-from amplitude_intercom.engine.console.api_v1.pages import Page, PageQuery, cursor_of, position_of
+from amplitude_intercom.engine.console.api_v1.pages import Page, PageQuery, page_by_name
 from amplitude_intercom.engine.console.api_v1.parts import RunningEngine, TakerNames, stream_of
 from amplitude_intercom.engine.console.api_v1.status_values import DaemonStatus
 from amplitude_intercom.engine.console.problems import ProblemType
@@ -92,13 +92,9 @@ class Accounting:
 
     async def _syncs(self, request: web.Request, query: PageQuery) -> ApiAnswer:
         """Return the accounting of syncs, in the order of their names."""
-        list_name = query.names(request.path)
-        after = position_of(list_name, query.cursor, str)
         every = {one.name: one for one in (await self._engine.overview.status()).syncs}
-        names = [name for name in sorted(every) if name > after]
-        some = names[: query.limit]
-        next_ = cursor_of(list_name, some[-1]) if len(names) > len(some) else None
-        return ApiAnswer(Page([every[name] for name in some], next_))
+        names, next_ = page_by_name(every, request.path, query)
+        return ApiAnswer(Page([every[name] for name in names], next_))
 
     async def _sync(self, request: web.Request, nothing: Nothing) -> ApiAnswer:
         """Return the accounting of one sync."""

@@ -157,7 +157,7 @@ class HandedBatches:
 
     async def _list(self, request: web.Request, query: CheckpointQuery) -> ApiAnswer:
         """Return the checkpoints of a sync, in the order of their sources."""
-        name, list_name = stream_of(self._engine, request).sync.name, query.names(request.path)
+        name, list_name = stream_of(self._engine, request).sync.name, query.list_name(request.path)
         after = position_of(list_name, query.cursor, str)
         await self._engine.intake.catch_up()
 

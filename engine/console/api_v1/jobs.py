@@ -131,7 +131,7 @@ class JobsOfEngine:
 
     async def _list(self, request: web.Request, query: PageQuery) -> ApiAnswer:
         """Return the jobs, the latest first."""
-        list_name = query.names(request.path)
+        list_name = query.list_name(request.path)
         below = position_of(list_name, query.cursor, number) or MOST
         jobs = await self._reads.look(lambda store: store.jobs.latest(query.limit + 1, below))
         some = jobs[: query.limit]

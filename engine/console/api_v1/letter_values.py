@@ -101,7 +101,7 @@ def read_page(
     Raises:
         Problem: the cursor is of another list.
     """
-    list_name, wanted, number = query.names(path), query.wanted(), store.takers.known_id(taker)
+    list_name, wanted, number = query.list_name(path), query.wanted(), store.takers.known_id(taker)
     after = position_of(list_name, query.cursor, Position.read)
     newest = store.letters.newest(number)
     up_to_id = newest.id if newest else 0

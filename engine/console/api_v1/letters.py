@@ -91,7 +91,7 @@ class Letters:
     async def _groups(self, request: web.Request, query: PageQuery) -> ApiAnswer:
         """Return the groups of a sync's dead letters by reason, status, code and event type, the
         largest first, up to 1,000."""
-        name, list_name = taker_of(self._engine, request), query.names(request.path)
+        name, list_name = taker_of(self._engine, request), query.list_name(request.path)
         start = position_of(list_name, query.cursor, number)
         groups = await self._reads.look(
             lambda store: store.letters.groups.of(store.takers.known_id(name))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Final, Generic, TypeVar
 
 import msgspec
@@ -37,7 +37,7 @@ class PageQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     cursor: Cursor = ""
     limit: Limit = USUAL_ROWS
 
-    def names(self, path: str) -> str:
+    def list_name(self, path: str) -> str:
         """Return the name of the list at a path, with the conditions of this query."""
         whole = msgspec.structs.replace(self, cursor="", limit=USUAL_ROWS)
         return f"{path} {msgspec.json.encode(whole).decode()}"
@@ -50,13 +50,22 @@ class Page(msgspec.Struct, Generic[T], frozen=True):
     next: str | None = None
 
 
-def cursor_of(names: str, position: str) -> str:
+def page_by_name(names: Iterable[str], path: str, query: PageQuery) -> tuple[list[str], str | None]:
+    """Return the names of a page in their order, and the cursor of the next one."""
+    list_name = query.list_name(path)
+    after = position_of(list_name, query.cursor, str)
+    rest = sorted(name for name in names if name > after)
+    some = rest[: query.limit]
+    return some, cursor_of(list_name, some[-1]) if len(rest) > len(some) else None
+
+
+def cursor_of(list_name: str, position: str) -> str:
     """Return the cursor behind a position of a list."""
     text = position.encode(errors="surrogatepass")
-    return base64.urlsafe_b64encode(_digest(names, text) + text).decode().rstrip("=")
+    return base64.urlsafe_b64encode(_digest(list_name, text) + text).decode().rstrip("=")
 
 
-def position_of(names: str, cursor: str, read: Callable[[str], T]) -> T:
+def position_of(list_name: str, cursor: str, read: Callable[[str], T]) -> T:
     """Return the position that a cursor of this list has, as ``read`` reads it.
 
     ``read`` raises a ``ValueError`` for a text that is none; of the empty one it returns the
@@ -71,7 +80,7 @@ def position_of(names: str, cursor: str, read: Callable[[str], T]) -> T:
         padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
         content = base64.b64decode(padded, altchars=b"-_", validate=True)
         digest, text = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
-        if digest == _digest(names, text):
+        if digest == _digest(list_name, text):
             return read(text.decode(errors="surrogatepass"))
     except ValueError:
         pass
@@ -92,6 +101,6 @@ def number(text: str) -> int:
     return int(text)
 
 
-def _digest(names: str, text: bytes) -> bytes:
-    whole = names.encode(errors="surrogatepass") + b"\0" + text
+def _digest(list_name: str, text: bytes) -> bytes:
+    whole = list_name.encode(errors="surrogatepass") + b"\0" + text
     return hashlib.sha256(whole).digest()[:_DIGEST_BYTES]

@@ -108,7 +108,7 @@ class ParkedUsers:
 
     async def _list(self, request: web.Request, query: PageQuery) -> ApiAnswer:
         """Return the parked users of a sync, in the order of their keys."""
-        name, list_name = stream_of(self._engine, request).sync.name, query.names(request.path)
+        name, list_name = stream_of(self._engine, request).sync.name, query.list_name(request.path)
         after = position_of(list_name, query.cursor, str)
 
         def read(store: Store) -> Page[ParkedUserFacts]:

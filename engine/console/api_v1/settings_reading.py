@@ -130,7 +130,7 @@ class SettingsReading:
 
     async def _versions(self, request: web.Request, query: PageQuery) -> ApiAnswer:
         """Return the kept versions of the settings file, the newest first."""
-        list_name = query.names(request.path)
+        list_name = query.list_name(request.path)
         start = position_of(list_name, query.cursor, number)
         kept = await in_thread(self._document.versions.kept)
         end = start + query.limit

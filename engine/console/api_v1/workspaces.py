@@ -15,7 +15,7 @@ from amplitude_intercom.engine.console.api_v1.operations import (
     Operation,
     operation,
 )
-from amplitude_intercom.engine.console.api_v1.pages import Page, PageQuery, cursor_of, position_of
+from amplitude_intercom.engine.console.api_v1.pages import Page, PageQuery, page_by_name
 from amplitude_intercom.engine.console.api_v1.parts import RunningEngine
 from amplitude_intercom.engine.console.api_v1.reads import Reads
 from amplitude_intercom.engine.console.api_v1.workspace_parts import (
@@ -118,7 +118,7 @@ class WorkspacesOfTokens:
     async def _list(self, request: web.Request, query: PageQuery) -> ApiAnswer:
         """Return the workspaces that are delivered to, one for each access token."""
         tokens = tokens_of(self._engine)
-        names, next_ = _page(sorted(tokens), request, query)
+        names, next_ = page_by_name(tokens, request.path, query)
         return ApiAnswer(Page([_facts(name, tokens[name]) for name in names], next_))
 
     async def _workspace(self, request: web.Request, nothing: Nothing) -> ApiAnswer:
@@ -131,7 +131,7 @@ class WorkspacesOfTokens:
         _, token = token_named(self._engine, request)
         known = token.workspace.attributes if token.workspace else None
         listed = {one.name: one for one in (known.listed() if known else None) or ()}
-        names, next_ = _page(sorted(listed), request, query)
+        names, next_ = page_by_name(listed, request.path, query)
         return ApiAnswer(
             Attributes(
                 [attribute_of(self._engine, listed[name], token.syncs) for name in names],
@@ -146,7 +146,7 @@ class WorkspacesOfTokens:
         _, token = token_named(self._engine, request)
         number = token.workspace.number if token.workspace else 0
         days = await self._reads.look(lambda store: store.event_names.of(number))
-        names, next_ = _page(sorted(days), request, query)
+        names, next_ = page_by_name(days, request.path, query)
         some = [EventName(name, days[name] * DAY_MS) for name in names]
         return ApiAnswer(EventNamePage(some, next_, len(days), MAX_EVENT_TYPES))
 
@@ -171,12 +171,3 @@ class WorkspacesOfTokens:
 def _facts(name: str, token: WorkspaceToken) -> WorkspaceFacts:
     number = token.workspace.number if token.workspace else None
     return WorkspaceFacts(name, token.syncs, number, gate_status(token.gate, token.gate.name))
-
-
-def _page(names: list[str], request: web.Request, query: PageQuery) -> tuple[list[str], str | None]:
-    """Return the names of a page, and the cursor of the next one."""
-    list_name = query.names(request.path)
-    after = position_of(list_name, query.cursor, str)
-    rest = [name for name in names if name > after]
-    some = rest[: query.limit]
-    return some, cursor_of(list_name, some[-1]) if len(rest) > len(some) else None

@@ -44,7 +44,7 @@ def test_any_other_text_is_refused_as_a_cursor(garbage: str) -> None:
 
 def test_a_list_is_named_by_its_conditions_and_not_by_its_pages() -> None:
     first, later = PageQuery(limit=1), PageQuery(cursor="x", limit=200)
-    assert first.names("/jobs") == later.names("/jobs") != first.names("/syncs")
+    assert first.list_name("/jobs") == later.list_name("/jobs") != first.list_name("/syncs")
 
 
 @pytest.mark.parametrize("forged", ["-1", "x", "9" * 30, "1.0", "٣"])
