@@ -24,6 +24,7 @@ from amplitude_intercom.engine.spool.accounts import (
     INBOX,
     INSERT_IDS,
     MINUTE_MS,
+    PARKED,
     SPOOL,
     TAKEN_ALONG,
     WAITING,
@@ -273,13 +274,12 @@ def read_sync_facts(store: Store, taker: int, workspace: int, shared: SharedFact
     """Read the facts about a sync; ``workspace`` is the id of its workspace."""
     # Most of a thousand syncs have nothing that waits: no user of theirs is looked for.
     waits = store.accounts.committed(taker)["pending"] > 0
-    parked = store.users.parked(taker) if waits else {}
     return SyncFacts(
         **_rates(shared.lately.get(taker, {})),
         oldest_accepted_ms=first_waiting_ms(store, taker) if waits else None,
         delivered_at_ms=shared.delivered_at_ms.get(taker),
-        parked_users={reason: count for reason, (count, _) in parked.items()},
-        parked_since_ms=min((since_ms for _, since_ms in parked.values()), default=None),
+        parked_users=under(store.accounts.committed(taker), PARKED),
+        parked_since_ms=store.users.parked_since_ms(taker) if waits else None,
         event_names=shared.event_names.get(workspace, 0),
     )
 

@@ -4,8 +4,9 @@ So, for each taker and after every commit:
 
     received = delivered + dropped (all reasons) + dead + pending
 
-Other counters are ``dead:REASON`` (dead letters by reason), ``adjusted:REASON`` (values changed on
-the way to Intercom), and ``bytes:…`` (a taker's bytes). Taker 0 is the whole spool.
+Other counters are ``dead:REASON`` (dead letters by reason), ``parked:REASON`` (parked users by
+reason), ``adjusted:REASON`` (values changed on the way to Intercom), and ``bytes:…`` (a taker's
+bytes). Taker 0 is the whole spool.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ WAITING: Final = "bytes:waiting"
 
 DEAD: Final = "bytes:dead"
 """Bytes of a taker's dead letters."""
+
+PARKED: Final = "parked:"
+"""The beginning of the counters of parked users. A user with its next try under way counts too."""
 
 INSERT_IDS: Final = "insert_ids"
 """The number of insert ids, of all takers."""

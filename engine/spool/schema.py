@@ -243,7 +243,17 @@ CREATE TABLE relayed (
 CREATE INDEX relayed_by_taker ON relayed (taker, id);
 """
 
-STEPS: Final = (_FIRST, _RELAYED)
+_PARKED: Final = """
+-- Parked users are counted in counters. The one that waits the longest is found at once, and so are
+-- the users that are not parked.
+CREATE INDEX users_by_since ON users (taker, since_ms) WHERE reason <> '';
+CREATE INDEX users_not_parked ON users (taker, reason) WHERE reason = '';
+INSERT INTO counters (taker, name, value)
+    SELECT taker, 'parked:' || reason, count(*) FROM users WHERE reason <> ''
+    GROUP BY taker, reason;
+"""
+
+STEPS: Final = (_FIRST, _RELAYED, _PARKED)
 SCHEMA_VERSION: Final = len(STEPS)
 
 

@@ -6,6 +6,7 @@ from amplitude_intercom.engine.spool.accounts import (
     CONTACTS,
     DEAD,
     INSERT_IDS,
+    PARKED,
     SPOOL,
     Accounts,
 )
@@ -54,6 +55,8 @@ class Tables:
         """Count rows and bytes that were added in this transaction."""
         for taker, by in self.letters.bytes_added.items():
             self.accounts.add(taker, DEAD, by)
+        for (taker, reason), by in self.users.parked_added.items():
+            self.accounts.add(taker, f"{PARKED}{reason}", by)
         self.accounts.add(SPOOL, INSERT_IDS, self.insert_ids.added)
         self.accounts.add(SPOOL, CONTACTS, self.contacts.added)
         self.forget_sizes()
@@ -61,6 +64,7 @@ class Tables:
     def forget_sizes(self) -> None:
         """Drop the sizes that were not counted yet, after a rollback or once they are counted."""
         self.letters.bytes_added.clear()
+        self.users.parked_added.clear()
         self.insert_ids.added = self.contacts.added = 0
 
     def oldest_packed_ms(self) -> int | None:

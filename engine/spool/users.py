@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
@@ -47,6 +48,9 @@ class WaitingUsers:
 
     def __init__(self, db: Connection) -> None:
         self._db = db
+        self.parked_added: Counter[tuple[int, str]] = Counter()
+        """Parked users added less those gone, by taker and reason, since the caller last took this
+        to count them."""
 
     def waiting_of(self, taker: int, users: Iterable[str]) -> dict[str, Aside]:
         """Return those of these users that have a row, each with its reason."""
@@ -87,6 +91,8 @@ class WaitingUsers:
 
     def park(self, taker: int, user: str, wake_at_ms: int, reason: str, now_ms: int) -> None:
         """Have a user wait until an instant, after a failure of its own, which is counted."""
+        self._not_parked(taker, user)
+        self.parked_added[taker, reason] += 1
         self._db.execute(
             f"{_FAILED}, reason = excluded.reason", (taker, user, wake_at_ms, reason, now_ms)
         )
@@ -129,6 +135,7 @@ class WaitingUsers:
 
     def forgive(self, taker: int, user: str) -> None:
         """Forget a user's failures, after a success."""
+        self._not_parked(taker, user)
         self._db.execute(
             "UPDATE users SET failures = 0, reason = '', refusals = 0, attempt_at_ms = 0,"
             " tried_at_ms = 0 WHERE taker = ? AND user_key = ?",
@@ -137,19 +144,34 @@ class WaitingUsers:
 
     def free(self, taker: int, user: str) -> None:
         """Delete a user's row: none of its records waits."""
+        self._not_parked(taker, user)
         self._db.execute("DELETE FROM users WHERE taker = ? AND user_key = ?", (taker, user))
 
     def free_all(self, taker: int) -> None:
         """Delete the rows of all users of a taker: none of its records waits."""
+        self._count_off("SELECT reason FROM users WHERE taker = ?", taker)
         self._db.execute("DELETE FROM users WHERE taker = ?", (taker,))
 
     def free_some(self, taker: int, limit: int) -> int:
         """Delete up to ``limit`` rows of a taker, whose records are queued; return their number."""
+        some = "FROM users WHERE taker = ? ORDER BY user_key LIMIT ?"
+        self._count_off(f"SELECT reason {some}", taker, limit)
         return self._db.execute(
-            "DELETE FROM users WHERE taker = ? AND user_key IN"
-            " (SELECT user_key FROM users WHERE taker = ? LIMIT ?)",
+            f"DELETE FROM users WHERE taker = ? AND user_key IN (SELECT user_key {some})",
             (taker, taker, limit),
         ).rowcount
+
+    def _not_parked(self, taker: int, user: str) -> None:
+        self._count_off("SELECT reason FROM users WHERE taker = ? AND user_key = ?", taker, user)
+
+    def _count_off(self, rows: str, taker: int, *others: object) -> None:
+        """Count the parked users of these rows no more."""
+        reasons = self._db.execute(
+            f"SELECT reason, count(*) FROM ({rows}) WHERE reason <> '' GROUP BY reason",
+            (taker, *others),
+        )
+        for reason, count in reasons:
+            self.parked_added[taker, reason] -= count
 
     def wake(self, taker: int, user: str, at_ms: int) -> None:
         """Have a waiting user due at an instant, if it would be later.
@@ -191,17 +213,15 @@ class WaitingUsers:
         ).fetchone()
         return row[0] if row else 0
 
-    def parked(self, taker: int) -> dict[str, tuple[int, int]]:
-        """Return, by reason, the number of parked users and the time of the earliest failure.
+    def parked_since_ms(self, taker: int) -> int | None:
+        """Return the time of the earliest failure of a parked user; None: none is parked.
 
         A user with its next try under way counts too.
         """
-        rows = self._db.execute(
-            "SELECT reason, count(*), min(since_ms) FROM users WHERE taker = ? AND reason <> ''"
-            " GROUP BY reason",
-            (taker,),
-        )
-        return {reason: (count, since_ms) for reason, count, since_ms in rows}
+        (since_ms,) = self._db.execute(
+            "SELECT min(since_ms) FROM users WHERE taker = ? AND reason <> ''", (taker,)
+        ).fetchone()
+        return None if since_ms is None else int(since_ms)
 
     def parked_page(self, taker: int, after: str, limit: int) -> list[ParkedUser]:
         """Return up to ``limit`` parked users behind a user's key, in the order of their keys."""

@@ -38,6 +38,22 @@ FROM (SELECT 'dead' AS name UNION SELECT 'dead:refused' UNION SELECT 'received')
 """
 
 
+_PARKED = """
+WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?)
+INSERT INTO users (taker, user_key, wake_at_ms, failures, reason, since_ms)
+SELECT 1, 'user-' || i, 1800000900000, 1, 'user_not_found', 1800000000000 + i FROM n
+"""
+_PARKED_COUNTER = "INSERT INTO counters VALUES (1, 'parked:user_not_found', ?)"
+
+
+def add_parked(path: Path, count: int) -> None:
+    db = sqlite3.connect(path)
+    with db:
+        db.execute(_PARKED, (count,))
+        db.execute(_PARKED_COUNTER, (count,))
+    db.close()
+
+
 def add_letters(path: Path, count: int) -> None:
     db = sqlite3.connect(path)
     with db:
@@ -148,3 +164,30 @@ async def test_what_syncs_share_is_read_once_for_all_of_them(tmp_path: Path) -> 
     few = await steps_of_many(tmp_path / "few", 1)
     many = await steps_of_many(tmp_path / "many", 101)
     assert few < many < few + 100 * 10
+
+
+async def steps_over_parked(folder: Path, users: int) -> int:
+    """Return the steps of one status over so many parked users."""
+    local = simulation.sandbox()
+    async with simulation.engine(folder, local) as engine:
+        path = engine.spool.path
+    add_parked(path, users)
+    async with simulation.engine(folder, local) as engine:
+        await engine.submit([event("nobody-here", 1)], api_key=API_KEY)
+        await anyio.sleep(5)
+        steps = Steps(engine.spool)
+        [sync] = (await engine.status()).syncs
+        counted = steps.count
+    assert sync.parked_users == {"user_not_found": users + 1}
+    assert sync.oldest_parked_s is not None
+    assert 4 < sync.oldest_parked_s < 10
+    return counted
+
+
+@in_virtual_time
+async def test_a_status_takes_as_many_steps_over_many_parked_users_as_over_few(
+    tmp_path: Path,
+) -> None:
+    few = await steps_over_parked(tmp_path / "few", 100)
+    many = await steps_over_parked(tmp_path / "many", 20_000)
+    assert 0 < many <= few + 50

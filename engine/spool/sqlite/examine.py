@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from amplitude_intercom.engine.spool.accounts import is_settled
+from amplitude_intercom.engine.spool.accounts import PARKED, is_settled, under
 from amplitude_intercom.engine.spool.batches import SLOTS, batch_checksum, entries_of
 from amplitude_intercom.engine.spool.checksums import contact_checksum, holds, letter_checksum
 from amplitude_intercom.engine.spool.connection import Damaged, check_order
@@ -288,6 +288,9 @@ def _accounting(db: sqlite3.Connection) -> Iterator[Damage]:
             if (rows or 0) != counters.get(name, 0):
                 said = f"says {counters.get(name, 0)}, there are {rows or 0}"
                 yield Damage("counters", f"{sync} {name}", said)
+        parked = dict(db.execute(_PARKED_USERS, (taker,)).fetchall())
+        if parked != (said_parked := under(counters, PARKED)):
+            yield Damage("counters", f"{sync} parked", f"says {said_parked}, there are {parked}")
         settled = sum(n for name, n in counters.items() if is_settled(name))
         settled += counters.get("pending", 0)
         if settled != counters.get("received", 0):
@@ -295,6 +298,10 @@ def _accounting(db: sqlite3.Connection) -> Iterator[Damage]:
             yield Damage("counters", f"{sync} received", said)
     db.execute("COMMIT")
 
+
+_PARKED_USERS = (
+    "SELECT reason, count(*) FROM users WHERE taker = ? AND reason <> '' GROUP BY reason"
+)
 
 _COUNTS = {
     "pending": "SELECT (SELECT count(*) FROM records WHERE taker = ?) + (SELECT"

@@ -368,7 +368,7 @@ async def test_a_deferred_user_goes_on_at_its_time_without_a_failure_and_others_
         await anyio.sleep(20)
         assert rig.delivered == {"ann": ann[:2], "bob": bob}
         assert rig.failures("ann") == 0
-        assert rig.store.users.parked(rig.taker) == {}
+        assert rig.store.users.parked_since_ms(rig.taker) is None
         assert rig.state("ann").deferred == Deferral(rig.not_before_ms[ann[2]], 0, "")
         assert rig.loaded == rig.bytes.held == 0
         await rig.settled()

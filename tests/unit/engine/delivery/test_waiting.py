@@ -391,4 +391,4 @@ def test_it_is_known_since_when_a_user_fails(rig: Rig) -> None:
     for _ in range(3):
         rig.fail(record, failed(Blame.OWN))
         rig.now_ms += 60_000
-    assert rig.store.users.parked(rig.sync.taker) == {FAILURE.reason: (1, BEGAN_MS)}
+    assert rig.store.users.parked_since_ms(rig.sync.taker) == BEGAN_MS

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from amplitude_intercom.engine.errors import SpoolError
-from amplitude_intercom.engine.spool.schema import SCHEMA_VERSION
+from amplitude_intercom.engine.spool.schema import SCHEMA_VERSION, STEPS, statements
 from amplitude_intercom.engine.spool.sqlite.examine import findings
 from amplitude_intercom.engine.spool.sqlite.spool_file import (
+    APPLICATION_ID,
     FORMER_APPLICATION_ID,
     PAGE_BYTES,
     connect,
@@ -121,3 +122,19 @@ def test_a_drained_backlog_gives_its_space_back_bit_by_bit(path: Path) -> None:
     assert database.file.size_bytes() < full_bytes / 20
     sync.store.close()
     assert path.stat().st_size < full_bytes / 20
+
+
+def test_parked_users_of_an_earlier_version_are_counted(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as db:
+        dialect = {"int_": "INTEGER", "bytes_": "BLOB"}
+        for step in STEPS[:2]:
+            db.executescript(statements(step, **dialect, table="", clustered=""))
+        db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        db.execute("PRAGMA user_version = 2")
+        rows = [(1, "ann", "refused"), (1, "bob", "refused"), (1, "cat", ""), (2, "ann", "refused")]
+        columns = "taker, user_key, failures, reason, since_ms"
+        db.executemany(f"INSERT INTO users ({columns}) VALUES (?, ?, 1, ?, 5)", rows)
+        db.commit()
+    with closing(connect(path)) as db:
+        counted = db.execute("SELECT taker, name, value FROM counters ORDER BY taker").fetchall()
+    assert counted == [(1, "parked:refused", 2), (2, "parked:refused", 1)]
