@@ -213,6 +213,28 @@ def large_events() -> bytes:
     return gzip.compress(json.dumps(body, separators=(",", ":")).encode(), 1)
 
 
+@pytest.mark.parametrize("element", [b"[]", b'{"a":0}'], ids=["lists", "tables"])
+async def test_a_crowd_of_forms_of_many_values_fills_no_memory(
+    daemon: process.Daemon, element: bytes, measured: Callable[[str], None]
+) -> None:
+    elements = b",".join([element] * (990_000 // (len(element) + 1)))
+    body = b'{"settings":{"events":{"select":[%b]}}}' % elements
+
+    async def attack() -> None:
+        async with aiohttp.ClientSession() as session:
+            asked = (_refused_form(session, daemon.admin, body) for _ in range(20))
+            assert set(await asyncio.gather(*asked)) == {413}
+
+    measured(f"20 forms of {len(body) // 1024} kB at the API: {await withstand(daemon, attack)}")
+
+
+async def _refused_form(session: aiohttp.ClientSession, admin: str, body: bytes) -> int:
+    headers = {"Content-Type": "application/json", "If-Match": f'"{"0" * 64}"'}
+    path = f"{admin}/api/v1/syncs/e2e/settings"
+    async with session.put(path, data=body, headers=headers) as answer:
+        return answer.status
+
+
 @pytest.mark.parametrize("said", [b"", b"POST / HTTP/1.1\r\nHost: half a he"], ids=["none", "half"])
 @pytest.mark.parametrize("port", ["http", "admin"])
 async def test_silent_connections_give_way(

@@ -13,7 +13,7 @@ from aiohttp import web
 from amplitude_intercom.engine.console.api_v1.operations import ApiAnswer, Operation, operation
 from amplitude_intercom.engine.console.api_v1.parts import RunningEngine, delivery_with
 from amplitude_intercom.engine.console.api_v1.settings_parts import MOST_FINDINGS
-from amplitude_intercom.engine.console.api_v1.settings_refusals import Form, in_thread, refuse_null
+from amplitude_intercom.engine.console.api_v1.settings_refusals import Form, in_thread, refuse_unfit
 from amplitude_intercom.engine.console.api_v1.workspace_parts import workspace_id
 from amplitude_intercom.engine.console.api_v1.workspace_questions import Heard, WorkspaceQuestions
 from amplitude_intercom.engine.console.guard import CHANGE, RequestChange
@@ -86,7 +86,7 @@ class Checks:
         """Return findings in the settings of a sync, and in what its workspace says. A token at
         work is asked within its allowance."""
         if asked.settings is not None:
-            refuse_null(asked.settings)
+            refuse_unfit(asked.settings)
         name, document = request.match_info["sync"], self._document
         chosen = await in_thread(
             lambda: chosen_sync(document.propose, document.file.read(), name, asked.settings)

@@ -34,7 +34,7 @@ from amplitude_intercom.engine.console.api_v1.payloads import Payload, payload_o
 from amplitude_intercom.engine.console.api_v1.reads import Reads
 from amplitude_intercom.engine.console.api_v1.requests import id_of
 from amplitude_intercom.engine.console.api_v1.settings_parts import Access
-from amplitude_intercom.engine.console.api_v1.settings_refusals import Form, in_thread, refuse_null
+from amplitude_intercom.engine.console.api_v1.settings_refusals import Form, in_thread, refuse_unfit
 from amplitude_intercom.engine.console.problems import Problem, ProblemType
 from amplitude_intercom.engine.delivery.workspace_attributes import KnownAttributes
 from amplitude_intercom.engine.document.proposals import chosen_sync
@@ -132,7 +132,7 @@ class EventPreviews:
         if form is None:
             sync = stream_of(self._engine, request).sync
         else:
-            refuse_null(form)
+            refuse_unfit(form)
             sync = await in_thread(lambda: self._given(name, form))
         known = self._known(sync)
         show = partial(shown, hides_values=self._access.settings.hide_values)

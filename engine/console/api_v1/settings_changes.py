@@ -29,7 +29,7 @@ from amplitude_intercom.engine.console.api_v1.settings_parts import MOST_TEXT_BY
 from amplitude_intercom.engine.console.api_v1.settings_refusals import (
     Form,
     in_thread,
-    refuse_null,
+    refuse_unfit,
 )
 from amplitude_intercom.engine.console.guard import CHANGE, SENDER, RequestChange
 from amplitude_intercom.engine.console.problems import Problem, ProblemType
@@ -44,6 +44,9 @@ from amplitude_intercom.transports.errors import Refused
 Note = Annotated[str, msgspec.Meta(max_length=500)]
 
 MOST_TOKEN_CHARACTERS: Final = 65_536
+
+AT_ONCE: Final = 2
+"""Changes of one kind that are read and held at once; one of all is made."""
 
 
 class TextChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -116,7 +119,12 @@ class SettingsChanges:
             ProblemType.IF_MATCH_NEEDED,
             ProblemType.SETTINGS_ARE_VIEWED,
         )
-        saves: dict[str, Any] = {"refusals": refusals, "needs_match": True, "has_etag": True}
+        saves: dict[str, Any] = {
+            "refusals": refusals,
+            "needs_match": True,
+            "has_etag": True,
+            "at_once": AT_ONCE,
+        }
         adds = {**saves, "status": 201, "has_location": True}
         sync = "/syncs/{sync}"
         whole = {**saves, "most_bytes": MOST_TEXT_BYTES, "at_once": 1}
@@ -153,7 +161,7 @@ class SettingsChanges:
 
     async def _new_sync(self, request: web.Request, change: SyncForm) -> ApiAnswer:
         """Add a sync, and load the settings."""
-        refuse_null(change.settings)
+        refuse_unfit(change.settings)
         name = change.settings.get("name")
         answer = await self._saved(
             request,
@@ -186,7 +194,7 @@ class SettingsChanges:
 
     async def _sync(self, request: web.Request, change: SyncForm) -> ApiAnswer:
         """Replace the settings of a sync, and load them."""
-        refuse_null(change.settings)
+        refuse_unfit(change.settings)
         name, propose = request.match_info["sync"], self._document.propose
         return await self._saved(
             request,

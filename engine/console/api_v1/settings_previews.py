@@ -22,7 +22,7 @@ from amplitude_intercom.engine.console.api_v1.settings_parts import (
 from amplitude_intercom.engine.console.api_v1.settings_refusals import (
     Form,
     in_thread,
-    refuse_null,
+    refuse_unfit,
 )
 from amplitude_intercom.engine.console.guard import CHANGE, SENDER, RequestChange
 from amplitude_intercom.engine.console.problems import FieldError, Problem, ProblemType
@@ -90,7 +90,7 @@ class SettingsPreviews:
             errors = [FieldError("", "expected `text`, or `settings` with or without `sync`")]
             raise Problem(ProblemType.REFUSED_VALUE, errors=errors)
         if change.settings is not None:
-            refuse_null(change.settings)
+            refuse_unfit(change.settings)
         return ApiAnswer(await in_thread(lambda: self._previewed(change)))
 
     def _previewed(self, change: ChangePreview) -> PreviewedChange:

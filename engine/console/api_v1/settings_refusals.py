@@ -6,7 +6,7 @@ import asyncio
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 from amplitude_intercom.engine.console.api_v1.etags import changed_meanwhile
 from amplitude_intercom.engine.console.problems import FieldError, Problem, ProblemType
@@ -28,6 +28,10 @@ from amplitude_intercom.engine.errors import SettingsError
 T = TypeVar("T")
 Form = dict[str, Any]
 """The settings of a sync, as a form sends them."""
+
+MOST_LEVELS: Final = 60
+MOST_VALUES: Final = 20_000
+"""Of a form, which is one sync: each value is gone through many times."""
 
 _STEP: Final = re.compile(r"[^.\[\]]+")
 
@@ -82,16 +86,23 @@ def pointer(path: str) -> str:
     return "".join(f"/{step}" for step in _STEP.findall(path))
 
 
-def refuse_null(form: Any, pointer: str = "/settings", levels: int = 60) -> None:
-    """Refuse what a settings file cannot hold: ``null``, or too many levels.
+def refuse_unfit(form: Form) -> None:
+    """Refuse a form that no settings file holds: with ``null``, or too many levels or values.
+
+    To be called before anything waits: until then a form may be as large as its body decodes to.
 
     Raises:
-        Problem: there is such a value.
+        Problem: it is such a form.
     """
-    if form is None or levels == 0:
-        detail = "too many levels" if levels == 0 else "null: leave the key out for its default"
-        raise Problem(ProblemType.REFUSED_VALUE, errors=[FieldError(pointer, detail)])
-    if isinstance(form, dict | list):
-        pairs = form.items() if isinstance(form, dict) else enumerate(form)
-        for key, inner in pairs:
-            refuse_null(inner, f"{pointer}/{key}", levels - 1)
+    seen, rest = 0, [("/settings", cast("Any", form), MOST_LEVELS)]
+    while rest:
+        pointer, value, levels = rest.pop()
+        seen += 1
+        if value is None or not levels:
+            detail = "null: leave the key out for its default" if levels else "too many levels"
+            raise Problem(ProblemType.REFUSED_VALUE, errors=[FieldError(pointer, detail)])
+        if isinstance(value, dict | list):
+            if seen + len(rest) + len(value) > MOST_VALUES:
+                raise Problem(ProblemType.TOO_LARGE, f"a form has up to {MOST_VALUES} values")
+            pairs = value.items() if isinstance(value, dict) else enumerate(value)
+            rest += [(f"{pointer}/{key}", inner, levels - 1) for key, inner in pairs]

@@ -1,0 +1,56 @@
+"""Forms that no settings file holds are refused before they are worked on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from amplitude_intercom.engine.console.api_v1.settings_refusals import (
+    MOST_LEVELS,
+    MOST_VALUES,
+    refuse_unfit,
+)
+from amplitude_intercom.engine.console.problems import Problem
+
+
+def nested(levels: int) -> dict[str, Any]:
+    value: Any = 1
+    for _ in range(levels):
+        value = {"a": value}
+    return {"a": value}
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"events": {"select": [[]] * MOST_VALUES}},
+        {"events": {"select": [{"a": [0] * 9}] * (MOST_VALUES // 10)}},
+        {f"key-{n}": n for n in range(MOST_VALUES)},
+    ],
+    ids=["lists", "tables in a list", "keys"],
+)
+def test_a_form_of_too_many_values_is_too_large(form: dict[str, Any]) -> None:
+    with pytest.raises(Problem) as refused:
+        refuse_unfit(form)
+    assert refused.value.status == 413
+
+
+def test_a_large_form_is_taken() -> None:
+    types = [f"Event {n}" for n in range(MOST_VALUES - 10)]
+    refuse_unfit({"name": "a", "events": {"select": [{"types": types}]}})
+
+
+@pytest.mark.parametrize(
+    ("form", "pointer"),
+    [
+        ({"a": [1, {"b": None}]}, "/settings/a/1/b"),
+        (nested(MOST_LEVELS), "/settings" + "/a" * MOST_LEVELS),
+    ],
+    ids=["null", "levels"],
+)
+def test_a_value_that_no_file_can_hold_is_pointed_at(form: dict[str, Any], pointer: str) -> None:
+    with pytest.raises(Problem) as refused:
+        refuse_unfit(form)
+    assert refused.value.status == 422
+    assert [one.pointer for one in refused.value.errors] == [pointer]
