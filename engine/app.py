@@ -41,7 +41,7 @@ from amplitude_intercom.engine.reload import Reload
 from amplitude_intercom.engine.running_takers import RunningPipeline, RunningRelay, RunningTakers
 from amplitude_intercom.engine.settings import Relay as RelaySettings
 from amplitude_intercom.engine.settings import Settings, Sync
-from amplitude_intercom.engine.settings_changes import Reloaded
+from amplitude_intercom.engine.settings_effects import Effects
 from amplitude_intercom.engine.sources import RunningSource
 from amplitude_intercom.engine.spool.spool import Spool, SpoolPart
 from amplitude_intercom.engine.spool.sqlite.lock import DataDir
@@ -222,7 +222,7 @@ class Engine:
         """The relays that send, by name of the taker."""
         return {taker: running.sender for taker, running in self.takers.relays.items()}
 
-    async def reload(self, settings: Settings) -> Reloaded:
+    async def reload(self, settings: Settings) -> Effects:
         """Run by other settings from now on; return what that has changed. A change that is under
         way goes on where the wait for it is cancelled.
 

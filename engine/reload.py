@@ -31,7 +31,7 @@ from amplitude_intercom.engine.internal_faults import describe, internal_failure
 from amplitude_intercom.engine.job_runner import JobRunner
 from amplitude_intercom.engine.running_takers import Opened, RunningTakers
 from amplitude_intercom.engine.settings import Settings
-from amplitude_intercom.engine.settings_changes import Reloaded, compare
+from amplitude_intercom.engine.settings_effects import Effects, effects_of
 from amplitude_intercom.engine.spool.spool import Spool
 from amplitude_intercom.transports.errors import Refused
 from amplitude_intercom.transports.reasons import RefusalReason
@@ -60,7 +60,7 @@ class Reload:
         self._log_left = log_left
         self._one_at_a_time = anyio.Lock()
 
-    async def follow(self, settings: Settings) -> Reloaded:
+    async def follow(self, settings: Settings) -> Effects:
         """Run by other settings from now on; return what that has changed.
 
         Raises:
@@ -70,7 +70,7 @@ class Reload:
         """
         async with self._one_at_a_time:
             before = self._takers.settings
-            done = compare(before, settings)
+            done = effects_of(before, settings)
             kept = {key: getattr(before, key) for key in done.needs_restart}
             opened = await self._takers.open(msgspec.structs.replace(settings, **kept))
             try:
@@ -94,15 +94,15 @@ class Reload:
             async with self._one_at_a_time:
                 pass
 
-    async def follow_apart(self, settings: Settings, tasks: TaskGroup) -> Reloaded:
+    async def follow_apart(self, settings: Settings, tasks: TaskGroup) -> Effects:
         """As ``follow``, in a task of its own: it goes on where the wait for it is cancelled."""
         if self._takers.is_draining:
             raise Refused(RefusalReason.DRAINING)
-        done: asyncio.Future[Reloaded] = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[Effects] = asyncio.get_running_loop().create_future()
         tasks.start_soon(self._follow_for, settings, done)
         return await asyncio.shield(done)
 
-    async def _follow_for(self, settings: Settings, done: asyncio.Future[Reloaded]) -> None:
+    async def _follow_for(self, settings: Settings, done: asyncio.Future[Effects]) -> None:
         try:
             done.set_result(await self.follow(settings))
         except BaseException as error:

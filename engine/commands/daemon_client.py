@@ -22,7 +22,7 @@ from amplitude_intercom.engine.console.problems import FieldError
 from amplitude_intercom.engine.errors import EngineError, SettingsError
 from amplitude_intercom.engine.findings.settings_findings import EVERYBODY
 from amplitude_intercom.engine.settings import Admin
-from amplitude_intercom.engine.settings_changes import Reloaded
+from amplitude_intercom.engine.settings_effects import Effects
 from amplitude_intercom.engine.spool.jobs import JobKind
 from amplitude_intercom.engine.spool.letters import DeadLetterQuery
 from amplitude_intercom.engine.spool.user_state import UserState, nothing_of
@@ -168,14 +168,14 @@ class DaemonClient:
         )
         return status
 
-    async def reload(self) -> Reloaded:
+    async def reload(self) -> Effects:
         """Have the daemon read its settings file again.
 
         Raises:
             SettingsError: it refuses the file, and goes on as before.
             DaemonUnavailable: there is none, or it cannot do it now.
         """
-        done: Reloaded = await self._ask("POST", "/api/v1/settings/reload", {}, Reloaded)
+        done: Effects = await self._ask("POST", "/api/v1/settings/reload", {}, Effects)
         return done
 
     async def dead_letters(

@@ -15,7 +15,7 @@ from amplitude_intercom.engine.errors import EngineError, SettingsError
 from amplitude_intercom.engine.findings.settings_findings import key_findings
 from amplitude_intercom.engine.internal_faults import internal_failure
 from amplitude_intercom.engine.settings import Settings
-from amplitude_intercom.engine.settings_changes import Reloaded
+from amplitude_intercom.engine.settings_effects import Effects
 from amplitude_intercom.engine.sources import source_problems
 from amplitude_intercom.transports.errors import Refused
 
@@ -30,7 +30,7 @@ class Reloadable(Protocol):
         """The settings by which it runs."""
         ...
 
-    async def reload(self, settings: Settings) -> Reloaded:
+    async def reload(self, settings: Settings) -> Effects:
         """Run by other settings from now on; return what that has changed."""
         ...
 
@@ -47,7 +47,7 @@ class FileReload:
         self.followers: list[Callable[[Settings], None]] = []
         """Called with the settings that were read, once the engine follows them."""
 
-    async def reload(self, who: str) -> Reloaded:
+    async def reload(self, who: str) -> Effects:
         """Read the file and follow it; log what has changed. ``who`` asked for it, for the log.
 
         Raises:
@@ -68,7 +68,7 @@ class FileReload:
             finally:
                 self._manager.ready("serving")
 
-    async def _reload(self, who: str) -> Reloaded:
+    async def _reload(self, who: str) -> Effects:
         # In a thread: a file on a network may take long, and secrets are files, too.
         settings = await asyncio.to_thread(self._load)
         problem = next(source_problems(self._engine.settings, settings), None)

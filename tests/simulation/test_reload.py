@@ -20,7 +20,7 @@ from amplitude_intercom.engine.actors.offers import Offer
 from amplitude_intercom.engine.app import Engine
 from amplitude_intercom.engine.config import from_table
 from amplitude_intercom.engine.errors import SettingsError
-from amplitude_intercom.engine.settings_changes import Reloaded
+from amplitude_intercom.engine.settings_effects import Effects
 from amplitude_intercom.engine.status import Status, SyncStatus
 from amplitude_intercom.transports.errors import Refused, UnknownApiKey
 from amplitude_intercom.transports.reasons import RefusalReason
@@ -93,7 +93,7 @@ async def test_a_sync_is_added_changed_and_removed(tmp_path: Path) -> None:
         with pytest.raises(UnknownApiKey):
             await running.submit([simulation.event(USERS[0], 0)], api_key="key")
         done = await running.reload(from_table(table(tmp_path, sync("first"))))
-        assert done == Reloaded(added=["first"])
+        assert done == Effects(added=["first"])
         await running.submit([simulation.event(USERS[0], 1)], api_key="key")
         await running.settled()
         other = sync("first", amplitude_api_keys=["other"])
@@ -116,7 +116,7 @@ async def test_a_sync_that_did_not_change_is_not_touched(tmp_path: Path) -> None
         gate = running.streams["steady"].gate
         changed = sync("other", events={"metadata": ["n", "plan"]})
         done = await running.reload(from_table(table(tmp_path, steady, changed)))
-        assert done == Reloaded(changed=["other"], removed=["third"])
+        assert done == Effects(changed=["other"], removed=["third"])
         assert (running.streams["steady"], running.streams["steady"].delivery) == before
         assert running.streams["other"].gate is gate
 
@@ -147,7 +147,7 @@ async def test_sections_of_the_process_wait_for_a_restart(tmp_path: Path) -> Non
     async with engine(tmp_path, workspace(), sync("first")) as running:
         other = table(tmp_path, sync("first", enabled=False), http={"listen": "127.0.0.1:1"})
         done = await running.reload(from_table(other))
-        assert done == Reloaded(changed=["first"], needs_restart=["http"])
+        assert done == Effects(changed=["first"], needs_restart=["http"])
         assert running.settings.http is None
         assert not running.settings.sync[0].enabled
 

@@ -38,7 +38,7 @@ from amplitude_intercom.engine.document.proposals import Proposal
 from amplitude_intercom.engine.document.settings_document import Saved, SettingsDocument
 from amplitude_intercom.engine.document.versions import KeptVersion
 from amplitude_intercom.engine.errors import EngineError
-from amplitude_intercom.engine.settings_changes import Reloaded
+from amplitude_intercom.engine.settings_effects import Effects
 from amplitude_intercom.transports.errors import Refused
 
 Note = Annotated[str, msgspec.Meta(max_length=500)]
@@ -92,7 +92,7 @@ class SavedChange(msgspec.Struct, frozen=True):
 
     version: str
     kept: KeptVersion | None
-    reloaded: Reloaded | None
+    reloaded: Effects | None
     refused: str = ""
 
 
@@ -238,7 +238,7 @@ class SettingsChanges:
             reloaded, refused = await self._followed(who)
         return ApiAnswer(SavedChange(after, saved.kept, reloaded, refused), {"ETag": etag(after)})
 
-    async def _followed(self, who: str) -> tuple[Reloaded | None, str]:
+    async def _followed(self, who: str) -> tuple[Effects | None, str]:
         """Have the daemon follow the file; return what that changed, or why it did not."""
         try:
             return await self._reload.reload(who), ""

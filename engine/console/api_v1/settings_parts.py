@@ -6,7 +6,7 @@ from typing import Final, Protocol
 
 from amplitude_intercom.engine.config import MAX_FILE_BYTES
 from amplitude_intercom.engine.settings import Admin, Settings
-from amplitude_intercom.engine.settings_changes import Reloaded
+from amplitude_intercom.engine.settings_effects import Effects
 
 MOST_TEXT_BYTES: Final = 3 * MAX_FILE_BYTES
 """Of the largest settings file as JSON, with a margin for its escapes."""
@@ -27,7 +27,7 @@ class RunningSettings(Protocol):
 class Reloads(Protocol):
     """Reads the settings file again (``engine.commands.reloading.FileReload``)."""
 
-    async def reload(self, who: str) -> Reloaded:
+    async def reload(self, who: str) -> Effects:
         """Read the file and follow it.
 
         Raises:

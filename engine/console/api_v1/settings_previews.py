@@ -33,7 +33,7 @@ from amplitude_intercom.engine.document.settings_document import SettingsDocumen
 from amplitude_intercom.engine.errors import SettingsError
 from amplitude_intercom.engine.findings.finding import Finding
 from amplitude_intercom.engine.findings.settings_findings import every_finding
-from amplitude_intercom.engine.settings_changes import Reloaded, compare
+from amplitude_intercom.engine.settings_effects import Effects, effects_of
 from amplitude_intercom.transports.errors import Refused
 
 
@@ -54,7 +54,7 @@ class PreviewedChange(msgspec.Struct, frozen=True):
     diff: str
     patch: str
     findings: list[Finding]
-    effects: Reloaded
+    effects: Effects
 
 
 class SettingsPreviews:
@@ -81,7 +81,7 @@ class SettingsPreviews:
                 most_bytes=MOST_TEXT_BYTES,
                 at_once=1,
             ),
-            operation("POST", "/settings/reload", self._load, Nothing, Reloaded, refusals=refusals),
+            operation("POST", "/settings/reload", self._load, Nothing, Effects, refusals=refusals),
         ]
 
     async def _preview(self, request: web.Request, change: ChangePreview) -> ApiAnswer:
@@ -103,7 +103,7 @@ class SettingsPreviews:
         stored = proposal.stored_keys  # saved, they are in files of their own
         every = every_finding(proposal.settings, proposal.table)
         found = list(islice((one for one in every if one.key not in stored), MOST_FINDINGS))
-        effects = compare(self._engine.settings, proposal.settings)
+        effects = effects_of(self._engine.settings, proposal.settings)
         return PreviewedChange(base.version, document.difference(proposal), patch, found, effects)
 
     def _proposal(self, base: Document, change: ChangePreview) -> Proposal:

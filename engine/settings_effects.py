@@ -1,4 +1,4 @@
-"""The difference between two settings: which syncs and relays it concerns. Pure."""
+"""What other settings change: which syncs and relays, and what waits for a restart. Pure."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ NEEDS_RESTART: Final = ("data_dir", "http", "admin", "sources", "spool")
 """Sections that are read at the start alone."""
 
 
-class Reloaded(msgspec.Struct, frozen=True):
-    """What a change of settings has done: names of takers (a relay is ``relay:NAME``), and the keys
-    that wait for a restart."""
+class Effects(msgspec.Struct, frozen=True):
+    """What other settings change: names of takers (a relay is ``relay:NAME``), and the keys that
+    wait for a restart."""
 
     added: list[str] = []
     changed: list[str] = []
@@ -26,11 +26,11 @@ class Reloaded(msgspec.Struct, frozen=True):
         return {kind: names for kind, names in msgspec.structs.asdict(self).items() if names}
 
 
-def compare(before: Settings, after: Settings) -> Reloaded:
-    """Return what a change of settings does."""
+def effects_of(before: Settings, after: Settings) -> Effects:
+    """Return what a change from one settings to others does."""
     old = {sync.name: sync for sync in before.sync} | {r.taker: r for r in before.relay}
     new = {sync.name: sync for sync in after.sync} | {r.taker: r for r in after.relay}
-    return Reloaded(
+    return Effects(
         added=[name for name in new if name not in old],
         changed=[name for name in new if name in old and old[name] != new[name]],
         removed=[name for name in old if name not in new],
