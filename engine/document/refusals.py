@@ -95,8 +95,9 @@ class NoSuchVersion(DocumentError):
 class Objection(NamedTuple):
     """Why a change of one key is not allowed from the console.
 
-    ``kind``: ``type_again`` (its secret has to be typed in the same change), ``not_from_here`` (the
-    name of a secret that only the file's owner can give), ``access`` (who may use the console).
+    ``kind``: ``type_again`` (its secret has to be typed in the same change), ``not_from_here`` (a
+    source, or the name of a secret, that only the file's owner can give), ``access`` (who may use
+    the console).
     """
 
     path: str

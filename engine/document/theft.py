@@ -17,8 +17,8 @@ the address that gets it, or the purpose that it serves.
    before this is decided, so that no message tells which files and variables there are.
 6. A relay to Amplitude's own addresses may take any API key that the settings have: Amplitude has
    them all. No other secret becomes one.
-7. A source's arguments belong together: nobody knows which of them is the address. A change of one
-   asks for all secrets of that source.
+7. A source may go, and is not added or changed. It reads what its arguments name, maybe a file
+   with secrets, and what it cannot take becomes dead letters that the console shows.
 8. A relay sends whole requests, so a new address of one is refused as well where nothing can be
    typed, as with ``*``.
 9. ``[admin]`` stays exactly as it is. It says who may use the console: a stolen session must not
@@ -77,17 +77,34 @@ def problems(
     """
     if not same(present.get("admin"), wanted.get("admin")):
         yield Objection("admin", "access", "[admin] is changed in the file itself, on its machine")
+    yield from _source_problems((present, *trusted), wanted)
     before = [use for table in (present, *trusted) for use in uses(table)]
     allowed = {use.is_by for use in before}
     known = {use.secret for use in before}
     api_keys = {ANY_KEY, *(use.secret for use in before if use.kind in ("api_key", "relay"))}
     for use in uses(wanted):
+        if use.kind == "source":
+            continue
         to_amplitude = use.kind == "relay" and use.address in AMPLITUDE and use.secret in api_keys
         if use.is_by in allowed or to_amplitude or _is_harmless(use, typed):
             continue
         problem = _problem(use, known, secrets)
         if problem is not None:
             yield problem
+
+
+def _source_problems(before: Sequence[Table], wanted: Table) -> Iterator[Objection]:
+    sources = wanted.get("sources", {})
+    if not isinstance(sources, dict):
+        yield Objection("sources", "not_from_here", _NEW_SOURCE)
+        return
+    for name, arguments in sources.items():
+        if not any(_is_there(table.get("sources"), name, arguments) for table in before):
+            yield Objection(f"sources.{name}", "not_from_here", _NEW_SOURCE)
+
+
+def _is_there(sources: Any, name: str, arguments: Any) -> bool:
+    return isinstance(sources, dict) and name in sources and same(sources[name], arguments)
 
 
 def _is_harmless(use: Use, typed: Collection[str]) -> bool:
@@ -112,6 +129,10 @@ def _problem(use: Use, known: Collection[str], secrets: SecretFolder) -> Objecti
 _NEW_RECEIVER: Final = (
     "whole requests would go to a new address; set it in the file itself, on its machine"
 )
+_NEW_SOURCE: Final = (
+    "a source may read any file of the machine; it is added or changed in the settings file itself,"
+    " on its machine"
+)
 _NEW_NAME: Final = (
     "a new `env:` or `file:` is named in the file itself, on its machine; here, type the secret, "
     "or name one that the settings use for the same address"
@@ -122,7 +143,6 @@ _TYPE_AGAIN: Final = {
     "export": "the key would go to another address than before: type it again",
     "api_key": "it would be used as an API key, which it was not: type it again",
     "admin": "it would be used as the console's token, which it was not: type it again",
-    "source": "the source's arguments have changed: type each of its secrets again",
     "unknown": "it would be used at a key that is no setting: type it again",
 }
 
@@ -156,8 +176,8 @@ def _use(found: SecretValue, table: Table) -> Use:
             return Use(path, secret, "export", _address(table["export"], EXPORT_URLS))
         case ("admin", "token"):
             return Use(path, secret, "admin", "")
-        case ("sources", str() as name, *_):
-            return Use(path, secret, "source", f"{path} {canonical(table['sources'][name])}")
+        case ("sources", *_):
+            return Use(path, secret, "source", "")
     return Use(path, secret, "unknown", path)
 
 

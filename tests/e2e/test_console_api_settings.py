@@ -206,8 +206,19 @@ async def test_a_file_that_was_changed_by_hand_is_loaded(tmp_path: Path) -> None
 async def test_a_saved_change_that_waits_for_a_restart_says_so(tmp_path: Path) -> None:
     async with console(tmp_path) as api:
         text = (await api.get(FILE))["text"]
-        said = await change(api, "PUT", FILE, {"text": f"{text}\n[sources.stdin]\n"})
-        assert (said.status, said.json["reloaded"]["needs_restart"]) == (200, ["sources"])
+        text = text.replace("[[sync]]", "[spool]\nmax_bytes = 2000000000\n[[sync]]", 1)
+        said = await change(api, "PUT", FILE, {"text": text})
+        assert (said.status, said.json["reloaded"]["needs_restart"]) == (200, ["spool"])
+
+
+async def test_no_source_is_told_to_read_a_file_with_secrets(tmp_path: Path) -> None:
+    async with console(tmp_path) as api:
+        shown = await api.get(FILE)
+        for path in ("data/secrets/e2e-access_token-0123456789abcdef", "/proc/self/environ"):
+            text = f'{shown["text"]}\n[sources.stdin]\npaths = ["{path}"]\nsync = "e2e"\n'
+            said = await change(api, "PUT", FILE, {"text": text})
+            assert (said.status, said.pointers) == (422, ["/sources/stdin"])
+        assert await api.get(FILE) == shown
 
 
 async def test_settings_that_are_viewed_are_not_changed(tmp_path: Path) -> None:

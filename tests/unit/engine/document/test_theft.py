@@ -113,12 +113,6 @@ TYPE_AGAIN = {
     "a relay that takes the syncs' keys": changed("relay", 0, "amplitude_api_keys", to=[]),
     "the export's address": changed("export", "base_url", to=EVIL),
     "the export's region": changed("export", "region", to="eu"),
-    "an address of a source": changed("sources", "kafka", "servers", to=["evil:9092"]),
-    "a number of a source": changed("sources", "kafka", "batch", to=6),
-    "a token as a source's argument": changed("sources", "kafka", "user", to="env:TOKEN_A"),
-    "a token in another source": changed(
-        "sources", "mqtt", to={"server": "evil", "password": "env:TOKEN_A"}
-    ),
     "a token at a key that is none": changed("sync", 0, "intercom", "note", to="env:TOKEN_A"),
     "a stored token at a new address": new_sync(access_token=STORED, base_url=EVIL),
     "a stored token at a known address": new_sync(access_token=STORED, base_url=PROXY),
@@ -137,6 +131,14 @@ NOT_FROM_HERE = {
     "a file with a NUL": new_sync(access_token="file:data/secrets/a\0b"),
     "a link to the folder": new_sync(access_token="file:link-to-secrets/token"),
     "the spool": new_sync(access_token="file:data/spool.db"),
+    "an address of a source": changed("sources", "kafka", "servers", to=["evil:9092"]),
+    "a number of a source": changed("sources", "kafka", "batch", to=6),
+    "a token as a source's argument": changed("sources", "kafka", "user", to="env:TOKEN_A"),
+    "a token in another source": changed(
+        "sources", "mqtt", to={"server": "evil", "password": "env:TOKEN_A"}
+    ),
+    "a source that reads a file": changed("sources", "stdin", to={"paths": ["data/secrets/a"]}),
+    "sources that are no table": changed("sources", to=[{"paths": ["/proc/self/environ"]}]),
     "a variable in a source": changed("sources", "mqtt", to={"password": "env:PATH"}),
     "any requests to a new address": new_relay(base_url=EVIL, amplitude_api_keys=["*"]),
     "a variable as a key for Amplitude": new_relay(region="us", amplitude_api_keys=["env:HOME"]),
@@ -178,7 +180,7 @@ def test_a_known_secret_at_a_new_address_has_to_be_typed(wanted: dict[str, Any])
 
 
 @cases(NOT_FROM_HERE)
-def test_a_name_of_a_secret_that_the_settings_do_not_have_is_refused(
+def test_a_source_or_name_of_a_secret_that_the_settings_do_not_have_is_refused(
     wanted: dict[str, Any],
 ) -> None:
     assert {problem.kind for problem in found(wanted)} == {"not_from_here"}
