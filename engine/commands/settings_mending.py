@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from amplitude_intercom.engine.config import MAX_FILE_BYTES
-from amplitude_intercom.engine.document.disk import read_regular
+from amplitude_intercom.engine.disk import read_regular
 from amplitude_intercom.engine.document.files import SettingsFile
 from amplitude_intercom.engine.document.in_place import UNFINISHED
 from amplitude_intercom.engine.document.refusals import NotSaved

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import msgspec
 
+from amplitude_intercom.engine.disk import sync_folder
+
 MARK = ".amplitude-intercom-"
 """Begins the names of staged files; with a target's own name in it, one could be too long."""
 
@@ -50,7 +52,8 @@ def written(files: Sequence[NewFile]) -> Iterator[None]:
                 leftovers.callback(_remove, old)
                 os.replace(name, file.path)
         for folder in {file.path.absolute().parent for file in files}:
-            _force(folder)
+            with suppress(OSError):  # a file system that cannot
+                sync_folder(folder)
         yield
         undo.pop_all()
 
@@ -123,13 +126,3 @@ def _remove(name: str | None) -> None:
     if name is not None:
         with suppress(FileNotFoundError):
             os.unlink(name)
-
-
-def _force(folder: Path) -> None:
-    """Force a folder's names to the disk, where its file system can."""
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -26,6 +26,7 @@ import msgspec
 import structlog
 
 from amplitude_intercom.engine.clock import loop_time_s
+from amplitude_intercom.engine.disk import sync_folder, write_all
 from amplitude_intercom.engine.log_lines import cut, printable
 
 FILE_BYTES: Final = 1_000_000
@@ -90,13 +91,13 @@ class AuditFile:
         try:
             size = _regular_size(descriptor)
             begins_line = size == 0 or os.pread(descriptor, 1, size - 1) == b"\n"
-            _write_all(descriptor, line if begins_line else b"\n" + line)
+            write_all(descriptor, line if begins_line else b"\n" + line)
             self._last_id += 1  # even if it is not durable: an id is given once
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
         if size == 0:
-            self._sync_folder()
+            sync_folder(self._folder)
         if size + len(line) >= self._file_bytes:
             self._rotate()
 
@@ -141,14 +142,7 @@ class AuditFile:
                 self._path(number).replace(self._path(number + 1))
             except FileNotFoundError:
                 continue
-        self._sync_folder()
-
-    def _sync_folder(self) -> None:
-        descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_folder(self._folder)
 
     def _path(self, number: int) -> Path:
         return self._folder / (f"audit.{number}.jsonl" if number else "audit.jsonl")
@@ -164,12 +158,6 @@ def _regular_size(descriptor: int) -> int:
     if not stat.S_ISREG(state.st_mode):
         raise OSError("audit.jsonl is no regular file")
     return state.st_size
-
-
-def _write_all(descriptor: int, content: bytes) -> None:
-    """Write all of it; a full disk takes a part at first."""
-    while content:
-        content = content[os.write(descriptor, content) :]
 
 
 class Audit:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from amplitude_intercom.engine.config import MAX_FILE_BYTES
-from amplitude_intercom.engine.document.disk import DISK, DiskCalls, read_regular, write_whole
+from amplitude_intercom.engine.disk import DISK, DiskCalls, read_regular, write_whole
 from amplitude_intercom.engine.document.in_place import InPlace
 from amplitude_intercom.engine.document.refusals import (
     CannotRead,

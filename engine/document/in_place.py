@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from amplitude_intercom.engine.config import MAX_FILE_BYTES
-from amplitude_intercom.engine.document.disk import (
+from amplitude_intercom.engine.disk import (
     DISK,
     DiskCalls,
     private_folder,

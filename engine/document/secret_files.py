@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from amplitude_intercom.engine.config import usable_secret
-from amplitude_intercom.engine.document.disk import private_folder, write_whole
+from amplitude_intercom.engine.disk import private_folder, write_whole
 from amplitude_intercom.engine.document.refusals import NotSaved, SecretRefused
 from amplitude_intercom.engine.document.secret_values import is_reference, secret_values
 from amplitude_intercom.engine.document.tables import Table

@@ -23,7 +23,7 @@ from typing import Annotated, Final
 import msgspec
 
 from amplitude_intercom.engine.config import MAX_FILE_BYTES
-from amplitude_intercom.engine.document.disk import (
+from amplitude_intercom.engine.disk import (
     FILE_MODE,
     private_folder,
     read_regular,

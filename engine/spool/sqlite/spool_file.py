@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from amplitude_intercom.engine.disk import sync_folder
 from amplitude_intercom.engine.errors import SettingsError, SpoolError
 from amplitude_intercom.engine.spool.schema import SCHEMA_VERSION, STEPS, statements
 from amplitude_intercom.transports.reasons import RefusalReason
@@ -146,11 +147,7 @@ def _create_private(path: Path) -> None:
         return
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(path.parent)
 
 
 def _configure(connection: sqlite3.Connection) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from amplitude_intercom.engine.config import MAX_FILE_BYTES
-from amplitude_intercom.engine.document.disk import DISK, DiskCalls, write_whole
+from amplitude_intercom.engine.disk import DISK, DiskCalls, write_whole
 from amplitude_intercom.engine.document.files import Document, SettingsFile
 from amplitude_intercom.engine.document.in_place import UNFINISHED
 from amplitude_intercom.engine.document.refusals import (

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from amplitude_intercom.engine.document.disk import DISK
+from amplitude_intercom.engine.disk import DISK
 from amplitude_intercom.engine.document.files import SettingsFile
 from amplitude_intercom.engine.document.forms import shown_sync
 from amplitude_intercom.engine.document.masking import masked
