@@ -32,7 +32,14 @@ from amplitude_intercom.engine.document.refusals import (
 )
 from amplitude_intercom.engine.document.secret_files import SecretFolder
 from amplitude_intercom.engine.document.secret_values import is_reference, secret_values
-from amplitude_intercom.engine.document.tables import BOM, Table, parsed, written
+from amplitude_intercom.engine.document.tables import (
+    BOM,
+    Table,
+    index_of_sync,
+    parsed,
+    syncs_in,
+    written,
+)
 from amplitude_intercom.engine.document.tables import Path as KeyPath
 from amplitude_intercom.engine.settings import Settings, Sync
 
@@ -98,7 +105,7 @@ class Proposals:
         if form.get("name", name) != name:
             raise CannotEdit("a sync keeps its name: the spool knows its events by it")
         wanted = present_table(base)
-        index = _index(wanted, name)
+        index = index_of_sync(wanted, name)
         kept = sync_with_secrets_kept({"name": name, **form}, wanted["sync"][index])
         wanted["sync"][index] = kept.table
         return self._of_table(base, wanted, typed=kept.typed)
@@ -111,7 +118,7 @@ class Proposals:
         """
         wanted = present_table(base)
         kept = sync_with_secrets_kept(form, None)
-        wanted["sync"] = [*_syncs(wanted), kept.table]
+        wanted["sync"] = [*syncs_in(wanted), kept.table]
         return self._of_table(base, wanted, typed=kept.typed)
 
     def with_changed_sync(
@@ -123,7 +130,7 @@ class Proposals:
             NoSuchSync: the settings have none of this name.
         """
         wanted = present_table(base)
-        change(wanted["sync"][_index(wanted, name)])
+        change(wanted["sync"][index_of_sync(wanted, name)])
         return self._of_table(base, wanted)
 
     def with_token(self, base: Document, name: str, token: str) -> Proposal:
@@ -133,7 +140,7 @@ class Proposals:
             NoSuchSync: the settings have none of this name.
         """
         wanted = present_table(base)
-        sync = wanted["sync"][_index(wanted, name)]
+        sync = wanted["sync"][index_of_sync(wanted, name)]
         intercom = sync.get("intercom")
         sync["intercom"] = {**(intercom if isinstance(intercom, dict) else {})}
         sync["intercom"]["access_token"] = token
@@ -147,7 +154,7 @@ class Proposals:
             NoSuchSync: the settings have none of this name.
         """
         wanted = present_table(base)
-        del wanted["sync"][_index(wanted, name)]
+        del wanted["sync"][index_of_sync(wanted, name)]
         return self._of_table(base, wanted)
 
     def with_former_text(self, base: Document, text: str) -> Proposal:
@@ -219,14 +226,14 @@ def chosen_sync(
     """
     if form is None:
         proposal = propose.as_it_is(base)
-    elif _has(present_table(base), name):
-        proposal = propose.with_sync(base, name, form)
     else:
-        proposal = propose.with_new_sync(base, {"name": name, **form})
-    for place, sync in enumerate(proposal.settings.sync):
-        if sync.name == name:
-            return ChosenSync(sync, place, proposal.settings, proposal.table, proposal.stored_keys)
-    raise NoSuchSync(f"the settings have no sync `{name}`")
+        try:
+            proposal = propose.with_sync(base, name, form)
+        except NoSuchSync:
+            proposal = propose.with_new_sync(base, {"name": name, **form})
+    settings, place = proposal.settings, index_of_sync(proposal.table, name)
+    sync = settings.sync[place]
+    return ChosenSync(sync, place, settings, proposal.table, proposal.stored_keys)
 
 
 def _spelled_alike(typed: str, present: str) -> str:
@@ -256,19 +263,3 @@ def present_table(base: Document) -> Table:
         return parsed(base.text)
     except NotToml as error:
         raise NotToml(f"the file is {error}; it is corrected on its machine") from None
-
-
-def _syncs(table: Table) -> list[Any]:
-    syncs = table.get("sync", [])
-    return syncs if isinstance(syncs, list) else []
-
-
-def _has(table: Table, name: str) -> bool:
-    return any(isinstance(sync, dict) and sync.get("name") == name for sync in _syncs(table))
-
-
-def _index(table: Table, name: str) -> int:
-    for index, sync in enumerate(_syncs(table)):
-        if isinstance(sync, dict) and sync.get("name") == name:
-            return index
-    raise NoSuchSync(f"the settings have no sync `{name}`")

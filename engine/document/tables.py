@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Iterator
 from typing import Any, Final
 
-from amplitude_intercom.engine.document.refusals import NotToml
+from amplitude_intercom.engine.document.refusals import NoSuchSync, NotToml
 from amplitude_intercom.engine.toml_text import read_toml
 
 Table = dict[str, Any]
@@ -56,6 +56,24 @@ def written(path: Path) -> str:
     """Return a path as messages have it: ``sync[0].intercom.access_token``."""
     parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
     return "".join(parts).removeprefix(".")
+
+
+def syncs_in(table: Table) -> list[Any]:
+    """Return the ``[[sync]]`` tables of settings, which need not be right."""
+    syncs = table.get("sync", [])
+    return syncs if isinstance(syncs, list) else []
+
+
+def index_of_sync(table: Table, name: str) -> int:
+    """Return the index of the ``[[sync]]`` of a name.
+
+    Raises:
+        NoSuchSync: there is none.
+    """
+    for index, sync in enumerate(syncs_in(table)):
+        if isinstance(sync, dict) and sync.get("name") == name:
+            return index
+    raise NoSuchSync(f"the settings have no sync `{name}`")
 
 
 def leaves(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:

@@ -30,9 +30,8 @@ from amplitude_intercom.engine.console.api_v1.settings_refusals import in_thread
 from amplitude_intercom.engine.console.problems import Problem, ProblemType
 from amplitude_intercom.engine.document.forms import shown, shown_sync
 from amplitude_intercom.engine.document.masking import masked
-from amplitude_intercom.engine.document.refusals import NoSuchSync
 from amplitude_intercom.engine.document.settings_document import SettingsDocument
-from amplitude_intercom.engine.document.tables import Table, parsed
+from amplitude_intercom.engine.document.tables import Table, index_of_sync, parsed
 from amplitude_intercom.engine.document.versions import KeptVersion
 
 
@@ -65,19 +64,6 @@ class VersionText(msgspec.Struct, frozen=True):
     text: str
 
 
-def table_of_sync(table: Table, name: str) -> Table:
-    """Return the ``[[sync]]`` of a name.
-
-    Raises:
-        NoSuchSync: there is none.
-    """
-    syncs = table.get("sync")
-    for one in syncs if isinstance(syncs, list) else []:
-        if isinstance(one, dict) and one.get("name") == name:
-            return one
-    raise NoSuchSync(f"the settings have no sync `{name}`")
-
-
 class SettingsReading:
     """Shows one document."""
 
@@ -108,9 +94,11 @@ class SettingsReading:
     async def _sync(self, request: web.Request, nothing: Nothing) -> ApiAnswer:
         """Return the settings of one sync, as the file has them."""
         name = request.match_info["sync"]
-        return await in_thread(
-            lambda: self._shown(lambda table: shown_sync(table_of_sync(table, name)))
-        )
+
+        def show(table: Table) -> Table:
+            return shown_sync(table["sync"][index_of_sync(table, name)])
+
+        return await in_thread(lambda: self._shown(show))
 
     def _shown(self, show: Callable[[Table], Table]) -> ApiAnswer:
         document = self._document.file.read()
