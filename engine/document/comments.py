@@ -44,11 +44,9 @@ class Comment(NamedTuple):
 
 def hidden_in(comments: Sequence[Comment], secrets: Collection[str]) -> Iterator[str]:
     """Yield each comment with ``***`` for its secrets; ``secrets`` are known from elsewhere."""
-    known = sorted((s for s in secrets if len(s) >= LEAST_KNOWN), key=len, reverse=True)
     in_list = False
-    for comment, in_secrets in comments:
-        for secret in known:
-            comment = comment.replace(secret, MASK)
+    texts = _known_hidden([comment.text for comment in comments], secrets)
+    for comment, (_, in_secrets) in zip(texts, comments, strict=True):
         if in_secrets:
             shown, in_list = _texts_hidden(comment), False
         elif in_list:
@@ -56,6 +54,16 @@ def hidden_in(comments: Sequence[Comment], secrets: Collection[str]) -> Iterator
         else:
             shown, in_list = _assignment_hidden(comment)
         yield _WORD.sub(lambda word: MASK if _is_token(word[0]) else word[0], shown)
+
+
+def _known_hidden(comments: Sequence[str], secrets: Collection[str]) -> list[str]:
+    """Return comments, each of one line, with ``***`` for known secrets, the longest first."""
+    # In one text: each secret in each comment would be looked for a milliard times.
+    text = "\n".join(comments)
+    for secret in sorted(secrets, key=len, reverse=True):
+        if len(secret) >= LEAST_KNOWN and "\n" not in secret:
+            text = text.replace(secret, MASK)
+    return text.split("\n") if comments else []
 
 
 def _assignment_hidden(comment: str) -> tuple[str, bool]:
