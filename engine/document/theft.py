@@ -174,7 +174,7 @@ def _use(found: SecretValue, table: Table) -> Use:
             return Use(path, secret, "relay", _address(table["relay"][index], INGESTION_URLS))
         case ("export", "api_key" | "secret_key"):
             return Use(path, secret, "export", _address(table["export"], EXPORT_URLS))
-        case ("admin", "token"):
+        case ("admin", "token" | "read_token"):
             return Use(path, secret, "admin", "")
         case ("sources", *_):
             return Use(path, secret, "source", "")

@@ -232,3 +232,9 @@ def test_no_message_quotes_a_secret_or_tells_of_a_file() -> None:
         said = str(found(wanted))
         assert "literal" not in said
         assert "shadow" not in said
+
+
+@pytest.mark.parametrize("key", ["token", "read_token"])
+def test_a_token_of_the_console_is_called_so(key: str) -> None:
+    said = [one.message for one in found(changed("admin", key, to="env:TOKEN_A"))]
+    assert any("the console's token" in message for message in said)
