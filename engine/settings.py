@@ -234,6 +234,12 @@ class Sync(Section, frozen=True, kw_only=True):
     events: Events = Events()
     delivery: Delivery = Delivery()
 
+    @property
+    def written_fields(self) -> set[str]:
+        """The contact fields and attributes that its selected properties are written to."""
+        chosen = self.users.properties if self.users.enabled else ()
+        return {target for _, target in map(source_and_target, chosen)}
+
 
 class Settings(Section, frozen=True, kw_only=True):
     """All of it."""

@@ -10,7 +10,7 @@ from amplitude_intercom.engine.addresses import host_and_port
 from amplitude_intercom.engine.findings.finding import Finding, placed
 from amplitude_intercom.engine.findings.sync_findings import sync_findings
 from amplitude_intercom.engine.setting_types import ANY_KEY, SPELLED_OUT, Secret
-from amplitude_intercom.engine.settings import Settings, Sync, source_and_target
+from amplitude_intercom.engine.settings import Settings, Sync
 
 EVERYBODY = ("0.0.0.0", "::")  # noqa: S104 - hosts that are compared with
 
@@ -102,7 +102,7 @@ def relay_findings(settings: Settings) -> Iterator[Finding]:
 def shared_fields(settings: Settings) -> Iterator[Finding]:
     """Yield which fields of contacts two syncs write."""
     for first, other in combinations([sync for sync in settings.sync if sync.enabled], 2):
-        both = sorted(_fields(first) & _fields(other))
+        both = sorted(first.written_fields & other.written_fields)
         if not both or not _write_to_one(first, other):
             continue
         names = ", ".join(f"`{name}`" for name in both)
@@ -112,12 +112,6 @@ def shared_fields(settings: Settings) -> Iterator[Finding]:
             what = "they find contacts by different fields, and do not know what the other wrote"
         text = f"`{first.name}` and `{other.name}` both write {names} to one workspace's contacts"
         yield Finding("warning", "sync", f"{text}: {what}; let one of them have it")
-
-
-def _fields(sync: Sync) -> set[str]:
-    if not sync.users.enabled:
-        return set()
-    return {target for _, target in map(source_and_target, sync.users.properties)}
 
 
 def _is_delivered(key: Secret, settings: Settings) -> bool:

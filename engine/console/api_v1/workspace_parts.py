@@ -12,7 +12,7 @@ from amplitude_intercom.engine.console.problems import Problem, ProblemType
 from amplitude_intercom.engine.delivery.gate import Gate
 from amplitude_intercom.engine.delivery.workspace_attributes import Listed
 from amplitude_intercom.engine.delivery.workspaces import Workspace
-from amplitude_intercom.engine.settings import Sync, source_and_target
+from amplitude_intercom.engine.settings import Sync
 
 
 class DeliveryToWorkspace(Protocol):
@@ -112,12 +112,6 @@ def workspace_id(gate: Gate) -> str:
 def attribute_of(engine: EngineWithTokens, listed: Listed, syncs: list[str]) -> Attribute:
     """Return an attribute with those of some syncs that write it."""
     streams = (engine.streams.get(name) for name in syncs)
-    users = [s.sync.name for s in streams if s and listed.name in fields_of(s.sync)]
+    users = [s.sync.name for s in streams if s and listed.name in s.sync.written_fields]
     options = [one if isinstance(one, str) else one.value for one in listed.options or ()]
     return Attribute(listed.name, listed.data_type, options, users)
-
-
-def fields_of(sync: Sync) -> set[str]:
-    """Return the attributes that a sync writes its selected properties to."""
-    chosen = sync.users.properties if sync.users.enabled else ()
-    return {target for _, target in map(source_and_target, chosen)}
