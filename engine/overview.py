@@ -33,8 +33,10 @@ from amplitude_intercom.engine.status import (
     SourceStatus,
     SpoolStatus,
     Status,
-    SyncFacts,
     SyncStatus,
+)
+from amplitude_intercom.engine.status_reading import (
+    SyncFacts,
     TakerFacts,
     gate_status,
     http_status,

@@ -28,7 +28,8 @@ from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.engine.spool.takers import RELAY, spoken
 from amplitude_intercom.engine.spool.user_state import UserState, state_of_user
 from amplitude_intercom.engine.spool.wakeups import MadeDue, ParkedChoice, Wakeups
-from amplitude_intercom.engine.status import Compacted, read_left
+from amplitude_intercom.engine.status import Compacted
+from amplitude_intercom.engine.status_reading import read_left
 from amplitude_intercom.engine.token_facts import contact_key
 
 _log = structlog.get_logger(__name__)

@@ -28,12 +28,9 @@ from amplitude_intercom.engine.spool.sqlite.snapshots import disk_bytes, disk_fr
 from amplitude_intercom.engine.spool.sqlite.spool_file import FILE_NAME
 from amplitude_intercom.engine.spool.store import Store, reading_store, wall_clock_ms
 from amplitude_intercom.engine.spool.user_state import UserState, nothing_of, state_of_user
-from amplitude_intercom.engine.status import (
-    RelayStatus,
-    SpoolStatus,
-    Status,
+from amplitude_intercom.engine.status import RelayStatus, SpoolStatus, Status, SyncStatus
+from amplitude_intercom.engine.status_reading import (
     SyncFacts,
-    SyncStatus,
     TakerFacts,
     read_relay_facts,
     read_shared_facts,

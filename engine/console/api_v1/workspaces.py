@@ -28,7 +28,8 @@ from amplitude_intercom.engine.console.api_v1.workspace_parts import (
 from amplitude_intercom.engine.console.problems import ProblemType
 from amplitude_intercom.engine.delivery.event_names import DAY_MS
 from amplitude_intercom.engine.settings import MAX_EVENT_TYPES
-from amplitude_intercom.engine.status import GateStatus, gate_status
+from amplitude_intercom.engine.status import GateStatus
+from amplitude_intercom.engine.status_reading import gate_status
 
 
 class WorkspaceFacts(msgspec.Struct, frozen=True):
