@@ -221,7 +221,7 @@ class Overview:
             now_ms=parts.now_ms(),
             trouble=stream.spool.trouble or parts.spool.damage,
             figures=stream.figures,
-            adjusted=stream.spool.adjustments.total,
+            adjusted=stream.spool.tally.adjusted,
             gate=None if gate is None else gates[gate],
             stopped=stopped.get(name, ""),
             rekeying=parts.jobs.rekeying.get(name, 0),

@@ -174,7 +174,7 @@ class _Sending:
         refusal = await self._call(event)
         if not _is_unknown(refusal):
             return refusal
-        calls = TurnCalls(self._delivery.gate, self._turn)
+        calls = TurnCalls(self._delivery.calls, self._turn)
         owner = await merged_into(self._delivery.contacts, self._envelope.plan.identity, calls)
         if owner and owner != target:
             refusal = await self._call(_to(self._key._replace(value=owner), event))
@@ -191,7 +191,7 @@ class _Sending:
         """
         contacts, identity = self._delivery.contacts, self._envelope.plan.identity
         try:
-            await ensure(contacts, identity, TurnCalls(self._delivery.gate, self._turn))
+            await ensure(contacts, identity, TurnCalls(self._delivery.calls, self._turn))
         except Undeliverable as error:
             self._missing.note(self._key, error.failure, self._delivery.unknown_wait_s)
             raise
@@ -203,7 +203,7 @@ class _Sending:
 
     async def _call(self, body: bytes) -> Failure | None:
         request = intercom.send_event(body)
-        outcome = await self._delivery.gate.call(request, self._turn)
+        outcome = await self._delivery.calls.call(request, self._turn)
         if isinstance(outcome, NotAnswered):
             raise NotNow(outcome)
         return refusal_of(outcome.answer)

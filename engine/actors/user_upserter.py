@@ -114,7 +114,7 @@ class UserUpserter(Actor[Turn, Turn]):
         self, delivery: SyncDelivery, turn: Turn, some: Sequence[Envelope], locks: ContactLocks
     ) -> Upserted:
         updates = [envelope.plan.contact for envelope in some if envelope.plan.contact]
-        calls = TurnCalls(delivery.gate, turn)
+        calls = TurnCalls(delivery.calls, turn)
         upserted = await upsert(delivery.contacts, updates, calls, locks)
         turn.has_succeeded = turn.has_succeeded or upserted.called
         key = delivery.contacts.key_of(updates[0].identity)

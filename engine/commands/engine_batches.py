@@ -107,5 +107,5 @@ class EngineBatches:
         await self._engine.finish(self._drain_deadline_s)  # settles what was under way
         spool = self._stream.spool
         counts = summary(self._before, spool.counters)
-        counts["adjusted"] = dict(sorted(spool.adjustments.since_start.items()))
+        counts["adjusted"] = dict(sorted(spool.tally.adjusted_since_start.items()))
         return counts

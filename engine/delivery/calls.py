@@ -107,6 +107,41 @@ class Calls(Protocol):
         ...
 
 
+class CallTally(Protocol):
+    """Counts calls that were made (``engine.spool.tally.TakerTally``)."""
+
+    def call(self, endpoint: str, status: int) -> None:
+        """Count a call; status 0: it has no answer."""
+        ...
+
+
+class CountedCalls:
+    """Makes the calls of one sync, and counts them."""
+
+    def __init__(self, gate: Calls, tally: CallTally) -> None:
+        self._gate = gate
+        self._tally = tally
+
+    async def call(
+        self, request: Request, caller: Caller = NOBODY, *, optional: bool = False
+    ) -> Answered | NotAnswered:
+        """Make a call once; see ``Gate.call``."""
+        outcome = await self._gate.call(request, caller, optional=optional)
+        status = _status_of(outcome)
+        if status is not None:
+            self._tally.call(endpoint_of(request.method, request.path), status)
+        return outcome
+
+
+def _status_of(outcome: Answered | NotAnswered) -> int | None:
+    """Return the status of a call's answer (0: it has none); None: it has not left."""
+    if isinstance(outcome, Answered):
+        return outcome.answer.status
+    if outcome.cause in (Cause.NOT_SENT, Cause.CIRCUIT_OPEN):
+        return None
+    return outcome.failure.status if outcome.failure else 0
+
+
 class TurnCalls:
     """Makes the calls of one turn."""
 

@@ -149,7 +149,7 @@ class Feed:
 
     def _prepare(self, outcomes: Collected) -> None:
         """Add the ends of turns to outcomes."""
-        self._settlement.add_adjustments(outcomes)
+        self._settlement.add_tally(outcomes)
         # They go first: a charge that was found out later is written behind its failure.
         outcomes.writes[:0] = self._turn_ends.writes(outcomes.endings)
 

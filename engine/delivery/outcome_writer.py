@@ -20,6 +20,7 @@ import anyio
 import structlog
 
 from amplitude_intercom.engine.delivery.outcomes import Collected, PendingWrite, write
+from amplitude_intercom.engine.envelope import Record
 from amplitude_intercom.engine.spool.contract import Loaded, TakerSpool, Transaction
 
 _log = structlog.get_logger(__name__)
@@ -72,8 +73,8 @@ class OutcomeWriter:
         taker = self._spool.taker
         # In the order of `write`: the end of a turn comes after its deliveries.
         alone = [
-            *(PendingWrite(partial(_deliver_one, taker, r.id, now_ms)) for r in outcomes.delivered),
-            PendingWrite(lambda store: store.count_adjusted(taker, outcomes.adjusted)),
+            *(PendingWrite(partial(_deliver_one, taker, r, now_ms)) for r in outcomes.delivered),
+            PendingWrite(lambda store: store.count_tally(taker, outcomes.tally)),
             *outcomes.writes,
         ]
         faults: list[Exception] = []
@@ -100,5 +101,5 @@ class OutcomeWriter:
             await self._spool.attempt(lambda store: write(store, taker, outcomes, now_ms))
 
 
-def _deliver_one(taker: int, id_: int, now_ms: int, store: Transaction) -> None:
-    store.settling(taker).deliver([id_], now_ms)
+def _deliver_one(taker: int, record: Record, now_ms: int, store: Transaction) -> None:
+    store.settling(taker).deliver([record], now_ms)

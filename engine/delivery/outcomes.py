@@ -65,12 +65,12 @@ class Collected:
         self.delivered: list[Record] = []
         self.writes: list[PendingWrite] = []
         self.endings: list[tuple[Turn, Ending]] = []
-        self.adjusted: Counter[str] = Counter()
+        self.tally: Counter[str] = Counter()
 
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to write."""
-        return not (self.delivered or self.writes or self.adjusted)
+        return not (self.delivered or self.writes or self.tally)
 
 
 class Outcomes:
@@ -127,7 +127,7 @@ class Outcomes:
 def write(store: Transaction, taker: int, outcomes: Collected, now_ms: int) -> None:
     """Write collected outcomes."""
     if outcomes.delivered:
-        store.settling(taker).deliver([record.id for record in outcomes.delivered], now_ms)
-    store.count_adjusted(taker, outcomes.adjusted)
+        store.settling(taker).deliver(outcomes.delivered, now_ms)
+    store.count_tally(taker, outcomes.tally)
     for pending in outcomes.writes:
         pending.run(store)

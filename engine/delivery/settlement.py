@@ -73,7 +73,7 @@ class Settlement:
         ``reasons``: of the adjustments on the way.
         """
         self._note_latency(record)
-        self._spool.adjustments.count(reasons)
+        self._spool.tally.adjust(reasons)
         # Telling the feed of each delivery would wake it a thousand times a second for nothing.
         if self._outcomes.deliver(record):
             self.changed()
@@ -123,16 +123,16 @@ class Settlement:
         # The instant is taken here and not in the transaction, which may be made again.
         taker, now_ms = self._spool.taker, self._now_ms()
         ids = [record.id for record in records]
-        self._spool.adjustments.count(reasons)
+        self._spool.tally.adjust(reasons)
         # In the same commit as their records: counted apart, adjustments would be lost or count
         # twice at a kill.
-        adjusted = self._spool.adjustments.take()
+        tally = self._spool.tally.take()
 
         def work(store: Transaction) -> None:
-            store.count_adjusted(taker, adjusted)
+            store.count_tally(taker, tally)
             keep(store)
             if delivered:
-                store.settling(taker).deliver(ids, now_ms)
+                store.settling(taker).deliver(records, now_ms)
             else:
                 store.settling(taker).drop(ids, DropReason.UNCHANGED)
 
@@ -141,7 +141,7 @@ class Settlement:
         try:
             await self.write(work)
         except Exception:
-            self._spool.adjustments.give_back(adjusted)
+            self._spool.tally.give_back(tally)
             raise
         for record in records:
             self._note_latency(record)
@@ -208,10 +208,10 @@ class Settlement:
         """Return the outcomes so far, to be prepared and written now."""
         return self._outcomes.take()
 
-    def add_adjustments(self, outcomes: Collected) -> None:
-        """Add the adjustments of its deliveries to outcomes."""
-        if outcomes.delivered:
-            outcomes.adjusted = self._spool.adjustments.take()
+    def add_tally(self, outcomes: Collected) -> None:
+        """Add to outcomes what was counted since the last ones."""
+        if not outcomes.is_empty:
+            outcomes.tally = self._spool.tally.take()
 
     def note_delivered(self, outcomes: Collected) -> None:
         """Note that it is durable that outcomes were written."""

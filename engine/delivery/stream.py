@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
+from amplitude_intercom.engine.delivery.calls import CountedCalls
 from amplitude_intercom.engine.delivery.contacts.scope import ContactScope
 from amplitude_intercom.engine.delivery.contacts.selected_properties import (
     SelectedProperties,
@@ -101,10 +102,10 @@ class SyncDelivery:
         self.rules = stream.rules
         self.selection = stream.selection
         self.gate = gate
+        self.calls = CountedCalls(gate, spool.tally)
         self.scheduler = scheduler
         self.now_ms = now_ms
         self._figures = stream.figures
-        self.unknown_attributes = stream.figures.unknown_attributes
         self.loaded = loaded = SyncBytes(budget)
         loading = Loading(
             sync.name,
@@ -149,7 +150,7 @@ class SyncDelivery:
             self.selection,
             self.now_ms,
             self.sync.users,
-            self.unknown_attributes,
+            self._figures.unknown_attributes,
         )
 
     def leave(self) -> None:

@@ -7,6 +7,10 @@ So, for each taker and after every commit:
 Other counters are ``dead:REASON`` (dead letters by reason), ``parked:REASON`` (parked users by
 reason), ``adjusted:REASON`` (values changed on the way to Intercom), and ``bytes:…`` (a taker's
 bytes). Taker 0 is the whole spool.
+
+``minutes`` has the change of each counter within a minute. Some things are counted there alone:
+how soon deliveries came (``delivery_times``), the calls that were made (``tally``), and new dead
+letters (``DIED``).
 """
 
 from __future__ import annotations
@@ -40,6 +44,9 @@ INSERT_IDS: Final = "insert_ids"
 
 CONTACTS: Final = "contacts"
 """The number of contacts, of all workspaces."""
+
+DIED: Final = "died:"
+"""Begins the names of new dead letters by reason; ``dead:`` are those that there are."""
 
 MINUTE_MS: Final = 60_000
 
@@ -75,6 +82,7 @@ class Accounts:
         self._db = db
         self._committed: dict[int, Counter[str]] = {}
         self._changes: dict[int, Counter[str]] = {}
+        self._of_minute: dict[int, Counter[str]] = {}
         for taker, name, value in db.execute("SELECT taker, name, value FROM counters"):
             self._committed.setdefault(taker, Counter())[name] = value
 
@@ -105,6 +113,10 @@ class Accounts:
         if by:
             self._changes.setdefault(taker, Counter())[name] += by
 
+    def add_to_minute(self, taker: int, counts: Counts) -> None:
+        """Count by the minute alone."""
+        self._of_minute.setdefault(taker, Counter()).update(counts)
+
     def resize(self, taker: int, name: str, by: int) -> None:
         """Add to a byte counter of a taker, and to the spool's waiting bytes."""
         self.add(taker, name, by)
@@ -114,6 +126,11 @@ class Accounts:
         """Count dead letters of one reason."""
         self.add(taker, "dead", by)
         self.add(taker, f"dead:{reason}", by)
+
+    def bury(self, taker: int, reason: str) -> None:
+        """Count a record that becomes a dead letter."""
+        self.count_dead(taker, reason, 1)
+        self.add_to_minute(taker, {f"{DIED}{reason}": 1})
 
     def dead_by_reason(self, taker: int) -> dict[str, int]:
         """Return the number of dead letters by reason, as of the last commit."""
@@ -131,14 +148,11 @@ class Accounts:
 
     def write(self, minute: int) -> None:
         """Write the changes of this transaction, made in a ``minute`` since 1970."""
-        changes = [
-            (taker, name, by)
-            for taker, counts in self._changes.items()
-            for name, by in counts.items()
-            if by
-        ]
+        changes = _rows(self._changes)
         if changes:
             insert_many(self._db, "INSERT INTO counters (taker, name, value)", 3, changes, _ADD)
+        changes += _rows(self._of_minute)
+        if changes:
             insert_many(
                 self._db,
                 "INSERT INTO minutes (span, minute, taker, name, value)",
@@ -210,11 +224,15 @@ class Accounts:
         for taker in self._changes:
             # Replaced, never changed: other threads may be reading it.
             self._committed[taker] = Counter(self.of(taker))
-        self._changes = {}
+        self.rollback()
 
     def rollback(self) -> None:
         """Drop the changes since the last commit."""
-        self._changes = {}
+        self._changes, self._of_minute = {}, {}
+
+
+def _rows(changes: Mapping[int, Counts]) -> list[tuple[int, str, int]]:
+    return [(taker, name, by) for taker, of in changes.items() for name, by in of.items() if by]
 
 
 _NOTHING: Final[Counter[str]] = Counter()

@@ -40,11 +40,11 @@ import msgspec
 from amplitude_intercom.engine.envelope import Record
 from amplitude_intercom.engine.errors import SpoolError
 from amplitude_intercom.engine.reasons import Failure
-from amplitude_intercom.engine.spool.adjustments import Adjustments
 from amplitude_intercom.engine.spool.directory import ContactDirectory
 from amplitude_intercom.engine.spool.known_contacts import Stranger
 from amplitude_intercom.engine.spool.meta import EventNamesTable, Meta, WorkspaceNumbers
 from amplitude_intercom.engine.spool.relay_requests import LostEvent, WaitingRequest
+from amplitude_intercom.engine.spool.tally import TakerTally
 from amplitude_intercom.transports.contract import Original
 
 T = TypeVar("T")
@@ -149,7 +149,7 @@ class QueuedRecords(Protocol):
 class TakerRecords(Protocol):
     """The records of one taker in a transaction: how they end, and how their users wait."""
 
-    def deliver(self, ids: Sequence[int], now_ms: int) -> None:
+    def deliver(self, records: Sequence[Record], now_ms: int) -> None:
         """Settle records as delivered."""
         ...
 
@@ -299,8 +299,8 @@ class Transaction(Protocol):
         """Return the waiting records of a taker."""
         ...
 
-    def count_adjusted(self, taker: int, adjusted: Mapping[str, int]) -> None:
-        """Add counts of adjustments, by reason."""
+    def count_tally(self, taker: int, tally: Mapping[str, int]) -> None:
+        """Add what a delivery has counted (``tally``)."""
         ...
 
     def ask_expiry(
@@ -324,7 +324,8 @@ class TakerSpool(Protocol):
     """The number of the workspace that it delivers to; 0 before that is known."""
     has_been_fed: bool
     """Whether a feed has loaded records of it since the spool was opened."""
-    adjustments: Adjustments
+    tally: TakerTally
+    """Adjustments and calls that are not written yet."""
     appended: Callable[[], None]
     """Called after something was appended; set by the delivery or the relay."""
 

@@ -56,7 +56,7 @@ class RecordEnds:
             # Damage in the file can give two records the same id. Both must be kept.
             letter = msgspec.structs.replace(letter, id=self._accounts.take_batches(1) * SLOTS)
         self._letters.insert(self.taker, letter)
-        self._accounts.count_dead(self.taker, failure.reason, 1)
+        self._accounts.bury(self.taker, failure.reason)
         self._lines.dead(self.name, record, failure)
 
     def bury_damage(self, damage: DamagedRecord) -> None:

@@ -19,6 +19,7 @@ import msgspec
 
 from amplitude_intercom.engine.envelope import Kind, Record
 from amplitude_intercom.engine.reasons import Failure
+from amplitude_intercom.engine.spool.delivery_times import times_of
 from amplitude_intercom.engine.spool.known_contacts import Stranger
 from amplitude_intercom.engine.spool.record_ends import RecordEnds
 from amplitude_intercom.engine.spool.tables import Tables
@@ -41,11 +42,14 @@ class Settling:
 
     # --- ends -----------------------------------------------------------------------------
 
-    def deliver(self, ids: Sequence[int], now_ms: int) -> None:
+    def deliver(self, records: Sequence[Record], now_ms: int) -> None:
         """Settle records as delivered."""
-        # Counted by what was there: after a cancel the same delivery may be settled twice.
-        delivered = self._ends.delete(ids)
+        # Counted by what was there: after a cancel the same delivery may be settled twice. Which
+        # ones were there is not known then, only how many.
+        delivered = self._ends.delete([record.id for record in records])
         self._accounts.add(self.taker, "delivered", delivered)
+        times = times_of(records[len(records) - delivered :], now_ms)
+        self._accounts.add_to_minute(self.taker, times)
         self._takers.note_delivery(self.taker, now_ms)
 
     def drop(self, ids: Sequence[int], reason: str) -> None:

@@ -27,7 +27,6 @@ import structlog
 from amplitude_intercom.engine.errors import SpoolDamaged, SpoolError
 from amplitude_intercom.engine.settings import Settings
 from amplitude_intercom.engine.spool.accounts import LAST_BATCH, SPOOL, under
-from amplitude_intercom.engine.spool.adjustments import Adjustments
 from amplitude_intercom.engine.spool.appends import Appends
 from amplitude_intercom.engine.spool.connection import Damaged
 from amplitude_intercom.engine.spool.contract import Claim, Given
@@ -46,6 +45,7 @@ from amplitude_intercom.engine.spool.store import (
     wall_clock_ms,
 )
 from amplitude_intercom.engine.spool.table_reads import parked
+from amplitude_intercom.engine.spool.tally import ADJUSTED, TakerTally
 from amplitude_intercom.engine.spool.unwritten_counts import UnwrittenCounts
 from amplitude_intercom.engine.spool.writer import InlineWriter, ThreadWriter, Writer
 from amplitude_intercom.transports.reasons import RefusalReason
@@ -143,8 +143,8 @@ class Spool:
     async def close(self) -> None:
         """Finish what was submitted and close the file; a hanging disk is left alone in time."""
         # No batch follows that could take the counts along.
-        adjusted = {spool.taker: spool.adjustments.take() for spool in self._takers.values()}
-        last = _counting(self._unwritten.take(), adjusted)
+        tallies = {spool.taker: spool.tally.take() for spool in self._takers.values()}
+        last = _counting(self._unwritten.take(), tallies)
         try:
             with anyio.move_on_after(CLOSE_WITHIN_S):
                 await self.do(last) if last else None
@@ -301,17 +301,17 @@ class Spool:
 
 
 def _counting(
-    uncounted: Sequence[Part], adjusted: Mapping[int, Mapping[str, int]]
+    uncounted: Sequence[Part], tallies: Mapping[int, Mapping[str, int]]
 ) -> Work[None] | None:
-    """Return the work that counts batches and adjustments; None: there are none."""
-    if not uncounted and not any(adjusted.values()):
+    """Return the work that counts batches and tallies; None: there are none."""
+    if not uncounted and not any(tallies.values()):
         return None
 
     def work(store: Store) -> None:
         for part in uncounted:
             store.intake.count_only(part)
-        for taker, changes in adjusted.items():
-            store.count_adjusted(taker, changes)
+        for taker, tally in tallies.items():
+            store.count_tally(taker, tally)
 
     return work
 
@@ -327,7 +327,7 @@ class SpoolPart:
         """The number of its workspace; 0 before that is known."""
         self.has_been_fed = False
         self._now_ms = spool.now_ms
-        self.adjustments = Adjustments(under(self.counters, "adjusted:"))
+        self.tally = TakerTally(under(self.counters, ADJUSTED))
         self.appended: Callable[[], None] = lambda: None
         """Called when something was appended."""
 

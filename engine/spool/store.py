@@ -34,6 +34,7 @@ from amplitude_intercom.engine.spool.rows import Append, Appended
 from amplitude_intercom.engine.spool.settling import Settling
 from amplitude_intercom.engine.spool.store_intake import StoreIntake
 from amplitude_intercom.engine.spool.tables import Tables
+from amplitude_intercom.engine.spool.tally import ADJUSTED
 from amplitude_intercom.transports.reasons import RefusalReason
 
 
@@ -197,10 +198,13 @@ class Store(Tables):
         is_short = self.intake.refusal is RefusalReason.DISK_FULL
         return Claims(self.db, self.takers.known_id(name), window_ms, shift_s, is_short=is_short)
 
-    def count_adjusted(self, taker: int, adjusted: Mapping[str, int]) -> None:
-        """Add counts of values that were changed on the way to Intercom, by reason."""
-        for reason, count in adjusted.items():
-            self.accounts.add(taker, f"adjusted:{reason}", count)
+    def count_tally(self, taker: int, tally: Mapping[str, int]) -> None:
+        """Add what a delivery has counted: adjustments to the counters, calls by the minute."""
+        for name, count in tally.items():
+            if name.startswith(ADJUSTED):
+                self.accounts.add(taker, name, count)
+            else:
+                self.accounts.add_to_minute(taker, {name: count})
 
     def ask_expiry(
         self, taker: int, user: str, failure: Failure, accepted_until_ms: int, now_ms: int

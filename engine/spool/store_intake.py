@@ -157,7 +157,7 @@ class StoreIntake:
             letter = dead_letter(record, failure, now_ms)
             placed = msgspec.structs.replace(letter, origin=row.origin, line=row.line)
             self._tables.letters.insert(taker, placed)
-            self._accounts.count_dead(taker, row.reason, 1)
+            self._accounts.bury(taker, row.reason)
             self._tables.lines.dead_at_intake(self._takers.name_of(taker), id_, row)
             buried[row.reason] += 1
         return buried

@@ -32,9 +32,10 @@ from hypothesis.stateful import (
 
 from amplitude_intercom.engine.envelope import Kind, Record
 from amplitude_intercom.engine.reasons import DeadReason, Failure
-from amplitude_intercom.engine.spool.accounts import INBOX, SPOOL, TAKEN_ALONG, WAITING
+from amplitude_intercom.engine.spool.accounts import DIED, INBOX, SPOOL, TAKEN_ALONG, WAITING
 from amplitude_intercom.engine.spool.batches import SLOTS, Kept
 from amplitude_intercom.engine.spool.contract import Loaded, Wanted
+from amplitude_intercom.engine.spool.delivery_times import AFTER_RETRY, FIRST_ATTEMPT, LATE
 from amplitude_intercom.engine.spool.known_contacts import Stranger
 from amplitude_intercom.engine.spool.letter_ends import discard
 from amplitude_intercom.engine.spool.letters import DeadLetterQuery, DeadRow
@@ -697,7 +698,7 @@ class SpoolMachine(RuleBasedStateMachine):
         record = self._head(pick)
         self.store.begin()
         if how == "deliver":
-            self.settling.deliver([record.id], self.now_ms)
+            self.settling.deliver([record], self.now_ms)
         elif how == "drop":
             self.settling.drop([record.id], "unchanged")
         else:
@@ -1109,7 +1110,11 @@ class SpoolMachine(RuleBasedStateMachine):
         rows = self.db.execute(
             "SELECT name, sum(value) FROM minutes WHERE taker = ? GROUP BY name", (taker,)
         )
-        assert {name: n for name, n in rows if n} == {k: n for k, n in counters.items() if n}
+        found = Counter[str](dict(rows.fetchall()))
+        alone = {FIRST_ATTEMPT, AFTER_RETRY, *(n for n in found if n.startswith((LATE, DIED)))}
+        assert +found == +Counter({**counters, **{name: found[name] for name in alone}})
+        late = sum(n for name, n in found.items() if name.startswith(LATE))
+        assert counters["delivered"] == late == found[FIRST_ATTEMPT] + found[AFTER_RETRY]
 
     def _groups_count_letters(self, taker: int, model: Model) -> None:
         counted = Counter[str]()

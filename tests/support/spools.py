@@ -153,7 +153,7 @@ class OneSync:
     def deliver(self, *records: Record, now_ms: int = 1) -> None:
         """Settle records as delivered."""
         self.store.begin()
-        self.settling.deliver([record.id for record in records], now_ms)
+        self.settling.deliver(records, now_ms)
         self.store.commit()
 
 

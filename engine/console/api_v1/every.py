@@ -14,6 +14,7 @@ from amplitude_intercom.engine.console.api_v1.accounting import (
     own_version,
 )
 from amplitude_intercom.engine.console.api_v1.checks import Checks
+from amplitude_intercom.engine.console.api_v1.delivery_metrics import MetricsOfSyncs
 from amplitude_intercom.engine.console.api_v1.description import describe
 from amplitude_intercom.engine.console.api_v1.event_previews import EventPreviews
 from amplitude_intercom.engine.console.api_v1.handed_batches import (
@@ -93,6 +94,7 @@ def operations(
     return [
         *AccessOperations(access).operations(),
         *Accounting(engine).operations(),
+        *MetricsOfSyncs(engine, reads).operations(),
         *HandedBatches(engine).operations(),
         *Letters(engine, reads, access).operations(),
         *ParkedUsers(engine, reads).operations(),

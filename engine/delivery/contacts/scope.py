@@ -71,7 +71,7 @@ class ContactScope(NamedTuple):
 
     def count_adjusted(self, adjustments: Iterable[Adjustment]) -> None:
         """Count the adjustments of a write."""
-        self.spool.adjustments.count(adjustment.reason for adjustment in adjustments)
+        self.spool.tally.adjust(adjustment.reason for adjustment in adjustments)
         for adjustment in adjustments:
             if adjustment.reason is AdjustmentReason.UNKNOWN_ATTRIBUTE:
                 self.unknown_attributes[adjustment.where] += 1

@@ -849,7 +849,7 @@ async def test_an_adjustment_counts_once_though_delivery_is_cancelled_in_a_commi
 ) -> None:
     rig = Rig(tmp_path, late=True)
     (id_,) = rig.append("ann")
-    rig.mine.adjustments.count(["text_cut"] * 3)
+    rig.mine.tally.adjust(["text_cut"] * 3)
 
     async def until() -> None:
         while id_ not in rig.at_s:
@@ -885,10 +885,10 @@ async def test_a_record_that_cannot_be_settled_keeps_no_other_from_it(
     """They are settled together, but not at any price."""
 
     class StuckSettling(Settling):
-        def deliver(self, ids: Sequence[int], now_ms: int) -> None:
-            if stuck in ids and rig.counters["delivered"] < 19:
+        def deliver(self, records: Sequence[Record], now_ms: int) -> None:
+            if stuck in [record.id for record in records] and rig.counters["delivered"] < 19:
                 raise fault
-            super().deliver(ids, now_ms)
+            super().deliver(records, now_ms)
 
     rig = Rig(tmp_path, store_type=store_of(settlings=StuckSettling))
     rig.append(*(f"user-{n}" for n in range(20)))
@@ -907,15 +907,15 @@ async def test_an_adjustment_counts_once_though_the_first_commit_fails(
     failures = 1
 
     class FailingSettling(Settling):
-        def deliver(self, ids: Sequence[int], now_ms: int) -> None:
+        def deliver(self, records: Sequence[Record], now_ms: int) -> None:
             nonlocal failures
             failures -= 1
             if failures >= 0:
                 raise sqlite3.OperationalError("disk I/O error")
-            super().deliver(ids, now_ms)
+            super().deliver(records, now_ms)
 
     rig = Rig(tmp_path, store_type=store_of(settlings=FailingSettling))
-    rig.mine.adjustments.count(["text_cut"] * 3)
+    rig.mine.tally.adjust(["text_cut"] * 3)
     rig.append("ann")
     counted: list[int] = []
 
@@ -1015,7 +1015,7 @@ async def test_an_adjustment_counts_though_the_update_that_was_to_count_it_fails
     def fail(_: Transaction) -> None:
         raise TypeError("no JSON")
 
-    rig.mine.adjustments.count(["text_cut"] * 3)
+    rig.mine.tally.adjust(["text_cut"] * 3)
 
     async def until() -> None:
         record = Record(id_, Kind.EVENT, "ann", current().wall_ms(), b"{}")
@@ -1035,9 +1035,9 @@ async def test_deliveries_share_commits(tmp_path: Path) -> None:
     settled: list[int] = []
 
     class CountingSettling(Settling):
-        def deliver(self, ids: Sequence[int], now_ms: int) -> None:
-            settled.append(len(ids))
-            super().deliver(ids, now_ms)
+        def deliver(self, records: Sequence[Record], now_ms: int) -> None:
+            settled.append(len(records))
+            super().deliver(records, now_ms)
 
     rig = Rig(tmp_path, store_type=store_of(settlings=CountingSettling))
     rig.append(*(f"user-{n % 10}" for n in range(50)))

@@ -20,7 +20,7 @@ def test_a_backup_beside_a_writer_holds_the_committed_rows(tmp_path: Path) -> No
     found = sync.load(limit=30)
     sync.deliver(*found.records[:10])
     sync.store.begin()
-    sync.settling.deliver([found.records[10].id], 1)  # not committed: not in it
+    sync.settling.deliver([found.records[10]], 1)  # not committed: not in it
     size = backup(tmp_path / "spool.db", tmp_path / "copy.db")
     sync.store.commit()
     assert size == (tmp_path / "copy.db").stat().st_size

@@ -39,7 +39,7 @@ def deliver_all(database: Database[Store]) -> object:
     def deliver(store: Store) -> None:
         taker = store.takers.known_id(SYNC)
         found = store.queue(taker).load(Wanted(9, 1 << 20, per_user=9, now_ms=1))
-        store.settling(taker).deliver([record.id for record in found.records], 1)
+        store.settling(taker).deliver(found.records, 1)
 
     assert database.run([deliver]) == [None]
     [left] = database.run([lambda store: recount(store, store.takers.known_id(SYNC))["pending"]])

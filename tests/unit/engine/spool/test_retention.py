@@ -238,7 +238,7 @@ def test_on_a_full_disk_new_events_take_the_space_of_settled_ones(sync: OneSync)
         claims = store.claims(sync.sync)
         given = claims.claim([Claim(r.id, r.user_key, "Seen", 7, r.raw) for r in found.records], 1)
         assert given == [Given(7)] * len(found.records)
-        sync.settling.deliver([record.id for record in found.records], 1)
+        sync.settling.deliver(found.records, 1)
         store.commit()
         rows = store.db.execute("SELECT count(*) FROM created_at_claims").fetchone()[0]
         sizes.append((insert_ids(sync), rows))

@@ -117,7 +117,7 @@ def test_the_next_transaction_counts_nothing_of_one_that_was_rolled_back(path: P
     store.append([counted, Append([part_of(dead=[unread])])], 1)
     first, second, *_ = sync.queue.load(Wanted(100, 1 << 20, 100, 1)).records
     sync.settling.bury(first, FAILING, 1)
-    sync.settling.deliver([second.id], 1)
+    sync.settling.deliver([second], 1)
     store.contacts.remember(ANN, Known("c1"), 1)
     store.rollback()
     store.begin()
