@@ -140,6 +140,12 @@ class RunningTakers:
                 self._tasks.start_soon(unit.run)
             await self._ending.wait()
 
+    def delivers(self, name: str) -> bool:
+        """Whether a sync is delivered, or will be again after a change that is under way."""
+        stream = self.streams.get(name)
+        is_wanted = stream is not None and stream.sync.enabled and name not in self.unstarted
+        return self._delivers and is_wanted
+
     @property
     def is_draining(self) -> bool:
         """Whether nothing new is started."""

@@ -242,8 +242,10 @@ class DaemonBatches:
         pause_s = FIRST_LOOK_S
         while self._up_to:
             facts = await self._daemon.pending(self._up_to)
-            if not facts.waits or not facts.delivers:
+            if not facts.waits:
                 break
+            if not facts.delivers:
+                return
             await anyio.sleep(pause_s)
             pause_s = min(LOOK_EVERY_S, 2 * pause_s)
         self._is_settled = True

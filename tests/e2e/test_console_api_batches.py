@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from amplitude_intercom.engine.console.api_v1.batch_values import MOST_EVENTS
 from amplitude_intercom.engine.console.api_v1.handed_batches import MOST_BYTES, MOST_ELEMENTS
+from amplitude_intercom.engine.settings import Users
 from amplitude_intercom.transports.sandbox.sandbox import Sandbox
 from support import process
 from support.console import Console, Said, console
@@ -78,6 +80,25 @@ async def test_a_batch_is_delivered_and_its_receipt_says_what_became_of_each_eve
         assert (letter["origin"], letter["line"]) == ("a.jsonl", 5)
         assert await api.audited() == []
     assert [e.metadata["n"] for e in local.events] == [1, 2]
+
+
+async def test_a_sync_that_changes_while_it_has_work_is_delivered_all_the_time(
+    tmp_path: Path,
+) -> None:
+    """`forward` took such a moment for the end, and left with success."""
+    async with console(tmp_path, Sandbox(open_attributes=True, latency_s=0.2)) as api:
+        receipt = await taken(api, event(1))
+        while not api.engine.streams["e2e"].gate or not api.engine.streams["e2e"].gate.in_flight:
+            await asyncio.sleep(0)
+        sync = msgspec.structs.replace(api.engine.settings.sync[0], users=Users(enabled=False))
+        changed = msgspec.structs.replace(api.engine.settings, sync=[sync])
+        change = asyncio.create_task(api.engine.reload(changed))
+        while api.engine.streams["e2e"].delivery is not None:
+            await asyncio.sleep(0)
+        facts = await api.get(f"{PENDING}?up_to={receipt['batch']}")
+        assert not change.done()
+        assert (facts["waits"], facts["delivers"]) == (True, True)
+        await change
 
 
 async def test_a_batch_that_is_handed_twice_is_delivered_once(tmp_path: Path) -> None:

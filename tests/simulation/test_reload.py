@@ -473,6 +473,7 @@ async def test_what_waits_is_waited_for_through_a_change_of_settings(tmp_path: P
             tasks.start_soon(running.reload, changed)
             await simulation.a_moment()
             assert (running.streams["first"].delivery, running.settings == changed) == (None, False)
+            assert running.takers.delivers("first")
             await running.settled()
             assert running.streams["first"].spool.counters["pending"] == 0
         async with anyio.create_task_group() as tasks:

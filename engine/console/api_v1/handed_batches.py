@@ -73,8 +73,21 @@ class BatchIntake(Intake, Protocol):
         ...
 
 
+class DeliveredSyncs(Protocol):
+    """What knows which syncs are delivered (``engine.running_takers.RunningTakers``)."""
+
+    def delivers(self, name: str) -> bool:
+        """Whether a sync is delivered."""
+        ...
+
+
 class EngineWithIntake(RunningEngine, Protocol):
     """An engine that takes events in."""
+
+    @property
+    def takers(self) -> DeliveredSyncs:
+        """The syncs and relays that run."""
+        ...
 
     @property
     def intake(self) -> BatchIntake:
@@ -207,7 +220,7 @@ class HandedBatches:
                 stream.spool.counters["received"],
                 pending,
                 parked_,
-                stream.delivery is not None,
+                self._engine.takers.delivers(name),
                 stream.gate.state if stream.gate is not None else "well",
                 str(stream.spool.trouble or ""),
             )

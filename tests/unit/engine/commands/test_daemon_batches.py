@@ -89,6 +89,7 @@ class OneDaemon:
         self.pending_now = 0
         self.traffic = 0
         self.waits = 0
+        self.delivers = True
         self._losing = losing or {}
         self._asked = 0
 
@@ -118,7 +119,14 @@ class OneDaemon:
         self.waits = max(0, self.waits - 1)
         received = self._received
         return PendingFacts(
-            self.waits > 0, len(self.taken), received, self.pending_now, None, True, "well", ""
+            self.waits > 0,
+            len(self.taken),
+            received,
+            self.pending_now,
+            None,
+            self.delivers,
+            "well",
+            "",
         )
 
     async def glance(self) -> PendingFacts | None:
@@ -184,6 +192,17 @@ async def test_only_what_is_not_mixed_with_other_events_is_said_to_be_its_own() 
     own = (counts["received"], counts["accepted"], counts["delivered"], counts["pending"])
     assert own == (2, 2, None, 0)
     assert (counts["meanwhile"]["received"], counts["meanwhile"]["delivered"]) == (7, 6)
+
+
+@in_virtual_time
+async def test_what_waits_of_a_sync_that_is_switched_off_is_not_said_to_be_settled() -> None:
+    daemon = OneDaemon()
+    batches = await begun(daemon)
+    await batches.send(Batch(None, [b"1", b"2"]))
+    daemon.waits, daemon.pending_now, daemon.delivers = 1_000, 2, False
+    await batches.settled()
+    assert asyncio.get_running_loop().time() < 1
+    assert (await batches.end())["pending"] == 2
 
 
 @in_virtual_time
