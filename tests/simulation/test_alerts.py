@@ -94,9 +94,9 @@ async def labels_by_metric(folder: Path) -> dict[str, Labels]:
     return found
 
 
-def test_there_are_eleven_rules_of_the_shape_that_prometheus_reads() -> None:
+def test_the_rules_have_the_shape_that_prometheus_reads() -> None:
     tables: list[dict[str, Any]] = alerting.tables()
-    assert len({table["alert"] for table in tables}) == 11
+    assert len({table["alert"] for table in tables}) == len(tables)
     for table in tables:
         assert table.keys() - {"for"} == {"alert", "expr", "labels", "annotations"}
         assert re.fullmatch(r"AmplitudeIntercom\w+", table["alert"])
