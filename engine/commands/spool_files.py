@@ -156,7 +156,9 @@ class SpoolFiles:
         path = f"{ROOT}/syncs/{sync}/dead-letters"
 
         def work(store: Store) -> LetterPage:
-            return read_page(store, sync, path, asked, lambda count: count(store))
+            return read_page(
+                store, sync, path, asked, lambda count: count(store), hides_values=False
+            )
 
         try:
             position_of(asked.list_name(path), cursor, Position.read)  # wrong without a spool, too

@@ -10,6 +10,7 @@ import pytest
 
 from amplitude_intercom.engine.console.api_v1.reads import Reads
 from amplitude_intercom.engine.console.problems import Problem
+from amplitude_intercom.transports.sandbox.faults import Fault
 from amplitude_intercom.transports.sandbox.sandbox import Sandbox
 from support import process
 from support.console import bury, console
@@ -82,6 +83,20 @@ async def test_a_payload_is_text_with_each_digit_unless_values_are_hidden(tmp_pa
         assert (payload["is_whole"], payload["is_json"]) == (True, True)
         api.access.follow(msgspec.structs.replace(api.access.settings, hide_values=True))
         assert (await api.get(path))["payload"] is None
+
+
+async def test_no_message_of_a_letter_quotes_a_value_that_is_hidden(tmp_path: Path) -> None:
+    faults = [Fault("status", 400, path="/events")]
+    async with console(tmp_path, Sandbox(open_attributes=True, faults=faults)) as api:
+        await api.engine.submit([process.event("mira-okafor", 1)], api_key=process.API_KEY)
+        await api.engine.settled()
+        letters = "/syncs/e2e/dead-letters"
+        (found,) = await api.pages(letters)
+        assert found["message"] != ""  # Intercom's own: who knows what it quotes
+        api.access.follow(msgspec.structs.replace(api.access.settings, hide_values=True))
+        (hidden,) = await api.pages(letters)
+        assert hidden == {**found, "message": ""}
+        assert (await api.get(f"{letters}/{found['id']}"))["facts"] == hidden
 
 
 async def test_parked_users_are_listed_with_their_records(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ Rules
 =====
 1. A page tells how many letters its conditions mean, up to the one that failed last, and the id of
    that. Where the count takes too long, it is not said.
-2. Only one letter alone shows its payload, and none does where values are hidden.
+2. Only one letter alone shows its payload. Where values are hidden none does, and no message: it
+   may quote a value.
 """
 
 from __future__ import annotations
@@ -94,7 +95,13 @@ class LetterPage(msgspec.Struct, frozen=True):
 
 
 def read_page(
-    store: Store, taker: str, path: str, query: LetterQuery, counts: Counts
+    store: Store,
+    taker: str,
+    path: str,
+    query: LetterQuery,
+    counts: Counts,
+    *,
+    hides_values: bool,
 ) -> LetterPage:
     """Return a page of a taker's dead letters. ``path``: of its list, which cursors name.
 
@@ -108,7 +115,7 @@ def read_page(
     end = end_of_selection(store, number, up_to_id)
     letters, last = store.letters.page(number, wanted, after, query.limit)
     return LetterPage(
-        [_facts_of(letter) for letter in letters],
+        [_facts_of(letter, hides_values=hides_values) for letter in letters],
         cursor_of(list_name, str(last)) if last else None,
         counts(lambda opened: matching_up_to(opened, number, wanted, end)),
         up_to_id,
@@ -121,11 +128,13 @@ def read_letter(store: Store, taker: str, id_: int, *, hides_values: bool) -> Le
     if not found:
         return None
     payload = None if hides_values else payload_of(found[0].raw)
-    return Letter(_facts_of(found[0]), *explained(found[0].reason), payload)
+    facts = _facts_of(found[0], hides_values=hides_values)
+    return Letter(facts, *explained(found[0].reason), payload)
 
 
-def _facts_of(letter: DeadLetter) -> LetterFacts:
-    return LetterFacts(*(getattr(letter, name) for name in LetterFacts.__struct_fields__))
+def _facts_of(letter: DeadLetter, *, hides_values: bool) -> LetterFacts:
+    facts = LetterFacts(*(getattr(letter, name) for name in LetterFacts.__struct_fields__))
+    return msgspec.structs.replace(facts, message="") if hides_values else facts
 
 
 def explained(reason: str) -> tuple[str, str]:

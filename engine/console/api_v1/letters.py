@@ -79,12 +79,13 @@ class Letters:
     async def _list(self, request: web.Request, query: LetterQuery) -> ApiAnswer:
         """Return dead letters of a sync, or of a relay (`relay:NAME`)."""
         name = taker_of(self._engine, request)
+        hides = self._access.settings.hide_values
 
         def read(store: Store) -> LetterPage:
             def count(work: Callable[[Store], int]) -> int | None:
                 return self._reads.attempt(store, work)
 
-            return read_page(store, name, request.path, query, count)
+            return read_page(store, name, request.path, query, count, hides_values=hides)
 
         return ApiAnswer(await self._reads.look(read))
 
