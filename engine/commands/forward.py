@@ -18,15 +18,13 @@ from amplitude_intercom.engine.commands.deliverer import Deliverer
 from amplitude_intercom.engine.commands.engine_batches import EngineBatches
 from amplitude_intercom.engine.commands.exporting import Asked, ExportInput, export_settings
 from amplitude_intercom.engine.commands.forward_reading import (
-    SILENT_S,
     Ending,
     FilesInput,
     Input,
-    Patient,
     Problems,
     Reading,
-    Stalls,
 )
+from amplitude_intercom.engine.commands.forward_stalls import SILENT_S, HeldBackIntake, Stalls
 from amplitude_intercom.engine.commands.running import (
     DEAD_LETTERED,
     FAILED,
@@ -46,7 +44,7 @@ from amplitude_intercom.transports.contract import Intake
 from amplitude_intercom.transports.line_source import LineSource
 from amplitude_intercom.transports.progress import Progress
 
-ASKED_SO: Final = (
+REMEDY: Final = (
     "`forward` hands its events to a running daemon through its admin port: give both settings the"
     " same [admin], with its `token`, and restart the daemon; or stop it first"
 )
@@ -97,7 +95,7 @@ async def forward(
                     selected=_span_of(since_ms, until_ms),
                     max_wait_s=max_wait_s,
                 )
-            intake = Patient(deliverer, settings.forward.max_backlog)
+            intake = HeldBackIntake(deliverer, settings.forward.max_backlog)
             stalls = Stalls(deliverer, intake)
             end = await _until_stopped(deliverer, what, intake, signals, stalls, max_wait_s)
         counts = await deliverer.end()
@@ -195,7 +193,7 @@ async def _daemon(settings: Settings, in_use: DataDirInUse, stack: AsyncExitStac
     try:
         return await stack.enter_async_context(daemon_of(settings, in_use))
     except DataDirInUse as error:
-        raise DataDirInUse(f"{error}; {ASKED_SO}") from None
+        raise DataDirInUse(f"{error}; {REMEDY}") from None
 
 
 class _End(msgspec.Struct):
