@@ -20,7 +20,6 @@ from contextlib import suppress
 from typing import Final
 
 import anyio
-import msgspec
 import structlog
 from anyio.abc import TaskGroup
 
@@ -31,7 +30,7 @@ from amplitude_intercom.engine.internal_faults import describe, internal_failure
 from amplitude_intercom.engine.job_runner import JobRunner
 from amplitude_intercom.engine.running_takers import Opened, RunningTakers
 from amplitude_intercom.engine.settings import Settings
-from amplitude_intercom.engine.settings_effects import Effects, effects_of
+from amplitude_intercom.engine.settings_effects import Effects, effects_of, until_restart
 from amplitude_intercom.engine.spool.spool import Spool
 from amplitude_intercom.transports.errors import Refused
 from amplitude_intercom.transports.reasons import RefusalReason
@@ -71,8 +70,7 @@ class Reload:
         async with self._one_at_a_time:
             before = self._takers.settings
             done = effects_of(before, settings)
-            kept = {key: getattr(before, key) for key in done.needs_restart}
-            opened = await self._takers.open(msgspec.structs.replace(settings, **kept))
+            opened = await self._takers.open(until_restart(before, settings))
             try:
                 self._refuse_if_draining()
                 await self._takers.stop(opened)

@@ -7,13 +7,6 @@ from amplitude_intercom.engine.commands.running import FAILED, OK, complain, pri
 from amplitude_intercom.engine.commands.terminal import say
 from amplitude_intercom.engine.settings import Settings
 
-WORDS = {
-    "added": "added",
-    "changed": "changed",
-    "removed": "removed",
-    "needs_restart": "waits for a restart",
-}
-
 
 async def reload(settings: Settings, *, as_json: bool) -> int:
     """Ask the daemon for it, and print what has changed.
@@ -31,8 +24,6 @@ async def reload(settings: Settings, *, as_json: bool) -> int:
     if as_json:
         print_json(done)
         return OK
-    for kind, names in done.words().items():
-        say(f"{WORDS[kind]}: {', '.join(names)}")
-    if not done.words():
-        say("nothing has changed")
+    for line in done.lines():
+        say(line)
     return OK

@@ -200,7 +200,7 @@ async def test_a_file_that_was_changed_by_hand_is_loaded(tmp_path: Path) -> None
         said = await api.ask("POST", "/settings/reload")
         assert said.status == 409
         assert len(api.engine.settings.sync) == 1
-        assert [action for action, _ in await api.audited()] == ["settings loaded"]
+        assert await api.audited() == [("settings loaded", "changed: e2e")]
 
 
 async def test_a_saved_change_that_waits_for_a_restart_says_so(tmp_path: Path) -> None:

@@ -123,5 +123,5 @@ class SettingsPreviews:
         except Refused as error:
             retry = {"Retry-After": "10"}
             raise Problem(ProblemType.UNAVAILABLE, str(error), headers=retry) from None
-        request[CHANGE] = RequestChange("settings loaded", str(done.words() or "nothing changed"))
+        request[CHANGE] = RequestChange("settings loaded", "; ".join(done.lines()))
         return ApiAnswer(done)
