@@ -38,7 +38,8 @@ from amplitude_intercom.engine.findings.settings_findings import (
     general_findings,
     key_name,
 )
-from amplitude_intercom.engine.findings.workspace_findings import ask_intercom, workspace_findings
+from amplitude_intercom.engine.findings.workspace_asking import ask_intercom
+from amplitude_intercom.engine.findings.workspace_findings import workspace_findings
 from amplitude_intercom.engine.previewing import Preview
 from amplitude_intercom.engine.rules.selection import Selection
 from amplitude_intercom.engine.settings import Settings, Sync

@@ -32,7 +32,8 @@ from amplitude_intercom.engine.commands.relays import ask_amplitude
 from amplitude_intercom.engine.delivery.workspace_attributes import KnownAttributes
 from amplitude_intercom.engine.errors import SettingsError
 from amplitude_intercom.engine.findings.finding import Finding
-from amplitude_intercom.engine.findings.workspace_findings import ask_intercom, workspace_findings
+from amplitude_intercom.engine.findings.workspace_asking import ask_intercom
+from amplitude_intercom.engine.findings.workspace_findings import workspace_findings
 from amplitude_intercom.transports.amplitude_client import INGESTION_URLS
 from amplitude_intercom.transports.intercom import BASE_URLS
 

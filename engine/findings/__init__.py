@@ -1,1 +1,4 @@
-"""Findings about settings, workspaces and samples of events: errors and surprises. Pure."""
+"""Findings about settings, workspaces and samples of events: errors and surprises.
+
+Pure, but for ``workspace_asking``, which asks Intercom.
+"""

@@ -25,7 +25,7 @@ from amplitude_intercom.engine.clock import loop_time_s
 from amplitude_intercom.engine.delivery.calls import Answered, Cause, Nobody, NotAnswered, cause_of
 from amplitude_intercom.engine.delivery.gate import Gate, State
 from amplitude_intercom.engine.findings.finding import Finding
-from amplitude_intercom.engine.findings.workspace_findings import (
+from amplitude_intercom.engine.findings.workspace_asking import (
     Ask,
     NotHeard,
     WorkspaceSaid,
