@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Final
 
@@ -103,11 +103,6 @@ class Overview:
     def state(self) -> str:
         """The state of the engine."""
         return self._parts.state()
-
-    @property
-    def syncs(self) -> Collection[str]:
-        """The names of the syncs."""
-        return self._parts.streams.keys()
 
     @property
     def takers(self) -> list[str]:

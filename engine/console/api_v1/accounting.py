@@ -27,7 +27,7 @@ class StatusOfAll(TakerNames, Protocol):
 
     @property
     def ready(self) -> bool:
-        """Whether events are accepted of all syncs."""
+        """Whether at least one sync takes events."""
         ...
 
     @property
