@@ -39,6 +39,7 @@ from amplitude_intercom.engine.cli_options import (
     written_at,
 )
 from amplitude_intercom.engine.cli_streams import close_stdout, open_standard_streams
+from amplitude_intercom.transports.own_version import own_version
 
 
 class _Root(TyperGroup):
@@ -87,9 +88,7 @@ app.add_typer(spools, name="spool")
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
-
-        typer.echo(version("amplitude-intercom"))
+        typer.echo(own_version())
         raise typer.Exit
 
 

@@ -8,7 +8,6 @@ minute). It never falls to another value than zero, and so monitors see a reset.
 from __future__ import annotations
 
 import platform
-from importlib.metadata import version
 from typing import Final
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
@@ -23,6 +22,7 @@ from amplitude_intercom.engine.status import (
     Status,
     SyncStatus,
 )
+from amplitude_intercom.transports.own_version import own_version
 
 PYTHON: Final = platform.python_version()
 
@@ -112,7 +112,7 @@ def render(status: Status, *, ready: bool) -> bytes:
     # Family by family over all syncs, it took a second for a thousand: each is passed once.
     text = MetricsText(PREFIX, METRICS, HISTOGRAMS)
     text.add("ready", "", ready)
-    versions = f"{label('version', version('amplitude-intercom'))},{label('python', PYTHON)}"
+    versions = f"{label('version', own_version())},{label('python', PYTHON)}"
     text.add("build_info", versions, 1)
     text.add("log_lines_lost_total", "", lines_lost())
     text.add_histogram("loop_lag_seconds", "", status.loop.lag if status.loop else None)

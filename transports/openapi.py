@@ -6,7 +6,6 @@ A schema fuzzer checks the source against it.
 from __future__ import annotations
 
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
 from amplitude_intercom.transports.amplitude import (
@@ -16,6 +15,7 @@ from amplitude_intercom.transports.amplitude import (
     MIN_ID_LENGTH,
     RESERVED_IDS,
 )
+from amplitude_intercom.transports.own_version import own_version
 
 _Schema = dict[str, Any]
 
@@ -41,7 +41,7 @@ def describe() -> _Schema:
         "openapi": "3.1.0",
         "info": {
             "title": "amplitude-intercom: HTTP source",
-            "version": _version(),
+            "version": own_version(),
             "description": "Amplitude's ingestion endpoints, as its SDKs and its webhook use them.",
         },
         "paths": {
@@ -73,13 +73,6 @@ def describe() -> _Schema:
         },
         "components": {"schemas": _SCHEMAS},
     }
-
-
-def _version() -> str:
-    try:
-        return version("amplitude-intercom")
-    except PackageNotFoundError:  # used without having been installed
-        return "0"
 
 
 def _upload(summary: str) -> _Schema:

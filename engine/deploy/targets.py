@@ -10,7 +10,6 @@ import re
 import sysconfig
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
-from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import Final
@@ -24,6 +23,7 @@ from amplitude_intercom.engine.deploy.adapting import (
 )
 from amplitude_intercom.engine.errors import SettingsError
 from amplitude_intercom.engine.settings import Settings
+from amplitude_intercom.transports.own_version import own_version
 
 SETTINGS_FILE: Final = "amplitude-intercom.toml"
 FOLDER: Final = "/etc/amplitude-intercom"
@@ -204,7 +204,7 @@ def stop_s(settings: Settings) -> int:
 def _facts(settings: Settings) -> Mapping[str, str]:
     return {
         "DRAIN_S": f"{settings.drain_deadline_s:g}",
-        "IMAGE": f"amplitude-intercom:{version('amplitude-intercom')}",
+        "IMAGE": f"amplitude-intercom:{own_version()}",
         "USER": USER,
         "SETTINGS": f"{FOLDER}/{SETTINGS_FILE}",
     }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from typing import Protocol
 
 import msgspec
@@ -20,6 +18,7 @@ from amplitude_intercom.engine.console.api_v1.parts import RunningEngine, TakerN
 from amplitude_intercom.engine.console.api_v1.status_values import DaemonStatus
 from amplitude_intercom.engine.console.problems import ProblemType
 from amplitude_intercom.engine.status import Status, SyncStatus
+from amplitude_intercom.transports.own_version import own_version
 
 
 class StatusOfAll(TakerNames, Protocol):
@@ -101,12 +100,3 @@ class Accounting:
         name = stream_of(self._engine, request).sync.name
         found = {one.name: one for one in (await self._engine.overview.status()).syncs}
         return ApiAnswer(found[name])
-
-
-@cache
-def own_version() -> str:
-    """Return the version of this program; ``0`` where it is not installed."""
-    try:
-        return version("amplitude-intercom")
-    except PackageNotFoundError:
-        return "0"

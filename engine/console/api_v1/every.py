@@ -11,7 +11,6 @@ from amplitude_intercom.engine.console.api_v1.access_operations import AccessOpe
 from amplitude_intercom.engine.console.api_v1.accounting import (
     Accounting,
     EngineWithStatus,
-    own_version,
 )
 from amplitude_intercom.engine.console.api_v1.checks import Checks
 from amplitude_intercom.engine.console.api_v1.delivery_metrics import MetricsOfSyncs
@@ -44,6 +43,7 @@ from amplitude_intercom.engine.console.api_v1.spool_file import (
 from amplitude_intercom.engine.console.api_v1.workspace_changes import WorkspaceChanges
 from amplitude_intercom.engine.console.api_v1.workspaces import WorkspacesOfTokens
 from amplitude_intercom.engine.document.settings_document import SettingsDocument
+from amplitude_intercom.transports.own_version import own_version
 
 
 class Keeper(SpoolKeeper, ParkedKeeper, Protocol):
