@@ -22,7 +22,12 @@ from typing import Final
 from amplitude_intercom.engine.config import usable_secret
 from amplitude_intercom.engine.disk import private_folder, write_whole
 from amplitude_intercom.engine.document.refusals import NotSaved, SecretRefused
-from amplitude_intercom.engine.document.secret_values import is_reference, secret_values
+from amplitude_intercom.engine.document.secret_values import (
+    MASK,
+    is_mask,
+    is_reference,
+    secret_values,
+)
 from amplitude_intercom.engine.document.tables import Table
 from amplitude_intercom.engine.setting_types import ANY_KEY
 
@@ -54,6 +59,8 @@ class SecretFolder:
         """
         if is_reference(value.strip()) or value.strip() == ANY_KEY:
             raise SecretRefused("Expected the secret itself, not the name of one")
+        if is_mask(value.strip()):
+            raise SecretRefused(f"Expected the secret itself; `{MASK}` is shown instead of one")
         if len(value) > MOST_CHARACTERS:
             raise SecretRefused(f"Expected a secret of at most {MOST_CHARACTERS} characters")
         try:

@@ -73,7 +73,7 @@ def test_no_name_is_given_twice(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["", "  ", "a\nb", "ü", "env:X", "file:x", " file:x", "*", "x" * 99_999]
+    "value", ["", "  ", "a\nb", "ü", "env:X", "file:x", " file:x", "*", "***", "x" * 99_999]
 )
 def test_a_text_that_can_be_no_secret_is_refused(tmp_path: Path, value: str) -> None:
     with pytest.raises(SecretRefused) as refused:
