@@ -99,7 +99,7 @@ class Versions:
             NoSuchVersion: none of this name is kept, or it is damaged.
         """
         if _FILE.fullmatch(f"{version_id}.toml") is None:
-            raise NoSuchVersion(f"no version `{version_id[:40]!r}` is kept")
+            raise NoSuchVersion("no version of this name is kept")
         name = f"{version_id}.toml"
         facts = self._facts(name)
         try:

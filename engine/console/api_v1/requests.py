@@ -104,6 +104,7 @@ def refused(error: msgspec.ValidationError) -> Problem:
     at = _AT.search(said)
     steps = [m["key"] or m["index"] for m in _STEP.finditer(at["path"])] if at else []
     detail = said[: at.start()] if at else said
+    detail = detail.replace("`bytes`", "text in Base64")
     field = _FIELD.match(detail)
     if field is not None:
         steps.append(field["name"])

@@ -34,6 +34,7 @@ MOST_VALUES: Final = 20_000
 """Of a form, which is one sync: each value is gone through many times."""
 
 _STEP: Final = re.compile(r"[^.\[\]]+")
+_KEYED: Final = re.compile(r"([a-z][\w-]*(?:\.[\w-]+|\[\d+\])*): (.+)", re.DOTALL)
 
 
 @contextmanager
@@ -44,7 +45,7 @@ def document_refusals() -> Iterator[None]:
     except DocumentError as error:
         raise problem_of(error) from None
     except SettingsError as error:
-        raise Problem(ProblemType.REFUSED_VALUE, str(error)) from None
+        raise _refused(str(error)) from None
 
 
 async def in_thread(work: Callable[[], T]) -> T:
@@ -71,7 +72,7 @@ def problem_of(error: DocumentError) -> Problem:
         case TextTooLarge():
             return Problem(ProblemType.TOO_LARGE, str(error))
         case NotToml() | SecretRefused():
-            return Problem(ProblemType.REFUSED_VALUE, str(error))
+            return _refused(str(error))
         case NoSuchSync() | NoSuchVersion():
             return Problem(ProblemType.NOT_FOUND, str(error))
         case NotWritable():
@@ -79,6 +80,13 @@ def problem_of(error: DocumentError) -> Problem:
         case NotSaved():
             return Problem(ProblemType.UNAVAILABLE, str(error), headers={"Retry-After": "10"})
     return Problem(ProblemType.CONFLICT, str(error))  # it cannot be read, shown, or edited so
+
+
+def _refused(text: str) -> Problem:
+    """Return the refusal of settings; most messages begin with the key that they are about."""
+    key, detail = found.groups() if (found := _KEYED.match(text)) else ("", text)
+    errors = [FieldError(pointer(key), detail)]
+    return Problem(ProblemType.REFUSED_VALUE, text, errors=errors)
 
 
 def pointer(path: str) -> str:

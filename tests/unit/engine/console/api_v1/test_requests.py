@@ -12,7 +12,7 @@ from yarl import URL
 
 from amplitude_intercom.engine.console.api_v1.etags import etag, refuse_other
 from amplitude_intercom.engine.console.api_v1.requests import id_of, query_of, refused
-from amplitude_intercom.engine.console.problems import Problem
+from amplitude_intercom.engine.console.problems import FieldError, Problem
 
 
 class _Inner(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -23,6 +23,10 @@ class _Asked(msgspec.Struct, forbid_unknown_fields=True):
     inner: _Inner = _Inner()
     ids: list[int] | None = None
     limit: Annotated[int, msgspec.Meta(ge=1, le=200)] = 50
+
+
+class _Raws(msgspec.Struct):
+    raws: list[bytes]
 
 
 class _Wanted(msgspec.Struct, forbid_unknown_fields=True):
@@ -46,6 +50,14 @@ def test_a_refused_value_is_pointed_at(kind: Any, given: Any, pointer: str) -> N
         msgspec.convert(given, kind)
     problem = refused(error.value)
     assert (problem.status, problem.errors[0].pointer) == (422, pointer)
+
+
+def test_bytes_of_a_body_are_asked_for_as_what_json_has_for_them() -> None:
+    with pytest.raises(msgspec.ValidationError) as error:
+        msgspec.json.decode(b'{"raws": [{}]}', type=_Raws)
+    assert refused(error.value).errors == [
+        FieldError("/raws/0", "Expected text in Base64, got `object`")
+    ]
 
 
 def test_a_list_of_a_query_is_given_parameter_by_parameter() -> None:
