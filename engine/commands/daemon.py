@@ -13,7 +13,7 @@ from anyio.abc import TaskGroup
 
 from amplitude_intercom.engine.app import Engine
 from amplitude_intercom.engine.commands.last_resort import LastResort
-from amplitude_intercom.engine.commands.reloading import FileReload
+from amplitude_intercom.engine.commands.reloading import FileReload, warn_of_keys
 from amplitude_intercom.engine.commands.running import FAILED, OK, Signals
 from amplitude_intercom.engine.commands.service_manager import ServiceManager
 from amplitude_intercom.engine.commands.settings_mending import mend
@@ -25,7 +25,6 @@ from amplitude_intercom.engine.console.help_pages import help_routes
 from amplitude_intercom.engine.console.monitoring import MonitorPaths
 from amplitude_intercom.engine.document.settings_document import SettingsDocument
 from amplitude_intercom.engine.errors import SettingsError
-from amplitude_intercom.engine.findings.settings_findings import key_findings
 from amplitude_intercom.engine.settings import Admin, Settings
 from amplitude_intercom.engine.sources import sources_of, start_sources
 from amplitude_intercom.engine.spool.store import wall_clock_ms
@@ -68,8 +67,7 @@ async def run(path: Path, settings: Settings) -> int:
         SettingsError: nothing to serve, or an address that cannot be listened on.
     """
     raise_descriptor_limit()
-    for finding in key_findings(settings):
-        _log.warning(finding.text, key=finding.key)
+    warn_of_keys(settings)
     sources = sources_of(settings)
     if not sources:
         raise SettingsError("no source is configured: add [http], or [sources.NAME]")

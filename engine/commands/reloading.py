@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 import structlog
 
@@ -20,6 +21,19 @@ from amplitude_intercom.engine.sources import source_problems
 from amplitude_intercom.transports.errors import Refused
 
 _log = structlog.get_logger(__name__)
+
+
+MOST_WARNINGS: Final = 20
+"""Findings that a start or a reload logs: a thousand syncs with one key have half a million."""
+
+
+def warn_of_keys(settings: Settings) -> None:
+    """Log the first findings about API keys."""
+    findings = key_findings(settings)
+    for finding in islice(findings, MOST_WARNINGS):
+        _log.warning(finding.text, key=finding.key)
+    if next(findings, None) is not None:
+        _log.warning("there are more findings about API keys: `check` prints them")
 
 
 class Reloadable(Protocol):
@@ -79,8 +93,7 @@ class FileReload:
         for follow in self.followers:
             follow(settings)
         _log.info("settings loaded", who=who, **(done.words() or {"changed": ["nothing"]}))
-        for finding in key_findings(settings):
-            _log.warning(finding.text, key=finding.key)
+        warn_of_keys(settings)
         return done
 
     def _load(self) -> Settings:

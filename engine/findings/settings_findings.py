@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from itertools import combinations
 from typing import Any
@@ -45,18 +46,44 @@ def key_findings(settings: Settings) -> Iterator[Finding]:
     if settings.http is not None and not keys:
         text = "no sync has `amplitude_api_keys`: every client is refused, and drops its events"
         yield Finding("error", "http", text)
+    enabled = [sync for sync in settings.sync if sync.enabled]
+    taken = {key.reveal() for sync in enabled for key in sync.amplitude_api_keys}
     for index, sync in enumerate(settings.sync):
         for key in sync.amplitude_api_keys:
-            if not sync.enabled and not _is_delivered(key, settings):
+            if not sync.enabled and taken.isdisjoint((key.reveal(), ANY_KEY)):
                 text = f"no enabled sync takes the key {key_name(key)}: its events are dropped"
                 yield Finding("warning", f"sync[{index}].amplitude_api_keys", text)
-    for first, other in combinations([sync for sync in settings.sync if sync.enabled], 2):
-        if _write_to_one(first, other) and (shared := _shared_key(first, other)):
+    for first, other in _taking_one_key(enabled):
+        if shared := _shared_key(first, other):
             text = (
                 f"`{first.name}` and `{other.name}` take the key {key_name(shared)} and have one"
                 " access token: what both select is sent twice"
             )
             yield Finding("warning", "sync", text)
+
+
+def _taking_one_key(syncs: list[Sync]) -> Iterator[tuple[Sync, Sync]]:
+    """Yield the pairs of syncs that take a key of one project with one access token.
+
+    A thousand syncs are half a million pairs, so pairs are not looked for one by one.
+    """
+    takers: dict[tuple[object, ...], list[int]] = defaultdict(list)
+    for place, sync in enumerate(syncs):
+        for key in {*_keys(sync), _OF_ANY} if sync.amplitude_api_keys else ():
+            takers[_receiver(sync), key].append(place)
+    for place, sync in enumerate(syncs):
+        mine = _keys(sync)
+        wanted = [_OF_ANY] if ANY_KEY in mine else [*mine, ANY_KEY] if mine else []
+        others = {other for key in wanted for other in takers.get((_receiver(sync), key), ())}
+        yield from ((sync, syncs[other]) for other in sorted(others) if other > place)
+
+
+_OF_ANY = ""
+"""Stands for the keys of a sync, whichever they are."""
+
+
+def _keys(sync: Sync) -> set[str]:
+    return {key.reveal() for key in sync.amplitude_api_keys}
 
 
 def secret_findings(settings: Settings) -> Iterator[Finding]:
@@ -101,10 +128,11 @@ def relay_findings(settings: Settings) -> Iterator[Finding]:
 
 def shared_fields(settings: Settings) -> Iterator[Finding]:
     """Yield which fields of contacts two syncs write."""
-    for first, other in combinations([sync for sync in settings.sync if sync.enabled], 2):
-        both = sorted(first.written_fields & other.written_fields)
-        if not both or not _write_to_one(first, other):
+    held = [(_receiver(s), s.written_fields, s) for s in settings.sync if s.enabled]
+    for (one, mine, first), (another, theirs, other) in combinations(held, 2):
+        if one != another or mine.isdisjoint(theirs):
             continue
+        both = sorted(mine & theirs)
         names = ", ".join(f"`{name}`" for name in both)
         if first.mapping.identifier == other.mapping.identifier:
             what = "the one that comes last is right, and each counts on from it"
@@ -114,13 +142,6 @@ def shared_fields(settings: Settings) -> Iterator[Finding]:
         yield Finding("warning", "sync", f"{text}: {what}; let one of them have it")
 
 
-def _is_delivered(key: Secret, settings: Settings) -> bool:
-    return any(
-        sync.enabled and {key.reveal(), ANY_KEY} & {k.reveal() for k in sync.amplitude_api_keys}
-        for sync in settings.sync
-    )
-
-
 def key_name(key: Secret) -> str:
     """Return a key as the settings spell it; one that is spelled out is not shown whole."""
     if key.reveal() == ANY_KEY:
@@ -128,9 +149,10 @@ def key_name(key: Secret) -> str:
     return key.source if key.source != SPELLED_OUT else f"{key.reveal()[:4]}…"
 
 
-def _write_to_one(first: Sync, other: Sync) -> bool:
-    a, b = first.intercom, other.intercom
-    return (a.access_token, a.region, a.base_url) == (b.access_token, b.region, b.base_url)
+def _receiver(sync: Sync) -> tuple[str, str, str | None]:
+    """Return what two syncs share that write to one workspace."""
+    intercom = sync.intercom
+    return intercom.access_token.reveal(), intercom.region, intercom.base_url
 
 
 def _shared_key(first: Sync, other: Sync) -> Secret | None:

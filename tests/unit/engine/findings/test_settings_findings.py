@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import time
+from itertools import combinations, islice
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from amplitude_intercom.engine.findings.settings_findings import (
     host_findings,
@@ -63,6 +68,37 @@ def test_two_syncs_with_one_key_and_one_token_send_twice(keys: list[str], found:
         assert all("sent twice" in text for text in said)
     elsewhere = {**other, "intercom": {"access_token": "another"}}
     assert not [*key_findings(settings(sync(), elsewhere))]
+
+
+@given(
+    st.lists(
+        st.tuples(st.lists(st.sampled_from(["*", "a", "b", "c"]), unique=True), st.booleans()),
+        max_size=6,
+    )
+)
+def test_each_pair_with_one_key_and_one_token_is_named_once_in_order(
+    syncs: list[tuple[list[str], bool]],
+) -> None:
+    given_ = [
+        sync(f"s{n}", amplitude_api_keys=keys, intercom={"access_token": f"token-{same}"})
+        for n, (keys, same) in enumerate(syncs)
+    ]
+    said = [f.text for f in key_findings(settings(*given_)) if "sent twice" in f.text]
+    assert [re.findall(r"`(s\d+)`", text) for text in said] == [
+        [f"s{n}", f"s{m}"]
+        for (n, (mine, one)), (m, (theirs, other)) in combinations(enumerate(syncs), 2)
+        if one == other and mine and theirs and ({*mine} & {*theirs} or "*" in mine + theirs)
+    ]
+
+
+@pytest.mark.parametrize("key", ["*", "key-1", None])
+def test_the_first_findings_of_a_thousand_syncs_come_at_once(key: str | None) -> None:
+    """A reload asks for them: all pairs of a thousand syncs held the loop for a second."""
+    many = settings(*(sync(f"s{n}", amplitude_api_keys=[key or f"key-{n}"]) for n in range(1_000)))
+    began_s = time.process_time()
+    found = list(islice(key_findings(many), 20))
+    assert time.process_time() - began_s < 0.2
+    assert len(found) == (0 if key is None else 20)
 
 
 @pytest.mark.parametrize(
