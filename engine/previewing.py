@@ -1,4 +1,4 @@
-"""What one sync would make of an event: by the code that delivers it, without a call."""
+"""What a sync would make of an event, or a relay of its letter: without a call."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from amplitude_intercom.engine.delivery.contacts.working_out import work_out
 from amplitude_intercom.engine.delivery.workspace_attributes import KnownAttributes
 from amplitude_intercom.engine.envelope import Adjustment, ContactUpdate, Identity, Plan, Record
 from amplitude_intercom.engine.reasons import DeadReason
+from amplitude_intercom.engine.relay.relayed_form import ORIGIN
 from amplitude_intercom.engine.rules.bodies import contact_body, creation_body, event_body
 from amplitude_intercom.engine.rules.contacts import AnyAttribute, Types
 from amplitude_intercom.engine.rules.explanations import SelectorFinding
@@ -197,6 +198,12 @@ class Preview:
             if self._known.type_of(name) is None:
                 self._known.add(name, data_type)
                 yield intercom.create_attribute(name, data_type)
+
+
+def relay_replayed(letter: DeadLetter) -> Foreseen:
+    """Return what a replay of a relay's dead letter would do now."""
+    path = letter.origin.removeprefix(ORIGIN)
+    return Foreseen("send", requests=[Request("POST", path, letter.raw)])
 
 
 def _turned_down(verdict: Drop | Reject) -> Foreseen:

@@ -18,8 +18,7 @@ from amplitude_intercom.engine.console.api_v1.job_values import Job
 from amplitude_intercom.engine.console.api_v1.letter_values import Letter, LetterFacts, LetterPage
 from amplitude_intercom.engine.console.api_v1.pages import MOST_ROWS
 from amplitude_intercom.engine.errors import EngineError
-from amplitude_intercom.engine.previewing import Foreseen, Preview, SpooledPast
-from amplitude_intercom.engine.relay.relayed_form import ORIGIN
+from amplitude_intercom.engine.previewing import Foreseen, Preview, SpooledPast, relay_replayed
 from amplitude_intercom.engine.settings import Settings, Sync
 from amplitude_intercom.engine.spool.jobs import JobKind, JobState
 from amplitude_intercom.engine.spool.letters import START, DeadLetter, DeadLetterQuery, Position
@@ -193,12 +192,12 @@ def _code(found: int, query: DeadLetterQuery, there: Collection[int]) -> int:
     if found >= len(named):
         return OK
     absent = [str(id_) for id_ in named if id_ not in there]
-    which = f" ({', '.join(absent[:MOST_NAMED])}{', …' if absent[MOST_NAMED:] else ''})"
+    which = f" ({', '.join(absent[:MOST_ABSENT])}{', …' if absent[MOST_ABSENT:] else ''})"
     few = f"{len(named) - found:,} of {count(len(named), 'id')}{which if absent else ''}"
     return complain(f"no such dead letter: {few}", FAILED)
 
 
-MOST_NAMED = 20
+MOST_ABSENT = 20
 """Ids that are named as not there."""
 
 
@@ -268,11 +267,13 @@ def _foresee_relay(settings: Settings, relay: str, query: DeadLetterQuery, *, as
     for letters in _whole(SpoolFiles(settings), relay, query):
         for letter in letters:
             found.append(letter.id)
-            path, body = letter.origin.removeprefix(ORIGIN), letter.raw.decode(errors="replace")
+            [call] = relay_replayed(letter).requests
+            body = (call.body or b"").decode(errors="replace")
             if as_json:
-                print_json({"id": letter.id, "method": "POST", "path": path, "body": body})
+                said = {"method": call.method, "path": call.path, "body": body}
+                print_json({"id": letter.id, **said})
             else:
-                say(f"{letter.id} POST {path} {body}", most=len(body) * 6 + 200)
+                say(f"{letter.id} {call.method} {call.path} {body}", most=len(body) * 6 + 200)
     if not found and not as_json:
         say("no dead letters", stderr=True)
     return _code(len(found), query, found)

@@ -41,16 +41,14 @@ from amplitude_intercom.engine.document.proposals import chosen_sync
 from amplitude_intercom.engine.document.settings_document import SettingsDocument
 from amplitude_intercom.engine.errors import EngineError
 from amplitude_intercom.engine.internal_faults import internal_failure
-from amplitude_intercom.engine.previewing import Foreseen, Preview, SpooledPast
+from amplitude_intercom.engine.previewing import Foreseen, Preview, SpooledPast, relay_replayed
 from amplitude_intercom.engine.reasons import DeadReason, DropReason
-from amplitude_intercom.engine.relay.relayed_form import ORIGIN
 from amplitude_intercom.engine.rules.explanations import SelectorFinding, without_values
 from amplitude_intercom.engine.settings import Sync
-from amplitude_intercom.engine.spool.letters import DeadLetter, DeadLetterQuery
+from amplitude_intercom.engine.spool.letters import DeadLetterQuery
 from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.engine.spool.takers import RELAY
 from amplitude_intercom.transports.amplitude_heads import read_head
-from amplitude_intercom.transports.intercom import Request
 
 MOST_EVENTS: Final = 100
 AT_ONCE: Final = 2
@@ -153,7 +151,7 @@ class EventPreviews:
             if not found:
                 return None
             if sync is None:
-                return relayed_again(found[0])
+                return relay_replayed(found[0])
             past = SpooledPast(store, sync, {})
             return contained(lambda: Preview(sync, known).replayed(found[0], past))
 
@@ -192,12 +190,6 @@ def contained(foresee: Callable[[], Foreseen]) -> Foreseen:
     except Exception as fault:
         failure = internal_failure(fault, during="a preview")
         return Foreseen("reject", failure.reason, failure.message)
-
-
-def relayed_again(letter: DeadLetter) -> Foreseen:
-    """Return what a replay of a relay's letter would do."""
-    path = letter.origin.removeprefix(ORIGIN)
-    return Foreseen("send", requests=[Request("POST", path, letter.raw)])
 
 
 def shown(foreseen: Foreseen, *, hides_values: bool) -> PreviewedEvent:

@@ -8,11 +8,10 @@ from structlog.testing import capture_logs
 from amplitude_intercom.engine.config import from_table
 from amplitude_intercom.engine.console.api_v1.event_previews import (
     foreseen_each,
-    relayed_again,
     shown,
 )
 from amplitude_intercom.engine.envelope import Kind, Plan, Record
-from amplitude_intercom.engine.previewing import Preview
+from amplitude_intercom.engine.previewing import Preview, relay_replayed
 from amplitude_intercom.engine.reasons import DeadReason, Failure
 from amplitude_intercom.engine.rules.planning import SyncRules
 from amplitude_intercom.engine.rules.verdicts import Verdict
@@ -78,10 +77,10 @@ def test_a_relay_s_letter_would_be_the_request_that_it_was() -> None:
     letter = msgspec.structs.replace(
         dead_letter(record, Failure(DeadReason.AMPLITUDE_REFUSED), 0), origin="relay /2/httpapi"
     )
-    found = shown(relayed_again(letter), hides_values=False)
+    found = shown(relay_replayed(letter), hides_values=False)
     (call,) = found.requests
     assert (found.verdict, call.method, call.path) == ("send", "POST", "/2/httpapi")
     assert call.body is not None
     assert "9007199254740993" in call.body.text
-    (hidden,) = shown(relayed_again(letter), hides_values=True).requests
+    (hidden,) = shown(relay_replayed(letter), hides_values=True).requests
     assert hidden.body is None
