@@ -182,7 +182,7 @@ class RunningTakers:
         """
         names = [sync.name for sync in settings.sync] + [relay.taker for relay in settings.relay]
         opened = Opened(settings, await self._spool.open_for(names))
-        self._open_streams(opened)
+        await self._open_streams(opened)
         try:
             self._builder.name_tokens(settings.sync)
             if self._delivers:
@@ -193,8 +193,9 @@ class RunningTakers:
             raise
         return opened
 
-    def _open_streams(self, opened: Opened) -> None:
+    async def _open_streams(self, opened: Opened) -> None:
         for sync in opened.settings.sync:
+            await anyio.lowlevel.checkpoint()  # a thousand take half a second of the loop's thread
             before = self.streams.get(sync.name)
             if before is None or before.sync != sync or sync.name in self.unstarted:
                 figures = before.figures if before else None

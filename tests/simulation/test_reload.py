@@ -302,6 +302,28 @@ async def test_a_reload_at_the_end_is_refused_and_everything_ends(tmp_path: Path
 
 
 @in_virtual_time
+async def test_others_have_their_turns_while_many_syncs_change(tmp_path: Path) -> None:
+    """All at once a thousand took half a second, in which nobody was answered."""
+    names = [f"sync-{n}" for n in range(100)]
+    turns: list[int] = []
+    async with engine(tmp_path, workspace(), *map(sync, names)) as running:
+        streams = dict(running.streams)
+
+        async def take_turns() -> None:
+            while running.streams == streams:
+                turns.append(1)
+                await anyio.lowlevel.checkpoint()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(take_turns)
+            other = [sync(name, events={"metadata": ["n", "plan"]}) for name in names]
+            await running.reload(from_table(table(tmp_path, *other)))
+        assert len(turns) >= len(names)
+        await running.submit([simulation.event(USERS[0], 1)], sync=names[-1])
+        await running.settled()
+
+
+@in_virtual_time
 async def test_the_one_who_asked_may_leave(tmp_path: Path) -> None:
     local = workspace(latency_s=10.0)
     async with engine(tmp_path, local, sync("first")) as running:
