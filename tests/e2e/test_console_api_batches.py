@@ -128,6 +128,7 @@ async def test_checkpoints_are_kept_with_their_batch_and_are_there_at_once(tmp_p
         change = {"forget": ["run", "file"], "keep": {"done": "y"}}
         said = await api.ask("PATCH", CHECKPOINTS, change)
         assert (said.status, said.json) == (200, {"checkpoints": 1})
+        assert await api.audited() == [], "runs of `forward` would push changes by people out"
         await taken(api, checkpoints={f"file-{n:03}": str(n) for n in range(120)})
         assert len(await api.pages(f"{CHECKPOINTS}?limit=50")) == 121
     async with console(tmp_path, events=none) as api:

@@ -170,6 +170,7 @@ async def test_a_preview_tells_the_change_and_changes_nothing(tmp_path: Path) ->
             ("warning", "sync[0].events.select"),
         } <= found
         assert API_KEY not in json.dumps(said.json)
+        assert await api.audited() == [], "a preview is no change"
         text = (await api.get(FILE))["text"]
         other = text.replace("[http]", "[spool]\nmax_bytes = 2000000\n\n[http]")
         said = await api.ask("POST", "/settings/preview", {"text": other})

@@ -8,7 +8,8 @@ Rules
    batch reads it again: the list of checkpoints is read behind every batch that came before.
    Insert ids, derived from the content where there are none, hold for the rest: what is handed over
    twice within ``spool.dedupe_window_s`` is not delivered twice.
-3. Batches are events, so they are in the accounting, and no change that the audit notes.
+3. Batches are events, so they are in the accounting, and no change that the audit notes. Nor are
+   checkpoints: each run of `forward` forgets some, and would push changes by people out.
 4. Bodies are bounded in bytes and, before they are decoded, in elements. Few are held at once.
 """
 
@@ -188,6 +189,7 @@ class HandedBatches:
 
     async def _change(self, request: web.Request, change: CheckpointChange) -> ApiAnswer:
         """Forget checkpoints of a sync, so that their sources are read anew, and keep others."""
+        request[CHANGE] = None
         name = stream_of(self._engine, request).sync.name
 
         def work(store: Store) -> int:

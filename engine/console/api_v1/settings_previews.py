@@ -86,6 +86,7 @@ class SettingsPreviews:
 
     async def _preview(self, request: web.Request, change: ChangePreview) -> ApiAnswer:
         """Return what a change would do; nothing is changed."""
+        request[CHANGE] = None
         if (change.text is None) == (change.settings is None) or (change.text and change.sync):
             errors = [FieldError("", "expected `text`, or `settings` with or without `sync`")]
             raise Problem(ProblemType.REFUSED_VALUE, errors=errors)
