@@ -19,16 +19,15 @@ from amplitude_intercom.engine.console.api_v1.operations import (
     Operation,
     operation,
 )
+from amplitude_intercom.engine.console.api_v1.pages import USUAL_ROWS, Limit
 from amplitude_intercom.engine.console.audit import AuditPage
 from amplitude_intercom.engine.console.guard import FACTS, PEER, SENDER, session_ids
 from amplitude_intercom.engine.console.problems import Problem, ProblemType
+from amplitude_intercom.engine.spool.letters import MOST
 
 AUDIT_TIMEOUT_S: Final = 10.0
 MOST_SIGN_IN_BYTES: Final = 16_384
 """Anybody may sign in. No header holds a longer token, so a longer one opens nothing."""
-
-MAX_PAGE: Final = 200
-USUAL_PAGE: Final = 50
 
 
 class SignIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -47,8 +46,8 @@ class Visitor(msgspec.Struct, frozen=True):
 class AuditQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A page of the audit: the newest entries, with ids under ``before``."""
 
-    limit: Annotated[int, msgspec.Meta(ge=1, le=MAX_PAGE)] = USUAL_PAGE
-    before: Annotated[int, msgspec.Meta(ge=1, le=(1 << 63) - 1)] | None = None
+    limit: Limit = USUAL_ROWS
+    before: Annotated[int, msgspec.Meta(ge=1, le=MOST)] | None = None
 
 
 class AccessOperations:

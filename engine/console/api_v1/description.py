@@ -9,6 +9,7 @@ import msgspec
 
 from amplitude_intercom.engine.console.api_v1.operations import PART, ROOT, Nothing, Operation
 from amplitude_intercom.engine.console.problems import CONTENT_TYPE, STATUSES, ProblemType
+from amplitude_intercom.engine.spool.letters import MOST
 
 _Schema = dict[str, Any]
 _TEMPLATE: Final = "#/components/schemas/{name}"
@@ -90,7 +91,7 @@ def _parameters(one: Operation, whole: _Schema) -> Iterator[_Schema]:
     for name in PART.findall(one.path):
         kind: _Schema = {"type": "string", "minLength": 1}
         if name in _IDS:
-            kind = {"type": "integer", "minimum": 0, "maximum": (1 << 63) - 1}
+            kind = {"type": "integer", "minimum": 0, "maximum": MOST}
         yield {"name": name, "in": "path", "required": True, "schema": kind}
     if one.method == "GET":
         for name, schema in whole.get("properties", {}).items():

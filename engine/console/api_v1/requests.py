@@ -13,13 +13,11 @@ from aiohttp import web
 
 from amplitude_intercom.engine.console.admin_server import BODY_READ
 from amplitude_intercom.engine.console.problems import FieldError, Problem, ProblemType
+from amplitude_intercom.engine.spool.letters import MOST
 
 T = TypeVar("T")
 
 BODY_TIMEOUT_S: Final = 10.0
-MAX_ID: Final = (1 << 63) - 1
-"""The largest number of a row."""
-
 _JSON: Final = "application/json"
 _AT: Final = re.compile(r" - at `(key in )?\$?(?P<path>[^`]*)`\Z", re.DOTALL)
 _FIELD: Final = re.compile(r"Object (?:contains unknown|missing required) field `(?P<name>.*)`")
@@ -136,6 +134,6 @@ def id_of(request: web.Request, name: str) -> int:
         Problem: it is none: there is no such thing.
     """
     text = request.match_info[name]
-    if not (text.isascii() and text.isdecimal() and len(text) < 20 and int(text) <= MAX_ID):
+    if not (text.isascii() and text.isdecimal() and len(text) < 20 and int(text) <= MOST):
         raise Problem(ProblemType.NOT_FOUND, f"no {name} has this number")
     return int(text)
