@@ -235,6 +235,35 @@ async def _refused_form(session: aiohttp.ClientSession, admin: str, body: bytes)
         return answer.status
 
 
+@pytest.mark.parametrize("path", ["settings", "settings/file"])
+async def test_a_crowd_of_readers_of_a_large_settings_file_holds_nobody_up(
+    tmp_path: Path, path: str, measured: Callable[[str], None]
+) -> None:
+    local = Sandbox(limit_per_minute=6_000_000)
+    async with serve(local) as url:
+        file = process.settings(tmp_path, url)
+        table = tomllib.loads(file.read_text())
+        others = [
+            {**table["sync"][0], "name": f"s{n}", "amplitude_api_keys": [f"key-{n}"]}
+            for n in range(1_000)
+        ]
+        file.write_text(tomli_w.dumps({**table, "sync": others}))
+        async with process.daemon(file) as daemon:
+
+            async def attack() -> None:
+                async with aiohttp.ClientSession() as session:
+                    asked = (_status(session, f"{daemon.admin}/api/v1/{path}") for _ in range(20))
+                    assert set(await asyncio.gather(*asked)) == {200}
+
+            measured(f"20 readers of {path} with 1,000 syncs: {await withstand(daemon, attack)}")
+
+
+async def _status(session: aiohttp.ClientSession, url: str) -> int:
+    async with session.get(url) as answer:
+        await answer.read()
+        return answer.status
+
+
 @pytest.mark.parametrize("said", [b"", b"POST / HTTP/1.1\r\nHost: half a he"], ids=["none", "half"])
 @pytest.mark.parametrize("port", ["http", "admin"])
 async def test_silent_connections_give_way(

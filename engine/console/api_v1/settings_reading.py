@@ -6,7 +6,7 @@ No text and no table is shown with a secret in it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from aiohttp import web
@@ -33,6 +33,9 @@ from amplitude_intercom.engine.document.masking import masked
 from amplitude_intercom.engine.document.settings_document import SettingsDocument
 from amplitude_intercom.engine.document.tables import Table, index_of_sync, parsed
 from amplitude_intercom.engine.document.versions import KeptVersion
+
+AT_ONCE: Final = 2
+"""Texts that are read and masked at once: threads are few, and a large text takes long."""
 
 
 class ShownTable(msgspec.Struct, frozen=True):
@@ -76,14 +79,15 @@ class SettingsReading:
         conflict, missing = ProblemType.CONFLICT, ProblemType.NOT_FOUND
         broken = ProblemType.REFUSED_VALUE
         versions, one = "/settings/versions", "/settings/versions/{version}"
-        usual: dict[str, Any] = {"refusals": (conflict, broken), "has_etag": True}
-        of_sync: dict[str, Any] = {"refusals": (conflict, broken, missing), "has_etag": True}
         some = (conflict, broken, missing)
+        one_version: dict[str, Any] = {"refusals": some, "at_once": AT_ONCE}
+        of_sync: dict[str, Any] = {**one_version, "has_etag": True}
+        usual: dict[str, Any] = {**of_sync, "refusals": (conflict, broken)}
         return [
             operation("GET", "/settings", self._table, Nothing, ShownTable, **usual),
             operation("GET", "/settings/file", self._text, Nothing, ShownText, **usual),
             operation("GET", versions, self._versions, PageQuery, Page[KeptVersion]),
-            operation("GET", one, self._version, Nothing, VersionText, refusals=some),
+            operation("GET", one, self._version, Nothing, VersionText, **one_version),
             operation("GET", "/syncs/{sync}/settings", self._sync, Nothing, ShownTable, **of_sync),
         ]
 
