@@ -18,7 +18,7 @@ from aiohttp import web
 from amplitude_intercom.engine.addresses import host_and_port
 from amplitude_intercom.engine.console.admin_access import AdminAccess
 from amplitude_intercom.engine.console.guard import Guard, add_headers, answered, refusal
-from amplitude_intercom.engine.console.problems import Problem, ProblemType
+from amplitude_intercom.engine.console.problems import Problem, ProblemType, not_now
 from amplitude_intercom.engine.errors import SettingsError, SpoolError
 from amplitude_intercom.transports.http_server import MAX_HEADER_BYTES
 from amplitude_intercom.transports.sockets import (
@@ -127,8 +127,7 @@ class AdminServer:
         except (web.HTTPException, Problem, ConnectionError):
             raise
         except SpoolError as error:
-            retry = {"Retry-After": "1"}
-            raise Problem(ProblemType.UNAVAILABLE, str(error), headers=retry) from None
+            raise not_now(str(error), 1) from None
         except Exception:
             _log.exception("fault while answering", path=request.path)
             raise Problem(ProblemType.INTERNAL, "internal error, the log has it") from None

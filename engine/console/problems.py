@@ -200,6 +200,17 @@ def _shown(text: str) -> str:
     return printable(cut(text, MAX_DETAIL))
 
 
+def not_now(detail: str, retry_s: int = 10, **more: str) -> Problem:
+    """Return that something cannot be done now; it may be tried again after ``retry_s``."""
+    headers = {"Retry-After": str(retry_s)}
+    return Problem(ProblemType.UNAVAILABLE, detail, headers=headers, more=more)
+
+
+def refused_value(pointer: str, detail: str) -> Problem:
+    """Return the refusal of one value of a request; ``pointer`` as ``FieldError`` has it."""
+    return Problem(ProblemType.REFUSED_VALUE, errors=[FieldError(pointer, detail)])
+
+
 def of_status(status: int, detail: str = "", headers: Mapping[str, str] | None = None) -> Problem:
     """Return the problem for an HTTP status that the server itself answers with."""
     kind = _OF_STATUS.get(status)

@@ -22,7 +22,7 @@ from amplitude_intercom.engine.console.api_v1.operations import (
 from amplitude_intercom.engine.console.api_v1.pages import USUAL_ROWS, Limit
 from amplitude_intercom.engine.console.audit import AuditPage
 from amplitude_intercom.engine.console.guard import FACTS, PEER, SENDER, session_ids
-from amplitude_intercom.engine.console.problems import Problem, ProblemType
+from amplitude_intercom.engine.console.problems import Problem, ProblemType, not_now
 from amplitude_intercom.engine.spool.letters import MOST
 
 AUDIT_TIMEOUT_S: Final = 10.0
@@ -128,8 +128,4 @@ class AccessOperations:
             async with asyncio.timeout(AUDIT_TIMEOUT_S):
                 return ApiAnswer(await self._access.audit.page(query.limit, query.before))
         except (OSError, TimeoutError):
-            raise Problem(
-                ProblemType.UNAVAILABLE,
-                "the file of the audit cannot be read now",
-                headers={"Retry-After": "10"},
-            ) from None
+            raise not_now("the file of the audit cannot be read now") from None

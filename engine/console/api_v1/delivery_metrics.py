@@ -23,7 +23,7 @@ from aiohttp import web
 from amplitude_intercom.engine.console.api_v1.operations import ApiAnswer, Operation, operation
 from amplitude_intercom.engine.console.api_v1.parts import RunningEngine, stream_of
 from amplitude_intercom.engine.console.api_v1.reads import Reads
-from amplitude_intercom.engine.console.problems import FieldError, Problem, ProblemType
+from amplitude_intercom.engine.console.problems import ProblemType, refused_value
 from amplitude_intercom.engine.reasons import DeadReason
 from amplitude_intercom.engine.spool.accounts import DIED, MINUTE_MS, under
 from amplitude_intercom.engine.spool.delivery_times import AFTER_RETRY, FIRST_ATTEMPT, lateness_s
@@ -141,13 +141,13 @@ def _span(query: MetricsQuery, now_ms: int) -> tuple[int, int]:
         return now - _MINUTES[query.range or "1h"], now
     if query.range is not None or query.start_ms is None:
         detail = "give a range, or start_ms and end_ms"
-        raise Problem(ProblemType.REFUSED_VALUE, errors=[FieldError("/range", detail)])
+        raise refused_value("/range", detail)
     start = query.start_ms // MINUTE_MS
     end_ms = now_ms if query.end_ms is None else query.end_ms
     end = -(-end_ms // MINUTE_MS)
     if end_ms <= query.start_ms or end - start > _LONGEST:
         detail = f"it is to be after start_ms, and {_LONGEST // 1_440} days at most"
-        raise Problem(ProblemType.REFUSED_VALUE, errors=[FieldError("/end_ms", detail)])
+        raise refused_value("/end_ms", detail)
     return start, end
 
 

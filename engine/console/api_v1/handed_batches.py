@@ -33,7 +33,7 @@ from amplitude_intercom.engine.console.api_v1.pages import Page, PageQuery, curs
 from amplitude_intercom.engine.console.api_v1.parts import RunningEngine, stream_of
 from amplitude_intercom.engine.console.api_v1.reads import Reads
 from amplitude_intercom.engine.console.guard import CHANGE
-from amplitude_intercom.engine.console.problems import FieldError, Problem, ProblemType
+from amplitude_intercom.engine.console.problems import Problem, ProblemType, not_now, refused_value
 from amplitude_intercom.engine.spool.letters import Id
 from amplitude_intercom.engine.spool.store import Store
 from amplitude_intercom.engine.spool.table_reads import parked, waits_up_to
@@ -154,12 +154,7 @@ class HandedBatches:
         except UnknownSync as error:  # a reload has taken it away meanwhile
             raise Problem(ProblemType.NOT_FOUND, str(error)) from None
         except Refused as error:
-            raise Problem(
-                ProblemType.UNAVAILABLE,
-                str(error),
-                headers={"Retry-After": "1"},
-                more={"reason": error.reason},
-            ) from None
+            raise not_now(str(error), 1, reason=error.reason) from None
         return ApiAnswer(
             BatchReceipt(
                 receipt.accepted,
@@ -237,10 +232,10 @@ def _batch_of(given: HandedBatch, sync: str, max_event_bytes: int) -> Batch:
     """
     raws = given.events
     if given.lines is not None and len(given.lines) != len(raws):
-        raise _refused("/lines", f"expected one for each of the {len(raws)} events")
+        raise refused_value("/lines", f"expected one for each of the {len(raws)} events")
     cut = {one.index: one for one in given.cut}
     if any(index >= len(raws) for index in cut):
-        raise _refused("/cut", "there is no event of this index")
+        raise refused_value("/cut", "there is no event of this index")
     batch = Batch(None, raws, sync=sync, derive_ids=True, origin=given.origin, lines=given.lines)
     batch.checkpoints = given.checkpoints
     if cut:
@@ -256,7 +251,3 @@ def _batch_of(given: HandedBatch, sync: str, max_event_bytes: int) -> Batch:
 
 def _read(raw: bytes, max_event_bytes: int) -> tuple[Head | BadEvent, bytes]:
     return read_head(raw) if len(raw) <= max_event_bytes else (too_large(raw, max_event_bytes), raw)
-
-
-def _refused(pointer: str, detail: str) -> Problem:
-    return Problem(ProblemType.REFUSED_VALUE, errors=[FieldError(pointer, detail)])

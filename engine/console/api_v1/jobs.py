@@ -38,7 +38,7 @@ from amplitude_intercom.engine.console.api_v1.parts import RunningEngine, taker_
 from amplitude_intercom.engine.console.api_v1.reads import Reads
 from amplitude_intercom.engine.console.api_v1.requests import id_of
 from amplitude_intercom.engine.console.guard import CHANGE, SENDER, RequestChange
-from amplitude_intercom.engine.console.problems import FieldError, Problem, ProblemType
+from amplitude_intercom.engine.console.problems import Problem, ProblemType, refused_value
 from amplitude_intercom.engine.errors import SelectionEnded, SettingsError
 from amplitude_intercom.engine.job_runner import JobRunner
 from amplitude_intercom.engine.reasons import DeadReason
@@ -180,8 +180,7 @@ class JobsOfEngine:
         except (SettingsError, SelectionEnded) as error:
             raise Problem(ProblemType.CONFLICT, str(error)) from None
         if job is None:
-            other = FieldError("/Idempotency-Key", "it was sent with another request before")
-            raise Problem(ProblemType.REFUSED_VALUE, errors=[other])
+            raise refused_value("/Idempotency-Key", "it was sent with another request before")
         what = f"{asked.action} {asked.expected} of {name}, job {job.id}: {asked.note}"
         request[CHANGE] = RequestChange("job asked again" if is_again else "job asked", what)
         return ApiAnswer(job_of(job), {"Location": f"{ROOT}/jobs/{job.id}"})

@@ -17,7 +17,7 @@ from typing import Annotated, Final, Generic, TypeVar
 
 import msgspec
 
-from amplitude_intercom.engine.console.problems import FieldError, Problem, ProblemType
+from amplitude_intercom.engine.console.problems import refused_value
 
 T = TypeVar("T")
 
@@ -84,8 +84,7 @@ def position_of(list_name: str, cursor: str, read: Callable[[str], T]) -> T:
             return read(text.decode(errors="surrogatepass"))
     except ValueError:
         pass
-    error = FieldError("/cursor", "it is not a cursor of this list with these conditions")
-    raise Problem(ProblemType.REFUSED_VALUE, errors=[error])
+    raise refused_value("/cursor", "it is not a cursor of this list with these conditions")
 
 
 def number(text: str) -> int:

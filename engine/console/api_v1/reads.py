@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, TypeVar
 
-from amplitude_intercom.engine.console.problems import Problem, ProblemType
+from amplitude_intercom.engine.console.problems import not_now
 from amplitude_intercom.engine.spool.spool import Spool
 from amplitude_intercom.engine.spool.sqlite.time_limit import ReadStopped, stopped_after
 from amplitude_intercom.engine.spool.store import Store
@@ -33,11 +33,8 @@ class Reads:
         try:
             return await self._spool.look(lambda store: self.within(store, work))
         except ReadStopped:
-            raise Problem(
-                ProblemType.UNAVAILABLE,
-                f"the spool was read for {self._most_s:g} s, and not all of it: ask for less",
-                headers={"Retry-After": "10"},
-            ) from None
+            text = f"the spool was read for {self._most_s:g} s, and not all of it: ask for less"
+            raise not_now(text) from None
 
     def within(self, store: Store, work: Callable[[Store], T]) -> T:
         """Do work in the time that one read has.

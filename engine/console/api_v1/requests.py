@@ -12,7 +12,7 @@ import msgspec
 from aiohttp import web
 
 from amplitude_intercom.engine.console.admin_server import BODY_READ
-from amplitude_intercom.engine.console.problems import FieldError, Problem, ProblemType
+from amplitude_intercom.engine.console.problems import Problem, ProblemType, refused_value
 from amplitude_intercom.engine.spool.letters import MOST
 
 T = TypeVar("T")
@@ -25,10 +25,9 @@ _STEP: Final = re.compile(r"\.(?P<key>[^.\[]+)|\[(?P<index>\d+|\.\.\.)\]")
 
 
 def _unquoted() -> Problem:
-    fields = FieldError(
+    return refused_value(
         "", "not as `/api/v1/openapi.json` describes it; what was sent is not shown"
     )
-    return Problem(ProblemType.REFUSED_VALUE, errors=[fields])
 
 
 def refuse_larger(request: web.Request, most_bytes: int) -> None:
@@ -87,8 +86,7 @@ def query_of(request: web.Request, kind: type[T]) -> T:
     for name in request.query:
         values = request.query.getall(name)
         if len(values) > 1 and name not in lists:
-            detail = [FieldError(_pointer([name]), "it is given more than once")]
-            raise Problem(ProblemType.REFUSED_VALUE, errors=detail)
+            raise refused_value(_pointer([name]), "it is given more than once")
         given[name] = values if name in lists else values[0]
     try:
         return msgspec.convert(given, kind, strict=False)
@@ -106,7 +104,7 @@ def refused(error: msgspec.ValidationError) -> Problem:
     field = _FIELD.match(detail)
     if field is not None:
         steps.append(field["name"])
-    return Problem(ProblemType.REFUSED_VALUE, errors=[FieldError(_pointer(steps), detail)])
+    return refused_value(_pointer(steps), detail)
 
 
 def _pointer(steps: list[str]) -> str:

@@ -25,7 +25,7 @@ from amplitude_intercom.engine.console.api_v1.settings_refusals import (
     refuse_unfit,
 )
 from amplitude_intercom.engine.console.guard import CHANGE, SENDER, RequestChange
-from amplitude_intercom.engine.console.problems import FieldError, Problem, ProblemType
+from amplitude_intercom.engine.console.problems import Problem, ProblemType, not_now, refused_value
 from amplitude_intercom.engine.document.files import Document
 from amplitude_intercom.engine.document.proposals import Proposal
 from amplitude_intercom.engine.document.refusals import CannotMask, CannotPatch
@@ -88,8 +88,7 @@ class SettingsPreviews:
         """Return what a change would do; nothing is changed."""
         request[CHANGE] = None
         if (change.text is None) == (change.settings is None) or (change.text and change.sync):
-            errors = [FieldError("", "expected `text`, or `settings` with or without `sync`")]
-            raise Problem(ProblemType.REFUSED_VALUE, errors=errors)
+            raise refused_value("", "expected `text`, or `settings` with or without `sync`")
         if change.settings is not None:
             refuse_unfit(change.settings)
         return ApiAnswer(await in_thread(lambda: self._previewed(change)))
@@ -122,7 +121,6 @@ class SettingsPreviews:
         except SettingsError as error:
             raise Problem(ProblemType.CONFLICT, str(error)) from None
         except Refused as error:
-            retry = {"Retry-After": "10"}
-            raise Problem(ProblemType.UNAVAILABLE, str(error), headers=retry) from None
+            raise not_now(str(error)) from None
         request[CHANGE] = RequestChange("settings loaded", "; ".join(done.lines()))
         return ApiAnswer(done)

@@ -9,7 +9,13 @@ from contextlib import contextmanager
 from typing import Any, Final, TypeVar, cast
 
 from amplitude_intercom.engine.console.api_v1.etags import changed_meanwhile
-from amplitude_intercom.engine.console.problems import FieldError, Problem, ProblemType
+from amplitude_intercom.engine.console.problems import (
+    FieldError,
+    Problem,
+    ProblemType,
+    not_now,
+    refused_value,
+)
 from amplitude_intercom.engine.document.refusals import (
     CannotKeep,
     DocumentError,
@@ -78,7 +84,7 @@ def problem_of(error: DocumentError) -> Problem:
         case NotWritable():
             return Problem(ProblemType.SETTINGS_ARE_VIEWED, str(error))
         case NotSaved():
-            return Problem(ProblemType.UNAVAILABLE, str(error), headers={"Retry-After": "10"})
+            return not_now(str(error))
     return Problem(ProblemType.CONFLICT, str(error))  # it cannot be read, shown, or edited so
 
 
@@ -108,7 +114,7 @@ def refuse_unfit(form: Form) -> None:
         seen += 1
         if value is None or not levels:
             detail = "null: leave the key out for its default" if levels else "too many levels"
-            raise Problem(ProblemType.REFUSED_VALUE, errors=[FieldError(pointer, detail)])
+            raise refused_value(pointer, detail)
         if isinstance(value, dict | list):
             if seen + len(rest) + len(value) > MOST_VALUES:
                 raise Problem(ProblemType.TOO_LARGE, f"a form has up to {MOST_VALUES} values")

@@ -31,7 +31,7 @@ from amplitude_intercom.engine.console.api_v1.workspace_parts import (
 )
 from amplitude_intercom.engine.console.api_v1.workspace_questions import silence_of
 from amplitude_intercom.engine.console.guard import CHANGE, RequestChange
-from amplitude_intercom.engine.console.problems import FieldError, Problem, ProblemType
+from amplitude_intercom.engine.console.problems import Problem, ProblemType, not_now, refused_value
 from amplitude_intercom.engine.delivery.calls import Answered, Cause, cause_of, failure_of
 from amplitude_intercom.engine.delivery.workspace_attributes import Listed
 from amplitude_intercom.engine.rules.contacts import STANDARD_TYPES
@@ -134,10 +134,10 @@ class WorkspaceChanges:
             return outcome.answer
         failure = outcome.failure
         if failure is not None and failure.status == 429:
-            raise _not_now(f"Intercom has answered {cause_of(failure)}")
+            raise not_now(f"Intercom has answered {cause_of(failure)}")
         if outcome.cause is Cause.FAILED:
             raise _unknown(cause_of(failure) if failure else "no answer")
-        raise _not_now(silence_of(token.gate, "Intercom", outcome).text)
+        raise not_now(silence_of(token.gate, "Intercom", outcome).text)
 
     async def _forget(self, request: web.Request, nothing: Nothing) -> ApiAnswer:
         """Forget an event name that counts against the most that a workspace takes. It changes
@@ -152,7 +152,7 @@ class WorkspaceChanges:
             async with asyncio.timeout(self._most_s):
                 is_known = await names.forget(name)
         except TimeoutError:
-            raise _not_now("the disk takes no change") from None
+            raise not_now("the disk takes no change") from None
         if not is_known:
             raise Problem(ProblemType.NOT_FOUND, f"no event name {name} was sent to {id_}")
         request[CHANGE] = RequestChange("event name forgotten", f"{name} of {id_}")
@@ -160,11 +160,7 @@ class WorkspaceChanges:
 
 
 def _unknown(why: str) -> Problem:
-    return _not_now(f"{why}: whether it was created is not known, the next list will show it")
-
-
-def _not_now(why: str) -> Problem:
-    return Problem(ProblemType.UNAVAILABLE, why, headers={"Retry-After": "10"})
+    return not_now(f"{why}: whether it was created is not known, the next list will show it")
 
 
 def _refusal(answer: Answer) -> Problem:
@@ -172,4 +168,4 @@ def _refusal(answer: Answer) -> Problem:
     said = f"Intercom answers {cause_of(failure_of(answer))}"
     if intercom.says_attribute_is_there(answer) or answer.status in (401, 403, 409):
         return Problem(ProblemType.CONFLICT, said)
-    return Problem(ProblemType.REFUSED_VALUE, errors=[FieldError("/name", said)])
+    return refused_value("/name", said)
