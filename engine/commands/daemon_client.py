@@ -16,7 +16,7 @@ from amplitude_intercom.engine.addresses import host_and_port
 from amplitude_intercom.engine.commands.terminal import say
 from amplitude_intercom.engine.console.api_v1.job_values import Job
 from amplitude_intercom.engine.console.api_v1.letter_values import Letter, LetterPage
-from amplitude_intercom.engine.console.api_v1.spool_file import LeftRecords
+from amplitude_intercom.engine.console.api_v1.spool_changes import LeftRecords
 from amplitude_intercom.engine.console.api_v1.status_values import DaemonStatus
 from amplitude_intercom.engine.console.problems import FieldError
 from amplitude_intercom.engine.errors import EngineError, SettingsError

@@ -16,7 +16,7 @@ from amplitude_intercom.engine.commands.spool_files import SpoolFiles
 from amplitude_intercom.engine.commands.terminal import say
 from amplitude_intercom.engine.console.api_v1.job_values import Job, job_of
 from amplitude_intercom.engine.console.api_v1.letter_values import Letter, LetterPage
-from amplitude_intercom.engine.console.api_v1.spool_file import LeftRecords, SpoolKeeper
+from amplitude_intercom.engine.console.api_v1.spool_changes import LeftRecords, SpoolKeeper
 from amplitude_intercom.engine.errors import DataDirInUse
 from amplitude_intercom.engine.job_runner import JobRunner
 from amplitude_intercom.engine.settings import Settings

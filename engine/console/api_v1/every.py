@@ -35,9 +35,9 @@ from amplitude_intercom.engine.console.api_v1.settings_changes import SettingsCh
 from amplitude_intercom.engine.console.api_v1.settings_parts import Reloads
 from amplitude_intercom.engine.console.api_v1.settings_previews import SettingsPreviews
 from amplitude_intercom.engine.console.api_v1.settings_reading import SettingsReading
-from amplitude_intercom.engine.console.api_v1.spool_file import (
+from amplitude_intercom.engine.console.api_v1.spool_changes import (
     EngineWithSpoolKeeper,
-    SpoolFileApi,
+    SpoolChanges,
     SpoolKeeper,
 )
 from amplitude_intercom.engine.console.api_v1.workspace_changes import WorkspaceChanges
@@ -102,7 +102,7 @@ def operations(
         *WorkspacesOfTokens(engine, reads).operations(),
         *WorkspaceChanges(engine).operations(),
         *JobsOfEngine(engine, reads).operations(),
-        *SpoolFileApi(engine).operations(),
+        *SpoolChanges(engine).operations(),
         *Checks(engine, document).operations(),
         *EventPreviews(engine, reads, document, access).operations(),
         *SettingsReading(document, access).operations(),

@@ -1,4 +1,4 @@
-"""The spool: its file compacted on request, and what is left of syncs that have gone."""
+"""Changes of the spool: its file compacted on request, what is left of syncs moved or dropped."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ class LeftRecords(msgspec.Struct, frozen=True):
     records: int
 
 
-class SpoolFileApi:
-    """Asks the spool's keeper of one engine."""
+class SpoolChanges:
+    """Has the keeper of one engine change its spool."""
 
     def __init__(self, engine: EngineWithSpoolKeeper) -> None:
         self._engine = engine
