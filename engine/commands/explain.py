@@ -34,6 +34,9 @@ SETS: Final[dict[str, type[Reason]]] = {
 
 
 ALERTS: Final = "alerts"
+LEAST_PART: Final = 4
+MOST_AROUND: Final = 8
+"""Characters of a part of a word that is looked for, and the words with it that are named."""
 
 
 def alerting_rules() -> str:
@@ -75,8 +78,7 @@ def explain(word: str | None, *, as_json: bool) -> int:
     every = list(words())
     found = every if word is None else [entry for entry in every if _is_meant(word, entry.word)]
     if not found:
-        known = [word.word for word in every]
-        hint = did_you_mean(str(word), known) or "; `explain` alone lists them"
+        hint = _hint(str(word), list(dict.fromkeys(one.word for one in every)))
         return complain(f"there is no word `{str(word)[:64]}`{hint}", USAGE)
     if as_json:
         print_json([msgspec.structs.asdict(word) for word in found])
@@ -85,6 +87,15 @@ def explain(word: str | None, *, as_json: bool) -> int:
     else:
         _print(found)
     return OK
+
+
+def _hint(asked: str, known: list[str]) -> str:
+    """Return the words to look at instead: the one most like it, or those that it is a part of."""
+    part = asked.strip(" `").lower().replace("-", "_")
+    around = [short for word in known if part in (short := word.removeprefix(PREFIX)).lower()]
+    if len(part) >= LEAST_PART and 0 < len(around) <= MOST_AROUND:
+        return f"; there is {', '.join(f'`{short}`' for short in around)}"
+    return did_you_mean(asked, known) or "; `explain` alone lists them"
 
 
 def _is_meant(asked: str, word: str) -> bool:

@@ -78,6 +78,23 @@ def test_without_a_word_all_are_listed(capsys: pytest.CaptureFixture[str]) -> No
     assert len(capsys.readouterr().out.splitlines()) == len(list(words()))
 
 
+def test_a_part_of_words_is_answered_by_the_words(capsys: pytest.CaptureFixture[str]) -> None:
+    assert explain("Parked", as_json=False) == 2
+    said = capsys.readouterr().err
+    assert (
+        said
+        == "error: there is no word `Parked`; there is `parked_users`, `oldest_parked_seconds`\n"
+    )
+
+
+@pytest.mark.parametrize("asked", ["", "a", "_", "event"])
+def test_a_part_of_many_words_names_none_of_them(
+    asked: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert explain(asked, as_json=False) == 2
+    assert "there is `" not in capsys.readouterr().err
+
+
 def test_a_word_that_is_none_is_answered_by_the_one_like_it(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
