@@ -116,7 +116,7 @@ def _fields(letter: Letter) -> Iterator[tuple[str, object]]:
     for name, value in msgspec.structs.asdict(letter.facts).items():
         if name.endswith("_at_ms"):
             yield name.removesuffix("_ms").replace("_", " "), _time(value)
-        elif value not in (None, ""):
+        elif value not in (None, "") and (name, value) != ("status", 0):
             yield name.replace("_", " "), value
         if name == "reason" and letter.means:
             yield "means", letter.means

@@ -139,6 +139,7 @@ async def test_for_people_and_for_programs_the_same_is_said(tmp_path: Path) -> N
     assert json.loads(out)["facts"]["reason"] == "too_old"
     _, out, _ = await letters("show", config, first)
     assert "too_old" in out
+    assert "\nstatus " not in out, "no call was made"
     assert json.loads(out[out.index("\n{") :])["user_id"] == "late-user"
     assert (await letters("replay", config, first))[:2] == (0, "1 replayed\n")
     assert (await letters("discard", config, second))[:2] == (0, "1 dead letter discarded\n")
