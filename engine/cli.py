@@ -436,7 +436,7 @@ def spool_drop(
     from amplitude_intercom.engine.commands import spool
 
     if not yes:
-        raise typer.BadParameter(f"what waits of `{old}` is gone for good then", param_hint="--yes")
+        raise typer.BadParameter(f"--yes is needed: what waits of `{old}` is gone for good")
 
     finish(lambda: spool.drop(settings_at(config), old, as_json=json))
 

@@ -48,8 +48,8 @@ def _rows(state: examine.SpoolState, now_ms: int) -> Iterator[tuple[str, str, st
     for table in tables:
         held = state.table_bytes.get(table)
         first_ms = state.oldest_ms.get(table)
-        age_s = max(0, now_ms - (first_ms or 0)) / 1000
-        age = "" if first_ms is None else f", the oldest {duration(age_s)}"
+        is_known = first_ms is not None and first_ms <= now_ms  # of contacts: the end of a day
+        age = f", the oldest {duration((now_ms - (first_ms or 0)) / 1000)}" if is_known else ""
         holds = f": {TABLES[table]}" if table in TABLES else ""
         yield (
             table,
@@ -69,6 +69,15 @@ TABLES = {
     "contacts": "what is known of contacts",
     "users": "users that wait",
     "minutes": "counters by the minute",
+    "counters": "what became of all events, by sync and relay",
+    "checkpoints": "how far sources that can be read again have come",
+    "dead_letter_groups": "dead letters of one kind, counted",
+    "event_names": "names that were sent to a workspace",
+    "jobs": "replays and discards, and records keyed anew",
+    "relayed": "requests that wait for Amplitude",
+    "takers": "syncs and relays, by name",
+    "workspaces": "workspaces that access tokens belong to",
+    "meta": "what the file itself is",
 }
 """What is in a table, for people."""
 
