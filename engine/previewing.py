@@ -44,7 +44,7 @@ class Past:
 
     @property
     def taker(self) -> str:
-        """By which properties are known."""
+        """The number of the sync in the spool, by which properties are kept; empty: of none."""
         return ""
 
 

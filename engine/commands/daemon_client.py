@@ -14,6 +14,7 @@ from yarl import URL
 
 from amplitude_intercom.engine.addresses import host_and_port
 from amplitude_intercom.engine.commands.terminal import say
+from amplitude_intercom.engine.console.access import API_ROOT
 from amplitude_intercom.engine.console.api_v1.job_values import Job
 from amplitude_intercom.engine.console.api_v1.letter_values import Letter, LetterPage
 from amplitude_intercom.engine.console.api_v1.spool_changes import LeftRecords
@@ -86,7 +87,7 @@ class DaemonClient:
         self.address = admin.listen
         self.is_there = False
         """Whether a connection was taken, whatever the answer."""
-        self._base = f"http://{_reachable(admin.listen)}"
+        self._base = f"http://{_reachable(admin.listen)}{API_ROOT}"
         self._session = aiohttp.ClientSession(headers=headers)
 
     async def __aenter__(self) -> DaemonClient:
@@ -123,7 +124,7 @@ class DaemonClient:
     async def exchange(
         self, method: str, path: str, body: Any = None, within_s: float = ANSWER_S
     ) -> tuple[int, bytes]:
-        """Return the status and the content of an answer, whatever they are.
+        """Return the status and the content of an answer, whatever they are. ``path``: in the API.
 
         Raises:
             DaemonUnavailable: nothing listens there, or no answer came.
@@ -163,9 +164,7 @@ class DaemonClient:
         return DaemonUnavailable(f"the daemon at {self.address} answers {status}: {said}")
 
     async def status(self, within_s: float = ANSWER_S) -> DaemonStatus:
-        status: DaemonStatus = await self._ask(
-            "GET", "/api/v1/status", None, DaemonStatus, within_s
-        )
+        status: DaemonStatus = await self._ask("GET", "/status", None, DaemonStatus, within_s)
         return status
 
     async def reload(self) -> Effects:
@@ -175,7 +174,7 @@ class DaemonClient:
             SettingsError: it refuses the file, and goes on as before.
             DaemonUnavailable: there is none, or it cannot do it now.
         """
-        done: Effects = await self._ask("POST", "/api/v1/settings/reload", {}, Effects)
+        done: Effects = await self._ask("POST", "/settings/reload", {}, Effects)
         return done
 
     async def dead_letters(
@@ -209,7 +208,7 @@ class DaemonClient:
         while job.ended_at_ms is None:
             await asyncio.sleep(pause_s)
             pause_s = min(LOOK_EVERY_S, 2 * pause_s)
-            job = await self._ask("GET", f"/api/v1/jobs/{job.id}", None, Job)
+            job = await self._ask("GET", f"/jobs/{job.id}", None, Job)
             if pause_s == LOOK_EVERY_S:
                 far = f"{job.done:,} of {job.expected:,}"
                 say(f"job {job.id}: {far}; it goes on in the daemon without this", stderr=True)
@@ -236,19 +235,17 @@ class DaemonClient:
 
     async def move_left(self, old: str, new: str) -> LeftRecords:
         asked = {"old": old, "new": new}
-        moved: LeftRecords = await self._ask(
-            "POST", "/api/v1/spool/move", asked, LeftRecords, MOVE_S
-        )
+        moved: LeftRecords = await self._ask("POST", "/spool/move", asked, LeftRecords, MOVE_S)
         return moved
 
     async def drop_left(self, old: str) -> LeftRecords:
         dropped: LeftRecords = await self._ask(
-            "POST", "/api/v1/spool/drop", {"old": old}, LeftRecords, MOVE_S
+            "POST", "/spool/drop", {"old": old}, LeftRecords, MOVE_S
         )
         return dropped
 
     async def compact(self) -> Compacted:
-        done: Compacted = await self._ask("POST", "/api/v1/spool/compact", {}, Compacted)
+        done: Compacted = await self._ask("POST", "/spool/compact", {}, Compacted)
         return done
 
 
@@ -259,8 +256,8 @@ def _conditions(query: DeadLetterQuery) -> dict[str, Any]:
 
 
 def path_of_sync(sync: str) -> str:
-    """Return the path of a sync, or of a relay (``relay:NAME``), in the API."""
-    return f"/api/v1/syncs/{_escaped(sync)}"
+    """Return the path of a sync, or of a relay (``relay:NAME``), below the root of the API."""
+    return f"/syncs/{_escaped(sync)}"
 
 
 def _escaped(part: str) -> str:

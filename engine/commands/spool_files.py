@@ -10,6 +10,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from amplitude_intercom.engine.clients import address_of
+from amplitude_intercom.engine.console.access import API_ROOT
 from amplitude_intercom.engine.console.api_v1.letter_values import (
     Letter,
     LetterPage,
@@ -17,7 +18,6 @@ from amplitude_intercom.engine.console.api_v1.letter_values import (
     read_letter,
     read_page,
 )
-from amplitude_intercom.engine.console.api_v1.operations import ROOT
 from amplitude_intercom.engine.console.api_v1.pages import position_of
 from amplitude_intercom.engine.console.problems import Problem
 from amplitude_intercom.engine.errors import SettingsError, SpoolError
@@ -153,7 +153,7 @@ class SpoolFiles:
             if name in LetterQuery.__struct_fields__
         }
         asked = LetterQuery(**conditions, cursor=cursor, limit=limit)
-        path = f"{ROOT}/syncs/{sync}/dead-letters"
+        path = f"{API_ROOT}/syncs/{sync}/dead-letters"
 
         def work(store: Store) -> LetterPage:
             return read_page(

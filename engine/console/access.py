@@ -39,11 +39,14 @@ from amplitude_intercom.engine.console.problems import HELP, Problem, ProblemTyp
 from amplitude_intercom.engine.settings import Admin
 
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
-SESSION_PATH: Final = "/api/v1/session"
+API_ROOT: Final = "/api/v1"
+"""The paths of the API begin so."""
+
+SESSION_PATH: Final = f"{API_ROOT}/session"
 
 OPEN_PATHS: Final = frozenset({"/healthz", "/readyz"})
 _API = ("/api/", "/metrics")
-_READING_POST = re.compile(r"/api/v1/syncs/[^/]+/preview")
+_READING_POST = re.compile(rf"{API_ROOT}/syncs/[^/]+/preview")
 """Requests that change nothing, and are a POST because their question is long."""
 
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]{2,45}\]|[^\s:/?#@\[\]\\]{1,255})(?::[0-9]{1,5})?")

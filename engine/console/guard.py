@@ -11,6 +11,7 @@ import msgspec
 from aiohttp import web
 
 from amplitude_intercom.engine.console.access import (
+    API_ROOT,
     OPEN_PATHS,
     Credential,
     RequestFacts,
@@ -44,7 +45,6 @@ HEADERS: Final = {
 }
 """Headers of every answer."""
 
-API_V1: Final = "/api/v1/"
 _ONCE = ("Host", "Origin", "Sec-Fetch-Site", "Authorization")
 """Headers that a request has once: of two, a proxy may have looked at the other one."""
 
@@ -172,7 +172,7 @@ async def add_headers(request: web.Request, response: web.StreamResponse) -> Non
 
 def refusal(request: web.Request, problem: Problem) -> web.Response:
     """Return a refusal as an answer: JSON in the API, one line of text elsewhere."""
-    if request.path.startswith(API_V1):
+    if request.path.startswith(f"{API_ROOT}/"):
         return web.Response(
             status=problem.status,
             body=problem.body(request.path),
@@ -189,7 +189,7 @@ def answered(request: web.Request, answer: web.HTTPException) -> web.Response | 
     """
     if answer.status < 400:
         return None
-    if not request.path.startswith(API_V1):
+    if not request.path.startswith(f"{API_ROOT}/"):
         answer.text = printable(answer.text or "", lines=True)
         return None
     headers = {"Allow": answer.headers["Allow"]} if "Allow" in answer.headers else {}

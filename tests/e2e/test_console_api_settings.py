@@ -12,7 +12,7 @@ import pytest
 
 from amplitude_intercom.engine import config
 from amplitude_intercom.engine.config import MAX_FILE_BYTES
-from amplitude_intercom.engine.console.api_v1.operations import ROOT
+from amplitude_intercom.engine.console.access import API_ROOT
 from amplitude_intercom.engine.console.problems import HELP
 from amplitude_intercom.engine.document.tables import digest
 from amplitude_intercom.engine.errors import SettingsError
@@ -248,7 +248,7 @@ async def _changes_of_settings(api: Console) -> set[tuple[str, str]]:
     """Return the operations that name the version of the file which they change."""
     described = (await api.get("/openapi.json"))["paths"]
     return {
-        (method.upper(), path.removeprefix(ROOT))
+        (method.upper(), path.removeprefix(API_ROOT))
         for path, methods in described.items()
         for method, one in methods.items()
         if any(given["name"] == "If-Match" for given in one["parameters"])

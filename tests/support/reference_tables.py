@@ -15,10 +15,11 @@ import typer
 from msgspec import inspect
 
 from amplitude_intercom.engine import cli, metrics, settings
+from amplitude_intercom.engine.console.access import API_ROOT
 from amplitude_intercom.engine.console.admin_access import AdminAccess
 from amplitude_intercom.engine.console.admin_server import AdminServer
 from amplitude_intercom.engine.console.api_v1.every import operations
-from amplitude_intercom.engine.console.api_v1.operations import ROOT, Operation
+from amplitude_intercom.engine.console.api_v1.operations import Operation
 from amplitude_intercom.engine.console.help_pages import help_routes
 from amplitude_intercom.engine.console.monitoring import MonitorPaths
 from amplitude_intercom.engine.console.problems import STATUSES, ProblemType
@@ -197,7 +198,7 @@ def _api_v1_text() -> str:
     nothing: Any = None  # no handler is called
     engine: Any = SimpleNamespace(spool=None)
     rows = [
-        (f"`{one.method} {ROOT}{one.path}`", _taken(one), _first_sentence(one.summary))
+        (f"`{one.method} {API_ROOT}{one.path}`", _taken(one), _first_sentence(one.summary))
         for one in operations(engine, nothing, nothing, nothing)
     ]
     return table("call", "takes", "does", rows=rows)

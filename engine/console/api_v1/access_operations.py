@@ -10,10 +10,9 @@ from typing import Annotated, Final
 import msgspec
 from aiohttp import web
 
-from amplitude_intercom.engine.console.access import SESSION_PATH
+from amplitude_intercom.engine.console.access import API_ROOT, SESSION_PATH
 from amplitude_intercom.engine.console.admin_access import AdminAccess
 from amplitude_intercom.engine.console.api_v1.operations import (
-    ROOT,
     ApiAnswer,
     Nothing,
     Operation,
@@ -58,7 +57,7 @@ class AccessOperations:
 
     def operations(self) -> list[Operation]:
         """Return the operations."""
-        path = SESSION_PATH.removeprefix(ROOT)
+        path = SESSION_PATH.removeprefix(API_ROOT)
         return [
             operation(
                 "POST",

@@ -7,7 +7,8 @@ from typing import Any, Final
 
 import msgspec
 
-from amplitude_intercom.engine.console.api_v1.operations import PART, ROOT, Nothing, Operation
+from amplitude_intercom.engine.console.access import API_ROOT
+from amplitude_intercom.engine.console.api_v1.operations import PART, Nothing, Operation
 from amplitude_intercom.engine.console.problems import CONTENT_TYPE, STATUSES, ProblemType
 from amplitude_intercom.engine.spool.letters import MOST
 
@@ -62,7 +63,7 @@ def describe(operations: Sequence[Operation], version: str) -> _Schema:
     for one in operations:
         whole = components.get(one.takes.__name__, {})
         described = _operation(one, schemas, whole)
-        paths.setdefault(f"{ROOT}{one.path}", {})[one.method.lower()] = described
+        paths.setdefault(f"{API_ROOT}{one.path}", {})[one.method.lower()] = described
     return {
         "openapi": "3.1.0",
         "info": {"title": "amplitude-intercom: console", "version": version},

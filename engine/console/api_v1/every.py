@@ -6,6 +6,7 @@ from typing import Protocol
 
 from aiohttp import web
 
+from amplitude_intercom.engine.console.access import API_ROOT
 from amplitude_intercom.engine.console.admin_access import AdminAccess
 from amplitude_intercom.engine.console.api_v1.access_operations import AccessOperations
 from amplitude_intercom.engine.console.api_v1.accounting import (
@@ -22,7 +23,7 @@ from amplitude_intercom.engine.console.api_v1.handed_batches import (
 )
 from amplitude_intercom.engine.console.api_v1.jobs import EngineWithJobs, JobsOfEngine
 from amplitude_intercom.engine.console.api_v1.letters import Letters
-from amplitude_intercom.engine.console.api_v1.operations import ROOT, Operation
+from amplitude_intercom.engine.console.api_v1.operations import Operation
 from amplitude_intercom.engine.console.api_v1.parked import (
     EngineWithParkedKeeper,
     ParkedKeeper,
@@ -80,7 +81,7 @@ def routes(
         """Return this description of the API."""
         return web.json_response(description)
 
-    return [*routes_of(every), web.get(f"{ROOT}/openapi.json", described)]
+    return [*routes_of(every), web.get(f"{API_ROOT}/openapi.json", described)]
 
 
 def operations(

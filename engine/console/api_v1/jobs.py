@@ -18,9 +18,9 @@ from typing import Annotated, Final, Literal, Protocol
 import msgspec
 from aiohttp import web
 
+from amplitude_intercom.engine.console.access import API_ROOT
 from amplitude_intercom.engine.console.api_v1.job_values import Job, job_of
 from amplitude_intercom.engine.console.api_v1.operations import (
-    ROOT,
     ApiAnswer,
     Nothing,
     Operation,
@@ -183,7 +183,7 @@ class JobsOfEngine:
             raise refused_value("/Idempotency-Key", "it was sent with another request before")
         what = f"{asked.action} {asked.expected} of {name}, job {job.id}: {asked.note}"
         request[CHANGE] = RequestChange("job asked again" if is_again else "job asked", what)
-        return ApiAnswer(job_of(job), {"Location": f"{ROOT}/jobs/{job.id}"})
+        return ApiAnswer(job_of(job), {"Location": f"{API_ROOT}/jobs/{job.id}"})
 
     async def _is_again(self, once: Once) -> bool:
         now_ms = self._engine.spool.now_ms()

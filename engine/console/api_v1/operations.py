@@ -19,7 +19,6 @@ from aiohttp import web
 
 from amplitude_intercom.engine.console.problems import ProblemType
 
-ROOT: Final = "/api/v1"
 PART: Final = re.compile(r"{(\w+)}")
 """A part of a path that a request gives."""
 
@@ -43,7 +42,7 @@ Handler = Callable[[web.Request, Any], Awaitable[ApiAnswer]]
 
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
-    """One method of one path, below ``ROOT``."""
+    """One method of one path, below ``API_ROOT``."""
 
     method: Method
     path: str

@@ -11,8 +11,9 @@ from typing import Any, Final
 import msgspec
 from aiohttp import web
 
+from amplitude_intercom.engine.console.access import API_ROOT
 from amplitude_intercom.engine.console.api_v1.etags import is_known
-from amplitude_intercom.engine.console.api_v1.operations import PART, ROOT, Operation
+from amplitude_intercom.engine.console.api_v1.operations import PART, Operation
 from amplitude_intercom.engine.console.api_v1.requests import body_of, query_of, refuse_larger
 
 _encoder: Final = msgspec.json.Encoder()
@@ -58,7 +59,7 @@ def _route(operation: Operation) -> web.RouteDef:
         )
 
     # Any character but a slash, which comes escaped (`%2F`); without it a part has no `{`.
-    path = ROOT + PART.sub(r"{\1:[^/]+}", operation.path)
+    path = API_ROOT + PART.sub(r"{\1:[^/]+}", operation.path)
     if operation.method == "GET":
         return web.get(path, answer)  # HEAD as well
     return web.route(operation.method, path, answer)

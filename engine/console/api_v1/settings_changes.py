@@ -17,9 +17,9 @@ from typing import Annotated, Any, Final
 import msgspec
 from aiohttp import web
 
+from amplitude_intercom.engine.console.access import API_ROOT
 from amplitude_intercom.engine.console.api_v1.etags import etag, refuse_other
 from amplitude_intercom.engine.console.api_v1.operations import (
-    ROOT,
     ApiAnswer,
     Nothing,
     Operation,
@@ -169,7 +169,7 @@ class SettingsChanges:
             f"new sync {name}",
             change.note,
         )
-        return ApiAnswer(answer.value, {**answer.headers, "Location": f"{ROOT}/syncs/{name}"})
+        return ApiAnswer(answer.value, {**answer.headers, "Location": f"{API_ROOT}/syncs/{name}"})
 
     async def _switch(self, request: web.Request, change: SyncSwitch) -> ApiAnswer:
         """Enable or disable a sync, and load the settings."""

@@ -15,8 +15,8 @@ from typing import Annotated, Final, Literal
 import msgspec
 from aiohttp import web
 
+from amplitude_intercom.engine.console.access import API_ROOT
 from amplitude_intercom.engine.console.api_v1.operations import (
-    ROOT,
     ApiAnswer,
     Nothing,
     Operation,
@@ -116,7 +116,7 @@ class WorkspaceChanges:
         what = f"{new.name} ({new.data_type}) in {id_}"
         request[CHANGE] = RequestChange("attribute created", what)
         made = attribute_of(self._engine, Listed(new.name, new.data_type), token.syncs)
-        return ApiAnswer(made, {"Location": f"{ROOT}/workspaces/{id_}/attributes"})
+        return ApiAnswer(made, {"Location": f"{API_ROOT}/workspaces/{id_}/attributes"})
 
     async def _answer(self, token: WorkspaceToken, new: NewAttribute) -> Answer:
         """Return Intercom's answer.

@@ -117,7 +117,7 @@ async def test_what_comes_back_is_asked_whose_spool_it_has_before_anything_else(
     client.other = "the daemon there has another data_dir"
     with pytest.raises(DaemonUnavailable, match="another data_dir"):
         await sync_of(client).pending(None)
-    assert client.asked[0] == "GET /api/v1/syncs/a%20b/pending?"
+    assert client.asked[0] == "GET /syncs/a%20b/pending?"
     assert set(client.asked[1:]) == {"whose"}
 
 
