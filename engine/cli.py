@@ -130,7 +130,7 @@ def run_daemon(config: Config) -> None:
 def forward(
     config: Config,
     paths: Annotated[
-        list[str] | None, typer.Argument(help="Files and folders; - is standard input.")
+        list[str] | None, typer.Argument(help="Files and folders; -, or none, is standard input.")
     ] = None,
     sync: SyncName = None,
     since: Annotated[
@@ -260,7 +260,7 @@ def reload(config: Config, json: Json = False) -> None:
     """Have the running daemon read its settings file again; what did not change is not touched."""
     from amplitude_intercom.engine.commands import ask_reload
 
-    finish(lambda: ask_reload.reload(settings_at(config), as_json=json))
+    finish(lambda: ask_reload.reload(lambda: settings_at(config), as_json=json))
 
 
 app.command()(cli_setup.sandbox)

@@ -96,12 +96,24 @@ async def test_the_command_asks_the_daemon_and_prints_what_has_changed(tmp_path:
         config = process.settings(tmp_path, url, top=top)
         nobody = await process.run("reload", "-c", str(config))
         assert (nobody[0], "nothing listens there" in nobody[2]) == (1, True)
+        assert "has changed" in nobody[2]
+        assert "send it SIGHUP" in nobody[2]
         async with process.daemon(config) as running:
             assert await process.run("reload", "-c", str(config)) == (
                 0,
                 "nothing has changed\n",
                 "",
             )
+            before = config.read_text()
+            config.write_text(before.replace("[[sync]]", "[[synk]]"))
+            code, out, err = await process.run("reload", "-c", str(config))
+            assert (code, out, "did you mean" in err, "goes on as before" in err) == (
+                2,
+                "",
+                True,
+                True,
+            )
+            config.write_text(before)
             change(config, enabled=False)
             code, out, _ = await process.run("reload", "--json", "-c", str(config))
             assert (code, json.loads(out)["changed"]) == (0, ["e2e"])
