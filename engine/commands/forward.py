@@ -105,7 +105,7 @@ async def forward(
     if problems.more:
         complain(problems.more, FAILED)
     if not end.is_settled:
-        return _complain_of(end, signals)
+        return _complain_of(end, signals, is_pipe="-" in found)
     return _exit_code(counts, problems, goes_on, strict=strict)
 
 
@@ -156,12 +156,13 @@ def _span_of(since_ms: int | None, until_ms: int | None) -> str:
     return "" if since_ms is None and until_ms is None else f"{since_ms}-{until_ms}"
 
 
-def _complain_of(end: _End, signals: Signals) -> int:
-    """Say why a run was not settled; return the exit code."""
+def _complain_of(end: _End, signals: Signals, *, is_pipe: bool) -> int:
+    """Say why a run was not settled; return the exit code. ``is_pipe``: it reads standard input."""
     if end.ending is not None:
         return complain(*end.ending)
     code = OF_SIGNAL + signals.first if signals.first else FAILED
-    return complain("stopped before the end; run it again, it goes on from there", code)
+    goes_on = "what was read is kept" if is_pipe else "run it again, it goes on from there"
+    return complain(f"stopped before the end; {goes_on}", code)
 
 
 @asynccontextmanager
