@@ -52,6 +52,7 @@ async def test_another_number_of_letters_than_expected_is_a_conflict(tmp_path: P
         body = {"action": "discard", "filter": {"every": True}, **seen, "expected": 2}
         said = await api.ask("POST", JOBS, body)
         assert (said.status, said.json["count"]) == (409, 3)
+        assert said.json["detail"].endswith("the filter means 3 and not 2, as was expected")
         body = {"action": "discard", "filter": {"every": True}, **seen, "up_to_id": 0}
         assert (await api.ask("POST", JOBS, body)).json["count"] == 0
         assert (await chosen(api))["expected"] == 3
@@ -64,8 +65,11 @@ async def test_an_empty_filter_selects_nothing(tmp_path: Path) -> None:
         seen = await chosen(api)
         said = await api.ask("POST", JOBS, {"action": "discard", "filter": {}, **seen})
         assert (said.status, said.json["count"]) == (409, 0)
+        assert said.json["detail"].endswith("without a condition it means none, `every` all")
         body = {"action": "discard", "filter": {}, **seen, "expected": 0}
-        assert (await ended(api, await api.ask("POST", JOBS, body)))["done"] == 0
+        job = await ended(api, await api.ask("POST", JOBS, body))
+        assert job["done"] == 0
+        assert await api.audited() == [("job asked", f"discard 0 of e2e, job {job['id']}")]
         assert (await chosen(api))["expected"] == 3
 
 

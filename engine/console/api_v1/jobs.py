@@ -53,6 +53,7 @@ COUNTED_S: Final = 5.0
 """Seconds for which the letters of a job are counted at its request."""
 
 MOST_KEY_CHARACTERS: Final = 255
+NO_CONDITION: Final = "; without a condition it means none, `every` all"
 
 
 class Filter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -181,7 +182,8 @@ class JobsOfEngine:
             raise Problem(ProblemType.CONFLICT, str(error)) from None
         if job is None:
             raise refused_value("/Idempotency-Key", "it was sent with another request before")
-        what = f"{asked.action} {asked.expected} of {name}, job {job.id}: {asked.note}"
+        note = f": {asked.note}" if asked.note else ""
+        what = f"{asked.action} {asked.expected} of {name}, job {job.id}{note}"
         request[CHANGE] = RequestChange("job asked again" if is_again else "job asked", what)
         return ApiAnswer(job_of(job), {"Location": f"{API_ROOT}/jobs/{job.id}"})
 
@@ -203,10 +205,11 @@ class JobsOfEngine:
         except SelectionEnded as error:
             raise Problem(ProblemType.CONFLICT, str(error)) from None
         if found != asked.expected:
+            hint = NO_CONDITION if asked.filter == Filter() else ""
             raise Problem(
                 ProblemType.CONFLICT,
-                f"the filter means {found} letters up to letter {asked.up_to_id}, and"
-                f" {asked.expected} were expected",
+                f"up to letter {asked.up_to_id} the filter means {found} and not"
+                f" {asked.expected}, as was expected{hint}",
                 more={"count": found},
             )
 

@@ -133,5 +133,5 @@ def id_of(request: web.Request, name: str) -> int:
     """
     text = request.match_info[name]
     if not (text.isascii() and text.isdecimal() and len(text) < 20 and int(text) <= MOST):
-        raise Problem(ProblemType.NOT_FOUND, f"no {name} has this number")
+        raise Problem(ProblemType.NOT_FOUND, f"the id of a {name} is a number")
     return int(text)
