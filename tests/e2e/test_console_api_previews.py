@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,11 @@ def calls(item: Any) -> list[tuple[str, str, Any]]:
     return [
         (one["method"], one["path"], json.loads(one["body"]["text"])) for one in item["requests"]
     ]
+
+
+def ageless(message: str) -> str:
+    """Return a message without the age of an event: the command was asked a second before."""
+    return re.sub(r"\b\d+ s before", "some s before", message)
 
 
 async def test_a_preview_says_what_the_command_prints(tmp_path: Path) -> None:
@@ -58,7 +64,7 @@ async def test_a_preview_says_what_the_command_prints(tmp_path: Path) -> None:
         assert (said["knows_attributes"], len(said["items"])) == (False, len(events))
         for item, line in zip(said["items"], printed, strict=True):
             assert (item["verdict"], item["reason"]) == (line["verdict"], line["reason"])
-            assert item["message"] == line.get("message", "")
+            assert ageless(item["message"]) == ageless(line.get("message", ""))
             assert item["adjustments"] == line.get("adjustments", [])
             made = [(one["method"], one["path"], one["body"]) for one in line["requests"]]
             assert calls(item) == made
