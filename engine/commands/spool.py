@@ -77,7 +77,7 @@ TABLES = {
     "relayed": "requests that wait for Amplitude",
     "takers": "syncs and relays, by name",
     "workspaces": "workspaces that access tokens belong to",
-    "meta": "what the file itself is",
+    "meta": "facts about the file, and keys of requests that are done once",
 }
 """What is in a table, for people."""
 
