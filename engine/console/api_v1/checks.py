@@ -38,6 +38,9 @@ MOST_NAME: Final = 256
 AT_ONCE: Final = 16
 """Checks at the same time: each may have a client of its own."""
 
+IN_THREADS: Final = 2
+"""Of these, those that work on settings and do not wait for Intercom: threads are few."""
+
 
 class CheckRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A sync to be checked: by its saved settings, or by these."""
@@ -71,6 +74,7 @@ class Checks:
     def __init__(self, engine: RunningEngine, document: SettingsDocument) -> None:
         self._engine = engine
         self._document = document
+        self._in_threads = asyncio.Semaphore(IN_THREADS)
         self._questions = WorkspaceQuestions(
             self._gate_of, lambda: engine.settings, lambda: engine.spool.now_ms() / 1000
         )
@@ -88,13 +92,15 @@ class Checks:
         if asked.settings is not None:
             refuse_unfit(asked.settings)
         name, document = request.match_info["sync"], self._document
-        chosen = await in_thread(
-            lambda: chosen_sync(document.propose, document.file.read(), name, asked.settings)
-        )
+        async with self._in_threads:
+            chosen = await in_thread(
+                lambda: chosen_sync(document.propose, document.file.read(), name, asked.settings)
+            )
         heard = await self._questions.ask(chosen.sync)
-        found = await asyncio.to_thread(
-            lambda: list(islice(_findings(chosen, heard), MOST_FINDINGS))
-        )
+        async with self._in_threads:
+            found = await asyncio.to_thread(
+                lambda: list(islice(_findings(chosen, heard), MOST_FINDINGS))
+            )
         request[CHANGE] = RequestChange("sync checked", name)
         ok = not any(finding.level == "error" for finding in found)
         return ApiAnswer(CheckedSync(name, ok, found, self._workspace(chosen, heard)))

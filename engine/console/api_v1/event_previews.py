@@ -56,6 +56,10 @@ AT_ONCE: Final = 2
 them."""
 
 
+MOST_EXPLAINED: Final = 40_000
+"""Types, clauses and wanted values that one answer repeats: each event has all of its sync's."""
+
+
 class EventsToPreview(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Events in the form of Amplitude's HTTP V2 API, to be previewed by the running settings of a
     sync, or by these."""
@@ -132,6 +136,7 @@ class EventPreviews:
         else:
             refuse_unfit(form)
             sync = await in_thread(lambda: self._given(name, form))
+        refuse_much(len(asked.events), sync)
         known = self._known(sync)
         show = partial(shown, hides_values=self._access.settings.hide_values)
         items = await asyncio.to_thread(
@@ -170,6 +175,20 @@ class EventPreviews:
             return None
         listed = delivery.workspace.attributes.listed()
         return None if listed is None else KnownAttributes(listed)
+
+
+def refuse_much(events: int, sync: Sync) -> None:
+    """Refuse events whose answer would be very large; one alone is taken.
+
+    Raises:
+        Problem: they are too many for the selectors of their sync.
+    """
+    clauses = [clause for selector in sync.events.select for clause in selector.where]
+    types = sum(len(selector.types) for selector in sync.events.select)
+    explained = types + len(clauses) + sum(len(clause.values) for clause in clauses)
+    if events > 1 and events * explained > MOST_EXPLAINED:
+        most = max(1, MOST_EXPLAINED // explained)
+        raise Problem(ProblemType.TOO_LARGE, f"with as many selectors, up to {most} at once")
 
 
 def foreseen_each(events: Iterable[bytes | msgspec.Raw], preview: Preview) -> list[Foreseen]:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
 from structlog.testing import capture_logs
 
 from amplitude_intercom.engine.config import from_table
 from amplitude_intercom.engine.console.api_v1.event_previews import (
     foreseen_each,
+    refuse_much,
     shown,
 )
+from amplitude_intercom.engine.console.problems import Problem
 from amplitude_intercom.engine.envelope import Kind, Plan, Record
 from amplitude_intercom.engine.previewing import Preview, relay_replayed
 from amplitude_intercom.engine.reasons import DeadReason, Failure
 from amplitude_intercom.engine.rules.planning import SyncRules
 from amplitude_intercom.engine.rules.verdicts import Verdict
+from amplitude_intercom.engine.settings import Clause, Selector
 from amplitude_intercom.engine.spool.rows import dead_letter
 
 SYNC = {
@@ -22,6 +26,20 @@ SYNC = {
     "intercom": {"access_token": "t"},
     "events": {"select": [{"types": ["*"]}], "metadata": ["n"]},
 }
+
+
+@pytest.mark.parametrize(
+    ("types", "values", "most"), [(4, 0, 10_000), (1, 198, 200), (0, 39_999, 1), (1, 50_000, 1)]
+)
+def test_an_answer_repeats_a_bounded_number_of_clauses(types: int, values: int, most: int) -> None:
+    [sync] = from_table({"sync": [SYNC]}).sync
+    where = [Clause("event.n", "is", [*range(values)])] if values else []
+    select = [Selector([f"E{n}" for n in range(types)], where)]
+    sync = msgspec.structs.replace(sync, events=msgspec.structs.replace(sync.events, select=select))
+    refuse_much(most, sync)
+    with pytest.raises(Problem, match=f"up to {most} at once") as refused:
+        refuse_much(most + 1, sync)
+    assert refused.value.status == 413
 
 
 class BrokenRules(SyncRules):
