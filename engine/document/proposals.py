@@ -5,7 +5,8 @@ Rules
 1. A proposal is checked in this order: TOML; the secrets that it keeps; the secrets that it would
    give away (``theft``); whether it can be used as settings. Only the last step reads the files
    and variables that the settings name.
-2. Forms change ``[[sync]]`` sections. The text editor changes everything but ``[admin]``.
+2. Forms change ``[[sync]]`` sections. The text editor changes everything but ``[admin]``;
+   of ``[sources]`` it can only take some away.
 3. A token that was typed into a form goes into a file of its own when the proposal is saved. One
    that was typed into the text stays there, and so does an API key.
 """
