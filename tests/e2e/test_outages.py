@@ -73,7 +73,7 @@ async def test_a_poison_event_ends_as_a_dead_letter_and_can_be_replayed_when_it_
             assert len(local.events) == sent - 1
             local.faults.clear()
         code, out, _ = await process.run("dead-letters", "replay", "-c", str(config), "--json")
-        assert (code, msgspec.json.decode(out)) == (0, {"replayed": 1})
+        assert (code, msgspec.json.decode(out)["counts"]) == (0, {"replayed": 1})
         code, _, _ = await process.run("forward", "-c", str(config), "--max-wait", "60")
         assert code == 0
     assert sorted(e.metadata["n"] for e in local.events) == list(range(sent))
