@@ -8,18 +8,20 @@ Rules
 2. Each piece brings a checkpoint of the run's own: its number. Where an answer is lost, that says
    whether the piece has landed. If it says no, the piece is sent again; if it was only late, its
    events are duplicates by their insert ids, and are not delivered twice.
-3. Such a checkpoint goes with its run. One that a killed run has left goes after a day.
+3. Such a checkpoint goes with its run: a run that is stopped waits a moment for the piece that is
+   under way, which would land behind it. One that a killed run has left goes after a day.
 4. The daemon has other events too. What this run's events became is said where no others were
    counted meanwhile; else what its receipts say, and the change of the sync's counters beside it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 import anyio
 
@@ -40,6 +42,8 @@ from amplitude_intercom.engine.status import SyncStatus
 from amplitude_intercom.transports.amplitude import BadEvent
 from amplitude_intercom.transports.contract import Batch, Intake, Receipt, Ticket
 
+T = TypeVar("T")
+
 PIECE_BYTES: Final = 3_000_000
 """Bytes of events that are handed over at once, or one larger event."""
 
@@ -48,6 +52,9 @@ MOST_EVENT_BYTES: Final = 12_000_000
 
 LAST_ANSWER_S: Final = 5.0
 """Seconds for which a daemon is asked at the end of a run."""
+
+LAST_PIECE_S: Final = 2.0
+"""Seconds for which a run that is stopped waits for the piece that is under way."""
 
 PROGRESS_S: Final = 0.25
 FIRST_LOOK_S: Final = 0.05
@@ -222,7 +229,7 @@ class DaemonBatches:
             position = (await self._daemon.checkpoints(self._run)).get(self._run, "")
             return position.startswith(f"{number} ")
 
-        receipt = await self._daemon.hand(piece, has_landed)
+        receipt = await _to_its_end(self._daemon.hand(piece, has_landed))
         if receipt is None:
             last = (await self._daemon.pending(None)).batch
             receipt = BatchReceipt(len(piece.events), {}, {}, last)
@@ -271,6 +278,22 @@ class DaemonBatches:
             return {**change, "pending": pending}
         change.pop("pending", None)
         return {**_own_counts(own), "pending": pending, "meanwhile": change}
+
+
+async def _to_its_end(handing: Coroutine[Any, Any, T]) -> T:
+    """Await a hand-over; a cancel waits for its end, for ``LAST_PIECE_S`` at most."""
+    task = asyncio.ensure_future(handing)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        with anyio.move_on_after(LAST_PIECE_S, shield=True):
+            await asyncio.wait({task})
+        task.cancel()
+        with anyio.CancelScope(shield=True):
+            await asyncio.wait({task})
+        if not task.cancelled():
+            task.exception()  # it is no news: the run is stopped
+        raise
 
 
 def pieces(batch: Batch) -> Iterator[HandedBatch]:
