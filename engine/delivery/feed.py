@@ -148,10 +148,11 @@ class Feed:
         return wanted
 
     def _prepare(self, outcomes: Collected) -> None:
-        """Add the ends of turns to outcomes."""
-        self._settlement.add_tally(outcomes)
+        """Add the ends of turns to outcomes, and then what was counted."""
         # They go first: a charge that was found out later is written behind its failure.
         outcomes.writes[:0] = self._turn_ends.writes(outcomes.endings)
+        # In an outage turns only end: what they have counted goes with them.
+        self._settlement.add_tally(outcomes)
 
     def _note_durable(self, outcomes: Collected) -> None:
         self._settlement.note_delivered(outcomes)

@@ -210,8 +210,11 @@ class Settlement:
 
     def add_tally(self, outcomes: Collected) -> None:
         """Add to outcomes what was counted since the last ones."""
-        if not outcomes.is_empty:
-            outcomes.tally = self._spool.tally.take()
+        tally = self._spool.tally
+        if outcomes.delivered:
+            outcomes.tally = tally.take()
+        elif not outcomes.is_empty:
+            outcomes.tally = tally.take_calls()
 
     def note_delivered(self, outcomes: Collected) -> None:
         """Note that it is durable that outcomes were written."""
